@@ -1,0 +1,62 @@
+# One target, one job. `make run` and `make test` set up what they need on a fresh clone.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PROTOS := $(sort $(wildcard proto/pointbook/v1/*.proto))
+
+.PHONY: help setup run test soak lint format gen lock bench
+
+help: ## List the targets.
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## Make .venv from requirements.lock.
+
+$(STAMP): requirements.lock pyproject.toml gen/pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e gen -e .
+	touch $@
+
+run: $(STAMP) ## Run the whole system on the embedded database.
+	exec $(BIN)/pointbook dev
+
+test: $(STAMP) ## Run the tests.
+	$(BIN)/python -m pytest -n 2 -m "not soak"
+
+soak: $(STAMP) ## Run the slow soak and chaos tests in full.
+	POINTBOOK_SOAK=full $(BIN)/python -m pytest -m soak
+
+lint: $(STAMP) ## Check style, types, layers, protos, the Dockerfile and that generated code is current.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/python .ci/check_generated.py
+
+format: $(STAMP) ## Format the sources.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/buf format -w
+
+gen: $(STAMP) ## Generate gen/ from proto/.
+	rm -f gen/pointbook/v1/*_pb2*
+	$(BIN)/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=gen --grpc_python_out=gen \
+	  --mypy_out=gen --mypy_grpc_out=generate_concrete_servicer_stubs:gen $(PROTOS)
+
+lock: $(STAMP) ## Resolve the dependencies anew into the two lock files.
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-package pointbook-stubs --upgrade --extra embedded --group dev pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-package pointbook-stubs --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
+
+bench: $(STAMP) ## Measure, print a table and write bench/results.json.
+	$(BIN)/python bench/run.py

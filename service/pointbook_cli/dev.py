@@ -1,0 +1,177 @@
+"""`pointbook dev`: the whole system in one process, on the embedded database."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import sys
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import structlog
+import typer
+from google.protobuf.json_format import ParseDict
+from pydantic import SecretStr
+
+from pointbook.v1 import programs_pb2, programs_pb2_grpc
+from pointbook_cli.embedded_postgres import EmbeddedPostgres
+from pointbook_server.delivery.console import ConsoleSender
+from pointbook_server.migrations import migrate
+from pointbook_server.programs.model import Channel
+from pointbook_server.server import Development, Server
+from pointbook_server.settings import CODE_KEY_BYTES_MIN, ServerSettings, is_loopback
+from shopline_shim.app import Shim
+from shopline_shim.settings import ShimSettings
+
+MERCHANT_ID = "2000001234"
+STORE_ID = "1718263946864"
+BUYER_ID = "2404721679"
+SECRET = "dev-secret"  # noqa: S105 - it is printed, and good for nothing beyond loopback
+DATABASE_RESTART_SECONDS = 2.0
+PROGRAM = {
+    "merchant_id": MERCHANT_ID,
+    "program_id": 1,
+    "display_name": "Sample program",
+    "store_ids": [STORE_ID],
+    "redemption_enabled": True,
+    "criteria": {"multiples_of": 10, "max_points_per_redemption": 200},
+    "point_value": "0.01",
+    "currency_code": "USD",
+}
+
+log = structlog.get_logger()
+
+
+async def run_dev(settings: ServerSettings, shim_settings: ShimSettings, stop: asyncio.Event) -> None:
+    """Run everything until the stop event."""
+    began = time.monotonic()
+    for name, address in (("GRPC", settings.grpc_address), ("HTTP", shim_settings.http_address)):
+        if not is_loopback(address):
+            raise OSError(f"POINTBOOK_{name}_ADDRESS: `pointbook dev` has no tokens, so it serves loopback only")
+    async with contextlib.AsyncExitStack() as stack:
+        database_url = await stack.enter_async_context(_database(settings))
+        await migrate(database_url)
+        if not settings.code_keys:
+            settings = settings.model_copy(update={"code_keys": {"dev": _code_key(settings.data_dir)}})
+        console = ConsoleSender()
+        development = Development(senders={Channel.SMS: console, Channel.EMAIL: console})
+        server = Server(settings, database_url, development=development)
+        stack.push_async_callback(server.stop)
+        await server.start()
+        grpc_address = f"{settings.grpc_address.rpartition(':')[0]}:{server.port}"
+        await _put_sample(grpc_address)
+
+        changes: dict[str, object] = {"grpc_address": grpc_address}
+        if not shim_settings.shopline_secrets:
+            changes["shopline_secrets"] = (SecretStr(SECRET),)
+        shim = Shim(shim_settings.model_copy(update=changes))
+        await _serve_shim(stack, shim)
+        _print_welcome(grpc_address, shim, database_url, time.monotonic() - began)
+        await stop.wait()
+        log.info("stopping")
+
+
+async def _serve_shim(stack: contextlib.AsyncExitStack, shim: Shim) -> None:
+    """Run the shim beside the server until the stack unwinds."""
+    ready, stop = asyncio.Event(), asyncio.Event()
+    serving = asyncio.create_task(shim.serve(stop=stop, ready=ready))
+
+    async def end() -> None:
+        stop.set()
+        await serving
+
+    stack.push_async_callback(end)
+    started = asyncio.create_task(ready.wait())
+    await asyncio.wait([serving, started], return_when=asyncio.FIRST_COMPLETED)
+    started.cancel()
+    if serving.done():
+        await serving
+
+
+@contextlib.asynccontextmanager
+async def _database(settings: ServerSettings) -> AsyncIterator[str]:
+    """Give the database that the settings name, or run the embedded one, again when it dies."""
+    if settings.database_url is not None:
+        yield settings.database_url.get_secret_value()
+        return
+    _make_private(settings.data_dir)
+    postgres = EmbeddedPostgres(settings.data_dir / "postgres")
+    await postgres.start()
+    watch = asyncio.create_task(_keep_running(postgres))
+    try:
+        yield postgres.url()
+    finally:
+        watch.cancel()
+        await postgres.stop()
+
+
+async def _keep_running(postgres: EmbeddedPostgres) -> None:
+    while True:
+        code = await postgres.wait()
+        log.error("the embedded database ended; starting it again", exit_code=code)
+        await asyncio.sleep(DATABASE_RESTART_SECONDS)
+        await postgres.start()
+
+
+def _make_private(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+
+
+def _code_key(folder: Path) -> SecretStr:
+    """Read this machine's own key for one-time codes, made at the first start."""
+    _make_private(folder)
+    path = folder / "code.key"
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(b64encode(secrets.token_bytes(CODE_KEY_BYTES_MIN)))
+    return SecretStr(path.read_text())
+
+
+async def _put_sample(grpc_address: str) -> None:
+    """Put the sample store and program, unless they are there: what a developer changed stays."""
+    async with grpc.aio.insecure_channel(grpc_address) as channel:
+        programs = programs_pb2_grpc.ProgramsServiceStub(channel)
+        try:
+            await programs.GetProgram(programs_pb2.GetProgramRequest(merchant_id=MERCHANT_ID, program_id=1))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            store = programs_pb2.Store(
+                merchant_id=MERCHANT_ID,
+                store_id=STORE_ID,
+                shop_domain="example.myshopline.com",
+                display_name="Sample store",
+            )
+            await programs.PutStore(programs_pb2.PutStoreRequest(store=store))
+            program = ParseDict(PROGRAM, programs_pb2.Program())
+            await programs.PutProgram(programs_pb2.PutProgramRequest(program=program))
+
+
+def _print_welcome(grpc_address: str, shim: Shim, database_url: str, seconds: float) -> None:
+    """Tell what runs where, and the lines to paste next."""
+    account = f'{{"merchant_id":"{MERCHANT_ID}","store_id":"{STORE_ID}","buyer_id":"{BUYER_ID}"}}'
+    buyer = f'{{"merchant_id":"{MERCHANT_ID}","buyer":{{"store_id":"{STORE_ID}","buyer_id":"{BUYER_ID}"}}}}'
+    ask = f'{{"customer":{buyer},"program_id":1,"points":20}}'
+    http = shim.address
+    pointbook = Path(sys.argv[0]).name and Path(os.path.relpath(Path(sys.executable).parent / "pointbook"))
+    typer.echo(f"""
+Pointbook is ready after {seconds:.1f} s. Ctrl-C stops it.
+
+  gRPC      {grpc_address}  (plaintext, no tokens, reflection on)
+  webhooks  http://{http}/webhooks/shopline  (app secret "{SECRET}")
+  probes    http://{http}/healthz  http://{http}/readyz  http://{http}/metrics
+  database  {database_url}
+  sample    merchant {MERCHANT_ID}, store {STORE_ID}, program 1: multiples of 10, at most 200 at a time
+
+Paste next, in another terminal:
+
+  {pointbook} webhook send --url http://{http}/webhooks/shopline
+  grpcurl -plaintext -d '{account}' {grpc_address} pointbook.v1.PointsService/GetPointsAccount
+  grpcurl -plaintext -d '{ask}' {grpc_address} pointbook.v1.RedemptionService/ValidateRedemption
+  grpcurl -plaintext {grpc_address} list
+""")

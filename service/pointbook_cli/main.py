@@ -1,0 +1,270 @@
+"""The `pointbook` command. Each command imports what it needs when it runs, so that none waits for the others."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings
+
+EXIT_USAGE = 2
+DAY_MS = 24 * 60 * 60 * 1_000
+
+app = typer.Typer(
+    help="Pointbook: the points book of a shop group.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+token_app = typer.Typer(help="Make, list and revoke the bearer tokens of callers.", no_args_is_help=True)
+webhook_app = typer.Typer(help="Try a shim.", no_args_is_help=True)
+app.add_typer(token_app, name="token")
+app.add_typer(webhook_app, name="webhook")
+
+S = TypeVar("S", bound=BaseSettings)
+T = TypeVar("T")
+
+
+def run() -> None:
+    """Run the command line; what an operator can mend is one line on standard error."""
+    from pointbook_cli.embedded_postgres import EmbeddedPostgresError
+    from pointbook_server.errors import PointbookError
+
+    try:
+        app()
+    except (EmbeddedPostgresError, PointbookError, OSError) as error:
+        fail(str(error))
+
+
+def fail(message: str) -> NoReturn:
+    """End the command with one clear line."""
+    typer.echo(f"pointbook: {message}", err=True)
+    raise SystemExit(EXIT_USAGE)
+
+
+def load_settings(settings_class: type[S], **overrides: Any) -> S:
+    """Read settings, or end the command with one line that names every wrong one."""
+    try:
+        return settings_class(**overrides)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors(include_url=False, include_input=False):
+            name = "_".join(str(part) for part in problem["loc"][:1]).upper()
+            message = problem["msg"].removeprefix("Value error, ")
+            problems.append(f"POINTBOOK_{name}: {message}" if name else message)
+        fail("wrong settings: " + "; ".join(problems))
+
+
+def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    """Run a service until SIGINT or SIGTERM sets its stop event."""
+    import uvloop
+
+    async def guarded() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        await main(stop)
+
+    uvloop.run(guarded())
+
+
+def database_url(settings: Any) -> str:
+    """Return the database to use, or end the command when there is none."""
+    if settings.database_url is None:
+        fail("POINTBOOK_DATABASE_URL is not set; `pointbook dev` runs on an embedded database without it")
+    return str(settings.database_url.get_secret_value())
+
+
+@app.command()
+def dev() -> None:
+    """Run everything on the embedded database: loopback, plaintext, no tokens, reflection on."""
+    from pointbook_cli.dev import run_dev
+    from pointbook_server.logs import configure_logs
+    from pointbook_server.settings import ServerSettings
+    from shopline_shim.settings import ShimSettings
+
+    settings = load_settings(ServerSettings)
+    shim_settings = load_settings(ShimSettings)
+    configure_logs(settings.log_level, json=False)
+    run_until_stopped(lambda stop: run_dev(settings, shim_settings, stop))
+
+
+@app.command()
+def serve(
+    workers: Annotated[int | None, typer.Option(min=1, help="Server processes; POINTBOOK_WORKERS otherwise.")] = None,
+) -> None:
+    """Run the gRPC server."""
+    from pointbook_cli.serve import run_server, run_workers
+    from pointbook_server.logs import configure_logs
+    from pointbook_server.settings import ServerSettings
+
+    settings = load_settings(ServerSettings, **({} if workers is None else {"workers": workers}))
+    url = database_url(settings)
+    configure_logs(settings.log_level, json=True)
+    if settings.workers > 1:
+        run_until_stopped(lambda stop: run_workers(settings, stop))
+    else:
+        run_until_stopped(lambda stop: run_server(settings, url, stop))
+
+
+@app.command(hidden=True)
+def worker() -> None:
+    """Run one of several server processes that share a port; `pointbook serve --workers` starts it."""
+    from pointbook_cli.serve import run_server
+    from pointbook_server.logs import configure_logs
+    from pointbook_server.settings import ServerSettings
+
+    settings = load_settings(ServerSettings)
+    url = database_url(settings)
+    configure_logs(settings.log_level, json=True)
+    run_until_stopped(lambda stop: run_server(settings, url, stop))
+
+
+@app.command()
+def shim() -> None:
+    """Run the HTTP shim that turns signed SHOPLINE webhooks into gRPC calls."""
+    from pointbook_server.logs import configure_logs
+    from shopline_shim.app import Shim
+    from shopline_shim.settings import ShimSettings
+
+    settings = load_settings(ShimSettings)
+    if not settings.shopline_secrets:
+        fail("POINTBOOK_SHOPLINE_SECRETS is not set: no webhook could be told from a forged one")
+    configure_logs("INFO", json=True)
+    run_until_stopped(lambda stop: Shim(settings).serve(stop=stop))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to the newest revision."""
+    from pointbook_server.migrations import migrate as run_migrations
+    from pointbook_server.settings import ServerSettings
+
+    before, after = asyncio.run(run_migrations(database_url(load_settings(ServerSettings))))
+    if before == after:
+        typer.echo(f"The database is at revision {after} already.")
+    else:
+        typer.echo(f"The database went from revision {before or 'nothing'} to {after}.")
+
+
+@token_app.command("create")
+def create_token(
+    name: Annotated[str, typer.Option(help="Who will use it, for the list.")],
+    merchant: Annotated[list[str], typer.Option(help="A merchant it is for, or * for all; may be repeated.")],
+    scope: Annotated[list[str], typer.Option(help="A scope it has, such as points.write; may be repeated.")],
+    days: Annotated[int | None, typer.Option(min=1, help="After how many days it expires; never by default.")] = None,
+) -> None:
+    """Make a token and print it once: only its hash is kept."""
+    from pointbook_server.access.model import Scope, new_token
+    from pointbook_server.clock import system_clock
+
+    unknown = set(scope) - set(Scope)
+    if unknown:
+        fail(f"no such scope: {', '.join(sorted(unknown))}; there are {', '.join(Scope)}")
+    now_ms = system_clock()
+    expires_at_ms = None if days is None else now_ms + days * DAY_MS
+    token, bearer = new_token(name, merchant, [Scope(item) for item in scope], now_ms, expires_at_ms)
+    with_access_store(lambda store: store.create(token))
+    typer.echo(bearer)
+
+
+@token_app.command("list")
+def list_tokens() -> None:
+    """List all tokens, never their secrets."""
+    from rich.console import Console
+    from rich.table import Table
+
+    tokens = with_access_store(lambda store: store.tokens())
+    table = Table("id", "name", "merchants", "scopes", "created", "expires", "revoked")
+    for token in tokens:
+        times = (token.created_at_ms, token.expires_at_ms, token.revoked_at_ms)
+        table.add_row(
+            token.token_id, token.name, " ".join(token.merchants), " ".join(token.scopes), *map(_moment, times)
+        )
+    Console().print(table)
+
+
+@token_app.command("revoke")
+def revoke_token(token_id: Annotated[str, typer.Argument(help="The id of `pointbook token list`.")]) -> None:
+    """Revoke a token: it is refused everywhere within two seconds."""
+    from pointbook_server.clock import system_clock
+
+    if not with_access_store(lambda store: store.revoke(token_id, system_clock())):
+        fail(f"there is no token {token_id} to revoke")
+    typer.echo(f"Token {token_id} is revoked.")
+
+
+def with_access_store(use: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    """Use the tokens of the database that the settings name."""
+    from pointbook_server.access.store import AccessStore
+    from pointbook_server.database import Database
+    from pointbook_server.settings import ServerSettings
+
+    url = database_url(load_settings(ServerSettings))
+
+    async def work() -> T:
+        database = Database(url, pool_size=1)
+        try:
+            return await use(AccessStore(database))
+        finally:
+            await database.dispose()
+
+    return asyncio.run(work())
+
+
+def _moment(time_ms: int | None) -> str:
+    if time_ms is None:
+        return ""
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=time_ms)).strftime("%Y-%m-%d %H:%M")
+
+
+@webhook_app.command("send")
+def send_webhook(
+    file: Annotated[Path | None, typer.Argument(help="A JSON body to send as it is; a sample otherwise.")] = None,
+    url: Annotated[str, typer.Option(help="The shim.")] = "http://127.0.0.1:8080/webhooks/shopline",
+    secret: Annotated[str, typer.Option(envvar="POINTBOOK_SHOPLINE_SECRETS", help="The app secret.")] = "dev-secret",
+    base64: Annotated[bool, typer.Option(help="Sign in base64, as SHOPLINE's documentation has it.")] = False,
+    merchant: Annotated[str, typer.Option(help="The merchant's id.")] = "2000001234",
+    store: Annotated[str, typer.Option(help="The store's id.")] = "1718263946864",
+    buyer: Annotated[str, typer.Option(help="The customer's id.")] = "2404721679",
+    update_type: Annotated[str, typer.Option("--type", help="INCREASE or DECREASE.")] = "INCREASE",
+    scene: Annotated[str, typer.Option(help="Why the points change.")] = "SUCCESSFUL_REGISTRATION",
+    value: Annotated[int, typer.Option(help="How many points.")] = 20,
+    balance: Annotated[int, typer.Option(help="The balance after the change.")] = 20,
+    updated_at: Annotated[int, typer.Option(help="When, in milliseconds since 1970.")] = 1721829526566,
+) -> None:
+    """Sign a points webhook and send it. Sent again as it is, the sample is the same event again."""
+    from pointbook_cli.webhook import Delivery, send
+
+    body = (
+        file.read_bytes()
+        if file
+        else json.dumps(
+            {
+                "buyer_id": buyer,
+                "points_balance": balance,
+                "points_expiry_time": "",
+                "store_id": store,
+                "update_type": update_type,
+                "updated_at": updated_at,
+                "updated_scene": scene,
+                "updated_value": value,
+            }
+        ).encode()
+    )
+    delivery = Delivery(merchant_id=merchant, store_id=store, secret=secret.partition(",")[0], base64=base64)
+    status, answer = send(url, body, delivery)
+    typer.echo(f"{status} {answer}")
+    if status != 200:  # noqa: PLR2004 - the one answer that SHOPLINE takes for received
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run()

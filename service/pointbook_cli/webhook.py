@@ -1,0 +1,43 @@
+"""Sending a signed webhook, as SHOPLINE would."""
+
+import secrets
+from base64 import b64encode
+from dataclasses import dataclass
+
+import httpx
+
+from shopline_shim.signature import sign
+
+TIMEOUT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Who sends a webhook, and how it is signed."""
+
+    merchant_id: str
+    store_id: str
+    secret: str
+    base64: bool = False
+
+
+def send(url: str, body: bytes, delivery: Delivery) -> tuple[int, str]:
+    """Sign a body and post it; answers the HTTP status and text. Raises OSError when there is no shim."""
+    signature = sign(delivery.secret, body)
+    if delivery.base64:
+        signature = b64encode(bytes.fromhex(signature)).decode()
+    headers = {
+        "Content-Type": "application/json",
+        "X-Shopline-Topic": "app_memberSystem_points/challenged",
+        "X-Shopline-Hmac-Sha256": signature,
+        "X-Shopline-Shop-Domain": "example.myshopline.com",
+        "X-Shopline-Shop-Id": delivery.store_id,
+        "X-Shopline-Merchant-Id": delivery.merchant_id,
+        "X-Shopline-API-Version": "v20250601",
+        "X-Shopline-Webhook-Id": secrets.token_hex(12),
+    }
+    try:
+        response = httpx.post(url, content=body, headers=headers, timeout=TIMEOUT_SECONDS, trust_env=False)
+    except httpx.HTTPError as error:
+        raise OSError(f"no answer from {url}: {error or type(error).__name__}") from error
+    return response.status_code, response.text

@@ -1,0 +1,56 @@
+"""The tokens in memory, so that no call waits for the database to know its caller."""
+
+import asyncio
+import time
+
+from pointbook_server.access.model import Principal, Token, admit, split_bearer
+from pointbook_server.access.store import AccessStore
+from pointbook_server.clock import Clock
+from pointbook_server.database import database_unavailable
+from pointbook_server.errors import PointbookError
+
+MAX_AGE_SECONDS = 2.0
+"""How long a revoked token may still be heard."""
+UNKNOWN_MAX_AGE_SECONDS = 0.2
+"""An unknown token may be brand new, so it makes us look again, but not for every forged one."""
+LOAD_TIMEOUT_SECONDS = 2.0
+
+
+class TokenBook:
+    """All tokens as they were a moment ago. While the database is away the last ones stay in force."""
+
+    def __init__(self, store: AccessStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._tokens: dict[str, Token] | None = None
+        self._loaded_at = float("-inf")
+        self._loading = asyncio.Lock()
+
+    async def admit(self, bearer: str) -> Principal:
+        """Tell who calls with a bearer string. Raises TOKEN_INVALID, TOKEN_EXPIRED and DATABASE_UNAVAILABLE."""
+        token_id, secret = split_bearer(bearer)
+        token = (await self._fresh(MAX_AGE_SECONDS)).get(token_id)
+        if token is None and token_id:
+            token = (await self._fresh(UNKNOWN_MAX_AGE_SECONDS)).get(token_id)
+        return admit(token, secret, self._clock())
+
+    async def _fresh(self, max_age_seconds: float) -> dict[str, Token]:
+        if self._tokens is not None and time.monotonic() - self._loaded_at < max_age_seconds:
+            return self._tokens
+        async with self._loading:
+            if time.monotonic() - self._loaded_at >= max_age_seconds:
+                await self._load()
+        if self._tokens is None:
+            raise database_unavailable()
+        return self._tokens
+
+    async def _load(self) -> None:
+        """Load all tokens; where the database is away, keep the old ones and look again a moment later."""
+        try:
+            async with asyncio.timeout(LOAD_TIMEOUT_SECONDS):
+                tokens = await self._store.tokens()
+        except (PointbookError, TimeoutError):
+            pass
+        else:
+            self._tokens = {token.token_id: token for token in tokens}
+        self._loaded_at = time.monotonic()

@@ -1,0 +1,186 @@
+"""Who may call what: scopes, tokens, and the one table of methods. Whatever is not in the table is refused."""
+
+import hmac
+import secrets
+from collections.abc import Collection, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import sha256
+from typing import Any
+
+from pointbook_server.errors import PointbookError, Reason
+
+TOKEN_PREFIX = "pb"  # noqa: S105 - the mark by which leaked tokens are recognised
+ALL_MERCHANTS = "*"
+
+
+class Scope(StrEnum):
+    """What a token may do."""
+
+    POINTS_READ = "points.read"
+    POINTS_WRITE = "points.write"
+    REDEEM = "redeem"
+    REDEEM_SKIP = "redeem.skip"
+    CODES = "codes"
+    TELEPHONY = "telephony"
+    STORES = "stores"
+    ADMIN = "admin"
+    WEBHOOKS = "webhooks"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a method asks of its caller: a scope, and where the request names its merchant."""
+
+    scope: Scope
+    merchant_path: str = "merchant_id"
+
+
+METHODS = {
+    "PointsService/ApplyPointsUpdate": Access(Scope.POINTS_WRITE, "update.merchant_id"),
+    "PointsService/BatchApplyPointsUpdates": Access(Scope.POINTS_WRITE, "updates.merchant_id"),
+    "PointsService/GetPointsAccount": Access(Scope.POINTS_READ),
+    "PointsService/ListPointsEntries": Access(Scope.POINTS_READ),
+    "PointsService/ListDriftingAccounts": Access(Scope.POINTS_READ),
+    "PointsService/VoidPointsEntries": Access(Scope.ADMIN),
+    "PointsService/UnvoidPointsEntries": Access(Scope.ADMIN),
+    "RedemptionService/ValidateRedemption": Access(Scope.REDEEM, "customer.merchant_id"),
+    "RedemptionService/IssueValidationCode": Access(Scope.CODES, "customer.merchant_id"),
+    "RedemptionService/ConfirmMissedCall": Access(Scope.TELEPHONY),
+    "RedemptionService/ResetValidationLimits": Access(Scope.ADMIN, "customer.merchant_id"),
+    "RedemptionService/RedeemPoints": Access(Scope.REDEEM, "customer.merchant_id"),
+    "RedemptionService/ReverseRedemption": Access(Scope.REDEEM),
+    "RedemptionService/SettleRedemption": Access(Scope.ADMIN),
+    "RedemptionService/GetRedemption": Access(Scope.REDEEM),
+    "RedemptionService/ListRedemptions": Access(Scope.REDEEM),
+    "RedemptionService/GetCustomerPoints": Access(Scope.POINTS_READ, "customer.merchant_id"),
+    "ProgramsService/PutStore": Access(Scope.STORES, "store.merchant_id"),
+    "ProgramsService/GetStore": Access(Scope.STORES),
+    "ProgramsService/ListStores": Access(Scope.STORES),
+    "ProgramsService/PutProgram": Access(Scope.ADMIN, "program.merchant_id"),
+    "ProgramsService/GetProgram": Access(Scope.REDEEM),
+    "ProgramsService/ListPrograms": Access(Scope.REDEEM),
+    "BenefitsService/PutBenefit": Access(Scope.ADMIN, "benefit.merchant_id"),
+    "BenefitsService/GetBenefit": Access(Scope.POINTS_READ),
+    "BenefitsService/ListBenefits": Access(Scope.POINTS_READ),
+    "BenefitsService/DeleteBenefit": Access(Scope.ADMIN),
+    "BenefitsService/PreviewBenefitSchedule": Access(Scope.POINTS_READ),
+    "BenefitsService/ListApplicableBenefits": Access(Scope.POINTS_READ),
+    "CustomersService/PutCustomer": Access(Scope.ADMIN, "customer.merchant_id"),
+    "CustomersService/GetCustomer": Access(Scope.ADMIN),
+    "CustomersService/ApplyCustomerUpdate": Access(Scope.POINTS_WRITE),
+    "CustomersService/MoveIdentifier": Access(Scope.ADMIN),
+    "CustomersService/RedactCustomer": Access(Scope.ADMIN),
+    "CustomersService/PutUserGroup": Access(Scope.ADMIN, "user_group.merchant_id"),
+    "CustomersService/GetUserGroup": Access(Scope.POINTS_READ),
+    "CustomersService/DeleteUserGroup": Access(Scope.ADMIN),
+    "WebhooksService/QuarantineWebhook": Access(Scope.WEBHOOKS),
+    "WebhooksService/ListQuarantinedWebhooks": Access(Scope.WEBHOOKS),
+    "WebhooksService/GetQuarantinedWebhook": Access(Scope.WEBHOOKS),
+    "WebhooksService/ReplayQuarantinedWebhook": Access(Scope.WEBHOOKS),
+    "WebhooksService/DropQuarantinedWebhook": Access(Scope.ADMIN),
+}
+"""The methods of package pointbook.v1, by service and method."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A bearer token as it is kept: the hash of its secret, never the secret."""
+
+    token_id: str
+    secret_hash: bytes
+    name: str
+    merchants: tuple[str, ...]
+    scopes: tuple[str, ...]
+    created_at_ms: int
+    expires_at_ms: int | None = None
+    revoked_at_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who calls: what a token allows, or everything where `pointbook dev` runs without tokens."""
+
+    merchants: frozenset[str]
+    scopes: frozenset[str]
+
+    def check_scope(self, scope: Scope) -> None:
+        """Raise SCOPE_MISSING unless the scope is allowed."""
+        if scope not in self.scopes:
+            raise PointbookError(
+                Reason.SCOPE_MISSING, f"The token lacks the scope {scope}.", metadata={"scope": scope.value}
+            )
+
+    def check_merchants(self, merchants: Collection[str]) -> None:
+        """Raise MERCHANT_FORBIDDEN unless every merchant is allowed; none at all takes a token for all merchants."""
+        if ALL_MERCHANTS in self.merchants:
+            return
+        for merchant_id in merchants or ("",):
+            if merchant_id not in self.merchants:
+                raise PointbookError(
+                    Reason.MERCHANT_FORBIDDEN,
+                    "The token is not for the merchant that the request names.",
+                    metadata={"merchant_id": merchant_id[:64]},
+                )
+
+
+EVERYBODY = Principal(frozenset({ALL_MERCHANTS}), frozenset(Scope))
+"""The caller where no tokens are asked for."""
+current_principal: ContextVar[Principal] = ContextVar("current_principal")
+"""The caller of the running call."""
+
+
+def merchants_named(message: Any, path: str) -> Iterator[str]:
+    """Read the merchants that a request names at a path, through repeated fields too."""
+    name, _, rest = path.partition(".")
+    value = getattr(message, name)
+    if not rest:
+        yield value
+    elif hasattr(value, "DESCRIPTOR"):
+        yield from merchants_named(value, rest)
+    else:
+        for item in value:
+            yield from merchants_named(item, rest)
+
+
+def new_token(
+    name: str, merchants: Collection[str], scopes: Collection[Scope], now_ms: int, expires_at_ms: int | None
+) -> tuple[Token, str]:
+    """Make a token: what is kept of it, and the bearer string that is shown once."""
+    token_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
+    kept = Token(
+        token_id=token_id,
+        secret_hash=_hash(secret),
+        name=name,
+        merchants=tuple(sorted(set(merchants))),
+        scopes=tuple(sorted(set(scopes))),
+        created_at_ms=now_ms,
+        expires_at_ms=expires_at_ms,
+    )
+    return kept, f"{TOKEN_PREFIX}_{token_id}_{secret}"
+
+
+def split_bearer(bearer: str) -> tuple[str, str]:
+    """Split a bearer string into token id and secret; both are empty where it has no such form."""
+    prefix, _, rest = bearer.partition("_")
+    token_id, _, secret = rest.partition("_")
+    return (token_id, secret) if prefix == TOKEN_PREFIX and token_id and secret else ("", "")
+
+
+def admit(token: Token | None, secret: str, now_ms: int) -> Principal:
+    """Admit the holder of a secret. Raises TOKEN_INVALID and TOKEN_EXPIRED."""
+    known = b"" if token is None else token.secret_hash
+    matches = hmac.compare_digest(_hash(secret), known)
+    if token is None or not matches or token.revoked_at_ms is not None:
+        raise PointbookError(Reason.TOKEN_INVALID, "The bearer token is unknown or revoked.")
+    if token.expires_at_ms is not None and token.expires_at_ms <= now_ms:
+        raise PointbookError(
+            Reason.TOKEN_EXPIRED, "The bearer token has expired.", metadata={"token_id": token.token_id}
+        )
+    return Principal(frozenset(token.merchants), frozenset(token.scopes))
+
+
+def _hash(secret: str) -> bytes:
+    """Hash a secret. It is 32 random bytes, so a fast hash is as good as a slow one."""
+    return sha256(secret.encode()).digest()

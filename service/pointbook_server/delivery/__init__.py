@@ -1,0 +1,1 @@
+"""The ways in which one-time codes reach customers."""

@@ -1,0 +1,97 @@
+"""The errors that every layer may raise: a reason for machines, a sentence for people."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a call failed or a redemption was refused: the names of ErrorReason in errors.proto, as far as in use."""
+
+    INVALID_FIELDS = "INVALID_FIELDS"
+    TOKEN_MISSING = "TOKEN_MISSING"  # noqa: S105 - the name of a reason
+    TOKEN_INVALID = "TOKEN_INVALID"  # noqa: S105 - the name of a reason
+    TOKEN_EXPIRED = "TOKEN_EXPIRED"  # noqa: S105 - the name of a reason
+    SCOPE_MISSING = "SCOPE_MISSING"
+    MERCHANT_FORBIDDEN = "MERCHANT_FORBIDDEN"
+    NOT_IMPLEMENTED = "NOT_IMPLEMENTED"
+    STORE_NOT_FOUND = "STORE_NOT_FOUND"
+    PROGRAM_NOT_FOUND = "PROGRAM_NOT_FOUND"
+    CUSTOMER_NOT_FOUND = "CUSTOMER_NOT_FOUND"
+    EVENT_ID_REUSED = "EVENT_ID_REUSED"
+    STORE_TAKEN = "STORE_TAKEN"
+    STALE_ETAG = "STALE_ETAG"
+    TRANSACTION_CONFLICT = "TRANSACTION_CONFLICT"
+    DATABASE_UNAVAILABLE = "DATABASE_UNAVAILABLE"
+    SHUTTING_DOWN = "SHUTTING_DOWN"
+    CODE_KEY_UNKNOWN = "CODE_KEY_UNKNOWN"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    INTERNAL = "INTERNAL"
+    REDEEMABLE = "REDEEMABLE"
+    POINTS_NOT_POSITIVE = "POINTS_NOT_POSITIVE"
+    CURRENCY_VALUE_NOT_WHOLE_POINTS = "CURRENCY_VALUE_NOT_WHOLE_POINTS"
+    IDENTIFIER_INVALID = "IDENTIFIER_INVALID"
+    INSUFFICIENT_POINTS = "INSUFFICIENT_POINTS"
+    BALANCE_BELOW_REQUIRED = "BALANCE_BELOW_REQUIRED"
+    LIFETIME_POINTS_BELOW_REQUIRED = "LIFETIME_POINTS_BELOW_REQUIRED"
+    NOT_A_MULTIPLE = "NOT_A_MULTIPLE"
+    CODE_INVALID = "CODE_INVALID"
+    ABOVE_MAX_PER_REDEMPTION = "ABOVE_MAX_PER_REDEMPTION"
+    ABOVE_MAX_PER_DAY = "ABOVE_MAX_PER_DAY"
+    ABOVE_MAX_PER_WEEK = "ABOVE_MAX_PER_WEEK"
+    ABOVE_MAX_PER_MONTH = "ABOVE_MAX_PER_MONTH"
+    BELOW_MIN_PER_REDEMPTION = "BELOW_MIN_PER_REDEMPTION"
+    MISSED_CALL_NOT_ENABLED = "MISSED_CALL_NOT_ENABLED"
+    VALIDATION_REQUIRED = "VALIDATION_REQUIRED"
+    SKIP_NOT_ALLOWED = "SKIP_NOT_ALLOWED"
+    REDEMPTION_DISABLED = "REDEMPTION_DISABLED"
+    GROUP_REDEMPTION_NOT_ALLOWED = "GROUP_REDEMPTION_NOT_ALLOWED"
+    CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED = "CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED"
+    NO_DESTINATION = "NO_DESTINATION"
+    CHANNEL_NOT_ENABLED = "CHANNEL_NOT_ENABLED"
+    DELIVERY_FAILED = "DELIVERY_FAILED"
+    CODE_NOT_ISSUED = "CODE_NOT_ISSUED"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One wrong field: its path in the request, and what it must be."""
+
+    field: str
+    description: str
+
+
+class PointbookError(Exception):
+    """An error whose every part may be shown to the caller: it never holds an identifier of a person or a secret."""
+
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        violations: Sequence[FieldViolation] = (),
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.metadata = dict(metadata or {})
+        self.violations = tuple(violations)
+        self.retry_after_seconds = retry_after_seconds
+
+
+def store_not_found(store_id: str) -> PointbookError:
+    """Tell that a store is not registered, or is another merchant's: the two are not told apart."""
+    return PointbookError(
+        Reason.STORE_NOT_FOUND,
+        "The merchant has no such store; register it with ProgramsService.PutStore.",
+        metadata={"store_id": store_id},
+    )
+
+
+def not_implemented(feature: str) -> PointbookError:
+    """Tell that this release does not have a method, or a feature that a field asks for."""
+    return PointbookError(
+        Reason.NOT_IMPLEMENTED, f"This release does not have {feature} yet.", metadata={"feature": feature}
+    )

@@ -1,0 +1,135 @@
+"""The field checks of requests: one collector that finds every wrong field before anything is done."""
+
+import re
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pointbook_server.errors import FieldViolation, PointbookError, Reason
+
+ID_LENGTH_MAX = 64
+PAGE_SIZE_MAX = 1_000
+PAGE_SIZE_DEFAULT = 50
+DAY_MS = 24 * 60 * 60 * 1_000
+YEAR_2000_MS = 946_684_800_000
+TIME_MS_MIN = -62_135_596_800_000
+TIME_MS_MAX = 253_402_300_799_999
+NANOS_PER_MS = 1_000_000
+NANOS_PER_SECOND = 1_000_000_000
+_VISIBLE_ASCII = re.compile(r"[!-~]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
+
+
+def to_timestamp(time_ms: int) -> Timestamp:
+    """Build a Timestamp from milliseconds since 1970 (UTC)."""
+    seconds, rest = divmod(time_ms, 1_000)
+    return Timestamp(seconds=seconds, nanos=rest * NANOS_PER_MS)
+
+
+def to_decimal_text(value: Decimal | None) -> str:
+    """Write a decimal without an exponent, and nothing where there is none."""
+    return "" if value is None else f"{value:f}"
+
+
+class Fields:
+    """Reads the fields of one request and collects what is wrong with them.
+
+    Every reading method takes the field's path and its value, and returns a value that is safe to go on with; `check`
+    then raises INVALID_FIELDS with every violation, so that a caller can mend a request in one go.
+    """
+
+    def __init__(self) -> None:
+        self._violations: list[FieldViolation] = []
+
+    def wrong(self, field: str, description: str) -> None:
+        """Note that a field is wrong, and what it must be."""
+        self._violations.append(FieldViolation(field, description))
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is wrong so far."""
+        return not self._violations
+
+    def check(self) -> None:
+        """Raise INVALID_FIELDS if anything was wrong."""
+        if self._violations:
+            names = ", ".join(dict.fromkeys(violation.field for violation in self._violations[:5]))
+            raise PointbookError(Reason.INVALID_FIELDS, f"Wrong fields: {names}.", violations=self._violations)
+
+    def present(self, field: str, *, is_present: bool) -> bool:
+        """Note a missing message or choice; return whether it is there."""
+        if not is_present:
+            self.wrong(field, "is required")
+        return is_present
+
+    def identifier(self, field: str, value: str, *, length_max: int = ID_LENGTH_MAX) -> str:
+        """Read a required id."""
+        if not value:
+            self.wrong(field, "is required")
+        return self.ascii(field, value, length_max=length_max)
+
+    def ascii(self, field: str, value: str, *, length_max: int) -> str:
+        """Read an optional string of visible ASCII characters."""
+        if len(value) > length_max or not _VISIBLE_ASCII.fullmatch(value):
+            self.wrong(field, f"must be at most {length_max} visible ASCII characters without spaces")
+        return value
+
+    def text(self, field: str, value: str, *, length_max: int) -> str:
+        """Read an optional string for people."""
+        if len(value) > length_max or _CONTROL.search(value):
+            self.wrong(field, f"must be at most {length_max} characters without control characters")
+        return value
+
+    def integer(self, field: str, value: int, *, low: int, high: int) -> int:
+        """Read a whole number within bounds."""
+        if not low <= value <= high:
+            self.wrong(field, f"must be {low:,} to {high:,}")
+        return value
+
+    def decimal(self, field: str, value: str, *, digits_after: int = 12) -> Decimal | None:
+        """Read an optional decimal above zero; None where it is empty or wrong."""
+        if not value:
+            return None
+        if not _DECIMAL.fullmatch(value) or len(value.partition(".")[2]) > digits_after or not Decimal(value):
+            self.wrong(
+                field,
+                f"must be a decimal above 0 with at most 12 digits before and {digits_after} after the point",
+            )
+            return None
+        return Decimal(value)
+
+    def time_ms(self, field: str, value: Timestamp, *, low: int = TIME_MS_MIN, high: int = TIME_MS_MAX) -> int:
+        """Read a Timestamp as whole milliseconds; what is finer is cut off."""
+        time_ms = value.seconds * 1_000 + value.nanos // NANOS_PER_MS
+        if not 0 <= value.nanos < NANOS_PER_SECOND or not TIME_MS_MIN <= time_ms <= TIME_MS_MAX:
+            self.wrong(field, "must be a valid timestamp from year 1 to 9999")
+            return YEAR_2000_MS
+        if not low <= time_ms <= high:
+            self.wrong(
+                field,
+                f"must be {to_timestamp(low).ToJsonString()} to {to_timestamp(high).ToJsonString()}",
+            )
+        return time_ms
+
+    def page_size(self, field: str, value: int) -> int:
+        """Read a page size, where 0 is the default."""
+        return self.integer(field, value, low=0, high=PAGE_SIZE_MAX) or PAGE_SIZE_DEFAULT
+
+    def each(
+        self,
+        field: str,
+        values: Sequence[str],
+        read: Callable[[str, str], str],
+        *,
+        count_max: int,
+        count_min: int = 0,
+    ) -> tuple[str, ...]:
+        """Read a bounded list whose items are all different, each by `read`."""
+        if not count_min <= len(values) <= count_max:
+            self.wrong(field, f"must have {count_min} to {count_max:,} items")
+            return ()
+        if len(set(values)) < len(values):
+            self.wrong(field, "must name each item once")
+        return tuple(read(f"{field}[{index}]", value) for index, value in enumerate(values))

@@ -1,0 +1,102 @@
+"""The order of events that share a millisecond, read from the balances that they carry.
+
+Balances are nodes, and an event is the edge from the balance before it to the balance after it. The true order uses
+every event once: an Eulerian trail, which Hierholzer's algorithm finds in linear time once a start is chosen. Taking
+the smallest edge first at every node makes it the smallest trail from that start.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+
+class BalancedEvent(Protocol):
+    """What the order looks at. `balance` is there for every event that is ordered."""
+
+    @property
+    def delta(self) -> int:
+        """The signed change in points."""
+
+    @property
+    def balance(self) -> int | None:
+        """The balance after the change."""
+
+    @property
+    def expires_at_ms(self) -> int | None:
+        """When the points expire."""
+
+    @property
+    def scene(self) -> str:
+        """Why the points changed."""
+
+
+E = TypeVar("E", bound=BalancedEvent)
+
+
+def order_millisecond(events: Sequence[E], *, balance: int | None, expired: int) -> list[E]:
+    """Order events of one millisecond that all carry a balance.
+
+    `balance` is the running balance before them (None when nothing precedes), `expired` the points of it whose lots
+    have expired by then, which SHOPLINE may have taken without an event. Where no trail exists, the events are sorted
+    by their content.
+    """
+    ordered = sorted(events, key=_content)
+    if len(ordered) < 2:  # noqa: PLR2004 - one event has one order
+        return ordered
+    for start in _starts(ordered, balance, expired):
+        trail = _trail(ordered, start)
+        if trail is not None:
+            return trail
+    return ordered
+
+
+def _content(event: BalancedEvent) -> tuple[int, int, bool, int, str]:
+    """Compare by (change, balance, expiry, scene), where no expiry is the latest."""
+    expiry = event.expires_at_ms
+    return (event.delta, _after(event), expiry is None, expiry or 0, event.scene)
+
+
+def _after(event: BalancedEvent) -> int:
+    assert event.balance is not None, "events without a balance have their place before the trail"  # noqa: S101 - narrows
+    return event.balance
+
+
+def _before(event: BalancedEvent) -> int:
+    return _after(event) - event.delta
+
+
+def _starts(events: Sequence[BalancedEvent], balance: int | None, expired: int) -> list[int]:
+    """Name the balances to start a trail from, in the order in which they are tried."""
+    starts = [] if balance is None else [balance, balance - expired]
+    surplus = Counter(_before(event) for event in events)
+    surplus.subtract(_after(event) for event in events)
+    forced = [node for node, count in surplus.items() if count > 0]
+    if not forced:
+        starts.append(min(_before(event) for event in events))
+    elif len(forced) == 1 and surplus[forced[0]] == 1:
+        starts.append(forced[0])
+    return starts
+
+
+def _trail(events: Sequence[E], start: int) -> list[E] | None:
+    """Find the smallest trail from a start through all events, which come sorted; None where there is none."""
+    leaving: defaultdict[int, list[E]] = defaultdict(list)
+    for event in reversed(events):
+        leaving[_before(event)].append(event)
+    path: list[E] = []
+    walk: list[E] = []
+    node = start
+    while True:
+        if leaving[node]:
+            event = leaving[node].pop()
+            walk.append(event)
+            node = _after(event)
+        elif walk:
+            path.append(walk.pop())
+            node = _after(walk[-1]) if walk else start
+        else:
+            break
+    path.reverse()
+    nodes = [start, *(_after(event) for event in path)]
+    connected = all(_before(event) == node for event, node in zip(path, nodes, strict=False))
+    return path if len(path) == len(events) and connected else None

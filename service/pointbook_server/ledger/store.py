@@ -1,0 +1,306 @@
+"""The SQL of the ledger."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, and_, literal, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from pointbook_server.database import Database, RetryTransactionError
+from pointbook_server.errors import PointbookError, Reason, store_not_found
+from pointbook_server.ledger.model import (
+    Account,
+    AccountKey,
+    Draw,
+    Entry,
+    Event,
+    Lot,
+    Outcome,
+    UpdateType,
+    Verdict,
+    Webhook,
+    judge,
+)
+from pointbook_server.tables import points_accounts, points_entries, stores
+
+NOT_REFUSED = points_entries.c.outcome != literal(Outcome.REFUSED.value)
+
+
+@dataclass(frozen=True, slots=True)
+class BookEntry:
+    """An entry with how it was received."""
+
+    entry: Entry
+    webhook: Webhook
+    received_at_ms: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class EntryFilter:
+    """Which entries of an account to list; times are milliseconds, empty or None keeps all."""
+
+    update_type: UpdateType | None = None
+    scenes: tuple[str, ...] = ()
+    start_ms: int | None = None
+    end_ms: int | None = None
+
+
+class LedgerStore:
+    """Reads and writes accounts and entries.
+
+    With `register_stores` an unknown store is registered for the merchant that first sends an event of it: for
+    `pointbook dev` only.
+    """
+
+    def __init__(self, database: Database, *, register_stores: bool = False) -> None:
+        self._database = database
+        self._register_stores = register_stores
+
+    async def apply(self, merchant_id: str, event: Event, webhook: Webhook, received_at_ms: int) -> Verdict:
+        """Write one event into the book in one transaction, and answer after it has committed.
+
+        Raises STORE_NOT_FOUND, EVENT_ID_REUSED, and INSUFFICIENT_POINTS for a refused event without a balance.
+        """
+
+        async def work(connection: AsyncConnection) -> Verdict:
+            account = await self._lock_account(connection, merchant_id, event.account, received_at_ms)
+            known = await self._find_entry(connection, merchant_id, event.event_id)
+            if known is not None:
+                return _repeated(account, known, event)
+            late = account.newest_at_ms is not None and event.updated_at_ms <= account.newest_at_ms
+            history = await self._history(connection, merchant_id, event.account) if late else ()
+            verdict = judge(account, history, event)
+            if verdict.outcome is not Outcome.DUPLICATE:
+                received = BookEntry(verdict.entry, webhook, received_at_ms, verdict.outcome)
+                await self._insert_entry(connection, merchant_id, received)
+            if verdict.outcome in {Outcome.APPLIED, Outcome.LATE}:
+                await self._move_entries(connection, merchant_id, verdict.moved)
+                await self._update_account(connection, merchant_id, event.account, verdict.account)
+            return verdict
+
+        verdict = await self._database.transaction(work)
+        if verdict.outcome is Outcome.REFUSED:
+            raise PointbookError(
+                Reason.INSUFFICIENT_POINTS,
+                "The update would take the account below zero. The answer stays the same for this event_id.",
+                metadata={"event_id": event.event_id, "updated_value": str(event.value)},
+            )
+        return verdict
+
+    async def account(self, merchant_id: str, key: AccountKey) -> Account:
+        """Read one account; one that no event has named is empty."""
+        async with self._database.read() as connection:
+            row = (await connection.execute(select(points_accounts).where(_is_account(merchant_id, key)))).one_or_none()
+        return Account() if row is None else _to_account(row)
+
+    async def entries(
+        self, merchant_id: str, key: AccountKey, wanted: EntryFilter, *, before: tuple[int, int] | None, limit: int
+    ) -> list[BookEntry]:
+        """Read a page of an account's entries, the newest first, before a place (time in ms, ordinal)."""
+        entry = points_entries.c
+        query = select(points_entries).where(_is_of_account(merchant_id, key), NOT_REFUSED)
+        if wanted.update_type is not None:
+            query = query.where(entry.update_type == wanted.update_type.value)
+        if wanted.scenes:
+            query = query.where(entry.scene.in_(wanted.scenes))
+        if wanted.start_ms is not None:
+            query = query.where(entry.updated_at_ms >= wanted.start_ms)
+        if wanted.end_ms is not None:
+            query = query.where(entry.updated_at_ms < wanted.end_ms)
+        if before is not None:
+            query = query.where(tuple_(entry.updated_at_ms, entry.ordinal) < tuple_(*map(literal, before)))
+        query = query.order_by(entry.updated_at_ms.desc(), entry.ordinal.desc()).limit(limit)
+        async with self._database.read() as connection:
+            return [_to_book_entry(row) for row in await connection.execute(query)]
+
+    async def _lock_account(
+        self, connection: AsyncConnection, merchant_id: str, key: AccountKey, now_ms: int
+    ) -> Account:
+        """Lock the account's row and read it as it is under the lock; make the row where there is none.
+
+        The row is made from the merchant's store, so that an unknown store makes none.
+        """
+        query = select(points_accounts).where(_is_account(merchant_id, key)).with_for_update()
+        row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            if self._register_stores:
+                await connection.execute(_register_store(merchant_id, key.store_id, now_ms))
+            await connection.execute(_open_account(merchant_id, key))
+            row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            raise store_not_found(key.store_id)
+        return _to_account(row)
+
+    async def _find_entry(self, connection: AsyncConnection, merchant_id: str, event_id: str) -> BookEntry | None:
+        """Read what is known under an event_id, a remembered refusal included."""
+        entry = points_entries.c
+        query = select(points_entries).where(entry.event_id == event_id, entry.merchant_id == merchant_id)
+        row = (await connection.execute(query)).one_or_none()
+        return None if row is None else _to_book_entry(row)
+
+    async def _history(self, connection: AsyncConnection, merchant_id: str, key: AccountKey) -> Sequence[Entry]:
+        """Read all entries of a locked account, in the order of the book."""
+        entry = points_entries.c
+        query = (
+            select(points_entries)
+            .where(_is_of_account(merchant_id, key), NOT_REFUSED)
+            .order_by(entry.updated_at_ms, entry.ordinal)
+        )
+        return [_to_book_entry(row).entry for row in await connection.execute(query)]
+
+    async def _insert_entry(self, connection: AsyncConnection, merchant_id: str, received: BookEntry) -> None:
+        """Insert an entry, and so claim its event_id; one claimed meanwhile runs the transaction again."""
+        event = received.entry.event
+        statement = (
+            insert(points_entries)
+            .values(
+                event_id=event.event_id,
+                merchant_id=merchant_id,
+                store_id=event.account.store_id,
+                buyer_id=event.account.buyer_id,
+                update_type=event.update_type.value,
+                scene=event.scene,
+                updated_value=event.value,
+                points_balance=event.balance,
+                expires_at_ms=event.expires_at_ms,
+                updated_at_ms=event.updated_at_ms,
+                webhook_id=received.webhook.webhook_id,
+                shop_domain=received.webhook.shop_domain,
+                api_version=received.webhook.api_version,
+                received_at_ms=received.received_at_ms,
+                outcome=received.outcome.value,
+                **_derived(received.entry),
+            )
+            .on_conflict_do_nothing(constraint="pk_points_entries")
+            .returning(points_entries.c.event_id)
+        )
+        if (await connection.execute(statement)).one_or_none() is None:
+            raise RetryTransactionError
+
+    async def _move_entries(self, connection: AsyncConnection, merchant_id: str, moved: Sequence[Entry]) -> None:
+        """Rewrite what the fold derives for entries that a late event moved."""
+        entry = points_entries.c
+        for change in moved:
+            await connection.execute(
+                update(points_entries)
+                .where(entry.event_id == change.event.event_id, entry.merchant_id == merchant_id)
+                .values(**_derived(change))
+            )
+
+    async def _update_account(
+        self, connection: AsyncConnection, merchant_id: str, key: AccountKey, account: Account
+    ) -> None:
+        """Write the state of a locked account."""
+        await connection.execute(
+            update(points_accounts)
+            .where(_is_account(merchant_id, key))
+            .values(
+                opening=account.opening,
+                balance=account.balance,
+                drift=account.drift,
+                silently_expired=account.silently_expired,
+                lifetime_points=account.lifetime_points,
+                newest_at_ms=account.newest_at_ms,
+                lots=[[lot.remaining, lot.original, lot.expires_at_ms, lot.event_id] for lot in account.lots],
+            )
+        )
+
+
+def _repeated(account: Account, known: BookEntry, event: Event) -> Verdict:
+    """Answer an event whose event_id is known: the same verdict for the same content, an error for other content."""
+    if known.entry.event.content != event.content:
+        raise PointbookError(
+            Reason.EVENT_ID_REUSED,
+            "This event_id is in the book with other content; give every event an id of its own.",
+            metadata={"event_id": event.event_id},
+        )
+    outcome = Outcome.REFUSED if known.outcome is Outcome.REFUSED else Outcome.DUPLICATE
+    return Verdict(outcome, account, known.entry)
+
+
+def _is_account(merchant_id: str, key: AccountKey) -> Any:
+    account = points_accounts.c
+    return and_(account.buyer_id == key.buyer_id, account.store_id == key.store_id, account.merchant_id == merchant_id)
+
+
+def _is_of_account(merchant_id: str, key: AccountKey) -> Any:
+    entry = points_entries.c
+    return and_(entry.buyer_id == key.buyer_id, entry.store_id == key.store_id, entry.merchant_id == merchant_id)
+
+
+def _open_account(merchant_id: str, key: AccountKey) -> Any:
+    """Make an account's row if its store is the merchant's."""
+    store = select(stores.c.merchant_id, stores.c.store_id, literal(key.buyer_id)).where(
+        stores.c.store_id == key.store_id, stores.c.merchant_id == merchant_id
+    )
+    return (
+        insert(points_accounts)
+        .from_select(["merchant_id", "store_id", "buyer_id"], store)
+        .on_conflict_do_nothing(constraint="pk_points_accounts")
+    )
+
+
+def _register_store(merchant_id: str, store_id: str, now_ms: int) -> Any:
+    """Register a store on first sight; one that is registered stays as it is."""
+    return (
+        insert(stores)
+        .values(
+            store_id=store_id,
+            merchant_id=merchant_id,
+            shop_domain="",
+            display_name="",
+            revision=1,
+            updated_at_ms=now_ms,
+        )
+        .on_conflict_do_nothing()
+    )
+
+
+def _derived(entry: Entry) -> dict[str, object]:
+    return {
+        "ordinal": entry.ordinal,
+        "balance_before": entry.balance_before,
+        "balance_after": entry.balance_after,
+        "drift": entry.drift,
+        "silently_expired": entry.silently_expired,
+        "draws": [[draw.points, draw.expires_at_ms, draw.event_id] for draw in entry.draws],
+    }
+
+
+def _to_account(row: Row[Any]) -> Account:
+    return Account(
+        opening=row.opening,
+        balance=row.balance,
+        drift=row.drift,
+        silently_expired=row.silently_expired,
+        lifetime_points=row.lifetime_points,
+        newest_at_ms=row.newest_at_ms,
+        lots=tuple(Lot(*lot) for lot in row.lots),
+    )
+
+
+def _to_book_entry(row: Row[Any]) -> BookEntry:
+    event = Event(
+        event_id=row.event_id,
+        account=AccountKey(row.store_id, row.buyer_id),
+        update_type=UpdateType(row.update_type),
+        scene=row.scene,
+        value=row.updated_value,
+        balance=row.points_balance,
+        expires_at_ms=row.expires_at_ms,
+        updated_at_ms=row.updated_at_ms,
+    )
+    entry = Entry(
+        event=event,
+        ordinal=row.ordinal,
+        balance_before=row.balance_before,
+        balance_after=row.balance_after,
+        drift=row.drift,
+        silently_expired=row.silently_expired,
+        draws=tuple(Draw(*draw) for draw in row.draws),
+    )
+    webhook = Webhook(row.webhook_id, row.shop_domain, row.api_version)
+    return BookEntry(entry, webhook, row.received_at_ms, Outcome(row.outcome))

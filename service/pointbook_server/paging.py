@@ -1,0 +1,41 @@
+"""Page tokens: the place where the next page starts, good only for the list that it was given for."""
+
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
+from hashlib import sha256
+
+from pointbook_server.fields import Fields
+
+TOKEN_LENGTH_MAX = 1_000
+DIGEST_LENGTH = 16
+INTEGER_MAX = 2**63 - 1
+
+
+def write_token(scope: object, place: Sequence[int | str]) -> str:
+    """Write a token for the page that starts behind a place, in the list that `scope` describes."""
+    return urlsafe_b64encode(json.dumps([_digest(scope), *place]).encode()).decode()
+
+
+def read_token(
+    fields: Fields, field: str, token: str, scope: object, kinds: Sequence[type]
+) -> tuple[int | str, ...] | None:
+    """Read a token back: the place, None for the first page or when the token is wrong, which is noted."""
+    if not token:
+        return None
+    try:
+        digest, *place = json.loads(urlsafe_b64decode(token[:TOKEN_LENGTH_MAX].encode()))
+    except (ValueError, TypeError, RecursionError):
+        digest, place = "", []
+    fits = [type(item) for item in place] == list(kinds) and all(
+        not isinstance(item, int) or abs(item) <= INTEGER_MAX for item in place
+    )
+    if not fits or digest != _digest(scope):
+        fields.wrong(field, "must be a next_page_token that was answered for the same request")
+        return None
+    return tuple(place)
+
+
+def _digest(scope: object) -> str:
+    """Name a list by its filters, so that a token of another list is refused instead of answered wrongly."""
+    return sha256(repr(scope).encode()).hexdigest()[:DIGEST_LENGTH]

@@ -1,0 +1,99 @@
+"""Stores and programs: by which rules a merchant's points are redeemed."""
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import StrEnum
+
+DEFAULT_SETTLEMENT_WINDOW_MS = 72 * 60 * 60 * 1_000
+DEFAULT_CODE_LIFE_SECONDS = 300
+DEFAULT_CODE_LENGTH = 6
+DEFAULT_TIME_ZONE = "UTC"
+
+
+class Channel(StrEnum):
+    """How a customer proves that it is them."""
+
+    SMS = "SMS"
+    EMAIL = "EMAIL"
+    MISSED_CALL = "MISSED_CALL"
+
+
+DEFAULT_CHANNELS = (Channel.SMS, Channel.EMAIL)
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A SHOPLINE store of a merchant."""
+
+    merchant_id: str
+    store_id: str
+    shop_domain: str = ""
+    display_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """The limits of redemptions in points; None does not limit."""
+
+    multiples_of: int | None = None
+    min_points_per_redemption: int | None = None
+    max_points_per_redemption: int | None = None
+    min_balance_required: int | None = None
+    min_lifetime_points: int | None = None
+    max_points_per_day: int | None = None
+    max_points_per_week: int | None = None
+    max_points_per_month: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """How customers prove that it is them. Zero and empty values stand for the defaults that `Program` gives."""
+
+    required: bool = False
+    allow_skip: bool = False
+    channels: tuple[Channel, ...] = ()
+    code_length: int = 0
+    alphanumeric: bool = False
+    code_life_seconds: int = 0
+    missed_call_number: str = ""
+    max_points_missed_call: int = 0
+    message_templates: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def enabled_channels(self) -> tuple[Channel, ...]:
+        """The channels, the preferred one first."""
+        return self.channels or DEFAULT_CHANNELS
+
+    @property
+    def code_length_or_default(self) -> int:
+        """How many characters a code has."""
+        return self.code_length or DEFAULT_CODE_LENGTH
+
+    @property
+    def code_life_ms(self) -> int:
+        """How long a code is valid, in milliseconds."""
+        return (self.code_life_seconds or DEFAULT_CODE_LIFE_SECONDS) * 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A loyalty program: the stores that it covers, and its rules."""
+
+    merchant_id: str
+    program_id: int
+    store_ids: tuple[str, ...]
+    display_name: str = ""
+    redemption_enabled: bool = False
+    time_zone: str = ""
+    default_region: str = ""
+    allowed_regions: tuple[str, ...] = ()
+    criteria: Criteria = Criteria()
+    point_value: Decimal | None = None
+    currency_code: str = ""
+    local_currency_code: str = ""
+    local_currency_rate: Decimal | None = None
+    allow_group_redemption: bool = False
+    allow_cross_program_redemption: bool = False
+    settlement_window_ms: int = 0
+    settlement_scenes: tuple[str, ...] = ()
+    validation: Validation = Validation()

@@ -1,0 +1,348 @@
+"""The gRPC face of stores and programs."""
+
+import re
+from dataclasses import asdict
+from decimal import Decimal
+from string import Template
+from zoneinfo import ZoneInfo
+
+from google.protobuf.duration_pb2 import Duration
+from iso4217 import Currency
+
+from pointbook.v1 import programs_pb2, programs_pb2_grpc, redemption_pb2
+from pointbook_server import paging
+from pointbook_server.clock import Clock
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.fields import Fields, to_decimal_text
+from pointbook_server.programs.model import Channel, Criteria, Program, Store, Validation
+from pointbook_server.programs.store import ProgramsStore
+
+POINTS_MAX = 10**15
+PROGRAM_ID_MAX = 2**63 - 1
+STORES_MAX = 1_000
+REGIONS_MAX = 300
+SCENES_MAX = 100
+SCENE_LENGTH_MAX = 64
+NAME_LENGTH_MAX = 200
+DOMAIN_LENGTH_MAX = 255
+TEMPLATES_MAX = 50
+TEMPLATE_LENGTH_MAX = 500
+LANGUAGE_LENGTH_MAX = 35
+SETTLEMENT_WINDOW_SECONDS = (60, 30 * 24 * 60 * 60)
+CODE_LIFE_SECONDS = (60, 600)
+CODE_LENGTH = (6, 10)
+TEMPLATE_NAMES = {"code", "points", "program", "minutes"}
+CHANNELS = {
+    redemption_pb2.VALIDATION_TYPE_SMS: Channel.SMS,
+    redemption_pb2.VALIDATION_TYPE_EMAIL: Channel.EMAIL,
+    redemption_pb2.VALIDATION_TYPE_MISSED_CALL: Channel.MISSED_CALL,
+}
+CHANNEL_NUMBERS = {channel: number for number, channel in CHANNELS.items()}
+_REGION = re.compile(r"[A-Z]{2}")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
+_E164 = re.compile(r"\+[1-9][0-9]{6,14}")
+_ETAG = re.compile(r"[0-9]{1,18}")
+
+
+class ProgramsServicer(programs_pb2_grpc.ProgramsServiceServicer):
+    """ProgramsService: each method reads its request, asks the store, and writes the answer."""
+
+    def __init__(self, store: ProgramsStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def PutStore(self, request: programs_pb2.PutStoreRequest, _context: object) -> programs_pb2.PutStoreResponse:
+        """Register or replace a store."""
+        fields = Fields()
+        fields.present("store", is_present=request.HasField("store"))
+        store = Store(
+            merchant_id=fields.identifier("store.merchant_id", request.store.merchant_id),
+            store_id=fields.identifier("store.store_id", request.store.store_id),
+            shop_domain=fields.ascii("store.shop_domain", request.store.shop_domain, length_max=DOMAIN_LENGTH_MAX),
+            display_name=fields.text("store.display_name", request.store.display_name, length_max=NAME_LENGTH_MAX),
+        )
+        fields.check()
+        revision = await self._store.put_store(store, _read_etag(request.etag), self._clock())
+        return programs_pb2.PutStoreResponse(store=_write_store(store), etag=str(revision))
+
+    async def GetStore(self, request: programs_pb2.GetStoreRequest, _context: object) -> programs_pb2.GetStoreResponse:
+        """Answer one store."""
+        fields = Fields()
+        fields.identifier("merchant_id", request.merchant_id)
+        fields.identifier("store_id", request.store_id)
+        fields.check()
+        store, revision = await self._store.store(request.merchant_id, request.store_id)
+        return programs_pb2.GetStoreResponse(store=_write_store(store), etag=str(revision))
+
+    async def ListStores(
+        self, request: programs_pb2.ListStoresRequest, _context: object
+    ) -> programs_pb2.ListStoresResponse:
+        """Answer a page of a merchant's stores."""
+        fields = Fields()
+        fields.identifier("merchant_id", request.merchant_id)
+        size = fields.page_size("page_size", request.page_size)
+        scope = ("stores", request.merchant_id)
+        place = paging.read_token(fields, "page_token", request.page_token, scope, (str,))
+        fields.check()
+        after = "" if place is None else str(place[0])
+        found = await self._store.stores(request.merchant_id, after=after, limit=size + 1)
+        page = found[:size]
+        response = programs_pb2.ListStoresResponse(stores=[_write_store(store) for store in page])
+        if len(found) > size:
+            response.next_page_token = paging.write_token(scope, (page[-1].store_id,))
+        return response
+
+    async def PutProgram(
+        self, request: programs_pb2.PutProgramRequest, _context: object
+    ) -> programs_pb2.PutProgramResponse:
+        """Create or replace a program."""
+        fields = Fields()
+        fields.present("program", is_present=request.HasField("program"))
+        program = _read_program(fields, request.program)
+        fields.check()
+        revision = await self._store.put_program(program, _read_etag(request.etag), self._clock())
+        return programs_pb2.PutProgramResponse(program=_write_program(program), etag=str(revision))
+
+    async def GetProgram(
+        self, request: programs_pb2.GetProgramRequest, _context: object
+    ) -> programs_pb2.GetProgramResponse:
+        """Answer one program."""
+        fields = Fields()
+        fields.identifier("merchant_id", request.merchant_id)
+        fields.integer("program_id", request.program_id, low=1, high=PROGRAM_ID_MAX)
+        fields.check()
+        found = await self._store.program(request.merchant_id, request.program_id)
+        if found is None:
+            raise PointbookError(
+                Reason.PROGRAM_NOT_FOUND,
+                "The merchant has no such program.",
+                metadata={"program_id": str(request.program_id)},
+            )
+        program, revision = found
+        return programs_pb2.GetProgramResponse(program=_write_program(program), etag=str(revision))
+
+    async def ListPrograms(
+        self, request: programs_pb2.ListProgramsRequest, _context: object
+    ) -> programs_pb2.ListProgramsResponse:
+        """Answer a page of a merchant's programs."""
+        fields = Fields()
+        fields.identifier("merchant_id", request.merchant_id)
+        size = fields.page_size("page_size", request.page_size)
+        scope = ("programs", request.merchant_id)
+        place = paging.read_token(fields, "page_token", request.page_token, scope, (int,))
+        fields.check()
+        after = 0 if place is None else int(place[0])
+        found = await self._store.programs(request.merchant_id, after=after, limit=size + 1)
+        page = found[:size]
+        response = programs_pb2.ListProgramsResponse(programs=[_write_program(program) for program in page])
+        if len(found) > size:
+            response.next_page_token = paging.write_token(scope, (page[-1].program_id,))
+        return response
+
+
+def _read_etag(etag: str) -> int | None:
+    """Read an etag as the revision that it names; one that we never gave is stale."""
+    if not etag:
+        return None
+    return int(etag) if _ETAG.fullmatch(etag) else -1
+
+
+def _read_program(fields: Fields, program: programs_pb2.Program) -> Program:
+    point_value = fields.decimal("program.point_value", program.point_value)
+    return Program(
+        merchant_id=fields.identifier("program.merchant_id", program.merchant_id),
+        program_id=fields.integer("program.program_id", program.program_id, low=1, high=PROGRAM_ID_MAX),
+        store_ids=fields.each(
+            "program.store_ids", program.store_ids, fields.identifier, count_min=1, count_max=STORES_MAX
+        ),
+        display_name=fields.text("program.display_name", program.display_name, length_max=NAME_LENGTH_MAX),
+        redemption_enabled=program.redemption_enabled,
+        time_zone=_read_time_zone(fields, program.time_zone),
+        default_region=_read_region(fields, "program.default_region", program.default_region, required=False),
+        allowed_regions=fields.each(
+            "program.allowed_regions",
+            program.allowed_regions,
+            lambda path, region: _read_region(fields, path, region, required=True),
+            count_max=REGIONS_MAX,
+        ),
+        criteria=_read_criteria(fields, program.criteria),
+        point_value=point_value,
+        currency_code=_read_currency(
+            fields, "program.currency_code", program.currency_code, required=point_value is not None
+        ),
+        local_currency_code=_read_currency(
+            fields, "program.local_currency_code", program.local_currency_code, required=False
+        ),
+        local_currency_rate=_read_rate(fields, program),
+        allow_group_redemption=program.allow_group_redemption,
+        allow_cross_program_redemption=program.allow_cross_program_redemption,
+        settlement_window_ms=1_000
+        * _read_seconds(
+            fields,
+            "program.settlement_window",
+            program.settlement_window if program.HasField("settlement_window") else None,
+            *SETTLEMENT_WINDOW_SECONDS,
+        ),
+        settlement_scenes=fields.each(
+            "program.settlement_scenes",
+            program.settlement_scenes,
+            lambda path, name: fields.identifier(path, name, length_max=SCENE_LENGTH_MAX),
+            count_max=SCENES_MAX,
+        ),
+        validation=_read_validation(fields, program.validation),
+    )
+
+
+def _read_criteria(fields: Fields, criteria: programs_pb2.RedemptionCriteria) -> Criteria:
+    limits = {
+        descriptor.name: fields.integer(f"program.criteria.{descriptor.name}", points, low=1, high=POINTS_MAX)
+        for descriptor, points in criteria.ListFields()
+    }
+    low, high = limits.get("min_points_per_redemption"), limits.get("max_points_per_redemption")
+    if low is not None and high is not None and low > high:
+        fields.wrong("program.criteria.max_points_per_redemption", "must not be below min_points_per_redemption")
+    return Criteria(**limits)
+
+
+def _read_validation(fields: Fields, validation: programs_pb2.ValidationSettings) -> Validation:
+    path = "program.validation"
+    channels: list[Channel] = []
+    for index, value in enumerate(validation.channels):
+        channel = CHANNELS.get(value)
+        if channel is None or channel in channels:
+            fields.wrong(f"{path}.channels[{index}]", "must be SMS, EMAIL or MISSED_CALL, each once")
+        else:
+            channels.append(channel)
+    number = validation.missed_call_number
+    if (number or Channel.MISSED_CALL in channels) and not _E164.fullmatch(number):
+        fields.wrong(f"{path}.missed_call_number", "must be a number in E.164 form, such as +8613800000000")
+    length = validation.code_length
+    if length and not CODE_LENGTH[0] <= length <= CODE_LENGTH[1]:
+        fields.wrong(f"{path}.code_length", f"must be {CODE_LENGTH[0]} to {CODE_LENGTH[1]}, or 0 for the default")
+    return Validation(
+        required=validation.required,
+        allow_skip=validation.allow_skip,
+        channels=tuple(channels),
+        code_length=length,
+        alphanumeric=validation.alphanumeric,
+        code_life_seconds=_read_seconds(
+            fields,
+            f"{path}.code_life",
+            validation.code_life if validation.HasField("code_life") else None,
+            *CODE_LIFE_SECONDS,
+        ),
+        missed_call_number=number,
+        max_points_missed_call=fields.integer(
+            f"{path}.max_points_missed_call", validation.max_points_missed_call, low=0, high=POINTS_MAX
+        ),
+        message_templates=_read_templates(fields, f"{path}.message_templates", dict(validation.message_templates)),
+    )
+
+
+def _read_templates(fields: Fields, path: str, templates: dict[str, str]) -> dict[str, str]:
+    if len(templates) > TEMPLATES_MAX:
+        fields.wrong(path, f"must have at most {TEMPLATES_MAX} items")
+        return {}
+    for language, template in templates.items():
+        # The key is named only when it is harmless to show.
+        known = not language or (len(language) <= LANGUAGE_LENGTH_MAX and _LANGUAGE.fullmatch(language))
+        item = f"{path}[{language!r}]" if known else path
+        if not known:
+            fields.wrong(item, "must have language tags such as en or zh-TW, or an empty one, as keys")
+        names = Template(template).get_identifiers() if Template(template).is_valid() else []
+        if len(template) > TEMPLATE_LENGTH_MAX or "code" not in names or not set(names) <= TEMPLATE_NAMES:
+            fields.wrong(
+                item,
+                f"must be at most {TEMPLATE_LENGTH_MAX} characters with $code, and of other names only $points, "
+                "$program and $minutes",
+            )
+        fields.text(item, template.replace("\n", " "), length_max=TEMPLATE_LENGTH_MAX)
+    return templates
+
+
+def _read_time_zone(fields: Fields, name: str) -> str:
+    if name:
+        try:
+            ZoneInfo(name)
+        except (ValueError, OSError, KeyError):
+            fields.wrong("program.time_zone", "must be an IANA time zone such as Asia/Shanghai")
+    return name
+
+
+def _read_region(fields: Fields, path: str, region: str, *, required: bool) -> str:
+    if (region or required) and not _REGION.fullmatch(region):
+        fields.wrong(path, "must be a two-letter region such as CN")
+    return region
+
+
+def _read_currency(fields: Fields, path: str, code: str, *, required: bool) -> str:
+    if required and not code:
+        fields.wrong(path, "is required with point_value")
+    elif code and code not in Currency.__members__:
+        fields.wrong(path, "must be an ISO 4217 currency code such as USD")
+    return code
+
+
+def _read_rate(fields: Fields, program: programs_pb2.Program) -> Decimal | None:
+    rate = fields.decimal("program.local_currency_rate", program.local_currency_rate)
+    differs = program.local_currency_code not in {"", program.currency_code}
+    if differs and not program.local_currency_rate:
+        fields.wrong("program.local_currency_rate", "is required where the local currency is another one")
+    return rate
+
+
+def _read_seconds(fields: Fields, path: str, duration: Duration | None, low: int, high: int) -> int:
+    """Read a duration of whole seconds; 0 where it is absent, which stands for the default."""
+    if duration is None:
+        return 0
+    if duration.nanos:
+        fields.wrong(path, "must be whole seconds")
+    if not low <= duration.seconds <= high:
+        fields.wrong(path, f"must be {low:,} to {high:,} seconds")
+    return duration.seconds
+
+
+def _write_store(store: Store) -> programs_pb2.Store:
+    return programs_pb2.Store(**asdict(store))
+
+
+def _write_program(program: Program) -> programs_pb2.Program:
+    """Write a program as it was put: defaults stay unsaid."""
+    message = programs_pb2.Program(
+        merchant_id=program.merchant_id,
+        program_id=program.program_id,
+        display_name=program.display_name,
+        store_ids=program.store_ids,
+        redemption_enabled=program.redemption_enabled,
+        time_zone=program.time_zone,
+        default_region=program.default_region,
+        allowed_regions=program.allowed_regions,
+        criteria=programs_pb2.RedemptionCriteria(**asdict(program.criteria)),
+        point_value=to_decimal_text(program.point_value),
+        currency_code=program.currency_code,
+        local_currency_code=program.local_currency_code,
+        local_currency_rate=to_decimal_text(program.local_currency_rate),
+        allow_group_redemption=program.allow_group_redemption,
+        allow_cross_program_redemption=program.allow_cross_program_redemption,
+        settlement_scenes=program.settlement_scenes,
+        validation=_write_validation(program.validation),
+    )
+    if program.settlement_window_ms:
+        message.settlement_window.FromMilliseconds(program.settlement_window_ms)
+    return message
+
+
+def _write_validation(validation: Validation) -> programs_pb2.ValidationSettings:
+    message = programs_pb2.ValidationSettings(
+        required=validation.required,
+        allow_skip=validation.allow_skip,
+        channels=[CHANNEL_NUMBERS[channel] for channel in validation.channels],
+        code_length=validation.code_length,
+        alphanumeric=validation.alphanumeric,
+        missed_call_number=validation.missed_call_number,
+        max_points_missed_call=validation.max_points_missed_call,
+        message_templates=validation.message_templates,
+    )
+    if validation.code_life_seconds:
+        message.code_life.FromSeconds(validation.code_life_seconds)
+    return message

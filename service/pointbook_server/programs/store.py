@@ -1,0 +1,174 @@
+"""The SQL of stores and programs."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Row, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from pointbook_server.database import Database, RetryTransactionError
+from pointbook_server.errors import PointbookError, Reason, store_not_found
+from pointbook_server.programs.model import Channel, Criteria, Program, Store, Validation
+from pointbook_server.tables import programs, stores
+
+
+class ProgramsStore:
+    """Reads and writes stores and programs. A revision counts up with every change, and is their etag."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def put_store(self, store: Store, expected_revision: int | None, now_ms: int) -> int:
+        """Register or replace a store, and return its revision.
+
+        Raises STORE_TAKEN for another merchant's store, and STALE_ETAG where another revision was expected.
+        """
+
+        async def work(connection: AsyncConnection) -> int:
+            query = select(stores).where(stores.c.store_id == store.store_id).with_for_update()
+            row = (await connection.execute(query)).one_or_none()
+            if row is not None and row.merchant_id != store.merchant_id:
+                raise PointbookError(
+                    Reason.STORE_TAKEN,
+                    "The store belongs to another merchant.",
+                    metadata={"store_id": store.store_id},
+                )
+            revision = _next_revision(row, expected_revision)
+            values = {**asdict(store), "revision": revision, "updated_at_ms": now_ms}
+            if row is None:
+                await _insert(connection, stores, values)
+            else:
+                await connection.execute(update(stores).where(stores.c.store_id == store.store_id).values(values))
+            return revision
+
+        return await self._database.transaction(work)
+
+    async def store(self, merchant_id: str, store_id: str) -> tuple[Store, int]:
+        """Read one store and its revision. Raises STORE_NOT_FOUND, also for another merchant's."""
+        query = select(stores).where(stores.c.store_id == store_id, stores.c.merchant_id == merchant_id)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            raise store_not_found(store_id)
+        return _to_store(row), row.revision
+
+    async def has_store(self, merchant_id: str, store_id: str) -> bool:
+        """Tell whether a store is the merchant's."""
+        query = select(stores.c.store_id).where(stores.c.store_id == store_id, stores.c.merchant_id == merchant_id)
+        async with self._database.read() as connection:
+            return (await connection.execute(query)).one_or_none() is not None
+
+    async def stores(self, merchant_id: str, *, after: str, limit: int) -> list[Store]:
+        """Read a page of a merchant's stores, behind a store_id."""
+        query = (
+            select(stores)
+            .where(stores.c.merchant_id == merchant_id, stores.c.store_id > after)
+            .order_by(stores.c.store_id)
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            return [_to_store(row) for row in await connection.execute(query)]
+
+    async def put_program(self, program: Program, expected_revision: int | None, now_ms: int) -> int:
+        """Create or replace a program, and return its revision.
+
+        Raises STORE_NOT_FOUND for a store that is not the merchant's, and STALE_ETAG where another revision was
+        expected.
+        """
+
+        async def work(connection: AsyncConnection) -> int:
+            await _check_stores(connection, program.merchant_id, program.store_ids)
+            query = select(programs).where(_is_program(program.merchant_id, program.program_id)).with_for_update()
+            row = (await connection.execute(query)).one_or_none()
+            revision = _next_revision(row, expected_revision)
+            values = {**_to_row(program), "revision": revision, "updated_at_ms": now_ms}
+            if row is None:
+                await _insert(connection, programs, values)
+            else:
+                await connection.execute(
+                    update(programs).where(_is_program(program.merchant_id, program.program_id)).values(values)
+                )
+            return revision
+
+        return await self._database.transaction(work)
+
+    async def program(self, merchant_id: str, program_id: int) -> tuple[Program, int] | None:
+        """Read one program and its revision; None where the merchant has no such program."""
+        async with self._database.read() as connection:
+            query = select(programs).where(_is_program(merchant_id, program_id))
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None else (_to_program(row), row.revision)
+
+    async def programs(self, merchant_id: str, *, after: int, limit: int) -> list[Program]:
+        """Read a page of a merchant's programs, behind a program_id."""
+        query = (
+            select(programs)
+            .where(programs.c.merchant_id == merchant_id, programs.c.program_id > after)
+            .order_by(programs.c.program_id)
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            return [_to_program(row) for row in await connection.execute(query)]
+
+
+def _next_revision(row: Row[Any] | None, expected: int | None) -> int:
+    """Count a revision up, if it is the expected one."""
+    revision = 0 if row is None else row.revision
+    if expected is not None and expected != revision:
+        raise PointbookError(Reason.STALE_ETAG, "It was changed since this etag was read; read it again.")
+    return int(revision) + 1
+
+
+async def _insert(connection: AsyncConnection, table: Any, values: dict[str, Any]) -> None:
+    """Insert a row; where another call has just done so, run the transaction again and replace it."""
+    statement = insert(table).values(values).on_conflict_do_nothing().returning(table.c.revision)
+    if (await connection.execute(statement)).one_or_none() is None:
+        raise RetryTransactionError
+
+
+async def _check_stores(connection: AsyncConnection, merchant_id: str, store_ids: Sequence[str]) -> None:
+    """Raise STORE_NOT_FOUND for the first store that is not the merchant's. Stores are never deleted or moved."""
+    query = select(stores.c.store_id).where(stores.c.merchant_id == merchant_id, stores.c.store_id.in_(store_ids))
+    known = set((await connection.scalars(query)).all())
+    for store_id in store_ids:
+        if store_id not in known:
+            raise store_not_found(store_id)
+
+
+def _is_program(merchant_id: str, program_id: int) -> Any:
+    return (programs.c.merchant_id == merchant_id) & (programs.c.program_id == program_id)
+
+
+def _to_store(row: Row[Any]) -> Store:
+    return Store(row.merchant_id, row.store_id, row.shop_domain, row.display_name)
+
+
+def _to_row(program: Program) -> dict[str, Any]:
+    criteria = {name: points for name, points in asdict(program.criteria).items() if points is not None}
+    return {**asdict(program), "criteria": criteria}
+
+
+def _to_program(row: Row[Any]) -> Program:
+    channels = tuple(Channel(channel) for channel in row.validation["channels"])
+    return Program(
+        merchant_id=row.merchant_id,
+        program_id=row.program_id,
+        store_ids=tuple(row.store_ids),
+        display_name=row.display_name,
+        redemption_enabled=row.redemption_enabled,
+        time_zone=row.time_zone,
+        default_region=row.default_region,
+        allowed_regions=tuple(row.allowed_regions),
+        criteria=Criteria(**row.criteria),
+        point_value=row.point_value,
+        currency_code=row.currency_code,
+        local_currency_code=row.local_currency_code,
+        local_currency_rate=row.local_currency_rate,
+        allow_group_redemption=row.allow_group_redemption,
+        allow_cross_program_redemption=row.allow_cross_program_redemption,
+        settlement_window_ms=row.settlement_window_ms,
+        settlement_scenes=tuple(row.settlement_scenes),
+        validation=Validation(**{**row.validation, "channels": channels}),
+    )

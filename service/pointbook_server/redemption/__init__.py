@@ -1,0 +1,1 @@
+"""Whether a customer may redeem points now."""

@@ -1,0 +1,190 @@
+"""The rules of redemption as pure functions: what speaks against redeeming, and what points are worth."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Context, Decimal
+from fractions import Fraction
+
+from iso4217 import Currency
+
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.ledger.model import POINTS_MAX
+from pointbook_server.programs.model import Program
+
+STATUS_CODES = {
+    Reason.REDEEMABLE: 800,
+    Reason.POINTS_NOT_POSITIVE: 801,
+    Reason.CURRENCY_VALUE_NOT_WHOLE_POINTS: 801,
+    Reason.IDENTIFIER_INVALID: 802,
+    Reason.INSUFFICIENT_POINTS: 803,
+    Reason.BALANCE_BELOW_REQUIRED: 804,
+    Reason.LIFETIME_POINTS_BELOW_REQUIRED: 805,
+    Reason.NOT_A_MULTIPLE: 807,
+    Reason.CODE_INVALID: 808,
+    Reason.CUSTOMER_NOT_FOUND: 816,
+    Reason.ABOVE_MAX_PER_DAY: 819,
+    Reason.ABOVE_MAX_PER_MONTH: 819,
+    Reason.ABOVE_MAX_PER_REDEMPTION: 819,
+    Reason.ABOVE_MAX_PER_WEEK: 819,
+    Reason.BELOW_MIN_PER_REDEMPTION: 821,
+    Reason.MISSED_CALL_NOT_ENABLED: 823,
+    Reason.VALIDATION_REQUIRED: 824,
+    Reason.SKIP_NOT_ALLOWED: 824,
+    Reason.REDEMPTION_DISABLED: 827,
+    Reason.GROUP_REDEMPTION_NOT_ALLOWED: 828,
+    Reason.CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED: 828,
+    Reason.NO_DESTINATION: 860,
+    Reason.CHANNEL_NOT_ENABLED: 860,
+    Reason.DELIVERY_FAILED: 860,
+    Reason.CODE_NOT_ISSUED: 876,
+    Reason.PROGRAM_NOT_FOUND: 1101,
+}
+"""Capillary's status code of every reason that a redemption can have."""
+EXACT = Context(prec=100, rounding=ROUND_HALF_UP)
+"""Wide enough that no product of points, point value and rate is ever rounded by accident."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One finding about a redemption, in words; its metadata never identifies a person."""
+
+    reason: Reason
+    message: str
+    metadata: Mapping[str, str]
+
+    @property
+    def code(self) -> int:
+        """Capillary's status code."""
+        return STATUS_CODES[self.reason]
+
+
+def finding(reason: Reason, message: str, **values: object) -> Finding:
+    """Make a finding about some values."""
+    return Finding(reason, message, {name: str(value) for name, value in values.items()})
+
+
+REDEEMABLE = finding(Reason.REDEEMABLE, "The points may be redeemed.")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a customer has in a program: points that may be redeemed, and points earned altogether."""
+
+    active_points: int
+    lifetime_points: int
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What points are worth: in the base currency unrounded, in the local one rounded to its minor unit."""
+
+    redeem_value: Decimal
+    redeem_local_value: Decimal
+
+
+def points_of(currency_value: Decimal, program: Program) -> int | Finding:
+    """Turn a value in the base currency into points, exactly; what is no whole number of points is a finding."""
+    if program.point_value is not None:
+        points = Fraction(currency_value) / Fraction(program.point_value)
+        if points.denominator == 1 and points <= POINTS_MAX:
+            return int(points)
+    return finding(
+        Reason.CURRENCY_VALUE_NOT_WHOLE_POINTS,
+        "The currency value is no whole number of points.",
+        currency_value=f"{currency_value:f}",
+        point_value="" if program.point_value is None else f"{program.point_value:f}",
+    )
+
+
+def worth_of(points: int, program: Program) -> Worth | None:
+    """Tell what points are worth; None where the program gives them no value."""
+    if program.point_value is None or points <= 0:
+        return None
+    value = EXACT.multiply(Decimal(points), program.point_value)
+    rate = Decimal(1) if program.local_currency_rate is None else program.local_currency_rate
+    currency = Currency(program.local_currency_code or program.currency_code)
+    minor_unit = Decimal(1).scaleb(-(currency.exponent or 0))
+    return Worth(value, EXACT.multiply(value, rate).quantize(minor_unit, context=EXACT))
+
+
+def check_amount(points: int, program: Program) -> Iterator[Finding]:
+    """Find what speaks against redeeming so many points, whoever the customer is."""
+    criteria = program.criteria
+    if not program.redemption_enabled:
+        yield finding(Reason.REDEMPTION_DISABLED, "The program's redemption is switched off.")
+    if points <= 0:
+        yield finding(Reason.POINTS_NOT_POSITIVE, "At least one point must be redeemed.", points=points)
+    if criteria.multiples_of is not None and points % criteria.multiples_of:
+        yield finding(
+            Reason.NOT_A_MULTIPLE,
+            f"Points are redeemed in multiples of {criteria.multiples_of}.",
+            points=points,
+            multiples_of=criteria.multiples_of,
+        )
+    low = criteria.min_points_per_redemption
+    if low is not None and points < low:
+        yield finding(
+            Reason.BELOW_MIN_PER_REDEMPTION,
+            f"At least {low} points are redeemed at a time.",
+            points=points,
+            min_points_per_redemption=low,
+        )
+    # Nothing redeems points in this release yet, so what is asked for is all that counts towards a cap.
+    for reason, name, span in (
+        (Reason.ABOVE_MAX_PER_REDEMPTION, "max_points_per_redemption", "at a time"),
+        (Reason.ABOVE_MAX_PER_DAY, "max_points_per_day", "a day"),
+        (Reason.ABOVE_MAX_PER_WEEK, "max_points_per_week", "a week"),
+        (Reason.ABOVE_MAX_PER_MONTH, "max_points_per_month", "a month"),
+    ):
+        high = getattr(criteria, name)
+        if high is not None and points > high:
+            message = f"At most {high} points are redeemed {span}."
+            yield finding(reason, message, **{"points": points, name: high})
+
+
+def check_standing(points: int, program: Program, standing: Standing) -> Iterator[Finding]:
+    """Find what speaks against this customer redeeming so many points."""
+    active, lifetime = standing.active_points, standing.lifetime_points
+    required = program.criteria.min_balance_required
+    earned = program.criteria.min_lifetime_points
+    if points > active:
+        yield finding(
+            Reason.INSUFFICIENT_POINTS,
+            f"Only {active} points are active.",
+            points=points,
+            active_points=active,
+        )
+    if required is not None and active < required:
+        yield finding(
+            Reason.BALANCE_BELOW_REQUIRED,
+            f"Redeeming takes at least {required} active points.",
+            active_points=active,
+            min_balance_required=required,
+        )
+    if earned is not None and lifetime < earned:
+        yield finding(
+            Reason.LIFETIME_POINTS_BELOW_REQUIRED,
+            f"Redeeming takes at least {earned} points earned altogether.",
+            lifetime_points=lifetime,
+            min_lifetime_points=earned,
+        )
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Order findings by ascending code, then reason: the first one gives the status."""
+    return sorted(findings, key=lambda found: (found.code, found.reason))
+
+
+def refusal(violations: list[Finding], *, retry_after_seconds: float | None = None) -> PointbookError:
+    """Turn violations into the RPC error of the first one; its metadata names them all."""
+    first = violations[0]
+    return PointbookError(
+        first.reason,
+        first.message,
+        metadata={
+            **first.metadata,
+            "status_code": str(first.code),
+            "violations": ", ".join(f"{found.code} {found.reason}" for found in violations),
+        },
+        retry_after_seconds=retry_after_seconds,
+    )

@@ -1,0 +1,182 @@
+"""The composition root: builds everything once, starts it, drains it and stops it."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from pointbook.v1 import (
+    benefits_pb2,
+    benefits_pb2_grpc,
+    customers_pb2,
+    customers_pb2_grpc,
+    points_pb2,
+    points_pb2_grpc,
+    programs_pb2,
+    programs_pb2_grpc,
+    redemption_pb2,
+    redemption_pb2_grpc,
+    webhooks_pb2,
+    webhooks_pb2_grpc,
+)
+from pointbook_server.access.book import TokenBook
+from pointbook_server.access.store import AccessStore
+from pointbook_server.auth import AuthInterceptor
+from pointbook_server.clock import Clock, system_clock
+from pointbook_server.database import Database
+from pointbook_server.delivery.sender import Sender
+from pointbook_server.errors import PointbookError
+from pointbook_server.ledger.servicer import PointsServicer
+from pointbook_server.ledger.store import LedgerStore
+from pointbook_server.programs.model import Channel
+from pointbook_server.programs.servicer import ProgramsServicer
+from pointbook_server.programs.store import ProgramsStore
+from pointbook_server.redemption.servicer import RedemptionServicer
+from pointbook_server.settings import ServerSettings
+from pointbook_server.status import StatusInterceptor
+from pointbook_server.validation_codes.service import ValidationCodes
+from pointbook_server.validation_codes.store import ValidationCodesStore
+
+SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (points_pb2, "PointsService"),
+        (redemption_pb2, "RedemptionService"),
+        (programs_pb2, "ProgramsService"),
+        (benefits_pb2, "BenefitsService"),
+        (customers_pb2, "CustomersService"),
+        (webhooks_pb2, "WebhooksService"),
+    )
+)
+HEALTH_INTERVAL_SECONDS = 0.5
+HEALTH_TIMEOUT_SECONDS = 2.0
+HANDLERS_CLEANUP_SECONDS = 2.0
+METADATA_BYTES_MAX = 8 * 1024
+MESSAGE_BYTES_MAX = 1024 * 1024
+CONCURRENT_CALLS_MAX = 1_000
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Development:
+    """What `pointbook dev` on loopback does differently; anything else runs without it.
+
+    There are no tokens, stores are registered on first sight, and messages may go to the console.
+    """
+
+    senders: Mapping[Channel, Sender] = field(default_factory=dict)
+
+
+class Server:
+    """One server process. `start` it, and `stop` it in the same event loop."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        database_url: str,
+        *,
+        development: Development | None = None,
+        clock: Clock = system_clock,
+    ) -> None:
+        self._settings = settings
+        self._database = Database(database_url, pool_size=settings.database_pool_size)
+        tokens = None if development else TokenBook(AccessStore(self._database), clock)
+        self._status = StatusInterceptor(deadline_seconds=settings.call_deadline_seconds)
+        self._health = health.aio.HealthServicer()
+        self._watch: asyncio.Task[None] | None = None
+        self._server = grpc.aio.server(
+            interceptors=(self._status, AuthInterceptor(tokens)),
+            options=_options(reuse_port=settings.workers > 1),
+            maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
+        )
+        self._add_services(development, clock)
+        self.port = self._server.add_insecure_port(settings.grpc_address)
+
+    async def start(self) -> None:
+        """Serve. Health tells NOT_SERVING until the database answers."""
+        await self._set_health(serving=False)
+        await self._server.start()
+        await self._check_health()
+        self._watch = asyncio.create_task(self._watch_database())
+
+    async def stop(self) -> None:
+        """Stop: health turns NOT_SERVING, running calls finish within the drain time, then everything closes."""
+        if self._watch is not None:
+            self._watch.cancel()
+        await self._health.enter_graceful_shutdown()
+        stopping = asyncio.create_task(self._server.stop(self._settings.drain_seconds))
+        await stopping
+        # The server has stopped before its handlers have cleaned up; only then may the connections go.
+        try:
+            async with asyncio.timeout(HANDLERS_CLEANUP_SECONDS):
+                await self._status.drain()
+        except TimeoutError:
+            log.warning("some calls did not end in time")
+        await self._database.dispose()
+
+    def _add_services(self, development: Development | None, clock: Clock) -> None:
+        ledger = LedgerStore(self._database, register_stores=development is not None)
+        programs = ProgramsStore(self._database)
+        codes = ValidationCodes(
+            ValidationCodesStore(self._database),
+            keys=self._settings.code_key_bytes(),
+            senders=development.senders if development else {},
+            clock=clock,
+        )
+        server = self._server
+        points_pb2_grpc.add_PointsServiceServicer_to_server(PointsServicer(ledger, clock), server)
+        redemption_pb2_grpc.add_RedemptionServiceServicer_to_server(
+            RedemptionServicer(ledger, programs, codes, clock), server
+        )
+        programs_pb2_grpc.add_ProgramsServiceServicer_to_server(ProgramsServicer(programs, clock), server)
+        # These are in the contract and answer UNIMPLEMENTED, as the README says.
+        benefits_pb2_grpc.add_BenefitsServiceServicer_to_server(benefits_pb2_grpc.BenefitsServiceServicer(), server)
+        customers_pb2_grpc.add_CustomersServiceServicer_to_server(customers_pb2_grpc.CustomersServiceServicer(), server)
+        webhooks_pb2_grpc.add_WebhooksServiceServicer_to_server(webhooks_pb2_grpc.WebhooksServiceServicer(), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if development or self._settings.reflection:
+            reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+
+    async def _watch_database(self) -> None:
+        while True:
+            await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
+            await self._check_health()
+
+    async def _check_health(self) -> None:
+        """Tell health whether the database answers."""
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
+                await self._database.ping()
+        except (PointbookError, TimeoutError):
+            await self._set_health(serving=False)
+        except Exception:
+            log.exception("the database refuses us")
+            await self._set_health(serving=False)
+        else:
+            await self._set_health(serving=True)
+
+    async def _set_health(self, *, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        for service in ("", *SERVICES):
+            await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
+
+
+def _options(*, reuse_port: bool) -> tuple[tuple[str, int], ...]:
+    """Bound what one client can make us hold, and share the port only between workers of one server."""
+    return (
+        ("grpc.so_reuseport", int(reuse_port)),
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_send_message_length", 4 * MESSAGE_BYTES_MAX),
+        ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+        ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
+        ("grpc.max_concurrent_streams", 100),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    )

@@ -1,0 +1,103 @@
+"""The settings of the gRPC server, from POINTBOOK_* variables."""
+
+from base64 import b64decode
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+CODE_KEY_BYTES_MIN = 32
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether a HOST:PORT address can be reached from this machine only."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class ServerSettings(BaseSettings):
+    """How the gRPC server runs. Each field is a variable POINTBOOK_<NAME>; a wrong one stops the start."""
+
+    model_config = SettingsConfigDict(env_prefix="POINTBOOK_", frozen=True, extra="ignore")
+
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="The PostgreSQL (15 or later) to use, as postgresql://USER:PASSWORD@HOST:PORT/NAME. "
+        "Without it `pointbook dev` runs an embedded one; the other commands need it.",
+    )
+    grpc_address: str = Field(
+        default="127.0.0.1:50051",
+        pattern=r"^\S*:\d{1,5}$",
+        description="HOST:PORT of the gRPC server: where it listens, and where the shim calls it.",
+    )
+    allow_plaintext: bool = Field(
+        default=False,
+        description="Lets the server listen without TLS beyond loopback, for a network that encrypts by itself.",
+    )
+    workers: int = Field(
+        default=1, ge=1, le=64, description="Server processes that share the port, for more than one core."
+    )
+    reflection: bool = Field(
+        default=False, description="Lets holders of a token explore the API by gRPC reflection; always on in `dev`."
+    )
+    database_pool_size: int = Field(default=10, ge=1, le=500, description="Database connections of one server process.")
+    call_deadline_seconds: float = Field(
+        default=30.0, gt=0, le=600, description="The longest that a call may take, whatever deadline its caller set."
+    )
+    drain_seconds: float = Field(
+        default=8.0, ge=0, le=600, description="How long a stopping server lets running calls finish."
+    )
+    code_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        default_factory=dict,
+        description="The keys of one-time codes as ID:BASE64,... with at least 32 bytes each: the first signs, all "
+        "verify. Needed to issue codes; `dev` makes its own.",
+    )
+    log_level: str = Field(
+        default="INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR."
+    )
+    data_dir: Path = Field(
+        default=Path(".pointbook"), description="The folder in which `pointbook dev` keeps the embedded database."
+    )
+
+    @field_validator("code_keys", mode="before")
+    @classmethod
+    def _split_code_keys(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.strip().partition(":") for pair in value.split(",") if pair.strip()]
+        keys = {key_id: encoded for key_id, _, encoded in pairs}
+        if len(keys) != len(pairs):
+            raise ValueError("names a key id twice")
+        return keys
+
+    @field_validator("code_keys")
+    @classmethod
+    def _check_code_keys(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for key_id, encoded in value.items():
+            try:
+                key = b64decode(encoded.get_secret_value(), validate=True)
+            except ValueError:
+                raise ValueError("must be ID:BASE64,...") from None
+            if not key_id or len(key) < CODE_KEY_BYTES_MIN:
+                raise ValueError("must be ID:BASE64,... with at least 32 bytes in each key")
+        return value
+
+    @model_validator(mode="after")
+    def _check_plaintext(self) -> Self:
+        if not self.allow_plaintext and not is_loopback(self.grpc_address):
+            raise ValueError(
+                f"POINTBOOK_GRPC_ADDRESS {self.grpc_address} is beyond loopback and the server speaks plaintext: "
+                "set POINTBOOK_ALLOW_PLAINTEXT=true if the network encrypts by itself"
+            )
+        return self
+
+    def code_key_bytes(self) -> dict[str, bytes]:
+        """Return the code keys by id, the signing one first."""
+        return {key_id: b64decode(encoded.get_secret_value()) for key_id, encoded in self.code_keys.items()}

@@ -1,0 +1,224 @@
+"""The outermost interceptor: every call gets a request id, a deadline, and our errors as rich gRPC statuses."""
+
+import asyncio
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+
+from pointbook_server.errors import FieldViolation, PointbookError, Reason, not_implemented
+
+DOMAIN = "pointbook"
+VIOLATIONS_MAX = 50
+DETAILS_BYTES_MAX = 3_000
+"""Room for the message and the encoding: a status over 4 KiB can be lost on its way to the client."""
+TEXT_LENGTH_MAX = 200
+DRAIN_RETRY_SECONDS = 1.0
+REQUEST_ID_HEADER = "x-request-id"
+CODES = {
+    Reason.INVALID_FIELDS: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.TOKEN_MISSING: grpc.StatusCode.UNAUTHENTICATED,
+    Reason.TOKEN_INVALID: grpc.StatusCode.UNAUTHENTICATED,
+    Reason.TOKEN_EXPIRED: grpc.StatusCode.UNAUTHENTICATED,
+    Reason.SCOPE_MISSING: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.MERCHANT_FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.NOT_IMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
+    Reason.STORE_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.PROGRAM_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.CUSTOMER_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.EVENT_ID_REUSED: grpc.StatusCode.ALREADY_EXISTS,
+    Reason.STORE_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
+    Reason.STALE_ETAG: grpc.StatusCode.ABORTED,
+    Reason.TRANSACTION_CONFLICT: grpc.StatusCode.ABORTED,
+    Reason.DATABASE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Reason.SHUTTING_DOWN: grpc.StatusCode.UNAVAILABLE,
+    Reason.CODE_KEY_UNKNOWN: grpc.StatusCode.UNAVAILABLE,
+    Reason.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Reason.INTERNAL: grpc.StatusCode.INTERNAL,
+    Reason.POINTS_NOT_POSITIVE: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.CURRENCY_VALUE_NOT_WHOLE_POINTS: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.IDENTIFIER_INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.NO_DESTINATION: grpc.StatusCode.UNAVAILABLE,
+    Reason.CHANNEL_NOT_ENABLED: grpc.StatusCode.UNAVAILABLE,
+    Reason.DELIVERY_FAILED: grpc.StatusCode.UNAVAILABLE,
+}
+"""The gRPC code of every reason; the refusals of a redemption that are not named here are FAILED_PRECONDITION."""
+RESOURCES = {
+    Reason.STORE_NOT_FOUND: ("pointbook.v1.Store", "store_id"),
+    Reason.PROGRAM_NOT_FOUND: ("pointbook.v1.Program", "program_id"),
+}
+"""The resource that a reason is about, and the metadata that names it."""
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+log = structlog.get_logger()
+
+
+class StatusInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every call of ours. It also knows which calls run, so that a stopping server can wait for them."""
+
+    def __init__(self, *, deadline_seconds: float) -> None:
+        self._deadline_seconds = deadline_seconds
+        self._running: set[asyncio.Task[Any]] = set()
+        self._draining = False
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the method's handler; one that streams (health's Watch, reflection) passes as it is."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming or handler.response_streaming:
+            return handler
+        return grpc.unary_unary_rpc_method_handler(
+            self._wrap(handler.unary_unary, handler.request_deserializer, handler_call_details),
+            request_deserializer=None,
+            response_serializer=handler.response_serializer,
+        )
+
+    async def drain(self) -> None:
+        """Refuse new calls, and wait until the running ones have ended, their cleaning up included."""
+        self._draining = True
+        while self._running:
+            await asyncio.wait(self._running)
+
+    def _wrap(
+        self,
+        behaviour: Callable[[Any, Any], Awaitable[Any]],
+        deserialize: Callable[[bytes], Any] | None,
+        details: grpc.HandlerCallDetails,
+    ) -> Callable[[bytes, Any], Awaitable[Any]]:
+        async def call(request: bytes, context: Any) -> Any:
+            task = asyncio.current_task()
+            assert task is not None, "gRPC runs every call in a task of its own"  # noqa: S101 - narrows
+            self._running.add(task)
+            request_id = _request_id(details)
+            structlog.contextvars.bind_contextvars(request_id=request_id, method=details.method)
+            try:
+                return await self._answer(behaviour, deserialize, request, context)
+            except PointbookError as error:
+                await _abort(context, error, request_id)
+            except NotImplementedError:
+                # The generated base class answers so for what no servicer of ours overrides.
+                await _abort(context, not_implemented("this method"), request_id)
+            except asyncio.CancelledError:
+                if task.cancelling():
+                    raise
+                # Nobody cancelled this call, so its client still waits for a status.
+                log.exception("stray cancellation")
+                await _abort(context, _internal(request_id), request_id)
+            except Exception:
+                log.exception("internal error")
+                await _abort(context, _internal(request_id), request_id)
+            finally:
+                self._running.discard(task)
+
+        return call
+
+    async def _answer(
+        self,
+        behaviour: Callable[[Any, Any], Awaitable[Any]],
+        deserialize: Callable[[bytes], Any] | None,
+        request: bytes,
+        context: Any,
+    ) -> Any:
+        if self._draining:
+            raise PointbookError(
+                Reason.SHUTTING_DOWN, "This server is stopping; retry.", retry_after_seconds=DRAIN_RETRY_SECONDS
+            )
+        remaining = context.time_remaining()
+        seconds = self._deadline_seconds if remaining is None else min(remaining, self._deadline_seconds)
+        deadline = asyncio.timeout(seconds)
+        try:
+            async with deadline:
+                return await behaviour(_parse(deserialize, request), context)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise PointbookError(Reason.DEADLINE_EXCEEDED, "The call ran into its deadline.") from None
+
+
+def _parse(deserialize: Callable[[bytes], Any] | None, request: bytes) -> Any:
+    """Parse a request here and not in gRPC, where broken bytes would look like a fault of ours."""
+    if deserialize is None:
+        return request
+    try:
+        return deserialize(request)
+    except (DecodeError, ValueError):
+        violation = FieldViolation("", "the request is no valid message of this method")
+        raise PointbookError(Reason.INVALID_FIELDS, "The request cannot be parsed.", violations=(violation,)) from None
+
+
+def _request_id(details: grpc.HandlerCallDetails) -> str:
+    """Take the caller's request id where it is harmless to log, or make one."""
+    for key, value in details.invocation_metadata or ():
+        if key == REQUEST_ID_HEADER and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
+    return secrets.token_hex(8)
+
+
+def _internal(request_id: str) -> PointbookError:
+    return PointbookError(
+        Reason.INTERNAL,
+        "Something broke on our side; the log has the cause under the request id.",
+        metadata={"request_id": request_id},
+    )
+
+
+async def _abort(context: Any, error: PointbookError, request_id: str) -> None:
+    """End a call with an error of ours."""
+    code = code_of(error.reason)
+    log.info("call refused", code=code.name, reason=error.reason.value)
+    status = rpc_status.to_status(to_status(error))
+    await context.abort(
+        code, status.details, trailing_metadata=(*status.trailing_metadata, (REQUEST_ID_HEADER, request_id))
+    )
+
+
+def code_of(reason: Reason) -> grpc.StatusCode:
+    """Tell the gRPC code of a reason."""
+    return CODES.get(reason, grpc.StatusCode.FAILED_PRECONDITION)
+
+
+def to_status(error: PointbookError) -> Status:
+    """Write an error as google.rpc.Status, bounded so that it reaches the client whole."""
+    status = Status(code=code_of(error.reason).value[0], message=error.message[:TEXT_LENGTH_MAX])
+    info = ErrorInfo(reason=error.reason.value, domain=DOMAIN)
+    for key, value in error.metadata.items():
+        info.metadata[key] = value[:TEXT_LENGTH_MAX]
+    bad_request = BadRequest()
+    for violation in error.violations[:VIOLATIONS_MAX]:
+        bad_request.field_violations.add(
+            field=violation.field[:TEXT_LENGTH_MAX], description=violation.description[:TEXT_LENGTH_MAX]
+        )
+        if bad_request.ByteSize() > DETAILS_BYTES_MAX - info.ByteSize():
+            del bad_request.field_violations[-1]
+            break
+    omitted = len(error.violations) - len(bad_request.field_violations)
+    if omitted:
+        info.metadata["omitted_violations"] = str(omitted)
+    _pack(status, info)
+    if error.violations:
+        _pack(status, bad_request)
+    if error.retry_after_seconds is not None:
+        retry = RetryInfo()
+        retry.retry_delay.FromMilliseconds(int(error.retry_after_seconds * 1_000))
+        _pack(status, retry)
+    if error.reason in RESOURCES:
+        resource_type, name = RESOURCES[error.reason]
+        _pack(status, ResourceInfo(resource_type=resource_type, resource_name=info.metadata[name]))
+    return status
+
+
+def _pack(status: Status, detail: Any) -> None:
+    packed = AnyMessage()
+    packed.Pack(detail)
+    status.details.append(packed)

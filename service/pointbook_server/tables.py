@@ -1,0 +1,180 @@
+"""The tables, as the newest migration leaves them; a test compares the two.
+
+`merchant_id` is in every key, and the most selective column leads each index: plans made while a table is empty must
+not walk a merchant's rows. Times are milliseconds since 1970 (UTC), points are whole.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Numeric,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+metadata = MetaData()
+
+stores = Table(
+    "stores",
+    metadata,
+    Column("store_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("shop_domain", Text, nullable=False),
+    Column("display_name", Text, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("store_id", name="pk_stores"),
+    UniqueConstraint("merchant_id", "store_id", name="uq_stores_merchant_id_store_id"),
+)
+
+api_tokens = Table(
+    "api_tokens",
+    metadata,
+    Column("token_id", Text, nullable=False),
+    Column("secret_hash", LargeBinary, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("merchants", ARRAY(Text), nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger),
+    Column("revoked_at_ms", BigInteger),
+    PrimaryKeyConstraint("token_id", name="pk_api_tokens"),
+    CheckConstraint("octet_length(secret_hash) = 32", name="ck_api_tokens_secret_hash"),
+)
+
+points_accounts = Table(
+    "points_accounts",
+    metadata,
+    Column("merchant_id", Text, nullable=False),
+    Column("store_id", Text, nullable=False),
+    Column("buyer_id", Text, nullable=False),
+    Column("opening", BigInteger, nullable=False, server_default=text("0")),
+    Column("balance", BigInteger, nullable=False, server_default=text("0")),
+    Column("drift", BigInteger, nullable=False, server_default=text("0")),
+    Column("silently_expired", BigInteger, nullable=False, server_default=text("0")),
+    Column("lifetime_points", BigInteger, nullable=False, server_default=text("0")),
+    Column("newest_at_ms", BigInteger, comment="When the newest entry happened; NULL while no event opened it."),
+    Column(
+        "lots",
+        JSONB,
+        nullable=False,
+        server_default=text("'[]'::jsonb"),
+        comment="[remaining, original, expires_at_ms or null, event_id], in the order of the fold.",
+    ),
+    PrimaryKeyConstraint("buyer_id", "store_id", "merchant_id", name="pk_points_accounts"),
+    ForeignKeyConstraint(
+        ["merchant_id", "store_id"], ["stores.merchant_id", "stores.store_id"], name="fk_points_accounts_stores"
+    ),
+    CheckConstraint("silently_expired >= 0", name="ck_points_accounts_silently_expired"),
+    CheckConstraint("lifetime_points >= 0", name="ck_points_accounts_lifetime_points"),
+    # Every event updates the row in place: free space in its page saves the indexes from being written too.
+    postgresql_with={"fillfactor": 70},
+)
+
+points_entries = Table(
+    "points_entries",
+    metadata,
+    # The event and how it was received: a trigger refuses to change or delete them.
+    Column("event_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("store_id", Text, nullable=False),
+    Column("buyer_id", Text, nullable=False),
+    Column("update_type", Text, nullable=False),
+    Column("scene", Text, nullable=False),
+    Column("updated_value", BigInteger, nullable=False),
+    Column("points_balance", BigInteger),
+    Column("expires_at_ms", BigInteger),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    Column("webhook_id", Text, nullable=False),
+    Column("shop_domain", Text, nullable=False),
+    Column("api_version", Text, nullable=False),
+    Column("received_at_ms", BigInteger, nullable=False),
+    Column("outcome", Text, nullable=False, comment="REFUSED remembers a verdict; such a row is no entry of the book."),
+    # What the fold derives from the entry's place: an earlier event that arrives late rewrites it.
+    Column("ordinal", Integer, nullable=False, comment="The place inside the millisecond, from 0."),
+    Column("balance_before", BigInteger, nullable=False),
+    Column("balance_after", BigInteger, nullable=False),
+    Column("drift", BigInteger, nullable=False),
+    Column("silently_expired", BigInteger, nullable=False),
+    Column("draws", JSONB, nullable=False, comment="[points, expires_at_ms or null, event_id of the lot]."),
+    PrimaryKeyConstraint("event_id", "merchant_id", name="pk_points_entries"),
+    CheckConstraint("update_type IN ('INCREASE', 'DECREASE')", name="ck_points_entries_update_type"),
+    CheckConstraint("updated_value >= 0", name="ck_points_entries_updated_value"),
+    CheckConstraint("outcome IN ('APPLIED', 'LATE', 'REFUSED')", name="ck_points_entries_outcome"),
+    Index("ix_points_entries_account", "buyer_id", "store_id", "merchant_id", "updated_at_ms"),
+)
+
+programs = Table(
+    "programs",
+    metadata,
+    Column("merchant_id", Text, nullable=False),
+    Column("program_id", BigInteger, nullable=False),
+    Column("display_name", Text, nullable=False),
+    Column("store_ids", ARRAY(Text), nullable=False),
+    Column("redemption_enabled", Boolean, nullable=False),
+    Column("time_zone", Text, nullable=False),
+    Column("default_region", Text, nullable=False),
+    Column("allowed_regions", ARRAY(Text), nullable=False),
+    Column("criteria", JSONB, nullable=False, comment="The criteria that limit, by their names."),
+    Column("point_value", Numeric),
+    Column("currency_code", Text, nullable=False),
+    Column("local_currency_code", Text, nullable=False),
+    Column("local_currency_rate", Numeric),
+    Column("allow_group_redemption", Boolean, nullable=False),
+    Column("allow_cross_program_redemption", Boolean, nullable=False),
+    Column("settlement_window_ms", BigInteger, nullable=False),
+    Column("settlement_scenes", ARRAY(Text), nullable=False),
+    Column("validation", JSONB, nullable=False, comment="The validation settings, by their names."),
+    Column("revision", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("merchant_id", "program_id", name="pk_programs"),
+    CheckConstraint("program_id >= 1", name="ck_programs_program_id"),
+    CheckConstraint("point_value > 0", name="ck_programs_point_value"),
+    CheckConstraint("local_currency_rate > 0", name="ck_programs_local_currency_rate"),
+)
+
+validation_challenges = Table(
+    "validation_challenges",
+    metadata,
+    Column("challenge_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("customer", Text, nullable=False, comment="Who must type the code: the resolved customer."),
+    Column("program_id", BigInteger, nullable=False),
+    Column("points", BigInteger, nullable=False),
+    Column("group_redemption", Boolean, nullable=False),
+    Column("group_id", Text, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("destination", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("code_digest", LargeBinary, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("state", Text, nullable=False),
+    Column("delivery", Text, nullable=False),
+    Column("sent_at_ms", BigInteger, nullable=False),
+    Column("resend_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("challenge_id", "merchant_id", name="pk_validation_challenges"),
+    CheckConstraint("octet_length(code_digest) = 32", name="ck_validation_challenges_code_digest"),
+    CheckConstraint("attempts BETWEEN 0 AND 5", name="ck_validation_challenges_attempts"),
+    CheckConstraint("state IN ('LIVE', 'REPLACED')", name="ck_validation_challenges_state"),
+    CheckConstraint("delivery IN ('PENDING', 'SENT', 'FAILED', 'UNCERTAIN')", name="ck_validation_challenges_delivery"),
+    # A customer has one live challenge: this is what makes a hundred parallel requests send one message.
+    Index(
+        "uq_validation_challenges_live",
+        "customer",
+        "merchant_id",
+        unique=True,
+        postgresql_where=text("state = 'LIVE'"),
+    ),
+)

@@ -1,0 +1,1 @@
+"""One-time codes that prove that it is the customer."""

@@ -1,0 +1,1 @@
+"""The HTTP shim between SHOPLINE's webhooks and the gRPC server."""

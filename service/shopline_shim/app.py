@@ -1,0 +1,394 @@
+"""The shim's HTTP face: authentic webhooks in, gRPC calls out, and 200 only for what is durably in the book."""
+
+import asyncio
+import contextlib
+import re
+import socket
+import time
+import uuid
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from typing import Any
+
+import grpc
+import structlog
+import uvicorn
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pointbook.v1 import points_pb2, points_pb2_grpc
+from shopline_shim import signature, translate
+from shopline_shim.deadlines import DeadlineProtocol
+from shopline_shim.problems import Problem
+from shopline_shim.settings import ShimSettings, split_address
+
+log = structlog.get_logger()
+
+_POINTS_TOPIC = "app_memberSystem_points/challenged"
+_CUSTOMER_TOPICS = ("customers/create", "customers/update", "customers/delete", "customers/redact")
+_KNOWN_TOPICS = frozenset({_POINTS_TOPIC, *_CUSTOMER_TOPICS})
+
+_READY_TIMEOUT_SECONDS = 1.0
+_RETRY_AFTER = {"Retry-After": "5"}
+
+# The server understood the event and refuses it: sending it again would change nothing.
+_REFUSALS = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+    }
+)
+_ACCESS_DENIED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
+
+_CHANNEL_OPTIONS = (
+    # A server that comes back is found within a second, not after gRPC's two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # A server that vanished without a word is noticed while calls are under way, and an idle line is left alone.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    # The server is a neighbour: a proxy that the environment names for the web does not lead to it.
+    ("grpc.enable_http_proxy", 0),
+)
+
+_UNREAD = Problem(408, "body-incomplete", "Request Timeout", "The body did not arrive in full.")
+_TOO_LARGE = Problem(413, "body-too-large", "Content Too Large", "The body is larger than the limit.")
+_FORGED = Problem(401, "wrong-signature", "Unauthorized", "X-Shopline-Hmac-Sha256 does not fit the body.")
+_OTHER_SHOP = Problem(
+    400,
+    "shop-id-mismatch",
+    "Bad Request",
+    "X-Shopline-Shop-Id is not the store that the body names.",
+    (("X-Shopline-Shop-Id", "must be the body's store_id"),),
+)
+_AWAY = Problem(503, "unavailable", "Service Unavailable", "The points book cannot be written now; send it again.")
+_NOT_READY = Problem(503, "not-ready", "Service Unavailable", "The gRPC server does not serve.")
+_STOPPING = Problem(503, "stopping", "Service Unavailable", "The shim is stopping; send it again.")
+_NOT_FOUND = Problem(404, "not-found", "Not Found", "There is nothing here.")
+_UNEXPECTED = Problem(500, "internal", "Internal Server Error", "Something broke on our side.")
+
+
+class Metrics:
+    """What `/metrics` shows: no label holds an id, and every label has a handful of values."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.webhooks = Counter(
+            "pointbook_webhooks",
+            "Webhooks by topic (other: not one of ours) and by what became of them.",
+            ("topic", "outcome"),
+            registry=self.registry,
+        )
+        self.shop_id_mismatches = Counter(
+            "pointbook_webhook_shop_id_mismatches",
+            "Authentic webhooks whose X-Shopline-Shop-Id is not their body's store.",
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "pointbook_webhook_duration_seconds",
+            "Time from a webhook's headers to its answer. SHOPLINE waits 5 seconds.",
+            ("topic",),
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+            registry=self.registry,
+        )
+
+
+class Book:
+    """The gRPC server as the shim sees it: one channel, which must be made inside the running event loop."""
+
+    def __init__(self, settings: ShimSettings, channel: grpc.aio.Channel) -> None:
+        self._points = points_pb2_grpc.PointsServiceStub(channel)
+        self._health = health_pb2_grpc.HealthStub(channel)
+        self._timeout_seconds = settings.grpc_timeout_seconds
+        token = settings.token.get_secret_value()
+        self._credentials = (("authorization", f"Bearer {token}"),) if token else ()
+
+    async def apply(self, update: points_pb2.PointsUpdate, request_id: str) -> points_pb2.ApplyPointsUpdateResponse:
+        """Write one event; an answer means that it is committed.
+
+        Raises grpc.aio.AioRpcError, with DEADLINE_EXCEEDED after `grpc_timeout_seconds`.
+        """
+        return await self._points.ApplyPointsUpdate(
+            points_pb2.ApplyPointsUpdateRequest(update=update),
+            timeout=self._timeout_seconds,
+            metadata=(("x-request-id", request_id), *self._credentials),
+        )
+
+    async def is_serving(self) -> bool:
+        """Ask the server's health, for at most a second; an unreachable server does not serve. Raises nothing."""
+        try:
+            health = await self._health.Check(
+                health_pb2.HealthCheckRequest(), timeout=_READY_TIMEOUT_SECONDS, metadata=self._credentials
+            )
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(health.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+class Webhooks:
+    """`POST /webhooks/shopline`: cap, signature, topic, translation, gRPC call, in this order."""
+
+    def __init__(self, settings: ShimSettings, metrics: Metrics) -> None:
+        self._secrets = [secret.get_secret_value() for secret in settings.shopline_secrets]
+        self._max_body_bytes = settings.max_body_bytes
+        self._refuses_other_shop = settings.shop_id_mismatch == "quarantine"
+        self._metrics = metrics
+
+    async def receive(self, request: Request) -> Response:
+        """Answer one delivery, count it, and log it without anything that its sender wrote but the webhook's id."""
+        started = time.perf_counter()
+        topic = request.headers.get("x-shopline-topic", "")
+        topic = topic if topic in _KNOWN_TOPICS else "other"
+        outcome = "error"
+        try:
+            outcome, response = await self._handle(request, topic)
+        finally:
+            self._metrics.webhooks.labels(topic, outcome).inc()
+            self._metrics.seconds.labels(topic).observe(time.perf_counter() - started)
+        _request_log(request).debug("webhook", topic=topic, outcome=outcome, status=response.status_code)
+        return response
+
+    async def _handle(self, request: Request, topic: str) -> tuple[str, Response]:
+        try:
+            raw_body = await _read(request, self._max_body_bytes)
+        except ClientDisconnect:
+            return "incomplete", _UNREAD.response()
+        if raw_body is None:
+            return "too_large", _TOO_LARGE.response()
+        if not signature.verify(self._secrets, raw_body, request.headers.get("x-shopline-hmac-sha256")):
+            return "forged", _FORGED.response()
+        if topic != _POINTS_TOPIC:
+            return "ignored", JSONResponse({"outcome": "IGNORED"})
+        return await self._apply(request, raw_body)
+
+    async def _apply(self, request: Request, raw_body: bytes) -> tuple[str, Response]:
+        try:
+            update = translate.points_update(request.headers, raw_body)
+        except translate.MalformedWebhook as malformed:
+            fields = sorted({field for field, _ in malformed.violations})
+            _request_log(request).warning("webhook malformed", fields=fields)
+            return "malformed", _malformed(malformed).response()
+        if self._names_other_shop(request, update) and self._refuses_other_shop:
+            return "shop_id_mismatch", _OTHER_SHOP.response()
+        book: Book = request.state.book
+        try:
+            applied = await book.apply(update, request.state.request_id)
+        except grpc.aio.AioRpcError as error:
+            return _answer_error(request, error.code())
+        outcome = points_pb2.ApplyOutcome.Name(applied.outcome).removeprefix("APPLY_OUTCOME_")
+        return outcome.lower(), JSONResponse({"outcome": outcome})
+
+    def _names_other_shop(self, request: Request, update: points_pb2.PointsUpdate) -> bool:
+        """Tell whether the unsigned header names another store than the signed body. A missing header claims nothing.
+
+        Source: SHOPLINE facts, Signature.
+        """
+        claimed = request.headers.get("x-shopline-shop-id")
+        if claimed is None:
+            _request_log(request).warning("webhook without shop id")
+            return False
+        if claimed == update.store_id:
+            return False
+        self._metrics.shop_id_mismatches.inc()
+        _request_log(request).warning("webhook shop id mismatch", applied=not self._refuses_other_shop)
+        return True
+
+
+class Envelope:
+    """ASGI middleware: gives every request an id, which its answer carries, and lets no exception out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application for one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_tagged(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message).append("X-Request-Id", request_id)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_tagged)
+        except Exception:
+            log.exception("unexpected error", request_id=request_id)
+            answer = _UNEXPECTED.response()
+        except asyncio.CancelledError:  # Only uvicorn cancels, when the time to drain is over: here the task ends.
+            answer = _STOPPING.response(_RETRY_AFTER)
+        else:
+            return
+        if not started:
+            await answer(scope, receive, send_tagged)
+
+
+def create_app(settings: ShimSettings) -> Starlette:
+    """Build the shim as an ASGI application, which holds one gRPC channel while its lifespan runs.
+
+    Raises ValueError where there is no app secret: then no webhook could be told from a forged one.
+    """
+    if not settings.shopline_secrets:
+        raise ValueError("POINTBOOK_SHOPLINE_SECRETS is empty: the shim needs at least one app secret")
+    metrics = Metrics()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncGenerator[Mapping[str, Any]]:
+        async with grpc.aio.insecure_channel(settings.grpc_address, options=_CHANNEL_OPTIONS) as channel:
+            yield {"settings": settings, "book": Book(settings, channel)}
+
+    async def show_metrics(_: Request) -> Response:
+        return Response(generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = Starlette(
+        routes=[
+            Route("/webhooks/shopline", Webhooks(settings, metrics).receive, methods=["POST"]),
+            Route("/healthz", _tell_alive, methods=["GET"]),
+            Route("/readyz", _tell_ready, methods=["GET"]),
+            Route("/metrics", show_metrics, methods=["GET"]),
+        ],
+        middleware=[Middleware(Envelope)],
+        exception_handlers={404: _tell_not_found, 405: _tell_not_found},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class Shim:
+    """The application on uvicorn, inside an event loop that somebody else runs.
+
+    Signals stay with the caller: setting `stop` is how the shim is told to end. `address` is the bound `host:port`
+    once `ready` is set.
+    """
+
+    def __init__(self, settings: ShimSettings) -> None:
+        self.address = ""
+        self._settings = settings
+        self._app = create_app(settings)
+
+    async def serve(self, *, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
+        """Serve until `stop` is set, then finish what runs, for `drain_timeout_seconds` at most, and close all.
+
+        Raises OSError where the address cannot be bound.
+        """
+        with _listen(self._settings.http_address) as listener:
+            host, port = listener.getsockname()[:2]
+            self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            config = uvicorn.Config(
+                self._app,
+                http=DeadlineProtocol,
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=self._settings.drain_timeout_seconds,
+            )
+            await _Server(config, stop, ready or asyncio.Event()).serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, started and stopped by events in place of signals."""
+
+    def __init__(self, config: uvicorn.Config, stop: asyncio.Event, ready: asyncio.Event) -> None:
+        super().__init__(config)
+        self._stop = stop
+        self._ready = ready
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the process's signal handlers alone."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Tell that requests are accepted from now on."""
+        await super().startup(sockets)
+        self._ready.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look ten times a second whether to stop."""
+        return await super().on_tick(counter) or self._stop.is_set()
+
+
+async def _tell_alive(_: Request) -> Response:
+    return PlainTextResponse("alive\n")
+
+
+async def _tell_ready(request: Request) -> Response:
+    book: Book = request.state.book
+    if await book.is_serving():
+        return PlainTextResponse("ready\n")
+    return _NOT_READY.response(_RETRY_AFTER)
+
+
+async def _tell_not_found(_: Request, __: Exception) -> Response:
+    return _NOT_FOUND.response()
+
+
+async def _read(request: Request, max_bytes: int) -> bytes | None:
+    """Read the body, or None where it is too large: what the headers declare is believed only when it is too much."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        return None
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            return None
+    return bytes(body)
+
+
+def _malformed(malformed: translate.MalformedWebhook) -> Problem:
+    detail = "The webhook is authentic, but its content cannot be read."
+    return Problem(400, "malformed-webhook", "Bad Request", detail, malformed.violations)
+
+
+def _answer_error(request: Request, code: grpc.StatusCode) -> tuple[str, Response]:
+    """Answer what the gRPC server said: 400 where a repetition would fail the same way, else 503 for SHOPLINE to retry.
+
+    Source: SHOPLINE facts, Delivery.
+    """
+    if code in _REFUSALS:
+        _request_log(request).warning("webhook refused", code=code.name)
+        detail = f"The webhook is authentic, but the points book refuses it: {code.name}."
+        return "refused", Problem(400, "webhook-refused", "Bad Request", detail).response()
+    if code in _ACCESS_DENIED:
+        _request_log(request).error("the gRPC server refuses the shim: check POINTBOOK_TOKEN", code=code.name)
+    else:
+        _request_log(request).warning("webhook not applied", code=code.name)
+    return "unavailable", _AWAY.response(_RETRY_AFTER)
+
+
+def _request_log(request: Request) -> Any:
+    """Bind the request's id, and the webhook's where it is harmless to write into a log."""
+    webhook_id = request.headers.get("x-shopline-webhook-id", "")
+    harmless = re.fullmatch(r"[!-~]{1,64}", webhook_id) is not None
+    return log.bind(request_id=request.state.request_id, webhook_id=webhook_id if harmless else None)
+
+
+def _listen(address: str) -> socket.socket:
+    host, port = split_address(address)
+    family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.create_server(target[:2], family=family)
+    # Connections inherit this; asyncio itself would leave them to Nagle's algorithm, at 40 ms an answer.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

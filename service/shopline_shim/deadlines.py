@@ -1,0 +1,147 @@
+"""HTTP connections that end in time: uvicorn has no protection of its own against clients that send slowly."""
+
+import asyncio
+from typing import Any
+
+from httptools import HttpParserError
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from shopline_shim.problems import MEDIA_TYPE, Problem
+from shopline_shim.settings import ShimSettings
+
+_MAX_HEADER_BYTES = 64 * 1024
+_MAX_PIPELINED_REQUESTS = 8
+
+
+def _last_answer(problem: Problem) -> bytes:
+    """Write a problem as the whole answer that ends a connection."""
+    body = problem.body()
+    head = (
+        f"HTTP/1.1 {problem.status} {problem.title}\r\n"
+        f"content-type: {MEDIA_TYPE}\r\n"
+        f"content-length: {len(body)}\r\n"
+        "connection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+# Written once: a thousand slow clients that time out together must cost the others nothing.
+_TOO_SLOW = _last_answer(Problem(408, "too-slow", "Request Timeout", "The request took too long."))
+_NOT_HTTP = _last_answer(Problem(400, "not-http", "Bad Request", "The request is not well-formed HTTP/1.1."))
+_BODY_TOO_LARGE = _last_answer(
+    Problem(413, "body-too-large", "Content Too Large", "The body is larger than the limit.")
+)
+_HEADERS_TOO_LARGE = _last_answer(
+    Problem(431, "headers-too-large", "Request Header Fields Too Large", "The headers are larger than 64 KiB.")
+)
+
+
+class DeadlineProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 connection with a clock and a byte count beside it.
+
+    One timer runs whenever something is owed: first the request's headers (408 after `header_timeout_seconds`), then
+    the rest of the request and its answer (`request_timeout_seconds` from the first byte on). Between two requests
+    uvicorn's keep-alive timeout runs instead. The bytes of one request are counted as they arrive, since neither
+    headers, trailers nor chunk extensions have a limit in the parser.
+
+    The application's lifespan state must hold the ShimSettings under `settings`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        settings: ShimSettings = app_state["settings"]
+        self._header_timeout = settings.header_timeout_seconds
+        self._request_timeout = settings.request_timeout_seconds
+        # A body in small chunks is mostly framing; twice the limit leaves room for it.
+        self._max_wire_bytes = _MAX_HEADER_BYTES + 2 * settings.max_body_bytes
+        self._timer: asyncio.TimerHandle | None = None
+        self._started = 0.0
+        self._wire_bytes = 0
+        self._in_headers = True
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock before the first byte: a client that sends none must not stay either."""
+        super().connection_made(transport)
+        self._begin_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count the bytes, and start the clock with the first one after a kept-alive pause."""
+        if self._timer is None:
+            self._begin_request()
+        self._wire_bytes += len(data)
+        super().data_received(data)
+        if self._in_headers and self._wire_bytes > _MAX_HEADER_BYTES:
+            self._refuse(_HEADERS_TOO_LARGE)
+        elif self._wire_bytes > self._max_wire_bytes:
+            self._refuse(_BODY_TOO_LARGE)
+
+    def on_headers_complete(self) -> None:
+        """Give the rest of the request its own, longer deadline."""
+        super().on_headers_complete()
+        # One read can hold thousands of pipelined requests, and each costs a hundred times its size in memory.
+        if len(self.pipeline) > _MAX_PIPELINED_REQUESTS:
+            raise HttpParserError
+        self._in_headers = False
+        self._arm(self._started + self._request_timeout)
+
+    def on_message_complete(self) -> None:
+        """Count the next request's bytes afresh; a request that was answered before its end ends the connection."""
+        super().on_message_complete()
+        self._wire_bytes = 0
+        self._in_headers = True
+        if self.cycle.response_complete:
+            self.transport.close()  # uvicorn's keep-alive timer is gone by now, and would not be started again.
+
+    def on_response_complete(self) -> None:
+        """Stop the clock, unless the rest of the body is still to come; start it again for a request that waits."""
+        waiting = bool(self.pipeline)
+        super().on_response_complete()
+        if waiting:
+            self._started = self.loop.time()
+            self._arm(self._started + self._request_timeout)
+        elif self._in_headers:
+            self._disarm()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text says the same less well.
+        """Answer a parser error in the form of all other errors."""
+        self._refuse(_NOT_HTTP)
+
+    def _begin_request(self) -> None:
+        self._wire_bytes = 0
+        self._in_headers = True
+        self._started = self.loop.time()
+        self._arm(self._started + self._header_timeout)
+
+    def _arm(self, deadline: float) -> None:
+        self._disarm()
+        self._timer = self.loop.call_at(deadline, self._refuse, _TOO_SLOW)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _refuse(self, last_answer: bytes) -> None:
+        """Answer and close; where the request has (part of) its answer already, only cut the connection."""
+        if self.transport.is_closing():
+            return
+        between_requests = self.cycle is None or (self.cycle.response_complete and self._in_headers)
+        answered = not between_requests and self.cycle.response_started
+        if answered or self.flow.write_paused:
+            self.transport.abort()
+            return
+        self.transport.write(last_answer)
+        self.transport.close()

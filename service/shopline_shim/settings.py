@@ -1,0 +1,131 @@
+"""The shim's settings: `POINTBOOK_*` environment variables, one field each."""
+
+import ipaddress
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_VISIBLE = re.compile(r"[!-~]+")
+
+
+class ShimSettings(BaseSettings):
+    """What the shim needs to know before it starts; nothing is read later.
+
+    Raises pydantic's ValidationError where a setting is wrong; its text never holds a setting's value, as that may be
+    a secret.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="POINTBOOK_", frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    http_address: str = Field(
+        default="127.0.0.1:8080",
+        description="Where the shim listens, host:port. Port 0 takes any free port.",
+    )
+    grpc_address: str = Field(
+        default="127.0.0.1:50051",
+        description="The gRPC server that the shim calls, host:port.",
+    )
+    allow_plaintext: bool = Field(
+        default=False,
+        description="Let plaintext leave loopback: the shim speaks HTTP and plaintext gRPC, so anything but loopback "
+        "wants a proxy or a network that encrypts.",
+    )
+    token: SecretStr = Field(
+        default=SecretStr(""),
+        description="The bearer token that the shim calls the server with; it needs the scope points.write. Empty: "
+        "none is sent, which only a server without access control accepts.",
+    )
+    shopline_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="SHOPLINE's app secrets, separated by commas; a webhook signed with any of them is authentic, so "
+        "that a secret can be rotated. The shim does not start without one.",
+    )
+    shop_id_mismatch: Literal["quarantine", "warn"] = Field(
+        default="quarantine",
+        description="What becomes of a webhook whose X-Shopline-Shop-Id differs from its body's store: quarantine "
+        "does not apply it, warn logs it and applies it to the body's store.",
+    )
+    max_body_bytes: int = Field(
+        default=262_144,
+        ge=1,
+        description="The largest webhook body, in bytes; a larger one is answered 413.",
+    )
+    header_timeout_seconds: float = Field(
+        default=5,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long a client may take to send a request's headers, in seconds.",
+    )
+    request_timeout_seconds: float = Field(
+        default=10,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long a request may take from its first byte to the end of its answer, in seconds.",
+    )
+    grpc_timeout_seconds: float = Field(
+        default=4,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long the gRPC server may take for one webhook, in seconds. SHOPLINE waits 5 for the answer.",
+    )
+    drain_timeout_seconds: int = Field(
+        default=4,
+        ge=1,
+        description="How long running requests may take to end when the shim stops, in whole seconds.",
+    )
+
+    @field_validator("http_address", "grpc_address")
+    @classmethod
+    def _check_address(cls, address: str) -> str:
+        split_address(address)
+        return address
+
+    @field_validator("shopline_secrets", mode="before")
+    @classmethod
+    def _split_secrets(cls, secrets: object) -> object:
+        if isinstance(secrets, str):
+            return tuple(part.strip() for part in secrets.split(",") if part.strip())
+        return secrets
+
+    @field_validator("shopline_secrets")
+    @classmethod
+    def _check_secrets(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(_VISIBLE.fullmatch(secret.get_secret_value()) for secret in secrets):
+            raise ValueError("every secret must be visible ASCII characters, at least one")
+        return secrets
+
+    @field_validator("token")
+    @classmethod
+    def _check_token(cls, token: SecretStr) -> SecretStr:
+        if token.get_secret_value() and not _VISIBLE.fullmatch(token.get_secret_value()):
+            raise ValueError("must be visible ASCII characters, as it travels in a header")
+        return token
+
+    @model_validator(mode="after")
+    def _keep_plaintext_on_loopback(self) -> Self:
+        if self.allow_plaintext:
+            return self
+        if not _is_loopback(self.http_address):
+            raise ValueError("http_address is not loopback: set POINTBOOK_ALLOW_PLAINTEXT=true behind a TLS proxy")
+        if self.token.get_secret_value() and not _is_loopback(self.grpc_address):
+            raise ValueError("grpc_address is not loopback: POINTBOOK_ALLOW_PLAINTEXT=true sends the token in clear")
+        return self
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split `host:port` or `[IPv6]:port` into its host and its port, 0 to 65535. Raises ValueError where it is not."""
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not (port.isascii() and port.isdigit() and int(port) < 2**16):
+        raise ValueError("must be host:port")
+    return host, int(port)
+
+
+def _is_loopback(address: str) -> bool:
+    host, _ = split_address(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,267 @@
+"""SHOPLINE's webhook bodies as messages of Pointbook's API.
+
+Pure: headers and bytes in, a message or a list of everything that is wrong out. The rules come from SHOPLINE's page
+"Points update" and from what its deliveries do beyond it (SHOPLINE facts, The points webhook).
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pointbook.v1 import points_pb2
+
+Violation = tuple[str, str]
+"""A wrong field: its name as SHOPLINE writes it, and what it must be. Never its value, which may be personal data."""
+
+_MERCHANT_ID_HEADER = "X-Shopline-Merchant-Id"
+_BODY = "body"
+_FIELDS = frozenset(
+    {
+        "buyer_id",
+        "points_balance",
+        "points_expiry_time",
+        "store_id",
+        "update_type",
+        "updated_at",
+        "updated_scene",
+        "updated_value",
+    }
+)
+
+_ID = re.compile(r"[!-~]{1,64}")
+_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_INT64 = range(-(2**63), 2**63)
+_INT64_EXPONENTS = range(19)
+_TIMES_MS = range(253_402_300_800_000)  # From 1970 to the end of the year 9999, where a Timestamp ends.
+_NEVER_SECONDS = 4_102_415_999  # 2099-12-31T15:59:59Z, which SHOPLINE also writes for "does not expire".
+
+_TYPES = {
+    "INCREASE": points_pb2.POINTS_UPDATE_TYPE_INCREASE,
+    "DECREASE": points_pb2.POINTS_UPDATE_TYPE_DECREASE,
+}
+_SCENES = {
+    name.removeprefix("POINTS_UPDATE_SCENE_"): value
+    for name, value in points_pb2.PointsUpdateScene.items()
+    if value != points_pb2.POINTS_UPDATE_SCENE_UNSPECIFIED
+}
+
+
+class MalformedWebhook(ValueError):  # noqa: N818 - it is the webhook that is wrong, not the program.
+    """An authentic webhook whose content cannot be read.
+
+    `violations` names every wrong field once, in the order in which they were found. A flaw of the body as a whole
+    has the name `body`, a header stands under its own name.
+    """
+
+    def __init__(self, violations: Iterable[Violation]) -> None:
+        self.violations = tuple(dict.fromkeys(violations))
+        super().__init__("; ".join(f"{field} {description}" for field, description in self.violations))
+
+
+def points_update(headers: Mapping[str, str], raw_body: bytes) -> points_pb2.PointsUpdate:
+    """Translate a delivery of `app_memberSystem_points/challenged`.
+
+    `headers` may be written in any case; only the merchant is taken from them as content, as the body does not name
+    it, and the webhook's id, shop domain and API version as metadata. The store is the body's, which is signed.
+
+    Points are whole and times are milliseconds. Longs may be integers, integral floats or decimal strings, ids
+    strings or integers, and the type in any case. `updated_value` is a magnitude whose sign the type gives. A scene
+    that the API does not list is kept by name. `points_expiry_time` counts for an INCREASE only, where absent, null,
+    "", 0 and 2099-12-31T15:59:59Z mean "never"; for a DECREASE it is dropped, but must still be a long.
+
+    The event's id is a digest of its content, so that a body which is delivered again, under another webhook id or
+    written in another way, is the same event (The ledger, Identity).
+
+    Raises MalformedWebhook with all that is wrong. Source: SHOPLINE's page "Points update"; SHOPLINE facts, The points
+    webhook.
+    """
+    lowered = {name.lower(): value for name, value in headers.items()}
+    reader = _Reader(raw_body)
+    merchant_id = reader.check_id(_MERCHANT_ID_HEADER, lowered.get(_MERCHANT_ID_HEADER.lower()))
+    store_id = reader.read_id("store_id")
+    buyer_id = reader.read_id("buyer_id")
+    update_type = reader.read_type("update_type")
+    scene = reader.read_scene("updated_scene")
+    value = reader.read_magnitude("updated_value")
+    balance = reader.read_long("points_balance")
+    updated_at_ms = reader.read_time("updated_at")
+    increases = update_type == points_pb2.POINTS_UPDATE_TYPE_INCREASE
+    expiry_ms = reader.read_expiry("points_expiry_time", relevant=increases)
+    if reader.violations:
+        raise MalformedWebhook(reader.violations)
+
+    signed_value = value if increases else -value
+    return points_pb2.PointsUpdate(
+        event_id=_event_id(merchant_id, store_id, buyer_id, updated_at_ms, signed_value, balance, expiry_ms, scene),
+        merchant_id=merchant_id,
+        store_id=store_id,
+        buyer_id=buyer_id,
+        update_type=update_type,
+        updated_scene=_SCENES.get(scene, points_pb2.POINTS_UPDATE_SCENE_UNSPECIFIED),
+        unrecognized_scene="" if scene in _SCENES else scene,
+        updated_value=value,
+        points_balance=balance,
+        points_expiry_time=None if expiry_ms is None else _timestamp(expiry_ms),
+        updated_at=_timestamp(updated_at_ms),
+        webhook=points_pb2.WebhookMetadata(
+            webhook_id=_metadata(lowered.get("x-shopline-webhook-id"), 128),
+            shop_domain=_metadata(lowered.get("x-shopline-shop-domain"), 255),
+            api_version=_metadata(lowered.get("x-shopline-api-version"), 64),
+        ),
+    )
+
+
+class _Reader:
+    """Reads the body's fields and collects what is wrong with them, so that one answer names it all.
+
+    A method that finds its field wrong answers a placeholder of the right type: it is never used, as
+    `violations` is looked at before anything is built.
+    """
+
+    def __init__(self, raw_body: bytes) -> None:
+        self._body, self.violations = _parse(raw_body)
+
+    def read_id(self, name: str) -> str:
+        value = self._body.get(name)
+        if isinstance(value, Decimal):
+            integer = _integer(value)
+            value = None if integer is None else str(integer)
+        return self.check_id(name, value)
+
+    def check_id(self, name: str, value: object) -> str:
+        if isinstance(value, str) and _ID.fullmatch(value):
+            return value
+        self._refuse(name, "must be an id of 1 to 64 visible ASCII characters")
+        return ""
+
+    def read_scene(self, name: str) -> str:
+        value = self._body.get(name)
+        if isinstance(value, str) and _ID.fullmatch(value):
+            return value
+        self._refuse(name, "must be a name of 1 to 64 visible ASCII characters")
+        return ""
+
+    def read_type(self, name: str) -> points_pb2.PointsUpdateType.ValueType:
+        value = self._body.get(name)
+        # Upper case is ASCII's here: in Unicode, letters such as the dotless i would turn into a type's name.
+        if isinstance(value, str) and value.isascii() and value.upper() in _TYPES:
+            return _TYPES[value.upper()]
+        self._refuse(name, "must be INCREASE or DECREASE")
+        return points_pb2.POINTS_UPDATE_TYPE_UNSPECIFIED
+
+    def read_long(self, name: str) -> int:
+        integer = _integer(self._body.get(name))
+        if integer is None:
+            self._refuse(name, "must be a whole number of 64 bits")
+            return 0
+        return integer
+
+    def read_magnitude(self, name: str) -> int:
+        integer = _integer(self._body.get(name))
+        if integer is None or integer < 0:
+            self._refuse(name, "must be a whole number of 64 bits, not negative: update_type gives the sign")
+            return 0
+        return integer
+
+    def read_time(self, name: str) -> int:
+        integer = _integer(self._body.get(name))
+        if integer is None or integer not in _TIMES_MS:
+            self._refuse(name, "must be a time in milliseconds since 1970, before the year 10000")
+            return 0
+        return integer
+
+    def read_expiry(self, name: str, *, relevant: bool) -> int | None:
+        value = self._body.get(name)
+        if value is None or value == "":
+            return None
+        if not relevant:
+            self.read_long(name)
+            return None
+        expiry_ms = self.read_time(name)
+        return None if expiry_ms == 0 or expiry_ms // 1000 == _NEVER_SECONDS else expiry_ms
+
+    def _refuse(self, name: str, description: str) -> None:
+        self.violations.append((name, description))
+
+
+def _parse(raw_body: bytes) -> tuple[dict[str, Any], list[Violation]]:
+    """Parse a body into an object whose numbers are all Decimals, and the flaws of the JSON itself.
+
+    A name that appears twice is a flaw, because parsers differ in which value they take, and so are NaN and Infinity,
+    which JSON does not have. Raises MalformedWebhook where there is no object to read fields from.
+    """
+    flaws: list[Violation] = []
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        parsed = dict(pairs)
+        if len(parsed) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            repeated = [name for name, count in counts.items() if count > 1]
+            flaws.extend((name if name in _FIELDS else _BODY, "must not name a member twice") for name in repeated)
+        return parsed
+
+    def constant(_: str) -> Decimal:
+        flaws.append((_BODY, "must not hold NaN or Infinity"))
+        return Decimal("NaN")
+
+    try:
+        body = json.loads(
+            raw_body.decode(),
+            object_pairs_hook=members,
+            parse_constant=constant,
+            parse_float=_decimal,
+            parse_int=_decimal,
+        )
+    except (ValueError, RecursionError):  # RecursionError: nested more deeply than anything SHOPLINE would send.
+        raise MalformedWebhook([(_BODY, "must be JSON in UTF-8")]) from None
+    if not isinstance(body, dict):
+        raise MalformedWebhook([(_BODY, "must be a JSON object")])
+    return body, flaws
+
+
+def _decimal(literal: str) -> Decimal:
+    """Read a number exactly: a float would round a long, and int() refuses or burns time on thousands of digits."""
+    try:
+        return Decimal(literal)
+    except InvalidOperation:  # The exponent is beyond any arithmetic.
+        return Decimal("NaN")
+
+
+def _integer(value: object) -> int | None:
+    """Answer a long in any of its forms as an integer of 64 bits, None where it is none.
+
+    The exponent is looked at before the digits are written out: 1e999999999 is short here and very long there.
+    """
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = _decimal(value)
+    if not isinstance(value, Decimal) or not value.is_finite():
+        return None
+    if value.is_zero():
+        return 0
+    if value.adjusted() not in _INT64_EXPONENTS or value != value.to_integral_value():
+        return None
+    integer = int(value)
+    return integer if integer in _INT64 else None
+
+
+def _event_id(*content: str | int | None) -> str:
+    """Digest an event's content. A JSON array is unambiguous: no two contents are written alike."""
+    return "shopline-" + hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _timestamp(time_ms: int) -> Timestamp:
+    seconds, rest_ms = divmod(time_ms, 1000)
+    return Timestamp(seconds=seconds, nanos=rest_ms * 1_000_000)
+
+
+def _metadata(value: str | None, max_length: int) -> str:
+    """Keep a header that the API can carry. Unsigned metadata must never cost an event, so a wrong one is left out."""
+    if value is None or len(value) > max_length or not re.fullmatch(r"[!-~]*", value):
+        return ""
+    return value

@@ -1,0 +1,37 @@
+"""The tests' own cluster: templates are made once, clones are independent."""
+
+import asyncio
+
+import asyncpg
+
+from embedded_database import Cluster
+
+
+async def fetch_value(url: str, query: str) -> object:
+    """Run one statement on a database."""
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    try:
+        return await connection.fetchval(query)
+    finally:
+        await connection.close()
+
+
+async def test_clones_are_fresh_and_independent() -> None:
+    """A template is prepared once, and what one clone changes no other one sees."""
+    prepared: list[str] = []
+
+    async def prepare(url: str) -> None:
+        prepared.append(url)
+        await fetch_value(url, "CREATE TABLE numbers AS SELECT generate_series(1, 10) AS number")
+
+    cluster = Cluster()
+    await cluster.start()
+    try:
+        await asyncio.gather(*(cluster.template("ready", prepare) for _ in range(3)))
+        assert prepared == [cluster.url("ready")]
+        first, second = await asyncio.gather(cluster.clone("ready"), cluster.clone("ready"))
+        await fetch_value(first, "DELETE FROM numbers")
+        assert await fetch_value(first, "SELECT count(*) FROM numbers") == 0
+        assert await fetch_value(second, "SELECT count(*) FROM numbers") == 10
+    finally:
+        await cluster.stop()

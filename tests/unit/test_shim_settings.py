@@ -1,0 +1,99 @@
+"""The shim's settings: read from the environment, checked at once, and silent about secrets."""
+
+import pytest
+from pydantic import ValidationError
+
+from shopline_shim.app import create_app
+from shopline_shim.settings import ShimSettings, split_address
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what the machine's environment says about Pointbook."""
+    for name in ShimSettings.model_fields:
+        monkeypatch.delenv(f"POINTBOOK_{name.upper()}", raising=False)
+
+
+def test_defaults_serve_loopback() -> None:
+    """Without any setting, nothing leaves the machine."""
+    settings = ShimSettings()
+
+    assert settings.http_address == "127.0.0.1:8080"
+    assert settings.grpc_address == "127.0.0.1:50051"
+    assert settings.max_body_bytes == 256 * 1024
+
+
+def test_every_field_is_described() -> None:
+    """The README's table is made of the fields' descriptions."""
+    assert all(field.description for field in ShimSettings.model_fields.values())
+
+
+def test_secrets_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spaces around a secret and a last comma are an operator's habit, not part of it."""
+    monkeypatch.setenv("POINTBOOK_SHOPLINE_SECRETS", "new-secret, old-secret,")
+
+    actual = [secret.get_secret_value() for secret in ShimSettings().shopline_secrets]
+
+    assert actual == ["new-secret", "old-secret"]
+
+
+def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the settings' text nor an error about them holds a secret."""
+    monkeypatch.setenv("POINTBOOK_SHOPLINE_SECRETS", "hidden-secret")
+    monkeypatch.setenv("POINTBOOK_TOKEN", "hidden-token")
+    shown = repr(ShimSettings()) + str(ShimSettings().model_dump())
+    monkeypatch.setenv("POINTBOOK_SHOPLINE_SECRETS", "hidden-secret,geh\u00e4im")
+    with pytest.raises(ValidationError) as caught:
+        ShimSettings()
+
+    assert "hidden" not in shown + str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HTTP_ADDRESS", "8080"),
+        ("HTTP_ADDRESS", "127.0.0.1:65536"),
+        ("HTTP_ADDRESS", "0.0.0.0:8080"),
+        ("GRPC_ADDRESS", "localhost:"),
+        ("SHOP_ID_MISMATCH", "ignore"),
+        ("MAX_BODY_BYTES", "0"),
+        ("HEADER_TIMEOUT_SECONDS", "nan"),
+        ("GRPC_TIMEOUT_SECONDS", "inf"),
+        ("SHOPLINE_SECRETS", "geh\u00e4im"),
+        ("TOKEN", "two words"),
+    ],
+)
+def test_wrong_settings_stop_the_start(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """A wrong setting is one error that names it."""
+    monkeypatch.setenv(f"POINTBOOK_{name}", value)
+
+    with pytest.raises(ValidationError) as caught:
+        ShimSettings()
+
+    assert name.lower() in str(caught.value)
+    assert caught.value.error_count() == 1
+
+
+def test_plaintext_leaves_loopback_only_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listening everywhere, or sending the token elsewhere, wants a word from the operator."""
+    monkeypatch.setenv("POINTBOOK_TOKEN", "token")
+    monkeypatch.setenv("POINTBOOK_GRPC_ADDRESS", "pointbook.internal:50051")
+    with pytest.raises(ValidationError, match="grpc_address"):
+        ShimSettings()
+    monkeypatch.setenv("POINTBOOK_HTTP_ADDRESS", "[::]:8080")
+    monkeypatch.setenv("POINTBOOK_ALLOW_PLAINTEXT", "true")
+
+    assert ShimSettings().http_address == "[::]:8080"
+
+
+def test_addresses() -> None:
+    """An IPv6 address stands in brackets, as in a URL."""
+    assert split_address("localhost:0") == ("localhost", 0)
+    assert split_address("[::1]:8080") == ("::1", 8080)
+
+
+def test_no_start_without_a_secret() -> None:
+    """Without a secret nothing could be told from a forgery."""
+    with pytest.raises(ValueError, match="POINTBOOK_SHOPLINE_SECRETS"):
+        create_app(ShimSettings())
