@@ -21,7 +21,7 @@ from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from pointbook_server.delivery.console import ConsoleSender
 from pointbook_server.migrations import migrate
 from pointbook_server.programs.model import Channel
-from pointbook_server.server import Development, Server
+from pointbook_server.server import Server
 from pointbook_server.settings import CODE_KEY_BYTES_MIN, ServerSettings, is_loopback
 from shopline_shim.app import Shim
 from shopline_shim.settings import ShimSettings
@@ -57,8 +57,8 @@ async def run_dev(settings: ServerSettings, shim_settings: ShimSettings, stop: a
         if not settings.code_keys:
             settings = settings.model_copy(update={"code_keys": {"dev": _code_key(settings.data_dir)}})
         console = ConsoleSender()
-        development = Development(senders={Channel.SMS: console, Channel.EMAIL: console})
-        server = Server(settings, database_url, development=development)
+        senders = {Channel.SMS: console, Channel.EMAIL: console}
+        server = Server(settings, database_url, senders=senders, development=True)
         stack.push_async_callback(server.stop)
         await server.start()
         grpc_address = f"{settings.grpc_address.rpartition(':')[0]}:{server.port}"

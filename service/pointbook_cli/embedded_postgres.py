@@ -92,6 +92,7 @@ class EmbeddedPostgres:
         self._socket_folder = _socket_folder(self._folder)
         self._owner_lock: int | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()  # One start or stop at a time, whichever tasks call them.
 
     def url(self, database: str = _DATABASE) -> str:
         """Return the SQLAlchemy URL (asyncpg, Unix socket, no password) of a database of this server."""
@@ -104,16 +105,17 @@ class EmbeddedPostgres:
         A server that runs already is left as it is. Raises EmbeddedPostgresError when the folder is in use, belongs to
         somebody else or to another version of PostgreSQL, or when the server does not start; nothing is left running.
         """
-        if self._process is not None and self._process.returncode is None:
-            return
-        try:
-            await self._start()
-        except OSError as error:
-            await self.stop()
-            raise EmbeddedPostgresError(f"cannot use the database folder {self._folder}: {error}") from error
-        except BaseException:
-            await self.stop()
-            raise
+        async with self._turn:
+            if self._process is not None and self._process.returncode is None:
+                return
+            try:
+                await self._start()
+            except OSError as error:
+                await self._stop()
+                raise EmbeddedPostgresError(f"cannot use the database folder {self._folder}: {error}") from error
+            except BaseException:
+                await self._stop()
+                raise
 
     async def wait(self) -> int:
         """Return the server's exit code once it has ended; `start` may then be called again.
@@ -127,8 +129,13 @@ class EmbeddedPostgres:
     async def stop(self) -> None:
         """Disconnect all clients, shut the server down cleanly and free the folder; harmless when nothing runs.
 
-        Takes 25 seconds at most: a server that does not finish its clean shutdown recovers at its next start.
+        Takes 25 seconds at most: a server that does not finish its clean shutdown recovers at its next start. A start
+        that is under way is waited for first.
         """
+        async with self._turn:
+            await self._stop()
+
+    async def _stop(self) -> None:
         if self._owner_lock is None:
             return
         if self._process is not None:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import grpc
 import structlog
@@ -62,25 +61,20 @@ CONCURRENT_CALLS_MAX = 1_000
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Development:
-    """What `pointbook dev` on loopback does differently; anything else runs without it.
-
-    There are no tokens, stores are registered on first sight, and messages may go to the console.
-    """
-
-    senders: Mapping[Channel, Sender] = field(default_factory=dict)
-
-
 class Server:
-    """One server process. `start` it, and `stop` it in the same event loop."""
+    """One server process. `start` it, and `stop` it in the same event loop.
+
+    With `development` there are no tokens, reflection is on, and stores are registered on first sight: for
+    `pointbook dev` on loopback only.
+    """
 
     def __init__(
         self,
         settings: ServerSettings,
         database_url: str,
         *,
-        development: Development | None = None,
+        senders: Mapping[Channel, Sender],
+        development: bool = False,
         clock: Clock = system_clock,
     ) -> None:
         self._settings = settings
@@ -94,7 +88,7 @@ class Server:
             options=_options(reuse_port=settings.workers > 1),
             maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
         )
-        self._add_services(development, clock)
+        self._add_services(senders, clock, development=development)
         self.port = self._server.add_insecure_port(settings.grpc_address)
 
     async def start(self) -> None:
@@ -119,13 +113,13 @@ class Server:
             log.warning("some calls did not end in time")
         await self._database.dispose()
 
-    def _add_services(self, development: Development | None, clock: Clock) -> None:
-        ledger = LedgerStore(self._database, register_stores=development is not None)
+    def _add_services(self, senders: Mapping[Channel, Sender], clock: Clock, *, development: bool) -> None:
+        ledger = LedgerStore(self._database, register_stores=development)
         programs = ProgramsStore(self._database)
         codes = ValidationCodes(
             ValidationCodesStore(self._database),
             keys=self._settings.code_key_bytes(),
-            senders=development.senders if development else {},
+            senders=senders,
             clock=clock,
         )
         server = self._server

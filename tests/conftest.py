@@ -1,0 +1,66 @@
+"""What the tests share: one PostgreSQL a run, one migrated database and one server a file, one shop a test."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from embedded_database import Cluster
+from harness import Client, Outbox, Service, Shop, TestClock, make_token, server_settings, unique
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.migrations import migrate
+from pointbook_server.programs.model import Channel
+from pointbook_server.server import Server
+
+TEMPLATE = "pointbook_template"
+
+
+@pytest.fixture(scope="session")
+async def cluster() -> AsyncIterator[Cluster]:
+    """One PostgreSQL for this process of the test run."""
+    running = Cluster()
+    await running.start()
+    yield running
+    await running.stop()
+
+
+async def _migrate(url: str) -> None:
+    await migrate(url)
+
+
+@pytest.fixture(scope="module")
+async def database_url(cluster: Cluster) -> str:
+    """A migrated database for one test file."""
+    await cluster.template(TEMPLATE, _migrate)
+    return await cluster.clone(TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+async def admin_token(database_url: str) -> str:
+    """A token for every merchant and every scope."""
+    return await make_token(database_url, [ALL_MERCHANTS], list(Scope))
+
+
+@pytest.fixture(scope="module")
+async def service(database_url: str, admin_token: str) -> AsyncIterator[Service]:
+    """A server as it runs in production, but for its clock and its senders."""
+    clock, outbox = TestClock(), Outbox()
+    server = Server(server_settings(), database_url, senders={Channel.SMS: outbox, Channel.EMAIL: outbox}, clock=clock)
+    await server.start()
+    client = Client(server.port, admin_token)
+    yield Service(server, client, clock, outbox, database_url)
+    await client.close()
+    await server.stop()
+
+
+@pytest.fixture
+def client(service: Service) -> Client:
+    """A client whose token may do everything."""
+    return service.client
+
+
+@pytest.fixture
+async def shop(client: Client) -> Shop:
+    """A merchant with a registered store, for one test alone."""
+    own = Shop(unique("merchant"), unique("store"))
+    await client.put_store(own.merchant_id, own.store_id)
+    return own
