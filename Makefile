@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+OUT    := gen
 PROTOS := $(sort $(wildcard proto/pointbook/v1/*.proto))
 
 .PHONY: help setup run test soak lint format gen lock bench
@@ -39,24 +40,28 @@ lint: $(STAMP) ## Check style, types, layers, protos, the Dockerfile and that ge
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/hadolint Dockerfile
-	$(BIN)/python .ci/check_generated.py
+	$(MAKE) --no-print-directory gen OUT=build/gen
+	diff -r -x __init__.py -x py.typed -x __pycache__ build/gen/pointbook gen/pointbook
 
 format: $(STAMP) ## Format the sources.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/buf format -w
 
-gen: $(STAMP) ## Generate gen/ from proto/.
-	rm -f gen/pointbook/v1/*_pb2*
+gen: $(STAMP) ## Generate the stubs from proto/.
+	mkdir -p $(OUT)
+	rm -f $(OUT)/pointbook/v1/*_pb2*
 	$(BIN)/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
-	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=gen --grpc_python_out=gen \
-	  --mypy_out=gen --mypy_grpc_out=generate_concrete_servicer_stubs:gen $(PROTOS)
+	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=$(OUT) --grpc_python_out=$(OUT) \
+	  --mypy_out=quiet:$(OUT) --mypy_grpc_out=quiet,generate_concrete_servicer_stubs:$(OUT) $(PROTOS)
 
-lock: $(STAMP) ## Resolve the dependencies anew into the two lock files.
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --no-emit-package pointbook-stubs --upgrade --extra embedded --group dev pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --no-emit-package pointbook-stubs --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	--no-emit-package pointbook-stubs
+
+lock: $(STAMP) ## Resolve the dependencies anew: for developers, and for the image.
+	$(LOCK) --upgrade --extra embedded --group dev pyproject.toml -o requirements.lock
+	$(LOCK) --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
+	printf 'pip\nsetuptools\n' | $(LOCK) --constraint requirements.lock - -o deploy/build.lock
 
 bench: $(STAMP) ## Measure, print a table and write bench/results.json.
 	$(BIN)/python bench/run.py

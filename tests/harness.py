@@ -202,8 +202,10 @@ def refusal(error: grpc.aio.AioRpcError) -> Refusal:
     infos = [detail for detail in status.details if detail.Unpack(info)]
     assert len(infos) == 1
     assert info.domain == "pointbook"
-    has_retry = any([detail.Unpack(retry) for detail in status.details])
-    any([detail.Unpack(bad_request) for detail in status.details])
+    has_retry = False
+    for detail in status.details:
+        detail.Unpack(bad_request)
+        has_retry = detail.Unpack(retry) or has_retry
     return Refusal(
         code=error.code(),
         reason=info.reason,

@@ -17,7 +17,7 @@ from google.protobuf.json_format import ParseDict
 from pydantic import SecretStr
 
 from pointbook.v1 import programs_pb2, programs_pb2_grpc
-from pointbook_cli.embedded_postgres import EmbeddedPostgres
+from pointbook_cli.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from pointbook_server.delivery.console import ConsoleSender
 from pointbook_server.migrations import migrate
 from pointbook_server.programs.model import Channel
@@ -105,15 +105,26 @@ async def _database(settings: ServerSettings) -> AsyncIterator[str]:
         yield postgres.url()
     finally:
         watch.cancel()
+        await asyncio.wait([watch])
         await postgres.stop()
 
 
 async def _keep_running(postgres: EmbeddedPostgres) -> None:
+    """Start the database again whenever it ends by itself."""
     while True:
-        code = await postgres.wait()
-        log.error("the embedded database ended; starting it again", exit_code=code)
-        await asyncio.sleep(DATABASE_RESTART_SECONDS)
+        log.error("the embedded database ended; starting it again", exit_code=await postgres.wait())
+        while not await _restart(postgres):
+            log.error("the embedded database does not start; trying again")
+
+
+async def _restart(postgres: EmbeddedPostgres) -> bool:
+    await asyncio.sleep(DATABASE_RESTART_SECONDS)
+    try:
         await postgres.start()
+    except EmbeddedPostgresError as error:
+        log.warning("no start", error=str(error))
+        return False
+    return True
 
 
 def _make_private(folder: Path) -> None:

@@ -154,6 +154,21 @@ def migrate() -> None:
         typer.echo(f"The database went from revision {before or 'nothing'} to {after}.")
 
 
+@app.command()
+def health(
+    shim: Annotated[bool, typer.Option(help="Ask a shim's /readyz instead of the gRPC server.")] = False,
+) -> None:
+    """Tell by the exit code whether the server that the settings name is serving: for container health checks."""
+    from pointbook_cli.health import server_is_serving, shim_is_ready
+    from shopline_shim.settings import ShimSettings
+
+    settings = load_settings(ShimSettings)
+    serving = shim_is_ready(settings.http_address) if shim else server_is_serving(settings.grpc_address)
+    typer.echo("serving" if serving else "not serving")
+    if not serving:
+        sys.exit(1)
+
+
 @token_app.command("create")
 def create_token(
     name: Annotated[str, typer.Option(help="Who will use it, for the list.")],

@@ -128,7 +128,7 @@ def raw_request(raw_body: bytes, *, length: int | None = None, chunked: bool = F
 @contextlib.asynccontextmanager
 async def running(**changes: Any) -> AsyncIterator[Running]:
     """Run a fake server and a shim in front of it, with some settings changed."""
-    points = FakePoints()  # type: ignore[abstract]  # It has the one method that the shim calls.
+    points = FakePoints()
     async with grpc_server(points) as (port, states):
         settings = ShimSettings(
             **{
@@ -319,7 +319,7 @@ async def test_slow_server() -> None:
 
 async def test_server_away_and_back() -> None:
     """Without a server the shim lives and says so; when it is back, webhooks are applied within two seconds."""
-    points = FakePoints()  # type: ignore[abstract]  # It has the one method that the shim calls.
+    points = FakePoints()
     async with grpc_server(points) as (port, _):
         pass
     async with running(grpc_address=f"127.0.0.1:{port}") as shim:

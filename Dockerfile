@@ -1,0 +1,29 @@
+# One image for both processes: `serve` by default, `shim` as the command.
+# The server beyond loopback needs POINTBOOK_ALLOW_PLAINTEXT=true in a network that encrypts by itself.
+
+FROM python:3.13-slim-trixie AS build
+WORKDIR /build
+COPY deploy/ deploy/
+# Nothing is compiled here, and everything that is installed is named by its hash.
+RUN python -m venv /opt/build \
+    && /opt/build/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r deploy/build.lock \
+    && python -m venv --without-pip /opt/pointbook \
+    && /opt/build/bin/pip --python /opt/pointbook/bin/python install --no-cache-dir --require-hashes --only-binary :all: -r deploy/requirements.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY gen/ gen/
+COPY service/ service/
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir wheels ./gen . \
+    && /opt/build/bin/pip --python /opt/pointbook/bin/python install --no-cache-dir --no-deps --no-index wheels/*.whl
+
+FROM python:3.13-slim-trixie
+RUN python -m pip uninstall --yes --root-user-action ignore pip \
+    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin pointbook
+COPY --from=build /opt/pointbook /opt/pointbook
+ENV PATH=/opt/pointbook/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+USER 10001
+EXPOSE 50051 8080
+# It asks by the standard gRPC health protocol; for the shim, run the container with
+# --health-cmd "pointbook health --shim", which asks /readyz.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s CMD ["pointbook", "health"]
+ENTRYPOINT ["pointbook"]
+CMD ["serve"]
