@@ -69,7 +69,13 @@ async def run_dev(settings: ServerSettings, shim_settings: ShimSettings, stop: a
             changes["shopline_secrets"] = (SecretStr(SECRET),)
         shim = Shim(shim_settings.model_copy(update=changes))
         await _serve_shim(stack, shim)
-        _print_welcome(grpc_address, shim, database_url, time.monotonic() - began)
+        _print_welcome(
+            grpc_address=grpc_address,
+            http_address=shim.address,
+            secret="the app secret is dev-secret" if "shopline_secrets" in changes else "with your app secrets",
+            database="POINTBOOK_DATABASE_URL" if settings.database_url else f"embedded, {database_url}",
+            seconds=time.monotonic() - began,
+        )
         await stop.wait()
         log.info("stopping")
 
@@ -163,25 +169,24 @@ async def _put_sample(grpc_address: str) -> None:
             await programs.PutProgram(programs_pb2.PutProgramRequest(program=program))
 
 
-def _print_welcome(grpc_address: str, shim: Shim, database_url: str, seconds: float) -> None:
+def _print_welcome(*, grpc_address: str, http_address: str, secret: str, database: str, seconds: float) -> None:
     """Tell what runs where, and the lines to paste next."""
     account = f'{{"merchant_id":"{MERCHANT_ID}","store_id":"{STORE_ID}","buyer_id":"{BUYER_ID}"}}'
     buyer = f'{{"merchant_id":"{MERCHANT_ID}","buyer":{{"store_id":"{STORE_ID}","buyer_id":"{BUYER_ID}"}}}}'
     ask = f'{{"customer":{buyer},"program_id":1,"points":20}}'
-    http = shim.address
-    pointbook = Path(sys.argv[0]).name and Path(os.path.relpath(Path(sys.executable).parent / "pointbook"))
+    pointbook = os.path.relpath(Path(sys.executable).parent / "pointbook")
     typer.echo(f"""
 Pointbook is ready after {seconds:.1f} s. Ctrl-C stops it.
 
   gRPC      {grpc_address}  (plaintext, no tokens, reflection on)
-  webhooks  http://{http}/webhooks/shopline  (app secret "{SECRET}")
-  probes    http://{http}/healthz  http://{http}/readyz  http://{http}/metrics
-  database  {database_url}
+  webhooks  http://{http_address}/webhooks/shopline  ({secret})
+  probes    http://{http_address}/healthz  http://{http_address}/readyz  http://{http_address}/metrics
+  database  {database}
   sample    merchant {MERCHANT_ID}, store {STORE_ID}, program 1: multiples of 10, at most 200 at a time
 
 Paste next, in another terminal:
 
-  {pointbook} webhook send --url http://{http}/webhooks/shopline
+  {pointbook} webhook send --url http://{http_address}/webhooks/shopline
   grpcurl -plaintext -d '{account}' {grpc_address} pointbook.v1.PointsService/GetPointsAccount
   grpcurl -plaintext -d '{ask}' {grpc_address} pointbook.v1.RedemptionService/ValidateRedemption
   grpcurl -plaintext {grpc_address} list

@@ -52,7 +52,7 @@ class ServerSettings(BaseSettings):
         default=30.0, gt=0, le=600, description="The longest that a call may take, whatever deadline its caller set."
     )
     drain_seconds: float = Field(
-        default=8.0, ge=0, le=600, description="How long a stopping server lets running calls finish."
+        default=6.0, ge=0, le=600, description="How long a stopping server lets running calls finish."
     )
     code_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
         default_factory=dict,
