@@ -41,7 +41,7 @@ class Cluster:
         await asyncio.to_thread(shutil.rmtree, self._folder)
 
     def url(self, database: str) -> str:
-        """Return the SQLAlchemy URL of a database of this server."""
+        """Return the URL of a database of this server."""
         return self._postgres.url(database)
 
     async def template(self, name: str, prepare: Callable[[str], Awaitable[None]]) -> None:
@@ -54,7 +54,7 @@ class Cluster:
         await asyncio.shield(self._templates[name])
 
     async def clone(self, template: str) -> str:
-        """Return the SQLAlchemy URL of a fresh copy of the template; calls may run side by side."""
+        """Return the URL of a fresh copy of the template; calls may run side by side."""
         self._clones += 1
         name = f"{template}_{self._clones}"
         # WAL_LOG, the default strategy: FILE_COPY makes two checkpoints, which took half as long again and, at
@@ -67,7 +67,7 @@ class Cluster:
         await prepare(self.url(name))
 
     async def _execute(self, statement: str) -> None:
-        connection = await asyncpg.connect(self.url("postgres").replace("+asyncpg", ""))
+        connection = await asyncpg.connect(self.url("postgres"))
         try:
             await connection.execute(statement)
         finally:

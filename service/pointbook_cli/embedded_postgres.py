@@ -95,9 +95,9 @@ class EmbeddedPostgres:
         self._turn = asyncio.Lock()  # One start or stop at a time, whichever tasks call them.
 
     def url(self, database: str = _DATABASE) -> str:
-        """Return the SQLAlchemy URL (asyncpg, Unix socket, no password) of a database of this server."""
+        """Return the URL (Unix socket, no password) of a database of this server, as every PostgreSQL client reads it."""
         socket_folder = quote(str(self._socket_folder))
-        return f"postgresql+asyncpg://{_SUPERUSER}@/{quote(database, safe='')}?host={socket_folder}&port={_PORT}"
+        return f"postgresql://{_SUPERUSER}@/{quote(database, safe='')}?host={socket_folder}&port={_PORT}"
 
     async def start(self) -> None:
         """Make the cluster when there is none, start the server and return when it accepts connections.

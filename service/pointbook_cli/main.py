@@ -38,7 +38,10 @@ def run() -> None:
 
     try:
         app()
-    except (EmbeddedPostgresError, PointbookError, OSError) as error:
+    except PointbookError as error:
+        cause = getattr(error.__cause__, "orig", error.__cause__)
+        fail(f"{error} ({cause})" if cause else str(error))
+    except (EmbeddedPostgresError, OSError) as error:
         fail(str(error))
 
 
@@ -194,10 +197,10 @@ def create_token(
 def list_tokens() -> None:
     """List all tokens, never their secrets."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     tokens = with_access_store(lambda store: store.tokens())
-    table = Table("id", "name", "merchants", "scopes", "created", "expires", "revoked")
+    table = Table(Column("id", no_wrap=True), "name", "merchants", "scopes", "created", "expires", "revoked")
     for token in tokens:
         times = (token.created_at_ms, token.expires_at_ms, token.revoked_at_ms)
         table.add_row(

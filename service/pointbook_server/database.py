@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
+import asyncpg
 from sqlalchemy import text
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -22,8 +22,8 @@ COMMAND_TIMEOUT_SECONDS = 20.0
 RETRY_AFTER_SECONDS = 1.0
 CONFLICT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
 """Serialization failure, deadlock, lock timeout: the transaction had no effect, and may well succeed again."""
-UNAVAILABLE_SQLSTATE_CLASSES = ("08", "53", "57")
-"""Connection errors, lack of resources, operator intervention: the database is away, for now."""
+UNAVAILABLE_SQLSTATE_CLASSES = ("08", "28", "3D", "53", "57")
+"""Connection errors, refused logins, no such database, lack of resources, operator intervention: it is away for us."""
 
 T = TypeVar("T")
 
@@ -79,18 +79,16 @@ class Database:
 def create_engine(url: str, *, pool_size: int) -> AsyncEngine:
     """Make an engine on asyncpg whose errors never quote parameters, since they may be personal data.
 
+    asyncpg reads the URL itself, so that it means what it means to every other PostgreSQL client, `sslmode` included.
     Custom plans are forced: a generic plan that was made while a table was empty walks all of a merchant's rows.
     """
-    return create_async_engine(
-        make_url(url).set(drivername="postgresql+asyncpg"),
-        pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=POOL_TIMEOUT_SECONDS,
-        hide_parameters=True,
-        connect_args={
-            "timeout": CONNECT_TIMEOUT_SECONDS,
-            "command_timeout": COMMAND_TIMEOUT_SECONDS,
-            "server_settings": {
+
+    async def connect() -> asyncpg.Connection:
+        return await asyncpg.connect(
+            url,
+            timeout=CONNECT_TIMEOUT_SECONDS,
+            command_timeout=COMMAND_TIMEOUT_SECONDS,
+            server_settings={
                 "application_name": "pointbook",
                 "plan_cache_mode": "force_custom_plan",
                 "jit": "off",
@@ -98,7 +96,15 @@ def create_engine(url: str, *, pool_size: int) -> AsyncEngine:
                 "statement_timeout": "15s",
                 "idle_in_transaction_session_timeout": "30s",
             },
-        },
+        )
+
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT_SECONDS,
+        hide_parameters=True,
     )
 
 

@@ -4,6 +4,7 @@ from base64 import b64decode
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -65,6 +66,20 @@ class ServerSettings(BaseSettings):
     data_dir: Path = Field(
         default=Path(".pointbook"), description="The folder in which `pointbook dev` keeps the embedded database."
     )
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        scheme, _, rest = value.get_secret_value().partition("://")
+        try:
+            _ = urlsplit(f"postgresql://{rest}").port
+        except ValueError:
+            scheme = ""
+        if scheme not in {"postgresql", "postgres", "postgresql+asyncpg"}:
+            raise ValueError("must be postgresql://USER:PASSWORD@HOST:PORT/NAME")
+        return SecretStr(f"postgresql://{rest}")
 
     @field_validator("code_keys", mode="before")
     @classmethod

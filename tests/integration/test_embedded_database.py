@@ -9,7 +9,7 @@ from embedded_database import Cluster
 
 async def fetch_value(url: str, query: str) -> object:
     """Run one statement on a database."""
-    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    connection = await asyncpg.connect(url)
     try:
         return await connection.fetchval(query)
     finally:

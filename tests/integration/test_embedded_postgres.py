@@ -43,7 +43,7 @@ async def running(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
 
 async def fetch_value(postgres: EmbeddedPostgres, query: str) -> object:
     """Run one statement over the address that callers get."""
-    connection = await asyncpg.connect(postgres.url().replace("+asyncpg", ""))
+    connection = await asyncpg.connect(postgres.url())
     try:
         return await connection.fetchval(query)
     finally:
@@ -123,7 +123,7 @@ async def test_stop_during_a_start(module_folder: Path, *, cancel: bool) -> None
 async def test_dropped_database_is_made_again(module_folder: Path) -> None:
     """An operator may drop the database to begin afresh."""
     async with running(module_folder) as postgres:
-        connection = await asyncpg.connect(postgres.url("postgres").replace("+asyncpg", ""))
+        connection = await asyncpg.connect(postgres.url("postgres"))
         await connection.execute("DROP DATABASE pointbook WITH (FORCE)")
         await connection.close()
     async with running(module_folder) as postgres:
@@ -158,7 +158,7 @@ async def test_durability(module_folder: Path, *, fsync: bool, expected: str) ->
 async def test_log_holds_no_data(module_folder: Path) -> None:
     """A failing statement leaves neither itself nor its values in the log."""
     async with running(module_folder) as postgres:
-        connection = await asyncpg.connect(postgres.url().replace("+asyncpg", ""))
+        connection = await asyncpg.connect(postgres.url())
         await connection.execute("CREATE TEMPORARY TABLE private (phone text PRIMARY KEY)")
         for _ in range(2):
             try:

@@ -196,7 +196,7 @@ def test_it_is_the_smallest_trail(data: st.DataObject) -> None:
 
 
 @given(
-    st.lists(free_changes, max_size=6, unique=True),
+    st.lists(free_changes, min_size=1, max_size=6, unique=True),
     st.one_of(st.none(), st.integers(-2, 4)),
     st.integers(0, 3),
 )

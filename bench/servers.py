@@ -1,0 +1,118 @@
+"""The processes under load, started as `python servers.py NAME`: each prints its address once it serves.
+
+They run as `pointbook serve` and `pointbook shim` do, with settings from POINTBOOK_* variables; only the sender of
+one-time codes is the benchmark's own.
+"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+
+import grpc
+
+from plain import PlainPointsServicer
+from pointbook.v1 import points_pb2, points_pb2_grpc
+from pointbook_cli.main import database_url, load_settings, run_until_stopped
+from pointbook_server.database import create_engine
+from pointbook_server.delivery.sender import Message
+from pointbook_server.logs import configure_logs
+from pointbook_server.programs.model import Channel
+from pointbook_server.server import CONCURRENT_CALLS_MAX, Server, _options
+from pointbook_server.settings import ServerSettings
+from shopline_shim.app import Shim
+from shopline_shim.settings import ShimSettings
+
+HOST = "127.0.0.1"
+ANY_PORT = f"{HOST}:0"
+
+
+class InstantSender:
+    """Takes every message at once, so that no provider's time is measured."""
+
+    needs_destination = False
+
+    async def send(self, message: Message) -> None:
+        """Take a message."""
+
+
+class EchoServicer(points_pb2_grpc.PointsServiceServicer):
+    """Answers the messages of ApplyPointsUpdate without doing anything: what gRPC itself takes."""
+
+    async def ApplyPointsUpdate(  # noqa: N802 - gRPC names the methods
+        self, request: points_pb2.ApplyPointsUpdateRequest, _context: object
+    ) -> points_pb2.ApplyPointsUpdateResponse:
+        """Answer what the request says."""
+        update = request.update
+        return points_pb2.ApplyPointsUpdateResponse(
+            outcome=points_pb2.APPLY_OUTCOME_APPLIED,
+            account=points_pb2.PointsAccount(
+                merchant_id=update.merchant_id,
+                store_id=update.store_id,
+                buyer_id=update.buyer_id,
+                points_balance=update.points_balance,
+                active_points=update.points_balance,
+                lifetime_points=update.points_balance,
+                as_of=update.updated_at,
+            ),
+        )
+
+
+async def serve_pointbook(stop: asyncio.Event) -> None:
+    """Run the real server."""
+    settings = load_settings(ServerSettings, grpc_address=ANY_PORT)
+    server = Server(settings, database_url(settings), senders={Channel.SMS: InstantSender()})
+    await server.start()
+    _announce(f"{HOST}:{server.port}")
+    await stop.wait()
+    await server.stop()
+
+
+async def serve_echo(stop: asyncio.Event) -> None:
+    """Run the server that all rates are compared with."""
+    await _serve_bare(EchoServicer(), stop)
+
+
+async def serve_plain(stop: asyncio.Event) -> None:
+    """Run the plainly written service on an engine like the real server's."""
+    settings = load_settings(ServerSettings)
+    engine = create_engine(database_url(settings), pool_size=settings.database_pool_size)
+    await _serve_bare(PlainPointsServicer(engine), stop)
+    await engine.dispose()
+
+
+async def serve_shim(stop: asyncio.Event) -> None:
+    """Run the real shim."""
+    shim = Shim(load_settings(ShimSettings, http_address=ANY_PORT))
+    ready = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(shim.serve(stop=stop, ready=ready))
+        await ready.wait()
+        _announce(shim.address)
+
+
+async def _serve_bare(servicer: points_pb2_grpc.PointsServiceServicer, stop: asyncio.Event) -> None:
+    """Serve a servicer with the real server's options, and without its interceptors."""
+    server = grpc.aio.server(options=_options(reuse_port=False), maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX)
+    points_pb2_grpc.add_PointsServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port(ANY_PORT)
+    await server.start()
+    _announce(f"{HOST}:{port}")
+    await stop.wait()
+    await server.stop(grace=1)
+
+
+def _announce(address: str) -> None:
+    print(address, flush=True)
+
+
+SERVERS: dict[str, Callable[[asyncio.Event], Awaitable[None]]] = {
+    "pointbook": serve_pointbook,
+    "echo": serve_echo,
+    "plain": serve_plain,
+    "shim": serve_shim,
+}
+
+
+if __name__ == "__main__":
+    configure_logs("INFO", json=True)
+    run_until_stopped(SERVERS[sys.argv[1]])
