@@ -95,7 +95,7 @@ class EmbeddedPostgres:
         self._turn = asyncio.Lock()  # One start or stop at a time, whichever tasks call them.
 
     def url(self, database: str = _DATABASE) -> str:
-        """Return the URL (Unix socket, no password) of a database of this server, as every PostgreSQL client reads it."""
+        """Return the URL of a database of this server: a Unix socket, and no password."""
         socket_folder = quote(str(self._socket_folder))
         return f"postgresql://{_SUPERUSER}@/{quote(database, safe='')}?host={socket_folder}&port={_PORT}"
 
