@@ -25,7 +25,33 @@ DECREASING_SCENES = frozenset(
         "POINTS_EXPIRED",
     }
 )
-"""The scenes that SHOPLINE describes as deducting points; all other known ones add."""
+"""The scenes that SHOPLINE describes as deducting points."""
+INCREASING_SCENES = frozenset(
+    {
+        "FOLLOW_FB",
+        "CUSTOMER_IMPORT_INCREASE",
+        "FOLLOW_INS",
+        "EMAIL_SUBSCRIPTION",
+        "ORDER_RETURN",
+        "SHARE_FB",
+        "DAILY_ATTENDANCE",
+        "ENTER_PHONE",
+        "SUCCESSFUL_REFERRAL",
+        "SUCCESSFUL_REGISTRATION",
+        "TOP_REVIEWS",
+        "CUSTOMERS_BIRTHDAY",
+        "ENTER_BIRTHDAY",
+        "MANUALLY_INCREASE",
+        "PRODUCT_REVIEWS",
+        "LEVEL_MEM_BENEFITS",
+        "LOGIN_SUCCESS",
+        "PAID_MEM_BENEFITS",
+        "SUCCESSFUL_ORDERS",
+        "CUSTOMIZED_RULE",
+        "REFUND_POINT_BY_EXCHANGE",
+    }
+)
+"""The scenes that SHOPLINE describes as adding points; a name in neither set says nothing of a direction."""
 GIVEN_BACK_SCENES = frozenset({"ORDER_RETURN", "REFUND_POINT_BY_EXCHANGE"})
 """Increases that give spent points back, and so do not count as earned a second time."""
 
@@ -154,8 +180,8 @@ class Entry:
     @property
     def scene_disagrees(self) -> bool:
         """Whether the scene describes the other direction than the update type says."""
-        decreasing = self.event.scene in DECREASING_SCENES
-        return decreasing != (self.event.update_type is UpdateType.DECREASE)
+        others = INCREASING_SCENES if self.event.update_type is UpdateType.DECREASE else DECREASING_SCENES
+        return self.event.scene in others
 
 
 @dataclass(frozen=True, slots=True)
