@@ -47,7 +47,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             if handler is None or method.startswith(REFLECTION):
                 return handler
             access = _access(method, principal)
-        except PointbookError as error:
+        except Exception as error:  # noqa: BLE001 - it is raised again inside the call, where it becomes a status
             return _refuse(error)
         return grpc.unary_unary_rpc_method_handler(
             _guard(handler.unary_unary, principal, access),
@@ -84,7 +84,7 @@ def _guard(behaviour: Callable[[Any, Any], Awaitable[Any]], principal: Principal
     return call
 
 
-def _refuse(error: PointbookError) -> Any:
+def _refuse(error: Exception) -> Any:
     async def refuse(_request: bytes, _context: object) -> None:
         raise error
 

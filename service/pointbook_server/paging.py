@@ -27,13 +27,16 @@ def read_token(
         digest, *place = json.loads(urlsafe_b64decode(token[:TOKEN_LENGTH_MAX].encode()))
     except (ValueError, TypeError, RecursionError):
         digest, place = "", []
-    fits = [type(item) for item in place] == list(kinds) and all(
-        not isinstance(item, int) or abs(item) <= INTEGER_MAX for item in place
-    )
-    if not fits or digest != _digest(scope):
+    fits = [type(item) for item in place] == list(kinds)
+    if not fits or not all(map(_is_comparable, place)) or digest != _digest(scope):
         fields.wrong(field, "must be a next_page_token that was answered for the same request")
         return None
     return tuple(place)
+
+
+def _is_comparable(item: int | str) -> bool:
+    """Tell whether the database can compare with an item: tokens are not signed, so anybody can write one."""
+    return item.isascii() and item.isprintable() if isinstance(item, str) else abs(item) <= INTEGER_MAX
 
 
 def _digest(scope: object) -> str:

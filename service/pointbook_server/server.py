@@ -53,6 +53,8 @@ SERVICES = tuple(
 )
 HEALTH_INTERVAL_SECONDS = 0.5
 HEALTH_TIMEOUT_SECONDS = 2.0
+GOODBYE_SECONDS = 0.05
+"""How long gRPC takes to tell all its clients that they should connect to another server."""
 HANDLERS_CLEANUP_SECONDS = 2.0
 METADATA_BYTES_MAX = 8 * 1024
 MESSAGE_BYTES_MAX = 1024 * 1024
@@ -103,7 +105,11 @@ class Server:
         if self._watch is not None:
             self._watch.cancel()
         await self._health.enter_graceful_shutdown()
-        stopping = asyncio.create_task(self._server.stop(self._settings.drain_seconds))
+        half_seconds = self._settings.drain_seconds / 2
+        await self._status.hold(half_seconds)
+        stopping = asyncio.create_task(self._server.stop(half_seconds))
+        await asyncio.sleep(GOODBYE_SECONDS)
+        self._status.refuse()
         await stopping
         # The server has stopped before its handlers have cleaned up; only then may the connections go.
         try:
@@ -169,6 +175,9 @@ def _options(*, reuse_port: bool) -> tuple[tuple[str, int], ...]:
         ("grpc.max_metadata_size", METADATA_BYTES_MAX),
         ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
         ("grpc.max_concurrent_streams", 100),
+        # This protection counts streams that have ended but are not freed yet, and so refuses calls of a client that
+        # keeps to the limit. What a client cancels in haste is bounded by the number of concurrent calls.
+        ("grpc.http.overload_protection", 0),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

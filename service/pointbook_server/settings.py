@@ -26,7 +26,7 @@ def is_loopback(address: str) -> bool:
 class ServerSettings(BaseSettings):
     """How the gRPC server runs. Each field is a variable POINTBOOK_<NAME>; a wrong one stops the start."""
 
-    model_config = SettingsConfigDict(env_prefix="POINTBOOK_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="POINTBOOK_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     database_url: SecretStr | None = Field(
         default=None,

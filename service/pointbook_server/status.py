@@ -1,10 +1,11 @@
 """The outermost interceptor: every call gets a request id, a deadline, and our errors as rich gRPC statuses."""
 
 import asyncio
+import contextlib
 import re
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import structlog
@@ -21,7 +22,11 @@ VIOLATIONS_MAX = 50
 DETAILS_BYTES_MAX = 3_000
 """Room for the message and the encoding: a status over 4 KiB can be lost on its way to the client."""
 TEXT_LENGTH_MAX = 200
+METADATA_BYTES_MAX = 1_000
+"""Room for the longest value there is: the names of everything that speaks against a redemption."""
 DRAIN_RETRY_SECONDS = 1.0
+QUIET_SECONDS = 0.05
+"""How long a caller may take to send its next call after an answer."""
 REQUEST_ID_HEADER = "x-request-id"
 CODES = {
     Reason.INVALID_FIELDS: grpc.StatusCode.INVALID_ARGUMENT,
@@ -67,7 +72,9 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, *, deadline_seconds: float) -> None:
         self._deadline_seconds = deadline_seconds
         self._running: set[asyncio.Task[Any]] = set()
-        self._draining = False
+        self._held: set[asyncio.Task[Any]] = set()
+        self._holding = False
+        self._refusing = asyncio.Event()
 
     async def intercept_service(
         self,
@@ -84,9 +91,26 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             response_serializer=handler.response_serializer,
         )
 
+    async def hold(self, seconds: float) -> None:
+        """Let new calls wait, and the running ones end, for a while.
+
+        When gRPC stops, it answers CANCELLED to every call that it has not handed over by then. Callers send calls as
+        long as they get answers, so that there is always such a call under load; callers that wait send none.
+        """
+        self._holding = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while busy := self._running - self._held:
+                    await asyncio.wait(busy)
+                await asyncio.sleep(QUIET_SECONDS)
+
+    def refuse(self) -> None:
+        """Refuse new calls, those that wait included."""
+        self._holding = True
+        self._refusing.set()
+
     async def drain(self) -> None:
-        """Refuse new calls, and wait until the running ones have ended, their cleaning up included."""
-        self._draining = True
+        """Wait until the running calls have ended, their cleaning up included."""
         while self._running:
             await asyncio.wait(self._running)
 
@@ -97,13 +121,15 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         details: grpc.HandlerCallDetails,
     ) -> Callable[[bytes, Any], Awaitable[Any]]:
         async def call(request: bytes, context: Any) -> Any:
-            task = asyncio.current_task()
-            assert task is not None, "gRPC runs every call in a task of its own"  # noqa: S101 - narrows
+            task = _this_task()
             self._running.add(task)
             request_id = _request_id(details)
             structlog.contextvars.bind_contextvars(request_id=request_id, method=details.method)
             try:
                 return await self._answer(behaviour, deserialize, request, context)
+            except grpc.aio.AbortError:
+                # Health has told its status by itself.
+                raise
             except PointbookError as error:
                 await _abort(context, error, request_id)
             except NotImplementedError:
@@ -130,10 +156,8 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         request: bytes,
         context: Any,
     ) -> Any:
-        if self._draining:
-            raise PointbookError(
-                Reason.SHUTTING_DOWN, "This server is stopping; retry.", retry_after_seconds=DRAIN_RETRY_SECONDS
-            )
+        if self._holding:
+            await self._refuse()
         remaining = context.time_remaining()
         seconds = self._deadline_seconds if remaining is None else min(remaining, self._deadline_seconds)
         deadline = asyncio.timeout(seconds)
@@ -144,6 +168,23 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             if not deadline.expired():
                 raise
             raise PointbookError(Reason.DEADLINE_EXCEEDED, "The call ran into its deadline.") from None
+
+    async def _refuse(self) -> NoReturn:
+        task = _this_task()
+        self._held.add(task)
+        try:
+            await self._refusing.wait()
+        finally:
+            self._held.discard(task)
+        raise PointbookError(
+            Reason.SHUTTING_DOWN, "This server is stopping; retry.", retry_after_seconds=DRAIN_RETRY_SECONDS
+        )
+
+
+def _this_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None, "gRPC runs every call in a task of its own"  # noqa: S101 - narrows
+    return task
 
 
 def _parse(deserialize: Callable[[bytes], Any] | None, request: bytes) -> Any:
@@ -193,7 +234,7 @@ def to_status(error: PointbookError) -> Status:
     status = Status(code=code_of(error.reason).value[0], message=error.message[:TEXT_LENGTH_MAX])
     info = ErrorInfo(reason=error.reason.value, domain=DOMAIN)
     for key, value in error.metadata.items():
-        info.metadata[key] = value[:TEXT_LENGTH_MAX]
+        info.metadata[key] = value.encode()[:METADATA_BYTES_MAX].decode(errors="ignore")
     bad_request = BadRequest()
     for violation in error.violations[:VIOLATIONS_MAX]:
         bad_request.field_violations.add(

@@ -11,7 +11,7 @@ from pointbook_server.errors import PointbookError
 
 MAX_AGE_SECONDS = 2.0
 """How long a revoked token may still be heard."""
-UNKNOWN_MAX_AGE_SECONDS = 0.2
+UNKNOWN_PAUSE_SECONDS = 0.2
 """An unknown token may be brand new, so it makes us look again, but not for every forged one."""
 LOAD_TIMEOUT_SECONDS = 2.0
 
@@ -23,34 +23,38 @@ class TokenBook:
         self._store = store
         self._clock = clock
         self._tokens: dict[str, Token] | None = None
-        self._loaded_at = float("-inf")
+        self._read_at = float("-inf")
         self._loading = asyncio.Lock()
 
     async def admit(self, bearer: str) -> Principal:
         """Tell who calls with a bearer string. Raises TOKEN_INVALID, TOKEN_EXPIRED and DATABASE_UNAVAILABLE."""
         token_id, secret = split_bearer(bearer)
-        token = (await self._fresh(MAX_AGE_SECONDS)).get(token_id)
+        now = time.monotonic()
+        token = (await self._read_after(now - MAX_AGE_SECONDS)).get(token_id)
         if token is None and token_id:
-            token = (await self._fresh(UNKNOWN_MAX_AGE_SECONDS)).get(token_id)
+            # All that come within the pause share one more look, which sees what was there when they came.
+            await asyncio.sleep(self._read_at + UNKNOWN_PAUSE_SECONDS - now)
+            token = (await self._read_after(now)).get(token_id)
         return admit(token, secret, self._clock())
 
-    async def _fresh(self, max_age_seconds: float) -> dict[str, Token]:
-        if self._tokens is not None and time.monotonic() - self._loaded_at < max_age_seconds:
-            return self._tokens
-        async with self._loading:
-            if time.monotonic() - self._loaded_at >= max_age_seconds:
-                await self._load()
+    async def _read_after(self, moment: float) -> dict[str, Token]:
+        """Give the tokens as they were read after a moment."""
+        if self._read_at <= moment:
+            async with self._loading:
+                if self._read_at <= moment:
+                    await self._load()
         if self._tokens is None:
             raise database_unavailable()
         return self._tokens
 
     async def _load(self) -> None:
         """Load all tokens; where the database is away, keep the old ones and look again a moment later."""
+        started = time.monotonic()
         try:
             async with asyncio.timeout(LOAD_TIMEOUT_SECONDS):
                 tokens = await self._store.tokens()
         except (PointbookError, TimeoutError):
-            pass
+            self._read_at = time.monotonic()
         else:
             self._tokens = {token.token_id: token for token in tokens}
-        self._loaded_at = time.monotonic()
+            self._read_at = started

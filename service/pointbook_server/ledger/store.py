@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, literal, select, tuple_, update
+from sqlalchemy import Row, Text, and_, bindparam, literal, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -25,7 +25,45 @@ from pointbook_server.ledger.model import (
 )
 from pointbook_server.tables import points_accounts, points_entries, stores
 
-NOT_REFUSED = points_entries.c.outcome != literal(Outcome.REFUSED.value)
+ACCOUNT = points_accounts.c
+ENTRY = points_entries.c
+IS_ACCOUNT = and_(
+    ACCOUNT.buyer_id == bindparam("buyer"),
+    ACCOUNT.store_id == bindparam("store"),
+    ACCOUNT.merchant_id == bindparam("merchant"),
+)
+IS_ENTRY = and_(ENTRY.event_id == bindparam("event"), ENTRY.merchant_id == bindparam("merchant"))
+IS_OF_ACCOUNT = and_(
+    ENTRY.buyer_id == bindparam("buyer"),
+    ENTRY.store_id == bindparam("store"),
+    ENTRY.merchant_id == bindparam("merchant"),
+    ENTRY.outcome != literal(Outcome.REFUSED.value),
+)
+STATE = ("opening", "balance", "drift", "silently_expired", "lifetime_points", "newest_at_ms", "lots")
+DERIVED = ("ordinal", "balance_before", "balance_after", "drift", "silently_expired", "draws")
+
+# Statements are built once: building one takes as long as running it.
+READ_ACCOUNT = select(points_accounts).where(IS_ACCOUNT)
+LOCK_ACCOUNT = READ_ACCOUNT.with_for_update()
+# The row is made from the merchant's store, so that an unknown store makes none.
+OPEN_ACCOUNT = (
+    insert(points_accounts)
+    .from_select(
+        ["merchant_id", "store_id", "buyer_id"],
+        select(stores.c.merchant_id, stores.c.store_id, bindparam("buyer", type_=Text)).where(
+            stores.c.store_id == bindparam("store"), stores.c.merchant_id == bindparam("merchant")
+        ),
+    )
+    .on_conflict_do_nothing(constraint="pk_points_accounts")
+)
+UPDATE_ACCOUNT = update(points_accounts).where(IS_ACCOUNT).values({name: bindparam(name) for name in STATE})
+FIND_ENTRY = select(points_entries).where(IS_ENTRY)
+READ_HISTORY = select(points_entries).where(IS_OF_ACCOUNT).order_by(ENTRY.updated_at_ms, ENTRY.ordinal)
+# Who inserts the row has claimed its event_id.
+INSERT_ENTRY = insert(points_entries).on_conflict_do_nothing(constraint="pk_points_entries").returning(ENTRY.event_id)
+MOVE_ENTRY = update(points_entries).where(IS_ENTRY).values({name: bindparam(f"new_{name}") for name in DERIVED})
+# A store that is registered stays as it is.
+REGISTER_STORE = insert(stores).on_conflict_do_nothing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,120 +131,76 @@ class LedgerStore:
     async def account(self, merchant_id: str, key: AccountKey) -> Account:
         """Read one account; one that no event has named is empty."""
         async with self._database.read() as connection:
-            row = (await connection.execute(select(points_accounts).where(_is_account(merchant_id, key)))).one_or_none()
+            row = (await connection.execute(READ_ACCOUNT, _named(merchant_id, key))).one_or_none()
         return Account() if row is None else _to_account(row)
 
     async def entries(
         self, merchant_id: str, key: AccountKey, wanted: EntryFilter, *, before: tuple[int, int] | None, limit: int
     ) -> list[BookEntry]:
         """Read a page of an account's entries, the newest first, before a place (time in ms, ordinal)."""
-        entry = points_entries.c
-        query = select(points_entries).where(_is_of_account(merchant_id, key), NOT_REFUSED)
+        query = select(points_entries).where(IS_OF_ACCOUNT)
         if wanted.update_type is not None:
-            query = query.where(entry.update_type == wanted.update_type.value)
+            query = query.where(ENTRY.update_type == wanted.update_type.value)
         if wanted.scenes:
-            query = query.where(entry.scene.in_(wanted.scenes))
+            query = query.where(ENTRY.scene.in_(wanted.scenes))
         if wanted.start_ms is not None:
-            query = query.where(entry.updated_at_ms >= wanted.start_ms)
+            query = query.where(ENTRY.updated_at_ms >= wanted.start_ms)
         if wanted.end_ms is not None:
-            query = query.where(entry.updated_at_ms < wanted.end_ms)
+            query = query.where(ENTRY.updated_at_ms < wanted.end_ms)
         if before is not None:
-            query = query.where(tuple_(entry.updated_at_ms, entry.ordinal) < tuple_(*map(literal, before)))
-        query = query.order_by(entry.updated_at_ms.desc(), entry.ordinal.desc()).limit(limit)
+            query = query.where(tuple_(ENTRY.updated_at_ms, ENTRY.ordinal) < tuple_(*map(literal, before)))
+        query = query.order_by(ENTRY.updated_at_ms.desc(), ENTRY.ordinal.desc()).limit(limit)
         async with self._database.read() as connection:
-            return [_to_book_entry(row) for row in await connection.execute(query)]
+            return [_to_book_entry(row) for row in await connection.execute(query, _named(merchant_id, key))]
 
     async def _lock_account(
         self, connection: AsyncConnection, merchant_id: str, key: AccountKey, now_ms: int
     ) -> Account:
-        """Lock the account's row and read it as it is under the lock; make the row where there is none.
-
-        The row is made from the merchant's store, so that an unknown store makes none.
-        """
-        query = select(points_accounts).where(_is_account(merchant_id, key)).with_for_update()
-        row = (await connection.execute(query)).one_or_none()
+        """Lock the account's row and read it as it is under the lock; make the row where there is none."""
+        named = _named(merchant_id, key)
+        row = (await connection.execute(LOCK_ACCOUNT, named)).one_or_none()
         if row is None:
             if self._register_stores:
-                await connection.execute(_register_store(merchant_id, key.store_id, now_ms))
-            await connection.execute(_open_account(merchant_id, key))
-            row = (await connection.execute(query)).one_or_none()
+                await connection.execute(REGISTER_STORE, _new_store(merchant_id, key.store_id, now_ms))
+            await connection.execute(OPEN_ACCOUNT, named)
+            row = (await connection.execute(LOCK_ACCOUNT, named)).one_or_none()
         if row is None:
             raise store_not_found(key.store_id)
         return _to_account(row)
 
     async def _find_entry(self, connection: AsyncConnection, merchant_id: str, event_id: str) -> BookEntry | None:
         """Read what is known under an event_id, a remembered refusal included."""
-        entry = points_entries.c
-        query = select(points_entries).where(entry.event_id == event_id, entry.merchant_id == merchant_id)
-        row = (await connection.execute(query)).one_or_none()
+        row = (await connection.execute(FIND_ENTRY, {"merchant": merchant_id, "event": event_id})).one_or_none()
         return None if row is None else _to_book_entry(row)
 
     async def _history(self, connection: AsyncConnection, merchant_id: str, key: AccountKey) -> Sequence[Entry]:
         """Read all entries of a locked account, in the order of the book."""
-        entry = points_entries.c
-        query = (
-            select(points_entries)
-            .where(_is_of_account(merchant_id, key), NOT_REFUSED)
-            .order_by(entry.updated_at_ms, entry.ordinal)
-        )
-        return [_to_book_entry(row).entry for row in await connection.execute(query)]
+        rows = await connection.execute(READ_HISTORY, _named(merchant_id, key))
+        return [_to_book_entry(row).entry for row in rows]
 
     async def _insert_entry(self, connection: AsyncConnection, merchant_id: str, received: BookEntry) -> None:
         """Insert an entry, and so claim its event_id; one claimed meanwhile runs the transaction again."""
-        event = received.entry.event
-        statement = (
-            insert(points_entries)
-            .values(
-                event_id=event.event_id,
-                merchant_id=merchant_id,
-                store_id=event.account.store_id,
-                buyer_id=event.account.buyer_id,
-                update_type=event.update_type.value,
-                scene=event.scene,
-                updated_value=event.value,
-                points_balance=event.balance,
-                expires_at_ms=event.expires_at_ms,
-                updated_at_ms=event.updated_at_ms,
-                webhook_id=received.webhook.webhook_id,
-                shop_domain=received.webhook.shop_domain,
-                api_version=received.webhook.api_version,
-                received_at_ms=received.received_at_ms,
-                outcome=received.outcome.value,
-                **_derived(received.entry),
-            )
-            .on_conflict_do_nothing(constraint="pk_points_entries")
-            .returning(points_entries.c.event_id)
-        )
-        if (await connection.execute(statement)).one_or_none() is None:
+        row = await connection.execute(INSERT_ENTRY, _to_row(merchant_id, received))
+        if row.one_or_none() is None:
             raise RetryTransactionError
 
     async def _move_entries(self, connection: AsyncConnection, merchant_id: str, moved: Sequence[Entry]) -> None:
         """Rewrite what the fold derives for entries that a late event moved."""
-        entry = points_entries.c
-        for change in moved:
-            await connection.execute(
-                update(points_entries)
-                .where(entry.event_id == change.event.event_id, entry.merchant_id == merchant_id)
-                .values(**_derived(change))
-            )
+        if moved:
+            changes = [
+                {"merchant": merchant_id, "event": entry.event.event_id}
+                | {f"new_{name}": value for name, value in _derived(entry).items()}
+                for entry in moved
+            ]
+            await connection.execute(MOVE_ENTRY, changes)
 
     async def _update_account(
         self, connection: AsyncConnection, merchant_id: str, key: AccountKey, account: Account
     ) -> None:
         """Write the state of a locked account."""
-        await connection.execute(
-            update(points_accounts)
-            .where(_is_account(merchant_id, key))
-            .values(
-                opening=account.opening,
-                balance=account.balance,
-                drift=account.drift,
-                silently_expired=account.silently_expired,
-                lifetime_points=account.lifetime_points,
-                newest_at_ms=account.newest_at_ms,
-                lots=[[lot.remaining, lot.original, lot.expires_at_ms, lot.event_id] for lot in account.lots],
-            )
-        )
+        lots = [[lot.remaining, lot.original, lot.expires_at_ms, lot.event_id] for lot in account.lots]
+        state = {name: getattr(account, name) for name in STATE} | {"lots": lots}
+        await connection.execute(UPDATE_ACCOUNT, _named(merchant_id, key) | state)
 
 
 def _repeated(account: Account, known: BookEntry, event: Event) -> Verdict:
@@ -221,42 +215,40 @@ def _repeated(account: Account, known: BookEntry, event: Event) -> Verdict:
     return Verdict(outcome, account, known.entry)
 
 
-def _is_account(merchant_id: str, key: AccountKey) -> Any:
-    account = points_accounts.c
-    return and_(account.buyer_id == key.buyer_id, account.store_id == key.store_id, account.merchant_id == merchant_id)
+def _named(merchant_id: str, key: AccountKey) -> dict[str, object]:
+    return {"merchant": merchant_id, "store": key.store_id, "buyer": key.buyer_id}
 
 
-def _is_of_account(merchant_id: str, key: AccountKey) -> Any:
-    entry = points_entries.c
-    return and_(entry.buyer_id == key.buyer_id, entry.store_id == key.store_id, entry.merchant_id == merchant_id)
+def _new_store(merchant_id: str, store_id: str, now_ms: int) -> dict[str, object]:
+    return {
+        "store_id": store_id,
+        "merchant_id": merchant_id,
+        "shop_domain": "",
+        "display_name": "",
+        "revision": 1,
+        "updated_at_ms": now_ms,
+    }
 
 
-def _open_account(merchant_id: str, key: AccountKey) -> Any:
-    """Make an account's row if its store is the merchant's."""
-    store = select(stores.c.merchant_id, stores.c.store_id, literal(key.buyer_id)).where(
-        stores.c.store_id == key.store_id, stores.c.merchant_id == merchant_id
-    )
-    return (
-        insert(points_accounts)
-        .from_select(["merchant_id", "store_id", "buyer_id"], store)
-        .on_conflict_do_nothing(constraint="pk_points_accounts")
-    )
-
-
-def _register_store(merchant_id: str, store_id: str, now_ms: int) -> Any:
-    """Register a store on first sight; one that is registered stays as it is."""
-    return (
-        insert(stores)
-        .values(
-            store_id=store_id,
-            merchant_id=merchant_id,
-            shop_domain="",
-            display_name="",
-            revision=1,
-            updated_at_ms=now_ms,
-        )
-        .on_conflict_do_nothing()
-    )
+def _to_row(merchant_id: str, received: BookEntry) -> dict[str, object]:
+    event, webhook = received.entry.event, received.webhook
+    return {
+        "event_id": event.event_id,
+        "merchant_id": merchant_id,
+        "store_id": event.account.store_id,
+        "buyer_id": event.account.buyer_id,
+        "update_type": event.update_type.value,
+        "scene": event.scene,
+        "updated_value": event.value,
+        "points_balance": event.balance,
+        "expires_at_ms": event.expires_at_ms,
+        "updated_at_ms": event.updated_at_ms,
+        "webhook_id": webhook.webhook_id,
+        "shop_domain": webhook.shop_domain,
+        "api_version": webhook.api_version,
+        "received_at_ms": received.received_at_ms,
+        "outcome": received.outcome.value,
+    } | _derived(received.entry)
 
 
 def _derived(entry: Entry) -> dict[str, object]:

@@ -37,6 +37,7 @@ CHANNELS = {
     redemption_pb2.VALIDATION_TYPE_EMAIL: Channel.EMAIL,
     redemption_pb2.VALIDATION_TYPE_MISSED_CALL: Channel.MISSED_CALL,
 }
+CURRENCIES = frozenset(currency.code for currency in Currency)
 CHANNEL_NUMBERS = {channel: number for number, channel in CHANNELS.items()}
 _REGION = re.compile(r"[A-Z]{2}")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
@@ -278,7 +279,7 @@ def _read_region(fields: Fields, path: str, region: str, *, required: bool) -> s
 def _read_currency(fields: Fields, path: str, code: str, *, required: bool) -> str:
     if required and not code:
         fields.wrong(path, "is required with point_value")
-    elif code and code not in Currency.__members__:
+    elif code and code not in CURRENCIES:
         fields.wrong(path, "must be an ISO 4217 currency code such as USD")
     return code
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, and_, bindparam, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -12,6 +12,11 @@ from pointbook_server.database import Database, RetryTransactionError
 from pointbook_server.errors import PointbookError, Reason, store_not_found
 from pointbook_server.programs.model import Channel, Criteria, Program, Store, Validation
 from pointbook_server.tables import programs, stores
+
+IS_PROGRAM = and_(programs.c.merchant_id == bindparam("merchant"), programs.c.program_id == bindparam("program"))
+# Every redemption reads its program, so this statement is built once.
+READ_PROGRAM = select(programs).where(IS_PROGRAM)
+LOCK_PROGRAM = READ_PROGRAM.with_for_update()
 
 
 class ProgramsStore:
@@ -80,16 +85,14 @@ class ProgramsStore:
 
         async def work(connection: AsyncConnection) -> int:
             await _check_stores(connection, program.merchant_id, program.store_ids)
-            query = select(programs).where(_is_program(program.merchant_id, program.program_id)).with_for_update()
-            row = (await connection.execute(query)).one_or_none()
+            named = _named(program.merchant_id, program.program_id)
+            row = (await connection.execute(LOCK_PROGRAM, named)).one_or_none()
             revision = _next_revision(row, expected_revision)
             values = {**_to_row(program), "revision": revision, "updated_at_ms": now_ms}
             if row is None:
                 await _insert(connection, programs, values)
             else:
-                await connection.execute(
-                    update(programs).where(_is_program(program.merchant_id, program.program_id)).values(values)
-                )
+                await connection.execute(update(programs).where(IS_PROGRAM).values(values), named)
             return revision
 
         return await self._database.transaction(work)
@@ -97,8 +100,7 @@ class ProgramsStore:
     async def program(self, merchant_id: str, program_id: int) -> tuple[Program, int] | None:
         """Read one program and its revision; None where the merchant has no such program."""
         async with self._database.read() as connection:
-            query = select(programs).where(_is_program(merchant_id, program_id))
-            row = (await connection.execute(query)).one_or_none()
+            row = (await connection.execute(READ_PROGRAM, _named(merchant_id, program_id))).one_or_none()
         return None if row is None else (_to_program(row), row.revision)
 
     async def programs(self, merchant_id: str, *, after: int, limit: int) -> list[Program]:
@@ -137,8 +139,8 @@ async def _check_stores(connection: AsyncConnection, merchant_id: str, store_ids
             raise store_not_found(store_id)
 
 
-def _is_program(merchant_id: str, program_id: int) -> Any:
-    return (programs.c.merchant_id == merchant_id) & (programs.c.program_id == program_id)
+def _named(merchant_id: str, program_id: int) -> dict[str, object]:
+    return {"merchant": merchant_id, "program": program_id}
 
 
 def _to_store(row: Row[Any]) -> Store:

@@ -107,11 +107,15 @@ def worth_of(points: int, program: Program) -> Worth | None:
     return Worth(value, EXACT.multiply(value, rate).quantize(minor_unit, context=EXACT))
 
 
+def check_program(program: Program) -> Iterator[Finding]:
+    """Find what speaks against redeeming at all."""
+    if not program.redemption_enabled:
+        yield finding(Reason.REDEMPTION_DISABLED, "The program's redemption is switched off.")
+
+
 def check_amount(points: int, program: Program) -> Iterator[Finding]:
     """Find what speaks against redeeming so many points, whoever the customer is."""
     criteria = program.criteria
-    if not program.redemption_enabled:
-        yield finding(Reason.REDEMPTION_DISABLED, "The program's redemption is switched off.")
     if points <= 0:
         yield finding(Reason.POINTS_NOT_POSITIVE, "At least one point must be redeemed.", points=points)
     if criteria.multiples_of is not None and points % criteria.multiples_of:

@@ -18,6 +18,7 @@ from pointbook_server.redemption.model import (
     Finding,
     Standing,
     check_amount,
+    check_program,
     check_standing,
     finding,
     in_order,
@@ -151,7 +152,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
                 finding(Reason.PROGRAM_NOT_FOUND, "The merchant has no such program.", program_id=ask.program_id)
             )
         else:
-            violations += _check_features(ask, program)
+            violations += [*_check_features(ask, program), *check_program(program)]
             if ask.currency_value is not None:
                 computed = points_of(ask.currency_value, program)
                 if isinstance(computed, Finding):

@@ -10,6 +10,7 @@ from pointbook_server.programs.model import Channel, Validation
 
 ATTEMPTS_MAX = 5
 COOLDOWN_MS = 60_000
+DELIVERY_MS_MAX = 5_000
 DIGITS = "0123456789"
 LETTERS_AND_DIGITS = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"
 DIGEST_DOMAIN = "pointbook.code.v1"
@@ -62,6 +63,11 @@ class Challenge:
     def holds(self, purpose: Purpose, route: Route, now_ms: int) -> bool:
         """Tell whether this challenge is the one for the same purpose and route, within its life."""
         return self.purpose == purpose and self.route == route and now_ms < self.expires_at_ms
+
+    def is_uncertain(self, now_ms: int) -> bool:
+        """Tell whether nobody knows if the message arrived; the call that sent it may have ended without a word."""
+        unheard = self.delivery is Delivery.PENDING and now_ms >= self.resend_at_ms - COOLDOWN_MS + DELIVERY_MS_MAX
+        return unheard or self.delivery is Delivery.UNCERTAIN
 
     @property
     def may_resend_at_ms(self) -> int:

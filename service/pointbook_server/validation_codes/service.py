@@ -12,6 +12,7 @@ from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.programs.model import Channel, Program
 from pointbook_server.validation_codes.model import (
     COOLDOWN_MS,
+    DELIVERY_MS_MAX,
     Challenge,
     Delivery,
     Issued,
@@ -23,7 +24,7 @@ from pointbook_server.validation_codes.model import (
 )
 from pointbook_server.validation_codes.store import ValidationCodesStore
 
-DELIVERY_TIMEOUT_SECONDS = 5.0
+DELIVERY_TIMEOUT_SECONDS = DELIVERY_MS_MAX / 1_000
 
 log = structlog.get_logger()
 
@@ -76,7 +77,7 @@ class ValidationCodes:
 
         challenge, fresh = await self._store.claim(purpose, route, make, now_ms)
         if not fresh:
-            if challenge.delivery is Delivery.UNCERTAIN:
+            if challenge.is_uncertain(now_ms):
                 raise _delivery_failed((challenge.may_resend_at_ms - now_ms) / 1_000)
             return Issued(challenge, sent=False)
         text = message_text(program.validation, code, purpose.points, program.display_name)
