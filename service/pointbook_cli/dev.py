@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from pointbook.v1 import programs_pb2, programs_pb2_grpc
 from pointbook_cli.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
+from pointbook_cli.serve import check_unused
 from pointbook_server.delivery.console import ConsoleSender
 from pointbook_server.migrations import migrate
 from pointbook_server.programs.model import Channel
@@ -47,10 +48,20 @@ log = structlog.get_logger()
 
 async def run_dev(settings: ServerSettings, shim_settings: ShimSettings, stop: asyncio.Event) -> None:
     """Run everything until the stop event."""
+    try:
+        await _run(settings, shim_settings, stop)
+    except EmbeddedPostgresError:
+        # Ctrl-C also meets a program of the database that has just been started, and has no session of its own yet.
+        if not stop.is_set():
+            raise
+
+
+async def _run(settings: ServerSettings, shim_settings: ShimSettings, stop: asyncio.Event) -> None:
     began = time.monotonic()
     for name, address in (("GRPC", settings.grpc_address), ("HTTP", shim_settings.http_address)):
         if not is_loopback(address):
             raise OSError(f"POINTBOOK_{name}_ADDRESS: `pointbook dev` has no tokens, so it serves loopback only")
+        check_unused(f"POINTBOOK_{name}_ADDRESS", address)
     async with contextlib.AsyncExitStack() as stack:
         database_url = await stack.enter_async_context(_database(settings))
         await migrate(database_url)
@@ -153,20 +164,18 @@ async def _put_sample(grpc_address: str) -> None:
     """Put the sample store and program, unless they are there: what a developer changed stays."""
     async with grpc.aio.insecure_channel(grpc_address) as channel:
         programs = programs_pb2_grpc.ProgramsServiceStub(channel)
-        try:
-            await programs.GetProgram(programs_pb2.GetProgramRequest(merchant_id=MERCHANT_ID, program_id=1))
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.NOT_FOUND:
-                raise
-            store = programs_pb2.Store(
-                merchant_id=MERCHANT_ID,
-                store_id=STORE_ID,
-                shop_domain="example.myshopline.com",
-                display_name="Sample store",
-            )
-            await programs.PutStore(programs_pb2.PutStoreRequest(store=store))
-            program = ParseDict(PROGRAM, programs_pb2.Program())
-            await programs.PutProgram(programs_pb2.PutProgramRequest(program=program))
+        listed = await programs.ListPrograms(programs_pb2.ListProgramsRequest(merchant_id=MERCHANT_ID))
+        if any(program.program_id == PROGRAM["program_id"] for program in listed.programs):
+            return
+        store = programs_pb2.Store(
+            merchant_id=MERCHANT_ID,
+            store_id=STORE_ID,
+            shop_domain="example.myshopline.com",
+            display_name="Sample store",
+        )
+        await programs.PutStore(programs_pb2.PutStoreRequest(store=store))
+        program = ParseDict(PROGRAM, programs_pb2.Program())
+        await programs.PutProgram(programs_pb2.PutProgramRequest(program=program))
 
 
 def _print_welcome(*, grpc_address: str, http_address: str, secret: str, database: str, seconds: float) -> None:

@@ -53,15 +53,24 @@ def fail(message: str) -> NoReturn:
 
 def load_settings(settings_class: type[S], **overrides: Any) -> S:
     """Read settings, or end the command with one line that names every wrong one."""
+    problems = wrong_settings(settings_class, **overrides)
+    if problems:
+        fail("wrong settings: " + "; ".join(problems))
+    return settings_class(**overrides)
+
+
+def wrong_settings(settings_class: type[BaseSettings], **overrides: Any) -> list[str]:
+    """Name every wrong setting, and what it must be; never its value, which may be a secret."""
     try:
-        return settings_class(**overrides)
+        settings_class(**overrides)
     except ValidationError as error:
         problems = []
         for problem in error.errors(include_url=False, include_input=False):
             name = "_".join(str(part) for part in problem["loc"][:1]).upper()
             message = problem["msg"].removeprefix("Value error, ")
             problems.append(f"POINTBOOK_{name}: {message}" if name else message)
-        fail("wrong settings: " + "; ".join(problems))
+        return problems
+    return []
 
 
 def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
@@ -93,8 +102,10 @@ def dev() -> None:
     from pointbook_server.settings import ServerSettings
     from shopline_shim.settings import ShimSettings
 
-    settings = load_settings(ServerSettings)
-    shim_settings = load_settings(ShimSettings)
+    problems = dict.fromkeys([*wrong_settings(ServerSettings), *wrong_settings(ShimSettings)])
+    if problems:
+        fail("wrong settings: " + "; ".join(problems))
+    settings, shim_settings = ServerSettings(), ShimSettings()
     configure_logs(settings.log_level, json=False)
     run_until_stopped(lambda stop: run_dev(settings, shim_settings, stop))
 
@@ -112,7 +123,7 @@ def serve(
     url = database_url(settings)
     configure_logs(settings.log_level, json=True)
     if settings.workers > 1:
-        run_until_stopped(lambda stop: run_workers(settings, stop))
+        run_until_stopped(lambda stop: run_workers(settings, url, stop))
     else:
         run_until_stopped(lambda stop: run_server(settings, url, stop))
 
@@ -120,14 +131,14 @@ def serve(
 @app.command(hidden=True)
 def worker() -> None:
     """Run one of several server processes that share a port; `pointbook serve --workers` starts it."""
-    from pointbook_cli.serve import run_server
+    from pointbook_cli.serve import run_worker
     from pointbook_server.logs import configure_logs
     from pointbook_server.settings import ServerSettings
 
     settings = load_settings(ServerSettings)
     url = database_url(settings)
     configure_logs(settings.log_level, json=True)
-    run_until_stopped(lambda stop: run_server(settings, url, stop))
+    run_until_stopped(lambda stop: run_worker(settings, url, stop))
 
 
 @app.command()
@@ -221,6 +232,7 @@ def revoke_token(token_id: Annotated[str, typer.Argument(help="The id of `pointb
 
 def with_access_store(use: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
     """Use the tokens of the database that the settings name."""
+    from pointbook_cli.serve import check_migrated
     from pointbook_server.access.store import AccessStore
     from pointbook_server.database import Database
     from pointbook_server.settings import ServerSettings
@@ -228,6 +240,7 @@ def with_access_store(use: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
     url = database_url(load_settings(ServerSettings))
 
     async def work() -> T:
+        await check_migrated(url)
         database = Database(url, pool_size=1)
         try:
             return await use(AccessStore(database))

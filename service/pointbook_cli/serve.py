@@ -1,9 +1,13 @@
 """Running the gRPC server, in one process or in several that share a port."""
 
 import asyncio
+import contextlib
+import errno
 import os
 import signal
+import socket
 import sys
+from typing import Any
 
 import structlog
 
@@ -24,10 +28,11 @@ async def run_server(settings: ServerSettings, database_url: str, stop: asyncio.
     A database that is away at the start does not stop the server: health tells NOT_SERVING until it is back.
     """
     try:
-        if await pending(database_url):
-            raise OSError("the database is not at the newest revision; run `pointbook migrate`")
+        await check_migrated(database_url)
     except PointbookError:
         log.warning("the database is away")
+    if settings.workers == 1:
+        check_unused("POINTBOOK_GRPC_ADDRESS", settings.grpc_address)
     # The senders that reach customers come with a later release; until then no code is issued here.
     server = Server(settings, database_url, senders={})
     await server.start()
@@ -37,16 +42,36 @@ async def run_server(settings: ServerSettings, database_url: str, stop: asyncio.
     await server.stop()
 
 
-async def run_workers(settings: ServerSettings, stop: asyncio.Event) -> None:
+async def run_worker(settings: ServerSettings, database_url: str, stop: asyncio.Event) -> None:
+    """Serve as one of several workers until the stop event, or until our parent is gone, however it ended.
+
+    Standard input is a pipe whose other end the parent alone holds.
+    """
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        loop.remove_reader(sys.stdin)
+        stop.set()
+
+    loop.add_reader(sys.stdin, end)
+    await run_server(settings, database_url, stop)
+
+
+async def run_workers(settings: ServerSettings, database_url: str, stop: asyncio.Event) -> None:
     """Run several worker processes until the stop event; when one ends by itself, all stop.
 
     They are started before any gRPC object exists, since gRPC does not survive a fork.
     """
     if settings.grpc_address.endswith(":0"):
         raise OSError("POINTBOOK_GRPC_ADDRESS: workers cannot share port 0; name a port")
+    check_unused("POINTBOOK_GRPC_ADDRESS", settings.grpc_address)
+    with contextlib.suppress(PointbookError):  # Each worker waits for a database that is away.
+        await check_migrated(database_url)
     environment = {**os.environ, "POINTBOOK_WORKERS": str(settings.workers)}
     workers = [
-        await asyncio.create_subprocess_exec(sys.executable, "-m", "pointbook_cli.main", "worker", env=environment)
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "pointbook_cli.main", "worker", stdin=asyncio.subprocess.PIPE, env=environment
+        )
         for _ in range(settings.workers)
     ]
     exits = [asyncio.create_task(worker.wait()) for worker in workers]
@@ -63,3 +88,35 @@ async def run_workers(settings: ServerSettings, stop: asyncio.Event) -> None:
     stopped.cancel()
     if not stop.is_set():
         raise OSError("a worker ended by itself; its log says why")
+
+
+async def check_migrated(database_url: str) -> None:
+    """Raise OSError where a database lacks the newest tables, and DATABASE_UNAVAILABLE where it is away."""
+    if await pending(database_url):
+        raise OSError("the database is not at the newest revision; run `pointbook migrate`")
+
+
+def check_unused(name: str, address: str) -> None:
+    """Raise OSError, naming the setting, where something listens on a HOST:PORT address already, or nothing can.
+
+    gRPC would tell so in several lines, and not at all where both share their ports between workers.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        places = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise OSError(f"{name}: there is no host {host}") from None
+    failures = [failure for family, _, _, _, place in places if (failure := _try_to_bind(family, place))]
+    # A name may stand for an address that this machine does not have, as localhost does where there is no IPv6.
+    if len(failures) == len(places) or any(failure.errno == errno.EADDRINUSE for failure in failures):
+        raise OSError(f"{name}: cannot listen on {address}: {failures[0].strerror}")
+
+
+def _try_to_bind(family: int, place: Any) -> OSError | None:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(place)
+        except OSError as error:
+            return error
+    return None

@@ -76,7 +76,9 @@ class Database:
         await self._engine.dispose()
 
 
-def create_engine(url: str, *, pool_size: int) -> AsyncEngine:
+def create_engine(
+    url: str, *, pool_size: int, command_timeout_seconds: float | None = COMMAND_TIMEOUT_SECONDS
+) -> AsyncEngine:
     """Make an engine on asyncpg whose errors never quote parameters, since they may be personal data.
 
     asyncpg reads the URL itself, so that it means what it means to every other PostgreSQL client, `sslmode` included.
@@ -87,7 +89,7 @@ def create_engine(url: str, *, pool_size: int) -> AsyncEngine:
         return await asyncpg.connect(
             url,
             timeout=CONNECT_TIMEOUT_SECONDS,
-            command_timeout=COMMAND_TIMEOUT_SECONDS,
+            command_timeout=command_timeout_seconds,
             server_settings={
                 "application_name": "pointbook",
                 "plan_cache_mode": "force_custom_plan",

@@ -91,7 +91,10 @@ class Server:
             maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
         )
         self._add_services(senders, clock, development=development)
-        self.port = self._server.add_insecure_port(settings.grpc_address)
+        try:
+            self.port = self._server.add_insecure_port(settings.grpc_address)
+        except RuntimeError as error:
+            raise OSError(f"POINTBOOK_GRPC_ADDRESS: gRPC cannot listen on {settings.grpc_address}") from error
 
     async def start(self) -> None:
         """Serve. Health tells NOT_SERVING until the database answers."""

@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 CODE_KEY_BYTES_MIN = 32
+PORT_MAX = 65_535
 
 
 def is_loopback(address: str) -> bool:
@@ -35,7 +36,6 @@ class ServerSettings(BaseSettings):
     )
     grpc_address: str = Field(
         default="127.0.0.1:50051",
-        pattern=r"^\S*:\d{1,5}$",
         description="HOST:PORT of the gRPC server: where it listens, and where the shim calls it.",
     )
     allow_plaintext: bool = Field(
@@ -80,6 +80,15 @@ class ServerSettings(BaseSettings):
         if scheme not in {"postgresql", "postgres", "postgresql+asyncpg"}:
             raise ValueError("must be postgresql://USER:PASSWORD@HOST:PORT/NAME")
         return SecretStr(f"postgresql://{rest}")
+
+    @field_validator("grpc_address")
+    @classmethod
+    def _check_grpc_address(cls, value: str) -> str:
+        # gRPC itself takes a port that is too large for a smaller one.
+        host, _, port = value.rpartition(":")
+        if not host or " " in host or not (port.isascii() and port.isdigit() and int(port) <= PORT_MAX):
+            raise ValueError("must be HOST:PORT")
+        return value
 
     @field_validator("code_keys", mode="before")
     @classmethod

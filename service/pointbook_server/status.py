@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import re
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
@@ -25,8 +26,9 @@ TEXT_LENGTH_MAX = 200
 METADATA_BYTES_MAX = 1_000
 """Room for the longest value there is: the names of everything that speaks against a redemption."""
 DRAIN_RETRY_SECONDS = 1.0
-QUIET_SECONDS = 0.05
-"""How long a caller may take to send its next call after an answer."""
+QUIET_SECONDS = 0.5
+"""How long a caller may take to send its next call after an answer, on a busy machine."""
+HEALTH = "/grpc.health.v1.Health/"
 REQUEST_ID_HEADER = "x-request-id"
 CODES = {
     Reason.INVALID_FIELDS: grpc.StatusCode.INVALID_ARGUMENT,
@@ -75,6 +77,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         self._held: set[asyncio.Task[Any]] = set()
         self._holding = False
         self._refusing = asyncio.Event()
+        self._answered_at = 0.0
 
     async def intercept_service(
         self,
@@ -95,14 +98,15 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         """Let new calls wait, and the running ones end, for a while.
 
         When gRPC stops, it answers CANCELLED to every call that it has not handed over by then. Callers send calls as
-        long as they get answers, so that there is always such a call under load; callers that wait send none.
+        long as they get answers, so that there is always such a call under load; callers that wait send none. Health
+        goes on to tell that this server should be left alone.
         """
         self._holding = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while busy := self._running - self._held:
                     await asyncio.wait(busy)
-                await asyncio.sleep(QUIET_SECONDS)
+                await asyncio.sleep(self._answered_at + QUIET_SECONDS - time.monotonic())
 
     def refuse(self) -> None:
         """Refuse new calls, those that wait included."""
@@ -126,6 +130,8 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             request_id = _request_id(details)
             structlog.contextvars.bind_contextvars(request_id=request_id, method=details.method)
             try:
+                if self._holding and not details.method.startswith(HEALTH):
+                    await self._refuse()
                 return await self._answer(behaviour, deserialize, request, context)
             except grpc.aio.AbortError:
                 # Health has told its status by itself.
@@ -146,6 +152,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
                 await _abort(context, _internal(request_id), request_id)
             finally:
                 self._running.discard(task)
+                self._answered_at = time.monotonic()
 
         return call
 
@@ -156,8 +163,6 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         request: bytes,
         context: Any,
     ) -> Any:
-        if self._holding:
-            await self._refuse()
         remaining = context.time_remaining()
         seconds = self._deadline_seconds if remaining is None else min(remaining, self._deadline_seconds)
         deadline = asyncio.timeout(seconds)

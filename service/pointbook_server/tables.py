@@ -159,6 +159,13 @@ validation_challenges = Table(
     Column("key_id", Text, nullable=False),
     Column("code_digest", LargeBinary, nullable=False),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column(
+        "unnamed_attempts",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="Those of guesses that name no challenge_id, which must not lock out the ones that do.",
+    ),
     Column("state", Text, nullable=False),
     Column("delivery", Text, nullable=False),
     Column("sent_at_ms", BigInteger, nullable=False),
@@ -167,6 +174,7 @@ validation_challenges = Table(
     PrimaryKeyConstraint("challenge_id", "merchant_id", name="pk_validation_challenges"),
     CheckConstraint("octet_length(code_digest) = 32", name="ck_validation_challenges_code_digest"),
     CheckConstraint("attempts BETWEEN 0 AND 5", name="ck_validation_challenges_attempts"),
+    CheckConstraint("unnamed_attempts BETWEEN 0 AND 5", name="ck_validation_challenges_unnamed_attempts"),
     CheckConstraint("state IN ('LIVE', 'REPLACED')", name="ck_validation_challenges_state"),
     CheckConstraint("delivery IN ('PENDING', 'SENT', 'FAILED', 'UNCERTAIN')", name="ck_validation_challenges_delivery"),
     # A customer has one live challenge: this is what makes a hundred parallel requests send one message.

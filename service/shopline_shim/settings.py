@@ -108,9 +108,13 @@ class ShimSettings(BaseSettings):
         if self.allow_plaintext:
             return self
         if not _is_loopback(self.http_address):
-            raise ValueError("http_address is not loopback: set POINTBOOK_ALLOW_PLAINTEXT=true behind a TLS proxy")
+            raise ValueError(
+                "POINTBOOK_HTTP_ADDRESS is beyond loopback: set POINTBOOK_ALLOW_PLAINTEXT=true behind a TLS proxy"
+            )
         if self.token.get_secret_value() and not _is_loopback(self.grpc_address):
-            raise ValueError("grpc_address is not loopback: POINTBOOK_ALLOW_PLAINTEXT=true sends the token in clear")
+            raise ValueError(
+                "POINTBOOK_GRPC_ADDRESS is beyond loopback: POINTBOOK_ALLOW_PLAINTEXT=true sends the token in clear"
+            )
         return self
 
 

@@ -19,7 +19,7 @@ async def migrate(url: str) -> tuple[str | None, str | None]:
 
     Raises DATABASE_UNAVAILABLE when the database is away.
     """
-    engine = create_engine(url, pool_size=1)
+    engine = create_engine(url, pool_size=1, command_timeout_seconds=None)
     try:
         with database_errors():
             async with engine.begin() as connection:
@@ -40,6 +40,9 @@ async def pending(url: str) -> bool:
 
 
 def _upgrade(connection: Connection) -> tuple[str | None, str | None]:
+    # A migration may take long, and waits for one that another process runs.
+    connection.execute(text("SET LOCAL lock_timeout = 0"))
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
     before = _current(connection)
     config = _config()

@@ -26,6 +26,8 @@ from pointbook_server.validation_codes.store import ValidationCodesStore
 
 DELIVERY_TIMEOUT_SECONDS = DELIVERY_MS_MAX / 1_000
 
+RETRY_AFTER_SECONDS = 1.0
+
 log = structlog.get_logger()
 
 
@@ -106,7 +108,7 @@ class ValidationCodes:
         )
         if not hmac.compare_digest(guess, challenge.code_digest):
             return False
-        await self._store.return_attempt(challenge)
+        await self._store.return_attempt(challenge, challenge_id)
         return True
 
     def _route(self, program: Program, channel: Channel | None) -> Route:
@@ -146,7 +148,11 @@ class ValidationCodes:
 
 
 def _key_unknown() -> PointbookError:
-    return PointbookError(Reason.CODE_KEY_UNKNOWN, "This server lacks the key of the code; see POINTBOOK_CODE_KEYS.")
+    return PointbookError(
+        Reason.CODE_KEY_UNKNOWN,
+        "This server lacks the key of the code; see POINTBOOK_CODE_KEYS.",
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+    )
 
 
 def _delivery_failed(retry_after_seconds: float) -> PointbookError:

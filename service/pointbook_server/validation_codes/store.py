@@ -70,24 +70,25 @@ class ValidationCodesStore:
     ) -> Challenge | None:
         """Count an attempt against a live challenge and commit; None where there is none that may be guessed.
 
-        Without a challenge_id the customer's live challenge is meant.
+        Without a challenge_id the customer's live challenge is meant. Such guesses are counted by themselves, so that
+        whoever does not know the id cannot lock out whoever does.
         """
+        counter = _counter(challenge_id)
         statement = (
             update(validation_challenges)
             .where(*_may_be_guessed(purpose, challenge_id, now_ms), COLUMNS.key_id.in_(key_ids))
-            .values(attempts=COLUMNS.attempts + 1)
+            .values({counter: counter + 1})
             .returning(validation_challenges)
         )
         async with self._database.read() as connection:
             row = (await connection.execute(statement)).one_or_none()
         return None if row is None else _to_challenge(row)
 
-    async def return_attempt(self, challenge: Challenge) -> None:
-        """Give the attempt of a right guess back."""
+    async def return_attempt(self, challenge: Challenge, challenge_id: str) -> None:
+        """Give the attempt of a right guess back to the counter that it was taken from."""
+        counter = _counter(challenge_id)
         statement = (
-            update(validation_challenges)
-            .where(_is_challenge(challenge), COLUMNS.attempts > 0)
-            .values(attempts=COLUMNS.attempts - 1)
+            update(validation_challenges).where(_is_challenge(challenge), counter > 0).values({counter: counter - 1})
         )
         async with self._database.read() as connection:
             await connection.execute(statement)
@@ -167,6 +168,11 @@ def _is_challenge(challenge: Challenge) -> Any:
     return (COLUMNS.challenge_id == challenge.challenge_id) & (COLUMNS.merchant_id == challenge.purpose.merchant_id)
 
 
+def _counter(challenge_id: str) -> Any:
+    """Choose the counter of guesses that name a challenge_id, or that name none."""
+    return COLUMNS.attempts if challenge_id else COLUMNS.unnamed_attempts
+
+
 def _may_be_guessed(purpose: Purpose, challenge_id: str, now_ms: int) -> list[Any]:
     """Match the customer's live challenge, named or not, that has attempts left."""
     conditions = [
@@ -175,6 +181,7 @@ def _may_be_guessed(purpose: Purpose, challenge_id: str, now_ms: int) -> list[An
         COLUMNS.state == "LIVE",
         COLUMNS.expires_at_ms > now_ms,
         COLUMNS.attempts < ATTEMPTS_MAX,
+        _counter(challenge_id) < ATTEMPTS_MAX,
     ]
     if challenge_id:
         conditions.append(COLUMNS.challenge_id == challenge_id)

@@ -170,6 +170,7 @@ STATEMENTS = (
         key_id text NOT NULL,
         code_digest bytea NOT NULL,
         attempts integer NOT NULL DEFAULT 0,
+        unnamed_attempts integer NOT NULL DEFAULT 0,
         state text NOT NULL,
         delivery text NOT NULL,
         sent_at_ms bigint NOT NULL,
@@ -178,10 +179,15 @@ STATEMENTS = (
         CONSTRAINT pk_validation_challenges PRIMARY KEY (challenge_id, merchant_id),
         CONSTRAINT ck_validation_challenges_code_digest CHECK (octet_length(code_digest) = 32),
         CONSTRAINT ck_validation_challenges_attempts CHECK (attempts BETWEEN 0 AND 5),
+        CONSTRAINT ck_validation_challenges_unnamed_attempts CHECK (unnamed_attempts BETWEEN 0 AND 5),
         CONSTRAINT ck_validation_challenges_state CHECK (state IN ('LIVE', 'REPLACED')),
         CONSTRAINT ck_validation_challenges_delivery
             CHECK (delivery IN ('PENDING', 'SENT', 'FAILED', 'UNCERTAIN'))
     )
+    """,
+    """
+    COMMENT ON COLUMN validation_challenges.unnamed_attempts IS
+    'Those of guesses that name no challenge_id, which must not lock out the ones that do.'
     """,
     "COMMENT ON COLUMN validation_challenges.customer IS 'Who must type the code: the resolved customer.'",
     """

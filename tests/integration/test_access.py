@@ -1,0 +1,382 @@
+"""Deny by default: every method of every service, for every kind of caller that must not use it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from database_proxy import proxied
+from embedded_database import Cluster
+from harness import (
+    NOW_MS,
+    Client,
+    Outbox,
+    Refusal,
+    Service,
+    Shop,
+    TestClock,
+    make_token,
+    refused,
+    server_settings,
+    unique,
+)
+from pointbook.v1 import (
+    benefits_pb2,
+    customers_pb2,
+    points_pb2,
+    programs_pb2,
+    redemption_pb2,
+    webhooks_pb2,
+)
+from pointbook_server.access.model import METHODS, Scope, split_bearer
+from pointbook_server.access.store import AccessStore
+from pointbook_server.database import Database
+from pointbook_server.programs.model import Channel
+from pointbook_server.server import SERVICES, Server
+
+FILES = (benefits_pb2, customers_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2)
+DESCRIPTORS: dict[str, MethodDescriptor] = {
+    f"{service.name}/{method.name}": method
+    for file in FILES
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+}
+GARBAGE = b"\xff\xff\xff"
+PAST_ACCESS = {grpc.StatusCode.OK, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INVALID_ARGUMENT}
+every_method = pytest.mark.parametrize("method", sorted(METHODS))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The bearer tokens of the file, for one merchant unless named otherwise."""
+
+    merchant_id: str
+    everything: str
+    expired: str
+    revoked: str
+    lacking: dict[Scope, str]
+    only: dict[Scope, str]
+
+
+def request_of(method: str, *merchants: str) -> bytes:
+    """Build a request that names merchants where the table of methods says, and nothing else."""
+    request = GetMessageClass(DESCRIPTORS[method].input_type)()
+    *path, name = METHODS[method].merchant_path.split(".")
+    for merchant_id in merchants:
+        message: Any = request
+        for part in path:
+            child = getattr(message, part)
+            message = child.add() if hasattr(child, "add") else child
+        setattr(message, name, merchant_id)
+    return request.SerializeToString()
+
+
+def call(channel: Any, method: str, request: bytes, *authorization: str) -> Any:
+    """Call a method with raw bytes and authorization headers."""
+    return channel.unary_unary(f"/pointbook.v1.{method}")(
+        request, metadata=tuple(("authorization", value) for value in authorization)
+    )
+
+
+async def code_of(answer: Any) -> grpc.StatusCode:
+    """Await a call, and tell its code."""
+    try:
+        await answer
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+def denial(refusal: Refusal) -> tuple[grpc.StatusCode, str]:
+    """Tell how a call was refused."""
+    return refusal.code, refusal.reason
+
+
+MISSING = (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_MISSING")
+INVALID = (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
+EXPIRED = (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_EXPIRED")
+NO_SCOPE = (grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING")
+FORBIDDEN = (grpc.StatusCode.PERMISSION_DENIED, "MERCHANT_FORBIDDEN")
+
+
+@pytest.fixture(scope="module")
+async def tokens(database_url: str) -> Tokens:
+    """Tokens of every kind."""
+    merchant_id = unique("merchant")
+
+    def make(scopes: list[Scope], expires_at_ms: int | None = None) -> Any:
+        return make_token(database_url, [merchant_id], scopes, expires_at_ms)
+
+    made = Tokens(
+        merchant_id=merchant_id,
+        everything=await make(list(Scope)),
+        expired=await make(list(Scope), NOW_MS),
+        revoked=await make(list(Scope)),
+        lacking={scope: await make([other for other in Scope if other is not scope]) for scope in Scope},
+        only={scope: await make([scope]) for scope in Scope},
+    )
+    await revoke(database_url, made.revoked)
+    return made
+
+
+@pytest.fixture(scope="module")
+async def channel(service: Service) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel without a token."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{service.server.port}") as opened:
+        yield opened
+
+
+async def revoke(database_url: str, bearer: str) -> None:
+    """Revoke a token, as an operator does from another process."""
+    database = Database(database_url, pool_size=1)
+    assert await AccessStore(database).revoke(split_bearer(bearer)[0], NOW_MS)
+    await database.dispose()
+
+
+def test_the_table_names_exactly_the_methods_of_the_contract() -> None:
+    """A method that is forgotten in the table would be closed, one that is gone would be a leftover."""
+    assert set(DESCRIPTORS) == set(METHODS)
+    assert set(SERVICES) == {method.containing_service.full_name for method in DESCRIPTORS.values()}
+
+
+@every_method
+async def test_unknown_callers_are_refused(channel: grpc.aio.Channel, tokens: Tokens, method: str) -> None:
+    """Without a good token nothing of a request is looked at, be it right or garbage."""
+    token_id, secret = split_bearer(tokens.everything)
+    for request in (request_of(method, tokens.merchant_id), GARBAGE):
+        assert denial(await refused(call(channel, method, request))) == MISSING
+        for malformed in ("", "Bearer", tokens.everything, f"Basic {tokens.everything}"):
+            assert denial(await refused(call(channel, method, request, malformed))) == MISSING
+        for forged in ("x", f"pb_{token_id}_", f"pb_{token_id}_x{secret}", f"pb__{secret}"):
+            assert denial(await refused(call(channel, method, request, f"Bearer {forged}"))) == INVALID
+        assert denial(await refused(call(channel, method, request, f"Bearer {tokens.revoked}"))) == INVALID
+        assert denial(await refused(call(channel, method, request, f"Bearer {tokens.expired}"))) == EXPIRED
+
+
+async def test_unknown_tokens_are_refused(channel: grpc.aio.Channel, tokens: Tokens) -> None:
+    """A token that nobody made opens no method."""
+    bearer = f"Bearer pb_unknown_{split_bearer(tokens.everything)[1]}"
+    calls = [call(channel, method, request, bearer) for method in METHODS for request in (GARBAGE, b"")]
+
+    assert {INVALID} == {denial(found) for found in await asyncio.gather(*map(refused, calls))}
+
+
+@every_method
+async def test_callers_without_the_scope_are_refused(channel: grpc.aio.Channel, tokens: Tokens, method: str) -> None:
+    """All other scopes together do not open a method, and the request is not even parsed."""
+    lacking = f"Bearer {tokens.lacking[METHODS[method].scope]}"
+    for request in (request_of(method, tokens.merchant_id), GARBAGE):
+        found = await refused(call(channel, method, request, lacking))
+        assert denial(found) == NO_SCOPE
+        assert found.metadata == {"scope": METHODS[method].scope}
+
+
+@every_method
+async def test_other_merchants_are_refused(channel: grpc.aio.Channel, tokens: Tokens, method: str) -> None:
+    """A token for one merchant opens no other, nor a request that names none."""
+    bearer = f"Bearer {tokens.everything}"
+
+    found = await refused(call(channel, method, request_of(method, "somebody-else"), bearer))
+    assert denial(found) == FORBIDDEN
+    assert found.metadata == {"merchant_id": "somebody-else"}
+    assert denial(await refused(call(channel, method, request_of(method), bearer))) == FORBIDDEN
+    assert denial(await refused(call(channel, method, request_of(method, ""), bearer))) == FORBIDDEN
+
+
+@every_method
+async def test_the_right_token_passes(
+    service: Service, channel: grpc.aio.Channel, tokens: Tokens, admin_token: str, method: str
+) -> None:
+    """The one scope and the merchant suffice; a token for all merchants may leave it to the fields' check."""
+    only = f"bearer {tokens.only[METHODS[method].scope]}"
+
+    assert await code_of(call(channel, method, request_of(method, tokens.merchant_id), only)) in PAST_ACCESS
+    assert await code_of(call(channel, method, request_of(method), f"Bearer {admin_token}")) in PAST_ACCESS
+    assert not service.outbox.messages
+
+
+async def test_a_batch_with_one_foreign_merchant_is_refused(channel: grpc.aio.Channel, tokens: Tokens) -> None:
+    """No update of such a batch is looked at, wherever the foreign one stands."""
+    method, own = "PointsService/BatchApplyPointsUpdates", tokens.merchant_id
+    for merchants in ([own] * 99 + ["foreign"], ["foreign"] + [own] * 99, [own, "", own]):
+        request = request_of(method, *merchants)
+        assert denial(await refused(call(channel, method, request, f"Bearer {tokens.everything}"))) == FORBIDDEN
+
+
+async def test_the_first_bearer_counts(channel: grpc.aio.Channel, tokens: Tokens) -> None:
+    """Of two tokens the first is heard, so that nobody can smuggle one in behind it."""
+    method = "PointsService/GetPointsAccount"
+    request = request_of(method, tokens.merchant_id)
+
+    found = await refused(call(channel, method, request, f"Bearer {tokens.revoked}", f"Bearer {tokens.everything}"))
+    assert denial(found) == INVALID
+
+
+async def test_unknown_methods_are_closed(channel: grpc.aio.Channel, tokens: Tokens) -> None:
+    """Without a token nobody learns which methods there are."""
+    assert denial(await refused(call(channel, "PointsService/Nothing", b""))) == MISSING
+    answer = call(channel, "PointsService/Nothing", b"", f"Bearer {tokens.everything}")
+    assert await code_of(answer) is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_health_is_open(channel: grpc.aio.Channel) -> None:
+    """A load balancer needs no token, to ask or to watch."""
+    stub = health_pb2_grpc.HealthStub(channel)
+    for service in ("", *SERVICES):
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+    watch = stub.Watch(health_pb2.HealthCheckRequest())
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    watch.cancel()
+
+
+async def test_health_of_an_unknown_service_is_not_found(channel: grpc.aio.Channel) -> None:
+    """The health protocol says so; it is no fault of ours that an operator is to look for."""
+    answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="nothing"))
+
+    assert await code_of(answer) is grpc.StatusCode.NOT_FOUND
+
+
+async def reflect(channel: Any, bearer: str = "") -> tuple[grpc.StatusCode, set[str]]:
+    """Ask by reflection which services there are."""
+    metadata = (("authorization", f"Bearer {bearer}"),) if bearer else ()
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+    stream = stub.ServerReflectionInfo(iter([request]), metadata=metadata)
+    try:
+        names = {found.name async for answer in stream for found in answer.list_services_response.service}
+    except grpc.aio.AioRpcError as error:
+        return error.code(), set()
+    return grpc.StatusCode.OK, names
+
+
+async def test_reflection_is_off(channel: grpc.aio.Channel, tokens: Tokens) -> None:
+    """Production does not explain itself, unless it is told to."""
+    assert await reflect(channel) == (grpc.StatusCode.UNAUTHENTICATED, set())
+    assert await reflect(channel, tokens.everything) == (grpc.StatusCode.UNIMPLEMENTED, set())
+
+
+async def test_reflection_needs_a_token(database_url: str, tokens: Tokens) -> None:
+    """Where it is on, holders of any token may explore."""
+    server = Server(server_settings(reflection=True), database_url, senders={}, clock=TestClock())
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        assert await reflect(channel) == (grpc.StatusCode.UNAUTHENTICATED, set())
+        assert await reflect(channel, tokens.revoked) == (grpc.StatusCode.UNAUTHENTICATED, set())
+        code, names = await reflect(channel, tokens.only[Scope.TELEPHONY])
+        assert code is grpc.StatusCode.OK
+        assert set(SERVICES) <= names
+    await server.stop()
+
+
+async def test_development_asks_for_no_token(database_url: str) -> None:
+    """`pointbook dev` on loopback lets everybody do everything, and explains itself."""
+    server = Server(server_settings(), database_url, senders={}, development=True, clock=TestClock())
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        for method in METHODS:
+            assert await code_of(call(channel, method, request_of(method))) in PAST_ACCESS
+        assert (await reflect(channel))[0] is grpc.StatusCode.OK
+    await server.stop()
+
+
+async def test_a_revoked_token_is_refused_within_two_seconds(
+    database_url: str, channel: grpc.aio.Channel, tokens: Tokens
+) -> None:
+    """Tokens are kept in memory, but not for long."""
+    bearer = await make_token(database_url, [tokens.merchant_id], [Scope.POINTS_READ])
+    method = "PointsService/GetPointsAccount"
+    request = request_of(method, tokens.merchant_id)
+    assert await code_of(call(channel, method, request, f"Bearer {bearer}")) in PAST_ACCESS
+
+    await revoke(database_url, bearer)
+    revoked_at = time.monotonic()
+    while await code_of(call(channel, method, request, f"Bearer {bearer}")) in PAST_ACCESS:
+        assert time.monotonic() - revoked_at < 2.5
+        await asyncio.sleep(0.02)
+    assert denial(await refused(call(channel, method, request, f"Bearer {bearer}"))) == INVALID
+
+
+async def test_a_new_token_works_at_once(database_url: str, channel: grpc.aio.Channel, tokens: Tokens) -> None:
+    """Also where the tokens were read just before it was made."""
+    method = "PointsService/GetPointsAccount"
+    request = request_of(method, tokens.merchant_id)
+    for _ in range(5):
+        assert denial(await refused(call(channel, method, request, "Bearer pb_unknown_token"))) == INVALID
+        bearer = await make_token(database_url, [tokens.merchant_id], [Scope.POINTS_READ])
+        assert await code_of(call(channel, method, request, f"Bearer {bearer}")) in PAST_ACCESS
+
+
+async def test_forged_tokens_do_not_wear_the_database_out(
+    channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood of unknown tokens reads the table a few times, not once for each."""
+    reads = 0
+    original: Callable[[AccessStore], Any] = AccessStore.tokens
+
+    async def counted(store: AccessStore) -> Any:
+        nonlocal reads
+        reads += 1
+        return await original(store)
+
+    monkeypatch.setattr(AccessStore, "tokens", counted)
+    started = time.monotonic()
+    calls = [call(channel, "PointsService/GetPointsAccount", b"", f"Bearer pb_{n}_x") for n in range(300)]
+
+    assert [denial(found) for found in await asyncio.gather(*map(refused, calls))] == [INVALID] * 300
+    assert reads <= 2 + (time.monotonic() - started) / 0.2
+
+
+async def test_the_database_holds_no_secret(database_url: str, tokens: Tokens) -> None:
+    """Whoever reads a dump can call nothing."""
+    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+    rows = [row[0] for row in await connection.fetch("SELECT t::text FROM api_tokens t")]
+    await connection.close()
+    dump = "\n".join(rows)
+
+    assert split_bearer(tokens.everything)[0] in dump
+    for bearer in (tokens.everything, tokens.expired, tokens.revoked, *tokens.only.values()):
+        secret = split_bearer(bearer)[1]
+        assert secret not in dump
+        assert secret.encode().hex() not in dump
+
+
+async def test_known_tokens_work_while_the_database_is_away(cluster: Cluster, database_url: str) -> None:
+    """Callers hear UNAVAILABLE and retry, instead of believing that their tokens are bad."""
+    own_url = await cluster.clone("pointbook_template")
+    merchant_id = unique("merchant")
+    bearer = await make_token(own_url, [merchant_id], list(Scope))
+    assert own_url != database_url
+    async with proxied(own_url) as proxy:
+        outbox = Outbox()
+        server = Server(server_settings(), proxy.url, senders={Channel.SMS: outbox}, clock=TestClock())
+        await server.start()
+        client = Client(server.port, bearer)
+        shop = Shop(merchant_id, unique("store"))
+        await client.put_store(shop.merchant_id, shop.store_id)
+
+        await proxy.cut()
+        # Long enough for the book of tokens to be read again in vain.
+        deadline = time.monotonic() + 2.6
+        while time.monotonic() < deadline:
+            found = await refused(client.account(merchant_id, shop.store_id, "buyer"))
+            assert denial(found) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+            await asyncio.sleep(0.1)
+        stranger = Client(server.port, "pb_unknown_token")
+        assert denial(await refused(stranger.account(merchant_id, shop.store_id, "buyer"))) == INVALID
+
+        await proxy.mend()
+        assert (await client.account(merchant_id, shop.store_id, "buyer")).points_balance == 0
+        await stranger.close()
+        await client.close()
+        await server.stop()

@@ -1,0 +1,645 @@
+"""How calls fail: one rich status each, with a request id, the truth for the caller, and the cause in the log only."""
+
+import asyncio
+import contextlib
+import json
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from sqlalchemy import text
+
+from database_proxy import DatabaseProxy, proxied
+from embedded_database import Cluster
+from harness import (
+    NOW_MS,
+    Client,
+    Outbox,
+    Service,
+    Shop,
+    TestClock,
+    at,
+    make_token,
+    refusal,
+    refused,
+    server_settings,
+    unique,
+)
+from json_logs import json_logs
+from pointbook.v1 import identity_pb2, points_pb2, programs_pb2, redemption_pb2
+from pointbook_server import database as database_module
+from pointbook_server import server as server_module
+from pointbook_server import status as status_module
+from pointbook_server.access.model import ALL_MERCHANTS, METHODS, Scope
+from pointbook_server.access.store import AccessStore
+from pointbook_server.database import TRANSACTION_ATTEMPTS_MAX, RetryTransactionError
+from pointbook_server.programs.model import Channel
+from pointbook_server.programs.store import ProgramsStore
+from pointbook_server.server import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, Server
+
+SECRET = "+8613800005678"
+"""What an exception of ours might quote, and no caller may read."""
+
+
+@contextlib.asynccontextmanager
+async def running(url: str, token: str, **settings: Any) -> AsyncIterator[tuple[Server, Client]]:
+    """Run another server, on another database or with other settings."""
+    server = Server(server_settings(**settings), url, senders={Channel.SMS: Outbox()}, clock=TestClock())
+    await server.start()
+    client = Client(server.port, token)
+    try:
+        yield server, client
+    finally:
+        await client.close()
+        await server.stop()
+
+
+async def get_store(client: Client, shop: Shop, **more: Any) -> programs_pb2.GetStoreResponse:
+    """Read the shop's store: the simplest of calls."""
+    request = programs_pb2.GetStoreRequest(merchant_id=shop.merchant_id, store_id=shop.store_id)
+    answer: programs_pb2.GetStoreResponse = await client.programs.GetStore(request, **more)
+    return answer
+
+
+async def failed(call: Any) -> grpc.aio.AioRpcError:
+    """Await a call that must fail, and give its error with the trailing metadata."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+def request_id_of(error: grpc.aio.AioRpcError) -> str:
+    """Read the request id that an error came with."""
+    (request_id,) = [value for key, value in error.trailing_metadata() if key == "x-request-id"]
+    return str(request_id)
+
+
+def break_store(patch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Make reading a store raise."""
+
+    async def broken(_store: ProgramsStore, _merchant_id: str, _store_id: str) -> Any:
+        raise error
+
+    patch.setattr(ProgramsStore, "store", broken)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+async def test_broken_bytes_are_the_callers_fault(client: Client, method: str) -> None:
+    """What is no protobuf message is INVALID_ARGUMENT, and not an error of ours."""
+    for broken in (b"\xff\xff\xff", b"\x0a\x05ab", b"\x0a\x02\xff\xfe"):
+        found = await refused(bearer_call(client, method, broken))
+        assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+        assert list(found.fields) == [""]
+
+
+def bearer_call(client: Client, method: str, request: bytes) -> Any:
+    """Call a method with raw bytes and the client's own token."""
+    channel: Any = client.channel
+    return channel.unary_unary(f"/pointbook.v1.{method}")(request)
+
+
+NASTY_TEXTS = (
+    "",
+    "a",
+    "\x00",
+    "a b",
+    "é😀",
+    "x" * 70,
+    "0.01",
+    "-1",
+    "1e9",
+    "9" * 40,
+    "%s",
+    "'; --",
+    "\u2028",
+    "usd",
+    "1",
+)
+NASTY_NUMBERS = (0, 1, -1, 2, 10, 600, 10**9, 2**31 - 1, -(2**31), 10**15, 2**63 - 1, -(2**63))
+FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
+def right_requests(shop: Shop) -> dict[str, Any]:
+    """Make a request of each method that there is, with most of its fields set."""
+    store: dict[str, Any] = {"merchant_id": shop.merchant_id, "store_id": shop.store_id}
+    customer = identity_pb2.CustomerRef(
+        merchant_id=shop.merchant_id, buyer=identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")
+    )
+    asked: dict[str, Any] = {"customer": customer, "program_id": 1, "points": 10}
+    program = programs_pb2.Program(
+        merchant_id=shop.merchant_id,
+        program_id=2,
+        store_ids=[shop.store_id],
+        time_zone="UTC",
+        criteria=programs_pb2.RedemptionCriteria(multiples_of=10),
+        point_value="0.01",
+        currency_code="USD",
+        settlement_window=Duration(seconds=60),
+        validation=programs_pb2.ValidationSettings(message_templates={"en": "$code"}, code_life=Duration(seconds=60)),
+    )
+    update = shop.update(points_expiry_time=at(NOW_MS), webhook=points_pb2.WebhookMetadata(webhook_id="w"))
+    return {
+        "PointsService/ApplyPointsUpdate": points_pb2.ApplyPointsUpdateRequest(update=update),
+        "PointsService/GetPointsAccount": points_pb2.GetPointsAccountRequest(
+            **store, buyer_id="buyer", at_time=at(NOW_MS)
+        ),
+        "PointsService/ListPointsEntries": points_pb2.ListPointsEntriesRequest(
+            **store, buyer_id="buyer", scenes=["RETURNS"], start_time=at(NOW_MS)
+        ),
+        "RedemptionService/ValidateRedemption": redemption_pb2.ValidateRedemptionRequest(
+            **asked, validation_code="123456"
+        ),
+        "RedemptionService/IssueValidationCode": redemption_pb2.IssueValidationCodeRequest(**asked),
+        "ProgramsService/PutStore": programs_pb2.PutStoreRequest(store=programs_pb2.Store(**store)),
+        "ProgramsService/GetStore": programs_pb2.GetStoreRequest(**store),
+        "ProgramsService/ListStores": programs_pb2.ListStoresRequest(merchant_id=shop.merchant_id),
+        "ProgramsService/PutProgram": programs_pb2.PutProgramRequest(program=program),
+        "ProgramsService/GetProgram": programs_pb2.GetProgramRequest(merchant_id=shop.merchant_id, program_id=1),
+        "ProgramsService/ListPrograms": programs_pb2.ListProgramsRequest(merchant_id=shop.merchant_id),
+    }
+
+
+def nasty_value(chance: random.Random, field: FieldDescriptor) -> Any:
+    """Make a value of a field that breaks what is careless."""
+    if field.enum_type is not None:
+        return chance.choice((0, 1, 2, 3, 4, 99, -1))
+    if field.type == field.TYPE_STRING:
+        return chance.choice(NASTY_TEXTS)
+    if field.type == field.TYPE_BOOL:
+        return chance.random() < 0.5
+    number = chance.choice(NASTY_NUMBERS)
+    return number if field.type == field.TYPE_INT64 else max(min(number, 2**31 - 1), -(2**31))
+
+
+def spoil(chance: random.Random, message: Any) -> None:
+    """Change one field of a message, or of one of its parts."""
+    field = chance.choice(message.DESCRIPTOR.fields)
+    target = getattr(message, field.name)
+    if hasattr(target, "items"):
+        target[chance.choice(NASTY_TEXTS)] = chance.choice(NASTY_TEXTS)
+    elif hasattr(target, "extend"):
+        target.extend([nasty_value(chance, field)])
+    elif field.message_type is None:
+        setattr(message, field.name, nasty_value(chance, field))
+    elif chance.random() < 0.1:
+        message.ClearField(field.name)
+    else:
+        target.SetInParent()
+        spoil(chance, target)
+
+
+@pytest.mark.parametrize("method", sorted(right_requests(Shop("", ""))))
+async def test_no_request_is_a_fault_of_ours(client: Client, shop: Shop, method: str) -> None:
+    """Whatever a caller sends is answered, or refused as the caller's fault, and never INTERNAL."""
+    await client.put_program(shop.merchant_id, shop.store_id)
+    await client.apply(shop.update())
+    chance = random.Random(method)  # noqa: S311 - the same requests in every run
+    requests = [right_requests(shop)[method] for _ in range(300)]
+    for request in requests[1:]:
+        for _ in range(chance.choice((1, 1, 2, 4))):
+            spoil(chance, request)
+    errors = await asyncio.gather(
+        *(error_of(bearer_call(client, method, request.SerializeToString())) for request in requests)
+    )
+    wrong = [
+        (error.code(), request)
+        for error, request in zip(errors, requests, strict=True)
+        if error is not None and error.code() in FAULTS
+    ]
+
+    assert wrong == []
+    assert errors[0] is None
+
+
+async def test_an_error_has_one_error_info(client: Client, shop: Shop) -> None:
+    """The reason, our domain, and what the error is about."""
+    found = await refused(get_store(client, Shop(shop.merchant_id, "nowhere")))
+
+    assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "STORE_NOT_FOUND")
+    assert found.metadata == {"store_id": "nowhere"}
+    assert found.retry_seconds is None
+
+
+async def test_a_method_of_a_later_release(client: Client, shop: Shop) -> None:
+    """It is in the contract, and says that it is not there yet."""
+    found = await refused(bearer_call(client, "BenefitsService/GetBenefit", b""))
+
+    assert (found.code, found.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
+    assert found.metadata == {"feature": "this method"}
+    request = points_pb2.BatchApplyPointsUpdatesRequest(updates=[shop.update()])
+    assert (await refused(client.points.BatchApplyPointsUpdates(request))).code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_request_id_comes_back(client: Client, shop: Shop) -> None:
+    """Ours, where the caller sends none, and every call has its own."""
+    wrong = Shop(shop.merchant_id, "nowhere")
+    first = request_id_of(await failed(get_store(client, wrong)))
+    second = request_id_of(await failed(get_store(client, wrong)))
+
+    assert len(first) == len(second) == 16
+    assert first != second
+
+
+@pytest.mark.parametrize("sent", ["order-17.a_B", "x" * 64])
+async def test_the_callers_request_id_is_kept(client: Client, shop: Shop, sent: str) -> None:
+    """So that a call can be followed through several services' logs."""
+    error = await failed(get_store(client, Shop(shop.merchant_id, "no"), metadata=(("x-request-id", sent),)))
+
+    assert sent == request_id_of(error)
+
+
+@pytest.mark.parametrize("sent", ["", "x" * 65, "a b", 'a"b', "a=b", "{}"])
+async def test_a_request_id_that_could_harm_logs_is_replaced(client: Client, shop: Shop, sent: str) -> None:
+    """Nobody writes into our logs what looks like something else."""
+    error = await failed(get_store(client, Shop(shop.merchant_id, "no"), metadata=(("x-request-id", sent),)))
+
+    assert sent != request_id_of(error)
+
+
+async def test_a_refused_caller_gets_a_request_id_too(service: Service, shop: Shop) -> None:
+    """An operator can find out why a token was refused."""
+    client = Client(service.server.port)
+    error = await failed(get_store(client, shop, metadata=(("x-request-id", "r-1"),)))
+    await client.close()
+
+    assert request_id_of(error) == "r-1"
+
+
+async def test_a_fault_of_ours_hides_its_cause(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller reads nothing but a request id, under which the log has the cause, without any local variable."""
+    break_store(monkeypatch, RuntimeError("the cause"))
+    with json_logs(status_module) as written:
+        error = await failed(get_store(client, shop, metadata=(("x-request-id", "r-2"),)))
+        found = refusal(error)
+
+    assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert found.metadata == {"request_id": "r-2"}
+    assert "cause" not in found.message.replace("has the cause under", "")
+    assert "RuntimeError" not in str(error.trailing_metadata())
+    (line,) = [line for line in map(json.loads, written.getvalue().splitlines()) if line["level"] == "error"]
+    assert (line["request_id"], line["method"]) == ("r-2", "/pointbook.v1.ProgramsService/GetStore")
+    assert (line["exception"][0]["exc_type"], line["exception"][0]["exc_value"]) == ("RuntimeError", "the cause")
+    assert all("locals" not in frame for frame in line["exception"][0]["frames"])
+    assert shop.merchant_id not in written.getvalue()
+    assert shop.store_id not in written.getvalue()
+
+
+async def test_a_fault_in_sql_logs_no_parameters(
+    client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch, service: Service
+) -> None:
+    """What a statement was given may be personal data, so its error is logged without it."""
+
+    async def broken(_store: ProgramsStore, _merchant_id: str, _store_id: str) -> None:
+        async with service.server._database.read() as connection:
+            await connection.execute(text("SELECT no_such_function(CAST(:mobile AS text))"), {"mobile": SECRET})
+
+    monkeypatch.setattr(ProgramsStore, "store", broken)
+    with json_logs(status_module) as written:
+        error = await failed(get_store(client, shop))
+
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert "no_such_function" in written.getvalue()
+    assert SECRET not in written.getvalue()
+    assert "no_such_function" not in (error.details() or "") + str(error.trailing_metadata())
+
+
+async def test_a_stray_cancellation_is_answered(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CancelledError that nobody asked for is a fault of ours; the caller must not wait for ever."""
+    break_store(monkeypatch, asyncio.CancelledError())
+
+    found = await refused(get_store(client, shop, timeout=5))
+
+    assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+
+
+async def test_a_timeout_inside_is_not_the_calls_deadline(
+    client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A TimeoutError of something else is a fault of ours while the call has time left."""
+    break_store(monkeypatch, TimeoutError())
+
+    assert (await refused(get_store(client, shop))).code is grpc.StatusCode.INTERNAL
+
+
+async def test_the_servers_deadline_bounds_every_call(
+    database_url: str, admin_token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call whose caller set no deadline, or a long one, ends by ours."""
+    ended = asyncio.Event()
+
+    async def slow(_store: ProgramsStore, _merchant_id: str, _store_id: str) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(ProgramsStore, "store", slow)
+    async with running(database_url, admin_token, call_deadline_seconds=0.3) as (_, client):
+        for timeout in (None, 50):
+            found = await refused(get_store(client, shop, timeout=timeout))
+            assert (found.code, found.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+            assert ended.is_set()
+
+
+async def test_the_callers_deadline_ends_the_work(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody works on for a caller who has left."""
+    ended = asyncio.Event()
+
+    async def slow(_store: ProgramsStore, _merchant_id: str, _store_id: str) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(ProgramsStore, "store", slow)
+    error = await failed(get_store(client, shop, timeout=0.2))
+
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await asyncio.wait_for(ended.wait(), 2)
+
+
+async def test_large_messages_are_refused(client: Client) -> None:
+    """One MiB is read, a byte more is not."""
+    method = "ProgramsService/GetStore"
+    error = await failed(bearer_call(client, method, b"\xff" * MESSAGE_BYTES_MAX))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    error = await failed(bearer_call(client, method, b"\xff" * (MESSAGE_BYTES_MAX + 1)))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_large_metadata_is_refused(client: Client, shop: Shop) -> None:
+    """Eight KiB of metadata are the most."""
+    await get_store(client, shop, metadata=(("x-filler", "x" * (METADATA_BYTES_MAX - 1_000)),))
+    error = await failed(get_store(client, shop, metadata=(("x-filler", "x" * METADATA_BYTES_MAX),)))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_an_unknown_service_of_health_is_no_fault(service: Service) -> None:
+    """Health is open to everybody, so nobody may fill our log with errors by it."""
+    with json_logs(status_module) as written:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{service.server.port}") as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            error = await failed(stub.Check(health_pb2.HealthCheckRequest(service="nothing")))
+
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    assert "internal error" not in written.getvalue()
+
+
+def away(error: grpc.aio.AioRpcError) -> bool:
+    """Tell whether an error says that the database is away, and when to come again."""
+    found = refusal(error)
+    return (found.code, found.reason, found.retry_seconds) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "DATABASE_UNAVAILABLE",
+        1.0,
+    )
+
+
+async def eventually(probe: Callable[[], Awaitable[bool]]) -> None:
+    """Ask again and again, for ten seconds at the most."""
+    for _ in range(200):
+        if await probe():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("it never came true")
+
+
+async def error_of(call: Any) -> grpc.aio.AioRpcError | None:
+    """Await a call, and give its error if it fails."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error
+    return None
+
+
+async def recovers(client: Client, shop: Shop) -> None:
+    """Wait until the database is asked again; until then callers hear UNAVAILABLE and nothing else."""
+
+    async def is_back() -> bool:
+        error = await error_of(get_store(client, shop))
+        assert error is None or error.code() is grpc.StatusCode.NOT_FOUND or away(error), repr(error)
+        return error is None or not away(error)
+
+    await eventually(is_back)
+
+
+async def health(client: Client) -> int:
+    """Ask for the server's health."""
+    answer = await health_pb2_grpc.HealthStub(client.channel).Check(health_pb2.HealthCheckRequest())
+    return int(answer.status)
+
+
+async def becomes(client: Client, status: int) -> None:
+    """Wait until health has a status."""
+
+    async def has_become() -> bool:
+        return await health(client) == status
+
+    await eventually(has_become)
+
+
+async def test_terminated_connections(client: Client, shop: Shop, database_url: str) -> None:
+    """Calls on connections that the database ended hear UNAVAILABLE; the next ones are answered."""
+    name = database_url.partition("?")[0].rpartition("/")[2]
+    operator = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+    terminate = (
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()"
+    )
+    for _ in range(3):
+        await asyncio.gather(*(get_store(client, shop) for _ in range(20)))
+        assert await operator.fetchval(terminate, name) >= 1
+        for _ in range(20):
+            answers = await asyncio.gather(*(get_store(client, shop) for _ in range(5)), return_exceptions=True)
+            wrong = [answer for answer in answers if isinstance(answer, BaseException)]
+            assert all(isinstance(error, grpc.aio.AioRpcError) and away(error) for error in wrong)
+        await recovers(client, shop)
+    await operator.close()
+
+
+async def test_a_terminated_statement(client: Client, shop: Shop, database_url: str) -> None:
+    """A call whose very statement is ended hears UNAVAILABLE too: its transaction had no effect."""
+    operator = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+    holder = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute("SELECT 1 FROM stores WHERE store_id = $1 FOR UPDATE", shop.store_id)
+    waiting = asyncio.create_task(failed(client.put_store(shop.merchant_id, shop.store_id)))
+
+    async def terminated() -> bool:
+        query = (
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+            " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        return bool(await operator.fetchval(query))
+
+    await eventually(terminated)
+    assert away(await waiting)
+    await transaction.rollback()
+    await recovers(client, shop)
+    await holder.close()
+    await operator.close()
+
+
+@pytest.fixture
+async def own_database(cluster: Cluster) -> str:
+    """A database for one test alone."""
+    return await cluster.clone("pointbook_template")
+
+
+@pytest.mark.parametrize("drops", [False, True])
+async def test_a_database_that_goes_and_comes(own_database: str, *, drops: bool) -> None:
+    """Health and calls tell of it, and both recover without a restart."""
+    token = await make_token(own_database, [ALL_MERCHANTS], list(Scope))
+    async with proxied(own_database) as proxy, running(proxy.url, token) as (_, client):
+        shop = Shop(unique("merchant"), unique("store"))
+        await client.put_store(shop.merchant_id, shop.store_id)
+        await becomes(client, health_pb2.HealthCheckResponse.SERVING)
+
+        await proxy.cut()
+        await _stay_cut(proxy, drops=drops)
+        for _ in range(5):
+            assert away(await failed(get_store(client, shop)))
+            assert away(await failed(client.put_store(shop.merchant_id, shop.store_id)))
+        await becomes(client, health_pb2.HealthCheckResponse.NOT_SERVING)
+
+        await proxy.cut()
+        proxy.drops = False
+        await proxy.mend()
+        await recovers(client, shop)
+        await becomes(client, health_pb2.HealthCheckResponse.SERVING)
+
+
+async def _stay_cut(proxy: DatabaseProxy, *, drops: bool) -> None:
+    """Leave a proxy cut, or let it take connections only to drop them."""
+    if drops:
+        proxy.drops = True
+        await proxy.mend()
+
+
+async def test_a_database_that_is_away_at_the_start(own_database: str) -> None:
+    """The server waits for it: callers whom it cannot know yet hear UNAVAILABLE, and soon an answer."""
+    token = await make_token(own_database, [ALL_MERCHANTS], list(Scope))
+    async with proxied(own_database) as proxy:
+        await proxy.cut()
+        async with running(proxy.url, token) as (_, client):
+            shop = Shop(unique("merchant"), unique("store"))
+            assert await health(client) == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert away(await failed(get_store(client, shop)))
+            await proxy.mend()
+            await becomes(client, health_pb2.HealthCheckResponse.SERVING)
+            await recovers(client, shop)
+            assert (await failed(get_store(client, shop))).code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_database_without_room(own_database: str, database_url: str) -> None:
+    """A database that takes no more connections is away, for now."""
+    role = unique("role").replace("-", "_")
+    token = await make_token(own_database, [ALL_MERCHANTS], list(Scope))
+    operator = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+    await operator.execute(f"CREATE ROLE {role} LOGIN IN ROLE pg_read_all_data CONNECTION LIMIT 0")
+    url = own_database.replace("pointbook@", f"{role}@", 1)
+    assert url != own_database
+    async with running(url, token) as (_, client):
+        shop = Shop(unique("merchant"), unique("store"))
+        assert away(await failed(get_store(client, shop)))
+        await operator.execute(f"ALTER ROLE {role} CONNECTION LIMIT 10")
+        await recovers(client, shop)
+        assert (await failed(get_store(client, shop))).code() is grpc.StatusCode.NOT_FOUND
+    await operator.close()
+
+
+async def test_a_database_without_tables(cluster: Cluster) -> None:
+    """A fault of the installation is a rich status too, and the log has the cause."""
+    url = await cluster.clone("template0")
+    with json_logs(status_module, server_module) as written:
+        async with running(url, "pb_some_token") as (_, client):
+            found = await refused(get_store(client, Shop("m", "s")))
+
+    assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert "api_tokens" in written.getvalue()
+
+
+async def test_an_exhausted_pool(
+    database_url: str, admin_token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that gets no connection in time hears UNAVAILABLE, and the next one is answered."""
+    monkeypatch.setattr(database_module, "POOL_TIMEOUT_SECONDS", 0.2)
+    async with running(database_url, admin_token, database_pool_size=1) as (server, client):
+        await get_store(client, shop)
+        async with server._database.read():
+            assert away(await failed(get_store(client, shop)))
+        await get_store(client, shop)
+        assert server._database._engine.pool.checkedout() == 0  # type: ignore[attr-defined] # every pool of ours has it
+
+
+async def test_a_transaction_that_others_keep_disturbing(
+    client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is run again as a whole, a bounded number of times, and then the caller may."""
+    runs = 0
+
+    def disturbed(_row: Any, _expected: int | None) -> int:
+        nonlocal runs
+        runs += 1
+        raise RetryTransactionError
+
+    monkeypatch.setattr("pointbook_server.programs.store._next_revision", disturbed)
+    found = await refused(client.put_store(shop.merchant_id, shop.store_id))
+
+    assert (found.code, found.reason) == (grpc.StatusCode.ABORTED, "TRANSACTION_CONFLICT")
+    assert found.retry_seconds == 1.0
+    assert runs == TRANSACTION_ATTEMPTS_MAX
+
+
+async def test_a_stopping_server(
+    database_url: str, admin_token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Running calls end well; new ones hear that another server will answer."""
+    arrived, goes_on = asyncio.Event(), asyncio.Event()
+    original = ProgramsStore.store
+
+    async def slow(store: ProgramsStore, merchant_id: str, store_id: str) -> Any:
+        arrived.set()
+        await goes_on.wait()
+        return await original(store, merchant_id, store_id)
+
+    monkeypatch.setattr(ProgramsStore, "store", slow)
+    server = Server(server_settings(drain_seconds=1.0), database_url, senders={}, clock=TestClock())
+    await server.start()
+    client = Client(server.port, admin_token)
+    first = asyncio.create_task(get_store(client, shop))
+    await arrived.wait()
+    stopping = asyncio.create_task(server.stop())
+    await asyncio.sleep(0)
+    found = await refused(get_store(client, shop))
+    goes_on.set()
+
+    assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+    assert found.retry_seconds == 1.0
+    assert (await first).store.store_id == shop.store_id
+    await stopping
+    await client.close()
+
+
+async def test_tokens_that_cannot_be_read_are_no_bad_tokens(
+    database_url: str, admin_token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of ours on the way to the tokens is INTERNAL, with its cause in the log."""
+
+    async def broken(_store: AccessStore) -> Any:
+        raise RuntimeError("the cause")
+
+    async with running(database_url, admin_token) as (_, client):
+        monkeypatch.setattr(AccessStore, "tokens", broken)
+        with json_logs(status_module) as written:
+            found = await refused(get_store(client, shop))
+
+    assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert "the cause" in written.getvalue()

@@ -1,0 +1,209 @@
+"""The migrations: what they leave is what tables.py says, and running them is safe at any time."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection
+
+from embedded_database import Cluster
+from pointbook_server.database import create_engine
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.migrations import LOCK_KEY, migrate, pending
+from pointbook_server.tables import metadata
+
+EMPTY = "pointbook_empty"
+CONSTRAINTS = """
+    SELECT conrelid::regclass::text AS "table", conname, pg_get_constraintdef(oid) AS definition
+    FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND conrelid <> 0
+    ORDER BY 1, 2
+"""
+INDEXES = "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2"
+COLUMNS = """
+    SELECT attrelid::regclass::text AS "table", attname, format_type(atttypid, atttypmod) AS type, attnotnull,
+        pg_get_expr(adbin, adrelid) AS "default", col_description(attrelid, attnum) AS comment
+    FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+    LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+    WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0 AND NOT attisdropped
+    ORDER BY 1, attnum
+"""
+STORAGE = """
+    SELECT relname, reloptions FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' ORDER BY 1
+"""
+TRIGGERS = """
+    SELECT tgname FROM pg_trigger WHERE tgrelid = 'points_entries'::regclass AND NOT tgisinternal AND tgenabled = 'O'
+    ORDER BY 1
+"""
+
+
+@pytest.fixture
+async def empty_url(cluster: Cluster) -> str:
+    """A database with nothing in it, for one test."""
+
+    async def leave_empty(_url: str) -> None:
+        pass
+
+    await cluster.template(EMPTY, leave_empty)
+    return await cluster.clone(EMPTY)
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Any]:
+    """A plain connection."""
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def catalogue(url: str, query: str) -> list[tuple[object, ...]]:
+    """What a database says of itself, but for Alembic's own table."""
+    async with connected(url) as connection:
+        return [tuple(row) for row in await connection.fetch(query) if row[0] != "alembic_version"]
+
+
+async def in_engine(url: str, work: Any) -> Any:
+    """Run something on a SQLAlchemy connection, and commit."""
+    engine = create_engine(url, pool_size=1)
+    try:
+        async with engine.begin() as connection:
+            return await connection.run_sync(work)
+    finally:
+        await engine.dispose()
+
+
+async def test_autogenerate_finds_nothing_to_do(database_url: str) -> None:
+    """Alembic sees no difference between the migrated database and the tables that the code uses."""
+
+    def differences(connection: Connection) -> Any:
+        options = {"compare_type": True, "compare_server_default": True}
+        return compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
+
+    assert await in_engine(database_url, differences) == []
+
+
+@pytest.mark.parametrize("query", [CONSTRAINTS, INDEXES, COLUMNS, STORAGE])
+async def test_the_migrated_database_is_the_one_that_the_tables_describe(
+    database_url: str, empty_url: str, query: str
+) -> None:
+    """Names and definitions of constraints and indexes, columns in their order, comments and storage are equal."""
+    await in_engine(empty_url, metadata.create_all)
+
+    described = await catalogue(empty_url, query)
+
+    assert described
+    assert await catalogue(database_url, query) == described
+
+
+async def test_every_constraint_has_a_name_of_ours(database_url: str) -> None:
+    """Errors name constraints, so that PostgreSQL invents none; a NOT NULL is no case for us."""
+    names = [str(name) for _, name, definition in await catalogue(database_url, CONSTRAINTS) if definition]
+    ours = {str(constraint.name) for table in metadata.tables.values() for constraint in table.constraints}
+
+    assert {name for name in names if not name.endswith("_not_null")} == ours
+
+
+async def test_the_guards_of_the_entries_are_there(database_url: str) -> None:
+    """Tables know nothing of triggers: the migration brings them."""
+    guards = [("points_entries_no_delete",), ("points_entries_no_truncate",), ("points_entries_no_update",)]
+
+    assert await catalogue(database_url, TRIGGERS) == guards
+
+
+async def test_migrating_twice_does_nothing_the_second_time(empty_url: str) -> None:
+    """`pointbook migrate` may be part of every deployment."""
+    first = await migrate(empty_url)
+    before = await catalogue(empty_url, CONSTRAINTS)
+
+    second = await migrate(empty_url)
+
+    assert first[0] is None
+    assert first[1] is not None
+    assert second == (first[1], first[1])
+    assert await catalogue(empty_url, CONSTRAINTS) == before
+
+
+async def test_migrations_at_the_same_time_wait_for_each_other(empty_url: str) -> None:
+    """Several processes that start together migrate once."""
+    answers = await asyncio.gather(*(migrate(empty_url) for _ in range(3)))
+
+    [newest] = {after for _, after in answers}
+    assert newest is not None
+    assert sorted(str(before) for before, _ in answers) == sorted(["None", newest, newest])
+
+
+async def test_a_migration_waits_for_another_process(empty_url: str) -> None:
+    """Nothing is begun while somebody else migrates."""
+    async with connected(empty_url) as other:
+        await other.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
+        migrating = asyncio.create_task(migrate(empty_url))
+        await asyncio.sleep(0.5)
+        has_begun = migrating.done() or await other.fetchval("SELECT to_regclass('stores') IS NOT NULL")
+        await other.execute("SELECT pg_advisory_unlock($1)", LOCK_KEY)
+        await migrating
+
+    assert not has_begun
+    assert not await pending(empty_url)
+
+
+async def test_a_failed_migration_leaves_nothing(empty_url: str) -> None:
+    """A migration is one transaction: what cannot be finished has not begun."""
+    async with connected(empty_url) as connection:
+        await connection.execute("CREATE TABLE validation_challenges (mine integer)")
+
+    with pytest.raises(Exception, match="already exists"):
+        await migrate(empty_url)
+
+    async with connected(empty_url) as connection:
+        tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    assert [row["tablename"] for row in tables] == ["validation_challenges"]
+    assert await pending(empty_url)
+
+
+async def test_pending_tells_whether_there_is_something_to_migrate(empty_url: str) -> None:
+    """A server can tell before it serves, and asking changes nothing."""
+    assert await pending(empty_url)
+    assert await catalogue(empty_url, CONSTRAINTS) == []
+
+    await migrate(empty_url)
+
+    assert not await pending(empty_url)
+
+
+async def test_another_revision_is_pending(empty_url: str) -> None:
+    """A database of another release is not ours to serve."""
+    await migrate(empty_url)
+    async with connected(empty_url) as connection:
+        await connection.execute("UPDATE alembic_version SET version_num = '0000'")
+
+    assert await pending(empty_url)
+
+
+async def test_a_database_that_is_away_says_so(database_url: str) -> None:
+    """No stack of the driver's, but our own error."""
+    scheme, _, host = database_url.partition("?")
+    nowhere = f"{scheme}?{host.replace('host=', 'host=/nowhere')}"
+
+    for call in (migrate, pending):
+        with pytest.raises(PointbookError) as caught:
+            await call(nowhere)
+        assert caught.value.reason is Reason.DATABASE_UNAVAILABLE
+
+
+async def test_a_migration_waits_for_a_longer_one(empty_url: str) -> None:
+    """The time limits of calls (5 s for a lock) are not those of migrations, which may take long."""
+    async with connected(empty_url) as holder:
+        await holder.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
+        waiting = asyncio.create_task(migrate(empty_url))
+        await asyncio.sleep(5.5)
+        assert not waiting.done()
+    _, after = await waiting
+
+    assert after is not None

@@ -1,0 +1,224 @@
+"""Many callers at once: every event counts once, and whoever goes away leaves nothing half done."""
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+
+import asyncpg
+import grpc
+from sqlalchemy import QueuePool
+
+from harness import NOW_MS, Client, Service, Shop, at, refusal, unique
+from pointbook.v1 import points_pb2
+from pointbook_server.ledger.model import Account, AccountKey, Draw, Entry, Event, Lot, UpdateType, fold
+
+APPLIED = points_pb2.APPLY_OUTCOME_APPLIED
+DUPLICATE = points_pb2.APPLY_OUTCOME_DUPLICATE
+INCREASE = points_pb2.POINTS_UPDATE_TYPE_INCREASE
+DECREASE = points_pb2.POINTS_UPDATE_TYPE_DECREASE
+CALLERS = 32
+EVENTS = 200
+BUYERS = [f"buyer-{number}" for number in range(8)]
+CANCELS = 400
+QUIET_SECONDS = 10.0
+"""How long the server may take to clean up after callers that went away."""
+
+
+def true_history(shop: Shop, count: int, rng: random.Random) -> list[points_pb2.PointsUpdate]:
+    """What SHOPLINE did to some accounts, several events a millisecond, in its own order."""
+    balances = dict.fromkeys(BUYERS, 0)
+    updates = []
+    for number in range(count):
+        buyer_id = BUYERS[number % len(BUYERS)]
+        change = rng.choice([10, 25, 40, -5, -15])
+        expires_at_ms = NOW_MS + rng.randrange(1_000) if change > 0 and rng.random() < 0.5 else None
+        balances[buyer_id] += change
+        updates.append(
+            shop.update(
+                buyer_id,
+                update_type=INCREASE if change > 0 else DECREASE,
+                updated_value=abs(change),
+                points_balance=balances[buyer_id],
+                points_expiry_time=None if expires_at_ms is None else at(expires_at_ms),
+                # Three events of an account share a millisecond; its first one stands alone.
+                updated_at=at(NOW_MS - 100_000 + (number // len(BUYERS) + 2) // 3),
+            )
+        )
+    return updates
+
+
+async def read_book(service: Service, merchant_id: str) -> dict[str, tuple[Account, list[Entry]]]:
+    """Read the accounts and entries of a merchant as the database has them, by buyer."""
+    connection = await asyncpg.connect(service.database_url)
+    try:
+        account_rows = await connection.fetch("SELECT * FROM points_accounts WHERE merchant_id = $1", merchant_id)
+        entry_rows = await connection.fetch(
+            "SELECT * FROM points_entries WHERE merchant_id = $1 ORDER BY updated_at_ms, ordinal", merchant_id
+        )
+    finally:
+        await connection.close()
+    book: dict[str, tuple[Account, list[Entry]]] = {
+        row["buyer_id"]: (
+            Account(
+                opening=row["opening"],
+                balance=row["balance"],
+                drift=row["drift"],
+                silently_expired=row["silently_expired"],
+                lifetime_points=row["lifetime_points"],
+                newest_at_ms=row["newest_at_ms"],
+                lots=tuple(Lot(*lot) for lot in json.loads(row["lots"])),
+            ),
+            [],
+        )
+        for row in account_rows
+    }
+    for row in entry_rows:
+        event = Event(
+            event_id=row["event_id"],
+            account=AccountKey(row["store_id"], row["buyer_id"]),
+            update_type=UpdateType(row["update_type"]),
+            scene=row["scene"],
+            value=row["updated_value"],
+            balance=row["points_balance"],
+            expires_at_ms=row["expires_at_ms"],
+            updated_at_ms=row["updated_at_ms"],
+        )
+        draws = tuple(Draw(*draw) for draw in json.loads(row["draws"]))
+        derived = (row["ordinal"], row["balance_before"], row["balance_after"], row["drift"], row["silently_expired"])
+        book[row["buyer_id"]][1].append(Entry(event, *derived, draws))
+    return book
+
+
+async def check_book(service: Service, shop: Shop) -> dict[str, tuple[Account, list[Entry]]]:
+    """Every account is the fold of its own entries, and every derived value with it."""
+    book = await read_book(service, shop.merchant_id)
+    for account, entries in book.values():
+        assert fold(Account(), [entry.event for entry in entries]) == (account, entries)
+    return book
+
+
+async def eventually(is_so: Callable[[], Awaitable[bool]]) -> bool:
+    """Wait until something is so, or give up."""
+    deadline = asyncio.get_running_loop().time() + QUIET_SECONDS
+    while not await is_so():
+        if asyncio.get_running_loop().time() > deadline:
+            return False
+        await asyncio.sleep(0.05)
+    return True
+
+
+async def is_quiet(service: Service) -> bool:
+    """Tell whether nothing of the server is open: no transaction, no lock, no connection in use."""
+    connection = await asyncpg.connect(service.database_url)
+    try:
+        open_transactions: int = await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND application_name = 'pointbook' AND state <> 'idle'"
+        )
+    finally:
+        await connection.close()
+    pool = service.server._database._engine.pool
+    assert isinstance(pool, QueuePool)
+    return open_transactions == 0 and pool.checkedout() == 0
+
+
+async def test_the_same_events_from_many_callers_count_once(client: Client, shop: Shop, service: Service) -> None:
+    """32 callers send the same 200 events, each in an order of its own: the book has each of them once."""
+    rng = random.Random(1)  # noqa: S311 - any order will do, the same one each time
+    history = true_history(shop, EVENTS, rng)
+
+    async def send(updates: Sequence[points_pb2.PointsUpdate]) -> Counter[int]:
+        return Counter([(await client.apply(update)).outcome for update in updates])
+
+    outcomes = await asyncio.gather(*(send(rng.sample(history, len(history))) for _ in range(CALLERS)))
+
+    total = sum(outcomes, Counter())
+    assert total[DUPLICATE] == (CALLERS - 1) * EVENTS
+    assert total.total() == CALLERS * EVENTS
+    book = await check_book(service, shop)
+    newest = {update.buyer_id: update.points_balance for update in history}
+    assert {buyer_id: account.balance for buyer_id, (account, _) in book.items()} == newest
+    assert sum(len(entries) for _, entries in book.values()) == EVENTS
+    assert {account.drift for account, _ in book.values()} == {0}
+
+
+async def test_one_event_id_for_two_accounts_at_once_is_one_event(client: Client, shop: Shop, service: Service) -> None:
+    """Whoever comes first has the id; the other one is told so, and its account stays as it is."""
+    for number in range(20):
+        event_id, updated_at = unique("event"), at(NOW_MS - 1_000 + number)
+        calls = [client.apply(shop.update(name, event_id=event_id, updated_at=updated_at)) for name in BUYERS]
+
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+
+        errors = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+        assert [refusal(error).reason for error in errors] == ["EVENT_ID_REUSED"] * (len(BUYERS) - 1)
+    book = await check_book(service, shop)
+    assert sum(len(entries) for _, entries in book.values()) == 20
+
+
+async def test_redemptions_at_once_never_spend_a_point_twice(client: Client, shop: Shop) -> None:
+    """Of forty decreases by 10 that race for 200 points, twenty are accepted."""
+    await client.apply(shop.update(updated_value=200, points_balance=200))
+    decreases = [
+        shop.update(
+            update_type=DECREASE,
+            updated_value=10,
+            points_balance=None,
+            updated_scene=points_pb2.POINTS_UPDATE_SCENE_REDEEM_COUPON,
+            updated_at=at(NOW_MS - 1_000 + number % 3),
+        )
+        for number in range(40)
+    ]
+
+    answers = await asyncio.gather(*(client.apply(update) for update in decreases), return_exceptions=True)
+
+    errors = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    assert [refusal(error).reason for error in errors] == ["INSUFFICIENT_POINTS"] * 20
+    account = await client.account(shop.merchant_id, shop.store_id, "buyer")
+    assert (account.points_balance, account.drift) == (0, 0)
+    retries = await asyncio.gather(*(client.apply(update) for update in decreases), return_exceptions=True)
+    assert [isinstance(answer, grpc.aio.AioRpcError) for answer in retries] == [
+        isinstance(answer, grpc.aio.AioRpcError) for answer in answers
+    ]
+
+
+async def test_callers_that_go_away_leave_nothing_half_done(client: Client, shop: Shop, service: Service) -> None:
+    """Cancelled and late calls are in the book wholly or not at all, and give back what they held."""
+    rng = random.Random(2)  # noqa: S311 - any moments will do
+    history = true_history(shop, CANCELS, rng)
+    arrivals = rng.sample(history, len(history))
+
+    async def send(update: points_pb2.PointsUpdate) -> str:
+        call = client.points.ApplyPointsUpdate(
+            points_pb2.ApplyPointsUpdateRequest(update=update),
+            timeout=rng.uniform(0.001, 0.02) if rng.random() < 0.4 else None,
+        )
+        if rng.random() < 0.6:
+            await asyncio.sleep(rng.uniform(0, 0.02))
+            call.cancel()
+        try:
+            await call
+        except asyncio.CancelledError:
+            return ""
+        except grpc.aio.AioRpcError as error:
+            assert error.code() in {grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}  # noqa: PT017
+            return ""
+        return update.event_id
+
+    answered: set[str] = set()
+    for start in range(0, len(arrivals), 16):
+        answered |= set(await asyncio.gather(*(send(update) for update in arrivals[start : start + 16])))
+
+    assert await eventually(lambda: is_quiet(service))
+    book = await check_book(service, shop)
+    in_book = {entry.event.event_id for _, entries in book.values() for entry in entries}
+    assert answered - {""} <= in_book
+    assert CANCELS - len(answered) >= CANCELS // 8, "too few of these callers went away to prove anything"
+    # Sent once more to the end, all of it is there as if nobody had gone.
+    await asyncio.gather(*(client.apply(update) for update in history))
+    complete = await check_book(service, shop)
+    assert sum(len(entries) for _, entries in complete.values()) == CANCELS
+    assert {account.drift for account, _ in complete.values()} == {0}
+    assert await eventually(lambda: is_quiet(service))

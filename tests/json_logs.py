@@ -1,0 +1,36 @@
+"""The logs as production writes them, collected by a test."""
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import structlog
+
+from pointbook_server.logs import configure_logs
+
+
+@contextlib.contextmanager
+def json_logs(*modules: ModuleType) -> Iterator[io.StringIO]:
+    """Collect all that is logged, down to DEBUG; `modules` are ours that log.
+
+    Their loggers keep the configuration of their first use, so they get fresh ones for as long.
+    """
+    root, written = logging.getLogger(), io.StringIO()
+    handlers, level = list(root.handlers), root.level
+    levels = {name: logging.getLogger(name).level for name in ("asyncio", "httpx", "httpcore", "uvicorn", "alembic")}
+    with pytest.MonkeyPatch.context() as patch:
+        with contextlib.redirect_stderr(written):
+            configure_logs("DEBUG", json=True)
+        for module in modules:
+            patch.setattr(module, "log", structlog.get_logger())
+        try:
+            yield written
+        finally:
+            structlog.reset_defaults()
+            root.handlers[:] = handlers
+            root.setLevel(level)
+            for name, old in levels.items():
+                logging.getLogger(name).setLevel(old)

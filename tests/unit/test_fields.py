@@ -1,0 +1,261 @@
+"""The field checks of requests: each limit, and every wrong field named at once."""
+
+from decimal import Decimal
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pointbook_server import paging
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.fields import Fields, to_decimal_text, to_timestamp
+
+
+def wrong_fields(fields: Fields) -> dict[str, str]:
+    """Read the violations that a collector has."""
+    if fields.is_clean:
+        return {}
+    with pytest.raises(PointbookError) as caught:
+        fields.check()
+    assert caught.value.reason is Reason.INVALID_FIELDS
+    return {violation.field: violation.description for violation in caught.value.violations}
+
+
+def test_nothing_wrong_raises_nothing() -> None:
+    """A right request passes."""
+    fields = Fields()
+    fields.identifier("a", "x")
+
+    fields.check()
+
+
+def test_every_wrong_field_is_named_at_once() -> None:
+    """A caller mends a request in one go, and reads the first fields in the message."""
+    fields = Fields()
+    fields.identifier("a.id", "")
+    fields.integer("a.count", 11, low=1, high=10)
+    fields.present("b", is_present=False)
+
+    with pytest.raises(PointbookError, match=r"a\.id, a\.count, b"):
+        fields.check()
+    assert wrong_fields(fields) == {"a.id": "is required", "a.count": "must be 1 to 10", "b": "is required"}
+
+
+@pytest.mark.parametrize("value", ["x", "!", "~", "x" * 64])
+def test_ids_are_visible_ascii(value: str) -> None:
+    """Ids of 1 to 64 visible ASCII characters are taken as they are."""
+    fields = Fields()
+
+    assert value == fields.identifier("id", value)
+    assert fields.is_clean
+
+
+@pytest.mark.parametrize("value", ["", "x" * 65, "a b", "a\n", "\x00", "\x7f", "é", "\uff11"])
+def test_other_ids_are_wrong(value: str) -> None:
+    """Spaces, control characters and other scripts are no ids."""
+    fields = Fields()
+    fields.identifier("id", value)
+
+    assert set(wrong_fields(fields)) == {"id"}
+
+
+@pytest.mark.parametrize(
+    ("value", "is_right"),
+    [
+        ("", True),
+        ("点 x", True),
+        ("x" * 10, True),
+        ("x" * 11, False),
+        ("a\nb", False),
+        ("\x00", False),
+        ("\x7f", False),
+    ],
+)
+def test_text_for_people(value: str, *, is_right: bool) -> None:
+    """Text has any letters, but no control characters, which could forge lines of a log or a message."""
+    fields = Fields()
+    fields.text("name", value, length_max=10)
+
+    assert is_right is fields.is_clean
+
+
+@pytest.mark.parametrize(("value", "is_right"), [(0, False), (1, True), (5, True), (6, False), (-1, False)])
+def test_whole_numbers_have_bounds(value: int, *, is_right: bool) -> None:
+    """Both bounds belong to the range."""
+    fields = Fields()
+    fields.integer("n", value, low=1, high=5)
+
+    assert is_right is fields.is_clean
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("", None),
+        ("1", Decimal(1)),
+        ("0.01", Decimal("0.01")),
+        ("999999999999.999999999999", Decimal("999999999999.999999999999")),
+        ("0.000000000001", Decimal("0.000000000001")),
+    ],
+)
+def test_decimals(value: str, expected: Decimal | None) -> None:
+    """Decimals keep every digit; none is none."""
+    fields = Fields()
+
+    assert expected == fields.decimal("value", value)
+    assert fields.is_clean
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "0",
+        "0.000",
+        "-1",
+        "+1",
+        "1.",
+        ".5",
+        "1e3",
+        "NaN",
+        "Infinity",
+        "1,5",
+        " 1",
+        "1\n",
+        "\uff11",
+        "1" * 13,
+        f"0.{'1' * 13}",
+    ],
+)
+def test_other_decimals_are_wrong(value: str) -> None:
+    """Only plain digits above zero are taken, so that no caller is misread."""
+    fields = Fields()
+
+    assert fields.decimal("value", value) is None
+    assert set(wrong_fields(fields)) == {"value"}
+
+
+def test_decimals_may_have_fewer_digits() -> None:
+    """A currency value has at most three digits after the point."""
+    fields = Fields()
+
+    assert fields.decimal("a", "1.125", digits_after=3) == Decimal("1.125")
+    assert fields.decimal("b", "1.1250", digits_after=3) is None
+    assert set(wrong_fields(fields)) == {"b"}
+
+
+def test_decimals_are_written_plainly() -> None:
+    """No client has to read an exponent."""
+    assert to_decimal_text(None) == ""
+    assert to_decimal_text(Decimal("1E+3")) == "1000"
+    assert to_decimal_text(Decimal("1E-12")) == "0.000000000001"
+
+
+@pytest.mark.parametrize("time_ms", [-62_135_596_800_000, -1, 0, 1_780_000_000_123, 253_402_300_799_999])
+def test_times_survive(time_ms: int) -> None:
+    """A time is written and read to the millisecond, before 1970 too."""
+    fields = Fields()
+
+    assert time_ms == fields.time_ms("time", to_timestamp(time_ms))
+    assert fields.is_clean
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Timestamp(seconds=0, nanos=-1),
+        Timestamp(seconds=0, nanos=1_000_000_000),
+        Timestamp(seconds=-62_135_596_801),
+        Timestamp(seconds=253_402_300_800),
+        Timestamp(seconds=2**63 - 1),
+        Timestamp(seconds=-(2**63)),
+    ],
+)
+def test_impossible_times_are_wrong(value: Timestamp) -> None:
+    """A timestamp outside of the years 1 to 9999 breaks nothing."""
+    fields = Fields()
+    fields.time_ms("time", value)
+
+    assert set(wrong_fields(fields)) == {"time"}
+
+
+def test_times_have_bounds() -> None:
+    """Both bounds belong to the range, and the answer names them."""
+    fields = Fields()
+    fields.time_ms("a", to_timestamp(1_000), low=1_000, high=2_000)
+    fields.time_ms("b", to_timestamp(2_000), low=1_000, high=2_000)
+    fields.time_ms("c", to_timestamp(999), low=1_000, high=2_000)
+    fields.time_ms("d", to_timestamp(2_001), low=1_000, high=2_000)
+
+    limits = "must be 1970-01-01T00:00:01Z to 1970-01-01T00:00:02Z"
+    assert wrong_fields(fields) == {"c": limits, "d": limits}
+
+
+def test_page_sizes() -> None:
+    """A page is 1 to 1,000 items; 0 is the default."""
+    fields = Fields()
+
+    assert [fields.page_size("size", value) for value in (0, 1, 1_000)] == [50, 1, 1_000]
+    assert fields.is_clean
+    fields.page_size("big", 1_001)
+    fields.page_size("small", -1)
+    assert set(wrong_fields(fields)) == {"big", "small"}
+
+
+def test_lists_are_bounded_and_their_items_named() -> None:
+    """A wrong item is named by its index, a list that is too long by its own name."""
+    fields = Fields()
+
+    assert fields.each("ids", ["a", "b"], fields.identifier, count_max=2) == ("a", "b")
+    assert fields.is_clean
+    fields.each("long", ["a", "b", "c"], fields.identifier, count_max=2)
+    fields.each("short", [], fields.identifier, count_max=2, count_min=1)
+    fields.each("twice", ["a", "a"], fields.identifier, count_max=2)
+    fields.each("items", ["a", "b c"], fields.identifier, count_max=2)
+    assert set(wrong_fields(fields)) == {"long", "short", "twice", "items[1]"}
+
+
+def test_a_page_token_names_its_place() -> None:
+    """The next page starts where the last one ended; no token is the first page."""
+    fields = Fields()
+    token = paging.write_token(("stores", "m"), ("s-1", 7))
+
+    assert paging.read_token(fields, "page_token", token, ("stores", "m"), (str, int)) == ("s-1", 7)
+    assert paging.read_token(fields, "page_token", "", ("stores", "m"), (str, int)) is None
+    assert fields.is_clean
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        paging.write_token(("stores", "other"), ("s-1",)),
+        paging.write_token(("stores", "m"), (7,)),
+        paging.write_token(("stores", "m"), ("s-1", "s-2")),
+        paging.write_token(("stores", "m"), ()),
+        paging.write_token(("stores", "m"), (True,)),
+        # What no list of ours has as a place, and no database can compare with.
+        paging.write_token(("stores", "m"), ("\x00",)),
+        paging.write_token(("stores", "m"), ("\ud800",)),
+        "nonsense",
+        "é",
+        "x" * 2_000,
+        "W1tbW1tbW1tbW1tbW1tbW1tbW1tb" * 20,
+        "bnVsbA==",
+        "e30=",
+        "IngiCg==",
+        "W10=",
+    ],
+)
+def test_other_page_tokens_are_wrong(token: str) -> None:
+    """A token of another list, or one that was tampered with, is refused instead of answered wrongly."""
+    fields = Fields()
+
+    assert paging.read_token(fields, "page_token", token, ("stores", "m"), (str,)) is None
+    assert set(wrong_fields(fields)) == {"page_token"}
+
+
+@pytest.mark.parametrize("place", [2**63, -(2**63) - 1, 10**30])
+def test_numbers_beyond_the_database_are_no_place(place: int) -> None:
+    """No number in a token is larger than what the database can compare with."""
+    fields = Fields()
+
+    assert paging.read_token(fields, "token", paging.write_token("l", (place,)), "l", (int,)) is None
+    assert set(wrong_fields(fields)) == {"token"}

@@ -1,0 +1,150 @@
+"""The server's settings: read from the environment, checked at once, and silent about secrets."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pointbook_server.settings import ServerSettings, is_loopback
+
+OLD, NEW = (base64.b64encode(letter * 32).decode() for letter in (b"o", b"n"))
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what the machine's environment says about Pointbook."""
+    for name in ServerSettings.model_fields:
+        monkeypatch.delenv(f"POINTBOOK_{name.upper()}", raising=False)
+
+
+def test_defaults_serve_loopback() -> None:
+    """Without any setting nothing leaves the machine, and nothing is shown that production should hide."""
+    settings = ServerSettings()
+
+    assert settings.grpc_address == "127.0.0.1:50051"
+    assert not settings.reflection
+    assert not settings.allow_plaintext
+    assert settings.database_url is None
+    assert settings.code_key_bytes() == {}
+
+
+def test_every_field_is_described() -> None:
+    """The README's table is made of the fields' descriptions."""
+    assert all(field.description for field in ServerSettings.model_fields.values())
+
+
+def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each field is a variable POINTBOOK_<NAME>."""
+    monkeypatch.setenv("POINTBOOK_GRPC_ADDRESS", "127.0.0.1:7")
+    monkeypatch.setenv("POINTBOOK_REFLECTION", "true")
+    monkeypatch.setenv("POINTBOOK_DATA_DIR", "/var/lib/pointbook")
+    settings = ServerSettings()
+
+    assert (settings.grpc_address, settings.reflection) == ("127.0.0.1:7", True)
+    assert settings.data_dir == Path("/var/lib/pointbook")
+
+
+def test_code_keys_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first key signs; spaces and a last comma are an operator's habit."""
+    monkeypatch.setenv("POINTBOOK_CODE_KEYS", f"new:{NEW}, old:{OLD},")
+    keys = ServerSettings().code_key_bytes()
+
+    assert list(keys.items()) == [("new", b"n" * 32), ("old", b"o" * 32)]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        "k1",
+        "k1:",
+        f":{NEW}",
+        "k1:not base64",
+        "k1:é",
+        f"k1:{NEW[:-5]}",
+        f"k1:{base64.b64encode(b'x' * 31).decode()}",
+        f"k1:{NEW},k1:{OLD}",
+    ],
+)
+def test_wrong_code_keys_stop_the_start(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
+    """A key that is too short, not base64, nameless or named twice would make guessable or unreadable codes."""
+    monkeypatch.setenv("POINTBOOK_CODE_KEYS", keys)
+
+    with pytest.raises(ValidationError, match="code_keys"):
+        ServerSettings()
+
+
+def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the settings' text nor an error about them holds a key or a password."""
+    monkeypatch.setenv("POINTBOOK_CODE_KEYS", f"k1:{NEW}")
+    monkeypatch.setenv("POINTBOOK_DATABASE_URL", "postgresql://pointbook:hidden@db/pointbook")
+    shown = repr(ServerSettings()) + str(ServerSettings().model_dump())
+    for keys in (f"k1:{NEW},k1:{OLD}", f"k1:{NEW},k2:short", f"k1:{NEW},k2"):
+        monkeypatch.setenv("POINTBOOK_CODE_KEYS", keys)
+        with pytest.raises(ValidationError) as caught:
+            ServerSettings()
+        shown += str(caught.value)
+    monkeypatch.setenv("POINTBOOK_CODE_KEYS", f"k1:{NEW}")
+    monkeypatch.setenv("POINTBOOK_GRPC_ADDRESS", "0.0.0.0:50051")
+    with pytest.raises(ValidationError) as caught:
+        ServerSettings()
+    shown += str(caught.value)
+
+    assert NEW[:12] not in shown
+    assert "hidden" not in shown
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1:50051", True),
+        ("127.9.9.9:1", True),
+        ("localhost:50051", True),
+        ("[::1]:50051", True),
+        ("0.0.0.0:50051", False),
+        ("[::]:50051", False),
+        (":50051", False),
+        ("10.0.0.1:50051", False),
+        ("127.0.0.1.example.com:50051", False),
+        ("localhost.example.com:50051", False),
+    ],
+)
+def test_loopback(address: str, *, expected: bool) -> None:
+    """Only what this machine alone can reach is loopback; a name that merely looks like it is not."""
+    assert expected is is_loopback(address)
+
+
+def test_plaintext_beyond_loopback_must_be_wanted() -> None:
+    """The server refuses to start on an open address in plaintext, unless it is told so."""
+    with pytest.raises(ValidationError, match="POINTBOOK_ALLOW_PLAINTEXT"):
+        ServerSettings(grpc_address="0.0.0.0:50051")
+
+    assert ServerSettings(grpc_address="0.0.0.0:50051", allow_plaintext=True).allow_plaintext
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("grpc_address", "localhost"),
+        ("grpc_address", "127.0.0.1:x"),
+        ("workers", 0),
+        ("workers", 65),
+        ("database_pool_size", 0),
+        ("database_pool_size", 501),
+        ("call_deadline_seconds", 0),
+        ("call_deadline_seconds", 601),
+        ("drain_seconds", -1),
+        ("log_level", "LOUD"),
+    ],
+)
+def test_other_values_are_wrong(name: str, value: Any) -> None:
+    """A wrong setting stops the start and is named."""
+    with pytest.raises(ValidationError, match=name):
+        ServerSettings(**{name: value})
+
+
+def test_settings_never_change() -> None:
+    """What the server was started with is what it runs with."""
+    with pytest.raises(ValidationError, match="frozen"):
+        ServerSettings().workers = 2

@@ -1,0 +1,164 @@
+"""One-time codes as pure functions: how they look, what they are bound to, and when a new one is sent."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from pointbook_server.programs.model import Channel, Validation
+from pointbook_server.validation_codes.model import (
+    ATTEMPTS_MAX,
+    COOLDOWN_MS,
+    LETTERS_AND_DIGITS,
+    Challenge,
+    Delivery,
+    Purpose,
+    Route,
+    code_digest,
+    message_text,
+    new_challenge_id,
+    new_code,
+)
+
+PURPOSE = Purpose("m", "buyer s b", 1, 100)
+ROUTE = Route(Channel.SMS)
+KEY = b"k" * 32
+CHALLENGE = Challenge(
+    "c", PURPOSE, ROUTE, "k1", b"d" * 32, 0, Delivery.SENT, resend_at_ms=60_000, expires_at_ms=300_000
+)
+
+
+def digest(
+    *, key: bytes = KEY, code: str = "012345", key_id: str = "k1", challenge_id: str = "c", **changes: object
+) -> bytes:
+    """Digest a code whose binding differs in some way."""
+    channel, destination = changes.pop("channel", Channel.SMS), changes.pop("destination", "")
+    assert isinstance(channel, Channel)
+    purpose = replace(PURPOSE, **changes)  # type: ignore[arg-type] # each test names a field and its own kind of value
+    route = Route(channel, str(destination))
+    return code_digest(key, code, key_id=key_id, challenge_id=challenge_id, purpose=purpose, route=route)
+
+
+def test_a_code_is_six_digits() -> None:
+    """Digits that anyone can type, unless the program says otherwise; leading zeros are kept."""
+    codes = [new_code(Validation()) for _ in range(2_000)]
+
+    assert {6} == {len(code) for code in codes}
+    assert all(code.isascii() and code.isdigit() for code in codes)
+    assert any(code.startswith("0") for code in codes)
+
+
+@pytest.mark.parametrize("length", [6, 7, 8, 9, 10])
+def test_a_code_is_as_long_as_the_program_says(length: int) -> None:
+    """Six to ten characters, of letters and digits where the program says so."""
+    code = new_code(Validation(code_length=length, alphanumeric=True))
+
+    assert length == len(code)
+    assert set(code) <= set(LETTERS_AND_DIGITS)
+
+
+def test_letters_that_look_like_digits_are_left_out() -> None:
+    """Nobody has to tell 0 from O or 1 from I."""
+    assert len(LETTERS_AND_DIGITS) == len(set(LETTERS_AND_DIGITS)) == 32
+    assert not set("01IO") & set(LETTERS_AND_DIGITS)
+
+
+@pytest.mark.parametrize("alphanumeric", [False, True])
+def test_every_character_is_equally_likely(*, alphanumeric: bool) -> None:
+    """Each position has each character about as often: within six standard deviations."""
+    validation = Validation(code_length=6, alphanumeric=alphanumeric)
+    codes = [new_code(validation) for _ in range(16_000)]
+    count = 32 if alphanumeric else 10
+    expected = len(codes) / count
+    deviation = (expected * (1 - 1 / count)) ** 0.5
+
+    for position in range(6):
+        seen = Counter(code[position] for code in codes)
+        assert len(seen) == count
+        assert all(abs(number - expected) < 6 * deviation for number in seen.values())
+
+
+def test_the_same_code_has_the_same_digest() -> None:
+    """A guess is compared by its digest."""
+    assert digest() == digest()
+    assert len(digest()) == 32
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": b"x" * 32},
+        {"code": "012346"},
+        {"code": "12345"},
+        {"key_id": "k2"},
+        {"challenge_id": "d"},
+        {"merchant_id": "n"},
+        {"customer": "buyer s c"},
+        {"program_id": 2},
+        {"points": 110},
+        {"group_redemption": True},
+        {"group_id": "g"},
+        {"channel": Channel.EMAIL},
+        {"destination": "+8613800000000"},
+    ],
+)
+def test_a_code_is_bound_to_all_of_this(change: dict[str, object]) -> None:
+    """Whatever differs makes it another code."""
+    assert digest() != digest(**change)  # type: ignore[arg-type] # each case names a parameter and its kind of value
+
+
+def test_no_field_can_slide_into_the_next() -> None:
+    """Lengths are digested too: a character moved from one field to its neighbour makes another code."""
+    assert digest(key_id="k", challenge_id="1c") != digest(key_id="k1", challenge_id="c")
+    assert digest(merchant_id="mb", customer="uyer s b") != digest(merchant_id="m", customer="buyer s b")
+    assert digest(program_id=11, points=0) != digest(program_id=1, points=10)
+    assert digest(destination="+1", code="23456") != digest(destination="+12", code="3456")
+
+
+def test_a_challenge_holds_for_its_purpose_and_life() -> None:
+    """To the last millisecond of its life, and for nothing else."""
+    assert CHALLENGE.holds(PURPOSE, ROUTE, 299_999)
+    assert not CHALLENGE.holds(PURPOSE, ROUTE, 300_000)
+    assert not CHALLENGE.holds(replace(PURPOSE, points=110), ROUTE, 0)
+    assert not CHALLENGE.holds(PURPOSE, Route(Channel.EMAIL), 0)
+
+
+def test_a_new_code_is_sent_after_the_cooldown() -> None:
+    """A locked challenge gets none before it expires: no guess could use it."""
+    assert COOLDOWN_MS == 60_000
+    assert CHALLENGE.may_resend_at_ms == 60_000
+    assert replace(CHALLENGE, attempts=ATTEMPTS_MAX - 1).may_resend_at_ms == 60_000
+    assert replace(CHALLENGE, attempts=ATTEMPTS_MAX).may_resend_at_ms == 300_000
+
+
+def test_a_delivery_that_nobody_reported_is_uncertain() -> None:
+    """The call that sent the message may have ended without a word; until then it may still be under way."""
+    assert not CHALLENGE.is_uncertain(59_999)
+    assert replace(CHALLENGE, delivery=Delivery.UNCERTAIN).is_uncertain(0)
+    assert not replace(CHALLENGE, delivery=Delivery.FAILED).is_uncertain(59_999)
+    assert not replace(CHALLENGE, delivery=Delivery.PENDING).is_uncertain(4_999)
+    assert replace(CHALLENGE, delivery=Delivery.PENDING).is_uncertain(5_000)
+
+
+def test_challenge_ids_are_all_different() -> None:
+    """Nobody guesses the id of somebody else's challenge."""
+    ids = {new_challenge_id() for _ in range(1_000)}
+
+    assert len(ids) == 1_000
+    assert all(len(challenge_id) >= 24 for challenge_id in ids)
+
+
+@pytest.mark.parametrize(
+    ("templates", "expected"),
+    [
+        ({}, "012345 is your code to redeem 100 points. It is valid for 5 minutes."),
+        ({"": "$code!"}, "012345!"),
+        ({"en": "en $code", "zh": "zh $code"}, "en 012345"),
+        ({"": "any $code", "en": "en $code"}, "any 012345"),
+        ({"zh": "$code"}, "012345 is your code to redeem 100 points. It is valid for 5 minutes."),
+        ({"": "$program: ${code} = $points, $minutes min, $$1"}, "Club $code: 012345 = 100, 5 min, $1"),
+    ],
+)
+def test_the_message_says_what_the_code_is_for(templates: dict[str, str], expected: str) -> None:
+    """The program's text, or our own; a name in a value is never replaced again."""
+    assert expected == message_text(Validation(message_templates=templates), "012345", 100, "Club $code")
