@@ -29,6 +29,17 @@ class UnexpectedAnswerError(Exception):
     """A call was not answered as the benchmark wants it: its figures would mean nothing."""
 
 
+class UnavailableError(Exception):
+    """The shim asked for the webhook to be sent again."""
+
+
+def is_unavailable(error: Exception) -> bool:
+    """Tell whether a call was refused as every caller must expect: its figures are lost, and the run goes on."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        return error.code() is grpc.StatusCode.UNAVAILABLE
+    return isinstance(error, UnavailableError)
+
+
 class Requests:
     """Writes requests without end. It lives as long as the load process, so that each account's story goes on."""
 
@@ -104,6 +115,8 @@ def _issue(channel: grpc.aio.Channel, metadata: Any) -> Call:
 def _post(connection: HttpConnection) -> Call:
     async def call(request: bytes) -> bool:
         status, body = await connection.request(request)
+        if status == 503:  # noqa: PLR2004 - the shim's word for "send it again"
+            raise UnavailableError
         if status != 200 or b"DUPLICATE" in body:  # noqa: PLR2004 - the one answer that means "committed"
             raise UnexpectedAnswerError(f"the webhook was answered {status} {body!r}")
         return b"LATE" in body
@@ -177,7 +190,7 @@ def _issue_request(account: AccountIds) -> redemption_pb2.IssueValidationCodeReq
 
 
 def _customer(account: AccountIds) -> identity_pb2.CustomerRef:
-    buyer = identity_pb2.BuyerRef(store_id=account.store_id, buyer_id=account.buyer_id)
+    buyer = identity_pb2.Buyer(store_id=account.store_id, buyer_id=account.buyer_id)
     return identity_pb2.CustomerRef(merchant_id=account.merchant_id, buyer=buyer)
 
 

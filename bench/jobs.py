@@ -1,10 +1,16 @@
 """What the run asks of its load process, and what it hears back."""
 
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
 from shops import Population
+
+WARM_UP_SECONDS = 0.5
+"""How long a job calls before anything is counted: connections, statements and plans are made then."""
 
 
 class Kind(StrEnum):
@@ -26,7 +32,7 @@ class Job:
     population: Population
     in_flight: int
     seconds: float
-    warm_up_seconds: float = 0.5
+    warm_up_seconds: float = WARM_UP_SECONDS
     calls_max: int | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -41,10 +47,48 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What a job measured: the calls that were answered well. Any other answer fails the whole run."""
+    """What a job measured: the calls that were answered well, and beside them those answered UNAVAILABLE.
+
+    Any other answer fails the whole run.
+    """
 
     calls: int
     rate: float
     p50_ms: float
     p99_ms: float
     late: int
+    unavailable: int
+
+
+@dataclass
+class Stopwatch:
+    """Times calls, several at once too."""
+
+    laps: list[float] = field(default_factory=list)
+    late: int = 0
+    unavailable: int = 0
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """How long it has run."""
+        return time.perf_counter() - self.began
+
+    @contextmanager
+    def lap(self) -> Iterator[None]:
+        """Time one call, if it succeeds."""
+        began = time.perf_counter()
+        yield
+        self.laps.append(time.perf_counter() - began)
+
+    def measurement(self) -> Measurement:
+        """Sum up. Raises IndexError where nothing was timed."""
+        ordered = sorted(self.laps)
+        return Measurement(
+            calls=len(ordered),
+            rate=len(ordered) / self.elapsed_seconds,
+            p50_ms=1_000 * ordered[len(ordered) // 2],
+            p99_ms=1_000 * ordered[len(ordered) * 99 // 100],
+            late=self.late,
+            unavailable=self.unavailable,
+        )

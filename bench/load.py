@@ -4,24 +4,15 @@ import asyncio
 import itertools
 import json
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import uvloop
 
-from calls import Call, Requests, open_calls
-from jobs import Job, Measurement
-
-
-@dataclass
-class Tally:
-    """What was seen in one stretch of time."""
-
-    seconds: list[float] = field(default_factory=list)
-    late: int = 0
+from calls import Call, Requests, is_unavailable, open_calls
+from jobs import Job, Measurement, Stopwatch
 
 
 async def main() -> None:
@@ -38,36 +29,27 @@ async def _measure(job: Job, requests: Requests) -> Measurement:
         calls = await open_calls(job, stack)
         stream = itertools.islice(requests.of(job), job.calls_max)
         await _drive(calls, stream, job.warm_up_seconds)
-        began = time.perf_counter()
-        tally = await _drive(calls, stream, job.seconds)
-        elapsed = time.perf_counter() - began
-    ordered = sorted(tally.seconds)
-    return Measurement(
-        calls=len(ordered),
-        rate=len(ordered) / elapsed,
-        p50_ms=1_000 * ordered[len(ordered) // 2],
-        p99_ms=1_000 * ordered[len(ordered) * 99 // 100],
-        late=tally.late,
-    )
+        return (await _drive(calls, stream, job.seconds)).measurement()
 
 
-async def _drive(calls: list[Call], requests: Iterator[Any], seconds: float) -> Tally:
+async def _drive(calls: list[Call], requests: Iterator[Any], seconds: float) -> Stopwatch:
     """Have every caller call again and again until the time is over or no request is left."""
-    tally = Tally()
-    deadline = time.perf_counter() + seconds
+    stopwatch = Stopwatch()
     async with asyncio.TaskGroup() as callers:
         for call in calls:
-            callers.create_task(_repeat(call, requests, deadline, tally))
-    return tally
+            callers.create_task(_repeat(call, requests, seconds, stopwatch))
+    return stopwatch
 
 
-async def _repeat(call: Call, requests: Iterator[Any], deadline: float, tally: Tally) -> None:
-    while (began := time.perf_counter()) < deadline:
-        request = next(requests, None)
-        if request is None:
-            return
-        tally.late += await call(request)
-        tally.seconds.append(time.perf_counter() - began)
+async def _repeat(call: Call, requests: Iterator[Any], seconds: float, stopwatch: Stopwatch) -> None:
+    while stopwatch.elapsed_seconds < seconds and (request := next(requests, None)) is not None:
+        try:
+            with stopwatch.lap():
+                stopwatch.late += await call(request)
+        except Exception as error:
+            if not is_unavailable(error):
+                raise
+            stopwatch.unavailable += 1
 
 
 if __name__ == "__main__":

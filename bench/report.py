@@ -3,9 +3,15 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
+
+PLAIN_WIDTH = 160
+"""How wide the table is where no terminal says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +26,45 @@ class Result:
     ratio_to: str = ""
 
 
+class Steps:
+    """Tells how far a run is: a progress bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        self._console = Console()
+        self._progress = Progress(console=self._console, disable=not self._console.is_terminal, transient=True)
+        self._task = self._progress.add_task("", total=total)
+
+    def __enter__(self) -> Self:
+        """Show the bar."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bar away, so that the table stands alone."""
+        self._progress.stop()
+
+    def begin(self, what: str) -> None:
+        """Tell what is done now."""
+        if self._progress.disable:
+            self._console.print(what, highlight=False)
+        self._progress.update(self._task, description=what, advance=1)
+
+
 def print_table(results: list[Result]) -> None:
     """Print the results, each beside its bar."""
-    table = Table("what", "unit", "ratio to", "bar", title="Pointbook's benchmarks")
-    for name in ("value", "ratio"):
-        table.add_column(name, justify="right")
-    table.columns = [table.columns[index] for index in (0, 4, 1, 5, 2, 3)]
+    table = Table(title="Pointbook's benchmarks")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_column("unit")
+    table.add_column("ratio", justify="right")
+    table.add_column("ratio to")
+    table.add_column("bar of the ratio, or of the value")
     for result in results:
         ratio = "" if result.ratio is None else f"{result.ratio:.2f}"
         table.add_row(result.name, _figure(result.value), result.unit, ratio, result.ratio_to, result.bar)
-    Console().print(table)
+    Console(width=None if Console().is_terminal else PLAIN_WIDTH).print(table)
 
 
 def write_json(results: list[Result], path: Path) -> None:

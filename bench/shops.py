@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import asyncpg
 
+HOT_ACCOUNTS = 10
+MERCHANTS = 1_000
 OPENING_POINTS = 1_000
 EVENT_POINTS = 20
 OPENED_AT_MS = 1_780_000_000_000
 YEAR_MS = 365 * 24 * 60 * 60 * 1_000
 
-# What the service would have written for one event an account; calling it a hundred thousand times would take minutes.
+# What the service would have written for one event an account: calling it so often would take minutes.
 STORES = """
     INSERT INTO stores (store_id, merchant_id, shop_domain, display_name, revision, updated_at_ms)
     SELECT $1::text || '-' || n, $1::text || '-' || n, '', '', 1, $3
@@ -25,8 +27,10 @@ ENTRIES = """
         webhook_id, shop_domain, api_version, received_at_ms, outcome,
         ordinal, balance_before, balance_after, drift, silently_expired, draws
     )
-    SELECT 'opening-' || n, $1::text || '-' || n % $2::int, $1::text || '-' || n % $2::int, $1::text || '-buyer-' || n,
-        'INCREASE', 'SUCCESSFUL_REGISTRATION', $4::int, $4::int, $5, '', '', '', $5, 'APPLIED', 0, 0, $4::int, 0, 0, '[]'
+    SELECT
+        'opening-' || n, $1::text || '-' || n % $2::int, $1::text || '-' || n % $2::int, $1::text || '-buyer-' || n,
+        'INCREASE', 'SUCCESSFUL_REGISTRATION', $4::int, $4::int, $5, '', '', '', $5, 'APPLIED',
+        0, 0, $4::int, 0, 0, '[]'
     FROM generate_series(0, $3::int - 1) AS n
 """
 ACCOUNTS = """
@@ -107,3 +111,30 @@ class History:
 def new_event_id() -> str:
     """Make an id as the shim's are: a digest, so that ids come in no order."""
     return f"shopline-{secrets.token_hex(32)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Shops:
+    """The populations of a run; the echo's alone is in no database."""
+
+    echo: Population
+    book: Population
+    hot: Population
+    spread: Population
+    customers: Population
+
+    @property
+    def stored(self) -> tuple[Population, ...]:
+        """Those that are in the database."""
+        return (self.book, self.hot, self.spread, self.customers)
+
+
+def shops_of(*, accounts: int, customers: int) -> Shops:
+    """Plan the populations for so many accounts of points, and customers whom codes are sent to."""
+    return Shops(
+        echo=Population("echo", accounts),
+        book=Population("book", accounts),
+        hot=Population("hot", HOT_ACCOUNTS),
+        spread=Population("spread", accounts, merchants=min(accounts, MERCHANTS)),
+        customers=Population("customers", customers),
+    )

@@ -87,7 +87,7 @@ class Server:
         self._watch: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
             interceptors=(self._status, AuthInterceptor(tokens)),
-            options=_options(reuse_port=settings.workers > 1),
+            options=grpc_options(reuse_port=settings.workers > 1),
             maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
         )
         self._add_services(senders, clock, development=development)
@@ -169,7 +169,7 @@ class Server:
             await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
 
-def _options(*, reuse_port: bool) -> tuple[tuple[str, int], ...]:
+def grpc_options(*, reuse_port: bool) -> tuple[tuple[str, int], ...]:
     """Bound what one client can make us hold, and share the port only between workers of one server."""
     return (
         ("grpc.so_reuseport", int(reuse_port)),

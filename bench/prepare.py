@@ -1,0 +1,55 @@
+"""What a run needs in its database before it can measure."""
+
+from collections.abc import Collection
+from decimal import Decimal
+
+import asyncpg
+
+from calls import PROGRAM_ID
+from pointbook_server.access.model import ALL_MERCHANTS, Scope, new_token
+from pointbook_server.access.store import AccessStore
+from pointbook_server.clock import system_clock
+from pointbook_server.database import Database
+from pointbook_server.migrations import migrate
+from pointbook_server.programs.model import Channel, Criteria, Program, Validation
+from pointbook_server.programs.store import ProgramsStore
+from shops import Population
+
+
+async def prepare(database_url: str, populations: Collection[Population]) -> str:
+    """Migrate a database, fill it with populations, and answer a token for all of them."""
+    await migrate(database_url)
+    connection = await connect(database_url)
+    for population in populations:
+        await population.seed(connection)
+    # A database that has grown over months has statistics; this one has grown within seconds.
+    await connection.execute("VACUUM ANALYZE")
+    await connection.close()
+    database = Database(database_url, pool_size=1)
+    for population in populations:
+        await _put_program(database, population)
+    token, bearer = new_token("bench", [ALL_MERCHANTS], list(Scope), system_clock(), None)
+    await AccessStore(database).create(token)
+    await database.dispose()
+    return bearer
+
+
+async def connect(database_url: str) -> asyncpg.Connection:
+    """Connect to a database, for statements that take their time."""
+    return await asyncpg.connect(database_url, timeout=10, command_timeout=120)
+
+
+async def _put_program(database: Database, population: Population) -> None:
+    """Put the seed's sample program for the population's first merchant: no code is asked for, and SMS are sent."""
+    shop = population.ids(0)
+    program = Program(
+        merchant_id=shop.merchant_id,
+        program_id=PROGRAM_ID,
+        store_ids=(shop.store_id,),
+        redemption_enabled=True,
+        criteria=Criteria(multiples_of=10, max_points_per_redemption=200),
+        point_value=Decimal("0.01"),
+        currency_code="USD",
+        validation=Validation(channels=(Channel.SMS,)),
+    )
+    await ProgramsStore(database).put_program(program, None, system_clock())
