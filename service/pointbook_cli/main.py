@@ -259,7 +259,7 @@ def _moment(time_ms: int | None) -> str:
 @webhook_app.command("send")
 def send_webhook(
     file: Annotated[Path | None, typer.Argument(help="A JSON body to send as it is; a sample otherwise.")] = None,
-    url: Annotated[str, typer.Option(help="The shim.")] = "http://127.0.0.1:8080/webhooks/shopline",
+    url: Annotated[str, typer.Option(help="The shim; the one of POINTBOOK_HTTP_ADDRESS by default.")] = "",
     secret: Annotated[str, typer.Option(envvar="POINTBOOK_SHOPLINE_SECRETS", help="The app secret.")] = "dev-secret",
     base64: Annotated[bool, typer.Option(help="Sign in base64, as SHOPLINE's documentation has it.")] = False,
     merchant: Annotated[str, typer.Option(help="The merchant's id.")] = "2000001234",
@@ -273,7 +273,9 @@ def send_webhook(
 ) -> None:
     """Sign a points webhook and send it. Sent again as it is, the sample is the same event again."""
     from pointbook_cli.webhook import Delivery, send
+    from shopline_shim.settings import ShimSettings
 
+    url = url or f"http://{load_settings(ShimSettings).http_address}/webhooks/shopline"
     body = (
         file.read_bytes()
         if file

@@ -1,0 +1,238 @@
+"""Real `pointbook` processes for tests: started with a clean environment, watched, and ended by their own handles."""
+
+import asyncio
+import fcntl
+import itertools
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import grpc
+import httpx
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+POINTBOOK = BIN / "pointbook"
+START_SECONDS_MAX = 30.0
+STOP_SECONDS_MAX = 30.0
+COMMAND_SECONDS_MAX = 60.0
+# Below the ports that systems give out by themselves, so that no client's own port ever stands in the way.
+PORTS = range(20_000, 30_000)
+
+_numbers = itertools.count(1)
+
+
+def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """Make an environment of nothing but the paths and the settings, each without its POINTBOOK_ prefix."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    return kept | {f"POINTBOOK_{name}": value for name, value in settings.items()}
+
+
+def free_port() -> int:
+    """Find a port on which nothing listens; a restarted process can have it again."""
+    while True:
+        port = random.choice(PORTS)  # noqa: S311 - it need not be a secret
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended: what it printed, and its exit code."""
+
+    exit_code: int
+    out: str
+    err: str
+
+
+async def finish(
+    *command: str | Path, environment: dict[str, str], cwd: Path = ROOT, seconds: float = COMMAND_SECONDS_MAX
+) -> Finished:
+    """Run a command to its end; one that takes longer than it may is killed, and the test fails."""
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=environment, cwd=cwd
+    )
+    try:
+        async with asyncio.timeout(seconds):
+            out, err = await process.communicate()
+    finally:
+        await _end_by_force(process)
+    assert process.returncode is not None
+    return Finished(process.returncode, out.decode(), err.decode())
+
+
+async def pointbook(*arguments: str | Path, **settings: str) -> Finished:
+    """Run a `pointbook` command to its end."""
+    return await finish(POINTBOOK, *arguments, environment=clean_environment(settings))
+
+
+def one_line(finished: Finished) -> str:
+    """Return the one line with which a command was refused: exit code 2, nothing else printed, and no traceback."""
+    assert finished.exit_code == 2, finished
+    assert finished.out == "", finished
+    assert finished.err.count("\n") == 1, finished.err
+    assert finished.err.startswith("pointbook: "), finished.err
+    return finished.err.removeprefix("pointbook: ").strip()
+
+
+class Running:
+    """A process that serves. Its output goes to files, so that it never waits for a reader."""
+
+    def __init__(self, process: Process, folder: Path, name: str) -> None:
+        self.process = process
+        self._out, self._err = folder / f"{name}.out", folder / f"{name}.err"
+
+    @classmethod
+    async def start(cls, *command: str | Path, environment: dict[str, str], folder: Path, cwd: Path = ROOT) -> Self:
+        """Start a command whose output is kept in a folder."""
+        name = f"process-{next(_numbers)}"
+        out, err = (os.open(folder / f"{name}.{kind}", os.O_WRONLY | os.O_CREAT, 0o600) for kind in ("out", "err"))
+        try:
+            # A session of its own, as in a terminal: a signal to its group meets the command and its workers alone.
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=DEVNULL, stdout=out, stderr=err, env=environment, cwd=cwd, start_new_session=True
+            )
+        finally:
+            os.close(out)
+            os.close(err)
+        return cls(process, folder, name)
+
+    @property
+    def out(self) -> str:
+        """What it has printed."""
+        return self._out.read_text()
+
+    @property
+    def err(self) -> str:
+        """What it has logged."""
+        return self._err.read_text()
+
+    async def until(self, condition: Callable[[], Awaitable[bool]], seconds: float = START_SECONDS_MAX) -> None:
+        """Wait until a condition holds while the process lives."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while not await condition():
+            assert self.process.returncode is None, f"ended with {self.process.returncode}: {self.err}"
+            assert asyncio.get_running_loop().time() < deadline, f"not within {seconds} s: {self.err}"
+            await asyncio.sleep(0.02)
+
+    async def printed(self, text: str) -> None:
+        """Wait until it has printed or logged a text."""
+
+        async def condition() -> bool:
+            return text in self.out or text in self.err
+
+        await self.until(condition)
+
+    async def stop(self, order: signal.Signals = signal.SIGTERM) -> tuple[int, float]:
+        """End it by a signal to its whole group, as Ctrl-C does; answers its exit code and how long it took."""
+        began = asyncio.get_running_loop().time()
+        os.killpg(self.process.pid, order)
+        return await self.wait(), asyncio.get_running_loop().time() - began
+
+    async def terminate(self) -> tuple[int, float]:
+        """End it as a service manager does, by SIGTERM to the process itself; answers as `stop` does."""
+        began = asyncio.get_running_loop().time()
+        self.process.terminate()
+        return await self.wait(), asyncio.get_running_loop().time() - began
+
+    async def wait(self, seconds: float = STOP_SECONDS_MAX) -> int:
+        """Wait for its end; answers the exit code."""
+        async with asyncio.timeout(seconds):
+            return await self.process.wait()
+
+    async def kill(self) -> None:
+        """End it at once, as a crash does."""
+        await _end_by_force(self.process)
+
+
+@asynccontextmanager
+async def running(
+    *arguments: str | Path, folder: Path, settings: Mapping[str, str], cwd: Path = ROOT
+) -> AsyncIterator[Running]:
+    """Run a serving `pointbook` command while the block runs; a test that wants a clean end asks for it itself."""
+    process = await Running.start(
+        POINTBOOK, *arguments, environment=clean_environment(settings), folder=folder, cwd=cwd
+    )
+    try:
+        yield process
+    finally:
+        await process.kill()
+
+
+async def _end_by_force(process: Process) -> None:
+    """Kill a process and its group; one that has ended already has nothing left to kill."""
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
+
+
+# Asking
+
+
+async def grpc_health(address: str, seconds: float = 2.0) -> str:
+    """Ask a gRPC server how it is: SERVING, NOT_SERVING, or the code of the error."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        try:
+            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+async def http_get(url: str) -> int:
+    """Ask an HTTP server; answers its status, or 0 where none listens."""
+    async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:
+        try:
+            return (await client.get(url)).status_code
+        except httpx.TransportError:
+            return 0
+
+
+# The embedded database
+
+
+def database_is_stopped(data_dir: Path) -> bool:
+    """Tell whether no process of the embedded database lives: each of them holds the lock of its folder."""
+    try:
+        lock = os.open(data_dir / "postgres" / "server.lock", os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
+# Clients that are programs
+
+
+def find_grpcurl() -> str | None:
+    """Find grpcurl on the path, or where Go installs programs."""
+    return shutil.which("grpcurl", path=_path_with_go())
+
+
+def shell_environment() -> dict[str, str]:
+    """Make the environment of a developer's terminal, in which grpcurl is found."""
+    return clean_environment({}) | {"PATH": _path_with_go()}
+
+
+def _path_with_go() -> str:
+    folders = [os.environ.get("GOBIN"), *(f"{path}/bin" for path in os.environ.get("GOPATH", "").split(":") if path)]
+    return os.pathsep.join([os.environ["PATH"], *filter(None, folders), str(Path.home() / "go" / "bin")])

@@ -1,0 +1,383 @@
+"""The `pointbook` commands as an operator meets them: exit codes, one line for what can be mended, and no secrets."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+
+from e2e.processes import Finished, Running, free_port, grpc_health, one_line, pointbook, running
+from embedded_database import Cluster
+from harness import Client, Shop, refused, unique
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
+
+STOP_SECONDS_MAX = 10.0
+CONNECTIONS = 32
+LISTENING, ESTABLISHED = "0A", "01"
+HAS_PROC = Path("/proc/self/fd").exists()
+
+
+@pytest.fixture
+async def empty_url(cluster: Cluster) -> str:
+    """A database without any table."""
+
+    async def nothing(_url: str) -> None:
+        pass
+
+    await cluster.template("empty", nothing)
+    return await cluster.clone("empty")
+
+
+@contextlib.asynccontextmanager
+async def serving(folder: Path, *options: str, **settings: str) -> AsyncIterator[Running]:
+    """Run `pointbook serve` until it serves, and while the block runs."""
+
+    async def serves() -> bool:
+        return await grpc_health(settings["GRPC_ADDRESS"]) == "SERVING"
+
+    async with running("serve", *options, folder=folder, settings=settings) as process:
+        await process.until(serves)
+        yield process
+
+
+def free_address() -> str:
+    """A loopback address that nothing listens on."""
+    return f"127.0.0.1:{free_port()}"
+
+
+async def test_migrate_may_be_repeated(empty_url: str) -> None:
+    """`migrate` brings an empty database to the newest revision, and says so again when there is nothing to do."""
+    first = await pointbook("migrate", DATABASE_URL=empty_url)
+    second = await pointbook("migrate", DATABASE_URL=empty_url)
+
+    assert (first.exit_code, first.err) == (0, "")
+    revision = re.fullmatch(r"The database went from revision nothing to (\w+)\.\n", first.out)
+    assert revision is not None
+    assert second == Finished(0, f"The database is at revision {revision[1]} already.\n", "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("serve",),
+        ("serve", "--workers", "2"),
+        ("token", "list"),
+        ("token", "revoke", "id"),
+        ("token", "create", "--name", "shim", "--merchant", "m", "--scope", "points.write"),
+    ],
+)
+async def test_an_unmigrated_database_is_told_in_one_line(empty_url: str, command: tuple[str, ...]) -> None:
+    """A command that needs the tables names the command that makes them."""
+    finished = await pointbook(*command, DATABASE_URL=empty_url, GRPC_ADDRESS=free_address())
+
+    assert "`pointbook migrate`" in one_line(finished)
+
+
+@pytest.mark.parametrize("command", [("serve",), ("migrate",), ("token", "list")])
+async def test_no_database_is_told_in_one_line(command: tuple[str, ...]) -> None:
+    """Only `dev` has a database of its own; the others name the setting that they need."""
+    assert "POINTBOOK_DATABASE_URL" in one_line(await pointbook(*command))
+
+
+@pytest.mark.parametrize("command", [("migrate",), ("token", "list")])
+async def test_a_database_that_is_away_is_told_in_one_line(command: tuple[str, ...]) -> None:
+    """Nothing listens there: the line says so without the password."""
+    url = f"postgresql://pointbook:pw-never-shown@{free_address()}/pointbook"
+    line = one_line(await pointbook(*command, DATABASE_URL=url))
+
+    assert "database" in line
+    assert "pw-never-shown" not in line
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong", "names"),
+    [
+        (
+            "serve",
+            {
+                "WORKERS": "0",
+                "DRAIN_SECONDS": "pw-never-shown",
+                "CODE_KEYS": "k1:pw-never-shown",
+                "LOG_LEVEL": "pw-never-shown",
+                "GRPC_ADDRESS": "127.0.0.1:65536",
+                "DATABASE_URL": "mysql://root:pw-never-shown@localhost/pointbook",
+            },
+            {"WORKERS", "DRAIN_SECONDS", "CODE_KEYS", "LOG_LEVEL", "GRPC_ADDRESS", "DATABASE_URL"},
+        ),
+        ("serve", {"DATABASE_URL": "postgresql://u:pw-never-shown@host:port/name"}, {"DATABASE_URL"}),
+        ("migrate", {"DATABASE_URL": "pw-never-shown"}, {"DATABASE_URL"}),
+        (
+            "shim",
+            {
+                "SHOPLINE_SECRETS": "pw-never-shown,not visible",
+                "TOKEN": "pw-never-shown not visible",
+                "HTTP_ADDRESS": "8080",
+                "MAX_BODY_BYTES": "0",
+            },
+            {"SHOPLINE_SECRETS", "TOKEN", "HTTP_ADDRESS", "MAX_BODY_BYTES"},
+        ),
+        ("shim", {"SHOPLINE_SECRETS": "pw-never-shown", "HTTP_ADDRESS": "0.0.0.0:8080"}, {"HTTP_ADDRESS"}),
+        ("dev", {"DRAIN_SECONDS": "x", "HTTP_ADDRESS": "x", "GRPC_ADDRESS": "x"}, {"HTTP_ADDRESS", "GRPC_ADDRESS"}),
+        ("health", {"GRPC_ADDRESS": "50051"}, {"GRPC_ADDRESS"}),
+    ],
+)
+async def test_wrong_settings_stop_the_start(command: str, wrong: dict[str, str], names: set[str]) -> None:
+    """One line names every wrong variable, shows no value, and the exit code is 2."""
+    line = one_line(await pointbook(command, **wrong))
+
+    assert line.startswith("wrong settings: ")
+    assert names <= set(re.findall(r"POINTBOOK_(\w+)", line))
+    assert "pw-never-shown" not in line
+
+
+async def test_plaintext_stays_on_loopback_unless_told(empty_url: str) -> None:
+    """Beyond loopback the server speaks no plaintext; with POINTBOOK_ALLOW_PLAINTEXT the operator answers for it."""
+    settings = {"DATABASE_URL": empty_url, "GRPC_ADDRESS": f"0.0.0.0:{free_port()}"}
+    line = one_line(await pointbook("serve", **settings))
+    assert "POINTBOOK_GRPC_ADDRESS" in line
+    assert "POINTBOOK_ALLOW_PLAINTEXT" in line
+
+    # The next thing that is looked at stops the start, so that the test itself stays on loopback.
+    allowed = one_line(await pointbook("serve", **settings, ALLOW_PLAINTEXT="true"))
+    assert "`pointbook migrate`" in allowed
+
+
+async def test_an_address_without_a_host_is_told_in_one_line(database_url: str) -> None:
+    """A host that does not exist is a wrong setting like any other."""
+    settings = {"DATABASE_URL": database_url, "GRPC_ADDRESS": "no..host:50051", "ALLOW_PLAINTEXT": "true"}
+    for options in ((), ("--workers", "2")):
+        assert "POINTBOOK_GRPC_ADDRESS" in one_line(await pointbook("serve", *options, **settings))
+
+
+async def test_a_tokens_secret_is_shown_once(database_url: str, tmp_path: Path) -> None:
+    """`token create` prints the bearer string and nothing else; the list, the database and the log do not have it."""
+    shop = Shop(unique("merchant"), unique("store"))
+    options = ("--name", "shim", "--merchant", shop.merchant_id, "--scope", "stores", "--days", "30")
+    made = await pointbook("token", "create", *options, DATABASE_URL=database_url)
+    assert (made.exit_code, made.err) == (0, "")
+    bearer = made.out.strip()
+    _, token_id, secret = bearer.split("_", 2)
+
+    listed = await pointbook("token", "list", DATABASE_URL=database_url)
+    assert listed.exit_code == 0
+    assert token_id in listed.out
+    assert secret not in listed.out
+
+    address = free_address()
+    async with serving(tmp_path, DATABASE_URL=database_url, GRPC_ADDRESS=address) as process:
+        client = Client(int(address.rpartition(":")[2]), bearer)
+        await client.put_store(shop.merchant_id, shop.store_id)
+        forbidden = await refused(client.apply(shop.update()))
+        assert (forbidden.code, forbidden.reason) == (grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING")
+
+        revoked = await pointbook("token", "revoke", token_id, DATABASE_URL=database_url)
+        assert revoked.exit_code == 0
+        await asyncio.sleep(2.5)
+        again = await refused(client.put_store(shop.merchant_id, shop.store_id))
+        assert again.code is grpc.StatusCode.UNAUTHENTICATED
+        await client.close()
+        assert secret not in process.err
+        assert bearer not in process.out
+
+    assert token_id in one_line(await pointbook("token", "revoke", token_id, DATABASE_URL=database_url))
+
+
+async def test_an_unknown_scope_is_told_in_one_line(database_url: str) -> None:
+    """A mistyped scope makes no token; the line lists the scopes that there are."""
+    options = ("--name", "shim", "--merchant", "m", "--scope", "points.wrote")
+    line = one_line(await pointbook("token", "create", *options, DATABASE_URL=database_url))
+
+    assert "points.wrote" in line
+    assert all(scope in line for scope in Scope)
+
+
+def children(process: Running) -> list[int]:
+    """The processes that a process has started."""
+    pid = process.process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def sockets(pid: int, port: int, state: str) -> int:
+    """Count a process's own sockets of a local port and a state."""
+    targets = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            targets.append(os.readlink(descriptor))  # noqa: PTH115 - no path: socket:[number]
+    rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
+    return sum(
+        1 for row in rows if row[1].endswith(f":{port:04X}") and row[3] == state and f"socket:[{row[9]}]" in targets
+    )
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs; one that has ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(STOP_SECONDS_MAX):
+        while not condition():  # noqa: ASYNC110 - no event tells of another process's end
+            await asyncio.sleep(0.05)
+
+
+@contextlib.asynccontextmanager
+async def two_workers(folder: Path, database_url: str, address: str) -> AsyncIterator[tuple[Running, list[int]]]:
+    """Run `pointbook serve --workers 2` until both workers serve, and while the block runs."""
+    if not HAS_PROC:
+        pytest.skip("which process has which socket is looked up in /proc, which this system does not have")
+    settings = {"DATABASE_URL": database_url, "GRPC_ADDRESS": address}
+    async with serving(folder, "--workers", "2", **settings) as process:
+
+        async def both() -> bool:
+            return process.err.count('"serving"') == 2
+
+        await process.until(both)
+        workers = children(process)
+        try:
+            yield process, workers
+        finally:
+            for worker in filter(is_alive, workers):
+                os.kill(worker, signal.SIGKILL)
+
+
+async def test_two_workers_share_the_port(database_url: str, admin_token: str, tmp_path: Path) -> None:
+    """Both workers listen on the one port and have callers of their own; SIGTERM ends all three cleanly."""
+    address = free_address()
+    port = int(address.rpartition(":")[2])
+    async with two_workers(tmp_path, database_url, address) as (process, workers):
+        assert len(workers) == 2
+        assert [sockets(worker, port, LISTENING) for worker in workers] == [1, 1]
+        options = (("grpc.use_local_subchannel_pool", 1),)
+        channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CONNECTIONS)]
+        await asyncio.gather(*(channel.channel_ready() for channel in channels))
+        assert all(sockets(worker, port, ESTABLISHED) for worker in workers)
+        assert sum(sockets(worker, port, ESTABLISHED) for worker in workers) == CONNECTIONS
+        await asyncio.gather(*(channel.close() for channel in channels))
+        shop = Shop(unique("merchant"), unique("store"))
+        client = Client(port, admin_token)
+        await client.put_store(shop.merchant_id, shop.store_id)
+        assert (await client.apply(shop.update())).account.points_balance == 20
+        await client.close()
+
+        exit_code, stop_seconds = await process.terminate()
+
+        assert exit_code == 0, process.err
+        assert stop_seconds < STOP_SECONDS_MAX
+        assert not any(map(is_alive, workers))
+        assert "Traceback" not in process.err
+
+
+async def test_a_lost_worker_ends_the_others(database_url: str, tmp_path: Path) -> None:
+    """A worker that dies is noticed: the whole service ends with a failure, for its manager to start it again."""
+    async with two_workers(tmp_path, database_url, free_address()) as (process, workers):
+        os.kill(workers[0], signal.SIGKILL)
+
+        assert await process.wait() == 2
+        assert not any(map(is_alive, workers))
+        assert process.err.splitlines()[-1] == "pointbook: a worker ended by itself; its log says why"
+
+
+async def test_workers_do_not_outlive_their_parent(database_url: str, tmp_path: Path) -> None:
+    """When the parent is killed its workers end by themselves, and give the port free for the next start."""
+    address = free_address()
+    async with two_workers(tmp_path, database_url, address) as (process, workers):
+        await process.kill()
+        await until(lambda: not any(map(is_alive, workers)))
+    async with serving(tmp_path, DATABASE_URL=database_url, GRPC_ADDRESS=address) as process:
+        assert (await process.terminate())[0] == 0
+
+
+async def test_a_port_has_one_server(database_url: str, tmp_path: Path) -> None:
+    """A second server on a port is refused in one line, alone or with workers; it never shares callers silently."""
+    address = free_address()
+    settings = {"DATABASE_URL": database_url, "GRPC_ADDRESS": address}
+    async with serving(tmp_path, **settings):
+        assert address in one_line(await pointbook("serve", **settings))
+        assert address in one_line(await pointbook("serve", "--workers", "2", **settings))
+        http = await pointbook("shim", SHOPLINE_SECRETS="secret", HTTP_ADDRESS=address)
+        assert address.rpartition(":")[2] in one_line(http)
+
+
+async def test_workers_share_their_port_with_nobody(database_url: str, tmp_path: Path) -> None:
+    """Workers' ports can be shared, but only by the workers of one service."""
+    address = free_address()
+    settings = {"DATABASE_URL": database_url, "GRPC_ADDRESS": address}
+    async with two_workers(tmp_path, database_url, address):
+        assert address in one_line(await pointbook("serve", **settings))
+        assert address in one_line(await pointbook("serve", "--workers", "2", **settings))
+    unnamed = await pointbook("serve", "--workers", "2", DATABASE_URL=database_url, GRPC_ADDRESS="127.0.0.1:0")
+    assert "POINTBOOK_GRPC_ADDRESS" in one_line(unnamed)
+
+
+async def test_health_tells_by_its_exit_code(database_url: str, tmp_path: Path) -> None:
+    """`health` ends with 0 for what serves and with 1 for what does not, be it away or without its database."""
+    address, http_address = free_address(), free_address()
+    settings = {"GRPC_ADDRESS": address, "HTTP_ADDRESS": http_address}
+    not_serving = Finished(1, "not serving\n", "")
+    assert await pointbook("health", **settings) == not_serving
+    assert await pointbook("health", "--shim", **settings) == not_serving
+
+    async with serving(tmp_path, DATABASE_URL=database_url, GRPC_ADDRESS=address):
+        assert await pointbook("health", **settings) == Finished(0, "serving\n", "")
+        assert await pointbook("health", "--shim", **settings) == not_serving
+
+    away = f"postgresql://pointbook@{free_address()}/pointbook"
+    async with running("serve", folder=tmp_path, settings=settings | {"DATABASE_URL": away}) as process:
+        await process.printed('"serving"')
+        assert await pointbook("health", **settings) == not_serving
+        assert (await process.terminate())[0] == 0
+
+
+async def test_a_shim_needs_a_secret() -> None:
+    """Without an app secret no webhook could be told from a forged one, so that the shim does not start."""
+    line = one_line(await pointbook("shim", HTTP_ADDRESS=free_address()))
+
+    assert "POINTBOOK_SHOPLINE_SECRETS" in line
+
+
+async def test_a_shim_starts_before_its_server(tmp_path: Path) -> None:
+    """The shim listens while its server is away, says that it is not ready, and SIGTERM ends it with 0."""
+    http_address = free_address()
+    settings = {"SHOPLINE_SECRETS": "secret", "HTTP_ADDRESS": http_address, "GRPC_ADDRESS": free_address()}
+    async with running("shim", folder=tmp_path, settings=settings) as process:
+
+        async def listens() -> bool:
+            finished = await pointbook("webhook", "send", "--url", f"http://{http_address}/webhooks/shopline")
+            return finished.out.startswith("401 ")
+
+        await process.until(listens)
+        secret = ("--secret", "secret")
+        sent = await pointbook("webhook", "send", *secret, "--url", f"http://{http_address}/webhooks/shopline")
+        assert (sent.exit_code, sent.out[:4]) == (1, "503 ")
+        exit_code, stop_seconds = await process.terminate()
+        assert (exit_code, stop_seconds < STOP_SECONDS_MAX) == (0, True)
+
+
+async def test_webhook_send_tells_when_there_is_no_shim(tmp_path: Path) -> None:
+    """No shim, and no such file, are one line each."""
+    url = f"http://{free_address()}/webhooks/shopline"
+    assert url in one_line(await pointbook("webhook", "send", "--url", url))
+    missing = tmp_path / "missing.json"
+    assert str(missing) in one_line(await pointbook("webhook", "send", missing, "--url", url))
+
+
+async def test_usage_is_shown_without_tracebacks() -> None:
+    """Without a command the help is shown; a wrong option is explained."""
+    for arguments in ((), ("token",), ("serve", "--workers", "0"), ("nonsense",)):
+        finished = await pointbook(*arguments)
+        assert finished.exit_code == 2
+        assert "Usage: pointbook" in finished.out + finished.err
+        assert "Traceback" not in finished.err
+    helped = await pointbook("--help")
+    assert helped.exit_code == 0
+    assert {"dev", "serve", "shim", "migrate", "health", "token", "webhook"} <= set(helped.out.split())
+    assert ALL_MERCHANTS in (await pointbook("token", "create", "--help")).out

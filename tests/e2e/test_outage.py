@@ -1,0 +1,459 @@
+"""Server and shim as processes while the database, the server or the token goes away: no acknowledged event is lost."""
+
+import asyncio
+import base64
+import contextlib
+import hmac
+import itertools
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from e2e.processes import Finished, Running, free_port, grpc_health, http_get, one_line, pointbook, running
+from harness import Client, Shop, at, make_token, unique
+from pointbook.v1 import points_pb2, points_pb2_grpc
+from pointbook_cli.embedded_postgres import EmbeddedPostgres
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.migrations import migrate
+
+SECRET = "app-secret"
+SHOPLINE_SECONDS = 5.0
+STOP_SECONDS_MAX = 10.0
+CONNECTIONS = 4
+CALLERS = 300
+KILLS = 50 if os.environ.get("POINTBOOK_SOAK") == "full" else 2
+NOW_MS = int(time.time() * 1_000)
+
+
+@pytest.fixture(scope="module")
+async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedPostgres]:
+    """A migrated database that the tests of this file stop and start."""
+    database = EmbeddedPostgres(tmp_path_factory.mktemp("outage") / "postgres", fsync=False)
+    await database.start()
+    await migrate(database.url())
+    yield database
+    await database.stop()
+
+
+@pytest.fixture(autouse=True)
+async def _database_runs(postgres: EmbeddedPostgres) -> None:
+    """The database runs when a test begins, whatever the one before did."""
+    await postgres.start()
+
+
+@dataclass
+class Site:
+    """Settings for a server and a shim on one database, and a merchant with a store."""
+
+    folder: Path
+    database_url: str
+    shop: Shop
+    admin_token: str
+    token_id: str = ""
+    grpc_address: str = field(default_factory=lambda: f"127.0.0.1:{free_port()}")
+    http_address: str = field(default_factory=lambda: f"127.0.0.1:{free_port()}")
+    token: str = ""
+
+    @contextlib.asynccontextmanager
+    async def server(self, **settings: str) -> AsyncIterator[Running]:
+        """Run the server until it serves, and while the block runs."""
+        own = {"DATABASE_URL": self.database_url, "GRPC_ADDRESS": self.grpc_address}
+        async with running("serve", folder=self.folder, settings=own | settings) as process:
+            await process.until(self.serves)
+            yield process
+
+    @contextlib.asynccontextmanager
+    async def shim(self) -> AsyncIterator[Running]:
+        """Run the shim until it listens, and while the block runs."""
+        settings = {
+            "GRPC_ADDRESS": self.grpc_address,
+            "HTTP_ADDRESS": self.http_address,
+            "SHOPLINE_SECRETS": SECRET,
+            "TOKEN": self.token,
+        }
+        async with running("shim", folder=self.folder, settings=settings) as process:
+            await process.until(self.listens)
+            yield process
+
+    async def serves(self) -> bool:
+        """Tell whether the server's health is SERVING."""
+        return await grpc_health(self.grpc_address) == "SERVING"
+
+    async def listens(self) -> bool:
+        """Tell whether the shim listens."""
+        return await http_get(f"http://{self.http_address}/healthz") == 200
+
+    async def readyz(self) -> int:
+        """Ask the shim whether it is ready."""
+        return await http_get(f"http://{self.http_address}/readyz")
+
+    async def client(self) -> Client:
+        """A caller whose token may do everything, with the shop's store registered."""
+        client = Client(int(self.grpc_address.rpartition(":")[2]), self.admin_token)
+        await client.put_store(self.shop.merchant_id, self.shop.store_id)
+        return client
+
+    async def send(self, body: dict[str, Any], merchant_id: str | None = None) -> httpx.Response:
+        """Deliver a signed points webhook, as SHOPLINE does: an answer that takes longer than 5 s is none."""
+        raw = json.dumps(body).encode()
+        headers = {
+            "X-Shopline-Topic": "app_memberSystem_points/challenged",
+            "X-Shopline-Hmac-Sha256": base64.b64encode(hmac.digest(SECRET.encode(), raw, "sha256")).decode(),
+            "X-Shopline-Merchant-Id": merchant_id or self.shop.merchant_id,
+            "X-Shopline-Shop-Id": body["store_id"],
+            "X-Shopline-Webhook-Id": unique("webhook"),
+        }
+        async with httpx.AsyncClient(trust_env=False, timeout=SHOPLINE_SECONDS) as client:
+            return await client.post(f"http://{self.http_address}/webhooks/shopline", content=raw, headers=headers)
+
+    def body(self, **changes: Any) -> dict[str, Any]:
+        """The seed's webhook, made consistent."""
+        return {
+            "buyer_id": "2404721679",
+            "points_balance": 20,
+            "points_expiry_time": "",
+            "store_id": self.shop.store_id,
+            "update_type": "INCREASE",
+            "updated_at": NOW_MS,
+            "updated_scene": "SUCCESSFUL_REGISTRATION",
+            "updated_value": 20,
+            **changes,
+        }
+
+
+@pytest.fixture
+async def site(postgres: EmbeddedPostgres, tmp_path: Path) -> Site:
+    """A place for a server and a shim, with a token made by `pointbook token create` for the shim."""
+    url = postgres.url()
+    shop = Shop(unique("merchant"), unique("store"))
+    scope = ("--merchant", shop.merchant_id, "--scope", "points.write")
+    made = await pointbook("token", "create", "--name", "shim", *scope, DATABASE_URL=url)
+    assert made.exit_code == 0, made.err
+    token = made.out.strip()
+    admin_token = await make_token(url, [ALL_MERCHANTS], list(Scope))
+    return Site(tmp_path, url, shop, admin_token, token_id=token.split("_")[1], token=token)
+
+
+async def until(condition: Any, seconds: float = 10.0) -> float:
+    """Wait until a condition holds; answers how long it took."""
+    began = time.monotonic()
+    while not await condition():
+        assert time.monotonic() - began < seconds, f"not within {seconds} s"
+        await asyncio.sleep(0.05)
+    return time.monotonic() - began
+
+
+async def test_webhooks_outlive_the_database(postgres: EmbeddedPostgres, site: Site) -> None:
+    """While the database is away webhooks get 503 in time; when it is back, SHOPLINE's retry gets 200: no restarts."""
+    async with site.server(), site.shim():
+        client = await site.client()
+        assert (await site.send(site.body())).status_code == 200
+        more = site.body(updated_at=NOW_MS + 1, points_balance=50, updated_value=30)
+
+        await postgres.stop()
+        began = time.monotonic()
+        away = await site.send(more)
+        answered_seconds = time.monotonic() - began
+
+        assert away.status_code == 503
+        assert away.headers["content-type"] == "application/problem+json"
+        assert answered_seconds < SHOPLINE_SECONDS
+
+        async def told() -> bool:
+            return await grpc_health(site.grpc_address) == "NOT_SERVING" and await site.readyz() == 503
+
+        await until(told)
+        assert await http_get(f"http://{site.http_address}/healthz") == 200
+
+        await postgres.start()
+        await until(site.serves)
+        retried = await site.send(more)
+
+        assert retried.status_code == 200
+        assert retried.json() == {"outcome": "APPLIED"}
+        assert await site.readyz() == 200
+        account = await client.account(site.shop.merchant_id, site.shop.store_id, "2404721679")
+        assert (account.points_balance, account.drift) == (50, 0)
+        await client.close()
+
+
+async def test_webhooks_wait_for_no_answer_of_a_frozen_database(postgres: EmbeddedPostgres, site: Site) -> None:
+    """A database that neither answers nor hangs up is as good as away: 503 before SHOPLINE stops listening."""
+    async with site.server(), site.shim():
+        client = await site.client()
+        blocker = await asyncpg.connect(postgres.url())
+        async with blocker.transaction():
+            await blocker.execute("LOCK TABLE points_accounts IN ACCESS EXCLUSIVE MODE")
+            frozen = await site.send(site.body())
+
+        assert frozen.status_code == 503
+        await blocker.close()
+        assert (await site.send(site.body())).status_code == 200
+        await client.close()
+
+
+async def test_webhooks_outlive_the_server(site: Site) -> None:
+    """A shim without its server answers 503 and is not ready; it finds the server again by itself within seconds."""
+    async with site.server() as first, site.shim():
+        client = await site.client()
+        assert await site.readyz() == 200
+        exit_code, _ = await first.terminate()
+        assert exit_code == 0
+
+        assert (await site.send(site.body())).status_code == 503
+        assert await site.readyz() == 503
+
+        async with site.server():
+
+            async def ready() -> bool:
+                return await site.readyz() == 200
+
+            found_seconds = await until(ready)
+            assert (await site.send(site.body())).status_code == 200
+        assert found_seconds < SHOPLINE_SECONDS
+        await client.close()
+
+
+async def test_what_is_not_the_merchants_is_refused(site: Site) -> None:
+    """An unknown store, or another merchant's, is a problem that no repetition mends; the shim's token bounds it."""
+    async with site.server(), site.shim():
+        client = await site.client()
+        other = Shop(unique("merchant"), unique("store"))
+        await client.put_store(other.merchant_id, other.store_id)
+
+        unknown = await site.send(site.body(store_id=unique("store")))
+        foreign = await site.send(site.body(store_id=other.store_id))
+        forbidden = await site.send(site.body(store_id=other.store_id), merchant_id=other.merchant_id)
+
+        for answer in (unknown, foreign):
+            assert answer.status_code == 400
+            assert answer.json()["type"] == "urn:pointbook:problem:webhook-refused"
+        # The merchant is an unsigned header, and the token's merchants may be widened: SHOPLINE shall try again.
+        assert forbidden.status_code == 503
+        account = await client.account(other.merchant_id, other.store_id, "2404721679")
+        assert account.points_balance == 0
+        await client.close()
+
+
+async def test_a_revoked_token_loses_no_webhook(site: Site) -> None:
+    """After `pointbook token revoke` webhooks get 503 within seconds, so that SHOPLINE sends them again."""
+    async with site.server(), site.shim() as shim:
+        client = await site.client()
+        assert (await site.send(site.body())).status_code == 200
+
+        revoked = await pointbook("token", "revoke", site.token_id, DATABASE_URL=site.database_url)
+        assert revoked == Finished(0, f"Token {site.token_id} is revoked.\n", "")
+
+        async def refused() -> bool:
+            return (await site.send(site.body())).status_code == 503
+
+        assert await until(refused) < SHOPLINE_SECONDS
+        assert "POINTBOOK_TOKEN" in shim.err
+        assert site.token not in shim.err
+        again = await pointbook("token", "revoke", site.token_id, DATABASE_URL=site.database_url)
+        assert site.token_id in one_line(again)
+        await client.close()
+
+
+class Callers:
+    """Callers that each send one event after the other, and again as a retry where the answer was not OK."""
+
+    def __init__(self, site: Site) -> None:
+        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200))
+        self._site = site
+        self._channels = [grpc.aio.insecure_channel(site.grpc_address, options=options) for _ in range(CONNECTIONS)]
+        self._metadata = (("authorization", f"Bearer {site.admin_token}"),)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self.acknowledged: dict[str, str] = {}
+        self.sent: Counter[str] = Counter()
+        self.answers: Counter[str] = Counter()
+
+    def start(self, number: int) -> None:
+        """Begin to call."""
+        self._tasks = [asyncio.create_task(self._call(f"buyer-{index}", index)) for index in range(number)]
+
+    async def stop(self) -> None:
+        """End when every caller has its last answer."""
+        self._stopping = True
+        await asyncio.gather(*self._tasks)
+        await asyncio.gather(*(channel.close() for channel in self._channels))
+
+    async def answered(self, more: int) -> None:
+        """Wait until so many more calls were acknowledged."""
+        goal = len(self.acknowledged) + more
+
+        async def reached() -> bool:
+            return len(self.acknowledged) >= goal
+
+        await until(reached, seconds=30.0)
+
+    async def _call(self, buyer_id: str, index: int) -> None:
+        points = points_pb2_grpc.PointsServiceStub(self._channels[index % CONNECTIONS])
+        for balance in itertools.count(1):
+            update = self._site.shop.update(
+                buyer_id, updated_at=at(NOW_MS - 10**9 + balance), updated_value=1, points_balance=balance
+            )
+            request = points_pb2.ApplyPointsUpdateRequest(update=update)
+            while not self._stopping and update.event_id not in self.acknowledged:
+                await self._try(points, request)
+            if self._stopping:
+                return
+
+    async def _try(self, points: Any, request: points_pb2.ApplyPointsUpdateRequest) -> None:
+        try:
+            await points.ApplyPointsUpdate(request, metadata=self._metadata, timeout=20.0)
+        except grpc.aio.AioRpcError as error:
+            self.answers[error.code().name] += 1
+            await asyncio.sleep(0.1)
+        else:
+            self.answers["OK"] += 1
+            self.acknowledged[request.update.event_id] = request.update.buyer_id
+
+
+async def check_book(postgres: EmbeddedPostgres, shop: Shop, callers: Callers) -> None:
+    """Every acknowledged event is in the book once, and every account's entries add up to its balance."""
+    connection = await asyncpg.connect(postgres.url())
+    entries = await connection.fetch(
+        "SELECT event_id, buyer_id, updated_value FROM points_entries WHERE merchant_id = $1", shop.merchant_id
+    )
+    accounts = await connection.fetch(
+        "SELECT buyer_id, balance, opening, drift FROM points_accounts WHERE merchant_id = $1", shop.merchant_id
+    )
+    await connection.close()
+    booked = Counter(row["event_id"] for row in entries)
+    assert set(callers.acknowledged) <= set(booked)
+    assert set(booked.values()) == {1}
+    sums: Counter[str] = Counter()
+    for row in entries:
+        sums[row["buyer_id"]] += row["updated_value"]
+    # Each caller sent +1 after +1 from nothing: what is not in the sum was lost, what is twice in it was doubled.
+    assert {row["buyer_id"]: row["balance"] for row in accounts} == dict(sums)
+    assert {(row["opening"], row["drift"]) for row in accounts} == {(0, 0)}
+
+
+async def test_one_connection_may_have_many_calls(site: Site) -> None:
+    """Calls beyond the 100 streams of a connection wait for their turn; none is refused."""
+    async with site.server():
+        client = await site.client()
+        for round_number in range(2):
+            updates = [
+                site.shop.update(
+                    f"buyer-{n}", updated_at=at(NOW_MS + round_number), points_balance=20 * (round_number + 1)
+                )
+                for n in range(CALLERS)
+            ]
+            answers = await asyncio.gather(*map(client.apply, updates))
+            assert {answer.drift for answer in answers} == {0}
+        await client.close()
+
+
+async def test_sigterm_under_load_is_a_clean_end(postgres: EmbeddedPostgres, site: Site) -> None:
+    """SIGTERM with hundreds of calls in flight: callers see OK or UNAVAILABLE, exit code 0 in time, nothing is lost."""
+    async with site.server() as server:
+        client = await site.client()
+        callers = Callers(site)
+        callers.start(CALLERS)
+        await callers.answered(CALLERS)
+
+        exit_code, stop_seconds = await server.terminate()
+
+        assert exit_code == 0, server.err
+        assert stop_seconds < STOP_SECONDS_MAX
+        assert set(callers.answers) <= {"OK", "UNAVAILABLE"}
+        async with site.server():
+            await callers.answered(CALLERS)
+            await callers.stop()
+        assert set(callers.answers) <= {"OK", "UNAVAILABLE"}
+        await check_book(postgres, site.shop, callers)
+        await client.close()
+
+
+async def test_sigterm_does_not_wait_for_calls_that_hang(postgres: EmbeddedPostgres, site: Site) -> None:
+    """Calls that hang do not keep a server from ending: health says NOT_SERVING at once, and they get UNAVAILABLE."""
+    async with site.server() as server:
+        client = await site.client()
+        blocker = await asyncpg.connect(postgres.url())
+        lock = blocker.transaction()
+        await lock.start()
+        await blocker.execute("LOCK TABLE points_accounts IN ACCESS EXCLUSIVE MODE")
+        callers = Callers(site)
+        callers.start(CALLERS)
+        await asyncio.sleep(0.5)
+        stopping = asyncio.create_task(server.terminate())
+        async with grpc.aio.insecure_channel(site.grpc_address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+
+            async def told() -> bool:
+                answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=2.0)
+                return bool(answer.status == health_pb2.HealthCheckResponse.NOT_SERVING)
+
+            await until(told, seconds=2.0)
+
+        exit_code, stop_seconds = await stopping
+
+        assert exit_code == 0, server.err
+        assert stop_seconds < STOP_SECONDS_MAX
+        await callers.stop()
+        assert set(callers.answers) == {"UNAVAILABLE"}
+        assert "internal error" not in server.err
+        await lock.rollback()
+        await blocker.close()
+        await client.close()
+
+
+async def kill_under_load(postgres: EmbeddedPostgres, site: Site, times: int) -> None:
+    """Kill the server again and again while callers call, and look into the book afterwards."""
+    callers, some = Callers(site), CALLERS // 3
+    for number in range(times):
+        async with site.server() as server:
+            if number == 0:
+                client = await site.client()
+                await client.close()
+                callers.start(some)
+            await callers.answered(some)
+            await server.kill()
+    async with site.server():
+        await callers.answered(some)
+        await callers.stop()
+    assert set(callers.answers) <= {"OK", "UNAVAILABLE"}
+    await check_book(postgres, site.shop, callers)
+
+
+async def test_sigkill_under_load_loses_and_doubles_nothing(postgres: EmbeddedPostgres, site: Site) -> None:
+    """A server that is killed under load, three times: what was acknowledged is in the book exactly once."""
+    await kill_under_load(postgres, site, times=3)
+
+
+@pytest.mark.soak
+async def test_sigkill_fifty_times_loses_and_doubles_nothing(postgres: EmbeddedPostgres, site: Site) -> None:
+    """The same fifty times (a few times where the soak is not asked for in full)."""
+    await kill_under_load(postgres, site, times=KILLS)
+
+
+async def test_a_database_restart_under_load_loses_and_doubles_nothing(postgres: EmbeddedPostgres, site: Site) -> None:
+    """While the database restarts callers see UNAVAILABLE and nothing worse; afterwards all retried events are in."""
+    async with site.server():
+        client = await site.client()
+        callers = Callers(site)
+        callers.start(CALLERS)
+        await callers.answered(CALLERS)
+        await postgres.stop()
+        await asyncio.sleep(1.0)
+        await postgres.start()
+        await callers.answered(CALLERS)
+        await callers.stop()
+        assert set(callers.answers) <= {"OK", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"}
+        await check_book(postgres, site.shop, callers)
+        await client.close()
