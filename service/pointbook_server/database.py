@@ -38,6 +38,8 @@ class Database:
     def __init__(self, url: str, *, pool_size: int) -> None:
         self._engine = create_engine(url, pool_size=pool_size)
         self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        # A busy pool is no dead database, so that the pulse has a connection of its own.
+        self._pulse = create_engine(url, pool_size=1)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -67,13 +69,14 @@ class Database:
         )
 
     async def ping(self) -> None:
-        """Ask the database for a sign of life. Raises DATABASE_UNAVAILABLE."""
-        async with self.read() as connection:
-            await connection.execute(text("SELECT 1"))
+        """Ask the database for a sign of life, and for our tables. Raises whatever speaks against it."""
+        async with self._pulse.connect() as connection:
+            await connection.execute(text("SELECT FROM points_entries LIMIT 0"))
 
     async def dispose(self) -> None:
         """Close all connections."""
         await self._engine.dispose()
+        await self._pulse.dispose()
 
 
 def create_engine(

@@ -28,7 +28,6 @@ from pointbook_server.auth import AuthInterceptor
 from pointbook_server.clock import Clock, system_clock
 from pointbook_server.database import Database
 from pointbook_server.delivery.sender import Sender
-from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.servicer import PointsServicer
 from pointbook_server.ledger.store import LedgerStore
 from pointbook_server.programs.model import Channel
@@ -84,6 +83,7 @@ class Server:
         tokens = None if development else TokenBook(AccessStore(self._database), clock)
         self._status = StatusInterceptor(deadline_seconds=settings.call_deadline_seconds)
         self._health = health.aio.HealthServicer()
+        self._database_answers: bool | None = None
         self._watch: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
             interceptors=(self._status, AuthInterceptor(tokens)),
@@ -151,17 +151,17 @@ class Server:
             await self._check_health()
 
     async def _check_health(self) -> None:
-        """Tell health whether the database answers."""
+        """Tell health whether the database answers, and the log when that changes."""
+        trouble = ""
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
                 await self._database.ping()
-        except (PointbookError, TimeoutError):
-            await self._set_health(serving=False)
-        except Exception:
-            log.exception("the database refuses us")
-            await self._set_health(serving=False)
-        else:
-            await self._set_health(serving=True)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this server cannot serve
+            trouble = f"{type(error).__name__}: {getattr(error, 'orig', error)}"
+        if self._database_answers is not (not trouble):
+            self._database_answers = not trouble
+            log.info("database", answers=not trouble, trouble=trouble)
+        await self._set_health(serving=not trouble)
 
     async def _set_health(self, *, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse

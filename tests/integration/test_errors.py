@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import text
 
 from database_proxy import DatabaseProxy, proxied
+from e2e.processes import grpc_health
 from embedded_database import Cluster
 from harness import (
     NOW_MS,
@@ -39,6 +40,7 @@ from pointbook_server import status as status_module
 from pointbook_server.access.model import ALL_MERCHANTS, METHODS, Scope
 from pointbook_server.access.store import AccessStore
 from pointbook_server.database import TRANSACTION_ATTEMPTS_MAX, RetryTransactionError
+from pointbook_server.migrations import migrate
 from pointbook_server.programs.model import Channel
 from pointbook_server.programs.store import ProgramsStore
 from pointbook_server.server import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, Server
@@ -643,3 +645,23 @@ async def test_tokens_that_cannot_be_read_are_no_bad_tokens(
 
     assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert "the cause" in written.getvalue()
+
+
+async def test_health_wants_our_tables(cluster: Cluster) -> None:
+    """A database that is not migrated cannot be served from, even when it is migrated only later."""
+
+    async def leave_empty(_url: str) -> None:
+        pass
+
+    await cluster.template("pointbook_health", leave_empty)
+    url = await cluster.clone("pointbook_health")
+    server = Server(server_settings(), url, senders={})
+    await server.start()
+    address = f"127.0.0.1:{server.port}"
+
+    assert await grpc_health(address) == "NOT_SERVING"
+    await migrate(url)
+    async with asyncio.timeout(10):
+        while await grpc_health(address) != "SERVING":  # noqa: ASYNC110 - health has no event to wait for
+            await asyncio.sleep(0.1)
+    await server.stop()
