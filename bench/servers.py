@@ -18,7 +18,7 @@ from pointbook_server.database import create_engine
 from pointbook_server.delivery.sender import Message
 from pointbook_server.logs import configure_logs
 from pointbook_server.programs.model import Channel
-from pointbook_server.server import CONCURRENT_CALLS_MAX, Server, grpc_options
+from pointbook_server.server import Server, grpc_options
 from pointbook_server.settings import ServerSettings
 from shopline_shim.app import Shim
 from shopline_shim.settings import ShimSettings
@@ -93,7 +93,7 @@ async def serve_shim(stop: asyncio.Event) -> None:
 
 async def _serve_bare(servicer: points_pb2_grpc.PointsServiceServicer, stop: asyncio.Event) -> None:
     """Serve a servicer with the real server's options, and without its interceptors."""
-    server = grpc.aio.server(options=grpc_options(reuse_port=False), maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX)
+    server = grpc.aio.server(options=grpc_options(reuse_port=False))
     points_pb2_grpc.add_PointsServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port(ANY_PORT)
     await server.start()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -14,6 +15,8 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
 EXIT_USAGE = 2
+TOKEN_DAYS_MAX = 36_500
+TOKEN_NAME = re.compile(r"[!-~]{1,64}")
 DAY_MS = 24 * 60 * 60 * 1_000
 
 app = typer.Typer(
@@ -34,14 +37,14 @@ T = TypeVar("T")
 def run() -> None:
     """Run the command line; what an operator can mend is one line on standard error."""
     from pointbook_cli.embedded_postgres import EmbeddedPostgresError
-    from pointbook_server.errors import PointbookError
+    from pointbook_server.errors import PointbookError, SettingError
 
     try:
         app()
     except PointbookError as error:
         cause = getattr(error.__cause__, "orig", error.__cause__)
         fail(f"{error} ({cause})" if cause else str(error))
-    except (EmbeddedPostgresError, OSError) as error:
+    except (EmbeddedPostgresError, SettingError, OSError) as error:
         fail(str(error))
 
 
@@ -151,7 +154,7 @@ def shim() -> None:
     settings = load_settings(ShimSettings)
     if not settings.shopline_secrets:
         fail("POINTBOOK_SHOPLINE_SECRETS is not set: no webhook could be told from a forged one")
-    configure_logs("INFO", json=True)
+    configure_logs(settings.log_level, json=True)
     run_until_stopped(lambda stop: Shim(settings).serve(stop=stop))
 
 
@@ -188,7 +191,9 @@ def create_token(
     name: Annotated[str, typer.Option(help="Who will use it, for the list.")],
     merchant: Annotated[list[str], typer.Option(help="A merchant it is for, or * for all; may be repeated.")],
     scope: Annotated[list[str], typer.Option(help="A scope it has, such as points.write; may be repeated.")],
-    days: Annotated[int | None, typer.Option(min=1, help="After how many days it expires; never by default.")] = None,
+    days: Annotated[
+        int | None, typer.Option(min=1, max=TOKEN_DAYS_MAX, help="After how many days it expires; never by default.")
+    ] = None,
 ) -> None:
     """Make a token and print it once: only its hash is kept."""
     from pointbook_server.access.model import Scope, new_token
@@ -197,6 +202,9 @@ def create_token(
     unknown = set(scope) - set(Scope)
     if unknown:
         fail(f"no such scope: {', '.join(sorted(unknown))}; there are {', '.join(Scope)}")
+    for text in (name, *merchant):
+        if not TOKEN_NAME.fullmatch(text):
+            fail("names and merchants must be 1 to 64 visible ASCII characters without spaces")
     now_ms = system_clock()
     expires_at_ms = None if days is None else now_ms + days * DAY_MS
     token, bearer = new_token(name, merchant, [Scope(item) for item in scope], now_ms, expires_at_ms)
@@ -208,6 +216,7 @@ def create_token(
 def list_tokens() -> None:
     """List all tokens, never their secrets."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Column, Table
 
     tokens = with_access_store(lambda store: store.tokens())
@@ -215,7 +224,11 @@ def list_tokens() -> None:
     for token in tokens:
         times = (token.created_at_ms, token.expires_at_ms, token.revoked_at_ms)
         table.add_row(
-            token.token_id, token.name, " ".join(token.merchants), " ".join(token.scopes), *map(_moment, times)
+            token.token_id,
+            escape(token.name),
+            escape(" ".join(token.merchants)),
+            " ".join(token.scopes),
+            *map(_moment, times),
         )
     Console().print(table)
 
@@ -276,22 +289,17 @@ def send_webhook(
     from shopline_shim.settings import ShimSettings
 
     url = url or f"http://{load_settings(ShimSettings).http_address}/webhooks/shopline"
-    body = (
-        file.read_bytes()
-        if file
-        else json.dumps(
-            {
-                "buyer_id": buyer,
-                "points_balance": balance,
-                "points_expiry_time": "",
-                "store_id": store,
-                "update_type": update_type,
-                "updated_at": updated_at,
-                "updated_scene": scene,
-                "updated_value": value,
-            }
-        ).encode()
-    )
+    sample = {
+        "buyer_id": buyer,
+        "points_balance": balance,
+        "points_expiry_time": "",
+        "store_id": store,
+        "update_type": update_type,
+        "updated_at": updated_at,
+        "updated_scene": scene,
+        "updated_value": value,
+    }
+    body = file.read_bytes() if file else json.dumps(sample).encode()
     delivery = Delivery(merchant_id=merchant, store_id=store, secret=secret.partition(",")[0], base64=base64)
     status, answer = send(url, body, delivery)
     typer.echo(f"{status} {answer}")

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError, Reason, SettingError
 
 TRANSACTION_ATTEMPTS_MAX = 6
 RETRY_DELAY_SECONDS = 0.02
@@ -20,6 +20,14 @@ POOL_TIMEOUT_SECONDS = 5.0
 CONNECT_TIMEOUT_SECONDS = 5.0
 COMMAND_TIMEOUT_SECONDS = 20.0
 RETRY_AFTER_SECONDS = 1.0
+SESSION_SETTINGS = {
+    "application_name": "pointbook",
+    "plan_cache_mode": "force_custom_plan",
+    "jit": "off",
+    "lock_timeout": "5s",
+    "statement_timeout": "15s",
+    "idle_in_transaction_session_timeout": "30s",
+}
 CONFLICT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
 """Serialization failure, deadlock, lock timeout: the transaction had no effect, and may well succeed again."""
 UNAVAILABLE_SQLSTATE_CLASSES = ("08", "28", "3D", "53", "57")
@@ -28,8 +36,18 @@ UNAVAILABLE_SQLSTATE_CLASSES = ("08", "28", "3D", "53", "57")
 T = TypeVar("T")
 
 
-class RetryTransactionError(Exception):
-    """Raised inside a transaction to roll it back and run it again, because another one came between."""
+class RetryTransactionError(PointbookError):
+    """Raised inside a transaction to roll it back and run it again, because another one came between.
+
+    Where it is not, or too often, it is what the caller is told.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            Reason.TRANSACTION_CONFLICT,
+            "Other calls kept changing the same data; retry.",
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+        )
 
 
 class Database:
@@ -42,8 +60,11 @@ class Database:
         self._pulse = create_engine(url, pool_size=1)
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """Give a connection on which every statement commits by itself: one round trip for a single statement."""
+    async def autocommit(self) -> AsyncIterator[AsyncConnection]:
+        """Give a connection on which every statement commits by itself: one round trip for a single statement.
+
+        Raises TRANSACTION_CONFLICT and DATABASE_UNAVAILABLE.
+        """
         with database_errors():
             async with self._autocommit.connect() as connection:
                 yield connection
@@ -62,11 +83,7 @@ class Database:
                         return await work(connection)
             except RetryTransactionError:
                 continue
-        raise PointbookError(
-            Reason.TRANSACTION_CONFLICT,
-            "Other calls kept changing the same data; retry.",
-            retry_after_seconds=RETRY_AFTER_SECONDS,
-        )
+        raise RetryTransactionError
 
     async def ping(self) -> None:
         """Ask the database for a sign of life, and for our tables. Raises whatever speaks against it."""
@@ -89,19 +106,15 @@ def create_engine(
     """
 
     async def connect() -> asyncpg.Connection:
-        return await asyncpg.connect(
-            url,
-            timeout=CONNECT_TIMEOUT_SECONDS,
-            command_timeout=command_timeout_seconds,
-            server_settings={
-                "application_name": "pointbook",
-                "plan_cache_mode": "force_custom_plan",
-                "jit": "off",
-                "lock_timeout": "5s",
-                "statement_timeout": "15s",
-                "idle_in_transaction_session_timeout": "30s",
-            },
-        )
+        try:
+            return await asyncpg.connect(
+                url,
+                timeout=CONNECT_TIMEOUT_SECONDS,
+                command_timeout=command_timeout_seconds,
+                server_settings=SESSION_SETTINGS,
+            )
+        except asyncpg.ClientConfigurationError as error:
+            raise SettingError(f"POINTBOOK_DATABASE_URL: {error}") from error
 
     return create_async_engine(
         "postgresql+asyncpg://",

@@ -22,6 +22,7 @@ class Reason(StrEnum):
     STORE_TAKEN = "STORE_TAKEN"
     STALE_ETAG = "STALE_ETAG"
     TRANSACTION_CONFLICT = "TRANSACTION_CONFLICT"
+    QUEUE_FULL = "QUEUE_FULL"
     DATABASE_UNAVAILABLE = "DATABASE_UNAVAILABLE"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     CODE_KEY_UNKNOWN = "CODE_KEY_UNKNOWN"
@@ -59,6 +60,10 @@ class FieldViolation:
 
     field: str
     description: str
+
+
+class SettingError(Exception):
+    """A setting that only its use shows to be wrong; the message is one line that names it."""
 
 
 class PointbookError(Exception):

@@ -88,14 +88,15 @@ class Fields:
             self.wrong(field, f"must be {low:,} to {high:,}")
         return value
 
-    def decimal(self, field: str, value: str, *, digits_after: int = 12) -> Decimal | None:
+    def decimal(self, field: str, value: str, *, digits_after: int = 12, zero_allowed: bool = False) -> Decimal | None:
         """Read an optional decimal above zero; None where it is empty or wrong."""
         if not value:
             return None
-        if not _DECIMAL.fullmatch(value) or len(value.partition(".")[2]) > digits_after or not Decimal(value):
+        form = _DECIMAL.fullmatch(value) and len(value.partition(".")[2]) <= digits_after
+        if not form or not (zero_allowed or Decimal(value)):
+            least = "of at least" if zero_allowed else "above"
             self.wrong(
-                field,
-                f"must be a decimal above 0 with at most 12 digits before and {digits_after} after the point",
+                field, f"must be a decimal {least} 0 with at most 12 digits before and {digits_after} after the point"
             )
             return None
         return Decimal(value)

@@ -2,14 +2,33 @@
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from typing import TypeVar
+
+from google.protobuf.message import Message
 
 from pointbook_server.fields import Fields
 
 TOKEN_LENGTH_MAX = 1_000
+PAGE_BYTES_MAX = 2 * 1024 * 1024
+"""Clients take 4 MiB unless told otherwise."""
 DIGEST_LENGTH = 16
 INTEGER_MAX = 2**63 - 1
+
+M = TypeVar("M", bound=Message)
+
+
+def fit(messages: Iterable[M], size: int) -> list[M]:
+    """Take a page of messages: as many as were asked for, or as fit into an answer, and at least one."""
+    page: list[M] = []
+    room = PAGE_BYTES_MAX
+    for message in messages:
+        room -= message.ByteSize()
+        if len(page) == size or (page and room < 0):
+            break
+        page.append(message)
+    return page
 
 
 def write_token(scope: object, place: Sequence[int | str]) -> str:

@@ -57,7 +57,6 @@ GOODBYE_SECONDS = 0.05
 HANDLERS_CLEANUP_SECONDS = 2.0
 METADATA_BYTES_MAX = 8 * 1024
 MESSAGE_BYTES_MAX = 1024 * 1024
-CONCURRENT_CALLS_MAX = 1_000
 
 log = structlog.get_logger()
 
@@ -88,7 +87,6 @@ class Server:
         self._server = grpc.aio.server(
             interceptors=(self._status, AuthInterceptor(tokens)),
             options=grpc_options(reuse_port=settings.workers > 1),
-            maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
         )
         self._add_services(senders, clock, development=development)
         try:
@@ -181,6 +179,9 @@ def grpc_options(*, reuse_port: bool) -> tuple[tuple[str, int], ...]:
         # This protection counts streams that have ended but are not freed yet, and so refuses calls of a client that
         # keeps to the limit. What a client cancels in haste is bounded by the number of concurrent calls.
         ("grpc.http.overload_protection", 0),
+        # Calls whose request never arrives hold a connection's streams; they end with it. Others find a new one.
+        ("grpc.max_connection_age_ms", 30 * 60_000),
+        ("grpc.max_connection_age_grace_ms", 60_000),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

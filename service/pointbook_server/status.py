@@ -6,7 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import structlog
@@ -25,10 +25,12 @@ DETAILS_BYTES_MAX = 3_000
 TEXT_LENGTH_MAX = 200
 METADATA_BYTES_MAX = 1_000
 """Room for the longest value there is: the names of everything that speaks against a redemption."""
-DRAIN_RETRY_SECONDS = 1.0
+RETRY_AFTER_SECONDS = 1.0
 QUIET_SECONDS = 0.5
 """How long a caller may take to send its next call after an answer, on a busy machine."""
 HEALTH = "/grpc.health.v1.Health/"
+CALLS_MAX = 1_000
+WATCHES_MAX = 100
 REQUEST_ID_HEADER = "x-request-id"
 CODES = {
     Reason.INVALID_FIELDS: grpc.StatusCode.INVALID_ARGUMENT,
@@ -45,6 +47,7 @@ CODES = {
     Reason.STORE_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
     Reason.STALE_ETAG: grpc.StatusCode.ABORTED,
     Reason.TRANSACTION_CONFLICT: grpc.StatusCode.ABORTED,
+    Reason.QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.DATABASE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.SHUTTING_DOWN: grpc.StatusCode.UNAVAILABLE,
     Reason.CODE_KEY_UNKNOWN: grpc.StatusCode.UNAVAILABLE,
@@ -78,16 +81,23 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         self._holding = False
         self._refusing = asyncio.Event()
         self._answered_at = 0.0
+        self._watches = 0
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wrap the method's handler; one that streams (health's Watch, reflection) passes as it is."""
+        """Wrap the method's handler. Streams pass: reflection as it is, health's Watch unless too many watch."""
         handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming or handler.response_streaming:
+        if handler is None or handler.request_streaming:
             return handler
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._wrap_watch(handler.unary_stream, handler_call_details),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
         return grpc.unary_unary_rpc_method_handler(
             self._wrap(handler.unary_unary, handler.request_deserializer, handler_call_details),
             request_deserializer=None,
@@ -118,6 +128,20 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         while self._running:
             await asyncio.wait(self._running)
 
+    def _wrap_watch(
+        self, behaviour: Callable[[Any, Any], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Callable[[Any, Any], Awaitable[None]]:
+        async def watch(request: Any, context: Any) -> None:
+            if self._watches >= WATCHES_MAX:
+                await _abort(context, _too_many_calls(), _request_id(details))
+            self._watches += 1
+            try:
+                await behaviour(request, context)
+            finally:
+                self._watches -= 1
+
+        return watch
+
     def _wrap(
         self,
         behaviour: Callable[[Any, Any], Awaitable[Any]],
@@ -130,8 +154,8 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             request_id = _request_id(details)
             structlog.contextvars.bind_contextvars(request_id=request_id, method=details.method)
             try:
-                if self._holding and not details.method.startswith(HEALTH):
-                    await self._refuse()
+                if not details.method.startswith(HEALTH):
+                    await self._admit()
                 return await self._answer(behaviour, deserialize, request, context)
             except grpc.aio.AbortError:
                 # Health has told its status by itself.
@@ -174,7 +198,15 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
                 raise
             raise PointbookError(Reason.DEADLINE_EXCEEDED, "The call ran into its deadline.") from None
 
-    async def _refuse(self) -> NoReturn:
+    async def _admit(self) -> None:
+        """Refuse a call where too many run, or when the server stops.
+
+        gRPC's own limit would count calls whose request never arrives, and so let strangers use it up.
+        """
+        if len(self._running) > CALLS_MAX:
+            raise _too_many_calls()
+        if not self._holding:
+            return
         task = _this_task()
         self._held.add(task)
         try:
@@ -182,8 +214,14 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         finally:
             self._held.discard(task)
         raise PointbookError(
-            Reason.SHUTTING_DOWN, "This server is stopping; retry.", retry_after_seconds=DRAIN_RETRY_SECONDS
+            Reason.SHUTTING_DOWN, "This server is stopping; retry.", retry_after_seconds=RETRY_AFTER_SECONDS
         )
+
+
+def _too_many_calls() -> PointbookError:
+    return PointbookError(
+        Reason.QUEUE_FULL, "Too many calls run at once; retry.", retry_after_seconds=RETRY_AFTER_SECONDS
+    )
 
 
 def _this_task() -> asyncio.Task[Any]:

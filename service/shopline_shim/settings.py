@@ -76,6 +76,10 @@ class ShimSettings(BaseSettings):
         description="How long running requests may take to end when the shim stops, in whole seconds.",
     )
 
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="DEBUG, INFO, WARNING or ERROR; DEBUG tells every webhook."
+    )
+
     @field_validator("http_address", "grpc_address")
     @classmethod
     def _check_address(cls, address: str) -> str:

@@ -381,3 +381,34 @@ async def test_usage_is_shown_without_tracebacks() -> None:
     assert helped.exit_code == 0
     assert {"dev", "serve", "shim", "migrate", "health", "token", "webhook"} <= set(helped.out.split())
     assert ALL_MERCHANTS in (await pointbook("token", "create", "--help")).out
+
+
+async def test_a_wrong_ssl_mode_is_one_line(database_url: str) -> None:
+    """Whatever asyncpg makes of the URL, the operator reads which setting to mend."""
+    for command in ("migrate", "serve"):
+        url = f"{database_url}&sslmode=bogus"
+        finished = await pointbook(command, DATABASE_URL=url, GRPC_ADDRESS=free_address())
+        assert "sslmode" in one_line(finished)
+
+
+@pytest.mark.parametrize(
+    "options", [("--name", "[/x]", "--days", "3000000"), ("--name", "a b"), ("--name", "x", "--merchant", "two words")]
+)
+async def test_a_token_that_no_list_could_show_is_not_made(database_url: str, options: tuple[str, ...]) -> None:
+    """Names that are no ids, and times beyond a century, are refused when the token is made."""
+    made = await pointbook(
+        "token", "create", *options, "--merchant", "m", "--scope", "redeem", DATABASE_URL=database_url
+    )
+
+    assert made.exit_code == 2
+    assert (await pointbook("token", "list", DATABASE_URL=database_url)).exit_code == 0
+
+
+async def test_a_name_with_brackets_is_shown_as_it_is(database_url: str) -> None:
+    """The list takes no part of a name for markup."""
+    options = ("--name", "[/x]", "--merchant", "m", "--scope", "redeem")
+    made = await pointbook("token", "create", *options, DATABASE_URL=database_url)
+    listed = await pointbook("token", "list", DATABASE_URL=database_url)
+
+    assert made.exit_code == 0
+    assert "[/x]" in listed.out

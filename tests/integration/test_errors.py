@@ -298,7 +298,7 @@ async def test_a_fault_in_sql_logs_no_parameters(
     """What a statement was given may be personal data, so its error is logged without it."""
 
     async def broken(_store: ProgramsStore, _merchant_id: str, _store_id: str) -> None:
-        async with service.server._database.read() as connection:
+        async with service.server._database.autocommit() as connection:
             await connection.execute(text("SELECT no_such_function(CAST(:mobile AS text))"), {"mobile": SECRET})
 
     monkeypatch.setattr(ProgramsStore, "store", broken)
@@ -575,7 +575,7 @@ async def test_an_exhausted_pool(
     monkeypatch.setattr(database_module, "POOL_TIMEOUT_SECONDS", 0.2)
     async with running(database_url, admin_token, database_pool_size=1) as (server, client):
         await get_store(client, shop)
-        async with server._database.read():
+        async with server._database.autocommit():
             assert away(await failed(get_store(client, shop)))
         await get_store(client, shop)
         assert server._database._engine.pool.checkedout() == 0  # type: ignore[attr-defined] # every pool of ours has it
@@ -664,4 +664,34 @@ async def test_health_wants_our_tables(cluster: Cluster) -> None:
     async with asyncio.timeout(10):
         while await grpc_health(address) != "SERVING":  # noqa: ASYNC110 - health has no event to wait for
             await asyncio.sleep(0.1)
+    await server.stop()
+
+
+async def test_strangers_cannot_use_up_the_calls(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither calls whose request never arrives nor watchers of health, who need no token, keep others out."""
+    monkeypatch.setattr(status_module, "CALLS_MAX", 10)
+    monkeypatch.setattr(status_module, "WATCHES_MAX", 5)
+    server = Server(server_settings(), database_url, senders={})
+    await server.start()
+    client = Client(server.port, await make_token(database_url, [ALL_MERCHANTS], list(Scope)))
+    release = asyncio.Event()
+
+    async def never() -> AsyncIterator[bytes]:
+        await release.wait()
+        yield b""
+
+    stranger = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
+    silent: Any = stranger.stream_unary("/pointbook.v1.PointsService/GetPointsAccount")
+    stalled = [silent(never()) for _ in range(40)]
+    watches = [health_pb2_grpc.HealthStub(stranger).Watch(health_pb2.HealthCheckRequest()) for _ in range(20)]
+    firsts = await asyncio.gather(*(watch.read() for watch in watches), return_exceptions=True)
+
+    assert sum(isinstance(first, health_pb2.HealthCheckResponse) for first in firsts) == 5
+    assert (await client.account("any", "any", "any")).points_balance == 0
+    check = await health_pb2_grpc.HealthStub(client.channel).Check(health_pb2.HealthCheckRequest())
+    assert check.status == health_pb2.HealthCheckResponse.SERVING
+    for call in (*stalled, *watches):
+        call.cancel()
+    await stranger.close()
+    await client.close()
     await server.stop()

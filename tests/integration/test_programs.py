@@ -528,3 +528,62 @@ async def test_wrong_page_sizes_are_refused(client: Client, shop: Shop, page_siz
 
     assert wrong_fields(await refused(client.programs.ListStores(stores))) == {"page_size"}
     assert wrong_fields(await refused(client.programs.ListPrograms(programs))) == {"merchant_id", "page_size"}
+
+
+async def test_a_flood_of_channels_is_refused_at_once(client: Client, shop: Shop) -> None:
+    """A list that can only be wrong is named once, not item by item."""
+    program = programs_pb2.Program(merchant_id=shop.merchant_id, program_id=1, store_ids=[shop.store_id])
+    program.validation.channels.extend([redemption_pb2.VALIDATION_TYPE_SMS] * 100_000)
+
+    error = await refused(client.programs.PutProgram(programs_pb2.PutProgramRequest(program=program)))
+
+    assert "program.validation.channels" in error.fields
+    assert len(error.fields) <= 4
+
+
+@pytest.mark.parametrize("name", ["localtime", "Factory", "Mars/Olympus"])
+async def test_a_time_zone_means_the_same_everywhere(client: Client, shop: Shop, name: str) -> None:
+    """A zone that each machine reads differently would cap differently."""
+    program = programs_pb2.Program(
+        merchant_id=shop.merchant_id, program_id=1, store_ids=[shop.store_id], time_zone=name
+    )
+
+    error = await refused(client.programs.PutProgram(programs_pb2.PutProgramRequest(program=program)))
+
+    assert set(error.fields) == {"program.time_zone"}
+
+
+async def test_a_rate_takes_another_currency(client: Client, shop: Shop) -> None:
+    """One dollar is one dollar."""
+    program = programs_pb2.Program(
+        merchant_id=shop.merchant_id,
+        program_id=1,
+        store_ids=[shop.store_id],
+        point_value="0.01",
+        currency_code="USD",
+        local_currency_rate="2",
+    )
+
+    error = await refused(client.programs.PutProgram(programs_pb2.PutProgramRequest(program=program)))
+
+    assert set(error.fields) == {"program.local_currency_rate"}
+
+
+async def test_a_page_fits_into_an_answer(client: Client, shop: Shop) -> None:
+    """Programs that are very large together come on several pages, and none is lost."""
+    templates = {f"l{chr(97 + n // 26)}{chr(97 + n % 26)}": "$code " + "x" * 490 for n in range(50)}
+    settings = {"message_templates": templates}
+    for number in range(1, 111):
+        await client.put_program(shop.merchant_id, shop.store_id, program_id=number, validation=settings)
+    found: list[int] = []
+    token = ""
+    pages = 0
+    while token or not pages:
+        request = programs_pb2.ListProgramsRequest(merchant_id=shop.merchant_id, page_size=1_000, page_token=token)
+        answer = await client.programs.ListPrograms(request)
+        found += [program.program_id for program in answer.programs]
+        token = answer.next_page_token
+        pages += 1
+
+    assert found == list(range(1, 111))
+    assert pages > 1

@@ -472,7 +472,6 @@ async def test_skipping_the_validation(service: Service, client: Client, shop: S
         ({"currency_value": "1"}, {"currency_value"}),
         ({"currency_input": True, "currency_value": "1"}, {"points"}),
         ({"points": 0, "currency_input": True, "currency_value": "1.0001"}, {"currency_value"}),
-        ({"points": 0, "currency_input": True, "currency_value": "0"}, {"currency_value"}),
         ({"points": 0, "currency_input": True, "currency_value": "-1"}, {"currency_value"}),
         ({"points": 0, "currency_input": True, "currency_value": "1e2"}, {"currency_value"}),
         ({"points": 0, "currency_input": True, "currency_value": "1" * 13}, {"currency_value"}),
@@ -559,3 +558,23 @@ async def test_a_question_changes_nothing(client: Client, shop: Shop, database_u
     assert len(before) == 2
     assert before == await book()
     await connection.close()
+
+
+async def test_a_currency_value_of_zero_is_an_answer(client: Client, shop: Shop) -> None:
+    """Zero points cannot be redeemed, however they are asked for."""
+    await client.put_program(shop.merchant_id, shop.store_id)
+
+    answer = await validate(client, ask_currency(shop, "0.00"))
+
+    assert answer.status.code == 801
+    assert answer.status.reason == "POINTS_NOT_POSITIVE"
+
+
+async def test_a_program_without_a_point_value_says_so(client: Client, shop: Shop) -> None:
+    """The answer tells the true reason why a currency value cannot be redeemed."""
+    await client.put_program(shop.merchant_id, shop.store_id, point_value="", currency_code="")
+
+    answer = await validate(client, ask_currency(shop, "1"))
+
+    assert answer.status.code == 801
+    assert answer.status.message == "The program gives points no value."

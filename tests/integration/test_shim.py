@@ -117,7 +117,7 @@ def webhook_headers(raw_body: bytes) -> dict[str, str]:
     }
 
 
-def raw_request(raw_body: bytes, *, length: int | None = None, chunked: bool = False) -> bytes:
+def raw_request(raw_body: bytes, *, length: int | str | None = None, chunked: bool = False) -> bytes:
     """Write a signed delivery's request line and headers, as a raw socket sends them."""
     framing = "transfer-encoding: chunked" if chunked else f"content-length: {length or len(raw_body)}"
     lines = [f"POST {PATH} HTTP/1.1", "host: shim", framing]
@@ -463,10 +463,11 @@ async def test_body_at_the_limit() -> None:
             assert [whole.status_code, chunked.status_code] == [status, status]
 
 
-async def test_declared_length_is_enough_to_refuse(shim: Running) -> None:
-    """A body that is announced too large is refused before its first byte."""
+@pytest.mark.parametrize("length", ["300000", "0" * 5_000 + "300000", "9" * 18])
+async def test_declared_length_is_enough_to_refuse(shim: Running, length: str) -> None:
+    """A body that is announced too large is refused before its first byte, however its length is written."""
     reader, writer = await shim.connect()
-    writer.write(raw_request(b"", length=300_000))
+    writer.write(raw_request(b"", length=length))
 
     status_line = await asyncio.wait_for(reader.readuntil(b"\r\n"), 2)
 
@@ -777,3 +778,13 @@ async def test_random_requests(shim: Running) -> None:
 
     assert not [answer for answer in answers if answer.startswith(b"HTTP/1.1 5")]
     assert (await shim.post()).status_code == 200
+
+
+async def test_a_length_with_leading_zeros_is_its_number(shim: Running) -> None:
+    """Thousands of zeros before a small length are no fault of ours."""
+    reader, writer = await shim.connect()
+    writer.write(raw_request(RAW_BODY, length="0" * 5_000 + str(len(RAW_BODY))) + RAW_BODY)
+
+    status_line = await asyncio.wait_for(reader.readuntil(b"\r\n"), 2)
+
+    assert status_line.startswith(b"HTTP/1.1 200 ")

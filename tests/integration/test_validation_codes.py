@@ -645,3 +645,28 @@ async def test_a_code_is_nowhere_but_in_its_message(
         assert code not in everything
         assert code.encode().hex() not in everything
         assert base64.b64encode(code.encode()).decode()[:12] not in everything
+
+
+async def test_a_code_is_bound_to_its_channel(service: Service, client: Client, till: Shop) -> None:
+    """A code that went by SMS proves nothing about e-mail; a guess that names no channel means whichever it was."""
+    _, code = await issued(service, till, validation_type=redemption_pb2.VALIDATION_TYPE_SMS)
+
+    assert not await guess(client, till, code, validation_type=redemption_pb2.VALIDATION_TYPE_EMAIL)
+    assert await guess(client, till, code, validation_type=redemption_pb2.VALIDATION_TYPE_SMS)
+    assert await guess(client, till, code)
+
+
+async def test_a_locked_challenge_row_is_a_conflict(service: Service, client: Client, till: Shop) -> None:
+    """Whoever waits too long for a row that others hold may try again; it is no fault of ours."""
+    challenge_id, code = await issued(service, till)
+    holder = await asyncpg.connect(service.database_url)
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute("SELECT 1 FROM validation_challenges WHERE challenge_id = $1 FOR UPDATE", challenge_id)
+
+    error = await refused(ask(client, till, validation_code=code))
+    await transaction.rollback()
+    await holder.close()
+
+    assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "TRANSACTION_CONFLICT")
+    assert error.retry_seconds is not None

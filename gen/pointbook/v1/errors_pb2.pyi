@@ -93,8 +93,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     RESOURCE_EXHAUSTED with RetryInfo.
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 63
-    """ERROR_REASON_QUEUE_FULL: too many updates wait; nothing of this call was taken. Example: RESOURCE_EXHAUSTED with
-    RetryInfo.
+    """ERROR_REASON_QUEUE_FULL: too many calls run or wait, or the quarantine is full; nothing of this call was taken.
+    Example: RESOURCE_EXHAUSTED with RetryInfo.
     """
     ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 64
     """ERROR_REASON_DATABASE_UNAVAILABLE: the database is away or all its connections are busy. Example: UNAVAILABLE
@@ -297,8 +297,8 @@ ERROR_REASON_SEND_LIMIT_REACHED: ErrorReason.ValueType  # 62
 RESOURCE_EXHAUSTED with RetryInfo.
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 63
-"""ERROR_REASON_QUEUE_FULL: too many updates wait; nothing of this call was taken. Example: RESOURCE_EXHAUSTED with
-RetryInfo.
+"""ERROR_REASON_QUEUE_FULL: too many calls run or wait, or the quarantine is full; nothing of this call was taken.
+Example: RESOURCE_EXHAUSTED with RetryInfo.
 """
 ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 64
 """ERROR_REASON_DATABASE_UNAVAILABLE: the database is away or all its connections are busy. Example: UNAVAILABLE

@@ -801,7 +801,9 @@ class ListPointsEntriesRequest(_message.Message):
     buyer_id: _builtins.str
     """buyer_id is required: 1 to 64 visible ASCII characters."""
     page_size: _builtins.int
-    """page_size is how many entries to answer at most: 1 to 1,000; 0 means 50."""
+    """page_size is how many entries to answer at most: 1 to 1,000; 0 means 50. A page ends earlier, with a
+    next_page_token, where its entries are very large.
+    """
     page_token: _builtins.str
     """page_token is the next_page_token of the previous answer, with the same filters; empty for the first page."""
     update_type: Global___PointsUpdateType.ValueType

@@ -272,7 +272,7 @@ class Program(_message.Message):
     """local_currency_code is the currency of redeem_local_value: an ISO 4217 code; the base currency where empty."""
     local_currency_rate: _builtins.str
     """local_currency_rate is how many local units one base unit is: a decimal above 0 like point_value. Required where
-    local_currency_code differs from currency_code, else 1 where empty.
+    local_currency_code differs from currency_code, empty otherwise.
     """
     allow_group_redemption: _builtins.bool
     """allow_group_redemption lets groups of customers (user_group2) pool their points; 828 where false."""

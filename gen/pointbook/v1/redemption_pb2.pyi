@@ -212,15 +212,19 @@ class ValidateRedemptionRequest(_message.Message):
     currency_input: _builtins.bool
     """currency_input says that currency_value is given instead of points."""
     currency_value: _builtins.str
-    """currency_value is the worth to redeem in the base currency: a decimal above 0 with at most 12 digits before and 3
-    after the point, such as "2.5". Only with currency_input. No whole number of points is answered with 801.
+    """currency_value is the worth to redeem in the base currency: a decimal of at least 0 with at most 12 digits before
+    and 3 after the point, such as "2.5". Only with currency_input. 0, and no whole number of points, is answered with
+    801.
     """
     group_redemption: _builtins.bool
     """group_redemption lets points of the merchant's other allowing programs be redeemed too."""
     issue_otp: _builtins.bool
     """issue_otp issues a code in the same call when the points are redeemable. Not together with validation_code."""
     validation_code: _builtins.str
-    """validation_code is the code that the customer got: at most 32 characters. It is compared, not consumed."""
+    """validation_code is the code that the customer got: at most 32 characters. It is compared, not consumed. An attempt
+    is taken before the comparison and given back when it is right, so more than five right guesses at one moment may
+    be answered with 808.
+    """
     challenge_id: _builtins.str
     """challenge_id names the challenge of validation_code; the customer's live one where empty. At most 64 visible ASCII
     characters.
@@ -230,7 +234,9 @@ class ValidateRedemptionRequest(_message.Message):
     `redeem.skip`, else 824. Not together with validation_code.
     """
     validation_type: Global___ValidationType.ValueType
-    """validation_type is the preferred way of validation. INVALID only together with skip_validation."""
+    """validation_type is the preferred way of validation; with validation_code, the one that the code went by. INVALID
+    only together with skip_validation.
+    """
     @_builtins.property
     def customer(self) -> _identity_pb2.CustomerRef:
         """customer is who wants to redeem; required."""

@@ -18,13 +18,13 @@ class AccessStore:
 
     async def create(self, token: Token) -> None:
         """Keep a new token."""
-        async with self._database.read() as connection:
+        async with self._database.autocommit() as connection:
             await connection.execute(insert(api_tokens).values(asdict(token)))
 
     async def tokens(self) -> list[Token]:
         """Read all tokens, the oldest first."""
         query = select(api_tokens).order_by(api_tokens.c.created_at_ms, api_tokens.c.token_id)
-        async with self._database.read() as connection:
+        async with self._database.autocommit() as connection:
             return [_to_token(row) for row in await connection.execute(query)]
 
     async def revoke(self, token_id: str, now_ms: int) -> bool:
@@ -34,7 +34,7 @@ class AccessStore:
             .where(api_tokens.c.token_id == token_id, api_tokens.c.revoked_at_ms.is_(None))
             .values(revoked_at_ms=now_ms)
         )
-        async with self._database.read() as connection:
+        async with self._database.autocommit() as connection:
             return (await connection.execute(statement)).rowcount == 1
 
 

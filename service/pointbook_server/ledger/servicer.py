@@ -99,10 +99,10 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         fields.check()
         before = None if place is None else (int(place[0]), int(place[1]))
         found = await self._store.entries(request.merchant_id, key, wanted, before=before, limit=size + 1)
-        page = found[:size]
-        response = points_pb2.ListPointsEntriesResponse(entries=[_write_entry(request.merchant_id, e) for e in page])
-        if len(found) > size:
-            last = page[-1].entry
+        page = paging.fit((_write_entry(request.merchant_id, entry) for entry in found), size)
+        response = points_pb2.ListPointsEntriesResponse(entries=page)
+        if len(found) > len(page):
+            last = found[len(page) - 1].entry
             response.next_page_token = paging.write_token(scope, (last.event.updated_at_ms, last.ordinal))
         return response
 

@@ -1,5 +1,6 @@
 """The SQL of the ledger."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,9 @@ IS_OF_ACCOUNT = and_(
 )
 STATE = ("opening", "balance", "drift", "silently_expired", "lifetime_points", "newest_at_ms", "lots")
 DERIVED = ("ordinal", "balance_before", "balance_after", "drift", "silently_expired", "draws")
+
+LONG_HISTORY = 200
+"""From how many entries on a fold takes longer than handing it to a thread."""
 
 # Statements are built once: building one takes as long as running it.
 READ_ACCOUNT = select(points_accounts).where(IS_ACCOUNT)
@@ -110,7 +114,11 @@ class LedgerStore:
                 return _repeated(account, known, event)
             late = account.newest_at_ms is not None and event.updated_at_ms <= account.newest_at_ms
             history = await self._history(connection, merchant_id, event.account) if late else ()
-            verdict = judge(account, history, event)
+            if len(history) < LONG_HISTORY:
+                verdict = judge(account, history, event)
+            else:
+                # A long fold must not make all other callers wait.
+                verdict = await asyncio.to_thread(judge, account, history, event)
             if verdict.outcome is not Outcome.DUPLICATE:
                 received = BookEntry(verdict.entry, webhook, received_at_ms, verdict.outcome)
                 await self._insert_entry(connection, merchant_id, received)
@@ -130,7 +138,7 @@ class LedgerStore:
 
     async def account(self, merchant_id: str, key: AccountKey) -> Account:
         """Read one account; one that no event has named is empty."""
-        async with self._database.read() as connection:
+        async with self._database.autocommit() as connection:
             row = (await connection.execute(READ_ACCOUNT, _named(merchant_id, key))).one_or_none()
         return Account() if row is None else _to_account(row)
 
@@ -150,7 +158,7 @@ class LedgerStore:
         if before is not None:
             query = query.where(tuple_(ENTRY.updated_at_ms, ENTRY.ordinal) < tuple_(*map(literal, before)))
         query = query.order_by(ENTRY.updated_at_ms.desc(), ENTRY.ordinal.desc()).limit(limit)
-        async with self._database.read() as connection:
+        async with self._database.autocommit() as connection:
             return [_to_book_entry(row) for row in await connection.execute(query, _named(merchant_id, key))]
 
     async def _lock_account(

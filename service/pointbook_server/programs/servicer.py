@@ -14,10 +14,10 @@ from pointbook_server import paging
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.fields import Fields, to_decimal_text
-from pointbook_server.programs.model import Channel, Criteria, Program, Store, Validation
+from pointbook_server.ledger.model import POINTS_MAX
+from pointbook_server.programs.model import DEFAULT_TIME_ZONE, Channel, Criteria, Program, Store, Validation
 from pointbook_server.programs.store import ProgramsStore
 
-POINTS_MAX = 10**15
 PROGRAM_ID_MAX = 2**63 - 1
 STORES_MAX = 1_000
 REGIONS_MAX = 300
@@ -31,6 +31,8 @@ LANGUAGE_LENGTH_MAX = 35
 SETTLEMENT_WINDOW_SECONDS = (60, 30 * 24 * 60 * 60)
 CODE_LIFE_SECONDS = (60, 600)
 CODE_LENGTH = (6, 10)
+MACHINE_TIME_ZONES = {"localtime", "Factory", "posixrules"}
+"""Files beside the time zones that mean another zone on every machine."""
 TEMPLATE_NAMES = {"code", "points", "program", "minutes"}
 CHANNELS = {
     redemption_pb2.VALIDATION_TYPE_SMS: Channel.SMS,
@@ -87,9 +89,9 @@ class ProgramsServicer(programs_pb2_grpc.ProgramsServiceServicer):
         fields.check()
         after = "" if place is None else str(place[0])
         found = await self._store.stores(request.merchant_id, after=after, limit=size + 1)
-        page = found[:size]
-        response = programs_pb2.ListStoresResponse(stores=[_write_store(store) for store in page])
-        if len(found) > size:
+        page = paging.fit(map(_write_store, found), size)
+        response = programs_pb2.ListStoresResponse(stores=page)
+        if len(found) > len(page):
             response.next_page_token = paging.write_token(scope, (page[-1].store_id,))
         return response
 
@@ -134,9 +136,9 @@ class ProgramsServicer(programs_pb2_grpc.ProgramsServiceServicer):
         fields.check()
         after = 0 if place is None else int(place[0])
         found = await self._store.programs(request.merchant_id, after=after, limit=size + 1)
-        page = found[:size]
-        response = programs_pb2.ListProgramsResponse(programs=[_write_program(program) for program in page])
-        if len(found) > size:
+        page = paging.fit(map(_write_program, found), size)
+        response = programs_pb2.ListProgramsResponse(programs=page)
+        if len(found) > len(page):
             response.next_page_token = paging.write_token(scope, (page[-1].program_id,))
         return response
 
@@ -208,7 +210,9 @@ def _read_criteria(fields: Fields, criteria: programs_pb2.RedemptionCriteria) ->
 def _read_validation(fields: Fields, validation: programs_pb2.ValidationSettings) -> Validation:
     path = "program.validation"
     channels: list[Channel] = []
-    for index, value in enumerate(validation.channels):
+    if len(validation.channels) > len(CHANNELS):
+        fields.wrong(f"{path}.channels", f"must have at most {len(CHANNELS)} items")
+    for index, value in enumerate(validation.channels[: len(CHANNELS)]):
         channel = CHANNELS.get(value)
         if channel is None or channel in channels:
             fields.wrong(f"{path}.channels[{index}]", "must be SMS, EMAIL or MISSED_CALL, each once")
@@ -262,11 +266,12 @@ def _read_templates(fields: Fields, path: str, templates: dict[str, str]) -> dic
 
 
 def _read_time_zone(fields: Fields, name: str) -> str:
-    if name:
-        try:
-            ZoneInfo(name)
-        except (ValueError, OSError, KeyError):
-            fields.wrong("program.time_zone", "must be an IANA time zone such as Asia/Shanghai")
+    try:
+        known = name not in MACHINE_TIME_ZONES and bool(ZoneInfo(name or DEFAULT_TIME_ZONE))
+    except (ValueError, OSError, KeyError):
+        known = False
+    if not known:
+        fields.wrong("program.time_zone", "must be an IANA time zone such as Asia/Shanghai")
     return name
 
 
@@ -289,6 +294,8 @@ def _read_rate(fields: Fields, program: programs_pb2.Program) -> Decimal | None:
     differs = program.local_currency_code not in {"", program.currency_code}
     if differs and not program.local_currency_rate:
         fields.wrong("program.local_currency_rate", "is required where the local currency is another one")
+    if rate is not None and not differs:
+        fields.wrong("program.local_currency_rate", "must be empty unless the local currency is another one")
     return rate
 
 

@@ -53,7 +53,7 @@ class ProgramsStore:
     async def store(self, merchant_id: str, store_id: str) -> tuple[Store, int]:
         """Read one store and its revision. Raises STORE_NOT_FOUND, also for another merchant's."""
         query = select(stores).where(stores.c.store_id == store_id, stores.c.merchant_id == merchant_id)
-        async with self._database.read() as connection:
+        async with self._database.autocommit() as connection:
             row = (await connection.execute(query)).one_or_none()
         if row is None:
             raise store_not_found(store_id)
@@ -62,7 +62,7 @@ class ProgramsStore:
     async def has_store(self, merchant_id: str, store_id: str) -> bool:
         """Tell whether a store is the merchant's."""
         query = select(stores.c.store_id).where(stores.c.store_id == store_id, stores.c.merchant_id == merchant_id)
-        async with self._database.read() as connection:
+        async with self._database.autocommit() as connection:
             return (await connection.execute(query)).one_or_none() is not None
 
     async def stores(self, merchant_id: str, *, after: str, limit: int) -> list[Store]:
@@ -73,7 +73,7 @@ class ProgramsStore:
             .order_by(stores.c.store_id)
             .limit(limit)
         )
-        async with self._database.read() as connection:
+        async with self._database.autocommit() as connection:
             return [_to_store(row) for row in await connection.execute(query)]
 
     async def put_program(self, program: Program, expected_revision: int | None, now_ms: int) -> int:
@@ -99,7 +99,7 @@ class ProgramsStore:
 
     async def program(self, merchant_id: str, program_id: int) -> tuple[Program, int] | None:
         """Read one program and its revision; None where the merchant has no such program."""
-        async with self._database.read() as connection:
+        async with self._database.autocommit() as connection:
             row = (await connection.execute(READ_PROGRAM, _named(merchant_id, program_id))).one_or_none()
         return None if row is None else (_to_program(row), row.revision)
 
@@ -111,7 +111,7 @@ class ProgramsStore:
             .order_by(programs.c.program_id)
             .limit(limit)
         )
-        async with self._database.read() as connection:
+        async with self._database.autocommit() as connection:
             return [_to_program(row) for row in await connection.execute(query)]
 
 

@@ -84,13 +84,16 @@ class Worth:
 
 def points_of(currency_value: Decimal, program: Program) -> int | Finding:
     """Turn a value in the base currency into points, exactly; what is no whole number of points is a finding."""
-    if program.point_value is not None:
+    if program.point_value is None:
+        message = "The program gives points no value."
+    else:
         points = Fraction(currency_value) / Fraction(program.point_value)
         if points.denominator == 1 and points <= POINTS_MAX:
             return int(points)
+        message = f"The currency value is no whole number of points up to {POINTS_MAX}."
     return finding(
         Reason.CURRENCY_VALUE_NOT_WHOLE_POINTS,
-        "The currency value is no whole number of points.",
+        message,
         currency_value=f"{currency_value:f}",
         point_value="" if program.point_value is None else f"{program.point_value:f}",
     )

@@ -63,7 +63,7 @@ class Codes(Protocol):
     async def issue(self, purpose: Purpose, program: Program, channel: Channel | None) -> Issued:
         """Send the customer a code, unless the one that was sent lately still holds."""
 
-    async def check(self, purpose: Purpose, challenge_id: str, code: str) -> bool:
+    async def check(self, purpose: Purpose, channel: Channel | None, challenge_id: str, code: str) -> bool:
         """Tell whether a code is the one for a purpose, without consuming it."""
 
 
@@ -87,6 +87,7 @@ class Assessment:
 
     program: Program | None
     purpose: Purpose
+    channel: Channel | None
     active_points: int
     violations: list[Finding]
 
@@ -145,51 +146,39 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         """Check an ask against the program and the customer's account; every check runs that can."""
         found = await self._programs.program(ask.merchant_id, ask.program_id)
         program = None if found is None else found[0]
-        violations: list[Finding] = []
-        points = ask.points
         if program is None:
-            violations.append(
+            points = ask.points
+            violations = [
                 finding(Reason.PROGRAM_NOT_FOUND, "The merchant has no such program.", program_id=ask.program_id)
-            )
+            ]
         else:
-            violations += [*_check_features(ask, program), *check_program(program)]
-            if ask.currency_value is not None:
-                computed = points_of(ask.currency_value, program)
-                if isinstance(computed, Finding):
-                    violations.append(computed)
-                else:
-                    points = computed
-            if ask.currency_value is None or points:
-                violations += check_amount(points, program)
-        standing = await self._standing(ask, program, violations)
-        if program is not None and standing is not None:
+            points, violations = _check_rules(ask, program)
+        standing = await self._standing(ask, program)
+        if isinstance(standing, Finding):
+            violations.append(standing)
+        elif program is not None:
             violations += check_standing(points, program, standing)
         return Assessment(
             program=program,
             purpose=Purpose(
                 ask.merchant_id, _customer(ask.key), ask.program_id, points, group_redemption=ask.group_redemption
             ),
-            active_points=0 if standing is None else standing.active_points,
+            channel=ask.channel,
+            active_points=0 if isinstance(standing, Finding) else standing.active_points,
             violations=violations,
         )
 
-    async def _standing(self, ask: Ask, program: Program | None, violations: list[Finding]) -> Standing | None:
-        """Tell what the customer has in the program; None, with a finding, where there is no such customer."""
+    async def _standing(self, ask: Ask, program: Program | None) -> Standing | Finding:
+        """Tell what the customer has in the program, or why there is no such customer."""
         if ask.key is None:
-            violations.append(
-                finding(
-                    Reason.IDENTIFIER_INVALID,
-                    "The buyer's ids must be 1 to 64 visible ASCII characters.",
-                    identifier="buyer",
-                )
+            return finding(
+                Reason.IDENTIFIER_INVALID,
+                "The buyer's ids must be 1 to 64 visible ASCII characters.",
+                identifier="buyer",
             )
-            return None
         account = await self._accounts.account(ask.merchant_id, ask.key)
         if account.newest_at_ms is None and not await self._programs.has_store(ask.merchant_id, ask.key.store_id):
-            violations.append(
-                finding(Reason.CUSTOMER_NOT_FOUND, "The merchant has no such store.", store_id=ask.key.store_id)
-            )
-            return None
+            return finding(Reason.CUSTOMER_NOT_FOUND, "The merchant has no such store.", store_id=ask.key.store_id)
         if program is None or ask.key.store_id not in program.store_ids:
             return Standing(active_points=0, lifetime_points=0)
         return Standing(account.active_points(self._clock()), account.lifetime_points)
@@ -207,7 +196,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         elif request.validation_code:
             comparable = assessment.purpose.customer and assessment.purpose.points > 0
             if not comparable or not await self._codes.check(
-                assessment.purpose, request.challenge_id, request.validation_code
+                assessment.purpose, assessment.channel, request.challenge_id, request.validation_code
             ):
                 yield finding(Reason.CODE_INVALID, "The code is not valid for this redemption.")
         elif program.validation.required and not request.issue_otp:
@@ -259,7 +248,9 @@ def _read_currency_value(fields: Fields, request: AskRequest) -> Decimal | None:
     if request.points:
         fields.wrong("points", "must be left out when currency_input is true")
     fields.present("currency_value", is_present=bool(request.currency_value))
-    return fields.decimal("currency_value", request.currency_value, digits_after=CURRENCY_DIGITS_AFTER_POINT)
+    return fields.decimal(
+        "currency_value", request.currency_value, digits_after=CURRENCY_DIGITS_AFTER_POINT, zero_allowed=True
+    )
 
 
 def _check_proof_fields(fields: Fields, request: redemption_pb2.ValidateRedemptionRequest) -> None:
@@ -274,6 +265,18 @@ def _check_proof_fields(fields: Fields, request: redemption_pb2.ValidateRedempti
         fields.wrong("challenge_id", "must be empty without validation_code")
     if request.validation_type == redemption_pb2.VALIDATION_TYPE_INVALID and not request.skip_validation:
         fields.wrong("validation_type", "must not be INVALID unless skip_validation is true")
+
+
+def _check_rules(ask: Ask, program: Program) -> tuple[int, list[Finding]]:
+    """Tell how many points are asked for, and what the program has against them, whoever the customer is."""
+    violations = [*_check_features(ask, program), *check_program(program)]
+    points = ask.points
+    if ask.currency_value is not None:
+        computed = points_of(ask.currency_value, program)
+        if isinstance(computed, Finding):
+            return 0, [*violations, computed]
+        points = computed
+    return points, [*violations, *check_amount(points, program)]
 
 
 def _check_features(ask: Ask, program: Program) -> Iterator[Finding]:

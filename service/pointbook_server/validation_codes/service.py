@@ -86,8 +86,8 @@ class ValidationCodes:
         await self._deliver(challenge, Message(route.destination, text, challenge.challenge_id))
         return Issued(challenge, sent=True)
 
-    async def check(self, purpose: Purpose, challenge_id: str, code: str) -> bool:
-        """Tell whether a code is the one for a purpose, without consuming it.
+    async def check(self, purpose: Purpose, channel: Channel | None, challenge_id: str, code: str) -> bool:
+        """Tell whether a code is the one for a purpose, without consuming it; no channel means whichever it went by.
 
         The attempt commits before the comparison is answered; a right guess gets its attempt back. Raises
         CODE_KEY_UNKNOWN, which counts no attempt.
@@ -106,9 +106,11 @@ class ValidationCodes:
             purpose=purpose,
             route=challenge.route,
         )
-        if not hmac.compare_digest(guess, challenge.code_digest):
+        same_channel = channel in {None, challenge.route.channel}
+        if not hmac.compare_digest(guess, challenge.code_digest) or not same_channel:
             return False
-        await self._store.return_attempt(challenge, challenge_id)
+        # A caller that leaves now must not cost the customer an attempt.
+        await asyncio.shield(self._store.return_attempt(challenge, challenge_id))
         return True
 
     def _route(self, program: Program, channel: Channel | None) -> Route:

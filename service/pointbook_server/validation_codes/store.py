@@ -62,7 +62,7 @@ class ValidationCodesStore:
             .where(_is_challenge(challenge), COLUMNS.code_digest == challenge.code_digest)
             .values(delivery=delivery.value, resend_at_ms=resend_at_ms)
         )
-        async with self._database.read() as connection:
+        async with self._database.autocommit() as connection:
             await connection.execute(statement)
 
     async def count_attempt(
@@ -80,7 +80,7 @@ class ValidationCodesStore:
             .values({counter: counter + 1})
             .returning(validation_challenges)
         )
-        async with self._database.read() as connection:
+        async with self._database.autocommit() as connection:
             row = (await connection.execute(statement)).one_or_none()
         return None if row is None else _to_challenge(row)
 
@@ -90,7 +90,7 @@ class ValidationCodesStore:
         statement = (
             update(validation_challenges).where(_is_challenge(challenge), counter > 0).values({counter: counter - 1})
         )
-        async with self._database.read() as connection:
+        async with self._database.autocommit() as connection:
             await connection.execute(statement)
 
     async def has_unknown_key(self, purpose: Purpose, challenge_id: str, key_ids: Collection[str], now_ms: int) -> bool:
@@ -98,7 +98,7 @@ class ValidationCodesStore:
         query = select(COLUMNS.challenge_id).where(
             *_may_be_guessed(purpose, challenge_id, now_ms), COLUMNS.key_id.not_in(key_ids)
         )
-        async with self._database.read() as connection:
+        async with self._database.autocommit() as connection:
             return (await connection.execute(query)).one_or_none() is not None
 
     async def _lock_live(self, connection: AsyncConnection, purpose: Purpose) -> Challenge | None:
