@@ -13,6 +13,7 @@ from sqlalchemy import QueuePool
 from harness import NOW_MS, Client, Service, Shop, at, refusal, unique
 from pointbook.v1 import points_pb2
 from pointbook_server.ledger.model import Account, AccountKey, Draw, Entry, Event, Lot, UpdateType, fold
+from pointbook_server.ledger.store import LONG_HISTORY
 
 APPLIED = points_pb2.APPLY_OUTCOME_APPLIED
 DUPLICATE = points_pb2.APPLY_OUTCOME_DUPLICATE
@@ -222,3 +223,23 @@ async def test_callers_that_go_away_leave_nothing_half_done(client: Client, shop
     assert sum(len(entries) for _, entries in complete.values()) == CANCELS
     assert {account.drift for account, _ in complete.values()} == {0}
     assert await eventually(lambda: is_quiet(service))
+
+
+async def test_a_late_event_of_a_long_history(client: Client, shop: Shop) -> None:
+    """An account with hundreds of entries is folded aside, and answers as ever."""
+    count = LONG_HISTORY + 50
+    updates = [
+        shop.update(updated_value=1, points_balance=number, updated_at=at(NOW_MS - 10_000_000 + number * 1_000))
+        for number in range(1, count + 1)
+        if number != 7
+    ]
+    for update in updates:
+        await client.apply(update)
+    missing = shop.update(updated_value=1, points_balance=7, updated_at=at(NOW_MS - 10_000_000 + 7_000))
+
+    before = await client.account(shop.merchant_id, shop.store_id, "buyer")
+    response = await client.apply(missing)
+
+    assert before.drift == 1
+    assert response.outcome == points_pb2.APPLY_OUTCOME_LATE
+    assert (response.account.points_balance, response.account.drift) == (count, 0)
