@@ -30,7 +30,7 @@ test: $(STAMP) ## Run the tests.
 	$(BIN)/python -m pytest -n 2 -m "not soak"
 
 soak: $(STAMP) ## Run the slow soak and chaos tests in full.
-	POINTBOOK_SOAK=full $(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m soak
 
 lint: $(STAMP) ## Check style, types, layers, protos, the Dockerfile and that generated code is current.
 	$(BIN)/ruff check .

@@ -145,8 +145,8 @@ async def _restart(postgres: EmbeddedPostgres) -> bool:
 
 
 def _make_private(folder: Path) -> None:
+    """Make the data folder. One that is there may hold other things, so it keeps its mode: our files are private."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
 
 
 def _code_key(folder: Path) -> SecretStr:

@@ -485,3 +485,16 @@ async def test_redeeming_and_code_limits_tell_that_they_come_later(dev: Dev) -> 
     assert finished.exit_code != 0
     assert json.loads(finished.err)["code"] == "unimplemented"
     assert redemption_pb2.DESCRIPTOR.services_by_name["RedemptionService"].methods_by_name["RedeemPoints"]
+
+
+async def test_a_folder_that_was_there_keeps_its_mode(tmp_path: Path) -> None:
+    """Whoever names a folder with other things in it finds them as accessible as before."""
+    data_dir = tmp_path / "shared"
+    data_dir.mkdir(mode=0o755)
+    data_dir.chmod(0o755)
+    async with running("dev", folder=tmp_path, settings=settings_of(data_dir)) as process:
+        await process.printed("Pointbook is ready")
+        await process.terminate()
+
+    assert stat.S_IMODE(data_dir.stat().st_mode) == 0o755
+    assert stat.S_IMODE((data_dir / "postgres").stat().st_mode) == 0o700
