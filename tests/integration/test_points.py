@@ -153,6 +153,21 @@ async def test_the_longest_names_are_taken(client: Client, shop: Shop) -> None:
     assert response.outcome == APPLIED
 
 
+async def test_sums_beyond_64_bits_are_refused(client: Client, shop: Shop, service: Service) -> None:
+    """No true history gets there; a forged one is told so, and leaves the account as it was."""
+    await client.apply(shop.update())
+    connection = await asyncpg.connect(service.database_url)
+    await connection.execute(
+        "UPDATE points_accounts SET lifetime_points = $1 WHERE merchant_id = $2", 2**63 - 10, shop.merchant_id
+    )
+    await connection.close()
+
+    error = await refused(client.apply(shop.update(points_balance=40, updated_at=at(NOW_MS))))
+
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+    assert (await client.account(shop.merchant_id, shop.store_id, "buyer")).points_balance == 20
+
+
 # Wrong fields.
 
 

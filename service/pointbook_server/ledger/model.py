@@ -152,6 +152,12 @@ class Account:
     newest_at_ms: int | None = None
     lots: tuple[Lot, ...] = ()
 
+    @property
+    def is_storable(self) -> bool:
+        """Whether every sum fits into 64 bits, as nothing but an attack could prevent."""
+        sums = (self.opening, self.balance, self.drift, self.silently_expired, self.lifetime_points)
+        return all(abs(points) < 2**63 for points in sums)
+
     def active_points(self, at_ms: int) -> int:
         """Points that may be redeemed: those of unexpired lots."""
         return sum(lot.remaining for lot in self.lots if not lot.is_expired(at_ms))

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pointbook_server.database import Database, RetryTransactionError
-from pointbook_server.errors import PointbookError, Reason, store_not_found
+from pointbook_server.errors import FieldViolation, PointbookError, Reason, store_not_found
 from pointbook_server.ledger.model import (
     Account,
     AccountKey,
@@ -119,6 +119,8 @@ class LedgerStore:
             else:
                 # A long fold must not make all other callers wait.
                 verdict = await asyncio.to_thread(judge, account, history, event)
+            if not verdict.account.is_storable:
+                raise _sums_too_large()
             if verdict.outcome is not Outcome.DUPLICATE:
                 received = BookEntry(verdict.entry, webhook, received_at_ms, verdict.outcome)
                 await self._insert_entry(connection, merchant_id, received)
@@ -221,6 +223,15 @@ def _repeated(account: Account, known: BookEntry, event: Event) -> Verdict:
         )
     outcome = Outcome.REFUSED if known.outcome is Outcome.REFUSED else Outcome.DUPLICATE
     return Verdict(outcome, account, known.entry)
+
+
+def _sums_too_large() -> PointbookError:
+    violation = FieldViolation("update.updated_value", "must leave the account's sums below 2^63")
+    return PointbookError(
+        Reason.INVALID_FIELDS,
+        "The account's sums would pass 64 bits.",
+        violations=[violation],
+    )
 
 
 def _named(merchant_id: str, key: AccountKey) -> dict[str, object]:
