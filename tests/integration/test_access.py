@@ -339,7 +339,7 @@ async def test_forged_tokens_do_not_wear_the_database_out(
 
 async def test_the_database_holds_no_secret(database_url: str, tokens: Tokens) -> None:
     """Whoever reads a dump can call nothing."""
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+    connection = await asyncpg.connect(database_url)
     rows = [row[0] for row in await connection.fetch("SELECT t::text FROM api_tokens t")]
     await connection.close()
     dump = "\n".join(rows)

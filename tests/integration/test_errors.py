@@ -450,7 +450,7 @@ async def becomes(client: Client, status: int) -> None:
 async def test_terminated_connections(client: Client, shop: Shop, database_url: str) -> None:
     """Calls on connections that the database ended hear UNAVAILABLE; the next ones are answered."""
     name = database_url.partition("?")[0].rpartition("/")[2]
-    operator = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+    operator = await asyncpg.connect(database_url)
     terminate = (
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()"
     )
@@ -467,8 +467,8 @@ async def test_terminated_connections(client: Client, shop: Shop, database_url: 
 
 async def test_a_terminated_statement(client: Client, shop: Shop, database_url: str) -> None:
     """A call whose very statement is ended hears UNAVAILABLE too: its transaction had no effect."""
-    operator = await asyncpg.connect(database_url.replace("+asyncpg", ""))
-    holder = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+    operator = await asyncpg.connect(database_url)
+    holder = await asyncpg.connect(database_url)
     transaction = holder.transaction()
     await transaction.start()
     await holder.execute("SELECT 1 FROM stores WHERE store_id = $1 FOR UPDATE", shop.store_id)
@@ -544,7 +544,7 @@ async def test_a_database_without_room(own_database: str, database_url: str) -> 
     """A database that takes no more connections is away, for now."""
     role = unique("role").replace("-", "_")
     token = await make_token(own_database, [ALL_MERCHANTS], list(Scope))
-    operator = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+    operator = await asyncpg.connect(database_url)
     await operator.execute(f"CREATE ROLE {role} LOGIN IN ROLE pg_read_all_data CONNECTION LIMIT 0")
     url = own_database.replace("pointbook@", f"{role}@", 1)
     assert url != own_database

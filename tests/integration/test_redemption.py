@@ -535,7 +535,7 @@ async def test_a_question_changes_nothing(client: Client, shop: Shop, database_u
     """Neither accounts nor entries, however it is answered, and no account comes into being."""
     await client.put_program(shop.merchant_id, shop.store_id)
     await earn(client, shop, 500)
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+    connection = await asyncpg.connect(database_url)
 
     async def book() -> list[str]:
         queries = [

@@ -91,7 +91,7 @@ async def issued(service: Service, shop: Shop, points: int = 100, **changes: Any
 
 async def fetch(service: Service, query: str, *values: object) -> list[Any]:
     """Ask the database."""
-    connection = await asyncpg.connect(service.database_url.replace("+asyncpg", ""))
+    connection = await asyncpg.connect(service.database_url)
     rows = await connection.fetch(query, *values)
     await connection.close()
     return list(rows)

@@ -29,7 +29,7 @@ class BenefitsServiceStub:
     """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
     which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
 
-    Until the issue that builds this service is done, every method answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def __init__(self, channel):
@@ -74,7 +74,7 @@ class BenefitsServiceServicer:
     """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
     which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
 
-    Until the issue that builds this service is done, every method answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def PutBenefit(self, request, context):
@@ -186,7 +186,7 @@ class BenefitsService:
     """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
     which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
 
-    Until the issue that builds this service is done, every method answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     @staticmethod

@@ -30,7 +30,7 @@ class BenefitsServiceStub:
     """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
     which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
 
-    Until the issue that builds this service is done, every method answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     @_typing.overload
@@ -83,7 +83,7 @@ class BenefitsServiceAsyncStub(BenefitsServiceStub):
     """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
     which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
 
-    Until the issue that builds this service is done, every method answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -132,7 +132,7 @@ class BenefitsServiceServicer:
     """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
     which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
 
-    Until the issue that builds this service is done, every method answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def PutBenefit(

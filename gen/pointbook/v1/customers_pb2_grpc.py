@@ -29,7 +29,7 @@ class CustomersServiceStub:
     """CustomersService keeps a merchant's customers, the identifiers that they are found by, and the groups in which they
     pool points. One identifier belongs to at most one customer of a merchant, and only MoveIdentifier moves it.
 
-    Until the issue that builds this service is done, every method answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def __init__(self, channel):
@@ -84,7 +84,7 @@ class CustomersServiceServicer:
     """CustomersService keeps a merchant's customers, the identifiers that they are found by, and the groups in which they
     pool points. One identifier belongs to at most one customer of a merchant, and only MoveIdentifier moves it.
 
-    Until the issue that builds this service is done, every method answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def PutCustomer(self, request, context):
@@ -239,7 +239,7 @@ class CustomersService:
     """CustomersService keeps a merchant's customers, the identifiers that they are found by, and the groups in which they
     pool points. One identifier belongs to at most one customer of a merchant, and only MoveIdentifier moves it.
 
-    Until the issue that builds this service is done, every method answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     @staticmethod

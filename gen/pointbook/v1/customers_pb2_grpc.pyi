@@ -30,7 +30,7 @@ class CustomersServiceStub:
     """CustomersService keeps a merchant's customers, the identifiers that they are found by, and the groups in which they
     pool points. One identifier belongs to at most one customer of a merchant, and only MoveIdentifier moves it.
 
-    Until the issue that builds this service is done, every method answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     @_typing.overload
@@ -108,7 +108,7 @@ class CustomersServiceAsyncStub(CustomersServiceStub):
     """CustomersService keeps a merchant's customers, the identifiers that they are found by, and the groups in which they
     pool points. One identifier belongs to at most one customer of a merchant, and only MoveIdentifier moves it.
 
-    Until the issue that builds this service is done, every method answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -182,7 +182,7 @@ class CustomersServiceServicer:
     """CustomersService keeps a merchant's customers, the identifiers that they are found by, and the groups in which they
     pool points. One identifier belongs to at most one customer of a merchant, and only MoveIdentifier moves it.
 
-    Until the issue that builds this service is done, every method answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def PutCustomer(

@@ -176,7 +176,9 @@ class ListStoresRequest(_message.Message):
     merchant_id: _builtins.str
     """merchant_id is required: 1 to 64 visible ASCII characters."""
     page_size: _builtins.int
-    """page_size is how many stores to answer at most: 1 to 1,000; 0 means 50."""
+    """page_size is how many stores to answer at most: 1 to 1,000; 0 means 50. A page ends earlier, with a
+    next_page_token, where its stores are very large.
+    """
     page_token: _builtins.str
     """page_token is the next_page_token of the previous answer; empty for the first page."""
     def __init__(
@@ -632,7 +634,9 @@ class ListProgramsRequest(_message.Message):
     merchant_id: _builtins.str
     """merchant_id is required: 1 to 64 visible ASCII characters."""
     page_size: _builtins.int
-    """page_size is how many programs to answer at most: 1 to 1,000; 0 means 50."""
+    """page_size is how many programs to answer at most: 1 to 1,000; 0 means 50. A page ends earlier, with a
+    next_page_token, where its programs are very large.
+    """
     page_token: _builtins.str
     """page_token is the next_page_token of the previous answer; empty for the first page."""
     def __init__(

@@ -30,7 +30,7 @@ class WebhooksServiceStub:
     replayed or dropped them. Nothing in quarantine ages out. A webhook that names no merchant is kept under the empty
     merchant_id, for which a token must be allowed for every merchant.
 
-    Until the issue that builds this service is done, every method answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def __init__(self, channel):
@@ -71,7 +71,7 @@ class WebhooksServiceServicer:
     replayed or dropped them. Nothing in quarantine ages out. A webhook that names no merchant is kept under the empty
     merchant_id, for which a token must be allowed for every merchant.
 
-    Until the issue that builds this service is done, every method answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def QuarantineWebhook(self, request, context):
@@ -172,7 +172,7 @@ class WebhooksService:
     replayed or dropped them. Nothing in quarantine ages out. A webhook that names no merchant is kept under the empty
     merchant_id, for which a token must be allowed for every merchant.
 
-    Until the issue that builds this service is done, every method answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     @staticmethod
