@@ -42,8 +42,7 @@ def run() -> None:
     try:
         app()
     except PointbookError as error:
-        cause = getattr(error.__cause__, "orig", error.__cause__)
-        fail(f"{error} ({cause})" if cause else str(error))
+        fail(f"{error} ({error.__cause__})" if error.__cause__ else str(error))
     except (EmbeddedPostgresError, SettingError, OSError) as error:
         fail(str(error))
 

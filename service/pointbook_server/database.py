@@ -1,24 +1,35 @@
-"""The way to the database: one engine, transactions that are retried whole, and errors told in our words."""
+"""The way to the database: one pool, transactions that are retried whole, and errors told in our words.
+
+Statements are built with SQLAlchemy Core, written out as SQL once, and run by asyncpg itself: SQLAlchemy's own way to
+run a statement costs ten times what asyncpg's does.
+"""
 
 import asyncio
+import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import TypeVar
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 import asyncpg
-from sqlalchemy import text
+from sqlalchemy import Executable, select
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from pointbook_server.errors import PointbookError, Reason, SettingError
+from pointbook_server.tables import points_entries
 
 TRANSACTION_ATTEMPTS_MAX = 6
 RETRY_DELAY_SECONDS = 0.02
 POOL_TIMEOUT_SECONDS = 5.0
 CONNECT_TIMEOUT_SECONDS = 5.0
 COMMAND_TIMEOUT_SECONDS = 20.0
+QUERIES_MAX = 1_000_000
+"""After how many queries a connection is replaced, so that what the database caches for it stays bounded."""
+CLOSE_TIMEOUT_SECONDS = 5.0
 RETRY_AFTER_SECONDS = 1.0
 SESSION_SETTINGS = {
     "application_name": "pointbook",
@@ -32,6 +43,7 @@ CONFLICT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
 """Serialization failure, deadlock, lock timeout: the transaction had no effect, and may well succeed again."""
 UNAVAILABLE_SQLSTATE_CLASSES = ("08", "28", "3D", "53", "57")
 """Connection errors, refused logins, no such database, lack of resources, operator intervention: it is away for us."""
+DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call] # SQLAlchemy left it so
 
 T = TypeVar("T")
 
@@ -50,26 +62,97 @@ class RetryTransactionError(PointbookError):
         )
 
 
+class DatabaseDefectError(Exception):
+    """A statement of ours that the database refuses: a defect of ours.
+
+    It tells what the database said without its details, since those quote rows, and so personal data.
+    """
+
+    def __init__(self, message: str, constraint: str = "") -> None:
+        super().__init__(message)
+        self.constraint = constraint
+
+
+class Row(asyncpg.Record):  # type: ignore[misc] # asyncpg has no types
+    """A row of an answer, whose columns are attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Read a column."""
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Statement:
+    """A statement of SQLAlchemy Core, written out as SQL: once for those that every call runs.
+
+    Lists are parameters as arrays (`any_`), since the text of a statement does not depend on its parameters.
+    """
+
+    def __init__(self, statement: Executable) -> None:
+        compiled: Any = statement.compile(dialect=DIALECT)  # type: ignore[attr-defined] # every Core statement has it
+        self.sql = compiled.string
+        self._names: tuple[str, ...] = tuple(compiled.positiontup or ())
+        self._values: Mapping[str, Any] = compiled.params
+
+    def arguments(self, values: Mapping[str, Any]) -> list[Any]:
+        """Order values as the SQL numbers them; one that the statement was built with needs none."""
+        if not values:
+            return [self._values[name] for name in self._names]
+        return [values[name] if name in values else self._values[name] for name in self._names]
+
+
+class Connection:
+    """A connection of the pool while somebody uses it."""
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+
+    async def fetch(self, statement: Statement, values: Mapping[str, Any] | None = None) -> list[Row]:
+        """Run a statement and read its rows."""
+        rows: list[Row] = await self._driver.fetch(statement.sql, *statement.arguments(values or {}))
+        return rows
+
+    async def fetch_one(self, statement: Statement, values: Mapping[str, Any] | None = None) -> Row | None:
+        """Run a statement that answers one row at most."""
+        row: Row | None = await self._driver.fetchrow(statement.sql, *statement.arguments(values or {}))
+        return row
+
+    async def execute(self, statement: Statement, values: Mapping[str, Any] | None = None) -> int:
+        """Run a statement and tell how many rows it wrote."""
+        status: str = await self._driver.execute(statement.sql, *statement.arguments(values or {}))
+        count = status.rpartition(" ")[2]
+        return int(count) if count.isdigit() else 0
+
+
+PING = Statement(select(points_entries.c.event_id).limit(0))
+
+
 class Database:
-    """An engine with our rules. Close it with `dispose` when no call is running any more."""
+    """A pool of connections with our rules. Close it with `dispose` when no call is running any more."""
 
     def __init__(self, url: str, *, pool_size: int) -> None:
-        self._engine = create_engine(url, pool_size=pool_size)
-        self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._pool = _Pool(url, pool_size)
         # A busy pool is no dead database, so that the pulse has a connection of its own.
-        self._pulse = create_engine(url, pool_size=1)
+        self._pulse = _Pool(url, 1)
+
+    @property
+    def connections_in_use(self) -> int:
+        """How many connections calls have right now."""
+        return self._pool.connections_in_use
 
     @asynccontextmanager
-    async def autocommit(self) -> AsyncIterator[AsyncConnection]:
+    async def autocommit(self) -> AsyncIterator[Connection]:
         """Give a connection on which every statement commits by itself: one round trip for a single statement.
 
         Raises TRANSACTION_CONFLICT and DATABASE_UNAVAILABLE.
         """
         with database_errors():
-            async with self._autocommit.connect() as connection:
-                yield connection
+            async with self._pool.acquire() as driver:
+                yield Connection(driver)
 
-    async def transaction(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def transaction(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Run `work` in one transaction, again as a whole where the database refused it because of others.
 
         Raises TRANSACTION_CONFLICT when it is refused too often, and DATABASE_UNAVAILABLE when the database is away.
@@ -79,69 +162,147 @@ class Database:
                 await asyncio.sleep(random.uniform(0, RETRY_DELAY_SECONDS * 2**attempt))  # noqa: S311 - only jitter
             try:
                 with database_errors():
-                    async with self._engine.begin() as connection:
-                        return await work(connection)
+                    return await self._run(work)
             except RetryTransactionError:
                 continue
         raise RetryTransactionError
 
+    async def _run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Run `work` in one transaction, to its end even where the caller goes away: only the wait is given up."""
+
+        async def run() -> T:
+            try:
+                async with driver.transaction():
+                    return await work(Connection(driver))
+            finally:
+                await self._pool.give_back(driver)
+
+        driver = await self._pool.take()
+        running = asyncio.create_task(run())
+        running.add_done_callback(_hear_out)
+        return await asyncio.shield(running)
+
     async def ping(self) -> None:
         """Ask the database for a sign of life, and for our tables. Raises whatever speaks against it."""
-        async with self._pulse.connect() as connection:
-            await connection.execute(text("SELECT FROM points_entries LIMIT 0"))
+        async with self._pulse.acquire() as driver:
+            await Connection(driver).fetch(PING)
 
     async def dispose(self) -> None:
         """Close all connections."""
-        await self._engine.dispose()
-        await self._pulse.dispose()
+        await self._pool.close()
+        await self._pulse.close()
 
 
-def create_engine(
-    url: str, *, pool_size: int, command_timeout_seconds: float | None = COMMAND_TIMEOUT_SECONDS
-) -> AsyncEngine:
-    """Make an engine on asyncpg whose errors never quote parameters, since they may be personal data.
+class _Pool:
+    """asyncpg's pool, made when it is first used: it belongs to the event loop that runs by then."""
 
-    asyncpg reads the URL itself, so that it means what it means to every other PostgreSQL client, `sslmode` included.
-    Custom plans are forced: a generic plan that was made while a table was empty walks all of a merchant's rows.
-    """
+    def __init__(self, url: str, size: int) -> None:
+        self._url = url
+        self._size = size
+        self._pool: Any = None
 
-    async def connect() -> asyncpg.Connection:
-        try:
-            return await asyncpg.connect(
-                url,
+    @property
+    def connections_in_use(self) -> int:
+        return 0 if self._pool is None else int(self._pool.get_size() - self._pool.get_idle_size())
+
+    async def take(self) -> Any:
+        if self._pool is None:
+            # Nothing is awaited in here with a size of 0 to begin with, so that no other task comes between.
+            self._pool = await asyncpg.create_pool(
+                self._url,
+                min_size=0,
+                max_size=self._size,
+                max_queries=QUERIES_MAX,
+                connect=_connect,
+                init=_read_json,
+                reset=_leave_as_it_is,
+                record_class=Row,
                 timeout=CONNECT_TIMEOUT_SECONDS,
-                command_timeout=command_timeout_seconds,
+                command_timeout=COMMAND_TIMEOUT_SECONDS,
                 server_settings=SESSION_SETTINGS,
             )
-        except asyncpg.ClientConfigurationError as error:
-            raise SettingError(f"POINTBOOK_DATABASE_URL: {error}") from error
+        return await self._pool.acquire(timeout=POOL_TIMEOUT_SECONDS)
 
-    return create_async_engine(
-        "postgresql+asyncpg://",
-        async_creator=connect,
-        pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=POOL_TIMEOUT_SECONDS,
-        hide_parameters=True,
-    )
+    async def give_back(self, driver: Any) -> None:
+        await self._pool.release(driver)
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator[Any]:
+        driver = await self.take()
+        try:
+            yield driver
+        finally:
+            await self.give_back(driver)
+
+    async def close(self) -> None:
+        if self._pool is None:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+
+def _hear_out(task: asyncio.Task[Any]) -> None:
+    """Hear a task's error, which nobody else does where the caller has gone away."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def _connect(*arguments: Any, **options: Any) -> Any:
+    """Connect. asyncpg reads the URL, so that it means what it means to every other client, `sslmode` included."""
+    try:
+        return await asyncpg.connect(*arguments, **options)
+    except asyncpg.ClientConfigurationError as error:
+        raise SettingError(f"POINTBOOK_DATABASE_URL: {error}") from error
+
+
+async def _read_json(driver: Any) -> None:
+    """Have JSON columns read and written as what they hold."""
+    await driver.set_type_codec("jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+
+
+async def _leave_as_it_is(_driver: Any) -> None:
+    """Spare a round trip whenever a connection comes back: nobody of ours changes a session."""
+
+
+def create_engine(url: str) -> AsyncEngine:
+    """Make an engine of SQLAlchemy, for migrations, whose statements may take as long as they need."""
+    connect = partial(_connect, url, timeout=CONNECT_TIMEOUT_SECONDS, server_settings=SESSION_SETTINGS)
+    return create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool, hide_parameters=True)
 
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Turn what the driver raises into our errors; what is a defect of ours passes through."""
+    """Turn what the driver raises into our errors, none of which quotes a row or a parameter."""
     try:
         yield
-    except PoolTimeoutError as error:
-        raise database_unavailable() from error
     except DBAPIError as error:
-        sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
-        if sqlstate in CONFLICT_SQLSTATES:
-            raise RetryTransactionError from error
-        if error.connection_invalidated or sqlstate.startswith(UNAVAILABLE_SQLSTATE_CLASSES):
-            raise database_unavailable() from error
-        raise
+        # SQLAlchemy wraps what it heard from the driver twice.
+        _raise_told(error.orig.__cause__ if error.orig else None)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        _raise_told(error)
     except (OSError, TimeoutError) as error:
         raise database_unavailable() from error
+
+
+def _raise_told(cause: Any) -> NoReturn:
+    """Raise an error of the driver as one of ours; a defect of ours loses its cause, which would be logged."""
+    told = _told(cause)
+    raise told from (None if isinstance(told, DatabaseDefectError) else cause)
+
+
+def _told(cause: Any) -> Exception:
+    """Tell an error of the driver in our words."""
+    sqlstate = str(getattr(cause, "sqlstate", None) or "")
+    if sqlstate in CONFLICT_SQLSTATES:
+        return RetryTransactionError()
+    if isinstance(cause, asyncpg.DataError):
+        return DatabaseDefectError("a statement was given a parameter of another type")
+    if sqlstate.startswith(UNAVAILABLE_SQLSTATE_CLASSES) or isinstance(cause, asyncpg.InterfaceError):
+        return database_unavailable()
+    return DatabaseDefectError(f"{sqlstate}: {cause.args[0]}", getattr(cause, "constraint_name", None) or "")
 
 
 def database_unavailable() -> PointbookError:

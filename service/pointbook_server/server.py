@@ -155,7 +155,7 @@ class Server:
             async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
                 await self._database.ping()
         except Exception as error:  # noqa: BLE001 - whatever it is, this server cannot serve
-            trouble = f"{type(error).__name__}: {getattr(error, 'orig', error)}"
+            trouble = f"{type(error).__name__}: {error}"
         if self._database_answers is not (not trouble):
             self._database_answers = not trouble
             log.info("database", answers=not trouble, trouble=trouble)

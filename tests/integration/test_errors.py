@@ -39,7 +39,7 @@ from pointbook_server import server as server_module
 from pointbook_server import status as status_module
 from pointbook_server.access.model import ALL_MERCHANTS, METHODS, Scope
 from pointbook_server.access.store import AccessStore
-from pointbook_server.database import TRANSACTION_ATTEMPTS_MAX, RetryTransactionError
+from pointbook_server.database import TRANSACTION_ATTEMPTS_MAX, RetryTransactionError, Statement
 from pointbook_server.migrations import migrate
 from pointbook_server.programs.model import Channel
 from pointbook_server.programs.store import ProgramsStore
@@ -299,7 +299,9 @@ async def test_a_fault_in_sql_logs_no_parameters(
 
     async def broken(_store: ProgramsStore, _merchant_id: str, _store_id: str) -> None:
         async with service.server._database.autocommit() as connection:
-            await connection.execute(text("SELECT no_such_function(CAST(:mobile AS text))"), {"mobile": SECRET})
+            await connection.execute(
+                Statement(text("SELECT no_such_function(CAST(:mobile AS text))")), {"mobile": SECRET}
+            )
 
     monkeypatch.setattr(ProgramsStore, "store", broken)
     with json_logs(status_module) as written:
@@ -578,7 +580,7 @@ async def test_an_exhausted_pool(
         async with server._database.autocommit():
             assert away(await failed(get_store(client, shop)))
         await get_store(client, shop)
-        assert server._database._engine.pool.checkedout() == 0  # type: ignore[attr-defined] # every pool of ours has it
+        assert server._database.connections_in_use == 0
 
 
 async def test_a_transaction_that_others_keep_disturbing(

@@ -71,7 +71,7 @@ async def catalogue(url: str, query: str) -> list[tuple[object, ...]]:
 
 async def in_engine(url: str, work: Any) -> Any:
     """Run something on a SQLAlchemy connection, and commit."""
-    engine = create_engine(url, pool_size=1)
+    engine = create_engine(url)
     try:
         async with engine.begin() as connection:
             return await connection.run_sync(work)

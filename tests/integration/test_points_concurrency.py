@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import asyncpg
 import grpc
-from sqlalchemy import QueuePool
 
 from harness import NOW_MS, Client, Service, Shop, at, refusal, unique
 from pointbook.v1 import points_pb2
@@ -120,9 +119,7 @@ async def is_quiet(service: Service) -> bool:
         )
     finally:
         await connection.close()
-    pool = service.server._database._engine.pool
-    assert isinstance(pool, QueuePool)
-    return open_transactions == 0 and pool.checkedout() == 0
+    return open_transactions == 0 and service.server._database.connections_in_use == 0
 
 
 async def test_the_same_events_from_many_callers_count_once(client: Client, shop: Shop, service: Service) -> None:

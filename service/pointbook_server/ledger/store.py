@@ -3,13 +3,11 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Row, Text, and_, bindparam, literal, select, tuple_, update
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Text, and_, any_, bindparam, literal, select, tuple_, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
-from pointbook_server.database import Database, RetryTransactionError
+from pointbook_server.database import Connection, Database, RetryTransactionError, Row, Statement
 from pointbook_server.errors import FieldViolation, PointbookError, Reason, store_not_found
 from pointbook_server.ledger.model import (
     Account,
@@ -47,10 +45,10 @@ LONG_HISTORY = 200
 """From how many entries on a fold takes longer than handing it to a thread."""
 
 # Statements are built once: building one takes as long as running it.
-READ_ACCOUNT = select(points_accounts).where(IS_ACCOUNT)
-LOCK_ACCOUNT = READ_ACCOUNT.with_for_update()
+READ_ACCOUNT = Statement(select(points_accounts).where(IS_ACCOUNT))
+LOCK_ACCOUNT = Statement(select(points_accounts).where(IS_ACCOUNT).with_for_update())
 # The row is made from the merchant's store, so that an unknown store makes none.
-OPEN_ACCOUNT = (
+OPEN_ACCOUNT = Statement(
     insert(points_accounts)
     .from_select(
         ["merchant_id", "store_id", "buyer_id"],
@@ -60,14 +58,18 @@ OPEN_ACCOUNT = (
     )
     .on_conflict_do_nothing(constraint="pk_points_accounts")
 )
-UPDATE_ACCOUNT = update(points_accounts).where(IS_ACCOUNT).values({name: bindparam(name) for name in STATE})
-FIND_ENTRY = select(points_entries).where(IS_ENTRY)
-READ_HISTORY = select(points_entries).where(IS_OF_ACCOUNT).order_by(ENTRY.updated_at_ms, ENTRY.ordinal)
+UPDATE_ACCOUNT = Statement(update(points_accounts).where(IS_ACCOUNT).values({name: bindparam(name) for name in STATE}))
+FIND_ENTRY = Statement(select(points_entries).where(IS_ENTRY))
+READ_HISTORY = Statement(select(points_entries).where(IS_OF_ACCOUNT).order_by(ENTRY.updated_at_ms, ENTRY.ordinal))
 # Who inserts the row has claimed its event_id.
-INSERT_ENTRY = insert(points_entries).on_conflict_do_nothing(constraint="pk_points_entries").returning(ENTRY.event_id)
-MOVE_ENTRY = update(points_entries).where(IS_ENTRY).values({name: bindparam(f"new_{name}") for name in DERIVED})
+INSERT_ENTRY = Statement(
+    insert(points_entries).on_conflict_do_nothing(constraint="pk_points_entries").returning(ENTRY.event_id)
+)
+MOVE_ENTRY = Statement(
+    update(points_entries).where(IS_ENTRY).values({name: bindparam(f"new_{name}") for name in DERIVED})
+)
 # A store that is registered stays as it is.
-REGISTER_STORE = insert(stores).on_conflict_do_nothing()
+REGISTER_STORE = Statement(insert(stores).on_conflict_do_nothing())
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class LedgerStore:
         Raises STORE_NOT_FOUND, EVENT_ID_REUSED, and INSUFFICIENT_POINTS for a refused event without a balance.
         """
 
-        async def work(connection: AsyncConnection) -> Verdict:
+        async def work(connection: Connection) -> Verdict:
             account = await self._lock_account(connection, merchant_id, event.account, received_at_ms)
             known = await self._find_entry(connection, merchant_id, event.event_id)
             if known is not None:
@@ -141,7 +143,7 @@ class LedgerStore:
     async def account(self, merchant_id: str, key: AccountKey) -> Account:
         """Read one account; one that no event has named is empty."""
         async with self._database.autocommit() as connection:
-            row = (await connection.execute(READ_ACCOUNT, _named(merchant_id, key))).one_or_none()
+            row = await connection.fetch_one(READ_ACCOUNT, _named(merchant_id, key))
         return Account() if row is None else _to_account(row)
 
     async def entries(
@@ -152,7 +154,7 @@ class LedgerStore:
         if wanted.update_type is not None:
             query = query.where(ENTRY.update_type == wanted.update_type.value)
         if wanted.scenes:
-            query = query.where(ENTRY.scene.in_(wanted.scenes))
+            query = query.where(ENTRY.scene == any_(bindparam("scenes", list(wanted.scenes), type_=ARRAY(Text))))
         if wanted.start_ms is not None:
             query = query.where(ENTRY.updated_at_ms >= wanted.start_ms)
         if wanted.end_ms is not None:
@@ -161,51 +163,46 @@ class LedgerStore:
             query = query.where(tuple_(ENTRY.updated_at_ms, ENTRY.ordinal) < tuple_(*map(literal, before)))
         query = query.order_by(ENTRY.updated_at_ms.desc(), ENTRY.ordinal.desc()).limit(limit)
         async with self._database.autocommit() as connection:
-            return [_to_book_entry(row) for row in await connection.execute(query, _named(merchant_id, key))]
+            return [_to_book_entry(row) for row in await connection.fetch(Statement(query), _named(merchant_id, key))]
 
-    async def _lock_account(
-        self, connection: AsyncConnection, merchant_id: str, key: AccountKey, now_ms: int
-    ) -> Account:
+    async def _lock_account(self, connection: Connection, merchant_id: str, key: AccountKey, now_ms: int) -> Account:
         """Lock the account's row and read it as it is under the lock; make the row where there is none."""
         named = _named(merchant_id, key)
-        row = (await connection.execute(LOCK_ACCOUNT, named)).one_or_none()
+        row = await connection.fetch_one(LOCK_ACCOUNT, named)
         if row is None:
             if self._register_stores:
                 await connection.execute(REGISTER_STORE, _new_store(merchant_id, key.store_id, now_ms))
             await connection.execute(OPEN_ACCOUNT, named)
-            row = (await connection.execute(LOCK_ACCOUNT, named)).one_or_none()
+            row = await connection.fetch_one(LOCK_ACCOUNT, named)
         if row is None:
             raise store_not_found(key.store_id)
         return _to_account(row)
 
-    async def _find_entry(self, connection: AsyncConnection, merchant_id: str, event_id: str) -> BookEntry | None:
+    async def _find_entry(self, connection: Connection, merchant_id: str, event_id: str) -> BookEntry | None:
         """Read what is known under an event_id, a remembered refusal included."""
-        row = (await connection.execute(FIND_ENTRY, {"merchant": merchant_id, "event": event_id})).one_or_none()
+        row = await connection.fetch_one(FIND_ENTRY, {"merchant": merchant_id, "event": event_id})
         return None if row is None else _to_book_entry(row)
 
-    async def _history(self, connection: AsyncConnection, merchant_id: str, key: AccountKey) -> Sequence[Entry]:
+    async def _history(self, connection: Connection, merchant_id: str, key: AccountKey) -> Sequence[Entry]:
         """Read all entries of a locked account, in the order of the book."""
-        rows = await connection.execute(READ_HISTORY, _named(merchant_id, key))
+        rows = await connection.fetch(READ_HISTORY, _named(merchant_id, key))
         return [_to_book_entry(row).entry for row in rows]
 
-    async def _insert_entry(self, connection: AsyncConnection, merchant_id: str, received: BookEntry) -> None:
+    async def _insert_entry(self, connection: Connection, merchant_id: str, received: BookEntry) -> None:
         """Insert an entry, and so claim its event_id; one claimed meanwhile runs the transaction again."""
-        row = await connection.execute(INSERT_ENTRY, _to_row(merchant_id, received))
-        if row.one_or_none() is None:
+        if await connection.fetch_one(INSERT_ENTRY, _to_row(merchant_id, received)) is None:
             raise RetryTransactionError
 
-    async def _move_entries(self, connection: AsyncConnection, merchant_id: str, moved: Sequence[Entry]) -> None:
+    async def _move_entries(self, connection: Connection, merchant_id: str, moved: Sequence[Entry]) -> None:
         """Rewrite what the fold derives for entries that a late event moved."""
         if moved:
-            changes = [
-                {"merchant": merchant_id, "event": entry.event.event_id}
-                | {f"new_{name}": value for name, value in _derived(entry).items()}
-                for entry in moved
-            ]
-            await connection.execute(MOVE_ENTRY, changes)
+            for entry in moved:
+                derived = {f"new_{name}": value for name, value in _derived(entry).items()}
+                named = {"merchant": merchant_id, "event": entry.event.event_id}
+                await connection.execute(MOVE_ENTRY, named | derived)
 
     async def _update_account(
-        self, connection: AsyncConnection, merchant_id: str, key: AccountKey, account: Account
+        self, connection: Connection, merchant_id: str, key: AccountKey, account: Account
     ) -> None:
         """Write the state of a locked account."""
         lots = [[lot.remaining, lot.original, lot.expires_at_ms, lot.event_id] for lot in account.lots]
@@ -281,7 +278,7 @@ def _derived(entry: Entry) -> dict[str, object]:
     }
 
 
-def _to_account(row: Row[Any]) -> Account:
+def _to_account(row: Row) -> Account:
     return Account(
         opening=row.opening,
         balance=row.balance,
@@ -293,7 +290,7 @@ def _to_account(row: Row[Any]) -> Account:
     )
 
 
-def _to_book_entry(row: Row[Any]) -> BookEntry:
+def _to_book_entry(row: Row) -> BookEntry:
     event = Event(
         event_id=row.event_id,
         account=AccountKey(row.store_id, row.buyer_id),

@@ -19,7 +19,7 @@ async def migrate(url: str) -> tuple[str | None, str | None]:
 
     Raises DATABASE_UNAVAILABLE when the database is away.
     """
-    engine = create_engine(url, pool_size=1, command_timeout_seconds=None)
+    engine = create_engine(url)
     try:
         with database_errors():
             async with engine.begin() as connection:
@@ -30,7 +30,7 @@ async def migrate(url: str) -> tuple[str | None, str | None]:
 
 async def pending(url: str) -> bool:
     """Tell whether a database is not at the newest revision. Raises DATABASE_UNAVAILABLE when it is away."""
-    engine = create_engine(url, pool_size=1)
+    engine = create_engine(url)
     try:
         with database_errors():
             async with engine.connect() as connection:

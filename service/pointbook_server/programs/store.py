@@ -4,19 +4,38 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, select, update
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Table, Text, and_, any_, bindparam, select, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
-from pointbook_server.database import Database, RetryTransactionError
+from pointbook_server.database import Connection, Database, RetryTransactionError, Row, Statement
 from pointbook_server.errors import PointbookError, Reason, store_not_found
 from pointbook_server.programs.model import Channel, Criteria, Program, Store, Validation
 from pointbook_server.tables import programs, stores
 
+IS_STORE = and_(stores.c.store_id == bindparam("store"), stores.c.merchant_id == bindparam("merchant"))
 IS_PROGRAM = and_(programs.c.merchant_id == bindparam("merchant"), programs.c.program_id == bindparam("program"))
-# Every redemption reads its program, so this statement is built once.
-READ_PROGRAM = select(programs).where(IS_PROGRAM)
-LOCK_PROGRAM = READ_PROGRAM.with_for_update()
+LOCK_STORE = Statement(select(stores).where(stores.c.store_id == bindparam("store")).with_for_update())
+READ_STORE = Statement(select(stores).where(IS_STORE))
+LIST_STORES = Statement(
+    select(stores)
+    .where(stores.c.merchant_id == bindparam("merchant"), stores.c.store_id > bindparam("after"))
+    .order_by(stores.c.store_id)
+    .limit(bindparam("limit"))
+)
+KNOWN_STORES = Statement(
+    select(stores.c.store_id).where(
+        stores.c.merchant_id == bindparam("merchant"),
+        stores.c.store_id == any_(bindparam("stores", type_=ARRAY(Text))),
+    )
+)
+READ_PROGRAM = Statement(select(programs).where(IS_PROGRAM))
+LOCK_PROGRAM = Statement(select(programs).where(IS_PROGRAM).with_for_update())
+LIST_PROGRAMS = Statement(
+    select(programs)
+    .where(programs.c.merchant_id == bindparam("merchant"), programs.c.program_id > bindparam("after"))
+    .order_by(programs.c.program_id)
+    .limit(bindparam("limit"))
+)
 
 
 class ProgramsStore:
@@ -31,9 +50,8 @@ class ProgramsStore:
         Raises STORE_TAKEN for another merchant's store, and STALE_ETAG where another revision was expected.
         """
 
-        async def work(connection: AsyncConnection) -> int:
-            query = select(stores).where(stores.c.store_id == store.store_id).with_for_update()
-            row = (await connection.execute(query)).one_or_none()
+        async def work(connection: Connection) -> int:
+            row = await connection.fetch_one(LOCK_STORE, {"store": store.store_id})
             if row is not None and row.merchant_id != store.merchant_id:
                 raise PointbookError(
                     Reason.STORE_TAKEN,
@@ -45,36 +63,30 @@ class ProgramsStore:
             if row is None:
                 await _insert(connection, stores, values)
             else:
-                await connection.execute(update(stores).where(stores.c.store_id == store.store_id).values(values))
+                is_store = stores.c.store_id == store.store_id
+                await connection.execute(Statement(update(stores).where(is_store).values(values)))
             return revision
 
         return await self._database.transaction(work)
 
     async def store(self, merchant_id: str, store_id: str) -> tuple[Store, int]:
         """Read one store and its revision. Raises STORE_NOT_FOUND, also for another merchant's."""
-        query = select(stores).where(stores.c.store_id == store_id, stores.c.merchant_id == merchant_id)
         async with self._database.autocommit() as connection:
-            row = (await connection.execute(query)).one_or_none()
+            row = await connection.fetch_one(READ_STORE, {"merchant": merchant_id, "store": store_id})
         if row is None:
             raise store_not_found(store_id)
         return _to_store(row), row.revision
 
     async def has_store(self, merchant_id: str, store_id: str) -> bool:
         """Tell whether a store is the merchant's."""
-        query = select(stores.c.store_id).where(stores.c.store_id == store_id, stores.c.merchant_id == merchant_id)
         async with self._database.autocommit() as connection:
-            return (await connection.execute(query)).one_or_none() is not None
+            return await connection.fetch_one(READ_STORE, {"merchant": merchant_id, "store": store_id}) is not None
 
     async def stores(self, merchant_id: str, *, after: str, limit: int) -> list[Store]:
         """Read a page of a merchant's stores, behind a store_id."""
-        query = (
-            select(stores)
-            .where(stores.c.merchant_id == merchant_id, stores.c.store_id > after)
-            .order_by(stores.c.store_id)
-            .limit(limit)
-        )
+        place = {"merchant": merchant_id, "after": after, "limit": limit}
         async with self._database.autocommit() as connection:
-            return [_to_store(row) for row in await connection.execute(query)]
+            return [_to_store(row) for row in await connection.fetch(LIST_STORES, place)]
 
     async def put_program(self, program: Program, expected_revision: int | None, now_ms: int) -> int:
         """Create or replace a program, and return its revision.
@@ -83,16 +95,16 @@ class ProgramsStore:
         expected.
         """
 
-        async def work(connection: AsyncConnection) -> int:
+        async def work(connection: Connection) -> int:
             await _check_stores(connection, program.merchant_id, program.store_ids)
             named = _named(program.merchant_id, program.program_id)
-            row = (await connection.execute(LOCK_PROGRAM, named)).one_or_none()
+            row = await connection.fetch_one(LOCK_PROGRAM, named)
             revision = _next_revision(row, expected_revision)
             values = {**_to_row(program), "revision": revision, "updated_at_ms": now_ms}
             if row is None:
                 await _insert(connection, programs, values)
             else:
-                await connection.execute(update(programs).where(IS_PROGRAM).values(values), named)
+                await connection.execute(Statement(update(programs).where(IS_PROGRAM).values(values)), named)
             return revision
 
         return await self._database.transaction(work)
@@ -100,22 +112,17 @@ class ProgramsStore:
     async def program(self, merchant_id: str, program_id: int) -> tuple[Program, int] | None:
         """Read one program and its revision; None where the merchant has no such program."""
         async with self._database.autocommit() as connection:
-            row = (await connection.execute(READ_PROGRAM, _named(merchant_id, program_id))).one_or_none()
+            row = await connection.fetch_one(READ_PROGRAM, _named(merchant_id, program_id))
         return None if row is None else (_to_program(row), row.revision)
 
     async def programs(self, merchant_id: str, *, after: int, limit: int) -> list[Program]:
         """Read a page of a merchant's programs, behind a program_id."""
-        query = (
-            select(programs)
-            .where(programs.c.merchant_id == merchant_id, programs.c.program_id > after)
-            .order_by(programs.c.program_id)
-            .limit(limit)
-        )
+        place = {"merchant": merchant_id, "after": after, "limit": limit}
         async with self._database.autocommit() as connection:
-            return [_to_program(row) for row in await connection.execute(query)]
+            return [_to_program(row) for row in await connection.fetch(LIST_PROGRAMS, place)]
 
 
-def _next_revision(row: Row[Any] | None, expected: int | None) -> int:
+def _next_revision(row: Row | None, expected: int | None) -> int:
     """Count a revision up, if it is the expected one."""
     revision = 0 if row is None else row.revision
     if expected is not None and expected != revision:
@@ -123,17 +130,16 @@ def _next_revision(row: Row[Any] | None, expected: int | None) -> int:
     return int(revision) + 1
 
 
-async def _insert(connection: AsyncConnection, table: Any, values: dict[str, Any]) -> None:
+async def _insert(connection: Connection, table: Table, values: dict[str, Any]) -> None:
     """Insert a row; where another call has just done so, run the transaction again and replace it."""
-    statement = insert(table).values(values).on_conflict_do_nothing().returning(table.c.revision)
-    if (await connection.execute(statement)).one_or_none() is None:
+    if not await connection.execute(Statement(insert(table).values(values).on_conflict_do_nothing())):
         raise RetryTransactionError
 
 
-async def _check_stores(connection: AsyncConnection, merchant_id: str, store_ids: Sequence[str]) -> None:
+async def _check_stores(connection: Connection, merchant_id: str, store_ids: Sequence[str]) -> None:
     """Raise STORE_NOT_FOUND for the first store that is not the merchant's. Stores are never deleted or moved."""
-    query = select(stores.c.store_id).where(stores.c.merchant_id == merchant_id, stores.c.store_id.in_(store_ids))
-    known = set((await connection.scalars(query)).all())
+    named = {"merchant": merchant_id, "stores": list(store_ids)}
+    known = {row.store_id for row in await connection.fetch(KNOWN_STORES, named)}
     for store_id in store_ids:
         if store_id not in known:
             raise store_not_found(store_id)
@@ -143,7 +149,7 @@ def _named(merchant_id: str, program_id: int) -> dict[str, object]:
     return {"merchant": merchant_id, "program": program_id}
 
 
-def _to_store(row: Row[Any]) -> Store:
+def _to_store(row: Row) -> Store:
     return Store(row.merchant_id, row.store_id, row.shop_domain, row.display_name)
 
 
@@ -152,7 +158,7 @@ def _to_row(program: Program) -> dict[str, Any]:
     return {**asdict(program), "criteria": criteria}
 
 
-def _to_program(row: Row[Any]) -> Program:
+def _to_program(row: Row) -> Program:
     channels = tuple(Channel(channel) for channel in row.validation["channels"])
     return Program(
         merchant_id=row.merchant_id,

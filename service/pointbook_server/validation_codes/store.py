@@ -1,13 +1,13 @@
 """The SQL of one-time codes."""
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, select, update
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Text, all_, and_, any_, bindparam, select, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
-from pointbook_server.database import Database, RetryTransactionError
+from pointbook_server.database import Connection, Database, RetryTransactionError, Row, Statement
 from pointbook_server.programs.model import Channel
 from pointbook_server.tables import validation_challenges
 from pointbook_server.validation_codes.model import (
@@ -20,6 +20,73 @@ from pointbook_server.validation_codes.model import (
 )
 
 COLUMNS = validation_challenges.c
+IS_CHALLENGE = and_(COLUMNS.challenge_id == bindparam("challenge"), COLUMNS.merchant_id == bindparam("merchant"))
+IS_LIVE = and_(
+    COLUMNS.customer == bindparam("customer"),
+    COLUMNS.merchant_id == bindparam("merchant"),
+    COLUMNS.state == "LIVE",
+)
+KEYS = bindparam("keys", type_=ARRAY(Text))
+LOCK_LIVE = Statement(select(validation_challenges).where(IS_LIVE).with_for_update())
+INSERT_CHALLENGE = Statement(
+    insert(validation_challenges)
+    .values({column.name: bindparam(column.name) for column in COLUMNS if column.server_default is None})
+    .on_conflict_do_nothing()
+)
+RENEW_CHALLENGE = Statement(
+    update(validation_challenges)
+    .where(IS_CHALLENGE)
+    .values(
+        key_id=bindparam("new_key_id"),
+        code_digest=bindparam("new_code_digest"),
+        delivery=bindparam("new_delivery"),
+        sent_at_ms=bindparam("now"),
+        resend_at_ms=bindparam("new_resend_at_ms"),
+        expires_at_ms=bindparam("new_expires_at_ms"),
+    )
+)
+REPLACE_CHALLENGE = Statement(update(validation_challenges).where(IS_CHALLENGE).values(state="REPLACED"))
+# A newer code may have been sent meanwhile.
+RECORD_DELIVERY = Statement(
+    update(validation_challenges)
+    .where(IS_CHALLENGE, COLUMNS.code_digest == bindparam("digest"))
+    .values(delivery=bindparam("new_delivery"), resend_at_ms=bindparam("new_resend_at_ms"))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Guesses:
+    """The statements for guesses that name a challenge_id, or for those that name none: each has its own counter."""
+
+    count: Statement
+    give_back: Statement
+    find_unknown_key: Statement
+
+
+def _guesses(counter: Any, *named: Any) -> Guesses:
+    may_be_guessed = and_(
+        IS_LIVE,
+        COLUMNS.expires_at_ms > bindparam("now"),
+        COLUMNS.attempts < ATTEMPTS_MAX,
+        counter < ATTEMPTS_MAX,
+        *named,
+    )
+    return Guesses(
+        count=Statement(
+            update(validation_challenges)
+            .where(may_be_guessed, COLUMNS.key_id == any_(KEYS))
+            .values({counter: counter + 1})
+            .returning(validation_challenges)
+        ),
+        give_back=Statement(
+            update(validation_challenges).where(IS_CHALLENGE, counter > 0).values({counter: counter - 1})
+        ),
+        find_unknown_key=Statement(select(COLUMNS.challenge_id).where(may_be_guessed, COLUMNS.key_id != all_(KEYS))),
+    )
+
+
+NAMED_GUESSES = _guesses(COLUMNS.attempts, COLUMNS.challenge_id == bindparam("challenge"))
+UNNAMED_GUESSES = _guesses(COLUMNS.unnamed_attempts)
 
 
 class ValidationCodesStore:
@@ -39,7 +106,7 @@ class ValidationCodesStore:
         anything else replaces the live challenge.
         """
 
-        async def work(connection: AsyncConnection) -> tuple[Challenge, bool]:
+        async def work(connection: Connection) -> tuple[Challenge, bool]:
             live = await self._lock_live(connection, purpose)
             if live is not None and live.holds(purpose, route, now_ms):
                 if now_ms < live.may_resend_at_ms:
@@ -57,13 +124,13 @@ class ValidationCodesStore:
 
     async def record_delivery(self, challenge: Challenge, delivery: Delivery, resend_at_ms: int) -> None:
         """Write what became of a code's message, unless a newer code was sent meanwhile."""
-        statement = (
-            update(validation_challenges)
-            .where(_is_challenge(challenge), COLUMNS.code_digest == challenge.code_digest)
-            .values(delivery=delivery.value, resend_at_ms=resend_at_ms)
-        )
+        values = _named(challenge) | {
+            "digest": challenge.code_digest,
+            "new_delivery": delivery.value,
+            "new_resend_at_ms": resend_at_ms,
+        }
         async with self._database.autocommit() as connection:
-            await connection.execute(statement)
+            await connection.execute(RECORD_DELIVERY, values)
 
     async def count_attempt(
         self, purpose: Purpose, challenge_id: str, key_ids: Collection[str], now_ms: int
@@ -73,122 +140,87 @@ class ValidationCodesStore:
         Without a challenge_id the customer's live challenge is meant. Such guesses are counted by themselves, so that
         whoever does not know the id cannot lock out whoever does.
         """
-        counter = _counter(challenge_id)
-        statement = (
-            update(validation_challenges)
-            .where(*_may_be_guessed(purpose, challenge_id, now_ms), COLUMNS.key_id.in_(key_ids))
-            .values({counter: counter + 1})
-            .returning(validation_challenges)
-        )
+        values = _guess(purpose, challenge_id, key_ids, now_ms)
         async with self._database.autocommit() as connection:
-            row = (await connection.execute(statement)).one_or_none()
+            row = await connection.fetch_one(_guesses_of(challenge_id).count, values)
         return None if row is None else _to_challenge(row)
 
     async def return_attempt(self, challenge: Challenge, challenge_id: str) -> None:
         """Give the attempt of a right guess back to the counter that it was taken from."""
-        counter = _counter(challenge_id)
-        statement = (
-            update(validation_challenges).where(_is_challenge(challenge), counter > 0).values({counter: counter - 1})
-        )
         async with self._database.autocommit() as connection:
-            await connection.execute(statement)
+            await connection.execute(_guesses_of(challenge_id).give_back, _named(challenge))
 
     async def has_unknown_key(self, purpose: Purpose, challenge_id: str, key_ids: Collection[str], now_ms: int) -> bool:
         """Tell whether there is a live challenge to guess whose code was signed with another key."""
-        query = select(COLUMNS.challenge_id).where(
-            *_may_be_guessed(purpose, challenge_id, now_ms), COLUMNS.key_id.not_in(key_ids)
-        )
+        values = _guess(purpose, challenge_id, key_ids, now_ms)
         async with self._database.autocommit() as connection:
-            return (await connection.execute(query)).one_or_none() is not None
+            return await connection.fetch_one(_guesses_of(challenge_id).find_unknown_key, values) is not None
 
-    async def _lock_live(self, connection: AsyncConnection, purpose: Purpose) -> Challenge | None:
+    async def _lock_live(self, connection: Connection, purpose: Purpose) -> Challenge | None:
         """Lock and read a customer's live challenge."""
-        query = (
-            select(validation_challenges)
-            .where(
-                COLUMNS.customer == purpose.customer,
-                COLUMNS.merchant_id == purpose.merchant_id,
-                COLUMNS.state == "LIVE",
-            )
-            .with_for_update()
-        )
-        row = (await connection.execute(query)).one_or_none()
+        row = await connection.fetch_one(LOCK_LIVE, {"merchant": purpose.merchant_id, "customer": purpose.customer})
         return None if row is None else _to_challenge(row)
 
-    async def _insert(self, connection: AsyncConnection, challenge: Challenge, now_ms: int) -> None:
+    async def _insert(self, connection: Connection, challenge: Challenge, now_ms: int) -> None:
         """Insert a live challenge; where another call has just done so, run the transaction again."""
         purpose = challenge.purpose
-        statement = (
-            insert(validation_challenges)
-            .values(
-                challenge_id=challenge.challenge_id,
-                merchant_id=purpose.merchant_id,
-                customer=purpose.customer,
-                program_id=purpose.program_id,
-                points=purpose.points,
-                group_redemption=purpose.group_redemption,
-                group_id=purpose.group_id,
-                channel=challenge.route.channel.value,
-                destination=challenge.route.destination,
-                key_id=challenge.key_id,
-                code_digest=challenge.code_digest,
-                state="LIVE",
-                delivery=challenge.delivery.value,
-                sent_at_ms=now_ms,
-                resend_at_ms=challenge.resend_at_ms,
-                expires_at_ms=challenge.expires_at_ms,
-            )
-            .on_conflict_do_nothing()
-            .returning(COLUMNS.challenge_id)
-        )
-        if (await connection.execute(statement)).one_or_none() is None:
+        values = {
+            "challenge_id": challenge.challenge_id,
+            "merchant_id": purpose.merchant_id,
+            "customer": purpose.customer,
+            "program_id": purpose.program_id,
+            "points": purpose.points,
+            "group_redemption": purpose.group_redemption,
+            "group_id": purpose.group_id,
+            "channel": challenge.route.channel.value,
+            "destination": challenge.route.destination,
+            "key_id": challenge.key_id,
+            "code_digest": challenge.code_digest,
+            "state": "LIVE",
+            "delivery": challenge.delivery.value,
+            "sent_at_ms": now_ms,
+            "resend_at_ms": challenge.resend_at_ms,
+            "expires_at_ms": challenge.expires_at_ms,
+        }
+        if not await connection.execute(INSERT_CHALLENGE, values):
             raise RetryTransactionError
 
-    async def _renew(self, connection: AsyncConnection, fresh: Challenge, now_ms: int) -> None:
+    async def _renew(self, connection: Connection, fresh: Challenge, now_ms: int) -> None:
         """Put a fresh code under a locked challenge. Its attempts stay as they are."""
-        await connection.execute(
-            update(validation_challenges)
-            .where(_is_challenge(fresh))
-            .values(
-                key_id=fresh.key_id,
-                code_digest=fresh.code_digest,
-                delivery=fresh.delivery.value,
-                sent_at_ms=now_ms,
-                resend_at_ms=fresh.resend_at_ms,
-                expires_at_ms=fresh.expires_at_ms,
-            )
-        )
+        values = _named(fresh) | {
+            "now": now_ms,
+            "new_key_id": fresh.key_id,
+            "new_code_digest": fresh.code_digest,
+            "new_delivery": fresh.delivery.value,
+            "new_resend_at_ms": fresh.resend_at_ms,
+            "new_expires_at_ms": fresh.expires_at_ms,
+        }
+        await connection.execute(RENEW_CHALLENGE, values)
 
-    async def _replace(self, connection: AsyncConnection, challenge: Challenge) -> None:
+    async def _replace(self, connection: Connection, challenge: Challenge) -> None:
         """End a live challenge for another one."""
-        await connection.execute(update(validation_challenges).where(_is_challenge(challenge)).values(state="REPLACED"))
+        await connection.execute(REPLACE_CHALLENGE, _named(challenge))
 
 
-def _is_challenge(challenge: Challenge) -> Any:
-    return (COLUMNS.challenge_id == challenge.challenge_id) & (COLUMNS.merchant_id == challenge.purpose.merchant_id)
+def _named(challenge: Challenge) -> dict[str, object]:
+    return {"challenge": challenge.challenge_id, "merchant": challenge.purpose.merchant_id}
 
 
-def _counter(challenge_id: str) -> Any:
-    """Choose the counter of guesses that name a challenge_id, or that name none."""
-    return COLUMNS.attempts if challenge_id else COLUMNS.unnamed_attempts
+def _guess(purpose: Purpose, challenge_id: str, key_ids: Collection[str], now_ms: int) -> dict[str, object]:
+    return {
+        "challenge": challenge_id,
+        "merchant": purpose.merchant_id,
+        "customer": purpose.customer,
+        "keys": list(key_ids),
+        "now": now_ms,
+    }
 
 
-def _may_be_guessed(purpose: Purpose, challenge_id: str, now_ms: int) -> list[Any]:
-    """Match the customer's live challenge, named or not, that has attempts left."""
-    conditions = [
-        COLUMNS.customer == purpose.customer,
-        COLUMNS.merchant_id == purpose.merchant_id,
-        COLUMNS.state == "LIVE",
-        COLUMNS.expires_at_ms > now_ms,
-        COLUMNS.attempts < ATTEMPTS_MAX,
-        _counter(challenge_id) < ATTEMPTS_MAX,
-    ]
-    if challenge_id:
-        conditions.append(COLUMNS.challenge_id == challenge_id)
-    return conditions
+def _guesses_of(challenge_id: str) -> Guesses:
+    return NAMED_GUESSES if challenge_id else UNNAMED_GUESSES
 
 
-def _to_challenge(row: Row[Any]) -> Challenge:
+def _to_challenge(row: Row) -> Challenge:
     purpose = Purpose(
         merchant_id=row.merchant_id,
         customer=row.customer,
