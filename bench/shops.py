@@ -34,9 +34,9 @@ ENTRIES = """
     FROM generate_series(0, $3::int - 1) AS n
 """
 ACCOUNTS = """
-    INSERT INTO points_accounts (merchant_id, store_id, buyer_id, balance, lifetime_points, newest_at_ms, lots)
+    INSERT INTO points_accounts (merchant_id, store_id, buyer_id, opening, balance, lifetime_points, newest_at_ms, lots)
     SELECT $1::text || '-' || n % $2::int, $1::text || '-' || n % $2::int, $1::text || '-buyer-' || n,
-        $4::int, $4::int, $5, jsonb_build_array(jsonb_build_array($4::int, $4::int, NULL, 'opening-' || n))
+        0, $4::int, $4::int, $5, jsonb_build_array(jsonb_build_array($4::int, $4::int, NULL, 'opening-' || n))
     FROM generate_series(0, $3::int - 1) AS n
 """
 

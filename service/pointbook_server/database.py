@@ -5,7 +5,6 @@ run a statement costs ten times what asyncpg's does.
 """
 
 import asyncio
-import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -87,7 +86,8 @@ class Row(asyncpg.Record):  # type: ignore[misc] # asyncpg has no types
 class Statement:
     """A statement of SQLAlchemy Core, written out as SQL: once for those that every call runs.
 
-    Lists are parameters as arrays (`any_`), since the text of a statement does not depend on its parameters.
+    Lists are parameters as arrays (`any_`), since the text of a statement does not depend on its parameters; JSON is
+    read and written as text.
     """
 
     def __init__(self, statement: Executable) -> None:
@@ -182,6 +182,18 @@ class Database:
         running.add_done_callback(_hear_out)
         return await asyncio.shield(running)
 
+    async def snapshot(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Run `work`, whose several statements only read, on one unchanging state of the database.
+
+        Raises TRANSACTION_CONFLICT and DATABASE_UNAVAILABLE.
+        """
+        with database_errors():
+            async with (
+                self._pool.acquire() as driver,
+                driver.transaction(isolation="repeatable_read", readonly=True),
+            ):
+                return await work(Connection(driver))
+
     async def ping(self) -> None:
         """Ask the database for a sign of life, and for our tables. Raises whatever speaks against it."""
         async with self._pulse.acquire() as driver:
@@ -214,7 +226,6 @@ class _Pool:
                 max_size=self._size,
                 max_queries=QUERIES_MAX,
                 connect=_connect,
-                init=_read_json,
                 reset=_leave_as_it_is,
                 record_class=Row,
                 timeout=CONNECT_TIMEOUT_SECONDS,
@@ -256,11 +267,6 @@ async def _connect(*arguments: Any, **options: Any) -> Any:
         return await asyncpg.connect(*arguments, **options)
     except asyncpg.ClientConfigurationError as error:
         raise SettingError(f"POINTBOOK_DATABASE_URL: {error}") from error
-
-
-async def _read_json(driver: Any) -> None:
-    """Have JSON columns read and written as what they hold."""
-    await driver.set_type_codec("jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
 
 
 async def _leave_as_it_is(_driver: Any) -> None:

@@ -18,6 +18,7 @@ class Reason(StrEnum):
     STORE_NOT_FOUND = "STORE_NOT_FOUND"
     PROGRAM_NOT_FOUND = "PROGRAM_NOT_FOUND"
     CUSTOMER_NOT_FOUND = "CUSTOMER_NOT_FOUND"
+    ENTRY_NOT_FOUND = "ENTRY_NOT_FOUND"
     EVENT_ID_REUSED = "EVENT_ID_REUSED"
     STORE_TAKEN = "STORE_TAKEN"
     STALE_ETAG = "STALE_ETAG"
@@ -86,12 +87,15 @@ class PointbookError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
-def store_not_found(store_id: str) -> PointbookError:
-    """Tell that a store is not registered, or is another merchant's: the two are not told apart."""
+def store_not_found(store_id: str, *, registered_elsewhere: bool = False) -> PointbookError:
+    """Tell that a store is not registered, or is another merchant's."""
+    metadata = {"store_id": store_id}
+    if registered_elsewhere:
+        metadata["registered_elsewhere"] = "true"
     return PointbookError(
         Reason.STORE_NOT_FOUND,
         "The merchant has no such store; register it with ProgramsService.PutStore.",
-        metadata={"store_id": store_id},
+        metadata=metadata,
     )
 
 

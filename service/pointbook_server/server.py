@@ -25,6 +25,7 @@ from pointbook.v1 import (
 from pointbook_server.access.book import TokenBook
 from pointbook_server.access.store import AccessStore
 from pointbook_server.auth import AuthInterceptor
+from pointbook_server.batching import Line
 from pointbook_server.clock import Clock, system_clock
 from pointbook_server.database import Database
 from pointbook_server.delivery.sender import Sender
@@ -35,7 +36,7 @@ from pointbook_server.programs.servicer import ProgramsServicer
 from pointbook_server.programs.store import ProgramsStore
 from pointbook_server.redemption.servicer import RedemptionServicer
 from pointbook_server.settings import ServerSettings
-from pointbook_server.status import StatusInterceptor
+from pointbook_server.status import StatusInterceptor, code_of
 from pointbook_server.validation_codes.service import ValidationCodes
 from pointbook_server.validation_codes.store import ValidationCodesStore
 
@@ -55,6 +56,10 @@ HEALTH_TIMEOUT_SECONDS = 2.0
 GOODBYE_SECONDS = 0.05
 """How long gRPC takes to tell all its clients that they should connect to another server."""
 HANDLERS_CLEANUP_SECONDS = 2.0
+UPDATES_IN_BATCH_MAX = 500
+UPDATES_WAITING_MAX = 10_000
+LANES = 4
+"""How many merchants' updates are written at a time; one merchant's take one transaction after the other."""
 METADATA_BYTES_MAX = 8 * 1024
 MESSAGE_BYTES_MAX = 1024 * 1024
 
@@ -116,12 +121,16 @@ class Server:
         try:
             async with asyncio.timeout(HANDLERS_CLEANUP_SECONDS):
                 await self._status.drain()
+                await self._points_line.drain()
         except TimeoutError:
             log.warning("some calls did not end in time")
         await self._database.dispose()
 
     def _add_services(self, senders: Mapping[Channel, Sender], clock: Clock, *, development: bool) -> None:
         ledger = LedgerStore(self._database, register_stores=development)
+        self._points_line = Line(
+            ledger.apply, batch_max=UPDATES_IN_BATCH_MAX, waiting_max=UPDATES_WAITING_MAX, lanes=LANES
+        )
         programs = ProgramsStore(self._database)
         codes = ValidationCodes(
             ValidationCodesStore(self._database),
@@ -130,7 +139,9 @@ class Server:
             clock=clock,
         )
         server = self._server
-        points_pb2_grpc.add_PointsServiceServicer_to_server(PointsServicer(ledger, clock), server)
+        points_pb2_grpc.add_PointsServiceServicer_to_server(
+            PointsServicer(ledger, self._points_line, clock, code_of), server
+        )
         redemption_pb2_grpc.add_RedemptionServiceServicer_to_server(
             RedemptionServicer(ledger, programs, codes, clock), server
         )

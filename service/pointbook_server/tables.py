@@ -59,18 +59,39 @@ points_accounts = Table(
     Column("merchant_id", Text, nullable=False),
     Column("store_id", Text, nullable=False),
     Column("buyer_id", Text, nullable=False),
-    Column("opening", BigInteger, nullable=False, server_default=text("0")),
+    Column("opening", BigInteger, comment="The balance before the first entry; NULL while none counts."),
     Column("balance", BigInteger, nullable=False, server_default=text("0")),
     Column("drift", BigInteger, nullable=False, server_default=text("0")),
     Column("silently_expired", BigInteger, nullable=False, server_default=text("0")),
     Column("lifetime_points", BigInteger, nullable=False, server_default=text("0")),
-    Column("newest_at_ms", BigInteger, comment="When the newest entry happened; NULL while no event opened it."),
+    Column("newest_at_ms", BigInteger, comment="When the newest entry happened; NULL while there is none."),
     Column(
         "lots",
         JSONB,
         nullable=False,
         server_default=text("'[]'::jsonb"),
-        comment="[remaining, original, expires_at_ms or null, event_id], in the order of the fold.",
+        comment="[remaining, original, expires_at_ms or null, event_id], in the order in which they are drawn: "
+        "the first of them.",
+    ),
+    Column(
+        "far_lots",
+        JSONB,
+        comment="[points, expires_at_ms or null, event_id]: what lies beyond, and the first of it; NULL where lots "
+        "has all.",
+    ),
+    Column(
+        "drawn_to_ms",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="The latest expiry that was ever drawn from.",
+    ),
+    Column(
+        "uncheckpointed",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="How many entries there are since the last checkpoint.",
     ),
     PrimaryKeyConstraint("buyer_id", "store_id", "merchant_id", name="pk_points_accounts"),
     ForeignKeyConstraint(
@@ -78,8 +99,35 @@ points_accounts = Table(
     ),
     CheckConstraint("silently_expired >= 0", name="ck_points_accounts_silently_expired"),
     CheckConstraint("lifetime_points >= 0", name="ck_points_accounts_lifetime_points"),
+    # Few accounts drift, so that this index is small, and leads with what is asked for.
+    Index(
+        "ix_points_accounts_drifting",
+        "merchant_id",
+        "store_id",
+        "buyer_id",
+        postgresql_where=text("drift <> 0"),
+    ),
     # Every event updates the row in place: free space in its page saves the indexes from being written too.
     postgresql_with={"fillfactor": 70},
+)
+
+points_checkpoints = Table(
+    "points_checkpoints",
+    metadata,
+    # The account as it was after all entries up to and including newest_at_ms.
+    Column("merchant_id", Text, nullable=False),
+    Column("store_id", Text, nullable=False),
+    Column("buyer_id", Text, nullable=False),
+    Column("newest_at_ms", BigInteger, nullable=False),
+    Column("opening", BigInteger),
+    Column("balance", BigInteger, nullable=False),
+    Column("drift", BigInteger, nullable=False),
+    Column("silently_expired", BigInteger, nullable=False),
+    Column("lifetime_points", BigInteger, nullable=False),
+    Column("lots", JSONB, nullable=False),
+    Column("far_lots", JSONB),
+    Column("drawn_to_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("buyer_id", "store_id", "merchant_id", "newest_at_ms", name="pk_points_checkpoints"),
 )
 
 points_entries = Table(
@@ -108,11 +156,27 @@ points_entries = Table(
     Column("drift", BigInteger, nullable=False),
     Column("silently_expired", BigInteger, nullable=False),
     Column("draws", JSONB, nullable=False, comment="[points, expires_at_ms or null, event_id of the lot]."),
+    Column("voided_at_ms", BigInteger, comment="Since when the entry counts for nothing; NULL where it counts."),
+    Column("void_reason", Text),
     PrimaryKeyConstraint("event_id", "merchant_id", name="pk_points_entries"),
     CheckConstraint("update_type IN ('INCREASE', 'DECREASE')", name="ck_points_entries_update_type"),
     CheckConstraint("updated_value >= 0", name="ck_points_entries_updated_value"),
     CheckConstraint("outcome IN ('APPLIED', 'LATE', 'REFUSED')", name="ck_points_entries_outcome"),
     Index("ix_points_entries_account", "buyer_id", "store_id", "merchant_id", "updated_at_ms"),
+)
+
+points_voidings = Table(
+    "points_voidings",
+    metadata,
+    # Who voids repairs what a faulty caller wrote: each time is told for good.
+    Column("voiding_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("event_id", "merchant_id", "voiding_id", name="pk_points_voidings"),
+    CheckConstraint("action IN ('VOID', 'UNVOID')", name="ck_points_voidings_action"),
 )
 
 programs = Table(

@@ -2,24 +2,24 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from pointbook.v1 import points_pb2
+from pointbook_server.ledger.journal import Journal
+from pointbook_server.ledger.lots import NEVER_MS, Draw, Lot
 from pointbook_server.ledger.model import (
     DECREASING_SCENES,
     INCREASING_SCENES,
     Account,
     AccountKey,
-    Draw,
     Entry,
     Event,
-    Lot,
     Outcome,
     UpdateType,
     fold,
-    judge,
 )
 
 SECONDS_MAX = 0.5
@@ -70,7 +70,7 @@ def test_the_first_event_opens_the_account_with_what_it_held_before() -> None:
         balance=120,
         lifetime_points=120,
         newest_at_ms=10,
-        lots=(Lot(100, 100, None, "at-10"), Lot(20, 20, 500, "at-10")),
+        lots=(Lot(20, 20, 500, "at-10"), Lot(100, 100, None, "at-10")),
     )
 
 
@@ -87,7 +87,7 @@ def test_an_account_may_open_below_zero() -> None:
     """A negative opening has no lot and was never earned."""
     account = state(increase(10, 5, -15))
 
-    assert account == Account(opening=-20, balance=-15, lifetime_points=5, newest_at_ms=10)
+    assert account == Account(opening=-20, balance=-15, lifetime_points=5, newest_at_ms=10, drawn_to_ms=NEVER_MS)
 
 
 def test_a_positive_gap_is_a_missing_event_whose_points_never_expire() -> None:
@@ -98,7 +98,7 @@ def test_a_positive_gap_is_a_missing_event_whose_points_never_expire() -> None:
 
     assert account.balance == 55
     assert account.drift == 30
-    assert account.lots == (Lot(20, 20, None, "at-10"), Lot(30, 30, None, "at-20"), Lot(5, 5, 900, "at-20"))
+    assert account.lots == (Lot(5, 5, 900, "at-20"), Lot(20, 20, None, "at-10"), Lot(30, 30, None, "at-20"))
     assert account.lifetime_points == 25
     entry = last_entry(*events)
     assert (entry.balance_before, entry.balance_after, entry.drift, entry.silently_expired) == (20, 55, 30, 0)
@@ -142,8 +142,8 @@ def test_a_lot_expires_at_the_very_millisecond() -> None:
 
     assert account.silently_expired == 30
     lot = state(increase(10, 30, 30, 20))
-    assert (lot.active_points(19), lot.expired_points(19)) == (30, 0)
-    assert (lot.active_points(20), lot.expired_points(20)) == (0, 30)
+    assert lot.points_at(19) == (30, 0)
+    assert lot.points_at(20) == (0, 30)
 
 
 def test_an_expiry_event_takes_expired_points_first() -> None:
@@ -207,7 +207,7 @@ def test_a_balance_below_zero_holds_no_lots() -> None:
     assert account.balance == -5
     assert account.drift == 0
     assert account.lots == ()
-    assert account.active_points(20) == 0
+    assert account.points_at(20) == (0, 0)
 
 
 def test_an_increase_out_of_the_negative_leaves_only_what_is_above_zero() -> None:
@@ -237,7 +237,7 @@ def test_lots_above_the_balance_are_trimmed_expired_ones_first() -> None:
 
     # The gap of 10 is a lot that never expires; the lot of 10 that has expired pays the debt of 5.
     assert account.drift == 10
-    assert remainders(account) == [(10, None), (5, 15)]
+    assert remainders(account) == [(5, 15), (10, None)]
 
 
 def test_an_event_of_nothing_moves_nothing() -> None:
@@ -361,7 +361,7 @@ def test_lots_are_told_by_their_expiry() -> None:
         increase(13, 4, 10, 300),
     )
 
-    assert [lot.remaining for lot in account.lots_by_expiry()] == [3, 2, 4, 1]
+    assert [lot.remaining for lot in account.lots] == [3, 2, 4, 1]
 
 
 def test_a_thousand_events_of_one_millisecond_fold_at_once(record_property: Callable[[str, object], None]) -> None:
@@ -382,11 +382,30 @@ def test_a_thousand_events_of_one_millisecond_fold_at_once(record_property: Call
 # The judgement of an event.
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What became of one event: beside the verdict, which entries moved."""
+
+    outcome: Outcome
+    account: Account
+    entry: Entry
+    moved: list[Entry]
+
+
+def judge(account: Account, history: Sequence[Entry], event: Event) -> Judged:
+    """Judge an event: on top of an account, or over the history that made it."""
+    journal = Journal(Account() if history else account, history)
+    journal.post(event)
+    posting = journal.close()
+    (verdict,) = posting.verdicts
+    assert verdict.account == posting.account
+    return Judged(verdict.outcome, verdict.account, verdict.entry, posting.moved)
+
+
 def judge_in_book(events: Sequence[Event], event: Event) -> tuple[Outcome, list[str], Account]:
     """Judge an event over a book that has some events: the outcome, which entries moved, and the account."""
-    account, history = fold(Account(), events)
-    verdict = judge(account, history, event)
-    return verdict.outcome, [entry.event.event_id for entry in verdict.moved], verdict.account
+    judged = judge(Account(), fold(Account(), events)[1], event)
+    return judged.outcome, [entry.event.event_id for entry in judged.moved], judged.account
 
 
 def test_an_event_later_than_the_newest_is_applied_without_its_history() -> None:
@@ -397,7 +416,7 @@ def test_an_event_later_than_the_newest_is_applied_without_its_history() -> None
 
     assert verdict.outcome is Outcome.APPLIED
     assert verdict.account.balance == 15
-    assert verdict.moved == ()
+    assert verdict.moved == []
     assert (verdict.entry.balance_before, verdict.entry.balance_after) == (20, 15)
 
 
@@ -455,7 +474,7 @@ def test_the_same_content_under_another_id_is_a_duplicate() -> None:
     assert verdict.outcome is Outcome.DUPLICATE
     assert verdict.account == account
     assert verdict.entry == history[0]
-    assert verdict.moved == ()
+    assert verdict.moved == []
 
 
 @pytest.mark.parametrize(
@@ -504,7 +523,7 @@ def test_an_event_without_a_balance_is_refused_below_zero() -> None:
 
     assert verdict.outcome is Outcome.REFUSED
     assert verdict.account == account
-    assert verdict.moved == ()
+    assert verdict.moved == []
 
 
 def test_an_event_without_a_balance_may_take_the_last_point() -> None:

@@ -49,8 +49,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: UNIMPLEMENTED, {feature: "customer.mobile"}.
     """
     ERROR_REASON_STORE_NOT_FOUND: _ErrorReason.ValueType  # 20
-    """ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant. Example: NOT_FOUND,
-    {store_id: "1718263946864"}.
+    """ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant, which an update is told
+    by registered_elsewhere. Example: NOT_FOUND, {store_id: "1718263946864", registered_elsewhere: "true"}.
     """
     ERROR_REASON_PROGRAM_NOT_FOUND: _ErrorReason.ValueType  # 21
     """ERROR_REASON_PROGRAM_NOT_FOUND: 1101, the merchant has no such program. Example: NOT_FOUND, {program_id: "7"}."""
@@ -253,8 +253,8 @@ ERROR_REASON_NOT_IMPLEMENTED: ErrorReason.ValueType  # 7
 Example: UNIMPLEMENTED, {feature: "customer.mobile"}.
 """
 ERROR_REASON_STORE_NOT_FOUND: ErrorReason.ValueType  # 20
-"""ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant. Example: NOT_FOUND,
-{store_id: "1718263946864"}.
+"""ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant, which an update is told
+by registered_elsewhere. Example: NOT_FOUND, {store_id: "1718263946864", registered_elsewhere: "true"}.
 """
 ERROR_REASON_PROGRAM_NOT_FOUND: ErrorReason.ValueType  # 21
 """ERROR_REASON_PROGRAM_NOT_FOUND: 1101, the merchant has no such program. Example: NOT_FOUND, {program_id: "7"}."""

@@ -382,7 +382,9 @@ class ApplyPointsUpdateResponse(_message.Message):
     """
     @_builtins.property
     def account(self) -> Global___PointsAccount:
-        """account is the account after the event, without its lots."""
+        """account is the account after the event, without its lots. In a batch it is the account after this event and those
+        before it in the batch, as far as later ones of the batch did not change the past.
+        """
 
     def __init__(
         self,

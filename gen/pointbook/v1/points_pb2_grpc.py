@@ -97,10 +97,14 @@ class PointsServiceServicer:
         that carries SHOPLINE's balance is always accepted. An event without a balance is judged once, when it first
         arrives, and the verdict is remembered under its event_id.
 
+        Calls that wait at the same time share a transaction. A caller that goes away does not disturb the others, and its
+        event is either wholly in the book or not at all.
+
         Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not
-        registered or belongs to another merchant, ALREADY_EXISTS (EVENT_ID_REUSED) for a known event_id with other
-        content, FAILED_PRECONDITION (INSUFFICIENT_POINTS) for an event without a balance that would take the account
-        below zero, UNAVAILABLE (DATABASE_UNAVAILABLE) and ABORTED (TRANSACTION_CONFLICT), both worth a retry.
+        registered or belongs to another merchant (then with registered_elsewhere: "true"), ALREADY_EXISTS
+        (EVENT_ID_REUSED) for a known event_id with other content, FAILED_PRECONDITION (INSUFFICIENT_POINTS) for an event
+        without a balance that would take the account below zero, RESOURCE_EXHAUSTED (QUEUE_FULL) where too many updates
+        wait, UNAVAILABLE (DATABASE_UNAVAILABLE) and ABORTED (TRANSACTION_CONFLICT), all three worth a retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -152,7 +156,8 @@ class PointsServiceServicer:
         """VoidPointsEntries marks entries as void, so that the account is computed without them. That repairs what a faulty
         caller wrote without rewriting history: the entries stay in the book.
 
-        Scope `admin`. All entries are voided, or none. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND
+        Scope `admin`. All entries are voided, or none; one that is void already stays as it is. Whatever was voided is
+        logged for good. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND
         (ENTRY_NOT_FOUND) for an event_id that is not in the book.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -4,14 +4,20 @@ The state of an account is the fold over its entries in their order. Nothing her
 are whole milliseconds since 1970 (UTC), amounts are points.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import groupby, takewhile
+from itertools import groupby
 
+from pointbook_server.ledger.lots import Draw, FarLots, Lot, LotPool, points_at
 from pointbook_server.ledger.ordering import order_millisecond
 
 POINTS_MAX = 10**15
+EXPIRED_SCENE = "POINTS_EXPIRED"
+SUM_MAX = 2**63 - 1
+"""Sums stop here. Nothing but an attack comes near, and even then every event that carries a balance is accepted."""
+CHECKPOINT_ENTRIES = 128
+"""After how many entries the state is kept, so that a late event need not be folded from the beginning."""
 DECREASING_SCENES = frozenset(
     {
         "REDEEM_COUPON_CODE",
@@ -22,7 +28,7 @@ DECREASING_SCENES = frozenset(
         "MANUALLY_DECREASE",
         "CUSTOMER_IMPORT_DECREASE",
         "POS_DECREASE",
-        "POINTS_EXPIRED",
+        EXPIRED_SCENE,
     }
 )
 """The scenes that SHOPLINE describes as deducting points."""
@@ -114,66 +120,44 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Lot:
-    """Points that came in together and expire together; `remaining` is at least 1 in a stored lot."""
-
-    remaining: int
-    original: int
-    expires_at_ms: int | None
-    event_id: str
-
-    def is_expired(self, at_ms: int) -> bool:
-        """Tell whether the lot has stopped counting: at the very millisecond of its expiry it has."""
-        return self.expires_at_ms is not None and self.expires_at_ms <= at_ms
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """Points that an entry took from one lot."""
-
-    points: int
-    expires_at_ms: int | None
-    event_id: str
-
-
-@dataclass(frozen=True, slots=True)
 class Account:
-    """The state of an account after its entries. `newest_at_ms` is None while no event has opened it.
+    """The state of an account after its entries.
 
-    `lots` stand in the order in which the fold made them. Always: balance = opening + the deltas - silently_expired
-    + drift, and the lots hold max(balance, 0).
+    `opening` is None until an entry that counts has opened it, and `newest_at_ms` until there is any entry. `lots` are
+    the first open lots in the order in which they are drawn, `far_lots` what lies beyond (lots.py). Always: balance =
+    opening + the deltas - silently_expired + drift, and the lots hold max(balance, 0). `uncheckpointed` counts the
+    entries since the last checkpoint; it says nothing of the points.
     """
 
-    opening: int = 0
+    opening: int | None = None
     balance: int = 0
     drift: int = 0
     silently_expired: int = 0
     lifetime_points: int = 0
     newest_at_ms: int | None = None
     lots: tuple[Lot, ...] = ()
+    far_lots: FarLots | None = None
+    drawn_to_ms: int = 0
+    uncheckpointed: int = field(default=0, compare=False)
 
-    @property
-    def is_storable(self) -> bool:
-        """Whether every sum fits into 64 bits, as nothing but an attack could prevent."""
-        sums = (self.opening, self.balance, self.drift, self.silently_expired, self.lifetime_points)
-        return all(abs(points) < 2**63 for points in sums)
+    def is_before(self, at_ms: int) -> bool:
+        """Tell whether all entries are before a moment, so that an event of then is applied directly."""
+        return self.newest_at_ms is None or self.newest_at_ms < at_ms
 
-    def active_points(self, at_ms: int) -> int:
-        """Points that may be redeemed: those of unexpired lots."""
-        return sum(lot.remaining for lot in self.lots if not lot.is_expired(at_ms))
+    def points_at(self, at_ms: int) -> tuple[int, int]:
+        """Tell the active points, which may be redeemed, and those that stand in the balance but have expired.
 
-    def expired_points(self, at_ms: int) -> int:
-        """Points that stand in the balance but have passed their expiry time."""
-        return sum(lot.remaining for lot in self.lots if lot.is_expired(at_ms))
-
-    def lots_by_expiry(self) -> list[Lot]:
-        """Return the lots, soonest expiry first, never-expiring last, earlier ones first on a tie."""
-        return sorted(self.lots, key=_soonest_first)
+        Raises FarLotsNeededError.
+        """
+        return points_at(self.lots, self.far_lots, at_ms)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An accepted event with what the fold derives from its place; `ordinal` counts inside its millisecond."""
+    """An accepted event with what the fold derives from its place; `ordinal` counts inside its millisecond.
+
+    A void entry has a place, and moves nothing.
+    """
 
     event: Event
     ordinal: int
@@ -182,6 +166,7 @@ class Entry:
     drift: int
     silently_expired: int
     draws: tuple[Draw, ...]
+    is_void: bool = False
 
     @property
     def scene_disagrees(self) -> bool:
@@ -192,170 +177,154 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of one event: the outcome, the account after it, and the entries that it makes or moves.
+    """What became of one event: the outcome, the account then, and its entry.
 
-    `entry` is the event's own entry (for a DUPLICATE the one that is in the book already, for a REFUSED event the one
-    it would have made), `moved` are earlier accepted entries whose derived values changed.
+    For a DUPLICATE the entry is the one that was in the book already, for a REFUSED event the one it would have made.
     """
 
     outcome: Outcome
     account: Account
     entry: Entry
-    moved: tuple[Entry, ...] = ()
 
 
-def judge(account: Account, history: Sequence[Entry], event: Event) -> Verdict:
-    """Decide about an event whose event_id is new.
+def fold(account: Account, events: Iterable[Event], void: Collection[str] = ()) -> tuple[Account, list[Entry]]:
+    """Apply events, all later than the account's newest entry, in the order of the book.
 
-    `history` has all entries of the account; it may be empty when the event is later than the account's newest entry,
-    which is the direct way. An equal or earlier time folds again from the beginning. Another event with the same
-    content is the same event when both carry SHOPLINE's balance. An event without a balance is refused when it would
-    take the account below zero, at its place or after it.
+    `void` names the events that count for nothing. Raises FarLotsNeededError.
     """
-    if account.newest_at_ms is None or event.updated_at_ms > account.newest_at_ms:
-        after, entries = fold(account, [event])
-    else:
-        if event.balance is not None:
-            for entry in history:
-                if entry.event.content == event.content:
-                    return Verdict(Outcome.DUPLICATE, account, entry)
-        after, entries = fold(Account(), [*(entry.event for entry in history), event])
-    index = next(i for i, entry in enumerate(entries) if entry.event is event)
-    if _overdraws(entries[index:]):
-        return Verdict(Outcome.REFUSED, account, entries[index])
-    outcome = Outcome.APPLIED if index == len(entries) - 1 else Outcome.LATE
-    known = set(history)
-    moved = tuple(entry for entry in entries if entry.event is not event and entry not in known)
-    return Verdict(outcome, after, entries[index], moved)
+    folding = Fold(account)
+    folding.run(events, void)
+    return folding.account(), folding.entries
 
 
-def _overdraws(entries: Sequence[Entry]) -> bool:
-    """Tell whether the first entry, when it has no balance, leaves less than zero up to the next one that has."""
-    if entries[0].event.balance is not None:
-        return False
-    unbalanced = takewhile(lambda entry: entry.event.balance is None, entries)
-    return any(entry.balance_after < 0 for entry in unbalanced)
+class Fold:
+    """An account while events move it, with the entries that they make.
 
+    `snapshots` has the account after each event that `run` was asked to remember, `checkpoints` the states to keep:
+    each between two milliseconds, at least one every CHECKPOINT_ENTRIES unless a millisecond has more.
+    """
 
-def fold(account: Account, events: Iterable[Event]) -> tuple[Account, list[Entry]]:
-    """Apply events, all later than the account's newest entry, in the order of the book."""
-    entries: list[Entry] = []
-    in_time = sorted(events, key=lambda event: event.updated_at_ms)
-    for _, same_time in groupby(in_time, key=lambda event: event.updated_at_ms):
-        group = list(same_time)
-        if len(group) == 1:
-            account, entry = _step(account, group[0], 0)
-            entries.append(entry)
-            continue
-        account, stepped = _fold_millisecond(account, group)
-        entries += stepped
-    return account, entries
+    def __init__(self, account: Account) -> None:
+        self.entries: list[Entry] = []
+        self.checkpoints: list[Account] = []
+        self.snapshots: dict[str, Account] = {}
+        self._opening = account.opening
+        self._balance = account.balance
+        self._drift = account.drift
+        self._silently_expired = account.silently_expired
+        self._lifetime_points = account.lifetime_points
+        self._newest_at_ms = account.newest_at_ms
+        self._uncheckpointed = account.uncheckpointed
+        self._pool = LotPool(account.lots, account.far_lots, account.drawn_to_ms)
 
+    def is_before(self, at_ms: int) -> bool:
+        """Tell whether all entries are before a moment."""
+        return self._newest_at_ms is None or self._newest_at_ms < at_ms
 
-def _fold_millisecond(account: Account, events: Sequence[Event]) -> tuple[Account, list[Entry]]:
-    """Apply the events of one millisecond: those without a balance first, by event_id, then the trail."""
-    entries: list[Entry] = []
-    for event in sorted((e for e in events if e.balance is None), key=lambda e: e.event_id):
-        account, entry = _step(account, event, len(entries))
-        entries.append(entry)
-    balance = None if account.newest_at_ms is None else account.balance
-    expired = account.expired_points(events[0].updated_at_ms)
-    for event in order_millisecond(
-        [e for e in events if e.balance is not None],
-        balance=balance,
-        expired=expired,
-    ):
-        account, entry = _step(account, event, len(entries))
-        entries.append(entry)
-    return account, entries
+    def account(self) -> Account:
+        """Return the account as it stands, with all lots that the fold knows."""
+        return self._state(*self._pool.all())
 
+    def kept_account(self) -> Account:
+        """Return the account as it is kept: of many lots the first ones alone."""
+        return self._state(*self._pool.kept())
 
-def _step(account: Account, event: Event, ordinal: int) -> tuple[Account, Entry]:
-    """Apply one event at its place."""
-    at_ms = event.updated_at_ms
-    if account.newest_at_ms is None:
-        account = _open(event)
-    balance_before = account.balance
-    expected = balance_before + event.delta
-    gap = 0 if event.balance is None else event.balance - expected
-
-    pool = _LotPool(account.lots, at_ms)
-    if gap > 0:
-        pool.add(gap, None, event.event_id)
-    if event.update_type is UpdateType.INCREASE:
-        pool.add(event.value, event.expires_at_ms, event.event_id)
-    else:
-        pool.take(event.value, expired_first=event.scene == "POINTS_EXPIRED")
-    silently_expired = pool.take(-gap, expired_first=True) if gap < 0 else 0
-    balance_after = expected + gap
-    pool.take(pool.total() - max(balance_after, 0), expired_first=True)
-
-    drift = gap + silently_expired
-    earned = event.update_type is UpdateType.INCREASE and event.scene not in GIVEN_BACK_SCENES
-    after = replace(
-        account,
-        balance=balance_after,
-        drift=account.drift + drift,
-        silently_expired=account.silently_expired + silently_expired,
-        lifetime_points=account.lifetime_points + (event.value if earned else 0),
-        newest_at_ms=at_ms,
-        lots=pool.lots(),
-    )
-    return after, Entry(event, ordinal, balance_before, balance_after, drift, silently_expired, pool.draws())
-
-
-def _open(event: Event) -> Account:
-    """Open an account at its first event: what it held before is a lot that never expires."""
-    opening = 0 if event.balance is None else event.balance - event.delta
-    held = max(opening, 0)
-    lots = (Lot(held, held, None, event.event_id),) if held else ()
-    return Account(opening=opening, balance=opening, lifetime_points=held, lots=lots)
-
-
-class _LotPool:
-    """The lots of an account while one event moves them; it records what is drawn."""
-
-    def __init__(self, lots: Iterable[Lot], at_ms: int) -> None:
-        self._lots = list(lots)
-        self._at_ms = at_ms
-        self._draws: list[Draw] = []
-
-    def add(self, points: int, expires_at_ms: int | None, event_id: str) -> None:
-        if points:
-            self._lots.append(Lot(points, points, expires_at_ms, event_id))
-
-    def take(self, points: int, *, expired_first: bool) -> int:
-        """Take points, as far as there are any, and return how many of them came from expired lots."""
-        if points <= 0:
-            return 0
-        order = sorted(
-            range(len(self._lots)),
-            key=lambda i: (self._lots[i].is_expired(self._at_ms) != expired_first, _soonest_first(self._lots[i])),
+    def _state(self, lots: tuple[Lot, ...], far_lots: FarLots | None, drawn_to_ms: int) -> Account:
+        return Account(
+            opening=self._opening,
+            balance=self._balance,
+            drift=self._drift,
+            silently_expired=self._silently_expired,
+            lifetime_points=self._lifetime_points,
+            newest_at_ms=self._newest_at_ms,
+            lots=lots,
+            far_lots=far_lots,
+            drawn_to_ms=drawn_to_ms,
+            uncheckpointed=self._uncheckpointed,
         )
-        from_expired = 0
-        for index in order:
-            if not points:
-                break
-            lot = self._lots[index]
-            taken = min(points, lot.remaining)
-            if not taken:
-                continue
-            points -= taken
-            from_expired += taken if lot.is_expired(self._at_ms) else 0
-            self._lots[index] = replace(lot, remaining=lot.remaining - taken)
-            self._draws.append(Draw(taken, lot.expires_at_ms, lot.event_id))
-        return from_expired
 
-    def total(self) -> int:
-        return sum(lot.remaining for lot in self._lots)
+    def run(self, events: Iterable[Event], void: Collection[str] = (), remembered: Collection[str] = ()) -> None:
+        """Apply events, all later than the newest entry, in the order of the book. Raises FarLotsNeededError."""
+        in_time = sorted(events, key=_time)
+        for at_ms, same_time in groupby(in_time, key=_time):
+            if self._uncheckpointed >= CHECKPOINT_ENTRIES:
+                self._uncheckpointed = 0
+                self.checkpoints.append(self.kept_account())
+            group = list(same_time)
+            if len(group) == 1 and not void:
+                self._step(group[0], 0)
+            else:
+                self._run_millisecond(at_ms, group, void)
+            self._uncheckpointed += len(group)
+            for event in group:
+                if event.event_id in remembered:
+                    self.snapshots[event.event_id] = self.account()
 
-    def lots(self) -> tuple[Lot, ...]:
-        return tuple(lot for lot in self._lots if lot.remaining)
+    def _run_millisecond(self, at_ms: int, events: Sequence[Event], void: Collection[str]) -> None:
+        """Apply the events of one millisecond: those without a balance by event_id, the trail, and the void ones."""
+        counting = [event for event in events if event.event_id not in void]
+        ordinal = 0
+        for event in sorted((event for event in counting if event.balance is None), key=_id):
+            self._step(event, ordinal)
+            ordinal += 1
+        balanced = [event for event in counting if event.balance is not None]
+        if len(balanced) > 1:
+            balance = None if self._opening is None else self._balance
+            balanced = order_millisecond(balanced, balance=balance, expired=self._pool.expired(at_ms))
+        for event in balanced:
+            self._step(event, ordinal)
+            ordinal += 1
+        for event in sorted((event for event in events if event.event_id in void), key=_id):
+            self._newest_at_ms = at_ms
+            self.entries.append(Entry(event, ordinal, self._balance, self._balance, 0, 0, (), is_void=True))
+            ordinal += 1
 
-    def draws(self) -> tuple[Draw, ...]:
-        return tuple(self._draws)
+    def _step(self, event: Event, ordinal: int) -> None:
+        """Apply one event at its place."""
+        at_ms, value = event.updated_at_ms, event.value
+        increases = event.update_type is UpdateType.INCREASE
+        if self._opening is None:
+            self._open(event)
+        balance_before = self._balance
+        expected = balance_before + (value if increases else -value)
+        gap = 0 if event.balance is None else event.balance - expected
+
+        pool = self._pool
+        draws: list[Draw] = []
+        if gap > 0:
+            pool.add(gap, None, event.event_id)
+        if increases:
+            pool.add(value, event.expires_at_ms, event.event_id)
+        else:
+            pool.take(value, at_ms, draws, expired_first=event.scene == EXPIRED_SCENE)
+        silently_expired = pool.take(-gap, at_ms, draws, expired_first=True) if gap < 0 else 0
+        balance = _bounded(expected + gap)
+        pool.take(pool.held - max(balance, 0), at_ms, draws, expired_first=True)
+
+        drift = _bounded(gap + silently_expired)
+        self._balance = balance
+        self._drift = _bounded(self._drift + drift)
+        self._silently_expired = _bounded(self._silently_expired + silently_expired)
+        if increases and event.scene not in GIVEN_BACK_SCENES:
+            self._lifetime_points = _bounded(self._lifetime_points + value)
+        self._newest_at_ms = at_ms
+        self.entries.append(Entry(event, ordinal, balance_before, balance, drift, silently_expired, tuple(draws)))
+
+    def _open(self, event: Event) -> None:
+        """Open the account at its first event: what it held before is a lot that never expires."""
+        opening = 0 if event.balance is None else event.balance - event.delta
+        self._opening = self._balance = opening
+        self._lifetime_points = max(opening, 0)
+        self._pool.add(max(opening, 0), None, event.event_id)
 
 
-def _soonest_first(lot: Lot) -> tuple[bool, int]:
-    """Sort lots by expiry with never-expiring ones last; sorting is stable, so earlier ones win a tie."""
-    return (lot.expires_at_ms is None, lot.expires_at_ms or 0)
+def _bounded(points: int) -> int:
+    return max(-SUM_MAX, min(points, SUM_MAX))
+
+
+def _time(event: Event) -> int:
+    return event.updated_at_ms
+
+
+def _id(event: Event) -> str:
+    return event.event_id

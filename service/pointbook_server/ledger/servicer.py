@@ -1,13 +1,31 @@
 """The gRPC face of the ledger."""
 
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import grpc
+import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import points_pb2, points_pb2_grpc
 from pointbook_server import paging
+from pointbook_server.batching import Line
 from pointbook_server.clock import Clock
-from pointbook_server.fields import DAY_MS, YEAR_2000_MS, Fields, to_timestamp
-from pointbook_server.ledger.model import POINTS_MAX, Account, AccountKey, Event, Outcome, UpdateType, Webhook
-from pointbook_server.ledger.store import BookEntry, EntryFilter, LedgerStore
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.fields import DAY_MS, ID_LENGTH_MAX, YEAR_2000_MS, Fields, to_timestamp
+from pointbook_server.ledger.model import (
+    POINTS_MAX,
+    Account,
+    AccountKey,
+    Event,
+    Outcome,
+    UpdateType,
+    Verdict,
+    Webhook,
+)
+from pointbook_server.ledger.statements import BookEntry, Void
+from pointbook_server.ledger.store import EntryFilter, LedgerStore, Received
 
 EVENT_ID_LENGTH_MAX = 128
 WEBHOOK_ID_LENGTH_MAX = 128
@@ -16,6 +34,9 @@ API_VERSION_LENGTH_MAX = 64
 SCENE_LENGTH_MAX = 64
 SCENES_MAX = 100
 LOTS_MAX = 500
+UPDATES_MAX = 1_000
+VIOLATIONS_MAX = 50
+REASON_LENGTH_MAX = 500
 UPDATE_TYPES = {
     points_pb2.POINTS_UPDATE_TYPE_INCREASE: UpdateType.INCREASE,
     points_pb2.POINTS_UPDATE_TYPE_DECREASE: UpdateType.DECREASE,
@@ -31,13 +52,26 @@ SCENE_NAMES = {
 }
 SCENES = {name: number for number, name in SCENE_NAMES.items()}
 
+log = structlog.get_logger()
+
 
 class PointsServicer(points_pb2_grpc.PointsServiceServicer):
-    """PointsService: each method reads its request, asks the store, and writes the answer."""
+    """PointsService: each method reads its request, asks the store, and writes the answer.
 
-    def __init__(self, store: LedgerStore, clock: Clock) -> None:
+    Updates wait in `line` for the transaction that they share; `code_of` tells the gRPC code of an error's reason.
+    """
+
+    def __init__(
+        self,
+        store: LedgerStore,
+        line: Line[str, Received, Verdict],
+        clock: Clock,
+        code_of: Callable[[Reason], grpc.StatusCode],
+    ) -> None:
         self._store = store
+        self._line = line
         self._clock = clock
+        self._code_of = code_of
 
     async def ApplyPointsUpdate(
         self,
@@ -48,15 +82,69 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         now_ms = self._clock()
         fields = Fields()
         fields.present("update", is_present=request.HasField("update"))
-        event = read_event(fields, "update", request.update, now_ms)
-        webhook = _read_webhook(fields, "update.webhook", request.update.webhook)
+        received = _read_received(fields, request.update, now_ms)
         fields.check()
-        merchant_id = request.update.merchant_id
-        verdict = await self._store.apply(merchant_id, event, webhook, now_ms)
-        return points_pb2.ApplyPointsUpdateResponse(
-            outcome=OUTCOMES[verdict.outcome],
-            account=_write_account(merchant_id, event.account, verdict.account, now_ms),
-            drift=verdict.entry.drift,
+        self._line.admit(1)
+        (answer,) = self._line.put(request.update.merchant_id, [received])
+        verdict = await answer
+        if isinstance(verdict, PointbookError):
+            raise verdict
+        return _write_verdict(request.update.merchant_id, received.event.account, verdict, now_ms)
+
+    async def BatchApplyPointsUpdates(
+        self,
+        request: points_pb2.BatchApplyPointsUpdatesRequest,
+        _context: object,
+    ) -> points_pb2.BatchApplyPointsUpdatesResponse:
+        """Write events into the book, and answer each by itself."""
+        now_ms = self._clock()
+        fields = Fields()
+        if not 1 <= len(request.updates) <= UPDATES_MAX:
+            fields.wrong("updates", f"must have 1 to {UPDATES_MAX:,} items")
+        fields.check()
+        answers = await self._post([_read_update(update, now_ms) for update in request.updates])
+        response = points_pb2.BatchApplyPointsUpdatesResponse()
+        for update, answer in zip(request.updates, answers, strict=True):
+            if isinstance(answer, Verdict):
+                account = AccountKey(update.store_id, update.buyer_id)
+                response.results.add(response=_write_verdict(update.merchant_id, account, answer, now_ms))
+            else:
+                response.results.add(error=self._write_error(answer))
+        return response
+
+    async def _post(self, updates: Sequence[tuple[str, Received] | PointbookError]) -> list[Verdict | BaseException]:
+        """Let the updates that were read well wait in line, each merchant's together, and answer all in their order."""
+        answers: dict[int, Verdict | BaseException] = {}
+        batches: defaultdict[str, dict[int, Received]] = defaultdict(dict)
+        for place, update in enumerate(updates):
+            if isinstance(update, PointbookError):
+                answers[place] = update
+            else:
+                merchant_id, received = update
+                batches[merchant_id][place] = received
+        self._line.admit(sum(map(len, batches.values())))
+        waiting: dict[int, asyncio.Future[Verdict | PointbookError]] = {}
+        for merchant_id, batch in batches.items():
+            waiting |= zip(batch, self._line.put(merchant_id, list(batch.values())), strict=True)
+        answered = await asyncio.gather(*waiting.values(), return_exceptions=True)
+        answers |= zip(waiting, answered, strict=True)
+        return [answers[place] for place in range(len(updates))]
+
+    def _write_error(self, error: BaseException) -> points_pb2.UpdateError:
+        """Write the error of one update; what is a defect of ours is logged, and told as such."""
+        if not isinstance(error, PointbookError):
+            log.error("internal error", exc_info=error)
+            error = PointbookError(Reason.INTERNAL, "Something broke on our side; the log has the cause.")
+        number: int = self._code_of(error.reason).value[0]
+        return points_pb2.UpdateError(
+            code=number,
+            reason=error.reason.value,
+            message=error.message,
+            violations=[
+                points_pb2.FieldViolation(field=violation.field, description=violation.description)
+                for violation in error.violations[:VIOLATIONS_MAX]
+            ],
+            metadata=error.metadata,
         )
 
     async def GetPointsAccount(
@@ -70,17 +158,16 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         key = _read_key(fields, request)
         at_ms = fields.time_ms("at_time", request.at_time) if request.HasField("at_time") else self._clock()
         fields.check()
-        account = await self._store.account(request.merchant_id, key)
+        account = await self._store.account(request.merchant_id, key, at_ms, lots=LOTS_MAX)
         message = _write_account(request.merchant_id, key, account, at_ms)
-        lots = account.lots_by_expiry()
-        for lot in lots[:LOTS_MAX]:
+        for lot in account.lots[:LOTS_MAX]:
             message.lots.add(
                 remaining_points=lot.remaining,
                 original_points=lot.original,
                 points_expiry_time=_optional_timestamp(lot.expires_at_ms),
                 event_id=lot.event_id,
             )
-        message.lots_truncated = len(lots) > LOTS_MAX
+        message.lots_truncated = len(account.lots) > LOTS_MAX or account.far_lots is not None
         return points_pb2.GetPointsAccountResponse(account=message)
 
     async def ListPointsEntries(
@@ -105,6 +192,81 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
             last = found[len(page) - 1].entry
             response.next_page_token = paging.write_token(scope, (last.event.updated_at_ms, last.ordinal))
         return response
+
+    async def ListDriftingAccounts(
+        self,
+        request: points_pb2.ListDriftingAccountsRequest,
+        _context: object,
+    ) -> points_pb2.ListDriftingAccountsResponse:
+        """Answer a page of the accounts whose drift is not zero."""
+        now_ms = self._clock()
+        fields = Fields()
+        merchant_id = fields.identifier("merchant_id", request.merchant_id)
+        store_id = fields.ascii("store_id", request.store_id, length_max=ID_LENGTH_MAX)
+        size = fields.page_size("page_size", request.page_size)
+        scope = ("drifting", merchant_id, store_id)
+        place = paging.read_token(fields, "page_token", request.page_token, scope, (str, str))
+        fields.check()
+        after = AccountKey("", "") if place is None else AccountKey(str(place[0]), str(place[1]))
+        found = await self._store.drifting_accounts(merchant_id, store_id, now_ms, after=after, limit=size + 1)
+        response = points_pb2.ListDriftingAccountsResponse(
+            accounts=[_write_account(merchant_id, key, account, now_ms) for key, account in found[:size]]
+        )
+        if len(found) > size:
+            last = found[size - 1][0]
+            response.next_page_token = paging.write_token(scope, (last.store_id, last.buyer_id))
+        return response
+
+    async def VoidPointsEntries(
+        self,
+        request: points_pb2.VoidPointsEntriesRequest,
+        _context: object,
+    ) -> points_pb2.VoidPointsEntriesResponse:
+        """Let entries count for nothing."""
+        return points_pb2.VoidPointsEntriesResponse(accounts=await self._set_void(request, is_void=True))
+
+    async def UnvoidPointsEntries(
+        self,
+        request: points_pb2.UnvoidPointsEntriesRequest,
+        _context: object,
+    ) -> points_pb2.UnvoidPointsEntriesResponse:
+        """Let void entries count again."""
+        return points_pb2.UnvoidPointsEntriesResponse(accounts=await self._set_void(request, is_void=False))
+
+    async def _set_void(
+        self, request: points_pb2.VoidPointsEntriesRequest | points_pb2.UnvoidPointsEntriesRequest, *, is_void: bool
+    ) -> list[points_pb2.PointsAccount]:
+        now_ms = self._clock()
+        fields = Fields()
+        merchant_id = fields.identifier("merchant_id", request.merchant_id)
+        event_ids = fields.each(
+            "event_ids",
+            request.event_ids,
+            lambda path, event_id: fields.identifier(path, event_id, length_max=EVENT_ID_LENGTH_MAX),
+            count_min=1,
+            count_max=UPDATES_MAX,
+        )
+        fields.present("reason", is_present=bool(request.reason))
+        reason = fields.text("reason", request.reason, length_max=REASON_LENGTH_MAX)
+        fields.check()
+        accounts = await self._store.set_void(merchant_id, event_ids, Void(now_ms, reason), is_void=is_void)
+        return [_write_account(merchant_id, key, account, now_ms) for key, account in sorted(accounts.items())]
+
+
+def _read_update(update: points_pb2.PointsUpdate, now_ms: int) -> tuple[str, Received] | PointbookError:
+    """Read one of many updates, or tell what is wrong with it."""
+    fields = Fields()
+    received = _read_received(fields, update, now_ms)
+    try:
+        fields.check()
+    except PointbookError as error:
+        return error
+    return update.merchant_id, received
+
+
+def _read_received(fields: Fields, update: points_pb2.PointsUpdate, now_ms: int) -> Received:
+    event = read_event(fields, "update", update, now_ms)
+    return Received(event, _read_webhook(fields, "update.webhook", update.webhook), now_ms)
 
 
 def read_event(fields: Fields, path: str, update: points_pb2.PointsUpdate, now_ms: int) -> Event:
@@ -185,15 +347,26 @@ def _read_filter(fields: Fields, request: points_pb2.ListPointsEntriesRequest) -
     )
 
 
+def _write_verdict(
+    merchant_id: str, key: AccountKey, verdict: Verdict, at_ms: int
+) -> points_pb2.ApplyPointsUpdateResponse:
+    return points_pb2.ApplyPointsUpdateResponse(
+        outcome=OUTCOMES[verdict.outcome],
+        account=_write_account(merchant_id, key, verdict.account, at_ms),
+        drift=verdict.entry.drift,
+    )
+
+
 def _write_account(merchant_id: str, key: AccountKey, account: Account, at_ms: int) -> points_pb2.PointsAccount:
     """Write an account as of a moment, without its lots."""
+    active_points, expired_points = account.points_at(at_ms)
     return points_pb2.PointsAccount(
         merchant_id=merchant_id,
         store_id=key.store_id,
         buyer_id=key.buyer_id,
         points_balance=account.balance,
-        active_points=account.active_points(at_ms),
-        expired_points=account.expired_points(at_ms),
+        active_points=active_points,
+        expired_points=expired_points,
         drift=account.drift,
         silently_expired_points=account.silently_expired,
         lifetime_points=account.lifetime_points,
@@ -239,6 +412,9 @@ def _write_entry(merchant_id: str, received: BookEntry) -> points_pb2.PointsEntr
             )
             for draw in entry.draws
         ],
+        void=None
+        if received.void is None
+        else points_pb2.EntryVoid(reason=received.void.reason, time=to_timestamp(received.void.at_ms)),
     )
 
 

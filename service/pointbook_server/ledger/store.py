@@ -1,85 +1,36 @@
-"""The SQL of the ledger."""
+"""The SQL of the ledger: each transaction of its own, on the statements of statements.py."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from sqlalchemy import Text, and_, any_, bindparam, literal, select, tuple_, update
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy import Text, and_, any_, bindparam, literal, select, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY
 
-from pointbook_server.database import Connection, Database, RetryTransactionError, Row, Statement
-from pointbook_server.errors import FieldViolation, PointbookError, Reason, store_not_found
-from pointbook_server.ledger.model import (
-    Account,
-    AccountKey,
-    Draw,
-    Entry,
-    Event,
-    Lot,
-    Outcome,
-    UpdateType,
-    Verdict,
-    Webhook,
-    judge,
-)
-from pointbook_server.tables import points_accounts, points_entries, stores
+from pointbook_server.database import Connection, Database, RetryTransactionError, Statement
+from pointbook_server.errors import PointbookError, Reason, store_not_found
+from pointbook_server.ledger import statements as sql
+from pointbook_server.ledger.journal import Journal, Post, Posting
+from pointbook_server.ledger.lots import FarLots, FarLotsNeededError, Lot
+from pointbook_server.ledger.model import Account, AccountKey, Event, Outcome, UpdateType, Verdict, Webhook
+from pointbook_server.ledger.posting import KnownEvent, LotsMissingError, Page, Result, post_batch
+from pointbook_server.ledger.statements import BookEntry, Void
+from pointbook_server.tables import points_entries
 
-ACCOUNT = points_accounts.c
-ENTRY = points_entries.c
-IS_ACCOUNT = and_(
-    ACCOUNT.buyer_id == bindparam("buyer"),
-    ACCOUNT.store_id == bindparam("store"),
-    ACCOUNT.merchant_id == bindparam("merchant"),
-)
-IS_ENTRY = and_(ENTRY.event_id == bindparam("event"), ENTRY.merchant_id == bindparam("merchant"))
-IS_OF_ACCOUNT = and_(
-    ENTRY.buyer_id == bindparam("buyer"),
-    ENTRY.store_id == bindparam("store"),
-    ENTRY.merchant_id == bindparam("merchant"),
-    ENTRY.outcome != literal(Outcome.REFUSED.value),
-)
-STATE = ("opening", "balance", "drift", "silently_expired", "lifetime_points", "newest_at_ms", "lots")
-DERIVED = ("ordinal", "balance_before", "balance_after", "drift", "silently_expired", "draws")
-
-LONG_HISTORY = 200
-"""From how many entries on a fold takes longer than handing it to a thread."""
-
-# Statements are built once: building one takes as long as running it.
-READ_ACCOUNT = Statement(select(points_accounts).where(IS_ACCOUNT))
-LOCK_ACCOUNT = Statement(select(points_accounts).where(IS_ACCOUNT).with_for_update())
-# The row is made from the merchant's store, so that an unknown store makes none.
-OPEN_ACCOUNT = Statement(
-    insert(points_accounts)
-    .from_select(
-        ["merchant_id", "store_id", "buyer_id"],
-        select(stores.c.merchant_id, stores.c.store_id, bindparam("buyer", type_=Text)).where(
-            stores.c.store_id == bindparam("store"), stores.c.merchant_id == bindparam("merchant")
-        ),
-    )
-    .on_conflict_do_nothing(constraint="pk_points_accounts")
-)
-UPDATE_ACCOUNT = Statement(update(points_accounts).where(IS_ACCOUNT).values({name: bindparam(name) for name in STATE}))
-FIND_ENTRY = Statement(select(points_entries).where(IS_ENTRY))
-READ_HISTORY = Statement(select(points_entries).where(IS_OF_ACCOUNT).order_by(ENTRY.updated_at_ms, ENTRY.ordinal))
-# Who inserts the row has claimed its event_id.
-INSERT_ENTRY = Statement(
-    insert(points_entries).on_conflict_do_nothing(constraint="pk_points_entries").returning(ENTRY.event_id)
-)
-MOVE_ENTRY = Statement(
-    update(points_entries).where(IS_ENTRY).values({name: bindparam(f"new_{name}") for name in DERIVED})
-)
-# A store that is registered stays as it is.
-REGISTER_STORE = Statement(insert(stores).on_conflict_do_nothing())
+LONG_FOLD = 1_000
+"""From how many entries on a fold must not make all other callers wait: it is handed to a thread."""
+FAR_LOTS_READ = 1_000
+"""How many far lots are read at first; each further time it is four times as many."""
 
 
 @dataclass(frozen=True, slots=True)
-class BookEntry:
-    """An entry with how it was received."""
+class Received:
+    """An event as it was received."""
 
-    entry: Entry
+    event: Event
     webhook: Webhook
     received_at_ms: int
-    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,212 +54,375 @@ class LedgerStore:
         self._database = database
         self._register_stores = register_stores
 
-    async def apply(self, merchant_id: str, event: Event, webhook: Webhook, received_at_ms: int) -> Verdict:
-        """Write one event into the book in one transaction, and answer after it has committed.
+    async def apply(self, merchant_id: str, batch: Sequence[Received]) -> list[Verdict | PointbookError]:
+        """Write events of one merchant into the book in one transaction, and answer each after it has committed.
 
-        Raises STORE_NOT_FOUND, EVENT_ID_REUSED, and INSUFFICIENT_POINTS for a refused event without a balance.
+        An answer is a verdict, or STORE_NOT_FOUND, EVENT_ID_REUSED, or INSUFFICIENT_POINTS for a refused event without
+        a balance. Raises TRANSACTION_CONFLICT and DATABASE_UNAVAILABLE, and then nothing is written.
         """
+        transaction = _Batch(merchant_id, batch, register_stores=self._register_stores)
+        return await self._database.transaction(transaction.run)
 
-        async def work(connection: Connection) -> Verdict:
-            account = await self._lock_account(connection, merchant_id, event.account, received_at_ms)
-            known = await self._find_entry(connection, merchant_id, event.event_id)
-            if known is not None:
-                return _repeated(account, known, event)
-            late = account.newest_at_ms is not None and event.updated_at_ms <= account.newest_at_ms
-            history = await self._history(connection, merchant_id, event.account) if late else ()
-            if len(history) < LONG_HISTORY:
-                verdict = judge(account, history, event)
-            else:
-                # A long fold must not make all other callers wait.
-                verdict = await asyncio.to_thread(judge, account, history, event)
-            if not verdict.account.is_storable:
-                raise _sums_too_large()
-            if verdict.outcome is not Outcome.DUPLICATE:
-                received = BookEntry(verdict.entry, webhook, received_at_ms, verdict.outcome)
-                await self._insert_entry(connection, merchant_id, received)
-            if verdict.outcome in {Outcome.APPLIED, Outcome.LATE}:
-                await self._move_entries(connection, merchant_id, verdict.moved)
-                await self._update_account(connection, merchant_id, event.account, verdict.account)
-            return verdict
+    async def account(self, merchant_id: str, key: AccountKey, at_ms: int, *, lots: int = 0) -> Account:
+        """Read one account so that it can tell what is active at a moment, with so many lots if there are.
 
-        verdict = await self._database.transaction(work)
-        if verdict.outcome is Outcome.REFUSED:
-            raise PointbookError(
-                Reason.INSUFFICIENT_POINTS,
-                "The update would take the account below zero. The answer stays the same for this event_id.",
-                metadata={"event_id": event.event_id, "updated_value": str(event.value)},
-            )
-        return verdict
-
-    async def account(self, merchant_id: str, key: AccountKey) -> Account:
-        """Read one account; one that no event has named is empty."""
+        One that no event has named is empty.
+        """
         async with self._database.autocommit() as connection:
-            row = await connection.fetch_one(READ_ACCOUNT, _named(merchant_id, key))
-        return Account() if row is None else _to_account(row)
+            row = await connection.fetch_one(sql.READ_ACCOUNT, _named(merchant_id, key))
+        account = Account() if row is None else sql.read_account(row)[1]
+        if not _lacks_lots(account, at_ms, lots):
+            return account
+
+        async def read(connection: Connection) -> Account:
+            row = await connection.fetch_one(sql.READ_ACCOUNT, _named(merchant_id, key))
+            account = Account() if row is None else sql.read_account(row)[1]
+            return await _Book(connection, merchant_id).complete(key, account, at_ms, lots=lots)
+
+        return await self._database.snapshot(read)
 
     async def entries(
         self, merchant_id: str, key: AccountKey, wanted: EntryFilter, *, before: tuple[int, int] | None, limit: int
     ) -> list[BookEntry]:
         """Read a page of an account's entries, the newest first, before a place (time in ms, ordinal)."""
-        query = select(points_entries).where(IS_OF_ACCOUNT)
-        if wanted.update_type is not None:
-            query = query.where(ENTRY.update_type == wanted.update_type.value)
-        if wanted.scenes:
-            query = query.where(ENTRY.scene == any_(bindparam("scenes", list(wanted.scenes), type_=ARRAY(Text))))
-        if wanted.start_ms is not None:
-            query = query.where(ENTRY.updated_at_ms >= wanted.start_ms)
-        if wanted.end_ms is not None:
-            query = query.where(ENTRY.updated_at_ms < wanted.end_ms)
-        if before is not None:
-            query = query.where(tuple_(ENTRY.updated_at_ms, ENTRY.ordinal) < tuple_(*map(literal, before)))
-        query = query.order_by(ENTRY.updated_at_ms.desc(), ENTRY.ordinal.desc()).limit(limit)
-        async with self._database.autocommit() as connection:
-            return [_to_book_entry(row) for row in await connection.fetch(Statement(query), _named(merchant_id, key))]
-
-    async def _lock_account(self, connection: Connection, merchant_id: str, key: AccountKey, now_ms: int) -> Account:
-        """Lock the account's row and read it as it is under the lock; make the row where there is none."""
-        named = _named(merchant_id, key)
-        row = await connection.fetch_one(LOCK_ACCOUNT, named)
-        if row is None:
-            if self._register_stores:
-                await connection.execute(REGISTER_STORE, _new_store(merchant_id, key.store_id, now_ms))
-            await connection.execute(OPEN_ACCOUNT, named)
-            row = await connection.fetch_one(LOCK_ACCOUNT, named)
-        if row is None:
-            raise store_not_found(key.store_id)
-        return _to_account(row)
-
-    async def _find_entry(self, connection: Connection, merchant_id: str, event_id: str) -> BookEntry | None:
-        """Read what is known under an event_id, a remembered refusal included."""
-        row = await connection.fetch_one(FIND_ENTRY, {"merchant": merchant_id, "event": event_id})
-        return None if row is None else _to_book_entry(row)
-
-    async def _history(self, connection: Connection, merchant_id: str, key: AccountKey) -> Sequence[Entry]:
-        """Read all entries of a locked account, in the order of the book."""
-        rows = await connection.fetch(READ_HISTORY, _named(merchant_id, key))
-        return [_to_book_entry(row).entry for row in rows]
-
-    async def _insert_entry(self, connection: Connection, merchant_id: str, received: BookEntry) -> None:
-        """Insert an entry, and so claim its event_id; one claimed meanwhile runs the transaction again."""
-        if await connection.fetch_one(INSERT_ENTRY, _to_row(merchant_id, received)) is None:
-            raise RetryTransactionError
-
-    async def _move_entries(self, connection: Connection, merchant_id: str, moved: Sequence[Entry]) -> None:
-        """Rewrite what the fold derives for entries that a late event moved."""
-        if moved:
-            for entry in moved:
-                derived = {f"new_{name}": value for name, value in _derived(entry).items()}
-                named = {"merchant": merchant_id, "event": entry.event.event_id}
-                await connection.execute(MOVE_ENTRY, named | derived)
-
-    async def _update_account(
-        self, connection: Connection, merchant_id: str, key: AccountKey, account: Account
-    ) -> None:
-        """Write the state of a locked account."""
-        lots = [[lot.remaining, lot.original, lot.expires_at_ms, lot.event_id] for lot in account.lots]
-        state = {name: getattr(account, name) for name in STATE} | {"lots": lots}
-        await connection.execute(UPDATE_ACCOUNT, _named(merchant_id, key) | state)
-
-
-def _repeated(account: Account, known: BookEntry, event: Event) -> Verdict:
-    """Answer an event whose event_id is known: the same verdict for the same content, an error for other content."""
-    if known.entry.event.content != event.content:
-        raise PointbookError(
-            Reason.EVENT_ID_REUSED,
-            "This event_id is in the book with other content; give every event an id of its own.",
-            metadata={"event_id": event.event_id},
+        entry = points_entries.c
+        query = select(*(entry[name] for name in sql.ENTRY_COLUMNS)).where(
+            and_(entry.buyer_id == key.buyer_id, entry.store_id == key.store_id, entry.merchant_id == merchant_id),
+            entry.outcome != Outcome.REFUSED.value,
         )
-    outcome = Outcome.REFUSED if known.outcome is Outcome.REFUSED else Outcome.DUPLICATE
-    return Verdict(outcome, account, known.entry)
+        if wanted.update_type is not None:
+            query = query.where(entry.update_type == wanted.update_type.value)
+        if wanted.scenes:
+            scenes = bindparam("scenes", list(wanted.scenes), type_=ARRAY(Text))
+            query = query.where(entry.scene == any_(scenes))
+        if wanted.start_ms is not None:
+            query = query.where(entry.updated_at_ms >= wanted.start_ms)
+        if wanted.end_ms is not None:
+            query = query.where(entry.updated_at_ms < wanted.end_ms)
+        if before is not None:
+            query = query.where(tuple_(entry.updated_at_ms, entry.ordinal) < tuple_(*map(literal, before)))
+        query = query.order_by(entry.updated_at_ms.desc(), entry.ordinal.desc()).limit(limit)
+        async with self._database.autocommit() as connection:
+            return [sql.read_entry(row) for row in await connection.fetch(Statement(query))]
+
+    async def drifting_accounts(
+        self, merchant_id: str, store_id: str, at_ms: int, *, after: AccountKey, limit: int
+    ) -> list[tuple[AccountKey, Account]]:
+        """Read a page of the accounts whose drift is not zero, behind an account; an empty store_id means all.
+
+        They can tell what is active at a moment.
+        """
+        values = {
+            "merchant_id": merchant_id,
+            "store_id": store_id,
+            "after_store_id": after.store_id,
+            "after_buyer_id": after.buyer_id,
+            "limit": limit,
+        }
+
+        async def read(connection: Connection) -> list[tuple[AccountKey, Account]]:
+            book = _Book(connection, merchant_id)
+            rows = await connection.fetch(sql.LIST_DRIFTING, values)
+            return [(key, await book.complete(key, account, at_ms)) for key, account in map(sql.read_account, rows)]
+
+        return await self._database.snapshot(read)
+
+    async def set_void(
+        self, merchant_id: str, event_ids: Sequence[str], void: Void, *, is_void: bool
+    ) -> dict[AccountKey, Account]:
+        """Void entries, or let them count again, all of them or none, and return the accounts that changed.
+
+        Raises ENTRY_NOT_FOUND for the first that is not in the book.
+        """
+
+        async def work(connection: Connection) -> dict[AccountKey, Account]:
+            book = _Book(connection, merchant_id)
+            accounts = {entry.entry.event.account for entry in (await book.find(event_ids)).values()}
+            await book.lock(accounts)
+            entries = await book.find(event_ids)
+            for event_id in event_ids:
+                if event_id not in entries or entries[event_id].outcome is Outcome.REFUSED:
+                    raise _entry_not_found(event_id)
+            changing = [entry.entry.event for entry in entries.values() if (entry.void is None) is is_void]
+            return await book.set_void(changing, void, is_void=is_void)
+
+        return await self._database.transaction(work)
 
 
-def _sums_too_large() -> PointbookError:
-    violation = FieldViolation("update.updated_value", "must leave the account's sums below 2^63")
+class _Batch:
+    """The transaction that posts a batch. It may run several times, as a whole."""
+
+    def __init__(self, merchant_id: str, batch: Sequence[Received], *, register_stores: bool) -> None:
+        self._merchant_id = merchant_id
+        self._batch = batch
+        self._events = [received.event for received in batch]
+        self._register_stores = register_stores
+        self._looks_up = False
+
+    async def run(self, connection: Connection) -> list[Verdict | PointbookError]:
+        book = _Book(connection, self._merchant_id)
+        await book.lock({event.account for event in self._events})
+        refused = await self._refused(book)
+        known = await self._known(book)
+        pages = await book.pages(self._since(book, known))
+        for event in self._events:
+            pages.setdefault(event.account, Page(book.accounts.get(event.account, Account())))
+        result = await self._post(book, pages, known, refused)
+        await book.write([self._row(number, verdict) for number, verdict in result.entries.items()], result.postings)
+        return result.answers
+
+    async def _refused(self, book: "_Book") -> dict[AccountKey, PointbookError]:
+        """Find the accounts that do not exist and cannot be opened, because the merchant has no such store."""
+        missing = sorted({event.account for event in self._events} - book.accounts.keys())
+        if not missing:
+            return {}
+        store_ids = sorted({key.store_id for key in missing})
+        if self._register_stores:
+            await book.register_stores(store_ids, min(received.received_at_ms for received in self._batch))
+        owners = await book.store_owners(store_ids)
+        return {
+            key: store_not_found(key.store_id, registered_elsewhere=key.store_id in owners)
+            for key in missing
+            if owners.get(key.store_id) != self._merchant_id
+        }
+
+    async def _known(self, book: "_Book") -> dict[str, KnownEvent]:
+        """Find what the book has under the event_ids.
+
+        An event that is later than all entries of its account can only be known under another content, or as refused:
+        who inserts it finds out, and then the transaction runs again with this look-up.
+        """
+        accounts = book.accounts
+        is_direct = all(
+            event.account not in accounts or accounts[event.account].is_before(event.updated_at_ms)
+            for event in self._events
+        )
+        if is_direct and not self._looks_up:
+            self._looks_up = True
+            return {}
+        found = await book.find(event.event_id for event in self._events)
+        return {
+            event_id: KnownEvent(received.entry.event, Post(received.outcome, event_id, received.entry))
+            for event_id, received in found.items()
+        }
+
+    def _since(self, book: "_Book", known: Mapping[str, KnownEvent]) -> dict[AccountKey, int]:
+        """Tell from which time on accounts must be folded again for events that are not later than all entries."""
+        since: dict[AccountKey, int] = {}
+        for event in self._events:
+            account = book.accounts.get(event.account)
+            if account is None or account.is_before(event.updated_at_ms) or event.event_id in known:
+                continue
+            since[event.account] = min(since.get(event.account, event.updated_at_ms), event.updated_at_ms)
+        return since
+
+    async def _post(
+        self,
+        book: "_Book",
+        pages: dict[AccountKey, Page],
+        known: Mapping[str, KnownEvent],
+        refused: Mapping[AccountKey, PointbookError],
+    ) -> Result:
+        """Post the events, with more and more of the far lots where they are needed."""
+        now_ms = max(received.received_at_ms for received in self._batch)
+        count = FAR_LOTS_READ
+        while True:
+            work = sum(len(page.history) for page in pages.values()) + len(self._events)
+            try:
+                if work < LONG_FOLD:
+                    return post_batch(self._events, pages, known, refused, now_ms)
+                return await asyncio.to_thread(post_batch, self._events, pages, known, refused, now_ms)
+            except LotsMissingError as error:
+                page = pages[error.key]
+                pages[error.key] = replace(page, base=await book.with_more_lots(error.key, page.base, count))
+                count *= 4
+
+    def _row(self, number: int, verdict: Verdict) -> BookEntry:
+        received = self._batch[number]
+        return BookEntry(verdict.entry, received.webhook, received.received_at_ms, verdict.outcome)
+
+
+class _Book:
+    """The accounts of one merchant inside one transaction. `accounts` are those that are there, once locked."""
+
+    def __init__(self, connection: Connection, merchant_id: str) -> None:
+        self.accounts: dict[AccountKey, Account] = {}
+        self._connection = connection
+        self._merchant_id = merchant_id
+        self._voids: dict[str, Void | None] = {}
+
+    async def lock(self, keys: Iterable[AccountKey]) -> None:
+        """Lock accounts, and read them as they are under the lock."""
+        rows = await self._connection.fetch(sql.LOCK_ACCOUNTS, self._values(sql.keys_to_columns(sorted(keys))))
+        self.accounts = dict(map(sql.read_account, rows))
+
+    async def register_stores(self, store_ids: Sequence[str], now_ms: int) -> None:
+        """Register stores that are not registered yet."""
+        await self._connection.execute(
+            sql.REGISTER_STORES, self._values({"store_ids": list(store_ids), "now_ms": now_ms})
+        )
+
+    async def store_owners(self, store_ids: Sequence[str]) -> dict[str, str]:
+        """Tell which merchants stores are registered for."""
+        rows = await self._connection.fetch(sql.READ_STORES, {"store_ids": list(store_ids)})
+        return {row.store_id: row.merchant_id for row in rows}
+
+    async def find(self, event_ids: Iterable[str]) -> dict[str, BookEntry]:
+        """Read what is known under event_ids, remembered refusals included."""
+        rows = await self._connection.fetch(sql.FIND_ENTRIES, self._values({"event_ids": sorted(set(event_ids))}))
+        return {received.entry.event.event_id: received for received in map(sql.read_entry, rows)}
+
+    async def pages(self, since: Mapping[AccountKey, int]) -> dict[AccountKey, Page]:
+        """Read what it takes to fold accounts again from a moment on, each from the newest checkpoint before it."""
+        if not since:
+            return {}
+        columns = sql.to_columns(sql.KEY | {"ms": ""}, [(key.store_id, key.buyer_id, ms) for key, ms in since.items()])
+        before_ms = columns.pop("ms")
+        rows = await self._connection.fetch(sql.FIND_CHECKPOINTS, self._values(columns | {"before_ms": before_ms}))
+        bases = dict.fromkeys(since, Account()) | dict(map(sql.read_account, rows))
+        after_ms = [bases[key].newest_at_ms or 0 for key in since]
+        rows = await self._connection.fetch(sql.READ_HISTORIES, self._values(columns | {"after_ms": after_ms}))
+        histories: dict[AccountKey, list[BookEntry]] = {key: [] for key in since}
+        for received in map(sql.read_entry, rows):
+            histories[received.entry.event.account].append(received)
+            self._voids[received.entry.event.event_id] = received.void
+        return {key: Page(bases[key], [received.entry for received in histories[key]]) for key in since}
+
+    async def with_more_lots(self, key: AccountKey, account: Account, count: int) -> Account:
+        """Read some of the lots that are not kept with a state, and return the state with them."""
+        far_lots = account.far_lots
+        if far_lots is None:
+            return account
+        values = _named(self._merchant_id, key) | {
+            "newest_at_ms": account.newest_at_ms,
+            "first_event_id": far_lots.event_id,
+            "first_expires_at_ms": far_lots.order_ms,
+            "count": count + 1,
+        }
+        lots = [Lot(*row) for row in await self._connection.fetch(sql.READ_FAR_LOTS, values)]
+        if len(lots) <= count:
+            return replace(account, lots=(*account.lots, *lots), far_lots=None)
+        # The two lots that an event may have made stay together.
+        end = count - (lots[count].event_id == lots[count - 1].event_id)
+        points = far_lots.points - sum(lot.remaining for lot in lots[:end])
+        beyond = FarLots(points, lots[end].expires_at_ms, lots[end].event_id)
+        return replace(account, lots=(*account.lots, *lots[:end]), far_lots=beyond)
+
+    async def set_void(self, events: Sequence[Event], void: Void, *, is_void: bool) -> dict[AccountKey, Account]:
+        """Fold the accounts of some events again without them, or with them; `void` tells why and when."""
+        since: dict[AccountKey, int] = {}
+        for event in events:
+            since[event.account] = min(since.get(event.account, event.updated_at_ms), event.updated_at_ms)
+            self._voids[event.event_id] = None
+        pages = await self.pages(since)
+        changed = [event.event_id for event in events]
+        self._voids |= dict.fromkeys(changed, void if is_void else None)
+        postings = {}
+        for key, page in pages.items():
+            postings[key] = await self._refold(key, page, changed, is_void=is_void)
+        await self.write([], postings)
+        await self._connection.execute(
+            sql.TELL_VOIDINGS,
+            self._values(
+                {
+                    "voiding_id": secrets.token_hex(8),
+                    "event_ids": changed,
+                    "action": "VOID" if is_void else "UNVOID",
+                    "reason": void.reason,
+                    "at_ms": void.at_ms,
+                }
+            ),
+        )
+        return {key: await self.complete(key, posting.account, void.at_ms) for key, posting in postings.items()}
+
+    async def _refold(self, key: AccountKey, page: Page, event_ids: Sequence[str], *, is_void: bool) -> Posting:
+        count = FAR_LOTS_READ
+        while True:
+            journal = Journal(page.base, page.history)
+            (journal.void if is_void else journal.unvoid)(event_ids)
+            try:
+                return journal.close()
+            except FarLotsNeededError:
+                page = replace(page, base=await self.with_more_lots(key, page.base, count))
+                count *= 4
+
+    async def complete(self, key: AccountKey, account: Account, at_ms: int, *, lots: int = 0) -> Account:
+        """Read as many far lots as it takes to tell what is active at a moment, and to show so many lots."""
+        count = FAR_LOTS_READ
+        while _lacks_lots(account, at_ms, lots):
+            account = await self.with_more_lots(key, account, count)
+            count *= 4
+        return account
+
+    async def write(self, entries: Sequence[BookEntry], postings: Mapping[AccountKey, Posting]) -> None:
+        """Write new entries, and what they changed. An event_id claimed meanwhile runs the transaction again."""
+        touched = {entry.entry.event.account for entry in entries if entry.outcome is not Outcome.REFUSED}
+        touched |= {key for key, posting in postings.items() if posting.moved}
+        changed = {key: postings[key] for key in sorted(touched)}
+        if entries:
+            rows = sql.to_columns(sql.ENTRY_COLUMNS, [sql.write_entry(entry) for entry in entries])
+            if await self._connection.execute(sql.INSERT_ENTRIES, self._values(rows)) < len(entries):
+                raise RetryTransactionError
+        await self._write_moved(changed)
+        await self._write_accounts(changed)
+        await self._write_checkpoints(changed)
+
+    async def _write_moved(self, changed: Mapping[AccountKey, Posting]) -> None:
+        """Rewrite what the fold derives for earlier entries whose place or effect is another one now."""
+        rows = [
+            (entry.event.event_id, *sql.write_derived(entry, self._voids[entry.event.event_id]))
+            for posting in changed.values()
+            for entry in posting.moved
+        ]
+        if rows:
+            columns = sql.to_columns({"event_id": "", **sql.DERIVED}, rows)
+            await self._connection.execute(sql.MOVE_ENTRIES, self._values(columns))
+
+    async def _write_accounts(self, changed: Mapping[AccountKey, Posting]) -> None:
+        """Write the accounts; where another transaction has just opened one of the new ones, run this one again."""
+        for statement, is_new in ((sql.UPDATE_ACCOUNTS, False), (sql.INSERT_ACCOUNTS, True)):
+            rows = [
+                sql.write_account(key, posting.account)
+                for key, posting in changed.items()
+                if (key not in self.accounts) is is_new
+            ]
+            if rows:
+                values = self._values(sql.to_columns(sql.ACCOUNT_COLUMNS, rows))
+                if await self._connection.execute(statement, values) < len(rows):
+                    raise RetryTransactionError
+
+    async def _write_checkpoints(self, changed: Mapping[AccountKey, Posting]) -> None:
+        """Drop the checkpoints that no longer hold, and write the new ones."""
+        stale = [
+            (key.store_id, key.buyer_id, posting.checkpoints_valid_to_ms)
+            for key, posting in changed.items()
+            if posting.checkpoints_valid_to_ms is not None
+        ]
+        if stale:
+            columns = sql.to_columns(sql.KEY | {"after_ms": ""}, stale)
+            await self._connection.execute(sql.DROP_CHECKPOINTS, self._values(columns))
+        kept = [
+            sql.write_checkpoint(key, account) for key, posting in changed.items() for account in posting.checkpoints
+        ]
+        if kept:
+            columns = sql.to_columns(sql.CHECKPOINT_COLUMNS, kept)
+            await self._connection.execute(sql.INSERT_CHECKPOINTS, self._values(columns))
+
+    def _values(self, values: Mapping[str, object]) -> dict[str, object]:
+        return {"merchant_id": self._merchant_id, **values}
+
+
+def _lacks_lots(account: Account, at_ms: int, lots: int) -> bool:
+    """Tell whether far lots are needed to tell what is active at a moment, or to show so many lots."""
+    far_lots = account.far_lots
+    return far_lots is not None and (far_lots.order_ms <= at_ms or len(account.lots) < lots)
+
+
+def _entry_not_found(event_id: str) -> PointbookError:
     return PointbookError(
-        Reason.INVALID_FIELDS,
-        "The account's sums would pass 64 bits.",
-        violations=[violation],
+        Reason.ENTRY_NOT_FOUND, "No entry of the book has this event_id.", metadata={"event_id": event_id}
     )
 
 
 def _named(merchant_id: str, key: AccountKey) -> dict[str, object]:
-    return {"merchant": merchant_id, "store": key.store_id, "buyer": key.buyer_id}
-
-
-def _new_store(merchant_id: str, store_id: str, now_ms: int) -> dict[str, object]:
-    return {
-        "store_id": store_id,
-        "merchant_id": merchant_id,
-        "shop_domain": "",
-        "display_name": "",
-        "revision": 1,
-        "updated_at_ms": now_ms,
-    }
-
-
-def _to_row(merchant_id: str, received: BookEntry) -> dict[str, object]:
-    event, webhook = received.entry.event, received.webhook
-    return {
-        "event_id": event.event_id,
-        "merchant_id": merchant_id,
-        "store_id": event.account.store_id,
-        "buyer_id": event.account.buyer_id,
-        "update_type": event.update_type.value,
-        "scene": event.scene,
-        "updated_value": event.value,
-        "points_balance": event.balance,
-        "expires_at_ms": event.expires_at_ms,
-        "updated_at_ms": event.updated_at_ms,
-        "webhook_id": webhook.webhook_id,
-        "shop_domain": webhook.shop_domain,
-        "api_version": webhook.api_version,
-        "received_at_ms": received.received_at_ms,
-        "outcome": received.outcome.value,
-    } | _derived(received.entry)
-
-
-def _derived(entry: Entry) -> dict[str, object]:
-    return {
-        "ordinal": entry.ordinal,
-        "balance_before": entry.balance_before,
-        "balance_after": entry.balance_after,
-        "drift": entry.drift,
-        "silently_expired": entry.silently_expired,
-        "draws": [[draw.points, draw.expires_at_ms, draw.event_id] for draw in entry.draws],
-    }
-
-
-def _to_account(row: Row) -> Account:
-    return Account(
-        opening=row.opening,
-        balance=row.balance,
-        drift=row.drift,
-        silently_expired=row.silently_expired,
-        lifetime_points=row.lifetime_points,
-        newest_at_ms=row.newest_at_ms,
-        lots=tuple(Lot(*lot) for lot in row.lots),
-    )
-
-
-def _to_book_entry(row: Row) -> BookEntry:
-    event = Event(
-        event_id=row.event_id,
-        account=AccountKey(row.store_id, row.buyer_id),
-        update_type=UpdateType(row.update_type),
-        scene=row.scene,
-        value=row.updated_value,
-        balance=row.points_balance,
-        expires_at_ms=row.expires_at_ms,
-        updated_at_ms=row.updated_at_ms,
-    )
-    entry = Entry(
-        event=event,
-        ordinal=row.ordinal,
-        balance_before=row.balance_before,
-        balance_after=row.balance_after,
-        drift=row.drift,
-        silently_expired=row.silently_expired,
-        draws=tuple(Draw(*draw) for draw in row.draws),
-    )
-    webhook = Webhook(row.webhook_id, row.shop_domain, row.api_version)
-    return BookEntry(entry, webhook, row.received_at_ms, Outcome(row.outcome))
+    return {"merchant_id": merchant_id, "store_id": key.store_id, "buyer_id": key.buyer_id}

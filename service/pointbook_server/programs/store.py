@@ -1,5 +1,6 @@
 """The SQL of stores and programs."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -155,11 +156,13 @@ def _to_store(row: Row) -> Store:
 
 def _to_row(program: Program) -> dict[str, Any]:
     criteria = {name: points for name, points in asdict(program.criteria).items() if points is not None}
-    return {**asdict(program), "criteria": criteria}
+    validation = json.dumps(asdict(program.validation))
+    return {**asdict(program), "criteria": json.dumps(criteria), "validation": validation}
 
 
 def _to_program(row: Row) -> Program:
-    channels = tuple(Channel(channel) for channel in row.validation["channels"])
+    validation = json.loads(row.validation)
+    channels = tuple(Channel(channel) for channel in validation["channels"])
     return Program(
         merchant_id=row.merchant_id,
         program_id=row.program_id,
@@ -169,7 +172,7 @@ def _to_program(row: Row) -> Program:
         time_zone=row.time_zone,
         default_region=row.default_region,
         allowed_regions=tuple(row.allowed_regions),
-        criteria=Criteria(**row.criteria),
+        criteria=Criteria(**json.loads(row.criteria)),
         point_value=row.point_value,
         currency_code=row.currency_code,
         local_currency_code=row.local_currency_code,
@@ -178,5 +181,5 @@ def _to_program(row: Row) -> Program:
         allow_cross_program_redemption=row.allow_cross_program_redemption,
         settlement_window_ms=row.settlement_window_ms,
         settlement_scenes=tuple(row.settlement_scenes),
-        validation=Validation(**{**row.validation, "channels": channels}),
+        validation=Validation(**{**validation, "channels": channels}),
     )

@@ -43,8 +43,8 @@ AskRequest = redemption_pb2.ValidateRedemptionRequest | redemption_pb2.IssueVali
 class Accounts(Protocol):
     """The part of the ledger that redemption reads."""
 
-    async def account(self, merchant_id: str, key: AccountKey) -> Account:
-        """Read one account; one that no event has named is empty."""
+    async def account(self, merchant_id: str, key: AccountKey, at_ms: int) -> Account:
+        """Read one account so that it can tell what is active at a moment; one that no event has named is empty."""
 
 
 class Programs(Protocol):
@@ -176,12 +176,13 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
                 "The buyer's ids must be 1 to 64 visible ASCII characters.",
                 identifier="buyer",
             )
-        account = await self._accounts.account(ask.merchant_id, ask.key)
+        now_ms = self._clock()
+        account = await self._accounts.account(ask.merchant_id, ask.key, now_ms)
         if account.newest_at_ms is None and not await self._programs.has_store(ask.merchant_id, ask.key.store_id):
             return finding(Reason.CUSTOMER_NOT_FOUND, "The merchant has no such store.", store_id=ask.key.store_id)
         if program is None or ask.key.store_id not in program.store_ids:
             return Standing(active_points=0, lifetime_points=0)
-        return Standing(account.active_points(self._clock()), account.lifetime_points)
+        return Standing(account.points_at(now_ms)[0], account.lifetime_points)
 
     async def _check_proof(
         self, request: redemption_pb2.ValidateRedemptionRequest, assessment: Assessment

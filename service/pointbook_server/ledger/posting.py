@@ -1,0 +1,126 @@
+"""A batch of events and the accounts that they are posted to: what is to be answered, and what is to be written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.ledger.journal import Journal, Post, Posting
+from pointbook_server.ledger.lots import FarLotsNeededError
+from pointbook_server.ledger.model import Account, AccountKey, Entry, Event, Outcome, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class KnownEvent:
+    """An event whose id is in the book, or was posted earlier in the same batch."""
+
+    event: Event
+    post: Post
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What is known of one account: a state, and the entries since then (none on the direct way)."""
+
+    base: Account
+    history: Sequence[Entry] = ()
+
+
+@dataclass(slots=True)
+class Result:
+    """What a batch comes to: an answer for each event in turn, what each account comes to, and the new entries."""
+
+    answers: list[Verdict | PointbookError] = field(default_factory=list)
+    postings: dict[AccountKey, Posting] = field(default_factory=dict)
+    entries: dict[int, Verdict] = field(default_factory=dict)
+    """The verdicts that make a row of the book, by the place of their events in the batch."""
+
+
+class LotsMissingError(Exception):
+    """An account's far lots are needed: read more of them, and post the batch again."""
+
+    def __init__(self, key: AccountKey) -> None:
+        super().__init__()
+        self.key = key
+
+
+def post_batch(
+    events: Sequence[Event],
+    pages: Mapping[AccountKey, Page],
+    known: Mapping[str, KnownEvent],
+    refused: Mapping[AccountKey, PointbookError],
+    now_ms: int,
+) -> Result:
+    """Post events in the order in which they came.
+
+    `known` are the events of the book that share an event_id with these, `refused` the accounts that cannot be posted
+    to. The answers' accounts can tell what is active at `now_ms`. Raises LotsMissingError.
+    """
+    journals = {key: Journal(page.base, page.history) for key, page in pages.items()}
+    met = dict(known)
+    places: list[PointbookError | tuple[AccountKey, int, bool]] = []
+    counts = dict.fromkeys(journals, 0)
+    for event in events:
+        key = event.account
+        seen = met.get(event.event_id)
+        if key in refused:
+            places.append(refused[key])
+        elif seen is not None and seen.event.content != event.content:
+            places.append(_reused(event.event_id))
+        else:
+            is_new = seen is None and _post(journals[key], event, met)
+            if seen is not None:
+                journals[key].repeat(seen.post)
+            places.append((key, counts[key], is_new))
+            counts[key] += 1
+    result = Result(postings={key: _close(key, journal, now_ms) for key, journal in journals.items()})
+    for number, place in enumerate(places):
+        if isinstance(place, PointbookError):
+            result.answers.append(place)
+            continue
+        key, index, is_new = place
+        verdict = result.postings[key].verdicts[index]
+        result.answers.append(_refusal(verdict) if verdict.outcome is Outcome.REFUSED else verdict)
+        if is_new:
+            result.entries[number] = verdict
+    return result
+
+
+def _post(journal: Journal, event: Event, met: dict[str, KnownEvent]) -> bool:
+    """Post an event whose id is new; tell whether it makes a row of the book, which claims the id."""
+    try:
+        post = journal.post(event)
+    except FarLotsNeededError:
+        raise LotsMissingError(event.account) from None
+    if post.outcome is Outcome.DUPLICATE:
+        return False
+    met[event.event_id] = KnownEvent(event, post)
+    return True
+
+
+def _close(key: AccountKey, journal: Journal, now_ms: int) -> Posting:
+    try:
+        posting = journal.close()
+    except FarLotsNeededError:
+        raise LotsMissingError(key) from None
+    for verdict in posting.verdicts:
+        far_lots = verdict.account.far_lots
+        if far_lots is not None and far_lots.order_ms <= now_ms:
+            raise LotsMissingError(key)
+    return posting
+
+
+def _reused(event_id: str) -> PointbookError:
+    return PointbookError(
+        Reason.EVENT_ID_REUSED,
+        "This event_id is in the book with other content; give every event an id of its own.",
+        metadata={"event_id": event_id},
+    )
+
+
+def _refusal(verdict: Verdict) -> PointbookError:
+    event = verdict.entry.event
+    return PointbookError(
+        Reason.INSUFFICIENT_POINTS,
+        "The update would take the account below zero. The answer stays the same for this event_id.",
+        metadata={"event_id": event.event_id, "updated_value": str(event.value)},
+    )
