@@ -61,7 +61,7 @@ class Line(Generic[K, I, R]):
     def put(self, key: K, items: Sequence[I]) -> "list[asyncio.Future[R | PointbookError]]":
         """Let items wait for their batch, and return their answers to be. Whoever stops waiting cancels them."""
         loop = asyncio.get_running_loop()
-        waiting = [_Waiting[I, R](item, loop.create_future()) for item in items]
+        waiting: list[_Waiting[I, R]] = [_Waiting(item, loop.create_future()) for item in items]
         self._lines.setdefault(key, deque()).extend(waiting)
         self._count += len(items)
         self._open_lane()

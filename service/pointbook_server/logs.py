@@ -2,14 +2,23 @@
 
 import logging
 import sys
+from contextvars import ContextVar
 
 import structlog
+
+current_call: ContextVar[dict[str, str] | None] = ContextVar("current_call", default=None)
+"""What every line that is logged inside a call tells of the call."""
+
+
+def add_call(_logger: object, _name: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Add to a line what is to be told of the call that it belongs to."""
+    return {**(current_call.get() or {}), **line}
 
 
 def configure_logs(level: str, *, json: bool) -> None:
     """Set up logging for this process, the standard library's included, on standard error."""
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        add_call,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

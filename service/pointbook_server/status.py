@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
+import random
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,6 +17,7 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from pointbook_server.errors import FieldViolation, PointbookError, Reason, not_implemented
+from pointbook_server.logs import current_call
 
 DOMAIN = "pointbook"
 VIOLATIONS_MAX = 50
@@ -154,7 +155,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             task = _this_task()
             self._running.add(task)
             request_id = _request_id(details)
-            structlog.contextvars.bind_contextvars(request_id=request_id, method=details.method)
+            current_call.set({"request_id": request_id, "method": details.method})
             try:
                 if not details.method.startswith(HEALTH):
                     await self._admit()
@@ -248,7 +249,7 @@ def _request_id(details: grpc.HandlerCallDetails) -> str:
     for key, value in details.invocation_metadata or ():
         if key == REQUEST_ID_HEADER and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
             return value
-    return secrets.token_hex(8)
+    return f"{random.getrandbits(64):016x}"
 
 
 def _internal(request_id: str) -> PointbookError:

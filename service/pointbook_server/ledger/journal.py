@@ -1,14 +1,13 @@
 """One account while events are posted to it: who is judged when, and what a fold at the end makes of all of them."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
+from typing import NamedTuple
 
 from pointbook_server.ledger.model import Account, Entry, Event, Fold, Outcome, Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class Post:
+class Post(NamedTuple):
     """What is known of an event when it has just been posted. `event_id` is the one whose entry answers it."""
 
     outcome: Outcome
@@ -16,8 +15,7 @@ class Post:
     entry: Entry | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Posting:
+class Posting(NamedTuple):
     """What a journal makes of everything that was posted to it.
 
     `verdicts` answer the posts in turn. `moved` are the earlier entries whose derived values changed. `checkpoints`

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import groupby
+from typing import NamedTuple
 
 from pointbook_server.ledger.lots import Draw, FarLots, Lot, LotPool, points_at
 from pointbook_server.ledger.ordering import order_millisecond
@@ -78,16 +79,14 @@ class Outcome(StrEnum):
     REFUSED = "REFUSED"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class AccountKey:
+class AccountKey(NamedTuple):
     """Whose points: one buyer of one store. It sorts in the order in which accounts are locked."""
 
     store_id: str
     buyer_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Webhook:
+class Webhook(NamedTuple):
     """How an event reached us. It is not part of the event's content."""
 
     webhook_id: str = ""
@@ -175,8 +174,7 @@ class Entry:
         return self.event.scene in others
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What became of one event: the outcome, the account then, and its entry.
 
     For a DUPLICATE the entry is the one that was in the book already, for a REFUSED event the one it would have made.

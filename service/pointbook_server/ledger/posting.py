@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.journal import Journal, Post, Posting
@@ -9,16 +10,14 @@ from pointbook_server.ledger.lots import FarLotsNeededError
 from pointbook_server.ledger.model import Account, AccountKey, Entry, Event, Outcome, Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class KnownEvent:
+class KnownEvent(NamedTuple):
     """An event whose id is in the book, or was posted earlier in the same batch."""
 
     event: Event
     post: Post
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(NamedTuple):
     """What is known of one account: a state, and the entries since then (none on the direct way)."""
 
     base: Account

@@ -6,8 +6,7 @@ always locked, and event_ids claimed, in sorted order.
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import text
 
@@ -186,16 +185,14 @@ TELL_VOIDINGS = _statement("""
 """)
 
 
-@dataclass(frozen=True, slots=True)
-class Void:
+class Void(NamedTuple):
     """Since when an entry counts for nothing, and why."""
 
     at_ms: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class BookEntry:
+class BookEntry(NamedTuple):
     """An entry with how it was received, and why it is void if it is."""
 
     entry: Entry

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from sqlalchemy import Text, and_, any_, bindparam, literal, select, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -24,8 +25,7 @@ FAR_LOTS_READ = 1_000
 """How many far lots are read at first; each further time it is four times as many."""
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """An event as it was received."""
 
     event: Event
@@ -234,7 +234,7 @@ class _Batch:
                 return await asyncio.to_thread(post_batch, self._events, pages, known, refused, now_ms)
             except LotsMissingError as error:
                 page = pages[error.key]
-                pages[error.key] = replace(page, base=await book.with_more_lots(error.key, page.base, count))
+                pages[error.key] = page._replace(base=await book.with_more_lots(error.key, page.base, count))
                 count *= 4
 
     def _row(self, number: int, verdict: Verdict) -> BookEntry:
@@ -343,7 +343,7 @@ class _Book:
             try:
                 return journal.close()
             except FarLotsNeededError:
-                page = replace(page, base=await self.with_more_lots(key, page.base, count))
+                page = page._replace(base=await self.with_more_lots(key, page.base, count))
                 count *= 4
 
     async def complete(self, key: AccountKey, account: Account, at_ms: int, *, lots: int = 0) -> Account:
