@@ -234,8 +234,8 @@ async def test_a_method_of_a_later_release(client: Client, shop: Shop) -> None:
 
     assert (found.code, found.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
     assert found.metadata == {"feature": "this method"}
-    request = points_pb2.BatchApplyPointsUpdatesRequest(updates=[shop.update()])
-    assert (await refused(client.points.BatchApplyPointsUpdates(request))).code is grpc.StatusCode.UNIMPLEMENTED
+    redeem = redemption_pb2.RedeemPointsRequest(customer={"merchant_id": shop.merchant_id})
+    assert (await refused(client.redemption.RedeemPoints(redeem))).code is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_request_id_comes_back(client: Client, shop: Shop) -> None:
