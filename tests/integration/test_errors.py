@@ -234,7 +234,7 @@ async def test_a_method_of_a_later_release(client: Client, shop: Shop) -> None:
 
     assert (found.code, found.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
     assert found.metadata == {"feature": "this method"}
-    redeem = redemption_pb2.RedeemPointsRequest(customer={"merchant_id": shop.merchant_id})
+    redeem = redemption_pb2.RedeemPointsRequest(customer=identity_pb2.CustomerRef(merchant_id=shop.merchant_id))
     assert (await refused(client.redemption.RedeemPoints(redeem))).code is grpc.StatusCode.UNIMPLEMENTED
 
 
