@@ -62,9 +62,9 @@ def _names(columns: Iterable[str], prefix: str = "") -> str:
     return ", ".join(f"{prefix}{name}" for name in columns)
 
 
-def _rows(columns: dict[str, str]) -> str:
+def _rows(columns: dict[str, str], prefix: str = "") -> str:
     """Write parameters that are arrays, one a column, as rows."""
-    arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in columns.items())
+    arrays = ", ".join(f"CAST(:{prefix}{name} AS {kind}[])" for name, kind in columns.items())
     return f"unnest({arrays}) AS v ({_names(columns)})"
 
 
@@ -141,11 +141,21 @@ READ_FAR_LOTS = _statement("""
     ORDER BY coalesce(made.expires_at_ms, 9223372036854775807), made.updated_at_ms, made.ordinal, made.part
     LIMIT :count
 """)
-# Who inserts a row has claimed its event_id.
-INSERT_ENTRIES = _statement(f"""
-    INSERT INTO points_entries (merchant_id, {_names(ENTRY_COLUMNS)})
-    SELECT :merchant_id, {_names(ENTRY_COLUMNS)} FROM {_rows(ENTRY_COLUMNS)}
-    ORDER BY event_id ON CONFLICT (event_id, merchant_id) DO NOTHING
+# Who inserts an entry has claimed its event_id. Both writes are one statement, since each costs a round trip.
+WRITE_BATCH = _statement(f"""
+    WITH claimed AS (
+        INSERT INTO points_entries (merchant_id, {_names(ENTRY_COLUMNS)})
+        SELECT :merchant_id, {_names(ENTRY_COLUMNS)} FROM {_rows(ENTRY_COLUMNS, "entry_")}
+        ORDER BY event_id ON CONFLICT (event_id, merchant_id) DO NOTHING
+        RETURNING 1
+    ), updated AS (
+        UPDATE points_accounts AS a
+        SET {", ".join(f"{name} = v.{name}" for name in ACCOUNT_COLUMNS if name not in KEY)}
+        FROM {_rows(ACCOUNT_COLUMNS, "account_")}
+        WHERE a.buyer_id = v.buyer_id AND a.store_id = v.store_id AND a.merchant_id = :merchant_id
+        RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM claimed) + (SELECT count(*) FROM updated) AS written
 """)
 MOVE_ENTRIES = _statement(f"""
     UPDATE points_entries AS e SET {", ".join(f"{name} = v.{name}" for name in DERIVED)}
@@ -156,12 +166,6 @@ INSERT_ACCOUNTS = _statement(f"""
     INSERT INTO points_accounts (merchant_id, {_names(ACCOUNT_COLUMNS)})
     SELECT :merchant_id, {_names(ACCOUNT_COLUMNS)} FROM {_rows(ACCOUNT_COLUMNS)}
     ORDER BY store_id, buyer_id ON CONFLICT (buyer_id, store_id, merchant_id) DO NOTHING
-""")
-UPDATE_ACCOUNTS = _statement(f"""
-    UPDATE points_accounts AS a
-    SET {", ".join(f"{name} = v.{name}" for name in ACCOUNT_COLUMNS if name not in KEY)}
-    FROM {_rows(ACCOUNT_COLUMNS)}
-    WHERE a.buyer_id = v.buyer_id AND a.store_id = v.store_id AND a.merchant_id = :merchant_id
 """)
 DROP_CHECKPOINTS = _statement(f"""
     DELETE FROM points_checkpoints AS c USING {_rows({**KEY, "after_ms": "bigint"})}
@@ -202,9 +206,10 @@ class BookEntry(NamedTuple):
     void: Void | None = None
 
 
-def to_columns(columns: dict[str, str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+def to_columns(columns: dict[str, str], rows: Sequence[Sequence[Any]], prefix: str = "") -> dict[str, Any]:
     """Turn rows into one array a column."""
-    return dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))
+    arrays = map(list, zip(*rows, strict=True)) if rows else ([] for _ in columns)
+    return dict(zip((f"{prefix}{name}" for name in columns), arrays, strict=True))
 
 
 def keys_to_columns(keys: Iterable[AccountKey]) -> dict[str, Any]:

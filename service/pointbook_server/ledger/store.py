@@ -359,13 +359,32 @@ class _Book:
         touched = {entry.entry.event.account for entry in entries if entry.outcome is not Outcome.REFUSED}
         touched |= {key for key, posting in postings.items() if posting.moved}
         changed = {key: postings[key] for key in sorted(touched)}
-        if entries:
-            rows = sql.to_columns(sql.ENTRY_COLUMNS, [sql.write_entry(entry) for entry in entries])
-            if await self._connection.execute(sql.INSERT_ENTRIES, self._values(rows)) < len(entries):
-                raise RetryTransactionError
+        await self._write_batch(entries, changed)
+        await self._open_accounts(changed)
         await self._write_moved(changed)
-        await self._write_accounts(changed)
         await self._write_checkpoints(changed)
+
+    async def _write_batch(self, entries: Sequence[BookEntry], changed: Mapping[AccountKey, Posting]) -> None:
+        """Write new entries, and the accounts that were there."""
+        rows = [sql.write_entry(entry) for entry in entries]
+        accounts = [sql.write_account(key, posting.account) for key, posting in changed.items() if key in self.accounts]
+        if not rows and not accounts:
+            return
+        values = sql.to_columns(sql.ENTRY_COLUMNS, rows, "entry_")
+        values |= sql.to_columns(sql.ACCOUNT_COLUMNS, accounts, "account_")
+        written = await self._connection.fetch_one(sql.WRITE_BATCH, self._values(values))
+        if written is None or written.written < len(rows) + len(accounts):
+            raise RetryTransactionError
+
+    async def _open_accounts(self, changed: Mapping[AccountKey, Posting]) -> None:
+        """Write the accounts that were not there; where another transaction has just opened one, run this one again."""
+        accounts = [
+            sql.write_account(key, posting.account) for key, posting in changed.items() if key not in self.accounts
+        ]
+        if accounts:
+            values = self._values(sql.to_columns(sql.ACCOUNT_COLUMNS, accounts))
+            if await self._connection.execute(sql.INSERT_ACCOUNTS, values) < len(accounts):
+                raise RetryTransactionError
 
     async def _write_moved(self, changed: Mapping[AccountKey, Posting]) -> None:
         """Rewrite what the fold derives for earlier entries whose place or effect is another one now."""
@@ -377,19 +396,6 @@ class _Book:
         if rows:
             columns = sql.to_columns({"event_id": "", **sql.DERIVED}, rows)
             await self._connection.execute(sql.MOVE_ENTRIES, self._values(columns))
-
-    async def _write_accounts(self, changed: Mapping[AccountKey, Posting]) -> None:
-        """Write the accounts; where another transaction has just opened one of the new ones, run this one again."""
-        for statement, is_new in ((sql.UPDATE_ACCOUNTS, False), (sql.INSERT_ACCOUNTS, True)):
-            rows = [
-                sql.write_account(key, posting.account)
-                for key, posting in changed.items()
-                if (key not in self.accounts) is is_new
-            ]
-            if rows:
-                values = self._values(sql.to_columns(sql.ACCOUNT_COLUMNS, rows))
-                if await self._connection.execute(statement, values) < len(rows):
-                    raise RetryTransactionError
 
     async def _write_checkpoints(self, changed: Mapping[AccountKey, Posting]) -> None:
         """Drop the checkpoints that no longer hold, and write the new ones."""
