@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-CODE_KEY_BYTES_MIN = 32
-QUARANTINE_KEY_BYTES = 32
+KEY_BYTES = 32
+"""How long a key is: at least, to sign codes; exactly, to encrypt."""
 PORT_MAX = 65_535
 
 
@@ -121,9 +121,9 @@ class ServerSettings(BaseSettings):
                 key = b64decode(encoded.get_secret_value(), validate=True)
             except ValueError:
                 raise ValueError("must be ID:BASE64,...") from None
-            if not key_id or len(key) < CODE_KEY_BYTES_MIN:
+            if not key_id or len(key) < KEY_BYTES:
                 raise ValueError("must be ID:BASE64,... with at least 32 bytes in each key")
-            if info.field_name == "quarantine_keys" and len(key) != QUARANTINE_KEY_BYTES:
+            if info.field_name == "quarantine_keys" and len(key) != KEY_BYTES:
                 raise ValueError("must be ID:BASE64,... with exactly 32 bytes in each key")
         return value
 

@@ -117,6 +117,12 @@ def points_update(headers: Mapping[str, str], raw_body: bytes) -> points_pb2.Poi
     )
 
 
+def merchant_id(headers: Mapping[str, str]) -> str:
+    """Answer the merchant that a delivery's headers name; empty where they name none, or none that is an id."""
+    claimed = {name.lower(): value for name, value in headers.items()}.get(_MERCHANT_ID_HEADER.lower(), "")
+    return claimed if _ID.fullmatch(claimed) else ""
+
+
 class _Reader:
     """Reads the body's fields and collects what is wrong with them, so that one answer names it all.
 

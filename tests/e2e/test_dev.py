@@ -193,10 +193,11 @@ async def test_it_is_ready_in_five_seconds(dev: Dev, tmp_path: Path, record_prop
 
 
 async def test_the_data_is_private(dev: Dev) -> None:
-    """Nobody but its owner can enter the data folder, and the key of the codes is nobody else's to read: root's too."""
+    """Nobody but its owner can enter the data folder, and the keys are nobody else's to read: root's too."""
     assert stat.S_IMODE(dev.data_dir.stat().st_mode) == 0o700
     assert stat.S_IMODE((dev.data_dir / "postgres").stat().st_mode) == 0o700
-    assert stat.S_IMODE((dev.data_dir / "code.key").stat().st_mode) == 0o600
+    for name in ("code.key", "quarantine.key"):
+        assert stat.S_IMODE((dev.data_dir / name).stat().st_mode) == 0o600
 
 
 async def test_the_seeds_webhook_becomes_the_balance(dev: Dev) -> None:
