@@ -9,7 +9,7 @@ from pointbook.v1 import points_pb2, webhooks_pb2, webhooks_pb2_grpc
 from pointbook_server import paging
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError, Reason, not_implemented
-from pointbook_server.fields import DAY_MS, TIME_MS_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_timestamp
+from pointbook_server.fields import DAY_MS, ID_LENGTH_MAX, TIME_MS_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_timestamp
 from pointbook_server.webhooks.model import (
     POINTS_TOPIC,
     Claim,
@@ -23,6 +23,7 @@ from pointbook_server.webhooks.model import (
 )
 from pointbook_server.webhooks.store import Filter, WebhooksStore
 
+EVENT_ID_LENGTH_MAX = 128
 TOPIC_LENGTH_MAX = 128
 HEADERS_MAX = 100
 HEADER_NAME_LENGTH_MAX = 128
@@ -94,7 +95,7 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
     ) -> webhooks_pb2.ListQuarantinedWebhooksResponse:
         """Answer a page of a merchant's quarantine."""
         fields = Fields()
-        merchant_id = fields.ascii("merchant_id", request.merchant_id, length_max=64)
+        merchant_id = fields.ascii("merchant_id", request.merchant_id, length_max=ID_LENGTH_MAX)
         wanted = _read_filter(fields, request)
         size = fields.page_size("page_size", request.page_size)
         scope = ("quarantine", merchant_id, wanted)
@@ -128,7 +129,7 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
         kind = request.WhichOneof("update")
         fields.present("points_update", is_present=kind is not None)
         if kind == "points_update":
-            fields.identifier("points_update.event_id", request.points_update.event_id, length_max=128)
+            fields.identifier("points_update.event_id", request.points_update.event_id, length_max=EVENT_ID_LENGTH_MAX)
         fields.check()
         if kind == "customer_update":
             raise not_implemented("customer updates")
@@ -194,7 +195,7 @@ def _read_webhook(request: webhooks_pb2.QuarantineWebhookRequest, now_ms: int) -
     if request.HasField("receive_time"):
         received_at_ms = fields.time_ms("receive_time", request.receive_time, low=YEAR_2000_MS, high=now_ms + DAY_MS)
     webhook = Webhook(
-        merchant_id=fields.ascii("merchant_id", request.merchant_id, length_max=64),
+        merchant_id=fields.ascii("merchant_id", request.merchant_id, length_max=ID_LENGTH_MAX),
         topic=fields.identifier("topic", request.topic, length_max=TOPIC_LENGTH_MAX),
         reason=reason or QuarantineReason.REFUSED,
         detail=fields.text("detail", request.detail, length_max=DETAIL_LENGTH_MAX),
@@ -228,7 +229,7 @@ def _read_name(
     | webhooks_pb2.DropQuarantinedWebhookRequest,
 ) -> tuple[str, str]:
     return (
-        fields.ascii("merchant_id", request.merchant_id, length_max=64),
+        fields.ascii("merchant_id", request.merchant_id, length_max=ID_LENGTH_MAX),
         fields.identifier("quarantine_id", request.quarantine_id),
     )
 
