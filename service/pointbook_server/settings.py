@@ -67,10 +67,13 @@ class ServerSettings(BaseSettings):
         "each: the first encrypts, all decrypt. Without one such webhooks are not kept; `dev` makes its own.",
     )
     quarantine_webhooks_max: int = Field(
-        default=100_000, ge=1, description="How many webhooks the quarantine of one merchant may hold."
+        default=100_000, ge=1, le=10**9, description="How many webhooks the quarantine of one merchant may hold."
     )
     quarantine_bytes_max: int = Field(
-        default=1024**3, ge=1, description="How many bytes of headers and bodies it may hold."
+        default=1024**3,
+        ge=1,
+        le=10**15,
+        description="How many bytes of headers and bodies the quarantine of one merchant may hold.",
     )
     log_level: str = Field(
         default="INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR."

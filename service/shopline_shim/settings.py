@@ -35,8 +35,8 @@ class ShimSettings(BaseSettings):
     token: SecretStr = Field(
         default=SecretStr(""),
         description="The bearer token that the shim calls the server with; it needs the scopes points.write and "
-        "webhooks, and all merchants for webhooks that name none of its own. Empty: "
-        "none is sent, which only a server without access control accepts.",
+        "webhooks, for all merchants if it shall also keep webhooks that name none. Empty: none is sent, which only a "
+        "server without access control accepts.",
     )
     shopline_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),

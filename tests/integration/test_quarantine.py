@@ -538,6 +538,18 @@ async def test_a_refusal_releases_nothing_that_another_replay_may_apply(
     assert freed.points_update.outcome == points_pb2.APPLY_OUTCOME_APPLIED
 
 
+async def test_replays_that_are_refused_together_free_the_webhook(client: Client, shop: Shop) -> None:
+    """The last of them to end does, so that the webhook can be translated to another event."""
+    quarantine_id = await keep(client, shop.merchant_id)
+    stranger = shop.update(store_id=unique("store"))
+    calls = [refused(replay(client, shop.merchant_id, quarantine_id, stranger)) for _ in range(20)]
+    reasons = {found.reason for found in await asyncio.gather(*calls)}
+    answer = await replay(client, shop.merchant_id, quarantine_id, shop.update())
+
+    assert reasons == {"STORE_NOT_FOUND"}
+    assert answer.points_update.outcome == points_pb2.APPLY_OUTCOME_APPLIED
+
+
 async def test_wrong_fields_of_a_replay_carry_their_path(client: Client, shop: Shop) -> None:
     """The update's own checks speak of this request, not of ApplyPointsUpdate's."""
     quarantine_id = await keep(client, shop.merchant_id)

@@ -151,7 +151,9 @@ def test_plaintext_beyond_loopback_must_be_wanted() -> None:
         ("call_deadline_seconds", 601),
         ("drain_seconds", -1),
         ("quarantine_webhooks_max", 0),
+        ("quarantine_webhooks_max", 10**9 + 1),
         ("quarantine_bytes_max", 0),
+        ("quarantine_bytes_max", 2**63),
         ("log_level", "LOUD"),
     ],
 )

@@ -88,17 +88,12 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to replay a webhook as one event, which a server takes before it applies the event.
-
-    It is `alone` where no other replay of the webhook could be running when it was taken.
-    """
+    """The right to replay a webhook as one event, which a server takes before it applies the event."""
 
     merchant_id: str
     quarantine_id: str
     event_id: str
     topic: str
-    number: int
-    alone: bool
 
 
 def new_quarantine_id() -> str:

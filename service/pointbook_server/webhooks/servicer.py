@@ -84,7 +84,7 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
             log.error("the quarantine is full", merchant_id=webhook.merchant_id, reason=webhook.reason.value)
             raise PointbookError(
                 Reason.QUEUE_FULL,
-                "The merchant's quarantine is full; replay or drop what is in it.",
+                "The merchant's quarantine is full; drop what is no longer needed.",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
         quarantine_id, was_there = kept

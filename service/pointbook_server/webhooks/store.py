@@ -6,7 +6,21 @@ Whoever changes a merchant's usage locks its row before any webhook's, so that n
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from sqlalchemy import BigInteger, LargeBinary, Text, and_, any_, bindparam, delete, func, or_, select, tuple_, update
+from sqlalchemy import (
+    BigInteger,
+    LargeBinary,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    case,
+    delete,
+    func,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from pointbook_server.database import Connection, Database, RetryTransactionError, Row, Statement
@@ -73,7 +87,7 @@ INSERT_WEBHOOK = Statement(
 DELETE_WEBHOOK = Statement(delete(quarantined_webhooks).where(IS_WEBHOOK).returning(WEBHOOK.reason, WEBHOOK.kept_bytes))
 READ_WEBHOOK = Statement(select(*FACTS, WEBHOOK.key_id, WEBHOOK.headers, WEBHOOK.body).where(IS_WEBHOOK))
 LOCK_WEBHOOK = Statement(
-    select(WEBHOOK.topic, WEBHOOK.replay_event_id, WEBHOOK.replay_claims, WEBHOOK.replay_until_ms)
+    select(WEBHOOK.topic, WEBHOOK.replay_event_id, WEBHOOK.replays_running, WEBHOOK.replay_until_ms)
     .where(IS_WEBHOOK)
     .with_for_update()
 )
@@ -82,20 +96,19 @@ CLAIM_WEBHOOK = Statement(
     .where(IS_WEBHOOK)
     .values(
         replay_event_id=bindparam("event"),
-        replay_claims=WEBHOOK.replay_claims + 1,
+        replays_running=bindparam("running"),
         replay_until_ms=func.greatest(WEBHOOK.replay_until_ms, bindparam("until", type_=BigInteger)),
     )
 )
-# A replay that may still be running, or one that began meanwhile, may yet apply the event: then it stays claimed.
+# The last replay that ends frees the webhook, since the others may apply the event yet.
 RELEASE_WEBHOOK = Statement(
     update(quarantined_webhooks)
-    .where(
-        IS_WEBHOOK,
-        WEBHOOK.replay_claims == bindparam("number"),
-        WEBHOOK.replay_event_id == bindparam("event"),
-        WEBHOOK.state == State.QUARANTINED.value,
+    .where(IS_WEBHOOK, WEBHOOK.replay_event_id == bindparam("event"), WEBHOOK.state == State.QUARANTINED.value)
+    .values(
+        replays_running=WEBHOOK.replays_running - 1,
+        replay_event_id=case((WEBHOOK.replays_running > 1, WEBHOOK.replay_event_id)),
+        replay_until_ms=case((WEBHOOK.replays_running > 1, WEBHOOK.replay_until_ms), else_=0),
     )
-    .values(replay_event_id=None, replay_until_ms=0)
 )
 MARK_REPLAYED = Statement(
     update(quarantined_webhooks)
@@ -132,7 +145,7 @@ LIST_WEBHOOKS = Statement(
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which webhooks of a merchant to list; times are milliseconds, None keeps all."""
+    """Which webhooks of a merchant to list; None keeps all."""
 
     state: State
     reason: QuarantineReason | None
@@ -208,8 +221,11 @@ class WebhooksStore:
     async def claim(self, merchant_id: str, quarantine_id: str, event_id: str, now_ms: int, until_ms: int) -> Claim:
         """Claim a webhook for its replay as one event, until a time by which that replay has ended.
 
-        Any number of replays may claim the same event, since the book takes it once. Raises WEBHOOK_NOT_FOUND, and
-        EVENT_ID_REUSED where the webhook is claimed for another event.
+        Any number of replays may claim the same event, since the book takes it once. They are counted, so that a
+        refusal frees the webhook only when no other one may be running; those that never told their end count until
+        their time is over.
+
+        Raises WEBHOOK_NOT_FOUND, and EVENT_ID_REUSED where the webhook is claimed for another event.
         """
         named = _named(merchant_id, quarantine_id)
 
@@ -219,24 +235,17 @@ class WebhooksStore:
                 raise webhook_not_found(quarantine_id)
             if row.replay_event_id not in {None, event_id}:
                 raise _replayed_otherwise(event_id)
-            await connection.execute(CLAIM_WEBHOOK, named | {"event": event_id, "until": until_ms})
-            return Claim(
-                merchant_id=merchant_id,
-                quarantine_id=quarantine_id,
-                event_id=event_id,
-                topic=row.topic,
-                number=row.replay_claims + 1,
-                alone=row.replay_until_ms <= now_ms,
-            )
+            running = 1 if row.replay_until_ms <= now_ms else row.replays_running + 1
+            await connection.execute(CLAIM_WEBHOOK, named | {"event": event_id, "running": running, "until": until_ms})
+            return Claim(merchant_id, quarantine_id, event_id, row.topic)
 
         return await self._database.transaction(work)
 
     async def release(self, claim: Claim) -> None:
-        """Give a claim back whose event was not applied, unless another replay may apply it yet."""
-        if claim.alone:
-            values = _named(claim.merchant_id, claim.quarantine_id) | {"event": claim.event_id, "number": claim.number}
-            async with self._database.autocommit() as connection:
-                await connection.execute(RELEASE_WEBHOOK, values)
+        """Give a claim back whose event was refused; the webhook is free unless another replay may apply it yet."""
+        values = _named(claim.merchant_id, claim.quarantine_id) | {"event": claim.event_id}
+        async with self._database.autocommit() as connection:
+            await connection.execute(RELEASE_WEBHOOK, values)
 
     async def mark_replayed(self, claim: Claim, now_ms: int) -> int:
         """Mark a claimed webhook as replayed, and tell when it first was; one that is dropped by now is not missed."""
@@ -311,7 +320,7 @@ def _to_row(webhook: Webhook, quarantine_id: str, digest: bytes, sealed: Sealed)
         "receive_count": 1,
         "state": State.QUARANTINED.value,
         "replay_event_id": None,
-        "replay_claims": 0,
+        "replays_running": 0,
         "replay_until_ms": 0,
         "replayed_at_ms": None,
     }

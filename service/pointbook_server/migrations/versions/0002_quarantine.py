@@ -27,7 +27,7 @@ STATEMENTS = (
         receive_count bigint NOT NULL,
         state text NOT NULL,
         replay_event_id text,
-        replay_claims bigint NOT NULL,
+        replays_running bigint NOT NULL,
         replay_until_ms bigint NOT NULL,
         replayed_at_ms bigint,
         CONSTRAINT pk_quarantined_webhooks PRIMARY KEY (quarantine_id, merchant_id),
@@ -50,8 +50,7 @@ STATEMENTS = (
     COMMENT ON COLUMN quarantined_webhooks.replay_event_id IS
     'The event that it is, or was, replayed as: set before it is applied.'
     """,
-    "COMMENT ON COLUMN quarantined_webhooks.replay_claims IS 'How often replaying it was begun.'",
-    "COMMENT ON COLUMN quarantined_webhooks.replay_until_ms IS 'Until when a replay of it may be running.'",
+    "COMMENT ON COLUMN quarantined_webhooks.replays_running IS 'How many may be running until replay_until_ms.'",
     """
     CREATE INDEX ix_quarantined_webhooks_received
     ON quarantined_webhooks (received_at_ms, quarantine_id, merchant_id)
