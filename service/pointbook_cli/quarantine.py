@@ -7,20 +7,17 @@ from datetime import UTC, datetime
 
 import grpc
 import typer
-from google.protobuf.message import DecodeError
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
-from grpc_status import rpc_status
 from rich.console import Console
 from rich.progress import Progress
 
 from pointbook.v1 import points_pb2, webhooks_pb2, webhooks_pb2_grpc
 from pointbook_cli.health import local_address
 from shopline_shim import translate
+from shopline_shim.quarantine import details_of
 from shopline_shim.settings import ShimSettings
 
 CALL_TIMEOUT_SECONDS = 30.0
 PAGE_SIZE = 500
-POINTS_TOPIC = "app_memberSystem_points/challenged"
 REASON_PREFIX = "QUARANTINE_REASON_"
 STATE_PREFIX = "QUARANTINE_STATE_"
 # After these the next webhook would fare no better.
@@ -89,7 +86,7 @@ class Quarantine:
                 request, timeout=CALL_TIMEOUT_SECONDS, metadata=self._metadata
             )
         except grpc.RpcError as error:
-            if error.code() in HOPELESS and _details(error)[0].reason != "CODE_KEY_UNKNOWN":
+            if error.code() in HOPELESS and details_of(error)[0].reason != "CODE_KEY_UNKNOWN":
                 raise
             raise NotReplayedError(explain(error)) from None
         return points_pb2.ApplyOutcome.Name(answer.points_update.outcome).removeprefix("APPLY_OUTCOME_")
@@ -115,8 +112,8 @@ def opened(settings: ShimSettings, merchant_id: str) -> Iterator[Quarantine]:
 
 def translate_again(webhook: webhooks_pb2.QuarantinedWebhook, as_merchant: str) -> points_pb2.PointsUpdate:
     """Translate a webhook with the shim's own code, in the name of another merchant if one is given."""
-    if webhook.topic != POINTS_TOPIC:
-        raise NotReplayedError(f"this release replays {POINTS_TOPIC} only")
+    if webhook.topic != translate.POINTS_TOPIC:
+        raise NotReplayedError(f"this release replays {translate.POINTS_TOPIC} only")
     if webhook.body_erased:
         raise NotReplayedError("its body was erased with its customer")
     headers = {header.name.lower(): header.value for header in webhook.headers}
@@ -184,16 +181,7 @@ def names_of(enum: str) -> list[str]:
 
 def explain(error: grpc.RpcError) -> str:
     """Tell an error of the server in one line."""
-    info, bad_request = _details(error)
+    info, bad_request = details_of(error)
     wrong = "; ".join(f"{violation.field} {violation.description}" for violation in bad_request.field_violations)
     text = " ".join((error.details() or "").split())
     return printable(f"{info.reason or error.code().name}: {wrong or text}")
-
-
-def _details(error: grpc.RpcError) -> tuple[ErrorInfo, BadRequest]:
-    info, bad_request = ErrorInfo(), BadRequest()
-    with contextlib.suppress(ValueError, DecodeError):
-        status = rpc_status.from_call(error)  # type: ignore[arg-type] # the error of a call is its call, too
-        for detail in status.details if status else ():
-            _ = detail.Unpack(info) or detail.Unpack(bad_request)
-    return info, bad_request

@@ -31,9 +31,8 @@ from shopline_shim.settings import ShimSettings, split_address
 
 log = structlog.get_logger()
 
-_POINTS_TOPIC = "app_memberSystem_points/challenged"
 _CUSTOMER_TOPICS = ("customers/create", "customers/update", "customers/delete", "customers/redact")
-_KNOWN_TOPICS = frozenset({_POINTS_TOPIC, *_CUSTOMER_TOPICS})
+_KNOWN_TOPICS = frozenset({translate.POINTS_TOPIC, *_CUSTOMER_TOPICS})
 
 _READY_TIMEOUT_SECONDS = 1.0
 _RETRY_AFTER = {"Retry-After": "5"}
@@ -187,7 +186,7 @@ class Webhooks:
             return "too_large", _TOO_LARGE.response()
         if not signature.verify(self._secrets, raw_body, request.headers.get("x-shopline-hmac-sha256")):
             return "forged", _FORGED.response()
-        if topic != _POINTS_TOPIC:
+        if topic != translate.POINTS_TOPIC:
             return "ignored", JSONResponse({"outcome": "IGNORED"})
         return await self._apply(request, raw_body)
 
@@ -216,7 +215,7 @@ class Webhooks:
         """Keep a webhook that cannot be applied: 200 once it is committed, else 503 for SHOPLINE to send it again."""
         webhook = webhooks_pb2.QuarantineWebhookRequest(
             merchant_id=translate.merchant_id(request.headers),
-            topic=_POINTS_TOPIC,
+            topic=translate.POINTS_TOPIC,
             headers=quarantine.keep_headers(request.headers.raw),
             body=raw_body,
             reason=finding.reason,

@@ -70,7 +70,7 @@ def of_error(error: grpc.aio.AioRpcError) -> Finding | None:
     """Find why an event that the server refuses is quarantined; None where the server may take it another time."""
     if error.code() not in _REFUSALS:
         return None
-    info, bad_request = _details(error)
+    info, bad_request = details_of(error)
     if info.reason == "STORE_NOT_FOUND":
         return _MERCHANT_MISMATCH if info.metadata.get("registered_elsewhere") == "true" else _STORE_UNKNOWN
     if info.reason == "EVENT_ID_REUSED":
@@ -100,11 +100,11 @@ def keep_headers(raw_headers: Iterable[tuple[bytes, bytes]]) -> list[webhooks_pb
     return [webhooks_pb2.WebhookHeader(name=headers[index][0], value=headers[index][1]) for index in sorted(kept)]
 
 
-def _details(error: grpc.aio.AioRpcError) -> tuple[ErrorInfo, BadRequest]:
+def details_of(error: grpc.RpcError) -> tuple[ErrorInfo, BadRequest]:
     """Read the rich status of an error; both are empty where there is none, or none that can be read."""
     info, bad_request = ErrorInfo(), BadRequest()
     try:
-        status = rpc_status.from_call(error)  # type: ignore[arg-type] # it takes aio errors too
+        status = rpc_status.from_call(error)  # type: ignore[arg-type] # the error of a call is its call, too
         for detail in status.details if status else ():
             _ = detail.Unpack(info) or detail.Unpack(bad_request)
     except (ValueError, DecodeError):

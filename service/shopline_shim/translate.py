@@ -16,6 +16,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import points_pb2
 
+POINTS_TOPIC = "app_memberSystem_points/challenged"
+"""The topic that `points_update` translates."""
 Violation = tuple[str, str]
 """A wrong field: its name as SHOPLINE writes it, and what it must be. Never its value, which may be personal data."""
 
