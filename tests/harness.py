@@ -12,7 +12,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
 
-from pointbook.v1 import points_pb2, points_pb2_grpc, programs_pb2, programs_pb2_grpc, redemption_pb2_grpc
+from pointbook.v1 import (
+    points_pb2,
+    points_pb2_grpc,
+    programs_pb2,
+    programs_pb2_grpc,
+    redemption_pb2_grpc,
+    webhooks_pb2_grpc,
+)
 from pointbook_server.access.model import Scope, new_token
 from pointbook_server.access.store import AccessStore
 from pointbook_server.database import Database
@@ -23,6 +30,7 @@ from pointbook_server.settings import ServerSettings
 NOW_MS = 1_780_000_000_000
 """The moment that the tests' clock starts at: in May 2026."""
 CODE_KEY = base64.b64encode(b"k" * 32).decode()
+QUARANTINE_KEY = base64.b64encode(b"q" * 32).decode()
 
 _numbers = itertools.count(1)
 
@@ -34,7 +42,12 @@ def unique(prefix: str) -> str:
 
 def server_settings(**changes: Any) -> ServerSettings:
     """Settings for a server under test, on any free port."""
-    values: dict[str, Any] = {"grpc_address": "127.0.0.1:0", "code_keys": {"k1": CODE_KEY}, "drain_seconds": 2.0}
+    values: dict[str, Any] = {
+        "grpc_address": "127.0.0.1:0",
+        "code_keys": {"k1": CODE_KEY},
+        "quarantine_keys": {"q1": QUARANTINE_KEY},
+        "drain_seconds": 2.0,
+    }
     return ServerSettings(**{**values, **changes})
 
 
@@ -78,6 +91,7 @@ class Client:
         self.points = points_pb2_grpc.PointsServiceStub(self.channel)
         self.programs = programs_pb2_grpc.ProgramsServiceStub(self.channel)
         self.redemption = redemption_pb2_grpc.RedemptionServiceStub(self.channel)
+        self.webhooks = webhooks_pb2_grpc.WebhooksServiceStub(self.channel)
 
     async def close(self) -> None:
         """Close the channel."""

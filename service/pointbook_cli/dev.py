@@ -23,7 +23,7 @@ from pointbook_server.delivery.console import ConsoleSender
 from pointbook_server.migrations import migrate
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from pointbook_server.settings import CODE_KEY_BYTES_MIN, ServerSettings, is_loopback
+from pointbook_server.settings import KEY_BYTES, ServerSettings, is_loopback
 from shopline_shim.app import Shim
 from shopline_shim.settings import ShimSettings
 
@@ -65,8 +65,7 @@ async def _run(settings: ServerSettings, shim_settings: ShimSettings, stop: asyn
     async with contextlib.AsyncExitStack() as stack:
         database_url = await stack.enter_async_context(_database(settings))
         await migrate(database_url)
-        if not settings.code_keys:
-            settings = settings.model_copy(update={"code_keys": {"dev": _code_key(settings.data_dir)}})
+        settings = settings.model_copy(update=_own_keys(settings))
         console = ConsoleSender()
         senders = {Channel.SMS: console, Channel.EMAIL: console}
         server = Server(settings, database_url, senders=senders, development=True)
@@ -149,14 +148,22 @@ def _make_private(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _code_key(folder: Path) -> SecretStr:
-    """Read this machine's own key for one-time codes, made at the first start."""
+def _own_keys(settings: ServerSettings) -> dict[str, dict[str, SecretStr]]:
+    """Give the keys that the settings lack: this machine's own, so that a restart can go on with what is kept."""
+    files = {"code_keys": "code.key", "quarantine_keys": "quarantine.key"}
+    return {
+        name: {"dev": _own_key(settings.data_dir, file)} for name, file in files.items() if not getattr(settings, name)
+    }
+
+
+def _own_key(folder: Path, file: str) -> SecretStr:
+    """Read a key of this machine's own, made at the first start."""
     _make_private(folder)
-    path = folder / "code.key"
+    path = folder / file
     with contextlib.suppress(FileExistsError):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(b64encode(secrets.token_bytes(CODE_KEY_BYTES_MIN)))
+        with os.fdopen(descriptor, "wb") as opened:
+            opened.write(b64encode(secrets.token_bytes(KEY_BYTES)))
     return SecretStr(path.read_text())
 
 

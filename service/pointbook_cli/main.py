@@ -7,7 +7,9 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -30,9 +32,15 @@ app = typer.Typer(
 )
 token_app = typer.Typer(help="Make, list and revoke the bearer tokens of callers.", no_args_is_help=True)
 webhook_app = typer.Typer(help="Try a shim.", no_args_is_help=True)
+quarantine_app = typer.Typer(help="Deal with the webhooks that could not be applied.", no_args_is_help=True)
 app.add_typer(token_app, name="token")
 app.add_typer(webhook_app, name="webhook")
+app.add_typer(quarantine_app, name="quarantine")
 
+ServerOption = Annotated[str, typer.Option("--server", help="The gRPC server; POINTBOOK_GRPC_ADDRESS by default.")]
+MerchantOption = Annotated[
+    str, typer.Option("--merchant", help="Whose quarantine; left out, that of the webhooks that name no merchant.")
+]
 S = TypeVar("S", bound=BaseSettings)
 T = TypeVar("T")
 
@@ -312,6 +320,87 @@ def send_webhook(
     typer.echo(f"{status} {answer}")
     if status != 200:  # noqa: PLR2004 - the one answer that SHOPLINE takes for received
         sys.exit(1)
+
+
+@quarantine_app.command("list")
+def list_quarantine(
+    merchant: MerchantOption = "",
+    server: ServerOption = "",
+    state: Annotated[str, typer.Option(help="QUARANTINED or REPLAYED.")] = "QUARANTINED",
+    reason: Annotated[str, typer.Option(help="Only those with this reason, such as STORE_UNKNOWN.")] = "",
+    topic: Annotated[str, typer.Option(help="Only those of this topic.")] = "",
+    since: Annotated[datetime | None, typer.Option(help="Only those received from this time (UTC) on.")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Only those received before this time (UTC).")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 1_000,
+) -> None:
+    """List webhooks in quarantine, one a line, the oldest first."""
+    from pointbook_cli.quarantine import Wanted, line_of, names_of
+
+    for option, names, given in (
+        ("--state", names_of("QuarantineState"), state),
+        ("--reason", ["", *names_of("QuarantineReason")], reason),
+    ):
+        if given not in names:
+            fail(f"{option} must be one of {', '.join(filter(None, names))}")
+    with open_quarantine(server, merchant) as quarantine:
+        found = quarantine.webhooks(Wanted(state, reason or "UNSPECIFIED", topic, since, until))
+        for webhook in islice(found, limit):
+            typer.echo(line_of(webhook))
+        if next(found, None) is not None:
+            typer.echo(f"There are more than {limit:,}; see --limit.", err=True)
+
+
+@quarantine_app.command("show")
+def show_quarantined(
+    quarantine_id: Annotated[str, typer.Argument(metavar="ID", help="The id of `pointbook quarantine list`.")],
+    merchant: MerchantOption = "",
+    server: ServerOption = "",
+) -> None:
+    """Show a webhook with its headers and its body. The body of a customer webhook is personal data."""
+    from pointbook_cli.quarantine import text_of
+
+    with open_quarantine(server, merchant) as quarantine:
+        typer.echo(text_of(quarantine.get(quarantine_id)))
+
+
+@quarantine_app.command("replay")
+def replay_quarantined(
+    quarantine_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Which to replay.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Replay all that wait.")] = False,
+    as_merchant: Annotated[str, typer.Option(help="The merchant that webhooks named wrongly, or not at all.")] = "",
+    merchant: MerchantOption = "",
+    server: ServerOption = "",
+) -> None:
+    """Translate webhooks again and apply each once; the exit code is 1 while some are refused."""
+    from pointbook_cli.quarantine import Wanted, replay_all
+
+    if bool(quarantine_ids) is everything:
+        fail("name the webhooks to replay, or use --all")
+    with open_quarantine(server, merchant) as quarantine:
+        ids = quarantine_ids or [webhook.quarantine_id for webhook in quarantine.webhooks(Wanted())]
+        if not replay_all(quarantine, ids, as_merchant):
+            sys.exit(1)
+
+
+@quarantine_app.command("drop")
+def drop_quarantined(
+    quarantine_id: Annotated[str, typer.Argument(metavar="ID", help="The id of `pointbook quarantine list`.")],
+    reason: Annotated[str, typer.Option(help="Why, for the audit log; name no person.")],
+    merchant: MerchantOption = "",
+    server: ServerOption = "",
+) -> None:
+    """Delete a webhook for good, replayed or not."""
+    with open_quarantine(server, merchant) as quarantine:
+        quarantine.drop(quarantine_id, reason)
+    typer.echo(f"Webhook {quarantine_id} is dropped.")
+
+
+def open_quarantine(server: str, merchant: str) -> AbstractContextManager[Any]:
+    """Open a merchant's quarantine on a server, with the token of POINTBOOK_TOKEN."""
+    from pointbook_cli.quarantine import opened
+    from shopline_shim.settings import ShimSettings
+
+    return opened(load_settings(ShimSettings, **({"grpc_address": server} if server else {})), merchant)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pointbook_server.access.model import (
     Access,
     Principal,
     current_principal,
-    merchants_named,
+    merchants_of,
 )
 from pointbook_server.errors import PointbookError, Reason
 
@@ -77,7 +77,7 @@ def _guard(behaviour: Callable[[Any, Any], Awaitable[Any]], principal: Principal
     """Check the merchants that a request names before its servicer sees it."""
 
     async def call(request: Any, context: Any) -> Any:
-        principal.check_merchants(set(merchants_named(request, access.merchant_path)))
+        principal.check_merchants(merchants_of(request, access))
         current_principal.set(principal)
         return await behaviour(request, context)
 

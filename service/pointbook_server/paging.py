@@ -19,10 +19,10 @@ INTEGER_MAX = 2**63 - 1
 M = TypeVar("M", bound=Message)
 
 
-def fit(messages: Iterable[M], size: int) -> list[M]:
+def fit(messages: Iterable[M], size: int, bytes_max: int = PAGE_BYTES_MAX) -> list[M]:
     """Take a page of messages: as many as were asked for, or as fit into an answer, and at least one."""
     page: list[M] = []
-    room = PAGE_BYTES_MAX
+    room = bytes_max
     for message in messages:
         room -= message.ByteSize()
         if len(page) == size or (page and room < 0):

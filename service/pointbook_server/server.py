@@ -39,6 +39,10 @@ from pointbook_server.settings import ServerSettings
 from pointbook_server.status import StatusInterceptor, code_of
 from pointbook_server.validation_codes.service import ValidationCodes
 from pointbook_server.validation_codes.store import ValidationCodesStore
+from pointbook_server.webhooks.model import Bounds
+from pointbook_server.webhooks.sealing import Sealer
+from pointbook_server.webhooks.servicer import WebhooksServicer
+from pointbook_server.webhooks.store import WebhooksStore
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
@@ -60,6 +64,8 @@ UPDATES_IN_BATCH_MAX = 500
 UPDATES_WAITING_MAX = 10_000
 LANES = 4
 """How many merchants' updates are written at a time; one merchant's take one transaction after the other."""
+ABANDONED_SECONDS_MAX = 60.0
+"""How long a transaction may run on when its caller's deadline has passed: each statement has a timeout."""
 METADATA_BYTES_MAX = 8 * 1024
 MESSAGE_BYTES_MAX = 1024 * 1024
 
@@ -139,9 +145,8 @@ class Server:
             clock=clock,
         )
         server = self._server
-        points_pb2_grpc.add_PointsServiceServicer_to_server(
-            PointsServicer(ledger, self._points_line, clock, code_of), server
-        )
+        points = PointsServicer(ledger, self._points_line, clock, code_of)
+        points_pb2_grpc.add_PointsServiceServicer_to_server(points, server)
         redemption_pb2_grpc.add_RedemptionServiceServicer_to_server(
             RedemptionServicer(ledger, programs, codes, clock), server
         )
@@ -149,10 +154,20 @@ class Server:
         # These are in the contract and answer UNIMPLEMENTED, as the README says.
         benefits_pb2_grpc.add_BenefitsServiceServicer_to_server(benefits_pb2_grpc.BenefitsServiceServicer(), server)
         customers_pb2_grpc.add_CustomersServiceServicer_to_server(customers_pb2_grpc.CustomersServiceServicer(), server)
-        webhooks_pb2_grpc.add_WebhooksServiceServicer_to_server(webhooks_pb2_grpc.WebhooksServiceServicer(), server)
+        webhooks_pb2_grpc.add_WebhooksServiceServicer_to_server(self._webhooks_servicer(points, clock), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if development or self._settings.reflection:
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+
+    def _webhooks_servicer(self, points: PointsServicer, clock: Clock) -> WebhooksServicer:
+        settings = self._settings
+        store = WebhooksStore(
+            self._database,
+            Sealer(settings.quarantine_key_bytes()),
+            Bounds(settings.quarantine_webhooks_max, settings.quarantine_bytes_max),
+        )
+        replay_ms = int((settings.call_deadline_seconds + ABANDONED_SECONDS_MAX) * 1_000)
+        return WebhooksServicer(store, points, clock, replay_ms=replay_ms)
 
     async def _watch_database(self) -> None:
         while True:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-CODE_KEY_BYTES_MIN = 32
+KEY_BYTES = 32
+"""How long a key is: at least, to sign codes; exactly, to encrypt."""
 PORT_MAX = 65_535
 
 
@@ -60,6 +61,20 @@ class ServerSettings(BaseSettings):
         description="The keys of one-time codes as ID:BASE64,... with at least 32 bytes each: the first signs, all "
         "verify. Needed to issue codes; `dev` makes its own.",
     )
+    quarantine_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        default_factory=dict,
+        description="The keys that encrypt customer webhooks in quarantine as ID:BASE64,... with exactly 32 bytes "
+        "each: the first encrypts, all decrypt. Without one such webhooks are not kept; `dev` makes its own.",
+    )
+    quarantine_webhooks_max: int = Field(
+        default=100_000, ge=1, le=10**9, description="How many webhooks the quarantine of one merchant may hold."
+    )
+    quarantine_bytes_max: int = Field(
+        default=1024**3,
+        ge=1,
+        le=10**15,
+        description="How many bytes of headers and bodies the quarantine of one merchant may hold.",
+    )
     log_level: str = Field(
         default="INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR."
     )
@@ -90,9 +105,9 @@ class ServerSettings(BaseSettings):
             raise ValueError("must be HOST:PORT")
         return value
 
-    @field_validator("code_keys", mode="before")
+    @field_validator("code_keys", "quarantine_keys", mode="before")
     @classmethod
-    def _split_code_keys(cls, value: object) -> object:
+    def _split_keys(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         pairs = [pair.strip().partition(":") for pair in value.split(",") if pair.strip()]
@@ -101,16 +116,18 @@ class ServerSettings(BaseSettings):
             raise ValueError("names a key id twice")
         return keys
 
-    @field_validator("code_keys")
+    @field_validator("code_keys", "quarantine_keys")
     @classmethod
-    def _check_code_keys(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    def _check_keys(cls, value: dict[str, SecretStr], info: ValidationInfo) -> dict[str, SecretStr]:
         for key_id, encoded in value.items():
             try:
                 key = b64decode(encoded.get_secret_value(), validate=True)
             except ValueError:
                 raise ValueError("must be ID:BASE64,...") from None
-            if not key_id or len(key) < CODE_KEY_BYTES_MIN:
+            if not key_id or len(key) < KEY_BYTES:
                 raise ValueError("must be ID:BASE64,... with at least 32 bytes in each key")
+            if info.field_name == "quarantine_keys" and len(key) != KEY_BYTES:
+                raise ValueError("must be ID:BASE64,... with exactly 32 bytes in each key")
         return value
 
     @model_validator(mode="after")
@@ -124,4 +141,12 @@ class ServerSettings(BaseSettings):
 
     def code_key_bytes(self) -> dict[str, bytes]:
         """Return the code keys by id, the signing one first."""
-        return {key_id: b64decode(encoded.get_secret_value()) for key_id, encoded in self.code_keys.items()}
+        return _key_bytes(self.code_keys)
+
+    def quarantine_key_bytes(self) -> dict[str, bytes]:
+        """Return the quarantine's keys by id, the encrypting one first."""
+        return _key_bytes(self.quarantine_keys)
+
+
+def _key_bytes(keys: dict[str, SecretStr]) -> dict[str, bytes]:
+    return {key_id: b64decode(encoded.get_secret_value()) for key_id, encoded in keys.items()}

@@ -45,6 +45,7 @@ CODES = {
     Reason.PROGRAM_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.CUSTOMER_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.ENTRY_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.WEBHOOK_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.EVENT_ID_REUSED: grpc.StatusCode.ALREADY_EXISTS,
     Reason.STORE_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
     Reason.STALE_ETAG: grpc.StatusCode.ABORTED,
@@ -67,6 +68,7 @@ RESOURCES = {
     Reason.STORE_NOT_FOUND: ("pointbook.v1.Store", "store_id"),
     Reason.PROGRAM_NOT_FOUND: ("pointbook.v1.Program", "program_id"),
     Reason.ENTRY_NOT_FOUND: ("pointbook.v1.PointsEntry", "event_id"),
+    Reason.WEBHOOK_NOT_FOUND: ("pointbook.v1.QuarantinedWebhook", "quarantine_id"),
 }
 """The resource that a reason is about, and the metadata that names it."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

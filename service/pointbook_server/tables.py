@@ -250,3 +250,47 @@ validation_challenges = Table(
         postgresql_where=text("state = 'LIVE'"),
     ),
 )
+
+quarantined_webhooks = Table(
+    "quarantined_webhooks",
+    metadata,
+    Column("quarantine_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("body_digest", LargeBinary, nullable=False, comment="Keyed for customer topics."),
+    Column("detail", Text, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("key_id", Text, comment="The key that encrypts headers and body; NULL where they stand in clear."),
+    Column("headers", LargeBinary, nullable=False, comment="[name, value] in their order, as JSON."),
+    Column("body", LargeBinary, comment="NULL when it was erased with its customer."),
+    Column("body_size", Integer, nullable=False),
+    Column("kept_bytes", BigInteger, nullable=False, comment="What it counts for in quarantine_usage."),
+    Column("received_at_ms", BigInteger, nullable=False),
+    Column("last_received_at_ms", BigInteger, nullable=False),
+    Column("receive_count", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("replay_event_id", Text, comment="The event that it is, or was, replayed as: set before it is applied."),
+    Column("replays_running", BigInteger, nullable=False, comment="How many may be running until replay_until_ms."),
+    Column("replay_until_ms", BigInteger, nullable=False),
+    Column("replayed_at_ms", BigInteger),
+    PrimaryKeyConstraint("quarantine_id", "merchant_id", name="pk_quarantined_webhooks"),
+    UniqueConstraint("body_digest", "reason", "merchant_id", name="uq_quarantined_webhooks_body"),
+    CheckConstraint("octet_length(body_digest) = 32", name="ck_quarantined_webhooks_body_digest"),
+    CheckConstraint("state IN ('QUARANTINED', 'REPLAYED')", name="ck_quarantined_webhooks_state"),
+    CheckConstraint(
+        "state <> 'REPLAYED' OR (replay_event_id IS NOT NULL AND replayed_at_ms IS NOT NULL)",
+        name="ck_quarantined_webhooks_replayed",
+    ),
+    Index("ix_quarantined_webhooks_received", "received_at_ms", "quarantine_id", "merchant_id"),
+)
+
+quarantine_usage = Table(
+    "quarantine_usage",
+    metadata,
+    Column("merchant_id", Text, nullable=False),
+    Column("webhooks", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    PrimaryKeyConstraint("merchant_id", name="pk_quarantine_usage"),
+    CheckConstraint("webhooks >= 0", name="ck_quarantine_usage_webhooks"),
+    CheckConstraint("bytes >= 0", name="ck_quarantine_usage_bytes"),
+)

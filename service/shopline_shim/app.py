@@ -1,4 +1,4 @@
-"""The shim's HTTP face: authentic webhooks in, gRPC calls out, and 200 only for what is durably in the book."""
+"""The shim's HTTP face: authentic webhooks in, gRPC calls out, and 200 only for what is durably kept."""
 
 import asyncio
 import contextlib
@@ -7,6 +7,7 @@ import socket
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -22,31 +23,20 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pointbook.v1 import points_pb2, points_pb2_grpc
-from shopline_shim import signature, translate
+from pointbook.v1 import points_pb2, points_pb2_grpc, webhooks_pb2, webhooks_pb2_grpc
+from shopline_shim import quarantine, signature, translate
 from shopline_shim.deadlines import DeadlineProtocol
 from shopline_shim.problems import Problem
 from shopline_shim.settings import ShimSettings, split_address
 
 log = structlog.get_logger()
 
-_POINTS_TOPIC = "app_memberSystem_points/challenged"
 _CUSTOMER_TOPICS = ("customers/create", "customers/update", "customers/delete", "customers/redact")
-_KNOWN_TOPICS = frozenset({_POINTS_TOPIC, *_CUSTOMER_TOPICS})
+_KNOWN_TOPICS = frozenset({translate.POINTS_TOPIC, *_CUSTOMER_TOPICS})
 
 _READY_TIMEOUT_SECONDS = 1.0
 _RETRY_AFTER = {"Retry-After": "5"}
 
-# The server understood the event and refuses it: sending it again would change nothing.
-_REFUSALS = frozenset(
-    {
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.ALREADY_EXISTS,
-        grpc.StatusCode.FAILED_PRECONDITION,
-        grpc.StatusCode.OUT_OF_RANGE,
-    }
-)
 _ACCESS_DENIED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
 
 _CHANNEL_OPTIONS = (
@@ -65,13 +55,6 @@ _CHANNEL_OPTIONS = (
 _UNREAD = Problem(408, "body-incomplete", "Request Timeout", "The body did not arrive in full.")
 _TOO_LARGE = Problem(413, "body-too-large", "Content Too Large", "The body is larger than the limit.")
 _FORGED = Problem(401, "wrong-signature", "Unauthorized", "X-Shopline-Hmac-Sha256 does not fit the body.")
-_OTHER_SHOP = Problem(
-    400,
-    "shop-id-mismatch",
-    "Bad Request",
-    "X-Shopline-Shop-Id is not the store that the body names.",
-    (("X-Shopline-Shop-Id", "must be the body's store_id"),),
-)
 _AWAY = Problem(503, "unavailable", "Service Unavailable", "The points book cannot be written now; send it again.")
 _NOT_READY = Problem(503, "not-ready", "Service Unavailable", "The gRPC server does not serve.")
 _STOPPING = Problem(503, "stopping", "Service Unavailable", "The shim is stopping; send it again.")
@@ -90,6 +73,12 @@ class Metrics:
             ("topic", "outcome"),
             registry=self.registry,
         )
+        self.quarantined = Counter(
+            "pointbook_webhooks_quarantined",
+            "Webhooks that were quarantined, by reason.",
+            ("reason",),
+            registry=self.registry,
+        )
         self.shop_id_mismatches = Counter(
             "pointbook_webhook_shop_id_mismatches",
             "Authentic webhooks whose X-Shopline-Shop-Id is not their body's store.",
@@ -104,25 +93,50 @@ class Metrics:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """On whose behalf the server is called: a request's id, and the moment by which all its calls have ended."""
+
+    request_id: str
+    deadline: float
+
+    def seconds_left(self) -> float:
+        """Tell how long a call may take that begins now."""
+        return max(self.deadline - time.monotonic(), 0)
+
+
 class Book:
     """The gRPC server as the shim sees it: one channel, which must be made inside the running event loop."""
 
     def __init__(self, settings: ShimSettings, channel: grpc.aio.Channel) -> None:
         self._points = points_pb2_grpc.PointsServiceStub(channel)
+        self._webhooks = webhooks_pb2_grpc.WebhooksServiceStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
-        self._timeout_seconds = settings.grpc_timeout_seconds
         token = settings.token.get_secret_value()
         self._credentials = (("authorization", f"Bearer {token}"),) if token else ()
 
-    async def apply(self, update: points_pb2.PointsUpdate, request_id: str) -> points_pb2.ApplyPointsUpdateResponse:
+    async def apply(self, update: points_pb2.PointsUpdate, caller: Caller) -> points_pb2.ApplyPointsUpdateResponse:
         """Write one event; an answer means that it is committed.
 
-        Raises grpc.aio.AioRpcError, with DEADLINE_EXCEEDED after `grpc_timeout_seconds`.
+        Raises grpc.aio.AioRpcError, with DEADLINE_EXCEEDED at the caller's deadline.
         """
         return await self._points.ApplyPointsUpdate(
             points_pb2.ApplyPointsUpdateRequest(update=update),
-            timeout=self._timeout_seconds,
-            metadata=(("x-request-id", request_id), *self._credentials),
+            timeout=caller.seconds_left(),
+            metadata=(("x-request-id", caller.request_id), *self._credentials),
+        )
+
+    async def quarantine(
+        self, webhook: webhooks_pb2.QuarantineWebhookRequest, caller: Caller
+    ) -> webhooks_pb2.QuarantineWebhookResponse:
+        """Keep a webhook that cannot be applied; an answer means that it is committed.
+
+        Raises grpc.aio.AioRpcError, with DEADLINE_EXCEEDED at the caller's deadline.
+        """
+        return await self._webhooks.QuarantineWebhook(
+            webhook,
+            timeout=caller.seconds_left(),
+            metadata=(("x-request-id", caller.request_id), *self._credentials),
         )
 
     async def is_serving(self) -> bool:
@@ -137,11 +151,15 @@ class Book:
 
 
 class Webhooks:
-    """`POST /webhooks/shopline`: cap, signature, topic, translation, gRPC call, in this order."""
+    """`POST /webhooks/shopline`: cap, signature, topic, translation, gRPC call, in this order.
+
+    What is authentic but cannot be applied is quarantined by a second call. Source: SHOPLINE facts, Delivery.
+    """
 
     def __init__(self, settings: ShimSettings, metrics: Metrics) -> None:
         self._secrets = [secret.get_secret_value() for secret in settings.shopline_secrets]
         self._max_body_bytes = settings.max_body_bytes
+        self._timeout_seconds = settings.grpc_timeout_seconds
         self._refuses_other_shop = settings.shop_id_mismatch == "quarantine"
         self._metrics = metrics
 
@@ -168,26 +186,53 @@ class Webhooks:
             return "too_large", _TOO_LARGE.response()
         if not signature.verify(self._secrets, raw_body, request.headers.get("x-shopline-hmac-sha256")):
             return "forged", _FORGED.response()
-        if topic != _POINTS_TOPIC:
+        if topic != translate.POINTS_TOPIC:
             return "ignored", JSONResponse({"outcome": "IGNORED"})
         return await self._apply(request, raw_body)
 
     async def _apply(self, request: Request, raw_body: bytes) -> tuple[str, Response]:
+        caller = Caller(request.state.request_id, time.monotonic() + self._timeout_seconds)
         try:
             update = translate.points_update(request.headers, raw_body)
         except translate.MalformedWebhook as malformed:
-            fields = sorted({field for field, _ in malformed.violations})
-            _request_log(request).warning("webhook malformed", fields=fields)
-            return "malformed", _malformed(malformed).response()
+            return await self._quarantine(request, raw_body, quarantine.of_malformed(malformed), caller)
         if self._names_other_shop(request, update) and self._refuses_other_shop:
-            return "shop_id_mismatch", _OTHER_SHOP.response()
+            return await self._quarantine(request, raw_body, quarantine.OTHER_SHOP, caller)
         book: Book = request.state.book
         try:
-            applied = await book.apply(update, request.state.request_id)
+            applied = await book.apply(update, caller)
         except grpc.aio.AioRpcError as error:
-            return _answer_error(request, error.code())
+            finding = quarantine.of_error(error)
+            if finding is None:
+                return _answer_unavailable(request, error.code())
+            return await self._quarantine(request, raw_body, finding, caller)
         outcome = points_pb2.ApplyOutcome.Name(applied.outcome).removeprefix("APPLY_OUTCOME_")
         return outcome.lower(), JSONResponse({"outcome": outcome})
+
+    async def _quarantine(
+        self, request: Request, raw_body: bytes, finding: quarantine.Finding, caller: Caller
+    ) -> tuple[str, Response]:
+        """Keep a webhook that cannot be applied: 200 once it is committed, else 503 for SHOPLINE to send it again."""
+        webhook = webhooks_pb2.QuarantineWebhookRequest(
+            merchant_id=translate.merchant_id(request.headers),
+            topic=translate.POINTS_TOPIC,
+            headers=quarantine.keep_headers(request.headers.raw),
+            body=raw_body,
+            reason=finding.reason,
+            detail=finding.detail,
+        )
+        book: Book = request.state.book
+        told = _request_log(request).bind(reason=finding.name, detail=finding.detail)
+        try:
+            kept = await book.quarantine(webhook, caller)
+        except grpc.aio.AioRpcError as error:
+            code = error.code()
+            hint = "check the scopes and merchants of POINTBOOK_TOKEN" if code in _ACCESS_DENIED else None
+            told.error("webhook not quarantined", code=code.name, hint=hint)
+            return "quarantine_failed", _AWAY.response(_RETRY_AFTER)
+        self._metrics.quarantined.labels(finding.name.lower()).inc()
+        told.warning("webhook quarantined", quarantine_id=kept.quarantine_id, again=kept.already_quarantined)
+        return "quarantined", JSONResponse({"outcome": "QUARANTINED"})
 
     def _names_other_shop(self, request: Request, update: points_pb2.PointsUpdate) -> bool:
         """Tell whether the unsigned header names another store than the signed body. A missing header claims nothing.
@@ -358,20 +403,11 @@ async def _read(request: Request, max_bytes: int) -> bytes | None:
     return bytes(body)
 
 
-def _malformed(malformed: translate.MalformedWebhook) -> Problem:
-    detail = "The webhook is authentic, but its content cannot be read."
-    return Problem(400, "malformed-webhook", "Bad Request", detail, malformed.violations)
-
-
-def _answer_error(request: Request, code: grpc.StatusCode) -> tuple[str, Response]:
-    """Answer what the gRPC server said: 400 where a repetition would fail the same way, else 503 for SHOPLINE to retry.
+def _answer_unavailable(request: Request, code: grpc.StatusCode) -> tuple[str, Response]:
+    """Answer 503 for SHOPLINE to send again what the server may take another time.
 
     Source: SHOPLINE facts, Delivery.
     """
-    if code in _REFUSALS:
-        _request_log(request).warning("webhook refused", code=code.name)
-        detail = f"The webhook is authentic, but the points book refuses it: {code.name}."
-        return "refused", Problem(400, "webhook-refused", "Bad Request", detail).response()
     if code in _ACCESS_DENIED:
         _request_log(request).error("the gRPC server refuses the shim: check POINTBOOK_TOKEN", code=code.name)
     else:

@@ -6,39 +6,30 @@ from dataclasses import dataclass
 
 from starlette.responses import Response
 
-from shopline_shim.translate import Violation
-
 MEDIA_TYPE = "application/problem+json"
-
-_MAX_ERRORS = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One way in which a request can fail, told to its caller.
 
-    `kind` ends the problem's type, `urn:pointbook:problem:<kind>`. `errors` are the wrong fields, of which the answer
-    shows the first 50. Nothing of the request is repeated, as it may be personal data or somebody's guess of a digest.
+    `kind` ends the problem's type, `urn:pointbook:problem:<kind>`. Nothing of the request is repeated, as it may be
+    personal data or somebody's guess of a digest.
     """
 
     status: int
     kind: str
     title: str
     detail: str
-    errors: tuple[Violation, ...] = ()
 
     def body(self) -> bytes:
         """Write the problem as JSON in UTF-8."""
-        members: dict[str, object] = {
+        members = {
             "type": f"urn:pointbook:problem:{self.kind}",
             "title": self.title,
             "status": self.status,
             "detail": self.detail,
         }
-        if self.errors:
-            members["errors"] = [
-                {"field": field, "description": description} for field, description in self.errors[:_MAX_ERRORS]
-            ]
         return json.dumps(members, ensure_ascii=False).encode()
 
     def response(self, headers: Mapping[str, str] | None = None) -> Response:

@@ -34,8 +34,9 @@ class ShimSettings(BaseSettings):
     )
     token: SecretStr = Field(
         default=SecretStr(""),
-        description="The bearer token that the shim calls the server with; it needs the scope points.write. Empty: "
-        "none is sent, which only a server without access control accepts.",
+        description="The bearer token that the shim calls the server with; it needs the scopes points.write and "
+        "webhooks, for all merchants if it shall also keep webhooks that name none. Empty: none is sent, which only a "
+        "server without access control accepts.",
     )
     shopline_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
@@ -45,12 +46,13 @@ class ShimSettings(BaseSettings):
     shop_id_mismatch: Literal["quarantine", "warn"] = Field(
         default="quarantine",
         description="What becomes of a webhook whose X-Shopline-Shop-Id differs from its body's store: quarantine "
-        "does not apply it, warn logs it and applies it to the body's store.",
+        "keeps it without applying it, warn logs it and applies it to the body's store.",
     )
     max_body_bytes: int = Field(
         default=262_144,
         ge=1,
-        description="The largest webhook body, in bytes; a larger one is answered 413.",
+        le=262_144,
+        description="The largest webhook body, in bytes; a larger one is answered 413. The quarantine holds no larger.",
     )
     header_timeout_seconds: float = Field(
         default=5,
@@ -68,7 +70,8 @@ class ShimSettings(BaseSettings):
         default=4,
         gt=0,
         allow_inf_nan=False,
-        description="How long the gRPC server may take for one webhook, in seconds. SHOPLINE waits 5 for the answer.",
+        description="How long the gRPC server may take for one webhook, its quarantine included, in seconds. "
+        "SHOPLINE waits 5 for the answer.",
     )
     drain_timeout_seconds: int = Field(
         default=4,

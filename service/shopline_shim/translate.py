@@ -16,6 +16,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import points_pb2
 
+POINTS_TOPIC = "app_memberSystem_points/challenged"
+"""The topic that `points_update` translates."""
 Violation = tuple[str, str]
 """A wrong field: its name as SHOPLINE writes it, and what it must be. Never its value, which may be personal data."""
 
@@ -115,6 +117,12 @@ def points_update(headers: Mapping[str, str], raw_body: bytes) -> points_pb2.Poi
             api_version=_metadata(lowered.get("x-shopline-api-version"), 64),
         ),
     )
+
+
+def merchant_id(headers: Mapping[str, str]) -> str:
+    """Answer the merchant that a delivery's headers name; empty where they name none, or none that is an id."""
+    claimed = {name.lower(): value for name, value in headers.items()}.get(_MERCHANT_ID_HEADER.lower(), "")
+    return claimed if _ID.fullmatch(claimed) else ""
 
 
 class _Reader:

@@ -36,7 +36,7 @@ from e2e.processes import (
 )
 from embedded_database import Cluster
 from harness import Client
-from pointbook.v1 import programs_pb2, redemption_pb2
+from pointbook.v1 import programs_pb2, redemption_pb2, webhooks_pb2
 
 MERCHANT_ID = "2000001234"
 STORE_ID = "1718263946864"
@@ -193,10 +193,11 @@ async def test_it_is_ready_in_five_seconds(dev: Dev, tmp_path: Path, record_prop
 
 
 async def test_the_data_is_private(dev: Dev) -> None:
-    """Nobody but its owner can enter the data folder, and the key of the codes is nobody else's to read: root's too."""
+    """Nobody but its owner can enter the data folder, and the keys are nobody else's to read: root's too."""
     assert stat.S_IMODE(dev.data_dir.stat().st_mode) == 0o700
     assert stat.S_IMODE((dev.data_dir / "postgres").stat().st_mode) == 0o700
-    assert stat.S_IMODE((dev.data_dir / "code.key").stat().st_mode) == 0o600
+    for name in ("code.key", "quarantine.key"):
+        assert stat.S_IMODE((dev.data_dir / name).stat().st_mode) == 0o600
 
 
 async def test_the_seeds_webhook_becomes_the_balance(dev: Dev) -> None:
@@ -363,7 +364,7 @@ async def test_addresses_beyond_loopback_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", [signal.SIGINT, signal.SIGTERM])
 async def test_a_restart_keeps_everything(tmp_path: Path, order: signal.Signals) -> None:
-    """Ctrl-C or SIGTERM ends `dev` cleanly, its database too; the next one finds points, codes' key and program."""
+    """Ctrl-C or SIGTERM ends `dev` cleanly, its database too; the next one finds points, keys and program."""
     data_dir = tmp_path / "data"
     settings = settings_of(data_dir)
     async with running("dev", folder=tmp_path, settings=settings) as process:
@@ -377,6 +378,16 @@ async def test_a_restart_keeps_everything(tmp_path: Path, order: signal.Signals)
         program.criteria.multiples_of = 7
         await client.programs.PutProgram(programs_pb2.PutProgramRequest(program=program))
         key = (data_dir / "code.key").read_bytes()
+        quarantine_id = (
+            await client.webhooks.QuarantineWebhook(
+                webhooks_pb2.QuarantineWebhookRequest(
+                    merchant_id=MERCHANT_ID,
+                    topic="customers/update",
+                    body=b"personal data",
+                    reason=webhooks_pb2.QUARANTINE_REASON_MALFORMED,
+                )
+            )
+        ).quarantine_id
         await client.close()
 
         exit_code, stop_seconds = await process.stop(order)
@@ -394,6 +405,10 @@ async def test_a_restart_keeps_everything(tmp_path: Path, order: signal.Signals)
         assert (await again.validate(points=14))["status"]["code"] == 800
         assert (await again.validate(points=20))["status"]["code"] == 807
         assert (data_dir / "code.key").read_bytes() == key
+        kept = await again.ask(
+            "WebhooksService/GetQuarantinedWebhook", {"merchant_id": MERCHANT_ID, "quarantine_id": quarantine_id}
+        )
+        assert base64.b64decode(kept["webhook"]["body"]) == b"personal data"
         await process.stop(order)
 
 

@@ -33,7 +33,7 @@ from harness import (
     unique,
 )
 from json_logs import json_logs
-from pointbook.v1 import identity_pb2, points_pb2, programs_pb2, redemption_pb2
+from pointbook.v1 import identity_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
 from pointbook_server import database as database_module
 from pointbook_server import server as server_module
 from pointbook_server import status as status_module
@@ -127,9 +127,11 @@ NASTY_NUMBERS = (0, 1, -1, 2, 10, 600, 10**9, 2**31 - 1, -(2**31), 10**15, 2**63
 FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
-def right_requests(shop: Shop) -> dict[str, Any]:
+def right_requests(shop: Shop, quarantine_id: str = "") -> dict[str, Any]:
     """Make a request of each method that there is, with most of its fields set."""
     store: dict[str, Any] = {"merchant_id": shop.merchant_id, "store_id": shop.store_id}
+    quarantine: dict[str, Any] = {"merchant_id": shop.merchant_id}
+    quarantined: dict[str, Any] = {**quarantine, "quarantine_id": quarantine_id}
     customer = identity_pb2.CustomerRef(
         merchant_id=shop.merchant_id, buyer=identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")
     )
@@ -164,6 +166,24 @@ def right_requests(shop: Shop) -> dict[str, Any]:
         "ProgramsService/PutProgram": programs_pb2.PutProgramRequest(program=program),
         "ProgramsService/GetProgram": programs_pb2.GetProgramRequest(merchant_id=shop.merchant_id, program_id=1),
         "ProgramsService/ListPrograms": programs_pb2.ListProgramsRequest(merchant_id=shop.merchant_id),
+        "WebhooksService/QuarantineWebhook": webhooks_pb2.QuarantineWebhookRequest(
+            **quarantine,
+            topic="app_memberSystem_points/challenged",
+            headers=[webhooks_pb2.WebhookHeader(name="x", value="y")],
+            body=b"{}",
+            reason=webhooks_pb2.QUARANTINE_REASON_MALFORMED,
+            receive_time=at(NOW_MS),
+        ),
+        "WebhooksService/ListQuarantinedWebhooks": webhooks_pb2.ListQuarantinedWebhooksRequest(
+            **quarantine, start_time=at(NOW_MS), end_time=at(NOW_MS)
+        ),
+        "WebhooksService/GetQuarantinedWebhook": webhooks_pb2.GetQuarantinedWebhookRequest(**quarantined),
+        "WebhooksService/ReplayQuarantinedWebhook": webhooks_pb2.ReplayQuarantinedWebhookRequest(
+            **quarantined, points_update=update
+        ),
+        "WebhooksService/DropQuarantinedWebhook": webhooks_pb2.DropQuarantinedWebhookRequest(
+            **quarantined, reason="a test"
+        ),
     }
 
 
@@ -173,6 +193,8 @@ def nasty_value(chance: random.Random, field: FieldDescriptor) -> Any:
         return chance.choice((0, 1, 2, 3, 4, 99, -1))
     if field.type == field.TYPE_STRING:
         return chance.choice(NASTY_TEXTS)
+    if field.type == field.TYPE_BYTES:
+        return chance.choice(NASTY_TEXTS).encode()
     if field.type == field.TYPE_BOOL:
         return chance.random() < 0.5
     number = chance.choice(NASTY_NUMBERS)
@@ -185,6 +207,8 @@ def spoil(chance: random.Random, message: Any) -> None:
     target = getattr(message, field.name)
     if hasattr(target, "items"):
         target[chance.choice(NASTY_TEXTS)] = chance.choice(NASTY_TEXTS)
+    elif hasattr(target, "add"):
+        target.add()
     elif hasattr(target, "extend"):
         target.extend([nasty_value(chance, field)])
     elif field.message_type is None:
@@ -201,14 +225,14 @@ async def test_no_request_is_a_fault_of_ours(client: Client, shop: Shop, method:
     """Whatever a caller sends is answered, or refused as the caller's fault, and never INTERNAL."""
     await client.put_program(shop.merchant_id, shop.store_id)
     await client.apply(shop.update())
+    kept = await client.webhooks.QuarantineWebhook(right_requests(shop)["WebhooksService/QuarantineWebhook"])
     chance = random.Random(method)  # noqa: S311 - the same requests in every run
-    requests = [right_requests(shop)[method] for _ in range(300)]
+    requests = [right_requests(shop, kept.quarantine_id)[method] for _ in range(300)]
     for request in requests[1:]:
         for _ in range(chance.choice((1, 1, 2, 4))):
             spoil(chance, request)
-    errors = await asyncio.gather(
-        *(error_of(bearer_call(client, method, request.SerializeToString())) for request in requests)
-    )
+    calls = [error_of(bearer_call(client, method, request.SerializeToString())) for request in requests]
+    errors = [await calls[0], *await asyncio.gather(*calls[1:])]
     wrong = [
         (error.code(), request)
         for error, request in zip(errors, requests, strict=True)

@@ -15,9 +15,12 @@ import httpx
 import pytest
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
 from pydantic import SecretStr
 
-from pointbook.v1 import points_pb2, points_pb2_grpc
+from pointbook.v1 import points_pb2, points_pb2_grpc, webhooks_pb2, webhooks_pb2_grpc
+from pointbook_server.errors import FieldViolation, PointbookError, Reason, store_not_found
+from pointbook_server.status import to_status
 from shopline_shim import signature
 from shopline_shim.app import Shim
 from shopline_shim.settings import ShimSettings
@@ -45,6 +48,7 @@ class FakePoints(points_pb2_grpc.PointsServiceServicer):
         self.metadata: list[dict[str, str | bytes]] = []
         self.outcome = points_pb2.APPLY_OUTCOME_APPLIED
         self.error: grpc.StatusCode | None = None
+        self.refusal: PointbookError | None = None
         self.delay_seconds = 0.0
         self.asked = asyncio.Event()
 
@@ -60,17 +64,48 @@ class FakePoints(points_pb2_grpc.PointsServiceServicer):
         await asyncio.sleep(self.delay_seconds)
         if self.error is not None:
             await context.abort(self.error, "as the test says: buyer 2404721679")
+        if self.refusal is not None:
+            status = rpc_status.to_status(to_status(self.refusal))
+            await context.abort(status.code, status.details, status.trailing_metadata)
         return points_pb2.ApplyPointsUpdateResponse(outcome=self.outcome)
 
 
+class FakeWebhooks(webhooks_pb2_grpc.WebhooksServiceServicer):
+    """A quarantine that keeps what it is given, or fails as the test says."""
+
+    def __init__(self) -> None:
+        self.kept: list[webhooks_pb2.QuarantineWebhookRequest] = []
+        self.metadata: list[dict[str, str | bytes]] = []
+        self.error: grpc.StatusCode | None = None
+        self.delay_seconds = 0.0
+
+    async def QuarantineWebhook(  # noqa: N802
+        self,
+        request: webhooks_pb2.QuarantineWebhookRequest,
+        context: grpc.aio.ServicerContext[
+            webhooks_pb2.QuarantineWebhookRequest, webhooks_pb2.QuarantineWebhookResponse
+        ],
+    ) -> webhooks_pb2.QuarantineWebhookResponse:
+        """Keep the webhook, or answer the error."""
+        self.metadata.append({str(key): value for key, value in context.invocation_metadata() or ()})
+        await asyncio.sleep(self.delay_seconds)
+        if self.error is not None:
+            await context.abort(self.error, "as the test says: buyer 2404721679")
+        self.kept.append(request)
+        return webhooks_pb2.QuarantineWebhookResponse(quarantine_id="q-1")
+
+
 @contextlib.asynccontextmanager
-async def grpc_server(points: FakePoints, port: int = 0) -> AsyncIterator[tuple[int, health.aio.HealthServicer]]:
-    """Serve the fake on a port, with a health service that says SERVING."""
+async def grpc_server(
+    points: FakePoints, webhooks: FakeWebhooks, port: int = 0
+) -> AsyncIterator[tuple[int, health.aio.HealthServicer]]:
+    """Serve the fakes on a port, with a health service that says SERVING."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     states = health.aio.HealthServicer()
     await states.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(states, server)
     points_pb2_grpc.add_PointsServiceServicer_to_server(points, server)
+    webhooks_pb2_grpc.add_WebhooksServiceServicer_to_server(webhooks, server)
     bound = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     try:
@@ -86,6 +121,7 @@ class Running:
     shim: Shim
     client: httpx.AsyncClient
     points: FakePoints
+    webhooks: FakeWebhooks
     health: health.aio.HealthServicer
     stop: asyncio.Event
     serving: asyncio.Task[None]
@@ -128,8 +164,8 @@ def raw_request(raw_body: bytes, *, length: int | str | None = None, chunked: bo
 @contextlib.asynccontextmanager
 async def running(**changes: Any) -> AsyncIterator[Running]:
     """Run a fake server and a shim in front of it, with some settings changed."""
-    points = FakePoints()
-    async with grpc_server(points) as (port, states):
+    points, webhooks = FakePoints(), FakeWebhooks()
+    async with grpc_server(points, webhooks) as (port, states):
         settings = ShimSettings(
             **{
                 "http_address": "127.0.0.1:0",
@@ -143,7 +179,7 @@ async def running(**changes: Any) -> AsyncIterator[Running]:
         serving = asyncio.create_task(shim.serve(stop=stop, ready=ready))
         await asyncio.wait_for(ready.wait(), 5)
         async with httpx.AsyncClient(base_url=f"http://{shim.address}", trust_env=False) as client:
-            run = Running(shim, client, points, states, stop, serving)
+            run = Running(shim, client, points, webhooks, states, stop, serving)
             try:
                 yield run
             finally:
@@ -167,6 +203,11 @@ def shim(shared: Running) -> Running:
     points.updates.clear()
     points.metadata.clear()
     points.outcome, points.error, points.delay_seconds = points_pb2.APPLY_OUTCOME_APPLIED, None, 0.0
+    points.refusal = None
+    webhooks = shared.webhooks
+    webhooks.kept.clear()
+    webhooks.metadata.clear()
+    webhooks.error, webhooks.delay_seconds = None, 0.0
     return shared
 
 
@@ -272,29 +313,175 @@ async def test_token_travels() -> None:
         assert shim.points.metadata[0]["authorization"] == "Bearer points-token"
 
 
-@pytest.mark.parametrize(
-    ("code", "status"),
-    [
-        (
-            code,
-            400
-            if code.name in {"INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "OUT_OF_RANGE"}
-            else 503,
-        )
-        for code in grpc.StatusCode
-        if code is not grpc.StatusCode.OK
-    ],
-    ids=lambda value: getattr(value, "name", str(value)),
-)
-async def test_errors_of_the_server(shim: Running, code: grpc.StatusCode, status: int) -> None:
-    """What a repetition would not change is 400, all else is 503 so that SHOPLINE sends again."""
+DEFINITE = {"INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "OUT_OF_RANGE"}
+
+
+def assert_quarantined(response: httpx.Response) -> None:
+    """Check that an answer tells SHOPLINE that the webhook is taken, and that it is in quarantine."""
+    assert (response.status_code, response.json()) == (200, {"outcome": "QUARANTINED"})
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code.name in DEFINITE])
+async def test_what_a_repetition_would_not_change_is_quarantined(shim: Running, code: grpc.StatusCode) -> None:
+    """Whatever the reason of the refusal, and even where the error does not tell any."""
+    shim.points.error = code
+
+    assert_quarantined(await shim.post())
+    [kept] = shim.webhooks.kept
+    assert kept.detail == f"the points book answers {code.name}"
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code.name not in {"OK", *DEFINITE}])
+async def test_other_errors_of_the_server(shim: Running, code: grpc.StatusCode) -> None:
+    """What the server may take another time is 503, so that SHOPLINE sends it again."""
     shim.points.error = code
 
     response = await shim.post()
 
-    problem = assert_problem(response, status)
-    assert ("retry-after" in response.headers) == (status == 503)
+    problem = assert_problem(response, 503)
+    assert "retry-after" in response.headers
     assert "2404721679" not in str(problem)
+    assert not shim.webhooks.kept
+
+
+def elsewhere() -> PointbookError:
+    """Make the refusal of a store that is another merchant's."""
+    error = store_not_found("1718263946864")
+    error.metadata["registered_elsewhere"] = "true"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason", "detail"),
+    [
+        (
+            store_not_found("1718263946864"),
+            "STORE_UNKNOWN",
+            "store_id must be registered with ProgramsService.PutStore",
+        ),
+        (
+            elsewhere(),
+            "MERCHANT_MISMATCH",
+            "X-Shopline-Merchant-Id must be the merchant that the store is registered with",
+        ),
+        (
+            PointbookError(Reason.EVENT_ID_REUSED, "", metadata={"event_id": "e"}),
+            "EVENT_ID_REUSED",
+            "the event must have the content that the book has under its id",
+        ),
+        (
+            PointbookError(
+                Reason.INVALID_FIELDS,
+                "",
+                violations=[
+                    FieldViolation("update.updated_at", "must be a time"),
+                    FieldViolation("update.updated_value", "must be less"),
+                ],
+            ),
+            "OUT_OF_BOUNDS",
+            "updated_at must be a time; updated_value must be less",
+        ),
+        (
+            PointbookError(Reason.INSUFFICIENT_POINTS, ""),
+            "REFUSED",
+            "the points book answers FAILED_PRECONDITION INSUFFICIENT_POINTS",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.isupper() else "",
+)
+async def test_a_refusal_is_quarantined_with_its_reason(
+    shim: Running, refusal: PointbookError, reason: str, detail: str
+) -> None:
+    """An operator reads what stood against the event, and never what stood in it."""
+    shim.points.refusal = refusal
+
+    assert_quarantined(await shim.post())
+    [kept] = shim.webhooks.kept
+    assert webhooks_pb2.QuarantineReason.Name(kept.reason) == f"QUARANTINE_REASON_{reason}"
+    assert kept.detail == detail
+
+
+async def test_the_whole_request_is_quarantined(shim: Running) -> None:
+    """The raw body and all headers, under the merchant and the topic that they name, with the shim's token."""
+    raw_body = b"\xff no JSON \x00"
+    headers = [(name.encode(), value.encode()) for name, value in webhook_headers(raw_body).items()]
+
+    response = await shim.client.post(PATH, content=raw_body, headers=[*headers, (b"X-Other", b"caf\xe9")])
+
+    assert_quarantined(response)
+    [kept] = shim.webhooks.kept
+    assert (kept.merchant_id, kept.topic, kept.body) == ("2000001234", TOPIC, raw_body)
+    kept_headers = [(header.name, header.value) for header in kept.headers]
+    assert [pair for pair in kept_headers if pair[0].startswith("x-")] == [
+        *webhook_headers(raw_body).items(),
+        ("x-other", "caf\u00e9"),
+    ]
+    assert shim.webhooks.metadata[0]["x-request-id"] == response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("merchant", ["", "two words", "m" * 65, None])
+async def test_a_webhook_without_a_merchant_is_quarantined(shim: Running, merchant: str | None) -> None:
+    """Under the empty merchant, since it may be anybody's."""
+    headers = webhook_headers(RAW_BODY) | {"x-shopline-merchant-id": merchant or ""}
+    if merchant is None:
+        del headers["x-shopline-merchant-id"]
+
+    assert_quarantined(await shim.client.post(PATH, content=RAW_BODY, headers=headers))
+    [kept] = shim.webhooks.kept
+    assert kept.merchant_id == ""
+    assert "X-Shopline-Merchant-Id" in kept.detail
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+async def test_a_quarantine_that_fails(shim: Running, code: grpc.StatusCode) -> None:
+    """Full, away or closed to the shim: SHOPLINE shall send again, and an operator hears of it."""
+    shim.webhooks.error = code
+    counted = f'pointbook_webhooks_total{{outcome="quarantine_failed",topic="{TOPIC}"}}'
+
+    with structlog.testing.capture_logs() as logs:
+        response = await shim.post(b"no JSON")
+
+    assert_problem(response, 503)
+    assert "retry-after" in response.headers
+    [entry] = [entry for entry in logs if entry["log_level"] == "error"]
+    assert entry["code"] == code.name
+    assert ("POINTBOOK_TOKEN" in str(entry["hint"])) == (code.name in {"UNAUTHENTICATED", "PERMISSION_DENIED"})
+    assert counted in (await shim.client.get("/metrics")).text
+
+
+async def test_applying_and_quarantining_share_their_time() -> None:
+    """However slow both are, SHOPLINE has its answer in time."""
+    async with running(grpc_timeout_seconds=0.6) as shim:
+        shim.points.delay_seconds, shim.webhooks.delay_seconds = 0.4, 5
+        shim.points.error = grpc.StatusCode.NOT_FOUND
+        started = time.monotonic()
+
+        assert_problem(await shim.post(), 503)
+        assert time.monotonic() - started < 1
+
+
+async def test_broken_details_of_an_error_are_no_details(shim: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A status that cannot be read still is a definite refusal."""
+    shim.points.error = grpc.StatusCode.NOT_FOUND
+
+    def broken(_: object) -> None:
+        raise ValueError("the details contradict the status")
+
+    monkeypatch.setattr(rpc_status, "from_call", broken)
+
+    assert_quarantined(await shim.post())
+    assert shim.webhooks.kept[0].detail == "the points book answers NOT_FOUND"
+
+
+async def test_what_is_quarantined_is_counted(shim: Running) -> None:
+    """By reason, so that an operator sees what to mend."""
+    await shim.post(b"no JSON")
+    await shim.post(x_shopline_shop_id="1")
+    text = (await shim.client.get("/metrics")).text
+
+    for reason in ("malformed", "shop_id_mismatch"):
+        assert f'pointbook_webhooks_quarantined_total{{reason="{reason}"}}' in text
+    assert f'pointbook_webhooks_total{{outcome="quarantined",topic="{TOPIC}"}}' in text
 
 
 async def test_denied_access_names_the_setting(shim: Running) -> None:
@@ -319,15 +506,15 @@ async def test_slow_server() -> None:
 
 async def test_server_away_and_back() -> None:
     """Without a server the shim lives and says so; when it is back, webhooks are applied within two seconds."""
-    points = FakePoints()
-    async with grpc_server(points) as (port, _):
+    points, webhooks = FakePoints(), FakeWebhooks()
+    async with grpc_server(points, webhooks) as (port, _):
         pass
     async with running(grpc_address=f"127.0.0.1:{port}") as shim:
         for _ in range(3):
             assert_problem(await shim.post(), 503)
         assert_problem(await shim.client.get("/readyz"), 503)
         assert (await shim.client.get("/healthz")).status_code == 200
-        async with grpc_server(points, port):
+        async with grpc_server(points, webhooks, port):
             started = time.monotonic()
             while (await shim.post()).status_code != 200:
                 assert time.monotonic() - started < 2
@@ -347,16 +534,16 @@ async def test_readiness_follows_health(shim: Running) -> None:
 
 
 async def test_malformed_webhook_names_every_field(shim: Running) -> None:
-    """One answer names all that is wrong and repeats no value."""
+    """One detail names all that is wrong and repeats no value, nor does the log."""
     raw_body = json.dumps({"buyer_id": "private buyer", "store_id": True, "updated_value": -1}).encode()
 
     with structlog.testing.capture_logs() as logs:
-        problem = assert_problem(await shim.post(raw_body), 400)
+        assert_quarantined(await shim.post(raw_body))
 
-    fields = {error["field"] for error in problem["errors"]}
-    assert fields == BODY.keys()
-    assert all(error["description"] for error in problem["errors"])
-    assert "private" not in str(problem) + str(logs)
+    [kept] = shim.webhooks.kept
+    assert kept.reason == webhooks_pb2.QUARANTINE_REASON_MALFORMED
+    assert {part.partition(" ")[0] for part in kept.detail.split("; ")} == BODY.keys()
+    assert "private" not in kept.detail + str(logs)
     assert not shim.points.updates
 
 
@@ -369,11 +556,13 @@ async def test_other_topics_are_ignored(shim: Running, topic: str) -> None:
     assert not shim.points.updates
 
 
-async def test_other_shop_is_not_applied(shim: Running) -> None:
-    """A captured body under another shop's header goes nowhere."""
-    problem = assert_problem(await shim.post(x_shopline_shop_id="1"), 400)
+async def test_other_shop_is_quarantined(shim: Running) -> None:
+    """A captured body under another shop's header changes no account."""
+    assert_quarantined(await shim.post(x_shopline_shop_id="1"))
 
-    assert problem["errors"][0]["field"] == "X-Shopline-Shop-Id"
+    [kept] = shim.webhooks.kept
+    assert kept.reason == webhooks_pb2.QUARANTINE_REASON_SHOP_ID_MISMATCH
+    assert "X-Shopline-Shop-Id" in kept.detail
     assert not shim.points.updates
 
 
@@ -746,14 +935,16 @@ async def test_answers_leave_at_once(shim: Running) -> None:
 
 
 async def test_random_signed_bodies(shim: Running) -> None:
-    """Thousands of authentic but random bodies are 200 or 400, and no exception is logged."""
+    """Thousands of authentic but random bodies are all 200, and no exception is logged."""
     generator = random.Random(20250601)  # noqa: S311
     raw_bodies = iter([random_body(generator) for _ in range(4000)])
 
     with structlog.testing.capture_logs() as logs:
         statuses = await asyncio.gather(*(deliver_all(shim, raw_bodies) for _ in range(16)))
 
-    assert set().union(*statuses) == {b"200", b"400"}
+    assert set().union(*statuses) == {b"200"}
+    assert shim.points.updates
+    assert shim.webhooks.kept
     assert not [entry for entry in logs if entry["log_level"] in {"error", "critical"}]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pointbook.v1 import points_pb2, redemption_pb2
+from pointbook.v1 import points_pb2, redemption_pb2, webhooks_pb2
 from pointbook_server.access.model import (
     ALL_MERCHANTS,
     EVERYBODY,
@@ -16,6 +16,7 @@ from pointbook_server.access.model import (
     Token,
     admit,
     merchants_named,
+    merchants_of,
     new_token,
     split_bearer,
 )
@@ -152,7 +153,20 @@ def test_merchants_are_found_where_requests_name_them() -> None:
     assert list(merchants_named(account, "merchant_id")) == ["m"]
     assert list(merchants_named(ask, "customer.merchant_id")) == ["m"]
     assert list(merchants_named(batch, "updates.merchant_id")) == ["m", "n", "m"]
-    assert list(merchants_named(redemption_pb2.ValidateRedemptionRequest(), "customer.merchant_id")) == [""]
+    assert list(merchants_named(redemption_pb2.ValidateRedemptionRequest(), "customer.merchant_id")) == []
+
+
+def test_a_replay_names_two_merchants() -> None:
+    """The quarantine's and the update's, of whichever kind it is; an update that is not there names none."""
+    access = METHODS["WebhooksService/ReplayQuarantinedWebhook"]
+    points = webhooks_pb2.ReplayQuarantinedWebhookRequest(merchant_id="m")
+    assert merchants_of(points, access) == {"m"}
+    points.points_update.merchant_id = "n"
+    customers = webhooks_pb2.ReplayQuarantinedWebhookRequest(merchant_id="m")
+    customers.customer_update.SetInParent()
+
+    assert merchants_of(points, access) == {"m", "n"}
+    assert merchants_of(customers, access) == {"m", ""}
 
 
 def test_every_method_asks_for_the_scope_of_its_comment() -> None:

@@ -16,10 +16,11 @@ from pointbook_server.redemption.model import STATUS_CODES
 from pointbook_server.redemption.servicer import RedemptionServicer
 from pointbook_server.settings import ServerSettings
 from pointbook_server.status import code_of
+from pointbook_server.webhooks.servicer import WebhooksServicer
 from shopline_shim.settings import ShimSettings
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-SERVICERS: tuple[type, ...] = (PointsServicer, RedemptionServicer, ProgramsServicer)
+SERVICERS: tuple[type, ...] = (PointsServicer, RedemptionServicer, ProgramsServicer, WebhooksServicer)
 MODULES = (points_pb2, redemption_pb2, programs_pb2, customers_pb2, benefits_pb2, webhooks_pb2)
 
 

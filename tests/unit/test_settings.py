@@ -75,6 +75,21 @@ def test_wrong_code_keys_stop_the_start(monkeypatch: pytest.MonkeyPatch, keys: s
         ServerSettings()
 
 
+def test_quarantine_keys_are_read_like_code_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first encrypts; AES-256 takes 32 bytes, no more and no fewer."""
+    monkeypatch.setenv("POINTBOOK_QUARANTINE_KEYS", f"new:{NEW}, old:{OLD},")
+    settings = ServerSettings()
+
+    assert list(settings.quarantine_key_bytes().items()) == [("new", b"n" * 32), ("old", b"o" * 32)]
+    assert settings.code_key_bytes() == {}
+    for length in (0, 16, 31, 33, 64):
+        encoded = base64.b64encode(b"x" * length).decode()
+        monkeypatch.setenv("POINTBOOK_QUARANTINE_KEYS", f"new:{encoded}")
+        with pytest.raises(ValidationError, match="quarantine_keys") as caught:
+            ServerSettings()
+        assert not encoded or encoded not in str(caught.value)
+
+
 def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the settings' text nor an error about them holds a key or a password."""
     monkeypatch.setenv("POINTBOOK_CODE_KEYS", f"k1:{NEW}")
@@ -135,6 +150,10 @@ def test_plaintext_beyond_loopback_must_be_wanted() -> None:
         ("call_deadline_seconds", 0),
         ("call_deadline_seconds", 601),
         ("drain_seconds", -1),
+        ("quarantine_webhooks_max", 0),
+        ("quarantine_webhooks_max", 10**9 + 1),
+        ("quarantine_bytes_max", 0),
+        ("quarantine_bytes_max", 2**63),
         ("log_level", "LOUD"),
     ],
 )

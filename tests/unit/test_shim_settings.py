@@ -58,6 +58,7 @@ def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("GRPC_ADDRESS", "localhost:"),
         ("SHOP_ID_MISMATCH", "ignore"),
         ("MAX_BODY_BYTES", "0"),
+        ("MAX_BODY_BYTES", "262145"),
         ("HEADER_TIMEOUT_SECONDS", "nan"),
         ("GRPC_TIMEOUT_SECONDS", "inf"),
         ("SHOPLINE_SECRETS", "geh\u00e4im"),

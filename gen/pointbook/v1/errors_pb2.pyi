@@ -105,8 +105,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     RetryInfo.
     """
     ERROR_REASON_CODE_KEY_UNKNOWN: _ErrorReason.ValueType  # 66
-    """ERROR_REASON_CODE_KEY_UNKNOWN: the code was signed with a key that this server does not have. Example:
-    UNAVAILABLE.
+    """ERROR_REASON_CODE_KEY_UNKNOWN: it takes a key that this server does not have: the one that a code was signed with,
+    or one that encrypts a customer webhook. Example: UNAVAILABLE, {key_id: "2026-05"}.
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 67
     """ERROR_REASON_DEADLINE_EXCEEDED: the call ran into its deadline. Example: DEADLINE_EXCEEDED."""
@@ -309,8 +309,8 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 65
 RetryInfo.
 """
 ERROR_REASON_CODE_KEY_UNKNOWN: ErrorReason.ValueType  # 66
-"""ERROR_REASON_CODE_KEY_UNKNOWN: the code was signed with a key that this server does not have. Example:
-UNAVAILABLE.
+"""ERROR_REASON_CODE_KEY_UNKNOWN: it takes a key that this server does not have: the one that a code was signed with,
+or one that encrypts a customer webhook. Example: UNAVAILABLE, {key_id: "2026-05"}.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 67
 """ERROR_REASON_DEADLINE_EXCEEDED: the call ran into its deadline. Example: DEADLINE_EXCEEDED."""

@@ -153,8 +153,8 @@ class QuarantinedWebhook(_message.Message):
     topic: _builtins.str
     """topic is the webhook's X-Shopline-Topic, such as app_memberSystem_points/challenged."""
     body: _builtins.bytes
-    """body is the raw body, byte for byte. Lists leave it out, and it is empty when body_erased. Bodies of customer
-    topics are kept encrypted.
+    """body is the raw body, byte for byte. Lists leave it out, and it is empty when body_erased. Headers and
+    bodies of customer topics are kept encrypted.
     """
     body_size: _builtins.int
     """body_size is the length of the body as it was received, in bytes."""
@@ -166,7 +166,9 @@ class QuarantinedWebhook(_message.Message):
     """receive_count is how many times it was; at least 1."""
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WebhookHeader]:
-        """headers are the headers in the order of the request. Lists leave them out."""
+        """headers are the headers in the order of the request, but for those that carry credentials (authorization, cookies),
+        which are never kept. Lists leave them out.
+        """
 
     @_builtins.property
     def receive_time(self) -> _timestamp_pb2.Timestamp:

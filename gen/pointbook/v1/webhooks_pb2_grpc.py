@@ -30,7 +30,7 @@ class WebhooksServiceStub:
     replayed or dropped them. Nothing in quarantine ages out. A webhook that names no merchant is kept under the empty
     merchant_id, for which a token must be allowed for every merchant.
 
-    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release replays points webhooks; a customer_update answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def __init__(self, channel):
@@ -71,7 +71,7 @@ class WebhooksServiceServicer:
     replayed or dropped them. Nothing in quarantine ages out. A webhook that names no merchant is kept under the empty
     merchant_id, for which a token must be allowed for every merchant.
 
-    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release replays points webhooks; a customer_update answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def QuarantineWebhook(self, request, context):
@@ -80,7 +80,8 @@ class WebhooksServiceServicer:
         is counted, not kept twice.
 
         Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
-        RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, UNAVAILABLE (DATABASE_UNAVAILABLE).
+        RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, UNAVAILABLE (DATABASE_UNAVAILABLE, or
+        CODE_KEY_UNKNOWN for a customer webhook where the server has no key to encrypt it).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,7 +102,8 @@ class WebhooksServiceServicer:
         """GetQuarantinedWebhook answers one quarantined webhook, headers and body included. The body of a customer webhook is
         personal data.
 
-        Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND).
+        Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND),
+        UNAVAILABLE (CODE_KEY_UNKNOWN) where the server lacks the key that encrypted it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,7 +174,7 @@ class WebhooksService:
     replayed or dropped them. Nothing in quarantine ages out. A webhook that names no merchant is kept under the empty
     merchant_id, for which a token must be allowed for every merchant.
 
-    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release replays points webhooks; a customer_update answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     @staticmethod

@@ -31,7 +31,7 @@ class WebhooksServiceStub:
     replayed or dropped them. Nothing in quarantine ages out. A webhook that names no merchant is kept under the empty
     merchant_id, for which a token must be allowed for every merchant.
 
-    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release replays points webhooks; a customer_update answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     @_typing.overload
@@ -44,7 +44,8 @@ class WebhooksServiceStub:
     is counted, not kept twice.
 
     Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
-    RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, UNAVAILABLE (DATABASE_UNAVAILABLE).
+    RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, UNAVAILABLE (DATABASE_UNAVAILABLE, or
+    CODE_KEY_UNKNOWN for a customer webhook where the server has no key to encrypt it).
     """
     ListQuarantinedWebhooks: _grpc.UnaryUnaryMultiCallable[_webhooks_pb2.ListQuarantinedWebhooksRequest, _webhooks_pb2.ListQuarantinedWebhooksResponse]
     """ListQuarantinedWebhooks pages through a merchant's quarantined webhooks without their headers and bodies, the
@@ -57,7 +58,8 @@ class WebhooksServiceStub:
     """GetQuarantinedWebhook answers one quarantined webhook, headers and body included. The body of a customer webhook is
     personal data.
 
-    Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND).
+    Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND),
+    UNAVAILABLE (CODE_KEY_UNKNOWN) where the server lacks the key that encrypted it.
     """
     ReplayQuarantinedWebhook: _grpc.UnaryUnaryMultiCallable[_webhooks_pb2.ReplayQuarantinedWebhookRequest, _webhooks_pb2.ReplayQuarantinedWebhookResponse]
     """ReplayQuarantinedWebhook applies what the caller translated a quarantined webhook to, once, and marks the webhook
@@ -82,7 +84,7 @@ class WebhooksServiceAsyncStub(WebhooksServiceStub):
     replayed or dropped them. Nothing in quarantine ages out. A webhook that names no merchant is kept under the empty
     merchant_id, for which a token must be allowed for every merchant.
 
-    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release replays points webhooks; a customer_update answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -92,7 +94,8 @@ class WebhooksServiceAsyncStub(WebhooksServiceStub):
     is counted, not kept twice.
 
     Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
-    RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, UNAVAILABLE (DATABASE_UNAVAILABLE).
+    RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, UNAVAILABLE (DATABASE_UNAVAILABLE, or
+    CODE_KEY_UNKNOWN for a customer webhook where the server has no key to encrypt it).
     """
     ListQuarantinedWebhooks: _aio.UnaryUnaryMultiCallable[_webhooks_pb2.ListQuarantinedWebhooksRequest, _webhooks_pb2.ListQuarantinedWebhooksResponse]  # type: ignore[assignment]
     """ListQuarantinedWebhooks pages through a merchant's quarantined webhooks without their headers and bodies, the
@@ -105,7 +108,8 @@ class WebhooksServiceAsyncStub(WebhooksServiceStub):
     """GetQuarantinedWebhook answers one quarantined webhook, headers and body included. The body of a customer webhook is
     personal data.
 
-    Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND).
+    Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND),
+    UNAVAILABLE (CODE_KEY_UNKNOWN) where the server lacks the key that encrypted it.
     """
     ReplayQuarantinedWebhook: _aio.UnaryUnaryMultiCallable[_webhooks_pb2.ReplayQuarantinedWebhookRequest, _webhooks_pb2.ReplayQuarantinedWebhookResponse]  # type: ignore[assignment]
     """ReplayQuarantinedWebhook applies what the caller translated a quarantined webhook to, once, and marks the webhook
@@ -129,7 +133,7 @@ class WebhooksServiceServicer:
     replayed or dropped them. Nothing in quarantine ages out. A webhook that names no merchant is kept under the empty
     merchant_id, for which a token must be allowed for every merchant.
 
-    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
+    This release replays points webhooks; a customer_update answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def QuarantineWebhook(
@@ -142,7 +146,8 @@ class WebhooksServiceServicer:
         is counted, not kept twice.
 
         Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
-        RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, UNAVAILABLE (DATABASE_UNAVAILABLE).
+        RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, UNAVAILABLE (DATABASE_UNAVAILABLE, or
+        CODE_KEY_UNKNOWN for a customer webhook where the server has no key to encrypt it).
         """
 
     def ListQuarantinedWebhooks(
@@ -165,7 +170,8 @@ class WebhooksServiceServicer:
         """GetQuarantinedWebhook answers one quarantined webhook, headers and body included. The body of a customer webhook is
         personal data.
 
-        Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND).
+        Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND),
+        UNAVAILABLE (CODE_KEY_UNKNOWN) where the server lacks the key that encrypted it.
         """
 
     def ReplayQuarantinedWebhook(

@@ -31,10 +31,11 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a method asks of its caller: a scope, and where the request names its merchant."""
+    """What a method asks of its caller: a scope, and where the request names its merchant, and further ones."""
 
     scope: Scope
     merchant_path: str = "merchant_id"
+    further_merchant_paths: tuple[str, ...] = ()
 
 
 METHODS = {
@@ -78,7 +79,9 @@ METHODS = {
     "WebhooksService/QuarantineWebhook": Access(Scope.WEBHOOKS),
     "WebhooksService/ListQuarantinedWebhooks": Access(Scope.WEBHOOKS),
     "WebhooksService/GetQuarantinedWebhook": Access(Scope.WEBHOOKS),
-    "WebhooksService/ReplayQuarantinedWebhook": Access(Scope.WEBHOOKS),
+    "WebhooksService/ReplayQuarantinedWebhook": Access(
+        Scope.WEBHOOKS, further_merchant_paths=("points_update.merchant_id", "customer_update.merchant_id")
+    ),
     "WebhooksService/DropQuarantinedWebhook": Access(Scope.ADMIN),
 }
 """The methods of package pointbook.v1, by service and method."""
@@ -131,14 +134,21 @@ current_principal: ContextVar[Principal] = ContextVar("current_principal")
 """The caller of the running call."""
 
 
+def merchants_of(message: Any, access: Access) -> set[str]:
+    """Read all merchants that a request names where its method says."""
+    paths = (access.merchant_path, *access.further_merchant_paths)
+    return {merchant_id for path in paths for merchant_id in merchants_named(message, path)}
+
+
 def merchants_named(message: Any, path: str) -> Iterator[str]:
-    """Read the merchants that a request names at a path, through repeated fields too."""
+    """Read the merchants that a request names at a path, through repeated fields too; an absent message names none."""
     name, _, rest = path.partition(".")
     value = getattr(message, name)
     if not rest:
         yield value
     elif hasattr(value, "DESCRIPTOR"):
-        yield from merchants_named(value, rest)
+        if message.HasField(name):
+            yield from merchants_named(value, rest)
     else:
         for item in value:
             yield from merchants_named(item, rest)

@@ -1,0 +1,106 @@
+"""Webhooks in quarantine: what is kept of them, and what is never."""
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+CREDENTIALS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
+"""The headers that open doors: whoever reads the quarantine shall not be able to."""
+POINTS_TOPIC = "app_memberSystem_points/challenged"
+CUSTOMER_TOPICS = "customers/"
+"""How the topics begin whose webhooks are personal data."""
+
+Header = tuple[str, str]
+"""A header's name, and its value with its bytes read as ISO 8859-1."""
+
+
+class QuarantineReason(StrEnum):
+    """Why a webhook could not be applied: the names of webhooks.proto."""
+
+    MALFORMED = "MALFORMED"
+    OUT_OF_BOUNDS = "OUT_OF_BOUNDS"
+    STORE_UNKNOWN = "STORE_UNKNOWN"
+    MERCHANT_MISMATCH = "MERCHANT_MISMATCH"
+    SHOP_ID_MISMATCH = "SHOP_ID_MISMATCH"
+    EVENT_ID_REUSED = "EVENT_ID_REUSED"
+    REFUSED = "REFUSED"
+
+
+class State(StrEnum):
+    """How far a webhook in quarantine has come."""
+
+    QUARANTINED = "QUARANTINED"
+    REPLAYED = "REPLAYED"
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a request carried; the body is None where it was erased with its customer."""
+
+    headers: tuple[Header, ...]
+    body: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """An authentic webhook that cannot be applied."""
+
+    merchant_id: str
+    topic: str
+    reason: QuarantineReason
+    detail: str
+    headers: tuple[Header, ...]
+    body: bytes
+    received_at_ms: int
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether it is personal data, which is kept encrypted only."""
+        return self.topic.lower().startswith(CUSTOMER_TOPICS)
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A webhook in quarantine, without its content."""
+
+    merchant_id: str
+    quarantine_id: str
+    reason: QuarantineReason
+    detail: str
+    topic: str
+    body_size: int
+    body_erased: bool
+    state: State
+    received_at_ms: int
+    last_received_at_ms: int
+    receive_count: int
+    replayed_at_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much the quarantine of one merchant may hold."""
+
+    webhooks_max: int
+    bytes_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to replay a webhook as one event, which a server takes before it applies the event."""
+
+    merchant_id: str
+    quarantine_id: str
+    event_id: str
+    topic: str
+
+
+def new_quarantine_id() -> str:
+    """Make an id that no other server makes."""
+    return f"q-{secrets.token_hex(12)}"
+
+
+def without_credentials(headers: Iterable[Header]) -> tuple[Header, ...]:
+    """Leave out the headers that are never kept; the others stay in their order."""
+    return tuple((name, value) for name, value in headers if name.lower() not in CREDENTIALS)

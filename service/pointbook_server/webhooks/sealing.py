@@ -1,0 +1,109 @@
+"""How webhooks are written down: customer webhooks encrypted, all of them known again by a digest of their body.
+
+Each key gives two, one to encrypt and one for digests, so that neither use weakens the other. Digests of customer
+bodies are keyed: whoever reads a dump of the table cannot search it by guessing bodies.
+
+A key rotation changes the digest that a body gets, so that bodies are looked up under the digests of all keys. A body
+is kept twice only where its old key is gone, or while servers disagree about which key is the first.
+"""
+
+import hmac
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.webhooks.model import Content, Header, Webhook
+
+NONCE_BYTES = 12
+ENCRYPTION = "pointbook.quarantine.encryption.v1"
+DIGEST = "pointbook.quarantine.digest.v1"
+RETRY_AFTER_SECONDS = 60.0
+"""How long it takes at least until somebody has given a server its key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A webhook's content as it is written down: encrypted under a key, or in clear where `key_id` is None."""
+
+    key_id: str | None
+    headers: bytes
+    body: bytes | None
+
+    @property
+    def size(self) -> int:
+        """How many bytes it takes."""
+        return len(self.headers) + len(self.body or b"")
+
+
+class Sealer:
+    """Writes contents down and reads them back, by keys of which the first encrypts and all decrypt."""
+
+    def __init__(self, keys: Mapping[str, bytes]) -> None:
+        self._ciphers = {key_id: AESGCM(_derived(key, ENCRYPTION)) for key_id, key in keys.items()}
+        self._digest_keys = [_derived(key, DIGEST) for key in keys.values()]
+
+    def digests(self, webhook: Webhook) -> list[bytes]:
+        """Digest a body in every way by which it may be known, the way of new webhooks first.
+
+        Raises CODE_KEY_UNKNOWN for a customer webhook where there is no key.
+        """
+        if not webhook.is_personal:
+            return [sha256(webhook.body).digest()]
+        if not self._digest_keys:
+            raise _key_unknown("There is no key to encrypt customer webhooks; set POINTBOOK_QUARANTINE_KEYS.", "")
+        return [hmac.digest(key, webhook.body, "sha256") for key in self._digest_keys]
+
+    def seal(self, webhook: Webhook, quarantine_id: str) -> Sealed:
+        """Write a webhook's content down; `digests` has made sure that there is a key if it takes one."""
+        headers = json.dumps(webhook.headers, ensure_ascii=False).encode()
+        if not webhook.is_personal:
+            return Sealed(None, headers, webhook.body)
+        key_id, cipher = next(iter(self._ciphers.items()))
+
+        def encrypt(part: str, clear: bytes) -> bytes:
+            nonce = secrets.token_bytes(NONCE_BYTES)
+            return nonce + cipher.encrypt(nonce, clear, _place(webhook.merchant_id, quarantine_id, part))
+
+        return Sealed(key_id, encrypt("headers", headers), encrypt("body", webhook.body))
+
+    def open(self, sealed: Sealed, merchant_id: str, quarantine_id: str) -> Content:
+        """Read a content back. Raises CODE_KEY_UNKNOWN where its key is not one of ours."""
+        if sealed.key_id is None:
+            return Content(_headers(sealed.headers), sealed.body)
+        cipher = self._ciphers.get(sealed.key_id)
+        if cipher is None:
+            raise _key_unknown("The webhook is encrypted with a key that this server does not have.", sealed.key_id)
+
+        def decrypt(part: str, text: bytes) -> bytes:
+            place = _place(merchant_id, quarantine_id, part)
+            return cipher.decrypt(text[:NONCE_BYTES], text[NONCE_BYTES:], place)
+
+        body = None if sealed.body is None else decrypt("body", sealed.body)
+        return Content(_headers(decrypt("headers", sealed.headers)), body)
+
+
+def _derived(key: bytes, use: str) -> bytes:
+    return hmac.digest(key, use.encode(), "sha256")
+
+
+def _place(merchant_id: str, quarantine_id: str, part: str) -> bytes:
+    """Name the place that a ciphertext belongs to, so that it opens at no other."""
+    return json.dumps([merchant_id, quarantine_id, part]).encode()
+
+
+def _headers(encoded: bytes) -> tuple[Header, ...]:
+    return tuple((name, value) for name, value in json.loads(encoded))
+
+
+def _key_unknown(message: str, key_id: str) -> PointbookError:
+    return PointbookError(
+        Reason.CODE_KEY_UNKNOWN,
+        message,
+        metadata={"key_id": key_id} if key_id else {},
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+    )

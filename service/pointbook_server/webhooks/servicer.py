@@ -1,0 +1,274 @@
+"""The gRPC face of the quarantine."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+
+from pointbook.v1 import points_pb2, webhooks_pb2, webhooks_pb2_grpc
+from pointbook_server import paging
+from pointbook_server.clock import Clock
+from pointbook_server.errors import PointbookError, Reason, not_implemented
+from pointbook_server.fields import DAY_MS, ID_LENGTH_MAX, TIME_MS_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_timestamp
+from pointbook_server.webhooks.model import (
+    POINTS_TOPIC,
+    Claim,
+    Content,
+    Header,
+    Quarantined,
+    QuarantineReason,
+    State,
+    Webhook,
+    without_credentials,
+)
+from pointbook_server.webhooks.store import Filter, WebhooksStore
+
+EVENT_ID_LENGTH_MAX = 128
+TOPIC_LENGTH_MAX = 128
+HEADERS_MAX = 100
+HEADER_NAME_LENGTH_MAX = 128
+HEADER_VALUE_LENGTH_MAX = 8_192
+HEADERS_LENGTH_MAX = 32 * 1024
+BODY_BYTES_MAX = 256 * 1024
+DETAIL_LENGTH_MAX = 1_000
+DROP_REASON_LENGTH_MAX = 500
+LIST_BYTES_MAX = 1024 * 1024 - 4 * 1024
+"""1 MiB, but for the next_page_token and what is around the webhooks."""
+LATIN_1_MAX = "\xff"
+RETRY_AFTER_SECONDS = 60.0
+"""A full quarantine waits for an operator."""
+REASON_PREFIX = "QUARANTINE_REASON_"
+REASONS = {webhooks_pb2.QuarantineReason.Value(REASON_PREFIX + reason): reason for reason in QuarantineReason}
+REASON_NUMBERS = {reason: number for number, reason in REASONS.items()}
+STATES = {
+    webhooks_pb2.QUARANTINE_STATE_UNSPECIFIED: State.QUARANTINED,
+    webhooks_pb2.QUARANTINE_STATE_QUARANTINED: State.QUARANTINED,
+    webhooks_pb2.QUARANTINE_STATE_REPLAYED: State.REPLAYED,
+}
+STATE_NUMBERS = {
+    State.QUARANTINED: webhooks_pb2.QUARANTINE_STATE_QUARANTINED,
+    State.REPLAYED: webhooks_pb2.QUARANTINE_STATE_REPLAYED,
+}
+
+log = structlog.get_logger()
+
+
+class Points(Protocol):
+    """What applies points updates: PointsService itself, so that a replay is checked like any other call."""
+
+    async def ApplyPointsUpdate(
+        self, request: points_pb2.ApplyPointsUpdateRequest, _context: object, /
+    ) -> points_pb2.ApplyPointsUpdateResponse:
+        """Write one event into the book."""
+
+
+class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
+    """WebhooksService: each method reads its request, asks the store, and writes the answer.
+
+    `replay_ms` is by when a replay that was begun has certainly ended.
+    """
+
+    def __init__(self, store: WebhooksStore, points: Points, clock: Clock, *, replay_ms: int) -> None:
+        self._store = store
+        self._points = points
+        self._clock = clock
+        self._replay_ms = replay_ms
+
+    async def QuarantineWebhook(
+        self, request: webhooks_pb2.QuarantineWebhookRequest, _context: object
+    ) -> webhooks_pb2.QuarantineWebhookResponse:
+        """Keep a webhook, or count its repetition."""
+        webhook = _read_webhook(request, self._clock())
+        kept = await self._store.keep(webhook)
+        if kept is None:
+            log.error("the quarantine is full", merchant_id=webhook.merchant_id, reason=webhook.reason.value)
+            raise PointbookError(
+                Reason.QUEUE_FULL,
+                "The merchant's quarantine is full; drop what is no longer needed.",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+        quarantine_id, was_there = kept
+        return webhooks_pb2.QuarantineWebhookResponse(quarantine_id=quarantine_id, already_quarantined=was_there)
+
+    async def ListQuarantinedWebhooks(
+        self, request: webhooks_pb2.ListQuarantinedWebhooksRequest, _context: object
+    ) -> webhooks_pb2.ListQuarantinedWebhooksResponse:
+        """Answer a page of a merchant's quarantine."""
+        fields = Fields()
+        merchant_id = fields.ascii("merchant_id", request.merchant_id, length_max=ID_LENGTH_MAX)
+        wanted = _read_filter(fields, request)
+        size = fields.page_size("page_size", request.page_size)
+        scope = ("quarantine", merchant_id, wanted)
+        place = paging.read_token(fields, "page_token", request.page_token, scope, (int, str))
+        fields.check()
+        after = None if place is None else (int(place[0]), str(place[1]))
+        found = await self._store.webhooks(merchant_id, wanted, after=after, limit=size + 1)
+        page = paging.fit(map(_write_webhook, found), size, LIST_BYTES_MAX)
+        response = webhooks_pb2.ListQuarantinedWebhooksResponse(webhooks=page)
+        if len(found) > len(page):
+            last = found[len(page) - 1]
+            response.next_page_token = paging.write_token(scope, (last.received_at_ms, last.quarantine_id))
+        return response
+
+    async def GetQuarantinedWebhook(
+        self, request: webhooks_pb2.GetQuarantinedWebhookRequest, _context: object
+    ) -> webhooks_pb2.GetQuarantinedWebhookResponse:
+        """Answer one webhook, whole."""
+        fields = Fields()
+        merchant_id, quarantine_id = _read_name(fields, request)
+        fields.check()
+        quarantined, content = await self._store.get(merchant_id, quarantine_id)
+        return webhooks_pb2.GetQuarantinedWebhookResponse(webhook=_write_webhook(quarantined, content))
+
+    async def ReplayQuarantinedWebhook(
+        self, request: webhooks_pb2.ReplayQuarantinedWebhookRequest, context: object
+    ) -> webhooks_pb2.ReplayQuarantinedWebhookResponse:
+        """Apply the update of a webhook once, and mark the webhook."""
+        fields = Fields()
+        merchant_id, quarantine_id = _read_name(fields, request)
+        kind = request.WhichOneof("update")
+        fields.present("points_update", is_present=kind is not None)
+        if kind == "points_update":
+            fields.identifier("points_update.event_id", request.points_update.event_id, length_max=EVENT_ID_LENGTH_MAX)
+        fields.check()
+        if kind == "customer_update":
+            raise not_implemented("customer updates")
+        now_ms = self._clock()
+        event_id = request.points_update.event_id
+        claim = await self._store.claim(merchant_id, quarantine_id, event_id, now_ms, now_ms + self._replay_ms)
+        try:
+            applied = await self._apply(claim, request.points_update, context)
+        except PointbookError as error:
+            # Where the database went away, nobody knows whether the event was applied.
+            if error.reason is not Reason.DATABASE_UNAVAILABLE:
+                await self._store.release(claim)
+            raise
+        replayed_at_ms = await self._store.mark_replayed(claim, self._clock())
+        return webhooks_pb2.ReplayQuarantinedWebhookResponse(
+            points_update=applied, replay_time=to_timestamp(replayed_at_ms)
+        )
+
+    async def DropQuarantinedWebhook(
+        self, request: webhooks_pb2.DropQuarantinedWebhookRequest, _context: object
+    ) -> webhooks_pb2.DropQuarantinedWebhookResponse:
+        """Delete a webhook for good, and tell the audit log."""
+        fields = Fields()
+        merchant_id, quarantine_id = _read_name(fields, request)
+        fields.present("reason", is_present=bool(request.reason.strip()))
+        why = fields.text("reason", request.reason, length_max=DROP_REASON_LENGTH_MAX)
+        fields.check()
+        reason = await self._store.drop(merchant_id, quarantine_id)
+        log.warning(
+            "audit: quarantined webhook dropped",
+            merchant_id=merchant_id,
+            quarantine_id=quarantine_id,
+            quarantine_reason=reason.value,
+            drop_reason=why,
+        )
+        return webhooks_pb2.DropQuarantinedWebhookResponse()
+
+    async def _apply(
+        self, claim: Claim, update: points_pb2.PointsUpdate, context: object
+    ) -> points_pb2.ApplyPointsUpdateResponse:
+        """Apply a claimed webhook's event; what is wrong with it is told by the paths of this request."""
+        fields = Fields()
+        if claim.topic != POINTS_TOPIC:
+            fields.wrong("points_update", "must be the update of a points webhook, which this one is not")
+            fields.check()
+        try:
+            return await self._points.ApplyPointsUpdate(points_pb2.ApplyPointsUpdateRequest(update=update), context)
+        except PointbookError as error:
+            for violation in error.violations:
+                fields.wrong(f"points_{violation.field}", violation.description)
+            fields.check()
+            raise
+
+
+def _read_webhook(request: webhooks_pb2.QuarantineWebhookRequest, now_ms: int) -> Webhook:
+    fields = Fields()
+    reason = REASONS.get(request.reason)
+    if reason is None:
+        fields.wrong("reason", "must be a reason of QuarantineReason")
+    if len(request.body) > BODY_BYTES_MAX:
+        fields.wrong("body", f"must be at most {BODY_BYTES_MAX:,} bytes")
+    received_at_ms = now_ms
+    if request.HasField("receive_time"):
+        received_at_ms = fields.time_ms("receive_time", request.receive_time, low=YEAR_2000_MS, high=now_ms + DAY_MS)
+    webhook = Webhook(
+        merchant_id=fields.ascii("merchant_id", request.merchant_id, length_max=ID_LENGTH_MAX),
+        topic=fields.identifier("topic", request.topic, length_max=TOPIC_LENGTH_MAX),
+        reason=reason or QuarantineReason.REFUSED,
+        detail=fields.text("detail", request.detail, length_max=DETAIL_LENGTH_MAX),
+        headers=_read_headers(fields, request.headers),
+        body=request.body,
+        received_at_ms=received_at_ms,
+    )
+    fields.check()
+    return webhook
+
+
+def _read_headers(fields: Fields, headers: Sequence[webhooks_pb2.WebhookHeader]) -> tuple[Header, ...]:
+    if len(headers) > HEADERS_MAX:
+        fields.wrong("headers", f"must have at most {HEADERS_MAX} items")
+        return ()
+    if sum(len(header.name) + len(header.value) for header in headers) > HEADERS_LENGTH_MAX:
+        fields.wrong("headers", f"must have names and values of at most {HEADERS_LENGTH_MAX:,} characters together")
+    for index, header in enumerate(headers):
+        fields.identifier(f"headers[{index}].name", header.name, length_max=HEADER_NAME_LENGTH_MAX)
+        if len(header.value) > HEADER_VALUE_LENGTH_MAX or max(header.value, default="") > LATIN_1_MAX:
+            fields.wrong(
+                f"headers[{index}].value", f"must be at most {HEADER_VALUE_LENGTH_MAX:,} characters of ISO 8859-1"
+            )
+    return without_credentials((header.name, header.value) for header in headers)
+
+
+def _read_name(
+    fields: Fields,
+    request: webhooks_pb2.GetQuarantinedWebhookRequest
+    | webhooks_pb2.ReplayQuarantinedWebhookRequest
+    | webhooks_pb2.DropQuarantinedWebhookRequest,
+) -> tuple[str, str]:
+    return (
+        fields.ascii("merchant_id", request.merchant_id, length_max=ID_LENGTH_MAX),
+        fields.identifier("quarantine_id", request.quarantine_id),
+    )
+
+
+def _read_filter(fields: Fields, request: webhooks_pb2.ListQuarantinedWebhooksRequest) -> Filter:
+    state, reason = STATES.get(request.state), REASONS.get(request.reason)
+    if state is None:
+        fields.wrong("state", "must be QUARANTINED or REPLAYED, or unset")
+    if request.reason and reason is None:
+        fields.wrong("reason", "must be a reason of QuarantineReason, or unset")
+    topic = fields.ascii("topic", request.topic, length_max=TOPIC_LENGTH_MAX)
+    start, end = request.HasField("start_time"), request.HasField("end_time")
+    return Filter(
+        state=state or State.QUARANTINED,
+        reason=reason,
+        topic=topic or None,
+        start_ms=fields.time_ms("start_time", request.start_time) if start else TIME_MS_MIN,
+        end_ms=fields.time_ms("end_time", request.end_time) if end else TIME_MS_MAX,
+    )
+
+
+def _write_webhook(quarantined: Quarantined, content: Content | None = None) -> webhooks_pb2.QuarantinedWebhook:
+    """Write a webhook, with its headers and body where they are wanted."""
+    message = webhooks_pb2.QuarantinedWebhook(
+        merchant_id=quarantined.merchant_id,
+        quarantine_id=quarantined.quarantine_id,
+        reason=REASON_NUMBERS[quarantined.reason],
+        detail=quarantined.detail,
+        topic=quarantined.topic,
+        body_size=quarantined.body_size,
+        body_erased=quarantined.body_erased,
+        state=STATE_NUMBERS[quarantined.state],
+        receive_time=to_timestamp(quarantined.received_at_ms),
+        last_receive_time=to_timestamp(quarantined.last_received_at_ms),
+        receive_count=quarantined.receive_count,
+    )
+    if quarantined.replayed_at_ms is not None:
+        message.replay_time.CopyFrom(to_timestamp(quarantined.replayed_at_ms))
+    if content is not None:
+        message.headers.extend(webhooks_pb2.WebhookHeader(name=name, value=value) for name, value in content.headers)
+        message.body = content.body or b""
+    return message

@@ -1,0 +1,112 @@
+"""What becomes of an authentic webhook that cannot be applied: why it goes to quarantine, and what is kept of it.
+
+Pure: errors and raw headers in, messages of Pointbook's API out. A detail names fields and what they must be, never
+their values, which may be personal data.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from grpc_status import rpc_status
+
+from pointbook.v1 import webhooks_pb2
+from shopline_shim.translate import MalformedWebhook
+
+_DETAIL_LENGTH_MAX = 1_000
+_HEADERS_MAX = 100
+_HEADERS_LENGTH_MAX = 32 * 1024
+_NAME_LENGTH_MAX = 128
+_VALUE_LENGTH_MAX = 8_192
+
+# The server understood the event and refuses it: sending it again would change nothing.
+_REFUSALS = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Why a webhook cannot be applied."""
+
+    reason: webhooks_pb2.QuarantineReason.ValueType
+    detail: str
+
+    @property
+    def name(self) -> str:
+        """The reason without its prefix, for logs and metrics."""
+        return webhooks_pb2.QuarantineReason.Name(self.reason).removeprefix("QUARANTINE_REASON_")
+
+
+OTHER_SHOP = Finding(
+    webhooks_pb2.QUARANTINE_REASON_SHOP_ID_MISMATCH, "X-Shopline-Shop-Id must be the store_id of the body"
+)
+_STORE_UNKNOWN = Finding(
+    webhooks_pb2.QUARANTINE_REASON_STORE_UNKNOWN, "store_id must be registered with ProgramsService.PutStore"
+)
+_MERCHANT_MISMATCH = Finding(
+    webhooks_pb2.QUARANTINE_REASON_MERCHANT_MISMATCH,
+    "X-Shopline-Merchant-Id must be the merchant that the store is registered with",
+)
+_EVENT_ID_REUSED = Finding(
+    webhooks_pb2.QUARANTINE_REASON_EVENT_ID_REUSED, "the event must have the content that the book has under its id"
+)
+
+
+def of_malformed(malformed: MalformedWebhook) -> Finding:
+    """Find why a webhook that cannot be read is quarantined: every wrong field, and what it must be."""
+    return Finding(webhooks_pb2.QUARANTINE_REASON_MALFORMED, str(malformed)[:_DETAIL_LENGTH_MAX])
+
+
+def of_error(error: grpc.aio.AioRpcError) -> Finding | None:
+    """Find why an event that the server refuses is quarantined; None where the server may take it another time."""
+    if error.code() not in _REFUSALS:
+        return None
+    info, bad_request = details_of(error)
+    if info.reason == "STORE_NOT_FOUND":
+        return _MERCHANT_MISMATCH if info.metadata.get("registered_elsewhere") == "true" else _STORE_UNKNOWN
+    if info.reason == "EVENT_ID_REUSED":
+        return _EVENT_ID_REUSED
+    answer = f"the points book answers {error.code().name} {info.reason}".rstrip()
+    if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+        wrong = [f"{item.field.removeprefix('update.')} {item.description}" for item in bad_request.field_violations]
+        return Finding(webhooks_pb2.QUARANTINE_REASON_OUT_OF_BOUNDS, "; ".join(wrong)[:_DETAIL_LENGTH_MAX] or answer)
+    return Finding(webhooks_pb2.QUARANTINE_REASON_REFUSED, answer[:_DETAIL_LENGTH_MAX])
+
+
+def keep_headers(raw_headers: Iterable[tuple[bytes, bytes]]) -> list[webhooks_pb2.WebhookHeader]:
+    """Read a request's headers, in their order, as far as the quarantine can hold them.
+
+    Headers are not signed, so somebody may have added many: SHOPLINE's own are kept before all others.
+    """
+    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw_headers]
+    kept: set[int] = set()
+    room = _HEADERS_LENGTH_MAX
+    for index in sorted(range(len(headers)), key=lambda index: not headers[index][0].lower().startswith("x-shopline-")):
+        name, value = headers[index]
+        size = len(name) + len(value)
+        if len(name) > _NAME_LENGTH_MAX or len(value) > _VALUE_LENGTH_MAX or size > room or len(kept) == _HEADERS_MAX:
+            continue
+        kept.add(index)
+        room -= size
+    return [webhooks_pb2.WebhookHeader(name=headers[index][0], value=headers[index][1]) for index in sorted(kept)]
+
+
+def details_of(error: grpc.RpcError) -> tuple[ErrorInfo, BadRequest]:
+    """Read the rich status of an error; both are empty where there is none, or none that can be read."""
+    info, bad_request = ErrorInfo(), BadRequest()
+    try:
+        status = rpc_status.from_call(error)  # type: ignore[arg-type] # the error of a call is its call, too
+        for detail in status.details if status else ():
+            _ = detail.Unpack(info) or detail.Unpack(bad_request)
+    except (ValueError, DecodeError):
+        return ErrorInfo(), BadRequest()
+    return info, bad_request

@@ -1,0 +1,252 @@
+"""`pointbook quarantine` as an operator meets it, on a real server."""
+
+import asyncio
+import json
+import os
+import pty
+from typing import Any
+
+import pytest
+
+from e2e.processes import POINTBOOK, Finished, clean_environment, free_port, one_line, pointbook
+from harness import NOW_MS, Client, Service, Shop, at, make_token, unique
+from pointbook.v1 import webhooks_pb2
+from pointbook_cli.quarantine import printable
+from pointbook_server.access.model import Scope
+
+TOPIC = "app_memberSystem_points/challenged"
+STORE_UNKNOWN = webhooks_pb2.QUARANTINE_REASON_STORE_UNKNOWN
+MALFORMED = webhooks_pb2.QUARANTINE_REASON_MALFORMED
+
+
+def settings_of(service: Service, token: str) -> dict[str, str]:
+    """Name the server and the token, as an operator's environment does."""
+    return {"GRPC_ADDRESS": f"127.0.0.1:{service.server.port}", "TOKEN": token}
+
+
+@pytest.fixture
+def settings(service: Service, admin_token: str) -> dict[str, str]:
+    """The environment of an operator who may do everything."""
+    return settings_of(service, admin_token)
+
+
+def body(shop: Shop, **changes: Any) -> bytes:
+    """Write the body of a points webhook."""
+    values = {
+        "buyer_id": "2404721679",
+        "points_balance": 20,
+        "store_id": shop.store_id,
+        "update_type": "INCREASE",
+        "updated_at": NOW_MS - 60_000,
+        "updated_scene": "SUCCESSFUL_REGISTRATION",
+        "updated_value": 20,
+    }
+    return json.dumps(values | changes).encode()
+
+
+async def keep(client: Client, merchant_id: str, raw_body: bytes, **changes: Any) -> str:
+    """Put a webhook into quarantine, and answer its id."""
+    values: dict[str, Any] = {
+        "merchant_id": merchant_id,
+        "topic": TOPIC,
+        "headers": [
+            webhooks_pb2.WebhookHeader(name="x-shopline-merchant-id", value=merchant_id),
+            webhooks_pb2.WebhookHeader(name="x-evil", value="\x1b[2Jred\x9b31m"),
+        ],
+        "body": raw_body,
+        "reason": STORE_UNKNOWN,
+        "detail": "store_id must be registered",
+    }
+    request = webhooks_pb2.QuarantineWebhookRequest(**(values | changes))
+    return (await client.webhooks.QuarantineWebhook(request)).quarantine_id
+
+
+async def test_a_list_has_a_line_for_each(client: Client, shop: Shop, settings: dict[str, str]) -> None:
+    """The oldest first, with filters, and with a word where there are more."""
+    merchant = ("--merchant", shop.merchant_id)
+    first = await keep(client, shop.merchant_id, b"1", receive_time=at(NOW_MS - 5_000))
+    await keep(client, shop.merchant_id, b"1", receive_time=at(NOW_MS - 4_000))
+    second = await keep(client, shop.merchant_id, b"2", reason=MALFORMED, topic="customers/update")
+
+    whole = await pointbook("quarantine", "list", *merchant, **settings)
+    limited = await pointbook("quarantine", "list", *merchant, "--limit", "1", **settings)
+    reason = await pointbook("quarantine", "list", *merchant, "--reason", "MALFORMED", **settings)
+    topic = await pointbook("quarantine", "list", *merchant, "--topic", TOPIC, **settings)
+    late = await pointbook("quarantine", "list", *merchant, "--since", "2026-06-01", **settings)
+    none = await pointbook("quarantine", "list", *merchant, "--state", "REPLAYED", **settings)
+
+    lines = whole.out.splitlines()
+    assert [line.split()[0] for line in lines] == [first, second]
+    assert lines[0] == (
+        f"{first}  {at(NOW_MS - 5_000).ToJsonString()} x2  STORE_UNKNOWN  {TOPIC}  store_id must be registered"
+    )
+    assert (limited.out, limited.err) == (f"{lines[0]}\n", "There are more than 1; see --limit.\n")
+    assert reason.out == f"{lines[1]}\n"
+    assert topic.out == f"{lines[0]}\n"
+    assert late == none == Finished(0, "", "")
+
+
+async def test_a_list_goes_through_all_pages(client: Client, shop: Shop, settings: dict[str, str]) -> None:
+    """More than one answer of the server holds."""
+    ids = await asyncio.gather(*(keep(client, shop.merchant_id, b"%d" % number) for number in range(600)))
+    finished = await pointbook("quarantine", "list", "--merchant", shop.merchant_id, **settings)
+
+    assert {line.split()[0] for line in finished.out.splitlines()} == set(ids)
+
+
+async def test_show_is_safe_for_a_terminal(client: Client, shop: Shop, settings: dict[str, str]) -> None:
+    """Headers and body are whole and readable, and no byte of theirs commands the terminal."""
+    raw_body = b'{"name": "caf\xc3\xa9",\n "no": "\xff\x1b]0;title\x07\xe2\x80\xaetxt\r"}'
+    quarantine_id = await keep(client, shop.merchant_id, raw_body)
+    finished = await pointbook("quarantine", "show", quarantine_id, "--merchant", shop.merchant_id, **settings)
+
+    assert finished.exit_code == 0, finished
+    assert finished.out.startswith(f"{quarantine_id}  ")
+    assert f"merchant: {shop.merchant_id}\nstate: QUARANTINED\n" in finished.out
+    assert f"body: {len(raw_body)} bytes\n" in finished.out
+    assert "x-evil: \\x1b[2Jred\\x9b31m\n" in finished.out
+    assert finished.out.endswith('{"name": "café",\n "no": "\\xff\\x1b]0;title\\x07\\u202etxt\\r"}\n')
+
+
+async def test_replay_after_the_store_is_registered(client: Client, settings: dict[str, str]) -> None:
+    """What is refused is told with its reason and ends with 1; registered, everything is replayed, once."""
+    shop = Shop(unique("merchant"), unique("store"))
+    merchant = ("--merchant", shop.merchant_id)
+    ids = [
+        await keep(client, shop.merchant_id, body(shop, buyer_id=buyer), receive_time=at(NOW_MS - 9_000 + number))
+        for number, buyer in enumerate(("a", "b"))
+    ]
+
+    early = await pointbook("quarantine", "replay", "--all", *merchant, **settings)
+    await client.put_store(shop.merchant_id, shop.store_id)
+    broken = await keep(client, shop.merchant_id, b"no JSON", receive_time=at(NOW_MS - 8_500))
+    late = await pointbook("quarantine", "replay", "--all", *merchant, **settings)
+    again = await pointbook("quarantine", "replay", *ids, *merchant, **settings)
+
+    refused = "refused  STORE_NOT_FOUND: The merchant has no such store; register it with ProgramsService.PutStore."
+    assert early == Finished(1, f"{ids[0]}  {refused}\n{ids[1]}  {refused}\n0 replayed, 2 still refused.\n", "")
+    assert (late.exit_code, late.err) == (1, "")
+    assert late.out.splitlines() == [
+        f"{ids[0]}  APPLIED",
+        f"{ids[1]}  APPLIED",
+        f"{broken}  refused  body must be JSON in UTF-8",
+        "2 replayed, 1 still refused.",
+    ]
+    assert again == Finished(0, f"{ids[0]}  DUPLICATE\n{ids[1]}  DUPLICATE\n2 replayed, 0 still refused.\n", "")
+    assert (await client.account(shop.merchant_id, shop.store_id, "a")).points_balance == 20
+
+
+@pytest.mark.parametrize("names_one", [True, False])
+async def test_a_webhook_that_named_the_wrong_merchant(
+    client: Client, shop: Shop, settings: dict[str, str], *, names_one: bool
+) -> None:
+    """Whether it named another one or none, `--as-merchant` tells whose it is."""
+    named = unique("merchant") if names_one else ""
+    quarantine_id = await keep(client, named, body(shop, buyer_id=unique("buyer")))
+    merchant = ("--merchant", named) if named else ()
+
+    refused = await pointbook("quarantine", "replay", quarantine_id, *merchant, **settings)
+    replayed = await pointbook(
+        "quarantine", "replay", quarantine_id, *merchant, "--as-merchant", shop.merchant_id, **settings
+    )
+
+    assert refused.exit_code == 1
+    assert replayed == Finished(0, f"{quarantine_id}  APPLIED\n1 replayed, 0 still refused.\n", "")
+
+
+async def test_customer_webhooks_are_not_replayed_yet(client: Client, shop: Shop, settings: dict[str, str]) -> None:
+    """It is said so, and the others go on."""
+    merchant = ("--merchant", shop.merchant_id)
+    person = await keep(client, shop.merchant_id, b"{}", topic="customers/update", receive_time=at(NOW_MS - 9_000))
+    points = await keep(client, shop.merchant_id, body(shop))
+    finished = await pointbook("quarantine", "replay", "--all", *merchant, **settings)
+
+    assert finished.exit_code == 1
+    assert finished.out.splitlines() == [
+        f"{person}  refused  this release replays {TOPIC} only",
+        f"{points}  APPLIED",
+        "1 replayed, 1 still refused.",
+    ]
+
+
+async def test_drop(client: Client, service: Service, shop: Shop, settings: dict[str, str]) -> None:
+    """It takes a reason and the scope admin, and cannot be undone."""
+    quarantine_id = await keep(client, shop.merchant_id, b"x")
+    merchant = ("--merchant", shop.merchant_id)
+    limited = settings_of(service, await make_token(service.database_url, [shop.merchant_id], [Scope.WEBHOOKS]))
+    reason = ("--reason", "a forged copy")
+
+    assert (await pointbook("quarantine", "drop", quarantine_id, *merchant, **settings)).exit_code == 2
+    denied = one_line(await pointbook("quarantine", "drop", quarantine_id, *reason, *merchant, **limited))
+    dropped = await pointbook("quarantine", "drop", quarantine_id, *reason, *merchant, **settings)
+    gone = one_line(await pointbook("quarantine", "show", quarantine_id, *merchant, **settings))
+
+    assert denied == "SCOPE_MISSING: The token lacks the scope admin."
+    assert dropped == Finished(0, f"Webhook {quarantine_id} is dropped.\n", "")
+    assert gone == "WEBHOOK_NOT_FOUND: No such webhook is in the merchant's quarantine."
+
+
+async def test_what_can_be_mended_is_one_line(settings: dict[str, str]) -> None:
+    """No server, no token, a wrong name, or neither ids nor --all."""
+    away = await pointbook("quarantine", "list", "--server", f"127.0.0.1:{free_port()}")
+    replay_away = await pointbook("quarantine", "replay", "q-1", "--server", f"127.0.0.1:{free_port()}")
+    no_token = await pointbook("quarantine", "list", GRPC_ADDRESS=settings["GRPC_ADDRESS"])
+    beyond = await pointbook("quarantine", "list", "--server", "db.internal:50051", TOKEN="t")
+    wrong = await pointbook("quarantine", "list", "--reason", "WHATEVER", **settings)
+    neither = await pointbook("quarantine", "replay", **settings)
+    both = await pointbook("quarantine", "replay", "q-1", "--all", **settings)
+    field = await pointbook("quarantine", "show", "two words", **settings)
+
+    assert one_line(away).startswith("UNAVAILABLE: ")
+    assert one_line(replay_away).startswith("UNAVAILABLE: ")
+    assert one_line(no_token).startswith("TOKEN_MISSING: ")
+    assert "POINTBOOK_ALLOW_PLAINTEXT" in one_line(beyond)
+    assert one_line(wrong).startswith("--reason must be one of MALFORMED, ")
+    assert one_line(neither) == one_line(both) == "name the webhooks to replay, or use --all"
+    assert one_line(field).startswith("INVALID_FIELDS: quarantine_id must be")
+
+
+async def test_a_terminal_sees_a_progress_bar(client: Client, shop: Shop, settings: dict[str, str]) -> None:
+    """Beside the lines that a file gets."""
+    quarantine_id = await keep(client, shop.merchant_id, body(shop))
+    master, slave = pty.openpty()
+    environment = clean_environment(settings) | {"TERM": "xterm", "COLUMNS": "120"}
+    command = (POINTBOOK, "quarantine", "replay", "--all", "--merchant", shop.merchant_id)
+    try:
+        process = await asyncio.create_subprocess_exec(*command, stdout=slave, stderr=slave, env=environment)
+        os.close(slave)
+        written = b""
+        loop = asyncio.get_running_loop()
+        while chunk := await loop.run_in_executor(None, read, master):
+            written += chunk
+        assert await process.wait() == 0
+    finally:
+        os.close(master)
+
+    assert b"Replaying" in written
+    assert f"{quarantine_id}  APPLIED".encode() in written
+    assert b"1 replayed, 0 still refused." in written
+
+
+def read(master: int) -> bytes:
+    """Read from a terminal; its end is an error on Linux."""
+    try:
+        return os.read(master, 65_536)
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain text, 語 and é", "plain text, 語 and é"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("\x07\x00\x7f\x9b", "\\x07\\x00\\x7f\\x9b"),
+        ("a\tb\rc\nd", "a\\tb\\rc\\nd"),
+        ("\u202eevil\u2066", "\\u202eevil\\u2066"),
+        ("\U000e0041", "\\U000e0041"),
+    ],
+)
+def test_printable(text: str, shown: str) -> None:
+    """Letters of any script stay; what commands, hides or turns is written out."""
+    assert printable(text) == shown

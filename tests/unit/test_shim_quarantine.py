@@ -1,0 +1,69 @@
+"""What the shim keeps of a webhook that cannot be applied, and for which reason, as pure functions."""
+
+import grpc
+import pytest
+from grpc.aio import AioRpcError, Metadata
+
+from shopline_shim import quarantine, translate
+
+SHOPLINE = [(b"x-shopline-topic", b"t"), (b"x-shopline-merchant-id", b"m")]
+
+
+def names(raw_headers: list[tuple[bytes, bytes]]) -> list[str]:
+    """Tell the names of the headers that are kept."""
+    return [header.name for header in quarantine.keep_headers(raw_headers)]
+
+
+def test_headers_are_kept_in_their_order() -> None:
+    """Doubles and every byte included."""
+    raw_headers = [(b"b", b"1"), *SHOPLINE, (b"a", bytes(range(256))), (b"b", b"2")]
+    kept = quarantine.keep_headers(raw_headers)
+
+    assert [(header.name.encode(), header.value.encode("latin-1")) for header in kept] == raw_headers
+
+
+def test_too_many_headers_leave_out_others_than_shoplines() -> None:
+    """In number, in length and in all, wherever SHOPLINE's own stand."""
+    many = [(b"n%d" % number, b"") for number in range(120)]
+    long = [(b"n", b"v" * 8_000)] * 6
+    single = [(b"n" * 129, b""), (b"n", b"v" * 8_193)]
+
+    assert names([*many, *SHOPLINE])[-3:] == ["n97", "x-shopline-topic", "x-shopline-merchant-id"]
+    assert len(names([*many, *SHOPLINE])) == 100
+    assert names([*long, *SHOPLINE]) == ["n"] * 4 + ["x-shopline-topic", "x-shopline-merchant-id"]
+    assert names([*single, *SHOPLINE]) == ["x-shopline-topic", "x-shopline-merchant-id"]
+
+
+def test_a_long_list_of_wrong_fields_is_cut() -> None:
+    """A detail has at most 1,000 characters."""
+    malformed = translate.MalformedWebhook([(f"field-{number}", "must be right") for number in range(100)])
+
+    assert len(quarantine.of_malformed(malformed).detail) == 1_000
+
+
+@pytest.mark.parametrize("details", [b"", b"\xff\xff", b"\x08\x07", b"\x08\x05\x1a\x02\x0a\x00"])
+def test_details_that_cannot_be_read_are_none(details: bytes) -> None:
+    """The code alone then tells that the server refuses the event."""
+    error = AioRpcError(
+        grpc.StatusCode.NOT_FOUND, Metadata(), Metadata(("grpc-status-details-bin", details)), details="text"
+    )
+    finding = quarantine.of_error(error)
+
+    assert finding is not None
+    assert (finding.name, finding.detail) == ("REFUSED", "the points book answers NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("headers", "merchant_id"),
+    [
+        ({"x-shopline-merchant-id": "2000001234"}, "2000001234"),
+        ({"X-SHOPLINE-MERCHANT-ID": "m"}, "m"),
+        ({"x-shopline-merchant-id": "two words"}, ""),
+        ({"x-shopline-merchant-id": "m" * 65}, ""),
+        ({"x-shopline-merchant-id": ""}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_merchant_of_the_headers(headers: dict[str, str], merchant_id: str) -> None:
+    """A header that is no id names no merchant."""
+    assert translate.merchant_id(headers) == merchant_id

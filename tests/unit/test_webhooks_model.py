@@ -1,0 +1,133 @@
+"""What the quarantine keeps of a webhook, and how it is written down, as pure functions."""
+
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from cryptography.exceptions import InvalidTag
+
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.webhooks.model import QuarantineReason, Webhook, new_quarantine_id, without_credentials
+from pointbook_server.webhooks.sealing import Sealed, Sealer
+
+OLD, NEW = {"old": b"o" * 32}, {"new": b"n" * 32}
+EVERY_BYTE = bytes(range(256)).decode("latin-1")
+POINTS = "app_memberSystem_points/challenged"
+
+
+def webhook(**changes: Any) -> Webhook:
+    """Make a customer webhook."""
+    values: dict[str, Any] = {
+        "merchant_id": "m",
+        "topic": "customers/update",
+        "reason": QuarantineReason.MALFORMED,
+        "detail": "",
+        "headers": (("X-Shopline-Topic", "customers/update"), ("x", EVERY_BYTE)),
+        "body": b'{"email":"ada@example.com"}',
+        "received_at_ms": 1,
+    }
+    return Webhook(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("topic", "is_personal"),
+    [
+        ("customers/create", True),
+        ("customers/redact", True),
+        ("CUSTOMERS/UPDATE", True),
+        ("customers/anything_new", True),
+        (POINTS, False),
+        ("orders/customers/", False),
+    ],
+)
+def test_customer_topics_are_personal(topic: str, *, is_personal: bool) -> None:
+    """However the topic is written, and also those that do not exist yet."""
+    assert webhook(topic=topic).is_personal is is_personal
+
+
+def test_credentials_are_left_out() -> None:
+    """In any case of letters; all else stays in its order, doubles included."""
+    headers = [("b", "1"), ("COOKIE", "c"), ("a", "2"), ("Authorization", "d"), ("b", "3"), ("set-cookie", "e")]
+
+    assert without_credentials(headers) == (("b", "1"), ("a", "2"), ("b", "3"))
+
+
+def test_ids_are_never_the_same() -> None:
+    """Servers make them without asking each other."""
+    assert len({new_quarantine_id() for _ in range(1_000)}) == 1_000
+
+
+def test_what_is_sealed_opens_again() -> None:
+    """Every byte of it, and by any server that has the key among others."""
+    sealed = Sealer(NEW).seal(webhook(), "q")
+    content = Sealer(OLD | NEW).open(sealed, "m", "q")
+
+    assert sealed.key_id == "new"
+    assert (content.headers, content.body) == (webhook().headers, webhook().body)
+    assert b"ada" not in sealed.headers + (sealed.body or b"")
+    assert sealed.size == len(sealed.headers) + len(webhook().body) + 28
+
+
+def test_the_same_webhook_is_sealed_differently_each_time() -> None:
+    """Equal ciphertexts would tell equal bodies."""
+    sealer = Sealer(NEW)
+
+    assert sealer.seal(webhook(), "q").body != sealer.seal(webhook(), "q").body
+
+
+def test_a_points_webhook_stands_in_clear() -> None:
+    """It needs no key."""
+    sealed = Sealer({}).seal(webhook(topic=POINTS), "q")
+
+    assert (sealed.key_id, sealed.body) == (None, webhook().body)
+    assert Sealer({}).open(sealed, "m", "q").headers == webhook().headers
+
+
+@pytest.mark.parametrize(("merchant_id", "quarantine_id"), [("m", "r"), ("n", "q"), ("", "q")])
+def test_a_ciphertext_is_bound_to_its_place(merchant_id: str, quarantine_id: str) -> None:
+    """Moved to another row it does not open."""
+    sealer = Sealer(NEW)
+    sealed = sealer.seal(webhook(), "q")
+
+    with pytest.raises(InvalidTag):
+        sealer.open(sealed, merchant_id, quarantine_id)
+
+
+def test_headers_and_body_cannot_change_places() -> None:
+    """Each is bound to what it is."""
+    sealer = Sealer(NEW)
+    sealed = sealer.seal(webhook(), "q")
+    assert sealed.body is not None
+
+    with pytest.raises(InvalidTag):
+        sealer.open(Sealed(sealed.key_id, sealed.body, sealed.headers), "m", "q")
+
+
+def test_an_erased_body_stays_erased() -> None:
+    """The headers can still be read."""
+    sealer = Sealer(NEW)
+    sealed = sealer.seal(webhook(), "q")
+
+    content = sealer.open(Sealed(sealed.key_id, sealed.headers, None), "m", "q")
+    assert (content.headers, content.body) == (webhook().headers, None)
+
+
+def test_a_key_that_is_not_there_is_named() -> None:
+    """By its id; without any key nothing is sealed, and the setting is named."""
+    with pytest.raises(PointbookError) as unknown:
+        Sealer(OLD).open(Sealer(NEW).seal(webhook(), "q"), "m", "q")
+    with pytest.raises(PointbookError, match="POINTBOOK_QUARANTINE_KEYS") as missing:
+        Sealer({}).digests(webhook())
+
+    assert unknown.value.reason is missing.value.reason is Reason.CODE_KEY_UNKNOWN
+    assert unknown.value.metadata == {"key_id": "new"}
+
+
+def test_digests_of_customer_bodies_are_keyed() -> None:
+    """Nobody without a key can search for a body; the digest of a rotated key still finds it."""
+    before, after = Sealer(OLD).digests(webhook()), Sealer(NEW | OLD).digests(webhook())
+
+    assert before != [sha256(webhook().body).digest()]
+    assert after == [*Sealer(NEW).digests(webhook()), *before]
+    assert Sealer(NEW).digests(webhook(topic=POINTS)) == [sha256(webhook().body).digest()]
+    assert {len(digest) for digest in after} == {32}
