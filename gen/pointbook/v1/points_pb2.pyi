@@ -893,6 +893,7 @@ class PointsEntry(_message.Message):
     DRAWS_FIELD_NUMBER: _builtins.int
     SETTLED_REDEMPTION_ID_FIELD_NUMBER: _builtins.int
     VOID_FIELD_NUMBER: _builtins.int
+    DRAWS_TRUNCATED_FIELD_NUMBER: _builtins.int
     outcome: Global___ApplyOutcome.ValueType
     """outcome is what was answered when the event was accepted: APPLIED or LATE."""
     balance_before: _builtins.int
@@ -909,6 +910,8 @@ class PointsEntry(_message.Message):
     """
     settled_redemption_id: _builtins.str
     """settled_redemption_id is the redemption whose hold this entry settled; empty where none."""
+    draws_truncated: _builtins.bool
+    """draws_truncated is true when there are more draws than `draws` shows."""
     @_builtins.property
     def update(self) -> Global___PointsUpdate:
         """update is the event."""
@@ -919,7 +922,7 @@ class PointsEntry(_message.Message):
 
     @_builtins.property
     def draws(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointsDraw]:
-        """draws are the lots that this entry took points from."""
+        """draws are the lots that this entry took points from, in the order in which it did; the first 500 of them."""
 
     @_builtins.property
     def void(self) -> Global___EntryVoid:
@@ -939,10 +942,11 @@ class PointsEntry(_message.Message):
         draws: _abc.Iterable[Global___PointsDraw] | None = ...,
         settled_redemption_id: _builtins.str = ...,
         void: Global___EntryVoid | None = ...,
+        draws_truncated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["receive_time", b"receive_time", "update", b"update", "void", b"void"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance_after", b"balance_after", "balance_before", b"balance_before", "draws", b"draws", "drift", b"drift", "outcome", b"outcome", "receive_time", b"receive_time", "scene_disagrees", b"scene_disagrees", "settled_redemption_id", b"settled_redemption_id", "silently_expired", b"silently_expired", "update", b"update", "void", b"void"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance_after", b"balance_after", "balance_before", b"balance_before", "draws", b"draws", "draws_truncated", b"draws_truncated", "drift", b"drift", "outcome", b"outcome", "receive_time", b"receive_time", "scene_disagrees", b"scene_disagrees", "settled_redemption_id", b"settled_redemption_id", "silently_expired", b"silently_expired", "update", b"update", "void", b"void"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -119,7 +119,7 @@ class LotPool:
             while place < len(near) and not self._may_begin_far(near[place - 1], near[place]):
                 place += 1
         if place < len(near):
-            points = sum(lot.remaining for lot in near[place:]) + (far.points if far else 0)
+            points = self.held - sum(lot.remaining for lot in near[:place])
             far = FarLots(points, near[place].expires_at_ms, near[place].event_id)
         return tuple(near[:place]), far, self._drawn_to_ms
 

@@ -34,6 +34,7 @@ API_VERSION_LENGTH_MAX = 64
 SCENE_LENGTH_MAX = 64
 SCENES_MAX = 100
 LOTS_MAX = 500
+DRAWS_MAX = 500
 UPDATES_MAX = 1_000
 VIOLATIONS_MAX = 50
 REASON_LENGTH_MAX = 500
@@ -410,8 +411,9 @@ def _write_entry(merchant_id: str, received: BookEntry) -> points_pb2.PointsEntr
                 points=draw.points,
                 points_expiry_time=_optional_timestamp(draw.expires_at_ms),
             )
-            for draw in entry.draws
+            for draw in entry.draws[:DRAWS_MAX]
         ],
+        draws_truncated=len(entry.draws) > DRAWS_MAX,
         void=None
         if received.void is None
         else points_pb2.EntryVoid(reason=received.void.reason, time=to_timestamp(received.void.at_ms)),
