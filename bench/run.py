@@ -83,19 +83,27 @@ async def main(options: Options) -> None:
     BUILD.mkdir(exist_ok=True)
     with Steps(_count_steps(plan, parts)) as steps, tempfile.TemporaryDirectory(prefix="bench-", dir=BUILD) as name:
         folder = Path(name)
-        async with running(folder / "postgres") as postgres, loading() as load:
-            steps.begin(f"filling the database with {options.accounts:,} accounts, twice")
-            stage = Stage(postgres, load, await prepare(postgres.url(), shops.stored), shops, steps)
-            if plan.steps:
-                results += await _measure_speed(stage, plan, options.seconds)
-            if Part.MEMORY in parts and usage.IS_TOLD:
-                results += await _measure_memory(stage, options.memory_calls)
-            if Part.STATEMENTS in parts:
-                results += await _count_statements(stage)
+        if parts != {Part.DEV}:
+            results += await _measure_service(plan, options, folder / "postgres", steps)
         if Part.DEV in parts:
             results += await measure_development(folder / "dev", steps)
     print_table(results)
     write_json(results, BENCH / "results.json")
+
+
+async def _measure_service(plan: Plan, options: Options, folder: Path, steps: Steps) -> list[Result]:
+    """Measure whatever needs a database that is filled."""
+    results: list[Result] = []
+    async with running(folder) as postgres, loading() as load:
+        steps.begin(f"filling the database with {options.accounts:,} accounts, twice")
+        stage = Stage(postgres, load, await prepare(postgres.url(), plan.shops.stored), plan.shops, steps)
+        if plan.steps:
+            results += await _measure_speed(stage, plan, options.seconds)
+        if Part.MEMORY in options.parts and usage.IS_TOLD:
+            results += await _measure_memory(stage, options.memory_calls)
+        if Part.STATEMENTS in options.parts:
+            results += await _count_statements(stage)
+    return results
 
 
 def _count_steps(plan: Plan, parts: Collection[Part]) -> int:
