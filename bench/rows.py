@@ -60,6 +60,11 @@ class Row:
         """What the rate counts."""
         return "calls/s" if self.updates == 1 else "updates/s"
 
+    @property
+    def is_beside_pgbench(self) -> bool:
+        """Whether the rate is compared with pgbench's, which is then measured right after it."""
+        return any(name == PGBENCH for name, _ in self.bars)
+
 
 def rows(shops: Shops) -> tuple[Row, ...]:
     """List the rates, with the bars of the specification."""

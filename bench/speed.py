@@ -33,14 +33,9 @@ class Plan:
     is_idle: bool
 
     @property
-    def needs_pgbench(self) -> bool:
-        """Tell whether any row is a ratio to what pgbench measures."""
-        return any(name == PGBENCH for row in self.rows for name, _ in row.bars)
-
-    @property
     def steps(self) -> int:
         """How many steps it takes."""
-        return ROUNDS * (len(self.rows) + self.needs_pgbench + self.is_idle)
+        return ROUNDS * (sum(1 + row.is_beside_pgbench for row in self.rows) + self.is_idle)
 
 
 class Speed:
@@ -58,7 +53,7 @@ class Speed:
     async def measure(self, seconds: float, steps: Steps) -> list[Result]:
         """Measure every row for so many seconds altogether, and one call at a time for some more."""
         connection = await connect(self._database_url)
-        if self._plan.needs_pgbench:
+        if any(row.is_beside_pgbench for row in self._plan.rows):
             await prepare_upserts(connection)
         for number in range(1, ROUNDS + 1):
             await self._round(f"round {number} of {ROUNDS}", seconds / ROUNDS, connection, steps)
@@ -69,9 +64,9 @@ class Speed:
         for row in self._plan.rows:
             steps.begin(f"{name}: {row.name}")
             await self._run(row, seconds)
-        if self._plan.needs_pgbench:
-            steps.begin(f"{name}: {PGBENCH}")
-            self._rates[PGBENCH].append(await measure_upserts(self._database_url, seconds))
+            if row.is_beside_pgbench:
+                steps.begin(f"{name}: {PGBENCH}")
+                self._rates[PGBENCH].append(await measure_upserts(self._database_url, seconds))
         if self._plan.is_idle:
             steps.begin(f"{name}: one call at a time")
             for row in idle_rows(self._plan.shops):
@@ -94,8 +89,6 @@ class Speed:
 
     def _results(self) -> list[Result]:
         results = [result for row in self._plan.rows for result in self._rates_of(row)]
-        if self._plan.needs_pgbench:
-            results.append(Result(PGBENCH, median(self._rates[PGBENCH]), "updates/s"))
         if WEBHOOK in self._measured:
             results.append(Result(f"{WEBHOOK}: p99", self._median(WEBHOOK, "p99_ms"), "ms", "< 500 ms"))
         if HOT in self._measured:
@@ -114,6 +107,8 @@ class Speed:
             for ratio_to, bar in row.bars
             if ratio_to in self._rates
         ]
+        if row.is_beside_pgbench:
+            results.append(Result(PGBENCH, median(self._rates[PGBENCH]), row.unit))
         return results or [Result(row.name, rate, row.unit)]
 
     def _idle_results(self) -> list[Result]:
