@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.installed
 OUT    := gen
 PROTOS := $(sort $(wildcard proto/pointbook/v1/*.proto))
 
-.PHONY: help setup run test soak lint format gen lock bench
+.PHONY: help setup run test soak lint format gen lock bench growth
 
 help: ## List the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,8 +29,9 @@ run: $(STAMP) ## Run the whole system on the embedded database.
 test: $(STAMP) ## Run the tests.
 	$(BIN)/python -m pytest -n 2 -m "not soak"
 
-soak: $(STAMP) ## Run the slow soak and chaos tests in full.
+soak: $(STAMP) ## Run the slow soak and chaos tests in full, and then `growth`.
 	$(BIN)/python -m pytest -m soak
+	$(BIN)/python bench/growth.py
 
 lint: $(STAMP) ## Check style, types, layers, protos, the Dockerfile and that generated code is current.
 	$(BIN)/ruff check .
@@ -65,3 +66,6 @@ lock: $(STAMP) ## Resolve the dependencies anew: for developers, and for the ima
 
 bench: $(STAMP) ## Measure, print a table and write bench/results.json.
 	$(BIN)/python bench/run.py
+
+growth: $(STAMP) ## Measure what a call costs at 10,000,000 entries, beside 10,000; writes bench/growth.json.
+	$(BIN)/python bench/growth.py

@@ -3,7 +3,7 @@
 import itertools
 import json
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -21,8 +21,8 @@ REDEEMED_POINTS = 10
 SECRET = "bench-secret"  # noqa: S105 - it guards nothing but this run's own shim
 CALL_TIMEOUT_SECONDS = 10.0
 
-Call = Callable[[Any], Awaitable[bool]]
-"""Sends one request and checks its answer; tells whether an event came late."""
+Call = Callable[[Any], Awaitable[int]]
+"""Sends one request and checks its answer; tells how many events came late."""
 
 
 class UnexpectedAnswerError(Exception):
@@ -30,7 +30,7 @@ class UnexpectedAnswerError(Exception):
 
 
 class UnavailableError(Exception):
-    """The shim asked for the webhook to be sent again."""
+    """The shim, or one update of a batch, asked for the same to be sent again."""
 
 
 def is_unavailable(error: Exception) -> bool:
@@ -58,8 +58,12 @@ class Requests:
         if job.kind is Kind.VALIDATE:
             return (_validate_request(population.ids(number)) for number in numbers)
         history = self._histories.setdefault(population, History(population))
-        write = _apply_request if job.kind is Kind.APPLY else _webhook_request
-        return (write(history.next(number)) for number in numbers)
+        if job.kind is Kind.LATE:
+            return (_apply_request(history.late(number)) for number in numbers)
+        happenings = (history.next(number) for number in numbers)
+        if job.kind is Kind.BATCH:
+            return (_batch_request(list(itertools.islice(happenings, job.updates))) for _ in itertools.repeat(None))
+        return map(_webhook_request if job.kind is Kind.WEBHOOK else _apply_request, happenings)
 
 
 async def open_calls(job: Job, stack: AsyncExitStack) -> list[Call]:
@@ -68,7 +72,13 @@ async def open_calls(job: Job, stack: AsyncExitStack) -> list[Call]:
         return [_post(await stack.enter_async_context(HttpConnection(job.address))) for _ in range(job.in_flight)]
     channel = await stack.enter_async_context(grpc.aio.insecure_channel(job.address))
     metadata = (("authorization", f"Bearer {job.token}"),)
-    open_call = {Kind.APPLY: _apply, Kind.VALIDATE: _validate, Kind.ISSUE: _issue}[job.kind]
+    open_call = {
+        Kind.APPLY: _apply,
+        Kind.LATE: _apply,
+        Kind.BATCH: _batch,
+        Kind.VALIDATE: _validate,
+        Kind.ISSUE: _issue,
+    }[job.kind]
     return [open_call(channel, metadata)] * job.in_flight
 
 
@@ -79,23 +89,45 @@ def _random_numbers(count: int) -> Iterator[int]:
 def _apply(channel: grpc.aio.Channel, metadata: Any) -> Call:
     method = points_pb2_grpc.PointsServiceStub(channel).ApplyPointsUpdate
 
-    async def call(request: points_pb2.ApplyPointsUpdateRequest) -> bool:
-        response = await method(request, metadata=metadata, timeout=CALL_TIMEOUT_SECONDS)
-        if response.outcome == points_pb2.APPLY_OUTCOME_DUPLICATE:
-            raise UnexpectedAnswerError("a new event was taken for a duplicate")
-        return response.outcome == points_pb2.APPLY_OUTCOME_LATE
+    async def call(request: points_pb2.ApplyPointsUpdateRequest) -> int:
+        return _is_late(await method(request, metadata=metadata, timeout=CALL_TIMEOUT_SECONDS))
 
     return call
+
+
+def _batch(channel: grpc.aio.Channel, metadata: Any) -> Call:
+    method = points_pb2_grpc.PointsServiceStub(channel).BatchApplyPointsUpdates
+
+    async def call(request: points_pb2.BatchApplyPointsUpdatesRequest) -> int:
+        response = await method(request, metadata=metadata, timeout=CALL_TIMEOUT_SECONDS)
+        for result in response.results:
+            if result.HasField("error"):
+                raise _refusal(result.error)
+        return sum(_is_late(result.response) for result in response.results)
+
+    return call
+
+
+def _is_late(response: points_pb2.ApplyPointsUpdateResponse) -> bool:
+    if response.outcome == points_pb2.APPLY_OUTCOME_DUPLICATE:
+        raise UnexpectedAnswerError("a new event was taken for a duplicate")
+    return response.outcome == points_pb2.APPLY_OUTCOME_LATE
+
+
+def _refusal(error: points_pb2.UpdateError) -> Exception:
+    if error.code == grpc.StatusCode.UNAVAILABLE.value[0]:
+        return UnavailableError()
+    return UnexpectedAnswerError(f"an update of a batch was answered {error.reason}: {error.message}")
 
 
 def _validate(channel: grpc.aio.Channel, metadata: Any) -> Call:
     method = redemption_pb2_grpc.RedemptionServiceStub(channel).ValidateRedemption
 
-    async def call(request: redemption_pb2.ValidateRedemptionRequest) -> bool:
+    async def call(request: redemption_pb2.ValidateRedemptionRequest) -> int:
         response = await method(request, metadata=metadata, timeout=CALL_TIMEOUT_SECONDS)
         if not response.redeemable:
             raise UnexpectedAnswerError(f"not redeemable: {response.status.reason}")
-        return False
+        return 0
 
     return call
 
@@ -103,17 +135,17 @@ def _validate(channel: grpc.aio.Channel, metadata: Any) -> Call:
 def _issue(channel: grpc.aio.Channel, metadata: Any) -> Call:
     method = redemption_pb2_grpc.RedemptionServiceStub(channel).IssueValidationCode
 
-    async def call(request: redemption_pb2.IssueValidationCodeRequest) -> bool:
+    async def call(request: redemption_pb2.IssueValidationCodeRequest) -> int:
         response = await method(request, metadata=metadata, timeout=CALL_TIMEOUT_SECONDS)
         if not response.issued_code.sent:
             raise UnexpectedAnswerError("no code was sent")
-        return False
+        return 0
 
     return call
 
 
 def _post(connection: HttpConnection) -> Call:
-    async def call(request: bytes) -> bool:
+    async def call(request: bytes) -> int:
         status, body = await connection.request(request)
         if status == 503:  # noqa: PLR2004 - the shim's word for "send it again"
             raise UnavailableError
@@ -125,6 +157,14 @@ def _post(connection: HttpConnection) -> Call:
 
 
 def _apply_request(happening: Happening) -> points_pb2.ApplyPointsUpdateRequest:
+    return points_pb2.ApplyPointsUpdateRequest(update=_update(happening))
+
+
+def _batch_request(happenings: Sequence[Happening]) -> points_pb2.BatchApplyPointsUpdatesRequest:
+    return points_pb2.BatchApplyPointsUpdatesRequest(updates=map(_update, happenings))
+
+
+def _update(happening: Happening) -> points_pb2.PointsUpdate:
     account = happening.account
     update = points_pb2.PointsUpdate(
         event_id=new_event_id(),
@@ -142,7 +182,7 @@ def _apply_request(happening: Happening) -> points_pb2.ApplyPointsUpdateRequest:
     else:
         update.update_type = points_pb2.POINTS_UPDATE_TYPE_DECREASE
         update.updated_scene = points_pb2.POINTS_UPDATE_SCENE_REDEEM_PRODUCTS
-    return points_pb2.ApplyPointsUpdateRequest(update=update)
+    return update
 
 
 def _webhook_request(happening: Happening) -> bytes:

@@ -17,6 +17,8 @@ class Kind(StrEnum):
     """What a job calls."""
 
     APPLY = "APPLY"
+    BATCH = "BATCH"
+    LATE = "LATE"
     VALIDATE = "VALIDATE"
     ISSUE = "ISSUE"
     WEBHOOK = "WEBHOOK"
@@ -34,6 +36,8 @@ class Job:
     seconds: float
     warm_up_seconds: float = WARM_UP_SECONDS
     calls_max: int | None = None
+    updates: int = 1
+    """How many updates a call of kind BATCH carries."""
 
     def to_json(self) -> dict[str, Any]:
         """Write the job as an object of JSON."""
@@ -49,7 +53,7 @@ class Job:
 class Measurement:
     """What a job measured: the calls that were answered well, and beside them those answered UNAVAILABLE.
 
-    Any other answer fails the whole run.
+    Any other answer fails the whole run. `late` counts events, of which a call may carry many.
     """
 
     calls: int

@@ -1,11 +1,16 @@
 """What a run needs in its database before it can measure."""
 
-from collections.abc import Collection
+import secrets
+from base64 import b64encode
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from decimal import Decimal
+from pathlib import Path
 
 import asyncpg
 
 from calls import PROGRAM_ID
+from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, new_token
 from pointbook_server.access.store import AccessStore
 from pointbook_server.clock import system_clock
@@ -14,6 +19,23 @@ from pointbook_server.migrations import migrate
 from pointbook_server.programs.model import Channel, Criteria, Program, Validation
 from pointbook_server.programs.store import ProgramsStore
 from shops import Population
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
+    """Run a database of our own in a folder."""
+    postgres = EmbeddedPostgres(folder)
+    await postgres.start()
+    try:
+        yield postgres
+    finally:
+        await postgres.stop()
+
+
+def server_environment(postgres: EmbeddedPostgres) -> dict[str, str]:
+    """Write the settings of a server on a database."""
+    code_key = b64encode(secrets.token_bytes(32)).decode()
+    return {"POINTBOOK_DATABASE_URL": postgres.url(), "POINTBOOK_CODE_KEYS": f"bench:{code_key}"}
 
 
 async def prepare(database_url: str, populations: Collection[Population]) -> str:

@@ -72,7 +72,7 @@ def write_json(results: list[Result], path: Path) -> None:
     rows = [
         {
             "name": result.name,
-            "value": round(result.value, 3),
+            "value": round(result.value, 4),
             "unit": result.unit,
             "ratio": None if result.ratio is None else round(result.ratio, 3),
             "ratio_to": result.ratio_to or None,
@@ -83,4 +83,7 @@ def write_json(results: list[Result], path: Path) -> None:
 
 
 def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"  # noqa: PLR2004 - three digits are enough
+    """Write a figure with about three digits, which is enough."""
+    if abs(value) >= 100:  # noqa: PLR2004
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"  # noqa: PLR2004

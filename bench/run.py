@@ -4,36 +4,45 @@ Every speed is a ratio to something that was measured in the same run, on a dura
 """
 
 import argparse
-import secrets
 import tempfile
-from base64 import b64encode
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import uvloop
 
+import usage
 from calls import SECRET
 from development import measure_development
 from jobs import Job, Kind
+from memory import measure_memory
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
-from prepare import connect, prepare
+from prepare import connect, prepare, running, server_environment
 from processes import Load, loading, serving
 from report import Result, Steps, print_table, write_json
+from rows import APPLY, BATCH, IN_FLIGHT, UPDATES_IN_BATCH, VALIDATE, Part, chosen_rows
 from shops import Shops, shops_of
-from speed import APPLY, ROUNDS, VALIDATE, Speed, rows
+from speed import ROUNDS, Plan, Speed
 from statements import count_statements, enable_counting
 
 ACCOUNTS = 100_000
 SECONDS = 12.0
+MEMORY_CALLS = 200_000
+MEMORY_SECONDS_MAX = 3_600.0
 CODES_PER_SECOND_MAX = 5_000
-COUNTED = {Kind.APPLY: APPLY, Kind.VALIDATE: VALIDATE}
-COUNTED_CALLS = 1_000
-COUNTED_IN_FLIGHT = 16
-COUNTED_SECONDS_MAX = 30.0
 BENCH = Path(__file__).parent
 BUILD = BENCH.parent / "build"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says."""
+
+    accounts: int
+    seconds: float
+    memory_calls: int
+    parts: Collection[Part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +56,64 @@ class Stage:
     steps: Steps
 
 
-async def main(*, accounts: int, seconds: float) -> None:
-    """Measure everything, and end all that was started."""
-    shops = shops_of(accounts=accounts, customers=int((seconds + ROUNDS) * CODES_PER_SECOND_MAX))
+class Counted(NamedTuple):
+    """Calls whose statements are counted."""
+
+    name: str
+    kind: Kind
+    calls: int
+    in_flight: int
+    updates: int = 1
+
+
+COUNTED = (
+    Counted(APPLY, Kind.APPLY, calls=1_000, in_flight=16),
+    Counted(BATCH, Kind.BATCH, calls=20, in_flight=1, updates=UPDATES_IN_BATCH),
+    Counted(VALIDATE, Kind.VALIDATE, calls=1_000, in_flight=16),
+)
+COUNTED_SECONDS_MAX = 30.0
+
+
+async def main(options: Options) -> None:
+    """Measure what is asked for, and end all that was started."""
+    parts = options.parts
+    shops = shops_of(accounts=options.accounts, customers=int((options.seconds + ROUNDS) * CODES_PER_SECOND_MAX))
+    plan = Plan(shops, chosen_rows(shops, parts), is_idle=Part.IDLE in parts)
+    results: list[Result] = []
     BUILD.mkdir(exist_ok=True)
-    steps = Steps(total=ROUNDS * (len(rows(shops)) + 1) + 5)
-    with steps, tempfile.TemporaryDirectory(prefix="bench-", dir=BUILD) as name:
+    with Steps(_count_steps(plan, parts)) as steps, tempfile.TemporaryDirectory(prefix="bench-", dir=BUILD) as name:
         folder = Path(name)
-        async with _database(folder / "postgres") as postgres, loading() as load:
-            steps.begin(f"filling the database with {accounts:,} accounts, twice")
-            token = await prepare(postgres.url(), shops.stored)
-            stage = Stage(postgres, load, token, shops, steps)
-            results = [*await _measure_speed(stage, seconds), *await _count_statements(stage)]
-        results += await measure_development(folder / "dev", steps)
+        if parts != {Part.DEV}:
+            results += await _measure_service(plan, options, folder / "postgres", steps)
+        if Part.DEV in parts:
+            results += await measure_development(folder / "dev", steps)
     print_table(results)
     write_json(results, BENCH / "results.json")
 
 
-async def _measure_speed(stage: Stage, seconds: float) -> list[Result]:
-    """Measure all speeds with every server running, and then how much memory the real one has."""
-    environment = _server_environment(stage.postgres)
+async def _measure_service(plan: Plan, options: Options, folder: Path, steps: Steps) -> list[Result]:
+    """Measure whatever needs a database that is filled."""
+    results: list[Result] = []
+    async with running(folder) as postgres, loading() as load:
+        steps.begin(f"filling the database with {options.accounts:,} accounts, twice")
+        stage = Stage(postgres, load, await prepare(postgres.url(), plan.shops.stored), plan.shops, steps)
+        if plan.steps:
+            results += await _measure_speed(stage, plan, options.seconds)
+        if Part.MEMORY in options.parts and usage.IS_TOLD:
+            results += await _measure_memory(stage, options.memory_calls)
+        if Part.STATEMENTS in options.parts:
+            results += await _count_statements(stage)
+    return results
+
+
+def _count_steps(plan: Plan, parts: Collection[Part]) -> int:
+    steps = {Part.MEMORY: 2, Part.STATEMENTS: len(COUNTED), Part.DEV: 2}
+    return 1 + plan.steps + sum(count for part, count in steps.items() if part in parts)
+
+
+async def _measure_speed(stage: Stage, plan: Plan, seconds: float) -> list[Result]:
+    """Measure all speeds with every server running."""
+    environment = server_environment(stage.postgres)
     async with (
         serving("echo", {}) as echo,
         serving("plain", environment) as plain,
@@ -74,12 +121,24 @@ async def _measure_speed(stage: Stage, seconds: float) -> list[Result]:
         serving("shim", _shim_environment(pointbook.address, stage.token)) as shim,
     ):
         addresses = {"echo": echo.address, "plain": plain.address, "pointbook": pointbook.address, "shim": shim.address}
-        speed = Speed(stage.load, stage.token, addresses)
-        connection = await connect(stage.postgres.url())
-        results = await speed.measure(stage.shops, seconds, connection, stage.steps)
-        await connection.close()
-        memory = Result("server's resident memory after all this", pointbook.resident_megabytes(), "MB", "≤ 150 MB")
-    return [*results, memory]
+        speed = Speed(plan, stage.load, stage.token, addresses, stage.postgres.url())
+        return await speed.measure(seconds, stage.steps)
+
+
+async def _measure_memory(stage: Stage, calls: int) -> list[Result]:
+    """Measure memory on a server that has done nothing else."""
+    async with serving("pointbook", server_environment(stage.postgres)) as server:
+        job = Job(
+            kind=Kind.APPLY,
+            address=server.address,
+            token=stage.token,
+            population=stage.shops.book,
+            in_flight=IN_FLIGHT,
+            seconds=MEMORY_SECONDS_MAX,
+            warm_up_seconds=0,
+            calls_max=calls,
+        )
+        return await measure_memory(job, server, stage.load, stage.steps)
 
 
 async def _count_statements(stage: Stage) -> list[Result]:
@@ -87,37 +146,23 @@ async def _count_statements(stage: Stage) -> list[Result]:
     await enable_counting(stage.postgres)
     connection = await connect(stage.postgres.url())
     results = []
-    async with serving("pointbook", _server_environment(stage.postgres)) as server:
-        for kind, name in COUNTED.items():
-            stage.steps.begin(f"{name}: counting statements")
+    async with serving("pointbook", server_environment(stage.postgres)) as server:
+        for counted in COUNTED:
+            stage.steps.begin(f"{counted.name}: counting statements")
             job = Job(
-                kind=kind,
+                kind=counted.kind,
                 address=server.address,
                 token=stage.token,
                 population=stage.shops.book,
-                in_flight=COUNTED_IN_FLIGHT,
+                in_flight=counted.in_flight,
                 seconds=COUNTED_SECONDS_MAX,
                 warm_up_seconds=0,
-                calls_max=COUNTED_CALLS,
+                calls_max=counted.calls,
+                updates=counted.updates,
             )
-            results += await count_statements(name, job, stage.load, connection)
+            results += await count_statements(counted.name, job, stage.load, connection)
     await connection.close()
     return results
-
-
-@asynccontextmanager
-async def _database(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
-    postgres = EmbeddedPostgres(folder)
-    await postgres.start()
-    try:
-        yield postgres
-    finally:
-        await postgres.stop()
-
-
-def _server_environment(postgres: EmbeddedPostgres) -> dict[str, str]:
-    code_key = b64encode(secrets.token_bytes(32)).decode()
-    return {"POINTBOOK_DATABASE_URL": postgres.url(), "POINTBOOK_CODE_KEYS": f"bench:{code_key}"}
 
 
 def _shim_environment(grpc_address: str, token: str) -> dict[str, str]:
@@ -128,9 +173,27 @@ def _shim_environment(grpc_address: str, token: str) -> dict[str, str]:
     }
 
 
-if __name__ == "__main__":
+def _read_options() -> Options:
     parser = argparse.ArgumentParser(description="Measure Pointbook.")
     parser.add_argument("--accounts", type=int, default=ACCOUNTS, help=f"accounts to fill in ({ACCOUNTS:,})")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"seconds to measure a row ({SECONDS:g})")
-    options = parser.parse_args()
-    uvloop.run(main(accounts=options.accounts, seconds=options.seconds))
+    parser.add_argument(
+        "--memory-calls",
+        type=int,
+        default=MEMORY_CALLS,
+        help=f"calls after which memory is read, and after as many again ({MEMORY_CALLS:,})",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[part.value for part in Part],
+        default=[part.value for part in Part],
+        metavar="NAME",
+        help=f"measure only some, beside the echo and what they are ratios to: {', '.join(Part)}",
+    )
+    read = parser.parse_args()
+    return Options(read.accounts, read.seconds, read.memory_calls, frozenset(map(Part, read.only)))
+
+
+if __name__ == "__main__":
+    uvloop.run(main(_read_options()))

@@ -14,6 +14,8 @@ OPENING_POINTS = 1_000
 EVENT_POINTS = 20
 OPENED_AT_MS = 1_780_000_000_000
 YEAR_MS = 365 * 24 * 60 * 60 * 1_000
+LATE_BY_EVENTS = 50
+"""How many of its account's events a late one comes before."""
 
 # What the service would have written for one event an account: calling it so often would take minutes.
 STORES = """
@@ -65,11 +67,15 @@ class Happening(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """Merchants with one store each, among whom the accounts are dealt out in turn."""
+    """Merchants with one store each, among whom the accounts are dealt out in turn.
+
+    The events of an account are `spacing_ms` apart.
+    """
 
     name: str
     accounts: int
     merchants: int = 1
+    spacing_ms: int = 1
 
     def ids(self, number: int) -> AccountIds:
         """Name the account of a number from 0."""
@@ -93,18 +99,32 @@ class History:
     def __init__(self, population: Population) -> None:
         self._population = population
         self._counts: Counter[int] = Counter()
+        self._late_counts: Counter[int] = Counter()
         self._began_at_ms = time.time_ns() // 1_000_000
 
     def next(self, number: int) -> Happening:
         """Let the next thing happen in the account of a number."""
         count = self._counts[number]
         self._counts[number] = count + 1
+        return self._happening(number, count, count * self._population.spacing_ms)
+
+    def late(self, number: int) -> Happening:
+        """Let it be told only now what happened before the newest events of the account of a number.
+
+        All of this happened between the same two events, a millisecond apart: there must be so much room.
+        """
+        count = self._late_counts[number]
+        self._late_counts[number] = count + 1
+        later_at_ms = (self._counts[number] - LATE_BY_EVENTS) * self._population.spacing_ms
+        return self._happening(number, count, later_at_ms - self._population.spacing_ms + 1 + count)
+
+    def _happening(self, number: int, count: int, after_ms: int) -> Happening:
         increases = count % 2 == 0
         return Happening(
             account=self._population.ids(number),
             increases=increases,
             balance=OPENING_POINTS + EVENT_POINTS if increases else OPENING_POINTS,
-            updated_at_ms=self._began_at_ms + count,
+            updated_at_ms=self._began_at_ms + after_ms,
         )
 
 

@@ -10,103 +10,106 @@ from statistics import median
 
 import asyncpg
 
-from jobs import Job, Kind, Measurement, Stopwatch
+from jobs import Job, Measurement, Stopwatch
+from pgbench import measure_upserts, prepare_upserts
+from prepare import connect
 from processes import Load
 from report import Result, Steps
-from shops import Population, Shops
+from rows import HOT, IDLE_APPLY, IDLE_ECHO, PGBENCH, WEBHOOK, Row, idle_rows
+from shops import Shops
 
 ROUNDS = 3
-IN_FLIGHT = 64
-ECHO = "echo"
-APPLY = "ApplyPointsUpdate"
-PLAIN = "ApplyPointsUpdate, written plainly"
-HOT = f"{APPLY}, 10 hot accounts"
-VALIDATE = "ValidateRedemption, no code"
-IDLE_ECHO = f"{ECHO}, one call at a time: p50"
-IDLE_APPLY = f"{APPLY}, one call at a time: p50"
+IDLE_SHARE = 0.25
+"""How much of a row's time is spent on calling one at a time."""
 COMMIT = "one single-row commit: p50"
-WEBHOOK = "webhook → shim → server → committed → 200"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A rate to measure, the rows that it is a ratio to, and the bars for those ratios."""
+class Plan:
+    """What is measured in each round: rows, and whether also one call at a time."""
 
-    name: str
-    kind: Kind
-    server: str
-    population: Population
-    bars: tuple[tuple[str, str], ...] = (("", ""),)
+    shops: Shops
+    rows: tuple[Row, ...]
+    is_idle: bool
 
-
-def rows(shops: Shops) -> tuple[Row, ...]:
-    """List the rates, with the bars of the specification."""
-    return (
-        Row(ECHO, Kind.APPLY, "echo", shops.echo),
-        Row(APPLY, Kind.APPLY, "pointbook", shops.book, ((ECHO, "≥ 0.50, aim 0.70"), (PLAIN, "≥ 2.5, aim 4"))),
-        Row(PLAIN, Kind.APPLY, "plain", shops.book),
-        Row(HOT, Kind.APPLY, "pointbook", shops.hot, ((APPLY, "≥ 0.9, aim 1.0"),)),
-        Row(f"{APPLY}, 1,000 merchants", Kind.APPLY, "pointbook", shops.spread, ((APPLY, "≥ 0.3, aim 0.5"),)),
-        Row(VALIDATE, Kind.VALIDATE, "pointbook", shops.book, ((ECHO, "≥ 0.55, aim 0.80"),)),
-        Row(
-            "IssueValidationCode, instant sender",
-            Kind.ISSUE,
-            "pointbook",
-            shops.customers,
-            ((ECHO, "≥ 0.25, aim 0.50"),),
-        ),
-        Row(WEBHOOK, Kind.WEBHOOK, "shim", shops.book, ((ECHO, "≥ 0.20, aim 0.35"),)),
-    )
-
-
-def idle_rows(shops: Shops) -> tuple[Row, ...]:
-    """List what is also called one at a time."""
-    return (
-        Row(IDLE_ECHO, Kind.APPLY, "echo", shops.echo),
-        Row(IDLE_APPLY, Kind.APPLY, "pointbook", shops.book),
-    )
+    @property
+    def steps(self) -> int:
+        """How many steps it takes."""
+        return ROUNDS * (sum(1 + row.is_beside_pgbench for row in self.rows) + self.is_idle)
 
 
 class Speed:
-    """Measures all rows by one load process, against servers by their addresses."""
+    """Measures a plan's rows by one load process, against servers by their addresses, on one database."""
 
-    def __init__(self, load: Load, token: str, addresses: Mapping[str, str]) -> None:
+    def __init__(self, plan: Plan, load: Load, token: str, addresses: Mapping[str, str], database_url: str) -> None:
+        self._plan = plan
         self._load = load
         self._token = token
         self._addresses = addresses
+        self._database_url = database_url
         self._measured: defaultdict[str, list[Measurement]] = defaultdict(list)
+        self._rates: defaultdict[str, list[float]] = defaultdict(list)
 
-    async def measure(self, shops: Shops, seconds: float, connection: asyncpg.Connection, steps: Steps) -> list[Result]:
+    async def measure(self, seconds: float, steps: Steps) -> list[Result]:
         """Measure every row for so many seconds altogether, and one call at a time for some more."""
+        connection = await connect(self._database_url)
+        if any(row.is_beside_pgbench for row in self._plan.rows):
+            await prepare_upserts(connection)
         for number in range(1, ROUNDS + 1):
-            for row in rows(shops):
-                steps.begin(f"round {number} of {ROUNDS}: {row.name}")
-                await self._run(row, in_flight=IN_FLIGHT, seconds=seconds / ROUNDS)
-            steps.begin(f"round {number} of {ROUNDS}: one call at a time")
-            for row in idle_rows(shops):
-                await self._run(row, in_flight=1, seconds=seconds / ROUNDS / 4)
-            self._measured[COMMIT].append(await measure_commits(connection, seconds / ROUNDS / 4))
-        return self._results(shops)
+            await self._round(f"round {number} of {ROUNDS}", seconds / ROUNDS, connection, steps)
+        await connection.close()
+        return self._results()
 
-    async def _run(self, row: Row, *, in_flight: int, seconds: float) -> None:
-        job = Job(row.kind, self._addresses[row.server], self._token, row.population, in_flight, seconds)
-        self._measured[row.name].append(await self._load.run(job))
+    async def _round(self, name: str, seconds: float, connection: asyncpg.Connection, steps: Steps) -> None:
+        for row in self._plan.rows:
+            steps.begin(f"{name}: {row.name}")
+            await self._run(row, seconds)
+            if row.is_beside_pgbench:
+                steps.begin(f"{name}: {PGBENCH}")
+                self._rates[PGBENCH].append(await measure_upserts(self._database_url, seconds))
+        if self._plan.is_idle:
+            steps.begin(f"{name}: one call at a time")
+            for row in idle_rows(self._plan.shops):
+                await self._run(row, seconds * IDLE_SHARE)
+            self._measured[COMMIT].append(await measure_commits(connection, seconds * IDLE_SHARE))
 
-    def _results(self, shops: Shops) -> list[Result]:
-        results = [self._rate(row, ratio_to, bar) for row in rows(shops) for ratio_to, bar in row.bars]
-        p99_ms = self._median(WEBHOOK, "p99_ms")
-        results.append(Result(f"{WEBHOOK}: p99", p99_ms, "ms", "< 500 ms"))
-        late = sum(measurement.late for measurement in self._measured[HOT])
-        calls = sum(measurement.calls for measurement in self._measured[HOT])
-        results.append(Result(f"{HOT}: events that came late", 100 * late / calls, "%"))
+    async def _run(self, row: Row, seconds: float) -> None:
+        job = Job(
+            kind=row.kind,
+            address=self._addresses[row.server],
+            token=self._token,
+            population=row.population,
+            in_flight=row.in_flight,
+            seconds=seconds,
+            updates=row.updates,
+        )
+        measurement = await self._load.run(job)
+        self._measured[row.name].append(measurement)
+        self._rates[row.name].append(measurement.rate * row.updates)
+
+    def _results(self) -> list[Result]:
+        results = [result for row in self._plan.rows for result in self._rates_of(row)]
+        if WEBHOOK in self._measured:
+            results.append(Result(f"{WEBHOOK}: p99", self._median(WEBHOOK, "p99_ms"), "ms", "< 500 ms"))
+        if HOT in self._measured:
+            late = sum(measurement.late for measurement in self._measured[HOT])
+            calls = sum(measurement.calls for measurement in self._measured[HOT])
+            results.append(Result(f"{HOT}: events that came late", 100 * late / calls, "%"))
         unavailable = sum(measurement.unavailable for rounds in self._measured.values() for measurement in rounds)
         results.append(Result("all rows: calls answered UNAVAILABLE", unavailable, "calls"))
-        return [*results, *self._idle_results()]
+        return [*results, *self._idle_results()] if self._plan.is_idle else results
 
-    def _rate(self, row: Row, ratio_to: str, bar: str) -> Result:
-        rate = self._median(row.name, "rate")
-        ratio = rate / self._median(ratio_to, "rate") if ratio_to else None
-        return Result(row.name, rate, "calls/s", bar, ratio, ratio_to)
+    def _rates_of(self, row: Row) -> list[Result]:
+        """Tell a row's rate beside each of its bars, as far as what they are ratios to was measured."""
+        rate = median(self._rates[row.name])
+        results = [
+            Result(row.name, rate, row.unit, bar, rate / median(self._rates[ratio_to]), ratio_to)
+            for ratio_to, bar in row.bars
+            if ratio_to in self._rates
+        ]
+        if row.is_beside_pgbench:
+            results.append(Result(PGBENCH, median(self._rates[PGBENCH]), row.unit))
+        return results or [Result(row.name, rate, row.unit)]
 
     def _idle_results(self) -> list[Result]:
         echo_ms, commit_ms = self._median(IDLE_ECHO, "p50_ms"), self._median(COMMIT, "p50_ms")

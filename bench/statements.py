@@ -32,7 +32,11 @@ async def count_statements(name: str, job: Job, load: Load, connection: asyncpg.
     await connection.execute("SELECT pg_stat_statements_reset()")
     measurement = await load.run(job)
     counted = await connection.fetchrow(COUNT)
+    shares = {"a call": measurement.calls}
+    if job.updates > 1:
+        shares["an update"] = measurement.calls * job.updates
     return [
-        Result(f"{name}: statements", float(counted["statements"]) / measurement.calls, "a call"),
-        Result(f"{name}: round trips to the database", float(counted["round_trips"]) / measurement.calls, "a call"),
+        Result(f"{name}: {what}", float(counted[column]) / count, share)
+        for share, count in shares.items()
+        for what, column in (("statements", "statements"), ("round trips", "round_trips"))
     ]

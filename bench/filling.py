@@ -1,0 +1,89 @@
+"""Fills a book by SQL with what the service would have written for millions of events: calls would take an hour."""
+
+from collections.abc import AsyncIterator
+from itertools import pairwise
+
+import asyncpg
+
+from shops import EVENT_POINTS, OPENED_AT_MS, OPENING_POINTS, YEAR_MS, Population
+
+HOUR_MS = 60 * 60 * 1_000
+PAIRS_IN_STATEMENT = 250_000
+STATEMENT_SECONDS_MAX = 3_600.0
+
+# The pairs are dealt out to the accounts in turn. Each account gains points and spends them again an hour later, so
+# that only its opening lot stays open. Ids are digests, as the shim's are: in the index they stand in no order.
+PAIRS = f"""
+    INSERT INTO points_entries (
+        event_id, merchant_id, store_id, buyer_id, update_type, scene, updated_value, points_balance, expires_at_ms,
+        updated_at_ms, webhook_id, shop_domain, api_version, received_at_ms, outcome,
+        ordinal, balance_before, balance_after, drift, silently_expired, draws
+    )
+    SELECT
+        event_id, $1::text || '-0', $1::text || '-0', $1::text || '-buyer-' || pair % $2::int,
+        update_type, scene, {EVENT_POINTS}, after, expires, at, '', '', '', at, 'APPLIED', 0, before, after, 0, 0, draws
+    FROM generate_series($3::bigint, $4::bigint - 1) AS pair
+    CROSS JOIN LATERAL (SELECT {OPENED_AT_MS} + (2 * (pair / $2::int) + 1) * {HOUR_MS} AS gained_at) AS t
+    CROSS JOIN LATERAL (
+        SELECT
+            'shopline-' || encode(sha256(convert_to($1::text || ' gains ' || pair, 'UTF8')), 'hex') AS gained,
+            'shopline-' || encode(sha256(convert_to($1::text || ' spends ' || pair, 'UTF8')), 'hex') AS spent
+    ) AS ids
+    CROSS JOIN LATERAL (
+        VALUES (
+            gained, 'INCREASE', 'SUCCESSFUL_REGISTRATION', gained_at, gained_at + {YEAR_MS},
+            {OPENING_POINTS}, {OPENING_POINTS + EVENT_POINTS}, '[]'::jsonb
+        ), (
+            spent, 'DECREASE', 'REDEEM_PRODUCTS', gained_at + {HOUR_MS}, NULL,
+            {OPENING_POINTS + EVENT_POINTS}, {OPENING_POINTS},
+            jsonb_build_array(jsonb_build_array({EVENT_POINTS}, gained_at + {YEAR_MS}, gained))
+        )
+    ) AS e (event_id, update_type, scene, at, expires, before, after, draws)
+"""  # noqa: S608 - only our own numbers are written into it
+# $3 is how many pairs there are: the account of a number has every $2-th of them, from its number on.
+ACCOUNTS = f"""
+    UPDATE points_accounts AS a SET
+        lifetime_points = {OPENING_POINTS} + {EVENT_POINTS} * pairs,
+        newest_at_ms = {OPENED_AT_MS} + 2 * pairs * {HOUR_MS},
+        drawn_to_ms = {OPENED_AT_MS} + (2 * pairs - 1) * {HOUR_MS} + {YEAR_MS},
+        uncheckpointed = 1 + 2 * pairs
+    FROM (
+        SELECT $1::text || '-buyer-' || number AS buyer_id, ($3::bigint - number + $2::int - 1) / $2::int AS pairs
+        FROM generate_series(0, $2::int - 1) AS number
+    ) AS v
+    WHERE a.buyer_id = v.buyer_id AND a.merchant_id = $1::text || '-0' AND pairs > 0
+"""  # noqa: S608 - only our own numbers are written into it
+# Random places in large indexes take long to write one by one, so the indexes are made again afterwards.
+INDEXES = """
+    SELECT format('ALTER TABLE points_entries DROP CONSTRAINT %I', conname) AS drop_it,
+        format('ALTER TABLE points_entries ADD CONSTRAINT %I %s', conname, pg_get_constraintdef(oid)) AS make_it
+    FROM pg_constraint WHERE conrelid = 'points_entries'::regclass AND contype = 'p'
+    UNION ALL
+    SELECT format('DROP INDEX %s', indexrelid::regclass), pg_get_indexdef(indexrelid)
+    FROM pg_index WHERE indrelid = 'points_entries'::regclass AND NOT indisprimary
+"""
+
+
+def count_statements(pairs: int) -> int:
+    """Tell how many times `fill` tells how far it is."""
+    return -(-pairs // PAIRS_IN_STATEMENT) + 1 if pairs else 0
+
+
+async def fill(connection: asyncpg.Connection, population: Population, pairs: int) -> AsyncIterator[str]:
+    """Add so many pairs of entries to a population of one merchant, and tell what comes next each time."""
+    if not pairs:
+        return
+    indexes = await connection.fetch(INDEXES)
+    for index in indexes:
+        await connection.execute(index["drop_it"])
+    for begin, end in pairwise([*range(0, pairs, PAIRS_IN_STATEMENT), pairs]):
+        yield f"{2 * end:,} of {2 * pairs:,} entries"
+        values = (population.name, population.accounts, begin, end)
+        await connection.execute(PAIRS, *values, timeout=STATEMENT_SECONDS_MAX)
+    yield "accounts, indexes and statistics"
+    await connection.execute(ACCOUNTS, population.name, population.accounts, pairs, timeout=STATEMENT_SECONDS_MAX)
+    await connection.execute("SET maintenance_work_mem = '512MB'")
+    for index in indexes:
+        await connection.execute(index["make_it"], timeout=STATEMENT_SECONDS_MAX)
+    for statement in ("VACUUM ANALYZE", "CHECKPOINT"):
+        await connection.execute(statement, timeout=STATEMENT_SECONDS_MAX)
