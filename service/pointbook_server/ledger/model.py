@@ -243,8 +243,7 @@ class Fold:
 
     def run(self, events: Iterable[Event], void: Collection[str] = (), remembered: Collection[str] = ()) -> None:
         """Apply events, all later than the newest entry, in the order of the book. Raises FarLotsNeededError."""
-        in_time = sorted(events, key=_time)
-        for at_ms, same_time in groupby(in_time, key=_time):
+        for at_ms, same_time in groupby(sorted(events, key=_time), key=_time):
             if self._uncheckpointed >= CHECKPOINT_ENTRIES:
                 self._uncheckpointed = 0
                 self.checkpoints.append(self.kept_account())

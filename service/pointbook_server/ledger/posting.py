@@ -57,7 +57,6 @@ def post_batch(
     journals = {key: Journal(page.base, page.history) for key, page in pages.items()}
     met = dict(known)
     places: list[PointbookError | tuple[AccountKey, int, bool]] = []
-    counts = dict.fromkeys(journals, 0)
     for event in events:
         key = event.account
         seen = met.get(event.event_id)
@@ -66,11 +65,11 @@ def post_batch(
         elif seen is not None and seen.event.content != event.content:
             places.append(_reused(event.event_id))
         else:
-            is_new = seen is None and _post(journals[key], event, met)
+            journal = journals[key]
+            is_new = _post(journal, event, met) if seen is None else False
             if seen is not None:
-                journals[key].repeat(seen.post)
-            places.append((key, counts[key], is_new))
-            counts[key] += 1
+                journal.repeat(seen.post)
+            places.append((key, len(journal) - 1, is_new))
     result = Result(postings={key: _close(key, journal, now_ms) for key, journal in journals.items()})
     for number, place in enumerate(places):
         if isinstance(place, PointbookError):
