@@ -1,6 +1,6 @@
 """The interceptor that knows callers by their bearer tokens. Whatever it does not know, it refuses."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -9,16 +9,15 @@ from pointbook_server.access.book import TokenBook
 from pointbook_server.access.model import (
     EVERYBODY,
     METHODS,
-    Access,
     Principal,
     current_principal,
     merchants_of,
 )
 from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.fields import parse
 
 PACKAGE = "/pointbook.v1."
 HEALTH = "/grpc.health.v1.Health/"
-REFLECTION = "/grpc.reflection."
 BEARER = "bearer "
 
 
@@ -37,51 +36,48 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Find the caller, and hand the call on, or to a handler that refuses it."""
+        """Guard the method's handler. Whoever asks for a stream, or for what there is not, is admitted here and now."""
         method = handler_call_details.method
+        handler = await continuation(handler_call_details)
         if method.startswith(HEALTH):
-            return await continuation(handler_call_details)
-        try:
-            principal = await self._admit(handler_call_details)
-            handler = await continuation(handler_call_details)
-            if handler is None or method.startswith(REFLECTION):
-                return handler
-            access = _access(method, principal)
-        except Exception as error:  # noqa: BLE001 - it is raised again inside the call, where it becomes a status
-            return _refuse(error)
+            return handler
+        if handler is None or handler.request_streaming:
+            try:
+                await self._admit(handler_call_details.invocation_metadata)
+            except Exception as error:  # noqa: BLE001 - it is raised again inside the call, where it becomes a status
+                return _refuse(error)
+            return handler
         return grpc.unary_unary_rpc_method_handler(
-            _guard(handler.unary_unary, principal, access),
-            request_deserializer=handler.request_deserializer,
+            self._guard(handler.unary_unary, handler.request_deserializer, method),
+            request_deserializer=None,
             response_serializer=handler.response_serializer,
         )
 
-    async def _admit(self, details: grpc.HandlerCallDetails) -> Principal:
+    def _guard(
+        self, behaviour: Callable[[Any, Any], Awaitable[Any]], deserialize: Callable[[bytes], Any] | None, method: str
+    ) -> Callable[[bytes, Any], Awaitable[Any]]:
+        """Check the caller, and then the merchants that the request names, before the servicer sees it."""
+        access = METHODS.get(method.removeprefix(PACKAGE)) if method.startswith(PACKAGE) else None
+
+        async def call(request: bytes, context: Any) -> Any:
+            principal = await self._admit(context.invocation_metadata())
+            if access is None:
+                raise PointbookError(Reason.SCOPE_MISSING, "There is no scope for this method.")
+            principal.check_scope(access.scope)
+            message = parse(deserialize, request)
+            principal.check_merchants(merchants_of(message, access))
+            current_principal.set(principal)
+            return await behaviour(message, context)
+
+        return call
+
+    async def _admit(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Principal:
         if self._tokens is None:
             return EVERYBODY
-        for key, value in details.invocation_metadata or ():
+        for key, value in metadata or ():
             if key == "authorization" and isinstance(value, str) and value[: len(BEARER)].lower() == BEARER:
                 return await self._tokens.admit(value[len(BEARER) :])
         raise PointbookError(Reason.TOKEN_MISSING, "Send `authorization: Bearer TOKEN` metadata.")
-
-
-def _access(method: str, principal: Principal) -> Access:
-    """Find what a method asks of its caller, and check the scope. A method outside the table is refused."""
-    access = METHODS.get(method.removeprefix(PACKAGE)) if method.startswith(PACKAGE) else None
-    if access is None:
-        raise PointbookError(Reason.SCOPE_MISSING, "There is no scope for this method.")
-    principal.check_scope(access.scope)
-    return access
-
-
-def _guard(behaviour: Callable[[Any, Any], Awaitable[Any]], principal: Principal, access: Access) -> Any:
-    """Check the merchants that a request names before its servicer sees it."""
-
-    async def call(request: Any, context: Any) -> Any:
-        principal.check_merchants(merchants_of(request, access))
-        current_principal.set(principal)
-        return await behaviour(request, context)
-
-    return call
 
 
 def _refuse(error: Exception) -> Any:

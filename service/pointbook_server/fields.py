@@ -3,7 +3,9 @@
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from typing import Any
 
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook_server.errors import FieldViolation, PointbookError, Reason
@@ -31,6 +33,17 @@ def to_timestamp(time_ms: int) -> Timestamp:
 def to_decimal_text(value: Decimal | None) -> str:
     """Write a decimal without an exponent, and nothing where there is none."""
     return "" if value is None else f"{value:f}"
+
+
+def parse(deserialize: Callable[[bytes], Any] | None, request: bytes) -> Any:
+    """Parse a request here and not in gRPC, where broken bytes would look like a fault of ours."""
+    if deserialize is None:
+        return request
+    try:
+        return deserialize(request)
+    except (DecodeError, ValueError):
+        violation = FieldViolation("", "the request is no valid message of this method")
+        raise PointbookError(Reason.INVALID_FIELDS, "The request cannot be parsed.", violations=(violation,)) from None
 
 
 class Fields:

@@ -5,18 +5,18 @@ import contextlib
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
 import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
-from pointbook_server.errors import FieldViolation, PointbookError, Reason, not_implemented
+from pointbook_server.errors import PointbookError, Reason, not_implemented
+from pointbook_server.fields import parse
 from pointbook_server.logs import current_call
 
 DOMAIN = "pointbook"
@@ -87,13 +87,20 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         self._refusing = asyncio.Event()
         self._answered_at = 0.0
         self._watches = 0
+        self._handlers: dict[str, Any] = {}
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wrap the method's handler. Streams pass: reflection as it is, health's Watch unless too many watch."""
+        """Wrap the method's handler, once for all its calls; one that refuses a call serves that call alone.
+
+        Streams pass: reflection as it is, health's Watch unless too many watch.
+        """
+        wrapped = self._handlers.get(handler_call_details.method)
+        if wrapped is not None:
+            return wrapped
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_streaming:
             return handler
@@ -103,11 +110,14 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
                 request_deserializer=handler.request_deserializer,
                 response_serializer=handler.response_serializer,
             )
-        return grpc.unary_unary_rpc_method_handler(
-            self._wrap(handler.unary_unary, handler.request_deserializer, handler_call_details),
+        wrapped = grpc.unary_unary_rpc_method_handler(
+            self._wrap(handler.unary_unary, handler.request_deserializer, handler_call_details.method),
             request_deserializer=None,
             response_serializer=handler.response_serializer,
         )
+        if handler.response_serializer is not None:
+            self._handlers[handler_call_details.method] = wrapped
+        return wrapped
 
     async def hold(self, seconds: float) -> None:
         """Let new calls wait, and the running ones end, for a while.
@@ -138,7 +148,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
     ) -> Callable[[Any, Any], Awaitable[None]]:
         async def watch(request: Any, context: Any) -> None:
             if self._watches >= WATCHES_MAX:
-                await _abort(context, _too_many_calls(), _request_id(details))
+                await _abort(context, _too_many_calls(), _request_id(details.invocation_metadata))
             self._watches += 1
             try:
                 await behaviour(request, context)
@@ -151,15 +161,17 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         self,
         behaviour: Callable[[Any, Any], Awaitable[Any]],
         deserialize: Callable[[bytes], Any] | None,
-        details: grpc.HandlerCallDetails,
+        method: str,
     ) -> Callable[[bytes, Any], Awaitable[Any]]:
+        is_health = method.startswith(HEALTH)
+
         async def call(request: bytes, context: Any) -> Any:
             task = _this_task()
             self._running.add(task)
-            request_id = _request_id(details)
-            current_call.set({"request_id": request_id, "method": details.method})
+            request_id = _request_id(context.invocation_metadata())
+            current_call.set({"request_id": request_id, "method": method})
             try:
-                if not details.method.startswith(HEALTH):
+                if not is_health:
                     await self._admit()
                 return await self._answer(behaviour, deserialize, request, context)
             except grpc.aio.AbortError:
@@ -197,7 +209,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         deadline = asyncio.timeout(seconds)
         try:
             async with deadline:
-                return await behaviour(_parse(deserialize, request), context)
+                return await behaviour(parse(deserialize, request), context)
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -235,20 +247,9 @@ def _this_task() -> asyncio.Task[Any]:
     return task
 
 
-def _parse(deserialize: Callable[[bytes], Any] | None, request: bytes) -> Any:
-    """Parse a request here and not in gRPC, where broken bytes would look like a fault of ours."""
-    if deserialize is None:
-        return request
-    try:
-        return deserialize(request)
-    except (DecodeError, ValueError):
-        violation = FieldViolation("", "the request is no valid message of this method")
-        raise PointbookError(Reason.INVALID_FIELDS, "The request cannot be parsed.", violations=(violation,)) from None
-
-
-def _request_id(details: grpc.HandlerCallDetails) -> str:
+def _request_id(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
     """Take the caller's request id where it is harmless to log, or make one."""
-    for key, value in details.invocation_metadata or ():
+    for key, value in metadata or ():
         if key == REQUEST_ID_HEADER and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
             return value
     return f"{random.getrandbits(64):016x}"
