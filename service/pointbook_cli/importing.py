@@ -21,7 +21,7 @@ import typer
 
 from pointbook.v1 import points_pb2, points_pb2_grpc
 from pointbook_cli.points_file import Batch, Line, Manner, PointsFile, PointsFileError, Refused, refusal
-from pointbook_cli.progress import Meter
+from pointbook_cli.progress import Meter, counted
 from pointbook_server.clock import system_clock
 
 CALL_SECONDS = 30.0
@@ -109,7 +109,7 @@ class Tally:
         lines = self.counts.total()
         rate = lines / max(time.monotonic() - self._began, 0.001)
         counts = ", ".join(f"{count:,} {what}" for what, count in self.counts.items())
-        return f"{lines:,} lines, {rate:,.0f} a second: {counts}"
+        return f"{counted(lines, 'line', 'lines')}, {rate:,.0f} a second: {counts}"
 
 
 class Importer:
@@ -299,7 +299,8 @@ def _print_summary(plan: Plan, tally: Tally, *, is_stopped: bool) -> None:
         typer.echo(f"line {refused.number}{named}: {refused.reason}: {refused.message}")
     if tally.counts["refused"] > len(tally.shown):
         where = "--report FILE writes them all" if plan.report is None else f"{plan.report} has them all"
-        typer.echo(f"and {tally.counts['refused'] - len(tally.shown):,} more refused lines; {where}")
+        more = counted(tally.counts["refused"] - len(tally.shown), "more refused line", "more refused lines")
+        typer.echo(f"and {more}; {where}")
     if is_stopped:
         typer.echo("Stopped. The same command goes on from here: what is in the book counts as duplicate.")
     typer.echo(f"{tally.told()}.")

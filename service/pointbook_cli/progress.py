@@ -11,6 +11,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 LINE_SECONDS = 5.0
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """Write a count with its noun."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
 class Meter:
     """Tells on standard error how far work is, and what `tell` says of it.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import typer
 
-from pointbook_cli.progress import Meter
+from pointbook_cli.progress import Meter, counted
 from pointbook_cli.serve import check_migrated
 from pointbook_server.database import Database
 from pointbook_server.ledger.auditing import Audit, Place, Size, Wanted
@@ -53,14 +53,17 @@ class Findings:
 
     def told(self) -> str:
         """Tell the counts."""
-        return f"{self._accounts:,} accounts, {self._entries:,} entries: {self.differences:,} differences"
+        accounts = counted(self._accounts, "account", "accounts")
+        entries = counted(self._entries, "entry", "entries")
+        return f"{accounts}, {entries}: {counted(self.differences, 'difference', 'differences')}"
 
     def print(self) -> None:
         """Print the differences and the counts."""
         for line in self._shown:
             typer.echo(line)
         if self.differences > len(self._shown):
-            typer.echo(f"and {self.differences - len(self._shown):,} more differences; --limit shows more")
+            more = counted(self.differences - len(self._shown), "more difference", "more differences")
+            typer.echo(f"and {more}; --limit shows more")
         typer.echo(f"{self.told()}.")
 
 

@@ -157,7 +157,7 @@ async def test_verify_shows_differences(site: Site) -> None:
     assert one.out.splitlines()[0] == (
         f"merchant {site.shop.merchant_id}, store {site.shop.store_id}, buyer buyer-7: drift: stored 7, folded 0"
     )
-    assert one.out.splitlines()[1] == "1 accounts, 1 entries: 1 differences."
+    assert one.out.splitlines()[1] == "1 account, 1 entry: 1 difference."
 
 
 async def test_a_pipe_is_imported(site: Site) -> None:
