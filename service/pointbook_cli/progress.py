@@ -7,8 +7,11 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 LINE_SECONDS = 5.0
+BAR_WIDTH = 16
+"""Leaves room for what is told on a narrow terminal."""
 
 
 def counted(count: int, one: str, many: str) -> str:
@@ -29,9 +32,9 @@ class Meter:
         self._done = 0
         self._told_at = time.monotonic()
         self._progress = Progress(
-            BarColumn(),
+            BarColumn(bar_width=BAR_WIDTH),
             TaskProgressColumn(),
-            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold")),
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,

@@ -160,6 +160,21 @@ async def test_verify_shows_differences(site: Site) -> None:
     assert one.out.splitlines()[1] == "1 account, 1 entry: 1 difference."
 
 
+async def test_a_verification_can_be_left(site: Site) -> None:
+    """Ctrl-C ends it while the database is still at work, and says that it was not the whole book."""
+    connection = await asyncpg.connect(site.database_url)
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE points_entries IN ACCESS EXCLUSIVE MODE")
+        async with running("verify", folder=site.folder, settings=site.settings) as process:
+            await asyncio.sleep(2.5)
+            exit_code, seconds = await process.stop(signal.SIGINT)
+    await connection.close()
+
+    assert (exit_code, process.err) == (130, "")
+    assert process.out.startswith("Stopped before the end.")
+    assert seconds < 5.0
+
+
 async def test_a_pipe_is_imported(site: Site) -> None:
     """Standard input is as good as a file, and a token stays out of all that is printed."""
     file = write(site, HEADER + rows(50))

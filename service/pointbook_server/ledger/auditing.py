@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 from pointbook_server.database import Connection, Database, Row, Statement
 from pointbook_server.ledger import statements as sql
@@ -11,8 +11,6 @@ from pointbook_server.ledger.verification import Mismatch, Verification
 
 TOLD_ENTRIES = 1_000
 """After how many entries of one account it is told how far the work is."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,8 @@ class Audit:
         """
 
         async def work(connection: Connection) -> None:
-            # Our limit is for calls that somebody waits for; this reads the whole book, in one statement each.
+            # The limit is for calls that somebody waits for. Each of these statements reads the whole book, and only
+            # this transaction goes without it.
             await connection.execute(sql.LIFT_TIME_LIMIT)
             await _Pass(connection, wanted, listener).run()
 
@@ -89,15 +88,15 @@ class _Pass:
         self._checkpoints = self._open(sql.STREAM_CHECKPOINTS)
 
     async def run(self) -> None:
-        size = await self._connection.fetch_one(sql.COUNT_BOOK, self._values)
-        if size is not None:
-            self._listener.begin(Size(size.accounts, size.entries))
+        """Verify every account that is named anywhere."""
+        async for row in self._connection.stream(sql.COUNT_BOOK, self._values):
+            self._listener.begin(Size(row.accounts, row.entries))
         async for row in self._connection.stream(sql.STREAM_KEYS, self._values):
             place = _place(row)
             await self._verify(place)
             self._listener.advance(Size(1, 0))
 
-    def _open(self, statement: Statement) -> "_Ahead[Row]":
+    def _open(self, statement: Statement) -> "_Ahead":
         return _Ahead(self._connection.stream(statement, self._values))
 
     async def _verify(self, place: Place) -> None:
@@ -143,21 +142,21 @@ class _Pass:
             self._listener.tell(place, mismatch)
 
 
-class _Ahead(Generic[T]):
-    """A stream whose next item can be looked at before it is taken."""
+class _Ahead:
+    """A stream whose next row can be looked at before it is taken."""
 
-    def __init__(self, stream: AsyncIterator[T]) -> None:
+    def __init__(self, stream: AsyncIterator[Row]) -> None:
         self._stream = stream
-        self._next: T | None = None
+        self._next: Row | None = None
 
-    async def take(self, is_wanted: Callable[[T], bool]) -> T | None:
-        """Take the next item if it is wanted; None where it is not, or where there is no more."""
+    async def take(self, is_wanted: Callable[[Row], bool]) -> Row | None:
+        """Take the next row if it is wanted; None where it is not, or where there is no more."""
         if self._next is None:
             self._next = await anext(self._stream, None)
         if self._next is None or not is_wanted(self._next):
             return None
-        item, self._next = self._next, None
-        return item
+        row, self._next = self._next, None
+        return row
 
 
 def _place(row: Row) -> Place:
