@@ -33,6 +33,7 @@ STOP_SECONDS = 5.0
 """How long calls on their way may take once the import is stopped."""
 READY_SECONDS = 0.2
 REFUSED_SHOWN = 20
+EVENT_ID_SHOWN = 128
 EXIT_REFUSED = 1
 EXIT_STOPPED = 130
 RETRIED = {
@@ -295,7 +296,9 @@ def _size(source: _Input) -> int | None:
 def _print_summary(plan: Plan, tally: Tally, *, is_stopped: bool) -> None:
     """Print the counts, and the first refused lines."""
     for refused in sorted(tally.shown, key=lambda refused: refused.number):
-        named = f" ({refused.event_id})" if refused.event_id else ""
+        # What stands in a wrong line must not steer the terminal.
+        event_id = ascii(refused.event_id)[1:-1][:EVENT_ID_SHOWN]
+        named = f" ({event_id})" if event_id else ""
         typer.echo(f"line {refused.number}{named}: {refused.reason}: {refused.message}")
     if tally.counts["refused"] > len(tally.shown):
         where = "--report FILE writes them all" if plan.report is None else f"{plan.report} has them all"

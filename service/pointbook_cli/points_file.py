@@ -202,16 +202,18 @@ class PointsFile:
         for name in sorted(cells.keys() - set(self._manner.columns)):
             fields.wrong(ascii(name)[1:-1], "is no column that there is")
         update = (self._read_opening if self._manner.opening_balances else self._read_change)(fields, cells)
+        is_named = bool(update.event_id)
+        update.event_id = update.event_id or UNNAMED
         event = read_event(fields, "update", update, self._clock())
         fields.check()
-        if update.event_id == UNNAMED:
+        if not is_named:
             update.event_id = self._make_event_id(update.merchant_id, event)
         return update
 
     def _read_change(self, fields: Fields, cells: Mapping[str, object]) -> points_pb2.PointsUpdate:
         """Read a line that is an event."""
         update = self._read_common(fields, cells)
-        update.event_id = _text(fields, "event_id", cells) or UNNAMED
+        update.event_id = _text(fields, "event_id", cells)
         update.update_type = TYPES.get(
             _text(fields, "update_type", cells).upper(), points_pb2.POINTS_UPDATE_TYPE_UNSPECIFIED
         )
@@ -233,7 +235,6 @@ class PointsFile:
         """
         update = self._read_common(fields, cells)
         fields.present("points_balance", is_present=update.HasField("points_balance"))
-        update.event_id = UNNAMED
         update.update_type = TYPES["INCREASE"]
         update.updated_scene = points_pb2.POINTS_UPDATE_SCENE_CUSTOMER_IMPORT_INCREASE
         if update.points_balance < 0:

@@ -188,6 +188,17 @@ async def test_every_refused_line_is_told(
     assert await balances(client, shop, "buyer") == [(20, 0)]
 
 
+async def test_a_wrong_line_does_not_steer_the_terminal(
+    imports: Imports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Control characters of a file are shown, never obeyed."""
+    assert await imports(write(tmp_path / "events.jsonl", [change(1, event_id="\x1b[2Jgone")])) == 1
+
+    printed = capsys.readouterr().out
+    assert "\\x1b[2Jgone" in printed
+    assert "\x1b" not in printed
+
+
 async def test_of_many_refused_lines_the_first_are_shown(
     imports: Imports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -229,6 +229,7 @@ def test_an_event_is_named_by_its_content() -> None:
     same = event_ids(f"{header}\n{row}\n{rewritten}\n{row}\n")
     different = event_ids("\n".join([header, row, *others]))
 
+    assert event_ids(f"{HEADER}\n-,{row}\n") == ["-"]
     assert len(set(same)) == 1
     assert len(set(different)) == 4
 
