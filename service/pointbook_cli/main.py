@@ -86,23 +86,23 @@ def wrong_settings(settings_class: type[BaseSettings], **overrides: Any) -> list
     return []
 
 
-def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
-    """Run a service until SIGINT or SIGTERM sets its stop event."""
+def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -> T:
+    """Run a service, or a long command, until its end or until SIGINT or SIGTERM sets its stop event."""
     import uvloop
 
-    async def guarded() -> None:
+    async def guarded() -> T:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        await main(stop)
+        return await main(stop)
 
     # What was imported stays until the end, and what a call leaves behind is little: to look for garbage among all of
     # it after every other call, as Python does by itself, would take a tenth of the time.
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 20)
-    uvloop.run(guarded())
+    return uvloop.run(guarded())
 
 
 def database_url(settings: Any) -> str:
@@ -184,6 +184,63 @@ def migrate() -> None:
         typer.echo(f"The database is at revision {after} already.")
     else:
         typer.echo(f"The database went from revision {before or 'nothing'} to {after}.")
+
+
+@app.command("import")
+def import_file(
+    file: Annotated[Path, typer.Argument(help="A .csv, .jsonl or .ndjson file; - is standard input.")],
+    file_format: Annotated[str, typer.Option("--format", help="csv or jsonl, where the name does not say.")] = "",
+    merchant: Annotated[str, typer.Option(help="The merchant of lines that name none.")] = "",
+    store: Annotated[str, typer.Option(help="The store of lines that name none.")] = "",
+    opening_balances: Annotated[
+        bool, typer.Option("--opening-balances", help="Each line is what an account held, and opens it.")
+    ] = False,
+    at: Annotated[str, typer.Option(help="The time of lines that have none: RFC 3339 or milliseconds.")] = "",
+    server: Annotated[str, typer.Option(help="HOST:PORT; POINTBOOK_GRPC_ADDRESS otherwise.")] = "",
+    batch_size: Annotated[int, typer.Option(min=1, max=1_000, help="Lines in one call.")] = 500,
+    in_flight: Annotated[int, typer.Option(min=1, max=16, help="Calls on their way at a time.")] = 3,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check every line, and send nothing.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Write every refused line to this file, as JSON Lines.")] = None,
+) -> None:
+    """Send the points events of a file to a server. Sent again, it changes nothing: its events are duplicates."""
+    from pointbook_cli.health import local_address
+    from pointbook_cli.importing import Plan, run_import
+    from pointbook_cli.points_file import FORMATS, Format, Manner, read_time_ms
+    from shopline_shim.settings import ShimSettings
+
+    settings = load_settings(ShimSettings, **({"grpc_address": server} if server else {}))
+    written = file_format.lower() or FORMATS.get(file.suffix.lower(), "")
+    if written not in set(Format):
+        fail(f"--format must be one of {', '.join(Format)}, unless the file's name ends in {', '.join(FORMATS)}")
+    at_ms = read_time_ms(at) if at else None
+    if at and at_ms is None:
+        fail("--at must be RFC 3339, such as 2026-01-31T12:00:00Z, or milliseconds since 1970")
+    plan = Plan(
+        file=file,
+        manner=Manner(Format(written), merchant, store, at_ms, opening_balances),
+        report=report,
+        address=None if dry_run else local_address(settings.grpc_address),
+        token=settings.token.get_secret_value(),
+        batch_size=batch_size,
+        in_flight=in_flight,
+    )
+    sys.exit(run_until_stopped(lambda stop: run_import(plan, stop)))
+
+
+@app.command()
+def verify(
+    merchant: Annotated[str, typer.Option(help="Only this merchant's accounts.")] = "",
+    store: Annotated[str, typer.Option(help="Only this store's accounts.")] = "",
+    buyer: Annotated[str, typer.Option(help="Only this buyer's accounts.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="How many differences to show at most.")] = 100,
+) -> None:
+    """Fold every account of the database again from its entries, and show where the book says anything else."""
+    from pointbook_cli.verifying import run_verify
+    from pointbook_server.ledger.auditing import Wanted
+    from pointbook_server.settings import ServerSettings
+
+    url = database_url(load_settings(ServerSettings))
+    sys.exit(run_until_stopped(lambda stop: run_verify(url, Wanted(merchant, store, buyer), limit, stop)))
 
 
 @app.command()

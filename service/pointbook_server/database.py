@@ -26,6 +26,8 @@ RETRY_DELAY_SECONDS = 0.02
 POOL_TIMEOUT_SECONDS = 5.0
 CONNECT_TIMEOUT_SECONDS = 5.0
 COMMAND_TIMEOUT_SECONDS = 20.0
+STREAM_ROWS = 500
+STREAM_TIMEOUT_SECONDS = 6 * 3_600.0
 QUERIES_MAX = 1_000_000
 """After how many queries a connection is replaced, so that what the database caches for it stays bounded."""
 CLOSE_TIMEOUT_SECONDS = 5.0
@@ -118,6 +120,17 @@ class Connection:
         """Run a statement that answers one row at most."""
         row: Row | None = await self._driver.fetchrow(statement.sql, *statement.arguments(values or {}))
         return row
+
+    async def stream(self, statement: Statement, values: Mapping[str, Any] | None = None) -> AsyncIterator[Row]:
+        """Run a statement inside a transaction and read its rows as they are asked for, however many there are.
+
+        Several streams of one connection may be read in turn.
+        """
+        arguments = statement.arguments(values or {})
+        # The first row may take as long as it takes the database to sort them all.
+        rows = self._driver.cursor(statement.sql, *arguments, prefetch=STREAM_ROWS, timeout=STREAM_TIMEOUT_SECONDS)
+        async for row in rows:
+            yield row
 
     async def execute(self, statement: Statement, values: Mapping[str, Any] | None = None) -> int:
         """Run a statement and tell how many rows it wrote."""

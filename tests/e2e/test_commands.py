@@ -66,6 +66,7 @@ async def test_migrate_may_be_repeated(empty_url: str) -> None:
     [
         ("serve",),
         ("serve", "--workers", "2"),
+        ("verify",),
         ("token", "list"),
         ("token", "revoke", "id"),
         ("token", "create", "--name", "shim", "--merchant", "m", "--scope", "points.write"),
@@ -78,13 +79,13 @@ async def test_an_unmigrated_database_is_told_in_one_line(empty_url: str, comman
     assert "`pointbook migrate`" in one_line(finished)
 
 
-@pytest.mark.parametrize("command", [("serve",), ("migrate",), ("token", "list")])
+@pytest.mark.parametrize("command", [("serve",), ("migrate",), ("verify",), ("token", "list")])
 async def test_no_database_is_told_in_one_line(command: tuple[str, ...]) -> None:
     """Only `dev` has a database of its own; the others name the setting that they need."""
     assert "POINTBOOK_DATABASE_URL" in one_line(await pointbook(*command))
 
 
-@pytest.mark.parametrize("command", [("migrate",), ("token", "list")])
+@pytest.mark.parametrize("command", [("migrate",), ("verify",), ("token", "list")])
 async def test_a_database_that_is_away_is_told_in_one_line(command: tuple[str, ...]) -> None:
     """Nothing listens there: the line says so without the password."""
     url = f"postgresql://pointbook:pw-never-shown@{free_address()}/pointbook"
@@ -379,7 +380,9 @@ async def test_usage_is_shown_without_tracebacks() -> None:
         assert "Traceback" not in finished.err
     helped = await pointbook("--help")
     assert helped.exit_code == 0
-    assert {"dev", "serve", "shim", "migrate", "health", "token", "webhook"} <= set(helped.out.split())
+    assert {"dev", "serve", "shim", "migrate", "import", "verify", "health", "token", "webhook"} <= set(
+        helped.out.split()
+    )
     assert ALL_MERCHANTS in (await pointbook("token", "create", "--help")).out
 
 

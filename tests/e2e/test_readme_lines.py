@@ -15,7 +15,7 @@ LINES = [
     for line in block.splitlines()
     if line.startswith("$ ")
 ]
-REFUSED_LINE = LINES[-1]
+REFUSED_LINE = next(line for line in LINES if '"updated_value":-4' in line)
 """The tour ends with a request whose every wrong field is named."""
 
 
@@ -47,7 +47,10 @@ def test_the_tour_has_lines() -> None:
 async def test_every_line_works_as_printed(ports: tuple[int, int]) -> None:
     """A newcomer who pastes the tour sees what it says."""
     grpc_port, http_port = ports
-    environment = shell_environment() | {"POINTBOOK_HTTP_ADDRESS": f"127.0.0.1:{http_port}"}
+    environment = shell_environment() | {
+        "POINTBOOK_HTTP_ADDRESS": f"127.0.0.1:{http_port}",
+        "POINTBOOK_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}",
+    }
     skipped = 0
     for line in LINES:
         if line.startswith("grpcurl") and find_grpcurl() is None:

@@ -189,6 +189,37 @@ TELL_VOIDINGS = _statement("""
     FROM unnest(CAST(:event_ids AS text[])) AS v (event_id) ORDER BY event_id
 """)
 
+# The whole book, or some of it, for an audit. All streams have one order, which is that of the indexes.
+WANTED = """
+    (CAST(:merchant_id AS text) = '' OR merchant_id = :merchant_id)
+    AND (CAST(:store_id AS text) = '' OR store_id = :store_id)
+    AND (CAST(:buyer_id AS text) = '' OR buyer_id = :buyer_id)
+"""
+BOOK_ORDER = "buyer_id, store_id, merchant_id"
+LIFT_TIME_LIMIT = _statement("SET LOCAL statement_timeout = 0")
+COUNT_BOOK = _statement(f"""
+    SELECT
+        (SELECT count(*) FROM points_accounts WHERE {WANTED}) AS accounts,
+        (SELECT count(*) FROM points_entries WHERE {WANTED} AND outcome <> 'REFUSED') AS entries
+""")
+STREAM_KEYS = _statement(f"""
+    SELECT merchant_id, {_names(KEY)} FROM points_accounts WHERE {WANTED}
+    UNION SELECT merchant_id, {_names(KEY)} FROM points_entries WHERE {WANTED} AND outcome <> 'REFUSED'
+    UNION SELECT merchant_id, {_names(KEY)} FROM points_checkpoints WHERE {WANTED}
+    ORDER BY {BOOK_ORDER}
+""")
+STREAM_ACCOUNTS = _statement(f"""
+    SELECT merchant_id, {_names(ACCOUNT_COLUMNS)} FROM points_accounts WHERE {WANTED} ORDER BY {BOOK_ORDER}
+""")
+STREAM_ENTRIES = _statement(f"""
+    SELECT merchant_id, {_names(ENTRY_COLUMNS)} FROM points_entries WHERE {WANTED} AND outcome <> 'REFUSED'
+    ORDER BY {BOOK_ORDER}, updated_at_ms, ordinal, event_id
+""")
+STREAM_CHECKPOINTS = _statement(f"""
+    SELECT merchant_id, {_names(CHECKPOINT_COLUMNS)} FROM points_checkpoints WHERE {WANTED}
+    ORDER BY {BOOK_ORDER}, newest_at_ms
+""")
+
 
 class Void(NamedTuple):
     """Since when an entry counts for nothing, and why."""

@@ -1,0 +1,256 @@
+"""`pointbook import` and `pointbook verify` as an operator meets them, against a server that may die in between."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from e2e.processes import (
+    POINTBOOK,
+    Finished,
+    Running,
+    clean_environment,
+    finish,
+    free_port,
+    grpc_health,
+    one_line,
+    pointbook,
+    running,
+)
+from harness import Client, Shop, unique
+
+LINES = 10_000
+BUYERS = 100
+START_MS = int(time.time() * 1_000) - 10**9
+HEADER = "event_id,buyer_id,update_type,updated_scene,updated_value,points_balance,updated_at\n"
+
+
+@dataclass
+class Site:
+    """A place for a server on a database, and a merchant with a store."""
+
+    folder: Path
+    database_url: str
+    token: str
+    shop: Shop
+    address: str
+
+    @contextlib.asynccontextmanager
+    async def server(self) -> AsyncIterator[Running]:
+        """Run the server until it serves, and while the block runs."""
+
+        async def serves() -> bool:
+            return await grpc_health(self.address) == "SERVING"
+
+        settings = {"DATABASE_URL": self.database_url, "GRPC_ADDRESS": self.address}
+        async with running("serve", folder=self.folder, settings=settings) as process:
+            await process.until(serves)
+            yield process
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What an import of the shop's events is told."""
+        return ("--merchant", self.shop.merchant_id, "--store", self.shop.store_id)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What a command needs to find the server and the database."""
+        return {"GRPC_ADDRESS": self.address, "TOKEN": self.token, "DATABASE_URL": self.database_url}
+
+    async def put_store(self) -> None:
+        """Register the store."""
+        client = Client(int(self.address.rpartition(":")[2]), self.token)
+        await client.put_store(self.shop.merchant_id, self.shop.store_id)
+        await client.close()
+
+    async def run(self, *arguments: str | Path) -> Finished:
+        """Run a command to its end."""
+        return await pointbook(*arguments, **self.settings)
+
+    async def count(self) -> int:
+        """Count the entries of the shop."""
+        connection = await asyncpg.connect(self.database_url)
+        count: int = await connection.fetchval(
+            "SELECT count(*) FROM points_entries WHERE merchant_id = $1", self.shop.merchant_id
+        )
+        await connection.close()
+        return count
+
+
+@pytest.fixture
+async def site(database_url: str, admin_token: str, tmp_path: Path) -> Site:
+    """A place for one test."""
+    return Site(
+        tmp_path,
+        database_url,
+        admin_token,
+        Shop(unique("merchant"), unique("store")),
+        f"127.0.0.1:{free_port()}",
+    )
+
+
+def rows(count: int) -> str:
+    """A true history of some accounts: each event brings one point, and says the balance."""
+    return "".join(
+        f"{unique('event')},buyer-{n % BUYERS},INCREASE,SUCCESSFUL_ORDERS,1,{n // BUYERS + 1},{START_MS + n}\n"
+        for n in range(count)
+    )
+
+
+def write(site: Site, text: str, name: str = "events.csv") -> Path:
+    """Write a file."""
+    path = site.folder / name
+    path.write_text(text)
+    return path
+
+
+async def test_an_import_outlives_the_server(site: Site) -> None:
+    """A server that is killed in the middle and started again does no harm: every event counts once, none drifts."""
+    file = write(site, HEADER + rows(LINES))
+    async with contextlib.AsyncExitStack() as stack:
+        async with site.server() as first:
+            await site.put_store()
+            importing = await stack.enter_async_context(
+                running("import", file, *site.options, folder=site.folder, settings=site.settings)
+            )
+
+            async def is_under_way() -> bool:
+                return await site.count() >= LINES // 10
+
+            await importing.until(is_under_way)
+            await first.kill()
+        await importing.printed("UNAVAILABLE: trying again")
+        async with site.server():
+            assert await importing.wait(60.0) == 0, importing.err
+            again = await site.run("import", file, *site.options)
+
+    assert f"{LINES:,} lines" in importing.out
+    assert ", 0 refused" in importing.out
+    assert f"0 applied, 0 late, {LINES:,} duplicate, 0 refused" in again.out
+    assert await site.count() == LINES
+    verified = await site.run("verify", "--merchant", site.shop.merchant_id)
+    assert verified == Finished(0, f"{BUYERS} accounts, {LINES:,} entries: 0 differences.\n", "")
+
+
+async def test_verify_shows_differences(site: Site) -> None:
+    """Exit code 1 and a line for each difference, never more lines than were asked for."""
+    async with site.server():
+        await site.put_store()
+        assert (await site.run("import", write(site, HEADER + rows(BUYERS)), *site.options)).exit_code == 0
+    connection = await asyncpg.connect(site.database_url)
+    await connection.execute("UPDATE points_accounts SET drift = 7 WHERE merchant_id = $1", site.shop.merchant_id)
+    await connection.close()
+
+    few = await site.run("verify", "--merchant", site.shop.merchant_id, "--limit", "3")
+    one = await site.run("verify", "--merchant", site.shop.merchant_id, "--buyer", "buyer-7")
+
+    assert few.exit_code == 1
+    assert few.out.count(": drift: stored 7, folded 0\n") == 3
+    assert f"and {BUYERS - 3} more differences" in few.out
+    assert one.out.splitlines()[0] == (
+        f"merchant {site.shop.merchant_id}, store {site.shop.store_id}, buyer buyer-7: drift: stored 7, folded 0"
+    )
+    assert one.out.splitlines()[1] == "1 account, 1 entry: 1 difference."
+
+
+async def test_a_verification_can_be_left(site: Site) -> None:
+    """Ctrl-C ends it while the database is still at work, and says that it was not the whole book."""
+    connection = await asyncpg.connect(site.database_url)
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE points_entries IN ACCESS EXCLUSIVE MODE")
+        async with running("verify", folder=site.folder, settings=site.settings) as process:
+            await asyncio.sleep(2.5)
+            exit_code, seconds = await process.stop(signal.SIGINT)
+    await connection.close()
+
+    assert (exit_code, process.err) == (130, "")
+    assert process.out.startswith("Stopped before the end.")
+    assert seconds < 5.0
+
+
+async def test_a_pipe_is_imported(site: Site) -> None:
+    """Standard input is as good as a file, and a token stays out of all that is printed."""
+    file = write(site, HEADER + rows(50))
+    async with site.server():
+        await site.put_store()
+        line = f"cat {file} | {POINTBOOK} import - --format csv {' '.join(site.options)}"
+        finished = await finish("bash", "-c", line, environment=clean_environment(site.settings))
+
+    assert finished.exit_code == 0, finished
+    assert "50 applied" in finished.out
+    assert site.token not in finished.out + finished.err
+
+
+@pytest.mark.parametrize("text", ["", HEADER])
+async def test_an_idle_pipe_can_be_left(text: str, site: Site) -> None:
+    """Ctrl-C ends an import that waits for lines which do not come, with or without a header."""
+    process = await asyncio.create_subprocess_exec(
+        POINTBOOK,
+        *("import", "-", "--format", "csv", *site.options),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        env=clean_environment(site.settings),
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdin.write(text.encode())
+    await asyncio.sleep(2.0)
+    process.send_signal(signal.SIGINT)
+    try:
+        exit_code = await asyncio.wait_for(process.wait(), 10.0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+
+    assert exit_code == 130
+    assert "Stopped." in (await process.stdout.read()).decode()
+    assert await process.stderr.read() == b""
+
+
+async def test_a_server_that_refuses_is_told_in_one_line(site: Site) -> None:
+    """Without a token nothing is sent twice; the line tells the code, and how far it came."""
+    file = write(site, HEADER + rows(10))
+    async with site.server():
+        line = one_line(await pointbook("import", file, *site.options, GRPC_ADDRESS=site.address))
+
+    assert "UNAUTHENTICATED" in line
+    assert "0 lines" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("events.txt",), "--format"),
+        (("events.csv", "--format", "xml"), "--format"),
+        (("events.csv", "--at", "yesterday"), "--at"),
+        (("missing.csv",), "missing.csv"),
+        (("events.csv", "--server", "nowhere"), "POINTBOOK_GRPC_ADDRESS"),
+        (("events.csv",), "lacks columns: 'merchant_id'"),
+    ],
+)
+async def test_what_cannot_be_imported_is_told_in_one_line(arguments: tuple[str, ...], told: str, site: Site) -> None:
+    """A wrong option, file or header ends the command before it calls anybody."""
+    write(site, HEADER)
+    environment = clean_environment({"GRPC_ADDRESS": site.address})
+
+    finished = await finish(POINTBOOK, "import", *arguments, environment=environment, cwd=site.folder)
+
+    assert told in one_line(finished)
+
+
+async def test_a_token_does_not_leave_in_plaintext(site: Site) -> None:
+    """Beyond loopback the operator must say that the network encrypts."""
+    file = write(site, HEADER)
+    finished = await pointbook("import", file, *site.options, GRPC_ADDRESS="198.51.100.1:50051", TOKEN="pw-never-shown")
+
+    assert "POINTBOOK_ALLOW_PLAINTEXT" in one_line(finished)
+    assert "pw-never-shown" not in finished.err

@@ -1,0 +1,391 @@
+"""Files of points events, imported into a real book: every line counts once, however often and however it is sent."""
+
+import asyncio
+import contextlib
+import csv
+import io
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+
+from harness import NOW_MS, Client, Service, Shop, unique
+from pointbook.v1 import points_pb2, points_pb2_grpc
+from pointbook_cli import importing
+from pointbook_cli.importing import Plan, run_import
+from pointbook_cli.points_file import FORMATS, Format, Manner
+
+Row = dict[str, object]
+Imports = Callable[..., Any]
+
+
+def change(number: int, buyer_id: str = "buyer", value: int = 10, **changes: object) -> Row:
+    """A line that is an event without a balance, some seconds after the one before it."""
+    return {
+        "event_id": unique("event"),
+        "buyer_id": buyer_id,
+        "update_type": "INCREASE" if value >= 0 else "DECREASE",
+        "updated_scene": "SUCCESSFUL_ORDERS" if value >= 0 else "CASHBACK",
+        "updated_value": abs(value),
+        "points_balance": None,
+        "updated_at": NOW_MS - 10_000_000 + number * 1_000,
+        **changes,
+    }
+
+
+def history(count: int, buyers: int = 5) -> list[Row]:
+    """Lines of a true history of some accounts: each brings ten points, and says the balance."""
+    return [change(n, f"buyer-{n % buyers}", points_balance=10 * (n // buyers + 1)) for n in range(count)]
+
+
+def write(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
+    """Write lines as the file's name says."""
+    rows = list(rows)
+    if FORMATS[path.suffix] is Format.JSONL:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    path.write_text(text.getvalue())
+    return path
+
+
+@pytest.fixture
+def imports(service: Service, admin_token: str, shop: Shop) -> Imports:
+    """Imports a file into the book of the test's own shop; answers the exit code."""
+
+    async def run(file: Path, *, stop: asyncio.Event | None = None, **changes: Any) -> int:
+        manner = {"format": FORMATS[file.suffix], "merchant_id": shop.merchant_id, "store_id": shop.store_id}
+        values: dict[str, Any] = {
+            "file": file,
+            "manner": Manner(**{**manner, **changes.pop("manner", {})}),
+            "report": None,
+            "address": f"127.0.0.1:{service.server.port}",
+            "token": admin_token,
+            "batch_size": 7,
+            "in_flight": 3,
+        }
+        return await run_import(Plan(**{**values, **changes}), stop or asyncio.Event())
+
+    return run
+
+
+async def book(service: Service, shop: Shop) -> list[tuple[object, ...]]:
+    """Everything that the database has of a merchant's points."""
+    connection = await asyncpg.connect(service.database_url)
+    tables = ("points_accounts", "points_entries", "points_checkpoints")
+    rows = []
+    for table in tables:
+        query = f"SELECT * FROM {table} WHERE merchant_id = $1 ORDER BY buyer_id, {table}::text"  # noqa: S608
+        rows += [tuple(row) for row in await connection.fetch(query, shop.merchant_id)]
+    await connection.close()
+    return rows
+
+
+async def balances(client: Client, shop: Shop, *buyers: str) -> list[tuple[int, int]]:
+    """The balance and the drift of some accounts."""
+    accounts = [await client.account(shop.merchant_id, shop.store_id, buyer) for buyer in buyers]
+    return [(account.points_balance, account.drift) for account in accounts]
+
+
+@pytest.mark.parametrize("name", ["events.csv", "events.jsonl", "events.ndjson"])
+async def test_a_file_is_imported_once(
+    name: str,
+    *,
+    imports: Imports,
+    client: Client,
+    service: Service,
+    shop: Shop,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every line becomes an entry; a second run of the same file reports duplicates, and changes nothing at all."""
+    file = write(tmp_path / name, history(100))
+
+    first = await imports(file)
+    told = capsys.readouterr().out
+    before = await book(service, shop)
+    second = await imports(file)
+
+    assert (first, second) == (0, 0)
+    assert "100 lines" in told
+    assert "0 duplicate, 0 refused" in told
+    assert "0 applied, 0 late, 100 duplicate, 0 refused" in capsys.readouterr().out
+    assert await book(service, shop) == before
+    assert await balances(client, shop, *(f"buyer-{n}" for n in range(5))) == [(200, 0)] * 5
+
+
+async def test_lines_with_a_balance_may_come_in_any_order(
+    imports: Imports, client: Client, shop: Shop, tmp_path: Path
+) -> None:
+    """A file that is written backwards gives the same accounts."""
+    file = write(tmp_path / "events.csv", reversed(history(60)))
+
+    assert await imports(file, in_flight=4) == 0
+
+    assert await balances(client, shop, *(f"buyer-{n}" for n in range(5))) == [(120, 0)] * 5
+
+
+async def test_lines_without_a_balance_keep_their_order(
+    imports: Imports, client: Client, shop: Shop, tmp_path: Path
+) -> None:
+    """Each takes what the one before it brought, over many batches; none overtakes and is refused."""
+    file = write(tmp_path / "events.csv", [change(n, value=-10 if n % 2 else 10) for n in range(200)])
+
+    assert await imports(file, in_flight=4, batch_size=3) == 0
+
+    assert await balances(client, shop, "buyer") == [(0, 0)]
+
+
+async def test_identical_lines_without_a_balance_all_count(
+    imports: Imports, client: Client, shop: Shop, tmp_path: Path
+) -> None:
+    """Three times the same purchase is three purchases, and a second run adds none."""
+    file = write(tmp_path / "events.csv", [change(1, event_id="") for _ in range(3)])
+
+    assert [await imports(file), await imports(file)] == [0, 0]
+
+    assert await balances(client, shop, "buyer") == [(30, 0)]
+
+
+async def test_every_refused_line_is_told(
+    imports: Imports, client: Client, shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What we refuse and what the server refuses stand in the report with their numbers; the others are in the book."""
+    twice = unique("event")
+    rows = [
+        change(1, event_id=twice, points_balance=10),
+        change(2, updated_value=-1),
+        change(3, event_id=twice, points_balance=20),
+        change(4, value=-1_000),
+        change(5, store_id="no-such-store"),
+        change(6, points_balance=20),
+        change(7, colour="red"),
+    ]
+    report = tmp_path / "report.jsonl"
+
+    assert await imports(write(tmp_path / "events.jsonl", rows), report=report) == 1
+
+    told = {row["line"]: row for row in map(json.loads, report.read_text().splitlines())}
+    assert {number: row["reason"] for number, row in told.items()} == {
+        2: "INVALID_FIELDS",
+        3: "EVENT_ID_REUSED",
+        4: "INSUFFICIENT_POINTS",
+        5: "STORE_NOT_FOUND",
+        7: "INVALID_FIELDS",
+    }
+    assert told[3]["event_id"] == twice
+    assert told[2]["violations"][0]["field"] == "updated_value"
+    printed = capsys.readouterr().out
+    assert all(f"line {number} " in printed for number in told)
+    assert "2 applied, 0 late, 0 duplicate, 5 refused" in printed
+    assert await balances(client, shop, "buyer") == [(20, 0)]
+
+
+async def test_a_wrong_line_does_not_steer_the_terminal(
+    imports: Imports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Control characters of a file are shown, never obeyed."""
+    assert await imports(write(tmp_path / "events.jsonl", [change(1, event_id="\x1b[2Jgone")])) == 1
+
+    printed = capsys.readouterr().out
+    assert "\\x1b[2Jgone" in printed
+    assert "\x1b" not in printed
+
+
+async def test_of_many_refused_lines_the_first_are_shown(
+    imports: Imports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A screen has room for twenty; the report has them all."""
+    report = tmp_path / "report.jsonl"
+    file = write(tmp_path / "events.csv", [change(n, update_type="NEITHER") for n in range(50)])
+
+    assert await imports(file, report=report) == 1
+
+    printed = capsys.readouterr().out
+    assert sum(line.startswith("line ") for line in printed.splitlines()) == 20
+    assert "and 30 more refused lines" in printed
+    assert len(report.read_text().splitlines()) == 50
+
+
+async def test_a_dry_run_writes_nothing(
+    imports: Imports, service: Service, shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every line is read and checked, and the book stays empty."""
+    file = write(tmp_path / "events.csv", [*history(30), change(31, updated_value="many")])
+
+    assert await imports(file, address=None) == 1
+
+    assert "30 fine, 1 refused" in capsys.readouterr().out
+    assert await book(service, shop) == []
+
+
+async def test_opening_balances_open_accounts(
+    imports: Imports, client: Client, service: Service, shop: Shop, tmp_path: Path
+) -> None:
+    """Each account holds what the file says, without drift; the same file again changes nothing."""
+    rows = [
+        {"buyer_id": "rich", "points_balance": 30, "points_expiry_time": "2027-01-01T00:00:00Z"},
+        {"buyer_id": "poor", "points_balance": 0, "points_expiry_time": None},
+        {"buyer_id": "indebted", "points_balance": -4, "points_expiry_time": None},
+    ]
+    file = write(tmp_path / "balances.csv", rows)
+    manner = {"opening_balances": True, "at_ms": NOW_MS - 60_000}
+
+    codes = [await imports(file, manner=manner)]
+    before = await book(service, shop)
+    codes.append(await imports(file, manner=manner))
+
+    assert codes == [0, 0]
+    assert await book(service, shop) == before
+    assert await balances(client, shop, "rich", "poor", "indebted") == [(30, 0), (0, 0), (-4, 0)]
+    (lot,) = (await client.account(shop.merchant_id, shop.store_id, "rich")).lots
+    assert (lot.remaining_points, lot.points_expiry_time.ToMilliseconds()) == (30, 1_798_761_600_000)
+
+
+async def test_an_account_opens_once_at_a_moment(
+    imports: Imports, client: Client, shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two balances of one buyer contradict each other: the second is refused, and adds no drift."""
+    rows = [{"buyer_id": "buyer", "points_balance": balance} for balance in (30, 31)]
+    manner = {"opening_balances": True, "at_ms": NOW_MS - 60_000}
+
+    assert await imports(write(tmp_path / "balances.csv", rows), manner=manner) == 1
+
+    assert "line 3" in capsys.readouterr().out
+    assert await balances(client, shop, "buyer") == [(30, 0)]
+
+
+class Flaky(points_pb2_grpc.PointsServiceServicer):
+    """A server before the real one that has troubles first: codes for whole calls, or for every second item."""
+
+    def __init__(self, client: Client) -> None:
+        self.calls: list[grpc.StatusCode] = []
+        self.items: list[grpc.StatusCode] = []
+        self.hangs = False
+        self._client = client
+
+    async def BatchApplyPointsUpdates(  # noqa: N802 - gRPC names it
+        self, request: points_pb2.BatchApplyPointsUpdatesRequest, context: Any
+    ) -> points_pb2.BatchApplyPointsUpdatesResponse:
+        """Fail while there are troubles left, and hand the call over otherwise."""
+        if self.hangs:
+            await asyncio.sleep(60)
+        if self.calls:
+            await context.abort(self.calls.pop(), "in trouble")
+        if not self.items:
+            return await self._client.points.BatchApplyPointsUpdates(request)
+        error = points_pb2.UpdateError(code=self.items.pop().value[0], reason="TRANSACTION_CONFLICT", message="later")
+        kept = points_pb2.BatchApplyPointsUpdatesRequest(updates=request.updates[::2])
+        answered = list((await self._client.points.BatchApplyPointsUpdates(kept)).results)
+        results = [
+            points_pb2.PointsUpdateResult(error=error) if n % 2 else answered[n // 2]
+            for n in range(len(request.updates))
+        ]
+        return points_pb2.BatchApplyPointsUpdatesResponse(results=results)
+
+
+@pytest.fixture
+async def flaky(client: Client) -> AsyncIterator[tuple[Flaky, str]]:
+    """A flaky server and its address."""
+    servicer = Flaky(client)
+    server = grpc.aio.server()
+    points_pb2_grpc.add_PointsServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+RETRIED = [
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+]
+
+
+async def test_what_may_be_mended_is_sent_again(
+    imports: Imports, client: Client, shop: Shop, flaky: tuple[Flaky, str], tmp_path: Path
+) -> None:
+    """Calls and items that fail for a while are repeated, and only those that failed."""
+    servicer, address = flaky
+    servicer.calls, servicer.items = [*RETRIED], [*RETRIED]
+    report = tmp_path / "report.jsonl"
+
+    assert await imports(write(tmp_path / "events.csv", history(60)), address=address, report=report) == 0
+
+    assert (servicer.calls, servicer.items, report.read_text()) == ([], [], "")
+    assert await balances(client, shop, *(f"buyer-{n}" for n in range(5))) == [(120, 0)] * 5
+
+
+async def test_patience_has_an_end(
+    imports: Imports, flaky: tuple[Flaky, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that stays away ends the import with a line that says why."""
+    servicer, address = flaky
+    servicer.calls = [grpc.StatusCode.UNAVAILABLE] * 1_000
+    monkeypatch.setattr(importing, "PATIENCE_SECONDS", 1.0)
+
+    with pytest.raises(OSError, match="UNAVAILABLE"):
+        await imports(write(tmp_path / "events.csv", history(10)), address=address)
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INTERNAL])
+async def test_another_error_ends_the_import(
+    code: grpc.StatusCode, imports: Imports, flaky: tuple[Flaky, str], tmp_path: Path
+) -> None:
+    """What no repetition mends is told at once."""
+    servicer, address = flaky
+    servicer.calls = [code]
+
+    with pytest.raises(OSError, match=f"{code.name}: in trouble; until then"):
+        await imports(write(tmp_path / "events.csv", history(10)), address=address)
+
+
+async def test_a_stop_says_how_far_it_came(
+    imports: Imports,
+    flaky: tuple[Flaky, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Calls that hang do not keep an import from ending."""
+    servicer, address = flaky
+    servicer.hangs = True
+    monkeypatch.setattr(importing, "STOP_SECONDS", 0.2)
+    stop = asyncio.Event()
+
+    running = asyncio.create_task(imports(write(tmp_path / "events.csv", history(50)), address=address, stop=stop))
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(running), 0.5)
+    stop.set()
+
+    assert await asyncio.wait_for(running, 5.0) == 130
+    assert "Stopped." in capsys.readouterr().out
+
+
+async def test_a_wrong_file_sends_nothing(imports: Imports, service: Service, shop: Shop, tmp_path: Path) -> None:
+    """A header with an unknown column ends the import before its first event."""
+    file = write(tmp_path / "events.csv", [change(1, colour="red")])
+
+    with pytest.raises(OSError, match="unknown columns: 'colour'"):
+        await imports(file)
+
+    assert await book(service, shop) == []
+
+
+async def test_a_report_does_not_replace_the_file(imports: Imports, tmp_path: Path) -> None:
+    """Whoever names the same file twice does not lose it."""
+    file = write(tmp_path / "events.csv", history(3))
+
+    with pytest.raises(OSError, match="--report"):
+        await imports(file, report=file)
+
+    assert len(file.read_text().splitlines()) == 4

@@ -1,0 +1,299 @@
+"""Files of points events are read line by line: what is right becomes an event, what is wrong is told by its number."""
+
+import io
+import json
+from typing import Any
+
+import pytest
+
+from harness import NOW_MS, at
+from pointbook.v1 import points_pb2
+from pointbook_cli.points_file import Batch, Format, Manner, PointsFile, PointsFileError, read_time_ms
+
+HEADER = (
+    "event_id,merchant_id,store_id,buyer_id,update_type,updated_scene,updated_value,"
+    "points_balance,points_expiry_time,updated_at"
+)
+RIGHT = f"e-1,m,s,b,INCREASE,SUCCESSFUL_ORDERS,20,20,,{NOW_MS}"
+WRONG_LINES = [
+    ("e 1,m,s,b,INCREASE,SUCCESSFUL_ORDERS,20,20,,1780000000000", {"event_id"}),
+    ("e-1,,s,b,INCREASE,SUCCESSFUL_ORDERS,20,20,,1780000000000", {"merchant_id"}),
+    ("e-1,m,,,INCREASE,SUCCESSFUL_ORDERS,20,20,,1780000000000", {"store_id", "buyer_id"}),
+    ("e-1,m,s,b,SIDEWAYS,SUCCESSFUL_ORDERS,20,20,,1780000000000", {"update_type"}),
+    ("e-1,m,s,b,,SUCCESSFUL_ORDERS,20,20,,1780000000000", {"update_type"}),
+    ("e-1,m,s,b,INCREASE,,20,20,,1780000000000", {"updated_scene"}),
+    ("e-1,m,s,b,INCREASE,TWO WORDS,20,20,,1780000000000", {"updated_scene"}),
+    ("e-1,m,s,b,INCREASE,SUCCESSFUL_ORDERS,,20,,1780000000000", {"updated_value"}),
+    ("e-1,m,s,b,INCREASE,SUCCESSFUL_ORDERS,-1,20,,1780000000000", {"updated_value"}),
+    ("e-1,m,s,b,INCREASE,SUCCESSFUL_ORDERS,1.0,20,,1780000000000", {"updated_value"}),
+    ("e-1,m,s,b,INCREASE,SUCCESSFUL_ORDERS,1e2,20,,1780000000000", {"updated_value"}),
+    ("e-1,m,s,b,INCREASE,SUCCESSFUL_ORDERS,99999999999999999999,20,,1780000000000", {"updated_value"}),
+    ("e-1,m,s,b,INCREASE,SUCCESSFUL_ORDERS,20,twenty,,1780000000000", {"points_balance"}),
+    ("e-1,m,s,b,INCREASE,SUCCESSFUL_ORDERS,20,9000000000000000,,1780000000000", {"points_balance"}),
+    ("e-1,m,s,b,INCREASE,SUCCESSFUL_ORDERS,20,20,tomorrow,1780000000000", {"points_expiry_time"}),
+    ("e-1,m,s,b,INCREASE,SUCCESSFUL_ORDERS,20,20,,", {"updated_at"}),
+    ("e-1,m,s,b,INCREASE,SUCCESSFUL_ORDERS,20,20,,1780000000", {"updated_at"}),
+    ("e-1,m,s,b,INCREASE,SUCCESSFUL_ORDERS,20,20,,2026-02-30T00:00:00Z", {"updated_at"}),
+    ("e-1,m,s,b\u00e9,,,x,x,x,x", {"buyer_id", "update_type", "updated_scene", "updated_value", "points_balance"}),
+]
+
+
+def read(text: str | bytes, count: int = 1_000, **manner: Any) -> list[Batch]:
+    """Read a file to its end."""
+    raw = io.BytesIO(text if isinstance(text, bytes) else text.encode())
+    file = PointsFile(raw, Manner(**{"format": Format.CSV, **manner}), lambda: NOW_MS)
+    batches = []
+    while (batch := file.read(count)) is not None:
+        batches.append(batch)
+    return batches
+
+
+def updates(text: str | bytes, **manner: Any) -> list[points_pb2.PointsUpdate]:
+    """Read the events of a file in which nothing is wrong."""
+    batches = read(text, **manner)
+    assert [refused for batch in batches for refused in batch.refused] == []
+    return [line.update for batch in batches for line in batch.lines]
+
+
+def event_ids(text: str, **manner: Any) -> list[str]:
+    """Read the event_ids of a file."""
+    return [update.event_id for update in updates(text, **manner)]
+
+
+def test_a_row_is_an_event() -> None:
+    """Each column is the field of its name; the type is taken in any case, and an empty cell is an absent field."""
+    text = f"{HEADER}\ne-1,m,s,b,Decrease,CASHBACK,5,-5,1790000000000,2026-05-28T12:00:00.250+02:00\n\n{RIGHT}\n"
+
+    first, second = updates(text)
+
+    assert first == points_pb2.PointsUpdate(
+        event_id="e-1",
+        merchant_id="m",
+        store_id="s",
+        buyer_id="b",
+        update_type=points_pb2.POINTS_UPDATE_TYPE_DECREASE,
+        updated_scene=points_pb2.POINTS_UPDATE_SCENE_CASHBACK,
+        updated_value=5,
+        points_balance=-5,
+        points_expiry_time=at(1_790_000_000_000),
+        updated_at=at(1_779_962_400_250),
+    )
+    assert not second.HasField("points_expiry_time")
+
+
+def test_an_object_is_an_event() -> None:
+    """JSON Lines have the same names, numbers or their decimal strings, and null for what is absent."""
+    members = {
+        "buyer_id": 2404721679,
+        "update_type": "increase",
+        "updated_scene": "LUCKY_DRAW",
+        "updated_value": "20",
+        "points_balance": None,
+        "updated_at": NOW_MS,
+    }
+
+    (update,) = updates(json.dumps(members), format=Format.JSONL, merchant_id="m", store_id="s")
+
+    assert (update.merchant_id, update.store_id, update.buyer_id) == ("m", "s", "2404721679")
+    assert (update.unrecognized_scene, update.updated_scene) == ("LUCKY_DRAW", 0)
+    assert update.updated_value == 20
+    assert not update.HasField("points_balance")
+    assert update.updated_at == at(NOW_MS)
+
+
+@pytest.mark.parametrize(("row", "columns"), WRONG_LINES)
+def test_every_wrong_column_of_a_row_is_named(row: str, columns: set[str]) -> None:
+    """A wrong row is told with its number and all its wrong columns, and its neighbours are read."""
+    (batch,) = read(f"{HEADER}\n{RIGHT}\n{row}\n{RIGHT}\n")
+
+    assert [line.number for line in batch.lines] == [2, 4]
+    (refused,) = batch.refused
+    assert (refused.number, refused.reason) == (3, "INVALID_FIELDS")
+    assert columns <= {name for name, _ in refused.violations}
+    assert all(name in refused.message for name in columns)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("a,b,c", "has 3 cells where the header has 10"),
+        (RIGHT + ",more", "has 11 cells where the header has 10"),
+        (RIGHT.replace("e-1", '"e-1'), "is not CSV"),
+        (RIGHT.replace("e-1", '"e-1"x'), "is not CSV"),
+    ],
+)
+def test_a_row_that_cannot_be_taken_apart_spoils_itself_alone(row: str, told: str) -> None:
+    """A quote that never ends, or a cell too many, does not swallow the lines behind it."""
+    (batch,) = read(f"{HEADER}\n{row}\n{RIGHT}\n")
+
+    assert [line.number for line in batch.lines] == [3]
+    (refused,) = batch.refused
+    assert refused.number == 2
+    assert told in refused.message
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b"nonsense", "is not JSONL"),
+        (b"[1]", "is no JSON object"),
+        (b'{"buyer_id": NaN}', "NaN"),
+        (b'{"buyer_id": "a", "buyer_id": "b"}', "names a column twice"),
+        (b'{"buyer_id": "\xff"}', "is not JSONL in UTF-8"),
+        (b"[" * 60_000, "is not JSONL"),
+        (b'{"updated_value": true}', "updated_value must be a whole number"),
+        (b'{"updated_value": 1.0}', "updated_value must be a whole number"),
+        (b'{"updated_value": ' + b"9" * 4_000 + b"}", "updated_value must be a whole number"),
+        (b'{"updated_at": false}', "updated_at must be RFC 3339"),
+        (b'{"buyer_id": "\\ud800"}', "buyer_id must be visible ASCII"),
+        (b'{"buyer_id": ["b"]}', "buyer_id must be visible ASCII"),
+        (b'{"points": 1}', "points is no column"),
+        (b'{"event_id": true}', "event_id must be visible ASCII"),
+    ],
+)
+def test_a_wrong_object_is_told(line: bytes, told: str) -> None:
+    """Whatever a line holds, it is one refused line, and the next one is read."""
+    right = json.dumps(dict(zip(HEADER.split(","), RIGHT.split(","), strict=True))).encode()
+
+    (batch,) = read(line + b"\n" + right + b"\n", format=Format.JSONL)
+
+    assert [line.number for line in batch.lines] == [2]
+    (refused,) = batch.refused
+    assert refused.number == 1
+    assert told in refused.message
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("", "lacks columns"),
+        (f"{HEADER},colour", "unknown columns: 'colour'"),
+        (f"{HEADER},buyer_id", "repeats columns: 'buyer_id'"),
+        ("merchant_id,store_id,buyer_id", "lacks columns: 'updated_at', 'update_type'"),
+        ('"', "there is no header"),
+    ],
+)
+def test_a_wrong_header_is_told_before_anything_is_read(header: str, told: str) -> None:
+    """The columns must be known, and those that every line needs be there."""
+    with pytest.raises(PointsFileError, match=told):
+        read(f"{header}\n{RIGHT}\n")
+
+
+def test_what_is_given_for_all_lines_may_be_left_out() -> None:
+    """A merchant, a store and a time may come from outside; a line that has its own keeps it."""
+    text = "store_id,buyer_id,update_type,updated_scene,updated_value\n,b,INCREASE,LOGIN_SUCCESS,1\nt,b,INCREASE,X,1\n"
+
+    first, second = updates(text, merchant_id="m", store_id="s", at_ms=NOW_MS)
+
+    assert (first.merchant_id, first.store_id, first.updated_at) == ("m", "s", at(NOW_MS))
+    assert second.store_id == "t"
+
+
+def test_spreadsheets_are_understood() -> None:
+    """A byte order mark, quotes and Windows line ends mean nothing."""
+    quoted = ",".join(f'"{cell}"' for cell in RIGHT.split(","))
+
+    assert updates(f"\ufeff{HEADER}\r\n{quoted}\r\n") == updates(f"{HEADER}\n{RIGHT}")
+
+
+def test_a_line_without_an_end_is_no_file_of_events() -> None:
+    """Memory stays bounded whatever is read."""
+    with pytest.raises(PointsFileError, match="longer than"):
+        read(f"{HEADER}\n" + "x" * 1_000_000)
+
+
+def test_a_file_is_read_in_batches() -> None:
+    """A batch has as many lines as were asked for, wrong ones counted, and the sizes sum up to the file's."""
+    text = f"{HEADER}\n{RIGHT}\nwrong\n{RIGHT}\n{RIGHT}\n{RIGHT}\n"
+
+    batches = read(text, count=2)
+
+    assert [(len(batch.lines), len(batch.refused)) for batch in batches] == [(1, 1), (2, 0), (1, 0)]
+    assert sum(batch.size for batch in batches) == len(text)
+
+
+def test_order_matters_where_a_balance_is_missing() -> None:
+    """A batch whose events all carry a balance may be overtaken; one with a line without may not."""
+    without = RIGHT.replace("20,20", "20,")
+
+    assert [batch.keeps_order for batch in read(f"{HEADER}\n{RIGHT}\n{without}\n", count=1)] == [False, True]
+
+
+def test_an_event_is_named_by_its_content() -> None:
+    """A left out event_id is the same for the same content, however it is written, and another for another."""
+    header = HEADER.removeprefix("event_id,")
+    row = RIGHT.removeprefix("e-1,")
+    rewritten = row.replace("INCREASE", "increase").replace(str(NOW_MS), "2026-05-28T20:26:40Z")
+    others = [row.replace("20,20", "20,21"), row.replace(",b,", ",c,"), row.replace("SUCCESSFUL_ORDERS", "OTHER")]
+
+    same = event_ids(f"{header}\n{row}\n{rewritten}\n{row}\n")
+    different = event_ids("\n".join([header, row, *others]))
+
+    assert event_ids(f"{HEADER}\n-,{row}\n") == ["-"]
+    assert len(set(same)) == 1
+    assert len(set(different)) == 4
+
+
+def test_identical_lines_without_a_balance_all_count() -> None:
+    """They are told apart by how many came before, so that the same file names them the same again."""
+    header = HEADER.removeprefix("event_id,")
+    row = RIGHT.removeprefix("e-1,").replace("20,20", "20,")
+    text = f"{header}\n{row}\n{row}\n{row}\n"
+
+    ids = event_ids(text)
+
+    assert len(set(ids)) == 3
+    assert ids == event_ids(text)
+
+
+def test_an_opening_balance_is_what_brings_an_account_there() -> None:
+    """A balance came in, one below zero was taken, and one of zero opens the account with nothing."""
+    text = "buyer_id,points_balance,points_expiry_time\na,30,2027-01-01T00:00:00Z\nb,0,\nc,-4,\n"
+    opening: dict[str, Any] = {"opening_balances": True, "merchant_id": "m", "store_id": "s", "at_ms": NOW_MS}
+
+    a, b, c = updates(text, **opening)
+
+    scene = points_pb2.PointsUpdateScene
+    assert (a.updated_value, a.points_balance, scene.Name(a.updated_scene)[20:]) == (30, 30, "CUSTOMER_IMPORT_INCREASE")
+    assert (b.updated_value, b.points_balance, scene.Name(b.updated_scene)[20:]) == (0, 0, "CUSTOMER_IMPORT_INCREASE")
+    assert (c.updated_value, c.points_balance, scene.Name(c.updated_scene)[20:]) == (4, -4, "CUSTOMER_IMPORT_DECREASE")
+    assert a.points_expiry_time == at(1_798_761_600_000)
+    assert event_ids("buyer_id,points_balance\na,31\n", **opening) == [a.event_id]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("buyer_id\na\n", "lacks columns: 'points_balance'"), ("buyer_id,points_balance,event_id\n", "unknown columns")],
+)
+def test_opening_balances_have_columns_of_their_own(text: str, told: str) -> None:
+    """A file of events is not taken for one of balances, nor the other way round."""
+    with pytest.raises(PointsFileError, match=told):
+        read(text, opening_balances=True, merchant_id="m", store_id="s", at_ms=NOW_MS)
+
+
+def test_an_opening_balance_is_needed_in_each_line() -> None:
+    """An empty cell is no balance of zero."""
+    (batch,) = read(
+        f"merchant_id,store_id,buyer_id,points_balance,updated_at\nm,s,b,,{NOW_MS}\n", opening_balances=True
+    )
+
+    assert batch.refused[0].message == "points_balance is required"
+
+
+@pytest.mark.parametrize(
+    ("text", "time_ms"),
+    [
+        ("1780000000000", 1_780_000_000_000),
+        ("2026-05-28t20:26:40z", 1_780_000_000_000),
+        ("2026-05-28 22:26:40.123456789+02:00", 1_780_000_000_123),
+        ("2026-05-28", None),
+        ("2026-05-28T20:26:40", None),
+        ("2026-W22-4T20:26:40Z", None),
+        ("20260528T202640Z", None),
+        ("1.78e12", None),
+        ("", None),
+    ],
+)
+def test_a_time_is_rfc_3339_or_milliseconds(text: str, time_ms: int | None) -> None:
+    """Nothing is guessed: a time without a zone, or a date alone, is wrong."""
+    assert read_time_ms(text) == time_ms
