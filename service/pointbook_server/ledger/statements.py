@@ -319,7 +319,7 @@ def write_derived(entry: Entry, void: Void | None) -> tuple[Any, ...]:
         entry.balance_after,
         entry.drift,
         entry.silently_expired,
-        json.dumps(entry.draws),
+        json.dumps(entry.draws) if entry.draws else "[]",
         None if void is None else void.at_ms,
         None if void is None else void.reason,
     )
