@@ -76,3 +76,31 @@ async def rows_of(service: Service, merchant_id: str) -> tuple[int, int]:
             await connection.fetchval("SELECT count(*) FROM points_accounts WHERE merchant_id = $1", merchant_id),
             await connection.fetchval("SELECT count(*) FROM points_entries WHERE merchant_id = $1", merchant_id),
         )
+
+
+async def send(client: Client, *updates: points_pb2.PointsUpdate) -> list[points_pb2.PointsUpdateResult]:
+    """Send a batch, and read its answers."""
+    request = points_pb2.BatchApplyPointsUpdatesRequest(updates=updates)
+    return list((await client.points.BatchApplyPointsUpdates(request)).results)
+
+
+def told(results: list[points_pb2.PointsUpdateResult]) -> list[str]:
+    """What each answer says in a word: its outcome, or the reason of its error."""
+    return [
+        result.error.reason
+        if result.HasField("error")
+        else points_pb2.ApplyOutcome.Name(result.response.outcome).removeprefix("APPLY_OUTCOME_")
+        for result in results
+    ]
+
+
+async def void(client: Client, shop: Shop, *ids: str, reason: str = "A test.") -> list[points_pb2.PointsAccount]:
+    """Void entries of a shop's merchant."""
+    request = points_pb2.VoidPointsEntriesRequest(merchant_id=shop.merchant_id, event_ids=ids, reason=reason)
+    return list((await client.points.VoidPointsEntries(request)).accounts)
+
+
+async def unvoid(client: Client, shop: Shop, *ids: str, reason: str = "A test.") -> list[points_pb2.PointsAccount]:
+    """Let entries of a shop's merchant count again."""
+    request = points_pb2.UnvoidPointsEntriesRequest(merchant_id=shop.merchant_id, event_ids=ids, reason=reason)
+    return list((await client.points.UnvoidPointsEntries(request)).accounts)

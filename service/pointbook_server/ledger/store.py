@@ -21,7 +21,7 @@ from pointbook_server.tables import points_entries
 LONG_FOLD = 1_000
 """From how many entries on a fold must not make all other callers wait: it is handed to a thread."""
 FAR_LOTS_READ = 1_000
-"""How many far lots are read at first; each further time it is four times as many."""
+"""How many far lots are read at first; each further time it is three times as many as there are by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +137,12 @@ class LedgerStore:
 
         async def work(connection: Connection) -> dict[AccountKey, Account]:
             book = _Book(connection, merchant_id)
-            accounts = {entry.entry.event.account for entry in (await book.find(event_ids)).values()}
-            await book.lock(accounts)
             entries = await book.find(event_ids)
             for event_id in event_ids:
                 if event_id not in entries or entries[event_id].outcome is Outcome.REFUSED:
                     raise _entry_not_found(event_id)
+            await book.lock({entry.entry.event.account for entry in entries.values()})
+            entries = await book.find(event_ids)
             changing = [entry.entry.event for entry in entries.values() if (entry.void is None) is is_void]
             return await book.set_void(changing, void, is_void=is_void)
 
@@ -225,7 +225,6 @@ class _Batch:
     ) -> Result:
         """Post the events, with more and more of the far lots where they are needed."""
         now_ms = max(received.received_at_ms for received in self._batch)
-        count = FAR_LOTS_READ
         while True:
             work = sum(len(page.history) for page in pages.values()) + len(self._events)
             try:
@@ -234,8 +233,7 @@ class _Batch:
                 return await asyncio.to_thread(post_batch, self._events, pages, known, refused, now_ms)
             except LotsMissingError as error:
                 page = pages[error.key]
-                pages[error.key] = replace(page, base=await book.with_more_lots(error.key, page.base, count))
-                count *= 4
+                pages[error.key] = replace(page, base=await book.with_more_lots(error.key, page.base))
 
     def _row(self, number: int, verdict: Verdict) -> BookEntry:
         received = self._batch[number]
@@ -288,11 +286,12 @@ class _Book:
             self._voids[received.entry.event.event_id] = received.void
         return {key: Page(bases[key], [received.entry for received in histories[key]]) for key in since}
 
-    async def with_more_lots(self, key: AccountKey, account: Account, count: int) -> Account:
+    async def with_more_lots(self, key: AccountKey, account: Account) -> Account:
         """Read some of the lots that are not kept with a state, and return the state with them."""
         far_lots = account.far_lots
         if far_lots is None:
             return account
+        count = max(FAR_LOTS_READ, 3 * len(account.lots))
         values = _named(self._merchant_id, key) | {
             "newest_at_ms": account.newest_at_ms,
             "first_event_id": far_lots.event_id,
@@ -336,22 +335,20 @@ class _Book:
         return {key: await self.complete(key, posting.account, void.at_ms) for key, posting in postings.items()}
 
     async def _refold(self, key: AccountKey, page: Page, event_ids: Sequence[str], *, is_void: bool) -> Posting:
-        count = FAR_LOTS_READ
         while True:
             journal = Journal(page.base, page.history)
             (journal.void if is_void else journal.unvoid)(event_ids)
             try:
-                return journal.close()
+                if journal.length < LONG_FOLD:
+                    return journal.close()
+                return await asyncio.to_thread(journal.close)
             except FarLotsNeededError:
-                page = replace(page, base=await self.with_more_lots(key, page.base, count))
-                count *= 4
+                page = replace(page, base=await self.with_more_lots(key, page.base))
 
     async def complete(self, key: AccountKey, account: Account, at_ms: int, *, lots: int = 0) -> Account:
         """Read as many far lots as it takes to tell what is active at a moment, and to show so many lots."""
-        count = FAR_LOTS_READ
         while _lacks_lots(account, at_ms, lots):
-            account = await self.with_more_lots(key, account, count)
-            count *= 4
+            account = await self.with_more_lots(key, account)
         return account
 
     async def write(self, entries: Sequence[BookEntry], postings: Mapping[AccountKey, Posting]) -> None:
