@@ -124,7 +124,8 @@ READ_FAR_LOTS = _statement("""
     ), opening AS (
         SELECT updated_at_ms, ordinal FROM entries ORDER BY updated_at_ms, ordinal LIMIT 1
     ), made AS (
-        SELECT event_id, updated_at_ms, ordinal, 0 AS part, NULL AS expires_at_ms, balance_before AS points
+        SELECT event_id, updated_at_ms, ordinal, 0 AS part, CAST(NULL AS bigint) AS expires_at_ms,
+            balance_before AS points
         FROM entries WHERE (updated_at_ms, ordinal) = (SELECT updated_at_ms, ordinal FROM opening)
         UNION ALL
         SELECT event_id, updated_at_ms, ordinal, 1, NULL, drift FROM entries
