@@ -91,8 +91,6 @@ class Line(Generic[K, I, R]):
                     await self._answer(key, batch)
                 finally:
                     self._on_the_way.discard(key)
-                if len(self._lines) > 1:
-                    self._open_lane()
         finally:
             # At once, and not when the loop comes to it: whoever puts something in between must get a lane.
             self._lanes.difference_update({asyncio.current_task()})

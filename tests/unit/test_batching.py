@@ -161,8 +161,8 @@ async def test_of_a_key_one_batch_is_on_its_way_at_a_time() -> None:
     assert [items for _, items in sender.batches] == [["1"], ["2"], ["3"]]
 
 
-async def test_a_lane_that_waited_for_one_key_opens_others_for_the_rest() -> None:
-    """Where one lane comes to several waiting keys, the free lanes serve them with it."""
+async def test_waiting_keys_never_leave_a_lane_idle() -> None:
+    """Each lane that comes free takes the next of them."""
     sender = Sender(is_open=False)
     line = new_line(sender, lanes=2)
     answers = [*line.put("a", ["1"]), *line.put("b", ["1"])]
