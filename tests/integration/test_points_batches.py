@@ -310,6 +310,19 @@ async def test_pages_show_what_was_there_while_entries_arrive(client: Client, sh
     assert len(set(found)) == len(found)
 
 
+async def test_a_page_ends_at_an_entry_and_not_at_its_place(client: Client, shop: Shop) -> None:
+    """A late event of the same millisecond moves the others up, and none of them is missed."""
+    await send(client, *(increase(shop, 0, 1, n + 1) for n in range(4)))
+    ids = await event_ids(client, shop)
+    page = await client.points.ListPointsEntries(listing(shop, page_size=2))
+    late = increase(shop, 0, 1, None)
+    await client.apply(late)
+
+    rest = await event_ids(client, shop, page_token=page.next_page_token)
+
+    assert rest == [*ids[2:], late.event_id]
+
+
 # Drift.
 
 

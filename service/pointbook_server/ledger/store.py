@@ -82,9 +82,12 @@ class LedgerStore:
         return await self._database.snapshot(read)
 
     async def entries(
-        self, merchant_id: str, key: AccountKey, wanted: EntryFilter, *, before: tuple[int, int] | None, limit: int
+        self, merchant_id: str, key: AccountKey, wanted: EntryFilter, *, before: tuple[int, str] | None, limit: int
     ) -> list[BookEntry]:
-        """Read a page of an account's entries, the newest first, before a place (time in ms, ordinal)."""
+        """Read a page of an account's entries, the newest first, before one of them (time in ms, event_id).
+
+        Its place inside its millisecond is looked up: it changes when another event of that time arrives late.
+        """
         entry = points_entries.c
         query = select(*(entry[name] for name in sql.ENTRY_COLUMNS)).where(
             and_(entry.buyer_id == key.buyer_id, entry.store_id == key.store_id, entry.merchant_id == merchant_id),
@@ -100,7 +103,11 @@ class LedgerStore:
         if wanted.end_ms is not None:
             query = query.where(entry.updated_at_ms < wanted.end_ms)
         if before is not None:
-            query = query.where(tuple_(entry.updated_at_ms, entry.ordinal) < tuple_(*map(literal, before)))
+            at_ms, event_id = before
+            last = points_entries.alias("last").c
+            ordinal = select(last.ordinal).where(last.event_id == event_id, last.merchant_id == merchant_id)
+            place = tuple_(literal(at_ms), ordinal.scalar_subquery())
+            query = query.where(tuple_(entry.updated_at_ms, entry.ordinal) < place)
         query = query.order_by(entry.updated_at_ms.desc(), entry.ordinal.desc()).limit(limit)
         async with self._database.autocommit() as connection:
             return [sql.read_entry(row) for row in await connection.fetch(Statement(query))]
