@@ -35,7 +35,7 @@ def tiny_limits() -> Iterator[None]:
         patch.object(model, "CHECKPOINT_ENTRIES", 2),
         patch.object(lots, "NEAR_LOTS_MAX", 2),
         patch.object(lots, "NEAR_LOTS_KEPT", 1),
-        patch.object(store, "FAR_LOTS_READ", 1),
+        patch.object(store, "FAR_LOTS_READ", 2),
         patch.object(store, "LONG_FOLD", 8),
     ):
         yield

@@ -21,7 +21,10 @@ from pointbook_server.tables import points_entries
 LONG_FOLD = 1_000
 """From how many entries on a fold must not make all other callers wait: it is handed to a thread."""
 FAR_LOTS_READ = 1_000
-"""How many far lots are read at first; each further time it is three times as many as there are by then."""
+"""How many far lots are read at first; each further time it is three times as many as there are by then.
+
+It is 2 at least, so that two lots that stay together are read at once.
+"""
 
 
 @dataclass(frozen=True, slots=True)
