@@ -11,6 +11,7 @@ import pytest
 
 from harness import NOW_MS, Client, Service, Shop, at, refused, unique
 from integration.points import (
+    START_MS,
     buyer,
     decrease,
     entries,
@@ -24,6 +25,7 @@ from integration.points import (
 from ledger_book import check_book
 from pointbook.v1 import points_pb2
 from pointbook_server.database import PING, Connection, Statement
+from pointbook_server.ledger import model
 
 
 @contextmanager
@@ -229,6 +231,25 @@ async def test_a_thousand_updates_in_any_order(client: Client, shop: Shop, servi
     assert {(kept.account.balance, kept.account.drift) for kept in book.values()} == {(100, 0)}
     assert sum(len(kept.entries) for kept in book.values()) == 1_000
     assert set(told(await send(client, *reversed(updates)))) == {"DUPLICATE"}
+
+
+async def test_late_events_are_folded_from_a_state_before_the_first_of_them(
+    client: Client, shop: Shop, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of them the batch names last, and also where one has the very time of a state that is kept."""
+    monkeypatch.setattr(model, "CHECKPOINT_ENTRIES", 2)
+    await send(client, *(increase(shop, 10 * n, 1, 2 * n) for n in range(1, 11)))
+    (kept,) = (await check_book(service.database_url, shop.merchant_id)).values()
+    kept_ms = sorted(kept.checkpoints)[2] - START_MS
+
+    results = await send(client, increase(shop, 25, 1, 5), increase(shop, 95, 1, 19), increase(shop, 75, 1, 15))
+    assert told(results) == ["LATE"] * 3
+    await check_book(service.database_url, shop.merchant_id)
+    await send(client, increase(shop, kept_ms, 3, None))
+
+    (kept,) = (await check_book(service.database_url, shop.merchant_id)).values()
+    assert len(kept.entries) == 14
+    assert len(kept.checkpoints) >= 5
 
 
 @pytest.mark.parametrize("count", [0, 1_001])

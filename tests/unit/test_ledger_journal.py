@@ -132,6 +132,14 @@ def test_a_void_entry_is_in_nobodys_way() -> None:
     assert Journal(Account(), entries).post(event(15, -5, None)).outcome is Outcome.APPLIED
 
 
+def test_a_void_entry_keeps_its_time() -> None:
+    """An event of the same millisecond is not later than all entries, and is looked for among them."""
+    account, _ = fold(Account(), [event(10, 20, 20), event(20, 5, 25, "void")], {"void"})
+
+    assert account.newest_at_ms == 20
+    assert not account.is_before(20)
+
+
 def test_voiding_and_its_reverse_tell_what_moved() -> None:
     """The entries that changed, the void ones among them, and those alone."""
     entries = history(event(10, 20, 20), event(20, 30, None), event(30, 5, 25), event(40, 1, 26))
