@@ -287,7 +287,7 @@ def database_errors() -> Iterator[None]:
     except DBAPIError as error:
         # SQLAlchemy wraps what it heard from the driver twice.
         _raise_told(error.orig.__cause__ if error.orig else None)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         _raise_told(error)
     except (OSError, TimeoutError) as error:
         raise database_unavailable() from error
@@ -306,7 +306,9 @@ def _told(cause: Any) -> Exception:
         return RetryTransactionError()
     if isinstance(cause, asyncpg.DataError):
         return DatabaseDefectError("a statement was given a parameter of another type")
-    if sqlstate.startswith(UNAVAILABLE_SQLSTATE_CLASSES) or isinstance(cause, asyncpg.InterfaceError):
+    # An internal error is what asyncpg raises where a connection ends between two of its states.
+    is_broken = isinstance(cause, (asyncpg.InterfaceError, asyncpg.InternalClientError))
+    if sqlstate.startswith(UNAVAILABLE_SQLSTATE_CLASSES) or is_broken:
         return database_unavailable()
     return DatabaseDefectError(f"{sqlstate}: {cause.args[0]}", getattr(cause, "constraint_name", None) or "")
 
