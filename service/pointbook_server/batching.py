@@ -78,21 +78,22 @@ class Line(Generic[K, I, R]):
             # A lane serves many calls, so that it must not log under the name of one.
             lane = asyncio.get_running_loop().create_task(self._work(), context=Context())
             self._lanes.add(lane)
-            lane.add_done_callback(self._lanes.discard)
 
     async def _work(self) -> None:
         """Send batch after batch, as long as anything waits that is not on another lane."""
-        while (key := next((key for key in self._lines if key not in self._on_the_way), None)) is not None:
-            batch = self._take(key)
-            if not batch:
-                continue
-            self._on_the_way.add(key)
-            try:
-                await self._answer(key, batch)
-            finally:
-                self._on_the_way.discard(key)
-            if len(self._lines) > 1:
-                self._open_lane()
+        try:
+            while (key := next((key for key in self._lines if key not in self._on_the_way), None)) is not None:
+                batch = self._take(key)
+                if not batch:
+                    continue
+                self._on_the_way.add(key)
+                try:
+                    await self._answer(key, batch)
+                finally:
+                    self._on_the_way.discard(key)
+        finally:
+            # At once, and not when the loop comes to it: whoever puts something in between must get a lane.
+            self._lanes.difference_update({asyncio.current_task()})
 
     def _take(self, key: K) -> list[_Waiting[I, R]]:
         """Take the next batch of a key, without those that nobody waits for any more; the rest waits for its turn."""

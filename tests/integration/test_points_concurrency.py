@@ -1,7 +1,6 @@
 """Many callers at once: every event counts once, and whoever goes away leaves nothing half done."""
 
 import asyncio
-import json
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -9,10 +8,12 @@ from collections.abc import Awaitable, Callable, Sequence
 import asyncpg
 import grpc
 
-from harness import NOW_MS, Client, Service, Shop, at, refusal, unique
+import ledger_book
+from harness import NOW_MS, Client, Outbox, Service, Shop, at, refusal, server_settings, unique
 from pointbook.v1 import points_pb2
-from pointbook_server.ledger.lots import Draw, Lot
-from pointbook_server.ledger.model import Account, AccountKey, Entry, Event, UpdateType, fold
+from pointbook_server.ledger.model import Account, Entry
+from pointbook_server.programs.model import Channel
+from pointbook_server.server import Server
 
 APPLIED = points_pb2.APPLY_OUTCOME_APPLIED
 DUPLICATE = points_pb2.APPLY_OUTCOME_DUPLICATE
@@ -49,55 +50,10 @@ def true_history(shop: Shop, count: int, rng: random.Random) -> list[points_pb2.
     return updates
 
 
-async def read_book(service: Service, merchant_id: str) -> dict[str, tuple[Account, list[Entry]]]:
-    """Read the accounts and entries of a merchant as the database has them, by buyer."""
-    connection = await asyncpg.connect(service.database_url)
-    try:
-        account_rows = await connection.fetch("SELECT * FROM points_accounts WHERE merchant_id = $1", merchant_id)
-        entry_rows = await connection.fetch(
-            "SELECT * FROM points_entries WHERE merchant_id = $1 ORDER BY updated_at_ms, ordinal", merchant_id
-        )
-    finally:
-        await connection.close()
-    book: dict[str, tuple[Account, list[Entry]]] = {
-        row["buyer_id"]: (
-            Account(
-                opening=row["opening"],
-                balance=row["balance"],
-                drift=row["drift"],
-                silently_expired=row["silently_expired"],
-                lifetime_points=row["lifetime_points"],
-                newest_at_ms=row["newest_at_ms"],
-                lots=tuple(Lot(*lot) for lot in json.loads(row["lots"])),
-                drawn_to_ms=row["drawn_to_ms"],
-            ),
-            [],
-        )
-        for row in account_rows
-    }
-    for row in entry_rows:
-        event = Event(
-            event_id=row["event_id"],
-            account=AccountKey(row["store_id"], row["buyer_id"]),
-            update_type=UpdateType(row["update_type"]),
-            scene=row["scene"],
-            value=row["updated_value"],
-            balance=row["points_balance"],
-            expires_at_ms=row["expires_at_ms"],
-            updated_at_ms=row["updated_at_ms"],
-        )
-        draws = tuple(Draw(*draw) for draw in json.loads(row["draws"]))
-        derived = (row["ordinal"], row["balance_before"], row["balance_after"], row["drift"], row["silently_expired"])
-        book[row["buyer_id"]][1].append(Entry(event, *derived, draws))
-    return book
-
-
 async def check_book(service: Service, shop: Shop) -> dict[str, tuple[Account, list[Entry]]]:
-    """Every account is the fold of its own entries, and every derived value with it."""
-    book = await read_book(service, shop.merchant_id)
-    for account, entries in book.values():
-        assert fold(Account(), [entry.event for entry in entries]) == (account, entries)
-    return book
+    """Every account is the fold of its own entries, and every derived value with it; by buyer."""
+    book = await ledger_book.check_book(service.database_url, shop.merchant_id)
+    return {key.buyer_id: (kept.account, [received.entry for received in kept.entries]) for key, kept in book.items()}
 
 
 async def eventually(is_so: Callable[[], Awaitable[bool]]) -> bool:
@@ -241,3 +197,34 @@ async def test_a_late_event_of_a_long_history(client: Client, shop: Shop) -> Non
     assert before.drift == 1
     assert response.outcome == points_pb2.APPLY_OUTCOME_LATE
     assert (response.account.points_balance, response.account.drift) == (count, 0)
+
+
+async def test_two_servers_that_get_the_same_events_at_once(
+    client: Client, shop: Shop, service: Service, admin_token: str
+) -> None:
+    """Both open the same accounts and claim the same ids: one of them has each, and the other runs again."""
+    other = Server(server_settings(), service.database_url, senders={Channel.SMS: Outbox()}, clock=service.clock)
+    await other.start()
+    clients = [client, Client(other.port, admin_token)]
+    rng = random.Random(3)  # noqa: S311 - any order will do
+    outcomes: Counter[int] = Counter()
+    for _ in range(5):
+        own = Shop(unique("merchant"), shop.store_id + unique("x"))
+        await client.put_store(own.merchant_id, own.store_id)
+        history = true_history(own, EVENTS, rng)
+
+        async def send(one: Client, updates: Sequence[points_pb2.PointsUpdate]) -> None:
+            for start in range(0, len(updates), 50):
+                request = points_pb2.BatchApplyPointsUpdatesRequest(updates=updates[start : start + 50])
+                results = (await one.points.BatchApplyPointsUpdates(request)).results
+                outcomes.update(result.response.outcome for result in results)
+
+        await asyncio.gather(*(send(one, rng.sample(history, EVENTS)) for one in clients for _ in range(2)))
+
+        book = await check_book(service, own)
+        assert sum(len(entries) for _, entries in book.values()) == EVENTS
+        assert {account.drift for account, _ in book.values()} == {0}
+    await clients[1].close()
+    await other.stop()
+    assert outcomes[DUPLICATE] == 5 * 3 * EVENTS
+    assert outcomes[points_pb2.APPLY_OUTCOME_UNSPECIFIED] == 0, "no update got an error"

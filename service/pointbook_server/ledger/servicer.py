@@ -183,15 +183,15 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         wanted = _read_filter(fields, request)
         size = fields.page_size("page_size", request.page_size)
         scope = (request.merchant_id, key.store_id, key.buyer_id, wanted)
-        place = paging.read_token(fields, "page_token", request.page_token, scope, (int, int))
+        place = paging.read_token(fields, "page_token", request.page_token, scope, (int, str))
         fields.check()
-        before = None if place is None else (int(place[0]), int(place[1]))
+        before = None if place is None else (int(place[0]), str(place[1]))
         found = await self._store.entries(request.merchant_id, key, wanted, before=before, limit=size + 1)
         page = paging.fit((_write_entry(request.merchant_id, entry) for entry in found), size)
         response = points_pb2.ListPointsEntriesResponse(entries=page)
         if len(found) > len(page):
             last = found[len(page) - 1].entry
-            response.next_page_token = paging.write_token(scope, (last.event.updated_at_ms, last.ordinal))
+            response.next_page_token = paging.write_token(scope, (last.event.updated_at_ms, last.event.event_id))
         return response
 
     async def ListDriftingAccounts(

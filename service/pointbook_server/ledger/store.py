@@ -22,7 +22,10 @@ from pointbook_server.tables import points_entries
 LONG_FOLD = 1_000
 """From how many entries on a fold must not make all other callers wait: it is handed to a thread."""
 FAR_LOTS_READ = 1_000
-"""How many far lots are read at first; each further time it is four times as many."""
+"""How many far lots are read at first; each further time it is three times as many as there are by then.
+
+It is 2 at least, so that two lots that stay together are read at once.
+"""
 
 
 class Received(NamedTuple):
@@ -82,9 +85,12 @@ class LedgerStore:
         return await self._database.snapshot(read)
 
     async def entries(
-        self, merchant_id: str, key: AccountKey, wanted: EntryFilter, *, before: tuple[int, int] | None, limit: int
+        self, merchant_id: str, key: AccountKey, wanted: EntryFilter, *, before: tuple[int, str] | None, limit: int
     ) -> list[BookEntry]:
-        """Read a page of an account's entries, the newest first, before a place (time in ms, ordinal)."""
+        """Read a page of an account's entries, the newest first, before one of them (time in ms, event_id).
+
+        Its place inside its millisecond is looked up: it changes when another event of that time arrives late.
+        """
         entry = points_entries.c
         query = select(*(entry[name] for name in sql.ENTRY_COLUMNS)).where(
             and_(entry.buyer_id == key.buyer_id, entry.store_id == key.store_id, entry.merchant_id == merchant_id),
@@ -100,7 +106,11 @@ class LedgerStore:
         if wanted.end_ms is not None:
             query = query.where(entry.updated_at_ms < wanted.end_ms)
         if before is not None:
-            query = query.where(tuple_(entry.updated_at_ms, entry.ordinal) < tuple_(*map(literal, before)))
+            at_ms, event_id = before
+            last = points_entries.alias("last").c
+            ordinal = select(last.ordinal).where(last.event_id == event_id, last.merchant_id == merchant_id)
+            place = tuple_(literal(at_ms), ordinal.scalar_subquery())
+            query = query.where(tuple_(entry.updated_at_ms, entry.ordinal) < place)
         query = query.order_by(entry.updated_at_ms.desc(), entry.ordinal.desc()).limit(limit)
         async with self._database.autocommit() as connection:
             return [sql.read_entry(row) for row in await connection.fetch(Statement(query))]
@@ -137,12 +147,12 @@ class LedgerStore:
 
         async def work(connection: Connection) -> dict[AccountKey, Account]:
             book = _Book(connection, merchant_id)
-            accounts = {entry.entry.event.account for entry in (await book.find(event_ids)).values()}
-            await book.lock(accounts)
             entries = await book.find(event_ids)
             for event_id in event_ids:
                 if event_id not in entries or entries[event_id].outcome is Outcome.REFUSED:
                     raise _entry_not_found(event_id)
+            await book.lock({entry.entry.event.account for entry in entries.values()})
+            entries = await book.find(event_ids)
             changing = [entry.entry.event for entry in entries.values() if (entry.void is None) is is_void]
             return await book.set_void(changing, void, is_void=is_void)
 
@@ -225,7 +235,6 @@ class _Batch:
     ) -> Result:
         """Post the events, with more and more of the far lots where they are needed."""
         now_ms = max(received.received_at_ms for received in self._batch)
-        count = FAR_LOTS_READ
         while True:
             work = sum(len(page.history) for page in pages.values()) + len(self._events)
             try:
@@ -234,8 +243,7 @@ class _Batch:
                 return await asyncio.to_thread(post_batch, self._events, pages, known, refused, now_ms)
             except LotsMissingError as error:
                 page = pages[error.key]
-                pages[error.key] = page._replace(base=await book.with_more_lots(error.key, page.base, count))
-                count *= 4
+                pages[error.key] = page._replace(base=await book.with_more_lots(error.key, page.base))
 
     def _row(self, number: int, verdict: Verdict) -> BookEntry:
         received = self._batch[number]
@@ -288,11 +296,12 @@ class _Book:
             self._voids[received.entry.event.event_id] = received.void
         return {key: Page(bases[key], [received.entry for received in histories[key]]) for key in since}
 
-    async def with_more_lots(self, key: AccountKey, account: Account, count: int) -> Account:
+    async def with_more_lots(self, key: AccountKey, account: Account) -> Account:
         """Read some of the lots that are not kept with a state, and return the state with them."""
         far_lots = account.far_lots
         if far_lots is None:
             return account
+        count = max(FAR_LOTS_READ, 3 * len(account.lots))
         values = _named(self._merchant_id, key) | {
             "newest_at_ms": account.newest_at_ms,
             "first_event_id": far_lots.event_id,
@@ -336,22 +345,20 @@ class _Book:
         return {key: await self.complete(key, posting.account, void.at_ms) for key, posting in postings.items()}
 
     async def _refold(self, key: AccountKey, page: Page, event_ids: Sequence[str], *, is_void: bool) -> Posting:
-        count = FAR_LOTS_READ
         while True:
             journal = Journal(page.base, page.history)
             (journal.void if is_void else journal.unvoid)(event_ids)
             try:
-                return journal.close()
+                if len(page.history) < LONG_FOLD:
+                    return journal.close()
+                return await asyncio.to_thread(journal.close)
             except FarLotsNeededError:
-                page = page._replace(base=await self.with_more_lots(key, page.base, count))
-                count *= 4
+                page = page._replace(base=await self.with_more_lots(key, page.base))
 
     async def complete(self, key: AccountKey, account: Account, at_ms: int, *, lots: int = 0) -> Account:
         """Read as many far lots as it takes to tell what is active at a moment, and to show so many lots."""
-        count = FAR_LOTS_READ
         while _lacks_lots(account, at_ms, lots):
-            account = await self.with_more_lots(key, account, count)
-            count *= 4
+            account = await self.with_more_lots(key, account)
         return account
 
     async def write(self, entries: Sequence[BookEntry], postings: Mapping[AccountKey, Posting]) -> None:

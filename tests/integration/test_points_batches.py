@@ -1,0 +1,406 @@
+"""BatchApplyPointsUpdates and ListDriftingAccounts on a real database: many events share what one costs."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import grpc
+import pytest
+
+from harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from integration.points import (
+    START_MS,
+    buyer,
+    decrease,
+    entries,
+    event_ids,
+    increase,
+    listing,
+    rows_of,
+    send,
+    told,
+)
+from ledger_book import check_book
+from pointbook.v1 import points_pb2
+from pointbook_server.database import PING, Connection, Statement
+from pointbook_server.ledger import model
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """Record the SQL that is run meanwhile."""
+    ran: list[str] = []
+
+    def recorded(method: Any) -> Any:
+        async def record(self: Connection, statement: Statement, values: Mapping[str, Any] | None = None) -> Any:
+            if statement is not PING:  # The server's own pulse.
+                ran.append(" ".join(statement.sql.split()))
+            return await method(self, statement, values)
+
+        return record
+
+    methods = {name: recorded(getattr(Connection, name)) for name in ("fetch", "fetch_one", "execute")}
+    with patch.multiple(Connection, **methods):
+        yield ran
+
+
+async def drifting(client: Client, shop: Shop, **more: Any) -> points_pb2.ListDriftingAccountsResponse:
+    """Ask for the accounts of a shop's merchant whose drift is not zero."""
+    request = points_pb2.ListDriftingAccountsRequest(merchant_id=shop.merchant_id, **more)
+    return await client.points.ListDriftingAccounts(request)
+
+
+# Batches.
+
+
+async def test_a_batch_answers_each_update_in_its_place(client: Client, shop: Shop, service: Service) -> None:
+    """Outcomes, accounts and drift stand where their updates stood, whatever the accounts."""
+    updates = [
+        increase(shop, 0, 20, 20),
+        increase(shop, 0, 7, 7, buyer_id="another"),
+        increase(shop, 20, 5, 55),
+        increase(shop, 10, 30, 50),
+        decrease(shop, 30, 15, 40),
+    ]
+
+    results = await send(client, *updates)
+
+    assert told(results) == ["APPLIED", "APPLIED", "APPLIED", "LATE", "APPLIED"]
+    assert [result.response.account.buyer_id for result in results] == ["buyer", "another", "buyer", "buyer", "buyer"]
+    assert [result.response.account.points_balance for result in results] == [20, 7, 55, 55, 40]
+    assert [result.response.drift for result in results] == [0] * 5
+    assert {result.response.account.merchant_id for result in results} == {shop.merchant_id}
+    await check_book(service.database_url, shop.merchant_id)
+
+
+async def test_one_bad_update_spoils_nobody(client: Client, shop: Shop, service: Service) -> None:
+    """Each error is its own update's, with the code, the reason and the metadata that a single call gives."""
+    known = increase(shop, 0, 20, 20)
+    await client.apply(known)
+    updates = [
+        increase(shop, 10, 5, 25),
+        increase(shop, 11, 5, 30, store_id="nowhere"),
+        increase(shop, 12, 5, 30, event_id=known.event_id),
+        decrease(shop, 13, 26, None),
+        increase(shop, 14, -1, 30),
+        decrease(shop, 15, 5, 20),
+    ]
+
+    results = await send(client, *updates)
+
+    assert told(results) == [
+        "APPLIED",
+        "STORE_NOT_FOUND",
+        "EVENT_ID_REUSED",
+        "INSUFFICIENT_POINTS",
+        "INVALID_FIELDS",
+        "APPLIED",
+    ]
+    codes = [grpc.StatusCode[name].value[0] for name in ("NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION")]
+    assert [result.error.code for result in results[1:4]] == codes
+    assert dict(results[1].error.metadata) == {"store_id": "nowhere"}
+    assert dict(results[2].error.metadata) == {"event_id": known.event_id}
+    assert dict(results[3].error.metadata) == {"event_id": updates[3].event_id, "updated_value": "26"}
+    assert all(result.error.message for result in results[1:5])
+    assert results[5].response.account.points_balance == 20
+    # The refusal is remembered as a single call's is.
+    assert (await refused(client.apply(updates[3]))).reason == "INSUFFICIENT_POINTS"
+    await check_book(service.database_url, shop.merchant_id)
+
+
+async def test_the_wrong_fields_of_an_update_are_named_in_its_own_error(client: Client, shop: Shop) -> None:
+    """By the path that a single call names them by."""
+    wrong = shop.update(event_id="an event", updated_value=-1, updated_at=at(NOW_MS + 86_400_001))
+
+    right, error = await send(client, shop.update(), wrong)
+
+    assert right.response.account.points_balance == 20
+    assert error.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    named = {violation.field: violation.description for violation in error.error.violations}
+    assert set(named) == {"update.event_id", "update.updated_value", "update.updated_at"}
+    assert all(named.values())
+
+
+async def test_merchants_share_a_call_and_not_a_transaction(client: Client, shop: Shop, service: Service) -> None:
+    """Where one merchant's updates fail, those of the others stand, each answered in its place."""
+    other = Shop(unique("merchant"), unique("store"))
+    await client.put_store(other.merchant_id, other.store_id)
+    stranger = Shop(unique("merchant"), shop.store_id)
+    event_id = unique("event")
+
+    results = await send(
+        client,
+        shop.update(event_id=event_id),
+        stranger.update(event_id=event_id),
+        other.update(event_id=event_id, updated_value=7, points_balance=7),
+        stranger.update(),
+        shop.update(event_id=event_id),
+    )
+
+    assert told(results) == ["APPLIED", "STORE_NOT_FOUND", "APPLIED", "STORE_NOT_FOUND", "DUPLICATE"]
+    assert [results[place].response.account.points_balance for place in (0, 2, 4)] == [20, 7, 20]
+    assert await rows_of(service, stranger.merchant_id) == (0, 0)
+
+
+async def test_a_merchants_transaction_that_fails_is_its_own(
+    client: Client, shop: Shop, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its updates carry the error, and may be sent again."""
+    other = Shop(unique("merchant"), unique("store"))
+    await client.put_store(other.merchant_id, other.store_id)
+    fetch = Connection.fetch
+
+    async def broken(self: Connection, statement: Statement, values: Mapping[str, Any] | None = None) -> Any:
+        if values is not None and values.get("merchant_id") == other.merchant_id:
+            raise OSError("the connection is gone")
+        return await fetch(self, statement, values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Connection, "fetch", broken)
+        results = await send(client, shop.update(), other.update(), shop.update("another"))
+
+    assert told(results) == ["APPLIED", "DATABASE_UNAVAILABLE", "APPLIED"]
+    assert results[1].error.code == grpc.StatusCode.UNAVAILABLE.value[0]
+    assert await rows_of(service, other.merchant_id) == (0, 0)
+    assert told(await send(client, other.update())) == ["APPLIED"]
+
+
+async def test_an_update_that_meets_a_defect_is_alone_with_it(
+    client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its neighbours are written all the same; it is told no more than that something broke."""
+    execute, guilty = Connection.execute, shop.update("guilty")
+
+    async def broken(self: Connection, statement: Statement, values: Mapping[str, Any] | None = None) -> Any:
+        if values is not None and guilty.event_id in values.get("event_id", ()):
+            raise ZeroDivisionError("a defect")
+        return await execute(self, statement, values)
+
+    monkeypatch.setattr(Connection, "execute", broken)
+    results = await send(client, shop.update(), guilty, shop.update("another"))
+
+    assert told(results) == ["APPLIED", "INTERNAL", "APPLIED"]
+    assert "defect" not in results[1].error.message
+
+
+async def test_ids_may_repeat_inside_a_batch(client: Client, shop: Shop, service: Service) -> None:
+    """The same rules hold inside a call as between calls."""
+    first, refused_one = increase(shop, 0, 20, 20), decrease(shop, 10, 25, None)
+    other_content = increase(shop, 0, 21, 21, event_id=first.event_id)
+    same_content = increase(shop, 0, 20, 20)
+
+    results = await send(client, first, first, other_content, same_content, refused_one, refused_one)
+
+    assert told(results) == [
+        "APPLIED",
+        "DUPLICATE",
+        "EVENT_ID_REUSED",
+        "DUPLICATE",
+        "INSUFFICIENT_POINTS",
+        "INSUFFICIENT_POINTS",
+    ]
+    assert await event_ids(client, shop) == [first.event_id]
+    # The id of the second delivery is free.
+    same_content.updated_at.CopyFrom(at(NOW_MS))
+    same_content.points_balance = 40
+    assert told(await send(client, same_content)) == ["APPLIED"]
+    await check_book(service.database_url, shop.merchant_id)
+
+
+async def test_refusals_are_judged_in_the_order_of_the_request(client: Client, shop: Shop) -> None:
+    """Who comes first spends the points, whatever times the events carry."""
+    await client.apply(increase(shop, 0, 20, 20))
+
+    results = await send(client, decrease(shop, 20, 15, None), decrease(shop, 10, 15, None), decrease(shop, 5, 5, None))
+
+    assert told(results) == ["APPLIED", "INSUFFICIENT_POINTS", "LATE"]
+    assert (await buyer(client, shop)).points_balance == 0
+
+
+async def test_a_thousand_updates_in_any_order(client: Client, shop: Shop, service: Service) -> None:
+    """The newest first, ten accounts in turn: each becomes what its events say."""
+    updates = [increase(shop, n, 1, n, buyer_id=f"buyer-{number}") for n in range(100, 0, -1) for number in range(10)]
+
+    results = await send(client, *updates)
+
+    assert len(results) == 1_000
+    assert Counter(told(results)) == {"APPLIED": 10, "LATE": 990}
+    book = await check_book(service.database_url, shop.merchant_id)
+    assert {(kept.account.balance, kept.account.drift) for kept in book.values()} == {(100, 0)}
+    assert sum(len(kept.entries) for kept in book.values()) == 1_000
+    assert set(told(await send(client, *reversed(updates)))) == {"DUPLICATE"}
+
+
+async def test_late_events_are_folded_from_a_state_before_the_first_of_them(
+    client: Client, shop: Shop, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of them the batch names last, and also where one has the very time of a state that is kept."""
+    monkeypatch.setattr(model, "CHECKPOINT_ENTRIES", 2)
+    await send(client, *(increase(shop, 10 * n, 1, 2 * n) for n in range(1, 11)))
+
+    results = await send(client, increase(shop, 25, 1, 5), increase(shop, 95, 1, 19), increase(shop, 75, 1, 15))
+    assert told(results) == ["LATE"] * 3
+    (kept,) = (await check_book(service.database_url, shop.merchant_id)).values()
+    await send(client, increase(shop, sorted(kept.checkpoints)[3] - START_MS, 3, None))
+
+    (kept,) = (await check_book(service.database_url, shop.merchant_id)).values()
+    assert len(kept.entries) == 14
+    assert len(kept.checkpoints) >= 5
+
+
+@pytest.mark.parametrize("count", [0, 1_001])
+async def test_a_batch_has_one_to_a_thousand_updates(client: Client, shop: Shop, service: Service, count: int) -> None:
+    """Any other number is a mistake of the whole call."""
+    refusal = await refused(send(client, *(increase(shop, n, 1, n) for n in range(count))))
+
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+    assert set(refusal.fields) == {"updates"}
+    assert await rows_of(service, shop.merchant_id) == (0, 0)
+
+
+async def test_a_call_that_does_not_fit_is_not_taken_at_all(
+    client: Client, shop: Shop, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line is bounded: such a call is told when to come again, and nothing of it is written."""
+    monkeypatch.setattr(service.server._points_line, "_waiting_max", 2)
+
+    refusal = await refused(send(client, *(increase(shop, n, 1, n) for n in range(1, 4))))
+
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    assert refusal.retry_seconds
+    assert await rows_of(service, shop.merchant_id) == (0, 0)
+    assert told(await send(client, increase(shop, 1, 1, 1), increase(shop, 2, 1, 2))) == ["APPLIED"] * 2
+
+
+async def statements_of(client: Client, updates: list[points_pb2.PointsUpdate]) -> list[str]:
+    """The statements that a batch takes."""
+    with statements() as ran:
+        results = await send(client, *updates)
+    assert set(told(results)) <= {"APPLIED", "LATE"}
+    return ran
+
+
+async def test_a_batch_takes_as_many_statements_as_one_update(client: Client, shop: Shop) -> None:
+    """One and the same for 1, 10 and 500 updates: opening accounts, moving them, and moving them late."""
+    kinds: dict[str, list[list[str]]] = {"opening": [], "direct": [], "late": []}
+    for count in (1, 10, 500):
+        names = [f"{count}-{number}" for number in range(count)]
+        for kind, after_ms, balance in (("opening", 0, 1), ("direct", 20, 3), ("late", 10, 2)):
+            updates = [increase(shop, after_ms, 1, balance, buyer_id=name) for name in names]
+            kinds[kind].append(await statements_of(client, updates))
+
+    for kind, at_most in (("opening", 4), ("direct", 3), ("late", 8)):
+        one, ten, many = kinds[kind]
+        assert one == ten == many
+        assert len(one) <= at_most, f"{kind}: {one}"
+
+
+async def test_many_events_of_one_account_take_as_many_statements_as_one(client: Client, shop: Shop) -> None:
+    """Also where states are kept on the way, but for the one that writes them."""
+    one = await statements_of(client, [increase(shop, 0, 1, 1)])
+    many = await statements_of(client, [increase(shop, n, 1, n, buyer_id="many") for n in range(1, 501)])
+
+    assert [sql for sql in many if "INTO points_checkpoints" not in sql] == one
+    assert len(many) == len(one) + 1
+
+
+# Pages, while entries arrive.
+
+
+@pytest.mark.parametrize("place", [9_999, 5, -5])
+async def test_pages_show_what_was_there_while_entries_arrive(client: Client, shop: Shop, place: int) -> None:
+    """Newer ones, late ones and ones before the first: nothing that was there is missed or shown twice."""
+    await send(client, *(increase(shop, n * 10, 1, n + 1) for n in range(10)))
+    ids = await event_ids(client, shop)
+
+    found: list[str] = []
+    token = ""
+    for number in range(20):
+        page = await client.points.ListPointsEntries(listing(shop, page_size=2, page_token=token))
+        found += [entry.update.event_id for entry in page.entries]
+        token = page.next_page_token
+        if not token:
+            break
+        await client.apply(increase(shop, place + number * 10, 0, None))
+
+    assert [event_id for event_id in found if event_id in ids] == ids
+    assert len(set(found)) == len(found)
+
+
+async def test_a_page_ends_at_an_entry_and_not_at_its_place(client: Client, shop: Shop) -> None:
+    """A late event of the same millisecond moves the others up, and none of them is missed."""
+    await send(client, *(increase(shop, 0, 1, n + 1) for n in range(4)))
+    ids = await event_ids(client, shop)
+    page = await client.points.ListPointsEntries(listing(shop, page_size=2))
+    late = increase(shop, 0, 1, None)
+    await client.apply(late)
+
+    rest = await event_ids(client, shop, page_token=page.next_page_token)
+
+    assert rest == [*ids[2:], late.event_id]
+
+
+# Drift.
+
+
+async def test_drifting_accounts_are_listed_until_the_missing_event_arrives(client: Client, shop: Shop) -> None:
+    """Whoever reconciles sees the accounts that lack something, each as it stands, and no others."""
+    await send(client, increase(shop, 0, 20, 20), increase(shop, 20, 5, 55), increase(shop, 0, 1, 1, buyer_id="right"))
+
+    (account,) = (await drifting(client, shop)).accounts
+
+    assert (account.buyer_id, account.drift, account.points_balance, account.active_points) == ("buyer", 30, 55, 55)
+    assert account.as_of == at(NOW_MS)
+    assert not account.lots
+    await client.apply(increase(shop, 10, 30, 50))
+    assert not (await drifting(client, shop)).accounts
+
+
+async def test_drifting_accounts_come_in_pages(client: Client, shop: Shop) -> None:
+    """In the order of store and buyer, each once, of one store where it is asked for; a token is its own list's."""
+    other_store = f"{shop.store_id}-2"
+    await client.put_store(shop.merchant_id, other_store)
+    places = [(store_id, f"buyer-{number}") for store_id in (shop.store_id, other_store) for number in range(3)]
+    for store_id, name in places:
+        await send(
+            client,
+            increase(shop, 0, 20, 20, store_id=store_id, buyer_id=name),
+            decrease(shop, 20, 5, 10, store_id=store_id, buyer_id=name),
+        )
+
+    found: list[tuple[str, str]] = []
+    tokens = [""]
+    while len(tokens) == 1 or tokens[-1]:
+        page = await drifting(client, shop, page_size=2, page_token=tokens[-1])
+        found += [(account.store_id, account.buyer_id) for account in page.accounts]
+        tokens.append(page.next_page_token)
+
+    assert found == places
+    assert len(tokens) == 4
+    of_store = await drifting(client, shop, store_id=other_store, page_size=3)
+    assert [(account.store_id, account.buyer_id) for account in of_store.accounts] == places[3:]
+    assert not of_store.next_page_token
+    refusal = await refused(drifting(client, shop, store_id=other_store, page_token=tokens[1]))
+    assert set(refusal.fields) == {"page_token"}
+
+
+async def test_a_wrong_request_for_drifting_accounts_names_every_field(client: Client) -> None:
+    """Each has its limits."""
+    request = points_pb2.ListDriftingAccountsRequest(store_id="a store", page_size=1_001, page_token="x")
+
+    refusal = await refused(client.points.ListDriftingAccounts(request))
+
+    assert set(refusal.fields) == {"merchant_id", "store_id", "page_size", "page_token"}
+
+
+async def test_another_merchants_drift_is_not_listed(client: Client, shop: Shop) -> None:
+    """A list is one merchant's."""
+    other = Shop(unique("merchant"), unique("store"))
+    await client.put_store(other.merchant_id, other.store_id)
+    await send(client, increase(other, 0, 20, 20), increase(other, 20, 5, 55))
+
+    assert not (await drifting(client, shop)).accounts
+    assert len((await drifting(client, other)).accounts) == 1
+    assert len(await entries(client, other)) == 2

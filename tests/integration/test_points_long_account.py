@@ -1,0 +1,59 @@
+"""An account with very many entries: a late event costs what lies behind it, never what lies before."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from harness import NOW_MS, Client, Service, Shop, unique
+from pointbook_server.database import Database
+from pointbook_server.ledger.model import AccountKey, Event, Outcome, UpdateType, Verdict, Webhook
+from pointbook_server.ledger.store import LedgerStore, Received
+
+ENTRIES = 100_000
+LATE_BY = 256
+SECONDS_MAX = 0.5
+"""Ten times what the ledger promises: test machines are shared."""
+
+
+@pytest.fixture
+async def ledger(service: Service) -> AsyncIterator[LedgerStore]:
+    """A store on a pool of its own."""
+    database = Database(service.database_url, pool_size=1)
+    yield LedgerStore(database)
+    await database.dispose()
+
+
+@pytest.mark.soak
+async def test_a_late_event_of_a_very_long_account(
+    client: Client, shop: Shop, ledger: LedgerStore, record_property: Callable[[str, object], None]
+) -> None:
+    """With 100,000 entries, an event that is late by up to 256 is folded from a kept state."""
+    key = AccountKey(shop.store_id, "buyer")
+    start_ms = NOW_MS - 10 * ENTRIES
+
+    def event(number: int) -> Received:
+        increases = number % 2 == 1
+        update_type = UpdateType.INCREASE if increases else UpdateType.DECREASE
+        scene = "SUCCESSFUL_ORDERS" if increases else "REDEEM_COUPON"
+        own = Event(unique("event"), key, update_type, scene, 1, int(increases), None, start_ms + number * 10)
+        return Received(own, Webhook(), NOW_MS)
+
+    missing = [ENTRIES - LATE_BY, ENTRIES - 100, ENTRIES - 1]
+    events = [event(number) for number in range(1, ENTRIES + 1)]
+    for start in range(0, ENTRIES, 1_000):
+        batch = [event for event in events[start : start + 1_000] if events.index(event, start) + 1 not in missing]
+        await ledger.apply(shop.merchant_id, batch)
+
+    seconds = []
+    for number in missing:
+        began = time.perf_counter()
+        (answer,) = await ledger.apply(shop.merchant_id, [events[number - 1]])
+        seconds.append(time.perf_counter() - began)
+        assert isinstance(answer, Verdict)
+        assert answer.outcome is Outcome.LATE
+
+    record_property("late_ms", [round(each * 1_000, 1) for each in seconds])
+    assert max(seconds) < SECONDS_MAX
+    account = await client.account(shop.merchant_id, shop.store_id, "buyer")
+    assert (account.points_balance, account.drift) == (0, 0)

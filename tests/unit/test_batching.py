@@ -1,0 +1,340 @@
+"""The waiting line, one small example each: who travels with whom, in what order, and who hears what."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from pointbook_server.batching import Line
+from pointbook_server.errors import PointbookError, Reason
+
+SOME_TURNS = 20
+"""More turns of the event loop than a line takes to do all that it can without an answer."""
+
+
+@dataclass
+class Sender:
+    """What a line sends its batches to: it answers when a test lets it, or at once."""
+
+    is_open: bool = True
+    batches: list[tuple[str, list[str]]] = field(default_factory=list)
+    errors: dict[str, Exception] = field(default_factory=dict)
+    gates: dict[str, asyncio.Event] = field(default_factory=dict)
+
+    async def __call__(self, key: str, items: Sequence[str]) -> list[str | PointbookError]:
+        """Note a batch, wait until its key may go on, and answer each item with its own name."""
+        self.batches.append((key, list(items)))
+        if not self.is_open:
+            await self.gates.setdefault(key, asyncio.Event()).wait()
+        for item in items:
+            if item in self.errors:
+                raise self.errors[item]
+        return [f"{key}:{item}" for item in items]
+
+    def let_go(self, key: str) -> None:
+        """Answer the batches of a key, and those that follow."""
+        self.gates.setdefault(key, asyncio.Event()).set()
+
+
+def new_line(sender: Sender, *, batch_max: int = 10, waiting_max: int = 100, lanes: int = 1) -> Line[str, str, str]:
+    """Make a line that sends to a sender."""
+    return Line(sender, batch_max=batch_max, waiting_max=waiting_max, lanes=lanes)
+
+
+def error(reason: Reason = Reason.TRANSACTION_CONFLICT) -> PointbookError:
+    """An error that is told to callers."""
+    return PointbookError(reason, "Retry.")
+
+
+async def turns() -> None:
+    """Let the event loop do what there is to do."""
+    for _ in range(SOME_TURNS):
+        await asyncio.sleep(0)
+
+
+async def test_an_idle_line_sends_at_once() -> None:
+    """There is no timer: a call at an idle server waits for nobody."""
+    sender = Sender()
+    line = new_line(sender)
+
+    (answer,) = line.put("a", ["1"])
+    await turns()
+
+    assert answer.done()
+    assert await answer == "a:1"
+    assert sender.batches == [("a", ["1"])]
+
+
+async def test_who_waits_while_a_batch_is_on_its_way_shares_the_next_one() -> None:
+    """The next batch leaves when the previous one has returned, and takes all that wait, in their order."""
+    sender = Sender(is_open=False)
+    line = new_line(sender)
+    first = line.put("a", ["1"])
+    await turns()
+    second = line.put("a", ["2", "3"])
+    third = line.put("a", ["4"])
+    await turns()
+    assert sender.batches == [("a", ["1"])]
+
+    sender.let_go("a")
+    answers = await asyncio.gather(*first, *second, *third)
+
+    assert sender.batches == [("a", ["1"]), ("a", ["2", "3", "4"])]
+    assert answers == ["a:1", "a:2", "a:3", "a:4"]
+
+
+async def test_what_is_put_in_one_go_travels_together() -> None:
+    """Items of several calls of one moment share the very first batch."""
+    sender = Sender()
+    line = new_line(sender)
+
+    await asyncio.gather(*line.put("a", ["1"]), *line.put("a", ["2"]))
+
+    assert sender.batches == [("a", ["1", "2"])]
+
+
+async def test_a_batch_holds_the_items_of_one_key() -> None:
+    """A transaction touches one merchant."""
+    sender = Sender()
+    line = new_line(sender)
+
+    answers = await asyncio.gather(*line.put("a", ["1"]), *line.put("b", ["1"]), *line.put("a", ["2"]))
+
+    assert sender.batches == [("a", ["1", "2"]), ("b", ["1"])]
+    assert answers == ["a:1", "b:1", "a:2"]
+
+
+async def test_a_batch_is_bounded_and_keys_take_turns() -> None:
+    """Who sends thousands does not keep the others waiting: behind each of its batches it is their turn."""
+    sender = Sender()
+    line = new_line(sender, batch_max=2)
+
+    await asyncio.gather(*line.put("a", ["1", "2", "3", "4", "5"]), *line.put("b", ["1"]), *line.put("c", ["1"]))
+
+    assert sender.batches == [("a", ["1", "2"]), ("b", ["1"]), ("c", ["1"]), ("a", ["3", "4"]), ("a", ["5"])]
+
+
+async def test_lanes_serve_keys_side_by_side() -> None:
+    """A merchant whose transaction hangs keeps one lane, and the others go on."""
+    sender = Sender(is_open=False)
+    line = new_line(sender, lanes=2)
+    slow = line.put("slow", ["1"])
+    sender.let_go("b")
+    sender.let_go("c")
+
+    answers = await asyncio.gather(*line.put("b", ["1"]), *line.put("c", ["1"]))
+
+    assert answers == ["b:1", "c:1"]
+    assert not slow[0].done()
+    sender.let_go("slow")
+    assert await slow[0] == "slow:1"
+
+
+async def test_there_are_no_more_lanes_than_there_may_be() -> None:
+    """Further keys wait until a lane is free."""
+    sender = Sender(is_open=False)
+    line = new_line(sender, lanes=2)
+    answers = [answer for key in ("a", "b", "c") for answer in line.put(key, ["1"])]
+    await turns()
+    assert [key for key, _ in sender.batches] == ["a", "b"]
+
+    for key in ("a", "b", "c"):
+        sender.let_go(key)
+    await asyncio.gather(*answers)
+
+    assert [key for key, _ in sender.batches] == ["a", "b", "c"]
+
+
+async def test_of_a_key_one_batch_is_on_its_way_at_a_time() -> None:
+    """Free lanes do not overtake: the items of a key keep their order."""
+    sender = Sender(is_open=False)
+    line = new_line(sender, lanes=4, batch_max=1)
+    answers = line.put("a", ["1", "2"])
+    await turns()
+    answers += line.put("a", ["3"])
+    await turns()
+
+    assert sender.batches == [("a", ["1"])]
+    sender.let_go("a")
+    assert await asyncio.gather(*answers) == ["a:1", "a:2", "a:3"]
+    assert [items for _, items in sender.batches] == [["1"], ["2"], ["3"]]
+
+
+async def test_waiting_keys_never_leave_a_lane_idle() -> None:
+    """Each lane that comes free takes the next of them."""
+    sender = Sender(is_open=False)
+    line = new_line(sender, lanes=2)
+    answers = [*line.put("a", ["1"]), *line.put("b", ["1"])]
+    await turns()
+    answers += [answer for key in ("c", "d", "e") for answer in line.put(key, ["1"])]
+    sender.let_go("a")
+    sender.let_go("b")
+    await turns()
+
+    assert [key for key, _ in sender.batches] == ["a", "b", "c", "d"]
+    for key in ("c", "d", "e"):
+        sender.let_go(key)
+    await asyncio.gather(*answers)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+async def test_who_calls_again_as_soon_as_it_is_answered_is_served(lanes: int) -> None:
+    """A lane that is just ending is none that somebody could wait for."""
+    sender = Sender(is_open=False)
+    line = new_line(sender, lanes=lanes)
+
+    async def call_twice(key: str) -> list[str | PointbookError]:
+        return [await line.put(key, ["1"])[0], await line.put(key, ["2"])[0]]
+
+    keys = [f"key-{number}" for number in range(lanes)]
+    calls = [asyncio.create_task(call_twice(key)) for key in keys]
+    await turns()
+    for key in keys:
+        sender.let_go(key)
+
+    async with asyncio.timeout(5.0):
+        assert await asyncio.gather(*calls) == [[f"{key}:1", f"{key}:2"] for key in keys]
+
+
+async def test_a_full_line_takes_nothing() -> None:
+    """A call is admitted wholly or not at all, and told when to come again."""
+    sender = Sender(is_open=False)
+    line = new_line(sender, waiting_max=3)
+    line.put("a", ["1"])
+    await turns()
+    # One is on its way, and waits no more.
+    waiting = line.put("a", ["2", "3"])
+    line.admit(1)
+
+    with pytest.raises(PointbookError) as told:
+        line.admit(2)
+
+    assert told.value.reason is Reason.QUEUE_FULL
+    assert told.value.retry_after_seconds is not None
+    line.admit(1)
+    sender.let_go("a")
+    await asyncio.gather(*waiting)
+    line.admit(3)
+    assert [items for _, items in sender.batches] == [["1"], ["2", "3"]]
+
+
+async def test_whoever_went_away_before_its_batch_is_not_sent() -> None:
+    """Its place in the batch is taken by the next one's, and its place in the line is free."""
+    sender = Sender(is_open=False)
+    line = new_line(sender, waiting_max=3)
+    line.put("a", ["0"])
+    await turns()
+    one, two, three = line.put("a", ["1", "2", "3"])
+    two.cancel()
+
+    sender.let_go("a")
+
+    assert await one == "a:1"
+    assert await three == "a:3"
+    assert sender.batches == [("a", ["0"]), ("a", ["1", "3"])]
+    line.admit(3)
+
+
+async def test_a_batch_that_everybody_left_is_not_sent() -> None:
+    """There is no transaction for nobody, and the next key has its turn."""
+    sender = Sender(is_open=False)
+    line = new_line(sender)
+    line.put("a", ["0"])
+    await turns()
+    for answer in line.put("a", ["1", "2"]):
+        answer.cancel()
+    (other,) = line.put("b", ["1"])
+    sender.let_go("a")
+    sender.let_go("b")
+
+    assert await other == "b:1"
+    assert sender.batches == [("a", ["0"]), ("b", ["1"])]
+
+
+async def test_whoever_goes_away_from_a_batch_on_its_way_disturbs_nobody() -> None:
+    """The batch is done to its end, and the others hear their answers."""
+    sender = Sender(is_open=False)
+    line = new_line(sender)
+    one, two = line.put("a", ["1", "2"])
+    await turns()
+    one.cancel()
+    sender.let_go("a")
+
+    assert await two == "a:2"
+    assert one.cancelled()
+
+
+async def test_an_error_of_the_batch_reaches_everybody_in_it() -> None:
+    """A conflict or an outage is no single item's, and nothing is sent again."""
+    sender = Sender(errors={"2": error()})
+    line = new_line(sender)
+
+    answers = await asyncio.gather(*line.put("a", ["1", "2", "3"]))
+
+    assert answers == [sender.errors["2"]] * 3
+    assert sender.batches == [("a", ["1", "2", "3"])]
+
+
+async def test_an_error_of_one_batch_is_not_the_next_ones() -> None:
+    """The lane goes on."""
+    sender = Sender(errors={"1": error()})
+    line = new_line(sender, batch_max=1)
+
+    answers = await asyncio.gather(*line.put("a", ["1", "2"]), *line.put("b", ["3"]))
+
+    assert answers == [sender.errors["1"], "a:2", "b:3"]
+
+
+async def test_a_defect_that_one_item_meets_is_its_own() -> None:
+    """Where a batch breaks unexpectedly each item is sent by itself, so that the guilty one alone hears of it."""
+    sender = Sender(errors={"2": ZeroDivisionError("a defect")})
+    line = new_line(sender)
+
+    one, two, three = await asyncio.gather(*line.put("a", ["1", "2", "3"]), return_exceptions=True)
+
+    assert (one, three) == ("a:1", "a:3")
+    assert two is sender.errors["2"]
+    assert [items for _, items in sender.batches] == [["1", "2", "3"], ["1"], ["2"], ["3"]]
+
+
+async def test_a_defect_of_a_single_item_ends_no_lane() -> None:
+    """It is raised where its answer is awaited; if nobody awaits it any more, nowhere."""
+    sender = Sender(is_open=False, errors={"1": ZeroDivisionError("a defect")})
+    line = new_line(sender)
+    (guilty,) = line.put("a", ["1"])
+    await turns()
+    guilty.cancel()
+    sender.let_go("a")
+
+    assert await line.put("a", ["2"])[0] == "a:2"
+    with pytest.raises(ZeroDivisionError):
+        await line.put("a", ["1"])[0]
+    assert await line.put("a", ["3"])[0] == "a:3"
+
+
+async def test_an_idle_line_is_drained() -> None:
+    """There is nothing to wait for."""
+    async with asyncio.timeout(5.0):
+        await new_line(Sender()).drain()
+
+
+async def test_a_line_is_drained_when_everything_has_been_answered() -> None:
+    """Also what waits for its batch by then, and whether or not somebody waits for the answer."""
+    sender = Sender(is_open=False)
+    line = new_line(sender, batch_max=1, lanes=2)
+    answers = [*line.put("a", ["1", "2"]), *line.put("b", ["1"])]
+    draining = asyncio.create_task(line.drain())
+    await turns()
+    assert not draining.done()
+    sender.let_go("b")
+    await turns()
+    answers[0].cancel()
+    assert not draining.done()
+
+    sender.let_go("a")
+    async with asyncio.timeout(5.0):
+        await draining
+
+    assert [answer.done() for answer in answers] == [True, True, True]
+    assert sender.batches == [("a", ["1"]), ("b", ["1"]), ("a", ["2"])]
