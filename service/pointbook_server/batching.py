@@ -64,7 +64,9 @@ class Line(Generic[K, I, R]):
         waiting: list[_Waiting[I, R]] = [_Waiting(item, loop.create_future()) for item in items]
         self._lines.setdefault(key, deque()).extend(waiting)
         self._count += len(items)
-        self._open_lane()
+        if key not in self._on_the_way:
+            # Otherwise the lane that its batch is on comes back for these.
+            self._open_lane()
         return [item.answer for item in waiting]
 
     async def drain(self) -> None:

@@ -171,14 +171,14 @@ async def test_an_update_that_meets_a_defect_is_alone_with_it(
     client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its neighbours are written all the same; it is told no more than that something broke."""
-    execute, guilty = Connection.execute, shop.update("guilty")
+    fetch_one, guilty = Connection.fetch_one, shop.update("guilty")
 
     async def broken(self: Connection, statement: Statement, values: Mapping[str, Any] | None = None) -> Any:
-        if values is not None and guilty.event_id in values.get("event_id", ()):
+        if values is not None and guilty.event_id in values.get("entry_event_id", ()):
             raise ZeroDivisionError("a defect")
-        return await execute(self, statement, values)
+        return await fetch_one(self, statement, values)
 
-    monkeypatch.setattr(Connection, "execute", broken)
+    monkeypatch.setattr(Connection, "fetch_one", broken)
     results = await send(client, shop.update(), guilty, shop.update("another"))
 
     assert told(results) == ["APPLIED", "INTERNAL", "APPLIED"]
