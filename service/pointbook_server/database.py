@@ -38,7 +38,8 @@ SESSION_SETTINGS = {
     "jit": "off",
     "lock_timeout": "5s",
     "statement_timeout": "15s",
-    "idle_in_transaction_session_timeout": "30s",
+    # A fold of a very long history takes its time, while its account is locked.
+    "idle_in_transaction_session_timeout": "120s",
 }
 CONFLICT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
 """Serialization failure, deadlock, lock timeout: the transaction had no effect, and may well succeed again."""

@@ -103,9 +103,15 @@ class Journal:
         self._settle()
         is_direct = self._fold.is_before(event.updated_at_ms)
         tried = Fold(self._fold.account() if is_direct else self._base)
-        tried.run([event] if is_direct else [*self._events, event], self._void)
+        events = [event] if is_direct else [*self._events, event]
+        tried.run(events, self._void, {*self._remembered(), event.event_id})
         index = next(i for i, entry in enumerate(tried.entries) if entry.event is event)
-        return tried.entries[index] if _overdraws(tried.entries[index:]) else None
+        if _overdraws(tried.entries[index:]):
+            return tried.entries[index]
+        if not is_direct:
+            # It is accepted, so that what was tried is what there is.
+            self._fold, self._folded = tried, len(events)
+        return None
 
     def _settle(self) -> None:
         """Fold what has not been folded yet: on top where all of it is later, else everything again."""
