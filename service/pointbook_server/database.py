@@ -246,7 +246,9 @@ class _Pool:
                 command_timeout=COMMAND_TIMEOUT_SECONDS,
                 server_settings=SESSION_SETTINGS,
             )
-        return await self._pool.acquire(timeout=POOL_TIMEOUT_SECONDS)
+        # The pool's own time limit would cost a task a call.
+        async with asyncio.timeout(POOL_TIMEOUT_SECONDS):
+            return await self._pool.acquire()
 
     async def give_back(self, driver: Any) -> None:
         await self._pool.release(driver)
