@@ -20,7 +20,7 @@ import uvloop
 import usage
 from filling import count_statements, fill
 from jobs import WARM_UP_SECONDS, Job, Kind
-from prepare import connect, prepare, running, server_environment
+from prepare import change_setting, connect, prepare, running, server_environment
 from processes import Load, loading, serving
 from report import Result, Steps, print_table, write_json
 from rows import APPLY, IN_FLIGHT, UPDATES_IN_BATCH
@@ -31,6 +31,8 @@ FEW_ENTRIES = 10_000
 LONG_ENTRIES = 2_000
 """How many of a book's entries are in the one account whose events also come late."""
 ACCOUNTS_MAX = 200_000
+SHARED_BUFFERS = "2GB"
+"""As an operator sizes it for a book whose indexes take as much."""
 BYTES_AN_ENTRY = 1_000
 """What must be free on the disk for each entry: the tables take about half of it, the log of changes some more."""
 GIGABYTE = 1_000_000_000
@@ -128,11 +130,16 @@ async def main(*, entries: int, seconds: float) -> None:
 async def _book(size: Size, folder: Path, load: Load, steps: Steps) -> AsyncIterator[Book]:
     """Make a book, and serve it."""
     async with running(folder) as postgres:
+        await change_setting(postgres, "shared_buffers", SHARED_BUFFERS)
         steps.begin(f"{size.entries:,} entries: opening {size.many.accounts:,} accounts")
         token = await prepare(postgres.url(), (size.many, size.long))
         connection = await connect(postgres.url())
         async for what in fill(connection, size.many, size.pairs):
             steps.begin(f"{size.entries:,} entries: {what}")
+        # What the filling left to be done in the background must not be measured.
+        steps.begin(f"{size.entries:,} entries: tidying up")
+        await connection.execute("VACUUM (ANALYZE) points_accounts, points_entries")
+        await connection.execute("CHECKPOINT")
         async with serving("pointbook", server_environment(postgres)) as server:
             pids = {"server": server.pid, "database": await _pid_of(connection)} if usage.IS_TOLD else {}
             await connection.close()

@@ -32,6 +32,15 @@ async def running(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
         await postgres.stop()
 
 
+async def change_setting(postgres: EmbeddedPostgres, name: str, value: str) -> None:
+    """Change a setting of a database that it reads at its start."""
+    connection = await connect(postgres.url())
+    await connection.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+    await connection.close()
+    await postgres.stop()
+    await postgres.start()
+
+
 def server_environment(postgres: EmbeddedPostgres) -> dict[str, str]:
     """Write the settings of a server on a database."""
     code_key = b64encode(secrets.token_bytes(32)).decode()

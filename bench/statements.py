@@ -4,7 +4,7 @@ import asyncpg
 
 from jobs import Job
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
-from prepare import connect
+from prepare import change_setting, connect
 from processes import Load
 from report import Result
 
@@ -16,11 +16,7 @@ COUNT = """
 
 async def enable_counting(postgres: EmbeddedPostgres) -> None:
     """Start the database again with pg_stat_statements, which costs a little: so it is off while speed is measured."""
-    connection = await connect(postgres.url())
-    await connection.execute("ALTER SYSTEM SET shared_preload_libraries = 'pg_stat_statements'")
-    await connection.close()
-    await postgres.stop()
-    await postgres.start()
+    await change_setting(postgres, "shared_preload_libraries", "pg_stat_statements")
     connection = await connect(postgres.url())
     await connection.execute("CREATE EXTENSION pg_stat_statements")
     await connection.close()
