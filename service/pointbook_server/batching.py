@@ -24,14 +24,17 @@ R = TypeVar("R")
 class _Waiting(Generic[I, R]):
     item: I
     answer: "asyncio.Future[R | PointbookError]"
+    call: object
+    """The same for all items that were put together."""
 
 
 class Line(Generic[K, I, R]):
     """A bounded waiting line. A batch holds the items of one key, which have their turns.
 
     `send` answers each item of a batch with a result or with an error of its own; where it raises, all of them get
-    that error. Of each key one batch is on its way at a time, so that its items keep their order, and of all keys
-    `lanes` batches.
+    that error, and so do the items behind them that were put together with the last: none is sent where one before it
+    was not. Of each key one batch is on its way at a time, so that its items keep their order, and of all keys `lanes`
+    batches.
     """
 
     def __init__(
@@ -61,7 +64,8 @@ class Line(Generic[K, I, R]):
     def put(self, key: K, items: Sequence[I]) -> "list[asyncio.Future[R | PointbookError]]":
         """Let items wait for their batch, and return their answers to be. Whoever stops waiting cancels them."""
         loop = asyncio.get_running_loop()
-        waiting: list[_Waiting[I, R]] = [_Waiting(item, loop.create_future()) for item in items]
+        call = object()
+        waiting: list[_Waiting[I, R]] = [_Waiting(item, loop.create_future(), call) for item in items]
         self._lines.setdefault(key, deque()).extend(waiting)
         self._count += len(items)
         if key not in self._on_the_way:
@@ -106,11 +110,23 @@ class Line(Generic[K, I, R]):
         self._count -= len(taken)
         return [waiting for waiting in taken if not waiting.answer.cancelled()]
 
+    def _fail_rest(self, key: K, call: object, error: PointbookError) -> None:
+        """Answer what is left of a call whose earlier items got an error, all of it the same."""
+        line = self._lines.get(key)
+        while line and line[0].call is call:
+            waiting = line.popleft()
+            self._count -= 1
+            if not waiting.answer.done():
+                waiting.answer.set_result(error)
+        if line is not None and not line:
+            del self._lines[key]
+
     async def _answer(self, key: K, batch: list[_Waiting[I, R]]) -> None:
         try:
             answers = await self._send(key, [waiting.item for waiting in batch])
         except PointbookError as error:
             answers = [error] * len(batch)
+            self._fail_rest(key, batch[-1].call, error)
         except Exception as error:  # noqa: BLE001 - it is raised again where the answer is awaited
             if len(batch) == 1:
                 if not batch[0].answer.done():

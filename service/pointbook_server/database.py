@@ -43,8 +43,9 @@ SESSION_SETTINGS = {
 }
 CONFLICT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
 """Serialization failure, deadlock, lock timeout: the transaction had no effect, and may well succeed again."""
-UNAVAILABLE_SQLSTATE_CLASSES = ("08", "28", "3D", "53", "57")
-"""Connection errors, refused logins, no such database, lack of resources, operator intervention: it is away for us."""
+UNAVAILABLE_SQLSTATES = ("08", "25006", "28", "3D", "53", "57")
+"""Connection errors, a standby that only reads, refused logins, no such database, lack of resources, operator
+intervention, by how their codes begin: it is away for us."""
 DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call] # SQLAlchemy left it so
 
 T = TypeVar("T")
@@ -324,7 +325,7 @@ def _told(cause: Any) -> Exception:
         return DatabaseDefectError("a statement was given a parameter of another type")
     # The driver loses its thread when the database ends a connection just as a statement begins on it.
     is_driver = isinstance(cause, (asyncpg.InterfaceError, asyncpg.InternalClientError))
-    if is_driver or sqlstate.startswith(UNAVAILABLE_SQLSTATE_CLASSES):
+    if is_driver or sqlstate.startswith(UNAVAILABLE_SQLSTATES):
         return database_unavailable()
     return DatabaseDefectError(f"{sqlstate}: {cause.args[0]}", getattr(cause, "constraint_name", None) or "")
 

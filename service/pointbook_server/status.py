@@ -268,9 +268,12 @@ async def _abort(context: Any, error: PointbookError, request_id: str) -> None:
     code = code_of(error.reason)
     log.info("call refused", code=code.name, reason=error.reason.value)
     status = rpc_status.to_status(to_status(error))
-    await context.abort(
-        code, status.details, trailing_metadata=(*status.trailing_metadata, (REQUEST_ID_HEADER, request_id))
-    )
+    trailing_metadata = (*status.trailing_metadata, (REQUEST_ID_HEADER, request_id))
+    try:
+        await context.abort(code, status.details, trailing_metadata=trailing_metadata)
+    except grpc.aio.InternalError:
+        # The caller has gone away just now, at its own deadline as a rule: that is no fault that gRPC should log.
+        raise asyncio.CancelledError from None
 
 
 def code_of(reason: Reason) -> grpc.StatusCode:

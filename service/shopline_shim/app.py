@@ -164,7 +164,7 @@ class Webhooks:
         self._metrics = metrics
 
     async def receive(self, request: Request) -> Response:
-        """Answer one delivery, count it, and log it without anything that its sender wrote but the webhook's id."""
+        """Answer one delivery, count it, and log nothing that its sender wrote but the ids of webhook and merchant."""
         started = time.perf_counter()
         topic = request.headers.get("x-shopline-topic", "")
         topic = topic if topic in _KNOWN_TOPICS else "other"
@@ -222,7 +222,8 @@ class Webhooks:
             detail=finding.detail,
         )
         book: Book = request.state.book
-        told = _request_log(request).bind(reason=finding.name, detail=finding.detail)
+        # Whoever looks for it has to name its merchant.
+        told = _request_log(request).bind(merchant_id=webhook.merchant_id, reason=finding.name, detail=finding.detail)
         try:
             kept = await book.quarantine(webhook, caller)
         except grpc.aio.AioRpcError as error:

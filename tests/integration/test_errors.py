@@ -517,7 +517,7 @@ async def test_a_terminated_statement(client: Client, shop: Shop, database_url: 
 
 
 @pytest.fixture
-async def own_database(cluster: Cluster) -> str:
+async def own_database(cluster: Cluster, database_url: str) -> str:  # noqa: ARG001 - it makes the template
     """A database for one test alone."""
     return await cluster.clone("pointbook_template")
 
@@ -565,6 +565,19 @@ async def test_a_database_that_is_away_at_the_start(own_database: str) -> None:
             await becomes(client, health_pb2.HealthCheckResponse.SERVING)
             await recovers(client, shop)
             assert (await failed(get_store(client, shop))).code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_database_that_only_reads(own_database: str) -> None:
+    """Where the URL leads to a standby, as it does while another server takes over, callers come again."""
+    operator = await asyncpg.connect(own_database)
+    token = await make_token(own_database, [ALL_MERCHANTS], list(Scope))
+    name = await operator.fetchval("SELECT quote_ident(current_database())")
+    await operator.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    async with running(own_database, token) as (_, client):
+        shop = Shop(unique("merchant"), unique("store"))
+        assert away(await failed(client.put_store(shop.merchant_id, shop.store_id)))
+        assert (await failed(get_store(client, shop))).code() is grpc.StatusCode.NOT_FOUND
+    await operator.close()
 
 
 async def test_a_database_without_room(own_database: str, database_url: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -228,3 +229,28 @@ async def test_two_servers_that_get_the_same_events_at_once(
     await other.stop()
     assert outcomes[DUPLICATE] == 5 * 3 * EVENTS
     assert outcomes[points_pb2.APPLY_OUTCOME_UNSPECIFIED] == 0, "no update got an error"
+
+
+async def test_many_events_without_a_balance_hold_up_nobody(client: Client, shop: Shop, service: Service) -> None:
+    """Each is judged by a fold of its own, the newest first in particular: they are folded aside, too."""
+    updates = [
+        shop.update(updated_value=1, points_balance=None, updated_at=at(NOW_MS - 1_000_000 - number))
+        for number in range(500)
+    ]
+    request = points_pb2.BatchApplyPointsUpdatesRequest(updates=updates)
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0.001)
+            longest = max(longest, time.monotonic() - began)
+
+    watching = asyncio.create_task(watch())
+    await client.points.BatchApplyPointsUpdates(request)
+    watching.cancel()
+
+    assert longest < 0.8
+    assert (await client.account(shop.merchant_id, shop.store_id, "buyer")).points_balance == len(updates)
+    assert await eventually(lambda: is_quiet(service))

@@ -263,6 +263,17 @@ async def test_nothing_of_a_body_is_logged(site: Site, shop: Shop) -> None:
     assert SECRET not in written.getvalue()
 
 
+async def test_the_log_says_where_a_webhook_is_kept(site: Site) -> None:
+    """A quarantine is listed by its merchant, whom nobody could guess where the header is wrong."""
+    shop = Shop(unique("merchant"), unique("store"))
+    with json_logs(app_module) as written:
+        assert await site.send(shop, b"no JSON") == QUARANTINED
+    [told] = [line for line in map(json.loads, written.getvalue().splitlines()) if line["level"] == "warning"]
+    [kept] = await site.quarantined(shop.merchant_id)
+
+    assert (told["merchant_id"], told["quarantine_id"]) == (shop.merchant_id, kept.quarantine_id)
+
+
 def random_body(chance: random.Random, shop: Shop) -> bytes:
     """Make up a body: fields changed, removed or of another kind, bytes cut or swapped, or plain noise."""
     values: list[Callable[[], Any]] = [

@@ -338,3 +338,23 @@ async def test_a_line_is_drained_when_everything_has_been_answered() -> None:
 
     assert [answer.done() for answer in answers] == [True, True, True]
     assert sender.batches == [("a", ["1"]), ("b", ["1"]), ("a", ["2"])]
+
+
+async def test_nothing_of_a_call_is_sent_behind_a_batch_that_failed() -> None:
+    """An item is judged by those before it: sent without them, it would get an answer for good that is wrong."""
+    away = error(Reason.DATABASE_UNAVAILABLE)
+    sent: list[list[int]] = []
+
+    async def send(_key: str, items: Sequence[int]) -> list[int]:
+        sent.append(list(items))
+        if items[0] == 1:
+            raise away
+        return list(items)
+
+    line: Line[str, int, int] = Line(send, batch_max=2, waiting_max=7, lanes=1)
+    answers = [*line.put("a", [1, 2, 3, 4, 5]), *line.put("a", [6]), *line.put("b", [7])]
+    answered = await asyncio.gather(*answers)
+
+    assert answered == [away] * 5 + [6, 7]
+    assert sent == [[1, 2], [7], [6]]
+    line.admit(7)

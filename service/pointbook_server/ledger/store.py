@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -236,14 +237,19 @@ class _Batch:
         """Post the events, with more and more of the far lots where they are needed."""
         now_ms = max(received.received_at_ms for received in self._batch)
         while True:
-            work = sum(len(page.history) for page in pages.values()) + len(self._events)
             try:
-                if work < LONG_FOLD:
+                if self._work(pages) < LONG_FOLD:
                     return post_batch(self._events, pages, known, refused, now_ms)
                 return await asyncio.to_thread(post_batch, self._events, pages, known, refused, now_ms)
             except LotsMissingError as error:
                 page = pages[error.key]
                 pages[error.key] = page._replace(base=await book.with_more_lots(error.key, page.base))
+
+    def _work(self, pages: Mapping[AccountKey, Page]) -> int:
+        """Tell how many entries may have to be folded: each event without a balance may fold its whole account."""
+        events = Counter(event.account for event in self._events)
+        judged = Counter(event.account for event in self._events if event.balance is None)
+        return sum((judged[key] or 1) * (len(page.history) + events[key]) for key, page in pages.items())
 
     def _row(self, number: int, verdict: Verdict) -> BookEntry:
         received = self._batch[number]
