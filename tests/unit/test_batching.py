@@ -281,7 +281,7 @@ async def test_an_error_of_one_batch_is_not_the_next_ones() -> None:
     sender = Sender(errors={"1": error()})
     line = new_line(sender, batch_max=1)
 
-    answers = await asyncio.gather(*line.put("a", ["1", "2"]), *line.put("b", ["3"]))
+    answers = await asyncio.gather(*line.put("a", ["1"]), *line.put("a", ["2"]), *line.put("b", ["3"]))
 
     assert answers == [sender.errors["1"], "a:2", "b:3"]
 
