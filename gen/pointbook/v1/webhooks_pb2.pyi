@@ -154,7 +154,7 @@ class QuarantinedWebhook(_message.Message):
     """topic is the webhook's X-Shopline-Topic, such as app_memberSystem_points/challenged."""
     body: _builtins.bytes
     """body is the raw body, byte for byte. Lists leave it out, and it is empty when body_erased. Headers and
-    bodies of customer topics are kept encrypted.
+    bodies are kept encrypted where the server has a key, those of customer topics only so.
     """
     body_size: _builtins.int
     """body_size is the length of the body as it was received, in bytes."""

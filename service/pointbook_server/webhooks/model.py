@@ -56,7 +56,7 @@ class Webhook:
 
     @property
     def is_personal(self) -> bool:
-        """Whether it is personal data, which is kept encrypted only."""
+        """Whether it says that it is personal data, which is kept encrypted or not at all."""
         return self.topic.lower().startswith(CUSTOMER_TOPICS)
 
 

@@ -1,7 +1,10 @@
-"""How webhooks are written down: customer webhooks encrypted, all of them known again by a digest of their body.
+"""How webhooks are written down: encrypted where there is a key, and known again by a digest of their body.
 
-Each key gives two, one to encrypt and one for digests, so that neither use weakens the other. Digests of customer
-bodies are keyed: whoever reads a dump of the table cannot search it by guessing bodies.
+The topic is not signed, so that a customer's data may come under any. Without a key only what calls itself a customer
+webhook is refused.
+
+Each key gives two, one to encrypt and one for digests, so that neither use weakens the other. Digests are keyed:
+whoever reads a dump of the table cannot search it by guessing bodies.
 
 A key rotation changes the digest that a body gets, so that bodies are looked up under the digests of all keys. A body
 is kept twice only where its old key is gone, or while servers disagree about which key is the first.
@@ -52,16 +55,18 @@ class Sealer:
 
         Raises CODE_KEY_UNKNOWN for a customer webhook where there is no key.
         """
+        keyed = [hmac.digest(key, webhook.body, "sha256") for key in self._digest_keys]
         if not webhook.is_personal:
-            return [sha256(webhook.body).digest()]
-        if not self._digest_keys:
+            # It may have come before there was a key.
+            return [*keyed, sha256(webhook.body).digest()]
+        if not keyed:
             raise _key_unknown("There is no key to encrypt customer webhooks; set POINTBOOK_QUARANTINE_KEYS.", "")
-        return [hmac.digest(key, webhook.body, "sha256") for key in self._digest_keys]
+        return keyed
 
     def seal(self, webhook: Webhook, quarantine_id: str) -> Sealed:
         """Write a webhook's content down; `digests` has made sure that there is a key if it takes one."""
         headers = json.dumps(webhook.headers, ensure_ascii=False).encode()
-        if not webhook.is_personal:
+        if not self._ciphers:
             return Sealed(None, headers, webhook.body)
         key_id, cipher = next(iter(self._ciphers.items()))
 
