@@ -65,9 +65,10 @@ def post_batch(
         elif seen is not None and seen.event.content != event.content:
             places.append(_reused(event.event_id))
         else:
-            journal = journals[key]
-            is_new = _post(journal, event, met) if seen is None else False
-            if seen is not None:
+            journal, is_new = journals[key], False
+            if seen is None:
+                is_new = _post(journal, event, met)
+            else:
                 journal.repeat(seen.post)
             places.append((key, len(journal) - 1, is_new))
     result = Result(postings={key: _close(key, journal, now_ms) for key, journal in journals.items()})
