@@ -84,6 +84,6 @@ def write_json(results: list[Result], path: Path) -> None:
 
 def _figure(value: float) -> str:
     """Write a figure with about three digits, which is enough."""
-    if abs(value) >= 100:  # noqa: PLR2004
+    if abs(value) >= 100:  # noqa: PLR2004 - three digits are enough
         return f"{value:,.0f}"
-    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"  # noqa: PLR2004
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"  # noqa: PLR2004 - small ones in two
