@@ -73,15 +73,13 @@ class LedgerStore:
         One that no event has named is empty.
         """
         async with self._database.autocommit() as connection:
-            row = await connection.fetch_one(sql.READ_ACCOUNT, _named(merchant_id, key))
-        account = Account() if row is None else sql.read_account(row)[1]
+            account = await _Book(connection, merchant_id).account(key)
         if not _lacks_lots(account, at_ms, lots):
             return account
 
         async def read(connection: Connection) -> Account:
-            row = await connection.fetch_one(sql.READ_ACCOUNT, _named(merchant_id, key))
-            account = Account() if row is None else sql.read_account(row)[1]
-            return await _Book(connection, merchant_id).complete(key, account, at_ms, lots=lots)
+            book = _Book(connection, merchant_id)
+            return await book.complete(key, await book.account(key), at_ms, lots=lots)
 
         return await self._database.snapshot(read)
 
@@ -257,7 +255,7 @@ class _Batch:
 
 
 class _Book:
-    """The accounts of one merchant inside one transaction. `accounts` are those that are there, once locked."""
+    """The accounts of one merchant on one connection. `accounts` are those that are there, once locked."""
 
     def __init__(self, connection: Connection, merchant_id: str) -> None:
         self.accounts: dict[AccountKey, Account] = {}
@@ -269,6 +267,11 @@ class _Book:
         """Lock accounts, and read them as they are under the lock."""
         rows = await self._connection.fetch(sql.LOCK_ACCOUNTS, self._values(sql.keys_to_columns(sorted(keys))))
         self.accounts = dict(map(sql.read_account, rows))
+
+    async def account(self, key: AccountKey) -> Account:
+        """Read an account without locking it; one that is not there is empty."""
+        row = await self._connection.fetch_one(sql.READ_ACCOUNT, _named(self._merchant_id, key))
+        return Account() if row is None else sql.read_account(row)[1]
 
     async def register_stores(self, store_ids: Sequence[str], now_ms: int) -> None:
         """Register stores that are not registered yet."""
@@ -328,7 +331,6 @@ class _Book:
         since: dict[AccountKey, int] = {}
         for event in events:
             since[event.account] = min(since.get(event.account, event.updated_at_ms), event.updated_at_ms)
-            self._voids[event.event_id] = None
         pages = await self.pages(since)
         changed = [event.event_id for event in events]
         self._voids |= dict.fromkeys(changed, void if is_void else None)
