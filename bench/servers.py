@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from plain import PlainPointsServicer
 from pointbook.v1 import points_pb2, points_pb2_grpc
 from pointbook_cli.main import database_url, load_settings, run_until_stopped
-from pointbook_server.database import SESSION_SETTINGS
+from pointbook_server.database import PLANNED_ONCE, SESSION_SETTINGS
 from pointbook_server.delivery.sender import Message
 from pointbook_server.logs import configure_logs
 from pointbook_server.programs.model import Channel
@@ -79,7 +79,7 @@ async def serve_echo(stop: asyncio.Event) -> None:
 async def serve_plain(stop: asyncio.Event) -> None:
     """Run the plainly written service on an engine like the real server's."""
     settings = load_settings(ServerSettings)
-    connect = partial(asyncpg.connect, database_url(settings), server_settings=SESSION_SETTINGS)
+    connect = partial(asyncpg.connect, database_url(settings), server_settings=SESSION_SETTINGS | PLANNED_ONCE)
     engine = create_async_engine(
         "postgresql+asyncpg://", async_creator=connect, pool_size=settings.database_pool_size, max_overflow=0
     )

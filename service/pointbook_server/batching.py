@@ -89,12 +89,12 @@ class Line(Generic[K, I, R]):
         """Send batch after batch, as long as anything waits that is not on another lane."""
         try:
             while (key := next((key for key in self._lines if key not in self._on_the_way), None)) is not None:
-                batch = self._take(key)
-                if not batch:
-                    continue
                 self._on_the_way.add(key)
                 try:
-                    await self._answer(key, batch)
+                    # Whoever is about to be put in line at this very moment comes along: larger batches cost less.
+                    await asyncio.sleep(0)
+                    if batch := self._take(key):
+                        await self._answer(key, batch)
                 finally:
                     self._on_the_way.discard(key)
         finally:

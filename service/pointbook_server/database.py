@@ -34,15 +34,26 @@ CLOSE_TIMEOUT_SECONDS = 5.0
 RETRY_AFTER_SECONDS = 1.0
 SESSION_SETTINGS = {
     "application_name": "pointbook",
-    "plan_cache_mode": "force_custom_plan",
     "jit": "off",
     "lock_timeout": "5s",
     "statement_timeout": "15s",
     # A fold of a very long history takes its time, while its account is locked.
     "idle_in_transaction_session_timeout": "120s",
 }
-CONFLICT_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
-"""Serialization failure, deadlock, lock timeout: the transaction had no effect, and may well succeed again."""
+PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
+"""How statements are planned that commit by themselves: once a connection, since planning takes longer than running.
+
+A plan may be made while a table is empty, and must be right for a full one. So each of these statements goes by an
+index for every table, and in one order: what joins others is written so that there is no choice.
+"""
+PLANNED_EACH_TIME = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = on"
+BEGIN = f"BEGIN; {PLANNED_EACH_TIME}"
+BEGIN_SNAPSHOT = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {PLANNED_EACH_TIME}"
+CONFLICT_SQLSTATES = frozenset({"40001", "40P01", "55P03", "22012"})
+"""Serialization failure, deadlock, lock timeout: the transaction had no effect, and may well succeed again.
+
+Division by zero is how a statement of ours breaks itself off, because others have changed what it relies on.
+"""
 UNAVAILABLE_SQLSTATES = ("08", "25006", "28", "3D", "53", "57")
 """Connection errors, a standby that only reads, refused logins, no such database, lack of resources, operator
 intervention, by how their codes begin: it is away for us."""
@@ -187,7 +198,7 @@ class Database:
 
         async def run() -> T:
             try:
-                async with driver.transaction():
+                async with _transaction(driver, BEGIN):
                     return await work(Connection(driver))
             finally:
                 await self._pool.give_back(driver)
@@ -203,10 +214,7 @@ class Database:
         Raises TRANSACTION_CONFLICT and DATABASE_UNAVAILABLE.
         """
         with database_errors():
-            async with (
-                self._pool.acquire() as driver,
-                driver.transaction(isolation="repeatable_read", readonly=True),
-            ):
+            async with self._pool.acquire() as driver, _transaction(driver, BEGIN_SNAPSHOT):
                 return await work(Connection(driver))
 
     async def ping(self) -> None:
@@ -245,7 +253,7 @@ class _Pool:
                 record_class=Row,
                 timeout=CONNECT_TIMEOUT_SECONDS,
                 command_timeout=COMMAND_TIMEOUT_SECONDS,
-                server_settings=SESSION_SETTINGS,
+                server_settings=SESSION_SETTINGS | PLANNED_ONCE,
             )
         # The pool's own time limit would cost a task a call.
         async with asyncio.timeout(POOL_TIMEOUT_SECONDS):
@@ -270,6 +278,20 @@ class _Pool:
                 await self._pool.close()
         except TimeoutError:
             self._pool.terminate()
+
+
+@asynccontextmanager
+async def _transaction(driver: Any, begin: str) -> AsyncIterator[None]:
+    """Run a transaction that begins, settings included, in one round trip."""
+    await driver.execute(begin)
+    try:
+        yield
+    except BaseException:
+        # A connection that is lost has taken its transaction with it.
+        if not driver.is_closed() and driver.is_in_transaction():
+            await driver.execute("ROLLBACK")
+        raise
+    await driver.execute("COMMIT")
 
 
 def _hear_out(task: asyncio.Task[Any]) -> None:

@@ -93,6 +93,13 @@ points_accounts = Table(
         server_default=text("0"),
         comment="How many entries there are since the last checkpoint.",
     ),
+    Column(
+        "revision",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="Grows with every write: who read the account without locking it sees whether it has changed.",
+    ),
     PrimaryKeyConstraint("buyer_id", "store_id", "merchant_id", name="pk_points_accounts"),
     ForeignKeyConstraint(
         ["merchant_id", "store_id"], ["stores.merchant_id", "stores.store_id"], name="fk_points_accounts_stores"

@@ -53,7 +53,7 @@ DERIVED = {
     "voided_at_ms": "bigint",
     "void_reason": "text",
 }
-ACCOUNT_COLUMNS = {**KEY, **STATE, "uncheckpointed": "integer"}
+ACCOUNT_COLUMNS = {**KEY, **STATE, "uncheckpointed": "integer", "revision": "bigint"}
 ENTRY_COLUMNS = {**EVENT, **RECEIVED, **DERIVED}
 CHECKPOINT_COLUMNS = {**KEY, **STATE}
 
@@ -76,12 +76,20 @@ READ_ACCOUNT = _statement(f"""
     SELECT {_names(ACCOUNT_COLUMNS)} FROM points_accounts
     WHERE buyer_id = :buyer_id AND store_id = :store_id AND merchant_id = :merchant_id
 """)
-# The rows are locked in the order in which they are sorted, and read as they are under the lock.
+# Each account is looked up by itself, whatever a plan expects: OFFSET and FOR UPDATE keep the look-up from being merged
+# into a join.
+READ_ACCOUNTS = _statement(f"""
+    SELECT a.* FROM {_rows(KEY)} CROSS JOIN LATERAL (
+        SELECT {_names(ACCOUNT_COLUMNS)} FROM points_accounts
+        WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id OFFSET 0
+    ) AS a
+""")
+# The rows are locked in the order in which the parameters are sorted, and read as they are under the lock.
 LOCK_ACCOUNTS = _statement(f"""
-    SELECT {_names(ACCOUNT_COLUMNS, "a.")} FROM {_rows(KEY)}
-    JOIN points_accounts AS a ON a.buyer_id = v.buyer_id AND a.store_id = v.store_id
-    WHERE a.merchant_id = :merchant_id
-    ORDER BY a.store_id, a.buyer_id FOR UPDATE OF a
+    SELECT a.* FROM {_rows(KEY)} CROSS JOIN LATERAL (
+        SELECT {_names(ACCOUNT_COLUMNS)} FROM points_accounts
+        WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id FOR UPDATE
+    ) AS a
 """)
 READ_STORES = _statement("SELECT store_id, merchant_id FROM stores WHERE store_id = ANY(CAST(:store_ids AS text[]))")
 # A store that is registered stays as it is.
@@ -142,40 +150,65 @@ READ_FAR_LOTS = _statement("""
     ORDER BY coalesce(made.expires_at_ms, 9223372036854775807), made.updated_at_ms, made.ordinal, made.part
     LIMIT :count
 """)
-# Who inserts an entry has claimed its event_id. Both writes are one statement, since each costs a round trip.
-WRITE_BATCH = _statement(f"""
-    WITH claimed AS (
-        INSERT INTO points_entries (merchant_id, {_names(ENTRY_COLUMNS)})
-        SELECT :merchant_id, {_names(ENTRY_COLUMNS)} FROM {_rows(ENTRY_COLUMNS, "entry_")}
-        ORDER BY event_id ON CONFLICT (event_id, merchant_id) DO NOTHING
-        RETURNING 1
-    ), updated AS (
-        UPDATE points_accounts AS a
-        SET {", ".join(f"{name} = v.{name}" for name in ACCOUNT_COLUMNS if name not in KEY)}
-        FROM {_rows(ACCOUNT_COLUMNS, "account_")}
-        WHERE a.buyer_id = v.buyer_id AND a.store_id = v.store_id AND a.merchant_id = :merchant_id
-        RETURNING 1
-    )
-    SELECT (SELECT count(*) FROM claimed) + (SELECT count(*) FROM updated) AS written
-""")
+
+
+def _write_batch(*, keeps: bool) -> Statement:
+    """Write a batch whole or not at all: entries, accounts that have the revision that was read, and checkpoints.
+
+    First the accounts are locked in sorted order. Where one has changed, nothing is written, and nothing is answered.
+    Who inserts an entry has claimed its event_id; where one was taken, or an account opened, meanwhile, the statement
+    divides by zero, so that all of it is rolled back even where it is a transaction of its own.
+    """
+    unchanged = "(SELECT count(*) FROM locked) = :known_count"
+    assignments = ", ".join(f"{name} = excluded.{name}" for name in ACCOUNT_COLUMNS if name not in KEY)
+    parts = {
+        "locked": f"""
+            SELECT FROM {_rows(KEY | {"revision": "bigint"}, "account_")} CROSS JOIN LATERAL (
+                SELECT revision FROM points_accounts
+                WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id FOR UPDATE
+            ) AS a
+            WHERE a.revision = v.revision - 1
+        """,
+        "written": f"""
+            INSERT INTO points_accounts AS a (merchant_id, {_names(ACCOUNT_COLUMNS)})
+            SELECT :merchant_id, {_names(ACCOUNT_COLUMNS)} FROM {_rows(ACCOUNT_COLUMNS, "account_")} WHERE {unchanged}
+            ON CONFLICT (buyer_id, store_id, merchant_id) DO UPDATE SET {assignments}
+            WHERE a.revision = excluded.revision - 1
+            RETURNING 1
+        """,
+        "claimed": f"""
+            INSERT INTO points_entries (merchant_id, {_names(ENTRY_COLUMNS)})
+            SELECT :merchant_id, {_names(ENTRY_COLUMNS)} FROM {_rows(ENTRY_COLUMNS, "entry_")} WHERE {unchanged}
+            ORDER BY event_id ON CONFLICT (event_id, merchant_id) DO NOTHING
+            RETURNING 1
+        """,
+    }
+    if keeps:
+        parts["kept"] = f"""
+            INSERT INTO points_checkpoints (merchant_id, {_names(CHECKPOINT_COLUMNS)})
+            SELECT :merchant_id, {_names(CHECKPOINT_COLUMNS)} FROM {_rows(CHECKPOINT_COLUMNS, "kept_")}
+            WHERE {unchanged}
+            RETURNING 1
+        """
+    counts = " + ".join(f"(SELECT count(*) FROM {name})" for name in parts if name != "locked")
+    return _statement(f"""
+        WITH {", ".join(f"{name} AS ({part})" for name, part in parts.items())}
+        SELECT 1 / CAST({counts} = :row_count AS integer) AS written WHERE {unchanged}
+    """)
+
+
+WRITE_BATCH = _write_batch(keeps=False)
+# Most batches keep no checkpoints, and would only be slowed down by the chance that they might.
+WRITE_BATCH_AND_CHECKPOINTS = _write_batch(keeps=True)
 MOVE_ENTRIES = _statement(f"""
     UPDATE points_entries AS e SET {", ".join(f"{name} = v.{name}" for name in DERIVED)}
     FROM {_rows({"event_id": "text", **DERIVED})}
     WHERE e.event_id = v.event_id AND e.merchant_id = :merchant_id
 """)
-INSERT_ACCOUNTS = _statement(f"""
-    INSERT INTO points_accounts (merchant_id, {_names(ACCOUNT_COLUMNS)})
-    SELECT :merchant_id, {_names(ACCOUNT_COLUMNS)} FROM {_rows(ACCOUNT_COLUMNS)}
-    ORDER BY store_id, buyer_id ON CONFLICT (buyer_id, store_id, merchant_id) DO NOTHING
-""")
 DROP_CHECKPOINTS = _statement(f"""
     DELETE FROM points_checkpoints AS c USING {_rows({**KEY, "after_ms": "bigint"})}
     WHERE c.buyer_id = v.buyer_id AND c.store_id = v.store_id AND c.newest_at_ms > v.after_ms
         AND c.merchant_id = :merchant_id
-""")
-INSERT_CHECKPOINTS = _statement(f"""
-    INSERT INTO points_checkpoints (merchant_id, {_names(CHECKPOINT_COLUMNS)})
-    SELECT :merchant_id, {_names(CHECKPOINT_COLUMNS)} FROM {_rows(CHECKPOINT_COLUMNS)}
 """)
 LIST_DRIFTING = _statement(f"""
     SELECT {_names(ACCOUNT_COLUMNS)} FROM points_accounts
@@ -250,9 +283,9 @@ def keys_to_columns(keys: Iterable[AccountKey]) -> dict[str, Any]:
     return to_columns(KEY, pairs)
 
 
-def write_account(key: AccountKey, account: Account) -> tuple[Any, ...]:
+def write_account(key: AccountKey, account: Account, revision: int) -> tuple[Any, ...]:
     """Write an account as ACCOUNT_COLUMNS."""
-    return (*write_checkpoint(key, account), account.uncheckpointed)
+    return (*write_checkpoint(key, account), account.uncheckpointed, revision)
 
 
 def write_checkpoint(key: AccountKey, account: Account) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from pointbook_server.ledger.posting import KnownEvent, LotsMissingError, Page, 
 from pointbook_server.ledger.statements import BookEntry, Void
 from pointbook_server.tables import points_entries
 
+NO_REVISION = -1
+"""The revision of an account that is not there; the first one is 0."""
 LONG_FOLD = 1_000
 """From how many entries on a fold must not make all other callers wait: it is handed to a thread."""
 FAR_LOTS_READ = 1_000
@@ -64,8 +67,13 @@ class LedgerStore:
         An answer is a verdict, or STORE_NOT_FOUND, EVENT_ID_REUSED, or INSUFFICIENT_POINTS for a refused event without
         a balance. Raises TRANSACTION_CONFLICT and DATABASE_UNAVAILABLE, and then nothing is written.
         """
-        transaction = _Batch(merchant_id, batch, register_stores=self._register_stores)
-        return await self._database.transaction(transaction.run)
+        posting = _Batch(merchant_id, batch, register_stores=self._register_stores)
+        with suppress(RetryTransactionError):
+            async with self._database.autocommit() as connection:
+                answers = await posting.run_directly(connection)
+            if answers is not None:
+                return answers
+        return await self._database.transaction(posting.run)
 
     async def account(self, merchant_id: str, key: AccountKey, at_ms: int, *, lots: int = 0) -> Account:
         """Read one account so that it can tell what is active at a moment, with so many lots if there are.
@@ -159,21 +167,41 @@ class LedgerStore:
 
 
 class _Batch:
-    """The transaction that posts a batch. It may run several times, as a whole."""
+    """Posts a batch, at first without locks: it may be done several times, as a whole."""
 
     def __init__(self, merchant_id: str, batch: Sequence[Received], *, register_stores: bool) -> None:
         self._merchant_id = merchant_id
         self._batch = batch
         self._events = [received.event for received in batch]
         self._register_stores = register_stores
-        self._looks_up = False
+
+    async def run_directly(self, connection: Connection) -> list[Verdict | PointbookError] | None:
+        """Post a batch of which every event is later than all entries of its account: one read, and one write.
+
+        The write is a transaction of its own, which takes effect only where no account has changed since. None where
+        some event is not later. Raises RetryTransactionError where an account has changed, or the book has an event_id.
+        """
+        book = _Book(connection, self._merchant_id)
+        await book.read({event.account for event in self._events})
+        accounts = book.accounts
+        if not all(
+            event.account not in accounts or accounts[event.account].is_before(event.updated_at_ms)
+            for event in self._events
+        ):
+            return None
+        return await self._finish(book, {}, {})
 
     async def run(self, connection: Connection) -> list[Verdict | PointbookError]:
+        """Post any batch in a transaction, under locks: late events, and those that may be in the book already."""
         book = _Book(connection, self._merchant_id)
         await book.lock({event.account for event in self._events})
-        refused = await self._refused(book)
         known = await self._known(book)
-        pages = await book.pages(self._since(book, known))
+        return await self._finish(book, known, await book.pages(self._since(book, known)))
+
+    async def _finish(
+        self, book: "_Book", known: Mapping[str, KnownEvent], pages: dict[AccountKey, Page]
+    ) -> list[Verdict | PointbookError]:
+        refused = await self._refused(book)
         for event in self._events:
             pages.setdefault(event.account, Page(book.accounts.get(event.account, Account())))
         result = await self._post(book, pages, known, refused)
@@ -196,19 +224,7 @@ class _Batch:
         }
 
     async def _known(self, book: "_Book") -> dict[str, KnownEvent]:
-        """Find what the book has under the event_ids.
-
-        An event that is later than all entries of its account can only be known under another content, or as refused:
-        who inserts it finds out, and then the transaction runs again with this look-up.
-        """
-        accounts = book.accounts
-        is_direct = all(
-            event.account not in accounts or accounts[event.account].is_before(event.updated_at_ms)
-            for event in self._events
-        )
-        if is_direct and not self._looks_up:
-            self._looks_up = True
-            return {}
+        """Find what the book has under the event_ids."""
         found = await book.find(event.event_id for event in self._events)
         return {
             event_id: KnownEvent(received.entry.event, Post(received.outcome, event_id, received.entry))
@@ -255,18 +271,28 @@ class _Batch:
 
 
 class _Book:
-    """The accounts of one merchant on one connection. `accounts` are those that are there, once locked."""
+    """The accounts of one merchant on one connection. `accounts` are those that are there, once read."""
 
     def __init__(self, connection: Connection, merchant_id: str) -> None:
         self.accounts: dict[AccountKey, Account] = {}
         self._connection = connection
         self._merchant_id = merchant_id
+        self._revisions: dict[AccountKey, int] = {}
         self._voids: dict[str, Void | None] = {}
+
+    async def read(self, keys: Iterable[AccountKey]) -> None:
+        """Read accounts without locking them: what is written then takes effect only where none has changed."""
+        await self._read(sql.READ_ACCOUNTS, keys)
 
     async def lock(self, keys: Iterable[AccountKey]) -> None:
         """Lock accounts, and read them as they are under the lock."""
-        rows = await self._connection.fetch(sql.LOCK_ACCOUNTS, self._values(sql.keys_to_columns(sorted(keys))))
-        self.accounts = dict(map(sql.read_account, rows))
+        await self._read(sql.LOCK_ACCOUNTS, keys)
+
+    async def _read(self, statement: Statement, keys: Iterable[AccountKey]) -> None:
+        rows = await self._connection.fetch(statement, self._values(sql.keys_to_columns(sorted(keys))))
+        for row in rows:
+            key, self.accounts[key] = sql.read_account(row)
+            self._revisions[key] = row.revision
 
     async def account(self, key: AccountKey) -> Account:
         """Read an account without locking it; one that is not there is empty."""
@@ -370,36 +396,43 @@ class _Book:
         return account
 
     async def write(self, entries: Sequence[BookEntry], postings: Mapping[AccountKey, Posting]) -> None:
-        """Write new entries, and what they changed. An event_id claimed meanwhile runs the transaction again."""
+        """Write new entries, and what they changed.
+
+        Raises RetryTransactionError, and then nothing is written: where an account has changed since it was read, was
+        opened, or an event_id was claimed.
+        """
         touched = {entry.entry.event.account for entry in entries if entry.outcome is not Outcome.REFUSED}
         touched |= {key for key, posting in postings.items() if posting.moved}
         changed = {key: postings[key] for key in sorted(touched)}
-        await self._write_batch(entries, changed)
-        await self._open_accounts(changed)
         await self._write_moved(changed)
-        await self._write_checkpoints(changed)
+        await self._drop_checkpoints(changed)
+        await self._write_batch(entries, changed)
 
     async def _write_batch(self, entries: Sequence[BookEntry], changed: Mapping[AccountKey, Posting]) -> None:
-        """Write new entries, and the accounts that were there."""
+        """Write new entries, accounts and checkpoints."""
         rows = [sql.write_entry(entry) for entry in entries]
-        accounts = [sql.write_account(key, posting.account) for key, posting in changed.items() if key in self.accounts]
+        accounts = [
+            sql.write_account(key, posting.account, self._revisions.get(key, NO_REVISION) + 1)
+            for key, posting in changed.items()
+        ]
+        kept = [
+            sql.write_checkpoint(key, account) for key, posting in changed.items() for account in posting.checkpoints
+        ]
         if not rows and not accounts:
             return
-        values = sql.to_columns(sql.ENTRY_COLUMNS, rows, "entry_")
-        values |= sql.to_columns(sql.ACCOUNT_COLUMNS, accounts, "account_")
-        written = await self._connection.fetch_one(sql.WRITE_BATCH, self._values(values))
-        if written is None or written.written < len(rows) + len(accounts):
+        values: dict[str, object] = {
+            "merchant_id": self._merchant_id,
+            "known_count": sum(key in self._revisions for key in changed),
+            "row_count": len(rows) + len(accounts) + len(kept),
+            **sql.to_columns(sql.ENTRY_COLUMNS, rows, "entry_"),
+            **sql.to_columns(sql.ACCOUNT_COLUMNS, accounts, "account_"),
+        }
+        statement = sql.WRITE_BATCH
+        if kept:
+            statement = sql.WRITE_BATCH_AND_CHECKPOINTS
+            values |= sql.to_columns(sql.CHECKPOINT_COLUMNS, kept, "kept_")
+        if await self._connection.fetch_one(statement, values) is None:
             raise RetryTransactionError
-
-    async def _open_accounts(self, changed: Mapping[AccountKey, Posting]) -> None:
-        """Write the accounts that were not there; where another transaction has just opened one, run this one again."""
-        accounts = [
-            sql.write_account(key, posting.account) for key, posting in changed.items() if key not in self.accounts
-        ]
-        if accounts:
-            values = self._values(sql.to_columns(sql.ACCOUNT_COLUMNS, accounts))
-            if await self._connection.execute(sql.INSERT_ACCOUNTS, values) < len(accounts):
-                raise RetryTransactionError
 
     async def _write_moved(self, changed: Mapping[AccountKey, Posting]) -> None:
         """Rewrite what the fold derives for earlier entries whose place or effect is another one now."""
@@ -412,8 +445,8 @@ class _Book:
             columns = sql.to_columns({"event_id": "", **sql.DERIVED}, rows)
             await self._connection.execute(sql.MOVE_ENTRIES, self._values(columns))
 
-    async def _write_checkpoints(self, changed: Mapping[AccountKey, Posting]) -> None:
-        """Drop the checkpoints that no longer hold, and write the new ones."""
+    async def _drop_checkpoints(self, changed: Mapping[AccountKey, Posting]) -> None:
+        """Drop the checkpoints that no longer hold."""
         stale = [
             (key.store_id, key.buyer_id, posting.checkpoints_valid_to_ms)
             for key, posting in changed.items()
@@ -422,12 +455,6 @@ class _Book:
         if stale:
             columns = sql.to_columns(sql.KEY | {"after_ms": ""}, stale)
             await self._connection.execute(sql.DROP_CHECKPOINTS, self._values(columns))
-        kept = [
-            sql.write_checkpoint(key, account) for key, posting in changed.items() for account in posting.checkpoints
-        ]
-        if kept:
-            columns = sql.to_columns(sql.CHECKPOINT_COLUMNS, kept)
-            await self._connection.execute(sql.INSERT_CHECKPOINTS, self._values(columns))
 
     def _values(self, values: Mapping[str, object]) -> dict[str, object]:
         return {"merchant_id": self._merchant_id, **values}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Text, all_, and_, any_, bindparam, select, update
+from sqlalchemy import Text, all_, and_, any_, bindparam, literal_column, select, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from pointbook_server.database import Connection, Database, RetryTransactionError, Row, Statement
@@ -21,10 +21,11 @@ from pointbook_server.validation_codes.model import (
 
 COLUMNS = validation_challenges.c
 IS_CHALLENGE = and_(COLUMNS.challenge_id == bindparam("challenge"), COLUMNS.merchant_id == bindparam("merchant"))
+# The state is part of the text, or a plan for any state could not use the index of the live ones.
 IS_LIVE = and_(
     COLUMNS.customer == bindparam("customer"),
     COLUMNS.merchant_id == bindparam("merchant"),
-    COLUMNS.state == "LIVE",
+    COLUMNS.state == literal_column("'LIVE'"),
 )
 KEYS = bindparam("keys", type_=ARRAY(Text))
 LOCK_LIVE = Statement(select(validation_challenges).where(IS_LIVE).with_for_update())

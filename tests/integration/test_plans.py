@@ -1,0 +1,85 @@
+"""How the database goes about our statements: by indexes alone, even where it plans them while a table is empty."""
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import fields
+from types import ModuleType
+from typing import Any
+
+import asyncpg
+import pytest
+
+import pointbook_server.access.store
+import pointbook_server.ledger.statements
+import pointbook_server.programs.store
+import pointbook_server.validation_codes.store
+import pointbook_server.webhooks.store
+from pointbook_server.database import PLANNED_ONCE, SESSION_SETTINGS, Statement
+from pointbook_server.validation_codes.store import Guesses
+
+MODULES = (
+    pointbook_server.access.store,
+    pointbook_server.ledger.statements,
+    pointbook_server.programs.store,
+    pointbook_server.validation_codes.store,
+    pointbook_server.webhooks.store,
+)
+READS_ALL = {"READ_TOKENS"}
+"""Reads a small table whole, every two seconds."""
+IN_TRANSACTIONS = {"MOVE_ENTRIES", "DROP_CHECKPOINTS", "READ_HISTORIES"}
+"""Transactions plan each time, by what the tables hold by then."""
+AUDIT = re.compile("COUNT_BOOK|STREAM_.*|LIFT_TIME_LIMIT")
+"""An audit reads the whole book in a transaction of its own."""
+LEADING_COLUMNS = """
+    SELECT indexrelid::regclass::text AS name, attname AS column
+    FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
+"""
+
+
+def statements() -> Iterator[tuple[str, Statement]]:
+    """Name every statement that commits by itself."""
+    for module in MODULES:
+        for name, statement in _statements_of(module):
+            if name not in READS_ALL | IN_TRANSACTIONS and not AUDIT.fullmatch(name):
+                yield name, statement
+
+
+def _statements_of(module: ModuleType) -> Iterator[tuple[str, Statement]]:
+    for name, value in vars(module).items():
+        if isinstance(value, Statement):
+            yield name, value
+        elif isinstance(value, Guesses):
+            yield from ((f"{name}.{field.name}", getattr(value, field.name)) for field in fields(value))
+
+
+@pytest.fixture(scope="module")
+async def connection(database_url: str) -> AsyncIterator[Any]:
+    """A connection like those of the pool, to a database whose tables are empty."""
+    connection = await asyncpg.connect(database_url, server_settings=SESSION_SETTINGS | PLANNED_ONCE)
+    yield connection
+    await connection.close()
+
+
+@pytest.mark.parametrize("statement", [pytest.param(value, id=name) for name, value in statements()])
+async def test_a_plan_made_for_an_empty_table_is_right_for_a_full_one(connection: Any, statement: Statement) -> None:
+    """Every table is entered by an index, from its first column on."""
+    leading = {row["name"]: row["column"] for row in await connection.fetch(LEADING_COLUMNS)}
+    await connection.execute(f"PREPARE planned AS {statement.sql}")
+    count = len(set(re.findall(r"\$\d+", statement.sql)))
+    execute = f"EXECUTE planned ({', '.join(['NULL'] * count)})" if count else "EXECUTE planned"
+    try:
+        plan = json.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) {execute}"))
+    finally:
+        await connection.execute("DEALLOCATE planned")
+
+    for node in _nodes(plan[0]["Plan"]):
+        assert node["Node Type"] != "Seq Scan", node
+        if "Index Name" in node:
+            assert re.search(rf"\b{leading[node['Index Name']]}\b", node.get("Index Cond", "")), node
+
+
+def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for child in node.get("Plans", ()):
+        yield from _nodes(child)

@@ -1,0 +1,100 @@
+"""Events that are later than all of their account: read without a lock, written where nothing has changed since."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from harness import Client, Service, Shop
+from integration.points import START_MS, increase
+from ledger_book import check_book
+from pointbook_server.database import Database, RetryTransactionError
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.ledger.model import AccountKey, Event, UpdateType, Webhook
+from pointbook_server.ledger.store import LedgerStore, Received, _Batch
+
+
+@pytest.fixture
+async def database(service: Service) -> AsyncIterator[Database]:
+    """A way to the database beside the server's own, as another server has it."""
+    database = Database(service.database_url, pool_size=4)
+    yield database
+    await database.dispose()
+
+
+@pytest.fixture
+async def shop(client: Client, shop: Shop) -> Shop:
+    """A shop with one account of one point."""
+    await client.apply(increase(shop, 0, 1, 1))
+    return shop
+
+
+def received(shop: Shop, event_id: str, buyer_id: str, after_ms: int, balance: int) -> Received:
+    """One point more for a buyer, so many ms after the start."""
+    event = Event(
+        event_id=event_id,
+        account=AccountKey(shop.store_id, buyer_id),
+        update_type=UpdateType.INCREASE,
+        scene="SUCCESSFUL_ORDERS",
+        value=1,
+        balance=balance,
+        expires_at_ms=None,
+        updated_at_ms=START_MS + after_ms,
+    )
+    return Received(event, Webhook(), START_MS + after_ms)
+
+
+async def run_directly(database: Database, shop: Shop, *batch: Received) -> list[Any] | None:
+    """Post a batch without locks, once."""
+    async with database.autocommit() as connection:
+        return await _Batch(shop.merchant_id, batch, register_stores=False).run_directly(connection)
+
+
+async def balances(service: Service, shop: Shop) -> dict[str, int]:
+    """The balance of every account, by buyer, in a book that is sound."""
+    book = await check_book(service.database_url, shop.merchant_id)
+    return {key.buyer_id: kept.account.balance for key, kept in book.items()}
+
+
+async def test_an_event_that_is_not_later_is_left_to_a_transaction(
+    database: Database, service: Service, shop: Shop
+) -> None:
+    """It may be late, or in the book already; nothing of its batch is written yet."""
+    later, late = received(shop, "later", "buyer", 10, 2), received(shop, "late", "buyer", -10, 0)
+
+    assert await run_directly(database, shop, later, late) is None
+    assert await balances(service, shop) == {"buyer": 1}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "then"),
+    [
+        (("theirs", "buyer", 5, 2), {"buyer": 2}),
+        (("theirs", "second", 5, 1), {"buyer": 1, "second": 1}),
+        (("mine", "third", 5, 1), {"buyer": 1, "third": 1}),
+    ],
+    ids=["an account moved", "an account was opened", "an event_id was claimed"],
+)
+async def test_what_changes_between_read_and_write_leaves_nothing_half_done(
+    database: Database, service: Service, shop: Shop, theirs: tuple[str, str, int, int], then: dict[str, int]
+) -> None:
+    """Nothing of the batch is written then; done again under locks, all of it is that may be."""
+    store = LedgerStore(database)
+    mine = [received(shop, "mine", "buyer", 10, 2), received(shop, "other", "second", 10, 1)]
+    post = _Batch._post
+
+    async def post_and_be_overtaken(self: _Batch, *arguments: Any) -> Any:
+        result = await post(self, *arguments)
+        if self._batch == (*mine,):
+            await store.apply(shop.merchant_id, [received(shop, *theirs)])
+        return result
+
+    with patch.object(_Batch, "_post", post_and_be_overtaken), pytest.raises(RetryTransactionError):
+        await run_directly(database, shop, *mine)
+    assert await balances(service, shop) == then
+
+    answers = await store.apply(shop.merchant_id, mine)
+    refused = [answer.reason for answer in answers if isinstance(answer, PointbookError)]
+    assert refused == ([Reason.EVENT_ID_REUSED] if theirs[0] == "mine" else [])
+    assert (await balances(service, shop)).keys() == {"buyer", "second"} | then.keys()
