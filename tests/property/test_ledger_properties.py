@@ -551,6 +551,33 @@ def test_whatever_comes_the_book_is_the_fold_of_what_it_accepted(events: list[Ev
             assert book.history[-1].event is not event
 
 
+@given(st.lists(free_events, max_size=10), st.data())
+@settings(max_examples=400, deadline=None)
+def test_an_event_without_a_balance_is_refused_where_the_fold_would_fall_below_zero(
+    events: list[Event], data: st.DataObject
+) -> None:
+    """And nowhere else, whatever came before it in the same batch or earlier."""
+    start = data.draw(st.integers(0, len(events)))
+    accepted = [event for event in events[:start] if event.balance is not None]
+    journal = Journal(Account(), fold(Account(), accepted)[1])
+
+    for event in events[start:]:
+        post = journal.post(event)
+        entries = fold(Account(), [*accepted, event])[1]
+        place = next(i for i, entry in enumerate(entries) if entry.event is event)
+        unbalanced = [entries[place], *takewhile(lambda entry: entry.event.balance is None, entries[place + 1 :])]
+        if post.outcome is Outcome.DUPLICATE:
+            assert event.content in {known.content for known in accepted}
+            continue
+        is_short = event.balance is None and min(entry.balance_after for entry in unbalanced) < 0
+        assert (post.outcome is Outcome.REFUSED) is is_short
+        if post.entry is not None:
+            assert post.entry.balance_before == entries[place].balance_before
+            assert post.entry.balance_after == entries[place].balance_after
+        if not is_short:
+            accepted.append(event)
+
+
 @given(st.lists(balanced_events, max_size=8, unique_by=lambda event: event.content), limits_of_any_size, st.data())
 @settings(max_examples=200, deadline=None)
 def test_whatever_carries_a_balance_may_come_in_any_order(

@@ -110,6 +110,22 @@ def test_events_without_a_balance_are_judged_as_they_come() -> None:
     assert journal.close().account.balance == 105
 
 
+def test_what_comes_before_a_millisecond_may_turn_its_order_round() -> None:
+    """Points come in and go out in one millisecond: which is last, and what is left, depends on what there was."""
+    journal = Journal(fold(Account(), [event(10, 1, 1), event(11, -1, 0)])[0])
+    loop = [event(20, 10, 10, "in"), event(20, -10, 0, "out")]
+    posts = [
+        journal.post(event(15, -1, None)),
+        *map(journal.post, loop),
+        journal.post(event(30, -5, None, "in vain")),
+        journal.post(event(15, 10, None, "before")),
+        journal.post(event(30, -5, None)),
+    ]
+
+    assert [post.outcome is Outcome.APPLIED for post in posts] == [False, True, True, False, True, True]
+    assert journal.close().account.balance == 5
+
+
 def test_a_refusal_tells_the_entry_that_it_would_have_been() -> None:
     """It is remembered with it, and leaves no trace in the account."""
     base = fold(Account(), [event(10, 20, 20)])[0]

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
+from pointbook_server.ledger.balances import Balances
 from pointbook_server.ledger.model import Account, Entry, Event, Fold, Outcome, Verdict
 
 
@@ -33,8 +34,9 @@ class Journal:
     """One account while events are posted to it in the order in which they came.
 
     `base` is a state before all of them, `history` the entries since then: none where all events are later than the
-    base, which is the direct way. Events without a balance are judged as they come. The others are accepted anyway, so
-    that one fold at the end serves them all, however many there are and in whatever order they came.
+    base, which is the direct way. Events without a balance are judged as they come, by running balances. The others
+    are accepted anyway, so that one fold at the end serves them all, however many there are and in whatever order they
+    came.
     """
 
     def __init__(self, base: Account, history: Sequence[Entry] = ()) -> None:
@@ -47,6 +49,7 @@ class Journal:
         self._posts: list[Post] = []
         self._fold = Fold(base)
         self._folded = 0
+        self._balances: Balances | None = None
 
     def __len__(self) -> int:
         """How many posts there are."""
@@ -68,6 +71,8 @@ class Journal:
         self._arrivals[event.event_id] = len(self._arrivals)
         self._contents[event.content] = event.event_id
         self._events.append(event)
+        if self._balances is not None and not self._balances.add(event):
+            self._balances = None
         return self._note(Post(Outcome.APPLIED, event.event_id))
 
     def repeat(self, post: Post) -> Post:
@@ -100,18 +105,13 @@ class Journal:
 
     def _refusal(self, event: Event) -> Entry | None:
         """Judge an event without a balance: the entry that it would have made where it is refused, else None."""
-        self._settle()
-        is_direct = self._fold.is_before(event.updated_at_ms)
-        tried = Fold(self._fold.account() if is_direct else self._base)
-        events = [event] if is_direct else [*self._events, event]
-        tried.run(events, self._void, {*self._remembered(), event.event_id})
-        index = next(i for i, entry in enumerate(tried.entries) if entry.event is event)
-        if _overdraws(tried.entries[index:]):
-            return tried.entries[index]
-        if not is_direct:
-            # It is accepted, so that what was tried is what there is.
-            self._fold, self._folded = tried, len(events)
-        return None
+        if self._balances is None:
+            self._settle()
+            self._balances = Balances(self._base.balance, self._fold.entries)
+        if self._balances.cover(event):
+            return None
+        before = self._balances.before(event)
+        return Entry(event, 0, before, before + event.delta, 0, 0, ())
 
     def _settle(self) -> None:
         """Fold what has not been folded yet: on top where all of it is later, else everything again."""
@@ -173,10 +173,3 @@ class Journal:
                 late.add(entry.event.event_id)
             earliest = min(earliest, arrival)
         return late
-
-
-def _overdraws(entries: Sequence[Entry]) -> bool:
-    """Tell whether the first entry leaves less than zero, or any counting one up to the next that has a balance."""
-    counting = (entry for entry in entries if not entry.is_void)
-    unbalanced = takewhile(lambda entry: entry.event.balance is None, counting)
-    return any(entry.balance_after < 0 for entry in unbalanced)
