@@ -635,6 +635,15 @@ async def test_every_kind_of_identifier_moves(client: Client, service: Service, 
     assert customer.mobile not in str(audit)
 
 
+async def test_the_audit_is_for_good(client: Client, service: Service, shop: Shop) -> None:
+    """Nobody changes, deletes or empties it, whoever asks the database."""
+    await client.put_customer(shop.merchant_id, "alice")
+    await redact(client, shop, "alice")
+    for query in ("UPDATE customer_audit SET reason = ''", "DELETE FROM customer_audit", "TRUNCATE customer_audit"):
+        with pytest.raises(asyncpg.RestrictViolationError):
+            await rows(service, query)
+
+
 async def test_what_cannot_be_moved(client: Client, shop: Shop) -> None:
     """Unknown customers, identifiers that nobody or a third one owns, and lists that are full."""
     customer = full_customer(shop)

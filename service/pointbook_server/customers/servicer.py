@@ -168,7 +168,11 @@ class CustomersServicer(customers_pb2_grpc.CustomersServiceServicer):
             fields.check()
             raise
         log.warning(
-            "audit: identifier moved", merchant_id=request.merchant_id, customer_id=giver, to_customer_id=receiver
+            "audit: identifier moved",
+            merchant_id=request.merchant_id,
+            customer_id=giver,
+            to_customer_id=receiver,
+            reason=reason,
         )
         return customers_pb2.MoveIdentifierResponse(from_etag=str(revisions[0]), to_etag=str(revisions[1]))
 
