@@ -883,3 +883,39 @@ async def test_identifiers_never_reach_errors_or_logs(client: Client, shop: Shop
 
     assert theirs.mobile[3:] not in written
     assert theirs.email not in written
+
+
+async def test_everything_at_once(client: Client, service: Service, shop: Shop) -> None:
+    """Puts, webhooks, moves and redactions of the same few people: each is answered in order, and none deadlocks."""
+    chance = random.Random(11)  # noqa: S311 - only chance
+    names, buyers = [f"c-{n}" for n in range(5)], [f"b-{n}" for n in range(10)]
+    numbers, cards = [mobile() for _ in range(15)], [f"card-{n}" for n in range(25)]
+    for name in names:
+        await client.put_customer(shop.merchant_id, name)
+
+    def some() -> Any:
+        giver, receiver = chance.sample(names, 2)
+        buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id=chance.choice(buyers))
+        kind, second = chance.choice([CREATED, UPDATED, DELETED, REDACTED]), chance.randrange(60)
+        number, some_cards = chance.choice(numbers), chance.sample(cards, 2)
+        calls = (
+            lambda: client.put_customer(
+                shop.merchant_id, giver, mobile=number, card_numbers=some_cards, buyers=[buyer]
+            ),
+            lambda: client.customers.ApplyCustomerUpdate(
+                update(shop, buyer.buyer_id, kind=kind, mobile=number, updated_at=at(NOW_MS - second * 1_000))
+            ),
+            lambda: move(client, shop, giver, receiver, card_number=some_cards[0]),
+            lambda: move(client, shop, giver, receiver, buyer=buyer),
+            lambda: redact(client, shop, giver),
+        )
+        return chance.choices(calls, [8, 8, 3, 3, 1])[0]()
+
+    answers = await asyncio.gather(*(some() for _ in range(600)), return_exceptions=True)
+
+    errors = {answer.code().name for answer in answers if isinstance(answer, grpc.aio.AioRpcError)}
+    assert errors <= {"ALREADY_EXISTS", "NOT_FOUND", "INVALID_ARGUMENT"}
+    single = "customer_id, kind FROM customer_identifiers WHERE kind = 'MOBILE' AND source = '' AND merchant_id = $1"
+    assert await rows(service, f"SELECT {single} GROUP BY 1, 2 HAVING count(*) > 1", shop.merchant_id) == []
+    in_store = "customer_id, store_id FROM customer_buyers WHERE customer_id IS NOT NULL AND merchant_id = $1"
+    assert await rows(service, f"SELECT {in_store} GROUP BY 1, 2 HAVING count(*) > 1", shop.merchant_id) == []
