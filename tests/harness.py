@@ -13,6 +13,8 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
 
 from pointbook.v1 import (
+    customers_pb2,
+    customers_pb2_grpc,
     points_pb2,
     points_pb2_grpc,
     programs_pb2,
@@ -90,6 +92,7 @@ class Client:
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", interceptors=[_Bearer(token)] if token else [])
         self.points = points_pb2_grpc.PointsServiceStub(self.channel)
         self.programs = programs_pb2_grpc.ProgramsServiceStub(self.channel)
+        self.customers = customers_pb2_grpc.CustomersServiceStub(self.channel)
         self.redemption = redemption_pb2_grpc.RedemptionServiceStub(self.channel)
         self.webhooks = webhooks_pb2_grpc.WebhooksServiceStub(self.channel)
 
@@ -118,6 +121,16 @@ class Client:
         )
         response = await self.programs.PutProgram(programs_pb2.PutProgramRequest(program=program))
         return response.program
+
+    async def put_customer(self, merchant_id: str, customer_id: str, **changes: Any) -> customers_pb2.Customer:
+        """Put a customer, and answer them as they are kept."""
+        customer = customers_pb2.Customer(merchant_id=merchant_id, customer_id=customer_id, **changes)
+        return (await self.customers.PutCustomer(customers_pb2.PutCustomerRequest(customer=customer))).customer
+
+    async def customer(self, merchant_id: str, customer_id: str) -> customers_pb2.Customer:
+        """Read a customer by their id."""
+        request = customers_pb2.GetCustomerRequest(merchant_id=merchant_id, customer_id=customer_id)
+        return (await self.customers.GetCustomer(request)).customer
 
     async def apply(self, update: points_pb2.PointsUpdate) -> points_pb2.ApplyPointsUpdateResponse:
         """Apply one points update."""

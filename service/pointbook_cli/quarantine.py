@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from pointbook.v1 import points_pb2, webhooks_pb2, webhooks_pb2_grpc
+from pointbook.v1 import customers_pb2, points_pb2, webhooks_pb2, webhooks_pb2_grpc
 from pointbook_cli.health import local_address
 from shopline_shim import translate
 from shopline_shim.quarantine import details_of
@@ -78,10 +78,8 @@ class Quarantine:
     def replay(self, quarantine_id: str, as_merchant: str) -> str:
         """Translate a webhook again and apply it; answers the outcome. Raises NotReplayedError."""
         try:
-            update = translate_again(self.get(quarantine_id), as_merchant)
-            request = webhooks_pb2.ReplayQuarantinedWebhookRequest(
-                merchant_id=self._merchant_id, quarantine_id=quarantine_id, points_update=update
-            )
+            request = translate_again(self.get(quarantine_id), as_merchant)
+            request.merchant_id, request.quarantine_id = self._merchant_id, quarantine_id
             answer = self._webhooks.ReplayQuarantinedWebhook(
                 request, timeout=CALL_TIMEOUT_SECONDS, metadata=self._metadata
             )
@@ -89,7 +87,10 @@ class Quarantine:
             if error.code() in HOPELESS and details_of(error)[0].reason != "CODE_KEY_UNKNOWN":
                 raise
             raise NotReplayedError(explain(error)) from None
-        return points_pb2.ApplyOutcome.Name(answer.points_update.outcome).removeprefix("APPLY_OUTCOME_")
+        if answer.HasField("points_update"):
+            return points_pb2.ApplyOutcome.Name(answer.points_update.outcome).removeprefix("APPLY_OUTCOME_")
+        outcome = customers_pb2.CustomerUpdateOutcome.Name(answer.customer_update.outcome)
+        return outcome.removeprefix("CUSTOMER_UPDATE_OUTCOME_")
 
     def drop(self, quarantine_id: str, reason: str) -> None:
         """Delete a webhook for good."""
@@ -110,19 +111,25 @@ def opened(settings: ShimSettings, merchant_id: str) -> Iterator[Quarantine]:
             raise OSError(explain(error)) from error
 
 
-def translate_again(webhook: webhooks_pb2.QuarantinedWebhook, as_merchant: str) -> points_pb2.PointsUpdate:
+def translate_again(
+    webhook: webhooks_pb2.QuarantinedWebhook, as_merchant: str
+) -> webhooks_pb2.ReplayQuarantinedWebhookRequest:
     """Translate a webhook with the shim's own code, in the name of another merchant if one is given."""
-    if webhook.topic != translate.POINTS_TOPIC:
-        raise NotReplayedError(f"this release replays {translate.POINTS_TOPIC} only")
     if webhook.body_erased:
         raise NotReplayedError("its body was erased with its customer")
     headers = {header.name.lower(): header.value for header in webhook.headers}
     if as_merchant:
         headers["x-shopline-merchant-id"] = as_merchant
     try:
-        return translate.points_update(headers, webhook.body)
+        if webhook.topic == translate.POINTS_TOPIC:
+            points = translate.points_update(headers, webhook.body)
+            return webhooks_pb2.ReplayQuarantinedWebhookRequest(points_update=points)
+        if webhook.topic in translate.CUSTOMER_TOPICS:
+            customer = translate.customer_update(webhook.topic, headers, webhook.body)
+            return webhooks_pb2.ReplayQuarantinedWebhookRequest(customer_update=customer)
     except translate.MalformedWebhook as malformed:
         raise NotReplayedError(str(malformed)) from None
+    raise NotReplayedError(f"nothing translates the topic {webhook.topic}")
 
 
 def replay_all(quarantine: Quarantine, quarantine_ids: Sequence[str], as_merchant: str) -> bool:

@@ -18,9 +18,11 @@ class Reason(StrEnum):
     STORE_NOT_FOUND = "STORE_NOT_FOUND"
     PROGRAM_NOT_FOUND = "PROGRAM_NOT_FOUND"
     CUSTOMER_NOT_FOUND = "CUSTOMER_NOT_FOUND"
+    GROUP_NOT_FOUND = "GROUP_NOT_FOUND"
     ENTRY_NOT_FOUND = "ENTRY_NOT_FOUND"
     WEBHOOK_NOT_FOUND = "WEBHOOK_NOT_FOUND"
     EVENT_ID_REUSED = "EVENT_ID_REUSED"
+    IDENTIFIER_TAKEN = "IDENTIFIER_TAKEN"
     STORE_TAKEN = "STORE_TAKEN"
     STALE_ETAG = "STALE_ETAG"
     TRANSACTION_CONFLICT = "TRANSACTION_CONFLICT"
@@ -98,6 +100,13 @@ def store_not_found(store_id: str, *, registered_elsewhere: bool = False) -> Poi
         "The merchant has no such store; register it with ProgramsService.PutStore.",
         metadata=metadata,
     )
+
+
+def next_revision(revision: int, expected: int | None) -> int:
+    """Count a revision up, 0 being what is not there yet. Raises STALE_ETAG where another one was expected."""
+    if expected is not None and expected != revision:
+        raise PointbookError(Reason.STALE_ETAG, "It was changed since this etag was read; read it again.")
+    return revision + 1
 
 
 def not_implemented(feature: str) -> PointbookError:

@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pointbook_server.errors import FieldViolation, PointbookError, Reason
 
 ID_LENGTH_MAX = 64
+LANGUAGE_LENGTH_MAX = 35
 PAGE_SIZE_MAX = 1_000
 PAGE_SIZE_DEFAULT = 50
 DAY_MS = 24 * 60 * 60 * 1_000
@@ -22,6 +23,8 @@ NANOS_PER_SECOND = 1_000_000_000
 _VISIBLE_ASCII = re.compile(r"[!-~]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
+_ETAG = re.compile(r"[0-9]{1,18}")
 
 
 def to_timestamp(time_ms: int) -> Timestamp:
@@ -33,6 +36,18 @@ def to_timestamp(time_ms: int) -> Timestamp:
 def to_decimal_text(value: Decimal | None) -> str:
     """Write a decimal without an exponent, and nothing where there is none."""
     return "" if value is None else f"{value:f}"
+
+
+def is_language(tag: str) -> bool:
+    """Tell whether a text has the form of a BCP 47 tag."""
+    return len(tag) <= LANGUAGE_LENGTH_MAX and _LANGUAGE.fullmatch(tag) is not None
+
+
+def read_etag(etag: str) -> int | None:
+    """Read an etag as the revision that it names; one that we never gave is stale."""
+    if not etag:
+        return None
+    return int(etag) if _ETAG.fullmatch(etag) else -1
 
 
 def parse(deserialize: Callable[[bytes], Any] | None, request: bytes) -> Any:

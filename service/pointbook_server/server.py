@@ -27,6 +27,10 @@ from pointbook_server.access.store import AccessStore
 from pointbook_server.auth import AuthInterceptor
 from pointbook_server.batching import Line
 from pointbook_server.clock import Clock, system_clock
+from pointbook_server.customers.groups import UserGroupsStore
+from pointbook_server.customers.model import Tombstones
+from pointbook_server.customers.servicer import CustomersServicer
+from pointbook_server.customers.store import CustomersStore
 from pointbook_server.database import Database
 from pointbook_server.delivery.sender import Sender
 from pointbook_server.ledger.servicer import PointsServicer
@@ -151,23 +155,30 @@ class Server:
             RedemptionServicer(ledger, programs, codes, clock), server
         )
         programs_pb2_grpc.add_ProgramsServiceServicer_to_server(ProgramsServicer(programs, clock), server)
+        quarantine = self._quarantine()
+        customers = self._customers_servicer(quarantine, clock, development=development)
+        customers_pb2_grpc.add_CustomersServiceServicer_to_server(customers, server)
         # These are in the contract and answer UNIMPLEMENTED, as the README says.
         benefits_pb2_grpc.add_BenefitsServiceServicer_to_server(benefits_pb2_grpc.BenefitsServiceServicer(), server)
-        customers_pb2_grpc.add_CustomersServiceServicer_to_server(customers_pb2_grpc.CustomersServiceServicer(), server)
-        webhooks_pb2_grpc.add_WebhooksServiceServicer_to_server(self._webhooks_servicer(points, clock), server)
+        replay_ms = int((self._settings.call_deadline_seconds + ABANDONED_SECONDS_MAX) * 1_000)
+        webhooks = WebhooksServicer(quarantine, points, customers, clock, replay_ms=replay_ms)
+        webhooks_pb2_grpc.add_WebhooksServiceServicer_to_server(webhooks, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if development or self._settings.reflection:
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
-    def _webhooks_servicer(self, points: PointsServicer, clock: Clock) -> WebhooksServicer:
+    def _quarantine(self) -> WebhooksStore:
         settings = self._settings
-        store = WebhooksStore(
+        return WebhooksStore(
             self._database,
             Sealer(settings.quarantine_key_bytes()),
             Bounds(settings.quarantine_webhooks_max, settings.quarantine_bytes_max),
         )
-        replay_ms = int((settings.call_deadline_seconds + ABANDONED_SECONDS_MAX) * 1_000)
-        return WebhooksServicer(store, points, clock, replay_ms=replay_ms)
+
+    def _customers_servicer(self, quarantine: WebhooksStore, clock: Clock, *, development: bool) -> CustomersServicer:
+        tombstones = Tombstones(list(self._settings.code_key_bytes().values()))
+        store = CustomersStore(self._database, quarantine, tombstones, register_stores=development)
+        return CustomersServicer(store, UserGroupsStore(self._database), clock)
 
     async def _watch_database(self) -> None:
         while True:

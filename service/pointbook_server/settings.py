@@ -59,7 +59,7 @@ class ServerSettings(BaseSettings):
     code_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
         default_factory=dict,
         description="The keys of one-time codes as ID:BASE64,... with at least 32 bytes each: the first signs, all "
-        "verify. Needed to issue codes; `dev` makes its own.",
+        "verify. Needed to issue codes and to redact customers; `dev` makes its own.",
     )
     quarantine_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
         default_factory=dict,

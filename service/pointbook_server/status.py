@@ -44,9 +44,11 @@ CODES = {
     Reason.STORE_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.PROGRAM_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.CUSTOMER_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.GROUP_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.ENTRY_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.WEBHOOK_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.EVENT_ID_REUSED: grpc.StatusCode.ALREADY_EXISTS,
+    Reason.IDENTIFIER_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
     Reason.STORE_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
     Reason.STALE_ETAG: grpc.StatusCode.ABORTED,
     Reason.TRANSACTION_CONFLICT: grpc.StatusCode.ABORTED,
@@ -67,6 +69,7 @@ CODES = {
 RESOURCES = {
     Reason.STORE_NOT_FOUND: ("pointbook.v1.Store", "store_id"),
     Reason.PROGRAM_NOT_FOUND: ("pointbook.v1.Program", "program_id"),
+    Reason.GROUP_NOT_FOUND: ("pointbook.v1.UserGroup", "group_id"),
     Reason.ENTRY_NOT_FOUND: ("pointbook.v1.PointsEntry", "event_id"),
     Reason.WEBHOOK_NOT_FOUND: ("pointbook.v1.QuarantinedWebhook", "quarantine_id"),
 }

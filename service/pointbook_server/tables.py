@@ -215,6 +215,148 @@ programs = Table(
     CheckConstraint("local_currency_rate > 0", name="ck_programs_local_currency_rate"),
 )
 
+customers = Table(
+    "customers",
+    metadata,
+    Column("customer_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("language", Text, nullable=False),
+    Column("fraud_blocked", Boolean, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("customer_id", "merchant_id", name="pk_customers"),
+)
+
+customer_identifiers = Table(
+    "customer_identifiers",
+    metadata,
+    Column("value", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("source", Text, nullable=False, comment="Who knows it; empty for the customer's own."),
+    Column("account_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("customer_id", Text, nullable=False),
+    PrimaryKeyConstraint("value", "kind", "source", "account_id", "merchant_id", name="pk_customer_identifiers"),
+    ForeignKeyConstraint(
+        ["customer_id", "merchant_id"],
+        ["customers.customer_id", "customers.merchant_id"],
+        name="fk_customer_identifiers_customers",
+    ),
+    Index("ix_customer_identifiers_customer", "customer_id", "merchant_id"),
+)
+
+customer_buyers = Table(
+    "customer_buyers",
+    metadata,
+    Column("buyer_id", Text, nullable=False),
+    Column("store_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("customer_id", Text, comment="NULL where nobody owns the buyer, of whom a webhook has told."),
+    Column("mobile_as_of", Text, comment="The newest update that told the mobile number."),
+    Column("email_as_of", Text, comment="The newest update that told the e-mail address."),
+    PrimaryKeyConstraint("buyer_id", "store_id", "merchant_id", name="pk_customer_buyers"),
+    ForeignKeyConstraint(
+        ["customer_id", "merchant_id"],
+        ["customers.customer_id", "customers.merchant_id"],
+        name="fk_customer_buyers_customers",
+    ),
+    Index("ix_customer_buyers_customer", "customer_id", "merchant_id"),
+)
+
+customer_updates = Table(
+    "customer_updates",
+    metadata,
+    # The webhooks that were seen. A redaction deletes those before it: digests of personal data are personal data.
+    Column("event_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("store_id", Text, nullable=False),
+    Column("buyer_id", Text, nullable=False),
+    Column("content_digest", LargeBinary, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("event_id", "merchant_id", name="pk_customer_updates"),
+    CheckConstraint("octet_length(content_digest) = 32", name="ck_customer_updates_content_digest"),
+    Index("ix_customer_updates_buyer", "buyer_id", "store_id", "merchant_id"),
+)
+
+customer_tombstones = Table(
+    "customer_tombstones",
+    metadata,
+    Column("digest", LargeBinary, nullable=False, comment="Of the buyer, under a code key."),
+    Column("merchant_id", Text, nullable=False),
+    Column("redacted_at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("digest", "merchant_id", name="pk_customer_tombstones"),
+    CheckConstraint("octet_length(digest) = 32", name="ck_customer_tombstones_digest"),
+)
+
+customer_audit = Table(
+    "customer_audit",
+    metadata,
+    # Who moved or erased what is told for good, without personal data: a trigger refuses to change or delete it.
+    Column("audit_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("customer_id", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("kind", Text, comment="What was moved, without its value; a buyer's stands beside it."),
+    Column("store_id", Text),
+    Column("buyer_id", Text),
+    Column("to_customer_id", Text),
+    Column("reason", Text, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("customer_id", "merchant_id", "audit_id", name="pk_customer_audit"),
+    CheckConstraint("action IN ('MOVE', 'REDACT')", name="ck_customer_audit_action"),
+)
+
+user_groups = Table(
+    "user_groups",
+    metadata,
+    Column("group_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("external_id", Text),
+    Column("primary_customer_id", Text, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("group_id", "merchant_id", name="pk_user_groups"),
+    UniqueConstraint("external_id", "merchant_id", name="uq_user_groups_external_id"),
+    UniqueConstraint("primary_customer_id", "merchant_id", name="uq_user_groups_primary_customer_id"),
+    ForeignKeyConstraint(
+        ["primary_customer_id", "merchant_id"],
+        ["customers.customer_id", "customers.merchant_id"],
+        name="fk_user_groups_customers",
+    ),
+)
+
+user_group_members = Table(
+    "user_group_members",
+    metadata,
+    Column("customer_id", Text, nullable=False),
+    Column("group_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("can_redeem", Boolean, nullable=False),
+    Column("blocked", Boolean, nullable=False),
+    Column("is_default", Boolean, nullable=False),
+    PrimaryKeyConstraint("customer_id", "group_id", "merchant_id", name="pk_user_group_members"),
+    ForeignKeyConstraint(
+        ["customer_id", "merchant_id"],
+        ["customers.customer_id", "customers.merchant_id"],
+        name="fk_user_group_members_customers",
+    ),
+    ForeignKeyConstraint(
+        ["group_id", "merchant_id"],
+        ["user_groups.group_id", "user_groups.merchant_id"],
+        name="fk_user_group_members_user_groups",
+        ondelete="CASCADE",
+    ),
+    Index("ix_user_group_members_group", "group_id", "merchant_id"),
+    Index(
+        "uq_user_group_members_default",
+        "customer_id",
+        "merchant_id",
+        unique=True,
+        postgresql_where=text("is_default"),
+    ),
+)
+
 validation_challenges = Table(
     "validation_challenges",
     metadata,
@@ -280,6 +422,11 @@ quarantined_webhooks = Table(
     Column("replays_running", BigInteger, nullable=False, comment="How many may be running until replay_until_ms."),
     Column("replay_until_ms", BigInteger, nullable=False),
     Column("replayed_at_ms", BigInteger),
+    Column(
+        "subject_digest",
+        LargeBinary,
+        comment="Of the customer whom the body tells of, by which it is found to be erased; NULL for none.",
+    ),
     PrimaryKeyConstraint("quarantine_id", "merchant_id", name="pk_quarantined_webhooks"),
     UniqueConstraint("body_digest", "reason", "merchant_id", name="uq_quarantined_webhooks_body"),
     CheckConstraint("octet_length(body_digest) = 32", name="ck_quarantined_webhooks_body_digest"),
@@ -289,6 +436,12 @@ quarantined_webhooks = Table(
         name="ck_quarantined_webhooks_replayed",
     ),
     Index("ix_quarantined_webhooks_received", "received_at_ms", "quarantine_id", "merchant_id"),
+    Index(
+        "ix_quarantined_webhooks_subject",
+        "subject_digest",
+        "merchant_id",
+        postgresql_where=text("subject_digest IS NOT NULL"),
+    ),
 )
 
 quarantine_usage = Table(

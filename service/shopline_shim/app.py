@@ -23,7 +23,15 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pointbook.v1 import points_pb2, points_pb2_grpc, webhooks_pb2, webhooks_pb2_grpc
+from pointbook.v1 import (
+    customers_pb2,
+    customers_pb2_grpc,
+    identity_pb2,
+    points_pb2,
+    points_pb2_grpc,
+    webhooks_pb2,
+    webhooks_pb2_grpc,
+)
 from shopline_shim import quarantine, signature, translate
 from shopline_shim.deadlines import DeadlineProtocol
 from shopline_shim.problems import Problem
@@ -31,8 +39,7 @@ from shopline_shim.settings import ShimSettings, split_address
 
 log = structlog.get_logger()
 
-_CUSTOMER_TOPICS = ("customers/create", "customers/update", "customers/delete", "customers/redact")
-_KNOWN_TOPICS = frozenset({translate.POINTS_TOPIC, *_CUSTOMER_TOPICS})
+_KNOWN_TOPICS = frozenset({translate.POINTS_TOPIC, *translate.CUSTOMER_TOPICS})
 
 _READY_TIMEOUT_SECONDS = 1.0
 _RETRY_AFTER = {"Retry-After": "5"}
@@ -62,6 +69,10 @@ _NOT_FOUND = Problem(404, "not-found", "Not Found", "There is nothing here.")
 _UNEXPECTED = Problem(500, "internal", "Internal Server Error", "Something broke on our side.")
 
 
+class _OtherShopError(Exception):
+    """A webhook whose header names another store than its body, and that shall not be applied."""
+
+
 class Metrics:
     """What `/metrics` shows: no label holds an id, and every label has a handful of values."""
 
@@ -77,6 +88,12 @@ class Metrics:
             "pointbook_webhooks_quarantined",
             "Webhooks that were quarantined, by reason.",
             ("reason",),
+            registry=self.registry,
+        )
+        self.identifiers_skipped = Counter(
+            "pointbook_customer_identifiers_skipped",
+            "Identifiers of customer webhooks that were left out, by type and cause.",
+            ("type", "cause"),
             registry=self.registry,
         )
         self.shop_id_mismatches = Counter(
@@ -110,6 +127,7 @@ class Book:
 
     def __init__(self, settings: ShimSettings, channel: grpc.aio.Channel) -> None:
         self._points = points_pb2_grpc.PointsServiceStub(channel)
+        self._customers = customers_pb2_grpc.CustomersServiceStub(channel)
         self._webhooks = webhooks_pb2_grpc.WebhooksServiceStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
         token = settings.token.get_secret_value()
@@ -122,6 +140,19 @@ class Book:
         """
         return await self._points.ApplyPointsUpdate(
             points_pb2.ApplyPointsUpdateRequest(update=update),
+            timeout=caller.seconds_left(),
+            metadata=(("x-request-id", caller.request_id), *self._credentials),
+        )
+
+    async def apply_customer(
+        self, update: customers_pb2.ApplyCustomerUpdateRequest, caller: Caller
+    ) -> customers_pb2.ApplyCustomerUpdateResponse:
+        """Apply one customer webhook; an answer means that it is committed.
+
+        Raises grpc.aio.AioRpcError, with DEADLINE_EXCEEDED at the caller's deadline.
+        """
+        return await self._customers.ApplyCustomerUpdate(
+            update,
             timeout=caller.seconds_left(),
             metadata=(("x-request-id", caller.request_id), *self._credentials),
         )
@@ -186,28 +217,44 @@ class Webhooks:
             return "too_large", _TOO_LARGE.response()
         if not signature.verify(self._secrets, raw_body, request.headers.get("x-shopline-hmac-sha256")):
             return "forged", _FORGED.response()
-        if topic != translate.POINTS_TOPIC:
+        if topic not in _KNOWN_TOPICS:
             return "ignored", JSONResponse({"outcome": "IGNORED"})
-        return await self._apply(request, raw_body)
+        return await self._apply(request, topic, raw_body)
 
-    async def _apply(self, request: Request, raw_body: bytes) -> tuple[str, Response]:
+    async def _apply(self, request: Request, topic: str, raw_body: bytes) -> tuple[str, Response]:
         caller = Caller(request.state.request_id, time.monotonic() + self._timeout_seconds)
+        apply = self._apply_points if topic == translate.POINTS_TOPIC else self._apply_customer
         try:
-            update = translate.points_update(request.headers, raw_body)
+            outcome = await apply(request, raw_body, caller)
         except translate.MalformedWebhook as malformed:
             return await self._quarantine(request, raw_body, quarantine.of_malformed(malformed), caller)
-        if self._names_other_shop(request, update) and self._refuses_other_shop:
+        except _OtherShopError:
             return await self._quarantine(request, raw_body, quarantine.OTHER_SHOP, caller)
-        book: Book = request.state.book
-        try:
-            applied = await book.apply(update, caller)
         except grpc.aio.AioRpcError as error:
             finding = quarantine.of_error(error)
             if finding is None:
                 return _answer_unavailable(request, error.code())
             return await self._quarantine(request, raw_body, finding, caller)
-        outcome = points_pb2.ApplyOutcome.Name(applied.outcome).removeprefix("APPLY_OUTCOME_")
         return outcome.lower(), JSONResponse({"outcome": outcome})
+
+    async def _apply_points(self, request: Request, raw_body: bytes, caller: Caller) -> str:
+        update = translate.points_update(request.headers, raw_body)
+        self._check_shop(request, update.store_id)
+        book: Book = request.state.book
+        applied = await book.apply(update, caller)
+        return points_pb2.ApplyOutcome.Name(applied.outcome).removeprefix("APPLY_OUTCOME_")
+
+    async def _apply_customer(self, request: Request, raw_body: bytes, caller: Caller) -> str:
+        update = translate.customer_update(request.headers["x-shopline-topic"], request.headers, raw_body)
+        self._check_shop(request, update.store_id)
+        book: Book = request.state.book
+        applied = await book.apply_customer(update, caller)
+        for skipped in applied.skipped_identifiers:
+            kind = identity_pb2.IdentifierType.Name(skipped.identifier_type).removeprefix("IDENTIFIER_TYPE_")
+            cause = customers_pb2.SkippedIdentifierCause.Name(skipped.cause)
+            cause = cause.removeprefix("SKIPPED_IDENTIFIER_CAUSE_")
+            self._metrics.identifiers_skipped.labels(kind.lower(), cause.lower()).inc()
+        return customers_pb2.CustomerUpdateOutcome.Name(applied.outcome).removeprefix("CUSTOMER_UPDATE_OUTCOME_")
 
     async def _quarantine(
         self, request: Request, raw_body: bytes, finding: quarantine.Finding, caller: Caller
@@ -215,7 +262,7 @@ class Webhooks:
         """Keep a webhook that cannot be applied: 200 once it is committed, else 503 for SHOPLINE to send it again."""
         webhook = webhooks_pb2.QuarantineWebhookRequest(
             merchant_id=translate.merchant_id(request.headers),
-            topic=translate.POINTS_TOPIC,
+            topic=request.headers["x-shopline-topic"],
             headers=quarantine.keep_headers(request.headers.raw),
             body=raw_body,
             reason=finding.reason,
@@ -235,20 +282,19 @@ class Webhooks:
         told.warning("webhook quarantined", quarantine_id=kept.quarantine_id, again=kept.already_quarantined)
         return "quarantined", JSONResponse({"outcome": "QUARANTINED"})
 
-    def _names_other_shop(self, request: Request, update: points_pb2.PointsUpdate) -> bool:
-        """Tell whether the unsigned header names another store than the signed body. A missing header claims nothing.
+    def _check_shop(self, request: Request, store_id: str) -> None:
+        """Raise _OtherShopError where the unsigned header names another store than the signed body.
 
-        Source: SHOPLINE facts, Signature.
+        A missing header claims nothing. Source: SHOPLINE facts, Signature.
         """
         claimed = request.headers.get("x-shopline-shop-id")
         if claimed is None:
             _request_log(request).warning("webhook without shop id")
-            return False
-        if claimed == update.store_id:
-            return False
-        self._metrics.shop_id_mismatches.inc()
-        _request_log(request).warning("webhook shop id mismatch", applied=not self._refuses_other_shop)
-        return True
+        elif claimed != store_id:
+            self._metrics.shop_id_mismatches.inc()
+            _request_log(request).warning("webhook shop id mismatch", applied=not self._refuses_other_shop)
+            if self._refuses_other_shop:
+                raise _OtherShopError
 
 
 class Envelope:

@@ -47,7 +47,7 @@ class Finding:
 
 
 OTHER_SHOP = Finding(
-    webhooks_pb2.QUARANTINE_REASON_SHOP_ID_MISMATCH, "X-Shopline-Shop-Id must be the store_id of the body"
+    webhooks_pb2.QUARANTINE_REASON_SHOP_ID_MISMATCH, "X-Shopline-Shop-Id must be the store of the body"
 )
 _STORE_UNKNOWN = Finding(
     webhooks_pb2.QUARANTINE_REASON_STORE_UNKNOWN, "store_id must be registered with ProgramsService.PutStore"

@@ -1,34 +1,52 @@
 """SHOPLINE's webhook bodies as messages of Pointbook's API.
 
-Pure: headers and bytes in, a message or a list of everything that is wrong out. The rules come from SHOPLINE's page
-"Points update" and from what its deliveries do beyond it (SHOPLINE facts, The points webhook).
+Pure: headers and bytes in, a message or a list of everything that is wrong out. The rules come from SHOPLINE's pages
+"Points update", "Customer editing" and "Delete customer data", and from what its deliveries do beyond them (SHOPLINE
+facts, The points webhook, Customer topics).
 """
 
+import contextlib
 import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pointbook.v1 import points_pb2
+from pointbook.v1 import customers_pb2, points_pb2
 
 POINTS_TOPIC = "app_memberSystem_points/challenged"
 """The topic that `points_update` translates."""
+REDACT_TOPIC = "customers/redact"
+CUSTOMER_TOPICS = {
+    "customers/create": customers_pb2.CUSTOMER_UPDATE_KIND_CREATED,
+    "customers/update": customers_pb2.CUSTOMER_UPDATE_KIND_UPDATED,
+    "customers/delete": customers_pb2.CUSTOMER_UPDATE_KIND_DELETED,
+    REDACT_TOPIC: customers_pb2.CUSTOMER_UPDATE_KIND_REDACTED,
+}
+"""The topics that `customer_update` translates, and what each reports."""
 Violation = tuple[str, str]
 """A wrong field: its name as SHOPLINE writes it, and what it must be. Never its value, which may be personal data."""
 
 _MERCHANT_ID_HEADER = "X-Shopline-Merchant-Id"
+_SHOP_ID_HEADER = "X-Shopline-Shop-Id"
 _BODY = "body"
 _FIELDS = frozenset(
     {
         "buyer_id",
+        "customer",
+        "email",
+        "id",
+        "phone",
         "points_balance",
         "points_expiry_time",
+        "shop_id",
         "store_id",
+        "update_time",
         "update_type",
         "updated_at",
         "updated_scene",
@@ -41,6 +59,8 @@ _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _INT64 = range(-(2**63), 2**63)
 _INT64_EXPONENTS = range(19)
 _TIMES_MS = range(253_402_300_800_000)  # From 1970 to the end of the year 9999, where a Timestamp ends.
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 _NEVER_SECONDS = 4_102_415_999  # 2099-12-31T15:59:59Z, which SHOPLINE also writes for "does not expire".
 
 _TYPES = {
@@ -119,6 +139,52 @@ def points_update(headers: Mapping[str, str], raw_body: bytes) -> points_pb2.Poi
     )
 
 
+def customer_update(
+    topic: str, headers: Mapping[str, str], raw_body: bytes
+) -> customers_pb2.ApplyCustomerUpdateRequest:
+    """Translate a delivery of one of CUSTOMER_TOPICS.
+
+    A redaction names its store; the other bodies name none, so that the store is the one of a header that is not
+    signed. A redaction is one only in its own shape, `customer` and `shop_id`: the topic is not signed either, and no
+    body of another topic shall erase anybody's data.
+
+    `phone` and `email` are told where they are there, empty where they are null. SHOPLINE writes the international
+    form with 00 in front, as well as with +. Deletions and redactions tell neither.
+
+    Raises MalformedWebhook with all that is wrong. Source: SHOPLINE's pages "Customer editing" and "Delete customer
+    data"; SHOPLINE facts, Customer topics.
+    """
+    lowered = {name.lower(): value for name, value in headers.items()}
+    reader = _Reader(raw_body)
+    merchant_id = reader.check_id(_MERCHANT_ID_HEADER, lowered.get(_MERCHANT_ID_HEADER.lower()))
+    phone = email = None
+    if topic == REDACT_TOPIC:
+        store_id = reader.read_id("shop_id")
+        buyer_id = reader.read_id_within("customer", "id")
+        updated_at_ms = reader.read_iso_time("update_time")
+    else:
+        store_id = reader.check_id(_SHOP_ID_HEADER, lowered.get(_SHOP_ID_HEADER.lower()))
+        buyer_id = reader.read_id("id")
+        updated_at_ms = reader.read_iso_time("updated_at")
+        phone, email = reader.read_text("phone"), reader.read_text("email")
+    if reader.violations:
+        raise MalformedWebhook(reader.violations)
+    if topic == "customers/delete":
+        phone = email = None
+    if phone is not None and phone.startswith("00"):
+        phone = f"+{phone[2:]}"
+    return customers_pb2.ApplyCustomerUpdateRequest(
+        event_id=_event_id(topic, merchant_id, store_id, buyer_id, updated_at_ms, phone, email),
+        merchant_id=merchant_id,
+        store_id=store_id,
+        buyer_id=buyer_id,
+        kind=CUSTOMER_TOPICS[topic],
+        mobile=phone,
+        email=email,
+        updated_at=_timestamp(updated_at_ms),
+    )
+
+
 def merchant_id(headers: Mapping[str, str]) -> str:
     """Answer the merchant that a delivery's headers name; empty where they name none, or none that is an id."""
     claimed = {name.lower(): value for name, value in headers.items()}.get(_MERCHANT_ID_HEADER.lower(), "")
@@ -136,17 +202,42 @@ class _Reader:
         self._body, self.violations = _parse(raw_body)
 
     def read_id(self, name: str) -> str:
-        value = self._body.get(name)
-        if isinstance(value, Decimal):
-            integer = _integer(value)
-            value = None if integer is None else str(integer)
-        return self.check_id(name, value)
+        return self.check_id(name, _id_of(self._body.get(name)))
+
+    def read_id_within(self, parent: str, name: str) -> str:
+        """Read an id out of an object inside the body."""
+        value = self._body.get(parent)
+        return self.check_id(f"{parent}.{name}", _id_of(value.get(name)) if isinstance(value, dict) else None)
 
     def check_id(self, name: str, value: object) -> str:
         if isinstance(value, str) and _ID.fullmatch(value):
             return value
         self._refuse(name, "must be an id of 1 to 64 visible ASCII characters")
         return ""
+
+    def read_text(self, name: str) -> str | None:
+        """Read a text that need not be there; null is an empty one."""
+        if name not in self._body:
+            return None
+        value = self._body[name]
+        if value is None:
+            return ""
+        if isinstance(value, str) and _is_utf8(value):
+            return value
+        self._refuse(name, "must be a text")
+        return ""
+
+    def read_iso_time(self, name: str) -> int:
+        """Read a time with its offset from UTC as milliseconds."""
+        value = self._body.get(name)
+        with contextlib.suppress(ValueError, OverflowError):
+            time = datetime.fromisoformat(value) if isinstance(value, str) else None
+            if time is not None and time.tzinfo is not None:
+                time_ms = (time - _EPOCH) // _MILLISECOND
+                if time_ms in _TIMES_MS:
+                    return time_ms
+        self._refuse(name, "must be an ISO 8601 time since 1970 with its offset from UTC")
+        return 0
 
     def read_scene(self, name: str) -> str:
         value = self._body.get(name)
@@ -256,6 +347,17 @@ def _integer(value: object) -> int | None:
         return None
     integer = int(value)
     return integer if integer in _INT64 else None
+
+
+def _id_of(value: object) -> object:
+    """Answer an id that was written as a number as the text that it is."""
+    integer = _integer(value) if isinstance(value, Decimal) else None
+    return value if integer is None else str(integer)
+
+
+def _is_utf8(text: str) -> bool:
+    """Tell whether a text can be sent on: JSON may escape halves of characters that are none."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _event_id(*content: str | int | None) -> str:

@@ -154,19 +154,39 @@ async def test_a_webhook_that_named_the_wrong_merchant(
     assert replayed == Finished(0, f"{quarantine_id}  APPLIED\n1 replayed, 0 still refused.\n", "")
 
 
-async def test_customer_webhooks_are_not_replayed_yet(client: Client, shop: Shop, settings: dict[str, str]) -> None:
-    """It is said so, and the others go on."""
+async def test_customer_webhooks_are_replayed(client: Client, shop: Shop, settings: dict[str, str]) -> None:
+    """Each by its topic; what nothing translates is said, and the others go on."""
     merchant = ("--merchant", shop.merchant_id)
-    person = await keep(client, shop.merchant_id, b"{}", topic="customers/update", receive_time=at(NOW_MS - 9_000))
+    headers = [
+        webhooks_pb2.WebhookHeader(name="x-shopline-merchant-id", value=shop.merchant_id),
+        webhooks_pb2.WebhookHeader(name="x-shopline-shop-id", value=shop.store_id),
+    ]
+    told = b'{"id": "17", "email": "ada@example.com", "updated_at": "2026-05-01T08:00:00+08:00"}'
+    erased = json.dumps(
+        {"customer": {"id": "18"}, "shop_id": shop.store_id, "update_time": "2026-05-01T08:00:00+08:00"}
+    ).encode()
+    person = await keep(
+        client, shop.merchant_id, told, topic="customers/update", headers=headers, receive_time=at(NOW_MS - 9_000)
+    )
+    gone = await keep(
+        client, shop.merchant_id, erased, topic="customers/redact", headers=headers, receive_time=at(NOW_MS - 8_000)
+    )
+    order = await keep(client, shop.merchant_id, b"{}", topic="orders/edited", receive_time=at(NOW_MS - 7_000))
     points = await keep(client, shop.merchant_id, body(shop))
     finished = await pointbook("quarantine", "replay", "--all", *merchant, **settings)
 
     assert finished.exit_code == 1
     assert finished.out.splitlines() == [
-        f"{person}  refused  this release replays {TOPIC} only",
+        f"{person}  APPLIED",
+        f"{gone}  APPLIED",
+        f"{order}  refused  nothing translates the topic orders/edited",
         f"{points}  APPLIED",
-        "1 replayed, 1 still refused.",
+        "3 replayed, 1 still refused.",
     ]
+    again = await pointbook("quarantine", "replay", person, *merchant, **settings)
+    assert again == Finished(0, f"{person}  DUPLICATE\n1 replayed, 0 still refused.\n", "")
+    no_body = await pointbook("quarantine", "replay", gone, *merchant, **settings)
+    assert no_body.out.startswith(f"{gone}  refused  its body was erased with its customer")
 
 
 async def test_drop(client: Client, service: Service, shop: Shop, settings: dict[str, str]) -> None:

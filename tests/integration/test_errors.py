@@ -627,12 +627,12 @@ async def test_a_transaction_that_others_keep_disturbing(
     """It is run again as a whole, a bounded number of times, and then the caller may."""
     runs = 0
 
-    def disturbed(_row: Any, _expected: int | None) -> int:
+    def disturbed(_revision: int, _expected: int | None) -> int:
         nonlocal runs
         runs += 1
         raise RetryTransactionError
 
-    monkeypatch.setattr("pointbook_server.programs.store._next_revision", disturbed)
+    monkeypatch.setattr("pointbook_server.programs.store.next_revision", disturbed)
     found = await refused(client.put_store(shop.merchant_id, shop.store_id))
 
     assert (found.code, found.reason) == (grpc.StatusCode.ABORTED, "TRANSACTION_CONFLICT")

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 import pointbook_server.access.store
+import pointbook_server.customers.statements
 import pointbook_server.ledger.statements
 import pointbook_server.programs.store
 import pointbook_server.validation_codes.store
@@ -20,6 +21,7 @@ from pointbook_server.validation_codes.store import Guesses
 
 MODULES = (
     pointbook_server.access.store,
+    pointbook_server.customers.statements,
     pointbook_server.ledger.statements,
     pointbook_server.programs.store,
     pointbook_server.validation_codes.store,
@@ -27,7 +29,15 @@ MODULES = (
 )
 READS_ALL = {"READ_TOKENS"}
 """Reads a small table whole, every two seconds."""
-IN_TRANSACTIONS = {"MOVE_ENTRIES", "DROP_CHECKPOINTS", "READ_HISTORIES"}
+IN_TRANSACTIONS = {
+    "MOVE_ENTRIES",
+    "DROP_CHECKPOINTS",
+    "READ_HISTORIES",
+    "READ_IDENTIFIER_OWNERS",
+    "READ_BUYER_OWNERS",
+    "DELETE_UPDATES",
+    "LOCK_BUYERS",
+}
 """Transactions plan each time, by what the tables hold by then."""
 AUDIT = re.compile("COUNT_BOOK|STREAM_.*|LIFT_TIME_LIMIT")
 """An audit reads the whole book in a transaction of its own."""
@@ -49,6 +59,8 @@ def _statements_of(module: ModuleType) -> Iterator[tuple[str, Statement]]:
     for name, value in vars(module).items():
         if isinstance(value, Statement):
             yield name, value
+        elif isinstance(value, dict):
+            yield from ((f"{name}.{key}", item) for key, item in value.items() if isinstance(item, Statement))
         elif isinstance(value, Guesses):
             yield from ((f"{name}.{field.name}", getattr(value, field.name)) for field in fields(value))
 

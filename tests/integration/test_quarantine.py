@@ -562,21 +562,28 @@ async def test_wrong_fields_of_a_replay_carry_their_path(client: Client, shop: S
 
 
 async def test_an_update_of_another_kind_is_refused(client: Client, shop: Shop) -> None:
-    """A customer webhook is no points update, none at all is none, and customer updates come later."""
+    """A customer webhook is no points update, a points webhook no customer update, and none at all is none."""
     quarantine_id = await keep(client, shop.merchant_id, topic=CUSTOMERS)
+    points_id = await keep(client, shop.merchant_id)
     named: dict[str, Any] = {"merchant_id": shop.merchant_id, "quarantine_id": quarantine_id}
-    customer = customers_pb2.ApplyCustomerUpdateRequest(merchant_id=shop.merchant_id)
 
-    async def reason_of(request: webhooks_pb2.ReplayQuarantinedWebhookRequest) -> Refusal:
+    async def reason_of(**update: Any) -> Refusal:
+        request = webhooks_pb2.ReplayQuarantinedWebhookRequest(**(named | update))
         return await refused(client.webhooks.ReplayQuarantinedWebhook(request))
 
     kind = await refused(replay(client, shop.merchant_id, quarantine_id, shop.update()))
-    none = await reason_of(webhooks_pb2.ReplayQuarantinedWebhookRequest(**named))
-    later = await reason_of(webhooks_pb2.ReplayQuarantinedWebhookRequest(**named, customer_update=customer))
+    none = await reason_of()
+    customer = customers_pb2.ApplyCustomerUpdateRequest(event_id="e", merchant_id=shop.merchant_id)
+    customer.kind = customers_pb2.CUSTOMER_UPDATE_KIND_REDACTED
+    redaction = await reason_of(customer_update=customer)
+    of_points = await reason_of(customer_update=customer, quarantine_id=points_id)
+    customer.kind = customers_pb2.CUSTOMER_UPDATE_KIND_UPDATED
+    empty = await reason_of(customer_update=customer)
 
     assert set(kind.fields) == {"points_update"}
     assert set(none.fields) == {"points_update"}
-    assert (later.code, later.metadata) == (grpc.StatusCode.UNIMPLEMENTED, {"feature": "customer updates"})
+    assert set(redaction.fields) == set(of_points.fields) == {"customer_update.kind"}
+    assert set(empty.fields) == {f"customer_update.{name}" for name in ("store_id", "buyer_id", "updated_at")}
 
 
 async def test_what_is_not_in_quarantine_is_not_found(client: Client, shop: Shop) -> None:

@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings
 
 from pointbook.v1 import benefits_pb2, customers_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
 from pointbook_server.access.model import METHODS, Scope
+from pointbook_server.customers.servicer import CustomersServicer
 from pointbook_server.errors import Reason
 from pointbook_server.ledger.servicer import PointsServicer
 from pointbook_server.programs.servicer import ProgramsServicer
@@ -20,7 +21,13 @@ from pointbook_server.webhooks.servicer import WebhooksServicer
 from shopline_shim.settings import ShimSettings
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-SERVICERS: tuple[type, ...] = (PointsServicer, RedemptionServicer, ProgramsServicer, WebhooksServicer)
+SERVICERS: tuple[type, ...] = (
+    PointsServicer,
+    RedemptionServicer,
+    ProgramsServicer,
+    CustomersServicer,
+    WebhooksServicer,
+)
 MODULES = (points_pb2, redemption_pb2, programs_pb2, customers_pb2, benefits_pb2, webhooks_pb2)
 
 

@@ -7,7 +7,13 @@ import pytest
 from cryptography.exceptions import InvalidTag
 
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.webhooks.model import QuarantineReason, Webhook, new_quarantine_id, without_credentials
+from pointbook_server.webhooks.model import (
+    QuarantineReason,
+    Webhook,
+    new_quarantine_id,
+    subject_of,
+    without_credentials,
+)
 from pointbook_server.webhooks.sealing import Sealed, Sealer
 
 OLD, NEW = {"old": b"o" * 32}, {"new": b"n" * 32}
@@ -140,3 +146,26 @@ def test_digests_of_bodies_are_keyed() -> None:
     assert after == [*Sealer(NEW).digests(webhook()), *before]
     assert Sealer({}).digests(webhook(topic=POINTS)) == [sha256(webhook().body).digest()]
     assert {len(digest) for digest in after} == {32}
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"id": "17", "email": "ada@example.com"}', "17"),
+        (b'{"id": 2404721679}', "2404721679"),
+        (b'{"customer": {"id": "18"}, "id": "17"}', "18"),
+        (b'{"customer": null, "id": "17"}', ""),
+        (b'{"buyer_id": "17"}', ""),
+        (b'{"id": "\\ud800"}', ""),
+        (b'{"id": "a b"}', ""),
+        (b'{"id": ["17"], "x": 1}', ""),
+        (b'{"id": ' + b"9" * 5_000 + b"}", ""),
+        (b"[" * 100_000, ""),
+        (b'"17"', ""),
+        (b"\xff", ""),
+        (b"", ""),
+    ],
+)
+def test_whom_a_body_tells_of(body: bytes, expected: str) -> None:
+    """As far as it can be told, whatever the body: a redaction finds it by that."""
+    assert subject_of(body) == expected

@@ -41,7 +41,7 @@ class _CustomerUpdateKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cu
     """
     CUSTOMER_UPDATE_KIND_REDACTED: _CustomerUpdateKind.ValueType  # 4
     """CUSTOMER_UPDATE_KIND_REDACTED is `customers/redact`: the personal data of the customer of the buyer is erased, as
-    RedactCustomer does it.
+    RedactCustomer does it, but for what a newer update told.
     """
 
 class CustomerUpdateKind(_CustomerUpdateKind, metaclass=_CustomerUpdateKindEnumTypeWrapper):
@@ -61,7 +61,7 @@ customer of the buyer. Nothing is erased for good: the next newer update brings 
 """
 CUSTOMER_UPDATE_KIND_REDACTED: CustomerUpdateKind.ValueType  # 4
 """CUSTOMER_UPDATE_KIND_REDACTED is `customers/redact`: the personal data of the customer of the buyer is erased, as
-RedactCustomer does it.
+RedactCustomer does it, but for what a newer update told.
 """
 Global___CustomerUpdateKind: _TypeAlias = CustomerUpdateKind  # noqa: Y015
 
@@ -78,7 +78,7 @@ class _CustomerUpdateOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[
     CUSTOMER_UPDATE_OUTCOME_DUPLICATE: _CustomerUpdateOutcome.ValueType  # 2
     """CUSTOMER_UPDATE_OUTCOME_DUPLICATE: the update was seen before; nothing changed."""
     CUSTOMER_UPDATE_OUTCOME_OUTDATED: _CustomerUpdateOutcome.ValueType  # 3
-    """CUSTOMER_UPDATE_OUTCOME_OUTDATED: a newer update of this buyer was applied before; nothing changed."""
+    """CUSTOMER_UPDATE_OUTCOME_OUTDATED: newer updates told all that this one tells; nothing changed."""
     CUSTOMER_UPDATE_OUTCOME_REDACTED: _CustomerUpdateOutcome.ValueType  # 4
     """CUSTOMER_UPDATE_OUTCOME_REDACTED: the customer was redacted after updated_at; nothing changed."""
 
@@ -92,7 +92,7 @@ CUSTOMER_UPDATE_OUTCOME_APPLIED: CustomerUpdateOutcome.ValueType  # 1
 CUSTOMER_UPDATE_OUTCOME_DUPLICATE: CustomerUpdateOutcome.ValueType  # 2
 """CUSTOMER_UPDATE_OUTCOME_DUPLICATE: the update was seen before; nothing changed."""
 CUSTOMER_UPDATE_OUTCOME_OUTDATED: CustomerUpdateOutcome.ValueType  # 3
-"""CUSTOMER_UPDATE_OUTCOME_OUTDATED: a newer update of this buyer was applied before; nothing changed."""
+"""CUSTOMER_UPDATE_OUTCOME_OUTDATED: newer updates told all that this one tells; nothing changed."""
 CUSTOMER_UPDATE_OUTCOME_REDACTED: CustomerUpdateOutcome.ValueType  # 4
 """CUSTOMER_UPDATE_OUTCOME_REDACTED: the customer was redacted after updated_at; nothing changed."""
 Global___CustomerUpdateOutcome: _TypeAlias = CustomerUpdateOutcome  # noqa: Y015
@@ -144,7 +144,8 @@ class Customer(_message.Message):
     """merchant_id is SHOPLINE's merchant: 1 to 64 visible ASCII characters, required."""
     customer_id: _builtins.str
     """customer_id names the customer inside its merchant: 1 to 64 visible ASCII characters, required. It is the caller's
-    choice in PutCustomer, and Pointbook's where a customer webhook created the customer.
+    choice in PutCustomer, and Pointbook's where a customer webhook created the customer. It stays after a redaction,
+    so it should name no person. Repeated fields are answered sorted, whatever their order was.
     """
     mobile: _builtins.str
     """mobile is the mobile number in international form ("+86…"), at most 32 characters; empty for none. It is kept and
@@ -371,8 +372,9 @@ class ApplyCustomerUpdateRequest(_message.Message):
     """
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
-        """updated_at is when SHOPLINE's customer changed: from the year 2000 to 24 hours from now, required. An update older
-        than the newest one that was applied for this buyer is ignored.
+        """updated_at is when SHOPLINE's customer changed: from the year 2000 to 24 hours from now, required. What a newer
+        update told is not changed by an older one. Of two updates of one moment a redaction is the newest, then a
+        deletion, then an update.
         """
 
     def __init__(
@@ -597,7 +599,9 @@ class RedactCustomerResponse(_message.Message):
     REDACT_TIME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def redact_time(self) -> _timestamp_pb2.Timestamp:
-        """redact_time is when the customer was last redacted. Customer webhooks with an updated_at up to then are ignored."""
+        """redact_time is when the customer was last redacted: now, or the newest updated_at that was known where that is
+        later. Customer webhooks with an updated_at up to then are ignored.
+        """
 
     def __init__(
         self,

@@ -28,8 +28,6 @@ if _version_not_supported:
 class CustomersServiceStub:
     """CustomersService keeps a merchant's customers, the identifiers that they are found by, and the groups in which they
     pool points. One identifier belongs to at most one customer of a merchant, and only MoveIdentifier moves it.
-
-    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def __init__(self, channel):
@@ -83,15 +81,13 @@ class CustomersServiceStub:
 class CustomersServiceServicer:
     """CustomersService keeps a merchant's customers, the identifiers that they are found by, and the groups in which they
     pool points. One identifier belongs to at most one customer of a merchant, and only MoveIdentifier moves it.
-
-    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def PutCustomer(self, request, context):
         """PutCustomer creates a customer, or replaces it whole: an identifier that the request leaves out is taken from the
         customer and free again. A buyer that nobody owned comes with its account and its redemptions. A changed mobile
         number or e-mail address ends the customer's open validation codes, and gets no codes for a while (24 hours unless
-        configured otherwise).
+        configured otherwise). An identifier of another customer is refused: BadRequest names every such field.
 
         Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a buyer
         of a store that is not the merchant's, ALREADY_EXISTS (IDENTIFIER_TAKEN) for an identifier of another customer,
@@ -114,12 +110,15 @@ class CustomersServiceServicer:
     def ApplyCustomerUpdate(self, request, context):
         """ApplyCustomerUpdate applies one customer webhook of SHOPLINE to the customer of that buyer, once, and answers after
         it is durably committed. It never merges customers and never moves an identifier, because which store and topic a
-        customer webhook belongs to stands in headers that SHOPLINE does not sign.
+        customer webhook belongs to stands in headers that SHOPLINE does not sign. Updates may come in any order: the
+        mobile number and the e-mail address are each as the newest update of any of the customer's buyers tells them, and
+        what is left out of an update counts as not told.
 
         Scope `points.write`. It is safe to repeat: the same update again answers DUPLICATE and changes nothing. Errors:
         INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not registered
         or belongs to another merchant, ALREADY_EXISTS (EVENT_ID_REUSED) for a known event_id with other content,
-        UNAVAILABLE (DATABASE_UNAVAILABLE) and ABORTED (TRANSACTION_CONFLICT), both worth a retry.
+        UNAVAILABLE (DATABASE_UNAVAILABLE, or CODE_KEY_UNKNOWN for a redaction where the server has no code key) and
+        ABORTED (TRANSACTION_CONFLICT), all worth a retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,8 +126,9 @@ class CustomersServiceServicer:
 
     def MoveIdentifier(self, request, context):
         """MoveIdentifier moves one identifier from the customer that owns it to another customer of the same merchant, as an
-        operator decides it. A buyer moves with its account and its redemptions. A moved mobile number or e-mail address
-        ends the open validation codes of both customers, and gets no codes for a while, as in PutCustomer.
+        operator decides it, and as the audit keeps for good. A buyer moves with its account and its redemptions. A moved
+        mobile number or e-mail address ends the open validation codes of both customers, and gets no codes for a while, as
+        in PutCustomer.
 
         Scope `admin`. It is safe to repeat: where the identifier is the receiver's already, nothing changes. Errors:
         INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a list of the receiver that is full; NOT_FOUND
@@ -141,12 +141,12 @@ class CustomersServiceServicer:
 
     def RedactCustomer(self, request, context):
         """RedactCustomer erases a customer's personal data for good: mobile number, e-mail address, external id, cards,
-        source identities and language, here and in quarantined customer webhooks. What stays is the bare customer with its
-        buyers and fraud_blocked, the ledger, the redemptions, and a keyed hash by which a late customer webhook from
-        before the redaction is ignored.
+        source identities and language, here and in the customer webhooks that the merchant's quarantine holds of its
+        buyers. What stays is the bare customer with its buyers and fraud_blocked, the ledger, the redemptions, and for
+        each buyer a keyed hash by which a late customer webhook from before the redaction is ignored.
 
         Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
-        (CUSTOMER_NOT_FOUND).
+        (CUSTOMER_NOT_FOUND), UNAVAILABLE (CODE_KEY_UNKNOWN) where the server has no code key for the hash.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -238,8 +238,6 @@ def add_CustomersServiceServicer_to_server(servicer, server):
 class CustomersService:
     """CustomersService keeps a merchant's customers, the identifiers that they are found by, and the groups in which they
     pool points. One identifier belongs to at most one customer of a merchant, and only MoveIdentifier moves it.
-
-    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     @staticmethod

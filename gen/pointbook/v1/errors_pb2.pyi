@@ -55,7 +55,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PROGRAM_NOT_FOUND: _ErrorReason.ValueType  # 21
     """ERROR_REASON_PROGRAM_NOT_FOUND: 1101, the merchant has no such program. Example: NOT_FOUND, {program_id: "7"}."""
     ERROR_REASON_CUSTOMER_NOT_FOUND: _ErrorReason.ValueType  # 22
-    """ERROR_REASON_CUSTOMER_NOT_FOUND: 816, nobody has this identifier. Example: NOT_FOUND."""
+    """ERROR_REASON_CUSTOMER_NOT_FOUND: 816, nobody has this identifier; where a request names several customers, the field
+    is told. Example: NOT_FOUND, {field: "to_customer_id"}.
+    """
     ERROR_REASON_GROUP_NOT_FOUND: _ErrorReason.ValueType  # 23
     """ERROR_REASON_GROUP_NOT_FOUND: 1632, there is no such user group. Example: NOT_FOUND, {group_id: "12"}."""
     ERROR_REASON_ENTRY_NOT_FOUND: _ErrorReason.ValueType  # 24
@@ -75,8 +77,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ALREADY_EXISTS, {external_reference_number: "order-17"}.
     """
     ERROR_REASON_IDENTIFIER_TAKEN: _ErrorReason.ValueType  # 42
-    """ERROR_REASON_IDENTIFIER_TAKEN: the identifier belongs to another customer. Example: ALREADY_EXISTS,
-    {identifier: "mobile"}.
+    """ERROR_REASON_IDENTIFIER_TAKEN: the identifier belongs to another customer, or names another group; BadRequest names
+    every such field. Example: ALREADY_EXISTS, {identifier: "customer.mobile"}, BadRequest{customer.mobile: "belongs to
+    another one already"}.
     """
     ERROR_REASON_STORE_TAKEN: _ErrorReason.ValueType  # 43
     """ERROR_REASON_STORE_TAKEN: the store belongs to another merchant. Example: ALREADY_EXISTS,
@@ -106,7 +109,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_CODE_KEY_UNKNOWN: _ErrorReason.ValueType  # 66
     """ERROR_REASON_CODE_KEY_UNKNOWN: it takes a key that this server does not have: the one that a code was signed with,
-    or one that encrypts a customer webhook. Example: UNAVAILABLE, {key_id: "2026-05"}.
+    one that encrypts a customer webhook, or any code key for the hash that a redaction leaves. Example: UNAVAILABLE,
+    {key_id: "2026-05"}.
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 67
     """ERROR_REASON_DEADLINE_EXCEEDED: the call ran into its deadline. Example: DEADLINE_EXCEEDED."""
@@ -259,7 +263,9 @@ by registered_elsewhere. Example: NOT_FOUND, {store_id: "1718263946864", registe
 ERROR_REASON_PROGRAM_NOT_FOUND: ErrorReason.ValueType  # 21
 """ERROR_REASON_PROGRAM_NOT_FOUND: 1101, the merchant has no such program. Example: NOT_FOUND, {program_id: "7"}."""
 ERROR_REASON_CUSTOMER_NOT_FOUND: ErrorReason.ValueType  # 22
-"""ERROR_REASON_CUSTOMER_NOT_FOUND: 816, nobody has this identifier. Example: NOT_FOUND."""
+"""ERROR_REASON_CUSTOMER_NOT_FOUND: 816, nobody has this identifier; where a request names several customers, the field
+is told. Example: NOT_FOUND, {field: "to_customer_id"}.
+"""
 ERROR_REASON_GROUP_NOT_FOUND: ErrorReason.ValueType  # 23
 """ERROR_REASON_GROUP_NOT_FOUND: 1632, there is no such user group. Example: NOT_FOUND, {group_id: "12"}."""
 ERROR_REASON_ENTRY_NOT_FOUND: ErrorReason.ValueType  # 24
@@ -279,8 +285,9 @@ ERROR_REASON_REFERENCE_REUSED: ErrorReason.ValueType  # 41
 ALREADY_EXISTS, {external_reference_number: "order-17"}.
 """
 ERROR_REASON_IDENTIFIER_TAKEN: ErrorReason.ValueType  # 42
-"""ERROR_REASON_IDENTIFIER_TAKEN: the identifier belongs to another customer. Example: ALREADY_EXISTS,
-{identifier: "mobile"}.
+"""ERROR_REASON_IDENTIFIER_TAKEN: the identifier belongs to another customer, or names another group; BadRequest names
+every such field. Example: ALREADY_EXISTS, {identifier: "customer.mobile"}, BadRequest{customer.mobile: "belongs to
+another one already"}.
 """
 ERROR_REASON_STORE_TAKEN: ErrorReason.ValueType  # 43
 """ERROR_REASON_STORE_TAKEN: the store belongs to another merchant. Example: ALREADY_EXISTS,
@@ -310,7 +317,8 @@ RetryInfo.
 """
 ERROR_REASON_CODE_KEY_UNKNOWN: ErrorReason.ValueType  # 66
 """ERROR_REASON_CODE_KEY_UNKNOWN: it takes a key that this server does not have: the one that a code was signed with,
-or one that encrypts a customer webhook. Example: UNAVAILABLE, {key_id: "2026-05"}.
+one that encrypts a customer webhook, or any code key for the hash that a redaction leaves. Example: UNAVAILABLE,
+{key_id: "2026-05"}.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 67
 """ERROR_REASON_DEADLINE_EXCEEDED: the call ran into its deadline. Example: DEADLINE_EXCEEDED."""

@@ -30,8 +30,6 @@ class WebhooksServiceStub:
     """WebhooksService keeps the authentic webhooks that could not be applied: whole, with a reason, until an operator has
     replayed or dropped them. Nothing in quarantine ages out. A webhook that names no merchant is kept under the empty
     merchant_id, for which a token must be allowed for every merchant.
-
-    This release replays points webhooks; a customer_update answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     @_typing.overload
@@ -83,8 +81,6 @@ class WebhooksServiceAsyncStub(WebhooksServiceStub):
     """WebhooksService keeps the authentic webhooks that could not be applied: whole, with a reason, until an operator has
     replayed or dropped them. Nothing in quarantine ages out. A webhook that names no merchant is kept under the empty
     merchant_id, for which a token must be allowed for every merchant.
-
-    This release replays points webhooks; a customer_update answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -132,8 +128,6 @@ class WebhooksServiceServicer:
     """WebhooksService keeps the authentic webhooks that could not be applied: whole, with a reason, until an operator has
     replayed or dropped them. Nothing in quarantine ages out. A webhook that names no merchant is kept under the empty
     merchant_id, for which a token must be allowed for every merchant.
-
-    This release replays points webhooks; a customer_update answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def QuarantineWebhook(

@@ -13,7 +13,7 @@ from pointbook.v1 import programs_pb2, programs_pb2_grpc, redemption_pb2
 from pointbook_server import paging
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.fields import Fields, to_decimal_text
+from pointbook_server.fields import Fields, is_language, read_etag, to_decimal_text
 from pointbook_server.ledger.model import POINTS_MAX
 from pointbook_server.programs.model import DEFAULT_TIME_ZONE, Channel, Criteria, Program, Store, Validation
 from pointbook_server.programs.store import ProgramsStore
@@ -27,7 +27,6 @@ NAME_LENGTH_MAX = 200
 DOMAIN_LENGTH_MAX = 255
 TEMPLATES_MAX = 50
 TEMPLATE_LENGTH_MAX = 500
-LANGUAGE_LENGTH_MAX = 35
 SETTLEMENT_WINDOW_SECONDS = (60, 30 * 24 * 60 * 60)
 CODE_LIFE_SECONDS = (60, 600)
 CODE_LENGTH = (6, 10)
@@ -42,9 +41,7 @@ CHANNELS = {
 CURRENCIES = frozenset(currency.code for currency in Currency)
 CHANNEL_NUMBERS = {channel: number for number, channel in CHANNELS.items()}
 _REGION = re.compile(r"[A-Z]{2}")
-_LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
-_ETAG = re.compile(r"[0-9]{1,18}")
 
 
 class ProgramsServicer(programs_pb2_grpc.ProgramsServiceServicer):
@@ -65,7 +62,7 @@ class ProgramsServicer(programs_pb2_grpc.ProgramsServiceServicer):
             display_name=fields.text("store.display_name", request.store.display_name, length_max=NAME_LENGTH_MAX),
         )
         fields.check()
-        revision = await self._store.put_store(store, _read_etag(request.etag), self._clock())
+        revision = await self._store.put_store(store, read_etag(request.etag), self._clock())
         return programs_pb2.PutStoreResponse(store=_write_store(store), etag=str(revision))
 
     async def GetStore(self, request: programs_pb2.GetStoreRequest, _context: object) -> programs_pb2.GetStoreResponse:
@@ -103,7 +100,7 @@ class ProgramsServicer(programs_pb2_grpc.ProgramsServiceServicer):
         fields.present("program", is_present=request.HasField("program"))
         program = _read_program(fields, request.program)
         fields.check()
-        revision = await self._store.put_program(program, _read_etag(request.etag), self._clock())
+        revision = await self._store.put_program(program, read_etag(request.etag), self._clock())
         return programs_pb2.PutProgramResponse(program=_write_program(program), etag=str(revision))
 
     async def GetProgram(
@@ -141,13 +138,6 @@ class ProgramsServicer(programs_pb2_grpc.ProgramsServiceServicer):
         if len(found) > len(page):
             response.next_page_token = paging.write_token(scope, (page[-1].program_id,))
         return response
-
-
-def _read_etag(etag: str) -> int | None:
-    """Read an etag as the revision that it names; one that we never gave is stale."""
-    if not etag:
-        return None
-    return int(etag) if _ETAG.fullmatch(etag) else -1
 
 
 def _read_program(fields: Fields, program: programs_pb2.Program) -> Program:
@@ -250,7 +240,7 @@ def _read_templates(fields: Fields, path: str, templates: dict[str, str]) -> dic
         return {}
     for language, template in templates.items():
         # The key is named only when it is harmless to show.
-        known = not language or (len(language) <= LANGUAGE_LENGTH_MAX and _LANGUAGE.fullmatch(language))
+        known = not language or is_language(language)
         item = f"{path}[{language!r}]" if known else path
         if not known:
             fields.wrong(item, "must have language tags such as en or zh-TW, or an empty one, as keys")

@@ -9,7 +9,7 @@ from sqlalchemy import Table, Text, and_, any_, bindparam, select, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from pointbook_server.database import Connection, Database, RetryTransactionError, Row, Statement
-from pointbook_server.errors import PointbookError, Reason, store_not_found
+from pointbook_server.errors import PointbookError, Reason, next_revision, store_not_found
 from pointbook_server.programs.model import Channel, Criteria, Program, Store, Validation
 from pointbook_server.tables import programs, stores
 
@@ -59,7 +59,7 @@ class ProgramsStore:
                     "The store belongs to another merchant.",
                     metadata={"store_id": store.store_id},
                 )
-            revision = _next_revision(row, expected_revision)
+            revision = next_revision(0 if row is None else row.revision, expected_revision)
             values = {**asdict(store), "revision": revision, "updated_at_ms": now_ms}
             if row is None:
                 await _insert(connection, stores, values)
@@ -100,7 +100,7 @@ class ProgramsStore:
             await _check_stores(connection, program.merchant_id, program.store_ids)
             named = _named(program.merchant_id, program.program_id)
             row = await connection.fetch_one(LOCK_PROGRAM, named)
-            revision = _next_revision(row, expected_revision)
+            revision = next_revision(0 if row is None else row.revision, expected_revision)
             values = {**_to_row(program), "revision": revision, "updated_at_ms": now_ms}
             if row is None:
                 await _insert(connection, programs, values)
@@ -121,14 +121,6 @@ class ProgramsStore:
         place = {"merchant": merchant_id, "after": after, "limit": limit}
         async with self._database.autocommit() as connection:
             return [_to_program(row) for row in await connection.fetch(LIST_PROGRAMS, place)]
-
-
-def _next_revision(row: Row | None, expected: int | None) -> int:
-    """Count a revision up, if it is the expected one."""
-    revision = 0 if row is None else row.revision
-    if expected is not None and expected != revision:
-        raise PointbookError(Reason.STALE_ETAG, "It was changed since this etag was read; read it again.")
-    return int(revision) + 1
 
 
 async def _insert(connection: Connection, table: Table, values: dict[str, Any]) -> None:

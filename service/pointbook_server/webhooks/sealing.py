@@ -3,7 +3,7 @@
 The topic is not signed, so that a customer's data may come under any. Without a key only what calls itself a customer
 webhook is refused.
 
-Each key gives two, one to encrypt and one for digests, so that neither use weakens the other. Digests are keyed:
+Each key gives three, one to encrypt and two for digests, so that no use weakens another. Digests are keyed:
 whoever reads a dump of the table cannot search it by guessing bodies.
 
 A key rotation changes the digest that a body gets, so that bodies are looked up under the digests of all keys. A body
@@ -25,6 +25,7 @@ from pointbook_server.webhooks.model import Content, Header, Webhook
 NONCE_BYTES = 12
 ENCRYPTION = "pointbook.quarantine.encryption.v1"
 DIGEST = "pointbook.quarantine.digest.v1"
+SUBJECT = "pointbook.quarantine.subject.v1"
 RETRY_AFTER_SECONDS = 60.0
 """How long it takes at least until somebody has given a server its key."""
 
@@ -49,6 +50,7 @@ class Sealer:
     def __init__(self, keys: Mapping[str, bytes]) -> None:
         self._ciphers = {key_id: AESGCM(_derived(key, ENCRYPTION)) for key_id, key in keys.items()}
         self._digest_keys = [_derived(key, DIGEST) for key in keys.values()]
+        self._subject_keys = [_derived(key, SUBJECT) for key in keys.values()]
 
     def digests(self, webhook: Webhook) -> list[bytes]:
         """Digest a body in every way by which it may be known, the way of new webhooks first.
@@ -62,6 +64,11 @@ class Sealer:
         if not keyed:
             raise _key_unknown("There is no key to encrypt customer webhooks; set POINTBOOK_QUARANTINE_KEYS.", "")
         return keyed
+
+    def subject_digests(self, subject: str) -> list[bytes]:
+        """Digest whom a body tells of in every way by which they may be known, the way of new webhooks first."""
+        keyed = [hmac.digest(key, subject.encode(), "sha256") for key in self._subject_keys]
+        return [*keyed, sha256(subject.encode()).digest()]
 
     def seal(self, webhook: Webhook, quarantine_id: str) -> Sealed:
         """Write a webhook's content down; `digests` has made sure that there is a key if it takes one."""

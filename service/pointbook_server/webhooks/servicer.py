@@ -5,10 +5,10 @@ from typing import Protocol
 
 import structlog
 
-from pointbook.v1 import points_pb2, webhooks_pb2, webhooks_pb2_grpc
+from pointbook.v1 import customers_pb2, points_pb2, webhooks_pb2, webhooks_pb2_grpc
 from pointbook_server import paging
 from pointbook_server.clock import Clock
-from pointbook_server.errors import PointbookError, Reason, not_implemented
+from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.fields import DAY_MS, ID_LENGTH_MAX, TIME_MS_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_timestamp
 from pointbook_server.webhooks.model import (
     POINTS_TOPIC,
@@ -37,6 +37,13 @@ LIST_BYTES_MAX = 1024 * 1024 - 4 * 1024
 LATIN_1_MAX = "\xff"
 RETRY_AFTER_SECONDS = 60.0
 """A full quarantine waits for an operator."""
+CUSTOMER_TOPICS = {
+    "customers/create": customers_pb2.CUSTOMER_UPDATE_KIND_CREATED,
+    "customers/update": customers_pb2.CUSTOMER_UPDATE_KIND_UPDATED,
+    "customers/delete": customers_pb2.CUSTOMER_UPDATE_KIND_DELETED,
+    "customers/redact": customers_pb2.CUSTOMER_UPDATE_KIND_REDACTED,
+}
+"""The customer topics, and the kind of update that each reports."""
 REASON_PREFIX = "QUARANTINE_REASON_"
 REASONS = {webhooks_pb2.QuarantineReason.Value(REASON_PREFIX + reason): reason for reason in QuarantineReason}
 REASON_NUMBERS = {reason: number for number, reason in REASONS.items()}
@@ -62,15 +69,27 @@ class Points(Protocol):
         """Write one event into the book."""
 
 
+class Customers(Protocol):
+    """What applies customer updates: CustomersService itself."""
+
+    async def ApplyCustomerUpdate(
+        self, request: customers_pb2.ApplyCustomerUpdateRequest, _context: object, /
+    ) -> customers_pb2.ApplyCustomerUpdateResponse:
+        """Apply one customer webhook."""
+
+
 class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
     """WebhooksService: each method reads its request, asks the store, and writes the answer.
 
     `replay_ms` is by when a replay that was begun has certainly ended.
     """
 
-    def __init__(self, store: WebhooksStore, points: Points, clock: Clock, *, replay_ms: int) -> None:
+    def __init__(
+        self, store: WebhooksStore, points: Points, customers: Customers, clock: Clock, *, replay_ms: int
+    ) -> None:
         self._store = store
         self._points = points
+        self._customers = customers
         self._clock = clock
         self._replay_ms = replay_ms
 
@@ -128,25 +147,21 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
         merchant_id, quarantine_id = _read_name(fields, request)
         kind = request.WhichOneof("update")
         fields.present("points_update", is_present=kind is not None)
-        if kind == "points_update":
-            fields.identifier("points_update.event_id", request.points_update.event_id, length_max=EVENT_ID_LENGTH_MAX)
+        event_id = getattr(request, kind).event_id if kind else ""
+        if kind:
+            fields.identifier(f"{kind}.event_id", event_id, length_max=EVENT_ID_LENGTH_MAX)
         fields.check()
-        if kind == "customer_update":
-            raise not_implemented("customer updates")
         now_ms = self._clock()
-        event_id = request.points_update.event_id
         claim = await self._store.claim(merchant_id, quarantine_id, event_id, now_ms, now_ms + self._replay_ms)
         try:
-            applied = await self._apply(claim, request.points_update, context)
+            response = await self._apply(claim, request, context)
         except PointbookError as error:
             # Where the database went away, nobody knows whether the event was applied.
             if error.reason is not Reason.DATABASE_UNAVAILABLE:
                 await self._store.release(claim)
             raise
-        replayed_at_ms = await self._store.mark_replayed(claim, self._clock())
-        return webhooks_pb2.ReplayQuarantinedWebhookResponse(
-            points_update=applied, replay_time=to_timestamp(replayed_at_ms)
-        )
+        response.replay_time.CopyFrom(to_timestamp(await self._store.mark_replayed(claim, self._clock())))
+        return response
 
     async def DropQuarantinedWebhook(
         self, request: webhooks_pb2.DropQuarantinedWebhookRequest, _context: object
@@ -168,18 +183,30 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
         return webhooks_pb2.DropQuarantinedWebhookResponse()
 
     async def _apply(
-        self, claim: Claim, update: points_pb2.PointsUpdate, context: object
-    ) -> points_pb2.ApplyPointsUpdateResponse:
-        """Apply a claimed webhook's event; what is wrong with it is told by the paths of this request."""
+        self, claim: Claim, request: webhooks_pb2.ReplayQuarantinedWebhookRequest, context: object
+    ) -> webhooks_pb2.ReplayQuarantinedWebhookResponse:
+        """Apply a claimed webhook's update; what is wrong with it is told by the paths of this request."""
         fields = Fields()
-        if claim.topic != POINTS_TOPIC:
+        is_points = request.HasField("points_update")
+        if is_points and claim.topic != POINTS_TOPIC:
             fields.wrong("points_update", "must be the update of a points webhook, which this one is not")
-            fields.check()
+        if not is_points and CUSTOMER_TOPICS.get(claim.topic) != request.customer_update.kind:
+            fields.wrong("customer_update.kind", "must be the kind of the webhook's topic")
+        fields.check()
+        # The points update's paths begin with its name in the request that it is put into.
+        prefix = "points_" if is_points else "customer_update."
         try:
-            return await self._points.ApplyPointsUpdate(points_pb2.ApplyPointsUpdateRequest(update=update), context)
+            if is_points:
+                points = points_pb2.ApplyPointsUpdateRequest(update=request.points_update)
+                return webhooks_pb2.ReplayQuarantinedWebhookResponse(
+                    points_update=await self._points.ApplyPointsUpdate(points, context)
+                )
+            return webhooks_pb2.ReplayQuarantinedWebhookResponse(
+                customer_update=await self._customers.ApplyCustomerUpdate(request.customer_update, context)
+            )
         except PointbookError as error:
             for violation in error.violations:
-                fields.wrong(f"points_{violation.field}", violation.description)
+                fields.wrong(f"{prefix}{violation.field}", violation.description)
             fields.check()
             raise
 

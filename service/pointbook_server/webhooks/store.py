@@ -3,6 +3,7 @@
 Whoever changes a merchant's usage locks its row before any webhook's, so that no two transactions wait for each other.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -35,6 +36,7 @@ from pointbook_server.webhooks.model import (
     State,
     Webhook,
     new_quarantine_id,
+    subject_of,
 )
 from pointbook_server.webhooks.sealing import Sealed, Sealer
 
@@ -42,6 +44,12 @@ WEBHOOK = quarantined_webhooks.c
 USAGE = quarantine_usage.c
 IS_WEBHOOK = and_(WEBHOOK.quarantine_id == bindparam("id"), WEBHOOK.merchant_id == bindparam("merchant"))
 IS_MERCHANT = USAGE.merchant_id == bindparam("merchant")
+TELLS_OF = and_(
+    WEBHOOK.subject_digest == any_(bindparam("digests", type_=ARRAY(LargeBinary))),
+    WEBHOOK.merchant_id == bindparam("merchant"),
+)
+ERASED = "erased"
+"""What a webhook was replayed as, when its body was erased."""
 NAMES = [field.name for field in fields(Quarantined)]
 FACTS = [WEBHOOK.body.is_(None).label(name) if name == "body_erased" else WEBHOOK[name] for name in NAMES]
 
@@ -110,6 +118,25 @@ RELEASE_WEBHOOK = Statement(
         replay_until_ms=case((WEBHOOK.replays_running > 1, WEBHOOK.replay_until_ms), else_=0),
     )
 )
+LOCK_ABOUT = Statement(
+    select(func.octet_length(WEBHOOK.body).label("size"))
+    .where(TELLS_OF, WEBHOOK.body.is_not(None))
+    .order_by(WEBHOOK.quarantine_id)
+    .with_for_update()
+)
+# What a webhook was replayed as is a digest of its content, so that it goes with the body.
+ERASE_BODIES = Statement(
+    update(quarantined_webhooks)
+    .where(TELLS_OF, WEBHOOK.body.is_not(None))
+    .values(
+        body=None,
+        kept_bytes=func.octet_length(WEBHOOK.headers),
+        replay_event_id=case((WEBHOOK.state == State.REPLAYED.value, ERASED), else_=WEBHOOK.replay_event_id),
+    )
+)
+FREE_BYTES = Statement(
+    update(quarantine_usage).where(IS_MERCHANT).values(bytes=USAGE.bytes - bindparam("size", type_=BigInteger))
+)
 MARK_REPLAYED = Statement(
     update(quarantined_webhooks)
     .where(IS_WEBHOOK, WEBHOOK.replay_event_id == bindparam("event"))
@@ -171,6 +198,8 @@ class WebhooksStore:
         digests = self._sealer.digests(webhook)
         quarantine_id = new_quarantine_id()
         sealed = self._sealer.seal(webhook, quarantine_id)
+        subject = subject_of(webhook.body)
+        subject_digest = self._sealer.subject_digests(subject)[0] if subject else None
         known = {
             "digests": digests,
             "why": webhook.reason.value,
@@ -182,7 +211,8 @@ class WebhooksStore:
             if found := await connection.fetch_one(COUNT_REPETITION, known):
                 return found.quarantine_id, True
             if await self._take_room(connection, webhook.merchant_id, sealed.size):
-                if not await connection.execute(INSERT_WEBHOOK, _to_row(webhook, quarantine_id, digests[0], sealed)):
+                row = _to_row(webhook, quarantine_id, digests[0], sealed)
+                if not await connection.execute(INSERT_WEBHOOK, row | {"subject_digest": subject_digest}):
                     raise RetryTransactionError  # Another call has just kept it.
                 return quarantine_id, False
             # The last room may just have been taken by the same webhook.
@@ -266,6 +296,15 @@ class WebhooksStore:
             return QuarantineReason(row.reason)
 
         return await self._database.transaction(work)
+
+    async def erase(self, connection: Connection, merchant_id: str, buyer_ids: Iterable[str]) -> None:
+        """Erase the bodies that tell of some buyers, inside the transaction that redacts them."""
+        digests = [digest for buyer_id in buyer_ids for digest in self._sealer.subject_digests(buyer_id)]
+        about = {"merchant": merchant_id, "digests": digests}
+        await connection.fetch_one(LOCK_USAGE, {"merchant": merchant_id})
+        size = sum(row.size for row in await connection.fetch(LOCK_ABOUT, about))
+        await connection.execute(ERASE_BODIES, about)
+        await connection.execute(FREE_BYTES, {"merchant": merchant_id, "size": size})
 
     async def _take_room(self, connection: Connection, merchant_id: str, size: int) -> bool:
         """Count a new webhook in, if there is room; a merchant's first ones open its count, of which one does."""

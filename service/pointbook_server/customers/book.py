@@ -1,0 +1,293 @@
+"""The customers of one merchant on one connection, inside whatever transaction it is in."""
+
+import secrets
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from pointbook_server.customers import statements as sql
+from pointbook_server.customers.model import (
+    Customer,
+    CustomerUpdate,
+    GroupKey,
+    Identifier,
+    Key,
+    KeysTakenError,
+    Kind,
+    KnownBuyer,
+    UserGroup,
+    customer_not_found,
+    identifier_taken,
+    write_stamp,
+)
+from pointbook_server.database import Connection, RetryTransactionError, Row, Statement
+from pointbook_server.errors import store_not_found
+from pointbook_server.ledger.model import AccountKey
+
+
+class CustomersBook:
+    """Reads, locks and changes a merchant's customers.
+
+    `find` and `group` take one statement each, and see what was committed, or locked, before they begin.
+    """
+
+    def __init__(self, connection: Connection, merchant_id: str) -> None:
+        self._connection = connection
+        self._merchant_id = merchant_id
+
+    async def find(self, key: Key) -> Customer | None:
+        """Read the customer whom an identifier or a buyer belongs to."""
+        if isinstance(key, AccountKey):
+            return await self._find(sql.FIND_BY_BUYER, key._asdict())
+        if key.kind is Kind.CUSTOMER_ID and not key.source:
+            return await self._find(sql.FIND_BY_ID, {"customer_id": key.value})
+        return await self._find(sql.FIND_BY_IDENTIFIER, key._asdict())
+
+    async def group(self, by: GroupKey, key: str) -> UserGroup | None:
+        """Read a group with its members and their buyers."""
+        row = await self._fetch_one(sql.FIND_GROUP[by], {"key": key})
+        return None if row is None else sql.read_group(row)
+
+    async def lock(self, customer_ids: Iterable[str]) -> set[str]:
+        """Lock customers in the order that everybody keeps to; tells which of them there are."""
+        named = {"customer_ids": sorted(set(customer_ids))}
+        return {row.customer_id for row in await self._fetch(sql.LOCK_CUSTOMERS, named)}
+
+    async def locked(self, customer_id: str) -> Customer | None:
+        """Lock a customer, and read them as they are under the lock."""
+        if not await self.lock([customer_id]):
+            return None
+        return await self._find(sql.FIND_BY_ID, {"customer_id": customer_id})
+
+    async def named(self, field: str, customer_id: str) -> Customer:
+        """Read the customer whom a field of the request names. Raises CUSTOMER_NOT_FOUND."""
+        customer = await self._find(sql.FIND_BY_ID, {"customer_id": customer_id})
+        if customer is None:
+            raise customer_not_found(field)
+        return customer
+
+    async def register_store(self, store_id: str, now_ms: int) -> None:
+        """Register a store if nobody has."""
+        await self._execute(sql.REGISTER_STORE, {"store_id": store_id, "now_ms": now_ms})
+
+    async def check_stores(self, store_ids: Collection[str], *, is_update: bool = False) -> None:
+        """Raise STORE_NOT_FOUND for the first store that is not the merchant's; an update is told whose it is not."""
+        named = {"store_ids": sorted(set(store_ids))}
+        rows = await self._fetch(sql.READ_STORE_OWNERS, named)
+        owners = {row.store_id: row.merchant_id for row in rows}
+        for store_id in store_ids:
+            if owners.get(store_id) != self._merchant_id:
+                raise store_not_found(store_id, registered_elsewhere=is_update and store_id in owners)
+
+    async def create(self, customer: Customer, now_ms: int) -> None:
+        """Keep a new customer; where another call has just done so, the transaction runs again."""
+        values = {"language": customer.language, "fraud_blocked": customer.fraud_blocked, "now_ms": now_ms}
+        if not await self._execute(sql.INSERT_CUSTOMER, {"customer_id": customer.customer_id, **values}):
+            raise RetryTransactionError
+
+    async def update(self, customer: Customer, now_ms: int) -> None:
+        """Count a change of a locked customer, and write what stands beside their keys."""
+        values = {"language": customer.language, "fraud_blocked": customer.fraud_blocked, "now_ms": now_ms}
+        await self._execute(sql.UPDATE_CUSTOMER, {"customer_id": customer.customer_id, **values})
+
+    async def check_free(self, customer_id: str, keys: Collection[Key]) -> None:
+        """Raise KeysTakenError for keys of other customers, before anything waits for those who hold them."""
+        buyers, identifiers = _split(keys)
+        taken: list[Key] = []
+        if buyers:
+            rows = await self._fetch(sql.READ_BUYER_OWNERS, _buyer_columns(buyers))
+            taken += [AccountKey(row.store_id, row.buyer_id) for row in rows if row.customer_id != customer_id]
+        if identifiers:
+            rows = await self._fetch(sql.READ_IDENTIFIER_OWNERS, _identifier_columns(identifiers))
+            taken += [_identifier(row) for row in rows if row.customer_id != customer_id]
+        if taken:
+            raise KeysTakenError(taken)
+
+    async def take(self, customer_id: str, keys: Collection[Key]) -> set[Key]:
+        """Give a locked customer keys that nobody owns, and tell which somebody owns after all."""
+        buyers, identifiers = _split(keys)
+        took: set[Key] = set()
+        if buyers:
+            named = {"customer_id": customer_id, **_buyer_columns(buyers)}
+            rows = await self._fetch(sql.TAKE_BUYERS, named)
+            took |= {AccountKey(row.store_id, row.buyer_id) for row in rows}
+        if identifiers:
+            named = {"customer_id": customer_id, **_identifier_columns(identifiers)}
+            took |= {_identifier(row) for row in await self._fetch(sql.TAKE_IDENTIFIERS, named)}
+        return set(keys) - took
+
+    async def free(self, customer_id: str, keys: Collection[Key]) -> None:
+        """Take keys from the locked customer who owns them."""
+        buyers, identifiers = _split(keys)
+        if buyers:
+            await self.lock_buyers(buyers)
+            await self._execute(sql.FREE_BUYERS, {"customer_id": customer_id, **_buyer_columns(buyers)})
+        if identifiers:
+            await self._execute(sql.FREE_IDENTIFIERS, {"customer_id": customer_id, **_identifier_columns(identifiers)})
+
+    async def lock_buyers(self, buyers: Iterable[AccountKey]) -> dict[AccountKey, KnownBuyer]:
+        """Lock the buyers of whom something is kept, behind the customers' locks, and read it."""
+        return dict(map(sql.read_buyer, await self._fetch(sql.LOCK_BUYERS, _buyer_columns(buyers))))
+
+    async def move(self, key: Key, from_customer_id: str, to_customer_id: str) -> None:
+        """Give a key of one locked customer to another one."""
+        statement = sql.MOVE_BUYER if isinstance(key, AccountKey) else sql.MOVE_IDENTIFIER
+        named = {"customer_id": from_customer_id, "to_customer_id": to_customer_id}
+        await self._execute(statement, {**named, **key._asdict()})
+
+    async def open_buyer(self, buyer: AccountKey) -> str | None:
+        """Tell who owns a buyer, of whom something is kept from now on."""
+        row = await self._fetch_one(sql.READ_BUYER, buyer._asdict())
+        if row is not None:
+            return str(row.customer_id) if row.customer_id else None
+        await self._execute(sql.OPEN_BUYER, buyer._asdict())
+        return None
+
+    async def stamp(self, buyer: AccountKey, known: KnownBuyer) -> None:
+        """Write as of which updates a locked buyer's contacts are known."""
+        as_of = {f"{kind.lower()}_as_of": write_stamp(stamp) for kind, stamp in known.as_of.items()}
+        await self._execute(sql.STAMP_BUYER, {**as_of, **buyer._asdict()})
+
+    async def close_buyer(self, buyer: AccountKey) -> None:
+        """Forget a locked buyer if there is nothing to say of them."""
+        await self._execute(sql.CLOSE_BUYER, buyer._asdict())
+
+    async def update_digest(self, event_id: str) -> bytes | None:
+        """Read the digest of an update that was seen before."""
+        row = await self._fetch_one(sql.READ_UPDATE, {"event_id": event_id})
+        return None if row is None else bytes(row.content_digest)
+
+    async def remember_update(self, update: CustomerUpdate) -> None:
+        """Remember that an update was seen; where another call has just done so, the transaction runs again."""
+        values = {
+            "event_id": update.event_id,
+            "content_digest": update.digest,
+            "updated_at_ms": update.updated_at_ms,
+            **update.buyer._asdict(),
+        }
+        if not await self._execute(sql.INSERT_UPDATE, values):
+            raise RetryTransactionError
+
+    async def forget_updates(self, buyers: Iterable[AccountKey], redacted_at_ms: int) -> None:
+        """Forget the updates of buyers from before a moment."""
+        await self._execute(sql.DELETE_UPDATES, {"redacted_at_ms": redacted_at_ms, **_buyer_columns(buyers)})
+
+    async def tombstone(self, digests: Sequence[bytes]) -> int:
+        """Tell when whom the digests name was last redacted; 0 for never."""
+        row = await self._fetch_one(sql.READ_TOMBSTONE, {"digests": list(digests)})
+        return 0 if row is None else row.redacted_at_ms or 0
+
+    async def leave_tombstones(self, digests: Sequence[bytes], redacted_at_ms: int) -> None:
+        """Remember when whom the digests name was redacted."""
+        await self._execute(sql.LEAVE_TOMBSTONES, {"digests": list(digests), "redacted_at_ms": redacted_at_ms})
+
+    async def audit(
+        self,
+        action: str,
+        customer_id: str,
+        reason: str,
+        at_ms: int,
+        *,
+        key: Key | None = None,
+        to_customer_id: str = "",
+    ) -> None:
+        """Tell for good that a key was moved, or a customer redacted: never the value of an identifier."""
+        values: dict[str, Any] = {"kind": None, "store_id": None, "buyer_id": None}
+        if isinstance(key, AccountKey):
+            values |= {"kind": "BUYER", **key._asdict()}
+        elif key is not None:
+            values |= {"kind": f"{key.source} {key.kind}".strip()}
+        values |= {"action": action, "customer_id": customer_id, "to_customer_id": to_customer_id or None}
+        values |= {"audit_id": secrets.token_hex(12), "reason": reason, "at_ms": at_ms}
+        await self._execute(sql.INSERT_AUDIT, values)
+
+    async def check_rival_groups(self, group: UserGroup) -> None:
+        """Raise IDENTIFIER_TAKEN for an external id or a primary member of another group."""
+        values = {
+            "group_id": group.group_id,
+            "external_id": group.external_id or None,
+            "primary_customer_id": group.primary_customer_id,
+        }
+        rivals = await self._fetch(sql.READ_RIVAL_GROUPS, values)
+        taken = [
+            f"user_group.{name}"
+            for name in ("external_id", "primary_customer_id")
+            if any(rival[name] == values[name] for rival in rivals)
+        ]
+        if taken:
+            raise identifier_taken(taken)
+
+    async def create_group(self, group: UserGroup, now_ms: int) -> None:
+        """Keep a new group of locked members; where another call's group is in the way, the transaction runs again."""
+        values = {
+            "group_id": group.group_id,
+            "external_id": group.external_id or None,
+            "primary_customer_id": group.primary_customer_id,
+            "revision": group.revision,
+            "now_ms": now_ms,
+        }
+        if not await self._execute(sql.INSERT_GROUP, values):
+            raise RetryTransactionError
+        await self._take_default_marks(group, now_ms)
+        columns = {
+            "customer_ids": [member.customer_id for member in group.members],
+            "can_redeem": [member.can_redeem for member in group.members],
+            "blocked": [member.blocked for member in group.members],
+            "is_default": [member.is_default for member in group.members],
+        }
+        await self._execute(sql.INSERT_MEMBERS, {"group_id": group.group_id, **columns})
+
+    async def delete_group(self, group_id: str) -> None:
+        """Delete a group, its memberships with it."""
+        await self._execute(sql.DELETE_GROUP, {"group_id": group_id})
+
+    async def _take_default_marks(self, group: UserGroup, now_ms: int) -> None:
+        """Let no other group be the default one of those whose default group this is."""
+        customer_ids = [member.customer_id for member in group.members if member.is_default]
+        values = {"group_id": group.group_id, "customer_ids": customer_ids}
+        marked = await self._fetch(sql.TAKE_DEFAULT_MARKS, values)
+        group_ids = sorted({row.group_id for row in marked})
+        if group_ids:
+            await self._fetch(sql.LOCK_GROUPS, {"group_ids": group_ids})
+            await self._execute(sql.COUNT_GROUP_CHANGES, {"group_ids": group_ids, "now_ms": now_ms})
+
+    async def _fetch(self, statement: Statement, values: dict[str, Any]) -> list[Row]:
+        return await self._connection.fetch(statement, self._named(values))
+
+    async def _fetch_one(self, statement: Statement, values: dict[str, Any]) -> Row | None:
+        return await self._connection.fetch_one(statement, self._named(values))
+
+    async def _execute(self, statement: Statement, values: dict[str, Any]) -> int:
+        return await self._connection.execute(statement, self._named(values))
+
+    async def _find(self, statement: Statement, values: dict[str, Any]) -> Customer | None:
+        row = await self._fetch_one(statement, values)
+        return None if row is None else sql.read_customer(row)
+
+    def _named(self, values: dict[str, Any]) -> dict[str, Any]:
+        return {"merchant_id": self._merchant_id, **values}
+
+
+def _split(keys: Iterable[Key]) -> tuple[list[AccountKey], list[Identifier]]:
+    """Part buyers from identifiers, each sorted."""
+    buyers: list[AccountKey] = []
+    identifiers: list[Identifier] = []
+    for key in keys:
+        if isinstance(key, AccountKey):
+            buyers.append(key)
+        else:
+            identifiers.append(key)
+    return sorted(buyers), sorted(identifiers)
+
+
+def _buyer_columns(buyers: Iterable[AccountKey]) -> dict[str, list[str]]:
+    pairs = sorted(buyers)
+    return {"store_ids": [key.store_id for key in pairs], "buyer_ids": [key.buyer_id for key in pairs]}
+
+
+def _identifier_columns(identifiers: Iterable[Identifier]) -> dict[str, list[str]]:
+    kinds, values, sources, account_ids = zip(*identifiers, strict=True)
+    return {"kinds": list(kinds), "values": list(values), "sources": list(sources), "account_ids": list(account_ids)}
+
+
+def _identifier(row: Any) -> Identifier:
+    return Identifier(Kind(row.kind), row.value, row.source, row.account_id)

@@ -1,0 +1,341 @@
+"""Customers: what they are found by, what a webhook says of one, and the groups in which they pool points."""
+
+import hmac
+import json
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import sha256
+from typing import NamedTuple
+
+import phonenumbers
+from email_validator import EmailNotValidError, validate_email
+
+from pointbook_server.errors import FieldViolation, PointbookError, Reason
+from pointbook_server.ledger.model import AccountKey
+
+MOBILE_LENGTH_MAX = 32
+EMAIL_LENGTH_MAX = 254
+CARDS_MAX = 50
+SOURCE_IDENTITIES_MAX = 50
+BUYERS_MAX = 100
+RETRY_AFTER_SECONDS = 60.0
+"""How long it takes at least until somebody has given a server its key."""
+TOMBSTONE_DOMAIN = "pointbook.tombstone.v1"
+_VALUE = re.compile(r"[!-~]{1,64}")
+_NUMBER = re.compile(r"\+?[0-9][0-9 ().-]*")
+"""What a mobile number may be written with: the library would also read letters as digits, and drop extensions."""
+
+
+class Kind(StrEnum):
+    """What kind of identifier a value is."""
+
+    MOBILE = "MOBILE"
+    EMAIL = "EMAIL"
+    EXTERNAL_ID = "EXTERNAL_ID"
+    CARD_NUMBER = "CARD_NUMBER"
+    CARD_EXTERNAL_ID = "CARD_EXTERNAL_ID"
+    CUSTOMER_ID = "CUSTOMER_ID"
+
+
+CONTACTS = (Kind.MOBILE, Kind.EMAIL)
+"""What customer webhooks tell of a customer."""
+SINGLE_KINDS = (Kind.MOBILE, Kind.EMAIL, Kind.EXTERNAL_ID)
+"""Of which a customer has only one."""
+
+
+class Identifier(NamedTuple):
+    """What a customer is found by: one of their own where `source` is empty, or one that an outside source knows.
+
+    A customer's own CUSTOMER_ID is the `customer_id` itself.
+    """
+
+    kind: Kind
+    value: str
+    source: str = ""
+    account_id: str = ""
+
+
+Key = Identifier | AccountKey
+"""What belongs to one customer of a merchant at most: an identifier, or a buyer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    """A person inside a merchant. The revision counts the changes; 0 is a customer that is not kept yet."""
+
+    merchant_id: str
+    customer_id: str
+    identifiers: tuple[Identifier, ...] = ()
+    buyers: tuple[AccountKey, ...] = ()
+    language: str = ""
+    fraud_blocked: bool = False
+    revision: int = 0
+
+    @property
+    def keys(self) -> set[Key]:
+        """All that belongs to the customer."""
+        return {*self.identifiers, *self.buyers}
+
+    def own(self, kind: Kind) -> list[str]:
+        """Tell the customer's own identifiers of a kind."""
+        return [own.value for own in self.identifiers if own.kind is kind and not own.source]
+
+    def check_room(self, key: Key) -> None:
+        """Raise NoRoomError where the customer cannot receive a key."""
+        if isinstance(key, AccountKey):
+            if any(buyer.store_id == key.store_id for buyer in self.buyers):
+                raise NoRoomError("must be of a store in which the receiver has no other buyer")
+            count, most = len(self.buyers), BUYERS_MAX
+        elif key.source:
+            count, most = sum(bool(identifier.source) for identifier in self.identifiers), SOURCE_IDENTITIES_MAX
+        else:
+            count, most = len(self.own(key.kind)), CARDS_MAX
+        if count >= most:
+            raise NoRoomError(f"must not be one more than the {most} that a receiver may have")
+
+    def replaced_by(self, key: Key) -> set[Key]:
+        """Tell what a key takes the place of: of some kinds a customer has only one."""
+        if isinstance(key, AccountKey) or key.source or key.kind not in SINGLE_KINDS:
+            return set()
+        return {Identifier(key.kind, value) for value in self.own(key.kind)}
+
+
+class KeysTakenError(Exception):
+    """Some keys belong to another customer, and stay there."""
+
+    def __init__(self, keys: Iterable[Key]) -> None:
+        super().__init__("keys of another customer")
+        self.keys = frozenset(keys)
+
+
+class NoRoomError(Exception):
+    """A customer cannot receive a key; the message says what they must not have to receive it."""
+
+
+class UpdateKind(StrEnum):
+    """What happened to SHOPLINE's customer. Of two updates of one moment the later one here is the newer."""
+
+    CREATED = "CREATED"
+    UPDATED = "UPDATED"
+    DELETED = "DELETED"
+    REDACTED = "REDACTED"
+
+
+class Stamp(NamedTuple):
+    """How new an update is. SHOPLINE's times are whole seconds, so that kind and id order those of one moment."""
+
+    at_ms: int
+    rank: int
+    event_id: str
+
+
+NEVER = Stamp(0, 0, "")
+
+
+def read_stamp(text: str | None) -> Stamp:
+    """Read a stamp that was written down; None is before all others."""
+    if text is None:
+        return NEVER
+    at_ms, rank, event_id = text.split(" ")
+    return Stamp(int(at_ms), int(rank), event_id)
+
+
+def write_stamp(stamp: Stamp) -> str | None:
+    """Write a stamp down."""
+    return None if stamp == NEVER else f"{stamp.at_ms} {stamp.rank} {stamp.event_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBuyer:
+    """What is kept of a buyer: who owns them, if anybody, and as of which update each contact is known."""
+
+    customer_id: str | None
+    as_of: Mapping[Kind, Stamp]
+
+    def since(self, moment_ms: int) -> "KnownBuyer":
+        """Forget what is known as of a moment or before it."""
+        newer = {kind: stamp if stamp.at_ms > moment_ms else NEVER for kind, stamp in self.as_of.items()}
+        return KnownBuyer(self.customer_id, newer)
+
+
+def newest(buyers: Iterable[KnownBuyer]) -> dict[Kind, Stamp]:
+    """Tell as of which update each contact is known: the newest that told it, whichever buyer it was of."""
+    found = dict.fromkeys(CONTACTS, NEVER)
+    for buyer in buyers:
+        found = {kind: max(stamp, buyer.as_of[kind]) for kind, stamp in found.items()}
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerUpdate:
+    """A customer webhook. A mobile number or e-mail address of None is not told, and an empty one taken away."""
+
+    event_id: str
+    merchant_id: str
+    buyer: AccountKey
+    kind: UpdateKind
+    mobile: str | None
+    email: str | None
+    updated_at_ms: int
+
+    @property
+    def stamp(self) -> Stamp:
+        """How new the update is."""
+        return Stamp(self.updated_at_ms, list(UpdateKind).index(self.kind), self.event_id)
+
+    @property
+    def digest(self) -> bytes:
+        """Digest the content, by which a known event_id with other content is found out."""
+        content = [*self.buyer, self.kind, self.mobile, self.email, self.updated_at_ms]
+        return sha256(json.dumps(content).encode()).digest()
+
+    def says(self) -> dict[Kind, str | None]:
+        """Tell the contacts as the update has them: empty for none, None for what is no contact."""
+        if self.kind is UpdateKind.REDACTED:
+            return {}
+        if self.kind is UpdateKind.DELETED:
+            return dict.fromkeys(CONTACTS, "")
+        told = {Kind.MOBILE: self.mobile, Kind.EMAIL: self.email}
+        return {kind: value and normalised(kind, value) for kind, value in told.items() if value is not None}
+
+
+class SkipCause(StrEnum):
+    """Why an identifier of an update was left out."""
+
+    INVALID = "INVALID"
+    TAKEN = "TAKEN"
+
+
+class UpdateOutcome(StrEnum):
+    """What became of an update."""
+
+    APPLIED = "APPLIED"
+    DUPLICATE = "DUPLICATE"
+    OUTDATED = "OUTDATED"
+    REDACTED = "REDACTED"
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of an update, which customer it is about, if any, and what was left out."""
+
+    outcome: UpdateOutcome
+    customer_id: str = ""
+    skipped: Mapping[Kind, SkipCause] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A customer in a group, with what the group's pool takes of them."""
+
+    customer_id: str
+    can_redeem: bool = False
+    blocked: bool = False
+    is_default: bool = False
+    fraud_blocked: bool = False
+    buyers: tuple[AccountKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UserGroup:
+    """Customers who pool their points. The revision counts the changes; 0 is a group that is not kept yet."""
+
+    merchant_id: str
+    group_id: str
+    external_id: str
+    primary_customer_id: str
+    members: tuple[Member, ...]
+    revision: int = 0
+
+
+class GroupKey(StrEnum):
+    """What a group is found by: its id, its external id, its primary member, or whose default group it is."""
+
+    ID = "ID"
+    EXTERNAL_ID = "EXTERNAL_ID"
+    PRIMARY_CUSTOMER = "PRIMARY_CUSTOMER"
+    DEFAULT_OF_CUSTOMER = "DEFAULT_OF_CUSTOMER"
+
+
+class Tombstones:
+    """Names of redacted buyers that tell nobody who they were, by keys of which the first signs and all verify."""
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self._keys = tuple(keys)
+
+    def digests(self, merchant_id: str, buyer: AccountKey) -> list[bytes]:
+        """Digest a buyer under every key, the signing one first, each field prefixed by its length."""
+        encoded = [part.encode() for part in (TOMBSTONE_DOMAIN, merchant_id, buyer.store_id, buyer.buyer_id)]
+        message = b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
+        return [hmac.digest(key, message, "sha256") for key in self._keys]
+
+    def signed(self, merchant_id: str, buyer: AccountKey) -> bytes:
+        """Digest a buyer under the signing key. Raises CODE_KEY_UNKNOWN where there is none."""
+        if not self._keys:
+            raise PointbookError(
+                Reason.CODE_KEY_UNKNOWN,
+                "There is no key to remember a redaction by; set POINTBOOK_CODE_KEYS.",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+        return self.digests(merchant_id, buyer)[0]
+
+
+def customer_not_found(field: str) -> PointbookError:
+    """Tell that nobody is there by a field of the request."""
+    return PointbookError(
+        Reason.CUSTOMER_NOT_FOUND, "The merchant has no such customer.", metadata={"field": field} if field else {}
+    )
+
+
+def identifier_taken(paths: Sequence[str]) -> PointbookError:
+    """Tell by their paths which fields of the request name what somebody else has."""
+    return PointbookError(
+        Reason.IDENTIFIER_TAKEN,
+        "Something that the request gives belongs to another one already.",
+        metadata={"identifier": paths[0]},
+        violations=[FieldViolation(path, "belongs to another one already") for path in paths],
+    )
+
+
+def new_customer_id() -> str:
+    """Make an id that no other server makes, for a customer that a webhook creates."""
+    return f"c-{secrets.token_hex(12)}"
+
+
+def normalised(kind: Kind, value: str, default_region: str = "") -> str | None:
+    """Write an identifier in the one way in which it is kept and compared; None where it has no valid form."""
+    if kind is Kind.MOBILE:
+        return normalised_mobile(value, default_region)
+    if kind is Kind.EMAIL:
+        return normalised_email(value)
+    return value if _VALUE.fullmatch(value) else None
+
+
+def normalised_mobile(value: str, default_region: str = "") -> str | None:
+    """Write a mobile number in E.164; without a default region only the international form ("+86…") is understood."""
+    if len(value) > MOBILE_LENGTH_MAX or not _NUMBER.fullmatch(value):
+        return None
+    try:
+        number = phonenumbers.parse(value, default_region or None)
+    except phonenumbers.NumberParseException:
+        return None
+    if not phonenumbers.is_valid_number(number):
+        return None
+    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+
+
+def normalised_email(value: str) -> str | None:
+    """Write an e-mail address case-folded, without asking whether its domain exists.
+
+    The domain has its own rules, by which the library writes it: folding would make another domain of some.
+    """
+    if len(value) > EMAIL_LENGTH_MAX:
+        return None
+    try:
+        email = validate_email(value, check_deliverability=False)
+    except EmailNotValidError:
+        return None
+    return f"{email.local_part.casefold()}@{email.domain}"

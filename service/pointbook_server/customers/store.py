@@ -1,0 +1,207 @@
+"""The transactions of customers: each of its own, on the book of a merchant's customers."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from pointbook_server.customers.book import CustomersBook
+from pointbook_server.customers.model import (
+    Applied,
+    Customer,
+    CustomerUpdate,
+    GroupKey,
+    Identifier,
+    Key,
+    KeysTakenError,
+    KnownBuyer,
+    Tombstones,
+    UpdateKind,
+    UpdateOutcome,
+    UserGroup,
+    customer_not_found,
+    newest,
+)
+from pointbook_server.customers.updating import Updating
+from pointbook_server.database import Connection, Database
+from pointbook_server.errors import next_revision
+from pointbook_server.ledger.model import AccountKey
+
+REDACT_WEBHOOK = "customers/redact"
+"""The reason of a redaction that a webhook asked for."""
+
+
+class Quarantine(Protocol):
+    """Where webhooks with a customer's personal data may lie."""
+
+    async def erase(self, connection: Connection, merchant_id: str, buyer_ids: Collection[str]) -> None:
+        """Erase the bodies that tell of some buyers."""
+
+
+class CustomersStore:
+    """Reads and writes customers. A revision counts up with every change of a customer, and is the etag.
+
+    With `register_stores` an unknown store is registered for the merchant whose webhook first names it: for
+    `pointbook dev` only.
+    """
+
+    def __init__(
+        self, database: Database, quarantine: Quarantine, tombstones: Tombstones, *, register_stores: bool = False
+    ) -> None:
+        self._database = database
+        self._quarantine = quarantine
+        self._tombstones = tombstones
+        self._register_stores = register_stores
+
+    async def find(self, merchant_id: str, key: Key) -> Customer | None:
+        """Read the customer whom an identifier or a buyer belongs to, in one statement."""
+        async with self._database.autocommit() as connection:
+            return await CustomersBook(connection, merchant_id).find(key)
+
+    async def group(self, merchant_id: str, by: GroupKey, key: str) -> UserGroup | None:
+        """Read a group with its members and their buyers, in one statement."""
+        async with self._database.autocommit() as connection:
+            return await CustomersBook(connection, merchant_id).group(by, key)
+
+    def within(self, connection: Connection, merchant_id: str) -> CustomersBook:
+        """Give a merchant's customers and groups inside somebody's transaction."""
+        return CustomersBook(connection, merchant_id)
+
+    async def put(self, customer: Customer, expected_revision: int | None, now_ms: int) -> Customer:
+        """Create or replace a customer, and answer them as they are kept.
+
+        Raises STORE_NOT_FOUND for a buyer of another merchant's store, STALE_ETAG where another revision was expected,
+        and KeysTakenError for keys of other customers.
+        """
+
+        async def work(connection: Connection) -> Customer:
+            book = CustomersBook(connection, customer.merchant_id)
+            await book.check_stores([buyer.store_id for buyer in customer.buyers])
+            kept = await book.locked(customer.customer_id)
+            revision = next_revision(0 if kept is None else kept.revision, expected_revision)
+            await book.check_free(customer.customer_id, customer.keys)
+            await (book.create if kept is None else book.update)(customer, now_ms)
+            owned = set() if kept is None else kept.keys
+            if taken := await book.take(customer.customer_id, customer.keys - owned):
+                raise KeysTakenError(taken)
+            await book.free(customer.customer_id, owned - customer.keys)
+            return replace(customer, revision=revision)
+
+        return await self._database.transaction(work)
+
+    async def move(
+        self, merchant_id: str, key: Key, from_customer_id: str, to_customer_id: str, *, reason: str, now_ms: int
+    ) -> tuple[int, int]:
+        """Move a key from its owner to another customer, and answer both revisions.
+
+        Raises CUSTOMER_NOT_FOUND, KeysTakenError where a third customer owns the key, and NoRoomError.
+        """
+
+        async def work(connection: Connection) -> tuple[int, int]:
+            book = CustomersBook(connection, merchant_id)
+            await book.lock([from_customer_id, to_customer_id])
+            giver = await book.named("from_customer_id", from_customer_id)
+            receiver = await book.named("to_customer_id", to_customer_id)
+            if key in receiver.keys:
+                return giver.revision, receiver.revision
+            if key not in giver.keys:
+                raise customer_not_found("identifier") if await book.find(key) is None else KeysTakenError([key])
+            replaced = receiver.replaced_by(key)
+            if not replaced:
+                receiver.check_room(key)
+            await book.free(to_customer_id, replaced)
+            await book.move(key, from_customer_id, to_customer_id)
+            await book.update(giver, now_ms)
+            await book.update(receiver, now_ms)
+            await book.audit("MOVE", from_customer_id, reason, now_ms, key=key, to_customer_id=to_customer_id)
+            return giver.revision + 1, receiver.revision + 1
+
+        return await self._database.transaction(work)
+
+    async def redact(self, merchant_id: str, customer_id: str, reason: str, now_ms: int) -> int:
+        """Erase a customer's personal data, whatever the newest of it is as of, and answer up to when.
+
+        Raises CUSTOMER_NOT_FOUND, and CODE_KEY_UNKNOWN where there is no key for tombstones.
+        """
+
+        async def work(connection: Connection) -> int:
+            book = CustomersBook(connection, merchant_id)
+            await book.lock([customer_id])
+            customer = await book.named("customer_id", customer_id)
+            buyers = await book.lock_buyers(customer.buyers)
+            redacted_at_ms = max(now_ms, *(stamp.at_ms for stamp in newest(buyers.values()).values()))
+            await self._erase(connection, merchant_id, buyers, redacted_at_ms)
+            await _redact(book, customer, buyers, redacted_at_ms, reason=reason, now_ms=now_ms)
+            return redacted_at_ms
+
+        return await self._database.transaction(work)
+
+    async def apply(self, update: CustomerUpdate, now_ms: int) -> Applied:
+        """Apply a customer webhook once, in whatever order webhooks come.
+
+        Raises STORE_NOT_FOUND, EVENT_ID_REUSED, and CODE_KEY_UNKNOWN for a redaction without a key for tombstones.
+        """
+
+        async def work(connection: Connection) -> Applied:
+            book = CustomersBook(connection, update.merchant_id)
+            if self._register_stores:
+                await book.register_store(update.buyer.store_id, now_ms)
+            await book.check_stores([update.buyer.store_id], is_update=True)
+            updating = await Updating.begin(book, update, now_ms)
+            if await updating.was_seen():
+                return Applied(UpdateOutcome.DUPLICATE, updating.customer_id)
+            if update.updated_at_ms <= await self._redacted_at_ms(book, update):
+                await book.close_buyer(update.buyer)
+                return Applied(UpdateOutcome.REDACTED, updating.customer_id)
+            if update.kind is not UpdateKind.REDACTED:
+                return await updating.write()
+            await self._erase(connection, update.merchant_id, updating.buyers, update.updated_at_ms)
+            if updating.customer is not None:
+                await _redact(
+                    book, updating.customer, updating.buyers, update.updated_at_ms, reason=REDACT_WEBHOOK, now_ms=now_ms
+                )
+            await book.close_buyer(update.buyer)
+            await updating.remember()
+            return Applied(UpdateOutcome.APPLIED, updating.customer_id)
+
+        return await self._database.transaction(work)
+
+    async def _redacted_at_ms(self, book: CustomersBook, update: CustomerUpdate) -> int:
+        """Tell when a buyer was last redacted, as far as our keys can; 0 for never."""
+        return await book.tombstone(self._tombstones.digests(update.merchant_id, update.buyer))
+
+    async def _erase(
+        self,
+        connection: Connection,
+        merchant_id: str,
+        buyers: Mapping[AccountKey, KnownBuyer],
+        redacted_at_ms: int,
+    ) -> None:
+        """Erase what webhooks left of buyers as of a moment and before it, and remember the moment."""
+        book = CustomersBook(connection, merchant_id)
+        digests = [self._tombstones.signed(merchant_id, buyer) for buyer in buyers]
+        await book.leave_tombstones(digests, redacted_at_ms)
+        await book.forget_updates(buyers, redacted_at_ms)
+        for buyer, known in buyers.items():
+            await book.stamp(buyer, known.since(redacted_at_ms))
+        await self._quarantine.erase(connection, merchant_id, {buyer.buyer_id for buyer in buyers})
+
+
+async def _redact(
+    book: CustomersBook,
+    customer: Customer,
+    buyers: Mapping[AccountKey, KnownBuyer],
+    redacted_at_ms: int,
+    *,
+    reason: str,
+    now_ms: int,
+) -> None:
+    """Erase a customer's personal data, but for what a newer webhook told: it may have come first."""
+    told_since = {
+        Identifier(kind, value)
+        for kind, stamp in newest(buyers.values()).items()
+        if stamp.at_ms > redacted_at_ms
+        for value in customer.own(kind)
+    }
+    await book.free(customer.customer_id, set(customer.identifiers) - told_since)
+    await book.update(replace(customer, language=""), now_ms)
+    await book.audit("REDACT", customer.customer_id, reason, now_ms)

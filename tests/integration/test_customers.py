@@ -1,0 +1,921 @@
+"""Customers through real gRPC and a real database: put, found, told of by webhooks, moved and redacted."""
+
+import asyncio
+import itertools
+import random
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+
+from harness import (
+    NOW_MS,
+    Client,
+    Outbox,
+    Refusal,
+    Service,
+    Shop,
+    TestClock,
+    at,
+    refused,
+    server_settings,
+    unique,
+)
+from json_logs import json_logs
+from pointbook.v1 import customers_pb2, identity_pb2, webhooks_pb2
+from pointbook_server import status as status_module
+from pointbook_server.customers import servicer as servicer_module
+from pointbook_server.database import Connection, Statement
+from pointbook_server.programs.model import Channel
+from pointbook_server.server import Server
+
+CREATED = customers_pb2.CUSTOMER_UPDATE_KIND_CREATED
+UPDATED = customers_pb2.CUSTOMER_UPDATE_KIND_UPDATED
+DELETED = customers_pb2.CUSTOMER_UPDATE_KIND_DELETED
+REDACTED = customers_pb2.CUSTOMER_UPDATE_KIND_REDACTED
+TYPE_MOBILE = identity_pb2.IDENTIFIER_TYPE_MOBILE
+TYPE_EMAIL = identity_pb2.IDENTIFIER_TYPE_EMAIL
+INVALID = customers_pb2.SKIPPED_IDENTIFIER_CAUSE_INVALID
+TAKEN = customers_pb2.SKIPPED_IDENTIFIER_CAUSE_TAKEN
+
+_digits = itertools.count(1_234)
+
+
+def mobile() -> str:
+    """Make a mobile number that no other test uses."""
+    return f"+86138{next(_digits) % 100_000_000:08}"
+
+
+def email() -> str:
+    """Make an e-mail address that no other test uses."""
+    return f"{unique('person')}@example.com"
+
+
+def outcome(answer: customers_pb2.ApplyCustomerUpdateResponse) -> str:
+    """Tell what became of an update."""
+    return customers_pb2.CustomerUpdateOutcome.Name(answer.outcome).removeprefix("CUSTOMER_UPDATE_OUTCOME_")
+
+
+def skipped(answer: customers_pb2.ApplyCustomerUpdateResponse) -> dict[int, int]:
+    """Tell what was left out of an update, and why."""
+    return {item.identifier_type: item.cause for item in answer.skipped_identifiers}
+
+
+def update(shop: Shop, buyer_id: str = "buyer", **changes: Any) -> customers_pb2.ApplyCustomerUpdateRequest:
+    """Make a customer update."""
+    values: dict[str, Any] = {
+        "event_id": unique("event"),
+        "merchant_id": shop.merchant_id,
+        "store_id": shop.store_id,
+        "buyer_id": buyer_id,
+        "kind": UPDATED,
+        "updated_at": at(NOW_MS - 60_000),
+    }
+    return customers_pb2.ApplyCustomerUpdateRequest(**(values | changes))
+
+
+async def customer_or_none(client: Client, request: customers_pb2.GetCustomerRequest) -> customers_pb2.Customer:
+    """Read a customer; an empty one where there is none."""
+    try:
+        return (await client.customers.GetCustomer(request)).customer
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.NOT_FOUND:
+            raise
+        return customers_pb2.Customer()
+
+
+async def found(client: Client, shop: Shop, **identifier: Any) -> str:
+    """Tell whose identifier it is; empty for nobody's."""
+    ref = identity_pb2.CustomerRef(**identifier)
+    request = customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer=ref)
+    return (await customer_or_none(client, request)).customer_id
+
+
+async def of_buyer(client: Client, shop: Shop, buyer_id: str = "buyer") -> tuple[str, str]:
+    """Tell the mobile number and e-mail address of a buyer's customer."""
+    buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)
+    ref = identity_pb2.CustomerRef(buyer=buyer)
+    request = customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer=ref)
+    customer = await customer_or_none(client, request)
+    return customer.mobile, customer.email
+
+
+def full_customer(shop: Shop, **changes: Any) -> customers_pb2.Customer:
+    """A customer with a value in every field."""
+    values: dict[str, Any] = {
+        "merchant_id": shop.merchant_id,
+        "customer_id": "alice",
+        "mobile": mobile(),
+        "email": email(),
+        "external_id": "crm-1",
+        "card_numbers": ["card-1", "card-2"],
+        "card_external_ids": ["cx-1"],
+        "buyers": [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")],
+        "source_identities": [
+            identity_pb2.SourceIdentity(
+                source=identity_pb2.USER_SOURCE_WECHAT, account_id="mp-1", identifier_type=TYPE_MOBILE, value=mobile()
+            )
+        ],
+        "language": "zh-Hant",
+        "fraud_blocked": True,
+    }
+    return customers_pb2.Customer(**(values | changes))
+
+
+async def put(client: Client, customer: customers_pb2.Customer, etag: str = "") -> customers_pb2.PutCustomerResponse:
+    """Put a customer."""
+    return await client.customers.PutCustomer(customers_pb2.PutCustomerRequest(customer=customer, etag=etag))
+
+
+async def test_a_full_customer_is_kept_as_it_was_put(client: Client, shop: Shop) -> None:
+    """Every field survives, Put and Get answer the same, and every identifier finds the customer."""
+    customer = full_customer(shop)
+    assert {field.name for field, _ in customer.ListFields()} == set(customers_pb2.Customer.DESCRIPTOR.fields_by_name)
+
+    answer = await put(client, customer)
+    kept = await client.customers.GetCustomer(
+        customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer_id="alice")
+    )
+
+    assert customer == answer.customer == kept.customer
+    assert answer.etag == kept.etag == "1"
+    for identifier in (
+        {"mobile": customer.mobile},
+        {"email": customer.email.upper()},
+        {"external_id": "crm-1"},
+        {"card_number": "card-2"},
+        {"card_external_id": "cx-1"},
+        {"buyer": customer.buyers[0]},
+    ):
+        assert await found(client, shop, **identifier) == "alice"
+
+
+async def test_a_lookup_is_one_statement(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a customer is found by: redemption looks up on every call."""
+    customer = full_customer(shop)
+    await put(client, customer)
+    statements: list[str] = []
+    fetch_one = Connection.fetch_one
+
+    async def record(connection: Connection, statement: Statement, values: Any = None) -> Any:
+        statements.append(statement.sql)
+        return await fetch_one(connection, statement, values)
+
+    monkeypatch.setattr(Connection, "fetch_one", record)
+    for identifier in ({"mobile": customer.mobile}, {"buyer": customer.buyers[0]}, {"card_number": "card-1"}):
+        assert await found(client, shop, **identifier) == "alice"
+
+    assert len(statements) == 3
+
+
+async def test_identifiers_are_kept_in_one_form(client: Client, shop: Shop) -> None:
+    """Numbers in E.164, addresses case-folded; found however they are written."""
+    number, address = mobile(), email()
+    spaced = f"{number[:3]} {number[3:6]}-{number[6:]}"
+
+    kept = await client.put_customer(shop.merchant_id, "alice", mobile=spaced, email=address.upper())
+
+    assert (kept.mobile, kept.email) == (number, address)
+    assert await found(client, shop, mobile=f"{number[:3]}({number[3:6]}) {number[6:]}") == "alice"
+    assert await found(client, shop, email=address.title()) == "alice"
+
+
+async def test_a_customer_is_replaced_whole(client: Client, shop: Shop) -> None:
+    """What the second request leaves out is taken from the customer, and free for others."""
+    customer = full_customer(shop)
+    await put(client, customer)
+    bare = customers_pb2.Customer(merchant_id=shop.merchant_id, customer_id="alice")
+
+    answer = await put(client, bare)
+    customer.customer_id = "bob"
+    other = await put(client, customer)
+
+    assert (answer.customer, answer.etag) == (bare, "2")
+    assert other.customer == customer
+    assert await client.customer(shop.merchant_id, "alice") == bare
+
+
+async def test_merchants_are_apart(client: Client, shop: Shop) -> None:
+    """Two merchants may use the same ids and identifiers; neither sees the other's."""
+    other = Shop(unique("merchant"), unique("store"))
+    await client.put_store(other.merchant_id, other.store_id)
+    ours = await client.put_customer(shop.merchant_id, "alice", mobile=mobile())
+    theirs = await client.put_customer(other.merchant_id, "alice", mobile=ours.mobile, language="de")
+
+    assert await client.customer(shop.merchant_id, "alice") == ours
+    assert await client.customer(other.merchant_id, "alice") == theirs
+
+
+async def test_an_etag_guards_against_lost_updates(client: Client, shop: Shop) -> None:
+    """Nobody overwrites a customer that they have not seen, nor one that is not there."""
+    customer = full_customer(shop)
+    for etag in ("1", "x", "-1"):
+        error = await refused(put(client, customer, etag))
+        assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "STALE_ETAG")
+    first = await put(client, customer, "0")
+    second = await put(client, customer, first.etag)
+
+    assert (await refused(put(client, customer, first.etag))).reason == "STALE_ETAG"
+    assert second.etag == "2"
+
+
+TAKEN_FIELDS = (
+    "customer.mobile",
+    "customer.email",
+    "customer.external_id",
+    "customer.card_numbers[1]",
+    "customer.card_external_ids[0]",
+    "customer.source_identities[0]",
+    "customer.buyers[0]",
+)
+
+
+async def test_every_taken_identifier_is_named_by_its_field(client: Client, shop: Shop) -> None:
+    """The error tells where they stand, never what they are, and nothing is changed."""
+    theirs = full_customer(shop)
+    await put(client, theirs)
+    ours = full_customer(shop, customer_id="bob", card_numbers=["own", "card-2"])
+    ours.mobile, ours.email = theirs.mobile, theirs.email.upper()
+    ours.source_identities[0].CopyFrom(theirs.source_identities[0])
+
+    error = await refused(put(client, ours))
+
+    assert (error.code, error.reason) == (grpc.StatusCode.ALREADY_EXISTS, "IDENTIFIER_TAKEN")
+    assert set(error.fields) == set(TAKEN_FIELDS)
+    assert error.metadata == {"identifier": "customer.mobile"}
+    assert theirs.mobile not in str(error)
+    assert theirs.email not in str(error).lower()
+    assert await found(client, shop, card_number="own") == ""
+    assert await client.customer(shop.merchant_id, "alice") == theirs
+
+
+async def test_two_customers_cannot_swap_by_putting(client: Client, shop: Shop) -> None:
+    """Each wants the other's number, alone or at once: it stays where it is, and nobody waits for good."""
+    numbers = {"alice": mobile(), "bob": mobile()}
+    for customer_id, number in numbers.items():
+        await client.put_customer(shop.merchant_id, customer_id, mobile=number)
+
+    for _ in range(10):
+        answers = await asyncio.gather(
+            refused(client.put_customer(shop.merchant_id, "alice", mobile=numbers["bob"])),
+            refused(client.put_customer(shop.merchant_id, "bob", mobile=numbers["alice"])),
+        )
+        assert {answer.reason for answer in answers} == {"IDENTIFIER_TAKEN"}
+    assert await found(client, shop, mobile=numbers["alice"]) == "alice"
+
+
+BUYER = {"store_id": "s", "buyer_id": "b"}
+WECHAT = {"source": identity_pb2.USER_SOURCE_WECHAT, "account_id": "a", "identifier_type": TYPE_MOBILE}
+WRONG: tuple[tuple[str, Any, str], ...] = (
+    ("merchant_id", "", "merchant_id"),
+    ("merchant_id", "m" * 65, "merchant_id"),
+    ("customer_id", "", "customer_id"),
+    ("customer_id", "a b", "customer_id"),
+    ("mobile", "13900000000", "mobile"),
+    ("mobile", "+8613800000000 ext 5", "mobile"),
+    ("mobile", "+1 800 FLOWERS", "mobile"),
+    ("mobile", "+86 12", "mobile"),
+    ("mobile", "+" + "1" * 40, "mobile"),
+    ("mobile", "\x00", "mobile"),
+    ("email", "nobody", "email"),
+    ("email", "a@b@example.com", "email"),
+    ("email", "Some One <one@example.com>", "email"),
+    ("email", f"{'a' * 250}@example.com", "email"),
+    ("external_id", "x y", "external_id"),
+    ("external_id", "x" * 65, "external_id"),
+    ("card_numbers", ["a", ""], "card_numbers[1]"),
+    ("card_numbers", ["a", "a"], "card_numbers[1]"),
+    ("card_numbers", [str(n) for n in range(51)], "card_numbers"),
+    ("card_external_ids", ["é"], "card_external_ids[0]"),
+    ("buyers", [{"store_id": "", "buyer_id": "b"}], "buyers[0].store_id"),
+    ("buyers", [{"store_id": "s", "buyer_id": ""}], "buyers[0].buyer_id"),
+    ("buyers", [BUYER, BUYER | {"buyer_id": "c"}], "buyers"),
+    ("buyers", [BUYER, BUYER], "buyers[1]"),
+    ("buyers", [{"store_id": f"s{n}", "buyer_id": "b"} for n in range(101)], "buyers"),
+    ("source_identities", [WECHAT | {"value": "x"}], "source_identities[0].value"),
+    ("source_identities", [WECHAT | {"value": "+8613800000000", "source": 0}], "source_identities[0].source"),
+    ("source_identities", [WECHAT | {"value": "+8613800000000", "source": 99}], "source_identities[0].source"),
+    ("source_identities", [WECHAT | {"value": "x", "identifier_type": 0}], "source_identities[0].identifier_type"),
+    ("source_identities", [WECHAT | {"value": "+8613800000000", "account_id": ""}], "source_identities[0].account_id"),
+    (
+        "source_identities",
+        [WECHAT | {"value": "+8613800000000"}, WECHAT | {"value": "+86 138 0000 0000"}],
+        "source_identities[1]",
+    ),
+    ("language", "chinese language", "language"),
+    ("language", "a" * 36, "language"),
+)
+
+
+@pytest.mark.parametrize(("name", "value", "path"), WRONG, ids=[f"{name}-{n}" for n, (name, _, _) in enumerate(WRONG)])
+async def test_each_limit_of_a_customer(client: Client, shop: Shop, name: str, value: Any, path: str) -> None:
+    """A wrong field is named by its path, and only it, and its value is not quoted."""
+    changes: dict[str, Any] = {"buyers": [], name: value}
+    error = await refused(put(client, full_customer(shop, **changes)))
+
+    assert (error.reason, set(error.fields)) == ("INVALID_FIELDS", {f"customer.{path}"})
+    if isinstance(value, str) and len(value) > 5:
+        assert value not in str(error)
+
+
+async def test_every_wrong_field_is_named_at_once(client: Client) -> None:
+    """A caller mends a request in one go."""
+    wrong = customers_pb2.Customer(mobile="1", email="x", card_numbers=[""], language="?")
+    error = await refused(put(client, wrong))
+    nothing = await refused(client.customers.PutCustomer(customers_pb2.PutCustomerRequest()))
+
+    fields = {"merchant_id", "customer_id", "mobile", "email", "card_numbers[0]", "language"}
+    assert set(error.fields) == {f"customer.{field}" for field in fields}
+    assert set(nothing.fields) == {"customer", "customer.merchant_id", "customer.customer_id"}
+
+
+async def test_a_buyer_is_of_a_store_of_the_merchant(client: Client, shop: Shop) -> None:
+    """An unknown store and another merchant's are answered alike."""
+    other = Shop(unique("merchant"), unique("store"))
+    await client.put_store(other.merchant_id, other.store_id)
+    for store_id in (unique("store"), other.store_id):
+        buyers = [identity_pb2.Buyer(store_id=store_id, buyer_id="b")]
+        error = await refused(client.put_customer(shop.merchant_id, "alice", buyers=buyers))
+        assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "STORE_NOT_FOUND")
+        assert error.metadata == {"store_id": store_id}
+
+
+async def test_whom_nobody_knows_is_not_found(client: Client, shop: Shop) -> None:
+    """By id, by identifier, and by a buyer that no customer owns; a wrong form is a wrong field."""
+
+    async def get(**key: Any) -> Refusal:
+        request = customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, **key)
+        return await refused(client.customers.GetCustomer(request))
+
+    buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id="nobody")
+    for key in (
+        {"customer_id": "nobody"},
+        {"customer": {"mobile": mobile()}},
+        {"customer": {"buyer": buyer, "merchant_id": shop.merchant_id}},
+    ):
+        error = await get(**key)
+        assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
+    assert set((await get()).fields) == {"key"}
+    assert set((await get(customer={})).fields) == {"customer.identifier"}
+    assert set((await get(customer={"mobile": "1380000"})).fields) == {"customer.mobile"}
+    assert set((await get(customer={"mobile": mobile(), "merchant_id": "x"})).fields) == {"customer.merchant_id"}
+
+
+async def test_of_parallel_puts_for_one_number_one_wins(client: Client, shop: Shop) -> None:
+    """The others hear that it is taken: no deadlock, no internal error, and one customer has it."""
+    for _ in range(5):
+        number = mobile()
+        names = [unique("customer") for _ in range(12)]
+        answers = await asyncio.gather(
+            *(client.put_customer(shop.merchant_id, name, mobile=number, email=email()) for name in names),
+            return_exceptions=True,
+        )
+        won = [name for name, answer in zip(names, answers, strict=True) if not isinstance(answer, BaseException)]
+        errors = {answer.code() for answer in answers if isinstance(answer, grpc.aio.AioRpcError)}
+        assert [await found(client, shop, mobile=number)] == won
+        assert errors == {grpc.StatusCode.ALREADY_EXISTS}
+
+
+async def test_parallel_puts_of_one_customer_all_succeed(client: Client, shop: Shop) -> None:
+    """The first ones, too: without an etag the last one stands, with all of its identifiers."""
+    puts = [full_customer(shop, language="de" if n % 2 else "fr") for n in range(16)]
+    answers = await asyncio.gather(*(put(client, customer) for customer in puts))
+
+    assert sorted(int(answer.etag) for answer in answers) == list(range(1, 17))
+    last = max(answers, key=lambda answer: int(answer.etag))
+    assert await client.customer(shop.merchant_id, "alice") == last.customer
+
+
+async def test_parallel_puts_that_cross_never_fail_inside(client: Client, shop: Shop) -> None:
+    """Customers take and free the same numbers, cards and buyers in all orders: taken is the worst that happens."""
+    numbers, cards = [mobile() for _ in range(4)], ["c1", "c2", "c3", "c4"]
+    chance = random.Random(7)  # noqa: S311 - only chance
+
+    async def some(name: str) -> grpc.StatusCode:
+        customer = full_customer(
+            shop,
+            customer_id=name,
+            mobile=chance.choice(numbers),
+            card_numbers=chance.sample(cards, 2),
+            external_id="",
+            card_external_ids=[],
+            buyers=[identity_pb2.Buyer(store_id=shop.store_id, buyer_id=chance.choice("xyz"))],
+        )
+        try:
+            await put(client, customer)
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        return grpc.StatusCode.OK
+
+    codes = await asyncio.gather(*(some(f"c-{n % 5}") for n in range(150)))
+
+    assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.ALREADY_EXISTS}
+    assert grpc.StatusCode.OK in codes
+
+
+async def test_an_update_creates_the_customer_of_a_buyer(client: Client, shop: Shop) -> None:
+    """And the next one changes what it tells: absent stays, empty is taken away."""
+    first, second = mobile(), mobile()
+    address = email()
+    created = await client.customers.ApplyCustomerUpdate(
+        update(shop, kind=CREATED, mobile=first, email=address.upper(), updated_at=at(NOW_MS - 9_000))
+    )
+    assert (outcome(created), skipped(created)) == ("APPLIED", {})
+    assert await of_buyer(client, shop) == (first, address)
+    changed = update(shop, mobile=second, updated_at=at(NOW_MS - 8_000))
+    again = await client.customers.ApplyCustomerUpdate(changed)
+    assert again.customer_id == created.customer_id != ""
+    assert await of_buyer(client, shop) == (second, address)
+    await client.customers.ApplyCustomerUpdate(update(shop, email="", updated_at=at(NOW_MS - 7_000)))
+    assert await of_buyer(client, shop) == (second, "")
+    assert await found(client, shop, mobile=first) == ""
+    repeated = await client.customers.ApplyCustomerUpdate(changed)
+    assert (outcome(repeated), repeated.customer_id) == ("DUPLICATE", created.customer_id)
+
+
+async def test_an_event_id_means_one_content(client: Client, shop: Shop) -> None:
+    """Another content under a known id is refused, for another buyer too."""
+    sent = update(shop, mobile=mobile())
+    await client.customers.ApplyCustomerUpdate(sent)
+    for change in ({"mobile": mobile()}, {"buyer_id": "other"}, {"kind": CREATED}, {"updated_at": at(NOW_MS)}):
+        other = customers_pb2.ApplyCustomerUpdateRequest()
+        other.CopyFrom(sent)
+        for name, value in change.items():
+            if name == "updated_at":
+                other.updated_at.CopyFrom(at(NOW_MS))
+            else:
+                setattr(other, name, value)
+        error = await refused(client.customers.ApplyCustomerUpdate(other))
+        assert (error.code, error.reason) == (grpc.StatusCode.ALREADY_EXISTS, "EVENT_ID_REUSED")
+        assert error.metadata == {"event_id": sent.event_id}
+    assert outcome(await client.customers.ApplyCustomerUpdate(sent)) == "DUPLICATE"
+
+
+async def test_an_update_moves_nothing(client: Client, shop: Shop) -> None:
+    """An identifier of another customer stays there and is reported, what is none is left out, the rest applies."""
+    theirs = await client.put_customer(shop.merchant_id, "alice", mobile=mobile(), email=email())
+    address, number = email(), mobile()
+
+    with json_logs(servicer_module, status_module) as logs:
+        first = await client.customers.ApplyCustomerUpdate(update(shop, mobile=theirs.mobile, email=address))
+        second = await client.customers.ApplyCustomerUpdate(
+            update(shop, mobile="13800000000", email=theirs.email, updated_at=at(NOW_MS - 8_000))
+        )
+        third = await client.customers.ApplyCustomerUpdate(
+            update(shop, mobile=number, email="nobody", updated_at=at(NOW_MS - 7_000))
+        )
+
+    assert (outcome(first), skipped(first)) == ("APPLIED", {TYPE_MOBILE: TAKEN})
+    assert (outcome(second), skipped(second)) == ("APPLIED", {TYPE_MOBILE: INVALID, TYPE_EMAIL: TAKEN})
+    assert (outcome(third), skipped(third)) == ("APPLIED", {TYPE_EMAIL: INVALID})
+    assert await of_buyer(client, shop) == (number, address)
+    assert await client.customer(shop.merchant_id, "alice") == theirs
+    written = logs.getvalue()
+    assert "left out" in written
+    for private in (theirs.mobile, theirs.email, "13800000000", address, number):
+        assert private not in written
+
+
+async def test_what_an_older_update_tells_is_ignored(client: Client, shop: Shop) -> None:
+    """Unless no newer one has told it."""
+    number, address = mobile(), email()
+    await client.customers.ApplyCustomerUpdate(update(shop, mobile=number, updated_at=at(NOW_MS - 5_000)))
+    older = await client.customers.ApplyCustomerUpdate(update(shop, mobile=mobile(), updated_at=at(NOW_MS - 6_000)))
+    partly = await client.customers.ApplyCustomerUpdate(
+        update(shop, mobile=mobile(), email=address, updated_at=at(NOW_MS - 7_000))
+    )
+
+    assert (outcome(older), outcome(partly)) == ("OUTDATED", "APPLIED")
+    assert await of_buyer(client, shop) == (number, address)
+
+
+async def test_a_deletion_detaches_and_a_newer_update_restores(client: Client, shop: Shop) -> None:
+    """Even where the deletion comes first, nothing older comes back."""
+    number = mobile()
+    customer = await client.put_customer(
+        shop.merchant_id,
+        "alice",
+        mobile=number,
+        external_id="crm",
+        buyers=[{"store_id": shop.store_id, "buyer_id": "buyer"}],
+    )
+    deleted = await client.customers.ApplyCustomerUpdate(
+        update(shop, kind=DELETED, mobile="ignored", updated_at=at(NOW_MS - 5_000))
+    )
+    assert (outcome(deleted), deleted.customer_id) == ("APPLIED", "alice")
+    customer.mobile = ""
+    assert await client.customer(shop.merchant_id, "alice") == customer
+    late = await client.customers.ApplyCustomerUpdate(update(shop, mobile=number, updated_at=at(NOW_MS - 6_000)))
+    assert outcome(late) == "OUTDATED"
+    await client.customers.ApplyCustomerUpdate(update(shop, mobile=number, updated_at=at(NOW_MS - 4_000)))
+    assert await found(client, shop, mobile=number) == "alice"
+
+    unknown = await client.customers.ApplyCustomerUpdate(update(shop, "gone", kind=DELETED))
+    assert (outcome(unknown), unknown.customer_id) == ("APPLIED", "")
+    late = await client.customers.ApplyCustomerUpdate(
+        update(shop, "gone", mobile=mobile(), updated_at=at(NOW_MS - 90_000))
+    )
+    assert (outcome(late), late.customer_id) == ("OUTDATED", "")
+
+
+async def test_an_update_of_an_unknown_store_is_refused(client: Client, shop: Shop) -> None:
+    """It is told whether another merchant has the store, so that the quarantine can name the reason."""
+    other = Shop(unique("merchant"), shop.store_id)
+    unknown = await refused(client.customers.ApplyCustomerUpdate(update(Shop(shop.merchant_id, unique("store")))))
+    elsewhere = await refused(client.customers.ApplyCustomerUpdate(update(other)))
+
+    assert (unknown.code, unknown.reason) == (grpc.StatusCode.NOT_FOUND, "STORE_NOT_FOUND")
+    assert "registered_elsewhere" not in unknown.metadata
+    assert elsewhere.metadata == {"store_id": shop.store_id, "registered_elsewhere": "true"}
+
+
+async def test_each_limit_of_an_update(client: Client, shop: Shop) -> None:
+    """Every wrong field is named at once; what is too long to be a number is refused, what is none is not."""
+    nothing = await refused(client.customers.ApplyCustomerUpdate(customers_pb2.ApplyCustomerUpdateRequest()))
+    wrong = update(shop, kind=9, mobile="1" * 65, email="x" * 321, updated_at=at(NOW_MS + 2 * 86_400_000))
+    error = await refused(client.customers.ApplyCustomerUpdate(wrong))
+    old = await refused(client.customers.ApplyCustomerUpdate(update(shop, updated_at=at(1))))
+
+    assert set(nothing.fields) == {"event_id", "merchant_id", "store_id", "buyer_id", "kind", "updated_at"}
+    assert set(error.fields) == {"kind", "mobile", "email", "updated_at"}
+    assert set(old.fields) == {"updated_at"}
+
+
+async def test_the_same_update_in_parallel_is_applied_once(client: Client, shop: Shop) -> None:
+    """SHOPLINE may deliver a webhook several times at once."""
+    sent = update(shop, mobile=mobile(), email=email())
+    answers = await asyncio.gather(*(client.customers.ApplyCustomerUpdate(sent) for _ in range(30)))
+
+    assert sorted(map(outcome, answers)) == ["APPLIED"] + ["DUPLICATE"] * 29
+    assert len({answer.customer_id for answer in answers}) == 1
+    assert await of_buyer(client, shop) == (sent.mobile, sent.email)
+
+
+async def test_different_updates_in_parallel_leave_the_newest(client: Client, shop: Shop) -> None:
+    """Whichever of them is committed first, of one buyer and of two of one customer."""
+    for _ in range(4):
+        buyer_ids = [unique("buyer"), unique("buyer")]
+        second = Shop(shop.merchant_id, unique("store"))
+        await client.put_store(second.merchant_id, second.store_id)
+        shops = dict(zip(buyer_ids, (shop, second), strict=True))
+        await client.put_customer(
+            shop.merchant_id,
+            unique("customer"),
+            buyers=[identity_pb2.Buyer(store_id=own.store_id, buyer_id=buyer) for buyer, own in shops.items()],
+        )
+        updates = [
+            update(shops[buyer], buyer, mobile=mobile(), updated_at=at(NOW_MS - n * 1_000))
+            for n, buyer in enumerate(buyer_ids * 6)
+        ]
+        random.shuffle(updates)
+        answers = await asyncio.gather(*map(client.customers.ApplyCustomerUpdate, updates))
+        newest = max(updates, key=lambda sent: sent.updated_at.seconds)
+        assert {outcome(answer) for answer in answers} <= {"APPLIED", "OUTDATED"}
+        assert await of_buyer(client, shop, buyer_ids[0]) == (newest.mobile, "")
+
+
+async def test_parallel_updates_of_buyers_with_one_number(client: Client, shop: Shop) -> None:
+    """One buyer's customer gets the number, the others are told that it is taken."""
+    number = mobile()
+    answers = await asyncio.gather(
+        *(client.customers.ApplyCustomerUpdate(update(shop, f"b{n}", mobile=number)) for n in range(20))
+    )
+
+    assert sorted(len(answer.skipped_identifiers) for answer in answers) == [0] + [1] * 19
+    assert len({answer.customer_id for answer in answers}) == 20
+
+
+async def move(client: Client, shop: Shop, giver: str, receiver: str, **identifier: Any) -> tuple[str, str]:
+    """Move an identifier, and answer both etags."""
+    request = customers_pb2.MoveIdentifierRequest(
+        merchant_id=shop.merchant_id,
+        from_customer_id=giver,
+        to_customer_id=receiver,
+        reason="the till registered twice",
+        **identifier,
+    )
+    answer = await client.customers.MoveIdentifier(request)
+    return answer.from_etag, answer.to_etag
+
+
+async def test_every_kind_of_identifier_moves(client: Client, service: Service, shop: Shop) -> None:
+    """It finds the receiver from then on; the receiver's own number is replaced, and free; the audit tells no value."""
+    customer = full_customer(shop)
+    await put(client, customer)
+    old = mobile()
+    await client.put_customer(shop.merchant_id, "bob", mobile=old, card_numbers=["own"])
+    moves: list[dict[str, Any]] = [
+        {"mobile": customer.mobile},
+        {"email": customer.email},
+        {"external_id": "crm-1"},
+        {"card_number": "card-1"},
+        {"card_external_id": "cx-1"},
+        {"buyer": customer.buyers[0]},
+        {"source_identity": customer.source_identities[0]},
+    ]
+    for number, identifier in enumerate(moves, 2):
+        assert await move(client, shop, "alice", "bob", **identifier) == (str(number), str(number))
+        assert await move(client, shop, "alice", "bob", **identifier) == (str(number), str(number))
+
+    bob = await client.customer(shop.merchant_id, "bob")
+    assert (bob.mobile, bob.email, bob.external_id) == (customer.mobile, customer.email, "crm-1")
+    assert list(bob.card_numbers) == ["card-1", "own"]
+    assert (bob.buyers, bob.source_identities) == (customer.buyers, customer.source_identities)
+    alice = await client.customer(shop.merchant_id, "alice")
+    assert (alice.mobile, list(alice.card_numbers), len(alice.buyers)) == ("", ["card-2"], 0)
+    assert await found(client, shop, mobile=old) == ""
+    audit = await rows(service, "SELECT * FROM customer_audit WHERE merchant_id = $1", shop.merchant_id)
+    assert {row["kind"] for row in audit} == {
+        "MOBILE", "EMAIL", "EXTERNAL_ID", "CARD_NUMBER", "CARD_EXTERNAL_ID", "BUYER", "WECHAT MOBILE",
+    }  # fmt: skip
+    assert {(row["customer_id"], row["to_customer_id"], row["reason"]) for row in audit} == {
+        ("alice", "bob", "the till registered twice")
+    }
+    assert customer.mobile not in str(audit)
+
+
+async def test_the_audit_is_for_good(client: Client, service: Service, shop: Shop) -> None:
+    """Nobody changes, deletes or empties it, whoever asks the database."""
+    await client.put_customer(shop.merchant_id, "alice")
+    await redact(client, shop, "alice")
+    for query in ("UPDATE customer_audit SET reason = ''", "DELETE FROM customer_audit", "TRUNCATE customer_audit"):
+        with pytest.raises(asyncpg.RestrictViolationError):
+            await rows(service, query)
+
+
+async def test_what_cannot_be_moved(client: Client, shop: Shop) -> None:
+    """Unknown customers, identifiers that nobody or a third one owns, and lists that are full."""
+    customer = full_customer(shop)
+    await put(client, customer)
+    full = [f"card {n}".replace(" ", "-") for n in range(10, 60)]
+    buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="other")]
+    await client.put_customer(shop.merchant_id, "bob", card_numbers=full, buyers=buyers)
+    await client.put_customer(shop.merchant_id, "carol")
+
+    async def why(giver: str, receiver: str, **identifier: Any) -> tuple[str, Any]:
+        error = await refused(move(client, shop, giver, receiver, **identifier))
+        assert customer.mobile not in str(error)
+        return error.reason, set(error.fields) or dict(error.metadata)
+
+    number = {"mobile": customer.mobile}
+    assert await why("alice", "nobody", **number) == ("CUSTOMER_NOT_FOUND", {"field": "to_customer_id"})
+    assert await why("nobody", "alice", **number) == ("CUSTOMER_NOT_FOUND", {"field": "from_customer_id"})
+    assert await why("alice", "bob", mobile=mobile()) == ("CUSTOMER_NOT_FOUND", {"field": "identifier"})
+    assert await why("bob", "carol", **number) == ("IDENTIFIER_TAKEN", {"mobile"})
+    assert await why("alice", "bob", card_number="card-1") == ("INVALID_FIELDS", {"card_number"})
+    assert await why("alice", "bob", buyer=customer.buyers[0]) == ("INVALID_FIELDS", {"buyer"})
+    assert await why("alice", "alice", **number) == ("INVALID_FIELDS", {"to_customer_id"})
+    assert await why("alice", "bob", mobile="x") == ("INVALID_FIELDS", {"mobile"})
+    assert await why("alice", "bob") == ("INVALID_FIELDS", {"identifier"})
+    nothing = await refused(client.customers.MoveIdentifier(customers_pb2.MoveIdentifierRequest()))
+    assert set(nothing.fields) >= {"merchant_id", "from_customer_id", "to_customer_id", "identifier", "reason"}
+    assert await client.customer(shop.merchant_id, "alice") == customer
+
+
+async def test_parallel_moves_in_a_circle(client: Client, shop: Shop) -> None:
+    """Nobody waits for good, and the card belongs to one customer at the end."""
+    names = ["alice", "bob", "carol"]
+    for name in names:
+        await client.put_customer(shop.merchant_id, name, card_numbers=["card"] if name == "alice" else [])
+
+    async def step(giver: str, receiver: str) -> str:
+        try:
+            await move(client, shop, giver, receiver, card_number="card")
+        except grpc.aio.AioRpcError as error:
+            return error.code().name
+        return "OK"
+
+    pairs = [pair for pair in itertools.permutations(names, 2) for _ in range(6)]
+    random.shuffle(pairs)
+    codes = await asyncio.gather(*(step(*pair) for pair in pairs))
+
+    assert set(codes) <= {"OK", "ALREADY_EXISTS"}
+    owners = [name for name in names if list((await client.customer(shop.merchant_id, name)).card_numbers) == ["card"]]
+    assert [await found(client, shop, card_number="card")] == owners
+
+
+async def redact(client: Client, shop: Shop, customer_id: str) -> int:
+    """Redact a customer, and answer up to when."""
+    request = customers_pb2.RedactCustomerRequest(
+        merchant_id=shop.merchant_id, customer_id=customer_id, reason="asked by letter"
+    )
+    return (await client.customers.RedactCustomer(request)).redact_time.ToMilliseconds()
+
+
+async def rows(service: Service, query: str, *values: Any) -> list[Any]:
+    """Ask the database itself."""
+    connection = await asyncpg.connect(service.database_url)
+    try:
+        return list(await connection.fetch(query, *values))
+    finally:
+        await connection.close()
+
+
+async def everything(service: Service) -> str:
+    """Write out every row of every table."""
+    tables = await rows(service, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    written = [await rows(service, f"SELECT t.*::text AS row FROM {table['tablename']} AS t") for table in tables]  # noqa: S608
+    return "\n".join(row["row"] for table in written for row in table)
+
+
+async def quarantine(client: Client, shop: Shop, body: bytes, topic: str = "customers/update") -> str:
+    """Quarantine a webhook."""
+    request = webhooks_pb2.QuarantineWebhookRequest(
+        merchant_id=shop.merchant_id, topic=topic, body=body, reason=webhooks_pb2.QUARANTINE_REASON_MALFORMED
+    )
+    return (await client.webhooks.QuarantineWebhook(request)).quarantine_id
+
+
+async def quarantined(client: Client, shop: Shop, quarantine_id: str) -> webhooks_pb2.QuarantinedWebhook:
+    """Read a quarantined webhook."""
+    request = webhooks_pb2.GetQuarantinedWebhookRequest(merchant_id=shop.merchant_id, quarantine_id=quarantine_id)
+    return (await client.webhooks.GetQuarantinedWebhook(request)).webhook
+
+
+@pytest.mark.parametrize("by_webhook", [False, True])
+async def test_a_redaction_leaves_no_personal_data(
+    client: Client, service: Service, shop: Shop, *, by_webhook: bool
+) -> None:
+    """Neither here nor in the quarantine, nor by a late update; the ledger and the bare customer stay."""
+    customer = full_customer(shop, external_id="crm-private-7", card_numbers=["card-private-7"])
+    await put(client, customer)
+    told, old_mobile = email(), mobile()
+    sent = update(shop, mobile=old_mobile, email=told, event_id=unique("digest"))
+    await client.customers.ApplyCustomerUpdate(sent)
+    await client.apply(shop.update("buyer"))
+    ours = await quarantine(client, shop, b'{"id": "buyer", "email": "private@example.com", "x": 1}')
+    also = await quarantine(client, shop, b'{"customer": {"id": "buyer"}, "x": 2}', "customers/redact")
+    elsewhere = await quarantine(client, shop, b'{"id": "buyer", "phone": "1"}', "app_memberSystem_points/challenged")
+    other = await quarantine(client, shop, b'{"id": "other", "x": 1}')
+    before = await everything(service)
+    assert old_mobile in before
+    assert sent.event_id in before
+
+    if by_webhook:
+        redaction = update(shop, kind=REDACTED, updated_at=at(NOW_MS - 1_000))
+        answer = await client.customers.ApplyCustomerUpdate(redaction)
+        assert (outcome(answer), answer.customer_id) == ("APPLIED", "alice")
+        assert outcome(await client.customers.ApplyCustomerUpdate(redaction)) == "DUPLICATE"
+    else:
+        assert await redact(client, shop, "alice") == NOW_MS
+
+    left = await everything(service)
+    for private in (
+        customer.mobile, customer.email, old_mobile, told, "crm-private-7", "card-private-7",
+        customer.source_identities[0].value, sent.event_id,
+    ):  # fmt: skip
+        assert private not in left
+    bare = customers_pb2.Customer(
+        merchant_id=shop.merchant_id, customer_id="alice", buyers=customer.buyers, fraud_blocked=True
+    )
+    assert await client.customer(shop.merchant_id, "alice") == bare
+    assert (await client.account(shop.merchant_id, shop.store_id, "buyer")).points_balance == 20
+    for quarantine_id in (ours, also, elsewhere):
+        kept = await quarantined(client, shop, quarantine_id)
+        assert (kept.body, kept.body_erased) == (b"", True)
+    assert (await quarantined(client, shop, other)).body == b'{"id": "other", "x": 1}'
+    late = await client.customers.ApplyCustomerUpdate(sent)
+    assert (outcome(late), late.customer_id) == ("REDACTED", "alice")
+    assert await client.customer(shop.merchant_id, "alice") == bare
+    audit = await rows(service, "SELECT reason FROM customer_audit WHERE merchant_id = $1", shop.merchant_id)
+    assert [row["reason"] for row in audit] == ["customers/redact" if by_webhook else "asked by letter"]
+    usage = (
+        "SELECT bytes, (SELECT sum(kept_bytes) FROM quarantined_webhooks q WHERE q.merchant_id = u.merchant_id) AS s"
+    )
+    [used] = await rows(service, f"{usage} FROM quarantine_usage u WHERE merchant_id = $1", shop.merchant_id)
+    assert used["bytes"] == used["s"]
+    newer = await client.customers.ApplyCustomerUpdate(update(shop, mobile=mobile(), updated_at=at(NOW_MS + 1)))
+    assert outcome(newer) == "APPLIED"
+
+
+async def test_a_redaction_of_a_stranger_leaves_a_hash_alone(client: Client, service: Service, shop: Shop) -> None:
+    """A buyer whom nobody owns is not remembered by name, and late updates are ignored all the same."""
+    redacted = await client.customers.ApplyCustomerUpdate(update(shop, "stranger-9", kind=REDACTED))
+    assert (outcome(redacted), redacted.customer_id) == ("APPLIED", "")
+    kept = await rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'stranger-9'")
+    late = await client.customers.ApplyCustomerUpdate(
+        update(shop, "stranger-9", mobile=mobile(), updated_at=at(NOW_MS - 99_000))
+    )
+    still = await rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'stranger-9'")
+
+    assert (outcome(late), kept, still) == ("REDACTED", [], [])
+
+
+async def test_a_redaction_keeps_what_a_newer_update_told(client: Client, shop: Shop) -> None:
+    """Who registered again after the redaction keeps what came after it, whichever webhook arrives first."""
+    number, address = mobile(), email()
+    await client.customers.ApplyCustomerUpdate(update(shop, email=address, updated_at=at(NOW_MS - 9_000)))
+    await client.customers.ApplyCustomerUpdate(update(shop, mobile=number, updated_at=at(NOW_MS - 5_000)))
+    await client.customers.ApplyCustomerUpdate(update(shop, kind=REDACTED, updated_at=at(NOW_MS - 7_000)))
+
+    assert await of_buyer(client, shop) == (number, "")
+
+
+async def test_an_operators_redaction_erases_what_is_told_of_the_future(client: Client, shop: Shop) -> None:
+    """SHOPLINE's clock may be ahead: all that the book knows goes, and does not come back by a retry."""
+    ahead = update(shop, mobile=mobile(), updated_at=at(NOW_MS + 60_000))
+    applied = await client.customers.ApplyCustomerUpdate(ahead)
+
+    assert await redact(client, shop, applied.customer_id) == NOW_MS + 60_000
+    assert outcome(await client.customers.ApplyCustomerUpdate(ahead)) == "REDACTED"
+    assert await of_buyer(client, shop) == ("", "")
+
+
+async def test_whom_to_redact(client: Client, shop: Shop) -> None:
+    """Nobody unknown, and for a reason."""
+    error = await refused(redact(client, shop, "nobody"))
+    nothing = await refused(client.customers.RedactCustomer(customers_pb2.RedactCustomerRequest()))
+
+    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
+    assert set(nothing.fields) == {"merchant_id", "customer_id", "reason"}
+
+
+async def test_tombstones_outlive_a_key_rotation(service: Service, admin_token: str, shop: Shop) -> None:
+    """The first key signs and all verify; without any, a redaction is refused and not half done."""
+    old, new = "b2xkLWtleS1vbGQta2V5LW9sZC1rZXktb2xkLWtleS0=", "bmV3LWtleS1uZXcta2V5LW5ldy1rZXktbmV3LWtleS0="
+
+    async def ask(code_keys: dict[str, str], sent: customers_pb2.ApplyCustomerUpdateRequest) -> Any:
+        settings = server_settings(code_keys=code_keys)
+        server = Server(settings, service.database_url, senders={Channel.SMS: Outbox()}, clock=TestClock())
+        await server.start()
+        own = Client(server.port, admin_token)
+        try:
+            return outcome(await own.customers.ApplyCustomerUpdate(sent))
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        finally:
+            await own.close()
+            await server.stop()
+
+    redaction = update(shop, kind=REDACTED)
+    late = update(shop, mobile=mobile(), updated_at=at(NOW_MS - 70_000))
+    assert await ask({}, redaction) is grpc.StatusCode.UNAVAILABLE
+    assert await ask({"old": old}, redaction) == "APPLIED"
+    assert await ask({"new": new, "old": old}, late) == "REDACTED"
+    assert await ask({"new": new}, late) == "APPLIED"
+
+
+async def test_a_redaction_among_parallel_updates(client: Client, service: Service, shop: Shop) -> None:
+    """Whatever comes before or after it, nothing older is left."""
+    for _ in range(6):
+        buyer = unique("buyer")
+        older = [update(shop, buyer, mobile=mobile(), updated_at=at(NOW_MS - 9_000 - n)) for n in range(8)]
+        calls = [*older, update(shop, buyer, kind=REDACTED, updated_at=at(NOW_MS - 8_000))]
+        random.shuffle(calls)
+        answers = await asyncio.gather(*map(client.customers.ApplyCustomerUpdate, calls))
+        assert {outcome(answer) for answer in answers} <= {"APPLIED", "OUTDATED", "REDACTED"}
+        assert await of_buyer(client, shop, buyer) == ("", "")
+        left = await everything(service)
+        assert not any(sent.mobile in left or sent.event_id in left for sent in older)
+
+
+async def test_identifiers_never_reach_errors_or_logs(client: Client, shop: Shop) -> None:
+    """Whatever is wrong with a request."""
+    theirs = await client.put_customer(shop.merchant_id, "alice", mobile=mobile(), email=email())
+    with json_logs(servicer_module, status_module) as logs:
+        errors = [
+            await refused(client.put_customer(shop.merchant_id, "bob", mobile=theirs.mobile, email=theirs.email)),
+            await refused(client.put_customer(shop.merchant_id, "bob", mobile=f"{theirs.mobile}x")),
+            await refused(move(client, shop, "alice", "nobody", mobile=theirs.mobile)),
+        ]
+    written = logs.getvalue() + str(errors)
+
+    assert theirs.mobile[3:] not in written
+    assert theirs.email not in written
+
+
+async def test_everything_at_once(client: Client, service: Service, shop: Shop) -> None:
+    """Puts, webhooks, moves and redactions of the same few people: each is answered in order, and none deadlocks."""
+    chance = random.Random(11)  # noqa: S311 - only chance
+    names, buyers = [f"c-{n}" for n in range(5)], [f"b-{n}" for n in range(10)]
+    numbers, cards = [mobile() for _ in range(15)], [f"card-{n}" for n in range(25)]
+    for name in names:
+        await client.put_customer(shop.merchant_id, name)
+
+    def some() -> Any:
+        giver, receiver = chance.sample(names, 2)
+        buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id=chance.choice(buyers))
+        kind, second = chance.choice([CREATED, UPDATED, DELETED, REDACTED]), chance.randrange(60)
+        number, some_cards = chance.choice(numbers), chance.sample(cards, 2)
+        calls = (
+            lambda: client.put_customer(
+                shop.merchant_id, giver, mobile=number, card_numbers=some_cards, buyers=[buyer]
+            ),
+            lambda: client.customers.ApplyCustomerUpdate(
+                update(shop, buyer.buyer_id, kind=kind, mobile=number, updated_at=at(NOW_MS - second * 1_000))
+            ),
+            lambda: move(client, shop, giver, receiver, card_number=some_cards[0]),
+            lambda: move(client, shop, giver, receiver, buyer=buyer),
+            lambda: redact(client, shop, giver),
+        )
+        return chance.choices(calls, [8, 8, 3, 3, 1])[0]()
+
+    answers = await asyncio.gather(*(some() for _ in range(600)), return_exceptions=True)
+
+    errors = {answer.code().name for answer in answers if isinstance(answer, grpc.aio.AioRpcError)}
+    assert errors <= {"ALREADY_EXISTS", "NOT_FOUND", "INVALID_ARGUMENT"}
+    single = "customer_id, kind FROM customer_identifiers WHERE kind = 'MOBILE' AND source = '' AND merchant_id = $1"
+    assert await rows(service, f"SELECT {single} GROUP BY 1, 2 HAVING count(*) > 1", shop.merchant_id) == []
+    in_store = "customer_id, store_id FROM customer_buyers WHERE customer_id IS NOT NULL AND merchant_id = $1"
+    assert await rows(service, f"SELECT {in_store} GROUP BY 1, 2 HAVING count(*) > 1", shop.merchant_id) == []

@@ -1,0 +1,255 @@
+"""User groups through real gRPC and a real database, and the look-ups that a redemption makes of them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from harness import Client, Service, Shop, refused, unique
+from pointbook.v1 import customers_pb2, identity_pb2
+from pointbook_server.customers.model import GroupKey, Identifier, Kind, Tombstones
+from pointbook_server.customers.store import CustomersStore
+from pointbook_server.database import Connection, Database, Statement
+from pointbook_server.ledger.model import AccountKey
+from pointbook_server.webhooks.model import Bounds
+from pointbook_server.webhooks.sealing import Sealer
+from pointbook_server.webhooks.store import WebhooksStore
+
+NAMES = ("ada", "bob", "cyd", "dan")
+
+
+@pytest.fixture
+async def people(client: Client, shop: Shop) -> Shop:
+    """A shop with four customers, each of one buyer."""
+    for name in NAMES:
+        buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id=f"buyer-{name}")]
+        await client.put_customer(shop.merchant_id, name, buyers=buyers, fraud_blocked=name == "dan")
+    return shop
+
+
+@pytest.fixture(scope="module")
+async def store(service: Service) -> AsyncIterator[CustomersStore]:
+    """The store of customers, as a redemption is given it."""
+    database = Database(service.database_url, pool_size=2)
+    yield CustomersStore(database, WebhooksStore(database, Sealer({}), Bounds(1, 1)), Tombstones([]))
+    await database.dispose()
+
+
+def group(shop: Shop, *members: str, group_id: str = "g", **changes: Any) -> customers_pb2.UserGroup:
+    """Make a group, whose first member is the primary one."""
+    values: dict[str, Any] = {
+        "merchant_id": shop.merchant_id,
+        "group_id": group_id,
+        "primary_customer_id": members[0] if members else "",
+        "members": [customers_pb2.UserGroup.Member(customer_id=member, can_redeem=True) for member in members],
+    }
+    return customers_pb2.UserGroup(**(values | changes))
+
+
+def defaults(shop: Shop, *members: str, group_id: str) -> customers_pb2.UserGroup:
+    """Make a group that is the default one of all its members."""
+    made = group(shop, *members, group_id=group_id)
+    for member in made.members:
+        member.is_default = True
+    return made
+
+
+async def put(client: Client, wanted: customers_pb2.UserGroup, etag: str = "") -> customers_pb2.PutUserGroupResponse:
+    """Put a group."""
+    return await client.customers.PutUserGroup(customers_pb2.PutUserGroupRequest(user_group=wanted, etag=etag))
+
+
+async def get(client: Client, shop: Shop, group_id: str = "g") -> customers_pb2.GetUserGroupResponse:
+    """Read a group."""
+    request = customers_pb2.GetUserGroupRequest(merchant_id=shop.merchant_id, group_id=group_id)
+    return await client.customers.GetUserGroup(request)
+
+
+async def delete(client: Client, shop: Shop, group_id: str = "g", etag: str = "") -> None:
+    """Delete a group."""
+    request = customers_pb2.DeleteUserGroupRequest(merchant_id=shop.merchant_id, group_id=group_id, etag=etag)
+    await client.customers.DeleteUserGroup(request)
+
+
+async def test_a_group_is_kept_as_it_was_put(client: Client, people: Shop) -> None:
+    """Every field survives; replaced, what is left out is gone."""
+    full = group(people, "ada", "bob", external_id="family-1")
+    full.members[1].can_redeem = False
+    full.members[1].blocked = True
+    full.members[0].is_default = True
+
+    first = await put(client, full)
+    kept = await get(client, people)
+    second = await put(client, group(people, "ada", "cyd"), first.etag)
+
+    assert full == first.user_group == kept.user_group
+    assert (first.etag, kept.etag, second.etag) == ("1", "1", "2")
+    assert (await get(client, people)).user_group == group(people, "ada", "cyd")
+
+
+async def test_the_primary_member_never_changes(client: Client, people: Shop) -> None:
+    """Nor is anybody that of two groups, nor has a group the external id of another."""
+    await put(client, group(people, "ada", "bob", external_id="family-1"))
+
+    changed = await refused(put(client, group(people, "bob", "ada")))
+    same = group(people, "ada", "cyd", group_id="h", external_id="family-1")
+    taken = await refused(put(client, same))
+
+    assert (changed.reason, set(changed.fields)) == ("INVALID_FIELDS", {"user_group.primary_customer_id"})
+    assert (taken.code, taken.reason) == (grpc.StatusCode.ALREADY_EXISTS, "IDENTIFIER_TAKEN")
+    assert set(taken.fields) == {"user_group.external_id", "user_group.primary_customer_id"}
+
+
+async def test_stale_etags_and_unknown_groups(client: Client, people: Shop) -> None:
+    """Nobody overwrites or deletes what they have not seen, and what is deleted is not found."""
+    assert (await refused(put(client, group(people, "ada"), "1"))).reason == "STALE_ETAG"
+    first = await put(client, group(people, "ada"), "0")
+    await put(client, group(people, "ada", "bob"))
+
+    assert (await refused(put(client, group(people, "ada"), first.etag))).reason == "STALE_ETAG"
+    assert (await refused(delete(client, people, etag=first.etag))).reason == "STALE_ETAG"
+    await delete(client, people, etag="2")
+    for call in (get(client, people), delete(client, people)):
+        error = await refused(call)
+        assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "GROUP_NOT_FOUND")
+        assert error.metadata == {"group_id": "g"}
+    assert (await put(client, group(people, "bob"))).etag == "1"
+
+
+async def test_members_are_customers_of_the_merchant(client: Client, people: Shop) -> None:
+    """An unknown one, and another merchant's, is named by its field."""
+    error = await refused(put(client, group(people, "ada", "nobody")))
+
+    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
+    assert error.metadata == {"field": "user_group.members[1].customer_id"}
+    other = Shop(unique("merchant"), "s")
+    assert (await refused(put(client, group(other, "ada")))).reason == "CUSTOMER_NOT_FOUND"
+
+
+async def test_every_wrong_field_is_named_at_once(client: Client, people: Shop) -> None:
+    """A caller mends a request in one go."""
+    nothing = await refused(client.customers.PutUserGroup(customers_pb2.PutUserGroupRequest()))
+    wrong = group(people, "ada", "ada", "b b", external_id="x y", primary_customer_id="bob")
+    error = await refused(put(client, wrong))
+    many = await refused(put(client, group(people, *(f"c{n}" for n in range(101)))))
+
+    names = {"user_group", "user_group.merchant_id", "user_group.group_id"}
+    assert set(nothing.fields) == names | {"user_group.primary_customer_id", "user_group.members"}
+    assert set(error.fields) == {"user_group.external_id", "user_group.members", "user_group.members[2].customer_id"}
+    assert set(many.fields) == {"user_group.members"}
+    assert set((await refused(get(client, Shop("", ""), ""))).fields) == {"merchant_id", "group_id"}
+    assert set((await refused(delete(client, Shop("", ""), ""))).fields) == {"merchant_id", "group_id"}
+
+
+async def test_a_customer_has_one_default_group(client: Client, people: Shop) -> None:
+    """A group that is put takes the mark from the former one, whose etag is another then."""
+    first = await put(client, defaults(people, "ada", "bob", group_id="g"))
+    await put(client, defaults(people, "bob", "cyd", group_id="h"))
+
+    former = await get(client, people, "g")
+    assert [member.is_default for member in former.user_group.members] == [True, False]
+    assert former.etag != first.etag
+    assert [member.is_default for member in (await get(client, people, "h")).user_group.members] == [True, True]
+
+
+async def test_parallel_puts_leave_one_default_group_each(client: Client, people: Shop) -> None:
+    """Groups that share members, put at once again and again: none fails, and no mark is doubled."""
+    wanted = [
+        defaults(people, "ada", "bob", group_id="g1"),
+        defaults(people, "bob", "cyd", group_id="g2"),
+        defaults(people, "cyd", "ada", group_id="g3"),
+    ]
+    await asyncio.gather(*(put(client, made) for made in wanted * 8))
+
+    kept = [(await get(client, people, made.group_id)).user_group for made in wanted]
+    marked = [member.customer_id for made in kept for member in made.members if member.is_default]
+    assert sorted(marked) == ["ada", "bob", "cyd"]
+
+
+async def test_of_parallel_puts_for_one_external_id_one_wins(client: Client, people: Shop) -> None:
+    """The others hear that it is taken; so with one primary member, and while groups come and go."""
+    wanted = [group(people, name, group_id=f"g-{name}", external_id="one") for name in NAMES]
+    answers = await asyncio.gather(*(put(client, made) for made in wanted), return_exceptions=True)
+    same = [group(people, "ada", group_id=f"same-{n}") for n in range(8)]
+    await asyncio.gather(*(delete(client, people, made.group_id) for made in wanted), return_exceptions=True)
+    again = await asyncio.gather(*(put(client, made) for made in same), return_exceptions=True)
+
+    for outcomes in (answers, again):
+        errors = [answer.code() for answer in outcomes if isinstance(answer, grpc.aio.AioRpcError)]
+        assert errors == [grpc.StatusCode.ALREADY_EXISTS] * (len(outcomes) - 1)
+
+
+async def test_parallel_puts_and_deletes_of_one_group(client: Client, people: Shop) -> None:
+    """Every call ends in order, with whatever members."""
+
+    async def some(number: int) -> str:
+        try:
+            if number % 3 == 0:
+                await delete(client, people)
+            else:
+                await put(client, group(people, "ada", NAMES[1 + number % 3]))
+        except grpc.aio.AioRpcError as error:
+            return error.code().name
+        return "OK"
+
+    assert set(await asyncio.gather(*map(some, range(40)))) <= {"OK", "NOT_FOUND"}
+
+
+async def test_a_redemption_finds_a_group_in_one_statement(
+    client: Client, store: CustomersStore, people: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By id, external id, primary member, and whose default it is: with what the pool takes of each member."""
+    made = group(people, "ada", "bob", "dan", external_id="family-1")
+    made.members[1].blocked = made.members[1].is_default = True
+    await put(client, made)
+    statements: list[str] = []
+    fetch_one = Connection.fetch_one
+
+    async def record(connection: Connection, statement: Statement, values: Any = None) -> Any:
+        statements.append(statement.sql)
+        return await fetch_one(connection, statement, values)
+
+    monkeypatch.setattr(Connection, "fetch_one", record)
+    found = [
+        await store.group(people.merchant_id, by, key)
+        for by, key in (
+            (GroupKey.ID, "g"),
+            (GroupKey.EXTERNAL_ID, "family-1"),
+            (GroupKey.PRIMARY_CUSTOMER, "ada"),
+            (GroupKey.DEFAULT_OF_CUSTOMER, "bob"),
+        )
+    ]
+
+    assert len(statements) == 4
+    assert found.count(found[0]) == 4
+    assert found[0] is not None
+    assert [
+        (member.customer_id, member.can_redeem, member.blocked, member.is_default, member.fraud_blocked, member.buyers)
+        for member in found[0].members
+    ] == [
+        ("ada", True, False, False, False, (AccountKey(people.store_id, "buyer-ada"),)),
+        ("bob", True, True, True, False, (AccountKey(people.store_id, "buyer-bob"),)),
+        ("dan", True, False, False, True, (AccountKey(people.store_id, "buyer-dan"),)),
+    ]
+    assert await store.group(people.merchant_id, GroupKey.DEFAULT_OF_CUSTOMER, "ada") is None
+    assert await store.group(people.merchant_id, GroupKey.EXTERNAL_ID, "") is None
+
+
+async def test_a_redemption_reads_under_its_locks(service: Service, store: CustomersStore, people: Shop) -> None:
+    """On a connection of its own transaction, after it has locked the customer."""
+    database = Database(service.database_url, pool_size=1)
+
+    async def work(connection: Connection) -> Any:
+        book = store.within(connection, people.merchant_id)
+        locked = await book.lock(["ada", "nobody"])
+        found = await book.find(Identifier(Kind.CUSTOMER_ID, "ada"))
+        of_buyer = await book.find(AccountKey(people.store_id, "buyer-ada"))
+        return locked, found, of_buyer, await book.group(GroupKey.PRIMARY_CUSTOMER, "ada")
+
+    locked, found, of_buyer, made = await database.transaction(work)
+    await database.dispose()
+
+    assert (locked, found.customer_id, of_buyer, made) == ({"ada"}, "ada", found, None)
+    assert await store.find(people.merchant_id, AccountKey(people.store_id, "nobody")) is None

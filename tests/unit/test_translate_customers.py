@@ -1,0 +1,160 @@
+"""The customer webhooks' translation: SHOPLINE's own bodies, and everything that is wrong named at once."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pointbook.v1 import customers_pb2
+from shopline_shim.translate import CUSTOMER_TOPICS, MalformedWebhook, customer_update
+
+HEADERS = {"X-Shopline-Merchant-Id": "2000001234", "X-Shopline-Shop-Id": "1718263946864"}
+BODY: dict[str, Any] = {
+    "id": "2404721679",
+    "email": "ada@example.com",
+    "phone": "+8613800000000",
+    "first_name": "Ada",
+    "last_name": "Lovelace",
+    "addresses": [{"id": "SL1", "customer_id": "2404721679", "phone": "008613978653472"}],
+    "updated_at": "2022-05-31T15:32:46+08:00",
+}
+REDACTION: dict[str, Any] = {
+    "customer": {"id": "2404721679", "email": "ada@example.com", "phone": "00165323713"},
+    "orders_to_redact": ["#72348"],
+    "shop_domain": "example.myshopline.com",
+    "shop_id": "1718263946864",
+    "update_time": "2022-05-31T15:32:46+08:00",
+}
+SECONDS = 1_653_982_366
+
+
+def translate(topic: str = "customers/update", **changes: Any) -> customers_pb2.ApplyCustomerUpdateRequest:
+    """Translate the sample body with some fields changed."""
+    body = REDACTION if topic == "customers/redact" else BODY
+    return customer_update(topic, HEADERS, json.dumps(body | changes).encode())
+
+
+def wrong_fields(topic: str, body: object, headers: dict[str, str] = HEADERS) -> set[str]:
+    """Name the fields that the translation of a body refuses."""
+    with pytest.raises(MalformedWebhook) as caught:
+        customer_update(topic, headers, json.dumps(body).encode())
+    assert "ada@example.com" not in str(caught.value)
+    return {field for field, _ in caught.value.violations}
+
+
+@pytest.mark.parametrize("topic", CUSTOMER_TOPICS)
+def test_sample_bodies(topic: str) -> None:
+    """Each topic is its kind; only what is created or updated tells of a number and an address."""
+    actual = translate(topic)
+
+    told = topic in {"customers/create", "customers/update"}
+    expected = customers_pb2.ApplyCustomerUpdateRequest(
+        event_id=actual.event_id,
+        merchant_id="2000001234",
+        store_id="1718263946864",
+        buyer_id="2404721679",
+        kind=CUSTOMER_TOPICS[topic],
+        mobile="+8613800000000" if told else None,
+        email="ada@example.com" if told else None,
+    )
+    expected.updated_at.FromSeconds(SECONDS)
+    assert actual == expected
+
+
+def test_the_event_id_is_a_digest_of_the_content() -> None:
+    """Another spelling is the same event, other content another one; what is ignored does not count."""
+    same = [translate(first_name="Bea"), translate(id=2404721679), translate(updated_at="2022-05-31T07:32:46Z")]
+    other = [
+        translate(id="1"),
+        translate(phone="+8613800000001"),
+        translate(phone=None),
+        translate(email=""),
+        translate(updated_at="2022-05-31T15:32:47+08:00"),
+        translate("customers/create"),
+        translate("customers/delete"),
+        translate("customers/redact"),
+    ]
+
+    assert {update.event_id for update in same} == {translate().event_id}
+    assert len({update.event_id for update in (*other, translate())}) == len(other) + 1
+    assert translate("customers/delete", phone="1").event_id == translate("customers/delete").event_id
+
+
+@pytest.mark.parametrize(
+    ("phone", "expected"),
+    [
+        ("008613978653472", "+8613978653472"),
+        ("+8613978653472", "+8613978653472"),
+        ("13978653472", "13978653472"),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_phone_numbers(phone: str | None, expected: str) -> None:
+    """SHOPLINE's own examples have 00 for the +; null is no number."""
+    assert translate(phone=phone).mobile == expected
+
+
+def test_what_is_absent_is_not_told() -> None:
+    """The customer's number stays as it is then."""
+    body = {name: value for name, value in BODY.items() if name not in {"phone", "email"}}
+    update = customer_update("customers/update", HEADERS, json.dumps(body).encode())
+
+    assert not update.HasField("mobile")
+    assert not update.HasField("email")
+
+
+def test_a_redaction_has_its_own_shape() -> None:
+    """Topics are not signed: no other body erases anybody's data, and a redaction is no update."""
+    assert wrong_fields("customers/redact", BODY) == {"customer.id", "shop_id", "update_time"}
+    for topic in ("customers/create", "customers/update", "customers/delete"):
+        assert wrong_fields(topic, REDACTION) == {"id", "updated_at"}
+
+
+def test_everything_wrong_is_named_at_once() -> None:
+    """Of the headers too, which name the store where the body does not."""
+    wrong = {"id": "", "phone": 13800000000, "email": ["ada@example.com"], "updated_at": "yesterday"}
+    names = {"X-Shopline-Merchant-Id", "X-Shopline-Shop-Id", "id", "phone", "email", "updated_at"}
+    assert wrong_fields("customers/update", wrong, {}) == names
+    assert wrong_fields("customers/redact", {"customer": [], "shop_id": 1.5}, {}) == {
+        "X-Shopline-Merchant-Id",
+        "shop_id",
+        "customer.id",
+        "update_time",
+    }
+    assert wrong_fields("customers/update", []) == {"body"}
+
+
+@pytest.mark.parametrize(
+    "time", ["2022-05-31T15:32:46", "2022-05-31", "", None, 1653982366000, "0001-01-01T00:00:00+23:59", "10000-01-01"]
+)
+def test_times_need_their_offset(time: object) -> None:
+    """A time without one may be any of two dozen moments; one before 1970 is none of SHOPLINE's."""
+    assert wrong_fields("customers/update", BODY | {"updated_at": time}) == {"updated_at"}
+
+
+def test_half_a_character_is_no_text() -> None:
+    """JSON can escape what no message can carry."""
+    raw = json.dumps(BODY).replace("ada@", "\\ud800@").encode()
+    with pytest.raises(MalformedWebhook) as caught:
+        customer_update("customers/update", HEADERS, raw)
+    assert [field for field, _ in caught.value.violations] == ["email"]
+
+
+@given(
+    st.sampled_from(list(CUSTOMER_TOPICS)),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*BODY, *REDACTION]), inner),
+    ),
+)
+def test_whatever_the_body_there_is_an_answer(topic: str, body: object) -> None:
+    """A message, or a list of what is wrong."""
+    try:
+        update = customer_update(topic, HEADERS, json.dumps(body).encode())
+    except MalformedWebhook as malformed:
+        assert malformed.violations  # noqa: PT017 - it may as well be translated
+    else:
+        assert update.SerializeToString()
