@@ -5,13 +5,25 @@ from dataclasses import dataclass, field, replace
 
 from sqlalchemy import text
 
+from pointbook_server.customers.book import CustomersBook
 from pointbook_server.database import Connection, Database, Statement
 from pointbook_server.ledger import statements as sql
+from pointbook_server.ledger.book import LedgerBook
 from pointbook_server.ledger.model import Account, AccountKey, Outcome, fold
 from pointbook_server.ledger.statements import BookEntry
-from pointbook_server.ledger.store import _Book
+from pointbook_server.ledger.store import LedgerStore
+from pointbook_server.programs.store import ProgramsStore
+from pointbook_server.redemption.store import RedemptionsStore
 
 ALL_LOTS = 10**9
+
+
+def ledger_store(database: Database) -> LedgerStore:
+    """Make a store as the server has it."""
+    redemptions = RedemptionsStore(database, ProgramsStore(database), LedgerBook, CustomersBook)
+    return LedgerStore(database, redemptions)
+
+
 _ACCOUNTS, _CHECKPOINTS, _ENTRIES = (
     Statement(text(f"SELECT {', '.join(columns)} FROM {table} WHERE merchant_id = :merchant_id ORDER BY {order}"))  # noqa: S608 - names
     for table, columns, order in (
@@ -36,7 +48,7 @@ async def read_book(database: Database, merchant_id: str) -> dict[AccountKey, Ke
     """Read a merchant's accounts, their checkpoints and entries, refused events left out."""
 
     async def read(connection: Connection) -> dict[AccountKey, Kept]:
-        store, named = _Book(connection, merchant_id), {"merchant_id": merchant_id}
+        store, named = LedgerBook(connection, merchant_id), {"merchant_id": merchant_id}
         book: dict[AccountKey, Kept] = {}
         for key, account in map(sql.read_account, await connection.fetch(_ACCOUNTS, named)):
             book[key] = Kept(account, await store.complete(key, account, 0, lots=ALL_LOTS))

@@ -1,6 +1,7 @@
 """The composition root: builds everything once, starts it, drains it and stops it."""
 
 import asyncio
+import random
 from collections.abc import Mapping
 
 import grpc
@@ -27,18 +28,23 @@ from pointbook_server.access.store import AccessStore
 from pointbook_server.auth import AuthInterceptor
 from pointbook_server.batching import Line
 from pointbook_server.clock import Clock, system_clock
+from pointbook_server.customers.book import CustomersBook
 from pointbook_server.customers.groups import UserGroupsStore
 from pointbook_server.customers.model import Tombstones
 from pointbook_server.customers.servicer import CustomersServicer
 from pointbook_server.customers.store import CustomersStore
 from pointbook_server.database import Database
 from pointbook_server.delivery.sender import Sender
+from pointbook_server.errors import PointbookError
+from pointbook_server.ledger.book import LedgerBook
 from pointbook_server.ledger.servicer import PointsServicer
 from pointbook_server.ledger.store import LedgerStore
 from pointbook_server.programs.model import Channel
 from pointbook_server.programs.servicer import ProgramsServicer
 from pointbook_server.programs.store import ProgramsStore
+from pointbook_server.redemption.service import Redemptions
 from pointbook_server.redemption.servicer import RedemptionServicer
+from pointbook_server.redemption.store import RedemptionsStore
 from pointbook_server.settings import ServerSettings
 from pointbook_server.status import StatusInterceptor, code_of
 from pointbook_server.validation_codes.service import ValidationCodes
@@ -60,6 +66,7 @@ SERVICES = tuple(
     )
 )
 HEALTH_INTERVAL_SECONDS = 0.5
+SWEEP_INTERVAL_SECONDS = 60.0
 HEALTH_TIMEOUT_SECONDS = 2.0
 GOODBYE_SECONDS = 0.05
 """How long gRPC takes to tell all its clients that they should connect to another server."""
@@ -99,6 +106,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._database_answers: bool | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._sweep: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
             interceptors=(self._status, AuthInterceptor(tokens)),
             options=grpc_options(reuse_port=settings.workers > 1),
@@ -115,11 +123,13 @@ class Server:
         await self._server.start()
         await self._check_health()
         self._watch = asyncio.create_task(self._watch_database())
+        self._sweep = asyncio.create_task(self._sweep_redemptions())
 
     async def stop(self) -> None:
         """Stop: health turns NOT_SERVING, running calls finish within the drain time, then everything closes."""
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in (self._watch, self._sweep):
+            if task is not None:
+                task.cancel()
         await self._health.enter_graceful_shutdown()
         half_seconds = self._settings.drain_seconds / 2
         await self._status.hold(half_seconds)
@@ -132,27 +142,30 @@ class Server:
             async with asyncio.timeout(HANDLERS_CLEANUP_SECONDS):
                 await self._status.drain()
                 await self._points_line.drain()
+                await self._redemptions.drain()
         except TimeoutError:
             log.warning("some calls did not end in time")
         await self._database.dispose()
 
     def _add_services(self, senders: Mapping[Channel, Sender], clock: Clock, *, development: bool) -> None:
-        ledger = LedgerStore(self._database, register_stores=development)
+        programs = ProgramsStore(self._database)
+        kept = RedemptionsStore(self._database, programs, LedgerBook, CustomersBook)
+        ledger = LedgerStore(self._database, kept, register_stores=development)
         self._points_line = Line(
             ledger.apply, batch_max=UPDATES_IN_BATCH_MAX, waiting_max=UPDATES_WAITING_MAX, lanes=LANES
         )
-        programs = ProgramsStore(self._database)
         codes = ValidationCodes(
             ValidationCodesStore(self._database),
             keys=self._settings.code_key_bytes(),
             senders=senders,
             clock=clock,
         )
+        self._redemptions = Redemptions(kept, codes, clock)
         server = self._server
         points = PointsServicer(ledger, self._points_line, clock, code_of)
         points_pb2_grpc.add_PointsServiceServicer_to_server(points, server)
         redemption_pb2_grpc.add_RedemptionServiceServicer_to_server(
-            RedemptionServicer(ledger, programs, codes, clock), server
+            RedemptionServicer(self._redemptions, clock), server
         )
         programs_pb2_grpc.add_ProgramsServiceServicer_to_server(ProgramsServicer(programs, clock), server)
         quarantine = self._quarantine()
@@ -184,6 +197,20 @@ class Server:
         while True:
             await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
             await self._check_health()
+
+    async def _sweep_redemptions(self) -> None:
+        """Release, every now and then, what SHOPLINE has not booked in time. It holds nothing by then anyway."""
+        while True:
+            await asyncio.sleep(random.uniform(0, 2 * SWEEP_INTERVAL_SECONDS))  # noqa: S311 - servers take turns
+            try:
+                count = await self._redemptions.sweep()
+            except PointbookError as error:
+                log.warning("redemptions were not swept", reason=error.reason.value)
+            except Exception:
+                log.exception("redemptions were not swept")
+            else:
+                if count:
+                    log.warning("redemptions were not booked in time", count=count)
 
     async def _check_health(self) -> None:
         """Tell health whether the database answers, and the log when that changes."""

@@ -100,6 +100,12 @@ points_accounts = Table(
         server_default=text("0"),
         comment="Grows with every write: who read the account without locking it sees whether it has changed.",
     ),
+    Column(
+        "holds",
+        JSONB,
+        comment="[redemption_id, points, opened_at_ms, settle_by_ms, settlement scenes, is_released]; NULL where there "
+        "are none.",
+    ),
     PrimaryKeyConstraint("buyer_id", "store_id", "merchant_id", name="pk_points_accounts"),
     ForeignKeyConstraint(
         ["merchant_id", "store_id"], ["stores.merchant_id", "stores.store_id"], name="fk_points_accounts_stores"
@@ -165,6 +171,7 @@ points_entries = Table(
     Column("draws", JSONB, nullable=False, comment="[points, expires_at_ms or null, event_id of the lot]."),
     Column("voided_at_ms", BigInteger, comment="Since when the entry counts for nothing; NULL where it counts."),
     Column("void_reason", Text),
+    Column("settled_redemption_id", Text, comment="The redemption whose hold the entry settled."),
     PrimaryKeyConstraint("event_id", "merchant_id", name="pk_points_entries"),
     CheckConstraint("update_type IN ('INCREASE', 'DECREASE')", name="ck_points_entries_update_type"),
     CheckConstraint("updated_value >= 0", name="ck_points_entries_updated_value"),
@@ -388,7 +395,7 @@ validation_challenges = Table(
     CheckConstraint("octet_length(code_digest) = 32", name="ck_validation_challenges_code_digest"),
     CheckConstraint("attempts BETWEEN 0 AND 5", name="ck_validation_challenges_attempts"),
     CheckConstraint("unnamed_attempts BETWEEN 0 AND 5", name="ck_validation_challenges_unnamed_attempts"),
-    CheckConstraint("state IN ('LIVE', 'REPLACED')", name="ck_validation_challenges_state"),
+    CheckConstraint("state IN ('LIVE', 'REPLACED', 'USED')", name="ck_validation_challenges_state"),
     CheckConstraint("delivery IN ('PENDING', 'SENT', 'FAILED', 'UNCERTAIN')", name="ck_validation_challenges_delivery"),
     # A customer has one live challenge: this is what makes a hundred parallel requests send one message.
     Index(
@@ -453,4 +460,79 @@ quarantine_usage = Table(
     PrimaryKeyConstraint("merchant_id", name="pk_quarantine_usage"),
     CheckConstraint("webhooks >= 0", name="ck_quarantine_usage_webhooks"),
     CheckConstraint("bytes >= 0", name="ck_quarantine_usage_bytes"),
+)
+
+redemptions = Table(
+    "redemptions",
+    metadata,
+    Column("redemption_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("reference", Text, nullable=False),
+    Column(
+        "redeemer",
+        Text,
+        nullable=False,
+        comment="customer ID, or buyer STORE_ID BUYER_ID where nobody has registered the buyer.",
+    ),
+    Column("program_id", BigInteger, nullable=False),
+    Column("points", BigInteger, nullable=False),
+    Column("group_redemption", Boolean, nullable=False),
+    Column("group_id", Text, nullable=False),
+    Column("transaction_number", Text, nullable=False),
+    Column("notes", Text, nullable=False),
+    Column("redeem_value", Text, nullable=False),
+    Column("redeem_local_value", Text, nullable=False),
+    Column("points_currency_ratio", Text, nullable=False),
+    Column("active_points", BigInteger, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("settle_by_ms", BigInteger, nullable=False),
+    Column(
+        "draws",
+        JSONB,
+        nullable=False,
+        comment="[store_id, buyer_id, points, expires_at_ms or null, event_id of the lot, reversed points], in their "
+        "order.",
+    ),
+    Column("holds", JSONB, nullable=False, comment="[store_id, buyer_id, points, OPEN or SETTLED or RELEASED]."),
+    # What the holds and draws come to, for filters.
+    Column("open_points", BigInteger, nullable=False),
+    Column("released_points", BigInteger, nullable=False),
+    Column("reversed_points", BigInteger, nullable=False),
+    PrimaryKeyConstraint("redemption_id", "merchant_id", name="pk_redemptions"),
+    UniqueConstraint("reference", "merchant_id", name="uq_redemptions_reference"),
+    CheckConstraint("points > 0", name="ck_redemptions_points"),
+    CheckConstraint("reversed_points BETWEEN 0 AND points", name="ck_redemptions_reversed_points"),
+    CheckConstraint(
+        "open_points >= 0 AND released_points >= 0 AND open_points + released_points + reversed_points <= points",
+        name="ck_redemptions_held_points",
+    ),
+    Index("ix_redemptions_redeemer", "redeemer", "merchant_id", "created_at_ms"),
+    Index("ix_redemptions_created", "merchant_id", "created_at_ms", "redemption_id"),
+    Index("ix_redemptions_open", "settle_by_ms", "merchant_id", postgresql_where=text("open_points > 0")),
+)
+
+redemption_reversals = Table(
+    "redemption_reversals",
+    metadata,
+    Column("reference", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("redemption_id", Text, nullable=False),
+    Column("points", BigInteger, nullable=False, comment="What was asked for: 0 is all that was left."),
+    Column("notes", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("reference", "merchant_id", name="pk_redemption_reversals"),
+)
+
+redemption_audit = Table(
+    "redemption_audit",
+    metadata,
+    # What operators and time did to redemptions.
+    Column("audit_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("redemption_id", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("redemption_id", "merchant_id", "audit_id", name="pk_redemption_audit"),
+    CheckConstraint("action IN ('SETTLE', 'RELEASE')", name="ck_redemption_audit_action"),
 )

@@ -14,6 +14,7 @@ import pointbook_server.access.store
 import pointbook_server.customers.statements
 import pointbook_server.ledger.statements
 import pointbook_server.programs.store
+import pointbook_server.redemption.statements
 import pointbook_server.validation_codes.store
 import pointbook_server.webhooks.store
 from pointbook_server.database import PLANNED_ONCE, SESSION_SETTINGS, Statement
@@ -24,6 +25,7 @@ MODULES = (
     pointbook_server.customers.statements,
     pointbook_server.ledger.statements,
     pointbook_server.programs.store,
+    pointbook_server.redemption.statements,
     pointbook_server.validation_codes.store,
     pointbook_server.webhooks.store,
 )
@@ -31,12 +33,13 @@ READS_ALL = {"READ_TOKENS"}
 """Reads a small table whole, every two seconds."""
 IN_TRANSACTIONS = {
     "MOVE_ENTRIES",
+    "PUT_HOLDS",
     "DROP_CHECKPOINTS",
     "READ_HISTORIES",
-    "READ_IDENTIFIER_OWNERS",
-    "READ_BUYER_OWNERS",
     "DELETE_UPDATES",
     "LOCK_BUYERS",
+    "NAMED_GUESSES.consume",
+    "UNNAMED_GUESSES.consume",
 }
 """Transactions plan each time, by what the tables hold by then."""
 AUDIT = re.compile("COUNT_BOOK|STREAM_.*|LIFT_TIME_LIMIT")

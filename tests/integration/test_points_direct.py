@@ -8,11 +8,11 @@ import pytest
 
 from harness import Client, Service, Shop
 from integration.points import START_MS, increase
-from ledger_book import check_book
+from ledger_book import check_book, ledger_store
 from pointbook_server.database import Database, RetryTransactionError
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.model import AccountKey, Event, UpdateType, Webhook
-from pointbook_server.ledger.store import LedgerStore, Received, _Batch
+from pointbook_server.ledger.store import Received, _Batch
 
 
 @pytest.fixture
@@ -48,7 +48,9 @@ def received(shop: Shop, event_id: str, buyer_id: str, after_ms: int, balance: i
 async def run_directly(database: Database, shop: Shop, *batch: Received) -> list[Any] | None:
     """Post a batch without locks, once."""
     async with database.autocommit() as connection:
-        return await _Batch(shop.merchant_id, batch, register_stores=False).run_directly(connection)
+        return await _Batch(
+            shop.merchant_id, batch, ledger_store(database)._redemptions, register_stores=False
+        ).run_directly(connection)
 
 
 async def balances(service: Service, shop: Shop) -> dict[str, int]:
@@ -80,7 +82,7 @@ async def test_what_changes_between_read_and_write_leaves_nothing_half_done(
     database: Database, service: Service, shop: Shop, theirs: tuple[str, str, int, int], then: dict[str, int]
 ) -> None:
     """Nothing of the batch is written then; done again under locks, all of it is that may be."""
-    store = LedgerStore(database)
+    store = ledger_store(database)
     mine = [received(shop, "mine", "buyer", 10, 2), received(shop, "other", "second", 10, 1)]
     post = _Batch._post
 

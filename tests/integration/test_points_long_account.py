@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from harness import NOW_MS, Client, Service, Shop, unique
+from ledger_book import ledger_store
 from pointbook_server.database import Database
 from pointbook_server.ledger.model import AccountKey, Event, Outcome, UpdateType, Verdict, Webhook
 from pointbook_server.ledger.store import LedgerStore, Received
@@ -20,7 +21,7 @@ SECONDS_MAX = 0.5
 async def ledger(service: Service) -> AsyncIterator[LedgerStore]:
     """A store on a pool of its own."""
     database = Database(service.database_url, pool_size=1)
-    yield LedgerStore(database)
+    yield ledger_store(database)
     await database.dispose()
 
 

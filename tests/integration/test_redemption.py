@@ -393,18 +393,9 @@ async def test_what_comes_with_a_later_release(client: Client, shop: Shop) -> No
     )
     await earn(client, shop, 500)
     customer = identity_pb2.CustomerRef(merchant_id=shop.merchant_id)
-    requests = {
-        "group_redemption": ask(shop, group_redemption=True),
-        "user_group2": ask(shop, user_group2=identity_pb2.UserGroupRef(id="g-1")),
-        "validation by missed call": ask(shop, issue_otp=True, validation_type=MISSED_CALL),
-    }
-    for name in ("mobile", "email", "external_id", "card_number", "card_external_id"):
-        named = identity_pb2.CustomerRef(**{"merchant_id": shop.merchant_id, name: "x"})  # type: ignore[arg-type] # a str
-        requests[f"customer.{name}"] = ask(shop, customer=named)
-    for feature, request in requests.items():
-        found = await refused(client.redemption.ValidateRedemption(request))
-        assert (found.code, found.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
-        assert found.metadata == {"feature": feature}
+    found = await refused(client.redemption.ValidateRedemption(ask(shop, issue_otp=True, validation_type=MISSED_CALL)))
+    assert (found.code, found.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
+    assert found.metadata == {"feature": "validation by missed call"}
     assert wrong_fields(await refused(client.redemption.ValidateRedemption(ask(shop, customer=customer)))) == {
         "customer.identifier"
     }
@@ -413,9 +404,8 @@ async def test_what_comes_with_a_later_release(client: Client, shop: Shop) -> No
 async def test_the_rest_of_the_service_comes_later(client: Client) -> None:
     """The other methods are in the contract, and say that they are not there yet."""
     for call in (
-        client.redemption.RedeemPoints(redemption_pb2.RedeemPointsRequest()),
-        client.redemption.GetCustomerPoints(redemption_pb2.GetCustomerPointsRequest()),
-        client.redemption.ListRedemptions(redemption_pb2.ListRedemptionsRequest()),
+        client.redemption.ConfirmMissedCall(redemption_pb2.ConfirmMissedCallRequest()),
+        client.redemption.ResetValidationLimits(redemption_pb2.ResetValidationLimitsRequest()),
     ):
         assert (await refused(call)).reason == "NOT_IMPLEMENTED"
 

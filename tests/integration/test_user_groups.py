@@ -9,6 +9,7 @@ import pytest
 
 from harness import Client, Service, Shop, refused, unique
 from pointbook.v1 import customers_pb2, identity_pb2
+from pointbook_server.customers.book import CustomersBook
 from pointbook_server.customers.model import GroupKey, Identifier, Kind, Tombstones
 from pointbook_server.customers.store import CustomersStore
 from pointbook_server.database import Connection, Database, Statement
@@ -242,7 +243,7 @@ async def test_a_redemption_reads_under_its_locks(service: Service, store: Custo
     database = Database(service.database_url, pool_size=1)
 
     async def work(connection: Connection) -> Any:
-        book = store.within(connection, people.merchant_id)
+        book = CustomersBook(connection, people.merchant_id)
         locked = await book.lock(["ada", "nobody"])
         found = await book.find(Identifier(Kind.CUSTOMER_ID, "ada"))
         of_buyer = await book.find(AccountKey(people.store_id, "buyer-ada"))

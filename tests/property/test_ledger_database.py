@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness import NOW_MS, Client, Service, unique
-from ledger_book import check_is_the_fold, read_book, without_ids
+from ledger_book import check_is_the_fold, ledger_store, read_book, without_ids
 from pointbook_server.database import Database
 from pointbook_server.errors import PointbookError
-from pointbook_server.ledger import lots, model, store
+from pointbook_server.ledger import book, lots, model, store
 from pointbook_server.ledger.model import Account, AccountKey, Event, Outcome, UpdateType, Verdict, Webhook, fold
 from pointbook_server.ledger.statements import Void
 from pointbook_server.ledger.store import LedgerStore, Received
@@ -35,7 +35,8 @@ def tiny_limits() -> Iterator[None]:
         patch.object(model, "CHECKPOINT_ENTRIES", 2),
         patch.object(lots, "NEAR_LOTS_MAX", 2),
         patch.object(lots, "NEAR_LOTS_KEPT", 1),
-        patch.object(store, "FAR_LOTS_READ", 2),
+        patch.object(book, "FAR_LOTS_READ", 2),
+        patch.object(book, "LONG_FOLD", 8),
         patch.object(store, "LONG_FOLD", 8),
     ):
         yield
@@ -133,7 +134,7 @@ async def test_events_of_any_order_in_any_batches_are_the_fold(
     events = events_of(story, store_id)
     again = data.draw(st.lists(st.sampled_from(events), max_size=4))
     arrivals = data.draw(st.permutations([*events, *again]))
-    ledger = LedgerStore(database)
+    ledger = ledger_store(database)
 
     with tiny_limits():
         for batch in split(data, arrivals):
@@ -156,7 +157,7 @@ async def test_what_is_refused_or_void_is_not_folded(
     """Events without a balance, voids and their reverse, in between batches: the book is the fold of what counts."""
     merchant_id, store_id = await new_store(client)
     events = events_of(story, store_id)
-    ledger, void = LedgerStore(database), Void(NOW_MS, "A test.")
+    ledger, void = ledger_store(database), Void(NOW_MS, "A test.")
     accepted: set[str] = set()
     voided: set[str] = set()
 
@@ -186,7 +187,7 @@ async def test_what_is_read_at_any_time_does_not_depend_on_what_is_kept(
     """An account with few of its lots at hand tells the same points and lots as one that has them all."""
     merchant_id, store_id = await new_store(client)
     events = events_of(story, store_id)
-    ledger = LedgerStore(database)
+    ledger = ledger_store(database)
     with tiny_limits():
         for batch in split(data, data.draw(st.permutations(events))):
             await post(ledger, merchant_id, batch)

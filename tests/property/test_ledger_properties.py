@@ -405,7 +405,7 @@ def check_invariants(account: Account, entries: Sequence[Entry]) -> None:
     for before, after in pairwise(entries):
         assert before.balance_after == after.balance_before
     for at_ms in range(1_000, 1_014):
-        active, expired = account.points_at(at_ms)
+        active, _, expired = account.points_at(at_ms)
         assert active >= 0
         assert active <= max(account.balance, 0) - expired
 
@@ -658,7 +658,7 @@ def test_the_last_answer_of_a_batch_is_the_account_as_it_stands(
 
         for answer in answers:
             if isinstance(answer, Verdict):
-                active, expired = answer.account.points_at(READ_AT_MS)
+                active, _, expired = answer.account.points_at(READ_AT_MS)
                 assert active + expired == max(answer.account.balance, 0)
         if isinstance(answers[-1], Verdict):
             assert book.complete(answers[-1].account) == book.complete()

@@ -142,8 +142,8 @@ def test_a_lot_expires_at_the_very_millisecond() -> None:
 
     assert account.silently_expired == 30
     lot = state(increase(10, 30, 30, 20))
-    assert lot.points_at(19) == (30, 0)
-    assert lot.points_at(20) == (0, 30)
+    assert lot.points_at(19) == (30, 0, 0)
+    assert lot.points_at(20) == (0, 0, 30)
 
 
 def test_an_expiry_event_takes_expired_points_first() -> None:
@@ -207,7 +207,7 @@ def test_a_balance_below_zero_holds_no_lots() -> None:
     assert account.balance == -5
     assert account.drift == 0
     assert account.lots == ()
-    assert account.points_at(20) == (0, 0)
+    assert account.points_at(20) == (0, 0, 0)
 
 
 def test_an_increase_out_of_the_negative_leaves_only_what_is_above_zero() -> None:

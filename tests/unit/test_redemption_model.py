@@ -11,7 +11,9 @@ from pointbook_server.redemption.model import (
     REDEEMABLE,
     Finding,
     Standing,
+    Usage,
     check_amount,
+    check_caps,
     check_program,
     check_standing,
     finding,
@@ -39,15 +41,15 @@ def with_criteria(**limits: int) -> Program:
 
 
 def amount_findings(points: int, program: Program) -> list[tuple[int, Reason]]:
-    """Tell what speaks against an amount."""
-    return [(found.code, found.reason) for found in in_order(check_amount(points, program))]
+    """Tell what speaks against an amount, where nothing was redeemed before."""
+    found = in_order([*check_amount(points, program), *check_caps(points, program, Usage())])
+    return [(each.code, each.reason) for each in found]
 
 
 def standing_findings(points: int, program: Program, *, active: int, lifetime: int) -> list[tuple[int, Reason]]:
     """Tell what speaks against a customer."""
-    return [
-        (found.code, found.reason) for found in in_order(check_standing(points, program, Standing(active, lifetime)))
-    ]
+    standing = Standing(active_points=active, own_active_points=active, lifetime_points=lifetime)
+    return [(found.code, found.reason) for found in in_order(check_standing(points, program, standing))]
 
 
 @pytest.mark.parametrize(

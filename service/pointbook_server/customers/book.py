@@ -42,6 +42,25 @@ class CustomersBook:
             return await self._find(sql.FIND_BY_ID, {"customer_id": key.value})
         return await self._find(sql.FIND_BY_IDENTIFIER, key._asdict())
 
+    async def find_all(self, keys: Collection[Key]) -> dict[Key, Customer]:
+        """Read the customers whom keys belong to, in three statements at most however many they are."""
+        buyers, identifiers = _split(keys)
+        owners: dict[Key, str] = {
+            key: key.value for key in identifiers if key.kind is Kind.CUSTOMER_ID and not key.source
+        }
+        identifiers = [key for key in identifiers if key not in owners]
+        if buyers:
+            rows = await self._fetch(sql.READ_BUYER_OWNERS, _buyer_columns(buyers))
+            owners |= {AccountKey(row.store_id, row.buyer_id): row.customer_id for row in rows}
+        if identifiers:
+            rows = await self._fetch(sql.READ_IDENTIFIER_OWNERS, _identifier_columns(identifiers))
+            owners |= {_identifier(row): row.customer_id for row in rows}
+        if not owners:
+            return {}
+        rows = await self._fetch(sql.FIND_BY_IDS, {"customer_ids": sorted(set(owners.values()))})
+        found = {row.customer_id: sql.read_customer(row) for row in rows}
+        return {key: found[customer_id] for key, customer_id in owners.items() if customer_id in found}
+
     async def group(self, by: GroupKey, key: str) -> UserGroup | None:
         """Read a group with its members and their buyers."""
         row = await self._fetch_one(sql.FIND_GROUP[by], {"key": key})

@@ -12,13 +12,16 @@ from sqlalchemy import (
     ColumnClause,
     Label,
     ScalarSelect,
+    Text,
     and_,
+    any_,
     bindparam,
     func,
     literal_column,
     select,
     text,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql.elements import ColumnElement
 
 from pointbook_server.customers.model import (
@@ -62,21 +65,21 @@ def _arrays(table: Any, *columns: Any) -> ScalarSelect[Any]:
 BUYERS_OF_CUSTOMER = _arrays(customer_buyers, BUYER.store_id, BUYER.buyer_id)
 
 
-def _find(owner: ColumnElement[Any]) -> Statement:
-    """Read a customer with all that belongs to them, in one statement, whatever they are found by."""
+def _find(is_wanted: ColumnElement[bool]) -> Statement:
+    """Read customers with all that belongs to them, in one statement, whatever they are found by."""
     own = _arrays(
         customer_identifiers, IDENTIFIER.kind, IDENTIFIER.value, IDENTIFIER.source, IDENTIFIER.account_id
     ).label("identifiers")
     return Statement(
-        select(customers, own, BUYERS_OF_CUSTOMER.label("buyers")).where(
-            CUSTOMER.customer_id == owner, CUSTOMER.merchant_id == MERCHANT
-        )
+        select(customers, own, BUYERS_OF_CUSTOMER.label("buyers")).where(is_wanted, CUSTOMER.merchant_id == MERCHANT)
     )
 
 
-FIND_BY_ID = _find(bindparam("customer_id"))
+FIND_BY_ID = _find(CUSTOMER.customer_id == bindparam("customer_id"))
+FIND_BY_IDS = _find(CUSTOMER.customer_id == any_(bindparam("customer_ids", type_=ARRAY(Text))))
 FIND_BY_IDENTIFIER = _find(
-    select(IDENTIFIER.customer_id)
+    CUSTOMER.customer_id
+    == select(IDENTIFIER.customer_id)
     .where(
         IDENTIFIER.value == bindparam("value"),
         IDENTIFIER.kind == bindparam("kind"),
@@ -87,7 +90,8 @@ FIND_BY_IDENTIFIER = _find(
     .scalar_subquery()
 )
 FIND_BY_BUYER = _find(
-    select(BUYER.customer_id)
+    CUSTOMER.customer_id
+    == select(BUYER.customer_id)
     .where(
         BUYER.buyer_id == bindparam("buyer_id"),
         BUYER.store_id == bindparam("store_id"),
@@ -112,15 +116,20 @@ UPDATE_CUSTOMER = _statement("""
         language = :language, fraud_blocked = :fraud_blocked, revision = revision + 1, updated_at_ms = :now_ms
     WHERE customer_id = :customer_id AND merchant_id = :merchant_id
 """)
+# Each is looked up by itself, whatever a plan expects: OFFSET keeps the look-up from being merged into a join.
 READ_IDENTIFIER_OWNERS = _statement(f"""
-    SELECT i.kind, i.value, i.source, i.account_id, i.customer_id FROM {IDENTIFIERS}
-    JOIN customer_identifiers AS i USING (value, kind, source, account_id)
-    WHERE i.merchant_id = :merchant_id
+    SELECT i.* FROM {IDENTIFIERS} CROSS JOIN LATERAL (
+        SELECT kind, value, source, account_id, customer_id FROM customer_identifiers
+        WHERE value = v.value AND kind = v.kind AND source = v.source AND account_id = v.account_id
+            AND merchant_id = :merchant_id OFFSET 0
+    ) AS i
 """)
 READ_BUYER_OWNERS = _statement(f"""
-    SELECT b.store_id, b.buyer_id, b.customer_id FROM {BUYERS}
-    JOIN customer_buyers AS b USING (store_id, buyer_id)
-    WHERE b.merchant_id = :merchant_id AND b.customer_id IS NOT NULL
+    SELECT b.* FROM {BUYERS} CROSS JOIN LATERAL (
+        SELECT store_id, buyer_id, customer_id FROM customer_buyers
+        WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id
+            AND customer_id IS NOT NULL OFFSET 0
+    ) AS b
 """)
 # A conflict is no error here, so that the database's own log never quotes an identifier.
 TAKE_IDENTIFIERS = _statement(f"""

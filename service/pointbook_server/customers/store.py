@@ -62,10 +62,6 @@ class CustomersStore:
         async with self._database.autocommit() as connection:
             return await CustomersBook(connection, merchant_id).group(by, key)
 
-    def within(self, connection: Connection, merchant_id: str) -> CustomersBook:
-        """Give a merchant's customers and groups inside somebody's transaction."""
-        return CustomersBook(connection, merchant_id)
-
     async def put(self, customer: Customer, expected_revision: int | None, now_ms: int) -> Customer:
         """Create or replace a customer, and answer them as they are kept.
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 from itertools import groupby
 from typing import NamedTuple
 
+from pointbook_server.ledger.holds import Hold, held_at
 from pointbook_server.ledger.lots import Draw, FarLots, Lot, LotPool, points_at
 from pointbook_server.ledger.ordering import order_millisecond
 
@@ -118,6 +119,14 @@ class Event:
         return (self.account, self.updated_at_ms, self.delta, self.balance, self.expires_at_ms, self.scene)
 
 
+class Points(NamedTuple):
+    """An account's points at a moment: what may be redeemed, what is held, and what has expired but is not booked."""
+
+    active: int
+    held: int
+    expired: int
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """The state of an account after its entries.
@@ -125,7 +134,7 @@ class Account:
     `opening` is None until an entry that counts has opened it, and `newest_at_ms` until there is any entry. `lots` are
     the first open lots in the order in which they are drawn, `far_lots` what lies beyond (lots.py). Always: balance =
     opening + the deltas - silently_expired + drift, and the lots hold max(balance, 0). `uncheckpointed` counts the
-    entries since the last checkpoint; it says nothing of the points.
+    entries since the last checkpoint; it says nothing of the points. Neither that nor the `holds` are of the fold.
     """
 
     opening: int | None = None
@@ -138,17 +147,20 @@ class Account:
     far_lots: FarLots | None = None
     drawn_to_ms: int = 0
     uncheckpointed: int = field(default=0, compare=False)
+    holds: tuple[Hold, ...] = field(default=(), compare=False)
 
     def is_before(self, at_ms: int) -> bool:
         """Tell whether all entries are before a moment, so that an event of then is applied directly."""
         return self.newest_at_ms is None or self.newest_at_ms < at_ms
 
-    def points_at(self, at_ms: int) -> tuple[int, int]:
-        """Tell the active points, which may be redeemed, and those that stand in the balance but have expired.
+    def points_at(self, at_ms: int) -> Points:
+        """Tell the points at a moment. Raises FarLotsNeededError.
 
-        Raises FarLotsNeededError.
+        A hold keeps no point alive: SHOPLINE does not know it, and lets the points of its lots expire all the same.
         """
-        return points_at(self.lots, self.far_lots, at_ms)
+        unexpired, expired = points_at(self.lots, self.far_lots, at_ms)
+        held = held_at(self.holds, at_ms)
+        return Points(max(0, unexpired - held), held, expired)
 
 
 @dataclass(frozen=True, slots=True)

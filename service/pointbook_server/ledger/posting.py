@@ -1,13 +1,14 @@
 """A batch of events and the accounts that they are posted to: what is to be answered, and what is to be written."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.ledger.holds import Hold, settled_by, without
 from pointbook_server.ledger.journal import Journal, Post, Posting
 from pointbook_server.ledger.lots import FarLotsNeededError
-from pointbook_server.ledger.model import Account, AccountKey, Entry, Event, Outcome, Verdict
+from pointbook_server.ledger.model import Account, AccountKey, Entry, Event, Outcome, UpdateType, Verdict
 
 
 class KnownEvent(NamedTuple):
@@ -18,10 +19,19 @@ class KnownEvent(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What is known of one account: a state, and the entries since then (none on the direct way)."""
+    """What is known of one account: a state, the entries since then (none on the direct way), and its holds by now."""
 
     base: Account
     history: Sequence[Entry] = ()
+    holds: tuple[Hold, ...] = ()
+
+
+class Settlement(NamedTuple):
+    """A hold that SHOPLINE has booked, and the event by which it did."""
+
+    account: AccountKey
+    hold: Hold
+    event_id: str
 
 
 @dataclass(slots=True)
@@ -32,6 +42,9 @@ class Result:
     postings: dict[AccountKey, Posting] = field(default_factory=dict)
     entries: dict[int, Verdict] = field(default_factory=dict)
     """The verdicts that make a row of the book, by the place of their events in the batch."""
+    settlements: list[Settlement] = field(default_factory=list)
+    holds: dict[AccountKey, tuple[Hold, ...]] = field(default_factory=dict)
+    """What is left of the holds."""
 
 
 class LotsMissingError(Exception):
@@ -81,7 +94,28 @@ def post_batch(
         result.answers.append(_refusal(verdict) if verdict.outcome is Outcome.REFUSED else verdict)
         if is_new:
             result.entries[number] = verdict
+    if any(page.holds for page in pages.values()):
+        _settle(result, pages, now_ms)
     return result
+
+
+def _settle(result: Result, pages: Mapping[AccountKey, Page], now_ms: int) -> None:
+    """Let each new decrease settle one hold at most, and tell all accounts with the holds that are left."""
+    left = {key: page.holds for key, page in pages.items() if page.holds}
+    for verdict in result.entries.values():
+        event = verdict.entry.event
+        key = event.account
+        if key not in left or verdict.outcome is Outcome.REFUSED or event.update_type is not UpdateType.DECREASE:
+            continue
+        hold = settled_by(left[key], event.value, event.scene, event.updated_at_ms, now_ms)
+        if hold is not None:
+            left[key] = without(left[key], hold.redemption_id)
+            result.settlements.append(Settlement(key, hold, event.event_id))
+    result.holds = left
+    for number, answer in enumerate(result.answers):
+        if isinstance(answer, Verdict) and answer.entry.event.account in left:
+            account = replace(answer.account, holds=left[answer.entry.event.account])
+            result.answers[number] = answer._replace(account=account)
 
 
 def _post(journal: Journal, event: Event, met: dict[str, KnownEvent]) -> bool:

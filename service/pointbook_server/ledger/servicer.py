@@ -360,14 +360,15 @@ def _write_verdict(
 
 def _write_account(merchant_id: str, key: AccountKey, account: Account, at_ms: int) -> points_pb2.PointsAccount:
     """Write an account as of a moment, without its lots."""
-    active_points, expired_points = account.points_at(at_ms)
+    points = account.points_at(at_ms)
     return points_pb2.PointsAccount(
         merchant_id=merchant_id,
         store_id=key.store_id,
         buyer_id=key.buyer_id,
         points_balance=account.balance,
-        active_points=active_points,
-        expired_points=expired_points,
+        active_points=points.active,
+        held_points=points.held,
+        expired_points=points.expired,
         drift=account.drift,
         silently_expired_points=account.silently_expired,
         lifetime_points=account.lifetime_points,
@@ -417,6 +418,7 @@ def _write_entry(merchant_id: str, received: BookEntry) -> points_pb2.PointsEntr
         void=None
         if received.void is None
         else points_pb2.EntryVoid(reason=received.void.reason, time=to_timestamp(received.void.at_ms)),
+        settled_redemption_id=received.settled_redemption_id or "",
     )
 
 

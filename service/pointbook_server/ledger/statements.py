@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import text
 
 from pointbook_server.database import Row, Statement
+from pointbook_server.ledger.holds import Hold
 from pointbook_server.ledger.lots import Draw, FarLots, Lot
 from pointbook_server.ledger.model import Account, AccountKey, Entry, Event, Outcome, UpdateType, Webhook
 
@@ -53,8 +54,9 @@ DERIVED = {
     "voided_at_ms": "bigint",
     "void_reason": "text",
 }
-ACCOUNT_COLUMNS = {**KEY, **STATE, "uncheckpointed": "integer", "revision": "bigint"}
-ENTRY_COLUMNS = {**EVENT, **RECEIVED, **DERIVED}
+SETTLED = {"settled_redemption_id": "text"}
+ACCOUNT_COLUMNS = {**KEY, **STATE, "uncheckpointed": "integer", "holds": "jsonb", "revision": "bigint"}
+ENTRY_COLUMNS = {**EVENT, **RECEIVED, **DERIVED, **SETTLED}
 CHECKPOINT_COLUMNS = {**KEY, **STATE}
 
 
@@ -84,13 +86,21 @@ READ_ACCOUNTS = _statement(f"""
         WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id OFFSET 0
     ) AS a
 """)
-# The rows are locked in the order in which the parameters are sorted, and read as they are under the lock.
-LOCK_ACCOUNTS = _statement(f"""
-    SELECT a.* FROM {_rows(KEY)} CROSS JOIN LATERAL (
-        SELECT {_names(ACCOUNT_COLUMNS)} FROM points_accounts
-        WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id FOR UPDATE
-    ) AS a
-""")
+
+
+def _lock_accounts(*, skip_locked: bool) -> Statement:
+    """Lock rows in the order in which the parameters are sorted, and read them as they are under the lock."""
+    return _statement(f"""
+        SELECT a.* FROM {_rows(KEY)} CROSS JOIN LATERAL (
+            SELECT {_names(ACCOUNT_COLUMNS)} FROM points_accounts
+            WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id
+            FOR UPDATE {"SKIP LOCKED" if skip_locked else ""}
+        ) AS a
+    """)
+
+
+LOCK_ACCOUNTS = _lock_accounts(skip_locked=False)
+LOCK_FREE_ACCOUNTS = _lock_accounts(skip_locked=True)
 READ_STORES = _statement("SELECT store_id, merchant_id FROM stores WHERE store_id = ANY(CAST(:store_ids AS text[]))")
 # A store that is registered stays as it is.
 REGISTER_STORES = _statement("""
@@ -101,6 +111,10 @@ REGISTER_STORES = _statement("""
 # What is known under some event_ids, remembered refusals included.
 FIND_ENTRIES = _statement(f"""
     SELECT {_names(ENTRY_COLUMNS)} FROM points_entries
+    WHERE event_id = ANY(CAST(:event_ids AS text[])) AND merchant_id = :merchant_id
+""")
+READ_EVENT_TIMES = _statement("""
+    SELECT event_id, updated_at_ms FROM points_entries
     WHERE event_id = ANY(CAST(:event_ids AS text[])) AND merchant_id = :merchant_id
 """)
 # The newest state that was kept before a moment, for each of some accounts.
@@ -200,6 +214,10 @@ def _write_batch(*, keeps: bool) -> Statement:
 WRITE_BATCH = _write_batch(keeps=False)
 # Most batches keep no checkpoints, and would only be slowed down by the chance that they might.
 WRITE_BATCH_AND_CHECKPOINTS = _write_batch(keeps=True)
+PUT_HOLDS = _statement(f"""
+    UPDATE points_accounts AS a SET holds = v.holds, revision = a.revision + 1 FROM {_rows(KEY | {"holds": "jsonb"})}
+    WHERE a.buyer_id = v.buyer_id AND a.store_id = v.store_id AND a.merchant_id = :merchant_id
+""")
 MOVE_ENTRIES = _statement(f"""
     UPDATE points_entries AS e SET {", ".join(f"{name} = v.{name}" for name in DERIVED)}
     FROM {_rows({"event_id": "text", **DERIVED})}
@@ -269,6 +287,7 @@ class BookEntry(NamedTuple):
     received_at_ms: int
     outcome: Outcome
     void: Void | None = None
+    settled_redemption_id: str | None = None
 
 
 def to_columns(columns: dict[str, str], rows: Sequence[Sequence[Any]], prefix: str = "") -> dict[str, Any]:
@@ -283,9 +302,14 @@ def keys_to_columns(keys: Iterable[AccountKey]) -> dict[str, Any]:
     return to_columns(KEY, pairs)
 
 
-def write_account(key: AccountKey, account: Account, revision: int) -> tuple[Any, ...]:
-    """Write an account as ACCOUNT_COLUMNS."""
-    return (*write_checkpoint(key, account), account.uncheckpointed, revision)
+def write_account(key: AccountKey, account: Account, holds: Sequence[Hold], revision: int) -> tuple[Any, ...]:
+    """Write an account as ACCOUNT_COLUMNS; a fold knows nothing of its holds."""
+    return (*write_checkpoint(key, account), account.uncheckpointed, write_holds(holds), revision)
+
+
+def write_holds(holds: Sequence[Hold]) -> str | None:
+    """Write the holds of an account."""
+    return json.dumps(holds) if holds else None
 
 
 def write_checkpoint(key: AccountKey, account: Account) -> tuple[Any, ...]:
@@ -308,6 +332,7 @@ def write_checkpoint(key: AccountKey, account: Account) -> tuple[Any, ...]:
 def read_account(row: Row) -> tuple[AccountKey, Account]:
     """Read ACCOUNT_COLUMNS, or CHECKPOINT_COLUMNS, in their order."""
     store_id, buyer_id, opening, balance, drift, silent, lifetime, newest, lots, far_lots, drawn_to, *more = row
+    uncheckpointed, holds = more[:2] if more else (0, None)
     return AccountKey(store_id, buyer_id), Account(
         opening=opening,
         balance=balance,
@@ -318,8 +343,14 @@ def read_account(row: Row) -> tuple[AccountKey, Account]:
         lots=tuple(map(Lot._make, json.loads(lots))),
         far_lots=None if far_lots is None else FarLots._make(json.loads(far_lots)),
         drawn_to_ms=drawn_to,
-        uncheckpointed=more[0] if more else 0,
+        uncheckpointed=uncheckpointed,
+        holds=() if holds is None else tuple(map(_read_hold, json.loads(holds))),
     )
+
+
+def _read_hold(row: list[Any]) -> Hold:
+    redemption_id, points, opened_at_ms, settle_by_ms, scenes, is_released = row
+    return Hold(redemption_id, points, opened_at_ms, settle_by_ms, tuple(scenes), is_released)
 
 
 def write_entry(received: BookEntry) -> tuple[Any, ...]:
@@ -341,6 +372,7 @@ def write_entry(received: BookEntry) -> tuple[Any, ...]:
         received.received_at_ms,
         received.outcome,
         *write_derived(received.entry, received.void),
+        received.settled_redemption_id,
     )
 
 
@@ -383,6 +415,7 @@ def read_entry(row: Row) -> BookEntry:
         draws,
         voided_at_ms,
         void_reason,
+        settled_redemption_id,
     ) = row
     return BookEntry(
         entry=Entry(
@@ -408,4 +441,5 @@ def read_entry(row: Row) -> BookEntry:
         received_at_ms=received_at_ms,
         outcome=Outcome(outcome),
         void=None if voided_at_ms is None else Void(voided_at_ms, void_reason),
+        settled_redemption_id=settled_redemption_id,
     )

@@ -1,11 +1,11 @@
 """The SQL of stores and programs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Table, Text, and_, any_, bindparam, select, update
+from sqlalchemy import BigInteger, Table, Text, and_, any_, bindparam, select, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from pointbook_server.database import Connection, Database, RetryTransactionError, Row, Statement
@@ -30,6 +30,17 @@ KNOWN_STORES = Statement(
     )
 )
 READ_PROGRAM = Statement(select(programs).where(IS_PROGRAM))
+READ_PROGRAMS = Statement(
+    select(programs).where(
+        programs.c.program_id == any_(bindparam("program_ids", type_=ARRAY(BigInteger))),
+        programs.c.merchant_id == bindparam("merchant"),
+    )
+)
+READ_ALLOWING = Statement(
+    select(programs)
+    .where(programs.c.merchant_id == bindparam("merchant"), programs.c.allow_cross_program_redemption)
+    .order_by(programs.c.program_id)
+)
 LOCK_PROGRAM = Statement(select(programs).where(IS_PROGRAM).with_for_update())
 LIST_PROGRAMS = Statement(
     select(programs)
@@ -78,11 +89,6 @@ class ProgramsStore:
             raise store_not_found(store_id)
         return _to_store(row), row.revision
 
-    async def has_store(self, merchant_id: str, store_id: str) -> bool:
-        """Tell whether a store is the merchant's."""
-        async with self._database.autocommit() as connection:
-            return await connection.fetch_one(READ_STORE, {"merchant": merchant_id, "store": store_id}) is not None
-
     async def stores(self, merchant_id: str, *, after: str, limit: int) -> list[Store]:
         """Read a page of a merchant's stores, behind a store_id."""
         place = {"merchant": merchant_id, "after": after, "limit": limit}
@@ -115,6 +121,20 @@ class ProgramsStore:
         async with self._database.autocommit() as connection:
             row = await connection.fetch_one(READ_PROGRAM, _named(merchant_id, program_id))
         return None if row is None else (_to_program(row), row.revision)
+
+    async def read(self, connection: Connection, merchant_id: str, program_ids: Collection[int]) -> dict[int, Program]:
+        """Read programs inside somebody's transaction, as far as the merchant has them."""
+        rows = await connection.fetch(READ_PROGRAMS, {"merchant": merchant_id, "program_ids": sorted(program_ids)})
+        return {row.program_id: _to_program(row) for row in rows}
+
+    async def allowing(self, connection: Connection, merchant_id: str) -> list[Program]:
+        """Read the merchant's programs that let their points be redeemed in others, inside somebody's transaction."""
+        return [_to_program(row) for row in await connection.fetch(READ_ALLOWING, {"merchant": merchant_id})]
+
+    async def own_stores(self, connection: Connection, merchant_id: str, store_ids: Collection[str]) -> set[str]:
+        """Tell which stores are the merchant's, inside somebody's transaction."""
+        rows = await connection.fetch(KNOWN_STORES, {"merchant": merchant_id, "stores": sorted(store_ids)})
+        return {row.store_id for row in rows}
 
     async def programs(self, merchant_id: str, *, after: int, limit: int) -> list[Program]:
         """Read a page of a merchant's programs, behind a program_id."""

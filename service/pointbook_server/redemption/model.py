@@ -28,6 +28,7 @@ STATUS_CODES = {
     Reason.ABOVE_MAX_PER_REDEMPTION: 819,
     Reason.ABOVE_MAX_PER_WEEK: 819,
     Reason.BELOW_MIN_PER_REDEMPTION: 821,
+    Reason.CUSTOMER_BLOCKED: 809,
     Reason.MISSED_CALL_NOT_ENABLED: 823,
     Reason.VALIDATION_REQUIRED: 824,
     Reason.SKIP_NOT_ALLOWED: 824,
@@ -39,6 +40,10 @@ STATUS_CODES = {
     Reason.DELIVERY_FAILED: 860,
     Reason.CODE_NOT_ISSUED: 876,
     Reason.PROGRAM_NOT_FOUND: 1101,
+    Reason.NOT_A_GROUP_MEMBER: 1620,
+    Reason.GROUP_NOT_FOUND: 1632,
+    Reason.CROSS_PROGRAM_MISCONFIGURED: 3316,
+    Reason.ALREADY_REVERSED: 3802,
 }
 """Capillary's status code of every reason that a redemption can have."""
 EXACT = Context(prec=100, rounding=ROUND_HALF_UP)
@@ -69,10 +74,20 @@ REDEEMABLE = finding(Reason.REDEEMABLE, "The points may be redeemed.")
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a customer has in a program: points that may be redeemed, and points earned altogether."""
+    """What a redemption may draw on, and what the customer's own accounts in the program have and ever earned."""
 
     active_points: int
+    own_active_points: int
     lifetime_points: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a customer has redeemed in a program, and not given back, in the day, week and month of now."""
+
+    day_points: int = 0
+    week_points: int = 0
+    month_points: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,22 +152,38 @@ def check_amount(points: int, program: Program) -> Iterator[Finding]:
             points=points,
             min_points_per_redemption=low,
         )
-    # Nothing redeems points in this release yet, so what is asked for is all that counts towards a cap.
-    for reason, name, span in (
-        (Reason.ABOVE_MAX_PER_REDEMPTION, "max_points_per_redemption", "at a time"),
-        (Reason.ABOVE_MAX_PER_DAY, "max_points_per_day", "a day"),
-        (Reason.ABOVE_MAX_PER_WEEK, "max_points_per_week", "a week"),
-        (Reason.ABOVE_MAX_PER_MONTH, "max_points_per_month", "a month"),
+    high = criteria.max_points_per_redemption
+    if high is not None and points > high:
+        yield finding(
+            Reason.ABOVE_MAX_PER_REDEMPTION,
+            f"At most {high} points are redeemed at a time.",
+            points=points,
+            max_points_per_redemption=high,
+        )
+
+
+def check_caps(points: int, program: Program, usage: Usage) -> Iterator[Finding]:
+    """Find what speaks against so many points on top of what was redeemed in the day, week and month."""
+    criteria = program.criteria
+    for reason, name, span, redeemed, high in (
+        (Reason.ABOVE_MAX_PER_DAY, "max_points_per_day", "day", usage.day_points, criteria.max_points_per_day),
+        (Reason.ABOVE_MAX_PER_WEEK, "max_points_per_week", "week", usage.week_points, criteria.max_points_per_week),
+        (
+            Reason.ABOVE_MAX_PER_MONTH,
+            "max_points_per_month",
+            "month",
+            usage.month_points,
+            criteria.max_points_per_month,
+        ),
     ):
-        high = getattr(criteria, name)
-        if high is not None and points > high:
-            message = f"At most {high} points are redeemed {span}."
-            yield finding(reason, message, **{"points": points, name: high})
+        if high is not None and points + redeemed > high:
+            message = f"At most {high} points are redeemed a {span}."
+            yield finding(reason, message, **{"points": points, "redeemed_points": redeemed, name: high})
 
 
 def check_standing(points: int, program: Program, standing: Standing) -> Iterator[Finding]:
     """Find what speaks against this customer redeeming so many points."""
-    active, lifetime = standing.active_points, standing.lifetime_points
+    active, own, lifetime = standing.active_points, standing.own_active_points, standing.lifetime_points
     required = program.criteria.min_balance_required
     earned = program.criteria.min_lifetime_points
     if points > active:
@@ -162,11 +193,11 @@ def check_standing(points: int, program: Program, standing: Standing) -> Iterato
             points=points,
             active_points=active,
         )
-    if required is not None and active < required:
+    if required is not None and own < required:
         yield finding(
             Reason.BALANCE_BELOW_REQUIRED,
-            f"Redeeming takes at least {required} active points.",
-            active_points=active,
+            f"Redeeming takes at least {required} active points of one's own.",
+            active_points=own,
             min_balance_required=required,
         )
     if earned is not None and lifetime < earned:

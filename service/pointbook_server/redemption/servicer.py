@@ -1,104 +1,65 @@
 """The gRPC face of redemption and of one-time codes."""
 
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
 from decimal import Decimal
-from typing import Protocol
 
-from pointbook.v1 import redemption_pb2, redemption_pb2_grpc
+from pointbook.v1 import identity_pb2, redemption_pb2, redemption_pb2_grpc
+from pointbook_server import paging
 from pointbook_server.access.model import Scope, current_principal
 from pointbook_server.clock import Clock
-from pointbook_server.errors import PointbookError, Reason, not_implemented
-from pointbook_server.fields import Fields, to_decimal_text, to_timestamp
-from pointbook_server.ledger.model import Account, AccountKey
-from pointbook_server.programs.model import Channel, Program
-from pointbook_server.redemption.model import (
-    REDEEMABLE,
-    STATUS_CODES,
-    Finding,
-    Standing,
-    check_amount,
-    check_program,
-    check_standing,
-    finding,
-    in_order,
-    points_of,
-    refusal,
-    worth_of,
-)
-from pointbook_server.validation_codes.model import Issued, Purpose
+from pointbook_server.customers.model import GroupKey, Identifier, Key, Kind
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.fields import TIME_MS_MAX, TIME_MS_MIN, Fields, to_decimal_text, to_timestamp
+from pointbook_server.ledger.model import POINTS_MAX, Account, AccountKey
+from pointbook_server.programs.model import Channel
+from pointbook_server.redemption.asking import Ask, Assessment, GroupRef
+from pointbook_server.redemption.model import REDEEMABLE, STATUS_CODES, Finding, finding, in_order, refusal, worth_of
+from pointbook_server.redemption.redeemed import Order, Redemption, RedemptionState
+from pointbook_server.redemption.service import Proof, Redemptions, WantedReversal
+from pointbook_server.redemption.store import Filter
+from pointbook_server.validation_codes.model import Issued
 
 CURRENCY_DIGITS_AFTER_POINT = 3
 CODE_LENGTH_MAX = 32
 CHALLENGE_ID_LENGTH_MAX = 64
+REFERENCE_LENGTH_MAX = 128
+NOTES_LENGTH_MAX = 500
+REASON_LENGTH_MAX = 500
 CHANNELS = {
     redemption_pb2.VALIDATION_TYPE_SMS: Channel.SMS,
     redemption_pb2.VALIDATION_TYPE_EMAIL: Channel.EMAIL,
     redemption_pb2.VALIDATION_TYPE_MISSED_CALL: Channel.MISSED_CALL,
 }
+STATES = {
+    RedemptionState.PENDING: redemption_pb2.REDEMPTION_STATE_PENDING,
+    RedemptionState.SETTLED: redemption_pb2.REDEMPTION_STATE_SETTLED,
+    RedemptionState.REVERSED: redemption_pb2.REDEMPTION_STATE_REVERSED,
+    RedemptionState.UNSETTLED: redemption_pb2.REDEMPTION_STATE_UNSETTLED,
+}
+STATE_NAMES = {number: state for state, number in STATES.items()}
+OWN_KINDS = {
+    "mobile": Kind.MOBILE,
+    "email": Kind.EMAIL,
+    "external_id": Kind.EXTERNAL_ID,
+    "card_number": Kind.CARD_NUMBER,
+    "card_external_id": Kind.CARD_EXTERNAL_ID,
+}
+SOURCES = dict(identity_pb2.UserSource.items())
+IDENTIFIER_TYPES = dict(identity_pb2.IdentifierType.items())
 
-AskRequest = redemption_pb2.ValidateRedemptionRequest | redemption_pb2.IssueValidationCodeRequest
-
-
-class Accounts(Protocol):
-    """The part of the ledger that redemption reads."""
-
-    async def account(self, merchant_id: str, key: AccountKey, at_ms: int) -> Account:
-        """Read one account so that it can tell what is active at a moment; one that no event has named is empty."""
-
-
-class Programs(Protocol):
-    """The part of the programs that redemption reads."""
-
-    async def program(self, merchant_id: str, program_id: int) -> tuple[Program, int] | None:
-        """Read one program and its revision."""
-
-    async def has_store(self, merchant_id: str, store_id: str) -> bool:
-        """Tell whether a store is the merchant's."""
-
-
-class Codes(Protocol):
-    """Issues and checks one-time codes."""
-
-    async def issue(self, purpose: Purpose, program: Program, channel: Channel | None) -> Issued:
-        """Send the customer a code, unless the one that was sent lately still holds."""
-
-    async def check(self, purpose: Purpose, channel: Channel | None, challenge_id: str, code: str) -> bool:
-        """Tell whether a code is the one for a purpose, without consuming it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Who wants to redeem what, where. `key` is None when the buyer's ids have no valid form."""
-
-    merchant_id: str
-    key: AccountKey | None
-    program_id: int
-    points: int
-    currency_value: Decimal | None
-    group_redemption: bool
-    user_group: bool
-    channel: Channel | None
-
-
-@dataclass(frozen=True, slots=True)
-class Assessment:
-    """What the program and the customer's account say to an ask."""
-
-    program: Program | None
-    purpose: Purpose
-    channel: Channel | None
-    active_points: int
-    violations: list[Finding]
+AskRequest = (
+    redemption_pb2.ValidateRedemptionRequest
+    | redemption_pb2.IssueValidationCodeRequest
+    | redemption_pb2.RedeemPointsRequest
+)
+ProvenRequest = redemption_pb2.ValidateRedemptionRequest | redemption_pb2.RedeemPointsRequest
 
 
 class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
-    """RedemptionService: each method reads its request, asks the rules, and writes the answer."""
+    """RedemptionService: each method reads its request, asks the service, and writes the answer."""
 
-    def __init__(self, accounts: Accounts, programs: Programs, codes: Codes, clock: Clock) -> None:
-        self._accounts = accounts
-        self._programs = programs
-        self._codes = codes
+    def __init__(self, redemptions: Redemptions, clock: Clock) -> None:
+        self._redemptions = redemptions
         self._clock = clock
 
     async def ValidateRedemption(
@@ -107,15 +68,15 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         """Answer whether points may be redeemed; a code is issued only when nothing speaks against it."""
         fields = Fields()
         ask = _read_ask(fields, request)
-        _check_proof_fields(fields, request)
+        proof = _read_proof(fields, request, is_coming=request.issue_otp)
+        if request.issue_otp and request.validation_code:
+            fields.wrong("issue_otp", "must not be set together with validation_code")
         fields.check()
-        assessment = await self._assess(ask)
-        proof = [found async for found in self._check_proof(request, assessment)]
-        violations = in_order([*assessment.violations, *proof])
+        assessment, violations = await self._redemptions.validate(ask, proof)
         response = _write_answer(assessment, violations)
-        if request.issue_otp and assessment.program is not None and not violations:
+        if request.issue_otp and not violations:
             try:
-                issued = await self._codes.issue(assessment.purpose, assessment.program, ask.channel)
+                issued = await self._redemptions.issue(ask, assessment)
             except PointbookError as error:
                 response.warnings.append(_write_finding(_not_issued(error)))
             else:
@@ -131,114 +92,272 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         if request.validation_type == redemption_pb2.VALIDATION_TYPE_INVALID:
             fields.wrong("validation_type", "must be SMS, EMAIL or MISSED_CALL, or unset")
         fields.check()
-        assessment = await self._assess(ask)
-        if assessment.program is None or assessment.violations:
+        assessment = await self._redemptions.assess(ask)
+        if assessment.violations:
             raise refusal(in_order(assessment.violations))
         try:
-            issued = await self._codes.issue(assessment.purpose, assessment.program, ask.channel)
+            issued = await self._redemptions.issue(ask, assessment)
         except PointbookError as error:
             if error.reason in STATUS_CODES:
                 error.metadata["status_code"] = str(STATUS_CODES[error.reason])
             raise
         return redemption_pb2.IssueValidationCodeResponse(issued_code=_write_issued(issued))
 
-    async def _assess(self, ask: Ask) -> Assessment:
-        """Check an ask against the program and the customer's account; every check runs that can."""
-        found = await self._programs.program(ask.merchant_id, ask.program_id)
-        program = None if found is None else found[0]
-        if program is None:
-            points = ask.points
-            violations = [
-                finding(Reason.PROGRAM_NOT_FOUND, "The merchant has no such program.", program_id=ask.program_id)
-            ]
-        else:
-            points, violations = _check_rules(ask, program)
-        standing = await self._standing(ask, program)
-        if isinstance(standing, Finding):
-            violations.append(standing)
-        elif program is not None:
-            violations += check_standing(points, program, standing)
-        return Assessment(
-            program=program,
-            purpose=Purpose(
-                ask.merchant_id, _customer(ask.key), ask.program_id, points, group_redemption=ask.group_redemption
+    async def RedeemPoints(
+        self, request: redemption_pb2.RedeemPointsRequest, _context: object
+    ) -> redemption_pb2.RedeemPointsResponse:
+        """Redeem points once for a reference."""
+        fields = Fields()
+        ask = _read_ask(fields, request)
+        proof = _read_proof(fields, request)
+        order = Order(
+            ask=ask,
+            reference=_read_reference(fields, request.external_reference_number),
+            transaction_number=fields.ascii(
+                "transaction_number", request.transaction_number, length_max=REFERENCE_LENGTH_MAX
             ),
-            channel=ask.channel,
-            active_points=0 if isinstance(standing, Finding) else standing.active_points,
-            violations=violations,
+            notes=fields.text("notes", request.notes, length_max=NOTES_LENGTH_MAX),
+        )
+        fields.check()
+        return redemption_pb2.RedeemPointsResponse(
+            redemption=self._write_redemption(await self._redemptions.redeem(order, proof))
         )
 
-    async def _standing(self, ask: Ask, program: Program | None) -> Standing | Finding:
-        """Tell what the customer has in the program, or why there is no such customer."""
-        if ask.key is None:
-            return finding(
-                Reason.IDENTIFIER_INVALID,
-                "The buyer's ids must be 1 to 64 visible ASCII characters.",
-                identifier="buyer",
-            )
-        now_ms = self._clock()
-        account = await self._accounts.account(ask.merchant_id, ask.key, now_ms)
-        if account.newest_at_ms is None and not await self._programs.has_store(ask.merchant_id, ask.key.store_id):
-            return finding(Reason.CUSTOMER_NOT_FOUND, "The merchant has no such store.", store_id=ask.key.store_id)
-        if program is None or ask.key.store_id not in program.store_ids:
-            return Standing(active_points=0, lifetime_points=0)
-        return Standing(account.points_at(now_ms)[0], account.lifetime_points)
+    async def ReverseRedemption(
+        self, request: redemption_pb2.ReverseRedemptionRequest, _context: object
+    ) -> redemption_pb2.ReverseRedemptionResponse:
+        """Give points back that SHOPLINE has not booked."""
+        fields = Fields()
+        which = request.WhichOneof("redemption")
+        fields.present("redemption", is_present=which is not None)
+        wanted = WantedReversal(
+            merchant_id=fields.identifier("merchant_id", request.merchant_id),
+            redemption_id=_read_named(fields, request, which, "redemption_id"),
+            redeemed_reference=_read_named(fields, request, which, "redeemed_reference_number"),
+            reference=_read_reference(fields, request.external_reference_number),
+            points=fields.integer("points", request.points, low=0, high=POINTS_MAX),
+            notes=fields.text("notes", request.notes, length_max=NOTES_LENGTH_MAX),
+        )
+        fields.check()
+        return redemption_pb2.ReverseRedemptionResponse(
+            redemption=self._write_redemption(await self._redemptions.reverse(wanted))
+        )
 
-    async def _check_proof(
-        self, request: redemption_pb2.ValidateRedemptionRequest, assessment: Assessment
-    ) -> AsyncIterator[Finding]:
-        """Find what speaks against the way in which the customer is validated."""
-        program = assessment.program
-        if program is None:
-            return
-        if request.skip_validation:
-            if not program.validation.allow_skip or Scope.REDEEM_SKIP not in current_principal.get().scopes:
-                yield finding(Reason.SKIP_NOT_ALLOWED, "The validation must not be skipped here.")
-        elif request.validation_code:
-            comparable = assessment.purpose.customer and assessment.purpose.points > 0
-            if not comparable or not await self._codes.check(
-                assessment.purpose, assessment.channel, request.challenge_id, request.validation_code
-            ):
-                yield finding(Reason.CODE_INVALID, "The code is not valid for this redemption.")
-        elif program.validation.required and not request.issue_otp:
-            yield finding(Reason.VALIDATION_REQUIRED, "The program wants the customer to be validated.")
+    async def SettleRedemption(
+        self, request: redemption_pb2.SettleRedemptionRequest, _context: object
+    ) -> redemption_pb2.SettleRedemptionResponse:
+        """Settle by hand what SHOPLINE has booked."""
+        fields = Fields()
+        merchant_id = fields.identifier("merchant_id", request.merchant_id)
+        redemption_id = fields.identifier("redemption_id", request.redemption_id)
+        fields.present("reason", is_present=bool(request.reason))
+        reason = fields.text("reason", request.reason, length_max=REASON_LENGTH_MAX)
+        fields.check()
+        settled = await self._redemptions.settle(merchant_id, redemption_id, reason)
+        return redemption_pb2.SettleRedemptionResponse(redemption=self._write_redemption(settled))
+
+    async def GetRedemption(
+        self, request: redemption_pb2.GetRedemptionRequest, _context: object
+    ) -> redemption_pb2.GetRedemptionResponse:
+        """Answer one redemption."""
+        fields = Fields()
+        merchant_id = fields.identifier("merchant_id", request.merchant_id)
+        redemption_id = fields.identifier("redemption_id", request.redemption_id)
+        fields.check()
+        found = await self._redemptions.redemption(merchant_id, redemption_id)
+        return redemption_pb2.GetRedemptionResponse(redemption=self._write_redemption(found))
+
+    async def ListRedemptions(
+        self, request: redemption_pb2.ListRedemptionsRequest, _context: object
+    ) -> redemption_pb2.ListRedemptionsResponse:
+        """Answer a page of a merchant's redemptions, the newest first."""
+        fields = Fields()
+        merchant_id = fields.identifier("merchant_id", request.merchant_id)
+        key = None
+        if request.HasField("customer"):
+            _, key = _read_customer(fields, request.customer)
+            if request.customer.merchant_id not in {"", merchant_id}:
+                fields.wrong("customer.merchant_id", "must be the request's own merchant_id")
+        if request.state not in {redemption_pb2.REDEMPTION_STATE_UNSPECIFIED, *STATE_NAMES}:
+            fields.wrong("state", "is no state that this server knows")
+        start_ms = fields.time_ms("start_time", request.start_time) if request.HasField("start_time") else TIME_MS_MIN
+        end_ms = fields.time_ms("end_time", request.end_time) if request.HasField("end_time") else TIME_MS_MAX + 1
+        size = fields.page_size("page_size", request.page_size)
+        scope = ("redemptions", merchant_id, str(key), request.state, start_ms, end_ms)
+        place = paging.read_token(fields, "page_token", request.page_token, scope, (int, str))
+        fields.check()
+        redeemers = None if not request.HasField("customer") else await self._redeemers(merchant_id, key)
+        wanted = Filter(redeemers, STATE_NAMES.get(request.state), start_ms, end_ms)
+        before = None if place is None else (int(place[0]), str(place[1]))
+        found = await self._redemptions.redemptions(merchant_id, wanted, before=before, limit=size + 1)
+        page = paging.fit(map(self._write_redemption, found), size)
+        response = redemption_pb2.ListRedemptionsResponse(redemptions=page)
+        if len(found) > len(page):
+            last = found[len(page) - 1]
+            response.next_page_token = paging.write_token(scope, (last.created_at_ms, last.redemption_id))
+        return response
+
+    async def GetCustomerPoints(
+        self, request: redemption_pb2.GetCustomerPointsRequest, _context: object
+    ) -> redemption_pb2.GetCustomerPointsResponse:
+        """Answer what a customer has in a program."""
+        fields = Fields()
+        identifier, key = _read_customer(fields, request.customer)
+        fields.present("program_id", is_present=bool(request.program_id))
+        fields.check()
+        assessment = await self._redemptions.assess(
+            _asking(request.customer.merchant_id, identifier, key, request.program_id)
+        )
+        _check_known(assessment, {Reason.IDENTIFIER_INVALID, Reason.CUSTOMER_NOT_FOUND, Reason.PROGRAM_NOT_FOUND})
+        facts = assessment.facts
+        response = redemption_pb2.GetCustomerPointsResponse()
+        for source in assessment.sources:
+            account = facts.accounts.get(source.key, Account())
+            points = account.points_at(facts.now_ms)
+            response.points_balance += account.balance
+            response.active_points += points.active
+            response.held_points += points.held
+            response.expired_points += points.expired
+            response.lifetime_points += account.lifetime_points
+            response.buyers.add(store_id=source.key.store_id, buyer_id=source.key.buyer_id)
+        return response
+
+    async def _redeemers(self, merchant_id: str, key: Key | None) -> tuple[str, ...]:
+        """Name all under whom a customer has redeemed. Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND."""
+        assessment = await self._redemptions.assess(_asking(merchant_id, "customer", key, 0))
+        _check_known(assessment, {Reason.IDENTIFIER_INVALID, Reason.CUSTOMER_NOT_FOUND})
+        return tuple(assessment.facts.redeemers)
+
+    def _write_redemption(self, redemption: Redemption) -> redemption_pb2.Redemption:
+        content = redemption.content
+        return redemption_pb2.Redemption(
+            redemption_id=redemption.redemption_id,
+            merchant_id=redemption.merchant_id,
+            program_id=content.program_id,
+            state=STATES[redemption.state(self._clock())],
+            points=content.points,
+            reversed_points=redemption.reversed_points,
+            redeem_value=redemption.redeem_value,
+            redeem_local_value=redemption.redeem_local_value,
+            points_currency_ratio=redemption.points_currency_ratio,
+            active_points=redemption.active_points,
+            draws=[
+                redemption_pb2.RedemptionDraw(
+                    buyer=identity_pb2.Buyer(store_id=draw.store_id, buyer_id=draw.buyer_id),
+                    points=draw.points,
+                    points_expiry_time=None if draw.expires_at_ms is None else to_timestamp(draw.expires_at_ms),
+                    event_id=draw.event_id,
+                )
+                for draw in redemption.draws
+            ],
+            create_time=to_timestamp(redemption.created_at_ms),
+            settle_by=to_timestamp(redemption.settle_by_ms),
+            external_reference_number=redemption.reference,
+            transaction_number=content.transaction_number,
+            notes=redemption.notes,
+        )
 
 
 def _read_ask(fields: Fields, request: AskRequest) -> Ask:
-    """Read who wants to redeem what. What this release does not answer is said before anything is looked up."""
-    customer = request.customer
-    fields.identifier("customer.merchant_id", customer.merchant_id)
-    identifier = customer.WhichOneof("identifier")
-    fields.present("customer.identifier", is_present=identifier is not None)
-    key = None
-    if identifier == "buyer":
-        key = _read_buyer(fields, customer.buyer.store_id, customer.buyer.buyer_id)
-    elif identifier is not None:
-        fields.check()
-        raise not_implemented(f"customer.{identifier}")
+    """Read who wants to redeem what."""
+    identifier, key = _read_customer(fields, request.customer)
     if not request.program_id:
         fields.wrong("program_id", "is required")
     if request.validation_type not in redemption_pb2.ValidationType.values():
         fields.wrong("validation_type", "is no validation type that this server knows")
     return Ask(
-        merchant_id=customer.merchant_id,
+        merchant_id=request.customer.merchant_id,
+        identifier=identifier,
         key=key,
         program_id=request.program_id,
         points=request.points,
         currency_value=_read_currency_value(fields, request),
         group_redemption=request.group_redemption,
-        user_group=request.HasField("user_group2"),
+        group=_read_group(fields, request.user_group2) if request.HasField("user_group2") else None,
         channel=CHANNELS.get(request.validation_type),
     )
 
 
+def _asking(merchant_id: str, identifier: str, key: Key | None, program_id: int) -> Ask:
+    """Ask about a customer alone."""
+    return Ask(merchant_id, identifier, key, program_id, 0, None, group_redemption=False, group=None, channel=None)
+
+
+def _check_known(assessment: Assessment, reasons: set[Reason]) -> None:
+    """Raise what speaks against answering about a customer at all."""
+    if wrong := in_order(found for found in assessment.violations if found.reason in reasons):
+        raise refusal(wrong)
+
+
+def _read_customer(fields: Fields, customer: identity_pb2.CustomerRef) -> tuple[str, Key | None]:
+    """Read who is meant. What has no valid form is answered (802); what is absent is an error of the request."""
+    fields.identifier("customer.merchant_id", customer.merchant_id)
+    identifier = customer.WhichOneof("identifier")
+    fields.present("customer.identifier", is_present=identifier is not None)
+    if identifier is None:
+        return "", None
+    if identifier == "buyer":
+        return identifier, _read_buyer(fields, customer.buyer.store_id, customer.buyer.buyer_id)
+    return identifier, Identifier(OWN_KINDS[identifier], getattr(customer, identifier))
+
+
 def _read_buyer(fields: Fields, store_id: str, buyer_id: str) -> AccountKey | None:
-    """Read a buyer. Absent ids are an error of the request, malformed ones an answer (802)."""
     fields.present("customer.buyer.store_id", is_present=bool(store_id))
     fields.present("customer.buyer.buyer_id", is_present=bool(buyer_id))
     form = Fields()
     key = AccountKey(form.identifier("store_id", store_id), form.identifier("buyer_id", buyer_id))
     return key if form.is_clean else None
+
+
+def _read_group(fields: Fields, group: identity_pb2.UserGroupRef) -> GroupRef:
+    """Read by what a group is chosen; at least one selector is needed."""
+    selectors = {
+        GroupKey.ID: fields.ascii("user_group2.id", group.id, length_max=CHALLENGE_ID_LENGTH_MAX),
+        GroupKey.EXTERNAL_ID: fields.ascii(
+            "user_group2.external_id", group.external_id, length_max=CHALLENGE_ID_LENGTH_MAX
+        ),
+        GroupKey.PRIMARY_CUSTOMER: fields.ascii(
+            "user_group2.primary_user_id", group.primary_user_id, length_max=CHALLENGE_ID_LENGTH_MAX
+        ),
+    }
+    keys = tuple((by, value) for by, value in selectors.items() if value)
+    primary = _read_primary(fields, group)
+    if not keys and primary is None and not group.use_default:
+        fields.wrong("user_group2", "must choose a group by one of its fields")
+    return GroupRef(keys, primary, group.use_default)
+
+
+def _read_primary(fields: Fields, group: identity_pb2.UserGroupRef) -> Identifier | None:
+    """Read the primary member's identifier: a customer's own one for INSTORE without an account, else a source's."""
+    parts = (
+        group.primary_user_source,
+        group.primary_user_account_id,
+        group.primary_user_identifier_type,
+        group.primary_user_identifier_value,
+    )
+    if not any(parts):
+        return None
+    path = "user_group2.primary_user"
+    source = _enum_name(SOURCES, group.primary_user_source, "USER_SOURCE_")
+    kind = _enum_name(IDENTIFIER_TYPES, group.primary_user_identifier_type, "IDENTIFIER_TYPE_")
+    if not source:
+        fields.wrong(f"{path}_source", "is required with the other fields of the primary user")
+    if not kind:
+        fields.wrong(f"{path}_identifier_type", "is required with the other fields of the primary user")
+    value = group.primary_user_identifier_value
+    fields.present(f"{path}_identifier_value", is_present=bool(value))
+    account_id = fields.ascii(f"{path}_account_id", group.primary_user_account_id, length_max=CHALLENGE_ID_LENGTH_MAX)
+    if source == "WECHAT" and not account_id:
+        fields.wrong(f"{path}_account_id", "is required for WECHAT")
+    if not source or not kind:
+        return None
+    is_own = source == "INSTORE" and not account_id
+    return Identifier(Kind(kind), value) if is_own else Identifier(Kind(kind), value, source, account_id)
+
+
+def _enum_name(names: Mapping[str, int], number: int, prefix: str) -> str:
+    """Name an enum value without its prefix; empty where it is unset or unknown."""
+    return next((name.removeprefix(prefix) for name, value in names.items() if value == number and number), "")
 
 
 def _read_currency_value(fields: Fields, request: AskRequest) -> Decimal | None:
@@ -254,53 +373,34 @@ def _read_currency_value(fields: Fields, request: AskRequest) -> Decimal | None:
     )
 
 
-def _check_proof_fields(fields: Fields, request: redemption_pb2.ValidateRedemptionRequest) -> None:
-    """Note contradictions among the ways of validation."""
+def _read_proof(fields: Fields, request: ProvenRequest, *, is_coming: bool = False) -> Proof:
+    """Read how the customer is to be validated, and note contradictions."""
     fields.text("validation_code", request.validation_code, length_max=CODE_LENGTH_MAX)
     fields.ascii("challenge_id", request.challenge_id, length_max=CHALLENGE_ID_LENGTH_MAX)
-    if request.issue_otp and request.validation_code:
-        fields.wrong("issue_otp", "must not be set together with validation_code")
     if request.skip_validation and request.validation_code:
         fields.wrong("skip_validation", "must not be set together with validation_code")
     if request.challenge_id and not request.validation_code:
         fields.wrong("challenge_id", "must be empty without validation_code")
     if request.validation_type == redemption_pb2.VALIDATION_TYPE_INVALID and not request.skip_validation:
         fields.wrong("validation_type", "must not be INVALID unless skip_validation is true")
+    return Proof(
+        code=request.validation_code,
+        challenge_id=request.challenge_id,
+        skips=request.skip_validation,
+        may_skip=Scope.REDEEM_SKIP in current_principal.get().scopes,
+        is_coming=is_coming,
+    )
 
 
-def _check_rules(ask: Ask, program: Program) -> tuple[int, list[Finding]]:
-    """Tell how many points are asked for, and what the program has against them, whoever the customer is."""
-    violations = [*_check_features(ask, program), *check_program(program)]
-    points = ask.points
-    if ask.currency_value is not None:
-        computed = points_of(ask.currency_value, program)
-        if isinstance(computed, Finding):
-            return 0, [*violations, computed]
-        points = computed
-    return points, [*violations, *check_amount(points, program)]
+def _read_reference(fields: Fields, value: str) -> str:
+    return fields.identifier("external_reference_number", value, length_max=REFERENCE_LENGTH_MAX)
 
 
-def _check_features(ask: Ask, program: Program) -> Iterator[Finding]:
-    """Find what the program does not allow; what it allows but this release lacks is an error."""
-    if ask.group_redemption:
-        if program.allow_cross_program_redemption:
-            raise not_implemented("group_redemption")
-        yield finding(
-            Reason.CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED, "The program does not take points of other programs."
-        )
-    if ask.user_group:
-        if program.allow_group_redemption:
-            raise not_implemented("user_group2")
-        yield finding(Reason.GROUP_REDEMPTION_NOT_ALLOWED, "The program does not let groups pool points.")
-    if ask.channel is Channel.MISSED_CALL:
-        if Channel.MISSED_CALL in program.validation.channels:
-            raise not_implemented("validation by missed call")
-        yield finding(Reason.MISSED_CALL_NOT_ENABLED, "The program does not validate by missed call.")
-
-
-def _customer(key: AccountKey | None) -> str:
-    """Name the customer whom a code is bound to: ids have no spaces, so that no two buyers have one name."""
-    return "" if key is None else f"buyer {key.store_id} {key.buyer_id}"
+def _read_named(fields: Fields, request: redemption_pb2.ReverseRedemptionRequest, which: str | None, name: str) -> str:
+    """Read the one of two names that is given; the other is empty."""
+    if which != name:
+        return ""
+    return fields.identifier(name, getattr(request, name), length_max=REFERENCE_LENGTH_MAX)
 
 
 def _not_issued(error: PointbookError) -> Finding:
@@ -316,14 +416,15 @@ def _write_answer(assessment: Assessment, violations: list[Finding]) -> redempti
         redeemable=not violations,
         status=_write_finding(violations[0] if violations else REDEEMABLE),
         violations=[_write_finding(found) for found in violations],
-        points=assessment.purpose.points,
+        points=assessment.points,
         active_points=assessment.active_points,
     )
-    worth = None if assessment.program is None else worth_of(assessment.purpose.points, assessment.program)
-    if assessment.program is not None and worth is not None:
+    program = assessment.facts.program
+    worth = None if program is None else worth_of(assessment.points, program)
+    if program is not None and worth is not None:
         response.redeem_value = to_decimal_text(worth.redeem_value)
         response.redeem_local_value = to_decimal_text(worth.redeem_local_value)
-        response.points_currency_ratio = to_decimal_text(assessment.program.point_value)
+        response.points_currency_ratio = to_decimal_text(program.point_value)
     return response
 
 

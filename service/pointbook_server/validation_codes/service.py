@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import structlog
 
 from pointbook_server.clock import Clock
+from pointbook_server.database import Connection
 from pointbook_server.delivery.sender import DeliveryFailedError, Message, Sender
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.programs.model import Channel, Program
@@ -89,15 +90,25 @@ class ValidationCodes:
     async def check(self, purpose: Purpose, channel: Channel | None, challenge_id: str, code: str) -> bool:
         """Tell whether a code is the one for a purpose, without consuming it; no channel means whichever it went by.
 
-        The attempt commits before the comparison is answered; a right guess gets its attempt back. Raises
-        CODE_KEY_UNKNOWN, which counts no attempt.
+        Raises CODE_KEY_UNKNOWN, which counts no attempt.
+        """
+        challenge = await self.guess(purpose, channel, challenge_id, code)
+        if challenge is None:
+            return False
+        await self.give_back(challenge, challenge_id)
+        return True
+
+    async def guess(self, purpose: Purpose, channel: Channel | None, challenge_id: str, code: str) -> Challenge | None:
+        """Compare a code, and return its challenge where it is right, whose attempt is then used or given back.
+
+        The attempt commits before the comparison is answered. Raises CODE_KEY_UNKNOWN, which counts no attempt.
         """
         now_ms = self._clock()
         challenge = await self._store.count_attempt(purpose, challenge_id, tuple(self._keys), now_ms)
         if challenge is None:
             if await self._store.has_unknown_key(purpose, challenge_id, tuple(self._keys), now_ms):
                 raise _key_unknown()
-            return False
+            return None
         guess = code_digest(
             self._keys[challenge.key_id],
             code,
@@ -107,11 +118,15 @@ class ValidationCodes:
             route=challenge.route,
         )
         same_channel = channel in {None, challenge.route.channel}
-        if not hmac.compare_digest(guess, challenge.code_digest) or not same_channel:
-            return False
-        # A caller that leaves now must not cost the customer an attempt.
+        return challenge if hmac.compare_digest(guess, challenge.code_digest) and same_channel else None
+
+    async def give_back(self, challenge: Challenge, challenge_id: str) -> None:
+        """Give the attempt of a right guess back: a caller that leaves now must not cost the customer one."""
         await asyncio.shield(self._store.return_attempt(challenge, challenge_id))
-        return True
+
+    async def consume(self, connection: Connection, challenge: Challenge, challenge_id: str) -> bool:
+        """Use a code up in somebody's transaction; False where another call has, or where it ended meanwhile."""
+        return await self._store.consume(connection, challenge, challenge_id, self._clock())
 
     def _route(self, program: Program, channel: Channel | None) -> Route:
         """Choose how the code goes out: the channel asked for, or the program's first one with a destination.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Text, all_, and_, any_, bindparam, literal_column, select, update
+from sqlalchemy import Text, all_, and_, any_, bindparam, func, literal_column, select, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from pointbook_server.database import Connection, Database, RetryTransactionError, Row, Statement
@@ -61,6 +61,7 @@ class Guesses:
 
     count: Statement
     give_back: Statement
+    consume: Statement
     find_unknown_key: Statement
 
 
@@ -81,6 +82,16 @@ def _guesses(counter: Any, *named: Any) -> Guesses:
         ),
         give_back=Statement(
             update(validation_challenges).where(IS_CHALLENGE, counter > 0).values({counter: counter - 1})
+        ),
+        consume=Statement(
+            update(validation_challenges)
+            .where(
+                IS_CHALLENGE,
+                COLUMNS.state == literal_column("'LIVE'"),
+                COLUMNS.code_digest == bindparam("digest"),
+                COLUMNS.expires_at_ms > bindparam("now"),
+            )
+            .values({COLUMNS.state: "USED", counter: func.greatest(counter - 1, 0)})
         ),
         find_unknown_key=Statement(select(COLUMNS.challenge_id).where(may_be_guessed, COLUMNS.key_id != all_(KEYS))),
     )
@@ -150,6 +161,11 @@ class ValidationCodesStore:
         """Give the attempt of a right guess back to the counter that it was taken from."""
         async with self._database.autocommit() as connection:
             await connection.execute(_guesses_of(challenge_id).give_back, _named(challenge))
+
+    async def consume(self, connection: Connection, challenge: Challenge, challenge_id: str, now_ms: int) -> bool:
+        """Use a live challenge up, and give the attempt back, in somebody's transaction; False where it is not live."""
+        values = _named(challenge) | {"digest": challenge.code_digest, "now": now_ms}
+        return await connection.execute(_guesses_of(challenge_id).consume, values) > 0
 
     async def has_unknown_key(self, purpose: Purpose, challenge_id: str, key_ids: Collection[str], now_ms: int) -> bool:
         """Tell whether there is a live challenge to guess whose code was signed with another key."""

@@ -1,0 +1,243 @@
+"""Who asks to redeem what, and what the rules say to it: pure, on facts that were read before."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+
+from pointbook_server.customers.model import Customer, GroupKey, Identifier, Key, UserGroup, normalised
+from pointbook_server.errors import Reason
+from pointbook_server.ledger.model import Account, AccountKey
+from pointbook_server.programs.model import Channel, Program
+from pointbook_server.redemption.model import (
+    Finding,
+    Standing,
+    Usage,
+    check_amount,
+    check_caps,
+    check_program,
+    check_standing,
+    finding,
+    points_of,
+)
+from pointbook_server.redemption.pool import Source
+
+NO_ACCOUNT = Account()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRef:
+    """By what a user group is chosen: every selector that is given must choose the same one."""
+
+    keys: tuple[tuple[GroupKey, str], ...] = ()
+    primary: Identifier | None = None
+    use_default: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Who wants to redeem what, where. `key` is None when a buyer's ids have no valid form; others are as they came."""
+
+    merchant_id: str
+    identifier: str
+    key: Key | None
+    program_id: int
+    points: int
+    currency_value: Decimal | None
+    group_redemption: bool
+    group: GroupRef | None
+    channel: Channel | None
+
+    def key_in(self, program: Program | None) -> Key | None:
+        """Write the identifier as it is kept, by the program's region; None where it has no valid form."""
+        if self.key is None or isinstance(self.key, AccountKey):
+            return self.key
+        value = normalised(self.key.kind, self.key.value, "" if program is None else program.default_region)
+        return None if value is None else self.key._replace(value=value)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What there is to an ask. `others` are the merchant's other programs that allow their points to be redeemed.
+
+    `is_shop` tells whether the store of a buyer whom nobody registered is the merchant's, `one_group` whether all
+    selectors choose the same group.
+    """
+
+    now_ms: int
+    program: Program | None
+    others: tuple[Program, ...]
+    key: Key | None
+    customer: Customer | None
+    is_shop: bool
+    group: UserGroup | None
+    one_group: bool
+    accounts: Mapping[AccountKey, Account]
+    usage: Usage
+
+    @property
+    def redeemer(self) -> str:
+        """Name who redeems: ids have no spaces, so that no two have one name. Empty where nobody is known."""
+        if self.customer is not None:
+            return f"customer {self.customer.customer_id}"
+        if isinstance(self.key, AccountKey) and self.is_shop:
+            return _buyer_name(self.key)
+        return ""
+
+    @property
+    def redeemers(self) -> list[str]:
+        """Name all under whom the same person has redeemed: a registered buyer's earlier redemptions are theirs."""
+        if self.customer is None:
+            return [self.redeemer] if self.redeemer else []
+        return [self.redeemer, *map(_buyer_name, self.customer.buyers)]
+
+    @property
+    def own(self) -> list[Source]:
+        """The redeemer's own accounts, wherever they are."""
+        if self.customer is not None:
+            return [Source(key, self.customer.customer_id) for key in self.customer.buyers]
+        return [Source(self.key)] if isinstance(self.key, AccountKey) and self.is_shop else []
+
+    @property
+    def stores(self) -> set[str]:
+        """The stores whose points may be redeemed."""
+        programs = (self.program, *self.others) if self.program is not None else ()
+        return {store_id for program in programs for store_id in program.store_ids}
+
+    def pools(self, ask: Ask) -> bool:
+        """Whether a group's points are asked for, and may be."""
+        return ask.group is not None and self.program is not None and self.program.allow_group_redemption
+
+    def pool(self, ask: Ask) -> list[Source]:
+        """Tell the accounts that may be drawn on, each once: the redeemer's own, or those of a group's members."""
+        sources = self.own
+        if self.pools(ask):
+            members = self.group.members if self.group is not None else ()
+            sources = [
+                Source(key, member.customer_id)
+                for member in members
+                if not member.blocked and not member.fraud_blocked
+                for key in member.buyers
+            ]
+        return sorted({source for source in sources if source.key.store_id in self.stores})
+
+    def account_keys(self, ask: Ask) -> set[AccountKey]:
+        """Name the accounts that count: those of the pool, the redeemer's own, and that of an unknown buyer."""
+        keys = {source.key for source in self.pool(ask)}
+        keys |= {source.key for source in self.own if source.key.store_id in self.stores}
+        if self.customer is None and isinstance(self.key, AccountKey):
+            keys.add(self.key)
+        return keys
+
+    def active_points(self, sources: list[Source]) -> int:
+        """Sum what some accounts have active."""
+        return sum(self.accounts.get(source.key, NO_ACCOUNT).points_at(self.now_ms).active for source in sources)
+
+
+def _buyer_name(key: AccountKey) -> str:
+    return f"buyer {key.store_id} {key.buyer_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What the rules say to an ask: how many points it is, what may be drawn on, and all that speaks against it."""
+
+    facts: Facts
+    points: int
+    sources: tuple[Source, ...]
+    active_points: int
+    violations: tuple[Finding, ...]
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether a program that is drawn on wants the customer to be validated."""
+        program = self.facts.program
+        foreign = self.facts.stores.difference(() if program is None else program.store_ids)
+        drawn = {source.key.store_id for source in self.sources} & foreign
+        others = (other for other in self.facts.others if drawn.intersection(other.store_ids))
+        return any(each.validation.required for each in (program, *others) if each is not None)
+
+
+def assess(ask: Ask, facts: Facts) -> Assessment:
+    """Check an ask against all that there is to it; every check runs that can."""
+    points, violations = ask.points, []
+    if facts.program is None:
+        violations.append(
+            finding(Reason.PROGRAM_NOT_FOUND, "The merchant has no such program.", program_id=ask.program_id)
+        )
+    else:
+        points, violations = _check_rules(ask, facts, facts.program)
+    stranger = _check_customer(ask, facts)
+    violations += stranger
+    sources = facts.pool(ask)
+    active_points = facts.active_points(sources)
+    if facts.program is not None and not stranger:
+        outsider = list(_check_group(facts)) if facts.pools(ask) else []
+        violations += outsider
+        if not outsider:
+            violations += check_standing(points, facts.program, _standing(facts, facts.program, active_points))
+    if facts.program is not None:
+        violations += check_caps(points, facts.program, facts.usage)
+    return Assessment(facts, points, tuple(sources), active_points, tuple(violations))
+
+
+def _check_rules(ask: Ask, facts: Facts, program: Program) -> tuple[int, list[Finding]]:
+    """Tell how many points are asked for, and what the program has against them, whoever the customer is."""
+    violations = [*_check_features(ask, facts, program), *check_program(program)]
+    points = ask.points
+    if ask.currency_value is not None:
+        computed = points_of(ask.currency_value, program)
+        if isinstance(computed, Finding):
+            return 0, [*violations, computed]
+        points = computed
+    return points, [*violations, *check_amount(points, program)]
+
+
+def _check_features(ask: Ask, facts: Facts, program: Program) -> Iterator[Finding]:
+    """Find what the program does not allow."""
+    if ask.group_redemption and not program.allow_cross_program_redemption:
+        yield finding(
+            Reason.CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED, "The program does not take points of other programs."
+        )
+    if ask.group is not None and not program.allow_group_redemption:
+        yield finding(Reason.GROUP_REDEMPTION_NOT_ALLOWED, "The program does not let groups pool points.")
+    if ask.channel is Channel.MISSED_CALL and Channel.MISSED_CALL not in program.validation.channels:
+        yield finding(Reason.MISSED_CALL_NOT_ENABLED, "The program does not validate by missed call.")
+    worth = (program.point_value, program.currency_code)
+    for other in facts.others:
+        if (other.point_value, other.currency_code) != worth:
+            yield finding(
+                Reason.CROSS_PROGRAM_MISCONFIGURED,
+                "Another program that allows its points to be redeemed gives them another value or currency.",
+                program_id=other.program_id,
+            )
+
+
+def _check_customer(ask: Ask, facts: Facts) -> list[Finding]:
+    """Find out that nobody is known who could redeem, or that they must not."""
+    if facts.key is None:
+        return [finding(Reason.IDENTIFIER_INVALID, "The identifier has no valid form.", identifier=ask.identifier)]
+    if not facts.redeemer:
+        return [finding(Reason.CUSTOMER_NOT_FOUND, "Nobody has this identifier.", identifier=ask.identifier)]
+    if facts.customer is not None and facts.customer.fraud_blocked:
+        return [finding(Reason.CUSTOMER_BLOCKED, "The customer is blocked.")]
+    return []
+
+
+def _check_group(facts: Facts) -> Iterator[Finding]:
+    """Find out that there is no such group, or that the customer may not redeem from its pool."""
+    if facts.group is None:
+        yield finding(Reason.GROUP_NOT_FOUND, "There is no such user group.")
+        return
+    customer_id = facts.customer.customer_id if facts.customer is not None else None
+    may_redeem = {member.customer_id for member in facts.group.members if member.can_redeem and not member.blocked}
+    if customer_id not in may_redeem:
+        yield finding(Reason.NOT_A_GROUP_MEMBER, "The customer is no member who may redeem from this group.")
+
+
+def _standing(facts: Facts, program: Program, active_points: int) -> Standing:
+    own = [source for source in facts.own if source.key.store_id in program.store_ids]
+    return Standing(
+        active_points=active_points,
+        own_active_points=facts.active_points(own),
+        lifetime_points=sum(facts.accounts.get(source.key, NO_ACCOUNT).lifetime_points for source in own),
+    )

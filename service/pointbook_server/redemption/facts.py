@@ -1,0 +1,215 @@
+"""What there is to an ask, read from the rooms that keep it: programs, customers, groups, accounts, redemptions.
+
+However many asks of a merchant there are, most take three statements: programs, customers, accounts.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from pointbook_server.customers.model import Customer, GroupKey, Identifier, Key, UserGroup, normalised
+from pointbook_server.database import Connection
+from pointbook_server.ledger.model import Account, AccountKey
+from pointbook_server.programs.model import DEFAULT_TIME_ZONE, Program
+from pointbook_server.redemption import statements as sql
+from pointbook_server.redemption.asking import Ask, Facts, GroupRef
+from pointbook_server.redemption.model import Usage
+from pointbook_server.redemption.windows import windows_at
+
+
+class CustomersBook(Protocol):
+    """The part of a merchant's customers that redemption reads."""
+
+    async def find_all(self, keys: Collection[Key]) -> dict[Key, Customer]:
+        """Read the customers whom keys belong to."""
+
+    async def group(self, by: GroupKey, key: str) -> UserGroup | None:
+        """Read a group with its members and their buyers."""
+
+    async def lock(self, customer_ids: Iterable[str]) -> set[str]:
+        """Lock customers in the order that everybody keeps to."""
+
+
+OpenCustomers = Callable[[Connection, str], CustomersBook]
+"""Gives a merchant's customers on a connection."""
+
+
+class Programs(Protocol):
+    """Where programs and stores are kept."""
+
+    async def read(self, connection: Connection, merchant_id: str, program_ids: Collection[int]) -> dict[int, Program]:
+        """Read programs, as far as the merchant has them."""
+
+    async def allowing(self, connection: Connection, merchant_id: str) -> list[Program]:
+        """Read the merchant's programs that let their points be redeemed in others."""
+
+    async def own_stores(self, connection: Connection, merchant_id: str, store_ids: Collection[str]) -> set[str]:
+        """Tell which stores are the merchant's."""
+
+
+class LedgerBook(Protocol):
+    """The part of a merchant's accounts that redemption reads."""
+
+    accounts: dict[AccountKey, Account]
+    """Those that are there, once read."""
+
+    async def read(self, keys: Iterable[AccountKey]) -> None:
+        """Read accounts without locking them."""
+
+    async def complete(self, key: AccountKey, account: Account, at_ms: int) -> Account:
+        """Read as many lots as it takes to tell what is active at a moment."""
+
+
+class PoolChangedError(Exception):
+    """An ask draws on accounts that are not locked."""
+
+    def __init__(self, keys: Collection[AccountKey]) -> None:
+        super().__init__("the pool has changed")
+        self.keys = frozenset(keys)
+
+
+class FactsReader:
+    """Reads the facts of asks of one merchant on one connection.
+
+    With `locked` accounts no others may be drawn on: raises PoolChangedError where an ask would.
+    """
+
+    def __init__(self, programs: Programs, open_customers: OpenCustomers) -> None:
+        self._programs = programs
+        self._open_customers = open_customers
+
+    async def read(
+        self,
+        connection: Connection,
+        ledger: LedgerBook,
+        asks: Sequence[Ask],
+        now_ms: int,
+        *,
+        locked: Collection[AccountKey] | None = None,
+    ) -> list[Facts]:
+        """Read the facts of each ask."""
+        merchant_id = asks[0].merchant_id
+        named = await self._programs.read(connection, merchant_id, {ask.program_id for ask in asks})
+        allowing = await self._allowing(connection, merchant_id, asks, named)
+        customers = self._open_customers(connection, merchant_id)
+        keys = [ask.key_in(named.get(ask.program_id)) for ask in asks]
+        found = await customers.find_all({key for key in keys if key is not None})
+        facts = []
+        for ask, key in zip(asks, keys, strict=True):
+            program = named.get(ask.program_id)
+            customer = None if key is None else found.get(key)
+            chosen = await _groups(customers, ask.group, customer, program)
+            facts.append(
+                Facts(
+                    now_ms=now_ms,
+                    program=program,
+                    others=_others(ask, program, allowing),
+                    key=key,
+                    customer=customer,
+                    is_shop=True,
+                    group=chosen[0] if chosen else None,
+                    one_group=len({None if group is None else group.group_id for group in chosen}) <= 1,
+                    accounts={},
+                    usage=Usage(),
+                )
+            )
+        accounts = await _accounts(ledger, list(zip(asks, facts, strict=True)), locked)
+        facts = [replace(each, accounts=accounts) for each in facts]
+        facts = await self._with_shops(connection, merchant_id, facts)
+        return await _with_usage(connection, merchant_id, facts)
+
+    async def _allowing(
+        self, connection: Connection, merchant_id: str, asks: Sequence[Ask], named: Mapping[int, Program]
+    ) -> list[Program]:
+        asked = (named.get(ask.program_id) for ask in asks if ask.group_redemption)
+        if any(program is not None and program.allow_cross_program_redemption for program in asked):
+            return await self._programs.allowing(connection, merchant_id)
+        return []
+
+    async def _with_shops(self, connection: Connection, merchant_id: str, facts: Sequence[Facts]) -> list[Facts]:
+        """Tell which buyers without an account are of a store of the merchant at all."""
+        unknown = {
+            each.key.store_id
+            for each in facts
+            if each.customer is None and isinstance(each.key, AccountKey) and each.key not in each.accounts
+        }
+        if not unknown:
+            return list(facts)
+        own = await self._programs.own_stores(connection, merchant_id, unknown)
+        return [
+            replace(each, is_shop=not isinstance(each.key, AccountKey) or each.key.store_id not in unknown - own)
+            for each in facts
+        ]
+
+
+def _others(ask: Ask, program: Program | None, allowing: Sequence[Program]) -> tuple[Program, ...]:
+    if program is None or not ask.group_redemption or not program.allow_cross_program_redemption:
+        return ()
+    return tuple(other for other in allowing if other.program_id != program.program_id)
+
+
+async def _groups(
+    customers: CustomersBook, wanted: GroupRef | None, customer: Customer | None, program: Program | None
+) -> list[UserGroup | None]:
+    """Read what each selector chooses."""
+    if wanted is None:
+        return []
+    chosen = [await customers.group(by, key) for by, key in wanted.keys]
+    if wanted.primary is not None:
+        primary = await _customer_id(customers, wanted.primary, program)
+        chosen.append(None if primary is None else await customers.group(GroupKey.PRIMARY_CUSTOMER, primary))
+    if wanted.use_default:
+        known = None if customer is None else customer.customer_id
+        chosen.append(None if known is None else await customers.group(GroupKey.DEFAULT_OF_CUSTOMER, known))
+    return chosen
+
+
+async def _customer_id(customers: CustomersBook, identifier: Identifier, program: Program | None) -> str | None:
+    value = normalised(identifier.kind, identifier.value, "" if program is None else program.default_region)
+    if value is None:
+        return None
+    key = identifier._replace(value=value)
+    found = (await customers.find_all([key])).get(key)
+    return None if found is None else found.customer_id
+
+
+async def _accounts(
+    ledger: LedgerBook, asked: Sequence[tuple[Ask, Facts]], locked: Collection[AccountKey] | None
+) -> dict[AccountKey, Account]:
+    """Read every account that counts, so that it can tell what is active."""
+    keys = {key for ask, facts in asked for key in facts.account_keys(ask)}
+    if locked is None:
+        await ledger.read(keys)
+    elif missing := keys.difference(locked):
+        raise PoolChangedError(missing)
+    now_ms = asked[0][1].now_ms
+    return {key: await ledger.complete(key, account, now_ms) for key, account in ledger.accounts.items() if key in keys}
+
+
+async def _with_usage(connection: Connection, merchant_id: str, facts: Sequence[Facts]) -> list[Facts]:
+    """Read what the redeemers whose program has caps have redeemed."""
+    rows: dict[tuple[str, int], tuple[int, int, int]] = {}
+    for each in facts:
+        if each.program is not None and _has_caps(each.program):
+            windows = windows_at(each.now_ms, each.program.time_zone or DEFAULT_TIME_ZONE)
+            rows |= {(name, each.program.program_id): windows for name in each.redeemers}
+    if not rows:
+        return list(facts)
+    arrays = list(zip(*((*key, *windows) for key, windows in sorted(rows.items())), strict=True))
+    names = ("redeemers", "program_ids", "days", "weeks", "months")
+    values = dict(zip(names, map(list, arrays), strict=True))
+    read = await connection.fetch(sql.READ_USAGE, {"merchant_id": merchant_id, **values})
+    used = {(row.redeemer, row.program_id): (row.day_points, row.week_points, row.month_points) for row in read}
+    return [replace(each, usage=_usage(each, used)) for each in facts]
+
+
+def _usage(facts: Facts, used: Mapping[tuple[str, int], tuple[int, int, int]]) -> Usage:
+    program_id = 0 if facts.program is None else facts.program.program_id
+    found = [used.get((name, program_id), (0, 0, 0)) for name in facts.redeemers]
+    return Usage(*map(sum, zip(*found, strict=True))) if found else Usage()
+
+
+def _has_caps(program: Program) -> bool:
+    criteria = program.criteria
+    caps = (criteria.max_points_per_day, criteria.max_points_per_week, criteria.max_points_per_month)
+    return any(cap is not None for cap in caps)

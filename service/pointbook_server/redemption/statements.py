@@ -1,0 +1,197 @@
+"""The SQL of redemption, and how its rows are read and written."""
+
+import json
+from typing import Any
+
+from sqlalchemy import text
+
+from pointbook_server.database import Row, Statement
+from pointbook_server.redemption.pool import Draw
+from pointbook_server.redemption.redeemed import AccountHold, Content, HoldState, Redemption
+
+COLUMNS = (
+    "redemption_id",
+    "reference",
+    "redeemer",
+    "program_id",
+    "points",
+    "group_redemption",
+    "group_id",
+    "transaction_number",
+    "notes",
+    "redeem_value",
+    "redeem_local_value",
+    "points_currency_ratio",
+    "active_points",
+    "created_at_ms",
+    "settle_by_ms",
+    "draws",
+    "holds",
+    "open_points",
+    "released_points",
+    "reversed_points",
+)
+CHANGING = ("draws", "holds", "open_points", "released_points", "reversed_points")
+NAMES = ", ".join(("merchant_id", *COLUMNS))
+# Where a redemption stands, as redeemed.py tells it.
+STATE = """
+    CASE
+        WHEN open_points > 0 AND :now_ms < settle_by_ms THEN 'PENDING'
+        WHEN reversed_points = points THEN 'REVERSED'
+        WHEN open_points + released_points > 0 THEN 'UNSETTLED'
+        ELSE 'SETTLED'
+    END
+"""
+
+
+def _statement(sql: str) -> Statement:
+    return Statement(text(sql))
+
+
+READ_BY_ID = _statement(f"""
+    SELECT {NAMES} FROM redemptions WHERE redemption_id = :redemption_id AND merchant_id = :merchant_id
+""")
+READ_BY_REFERENCE = _statement(f"""
+    SELECT {NAMES} FROM redemptions WHERE reference = :reference AND merchant_id = :merchant_id
+""")
+LOCK = _statement(f"""
+    SELECT {NAMES} FROM redemptions
+    WHERE redemption_id = ANY(CAST(:redemption_ids AS text[])) AND merchant_id = :merchant_id
+    ORDER BY redemption_id FOR UPDATE
+""")
+LOCK_FREE = _statement(f"""
+    SELECT {NAMES} FROM redemptions
+    WHERE redemption_id = ANY(CAST(:redemption_ids AS text[])) AND merchant_id = :merchant_id
+    ORDER BY redemption_id FOR UPDATE SKIP LOCKED
+""")
+INSERT = _statement(f"""
+    INSERT INTO redemptions ({NAMES}) VALUES ({", ".join(f":{name}" for name in NAMES.split(", "))})
+    ON CONFLICT DO NOTHING
+""")
+UPDATE = _statement(f"""
+    UPDATE redemptions SET {", ".join(f"{name} = :{name}" for name in CHANGING)}
+    WHERE redemption_id = :redemption_id AND merchant_id = :merchant_id
+""")
+# What each of some redeemers has redeemed in a program since its day, its week and its month began.
+READ_USAGE = _statement("""
+    SELECT v.redeemer, v.program_id, used.* FROM unnest(
+        CAST(:redeemers AS text[]), CAST(:program_ids AS bigint[]), CAST(:days AS bigint[]), CAST(:weeks AS bigint[]),
+        CAST(:months AS bigint[])
+    ) AS v (redeemer, program_id, day_ms, week_ms, month_ms)
+    CROSS JOIN LATERAL (
+        SELECT
+            coalesce(sum(points - reversed_points) FILTER (WHERE created_at_ms >= v.day_ms), 0)::bigint AS day_points,
+            coalesce(sum(points - reversed_points) FILTER (WHERE created_at_ms >= v.week_ms), 0)::bigint AS week_points,
+            coalesce(sum(points - reversed_points) FILTER (WHERE created_at_ms >= v.month_ms), 0)::bigint
+                AS month_points
+        FROM redemptions
+        WHERE redeemer = v.redeemer AND merchant_id = :merchant_id AND program_id = v.program_id
+            AND created_at_ms >= least(v.week_ms, v.month_ms)
+    ) AS used
+""")
+READ_REVERSAL = _statement("""
+    SELECT redemption_id, points FROM redemption_reversals
+    WHERE reference = :reference AND merchant_id = :merchant_id
+""")
+INSERT_REVERSAL = _statement("""
+    INSERT INTO redemption_reversals (reference, merchant_id, redemption_id, points, notes, created_at_ms)
+    VALUES (:reference, :merchant_id, :redemption_id, :points, :notes, :now_ms)
+    ON CONFLICT DO NOTHING
+""")
+INSERT_AUDIT = _statement("""
+    INSERT INTO redemption_audit (audit_id, merchant_id, redemption_id, action, reason, at_ms)
+    VALUES (:audit_id, :merchant_id, :redemption_id, :action, :reason, :now_ms)
+""")
+LIST_OVERDUE_MERCHANTS = _statement("""
+    SELECT DISTINCT merchant_id FROM (
+        SELECT merchant_id FROM redemptions WHERE open_points > 0 AND settle_by_ms <= :now_ms
+        ORDER BY settle_by_ms LIMIT :limit
+    ) AS overdue
+""")
+FIND_OVERDUE = _statement(f"""
+    SELECT {NAMES} FROM redemptions
+    WHERE open_points > 0 AND settle_by_ms <= :now_ms AND merchant_id = :merchant_id
+    ORDER BY settle_by_ms LIMIT :limit
+""")
+
+
+def list_statement(*, by_redeemer: bool) -> Statement:
+    """List a page of redemptions, the newest first: a merchant's, or those under some names."""
+    whose = "redeemer = ANY(CAST(:redeemers AS text[])) AND merchant_id = :merchant_id"
+    return _statement(f"""
+        SELECT {NAMES} FROM redemptions
+        WHERE {whose if by_redeemer else "merchant_id = :merchant_id"}
+            AND created_at_ms >= :start_ms AND created_at_ms < :end_ms
+            AND (created_at_ms, redemption_id) < (CAST(:before_ms AS bigint), CAST(:before_id AS text))
+            AND (CAST(:state AS text) = '' OR {STATE} = :state)
+        ORDER BY created_at_ms DESC, redemption_id DESC LIMIT :limit
+    """)
+
+
+LIST_OF_MERCHANT = list_statement(by_redeemer=False)
+LIST_OF_REDEEMER = list_statement(by_redeemer=True)
+
+
+def write(redemption: Redemption) -> dict[str, Any]:
+    """Write a redemption as its columns."""
+    content = redemption.content
+    return {
+        "merchant_id": redemption.merchant_id,
+        "redemption_id": redemption.redemption_id,
+        "reference": redemption.reference,
+        "redeemer": content.redeemer,
+        "program_id": content.program_id,
+        "points": content.points,
+        "group_redemption": content.group_redemption,
+        "group_id": content.group_id,
+        "transaction_number": content.transaction_number,
+        "notes": redemption.notes,
+        "redeem_value": redemption.redeem_value,
+        "redeem_local_value": redemption.redeem_local_value,
+        "points_currency_ratio": redemption.points_currency_ratio,
+        "active_points": redemption.active_points,
+        "created_at_ms": redemption.created_at_ms,
+        "settle_by_ms": redemption.settle_by_ms,
+        **write_changing(redemption),
+    }
+
+
+def write_changing(redemption: Redemption) -> dict[str, Any]:
+    """Write what of a redemption changes, as its columns."""
+    return {
+        "draws": json.dumps(redemption.draws),
+        "holds": json.dumps(redemption.holds),
+        "open_points": redemption.held(HoldState.OPEN),
+        "released_points": redemption.held(HoldState.RELEASED),
+        "reversed_points": redemption.reversed_points,
+    }
+
+
+def read(row: Row) -> Redemption:
+    """Read a row of redemptions."""
+    return Redemption(
+        merchant_id=row.merchant_id,
+        redemption_id=row.redemption_id,
+        reference=row.reference,
+        content=Content(
+            redeemer=row.redeemer,
+            program_id=row.program_id,
+            points=row.points,
+            group_redemption=row.group_redemption,
+            group_id=row.group_id,
+            transaction_number=row.transaction_number,
+        ),
+        notes=row.notes,
+        redeem_value=row.redeem_value,
+        redeem_local_value=row.redeem_local_value,
+        points_currency_ratio=row.points_currency_ratio,
+        active_points=row.active_points,
+        draws=tuple(Draw(*draw) for draw in json.loads(row.draws)),
+        holds=tuple(_read_hold(*hold) for hold in json.loads(row.holds)),
+        created_at_ms=row.created_at_ms,
+        settle_by_ms=row.settle_by_ms,
+    )
+
+
+def _read_hold(store_id: str, buyer_id: str, points: int, state: str) -> AccountHold:
+    return AccountHold(store_id, buyer_id, points, HoldState(state))

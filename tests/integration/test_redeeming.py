@@ -1,0 +1,432 @@
+"""RedeemPoints, ReverseRedemption, SettleRedemption and what reads them, on a real database."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from integration.points import superuser
+from integration.redeeming import (
+    DAY_MS,
+    PENDING,
+    REVERSED,
+    SETTLED,
+    UNSETTLED,
+    booking,
+    customer_of,
+    earn,
+    get,
+    order,
+    points_of,
+    redeem,
+    reverse,
+)
+from pointbook.v1 import points_pb2, redemption_pb2
+
+
+@pytest.fixture
+async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
+    """A shop with program 1, whose one buyer has 500 points, at the beginning of time."""
+    await service.client.put_program(shop.merchant_id, shop.store_id, criteria={})
+    await earn(service.client, shop, 500)
+    yield shop
+    service.clock.now_ms = NOW_MS
+
+
+async def sweep(service: Service) -> int:
+    """Release what was not booked in time."""
+    return await service.server._redemptions.sweep()
+
+
+def listing(shop: Shop, **filters: Any) -> redemption_pb2.ListRedemptionsRequest:
+    """Ask for a merchant's redemptions."""
+    return redemption_pb2.ListRedemptionsRequest(merchant_id=shop.merchant_id, **filters)
+
+
+async def ids(client: Client, shop: Shop, **filters: Any) -> list[str]:
+    """The ids of a merchant's redemptions, the newest first."""
+    found = (await client.redemption.ListRedemptions(listing(shop, **filters))).redemptions
+    return [redemption.redemption_id for redemption in found]
+
+
+# Redeeming.
+
+
+async def test_points_are_held_until_shopline_books_them(client: Client, shop: Shop) -> None:
+    """The balance is SHOPLINE's and stays; the points are no longer active."""
+    event_id = await earn(client, shop, 500, "other")
+    redemption = await redeem(
+        client, order(shop, 120, customer=customer_of(shop, "other"), transaction_number="bill-7", notes="at the till")
+    )
+
+    assert (redemption.state, redemption.points, redemption.reversed_points) == (PENDING, 120, 0)
+    assert (redemption.redeem_value, redemption.redeem_local_value) == ("1.20", "1.20")
+    assert redemption.points_currency_ratio == "0.01"
+    assert redemption.active_points == 380
+    assert (redemption.transaction_number, redemption.notes) == ("bill-7", "at the till")
+    assert redemption.create_time == at(NOW_MS)
+    assert redemption.settle_by == at(NOW_MS + 3 * DAY_MS)
+    (draw,) = redemption.draws
+    assert (draw.buyer.store_id, draw.buyer.buyer_id) == (shop.store_id, "other")
+    assert (draw.points, draw.event_id) == (120, event_id)
+    assert await points_of(client, shop, "other") == (500, 380, 120)
+    assert await get(client, redemption) == redemption
+
+
+async def test_what_is_held_cannot_be_redeemed_again(client: Client, shop: Shop) -> None:
+    """Nor does a question answer that it can."""
+    await redeem(client, order(shop, 400))
+
+    found = await refused(redeem(client, order(shop, 101)))
+    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "INSUFFICIENT_POINTS")
+    assert found.metadata["status_code"] == "803"
+    assert found.metadata["active_points"] == "100"
+    question = redemption_pb2.ValidateRedemptionRequest(customer=customer_of(shop), program_id=1, points=101)
+    answer = await client.redemption.ValidateRedemption(question)
+    assert (answer.redeemable, answer.active_points) == (False, 100)
+    assert (await redeem(client, order(shop, 100))).active_points == 0
+
+
+async def test_a_repetition_is_answered_what_is_stored(client: Client, shop: Shop) -> None:
+    """Whatever has become of the account meanwhile; neither notes nor the way of validation make another content."""
+    request = order(shop, 400)
+    first = await redeem(client, request)
+    request.notes = "again"
+    request.skip_validation = True
+
+    assert await redeem(client, request) == first
+    assert await points_of(client, shop) == (500, 100, 400)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"points": 399}, {"transaction_number": "other"}, {"program_id": 2}, {"group_redemption": True}]
+)
+async def test_a_reference_is_for_one_content(client: Client, shop: Shop, changes: dict[str, Any]) -> None:
+    """Another content under the same reference is told apart, and changes nothing."""
+    await client.put_program(shop.merchant_id, shop.store_id, program_id=2)
+    request = order(shop, 400)
+    await redeem(client, request)
+    request.MergeFrom(redemption_pb2.RedeemPointsRequest(**changes))
+
+    found = await refused(redeem(client, request))
+    assert (found.code, found.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REFERENCE_REUSED")
+    assert found.metadata == {"external_reference_number": request.external_reference_number}
+    assert await points_of(client, shop) == (500, 100, 400)
+
+
+async def test_a_refused_attempt_stores_nothing(client: Client, shop: Shop) -> None:
+    """The same reference may try again."""
+    request = order(shop, 501)
+    await refused(redeem(client, request))
+    request.points = 500
+
+    assert (await redeem(client, request)).state == PENDING
+
+
+async def test_every_wrong_field_is_named(client: Client) -> None:
+    """All at once."""
+    found = await refused(redeem(client, redemption_pb2.RedeemPointsRequest(notes="x" * 501, currency_value="1")))
+
+    assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+    assert set(found.fields) == {
+        "customer.merchant_id",
+        "customer.identifier",
+        "program_id",
+        "currency_value",
+        "external_reference_number",
+        "notes",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "status"),
+    [
+        ({"points": 0}, grpc.StatusCode.INVALID_ARGUMENT, "801"),
+        ({"program_id": 99}, grpc.StatusCode.NOT_FOUND, "1101"),
+        ({"points": 501}, grpc.StatusCode.FAILED_PRECONDITION, "803"),
+    ],
+)
+async def test_a_refusal_has_its_status_code(
+    client: Client, shop: Shop, changes: dict[str, Any], code: grpc.StatusCode, status: str
+) -> None:
+    """In the metadata of the error."""
+    request = order(shop)
+    for name, value in changes.items():
+        setattr(request, name, value)
+
+    found = await refused(redeem(client, request))
+    assert (found.code, found.metadata["status_code"]) == (code, status)
+
+
+async def test_soonest_expiring_points_are_drawn_first(client: Client, shop: Shop) -> None:
+    """Behind what earlier redemptions hold; never what has expired."""
+    later = shop.update("lots", updated_value=30, points_balance=30, points_expiry_time=at(NOW_MS + 2 * DAY_MS))
+    sooner = shop.update("lots", updated_value=20, points_balance=50, points_expiry_time=at(NOW_MS + DAY_MS))
+    gone = shop.update("lots", updated_value=10, points_balance=60, points_expiry_time=at(NOW_MS - 1))
+    for number, update in enumerate((later, sooner, gone)):
+        update.updated_at.CopyFrom(at(NOW_MS - DAY_MS + number))
+        await client.apply(update)
+
+    def drawn(redemption: redemption_pb2.Redemption) -> list[tuple[str, int]]:
+        return [(draw.event_id, draw.points) for draw in redemption.draws]
+
+    lots = customer_of(shop, "lots")
+    assert drawn(await redeem(client, order(shop, 15, customer=lots))) == [(sooner.event_id, 15)]
+    second = await redeem(client, order(shop, 25, customer=lots))
+    assert drawn(second) == [(sooner.event_id, 5), (later.event_id, 20)]
+    assert second.active_points == 10
+    assert (await refused(redeem(client, order(shop, 11, customer=lots)))).reason == "INSUFFICIENT_POINTS"
+
+
+# Settlement.
+
+
+async def test_shoplines_booking_settles_the_hold(client: Client, shop: Shop) -> None:
+    """The points leave the balance and the hold in one step, and the entry names the redemption."""
+    redemption = await redeem(client, order(shop, 120))
+    applied = await client.apply(booking(shop, 120, 380))
+
+    assert (applied.account.active_points, applied.account.held_points) == (380, 0)
+    assert await points_of(client, shop) == (380, 380, 0)
+    assert (await get(client, redemption)).state == SETTLED
+    request = points_pb2.ListPointsEntriesRequest(
+        merchant_id=shop.merchant_id, store_id=shop.store_id, buyer_id="buyer"
+    )
+    newest = (await client.points.ListPointsEntries(request)).entries[0]
+    assert newest.settled_redemption_id == redemption.redemption_id
+
+
+async def test_a_booking_settles_one_hold_and_a_repetition_none(client: Client, shop: Shop) -> None:
+    """Two redemptions of the same size take two webhooks."""
+    first, second = await redeem(client, order(shop, 50)), await redeem(client, order(shop, 50))
+    update = booking(shop, 50, 450)
+    await client.apply(update)
+    await client.apply(update)
+
+    states = [(await get(client, each)).state for each in (first, second)]
+    assert sorted(states) == [PENDING, SETTLED]
+    assert await points_of(client, shop) == (450, 400, 50)
+
+
+async def test_a_late_booking_does_not_settle_what_did_not_exist_then(
+    service: Service, client: Client, shop: Shop
+) -> None:
+    """A webhook about an earlier purchase finds the earlier hold, whatever the order they come in."""
+    first = await redeem(client, order(shop, 50))
+    service.clock.move(60)
+    second = await redeem(client, order(shop, 50))
+    await client.apply(booking(shop, 50, 400, 61_000))
+    assert [(await get(client, each)).state for each in (first, second)] == [PENDING, SETTLED]
+    await client.apply(booking(shop, 50, 450, 1_000))
+    assert [(await get(client, each)).state for each in (first, second)] == [SETTLED, SETTLED]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"updated_value": 51, "points_balance": 449},
+        {"updated_scene": points_pb2.POINTS_UPDATE_SCENE_POINTS_EXPIRED},
+        {"updated_at": at(NOW_MS - 5_001)},
+        {"update_type": points_pb2.POINTS_UPDATE_TYPE_INCREASE, "points_balance": 550},
+    ],
+    ids=["another amount", "another scene", "too early", "an increase"],
+)
+async def test_what_settles_nothing(client: Client, shop: Shop, changes: dict[str, Any]) -> None:
+    """Only a decrease of the same size, by a scene of settlement, from five seconds before the hold on."""
+    redemption = await redeem(client, order(shop, 50))
+    await client.apply(booking(shop, 50, 450, **changes))
+
+    assert (await get(client, redemption)).state == PENDING
+
+
+async def test_a_program_may_name_its_settlement_scenes(client: Client, shop: Shop) -> None:
+    """Then those, and no others."""
+    await client.put_program(shop.merchant_id, shop.store_id, criteria={}, settlement_scenes=["IN_THE_APP"])
+    redemption = await redeem(client, order(shop, 50))
+    await client.apply(booking(shop, 50, 450))
+    assert (await get(client, redemption)).state == PENDING
+
+    unknown = points_pb2.POINTS_UPDATE_SCENE_UNSPECIFIED
+    scene = {"updated_scene": unknown, "unrecognized_scene": "IN_THE_APP"}
+    await client.apply(booking(shop, 50, 400, 2_000, **scene))
+    assert (await get(client, redemption)).state == SETTLED
+
+
+async def test_a_hold_ends_by_itself_and_may_be_booked_after_all(service: Service, client: Client, shop: Shop) -> None:
+    """At its settle_by, swept or not; a webhook that comes yet later still settles it."""
+    redemption = await redeem(client, order(shop, 50))
+    service.clock.move(3 * DAY_MS / 1_000 - 0.001)
+    assert (await get(client, redemption)).state == PENDING
+    assert await sweep(service) == 0
+    service.clock.move(0.001)
+    assert (await get(client, redemption)).state == UNSETTLED
+    assert await points_of(client, shop) == (500, 500, 0)
+    assert await ids(client, shop, state=UNSETTLED) == [redemption.redemption_id]
+
+    await sweep(service)
+    assert (await get(client, redemption)).state == UNSETTLED
+    async with superuser(service) as connection:
+        query = "SELECT action FROM redemption_audit WHERE redemption_id = $1"
+        assert [row["action"] for row in await connection.fetch(query, redemption.redemption_id)] == ["RELEASE"]
+    await client.apply(booking(shop, 50, 450, 3 * DAY_MS + 5_000))
+    assert (await get(client, redemption)).state == SETTLED
+    assert await ids(client, shop, state=UNSETTLED) == []
+
+
+async def test_an_operator_settles_by_hand(client: Client, shop: Shop) -> None:
+    """Where SHOPLINE booked it, but its webhook was lost; the reason is kept."""
+    redemption = await redeem(client, order(shop, 50))
+    request = redemption_pb2.SettleRedemptionRequest(
+        merchant_id=shop.merchant_id, redemption_id=redemption.redemption_id, reason="seen in SHOPLINE"
+    )
+
+    settled = (await client.redemption.SettleRedemption(request)).redemption
+    assert settled.state == SETTLED
+    assert (await client.redemption.SettleRedemption(request)).redemption == settled
+    assert await points_of(client, shop) == (500, 500, 0)
+
+
+# Reversal.
+
+
+async def test_a_redemption_is_reversed_in_parts(client: Client, shop: Shop) -> None:
+    """The points are active again at once; together the parts never exceed the whole."""
+    redemption = await redeem(client, order(shop, 100))
+
+    part = await reverse(client, redemption, 30)
+    assert (part.state, part.reversed_points) == (PENDING, 30)
+    assert await points_of(client, shop) == (500, 430, 70)
+    found = await refused(reverse(client, redemption, 71))
+    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ALREADY_REVERSED")
+    assert found.metadata["status_code"] == "3802"
+    whole = await reverse(client, redemption)
+    assert (whole.state, whole.reversed_points) == (REVERSED, 100)
+    assert await points_of(client, shop) == (500, 500, 0)
+    assert (await refused(reverse(client, redemption))).reason == "ALREADY_REVERSED"
+
+
+async def test_a_reversal_is_repeated_safely(client: Client, shop: Shop) -> None:
+    """Its own reference tells; with other content it is refused."""
+    redemption = await redeem(client, order(shop, 100))
+    reference = unique("reversal")
+    first = await reverse(client, redemption, 30, external_reference_number=reference)
+
+    assert await reverse(client, redemption, 30, external_reference_number=reference) == first
+    found = await refused(reverse(client, redemption, 31, external_reference_number=reference))
+    assert (found.code, found.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REFERENCE_REUSED")
+
+
+async def test_a_redemption_is_reversed_by_its_reference(client: Client, shop: Shop) -> None:
+    """As callers know it; one that nobody knows is not found."""
+    redemption = await redeem(client, order(shop, 100))
+    named: dict[str, Any] = {"redemption_id": None, "redeemed_reference_number": redemption.external_reference_number}
+
+    assert (await reverse(client, redemption, **named)).state == REVERSED
+    named["redeemed_reference_number"] = "unknown"
+    assert (await refused(reverse(client, redemption, **named))).reason == "REDEMPTION_NOT_FOUND"
+
+
+async def test_what_shopline_has_booked_is_reversed_there(client: Client, shop: Shop) -> None:
+    """The call says so."""
+    redemption = await redeem(client, order(shop, 100))
+    await client.apply(booking(shop, 100, 400))
+
+    found = await refused(reverse(client, redemption))
+    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REDEMPTION_SETTLED")
+    assert (await get(client, redemption)).reversed_points == 0
+
+
+async def test_a_booking_of_what_is_left_settles_a_partly_reversed_redemption(client: Client, shop: Shop) -> None:
+    """A booking of the whole would not: SHOPLINE books what the checkout asked for in the end."""
+    redemption = await redeem(client, order(shop, 100))
+    await reverse(client, redemption, 30)
+
+    await client.apply(booking(shop, 100, 400))
+    assert (await get(client, redemption)).state == PENDING
+    await client.apply(booking(shop, 70, 330, 2_000))
+    assert (await get(client, redemption)).state == SETTLED
+
+
+# Reading.
+
+
+async def test_redemptions_are_listed_by_customer_state_and_time(service: Service, client: Client, shop: Shop) -> None:
+    """The newest first, page by page."""
+    await earn(client, shop, 500, "other")
+    mine = []
+    for _ in range(3):
+        service.clock.move(1)
+        mine.append((await redeem(client, order(shop, 10))).redemption_id)
+    other = (await redeem(client, order(shop, 10, customer=customer_of(shop, "other")))).redemption_id
+    await reverse(client, (await client.redemption.ListRedemptions(listing(shop))).redemptions[0])
+
+    assert set(await ids(client, shop)) == {*mine, other}
+    assert await ids(client, shop, customer=customer_of(shop)) == mine[::-1]
+    assert await ids(client, shop, customer=customer_of(shop), state=PENDING, end_time=at(NOW_MS + 2_000)) == mine[:1]
+    assert await ids(client, shop, start_time=at(NOW_MS + 3_001)) == []
+    page = await client.redemption.ListRedemptions(listing(shop, customer=customer_of(shop), page_size=2))
+    assert [each.redemption_id for each in page.redemptions] == mine[:0:-1]
+    more = listing(shop, customer=customer_of(shop), page_size=2, page_token=page.next_page_token)
+    rest = await client.redemption.ListRedemptions(more)
+    assert [each.redemption_id for each in rest.redemptions] == mine[:1]
+    assert not rest.next_page_token
+    unknown = listing(shop, customer=customer_of(shop, mobile="+8613812345678"))
+    assert (await refused(client.redemption.ListRedemptions(unknown))).reason == "CUSTOMER_NOT_FOUND"
+
+
+async def test_a_redemption_of_another_merchant_is_not_found(client: Client, shop: Shop) -> None:
+    """By its id or by its reference."""
+    redemption = await redeem(client, order(shop))
+    redemption.merchant_id = "another"
+
+    assert (await refused(get(client, redemption))).reason == "REDEMPTION_NOT_FOUND"
+    assert (await refused(reverse(client, redemption))).reason == "REDEMPTION_NOT_FOUND"
+
+
+async def test_a_call_centre_asks_what_a_customer_has(client: Client, shop: Shop) -> None:
+    """By mobile number, over all accounts of the program."""
+    await earn(client, shop, 300, "second")
+    buyers = [{"store_id": shop.store_id, "buyer_id": "second"}]
+    await client.put_customer(shop.merchant_id, "c-1", mobile="+8613812345678", buyers=buyers)
+    await redeem(client, order(shop, 100, customer=customer_of(shop, mobile="+86 138 1234 5678")))
+    request = redemption_pb2.GetCustomerPointsRequest(customer=customer_of(shop, mobile="+8613812345678"), program_id=1)
+
+    points = await client.redemption.GetCustomerPoints(request)
+    assert (points.points_balance, points.active_points, points.held_points) == (300, 200, 100)
+    assert (points.expired_points, points.lifetime_points) == (0, 300)
+    assert [buyer.buyer_id for buyer in points.buyers] == ["second"]
+
+
+# Many at once.
+
+
+async def test_parallel_redemptions_never_exceed_what_there_is(client: Client, shop: Shop) -> None:
+    """Of 60 of which the balance covers 10, exactly 10 succeed."""
+    answers = await asyncio.gather(*(redeem(client, order(shop, 50)) for _ in range(60)), return_exceptions=True)
+
+    redeemed = [answer for answer in answers if isinstance(answer, redemption_pb2.Redemption)]
+    assert len(redeemed) == 10
+    assert await points_of(client, shop) == (500, 0, 500)
+    assert sorted(each.active_points for each in redeemed) == list(range(0, 500, 50))
+
+
+async def test_parallel_repetitions_redeem_once(client: Client, shop: Shop) -> None:
+    """All of them get the same answer."""
+    request = order(shop, 50)
+
+    answers = await asyncio.gather(*(redeem(client, request) for _ in range(30)))
+    assert len({answer.redemption_id for answer in answers}) == 1
+    assert await points_of(client, shop) == (500, 450, 50)
+
+
+async def test_parallel_reversals_never_exceed_the_whole(client: Client, shop: Shop) -> None:
+    """Of 30 parts of 10 of 100 points, 10 succeed."""
+    redemption = await redeem(client, order(shop, 100))
+
+    answers = await asyncio.gather(*(reverse(client, redemption, 10) for _ in range(30)), return_exceptions=True)
+    assert sum(isinstance(answer, redemption_pb2.Redemption) for answer in answers) == 10
+    assert (await get(client, redemption)).state == REVERSED
+    assert await points_of(client, shop) == (500, 500, 0)
