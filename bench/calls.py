@@ -55,6 +55,8 @@ class Requests:
             customers = self._customers.setdefault(population, iter(range(population.accounts)))
             return (_issue_request(population.ids(number)) for number in customers)
         numbers = _random_numbers(population.accounts)
+        if job.kind is Kind.REDEEM:
+            return (_redeem_request(population.ids(number)) for number in numbers)
         if job.kind is Kind.VALIDATE:
             return (_validate_request(population.ids(number)) for number in numbers)
         history = self._histories.setdefault(population, History(population))
@@ -78,6 +80,7 @@ async def open_calls(job: Job, stack: AsyncExitStack) -> list[Call]:
         Kind.BATCH: _batch,
         Kind.VALIDATE: _validate,
         Kind.ISSUE: _issue,
+        Kind.REDEEM: _redeem,
     }[job.kind]
     return [open_call(channel, metadata)] * job.in_flight
 
@@ -139,6 +142,18 @@ def _issue(channel: grpc.aio.Channel, metadata: Any) -> Call:
         response = await method(request, metadata=metadata, timeout=CALL_TIMEOUT_SECONDS)
         if not response.issued_code.sent:
             raise UnexpectedAnswerError("no code was sent")
+        return 0
+
+    return call
+
+
+def _redeem(channel: grpc.aio.Channel, metadata: Any) -> Call:
+    method = redemption_pb2_grpc.RedemptionServiceStub(channel).RedeemPoints
+
+    async def call(request: redemption_pb2.RedeemPointsRequest) -> int:
+        response = await method(request, metadata=metadata, timeout=CALL_TIMEOUT_SECONDS)
+        if response.redemption.points != REDEEMED_POINTS:
+            raise UnexpectedAnswerError("another redemption was answered")
         return 0
 
     return call
@@ -226,6 +241,15 @@ def _validate_request(account: AccountIds) -> redemption_pb2.ValidateRedemptionR
 def _issue_request(account: AccountIds) -> redemption_pb2.IssueValidationCodeRequest:
     return redemption_pb2.IssueValidationCodeRequest(
         customer=_customer(account), program_id=PROGRAM_ID, points=REDEEMED_POINTS
+    )
+
+
+def _redeem_request(account: AccountIds) -> redemption_pb2.RedeemPointsRequest:
+    return redemption_pb2.RedeemPointsRequest(
+        customer=_customer(account),
+        program_id=PROGRAM_ID,
+        points=REDEEMED_POINTS,
+        external_reference_number=new_event_id(),
     )
 
 

@@ -21,6 +21,7 @@ class Kind(StrEnum):
     LATE = "LATE"
     VALIDATE = "VALIDATE"
     ISSUE = "ISSUE"
+    REDEEM = "REDEEM"
     WEBHOOK = "WEBHOOK"
 
 

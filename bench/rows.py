@@ -17,6 +17,7 @@ HOT = f"{APPLY}, 10 hot accounts"
 BATCH = f"BatchApplyPointsUpdates, {UPDATES_IN_BATCH} a call"
 PGBENCH = "pgbench, one upsert a commit, 16 clients"
 VALIDATE = "ValidateRedemption, no code"
+REDEEM = "RedeemPoints"
 WEBHOOK = "webhook → shim → server → committed → 200"
 IDLE_ECHO = f"{ECHO}, one call at a time: p50"
 IDLE_APPLY = f"{APPLY}, one call at a time: p50"
@@ -32,6 +33,7 @@ class Part(StrEnum):
     BATCH = "batch"
     VALIDATE = "validate"
     ISSUE = "issue"
+    REDEEM = "redeem"
     WEBHOOK = "webhook"
     IDLE = "idle"
     STATEMENTS = "statements"
@@ -107,6 +109,7 @@ def rows(shops: Shops) -> tuple[Row, ...]:
             shops.customers,
             ((ECHO, "≥ 0.25, aim 0.50"),),
         ),
+        Row(Part.REDEEM, REDEEM, Kind.REDEEM, "pointbook", shops.redeemers, ((ECHO, "≥ 0.25, aim 0.50"),)),
         Row(Part.WEBHOOK, WEBHOOK, Kind.WEBHOOK, "shim", shops.book, ((ECHO, "≥ 0.20, aim 0.35"),)),
     )
 

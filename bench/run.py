@@ -21,7 +21,7 @@ from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from prepare import connect, prepare, running, server_environment
 from processes import Load, loading, serving
 from report import Result, Steps, print_table, write_json
-from rows import APPLY, BATCH, IN_FLIGHT, UPDATES_IN_BATCH, VALIDATE, Part, chosen_rows
+from rows import APPLY, BATCH, IN_FLIGHT, REDEEM, UPDATES_IN_BATCH, VALIDATE, Part, chosen_rows
 from shops import Shops, shops_of
 from speed import ROUNDS, Plan, Speed
 from statements import count_statements, enable_counting
@@ -70,6 +70,7 @@ COUNTED = (
     Counted(APPLY, Kind.APPLY, calls=1_000, in_flight=16),
     Counted(BATCH, Kind.BATCH, calls=20, in_flight=1, updates=UPDATES_IN_BATCH),
     Counted(VALIDATE, Kind.VALIDATE, calls=1_000, in_flight=16),
+    Counted(REDEEM, Kind.REDEEM, calls=1_000, in_flight=16),
 )
 COUNTED_SECONDS_MAX = 30.0
 

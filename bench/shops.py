@@ -142,11 +142,12 @@ class Shops:
     hot: Population
     spread: Population
     customers: Population
+    redeemers: Population
 
     @property
     def stored(self) -> tuple[Population, ...]:
         """Those that are in the database."""
-        return (self.book, self.hot, self.spread, self.customers)
+        return (self.book, self.hot, self.spread, self.customers, self.redeemers)
 
 
 def shops_of(*, accounts: int, customers: int) -> Shops:
@@ -157,4 +158,6 @@ def shops_of(*, accounts: int, customers: int) -> Shops:
         hot=Population("hot", HOT_ACCOUNTS),
         spread=Population("spread", accounts, merchants=min(accounts, MERCHANTS)),
         customers=Population("customers", customers),
+        # What is held makes an account's events take longer, so that these have accounts of their own.
+        redeemers=Population("redeemers", accounts),
     )

@@ -178,9 +178,10 @@ class Database:
             async with self._pool.acquire() as driver:
                 yield Connection(driver)
 
-    async def transaction(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def transaction(self, work: Callable[[Connection], Awaitable[T]], *, planned_once: bool = False) -> T:
         """Run `work` in one transaction, again as a whole where the database refused it because of others.
 
+        With `planned_once` its statements are planned as those are that commit by themselves (PLANNED_ONCE).
         Raises TRANSACTION_CONFLICT when it is refused too often, and DATABASE_UNAVAILABLE when the database is away.
         """
         for attempt in range(TRANSACTION_ATTEMPTS_MAX):
@@ -188,17 +189,17 @@ class Database:
                 await asyncio.sleep(random.uniform(0, RETRY_DELAY_SECONDS * 2**attempt))  # noqa: S311 - only jitter
             try:
                 with database_errors():
-                    return await self._run(work)
+                    return await self._run(work, "BEGIN" if planned_once else BEGIN)
             except RetryTransactionError:
                 continue
         raise RetryTransactionError
 
-    async def _run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def _run(self, work: Callable[[Connection], Awaitable[T]], begin: str) -> T:
         """Run `work` in one transaction, to its end even where the caller goes away: only the wait is given up."""
 
         async def run() -> T:
             try:
-                async with _transaction(driver, BEGIN):
+                async with _transaction(driver, begin):
                     return await work(Connection(driver))
             finally:
                 await self._pool.give_back(driver)

@@ -507,7 +507,7 @@ redemptions = Table(
         name="ck_redemptions_held_points",
     ),
     Index("ix_redemptions_redeemer", "redeemer", "merchant_id", "created_at_ms"),
-    Index("ix_redemptions_created", "merchant_id", "created_at_ms", "redemption_id"),
+    Index("ix_redemptions_created", "created_at_ms", "redemption_id", "merchant_id"),
     Index("ix_redemptions_open", "settle_by_ms", "merchant_id", postgresql_where=text("open_points > 0")),
 )
 

@@ -214,9 +214,9 @@ def _write_batch(*, keeps: bool) -> Statement:
 WRITE_BATCH = _write_batch(keeps=False)
 # Most batches keep no checkpoints, and would only be slowed down by the chance that they might.
 WRITE_BATCH_AND_CHECKPOINTS = _write_batch(keeps=True)
-PUT_HOLDS = _statement(f"""
-    UPDATE points_accounts AS a SET holds = v.holds, revision = a.revision + 1 FROM {_rows(KEY | {"holds": "jsonb"})}
-    WHERE a.buyer_id = v.buyer_id AND a.store_id = v.store_id AND a.merchant_id = :merchant_id
+PUT_HOLDS = _statement("""
+    UPDATE points_accounts SET holds = CAST(:holds AS jsonb), revision = revision + 1
+    WHERE buyer_id = :buyer_id AND store_id = :store_id AND merchant_id = :merchant_id
 """)
 MOVE_ENTRIES = _statement(f"""
     UPDATE points_entries AS e SET {", ".join(f"{name} = v.{name}" for name in DERIVED)}

@@ -124,15 +124,18 @@ class Redemptions:
         """
         ask = order.ask
         before = await self.assess(ask)
-        stored = await self._store.by_reference(ask.merchant_id, order.reference)
-        if stored is not None:
-            return order.checked(stored, before)
+        if proof.code or before.violations:
+            # A repetition must not cost an attempt, nor be refused for what it redeemed itself. Others find what is
+            # stored under their locks.
+            stored = await self._store.by_reference(ask.merchant_id, order.reference)
+            if stored is not None:
+                return order.checked(stored, before)
         challenge = None
         wrong: list[Finding] = []
         if proof.code and not proof.skips:
             challenge = await self._guess(ask, before, proof)
             wrong = [] if challenge else [CODE_INVALID]
-        if violations := in_order([*before.violations, *proof.findings(before), *wrong]):
+        if violations := in_order([*before.violations, *wrong]):
             await self._give_back(challenge, proof)
             raise refusal(violations)
         try:

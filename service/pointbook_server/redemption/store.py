@@ -128,7 +128,7 @@ class RedemptionsStore:
             await ledger.put_holds(_held(ledger, redemption, assessment))
             return redemption
 
-        return await self._database.transaction(work)
+        return await self._database.transaction(work, planned_once=True)
 
     async def by_reference(self, merchant_id: str, reference: str) -> Redemption | None:
         """Read the redemption of a reference."""
@@ -191,7 +191,7 @@ class RedemptionsStore:
             await ledger.put_holds(_reduced(ledger, given_back))
             return given_back
 
-        return await self._database.transaction(work)
+        return await self._database.transaction(work, planned_once=True)
 
     async def settle_by_hand(self, merchant_id: str, redemption_id: str, reason: str, now_ms: int) -> Redemption:
         """Settle what a redemption still holds, or held, as SHOPLINE's webhook would have.
@@ -214,7 +214,7 @@ class RedemptionsStore:
             )
             return settled
 
-        return await self._database.transaction(work)
+        return await self._database.transaction(work, planned_once=True)
 
     async def settle(self, connection: Connection, merchant_id: str, settlements: Sequence[Settlement]) -> None:
         """Settle what SHOPLINE has booked, in the transaction that writes its events, whose accounts are locked."""
@@ -257,7 +257,7 @@ class RedemptionsStore:
             await ledger.put_holds({key: released(holds, now_ms) for key, holds in ledger.holds.items()})
             return count
 
-        return await self._database.transaction(work)
+        return await self._database.transaction(work, planned_once=True)
 
     async def _locked(
         self, connection: Connection, merchant_id: str, redemption_id: str
