@@ -179,7 +179,8 @@ class _Batch:
         """Post a batch of which every event is later than all entries of its account: one read, and one write.
 
         The write is a transaction of its own, which takes effect only where no account has changed since. None where
-        some event is not later. Raises RetryTransactionError where an account has changed, or the book has an event_id.
+        some event is not later, or where one repeats another's content: its event_id may be in the book, and is claimed
+        by no entry. Raises RetryTransactionError where an account has changed, or the book has an event_id.
         """
         book = _Book(connection, self._merchant_id)
         await book.read({event.account for event in self._events})
@@ -189,22 +190,25 @@ class _Batch:
             for event in self._events
         ):
             return None
-        return await self._finish(book, {}, {})
+        result = await self._judge(book, {}, {})
+        if result.repeats_content:
+            return None
+        return await self._write(book, result)
 
     async def run(self, connection: Connection) -> list[Verdict | PointbookError]:
         """Post any batch in a transaction, under locks: late events, and those that may be in the book already."""
         book = _Book(connection, self._merchant_id)
         await book.lock({event.account for event in self._events})
         known = await self._known(book)
-        return await self._finish(book, known, await book.pages(self._since(book, known)))
+        return await self._write(book, await self._judge(book, known, await book.pages(self._since(book, known))))
 
-    async def _finish(
-        self, book: "_Book", known: Mapping[str, KnownEvent], pages: dict[AccountKey, Page]
-    ) -> list[Verdict | PointbookError]:
+    async def _judge(self, book: "_Book", known: Mapping[str, KnownEvent], pages: dict[AccountKey, Page]) -> Result:
         refused = await self._refused(book)
         for event in self._events:
             pages.setdefault(event.account, Page(book.accounts.get(event.account, Account())))
-        result = await self._post(book, pages, known, refused)
+        return await self._post(book, pages, known, refused)
+
+    async def _write(self, book: "_Book", result: Result) -> list[Verdict | PointbookError]:
         await book.write([self._row(number, verdict) for number, verdict in result.entries.items()], result.postings)
         return result.answers
 
