@@ -7,7 +7,7 @@ run a statement costs ten times what asyncpg's does.
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -268,6 +268,9 @@ class _Pool:
         driver = await self.take()
         try:
             yield driver
+        except (asyncio.CancelledError, TimeoutError):
+            await _end(driver)
+            raise
         finally:
             await self.give_back(driver)
 
@@ -293,6 +296,20 @@ async def _transaction(driver: Any, begin: str) -> AsyncIterator[None]:
             await driver.execute("ROLLBACK")
         raise
     await driver.execute("COMMIT")
+
+
+async def _end(driver: Any) -> None:
+    """End what a call began that was broken off anywhere, for whoever has the connection next.
+
+    Between preparing a statement and running it, the driver has not told the database yet where a transaction ends:
+    the next statement does. Where it fails, the transaction has, or the connection is lost.
+    """
+    broken = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+    with suppress(*broken):
+        await driver.execute("SELECT")
+    with suppress(*broken):
+        if driver.is_in_transaction():
+            await driver.execute("ROLLBACK")
 
 
 def _hear_out(task: asyncio.Task[Any]) -> None:

@@ -11,7 +11,7 @@ from integration.points import START_MS, increase
 from ledger_book import check_book, ledger_store
 from pointbook_server.database import Database, RetryTransactionError
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.ledger.model import AccountKey, Event, UpdateType, Webhook
+from pointbook_server.ledger.model import AccountKey, Event, Outcome, UpdateType, Verdict, Webhook
 from pointbook_server.ledger.store import Received, _Batch
 
 
@@ -67,6 +67,45 @@ async def test_an_event_that_is_not_later_is_left_to_a_transaction(
 
     assert await run_directly(database, shop, later, late) is None
     assert await balances(service, shop) == {"buyer": 1}
+
+
+async def test_an_event_that_repeats_another_in_its_batch_is_left_to_a_transaction(
+    database: Database, service: Service, shop: Shop
+) -> None:
+    """Its event_id may be in the book with other content, and nothing that is written would claim it."""
+    store = ledger_store(database)
+    await store.apply(shop.merchant_id, [received(shop, "used", "second", 5, 1)])
+    batch = [received(shop, "new", "buyer", 10, 2), received(shop, "used", "buyer", 10, 2)]
+
+    assert await run_directly(database, shop, *batch) is None
+
+    applied, reused = await store.apply(shop.merchant_id, batch)
+    assert isinstance(applied, Verdict)
+    assert isinstance(reused, PointbookError)
+    assert (applied.outcome, reused.reason) == (Outcome.APPLIED, Reason.EVENT_ID_REUSED)
+    assert await balances(service, shop) == {"buyer": 2, "second": 1}
+
+
+async def test_an_account_that_another_server_opens_and_checkpoints_meanwhile(
+    database: Database, service: Service, shop: Shop
+) -> None:
+    """Both come to the same state to keep: whose is second finds that everything is in the book."""
+    store = ledger_store(database)
+    batch = [received(shop, f"at-{number}", "second", number, number) for number in range(1, 301)]
+    post = _Batch._post
+    overtakes = iter([True])
+
+    async def post_and_be_overtaken(self: _Batch, *arguments: Any) -> Any:
+        result = await post(self, *arguments)
+        if next(overtakes, False):
+            await store.apply(shop.merchant_id, batch)
+        return result
+
+    with patch.object(_Batch, "_post", post_and_be_overtaken):
+        answers = await store.apply(shop.merchant_id, batch)
+
+    assert {answer.outcome for answer in answers if isinstance(answer, Verdict)} == {Outcome.DUPLICATE}
+    assert await balances(service, shop) == {"buyer": 1, "second": 300}
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """Events posted to one account, one small example each: who is judged when, and what is told and kept."""
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
 
 from pointbook_server.ledger import model
 from pointbook_server.ledger.journal import Journal
-from pointbook_server.ledger.model import Account, AccountKey, Entry, Event, Outcome, UpdateType, fold
+from pointbook_server.ledger.model import EXPIRED_SCENE, Account, AccountKey, Entry, Event, Outcome, UpdateType, fold
 
 ACCOUNT = AccountKey("store", "buyer")
 
@@ -124,6 +125,19 @@ def test_what_comes_before_a_millisecond_may_turn_its_order_round() -> None:
 
     assert [post.outcome is Outcome.APPLIED for post in posts] == [False, True, True, False, True, True]
     assert journal.close().account.balance == 5
+
+
+def test_points_that_expire_before_a_millisecond_may_turn_its_order_round() -> None:
+    """Even where a balance between them says what is left: a loop may begin behind what has expired by then."""
+    lot = replace(event(1, 10, 10), expires_at_ms=5)
+    loop = [event(10, 10, 30, "in"), event(10, -10, 20, "out")]
+    journal = Journal(Account(), history(lot, event(2, 40, 50), event(6, -10, 40), *loop))
+    spent = replace(event(3, -10, None), scene=EXPIRED_SCENE)
+
+    posts = [journal.post(each) for each in (event(20, -1, None), spent, event(21, -25, None))]
+
+    assert [post.outcome for post in posts] == [Outcome.APPLIED, Outcome.APPLIED, Outcome.REFUSED]
+    assert journal.close().account.balance == 19
 
 
 def test_a_refusal_tells_the_entry_that_it_would_have_been() -> None:

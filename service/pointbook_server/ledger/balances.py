@@ -1,6 +1,7 @@
 """The balance of an account after each of its entries: events without one are judged by these alone, without lots."""
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable
 
 from pointbook_server.ledger.model import Entry, Event
@@ -20,6 +21,7 @@ class Balances:
         self._before = balance
         self._places = [_place(entry.event) for entry in counting]
         self._after = [entry.balance_after for entry in counting]
+        self._last_loop_ms = _last_loop_ms(entry.event for entry in counting)
 
     def before(self, event: Event) -> int:
         """Tell the balance that an event without one would find at its place."""
@@ -37,7 +39,8 @@ class Balances:
     def add(self, event: Event) -> bool:
         """Let an event have its place; False where only a fold can tell the balances from now on.
 
-        That is so where several entries of one millisecond carry a balance: their order depends on what precedes them.
+        That is so where it joins entries with a balance in their millisecond, and where it comes before a loop: the
+        order of one depends on the balance and on the lots that precede it, however far away.
         """
         place = _place(event)
         start = bisect_left(self._places, place)
@@ -46,9 +49,8 @@ class Balances:
         after = before + event.delta if event.balance is None else event.balance
         self._after[start:end] = [after, *(balance + after - before for balance in self._after[start:end])]
         is_alone = event.balance is None or place not in self._places[start : start + 1]
-        is_next_alone = len(set(self._places[end : end + 2])) == len(self._places[end : end + 2])
         self._places.insert(start, place)
-        return is_alone and is_next_alone
+        return is_alone and event.updated_at_ms > self._last_loop_ms
 
     def _balance_at(self, index: int) -> int:
         return self._after[index - 1] if index else self._before
@@ -64,3 +66,15 @@ def _place(event: Event) -> tuple[int, int, str]:
     if event.balance is None:
         return event.updated_at_ms, _UNBALANCED, event.event_id
     return event.updated_at_ms, _BALANCED, ""
+
+
+def _last_loop_ms(events: Iterable[Event]) -> int:
+    """Find the last millisecond whose events with a balance may lead back to where they began; -1 where none may.
+
+    Such a loop can be entered at any of its balances. All other orders are forced by the events themselves.
+    """
+    changes: defaultdict[int, list[int]] = defaultdict(list)
+    for event in events:
+        if event.balance is not None:
+            changes[event.updated_at_ms].append(event.delta)
+    return max((at_ms for at_ms, deltas in changes.items() if len(deltas) > 1 and sum(deltas) == 0), default=-1)

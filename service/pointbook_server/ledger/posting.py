@@ -45,6 +45,8 @@ class Result:
     settlements: list[Settlement] = field(default_factory=list)
     holds: dict[AccountKey, tuple[Hold, ...]] = field(default_factory=dict)
     """What is left of the holds."""
+    repeats_content: bool = False
+    """Whether an event repeats the content of another under an event_id that is not known."""
 
 
 class LotsMissingError(Exception):
@@ -70,6 +72,7 @@ def post_batch(
     journals = {key: Journal(page.base, page.history) for key, page in pages.items()}
     met = dict(known)
     places: list[PointbookError | tuple[AccountKey, int, bool]] = []
+    repeats_content = False
     for event in events:
         key = event.account
         seen = met.get(event.event_id)
@@ -81,10 +84,12 @@ def post_batch(
             journal, is_new = journals[key], False
             if seen is None:
                 is_new = _post(journal, event, met)
+                repeats_content = repeats_content or not is_new
             else:
                 journal.repeat(seen.post)
             places.append((key, len(journal) - 1, is_new))
-    result = Result(postings={key: _close(key, journal, now_ms) for key, journal in journals.items()})
+    postings = {key: _close(key, journal, now_ms) for key, journal in journals.items()}
+    result = Result(postings=postings, repeats_content=repeats_content)
     for number, place in enumerate(places):
         if isinstance(place, PointbookError):
             result.answers.append(place)

@@ -170,8 +170,8 @@ def _write_batch(*, keeps: bool) -> Statement:
     """Write a batch whole or not at all: entries, accounts that have the revision that was read, and checkpoints.
 
     First the accounts are locked in sorted order. Where one has changed, nothing is written, and nothing is answered.
-    Who inserts an entry has claimed its event_id; where one was taken, or an account opened, meanwhile, the statement
-    divides by zero, so that all of it is rolled back even where it is a transaction of its own.
+    Who inserts an entry has claimed its event_id; where one was taken, or an account opened, with its checkpoints,
+    meanwhile, the statement divides by zero, so that it is rolled back even where it is a transaction of its own.
     """
     unchanged = "(SELECT count(*) FROM locked) = :known_count"
     assignments = ", ".join(f"{name} = excluded.{name}" for name in ACCOUNT_COLUMNS if name not in KEY)
@@ -202,6 +202,7 @@ def _write_batch(*, keeps: bool) -> Statement:
             INSERT INTO points_checkpoints (merchant_id, {_names(CHECKPOINT_COLUMNS)})
             SELECT :merchant_id, {_names(CHECKPOINT_COLUMNS)} FROM {_rows(CHECKPOINT_COLUMNS, "kept_")}
             WHERE {unchanged}
+            ON CONFLICT (buyer_id, store_id, merchant_id, newest_at_ms) DO NOTHING
             RETURNING 1
         """
     counts = " + ".join(f"(SELECT count(*) FROM {name})" for name in parts if name != "locked")

@@ -179,14 +179,18 @@ class _Batch:
         """Post a batch of which every event is later than all entries of its account: one read, and one write.
 
         The write is a transaction of its own, which takes effect only where no account has changed since. None where
-        some event is not later, or may settle a hold. Raises RetryTransactionError where an account has changed, or the
-        book has an event_id.
+        some event is not later, or may settle a hold, or where one repeats another's content: its event_id may be in
+        the book, and is claimed by no entry. Raises RetryTransactionError where an account has changed, or the book has
+        an event_id.
         """
         book = LedgerBook(connection, self._merchant_id)
         await book.read({event.account for event in self._events})
         if not all(self._is_direct(event, book.accounts.get(event.account)) for event in self._events):
             return None
-        return (await self._finish(book, {}, {})).answers
+        result = await self._judge(book, {}, {})
+        if result.repeats_content:
+            return None
+        return await self._write(book, result)
 
     def _is_direct(self, event: Event, account: Account | None) -> bool:
         return account is None or (account.is_before(event.updated_at_ms) and not account.holds)
@@ -196,23 +200,27 @@ class _Batch:
         book = LedgerBook(connection, self._merchant_id)
         await book.lock({event.account for event in self._events})
         known = await self._known(book)
-        result = await self._finish(book, known, await book.pages(self._since(book, known)))
+        result = await self._judge(book, known, await book.pages(self._since(book, known)))
+        answers = await self._write(book, result)
         if result.settlements:
             await self._redemptions.settle(connection, self._merchant_id, result.settlements)
-        return result.answers
+        return answers
 
-    async def _finish(self, book: LedgerBook, known: Mapping[str, KnownEvent], pages: dict[AccountKey, Page]) -> Result:
+    async def _judge(self, book: LedgerBook, known: Mapping[str, KnownEvent], pages: dict[AccountKey, Page]) -> Result:
         refused = await self._refused(book)
         for event in self._events:
             pages.setdefault(event.account, Page(book.accounts.get(event.account, Account())))
         for key, holds in book.holds.items():
             pages[key] = pages[key]._replace(holds=holds)
-        result = await self._post(book, pages, known, refused)
+        return await self._post(book, pages, known, refused)
+
+    async def _write(self, book: LedgerBook, result: Result) -> list[Verdict | PointbookError]:
         book.holds |= result.holds
         settled = {settlement.event_id: settlement.hold.redemption_id for settlement in result.settlements}
-        rows = [self._row(number, verdict, settled) for number, verdict in result.entries.items()]
-        await book.write(rows, result.postings)
-        return result
+        await book.write(
+            [self._row(number, verdict, settled) for number, verdict in result.entries.items()], result.postings
+        )
+        return result.answers
 
     async def _refused(self, book: LedgerBook) -> dict[AccountKey, PointbookError]:
         """Find the accounts that do not exist and cannot be opened, because the merchant has no such store."""
