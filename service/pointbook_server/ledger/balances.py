@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable
 
-from pointbook_server.ledger.model import Entry, Event
+from pointbook_server.ledger.model import Entry, Event, bounded
 
 _UNBALANCED, _BALANCED = 0, 1
 """Inside a millisecond events without a balance come first."""
@@ -46,8 +46,8 @@ class Balances:
         start = bisect_left(self._places, place)
         end = self._end_of_run(start)
         before = self._balance_at(start)
-        after = before + event.delta if event.balance is None else event.balance
-        self._after[start:end] = [after, *(balance + after - before for balance in self._after[start:end])]
+        after = bounded(before + event.delta) if event.balance is None else event.balance
+        self._after[start:end] = [after, *(bounded(balance + after - before) for balance in self._after[start:end])]
         is_alone = event.balance is None or place not in self._places[start : start + 1]
         self._places.insert(start, place)
         return is_alone and event.updated_at_ms > self._last_loop_ms

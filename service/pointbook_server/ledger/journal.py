@@ -5,7 +5,7 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from pointbook_server.ledger.balances import Balances
-from pointbook_server.ledger.model import Account, Entry, Event, Fold, Outcome, Verdict
+from pointbook_server.ledger.model import Account, Entry, Event, Fold, Outcome, Verdict, bounded
 
 
 class Post(NamedTuple):
@@ -111,7 +111,7 @@ class Journal:
         if self._balances.cover(event):
             return None
         before = self._balances.before(event)
-        return Entry(event, 0, before, before + event.delta, 0, 0, ())
+        return Entry(event, 0, before, bounded(before + event.delta), 0, 0, ())
 
     def _settle(self) -> None:
         """Fold what has not been folded yet: on top where all of it is later, else everything again."""

@@ -307,15 +307,15 @@ class Fold:
         else:
             pool.take(value, at_ms, draws, expired_first=event.scene == EXPIRED_SCENE)
         silently_expired = pool.take(-gap, at_ms, draws, expired_first=True) if gap < 0 else 0
-        balance = _bounded(expected + gap)
+        balance = bounded(expected + gap)
         pool.take(pool.held - max(balance, 0), at_ms, draws, expired_first=True)
 
-        drift = _bounded(gap + silently_expired)
+        drift = bounded(gap + silently_expired)
         self._balance = balance
-        self._drift = _bounded(self._drift + drift)
-        self._silently_expired = _bounded(self._silently_expired + silently_expired)
+        self._drift = bounded(self._drift + drift)
+        self._silently_expired = bounded(self._silently_expired + silently_expired)
         if increases and event.scene not in GIVEN_BACK_SCENES:
-            self._lifetime_points = _bounded(self._lifetime_points + value)
+            self._lifetime_points = bounded(self._lifetime_points + value)
         self._newest_at_ms = at_ms
         self.entries.append(Entry(event, ordinal, balance_before, balance, drift, silently_expired, tuple(draws)))
 
@@ -327,7 +327,8 @@ class Fold:
         self._pool.add(max(opening, 0), None, event.event_id)
 
 
-def _bounded(points: int) -> int:
+def bounded(points: int) -> int:
+    """Let a sum stop where the database's numbers end."""
     return max(-SUM_MAX, min(points, SUM_MAX))
 
 

@@ -1,0 +1,157 @@
+"""Which points a redemption draws, and what becomes of what it holds: pure."""
+
+import pytest
+
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.ledger.holds import RELEASED_KEPT, Hold, released, settled_by
+from pointbook_server.ledger.lots import Lot
+from pointbook_server.ledger.model import Account, AccountKey
+from pointbook_server.redemption.pool import Draw, Source, draws_of
+from pointbook_server.redemption.redeemed import (
+    AccountHold,
+    Content,
+    HoldState,
+    Redemption,
+    RedemptionState,
+)
+
+FIRST, SECOND = AccountKey("s", "a"), AccountKey("s", "b")
+NOW_MS = 1_000
+
+
+def drawn(points: int, accounts: dict[AccountKey, Account], made_at_ms: dict[str, int] | None = None) -> list[str]:
+    """Draw, and name what was drawn from which lot."""
+    sources = [Source(key, key.buyer_id) for key in accounts]
+    draws = draws_of(points, sources, accounts, made_at_ms or {}, NOW_MS)
+    return [f"{draw.points} of {draw.event_id}" for draw in draws]
+
+
+def lots(*given: tuple[int, int | None, str]) -> Account:
+    """Make an account of lots."""
+    kept = tuple(Lot(points, points, expires_at_ms, event_id) for points, expires_at_ms, event_id in given)
+    return Account(opening=0, balance=sum(lot.remaining for lot in kept), lots=kept)
+
+
+def test_soonest_expiry_is_drawn_first_over_all_accounts() -> None:
+    """Then created earlier, then by customer id; what has expired by now never."""
+    accounts = {
+        FIRST: lots((5, 1_000, "gone"), (5, 2_000, "sooner"), (5, None, "younger")),
+        SECOND: lots((5, 3_000, "later"), (5, None, "older")),
+    }
+    made_at_ms = {"younger": 20, "older": 10}
+
+    assert drawn(19, accounts, made_at_ms) == ["5 of sooner", "5 of later", "5 of older", "4 of younger"]
+    made_at_ms["younger"] = 10
+    assert drawn(19, accounts, made_at_ms) == ["5 of sooner", "5 of later", "5 of younger", "4 of older"]
+
+
+def test_what_is_held_is_held_of_the_first_lots() -> None:
+    """So that no two redemptions draw the same points; a hold whose time is over holds nothing."""
+    account = lots((5, 2_000, "sooner"), (5, None, "never"))
+    holds = (Hold("r-1", 7, 0, 2_000), Hold("r-2", 3, 0, NOW_MS))
+    held = Account(opening=0, balance=10, lots=account.lots, holds=holds)
+
+    assert drawn(3, {FIRST: held}) == ["3 of never"]
+    assert held.points_at(NOW_MS) == (3, 7, 0)
+    with pytest.raises(ValueError, match="more"):
+        drawn(4, {FIRST: held})
+
+
+@pytest.mark.parametrize(
+    ("at_ms", "now_ms", "expected"),
+    [(0, 50, None), (95, 200, "old"), (195, 200, "new"), (195, 10_500, "new"), (195, 11_000, "new"), (94, 200, None)],
+)
+def test_the_newest_hold_that_existed_then_is_settled(at_ms: int, now_ms: int, expected: str | None) -> None:
+    """From five seconds before it was opened; open ones before those whose time is over."""
+    lead = 5_000
+    holds = [Hold("old", 5, 95 + lead, 10_000), Hold("new", 5, 195 + lead, 11_000)]
+
+    found = settled_by(holds, 5, "CASHBACK", at_ms, now_ms)
+    assert (None if found is None else found.redemption_id) == expected
+
+
+def test_an_open_hold_is_settled_before_a_newer_released_one() -> None:
+    """What is still waited for comes first."""
+    holds = [Hold("open", 5, 10, 1_000), Hold("released", 5, 20, 1_000, is_released=True)]
+
+    found = settled_by(holds, 5, "CASHBACK", 100, 100)
+    assert found is not None
+    assert found.redemption_id == "open"
+    assert settled_by(holds, 5, "CASHBACK", 100, 1_000) == holds[1]
+
+
+def test_an_account_remembers_the_newest_released_holds() -> None:
+    """Others may still be settled by hand; open ones are never forgotten."""
+    holds = [Hold(f"r-{number}", 1, number, 100) for number in range(RELEASED_KEPT + 3)]
+    still_open = Hold("open", 1, 0, 1_000)
+
+    left = released([still_open, *holds], 500)
+    assert left[0] == still_open
+    assert [hold.redemption_id for hold in left[1:]] == [hold.redemption_id for hold in holds[3:]]
+    assert all(hold.is_released for hold in left[1:])
+
+
+def redemption(*states: HoldState, points: int = 10) -> Redemption:
+    """A redemption that drew so many points of each of some accounts."""
+    keys = [AccountKey("s", f"b{number}") for number in range(len(states))]
+    return Redemption(
+        merchant_id="m",
+        redemption_id="r",
+        reference="ref",
+        content=Content(
+            "customer c", 1, points * len(states), group_redemption=False, group_id="", transaction_number=""
+        ),
+        notes="",
+        redeem_value="",
+        redeem_local_value="",
+        points_currency_ratio="",
+        active_points=0,
+        draws=tuple(Draw(*key, points, None, "e") for key in keys),
+        holds=tuple(AccountHold(*key, points, state) for key, state in zip(keys, states, strict=True)),
+        created_at_ms=0,
+        settle_by_ms=1_000,
+    )
+
+
+OPEN, SETTLED, RELEASED = HoldState.OPEN, HoldState.SETTLED, HoldState.RELEASED
+
+
+@pytest.mark.parametrize(
+    ("states", "now_ms", "expected"),
+    [
+        ((OPEN, SETTLED), 999, RedemptionState.PENDING),
+        ((OPEN, RELEASED), 999, RedemptionState.PENDING),
+        ((OPEN, SETTLED), 1_000, RedemptionState.UNSETTLED),
+        ((RELEASED, SETTLED), 0, RedemptionState.UNSETTLED),
+        ((SETTLED, SETTLED), 0, RedemptionState.SETTLED),
+    ],
+)
+def test_where_a_redemption_stands(states: tuple[HoldState, ...], now_ms: int, expected: RedemptionState) -> None:
+    """An open hold ends by itself, swept or not."""
+    assert redemption(*states).state(now_ms) is expected
+
+
+def test_the_last_draws_are_given_back_first() -> None:
+    """And none that SHOPLINE has booked."""
+    given_back = redemption(OPEN, SETTLED, OPEN).give_back(15)
+
+    assert [draw.reversed_points for draw in given_back.draws] == [5, 0, 10]
+    assert [hold.points for hold in given_back.holds] == [5, 10, 0]
+    assert given_back.give_back(0).reversed_points == 20
+    assert given_back.give_back(0).state(0) is RedemptionState.SETTLED
+    with pytest.raises(PointbookError) as refused:
+        given_back.give_back(6)
+    assert refused.value.reason is Reason.REDEMPTION_SETTLED
+    with pytest.raises(PointbookError) as refused:
+        given_back.give_back(16)
+    assert refused.value.reason is Reason.ALREADY_REVERSED
+
+
+def test_a_redemption_of_which_all_is_given_back() -> None:
+    """Open or released; a second time there is nothing left."""
+    given_back = redemption(OPEN, RELEASED).give_back(0)
+
+    assert given_back.state(0) is RedemptionState.REVERSED
+    with pytest.raises(PointbookError) as refused:
+        given_back.give_back(0)
+    assert refused.value.metadata == {"redemption_id": "r", "left_points": "0", "status_code": "3802"}
