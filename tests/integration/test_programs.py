@@ -35,9 +35,9 @@ def full_program(shop: Shop, **changes: Any) -> programs_pb2.Program:
             "max_points_per_redemption": 10**15,
             "min_balance_required": 3,
             "min_lifetime_points": 4,
-            "max_points_per_day": 5,
-            "max_points_per_week": 6,
-            "max_points_per_month": 7,
+            "max_points_per_day": 15,
+            "max_points_per_week": 16,
+            "max_points_per_month": 17,
         },
         "point_value": "0.010",
         "currency_code": "USD",
@@ -391,12 +391,24 @@ async def test_each_limit_of_a_program(client: Client, shop: Shop, name: str, va
     assert (await refused(get(client, shop.merchant_id, max(program.program_id, 1)))).reason == "PROGRAM_NOT_FOUND"
 
 
-async def test_the_most_at_a_time_is_not_below_the_least(client: Client, shop: Shop) -> None:
+@pytest.mark.parametrize("name", ["per_redemption", "per_day", "per_week", "per_month"])
+@pytest.mark.parametrize(
+    ("criteria", "fewest"),
+    [
+        ({"min_points_per_redemption": 10}, 10),
+        ({"multiples_of": 100}, 100),
+        ({"multiples_of": 7, "min_points_per_redemption": 10}, 14),
+    ],
+)
+async def test_no_maximum_is_below_the_fewest_points_that_may_be_redeemed(
+    client: Client, shop: Shop, name: str, criteria: dict[str, int], fewest: int
+) -> None:
     """Such a program would refuse every redemption."""
-    criteria = {"min_points_per_redemption": 10, "max_points_per_redemption": 9}
-    found = await refused(put(client, plain_program(shop, criteria=criteria)))
+    least = criteria | {f"max_points_{name}": fewest}
+    found = await refused(put(client, plain_program(shop, criteria=least | {f"max_points_{name}": fewest - 1})))
 
-    assert wrong_fields(found) == {"program.criteria.max_points_per_redemption"}
+    assert wrong_fields(found) == {f"program.criteria.max_points_{name}"}
+    await put(client, plain_program(shop, criteria=least))
 
 
 async def test_every_wrong_field_of_a_program_is_named_at_once(client: Client, shop: Shop) -> None:

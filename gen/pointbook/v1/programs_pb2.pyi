@@ -345,7 +345,7 @@ Global___Program: _TypeAlias = Program  # noqa: Y015
 @_typing.final
 class RedemptionCriteria(_message.Message):
     """RedemptionCriteria are the limits of a program's redemptions. An absent one does not limit; a present one is 1 to
-    10^15 points.
+    10^15 points. No maximum may be below the fewest points that multiples_of and min_points_per_redemption let redeem.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -33,6 +33,8 @@ CODE_LENGTH = (6, 10)
 MACHINE_TIME_ZONES = {"localtime", "Factory", "posixrules"}
 """Files beside the time zones that mean another zone on every machine."""
 TEMPLATE_NAMES = {"code", "points", "program", "minutes"}
+MAXIMA = ("max_points_per_redemption", "max_points_per_day", "max_points_per_week", "max_points_per_month")
+"""The criteria that must leave room for the fewest points that multiples_of and min_points_per_redemption allow."""
 CHANNELS = {
     redemption_pb2.VALIDATION_TYPE_SMS: Channel.SMS,
     redemption_pb2.VALIDATION_TYPE_EMAIL: Channel.EMAIL,
@@ -191,9 +193,12 @@ def _read_criteria(fields: Fields, criteria: programs_pb2.RedemptionCriteria) ->
         descriptor.name: fields.integer(f"program.criteria.{descriptor.name}", points, low=1, high=POINTS_MAX)
         for descriptor, points in criteria.ListFields()
     }
-    low, high = limits.get("min_points_per_redemption"), limits.get("max_points_per_redemption")
-    if low is not None and high is not None and low > high:
-        fields.wrong("program.criteria.max_points_per_redemption", "must not be below min_points_per_redemption")
+    step = max(limits.get("multiples_of", 1), 1)
+    fewest = -(-limits.get("min_points_per_redemption", 1) // step) * step
+    for name in MAXIMA:
+        if limits.get(name, fewest) < fewest:
+            message = f"must be at least {fewest:,}, the fewest points that may be redeemed at all"
+            fields.wrong(f"program.criteria.{name}", message)
     return Criteria(**limits)
 
 

@@ -116,17 +116,18 @@ class RedemptionsStore:
             if again.redeemer != facts.redeemer:
                 raise RetryTransactionError
             assessment = assess(ask, again)
+            violations = in_order([*assessment.violations, *prove(assessment)])
+            if not violations:
+                redemption = await _drawn(ledger, order.redemption(assessment, new_redemption_id()), assessment)
+                # Who inserts it has taken the reference.
+                if await connection.execute(sql.INSERT, sql.write(redemption)):
+                    if consume is not None:
+                        await consume(connection)
+                    await ledger.put_holds(_held(ledger, redemption, assessment))
+                    return redemption
             if stored := await _by_reference(connection, ask.merchant_id, order.reference):
                 return order.checked(stored, assessment)
-            if violations := in_order([*assessment.violations, *prove(assessment)]):
-                raise refusal(violations)
-            if consume is not None:
-                await consume(connection)
-            redemption = await _drawn(ledger, order.redemption(assessment, new_redemption_id()), assessment)
-            if not await connection.execute(sql.INSERT, sql.write(redemption)):
-                raise RetryTransactionError  # Another call has just taken the reference.
-            await ledger.put_holds(_held(ledger, redemption, assessment))
-            return redemption
+            raise refusal(violations) if violations else RetryTransactionError
 
         return await self._database.transaction(work, planned_once=True)
 
