@@ -9,9 +9,9 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
-from pydantic import SecretStr
 
 from harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, server_settings, unique
+from integration.shims import PATH, SECRET, shim_before
 from json_logs import json_logs
 from pointbook.v1 import customers_pb2, identity_pb2, webhooks_pb2
 from pointbook_cli.quarantine import translate_again
@@ -22,11 +22,7 @@ from pointbook_server.server import Server
 from pointbook_server.webhooks import servicer as webhooks_module
 from shopline_shim import app as app_module
 from shopline_shim import signature
-from shopline_shim.app import Shim
-from shopline_shim.settings import ShimSettings
 
-SECRET = "app-secret"
-PATH = "/webhooks/shopline"
 NUMBER = "+8613800000000"
 APPLIED = (200, {"outcome": "APPLIED"})
 QUARANTINED = (200, {"outcome": "QUARANTINED"})
@@ -80,21 +76,8 @@ class Site:
 @asynccontextmanager
 async def before(port: int, token: str, client: Client) -> AsyncIterator[Site]:
     """Run a shim before a server."""
-    settings = ShimSettings(
-        http_address="127.0.0.1:0",
-        grpc_address=f"127.0.0.1:{port}",
-        shopline_secrets=(SecretStr(SECRET),),
-        token=SecretStr(token),
-    )
-    shim, stop, ready = Shim(settings), asyncio.Event(), asyncio.Event()
-    serving = asyncio.create_task(shim.serve(stop=stop, ready=ready))
-    await asyncio.wait_for(ready.wait(), 5)
-    async with httpx.AsyncClient(base_url=f"http://{shim.address}", trust_env=False) as http:
-        try:
-            yield Site(http, client)
-        finally:
-            stop.set()
-            await serving
+    async with shim_before(port, token) as http:
+        yield Site(http, client)
 
 
 @pytest.fixture(scope="module")

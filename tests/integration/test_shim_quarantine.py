@@ -11,9 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from pydantic import SecretStr
 
 from harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, make_token, server_settings, unique
+from integration.shims import PATH, SECRET, shim_before
 from json_logs import json_logs
 from pointbook.v1 import points_pb2, webhooks_pb2
 from pointbook_server import status as status_module
@@ -23,12 +23,8 @@ from pointbook_server.server import Server
 from pointbook_server.webhooks import servicer as servicer_module
 from shopline_shim import app as app_module
 from shopline_shim import signature, translate
-from shopline_shim.app import Shim
-from shopline_shim.settings import ShimSettings
 
-SECRET = "app-secret"
 TOPIC = "app_memberSystem_points/challenged"
-PATH = "/webhooks/shopline"
 APPLIED = (200, {"outcome": "APPLIED"})
 QUARANTINED = (200, {"outcome": "QUARANTINED"})
 
@@ -87,21 +83,8 @@ def body(shop: Shop, **changes: Any) -> bytes:
 @asynccontextmanager
 async def before(port: int, token: str, client: Client) -> AsyncIterator[Site]:
     """Run a shim before a server."""
-    settings = ShimSettings(
-        http_address="127.0.0.1:0",
-        grpc_address=f"127.0.0.1:{port}",
-        shopline_secrets=(SecretStr(SECRET),),
-        token=SecretStr(token),
-    )
-    shim, stop, ready = Shim(settings), asyncio.Event(), asyncio.Event()
-    serving = asyncio.create_task(shim.serve(stop=stop, ready=ready))
-    await asyncio.wait_for(ready.wait(), 5)
-    async with httpx.AsyncClient(base_url=f"http://{shim.address}", trust_env=False) as http:
-        try:
-            yield Site(http, client)
-        finally:
-            stop.set()
-            await serving
+    async with shim_before(port, token) as http:
+        yield Site(http, client)
 
 
 @pytest.fixture(scope="module")
