@@ -1,6 +1,7 @@
 """RedeemPoints, ReverseRedemption, SettleRedemption and what reads them, on a real database."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -24,7 +25,9 @@ from integration.redeeming import (
     redeem,
     reverse,
 )
+from integration.shims import PATH, SECRET, shim_before
 from pointbook.v1 import points_pb2, redemption_pb2
+from shopline_shim.signature import sign
 
 
 @pytest.fixture
@@ -430,3 +433,34 @@ async def test_parallel_reversals_never_exceed_the_whole(client: Client, shop: S
     assert sum(isinstance(answer, redemption_pb2.Redemption) for answer in answers) == 10
     assert (await get(client, redemption)).state == REVERSED
     assert await points_of(client, shop) == (500, 500, 0)
+
+
+async def test_shoplines_webhook_settles_a_redemption(
+    service: Service, client: Client, shop: Shop, admin_token: str
+) -> None:
+    """Signed, over HTTP, and as often as SHOPLINE sends it."""
+    redemption = await redeem(client, order(shop, 120))
+    body = json.dumps(
+        {
+            "buyer_id": "buyer",
+            "points_balance": 380,
+            "store_id": shop.store_id,
+            "update_type": "DECREASE",
+            "updated_at": NOW_MS + 2_000,
+            "updated_scene": "REDEEM_PRODUCTS",
+            "updated_value": 120,
+        }
+    ).encode()
+    headers = {
+        "x-shopline-topic": "app_memberSystem_points/challenged",
+        "x-shopline-hmac-sha256": sign(SECRET, body),
+        "x-shopline-shop-id": shop.store_id,
+        "x-shopline-merchant-id": shop.merchant_id,
+    }
+
+    async with shim_before(service.server.port, admin_token) as http:
+        answers = [await http.post(PATH, content=body, headers=headers) for _ in range(2)]
+
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert (await get(client, redemption)).state == SETTLED
+    assert await points_of(client, shop) == (380, 380, 0)
