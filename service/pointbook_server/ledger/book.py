@@ -169,10 +169,9 @@ class LedgerBook:
         return {row.event_id: row.updated_at_ms for row in rows}
 
     async def put_holds(self, holds: Mapping[AccountKey, tuple[Hold, ...]]) -> None:
-        """Write the holds of locked accounts: of as many as a redemption draws on, which is one as a rule."""
-        for key, its_holds in holds.items():
-            values = _named(self._merchant_id, key) | {"holds": sql.write_holds(its_holds)}
-            await self._connection.execute(sql.PUT_HOLDS, values)
+        """Write the holds of locked accounts."""
+        rows = [(*key, sql.write_holds(its_holds)) for key, its_holds in sorted(holds.items())]
+        await self._connection.execute(sql.PUT_HOLDS, self._values(sql.to_columns(sql.KEY | {"holds": ""}, rows)))
         self.holds |= holds
 
     async def write(self, entries: Sequence[BookEntry], postings: Mapping[AccountKey, Posting]) -> None:

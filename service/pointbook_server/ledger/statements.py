@@ -215,9 +215,11 @@ def _write_batch(*, keeps: bool) -> Statement:
 WRITE_BATCH = _write_batch(keeps=False)
 # Most batches keep no checkpoints, and would only be slowed down by the chance that they might.
 WRITE_BATCH_AND_CHECKPOINTS = _write_batch(keeps=True)
-PUT_HOLDS = _statement("""
-    UPDATE points_accounts SET holds = CAST(:holds AS jsonb), revision = revision + 1
-    WHERE buyer_id = :buyer_id AND store_id = :store_id AND merchant_id = :merchant_id
+# The accounts are there: an upsert finds each by its key, whatever a plan expects.
+PUT_HOLDS = _statement(f"""
+    INSERT INTO points_accounts AS a (merchant_id, {_names(KEY)}, holds)
+    SELECT :merchant_id, {_names(KEY)}, holds FROM {_rows(KEY | {"holds": "jsonb"})}
+    ON CONFLICT (buyer_id, store_id, merchant_id) DO UPDATE SET holds = excluded.holds, revision = a.revision + 1
 """)
 MOVE_ENTRIES = _statement(f"""
     UPDATE points_entries AS e SET {", ".join(f"{name} = v.{name}" for name in DERIVED)}

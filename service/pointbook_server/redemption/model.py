@@ -89,6 +89,10 @@ class Usage:
     week_points: int = 0
     month_points: int = 0
 
+    def after(self, points: int) -> "Usage":
+        """Tell it after so many more points."""
+        return Usage(self.day_points + points, self.week_points + points, self.month_points + points)
+
 
 @dataclass(frozen=True, slots=True)
 class Worth:

@@ -1,7 +1,7 @@
 """A redemption as it is kept: what it holds of which account, and what became of it."""
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from pointbook_server.ledger.model import AccountKey
 from pointbook_server.programs.model import DEFAULT_SETTLEMENT_WINDOW_MS
 from pointbook_server.redemption.asking import Ask, Assessment
 from pointbook_server.redemption.model import STATUS_CODES, worth_of
-from pointbook_server.redemption.pool import Draw
+from pointbook_server.redemption.pool import Draw, points_by_account
 
 
 class RedemptionState(StrEnum):
@@ -169,13 +169,19 @@ class Order:
         )
 
     def checked(self, stored: Redemption, assessment: Assessment) -> Redemption:
-        """Answer what is stored under the reference. Raises REFERENCE_REUSED where it is something else."""
-        if stored.content != self.content(assessment):
+        """Answer what is stored under the reference. Raises REFERENCE_REUSED where it is something else.
+
+        What a buyer redeemed before a customer took them is the customer's.
+        """
+        content = self.content(assessment)
+        if stored.content.redeemer in assessment.facts.redeemers:
+            content = replace(content, redeemer=stored.content.redeemer)
+        if stored.content != content:
             raise reference_reused(self.reference)
         return stored
 
-    def redemption(self, assessment: Assessment, redemption_id: str) -> Redemption:
-        """Write the redemption down, without what it draws."""
+    def redemption(self, assessment: Assessment, redemption_id: str, draws: Sequence[Draw]) -> Redemption:
+        """Write the redemption down with what it draws, and so holds."""
         program, now_ms = assessment.facts.program, assessment.facts.now_ms
         if program is None:
             raise LookupError("points are redeemed in a program")
@@ -190,8 +196,8 @@ class Order:
             redeem_local_value="" if worth is None else f"{worth.redeem_local_value:f}",
             points_currency_ratio="" if worth is None else f"{program.point_value:f}",
             active_points=assessment.active_points - assessment.points,
-            draws=(),
-            holds=(),
+            draws=tuple(draws),
+            holds=tuple(AccountHold(*key, points, HoldState.OPEN) for key, points in points_by_account(draws).items()),
             created_at_ms=now_ms,
             settle_by_ms=now_ms + (program.settlement_window_ms or DEFAULT_SETTLEMENT_WINDOW_MS),
         )

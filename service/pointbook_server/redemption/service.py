@@ -1,6 +1,6 @@
 """Validating and redeeming: what happens between the rules, the codes and the transactions, and in which order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from pointbook_server.programs.model import Channel, Program
 from pointbook_server.redemption.asking import Ask, Assessment
 from pointbook_server.redemption.model import Finding, finding, in_order, refusal
 from pointbook_server.redemption.redeemed import Order, Redemption, Reversal, redemption_not_found
-from pointbook_server.redemption.store import Consume, Filter, RedemptionsStore
+from pointbook_server.redemption.store import Filter, RedemptionsStore, Wanted
 from pointbook_server.validation_codes.model import Challenge, Issued, Purpose
 
 CODE_INVALID = finding(Reason.CODE_INVALID, "The code is not valid for this redemption.")
@@ -86,6 +86,9 @@ class Redemptions:
         self._line: Line[str, Ask, Assessment] = Line(
             self._assess, batch_max=ASKS_IN_BATCH_MAX, waiting_max=ASKS_WAITING_MAX, lanes=LANES
         )
+        self._orders: Line[str, Wanted, Redemption] = Line(
+            self._redeem, batch_max=ASKS_IN_BATCH_MAX, waiting_max=ASKS_WAITING_MAX, lanes=LANES
+        )
 
     async def assess(self, ask: Ask) -> Assessment:
         """Check an ask, together with those that wait at the same time. Raises INVALID_FIELDS for contradictions."""
@@ -123,6 +126,7 @@ class Redemptions:
         Raises the refusal of everything that speaks against it, and REFERENCE_REUSED.
         """
         ask = order.ask
+        self._orders.admit(1)
         before = await self.assess(ask)
         if proof.code or before.violations:
             # A repetition must not cost an attempt, nor be refused for what it redeemed itself. Others find what is
@@ -138,13 +142,13 @@ class Redemptions:
         if violations := in_order([*before.violations, *wrong]):
             await self._give_back(challenge, proof)
             raise refusal(violations)
-        try:
-            return await self._store.redeem(
-                order, before, proof.findings, self._consumption(challenge, proof), self._clock
-            )
-        except PointbookError:
+        wanted = Wanted(order, before, proof.findings, self._consumption(challenge, proof))
+        (waiting,) = self._orders.put(ask.merchant_id, [wanted])
+        answer = await waiting
+        if isinstance(answer, PointbookError):
             await self._give_back(challenge, proof)
-            raise
+            raise answer
+        return answer
 
     async def sweep(self) -> int:
         """Release what SHOPLINE has not booked in time, merchant by merchant; tells how many redemptions that were."""
@@ -189,11 +193,15 @@ class Redemptions:
         return await self._store.settle_by_hand(merchant_id, redemption_id, reason, self._clock())
 
     async def drain(self) -> None:
-        """Wait until no ask is being looked into."""
+        """Wait until no ask is being looked into, and nothing is being redeemed."""
         await self._line.drain()
+        await self._orders.drain()
 
     async def _assess(self, _merchant_id: str, asks: Sequence[Ask]) -> list[Assessment | PointbookError]:
         return [*await self._store.assess(asks, self._clock())]
+
+    async def _redeem(self, merchant_id: str, wanted: Sequence[Wanted]) -> list[Redemption | PointbookError]:
+        return await self._store.redeem(merchant_id, wanted, self._clock)
 
     async def _is_right(self, ask: Ask, assessment: Assessment, proof: Proof) -> bool:
         purpose = purpose_of(ask, assessment)
@@ -211,7 +219,7 @@ class Redemptions:
         if challenge is not None:
             await self._codes.give_back(challenge, proof.challenge_id)
 
-    def _consumption(self, challenge: Challenge | None, proof: Proof) -> Consume | None:
+    def _consumption(self, challenge: Challenge | None, proof: Proof) -> Callable[[Connection], Awaitable[None]] | None:
         if challenge is None:
             return None
 

@@ -1,6 +1,7 @@
 """The SQL of redemption, and how its rows are read and written."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import text
@@ -9,28 +10,28 @@ from pointbook_server.database import Row, Statement
 from pointbook_server.redemption.pool import Draw
 from pointbook_server.redemption.redeemed import AccountHold, Content, HoldState, Redemption
 
-COLUMNS = (
-    "redemption_id",
-    "reference",
-    "redeemer",
-    "program_id",
-    "points",
-    "group_redemption",
-    "group_id",
-    "transaction_number",
-    "notes",
-    "redeem_value",
-    "redeem_local_value",
-    "points_currency_ratio",
-    "active_points",
-    "created_at_ms",
-    "settle_by_ms",
-    "draws",
-    "holds",
-    "open_points",
-    "released_points",
-    "reversed_points",
-)
+COLUMNS = {
+    "redemption_id": "text",
+    "reference": "text",
+    "redeemer": "text",
+    "program_id": "bigint",
+    "points": "bigint",
+    "group_redemption": "boolean",
+    "group_id": "text",
+    "transaction_number": "text",
+    "notes": "text",
+    "redeem_value": "text",
+    "redeem_local_value": "text",
+    "points_currency_ratio": "text",
+    "active_points": "bigint",
+    "created_at_ms": "bigint",
+    "settle_by_ms": "bigint",
+    "draws": "jsonb",
+    "holds": "jsonb",
+    "open_points": "bigint",
+    "released_points": "bigint",
+    "reversed_points": "bigint",
+}
 CHANGING = ("draws", "holds", "open_points", "released_points", "reversed_points")
 NAMES = ", ".join(("merchant_id", *COLUMNS))
 # Where a redemption stands, as redeemed.py tells it.
@@ -54,6 +55,10 @@ READ_BY_ID = _statement(f"""
 READ_BY_REFERENCE = _statement(f"""
     SELECT {NAMES} FROM redemptions WHERE reference = :reference AND merchant_id = :merchant_id
 """)
+READ_BY_REFERENCES = _statement(f"""
+    SELECT {NAMES} FROM redemptions
+    WHERE reference = ANY(CAST(:references AS text[])) AND merchant_id = :merchant_id
+""")
 LOCK = _statement(f"""
     SELECT {NAMES} FROM redemptions
     WHERE redemption_id = ANY(CAST(:redemption_ids AS text[])) AND merchant_id = :merchant_id
@@ -64,9 +69,12 @@ LOCK_FREE = _statement(f"""
     WHERE redemption_id = ANY(CAST(:redemption_ids AS text[])) AND merchant_id = :merchant_id
     ORDER BY redemption_id FOR UPDATE SKIP LOCKED
 """)
+# Who inserts a redemption has taken its reference, in sorted order.
 INSERT = _statement(f"""
-    INSERT INTO redemptions ({NAMES}) VALUES ({", ".join(f":{name}" for name in NAMES.split(", "))})
-    ON CONFLICT DO NOTHING
+    INSERT INTO redemptions ({NAMES})
+    SELECT :merchant_id, {", ".join(COLUMNS)}
+    FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in COLUMNS.items())}) AS v ({", ".join(COLUMNS)})
+    ORDER BY reference ON CONFLICT DO NOTHING
 """)
 UPDATE = _statement(f"""
     UPDATE redemptions SET {", ".join(f"{name} = :{name}" for name in CHANGING)}
@@ -132,11 +140,15 @@ LIST_OF_MERCHANT = list_statement(by_redeemer=False)
 LIST_OF_REDEEMER = list_statement(by_redeemer=True)
 
 
-def write(redemption: Redemption) -> dict[str, Any]:
-    """Write a redemption as its columns."""
+def to_columns(redemptions: Sequence[Redemption]) -> dict[str, list[Any]]:
+    """Write redemptions as one array a column."""
+    rows = [_write(redemption) for redemption in redemptions]
+    return {name: [row[name] for row in rows] for name in COLUMNS}
+
+
+def _write(redemption: Redemption) -> dict[str, Any]:
     content = redemption.content
     return {
-        "merchant_id": redemption.merchant_id,
         "redemption_id": redemption.redemption_id,
         "reference": redemption.reference,
         "redeemer": content.redeemer,

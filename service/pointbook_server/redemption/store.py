@@ -1,23 +1,23 @@
 """The transactions of redemption: each holds its locks in one order - customer, accounts, redemptions, challenges."""
 
 import secrets
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pointbook_server.clock import Clock
 from pointbook_server.database import Connection, Database, RetryTransactionError
+from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.holds import Hold, released, without
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.ledger.posting import Settlement
 from pointbook_server.redemption import statements as sql
-from pointbook_server.redemption.asking import Ask, Assessment, assess
+from pointbook_server.redemption.asking import Ask, Assessment, Facts, assess
 from pointbook_server.redemption.facts import FactsReader, OpenCustomers, PoolChangedError, Programs
 from pointbook_server.redemption.model import Finding, in_order, refusal
-from pointbook_server.redemption.pool import draws_of, event_ids_of, points_by_account
+from pointbook_server.redemption.pool import Draw, draws_of, event_ids_of
 from pointbook_server.redemption.redeemed import (
-    AccountHold,
     HoldState,
     Order,
     Redemption,
@@ -31,8 +31,6 @@ from pointbook_server.redemption.redeemed import (
 
 SWEEP_COUNT = 100
 """How many redemptions one transaction releases at most."""
-Prove = Callable[[Assessment], Iterable[Finding]]
-Consume = Callable[[Connection], Awaitable[None]]
 
 
 class LedgerBook(Protocol):
@@ -64,6 +62,19 @@ OpenLedger = Callable[[Connection, str], LedgerBook]
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """An order with the assessment that was made of it without locks.
+
+    `prove` tells what speaks against how the customer was validated; `consume` uses the code up, or raises the refusal.
+    """
+
+    order: Order
+    before: Assessment
+    prove: Callable[[Assessment], Iterable[Finding]]
+    consume: Callable[[Connection], Awaitable[None]] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Filter:
     """Which redemptions of a merchant to list; None keeps all."""
 
@@ -92,42 +103,35 @@ class RedemptionsStore:
         return [assess(ask, each) for ask, each in zip(asks, facts, strict=True)]
 
     async def redeem(
-        self, order: Order, before: Assessment, prove: Prove, consume: Consume | None, clock: Clock
-    ) -> Redemption:
-        """Redeem in one transaction, in which everything is read again under locks, and answer what is kept.
+        self, merchant_id: str, wanted: Sequence[Wanted], clock: Clock
+    ) -> list[Redemption | PointbookError]:
+        """Redeem orders of one merchant in one transaction, in which everything is read again under locks.
 
-        `before` is the assessment that was made without locks; `prove` tells what speaks against how the customer was
-        validated, and `consume` uses the code up. Where a redemption of this reference has come between, that one is
-        answered. Raises the refusal of what speaks against it, and REFERENCE_REUSED.
+        Each is answered by itself, after all has committed: what is kept under its reference, or REFERENCE_REUSED, or
+        the refusal of what speaks against it, or TRANSACTION_CONFLICT where it has become another order meanwhile.
         """
-        ask, facts = order.ask, before.facts
-        pool = facts.account_keys(ask)
+        asks = [each.order.ask for each in wanted]
+        customers = {each.before.facts.customer for each in wanted} - {None}
+        pool = {key for each in wanted for key in each.before.facts.account_keys(each.order.ask)}
 
-        async def work(connection: Connection) -> Redemption:
-            if facts.customer is not None:
-                await self._open_customers(connection, ask.merchant_id).lock([facts.customer.customer_id])
-            ledger = self._open_ledger(connection, ask.merchant_id)
+        async def work(connection: Connection) -> list[Redemption | PointbookError]:
+            if customers:
+                ids = [customer.customer_id for customer in customers if customer is not None]
+                await self._open_customers(connection, merchant_id).lock(ids)
+            ledger = self._open_ledger(connection, merchant_id)
             await ledger.lock(pool)
             try:
-                (again,) = await self._facts.read(connection, ledger, [ask], clock(), locked=pool)
+                facts = await self._facts.read(connection, ledger, asks, clock(), locked=pool)
             except PoolChangedError as error:
                 pool.update(error.keys)
                 raise RetryTransactionError from None
-            if again.redeemer != facts.redeemer:
-                raise RetryTransactionError
-            assessment = assess(ask, again)
-            violations = in_order([*assessment.violations, *prove(assessment)])
-            if not violations:
-                redemption = await _drawn(ledger, order.redemption(assessment, new_redemption_id()), assessment)
-                # Who inserts it has taken the reference.
-                if await connection.execute(sql.INSERT, sql.write(redemption)):
-                    if consume is not None:
-                        await consume(connection)
-                    await ledger.put_holds(_held(ledger, redemption, assessment))
-                    return redemption
-            if stored := await _by_reference(connection, ask.merchant_id, order.reference):
-                return order.checked(stored, assessment)
-            raise refusal(violations) if violations else RetryTransactionError
+            references = sorted({each.order.reference for each in wanted})
+            values = {"merchant_id": merchant_id, "references": references}
+            stored = [sql.read(row) for row in await connection.fetch(sql.READ_BY_REFERENCES, values)]
+            redeeming = _Redeeming(connection, ledger, facts[0].accounts, stored)
+            answers = [await redeeming.answer(each, its) for each, its in zip(wanted, facts, strict=True)]
+            await redeeming.write(merchant_id)
+            return answers
 
         return await self._database.transaction(work, planned_once=True)
 
@@ -279,29 +283,82 @@ async def _by_reference(connection: Connection, merchant_id: str, reference: str
     return None if row is None else sql.read(row)
 
 
-async def _drawn(ledger: LedgerBook, redemption: Redemption, assessment: Assessment) -> Redemption:
-    """Tell a redemption with what it draws, and so holds."""
-    facts, points = assessment.facts, assessment.points
-    accounts = {
-        source.key: await ledger.complete(source.key, facts.accounts[source.key], facts.now_ms, points=points)
-        for source in assessment.sources
-        if source.key in facts.accounts
-    }
-    made_at_ms = await ledger.made_at_ms(event_ids_of(accounts.values())) if len(accounts) > 1 else {}
-    draws = draws_of(points, assessment.sources, accounts, made_at_ms, facts.now_ms)
-    holds = tuple(AccountHold(*key, points, HoldState.OPEN) for key, points in points_by_account(draws).items())
-    return replace(redemption, draws=tuple(draws), holds=holds)
+class _Redeeming:
+    """Orders that are redeemed one after the other, on locked accounts: each finds what those before it have left."""
 
+    def __init__(
+        self,
+        connection: Connection,
+        ledger: LedgerBook,
+        accounts: Mapping[AccountKey, Account],
+        stored: Iterable[Redemption],
+    ) -> None:
+        self._connection = connection
+        self._ledger = ledger
+        self._accounts = dict(accounts)
+        self._stored = {redemption.reference: redemption for redemption in stored}
+        self._new: list[Redemption] = []
+        self._spent: Counter[tuple[str, int]] = Counter()
 
-def _held(ledger: LedgerBook, redemption: Redemption, assessment: Assessment) -> dict[AccountKey, tuple[Hold, ...]]:
-    """Tell the holds of the accounts that a new redemption draws on."""
-    program = assessment.facts.program
-    scenes = () if program is None else program.settlement_scenes
-    name, opened_at_ms, settle_by_ms = redemption.redemption_id, redemption.created_at_ms, redemption.settle_by_ms
-    return {
-        hold.key: (*ledger.holds.get(hold.key, ()), Hold(name, hold.points, opened_at_ms, settle_by_ms, scenes))
-        for hold in redemption.holds
-    }
+    async def answer(self, wanted: Wanted, facts: Facts) -> Redemption | PointbookError:
+        """Redeem an order, unless something speaks against it."""
+        try:
+            return await self._redeem(wanted, facts)
+        except PointbookError as error:
+            return error
+
+    async def write(self, merchant_id: str) -> None:
+        """Write what was redeemed, and the holds. A reference that was taken meanwhile runs the transaction again."""
+        if not self._new:
+            return
+        columns = sql.to_columns(self._new)
+        if await self._connection.execute(sql.INSERT, {"merchant_id": merchant_id, **columns}) < len(self._new):
+            raise RetryTransactionError
+        keys = {hold.key for redemption in self._new for hold in redemption.holds}
+        await self._ledger.put_holds({key: self._accounts[key].holds for key in keys})
+
+    async def _redeem(self, wanted: Wanted, facts: Facts) -> Redemption:
+        order = wanted.order
+        assessment = assess(order.ask, self._as_it_stands(facts))
+        if order.reference in self._stored:
+            return order.checked(self._stored[order.reference], assessment)
+        if order.content(assessment) != order.content(wanted.before):
+            raise RetryTransactionError  # The locks, and the code, are for what was asked for before.
+        if violations := in_order([*assessment.violations, *wanted.prove(assessment)]):
+            raise refusal(violations)
+        draws = await self._draws(assessment)
+        if wanted.consume is not None:
+            await wanted.consume(self._connection)
+        redemption = order.redemption(assessment, new_redemption_id(), draws)
+        self._hold(redemption, assessment)
+        return redemption
+
+    def _as_it_stands(self, facts: Facts) -> Facts:
+        """Tell the facts with what was redeemed a moment ago."""
+        program_id = 0 if facts.program is None else facts.program.program_id
+        spent = sum(self._spent[name, program_id] for name in facts.redeemers)
+        return replace(facts, accounts=self._accounts, usage=facts.usage.after(spent))
+
+    async def _draws(self, assessment: Assessment) -> list[Draw]:
+        points, now_ms = assessment.points, assessment.facts.now_ms
+        keys = [source.key for source in assessment.sources if source.key in self._accounts]
+        for key in keys:
+            self._accounts[key] = await self._ledger.complete(key, self._accounts[key], now_ms, points=points)
+        event_ids = event_ids_of(self._accounts[key] for key in keys) if len(keys) > 1 else []
+        made_at_ms = await self._ledger.made_at_ms(event_ids) if event_ids else {}
+        return draws_of(points, assessment.sources, self._accounts, made_at_ms, now_ms)
+
+    def _hold(self, redemption: Redemption, assessment: Assessment) -> None:
+        program = assessment.facts.program
+        scenes = () if program is None else program.settlement_scenes
+        name, opened_at_ms, settle_by_ms = redemption.redemption_id, redemption.created_at_ms, redemption.settle_by_ms
+        for hold in redemption.holds:
+            account = self._accounts[hold.key]
+            opened = Hold(name, hold.points, opened_at_ms, settle_by_ms, scenes)
+            self._accounts[hold.key] = replace(account, holds=(*account.holds, opened))
+        self._stored[redemption.reference] = redemption
+        self._new.append(redemption)
+        self._spent[redemption.content.redeemer, redemption.content.program_id] += redemption.content.points
 
 
 def _reduced(ledger: LedgerBook, redemption: Redemption) -> dict[AccountKey, tuple[Hold, ...]]:

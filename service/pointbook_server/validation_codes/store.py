@@ -132,7 +132,7 @@ class ValidationCodesStore:
             await self._insert(connection, fresh, now_ms)
             return fresh, True
 
-        return await self._database.transaction(work)
+        return await self._database.transaction(work, planned_once=True)
 
     async def record_delivery(self, challenge: Challenge, delivery: Delivery, resend_at_ms: int) -> None:
         """Write what became of a code's message, unless a newer code was sent meanwhile."""
