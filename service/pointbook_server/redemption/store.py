@@ -113,11 +113,11 @@ class RedemptionsStore:
             except PoolChangedError as error:
                 pool.update(error.keys)
                 raise RetryTransactionError from None
-            if again.redeemer != facts.redeemer:
-                raise RetryTransactionError
             assessment = assess(ask, again)
             if stored := await _by_reference(connection, ask.merchant_id, order.reference):
                 return order.checked(stored, assessment)
+            if order.content(assessment) != order.content(before):
+                raise RetryTransactionError  # The locks, and the code, are for what was asked for before.
             if violations := in_order([*assessment.violations, *prove(assessment)]):
                 raise refusal(violations)
             if consume is not None:
