@@ -61,9 +61,9 @@ def named(shop: Shop, **identifier: str) -> identity_pb2.CustomerRef:
     return customer_of(shop, **identifier)
 
 
-def asked(shop: Shop, program_id: int = 1, **identifier: str) -> redemption_pb2.GetCustomerPointsRequest:
+def asked(customer: identity_pb2.CustomerRef, program_id: int = 1) -> redemption_pb2.GetCustomerPointsRequest:
     """Ask what a customer has."""
-    return redemption_pb2.GetCustomerPointsRequest(customer=named(shop, **identifier), program_id=program_id)
+    return redemption_pb2.GetCustomerPointsRequest(customer=customer, program_id=program_id)
 
 
 def second_store(shop: Shop) -> Shop:
@@ -118,7 +118,7 @@ async def test_a_customer_is_found_by_every_identifier(client: Client, shop: Sho
     assert (redemption.active_points, drawn(redemption)) == (50, [("ada", 100), ("ada", 50)])
     assert {draw.buyer.store_id for draw in redemption.draws} == {shop.store_id, second_store(shop).store_id}
 
-    points = await client.redemption.GetCustomerPoints(asked(shop, **identifier))
+    points = await client.redemption.GetCustomerPoints(asked(customer))
     assert (points.points_balance, points.active_points, points.held_points) == (200, 50, 150)
     assert [buyer.store_id for buyer in points.buyers] == [shop.store_id, second_store(shop).store_id]
     assert await points_of(client, outside_store(shop), "ada") == (1_000, 1_000, 0)
@@ -142,7 +142,7 @@ async def test_what_has_no_valid_form(client: Client, shop: Shop, identifier: di
     assert dict(answer.status.metadata) == {"identifier": kind}
     for call in (
         redeem(client, order(shop, customer=customer)),
-        client.redemption.GetCustomerPoints(asked(shop, **identifier)),
+        client.redemption.GetCustomerPoints(asked(customer)),
     ):
         found = await refused(call)
         assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "IDENTIFIER_INVALID")
@@ -158,7 +158,7 @@ async def test_whom_nobody_knows(client: Client, shop: Shop, identifier: dict[st
     assert (dict(answer.status.metadata), answer.active_points) == ({"identifier": kind}, 0)
     for call in (
         redeem(client, order(shop, customer=customer)),
-        client.redemption.GetCustomerPoints(asked(shop, **identifier)),
+        client.redemption.GetCustomerPoints(asked(customer)),
     ):
         found = await refused(call)
         assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
@@ -187,7 +187,7 @@ async def test_a_blocked_customer_redeems_nothing(client: Client, shop: Shop, id
     found = await refused(redeem(client, order(shop, customer=customer)))
     assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CUSTOMER_BLOCKED")
     assert found.metadata["status_code"] == "809"
-    assert (await client.redemption.GetCustomerPoints(asked(shop, **identifier))).active_points == 200
+    assert (await client.redemption.GetCustomerPoints(asked(customer))).active_points == 200
 
 
 async def test_a_buyer_whom_nobody_registered_stands_for_itself(client: Client, shop: Shop) -> None:
@@ -199,9 +199,7 @@ async def test_a_buyer_whom_nobody_registered_stands_for_itself(client: Client, 
     assert drawn(await redeem(client, order(shop, 70, customer=customer_of(shop, "eve")))) == [("eve", 70)]
     outside = customer_of(outside_store(shop), "eve")
     assert await findings(client, question(shop, 1, customer=outside)) == [803]
-    points = await client.redemption.GetCustomerPoints(
-        redemption_pb2.GetCustomerPointsRequest(customer=outside, program_id=1)
-    )
+    points = await client.redemption.GetCustomerPoints(asked(outside))
     assert points == redemption_pb2.GetCustomerPointsResponse()
 
 
@@ -214,7 +212,7 @@ async def test_a_registered_buyer_outside_of_the_program_finds_the_customer(clie
 
 async def test_an_unknown_program_has_no_points(client: Client, shop: Shop) -> None:
     """1101."""
-    found = await refused(client.redemption.GetCustomerPoints(asked(shop, 99, mobile=MOBILE)))
+    found = await refused(client.redemption.GetCustomerPoints(asked(named(shop, mobile=MOBILE), 99)))
 
     assert (found.code, found.metadata["status_code"]) == (grpc.StatusCode.NOT_FOUND, "1101")
 
