@@ -134,12 +134,15 @@ class Redemptions:
             wrong = [] if challenge else [CODE_INVALID]
         if violations := in_order([*before.violations, *proof.findings(before), *wrong]):
             await self._give_back(challenge, proof)
+            # Another call of this reference may have ended meanwhile, and have used the code.
+            if wrong and (stored := await self._store.by_reference(ask.merchant_id, order.reference)):
+                return order.checked(stored, before)
             raise refusal(violations)
         try:
             return await self._store.redeem(
                 order, before, proof.findings, self._consumption(challenge, proof), self._clock
             )
-        except PointbookError:
+        except BaseException:  # That the caller has left is one, too.
             await self._give_back(challenge, proof)
             raise
 
