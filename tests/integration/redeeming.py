@@ -23,7 +23,7 @@ def customer_of(shop: Shop, buyer_id: str = "buyer", **identifier: str) -> ident
 async def earn(client: Client, shop: Shop, points: int, buyer_id: str = "buyer", **changes: Any) -> str:
     """Give a new account its points; answers the event's id."""
     changes.setdefault("updated_at", at(NOW_MS - DAY_MS))
-    update = shop.update(buyer_id, updated_value=points, points_balance=points, **changes)
+    update = shop.update(buyer_id, **{"updated_value": points, "points_balance": points, **changes})
     await client.apply(update)
     return update.event_id
 
@@ -37,6 +37,19 @@ def order(shop: Shop, points: int = 10, **changes: Any) -> redemption_pb2.Redeem
         "external_reference_number": unique("order"),
     }
     return redemption_pb2.RedeemPointsRequest(**{**values, **changes})
+
+
+def question(shop: Shop, points: int = 10, **changes: Any) -> redemption_pb2.ValidateRedemptionRequest:
+    """Ask whether points may be redeemed in program 1."""
+    values: dict[str, Any] = {"customer": customer_of(shop), "program_id": 1, "points": points}
+    return redemption_pb2.ValidateRedemptionRequest(**{**values, **changes})
+
+
+async def findings(client: Client, request: redemption_pb2.ValidateRedemptionRequest) -> list[int]:
+    """The status codes of all that speaks against a redemption."""
+    answer = await client.redemption.ValidateRedemption(request)
+    assert answer.redeemable is (not answer.violations)
+    return [found.code for found in answer.violations]
 
 
 async def redeem(client: Client, request: redemption_pb2.RedeemPointsRequest) -> redemption_pb2.Redemption:
@@ -82,3 +95,8 @@ async def points_of(client: Client, shop: Shop, buyer_id: str = "buyer", **more:
     """The balance, the active and the held points of a buyer."""
     account = await client.account(shop.merchant_id, shop.store_id, buyer_id, **more)
     return account.points_balance, account.active_points, account.held_points
+
+
+def drawn(redemption: redemption_pb2.Redemption) -> list[tuple[str, int]]:
+    """What a redemption drew of which buyer, in its order."""
+    return [(draw.buyer.buyer_id, draw.points) for draw in redemption.draws]

@@ -1,5 +1,6 @@
 """Validating and redeeming: what happens between the rules, the codes and the transactions, and in which order."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -141,10 +142,26 @@ class Redemptions:
             wrong = [] if challenge else [CODE_INVALID]
         if violations := in_order([*before.violations, *wrong]):
             await self._give_back(challenge, proof)
+            # Another call of this reference may have ended meanwhile, and have used the code.
+            if wrong and (stored := await self._store.by_reference(ask.merchant_id, order.reference)):
+                return order.checked(stored, before)
             raise refusal(violations)
+        placing = asyncio.create_task(self._place(order, before, proof, challenge))
+        placing.add_done_callback(_hear_out)
+        return await asyncio.shield(placing)
+
+    async def _place(self, order: Order, before: Assessment, proof: Proof, challenge: Challenge | None) -> Redemption:
+        """Let an order wait for its transaction, to its end even where the caller goes away.
+
+        So the code's attempt is used or given back, whatever becomes of the order.
+        """
         wanted = Wanted(order, before, proof.findings, self._consumption(challenge, proof))
-        (waiting,) = self._orders.put(ask.merchant_id, [wanted])
-        answer = await waiting
+        (waiting,) = self._orders.put(order.ask.merchant_id, [wanted])
+        try:
+            answer = await waiting
+        except Exception:
+            await self._give_back(challenge, proof)
+            raise
         if isinstance(answer, PointbookError):
             await self._give_back(challenge, proof)
             raise answer
@@ -228,6 +245,12 @@ class Redemptions:
                 raise refusal([CODE_INVALID])
 
         return consume
+
+
+def _hear_out(task: asyncio.Task[Redemption]) -> None:
+    """Hear an order's error, which nobody else does where the caller has gone away."""
+    if not task.cancelled():
+        task.exception()
 
 
 def purpose_of(ask: Ask, assessment: Assessment) -> Purpose:

@@ -322,7 +322,7 @@ def _read_group(fields: Fields, group: identity_pb2.UserGroupRef) -> GroupRef:
     }
     keys = tuple((by, value) for by, value in selectors.items() if value)
     primary = _read_primary(fields, group)
-    if not keys and primary is None and not group.use_default:
+    if group == identity_pb2.UserGroupRef():
         fields.wrong("user_group2", "must choose a group by one of its fields")
     return GroupRef(keys, primary, group.use_default)
 

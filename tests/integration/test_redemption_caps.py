@@ -1,0 +1,273 @@
+"""Caps a day, a week and a month: whole windows of a program's own calendar, and nobody gets round them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import pytest
+
+from harness import NOW_MS, Client, Service, Shop, at, refused
+from integration.redeeming import (
+    DAY_MS,
+    booking,
+    customer_of,
+    earn,
+    findings,
+    order,
+    question,
+    redeem,
+    reverse,
+)
+from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+
+DAY, WEEK, MONTH = "max_points_per_day", "max_points_per_week", "max_points_per_month"
+REASONS = {DAY: "ABOVE_MAX_PER_DAY", WEEK: "ABOVE_MAX_PER_WEEK", MONTH: "ABOVE_MAX_PER_MONTH"}
+NEW_YORK, SHANGHAI, SAO_PAULO, CAIRO = "America/New_York", "Asia/Shanghai", "America/Sao_Paulo", "Africa/Cairo"
+
+
+class Window(NamedTuple):
+    """A window of a cap in a time zone: from when until when, in UTC."""
+
+    zone: str
+    cap: str
+    start: str
+    end: str
+
+
+WINDOWS = {
+    "a day in UTC": Window("", DAY, "2026-06-10T00:00", "2026-06-11T00:00"),
+    "a day in Shanghai": Window(SHANGHAI, DAY, "2026-06-10T16:00", "2026-06-11T16:00"),
+    "a day of 23 hours": Window(NEW_YORK, DAY, "2026-03-08T05:00", "2026-03-09T04:00"),
+    "the day before it": Window(NEW_YORK, DAY, "2026-03-07T05:00", "2026-03-08T05:00"),
+    "a day of 25 hours": Window(NEW_YORK, DAY, "2026-11-01T04:00", "2026-11-02T05:00"),
+    "the day after it": Window(NEW_YORK, DAY, "2026-11-02T05:00", "2026-11-03T05:00"),
+    "a day without a midnight": Window(SAO_PAULO, DAY, "2018-11-04T03:00", "2018-11-05T02:00"),
+    "the day before the midnight that is skipped": Window(SAO_PAULO, DAY, "2018-11-03T03:00", "2018-11-04T03:00"),
+    "a day whose last hour comes twice": Window(SAO_PAULO, DAY, "2018-02-17T02:00", "2018-02-18T03:00"),
+    "another day without a midnight": Window(CAIRO, DAY, "2023-04-27T22:00", "2023-04-28T21:00"),
+    "a day whose first hour comes twice": Window("America/Havana", DAY, "2026-11-01T04:00", "2026-11-02T05:00"),
+    "a week in Shanghai": Window(SHANGHAI, WEEK, "2026-06-07T16:00", "2026-06-14T16:00"),
+    "a week that an hour is missing from": Window(NEW_YORK, WEEK, "2026-03-02T05:00", "2026-03-09T04:00"),
+    "a week that has an hour more": Window(NEW_YORK, WEEK, "2026-10-26T04:00", "2026-11-02T05:00"),
+    "a week of two years": Window(SHANGHAI, WEEK, "2026-12-27T16:00", "2027-01-03T16:00"),
+    "a month in Shanghai": Window(SHANGHAI, MONTH, "2026-05-31T16:00", "2026-06-30T16:00"),
+    "a month that an hour is missing from": Window(NEW_YORK, MONTH, "2026-03-01T05:00", "2026-04-01T04:00"),
+    "a month that has an hour more": Window(NEW_YORK, MONTH, "2026-11-01T04:00", "2026-12-01T05:00"),
+    "a month of 29 days": Window(SAO_PAULO, MONTH, "2028-02-01T03:00", "2028-03-01T03:00"),
+    "the last month of a year": Window(CAIRO, MONTH, "2026-11-30T22:00", "2026-12-31T22:00"),
+}
+
+
+@pytest.fixture
+async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
+    """A shop whose program, in UTC, lets a customer redeem 100 points a day."""
+    await service.client.put_program(shop.merchant_id, shop.store_id, criteria={DAY: 100})
+    yield shop
+    service.clock.now_ms = NOW_MS
+
+
+def ms(text: str) -> int:
+    """Tell a moment of UTC in milliseconds."""
+    return int(datetime.fromisoformat(f"{text}+00:00").timestamp()) * 1_000
+
+
+async def left(client: Client, shop: Shop, customer: identity_pb2.CustomerRef) -> int:
+    """How much of the day's 100 points a customer may still redeem, as an answer to too much tells it."""
+    answer = await client.redemption.ValidateRedemption(question(shop, 101, customer=customer))
+    (cap,) = (found for found in answer.violations if found.reason == REASONS[DAY])
+    return int(cap.metadata[DAY]) - int(cap.metadata["redeemed_points"])
+
+
+async def move(client: Client, shop: Shop, giver: str, receiver: str, buyer_id: str) -> None:
+    """Move a buyer from one customer to another."""
+    buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)
+    request = customers_pb2.MoveIdentifierRequest(
+        merchant_id=shop.merchant_id, from_customer_id=giver, to_customer_id=receiver, reason="a test", buyer=buyer
+    )
+    await client.customers.MoveIdentifier(request)
+
+
+# Windows.
+
+
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+async def test_a_cap_counts_one_window(service: Service, client: Client, shop: Shop, window: Window) -> None:
+    """From its first millisecond to its last: what was redeemed before it does not count, nor does it after it."""
+    cap, start_ms, end_ms = window.cap, ms(window.start), ms(window.end)
+    await client.put_program(shop.merchant_id, shop.store_id, criteria={cap: 100}, time_zone=window.zone)
+    service.clock.now_ms = start_ms - 1
+    await earn(client, shop, 1_000, updated_at=at(start_ms - DAY_MS))
+    await redeem(client, order(shop, 100))
+    assert await findings(client, question(shop, 1)) == [819]
+
+    service.clock.now_ms = start_ms
+    await redeem(client, order(shop, 60))
+    service.clock.now_ms = end_ms - 1
+    answer = await client.redemption.ValidateRedemption(question(shop, 41))
+    assert [(found.code, found.reason) for found in answer.violations] == [(819, REASONS[cap])]
+    assert dict(answer.status.metadata) == {"points": "41", "redeemed_points": "60", cap: "100"}
+    assert (await refused(redeem(client, order(shop, 41)))).metadata["violations"] == f"819 {REASONS[cap]}"
+    await redeem(client, order(shop, 40))
+
+    service.clock.now_ms = end_ms
+    await redeem(client, order(shop, 100))
+
+
+async def test_each_cap_has_its_own_window(service: Service, client: Client, shop: Shop) -> None:
+    """A week that began in the last month goes on when the month's cap begins anew."""
+    caps = {DAY: 50, WEEK: 80, MONTH: 100}
+    await client.put_program(shop.merchant_id, shop.store_id, criteria=caps, time_zone=SHANGHAI)
+    service.clock.now_ms = ms("2026-06-29T16:00")
+    await earn(client, shop, 1_000, updated_at=at(service.clock.now_ms - DAY_MS))
+    await redeem(client, order(shop, 50))
+    service.clock.now_ms = ms("2026-06-30T16:00")
+    answer = await client.redemption.ValidateRedemption(question(shop, 101))
+
+    assert [found.reason for found in answer.violations] == [REASONS[cap] for cap in (DAY, MONTH, WEEK)]
+    assert [found.metadata["redeemed_points"] for found in answer.violations] == ["0", "0", "50"]
+    await redeem(client, order(shop, 30))
+    assert await findings(client, question(shop, 1)) == [819]
+
+
+# What counts.
+
+
+async def test_a_reversal_lowers_the_day_of_the_redemption(service: Service, client: Client, shop: Shop) -> None:
+    """And not the day that it comes on."""
+    await client.put_program(shop.merchant_id, shop.store_id, criteria={DAY: 100, WEEK: 400})
+    await earn(client, shop, 1_000)
+    first = await redeem(client, order(shop, 100))
+    await reverse(client, first, 40)
+    assert await left(client, shop, customer_of(shop)) == 40
+    await redeem(client, order(shop, 40))
+
+    service.clock.move(DAY_MS / 1_000)
+    await redeem(client, order(shop, 100))
+    await reverse(client, first)
+    answer = await client.redemption.ValidateRedemption(question(shop, 300))
+    redeemed = [(found.reason, found.metadata["redeemed_points"]) for found in answer.violations]
+    assert redeemed == [(REASONS[DAY], "100"), (REASONS[WEEK], "140")]
+
+
+async def test_only_redemptions_of_this_program_count(client: Client, shop: Shop) -> None:
+    """Booked or not; neither refused ones, nor those of other programs, nor SHOPLINE's own decreases."""
+    await client.put_program(shop.merchant_id, shop.store_id, program_id=2, criteria={})
+    await earn(client, shop, 1_000)
+    await redeem(client, order(shop, 300, program_id=2))
+    await refused(redeem(client, order(shop, 101)))
+    await client.apply(booking(shop, 33, 967))
+    assert await left(client, shop, customer_of(shop)) == 100
+
+    await redeem(client, order(shop, 70))
+    await client.apply(booking(shop, 70, 897, 2_000))
+    assert await left(client, shop, customer_of(shop)) == 30
+
+
+async def test_what_is_released_still_counts(service: Service, client: Client, shop: Shop) -> None:
+    """A redemption that SHOPLINE did not book in time was one all the same, until it is reversed."""
+    await client.put_program(shop.merchant_id, shop.store_id, criteria={MONTH: 100})
+    service.clock.now_ms = ms("2026-06-01T00:00")
+    await earn(client, shop, 1_000, updated_at=at(service.clock.now_ms - DAY_MS))
+    redemption = await redeem(client, order(shop, 100))
+    service.clock.move(4 * DAY_MS / 1_000)
+    await service.server._redemptions.sweep()
+
+    assert await findings(client, question(shop, 1)) == [819]
+    await reverse(client, redemption)
+    assert await findings(client, question(shop, 100)) == []
+
+
+async def test_a_buyers_redemptions_follow_the_buyer(client: Client, shop: Shop) -> None:
+    """To the customer who takes them, and further; a customer's own stay with the customer."""
+    for buyer_id in ("eve", "ada", "bob"):
+        await earn(client, shop, 1_000, buyer_id)
+    await redeem(client, order(shop, 60, customer=customer_of(shop, "eve")))
+    eve = [{"store_id": shop.store_id, "buyer_id": "eve"}]
+    await client.put_customer(shop.merchant_id, "c-ada", external_id="ada", buyers=eve)
+    await client.put_customer(shop.merchant_id, "c-bob", external_id="bob")
+    ada, bob = (customer_of(shop, external_id=name) for name in ("ada", "bob"))
+    assert await left(client, shop, ada) == 40
+    await redeem(client, order(shop, 15, customer=ada))
+    assert (await left(client, shop, ada), await left(client, shop, bob)) == (25, 100)
+
+    await move(client, shop, "c-ada", "c-bob", "eve")
+    assert (await left(client, shop, ada), await left(client, shop, bob)) == (85, 40)
+    assert await left(client, shop, customer_of(shop, "eve")) == 40
+
+
+async def test_the_cap_is_a_customers_and_not_an_accounts(client: Client, shop: Shop) -> None:
+    """Whichever of their buyers they redeem by."""
+    other = Shop(shop.merchant_id, f"{shop.store_id}-2")
+    await client.put_store(other.merchant_id, other.store_id)
+    stores = [shop.store_id, other.store_id]
+    await client.put_program(shop.merchant_id, shop.store_id, store_ids=stores, criteria={DAY: 100})
+    for place in (shop, other):
+        await earn(client, place, 1_000, "ada")
+    buyers = [{"store_id": store_id, "buyer_id": "ada"} for store_id in stores]
+    await client.put_customer(shop.merchant_id, "c-ada", buyers=buyers)
+
+    await redeem(client, order(shop, 60, customer=customer_of(shop, "ada")))
+    assert await left(client, shop, customer_of(other, "ada")) == 40
+
+
+# Many at once.
+
+
+def succeeded(answers: list[Any]) -> int:
+    """Count the redemptions; all others were refused for the cap alone."""
+    redeemed = [answer for answer in answers if isinstance(answer, redemption_pb2.Redemption)]
+    assert {answer.details() for answer in answers if answer not in redeemed} <= {
+        "At most 100 points are redeemed a day."
+    }
+    return len(redeemed)
+
+
+async def test_two_groups_that_share_a_customer_share_the_customers_cap(client: Client, shop: Shop) -> None:
+    """Of 60 redemptions of 10 points at once, from two groups and on their own, 10 succeed."""
+    await client.put_program(shop.merchant_id, shop.store_id, criteria={DAY: 100}, allow_group_redemption=True)
+    for name in ("ada", "bob", "cyd"):
+        await earn(client, shop, 1_000, name)
+        buyers = [{"store_id": shop.store_id, "buyer_id": name}]
+        await client.put_customer(shop.merchant_id, name, external_id=name, buyers=buyers)
+    for name in ("bob", "cyd"):
+        group = customers_pb2.UserGroup(
+            merchant_id=shop.merchant_id,
+            group_id=f"of-{name}",
+            primary_customer_id=name,
+            members=[customers_pb2.UserGroup.Member(customer_id=each, can_redeem=True) for each in ("ada", name)],
+        )
+        await client.customers.PutUserGroup(customers_pb2.PutUserGroupRequest(user_group=group))
+    ada = customer_of(shop, external_id="ada")
+    pools = [identity_pb2.UserGroupRef(id="of-bob"), identity_pb2.UserGroupRef(id="of-cyd"), None]
+    orders = [order(shop, 10, customer=ada, user_group2=pools[number % 3]) for number in range(60)]
+
+    answers = await asyncio.gather(*(redeem(client, each) for each in orders), return_exceptions=True)
+    assert succeeded(answers) == 10
+    assert await left(client, shop, ada) == 0
+    assert await left(client, shop, customer_of(shop, external_id="bob")) == 100
+
+
+async def test_a_buyers_cap_holds_while_a_customer_takes_the_buyer(client: Client, shop: Shop) -> None:
+    """Redemptions by the buyer and by the customer at once are one person's."""
+    for name in ("ada", "eve"):
+        await earn(client, shop, 1_000, name)
+    other = Shop(shop.merchant_id, f"{shop.store_id}-2")
+    await client.put_store(other.merchant_id, other.store_id)
+    stores = [shop.store_id, other.store_id]
+    await client.put_program(shop.merchant_id, shop.store_id, store_ids=stores, criteria={DAY: 100})
+    await earn(client, other, 1_000, "ada")
+    own = [{"store_id": other.store_id, "buyer_id": "ada"}]
+    await client.put_customer(shop.merchant_id, "c-ada", external_id="ada", buyers=own)
+    eve, ada = customer_of(shop, "eve"), customer_of(shop, external_id="ada")
+
+    async def take() -> None:
+        buyers = [*own, {"store_id": shop.store_id, "buyer_id": "eve"}]
+        await client.put_customer(shop.merchant_id, "c-ada", external_id="ada", buyers=buyers)
+
+    calls = [redeem(client, order(shop, 30, customer=eve)) for _ in range(10)]
+    later = [redeem(client, order(shop, 30, customer=ada)) for _ in range(10)]
+    await asyncio.gather(*calls, take(), *later, return_exceptions=True)
+    request = redemption_pb2.ListRedemptionsRequest(merchant_id=shop.merchant_id, customer=ada)
+    redeemed = (await client.redemption.ListRedemptions(request)).redemptions
+    assert 0 <= await left(client, shop, ada) == 100 - sum(each.points for each in redeemed)
