@@ -127,6 +127,11 @@ class Client:
         customer = customers_pb2.Customer(merchant_id=merchant_id, customer_id=customer_id, **changes)
         return (await self.customers.PutCustomer(customers_pb2.PutCustomerRequest(customer=customer))).customer
 
+    async def put_group(self, merchant_id: str, group_id: str, **changes: Any) -> customers_pb2.UserGroup:
+        """Put a user group, and answer it as it is kept."""
+        group = customers_pb2.UserGroup(merchant_id=merchant_id, group_id=group_id, **changes)
+        return (await self.customers.PutUserGroup(customers_pb2.PutUserGroupRequest(user_group=group))).user_group
+
     async def customer(self, merchant_id: str, customer_id: str) -> customers_pb2.Customer:
         """Read a customer by their id."""
         request = customers_pb2.GetCustomerRequest(merchant_id=merchant_id, customer_id=customer_id)

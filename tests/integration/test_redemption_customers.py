@@ -302,7 +302,7 @@ async def test_a_buyer_who_becomes_somebody_in_between(client: Client, shop: Sho
     buyers = [{"store_id": shop.store_id, "buyer_id": "eve"}]
     found = await overtaken(client, request, lambda: client.put_customer(shop.merchant_id, "c-eve", buyers=buyers))
 
-    assert (found.code, found.reason) == (grpc.StatusCode.ABORTED, "TRANSACTION_CONFLICT")
+    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REDEMPTION_FAILED")
     assert await points_of(client, shop, "eve") == (70, 70, 0)
     assert (await redeem(client, request)).state == PENDING
 
@@ -346,5 +346,5 @@ async def test_a_currency_value_is_redeemed_at_the_rate_it_was_checked_at(client
     async def change() -> programs_pb2.Program:
         return await client.put_program(shop.merchant_id, shop.store_id, criteria={}, point_value="0.02")
 
-    assert (await overtaken(client, request, change)).reason == "TRANSACTION_CONFLICT"
+    assert (await overtaken(client, request, change)).reason == "REDEMPTION_FAILED"
     assert (await redeem(client, request)).points == 50

@@ -155,7 +155,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CUSTOMER_BLOCKED: _ErrorReason.ValueType  # 89
     """ERROR_REASON_CUSTOMER_BLOCKED: 809, the customer is blocked as fraud. Example: FAILED_PRECONDITION."""
     ERROR_REASON_REDEMPTION_FAILED: _ErrorReason.ValueType  # 90
-    """ERROR_REASON_REDEMPTION_FAILED: 817, the points could not be redeemed. Example: FAILED_PRECONDITION."""
+    """ERROR_REASON_REDEMPTION_FAILED: 817, the points could not be redeemed, because the customer, the group or the
+    program changed while the call was on its way. Example: FAILED_PRECONDITION.
+    """
     ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: _ErrorReason.ValueType  # 91
     """ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: 819, more than max_points_per_redemption. Example: FAILED_PRECONDITION,
     {points: "210", max_points_per_redemption: "200"}.
@@ -363,7 +365,9 @@ FAILED_PRECONDITION.
 ERROR_REASON_CUSTOMER_BLOCKED: ErrorReason.ValueType  # 89
 """ERROR_REASON_CUSTOMER_BLOCKED: 809, the customer is blocked as fraud. Example: FAILED_PRECONDITION."""
 ERROR_REASON_REDEMPTION_FAILED: ErrorReason.ValueType  # 90
-"""ERROR_REASON_REDEMPTION_FAILED: 817, the points could not be redeemed. Example: FAILED_PRECONDITION."""
+"""ERROR_REASON_REDEMPTION_FAILED: 817, the points could not be redeemed, because the customer, the group or the
+program changed while the call was on its way. Example: FAILED_PRECONDITION.
+"""
 ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: ErrorReason.ValueType  # 91
 """ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: 819, more than max_points_per_redemption. Example: FAILED_PRECONDITION,
 {points: "210", max_points_per_redemption: "200"}.

@@ -8,14 +8,14 @@ from typing import Protocol
 
 from pointbook_server.clock import Clock
 from pointbook_server.database import Connection, Database, RetryTransactionError
-from pointbook_server.errors import PointbookError
+from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.holds import Hold, released, without
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.ledger.posting import Settlement
 from pointbook_server.redemption import statements as sql
 from pointbook_server.redemption.asking import Ask, Assessment, Facts, assess
 from pointbook_server.redemption.facts import FactsReader, OpenCustomers, PoolChangedError, Programs
-from pointbook_server.redemption.model import Finding, in_order, refusal
+from pointbook_server.redemption.model import Finding, finding, in_order, refusal
 from pointbook_server.redemption.pool import Draw, draws_of, event_ids_of
 from pointbook_server.redemption.redeemed import (
     HoldState,
@@ -29,6 +29,9 @@ from pointbook_server.redemption.redeemed import (
     reference_reused,
 )
 
+CHANGED_MEANWHILE = finding(
+    Reason.REDEMPTION_FAILED, "The customer, the group or the program has changed in between; ask again."
+)
 SWEEP_COUNT = 100
 """How many redemptions one transaction releases at most."""
 
@@ -108,7 +111,7 @@ class RedemptionsStore:
         """Redeem orders of one merchant in one transaction, in which everything is read again under locks.
 
         Each is answered by itself, after all has committed: what is kept under its reference, or REFERENCE_REUSED, or
-        the refusal of what speaks against it, or TRANSACTION_CONFLICT where it has become another order meanwhile.
+        the refusal of what speaks against it, or REDEMPTION_FAILED where it has become another order meanwhile.
         """
         asks = [each.order.ask for each in wanted]
         customers = {each.before.facts.customer for each in wanted} - {None}
@@ -323,7 +326,8 @@ class _Redeeming:
         if order.reference in self._stored:
             return order.checked(self._stored[order.reference], assessment)
         if order.content(assessment) != order.content(wanted.before):
-            raise RetryTransactionError  # The locks, and the code, are for what was asked for before.
+            # The locks, and the code, are for what was asked for before.
+            raise refusal([CHANGED_MEANWHILE])
         if violations := in_order([*assessment.violations, *wanted.prove(assessment)]):
             raise refusal(violations)
         draws = await self._draws(assessment)

@@ -1,0 +1,300 @@
+"""Every request parameter of the seed points/isredeemable, and every status code, each by its effect through gRPC."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from harness import NOW_MS, Client, Service, Shop, refused, unique
+from integration.redeeming import booking, earn, order, redeem, reverse
+from pointbook.v1 import identity_pb2, redemption_pb2
+from pointbook_server.delivery.sender import DeliveryFailedError
+from pointbook_server.redemption.store import RedemptionsStore
+
+SMS = redemption_pb2.VALIDATION_TYPE_SMS
+EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
+MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
+INVALID = redemption_pb2.VALIDATION_TYPE_INVALID
+MOBILE = "+8613812345678"
+REQUIRING, POOR, STRICT, ODD, OFF = 3, 4, 5, 6, 7
+"""Programs beside 1 and 2: one requires a validation, one allows nothing, one has criteria, one has another point value
+and one is switched off."""
+Answer = redemption_pb2.ValidateRedemptionResponse
+
+
+@pytest.fixture
+async def world(service: Service, client: Client, shop: Shop) -> AsyncIterator[Shop]:
+    """Ada has 100 points in program 1 and 40 in program 2; she and Bea, who has 30, pool theirs in program 1."""
+    merchant_id, store_id = shop.merchant_id, shop.store_id
+    other = replace(shop, store_id=unique("store"))
+    await client.put_store(merchant_id, other.store_id)
+    rich: dict[str, Any] = {
+        "criteria": {},
+        "default_region": "CN",
+        "allow_group_redemption": True,
+        "allow_cross_program_redemption": True,
+        "validation": {"allow_skip": True},
+    }
+    await client.put_program(merchant_id, store_id, **rich)
+    await client.put_program(merchant_id, other.store_id, **rich | {"program_id": 2})
+    requires = {"required": True, "allow_skip": True}
+    await client.put_program(merchant_id, store_id, program_id=REQUIRING, criteria={}, validation=requires)
+    await client.put_program(merchant_id, store_id, program_id=POOR, criteria={})
+    limits = {
+        "multiples_of": 10,
+        "min_points_per_redemption": 20,
+        "max_points_per_redemption": 50,
+        "min_balance_required": 200,
+        "min_lifetime_points": 300,
+        "max_points_per_day": 40,
+        "max_points_per_week": 40,
+        "max_points_per_month": 40,
+    }
+    await client.put_program(merchant_id, store_id, program_id=STRICT, criteria=limits)
+    await client.put_program(merchant_id, store_id, program_id=OFF, criteria={}, redemption_enabled=False)
+    await earn(client, shop, 100, "ada")
+    await earn(client, other, 40, "ada-2")
+    await earn(client, shop, 30, "bea")
+    buyers = [{"store_id": store_id, "buyer_id": "ada"}, {"store_id": other.store_id, "buyer_id": "ada-2"}]
+    await client.put_customer(
+        merchant_id,
+        "ada",
+        mobile=MOBILE,
+        email="ada@example.com",
+        external_id="crm-1",
+        card_numbers=["card-1"],
+        card_external_ids=["card-x-1"],
+        buyers=buyers,
+    )
+    wechat = {
+        "source": identity_pb2.USER_SOURCE_WECHAT,
+        "account_id": "account-1",
+        "identifier_type": identity_pb2.IDENTIFIER_TYPE_CUSTOMER_ID,
+        "value": "wx-bea",
+    }
+    bea = [{"store_id": store_id, "buyer_id": "bea"}]
+    await client.put_customer(merchant_id, "bea", mobile="+8613800000001", buyers=bea, source_identities=[wechat])
+    blocked = [{"store_id": store_id, "buyer_id": "eve"}]
+    await client.put_customer(merchant_id, "eve", external_id="crm-eve", fraud_blocked=True, buyers=blocked)
+    members = [
+        {"customer_id": "ada", "can_redeem": True, "is_default": True},
+        {"customer_id": "bea", "can_redeem": True},
+    ]
+    await client.put_group(merchant_id, "family", external_id="family-x", primary_customer_id="bea", members=members)
+    yield shop
+    service.outbox.error = None
+    service.clock.now_ms = NOW_MS
+
+
+def named(world: Shop, **identifier: Any) -> identity_pb2.CustomerRef:
+    """Name a customer by one identifier; Ada by her external id."""
+    return identity_pb2.CustomerRef(merchant_id=world.merchant_id, **identifier or {"external_id": "crm-1"})
+
+
+def question(world: Shop, **changes: Any) -> redemption_pb2.ValidateRedemptionRequest:
+    """Ask whether Ada may redeem 10 points in program 1."""
+    values: dict[str, Any] = {"customer": named(world), "program_id": 1, "points": 10}
+    return redemption_pb2.ValidateRedemptionRequest(**values | changes)
+
+
+def group(**selector: Any) -> dict[str, Any]:
+    """Choose the group by one of its parameters."""
+    return {"user_group2": identity_pb2.UserGroupRef(**selector)}
+
+
+def has(active_points: int) -> Callable[[Answer], bool]:
+    """So many points may be drawn on."""
+    return lambda answer: answer.redeemable and answer.active_points == active_points
+
+
+def says(*codes: int) -> Callable[[Answer], bool]:
+    """Just these status codes speak against it."""
+    return lambda answer: [found.code for found in answer.violations] == list(codes)
+
+
+SOURCE = {
+    "primary_user_source": identity_pb2.USER_SOURCE_WECHAT,
+    "primary_user_account_id": "account-1",
+    "primary_user_identifier_type": identity_pb2.IDENTIFIER_TYPE_CUSTOMER_ID,
+    "primary_user_identifier_value": "wx-bea",
+}
+OWN = {
+    "primary_user_source": identity_pb2.USER_SOURCE_INSTORE,
+    "primary_user_identifier_type": identity_pb2.IDENTIFIER_TYPE_MOBILE,
+    "primary_user_identifier_value": "138 0000 0001",
+}
+PARAMETERS: list[tuple[str, Callable[[Shop], dict[str, Any]], Callable[[Answer], bool]]] = [
+    ("mobile", lambda w: {"customer": named(w, mobile="138 1234 5678")}, has(100)),
+    ("email", lambda w: {"customer": named(w, email="ADA@Example.com")}, has(100)),
+    ("external_id", lambda w: {"customer": named(w, external_id="crm-1")}, has(100)),
+    ("card_number", lambda w: {"customer": named(w, card_number="card-1")}, has(100)),
+    ("card_external_id", lambda w: {"customer": named(w, card_external_id="card-x-1")}, has(100)),
+    ("program_id", lambda _: {"program_id": 2}, has(40)),
+    ("group_redemption", lambda _: {"group_redemption": True}, has(140)),
+    ("points", lambda _: {"points": 101}, says(803)),
+    ("issue_otp", lambda _: {"issue_otp": True}, lambda answer: answer.issued_code.sent),
+    ("validation_code", lambda _: {"validation_code": "wrong"}, says(808)),
+    ("skip_validation", lambda _: {"program_id": REQUIRING, "skip_validation": True}, has(100)),
+    ("validation_type", lambda _: {"validation_type": MISSED_CALL, "issue_otp": True}, says(823)),
+    ("validation_type", lambda _: {"validation_type": SMS, "issue_otp": True}, lambda answer: answer.issued_code.sent),
+    (
+        "validation_type",
+        lambda _: {"validation_type": EMAIL, "issue_otp": True},
+        lambda answer: answer.issued_code.sent,
+    ),
+    (
+        "validation_type",
+        lambda _: {"program_id": REQUIRING, "validation_type": INVALID, "skip_validation": True},
+        has(100),
+    ),
+    ("user_group2_primary_user_id", lambda _: group(primary_user_id="bea"), has(130)),
+    ("user_group2_id", lambda _: group(id="family"), has(130)),
+    ("user_group2_primary_user_source", lambda _: group(**SOURCE), has(130)),
+    (
+        "user_group2_primary_user_accountId",
+        lambda _: group(**SOURCE | {"primary_user_account_id": "account-2"}),
+        says(1632),
+    ),
+    ("user_group2_primary_user_identifier_type", lambda _: group(**OWN), has(130)),
+    (
+        "user_group2_primary_user_identifier_value",
+        lambda _: group(**OWN | {"primary_user_identifier_value": MOBILE}),
+        says(1632),
+    ),
+    ("user_group2_external_id", lambda _: group(external_id="family-x"), has(130)),
+    ("use_default_user_group2", lambda _: group(use_default=True), has(130)),
+    (
+        "currency_input",
+        lambda _: {"points": 0, "currency_input": True, "currency_value": "0.5"},
+        lambda answer: answer.redeemable and answer.points == 50,
+    ),
+]
+SEED = {
+    *("mobile", "email", "external_id", "card_number", "card_external_id", "program_id", "group_redemption", "points"),
+    *("issue_otp", "validation_code", "skip_validation", "validation_type", "user_group2_primary_user_id"),
+    *("user_group2_id", "user_group2_primary_user_source", "user_group2_primary_user_accountId"),
+    *("user_group2_primary_user_identifier_type", "user_group2_primary_user_identifier_value"),
+    *("user_group2_external_id", "use_default_user_group2", "currency_input"),
+}
+
+
+def test_the_table_names_every_parameter_of_the_seed() -> None:
+    """None is accepted and ignored."""
+    assert {name for name, _, _ in PARAMETERS} == SEED
+
+
+@pytest.mark.parametrize(("changes", "shows"), [pytest.param(*each[1:], id=each[0]) for each in PARAMETERS])
+async def test_every_parameter_has_its_effect(
+    client: Client, world: Shop, changes: Callable[[Shop], dict[str, Any]], shows: Callable[[Answer], bool]
+) -> None:
+    """Without it Ada may redeem 10 of her 100 points."""
+    assert has(100)(await client.redemption.ValidateRedemption(question(world)))
+
+    answer = await client.redemption.ValidateRedemption(question(world, **changes(world)))
+    assert shows(answer), answer
+
+
+ANSWERED: dict[int, tuple[str, Callable[[Shop], dict[str, Any]]]] = {
+    800: ("REDEEMABLE", lambda _: {}),
+    801: ("POINTS_NOT_POSITIVE", lambda _: {"points": 0}),
+    802: ("IDENTIFIER_INVALID", lambda w: {"customer": named(w, mobile="nobody's")}),
+    803: ("INSUFFICIENT_POINTS", lambda _: {"points": 101}),
+    804: ("BALANCE_BELOW_REQUIRED", lambda _: {"program_id": STRICT, "points": 20}),
+    805: ("LIFETIME_POINTS_BELOW_REQUIRED", lambda _: {"program_id": STRICT, "points": 20}),
+    807: ("NOT_A_MULTIPLE", lambda _: {"program_id": STRICT, "points": 25}),
+    808: ("CODE_INVALID", lambda _: {"validation_code": "wrong"}),
+    809: ("CUSTOMER_BLOCKED", lambda w: {"customer": named(w, external_id="crm-eve")}),
+    816: ("CUSTOMER_NOT_FOUND", lambda w: {"customer": named(w, external_id="nobody")}),
+    819: ("ABOVE_MAX_PER_DAY", lambda _: {"program_id": STRICT, "points": 50}),
+    821: ("BELOW_MIN_PER_REDEMPTION", lambda _: {"program_id": STRICT, "points": 10}),
+    823: ("MISSED_CALL_NOT_ENABLED", lambda _: {"validation_type": MISSED_CALL, "issue_otp": True}),
+    824: ("VALIDATION_REQUIRED", lambda _: {"program_id": REQUIRING}),
+    827: ("REDEMPTION_DISABLED", lambda _: {"program_id": OFF}),
+    828: ("GROUP_REDEMPTION_NOT_ALLOWED", lambda _: {"program_id": POOR} | group(id="family")),
+    1101: ("PROGRAM_NOT_FOUND", lambda _: {"program_id": 99}),
+    1620: ("NOT_A_GROUP_MEMBER", lambda w: {"customer": named(w, external_id="crm-zoe")} | group(id="family")),
+    1632: ("GROUP_NOT_FOUND", lambda _: group(id="strangers")),
+    3316: ("CROSS_PROGRAM_MISCONFIGURED", lambda _: {"group_redemption": True}),
+}
+RAISED = {817, 860, 876, 3802}
+"""The codes of other calls, and of a warning."""
+LATER = {822}
+"""A missed call that was not seen comes with missed calls."""
+
+
+def test_the_tables_have_every_status_code() -> None:
+    """Of the specification."""
+    codes = {800, 801, 802, 803, 804, 805, 807, 808, 809, 816, 817, 819, 821, 822, 823, 824, 827, 828}
+    assert codes | {860, 876, 1101, 1620, 1632, 3316, 3802} == ANSWERED.keys() | RAISED | LATER
+
+
+@pytest.mark.parametrize("code", ANSWERED)
+async def test_every_status_code_is_answered(client: Client, world: Shop, code: int) -> None:
+    """Among all that speaks against it, or as the status."""
+    reason, changes = ANSWERED[code]
+    await client.put_customer(world.merchant_id, "zoe", external_id="crm-zoe")
+    if code == 3316:
+        odd = {"program_id": ODD, "point_value": "0.02", "allow_cross_program_redemption": True, "criteria": {}}
+        await client.put_program(world.merchant_id, world.store_id, **odd)
+
+    answer = await client.redemption.ValidateRedemption(question(world, **changes(world)))
+    found = [(each.code, each.reason) for each in (answer.status, *answer.violations)]
+    assert (code, reason) in found
+    assert answer.redeemable is (code == 800)
+
+
+async def raise_failed(_service: Service, client: Client, world: Shop) -> Any:
+    """817: what a point is worth changes while the redemption waits for its turn."""
+    request = order(world, 0, customer=named(world), currency_input=True, currency_value="0.5")
+    locked = RedemptionsStore.redeem
+
+    async def be_overtaken(self: RedemptionsStore, *arguments: Any) -> Any:
+        await client.put_program(world.merchant_id, world.store_id, criteria={}, point_value="0.05")
+        return await locked(self, *arguments)
+
+    with patch.object(RedemptionsStore, "redeem", be_overtaken):
+        return await refused(redeem(client, request))
+
+
+async def raise_not_issued(service: Service, client: Client, world: Shop) -> Any:
+    """860: the provider does not take the code."""
+    service.outbox.error = DeliveryFailedError("refused")
+    request = redemption_pb2.IssueValidationCodeRequest(customer=named(world), program_id=1, points=10)
+    return await refused(client.redemption.IssueValidationCode(request))
+
+
+async def raise_reversed(_service: Service, client: Client, world: Shop) -> Any:
+    """3802: a second time."""
+    redemption = await redeem(client, order(world, 10, customer=named(world)))
+    await reverse(client, redemption)
+    return await refused(reverse(client, redemption))
+
+
+@pytest.mark.parametrize(
+    ("code", "fail"), [(817, raise_failed), (860, raise_not_issued), (3802, raise_reversed)], ids=["817", "860", "3802"]
+)
+async def test_the_status_codes_of_other_calls_are_raised(
+    service: Service, client: Client, world: Shop, code: int, fail: Callable[..., Awaitable[Any]]
+) -> None:
+    """In the error's metadata."""
+    assert (await fail(service, client, world)).metadata["status_code"] == str(code)
+
+
+async def test_a_code_that_cannot_be_issued_is_a_warning(service: Service, client: Client, world: Shop) -> None:
+    """876, and the points may be redeemed all the same."""
+    service.outbox.error = DeliveryFailedError("refused")
+
+    answer = await client.redemption.ValidateRedemption(question(world, issue_otp=True))
+    assert (answer.redeemable, answer.status.code) == (True, 800)
+    assert [(warning.code, warning.reason) for warning in answer.warnings] == [(876, "CODE_NOT_ISSUED")]
+
+
+async def test_a_decrease_of_shoplines_own_counts_for_no_cap(client: Client, world: Shop) -> None:
+    """Caps count what Pointbook redeemed."""
+    criteria = {"max_points_per_day": 40}
+    await client.put_program(world.merchant_id, world.store_id, criteria=criteria)
+    await client.apply(booking(world, 40, 60, buyer_id="ada"))
+
+    assert has(60)(await client.redemption.ValidateRedemption(question(world, points=40)))
