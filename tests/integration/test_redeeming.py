@@ -279,6 +279,27 @@ async def test_a_hold_ends_by_itself_and_may_be_booked_after_all(service: Servic
     assert await ids(client, shop, state=UNSETTLED) == []
 
 
+async def test_several_servers_sweep_side_by_side(service: Service, client: Client, shop: Shop) -> None:
+    """Each redemption is released once, and nobody waits for an account that somebody works on."""
+    await earn(client, shop, 500, "busy")
+    free = [await redeem(client, order(shop, 10)) for _ in range(20)]
+    busy = await redeem(client, order(shop, 10, customer=customer_of(shop, "busy")))
+    service.clock.move(3 * DAY_MS / 1_000)
+    lock = "SELECT 1 FROM points_accounts WHERE buyer_id = 'busy' AND merchant_id = $1 FOR UPDATE"
+    audit = "SELECT redemption_id FROM redemption_audit WHERE merchant_id = $1"
+
+    async with superuser(service) as connection:
+        async with connection.transaction():
+            await connection.execute(lock, shop.merchant_id)
+            async with asyncio.timeout(4):
+                await asyncio.gather(*(sweep(service) for _ in range(4)))
+        swept = [row["redemption_id"] for row in await connection.fetch(audit, shop.merchant_id)]
+        assert sorted(swept) == sorted(redemption.redemption_id for redemption in free)
+        await sweep(service)
+        assert len(await connection.fetch(audit, shop.merchant_id)) == 21
+    assert (await get(client, busy)).state == UNSETTLED
+
+
 async def test_an_operator_settles_by_hand(client: Client, shop: Shop) -> None:
     """Where SHOPLINE booked it, but its webhook was lost; the reason is kept."""
     redemption = await redeem(client, order(shop, 50))
