@@ -5,6 +5,7 @@ import itertools
 import random
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import patch
 
 import grpc
 import pytest
@@ -14,6 +15,7 @@ from integration.points import ORDERS, send, superuser
 from integration.redeeming import DAY_MS, SETTLED, UNSETTLED, booking, customer_of, earn, get, order, redeem, reverse
 from ledger_book import check_book
 from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
+from pointbook_server.redemption import store
 
 NAMES = ("ada", "bob", "cyd", "dan")
 PAIRS = list(itertools.combinations(NAMES, 2))
@@ -169,16 +171,31 @@ async def test_a_booking_without_a_balance_that_is_refused_settles_nothing(clien
 
 
 async def test_several_sweeps_at_once_release_once(service: Service, client: Client, shop: Shop) -> None:
-    """However many servers do it, and however many are overdue: a sweep goes on where the last one ended."""
-    redemptions = await asyncio.gather(
-        *(redeem(client, order(shop, 1, customer=customer_of(shop, external_id=rng))) for rng in NAMES * 30)
-    )
-    service.clock.move(4 * DAY_MS / 1_000)
-    for _ in range(3):
-        await asyncio.gather(*(service.server._redemptions.sweep() for _ in range(5)))
+    """However many servers do it."""
+    redemptions = await overdue(service, client, shop, 40)
+    await asyncio.gather(*(service.server._redemptions.sweep() for _ in range(5)))
+    await service.server._redemptions.sweep()
 
     assert sorted(await audits(service, shop)) == sorted(each.redemption_id for each in redemptions)
     assert {(await get(client, each)).state for each in redemptions} == {UNSETTLED}
+
+
+async def test_a_sweep_releases_all_that_is_overdue(service: Service, client: Client, shop: Shop) -> None:
+    """However much there is of it, in one transaction after another."""
+    await overdue(service, client, shop, 120)
+    with patch.object(store, "SWEEP_COUNT", 25):
+        assert await service.server._redemptions.sweep() == 120
+        assert await service.server._redemptions.sweep() == 0
+
+
+async def overdue(service: Service, client: Client, shop: Shop, count: int) -> list[redemption_pb2.Redemption]:
+    """Redeem a point many times, and let the time for SHOPLINE to book it go by."""
+    people = [customer_of(shop, external_id=name) for name in NAMES]
+    redemptions = await asyncio.gather(
+        *(redeem(client, order(shop, 1, customer=people[number % len(people)])) for number in range(count))
+    )
+    service.clock.move(4 * DAY_MS / 1_000)
+    return list(redemptions)
 
 
 async def test_a_sweep_leaves_what_somebody_works_on(service: Service, client: Client, shop: Shop) -> None:
