@@ -18,6 +18,7 @@ import pointbook_server.redemption.statements
 import pointbook_server.validation_codes.store
 import pointbook_server.webhooks.store
 from pointbook_server.database import PLANNED_ONCE, SESSION_SETTINGS, Statement
+from pointbook_server.redemption import statements as redemptions
 from pointbook_server.validation_codes.store import Guesses
 
 MODULES = (
@@ -84,6 +85,34 @@ async def test_a_plan_made_for_an_empty_table_is_right_for_a_full_one(
 ) -> None:
     """Every table is entered by an index, from its first column on, and but for lists not by the merchant alone."""
     leading = {row["name"]: row["column"] for row in await connection.fetch(LEADING_COLUMNS)}
+    for node in await _plan(connection, statement):
+        assert node["Node Type"] != "Seq Scan", node
+        if "Index Name" in node:
+            condition = node.get("Index Cond", "")
+            assert re.search(rf"\b{leading[node['Index Name']]}\b", condition), node
+            is_alone = set(re.findall(r"(\w+)\)* [<>=]", condition)) == {"merchant_id"}
+            assert name.startswith(LISTS) or not is_alone or node["Index Name"] in KEYED_BY_MERCHANT, node
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        (redemptions.READ_BY_ID, "pk_redemptions"),
+        (redemptions.READ_BY_REFERENCE, "uq_redemptions_reference"),
+        (redemptions.READ_USAGE, "ix_redemptions_redeemer"),
+        (redemptions.LIST_OF_REDEEMER, "ix_redemptions_redeemer"),
+        (redemptions.LIST_OF_MERCHANT, "ix_redemptions_created"),
+    ],
+)
+async def test_one_redemption_is_not_looked_for_among_all_of_its_merchant(
+    connection: Any, statement: Statement, index: str
+) -> None:
+    """What a redemption costs does not grow with how many there were: a merchant alone is no way to find one."""
+    assert [node["Index Name"] for node in await _plan(connection, statement) if "Index Name" in node] == [index]
+
+
+async def _plan(connection: Any, statement: Statement) -> list[dict[str, Any]]:
+    """Plan a statement for any parameters, and tell the steps of the plan."""
     await connection.execute(f"PREPARE planned AS {statement.sql}")
     count = len(set(re.findall(r"\$\d+", statement.sql)))
     execute = f"EXECUTE planned ({', '.join(['NULL'] * count)})" if count else "EXECUTE planned"
@@ -92,13 +121,7 @@ async def test_a_plan_made_for_an_empty_table_is_right_for_a_full_one(
     finally:
         await connection.execute("DEALLOCATE planned")
 
-    for node in _nodes(plan[0]["Plan"]):
-        assert node["Node Type"] != "Seq Scan", node
-        if "Index Name" in node:
-            condition = node.get("Index Cond", "")
-            assert re.search(rf"\b{leading[node['Index Name']]}\b", condition), node
-            is_alone = set(re.findall(r"(\w+)\)* [<>=]", condition)) == {"merchant_id"}
-            assert name.startswith(LISTS) or not is_alone or node["Index Name"] in KEYED_BY_MERCHANT, node
+    return list(_nodes(plan[0]["Plan"]))
 
 
 def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:

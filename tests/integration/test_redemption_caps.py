@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 
@@ -20,6 +21,7 @@ from integration.redeeming import (
     reverse,
 )
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+from pointbook_server.redemption import store
 
 DAY, WEEK, MONTH = "max_points_per_day", "max_points_per_week", "max_points_per_month"
 REASONS = {DAY: "ABOVE_MAX_PER_DAY", WEEK: "ABOVE_MAX_PER_WEEK", MONTH: "ABOVE_MAX_PER_MONTH"}
@@ -271,3 +273,39 @@ async def test_a_buyers_cap_holds_while_a_customer_takes_the_buyer(client: Clien
     request = redemption_pb2.ListRedemptionsRequest(merchant_id=shop.merchant_id, customer=ada)
     redeemed = (await client.redemption.ListRedemptions(request)).redemptions
     assert 0 <= await left(client, shop, ada) == 100 - sum(each.points for each in redeemed)
+
+
+async def test_a_redemption_that_is_still_running_counts(client: Client, shop: Shop) -> None:
+    """A buyer's, of points of another program, while a customer takes the buyer and redeems their own."""
+    other = Shop(shop.merchant_id, f"{shop.store_id}-2")
+    await client.put_store(other.merchant_id, other.store_id)
+    for number, store_id in enumerate((shop.store_id, other.store_id), start=1):
+        await client.put_program(
+            shop.merchant_id,
+            store_id,
+            program_id=number,
+            criteria={DAY: 100} if number == 1 else {},
+            allow_cross_program_redemption=True,
+        )
+    await earn(client, other, 1_000, "eve")
+    await earn(client, shop, 1_000, "ada")
+    own = [{"store_id": shop.store_id, "buyer_id": "ada"}]
+    is_running, may_go_on, draw = asyncio.Event(), asyncio.Event(), store._Redeeming._draws
+
+    async def draw_slowly(*arguments: Any) -> Any:
+        if not is_running.is_set():
+            is_running.set()
+            await may_go_on.wait()
+        return await draw(*arguments)
+
+    with patch.object(store._Redeeming, "_draws", draw_slowly):
+        request = order(shop, 60, customer=customer_of(other, "eve"), group_redemption=True)
+        first = asyncio.create_task(redeem(client, request))
+        await is_running.wait()
+        buyers = [*own, {"store_id": other.store_id, "buyer_id": "eve"}]
+        await client.put_customer(shop.merchant_id, "c-ada", buyers=buyers)
+        second = asyncio.create_task(refused(redeem(client, order(shop, 60, customer=customer_of(shop, "ada")))))
+        await asyncio.sleep(0.2)
+        may_go_on.set()
+        assert (await first).points == 60
+        assert (await second).reason == REASONS[DAY]

@@ -193,7 +193,10 @@ class _Batch:
         return await self._write(book, result)
 
     def _is_direct(self, event: Event, account: Account | None) -> bool:
-        return account is None or (account.is_before(event.updated_at_ms) and not account.holds)
+        if account is None:
+            return True
+        may_settle = bool(account.holds) and event.update_type is UpdateType.DECREASE
+        return account.is_before(event.updated_at_ms) and not may_settle
 
     async def run(self, connection: Connection) -> list[Verdict | PointbookError]:
         """Post any batch in a transaction, under locks: late events, and those that may be in the book already."""

@@ -121,9 +121,11 @@ class Facts:
         return sorted({source for source in sources if source.key.store_id in self.stores})
 
     def account_keys(self, ask: Ask) -> set[AccountKey]:
-        """Name the accounts that count: those of the pool, the redeemer's own, and that of an unknown buyer."""
-        keys = {source.key for source in self.pool(ask)}
-        keys |= {source.key for source in self.own if source.key.store_id in self.stores}
+        """Name the accounts that count: those of the pool, the redeemer's own, and that of an unknown buyer.
+
+        All of their own, since a redemption that is still running may be of a buyer who was nobody's when it began.
+        """
+        keys = {source.key for source in (*self.pool(ask), *self.own)}
         if self.customer is None and isinstance(self.key, AccountKey):
             keys.add(self.key)
         return keys

@@ -169,9 +169,11 @@ class Redemptions:
 
     async def sweep(self) -> int:
         """Release what SHOPLINE has not booked in time, merchant by merchant; tells how many redemptions that were."""
-        now_ms = self._clock()
-        merchants = await self._store.overdue_merchants(now_ms)
-        return sum([await self._store.release_overdue(merchant_id, now_ms) for merchant_id in merchants])
+        now_ms, count = self._clock(), 0
+        for merchant_id in await self._store.overdue_merchants(now_ms):
+            while released := await self._store.release_overdue(merchant_id, now_ms):
+                count += released
+        return count
 
     async def redemption(self, merchant_id: str, redemption_id: str) -> Redemption:
         """Read a redemption. Raises REDEMPTION_NOT_FOUND."""

@@ -128,7 +128,7 @@ def list_statement(*, by_redeemer: bool) -> Statement:
     whose = "redeemer = ANY(CAST(:redeemers AS text[])) AND merchant_id = :merchant_id"
     return _statement(f"""
         SELECT {NAMES} FROM redemptions
-        WHERE {whose if by_redeemer else "merchant_id = :merchant_id"}
+        WHERE {whose if by_redeemer else "points > 0 AND merchant_id = :merchant_id"}
             AND created_at_ms >= :start_ms AND created_at_ms < :end_ms
             AND (created_at_ms, redemption_id) < (CAST(:before_ms AS bigint), CAST(:before_id AS text))
             AND (CAST(:state AS text) = '' OR {STATE} = :state)

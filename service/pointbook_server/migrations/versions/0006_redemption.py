@@ -74,7 +74,7 @@ STATEMENTS = (
     """,
     "COMMENT ON COLUMN redemptions.holds IS '[store_id, buyer_id, points, OPEN or SETTLED or RELEASED].'",
     "CREATE INDEX ix_redemptions_redeemer ON redemptions (redeemer, merchant_id, created_at_ms)",
-    "CREATE INDEX ix_redemptions_created ON redemptions (created_at_ms, redemption_id, merchant_id)",
+    "CREATE INDEX ix_redemptions_created ON redemptions (merchant_id, created_at_ms, redemption_id) WHERE points > 0",
     "CREATE INDEX ix_redemptions_open ON redemptions (settle_by_ms, merchant_id) WHERE open_points > 0",
     """
     CREATE TABLE redemption_reversals (

@@ -1,0 +1,141 @@
+"""Many redemptions at once by two server processes on one database: points are promised once, whatever ends."""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+
+from e2e.processes import Running, free_port, grpc_health, running
+from harness import Client, Shop, at, make_token, refusal, unique
+from ledger_book import check_book
+from pointbook.v1 import identity_pb2, redemption_pb2
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
+
+CALLS = 200
+COVERED = 10
+"""So many of the calls the balance covers."""
+POINTS = 50
+SECONDS_MAX = 25.0
+TRANSIENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.DEADLINE_EXCEEDED}
+"""What a caller repeats: what became of the call is not known, or nothing did."""
+Redemption = redemption_pb2.Redemption
+
+
+@dataclass
+class Servers:
+    """Two server processes, a client of each, and a shop whose one buyer has points for ten redemptions."""
+
+    processes: list[Running]
+    clients: list[Client]
+    shop: Shop
+    database_url: str
+
+    def order(self) -> redemption_pb2.RedeemPointsRequest:
+        """Ask for some of the points."""
+        buyer = identity_pb2.Buyer(store_id=self.shop.store_id, buyer_id="buyer")
+        return redemption_pb2.RedeemPointsRequest(
+            customer=identity_pb2.CustomerRef(merchant_id=self.shop.merchant_id, buyer=buyer),
+            program_id=1,
+            points=POINTS,
+            external_reference_number=unique("order"),
+        )
+
+    async def redeem(self, request: redemption_pb2.RedeemPointsRequest, number: int) -> Redemption | None:
+        """Redeem as a caller does who repeats, at the next server, until there is an answer; None is a refusal."""
+        while True:
+            number += 1
+            try:
+                answer = await self.clients[number % len(self.clients)].redemption.RedeemPoints(request, timeout=10)
+            except grpc.aio.AioRpcError as error:
+                if error.code() in TRANSIENT:
+                    await asyncio.sleep(0.05)
+                    continue
+                assert refusal(error).reason == "INSUFFICIENT_POINTS"  # noqa: PT017 - there is no other one
+                return None
+            return answer.redemption
+
+    async def kept(self) -> list[Redemption]:
+        """All redemptions that the database has."""
+        request = redemption_pb2.ListRedemptionsRequest(merchant_id=self.shop.merchant_id, page_size=1_000)
+        return list((await self.clients[0].redemption.ListRedemptions(request)).redemptions)
+
+    async def check(self, redeemed: list[Redemption]) -> None:
+        """Ten were redeemed, each once, and what was acknowledged is what is kept and held."""
+        kept = await self.kept()
+        assert sorted(each.redemption_id for each in redeemed) == sorted(each.redemption_id for each in kept)
+        assert len(kept) == len({each.external_reference_number for each in kept}) == COVERED
+        account = await self.clients[0].account(self.shop.merchant_id, self.shop.store_id, "buyer")
+        assert (account.points_balance, account.active_points) == (COVERED * POINTS, 0)
+        assert account.held_points == COVERED * POINTS
+        await check_book(self.database_url, self.shop.merchant_id)
+
+
+@pytest.fixture
+async def servers(database_url: str, tmp_path: Path) -> AsyncIterator[Servers]:
+    """Two servers that serve, and a shop with its points."""
+    token = await make_token(database_url, [ALL_MERCHANTS], list(Scope))
+    found = Servers([], [], Shop(unique("merchant"), unique("store")), database_url)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(2):
+            address = f"127.0.0.1:{free_port()}"
+            settings = {"DATABASE_URL": database_url, "GRPC_ADDRESS": address}
+            process = await stack.enter_async_context(running("serve", folder=tmp_path, settings=settings))
+
+            async def serves(address: str = address) -> bool:
+                return await grpc_health(address) == "SERVING"
+
+            await process.until(serves)
+            client = Client(int(address.rpartition(":")[2]), token)
+            stack.push_async_callback(client.close)
+            found.processes.append(process)
+            found.clients.append(client)
+        first, shop = found.clients[0], found.shop
+        await first.put_store(shop.merchant_id, shop.store_id)
+        await first.put_program(shop.merchant_id, shop.store_id, criteria={})
+        yesterday = at(int(time.time() * 1_000) - 86_400_000)
+        points = COVERED * POINTS
+        await first.apply(shop.update(updated_value=points, points_balance=points, updated_at=yesterday))
+        yield found
+
+
+async def test_of_200_redemptions_ten_succeed(servers: Servers, record_property: Callable[[str, object], None]) -> None:
+    """Exactly as many as the balance covers, of two servers together."""
+    began = time.perf_counter()
+    async with asyncio.timeout(SECONDS_MAX):
+        answers = await asyncio.gather(*(servers.redeem(servers.order(), number) for number in range(CALLS)))
+    record_property("redemptions_per_second", round(CALLS / (time.perf_counter() - began)))
+
+    await servers.check([answer for answer in answers if answer is not None])
+
+
+async def test_a_server_that_is_killed_redeems_nothing_twice(servers: Servers) -> None:
+    """Whoever got no answer repeats the call at the other server: ten succeed, and each acknowledged one is kept."""
+    delay = random.uniform(0.02, 0.5)  # noqa: S311 - any moment will do
+
+    async def kill() -> None:
+        await asyncio.sleep(delay)
+        await servers.processes[1].kill()
+
+    async with asyncio.timeout(SECONDS_MAX):
+        *answers, _ = await asyncio.gather(
+            *(servers.redeem(servers.order(), number) for number in range(CALLS)), kill()
+        )
+
+    await servers.check([answer for answer in answers if answer is not None])
+
+
+async def test_a_redemption_is_sent_to_both_servers_at_once(servers: Servers) -> None:
+    """A caller who is in a hurry gets one redemption, and one answer of both."""
+    orders = [servers.order() for _ in range(COVERED)]
+
+    async with asyncio.timeout(SECONDS_MAX):
+        answers = await asyncio.gather(*(servers.redeem(each, number) for each in orders for number in range(4)))
+    assert len({answer.redemption_id for answer in answers if answer is not None}) == COVERED
+    distinct = {answer.redemption_id: answer for answer in answers if answer is not None}
+    await servers.check(list(distinct.values()))

@@ -1,0 +1,232 @@
+"""Everything at once: redemptions, bookings, reversals, sweeps and changes of customers never wait in a circle."""
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+from unittest.mock import patch
+
+import grpc
+import pytest
+
+from harness import NOW_MS, Client, Service, Shop, at, refusal, unique
+from integration.points import ORDERS, send, superuser
+from integration.redeeming import DAY_MS, SETTLED, UNSETTLED, booking, customer_of, earn, get, order, redeem, reverse
+from ledger_book import check_book
+from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
+from pointbook_server.redemption import store
+
+NAMES = ("ada", "bob", "cyd", "dan")
+PAIRS = list(itertools.combinations(NAMES, 2))
+EXPECTED = {"INSUFFICIENT_POINTS", "ALREADY_REVERSED", "REDEMPTION_SETTLED"}
+
+
+@pytest.fixture
+async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
+    """A shop with four customers of 1,000 points each, every two of whom are a group."""
+    client = service.client
+    await client.put_program(shop.merchant_id, shop.store_id, criteria={}, allow_group_redemption=True)
+    for name in NAMES:
+        await earn(client, shop, 1_000, name)
+        await put_customer(client, shop, name)
+    for pair in PAIRS:
+        await put_group(client, shop, pair)
+    yield shop
+    service.clock.now_ms = NOW_MS
+
+
+async def put_customer(client: Client, shop: Shop, name: str) -> None:
+    """Put a customer with their one buyer."""
+    buyers = [{"store_id": shop.store_id, "buyer_id": name}]
+    await client.put_customer(shop.merchant_id, name, external_id=name, buyers=buyers)
+
+
+async def put_group(client: Client, shop: Shop, pair: tuple[str, str]) -> None:
+    """Put the group of two customers, without a primary member in common with other groups."""
+    members = [customers_pb2.UserGroup.Member(customer_id=name, can_redeem=True) for name in pair]
+    group_id = "-".join(pair)
+    primary = f"p-{group_id}"
+    await client.put_customer(shop.merchant_id, primary)
+    group = customers_pb2.UserGroup(
+        merchant_id=shop.merchant_id,
+        group_id=group_id,
+        primary_customer_id=primary,
+        members=[*members, customers_pb2.UserGroup.Member(customer_id=primary)],
+    )
+    await client.customers.PutUserGroup(customers_pb2.PutUserGroupRequest(user_group=group))
+
+
+async def deadlocks(service: Service) -> int:
+    """How many deadlocks the database has had to break."""
+    async with superuser(service) as connection:
+        await connection.execute("SELECT pg_stat_force_next_flush(), pg_stat_clear_snapshot()")
+        return int(
+            await connection.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+        )
+
+
+async def audits(service: Service, shop: Shop) -> list[str]:
+    """Which redemptions were released, as often as they were."""
+    query = "SELECT redemption_id FROM redemption_audit WHERE merchant_id = $1 AND action = 'RELEASE'"
+    async with superuser(service) as connection:
+        return [row["redemption_id"] for row in await connection.fetch(query, shop.merchant_id)]
+
+
+async def test_nothing_waits_in_a_circle(service: Service, client: Client, shop: Shop) -> None:
+    """All locks are taken in one order: the database breaks no deadlock, and no call is told of a conflict."""
+    rng = random.Random(7)  # noqa: S311 - any order will do
+    kept: list[redemption_pb2.Redemption] = []
+
+    async def redeem_and_more(number: int) -> None:
+        pair = rng.choice(PAIRS)
+        group = identity_pb2.UserGroupRef(id="-".join(pair)) if number % 3 else None
+        customer = customer_of(shop, external_id=rng.choice(pair))
+        redemption = await redeem(client, order(shop, rng.randrange(1, 1_200), customer=customer, user_group2=group))
+        kept.append(redemption)
+        drawn = redemption.draws[0]
+        if number % 2:
+            after_ms = service.clock.now_ms - NOW_MS
+            update = booking(shop, drawn.points, 0, after_ms, buyer_id=drawn.buyer.buyer_id)
+            update.ClearField("points_balance")
+            await client.apply(update)
+        else:
+            await reverse(client, redemption, rng.choice([0, 1]))
+
+    async def change(number: int) -> None:
+        await (
+            put_customer(client, shop, rng.choice(NAMES)) if number % 2 else put_group(client, shop, rng.choice(PAIRS))
+        )
+
+    async def sweep() -> None:
+        service.clock.move(1)
+        await service.server._redemptions.sweep()
+
+    before = await deadlocks(service)
+    calls: list[Any] = [redeem_and_more(number) for number in range(120)]
+    calls += [change(number) for number in range(40)] + [sweep() for _ in range(10)]
+    rng.shuffle(calls)
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+
+    errors = [answer for answer in answers if answer is not None]
+    assert all(isinstance(error, grpc.aio.AioRpcError) for error in errors), errors
+    assert {refusal(error).reason for error in errors if isinstance(error, grpc.aio.AioRpcError)} <= EXPECTED
+    assert await deadlocks(service) == before
+    assert kept
+    book = await check_book(service.database_url, shop.merchant_id)
+    for account in (each.account for each in book.values()):
+        points = account.points_at(service.clock.now_ms)
+        assert points.held <= max(account.balance, 0)
+        assert points.active == max(account.balance, 0) - points.held
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in one batch", "one by one"])
+async def test_bookings_settle_in_whatever_order_they_come(client: Client, shop: Shop, *, together: bool) -> None:
+    """Among others, late or not: each redemption is settled by its own, and the account is the fold all the same."""
+    for number, arrivals in enumerate(itertools.permutations(range(4))):
+        buyer_id = f"buyer-{number}-{together}"
+        await earn(client, shop, 1_000, buyer_id)
+        redemptions = [
+            await redeem(client, order(shop, points, customer=customer_of(shop, buyer_id))) for points in (30, 40)
+        ]
+        updates = [
+            booking(shop, 30, 970, 1_000, buyer_id=buyer_id),
+            booking(shop, 5, 965, 2_000, buyer_id=buyer_id),
+            shop.update(
+                buyer_id, updated_scene=ORDERS, updated_value=7, points_balance=972, updated_at=at(NOW_MS + 3_000)
+            ),
+            booking(shop, 40, 932, 4_000, buyer_id=buyer_id),
+        ]
+        if together:
+            await send(client, *(updates[place] for place in arrivals))
+        else:
+            for place in arrivals:
+                await client.apply(updates[place])
+
+        assert [(await get(client, each)).state for each in redemptions] == [SETTLED, SETTLED]
+        account = await client.account(shop.merchant_id, shop.store_id, buyer_id)
+        assert (account.points_balance, account.drift, account.active_points, account.held_points) == (932, 0, 932, 0)
+
+
+async def test_a_booking_without_a_balance_that_is_refused_settles_nothing(client: Client, shop: Shop) -> None:
+    """The points are held as before."""
+    redemption = await redeem(client, order(shop, 50, customer=customer_of(shop, external_id="ada")))
+    await client.apply(
+        shop.update(
+            "ada",
+            update_type=points_pb2.POINTS_UPDATE_TYPE_DECREASE,
+            updated_value=990,
+            points_balance=10,
+            updated_at=at(NOW_MS + 1),
+        )
+    )
+    update = booking(shop, 50, 0, buyer_id="ada")
+    update.ClearField("points_balance")
+    (result,) = await send(client, update)
+
+    assert result.error.reason == "INSUFFICIENT_POINTS"
+    assert not (await get(client, redemption)).reversed_points
+    account = await client.account(shop.merchant_id, shop.store_id, "ada")
+    assert (account.points_balance, account.active_points, account.held_points) == (10, 0, 50)
+
+
+async def test_several_sweeps_at_once_release_once(service: Service, client: Client, shop: Shop) -> None:
+    """However many servers do it."""
+    redemptions = await overdue(service, client, shop, 40)
+    await asyncio.gather(*(service.server._redemptions.sweep() for _ in range(5)))
+    await service.server._redemptions.sweep()
+
+    assert sorted(await audits(service, shop)) == sorted(each.redemption_id for each in redemptions)
+    assert {(await get(client, each)).state for each in redemptions} == {UNSETTLED}
+
+
+async def test_a_sweep_releases_all_that_is_overdue(service: Service, client: Client, shop: Shop) -> None:
+    """However much there is of it, in one transaction after another."""
+    await overdue(service, client, shop, 120)
+    with patch.object(store, "SWEEP_COUNT", 25):
+        assert await service.server._redemptions.sweep() == 120
+        assert await service.server._redemptions.sweep() == 0
+
+
+async def overdue(service: Service, client: Client, shop: Shop, count: int) -> list[redemption_pb2.Redemption]:
+    """Redeem a point many times, and let the time for SHOPLINE to book it go by."""
+    people = [customer_of(shop, external_id=name) for name in NAMES]
+    redemptions = await asyncio.gather(
+        *(redeem(client, order(shop, 1, customer=people[number % len(people)])) for number in range(count))
+    )
+    service.clock.move(4 * DAY_MS / 1_000)
+    return list(redemptions)
+
+
+async def test_a_sweep_leaves_what_somebody_works_on(service: Service, client: Client, shop: Shop) -> None:
+    """It does not wait; the next one comes for it."""
+    mine, other = [
+        await redeem(client, order(shop, 1, customer=customer_of(shop, external_id=name))) for name in ("ada", "bob")
+    ]
+    service.clock.move(4 * DAY_MS / 1_000)
+    async with superuser(service) as connection, connection.transaction():
+        query = "SELECT 1 FROM points_accounts WHERE merchant_id = $1 AND buyer_id = 'ada' FOR UPDATE"
+        await connection.execute("SELECT set_config('lock_timeout', '1s', true)")
+        await connection.fetch(query, shop.merchant_id)
+        async with asyncio.timeout(2):
+            await service.server._redemptions.sweep()
+        assert await audits(service, shop) == [other.redemption_id]
+    await service.server._redemptions.sweep()
+    assert sorted(await audits(service, shop)) == sorted([mine.redemption_id, other.redemption_id])
+
+
+async def test_the_points_of_a_blocked_account_are_waited_for(service: Service, client: Client, shop: Shop) -> None:
+    """A database that is slow makes a call wait, and not redeem twice: whoever gives up and repeats gets one answer."""
+    request = order(shop, 50, customer=customer_of(shop, external_id="ada"), external_reference_number=unique("order"))
+    async with superuser(service) as connection, connection.transaction():
+        query = "SELECT 1 FROM points_accounts WHERE merchant_id = $1 AND buyer_id = 'ada' FOR UPDATE"
+        await connection.fetch(query, shop.merchant_id)
+        calls = [client.redemption.RedeemPoints(request, timeout=0.3) for _ in range(3)]
+        given_up = await asyncio.gather(*calls, return_exceptions=True)
+    codes = {error.code() for error in given_up if isinstance(error, grpc.aio.AioRpcError)}
+    assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED}
+
+    answers = [await redeem(client, request) for _ in range(3)]
+    assert len({answer.redemption_id for answer in answers}) == 1
+    account = await client.account(shop.merchant_id, shop.store_id, "ada")
+    assert (account.active_points, account.held_points) == (950, 50)

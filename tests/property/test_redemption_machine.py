@@ -1,0 +1,315 @@
+"""Redemption's promise on a real database: whatever happens to some accounts, no point is promised twice or lost."""
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from harness import NOW_MS, Service, Shop, at, refusal, unique
+from ledger_book import check_is_the_fold, read_book
+from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
+from pointbook_server.database import Database, Statement
+from pointbook_server.ledger.model import AccountKey
+from pointbook_server.redemption import statements as sql
+from pointbook_server.redemption.pool import points_by_account
+from pointbook_server.redemption.redeemed import HoldState, Redemption
+
+EXAMPLES = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+NAMES = ("ada", "bob", "eve")
+"""Ada and Bob are registered, and a group; Eve is a buyer whom nobody registered."""
+CAP = 120
+WINDOW_MS = 60_000
+"""How long a redemption waits for SHOPLINE to book it."""
+REFUSALS = {
+    "INSUFFICIENT_POINTS",
+    "ABOVE_MAX_PER_DAY",
+    "REDEMPTION_SETTLED",
+    "ALREADY_REVERSED",
+    "NOT_A_GROUP_MEMBER",
+    "ENTRY_NOT_FOUND",
+}
+"""What a story may be told: nothing else goes wrong."""
+READ_REDEMPTIONS = Statement(
+    text(f"SELECT {sql.NAMES}, {sql.STATE} AS state FROM redemptions WHERE merchant_id = :merchant_id")  # noqa: S608 - names
+)
+
+
+@dataclass
+class Story:
+    """What has happened to a shop's customers, and what there is to be repeated, booked, reversed or voided."""
+
+    service: Service
+    shop: Shop
+    events: list[points_pb2.PointsUpdate] = field(default_factory=list)
+    orders: list[redemption_pb2.RedeemPointsRequest] = field(default_factory=list)
+    redemptions: list[redemption_pb2.Redemption] = field(default_factory=list)
+    balances: dict[str, int] = field(default_factory=lambda: dict.fromkeys(NAMES, 0))
+
+    @property
+    def now_ms(self) -> int:
+        """The time of the story."""
+        return self.service.clock.now_ms
+
+    async def attempt(self, call: Any) -> Any:
+        """Await a call; what the rules refuse is none, and nothing else is."""
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            if refusal(error).reason not in REFUSALS:
+                raise
+            return None
+
+    async def event(
+        self, buyer_id: str, points: int, late_ms: int, life_ms: int | None, *, balanced: bool, scene: int
+    ) -> None:
+        """Something that SHOPLINE tells: late perhaps, with or without a balance."""
+        self.balances[buyer_id] += points
+        direction = points_pb2.POINTS_UPDATE_TYPE_INCREASE if points >= 0 else points_pb2.POINTS_UPDATE_TYPE_DECREASE
+        update = self.shop.update(
+            buyer_id,
+            event_id=f"{self.shop.store_id}-{len(self.events):03}",
+            update_type=direction,
+            updated_scene=scene,
+            updated_value=abs(points),
+            points_balance=self.balances[buyer_id] if balanced else None,
+            points_expiry_time=at(self.now_ms - late_ms + life_ms) if points > 0 and life_ms is not None else None,
+            updated_at=at(self.now_ms - late_ms),
+        )
+        self.events.append(update)
+        if await self.attempt(self.service.client.apply(update)) is None:
+            self.balances[buyer_id] -= points
+
+    async def again(self, place: int) -> None:
+        """An event comes once more, and an order."""
+        if self.events:
+            await self.attempt(self.service.client.apply(self.events[place % len(self.events)]))
+        if self.redemptions:
+            stored = self.redemptions[place % len(self.redemptions)]
+            (request,) = (
+                each for each in self.orders if each.external_reference_number == stored.external_reference_number
+            )
+            answer = await self.service.client.redemption.RedeemPoints(request)
+            assert answer.redemption.redemption_id == stored.redemption_id
+
+    async def redeem(self, who: str, points: int, *, pools: bool) -> None:
+        """Somebody redeems their own points, or a group's."""
+        customer = identity_pb2.CustomerRef(merchant_id=self.shop.merchant_id)
+        if who == "eve":
+            customer.buyer.store_id, customer.buyer.buyer_id = self.shop.store_id, "eve"
+        else:
+            customer.external_id = who
+        request = redemption_pb2.RedeemPointsRequest(
+            customer=customer,
+            program_id=1,
+            points=points,
+            external_reference_number=f"{self.shop.store_id}-{len(self.orders):03}",
+            user_group2=identity_pb2.UserGroupRef(id="all") if pools else None,
+        )
+        self.orders.append(request)
+        answer = await self.attempt(self.service.client.redemption.RedeemPoints(request))
+        if answer is not None:
+            self.redemptions.append(answer.redemption)
+
+    async def book(self, place: int, late_ms: int, *, balanced: bool) -> None:
+        """SHOPLINE books what a redemption drew of an account, whatever has become of it."""
+        if self.redemptions:
+            redemption = self.redemptions[place % len(self.redemptions)]
+            draw = redemption.draws[place % len(redemption.draws)]
+            points = sum(each.points for each in redemption.draws if each.buyer == draw.buyer)
+            cashback = points_pb2.POINTS_UPDATE_SCENE_CASHBACK
+            await self.event(draw.buyer.buyer_id, -points, late_ms, None, balanced=balanced, scene=cashback)
+
+    async def reverse(self, place: int, points: int) -> None:
+        """Some of a redemption is given back, twice under one reference."""
+        if self.redemptions:
+            redemption = self.redemptions[place % len(self.redemptions)]
+            request = redemption_pb2.ReverseRedemptionRequest(
+                merchant_id=self.shop.merchant_id,
+                redemption_id=redemption.redemption_id,
+                points=points,
+                external_reference_number=unique("reversal"),
+            )
+            first = await self.attempt(self.service.client.redemption.ReverseRedemption(request))
+            assert first == await self.attempt(self.service.client.redemption.ReverseRedemption(request))
+
+    async def settle(self, place: int) -> None:
+        """An operator settles a redemption by hand."""
+        if self.redemptions:
+            redemption = self.redemptions[place % len(self.redemptions)]
+            request = redemption_pb2.SettleRedemptionRequest(
+                merchant_id=self.shop.merchant_id, redemption_id=redemption.redemption_id, reason="a test"
+            )
+            await self.attempt(self.service.client.redemption.SettleRedemption(request))
+
+    async def void(self, place: int, *, is_void: bool) -> None:
+        """An entry counts for nothing, or counts again."""
+        if self.events:
+            ids, points = [self.events[place % len(self.events)].event_id], self.service.client.points
+            named: dict[str, Any] = {"merchant_id": self.shop.merchant_id, "event_ids": ids, "reason": "a test"}
+            await self.attempt(
+                points.VoidPointsEntries(points_pb2.VoidPointsEntriesRequest(**named))
+                if is_void
+                else points.UnvoidPointsEntries(points_pb2.UnvoidPointsEntriesRequest(**named))
+            )
+
+    async def wait(self, after_ms: int) -> None:
+        """Time passes."""
+        self.service.clock.now_ms += after_ms
+
+    async def sweep(self) -> None:
+        """What was not booked in time is released."""
+        await self.service.server._redemptions.sweep()
+
+    async def together(self, who: list[str], points: int) -> None:
+        """Several redeem at once, and a sweep comes between them."""
+        await asyncio.gather(*(self.redeem(each, points, pools=each != "eve") for each in who), self.sweep())
+
+
+ORDERS = points_pb2.POINTS_UPDATE_SCENE_SUCCESSFUL_ORDERS
+TAKEN = points_pb2.POINTS_UPDATE_SCENE_MANUALLY_DECREASE
+EXPIRED = points_pb2.POINTS_UPDATE_SCENE_POINTS_EXPIRED
+Step = Callable[[Story], Any]
+
+
+def step(method: Callable[..., Any], *places: st.SearchStrategy[Any], **names: st.SearchStrategy[Any]) -> Any:
+    """Make steps of a story of one of its methods, whose arguments are drawn."""
+    return st.builds(lambda *drawn, **named: lambda story: method(story, *drawn, **named), *places, **names)
+
+
+WHO, POINTS, PLACES = st.sampled_from(NAMES), st.integers(1, 30), st.integers(0, 20)
+LATE_MS, ANY = st.sampled_from([0, 0, 1, 3_000, 7_000]), st.booleans()
+LIVES_MS = st.sampled_from([None, 1, 5_000, 30_000, 90_000])
+SPENT = st.integers(-30, -1)
+steps = st.one_of(
+    step(Story.event, WHO, st.integers(1, 60), LATE_MS, LIVES_MS, balanced=ANY, scene=st.just(ORDERS)),
+    step(Story.event, WHO, SPENT, LATE_MS, st.none(), balanced=ANY, scene=st.sampled_from([TAKEN, EXPIRED])),
+    step(Story.redeem, WHO, POINTS, pools=ANY),
+    step(Story.redeem, WHO, POINTS, pools=ANY),
+    step(Story.together, st.lists(WHO, min_size=2, max_size=5), POINTS),
+    step(Story.book, PLACES, LATE_MS, balanced=ANY),
+    step(Story.reverse, PLACES, st.sampled_from([0, 1, 5, 20])),
+    step(Story.settle, PLACES),
+    step(Story.void, PLACES, is_void=ANY),
+    step(Story.again, PLACES),
+    step(Story.wait, st.sampled_from([1, 4_000, 30_000, WINDOW_MS])),
+    step(Story.sweep),
+)
+
+
+@pytest.fixture(scope="module")
+async def database(service: Service) -> AsyncIterator[Database]:
+    """A pool of our own, beside the server's."""
+    pool = Database(service.database_url, pool_size=2)
+    yield pool
+    await pool.dispose()
+
+
+async def begin(service: Service) -> Story:
+    """A shop whose customers may pool their points, each account with a few to begin with."""
+    story = Story(service, Shop(unique("merchant"), unique("store")))
+    client, shop = service.client, story.shop
+    service.clock.now_ms = NOW_MS
+    await client.put_store(shop.merchant_id, shop.store_id)
+    await client.put_program(
+        shop.merchant_id,
+        shop.store_id,
+        criteria={"max_points_per_day": CAP},
+        allow_group_redemption=True,
+        settlement_window={"seconds": WINDOW_MS // 1_000},
+    )
+    for name in NAMES[:2]:
+        buyers = [{"store_id": shop.store_id, "buyer_id": name}]
+        await client.put_customer(shop.merchant_id, name, external_id=name, buyers=buyers)
+    members = [customers_pb2.UserGroup.Member(customer_id=name, can_redeem=True) for name in NAMES[:2]]
+    group = customers_pb2.UserGroup(
+        merchant_id=shop.merchant_id, group_id="all", primary_customer_id="ada", members=members
+    )
+    await client.customers.PutUserGroup(customers_pb2.PutUserGroupRequest(user_group=group))
+    for name in NAMES:
+        await story.event(name, 40, 10_000, None, balanced=True, scene=ORDERS)
+    return story
+
+
+async def read_redemptions(database: Database, story: Story) -> list[Redemption]:
+    """Read a merchant's redemptions, whose columns for filters and whose state agree with what they tell."""
+    named = {"merchant_id": story.shop.merchant_id, "now_ms": story.now_ms}
+    async with database.autocommit() as connection:
+        rows = await connection.fetch(READ_REDEMPTIONS, named)
+    redemptions = list(map(sql.read, rows))
+    for row, redemption in zip(rows, redemptions, strict=True):
+        written = sql.write_changing(redemption)
+        kept = {name: row[name] for name in ("open_points", "released_points", "reversed_points")}
+        assert kept == {name: written[name] for name in kept}
+        assert row.state == redemption.state(story.now_ms)
+    return redemptions
+
+
+def check_redemption(redemption: Redemption) -> None:
+    """It drew what was redeemed, and holds what it drew and did not give back, account by account."""
+    assert sum(draw.points for draw in redemption.draws) == redemption.content.points
+    assert all(0 <= draw.reversed_points <= draw.points for draw in redemption.draws)
+    assert points_by_account(redemption.draws) == {hold.key: hold.points for hold in redemption.holds}
+
+
+async def check(database: Database, story: Story) -> None:
+    """No account promises what it does not have, and accounts and redemptions tell one story."""
+    redemptions = await read_redemptions(database, story)
+    usage: Counter[str] = Counter()
+    expected: defaultdict[AccountKey, dict[str, tuple[int, bool]]] = defaultdict(dict)
+    for redemption in redemptions:
+        check_redemption(redemption)
+        usage[redemption.content.redeemer] += redemption.content.points - redemption.reversed_points
+        for hold in redemption.holds:
+            is_open = hold.state is HoldState.OPEN and story.now_ms < redemption.settle_by_ms
+            if hold.points and hold.state is not HoldState.SETTLED:
+                expected[hold.key][redemption.redemption_id] = (hold.points, is_open)
+    assert all(points <= CAP for points in usage.values())
+
+    book = await read_book(database, story.shop.merchant_id)
+    check_is_the_fold(book)
+    for key, kept in book.items():
+        account = kept.account
+        points = account.points_at(story.now_ms)
+        assert 0 <= points.active <= max(max(account.balance, 0) - points.expired - points.held, 0)
+        held = {hold.redemption_id: (hold.points, hold.is_open(story.now_ms)) for hold in account.holds}
+        assert held == expected[key]
+        assert points.held == sum(points for points, is_open in expected[key].values() if is_open)
+
+
+async def check_listing(story: Story) -> None:
+    """A filter by state answers those that tell that state, and together the states answer all."""
+    service, merchant_id = story.service.client.redemption, story.shop.merchant_id
+    found = []
+    for state in redemption_pb2.RedemptionState.values()[1:]:
+        request = redemption_pb2.ListRedemptionsRequest(merchant_id=merchant_id, state=state, page_size=1_000)
+        page = list((await service.ListRedemptions(request)).redemptions)
+        assert all(redemption.state == state for redemption in page)
+        found += [redemption.redemption_id for redemption in page]
+    assert sorted(found) == sorted(redemption.redemption_id for redemption in story.redemptions)
+
+
+@given(st.lists(steps, min_size=4, max_size=20))
+@EXAMPLES
+async def test_no_point_is_promised_twice_whatever_happens(
+    service: Service, database: Database, story_steps: list[Step]
+) -> None:
+    """Events, redemptions, bookings, reversals, settlements, voids, sweeps and time, in any order."""
+    story = await begin(service)
+    try:
+        for step in story_steps:
+            await step(story)
+            await check(database, story)
+        await check_listing(story)
+    finally:
+        service.clock.now_ms = NOW_MS
