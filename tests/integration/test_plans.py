@@ -98,7 +98,7 @@ async def test_a_plan_made_for_an_empty_table_is_right_for_a_full_one(
     ("statement", "index"),
     [
         (redemptions.READ_BY_ID, "pk_redemptions"),
-        (redemptions.READ_BY_REFERENCE, "uq_redemptions_reference"),
+        (redemptions.READ_BY_REFERENCES, "uq_redemptions_reference"),
         (redemptions.READ_USAGE, "ix_redemptions_redeemer"),
         (redemptions.LIST_OF_REDEEMER, "ix_redemptions_redeemer"),
         (redemptions.LIST_OF_MERCHANT, "ix_redemptions_created"),

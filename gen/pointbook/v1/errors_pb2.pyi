@@ -46,7 +46,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_NOT_IMPLEMENTED: _ErrorReason.ValueType  # 7
     """ERROR_REASON_NOT_IMPLEMENTED: this release does not have the method, or the feature that a field asks for.
-    Example: UNIMPLEMENTED, {feature: "customer.mobile"}.
+    Example: UNIMPLEMENTED, {feature: "validation by missed call"}.
     """
     ERROR_REASON_STORE_NOT_FOUND: _ErrorReason.ValueType  # 20
     """ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant, which an update is told
@@ -256,7 +256,7 @@ ERROR_REASON_MERCHANT_FORBIDDEN: ErrorReason.ValueType  # 6
 """
 ERROR_REASON_NOT_IMPLEMENTED: ErrorReason.ValueType  # 7
 """ERROR_REASON_NOT_IMPLEMENTED: this release does not have the method, or the feature that a field asks for.
-Example: UNIMPLEMENTED, {feature: "customer.mobile"}.
+Example: UNIMPLEMENTED, {feature: "validation by missed call"}.
 """
 ERROR_REASON_STORE_NOT_FOUND: ErrorReason.ValueType  # 20
 """ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant, which an update is told

@@ -118,7 +118,8 @@ class Facts:
                 if not member.blocked and not member.fraud_blocked
                 for key in member.buyers
             ]
-        return sorted({source for source in sources if source.key.store_id in self.stores})
+        stores = self.stores
+        return sorted({source for source in sources if source.key.store_id in stores})
 
     def account_keys(self, ask: Ask) -> set[AccountKey]:
         """Name the accounts that count: those of the pool, the redeemer's own, and that of an unknown buyer.

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from pointbook_server.customers.model import Customer, GroupKey, Identifier, Key, UserGroup, normalised
 from pointbook_server.database import Connection
+from pointbook_server.ledger.holds import Hold
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import DEFAULT_TIME_ZONE, Program
 from pointbook_server.redemption import statements as sql
@@ -48,16 +49,31 @@ class Programs(Protocol):
 
 
 class LedgerBook(Protocol):
-    """The part of a merchant's accounts that redemption reads."""
+    """The part of a merchant's accounts that redemption reads, locks and changes."""
 
     accounts: dict[AccountKey, Account]
     """Those that are there, once read."""
+    holds: dict[AccountKey, tuple[Hold, ...]]
+    """The holds of those that have any."""
 
     async def read(self, keys: Iterable[AccountKey]) -> None:
         """Read accounts without locking them."""
 
-    async def complete(self, key: AccountKey, account: Account, at_ms: int) -> Account:
-        """Read as many lots as it takes to tell what is active at a moment."""
+    async def lock(self, keys: Iterable[AccountKey], *, skip_locked: bool = False) -> None:
+        """Lock accounts, and read them as they are under the lock; those that are locked may be left out."""
+
+    async def complete(self, key: AccountKey, account: Account, at_ms: int, *, points: int = 0) -> Account:
+        """Read as many lots as it takes to tell what is active at a moment, and to draw so many points."""
+
+    async def made_at_ms(self, event_ids: Iterable[str]) -> dict[str, int]:
+        """Tell when events happened."""
+
+    async def put_holds(self, holds: Mapping[AccountKey, tuple[Hold, ...]]) -> None:
+        """Write the holds of locked accounts."""
+
+
+OpenLedger = Callable[[Connection, str], LedgerBook]
+"""Gives a merchant's accounts on a connection."""
 
 
 class PoolChangedError(Exception):

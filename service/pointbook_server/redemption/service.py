@@ -44,7 +44,10 @@ class Codes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """How a caller wants the customer to be validated; `may_skip` is whether the caller may go without at all."""
+    """How a caller wants the customer to be validated: by a code, or by going without, never both.
+
+    `may_skip` is whether the caller may go without at all.
+    """
 
     code: str = ""
     challenge_id: str = ""
@@ -110,7 +113,7 @@ class Redemptions:
         """Check an ask and how the customer is validated, without consuming the code; tell all that is against it."""
         assessment = await self.assess(ask)
         found = [*assessment.violations, *proof.findings(assessment)]
-        if proof.code and not proof.skips and not await self._is_right(ask, assessment, proof):
+        if proof.code and not await self._is_right(ask, assessment, proof):
             found.append(CODE_INVALID)
         return assessment, in_order(found)
 
@@ -137,7 +140,7 @@ class Redemptions:
                 return order.checked(stored, before)
         challenge = None
         wrong: list[Finding] = []
-        if proof.code and not proof.skips:
+        if proof.code:
             challenge = await self._guess(ask, before, proof)
             wrong = [] if challenge else [CODE_INVALID]
         if violations := in_order([*before.violations, *wrong]):

@@ -52,9 +52,6 @@ def _statement(sql: str) -> Statement:
 READ_BY_ID = _statement(f"""
     SELECT {NAMES} FROM redemptions WHERE redemption_id = :redemption_id AND merchant_id = :merchant_id
 """)
-READ_BY_REFERENCE = _statement(f"""
-    SELECT {NAMES} FROM redemptions WHERE reference = :reference AND merchant_id = :merchant_id
-""")
 READ_BY_REFERENCES = _statement(f"""
     SELECT {NAMES} FROM redemptions
     WHERE reference = ANY(CAST(:references AS text[])) AND merchant_id = :merchant_id

@@ -4,7 +4,6 @@ import secrets
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from pointbook_server.clock import Clock
 from pointbook_server.database import Connection, Database, RetryTransactionError
@@ -14,7 +13,14 @@ from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.ledger.posting import Settlement
 from pointbook_server.redemption import statements as sql
 from pointbook_server.redemption.asking import Ask, Assessment, Facts, assess
-from pointbook_server.redemption.facts import FactsReader, OpenCustomers, PoolChangedError, Programs
+from pointbook_server.redemption.facts import (
+    FactsReader,
+    LedgerBook,
+    OpenCustomers,
+    OpenLedger,
+    PoolChangedError,
+    Programs,
+)
 from pointbook_server.redemption.model import Finding, finding, in_order, refusal
 from pointbook_server.redemption.pool import Draw, draws_of, event_ids_of
 from pointbook_server.redemption.redeemed import (
@@ -34,34 +40,6 @@ CHANGED_MEANWHILE = finding(
 )
 SWEEP_COUNT = 100
 """How many redemptions one transaction releases at most."""
-
-
-class LedgerBook(Protocol):
-    """The part of a merchant's accounts that redemption locks and changes."""
-
-    accounts: dict[AccountKey, Account]
-    """Those that are there, once read."""
-    holds: dict[AccountKey, tuple[Hold, ...]]
-    """The holds of those that have any."""
-
-    async def lock(self, keys: Iterable[AccountKey], *, skip_locked: bool = False) -> None:
-        """Lock accounts, and read them as they are under the lock; those that are locked may be left out."""
-
-    async def read(self, keys: Iterable[AccountKey]) -> None:
-        """Read accounts without locking them."""
-
-    async def made_at_ms(self, event_ids: Iterable[str]) -> dict[str, int]:
-        """Tell when events happened."""
-
-    async def put_holds(self, holds: Mapping[AccountKey, tuple[Hold, ...]]) -> None:
-        """Write the holds of locked accounts."""
-
-    async def complete(self, key: AccountKey, account: Account, at_ms: int, *, points: int = 0) -> Account:
-        """Read as many lots as it takes to tell what is active at a moment, and to draw so many points."""
-
-
-OpenLedger = Callable[[Connection, str], LedgerBook]
-"""Gives a merchant's accounts on a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +92,13 @@ class RedemptionsStore:
         the refusal of what speaks against it, or REDEMPTION_FAILED where it has become another order meanwhile.
         """
         asks = [each.order.ask for each in wanted]
-        customers = {each.before.facts.customer for each in wanted} - {None}
+        customers = [each.before.facts.customer for each in wanted]
+        customer_ids = {customer.customer_id for customer in customers if customer is not None}
         pool = {key for each in wanted for key in each.before.facts.account_keys(each.order.ask)}
 
         async def work(connection: Connection) -> list[Redemption | PointbookError]:
-            if customers:
-                ids = [customer.customer_id for customer in customers if customer is not None]
-                await self._open_customers(connection, merchant_id).lock(ids)
+            if customer_ids:
+                await self._open_customers(connection, merchant_id).lock(customer_ids)
             ledger = self._open_ledger(connection, merchant_id)
             await ledger.lock(pool)
             try:
@@ -128,9 +106,7 @@ class RedemptionsStore:
             except PoolChangedError as error:
                 pool.update(error.keys)
                 raise RetryTransactionError from None
-            references = sorted({each.order.reference for each in wanted})
-            values = {"merchant_id": merchant_id, "references": references}
-            stored = [sql.read(row) for row in await connection.fetch(sql.READ_BY_REFERENCES, values)]
+            stored = await _by_references(connection, merchant_id, (each.order.reference for each in wanted))
             redeeming = _Redeeming(connection, ledger, facts[0].accounts, stored)
             answers = [await redeeming.answer(each, its) for each, its in zip(wanted, facts, strict=True)]
             await redeeming.write(merchant_id)
@@ -141,7 +117,7 @@ class RedemptionsStore:
     async def by_reference(self, merchant_id: str, reference: str) -> Redemption | None:
         """Read the redemption of a reference."""
         async with self._database.autocommit() as connection:
-            return await _by_reference(connection, merchant_id, reference)
+            return next(iter(await _by_references(connection, merchant_id, [reference])), None)
 
     async def redemption(self, merchant_id: str, redemption_id: str) -> Redemption:
         """Read a redemption. Raises REDEMPTION_NOT_FOUND."""
@@ -281,9 +257,9 @@ class RedemptionsStore:
         return sql.read(row), ledger
 
 
-async def _by_reference(connection: Connection, merchant_id: str, reference: str) -> Redemption | None:
-    row = await connection.fetch_one(sql.READ_BY_REFERENCE, {"merchant_id": merchant_id, "reference": reference})
-    return None if row is None else sql.read(row)
+async def _by_references(connection: Connection, merchant_id: str, references: Iterable[str]) -> list[Redemption]:
+    values = {"merchant_id": merchant_id, "references": sorted(set(references))}
+    return [sql.read(row) for row in await connection.fetch(sql.READ_BY_REFERENCES, values)]
 
 
 class _Redeeming:
