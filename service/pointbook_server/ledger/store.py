@@ -289,7 +289,7 @@ class _Batch:
             webhook=received.webhook,
             received_at_ms=received.received_at_ms,
             outcome=verdict.outcome,
-            settled_redemption_id=settled.get(received.event.event_id) if settled else None,
+            settled_redemption_id=settled.get(received.event.event_id),
         )
 
 
