@@ -1,4 +1,4 @@
-"""`pointbook verify`: the book of a database, folded again and compared with itself."""
+"""`pointbook verify`: the book of a database, folded again and compared with itself and with the redemptions."""
 
 import asyncio
 import contextlib
@@ -8,9 +8,11 @@ import typer
 
 from pointbook_cli.progress import Meter, counted
 from pointbook_cli.serve import check_migrated
+from pointbook_server.clock import system_clock
 from pointbook_server.database import Database
 from pointbook_server.ledger.auditing import Audit, Place, Size, Wanted
 from pointbook_server.ledger.verification import Mismatch
+from pointbook_server.redemption.auditing import Difference, RedemptionsAudit
 
 EXIT_DIFFERENT = 1
 EXIT_STOPPED = 130
@@ -45,11 +47,19 @@ class Findings:
             self._meter.advance(size.accounts + size.entries)
 
     def tell(self, place: Place, mismatch: Mismatch) -> None:
+        """Count what is different of an account."""
+        name = f"merchant {place.merchant_id}, store {place.key.store_id}, buyer {place.key.buyer_id}"
+        self._keep(f"{name}: {mismatch.what}: stored {mismatch.stored}, folded {mismatch.folded}")
+
+    def tell_redemption(self, difference: Difference) -> None:
+        """Count what is different of a redemption."""
+        self._keep(f"merchant {difference.merchant_id}, redemption {difference.redemption_id}: {difference.text}")
+
+    def _keep(self, line: str) -> None:
         """Count a difference, and keep it where there are few."""
         self.differences += 1
         if len(self._shown) < self._limit:
-            name = f"merchant {place.merchant_id}, store {place.key.store_id}, buyer {place.key.buyer_id}"
-            self._shown.append(f"{name}: {mismatch.what}: stored {mismatch.stored}, folded {mismatch.folded}")
+            self._shown.append(line)
 
     def told(self) -> str:
         """Tell the counts."""
@@ -67,6 +77,12 @@ class Findings:
         typer.echo(f"{self.told()}.")
 
 
+async def _verify(database: Database, wanted: Wanted, findings: Findings) -> None:
+    await Audit(database).run(wanted, findings)
+    ids = (wanted.merchant_id, wanted.store_id, wanted.buyer_id)
+    await RedemptionsAudit(database).run(*ids, system_clock(), findings.tell_redemption)
+
+
 async def run_verify(database_url: str, wanted: Wanted, limit: int, stop: asyncio.Event) -> int:
     """Verify accounts, print what is different, and answer the exit code. Raises DATABASE_UNAVAILABLE."""
     await check_migrated(database_url)
@@ -74,7 +90,7 @@ async def run_verify(database_url: str, wanted: Wanted, limit: int, stop: asynci
     database = Database(database_url, pool_size=1)
     try:
         with findings.telling():
-            verifying = asyncio.create_task(Audit(database).run(wanted, findings))
+            verifying = asyncio.create_task(_verify(database, wanted, findings))
             stopped = asyncio.create_task(stop.wait())
             await asyncio.wait({verifying, stopped}, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import asyncpg
-from sqlalchemy import Executable, select
+from sqlalchemy import Executable, select, text
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -153,6 +153,8 @@ class Connection:
 
 
 PING = Statement(select(points_entries.c.event_id).limit(0))
+LIFT_TIME_LIMIT = Statement(text("SET LOCAL statement_timeout = 0"))
+"""For a snapshot that reads the whole book: the limit is for calls that somebody waits for."""
 
 
 class Database:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from pointbook_server.database import Connection, Database, Row, Statement
+from pointbook_server.database import LIFT_TIME_LIMIT, Connection, Database, Row, Statement
 from pointbook_server.ledger import statements as sql
 from pointbook_server.ledger.model import AccountKey, Entry
 from pointbook_server.ledger.verification import Mismatch, Verification
@@ -64,9 +64,7 @@ class Audit:
         """
 
         async def work(connection: Connection) -> None:
-            # The limit is for calls that somebody waits for. Each of these statements reads the whole book, and only
-            # this transaction goes without it.
-            await connection.execute(sql.LIFT_TIME_LIMIT)
+            await connection.execute(LIFT_TIME_LIMIT)
             await _Pass(connection, wanted, listener).run()
 
         await self._database.snapshot(work)

@@ -250,7 +250,6 @@ WANTED = """
     AND (CAST(:buyer_id AS text) = '' OR buyer_id = :buyer_id)
 """
 BOOK_ORDER = "buyer_id, store_id, merchant_id"
-LIFT_TIME_LIMIT = _statement("SET LOCAL statement_timeout = 0")
 COUNT_BOOK = _statement(f"""
     SELECT
         (SELECT count(*) FROM points_accounts WHERE {WANTED}) AS accounts,

@@ -49,6 +49,11 @@ def _statement(sql: str) -> Statement:
     return Statement(text(sql))
 
 
+def _any_or(name: str, value: str = "") -> str:
+    """Write that a value is the one that is wanted, of which empty means any."""
+    return f"(CAST(:{name} AS text) = '' OR {value or name} = :{name})"
+
+
 READ_BY_ID = _statement(f"""
     SELECT {NAMES} FROM redemptions WHERE redemption_id = :redemption_id AND merchant_id = :merchant_id
 """)
@@ -117,6 +122,54 @@ FIND_OVERDUE = _statement(f"""
     SELECT {NAMES} FROM redemptions
     WHERE open_points > 0 AND settle_by_ms <= :now_ms AND merchant_id = :merchant_id
     ORDER BY settle_by_ms LIMIT :limit
+""")
+
+# Redemptions that drew from some accounts; empty ids mean all.
+STREAM_REDEMPTIONS = _statement(f"""
+    SELECT {NAMES} FROM redemptions
+    WHERE {_any_or("merchant_id")} AND EXISTS (
+        SELECT FROM jsonb_array_elements(draws) AS v (draw)
+        WHERE {_any_or("store_id", "draw->>0")} AND {_any_or("buyer_id", "draw->>1")}
+    )
+""")
+HOLDS_OF_REDEMPTIONS = f"""
+    SELECT merchant_id, hold->>0 AS store_id, hold->>1 AS buyer_id, redemption_id, (hold->>2)::bigint AS points,
+        hold->>3 AS state, hold->>3 = 'OPEN' AND (hold->>2)::bigint > 0 AND :now_ms < settle_by_ms AS is_open
+    FROM redemptions CROSS JOIN LATERAL jsonb_array_elements(holds) AS v (hold)
+    WHERE {_any_or("merchant_id")} AND {_any_or("store_id", "hold->>0")} AND {_any_or("buyer_id", "hold->>1")}
+"""
+# An account holds what a redemption has not settled, and nothing else. It may have forgotten what was released.
+STREAM_DIFFERING_HOLDS = _statement(f"""
+    WITH redeemed AS ({HOLDS_OF_REDEMPTIONS}), held AS (
+        SELECT merchant_id, store_id, buyer_id, hold->>0 AS redemption_id, (hold->>1)::bigint AS points,
+            NOT (hold->>5)::boolean AND :now_ms < (hold->>3)::bigint AS is_open
+        FROM points_accounts CROSS JOIN LATERAL jsonb_array_elements(holds) AS v (hold)
+        WHERE {_any_or("merchant_id")} AND {_any_or("store_id")} AND {_any_or("buyer_id")}
+    )
+    SELECT merchant_id, store_id, buyer_id, redemption_id, format(
+        'the account holds %s, the redemption %s',
+        coalesce(held.points || CASE WHEN held.is_open THEN ' open' ELSE ' released' END, 'nothing'),
+        coalesce(redeemed.points || ' ' || lower(redeemed.state), 'nothing')
+    ) AS text
+    FROM held FULL JOIN redeemed USING (merchant_id, store_id, buyer_id, redemption_id)
+    WHERE CASE
+        WHEN held.points IS NULL THEN redeemed.is_open
+        WHEN redeemed.points IS NULL THEN true
+        ELSE (held.points, held.is_open) <> (redeemed.points, redeemed.is_open) OR redeemed.state = 'SETTLED'
+    END
+""")
+# Where an entry settled a hold, the redemption says so.
+STREAM_DIFFERING_SETTLEMENTS = _statement(f"""
+    WITH redeemed AS ({HOLDS_OF_REDEMPTIONS}), settling AS (
+        SELECT merchant_id, store_id, buyer_id, settled_redemption_id AS redemption_id, event_id FROM points_entries
+        WHERE settled_redemption_id IS NOT NULL
+            AND {_any_or("merchant_id")} AND {_any_or("store_id")} AND {_any_or("buyer_id")}
+    )
+    SELECT merchant_id, store_id, buyer_id, redemption_id, format(
+        'entry %s settled what is %s', event_id, coalesce(lower(state), 'not there')
+    ) AS text
+    FROM settling LEFT JOIN redeemed USING (merchant_id, store_id, buyer_id, redemption_id)
+    WHERE state IS DISTINCT FROM 'SETTLED'
 """)
 
 

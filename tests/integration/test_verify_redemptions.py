@@ -1,0 +1,131 @@
+"""Redemptions are verified: what accounts hold is what was promised, and every redemption adds up."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from harness import NOW_MS, Service, Shop
+from integration.points import superuser
+from integration.redeeming import booking, customer_of, earn, order, redeem, reverse
+from pointbook_server.database import Database
+from pointbook_server.redemption.auditing import Difference, RedemptionsAudit
+
+DEFAULT_WINDOW_MS = 72 * 3_600_000
+OPEN, BOOKED, PART = "points = 30", "points = 20", "points = 10"
+"""Which redemption is open, which one SHOPLINE booked, and which one was given back in part."""
+
+
+@pytest.fixture
+async def database(service: Service) -> AsyncIterator[Database]:
+    """A pool as the command has one."""
+    pool = Database(service.database_url, pool_size=1)
+    yield pool
+    await pool.dispose()
+
+
+@pytest.fixture
+async def shop(service: Service, shop: Shop) -> Shop:
+    """A buyer with an open redemption, one that SHOPLINE booked, and one given back in part."""
+    client = service.client
+    await client.put_program(shop.merchant_id, shop.store_id, criteria={})
+    await earn(client, shop, 500)
+    await earn(client, shop, 500, "other")
+    for points in (30, 20, 10):
+        redeemed = await redeem(client, order(shop, points))
+    await reverse(client, redeemed, 4)
+    await client.apply(booking(shop, 20, 480))
+    await redeem(client, order(shop, 70, customer=customer_of(shop, "other")))
+    return shop
+
+
+async def audit(database: Database, shop: Shop, *, store: str = "", buyer: str = "", now_ms: int = NOW_MS) -> list[str]:
+    """Verify a merchant's redemptions."""
+    found: list[Difference] = []
+    await RedemptionsAudit(database).run(shop.merchant_id, store, buyer, now_ms, found.append)
+    assert {difference.merchant_id for difference in found} <= {shop.merchant_id}
+    return [difference.text.removeprefix(f"store {shop.store_id}, buyer buyer: ") for difference in found]
+
+
+async def tamper(service: Service, shop: Shop, change: str) -> None:
+    """Change one of a merchant's rows behind the back of the service."""
+    async with superuser(service) as connection:
+        status: str = await connection.execute(f"{change} AND merchant_id = $1", shop.merchant_id)
+    assert status.endswith(" 1")
+
+
+async def test_a_true_book_has_no_differences(database: Database, service: Service, shop: Shop) -> None:
+    """Before its time is up and after it, swept or not, and whatever was released or booked late."""
+    after_ms = NOW_MS + DEFAULT_WINDOW_MS
+    before = await audit(database, shop)
+    due = await audit(database, shop, now_ms=after_ms)
+    service.clock.now_ms = after_ms
+    await service.server._redemptions.sweep()
+    service.clock.now_ms = NOW_MS
+    swept = await audit(database, shop, now_ms=after_ms)
+    await service.client.apply(booking(shop, 30, 450, 2_000))
+
+    assert [before, due, swept, await audit(database, shop, now_ms=after_ms)] == [[], [], [], []]
+
+
+TAMPERINGS = {
+    "a hold is lost": (
+        "points_accounts SET holds = holds - 0 WHERE buyer_id = 'buyer'",
+        "the account holds nothing, the redemption 30 open",
+    ),
+    "other points are held": (
+        "points_accounts SET holds = jsonb_set(holds, '{0,1}', '29') WHERE buyer_id = 'buyer'",
+        "the account holds 29 open, the redemption 30 open",
+    ),
+    "released too early": (
+        "points_accounts SET holds = jsonb_set(holds, '{0,5}', 'true') WHERE buyer_id = 'buyer'",
+        "the account holds 30 released, the redemption 30 open",
+    ),
+    "settled and still held": (
+        f"redemptions SET holds = jsonb_set(holds, '{{0,3}}', '\"SETTLED\"'), open_points = 0 WHERE {OPEN}",
+        "the account holds 30 open, the redemption 30 settled",
+    ),
+    "settled and gone": (f"redemptions SET redemption_id = 'r-other' WHERE {BOOKED}", "settled what is not there"),
+    "booked and released": (
+        f"redemptions SET holds = jsonb_set(holds, '{{0,3}}', '\"RELEASED\"') WHERE {BOOKED}",
+        "settled what is released",
+    ),
+    "other draws": (
+        f"redemptions SET draws = jsonb_set(draws, '{{0,2}}', '21') WHERE {BOOKED}",
+        "drew 21 for 20 points",
+    ),
+    "another account's draws": (
+        f"redemptions SET draws = jsonb_set(draws, '{{0,1}}', '\"other\"') WHERE {BOOKED}",
+        "has a hold of 20 points that its draws do not come to",
+    ),
+    "no hold": (f"redemptions SET holds = '[]', open_points = 0 WHERE {OPEN}", "was drawn from and has no hold"),
+    "other sums": (
+        f"redemptions SET open_points = 5 WHERE {PART}",
+        "open, released and reversed points are (6, 0, 4) and stored as (5, 0, 4)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("tampering", "text"), TAMPERINGS.values(), ids=TAMPERINGS)
+async def test_each_thing_that_was_changed_is_found(
+    tampering: str, text: str, database: Database, service: Service, shop: Shop
+) -> None:
+    """Whatever is not as it was promised is told, in words that say what is where."""
+    await tamper(service, shop, f"UPDATE {tampering}")
+
+    assert any(text in found for found in await audit(database, shop))
+
+
+async def test_a_hold_of_no_redemption_is_found(database: Database, service: Service, shop: Shop) -> None:
+    """Points that nobody redeemed are locked up, as where a redemption was deleted."""
+    await tamper(service, shop, "DELETE FROM redemptions WHERE points = 30")
+
+    assert await audit(database, shop) == ["the account holds 30 open, the redemption nothing"]
+
+
+async def test_an_account_is_verified_alone(database: Database, service: Service, shop: Shop) -> None:
+    """The redemptions of other accounts are not looked at."""
+    await tamper(service, shop, "UPDATE points_accounts SET holds = NULL WHERE buyer_id = 'buyer'")
+
+    assert await audit(database, shop, store=shop.store_id, buyer="other") == []
+    assert len(await audit(database, shop, store=shop.store_id, buyer="buyer")) == 2
+    assert len(await audit(database, shop)) == 2
