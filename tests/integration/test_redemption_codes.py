@@ -216,6 +216,19 @@ async def test_a_program_that_requires_validation(service: Service, client: Clie
     assert (await redeem(client, order(shop, 100, validation_code=code))).state == PENDING
 
 
+async def test_a_missing_validation_is_told_with_all_else(client: Client, shop: Shop) -> None:
+    """The status is the one that a question is answered, too: the first of all."""
+    required: dict[str, Any] = {"criteria": {}, "validation": {"required": True}}
+    await client.put_program(shop.merchant_id, shop.store_id, redemption_enabled=False, **required)
+    skips = {"skip_validation": True}
+    for reason, proof in (("VALIDATION_REQUIRED", {}), ("SKIP_NOT_ALLOWED", skips)):
+        assert await findings(client, question(shop, 501, **proof)) == [803, 824, 827]
+        found = await refused(redeem(client, order(shop, 501, **proof)))
+        expected = f"803 INSUFFICIENT_POINTS, 824 {reason}, 827 REDEMPTION_DISABLED"
+        assert (found.metadata["status_code"], found.metadata["violations"]) == ("803", expected)
+        await refused_with(824, redeem(client, order(shop, 100, **proof)))
+
+
 async def test_skipping_the_validation(service: Service, client: Client, shop: Shop) -> None:
     """It takes the program's permission and the token's scope, both."""
     bearer = await make_token(service.database_url, [shop.merchant_id], [Scope.REDEEM])

@@ -132,7 +132,8 @@ class Redemptions:
         ask = order.ask
         self._orders.admit(1)
         before = await self.assess(ask)
-        if proof.code or before.violations:
+        found = [*before.violations, *proof.findings(before)]
+        if proof.code or found:
             # A repetition must not cost an attempt, nor be refused for what it redeemed itself. Others find what is
             # stored under their locks.
             stored = await self._store.by_reference(ask.merchant_id, order.reference)
@@ -143,7 +144,7 @@ class Redemptions:
         if proof.code:
             challenge = await self._guess(ask, before, proof)
             wrong = [] if challenge else [CODE_INVALID]
-        if violations := in_order([*before.violations, *wrong]):
+        if violations := in_order([*found, *wrong]):
             await self._give_back(challenge, proof)
             # Another call of this reference may have ended meanwhile, and have used the code.
             if wrong and (stored := await self._store.by_reference(ask.merchant_id, order.reference)):
