@@ -301,7 +301,7 @@ class _Redeeming:
         assessment = assess(order.ask, self._as_it_stands(facts))
         if order.reference in self._stored:
             return order.checked(self._stored[order.reference], assessment)
-        if order.content(assessment) != order.content(wanted.before):
+        if order.content(assessment) != order.content(wanted.before) or not facts.one_group:
             # The locks, and the code, are for what was asked for before.
             raise refusal([CHANGED_MEANWHILE])
         if violations := in_order([*assessment.violations, *wanted.prove(assessment)]):
