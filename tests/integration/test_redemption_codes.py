@@ -147,6 +147,26 @@ async def test_a_repetition_while_the_first_call_is_still_at_it(service: Service
     assert await points_of(client, shop) == (500, 400, 100)
 
 
+async def test_a_repetition_that_a_call_without_a_code_overtakes_burns_no_attempt(
+    service: Service, client: Client, shop: Shop
+) -> None:
+    """It is answered what is stored, and its code is as good as before."""
+    code, challenge_id = await issued(service, shop)
+    request = order(shop, 100, validation_code=code)
+    bare = order(shop, 100, external_reference_number=request.external_reference_number)
+    count = ValidationCodesStore.count_attempt
+    first: list[redemption_pb2.Redemption] = []
+
+    async def be_overtaken(*arguments: Any) -> Any:
+        challenge = await count(*arguments)
+        first.append(await redeem(client, bare))
+        return challenge
+
+    with patch.object(ValidationCodesStore, "count_attempt", be_overtaken):
+        assert [await redeem(client, request)] == first
+    assert await attempts(service, challenge_id) == ("LIVE", 0, 0)
+
+
 # Exactly what it was issued for.
 
 

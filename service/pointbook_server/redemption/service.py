@@ -12,7 +12,7 @@ from pointbook_server.errors import FieldViolation, PointbookError, Reason, not_
 from pointbook_server.programs.model import Channel, Program
 from pointbook_server.redemption.asking import Ask, Assessment
 from pointbook_server.redemption.model import Finding, finding, in_order, refusal
-from pointbook_server.redemption.redeemed import Order, Redemption, Reversal, redemption_not_found
+from pointbook_server.redemption.redeemed import Order, Redemption, Reversal, new_redemption_id, redemption_not_found
 from pointbook_server.redemption.store import Filter, RedemptionsStore, Wanted
 from pointbook_server.validation_codes.model import Challenge, Issued, Purpose
 
@@ -159,7 +159,8 @@ class Redemptions:
 
         So the code's attempt is used or given back, whatever becomes of the order.
         """
-        wanted = Wanted(order, before, proof.findings, self._consumption(challenge, proof))
+        redemption_id = new_redemption_id()
+        wanted = Wanted(order, redemption_id, before, proof.findings, self._consumption(challenge, proof))
         (waiting,) = self._orders.put(order.ask.merchant_id, [wanted])
         try:
             answer = await waiting
@@ -169,6 +170,9 @@ class Redemptions:
         if isinstance(answer, PointbookError):
             await self._give_back(challenge, proof)
             raise answer
+        if answer.redemption_id != redemption_id:
+            # Another call of this reference was quicker, and did without this code.
+            await self._give_back(challenge, proof)
         return answer
 
     async def sweep(self) -> int:
