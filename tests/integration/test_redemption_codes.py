@@ -147,6 +147,26 @@ async def test_a_repetition_while_the_first_call_is_still_at_it(service: Service
     assert await points_of(client, shop) == (500, 400, 100)
 
 
+async def test_a_repetition_that_a_call_without_a_code_overtakes_burns_no_attempt(
+    service: Service, client: Client, shop: Shop
+) -> None:
+    """It is answered what is stored, and its code is as good as before."""
+    code, challenge_id = await issued(service, shop)
+    request = order(shop, 100, validation_code=code)
+    bare = order(shop, 100, external_reference_number=request.external_reference_number)
+    count = ValidationCodesStore.count_attempt
+    first: list[redemption_pb2.Redemption] = []
+
+    async def be_overtaken(*arguments: Any) -> Any:
+        challenge = await count(*arguments)
+        first.append(await redeem(client, bare))
+        return challenge
+
+    with patch.object(ValidationCodesStore, "count_attempt", be_overtaken):
+        assert [await redeem(client, request)] == first
+    assert await attempts(service, challenge_id) == ("LIVE", 0, 0)
+
+
 # Exactly what it was issued for.
 
 
@@ -214,6 +234,19 @@ async def test_a_program_that_requires_validation(service: Service, client: Clie
 
     await refused_with(824, redeem(client, order(shop, 100)))
     assert (await redeem(client, order(shop, 100, validation_code=code))).state == PENDING
+
+
+async def test_a_missing_validation_is_told_with_all_else(client: Client, shop: Shop) -> None:
+    """The status is the one that a question is answered, too: the first of all."""
+    required: dict[str, Any] = {"criteria": {}, "validation": {"required": True}}
+    await client.put_program(shop.merchant_id, shop.store_id, redemption_enabled=False, **required)
+    skips = {"skip_validation": True}
+    for reason, proof in (("VALIDATION_REQUIRED", {}), ("SKIP_NOT_ALLOWED", skips)):
+        assert await findings(client, question(shop, 501, **proof)) == [803, 824, 827]
+        found = await refused(redeem(client, order(shop, 501, **proof)))
+        expected = f"803 INSUFFICIENT_POINTS, 824 {reason}, 827 REDEMPTION_DISABLED"
+        assert (found.metadata["status_code"], found.metadata["violations"]) == ("803", expected)
+        await refused_with(824, redeem(client, order(shop, 100, **proof)))
 
 
 async def test_skipping_the_validation(service: Service, client: Client, shop: Shop) -> None:

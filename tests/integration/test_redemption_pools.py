@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import patch
 
 import grpc
 import pytest
@@ -20,6 +21,7 @@ from integration.redeeming import (
     reverse,
 )
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+from pointbook_server.redemption.store import RedemptionsStore
 
 POINTS = {"ada": 10, "bob": 20, "cyd": 40, "dan": 80, "eve": 160}
 SELECTORS: dict[str, dict[str, Any]] = {
@@ -253,6 +255,21 @@ async def test_selectors_that_disagree(client: Client, shop: Shop, selector: dic
         found = await refused(call)
         assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
         assert set(found.fields) == {"user_group2"}
+
+
+async def test_selectors_that_come_to_disagree_in_between(client: Client, shop: Shop) -> None:
+    """The call is to be repeated, which then is told so; it holds nothing."""
+    locked = RedemptionsStore.redeem
+
+    async def rename_and_redeem(*arguments: Any) -> Any:
+        await put_group(client, shop, member("ada"), member("bob"), external_id="Renamed")
+        return await locked(*arguments)
+
+    request = order(shop, 30, customer=by(shop), user_group2=GroupRef(id="family", external_id="Fam-1"))
+    with patch.object(RedemptionsStore, "redeem", rename_and_redeem):
+        assert (await refused(redeem(client, request))).reason == "REDEMPTION_FAILED"
+    assert (await refused(redeem(client, request))).reason == "INVALID_FIELDS"
+    assert await points_of(client, shop, "ada") == (10, 10, 0)
 
 
 @pytest.mark.parametrize(("selector", "fields"), PARTIAL.values(), ids=PARTIAL)

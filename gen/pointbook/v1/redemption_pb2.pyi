@@ -64,7 +64,7 @@ class _RedemptionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Redem
     REDEMPTION_STATE_PENDING: _RedemptionState.ValueType  # 1
     """REDEMPTION_STATE_PENDING: at least one hold waits for SHOPLINE to book it."""
     REDEMPTION_STATE_SETTLED: _RedemptionState.ValueType  # 2
-    """REDEMPTION_STATE_SETTLED: SHOPLINE booked it."""
+    """REDEMPTION_STATE_SETTLED: SHOPLINE booked all of it that was not reversed."""
     REDEMPTION_STATE_REVERSED: _RedemptionState.ValueType  # 3
     """REDEMPTION_STATE_REVERSED: all of it was reversed."""
     REDEMPTION_STATE_UNSETTLED: _RedemptionState.ValueType  # 4
@@ -78,7 +78,7 @@ REDEMPTION_STATE_UNSPECIFIED: RedemptionState.ValueType  # 0
 REDEMPTION_STATE_PENDING: RedemptionState.ValueType  # 1
 """REDEMPTION_STATE_PENDING: at least one hold waits for SHOPLINE to book it."""
 REDEMPTION_STATE_SETTLED: RedemptionState.ValueType  # 2
-"""REDEMPTION_STATE_SETTLED: SHOPLINE booked it."""
+"""REDEMPTION_STATE_SETTLED: SHOPLINE booked all of it that was not reversed."""
 REDEMPTION_STATE_REVERSED: RedemptionState.ValueType  # 3
 """REDEMPTION_STATE_REVERSED: all of it was reversed."""
 REDEMPTION_STATE_UNSETTLED: RedemptionState.ValueType  # 4
@@ -290,7 +290,9 @@ class ValidateRedemptionResponse(_message.Message):
     points: _builtins.int
     """points are the points asked for, computed where currency_input was given."""
     redeem_value: _builtins.str
-    """redeem_value is their worth in the base currency, not rounded; empty where the program has no point value."""
+    """redeem_value is their worth in the base currency, not rounded; empty where the program has no point value, and
+    where they are not above 0.
+    """
     redeem_local_value: _builtins.str
     """redeem_local_value is their worth in the local currency, rounded half up to its minor unit; empty likewise."""
     points_currency_ratio: _builtins.str
@@ -665,7 +667,7 @@ class Redemption(_message.Message):
     points_currency_ratio: _builtins.str
     """points_currency_ratio is what one point was worth in the base currency."""
     active_points: _builtins.int
-    """active_points are what the customer has left."""
+    """active_points are what was left to redeem from when it was redeemed."""
     external_reference_number: _builtins.str
     """external_reference_number is the caller's."""
     transaction_number: _builtins.str
@@ -765,11 +767,11 @@ class ReverseRedemptionRequest(_message.Message):
     merchant_id: _builtins.str
     """merchant_id is required: 1 to 64 visible ASCII characters."""
     redemption_id: _builtins.str
-    """redemption_id is the redemption's own id."""
+    """redemption_id is the redemption's own id: 1 to 128 visible ASCII characters."""
     redeemed_reference_number: _builtins.str
-    """redeemed_reference_number is the external_reference_number that it was redeemed under."""
+    """redeemed_reference_number is the external_reference_number that it was redeemed under: likewise."""
     points: _builtins.int
-    """points are how many to give back; 0 for all that is left."""
+    """points are how many to give back: 0 to 10^15, 0 for all that is left and that SHOPLINE has not booked."""
     external_reference_number: _builtins.str
     """external_reference_number names this reversal, not the redemption: 1 to 128 visible ASCII characters, required."""
     notes: _builtins.str
@@ -830,7 +832,7 @@ class SettleRedemptionRequest(_message.Message):
     merchant_id: _builtins.str
     """merchant_id is required: 1 to 64 visible ASCII characters."""
     redemption_id: _builtins.str
-    """redemption_id is required."""
+    """redemption_id is required: 1 to 64 visible ASCII characters."""
     reason: _builtins.str
     """reason is kept in the audit log: 1 to 500 characters, required."""
     def __init__(
@@ -883,7 +885,7 @@ class GetRedemptionRequest(_message.Message):
     merchant_id: _builtins.str
     """merchant_id is required: 1 to 64 visible ASCII characters."""
     redemption_id: _builtins.str
-    """redemption_id is required."""
+    """redemption_id is required: 1 to 64 visible ASCII characters."""
     def __init__(
         self,
         *,
@@ -940,7 +942,9 @@ class ListRedemptionsRequest(_message.Message):
     state: Global___RedemptionState.ValueType
     """state keeps only redemptions in this state where it is set."""
     page_size: _builtins.int
-    """page_size is how many redemptions to answer at most: 1 to 1,000; 0 means 50."""
+    """page_size is how many redemptions to answer at most: 1 to 1,000; 0 means 50. A page ends earlier, with a
+    next_page_token, where its redemptions are very large.
+    """
     page_token: _builtins.str
     """page_token is the next_page_token of the previous answer, with the same filters; empty for the first page."""
     @_builtins.property

@@ -156,8 +156,10 @@ class RedemptionServiceServicer:
         """RedeemPoints redeems points once for an external reference number, and holds them until SHOPLINE books them.
 
         Scope `redeem`, and `redeem.skip` for `skip_validation` to be heard. It is safe to repeat: the same reference with
-        the same content answers the stored redemption. Errors: ALREADY_EXISTS (REFERENCE_REUSED), the status's RPC error
-        when refused, and those of ValidateRedemption.
+        the same content answers the stored redemption. The content is the customer, the program, the points,
+        `group_redemption`, the group and `transaction_number`, the customer, points and group as they are understood when
+        the call is made. Errors: ALREADY_EXISTS (REFERENCE_REUSED), the status's RPC error when refused, and those of
+        ValidateRedemption.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,17 +168,20 @@ class RedemptionServiceServicer:
     def ReverseRedemption(self, request, context):
         """ReverseRedemption gives the points of a redemption back that SHOPLINE has not booked, whole or in parts.
 
-        Scope `redeem`. It is safe to repeat under its own reference number. Errors: NOT_FOUND (REDEMPTION_NOT_FOUND),
-        ALREADY_EXISTS (REFERENCE_REUSED), FAILED_PRECONDITION (ALREADY_REVERSED, REDEMPTION_SETTLED).
+        Scope `redeem`. It is safe to repeat under its own reference number. Errors: INVALID_ARGUMENT for wrong fields,
+        NOT_FOUND (REDEMPTION_NOT_FOUND), ALREADY_EXISTS (REFERENCE_REUSED), FAILED_PRECONDITION (ALREADY_REVERSED,
+        REDEMPTION_SETTLED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SettleRedemption(self, request, context):
-        """SettleRedemption settles a redemption's open holds by hand, when SHOPLINE booked it but its webhook was lost.
+        """SettleRedemption settles a redemption's holds by hand, open and released ones, when SHOPLINE booked it but its
+        webhook was lost.
 
-        Scope `admin`. Errors: NOT_FOUND (REDEMPTION_NOT_FOUND), FAILED_PRECONDITION (ALREADY_REVERSED).
+        Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (REDEMPTION_NOT_FOUND),
+        FAILED_PRECONDITION (ALREADY_REVERSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -77,19 +77,24 @@ class RedemptionServiceStub:
     """RedeemPoints redeems points once for an external reference number, and holds them until SHOPLINE books them.
 
     Scope `redeem`, and `redeem.skip` for `skip_validation` to be heard. It is safe to repeat: the same reference with
-    the same content answers the stored redemption. Errors: ALREADY_EXISTS (REFERENCE_REUSED), the status's RPC error
-    when refused, and those of ValidateRedemption.
+    the same content answers the stored redemption. The content is the customer, the program, the points,
+    `group_redemption`, the group and `transaction_number`, the customer, points and group as they are understood when
+    the call is made. Errors: ALREADY_EXISTS (REFERENCE_REUSED), the status's RPC error when refused, and those of
+    ValidateRedemption.
     """
     ReverseRedemption: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.ReverseRedemptionRequest, _redemption_pb2.ReverseRedemptionResponse]
     """ReverseRedemption gives the points of a redemption back that SHOPLINE has not booked, whole or in parts.
 
-    Scope `redeem`. It is safe to repeat under its own reference number. Errors: NOT_FOUND (REDEMPTION_NOT_FOUND),
-    ALREADY_EXISTS (REFERENCE_REUSED), FAILED_PRECONDITION (ALREADY_REVERSED, REDEMPTION_SETTLED).
+    Scope `redeem`. It is safe to repeat under its own reference number. Errors: INVALID_ARGUMENT for wrong fields,
+    NOT_FOUND (REDEMPTION_NOT_FOUND), ALREADY_EXISTS (REFERENCE_REUSED), FAILED_PRECONDITION (ALREADY_REVERSED,
+    REDEMPTION_SETTLED).
     """
     SettleRedemption: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.SettleRedemptionRequest, _redemption_pb2.SettleRedemptionResponse]
-    """SettleRedemption settles a redemption's open holds by hand, when SHOPLINE booked it but its webhook was lost.
+    """SettleRedemption settles a redemption's holds by hand, open and released ones, when SHOPLINE booked it but its
+    webhook was lost.
 
-    Scope `admin`. Errors: NOT_FOUND (REDEMPTION_NOT_FOUND), FAILED_PRECONDITION (ALREADY_REVERSED).
+    Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (REDEMPTION_NOT_FOUND),
+    FAILED_PRECONDITION (ALREADY_REVERSED).
     """
     GetRedemption: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.GetRedemptionRequest, _redemption_pb2.GetRedemptionResponse]
     """GetRedemption answers one redemption.
@@ -157,19 +162,24 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     """RedeemPoints redeems points once for an external reference number, and holds them until SHOPLINE books them.
 
     Scope `redeem`, and `redeem.skip` for `skip_validation` to be heard. It is safe to repeat: the same reference with
-    the same content answers the stored redemption. Errors: ALREADY_EXISTS (REFERENCE_REUSED), the status's RPC error
-    when refused, and those of ValidateRedemption.
+    the same content answers the stored redemption. The content is the customer, the program, the points,
+    `group_redemption`, the group and `transaction_number`, the customer, points and group as they are understood when
+    the call is made. Errors: ALREADY_EXISTS (REFERENCE_REUSED), the status's RPC error when refused, and those of
+    ValidateRedemption.
     """
     ReverseRedemption: _aio.UnaryUnaryMultiCallable[_redemption_pb2.ReverseRedemptionRequest, _redemption_pb2.ReverseRedemptionResponse]  # type: ignore[assignment]
     """ReverseRedemption gives the points of a redemption back that SHOPLINE has not booked, whole or in parts.
 
-    Scope `redeem`. It is safe to repeat under its own reference number. Errors: NOT_FOUND (REDEMPTION_NOT_FOUND),
-    ALREADY_EXISTS (REFERENCE_REUSED), FAILED_PRECONDITION (ALREADY_REVERSED, REDEMPTION_SETTLED).
+    Scope `redeem`. It is safe to repeat under its own reference number. Errors: INVALID_ARGUMENT for wrong fields,
+    NOT_FOUND (REDEMPTION_NOT_FOUND), ALREADY_EXISTS (REFERENCE_REUSED), FAILED_PRECONDITION (ALREADY_REVERSED,
+    REDEMPTION_SETTLED).
     """
     SettleRedemption: _aio.UnaryUnaryMultiCallable[_redemption_pb2.SettleRedemptionRequest, _redemption_pb2.SettleRedemptionResponse]  # type: ignore[assignment]
-    """SettleRedemption settles a redemption's open holds by hand, when SHOPLINE booked it but its webhook was lost.
+    """SettleRedemption settles a redemption's holds by hand, open and released ones, when SHOPLINE booked it but its
+    webhook was lost.
 
-    Scope `admin`. Errors: NOT_FOUND (REDEMPTION_NOT_FOUND), FAILED_PRECONDITION (ALREADY_REVERSED).
+    Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (REDEMPTION_NOT_FOUND),
+    FAILED_PRECONDITION (ALREADY_REVERSED).
     """
     GetRedemption: _aio.UnaryUnaryMultiCallable[_redemption_pb2.GetRedemptionRequest, _redemption_pb2.GetRedemptionResponse]  # type: ignore[assignment]
     """GetRedemption answers one redemption.
@@ -259,8 +269,10 @@ class RedemptionServiceServicer:
         """RedeemPoints redeems points once for an external reference number, and holds them until SHOPLINE books them.
 
         Scope `redeem`, and `redeem.skip` for `skip_validation` to be heard. It is safe to repeat: the same reference with
-        the same content answers the stored redemption. Errors: ALREADY_EXISTS (REFERENCE_REUSED), the status's RPC error
-        when refused, and those of ValidateRedemption.
+        the same content answers the stored redemption. The content is the customer, the program, the points,
+        `group_redemption`, the group and `transaction_number`, the customer, points and group as they are understood when
+        the call is made. Errors: ALREADY_EXISTS (REFERENCE_REUSED), the status's RPC error when refused, and those of
+        ValidateRedemption.
         """
 
     def ReverseRedemption(
@@ -270,8 +282,9 @@ class RedemptionServiceServicer:
     ) -> _typing.Union[_redemption_pb2.ReverseRedemptionResponse, _abc.Awaitable[_redemption_pb2.ReverseRedemptionResponse]]:
         """ReverseRedemption gives the points of a redemption back that SHOPLINE has not booked, whole or in parts.
 
-        Scope `redeem`. It is safe to repeat under its own reference number. Errors: NOT_FOUND (REDEMPTION_NOT_FOUND),
-        ALREADY_EXISTS (REFERENCE_REUSED), FAILED_PRECONDITION (ALREADY_REVERSED, REDEMPTION_SETTLED).
+        Scope `redeem`. It is safe to repeat under its own reference number. Errors: INVALID_ARGUMENT for wrong fields,
+        NOT_FOUND (REDEMPTION_NOT_FOUND), ALREADY_EXISTS (REFERENCE_REUSED), FAILED_PRECONDITION (ALREADY_REVERSED,
+        REDEMPTION_SETTLED).
         """
 
     def SettleRedemption(
@@ -279,9 +292,11 @@ class RedemptionServiceServicer:
         request: _redemption_pb2.SettleRedemptionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_pb2.SettleRedemptionResponse, _abc.Awaitable[_redemption_pb2.SettleRedemptionResponse]]:
-        """SettleRedemption settles a redemption's open holds by hand, when SHOPLINE booked it but its webhook was lost.
+        """SettleRedemption settles a redemption's holds by hand, open and released ones, when SHOPLINE booked it but its
+        webhook was lost.
 
-        Scope `admin`. Errors: NOT_FOUND (REDEMPTION_NOT_FOUND), FAILED_PRECONDITION (ALREADY_REVERSED).
+        Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (REDEMPTION_NOT_FOUND),
+        FAILED_PRECONDITION (ALREADY_REVERSED).
         """
 
     def GetRedemption(

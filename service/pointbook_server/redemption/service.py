@@ -12,7 +12,7 @@ from pointbook_server.errors import FieldViolation, PointbookError, Reason, not_
 from pointbook_server.programs.model import Channel, Program
 from pointbook_server.redemption.asking import Ask, Assessment
 from pointbook_server.redemption.model import Finding, finding, in_order, refusal
-from pointbook_server.redemption.redeemed import Order, Redemption, Reversal, redemption_not_found
+from pointbook_server.redemption.redeemed import Order, Redemption, Reversal, new_redemption_id, redemption_not_found
 from pointbook_server.redemption.store import Filter, RedemptionsStore, Wanted
 from pointbook_server.validation_codes.model import Challenge, Issued, Purpose
 
@@ -132,7 +132,8 @@ class Redemptions:
         ask = order.ask
         self._orders.admit(1)
         before = await self.assess(ask)
-        if proof.code or before.violations:
+        found = [*before.violations, *proof.findings(before)]
+        if proof.code or found:
             # A repetition must not cost an attempt, nor be refused for what it redeemed itself. Others find what is
             # stored under their locks.
             stored = await self._store.by_reference(ask.merchant_id, order.reference)
@@ -143,7 +144,7 @@ class Redemptions:
         if proof.code:
             challenge = await self._guess(ask, before, proof)
             wrong = [] if challenge else [CODE_INVALID]
-        if violations := in_order([*before.violations, *wrong]):
+        if violations := in_order([*found, *wrong]):
             await self._give_back(challenge, proof)
             # Another call of this reference may have ended meanwhile, and have used the code.
             if wrong and (stored := await self._store.by_reference(ask.merchant_id, order.reference)):
@@ -158,7 +159,8 @@ class Redemptions:
 
         So the code's attempt is used or given back, whatever becomes of the order.
         """
-        wanted = Wanted(order, before, proof.findings, self._consumption(challenge, proof))
+        redemption_id = new_redemption_id()
+        wanted = Wanted(order, redemption_id, before, proof.findings, self._consumption(challenge, proof))
         (waiting,) = self._orders.put(order.ask.merchant_id, [wanted])
         try:
             answer = await waiting
@@ -168,6 +170,9 @@ class Redemptions:
         if isinstance(answer, PointbookError):
             await self._give_back(challenge, proof)
             raise answer
+        if answer.redemption_id != redemption_id:
+            # Another call of this reference was quicker, and did without this code.
+            await self._give_back(challenge, proof)
         return answer
 
     async def sweep(self) -> int:

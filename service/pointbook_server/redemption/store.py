@@ -30,7 +30,6 @@ from pointbook_server.redemption.redeemed import (
     RedemptionState,
     Reversal,
     already_reversed,
-    new_redemption_id,
     redemption_not_found,
     reference_reused,
 )
@@ -44,12 +43,13 @@ SWEEP_COUNT = 100
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An order with the assessment that was made of it without locks.
+    """An order with the assessment that was made of it without locks, and the id that it gets where it redeems.
 
     `prove` tells what speaks against how the customer was validated; `consume` uses the code up, or raises the refusal.
     """
 
     order: Order
+    redemption_id: str
     before: Assessment
     prove: Callable[[Assessment], Iterable[Finding]]
     consume: Callable[[Connection], Awaitable[None]] | None
@@ -301,7 +301,7 @@ class _Redeeming:
         assessment = assess(order.ask, self._as_it_stands(facts))
         if order.reference in self._stored:
             return order.checked(self._stored[order.reference], assessment)
-        if order.content(assessment) != order.content(wanted.before):
+        if order.content(assessment) != order.content(wanted.before) or not facts.one_group:
             # The locks, and the code, are for what was asked for before.
             raise refusal([CHANGED_MEANWHILE])
         if violations := in_order([*assessment.violations, *wanted.prove(assessment)]):
@@ -309,7 +309,7 @@ class _Redeeming:
         draws = await self._draws(assessment)
         if wanted.consume is not None:
             await wanted.consume(self._connection)
-        redemption = order.redemption(assessment, new_redemption_id(), draws)
+        redemption = order.redemption(assessment, wanted.redemption_id, draws)
         self._hold(redemption, assessment)
         return redemption
 

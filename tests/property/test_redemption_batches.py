@@ -1,0 +1,150 @@
+"""Orders that share a transaction are answered as if each had come alone after the one before it."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from harness import NOW_MS, Service, Shop, at, unique
+from integration.redeeming import DAY_MS, earn
+from pointbook.v1 import customers_pb2
+from pointbook_server.customers.model import GroupKey, Identifier, Key, Kind
+from pointbook_server.errors import PointbookError
+from pointbook_server.ledger.model import AccountKey
+from pointbook_server.redemption.asking import Ask, GroupRef
+from pointbook_server.redemption.redeemed import Order, Redemption, new_redemption_id
+from pointbook_server.redemption.service import Proof
+from pointbook_server.redemption.store import Wanted
+
+EXAMPLES = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+NAMES = ("ada", "bob", "cyd", "eve")
+"""All but Eve are registered; of those, every two neighbours are a group."""
+GROUPS = (("ada", "bob"), ("bob", "cyd"))
+CAP = 50
+
+
+class Wish(NamedTuple):
+    """What an order asks for, in any shop."""
+
+    who: str
+    points: int
+    program_id: int
+    lends: bool
+    group: int | None
+    reference: int
+    transaction_number: str
+
+
+WISHES = st.builds(
+    Wish,
+    who=st.sampled_from(NAMES),
+    points=st.integers(0, 40),
+    program_id=st.sampled_from([1, 1, 2, 3]),
+    lends=st.booleans(),
+    group=st.sampled_from([None, None, 0, 1, 2]),
+    reference=st.integers(0, 11),
+    transaction_number=st.sampled_from(["", "", "", "bill"]),
+)
+
+
+async def open_shop(service: Service) -> list[Shop]:
+    """Two stores of a merchant with a program each, which lend each other their points and cap them, and one of both.
+
+    Everybody has points in both stores, which expire one after the other.
+    """
+    client, first = service.client, Shop(unique("merchant"), unique("store"))
+    shops = [first, Shop(first.merchant_id, f"{first.store_id}-2")]
+    for number, shop in enumerate(shops, start=1):
+        await client.put_store(shop.merchant_id, shop.store_id)
+        await client.put_program(
+            shop.merchant_id,
+            shop.store_id,
+            program_id=number,
+            criteria={"max_points_per_day": CAP},
+            allow_group_redemption=True,
+            allow_cross_program_redemption=True,
+        )
+    stores = [shop.store_id for shop in shops]
+    await client.put_program(
+        first.merchant_id, "", program_id=3, store_ids=stores, criteria={"min_balance_required": 9}
+    )
+    for name in NAMES:
+        if name != "eve":
+            buyers = [{"store_id": store_id, "buyer_id": name} for store_id in stores]
+            await client.put_customer(first.merchant_id, name, external_id=name, buyers=buyers)
+        for day, shop in enumerate(shops, start=1):
+            await earn(client, shop, 70, name, points_expiry_time=at(NOW_MS + day * DAY_MS))
+            moment = at(NOW_MS - DAY_MS // 2)
+            await earn(client, shop, 30, name, points_balance=100, updated_at=moment)
+    for number, names in enumerate(GROUPS):
+        members = [customers_pb2.UserGroup.Member(customer_id=name, can_redeem=True) for name in names]
+        await client.put_group(first.merchant_id, f"g-{number}", primary_customer_id=names[0], members=members)
+    return shops
+
+
+def order(shops: list[Shop], wish: Wish) -> Order:
+    """Write a wish down as an order of a shop."""
+    key: Key = Identifier(Kind.EXTERNAL_ID, wish.who)
+    if wish.who == "eve":
+        key = AccountKey(shops[wish.points % 2].store_id, wish.who)
+    ask = Ask(
+        merchant_id=shops[0].merchant_id,
+        identifier="",
+        key=key,
+        program_id=wish.program_id,
+        points=wish.points,
+        currency_value=None,
+        group_redemption=wish.lends,
+        group=None if wish.group is None else GroupRef(((GroupKey.ID, f"g-{wish.group}"),)),
+        channel=None,
+    )
+    return Order(ask, f"order-{wish.reference}", wish.transaction_number, "")
+
+
+async def redeem(service: Service, orders: Sequence[Order]) -> list[Redemption | PointbookError]:
+    """Redeem orders in one transaction."""
+    store = service.server._redemptions._store
+    asks = [order.ask for order in orders]
+    wanted = [
+        Wanted(order, new_redemption_id(), before, Proof().findings, None)
+        for order, before in zip(orders, await store.assess(asks, service.clock()), strict=True)
+    ]
+    return await store.redeem(asks[0].merchant_id, wanted, service.clock)
+
+
+def told(shops: list[Shop], answers: Sequence[Redemption | PointbookError]) -> list[Any]:
+    """What answers say in any shop."""
+    stores = {shop.store_id: number for number, shop in enumerate(shops)}
+    return [
+        (answer.reason, answer.metadata.get("violations"))
+        if isinstance(answer, PointbookError)
+        else (
+            answer.content.points,
+            answer.active_points,
+            [(stores[draw.store_id], *draw[1:4]) for draw in answer.draws],
+        )
+        for answer in answers
+    ]
+
+
+async def held(service: Service, shops: list[Shop]) -> list[int]:
+    """What is held of every account."""
+    accounts = [await service.client.account(shop.merchant_id, shop.store_id, name) for shop in shops for name in NAMES]
+    return [account.held_points for account in accounts]
+
+
+@given(st.lists(WISHES, min_size=4, max_size=20))
+@EXAMPLES
+async def test_a_batch_answers_as_one_order_after_the_other(service: Service, wishes: list[Wish]) -> None:
+    """Caps, pools that overlap, references that come again and refusals: none spoils, or helps, its neighbours."""
+    together, alone = await open_shop(service), await open_shop(service)
+    answers = await redeem(service, [order(together, wish) for wish in wishes])
+    expected = [(await redeem(service, [order(alone, wish)]))[0] for wish in wishes]
+
+    assert told(together, answers) == told(alone, expected)
+    assert await held(service, together) == await held(service, alone)
