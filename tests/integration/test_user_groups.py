@@ -103,6 +103,16 @@ async def test_the_primary_member_never_changes(client: Client, people: Shop) ->
     assert set(taken.fields) == {"user_group.external_id", "user_group.primary_customer_id"}
 
 
+async def test_only_what_another_group_has_is_named(client: Client, people: Shop) -> None:
+    """Two groups without an external id do not share one."""
+    await put(client, group(people, "ada", "bob"))
+
+    taken = await refused(put(client, group(people, "ada", "cyd", group_id="h")))
+
+    assert set(taken.fields) == {"user_group.primary_customer_id"}
+    assert taken.metadata == {"identifier": "user_group.primary_customer_id"}
+
+
 async def test_stale_etags_and_unknown_groups(client: Client, people: Shop) -> None:
     """Nobody overwrites or deletes what they have not seen, and what is deleted is not found."""
     assert (await refused(put(client, group(people, "ada"), "1"))).reason == "STALE_ETAG"

@@ -230,7 +230,7 @@ class CustomersBook:
         taken = [
             f"user_group.{name}"
             for name in ("external_id", "primary_customer_id")
-            if any(rival[name] == values[name] for rival in rivals)
+            if values[name] is not None and any(rival[name] == values[name] for rival in rivals)
         ]
         if taken:
             raise identifier_taken(taken)
