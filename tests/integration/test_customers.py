@@ -791,15 +791,17 @@ async def test_a_redaction_leaves_no_personal_data(
 
 async def test_a_redaction_of_a_stranger_leaves_a_hash_alone(client: Client, service: Service, shop: Shop) -> None:
     """A buyer whom nobody owns is not remembered by name, and late updates are ignored all the same."""
-    redacted = await client.customers.ApplyCustomerUpdate(update(shop, "stranger-9", kind=REDACTED))
+    redaction = update(shop, "stranger-9", kind=REDACTED)
+    redacted = await client.customers.ApplyCustomerUpdate(redaction)
     assert (outcome(redacted), redacted.customer_id) == ("APPLIED", "")
     kept = await rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'stranger-9'")
     late = await client.customers.ApplyCustomerUpdate(
         update(shop, "stranger-9", mobile=mobile(), updated_at=at(NOW_MS - 99_000))
     )
+    again = await client.customers.ApplyCustomerUpdate(redaction)
     still = await rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'stranger-9'")
 
-    assert (outcome(late), kept, still) == ("REDACTED", [], [])
+    assert (outcome(late), outcome(again), kept, still) == ("REDACTED", "DUPLICATE", [], [])
 
 
 async def test_a_redaction_keeps_what_a_newer_update_told(client: Client, shop: Shop) -> None:
@@ -820,6 +822,19 @@ async def test_an_operators_redaction_erases_what_is_told_of_the_future(client: 
     assert await redact(client, shop, applied.customer_id) == NOW_MS + 60_000
     assert outcome(await client.customers.ApplyCustomerUpdate(ahead)) == "REDACTED"
     assert await of_buyer(client, shop) == ("", "")
+
+
+async def test_an_operators_redaction_erases_what_was_left_out_of_the_future(
+    client: Client, service: Service, shop: Shop
+) -> None:
+    """An update tells something even where all of it was left out, and its digest is personal data."""
+    theirs = (await client.put_customer(shop.merchant_id, "other", mobile=mobile())).mobile
+    ahead = update(shop, mobile=theirs, updated_at=at(NOW_MS + 60_000))
+    applied = await client.customers.ApplyCustomerUpdate(ahead)
+    assert ahead.event_id in await everything(service)
+
+    assert await redact(client, shop, applied.customer_id) == NOW_MS + 60_000
+    assert ahead.event_id not in await everything(service)
 
 
 async def test_whom_to_redact(client: Client, shop: Shop) -> None:
