@@ -452,6 +452,16 @@ async def test_an_event_id_means_one_content(client: Client, shop: Shop) -> None
     assert outcome(await client.customers.ApplyCustomerUpdate(sent)) == "DUPLICATE"
 
 
+@pytest.mark.parametrize("kind", [DELETED, REDACTED])
+async def test_what_is_ignored_is_no_content(client: Client, shop: Shop, kind: Any) -> None:
+    """A deletion or redaction is the same with and without contacts, of which it leaves no digest."""
+    sent = update(shop, kind=kind, mobile=mobile(), email=email())
+    bare = update(shop, kind=kind, event_id=sent.event_id)
+
+    assert outcome(await client.customers.ApplyCustomerUpdate(sent)) == "APPLIED"
+    assert outcome(await client.customers.ApplyCustomerUpdate(bare)) == "DUPLICATE"
+
+
 async def test_an_update_moves_nothing(client: Client, shop: Shop) -> None:
     """An identifier of another customer stays there and is reported, what is none is left out, the rest applies."""
     theirs = await client.put_customer(shop.merchant_id, "alice", mobile=mobile(), email=email())
