@@ -553,7 +553,7 @@ async def test_a_flood_of_channels_is_refused_at_once(client: Client, shop: Shop
     assert len(error.fields) <= 4
 
 
-@pytest.mark.parametrize("name", ["localtime", "Factory", "Mars/Olympus"])
+@pytest.mark.parametrize("name", ["localtime", "Factory", "Mars/Olympus", "right/UTC", "posix/UTC"])
 async def test_a_time_zone_means_the_same_everywhere(client: Client, shop: Shop, name: str) -> None:
     """A zone that each machine reads differently would cap differently."""
     program = programs_pb2.Program(

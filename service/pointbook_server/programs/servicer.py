@@ -32,6 +32,8 @@ CODE_LIFE_SECONDS = (60, 600)
 CODE_LENGTH = (6, 10)
 MACHINE_TIME_ZONES = {"localtime", "Factory", "posixrules"}
 """Files beside the time zones that mean another zone on every machine."""
+MACHINE_FOLDERS = ("posix/", "right/")
+"""Folders of them that many machines lack; some zones in there count leap seconds."""
 TEMPLATE_NAMES = {"code", "points", "program", "minutes"}
 MAXIMA = ("max_points_per_redemption", "max_points_per_day", "max_points_per_week", "max_points_per_month")
 """The criteria that must leave room for the fewest points that multiples_of and min_points_per_redemption allow."""
@@ -262,7 +264,8 @@ def _read_templates(fields: Fields, path: str, templates: dict[str, str]) -> dic
 
 def _read_time_zone(fields: Fields, name: str) -> str:
     try:
-        known = name not in MACHINE_TIME_ZONES and bool(ZoneInfo(name or DEFAULT_TIME_ZONE))
+        is_machines = name in MACHINE_TIME_ZONES or name.startswith(MACHINE_FOLDERS)
+        known = not is_machines and bool(ZoneInfo(name or DEFAULT_TIME_ZONE))
     except (ValueError, OSError, KeyError):
         known = False
     if not known:
