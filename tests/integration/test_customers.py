@@ -29,6 +29,7 @@ from pointbook_server.customers import servicer as servicer_module
 from pointbook_server.database import Connection, Statement
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from pointbook_server.webhooks.store import LOCK_ABOUT
 
 CREATED = customers_pb2.CUSTOMER_UPDATE_KIND_CREATED
 UPDATED = customers_pb2.CUSTOMER_UPDATE_KIND_UPDATED
@@ -893,6 +894,29 @@ async def test_a_redaction_among_parallel_updates(client: Client, service: Servi
         assert await of_buyer(client, shop, buyer) == ("", "")
         left = await everything(service)
         assert not any(sent.mobile in left or sent.event_id in left for sent in older)
+
+
+async def test_a_redaction_during_a_merchants_first_quarantined_webhook(
+    client: Client, service: Service, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The room that is said to be taken is what is there, wherever the webhook comes in."""
+    fetch, first = Connection.fetch, []
+
+    async def keep_in_between(self: Connection, statement: Statement, values: Any = None) -> Any:
+        answer = await fetch(self, statement, values)
+        if statement is LOCK_ABOUT:
+            first.append(asyncio.ensure_future(quarantine(client, shop, b'{"id": "buyer"}')))
+            await asyncio.wait(first, timeout=0.5)
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "fetch", keep_in_between)
+        await client.customers.ApplyCustomerUpdate(update(shop, kind=REDACTED))
+    await first[0]
+
+    query = "SELECT u.bytes, q.kept_bytes FROM quarantine_usage u NATURAL JOIN quarantined_webhooks q"
+    [room] = await rows(service, f"{query} WHERE merchant_id = $1", shop.merchant_id)
+    assert room["bytes"] == room["kept_bytes"]
 
 
 async def test_identifiers_never_reach_errors_or_logs(client: Client, shop: Shop) -> None:
