@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from google.protobuf.duration_pb2 import Duration
 from iso4217 import Currency
+from phonenumbers import SUPPORTED_REGIONS
 
 from pointbook.v1 import programs_pb2, programs_pb2_grpc, redemption_pb2
 from pointbook_server import paging
@@ -155,11 +156,11 @@ def _read_program(fields: Fields, program: programs_pb2.Program) -> Program:
         display_name=fields.text("program.display_name", program.display_name, length_max=NAME_LENGTH_MAX),
         redemption_enabled=program.redemption_enabled,
         time_zone=_read_time_zone(fields, program.time_zone),
-        default_region=_read_region(fields, "program.default_region", program.default_region, required=False),
+        default_region=_read_default_region(fields, "program.default_region", program.default_region),
         allowed_regions=fields.each(
             "program.allowed_regions",
             program.allowed_regions,
-            lambda path, region: _read_region(fields, path, region, required=True),
+            lambda path, region: _read_region(fields, path, region),
             count_max=REGIONS_MAX,
         ),
         criteria=_read_criteria(fields, program.criteria),
@@ -273,9 +274,16 @@ def _read_time_zone(fields: Fields, name: str) -> str:
     return name
 
 
-def _read_region(fields: Fields, path: str, region: str, *, required: bool) -> str:
-    if (region or required) and not _REGION.fullmatch(region):
+def _read_region(fields: Fields, path: str, region: str) -> str:
+    if not _REGION.fullmatch(region):
         fields.wrong(path, "must be a two-letter region such as CN")
+    return region
+
+
+def _read_default_region(fields: Fields, path: str, region: str) -> str:
+    """Read the region of national numbers: under any other name than its own, UK say, none could be read."""
+    if region and region not in SUPPORTED_REGIONS:
+        fields.wrong(path, "must be a two-letter region with mobile numbers, such as CN")
     return region
 
 
