@@ -155,11 +155,13 @@ async def test_every_wrong_field_is_named_at_once(client: Client, people: Shop) 
     wrong = group(people, "ada", "ada", "b b", external_id="x y", primary_customer_id="bob")
     error = await refused(put(client, wrong))
     many = await refused(put(client, group(people, *(f"c{n}" for n in range(101)))))
+    without = await refused(put(client, group(people, "ada", "bob", primary_customer_id="cyd")))
 
     names = {"user_group", "user_group.merchant_id", "user_group.group_id"}
     assert set(nothing.fields) == names | {"user_group.primary_customer_id", "user_group.members"}
     assert set(error.fields) == {"user_group.external_id", "user_group.members", "user_group.members[2].customer_id"}
-    assert set(many.fields) == {"user_group.members"}
+    assert many.fields == {"user_group.members": "must have at most 100 items"}
+    assert without.fields == {"user_group.members": "must have the primary member among them"}
     assert set((await refused(get(client, Shop("", ""), ""))).fields) == {"merchant_id", "group_id"}
     assert set((await refused(delete(client, Shop("", ""), ""))).fields) == {"merchant_id", "group_id"}
 

@@ -379,7 +379,7 @@ def _read_group(fields: Fields, group: customers_pb2.UserGroup) -> UserGroup:
     members = _bounded(fields, "user_group.members", group.members, MEMBERS_MAX)
     for path, member in members:
         fields.identifier(f"{path}.customer_id", member.customer_id)
-    customer_ids = [member.customer_id for _, member in members]
+    customer_ids = [member.customer_id for member in group.members]
     if len(set(customer_ids)) < len(customer_ids):
         fields.wrong("user_group.members", "must name each customer once")
     primary = fields.identifier("user_group.primary_customer_id", group.primary_customer_id)
