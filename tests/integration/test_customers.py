@@ -3,12 +3,14 @@
 import asyncio
 import itertools
 import random
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
 import grpc
 import pytest
 
+from embedded_database import Cluster
 from harness import (
     NOW_MS,
     Client,
@@ -18,6 +20,7 @@ from harness import (
     Shop,
     TestClock,
     at,
+    make_token,
     refused,
     server_settings,
     unique,
@@ -25,6 +28,7 @@ from harness import (
 from json_logs import json_logs
 from pointbook.v1 import customers_pb2, identity_pb2, webhooks_pb2
 from pointbook_server import status as status_module
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.customers import servicer as servicer_module
 from pointbook_server.database import Connection, Statement
 from pointbook_server.programs.model import Channel
@@ -932,6 +936,45 @@ async def test_identifiers_never_reach_errors_or_logs(client: Client, shop: Shop
 
     assert theirs.mobile[3:] not in written
     assert theirs.email not in written
+
+
+async def test_the_databases_own_log_quotes_no_identifier(
+    cluster: Cluster,
+    database_url: str,  # noqa: ARG001 - it makes the template
+) -> None:
+    """Not even where it tells of errors as it does by default, and calls compete for the same identifiers."""
+    url = await cluster.clone("pointbook_template")
+    connection = await asyncpg.connect(url)
+    database = await connection.fetchval("SELECT current_database()")
+    for setting in ("log_min_messages = warning", "log_min_error_statement = error", "log_error_verbosity = 'default'"):
+        await connection.execute(f"ALTER DATABASE {database} SET {setting}")
+    await connection.close()
+    server = Server(server_settings(), url, senders={Channel.SMS: Outbox()}, clock=TestClock())
+    await server.start()
+    client = Client(server.port, await make_token(url, [ALL_MERCHANTS], list(Scope)))
+    shop = Shop(unique("merchant"), unique("store"))
+    await client.put_store(shop.merchant_id, shop.store_id)
+    shared: dict[str, Any] = {
+        "mobile": mobile(),
+        "email": email(),
+        "external_id": unique("crm"),
+        "card_numbers": [unique("card")],
+    }
+    told = {name: shared[name] for name in ("mobile", "email")}
+    puts = [client.put_customer(shop.merchant_id, f"c-{number}", **shared) for number in range(20)]
+    updates = [client.customers.ApplyCustomerUpdate(update(shop, f"b-{number}", **told)) for number in range(20)]
+    await asyncio.gather(*puts, *updates, return_exceptions=True)
+    await client.close()
+    await server.stop()
+
+    connection = await asyncpg.connect(url)
+    for _ in range(2):
+        with suppress(asyncpg.UniqueViolationError):
+            await connection.execute("INSERT INTO quarantine_usage VALUES ('quoted', 0, 0)")
+    await connection.close()
+    assert "(merchant_id)=(quoted)" in cluster.log
+    for private in (shared["mobile"], shared["email"], shared["external_id"], *shared["card_numbers"]):
+        assert private not in cluster.log
 
 
 async def test_everything_at_once(client: Client, service: Service, shop: Shop) -> None:
