@@ -44,6 +44,11 @@ class Cluster:
         """Return the URL of a database of this server."""
         return self._postgres.url(database)
 
+    @property
+    def log(self) -> str:
+        """What the server has logged so far."""
+        return (self._folder / "postgres" / "server.log").read_text(errors="replace")
+
     async def template(self, name: str, prepare: Callable[[str], Awaitable[None]]) -> None:
         """Create the database `name` and have `prepare` fill it, given its URL; later calls wait for the first.
 

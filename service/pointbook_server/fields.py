@@ -21,7 +21,8 @@ TIME_MS_MAX = 253_402_300_799_999
 NANOS_PER_MS = 1_000_000
 NANOS_PER_SECOND = 1_000_000_000
 _VISIBLE_ASCII = re.compile(r"[!-~]*")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What no text for people has: every line break that there is, too, since a text may end up in a header."""
 _DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
 _ETAG = re.compile(r"[0-9]{1,18}")

@@ -3,12 +3,14 @@
 import asyncio
 import itertools
 import random
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
 import grpc
 import pytest
 
+from embedded_database import Cluster
 from harness import (
     NOW_MS,
     Client,
@@ -18,6 +20,7 @@ from harness import (
     Shop,
     TestClock,
     at,
+    make_token,
     refused,
     server_settings,
     unique,
@@ -25,10 +28,12 @@ from harness import (
 from json_logs import json_logs
 from pointbook.v1 import customers_pb2, identity_pb2, webhooks_pb2
 from pointbook_server import status as status_module
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.customers import servicer as servicer_module
 from pointbook_server.database import Connection, Statement
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from pointbook_server.webhooks.store import LOCK_ABOUT
 
 CREATED = customers_pb2.CUSTOMER_UPDATE_KIND_CREATED
 UPDATED = customers_pb2.CUSTOMER_UPDATE_KIND_UPDATED
@@ -452,6 +457,16 @@ async def test_an_event_id_means_one_content(client: Client, shop: Shop) -> None
     assert outcome(await client.customers.ApplyCustomerUpdate(sent)) == "DUPLICATE"
 
 
+@pytest.mark.parametrize("kind", [DELETED, REDACTED])
+async def test_what_is_ignored_is_no_content(client: Client, shop: Shop, kind: Any) -> None:
+    """A deletion or redaction is the same with and without contacts, of which it leaves no digest."""
+    sent = update(shop, kind=kind, mobile=mobile(), email=email())
+    bare = update(shop, kind=kind, event_id=sent.event_id)
+
+    assert outcome(await client.customers.ApplyCustomerUpdate(sent)) == "APPLIED"
+    assert outcome(await client.customers.ApplyCustomerUpdate(bare)) == "DUPLICATE"
+
+
 async def test_an_update_moves_nothing(client: Client, shop: Shop) -> None:
     """An identifier of another customer stays there and is reported, what is none is left out, the rest applies."""
     theirs = await client.put_customer(shop.merchant_id, "alice", mobile=mobile(), email=email())
@@ -791,15 +806,17 @@ async def test_a_redaction_leaves_no_personal_data(
 
 async def test_a_redaction_of_a_stranger_leaves_a_hash_alone(client: Client, service: Service, shop: Shop) -> None:
     """A buyer whom nobody owns is not remembered by name, and late updates are ignored all the same."""
-    redacted = await client.customers.ApplyCustomerUpdate(update(shop, "stranger-9", kind=REDACTED))
+    redaction = update(shop, "stranger-9", kind=REDACTED)
+    redacted = await client.customers.ApplyCustomerUpdate(redaction)
     assert (outcome(redacted), redacted.customer_id) == ("APPLIED", "")
     kept = await rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'stranger-9'")
     late = await client.customers.ApplyCustomerUpdate(
         update(shop, "stranger-9", mobile=mobile(), updated_at=at(NOW_MS - 99_000))
     )
+    again = await client.customers.ApplyCustomerUpdate(redaction)
     still = await rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'stranger-9'")
 
-    assert (outcome(late), kept, still) == ("REDACTED", [], [])
+    assert (outcome(late), outcome(again), kept, still) == ("REDACTED", "DUPLICATE", [], [])
 
 
 async def test_a_redaction_keeps_what_a_newer_update_told(client: Client, shop: Shop) -> None:
@@ -820,6 +837,19 @@ async def test_an_operators_redaction_erases_what_is_told_of_the_future(client: 
     assert await redact(client, shop, applied.customer_id) == NOW_MS + 60_000
     assert outcome(await client.customers.ApplyCustomerUpdate(ahead)) == "REDACTED"
     assert await of_buyer(client, shop) == ("", "")
+
+
+async def test_an_operators_redaction_erases_what_was_left_out_of_the_future(
+    client: Client, service: Service, shop: Shop
+) -> None:
+    """An update tells something even where all of it was left out, and its digest is personal data."""
+    theirs = (await client.put_customer(shop.merchant_id, "other", mobile=mobile())).mobile
+    ahead = update(shop, mobile=theirs, updated_at=at(NOW_MS + 60_000))
+    applied = await client.customers.ApplyCustomerUpdate(ahead)
+    assert ahead.event_id in await everything(service)
+
+    assert await redact(client, shop, applied.customer_id) == NOW_MS + 60_000
+    assert ahead.event_id not in await everything(service)
 
 
 async def test_whom_to_redact(client: Client, shop: Shop) -> None:
@@ -870,6 +900,29 @@ async def test_a_redaction_among_parallel_updates(client: Client, service: Servi
         assert not any(sent.mobile in left or sent.event_id in left for sent in older)
 
 
+async def test_a_redaction_during_a_merchants_first_quarantined_webhook(
+    client: Client, service: Service, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The room that is said to be taken is what is there, wherever the webhook comes in."""
+    fetch, first = Connection.fetch, []
+
+    async def keep_in_between(self: Connection, statement: Statement, values: Any = None) -> Any:
+        answer = await fetch(self, statement, values)
+        if statement is LOCK_ABOUT:
+            first.append(asyncio.ensure_future(quarantine(client, shop, b'{"id": "buyer"}')))
+            await asyncio.wait(first, timeout=0.5)
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "fetch", keep_in_between)
+        await client.customers.ApplyCustomerUpdate(update(shop, kind=REDACTED))
+    await first[0]
+
+    query = "SELECT u.bytes, q.kept_bytes FROM quarantine_usage u NATURAL JOIN quarantined_webhooks q"
+    [room] = await rows(service, f"{query} WHERE merchant_id = $1", shop.merchant_id)
+    assert room["bytes"] == room["kept_bytes"]
+
+
 async def test_identifiers_never_reach_errors_or_logs(client: Client, shop: Shop) -> None:
     """Whatever is wrong with a request."""
     theirs = await client.put_customer(shop.merchant_id, "alice", mobile=mobile(), email=email())
@@ -883,6 +936,45 @@ async def test_identifiers_never_reach_errors_or_logs(client: Client, shop: Shop
 
     assert theirs.mobile[3:] not in written
     assert theirs.email not in written
+
+
+async def test_the_databases_own_log_quotes_no_identifier(
+    cluster: Cluster,
+    database_url: str,  # noqa: ARG001 - it makes the template
+) -> None:
+    """Not even where it tells of errors as it does by default, and calls compete for the same identifiers."""
+    url = await cluster.clone("pointbook_template")
+    connection = await asyncpg.connect(url)
+    database = await connection.fetchval("SELECT current_database()")
+    for setting in ("log_min_messages = warning", "log_min_error_statement = error", "log_error_verbosity = 'default'"):
+        await connection.execute(f"ALTER DATABASE {database} SET {setting}")
+    await connection.close()
+    server = Server(server_settings(), url, senders={Channel.SMS: Outbox()}, clock=TestClock())
+    await server.start()
+    client = Client(server.port, await make_token(url, [ALL_MERCHANTS], list(Scope)))
+    shop = Shop(unique("merchant"), unique("store"))
+    await client.put_store(shop.merchant_id, shop.store_id)
+    shared: dict[str, Any] = {
+        "mobile": mobile(),
+        "email": email(),
+        "external_id": unique("crm"),
+        "card_numbers": [unique("card")],
+    }
+    told = {name: shared[name] for name in ("mobile", "email")}
+    puts = [client.put_customer(shop.merchant_id, f"c-{number}", **shared) for number in range(20)]
+    updates = [client.customers.ApplyCustomerUpdate(update(shop, f"b-{number}", **told)) for number in range(20)]
+    await asyncio.gather(*puts, *updates, return_exceptions=True)
+    await client.close()
+    await server.stop()
+
+    connection = await asyncpg.connect(url)
+    for _ in range(2):
+        with suppress(asyncpg.UniqueViolationError):
+            await connection.execute("INSERT INTO quarantine_usage VALUES ('quoted', 0, 0)")
+    await connection.close()
+    assert "(merchant_id)=(quoted)" in cluster.log
+    for private in (shared["mobile"], shared["email"], shared["external_id"], *shared["card_numbers"]):
+        assert private not in cluster.log
 
 
 async def test_everything_at_once(client: Client, service: Service, shop: Shop) -> None:

@@ -303,6 +303,9 @@ WRONG: tuple[tuple[str, Any, str], ...] = (
     ("program_id", -1, "program_id"),
     ("display_name", "n" * 201, "display_name"),
     ("display_name", "a\nb", "display_name"),
+    ("display_name", "a\x85b", "display_name"),
+    ("display_name", "a\u2028b", "display_name"),
+    ("display_name", "a\u2029b", "display_name"),
     ("store_ids", [], "store_ids"),
     ("store_ids", ["s"] * 1_001, "store_ids"),
     ("store_ids", ["s", "s"], "store_ids"),
@@ -318,6 +321,7 @@ WRONG: tuple[tuple[str, Any, str], ...] = (
     ("time_zone", "x" * 10_000, "time_zone"),
     ("default_region", "cn", "default_region"),
     ("default_region", "CHN", "default_region"),
+    ("default_region", "UK", "default_region"),
     ("allowed_regions", ["CN", "x"], "allowed_regions[1]"),
     ("allowed_regions", ["CN", ""], "allowed_regions[1]"),
     ("allowed_regions", ["CN", "CN"], "allowed_regions"),
@@ -553,7 +557,7 @@ async def test_a_flood_of_channels_is_refused_at_once(client: Client, shop: Shop
     assert len(error.fields) <= 4
 
 
-@pytest.mark.parametrize("name", ["localtime", "Factory", "Mars/Olympus"])
+@pytest.mark.parametrize("name", ["localtime", "Factory", "Mars/Olympus", "right/UTC", "posix/UTC"])
 async def test_a_time_zone_means_the_same_everywhere(client: Client, shop: Shop, name: str) -> None:
     """A zone that each machine reads differently would cap differently."""
     program = programs_pb2.Program(

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from pointbook.v1 import customers_pb2, identity_pb2
 TAKEN = "+8613800000009"
 MOBILES = [None, "", "+8613800000001", "+8613800000002", TAKEN, "13800000001"]
 EMAILS = [None, "", "one@example.com", "Two@Example.com", "no address"]
+LEFT_OUT = {TAKEN, "13800000001", "no address"}
 KINDS = [
     customers_pb2.CUSTOMER_UPDATE_KIND_CREATED,
     customers_pb2.CUSTOMER_UPDATE_KIND_UPDATED,
@@ -113,3 +115,42 @@ async def test_the_order_of_webhooks_decides_nothing(
     parallel = await final(client, again, registered=registered, at_once=True)
 
     assert one == other == parallel
+
+
+def expected(told: list[Told], *, registered: bool) -> tuple[str, str, str]:
+    """Say what a customer is in the end by all webhooks together, without looking at any order of arrival."""
+    redactions = [item.second for item in told if item.kind == customers_pb2.CUSTOMER_UPDATE_KIND_REDACTED]
+    redacted = max(redactions, default=-1)
+    newest: dict[str, tuple[tuple[int, int, str], str]] = {}
+    for number, item in enumerate(told):
+        if item.second <= redacted:
+            continue
+        says = {"mobile": item.mobile, "email": item.email}
+        if item.kind == customers_pb2.CUSTOMER_UPDATE_KIND_DELETED:
+            says = {"mobile": "", "email": ""}
+        for name, value in says.items():
+            stamp = (item.second, item.kind, f"e-{number}")
+            if value is not None and value not in LEFT_OUT and stamp > newest.get(name, ((-1, 0, ""), ""))[0]:
+                newest[name] = (stamp, value.lower())
+    mobile, email = (newest.get(name, ((), ""))[1] for name in ("mobile", "email"))
+    return mobile, email, "crm" if registered and not redactions else ""
+
+
+@settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.lists(tellings.map(lambda told: told[0]), min_size=4, max_size=4), st.booleans())
+async def test_every_order_of_four_webhooks_ends_as_they_say(
+    client: Client,
+    told: list[Told],
+    registered: bool,  # noqa: FBT001 - Hypothesis gives it
+) -> None:
+    """All twenty-four, each with a repetition of one that has come before."""
+    orders = [(*order, order[number % 4]) for number, order in enumerate(permutations(enumerate(told)))]
+    found = await asyncio.gather(
+        *(final(client, list(order), registered=registered, at_once=False) for order in orders)
+    )
+
+    assert set(found) == {expected(told, registered=registered)}

@@ -186,6 +186,11 @@ class CustomersBook:
         if not await self._execute(sql.INSERT_UPDATE, values):
             raise RetryTransactionError
 
+    async def newest_update_ms(self, buyers: Iterable[AccountKey]) -> int:
+        """Tell as of when the newest update of buyers is, whatever it told; 0 for none."""
+        row = await self._fetch_one(sql.READ_NEWEST_UPDATE, _buyer_columns(buyers))
+        return 0 if row is None else row.updated_at_ms or 0
+
     async def forget_updates(self, buyers: Iterable[AccountKey], redacted_at_ms: int) -> None:
         """Forget the updates of buyers from before a moment."""
         await self._execute(sql.DELETE_UPDATES, {"redacted_at_ms": redacted_at_ms, **_buyer_columns(buyers)})
@@ -230,7 +235,7 @@ class CustomersBook:
         taken = [
             f"user_group.{name}"
             for name in ("external_id", "primary_customer_id")
-            if any(rival[name] == values[name] for rival in rivals)
+            if values[name] is not None and any(rival[name] == values[name] for rival in rivals)
         ]
         if taken:
             raise identifier_taken(taken)

@@ -1,5 +1,6 @@
 """The transactions of user groups. All members are locked, so that nobody redeems from a group while it changes."""
 
+import secrets
 from dataclasses import replace
 
 from pointbook_server.customers.book import CustomersBook
@@ -7,9 +8,15 @@ from pointbook_server.customers.model import GroupKey, UserGroup, customer_not_f
 from pointbook_server.database import Connection, Database, RetryTransactionError
 from pointbook_server.errors import FieldViolation, PointbookError, Reason, next_revision
 
+FIRST_REVISIONS = 10**15
+"""Among how many revisions a new group's first one is chosen."""
+
 
 class UserGroupsStore:
-    """Writes user groups. A revision counts up with every change of a group, and is the etag."""
+    """Writes user groups. A revision counts up with every change of a group, and is the etag.
+
+    A new group begins anywhere, so that an etag of a deleted group is none of the one that takes its id.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -27,6 +34,8 @@ class UserGroupsStore:
             revision = next_revision(0 if kept is None else kept.revision, expected_revision)
             if kept is not None and kept.primary_customer_id != group.primary_customer_id:
                 raise _primary_changed()
+            if kept is None:
+                revision = 1 + secrets.randbelow(FIRST_REVISIONS)
             await book.check_rival_groups(group)
             if kept is not None:
                 await book.delete_group(group.group_id)

@@ -354,6 +354,8 @@ def _read_update(request: customers_pb2.ApplyCustomerUpdateRequest, now_ms: int)
     kind = KINDS.get(request.kind)
     if kind is None:
         fields.wrong("kind", "must be a kind of CustomerUpdateKind")
+    # What is ignored is no content: not even its digest shall outlive a redaction.
+    tells = kind not in {UpdateKind.DELETED, UpdateKind.REDACTED}
     fields.present("updated_at", is_present=request.HasField("updated_at"))
     for name, length_max in (("mobile", TOLD_MOBILE_LENGTH_MAX), ("email", TOLD_EMAIL_LENGTH_MAX)):
         if len(getattr(request, name)) > length_max:
@@ -365,8 +367,8 @@ def _read_update(request: customers_pb2.ApplyCustomerUpdateRequest, now_ms: int)
             fields.identifier("store_id", request.store_id), fields.identifier("buyer_id", request.buyer_id)
         ),
         kind=kind or UpdateKind.UPDATED,
-        mobile=request.mobile if request.HasField("mobile") else None,
-        email=request.email if request.HasField("email") else None,
+        mobile=request.mobile if tells and request.HasField("mobile") else None,
+        email=request.email if tells and request.HasField("email") else None,
         updated_at_ms=fields.time_ms("updated_at", request.updated_at, low=YEAR_2000_MS, high=now_ms + DAY_MS),
     )
     fields.check()
@@ -377,7 +379,7 @@ def _read_group(fields: Fields, group: customers_pb2.UserGroup) -> UserGroup:
     members = _bounded(fields, "user_group.members", group.members, MEMBERS_MAX)
     for path, member in members:
         fields.identifier(f"{path}.customer_id", member.customer_id)
-    customer_ids = [member.customer_id for _, member in members]
+    customer_ids = [member.customer_id for member in group.members]
     if len(set(customer_ids)) < len(customer_ids):
         fields.wrong("user_group.members", "must name each customer once")
     primary = fields.identifier("user_group.primary_customer_id", group.primary_customer_id)

@@ -211,6 +211,10 @@ INSERT_UPDATE = _statement("""
     VALUES (:event_id, :merchant_id, :store_id, :buyer_id, :content_digest, :updated_at_ms)
     ON CONFLICT DO NOTHING
 """)
+READ_NEWEST_UPDATE = _statement(f"""
+    SELECT max(u.updated_at_ms) AS updated_at_ms FROM customer_updates AS u JOIN {BUYERS}
+    ON u.buyer_id = v.buyer_id AND u.store_id = v.store_id WHERE u.merchant_id = :merchant_id
+""")
 DELETE_UPDATES = _statement(f"""
     DELETE FROM customer_updates AS u USING {BUYERS}
     WHERE u.buyer_id = v.buyer_id AND u.store_id = v.store_id AND u.merchant_id = :merchant_id

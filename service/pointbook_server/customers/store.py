@@ -124,7 +124,7 @@ class CustomersStore:
             await book.lock([customer_id])
             customer = await book.named("customer_id", customer_id)
             buyers = await book.lock_buyers(customer.buyers)
-            redacted_at_ms = max(now_ms, *(stamp.at_ms for stamp in newest(buyers.values()).values()))
+            redacted_at_ms = max(now_ms, await book.newest_update_ms(buyers))
             await self._erase(connection, merchant_id, buyers, redacted_at_ms)
             await _redact(book, customer, buyers, redacted_at_ms, reason=reason, now_ms=now_ms)
             return redacted_at_ms
@@ -144,6 +144,7 @@ class CustomersStore:
             await book.check_stores([update.buyer.store_id], is_update=True)
             updating = await Updating.begin(book, update, now_ms)
             if await updating.was_seen():
+                await book.close_buyer(update.buyer)
                 return Applied(UpdateOutcome.DUPLICATE, updating.customer_id)
             if update.updated_at_ms <= await self._redacted_at_ms(book, update):
                 await book.close_buyer(update.buyer)

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from google.protobuf.duration_pb2 import Duration
 from iso4217 import Currency
+from phonenumbers import SUPPORTED_REGIONS
 
 from pointbook.v1 import programs_pb2, programs_pb2_grpc, redemption_pb2
 from pointbook_server import paging
@@ -32,6 +33,8 @@ CODE_LIFE_SECONDS = (60, 600)
 CODE_LENGTH = (6, 10)
 MACHINE_TIME_ZONES = {"localtime", "Factory", "posixrules"}
 """Files beside the time zones that mean another zone on every machine."""
+MACHINE_FOLDERS = ("posix/", "right/")
+"""Folders of them that many machines lack; some zones in there count leap seconds."""
 TEMPLATE_NAMES = {"code", "points", "program", "minutes"}
 MAXIMA = ("max_points_per_redemption", "max_points_per_day", "max_points_per_week", "max_points_per_month")
 """The criteria that must leave room for the fewest points that multiples_of and min_points_per_redemption allow."""
@@ -153,11 +156,11 @@ def _read_program(fields: Fields, program: programs_pb2.Program) -> Program:
         display_name=fields.text("program.display_name", program.display_name, length_max=NAME_LENGTH_MAX),
         redemption_enabled=program.redemption_enabled,
         time_zone=_read_time_zone(fields, program.time_zone),
-        default_region=_read_region(fields, "program.default_region", program.default_region, required=False),
+        default_region=_read_default_region(fields, "program.default_region", program.default_region),
         allowed_regions=fields.each(
             "program.allowed_regions",
             program.allowed_regions,
-            lambda path, region: _read_region(fields, path, region, required=True),
+            lambda path, region: _read_region(fields, path, region),
             count_max=REGIONS_MAX,
         ),
         criteria=_read_criteria(fields, program.criteria),
@@ -262,7 +265,8 @@ def _read_templates(fields: Fields, path: str, templates: dict[str, str]) -> dic
 
 def _read_time_zone(fields: Fields, name: str) -> str:
     try:
-        known = name not in MACHINE_TIME_ZONES and bool(ZoneInfo(name or DEFAULT_TIME_ZONE))
+        is_machines = name in MACHINE_TIME_ZONES or name.startswith(MACHINE_FOLDERS)
+        known = not is_machines and bool(ZoneInfo(name or DEFAULT_TIME_ZONE))
     except (ValueError, OSError, KeyError):
         known = False
     if not known:
@@ -270,9 +274,16 @@ def _read_time_zone(fields: Fields, name: str) -> str:
     return name
 
 
-def _read_region(fields: Fields, path: str, region: str, *, required: bool) -> str:
-    if (region or required) and not _REGION.fullmatch(region):
+def _read_region(fields: Fields, path: str, region: str) -> str:
+    if not _REGION.fullmatch(region):
         fields.wrong(path, "must be a two-letter region such as CN")
+    return region
+
+
+def _read_default_region(fields: Fields, path: str, region: str) -> str:
+    """Read the region of national numbers: under any other name than its own, UK say, none could be read."""
+    if region and region not in SUPPORTED_REGIONS:
+        fields.wrong(path, "must be a two-letter region with mobile numbers, such as CN")
     return region
 
 

@@ -5,6 +5,7 @@ import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 
 CREDENTIALS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
@@ -13,7 +14,9 @@ POINTS_TOPIC = "app_memberSystem_points/challenged"
 CUSTOMER_TOPICS = "customers/"
 """How the topics begin whose webhooks are personal data."""
 
-_BUYER_ID = re.compile(r"[!-~]{1,64}")
+ID_LENGTH_MAX = 64
+
+_BUYER_ID = re.compile(rf"[!-~]{{1,{ID_LENGTH_MAX}}}")
 
 Header = tuple[str, str]
 """A header's name, and its value with its bytes read as ISO 8859-1."""
@@ -108,14 +111,19 @@ def new_quarantine_id() -> str:
 def subject_of(body: bytes) -> str:
     """Tell which buyer the body of a customer webhook tells of, whatever its topic says; empty where it cannot be told.
 
-    A redaction names its customer in an object of that name, the other topics are the customer's own fields.
+    A redaction names its customer in an object of that name, the other topics are the customer's own fields. An id may
+    be any number that is whole, as the shim reads it.
     """
     try:
-        told = json.loads(body)
-    except (ValueError, RecursionError):
+        told = json.loads(body, parse_float=Decimal)
+    except (ValueError, RecursionError, InvalidOperation):
         return ""
-    customer = told.get("customer", told) if isinstance(told, dict) else None
-    subject = customer.get("id") if isinstance(customer, dict) else None
+    own = told if isinstance(told, dict) else {}
+    customer = own.get("customer")
+    subject = customer["id"] if isinstance(customer, dict) and "id" in customer else own.get("id")
+    # 1e999999999 is short here and very long as digits.
+    if isinstance(subject, Decimal) and subject.adjusted() < ID_LENGTH_MAX and subject == subject.to_integral_value():
+        subject = int(subject)
     buyer_id = str(subject) if isinstance(subject, (str, int)) else ""
     return buyer_id if _BUYER_ID.fullmatch(buyer_id) else ""
 

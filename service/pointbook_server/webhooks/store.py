@@ -301,6 +301,8 @@ class WebhooksStore:
         """Erase the bodies that tell of some buyers, inside the transaction that redacts them."""
         digests = [digest for buyer_id in buyer_ids for digest in self._sealer.subject_digests(buyer_id)]
         about = {"merchant": merchant_id, "digests": digests}
+        # Without a row to lock, the merchant's first webhook could come between the statements, or be missed.
+        await connection.execute(OPEN_USAGE, {"merchant_id": merchant_id})
         await connection.fetch_one(LOCK_USAGE, {"merchant": merchant_id})
         size = sum(row.size for row in await connection.fetch(LOCK_ABOUT, about))
         await connection.execute(ERASE_BODIES, about)
