@@ -67,12 +67,16 @@ async def run_workers(settings: ServerSettings, database_url: str, stop: asyncio
     check_unused("POINTBOOK_GRPC_ADDRESS", settings.grpc_address)
     with contextlib.suppress(PointbookError):  # Each worker waits for a database that is away.
         await check_migrated(database_url)
-    environment = {**os.environ, "POINTBOOK_WORKERS": str(settings.workers)}
     workers = [
         await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "pointbook_cli.main", "worker", stdin=asyncio.subprocess.PIPE, env=environment
+            sys.executable,
+            "-m",
+            "pointbook_cli.main",
+            "worker",
+            stdin=asyncio.subprocess.PIPE,
+            env={**os.environ, **_environment_of(settings, number)},
         )
-        for _ in range(settings.workers)
+        for number in range(settings.workers)
     ]
     exits = [asyncio.create_task(worker.wait()) for worker in workers]
     stopped = asyncio.create_task(stop.wait())
@@ -88,6 +92,15 @@ async def run_workers(settings: ServerSettings, database_url: str, stop: asyncio
     stopped.cancel()
     if not stop.is_set():
         raise OSError("a worker ended by itself; its log says why")
+
+
+def _environment_of(settings: ServerSettings, number: int) -> dict[str, str]:
+    """Tell what a worker's settings differ in from its siblings'."""
+    environment = {"POINTBOOK_WORKERS": str(settings.workers)}
+    if settings.metrics_address:
+        host, _, port = settings.metrics_address.rpartition(":")
+        environment["POINTBOOK_METRICS_ADDRESS"] = f"{host}:{int(port) + number}"
+    return environment
 
 
 async def check_migrated(database_url: str) -> None:

@@ -49,11 +49,13 @@ index for every table, and in one order: what joins others is written so that th
 PLANNED_EACH_TIME = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = on"
 BEGIN = f"BEGIN; {PLANNED_EACH_TIME}"
 BEGIN_SNAPSHOT = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {PLANNED_EACH_TIME}"
-CONFLICT_SQLSTATES = frozenset({"40001", "40P01", "55P03", "22012"})
-"""Serialization failure, deadlock, lock timeout: the transaction had no effect, and may well succeed again.
+CONFLICT_SQLSTATES = frozenset({"40001", "40P01", "22012"})
+"""Serialization failure and deadlock: the transaction had no effect, and may well succeed again.
 
 Division by zero is how a statement of ours breaks itself off, because others have changed what it relies on.
 """
+LOCK_TIMEOUT_SQLSTATE = "55P03"
+"""The database is too busy: whoever waited so long does not wait again, since others in line have waited as well."""
 UNAVAILABLE_SQLSTATES = ("08", "25006", "28", "3D", "53", "57")
 """Connection errors, a standby that only reads, refused logins, no such database, lack of resources, operator
 intervention, by how their codes begin: it is away for us."""
@@ -367,7 +369,7 @@ def _told(cause: Any) -> Exception:
         return DatabaseDefectError("a statement was given a parameter of another type")
     # The driver loses its thread when the database ends a connection just as a statement begins on it.
     is_driver = isinstance(cause, (asyncpg.InterfaceError, asyncpg.InternalClientError))
-    if is_driver or sqlstate.startswith(UNAVAILABLE_SQLSTATES):
+    if is_driver or sqlstate == LOCK_TIMEOUT_SQLSTATE or sqlstate.startswith(UNAVAILABLE_SQLSTATES):
         return database_unavailable()
     return DatabaseDefectError(f"{sqlstate}: {cause.args[0]}", getattr(cause, "constraint_name", None) or "")
 

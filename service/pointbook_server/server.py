@@ -39,6 +39,7 @@ from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.book import LedgerBook
 from pointbook_server.ledger.servicer import PointsServicer
 from pointbook_server.ledger.store import LedgerStore
+from pointbook_server.metrics import Metrics, MetricsEndpoint
 from pointbook_server.programs.model import Channel
 from pointbook_server.programs.servicer import ProgramsServicer
 from pointbook_server.programs.store import ProgramsStore
@@ -47,6 +48,7 @@ from pointbook_server.redemption.servicer import RedemptionServicer
 from pointbook_server.redemption.store import RedemptionsStore
 from pointbook_server.settings import ServerSettings
 from pointbook_server.status import StatusInterceptor, code_of
+from pointbook_server.validation_codes.model import Keys
 from pointbook_server.validation_codes.service import ValidationCodes
 from pointbook_server.validation_codes.store import ValidationCodesStore
 from pointbook_server.webhooks.model import Bounds
@@ -66,7 +68,7 @@ SERVICES = tuple(
     )
 )
 HEALTH_INTERVAL_SECONDS = 0.5
-SWEEP_INTERVAL_SECONDS = 60.0
+HOUSEKEEPING_INTERVAL_SECONDS = 60.0
 HEALTH_TIMEOUT_SECONDS = 2.0
 GOODBYE_SECONDS = 0.05
 """How long gRPC takes to tell all its clients that they should connect to another server."""
@@ -106,7 +108,9 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._database_answers: bool | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._sweep: asyncio.Task[None] | None = None
+        self._housekeeping: asyncio.Task[None] | None = None
+        self.metrics = Metrics()
+        self._metrics_endpoint: MetricsEndpoint | None = None
         self._server = grpc.aio.server(
             interceptors=(self._status, AuthInterceptor(tokens)),
             options=grpc_options(reuse_port=settings.workers > 1),
@@ -119,15 +123,17 @@ class Server:
 
     async def start(self) -> None:
         """Serve. Health tells NOT_SERVING until the database answers."""
+        if self._settings.metrics_address:
+            self._metrics_endpoint = MetricsEndpoint(self.metrics, self._settings.metrics_address)
         await self._set_health(serving=False)
         await self._server.start()
         await self._check_health()
         self._watch = asyncio.create_task(self._watch_database())
-        self._sweep = asyncio.create_task(self._sweep_redemptions())
+        self._housekeeping = asyncio.create_task(self._keep_house())
 
     async def stop(self) -> None:
         """Stop: health turns NOT_SERVING, running calls finish within the drain time, then everything closes."""
-        for task in (self._watch, self._sweep):
+        for task in (self._watch, self._housekeeping):
             if task is not None:
                 task.cancel()
         await self._health.enter_graceful_shutdown()
@@ -143,9 +149,12 @@ class Server:
                 await self._status.drain()
                 await self._points_line.drain()
                 await self._redemptions.drain()
+                await self._codes.drain()
         except TimeoutError:
             log.warning("some calls did not end in time")
         await self._database.dispose()
+        if self._metrics_endpoint is not None:
+            self._metrics_endpoint.close()
 
     def _add_services(self, senders: Mapping[Channel, Sender], clock: Clock, *, development: bool) -> None:
         programs = ProgramsStore(self._database)
@@ -154,22 +163,25 @@ class Server:
         self._points_line = Line(
             ledger.apply, batch_max=UPDATES_IN_BATCH_MAX, waiting_max=UPDATES_WAITING_MAX, lanes=LANES
         )
-        codes = ValidationCodes(
-            ValidationCodesStore(self._database),
-            keys=self._settings.code_key_bytes(),
-            senders=senders,
-            clock=clock,
+        challenges = ValidationCodesStore(self._database)
+        self._codes = ValidationCodes(
+            challenges,
+            Keys(self._settings.code_key_bytes()),
+            senders,
+            clock,
+            self.metrics,
+            pause_ms=0 if development else int(self._settings.contact_pause_seconds * 1_000),
         )
-        self._redemptions = Redemptions(kept, codes, clock)
+        self._redemptions = Redemptions(kept, self._codes, clock)
         server = self._server
         points = PointsServicer(ledger, self._points_line, clock, code_of)
         points_pb2_grpc.add_PointsServiceServicer_to_server(points, server)
         redemption_pb2_grpc.add_RedemptionServiceServicer_to_server(
-            RedemptionServicer(self._redemptions, clock), server
+            RedemptionServicer(self._redemptions, self._codes, clock), server
         )
         programs_pb2_grpc.add_ProgramsServiceServicer_to_server(ProgramsServicer(programs, clock), server)
         quarantine = self._quarantine()
-        customers = self._customers_servicer(quarantine, clock, development=development)
+        customers = self._customers_servicer(quarantine, challenges, clock, development=development)
         customers_pb2_grpc.add_CustomersServiceServicer_to_server(customers, server)
         # These are in the contract and answer UNIMPLEMENTED, as the README says.
         benefits_pb2_grpc.add_BenefitsServiceServicer_to_server(benefits_pb2_grpc.BenefitsServiceServicer(), server)
@@ -188,9 +200,11 @@ class Server:
             Bounds(settings.quarantine_webhooks_max, settings.quarantine_bytes_max),
         )
 
-    def _customers_servicer(self, quarantine: WebhooksStore, clock: Clock, *, development: bool) -> CustomersServicer:
+    def _customers_servicer(
+        self, quarantine: WebhooksStore, challenges: ValidationCodesStore, clock: Clock, *, development: bool
+    ) -> CustomersServicer:
         tombstones = Tombstones(list(self._settings.code_key_bytes().values()))
-        store = CustomersStore(self._database, quarantine, tombstones, register_stores=development)
+        store = CustomersStore(self._database, quarantine, challenges, tombstones, register_stores=development)
         return CustomersServicer(store, UserGroupsStore(self._database), clock)
 
     async def _watch_database(self) -> None:
@@ -198,19 +212,25 @@ class Server:
             await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
             await self._check_health()
 
-    async def _sweep_redemptions(self) -> None:
-        """Release, every now and then, what SHOPLINE has not booked in time. It holds nothing by then anyway."""
+    async def _keep_house(self) -> None:
+        """Release, every now and then, what SHOPLINE has not booked in time, and delete what codes left behind.
+
+        The one holds nothing by then anyway, and the other counts for nothing.
+        """
         while True:
-            await asyncio.sleep(random.uniform(0, 2 * SWEEP_INTERVAL_SECONDS))  # noqa: S311 - servers take turns
+            await asyncio.sleep(random.uniform(0, 2 * HOUSEKEEPING_INTERVAL_SECONDS))  # noqa: S311 - servers take turns
             try:
-                count = await self._redemptions.sweep()
+                released = await self._redemptions.sweep()
+                deleted = await self._codes.clean_up()
             except PointbookError as error:
-                log.warning("redemptions were not swept", reason=error.reason.value)
+                log.warning("housekeeping was broken off", reason=error.reason.value)
             except Exception:
-                log.exception("redemptions were not swept")
+                log.exception("housekeeping was broken off")
             else:
-                if count:
-                    log.warning("redemptions were not booked in time", count=count)
+                if released:
+                    log.warning("redemptions were not booked in time", count=released)
+                if deleted:
+                    log.info("old codes were deleted", count=deleted)
 
     async def _check_health(self) -> None:
         """Tell health whether the database answers, and the log when that changes."""

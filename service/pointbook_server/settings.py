@@ -61,6 +61,13 @@ class ServerSettings(BaseSettings):
         description="The keys of one-time codes as ID:BASE64,... with at least 32 bytes each: the first signs, all "
         "verify. Needed to issue codes and to redact customers; `dev` makes its own.",
     )
+    contact_pause_seconds: float = Field(
+        default=86_400.0,
+        ge=0,
+        le=31 * 86_400,
+        description="How long a mobile number or e-mail address that has changed gets no one-time codes, in seconds; "
+        "0 in `dev`.",
+    )
     quarantine_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
         default_factory=dict,
         description="The keys that encrypt what is in quarantine as ID:BASE64,... with exactly 32 bytes each: the "
@@ -75,6 +82,11 @@ class ServerSettings(BaseSettings):
         ge=1,
         le=10**15,
         description="How many bytes of headers and bodies the quarantine of one merchant may hold.",
+    )
+    metrics_address: str = Field(
+        default="",
+        description="HOST:PORT on which the server answers GET /metrics for Prometheus, over plain HTTP; empty: "
+        "nowhere. Each of several workers takes the next port.",
     )
     log_level: str = Field(
         default="INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR."
@@ -97,9 +109,11 @@ class ServerSettings(BaseSettings):
             raise ValueError("must be postgresql://USER:PASSWORD@HOST:PORT/NAME")
         return SecretStr(f"postgresql://{rest}")
 
-    @field_validator("grpc_address")
+    @field_validator("grpc_address", "metrics_address")
     @classmethod
-    def _check_grpc_address(cls, value: str) -> str:
+    def _check_address(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.field_name == "metrics_address":
+            return value
         # gRPC itself takes a port that is too large for a smaller one.
         host, _, port = value.rpartition(":")
         if not host or " " in host or not (port.isascii() and port.isdigit() and int(port) <= PORT_MAX):
@@ -133,11 +147,13 @@ class ServerSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_plaintext(self) -> Self:
-        if not self.allow_plaintext and not is_loopback(self.grpc_address):
-            raise ValueError(
-                f"POINTBOOK_GRPC_ADDRESS {self.grpc_address} is beyond loopback and the server speaks plaintext: "
-                "set POINTBOOK_ALLOW_PLAINTEXT=true if the network encrypts by itself"
-            )
+        addresses = {"GRPC": self.grpc_address, "METRICS": self.metrics_address}
+        for name, address in addresses.items():
+            if address and not self.allow_plaintext and not is_loopback(address):
+                raise ValueError(
+                    f"POINTBOOK_{name}_ADDRESS {address} is beyond loopback and the server speaks plaintext: "
+                    "set POINTBOOK_ALLOW_PLAINTEXT=true if the network encrypts by itself"
+                )
         return self
 
     def code_key_bytes(self) -> dict[str, bytes]:

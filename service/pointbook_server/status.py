@@ -66,6 +66,8 @@ CODES = {
     Reason.NO_DESTINATION: grpc.StatusCode.UNAVAILABLE,
     Reason.CHANNEL_NOT_ENABLED: grpc.StatusCode.UNAVAILABLE,
     Reason.DELIVERY_FAILED: grpc.StatusCode.UNAVAILABLE,
+    Reason.CONTACT_CHANGED: grpc.StatusCode.UNAVAILABLE,
+    Reason.SEND_LIMIT_REACHED: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 """The gRPC code of every reason; the refusals of a redemption that are not named here are FAILED_PRECONDITION."""
 RESOURCES = {

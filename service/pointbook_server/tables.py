@@ -244,6 +244,7 @@ customer_identifiers = Table(
     Column("account_id", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
     Column("customer_id", Text, nullable=False),
+    Column("since_ms", BigInteger, comment="Since when it is this customer's; NULL where they came with it."),
     PrimaryKeyConstraint("value", "kind", "source", "account_id", "merchant_id", name="pk_customer_identifiers"),
     ForeignKeyConstraint(
         ["customer_id", "merchant_id"],
@@ -375,27 +376,29 @@ validation_challenges = Table(
     Column("group_redemption", Boolean, nullable=False),
     Column("group_id", Text, nullable=False),
     Column("channel", Text, nullable=False),
-    Column("destination", Text, nullable=False),
+    Column("destination_digest", LargeBinary, nullable=False, comment="Keyed: where codes go is kept nowhere else."),
+    Column("called_number", Text, nullable=False, comment="The number to call, for a missed call."),
     Column("key_id", Text, nullable=False),
     Column("code_digest", LargeBinary, nullable=False),
-    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("attempts", Integer, nullable=False, comment="Wrong guesses that named the challenge."),
     Column(
         "unnamed_attempts",
         Integer,
         nullable=False,
-        server_default=text("0"),
-        comment="Those of guesses that name no challenge_id, which must not lock out the ones that do.",
+        comment="Those that did not, which must not lock out the ones that do.",
     ),
     Column("state", Text, nullable=False),
     Column("delivery", Text, nullable=False),
     Column("sent_at_ms", BigInteger, nullable=False),
     Column("resend_at_ms", BigInteger, nullable=False),
     Column("expires_at_ms", BigInteger, nullable=False),
+    Column("confirmed_at_ms", BigInteger, comment="When the missed call was seen."),
     PrimaryKeyConstraint("challenge_id", "merchant_id", name="pk_validation_challenges"),
     CheckConstraint("octet_length(code_digest) = 32", name="ck_validation_challenges_code_digest"),
+    CheckConstraint("octet_length(destination_digest) = 32", name="ck_validation_challenges_destination_digest"),
     CheckConstraint("attempts BETWEEN 0 AND 5", name="ck_validation_challenges_attempts"),
     CheckConstraint("unnamed_attempts BETWEEN 0 AND 5", name="ck_validation_challenges_unnamed_attempts"),
-    CheckConstraint("state IN ('LIVE', 'REPLACED', 'USED')", name="ck_validation_challenges_state"),
+    CheckConstraint("state IN ('LIVE', 'REPLACED', 'USED', 'ENDED')", name="ck_validation_challenges_state"),
     CheckConstraint("delivery IN ('PENDING', 'SENT', 'FAILED', 'UNCERTAIN')", name="ck_validation_challenges_delivery"),
     # A customer has one live challenge: this is what makes a hundred parallel requests send one message.
     Index(
@@ -404,6 +407,61 @@ validation_challenges = Table(
         "merchant_id",
         unique=True,
         postgresql_where=text("state = 'LIVE'"),
+    ),
+    Index(
+        "ix_validation_challenges_called",
+        "destination_digest",
+        "merchant_id",
+        postgresql_where=text("state = 'LIVE' AND channel = 'MISSED_CALL'"),
+    ),
+    Index("ix_validation_challenges_expires", "expires_at_ms", "merchant_id"),
+)
+
+validation_tallies = Table(
+    "validation_tallies",
+    metadata,
+    # How often something happened: wrong guesses of a customer, messages to a destination (a keyed digest) and of a
+    # merchant.
+    Column("subject", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("counts", JSONB, nullable=False, comment="[at_ms, count], the oldest first."),
+    Column("revision", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("subject", "merchant_id", name="pk_validation_tallies"),
+    Index("ix_validation_tallies_updated", "updated_at_ms", "merchant_id"),
+)
+
+missed_calls = Table(
+    "missed_calls",
+    metadata,
+    # The calls that a telephony provider told of, each of which meets one challenge at most.
+    Column("provider_call_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("challenge_id", Text, nullable=False, comment="Empty where it met none."),
+    Column("at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("provider_call_id", "merchant_id", name="pk_missed_calls"),
+    Index("ix_missed_calls_at", "at_ms", "merchant_id"),
+)
+
+validation_audit = Table(
+    "validation_audit",
+    metadata,
+    # Who asked for codes or guessed, for whom and what for, and how it ended: never a code or a contact.
+    Column("audit_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("customer", Text, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("challenge_id", Text, nullable=False),
+    Column("program_id", BigInteger, nullable=False),
+    Column("points", BigInteger, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("actor", Text, nullable=False, comment="The id of the caller's token; empty where there are no tokens."),
+    Column("reason", Text, nullable=False),
+    PrimaryKeyConstraint("customer", "merchant_id", "audit_id", name="pk_validation_audit"),
+    CheckConstraint(
+        "action IN ('ISSUE', 'DELIVER', 'GUESS', 'USE', 'CONFIRM', 'RESET', 'END')", name="ck_validation_audit_action"
     ),
 )
 

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import fields
 from types import ModuleType
 from typing import Any
 
@@ -15,11 +14,10 @@ import pointbook_server.customers.statements
 import pointbook_server.ledger.statements
 import pointbook_server.programs.store
 import pointbook_server.redemption.statements
-import pointbook_server.validation_codes.store
+import pointbook_server.validation_codes.statements
 import pointbook_server.webhooks.store
 from pointbook_server.database import PLANNED_ONCE, SESSION_SETTINGS, Statement
 from pointbook_server.redemption import statements as redemptions
-from pointbook_server.validation_codes.store import Guesses
 
 MODULES = (
     pointbook_server.access.store,
@@ -27,7 +25,7 @@ MODULES = (
     pointbook_server.ledger.statements,
     pointbook_server.programs.store,
     pointbook_server.redemption.statements,
-    pointbook_server.validation_codes.store,
+    pointbook_server.validation_codes.statements,
     pointbook_server.webhooks.store,
 )
 READS_ALL = {"READ_TOKENS"}
@@ -39,8 +37,9 @@ IN_TRANSACTIONS = {
     "DELETE_UPDATES",
     "READ_NEWEST_UPDATE",
     "LOCK_BUYERS",
-    "NAMED_GUESSES.consume",
-    "UNNAMED_GUESSES.consume",
+    "DELETE_OLD.challenges",
+    "DELETE_OLD.tallies",
+    "DELETE_OLD.missed_calls",
 }
 """Transactions plan each time, by what the tables hold by then."""
 AUDIT = re.compile("COUNT_BOOK|STREAM_.*|LIFT_TIME_LIMIT")
@@ -68,8 +67,6 @@ def _statements_of(module: ModuleType) -> Iterator[tuple[str, Statement]]:
             yield name, value
         elif isinstance(value, dict):
             yield from ((f"{name}.{key}", item) for key, item in value.items() if isinstance(item, Statement))
-        elif isinstance(value, Guesses):
-            yield from ((f"{name}.{field.name}", getattr(value, field.name)) for field in fields(value))
 
 
 @pytest.fixture(scope="module")

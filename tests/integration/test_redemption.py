@@ -382,32 +382,11 @@ async def test_pools_that_a_program_does_not_allow(client: Client, shop: Shop) -
     assert findings(await validate(client, ask(shop, user_group2=group))) == [(828, "GROUP_REDEMPTION_NOT_ALLOWED")]
 
 
-async def test_what_comes_with_a_later_release(client: Client, shop: Shop) -> None:
-    """Where the program would allow it, the call says that this release does not."""
-    await client.put_program(
-        shop.merchant_id,
-        shop.store_id,
-        allow_group_redemption=True,
-        allow_cross_program_redemption=True,
-        validation={"channels": [MISSED_CALL], "missed_call_number": "+8613800000000"},
-    )
-    await earn(client, shop, 500)
+async def test_a_customer_without_an_identifier(client: Client, shop: Shop) -> None:
+    """Whose points are asked for must be said."""
     customer = identity_pb2.CustomerRef(merchant_id=shop.merchant_id)
-    found = await refused(client.redemption.ValidateRedemption(ask(shop, issue_otp=True, validation_type=MISSED_CALL)))
-    assert (found.code, found.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
-    assert found.metadata == {"feature": "validation by missed call"}
-    assert wrong_fields(await refused(client.redemption.ValidateRedemption(ask(shop, customer=customer)))) == {
-        "customer.identifier"
-    }
-
-
-async def test_the_rest_of_the_service_comes_later(client: Client) -> None:
-    """The other methods are in the contract, and say that they are not there yet."""
-    for call in (
-        client.redemption.ConfirmMissedCall(redemption_pb2.ConfirmMissedCallRequest()),
-        client.redemption.ResetValidationLimits(redemption_pb2.ResetValidationLimitsRequest()),
-    ):
-        assert (await refused(call)).reason == "NOT_IMPLEMENTED"
+    found = await refused(client.redemption.ValidateRedemption(ask(shop, customer=customer)))
+    assert wrong_fields(found) == {"customer.identifier"}
 
 
 async def test_a_missed_call_that_a_program_does_not_enable(client: Client, shop: Shop) -> None:
@@ -467,7 +446,7 @@ async def test_skipping_the_validation(service: Service, client: Client, shop: S
         ({"points": 0, "currency_input": True, "currency_value": "1" * 13}, {"currency_value"}),
         ({"issue_otp": True, "validation_code": "123456"}, {"issue_otp"}),
         ({"skip_validation": True, "validation_code": "123456"}, {"skip_validation"}),
-        ({"challenge_id": "c"}, {"challenge_id"}),
+        ({"challenge_id": "c", "validation_type": SMS}, {"challenge_id"}),
         ({"validation_code": "1" * 33}, {"validation_code"}),
         ({"validation_code": "1\x00"}, {"validation_code"}),
         ({"validation_code": "1", "challenge_id": "c" * 65}, {"challenge_id"}),

@@ -14,7 +14,7 @@ from integration.redeeming import PENDING, booking, customer_of, earn, findings,
 from pointbook.v1 import redemption_pb2
 from pointbook_server.access.model import Scope
 from pointbook_server.redemption.store import RedemptionsStore
-from pointbook_server.validation_codes.store import ValidationCodesStore
+from pointbook_server.validation_codes.service import ValidationCodes
 
 CODES = {"code_length": 10, "alphanumeric": True, "message_templates": {"": "$code"}}
 """Codes that nobody guesses by chance, and messages that are nothing but the code."""
@@ -133,16 +133,16 @@ async def test_a_repetition_while_the_first_call_is_still_at_it(service: Service
     """A caller whose deadline is over repeats; that the first call ends meanwhile is no reason to refuse."""
     code, _ = await issued(service, shop)
     request = order(shop, 100, validation_code=code)
-    count = ValidationCodesStore.count_attempt
+    check = ValidationCodes.check
     first: list[redemption_pb2.Redemption] = []
 
     async def be_overtaken(*arguments: Any) -> Any:
         if not first:
             first.append(redemption_pb2.Redemption())
             first[0] = await redeem(client, request)
-        return await count(*arguments)
+        return await check(*arguments)
 
-    with patch.object(ValidationCodesStore, "count_attempt", be_overtaken):
+    with patch.object(ValidationCodes, "check", be_overtaken):
         assert await redeem(client, request) == first[0]
     assert await points_of(client, shop) == (500, 400, 100)
 
@@ -154,15 +154,15 @@ async def test_a_repetition_that_a_call_without_a_code_overtakes_burns_no_attemp
     code, challenge_id = await issued(service, shop)
     request = order(shop, 100, validation_code=code)
     bare = order(shop, 100, external_reference_number=request.external_reference_number)
-    count = ValidationCodesStore.count_attempt
+    check = ValidationCodes.check
     first: list[redemption_pb2.Redemption] = []
 
     async def be_overtaken(*arguments: Any) -> Any:
-        challenge = await count(*arguments)
+        challenge = await check(*arguments)
         first.append(await redeem(client, bare))
         return challenge
 
-    with patch.object(ValidationCodesStore, "count_attempt", be_overtaken):
+    with patch.object(ValidationCodes, "check", be_overtaken):
         assert [await redeem(client, request)] == first
     assert await attempts(service, challenge_id) == ("LIVE", 0, 0)
 

@@ -14,6 +14,7 @@ from pointbook_server.customers.model import GroupKey, Identifier, Kind, Tombsto
 from pointbook_server.customers.store import CustomersStore
 from pointbook_server.database import Connection, Database, Statement
 from pointbook_server.ledger.model import AccountKey
+from pointbook_server.validation_codes.store import ValidationCodesStore
 from pointbook_server.webhooks.model import Bounds
 from pointbook_server.webhooks.sealing import Sealer
 from pointbook_server.webhooks.store import WebhooksStore
@@ -34,7 +35,9 @@ async def people(client: Client, shop: Shop) -> Shop:
 async def store(service: Service) -> AsyncIterator[CustomersStore]:
     """The store of customers, as a redemption is given it."""
     database = Database(service.database_url, pool_size=2)
-    yield CustomersStore(database, WebhooksStore(database, Sealer({}), Bounds(1, 1)), Tombstones([]))
+    yield CustomersStore(
+        database, WebhooksStore(database, Sealer({}), Bounds(1, 1)), ValidationCodesStore(database), Tombstones([])
+    )
     await database.dispose()
 
 

@@ -47,7 +47,7 @@ def test_the_holder_of_the_secret_is_admitted() -> None:
     kept, secret = make()
     principal = admit(kept, secret, NOW_MS)
 
-    assert principal == Principal(frozenset({"m-1", "m-2"}), frozenset({"redeem", "codes"}))
+    assert principal == Principal(frozenset({"m-1", "m-2"}), frozenset({"redeem", "codes"}), kept.token_id)
 
 
 def test_what_is_kept_holds_no_secret() -> None:

@@ -12,9 +12,9 @@ from pointbook_server.validation_codes.model import (
     LETTERS_AND_DIGITS,
     Challenge,
     Delivery,
+    Keys,
     Purpose,
     Route,
-    code_digest,
     message_text,
     new_challenge_id,
     new_code,
@@ -23,8 +23,18 @@ from pointbook_server.validation_codes.model import (
 PURPOSE = Purpose("m", "buyer s b", 1, 100)
 ROUTE = Route(Channel.SMS)
 KEY = b"k" * 32
+KEYS = Keys({"k1": KEY})
 CHALLENGE = Challenge(
-    "c", PURPOSE, ROUTE, "k1", b"d" * 32, 0, Delivery.SENT, resend_at_ms=60_000, expires_at_ms=300_000
+    "c",
+    PURPOSE,
+    Channel.SMS,
+    "k1",
+    KEYS.destination_digest("k1", "m", ""),
+    b"d" * 32,
+    Delivery.SENT,
+    sent_at_ms=0,
+    resend_at_ms=60_000,
+    expires_at_ms=300_000,
 )
 
 
@@ -36,7 +46,7 @@ def digest(
     assert isinstance(channel, Channel)
     purpose = replace(PURPOSE, **changes)  # type: ignore[arg-type] # each test names a field and its own kind of value
     route = Route(channel, str(destination))
-    return code_digest(key, code, key_id=key_id, challenge_id=challenge_id, purpose=purpose, route=route)
+    return Keys({key_id: key}).code_digest(key_id, code, challenge_id, purpose, route)
 
 
 def test_a_code_is_six_digits() -> None:
@@ -117,10 +127,12 @@ def test_no_field_can_slide_into_the_next() -> None:
 
 def test_a_challenge_holds_for_its_purpose_and_life() -> None:
     """To the last millisecond of its life, and for nothing else."""
-    assert CHALLENGE.holds(PURPOSE, ROUTE, 299_999)
-    assert not CHALLENGE.holds(PURPOSE, ROUTE, 300_000)
-    assert not CHALLENGE.holds(replace(PURPOSE, points=110), ROUTE, 0)
-    assert not CHALLENGE.holds(PURPOSE, Route(Channel.EMAIL), 0)
+    assert CHALLENGE.is_for(PURPOSE, ROUTE, KEYS, 299_999)
+    assert not CHALLENGE.is_for(PURPOSE, ROUTE, KEYS, 300_000)
+    assert not CHALLENGE.is_for(replace(PURPOSE, points=110), ROUTE, KEYS, 0)
+    assert not CHALLENGE.is_for(PURPOSE, Route(Channel.EMAIL), KEYS, 0)
+    assert not CHALLENGE.is_for(PURPOSE, Route(Channel.SMS, "+8613812345678"), KEYS, 0)
+    assert not CHALLENGE.is_for(PURPOSE, ROUTE, Keys({"k2": KEY}), 0)
 
 
 def test_a_new_code_is_sent_after_the_cooldown() -> None:
@@ -161,4 +173,4 @@ def test_challenge_ids_are_all_different() -> None:
 )
 def test_the_message_says_what_the_code_is_for(templates: dict[str, str], expected: str) -> None:
     """The program's text, or our own; a name in a value is never replaced again."""
-    assert expected == message_text(Validation(message_templates=templates), "012345", 100, "Club $code")
+    assert expected == message_text(Validation(message_templates=templates), "", "012345", 100, "Club $code")

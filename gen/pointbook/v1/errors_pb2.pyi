@@ -92,8 +92,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: ABORTED with RetryInfo.
     """
     ERROR_REASON_SEND_LIMIT_REACHED: _ErrorReason.ValueType  # 62
-    """ERROR_REASON_SEND_LIMIT_REACHED: too many codes were sent to this destination or by this merchant. Example:
-    RESOURCE_EXHAUSTED with RetryInfo.
+    """ERROR_REASON_SEND_LIMIT_REACHED: too many codes were sent to this destination or by this merchant, or the
+    program does not let codes be sent to its region. Example: RESOURCE_EXHAUSTED with RetryInfo,
+    {limit: "destination"}; the others are "merchant" and "allowed_regions".
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 63
     """ERROR_REASON_QUEUE_FULL: too many calls run or wait, or the quarantine is full; nothing of this call was taken.
@@ -224,6 +225,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_REDEMPTION_SETTLED: SHOPLINE has booked the redemption; reverse it there. Example:
     FAILED_PRECONDITION, {redemption_id: "r-1"}.
     """
+    ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: _ErrorReason.ValueType  # 111
+    """ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: 819, more points than the program lets a missed call validate. Example:
+    FAILED_PRECONDITION, {points: "600", max_points_missed_call: "500"}.
+    """
+    ERROR_REASON_CONTACT_CHANGED: _ErrorReason.ValueType  # 112
+    """ERROR_REASON_CONTACT_CHANGED: 860, the customer's mobile number or e-mail address has changed lately, and gets no
+    codes for a while. Example: UNAVAILABLE with RetryInfo, {validation_type: "SMS"}.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is why a call failed or a redemption was refused. It stands without its prefix in
@@ -302,8 +311,9 @@ ERROR_REASON_TRANSACTION_CONFLICT: ErrorReason.ValueType  # 61
 Example: ABORTED with RetryInfo.
 """
 ERROR_REASON_SEND_LIMIT_REACHED: ErrorReason.ValueType  # 62
-"""ERROR_REASON_SEND_LIMIT_REACHED: too many codes were sent to this destination or by this merchant. Example:
-RESOURCE_EXHAUSTED with RetryInfo.
+"""ERROR_REASON_SEND_LIMIT_REACHED: too many codes were sent to this destination or by this merchant, or the
+program does not let codes be sent to its region. Example: RESOURCE_EXHAUSTED with RetryInfo,
+{limit: "destination"}; the others are "merchant" and "allowed_regions".
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 63
 """ERROR_REASON_QUEUE_FULL: too many calls run or wait, or the quarantine is full; nothing of this call was taken.
@@ -433,5 +443,13 @@ ERROR_REASON_ALREADY_REVERSED: ErrorReason.ValueType  # 109
 ERROR_REASON_REDEMPTION_SETTLED: ErrorReason.ValueType  # 110
 """ERROR_REASON_REDEMPTION_SETTLED: SHOPLINE has booked the redemption; reverse it there. Example:
 FAILED_PRECONDITION, {redemption_id: "r-1"}.
+"""
+ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: ErrorReason.ValueType  # 111
+"""ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: 819, more points than the program lets a missed call validate. Example:
+FAILED_PRECONDITION, {points: "600", max_points_missed_call: "500"}.
+"""
+ERROR_REASON_CONTACT_CHANGED: ErrorReason.ValueType  # 112
+"""ERROR_REASON_CONTACT_CHANGED: 860, the customer's mobile number or e-mail address has changed lately, and gets no
+codes for a while. Example: UNAVAILABLE with RetryInfo, {validation_type: "SMS"}.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

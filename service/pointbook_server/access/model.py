@@ -107,6 +107,7 @@ class Principal:
 
     merchants: frozenset[str]
     scopes: frozenset[str]
+    token_id: str = ""
 
     def check_scope(self, scope: Scope) -> None:
         """Raise SCOPE_MISSING unless the scope is allowed."""
@@ -188,7 +189,7 @@ def admit(token: Token | None, secret: str, now_ms: int) -> Principal:
         raise PointbookError(
             Reason.TOKEN_EXPIRED, "The bearer token has expired.", metadata={"token_id": token.token_id}
         )
-    return Principal(frozenset(token.merchants), frozenset(token.scopes))
+    return Principal(frozenset(token.merchants), frozenset(token.scopes), token.token_id)
 
 
 def _hash(secret: str) -> bytes:

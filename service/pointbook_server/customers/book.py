@@ -121,8 +121,11 @@ class CustomersBook:
         if taken:
             raise KeysTakenError(taken)
 
-    async def take(self, customer_id: str, keys: Collection[Key]) -> set[Key]:
-        """Give a locked customer keys that nobody owns, and tell which somebody owns after all."""
+    async def take(self, customer_id: str, keys: Collection[Key], since_ms: int | None = None) -> set[Key]:
+        """Give a locked customer keys that nobody owns, and tell which somebody owns after all.
+
+        Those that do not come with the customer are theirs since a moment.
+        """
         buyers, identifiers = _split(keys)
         took: set[Key] = set()
         if buyers:
@@ -130,8 +133,9 @@ class CustomersBook:
             rows = await self._fetch(sql.TAKE_BUYERS, named)
             took |= {AccountKey(row.store_id, row.buyer_id) for row in rows}
         if identifiers:
-            named = {"customer_id": customer_id, **_identifier_columns(identifiers)}
-            took |= {_identifier(row) for row in await self._fetch(sql.TAKE_IDENTIFIERS, named)}
+            values: dict[str, Any] = {"customer_id": customer_id, "since_ms": since_ms}
+            rows = await self._fetch(sql.TAKE_IDENTIFIERS, values | _identifier_columns(identifiers))
+            took |= {_identifier(row) for row in rows}
         return set(keys) - took
 
     async def free(self, customer_id: str, keys: Collection[Key]) -> None:
@@ -147,10 +151,10 @@ class CustomersBook:
         """Lock the buyers of whom something is kept, behind the customers' locks, and read it."""
         return dict(map(sql.read_buyer, await self._fetch(sql.LOCK_BUYERS, _buyer_columns(buyers))))
 
-    async def move(self, key: Key, from_customer_id: str, to_customer_id: str) -> None:
+    async def move(self, key: Key, from_customer_id: str, to_customer_id: str, now_ms: int) -> None:
         """Give a key of one locked customer to another one."""
         statement = sql.MOVE_BUYER if isinstance(key, AccountKey) else sql.MOVE_IDENTIFIER
-        named = {"customer_id": from_customer_id, "to_customer_id": to_customer_id}
+        named = {"customer_id": from_customer_id, "to_customer_id": to_customer_id, "now_ms": now_ms}
         await self._execute(statement, {**named, **key._asdict()})
 
     async def open_buyer(self, buyer: AccountKey) -> str | None:

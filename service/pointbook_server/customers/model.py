@@ -73,6 +73,13 @@ class Customer:
     language: str = ""
     fraud_blocked: bool = False
     revision: int = 0
+    contacts_since_ms: Mapping[Kind, int] = field(default_factory=dict)
+    """Since when each contact is theirs, of those that did not come with the customer."""
+
+    @property
+    def contacts(self) -> set[Identifier]:
+        """The mobile number and the e-mail address."""
+        return {own for own in self.identifiers if own.kind in CONTACTS and not own.source}
 
     @property
     def keys(self) -> set[Key]:
@@ -298,6 +305,16 @@ def identifier_taken(paths: Sequence[str]) -> PointbookError:
         metadata={"identifier": paths[0]},
         violations=[FieldViolation(path, "belongs to another one already") for path in paths],
     )
+
+
+def customer_name(customer_id: str) -> str:
+    """Name a customer where a buyer whom nobody has registered may stand, too: ids have no spaces."""
+    return f"customer {customer_id}"
+
+
+def buyer_name(key: AccountKey) -> str:
+    """Name a buyer whom nobody has registered."""
+    return f"buyer {key.store_id} {key.buyer_id}"
 
 
 def new_customer_id() -> str:

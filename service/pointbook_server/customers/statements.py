@@ -25,6 +25,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql.elements import ColumnElement
 
 from pointbook_server.customers.model import (
+    CONTACTS,
     Customer,
     GroupKey,
     Identifier,
@@ -68,7 +69,12 @@ BUYERS_OF_CUSTOMER = _arrays(customer_buyers, BUYER.store_id, BUYER.buyer_id)
 def _find(is_wanted: ColumnElement[bool]) -> Statement:
     """Read customers with all that belongs to them, in one statement, whatever they are found by."""
     own = _arrays(
-        customer_identifiers, IDENTIFIER.kind, IDENTIFIER.value, IDENTIFIER.source, IDENTIFIER.account_id
+        customer_identifiers,
+        IDENTIFIER.kind,
+        IDENTIFIER.value,
+        IDENTIFIER.source,
+        IDENTIFIER.account_id,
+        IDENTIFIER.since_ms,
     ).label("identifiers")
     return Statement(
         select(customers, own, BUYERS_OF_CUSTOMER.label("buyers")).where(is_wanted, CUSTOMER.merchant_id == MERCHANT)
@@ -133,8 +139,8 @@ READ_BUYER_OWNERS = _statement(f"""
 """)
 # A conflict is no error here, so that the database's own log never quotes an identifier.
 TAKE_IDENTIFIERS = _statement(f"""
-    INSERT INTO customer_identifiers (value, kind, source, account_id, merchant_id, customer_id)
-    SELECT value, kind, source, account_id, :merchant_id, :customer_id FROM {IDENTIFIERS}
+    INSERT INTO customer_identifiers (value, kind, source, account_id, merchant_id, customer_id, since_ms)
+    SELECT value, kind, source, account_id, :merchant_id, :customer_id, CAST(:since_ms AS bigint) FROM {IDENTIFIERS}
     ORDER BY value, kind, source, account_id
     ON CONFLICT DO NOTHING RETURNING kind, value, source, account_id
 """)
@@ -160,7 +166,7 @@ FREE_BUYERS = _statement(f"""
         AND b.customer_id = :customer_id AND b.merchant_id = :merchant_id
 """)
 MOVE_IDENTIFIER = _statement("""
-    UPDATE customer_identifiers SET customer_id = :to_customer_id
+    UPDATE customer_identifiers SET customer_id = :to_customer_id, since_ms = :now_ms
     WHERE value = :value AND kind = :kind AND source = :source AND account_id = :account_id
         AND customer_id = :customer_id AND merchant_id = :merchant_id
 """)
@@ -306,15 +312,18 @@ COUNT_GROUP_CHANGES = _statement("""
 
 def read_customer(row: Row) -> Customer:
     """Read a row of the statements that find a customer; what belongs to them comes in one order always."""
-    own = sorted(Identifier(Kind(kind), *rest) for kind, *rest in json.loads(row.identifiers))
+    since_ms = {Identifier(Kind(kind), *names): since for kind, *names, since in json.loads(row.identifiers)}
     return Customer(
         merchant_id=row.merchant_id,
         customer_id=row.customer_id,
-        identifiers=tuple(own),
+        identifiers=tuple(sorted(since_ms)),
         buyers=_read_buyers(json.loads(row.buyers)),
         language=row.language,
         fraud_blocked=row.fraud_blocked,
         revision=row.revision,
+        contacts_since_ms={
+            own.kind: since for own, since in since_ms.items() if since and own.kind in CONTACTS and not own.source
+        },
     )
 
 

@@ -18,6 +18,7 @@ from pointbook_server.customers.model import (
     UpdateKind,
     UpdateOutcome,
     UserGroup,
+    customer_name,
     customer_not_found,
     newest,
 )
@@ -26,6 +27,7 @@ from pointbook_server.database import Connection, Database
 from pointbook_server.errors import next_revision
 from pointbook_server.ledger.model import AccountKey
 
+CONTACT_CHANGED = "a contact has changed"
 REDACT_WEBHOOK = "customers/redact"
 """The reason of a redaction that a webhook asked for."""
 
@@ -37,6 +39,13 @@ class Quarantine(Protocol):
         """Erase the bodies that tell of some buyers."""
 
 
+class Codes(Protocol):
+    """Where one-time codes of customers are."""
+
+    async def end(self, connection: Connection, merchant_id: str, customer: str, reason: str, now_ms: int) -> None:
+        """End a customer's open code."""
+
+
 class CustomersStore:
     """Reads and writes customers. A revision counts up with every change of a customer, and is the etag.
 
@@ -45,10 +54,17 @@ class CustomersStore:
     """
 
     def __init__(
-        self, database: Database, quarantine: Quarantine, tombstones: Tombstones, *, register_stores: bool = False
+        self,
+        database: Database,
+        quarantine: Quarantine,
+        codes: Codes,
+        tombstones: Tombstones,
+        *,
+        register_stores: bool = False,
     ) -> None:
         self._database = database
         self._quarantine = quarantine
+        self._codes = codes
         self._tombstones = tombstones
         self._register_stores = register_stores
 
@@ -77,9 +93,12 @@ class CustomersStore:
             await book.check_free(customer.customer_id, customer.keys)
             await (book.create if kept is None else book.update)(customer, now_ms)
             owned = set() if kept is None else kept.keys
-            if taken := await book.take(customer.customer_id, customer.keys - owned):
+            since_ms = None if kept is None else now_ms
+            if taken := await book.take(customer.customer_id, customer.keys - owned, since_ms):
                 raise KeysTakenError(taken)
             await book.free(customer.customer_id, owned - customer.keys)
+            if kept is not None and kept.contacts != customer.contacts:
+                await self._end_codes(connection, customer.merchant_id, customer.customer_id, now_ms)
             return replace(customer, revision=revision)
 
         return await self._database.transaction(work)
@@ -105,7 +124,10 @@ class CustomersStore:
             if not replaced:
                 receiver.check_room(key)
             await book.free(to_customer_id, replaced)
-            await book.move(key, from_customer_id, to_customer_id)
+            await book.move(key, from_customer_id, to_customer_id, now_ms)
+            if key in giver.contacts:
+                for customer_id in sorted((from_customer_id, to_customer_id)):
+                    await self._end_codes(connection, merchant_id, customer_id, now_ms)
             await book.update(giver, now_ms)
             await book.update(receiver, now_ms)
             await book.audit("MOVE", from_customer_id, reason, now_ms, key=key, to_customer_id=to_customer_id)
@@ -126,6 +148,7 @@ class CustomersStore:
             buyers = await book.lock_buyers(customer.buyers)
             redacted_at_ms = max(now_ms, await book.newest_update_ms(buyers))
             await self._erase(connection, merchant_id, buyers, redacted_at_ms)
+            await self._end_codes(connection, merchant_id, customer_id, now_ms)
             await _redact(book, customer, buyers, redacted_at_ms, reason=reason, now_ms=now_ms)
             return redacted_at_ms
 
@@ -142,7 +165,12 @@ class CustomersStore:
             if self._register_stores:
                 await book.register_store(update.buyer.store_id, now_ms)
             await book.check_stores([update.buyer.store_id], is_update=True)
-            updating = await Updating.begin(book, update, now_ms)
+            updating = await Updating.begin(
+                book,
+                update,
+                now_ms,
+                lambda customer_id: self._end_codes(connection, update.merchant_id, customer_id, now_ms),
+            )
             if await updating.was_seen():
                 await book.close_buyer(update.buyer)
                 return Applied(UpdateOutcome.DUPLICATE, updating.customer_id)
@@ -153,6 +181,7 @@ class CustomersStore:
                 return await updating.write()
             await self._erase(connection, update.merchant_id, updating.buyers, update.updated_at_ms)
             if updating.customer is not None:
+                await updating.end_codes(updating.customer_id)
                 await _redact(
                     book, updating.customer, updating.buyers, update.updated_at_ms, reason=REDACT_WEBHOOK, now_ms=now_ms
                 )
@@ -161,6 +190,10 @@ class CustomersStore:
             return Applied(UpdateOutcome.APPLIED, updating.customer_id)
 
         return await self._database.transaction(work)
+
+    async def _end_codes(self, connection: Connection, merchant_id: str, customer_id: str, now_ms: int) -> None:
+        """End the open code of a locked customer whose contacts change. Source: validation-codes.md."""
+        await self._codes.end(connection, merchant_id, customer_name(customer_id), CONTACT_CHANGED, now_ms)
 
     async def _redacted_at_ms(self, book: CustomersBook, update: CustomerUpdate) -> int:
         """Tell when a buyer was last redacted, as far as our keys can; 0 for never."""

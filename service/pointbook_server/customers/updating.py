@@ -1,6 +1,6 @@
 """One customer webhook inside its transaction."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from pointbook_server.customers.book import CustomersBook
@@ -35,16 +35,20 @@ class Updating:
     now_ms: int
     customer: Customer | None
     buyers: Mapping[AccountKey, KnownBuyer]
+    end_codes: Callable[[str], Awaitable[None]]
+    """Ends the open one-time codes of a customer."""
 
     @classmethod
-    async def begin(cls, book: CustomersBook, update: CustomerUpdate, now_ms: int) -> "Updating":
+    async def begin(
+        cls, book: CustomersBook, update: CustomerUpdate, now_ms: int, end_codes: Callable[[str], Awaitable[None]]
+    ) -> "Updating":
         """Lock the customer, if the buyer has one, and then the buyers, of whom ours is opened before."""
         owner = await book.open_buyer(update.buyer)
         customer = None if owner is None else await book.locked(owner)
         buyers = await book.lock_buyers({update.buyer, *(customer.buyers if customer else ())})
         if update.buyer not in buyers or buyers[update.buyer].customer_id != owner:
             raise RetryTransactionError  # Another call gave the buyer to somebody else before the locks.
-        return cls(book, update, now_ms, customer, buyers)
+        return cls(book, update, now_ms, customer, buyers, end_codes)
 
     @property
     def customer_id(self) -> str:
@@ -96,12 +100,16 @@ class Updating:
     async def _replace(self, customer: Customer, news: Mapping[Kind, str]) -> set[Kind]:
         """Give the customer their new contacts in place of the old ones; tells those that somebody else has."""
         wanted = {Identifier(kind, value) for kind, value in news.items() if value}
-        left_out = await self.book.take(customer.customer_id, wanted - customer.keys)
+        since_ms = None if self.customer is None else self.now_ms
+        new = wanted - customer.keys
+        left_out = await self.book.take(customer.customer_id, new, since_ms)
         taken = {identifier.kind for identifier in wanted & left_out}
         replaced = {Identifier(kind, value) for kind in news.keys() - taken for value in customer.own(kind)} - wanted
         await self.book.free(customer.customer_id, replaced)
         if news.keys() - taken:
             await self.book.update(customer, self.now_ms)
+        if replaced or new - left_out:
+            await self.end_codes(customer.customer_id)
         return taken
 
     async def _stamp(self, kinds: Iterable[Kind]) -> None:

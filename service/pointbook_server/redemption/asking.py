@@ -4,7 +4,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
-from pointbook_server.customers.model import Customer, GroupKey, Identifier, Key, UserGroup, normalised
+from pointbook_server.customers.model import (
+    Customer,
+    GroupKey,
+    Identifier,
+    Key,
+    UserGroup,
+    buyer_name,
+    customer_name,
+    normalised,
+)
 from pointbook_server.errors import Reason
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import Channel, Program
@@ -14,6 +23,7 @@ from pointbook_server.redemption.model import (
     Usage,
     check_amount,
     check_caps,
+    check_missed_call,
     check_program,
     check_standing,
     finding,
@@ -78,9 +88,9 @@ class Facts:
     def redeemer(self) -> str:
         """Name who redeems: ids have no spaces, so that no two have one name. Empty where nobody is known."""
         if self.customer is not None:
-            return f"customer {self.customer.customer_id}"
+            return customer_name(self.customer.customer_id)
         if isinstance(self.key, AccountKey) and self.is_shop:
-            return _buyer_name(self.key)
+            return buyer_name(self.key)
         return ""
 
     @property
@@ -88,7 +98,7 @@ class Facts:
         """Name all under whom the same person has redeemed: a registered buyer's earlier redemptions are theirs."""
         if self.customer is None:
             return [self.redeemer] if self.redeemer else []
-        return [self.redeemer, *map(_buyer_name, self.customer.buyers)]
+        return [self.redeemer, *map(buyer_name, self.customer.buyers)]
 
     @property
     def own(self) -> list[Source]:
@@ -134,10 +144,6 @@ class Facts:
     def active_points(self, sources: list[Source]) -> int:
         """Sum what some accounts have active."""
         return sum(self.accounts.get(source.key, NO_ACCOUNT).points_at(self.now_ms).active for source in sources)
-
-
-def _buyer_name(key: AccountKey) -> str:
-    return f"buyer {key.store_id} {key.buyer_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +198,10 @@ def _check_rules(ask: Ask, facts: Facts, program: Program) -> tuple[int, list[Fi
         if isinstance(computed, Finding):
             return 0, [*violations, computed]
         points = computed
-    return points, [*violations, *check_amount(points, program)]
+    violations += check_amount(points, program)
+    if ask.channel is Channel.MISSED_CALL:
+        violations += check_missed_call(points, program)
+    return points, violations
 
 
 def _check_features(ask: Ask, facts: Facts, program: Program) -> Iterator[Finding]:
@@ -203,8 +212,6 @@ def _check_features(ask: Ask, facts: Facts, program: Program) -> Iterator[Findin
         )
     if ask.group is not None and not program.allow_group_redemption:
         yield finding(Reason.GROUP_REDEMPTION_NOT_ALLOWED, "The program does not let groups pool points.")
-    if ask.channel is Channel.MISSED_CALL and Channel.MISSED_CALL not in program.validation.channels:
-        yield finding(Reason.MISSED_CALL_NOT_ENABLED, "The program does not validate by missed call.")
     worth = (program.point_value, program.currency_code)
     for other in facts.others:
         if (other.point_value, other.currency_code) != worth:

@@ -9,7 +9,7 @@ from iso4217 import Currency
 
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.model import POINTS_MAX
-from pointbook_server.programs.model import Program
+from pointbook_server.programs.model import Channel, Program
 
 STATUS_CODES = {
     Reason.REDEEMABLE: 800,
@@ -24,11 +24,13 @@ STATUS_CODES = {
     Reason.CUSTOMER_NOT_FOUND: 816,
     Reason.REDEMPTION_FAILED: 817,
     Reason.ABOVE_MAX_PER_DAY: 819,
+    Reason.ABOVE_MAX_PER_MISSED_CALL: 819,
     Reason.ABOVE_MAX_PER_MONTH: 819,
     Reason.ABOVE_MAX_PER_REDEMPTION: 819,
     Reason.ABOVE_MAX_PER_WEEK: 819,
     Reason.BELOW_MIN_PER_REDEMPTION: 821,
     Reason.CUSTOMER_BLOCKED: 809,
+    Reason.MISSED_CALL_NOT_SEEN: 822,
     Reason.MISSED_CALL_NOT_ENABLED: 823,
     Reason.VALIDATION_REQUIRED: 824,
     Reason.SKIP_NOT_ALLOWED: 824,
@@ -38,6 +40,7 @@ STATUS_CODES = {
     Reason.NO_DESTINATION: 860,
     Reason.CHANNEL_NOT_ENABLED: 860,
     Reason.DELIVERY_FAILED: 860,
+    Reason.CONTACT_CHANGED: 860,
     Reason.CODE_NOT_ISSUED: 876,
     Reason.PROGRAM_NOT_FOUND: 1101,
     Reason.NOT_A_GROUP_MEMBER: 1620,
@@ -163,6 +166,20 @@ def check_amount(points: int, program: Program) -> Iterator[Finding]:
             f"At most {high} points are redeemed at a time.",
             points=points,
             max_points_per_redemption=high,
+        )
+
+
+def check_missed_call(points: int, program: Program) -> Iterator[Finding]:
+    """Find what speaks against validating so many points by a missed call: caller ids can be forged."""
+    high = program.validation.max_points_missed_call
+    if Channel.MISSED_CALL not in program.validation.channels:
+        yield finding(Reason.MISSED_CALL_NOT_ENABLED, "The program does not validate by missed call.")
+    elif high and points > high:
+        yield finding(
+            Reason.ABOVE_MAX_PER_MISSED_CALL,
+            f"A missed call validates {high} points at most.",
+            points=points,
+            max_points_missed_call=high,
         )
 
 

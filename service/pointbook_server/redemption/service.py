@@ -1,6 +1,5 @@
 """Validating and redeeming: what happens between the rules, the codes and the transactions, and in which order."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,15 +7,16 @@ from typing import Protocol
 from pointbook_server.batching import Line
 from pointbook_server.clock import Clock
 from pointbook_server.database import Connection
-from pointbook_server.errors import FieldViolation, PointbookError, Reason, not_implemented
-from pointbook_server.programs.model import Channel, Program
+from pointbook_server.errors import FieldViolation, PointbookError, Reason
+from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.asking import Ask, Assessment
 from pointbook_server.redemption.model import Finding, finding, in_order, refusal
-from pointbook_server.redemption.redeemed import Order, Redemption, Reversal, new_redemption_id, redemption_not_found
+from pointbook_server.redemption.redeemed import Order, Redemption, Reversal, redemption_not_found
 from pointbook_server.redemption.store import Filter, RedemptionsStore, Wanted
-from pointbook_server.validation_codes.model import Challenge, Issued, Purpose
+from pointbook_server.validation_codes.model import Challenge, Issued, Proving, Purpose
 
 CODE_INVALID = finding(Reason.CODE_INVALID, "The code is not valid for this redemption.")
+MISSED_CALL_NOT_SEEN = finding(Reason.MISSED_CALL_NOT_SEEN, "No missed call was seen for this redemption.")
 ASKS_IN_BATCH_MAX = 100
 ASKS_WAITING_MAX = 10_000
 LANES = 4
@@ -26,27 +26,25 @@ LANES = 4
 class Codes(Protocol):
     """Issues, checks and uses one-time codes."""
 
-    async def issue(self, purpose: Purpose, program: Program, channel: Channel | None) -> Issued:
+    async def issue(self, proving: Proving, channel: Channel | None) -> Issued:
         """Send the customer a code, unless the one that was sent lately still holds."""
 
-    async def check(self, purpose: Purpose, channel: Channel | None, challenge_id: str, code: str) -> bool:
-        """Tell whether a code is the one for a purpose, without consuming it."""
+    async def check(self, proving: Proving, channel: Channel | None, challenge_id: str, code: str) -> Challenge | None:
+        """Compare a code, and return its challenge where it is right, which is not used up by that."""
 
-    async def guess(self, purpose: Purpose, channel: Channel | None, challenge_id: str, code: str) -> Challenge | None:
-        """Compare a code, and return its challenge where it is right, whose attempt is then used or given back."""
+    async def seen_call(self, proving: Proving, challenge_id: str) -> Challenge | None:
+        """Return a challenge whose missed call was seen."""
 
-    async def give_back(self, challenge: Challenge, challenge_id: str) -> None:
-        """Give the attempt of a right guess back."""
-
-    async def consume(self, connection: Connection, challenge: Challenge, challenge_id: str) -> bool:
-        """Use a code up in somebody's transaction; False where another call has."""
+    async def consume(self, connection: Connection, challenge: Challenge, actor: str) -> bool:
+        """Use a code, or a call, up in somebody's transaction; False where another call has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """How a caller wants the customer to be validated: by a code, or by going without, never both.
+    """How a caller wants the customer to be validated: by a code, by a missed call, or by going without.
 
-    `may_skip` is whether the caller may go without at all.
+    A challenge_id without a code is that of a missed call. `may_skip` is whether the caller may go without at all,
+    `is_coming` whether a code is to be issued by the same call, `actor` the id of the caller's token.
     """
 
     code: str = ""
@@ -54,17 +52,27 @@ class Proof:
     skips: bool = False
     may_skip: bool = False
     is_coming: bool = False
-    """Whether a code is to be issued by the same call."""
+    actor: str = ""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is something to check."""
+        return bool(self.code or self.challenge_id)
+
+    @property
+    def wrong(self) -> Finding:
+        """What is against it where it is wrong."""
+        return CODE_INVALID if self.code else MISSED_CALL_NOT_SEEN
 
     def findings(self, assessment: Assessment) -> Iterator[Finding]:
-        """Find what speaks against the way of validation, but for the code itself."""
+        """Find what speaks against the way of validation, but for the code or the call itself."""
         program = assessment.facts.program
         if program is None:
             return
         if self.skips:
             if not program.validation.allow_skip or not self.may_skip:
                 yield finding(Reason.SKIP_NOT_ALLOWED, "The validation must not be skipped here.")
-        elif not self.code and not self.is_coming and assessment.needs_validation:
+        elif not self.is_given and not self.is_coming and assessment.needs_validation:
             yield finding(Reason.VALIDATION_REQUIRED, "The program wants the customer to be validated.")
 
 
@@ -104,25 +112,22 @@ class Redemptions:
         if not assessment.facts.one_group:
             violation = FieldViolation("user_group2", "must choose one group: its fields choose different ones")
             raise PointbookError(Reason.INVALID_FIELDS, "Wrong fields: user_group2.", violations=(violation,))
-        program = assessment.facts.program
-        if ask.channel is Channel.MISSED_CALL and program and Channel.MISSED_CALL in program.validation.channels:
-            raise not_implemented("validation by missed call")
         return assessment
 
     async def validate(self, ask: Ask, proof: Proof) -> tuple[Assessment, list[Finding]]:
-        """Check an ask and how the customer is validated, without consuming the code; tell all that is against it."""
+        """Check an ask and how the customer is validated, without using that up; tell all that is against it."""
         assessment = await self.assess(ask)
         found = [*assessment.violations, *proof.findings(assessment)]
-        if proof.code and not await self._is_right(ask, assessment, proof):
-            found.append(CODE_INVALID)
+        if proof.is_given and await self._evidence(ask, assessment, proof) is None:
+            found.append(proof.wrong)
         return assessment, in_order(found)
 
-    async def issue(self, ask: Ask, assessment: Assessment) -> Issued:
+    async def issue(self, ask: Ask, assessment: Assessment, actor: str) -> Issued:
         """Send the customer a code for what may be redeemed."""
-        program = assessment.facts.program
-        if program is None:
-            raise LookupError("a code is for a program")
-        return await self._codes.issue(purpose_of(ask, assessment), program, ask.channel)
+        proving = _proving(ask, assessment, actor)
+        if proving is None:
+            raise LookupError("a code is for somebody, in a program")
+        return await self._codes.issue(proving, ask.channel)
 
     async def redeem(self, order: Order, proof: Proof) -> Redemption:
         """Redeem once for the order's reference: a repetition is answered what is stored, and costs no attempt.
@@ -133,46 +138,24 @@ class Redemptions:
         self._orders.admit(1)
         before = await self.assess(ask)
         found = [*before.violations, *proof.findings(before)]
-        if proof.code or found:
+        if proof.is_given or found:
             # A repetition must not cost an attempt, nor be refused for what it redeemed itself. Others find what is
             # stored under their locks.
             stored = await self._store.by_reference(ask.merchant_id, order.reference)
             if stored is not None:
                 return order.checked(stored, before)
-        challenge = None
-        wrong: list[Finding] = []
-        if proof.code:
-            challenge = await self._guess(ask, before, proof)
-            wrong = [] if challenge else [CODE_INVALID]
+        evidence = await self._evidence(ask, before, proof) if proof.is_given else None
+        wrong = [proof.wrong] if proof.is_given and evidence is None else []
         if violations := in_order([*found, *wrong]):
-            await self._give_back(challenge, proof)
             # Another call of this reference may have ended meanwhile, and have used the code.
             if wrong and (stored := await self._store.by_reference(ask.merchant_id, order.reference)):
                 return order.checked(stored, before)
             raise refusal(violations)
-        placing = asyncio.create_task(self._place(order, before, proof, challenge))
-        placing.add_done_callback(_hear_out)
-        return await asyncio.shield(placing)
-
-    async def _place(self, order: Order, before: Assessment, proof: Proof, challenge: Challenge | None) -> Redemption:
-        """Let an order wait for its transaction, to its end even where the caller goes away.
-
-        So the code's attempt is used or given back, whatever becomes of the order.
-        """
-        redemption_id = new_redemption_id()
-        wanted = Wanted(order, redemption_id, before, proof.findings, self._consumption(challenge, proof))
-        (waiting,) = self._orders.put(order.ask.merchant_id, [wanted])
-        try:
-            answer = await waiting
-        except Exception:
-            await self._give_back(challenge, proof)
-            raise
+        wanted = Wanted(order, before, proof.findings, self._consumption(evidence, proof))
+        (waiting,) = self._orders.put(ask.merchant_id, [wanted])
+        answer = await waiting
         if isinstance(answer, PointbookError):
-            await self._give_back(challenge, proof)
             raise answer
-        if answer.redemption_id != redemption_id:
-            # Another call of this reference was quicker, and did without this code.
-            await self._give_back(challenge, proof)
         return answer
 
     async def sweep(self) -> int:
@@ -230,47 +213,37 @@ class Redemptions:
     async def _redeem(self, merchant_id: str, wanted: Sequence[Wanted]) -> list[Redemption | PointbookError]:
         return await self._store.redeem(merchant_id, wanted, self._clock)
 
-    async def _is_right(self, ask: Ask, assessment: Assessment, proof: Proof) -> bool:
-        purpose = purpose_of(ask, assessment)
-        if not purpose.customer or purpose.points <= 0:
-            return False
-        return await self._codes.check(purpose, ask.channel, proof.challenge_id, proof.code)
-
-    async def _guess(self, ask: Ask, assessment: Assessment, proof: Proof) -> Challenge | None:
-        purpose = purpose_of(ask, assessment)
-        if not purpose.customer or purpose.points <= 0:
+    async def _evidence(self, ask: Ask, assessment: Assessment, proof: Proof) -> Challenge | None:
+        """Find the challenge that a right code, or a missed call, is of."""
+        proving = _proving(ask, assessment, proof.actor)
+        if proving is None:
             return None
-        return await self._codes.guess(purpose, ask.channel, proof.challenge_id, proof.code)
-
-    async def _give_back(self, challenge: Challenge | None, proof: Proof) -> None:
-        if challenge is not None:
-            await self._codes.give_back(challenge, proof.challenge_id)
+        if proof.code:
+            return await self._codes.check(proving, ask.channel, proof.challenge_id, proof.code)
+        return await self._codes.seen_call(proving, proof.challenge_id)
 
     def _consumption(self, challenge: Challenge | None, proof: Proof) -> Callable[[Connection], Awaitable[None]] | None:
         if challenge is None:
             return None
 
         async def consume(connection: Connection) -> None:
-            if not await self._codes.consume(connection, challenge, proof.challenge_id):
-                raise refusal([CODE_INVALID])
+            if not await self._codes.consume(connection, challenge, proof.actor):
+                raise refusal([proof.wrong])
 
         return consume
 
 
-def _hear_out(task: asyncio.Task[Redemption]) -> None:
-    """Hear an order's error, which nobody else does where the caller has gone away."""
-    if not task.cancelled():
-        task.exception()
-
-
-def purpose_of(ask: Ask, assessment: Assessment) -> Purpose:
-    """Tell what a code for an ask is bound to."""
-    group = assessment.facts.group
-    return Purpose(
+def _proving(ask: Ask, assessment: Assessment, actor: str) -> Proving | None:
+    """Tell who proves themselves what for: all that a code is bound to. None where nobody could, or for nothing."""
+    facts = assessment.facts
+    if facts.program is None or not facts.redeemer or assessment.points <= 0:
+        return None
+    purpose = Purpose(
         merchant_id=ask.merchant_id,
-        customer=assessment.facts.redeemer,
+        customer=facts.redeemer,
         program_id=ask.program_id,
         points=assessment.points,
         group_redemption=ask.group_redemption,
-        group_id="" if group is None else group.group_id,
+        group_id="" if facts.group is None else facts.group.group_id,
     )
+    return Proving(purpose, facts.program, facts.customer, actor)

@@ -2,22 +2,23 @@
 
 from collections.abc import Mapping
 from decimal import Decimal
+from typing import Protocol
 
 from pointbook.v1 import identity_pb2, redemption_pb2, redemption_pb2_grpc
 from pointbook_server import paging
 from pointbook_server.access.model import Scope, current_principal
 from pointbook_server.clock import Clock
-from pointbook_server.customers.model import GroupKey, Identifier, Key, Kind
+from pointbook_server.customers.model import Customer, GroupKey, Identifier, Key, Kind, normalised_mobile
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.fields import TIME_MS_MAX, TIME_MS_MIN, Fields, to_decimal_text, to_timestamp
 from pointbook_server.ledger.model import POINTS_MAX, Account, AccountKey
 from pointbook_server.programs.model import Channel
-from pointbook_server.redemption.asking import Ask, Assessment, GroupRef
+from pointbook_server.redemption.asking import Ask, Assessment, Facts, GroupRef
 from pointbook_server.redemption.model import REDEEMABLE, STATUS_CODES, Finding, finding, in_order, refusal, worth_of
 from pointbook_server.redemption.redeemed import Order, Redemption, RedemptionState
 from pointbook_server.redemption.service import Proof, Redemptions, WantedReversal
 from pointbook_server.redemption.store import Filter
-from pointbook_server.validation_codes.model import Issued
+from pointbook_server.validation_codes.model import Issued, MissedCall, masked
 
 CURRENCY_DIGITS_AFTER_POINT = 3
 CODE_LENGTH_MAX = 32
@@ -25,11 +26,13 @@ CHALLENGE_ID_LENGTH_MAX = 64
 REFERENCE_LENGTH_MAX = 128
 NOTES_LENGTH_MAX = 500
 REASON_LENGTH_MAX = 500
+CALL_ID_LENGTH_MAX = 128
 CHANNELS = {
     redemption_pb2.VALIDATION_TYPE_SMS: Channel.SMS,
     redemption_pb2.VALIDATION_TYPE_EMAIL: Channel.EMAIL,
     redemption_pb2.VALIDATION_TYPE_MISSED_CALL: Channel.MISSED_CALL,
 }
+CODE_TYPES = (redemption_pb2.VALIDATION_TYPE_SMS, redemption_pb2.VALIDATION_TYPE_EMAIL)
 STATES = {
     RedemptionState.PENDING: redemption_pb2.REDEMPTION_STATE_PENDING,
     RedemptionState.SETTLED: redemption_pb2.REDEMPTION_STATE_SETTLED,
@@ -55,11 +58,22 @@ AskRequest = (
 ProvenRequest = redemption_pb2.ValidateRedemptionRequest | redemption_pb2.RedeemPointsRequest
 
 
+class Codes(Protocol):
+    """What callers do to one-time codes beside issuing and checking them."""
+
+    async def confirm(self, call: MissedCall, actor: str) -> str:
+        """Let a missed call meet the caller's newest live challenge, once per call; answers its id, or nothing."""
+
+    async def reset(self, merchant_id: str, name: str, customer: Customer | None, actor: str, reason: str) -> None:
+        """Forget a customer's wrong guesses, and the messages to their contacts."""
+
+
 class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
     """RedemptionService: each method reads its request, asks the service, and writes the answer."""
 
-    def __init__(self, redemptions: Redemptions, clock: Clock) -> None:
+    def __init__(self, redemptions: Redemptions, codes: Codes, clock: Clock) -> None:
         self._redemptions = redemptions
+        self._codes = codes
         self._clock = clock
 
     async def ValidateRedemption(
@@ -69,14 +83,14 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         fields = Fields()
         ask = _read_ask(fields, request)
         proof = _read_proof(fields, request, is_coming=request.issue_otp)
-        if request.issue_otp and request.validation_code:
-            fields.wrong("issue_otp", "must not be set together with validation_code")
+        if request.issue_otp and proof.is_given:
+            fields.wrong("issue_otp", "must not be set together with validation_code or challenge_id")
         fields.check()
         assessment, violations = await self._redemptions.validate(ask, proof)
         response = _write_answer(assessment, violations)
         if request.issue_otp and not violations:
             try:
-                issued = await self._redemptions.issue(ask, assessment)
+                issued = await self._redemptions.issue(ask, assessment, proof.actor)
             except PointbookError as error:
                 response.warnings.append(_write_finding(_not_issued(error)))
             else:
@@ -96,12 +110,45 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         if assessment.violations:
             raise refusal(in_order(assessment.violations))
         try:
-            issued = await self._redemptions.issue(ask, assessment)
+            issued = await self._redemptions.issue(ask, assessment, current_principal.get().token_id)
         except PointbookError as error:
             if error.reason in STATUS_CODES:
                 error.metadata["status_code"] = str(STATUS_CODES[error.reason])
             raise
         return redemption_pb2.IssueValidationCodeResponse(issued_code=_write_issued(issued))
+
+    async def ConfirmMissedCall(
+        self, request: redemption_pb2.ConfirmMissedCallRequest, _context: object
+    ) -> redemption_pb2.ConfirmMissedCallResponse:
+        """Tell that somebody called."""
+        fields = Fields()
+        fields.present("call_time", is_present=request.HasField("call_time"))
+        call = MissedCall(
+            merchant_id=fields.identifier("merchant_id", request.merchant_id),
+            caller_number=_read_number(fields, "caller_number", request.caller_number),
+            called_number=_read_number(fields, "called_number", request.called_number),
+            provider_call_id=fields.identifier(
+                "provider_call_id", request.provider_call_id, length_max=CALL_ID_LENGTH_MAX
+            ),
+            call_ms=fields.time_ms("call_time", request.call_time) if request.HasField("call_time") else 0,
+        )
+        fields.check()
+        challenge_id = await self._codes.confirm(call, current_principal.get().token_id)
+        return redemption_pb2.ConfirmMissedCallResponse(challenge_id=challenge_id)
+
+    async def ResetValidationLimits(
+        self, request: redemption_pb2.ResetValidationLimitsRequest, _context: object
+    ) -> redemption_pb2.ResetValidationLimitsResponse:
+        """Forget a customer's wrong guesses."""
+        fields = Fields()
+        _, key = _read_customer(fields, request.customer)
+        reason = _read_reason(fields, request.reason)
+        fields.check()
+        merchant_id = request.customer.merchant_id
+        facts = await self._facts(merchant_id, key)
+        actor = current_principal.get().token_id
+        await self._codes.reset(merchant_id, facts.redeemer, facts.customer, actor, reason)
+        return redemption_pb2.ResetValidationLimitsResponse()
 
     async def RedeemPoints(
         self, request: redemption_pb2.RedeemPointsRequest, _context: object
@@ -150,8 +197,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         fields = Fields()
         merchant_id = fields.identifier("merchant_id", request.merchant_id)
         redemption_id = fields.identifier("redemption_id", request.redemption_id)
-        fields.present("reason", is_present=bool(request.reason))
-        reason = fields.text("reason", request.reason, length_max=REASON_LENGTH_MAX)
+        reason = _read_reason(fields, request.reason)
         fields.check()
         settled = await self._redemptions.settle(merchant_id, redemption_id, reason)
         return redemption_pb2.SettleRedemptionResponse(redemption=self._write_redemption(settled))
@@ -186,7 +232,8 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         scope = ("redemptions", merchant_id, str(key), request.state, start_ms, end_ms)
         place = paging.read_token(fields, "page_token", request.page_token, scope, (int, str))
         fields.check()
-        redeemers = None if not request.HasField("customer") else await self._redeemers(merchant_id, key)
+        known = await self._facts(merchant_id, key) if request.HasField("customer") else None
+        redeemers = None if known is None else tuple(known.redeemers)
         wanted = Filter(redeemers, STATE_NAMES.get(request.state), start_ms, end_ms)
         before = None if place is None else (int(place[0]), str(place[1]))
         found = await self._redemptions.redemptions(merchant_id, wanted, before=before, limit=size + 1)
@@ -222,11 +269,11 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
             response.buyers.add(store_id=source.key.store_id, buyer_id=source.key.buyer_id)
         return response
 
-    async def _redeemers(self, merchant_id: str, key: Key | None) -> tuple[str, ...]:
-        """Name all under whom a customer has redeemed. Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND."""
+    async def _facts(self, merchant_id: str, key: Key | None) -> Facts:
+        """Tell who a customer is, whatever the program. Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND."""
         assessment = await self._redemptions.assess(_asking(merchant_id, "customer", key, 0))
         _check_known(assessment, {Reason.IDENTIFIER_INVALID, Reason.CUSTOMER_NOT_FOUND})
-        return tuple(assessment.facts.redeemers)
+        return assessment.facts
 
     def _write_redemption(self, redemption: Redemption) -> redemption_pb2.Redemption:
         content = redemption.content
@@ -375,21 +422,35 @@ def _read_currency_value(fields: Fields, request: AskRequest) -> Decimal | None:
 
 def _read_proof(fields: Fields, request: ProvenRequest, *, is_coming: bool = False) -> Proof:
     """Read how the customer is to be validated, and note contradictions."""
+    principal = current_principal.get()
     fields.text("validation_code", request.validation_code, length_max=CODE_LENGTH_MAX)
     fields.ascii("challenge_id", request.challenge_id, length_max=CHALLENGE_ID_LENGTH_MAX)
-    if request.skip_validation and request.validation_code:
-        fields.wrong("skip_validation", "must not be set together with validation_code")
-    if request.challenge_id and not request.validation_code:
-        fields.wrong("challenge_id", "must be empty without validation_code")
+    if request.skip_validation and (request.validation_code or request.challenge_id):
+        fields.wrong("skip_validation", "must not be set together with validation_code or challenge_id")
+    if request.challenge_id and not request.validation_code and request.validation_type in CODE_TYPES:
+        fields.wrong("challenge_id", "must be empty without validation_code, unless it is of a missed call")
     if request.validation_type == redemption_pb2.VALIDATION_TYPE_INVALID and not request.skip_validation:
         fields.wrong("validation_type", "must not be INVALID unless skip_validation is true")
     return Proof(
         code=request.validation_code,
         challenge_id=request.challenge_id,
         skips=request.skip_validation,
-        may_skip=Scope.REDEEM_SKIP in current_principal.get().scopes,
+        may_skip=Scope.REDEEM_SKIP in principal.scopes,
         is_coming=is_coming,
+        actor=principal.token_id,
     )
+
+
+def _read_number(fields: Fields, path: str, value: str) -> str:
+    number = normalised_mobile(value)
+    if number is None:
+        fields.wrong(path, "must be a phone number in E.164 form, such as +8613812345678")
+    return number or ""
+
+
+def _read_reason(fields: Fields, value: str) -> str:
+    fields.present("reason", is_present=bool(value))
+    return fields.text("reason", value, length_max=REASON_LENGTH_MAX)
 
 
 def _read_reference(fields: Fields, value: str) -> str:
@@ -439,6 +500,8 @@ def _write_issued(issued: Issued) -> redemption_pb2.IssuedCode:
     return redemption_pb2.IssuedCode(
         challenge_id=challenge.challenge_id,
         sent=issued.sent,
+        destination=masked(issued.route) if challenge.channel is not Channel.MISSED_CALL else "",
         expire_time=to_timestamp(challenge.expires_at_ms),
         resend_time=to_timestamp(challenge.may_resend_at_ms),
+        missed_call_number=challenge.called_number,
     )

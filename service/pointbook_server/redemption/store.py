@@ -30,6 +30,7 @@ from pointbook_server.redemption.redeemed import (
     RedemptionState,
     Reversal,
     already_reversed,
+    new_redemption_id,
     redemption_not_found,
     reference_reused,
 )
@@ -43,13 +44,12 @@ SWEEP_COUNT = 100
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An order with the assessment that was made of it without locks, and the id that it gets where it redeems.
+    """An order with the assessment that was made of it without locks.
 
     `prove` tells what speaks against how the customer was validated; `consume` uses the code up, or raises the refusal.
     """
 
     order: Order
-    redemption_id: str
     before: Assessment
     prove: Callable[[Assessment], Iterable[Finding]]
     consume: Callable[[Connection], Awaitable[None]] | None
@@ -309,7 +309,7 @@ class _Redeeming:
         draws = await self._draws(assessment)
         if wanted.consume is not None:
             await wanted.consume(self._connection)
-        redemption = order.redemption(assessment, wanted.redemption_id, draws)
+        redemption = order.redemption(assessment, new_redemption_id(), draws)
         self._hold(redemption, assessment)
         return redemption
 

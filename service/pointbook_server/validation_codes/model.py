@@ -1,20 +1,33 @@
-"""One-time codes as pure functions: how a code is made, what it is bound to, and when a new one is sent."""
+"""One-time codes as pure functions: how they are made, what they are bound to, where and when they go."""
 
 import hmac
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from string import Template
+from typing import NamedTuple
 
-from pointbook_server.programs.model import Channel, Validation
+import phonenumbers
+
+from pointbook_server.customers.model import Customer, Kind
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.programs.model import Channel, Program, Validation
 
 ATTEMPTS_MAX = 5
 COOLDOWN_MS = 60_000
 DELIVERY_MS_MAX = 5_000
 DIGITS = "0123456789"
 LETTERS_AND_DIGITS = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"
-DIGEST_DOMAIN = "pointbook.code.v1"
+DIGEST_BYTES = 32
+CODE_DOMAIN = "pointbook.code.v1"
+DESTINATION_DOMAIN = "pointbook.destination.v1"
 DEFAULT_TEMPLATE = "$code is your code to redeem $points points. It is valid for $minutes minutes."
+CONTACT_KINDS = {Channel.SMS: Kind.MOBILE, Channel.EMAIL: Kind.EMAIL, Channel.MISSED_CALL: Kind.MOBILE}
+MASK = "*" * 6
+RETRY_AFTER_SECONDS = 1.0
+REGION_RETRY_SECONDS = 86_400.0
+"""When to ask again for a code to a region that the program does not allow: not before somebody has changed that."""
 
 
 class Delivery(StrEnum):
@@ -24,6 +37,15 @@ class Delivery(StrEnum):
     SENT = "SENT"
     FAILED = "FAILED"
     UNCERTAIN = "UNCERTAIN"
+
+
+class State(StrEnum):
+    """Whether a challenge waits for its code, or why it does not any more."""
+
+    LIVE = "LIVE"
+    REPLACED = "REPLACED"
+    USED = "USED"
+    ENDED = "ENDED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +61,16 @@ class Purpose:
 
 
 @dataclass(frozen=True, slots=True)
+class Proving:
+    """Who must prove that it is them and what for, and who asks: the id of a token."""
+
+    purpose: Purpose
+    program: Program
+    customer: Customer | None
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """How a code reaches the customer; the code is bound to it too."""
 
@@ -48,21 +80,37 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """A code that was issued, without the code: only its digest is kept."""
+    """A code that was issued, without the code and where it went: only their digests are kept.
+
+    That of a missed call has a digest that no code has. `attempts` are the wrong guesses that named it, and
+    `unnamed_attempts` those that did not.
+    """
 
     challenge_id: str
     purpose: Purpose
-    route: Route
+    channel: Channel
     key_id: str
+    destination_digest: bytes
     code_digest: bytes
-    attempts: int
     delivery: Delivery
+    sent_at_ms: int
     resend_at_ms: int
     expires_at_ms: int
+    attempts: int = 0
+    unnamed_attempts: int = 0
+    called_number: str = ""
+    confirmed_at_ms: int | None = None
+    state: State = State.LIVE
 
-    def holds(self, purpose: Purpose, route: Route, now_ms: int) -> bool:
+    def is_for(self, purpose: Purpose, route: Route, keys: "Keys", now_ms: int) -> bool:
         """Tell whether this challenge is the one for the same purpose and route, within its life."""
-        return self.purpose == purpose and self.route == route and now_ms < self.expires_at_ms
+        return (
+            self.purpose == purpose
+            and self.channel is route.channel
+            and self.key_id in keys
+            and self.destination_digest == keys.destination_digest(self.key_id, purpose.merchant_id, route.destination)
+            and now_ms < self.expires_at_ms
+        )
 
     def is_uncertain(self, now_ms: int) -> bool:
         """Tell whether nobody knows if the message arrived; the call that sent it may have ended without a word."""
@@ -75,11 +123,22 @@ class Challenge:
         return self.resend_at_ms if self.attempts < ATTEMPTS_MAX else self.expires_at_ms
 
 
+class MissedCall(NamedTuple):
+    """A call that a telephony provider tells of, its numbers in E.164 form."""
+
+    merchant_id: str
+    caller_number: str
+    called_number: str
+    provider_call_id: str
+    call_ms: int
+
+
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A challenge that waits for its code, and whether this call sent a message."""
+    """A challenge that waits for its code, where that went, and whether this call sent a message."""
 
     challenge: Challenge
+    route: Route
     sent: bool
 
 
@@ -94,29 +153,208 @@ def new_code(validation: Validation) -> str:
     return "".join(secrets.choice(alphabet) for _ in range(validation.code_length_or_default))
 
 
-def code_digest(key: bytes, code: str, *, key_id: str, challenge_id: str, purpose: Purpose, route: Route) -> bytes:
-    """Digest a code with all that it is bound to, each field prefixed by its length so that none can slide."""
-    parts = (
-        DIGEST_DOMAIN,
-        key_id,
-        challenge_id,
-        purpose.merchant_id,
-        purpose.customer,
-        str(purpose.program_id),
-        str(purpose.points),
-        str(purpose.group_redemption),
-        purpose.group_id,
-        route.channel.value,
-        route.destination,
-        code,
-    )
+class Keys:
+    """The keys that sign codes, by their ids: the first signs, all verify."""
+
+    def __init__(self, keys: Mapping[str, bytes]) -> None:
+        self._keys = dict(keys)
+
+    @property
+    def signing_id(self) -> str:
+        """The id of the key that signs. Raises CODE_KEY_UNKNOWN where there is none."""
+        if not self._keys:
+            raise key_unknown()
+        return next(iter(self._keys))
+
+    def __contains__(self, key_id: str) -> bool:
+        """Tell whether there is a key of an id."""
+        return key_id in self._keys
+
+    def code_digest(self, key_id: str, code: str, challenge_id: str, purpose: Purpose, route: Route) -> bytes:
+        """Digest a code with all that it is bound to. Source: validation-codes.md, kept as."""
+        return _digest(
+            self._keys[key_id],
+            CODE_DOMAIN,
+            key_id,
+            challenge_id,
+            purpose.merchant_id,
+            purpose.customer,
+            str(purpose.program_id),
+            str(purpose.points),
+            str(purpose.group_redemption),
+            purpose.group_id,
+            route.channel.value,
+            route.destination,
+            code,
+        )
+
+    def destination_digest(self, key_id: str, merchant_id: str, destination: str) -> bytes:
+        """Digest a destination, which is kept in no other form."""
+        return _digest(self._keys[key_id], DESTINATION_DOMAIN, key_id, merchant_id, destination)
+
+    def destination_digests(self, merchant_id: str, destination: str) -> list[bytes]:
+        """Digest a destination under every key, the signing one first."""
+        return [self.destination_digest(key_id, merchant_id, destination) for key_id in self._keys]
+
+
+def _digest(key: bytes, *parts: str) -> bytes:
+    """Digest fields, each prefixed by its length so that none can slide."""
     encoded = [part.encode() for part in parts]
     return hmac.digest(key, b"".join(len(part).to_bytes(4, "big") + part for part in encoded), "sha256")
 
 
-def message_text(validation: Validation, code: str, points: int, program_name: str) -> str:
-    """Write the message of a code, from the program's template for everybody or our own."""
-    template = validation.message_templates.get("") or validation.message_templates.get("en") or DEFAULT_TEMPLATE
+def new_challenge(
+    proving: Proving, route: Route, keys: Keys, *, key_id: str, challenge_id: str, code: str, now_ms: int
+) -> Challenge:
+    """Make a challenge that waits for a code, or for a missed call, which no code can stand in for."""
+    purpose, validation = proving.purpose, proving.program.validation
+    is_call = route.channel is Channel.MISSED_CALL
+    code_digest = keys.code_digest(key_id, code, challenge_id, purpose, route)
+    expires_at_ms = now_ms + validation.code_life_ms
+    return Challenge(
+        challenge_id=challenge_id,
+        purpose=purpose,
+        channel=route.channel,
+        key_id=key_id,
+        destination_digest=keys.destination_digest(key_id, purpose.merchant_id, route.destination),
+        code_digest=secrets.token_bytes(DIGEST_BYTES) if is_call else code_digest,
+        delivery=Delivery.SENT if is_call else Delivery.PENDING,
+        sent_at_ms=now_ms,
+        resend_at_ms=expires_at_ms if is_call else now_ms + COOLDOWN_MS,
+        expires_at_ms=expires_at_ms,
+        called_number=validation.missed_call_number if is_call else "",
+    )
+
+
+def choose_route(
+    program: Program,
+    customer: Customer | None,
+    channel: Channel | None,
+    needs_destination: Mapping[Channel, bool],
+    *,
+    points: int,
+    pause_ms: int,
+    now_ms: int,
+) -> Route:
+    """Choose how a code goes: by the channel asked for, or by the program's first one that can reach the customer.
+
+    `needs_destination` are the channels that this server has senders for. A contact that has changed in the last
+    `pause_ms` gets no code. Raises CHANNEL_NOT_ENABLED, NO_DESTINATION, CONTACT_CHANGED, and SEND_LIMIT_REACHED for a
+    region that the program does not allow. Source: validation-codes.md.
+    """
+    troubles = []
+    for each in (channel,) if channel is not None else program.validation.enabled_channels:
+        try:
+            _check_channel(program, each, needs_destination, points, asked_for=channel is not None)
+            route = _route_by(each, customer, needs_destination)
+            if customer is not None and route.destination:
+                _check_destination(program, customer, route, pause_ms, now_ms)
+        except PointbookError as error:
+            troubles.append(error)
+        else:
+            return route
+    # What is only in the way for a while tells more than what never was there.
+    raise next((trouble for trouble in troubles if trouble.retry_after_seconds is not None), troubles[-1])
+
+
+def _check_channel(
+    program: Program, channel: Channel, needs_destination: Mapping[Channel, bool], points: int, *, asked_for: bool
+) -> None:
+    """Raise CHANNEL_NOT_ENABLED where the program, or this server, does not use a channel for so many points."""
+    validation = program.validation
+    if channel is Channel.MISSED_CALL:
+        is_used = not validation.max_points_missed_call or points <= validation.max_points_missed_call
+    else:
+        is_used = channel in needs_destination
+    if asked_for and (not is_used or channel not in validation.enabled_channels):
+        raise PointbookError(
+            Reason.CHANNEL_NOT_ENABLED,
+            "Codes do not go by this channel here.",
+            metadata={"validation_type": channel.value},
+        )
+    if not is_used:
+        raise _no_destination()
+
+
+def _route_by(channel: Channel, customer: Customer | None, needs_destination: Mapping[Channel, bool]) -> Route:
+    """Find out where a code goes by a channel. Raises NO_DESTINATION."""
+    contact = contact_of(customer, channel)
+    if not contact and needs_destination.get(channel, True):
+        raise _no_destination()
+    return Route(channel, contact)
+
+
+def contact_of(customer: Customer | None, channel: Channel) -> str:
+    """Tell by which contact a channel reaches a customer; empty where there is none."""
+    return next(iter(customer.own(CONTACT_KINDS[channel])), "") if customer is not None else ""
+
+
+def _check_destination(program: Program, customer: Customer, route: Route, pause_ms: int, now_ms: int) -> None:
+    """Raise CONTACT_CHANGED and SEND_LIMIT_REACHED where a customer's contact gets no code now."""
+    kind = CONTACT_KINDS[route.channel]
+    free_at_ms = customer.contacts_since_ms.get(kind, 0) + pause_ms
+    if now_ms < free_at_ms:
+        raise PointbookError(
+            Reason.CONTACT_CHANGED,
+            "The customer's contact has changed lately; for a while it gets no codes.",
+            metadata={"validation_type": route.channel.value},
+            retry_after_seconds=(free_at_ms - now_ms) / 1_000,
+        )
+    if kind is Kind.MOBILE and program.allowed_regions:
+        region = phonenumbers.region_code_for_number(phonenumbers.parse(route.destination))
+        if region not in program.allowed_regions:
+            raise send_limit_reached("allowed_regions", REGION_RETRY_SECONDS)
+
+
+def masked(route: Route) -> str:
+    """Show where a code goes without telling: +86******5678 or b***@example.com."""
+    if route.channel is Channel.EMAIL and route.destination:
+        local_part, _, domain = route.destination.rpartition("@")
+        return f"{local_part[:1]}***@{domain}"
+    if route.destination:
+        number = phonenumbers.parse(route.destination)
+        return f"+{number.country_code}{MASK}{route.destination[-4:]}"
+    return ""
+
+
+def message_text(validation: Validation, language: str, code: str, points: int, program_name: str) -> str:
+    """Write the message of a code in a language: from the program's templates, or our own."""
+    templates = {tag.lower(): template for tag, template in validation.message_templates.items()}
+    tag = language.lower().replace("_", "-")
+    tags = (tag, tag.partition("-")[0], "", "en")
+    template = next((templates[tag] for tag in tags if templates.get(tag)), DEFAULT_TEMPLATE)
     return Template(template).safe_substitute(
         code=code, points=points, program=program_name, minutes=validation.code_life_ms // 60_000
     )
+
+
+def send_limit_reached(limit: str, retry_after_seconds: float) -> PointbookError:
+    """Tell that no more codes are sent there for now."""
+    return PointbookError(
+        Reason.SEND_LIMIT_REACHED,
+        "No more codes are sent there for now.",
+        metadata={"limit": limit},
+        retry_after_seconds=retry_after_seconds,
+    )
+
+
+def key_unknown() -> PointbookError:
+    """Tell that this server lacks the key of a code."""
+    return PointbookError(
+        Reason.CODE_KEY_UNKNOWN,
+        "This server lacks the key of the code; see POINTBOOK_CODE_KEYS.",
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+    )
+
+
+def delivery_failed(retry_after_seconds: float) -> PointbookError:
+    """Tell that a code did not reach the provider, or that nobody knows."""
+    return PointbookError(
+        Reason.DELIVERY_FAILED,
+        "The code could not be delivered.",
+        retry_after_seconds=max(retry_after_seconds, 0.0),
+    )
+
+
+def _no_destination() -> PointbookError:
+    return PointbookError(Reason.NO_DESTINATION, "There is nowhere to send a code to for this customer.")

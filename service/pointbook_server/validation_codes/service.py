@@ -2,32 +2,47 @@
 
 import asyncio
 import hmac
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import structlog
 
+from pointbook_server.batching import Line
 from pointbook_server.clock import Clock
+from pointbook_server.customers.model import Customer
 from pointbook_server.database import Connection
 from pointbook_server.delivery.sender import DeliveryFailedError, Message, Sender
-from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.programs.model import Channel, Program
+from pointbook_server.errors import PointbookError
+from pointbook_server.metrics import Metrics
+from pointbook_server.programs.model import Channel
 from pointbook_server.validation_codes.model import (
-    COOLDOWN_MS,
     DELIVERY_MS_MAX,
     Challenge,
     Delivery,
     Issued,
+    Keys,
+    MissedCall,
+    Proving,
     Purpose,
     Route,
-    code_digest,
+    choose_route,
+    contact_of,
+    delivery_failed,
+    key_unknown,
     message_text,
+    new_challenge,
     new_code,
 )
+from pointbook_server.validation_codes.steps import Deliver, Guess, Issue, Reset, Sends, Step, Verdict
 from pointbook_server.validation_codes.store import ValidationCodesStore
 
 DELIVERY_TIMEOUT_SECONDS = DELIVERY_MS_MAX / 1_000
+STEPS_IN_BATCH_MAX = 100
+STEPS_WAITING_MAX = 10_000
+LANES = 4
+"""How many merchants' steps are done at a time; one merchant's share their transactions."""
 
-RETRY_AFTER_SECONDS = 1.0
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -35,146 +50,177 @@ log = structlog.get_logger()
 class ValidationCodes:
     """Issues codes through one sender a channel, and checks guesses.
 
-    `keys` are the signing keys by id, the signing one first; without any, no code is issued.
+    A contact that has changed gets no codes for `pause_ms`.
     """
 
     def __init__(
         self,
         store: ValidationCodesStore,
-        keys: Mapping[str, bytes],
+        keys: Keys,
         senders: Mapping[Channel, Sender],
         clock: Clock,
+        metrics: Metrics,
+        *,
+        pause_ms: int,
     ) -> None:
         self._store = store
-        self._keys = dict(keys)
+        self._keys = keys
         self._senders = dict(senders)
         self._clock = clock
+        self._metrics = metrics
+        self._pause_ms = pause_ms
+        self._issuing: set[asyncio.Task[Issued]] = set()
+        self._line: Line[str, Step[Any], Any] = Line(
+            self._run, batch_max=STEPS_IN_BATCH_MAX, waiting_max=STEPS_WAITING_MAX, lanes=LANES
+        )
 
-    async def issue(self, purpose: Purpose, program: Program, channel: Channel | None) -> Issued:
-        """Send the customer a code for a purpose, unless the one that was sent lately still holds.
+    async def issue(self, proving: Proving, channel: Channel | None) -> Issued:
+        """Send a code, unless the one that was sent lately still holds; or open a challenge for a missed call.
 
         The challenge commits before the provider is called, and no transaction is open while it is. Raises
-        CHANNEL_NOT_ENABLED, NO_DESTINATION, DELIVERY_FAILED and CODE_KEY_UNKNOWN.
+        CHANNEL_NOT_ENABLED, NO_DESTINATION, CONTACT_CHANGED, SEND_LIMIT_REACHED, DELIVERY_FAILED and CODE_KEY_UNKNOWN.
         """
-        route = self._route(program, channel)
-        if not self._keys:
-            raise _key_unknown()
-        key_id, key = next(iter(self._keys.items()))
-        code = new_code(program.validation)
-        now_ms = self._clock()
+        # A message that is on its way goes on where the caller goes away, so that what became of it is known.
+        issuing = asyncio.create_task(self._issue(proving, channel))
+        self._issuing.add(issuing)
+        issuing.add_done_callback(self._hear_out)
+        try:
+            issued = await asyncio.shield(issuing)
+        except PointbookError as error:
+            self._metrics.issues.labels("" if channel is None else channel.value, error.reason.value).inc()
+            raise
+        self._metrics.issues.labels(issued.route.channel.value, "SENT" if issued.sent else "HELD").inc()
+        return issued
 
-        def make(challenge_id: str) -> Challenge:
-            return Challenge(
-                challenge_id=challenge_id,
-                purpose=purpose,
-                route=route,
-                key_id=key_id,
-                code_digest=code_digest(
-                    key, code, key_id=key_id, challenge_id=challenge_id, purpose=purpose, route=route
-                ),
-                attempts=0,
-                delivery=Delivery.PENDING,
-                resend_at_ms=now_ms + COOLDOWN_MS,
-                expires_at_ms=now_ms + program.validation.code_life_ms,
-            )
+    async def check(self, proving: Proving, channel: Channel | None, challenge_id: str, code: str) -> Challenge | None:
+        """Compare a code, and return its challenge where it is right, which is not used up by that.
 
-        challenge, fresh = await self._store.claim(purpose, route, make, now_ms)
-        if not fresh:
-            if challenge.is_uncertain(now_ms):
-                raise _delivery_failed((challenge.may_resend_at_ms - now_ms) / 1_000)
-            return Issued(challenge, sent=False)
-        text = message_text(program.validation, code, purpose.points, program.display_name)
-        await self._deliver(challenge, Message(route.destination, text, challenge.challenge_id))
-        return Issued(challenge, sent=True)
-
-    async def check(self, purpose: Purpose, channel: Channel | None, challenge_id: str, code: str) -> bool:
-        """Tell whether a code is the one for a purpose, without consuming it; no channel means whichever it went by.
-
-        Raises CODE_KEY_UNKNOWN, which counts no attempt.
+        No channel means whichever the code went by. A wrong guess is counted before it is answered. Raises
+        CODE_KEY_UNKNOWN, which counts nothing.
         """
-        challenge = await self.guess(purpose, channel, challenge_id, code)
-        if challenge is None:
-            return False
-        await self.give_back(challenge, challenge_id)
-        return True
+        purpose = proving.purpose
 
-    async def guess(self, purpose: Purpose, channel: Channel | None, challenge_id: str, code: str) -> Challenge | None:
-        """Compare a code, and return its challenge where it is right, whose attempt is then used or given back.
+        def is_right(challenge: Challenge) -> bool:
+            route = Route(challenge.channel, contact_of(proving.customer, challenge.channel))
+            guess = self._keys.code_digest(challenge.key_id, code, challenge.challenge_id, purpose, route)
+            same_channel = channel in {None, challenge.channel}
+            return hmac.compare_digest(guess, challenge.code_digest) and same_channel
 
-        The attempt commits before the comparison is answered. Raises CODE_KEY_UNKNOWN, which counts no attempt.
-        """
-        now_ms = self._clock()
-        challenge = await self._store.count_attempt(purpose, challenge_id, tuple(self._keys), now_ms)
-        if challenge is None:
-            if await self._store.has_unknown_key(purpose, challenge_id, tuple(self._keys), now_ms):
-                raise _key_unknown()
+        answer = await self._do(purpose, Guess(purpose, challenge_id, self._keys, is_right, proving.actor))
+        self._metrics.guesses.labels(answer.verdict.value).inc()
+        if answer.verdict is Verdict.KEY_UNKNOWN:
+            raise key_unknown()
+        if answer.verdict in {Verdict.RIGHT, Verdict.WRONG}:
+            self._metrics.comparisons.labels(answer.verdict.value).inc()
+        return answer.challenge if answer.verdict is Verdict.RIGHT else None
+
+    async def seen_call(self, proving: Proving, challenge_id: str) -> Challenge | None:
+        """Return a challenge whose missed call was seen; None where it was not, or is for something else."""
+        purpose, now_ms = proving.purpose, self._clock()
+        live = await self._store.live(purpose.merchant_id, purpose.customer)
+        if live is None or live.challenge_id != challenge_id or live.confirmed_at_ms is None:
             return None
-        guess = code_digest(
-            self._keys[challenge.key_id],
-            code,
-            key_id=challenge.key_id,
-            challenge_id=challenge.challenge_id,
-            purpose=purpose,
-            route=challenge.route,
+        route = Route(Channel.MISSED_CALL, contact_of(proving.customer, Channel.MISSED_CALL))
+        return live if live.is_for(purpose, route, self._keys, now_ms) else None
+
+    async def consume(self, connection: Connection, challenge: Challenge, actor: str) -> bool:
+        """Use a code, or a call, up in somebody's transaction; False where another call has, or where it ended."""
+        return await self._store.consume(connection, challenge, actor, self._clock())
+
+    async def confirm(self, call: MissedCall, actor: str) -> str:
+        """Let a missed call meet the caller's newest live challenge, once per call; answers its id, or nothing."""
+        digests = self._keys.destination_digests(call.merchant_id, call.caller_number)
+        challenge_id = await self._store.confirm(call, digests, actor, self._clock())
+        self._metrics.missed_calls.labels("SEEN" if challenge_id else "NO_CHALLENGE").inc()
+        return challenge_id
+
+    async def reset(self, merchant_id: str, name: str, customer: Customer | None, actor: str, reason: str) -> None:
+        """Forget a customer's wrong guesses, and the messages to their contacts, so that codes work again."""
+        contacts = {contact_of(customer, channel) for channel in Channel} - {""}
+        sends = tuple(Sends.to(self._keys, merchant_id, contact) for contact in sorted(contacts))
+        await self._do_for(merchant_id, Reset(name, sends, actor, reason))
+
+    async def clean_up(self) -> int:
+        """Delete what nobody needs any more, merchant by merchant; tells how much that was."""
+        now_ms, count = self._clock(), 0
+        for merchant_id in await self._store.old_merchants(now_ms):
+            while deleted := await self._store.clean_up(merchant_id, now_ms):
+                count += deleted
+        return count
+
+    async def drain(self) -> None:
+        """Wait until nothing is being delivered or written any more."""
+        while self._issuing:
+            await asyncio.wait(self._issuing)
+        await self._line.drain()
+
+    async def _issue(self, proving: Proving, channel: Channel | None) -> Issued:
+        purpose, program, key_id = proving.purpose, proving.program, self._keys.signing_id
+        route = choose_route(
+            program,
+            proving.customer,
+            channel,
+            {each: sender.needs_destination for each, sender in self._senders.items()},
+            points=purpose.points,
+            pause_ms=self._pause_ms,
+            now_ms=self._clock(),
         )
-        same_channel = channel in {None, challenge.route.channel}
-        return challenge if hmac.compare_digest(guess, challenge.code_digest) and same_channel else None
+        code = new_code(program.validation)
 
-    async def give_back(self, challenge: Challenge, challenge_id: str) -> None:
-        """Give the attempt of a right guess back: a caller that leaves now must not cost the customer one."""
-        await asyncio.shield(self._store.return_attempt(challenge, challenge_id))
-
-    async def consume(self, connection: Connection, challenge: Challenge, challenge_id: str) -> bool:
-        """Use a code up in somebody's transaction; False where another call has, or where it ended meanwhile."""
-        return await self._store.consume(connection, challenge, challenge_id, self._clock())
-
-    def _route(self, program: Program, channel: Channel | None) -> Route:
-        """Choose how the code goes out: the channel asked for, or the program's first one with a destination.
-
-        Only a sender that needs no destination can serve a customer whom we know as a buyer alone.
-        """
-        enabled = program.validation.enabled_channels
-        if channel is not None and channel not in enabled:
-            raise PointbookError(
-                Reason.CHANNEL_NOT_ENABLED,
-                "The program does not send codes by this channel.",
-                metadata={"validation_type": channel.value},
+        def make(challenge_id: str, now_ms: int) -> Challenge:
+            return new_challenge(
+                proving, route, self._keys, key_id=key_id, challenge_id=challenge_id, code=code, now_ms=now_ms
             )
-        for candidate in enabled if channel is None else (channel,):
-            sender = self._senders.get(candidate)
-            if sender is not None and not sender.needs_destination:
-                return Route(candidate)
-        raise PointbookError(Reason.NO_DESTINATION, "There is nowhere to send a code to for this customer.")
 
-    async def _deliver(self, challenge: Challenge, message: Message) -> None:
-        """Send a message and keep what became of it. After a definite failure there is no cooldown."""
-        sender = self._senders[challenge.route.channel]
+        claim = await self._do(purpose, Issue(purpose, route, self._keys, make, proving.actor))
+        if claim.is_fresh:
+            await self._deliver(proving, route, claim.challenge, code)
+        return Issued(claim.challenge, route, sent=claim.is_fresh)
+
+    async def _deliver(self, proving: Proving, route: Route, challenge: Challenge, code: str) -> None:
+        """Send a message, and keep what became of it."""
+        program, purpose = proving.program, proving.purpose
+        language = "" if proving.customer is None else proving.customer.language
+        text = message_text(program.validation, language, code, purpose.points, program.display_name)
+        message = Message(route.destination, text, challenge.challenge_id)
+        delivery = await self._send(route.channel, message)
+        sends = Sends.to(self._keys, purpose.merchant_id, route.destination)
+        await self._do(purpose, Deliver(challenge, sends, delivery, proving.actor))
+        if delivery is Delivery.FAILED:
+            raise delivery_failed(0)
+        if delivery is Delivery.UNCERTAIN:
+            raise delivery_failed((challenge.resend_at_ms - self._clock()) / 1_000)
+
+    async def _send(self, channel: Channel, message: Message) -> Delivery:
+        """Call the provider, and tell what is known then."""
         try:
             async with asyncio.timeout(DELIVERY_TIMEOUT_SECONDS):
-                await sender.send(message)
+                await self._senders[channel].send(message)
         except DeliveryFailedError as error:
-            log.warning("delivery failed", challenge_id=challenge.challenge_id, error=str(error))
-            await self._store.record_delivery(challenge, Delivery.FAILED, self._clock())
-            raise _delivery_failed(0) from error
-        except Exception as error:
-            # Nobody knows whether the message arrived, so it is never blindly sent again.
-            log.warning("delivery uncertain", challenge_id=challenge.challenge_id, error=type(error).__name__)
-            await self._store.record_delivery(challenge, Delivery.UNCERTAIN, challenge.resend_at_ms)
-            raise _delivery_failed((challenge.resend_at_ms - self._clock()) / 1_000) from error
-        await self._store.record_delivery(challenge, Delivery.SENT, challenge.resend_at_ms)
+            log.warning("delivery failed", challenge_id=message.challenge_id, error=str(error))
+            return Delivery.FAILED
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody knows whether the message arrived
+            log.warning("delivery uncertain", challenge_id=message.challenge_id, error=type(error).__name__)
+            return Delivery.UNCERTAIN
+        return Delivery.SENT
 
+    async def _do(self, purpose: Purpose, step: Step[T]) -> T:
+        return await self._do_for(purpose.merchant_id, step)
 
-def _key_unknown() -> PointbookError:
-    return PointbookError(
-        Reason.CODE_KEY_UNKNOWN,
-        "This server lacks the key of the code; see POINTBOOK_CODE_KEYS.",
-        retry_after_seconds=RETRY_AFTER_SECONDS,
-    )
+    async def _do_for(self, merchant_id: str, step: Step[T]) -> T:
+        """Let a step wait for its transaction, together with others of the merchant."""
+        self._line.admit(1)
+        (waiting,) = self._line.put(merchant_id, [step])
+        answer: T | PointbookError = await waiting
+        if isinstance(answer, PointbookError):
+            raise answer
+        return answer
 
+    async def _run(self, merchant_id: str, steps: Sequence[Step[Any]]) -> list[Any]:
+        return await self._store.run(merchant_id, steps, self._clock())
 
-def _delivery_failed(retry_after_seconds: float) -> PointbookError:
-    return PointbookError(
-        Reason.DELIVERY_FAILED,
-        "The code could not be delivered.",
-        retry_after_seconds=max(retry_after_seconds, 0.0),
-    )
+    def _hear_out(self, issuing: asyncio.Task[Issued]) -> None:
+        """Hear an error, which nobody else does where the caller has gone away."""
+        self._issuing.discard(issuing)
+        if not issuing.cancelled():
+            issuing.exception()

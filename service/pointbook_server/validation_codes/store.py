@@ -1,259 +1,184 @@
-"""The SQL of one-time codes."""
+"""The transactions of one-time codes: each holds its locks in one order - challenges by customer, counts by subject."""
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Any
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
-from sqlalchemy import Text, all_, and_, any_, bindparam, func, literal_column, select, update
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from pointbook_server.database import Connection, Database, RetryTransactionError
+from pointbook_server.errors import PointbookError
+from pointbook_server.validation_codes import statements as sql
+from pointbook_server.validation_codes.limits import LONGEST_WINDOW_MS, Tally
+from pointbook_server.validation_codes.model import Challenge, MissedCall
+from pointbook_server.validation_codes.steps import Action, Board, Step, Told, subjects_of
 
-from pointbook_server.database import Connection, Database, RetryTransactionError, Row, Statement
-from pointbook_server.programs.model import Channel
-from pointbook_server.tables import validation_challenges
-from pointbook_server.validation_codes.model import (
-    ATTEMPTS_MAX,
-    Challenge,
-    Delivery,
-    Purpose,
-    Route,
-    new_challenge_id,
-)
+CLEAN_UP_COUNT = 1_000
+"""How many rows of each table are deleted at a time."""
+KEPT_MS = LONGEST_WINDOW_MS
+"""How long what has ended is kept: no count reaches further, and the audit stays."""
 
-COLUMNS = validation_challenges.c
-IS_CHALLENGE = and_(COLUMNS.challenge_id == bindparam("challenge"), COLUMNS.merchant_id == bindparam("merchant"))
-# The state is part of the text, or a plan for any state could not use the index of the live ones.
-IS_LIVE = and_(
-    COLUMNS.customer == bindparam("customer"),
-    COLUMNS.merchant_id == bindparam("merchant"),
-    COLUMNS.state == literal_column("'LIVE'"),
-)
-KEYS = bindparam("keys", type_=ARRAY(Text))
-LOCK_LIVE = Statement(select(validation_challenges).where(IS_LIVE).with_for_update())
-INSERT_CHALLENGE = Statement(
-    insert(validation_challenges)
-    .values({column.name: bindparam(column.name) for column in COLUMNS if column.server_default is None})
-    .on_conflict_do_nothing()
-)
-RENEW_CHALLENGE = Statement(
-    update(validation_challenges)
-    .where(IS_CHALLENGE)
-    .values(
-        key_id=bindparam("new_key_id"),
-        code_digest=bindparam("new_code_digest"),
-        delivery=bindparam("new_delivery"),
-        sent_at_ms=bindparam("now"),
-        resend_at_ms=bindparam("new_resend_at_ms"),
-        expires_at_ms=bindparam("new_expires_at_ms"),
-    )
-)
-REPLACE_CHALLENGE = Statement(update(validation_challenges).where(IS_CHALLENGE).values(state="REPLACED"))
-# A newer code may have been sent meanwhile.
-RECORD_DELIVERY = Statement(
-    update(validation_challenges)
-    .where(IS_CHALLENGE, COLUMNS.code_digest == bindparam("digest"))
-    .values(delivery=bindparam("new_delivery"), resend_at_ms=bindparam("new_resend_at_ms"))
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Guesses:
-    """The statements for guesses that name a challenge_id, or for those that name none: each has its own counter."""
-
-    count: Statement
-    give_back: Statement
-    consume: Statement
-    find_unknown_key: Statement
-
-
-def _guesses(counter: Any, *named: Any) -> Guesses:
-    may_be_guessed = and_(
-        IS_LIVE,
-        COLUMNS.expires_at_ms > bindparam("now"),
-        COLUMNS.attempts < ATTEMPTS_MAX,
-        counter < ATTEMPTS_MAX,
-        *named,
-    )
-    return Guesses(
-        count=Statement(
-            update(validation_challenges)
-            .where(may_be_guessed, COLUMNS.key_id == any_(KEYS))
-            .values({counter: counter + 1})
-            .returning(validation_challenges)
-        ),
-        give_back=Statement(
-            update(validation_challenges).where(IS_CHALLENGE, counter > 0).values({counter: counter - 1})
-        ),
-        consume=Statement(
-            update(validation_challenges)
-            .where(
-                IS_CHALLENGE,
-                COLUMNS.state == literal_column("'LIVE'"),
-                COLUMNS.code_digest == bindparam("digest"),
-                COLUMNS.expires_at_ms > bindparam("now"),
-            )
-            .values({COLUMNS.state: "USED", counter: func.greatest(counter - 1, 0)})
-        ),
-        find_unknown_key=Statement(select(COLUMNS.challenge_id).where(may_be_guessed, COLUMNS.key_id != all_(KEYS))),
-    )
-
-
-NAMED_GUESSES = _guesses(COLUMNS.attempts, COLUMNS.challenge_id == bindparam("challenge"))
-UNNAMED_GUESSES = _guesses(COLUMNS.unnamed_attempts)
+T = TypeVar("T")
 
 
 class ValidationCodesStore:
-    """Reads and writes challenges. A customer has at most one live challenge."""
+    """Reads and writes challenges and counts. A customer has at most one live challenge."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def claim(
-        self, purpose: Purpose, route: Route, make: Callable[[str], Challenge], now_ms: int
-    ) -> tuple[Challenge, bool]:
-        """Find or make the customer's live challenge for a purpose and route, in one transaction.
+    async def run(self, merchant_id: str, steps: Sequence[Step[T]], now_ms: int) -> list[T | PointbookError]:
+        """Do steps of one merchant in one transaction; one that is refused changes nothing and spoils no other."""
 
-        `make` makes a challenge with a fresh code under a challenge_id. Answers the live challenge, and whether its
-        code is fresh and wants to be sent: of many parallel calls only one is told so. The same purpose and route
-        keeps its challenge through its life, the attempts included, and gets a fresh code after the cooldown;
-        anything else replaces the live challenge.
-        """
-
-        async def work(connection: Connection) -> tuple[Challenge, bool]:
-            live = await self._lock_live(connection, purpose)
-            if live is not None and live.holds(purpose, route, now_ms):
-                if now_ms < live.may_resend_at_ms:
-                    return live, False
-                fresh = make(live.challenge_id)
-                await self._renew(connection, fresh, now_ms)
-                return fresh, True
-            if live is not None:
-                await self._replace(connection, live)
-            fresh = make(new_challenge_id())
-            await self._insert(connection, fresh, now_ms)
-            return fresh, True
+        async def work(connection: Connection) -> list[T | PointbookError]:
+            board = await _lock(connection, merchant_id, steps, now_ms)
+            answers = [_answer(step, board) for step in steps]
+            await _write(connection, merchant_id, board)
+            return answers
 
         return await self._database.transaction(work, planned_once=True)
 
-    async def record_delivery(self, challenge: Challenge, delivery: Delivery, resend_at_ms: int) -> None:
-        """Write what became of a code's message, unless a newer code was sent meanwhile."""
-        values = _named(challenge) | {
-            "digest": challenge.code_digest,
-            "new_delivery": delivery.value,
-            "new_resend_at_ms": resend_at_ms,
-        }
+    async def live(self, merchant_id: str, customer: str) -> Challenge | None:
+        """Read a customer's live challenge."""
         async with self._database.autocommit() as connection:
-            await connection.execute(RECORD_DELIVERY, values)
+            row = await connection.fetch_one(sql.READ_LIVE, {"merchant_id": merchant_id, "customer": customer})
+        return None if row is None else sql.read_challenge(row)
 
-    async def count_attempt(
-        self, purpose: Purpose, challenge_id: str, key_ids: Collection[str], now_ms: int
-    ) -> Challenge | None:
-        """Count an attempt against a live challenge and commit; None where there is none that may be guessed.
-
-        Without a challenge_id the customer's live challenge is meant. Such guesses are counted by themselves, so that
-        whoever does not know the id cannot lock out whoever does.
-        """
-        values = _guess(purpose, challenge_id, key_ids, now_ms)
-        async with self._database.autocommit() as connection:
-            row = await connection.fetch_one(_guesses_of(challenge_id).count, values)
-        return None if row is None else _to_challenge(row)
-
-    async def return_attempt(self, challenge: Challenge, challenge_id: str) -> None:
-        """Give the attempt of a right guess back to the counter that it was taken from."""
-        async with self._database.autocommit() as connection:
-            await connection.execute(_guesses_of(challenge_id).give_back, _named(challenge))
-
-    async def consume(self, connection: Connection, challenge: Challenge, challenge_id: str, now_ms: int) -> bool:
-        """Use a live challenge up, and give the attempt back, in somebody's transaction; False where it is not live."""
-        values = _named(challenge) | {"digest": challenge.code_digest, "now": now_ms}
-        return await connection.execute(_guesses_of(challenge_id).consume, values) > 0
-
-    async def has_unknown_key(self, purpose: Purpose, challenge_id: str, key_ids: Collection[str], now_ms: int) -> bool:
-        """Tell whether there is a live challenge to guess whose code was signed with another key."""
-        values = _guess(purpose, challenge_id, key_ids, now_ms)
-        async with self._database.autocommit() as connection:
-            return await connection.fetch_one(_guesses_of(challenge_id).find_unknown_key, values) is not None
-
-    async def _lock_live(self, connection: Connection, purpose: Purpose) -> Challenge | None:
-        """Lock and read a customer's live challenge."""
-        row = await connection.fetch_one(LOCK_LIVE, {"merchant": purpose.merchant_id, "customer": purpose.customer})
-        return None if row is None else _to_challenge(row)
-
-    async def _insert(self, connection: Connection, challenge: Challenge, now_ms: int) -> None:
-        """Insert a live challenge; where another call has just done so, run the transaction again."""
-        purpose = challenge.purpose
-        values = {
+    async def consume(self, connection: Connection, challenge: Challenge, actor: str, now_ms: int) -> bool:
+        """Use a live challenge up in somebody's transaction; False where it is not live any more, or was renewed."""
+        merchant_id = challenge.purpose.merchant_id
+        named = {
+            "merchant_id": merchant_id,
+            "customer": challenge.purpose.customer,
             "challenge_id": challenge.challenge_id,
-            "merchant_id": purpose.merchant_id,
-            "customer": purpose.customer,
-            "program_id": purpose.program_id,
-            "points": purpose.points,
-            "group_redemption": purpose.group_redemption,
-            "group_id": purpose.group_id,
-            "channel": challenge.route.channel.value,
-            "destination": challenge.route.destination,
-            "key_id": challenge.key_id,
             "code_digest": challenge.code_digest,
-            "state": "LIVE",
-            "delivery": challenge.delivery.value,
-            "sent_at_ms": now_ms,
-            "resend_at_ms": challenge.resend_at_ms,
-            "expires_at_ms": challenge.expires_at_ms,
+            "now_ms": now_ms,
         }
-        if not await connection.execute(INSERT_CHALLENGE, values):
+        if not await connection.execute(sql.CONSUME, named):
+            return False
+        await _audit(connection, merchant_id, [_told(Action.USE, "USED", challenge, actor)], now_ms)
+        return True
+
+    async def end(self, connection: Connection, merchant_id: str, customer: str, reason: str, now_ms: int) -> None:
+        """End a customer's live challenge in somebody's transaction, which holds the customer's lock."""
+        rows = await connection.fetch(sql.END_LIVE, {"merchant_id": merchant_id, "customer": customer})
+        told = [
+            Told(Action.END, "ENDED", customer, row.challenge_id, row.program_id, row.points, row.channel, "", reason)
+            for row in rows
+        ]
+        await _audit(connection, merchant_id, told, now_ms)
+
+    async def confirm(self, call: MissedCall, caller_digests: list[bytes], actor: str, now_ms: int) -> str:
+        """Let a missed call meet the caller's newest live challenge, once per call; answers its id, or nothing."""
+        named = {"merchant_id": call.merchant_id, "provider_call_id": call.provider_call_id, "now_ms": now_ms}
+
+        async def work(connection: Connection) -> str:
+            if not await connection.execute(sql.CLAIM_CALL, named):
+                row = await connection.fetch_one(sql.READ_CALL, named)
+                return "" if row is None else str(row.challenge_id)
+            values = {
+                "destination_digests": caller_digests,
+                "called_number": call.called_number,
+                "call_ms": call.call_ms,
+            }
+            row = await connection.fetch_one(sql.LOCK_CALLED, named | values)
+            if row is None:
+                return ""
+            challenge = sql.read_challenge(row)
+            met = named | {"challenge_id": challenge.challenge_id}
+            await connection.execute(sql.CONFIRM, met)
+            await connection.execute(sql.NAME_CALL, met)
+            told = _told(Action.CONFIRM, "SEEN", challenge, actor)
+            await _audit(connection, call.merchant_id, [told], now_ms)
+            return challenge.challenge_id
+
+        return await self._database.transaction(work, planned_once=True)
+
+    async def old_merchants(self, now_ms: int) -> list[str]:
+        """Tell merchants with something to clean up, without locking anything."""
+        values = {"before_ms": now_ms - KEPT_MS, "limit": CLEAN_UP_COUNT}
+        async with self._database.autocommit() as connection:
+            return [row.merchant_id for row in await connection.fetch(sql.LIST_OLD_MERCHANTS, values)]
+
+    async def clean_up(self, merchant_id: str, now_ms: int) -> int:
+        """Delete some of what a merchant needs no more, and tell how much.
+
+        What somebody works on is left for the next time, so that several servers do not wait for each other.
+        """
+        values = {"merchant_id": merchant_id, "before_ms": now_ms - KEPT_MS, "limit": CLEAN_UP_COUNT}
+
+        async def work(connection: Connection) -> int:
+            return sum([await connection.execute(statement, values) for statement in sql.DELETE_OLD.values()])
+
+        return await self._database.transaction(work)
+
+
+async def _lock(connection: Connection, merchant_id: str, steps: Sequence[Step[T]], now_ms: int) -> Board:
+    """Lock all that some steps work on; a count that nobody has begun is empty."""
+    customers = {"merchant_id": merchant_id, "customers": sorted({step.customer for step in steps})}
+    live = map(sql.read_challenge, await connection.fetch(sql.LOCK_LIVE, customers))
+    subjects = subjects_of(steps)
+    tallies = dict.fromkeys(subjects, Tally())
+    if subjects:
+        named = {"merchant_id": merchant_id, "subjects": subjects}
+        rows = await connection.fetch(sql.LOCK_TALLIES, named)
+        tallies |= {row.subject: sql.read_tally(row) for row in rows}
+    return Board(now_ms, {challenge.purpose.customer: challenge for challenge in live}, tallies)
+
+
+def _answer(step: Step[T], board: Board) -> T | PointbookError:
+    try:
+        return step.run(board)
+    except PointbookError as error:
+        return error
+
+
+async def _write(connection: Connection, merchant_id: str, board: Board) -> None:
+    """Write what steps have changed. Where another call came between, the transaction runs again."""
+    changed = [challenge for name, challenge in board.challenges.items() if name not in board.opened]
+    opened = [challenge for name, challenge in board.challenges.items() if name in board.opened]
+    # One that was live gives its place free before another one takes it.
+    if changed:
+        values = {"merchant_id": merchant_id, **sql.to_columns(changed)}
+        await connection.execute(sql.UPDATE_CHALLENGES, values)
+    if opened:
+        values = {"merchant_id": merchant_id, **sql.to_columns(opened)}
+        if await connection.execute(sql.INSERT_CHALLENGES, values) < len(opened):
             raise RetryTransactionError
-
-    async def _renew(self, connection: Connection, fresh: Challenge, now_ms: int) -> None:
-        """Put a fresh code under a locked challenge. Its attempts stay as they are."""
-        values = _named(fresh) | {
-            "now": now_ms,
-            "new_key_id": fresh.key_id,
-            "new_code_digest": fresh.code_digest,
-            "new_delivery": fresh.delivery.value,
-            "new_resend_at_ms": fresh.resend_at_ms,
-            "new_expires_at_ms": fresh.expires_at_ms,
-        }
-        await connection.execute(RENEW_CHALLENGE, values)
-
-    async def _replace(self, connection: Connection, challenge: Challenge) -> None:
-        """End a live challenge for another one."""
-        await connection.execute(REPLACE_CHALLENGE, _named(challenge))
+    await _put_tallies(connection, merchant_id, board)
+    await _audit(connection, merchant_id, board.audit, board.now_ms)
 
 
-def _named(challenge: Challenge) -> dict[str, object]:
-    return {"challenge": challenge.challenge_id, "merchant": challenge.purpose.merchant_id}
-
-
-def _guess(purpose: Purpose, challenge_id: str, key_ids: Collection[str], now_ms: int) -> dict[str, object]:
-    return {
-        "challenge": challenge_id,
-        "merchant": purpose.merchant_id,
-        "customer": purpose.customer,
-        "keys": list(key_ids),
-        "now": now_ms,
+async def _put_tallies(connection: Connection, merchant_id: str, board: Board) -> None:
+    subjects = sorted(board.counted)
+    if not subjects:
+        return
+    tallies = [board.tallies[subject] for subject in subjects]
+    values = {
+        "merchant_id": merchant_id,
+        "subjects": subjects,
+        "counts": [sql.write_tally(tally) for tally in tallies],
+        "revisions": [tally.revision + 1 for tally in tallies],
+        "now_ms": board.now_ms,
     }
+    if await connection.execute(sql.PUT_TALLIES, values) < len(subjects):
+        raise RetryTransactionError
 
 
-def _guesses_of(challenge_id: str) -> Guesses:
-    return NAMED_GUESSES if challenge_id else UNNAMED_GUESSES
+async def _audit(connection: Connection, merchant_id: str, told: Iterable[Told], now_ms: int) -> None:
+    rows = [{"audit_id": secrets.token_hex(8), **line._asdict()} for line in told]
+    if rows:
+        columns = {name: [row[name] for row in rows] for name in sql.AUDIT_COLUMNS}
+        await connection.execute(sql.INSERT_AUDIT, {"merchant_id": merchant_id, "now_ms": now_ms, **columns})
 
 
-def _to_challenge(row: Row) -> Challenge:
-    purpose = Purpose(
-        merchant_id=row.merchant_id,
-        customer=row.customer,
-        program_id=row.program_id,
-        points=row.points,
-        group_redemption=row.group_redemption,
-        group_id=row.group_id,
-    )
-    return Challenge(
-        challenge_id=row.challenge_id,
-        purpose=purpose,
-        route=Route(Channel(row.channel), row.destination),
-        key_id=row.key_id,
-        code_digest=row.code_digest,
-        attempts=row.attempts,
-        delivery=Delivery(row.delivery),
-        resend_at_ms=row.resend_at_ms,
-        expires_at_ms=row.expires_at_ms,
+def _told(action: Action, outcome: str, challenge: Challenge, actor: str) -> Told:
+    purpose = challenge.purpose
+    return Told(
+        action,
+        outcome,
+        purpose.customer,
+        challenge.challenge_id,
+        purpose.program_id,
+        purpose.points,
+        challenge.channel.value,
+        actor,
     )

@@ -1,0 +1,35 @@
+"""What the server counts, for Prometheus: no label holds an id, and every label has a handful of values."""
+
+from prometheus_client import CollectorRegistry, Counter, start_http_server
+
+
+class Metrics:
+    """The counters of one server process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.guesses = self._counter("code_guesses", "Guesses of codes, by what became of them.", "outcome")
+        self.comparisons = self._counter("code_comparisons", "Codes that were compared, by the result.", "outcome")
+        self.issues = self._counter("code_issues", "Codes asked for, by what became of that.", "channel", "outcome")
+        self.missed_calls = self._counter("missed_calls", "Missed calls, by whether they met a challenge.", "outcome")
+
+    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
+        return Counter(f"pointbook_{name}", documentation, labels, registry=self.registry)
+
+
+class MetricsEndpoint:
+    """Answers `GET /metrics` on an address of its own, in a thread, so that a busy loop is seen too."""
+
+    def __init__(self, metrics: Metrics, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        try:
+            self._server, self._thread = start_http_server(int(port), host.strip("[]"), metrics.registry)
+        except OSError as error:
+            raise OSError(f"POINTBOOK_METRICS_ADDRESS: cannot listen on {address}") from error
+        self.port = self._server.server_port
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

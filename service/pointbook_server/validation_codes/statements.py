@@ -1,0 +1,248 @@
+"""The SQL of one-time codes, and how its rows are read and written.
+
+Whoever writes locks live challenges first, sorted by customer, and then counts, sorted by subject.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import text
+
+from pointbook_server.database import Row, Statement
+from pointbook_server.programs.model import Channel
+from pointbook_server.validation_codes.limits import Tally
+from pointbook_server.validation_codes.model import Challenge, Delivery, Purpose, State
+
+COLUMNS = {
+    "challenge_id": "text",
+    "customer": "text",
+    "program_id": "bigint",
+    "points": "bigint",
+    "group_redemption": "boolean",
+    "group_id": "text",
+    "channel": "text",
+    "destination_digest": "bytea",
+    "called_number": "text",
+    "key_id": "text",
+    "code_digest": "bytea",
+    "attempts": "integer",
+    "unnamed_attempts": "integer",
+    "state": "text",
+    "delivery": "text",
+    "sent_at_ms": "bigint",
+    "resend_at_ms": "bigint",
+    "expires_at_ms": "bigint",
+    "confirmed_at_ms": "bigint",
+}
+CHANGING = (
+    "key_id",
+    "destination_digest",
+    "code_digest",
+    "attempts",
+    "unnamed_attempts",
+    "state",
+    "delivery",
+    "sent_at_ms",
+    "resend_at_ms",
+    "expires_at_ms",
+)
+AUDIT_COLUMNS = {
+    "audit_id": "text",
+    "action": "text",
+    "outcome": "text",
+    "customer": "text",
+    "challenge_id": "text",
+    "program_id": "bigint",
+    "points": "bigint",
+    "channel": "text",
+    "actor": "text",
+    "reason": "text",
+}
+NAMES = ", ".join(("merchant_id", *COLUMNS))
+
+
+def _statement(sql: str) -> Statement:
+    return Statement(text(sql))
+
+
+def _rows(columns: Mapping[str, str]) -> str:
+    arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in columns.items())
+    return f"unnest({arrays}) AS v ({', '.join(columns)})"
+
+
+# The state is part of the text, or a plan for any state could not use the index of the live ones. Each is looked up by
+# itself, whatever a plan expects: OFFSET keeps the look-up from being merged into a join.
+LOCK_LIVE = _statement(f"""
+    SELECT c.* FROM unnest(CAST(:customers AS text[])) AS v (customer) CROSS JOIN LATERAL (
+        SELECT {NAMES} FROM validation_challenges
+        WHERE customer = v.customer AND merchant_id = :merchant_id AND state = 'LIVE' OFFSET 0 FOR UPDATE
+    ) AS c
+""")
+READ_LIVE = _statement(f"""
+    SELECT {NAMES} FROM validation_challenges
+    WHERE customer = :customer AND merchant_id = :merchant_id AND state = 'LIVE'
+""")
+INSERT_CHALLENGES = _statement(f"""
+    INSERT INTO validation_challenges ({NAMES})
+    SELECT :merchant_id, {", ".join(COLUMNS)} FROM {_rows(COLUMNS)} ORDER BY challenge_id
+    ON CONFLICT DO NOTHING
+""")
+# All of them are there, locked: what would be inserted is updated.
+UPDATE_CHALLENGES = _statement(f"""
+    INSERT INTO validation_challenges ({NAMES})
+    SELECT :merchant_id, {", ".join(COLUMNS)} FROM {_rows(COLUMNS)} ORDER BY challenge_id
+    ON CONFLICT (challenge_id, merchant_id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in CHANGING)}
+""")
+LOCK_TALLIES = _statement("""
+    SELECT t.* FROM unnest(CAST(:subjects AS text[])) AS v (subject) CROSS JOIN LATERAL (
+        SELECT subject, counts, revision FROM validation_tallies
+        WHERE subject = v.subject AND merchant_id = :merchant_id OFFSET 0 FOR UPDATE
+    ) AS t
+""")
+# A count that two calls begin at once is there for the second one, whose transaction runs again.
+PUT_TALLIES = _statement("""
+    INSERT INTO validation_tallies AS t (subject, merchant_id, counts, revision, updated_at_ms)
+    SELECT subject, :merchant_id, counts, revision, :now_ms
+    FROM unnest(CAST(:subjects AS text[]), CAST(:counts AS jsonb[]), CAST(:revisions AS bigint[]))
+        AS v (subject, counts, revision)
+    ORDER BY subject
+    ON CONFLICT (subject, merchant_id) DO UPDATE
+    SET counts = excluded.counts, revision = excluded.revision, updated_at_ms = excluded.updated_at_ms
+    WHERE t.revision = excluded.revision - 1
+""")
+INSERT_AUDIT = _statement(f"""
+    INSERT INTO validation_audit (merchant_id, at_ms, {", ".join(AUDIT_COLUMNS)})
+    SELECT :merchant_id, :now_ms, {", ".join(AUDIT_COLUMNS)} FROM {_rows(AUDIT_COLUMNS)}
+""")
+# The code may have been renewed since it was compared, and a missed call needs none but must have been seen.
+CONSUME = _statement("""
+    UPDATE validation_challenges SET state = 'USED'
+    WHERE customer = :customer AND merchant_id = :merchant_id AND state = 'LIVE' AND challenge_id = :challenge_id
+        AND code_digest = :code_digest AND expires_at_ms > :now_ms
+        AND (channel <> 'MISSED_CALL' OR confirmed_at_ms IS NOT NULL)
+""")
+END_LIVE = _statement("""
+    UPDATE validation_challenges SET state = 'ENDED'
+    WHERE customer = :customer AND merchant_id = :merchant_id AND state = 'LIVE'
+    RETURNING challenge_id, program_id, points, channel
+""")
+CLAIM_CALL = _statement("""
+    INSERT INTO missed_calls (provider_call_id, merchant_id, challenge_id, at_ms)
+    VALUES (:provider_call_id, :merchant_id, '', :now_ms) ON CONFLICT DO NOTHING
+""")
+READ_CALL = _statement("""
+    SELECT challenge_id FROM missed_calls WHERE provider_call_id = :provider_call_id AND merchant_id = :merchant_id
+""")
+NAME_CALL = _statement("""
+    UPDATE missed_calls SET challenge_id = :challenge_id
+    WHERE provider_call_id = :provider_call_id AND merchant_id = :merchant_id
+""")
+LOCK_CALLED = _statement(f"""
+    SELECT {NAMES} FROM validation_challenges
+    WHERE destination_digest = ANY(CAST(:destination_digests AS bytea[])) AND merchant_id = :merchant_id
+        AND state = 'LIVE' AND channel = 'MISSED_CALL' AND called_number = :called_number
+        AND sent_at_ms <= :call_ms AND expires_at_ms > :now_ms
+    ORDER BY sent_at_ms DESC, challenge_id LIMIT 1 FOR UPDATE
+""")
+CONFIRM = _statement("""
+    UPDATE validation_challenges SET confirmed_at_ms = coalesce(confirmed_at_ms, :now_ms)
+    WHERE challenge_id = :challenge_id AND merchant_id = :merchant_id
+""")
+LIST_OLD_MERCHANTS = _statement("""
+    SELECT DISTINCT merchant_id FROM (
+        (SELECT merchant_id FROM validation_challenges WHERE expires_at_ms <= :before_ms
+            ORDER BY expires_at_ms LIMIT :limit)
+        UNION ALL (SELECT merchant_id FROM validation_tallies WHERE updated_at_ms <= :before_ms
+            ORDER BY updated_at_ms LIMIT :limit)
+        UNION ALL (SELECT merchant_id FROM missed_calls WHERE at_ms <= :before_ms ORDER BY at_ms LIMIT :limit)
+    ) AS old
+""")
+
+
+def _delete_old(table: str, key: str, time: str) -> Statement:
+    """Delete some old rows of a merchant that nobody works on."""
+    return _statement(f"""
+        DELETE FROM {table} WHERE merchant_id = :merchant_id AND {key} = ANY(ARRAY(
+            SELECT {key} FROM {table} WHERE {time} <= :before_ms AND merchant_id = :merchant_id
+            ORDER BY {time} LIMIT :limit FOR UPDATE SKIP LOCKED
+        ))
+    """)
+
+
+DELETE_OLD = {
+    "challenges": _delete_old("validation_challenges", "challenge_id", "expires_at_ms"),
+    "tallies": _delete_old("validation_tallies", "subject", "updated_at_ms"),
+    "missed_calls": _delete_old("missed_calls", "provider_call_id", "at_ms"),
+}
+
+
+def to_columns(challenges: Sequence[Challenge]) -> dict[str, list[Any]]:
+    """Write challenges as one array a column."""
+    rows = [_write_challenge(challenge) for challenge in challenges]
+    return {name: [row[name] for row in rows] for name in COLUMNS}
+
+
+def _write_challenge(challenge: Challenge) -> dict[str, Any]:
+    """Write a challenge as its columns."""
+    purpose = challenge.purpose
+    return {
+        "challenge_id": challenge.challenge_id,
+        "customer": purpose.customer,
+        "program_id": purpose.program_id,
+        "points": purpose.points,
+        "group_redemption": purpose.group_redemption,
+        "group_id": purpose.group_id,
+        "channel": challenge.channel.value,
+        "destination_digest": challenge.destination_digest,
+        "called_number": challenge.called_number,
+        "key_id": challenge.key_id,
+        "code_digest": challenge.code_digest,
+        "attempts": challenge.attempts,
+        "unnamed_attempts": challenge.unnamed_attempts,
+        "state": challenge.state.value,
+        "delivery": challenge.delivery.value,
+        "sent_at_ms": challenge.sent_at_ms,
+        "resend_at_ms": challenge.resend_at_ms,
+        "expires_at_ms": challenge.expires_at_ms,
+        "confirmed_at_ms": challenge.confirmed_at_ms,
+    }
+
+
+def read_challenge(row: Row) -> Challenge:
+    """Read a row of validation_challenges."""
+    purpose = Purpose(
+        merchant_id=row.merchant_id,
+        customer=row.customer,
+        program_id=row.program_id,
+        points=row.points,
+        group_redemption=row.group_redemption,
+        group_id=row.group_id,
+    )
+    return Challenge(
+        challenge_id=row.challenge_id,
+        purpose=purpose,
+        channel=Channel(row.channel),
+        key_id=row.key_id,
+        destination_digest=row.destination_digest,
+        code_digest=row.code_digest,
+        delivery=Delivery(row.delivery),
+        sent_at_ms=row.sent_at_ms,
+        resend_at_ms=row.resend_at_ms,
+        expires_at_ms=row.expires_at_ms,
+        attempts=row.attempts,
+        unnamed_attempts=row.unnamed_attempts,
+        called_number=row.called_number,
+        confirmed_at_ms=row.confirmed_at_ms,
+        state=State(row.state),
+    )
+
+
+def write_tally(tally: Tally) -> str:
+    """Write the counts of a tally."""
+    return json.dumps(tally.counts)
+
+
+def read_tally(row: Row) -> Tally:
+    """Read a row of validation_tallies."""
+    return Tally(tuple((at_ms, count) for at_ms, count in json.loads(row.counts)), row.revision)
