@@ -133,11 +133,12 @@ async def test_a_provider_that_hangs_holds_nothing_up(provider: HttpServer) -> N
     sender = sender_to(provider.port, "rto=60")
     began = time.monotonic()
     async with loop_delays() as delay:
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError) as caught:
             async with asyncio.timeout(5):
                 await sender.send(SMS)
         assert delay() < 0.05
     assert time.monotonic() - began < 5.5
+    assert secrets_in(everything_told_by(caught.value)) == []
     await sender.aclose()
 
 

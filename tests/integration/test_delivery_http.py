@@ -168,7 +168,7 @@ async def test_a_closed_port_is_unreachable() -> None:
 
 @pytest.mark.parametrize("trusted", [True, False])
 async def test_certificates_are_checked(*, trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stranger gets neither the headers nor the message; SSL_CERT_FILE names further authorities."""
+    """A stranger gets neither the headers nor the message; SSL_CERT_FILE names other authorities."""
     context, file = loopback_tls(tmp_path)
     if trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(file))
@@ -225,11 +225,12 @@ async def test_a_gateway_that_hangs_holds_nothing_up(gateway: HttpServer) -> Non
     sender = sender_to(gateway.port)
     began = time.monotonic()
     async with loop_delays() as delay:
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError) as caught:
             async with asyncio.timeout(5):
                 await sender.send(SMS)
         assert delay() < 0.05
     assert time.monotonic() - began < 5.5
+    assert secrets_in(everything_told_by(caught.value)) == []
     await until(lambda: gateway.open == 0)
     gateway.manner = "answer"
     await sender.send(SMS)

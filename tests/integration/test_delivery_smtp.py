@@ -252,11 +252,12 @@ async def test_a_server_that_hangs_holds_nothing_up() -> None:
         sender = sender_to(server.port)
         began = time.monotonic()
         async with loop_delays() as delay:
-            with pytest.raises(TimeoutError):
+            with pytest.raises(TimeoutError) as caught:
                 async with asyncio.timeout(5):
                     await sender.send(MESSAGE)
             assert delay() < 0.05
         assert time.monotonic() - began < 5.5
+        assert not secrets_in(caught.value)
         await until(lambda: server.open == 0)
         server.at_data = ""
         await sender.send(MESSAGE)

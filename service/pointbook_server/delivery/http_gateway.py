@@ -19,8 +19,9 @@ from pointbook_server.delivery.sender import (
 from pointbook_server.providers import PLACEHOLDER, HttpGateway
 
 CONNECTIONS_MAX = 32
-STEP_SECONDS = READY_SECONDS / 3
-"""How long each step towards a request may take: a free connection, TCP, TLS."""
+STEP_SECONDS = READY_SECONDS / 2
+"""How long each step towards a request may take: a free connection, TCP, TLS. Where all three are slow the caller's
+patience ends first, and the failure counts as uncertain."""
 PROVIDER = "the SMS gateway"
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _REFUSALS = range(400, 500)
@@ -41,7 +42,7 @@ class HttpGatewaySender:
         headers.update(gateway.headers)
         self._client = httpx.AsyncClient(
             headers=headers,
-            # The system's certificates, and those that SSL_CERT_FILE names.
+            # The system's certificates, or those that SSL_CERT_FILE names.
             verify=ssl.create_default_context(),
             trust_env=False,
             follow_redirects=False,

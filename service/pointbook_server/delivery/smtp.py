@@ -47,7 +47,7 @@ class SmtpSender:
     def __init__(self, server: SmtpServer, mail_sender: MailSender) -> None:
         self._server = server
         self._mail_sender = mail_sender
-        # The system's certificates, and those that SSL_CERT_FILE names.
+        # The system's certificates, or those that SSL_CERT_FILE names.
         self._tls = ssl.create_default_context()
         self._slots = asyncio.Semaphore(CONNECTIONS_MAX)
 
