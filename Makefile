@@ -60,7 +60,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--no-emit-package pointbook-stubs
 
 lock: $(STAMP) ## Resolve the dependencies anew: for developers, and for the image.
-	$(LOCK) --upgrade --extra embedded --group dev pyproject.toml -o requirements.lock
+	$(LOCK) --upgrade --extra embedded --extra apprise --group dev pyproject.toml -o requirements.lock
 	$(LOCK) --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
 	printf 'pip\nsetuptools\n' | $(LOCK) --constraint requirements.lock - -o deploy/build.lock
 

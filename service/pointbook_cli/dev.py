@@ -20,6 +20,8 @@ from pointbook.v1 import programs_pb2, programs_pb2_grpc
 from pointbook_cli.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from pointbook_cli.serve import check_unused
 from pointbook_server.delivery.console import ConsoleSender
+from pointbook_server.delivery.sender import Sender
+from pointbook_server.delivery.senders import senders_of
 from pointbook_server.migrations import migrate
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
@@ -62,12 +64,12 @@ async def _run(settings: ServerSettings, shim_settings: ShimSettings, stop: asyn
         if not is_loopback(address):
             raise OSError(f"POINTBOOK_{name}_ADDRESS: `pointbook dev` has no tokens, so it serves loopback only")
         check_unused(f"POINTBOOK_{name}_ADDRESS", address)
+    console = ConsoleSender()
+    senders: dict[Channel, Sender] = {Channel.SMS: console, Channel.EMAIL: console, **senders_of(settings)}
     async with contextlib.AsyncExitStack() as stack:
         database_url = await stack.enter_async_context(_database(settings))
         await migrate(database_url)
         settings = settings.model_copy(update=_own_keys(settings))
-        console = ConsoleSender()
-        senders = {Channel.SMS: console, Channel.EMAIL: console}
         server = Server(settings, database_url, senders=senders, development=True)
         stack.push_async_callback(server.stop)
         await server.start()

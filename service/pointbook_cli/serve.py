@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from pointbook_server.delivery.senders import close_senders, senders_of
 from pointbook_server.errors import PointbookError
 from pointbook_server.migrations import pending
 from pointbook_server.server import Server
@@ -27,14 +28,14 @@ async def run_server(settings: ServerSettings, database_url: str, stop: asyncio.
 
     A database that is away at the start does not stop the server: health tells NOT_SERVING until it is back.
     """
+    senders = senders_of(settings)
     try:
         await check_migrated(database_url)
     except PointbookError:
         log.warning("the database is away")
     if settings.workers == 1:
         check_unused("POINTBOOK_GRPC_ADDRESS", settings.grpc_address)
-    # The senders that reach customers come with a later release; until then no code is issued here.
-    server = Server(settings, database_url, senders={})
+    server = Server(settings, database_url, senders=senders)
     await server.start()
     log.info("serving", address=settings.grpc_address, port=server.port)
     await stop.wait()
@@ -62,6 +63,8 @@ async def run_workers(settings: ServerSettings, database_url: str, stop: asyncio
 
     They are started before any gRPC object exists, since gRPC does not survive a fork.
     """
+    # What is wrong with the senders is told once, and not by each worker.
+    await close_senders(senders_of(settings).values())
     if settings.grpc_address.endswith(":0"):
         raise OSError("POINTBOOK_GRPC_ADDRESS: workers cannot share port 0; name a port")
     check_unused("POINTBOOK_GRPC_ADDRESS", settings.grpc_address)

@@ -35,6 +35,7 @@ from pointbook_server.customers.servicer import CustomersServicer
 from pointbook_server.customers.store import CustomersStore
 from pointbook_server.database import Database
 from pointbook_server.delivery.sender import Sender
+from pointbook_server.delivery.senders import close_senders
 from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.book import LedgerBook
 from pointbook_server.ledger.servicer import PointsServicer
@@ -102,6 +103,7 @@ class Server:
         clock: Clock = system_clock,
     ) -> None:
         self._settings = settings
+        self._senders = senders
         self._database = Database(database_url, pool_size=settings.database_pool_size)
         tokens = None if development else TokenBook(AccessStore(self._database), clock)
         self._status = StatusInterceptor(deadline_seconds=settings.call_deadline_seconds)
@@ -152,6 +154,7 @@ class Server:
                 await self._codes.drain()
         except TimeoutError:
             log.warning("some calls did not end in time")
+        await close_senders(self._senders.values())
         await self._database.dispose()
         if self._metrics_endpoint is not None:
             self._metrics_endpoint.close()

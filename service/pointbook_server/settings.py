@@ -1,17 +1,40 @@
 """The settings of the gRPC server, from POINTBOOK_* variables."""
 
 from base64 import b64decode
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from pointbook_server.providers import (
+    HttpGateway,
+    MailSender,
+    SmtpServer,
+    check_apprise_url,
+    check_http_url,
+    parse_body,
+    parse_headers,
+    parse_mail_sender,
+    parse_smtp_url,
+    parse_statuses,
+)
+
 KEY_BYTES = 32
 """How long a key is: at least, to sign codes; exactly, to encrypt."""
 PORT_MAX = 65_535
+_SECRET_CHECKS: dict[str, Callable[[str], object]] = {
+    "sms_url": check_http_url,
+    "sms_headers": parse_headers,
+    "sms_body": parse_body,
+    "smtp_url": parse_smtp_url,
+    "apprise_sms_url": check_apprise_url,
+    "apprise_email_url": check_apprise_url,
+}
+"""What judges the secret settings of providers."""
 
 
 def is_loopback(address: str) -> bool:
@@ -41,7 +64,8 @@ class ServerSettings(BaseSettings):
     )
     allow_plaintext: bool = Field(
         default=False,
-        description="Lets the server listen without TLS beyond loopback, for a network that encrypts by itself.",
+        description="Lets the server listen, and post to an SMS gateway, without TLS beyond loopback, for a network "
+        "that encrypts by itself.",
     )
     workers: int = Field(
         default=1, ge=1, le=64, description="Server processes that share the port, for more than one core."
@@ -82,6 +106,40 @@ class ServerSettings(BaseSettings):
         ge=1,
         le=10**15,
         description="How many bytes of headers and bodies the quarantine of one merchant may hold.",
+    )
+    sms_url: SecretStr | None = Field(
+        default=None,
+        description="The HTTP gateway that takes codes by SMS, as https://HOST:PORT/PATH. See Delivering codes.",
+    )
+    sms_method: Literal["POST", "PUT"] = Field(default="POST", description="How the gateway is called: POST or PUT.")
+    sms_headers: SecretStr = Field(
+        default=SecretStr("{}"),
+        description='Headers for the gateway as a JSON object, such as {"Authorization": "Bearer …"}.',
+    )
+    sms_body: SecretStr = Field(
+        default=SecretStr('{"to": "{to}", "text": "{text}", "challenge_id": "{challenge_id}"}'),
+        description="What the gateway is sent: JSON, in whose string values {to}, {text} and {challenge_id} are "
+        "replaced.",
+    )
+    sms_success: str = Field(
+        default="200-299", description="The HTTP statuses with which the gateway takes a message, such as 200-299,302."
+    )
+    smtp_url: SecretStr | None = Field(
+        default=None,
+        description="The SMTP server that takes codes by e-mail, as smtp://USER:PASSWORD@HOST:PORT or smtps://…. "
+        "?starttls=automatic, required or off: required with a password, automatic without.",
+    )
+    smtp_from: str | None = Field(
+        default=None, description="Whom codes by e-mail are from: an address, or Name <address>. Needed by SMTP."
+    )
+    apprise_sms_url: SecretStr | None = Field(
+        default=None,
+        description="An Apprise URL for codes by SMS, in which {to} stands for the number; needs pointbook[apprise].",
+    )
+    apprise_email_url: SecretStr | None = Field(
+        default=None,
+        description="An Apprise URL for codes by e-mail, in which {to} stands for the address; needs "
+        "pointbook[apprise].",
     )
     metrics_address: str = Field(
         default="",
@@ -145,6 +203,42 @@ class ServerSettings(BaseSettings):
                 raise ValueError("must be ID:BASE64,... with exactly 32 bytes in each key")
         return value
 
+    @field_validator(*_SECRET_CHECKS)
+    @classmethod
+    def _check_secret(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is not None:
+            _SECRET_CHECKS[str(info.field_name)](value.get_secret_value())
+        return value
+
+    @field_validator("sms_success")
+    @classmethod
+    def _check_statuses(cls, value: str) -> str:
+        parse_statuses(value)
+        return value
+
+    @field_validator("smtp_from")
+    @classmethod
+    def _check_mail_sender(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_mail_sender(value)
+        return value
+
+    @model_validator(mode="after")
+    def _check_smtp(self) -> Self:
+        if self.smtp_url is not None and self.smtp_from is None:
+            raise ValueError("POINTBOOK_SMTP_FROM must be set where POINTBOOK_SMTP_URL is")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sms_plaintext(self) -> Self:
+        parts = urlsplit(self.sms_url.get_secret_value() if self.sms_url else "")
+        if parts.scheme == "http" and not self.allow_plaintext and not is_loopback(f"{parts.hostname}:0"):
+            raise ValueError(
+                "POINTBOOK_SMS_URL is http:// beyond loopback: use https://, or set POINTBOOK_ALLOW_PLAINTEXT=true if "
+                "the network encrypts by itself"
+            )
+        return self
+
     @model_validator(mode="after")
     def _check_plaintext(self) -> Self:
         addresses = {"GRPC": self.grpc_address, "METRICS": self.metrics_address}
@@ -163,6 +257,26 @@ class ServerSettings(BaseSettings):
     def quarantine_key_bytes(self) -> dict[str, bytes]:
         """Return the quarantine's keys by id, the encrypting one first."""
         return _key_bytes(self.quarantine_keys)
+
+    def sms_gateway(self) -> HttpGateway | None:
+        """Return the HTTP gateway for SMS, if there is one."""
+        if self.sms_url is None:
+            return None
+        return HttpGateway(
+            url=self.sms_url.get_secret_value(),
+            method=self.sms_method,
+            headers=parse_headers(self.sms_headers.get_secret_value()),
+            body=parse_body(self.sms_body.get_secret_value()),
+            success=parse_statuses(self.sms_success),
+        )
+
+    def smtp_server(self) -> SmtpServer | None:
+        """Return the SMTP server, if there is one."""
+        return None if self.smtp_url is None else parse_smtp_url(self.smtp_url.get_secret_value())
+
+    def mail_sender(self) -> MailSender | None:
+        """Return whom e-mails are from; there is somebody wherever there is an SMTP server."""
+        return None if self.smtp_from is None else parse_mail_sender(self.smtp_from)
 
 
 def _key_bytes(keys: dict[str, SecretStr]) -> dict[str, bytes]:

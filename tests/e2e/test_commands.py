@@ -136,6 +136,28 @@ async def test_wrong_settings_stop_the_start(command: str, wrong: dict[str, str]
     assert "pw-never-shown" not in line
 
 
+@pytest.mark.parametrize("command", [("serve",), ("serve", "--workers", "2"), ("dev",)])
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        (
+            {"SMS_URL": "https://pw-never-shown/", "APPRISE_SMS_URL": "json://pw-never-shown/{to}"},
+            {"SMS_URL", "APPRISE_SMS_URL"},
+        ),
+        ({"APPRISE_EMAIL_URL": "nothing://pw-never-shown/{to}"}, {"APPRISE_EMAIL_URL"}),
+    ],
+)
+async def test_wrong_senders_stop_the_start(
+    database_url: str, command: tuple[str, ...], settings: dict[str, str], names: set[str], tmp_path: Path
+) -> None:
+    """One line names the variables, and shows no value."""
+    more = {"DATABASE_URL": database_url, "GRPC_ADDRESS": free_address(), "DATA_DIR": str(tmp_path)}
+    line = one_line(await pointbook(*command, **settings, **more))
+
+    assert set(re.findall(r"POINTBOOK_(\w+)", line)) == names
+    assert "pw-never-shown" not in line
+
+
 async def test_plaintext_stays_on_loopback_unless_told(empty_url: str) -> None:
     """Beyond loopback the server speaks no plaintext; with POINTBOOK_ALLOW_PLAINTEXT the operator answers for it."""
     settings = {"DATABASE_URL": empty_url, "GRPC_ADDRESS": f"0.0.0.0:{free_port()}"}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from pointbook_server.settings import ServerSettings, is_loopback
 
@@ -155,12 +155,90 @@ def test_plaintext_beyond_loopback_must_be_wanted() -> None:
         ("quarantine_bytes_max", 0),
         ("quarantine_bytes_max", 2**63),
         ("log_level", "LOUD"),
+        ("sms_url", "ftp://gateway"),
+        ("sms_method", "GET"),
+        ("sms_headers", "X-Key: k"),
+        ("sms_body", '{"to": "{to}"}'),
+        ("sms_success", "2xx"),
+        ("smtp_url", "mail.example.com"),
+        ("smtp_from", "points"),
+        ("apprise_sms_url", "json://localhost/"),
+        ("apprise_email_url", "json://localhost/"),
     ],
 )
 def test_other_values_are_wrong(name: str, value: Any) -> None:
     """A wrong setting stops the start and is named."""
     with pytest.raises(ValidationError, match=name):
         ServerSettings(**{name: value})
+
+
+def test_providers_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in the environment is what the senders get."""
+    monkeypatch.setenv("POINTBOOK_SMS_URL", "https://sms.example.com/v1")
+    monkeypatch.setenv("POINTBOOK_SMS_HEADERS", '{"X-Key": "k"}')
+    monkeypatch.setenv("POINTBOOK_SMS_SUCCESS", "202")
+    monkeypatch.setenv("POINTBOOK_SMTP_URL", "smtps://mail.example.com")
+    monkeypatch.setenv("POINTBOOK_SMTP_FROM", "Points <points@example.com>")
+    settings = ServerSettings()
+    gateway, server, mail_sender = settings.sms_gateway(), settings.smtp_server(), settings.mail_sender()
+
+    assert gateway is not None
+    assert (gateway.url, gateway.method, gateway.headers) == ("https://sms.example.com/v1", "POST", {"X-Key": "k"})
+    assert gateway.body == {"to": "{to}", "text": "{text}", "challenge_id": "{challenge_id}"}
+    assert gateway.success == {202}
+    assert server is not None
+    assert (server.host, server.tls) == ("mail.example.com", True)
+    assert mail_sender is not None
+    assert (mail_sender.display_name, mail_sender.domain) == ("Points", "example.com")
+
+
+def test_without_providers_there_are_none() -> None:
+    """Nothing is sent anywhere by itself."""
+    settings = ServerSettings()
+
+    assert (settings.sms_gateway(), settings.smtp_server(), settings.mail_sender()) == (None, None, None)
+
+
+def test_secrets_of_providers_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the settings' text nor an error about them holds a URL, a header or a body."""
+    right = {
+        "SMS_URL": "https://hidden@sms.example.com/",
+        "SMS_HEADERS": '{"X-Key": "hidden"}',
+        "SMS_BODY": '{"to": "{to}", "text": "{text}", "key": "hidden"}',
+        "SMTP_URL": "smtp://u:hidden@mail",
+        "SMTP_FROM": "points@example.com",
+    }
+    for name, value in right.items():
+        monkeypatch.setenv(f"POINTBOOK_{name}", value)
+    shown = repr(ServerSettings()) + str(ServerSettings().model_dump())
+    for name in ("SMS_URL", "SMS_HEADERS", "SMS_BODY", "SMTP_URL"):
+        monkeypatch.setenv(f"POINTBOOK_{name}", "hidden")
+        with pytest.raises(ValidationError) as caught:
+            ServerSettings()
+        shown += str(caught.value)
+        monkeypatch.setenv(f"POINTBOOK_{name}", right[name])
+
+    assert "hidden" not in shown
+
+
+def test_smtp_needs_a_sender() -> None:
+    """An e-mail is from somebody."""
+    with pytest.raises(ValidationError, match=r"POINTBOOK_SMTP_FROM.*POINTBOOK_SMTP_URL"):
+        ServerSettings(smtp_url=SecretStr("smtps://mail.example.com"))
+
+
+def test_codes_leave_loopback_encrypted_unless_told() -> None:
+    """A gateway in a network that encrypts by itself is as good as a server in it."""
+    with pytest.raises(ValidationError, match=r"POINTBOOK_SMS_URL.*POINTBOOK_ALLOW_PLAINTEXT"):
+        ServerSettings(sms_url=SecretStr("http://sms.example.com/"))
+
+    for url, allowed in (
+        ("http://127.0.0.1:80/", False),
+        ("http://[::1]/", False),
+        ("http://localhost/", False),
+        ("http://sms/", True),
+    ):
+        assert ServerSettings(sms_url=SecretStr(url), allow_plaintext=allowed).sms_url is not None
 
 
 def test_settings_never_change() -> None:

@@ -42,6 +42,8 @@ STEPS_WAITING_MAX = 10_000
 LANES = 4
 """How many merchants' steps are done at a time; one merchant's share their transactions."""
 
+DEFAULT_SUBJECT = "Your code"
+
 T = TypeVar("T")
 
 log = structlog.get_logger()
@@ -182,7 +184,8 @@ class ValidationCodes:
         program, purpose = proving.program, proving.purpose
         language = "" if proving.customer is None else proving.customer.language
         text = message_text(program.validation, language, code, purpose.points, program.display_name)
-        message = Message(route.destination, text, challenge.challenge_id)
+        subject = program.display_name or DEFAULT_SUBJECT
+        message = Message(route.destination, text, challenge.challenge_id, subject)
         delivery = await self._send(route.channel, message)
         sends = Sends.to(self._keys, purpose.merchant_id, route.destination)
         await self._do(purpose, Deliver(challenge, sends, delivery, proving.actor))

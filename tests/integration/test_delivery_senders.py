@@ -1,0 +1,100 @@
+"""Which sender delivers by which channel, and what becomes of senders when the server stops."""
+
+from typing import Any
+
+import pytest
+
+from harness import server_settings
+from integration.provider_servers import MESSAGE
+from pointbook_server.delivery.apprise import AppriseSender
+from pointbook_server.delivery.console import ConsoleSender
+from pointbook_server.delivery.http_gateway import HttpGatewaySender
+from pointbook_server.delivery.sender import Message, Sender
+from pointbook_server.delivery.senders import close_senders, senders_of
+from pointbook_server.delivery.smtp import SmtpSender
+from pointbook_server.errors import SettingError
+from pointbook_server.programs.model import Channel
+from pointbook_server.server import Server
+
+GATEWAY = {"sms_url": "https://sms.example.com/"}
+SMTP = {"smtp_url": "smtps://mail.example.com", "smtp_from": "points@example.com"}
+APPRISE_SMS = {"apprise_sms_url": "json://localhost/{to}"}
+APPRISE_EMAIL = {"apprise_email_url": "json://localhost/{to}"}
+
+pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [
+        ({}, {}),
+        (GATEWAY, {Channel.SMS: HttpGatewaySender}),
+        (SMTP, {Channel.EMAIL: SmtpSender}),
+        (APPRISE_SMS, {Channel.SMS: AppriseSender}),
+        (APPRISE_EMAIL, {Channel.EMAIL: AppriseSender}),
+        (GATEWAY | SMTP, {Channel.SMS: HttpGatewaySender, Channel.EMAIL: SmtpSender}),
+        (GATEWAY | APPRISE_EMAIL, {Channel.SMS: HttpGatewaySender, Channel.EMAIL: AppriseSender}),
+        (APPRISE_SMS | SMTP, {Channel.SMS: AppriseSender, Channel.EMAIL: SmtpSender}),
+    ],
+)
+async def test_the_settings_choose(settings: dict[str, Any], chosen: dict[Channel, type]) -> None:
+    """A channel has the sender that is set, and none where none is."""
+    senders = senders_of(server_settings(**settings))
+
+    assert {channel: type(sender) for channel, sender in senders.items()} == chosen
+    assert all(sender.needs_destination for sender in senders.values())
+    await close_senders(senders.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        (GATEWAY | APPRISE_SMS, ("POINTBOOK_SMS_URL", "POINTBOOK_APPRISE_SMS_URL")),
+        (SMTP | APPRISE_EMAIL, ("POINTBOOK_SMTP_URL", "POINTBOOK_APPRISE_EMAIL_URL")),
+    ],
+)
+async def test_two_ways_of_one_channel_stop_the_start(settings: dict[str, Any], names: tuple[str, str]) -> None:
+    """Nobody could tell which one sends."""
+    with pytest.raises(SettingError) as caught:
+        senders_of(server_settings(**settings))
+
+    assert all(name in str(caught.value) for name in names)
+    assert "example.com" not in str(caught.value)
+
+
+class Closing:
+    """A sender that counts how often it is closed."""
+
+    needs_destination = True
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    async def send(self, message: Message) -> None:
+        """Send nothing."""
+
+    async def aclose(self) -> None:
+        """Count."""
+        self.closed += 1
+
+
+async def test_a_server_that_stops_closes_its_senders(database_url: str) -> None:
+    """Each once, however many channels it serves; those that hold nothing need not know of it."""
+    shared = Closing()
+    senders: dict[Channel, Sender] = {Channel.SMS: shared, Channel.EMAIL: shared, Channel.MISSED_CALL: ConsoleSender()}
+    server = Server(server_settings(drain_seconds=0.1), database_url, senders=senders)
+    await server.start()
+    assert shared.closed == 0
+    await server.stop()
+
+    assert shared.closed == 1
+
+
+def test_a_message_tells_nothing_of_itself() -> None:
+    """Whatever prints one by mistake prints neither the code nor whom it is for."""
+    assert repr(MESSAGE) == "Message(challenge_id='challenge-1')"
+
+
+def test_todays_caller_needs_no_subject() -> None:
+    """SMS have none."""
+    assert Message("+8613812345678", "text", "challenge").subject == ""

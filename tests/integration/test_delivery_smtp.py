@@ -1,0 +1,285 @@
+"""E-mail by a real SMTP server: what arrives, and what is made of everything that goes wrong."""
+
+import asyncio
+import logging
+import socket
+import time
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+import pytest
+
+from integration.certificates import loopback_tls
+from integration.provider_servers import (
+    CODE,
+    MESSAGE,
+    PASSWORD,
+    TEXT,
+    everything_told_by,
+    loop_delays,
+    mail_server,
+    until,
+)
+from pointbook_server.delivery import smtp
+from pointbook_server.delivery.sender import DeliveryFailedError, DeliveryUncertainError, FailureKind
+from pointbook_server.delivery.smtp import CONNECTIONS_MAX, SmtpSender
+from pointbook_server.providers import parse_mail_sender, parse_smtp_url
+
+FROM = parse_mail_sender("Points Team <points@shop.example.com>")
+
+
+def sender_to(port: int, *, scheme: str = "smtp", login: str = "", options: str = "") -> SmtpSender:
+    """Make a sender for a server on loopback."""
+    return SmtpSender(parse_smtp_url(f"{scheme}://{login}127.0.0.1:{port}{options}"), FROM)
+
+
+def secrets_in(error: BaseException) -> bool:
+    """Tell whether an error holds anything that a log must not."""
+    told = everything_told_by(error)
+    return any(secret in told for secret in (CODE, PASSWORD, MESSAGE.destination, "b.private", "secret-of-provider"))
+
+
+async def test_a_message_arrives_whole() -> None:
+    """Other scripts, emoji, quotes, dots at the beginning of lines and long lines: the customer reads what was sent."""
+    async with mail_server() as server:
+        await sender_to(server.port).send(replace(MESSAGE, text=TEXT, subject="兑换码 🎁 for $5"))
+        envelope, email = server.emails[0]
+
+    assert email.get_content().replace("\r\n", "\n").removesuffix("\n") == TEXT.replace("\r\n", "\n")
+    assert (envelope.mail_from, envelope.rcpt_tos) == ("points@shop.example.com", ["b.private@example.com"])
+    assert email["From"] == "Points Team <points@shop.example.com>"
+    assert email["To"] == "b.private@example.com"
+    assert email["Subject"] == "兑换码 🎁 for $5"
+    assert email["Auto-Submitted"] == "auto-generated"
+    assert email.get_content_type() == "text/plain"
+    assert email.get_content_charset() == "utf-8"
+    assert abs(parsedate_to_datetime(email["Date"]).timestamp() - time.time()) < 60
+
+
+async def test_message_ids_are_new_and_say_nothing() -> None:
+    """No two attempts share one, or a mail program would hide the second; and it holds neither code nor challenge."""
+    async with mail_server() as server:
+        sender = sender_to(server.port)
+        await sender.send(MESSAGE)
+        await sender.send(MESSAGE)
+        first, second = (str(email["Message-ID"]) for _, email in server.emails)
+
+    assert first != second
+    assert first.endswith("@shop.example.com>")
+    assert CODE not in first
+    assert MESSAGE.challenge_id not in first
+
+
+@pytest.mark.parametrize("ending", ["\r\n", "\n", "\r", "\u2028", "\x85", "\x0b", "\x00"])
+async def test_a_subject_cannot_add_headers(ending: str) -> None:
+    """A program's display name is somebody's input, and stays in its line."""
+    async with mail_server() as server:
+        await sender_to(server.port).send(
+            replace(MESSAGE, subject=f"Points{ending}Bcc: evil@example.com{ending}{ending}body")
+        )
+        envelope, email = server.emails[0]
+
+    assert email["Subject"] == "Points Bcc: evil@example.com body"
+    assert email["Bcc"] is None
+    assert envelope.rcpt_tos == ["b.private@example.com"]
+    assert CODE in email.get_content()
+
+
+async def test_a_message_without_a_subject_has_none() -> None:
+    """An empty header would look like a mistake."""
+    async with mail_server() as server:
+        await sender_to(server.port).send(replace(MESSAGE, subject=" \n"))
+
+        assert server.emails[0][1]["Subject"] is None
+
+
+@pytest.mark.parametrize(
+    ("destination", "arrives_at"),
+    [("b@bücher.example", "b@xn--bcher-kva.example"), ("josé@example.com", "josé@example.com")],
+)
+async def test_addresses_beyond_ascii(destination: str, arrives_at: str) -> None:
+    """A domain is written in ASCII; a name needs a server that knows SMTPUTF8."""
+    async with mail_server() as server:
+        await sender_to(server.port).send(replace(MESSAGE, destination=destination, subject="é"))
+        envelope, email = server.emails[0]
+
+    assert envelope.rcpt_tos == [arrives_at]
+    assert email["To"] == arrives_at
+    assert email["Subject"] == "é"
+
+
+@pytest.mark.parametrize("destination", ["", "b", "a@example.com, c@example.com", "a@example.com\r\nDATA", "<a@b.c> x"])
+async def test_what_is_no_address_is_refused(destination: str) -> None:
+    """Nothing but one address comes near the server."""
+    async with mail_server() as server:
+        with pytest.raises(DeliveryFailedError) as caught:
+            await sender_to(server.port).send(replace(MESSAGE, destination=destination))
+
+        assert caught.value.kind is FailureKind.REFUSED
+        assert server.most_open == 0
+
+
+@pytest.mark.parametrize("command", ["MAIL", "RCPT", "DATA"])
+@pytest.mark.parametrize("status", [421, 450, 550, 554])
+async def test_a_refusal_is_definite(command: str, status: int) -> None:
+    """Whatever is answered with 4xx or 5xx has not been taken; what the server says of the address goes nowhere."""
+    async with mail_server() as server:
+        server.replies[command] = f"{status} secret-of-provider: no b.private@example.com, {CODE}"
+        with pytest.raises(DeliveryFailedError) as caught:
+            await sender_to(server.port).send(MESSAGE)
+
+    assert caught.value.kind is FailureKind.REFUSED
+    assert str(status) in str(caught.value)
+    assert not secrets_in(caught.value)
+
+
+async def test_a_closed_port_is_unreachable() -> None:
+    """Without a connection nothing can have been sent."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(DeliveryFailedError) as caught:
+            await sender_to(unused.getsockname()[1]).send(MESSAGE)
+
+    assert caught.value.kind is FailureKind.UNREACHABLE
+    assert "ConnectionRefusedError" in str(caught.value)
+    assert not secrets_in(caught.value)
+
+
+async def test_a_server_that_never_greets_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends before the message is handed over is definite, and ends in time."""
+    monkeypatch.setattr(smtp, "READY_SECONDS", 0.2)
+
+    async def keep_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(keep_silent, "127.0.0.1", 0)
+    async with server:
+        with pytest.raises(DeliveryFailedError) as caught:
+            await sender_to(server.sockets[0].getsockname()[1]).send(MESSAGE)
+
+    assert caught.value.kind is FailureKind.UNREACHABLE
+
+
+async def test_no_answer_after_the_content_is_uncertain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server has it, and may have sent it on."""
+    monkeypatch.setattr(smtp, "ANSWER_SECONDS", 0.2)
+    async with mail_server() as server:
+        server.at_data = "hang"
+        with pytest.raises(DeliveryUncertainError) as caught:
+            await sender_to(server.port).send(MESSAGE)
+
+    assert not secrets_in(caught.value)
+
+
+async def test_a_connection_that_ends_after_the_content_is_uncertain() -> None:
+    """The server has it, and may have sent it on."""
+    async with mail_server() as server:
+        server.at_data = "cut"
+        with pytest.raises(DeliveryUncertainError) as caught:
+            await sender_to(server.port).send(MESSAGE)
+
+        assert len(server.emails) == 1
+    assert not secrets_in(caught.value)
+
+
+async def test_an_answer_that_means_nothing_is_uncertain() -> None:
+    """Only 4xx and 5xx are a no."""
+    async with mail_server() as server:
+        server.replies["DATA"] = "299 secret-of-provider"
+        with pytest.raises(DeliveryUncertainError) as caught:
+            await sender_to(server.port).send(MESSAGE)
+
+    assert not secrets_in(caught.value)
+
+
+@pytest.mark.parametrize("tls", ["smtps", "starttls"])
+async def test_passwords_travel_encrypted(tls: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With smtps://, and by STARTTLS, which is required as soon as there is a password."""
+    context, trusted = loopback_tls(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    contexts = {"tls": context} if tls == "smtps" else {"start_tls": context}
+    async with mail_server(**contexts) as server:
+        scheme = "smtps" if tls == "smtps" else "smtp"
+        await sender_to(server.port, scheme=scheme, login=f"points%40shop:{PASSWORD}@").send(MESSAGE)
+
+        assert len(server.emails) == 1
+        assert server.logins == [(b"points@shop", PASSWORD.encode())]
+        assert server.encrypted == [True]
+
+
+@pytest.mark.parametrize("scheme", ["smtp", "smtps"])
+async def test_a_certificate_that_nobody_trusts_is_unreachable(scheme: str, tmp_path: Path) -> None:
+    """Neither password nor message is told to a stranger."""
+    context, _ = loopback_tls(tmp_path)
+    contexts = {"tls": context} if scheme == "smtps" else {"start_tls": context}
+    async with mail_server(**contexts) as server:
+        with pytest.raises(DeliveryFailedError, match="SSLCertVerificationError") as caught:
+            await sender_to(server.port, scheme=scheme, login=f"points:{PASSWORD}@").send(MESSAGE)
+
+        assert server.logins == []
+    assert caught.value.kind is FailureKind.UNREACHABLE
+
+
+async def test_a_server_that_cannot_encrypt_gets_no_password() -> None:
+    """A password wants STARTTLS unless the URL says otherwise."""
+    async with mail_server() as server:
+        with pytest.raises(DeliveryFailedError) as caught:
+            await sender_to(server.port, login=f"points:{PASSWORD}@").send(MESSAGE)
+
+        assert server.logins == []
+    assert caught.value.kind is FailureKind.UNREACHABLE
+    assert not secrets_in(caught.value)
+
+
+async def test_a_wrong_password_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer to a login is a definite one."""
+    context, trusted = loopback_tls(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    async with mail_server(start_tls=context) as server:
+        with pytest.raises(DeliveryFailedError, match="535") as caught:
+            await sender_to(server.port, login="points:wrong-secret-of-provider@").send(MESSAGE)
+
+    assert caught.value.kind is FailureKind.REFUSED
+    assert not secrets_in(caught.value)
+
+
+async def test_a_server_that_hangs_holds_nothing_up() -> None:
+    """The loop goes on, and the caller's five seconds are five seconds."""
+    async with mail_server() as server:
+        server.at_data = "hang"
+        sender = sender_to(server.port)
+        began = time.monotonic()
+        async with loop_delays() as delay:
+            with pytest.raises(TimeoutError) as caught:
+                async with asyncio.timeout(5):
+                    await sender.send(MESSAGE)
+            assert delay() < 0.05
+        assert time.monotonic() - began < 5.5
+        assert not secrets_in(caught.value)
+        await until(lambda: server.open == 0)
+        server.at_data = ""
+        await sender.send(MESSAGE)
+
+
+async def test_many_messages_share_few_connections() -> None:
+    """A burst waits for its turn, and all of it arrives."""
+    async with mail_server() as server:
+        sender = sender_to(server.port)
+        await asyncio.gather(*(sender.send(MESSAGE) for _ in range(200)))
+        await until(lambda: server.open == 0)
+
+        assert len(server.emails) == 200
+        assert server.most_open <= CONNECTIONS_MAX + 1
+
+
+async def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither the sender nor its library tells a log of messages."""
+    caplog.set_level(logging.DEBUG)
+    async with mail_server() as server:
+        caplog.set_level(logging.CRITICAL, "mail.log")
+        await sender_to(server.port).send(MESSAGE)
+
+    assert CODE not in caplog.text
+    assert "b.private" not in caplog.text
