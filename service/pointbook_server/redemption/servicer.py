@@ -321,8 +321,16 @@ def _read_ask(fields: Fields, request: AskRequest) -> Ask:
         currency_value=_read_currency_value(fields, request),
         group_redemption=request.group_redemption,
         group=_read_group(fields, request.user_group2) if request.HasField("user_group2") else None,
-        channel=CHANNELS.get(request.validation_type),
+        channel=Channel.MISSED_CALL if _names_a_call(request) else CHANNELS.get(request.validation_type),
     )
+
+
+def _names_a_call(request: AskRequest) -> bool:
+    """Tell whether a challenge_id is that of a missed call, for which the same rules hold as where it says so."""
+    if isinstance(request, redemption_pb2.IssueValidationCodeRequest):
+        return False
+    is_open = request.validation_type == redemption_pb2.VALIDATION_TYPE_UNSPECIFIED
+    return is_open and bool(request.challenge_id) and not request.validation_code
 
 
 def _asking(merchant_id: str, identifier: str, key: Key | None, program_id: int) -> Ask:
