@@ -50,7 +50,7 @@ from pointbook_server.redemption.store import RedemptionsStore
 from pointbook_server.settings import ServerSettings
 from pointbook_server.status import StatusInterceptor, code_of
 from pointbook_server.validation_codes.model import Keys
-from pointbook_server.validation_codes.service import ValidationCodes
+from pointbook_server.validation_codes.service import Rules, ValidationCodes
 from pointbook_server.validation_codes.store import ValidationCodesStore
 from pointbook_server.webhooks.model import Bounds
 from pointbook_server.webhooks.sealing import Sealer
@@ -172,8 +172,11 @@ class Server:
             Keys(self._settings.code_key_bytes()),
             senders,
             clock,
-            self.metrics,
-            pause_ms=0 if development else int(self._settings.contact_pause_seconds * 1_000),
+            metrics=self.metrics,
+            rules=Rules(
+                pause_ms=0 if development else int(self._settings.contact_pause_seconds * 1_000),
+                merchant_sends_max=self._settings.merchant_sends_max,
+            ),
         )
         self._redemptions = Redemptions(kept, self._codes, clock)
         server = self._server

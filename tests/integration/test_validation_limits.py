@@ -7,12 +7,14 @@ from typing import Any
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, refused
+from harness import NOW_MS, Client, Service, Shop, refused, server_settings
 from integration.codes import CODES, WRONG, audit, is_right, issue, issued
 from integration.points import superuser
 from integration.redeeming import customer_of, earn, question
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
 from pointbook_server.delivery.sender import DeliveryFailedError
+from pointbook_server.programs.model import Channel
+from pointbook_server.server import Server
 from pointbook_server.validation_codes import limits
 
 MOBILE, EMAIL = "+8613812345678", "buyer@example.com"
@@ -133,21 +135,26 @@ async def test_a_limit_is_a_warning_to_a_question(client: Client, shop: Shop) ->
     assert [(warning.code, warning.metadata["cause"]) for warning in answer.warnings] == [(876, "SEND_LIMIT_REACHED")]
 
 
-async def test_messages_of_a_merchant(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_messages_of_a_merchant(service: Service, client: Client, shop: Shop, admin_token: str) -> None:
     """All destinations together: 1,000 in 10 minutes, of which this test makes 8."""
-    assert (limits.Limit(1_000, 10 * MINUTE * 1_000),) == limits.SENDS_OF_MERCHANT
-    monkeypatch.setattr("pointbook_server.validation_codes.steps.SENDS_OF_MERCHANT", (limits.Limit(8, 600_000),))
+    assert server_settings().merchant_sends_max == 1_000
+    settings, senders = server_settings(merchant_sends_max=8), {Channel.SMS: service.outbox}
+    few = Server(settings, service.database_url, senders=senders, clock=service.clock)
+    await few.start()
+    caller = Client(few.port, admin_token)
     buyers = [f"buyer-{number}" for number in range(9)]
     for number, buyer_id in enumerate(buyers):
         await earn(client, shop, 100, buyer_id)
         owned = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)]
         await client.put_customer(shop.merchant_id, f"c-{buyer_id}", mobile=f"+86138123400{number:02}", buyers=owned)
     answers = await asyncio.gather(
-        *(issue(client, shop, customer=customer_of(shop, buyer_id)) for buyer_id in buyers), return_exceptions=True
+        *(issue(caller, shop, customer=customer_of(shop, buyer_id)) for buyer_id in buyers), return_exceptions=True
     )
 
     assert sum(isinstance(answer, redemption_pb2.IssuedCode) and answer.sent for answer in answers) == 8
-    limit, wait = await limited(client, shop)
+    limit, wait = await limited(caller, shop)
+    await caller.close()
+    await few.stop()
     assert limit == "merchant"
     assert wait == pytest.approx(10 * MINUTE, abs=limits.MERCHANT_GRAIN_MS / 1_000)
 

@@ -17,7 +17,7 @@ class Limit(NamedTuple):
 
 
 SENDS_TO_DESTINATION = (Limit(3, 10 * MINUTE_MS), Limit(5, HOUR_MS), Limit(10, DAY_MS))
-SENDS_OF_MERCHANT = (Limit(1_000, 10 * MINUTE_MS),)
+MERCHANT_WINDOW_MS = 10 * MINUTE_MS
 MERCHANT_GRAIN_MS = 10 * SECOND_MS
 """A merchant's many messages are counted together for so long, and as late as that, never fewer than there were."""
 WRONG_GUESSES_OF_CUSTOMER = (Limit(10, HOUR_MS), Limit(20, DAY_MS))

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
@@ -49,11 +50,16 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
-class ValidationCodes:
-    """Issues codes through one sender a channel, and checks guesses.
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How long a contact that has changed gets no codes, and how many a merchant sends in ten minutes at most."""
 
-    A contact that has changed gets no codes for `pause_ms`.
-    """
+    pause_ms: int
+    merchant_sends_max: int
+
+
+class ValidationCodes:
+    """Issues codes through one sender a channel, and checks guesses."""
 
     def __init__(
         self,
@@ -61,16 +67,16 @@ class ValidationCodes:
         keys: Keys,
         senders: Mapping[Channel, Sender],
         clock: Clock,
-        metrics: Metrics,
         *,
-        pause_ms: int,
+        metrics: Metrics,
+        rules: Rules,
     ) -> None:
         self._store = store
         self._keys = keys
         self._senders = dict(senders)
         self._clock = clock
         self._metrics = metrics
-        self._pause_ms = pause_ms
+        self._rules = rules
         self._issuing: set[asyncio.Task[Issued]] = set()
         self._line: Line[str, Step[Any], Any] = Line(
             self._run, batch_max=STEPS_IN_BATCH_MAX, waiting_max=STEPS_WAITING_MAX, lanes=LANES
@@ -164,7 +170,7 @@ class ValidationCodes:
             channel,
             {each: sender.needs_destination for each, sender in self._senders.items()},
             points=purpose.points,
-            pause_ms=self._pause_ms,
+            pause_ms=self._rules.pause_ms,
             now_ms=self._clock(),
         )
         code = new_code(program.validation)
@@ -174,7 +180,8 @@ class ValidationCodes:
                 proving, route, self._keys, key_id=key_id, challenge_id=challenge_id, code=code, now_ms=now_ms
             )
 
-        claim = await self._do(purpose, Issue(purpose, route, self._keys, make, proving.actor))
+        step = Issue(purpose, route, self._keys, make, self._rules.merchant_sends_max, proving.actor)
+        claim = await self._do(purpose, step)
         if claim.is_fresh:
             await self._deliver(proving, route, claim.challenge, code)
         return Issued(claim.challenge, route, sent=claim.is_fresh)

@@ -11,9 +11,10 @@ from typing import NamedTuple, Protocol, TypeVar
 from pointbook_server.programs.model import Channel
 from pointbook_server.validation_codes.limits import (
     MERCHANT_GRAIN_MS,
-    SENDS_OF_MERCHANT,
+    MERCHANT_WINDOW_MS,
     SENDS_TO_DESTINATION,
     WRONG_GUESSES_OF_CUSTOMER,
+    Limit,
     Tally,
 )
 from pointbook_server.validation_codes.model import (
@@ -138,12 +139,12 @@ class Sends(NamedTuple):
         digests = keys.destination_digests(merchant_id, destination) if destination else []
         return cls(tuple(f"sends {digest.hex()}" for digest in digests))
 
-    def check(self, board: Board) -> None:
+    def check(self, board: Board, merchant_max: int) -> None:
         """Raise SEND_LIMIT_REACHED where one more message would be too many."""
         counts = sorted(count for subject in self.subjects for count in board.tallies[subject].counts)
         for name, tally, limits in (
             ("destination", Tally(tuple(counts)), SENDS_TO_DESTINATION),
-            ("merchant", board.tallies[MERCHANT_SENDS], SENDS_OF_MERCHANT),
+            ("merchant", board.tallies[MERCHANT_SENDS], (Limit(merchant_max, MERCHANT_WINDOW_MS),)),
         ):
             wait_ms = tally.free_at_ms(limits, board.now_ms) - board.now_ms
             if wait_ms > 0:
@@ -177,13 +178,14 @@ class Issue:
 
     `make` makes one with a fresh code, of a challenge_id and now. The same purpose and route keeps its challenge
     through its life, the attempts included, and gets a fresh code after the cooldown; anything else replaces the live
-    challenge.
+    challenge. A merchant sends `merchant_max` messages in ten minutes at most.
     """
 
     purpose: Purpose
     route: Route
     keys: Keys
     make: Callable[[str, int], Challenge]
+    merchant_max: int
     actor: str
 
     @property
@@ -210,7 +212,7 @@ class Issue:
                 raise delivery_failed((live.may_resend_at_ms - board.now_ms) / 1_000)
             return Claim(live, is_fresh=False)
         if self.route.channel is not Channel.MISSED_CALL:
-            self.sends.check(board)
+            self.sends.check(board, self.merchant_max)
             self.sends.add(board)
         if live is not None and is_same:
             renewed = self.make(live.challenge_id, board.now_ms)
