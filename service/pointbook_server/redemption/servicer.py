@@ -258,7 +258,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         _check_known(assessment, {Reason.IDENTIFIER_INVALID, Reason.CUSTOMER_NOT_FOUND, Reason.PROGRAM_NOT_FOUND})
         facts = assessment.facts
         response = redemption_pb2.GetCustomerPointsResponse()
-        for source in assessment.sources:
+        for source in assessment.facts.sources:
             account = facts.accounts.get(source.key, Account())
             points = account.points_at(facts.now_ms)
             response.points_balance += account.balance

@@ -94,7 +94,7 @@ class RedemptionsStore:
         asks = [each.order.ask for each in wanted]
         customers = [each.before.facts.customer for each in wanted]
         customer_ids = {customer.customer_id for customer in customers if customer is not None}
-        pool = {key for each in wanted for key in each.before.facts.account_keys(each.order.ask)}
+        pool = {key for each in wanted for key in each.before.facts.account_keys}
 
         async def work(connection: Connection) -> list[Redemption | PointbookError]:
             if customer_ids:
@@ -321,12 +321,12 @@ class _Redeeming:
 
     async def _draws(self, assessment: Assessment) -> list[Draw]:
         points, now_ms = assessment.points, assessment.facts.now_ms
-        keys = [source.key for source in assessment.sources if source.key in self._accounts]
+        keys = [source.key for source in assessment.facts.sources if source.key in self._accounts]
         for key in keys:
             self._accounts[key] = await self._ledger.complete(key, self._accounts[key], now_ms, points=points)
         event_ids = event_ids_of(self._accounts[key] for key in keys) if len(keys) > 1 else []
         made_at_ms = await self._ledger.made_at_ms(event_ids) if event_ids else {}
-        return draws_of(points, assessment.sources, self._accounts, made_at_ms, now_ms)
+        return draws_of(points, assessment.facts.sources, self._accounts, made_at_ms, now_ms)
 
     def _hold(self, redemption: Redemption, assessment: Assessment) -> None:
         program = assessment.facts.program
