@@ -156,14 +156,15 @@ class Assessment:
     violations: tuple[Finding, ...]
 
     @property
-    def needs_validation(self) -> bool:
-        """Whether a program that is drawn on wants the customer to be validated."""
-        program = self.facts.program
+    def demanding(self) -> list[Program]:
+        """The programs that want the customer to be validated: the named one, and others whose points may be drawn."""
+        facts, program = self.facts, self.facts.program
         if program is None:
-            return False
-        drawn = {source.key.store_id for source in self.facts.sources}.difference(program.store_ids)
-        others = (other for other in self.facts.others if drawn.intersection(other.store_ids))
-        return any(each.validation.required for each in (program, *others))
+            return []
+        foreign = [source for source in facts.sources if source.key.store_id not in program.store_ids]
+        drawn = {source.key.store_id for source in foreign if facts.active_points([source])}
+        others = (other for other in facts.others if drawn.intersection(other.store_ids))
+        return [each for each in (program, *others) if each.validation.required]
 
 
 def assess(ask: Ask, facts: Facts) -> Assessment:
@@ -175,10 +176,9 @@ def assess(ask: Ask, facts: Facts) -> Assessment:
         )
     else:
         points, violations = _check_rules(ask, facts, facts.program)
-    stranger = _check_customer(ask, facts)
-    violations += stranger
+    violations += _check_customer(ask, facts)
     active_points = facts.active_points(facts.sources)
-    if facts.program is not None and not stranger:
+    if facts.program is not None and facts.redeemer:
         outsider = list(_check_group(facts)) if pools(ask, facts.program) else []
         violations += outsider
         if not outsider:

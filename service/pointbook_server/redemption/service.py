@@ -69,10 +69,11 @@ class Proof:
         program = assessment.facts.program
         if program is None:
             return
+        demanding = assessment.demanding
         if self.skips:
-            if not program.validation.allow_skip or not self.may_skip:
+            if not self.may_skip or not all(each.validation.allow_skip for each in (program, *demanding)):
                 yield finding(Reason.SKIP_NOT_ALLOWED, "The validation must not be skipped here.")
-        elif not self.is_given and not self.is_coming and assessment.needs_validation:
+        elif not self.is_given and not self.is_coming and demanding:
             yield finding(Reason.VALIDATION_REQUIRED, "The program wants the customer to be validated.")
 
 
@@ -160,10 +161,13 @@ class Redemptions:
 
     async def sweep(self) -> int:
         """Release what SHOPLINE has not booked in time, merchant by merchant; tells how many redemptions that were."""
-        now_ms, count = self._clock(), 0
-        for merchant_id in await self._store.overdue_merchants(now_ms):
-            while released := await self._store.release_overdue(merchant_id, now_ms):
-                count += released
+        now_ms, count, before = self._clock(), 0, -1
+        # What others work on is left for the next time.
+        while count > before:
+            before = count
+            for merchant_id in await self._store.overdue_merchants(now_ms):
+                while released := await self._store.release_overdue(merchant_id, now_ms):
+                    count += released
         return count
 
     async def redemption(self, merchant_id: str, redemption_id: str) -> Redemption:

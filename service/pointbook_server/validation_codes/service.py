@@ -150,10 +150,13 @@ class ValidationCodes:
 
     async def clean_up(self) -> int:
         """Delete what nobody needs any more, merchant by merchant; tells how much that was."""
-        now_ms, count = self._clock(), 0
-        for merchant_id in await self._store.old_merchants(now_ms):
-            while deleted := await self._store.clean_up(merchant_id, now_ms):
-                count += deleted
+        now_ms, count, before = self._clock(), 0, -1
+        # What others work on is left for the next time.
+        while count > before:
+            before = count
+            for merchant_id in await self._store.old_merchants(now_ms):
+                while deleted := await self._store.clean_up(merchant_id, now_ms):
+                    count += deleted
         return count
 
     async def drain(self) -> None:
