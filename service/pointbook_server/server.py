@@ -161,12 +161,12 @@ class Server:
 
     def _add_services(self, senders: Mapping[Channel, Sender], clock: Clock, *, development: bool) -> None:
         programs = ProgramsStore(self._database)
-        kept = RedemptionsStore(self._database, programs, LedgerBook, CustomersBook)
+        challenges = ValidationCodesStore(self._database)
+        kept = RedemptionsStore(self._database, programs, LedgerBook, CustomersBook, challenges)
         ledger = LedgerStore(self._database, kept, register_stores=development)
         self._points_line = Line(
             ledger.apply, batch_max=UPDATES_IN_BATCH_MAX, waiting_max=UPDATES_WAITING_MAX, lanes=LANES
         )
-        challenges = ValidationCodesStore(self._database)
         self._codes = ValidationCodes(
             challenges,
             Keys(self._settings.code_key_bytes()),

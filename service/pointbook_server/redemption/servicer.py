@@ -15,8 +15,9 @@ from pointbook_server.ledger.model import POINTS_MAX, Account, AccountKey
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.asking import Ask, Assessment, Facts, GroupRef
 from pointbook_server.redemption.model import REDEEMABLE, STATUS_CODES, Finding, finding, in_order, refusal, worth_of
+from pointbook_server.redemption.proof import Proof
 from pointbook_server.redemption.redeemed import Order, Redemption, RedemptionState
-from pointbook_server.redemption.service import Proof, Redemptions, WantedReversal
+from pointbook_server.redemption.service import Redemptions, WantedReversal
 from pointbook_server.redemption.store import Filter
 from pointbook_server.validation_codes.model import Issued, MissedCall, masked
 

@@ -11,7 +11,6 @@ import structlog
 from pointbook_server.batching import Line
 from pointbook_server.clock import Clock
 from pointbook_server.customers.model import Customer
-from pointbook_server.database import Connection
 from pointbook_server.delivery.sender import DeliveryFailedError, Message, Sender
 from pointbook_server.errors import PointbookError
 from pointbook_server.metrics import Metrics
@@ -130,10 +129,6 @@ class ValidationCodes:
             return None
         route = Route(Channel.MISSED_CALL, contact_of(proving.customer, Channel.MISSED_CALL))
         return live if live.is_for(purpose, route, self._keys, now_ms) else None
-
-    async def consume(self, connection: Connection, challenge: Challenge, actor: str) -> bool:
-        """Use a code, or a call, up in somebody's transaction; False where another call has, or where it ended."""
-        return await self._store.consume(connection, challenge, actor, self._clock())
 
     async def confirm(self, call: MissedCall, actor: str) -> str:
         """Let a missed call meet the caller's newest live challenge, once per call; answers its id, or nothing."""
