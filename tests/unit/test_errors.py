@@ -122,7 +122,7 @@ def test_a_missing_feature_is_named() -> None:
     assert dict(info.metadata) == {"feature": "customer.mobile"}
 
 
-@pytest.mark.parametrize(("seconds", "expected_ms"), [(0.0, 0), (1.0, 1_000), (59.25, 59_250)])
+@pytest.mark.parametrize(("seconds", "expected_ms"), [(0.0, 0), (1.0, 1_000), (59.25, 59_250), (1.009, 1_009)])
 def test_a_retry_is_told_when(seconds: float, expected_ms: int) -> None:
     """RetryInfo tells when to come again, to the millisecond."""
     status = to_status(PointbookError(Reason.DELIVERY_FAILED, "No.", retry_after_seconds=seconds))
