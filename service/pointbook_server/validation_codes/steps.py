@@ -154,12 +154,14 @@ class Sends(NamedTuple):
         """Count one more message."""
         for subject in self.subjects[:1]:
             board.count(subject, board.tallies[subject].after(board.now_ms))
-        tally = board.tallies[MERCHANT_SENDS].after(board.now_ms, grain_ms=MERCHANT_GRAIN_MS)
+        tally = board.tallies[MERCHANT_SENDS].after(
+            board.now_ms, window_ms=MERCHANT_WINDOW_MS, grain_ms=MERCHANT_GRAIN_MS
+        )
         board.count(MERCHANT_SENDS, tally)
 
     def take_back(self, board: Board, sent_at_ms: int) -> None:
         """Take one back that was never sent."""
-        for subject in self.subjects:
+        for subject in self.subjects[:1]:
             board.count(subject, board.tallies[subject].without(sent_at_ms))
         tally = board.tallies[MERCHANT_SENDS].without(sent_at_ms, grain_ms=MERCHANT_GRAIN_MS)
         board.count(MERCHANT_SENDS, tally)
