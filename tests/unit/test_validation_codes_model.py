@@ -79,19 +79,32 @@ def test_letters_that_look_like_digits_are_left_out() -> None:
     assert not set("01IO") & set(LETTERS_AND_DIGITS)
 
 
+def chi_square(seen: Counter[str], cells: int) -> float:
+    """Tell how far counts of equally likely things are from alike, in standard deviations of their chi-square."""
+    expected = seen.total() / cells
+    unseen = expected * (cells - len(seen))
+    square = sum((count - expected) ** 2 for count in seen.values()) / expected + unseen
+    return float((square - (cells - 1)) / (2 * (cells - 1)) ** 0.5)
+
+
 @pytest.mark.parametrize("alphanumeric", [False, True])
-def test_every_character_is_equally_likely(*, alphanumeric: bool) -> None:
-    """Each position has each character about as often: within six standard deviations."""
-    validation = Validation(code_length=6, alphanumeric=alphanumeric)
-    codes = [new_code(validation) for _ in range(16_000)]
-    count = 32 if alphanumeric else 10
-    expected = len(codes) / count
-    deviation = (expected * (1 - 1 / count)) ** 0.5
+def test_every_code_is_equally_likely(*, alphanumeric: bool) -> None:
+    """A million codes: each position has each character about as often, and of digits each code comes as often."""
+    validation = Validation(alphanumeric=alphanumeric)
+    codes = [new_code(validation) for _ in range(1_000_000)]
+    characters = "".join(codes)
 
     for position in range(6):
-        seen = Counter(code[position] for code in codes)
-        assert len(seen) == count
-        assert all(abs(number - expected) < 6 * deviation for number in seen.values())
+        assert chi_square(Counter(characters[position::6]), 32 if alphanumeric else 10) < 8
+    if not alphanumeric:
+        assert abs(chi_square(Counter(codes), 10**6)) < 6
+
+
+def test_a_mask_hides_most_of_a_number() -> None:
+    """Of the shortest numbers there are, the last four digits would be all."""
+    assert masked(Route(Channel.SMS, "+8613812345678")) == "+86******5678"
+    assert masked(Route(Channel.SMS, "+6834002")) == "+683******02"
+    assert masked(Route(Channel.EMAIL, "buyer@example.com")) == "b***@example.com"
 
 
 def test_the_same_code_has_the_same_digest() -> None:
