@@ -33,7 +33,7 @@ from pointbook_server.validation_codes.model import (
     new_challenge,
     new_code,
 )
-from pointbook_server.validation_codes.steps import Deliver, Guess, Issue, Reset, Sends, Step, Verdict
+from pointbook_server.validation_codes.steps import Answer, Deliver, Guess, Issue, Reset, Sends, Step, Verdict
 from pointbook_server.validation_codes.store import ValidationCodesStore
 
 DELIVERY_TIMEOUT_SECONDS = DELIVERY_MS_MAX / 1_000
@@ -114,11 +114,8 @@ class ValidationCodes:
             return hmac.compare_digest(guess, challenge.code_digest) and same_channel
 
         answer = await self._do(purpose, Guess(purpose, challenge_id, self._keys, is_right, proving.actor))
-        self._metrics.guesses.labels(answer.verdict.value).inc()
         if answer.verdict is Verdict.KEY_UNKNOWN:
             raise key_unknown()
-        if answer.verdict in {Verdict.RIGHT, Verdict.WRONG}:
-            self._metrics.comparisons.labels(answer.verdict.value).inc()
         return answer.challenge if answer.verdict is Verdict.RIGHT else None
 
     async def seen_call(self, proving: Proving, challenge_id: str) -> Challenge | None:
@@ -225,7 +222,13 @@ class ValidationCodes:
         return answer
 
     async def _run(self, merchant_id: str, steps: Sequence[Step[Any]]) -> list[Any]:
-        return await self._store.run(merchant_id, steps, self._clock())
+        answers = await self._store.run(merchant_id, steps, self._clock())
+        # Here, since whoever guessed may not wait for an answer any more.
+        for verdict in (answer.verdict.value for answer in answers if isinstance(answer, Answer)):
+            self._metrics.guesses.labels(verdict).inc()
+            if verdict in {Verdict.RIGHT, Verdict.WRONG}:
+                self._metrics.comparisons.labels(verdict).inc()
+        return answers
 
     def _hear_out(self, issuing: asyncio.Task[Issued]) -> None:
         """Hear an error, which nobody else does where the caller has gone away."""

@@ -83,9 +83,10 @@ READ_LIVE = _statement(f"""
     SELECT {NAMES} FROM validation_challenges
     WHERE customer = :customer AND merchant_id = :merchant_id AND state = 'LIVE'
 """)
+# In the order of the customers: that of another call is in the way of each.
 INSERT_CHALLENGES = _statement(f"""
     INSERT INTO validation_challenges ({NAMES})
-    SELECT :merchant_id, {", ".join(COLUMNS)} FROM {_rows(COLUMNS)} ORDER BY challenge_id
+    SELECT :merchant_id, {", ".join(COLUMNS)} FROM {_rows(COLUMNS)} ORDER BY customer
     ON CONFLICT DO NOTHING
 """)
 # All of them are there, locked: what would be inserted is updated.
