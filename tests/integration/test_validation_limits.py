@@ -411,3 +411,46 @@ async def rows(service: Service, shop: Shop, query: str) -> list[Any]:
     """Read a merchant's rows."""
     async with superuser(service) as connection:
         return list(await connection.fetch(f"{query} WHERE merchant_id = $1", shop.merchant_id))
+
+
+# The audit.
+
+
+async def test_every_way_to_ask_for_a_code_is_in_the_audit(
+    service: Service, client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asked, for whom and what for, and how it ended, also where nothing was sent."""
+    sms = redemption_pb2.VALIDATION_TYPE_SMS
+    await issue(client, shop)
+    await issue(client, shop)
+    service.clock.move(MINUTE)
+    await issue(client, shop)
+    monkeypatch.setattr(service.outbox, "error", OSError("reset"))
+    await refused(issue(client, shop, 200))
+    await refused(issue(client, shop, 200))
+    service.clock.move(2)
+    await refused(issue(client, shop, 200))
+    monkeypatch.setattr(service.outbox, "error", None)
+    await limited(client, shop, 300)
+    await replace_customer(client, shop, mobile="+8613812345679")
+    await refused(issue(client, shop, validation_type=sms))
+
+    assert [line[:2] for line in await audit(service, shop)] == [
+        ("ISSUE", "OPENED"),
+        ("DELIVER", "SENT"),
+        ("ISSUE", "HELD"),
+        ("ISSUE", "RENEWED"),
+        ("DELIVER", "SENT"),
+        ("ISSUE", "OPENED"),
+        ("DELIVER", "UNCERTAIN"),
+        ("ISSUE", "DELIVERY_FAILED"),
+        ("ISSUE", "DELIVERY_FAILED"),
+        ("ISSUE", "SEND_LIMIT_REACHED"),
+        ("END", "ENDED"),
+        ("ISSUE", "CONTACT_CHANGED"),
+    ]
+    query = "SELECT DISTINCT actor, program_id FROM validation_audit WHERE action = 'ISSUE' AND merchant_id = $1"
+    async with superuser(service) as connection:
+        ((actor, program_id),) = await connection.fetch(query, shop.merchant_id)
+        assert await connection.fetchval("SELECT name FROM api_tokens WHERE token_id = $1", actor) == "test"
+    assert program_id == 1

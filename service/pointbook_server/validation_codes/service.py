@@ -33,7 +33,7 @@ from pointbook_server.validation_codes.model import (
     new_challenge,
     new_code,
 )
-from pointbook_server.validation_codes.steps import Answer, Deliver, Guess, Issue, Reset, Sends, Step, Verdict
+from pointbook_server.validation_codes.steps import Answer, Deliver, Guess, Issue, Refuse, Reset, Sends, Step, Verdict
 from pointbook_server.validation_codes.store import ValidationCodesStore
 
 DELIVERY_TIMEOUT_SECONDS = DELIVERY_MS_MAX / 1_000
@@ -159,15 +159,11 @@ class ValidationCodes:
 
     async def _issue(self, proving: Proving, channel: Channel | None) -> Issued:
         purpose, program, key_id = proving.purpose, proving.program, self._keys.signing_id
-        route = choose_route(
-            program,
-            proving.customer,
-            channel,
-            {each: sender.needs_destination for each, sender in self._senders.items()},
-            points=purpose.points,
-            pause_ms=self._rules.pause_ms,
-            now_ms=self._clock(),
-        )
+        try:
+            route = self._route(proving, channel)
+        except PointbookError as error:
+            await self._do(purpose, Refuse(purpose, error.reason.value, proving.actor))
+            raise
         code = new_code(program.validation)
 
         def make(challenge_id: str, now_ms: int) -> Challenge:
@@ -180,6 +176,17 @@ class ValidationCodes:
         if claim.is_fresh:
             await self._deliver(proving, route, claim.challenge, code)
         return Issued(claim.challenge, route, sent=claim.is_fresh)
+
+    def _route(self, proving: Proving, channel: Channel | None) -> Route:
+        return choose_route(
+            proving.program,
+            proving.customer,
+            channel,
+            {each: sender.needs_destination for each, sender in self._senders.items()},
+            points=proving.purpose.points,
+            pause_ms=self._rules.pause_ms,
+            now_ms=self._clock(),
+        )
 
     async def _deliver(self, proving: Proving, route: Route, challenge: Challenge, code: str) -> None:
         """Send a message, and keep what became of it."""

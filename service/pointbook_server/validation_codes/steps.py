@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple, Protocol, TypeVar
 
+from pointbook_server.errors import PointbookError
 from pointbook_server.programs.model import Channel
 from pointbook_server.validation_codes.limits import (
     MERCHANT_GRAIN_MS,
@@ -208,23 +209,32 @@ class Issue:
     def run(self, board: Board) -> Claim:
         """Claim the challenge. Raises DELIVERY_FAILED until the end of an uncertain cooldown, SEND_LIMIT_REACHED."""
         live = board.live.get(self.customer)
-        is_same = live is not None and live.is_for(self.purpose, self.route, self.keys, board.now_ms)
-        if live is not None and is_same and board.now_ms < live.may_resend_at_ms:
-            if live.is_uncertain(board.now_ms):
-                raise delivery_failed((live.may_resend_at_ms - board.now_ms) / 1_000)
-            return Claim(live, is_fresh=False)
-        if self.route.channel is not Channel.MISSED_CALL:
+        try:
+            claim, outcome = self._claim(board, live)
+        except PointbookError as error:
+            board.tell(Action.ISSUE, error.reason.value, self.purpose, self.actor, live)
+            raise
+        board.tell(Action.ISSUE, outcome, self.purpose, self.actor, claim.challenge)
+        return claim
+
+    def _claim(self, board: Board, live: Challenge | None) -> tuple[Claim, str]:
+        """Claim the challenge, and tell the audit what became of that."""
+        is_call = self.route.channel is Channel.MISSED_CALL
+        same = live if live and live.is_for(self.purpose, self.route, self.keys, board.now_ms) else None
+        if same is not None and board.now_ms < same.may_resend_at_ms:
+            if same.is_uncertain(board.now_ms):
+                raise delivery_failed((same.may_resend_at_ms - board.now_ms) / 1_000)
+            return Claim(same, is_fresh=False), "HELD"
+        if not is_call:
             self.sends.check(board, self.merchant_max)
             self.sends.add(board)
-        if live is not None and is_same:
-            renewed = self.make(live.challenge_id, board.now_ms)
-            fresh = replace(renewed, attempts=live.attempts, unnamed_attempts=live.unnamed_attempts)
-            board.put(fresh)
-        else:
-            fresh = self.make(new_challenge_id(), board.now_ms)
+        fresh = self.make(new_challenge_id() if same is None else same.challenge_id, board.now_ms)
+        if same is None:
             board.open(fresh)
-        board.tell(Action.ISSUE, "OPENED", self.purpose, self.actor, fresh)
-        return Claim(fresh, is_fresh=self.route.channel is not Channel.MISSED_CALL)
+            return Claim(fresh, is_fresh=not is_call), "OPENED"
+        fresh = replace(fresh, attempts=same.attempts, unnamed_attempts=same.unnamed_attempts)
+        board.put(fresh)
+        return Claim(fresh, is_fresh=not is_call), "RENEWED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +266,29 @@ class Deliver:
         if has_failed:
             self.sends.take_back(board, self.challenge.sent_at_ms)
         board.tell(Action.DELIVER, self.delivery.value, self.challenge.purpose, self.actor, self.challenge)
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Tell the audit that no code was issued, and why: there is nowhere to send it to now."""
+
+    purpose: Purpose
+    outcome: str
+    actor: str
+
+    @property
+    def customer(self) -> str:
+        """Whose live challenge to lock."""
+        return self.purpose.customer
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Which counts to lock: none."""
+        return ()
+
+    def run(self, board: Board) -> None:
+        """Tell it."""
+        board.tell(Action.ISSUE, self.outcome, self.purpose, self.actor, None)
 
 
 class Answer(NamedTuple):
