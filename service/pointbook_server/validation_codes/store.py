@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from typing import TypeVar
 
 from pointbook_server.database import Connection, Database, RetryTransactionError
@@ -72,7 +73,9 @@ class ValidationCodesStore:
 
     async def confirm(self, call: MissedCall, caller_digests: list[bytes], actor: str, now_ms: int) -> str:
         """Let a missed call meet the caller's newest live challenge, once per call; answers its id, or nothing."""
-        named = {"merchant_id": call.merchant_id, "provider_call_id": call.provider_call_id, "now_ms": now_ms}
+        # Some providers make their ids of the numbers, which are kept nowhere in clear.
+        call_id = sha256(call.provider_call_id.encode()).hexdigest()
+        named = {"merchant_id": call.merchant_id, "provider_call_id": call_id, "now_ms": now_ms}
 
         async def work(connection: Connection) -> str:
             if not await connection.execute(sql.CLAIM_CALL, named):
