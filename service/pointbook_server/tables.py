@@ -437,11 +437,11 @@ missed_calls = Table(
     "missed_calls",
     metadata,
     # The calls that a telephony provider told of, each of which meets one challenge at most.
-    Column("provider_call_id", Text, nullable=False),
+    Column("call_digest", Text, nullable=False, comment="Of the provider's id, which may be made of a number."),
     Column("merchant_id", Text, nullable=False),
     Column("challenge_id", Text, nullable=False, comment="Empty where it met none."),
     Column("at_ms", BigInteger, nullable=False),
-    PrimaryKeyConstraint("provider_call_id", "merchant_id", name="pk_missed_calls"),
+    PrimaryKeyConstraint("call_digest", "merchant_id", name="pk_missed_calls"),
     Index("ix_missed_calls_at", "at_ms", "merchant_id", postgresql_where=text("at_ms > 0")),
 )
 

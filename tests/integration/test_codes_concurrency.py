@@ -28,7 +28,7 @@ from pointbook_server.validation_codes.model import (
     Route,
     new_challenge,
 )
-from pointbook_server.validation_codes.steps import Issue
+from pointbook_server.validation_codes.steps import Issue, Sends
 from pointbook_server.validation_codes.store import ValidationCodesStore
 
 BUYERS = [f"buyer-{number:02}" for number in range(20)]
@@ -65,7 +65,7 @@ def opening(shop: Shop, customer: str) -> Issue:
     def make(challenge_id: str, now_ms: int) -> Challenge:
         return new_challenge(proving, route, keys, key_id="k1", challenge_id=challenge_id, code="", now_ms=now_ms)
 
-    return Issue(purpose, route, keys, make, merchant_max=1_000, actor="actor")
+    return Issue(purpose, route, keys, Sends(()), make, merchant_max=1_000, actor="actor")
 
 
 async def at_once(calls: Iterable[Any]) -> list[Any]:

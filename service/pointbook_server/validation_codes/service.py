@@ -23,7 +23,6 @@ from pointbook_server.validation_codes.model import (
     Keys,
     MissedCall,
     Proving,
-    Purpose,
     Route,
     choose_route,
     contact_of,
@@ -113,7 +112,7 @@ class ValidationCodes:
             same_channel = channel in {None, challenge.channel}
             return hmac.compare_digest(guess, challenge.code_digest) and same_channel
 
-        answer = await self._do(purpose, Guess(purpose, challenge_id, self._keys, is_right, proving.actor))
+        answer = await self._do(purpose.merchant_id, Guess(purpose, challenge_id, self._keys, is_right, proving.actor))
         if answer.verdict is Verdict.KEY_UNKNOWN:
             raise key_unknown()
         return answer.challenge if answer.verdict is Verdict.RIGHT else None
@@ -138,7 +137,7 @@ class ValidationCodes:
         """Forget a customer's wrong guesses, and the messages to their contacts, so that codes work again."""
         contacts = {contact_of(customer, channel) for channel in Channel} - {""}
         sends = tuple(Sends.to(self._keys, merchant_id, contact) for contact in sorted(contacts))
-        await self._do_for(merchant_id, Reset(name, sends, actor, reason))
+        await self._do(merchant_id, Reset(name, sends, actor, reason))
 
     async def clean_up(self) -> int:
         """Delete what nobody needs any more, merchant by merchant; tells how much that was."""
@@ -162,7 +161,7 @@ class ValidationCodes:
         try:
             route = self._route(proving, channel)
         except PointbookError as error:
-            await self._do(purpose, Refuse(purpose, error.reason.value, proving.actor))
+            await self._do(purpose.merchant_id, Refuse(purpose, error.reason.value, proving.actor))
             raise
         code = new_code(program.validation)
 
@@ -171,10 +170,13 @@ class ValidationCodes:
                 proving, route, self._keys, key_id=key_id, challenge_id=challenge_id, code=code, now_ms=now_ms
             )
 
-        step = Issue(purpose, route, self._keys, make, self._rules.merchant_sends_max, proving.actor)
-        claim = await self._do(purpose, step)
+        sends = Sends.to(self._keys, purpose.merchant_id, route.destination)
+        step = Issue(purpose, route, self._keys, sends, make, self._rules.merchant_sends_max, proving.actor)
+        claim = await self._do(purpose.merchant_id, step)
         if claim.is_fresh:
-            await self._deliver(proving, route, claim.challenge, code)
+            delivery = await self._deliver(proving, route, claim.challenge, code)
+            await self._do(purpose.merchant_id, Deliver(claim.challenge, sends, delivery, proving.actor))
+            _check_delivered(delivery, claim.challenge, self._clock())
         return Issued(claim.challenge, route, sent=claim.is_fresh)
 
     def _route(self, proving: Proving, channel: Channel | None) -> Route:
@@ -188,20 +190,14 @@ class ValidationCodes:
             now_ms=self._clock(),
         )
 
-    async def _deliver(self, proving: Proving, route: Route, challenge: Challenge, code: str) -> None:
-        """Send a message, and keep what became of it."""
-        program, purpose = proving.program, proving.purpose
-        language = "" if proving.customer is None else proving.customer.language
-        text = message_text(program.validation, language, code, purpose.points, program.display_name)
+    async def _deliver(self, proving: Proving, route: Route, challenge: Challenge, code: str) -> Delivery:
+        """Write the message and send it."""
+        program, customer = proving.program, proving.customer
+        language = "" if customer is None else customer.language
+        text = message_text(program.validation, language, code, proving.purpose.points, program.display_name)
         subject = program.display_name or DEFAULT_SUBJECT
         message = Message(route.destination, text, challenge.challenge_id, subject)
-        delivery = await self._send(route.channel, message)
-        sends = Sends.to(self._keys, purpose.merchant_id, route.destination)
-        await self._do(purpose, Deliver(challenge, sends, delivery, proving.actor))
-        if delivery is Delivery.FAILED:
-            raise delivery_failed(0)
-        if delivery is Delivery.UNCERTAIN:
-            raise delivery_failed((challenge.resend_at_ms - self._clock()) / 1_000)
+        return await self._send(route.channel, message)
 
     async def _send(self, channel: Channel, message: Message) -> Delivery:
         """Call the provider, and tell what is known then."""
@@ -216,10 +212,7 @@ class ValidationCodes:
             return Delivery.UNCERTAIN
         return Delivery.SENT
 
-    async def _do(self, purpose: Purpose, step: Step[T]) -> T:
-        return await self._do_for(purpose.merchant_id, step)
-
-    async def _do_for(self, merchant_id: str, step: Step[T]) -> T:
+    async def _do(self, merchant_id: str, step: Step[T]) -> T:
         """Let a step wait for its transaction, together with others of the merchant."""
         self._line.admit(1)
         (waiting,) = self._line.put(merchant_id, [step])
@@ -242,3 +235,11 @@ class ValidationCodes:
         self._issuing.discard(issuing)
         if not issuing.cancelled():
             issuing.exception()
+
+
+def _check_delivered(delivery: Delivery, challenge: Challenge, now_ms: int) -> None:
+    """Raise DELIVERY_FAILED where a message did not go, or may not have."""
+    if delivery is Delivery.FAILED:
+        raise delivery_failed(0)
+    if delivery is Delivery.UNCERTAIN:
+        raise delivery_failed((challenge.resend_at_ms - now_ms) / 1_000)

@@ -129,15 +129,15 @@ END_LIVE = _statement("""
     RETURNING challenge_id, program_id, points, channel
 """)
 CLAIM_CALL = _statement("""
-    INSERT INTO missed_calls (provider_call_id, merchant_id, challenge_id, at_ms)
-    VALUES (:provider_call_id, :merchant_id, '', :now_ms) ON CONFLICT DO NOTHING
+    INSERT INTO missed_calls (call_digest, merchant_id, challenge_id, at_ms)
+    VALUES (:call_digest, :merchant_id, '', :now_ms) ON CONFLICT DO NOTHING
 """)
 READ_CALL = _statement("""
-    SELECT challenge_id FROM missed_calls WHERE provider_call_id = :provider_call_id AND merchant_id = :merchant_id
+    SELECT challenge_id FROM missed_calls WHERE call_digest = :call_digest AND merchant_id = :merchant_id
 """)
 NAME_CALL = _statement("""
     UPDATE missed_calls SET challenge_id = :challenge_id
-    WHERE provider_call_id = :provider_call_id AND merchant_id = :merchant_id
+    WHERE call_digest = :call_digest AND merchant_id = :merchant_id
 """)
 LOCK_CALLED = _statement(f"""
     SELECT {NAMES} FROM validation_challenges
@@ -175,7 +175,7 @@ def _delete_old(table: str, key: str, time: str, is_indexed: str) -> Statement:
 DELETE_OLD = {
     "challenges": _delete_old("validation_challenges", "challenge_id", "expires_at_ms", "points > 0"),
     "tallies": _delete_old("validation_tallies", "subject", "updated_at_ms", "revision > 0"),
-    "missed_calls": _delete_old("missed_calls", "provider_call_id", "at_ms", "at_ms > 0"),
+    "missed_calls": _delete_old("missed_calls", "call_digest", "at_ms", "at_ms > 0"),
 }
 
 

@@ -187,6 +187,7 @@ class Issue:
     purpose: Purpose
     route: Route
     keys: Keys
+    sends: Sends
     make: Callable[[str, int], Challenge]
     merchant_max: int
     actor: str
@@ -195,11 +196,6 @@ class Issue:
     def customer(self) -> str:
         """Whose live challenge to lock."""
         return self.purpose.customer
-
-    @property
-    def sends(self) -> Sends:
-        """Where the message is counted."""
-        return Sends.to(self.keys, self.purpose.merchant_id, self.route.destination)
 
     @property
     def subjects(self) -> tuple[str, ...]:

@@ -74,8 +74,8 @@ class ValidationCodesStore:
     async def confirm(self, call: MissedCall, caller_digests: list[bytes], actor: str, now_ms: int) -> str:
         """Let a missed call meet the caller's newest live challenge, once per call; answers its id, or nothing."""
         # Some providers make their ids of the numbers, which are kept nowhere in clear.
-        call_id = sha256(call.provider_call_id.encode()).hexdigest()
-        named = {"merchant_id": call.merchant_id, "provider_call_id": call_id, "now_ms": now_ms}
+        call_digest = sha256(call.provider_call_id.encode()).hexdigest()
+        named = {"merchant_id": call.merchant_id, "call_digest": call_digest, "now_ms": now_ms}
 
         async def work(connection: Connection) -> str:
             if not await connection.execute(sql.CLAIM_CALL, named):

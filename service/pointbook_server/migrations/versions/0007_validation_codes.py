@@ -81,13 +81,14 @@ STATEMENTS = (
     "CREATE INDEX ix_validation_tallies_updated ON validation_tallies (updated_at_ms, merchant_id) WHERE revision > 0",
     """
     CREATE TABLE missed_calls (
-        provider_call_id text NOT NULL,
+        call_digest text NOT NULL,
         merchant_id text NOT NULL,
         challenge_id text NOT NULL,
         at_ms bigint NOT NULL,
-        CONSTRAINT pk_missed_calls PRIMARY KEY (provider_call_id, merchant_id)
+        CONSTRAINT pk_missed_calls PRIMARY KEY (call_digest, merchant_id)
     )
     """,
+    "COMMENT ON COLUMN missed_calls.call_digest IS 'Of the provider''s id, which may be made of a number.'",
     "COMMENT ON COLUMN missed_calls.challenge_id IS 'Empty where it met none.'",
     "CREATE INDEX ix_missed_calls_at ON missed_calls (at_ms, merchant_id) WHERE at_ms > 0",
     """
