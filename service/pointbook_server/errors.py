@@ -1,8 +1,12 @@
 """The errors that every layer may raise: a reason for machines, a sentence for people."""
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+FIRST_REVISIONS = 10**15
+"""Among how many revisions the first one is chosen of what can be deleted and created again."""
 
 
 class Reason(StrEnum):
@@ -65,6 +69,7 @@ class Reason(StrEnum):
     NOT_A_GROUP_MEMBER = "NOT_A_GROUP_MEMBER"
     CROSS_PROGRAM_MISCONFIGURED = "CROSS_PROGRAM_MISCONFIGURED"
     REDEMPTION_NOT_FOUND = "REDEMPTION_NOT_FOUND"
+    BENEFIT_NOT_FOUND = "BENEFIT_NOT_FOUND"
     REFERENCE_REUSED = "REFERENCE_REUSED"
     ALREADY_REVERSED = "ALREADY_REVERSED"
     REDEMPTION_SETTLED = "REDEMPTION_SETTLED"
@@ -119,6 +124,11 @@ def next_revision(revision: int, expected: int | None) -> int:
     if expected is not None and expected != revision:
         raise PointbookError(Reason.STALE_ETAG, "It was changed since this etag was read; read it again.")
     return revision + 1
+
+
+def first_revision() -> int:
+    """Begin anywhere, so that an etag of what was deleted is none of what takes its id."""
+    return 1 + secrets.randbelow(FIRST_REVISIONS)
 
 
 def not_implemented(feature: str) -> PointbookError:

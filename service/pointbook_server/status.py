@@ -47,6 +47,7 @@ CODES = {
     Reason.GROUP_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.ENTRY_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.WEBHOOK_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.BENEFIT_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.REDEMPTION_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.REFERENCE_REUSED: grpc.StatusCode.ALREADY_EXISTS,
     Reason.EVENT_ID_REUSED: grpc.StatusCode.ALREADY_EXISTS,
@@ -75,6 +76,7 @@ RESOURCES = {
     Reason.PROGRAM_NOT_FOUND: ("pointbook.v1.Program", "program_id"),
     Reason.GROUP_NOT_FOUND: ("pointbook.v1.UserGroup", "group_id"),
     Reason.ENTRY_NOT_FOUND: ("pointbook.v1.PointsEntry", "event_id"),
+    Reason.BENEFIT_NOT_FOUND: ("pointbook.v1.Benefit", "benefit_id"),
     Reason.REDEMPTION_NOT_FOUND: ("pointbook.v1.Redemption", "redemption_id"),
     Reason.WEBHOOK_NOT_FOUND: ("pointbook.v1.QuarantinedWebhook", "quarantine_id"),
 }

@@ -495,11 +495,11 @@ async def test_another_database_takes_the_place_of_the_embedded_one(cluster: Clu
 
 async def test_benefits_tell_that_they_come_later(dev: Dev) -> None:
     """Methods of the contract that this release does not have are found by reflection and answer UNIMPLEMENTED."""
-    finished = await dev.buf_curl("-d", "{}", "/pointbook.v1.BenefitsService/GetBenefit")
+    finished = await dev.buf_curl("-d", "{}", "/pointbook.v1.BenefitsService/ListApplicableBenefits")
 
     assert finished.exit_code != 0
     assert json.loads(finished.err)["code"] == "unimplemented"
-    assert benefits_pb2.DESCRIPTOR.services_by_name["BenefitsService"].methods_by_name["GetBenefit"]
+    assert benefits_pb2.DESCRIPTOR.services_by_name["BenefitsService"].methods_by_name["ListApplicableBenefits"]
 
 
 async def test_a_folder_that_was_there_keeps_its_mode(tmp_path: Path) -> None:

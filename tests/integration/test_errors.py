@@ -255,7 +255,7 @@ async def test_an_error_has_one_error_info(client: Client, shop: Shop) -> None:
 
 async def test_a_method_of_a_later_release(client: Client) -> None:
     """It is in the contract, and says that it is not there yet."""
-    found = await refused(bearer_call(client, "BenefitsService/GetBenefit", b""))
+    found = await refused(bearer_call(client, "BenefitsService/ListApplicableBenefits", b""))
 
     assert (found.code, found.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
     assert found.metadata == {"feature": "this method"}

@@ -26,6 +26,7 @@ CODES_OF_CALLS = {
     StatusCode.NOT_FOUND: {
         Reason.ENTRY_NOT_FOUND,
         Reason.REDEMPTION_NOT_FOUND,
+        Reason.BENEFIT_NOT_FOUND,
         Reason.STORE_NOT_FOUND,
         Reason.WEBHOOK_NOT_FOUND,
     },
