@@ -18,7 +18,6 @@ class Reason(StrEnum):
     TOKEN_EXPIRED = "TOKEN_EXPIRED"  # noqa: S105 - the name of a reason
     SCOPE_MISSING = "SCOPE_MISSING"
     MERCHANT_FORBIDDEN = "MERCHANT_FORBIDDEN"
-    NOT_IMPLEMENTED = "NOT_IMPLEMENTED"
     STORE_NOT_FOUND = "STORE_NOT_FOUND"
     PROGRAM_NOT_FOUND = "PROGRAM_NOT_FOUND"
     CUSTOMER_NOT_FOUND = "CUSTOMER_NOT_FOUND"
@@ -129,10 +128,3 @@ def next_revision(revision: int, expected: int | None) -> int:
 def first_revision() -> int:
     """Begin anywhere, so that an etag of what was deleted is none of what takes its id."""
     return 1 + secrets.randbelow(FIRST_REVISIONS)
-
-
-def not_implemented(feature: str) -> PointbookError:
-    """Tell that this release does not have a method, or a feature that a field asks for."""
-    return PointbookError(
-        Reason.NOT_IMPLEMENTED, f"This release does not have {feature} yet.", metadata={"feature": feature}
-    )

@@ -12,9 +12,9 @@ from enum import StrEnum
 from typing import Any
 
 from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.ledger.model import POINTS_MAX
 
 LEVEL_PREFIX = "gid://shopline/Membership/"
-POINTS_MAX = Decimal(10**15)
 COUNT_MAX = Decimal(10**9)
 LEAST_DECIMAL = Decimal("0.000000000001")
 AMOUNT_MAX = Decimal(10**12) - LEAST_DECIMAL
@@ -273,7 +273,7 @@ PERCENTAGE = Measure(
 )
 AMOUNT = Measure(f"an amount, a decimal above 0 {_DIGITS}", LEAST_DECIMAL, AMOUNT_MAX)
 AMOUNT_OR_ZERO = Measure(f"an amount, a decimal of at least 0 {_DIGITS}", Decimal(0), AMOUNT_MAX)
-POINTS = Measure("whole points, 1 to 10^15", Decimal(1), POINTS_MAX, is_whole=True)
+POINTS = Measure("whole points, 1 to 10^15", Decimal(1), Decimal(POINTS_MAX), is_whole=True)
 QUANTITY = Measure("a whole number, 1 to 1,000,000,000", Decimal(1), COUNT_MAX, is_whole=True)
 REWARD_MEASURES: Mapping[str, Measure] = {
     RewardType.PERCENTAGE_DISCOUNT: PERCENTAGE,

@@ -6,8 +6,17 @@ from google.protobuf.message import Message
 
 from pointbook.v1 import benefits_pb2, benefits_pb2_grpc
 from pointbook_server import paging
-from pointbook_server.benefits.messages import read_benefit, read_enum, read_level, write_benefit
-from pointbook_server.benefits.model import read_month_day
+from pointbook_server.benefits.applying import (
+    Applicability,
+    Cart,
+    Obstacle,
+    ObstacleReason,
+    Product,
+    applicability_of,
+    obstacles_of,
+)
+from pointbook_server.benefits.messages import USES_MAX, read_benefit, read_enum, read_level, write_benefit
+from pointbook_server.benefits.model import Benefit, read_month_day
 from pointbook_server.benefits.schedule import (
     YEAR_MAX,
     Issue,
@@ -19,17 +28,22 @@ from pointbook_server.benefits.schedule import (
 from pointbook_server.benefits.store import BenefitsStore, Filter
 from pointbook_server.clock import Clock
 from pointbook_server.fields import ID_LENGTH_MAX, YEAR_2000_MS, Fields, read_etag, to_timestamp
+from pointbook_server.ledger.model import POINTS_MAX
 
 PROGRAM_ID_MAX = 2**63 - 1
 ISSUES_MAX = 1_000
 ISSUES_DEFAULT = 10
 TIME_MS = (YEAR_2000_MS, int(datetime(YEAR_MAX + 1, 1, 1, tzinfo=UTC).timestamp()) * 1_000 - 1)
 BIRTHDAY_LENGTH = len("MM-DD")
-STATES = {
-    ScheduleState.NONE: benefits_pb2.BENEFIT_SCHEDULE_STATE_NONE,
-    ScheduleState.KNOWN: benefits_pb2.BENEFIT_SCHEDULE_STATE_KNOWN,
-    ScheduleState.UNKNOWN: benefits_pb2.BENEFIT_SCHEDULE_STATE_UNKNOWN,
+STATES = {each: benefits_pb2.BenefitScheduleState.Value(f"BENEFIT_SCHEDULE_STATE_{each}") for each in ScheduleState}
+PRODUCTS_MAX = 1_000
+CATEGORIES_MAX = 100
+QUANTITY_MAX = 1_000_000
+USES_NAMED_MAX = 1_000
+APPLICABILITIES = {
+    each: benefits_pb2.BenefitApplicability.Value(f"BENEFIT_APPLICABILITY_{each}") for each in Applicability
 }
+REASONS = {each: benefits_pb2.BenefitObstacleReason.Value(f"BENEFIT_OBSTACLE_REASON_{each}") for each in ObstacleReason}
 
 
 class BenefitsServicer(benefits_pb2_grpc.BenefitsServiceServicer):
@@ -120,6 +134,64 @@ class BenefitsServicer(benefits_pb2_grpc.BenefitsServiceServicer):
             unknown_fields=found.unknown_fields,
         )
 
+    async def ListApplicableBenefits(
+        self, request: benefits_pb2.ListApplicableBenefitsRequest, _context: object
+    ) -> benefits_pb2.ListApplicableBenefitsResponse:
+        """Answer a page of a membership's benefits, and whether each applies to a cart."""
+        fields = Fields()
+        fields.identifier("merchant_id", request.merchant_id)
+        wanted = _read_filter(fields, request, leaves_open=True)
+        cart = _read_cart(fields, request)
+        size = fields.page_size("page_size", request.page_size)
+        scope = ("applicable benefits", request.merchant_id, wanted, cart)
+        place = paging.read_token(fields, "page_token", request.page_token, scope, (str,))
+        fields.check()
+        after = "" if place is None else str(place[0])
+        found = await self._store.benefits(request.merchant_id, wanted, after=after, limit=size + 1)
+        page = paging.fit((_write_applicable(benefit, cart) for benefit in found), size)
+        response = benefits_pb2.ListApplicableBenefitsResponse(benefits=page)
+        if len(found) > len(page):
+            response.next_page_token = paging.write_token(scope, (page[-1].benefit.benefit_id,))
+        return response
+
+
+def _read_cart(fields: Fields, request: benefits_pb2.ListApplicableBenefitsRequest) -> Cart:
+    cart = request.cart
+    if len(cart.products) > PRODUCTS_MAX:
+        fields.wrong("cart.products", f"must have at most {PRODUCTS_MAX:,} items")
+    products = [
+        _read_product(fields, f"cart.products[{index}]", product)
+        for index, product in enumerate(cart.products[:PRODUCTS_MAX])
+    ]
+    if len({product.product_id for product in products}) < len(products):
+        fields.wrong("cart.products", "must name each product once")
+    return Cart(
+        products=tuple(products),
+        amount=fields.decimal("cart.amount", cart.amount, zero_allowed=True),
+        points=fields.integer("cart.points", cart.points, low=0, high=POINTS_MAX) if cart.HasField("points") else None,
+        automatic_discount_used=cart.automatic_discount_used,
+        discount_code_used=cart.discount_code_used,
+        uses=_read_uses(fields, dict(request.uses)),
+    )
+
+
+def _read_product(fields: Fields, path: str, product: benefits_pb2.BenefitCartProduct) -> Product:
+    categories = fields.each(f"{path}.category_ids", product.category_ids, fields.identifier, count_max=CATEGORIES_MAX)
+    return Product(
+        product_id=fields.identifier(f"{path}.product_id", product.product_id),
+        category_ids=categories,
+        quantity=fields.integer(f"{path}.quantity", product.quantity, low=1, high=QUANTITY_MAX),
+    )
+
+
+def _read_uses(fields: Fields, uses: dict[str, int]) -> dict[str, int]:
+    if len(uses) > USES_NAMED_MAX:
+        fields.wrong("uses", f"must have at most {USES_NAMED_MAX:,} items")
+        return {}
+    if not all(0 <= count <= USES_MAX for count in uses.values()):
+        fields.wrong("uses", f"must be 0 to {USES_MAX:,} each")
+    return dict(sorted(uses.items()))
+
 
 def _read_member(fields: Fields, member: benefits_pb2.BenefitMember) -> Member:
     joined_ms = _read_time(fields, "member.joined_time", member, "joined_time")
@@ -161,6 +233,22 @@ def _write_issue(issue: Issue) -> benefits_pb2.BenefitIssue:
     return benefits_pb2.BenefitIssue(
         issue_time=to_timestamp(issue.issue_ms),
         expiry_time=None if issue.expiry_ms is None else to_timestamp(issue.expiry_ms),
+    )
+
+
+def _write_applicable(benefit: Benefit, cart: Cart) -> benefits_pb2.ApplicableBenefit:
+    obstacles = obstacles_of(benefit, cart)
+    return benefits_pb2.ApplicableBenefit(
+        benefit=write_benefit(benefit),
+        applicability=APPLICABILITIES[applicability_of(obstacles)],
+        obstacles=[_write_obstacle(obstacle) for obstacle in obstacles if obstacle.is_certain],
+        uncertainties=[_write_obstacle(obstacle) for obstacle in obstacles if not obstacle.is_certain],
+    )
+
+
+def _write_obstacle(obstacle: Obstacle) -> benefits_pb2.BenefitObstacle:
+    return benefits_pb2.BenefitObstacle(
+        reason=REASONS[obstacle.reason], field=obstacle.field, limit=obstacle.limit, actual=obstacle.actual
     )
 
 
