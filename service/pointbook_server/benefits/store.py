@@ -18,6 +18,7 @@ from pointbook_server.tables import benefits
 COLUMNS = tuple(column.name for column in benefits.c if column.name not in {"details", "revision", "updated_at_ms"})
 """The fields of a benefit that have columns of their own; all others are in `details`."""
 DEFAULTS = {field.name: field.default for field in fields(Benefit)}
+LISTS = {name for name, default in DEFAULTS.items() if default == ()}
 
 
 def _fits(column: ColumnElement[str], name: str) -> ColumnElement[bool]:
@@ -173,6 +174,9 @@ def _to_row(benefit: Benefit) -> dict[str, Any]:
 
 
 def _to_benefit(row: Row) -> Benefit:
-    values = {name: row[name] for name in COLUMNS} | json.loads(row.details)
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return Benefit(**{**values, "irrelevant_values": json.loads(row.irrelevant_values)})
+    values = {name: row[name] for name in COLUMNS}
+    values |= json.loads(row["details"])
+    for name in LISTS & values.keys():
+        values[name] = tuple(values[name])
+    values["irrelevant_values"] = json.loads(values["irrelevant_values"])
+    return Benefit(**values)
