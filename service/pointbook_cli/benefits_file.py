@@ -110,14 +110,14 @@ def _set(fields: Fields, path: str, benefit: benefits_pb2.Benefit, field: FieldD
     """Set a field to what the file says."""
     if field.is_repeated:
         getattr(benefit, field.name).extend(_ids(fields, path, value))
-    elif field.name in NUMBERS:
-        name = _text(fields, path, value)
-        if name in NUMBERS[field.name]:
-            setattr(benefit, field.name, NUMBERS[field.name][name])
-        else:
-            benefit.unrecognized_values[field.name] = name
-    else:
+    elif field.name not in NUMBERS:
         setattr(benefit, field.name, READERS[field.type](fields, path, value))
+    elif not isinstance(value, str):
+        fields.wrong(path, "must be a name")
+    elif value in NUMBERS[field.name]:
+        setattr(benefit, field.name, NUMBERS[field.name][value])
+    else:
+        benefit.unrecognized_values[field.name] = _text(fields, path, value)
 
 
 def _ids(fields: Fields, path: str, value: object) -> Iterable[str]:

@@ -166,6 +166,7 @@ async def test_a_wrong_benefit_does_not_stop_the_others(
 ) -> None:
     """It is refused with everything that is wrong of it, by the file or by the server, and the exit code is 1."""
     wrong = {**BIRTHDAY, "daysBefore": "a week", "autoStackLimit": "maybe", "specificProductIds": "p"}
+    wrong |= {"usageLimitsType": 3, "benefitsName": "\ud800"}
     wrong |= {"productsApplicableType": "SPECIFIC_PRODUCT"}
     newer = {**POINTS, "new\u001bField": 1, "emptyField": None}
     finished = await run(
@@ -176,8 +177,10 @@ async def test_a_wrong_benefit_does_not_stop_the_others(
     assert finished.out.splitlines() == [
         "MLC7:1  refused",
         "    benefitsInfo[0].autoStackLimit must be true or false",
+        "    benefitsInfo[0].benefitsName must be a text",
         "    benefitsInfo[0].daysBefore must be a whole number of 32 bits",
         "    benefitsInfo[0].specificProductIds must be a list",
+        "    benefitsInfo[0].usageLimitsType must be a name",
         "MLC7:2  refused",
         "    benefitsInfo[1] is required",
         "MLC7:3  refused",

@@ -8,6 +8,7 @@ import pytest
 
 from harness import Client, Refusal, Shop, refused, unique
 from pointbook.v1 import benefits_pb2
+from pointbook_server.benefits import servicer
 
 
 def benefit_of(shop: Shop, **changes: Any) -> benefits_pb2.Benefit:
@@ -178,8 +179,12 @@ async def listed(client: Client, shop: Shop, **filters: Any) -> list[str]:
         request.page_token = page.next_page_token
 
 
-async def test_benefits_are_listed_by_pages(client: Client, shop: Shop) -> None:
-    """Each once, in the order of their ids, and none of another merchant's."""
+@pytest.mark.parametrize("portion", [1, 2, 7, 200])
+async def test_benefits_are_listed_by_pages(
+    client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch, portion: int
+) -> None:
+    """Each once, in the order of their ids, and none of another merchant's, in whatever portions they are read."""
+    monkeypatch.setattr(servicer, "PORTION", portion)
     for index in range(7):
         await put(client, benefit_of(shop, benefit_id=f"b-{index}"))
     await put(client, benefit_of(Shop(unique("merchant"), "")))

@@ -22,7 +22,7 @@ from pointbook_server.benefits.model import (
     read_month_day,
     rule_of,
 )
-from pointbook_server.fields import ID_LENGTH_MAX, Fields
+from pointbook_server.fields import Fields
 
 STORES_MAX = 1_000
 IDS_MAX = 1_000
@@ -107,14 +107,14 @@ def _read_enums(fields: Fields, message: benefits_pb2.Benefit) -> dict[str, str]
     names = {}
     for field in ENUMS:
         name = read_enum(fields, f"benefit.{field}", field, getattr(message, field))
-        other = unrecognized.pop(field, "")
-        if other:
+        if field in unrecognized:
             path = f"benefit.unrecognized_values[{field!r}]"
-            fields.ascii(path, other, length_max=ID_LENGTH_MAX)
+            other = fields.identifier(path, unrecognized.pop(field))
             if name:
                 fields.wrong(path, "must be absent where the field itself has a value")
-        if name or other:
-            names[field] = name or other
+            name = name or other
+        if name:
+            names[field] = name
     if unrecognized:
         fields.wrong("benefit.unrecognized_values", "must have enum fields of a benefit as keys")
     return names

@@ -1,6 +1,9 @@
 """The gRPC face of benefits."""
 
+from collections.abc import Callable
 from datetime import UTC, date, datetime
+from functools import partial
+from typing import TypeVar
 
 from google.protobuf.message import Message
 
@@ -31,6 +34,8 @@ from pointbook_server.fields import ID_LENGTH_MAX, YEAR_2000_MS, Fields, read_et
 from pointbook_server.ledger.model import POINTS_MAX
 
 PROGRAM_ID_MAX = 2**63 - 1
+PORTION = 200
+"""How many benefits are read at a time."""
 ISSUES_MAX = 1_000
 ISSUES_DEFAULT = 10
 TIME_MS = (YEAR_2000_MS, int(datetime(YEAR_MAX + 1, 1, 1, tzinfo=UTC).timestamp()) * 1_000 - 1)
@@ -44,6 +49,9 @@ APPLICABILITIES = {
     each: benefits_pb2.BenefitApplicability.Value(f"BENEFIT_APPLICABILITY_{each}") for each in Applicability
 }
 REASONS = {each: benefits_pb2.BenefitObstacleReason.Value(f"BENEFIT_OBSTACLE_REASON_{each}") for each in ObstacleReason}
+
+
+M = TypeVar("M", bound=Message)
 
 
 class BenefitsServicer(benefits_pb2_grpc.BenefitsServiceServicer):
@@ -92,12 +100,9 @@ class BenefitsServicer(benefits_pb2_grpc.BenefitsServiceServicer):
         place = paging.read_token(fields, "page_token", request.page_token, scope, (str,))
         fields.check()
         after = "" if place is None else str(place[0])
-        found = await self._store.benefits(request.merchant_id, wanted, after=after, limit=size + 1)
-        page = paging.fit(map(write_benefit, found), size)
-        response = benefits_pb2.ListBenefitsResponse(benefits=page)
-        if len(found) > len(page):
-            response.next_page_token = paging.write_token(scope, (page[-1].benefit_id,))
-        return response
+        page, last_id = await self._page(request.merchant_id, wanted, write_benefit, size=size, after=after)
+        token = paging.write_token(scope, (last_id,)) if last_id else ""
+        return benefits_pb2.ListBenefitsResponse(benefits=page, next_page_token=token)
 
     async def DeleteBenefit(
         self, request: benefits_pb2.DeleteBenefitRequest, _context: object
@@ -147,12 +152,31 @@ class BenefitsServicer(benefits_pb2_grpc.BenefitsServiceServicer):
         place = paging.read_token(fields, "page_token", request.page_token, scope, (str,))
         fields.check()
         after = "" if place is None else str(place[0])
-        found = await self._store.benefits(request.merchant_id, wanted, after=after, limit=size + 1)
-        page = paging.fit((_write_applicable(benefit, cart) for benefit in found), size)
-        response = benefits_pb2.ListApplicableBenefitsResponse(benefits=page)
-        if len(found) > len(page):
-            response.next_page_token = paging.write_token(scope, (page[-1].benefit.benefit_id,))
-        return response
+        write = partial(_write_applicable, cart=cart)
+        page, last_id = await self._page(request.merchant_id, wanted, write, size=size, after=after)
+        token = paging.write_token(scope, (last_id,)) if last_id else ""
+        return benefits_pb2.ListApplicableBenefitsResponse(benefits=page, next_page_token=token)
+
+    async def _page(
+        self, merchant_id: str, wanted: Filter, write: Callable[[Benefit], M], *, size: int, after: str
+    ) -> tuple[list[M], str]:
+        """Read a page, and the id behind which the next one starts; empty where there is none.
+
+        It is read in portions: others have their turn in between, and nothing is read that does not fit in.
+        """
+        page: list[M] = []
+        room = paging.PAGE_BYTES_MAX
+        while True:
+            count = min(size - len(page), PORTION)
+            found = await self._store.benefits(merchant_id, wanted, after=after, limit=count + 1)
+            portion = paging.fit(map(write, found), count, room)
+            page += portion
+            if len(portion) == len(found):
+                return page, ""
+            after = found[len(portion) - 1].benefit_id
+            room -= sum(message.ByteSize() for message in portion)
+            if len(portion) < count or len(page) == size:
+                return page, after
 
 
 def _read_cart(fields: Fields, request: benefits_pb2.ListApplicableBenefitsRequest) -> Cart:
