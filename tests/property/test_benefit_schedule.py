@@ -237,3 +237,24 @@ def test_a_member_of_another_zone_gets_it_at_another_time(zone: str) -> None:
     assert preview(replace(benefit, benefits_expiry_date_type=""), member, issue.issue_ms, 1).issues == (
         Issue(issue.issue_ms, None),
     )
+
+
+def test_a_membership_ends_before_what_would_be_issued_then() -> None:
+    """Nothing is issued from its end on."""
+    benefit = benefit_of("DAYS", 1, (1, 1), None)
+    [purchase, next_day] = preview(benefit, Member(joined_ms=YEAR_2000_MS + 1), YEAR_2000_MS, 2).issues
+
+    for later_ms, expected in ((0, 1), (1, 2)):
+        member = Member(joined_ms=purchase.issue_ms, membership_end_ms=next_day.issue_ms + later_ms)
+        assert len(preview(benefit, member, YEAR_2000_MS, 10).issues) == expected
+
+
+def test_a_day_that_a_zone_has_left_out_is_not_lost() -> None:
+    """30 December 2011 never was in Samoa: what was to be issued then was issued when the next day began."""
+    benefit = benefit_of("DAYS", 1, (1, 1), None)
+    member = Member(time_zone="Pacific/Apia", joined_ms=YEAR_2000_MS)
+    began_ms = 1_325_239_200_000
+    issues = preview(benefit, member, began_ms - 1, 3).issues
+
+    assert [issue.issue_ms - began_ms for issue in issues] == [0, 0, DAY_MS]
+    assert preview(benefit, member, began_ms, 3).issues == issues
