@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
-from sqlalchemy import Boolean, Text, any_, bindparam, delete, or_, select, text, update
+from sqlalchemy import Boolean, Text, and_, any_, bindparam, delete, or_, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -27,19 +27,20 @@ def _fits(column: ColumnElement[str], name: str) -> ColumnElement[bool]:
     return or_(wanted == "", column == wanted, bindparam("open", type_=Boolean) & (column == ""))
 
 
-_named = (benefits.c.benefit_id == bindparam("benefit"), benefits.c.merchant_id == bindparam("merchant"))
+IS_BENEFIT = and_(benefits.c.benefit_id == bindparam("benefit"), benefits.c.merchant_id == bindparam("merchant"))
 _store, _stores = bindparam("store", type_=Text), bindparam("program_stores", type_=ARRAY(Text))
-_is_everywhere = benefits.c.store_ids == text("'{}'")
-READ_BENEFIT = Statement(select(benefits).where(*_named))
-LOCK_BENEFIT = Statement(select(benefits.c.revision).where(*_named).with_for_update())
-DELETE_BENEFIT = Statement(delete(benefits).where(*_named))
+IS_EVERYWHERE = benefits.c.store_ids == text("'{}'")
+"""A benefit that names no store is every store's."""
+READ_BENEFIT = Statement(select(benefits).where(IS_BENEFIT))
+LOCK_BENEFIT = Statement(select(benefits.c.revision).where(IS_BENEFIT).with_for_update())
+DELETE_BENEFIT = Statement(delete(benefits).where(IS_BENEFIT))
 LIST_BENEFITS = Statement(
     select(benefits)
     .where(
         benefits.c.merchant_id == bindparam("merchant"),
         benefits.c.benefit_id > bindparam("after"),
-        or_(_store == "", _is_everywhere, _store == any_(benefits.c.store_ids)),
-        or_(_stores.is_(None), _is_everywhere, benefits.c.store_ids.overlap(_stores)),
+        or_(_store == "", IS_EVERYWHERE, _store == any_(benefits.c.store_ids)),
+        or_(_stores.is_(None), IS_EVERYWHERE, benefits.c.store_ids.overlap(_stores)),
         _fits(benefits.c.level_code, "level_code"),
         _fits(benefits.c.membership_type, "membership_type"),
         _fits(benefits.c.reward_scene, "reward_scene"),
@@ -104,7 +105,7 @@ class BenefitsStore:
                 revision = first_revision()
             values = {**_to_row(benefit), "revision": revision, "updated_at_ms": now_ms}
             if kept is not None:
-                await connection.execute(Statement(update(benefits).where(*_named).values(values)), named)
+                await connection.execute(Statement(update(benefits).where(IS_BENEFIT).values(values)), named)
             elif not await connection.execute(Statement(insert(benefits).values(values).on_conflict_do_nothing())):
                 raise RetryTransactionError  # Another call has just created it: replace that.
             return revision
