@@ -1,17 +1,40 @@
 """What the tests share: one PostgreSQL a run, one migrated database and one server a file, one shop a test."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 
 import pytest
+import structlog
 
 from embedded_database import Cluster
 from harness import Client, Outbox, Service, Shop, TestClock, make_token, server_settings, unique
+from leaks import leaks
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.migrations import migrate
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 
 TEMPLATE = "pointbook_template"
+LOGS: pytest.StashKey[dict[str, list[str]]] = pytest.StashKey()
+"""What was logged and printed while the tests of each file ran."""
+
+# As in production, no traceback shows locals.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep what a test has logged and printed."""
+    report = yield
+    logs = item.config.stash.setdefault(LOGS, {}).setdefault(str(item.path), [])
+    logs += [text for _, text in report.sections]
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +64,13 @@ async def admin_token(database_url: str) -> str:
 
 
 @pytest.fixture(scope="module")
-async def service(database_url: str, admin_token: str) -> AsyncIterator[Service]:
-    """A server as it runs in production, but for its clock and its senders."""
+async def service(
+    request: pytest.FixtureRequest, cluster: Cluster, database_url: str, admin_token: str
+) -> AsyncIterator[Service]:
+    """A server as it runs in production, but for its clock and its senders.
+
+    At the end neither its database nor any log, the database's own included, has a code or a contact in it.
+    """
     clock, outbox = TestClock(), Outbox()
     server = Server(server_settings(), database_url, senders={Channel.SMS: outbox, Channel.EMAIL: outbox}, clock=clock)
     await server.start()
@@ -50,6 +78,8 @@ async def service(database_url: str, admin_token: str) -> AsyncIterator[Service]
     yield Service(server, client, clock, outbox, database_url)
     await client.close()
     await server.stop()
+    logs = request.config.stash.get(LOGS, {}).get(str(request.path), [])
+    assert not await leaks(database_url, outbox.messages, "\n".join([*logs, cluster.log]))
 
 
 @pytest.fixture

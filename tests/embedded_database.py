@@ -12,6 +12,8 @@ from pointbook_cli.embedded_postgres import EmbeddedPostgres
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a private folder in it.
 _MEMORY_MIN_FREE_BYTES = 4 * 1024**3
+_LOGGED = {"log_min_messages": "warning", "log_min_error_statement": "error", "log_error_verbosity": "default"}
+"""What a database of one's own logs by default, where the embedded one keeps still: it may quote rows."""
 
 
 class Cluster:
@@ -65,6 +67,7 @@ class Cluster:
         # WAL_LOG, the default strategy: FILE_COPY makes two checkpoints, which took half as long again and, at
         # times, 300 ms.
         await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        await self._execute(";".join(f'ALTER DATABASE "{name}" SET {each} = {_LOGGED[each]}' for each in _LOGGED))
         return self.url(name)
 
     async def _make_template(self, name: str, prepare: Callable[[str], Awaitable[None]]) -> None:

@@ -19,7 +19,7 @@ def json_logs(*modules: ModuleType) -> Iterator[io.StringIO]:
     Their loggers keep the configuration of their first use, so they get fresh ones for as long.
     """
     root, written = logging.getLogger(), io.StringIO()
-    handlers, level = list(root.handlers), root.level
+    handlers, level, configuration = list(root.handlers), root.level, structlog.get_config()
     levels = {name: logging.getLogger(name).level for name in ("asyncio", "httpx", "httpcore", "uvicorn", "alembic")}
     with pytest.MonkeyPatch.context() as patch:
         with contextlib.redirect_stderr(written):
@@ -29,7 +29,7 @@ def json_logs(*modules: ModuleType) -> Iterator[io.StringIO]:
         try:
             yield written
         finally:
-            structlog.reset_defaults()
+            structlog.configure(**configuration)
             root.handlers[:] = handlers
             root.setLevel(level)
             for name, old in levels.items():

@@ -14,13 +14,16 @@ from pointbook_server.ledger.statements import BookEntry
 from pointbook_server.ledger.store import LedgerStore
 from pointbook_server.programs.store import ProgramsStore
 from pointbook_server.redemption.store import RedemptionsStore
+from pointbook_server.validation_codes.store import ValidationCodesStore
 
 ALL_LOTS = 10**9
 
 
 def ledger_store(database: Database) -> LedgerStore:
     """Make a store as the server has it."""
-    redemptions = RedemptionsStore(database, ProgramsStore(database), LedgerBook, CustomersBook)
+    redemptions = RedemptionsStore(
+        database, ProgramsStore(database), LedgerBook, CustomersBook, ValidationCodesStore(database)
+    )
     return LedgerStore(database, redemptions)
 
 

@@ -79,12 +79,15 @@ async def _run(settings: ServerSettings, shim_settings: ShimSettings, stop: asyn
         changes: dict[str, object] = {"grpc_address": grpc_address}
         if not shim_settings.shopline_secrets:
             changes["shopline_secrets"] = (SecretStr(SECRET),)
+        if not shim_settings.missed_call_secrets:
+            changes["missed_call_secrets"] = (SecretStr(SECRET),)
         shim = Shim(shim_settings.model_copy(update=changes))
         await _serve_shim(stack, shim)
         _print_welcome(
             grpc_address=grpc_address,
             http_address=shim.address,
-            secret="the app secret is dev-secret" if "shopline_secrets" in changes else "with your app secrets",
+            app_secret="the app secret is dev-secret" if "shopline_secrets" in changes else "with your app secrets",
+            call_secret="the secret is dev-secret" if "missed_call_secrets" in changes else "with your secrets",
             database="POINTBOOK_DATABASE_URL" if settings.database_url else f"embedded, {database_url}",
             seconds=time.monotonic() - began,
         )
@@ -187,7 +190,9 @@ async def _put_sample(grpc_address: str) -> None:
         await programs.PutProgram(programs_pb2.PutProgramRequest(program=program))
 
 
-def _print_welcome(*, grpc_address: str, http_address: str, secret: str, database: str, seconds: float) -> None:
+def _print_welcome(
+    *, grpc_address: str, http_address: str, app_secret: str, call_secret: str, database: str, seconds: float
+) -> None:
     """Tell what runs where, and the lines to paste next."""
     account = f'{{"merchant_id":"{MERCHANT_ID}","store_id":"{STORE_ID}","buyer_id":"{BUYER_ID}"}}'
     buyer = f'{{"merchant_id":"{MERCHANT_ID}","buyer":{{"store_id":"{STORE_ID}","buyer_id":"{BUYER_ID}"}}}}'
@@ -197,7 +202,8 @@ def _print_welcome(*, grpc_address: str, http_address: str, secret: str, databas
 Pointbook is ready after {seconds:.1f} s. Ctrl-C stops it.
 
   gRPC      {grpc_address}  (plaintext, no tokens, reflection on)
-  webhooks  http://{http_address}/webhooks/shopline  ({secret})
+  webhooks  http://{http_address}/webhooks/shopline  ({app_secret})
+  calls     http://{http_address}/callbacks/missed-call  ({call_secret})
   probes    http://{http_address}/healthz  http://{http_address}/readyz  http://{http_address}/metrics
   database  {database}
   sample    merchant {MERCHANT_ID}, store {STORE_ID}, program 1: multiples of 10, at most 200 at a time

@@ -15,6 +15,9 @@ from pointbook_server.errors import PointbookError, Reason
 
 RETRY_AFTER_SECONDS = 0.5
 
+TURNS_MAX = 3
+"""How many turns of the loop a batch waits for others to join it, as long as each turn brings some."""
+
 K = TypeVar("K")
 I = TypeVar("I")  # noqa: E741 - an item
 R = TypeVar("R")
@@ -91,8 +94,7 @@ class Line(Generic[K, I, R]):
             while (key := next((key for key in self._lines if key not in self._on_the_way), None)) is not None:
                 self._on_the_way.add(key)
                 try:
-                    # Whoever is about to be put in line at this very moment comes along: larger batches cost less.
-                    await asyncio.sleep(0)
+                    await self._let_join(key)
                     if batch := self._take(key):
                         await self._answer(key, batch)
                 finally:
@@ -100,6 +102,15 @@ class Line(Generic[K, I, R]):
         finally:
             # At once, and not when the loop comes to it: whoever puts something in between must get a lane.
             self._lanes.difference_update({asyncio.current_task()})
+
+    async def _let_join(self, key: K) -> None:
+        """Let whoever is about to be put in line at this very moment come along: larger batches cost less."""
+        count = 0
+        for _ in range(TURNS_MAX):
+            if len(self._lines[key]) == count:
+                return
+            count = len(self._lines[key])
+            await asyncio.sleep(0)
 
     def _take(self, key: K) -> list[_Waiting[I, R]]:
         """Take the next batch of a key, without those that nobody waits for any more; the rest waits for its turn."""

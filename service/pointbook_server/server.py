@@ -52,7 +52,7 @@ from pointbook_server.redemption.store import RedemptionsStore
 from pointbook_server.settings import ServerSettings
 from pointbook_server.status import StatusInterceptor, code_of
 from pointbook_server.validation_codes.model import Keys
-from pointbook_server.validation_codes.service import ValidationCodes
+from pointbook_server.validation_codes.service import Rules, ValidationCodes
 from pointbook_server.validation_codes.store import ValidationCodesStore
 from pointbook_server.webhooks.model import Bounds
 from pointbook_server.webhooks.sealing import Sealer
@@ -163,19 +163,22 @@ class Server:
 
     def _add_services(self, senders: Mapping[Channel, Sender], clock: Clock, *, development: bool) -> None:
         programs = ProgramsStore(self._database)
-        kept = RedemptionsStore(self._database, programs, LedgerBook, CustomersBook)
+        challenges = ValidationCodesStore(self._database)
+        kept = RedemptionsStore(self._database, programs, LedgerBook, CustomersBook, challenges)
         ledger = LedgerStore(self._database, kept, register_stores=development)
         self._points_line = Line(
             ledger.apply, batch_max=UPDATES_IN_BATCH_MAX, waiting_max=UPDATES_WAITING_MAX, lanes=LANES
         )
-        challenges = ValidationCodesStore(self._database)
         self._codes = ValidationCodes(
             challenges,
             Keys(self._settings.code_key_bytes()),
             senders,
             clock,
-            self.metrics,
-            pause_ms=0 if development else int(self._settings.contact_pause_seconds * 1_000),
+            metrics=self.metrics,
+            rules=Rules(
+                pause_ms=0 if development else int(self._settings.contact_pause_seconds * 1_000),
+                merchant_sends_max=self._settings.merchant_sends_max,
+            ),
         )
         self._redemptions = Redemptions(kept, self._codes, clock)
         server = self._server

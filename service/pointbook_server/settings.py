@@ -92,6 +92,9 @@ class ServerSettings(BaseSettings):
         description="How long a mobile number or e-mail address that has changed gets no one-time codes, in seconds; "
         "0 in `dev`.",
     )
+    merchant_sends_max: int = Field(
+        default=1_000, ge=1, le=10**9, description="How many one-time codes a merchant may send in 10 minutes."
+    )
     quarantine_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
         default_factory=dict,
         description="The keys that encrypt what is in quarantine as ID:BASE64,... with exactly 32 bytes each: the "

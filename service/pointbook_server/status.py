@@ -309,7 +309,8 @@ def to_status(error: PointbookError) -> Status:
         _pack(status, bad_request)
     if error.retry_after_seconds is not None:
         retry = RetryInfo()
-        retry.retry_delay.FromMilliseconds(int(error.retry_after_seconds * 1_000))
+        # Rounded: 1.001 s are a little less than 1,001 ms, and whoever retries by that must not come too early.
+        retry.retry_delay.FromMilliseconds(round(error.retry_after_seconds * 1_000))
         _pack(status, retry)
     if error.reason in RESOURCES:
         resource_type, name = RESOURCES[error.reason]

@@ -434,7 +434,9 @@ validation_challenges = Table(
         "merchant_id",
         postgresql_where=text("state = 'LIVE' AND channel = 'MISSED_CALL'"),
     ),
-    Index("ix_validation_challenges_expires", "expires_at_ms", "merchant_id"),
+    # All have points, tallies a revision, and calls a time. Only the statements that clean up say so, and no other one
+    # can go by these indexes, of which a plan that is made while a table is empty may take any.
+    Index("ix_validation_challenges_expires", "expires_at_ms", "merchant_id", postgresql_where=text("points > 0")),
 )
 
 validation_tallies = Table(
@@ -448,7 +450,7 @@ validation_tallies = Table(
     Column("revision", BigInteger, nullable=False),
     Column("updated_at_ms", BigInteger, nullable=False),
     PrimaryKeyConstraint("subject", "merchant_id", name="pk_validation_tallies"),
-    Index("ix_validation_tallies_updated", "updated_at_ms", "merchant_id"),
+    Index("ix_validation_tallies_updated", "updated_at_ms", "merchant_id", postgresql_where=text("revision > 0")),
 )
 
 missed_calls = Table(
@@ -460,7 +462,7 @@ missed_calls = Table(
     Column("challenge_id", Text, nullable=False, comment="Empty where it met none."),
     Column("at_ms", BigInteger, nullable=False),
     PrimaryKeyConstraint("provider_call_id", "merchant_id", name="pk_missed_calls"),
-    Index("ix_missed_calls_at", "at_ms", "merchant_id"),
+    Index("ix_missed_calls_at", "at_ms", "merchant_id", postgresql_where=text("at_ms > 0")),
 )
 
 validation_audit = Table(

@@ -1,4 +1,4 @@
-"""The shim's HTTP face: authentic webhooks in, gRPC calls out, and 200 only for what is durably kept."""
+"""The shim's HTTP face: authentic webhooks and callbacks in, gRPC calls out, and 200 only for what is durably kept."""
 
 import asyncio
 import contextlib
@@ -29,10 +29,12 @@ from pointbook.v1 import (
     identity_pb2,
     points_pb2,
     points_pb2_grpc,
+    redemption_pb2,
+    redemption_pb2_grpc,
     webhooks_pb2,
     webhooks_pb2_grpc,
 )
-from shopline_shim import quarantine, signature, translate
+from shopline_shim import missed_calls, quarantine, signature, translate
 from shopline_shim.deadlines import DeadlineProtocol
 from shopline_shim.problems import Problem
 from shopline_shim.settings import ShimSettings, split_address
@@ -62,6 +64,7 @@ _CHANNEL_OPTIONS = (
 _UNREAD = Problem(408, "body-incomplete", "Request Timeout", "The body did not arrive in full.")
 _TOO_LARGE = Problem(413, "body-too-large", "Content Too Large", "The body is larger than the limit.")
 _FORGED = Problem(401, "wrong-signature", "Unauthorized", "X-Shopline-Hmac-Sha256 does not fit the body.")
+_STRANGER = Problem(401, "wrong-secret", "Unauthorized", "The request does not hold the secret of missed calls.")
 _AWAY = Problem(503, "unavailable", "Service Unavailable", "The points book cannot be written now; send it again.")
 _NOT_READY = Problem(503, "not-ready", "Service Unavailable", "The gRPC server does not serve.")
 _STOPPING = Problem(503, "stopping", "Service Unavailable", "The shim is stopping; send it again.")
@@ -101,6 +104,12 @@ class Metrics:
             "Authentic webhooks whose X-Shopline-Shop-Id is not their body's store.",
             registry=self.registry,
         )
+        self.missed_calls = Counter(
+            "pointbook_missed_call_callbacks",
+            "Callbacks of the telephony provider by what became of them.",
+            ("outcome",),
+            registry=self.registry,
+        )
         self.seconds = Histogram(
             "pointbook_webhook_duration_seconds",
             "Time from a webhook's headers to its answer. SHOPLINE waits 5 seconds.",
@@ -128,6 +137,7 @@ class Book:
     def __init__(self, settings: ShimSettings, channel: grpc.aio.Channel) -> None:
         self._points = points_pb2_grpc.PointsServiceStub(channel)
         self._customers = customers_pb2_grpc.CustomersServiceStub(channel)
+        self._redemption = redemption_pb2_grpc.RedemptionServiceStub(channel)
         self._webhooks = webhooks_pb2_grpc.WebhooksServiceStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
         token = settings.token.get_secret_value()
@@ -166,6 +176,19 @@ class Book:
         """
         return await self._webhooks.QuarantineWebhook(
             webhook,
+            timeout=caller.seconds_left(),
+            metadata=(("x-request-id", caller.request_id), *self._credentials),
+        )
+
+    async def confirm(
+        self, call: redemption_pb2.ConfirmMissedCallRequest, caller: Caller
+    ) -> redemption_pb2.ConfirmMissedCallResponse:
+        """Tell of a missed call; an answer means that it is committed.
+
+        Raises grpc.aio.AioRpcError, with DEADLINE_EXCEEDED at the caller's deadline.
+        """
+        return await self._redemption.ConfirmMissedCall(
+            call,
             timeout=caller.seconds_left(),
             metadata=(("x-request-id", caller.request_id), *self._credentials),
         )
@@ -233,7 +256,7 @@ class Webhooks:
         except grpc.aio.AioRpcError as error:
             finding = quarantine.of_error(error)
             if finding is None:
-                return _answer_unavailable(request, error.code())
+                return _answer_unavailable(_request_log(request), "webhook not applied", error.code())
             return await self._quarantine(request, raw_body, finding, caller)
         return outcome.lower(), JSONResponse({"outcome": outcome})
 
@@ -297,6 +320,64 @@ class Webhooks:
                 raise _OtherShopError
 
 
+class MissedCalls:
+    """`POST /callbacks/missed-call`: secret, cap, translation, gRPC call, in this order.
+
+    The provider learns whether the call met a challenge, and never which: whoever knows it could redeem. Source:
+    Validation codes, Missed call.
+    """
+
+    def __init__(self, settings: ShimSettings, metrics: Metrics) -> None:
+        self._secrets = [secret.get_secret_value() for secret in settings.missed_call_secrets]
+        self._names = settings.missed_call_fields
+        self._max_body_bytes = settings.max_body_bytes
+        self._timeout_seconds = settings.grpc_timeout_seconds
+        self._metrics = metrics
+
+    async def receive(self, request: Request) -> Response:
+        """Answer one callback, count it, and log nothing that its sender wrote."""
+        outcome = "error"
+        try:
+            outcome, response = await self._handle(request)
+        finally:
+            self._metrics.missed_calls.labels(outcome).inc()
+        _call_log(request).debug("missed call", outcome=outcome, status=response.status_code)
+        return response
+
+    async def _handle(self, request: Request) -> tuple[str, Response]:
+        now_ms = time.time_ns() // 1_000_000
+        if not missed_calls.knows_secret(self._secrets, request.headers):
+            # Many clients send the user and password of a URL only when they are asked for them.
+            return "forged", _STRANGER.response({"WWW-Authenticate": 'Basic realm="pointbook"'})
+        try:
+            raw_body = await _read(request, self._max_body_bytes)
+        except ClientDisconnect:
+            return "incomplete", _UNREAD.response()
+        if raw_body is None:
+            return "too_large", _TOO_LARGE.response()
+        try:
+            call = missed_calls.missed_call(request.headers, request.url.query, raw_body, self._names, now_ms)
+            return await self._confirm(request, call)
+        except missed_calls.MalformedCall as malformed:
+            _call_log(request).warning("missed call not understood", detail=str(malformed))
+            return "malformed", Problem(400, "malformed-call", "Bad Request", str(malformed)).response()
+
+    async def _confirm(self, request: Request, call: redemption_pb2.ConfirmMissedCallRequest) -> tuple[str, Response]:
+        """Tell the server of a call. Raises MalformedCall where it finds fields wrong that look right."""
+        caller = Caller(request.state.request_id, time.monotonic() + self._timeout_seconds)
+        book: Book = request.state.book
+        try:
+            confirmed = await book.confirm(call, caller)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+                return _answer_unavailable(_call_log(request), "missed call not confirmed", error.code())
+            _, wrong = quarantine.details_of(error)
+            named = {self._names.get(item.field, item.field): item.description for item in wrong.field_violations}
+            raise missed_calls.MalformedCall(named) from None
+        outcome = "SEEN" if confirmed.challenge_id else "NO_CHALLENGE"
+        return outcome.lower(), JSONResponse({"outcome": outcome})
+
+
 class Envelope:
     """ASGI middleware: gives every request an id, which its answer carries, and lets no exception out."""
 
@@ -340,6 +421,9 @@ def create_app(settings: ShimSettings) -> Starlette:
     if not settings.shopline_secrets:
         raise ValueError("POINTBOOK_SHOPLINE_SECRETS is empty: the shim needs at least one app secret")
     metrics = Metrics()
+    callbacks = []
+    if settings.missed_call_secrets:
+        callbacks = [Route("/callbacks/missed-call", MissedCalls(settings, metrics).receive, methods=["POST"])]
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[Mapping[str, Any]]:
@@ -352,6 +436,7 @@ def create_app(settings: ShimSettings) -> Starlette:
     app = Starlette(
         routes=[
             Route("/webhooks/shopline", Webhooks(settings, metrics).receive, methods=["POST"]),
+            *callbacks,
             Route("/healthz", _tell_alive, methods=["GET"]),
             Route("/readyz", _tell_ready, methods=["GET"]),
             Route("/metrics", show_metrics, methods=["GET"]),
@@ -450,15 +535,15 @@ async def _read(request: Request, max_bytes: int) -> bytes | None:
     return bytes(body)
 
 
-def _answer_unavailable(request: Request, code: grpc.StatusCode) -> tuple[str, Response]:
-    """Answer 503 for SHOPLINE to send again what the server may take another time.
+def _answer_unavailable(told: Any, event: str, code: grpc.StatusCode) -> tuple[str, Response]:
+    """Answer 503 for the sender to send again what the server may take another time, and log the event.
 
     Source: SHOPLINE facts, Delivery.
     """
     if code in _ACCESS_DENIED:
-        _request_log(request).error("the gRPC server refuses the shim: check POINTBOOK_TOKEN", code=code.name)
+        told.error("the gRPC server refuses the shim: check POINTBOOK_TOKEN", code=code.name)
     else:
-        _request_log(request).warning("webhook not applied", code=code.name)
+        told.warning(event, code=code.name)
     return "unavailable", _AWAY.response(_RETRY_AFTER)
 
 
@@ -467,6 +552,11 @@ def _request_log(request: Request) -> Any:
     webhook_id = request.headers.get("x-shopline-webhook-id", "")
     harmless = re.fullmatch(r"[!-~]{1,64}", webhook_id) is not None
     return log.bind(request_id=request.state.request_id, webhook_id=webhook_id if harmless else None)
+
+
+def _call_log(request: Request) -> Any:
+    """Bind the request's id alone: a call's id may be made of its numbers."""
+    return log.bind(request_id=request.state.request_id)
 
 
 def _listen(address: str) -> socket.socket:

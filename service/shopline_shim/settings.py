@@ -1,6 +1,7 @@
 """The shim's settings: `POINTBOOK_*` environment variables, one field each."""
 
 import ipaddress
+import json
 import re
 from typing import Annotated, Literal, Self
 
@@ -8,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _VISIBLE = re.compile(r"[!-~]+")
+_CALL_FIELDS = ("merchant_id", "caller_number", "called_number", "provider_call_id", "call_time")
 
 
 class ShimSettings(BaseSettings):
@@ -35,8 +37,8 @@ class ShimSettings(BaseSettings):
     token: SecretStr = Field(
         default=SecretStr(""),
         description="The bearer token that the shim calls the server with; it needs the scopes points.write and "
-        "webhooks, for all merchants if it shall also keep webhooks that name none. Empty: none is sent, which only a "
-        "server without access control accepts.",
+        "webhooks, for all merchants if it shall also keep webhooks that name none, and telephony to confirm missed "
+        "calls. Empty: none is sent, which only a server without access control accepts.",
     )
     shopline_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
@@ -48,11 +50,23 @@ class ShimSettings(BaseSettings):
         description="What becomes of a webhook whose X-Shopline-Shop-Id differs from its body's store: quarantine "
         "keeps it without applying it, warn logs it and applies it to the body's store.",
     )
+    missed_call_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="The telephony provider's secrets, separated by commas; a callback that knows any of them is "
+        "authentic, so that a secret can be rotated. Empty: there is no POST /callbacks/missed-call.",
+    )
+    missed_call_fields: Annotated[dict[str, str], NoDecode] = Field(
+        default={},
+        description="How the telephony provider names the fields of a missed call, as a JSON object such as "
+        '{"caller_number": "From", "called_number": "To", "provider_call_id": "CallSid"}; those that it leaves out '
+        "have our names.",
+    )
     max_body_bytes: int = Field(
         default=262_144,
         ge=1,
         le=262_144,
-        description="The largest webhook body, in bytes; a larger one is answered 413. The quarantine holds no larger.",
+        description="The largest body of a webhook or callback, in bytes; a larger one is answered 413. The quarantine "
+        "holds no larger.",
     )
     header_timeout_seconds: float = Field(
         default=5,
@@ -70,7 +84,8 @@ class ShimSettings(BaseSettings):
         default=4,
         gt=0,
         allow_inf_nan=False,
-        description="How long the gRPC server may take for one webhook, its quarantine included, in seconds. "
+        description="How long the gRPC server may take for one webhook, its quarantine included, or one missed call, "
+        "in seconds. "
         "SHOPLINE waits 5 for the answer.",
     )
     drain_timeout_seconds: int = Field(
@@ -89,19 +104,38 @@ class ShimSettings(BaseSettings):
         split_address(address)
         return address
 
-    @field_validator("shopline_secrets", mode="before")
+    @field_validator("shopline_secrets", "missed_call_secrets", mode="before")
     @classmethod
     def _split_secrets(cls, secrets: object) -> object:
         if isinstance(secrets, str):
             return tuple(part.strip() for part in secrets.split(",") if part.strip())
         return secrets
 
-    @field_validator("shopline_secrets")
+    @field_validator("shopline_secrets", "missed_call_secrets")
     @classmethod
     def _check_secrets(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if not all(_VISIBLE.fullmatch(secret.get_secret_value()) for secret in secrets):
             raise ValueError("every secret must be visible ASCII characters, at least one")
         return secrets
+
+    @field_validator("missed_call_fields", mode="before")
+    @classmethod
+    def _parse_names(cls, names: object) -> object:
+        if isinstance(names, str):
+            try:
+                return json.loads(names)
+            except (ValueError, RecursionError):
+                raise ValueError("must be a JSON object") from None
+        return names
+
+    @field_validator("missed_call_fields")
+    @classmethod
+    def _check_names(cls, names: dict[str, str]) -> dict[str, str]:
+        if not names.keys() <= set(_CALL_FIELDS):
+            raise ValueError(f"must name no other fields than {', '.join(_CALL_FIELDS)}")
+        if not all(_VISIBLE.fullmatch(name) for name in names.values()):
+            raise ValueError("every name must be visible ASCII characters, at least one")
+        return names
 
     @field_validator("token")
     @classmethod

@@ -56,9 +56,9 @@ async def test_every_line_works_as_printed(ports: tuple[int, int]) -> None:
         if line.startswith("grpcurl") and find_grpcurl() is None:
             skipped += 1
             continue
-        finished = await finish(
-            "bash", "-c", line.replace("127.0.0.1:50051", f"127.0.0.1:{grpc_port}"), environment=environment
-        )
+        here = line.replace("127.0.0.1:50051", f"127.0.0.1:{grpc_port}")
+        here = here.replace("127.0.0.1:8080", f"127.0.0.1:{http_port}")
+        finished = await finish("bash", "-c", here, environment=environment)
         if line is REFUSED_LINE:
             assert finished.exit_code != 0
             for field in ("event_id", "update_type", "updated_at", "store_id", "buyer_id", "updated_value"):

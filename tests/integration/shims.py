@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 from pydantic import SecretStr
@@ -15,14 +16,15 @@ PATH = "/webhooks/shopline"
 
 
 @asynccontextmanager
-async def shim_before(port: int, token: str) -> AsyncIterator[httpx.AsyncClient]:
-    """Run a shim before a server, and answer a client that speaks to it."""
-    settings = ShimSettings(
-        http_address="127.0.0.1:0",
-        grpc_address=f"127.0.0.1:{port}",
-        shopline_secrets=(SecretStr(SECRET),),
-        token=SecretStr(token),
-    )
+async def shim_before(port: int, token: str, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """Run a shim before a server, with some settings changed, and answer a client that speaks to it."""
+    values: dict[str, Any] = {
+        "http_address": "127.0.0.1:0",
+        "grpc_address": f"127.0.0.1:{port}",
+        "shopline_secrets": (SecretStr(SECRET),),
+        "token": SecretStr(token),
+    }
+    settings = ShimSettings(**{**values, **changes})
     shim, stop, ready = Shim(settings), asyncio.Event(), asyncio.Event()
     serving = asyncio.create_task(shim.serve(stop=stop, ready=ready))
     await asyncio.wait_for(ready.wait(), 5)

@@ -19,6 +19,7 @@ import pointbook_server.validation_codes.statements
 import pointbook_server.webhooks.store
 from pointbook_server.database import PLANNED_ONCE, SESSION_SETTINGS, Statement
 from pointbook_server.redemption import statements as redemptions
+from pointbook_server.validation_codes import statements as codes
 
 MODULES = (
     pointbook_server.access.store,
@@ -102,12 +103,18 @@ async def test_a_plan_made_for_an_empty_table_is_right_for_a_full_one(
         (redemptions.READ_USAGE, "ix_redemptions_redeemer"),
         (redemptions.LIST_OF_REDEEMER, "ix_redemptions_redeemer"),
         (redemptions.LIST_OF_MERCHANT, "ix_redemptions_created"),
+        (codes.LOCK_LIVE, "uq_validation_challenges_live"),
+        (codes.READ_LIVE, "uq_validation_challenges_live"),
+        (codes.CONSUME, "uq_validation_challenges_live"),
+        (codes.LOCK_CALLED, "ix_validation_challenges_called"),
+        (codes.LOCK_TALLIES, "pk_validation_tallies"),
+        (codes.READ_CALL, "pk_missed_calls"),
     ],
 )
-async def test_one_redemption_is_not_looked_for_among_all_of_its_merchant(
+async def test_nothing_is_looked_for_among_all_of_its_merchant(
     connection: Any, statement: Statement, index: str
 ) -> None:
-    """What a redemption costs does not grow with how many there were: a merchant alone is no way to find one."""
+    """What a redemption or a code costs does not grow with how many there were: a merchant is no way to find one."""
     assert [node["Index Name"] for node in await _plan(connection, statement) if "Index Name" in node] == [index]
 
 

@@ -324,6 +324,7 @@ WRONG: tuple[tuple[str, Any, str], ...] = (
     ("default_region", "UK", "default_region"),
     ("allowed_regions", ["CN", "x"], "allowed_regions[1]"),
     ("allowed_regions", ["CN", ""], "allowed_regions[1]"),
+    ("allowed_regions", ["CN", "UK"], "allowed_regions[1]"),
     ("allowed_regions", ["CN", "CN"], "allowed_regions"),
     ("allowed_regions", ["CN"] * 301, "allowed_regions"),
     ("point_value", "0", "point_value"),

@@ -1,10 +1,12 @@
 """Redeeming with a one-time code: used once, for exactly what it was issued for, and never burnt by anything else."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 from unittest.mock import patch
 
+import asyncpg
 import grpc
 import pytest
 
@@ -13,7 +15,8 @@ from integration.points import superuser
 from integration.redeeming import PENDING, booking, customer_of, earn, findings, order, points_of, question, redeem
 from pointbook.v1 import redemption_pb2
 from pointbook_server.access.model import Scope
-from pointbook_server.redemption.store import RedemptionsStore
+from pointbook_server.errors import PointbookError
+from pointbook_server.redemption.store import RedemptionsStore, Wanted
 from pointbook_server.validation_codes.service import ValidationCodes
 
 CODES = {"code_length": 10, "alphanumeric": True, "message_templates": {"": "$code"}}
@@ -344,3 +347,36 @@ async def test_callers_who_leave_at_any_moment_redeem_wholly_or_not_at_all(
     async with asyncio.timeout(5):
         while service.server._database.connections_in_use:  # noqa: ASYNC110 - no event tells of it
             await asyncio.sleep(0.01)
+
+
+async def test_codes_are_locked_in_one_order(service: Service, client: Client, shop: Shop) -> None:
+    """Whatever order redemptions came in: with guesses, which lock several codes too, they never wait in a circle."""
+    challenges, wanted = {}, []
+    locked = RedemptionsStore.redeem
+
+    async def note(_self: RedemptionsStore, _merchant_id: str, orders: list[Wanted], _clock: Any) -> Any:
+        wanted.extend(orders)
+        raise OSError("not now")
+
+    for name in ("bert", "anna"):
+        await earn(client, shop, 500, name)
+        customer = customer_of(shop, name)
+        code, challenges[name] = await issued(service, shop, 10, customer=customer)
+        proof = {"validation_code": code, "challenge_id": challenges[name]}
+        with patch.object(RedemptionsStore, "redeem", note):
+            await refused(redeem(client, order(shop, 10, customer=customer, **proof)))
+
+    lock = "SELECT FROM validation_challenges WHERE challenge_id = $1 FOR UPDATE"
+    async with superuser(service) as holder, superuser(service) as looker:
+        held = holder.transaction()
+        await held.start()
+        await holder.execute(lock, challenges["bert"])
+        store = service.server._redemptions._store
+        redeeming = asyncio.create_task(locked(store, shop.merchant_id, wanted, service.clock))
+        with contextlib.suppress(asyncpg.LockNotAvailableError):
+            async with asyncio.timeout(5):
+                while True:
+                    await looker.execute(f"{lock} NOWAIT", challenges["anna"])
+                    await asyncio.sleep(0.01)
+        await held.rollback()
+    assert not any(isinstance(answer, PointbookError) for answer in await redeeming)

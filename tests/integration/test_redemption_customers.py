@@ -184,6 +184,7 @@ async def test_a_blocked_customer_redeems_nothing(client: Client, shop: Shop, id
     customer = named(shop, **identifier)
 
     assert await findings(client, question(shop, customer=customer)) == [809]
+    assert await findings(client, question(shop, 201, customer=customer)) == [803, 809]
     found = await refused(redeem(client, order(shop, customer=customer)))
     assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CUSTOMER_BLOCKED")
     assert found.metadata["status_code"] == "809"

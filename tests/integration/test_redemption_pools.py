@@ -295,7 +295,7 @@ async def test_only_members_redeem_from_a_group(client: Client, shop: Shop) -> N
         assert found.metadata["status_code"] == "1620"
 
     assert await findings(client, ask(shop, 30, FAMILY, "bob")) == []
-    assert await findings(client, ask(shop, 1, FAMILY, "dan")) == [809]
+    assert await findings(client, ask(shop, 1, FAMILY, "dan")) == [809, 1620]
 
 
 async def test_a_program_that_lets_no_groups_pool_points(client: Client, shop: Shop) -> None:
@@ -462,6 +462,33 @@ async def test_the_named_programs_criteria_and_caps_apply(client: Client, chain:
     await put_programs(client, chain, one={"criteria": {"max_points_per_day": 50, "min_balance_required": 10}})
     await redeem(client, order(chain, 50, customer=by(chain), group_redemption=True))
     assert 819 in await findings(client, across(chain, 1))
+
+
+async def test_a_program_without_points_requires_nothing(client: Client, chain: Shop) -> None:
+    """Nothing of it can be drawn; with the first point it is asked."""
+    await put_programs(client, chain, two={"validation": {"required": True}})
+    other = Shop(chain.merchant_id, f"{chain.store_id}-2")
+    buyers = [
+        {"store_id": chain.store_id, "buyer_id": "fay"},
+        {"store_id": other.store_id, "buyer_id": "fay"},
+    ]
+    await client.put_customer(chain.merchant_id, "fay", external_id="fay", buyers=buyers)
+    await earn(client, chain, 50, "fay")
+    assert await findings(client, across(chain, 10, "fay")) == []
+
+    await earn(client, other, 1, "fay")
+    assert await findings(client, across(chain, 10, "fay")) == [824]
+
+
+async def test_every_program_that_is_drawn_on_must_let_the_validation_be_skipped(client: Client, chain: Shop) -> None:
+    """The named program cannot waive what another one wants for its points."""
+    may_skip = {"allow_skip": True}
+    wants = {"validation": {"required": True}}
+    await put_programs(client, chain, one={"validation": may_skip}, two=wants)
+    assert await findings(client, across(chain, 110, skip_validation=True)) == [824]
+
+    await put_programs(client, chain, one={"validation": may_skip}, two={"validation": {"required": True, **may_skip}})
+    assert await findings(client, across(chain, 110, skip_validation=True)) == []
 
 
 async def test_a_program_that_is_drawn_on_may_require_validation(client: Client, chain: Shop) -> None:

@@ -13,8 +13,8 @@ from pointbook_server.customers.model import GroupKey, Identifier, Key, Kind
 from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.redemption.asking import Ask, GroupRef
+from pointbook_server.redemption.proof import Proof
 from pointbook_server.redemption.redeemed import Order, Redemption
-from pointbook_server.redemption.service import Proof
 from pointbook_server.redemption.store import Wanted
 
 EXAMPLES = settings(
@@ -111,7 +111,7 @@ async def redeem(service: Service, orders: Sequence[Order]) -> list[Redemption |
     store = service.server._redemptions._store
     asks = [order.ask for order in orders]
     wanted = [
-        Wanted(order, before, Proof().findings, None)
+        Wanted(order, before, Proof())
         for order, before in zip(orders, await store.assess(asks, service.clock()), strict=True)
     ]
     return await store.redeem(asks[0].merchant_id, wanted, service.clock)

@@ -115,7 +115,7 @@ def test_an_error_names_its_reason_and_values() -> None:
     assert (resource.resource_type, resource.resource_name) == ("pointbook.v1.Store", "s-1")
 
 
-@pytest.mark.parametrize(("seconds", "expected_ms"), [(0.0, 0), (1.0, 1_000), (59.25, 59_250)])
+@pytest.mark.parametrize(("seconds", "expected_ms"), [(0.0, 0), (1.0, 1_000), (59.25, 59_250), (1.009, 1_009)])
 def test_a_retry_is_told_when(seconds: float, expected_ms: int) -> None:
     """RetryInfo tells when to come again, to the millisecond."""
     status = to_status(PointbookError(Reason.DELIVERY_FAILED, "No.", retry_after_seconds=seconds))

@@ -28,18 +28,27 @@ def test_every_field_is_described() -> None:
     assert all(field.description for field in ShimSettings.model_fields.values())
 
 
-def test_secrets_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["shopline_secrets", "missed_call_secrets"])
+def test_secrets_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Spaces around a secret and a last comma are an operator's habit, not part of it."""
-    monkeypatch.setenv("POINTBOOK_SHOPLINE_SECRETS", "new-secret, old-secret,")
+    monkeypatch.setenv(f"POINTBOOK_{name.upper()}", "new-secret, old-secret,")
 
-    actual = [secret.get_secret_value() for secret in ShimSettings().shopline_secrets]
+    actual = [secret.get_secret_value() for secret in getattr(ShimSettings(), name)]
 
     assert actual == ["new-secret", "old-secret"]
+
+
+def test_names_are_a_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the telephony provider writes them."""
+    monkeypatch.setenv("POINTBOOK_MISSED_CALL_FIELDS", '{"caller_number": "From", "call_time": "Timestamp"}')
+
+    assert ShimSettings().missed_call_fields == {"caller_number": "From", "call_time": "Timestamp"}
 
 
 def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the settings' text nor an error about them holds a secret."""
     monkeypatch.setenv("POINTBOOK_SHOPLINE_SECRETS", "hidden-secret")
+    monkeypatch.setenv("POINTBOOK_MISSED_CALL_SECRETS", "hidden-secret")
     monkeypatch.setenv("POINTBOOK_TOKEN", "hidden-token")
     shown = repr(ShimSettings()) + str(ShimSettings().model_dump())
     monkeypatch.setenv("POINTBOOK_SHOPLINE_SECRETS", "hidden-secret,geh\u00e4im")
@@ -63,6 +72,13 @@ def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("GRPC_TIMEOUT_SECONDS", "inf"),
         ("SHOPLINE_SECRETS", "geh\u00e4im"),
         ("TOKEN", "two words"),
+        ("MISSED_CALL_SECRETS", "geh\u00e4im"),
+        ("MISSED_CALL_FIELDS", "From"),
+        ("MISSED_CALL_FIELDS", "[" * 100_000),
+        ("MISSED_CALL_FIELDS", '["From"]'),
+        ("MISSED_CALL_FIELDS", '{"caller_number": 1}'),
+        ("MISSED_CALL_FIELDS", '{"From": "caller_number"}'),
+        ("MISSED_CALL_FIELDS", '{"caller_number": ""}'),
     ],
 )
 def test_wrong_settings_stop_the_start(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

@@ -2,10 +2,13 @@
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from pointbook_server.programs.model import Channel, Validation
+from pointbook_server.customers.model import Customer, Identifier, Kind
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.programs.model import Channel, Program, Validation
 from pointbook_server.validation_codes.model import (
     ATTEMPTS_MAX,
     COOLDOWN_MS,
@@ -15,11 +18,14 @@ from pointbook_server.validation_codes.model import (
     Keys,
     Purpose,
     Route,
+    choose_route,
+    masked,
     message_text,
     new_challenge_id,
     new_code,
 )
 
+NOW_MS = 1_780_000_000_000
 PURPOSE = Purpose("m", "buyer s b", 1, 100)
 ROUTE = Route(Channel.SMS)
 KEY = b"k" * 32
@@ -73,19 +79,32 @@ def test_letters_that_look_like_digits_are_left_out() -> None:
     assert not set("01IO") & set(LETTERS_AND_DIGITS)
 
 
+def chi_square(seen: Counter[str], cells: int) -> float:
+    """Tell how far counts of equally likely things are from alike, in standard deviations of their chi-square."""
+    expected = seen.total() / cells
+    unseen = expected * (cells - len(seen))
+    square = sum((count - expected) ** 2 for count in seen.values()) / expected + unseen
+    return float((square - (cells - 1)) / (2 * (cells - 1)) ** 0.5)
+
+
 @pytest.mark.parametrize("alphanumeric", [False, True])
-def test_every_character_is_equally_likely(*, alphanumeric: bool) -> None:
-    """Each position has each character about as often: within six standard deviations."""
-    validation = Validation(code_length=6, alphanumeric=alphanumeric)
-    codes = [new_code(validation) for _ in range(16_000)]
-    count = 32 if alphanumeric else 10
-    expected = len(codes) / count
-    deviation = (expected * (1 - 1 / count)) ** 0.5
+def test_every_code_is_equally_likely(*, alphanumeric: bool) -> None:
+    """A million codes: each position has each character about as often, and of digits each code comes as often."""
+    validation = Validation(alphanumeric=alphanumeric)
+    codes = [new_code(validation) for _ in range(1_000_000)]
+    characters = "".join(codes)
 
     for position in range(6):
-        seen = Counter(code[position] for code in codes)
-        assert len(seen) == count
-        assert all(abs(number - expected) < 6 * deviation for number in seen.values())
+        assert chi_square(Counter(characters[position::6]), 32 if alphanumeric else 10) < 8
+    if not alphanumeric:
+        assert abs(chi_square(Counter(codes), 10**6)) < 6
+
+
+def test_a_mask_hides_most_of_a_number() -> None:
+    """Of the shortest numbers there are, the last four digits would be all."""
+    assert masked(Route(Channel.SMS, "+8613812345678")) == "+86******5678"
+    assert masked(Route(Channel.SMS, "+6834002")) == "+683******02"
+    assert masked(Route(Channel.EMAIL, "buyer@example.com")) == "b***@example.com"
 
 
 def test_the_same_code_has_the_same_digest() -> None:
@@ -174,3 +193,111 @@ def test_challenge_ids_are_all_different() -> None:
 def test_the_message_says_what_the_code_is_for(templates: dict[str, str], expected: str) -> None:
     """The program's text, or our own; a name in a value is never replaced again."""
     assert expected == message_text(Validation(message_templates=templates), "", "012345", 100, "Club $code")
+
+
+@pytest.mark.parametrize(
+    ("language", "expected"),
+    [
+        ("zh-TW", "tw"),
+        ("zh_tw", "tw"),
+        ("zh-HK", "zh"),
+        ("ZH", "zh"),
+        ("fr", "any"),
+        ("", "any"),
+    ],
+)
+def test_the_message_is_in_the_customers_language(language: str, expected: str) -> None:
+    """The nearest there is: the tag, its language, the text for everybody."""
+    templates = {"zh-TW": "tw", "zh": "zh", "": "any", "en": "en"}
+    assert expected == message_text(Validation(message_templates=templates), language, "012345", 100, "")
+
+
+@pytest.mark.parametrize(
+    ("channel", "destination", "expected"),
+    [
+        (Channel.SMS, "+8613812345678", "+86******5678"),
+        (Channel.SMS, "+12025550123", "+1******0123"),
+        (Channel.EMAIL, "buyer@example.com", "b***@example.com"),
+        (Channel.EMAIL, '"a@b"@example.com', '"***@example.com'),
+        (Channel.SMS, "", ""),
+        (Channel.EMAIL, "", ""),
+    ],
+)
+def test_a_destination_is_masked(channel: Channel, destination: str, expected: str) -> None:
+    """Enough for the customer to know where to look, and too little for anybody to write to."""
+    assert masked(Route(channel, destination)) == expected
+
+
+NUMBER, ADDRESS = Identifier(Kind.MOBILE, "+8613812345678"), Identifier(Kind.EMAIL, "buyer@example.com")
+BOTH = {Channel.SMS: True, Channel.EMAIL: True}
+DAY_MS = 86_400_000
+
+
+def choose(
+    customer: Customer | None,
+    channel: Channel | None = None,
+    senders: dict[Channel, bool] | None = None,
+    **changes: Any,
+) -> Route:
+    """Choose a route for 100 points in a program."""
+    validation = Validation(**changes.pop("validation", {}))
+    program = Program("m", 1, ("s",), validation=validation, **changes)
+    return choose_route(
+        program, customer, channel, BOTH if senders is None else senders, points=100, pause_ms=DAY_MS, now_ms=NOW_MS
+    )
+
+
+def customer(*identifiers: Identifier, **changed_at_ms: int) -> Customer:
+    """A customer with contacts, some of which have changed."""
+    since_ms = {Kind[name.upper()]: at_ms for name, at_ms in changed_at_ms.items()}
+    return Customer("m", "c", identifiers=identifiers, contacts_since_ms=since_ms)
+
+
+def test_a_code_goes_by_the_first_channel_that_reaches_the_customer() -> None:
+    """In the program's order, as far as this server has senders and the customer contacts."""
+    everything = customer(NUMBER, ADDRESS)
+    assert choose(everything) == Route(Channel.SMS, NUMBER.value)
+    assert choose(everything, validation={"channels": (Channel.EMAIL, Channel.SMS)}) == Route(
+        Channel.EMAIL, ADDRESS.value
+    )
+    assert choose(customer(ADDRESS)) == Route(Channel.EMAIL, ADDRESS.value)
+    assert choose(everything, senders={Channel.EMAIL: True}) == Route(Channel.EMAIL, ADDRESS.value)
+    assert choose(everything, Channel.EMAIL) == Route(Channel.EMAIL, ADDRESS.value)
+    assert choose(None, senders={Channel.SMS: False}) == Route(Channel.SMS)
+    assert choose(everything, senders={Channel.SMS: False}) == Route(Channel.SMS, NUMBER.value)
+    assert choose(customer(NUMBER, ADDRESS, mobile=NOW_MS)) == Route(Channel.EMAIL, ADDRESS.value)
+    assert choose(everything, allowed_regions=("HK",)) == Route(Channel.EMAIL, ADDRESS.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "reason", "retry_seconds"),
+    [
+        ((None,), {}, Reason.NO_DESTINATION, None),
+        ((customer(),), {}, Reason.NO_DESTINATION, None),
+        ((customer(ADDRESS), Channel.SMS), {}, Reason.NO_DESTINATION, None),
+        ((customer(NUMBER), None, {}), {}, Reason.NO_DESTINATION, None),
+        ((customer(NUMBER), Channel.SMS, {Channel.EMAIL: True}), {}, Reason.CHANNEL_NOT_ENABLED, None),
+        (
+            (customer(NUMBER), Channel.SMS),
+            {"validation": {"channels": (Channel.EMAIL,)}},
+            Reason.CHANNEL_NOT_ENABLED,
+            None,
+        ),
+        ((customer(NUMBER, mobile=NOW_MS - 1_000),), {}, Reason.CONTACT_CHANGED, 86_399.0),
+        ((customer(NUMBER, mobile=NOW_MS - DAY_MS + 1),), {}, Reason.CONTACT_CHANGED, 0.001),
+        ((customer(NUMBER),), {"allowed_regions": ("HK",)}, Reason.SEND_LIMIT_REACHED, 86_400.0),
+        ((customer(ADDRESS), Channel.MISSED_CALL), {}, Reason.CHANNEL_NOT_ENABLED, None),
+    ],
+)
+def test_why_a_code_cannot_go(
+    arguments: tuple[Any, ...], changes: dict[str, Any], reason: Reason, retry_seconds: float | None
+) -> None:
+    """What is in the way only for a while is told rather than what never was there."""
+    with pytest.raises(PointbookError) as caught:
+        choose(*arguments, **changes)
+    assert (caught.value.reason, caught.value.retry_after_seconds) == (reason, retry_seconds)
+
+
+def test_a_contact_that_changed_long_ago_gets_codes() -> None:
+    """To the millisecond."""
+    assert choose(customer(NUMBER, mobile=NOW_MS - DAY_MS)) == Route(Channel.SMS, NUMBER.value)

@@ -154,11 +154,15 @@ class IssuedCode(_message.Message):
     RESEND_TIME_FIELD_NUMBER: _builtins.int
     MISSED_CALL_NUMBER_FIELD_NUMBER: _builtins.int
     challenge_id: _builtins.str
-    """challenge_id names the challenge; a guess that sends it along is compared with this one and no other."""
+    """challenge_id names the challenge. A guess that sends it along is counted apart from those that do not, which
+    cannot lock it out; a missed call is named by it alone.
+    """
     sent: _builtins.bool
-    """sent is true when this call sent a message, and false when an earlier one still holds."""
+    """sent is true when this call sent a message, and false when an earlier one still holds, or for MISSED_CALL."""
     destination: _builtins.str
-    """destination is where the code went, masked: +86******5678 or b***@example.com; empty for the console."""
+    """destination is where the code went, masked: +86******5678 or b***@example.com; empty for MISSED_CALL, and where
+    the console shows a code of a customer without a contact.
+    """
     missed_call_number: _builtins.str
     """missed_call_number is the number to call, for MISSED_CALL."""
     @_builtins.property
@@ -167,7 +171,7 @@ class IssuedCode(_message.Message):
 
     @_builtins.property
     def resend_time(self) -> _timestamp_pb2.Timestamp:
-        """resend_time is from when the same request sends a new code."""
+        """resend_time is from when the same request sends a new code, or opens a new challenge."""
 
     def __init__(
         self,
@@ -219,19 +223,22 @@ class ValidateRedemptionRequest(_message.Message):
     group_redemption: _builtins.bool
     """group_redemption lets points of the merchant's other allowing programs be redeemed too."""
     issue_otp: _builtins.bool
-    """issue_otp issues a code in the same call when the points are redeemable. Not together with validation_code."""
+    """issue_otp issues a code in the same call when the points are redeemable. Not together with validation_code or
+    challenge_id.
+    """
     validation_code: _builtins.str
-    """validation_code is the code that the customer got: at most 32 characters. It is compared, not consumed. An attempt
-    is taken before the comparison and given back when it is right, so more than five right guesses at one moment may
-    be answered with 808.
+    """validation_code is the code that the customer got: at most 32 characters. It is compared, not consumed. Five wrong
+    guesses lock its challenge, ten an hour or twenty a day all codes of the customer; right ones cost nothing. Whatever
+    is wrong with a code, the answer is the same (808).
     """
     challenge_id: _builtins.str
-    """challenge_id names the challenge of validation_code; the customer's live one where empty. At most 64 visible ASCII
-    characters.
+    """challenge_id names the challenge of validation_code; the customer's live one where empty. Without validation_code
+    it is that of a missed call (822 until the call was seen), and validation_type MISSED_CALL or unset. At most 64
+    visible ASCII characters.
     """
     skip_validation: _builtins.bool
     """skip_validation asks to go without a validation: only where the program allows it and the token has the scope
-    `redeem.skip`, else 824. Not together with validation_code.
+    `redeem.skip`, else 824. Not together with validation_code or challenge_id.
     """
     validation_type: Global___ValidationType.ValueType
     """validation_type is the preferred way of validation; with validation_code, the one that the code went by. INVALID
@@ -555,7 +562,7 @@ class RedeemPointsRequest(_message.Message):
     validation_code: _builtins.str
     """validation_code is the code that the customer got: at most 32 characters. It is compared and consumed."""
     challenge_id: _builtins.str
-    """challenge_id names the challenge of validation_code, or of a missed call."""
+    """challenge_id is as in ValidateRedemptionRequest; a missed call is consumed, too."""
     validation_type: Global___ValidationType.ValueType
     """validation_type is as in ValidateRedemptionRequest."""
     skip_validation: _builtins.bool

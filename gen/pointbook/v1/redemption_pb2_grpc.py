@@ -124,9 +124,13 @@ class RedemptionServiceServicer:
         The same request again within the cooldown answers the same challenge with `sent` false; later it sends a new
         code under the same challenge. A request for anything else replaces the customer's challenge.
 
+        MISSED_CALL opens a challenge and answers the number to call; nothing is sent. A mobile number or e-mail address
+        that has changed gets no codes for a while (CONTACT_CHANGED). To one destination go 3 messages in 10 minutes, 5 an
+        hour and 10 a day at most, and 1,000 in 10 minutes for a merchant.
+
         Scope `codes`. Errors: the status's RPC error when the points are not redeemable; UNAVAILABLE with status 860
-        (NO_DESTINATION, CHANNEL_NOT_ENABLED, DELIVERY_FAILED), RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED), and those of
-        ValidateRedemption.
+        (NO_DESTINATION, CHANNEL_NOT_ENABLED, CONTACT_CHANGED, DELIVERY_FAILED; with RetryInfo where it helps to wait),
+        RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo, and those of ValidateRedemption.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,7 +147,8 @@ class RedemptionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResetValidationLimits(self, request, context):
-        """ResetValidationLimits forgets a customer's wrong guesses, so that codes work again. It is audited.
+        """ResetValidationLimits forgets a customer's wrong guesses, and the messages to their contacts, so that codes work
+        again. It is audited.
 
         Scope `admin`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
         """

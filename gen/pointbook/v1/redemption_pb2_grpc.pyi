@@ -57,9 +57,13 @@ class RedemptionServiceStub:
     The same request again within the cooldown answers the same challenge with `sent` false; later it sends a new
     code under the same challenge. A request for anything else replaces the customer's challenge.
 
+    MISSED_CALL opens a challenge and answers the number to call; nothing is sent. A mobile number or e-mail address
+    that has changed gets no codes for a while (CONTACT_CHANGED). To one destination go 3 messages in 10 minutes, 5 an
+    hour and 10 a day at most, and 1,000 in 10 minutes for a merchant.
+
     Scope `codes`. Errors: the status's RPC error when the points are not redeemable; UNAVAILABLE with status 860
-    (NO_DESTINATION, CHANNEL_NOT_ENABLED, DELIVERY_FAILED), RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED), and those of
-    ValidateRedemption.
+    (NO_DESTINATION, CHANNEL_NOT_ENABLED, CONTACT_CHANGED, DELIVERY_FAILED; with RetryInfo where it helps to wait),
+    RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo, and those of ValidateRedemption.
     """
     ConfirmMissedCall: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.ConfirmMissedCallRequest, _redemption_pb2.ConfirmMissedCallResponse]
     """ConfirmMissedCall tells that a customer called the number that a challenge named. It meets the newest live
@@ -68,7 +72,8 @@ class RedemptionServiceStub:
     Scope `telephony`. Errors: INVALID_ARGUMENT for wrong fields.
     """
     ResetValidationLimits: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.ResetValidationLimitsRequest, _redemption_pb2.ResetValidationLimitsResponse]
-    """ResetValidationLimits forgets a customer's wrong guesses, so that codes work again. It is audited.
+    """ResetValidationLimits forgets a customer's wrong guesses, and the messages to their contacts, so that codes work
+    again. It is audited.
 
     Scope `admin`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
@@ -141,9 +146,13 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     The same request again within the cooldown answers the same challenge with `sent` false; later it sends a new
     code under the same challenge. A request for anything else replaces the customer's challenge.
 
+    MISSED_CALL opens a challenge and answers the number to call; nothing is sent. A mobile number or e-mail address
+    that has changed gets no codes for a while (CONTACT_CHANGED). To one destination go 3 messages in 10 minutes, 5 an
+    hour and 10 a day at most, and 1,000 in 10 minutes for a merchant.
+
     Scope `codes`. Errors: the status's RPC error when the points are not redeemable; UNAVAILABLE with status 860
-    (NO_DESTINATION, CHANNEL_NOT_ENABLED, DELIVERY_FAILED), RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED), and those of
-    ValidateRedemption.
+    (NO_DESTINATION, CHANNEL_NOT_ENABLED, CONTACT_CHANGED, DELIVERY_FAILED; with RetryInfo where it helps to wait),
+    RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo, and those of ValidateRedemption.
     """
     ConfirmMissedCall: _aio.UnaryUnaryMultiCallable[_redemption_pb2.ConfirmMissedCallRequest, _redemption_pb2.ConfirmMissedCallResponse]  # type: ignore[assignment]
     """ConfirmMissedCall tells that a customer called the number that a challenge named. It meets the newest live
@@ -152,7 +161,8 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     Scope `telephony`. Errors: INVALID_ARGUMENT for wrong fields.
     """
     ResetValidationLimits: _aio.UnaryUnaryMultiCallable[_redemption_pb2.ResetValidationLimitsRequest, _redemption_pb2.ResetValidationLimitsResponse]  # type: ignore[assignment]
-    """ResetValidationLimits forgets a customer's wrong guesses, so that codes work again. It is audited.
+    """ResetValidationLimits forgets a customer's wrong guesses, and the messages to their contacts, so that codes work
+    again. It is audited.
 
     Scope `admin`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
@@ -232,9 +242,13 @@ class RedemptionServiceServicer:
         The same request again within the cooldown answers the same challenge with `sent` false; later it sends a new
         code under the same challenge. A request for anything else replaces the customer's challenge.
 
+        MISSED_CALL opens a challenge and answers the number to call; nothing is sent. A mobile number or e-mail address
+        that has changed gets no codes for a while (CONTACT_CHANGED). To one destination go 3 messages in 10 minutes, 5 an
+        hour and 10 a day at most, and 1,000 in 10 minutes for a merchant.
+
         Scope `codes`. Errors: the status's RPC error when the points are not redeemable; UNAVAILABLE with status 860
-        (NO_DESTINATION, CHANNEL_NOT_ENABLED, DELIVERY_FAILED), RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED), and those of
-        ValidateRedemption.
+        (NO_DESTINATION, CHANNEL_NOT_ENABLED, CONTACT_CHANGED, DELIVERY_FAILED; with RetryInfo where it helps to wait),
+        RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo, and those of ValidateRedemption.
         """
 
     def ConfirmMissedCall(
@@ -253,7 +267,8 @@ class RedemptionServiceServicer:
         request: _redemption_pb2.ResetValidationLimitsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_pb2.ResetValidationLimitsResponse, _abc.Awaitable[_redemption_pb2.ResetValidationLimitsResponse]]:
-        """ResetValidationLimits forgets a customer's wrong guesses, so that codes work again. It is audited.
+        """ResetValidationLimits forgets a customer's wrong guesses, and the messages to their contacts, so that codes work
+        again. It is audited.
 
         Scope `admin`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
         """

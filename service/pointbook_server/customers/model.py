@@ -25,7 +25,7 @@ RETRY_AFTER_SECONDS = 60.0
 """How long it takes at least until somebody has given a server its key."""
 TOMBSTONE_DOMAIN = "pointbook.tombstone.v1"
 _VALUE = re.compile(r"[!-~]{1,64}")
-_NUMBER = re.compile(r"\+?[0-9][0-9 ().-]*")
+_NUMBER = re.compile(r"\+?\(?[0-9][0-9 ().-]*")
 """What a mobile number may be written with: the library would also read letters as digits, and drop extensions."""
 
 

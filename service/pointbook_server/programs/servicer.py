@@ -46,7 +46,6 @@ CHANNELS = {
 }
 CURRENCIES = frozenset(currency.code for currency in Currency)
 CHANNEL_NUMBERS = {channel: number for number, channel in CHANNELS.items()}
-_REGION = re.compile(r"[A-Z]{2}")
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 
 
@@ -153,7 +152,9 @@ def _read_program(fields: Fields, program: programs_pb2.Program) -> Program:
         display_name=fields.text("program.display_name", program.display_name, length_max=NAME_LENGTH_MAX),
         redemption_enabled=program.redemption_enabled,
         time_zone=fields.time_zone("program.time_zone", program.time_zone),
-        default_region=_read_default_region(fields, "program.default_region", program.default_region),
+        default_region=_read_region(fields, "program.default_region", program.default_region)
+        if program.default_region
+        else "",
         allowed_regions=fields.each(
             "program.allowed_regions",
             program.allowed_regions,
@@ -261,14 +262,8 @@ def _read_templates(fields: Fields, path: str, templates: dict[str, str]) -> dic
 
 
 def _read_region(fields: Fields, path: str, region: str) -> str:
-    if not _REGION.fullmatch(region):
-        fields.wrong(path, "must be a two-letter region such as CN")
-    return region
-
-
-def _read_default_region(fields: Fields, path: str, region: str) -> str:
-    """Read the region of national numbers: under any other name than its own, UK say, none could be read."""
-    if region and region not in SUPPORTED_REGIONS:
+    """Read a region of phone numbers: under any other name than its own, UK say, there is no number."""
+    if region not in SUPPORTED_REGIONS:
         fields.wrong(path, "must be a two-letter region with mobile numbers, such as CN")
     return region
 

@@ -1,6 +1,6 @@
 """Who asks to redeem what, and what the rules say to it: pure, on facts that were read before."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -70,7 +70,7 @@ class Facts:
     """What there is to an ask. `others` are the merchant's other programs that allow their points to be redeemed.
 
     `is_shop` tells whether the store of a buyer whom nobody registered is the merchant's, `one_group` whether all
-    selectors choose the same group.
+    selectors choose the same group, and `sources` the accounts that may be drawn on, each once.
     """
 
     now_ms: int
@@ -81,6 +81,7 @@ class Facts:
     is_shop: bool
     group: UserGroup | None
     one_group: bool
+    sources: tuple[Source, ...]
     accounts: Mapping[AccountKey, Account]
     usage: Usage
 
@@ -101,49 +102,48 @@ class Facts:
         return [self.redeemer, *map(buyer_name, self.customer.buyers)]
 
     @property
-    def own(self) -> list[Source]:
-        """The redeemer's own accounts, wherever they are."""
-        if self.customer is not None:
-            return [Source(key, self.customer.customer_id) for key in self.customer.buyers]
-        return [Source(self.key)] if isinstance(self.key, AccountKey) and self.is_shop else []
-
-    @property
-    def stores(self) -> set[str]:
-        """The stores whose points may be redeemed."""
-        programs = (self.program, *self.others) if self.program is not None else ()
-        return {store_id for program in programs for store_id in program.store_ids}
-
-    def pools(self, ask: Ask) -> bool:
-        """Whether a group's points are asked for, and may be."""
-        return ask.group is not None and self.program is not None and self.program.allow_group_redemption
-
-    def pool(self, ask: Ask) -> list[Source]:
-        """Tell the accounts that may be drawn on, each once: the redeemer's own, or those of a group's members."""
-        sources = self.own
-        if self.pools(ask):
-            members = self.group.members if self.group is not None else ()
-            sources = [
-                Source(key, member.customer_id)
-                for member in members
-                if not member.blocked and not member.fraud_blocked
-                for key in member.buyers
-            ]
-        stores = self.stores
-        return sorted({source for source in sources if source.key.store_id in stores})
-
-    def account_keys(self, ask: Ask) -> set[AccountKey]:
-        """Name the accounts that count: those of the pool, the redeemer's own, and that of an unknown buyer.
+    def account_keys(self) -> set[AccountKey]:
+        """Name the accounts that count: those of the pool, and the redeemer's own.
 
         All of their own, since a redemption that is still running may be of a buyer who was nobody's when it began.
         """
-        keys = {source.key for source in (*self.pool(ask), *self.own)}
-        if self.customer is None and isinstance(self.key, AccountKey):
-            keys.add(self.key)
-        return keys
+        return {source.key for source in (*self.sources, *own_sources(self.key, self.customer))}
 
-    def active_points(self, sources: list[Source]) -> int:
+    def active_points(self, sources: Iterable[Source]) -> int:
         """Sum what some accounts have active."""
         return sum(self.accounts.get(source.key, NO_ACCOUNT).points_at(self.now_ms).active for source in sources)
+
+
+def own_sources(key: Key | None, customer: Customer | None) -> list[Source]:
+    """Tell the redeemer's own accounts, wherever they are."""
+    if customer is not None:
+        return [Source(buyer, customer.customer_id) for buyer in customer.buyers]
+    return [Source(key)] if isinstance(key, AccountKey) else []
+
+
+def sources_of(
+    ask: Ask, programs: Sequence[Program], own: Sequence[Source], group: UserGroup | None
+) -> tuple[Source, ...]:
+    """Tell the accounts that may be drawn on: the redeemer's own, or those of a group's members.
+
+    The first of the programs is the one that the ask names; all of them lend their stores.
+    """
+    sources = own
+    if programs and pools(ask, programs[0]):
+        members = group.members if group is not None else ()
+        sources = [
+            Source(key, member.customer_id)
+            for member in members
+            if not member.blocked and not member.fraud_blocked
+            for key in member.buyers
+        ]
+    stores = {store_id for program in programs for store_id in program.store_ids}
+    return tuple(sorted({source for source in sources if source.key.store_id in stores}))
+
+
+def pools(ask: Ask, program: Program) -> bool:
+    """Tell whether a group's points are asked for, and may be."""
+    return ask.group is not None and program.allow_group_redemption
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,18 +152,19 @@ class Assessment:
 
     facts: Facts
     points: int
-    sources: tuple[Source, ...]
     active_points: int
     violations: tuple[Finding, ...]
 
     @property
-    def needs_validation(self) -> bool:
-        """Whether a program that is drawn on wants the customer to be validated."""
-        program = self.facts.program
-        foreign = self.facts.stores.difference(() if program is None else program.store_ids)
-        drawn = {source.key.store_id for source in self.sources} & foreign
-        others = (other for other in self.facts.others if drawn.intersection(other.store_ids))
-        return any(each.validation.required for each in (program, *others) if each is not None)
+    def demanding(self) -> list[Program]:
+        """The programs that want the customer to be validated: the named one, and others whose points may be drawn."""
+        facts, program = self.facts, self.facts.program
+        if program is None:
+            return []
+        foreign = [source for source in facts.sources if source.key.store_id not in program.store_ids]
+        drawn = {source.key.store_id for source in foreign if facts.active_points([source])}
+        others = (other for other in facts.others if drawn.intersection(other.store_ids))
+        return [each for each in (program, *others) if each.validation.required]
 
 
 def assess(ask: Ask, facts: Facts) -> Assessment:
@@ -175,18 +176,16 @@ def assess(ask: Ask, facts: Facts) -> Assessment:
         )
     else:
         points, violations = _check_rules(ask, facts, facts.program)
-    stranger = _check_customer(ask, facts)
-    violations += stranger
-    sources = facts.pool(ask)
-    active_points = facts.active_points(sources)
-    if facts.program is not None and not stranger:
-        outsider = list(_check_group(facts)) if facts.pools(ask) else []
+    violations += _check_customer(ask, facts)
+    active_points = facts.active_points(facts.sources)
+    if facts.program is not None and facts.redeemer:
+        outsider = list(_check_group(facts)) if pools(ask, facts.program) else []
         violations += outsider
         if not outsider:
             violations += check_standing(points, facts.program, _standing(facts, facts.program, active_points))
     if facts.program is not None:
         violations += check_caps(points, facts.program, facts.usage)
-    return Assessment(facts, points, tuple(sources), active_points, tuple(violations))
+    return Assessment(facts, points, active_points, tuple(violations))
 
 
 def _check_rules(ask: Ask, facts: Facts, program: Program) -> tuple[int, list[Finding]]:
@@ -245,9 +244,9 @@ def _check_group(facts: Facts) -> Iterator[Finding]:
 
 
 def _standing(facts: Facts, program: Program, active_points: int) -> Standing:
-    own = [source for source in facts.own if source.key.store_id in program.store_ids]
+    own = [source for source in own_sources(facts.key, facts.customer) if source.key.store_id in program.store_ids]
     return Standing(
         active_points=active_points,
-        own_active_points=facts.active_points(own),
+        own_active_points=active_points if facts.sources == tuple(own) else facts.active_points(own),
         lifetime_points=sum(facts.accounts.get(source.key, NO_ACCOUNT).lifetime_points for source in own),
     )

@@ -13,9 +13,11 @@ from pointbook_server.ledger.holds import Hold
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import DEFAULT_TIME_ZONE, Program
 from pointbook_server.redemption import statements as sql
-from pointbook_server.redemption.asking import Ask, Facts, GroupRef
+from pointbook_server.redemption.asking import Ask, Facts, GroupRef, own_sources, sources_of
 from pointbook_server.redemption.model import Usage
 from pointbook_server.redemption.windows import windows_at
+
+NO_USAGE = Usage()
 
 
 class CustomersBook(Protocol):
@@ -110,27 +112,31 @@ class FactsReader:
         customers = self._open_customers(connection, merchant_id)
         keys = [ask.key_in(named.get(ask.program_id)) for ask in asks]
         found = await customers.find_all({key for key in keys if key is not None})
+        accounts: dict[AccountKey, Account] = {}
         facts = []
         for ask, key in zip(asks, keys, strict=True):
             program = named.get(ask.program_id)
             customer = None if key is None else found.get(key)
             chosen = await _groups(customers, ask.group, customer, program)
+            group = chosen[0] if chosen else None
+            others = _others(ask, program, allowing)
+            programs = () if program is None else (program, *others)
             facts.append(
                 Facts(
                     now_ms=now_ms,
                     program=program,
-                    others=_others(ask, program, allowing),
+                    others=others,
                     key=key,
                     customer=customer,
                     is_shop=True,
-                    group=chosen[0] if chosen else None,
+                    group=group,
                     one_group=len({None if group is None else group.group_id for group in chosen}) <= 1,
-                    accounts={},
-                    usage=Usage(),
+                    sources=sources_of(ask, programs, own_sources(key, customer), group),
+                    accounts=accounts,
+                    usage=NO_USAGE,
                 )
             )
-        accounts = await _accounts(ledger, list(zip(asks, facts, strict=True)), locked)
-        facts = [replace(each, accounts=accounts) for each in facts]
+        accounts |= await _accounts(ledger, facts, now_ms, locked)
         facts = await self._with_shops(connection, merchant_id, facts)
         return await _with_usage(connection, merchant_id, facts)
 
@@ -190,15 +196,14 @@ async def _customer_id(customers: CustomersBook, identifier: Identifier, program
 
 
 async def _accounts(
-    ledger: LedgerBook, asked: Sequence[tuple[Ask, Facts]], locked: Collection[AccountKey] | None
+    ledger: LedgerBook, facts: Iterable[Facts], now_ms: int, locked: Collection[AccountKey] | None
 ) -> dict[AccountKey, Account]:
     """Read every account that counts, so that it can tell what is active."""
-    keys = {key for ask, facts in asked for key in facts.account_keys(ask)}
+    keys = {key for each in facts for key in each.account_keys}
     if locked is None:
         await ledger.read(keys)
     elif missing := keys.difference(locked):
         raise PoolChangedError(missing)
-    now_ms = asked[0][1].now_ms
     return {key: await ledger.complete(key, account, now_ms) for key, account in ledger.accounts.items() if key in keys}
 
 

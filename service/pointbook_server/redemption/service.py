@@ -1,22 +1,20 @@
 """Validating and redeeming: what happens between the rules, the codes and the transactions, and in which order."""
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pointbook_server.batching import Line
 from pointbook_server.clock import Clock
-from pointbook_server.database import Connection
 from pointbook_server.errors import FieldViolation, PointbookError, Reason
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.asking import Ask, Assessment
-from pointbook_server.redemption.model import Finding, finding, in_order, refusal
+from pointbook_server.redemption.model import Finding, in_order, refusal
+from pointbook_server.redemption.proof import Proof
 from pointbook_server.redemption.redeemed import Order, Redemption, Reversal, redemption_not_found
 from pointbook_server.redemption.store import Filter, RedemptionsStore, Wanted
 from pointbook_server.validation_codes.model import Challenge, Issued, Proving, Purpose
 
-CODE_INVALID = finding(Reason.CODE_INVALID, "The code is not valid for this redemption.")
-MISSED_CALL_NOT_SEEN = finding(Reason.MISSED_CALL_NOT_SEEN, "No missed call was seen for this redemption.")
 ASKS_IN_BATCH_MAX = 100
 ASKS_WAITING_MAX = 10_000
 LANES = 4
@@ -24,7 +22,7 @@ LANES = 4
 
 
 class Codes(Protocol):
-    """Issues, checks and uses one-time codes."""
+    """Issues and checks one-time codes."""
 
     async def issue(self, proving: Proving, channel: Channel | None) -> Issued:
         """Send the customer a code, unless the one that was sent lately still holds."""
@@ -34,46 +32,6 @@ class Codes(Protocol):
 
     async def seen_call(self, proving: Proving, challenge_id: str) -> Challenge | None:
         """Return a challenge whose missed call was seen."""
-
-    async def consume(self, connection: Connection, challenge: Challenge, actor: str) -> bool:
-        """Use a code, or a call, up in somebody's transaction; False where another call has."""
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """How a caller wants the customer to be validated: by a code, by a missed call, or by going without.
-
-    A challenge_id without a code is that of a missed call. `may_skip` is whether the caller may go without at all,
-    `is_coming` whether a code is to be issued by the same call, `actor` the id of the caller's token.
-    """
-
-    code: str = ""
-    challenge_id: str = ""
-    skips: bool = False
-    may_skip: bool = False
-    is_coming: bool = False
-    actor: str = ""
-
-    @property
-    def is_given(self) -> bool:
-        """Whether there is something to check."""
-        return bool(self.code or self.challenge_id)
-
-    @property
-    def wrong(self) -> Finding:
-        """What is against it where it is wrong."""
-        return CODE_INVALID if self.code else MISSED_CALL_NOT_SEEN
-
-    def findings(self, assessment: Assessment) -> Iterator[Finding]:
-        """Find what speaks against the way of validation, but for the code or the call itself."""
-        program = assessment.facts.program
-        if program is None:
-            return
-        if self.skips:
-            if not program.validation.allow_skip or not self.may_skip:
-                yield finding(Reason.SKIP_NOT_ALLOWED, "The validation must not be skipped here.")
-        elif not self.is_given and not self.is_coming and assessment.needs_validation:
-            yield finding(Reason.VALIDATION_REQUIRED, "The program wants the customer to be validated.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +109,7 @@ class Redemptions:
             if wrong and (stored := await self._store.by_reference(ask.merchant_id, order.reference)):
                 return order.checked(stored, before)
             raise refusal(violations)
-        wanted = Wanted(order, before, proof.findings, self._consumption(evidence, proof))
+        wanted = Wanted(order, before, proof, evidence)
         (waiting,) = self._orders.put(ask.merchant_id, [wanted])
         answer = await waiting
         if isinstance(answer, PointbookError):
@@ -160,10 +118,13 @@ class Redemptions:
 
     async def sweep(self) -> int:
         """Release what SHOPLINE has not booked in time, merchant by merchant; tells how many redemptions that were."""
-        now_ms, count = self._clock(), 0
-        for merchant_id in await self._store.overdue_merchants(now_ms):
-            while released := await self._store.release_overdue(merchant_id, now_ms):
-                count += released
+        now_ms, count, before = self._clock(), 0, -1
+        # What others work on is left for the next time.
+        while count > before:
+            before = count
+            for merchant_id in await self._store.overdue_merchants(now_ms):
+                while released := await self._store.release_overdue(merchant_id, now_ms):
+                    count += released
         return count
 
     async def redemption(self, merchant_id: str, redemption_id: str) -> Redemption:
@@ -221,16 +182,6 @@ class Redemptions:
         if proof.code:
             return await self._codes.check(proving, ask.channel, proof.challenge_id, proof.code)
         return await self._codes.seen_call(proving, proof.challenge_id)
-
-    def _consumption(self, challenge: Challenge | None, proof: Proof) -> Callable[[Connection], Awaitable[None]] | None:
-        if challenge is None:
-            return None
-
-        async def consume(connection: Connection) -> None:
-            if not await self._codes.consume(connection, challenge, proof.actor):
-                raise refusal([proof.wrong])
-
-        return consume
 
 
 def _proving(ask: Ask, assessment: Assessment, actor: str) -> Proving | None:

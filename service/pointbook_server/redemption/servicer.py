@@ -15,8 +15,9 @@ from pointbook_server.ledger.model import POINTS_MAX, Account, AccountKey
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.asking import Ask, Assessment, Facts, GroupRef
 from pointbook_server.redemption.model import REDEEMABLE, STATUS_CODES, Finding, finding, in_order, refusal, worth_of
+from pointbook_server.redemption.proof import Proof
 from pointbook_server.redemption.redeemed import Order, Redemption, RedemptionState
-from pointbook_server.redemption.service import Proof, Redemptions, WantedReversal
+from pointbook_server.redemption.service import Redemptions, WantedReversal
 from pointbook_server.redemption.store import Filter
 from pointbook_server.validation_codes.model import Issued, MissedCall, masked
 
@@ -258,7 +259,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         _check_known(assessment, {Reason.IDENTIFIER_INVALID, Reason.CUSTOMER_NOT_FOUND, Reason.PROGRAM_NOT_FOUND})
         facts = assessment.facts
         response = redemption_pb2.GetCustomerPointsResponse()
-        for source in assessment.sources:
+        for source in assessment.facts.sources:
             account = facts.accounts.get(source.key, Account())
             points = account.points_at(facts.now_ms)
             response.points_balance += account.balance
@@ -321,8 +322,16 @@ def _read_ask(fields: Fields, request: AskRequest) -> Ask:
         currency_value=_read_currency_value(fields, request),
         group_redemption=request.group_redemption,
         group=_read_group(fields, request.user_group2) if request.HasField("user_group2") else None,
-        channel=CHANNELS.get(request.validation_type),
+        channel=Channel.MISSED_CALL if _names_a_call(request) else CHANNELS.get(request.validation_type),
     )
+
+
+def _names_a_call(request: AskRequest) -> bool:
+    """Tell whether a challenge_id is that of a missed call, for which the same rules hold as where it says so."""
+    if isinstance(request, redemption_pb2.IssueValidationCodeRequest):
+        return False
+    is_open = request.validation_type == redemption_pb2.VALIDATION_TYPE_UNSPECIFIED
+    return is_open and bool(request.challenge_id) and not request.validation_code
 
 
 def _asking(merchant_id: str, identifier: str, key: Key | None, program_id: int) -> Ask:

@@ -2,8 +2,9 @@
 
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from pointbook_server.clock import Clock
 from pointbook_server.database import Connection, Database, RetryTransactionError
@@ -21,8 +22,9 @@ from pointbook_server.redemption.facts import (
     PoolChangedError,
     Programs,
 )
-from pointbook_server.redemption.model import Finding, finding, in_order, refusal
+from pointbook_server.redemption.model import finding, in_order, refusal
 from pointbook_server.redemption.pool import Draw, draws_of, event_ids_of
+from pointbook_server.redemption.proof import Proof
 from pointbook_server.redemption.redeemed import (
     HoldState,
     Order,
@@ -34,6 +36,7 @@ from pointbook_server.redemption.redeemed import (
     redemption_not_found,
     reference_reused,
 )
+from pointbook_server.validation_codes.model import Challenge
 
 CHANGED_MEANWHILE = finding(
     Reason.REDEMPTION_FAILED, "The customer, the group or the program has changed in between; ask again."
@@ -44,15 +47,12 @@ SWEEP_COUNT = 100
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An order with the assessment that was made of it without locks.
-
-    `prove` tells what speaks against how the customer was validated; `consume` uses the code up, or raises the refusal.
-    """
+    """An order with the assessment that was made of it without locks, and the challenge of its right code or call."""
 
     order: Order
     before: Assessment
-    prove: Callable[[Assessment], Iterable[Finding]]
-    consume: Callable[[Connection], Awaitable[None]] | None
+    proof: Proof
+    challenge: Challenge | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +65,29 @@ class Filter:
     end_ms: int
 
 
+class Codes(Protocol):
+    """The part of one-time codes that redemption locks and uses up."""
+
+    async def lock(self, connection: Connection, merchant_id: str, customers: Iterable[str]) -> None:
+        """Lock customers' live codes, in the order that everybody keeps to."""
+
+    async def consume(self, connection: Connection, challenge: Challenge, actor: str, now_ms: int) -> bool:
+        """Use a code, or a call, up in somebody's transaction; False where another call has, or where it ended."""
+
+
 class RedemptionsStore:
     """Reads and writes redemptions, and what they hold of accounts."""
 
     def __init__(
-        self, database: Database, programs: Programs, open_ledger: OpenLedger, open_customers: OpenCustomers
+        self,
+        database: Database,
+        programs: Programs,
+        open_ledger: OpenLedger,
+        open_customers: OpenCustomers,
+        codes: Codes,
     ) -> None:
         self._database = database
+        self._codes = codes
         self._open_ledger = open_ledger
         self._open_customers = open_customers
         self._facts = FactsReader(programs, open_customers)
@@ -94,7 +110,8 @@ class RedemptionsStore:
         asks = [each.order.ask for each in wanted]
         customers = [each.before.facts.customer for each in wanted]
         customer_ids = {customer.customer_id for customer in customers if customer is not None}
-        pool = {key for each in wanted for key in each.before.facts.account_keys(each.order.ask)}
+        challenged = {each.challenge.purpose.customer for each in wanted if each.challenge is not None}
+        pool = {key for each in wanted for key in each.before.facts.account_keys}
 
         async def work(connection: Connection) -> list[Redemption | PointbookError]:
             if customer_ids:
@@ -107,7 +124,9 @@ class RedemptionsStore:
                 pool.update(error.keys)
                 raise RetryTransactionError from None
             stored = await _by_references(connection, merchant_id, (each.order.reference for each in wanted))
-            redeeming = _Redeeming(connection, ledger, facts[0].accounts, stored)
+            if challenged:
+                await self._codes.lock(connection, merchant_id, challenged)
+            redeeming = _Redeeming(connection, ledger, self._codes, facts[0].accounts, stored)
             answers = [await redeeming.answer(each, its) for each, its in zip(wanted, facts, strict=True)]
             await redeeming.write(merchant_id)
             return answers
@@ -269,11 +288,13 @@ class _Redeeming:
         self,
         connection: Connection,
         ledger: LedgerBook,
+        codes: Codes,
         accounts: Mapping[AccountKey, Account],
         stored: Iterable[Redemption],
     ) -> None:
         self._connection = connection
         self._ledger = ledger
+        self._codes = codes
         self._accounts = dict(accounts)
         self._stored = {redemption.reference: redemption for redemption in stored}
         self._new: list[Redemption] = []
@@ -283,6 +304,8 @@ class _Redeeming:
         """Redeem an order, unless something speaks against it."""
         try:
             return await self._redeem(wanted, facts)
+        except RetryTransactionError:
+            raise
         except PointbookError as error:
             return error
 
@@ -304,14 +327,21 @@ class _Redeeming:
         if order.content(assessment) != order.content(wanted.before) or not facts.one_group:
             # The locks, and the code, are for what was asked for before.
             raise refusal([CHANGED_MEANWHILE])
-        if violations := in_order([*assessment.violations, *wanted.prove(assessment)]):
+        if violations := in_order([*assessment.violations, *wanted.proof.findings(assessment)]):
             raise refusal(violations)
         draws = await self._draws(assessment)
-        if wanted.consume is not None:
-            await wanted.consume(self._connection)
+        await self._consume(wanted, facts.now_ms)
         redemption = order.redemption(assessment, new_redemption_id(), draws)
         self._hold(redemption, assessment)
         return redemption
+
+    async def _consume(self, wanted: Wanted, now_ms: int) -> None:
+        """Use the code up. It may have been used, or have ended, since it was compared."""
+        challenge, proof = wanted.challenge, wanted.proof
+        if challenge is None:
+            return
+        if not await self._codes.consume(self._connection, challenge, proof.actor, now_ms):
+            raise refusal([proof.wrong])
 
     def _as_it_stands(self, facts: Facts) -> Facts:
         """Tell the facts with what was redeemed a moment ago."""
@@ -321,12 +351,12 @@ class _Redeeming:
 
     async def _draws(self, assessment: Assessment) -> list[Draw]:
         points, now_ms = assessment.points, assessment.facts.now_ms
-        keys = [source.key for source in assessment.sources if source.key in self._accounts]
+        keys = [source.key for source in assessment.facts.sources if source.key in self._accounts]
         for key in keys:
             self._accounts[key] = await self._ledger.complete(key, self._accounts[key], now_ms, points=points)
         event_ids = event_ids_of(self._accounts[key] for key in keys) if len(keys) > 1 else []
         made_at_ms = await self._ledger.made_at_ms(event_ids) if event_ids else {}
-        return draws_of(points, assessment.sources, self._accounts, made_at_ms, now_ms)
+        return draws_of(points, assessment.facts.sources, self._accounts, made_at_ms, now_ms)
 
     def _hold(self, redemption: Redemption, assessment: Assessment) -> None:
         program = assessment.facts.program

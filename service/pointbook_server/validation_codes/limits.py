@@ -17,7 +17,7 @@ class Limit(NamedTuple):
 
 
 SENDS_TO_DESTINATION = (Limit(3, 10 * MINUTE_MS), Limit(5, HOUR_MS), Limit(10, DAY_MS))
-SENDS_OF_MERCHANT = (Limit(1_000, 10 * MINUTE_MS),)
+MERCHANT_WINDOW_MS = 10 * MINUTE_MS
 MERCHANT_GRAIN_MS = 10 * SECOND_MS
 """A merchant's many messages are counted together for so long, and as late as that, never fewer than there were."""
 WRONG_GUESSES_OF_CUSTOMER = (Limit(10, HOUR_MS), Limit(20, DAY_MS))
@@ -38,10 +38,10 @@ class Tally(NamedTuple):
         """Tell from when it may happen once more: now, or when enough has left every window that is full."""
         return max((self._free_at_ms(limit, now_ms) for limit in limits), default=now_ms)
 
-    def after(self, now_ms: int, *, grain_ms: int = 1) -> "Tally":
-        """Tell it after one more time, without what no window reaches."""
+    def after(self, now_ms: int, *, window_ms: int = LONGEST_WINDOW_MS, grain_ms: int = 1) -> "Tally":
+        """Tell it after one more time, without what the longest of its windows does not reach."""
         at_ms = -(-now_ms // grain_ms) * grain_ms
-        counts = {at: count for at, count in self.counts if at > now_ms - LONGEST_WINDOW_MS}
+        counts = {at: count for at, count in self.counts if at > now_ms - window_ms}
         counts[at_ms] = counts.get(at_ms, 0) + 1
         return self._replace(counts=tuple(sorted(counts.items())))
 

@@ -150,7 +150,13 @@ def new_challenge_id() -> str:
 def new_code(validation: Validation) -> str:
     """Make a code of which every one is equally likely, leading zeros included."""
     alphabet = LETTERS_AND_DIGITS if validation.alphanumeric else DIGITS
-    return "".join(secrets.choice(alphabet) for _ in range(validation.code_length_or_default))
+    length, code = validation.code_length_or_default, ""
+    # One choice of all codes there are: that every one is equally likely needs no further argument.
+    rest = secrets.randbelow(len(alphabet) ** length)
+    for _ in range(length):
+        rest, place = divmod(rest, len(alphabet))
+        code += alphabet[place]
+    return code
 
 
 class Keys:
@@ -313,7 +319,9 @@ def masked(route: Route) -> str:
         return f"{local_part[:1]}***@{domain}"
     if route.destination:
         number = phonenumbers.parse(route.destination)
-        return f"+{number.country_code}{MASK}{route.destination[-4:]}"
+        # Of the shortest numbers there are, four digits would be all.
+        shown = min(4, len(str(number.national_number)) // 2)
+        return f"+{number.country_code}{MASK}{route.destination[-shown:]}"
     return ""
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
@@ -10,7 +11,6 @@ import structlog
 from pointbook_server.batching import Line
 from pointbook_server.clock import Clock
 from pointbook_server.customers.model import Customer
-from pointbook_server.database import Connection
 from pointbook_server.delivery.sender import DeliveryFailedError, Message, Sender
 from pointbook_server.errors import PointbookError
 from pointbook_server.metrics import Metrics
@@ -33,7 +33,7 @@ from pointbook_server.validation_codes.model import (
     new_challenge,
     new_code,
 )
-from pointbook_server.validation_codes.steps import Deliver, Guess, Issue, Reset, Sends, Step, Verdict
+from pointbook_server.validation_codes.steps import Answer, Deliver, Guess, Issue, Refuse, Reset, Sends, Step, Verdict
 from pointbook_server.validation_codes.store import ValidationCodesStore
 
 DELIVERY_TIMEOUT_SECONDS = DELIVERY_MS_MAX / 1_000
@@ -49,11 +49,16 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
-class ValidationCodes:
-    """Issues codes through one sender a channel, and checks guesses.
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How long a contact that has changed gets no codes, and how many a merchant sends in ten minutes at most."""
 
-    A contact that has changed gets no codes for `pause_ms`.
-    """
+    pause_ms: int
+    merchant_sends_max: int
+
+
+class ValidationCodes:
+    """Issues codes through one sender a channel, and checks guesses."""
 
     def __init__(
         self,
@@ -61,16 +66,16 @@ class ValidationCodes:
         keys: Keys,
         senders: Mapping[Channel, Sender],
         clock: Clock,
-        metrics: Metrics,
         *,
-        pause_ms: int,
+        metrics: Metrics,
+        rules: Rules,
     ) -> None:
         self._store = store
         self._keys = keys
         self._senders = dict(senders)
         self._clock = clock
         self._metrics = metrics
-        self._pause_ms = pause_ms
+        self._rules = rules
         self._issuing: set[asyncio.Task[Issued]] = set()
         self._line: Line[str, Step[Any], Any] = Line(
             self._run, batch_max=STEPS_IN_BATCH_MAX, waiting_max=STEPS_WAITING_MAX, lanes=LANES
@@ -109,11 +114,8 @@ class ValidationCodes:
             return hmac.compare_digest(guess, challenge.code_digest) and same_channel
 
         answer = await self._do(purpose, Guess(purpose, challenge_id, self._keys, is_right, proving.actor))
-        self._metrics.guesses.labels(answer.verdict.value).inc()
         if answer.verdict is Verdict.KEY_UNKNOWN:
             raise key_unknown()
-        if answer.verdict in {Verdict.RIGHT, Verdict.WRONG}:
-            self._metrics.comparisons.labels(answer.verdict.value).inc()
         return answer.challenge if answer.verdict is Verdict.RIGHT else None
 
     async def seen_call(self, proving: Proving, challenge_id: str) -> Challenge | None:
@@ -124,10 +126,6 @@ class ValidationCodes:
             return None
         route = Route(Channel.MISSED_CALL, contact_of(proving.customer, Channel.MISSED_CALL))
         return live if live.is_for(purpose, route, self._keys, now_ms) else None
-
-    async def consume(self, connection: Connection, challenge: Challenge, actor: str) -> bool:
-        """Use a code, or a call, up in somebody's transaction; False where another call has, or where it ended."""
-        return await self._store.consume(connection, challenge, actor, self._clock())
 
     async def confirm(self, call: MissedCall, actor: str) -> str:
         """Let a missed call meet the caller's newest live challenge, once per call; answers its id, or nothing."""
@@ -144,10 +142,13 @@ class ValidationCodes:
 
     async def clean_up(self) -> int:
         """Delete what nobody needs any more, merchant by merchant; tells how much that was."""
-        now_ms, count = self._clock(), 0
-        for merchant_id in await self._store.old_merchants(now_ms):
-            while deleted := await self._store.clean_up(merchant_id, now_ms):
-                count += deleted
+        now_ms, count, before = self._clock(), 0, -1
+        # What others work on is left for the next time.
+        while count > before:
+            before = count
+            for merchant_id in await self._store.old_merchants(now_ms):
+                while deleted := await self._store.clean_up(merchant_id, now_ms):
+                    count += deleted
         return count
 
     async def drain(self) -> None:
@@ -158,15 +159,11 @@ class ValidationCodes:
 
     async def _issue(self, proving: Proving, channel: Channel | None) -> Issued:
         purpose, program, key_id = proving.purpose, proving.program, self._keys.signing_id
-        route = choose_route(
-            program,
-            proving.customer,
-            channel,
-            {each: sender.needs_destination for each, sender in self._senders.items()},
-            points=purpose.points,
-            pause_ms=self._pause_ms,
-            now_ms=self._clock(),
-        )
+        try:
+            route = self._route(proving, channel)
+        except PointbookError as error:
+            await self._do(purpose, Refuse(purpose, error.reason.value, proving.actor))
+            raise
         code = new_code(program.validation)
 
         def make(challenge_id: str, now_ms: int) -> Challenge:
@@ -174,10 +171,22 @@ class ValidationCodes:
                 proving, route, self._keys, key_id=key_id, challenge_id=challenge_id, code=code, now_ms=now_ms
             )
 
-        claim = await self._do(purpose, Issue(purpose, route, self._keys, make, proving.actor))
+        step = Issue(purpose, route, self._keys, make, self._rules.merchant_sends_max, proving.actor)
+        claim = await self._do(purpose, step)
         if claim.is_fresh:
             await self._deliver(proving, route, claim.challenge, code)
         return Issued(claim.challenge, route, sent=claim.is_fresh)
+
+    def _route(self, proving: Proving, channel: Channel | None) -> Route:
+        return choose_route(
+            proving.program,
+            proving.customer,
+            channel,
+            {each: sender.needs_destination for each, sender in self._senders.items()},
+            points=proving.purpose.points,
+            pause_ms=self._rules.pause_ms,
+            now_ms=self._clock(),
+        )
 
     async def _deliver(self, proving: Proving, route: Route, challenge: Challenge, code: str) -> None:
         """Send a message, and keep what became of it."""
@@ -220,7 +229,13 @@ class ValidationCodes:
         return answer
 
     async def _run(self, merchant_id: str, steps: Sequence[Step[Any]]) -> list[Any]:
-        return await self._store.run(merchant_id, steps, self._clock())
+        answers = await self._store.run(merchant_id, steps, self._clock())
+        # Here, since whoever guessed may not wait for an answer any more.
+        for verdict in (answer.verdict.value for answer in answers if isinstance(answer, Answer)):
+            self._metrics.guesses.labels(verdict).inc()
+            if verdict in {Verdict.RIGHT, Verdict.WRONG}:
+                self._metrics.comparisons.labels(verdict).inc()
+        return answers
 
     def _hear_out(self, issuing: asyncio.Task[Issued]) -> None:
         """Hear an error, which nobody else does where the caller has gone away."""

@@ -83,9 +83,10 @@ READ_LIVE = _statement(f"""
     SELECT {NAMES} FROM validation_challenges
     WHERE customer = :customer AND merchant_id = :merchant_id AND state = 'LIVE'
 """)
+# In the order of the customers: that of another call is in the way of each.
 INSERT_CHALLENGES = _statement(f"""
     INSERT INTO validation_challenges ({NAMES})
-    SELECT :merchant_id, {", ".join(COLUMNS)} FROM {_rows(COLUMNS)} ORDER BY challenge_id
+    SELECT :merchant_id, {", ".join(COLUMNS)} FROM {_rows(COLUMNS)} ORDER BY customer
     ON CONFLICT DO NOTHING
 """)
 # All of them are there, locked: what would be inserted is updated.
@@ -151,29 +152,30 @@ CONFIRM = _statement("""
 """)
 LIST_OLD_MERCHANTS = _statement("""
     SELECT DISTINCT merchant_id FROM (
-        (SELECT merchant_id FROM validation_challenges WHERE expires_at_ms <= :before_ms
+        (SELECT merchant_id FROM validation_challenges WHERE expires_at_ms <= :before_ms AND points > 0
             ORDER BY expires_at_ms LIMIT :limit)
-        UNION ALL (SELECT merchant_id FROM validation_tallies WHERE updated_at_ms <= :before_ms
+        UNION ALL (SELECT merchant_id FROM validation_tallies WHERE updated_at_ms <= :before_ms AND revision > 0
             ORDER BY updated_at_ms LIMIT :limit)
-        UNION ALL (SELECT merchant_id FROM missed_calls WHERE at_ms <= :before_ms ORDER BY at_ms LIMIT :limit)
+        UNION ALL (SELECT merchant_id FROM missed_calls WHERE at_ms <= :before_ms AND at_ms > 0
+            ORDER BY at_ms LIMIT :limit)
     ) AS old
 """)
 
 
-def _delete_old(table: str, key: str, time: str) -> Statement:
+def _delete_old(table: str, key: str, time: str, is_indexed: str) -> Statement:
     """Delete some old rows of a merchant that nobody works on."""
     return _statement(f"""
         DELETE FROM {table} WHERE merchant_id = :merchant_id AND {key} = ANY(ARRAY(
-            SELECT {key} FROM {table} WHERE {time} <= :before_ms AND merchant_id = :merchant_id
+            SELECT {key} FROM {table} WHERE {time} <= :before_ms AND merchant_id = :merchant_id AND {is_indexed}
             ORDER BY {time} LIMIT :limit FOR UPDATE SKIP LOCKED
         ))
     """)
 
 
 DELETE_OLD = {
-    "challenges": _delete_old("validation_challenges", "challenge_id", "expires_at_ms"),
-    "tallies": _delete_old("validation_tallies", "subject", "updated_at_ms"),
-    "missed_calls": _delete_old("missed_calls", "provider_call_id", "at_ms"),
+    "challenges": _delete_old("validation_challenges", "challenge_id", "expires_at_ms", "points > 0"),
+    "tallies": _delete_old("validation_tallies", "subject", "updated_at_ms", "revision > 0"),
+    "missed_calls": _delete_old("missed_calls", "provider_call_id", "at_ms", "at_ms > 0"),
 }
 
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple, Protocol, TypeVar
 
+from pointbook_server.errors import PointbookError
 from pointbook_server.programs.model import Channel
 from pointbook_server.validation_codes.limits import (
     MERCHANT_GRAIN_MS,
-    SENDS_OF_MERCHANT,
+    MERCHANT_WINDOW_MS,
     SENDS_TO_DESTINATION,
     WRONG_GUESSES_OF_CUSTOMER,
+    Limit,
     Tally,
 )
 from pointbook_server.validation_codes.model import (
@@ -138,12 +140,12 @@ class Sends(NamedTuple):
         digests = keys.destination_digests(merchant_id, destination) if destination else []
         return cls(tuple(f"sends {digest.hex()}" for digest in digests))
 
-    def check(self, board: Board) -> None:
+    def check(self, board: Board, merchant_max: int) -> None:
         """Raise SEND_LIMIT_REACHED where one more message would be too many."""
         counts = sorted(count for subject in self.subjects for count in board.tallies[subject].counts)
         for name, tally, limits in (
             ("destination", Tally(tuple(counts)), SENDS_TO_DESTINATION),
-            ("merchant", board.tallies[MERCHANT_SENDS], SENDS_OF_MERCHANT),
+            ("merchant", board.tallies[MERCHANT_SENDS], (Limit(merchant_max, MERCHANT_WINDOW_MS),)),
         ):
             wait_ms = tally.free_at_ms(limits, board.now_ms) - board.now_ms
             if wait_ms > 0:
@@ -153,12 +155,14 @@ class Sends(NamedTuple):
         """Count one more message."""
         for subject in self.subjects[:1]:
             board.count(subject, board.tallies[subject].after(board.now_ms))
-        tally = board.tallies[MERCHANT_SENDS].after(board.now_ms, grain_ms=MERCHANT_GRAIN_MS)
+        tally = board.tallies[MERCHANT_SENDS].after(
+            board.now_ms, window_ms=MERCHANT_WINDOW_MS, grain_ms=MERCHANT_GRAIN_MS
+        )
         board.count(MERCHANT_SENDS, tally)
 
     def take_back(self, board: Board, sent_at_ms: int) -> None:
         """Take one back that was never sent."""
-        for subject in self.subjects:
+        for subject in self.subjects[:1]:
             board.count(subject, board.tallies[subject].without(sent_at_ms))
         tally = board.tallies[MERCHANT_SENDS].without(sent_at_ms, grain_ms=MERCHANT_GRAIN_MS)
         board.count(MERCHANT_SENDS, tally)
@@ -177,13 +181,14 @@ class Issue:
 
     `make` makes one with a fresh code, of a challenge_id and now. The same purpose and route keeps its challenge
     through its life, the attempts included, and gets a fresh code after the cooldown; anything else replaces the live
-    challenge.
+    challenge. A merchant sends `merchant_max` messages in ten minutes at most.
     """
 
     purpose: Purpose
     route: Route
     keys: Keys
     make: Callable[[str, int], Challenge]
+    merchant_max: int
     actor: str
 
     @property
@@ -204,23 +209,32 @@ class Issue:
     def run(self, board: Board) -> Claim:
         """Claim the challenge. Raises DELIVERY_FAILED until the end of an uncertain cooldown, SEND_LIMIT_REACHED."""
         live = board.live.get(self.customer)
-        is_same = live is not None and live.is_for(self.purpose, self.route, self.keys, board.now_ms)
-        if live is not None and is_same and board.now_ms < live.may_resend_at_ms:
-            if live.is_uncertain(board.now_ms):
-                raise delivery_failed((live.may_resend_at_ms - board.now_ms) / 1_000)
-            return Claim(live, is_fresh=False)
-        if self.route.channel is not Channel.MISSED_CALL:
-            self.sends.check(board)
+        try:
+            claim, outcome = self._claim(board, live)
+        except PointbookError as error:
+            board.tell(Action.ISSUE, error.reason.value, self.purpose, self.actor, live)
+            raise
+        board.tell(Action.ISSUE, outcome, self.purpose, self.actor, claim.challenge)
+        return claim
+
+    def _claim(self, board: Board, live: Challenge | None) -> tuple[Claim, str]:
+        """Claim the challenge, and tell the audit what became of that."""
+        is_call = self.route.channel is Channel.MISSED_CALL
+        same = live if live and live.is_for(self.purpose, self.route, self.keys, board.now_ms) else None
+        if same is not None and board.now_ms < same.may_resend_at_ms:
+            if same.is_uncertain(board.now_ms):
+                raise delivery_failed((same.may_resend_at_ms - board.now_ms) / 1_000)
+            return Claim(same, is_fresh=False), "HELD"
+        if not is_call:
+            self.sends.check(board, self.merchant_max)
             self.sends.add(board)
-        if live is not None and is_same:
-            renewed = self.make(live.challenge_id, board.now_ms)
-            fresh = replace(renewed, attempts=live.attempts, unnamed_attempts=live.unnamed_attempts)
-            board.put(fresh)
-        else:
-            fresh = self.make(new_challenge_id(), board.now_ms)
+        fresh = self.make(new_challenge_id() if same is None else same.challenge_id, board.now_ms)
+        if same is None:
             board.open(fresh)
-        board.tell(Action.ISSUE, "OPENED", self.purpose, self.actor, fresh)
-        return Claim(fresh, is_fresh=self.route.channel is not Channel.MISSED_CALL)
+            return Claim(fresh, is_fresh=not is_call), "OPENED"
+        fresh = replace(fresh, attempts=same.attempts, unnamed_attempts=same.unnamed_attempts)
+        board.put(fresh)
+        return Claim(fresh, is_fresh=not is_call), "RENEWED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +266,29 @@ class Deliver:
         if has_failed:
             self.sends.take_back(board, self.challenge.sent_at_ms)
         board.tell(Action.DELIVER, self.delivery.value, self.challenge.purpose, self.actor, self.challenge)
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Tell the audit that no code was issued, and why: there is nowhere to send it to now."""
+
+    purpose: Purpose
+    outcome: str
+    actor: str
+
+    @property
+    def customer(self) -> str:
+        """Whose live challenge to lock."""
+        return self.purpose.customer
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Which counts to lock: none."""
+        return ()
+
+    def run(self, board: Board) -> None:
+        """Tell it."""
+        board.tell(Action.ISSUE, self.outcome, self.purpose, self.actor, None)
 
 
 class Answer(NamedTuple):

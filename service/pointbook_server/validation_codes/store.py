@@ -42,6 +42,10 @@ class ValidationCodesStore:
             row = await connection.fetch_one(sql.READ_LIVE, {"merchant_id": merchant_id, "customer": customer})
         return None if row is None else sql.read_challenge(row)
 
+    async def lock(self, connection: Connection, merchant_id: str, customers: Iterable[str]) -> None:
+        """Lock customers' live challenges in somebody's transaction, in the order that everybody keeps to."""
+        await connection.fetch(sql.LOCK_LIVE, {"merchant_id": merchant_id, "customers": sorted(customers)})
+
     async def consume(self, connection: Connection, challenge: Challenge, actor: str, now_ms: int) -> bool:
         """Use a live challenge up in somebody's transaction; False where it is not live any more, or was renewed."""
         merchant_id = challenge.purpose.merchant_id

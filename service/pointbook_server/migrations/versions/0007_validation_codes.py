@@ -63,7 +63,10 @@ STATEMENTS = (
     CREATE INDEX ix_validation_challenges_called ON validation_challenges (destination_digest, merchant_id)
     WHERE state = 'LIVE' AND channel = 'MISSED_CALL'
     """,
-    "CREATE INDEX ix_validation_challenges_expires ON validation_challenges (expires_at_ms, merchant_id)",
+    """
+    CREATE INDEX ix_validation_challenges_expires ON validation_challenges (expires_at_ms, merchant_id)
+    WHERE points > 0
+    """,
     """
     CREATE TABLE validation_tallies (
         subject text NOT NULL,
@@ -75,7 +78,7 @@ STATEMENTS = (
     )
     """,
     "COMMENT ON COLUMN validation_tallies.counts IS '[at_ms, count], the oldest first.'",
-    "CREATE INDEX ix_validation_tallies_updated ON validation_tallies (updated_at_ms, merchant_id)",
+    "CREATE INDEX ix_validation_tallies_updated ON validation_tallies (updated_at_ms, merchant_id) WHERE revision > 0",
     """
     CREATE TABLE missed_calls (
         provider_call_id text NOT NULL,
@@ -86,7 +89,7 @@ STATEMENTS = (
     )
     """,
     "COMMENT ON COLUMN missed_calls.challenge_id IS 'Empty where it met none.'",
-    "CREATE INDEX ix_missed_calls_at ON missed_calls (at_ms, merchant_id)",
+    "CREATE INDEX ix_missed_calls_at ON missed_calls (at_ms, merchant_id) WHERE at_ms > 0",
     """
     CREATE TABLE validation_audit (
         audit_id text NOT NULL,

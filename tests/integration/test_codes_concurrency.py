@@ -1,0 +1,153 @@
+"""Two servers work on the codes of the same customers at once: nobody waits for somebody who waits for them."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterable
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from harness import NOW_MS, Service, Shop, refused
+from integration.codes import CODES, WRONG, is_right, issue, issued
+from integration.points import superuser
+from integration.provider_servers import loop_delays
+from integration.redeeming import customer_of, earn
+from pointbook.v1 import identity_pb2
+from pointbook_server.database import Database
+from pointbook_server.delivery.sender import Message
+from pointbook_server.programs.model import Channel, Program
+from pointbook_server.validation_codes import service as codes_module
+from pointbook_server.validation_codes import store as store_module
+from pointbook_server.validation_codes.model import (
+    Challenge,
+    Keys,
+    Proving,
+    Purpose,
+    Route,
+    new_challenge,
+)
+from pointbook_server.validation_codes.steps import Issue
+from pointbook_server.validation_codes.store import ValidationCodesStore
+
+BUYERS = [f"buyer-{number:02}" for number in range(20)]
+KEYS = {"k1": b"k" * 32}
+
+
+@pytest.fixture
+async def shop(service: Service, shop: Shop) -> Shop:
+    """A shop with many customers, each with 500 points and a number."""
+    await service.client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODES)
+    for number, buyer_id in enumerate(BUYERS):
+        await earn(service.client, shop, 500, buyer_id)
+        buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)]
+        mobile = f"+861381234{number:04}"
+        await service.client.put_customer(shop.merchant_id, buyer_id, mobile=mobile, buyers=buyers)
+    return shop
+
+
+async def deadlocks(service: Service) -> int:
+    """Tell how often the database had to break one off."""
+    async with superuser(service) as connection:
+        await connection.execute("SELECT pg_stat_clear_snapshot()")
+        await asyncio.sleep(0.2)
+        return int(
+            await connection.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+        )
+
+
+def opening(shop: Shop, customer: str) -> Issue:
+    """Open a challenge for a missed call of a customer."""
+    purpose, route, keys = Purpose(shop.merchant_id, customer, 1, 100), Route(Channel.MISSED_CALL, "+1"), Keys(KEYS)
+    proving = Proving(purpose, Program(shop.merchant_id, 1, (shop.store_id,)), None, "actor")
+
+    def make(challenge_id: str, now_ms: int) -> Challenge:
+        return new_challenge(proving, route, keys, key_id="k1", challenge_id=challenge_id, code="", now_ms=now_ms)
+
+    return Issue(purpose, route, keys, make, merchant_max=1_000, actor="actor")
+
+
+async def at_once(calls: Iterable[Any]) -> list[Any]:
+    """Make calls at once, and wait for all of them."""
+    async with asyncio.timeout(20):
+        return await asyncio.gather(*calls)
+
+
+async def test_challenges_of_the_same_customers_are_opened(
+    service: Service, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one order, since each may be in the way of the other's."""
+    databases = [Database(service.database_url, pool_size=1) for _ in range(2)]
+    before, write = await deadlocks(service), store_module._write
+    both, arrived = asyncio.Barrier(2), list[int]()
+
+    async def at_one_moment(*arguments: Any) -> None:
+        arrived.append(1)
+        if len(arrived) <= 2:
+            await both.wait()
+        await write(*arguments)
+
+    monkeypatch.setattr(store_module, "_write", at_one_moment)
+    for number in range(5):
+        arrived.clear()
+        names = [f"customer {number} {index:03}" for index in range(100)]
+        answers = await at_once(
+            ValidationCodesStore(database).run(shop.merchant_id, [opening(shop, name) for name in names], NOW_MS)
+            for database in databases
+        )
+        assert not [answer for answer in itertools.chain(*answers) if isinstance(answer, Exception)]
+    await at_once(database.dispose() for database in databases)
+
+    assert await deadlocks(service) == before
+
+
+async def test_a_caller_who_leaves_is_counted(service: Service, shop: Shop) -> None:
+    """By the metrics too, or nobody would see somebody guess who never waits for an answer."""
+    challenge_id, _ = await issued(service, shop, customer=customer_of(shop, BUYERS[0]))
+    compared = service.server.metrics.comparisons.labels("WRONG")._value
+    before, run, is_done = compared.get(), ValidationCodesStore.run, asyncio.Event()
+
+    async def slowly(self: ValidationCodesStore, *arguments: Any) -> Any:
+        answers = await run(self, *arguments)
+        is_done.set()
+        await asyncio.sleep(0.3)
+        return answers
+
+    with patch.object(ValidationCodesStore, "run", slowly):
+        guess = is_right(service.client, shop, WRONG, challenge_id=challenge_id, customer=customer_of(shop, BUYERS[0]))
+        leaving = asyncio.ensure_future(guess)
+        await is_done.wait()
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        await asyncio.sleep(0.5)
+
+    assert compared.get() == before + 1
+
+
+async def test_senders_that_hang_keep_nobody_waiting(
+    service: Service, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the loop nor the connections: others are answered as ever while twenty messages hang."""
+
+    async def hang(_message: Message) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(codes_module, "DELIVERY_TIMEOUT_SECONDS", 1.5)
+    monkeypatch.setattr(service.outbox, "send", hang)
+    hanging = [
+        asyncio.ensure_future(refused(issue(service.client, shop, customer=customer_of(shop, name)))) for name in BUYERS
+    ]
+    await asyncio.sleep(0.5)
+    seconds = []
+    async with loop_delays() as delay:
+        assert service.server._database.connections_in_use == 0
+        for _ in range(50):
+            began = time.monotonic()
+            assert not await is_right(service.client, shop, WRONG, customer=customer_of(shop, BUYERS[0]))
+            seconds.append(time.monotonic() - began)
+            await asyncio.sleep(0.005)
+        assert not any(each.done() for each in hanging)
+        assert delay() < 0.05
+    assert sorted(seconds)[-2] < 0.25
+    assert {found.reason for found in await at_once(hanging)} == {"DELIVERY_FAILED"}

@@ -1,0 +1,56 @@
+"""The database goes away in the middle of guesses: what was answered was counted before."""
+
+import asyncio
+import random
+
+import grpc
+
+from database_proxy import proxied
+from harness import Client, Service, Shop, refusal, server_settings
+from integration.codes import CODES, WRONG, issued
+from integration.points import superuser
+from integration.redeeming import customer_of, earn, question
+from pointbook_server.programs.model import Channel
+from pointbook_server.server import Server
+
+ROUNDS = 20
+GUESSES = 8
+
+
+async def test_no_answer_without_its_count(service: Service, shop: Shop, admin_token: str) -> None:
+    """The connection is cut at any moment of the guesses; callers see wrong codes, UNAVAILABLE, or a new beginning."""
+    rng = random.Random(11)  # noqa: S311 - any moment will do
+    await service.client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODES)
+    answered = counted = 0
+    async with proxied(service.database_url) as proxy:
+        server = Server(server_settings(), proxy.url, senders={Channel.SMS: service.outbox}, clock=service.clock)
+        await server.start()
+        client = Client(server.port, admin_token)
+        for number in range(ROUNDS):
+            buyer_id = f"buyer-{number}"
+            await earn(service.client, shop, 500, buyer_id)
+            challenge_id, _ = await issued(service, shop, customer=customer_of(shop, buyer_id))
+            # Its connections are there again.
+            await client.redemption.ValidateRedemption(question(shop, 100, customer=customer_of(shop, buyer_id)))
+            proof = {"validation_code": WRONG, "challenge_id": challenge_id}
+            request = question(shop, 100, customer=customer_of(shop, buyer_id), **proof)
+            guesses = [
+                asyncio.ensure_future(client.redemption.ValidateRedemption(request, timeout=10)) for _ in range(GUESSES)
+            ]
+            await asyncio.sleep(rng.uniform(0, 0.04) if number else 1.0)
+            await proxy.cut()
+            answers = await asyncio.gather(*guesses, return_exceptions=True)
+            await proxy.mend()
+            errors = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+            assert {refusal(error).reason for error in errors} <= {"DATABASE_UNAVAILABLE"}
+            async with superuser(service) as connection:
+                query = "SELECT attempts FROM validation_challenges WHERE challenge_id = $1"
+                attempts = await connection.fetchval(query, challenge_id)
+            wrong = len(answers) - len(errors)
+            assert attempts >= min(wrong, 5)
+            answered, counted = answered + wrong, counted + attempts
+        await client.close()
+        await server.stop()
+
+    assert 0 < answered < ROUNDS * GUESSES
+    assert counted > 0

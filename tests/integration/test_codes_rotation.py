@@ -1,0 +1,102 @@
+"""Keys are rotated as the README says, on servers that follow one after the other: nobody notices."""
+
+import base64
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from harness import CODE_KEY, NOW_MS, Client, Service, Shop, at, refused, server_settings, unique
+from integration.codes import CODES, WRONG, is_right, issue
+from integration.redeeming import earn, order, question, redeem
+from pointbook.v1 import identity_pb2, redemption_pb2
+from pointbook_server.programs.model import Channel
+from pointbook_server.server import Server
+
+NEW_KEY = base64.b64encode(b"n" * 32).decode()
+OLD, NEW = {"k1": CODE_KEY}, {"k2": NEW_KEY}
+STEPS = [(OLD, OLD | NEW), (OLD | NEW, NEW | OLD), (NEW | OLD, NEW | OLD)]
+"""First the new key is put last in all servers, then first."""
+MOBILE, CALLED = "+8613812345678", "+8675512345678"
+MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
+
+
+@pytest.fixture
+async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
+    """A shop whose program validates by codes and by missed calls, with a customer who has 500 points and a number."""
+    channels = [redemption_pb2.VALIDATION_TYPE_SMS, MISSED_CALL]
+    validation = {**CODES, "channels": channels, "missed_call_number": CALLED}
+    await service.client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=validation)
+    await earn(service.client, shop, 500)
+    buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")]
+    await service.client.put_customer(shop.merchant_id, "c-1", mobile=MOBILE, buyers=buyers)
+    yield shop
+    service.clock.now_ms = NOW_MS
+
+
+@asynccontextmanager
+async def servers(service: Service, token: str, *all_keys: dict[str, str]) -> AsyncIterator[list[Client]]:
+    """Run servers on the same database, each with keys of its own."""
+    async with AsyncExitStack() as stack:
+        clients = []
+        for keys in all_keys:
+            senders = {Channel.SMS: service.outbox}
+            settings = server_settings(code_keys=keys)
+            server = Server(settings, service.database_url, senders=senders, clock=service.clock)
+            await server.start()
+            stack.push_async_callback(server.stop)
+            client = Client(server.port, token)
+            stack.push_async_callback(client.close)
+            clients.append(client)
+        yield clients
+
+
+@pytest.mark.parametrize("both", STEPS, ids=["new last", "new first", "new first in all"])
+@pytest.mark.parametrize("turn", [1, -1], ids=["forth", "back"])
+async def test_servers_with_and_without_the_new_key(
+    service: Service, shop: Shop, admin_token: str, both: tuple[dict[str, str], ...], turn: int
+) -> None:
+    """What one of them issues, counts and confirms holds for the other, whichever is first."""
+    async with servers(service, admin_token, *both[::turn]) as (one, other):
+        # A code, its attempts and its cooldown.
+        challenge = await issue(one, shop)
+        code = service.outbox.messages[-1].text
+        proof = {"challenge_id": challenge.challenge_id}
+        assert not (await issue(other, shop)).sent
+        for _ in range(4):
+            assert not await is_right(other, shop, WRONG, **proof)
+        assert await is_right(other, shop, code, **proof)
+        service.clock.move(60)
+        assert (await issue(other, shop)).challenge_id == challenge.challenge_id
+        assert not await is_right(one, shop, code, **proof)
+        assert not await is_right(one, shop, service.outbox.messages[-1].text, **proof)
+
+        # The third message to the number, and the one that is too many.
+        assert (await issue(one, shop, 110)).sent
+        for client in (one, other):
+            found = await refused(issue(client, shop, 120))
+            assert (found.reason, found.metadata["limit"]) == ("SEND_LIMIT_REACHED", "destination")
+            assert found.retry_seconds == 540
+
+        # A missed call.
+        opened = await issue(one, shop, validation_type=MISSED_CALL)
+        call = redemption_pb2.ConfirmMissedCallRequest(
+            merchant_id=shop.merchant_id,
+            caller_number=MOBILE,
+            called_number=CALLED,
+            provider_call_id=unique("call"),
+            call_time=at(service.clock.now_ms),
+        )
+        assert (await other.redemption.ConfirmMissedCall(call)).challenge_id == opened.challenge_id
+        assert (await redeem(one, order(shop, 100, challenge_id=opened.challenge_id))).points == 100
+
+
+async def test_the_old_key_goes(service: Service, shop: Shop, admin_token: str) -> None:
+    """When no code is signed with it any more: those of the new one are as good as ever."""
+    async with servers(service, admin_token, NEW | OLD, NEW) as (one, other):
+        await issue(one, shop)
+        code = service.outbox.messages[-1].text
+        answer = await other.redemption.ValidateRedemption(question(shop, 100, validation_code=code))
+
+        assert answer.redeemable
+        assert not (await issue(other, shop)).sent
