@@ -13,6 +13,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
 
 from pointbook.v1 import (
+    benefits_pb2_grpc,
     customers_pb2,
     customers_pb2_grpc,
     points_pb2,
@@ -86,10 +87,11 @@ class Outbox:
 
 
 class Client:
-    """Stubs of all services that work, over one channel."""
+    """Stubs of all services, over one channel."""
 
     def __init__(self, port: int, token: str = "") -> None:
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", interceptors=[_Bearer(token)] if token else [])
+        self.benefits = benefits_pb2_grpc.BenefitsServiceStub(self.channel)
         self.points = points_pb2_grpc.PointsServiceStub(self.channel)
         self.programs = programs_pb2_grpc.ProgramsServiceStub(self.channel)
         self.customers = customers_pb2_grpc.CustomersServiceStub(self.channel)

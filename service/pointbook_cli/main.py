@@ -20,6 +20,8 @@ from pydantic_settings import BaseSettings
 EXIT_USAGE = 2
 TOKEN_DAYS_MAX = 36_500
 TOKEN_NAME = re.compile(r"[!-~]{1,64}")
+BENEFITS_LEVEL = re.compile(r"[!-~]{1,58}")
+"""With `:` and a number up to 1,000 behind it, it is the id of a benefit."""
 GARBAGE_THRESHOLD = 20_000
 """How many more objects than before there must be until a service looks for garbage."""
 DAY_MS = 24 * 60 * 60 * 1_000
@@ -33,9 +35,11 @@ app = typer.Typer(
 token_app = typer.Typer(help="Make, list and revoke the bearer tokens of callers.", no_args_is_help=True)
 webhook_app = typer.Typer(help="Try a shim.", no_args_is_help=True)
 quarantine_app = typer.Typer(help="Deal with the webhooks that could not be applied.", no_args_is_help=True)
+benefits_app = typer.Typer(help="Bring a merchant's benefits over from SHOPLINE.", no_args_is_help=True)
 app.add_typer(token_app, name="token")
 app.add_typer(webhook_app, name="webhook")
 app.add_typer(quarantine_app, name="quarantine")
+app.add_typer(benefits_app, name="benefits")
 
 ServerOption = Annotated[str, typer.Option("--server", help="The gRPC server; POINTBOOK_GRPC_ADDRESS by default.")]
 MerchantOption = Annotated[
@@ -458,6 +462,31 @@ def open_quarantine(server: str, merchant: str) -> AbstractContextManager[Any]:
     from shopline_shim.settings import ShimSettings
 
     return opened(load_settings(ShimSettings, **({"grpc_address": server} if server else {})), merchant)
+
+
+@benefits_app.command("import")
+def import_benefits(
+    file: Annotated[Path, typer.Argument(help="What SHOPLINE's GraphQL answered for the level; - is standard input.")],
+    merchant: Annotated[str, typer.Option(help="Whose benefits they are.")],
+    level: Annotated[str, typer.Option(help="The membership level that SHOPLINE was asked for.")],
+    membership_type: Annotated[
+        str, typer.Option(help="LEVEL, PAID, BASIC or DUAL, which SHOPLINE does not tell; left out, it stays as it is.")
+    ] = "",
+    prune: Annotated[bool, typer.Option("--prune", help="Delete what only an earlier file had.")] = False,
+    server: ServerOption = "",
+) -> None:
+    """Put SHOPLINE's benefits of one level, and tell what is different. Imported again, the file changes nothing."""
+    from pointbook_cli.benefits import Plan, run_import
+    from pointbook_server.benefits.model import LEVEL_PREFIX, MembershipType
+    from shopline_shim.settings import ShimSettings
+
+    level_code = level.removeprefix(LEVEL_PREFIX)
+    if not BENEFITS_LEVEL.fullmatch(level_code):
+        fail("--level must be 1 to 58 visible ASCII characters without spaces")
+    if membership_type and membership_type not in set(MembershipType):
+        fail(f"--membership-type must be one of {', '.join(MembershipType)}")
+    settings = load_settings(ShimSettings, **({"grpc_address": server} if server else {}))
+    sys.exit(run_import(settings, Plan(file, merchant, level_code, membership_type, prune)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """The errors that every layer may raise: a reason for machines, a sentence for people."""
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+FIRST_REVISIONS = 10**15
+"""Among how many revisions the first one is chosen of what can be deleted and created again."""
 
 
 class Reason(StrEnum):
@@ -14,7 +18,6 @@ class Reason(StrEnum):
     TOKEN_EXPIRED = "TOKEN_EXPIRED"  # noqa: S105 - the name of a reason
     SCOPE_MISSING = "SCOPE_MISSING"
     MERCHANT_FORBIDDEN = "MERCHANT_FORBIDDEN"
-    NOT_IMPLEMENTED = "NOT_IMPLEMENTED"
     STORE_NOT_FOUND = "STORE_NOT_FOUND"
     PROGRAM_NOT_FOUND = "PROGRAM_NOT_FOUND"
     CUSTOMER_NOT_FOUND = "CUSTOMER_NOT_FOUND"
@@ -65,6 +68,7 @@ class Reason(StrEnum):
     NOT_A_GROUP_MEMBER = "NOT_A_GROUP_MEMBER"
     CROSS_PROGRAM_MISCONFIGURED = "CROSS_PROGRAM_MISCONFIGURED"
     REDEMPTION_NOT_FOUND = "REDEMPTION_NOT_FOUND"
+    BENEFIT_NOT_FOUND = "BENEFIT_NOT_FOUND"
     REFERENCE_REUSED = "REFERENCE_REUSED"
     ALREADY_REVERSED = "ALREADY_REVERSED"
     REDEMPTION_SETTLED = "REDEMPTION_SETTLED"
@@ -121,8 +125,6 @@ def next_revision(revision: int, expected: int | None) -> int:
     return revision + 1
 
 
-def not_implemented(feature: str) -> PointbookError:
-    """Tell that this release does not have a method, or a feature that a field asks for."""
-    return PointbookError(
-        Reason.NOT_IMPLEMENTED, f"This release does not have {feature} yet.", metadata={"feature": feature}
-    )
+def first_revision() -> int:
+    """Begin anywhere, so that an etag of what was deleted is none of what takes its id."""
+    return 1 + secrets.randbelow(FIRST_REVISIONS)

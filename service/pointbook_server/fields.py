@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -20,6 +21,10 @@ TIME_MS_MIN = -62_135_596_800_000
 TIME_MS_MAX = 253_402_300_799_999
 NANOS_PER_MS = 1_000_000
 NANOS_PER_SECOND = 1_000_000_000
+MACHINE_TIME_ZONES = {"localtime", "Factory", "posixrules"}
+"""Files beside the time zones that mean another zone on every machine."""
+MACHINE_FOLDERS = ("posix/", "right/")
+"""Folders of them that many machines lack; some zones in there count leap seconds."""
 _VISIBLE_ASCII = re.compile(r"[!-~]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """What no text for people has: every line break that there is, too, since a text may end up in a header."""
@@ -142,6 +147,17 @@ class Fields:
                 f"must be {to_timestamp(low).ToJsonString()} to {to_timestamp(high).ToJsonString()}",
             )
         return time_ms
+
+    def time_zone(self, field: str, name: str) -> str:
+        """Read an optional name of a time zone that means the same on every machine."""
+        try:
+            is_machines = name in MACHINE_TIME_ZONES or name.startswith(MACHINE_FOLDERS)
+            known = not is_machines and (not name or bool(ZoneInfo(name)))
+        except (ValueError, OSError, KeyError):
+            known = False
+        if not known:
+            self.wrong(field, "must be an IANA time zone such as Asia/Shanghai")
+        return name
 
     def page_size(self, field: str, value: int) -> int:
         """Read a page size, where 0 is the default."""

@@ -27,6 +27,8 @@ from pointbook_server.access.book import TokenBook
 from pointbook_server.access.store import AccessStore
 from pointbook_server.auth import AuthInterceptor
 from pointbook_server.batching import Line
+from pointbook_server.benefits.servicer import BenefitsServicer
+from pointbook_server.benefits.store import BenefitsStore
 from pointbook_server.clock import Clock, system_clock
 from pointbook_server.customers.book import CustomersBook
 from pointbook_server.customers.groups import UserGroupsStore
@@ -189,8 +191,8 @@ class Server:
         quarantine = self._quarantine()
         customers = self._customers_servicer(quarantine, challenges, clock, development=development)
         customers_pb2_grpc.add_CustomersServiceServicer_to_server(customers, server)
-        # These are in the contract and answer UNIMPLEMENTED, as the README says.
-        benefits_pb2_grpc.add_BenefitsServiceServicer_to_server(benefits_pb2_grpc.BenefitsServiceServicer(), server)
+        benefits = BenefitsServicer(BenefitsStore(self._database, programs), clock)
+        benefits_pb2_grpc.add_BenefitsServiceServicer_to_server(benefits, server)
         replay_ms = int((self._settings.call_deadline_seconds + ABANDONED_SECONDS_MAX) * 1_000)
         webhooks = WebhooksServicer(quarantine, points, customers, clock, replay_ms=replay_ms)
         webhooks_pb2_grpc.add_WebhooksServiceServicer_to_server(webhooks, server)

@@ -15,7 +15,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, Re
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
-from pointbook_server.errors import PointbookError, Reason, not_implemented
+from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.fields import parse
 from pointbook_server.logs import current_call
 
@@ -40,13 +40,13 @@ CODES = {
     Reason.TOKEN_EXPIRED: grpc.StatusCode.UNAUTHENTICATED,
     Reason.SCOPE_MISSING: grpc.StatusCode.PERMISSION_DENIED,
     Reason.MERCHANT_FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
-    Reason.NOT_IMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
     Reason.STORE_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.PROGRAM_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.CUSTOMER_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.GROUP_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.ENTRY_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.WEBHOOK_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.BENEFIT_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.REDEMPTION_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.REFERENCE_REUSED: grpc.StatusCode.ALREADY_EXISTS,
     Reason.EVENT_ID_REUSED: grpc.StatusCode.ALREADY_EXISTS,
@@ -75,6 +75,7 @@ RESOURCES = {
     Reason.PROGRAM_NOT_FOUND: ("pointbook.v1.Program", "program_id"),
     Reason.GROUP_NOT_FOUND: ("pointbook.v1.UserGroup", "group_id"),
     Reason.ENTRY_NOT_FOUND: ("pointbook.v1.PointsEntry", "event_id"),
+    Reason.BENEFIT_NOT_FOUND: ("pointbook.v1.Benefit", "benefit_id"),
     Reason.REDEMPTION_NOT_FOUND: ("pointbook.v1.Redemption", "redemption_id"),
     Reason.WEBHOOK_NOT_FOUND: ("pointbook.v1.QuarantinedWebhook", "quarantine_id"),
 }
@@ -187,9 +188,6 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
                 raise
             except PointbookError as error:
                 await _abort(context, error, request_id)
-            except NotImplementedError:
-                # The generated base class answers so for what no servicer of ours overrides.
-                await _abort(context, not_implemented("this method"), request_id)
             except asyncio.CancelledError:
                 if task.cancelling():
                     raise

@@ -222,6 +222,26 @@ programs = Table(
     CheckConstraint("local_currency_rate > 0", name="ck_programs_local_currency_rate"),
 )
 
+benefits = Table(
+    "benefits",
+    metadata,
+    # Enums are SHOPLINE's names, also those that are not listed; empty where they are absent.
+    Column("benefit_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("store_ids", ARRAY(Text), nullable=False, comment="Empty means all."),
+    Column("level_code", Text, nullable=False),
+    Column("membership_type", Text, nullable=False),
+    Column("reward_scene", Text, nullable=False),
+    Column("reward_type", Text, nullable=False),
+    Column("benefits_status", Text, nullable=False),
+    Column("details", JSONB, nullable=False, comment="The other fields of BenefitsInfo that are present."),
+    Column("irrelevant_values", JSONB, nullable=False, comment="What no rule of BenefitsInfo lets be relevant."),
+    Column("revision", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("benefit_id", "merchant_id", name="pk_benefits"),
+    Index("ix_benefits_merchant", "merchant_id", "benefit_id"),
+)
+
 customers = Table(
     "customers",
     metadata,

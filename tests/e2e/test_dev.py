@@ -36,7 +36,7 @@ from e2e.processes import (
 )
 from embedded_database import Cluster
 from harness import Client
-from pointbook.v1 import benefits_pb2, programs_pb2, webhooks_pb2
+from pointbook.v1 import programs_pb2, webhooks_pb2
 
 MERCHANT_ID = "2000001234"
 STORE_ID = "1718263946864"
@@ -491,15 +491,6 @@ async def test_another_database_takes_the_place_of_the_embedded_one(cluster: Clu
         again = await read_welcome(process, data_dir, time.monotonic())
         assert await again.balance() == 20
         await process.stop(signal.SIGINT)
-
-
-async def test_benefits_tell_that_they_come_later(dev: Dev) -> None:
-    """Methods of the contract that this release does not have are found by reflection and answer UNIMPLEMENTED."""
-    finished = await dev.buf_curl("-d", "{}", "/pointbook.v1.BenefitsService/GetBenefit")
-
-    assert finished.exit_code != 0
-    assert json.loads(finished.err)["code"] == "unimplemented"
-    assert benefits_pb2.DESCRIPTOR.services_by_name["BenefitsService"].methods_by_name["GetBenefit"]
 
 
 async def test_a_folder_that_was_there_keeps_its_mode(tmp_path: Path) -> None:

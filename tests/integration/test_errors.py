@@ -33,7 +33,7 @@ from harness import (
     unique,
 )
 from json_logs import json_logs
-from pointbook.v1 import identity_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
+from pointbook.v1 import benefits_pb2, identity_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
 from pointbook_server import database as database_module
 from pointbook_server import server as server_module
 from pointbook_server import status as status_module
@@ -147,6 +147,23 @@ def right_requests(shop: Shop, quarantine_id: str = "") -> dict[str, Any]:
         settlement_window=Duration(seconds=60),
         validation=programs_pb2.ValidationSettings(message_templates={"en": "$code"}, code_life=Duration(seconds=60)),
     )
+    benefit = benefits_pb2.Benefit(
+        merchant_id=shop.merchant_id,
+        benefit_id="gold:1",
+        store_ids=[shop.store_id],
+        membership_type=benefits_pb2.MEMBERSHIP_TYPE_LEVEL,
+        birth_benefits_release_type=benefits_pb2.BIRTH_BENEFITS_RELEASE_TYPE_FIXED_BEFORE,
+        days_before=3,
+        reward_type=benefits_pb2.REWARD_TYPE_PERCENTAGE_DISCOUNT,
+        benefits_details="10",
+        unrecognized_values={"products_applicable_type": "ALL"},
+    )
+    benefit.irrelevant_values.update({"benefits_name": "Gold"})
+    named = {"merchant_id": shop.merchant_id, "benefit_id": "gold:1"}
+    member = benefits_pb2.BenefitMember(birthday="02-29", joined_time=at(NOW_MS), membership_end_time=at(NOW_MS + 1))
+    cart = benefits_pb2.BenefitCart(
+        products=[benefits_pb2.BenefitCartProduct(product_id="p", category_ids=["c"], quantity=1)], amount="1", points=1
+    )
     update = shop.update(points_expiry_time=at(NOW_MS), webhook=points_pb2.WebhookMetadata(webhook_id="w"))
     return {
         "PointsService/ApplyPointsUpdate": points_pb2.ApplyPointsUpdateRequest(update=update),
@@ -166,6 +183,16 @@ def right_requests(shop: Shop, quarantine_id: str = "") -> dict[str, Any]:
         "ProgramsService/PutProgram": programs_pb2.PutProgramRequest(program=program),
         "ProgramsService/GetProgram": programs_pb2.GetProgramRequest(merchant_id=shop.merchant_id, program_id=1),
         "ProgramsService/ListPrograms": programs_pb2.ListProgramsRequest(merchant_id=shop.merchant_id),
+        "BenefitsService/PutBenefit": benefits_pb2.PutBenefitRequest(benefit=benefit),
+        "BenefitsService/GetBenefit": benefits_pb2.GetBenefitRequest(**named),
+        "BenefitsService/ListBenefits": benefits_pb2.ListBenefitsRequest(**store),
+        "BenefitsService/PreviewBenefitSchedule": benefits_pb2.PreviewBenefitScheduleRequest(
+            **named, member=member, start_time=at(NOW_MS), issue_count=3
+        ),
+        "BenefitsService/ListApplicableBenefits": benefits_pb2.ListApplicableBenefitsRequest(
+            **store, cart=cart, uses={"gold:1": 1}
+        ),
+        "BenefitsService/DeleteBenefit": benefits_pb2.DeleteBenefitRequest(**named),
         "WebhooksService/QuarantineWebhook": webhooks_pb2.QuarantineWebhookRequest(
             **quarantine,
             topic="app_memberSystem_points/challenged",
@@ -206,7 +233,8 @@ def spoil(chance: random.Random, message: Any) -> None:
     field = chance.choice(message.DESCRIPTOR.fields)
     target = getattr(message, field.name)
     if hasattr(target, "items"):
-        target[chance.choice(NASTY_TEXTS)] = chance.choice(NASTY_TEXTS)
+        value = field.message_type.fields_by_name.get("value")
+        target[chance.choice(NASTY_TEXTS)] = chance.choice(NASTY_TEXTS) if value is None else nasty_value(chance, value)
     elif hasattr(target, "add"):
         target.add()
     elif hasattr(target, "extend"):
@@ -225,6 +253,7 @@ async def test_no_request_is_a_fault_of_ours(client: Client, shop: Shop, method:
     """Whatever a caller sends is answered, or refused as the caller's fault, and never INTERNAL."""
     await client.put_program(shop.merchant_id, shop.store_id)
     await client.apply(shop.update())
+    await client.benefits.PutBenefit(right_requests(shop)["BenefitsService/PutBenefit"])
     kept = await client.webhooks.QuarantineWebhook(right_requests(shop)["WebhooksService/QuarantineWebhook"])
     chance = random.Random(method)  # noqa: S311 - the same requests in every run
     requests = [right_requests(shop, kept.quarantine_id)[method] for _ in range(300)]
@@ -251,14 +280,6 @@ async def test_an_error_has_one_error_info(client: Client, shop: Shop) -> None:
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "STORE_NOT_FOUND")
     assert found.metadata == {"store_id": "nowhere"}
     assert found.retry_seconds is None
-
-
-async def test_a_method_of_a_later_release(client: Client) -> None:
-    """It is in the contract, and says that it is not there yet."""
-    found = await refused(bearer_call(client, "BenefitsService/GetBenefit", b""))
-
-    assert (found.code, found.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
-    assert found.metadata == {"feature": "this method"}
 
 
 async def test_a_request_id_comes_back(client: Client, shop: Shop) -> None:

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 import pointbook_server.access.store
+import pointbook_server.benefits.store
 import pointbook_server.customers.statements
 import pointbook_server.ledger.statements
 import pointbook_server.programs.store
@@ -22,6 +23,7 @@ from pointbook_server.validation_codes import statements as codes
 
 MODULES = (
     pointbook_server.access.store,
+    pointbook_server.benefits.store,
     pointbook_server.customers.statements,
     pointbook_server.ledger.statements,
     pointbook_server.programs.store,

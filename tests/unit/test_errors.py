@@ -10,7 +10,7 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
 from pointbook.v1 import errors_pb2
-from pointbook_server.errors import FieldViolation, PointbookError, Reason, not_implemented, store_not_found
+from pointbook_server.errors import FieldViolation, PointbookError, Reason, store_not_found
 from pointbook_server.redemption.model import STATUS_CODES, finding, in_order, refusal
 from pointbook_server.status import code_of, to_status
 
@@ -22,10 +22,10 @@ CODES_OF_CALLS = {
     StatusCode.INVALID_ARGUMENT: {Reason.INVALID_FIELDS},
     StatusCode.UNAUTHENTICATED: {Reason.TOKEN_MISSING, Reason.TOKEN_INVALID, Reason.TOKEN_EXPIRED},
     StatusCode.PERMISSION_DENIED: {Reason.SCOPE_MISSING, Reason.MERCHANT_FORBIDDEN},
-    StatusCode.UNIMPLEMENTED: {Reason.NOT_IMPLEMENTED},
     StatusCode.NOT_FOUND: {
         Reason.ENTRY_NOT_FOUND,
         Reason.REDEMPTION_NOT_FOUND,
+        Reason.BENEFIT_NOT_FOUND,
         Reason.STORE_NOT_FOUND,
         Reason.WEBHOOK_NOT_FOUND,
     },
@@ -113,13 +113,6 @@ def test_an_error_names_its_reason_and_values() -> None:
     assert StatusCode.NOT_FOUND.value[0] == status.code
     assert (info.domain, info.reason, dict(info.metadata)) == ("pointbook", "STORE_NOT_FOUND", {"store_id": "s-1"})
     assert (resource.resource_type, resource.resource_name) == ("pointbook.v1.Store", "s-1")
-
-
-def test_a_missing_feature_is_named() -> None:
-    """UNIMPLEMENTED says what it is that this release lacks."""
-    info = detail(to_status(not_implemented("customer.mobile")), ErrorInfo)
-
-    assert dict(info.metadata) == {"feature": "customer.mobile"}
 
 
 @pytest.mark.parametrize(("seconds", "expected_ms"), [(0.0, 0), (1.0, 1_000), (59.25, 59_250), (1.009, 1_009)])

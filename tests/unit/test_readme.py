@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings
 
 from pointbook.v1 import benefits_pb2, customers_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
 from pointbook_server.access.model import METHODS, Scope
+from pointbook_server.benefits.servicer import BenefitsServicer
 from pointbook_server.customers.servicer import CustomersServicer
 from pointbook_server.errors import Reason
 from pointbook_server.ledger.servicer import PointsServicer
@@ -26,6 +27,7 @@ SERVICERS: tuple[type, ...] = (
     RedemptionServicer,
     ProgramsServicer,
     CustomersServicer,
+    BenefitsServicer,
     WebhooksServicer,
 )
 MODULES = (points_pb2, redemption_pb2, programs_pb2, customers_pb2, benefits_pb2, webhooks_pb2)

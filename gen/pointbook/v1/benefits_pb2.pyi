@@ -374,10 +374,10 @@ class _BenefitScheduleStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_
     so it follows no calendar.
     """
     BENEFIT_SCHEDULE_STATE_KNOWN: _BenefitScheduleState.ValueType  # 2
-    """BENEFIT_SCHEDULE_STATE_KNOWN: the times of issue follow from the benefit and the customer's data."""
+    """BENEFIT_SCHEDULE_STATE_KNOWN: the times of issue follow from the benefit and the member."""
     BENEFIT_SCHEDULE_STATE_UNKNOWN: _BenefitScheduleState.ValueType  # 3
-    """BENEFIT_SCHEDULE_STATE_UNKNOWN: the benefit has a schedule, but a type that is unrecognized, or a value of the
-    benefit or of the customer that is missing, hides when.
+    """BENEFIT_SCHEDULE_STATE_UNKNOWN: the benefit has a schedule, but fields that are unrecognized, missing or
+    contradictory hide when: `unknown_fields` names them.
     """
 
 class BenefitScheduleState(_BenefitScheduleState, metaclass=_BenefitScheduleStateEnumTypeWrapper):
@@ -390,12 +390,104 @@ BENEFIT_SCHEDULE_STATE_NONE: BenefitScheduleState.ValueType  # 1
 so it follows no calendar.
 """
 BENEFIT_SCHEDULE_STATE_KNOWN: BenefitScheduleState.ValueType  # 2
-"""BENEFIT_SCHEDULE_STATE_KNOWN: the times of issue follow from the benefit and the customer's data."""
+"""BENEFIT_SCHEDULE_STATE_KNOWN: the times of issue follow from the benefit and the member."""
 BENEFIT_SCHEDULE_STATE_UNKNOWN: BenefitScheduleState.ValueType  # 3
-"""BENEFIT_SCHEDULE_STATE_UNKNOWN: the benefit has a schedule, but a type that is unrecognized, or a value of the
-benefit or of the customer that is missing, hides when.
+"""BENEFIT_SCHEDULE_STATE_UNKNOWN: the benefit has a schedule, but fields that are unrecognized, missing or
+contradictory hide when: `unknown_fields` names them.
 """
 Global___BenefitScheduleState: _TypeAlias = BenefitScheduleState  # noqa: Y015
+
+class _BenefitApplicability:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BenefitApplicabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BenefitApplicability.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BENEFIT_APPLICABILITY_UNSPECIFIED: _BenefitApplicability.ValueType  # 0
+    """BENEFIT_APPLICABILITY_UNSPECIFIED is never answered."""
+    BENEFIT_APPLICABILITY_APPLIES: _BenefitApplicability.ValueType  # 1
+    """BENEFIT_APPLICABILITY_APPLIES: nothing speaks against it."""
+    BENEFIT_APPLICABILITY_DOES_NOT_APPLY: _BenefitApplicability.ValueType  # 2
+    """BENEFIT_APPLICABILITY_DOES_NOT_APPLY: `obstacles` tells why."""
+    BENEFIT_APPLICABILITY_UNCERTAIN: _BenefitApplicability.ValueType  # 3
+    """BENEFIT_APPLICABILITY_UNCERTAIN: nothing certain speaks against it, but the benefit or the request leaves something
+    open: `uncertainties` tells what.
+    """
+
+class BenefitApplicability(_BenefitApplicability, metaclass=_BenefitApplicabilityEnumTypeWrapper):
+    """BenefitApplicability is whether a benefit applies to a cart."""
+
+BENEFIT_APPLICABILITY_UNSPECIFIED: BenefitApplicability.ValueType  # 0
+"""BENEFIT_APPLICABILITY_UNSPECIFIED is never answered."""
+BENEFIT_APPLICABILITY_APPLIES: BenefitApplicability.ValueType  # 1
+"""BENEFIT_APPLICABILITY_APPLIES: nothing speaks against it."""
+BENEFIT_APPLICABILITY_DOES_NOT_APPLY: BenefitApplicability.ValueType  # 2
+"""BENEFIT_APPLICABILITY_DOES_NOT_APPLY: `obstacles` tells why."""
+BENEFIT_APPLICABILITY_UNCERTAIN: BenefitApplicability.ValueType  # 3
+"""BENEFIT_APPLICABILITY_UNCERTAIN: nothing certain speaks against it, but the benefit or the request leaves something
+open: `uncertainties` tells what.
+"""
+Global___BenefitApplicability: _TypeAlias = BenefitApplicability  # noqa: Y015
+
+class _BenefitObstacleReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BenefitObstacleReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BenefitObstacleReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BENEFIT_OBSTACLE_REASON_UNSPECIFIED: _BenefitObstacleReason.ValueType  # 0
+    """BENEFIT_OBSTACLE_REASON_UNSPECIFIED is never answered."""
+    BENEFIT_OBSTACLE_REASON_INACTIVE: _BenefitObstacleReason.ValueType  # 1
+    """BENEFIT_OBSTACLE_REASON_INACTIVE: benefits_status is INACTIVE. The limit is ACTIVE, the actual value the status."""
+    BENEFIT_OBSTACLE_REASON_PRODUCT_SCOPE: _BenefitObstacleReason.ValueType  # 2
+    """BENEFIT_OBSTACLE_REASON_PRODUCT_SCOPE: no product of the cart is one of specific_product_ids, or in a category of
+    specific_category_list. The limit and the actual value are ids.
+    """
+    BENEFIT_OBSTACLE_REASON_MIN_PURCHASE_AMOUNT: _BenefitObstacleReason.ValueType  # 3
+    """BENEFIT_OBSTACLE_REASON_MIN_PURCHASE_AMOUNT: the cart's amount is less than benefits_usage_instruction_value."""
+    BENEFIT_OBSTACLE_REASON_MIN_ITEM_QUANTITY: _BenefitObstacleReason.ValueType  # 4
+    """BENEFIT_OBSTACLE_REASON_MIN_ITEM_QUANTITY: the cart has fewer items than benefits_usage_instruction_value."""
+    BENEFIT_OBSTACLE_REASON_MAX_POINTS: _BenefitObstacleReason.ValueType  # 5
+    """BENEFIT_OBSTACLE_REASON_MAX_POINTS: more points are to be used than benefits_usage_instruction_value."""
+    BENEFIT_OBSTACLE_REASON_USAGE_INSTRUCTION: _BenefitObstacleReason.ValueType  # 6
+    """BENEFIT_OBSTACLE_REASON_USAGE_INSTRUCTION: a condition of using the benefit that is unrecognized or has no value.
+    It is always an uncertainty.
+    """
+    BENEFIT_OBSTACLE_REASON_AUTOMATIC_DISCOUNT: _BenefitObstacleReason.ValueType  # 7
+    """BENEFIT_OBSTACLE_REASON_AUTOMATIC_DISCOUNT: an automatic discount is used already, and auto_stack_limit is false."""
+    BENEFIT_OBSTACLE_REASON_DISCOUNT_CODE: _BenefitObstacleReason.ValueType  # 8
+    """BENEFIT_OBSTACLE_REASON_DISCOUNT_CODE: a discount code is used already, and code_stack_limit is false."""
+    BENEFIT_OBSTACLE_REASON_USAGE_LIMIT: _BenefitObstacleReason.ValueType  # 9
+    """BENEFIT_OBSTACLE_REASON_USAGE_LIMIT: the benefit was used usage_limits_times times already."""
+
+class BenefitObstacleReason(_BenefitObstacleReason, metaclass=_BenefitObstacleReasonEnumTypeWrapper):
+    """BenefitObstacleReason is what speaks, or may speak, against using a benefit."""
+
+BENEFIT_OBSTACLE_REASON_UNSPECIFIED: BenefitObstacleReason.ValueType  # 0
+"""BENEFIT_OBSTACLE_REASON_UNSPECIFIED is never answered."""
+BENEFIT_OBSTACLE_REASON_INACTIVE: BenefitObstacleReason.ValueType  # 1
+"""BENEFIT_OBSTACLE_REASON_INACTIVE: benefits_status is INACTIVE. The limit is ACTIVE, the actual value the status."""
+BENEFIT_OBSTACLE_REASON_PRODUCT_SCOPE: BenefitObstacleReason.ValueType  # 2
+"""BENEFIT_OBSTACLE_REASON_PRODUCT_SCOPE: no product of the cart is one of specific_product_ids, or in a category of
+specific_category_list. The limit and the actual value are ids.
+"""
+BENEFIT_OBSTACLE_REASON_MIN_PURCHASE_AMOUNT: BenefitObstacleReason.ValueType  # 3
+"""BENEFIT_OBSTACLE_REASON_MIN_PURCHASE_AMOUNT: the cart's amount is less than benefits_usage_instruction_value."""
+BENEFIT_OBSTACLE_REASON_MIN_ITEM_QUANTITY: BenefitObstacleReason.ValueType  # 4
+"""BENEFIT_OBSTACLE_REASON_MIN_ITEM_QUANTITY: the cart has fewer items than benefits_usage_instruction_value."""
+BENEFIT_OBSTACLE_REASON_MAX_POINTS: BenefitObstacleReason.ValueType  # 5
+"""BENEFIT_OBSTACLE_REASON_MAX_POINTS: more points are to be used than benefits_usage_instruction_value."""
+BENEFIT_OBSTACLE_REASON_USAGE_INSTRUCTION: BenefitObstacleReason.ValueType  # 6
+"""BENEFIT_OBSTACLE_REASON_USAGE_INSTRUCTION: a condition of using the benefit that is unrecognized or has no value.
+It is always an uncertainty.
+"""
+BENEFIT_OBSTACLE_REASON_AUTOMATIC_DISCOUNT: BenefitObstacleReason.ValueType  # 7
+"""BENEFIT_OBSTACLE_REASON_AUTOMATIC_DISCOUNT: an automatic discount is used already, and auto_stack_limit is false."""
+BENEFIT_OBSTACLE_REASON_DISCOUNT_CODE: BenefitObstacleReason.ValueType  # 8
+"""BENEFIT_OBSTACLE_REASON_DISCOUNT_CODE: a discount code is used already, and code_stack_limit is false."""
+BENEFIT_OBSTACLE_REASON_USAGE_LIMIT: BenefitObstacleReason.ValueType  # 9
+"""BENEFIT_OBSTACLE_REASON_USAGE_LIMIT: the benefit was used usage_limits_times times already."""
+Global___BenefitObstacleReason: _TypeAlias = BenefitObstacleReason  # noqa: Y015
 
 @_typing.final
 class Benefit(_message.Message):
@@ -405,11 +497,11 @@ class Benefit(_message.Message):
     lists by being empty, the others by presence.
 
     Sixteen fields are "only relevant when" another field has a certain value; the rule stands in the field's comment. A
-    rule looks at the other fields as they stand after their own rules. Where it does not hold, the value is moved to
-    `irrelevant_values`; where it holds, a value from there is moved back to a field that is absent. A field that is
-    absent makes the rules that cite it fail, with two exceptions, because they cannot be decided and then the value
-    stays: `membership_type` and `reward_scene`, which SHOPLINE does not tell with a benefit, while they are unspecified;
-    and a field whose value is unrecognized. The limits of a field are checked where it is relevant.
+    rule looks at the other fields as they stand after their own rules: what an irrelevant field says makes nothing
+    relevant. Where a rule does not hold, its field must be absent, and a value of it may stand in `irrelevant_values`. A
+    field that is absent makes the rules that cite it fail, with two exceptions, because they cannot be decided and then
+    the value stays: `membership_type` and `reward_scene`, which SHOPLINE does not tell with a benefit, while they are
+    unspecified; and a field whose value is unrecognized. The limits of a field are checked where it is relevant.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -486,13 +578,15 @@ class Benefit(_message.Message):
     auto_stack_limit: _builtins.bool
     """auto_stack_limit is `autoStackLimit`: true where the reward may be stacked with automatic discounts."""
     benefits_description: _builtins.str
-    """benefits_description is `benefitsDescription`, the description of the benefit: at most 500 characters. Only
-    relevant when membership_type = PAID.
+    """benefits_description is `benefitsDescription`, the description of the benefit: at most 500 characters, line breaks
+    and tabs among them. Only relevant when membership_type = PAID.
     """
     benefits_details: _builtins.str
-    """benefits_details is `benefitsDetails`: for the reward types PERCENTAGE_DISCOUNT, CASH_VOUCHER, FREE_SHIPPING and
-    POINTS the value of the reward, such as "10" for 10 % off or "1000" for 1,000 points. At most 500 characters; kept
-    as it is written.
+    """benefits_details is `benefitsDetails`: for PERCENTAGE_DISCOUNT the percentage off, a decimal above 0 and up to 100;
+    for CASH_VOUCHER and FREE_SHIPPING an amount of the store's currency, a decimal above 0, for FREE_SHIPPING also 0;
+    for POINTS whole points, 1 to 10^15. Decimals have at most 12 digits before the point (points 16) and 12 after it,
+    and are kept as they are written. For other reward types it has no known meaning: any text of at most 500
+    characters.
     """
     benefits_expiry_date_type: Global___BenefitsExpiryDateType.ValueType
     """benefits_expiry_date_type is `benefitsExpiryDateType`, how the expiry of the benefit is told. Only relevant when
@@ -518,8 +612,10 @@ class Benefit(_message.Message):
     """benefits_usage_instruction_type is `benefitsUsageInstructionType`, the condition of using the benefit."""
     benefits_usage_instruction_value: _builtins.str
     """benefits_usage_instruction_value is `benefitsUsageInstructionValue`, the value that belongs to
-    benefits_usage_instruction_type: at most 64 characters; kept as it is written. Only relevant when reward_type =
-    PERCENTAGE_DISCOUNT, CASH_VOUCHER or FREE_SHIPPING.
+    benefits_usage_instruction_type: for MAX_POINTS whole points, 1 to 10^15; for MIN_ITEM_QUANTITY a whole number, 1
+    to 1,000,000,000; for MIN_PURCHASE_AMOUNT a decimal above 0, as in benefits_details; otherwise any text of at most
+    64 characters, which limits nothing. Kept as it is written. Only relevant when reward_type = PERCENTAGE_DISCOUNT,
+    CASH_VOUCHER or FREE_SHIPPING.
     """
     birth_benefits_release_type: Global___BirthBenefitsReleaseType.ValueType
     """birth_benefits_release_type is `birthBenefitsReleaseType`, when a birthday benefit is issued. Only relevant when
@@ -528,7 +624,7 @@ class Benefit(_message.Message):
     code_stack_limit: _builtins.bool
     """code_stack_limit is `codeStackLimit`: true where the reward may be stacked with discount codes."""
     days_before: _builtins.int
-    """days_before is `daysBefore`, how many days before the birthday the benefit is issued: 0 to 366. Only relevant when
+    """days_before is `daysBefore`, how many days before the birthday the benefit is issued: 1 to 366. Only relevant when
     birth_benefits_release_type = FIXED_BEFORE.
     """
     fixed_date: _builtins.int
@@ -555,7 +651,7 @@ class Benefit(_message.Message):
     a year without it. Only relevant when benefits_issurance_type = SPECIFIC_DATE.
     """
     usage_limits_times: _builtins.int
-    """usage_limits_times is `usageLimitsTimes`, how many times the benefit can be used: 0 to 1,000,000,000. Only relevant
+    """usage_limits_times is `usageLimitsTimes`, how many times the benefit can be used: 1 to 1,000,000,000. Only relevant
     when usage_limits_type = LIMITS.
     """
     usage_limits_type: Global___UsageLimitsType.ValueType
@@ -586,9 +682,9 @@ class Benefit(_message.Message):
 
     @_builtins.property
     def irrelevant_values(self) -> _struct_pb2.Struct:
-        """irrelevant_values are the values that an "only relevant when" rule makes irrelevant, by the field of this message,
-        for a field that is itself absent: enum values by SHOPLINE's name, the others as in JSON, such as {"benefits_name":
-        "Gold", "days_before": 3}. At most 128 KiB as JSON. They take no part in any answer but this.
+        """irrelevant_values are values of fields whose "only relevant when" rule does not hold, by the field of this message,
+        as SHOPLINE wrote them, such as {"benefits_name": "Gold", "days_before": "3"}. A field that is relevant, or may be,
+        cannot stand here. At most 64 KiB as JSON, without NUL characters. They take no part in any answer but this.
         """
 
     def __init__(
@@ -730,7 +826,7 @@ class PutBenefitResponse(_message.Message):
     """etag names this state of the benefit."""
     @_builtins.property
     def benefit(self) -> Global___Benefit:
-        """benefit is the benefit as it is kept, each value where its rule puts it."""
+        """benefit is the benefit as it is kept."""
 
     def __init__(
         self,
@@ -808,8 +904,11 @@ class ListBenefitsRequest(_message.Message):
 
     MERCHANT_ID_FIELD_NUMBER: _builtins.int
     STORE_ID_FIELD_NUMBER: _builtins.int
+    PROGRAM_ID_FIELD_NUMBER: _builtins.int
     LEVEL_CODE_FIELD_NUMBER: _builtins.int
     MEMBERSHIP_TYPE_FIELD_NUMBER: _builtins.int
+    REWARD_SCENE_FIELD_NUMBER: _builtins.int
+    REWARD_TYPE_FIELD_NUMBER: _builtins.int
     BENEFITS_STATUS_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
@@ -819,15 +918,23 @@ class ListBenefitsRequest(_message.Message):
     """store_id keeps only benefits that name this store, or no store, where it is set: at most 64 visible ASCII
     characters.
     """
+    program_id: _builtins.int
+    """program_id keeps only benefits that name a store of this program, or no store, where it is set."""
     level_code: _builtins.str
-    """level_code keeps only benefits of exactly this level where it is set: at most 128 visible ASCII characters."""
+    """level_code keeps only benefits of exactly this level where it is set: at most 128 visible ASCII characters, with or
+    without `gid://shopline/Membership/`.
+    """
     membership_type: Global___MembershipType.ValueType
     """membership_type keeps only benefits of exactly this membership type where it is set."""
+    reward_scene: Global___RewardScene.ValueType
+    """reward_scene keeps only benefits of exactly this scene where it is set."""
+    reward_type: Global___RewardType.ValueType
+    """reward_type keeps only benefits of exactly this reward type where it is set."""
     benefits_status: Global___BenefitsStatus.ValueType
     """benefits_status keeps only benefits of exactly this status where it is set."""
     page_size: _builtins.int
     """page_size is how many benefits to answer at most: 1 to 1,000; 0 means 50. A page may hold fewer, so that the answer
-    stays under 1 MiB.
+    stays under 2 MiB.
     """
     page_token: _builtins.str
     """page_token is the next_page_token of the previous answer, with the same filters; empty for the first page."""
@@ -836,15 +943,18 @@ class ListBenefitsRequest(_message.Message):
         *,
         merchant_id: _builtins.str = ...,
         store_id: _builtins.str = ...,
+        program_id: _builtins.int = ...,
         level_code: _builtins.str = ...,
         membership_type: Global___MembershipType.ValueType = ...,
+        reward_scene: Global___RewardScene.ValueType = ...,
+        reward_type: Global___RewardType.ValueType = ...,
         benefits_status: Global___BenefitsStatus.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["benefits_status", b"benefits_status", "level_code", b"level_code", "membership_type", b"membership_type", "merchant_id", b"merchant_id", "page_size", b"page_size", "page_token", b"page_token", "store_id", b"store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["benefits_status", b"benefits_status", "level_code", b"level_code", "membership_type", b"membership_type", "merchant_id", b"merchant_id", "page_size", b"page_size", "page_token", b"page_token", "program_id", b"program_id", "reward_scene", b"reward_scene", "reward_type", b"reward_type", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -926,37 +1036,45 @@ class DeleteBenefitResponse(_message.Message):
 Global___DeleteBenefitResponse: _TypeAlias = DeleteBenefitResponse  # noqa: Y015
 
 @_typing.final
-class BenefitScheduleContext(_message.Message):
-    """BenefitScheduleContext is what the schedule of a benefit depends on besides the benefit.
+class BenefitMember(_message.Message):
+    """BenefitMember is what the schedule of a benefit depends on besides the benefit.
 
-    A birth_benefits_release_type, where relevant, gives the schedule, otherwise the benefits_issurance_type. An issue by
-    date is at the start of that day in `time_zone`. AFTER_PURCHASE issues at `purchase_time`; PERIODICALLY issues then
-    and after every period from there, of days as of calendar months, at the same time of day, on the last day of a month
-    that is too short. Nothing is issued before `purchase_time`, nor from `membership_end_time` on.
+    A birth_benefits_release_type gives the schedule where the benefit has one, otherwise the benefits_issurance_type.
+    AFTER_PURCHASE issues once, when the membership starts; PERIODICALLY issues then, and again at the start of the day
+    that is every so many days or calendar months later, in a month that is too short on its last day. Birthdays and
+    SPECIFIC_DATE issue every year at the start of the day. Days begin in the member's own `time_zone`; where clocks skip
+    midnight, a day begins when they do. Nothing is issued before the membership starts, nor from its end on.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TIME_ZONE_FIELD_NUMBER: _builtins.int
     BIRTHDAY_FIELD_NUMBER: _builtins.int
-    PURCHASE_TIME_FIELD_NUMBER: _builtins.int
+    JOINED_TIME_FIELD_NUMBER: _builtins.int
+    MEMBERSHIP_START_TIME_FIELD_NUMBER: _builtins.int
     MEMBERSHIP_END_TIME_FIELD_NUMBER: _builtins.int
     time_zone: _builtins.str
-    """time_zone is the IANA name of the zone that days begin in, such as Asia/Shanghai; UTC where empty."""
+    """time_zone is the IANA name of the zone that the member's days begin in, such as Asia/Shanghai; UTC where empty."""
     birthday: _builtins.str
-    """birthday is the customer's, as MM-DD or YYYY-MM-DD, of which the year does not matter. 02-29 means 02-28 in a year
+    """birthday is the member's, as MM-DD or YYYY-MM-DD, of which the year does not matter. 02-29 means 02-28 in a year
     without it. Birthday benefits need it.
     """
     @_builtins.property
-    def purchase_time(self) -> _timestamp_pb2.Timestamp:
-        """purchase_time is when the customer bought the paid membership: from the year 2000. AFTER_PURCHASE and PERIODICALLY
-        need it.
+    def joined_time(self) -> _timestamp_pb2.Timestamp:
+        """joined_time is when the member joined: from the year 2000 to 2199. Nothing is issued before it, and it stands for
+        membership_start_time where that is absent.
+        """
+
+    @_builtins.property
+    def membership_start_time(self) -> _timestamp_pb2.Timestamp:
+        """membership_start_time is when the membership starts, which for a paid one is its purchase: from the year 2000 to
+        2199. AFTER_PURCHASE and PERIODICALLY need it, or joined_time.
         """
 
     @_builtins.property
     def membership_end_time(self) -> _timestamp_pb2.Timestamp:
-        """membership_end_time is when the customer's membership ends, after purchase_time; absent means that it is not known.
-        It is when benefits with FOLLOW_MEMBERSHIP expire.
+        """membership_end_time is when the membership ends, after both of the others, to the year 2199; absent means that it
+        is not known. It is when benefits with FOLLOW_MEMBERSHIP expire.
         """
 
     def __init__(
@@ -964,16 +1082,17 @@ class BenefitScheduleContext(_message.Message):
         *,
         time_zone: _builtins.str = ...,
         birthday: _builtins.str = ...,
-        purchase_time: _timestamp_pb2.Timestamp | None = ...,
+        joined_time: _timestamp_pb2.Timestamp | None = ...,
+        membership_start_time: _timestamp_pb2.Timestamp | None = ...,
         membership_end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["membership_end_time", b"membership_end_time", "purchase_time", b"purchase_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["joined_time", b"joined_time", "membership_end_time", b"membership_end_time", "membership_start_time", b"membership_start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["birthday", b"birthday", "membership_end_time", b"membership_end_time", "purchase_time", b"purchase_time", "time_zone", b"time_zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["birthday", b"birthday", "joined_time", b"joined_time", "membership_end_time", b"membership_end_time", "membership_start_time", b"membership_start_time", "time_zone", b"time_zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___BenefitScheduleContext: _TypeAlias = BenefitScheduleContext  # noqa: Y015
+Global___BenefitMember: _TypeAlias = BenefitMember  # noqa: Y015
 
 @_typing.final
 class BenefitIssue(_message.Message):
@@ -985,12 +1104,12 @@ class BenefitIssue(_message.Message):
     EXPIRY_TIME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def issue_time(self) -> _timestamp_pb2.Timestamp:
-        """issue_time is when."""
+        """issue_time is when the member gets it."""
 
     @_builtins.property
     def expiry_time(self) -> _timestamp_pb2.Timestamp:
-        """expiry_time is when what was issued expires: benefits_expiry_date_value times 24 hours later, or with the
-        membership. It is absent where neither is known.
+        """expiry_time is when the member loses it: benefits_expiry_date_value calendar days of the member later, at the same
+        time of day; or with the membership. Absent where nothing tells.
         """
 
     def __init__(
@@ -1015,39 +1134,35 @@ class PreviewBenefitScheduleRequest(_message.Message):
 
     MERCHANT_ID_FIELD_NUMBER: _builtins.int
     BENEFIT_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
-    END_TIME_FIELD_NUMBER: _builtins.int
-    CONTEXT_FIELD_NUMBER: _builtins.int
+    ISSUE_COUNT_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
     """merchant_id is required: 1 to 64 visible ASCII characters."""
     benefit_id: _builtins.str
     """benefit_id is required: 1 to 64 visible ASCII characters."""
+    issue_count: _builtins.int
+    """issue_count is how many issues to answer at most: 1 to 1,000; 0 means 10."""
+    @_builtins.property
+    def member(self) -> Global___BenefitMember:
+        """member is whom it is computed for. Absent means that nothing is known of them."""
+
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """start_time is where the range begins: issues at or after it are answered; required, from the year 2000."""
-
-    @_builtins.property
-    def end_time(self) -> _timestamp_pb2.Timestamp:
-        """end_time is where the range ends: issues before it are answered; required, after start_time, at most 3,660 days
-        later.
-        """
-
-    @_builtins.property
-    def context(self) -> Global___BenefitScheduleContext:
-        """context is the customer's data. Absent means that there is none."""
+        """start_time is from when on issues are answered: from the year 2000 to 2199; now where absent."""
 
     def __init__(
         self,
         *,
         merchant_id: _builtins.str = ...,
         benefit_id: _builtins.str = ...,
+        member: Global___BenefitMember | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
-        end_time: _timestamp_pb2.Timestamp | None = ...,
-        context: Global___BenefitScheduleContext | None = ...,
+        issue_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["benefit_id", b"benefit_id", "context", b"context", "end_time", b"end_time", "merchant_id", b"merchant_id", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["benefit_id", b"benefit_id", "issue_count", b"issue_count", "member", b"member", "merchant_id", b"merchant_id", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1061,111 +1176,202 @@ class PreviewBenefitScheduleResponse(_message.Message):
 
     SCHEDULE_STATE_FIELD_NUMBER: _builtins.int
     ISSUES_FIELD_NUMBER: _builtins.int
-    ISSUES_TRUNCATED_FIELD_NUMBER: _builtins.int
+    UNKNOWN_FIELDS_FIELD_NUMBER: _builtins.int
     schedule_state: Global___BenefitScheduleState.ValueType
-    """schedule_state is what can be said about when the benefit is issued. UNKNOWN means here that the benefit itself is
-    incomplete or has an unrecognized type.
-    """
-    issues_truncated: _builtins.bool
-    """issues_truncated is true when there are more issues in the range than `issues` shows."""
+    """schedule_state is what can be said about when the benefit is issued."""
     @_builtins.property
     def issues(self) -> _containers.RepeatedCompositeFieldContainer[Global___BenefitIssue]:
-        """issues are the issues in the range, the earliest first, at most 1,000. Empty unless the state is KNOWN."""
+        """issues are the next ones, the earliest first; fewer than asked for where the schedule or the membership ends, and
+        none from the year 2200 on. Empty unless the state is KNOWN.
+        """
+
+    @_builtins.property
+    def unknown_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """unknown_fields are the fields of the benefit that are missing, unrecognized or contradictory, so that its issues
+        (state UNKNOWN) or the expiry of each issue cannot be told, such as "periodically_days".
+        """
 
     def __init__(
         self,
         *,
         schedule_state: Global___BenefitScheduleState.ValueType = ...,
         issues: _abc.Iterable[Global___BenefitIssue] | None = ...,
-        issues_truncated: _builtins.bool = ...,
+        unknown_fields: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["issues", b"issues", "issues_truncated", b"issues_truncated", "schedule_state", b"schedule_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["issues", b"issues", "schedule_state", b"schedule_state", "unknown_fields", b"unknown_fields"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PreviewBenefitScheduleResponse: _TypeAlias = PreviewBenefitScheduleResponse  # noqa: Y015
 
 @_typing.final
-class ListApplicableBenefitsRequest(_message.Message):
-    """ListApplicableBenefitsRequest asks BenefitsService.ListApplicableBenefits.
+class BenefitCartProduct(_message.Message):
+    """BenefitCartProduct is a product of a cart."""
 
-    A benefit applies when it is not INACTIVE and fits everything that the request gives. What the request leaves out
-    does not filter, and what the benefit leaves open (no store, no level, an unspecified membership type or reward
-    scene) fits.
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    CATEGORY_IDS_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    product_id: _builtins.str
+    """product_id is required, and named once in a cart: 1 to 64 visible ASCII characters."""
+    quantity: _builtins.int
+    """quantity is how many items of it are in the cart: 1 to 1,000,000."""
+    @_builtins.property
+    def category_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """category_ids are the categories of the product, each once: at most 100, each 1 to 64 visible ASCII characters."""
+
+    def __init__(
+        self,
+        *,
+        product_id: _builtins.str = ...,
+        category_ids: _abc.Iterable[_builtins.str] | None = ...,
+        quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category_ids", b"category_ids", "product_id", b"product_id", "quantity", b"quantity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BenefitCartProduct: _TypeAlias = BenefitCartProduct  # noqa: Y015
+
+@_typing.final
+class BenefitCart(_message.Message):
+    """BenefitCart is what a member is about to buy. Minimum amounts and quantities are those of the whole cart, also for a
+    benefit of specific products: SHOPLINE does not tell otherwise, and a caller who knows better sends those products
+    alone.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    PRODUCTS_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    AUTOMATIC_DISCOUNT_USED_FIELD_NUMBER: _builtins.int
+    DISCOUNT_CODE_USED_FIELD_NUMBER: _builtins.int
+    amount: _builtins.str
+    """amount is what the cart costs in the store's currency: a decimal of at most 12 digits before and 12 after the
+    point. Where empty, benefits with a minimum amount are uncertain.
+    """
+    points: _builtins.int
+    """points are how many points are to be used: 0 to 10^15. Where absent, benefits with a cap on points are uncertain."""
+    automatic_discount_used: _builtins.bool
+    """automatic_discount_used tells that an automatic discount is applied already."""
+    discount_code_used: _builtins.bool
+    """discount_code_used tells that a discount code is applied already."""
+    @_builtins.property
+    def products(self) -> _containers.RepeatedCompositeFieldContainer[Global___BenefitCartProduct]:
+        """products are the products: at most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        products: _abc.Iterable[Global___BenefitCartProduct] | None = ...,
+        amount: _builtins.str = ...,
+        points: _builtins.int | None = ...,
+        automatic_discount_used: _builtins.bool = ...,
+        discount_code_used: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_points", b"_points", "points", b"points"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_points", b"_points", "amount", b"amount", "automatic_discount_used", b"automatic_discount_used", "discount_code_used", b"discount_code_used", "points", b"points", "products", b"products"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__points: _TypeAlias = _typing.Literal["points"]  # noqa: Y015
+    _WhichOneofArgType__points: _TypeAlias = _typing.Literal["_points", b"_points"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__points) -> _WhichOneofReturnType__points | None: ...
+
+Global___BenefitCart: _TypeAlias = BenefitCart  # noqa: Y015
+
+@_typing.final
+class ListApplicableBenefitsRequest(_message.Message):
+    """ListApplicableBenefitsRequest asks BenefitsService.ListApplicableBenefits.
+
+    Benefits are looked at that fit the membership and the store: what the request leaves out does not filter, and what
+    a benefit leaves open (no store, no level, an unspecified membership type or reward scene) fits.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class UsesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MERCHANT_ID_FIELD_NUMBER: _builtins.int
     STORE_ID_FIELD_NUMBER: _builtins.int
+    PROGRAM_ID_FIELD_NUMBER: _builtins.int
     LEVEL_CODE_FIELD_NUMBER: _builtins.int
     MEMBERSHIP_TYPE_FIELD_NUMBER: _builtins.int
     REWARD_SCENE_FIELD_NUMBER: _builtins.int
-    PRODUCT_IDS_FIELD_NUMBER: _builtins.int
-    CATEGORY_IDS_FIELD_NUMBER: _builtins.int
-    AT_TIME_FIELD_NUMBER: _builtins.int
-    CONTEXT_FIELD_NUMBER: _builtins.int
+    CART_FIELD_NUMBER: _builtins.int
+    USES_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
     """merchant_id is required: 1 to 64 visible ASCII characters."""
     store_id: _builtins.str
     """store_id is the store in question: at most 64 visible ASCII characters."""
+    program_id: _builtins.int
+    """program_id is the program whose stores are in question."""
     level_code: _builtins.str
-    """level_code is the customer's membership level: at most 128 visible ASCII characters."""
+    """level_code is the member's level: at most 128 visible ASCII characters, with or without
+    `gid://shopline/Membership/`.
+    """
     membership_type: Global___MembershipType.ValueType
-    """membership_type is the customer's membership."""
+    """membership_type is the member's membership."""
     reward_scene: Global___RewardScene.ValueType
     """reward_scene is what happened."""
     page_size: _builtins.int
     """page_size is how many benefits to answer at most: 1 to 1,000; 0 means 50. A page may hold fewer, so that the answer
-    stays under 1 MiB.
+    stays under 2 MiB.
     """
     page_token: _builtins.str
-    """page_token is the next_page_token of the previous answer, with the same filters; empty for the first page."""
+    """page_token is the next_page_token of the previous answer, with the same request; empty for the first page."""
     @_builtins.property
-    def product_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """product_ids are the products in question: at most 1,000, each 1 to 64 visible ASCII characters. Where product_ids
-        or category_ids are given, a benefit with SPECIFIC_PRODUCT applies when it names one of product_ids.
-        """
+    def cart(self) -> Global___BenefitCart:
+        """cart is the cart in question; absent means an empty one."""
 
     @_builtins.property
-    def category_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """category_ids are the categories of the products in question: at most 1,000, each 1 to 64 visible ASCII characters.
-        Where product_ids or category_ids are given, a benefit with SPECIFIC_CATEGORY applies when it names one of
-        category_ids.
+    def uses(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """uses are how often the member has used benefits so far, by benefit_id: at most 1,000 of them, each 0 to
+        1,000,000,000. What is not named was not used.
         """
-
-    @_builtins.property
-    def at_time(self) -> _timestamp_pb2.Timestamp:
-        """at_time is the moment in question, from the year 2000. Where given, a benefit with a known schedule applies when it
-        was issued at or before then and its latest issue has not expired by then.
-        """
-
-    @_builtins.property
-    def context(self) -> Global___BenefitScheduleContext:
-        """context is the customer's data that schedules depend on, for at_time."""
 
     def __init__(
         self,
         *,
         merchant_id: _builtins.str = ...,
         store_id: _builtins.str = ...,
+        program_id: _builtins.int = ...,
         level_code: _builtins.str = ...,
         membership_type: Global___MembershipType.ValueType = ...,
         reward_scene: Global___RewardScene.ValueType = ...,
-        product_ids: _abc.Iterable[_builtins.str] | None = ...,
-        category_ids: _abc.Iterable[_builtins.str] | None = ...,
-        at_time: _timestamp_pb2.Timestamp | None = ...,
-        context: Global___BenefitScheduleContext | None = ...,
+        cart: Global___BenefitCart | None = ...,
+        uses: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at_time", b"at_time", "context", b"context"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cart", b"cart"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_time", b"at_time", "category_ids", b"category_ids", "context", b"context", "level_code", b"level_code", "membership_type", b"membership_type", "merchant_id", b"merchant_id", "page_size", b"page_size", "page_token", b"page_token", "product_ids", b"product_ids", "reward_scene", b"reward_scene", "store_id", b"store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cart", b"cart", "level_code", b"level_code", "membership_type", b"membership_type", "merchant_id", b"merchant_id", "page_size", b"page_size", "page_token", b"page_token", "program_id", b"program_id", "reward_scene", b"reward_scene", "store_id", b"store_id", "uses", b"uses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1201,42 +1407,78 @@ Global___ListApplicableBenefitsResponse: _TypeAlias = ListApplicableBenefitsResp
 
 @_typing.final
 class ApplicableBenefit(_message.Message):
-    """ApplicableBenefit is a benefit that applies, and what is not certain about it."""
+    """ApplicableBenefit is a benefit, and whether it applies to the cart."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BENEFIT_FIELD_NUMBER: _builtins.int
-    PRODUCT_RANGE_UNKNOWN_FIELD_NUMBER: _builtins.int
-    SCHEDULE_STATE_FIELD_NUMBER: _builtins.int
-    LATEST_ISSUE_FIELD_NUMBER: _builtins.int
-    product_range_unknown: _builtins.bool
-    """product_range_unknown is true when products or categories were asked for, and the benefit's
-    products_applicable_type is unrecognized: nobody can tell whether it applies to them.
-    """
-    schedule_state: Global___BenefitScheduleState.ValueType
-    """schedule_state is what can be said about when the benefit is issued; with UNKNOWN nobody can tell whether it
-    applies at at_time.
-    """
+    APPLICABILITY_FIELD_NUMBER: _builtins.int
+    OBSTACLES_FIELD_NUMBER: _builtins.int
+    UNCERTAINTIES_FIELD_NUMBER: _builtins.int
+    applicability: Global___BenefitApplicability.ValueType
+    """applicability is whether it applies."""
     @_builtins.property
     def benefit(self) -> Global___Benefit:
         """benefit is the benefit."""
 
     @_builtins.property
-    def latest_issue(self) -> Global___BenefitIssue:
-        """latest_issue is the latest issue at or before at_time. Absent unless at_time was given and the state is KNOWN."""
+    def obstacles(self) -> _containers.RepeatedCompositeFieldContainer[Global___BenefitObstacle]:
+        """obstacles are all that speaks against it for certain."""
+
+    @_builtins.property
+    def uncertainties(self) -> _containers.RepeatedCompositeFieldContainer[Global___BenefitObstacle]:
+        """uncertainties are all that may speak against it: what the benefit does not tell, what is unrecognized of it, or
+        what the request leaves out.
+        """
 
     def __init__(
         self,
         *,
         benefit: Global___Benefit | None = ...,
-        product_range_unknown: _builtins.bool = ...,
-        schedule_state: Global___BenefitScheduleState.ValueType = ...,
-        latest_issue: Global___BenefitIssue | None = ...,
+        applicability: Global___BenefitApplicability.ValueType = ...,
+        obstacles: _abc.Iterable[Global___BenefitObstacle] | None = ...,
+        uncertainties: _abc.Iterable[Global___BenefitObstacle] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["benefit", b"benefit", "latest_issue", b"latest_issue"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["benefit", b"benefit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["benefit", b"benefit", "latest_issue", b"latest_issue", "product_range_unknown", b"product_range_unknown", "schedule_state", b"schedule_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applicability", b"applicability", "benefit", b"benefit", "obstacles", b"obstacles", "uncertainties", b"uncertainties"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ApplicableBenefit: _TypeAlias = ApplicableBenefit  # noqa: Y015
+
+@_typing.final
+class BenefitObstacle(_message.Message):
+    """BenefitObstacle is one thing that speaks, or may speak, against using a benefit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    ACTUAL_FIELD_NUMBER: _builtins.int
+    reason: Global___BenefitObstacleReason.ValueType
+    """reason is what it is."""
+    field: _builtins.str
+    """field is the field of the benefit that says so, such as "benefits_usage_instruction_value"."""
+    limit: _builtins.str
+    """limit is what the benefit asks for, such as "100.00" or "p-1, p-2", of ids the first 10; empty where the benefit
+    does not tell.
+    """
+    actual: _builtins.str
+    """actual is what there is instead, of ids the first 10; empty where the request does not tell."""
+    def __init__(
+        self,
+        *,
+        reason: Global___BenefitObstacleReason.ValueType = ...,
+        field: _builtins.str = ...,
+        limit: _builtins.str = ...,
+        actual: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual", b"actual", "field", b"field", "limit", b"limit", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BenefitObstacle: _TypeAlias = BenefitObstacle  # noqa: Y015

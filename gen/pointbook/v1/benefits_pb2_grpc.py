@@ -28,8 +28,6 @@ if _version_not_supported:
 class BenefitsServiceStub:
     """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
     which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
-
-    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def __init__(self, channel):
@@ -73,13 +71,12 @@ class BenefitsServiceStub:
 class BenefitsServiceServicer:
     """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
     which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
-
-    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def PutBenefit(self, request, context):
-        """PutBenefit creates a benefit, or replaces it whole. It keeps every value that it is given: one that an "only
-        relevant when" rule makes irrelevant is moved to `irrelevant_values` and not refused.
+        """PutBenefit creates a benefit, or replaces it whole. It is strict: a value in a field whose "only relevant when"
+        rule does not hold is a wrong field, and every wrong field is named at once. Such values may stand in
+        `irrelevant_values`, where an import keeps them.
 
         Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store
         that is not the merchant's, ABORTED (STALE_ETAG).
@@ -101,7 +98,8 @@ class BenefitsServiceServicer:
         """ListBenefits pages through a merchant's benefits by benefit_id, active or not.
 
         Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
-        broken or was given for other filters.
+        broken or was given for other filters; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that
+        is not the merchant's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,24 +116,24 @@ class BenefitsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PreviewBenefitSchedule(self, request, context):
-        """PreviewBenefitSchedule tells when a benefit would be issued within a range of time, for a customer with the given
-        birthday and purchase, and when each issue would expire. It looks neither at `benefits_status`, so that a benefit
-        can be tried before it is switched on, nor at any stored customer.
+        """PreviewBenefitSchedule computes when a member gets a benefit the next times, and loses it again. It looks neither
+        at `benefits_status`, so that a benefit can be tried before it is switched on, nor at any stored customer.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for customer data that this
-        benefit's schedule needs and the request does not give; NOT_FOUND (BENEFIT_NOT_FOUND).
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for what this benefit's
+        schedule needs to know of the member and the request does not give; NOT_FOUND (BENEFIT_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListApplicableBenefits(self, request, context):
-        """ListApplicableBenefits pages by benefit_id through the benefits that apply in the given situation: by store, level,
-        membership type, reward scene, product or category, and time. What SHOPLINE does not tell for certain is answered
-        and marked, not left out.
+        """ListApplicableBenefits pages by benefit_id through the benefits of a membership, and tells of each whether it
+        applies to a cart, and otherwise everything that speaks against it. What cannot be told for certain is marked,
+        never guessed.
 
         Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
-        broken or was given for other filters; NOT_FOUND (STORE_NOT_FOUND) for a store that is not the merchant's.
+        broken or was given for another cart; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that is
+        not the merchant's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,8 +183,6 @@ def add_BenefitsServiceServicer_to_server(servicer, server):
 class BenefitsService:
     """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
     which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
-
-    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     @staticmethod

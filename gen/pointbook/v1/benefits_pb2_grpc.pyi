@@ -29,8 +29,6 @@ GRPC_VERSION: str
 class BenefitsServiceStub:
     """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
     which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
-
-    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     @_typing.overload
@@ -38,8 +36,9 @@ class BenefitsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> BenefitsServiceAsyncStub: ...
     PutBenefit: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.PutBenefitRequest, _benefits_pb2.PutBenefitResponse]
-    """PutBenefit creates a benefit, or replaces it whole. It keeps every value that it is given: one that an "only
-    relevant when" rule makes irrelevant is moved to `irrelevant_values` and not refused.
+    """PutBenefit creates a benefit, or replaces it whole. It is strict: a value in a field whose "only relevant when"
+    rule does not hold is a wrong field, and every wrong field is named at once. Such values may stand in
+    `irrelevant_values`, where an import keeps them.
 
     Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store
     that is not the merchant's, ABORTED (STALE_ETAG).
@@ -53,7 +52,8 @@ class BenefitsServiceStub:
     """ListBenefits pages through a merchant's benefits by benefit_id, active or not.
 
     Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
-    broken or was given for other filters.
+    broken or was given for other filters; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that
+    is not the merchant's.
     """
     DeleteBenefit: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.DeleteBenefitRequest, _benefits_pb2.DeleteBenefitResponse]
     """DeleteBenefit deletes a benefit for good. To switch one off and keep it, put it with BENEFITS_STATUS_INACTIVE.
@@ -62,34 +62,33 @@ class BenefitsServiceStub:
     one that is deleted already, ABORTED (STALE_ETAG).
     """
     PreviewBenefitSchedule: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.PreviewBenefitScheduleRequest, _benefits_pb2.PreviewBenefitScheduleResponse]
-    """PreviewBenefitSchedule tells when a benefit would be issued within a range of time, for a customer with the given
-    birthday and purchase, and when each issue would expire. It looks neither at `benefits_status`, so that a benefit
-    can be tried before it is switched on, nor at any stored customer.
+    """PreviewBenefitSchedule computes when a member gets a benefit the next times, and loses it again. It looks neither
+    at `benefits_status`, so that a benefit can be tried before it is switched on, nor at any stored customer.
 
-    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for customer data that this
-    benefit's schedule needs and the request does not give; NOT_FOUND (BENEFIT_NOT_FOUND).
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for what this benefit's
+    schedule needs to know of the member and the request does not give; NOT_FOUND (BENEFIT_NOT_FOUND).
     """
     ListApplicableBenefits: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.ListApplicableBenefitsRequest, _benefits_pb2.ListApplicableBenefitsResponse]
-    """ListApplicableBenefits pages by benefit_id through the benefits that apply in the given situation: by store, level,
-    membership type, reward scene, product or category, and time. What SHOPLINE does not tell for certain is answered
-    and marked, not left out.
+    """ListApplicableBenefits pages by benefit_id through the benefits of a membership, and tells of each whether it
+    applies to a cart, and otherwise everything that speaks against it. What cannot be told for certain is marked,
+    never guessed.
 
     Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
-    broken or was given for other filters; NOT_FOUND (STORE_NOT_FOUND) for a store that is not the merchant's.
+    broken or was given for another cart; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that is
+    not the merchant's.
     """
 
 @_typing.type_check_only
 class BenefitsServiceAsyncStub(BenefitsServiceStub):
     """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
     which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
-
-    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PutBenefit: _aio.UnaryUnaryMultiCallable[_benefits_pb2.PutBenefitRequest, _benefits_pb2.PutBenefitResponse]  # type: ignore[assignment]
-    """PutBenefit creates a benefit, or replaces it whole. It keeps every value that it is given: one that an "only
-    relevant when" rule makes irrelevant is moved to `irrelevant_values` and not refused.
+    """PutBenefit creates a benefit, or replaces it whole. It is strict: a value in a field whose "only relevant when"
+    rule does not hold is a wrong field, and every wrong field is named at once. Such values may stand in
+    `irrelevant_values`, where an import keeps them.
 
     Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store
     that is not the merchant's, ABORTED (STALE_ETAG).
@@ -103,7 +102,8 @@ class BenefitsServiceAsyncStub(BenefitsServiceStub):
     """ListBenefits pages through a merchant's benefits by benefit_id, active or not.
 
     Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
-    broken or was given for other filters.
+    broken or was given for other filters; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that
+    is not the merchant's.
     """
     DeleteBenefit: _aio.UnaryUnaryMultiCallable[_benefits_pb2.DeleteBenefitRequest, _benefits_pb2.DeleteBenefitResponse]  # type: ignore[assignment]
     """DeleteBenefit deletes a benefit for good. To switch one off and keep it, put it with BENEFITS_STATUS_INACTIVE.
@@ -112,27 +112,25 @@ class BenefitsServiceAsyncStub(BenefitsServiceStub):
     one that is deleted already, ABORTED (STALE_ETAG).
     """
     PreviewBenefitSchedule: _aio.UnaryUnaryMultiCallable[_benefits_pb2.PreviewBenefitScheduleRequest, _benefits_pb2.PreviewBenefitScheduleResponse]  # type: ignore[assignment]
-    """PreviewBenefitSchedule tells when a benefit would be issued within a range of time, for a customer with the given
-    birthday and purchase, and when each issue would expire. It looks neither at `benefits_status`, so that a benefit
-    can be tried before it is switched on, nor at any stored customer.
+    """PreviewBenefitSchedule computes when a member gets a benefit the next times, and loses it again. It looks neither
+    at `benefits_status`, so that a benefit can be tried before it is switched on, nor at any stored customer.
 
-    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for customer data that this
-    benefit's schedule needs and the request does not give; NOT_FOUND (BENEFIT_NOT_FOUND).
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for what this benefit's
+    schedule needs to know of the member and the request does not give; NOT_FOUND (BENEFIT_NOT_FOUND).
     """
     ListApplicableBenefits: _aio.UnaryUnaryMultiCallable[_benefits_pb2.ListApplicableBenefitsRequest, _benefits_pb2.ListApplicableBenefitsResponse]  # type: ignore[assignment]
-    """ListApplicableBenefits pages by benefit_id through the benefits that apply in the given situation: by store, level,
-    membership type, reward scene, product or category, and time. What SHOPLINE does not tell for certain is answered
-    and marked, not left out.
+    """ListApplicableBenefits pages by benefit_id through the benefits of a membership, and tells of each whether it
+    applies to a cart, and otherwise everything that speaks against it. What cannot be told for certain is marked,
+    never guessed.
 
     Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
-    broken or was given for other filters; NOT_FOUND (STORE_NOT_FOUND) for a store that is not the merchant's.
+    broken or was given for another cart; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that is
+    not the merchant's.
     """
 
 class BenefitsServiceServicer:
     """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
     which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
-
-    This release has none of its methods yet: each answers UNIMPLEMENTED (NOT_IMPLEMENTED).
     """
 
     def PutBenefit(
@@ -140,8 +138,9 @@ class BenefitsServiceServicer:
         request: _benefits_pb2.PutBenefitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_benefits_pb2.PutBenefitResponse, _abc.Awaitable[_benefits_pb2.PutBenefitResponse]]:
-        """PutBenefit creates a benefit, or replaces it whole. It keeps every value that it is given: one that an "only
-        relevant when" rule makes irrelevant is moved to `irrelevant_values` and not refused.
+        """PutBenefit creates a benefit, or replaces it whole. It is strict: a value in a field whose "only relevant when"
+        rule does not hold is a wrong field, and every wrong field is named at once. Such values may stand in
+        `irrelevant_values`, where an import keeps them.
 
         Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store
         that is not the merchant's, ABORTED (STALE_ETAG).
@@ -165,7 +164,8 @@ class BenefitsServiceServicer:
         """ListBenefits pages through a merchant's benefits by benefit_id, active or not.
 
         Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
-        broken or was given for other filters.
+        broken or was given for other filters; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that
+        is not the merchant's.
         """
 
     def DeleteBenefit(
@@ -184,12 +184,11 @@ class BenefitsServiceServicer:
         request: _benefits_pb2.PreviewBenefitScheduleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_benefits_pb2.PreviewBenefitScheduleResponse, _abc.Awaitable[_benefits_pb2.PreviewBenefitScheduleResponse]]:
-        """PreviewBenefitSchedule tells when a benefit would be issued within a range of time, for a customer with the given
-        birthday and purchase, and when each issue would expire. It looks neither at `benefits_status`, so that a benefit
-        can be tried before it is switched on, nor at any stored customer.
+        """PreviewBenefitSchedule computes when a member gets a benefit the next times, and loses it again. It looks neither
+        at `benefits_status`, so that a benefit can be tried before it is switched on, nor at any stored customer.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for customer data that this
-        benefit's schedule needs and the request does not give; NOT_FOUND (BENEFIT_NOT_FOUND).
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for what this benefit's
+        schedule needs to know of the member and the request does not give; NOT_FOUND (BENEFIT_NOT_FOUND).
         """
 
     def ListApplicableBenefits(
@@ -197,12 +196,13 @@ class BenefitsServiceServicer:
         request: _benefits_pb2.ListApplicableBenefitsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_benefits_pb2.ListApplicableBenefitsResponse, _abc.Awaitable[_benefits_pb2.ListApplicableBenefitsResponse]]:
-        """ListApplicableBenefits pages by benefit_id through the benefits that apply in the given situation: by store, level,
-        membership type, reward scene, product or category, and time. What SHOPLINE does not tell for certain is answered
-        and marked, not left out.
+        """ListApplicableBenefits pages by benefit_id through the benefits of a membership, and tells of each whether it
+        applies to a cart, and otherwise everything that speaks against it. What cannot be told for certain is marked,
+        never guessed.
 
         Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
-        broken or was given for other filters; NOT_FOUND (STORE_NOT_FOUND) for a store that is not the merchant's.
+        broken or was given for another cart; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that is
+        not the merchant's.
         """
 
 def add_BenefitsServiceServicer_to_server(servicer: BenefitsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

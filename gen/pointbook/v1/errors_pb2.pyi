@@ -44,10 +44,6 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_MERCHANT_FORBIDDEN: the token is not for this merchant. Example: PERMISSION_DENIED,
     {merchant_id: "2000009999"}.
     """
-    ERROR_REASON_NOT_IMPLEMENTED: _ErrorReason.ValueType  # 7
-    """ERROR_REASON_NOT_IMPLEMENTED: this release does not have the method, or the feature that a field asks for.
-    Example: UNIMPLEMENTED, {feature: "validation by missed call"}.
-    """
     ERROR_REASON_STORE_NOT_FOUND: _ErrorReason.ValueType  # 20
     """ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant, which an update is told
     by registered_elsewhere. Example: NOT_FOUND, {store_id: "1718263946864", registered_elsewhere: "true"}.
@@ -262,10 +258,6 @@ ERROR_REASON_SCOPE_MISSING: ErrorReason.ValueType  # 5
 ERROR_REASON_MERCHANT_FORBIDDEN: ErrorReason.ValueType  # 6
 """ERROR_REASON_MERCHANT_FORBIDDEN: the token is not for this merchant. Example: PERMISSION_DENIED,
 {merchant_id: "2000009999"}.
-"""
-ERROR_REASON_NOT_IMPLEMENTED: ErrorReason.ValueType  # 7
-"""ERROR_REASON_NOT_IMPLEMENTED: this release does not have the method, or the feature that a field asks for.
-Example: UNIMPLEMENTED, {feature: "validation by missed call"}.
 """
 ERROR_REASON_STORE_NOT_FOUND: ErrorReason.ValueType  # 20
 """ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant, which an update is told

@@ -111,8 +111,7 @@ class RedemptionServiceServicer:
         warning 876. With `validation_code` the code is compared, which counts a wrong guess, but is not consumed.
 
         Scope `redeem`, and `redeem.skip` for `skip_validation` to be heard. Errors: INVALID_ARGUMENT for absent or
-        contradictory fields, UNAVAILABLE (CODE_KEY_UNKNOWN, DATABASE_UNAVAILABLE), UNIMPLEMENTED for what this release
-        does not answer.
+        contradictory fields, UNAVAILABLE (CODE_KEY_UNKNOWN, DATABASE_UNAVAILABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,8 +48,7 @@ class RedemptionServiceStub:
     warning 876. With `validation_code` the code is compared, which counts a wrong guess, but is not consumed.
 
     Scope `redeem`, and `redeem.skip` for `skip_validation` to be heard. Errors: INVALID_ARGUMENT for absent or
-    contradictory fields, UNAVAILABLE (CODE_KEY_UNKNOWN, DATABASE_UNAVAILABLE), UNIMPLEMENTED for what this release
-    does not answer.
+    contradictory fields, UNAVAILABLE (CODE_KEY_UNKNOWN, DATABASE_UNAVAILABLE).
     """
     IssueValidationCode: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.IssueValidationCodeRequest, _redemption_pb2.IssueValidationCodeResponse]
     """IssueValidationCode runs the same validation and then sends the customer a one-time code for exactly this
@@ -138,8 +137,7 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     warning 876. With `validation_code` the code is compared, which counts a wrong guess, but is not consumed.
 
     Scope `redeem`, and `redeem.skip` for `skip_validation` to be heard. Errors: INVALID_ARGUMENT for absent or
-    contradictory fields, UNAVAILABLE (CODE_KEY_UNKNOWN, DATABASE_UNAVAILABLE), UNIMPLEMENTED for what this release
-    does not answer.
+    contradictory fields, UNAVAILABLE (CODE_KEY_UNKNOWN, DATABASE_UNAVAILABLE).
     """
     IssueValidationCode: _aio.UnaryUnaryMultiCallable[_redemption_pb2.IssueValidationCodeRequest, _redemption_pb2.IssueValidationCodeResponse]  # type: ignore[assignment]
     """IssueValidationCode runs the same validation and then sends the customer a one-time code for exactly this
@@ -230,8 +228,7 @@ class RedemptionServiceServicer:
         warning 876. With `validation_code` the code is compared, which counts a wrong guess, but is not consumed.
 
         Scope `redeem`, and `redeem.skip` for `skip_validation` to be heard. Errors: INVALID_ARGUMENT for absent or
-        contradictory fields, UNAVAILABLE (CODE_KEY_UNKNOWN, DATABASE_UNAVAILABLE), UNIMPLEMENTED for what this release
-        does not answer.
+        contradictory fields, UNAVAILABLE (CODE_KEY_UNKNOWN, DATABASE_UNAVAILABLE).
         """
 
     def IssueValidationCode(

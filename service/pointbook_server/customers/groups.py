@@ -1,15 +1,11 @@
 """The transactions of user groups. All members are locked, so that nobody redeems from a group while it changes."""
 
-import secrets
 from dataclasses import replace
 
 from pointbook_server.customers.book import CustomersBook
 from pointbook_server.customers.model import GroupKey, UserGroup, customer_not_found
 from pointbook_server.database import Connection, Database, RetryTransactionError
-from pointbook_server.errors import FieldViolation, PointbookError, Reason, next_revision
-
-FIRST_REVISIONS = 10**15
-"""Among how many revisions a new group's first one is chosen."""
+from pointbook_server.errors import FieldViolation, PointbookError, Reason, first_revision, next_revision
 
 
 class UserGroupsStore:
@@ -35,7 +31,7 @@ class UserGroupsStore:
             if kept is not None and kept.primary_customer_id != group.primary_customer_id:
                 raise _primary_changed()
             if kept is None:
-                revision = 1 + secrets.randbelow(FIRST_REVISIONS)
+                revision = first_revision()
             await book.check_rival_groups(group)
             if kept is not None:
                 await book.delete_group(group.group_id)

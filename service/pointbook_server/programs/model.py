@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 
+from pointbook_server.errors import PointbookError, Reason
+
 DEFAULT_SETTLEMENT_WINDOW_MS = 72 * 60 * 60 * 1_000
 DEFAULT_CODE_LIFE_SECONDS = 300
 DEFAULT_CODE_LENGTH = 6
@@ -97,3 +99,10 @@ class Program:
     settlement_window_ms: int = 0
     settlement_scenes: tuple[str, ...] = ()
     validation: Validation = Validation()
+
+
+def program_not_found(program_id: int) -> PointbookError:
+    """Tell that the merchant has no such program."""
+    return PointbookError(
+        Reason.PROGRAM_NOT_FOUND, "The merchant has no such program.", metadata={"program_id": str(program_id)}
+    )

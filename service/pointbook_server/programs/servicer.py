@@ -4,7 +4,6 @@ import re
 from dataclasses import asdict
 from decimal import Decimal
 from string import Template
-from zoneinfo import ZoneInfo
 
 from google.protobuf.duration_pb2 import Duration
 from iso4217 import Currency
@@ -13,10 +12,16 @@ from phonenumbers import SUPPORTED_REGIONS
 from pointbook.v1 import programs_pb2, programs_pb2_grpc, redemption_pb2
 from pointbook_server import paging
 from pointbook_server.clock import Clock
-from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.fields import Fields, is_language, read_etag, to_decimal_text
 from pointbook_server.ledger.model import POINTS_MAX
-from pointbook_server.programs.model import DEFAULT_TIME_ZONE, Channel, Criteria, Program, Store, Validation
+from pointbook_server.programs.model import (
+    Channel,
+    Criteria,
+    Program,
+    Store,
+    Validation,
+    program_not_found,
+)
 from pointbook_server.programs.store import ProgramsStore
 
 PROGRAM_ID_MAX = 2**63 - 1
@@ -31,10 +36,6 @@ TEMPLATE_LENGTH_MAX = 500
 SETTLEMENT_WINDOW_SECONDS = (60, 30 * 24 * 60 * 60)
 CODE_LIFE_SECONDS = (60, 600)
 CODE_LENGTH = (6, 10)
-MACHINE_TIME_ZONES = {"localtime", "Factory", "posixrules"}
-"""Files beside the time zones that mean another zone on every machine."""
-MACHINE_FOLDERS = ("posix/", "right/")
-"""Folders of them that many machines lack; some zones in there count leap seconds."""
 TEMPLATE_NAMES = {"code", "points", "program", "minutes"}
 MAXIMA = ("max_points_per_redemption", "max_points_per_day", "max_points_per_week", "max_points_per_month")
 """The criteria that must leave room for the fewest points that multiples_of and min_points_per_redemption allow."""
@@ -117,11 +118,7 @@ class ProgramsServicer(programs_pb2_grpc.ProgramsServiceServicer):
         fields.check()
         found = await self._store.program(request.merchant_id, request.program_id)
         if found is None:
-            raise PointbookError(
-                Reason.PROGRAM_NOT_FOUND,
-                "The merchant has no such program.",
-                metadata={"program_id": str(request.program_id)},
-            )
+            raise program_not_found(request.program_id)
         program, revision = found
         return programs_pb2.GetProgramResponse(program=_write_program(program), etag=str(revision))
 
@@ -154,7 +151,7 @@ def _read_program(fields: Fields, program: programs_pb2.Program) -> Program:
         ),
         display_name=fields.text("program.display_name", program.display_name, length_max=NAME_LENGTH_MAX),
         redemption_enabled=program.redemption_enabled,
-        time_zone=_read_time_zone(fields, program.time_zone),
+        time_zone=fields.time_zone("program.time_zone", program.time_zone),
         default_region=_read_region(fields, "program.default_region", program.default_region)
         if program.default_region
         else "",
@@ -262,17 +259,6 @@ def _read_templates(fields: Fields, path: str, templates: dict[str, str]) -> dic
             )
         fields.text(item, template.replace("\n", " "), length_max=TEMPLATE_LENGTH_MAX)
     return templates
-
-
-def _read_time_zone(fields: Fields, name: str) -> str:
-    try:
-        is_machines = name in MACHINE_TIME_ZONES or name.startswith(MACHINE_FOLDERS)
-        known = not is_machines and bool(ZoneInfo(name or DEFAULT_TIME_ZONE))
-    except (ValueError, OSError, KeyError):
-        known = False
-    if not known:
-        fields.wrong("program.time_zone", "must be an IANA time zone such as Asia/Shanghai")
-    return name
 
 
 def _read_region(fields: Fields, path: str, region: str) -> str:

@@ -1,0 +1,183 @@
+"""The SQL of benefits."""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Protocol
+
+from sqlalchemy import Boolean, Text, and_, any_, bindparam, delete, or_, select, text, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.sql.elements import ColumnElement
+
+from pointbook_server.benefits.model import Benefit, benefit_not_found
+from pointbook_server.database import Connection, Database, RetryTransactionError, Row, Statement
+from pointbook_server.errors import first_revision, next_revision, store_not_found
+from pointbook_server.programs.model import Program, program_not_found
+from pointbook_server.tables import benefits
+
+COLUMNS = tuple(column.name for column in benefits.c if column.name not in {"details", "revision", "updated_at_ms"})
+"""The fields of a benefit that have columns of their own; all others are in `details`."""
+DEFAULTS = {field.name: field.default for field in fields(Benefit)}
+LISTS = {name for name, default in DEFAULTS.items() if default == ()}
+
+
+def _fits(column: ColumnElement[str], name: str) -> ColumnElement[bool]:
+    """Filter by a column where the filter is set, letting through what leaves it open where `open` says so."""
+    wanted = bindparam(name, type_=Text)
+    return or_(wanted == "", column == wanted, bindparam("open", type_=Boolean) & (column == ""))
+
+
+IS_BENEFIT = and_(benefits.c.benefit_id == bindparam("benefit"), benefits.c.merchant_id == bindparam("merchant"))
+_store, _stores = bindparam("store", type_=Text), bindparam("program_stores", type_=ARRAY(Text))
+IS_EVERYWHERE = benefits.c.store_ids == text("'{}'")
+"""A benefit that names no store is every store's."""
+READ_BENEFIT = Statement(select(benefits).where(IS_BENEFIT))
+LOCK_BENEFIT = Statement(select(benefits.c.revision).where(IS_BENEFIT).with_for_update())
+DELETE_BENEFIT = Statement(delete(benefits).where(IS_BENEFIT))
+LIST_BENEFITS = Statement(
+    select(benefits)
+    .where(
+        benefits.c.merchant_id == bindparam("merchant"),
+        benefits.c.benefit_id > bindparam("after"),
+        or_(_store == "", IS_EVERYWHERE, _store == any_(benefits.c.store_ids)),
+        or_(_stores.is_(None), IS_EVERYWHERE, benefits.c.store_ids.overlap(_stores)),
+        _fits(benefits.c.level_code, "level_code"),
+        _fits(benefits.c.membership_type, "membership_type"),
+        _fits(benefits.c.reward_scene, "reward_scene"),
+        _fits(benefits.c.reward_type, "reward_type"),
+        _fits(benefits.c.benefits_status, "benefits_status"),
+    )
+    .order_by(benefits.c.benefit_id)
+    .limit(bindparam("limit"))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which benefits of a merchant to list; an empty value keeps all.
+
+    With `open`, a benefit that leaves something open fits whatever is asked for.
+    """
+
+    store_id: str = ""
+    program_id: int = 0
+    level_code: str = ""
+    membership_type: str = ""
+    reward_scene: str = ""
+    reward_type: str = ""
+    benefits_status: str = ""
+    open: bool = False
+
+
+class Programs(Protocol):
+    """Where stores and programs are kept."""
+
+    async def own_stores(self, connection: Connection, merchant_id: str, store_ids: Collection[str]) -> set[str]:
+        """Tell which stores are the merchant's."""
+
+    async def read(self, connection: Connection, merchant_id: str, program_ids: Collection[int]) -> dict[int, Program]:
+        """Read programs, as far as the merchant has them."""
+
+
+class BenefitsStore:
+    """Reads and writes benefits. A revision counts up with every change of a benefit, and is the etag.
+
+    A new benefit begins anywhere, so that an etag of a deleted one is none of the one that takes its id.
+    """
+
+    def __init__(self, database: Database, programs: Programs) -> None:
+        self._database = database
+        self._programs = programs
+
+    async def put(self, benefit: Benefit, expected_revision: int | None, now_ms: int) -> int:
+        """Create or replace a benefit, and return its revision.
+
+        Raises STORE_NOT_FOUND for a store that is not the merchant's, and STALE_ETAG where another revision was
+        expected.
+        """
+        named = {"benefit": benefit.benefit_id, "merchant": benefit.merchant_id}
+
+        async def work(connection: Connection) -> int:
+            await self._check_stores(connection, benefit.merchant_id, benefit.store_ids)
+            kept = await connection.fetch_one(LOCK_BENEFIT, named)
+            revision = next_revision(0 if kept is None else kept.revision, expected_revision)
+            if kept is None:
+                revision = first_revision()
+            values = {**_to_row(benefit), "revision": revision, "updated_at_ms": now_ms}
+            if kept is not None:
+                await connection.execute(Statement(update(benefits).where(IS_BENEFIT).values(values)), named)
+            elif not await connection.execute(Statement(insert(benefits).values(values).on_conflict_do_nothing())):
+                raise RetryTransactionError  # Another call has just created it: replace that.
+            return revision
+
+        return await self._database.transaction(work)
+
+    async def benefit(self, merchant_id: str, benefit_id: str) -> tuple[Benefit, int]:
+        """Read one benefit and its revision. Raises BENEFIT_NOT_FOUND."""
+        async with self._database.autocommit() as connection:
+            row = await connection.fetch_one(READ_BENEFIT, {"benefit": benefit_id, "merchant": merchant_id})
+        if row is None:
+            raise benefit_not_found(benefit_id)
+        return _to_benefit(row), row.revision
+
+    async def benefits(self, merchant_id: str, wanted: Filter, *, after: str, limit: int) -> list[Benefit]:
+        """Read a page of a merchant's benefits, behind a benefit_id.
+
+        Raises STORE_NOT_FOUND and PROGRAM_NOT_FOUND for what is not the merchant's.
+        """
+        async with self._database.autocommit() as connection:
+            await self._check_stores(connection, merchant_id, [wanted.store_id] if wanted.store_id else [])
+            place = {
+                **asdict(wanted),
+                "merchant": merchant_id,
+                "store": wanted.store_id,
+                "program_stores": await self._program_stores(connection, merchant_id, wanted.program_id),
+                "after": after,
+                "limit": limit,
+            }
+            return [_to_benefit(row) for row in await connection.fetch(LIST_BENEFITS, place)]
+
+    async def delete(self, merchant_id: str, benefit_id: str, expected_revision: int | None) -> None:
+        """Delete a benefit. Raises BENEFIT_NOT_FOUND and STALE_ETAG."""
+        named = {"benefit": benefit_id, "merchant": merchant_id}
+
+        async def work(connection: Connection) -> None:
+            kept = await connection.fetch_one(LOCK_BENEFIT, named)
+            if kept is None:
+                raise benefit_not_found(benefit_id)
+            next_revision(kept.revision, expected_revision)
+            await connection.execute(DELETE_BENEFIT, named)
+
+        await self._database.transaction(work)
+
+    async def _check_stores(self, connection: Connection, merchant_id: str, store_ids: Sequence[str]) -> None:
+        """Raise STORE_NOT_FOUND for the first store that is not the merchant's. Stores are never deleted or moved."""
+        known = await self._programs.own_stores(connection, merchant_id, store_ids) if store_ids else set()
+        for store_id in store_ids:
+            if store_id not in known:
+                raise store_not_found(store_id)
+
+    async def _program_stores(self, connection: Connection, merchant_id: str, program_id: int) -> list[str] | None:
+        """Read the stores of a program; None where no program is named."""
+        if not program_id:
+            return None
+        programs = await self._programs.read(connection, merchant_id, [program_id])
+        if program_id not in programs:
+            raise program_not_found(program_id)
+        return list(programs[program_id].store_ids)
+
+
+def _to_row(benefit: Benefit) -> dict[str, Any]:
+    values = asdict(benefit)
+    row = {name: values.pop(name) for name in COLUMNS}
+    present = {name: value for name, value in values.items() if value != DEFAULTS[name]}
+    return {**row, "irrelevant_values": json.dumps(benefit.irrelevant_values), "details": json.dumps(present)}
+
+
+def _to_benefit(row: Row) -> Benefit:
+    values = {name: row[name] for name in COLUMNS}
+    values |= json.loads(row["details"])
+    for name in LISTS & values.keys():
+        values[name] = tuple(values[name])
+    values["irrelevant_values"] = json.loads(values["irrelevant_values"])
+    return Benefit(**values)

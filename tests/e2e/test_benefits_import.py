@@ -1,0 +1,263 @@
+"""`pointbook benefits import` as an operator meets it: SHOPLINE's answer for a level, put into a real server."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2e.processes import POINTBOOK, Finished, clean_environment, finish, one_line, pointbook, running
+from harness import Client, Service, Shop, make_token
+from pointbook.v1 import benefits_pb2
+from pointbook_server.access.model import Scope
+from shopline_benefits import answer, exported, info
+
+POINTS = info(rewardType="POINTS", benefitsDetails="1000", benefitsStatus="ACTIVE", usageLimitsType="UNLIMITED")
+BIRTHDAY = info(
+    rewardType="PERCENTAGE_DISCOUNT",
+    benefitsDetails="15",
+    benefitsStatus="ACTIVE",
+    autoStackLimit=True,
+    codeStackLimit=False,
+    benefitsUsageInstructionType="MIN_PURCHASE_AMOUNT",
+    benefitsUsageInstructionValue="100.00",
+    productsApplicableType="ALL_PRODUCTS",
+    birthBenefitsReleaseType="FIXED_BEFORE",
+    daysBefore="7",
+    usageLimitsType="LIMITS",
+    usageLimitsTimes=1,
+)
+SHIPPING = info(rewardType="FREE_SHIPPING", benefitsDetails="0", benefitsStatus="INACTIVE", periodicallyMonths="3")
+
+
+@pytest.fixture
+def settings(service: Service, admin_token: str) -> dict[str, str]:
+    """The environment of an operator who may do everything."""
+    return {"GRPC_ADDRESS": f"127.0.0.1:{service.server.port}", "TOKEN": admin_token}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file with three benefits."""
+    return write(tmp_path, answer(POINTS, BIRTHDAY, SHIPPING))
+
+
+def write(folder: Path, content: Any, name: str = "gold.json") -> Path:
+    """Write a file, JSON or not."""
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+async def run(file: Path | str, shop: Shop, settings: dict[str, str], *options: str, level: str = "MLC7") -> Finished:
+    """Import a file for a level."""
+    arguments = ("benefits", "import", str(file), "--merchant", shop.merchant_id, "--level", level, *options)
+    return await pointbook(*arguments, **settings)
+
+
+async def listed(client: Client, shop: Shop) -> list[benefits_pb2.Benefit]:
+    """List a merchant's benefits."""
+    request = benefits_pb2.ListBenefitsRequest(merchant_id=shop.merchant_id, page_size=1_000)
+    return list((await client.benefits.ListBenefits(request)).benefits)
+
+
+async def test_a_file_is_imported_once(client: Client, shop: Shop, settings: dict[str, str], file: Path) -> None:
+    """The second time nothing is different; what was exported neither; and nothing was written then."""
+    level = "gid://shopline/Membership/MLC7"
+    first = await run(file, shop, settings, "--membership-type", "LEVEL", level=level)
+    assert (first.exit_code, first.err) == (0, ""), first
+    assert first.out.splitlines() == [
+        "MLC7:1  created",
+        "MLC7:2  created",
+        "    kept by its name: productsApplicableType ALL_PRODUCTS",
+        "MLC7:3  created",
+        "    set aside: periodicallyMonths, which is only relevant when benefits_issurance_type = PERIODICALLY",
+        "3 benefits: 3 created, 0 changed, 0 unchanged, 0 refused; 0 vanished.",
+    ]
+    kept = await listed(client, shop)
+    points, birthday, shipping = kept
+    assert (points.benefit_id, points.level_code, points.benefits_details) == ("MLC7:1", "MLC7", "1000")
+    assert points.membership_type == benefits_pb2.MEMBERSHIP_TYPE_LEVEL
+    assert birthday.days_before == 7
+    assert birthday.unrecognized_values == {"products_applicable_type": "ALL_PRODUCTS"}
+    assert dict(shipping.irrelevant_values) == {"periodically_months": "3"}
+
+    again = write(file.parent, exported(kept), "exported.json")
+    for same, options in ((file, ()), (again, ()), (again, ("--membership-type", "LEVEL", "--prune"))):
+        second = await run(same, shop, settings, *options)
+        assert second.exit_code == 0, second
+        assert "3 benefits: 0 created, 0 changed, 3 unchanged, 0 refused; 0 " in second.out
+    assert await listed(client, shop) == kept
+
+
+async def test_what_is_different_is_told(
+    client: Client, shop: Shop, settings: dict[str, str], file: Path, tmp_path: Path
+) -> None:
+    """Each field before and after; and a benefit that vanished is kept unless it is pruned."""
+    await run(file, shop, settings)
+    changed = {**BIRTHDAY, "benefitsDetails": 20, "daysBefore": None, "productsApplicableType": "SPECIFIC_CATEGORY"}
+    changed |= {"specificCategoryList": ["tea", "cups"], "benefitsIcon": "\u001b[2J" + "x" * 100}
+    other = write(tmp_path, answer(POINTS, {**changed, "benefitsIcon": "i" * 100}), "other.json")
+    finished = await run(other, shop, settings)
+
+    assert finished.exit_code == 0, finished
+    assert finished.out.splitlines() == [
+        "MLC7:1  unchanged",
+        "MLC7:2  changed",
+        '    benefits_details: "15" -> "20"',
+        f'    benefits_icon: nothing -> "{"i" * 79}…',
+        "    days_before: 7 -> nothing",
+        "    products_applicable_type: ALL_PRODUCTS -> SPECIFIC_CATEGORY",
+        '    specific_category_list: nothing -> ["tea", "cups"]',
+        "MLC7:3  vanished",
+        "    it is not in the file; --prune deletes it",
+        "2 benefits: 0 created, 1 changed, 1 unchanged, 0 refused; 1 vanished.",
+    ]
+    assert len(await listed(client, shop)) == 3
+
+    pruned = await run(other, shop, settings, "--prune")
+    assert pruned.out.splitlines()[-3:] == [
+        "MLC7:3  deleted",
+        "    it is not in the file",
+        "2 benefits: 0 created, 0 changed, 2 unchanged, 0 refused; 1 deleted.",
+    ]
+    assert [benefit.benefit_id for benefit in await listed(client, shop)] == ["MLC7:1", "MLC7:2"]
+
+
+async def test_only_what_a_file_brought_is_pruned(
+    client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
+) -> None:
+    """Benefits of other levels, and those that somebody named otherwise, stay."""
+    others = [("MLC7:x", "MLC7"), ("MLC7:01", "MLC7"), ("own", "MLC7"), ("MLC77:9", "MLC77"), ("MLC7:9", "other")]
+    for benefit_id, level_code in [*others, ("MLC7:12", "MLC7"), ("MLC7:2", "MLC7")]:
+        benefit = benefits_pb2.Benefit(merchant_id=shop.merchant_id, benefit_id=benefit_id, level_code=level_code)
+        await client.benefits.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=benefit))
+    finished = await run(write(tmp_path, answer()), shop, settings, "--prune")
+
+    assert [line for line in finished.out.splitlines() if not line.startswith(" ")] == [
+        "MLC7:2  deleted",
+        "MLC7:12  deleted",
+        "0 benefits: 0 created, 0 changed, 0 unchanged, 0 refused; 2 deleted.",
+    ]
+    assert sorted(benefit.benefit_id for benefit in await listed(client, shop)) == sorted(name for name, _ in others)
+
+
+async def test_what_the_file_does_not_tell_stays(
+    client: Client, shop: Shop, settings: dict[str, str], file: Path
+) -> None:
+    """Stores, scene and membership type are an operator's to say, and no import takes them away."""
+    await run(file, shop, settings)
+    birthday = (await listed(client, shop))[1]
+    birthday.store_ids.append(shop.store_id)
+    birthday.reward_scene = benefits_pb2.REWARD_SCENE_BIRTH_BENEFITS
+    birthday.unrecognized_values["membership_type"] = "VIP"
+    await client.benefits.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=birthday))
+
+    finished = await run(file, shop, settings)
+    assert "3 unchanged" in finished.out
+    assert (await listed(client, shop))[1] == birthday
+
+    finished = await run(file, shop, settings, "--membership-type", "PAID")
+    assert "    membership_type: VIP -> PAID" in finished.out.splitlines()
+
+
+async def test_a_wrong_benefit_does_not_stop_the_others(
+    client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
+) -> None:
+    """It is refused with everything that is wrong of it, by the file or by the server, and the exit code is 1."""
+    wrong = {**BIRTHDAY, "daysBefore": "a week", "autoStackLimit": "maybe", "specificProductIds": "p"}
+    wrong |= {"usageLimitsType": 3, "benefitsName": "\ud800"}
+    wrong |= {"productsApplicableType": "SPECIFIC_PRODUCT"}
+    newer = {**POINTS, "new\u001bField": 1, "emptyField": None}
+    finished = await run(
+        write(tmp_path, answer(wrong, None, {**POINTS, "benefitsDetails": "many"}, newer)), shop, settings
+    )
+
+    assert finished.exit_code == 1, finished
+    assert finished.out.splitlines() == [
+        "MLC7:1  refused",
+        "    benefitsInfo[0].autoStackLimit must be true or false",
+        "    benefitsInfo[0].benefitsName must be a text",
+        "    benefitsInfo[0].daysBefore must be a whole number of 32 bits",
+        "    benefitsInfo[0].specificProductIds must be a list",
+        "    benefitsInfo[0].usageLimitsType must be a name",
+        "MLC7:2  refused",
+        "    benefitsInfo[1] is required",
+        "MLC7:3  refused",
+        "    INVALID_FIELDS: benefit.benefits_details must be whole points, 1 to 10^15",
+        "MLC7:4  created",
+        "    left out: new\\x1bField, which is no field of BenefitsInfo",
+        "4 benefits: 1 created, 0 changed, 0 unchanged, 3 refused; 0 vanished.",
+    ]
+    assert [benefit.benefit_id for benefit in await listed(client, shop)] == ["MLC7:4"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "must be JSON in UTF-8"),
+        ('{"data": NaN}', "must be JSON in UTF-8"),
+        ("[" * 100_000, "must be JSON in UTF-8"),
+        ("[]", "must have data.benefitsOfMembership.benefitsInfo"),
+        ({"data": {"benefitsOfMembership": None}}, "must have data.benefitsOfMembership.benefitsInfo"),
+        ({"data": {"benefitsOfMembership": {"benefitsInfo": {}}}}, "must have at most 1,000 benefits as a list"),
+        (answer(*[POINTS] * 1_001), "must have at most 1,000 benefits as a list"),
+        ({**answer(POINTS), "errors": [{"message": "throttled"}]}, "is an answer with errors"),
+    ],
+)
+async def test_a_file_that_is_no_answer(
+    shop: Shop, settings: dict[str, str], tmp_path: Path, content: Any, told: str
+) -> None:
+    """One line says what is wrong, and nothing is changed, even with --prune."""
+    told_line = one_line(await run(write(tmp_path, content), shop, settings, "--prune"))
+
+    assert f"gold.json: the file {told}" in told_line
+
+
+async def test_wrong_options_and_places(
+    service: Service, shop: Shop, settings: dict[str, str], file: Path, tmp_path: Path
+) -> None:
+    """Each is one clear line."""
+    assert "--membership-type must be one of LEVEL, PAID, BASIC, DUAL" in one_line(
+        await run(file, shop, settings, "--membership-type", "GOLD")
+    )
+    for level in ("", "two words", "x" * 59):
+        assert "--level must be 1 to 58 visible ASCII characters" in one_line(
+            await run(file, shop, settings, level=level)
+        )
+    assert "No such file" in one_line(await run(tmp_path / "nothing.json", shop, settings))
+    away = await run(file, shop, settings, "--server", "127.0.0.1:1")
+    assert (away.exit_code, "UNAVAILABLE" in away.err) == (2, True)
+    token = await make_token(service.database_url, [shop.merchant_id], [Scope.POINTS_READ])
+    denied = await run(file, shop, {**settings, "TOKEN": token})
+    assert (denied.exit_code, "SCOPE_MISSING" in denied.err) == (2, True)
+
+
+async def test_standard_input(shop: Shop, settings: dict[str, str], file: Path) -> None:
+    """SHOPLINE's answer may come through a pipe."""
+    command = f"{POINTBOOK} benefits import - --merchant {shop.merchant_id} --level MLC7 < {file}"
+    finished = await finish("bash", "-c", command, environment=clean_environment(settings))
+
+    assert "3 created" in finished.out, finished
+
+
+async def test_an_import_that_is_killed_goes_on(
+    client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
+) -> None:
+    """The same command again brings the rest, and the third time nothing is left to do."""
+    file = write(tmp_path, answer(*({**POINTS, "benefitsDetails": str(number + 1)} for number in range(600))))
+    arguments = ("benefits", "import", str(file), "--merchant", shop.merchant_id, "--level", "MLC7")
+    async with running(*arguments, folder=tmp_path, settings=settings) as process:
+
+        async def has_begun() -> bool:
+            return bool(await listed(client, shop))
+
+        await process.until(has_begun)
+        await process.kill()
+    count = len(await listed(client, shop))
+    assert 0 < count < 600
+
+    second = await run(file, shop, settings)
+    assert f"600 benefits: {600 - count} created, 0 changed, {count} unchanged, 0 refused; 0 vanished." in second.out
+    third = await run(file, shop, settings)
+    assert "600 benefits: 0 created, 0 changed, 600 unchanged" in third.out

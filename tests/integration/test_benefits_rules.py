@@ -1,0 +1,380 @@
+"""Every field, every enum value and every "only relevant when" of BenefitsInfo, as callers of PutBenefit meet them."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.struct_pb2 import Struct
+
+from harness import Client, Shop, refused
+from pointbook.v1 import benefits_pb2
+
+ENUMS = {
+    "membership_type": "LEVEL PAID BASIC DUAL",
+    "reward_scene": "BIRTH_BENEFITS ENTERED_PHONE FOLLOW_FB POINTS_REDEMPTION SUCCESSFUL_BEING_REFERRED "
+    "SUCCESSFUL_REFERRAL EMAIL_SUBSCRIPTION ENTERED_BIRTHDAY FOLLOW_INS LEVEL_UPGRADE MEMBERSHIP_BENEFITS SHARE_FB "
+    "SUCCESSFUL_ORDERS",
+    "benefits_expiry_date_type": "SPECIFIC_DATE FOLLOW_MEMBERSHIP",
+    "benefits_issurance_type": "AFTER_PURCHASE PERIODICALLY SPECIFIC_DATE",
+    "benefits_status": "ACTIVE INACTIVE",
+    "benefits_usage_instruction_type": "MAX_POINTS MIN_ITEM_QUANTITY MIN_PURCHASE_AMOUNT NONE",
+    "birth_benefits_release_type": "EXACTLY_BIRTH FIXED_BEFORE FIXED_DATE",
+    "products_applicable_type": "SPECIFIC_CATEGORY SPECIFIC_PRODUCT",
+    "reward_type": "PERCENTAGE_DISCOUNT POINTS CASHBACK CASH_VOUCHER FREE_PRODUCT FREE_SHIPPING",
+    "usage_limits_type": "LIMITS UNLIMITED",
+}
+"""SHOPLINE's names of all values, copied from its reference."""
+PAID = {"membership_type": "PAID"}
+BIRTHDAY = {"reward_scene": "BIRTH_BENEFITS"}
+DISCOUNTS = tuple({"reward_type": name} for name in ("PERCENTAGE_DISCOUNT", "CASH_VOUCHER", "FREE_SHIPPING"))
+EVERYTHING: dict[str, Any] = {
+    "auto_stack_limit": True,
+    "benefits_description": "d",
+    "benefits_details": "10",
+    "benefits_expiry_date_type": "SPECIFIC_DATE",
+    "benefits_expiry_date_value": 30,
+    "benefits_icon": "https://img.example/i.png",
+    "benefits_issurance_type": "PERIODICALLY",
+    "benefits_name": "n",
+    "benefits_status": "ACTIVE",
+    "benefits_usage_instruction_type": "MAX_POINTS",
+    "benefits_usage_instruction_value": "5",
+    "birth_benefits_release_type": "FIXED_BEFORE",
+    "code_stack_limit": False,
+    "days_before": 3,
+    "fixed_date": 31,
+    "periodically_days": 7,
+    "periodically_months": "12",
+    "products_applicable_type": "SPECIFIC_CATEGORY",
+    "reward_type": "CASHBACK",
+    "specific_category_list": ["c"],
+    "specific_date": "02-29",
+    "specific_product_ids": ["p"],
+    "usage_limits_times": 2,
+    "usage_limits_type": "LIMITS",
+}
+"""A right value of each of the 24 fields."""
+RELEVANT: dict[str, tuple[dict[str, str], ...]] = {
+    "auto_stack_limit": ({},),
+    "benefits_description": (PAID,),
+    "benefits_details": ({},),
+    "benefits_expiry_date_type": (PAID,),
+    "benefits_expiry_date_value": ({**PAID, "benefits_expiry_date_type": "SPECIFIC_DATE"},),
+    "benefits_icon": ({},),
+    "benefits_issurance_type": (PAID,),
+    "benefits_name": (PAID,),
+    "benefits_status": ({},),
+    "benefits_usage_instruction_type": ({},),
+    "benefits_usage_instruction_value": DISCOUNTS,
+    "birth_benefits_release_type": (BIRTHDAY,),
+    "code_stack_limit": ({},),
+    "days_before": ({**BIRTHDAY, "birth_benefits_release_type": "FIXED_BEFORE"},),
+    "fixed_date": ({**BIRTHDAY, "birth_benefits_release_type": "FIXED_DATE"},),
+    "periodically_days": ({**PAID, "benefits_issurance_type": "PERIODICALLY"},),
+    "periodically_months": ({**PAID, "benefits_issurance_type": "PERIODICALLY"},),
+    "products_applicable_type": (BIRTHDAY, *DISCOUNTS),
+    "reward_type": ({},),
+    "specific_category_list": tuple(
+        {**when, "products_applicable_type": "SPECIFIC_CATEGORY"} for when in (BIRTHDAY, *DISCOUNTS)
+    ),
+    "specific_date": ({**PAID, "benefits_issurance_type": "SPECIFIC_DATE"},),
+    "specific_product_ids": tuple(
+        {**when, "products_applicable_type": "SPECIFIC_PRODUCT"} for when in (BIRTHDAY, *DISCOUNTS)
+    ),
+    "usage_limits_times": ({"usage_limits_type": "LIMITS"},),
+    "usage_limits_type": ({},),
+}
+"""Beside what each field is relevant, written down from the seed, one page after the other."""
+CONDITIONAL = {name for name, contexts in RELEVANT.items() if contexts != ({},)}
+ELSEWHERE = {"membership_type": "LEVEL", "reward_scene": "LEVEL_UPGRADE"}
+"""A context beside which nothing that has a rule is relevant by the context."""
+
+
+def constant(field: str, name: str) -> int:
+    """Tell the number of an enum's value."""
+    enum: Any = benefits_pb2.Benefit.DESCRIPTOR.fields_by_name[field].enum_type
+    prefix = enum.values[0].name.removesuffix("UNSPECIFIED")
+    return int(enum.values_by_name[prefix + name].number)
+
+
+def benefit_of(shop: Shop, **values: Any) -> benefits_pb2.Benefit:
+    """Make a benefit of values, enums by SHOPLINE's names."""
+    numbers: dict[str, Any] = {
+        name: constant(name, value) if name in ENUMS and isinstance(value, str) else value
+        for name, value in values.items()
+    }
+    return benefits_pb2.Benefit(merchant_id=shop.merchant_id, benefit_id="gold:1", **numbers)
+
+
+async def put(client: Client, benefit: benefits_pb2.Benefit) -> benefits_pb2.Benefit:
+    """Put a benefit, and read it again as it is kept."""
+    await client.benefits.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=benefit))
+    request = benefits_pb2.GetBenefitRequest(merchant_id=benefit.merchant_id, benefit_id=benefit.benefit_id)
+    return (await client.benefits.GetBenefit(request)).benefit
+
+
+async def wrong_fields(client: Client, benefit: benefits_pb2.Benefit) -> dict[str, str]:
+    """Put a benefit that is wrong, and tell what its fields must be."""
+    found = await refused(client.benefits.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=benefit)))
+    assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+    return {path.removeprefix("benefit."): told for path, told in found.fields.items()}
+
+
+def test_the_tables_are_the_contract() -> None:
+    """Of each enum all values are here, and all 24 fields."""
+    for field, names in ENUMS.items():
+        enum: Any = benefits_pb2.Benefit.DESCRIPTOR.fields_by_name[field].enum_type
+        assert len(enum.values) - 1 == len([constant(field, name) for name in names.split()])
+    assert len(EVERYTHING) == len(RELEVANT) == 24
+    assert EVERYTHING.keys() == RELEVANT.keys() < set(benefits_pb2.Benefit.DESCRIPTOR.fields_by_name)
+    assert len(CONDITIONAL) == 16
+
+
+def enum_values() -> Iterator[Any]:
+    """Tell every value of every enum, with a context that it is relevant beside."""
+    for field, names in ENUMS.items():
+        for name in names.split():
+            yield pytest.param(field, name, id=f"{field}-{name}")
+
+
+@pytest.mark.parametrize(("field", "name"), list(enum_values()))
+async def test_every_enum_value_is_kept(client: Client, shop: Shop, field: str, name: str) -> None:
+    """By its number, and by its name where a caller believes that we do not know it."""
+    context = RELEVANT.get(field, ({},))[0]
+    benefit = benefit_of(shop, **{**context, field: name})
+
+    assert await put(client, benefit) == benefit
+    assert await put(client, benefit_of(shop, **context, unrecognized_values={field: name})) == benefit
+
+
+@pytest.mark.parametrize(("field", "beside"), [(name, each) for name, all_ in RELEVANT.items() for each in all_])
+async def test_every_field_is_kept_where_it_is_relevant(
+    client: Client, shop: Shop, field: str, beside: dict[str, str]
+) -> None:
+    """Beside each of the values that make it relevant."""
+    benefit = benefit_of(shop, **{**ELSEWHERE, **beside, field: EVERYTHING[field]})
+
+    assert await put(client, benefit) == benefit
+
+
+def irrelevant_contexts() -> Iterator[Any]:
+    """Tell, for each field that has a rule, every listed value of the fields it depends on that it does not ask for."""
+    for field in sorted(CONDITIONAL):
+        wanted = RELEVANT[field]
+        for beside in wanted:
+            for name in beside:
+                for value in (*ENUMS[name].split(), None):
+                    context = {**ELSEWHERE, **beside, name: value}
+                    context = {key: item for key, item in context.items() if item is not None}
+                    undecided = name in ELSEWHERE and value is None
+                    if not undecided and not any(each.items() <= context.items() for each in wanted):
+                        yield pytest.param(field, context, id=f"{field}-{name}-{value}")
+
+
+@pytest.mark.parametrize(("field", "beside"), list(irrelevant_contexts()))
+async def test_no_field_is_taken_where_it_is_irrelevant(
+    client: Client, shop: Shop, field: str, beside: dict[str, str]
+) -> None:
+    """Beside each other value; and there the same value may be set aside."""
+    told = await wrong_fields(client, benefit_of(shop, **{**beside, field: EVERYTHING[field]}))
+    assert told[field].startswith("must be absent: it is only relevant when ")
+
+    others = {name: value for name, value in beside.items() if name not in told}
+    benefit = benefit_of(shop, **others, irrelevant_values={field: EVERYTHING[field]})
+    assert await put(client, benefit) == benefit
+
+
+@pytest.mark.parametrize("field", sorted(CONDITIONAL))
+async def test_what_is_relevant_is_not_set_aside(client: Client, shop: Shop, field: str) -> None:
+    """Nor what may be, nor what has a value in its field; so nothing that counts is hidden."""
+    for beside in RELEVANT[field]:
+        aside: Any = {field: EVERYTHING[field]}
+        benefit = benefit_of(shop, **ELSEWHERE | beside, irrelevant_values=aside)
+        assert list(await wrong_fields(client, benefit)) == [f"irrelevant_values.{field}"]
+        benefit = benefit_of(shop, **{**ELSEWHERE, **beside, field: EVERYTHING[field]}, irrelevant_values=aside)
+        assert list(await wrong_fields(client, benefit)) == [f"irrelevant_values.{field}"]
+
+
+async def test_a_context_that_is_not_known_leaves_rules_open(client: Client, shop: Shop) -> None:
+    """SHOPLINE tells neither membership type nor scene with a benefit, so that what they decide may be there."""
+    benefit = benefit_of(
+        shop,
+        benefits_name="n",
+        benefits_description="d",
+        benefits_issurance_type="AFTER_PURCHASE",
+        benefits_expiry_date_type="FOLLOW_MEMBERSHIP",
+        birth_benefits_release_type="FIXED_DATE",
+        fixed_date=1,
+        products_applicable_type="SPECIFIC_PRODUCT",
+        specific_product_ids=["p"],
+    )
+
+    assert await put(client, benefit) == benefit
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("membership_type", ["benefits_description", "benefits_name", "benefits_issurance_type"]),
+        ("reward_scene", ["birth_benefits_release_type", "products_applicable_type"]),
+        ("benefits_expiry_date_type", ["benefits_expiry_date_value"]),
+        ("benefits_issurance_type", ["periodically_days", "periodically_months", "specific_date"]),
+        ("birth_benefits_release_type", ["days_before", "fixed_date"]),
+        ("products_applicable_type", ["specific_category_list", "specific_product_ids"]),
+        ("reward_type", ["benefits_usage_instruction_value", "products_applicable_type"]),
+        ("usage_limits_type", ["usage_limits_times"]),
+    ],
+)
+async def test_a_name_that_we_do_not_know_leaves_rules_open(
+    client: Client, shop: Shop, name: str, fields: list[str]
+) -> None:
+    """Nobody can tell what it makes relevant."""
+    context = {key: value for key, value in (PAID | BIRTHDAY).items() if key != name}
+    values = {field: EVERYTHING[field] for field in fields}
+    benefit = benefit_of(shop, **context, **values, unrecognized_values={name: "SOMETHING_NEW"})
+
+    assert await put(client, benefit) == benefit
+
+
+async def test_all_irrelevant_values_are_named_at_once(client: Client, shop: Shop) -> None:
+    """Also those that only another irrelevant value would make relevant."""
+    told = await wrong_fields(client, benefit_of(shop, **ELSEWHERE, **EVERYTHING))
+
+    assert set(told) == CONDITIONAL - {"usage_limits_times"}
+    assert told["days_before"] == "must be absent: it is only relevant when birth_benefits_release_type = FIXED_BEFORE"
+    assert told["products_applicable_type"] == (
+        "must be absent: it is only relevant when reward_scene = BIRTH_BENEFITS, "
+        "or reward_type = PERCENTAGE_DISCOUNT, CASH_VOUCHER or FREE_SHIPPING"
+    )
+
+
+LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
+    "benefits_description": (["", "点" * 500, "two\r\n\tlines"], ["d" * 501, "\0", "\u2028"]),
+    "benefits_expiry_date_value": ([1, 36_500], [0, -1, 36_501]),
+    "benefits_icon": (["", "i" * 2_048], ["i" * 2_049, "a\nb"]),
+    "benefits_name": (["", "点" * 25, "😀" * 25], ["n" * 26, "a\nb", "\0"]),
+    "days_before": ([1, 366], [0, -1, 367]),
+    "fixed_date": ([1, 31], [0, 32]),
+    "periodically_days": ([1, 36_500], [0, 36_501]),
+    "periodically_months": (["1", "1200"], ["0", "", "-1", "01", "1.0", "1e2", "1201", "\uff19", " 1"]),
+    "specific_category_list": ([["c" * 64]], [["c c"], ["c" * 65], [""], ["c", "c"], ["点"]]),
+    "specific_date": (
+        ["02-29", "01-01", "12-31"],
+        ["02-30", "13-01", "00-10", "1-1", "", "04-31", "2-029", "\uff101-01"],
+    ),
+    "specific_product_ids": ([[f"p-{n}" for n in range(1_000)]], [[f"p-{n}" for n in range(1_001)]]),
+    "usage_limits_times": ([1, 10**9], [0, -1, 10**9 + 1]),
+}
+"""Values at the limits of each field, and beyond them."""
+
+
+@pytest.mark.parametrize("field", sorted(LIMITS))
+async def test_every_limit_of_a_field(client: Client, shop: Shop, field: str) -> None:
+    """Each limit itself is allowed, and what is beyond it is named."""
+    right, wrong = LIMITS[field]
+    beside = RELEVANT[field][0]
+    for value in right:
+        benefit = benefit_of(shop, **{**beside, field: value})
+        assert await put(client, benefit) == benefit
+    for value in wrong:
+        told = await wrong_fields(client, benefit_of(shop, **{**beside, field: value}))
+        assert {path.partition("[")[0] for path in told} == {field}, value
+
+
+MEASURED_BY = {
+    "benefits_details": "reward_type",
+    "benefits_usage_instruction_value": "benefits_usage_instruction_type",
+}
+MEASURES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
+    ("benefits_details", "PERCENTAGE_DISCOUNT"): (
+        ["10", "100", "0.000000000001", "12.50", "007"],
+        ["0", "100.000000000001", "", "-1", "1e1", "10%", "1,5", ".5", "5.", "1.0000000000001", "\uff11", "NaN"],
+    ),
+    ("benefits_details", "CASH_VOUCHER"): (["0.01", "999999999999.999999999999"], ["0", "1000000000000"]),
+    ("benefits_details", "FREE_SHIPPING"): (["0", "15.00"], ["-1", "", "free"]),
+    ("benefits_details", "POINTS"): (["1", "1000", "1000.00", "1" + "0" * 15], ["0", "1.5", "1" + "0" * 16]),
+    ("benefits_details", "CASHBACK"): (["", "anything", "x" * 500], ["x" * 501, "\0"]),
+    ("benefits_details", "FREE_PRODUCT"): (["p-1"], ["a\nb"]),
+    ("benefits_usage_instruction_value", "MAX_POINTS"): (["1", "1" + "0" * 15], ["0", "0.5", "", "x"]),
+    ("benefits_usage_instruction_value", "MIN_ITEM_QUANTITY"): (["1", "1000000000"], ["0", "1000000001", "1.5"]),
+    ("benefits_usage_instruction_value", "MIN_PURCHASE_AMOUNT"): (["0.01", "100.00"], ["0", "-1", "1000000000000"]),
+    ("benefits_usage_instruction_value", "NONE"): (["", "0", "x" * 64], ["x" * 65]),
+}
+"""What a text must be a number of, by the field and by what it counts: right and wrong ones."""
+
+
+@pytest.mark.parametrize(("field", "name"), list(MEASURES))
+async def test_values_by_type_are_exact_decimals(client: Client, shop: Shop, field: str, name: str) -> None:
+    """They are kept as they are written."""
+    right, wrong = MEASURES[field, name]
+    context = {"reward_type": "CASH_VOUCHER", MEASURED_BY[field]: name}
+    for text in right:
+        benefit = benefit_of(shop, **{**context, field: text})
+        assert await put(client, benefit) == benefit
+    for text in wrong:
+        assert list(await wrong_fields(client, benefit_of(shop, **{**context, field: text}))) == [field], text
+
+
+async def test_every_wrong_field_is_named_at_once(client: Client, shop: Shop) -> None:
+    """Limits and rules together, with those of the context."""
+    benefit = benefit_of(
+        shop,
+        membership_type="LEVEL",
+        reward_type="PERCENTAGE_DISCOUNT",
+        benefits_name="n",
+        benefits_details="200",
+        benefits_status=99,
+        usage_limits_type="LIMITS",
+        usage_limits_times=0,
+        store_ids=["s", "s"],
+        level_code="l l",
+        unrecognized_values={"reward_type": "NEW", "usage_limits_type": "n n", "colour": "red"},
+        irrelevant_values={"benefits_icon": "i", "benefits_name": "n"},
+    )
+    benefit.merchant_id, benefit.benefit_id = "m", "b" * 65
+
+    assert set(await wrong_fields(client, benefit)) == {
+        "benefit_id",
+        "store_ids",
+        "level_code",
+        "benefits_status",
+        "benefits_name",
+        "benefits_details",
+        "usage_limits_times",
+        "unrecognized_values",
+        "unrecognized_values['reward_type']",
+        "unrecognized_values['usage_limits_type']",
+        "irrelevant_values",
+        "irrelevant_values.benefits_name",
+    }
+    found = await refused(client.benefits.PutBenefit(benefits_pb2.PutBenefitRequest()))
+    assert set(found.fields) == {"benefit", "benefit.merchant_id", "benefit.benefit_id"}
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, "\0", {"\0": 1}, ["x", {"y": "\0"}], "x" * 65_536], ids=lambda value: repr(value)[:9]
+)
+async def test_what_is_set_aside_can_be_kept(client: Client, shop: Shop, value: Any) -> None:
+    """JSON has no NaN, the database no NUL, and everything has a limit."""
+    aside = Struct()
+    aside.update({"days_before": value})
+    benefit = benefit_of(shop, **ELSEWHERE, irrelevant_values=aside)
+
+    assert set(await wrong_fields(client, benefit)) == {"irrelevant_values"}
+
+
+async def test_anything_else_may_be_set_aside(client: Client, shop: Shop) -> None:
+    """As SHOPLINE wrote it, however strange."""
+    aside = {"days_before": "\uff13 days\n\\u0000", "fixed_date": {"a": [1.5, None, True]}, "benefits_name": None}
+    benefit = benefit_of(shop, **ELSEWHERE, irrelevant_values=aside)
+
+    assert await put(client, benefit) == benefit
+
+
+async def test_a_level_is_kept_without_its_prefix(client: Client, shop: Shop) -> None:
+    """SHOPLINE asks by the one and tells the other."""
+    kept = await put(client, benefit_of(shop, level_code="gid://shopline/Membership/" + "M" * 128))
+
+    assert kept.level_code == "M" * 128

@@ -1,0 +1,84 @@
+"""Whatever SHOPLINE answers for a level, it is imported, exported and imported again without a change."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import grpc
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from harness import Service, unique
+from pointbook.v1 import benefits_pb2
+from pointbook_cli.benefits import Catalogue, Outcome, Plan, import_one
+from pointbook_cli.benefits_file import read_answer
+from pointbook_server.benefits.messages import NAMES
+from pointbook_server.benefits.model import MembershipType
+from shopline_benefits import FIELDS, answer, exported
+
+NUMBERS = st.one_of(
+    st.integers(1, 12),
+    st.integers(1, 12).map(str),
+    st.integers(1, 12).map(float),
+    st.sampled_from((0, -1, "x", 2**31, 10**30, 1e300, 0.1, "9" * 5_000)),
+)
+TEXTS = st.one_of(st.text(max_size=30), st.sampled_from(("10", "12.50", "02-29", 7, 0.1, True, "x" * 600)))
+IDS = st.lists(st.one_of(st.none(), st.sampled_from(("a", "b", 17)), st.text(max_size=3)), max_size=4)
+
+
+def values_of(json_name: str) -> st.SearchStrategy[Any]:
+    """Make values of a field: mostly right ones, and null most of all."""
+    field = FIELDS[json_name]
+    if field.name in NAMES:
+        told: st.SearchStrategy[Any] = st.sampled_from([*NAMES[field.name].values(), "NEW_NAME"])
+    elif field.is_repeated:
+        told = IDS
+    elif field.type == field.TYPE_BOOL:
+        told = st.sampled_from((True, False, "true", "false", "x"))
+    else:
+        told = NUMBERS if field.type == field.TYPE_INT32 or field.name == "periodically_months" else TEXTS
+    return st.one_of(st.none(), st.just(""), told)
+
+
+infos = st.fixed_dictionaries({name: values_of(name) for name in FIELDS})
+memberships = st.sampled_from(["", *MembershipType])
+
+
+def import_all(address: str, token: str, plan: Plan, text: str) -> list[Outcome]:
+    """Import what a file says."""
+    with grpc.insecure_channel(address) as channel:
+        catalogue = Catalogue(channel, token, plan.merchant_id)
+        return [import_one(catalogue, plan, index, item) for index, item in enumerate(read_answer(text.encode()))]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(infos, min_size=1, max_size=5), memberships)
+async def test_an_import_is_repeated_without_a_change(
+    service: Service, admin_token: str, told: list[dict[str, Any]], membership_type: str
+) -> None:
+    """What is refused is refused again; and nothing else than refusing, creating and leaving alone happens."""
+    plan = Plan(Path("-"), unique("merchant"), "MLC7", membership_type, prune=False)
+    address = f"127.0.0.1:{service.server.port}"
+
+    async def imported(text: str) -> list[str]:
+        return [each.what for each in await asyncio.to_thread(import_all, address, admin_token, plan, text)]
+
+    async def listed() -> list[benefits_pb2.Benefit]:
+        request = benefits_pb2.ListBenefitsRequest(merchant_id=plan.merchant_id)
+        return list((await service.client.benefits.ListBenefits(request)).benefits)
+
+    first = await imported(json.dumps(answer(*told)))
+    kept = await listed()
+    assert set(first) <= {"created", "refused"}
+    assert first.count("created") == len(kept)
+
+    expected = ["unchanged" if what == "created" else "refused" for what in first]
+    assert await imported(json.dumps(answer(*told))) == expected
+
+    places = {int(benefit.benefit_id.rpartition(":")[2]): benefit for benefit in kept}
+    back = json.loads(exported([places.get(n + 1, benefits_pb2.Benefit()) for n in range(len(told))]))
+    infos_back = back["data"]["benefitsOfMembership"]["benefitsInfo"]
+    items = [infos_back[n] if n + 1 in places else None for n in range(len(told))]
+    assert await imported(json.dumps(answer(*items))) == expected
+    assert await listed() == kept
