@@ -485,9 +485,9 @@ def random_request(generator: random.Random, shop: Shop) -> tuple[str, bytes]:
 
 
 async def test_random_bodies(http: httpx.AsyncClient, shop: Shop) -> None:
-    """Thousands of authentic but random callbacks are 200 or 400, and the log knows neither an error nor a number."""
+    """A thousand authentic but random callbacks are 200 or 400, and the log knows neither an error nor a number."""
     generator = random.Random(20260601)  # noqa: S311
-    requests = iter([random_request(generator, shop) for _ in range(3_000)])
+    requests = iter([random_request(generator, shop) for _ in range(1_000)])
     statuses: dict[int, int] = {}
 
     async def send_all() -> None:
@@ -500,7 +500,7 @@ async def test_random_bodies(http: httpx.AsyncClient, shop: Shop) -> None:
         await asyncio.gather(*(send_all() for _ in range(8)))
 
     assert set(statuses) == {200, 400}
-    assert min(statuses.values()) > 500
+    assert min(statuses.values()) > 150
     lines = [json.loads(line) for line in written.getvalue().splitlines()]
     assert {line["level"] for line in lines} <= {"debug", "info", "warning"}
     assert CALLER[1:] not in written.getvalue()

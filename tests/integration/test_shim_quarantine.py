@@ -281,9 +281,9 @@ def random_body(chance: random.Random, shop: Shop) -> bytes:
 
 
 async def test_random_authentic_bodies_are_all_taken(site: Site, shop: Shop) -> None:
-    """Two thousand signed bodies of any kind are 200, in the book or in quarantine, and nothing breaks."""
+    """A thousand signed bodies of any kind are 200, in the book or in quarantine, and nothing breaks."""
     chance = random.Random(20250601)  # noqa: S311 - the same bodies in every run
-    bodies = iter([random_body(chance, shop) for _ in range(2_000)])
+    bodies = iter([random_body(chance, shop) for _ in range(1_000)])
     outcomes: dict[str, int] = {}
 
     async def deliver() -> None:
@@ -296,7 +296,7 @@ async def test_random_authentic_bodies_are_all_taken(site: Site, shop: Shop) -> 
         await asyncio.gather(*(deliver() for _ in range(16)))
     entries = [json.loads(line) for line in written.getvalue().splitlines()]
 
-    assert outcomes["APPLIED"] > 200
-    assert outcomes["QUARANTINED"] > 1_000
+    assert outcomes["APPLIED"] > 50
+    assert outcomes["QUARANTINED"] > 500
     assert entries
     assert [entry for entry in entries if entry["level"] in {"error", "critical"} or "exception" in entry] == []

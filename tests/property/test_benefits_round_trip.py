@@ -52,7 +52,7 @@ def import_all(address: str, token: str, plan: Plan, text: str) -> list[Outcome]
         return [import_one(catalogue, plan, index, item) for index, item in enumerate(read_answer(text.encode()))]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(infos, min_size=1, max_size=5), memberships)
 async def test_an_import_is_repeated_without_a_change(
     service: Service, admin_token: str, told: list[dict[str, Any]], membership_type: str

@@ -18,7 +18,7 @@ from pointbook_server.redemption.redeemed import Order, Redemption
 from pointbook_server.redemption.store import Wanted
 
 EXAMPLES = settings(
-    max_examples=60,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -363,7 +363,7 @@ class World:
 
 
 @given(st.lists(ACTS, min_size=20, max_size=60))
-@settings(EXAMPLES, max_examples=300)
+@settings(EXAMPLES, max_examples=150)
 async def test_no_guess_and_no_message_too_many(acts: list[Act]) -> None:
     """Whatever comes when: what is right, what is sent, and when, is what the plainest account of it says."""
     world = World(*codes_in_memory(), Purpose("m", "customer c-1", 1, 100))
