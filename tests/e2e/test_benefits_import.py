@@ -124,6 +124,21 @@ async def test_what_is_different_is_told(
     assert [benefit.benefit_id for benefit in await listed(client, shop)] == ["MLC7:1", "MLC7:2"]
 
 
+async def test_a_long_value_is_told_from_where_it_differs(shop: Shop, settings: dict[str, str], tmp_path: Path) -> None:
+    """What is the same in front of that is cut off, and what looks like the name of an emoji is none."""
+    ids = [f"product-{number:02}" for number in range(40)]
+    before = info(rewardType="CASH_VOUCHER", benefitsDetails="5", productsApplicableType="SPECIFIC_PRODUCT")
+    await run(write(tmp_path, answer({**before, "specificProductIds": ids})), shop, settings)
+    after = {**before, "specificProductIds": [*ids[:-1], "product-99"], "benefitsIcon": "a:cat:b"}
+    finished = await run(write(tmp_path, answer(after)), shop, settings)
+
+    told = '"product-36", "product-37", "product-38", "product-'
+    assert finished.out.splitlines()[1:3] == [
+        '    benefits_icon: nothing -> "a:cat:b"',
+        f'    specific_product_ids: …{told[-40:]}39"] -> …{told[-40:]}99"]',
+    ]
+
+
 async def test_only_what_a_file_brought_is_pruned(
     client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
