@@ -88,7 +88,9 @@ class Catalogue:
         try:
             self._benefits.PutBenefit(request, timeout=CALL_SECONDS, metadata=self._metadata)
         except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+            # What is too big as a message is refused by gRPC itself, without a reason of ours.
+            is_too_big = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and not details_of(error)[0].reason
+            if is_too_big or error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                 raise RefusedError(explain(error)) from None
             if error.code() is not grpc.StatusCode.ABORTED:
                 raise

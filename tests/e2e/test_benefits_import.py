@@ -207,6 +207,31 @@ async def test_a_wrong_benefit_does_not_stop_the_others(
     assert [benefit.benefit_id for benefit in await listed(client, shop)] == ["MLC7:4"]
 
 
+async def test_a_benefit_that_is_too_big_does_not_stop_the_others(
+    client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
+) -> None:
+    """The server refuses it before it looks at any field."""
+    big = {**BIRTHDAY, "benefitsIcon": "i" * 2**21}
+    finished = await run(write(tmp_path, answer(big, POINTS)), shop, settings)
+
+    assert finished.exit_code == 1, finished
+    lines = finished.out.splitlines()
+    assert (lines[0], lines[2]) == ("MLC7:1  refused", "MLC7:2  created")
+    assert lines[1].startswith("    RESOURCE_EXHAUSTED: ")
+    assert [benefit.benefit_id for benefit in await listed(client, shop)] == ["MLC7:2"]
+
+
+async def test_what_is_left_out_is_told_in_the_order_of_the_file(
+    shop: Shop, settings: dict[str, str], tmp_path: Path
+) -> None:
+    """Two reports of the same file are the same."""
+    newer = {f"newField{number}": number for number in (3, 1, 4, 5, 9, 2, 6)}
+    finished = await run(write(tmp_path, answer({**POINTS, **newer})), shop, settings)
+
+    told = [f"    left out: {name}, which is no field of BenefitsInfo" for name in newer]
+    assert finished.out.splitlines()[1:-1] == told
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
