@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,9 @@ class Catalogue:
         try:
             self._benefits.PutBenefit(request, timeout=CALL_SECONDS, metadata=self._metadata)
         except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+            # What is too big as a message is refused by gRPC itself, without a reason of ours.
+            is_too_big = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and not details_of(error)[0].reason
+            if is_too_big or error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                 raise RefusedError(explain(error)) from None
             if error.code() is not grpc.StatusCode.ABORTED:
                 raise
@@ -127,7 +130,7 @@ def run_import(settings: ShimSettings, plan: Plan) -> int:
 
 
 def _import(catalogue: Catalogue, plan: Plan, items: list[object]) -> int:
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     counts = Counter(dict.fromkeys(OUTCOMES, 0))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for index in progress.track(range(len(items)), description="Importing"):
@@ -192,8 +195,11 @@ def _differences(kept: benefits_pb2.Benefit, wanted: benefits_pb2.Benefit) -> It
     """Tell each field that is different, before and after."""
     before, after = _shown(kept), _shown(wanted)
     for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name):
-            yield f"{name}: {_short(before.get(name, ''))} -> {_short(after.get(name, ''))}"
+        old, new = before.get(name, ""), after.get(name, "")
+        if old != new:
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
+            begin = same - VALUE_LENGTH_SHOWN // 2 if same >= VALUE_LENGTH_SHOWN else 0
+            yield f"{name}: {_short(old, begin)} -> {_short(new, begin)}"
 
 
 def _shown(benefit: benefits_pb2.Benefit) -> dict[str, str]:
@@ -206,8 +212,10 @@ def _shown(benefit: benefits_pb2.Benefit) -> dict[str, str]:
     return shown | {f"{name}, set aside": json.dumps(value, ensure_ascii=False) for name, value in aside.items()}
 
 
-def _short(text: str) -> str:
-    return f"{text[:VALUE_LENGTH_SHOWN]}…" if len(text) > VALUE_LENGTH_SHOWN else text or "nothing"
+def _short(text: str, begin: int) -> str:
+    """Show a part of a text, and where others are cut off."""
+    end = begin + VALUE_LENGTH_SHOWN
+    return f"{'…' if begin else ''}{text[begin:end]}{'…' if len(text) > end else ''}" or "nothing"
 
 
 def _vanished(plan: Plan, benefit_ids: Iterable[str], count: int) -> list[str]:

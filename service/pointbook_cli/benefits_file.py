@@ -87,8 +87,8 @@ def _notes(told: Mapping[str, object], irrelevant: Collection[str], benefit: ben
             yield f"set aside: {json_name}, which is {rule_of(field.name)}"
         elif field.name in benefit.unrecognized_values:
             yield f"kept by its name: {json_name} {benefit.unrecognized_values[field.name]}"
-    for json_name in told.keys() - FIELDS.keys():
-        if not _is_empty(told[json_name]):
+    for json_name, value in told.items():
+        if json_name not in FIELDS and not _is_empty(value):
             yield f"left out: {json_name}, which is no field of BenefitsInfo"
 
 

@@ -19,13 +19,13 @@ INTEGER_MAX = 2**63 - 1
 M = TypeVar("M", bound=Message)
 
 
-def fit(messages: Iterable[M], size: int, bytes_max: int = PAGE_BYTES_MAX) -> list[M]:
-    """Take a page of messages: as many as were asked for, or as fit into an answer, and at least one."""
+def fit(messages: Iterable[M], size: int, bytes_max: int = PAGE_BYTES_MAX, *, least: int = 1) -> list[M]:
+    """Take a page of messages: as many as were asked for, or as fit into an answer, and at least one or none."""
     page: list[M] = []
     room = bytes_max
     for message in messages:
         room -= message.ByteSize()
-        if len(page) == size or (page and room < 0):
+        if len(page) == size or (len(page) >= least and room < 0):
             break
         page.append(message)
     return page

@@ -124,6 +124,21 @@ async def test_what_is_different_is_told(
     assert [benefit.benefit_id for benefit in await listed(client, shop)] == ["MLC7:1", "MLC7:2"]
 
 
+async def test_a_long_value_is_told_from_where_it_differs(shop: Shop, settings: dict[str, str], tmp_path: Path) -> None:
+    """What is the same in front of that is cut off, and what looks like the name of an emoji is none."""
+    ids = [f"product-{number:02}" for number in range(40)]
+    before = info(rewardType="CASH_VOUCHER", benefitsDetails="5", productsApplicableType="SPECIFIC_PRODUCT")
+    await run(write(tmp_path, answer({**before, "specificProductIds": ids})), shop, settings)
+    after = {**before, "specificProductIds": [*ids[:-1], "product-99"], "benefitsIcon": "a:cat:b"}
+    finished = await run(write(tmp_path, answer(after)), shop, settings)
+
+    told = '"product-36", "product-37", "product-38", "product-'
+    assert finished.out.splitlines()[1:3] == [
+        '    benefits_icon: nothing -> "a:cat:b"',
+        f'    specific_product_ids: …{told[-40:]}39"] -> …{told[-40:]}99"]',
+    ]
+
+
 async def test_only_what_a_file_brought_is_pruned(
     client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
@@ -190,6 +205,31 @@ async def test_a_wrong_benefit_does_not_stop_the_others(
         "4 benefits: 1 created, 0 changed, 0 unchanged, 3 refused; 0 vanished.",
     ]
     assert [benefit.benefit_id for benefit in await listed(client, shop)] == ["MLC7:4"]
+
+
+async def test_a_benefit_that_is_too_big_does_not_stop_the_others(
+    client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
+) -> None:
+    """The server refuses it before it looks at any field."""
+    big = {**BIRTHDAY, "benefitsIcon": "i" * 2**21}
+    finished = await run(write(tmp_path, answer(big, POINTS)), shop, settings)
+
+    assert finished.exit_code == 1, finished
+    lines = finished.out.splitlines()
+    assert (lines[0], lines[2]) == ("MLC7:1  refused", "MLC7:2  created")
+    assert lines[1].startswith("    RESOURCE_EXHAUSTED: ")
+    assert [benefit.benefit_id for benefit in await listed(client, shop)] == ["MLC7:2"]
+
+
+async def test_what_is_left_out_is_told_in_the_order_of_the_file(
+    shop: Shop, settings: dict[str, str], tmp_path: Path
+) -> None:
+    """Two reports of the same file are the same."""
+    newer = {f"newField{number}": number for number in (3, 1, 4, 5, 9, 2, 6)}
+    finished = await run(write(tmp_path, answer({**POINTS, **newer})), shop, settings)
+
+    told = [f"    left out: {name}, which is no field of BenefitsInfo" for name in newer]
+    assert finished.out.splitlines()[1:-1] == told
 
 
 @pytest.mark.parametrize(

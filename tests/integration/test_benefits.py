@@ -260,10 +260,16 @@ async def test_a_page_token_is_good_for_its_list_alone(client: Client, shop: Sho
     assert wrong_fields(await refused(listed(client, shop, **wrong))) == set(wrong)
 
 
-async def test_a_page_fits_into_an_answer(client: Client, shop: Shop) -> None:
-    """However much benefits say, every client can read a page of them."""
+@pytest.mark.parametrize("portion", [1, 8, 200])
+async def test_a_page_fits_into_an_answer(
+    client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch, portion: int
+) -> None:
+    """However much benefits say, every client can read a page of them, in whatever portions they are read."""
+    monkeypatch.setattr(servicer, "PORTION", portion)
     heavy = {"irrelevant_values": {"specific_product_ids": ["x" * 1_000] * 64}}
     for index in range(40):
         await put(client, benefit_of(shop, benefit_id=f"b-{index:02}", **heavy))
 
+    request = benefits_pb2.ListBenefitsRequest(merchant_id=shop.merchant_id, page_size=1_000)
+    assert (await client.benefits.ListBenefits(request)).ByteSize() < 2 * 1024 * 1024
     assert await listed(client, shop, page_size=1_000) == [f"b-{index:02}" for index in range(40)]

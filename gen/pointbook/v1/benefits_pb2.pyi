@@ -609,7 +609,9 @@ class Benefit(_message.Message):
     benefits_status: Global___BenefitsStatus.ValueType
     """benefits_status is `benefitsStatus`, whether the benefit is active."""
     benefits_usage_instruction_type: Global___BenefitsUsageInstructionType.ValueType
-    """benefits_usage_instruction_type is `benefitsUsageInstructionType`, the condition of using the benefit."""
+    """benefits_usage_instruction_type is `benefitsUsageInstructionType`, the condition of using the benefit. Where it is
+    absent, there is none.
+    """
     benefits_usage_instruction_value: _builtins.str
     """benefits_usage_instruction_value is `benefitsUsageInstructionValue`, the value that belongs to
     benefits_usage_instruction_type: for MAX_POINTS whole points, 1 to 10^15; for MIN_ITEM_QUANTITY a whole number, 1
@@ -643,6 +645,7 @@ class Benefit(_message.Message):
     products_applicable_type: Global___ProductsApplicableType.ValueType
     """products_applicable_type is `productsApplicableType`, the range of products that the benefit applies to. Only
     relevant when reward_scene = BIRTH_BENEFITS, or reward_type = PERCENTAGE_DISCOUNT, CASH_VOUCHER or FREE_SHIPPING.
+    Where it is absent, the benefit is taken to apply to all products.
     """
     reward_type: Global___RewardType.ValueType
     """reward_type is `rewardType`, what the benefit gives."""
@@ -655,7 +658,9 @@ class Benefit(_message.Message):
     when usage_limits_type = LIMITS.
     """
     usage_limits_type: Global___UsageLimitsType.ValueType
-    """usage_limits_type is `usageLimitsType`, whether the uses of the benefit are limited."""
+    """usage_limits_type is `usageLimitsType`, whether the uses of the benefit are limited. Where it is absent, they are
+    not.
+    """
     @_builtins.property
     def store_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """store_ids are the merchant's stores that have this benefit, each once: at most 1,000. Where empty, all have it."""

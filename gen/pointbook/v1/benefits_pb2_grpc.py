@@ -129,7 +129,7 @@ class BenefitsServiceServicer:
     def ListApplicableBenefits(self, request, context):
         """ListApplicableBenefits pages by benefit_id through the benefits of a membership, and tells of each whether it
         applies to a cart, and otherwise everything that speaks against it. What cannot be told for certain is marked,
-        never guessed.
+        never guessed; only a benefit without any range of products, condition or limit of uses is taken to have none.
 
         Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
         broken or was given for another cart; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that is

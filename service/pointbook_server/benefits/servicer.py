@@ -169,11 +169,12 @@ class BenefitsServicer(benefits_pb2_grpc.BenefitsServiceServicer):
         while True:
             count = min(size - len(page), PORTION)
             found = await self._store.benefits(merchant_id, wanted, after=after, limit=count + 1)
-            portion = paging.fit(map(write, found), count, room)
+            portion = paging.fit(map(write, found), count, room, least=0 if page else 1)
             page += portion
             if len(portion) == len(found):
                 return page, ""
-            after = found[len(portion) - 1].benefit_id
+            if portion:
+                after = found[len(portion) - 1].benefit_id
             room -= sum(message.ByteSize() for message in portion)
             if len(portion) < count or len(page) == size:
                 return page, after
