@@ -57,9 +57,10 @@ def read_answer(raw: bytes) -> list[object]:
     if not isinstance(answer, dict) or "benefitsInfo" not in answer:
         raise BenefitsFileError("must have data.benefitsOfMembership.benefitsInfo, as SHOPLINE answers it")
     benefits = answer["benefitsInfo"]
-    if not isinstance(benefits, list | None) or len(benefits or ()) > BENEFITS_MAX:
+    # A null may be a failure as well as a level without benefits, all of which `--prune` would then delete.
+    if not isinstance(benefits, list) or len(benefits) > BENEFITS_MAX:
         raise BenefitsFileError(f"must have at most {BENEFITS_MAX:,} benefits as a list")
-    return benefits or []
+    return benefits
 
 
 def translate(path: str, item: object, context: benefits_pb2.Benefit) -> Translated:

@@ -306,7 +306,7 @@ def list_tokens() -> None:
             " ".join(token.scopes),
             *map(_moment, times),
         )
-    Console().print(table)
+    Console(emoji=False).print(table)
 
 
 @token_app.command("revoke")

@@ -135,7 +135,7 @@ def translate_again(
 def replay_all(quarantine: Quarantine, quarantine_ids: Sequence[str], as_merchant: str) -> bool:
     """Replay webhooks and tell what became of each, with a progress bar on a terminal; False where some are refused."""
     replayed = refused = 0
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for quarantine_id in progress.track(quarantine_ids, description="Replaying"):
             try:

@@ -241,6 +241,7 @@ async def test_what_is_left_out_is_told_in_the_order_of_the_file(
         ("[]", "must have data.benefitsOfMembership.benefitsInfo"),
         ({"data": {"benefitsOfMembership": None}}, "must have data.benefitsOfMembership.benefitsInfo"),
         ({"data": {"benefitsOfMembership": {"benefitsInfo": {}}}}, "must have at most 1,000 benefits as a list"),
+        ({"data": {"benefitsOfMembership": {"benefitsInfo": None}}}, "must have at most 1,000 benefits as a list"),
         (answer(*[POINTS] * 1_001), "must have at most 1,000 benefits as a list"),
         ({**answer(POINTS), "errors": [{"message": "throttled"}]}, "is an answer with errors"),
     ],
