@@ -186,7 +186,7 @@ def _context(plan: Plan, benefit_id: str, kept: benefits_pb2.Benefit | None) -> 
         unrecognized_values={name: kept.unrecognized_values[name] for name in CONTEXT & set(kept.unrecognized_values)},
     )
     if plan.membership_type:
-        context.membership_type = NUMBERS["membership_type"][plan.membership_type]  # type: ignore[assignment] # a number
+        context.membership_type = NUMBERS["membership_type"][plan.membership_type]  # type: ignore[assignment] # the table has plain numbers
         context.unrecognized_values.pop("membership_type", None)
     return context
 

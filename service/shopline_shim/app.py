@@ -150,8 +150,7 @@ class Book:
         """
         return await self._points.ApplyPointsUpdate(
             points_pb2.ApplyPointsUpdateRequest(update=update),
-            timeout=caller.seconds_left(),
-            metadata=(("x-request-id", caller.request_id), *self._credentials),
+            **self._options(caller),
         )
 
     async def apply_customer(
@@ -163,8 +162,7 @@ class Book:
         """
         return await self._customers.ApplyCustomerUpdate(
             update,
-            timeout=caller.seconds_left(),
-            metadata=(("x-request-id", caller.request_id), *self._credentials),
+            **self._options(caller),
         )
 
     async def quarantine(
@@ -176,8 +174,7 @@ class Book:
         """
         return await self._webhooks.QuarantineWebhook(
             webhook,
-            timeout=caller.seconds_left(),
-            metadata=(("x-request-id", caller.request_id), *self._credentials),
+            **self._options(caller),
         )
 
     async def confirm(
@@ -189,9 +186,13 @@ class Book:
         """
         return await self._redemption.ConfirmMissedCall(
             call,
-            timeout=caller.seconds_left(),
-            metadata=(("x-request-id", caller.request_id), *self._credentials),
+            **self._options(caller),
         )
+
+    def _options(self, caller: Caller) -> dict[str, Any]:
+        """Tell a call's deadline, and who makes it."""
+        metadata = (("x-request-id", caller.request_id), *self._credentials)
+        return {"timeout": caller.seconds_left(), "metadata": metadata}
 
     async def is_serving(self) -> bool:
         """Ask the server's health, for at most a second; an unreachable server does not serve. Raises nothing."""

@@ -7,6 +7,7 @@ from typing import Protocol
 from pointbook_server.batching import Line
 from pointbook_server.clock import Clock
 from pointbook_server.errors import FieldViolation, PointbookError, Reason
+from pointbook_server.housekeeping import merchant_by_merchant
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.asking import Ask, Assessment
 from pointbook_server.redemption.model import Finding, in_order, refusal
@@ -118,14 +119,10 @@ class Redemptions:
 
     async def sweep(self) -> int:
         """Release what SHOPLINE has not booked in time, merchant by merchant; tells how many redemptions that were."""
-        now_ms, count, before = self._clock(), 0, -1
-        # What others work on is left for the next time.
-        while count > before:
-            before = count
-            for merchant_id in await self._store.overdue_merchants(now_ms):
-                while released := await self._store.release_overdue(merchant_id, now_ms):
-                    count += released
-        return count
+        now_ms, store = self._clock(), self._store
+        return await merchant_by_merchant(
+            lambda: store.overdue_merchants(now_ms), lambda merchant_id: store.release_overdue(merchant_id, now_ms)
+        )
 
     async def redemption(self, merchant_id: str, redemption_id: str) -> Redemption:
         """Read a redemption. Raises REDEMPTION_NOT_FOUND."""

@@ -215,7 +215,6 @@ def new_challenge(
     """Make a challenge that waits for a code, or for a missed call, which no code can stand in for."""
     purpose, validation = proving.purpose, proving.program.validation
     is_call = route.channel is Channel.MISSED_CALL
-    code_digest = keys.code_digest(key_id, code, challenge_id, purpose, route)
     expires_at_ms = now_ms + validation.code_life_ms
     return Challenge(
         challenge_id=challenge_id,
@@ -223,7 +222,9 @@ def new_challenge(
         channel=route.channel,
         key_id=key_id,
         destination_digest=keys.destination_digest(key_id, purpose.merchant_id, route.destination),
-        code_digest=secrets.token_bytes(DIGEST_BYTES) if is_call else code_digest,
+        code_digest=secrets.token_bytes(DIGEST_BYTES)
+        if is_call
+        else keys.code_digest(key_id, code, challenge_id, purpose, route),
         delivery=Delivery.SENT if is_call else Delivery.PENDING,
         sent_at_ms=now_ms,
         resend_at_ms=expires_at_ms if is_call else now_ms + COOLDOWN_MS,

@@ -13,6 +13,7 @@ from pointbook_server.clock import Clock
 from pointbook_server.customers.model import Customer
 from pointbook_server.delivery.sender import DeliveryFailedError, Message, Sender
 from pointbook_server.errors import PointbookError
+from pointbook_server.housekeeping import merchant_by_merchant
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Channel
 from pointbook_server.validation_codes.model import (
@@ -141,14 +142,10 @@ class ValidationCodes:
 
     async def clean_up(self) -> int:
         """Delete what nobody needs any more, merchant by merchant; tells how much that was."""
-        now_ms, count, before = self._clock(), 0, -1
-        # What others work on is left for the next time.
-        while count > before:
-            before = count
-            for merchant_id in await self._store.old_merchants(now_ms):
-                while deleted := await self._store.clean_up(merchant_id, now_ms):
-                    count += deleted
-        return count
+        now_ms, store = self._clock(), self._store
+        return await merchant_by_merchant(
+            lambda: store.old_merchants(now_ms), lambda merchant_id: store.clean_up(merchant_id, now_ms)
+        )
 
     async def drain(self) -> None:
         """Wait until nothing is being delivered or written any more."""

@@ -361,13 +361,15 @@ class Reset:
 
     def run(self, board: Board) -> None:
         """Forget them."""
+        for subject in self.subjects:
+            board.count(subject, board.tallies[subject]._replace(counts=()))
         live = board.live.get(self.customer)
         if live is not None:
             board.put(replace(live, attempts=0, unnamed_attempts=0))
-        for subject in self.subjects:
-            board.count(subject, board.tallies[subject]._replace(counts=()))
-        told = ("", 0, 0, "") if live is None else _what(live)
-        board.audit.append(Told(Action.RESET, "DONE", self.customer, *told, self.actor, self.reason))
+            told = told_of(Action.RESET, "DONE", live, self.actor)
+        else:
+            told = Told(Action.RESET, "DONE", self.customer, "", 0, 0, "", self.actor)
+        board.audit.append(told._replace(reason=self.reason))
 
 
 def wrong_guesses_of(customer: str) -> tuple[str, str]:
@@ -380,6 +382,16 @@ def subjects_of(steps: Iterable[Step[object]]) -> list[str]:
     return sorted({subject for step in steps for subject in step.subjects})
 
 
-def _what(challenge: Challenge) -> tuple[str, int, int, str]:
-    purpose = challenge.purpose
-    return challenge.challenge_id, purpose.program_id, purpose.points, challenge.channel.value
+def told_of(action: Action, outcome: str, challenge: Challenge, actor: str) -> Told:
+    """Write a line of the audit about a challenge."""
+    purpose, channel = challenge.purpose, challenge.channel.value
+    return Told(
+        action,
+        outcome,
+        purpose.customer,
+        challenge.challenge_id,
+        purpose.program_id,
+        purpose.points,
+        channel,
+        actor,
+    )

@@ -10,7 +10,7 @@ from pointbook_server.errors import PointbookError
 from pointbook_server.validation_codes import statements as sql
 from pointbook_server.validation_codes.limits import LONGEST_WINDOW_MS, Tally
 from pointbook_server.validation_codes.model import Challenge, MissedCall
-from pointbook_server.validation_codes.steps import Action, Board, Step, Told, subjects_of
+from pointbook_server.validation_codes.steps import Action, Board, Step, Told, subjects_of, told_of
 
 CLEAN_UP_COUNT = 1_000
 """How many rows of each table are deleted at a time."""
@@ -59,7 +59,7 @@ class ValidationCodesStore:
         }
         if not await connection.execute(sql.CONSUME, named):
             return False
-        await _audit(connection, merchant_id, [_told(Action.USE, "USED", challenge, actor)], now_ms)
+        await _audit(connection, merchant_id, [told_of(Action.USE, "USED", challenge, actor)], now_ms)
         return True
 
     async def end(self, connection: Connection, merchant_id: str, customer: str, reason: str, now_ms: int) -> None:
@@ -93,7 +93,7 @@ class ValidationCodesStore:
             met = named | {"challenge_id": challenge.challenge_id}
             await connection.execute(sql.CONFIRM, met)
             await connection.execute(sql.NAME_CALL, met)
-            told = _told(Action.CONFIRM, "SEEN", challenge, actor)
+            told = told_of(Action.CONFIRM, "SEEN", challenge, actor)
             await _audit(connection, call.merchant_id, [told], now_ms)
             return challenge.challenge_id
 
@@ -175,17 +175,3 @@ async def _audit(connection: Connection, merchant_id: str, told: Iterable[Told],
     if rows:
         columns = {name: [row[name] for row in rows] for name in sql.AUDIT_COLUMNS}
         await connection.execute(sql.INSERT_AUDIT, {"merchant_id": merchant_id, "now_ms": now_ms, **columns})
-
-
-def _told(action: Action, outcome: str, challenge: Challenge, actor: str) -> Told:
-    purpose = challenge.purpose
-    return Told(
-        action,
-        outcome,
-        purpose.customer,
-        challenge.challenge_id,
-        purpose.program_id,
-        purpose.points,
-        challenge.channel.value,
-        actor,
-    )
