@@ -1,0 +1,35 @@
+"""Text that people paste: digits of every script, and characters that nobody sees. Pure."""
+
+import unicodedata
+
+_INVISIBLE_CATEGORIES = {"Cc", "Cf"}
+"""Control and format characters: U+200B to U+200F, U+202A to U+202E, U+FEFF, U+00AD and their like."""
+_INVISIBLE = {
+    *map(chr, range(0xFE00, 0xFE10)),  # Variation selectors
+    *map(chr, range(0xE0100, 0xE01F0)),  # Variation selectors supplement
+    *map(chr, range(0x180B, 0x1810)),  # Mongolian variation selectors
+    *"\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0",  # Combining grapheme joiner, fillers and inherent vowels
+}
+"""Characters of other categories that Unicode renders as nothing (Default_Ignorable_Code_Point)."""
+_PLUS_SIGNS = "\uff0b\ufe62"
+
+
+def ascii_digits(text: str) -> str:
+    """Return a text with every Unicode decimal digit as ASCII, and a full-width or small plus as +."""
+    return "".join(_ascii_digit(character) for character in text)
+
+
+def without_invisible(text: str) -> str:
+    """Return a text without format characters, variation selectors and control characters."""
+    return "".join(character for character in text if not _is_invisible(character))
+
+
+def _ascii_digit(character: str) -> str:
+    if character in _PLUS_SIGNS:
+        return "+"
+    digit = unicodedata.decimal(character, None)
+    return character if digit is None else str(digit)
+
+
+def _is_invisible(character: str) -> bool:
+    return unicodedata.category(character) in _INVISIBLE_CATEGORIES or character in _INVISIBLE

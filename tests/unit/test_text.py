@@ -1,0 +1,57 @@
+"""Digits of every script, and characters that nobody sees."""
+
+import sys
+import unicodedata
+
+import pytest
+
+from pointbook_server.text import ascii_digits, without_invisible
+
+CHARACTERS = [chr(code) for code in range(sys.maxunicode + 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("123", "123"),
+        ("\uff11\uff12\uff13", "123"),  # Full-width
+        ("\u0660\u0661\u0669", "019"),  # Arabic-Indic
+        ("\u06f0\u06f1\u06f9", "019"),  # Persian
+        ("\u0966\u0967\u096f", "019"),  # Devanagari
+        ("\U0001d7d8\U0001d7e1", "09"),  # Double-struck
+        ("\uff0b\uff18\uff16", "+86"),
+        ("\ufe6286", "+86"),
+        ("\u00b2\u2460\u216b", "\u00b2\u2460\u216b"),  # Superscript, circled and Roman numerals are no digits
+        ("Ab\u00df", "Ab\u00df"),
+        ("", ""),
+    ],
+)
+def test_decimal_digits_and_plus_signs_become_ascii(text: str, expected: str) -> None:
+    """Whatever their script."""
+    assert ascii_digits(text) == expected
+
+
+def test_every_decimal_digit_and_nothing_else_becomes_an_ascii_digit() -> None:
+    """By Unicode's category Nd."""
+    changed = [character for character in CHARACTERS if ascii_digits(character) in set("0123456789")]
+    assert changed == [character for character in CHARACTERS if unicodedata.category(character) == "Nd"]
+
+
+@pytest.mark.parametrize(
+    "invisible",
+    [
+        *"\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2069",
+        *"\ufeff\u00ad\u061c\u180e\u180b\u034f\ufe0f\ufe00\u3164\uffa0\x00\x08\t\n\r\x7f\x85",
+        "\U000e0100",
+        "\U000e0001",
+    ],
+)
+def test_invisible_characters_are_dropped(invisible: str) -> None:
+    """Wherever they stand."""
+    assert without_invisible(f"{invisible}a{invisible}b{invisible}") == "ab"
+
+
+@pytest.mark.parametrize("text", ["a b", "a\u00a0b", "e\u0301", "\u00df", "\u65e5\u672c", "-", "\U0001f600", ""])
+def test_visible_characters_and_blanks_stay(text: str) -> None:
+    """Accents that combine, too."""
+    assert without_invisible(text) == text
