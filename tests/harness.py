@@ -3,7 +3,7 @@
 import base64
 import itertools
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,8 +89,10 @@ class Outbox:
 class Client:
     """Stubs of all services, over one channel."""
 
-    def __init__(self, port: int, token: str = "") -> None:
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", interceptors=[_Bearer(token)] if token else [])
+    def __init__(self, port: int, token: str = "", options: Sequence[tuple[str, Any]] = ()) -> None:
+        self.channel = grpc.aio.insecure_channel(
+            f"127.0.0.1:{port}", options=list(options), interceptors=[_Bearer(token)] if token else []
+        )
         self.benefits = benefits_pb2_grpc.BenefitsServiceStub(self.channel)
         self.points = points_pb2_grpc.PointsServiceStub(self.channel)
         self.programs = programs_pb2_grpc.ProgramsServiceStub(self.channel)

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     DATABASE_UNAVAILABLE = "DATABASE_UNAVAILABLE"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     CODE_KEY_UNKNOWN = "CODE_KEY_UNKNOWN"
+    KEY_NOT_CONFIGURED = "KEY_NOT_CONFIGURED"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     INTERNAL = "INTERNAL"
     REDEEMABLE = "REDEEMABLE"
@@ -115,6 +116,15 @@ def store_not_found(store_id: str, *, registered_elsewhere: bool = False) -> Poi
         Reason.STORE_NOT_FOUND,
         "The merchant has no such store; register it with ProgramsService.PutStore.",
         metadata=metadata,
+    )
+
+
+def key_not_configured(setting: str, use: str) -> PointbookError:
+    """Return the error of a call that takes a key where this server has none at all."""
+    return PointbookError(
+        Reason.KEY_NOT_CONFIGURED,
+        f"This server has no key {use}; set {setting}.",
+        metadata={"setting": setting},
     )
 
 

@@ -6,6 +6,7 @@ import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from enum import StrEnum
 from typing import Any
 
 import grpc
@@ -63,13 +64,64 @@ CODES = {
     Reason.POINTS_NOT_POSITIVE: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.CURRENCY_VALUE_NOT_WHOLE_POINTS: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.IDENTIFIER_INVALID: grpc.StatusCode.INVALID_ARGUMENT,
-    Reason.NO_DESTINATION: grpc.StatusCode.UNAVAILABLE,
-    Reason.CHANNEL_NOT_ENABLED: grpc.StatusCode.UNAVAILABLE,
     Reason.DELIVERY_FAILED: grpc.StatusCode.UNAVAILABLE,
-    Reason.CONTACT_CHANGED: grpc.StatusCode.UNAVAILABLE,
     Reason.SEND_LIMIT_REACHED: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
-"""The gRPC code of every reason; the refusals of a redemption that are not named here are FAILED_PRECONDITION."""
+"""The gRPC code of every reason; those that are not named here are FAILED_PRECONDITION.
+
+UNAVAILABLE is only for what the same call may not meet again within seconds: standard retry policies repeat it.
+"""
+
+
+class Retry(StrEnum):
+    """Whether the same call can succeed when it is repeated."""
+
+    SOON = "yes, soon"
+    LATER = "yes, later (RetryInfo)"
+    STATE = "no, until the state has changed"
+    REQUEST = "no, the request must change"
+    OPERATOR = "no, an operator must act"
+    NO_ERROR = "no error"
+
+
+RETRIES_OF_CODES = {
+    grpc.StatusCode.INVALID_ARGUMENT: Retry.REQUEST,
+    grpc.StatusCode.UNAUTHENTICATED: Retry.OPERATOR,
+    grpc.StatusCode.PERMISSION_DENIED: Retry.OPERATOR,
+    grpc.StatusCode.NOT_FOUND: Retry.STATE,
+    grpc.StatusCode.ALREADY_EXISTS: Retry.REQUEST,
+    grpc.StatusCode.FAILED_PRECONDITION: Retry.STATE,
+    grpc.StatusCode.ABORTED: Retry.SOON,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Retry.SOON,
+    grpc.StatusCode.UNAVAILABLE: Retry.SOON,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Retry.SOON,
+    grpc.StatusCode.INTERNAL: Retry.OPERATOR,
+}
+RETRIES = {
+    Reason.REDEMPTION_FAILED: Retry.SOON,
+    Reason.CONTACT_CHANGED: Retry.LATER,
+    Reason.SEND_LIMIT_REACHED: Retry.LATER,
+    Reason.TOKEN_MISSING: Retry.REQUEST,
+    Reason.STALE_ETAG: Retry.REQUEST,
+    Reason.NOT_A_MULTIPLE: Retry.REQUEST,
+    Reason.CODE_INVALID: Retry.REQUEST,
+    Reason.ABOVE_MAX_PER_REDEMPTION: Retry.REQUEST,
+    Reason.BELOW_MIN_PER_REDEMPTION: Retry.REQUEST,
+    Reason.ABOVE_MAX_PER_MISSED_CALL: Retry.REQUEST,
+    Reason.MISSED_CALL_NOT_ENABLED: Retry.REQUEST,
+    Reason.VALIDATION_REQUIRED: Retry.REQUEST,
+    Reason.SKIP_NOT_ALLOWED: Retry.REQUEST,
+    Reason.GROUP_REDEMPTION_NOT_ALLOWED: Retry.REQUEST,
+    Reason.CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED: Retry.REQUEST,
+    Reason.CHANNEL_NOT_ENABLED: Retry.REQUEST,
+    Reason.ALREADY_REVERSED: Retry.REQUEST,
+    Reason.REDEMPTION_SETTLED: Retry.REQUEST,
+    Reason.KEY_NOT_CONFIGURED: Retry.OPERATOR,
+    Reason.CROSS_PROGRAM_MISCONFIGURED: Retry.OPERATOR,
+    Reason.REDEEMABLE: Retry.NO_ERROR,
+    Reason.CODE_NOT_ISSUED: Retry.NO_ERROR,
+}
+"""Whether a repetition helps against a reason that differs in this from the others of its gRPC code."""
 RESOURCES = {
     Reason.STORE_NOT_FOUND: ("pointbook.v1.Store", "store_id"),
     Reason.PROGRAM_NOT_FOUND: ("pointbook.v1.Program", "program_id"),
@@ -285,6 +337,11 @@ async def _abort(context: Any, error: PointbookError, request_id: str) -> None:
 def code_of(reason: Reason) -> grpc.StatusCode:
     """Tell the gRPC code of a reason."""
     return CODES.get(reason, grpc.StatusCode.FAILED_PRECONDITION)
+
+
+def retry_of(reason: Reason) -> Retry:
+    """Return whether the same call can succeed against a reason when it is repeated."""
+    return RETRIES.get(reason, RETRIES_OF_CODES[code_of(reason)])
 
 
 def to_status(error: PointbookError) -> Status:

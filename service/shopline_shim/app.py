@@ -257,7 +257,7 @@ class Webhooks:
         except grpc.aio.AioRpcError as error:
             finding = quarantine.of_error(error)
             if finding is None:
-                return _answer_unavailable(_request_log(request), "webhook not applied", error.code())
+                return _answer_unavailable(_request_log(request), "webhook not applied", error)
             return await self._quarantine(request, raw_body, finding, caller)
         return outcome.lower(), JSONResponse({"outcome": outcome})
 
@@ -371,7 +371,7 @@ class MissedCalls:
             confirmed = await book.confirm(call, caller)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
-                return _answer_unavailable(_call_log(request), "missed call not confirmed", error.code())
+                return _answer_unavailable(_call_log(request), "missed call not confirmed", error)
             _, wrong = quarantine.details_of(error)
             named = {self._names.get(item.field, item.field): item.description for item in wrong.field_violations}
             raise missed_calls.MalformedCall(named) from None
@@ -536,15 +536,16 @@ async def _read(request: Request, max_bytes: int) -> bytes | None:
     return bytes(body)
 
 
-def _answer_unavailable(told: Any, event: str, code: grpc.StatusCode) -> tuple[str, Response]:
+def _answer_unavailable(told: Any, event: str, error: grpc.aio.AioRpcError) -> tuple[str, Response]:
     """Answer 503 for the sender to send again what the server may take another time, and log the event.
 
     Source: SHOPLINE facts, Delivery.
     """
+    code, (info, _) = error.code(), quarantine.details_of(error)
     if code in _ACCESS_DENIED:
         told.error("the gRPC server refuses the shim: check POINTBOOK_TOKEN", code=code.name)
     else:
-        told.warning(event, code=code.name)
+        told.warning(event, code=code.name, cause=info.reason)
     return "unavailable", _AWAY.response(_RETRY_AFTER)
 
 

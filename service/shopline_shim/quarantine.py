@@ -21,6 +21,9 @@ _HEADERS_LENGTH_MAX = 32 * 1024
 _NAME_LENGTH_MAX = 128
 _VALUE_LENGTH_MAX = 8_192
 
+_SERVERS_FAULT = "KEY_NOT_CONFIGURED"
+"""The refusal that is no fault of the event: SHOPLINE's retries are heard once the server has been given a key."""
+
 # The server understood the event and refuses it: sending it again would change nothing.
 _REFUSALS = frozenset(
     {
@@ -71,6 +74,8 @@ def of_error(error: grpc.aio.AioRpcError) -> Finding | None:
     if error.code() not in _REFUSALS:
         return None
     info, bad_request = details_of(error)
+    if info.reason == _SERVERS_FAULT:
+        return None
     if info.reason == "STORE_NOT_FOUND":
         return _MERCHANT_MISMATCH if info.metadata.get("registered_elsewhere") == "true" else _STORE_UNKNOWN
     if info.reason == "EVENT_ID_REUSED":

@@ -215,7 +215,7 @@ async def test_a_customer_without_a_number(client: Client, shop: Shop) -> None:
     await earn(client, shop, 500, "other")
     found = await refused(issue(client, shop, customer=customer_of(shop, "other")))
 
-    assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_DESTINATION")
+    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_DESTINATION")
 
 
 async def test_a_number_that_changes(client: Client, shop: Shop) -> None:

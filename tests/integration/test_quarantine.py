@@ -337,7 +337,7 @@ async def test_without_a_key_no_customer_webhook_is_kept(service: Service, admin
         found = await refused(client.webhooks.QuarantineWebhook(webhook(merchant, topic="Customers/create")))
         await keep(client, merchant)
 
-        assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "CODE_KEY_UNKNOWN")
+        assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "KEY_NOT_CONFIGURED")
         assert "POINTBOOK_QUARANTINE_KEYS" in found.message
         assert [kept.topic for kept in await pages(client, merchant)] == [POINTS]
 

@@ -219,7 +219,7 @@ async def test_parallel_deliveries_are_applied_once(site: Site, shop: Shop) -> N
 
 
 async def test_without_a_code_key_a_redaction_is_503(service: Service, admin_token: str, shop: Shop) -> None:
-    """SHOPLINE sends it again until the server has a key; all else is applied."""
+    """SHOPLINE sends it again until the server has a key; all else is applied, and nothing is quarantined."""
     settings = server_settings(code_keys={})
     server = Server(settings, service.database_url, senders={Channel.SMS: Outbox()}, clock=TestClock())
     await server.start()
@@ -228,6 +228,7 @@ async def test_without_a_code_key_a_redaction_is_503(service: Service, admin_tok
         assert await site.send(shop, "update", body()) == APPLIED
         assert (await site.send(shop, "redact", redaction(shop)))[0] == 503
         assert (await site.customer(shop)).mobile == NUMBER
+        assert await site.quarantined(shop) == []
     await client.close()
     await server.stop()
 

@@ -505,7 +505,7 @@ async def test_nowhere_to_send_to(
     """Without a sender, or for a buyer without a number: 860, or the warning."""
     async with another_server(service, admin_token, {"k1": CODE_KEY}, senders) as poor:
         found = await refused(issue(poor, till))
-        assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_DESTINATION")
+        assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_DESTINATION")
         assert found.metadata["status_code"] == "860"
         answer = await ask(poor, till, issue_otp=True)
         assert (answer.redeemable, answer.status.code) == (True, 800)
@@ -520,7 +520,7 @@ async def test_a_channel_that_the_program_does_not_use(service: Service, client:
     await client.put_program(till.merchant_id, till.store_id, validation={**ALPHANUMERIC, "channels": [EMAIL]})
     found = await refused(issue(client, till, validation_type=SMS))
 
-    assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "CHANNEL_NOT_ENABLED")
+    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CHANNEL_NOT_ENABLED")
     assert found.metadata == {"status_code": "860", "validation_type": "SMS"}
     await issued(service, till, validation_type=EMAIL)
 
@@ -541,7 +541,7 @@ async def test_keys_are_rotated(service: Service, till: Shop, admin_token: str) 
 
 
 async def test_a_key_that_is_gone(service: Service, client: Client, till: Shop, admin_token: str) -> None:
-    """It is the operator's fault and not the customer's: UNAVAILABLE, and no attempt is counted."""
+    """Another server may have it: UNAVAILABLE, and no attempt is counted. Without any key none is issued."""
     challenge_id, code = await issued(service, till)
     async with another_server(service, admin_token, {"k2": OTHER_KEY}) as other:
         for guessed in (code, WRONG):
@@ -551,7 +551,9 @@ async def test_a_key_that_is_gone(service: Service, client: Client, till: Shop, 
         found = await refused(guess(keyless, till, code))
         assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "CODE_KEY_UNKNOWN")
         found = await refused(issue(keyless, till, 110))
-        assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "CODE_KEY_UNKNOWN")
+        assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "KEY_NOT_CONFIGURED")
+        answer = await ask(keyless, till, 110, issue_otp=True)
+        assert (answer.redeemable, answer.warnings[0].metadata["cause"]) == (True, "KEY_NOT_CONFIGURED")
     assert await attempts(service, challenge_id) == 0
     assert await guess(client, till, code)
 

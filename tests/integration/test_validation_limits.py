@@ -312,7 +312,7 @@ async def test_a_changed_contact_gets_no_codes_for_a_day(service: Service, clien
     sms = redemption_pb2.VALIDATION_TYPE_SMS
     service.clock.move(HOUR)
     found = await refused(issue(client, shop, validation_type=sms))
-    assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "CONTACT_CHANGED")
+    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CONTACT_CHANGED")
     assert (found.metadata["status_code"], found.retry_seconds) == ("860", DAY - HOUR)
     assert (await issue(client, shop)).destination == "b***@example.com"
 

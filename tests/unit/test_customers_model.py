@@ -180,7 +180,7 @@ def test_tombstones() -> None:
     assert Tombstones([]).digests("m", BUYER) == []
     with pytest.raises(PointbookError) as caught:
         Tombstones([]).signed("m", BUYER)
-    assert caught.value.reason is Reason.CODE_KEY_UNKNOWN
+    assert caught.value.reason is Reason.KEY_NOT_CONFIGURED
 
 
 def test_room_for_what_is_moved() -> None:

@@ -12,7 +12,7 @@ from grpc import StatusCode
 from pointbook.v1 import errors_pb2
 from pointbook_server.errors import FieldViolation, PointbookError, Reason, store_not_found
 from pointbook_server.redemption.model import STATUS_CODES, finding, in_order, refusal
-from pointbook_server.status import code_of, to_status
+from pointbook_server.status import Retry, code_of, retry_of, to_status
 
 ERRORS_PROTO = Path(__file__).parents[2] / "proto/pointbook/v1/errors.proto"
 STATUS_BYTES_MAX = 4_096
@@ -35,7 +35,7 @@ CODES_OF_CALLS = {
         Reason.REFERENCE_REUSED,
         Reason.STORE_TAKEN,
     },
-    StatusCode.FAILED_PRECONDITION: {Reason.REDEMPTION_SETTLED},
+    StatusCode.FAILED_PRECONDITION: {Reason.REDEMPTION_SETTLED, Reason.KEY_NOT_CONFIGURED},
     StatusCode.RESOURCE_EXHAUSTED: {Reason.QUEUE_FULL, Reason.SEND_LIMIT_REACHED},
     StatusCode.ABORTED: {Reason.STALE_ETAG, Reason.TRANSACTION_CONFLICT},
     StatusCode.UNAVAILABLE: {Reason.DATABASE_UNAVAILABLE, Reason.SHUTTING_DOWN, Reason.CODE_KEY_UNKNOWN},
@@ -47,11 +47,12 @@ CODES_OF_REFUSALS = {
     801: StatusCode.INVALID_ARGUMENT,
     802: StatusCode.INVALID_ARGUMENT,
     816: StatusCode.NOT_FOUND,
-    860: StatusCode.UNAVAILABLE,
     1101: StatusCode.NOT_FOUND,
     1632: StatusCode.NOT_FOUND,
 }
 """The gRPC codes of the redemption's status codes; the others are FAILED_PRECONDITION."""
+REPEATED = {StatusCode.UNAVAILABLE, StatusCode.ABORTED, StatusCode.RESOURCE_EXHAUSTED, StatusCode.DEADLINE_EXCEEDED}
+"""The codes that callers repeat, each for themselves or by a policy."""
 
 
 def detail(status: Status, kind: type[Any]) -> Any:
@@ -87,7 +88,7 @@ def test_every_refusal_of_a_redemption_has_its_code() -> None:
     refusals = {reason: status for reason, status in STATUS_CODES.items() if reason not in NEVER_ERRORS}
     expected = {
         reason: CODES_OF_REFUSALS.get(status, StatusCode.FAILED_PRECONDITION) for reason, status in refusals.items()
-    }
+    } | {Reason.DELIVERY_FAILED: StatusCode.UNAVAILABLE}
 
     assert expected == {reason: code_of(reason) for reason in refusals}
 
@@ -102,6 +103,35 @@ def test_every_redemption_reason_has_the_status_code_of_its_comment() -> None:
     }
 
     assert numbers == STATUS_CODES
+
+
+def test_every_reason_has_the_retry_of_its_comment() -> None:
+    """The comments of the proto are the reference manual: each ends with whether a retry helps."""
+    told = re.findall(r"  // Retry: (.+)\.\n  ERROR_REASON_(\w+) = ", ERRORS_PROTO.read_text())
+    retries = {name: retry for retry, name in told if name in Reason.__members__}
+
+    assert retries == {reason.value: retry_of(reason).value for reason in Reason}
+
+
+def test_only_what_a_prompt_retry_can_mend_is_unavailable() -> None:
+    """A standard retry policy repeats UNAVAILABLE within seconds, whatever the reason is."""
+    retries = {reason: retry_of(reason) for reason in Reason if code_of(reason) is StatusCode.UNAVAILABLE}
+
+    assert set(retries.values()) == {Retry.SOON}
+    assert set(retries) == {
+        Reason.DATABASE_UNAVAILABLE,
+        Reason.SHUTTING_DOWN,
+        Reason.CODE_KEY_UNKNOWN,
+        Reason.DELIVERY_FAILED,
+    }
+
+
+def test_what_a_retry_cannot_mend_has_no_code_that_callers_repeat() -> None:
+    """But for a stale etag, whose code the contract of gRPC prescribes."""
+    helpful = {Retry.SOON, Retry.LATER}
+    repeated = {reason for reason in Reason if retry_of(reason) not in helpful and code_of(reason) in REPEATED}
+
+    assert repeated == {Reason.STALE_ETAG}
 
 
 def test_an_error_names_its_reason_and_values() -> None:

@@ -17,7 +17,7 @@ from pointbook_server.programs.servicer import ProgramsServicer
 from pointbook_server.redemption.model import STATUS_CODES
 from pointbook_server.redemption.servicer import RedemptionServicer
 from pointbook_server.settings import ServerSettings
-from pointbook_server.status import code_of
+from pointbook_server.status import code_of, retry_of
 from pointbook_server.webhooks.servicer import WebhooksServicer
 from shopline_shim.settings import ShimSettings
 
@@ -47,11 +47,11 @@ def method_rows() -> list[str]:
 
 
 def reason_rows() -> list[str]:
-    """Tell every reason, its gRPC code, and its status."""
+    """Return a row for every reason: its gRPC code, its status, and whether a retry helps."""
     rows = []
     for reason in Reason:
         code = {Reason.REDEEMABLE: "OK", Reason.CODE_NOT_ISSUED: "OK, as a warning"}.get(reason, code_of(reason).name)
-        rows.append(f"| {reason} | {code} | {STATUS_CODES.get(reason, '')} |")
+        rows.append(f"| {reason} | {code} | {STATUS_CODES.get(reason, '')} | {retry_of(reason)} |")
     return rows
 
 
@@ -80,7 +80,7 @@ def test_the_table_of_methods_is_true() -> None:
 
 
 def test_the_table_of_errors_is_true() -> None:
-    """Every reason of an error stands in the README with its gRPC code and its status."""
+    """Every reason stands in the README with its gRPC code, its status, and whether a retry helps."""
     for row in reason_rows():
         assert row in README
 

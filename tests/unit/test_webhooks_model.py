@@ -134,8 +134,9 @@ def test_a_key_that_is_not_there_is_named() -> None:
     with pytest.raises(PointbookError, match="POINTBOOK_QUARANTINE_KEYS") as missing:
         Sealer({}).digests(webhook())
 
-    assert unknown.value.reason is missing.value.reason is Reason.CODE_KEY_UNKNOWN
-    assert unknown.value.metadata == {"key_id": "new"}
+    assert (unknown.value.reason, unknown.value.metadata) == (Reason.CODE_KEY_UNKNOWN, {"key_id": "new"})
+    assert missing.value.reason is Reason.KEY_NOT_CONFIGURED
+    assert missing.value.metadata == {"setting": "POINTBOOK_QUARANTINE_KEYS"}
 
 
 def test_digests_of_bodies_are_keyed() -> None:

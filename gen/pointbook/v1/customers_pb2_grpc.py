@@ -117,8 +117,8 @@ class CustomersServiceServicer:
         Scope `points.write`. It is safe to repeat: the same update again answers DUPLICATE and changes nothing. Errors:
         INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not registered
         or belongs to another merchant, ALREADY_EXISTS (EVENT_ID_REUSED) for a known event_id with other content,
-        UNAVAILABLE (DATABASE_UNAVAILABLE, or CODE_KEY_UNKNOWN for a redaction where the server has no code key) and
-        ABORTED (TRANSACTION_CONFLICT), all worth a retry.
+        FAILED_PRECONDITION (KEY_NOT_CONFIGURED) for a redaction where the server has no code key, and, both worth a retry,
+        UNAVAILABLE (DATABASE_UNAVAILABLE) and ABORTED (TRANSACTION_CONFLICT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,7 +146,7 @@ class CustomersServiceServicer:
         each buyer a keyed hash by which a late customer webhook from before the redaction is ignored.
 
         Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
-        (CUSTOMER_NOT_FOUND), UNAVAILABLE (CODE_KEY_UNKNOWN) where the server has no code key for the hash.
+        (CUSTOMER_NOT_FOUND), FAILED_PRECONDITION (KEY_NOT_CONFIGURED) where the server has no code key for the hash.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

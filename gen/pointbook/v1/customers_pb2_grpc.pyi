@@ -61,8 +61,8 @@ class CustomersServiceStub:
     Scope `points.write`. It is safe to repeat: the same update again answers DUPLICATE and changes nothing. Errors:
     INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not registered
     or belongs to another merchant, ALREADY_EXISTS (EVENT_ID_REUSED) for a known event_id with other content,
-    UNAVAILABLE (DATABASE_UNAVAILABLE, or CODE_KEY_UNKNOWN for a redaction where the server has no code key) and
-    ABORTED (TRANSACTION_CONFLICT), all worth a retry.
+    FAILED_PRECONDITION (KEY_NOT_CONFIGURED) for a redaction where the server has no code key, and, both worth a retry,
+    UNAVAILABLE (DATABASE_UNAVAILABLE) and ABORTED (TRANSACTION_CONFLICT).
     """
     MoveIdentifier: _grpc.UnaryUnaryMultiCallable[_customers_pb2.MoveIdentifierRequest, _customers_pb2.MoveIdentifierResponse]
     """MoveIdentifier moves one identifier from the customer that owns it to another customer of the same merchant, as an
@@ -82,7 +82,7 @@ class CustomersServiceStub:
     each buyer a keyed hash by which a late customer webhook from before the redaction is ignored.
 
     Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
-    (CUSTOMER_NOT_FOUND), UNAVAILABLE (CODE_KEY_UNKNOWN) where the server has no code key for the hash.
+    (CUSTOMER_NOT_FOUND), FAILED_PRECONDITION (KEY_NOT_CONFIGURED) where the server has no code key for the hash.
     """
     PutUserGroup: _grpc.UnaryUnaryMultiCallable[_customers_pb2.PutUserGroupRequest, _customers_pb2.PutUserGroupResponse]
     """PutUserGroup creates a user group, or replaces it whole but for its primary member, which never changes.
@@ -138,8 +138,8 @@ class CustomersServiceAsyncStub(CustomersServiceStub):
     Scope `points.write`. It is safe to repeat: the same update again answers DUPLICATE and changes nothing. Errors:
     INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not registered
     or belongs to another merchant, ALREADY_EXISTS (EVENT_ID_REUSED) for a known event_id with other content,
-    UNAVAILABLE (DATABASE_UNAVAILABLE, or CODE_KEY_UNKNOWN for a redaction where the server has no code key) and
-    ABORTED (TRANSACTION_CONFLICT), all worth a retry.
+    FAILED_PRECONDITION (KEY_NOT_CONFIGURED) for a redaction where the server has no code key, and, both worth a retry,
+    UNAVAILABLE (DATABASE_UNAVAILABLE) and ABORTED (TRANSACTION_CONFLICT).
     """
     MoveIdentifier: _aio.UnaryUnaryMultiCallable[_customers_pb2.MoveIdentifierRequest, _customers_pb2.MoveIdentifierResponse]  # type: ignore[assignment]
     """MoveIdentifier moves one identifier from the customer that owns it to another customer of the same merchant, as an
@@ -159,7 +159,7 @@ class CustomersServiceAsyncStub(CustomersServiceStub):
     each buyer a keyed hash by which a late customer webhook from before the redaction is ignored.
 
     Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
-    (CUSTOMER_NOT_FOUND), UNAVAILABLE (CODE_KEY_UNKNOWN) where the server has no code key for the hash.
+    (CUSTOMER_NOT_FOUND), FAILED_PRECONDITION (KEY_NOT_CONFIGURED) where the server has no code key for the hash.
     """
     PutUserGroup: _aio.UnaryUnaryMultiCallable[_customers_pb2.PutUserGroupRequest, _customers_pb2.PutUserGroupResponse]  # type: ignore[assignment]
     """PutUserGroup creates a user group, or replaces it whole but for its primary member, which never changes.
@@ -227,8 +227,8 @@ class CustomersServiceServicer:
         Scope `points.write`. It is safe to repeat: the same update again answers DUPLICATE and changes nothing. Errors:
         INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not registered
         or belongs to another merchant, ALREADY_EXISTS (EVENT_ID_REUSED) for a known event_id with other content,
-        UNAVAILABLE (DATABASE_UNAVAILABLE, or CODE_KEY_UNKNOWN for a redaction where the server has no code key) and
-        ABORTED (TRANSACTION_CONFLICT), all worth a retry.
+        FAILED_PRECONDITION (KEY_NOT_CONFIGURED) for a redaction where the server has no code key, and, both worth a retry,
+        UNAVAILABLE (DATABASE_UNAVAILABLE) and ABORTED (TRANSACTION_CONFLICT).
         """
 
     def MoveIdentifier(
@@ -258,7 +258,7 @@ class CustomersServiceServicer:
         each buyer a keyed hash by which a late customer webhook from before the redaction is ignored.
 
         Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
-        (CUSTOMER_NOT_FOUND), UNAVAILABLE (CODE_KEY_UNKNOWN) where the server has no code key for the hash.
+        (CUSTOMER_NOT_FOUND), FAILED_PRECONDITION (KEY_NOT_CONFIGURED) where the server has no code key for the hash.
         """
 
     def PutUserGroup(

@@ -27,214 +27,304 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INVALID_FIELDS: _ErrorReason.ValueType  # 1
     """ERROR_REASON_INVALID_FIELDS: fields are missing, malformed, out of bounds or contradict each other; BadRequest
     names them. Example: INVALID_ARGUMENT, BadRequest{update.updated_value: "must be 0 to 10^15"}.
+    Retry: no, the request must change.
     """
     ERROR_REASON_TOKEN_MISSING: _ErrorReason.ValueType  # 2
     """ERROR_REASON_TOKEN_MISSING: the call has no bearer token. Example: UNAUTHENTICATED, "send `authorization: Bearer
     TOKEN` metadata".
+    Retry: no, the request must change.
     """
     ERROR_REASON_TOKEN_INVALID: _ErrorReason.ValueType  # 3
-    """ERROR_REASON_TOKEN_INVALID: the bearer token is unknown or revoked. Example: UNAUTHENTICATED."""
+    """ERROR_REASON_TOKEN_INVALID: the bearer token is unknown or revoked. Example: UNAUTHENTICATED.
+    Retry: no, an operator must act.
+    """
     ERROR_REASON_TOKEN_EXPIRED: _ErrorReason.ValueType  # 4
-    """ERROR_REASON_TOKEN_EXPIRED: the bearer token has expired. Example: UNAUTHENTICATED, {token_id: "3f9c…"}."""
+    """ERROR_REASON_TOKEN_EXPIRED: the bearer token has expired. Example: UNAUTHENTICATED, {token_id: "3f9c…"}.
+    Retry: no, an operator must act.
+    """
     ERROR_REASON_SCOPE_MISSING: _ErrorReason.ValueType  # 5
     """ERROR_REASON_SCOPE_MISSING: the token does not have the scope of this method. Example: PERMISSION_DENIED,
     {scope: "points.write"}.
+    Retry: no, an operator must act.
     """
     ERROR_REASON_MERCHANT_FORBIDDEN: _ErrorReason.ValueType  # 6
     """ERROR_REASON_MERCHANT_FORBIDDEN: the token is not for this merchant. Example: PERMISSION_DENIED,
     {merchant_id: "2000009999"}.
+    Retry: no, an operator must act.
     """
     ERROR_REASON_STORE_NOT_FOUND: _ErrorReason.ValueType  # 20
     """ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant, which an update is told
     by registered_elsewhere. Example: NOT_FOUND, {store_id: "1718263946864", registered_elsewhere: "true"}.
+    Retry: no, until the state has changed.
     """
     ERROR_REASON_PROGRAM_NOT_FOUND: _ErrorReason.ValueType  # 21
-    """ERROR_REASON_PROGRAM_NOT_FOUND: 1101, the merchant has no such program. Example: NOT_FOUND, {program_id: "7"}."""
+    """ERROR_REASON_PROGRAM_NOT_FOUND: 1101, the merchant has no such program. Example: NOT_FOUND, {program_id: "7"}.
+    Retry: no, until the state has changed.
+    """
     ERROR_REASON_CUSTOMER_NOT_FOUND: _ErrorReason.ValueType  # 22
     """ERROR_REASON_CUSTOMER_NOT_FOUND: 816, nobody has this identifier; where a request names several customers, the field
     is told. Example: NOT_FOUND, {field: "to_customer_id"}.
+    Retry: no, until the state has changed.
     """
     ERROR_REASON_GROUP_NOT_FOUND: _ErrorReason.ValueType  # 23
-    """ERROR_REASON_GROUP_NOT_FOUND: 1632, there is no such user group. Example: NOT_FOUND, {group_id: "12"}."""
+    """ERROR_REASON_GROUP_NOT_FOUND: 1632, there is no such user group. Example: NOT_FOUND, {group_id: "12"}.
+    Retry: no, until the state has changed.
+    """
     ERROR_REASON_ENTRY_NOT_FOUND: _ErrorReason.ValueType  # 24
-    """ERROR_REASON_ENTRY_NOT_FOUND: no entry of the book has this event_id. Example: NOT_FOUND, {event_id: "e-1"}."""
+    """ERROR_REASON_ENTRY_NOT_FOUND: no entry of the book has this event_id. Example: NOT_FOUND, {event_id: "e-1"}.
+    Retry: no, until the state has changed.
+    """
     ERROR_REASON_REDEMPTION_NOT_FOUND: _ErrorReason.ValueType  # 25
-    """ERROR_REASON_REDEMPTION_NOT_FOUND: there is no such redemption. Example: NOT_FOUND, {redemption_id: "r-1"}."""
+    """ERROR_REASON_REDEMPTION_NOT_FOUND: there is no such redemption. Example: NOT_FOUND, {redemption_id: "r-1"}.
+    Retry: no, until the state has changed.
+    """
     ERROR_REASON_BENEFIT_NOT_FOUND: _ErrorReason.ValueType  # 26
-    """ERROR_REASON_BENEFIT_NOT_FOUND: there is no such benefit. Example: NOT_FOUND, {benefit_id: "b-1"}."""
+    """ERROR_REASON_BENEFIT_NOT_FOUND: there is no such benefit. Example: NOT_FOUND, {benefit_id: "b-1"}.
+    Retry: no, until the state has changed.
+    """
     ERROR_REASON_WEBHOOK_NOT_FOUND: _ErrorReason.ValueType  # 27
-    """ERROR_REASON_WEBHOOK_NOT_FOUND: no such webhook is in quarantine. Example: NOT_FOUND, {quarantine_id: "q-1"}."""
+    """ERROR_REASON_WEBHOOK_NOT_FOUND: no such webhook is in quarantine. Example: NOT_FOUND, {quarantine_id: "q-1"}.
+    Retry: no, until the state has changed.
+    """
     ERROR_REASON_EVENT_ID_REUSED: _ErrorReason.ValueType  # 40
     """ERROR_REASON_EVENT_ID_REUSED: the event_id is in the book with other content. Example: ALREADY_EXISTS,
     {event_id: "e-1"}.
+    Retry: no, the request must change.
     """
     ERROR_REASON_REFERENCE_REUSED: _ErrorReason.ValueType  # 41
     """ERROR_REASON_REFERENCE_REUSED: the external_reference_number belongs to a call with other content. Example:
     ALREADY_EXISTS, {external_reference_number: "order-17"}.
+    Retry: no, the request must change.
     """
     ERROR_REASON_IDENTIFIER_TAKEN: _ErrorReason.ValueType  # 42
     """ERROR_REASON_IDENTIFIER_TAKEN: the identifier belongs to another customer, or names another group; BadRequest names
     every such field. Example: ALREADY_EXISTS, {identifier: "customer.mobile"}, BadRequest{customer.mobile: "belongs to
     another one already"}.
+    Retry: no, the request must change.
     """
     ERROR_REASON_STORE_TAKEN: _ErrorReason.ValueType  # 43
     """ERROR_REASON_STORE_TAKEN: the store belongs to another merchant. Example: ALREADY_EXISTS,
     {store_id: "1718263946864"}.
+    Retry: no, the request must change.
     """
     ERROR_REASON_STALE_ETAG: _ErrorReason.ValueType  # 60
-    """ERROR_REASON_STALE_ETAG: the resource changed since its etag was read; read it again. Example: ABORTED."""
+    """ERROR_REASON_STALE_ETAG: the resource changed since its etag was read; read it again. Example: ABORTED.
+    Retry: no, the request must change.
+    """
     ERROR_REASON_TRANSACTION_CONFLICT: _ErrorReason.ValueType  # 61
     """ERROR_REASON_TRANSACTION_CONFLICT: the database kept refusing the transaction because of others; retry.
     Example: ABORTED with RetryInfo.
+    Retry: yes, soon.
     """
     ERROR_REASON_SEND_LIMIT_REACHED: _ErrorReason.ValueType  # 62
     """ERROR_REASON_SEND_LIMIT_REACHED: too many codes were sent to this destination or by this merchant, or the
     program does not let codes be sent to its region. Example: RESOURCE_EXHAUSTED with RetryInfo,
     {limit: "destination"}; the others are "merchant" and "allowed_regions".
+    Retry: yes, later (RetryInfo).
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 63
     """ERROR_REASON_QUEUE_FULL: too many calls run or wait, or the quarantine is full; nothing of this call was taken.
     Example: RESOURCE_EXHAUSTED with RetryInfo.
+    Retry: yes, soon.
     """
     ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 64
     """ERROR_REASON_DATABASE_UNAVAILABLE: the database is away or all its connections are busy. Example: UNAVAILABLE
     with RetryInfo.
+    Retry: yes, soon.
     """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 65
     """ERROR_REASON_SHUTTING_DOWN: this server is stopping; another one will answer. Example: UNAVAILABLE with
     RetryInfo.
+    Retry: yes, soon.
     """
     ERROR_REASON_CODE_KEY_UNKNOWN: _ErrorReason.ValueType  # 66
-    """ERROR_REASON_CODE_KEY_UNKNOWN: it takes a key that this server does not have: the one that a code was signed with,
-    one that encrypts a customer webhook, or any code key for the hash that a redaction leaves. Example: UNAVAILABLE,
+    """ERROR_REASON_CODE_KEY_UNKNOWN: it takes a key that this server does not have, and another one may: the one that a
+    code was signed with, or that a webhook in quarantine was encrypted with. Example: UNAVAILABLE with RetryInfo,
     {key_id: "2026-05"}.
+    Retry: yes, soon.
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 67
-    """ERROR_REASON_DEADLINE_EXCEEDED: the call ran into its deadline. Example: DEADLINE_EXCEEDED."""
+    """ERROR_REASON_DEADLINE_EXCEEDED: the call ran into its deadline. Example: DEADLINE_EXCEEDED.
+    Retry: yes, soon.
+    """
+    ERROR_REASON_KEY_NOT_CONFIGURED: _ErrorReason.ValueType  # 69
+    """ERROR_REASON_KEY_NOT_CONFIGURED: this server has no key at all, where it takes one to sign a code, to encrypt a
+    customer webhook, or for the hash that a redaction leaves. Example: FAILED_PRECONDITION,
+    {setting: "POINTBOOK_CODE_KEYS"}.
+    Retry: no, an operator must act.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 68
     """ERROR_REASON_INTERNAL: something broke on our side; the log has the cause under the request id. Example:
     INTERNAL, {request_id: "6f1c…"}.
+    Retry: no, an operator must act.
     """
     ERROR_REASON_REDEEMABLE: _ErrorReason.ValueType  # 80
-    """ERROR_REASON_REDEEMABLE: 800, the points may be redeemed. It is a status, never an error."""
+    """ERROR_REASON_REDEEMABLE: 800, the points may be redeemed. It is a status, never an error.
+    Retry: no error.
+    """
     ERROR_REASON_POINTS_NOT_POSITIVE: _ErrorReason.ValueType  # 81
     """ERROR_REASON_POINTS_NOT_POSITIVE: 801, at least one point must be redeemed. Example: INVALID_ARGUMENT,
     {points: "0"}.
+    Retry: no, the request must change.
     """
     ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: _ErrorReason.ValueType  # 82
     """ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: 801, the currency value is no whole number of points. Example:
     INVALID_ARGUMENT, {currency_value: "0.015", point_value: "0.01"}.
+    Retry: no, the request must change.
     """
     ERROR_REASON_IDENTIFIER_INVALID: _ErrorReason.ValueType  # 83
     """ERROR_REASON_IDENTIFIER_INVALID: 802, the identifier has no valid form. Example: INVALID_ARGUMENT,
     {identifier: "mobile"}.
+    Retry: no, the request must change.
     """
     ERROR_REASON_INSUFFICIENT_POINTS: _ErrorReason.ValueType  # 84
     """ERROR_REASON_INSUFFICIENT_POINTS: 803, fewer points are active than asked for; for an update without a balance,
     the account would fall below zero. Example: FAILED_PRECONDITION, {active_points: "20", points: "210"}.
+    Retry: no, until the state has changed.
     """
     ERROR_REASON_BALANCE_BELOW_REQUIRED: _ErrorReason.ValueType  # 85
     """ERROR_REASON_BALANCE_BELOW_REQUIRED: 804, the customer's active points are under min_balance_required. Example:
     FAILED_PRECONDITION, {active_points: "20", min_balance_required: "100"}.
+    Retry: no, until the state has changed.
     """
     ERROR_REASON_LIFETIME_POINTS_BELOW_REQUIRED: _ErrorReason.ValueType  # 86
     """ERROR_REASON_LIFETIME_POINTS_BELOW_REQUIRED: 805, the customer earned fewer points than min_lifetime_points.
     Example: FAILED_PRECONDITION, {lifetime_points: "20", min_lifetime_points: "100"}.
+    Retry: no, until the state has changed.
     """
     ERROR_REASON_NOT_A_MULTIPLE: _ErrorReason.ValueType  # 87
     """ERROR_REASON_NOT_A_MULTIPLE: 807, the points are no multiple of multiples_of. Example: FAILED_PRECONDITION,
     {points: "15", multiples_of: "10"}.
+    Retry: no, the request must change.
     """
     ERROR_REASON_CODE_INVALID: _ErrorReason.ValueType  # 88
     """ERROR_REASON_CODE_INVALID: 808, the code is wrong, expired, used, locked, or for something else. Example:
     FAILED_PRECONDITION.
+    Retry: no, the request must change.
     """
     ERROR_REASON_CUSTOMER_BLOCKED: _ErrorReason.ValueType  # 89
-    """ERROR_REASON_CUSTOMER_BLOCKED: 809, the customer is blocked as fraud. Example: FAILED_PRECONDITION."""
+    """ERROR_REASON_CUSTOMER_BLOCKED: 809, the customer is blocked as fraud. Example: FAILED_PRECONDITION.
+    Retry: no, until the state has changed.
+    """
     ERROR_REASON_REDEMPTION_FAILED: _ErrorReason.ValueType  # 90
     """ERROR_REASON_REDEMPTION_FAILED: 817, the points could not be redeemed, because the customer, the group or the
     program changed while the call was on its way. Example: FAILED_PRECONDITION.
+    Retry: yes, soon.
     """
     ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: _ErrorReason.ValueType  # 91
     """ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: 819, more than max_points_per_redemption. Example: FAILED_PRECONDITION,
     {points: "210", max_points_per_redemption: "200"}.
+    Retry: no, the request must change.
     """
     ERROR_REASON_ABOVE_MAX_PER_DAY: _ErrorReason.ValueType  # 92
     """ERROR_REASON_ABOVE_MAX_PER_DAY: 819, more than max_points_per_day. Example: FAILED_PRECONDITION,
     {points: "60", redeemed_points: "450", max_points_per_day: "500"}.
+    Retry: no, until the state has changed.
     """
     ERROR_REASON_ABOVE_MAX_PER_WEEK: _ErrorReason.ValueType  # 93
-    """ERROR_REASON_ABOVE_MAX_PER_WEEK: 819, more than max_points_per_week. Example: as ABOVE_MAX_PER_DAY."""
+    """ERROR_REASON_ABOVE_MAX_PER_WEEK: 819, more than max_points_per_week. Example: as ABOVE_MAX_PER_DAY.
+    Retry: no, until the state has changed.
+    """
     ERROR_REASON_ABOVE_MAX_PER_MONTH: _ErrorReason.ValueType  # 94
-    """ERROR_REASON_ABOVE_MAX_PER_MONTH: 819, more than max_points_per_month. Example: as ABOVE_MAX_PER_DAY."""
+    """ERROR_REASON_ABOVE_MAX_PER_MONTH: 819, more than max_points_per_month. Example: as ABOVE_MAX_PER_DAY.
+    Retry: no, until the state has changed.
+    """
     ERROR_REASON_BELOW_MIN_PER_REDEMPTION: _ErrorReason.ValueType  # 95
     """ERROR_REASON_BELOW_MIN_PER_REDEMPTION: 821, fewer than min_points_per_redemption. Example: FAILED_PRECONDITION,
     {points: "10", min_points_per_redemption: "50"}.
+    Retry: no, the request must change.
     """
     ERROR_REASON_MISSED_CALL_NOT_SEEN: _ErrorReason.ValueType  # 96
-    """ERROR_REASON_MISSED_CALL_NOT_SEEN: 822, the customer has not called yet. Example: FAILED_PRECONDITION."""
+    """ERROR_REASON_MISSED_CALL_NOT_SEEN: 822, the customer has not called yet. Example: FAILED_PRECONDITION.
+    Retry: no, until the state has changed.
+    """
     ERROR_REASON_MISSED_CALL_NOT_ENABLED: _ErrorReason.ValueType  # 97
     """ERROR_REASON_MISSED_CALL_NOT_ENABLED: 823, the program does not validate by missed call. Example:
     FAILED_PRECONDITION.
+    Retry: no, the request must change.
     """
     ERROR_REASON_VALIDATION_REQUIRED: _ErrorReason.ValueType  # 98
     """ERROR_REASON_VALIDATION_REQUIRED: 824, the program wants the customer to be validated. Example:
     FAILED_PRECONDITION.
+    Retry: no, the request must change.
     """
     ERROR_REASON_SKIP_NOT_ALLOWED: _ErrorReason.ValueType  # 99
     """ERROR_REASON_SKIP_NOT_ALLOWED: 824, the program does not allow skipping, or the token lacks `redeem.skip`.
     Example: FAILED_PRECONDITION.
+    Retry: no, the request must change.
     """
     ERROR_REASON_REDEMPTION_DISABLED: _ErrorReason.ValueType  # 100
-    """ERROR_REASON_REDEMPTION_DISABLED: 827, the program's redemption is switched off. Example: FAILED_PRECONDITION."""
+    """ERROR_REASON_REDEMPTION_DISABLED: 827, the program's redemption is switched off. Example: FAILED_PRECONDITION.
+    Retry: no, until the state has changed.
+    """
     ERROR_REASON_GROUP_REDEMPTION_NOT_ALLOWED: _ErrorReason.ValueType  # 101
     """ERROR_REASON_GROUP_REDEMPTION_NOT_ALLOWED: 828, the program does not let groups pool points. Example:
     FAILED_PRECONDITION.
+    Retry: no, the request must change.
     """
     ERROR_REASON_CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED: _ErrorReason.ValueType  # 102
     """ERROR_REASON_CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED: 828, the program does not take points of other programs.
     Example: FAILED_PRECONDITION.
+    Retry: no, the request must change.
     """
     ERROR_REASON_NO_DESTINATION: _ErrorReason.ValueType  # 103
-    """ERROR_REASON_NO_DESTINATION: 860, there is nowhere to send a code to. Example: UNAVAILABLE."""
+    """ERROR_REASON_NO_DESTINATION: 860, there is nowhere to send a code to: the customer has no contact, this server does
+    not use the program's channels, or the program sends no SMS to phone numbers of this type (sms_number_types).
+    Example: FAILED_PRECONDITION, {validation_type: "SMS", number_type: "FIXED_LINE"}.
+    Retry: no, until the state has changed.
+    """
     ERROR_REASON_CHANNEL_NOT_ENABLED: _ErrorReason.ValueType  # 104
     """ERROR_REASON_CHANNEL_NOT_ENABLED: 860, the program or this server does not send codes by this channel. Example:
-    UNAVAILABLE, {validation_type: "EMAIL"}.
+    FAILED_PRECONDITION, {validation_type: "EMAIL"}.
+    Retry: no, the request must change.
     """
     ERROR_REASON_DELIVERY_FAILED: _ErrorReason.ValueType  # 105
-    """ERROR_REASON_DELIVERY_FAILED: 860, the provider did not take the code. Example: UNAVAILABLE with RetryInfo."""
+    """ERROR_REASON_DELIVERY_FAILED: 860, the provider did not take the code, or may not have: RetryInfo tells from when
+    another one is sent. Example: UNAVAILABLE with RetryInfo.
+    Retry: yes, soon.
+    """
     ERROR_REASON_CODE_NOT_ISSUED: _ErrorReason.ValueType  # 106
     """ERROR_REASON_CODE_NOT_ISSUED: 876, a warning: the points may be redeemed, but the code could not be issued. Its
-    metadata has the cause, for example {cause: "NO_DESTINATION"}.
+    metadata has the cause, and what the error of that reason has, for example {cause: "NO_DESTINATION"}.
+    Retry: no error.
     """
     ERROR_REASON_NOT_A_GROUP_MEMBER: _ErrorReason.ValueType  # 107
-    """ERROR_REASON_NOT_A_GROUP_MEMBER: 1620, the customer is not a member of the group. Example: FAILED_PRECONDITION."""
+    """ERROR_REASON_NOT_A_GROUP_MEMBER: 1620, the customer is not a member of the group. Example: FAILED_PRECONDITION.
+    Retry: no, until the state has changed.
+    """
     ERROR_REASON_CROSS_PROGRAM_MISCONFIGURED: _ErrorReason.ValueType  # 108
     """ERROR_REASON_CROSS_PROGRAM_MISCONFIGURED: 3316, an allowing program has another point value or currency. Example:
     FAILED_PRECONDITION, {program_id: "2"}.
+    Retry: no, an operator must act.
     """
     ERROR_REASON_ALREADY_REVERSED: _ErrorReason.ValueType  # 109
     """ERROR_REASON_ALREADY_REVERSED: 3802, nothing of the redemption is left to reverse. Example: FAILED_PRECONDITION,
     {redemption_id: "r-1"}.
+    Retry: no, the request must change.
     """
     ERROR_REASON_REDEMPTION_SETTLED: _ErrorReason.ValueType  # 110
     """ERROR_REASON_REDEMPTION_SETTLED: SHOPLINE has booked the redemption; reverse it there. Example:
     FAILED_PRECONDITION, {redemption_id: "r-1"}.
+    Retry: no, the request must change.
     """
     ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: _ErrorReason.ValueType  # 111
     """ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: 819, more points than the program lets a missed call validate. Example:
     FAILED_PRECONDITION, {points: "600", max_points_missed_call: "500"}.
+    Retry: no, the request must change.
     """
     ERROR_REASON_CONTACT_CHANGED: _ErrorReason.ValueType  # 112
     """ERROR_REASON_CONTACT_CHANGED: 860, the customer's mobile number or e-mail address has changed lately, and gets no
-    codes for a while. Example: UNAVAILABLE with RetryInfo, {validation_type: "SMS"}.
+    codes until then. Example: FAILED_PRECONDITION with RetryInfo, {validation_type: "SMS"}.
+    Retry: yes, later (RetryInfo).
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is why a call failed or a redemption was refused. It stands without its prefix in
     google.rpc.ErrorInfo.reason (domain "pointbook"), in RedemptionStatus.reason and in UpdateError.reason. Metadata
     names the values that it is about, never an identifier of a person. The number in front of some comments is the
-    redemption status code.
+    redemption status code. "Retry" says whether the same call can succeed when it is repeated: "soon" means with the
+    usual pauses, and not before RetryInfo where there is one. UNAVAILABLE is answered only then, so that a retry policy
+    of gRPC repeats nothing in vain.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
@@ -242,206 +332,294 @@ ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 ERROR_REASON_INVALID_FIELDS: ErrorReason.ValueType  # 1
 """ERROR_REASON_INVALID_FIELDS: fields are missing, malformed, out of bounds or contradict each other; BadRequest
 names them. Example: INVALID_ARGUMENT, BadRequest{update.updated_value: "must be 0 to 10^15"}.
+Retry: no, the request must change.
 """
 ERROR_REASON_TOKEN_MISSING: ErrorReason.ValueType  # 2
 """ERROR_REASON_TOKEN_MISSING: the call has no bearer token. Example: UNAUTHENTICATED, "send `authorization: Bearer
 TOKEN` metadata".
+Retry: no, the request must change.
 """
 ERROR_REASON_TOKEN_INVALID: ErrorReason.ValueType  # 3
-"""ERROR_REASON_TOKEN_INVALID: the bearer token is unknown or revoked. Example: UNAUTHENTICATED."""
+"""ERROR_REASON_TOKEN_INVALID: the bearer token is unknown or revoked. Example: UNAUTHENTICATED.
+Retry: no, an operator must act.
+"""
 ERROR_REASON_TOKEN_EXPIRED: ErrorReason.ValueType  # 4
-"""ERROR_REASON_TOKEN_EXPIRED: the bearer token has expired. Example: UNAUTHENTICATED, {token_id: "3f9c…"}."""
+"""ERROR_REASON_TOKEN_EXPIRED: the bearer token has expired. Example: UNAUTHENTICATED, {token_id: "3f9c…"}.
+Retry: no, an operator must act.
+"""
 ERROR_REASON_SCOPE_MISSING: ErrorReason.ValueType  # 5
 """ERROR_REASON_SCOPE_MISSING: the token does not have the scope of this method. Example: PERMISSION_DENIED,
 {scope: "points.write"}.
+Retry: no, an operator must act.
 """
 ERROR_REASON_MERCHANT_FORBIDDEN: ErrorReason.ValueType  # 6
 """ERROR_REASON_MERCHANT_FORBIDDEN: the token is not for this merchant. Example: PERMISSION_DENIED,
 {merchant_id: "2000009999"}.
+Retry: no, an operator must act.
 """
 ERROR_REASON_STORE_NOT_FOUND: ErrorReason.ValueType  # 20
 """ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant, which an update is told
 by registered_elsewhere. Example: NOT_FOUND, {store_id: "1718263946864", registered_elsewhere: "true"}.
+Retry: no, until the state has changed.
 """
 ERROR_REASON_PROGRAM_NOT_FOUND: ErrorReason.ValueType  # 21
-"""ERROR_REASON_PROGRAM_NOT_FOUND: 1101, the merchant has no such program. Example: NOT_FOUND, {program_id: "7"}."""
+"""ERROR_REASON_PROGRAM_NOT_FOUND: 1101, the merchant has no such program. Example: NOT_FOUND, {program_id: "7"}.
+Retry: no, until the state has changed.
+"""
 ERROR_REASON_CUSTOMER_NOT_FOUND: ErrorReason.ValueType  # 22
 """ERROR_REASON_CUSTOMER_NOT_FOUND: 816, nobody has this identifier; where a request names several customers, the field
 is told. Example: NOT_FOUND, {field: "to_customer_id"}.
+Retry: no, until the state has changed.
 """
 ERROR_REASON_GROUP_NOT_FOUND: ErrorReason.ValueType  # 23
-"""ERROR_REASON_GROUP_NOT_FOUND: 1632, there is no such user group. Example: NOT_FOUND, {group_id: "12"}."""
+"""ERROR_REASON_GROUP_NOT_FOUND: 1632, there is no such user group. Example: NOT_FOUND, {group_id: "12"}.
+Retry: no, until the state has changed.
+"""
 ERROR_REASON_ENTRY_NOT_FOUND: ErrorReason.ValueType  # 24
-"""ERROR_REASON_ENTRY_NOT_FOUND: no entry of the book has this event_id. Example: NOT_FOUND, {event_id: "e-1"}."""
+"""ERROR_REASON_ENTRY_NOT_FOUND: no entry of the book has this event_id. Example: NOT_FOUND, {event_id: "e-1"}.
+Retry: no, until the state has changed.
+"""
 ERROR_REASON_REDEMPTION_NOT_FOUND: ErrorReason.ValueType  # 25
-"""ERROR_REASON_REDEMPTION_NOT_FOUND: there is no such redemption. Example: NOT_FOUND, {redemption_id: "r-1"}."""
+"""ERROR_REASON_REDEMPTION_NOT_FOUND: there is no such redemption. Example: NOT_FOUND, {redemption_id: "r-1"}.
+Retry: no, until the state has changed.
+"""
 ERROR_REASON_BENEFIT_NOT_FOUND: ErrorReason.ValueType  # 26
-"""ERROR_REASON_BENEFIT_NOT_FOUND: there is no such benefit. Example: NOT_FOUND, {benefit_id: "b-1"}."""
+"""ERROR_REASON_BENEFIT_NOT_FOUND: there is no such benefit. Example: NOT_FOUND, {benefit_id: "b-1"}.
+Retry: no, until the state has changed.
+"""
 ERROR_REASON_WEBHOOK_NOT_FOUND: ErrorReason.ValueType  # 27
-"""ERROR_REASON_WEBHOOK_NOT_FOUND: no such webhook is in quarantine. Example: NOT_FOUND, {quarantine_id: "q-1"}."""
+"""ERROR_REASON_WEBHOOK_NOT_FOUND: no such webhook is in quarantine. Example: NOT_FOUND, {quarantine_id: "q-1"}.
+Retry: no, until the state has changed.
+"""
 ERROR_REASON_EVENT_ID_REUSED: ErrorReason.ValueType  # 40
 """ERROR_REASON_EVENT_ID_REUSED: the event_id is in the book with other content. Example: ALREADY_EXISTS,
 {event_id: "e-1"}.
+Retry: no, the request must change.
 """
 ERROR_REASON_REFERENCE_REUSED: ErrorReason.ValueType  # 41
 """ERROR_REASON_REFERENCE_REUSED: the external_reference_number belongs to a call with other content. Example:
 ALREADY_EXISTS, {external_reference_number: "order-17"}.
+Retry: no, the request must change.
 """
 ERROR_REASON_IDENTIFIER_TAKEN: ErrorReason.ValueType  # 42
 """ERROR_REASON_IDENTIFIER_TAKEN: the identifier belongs to another customer, or names another group; BadRequest names
 every such field. Example: ALREADY_EXISTS, {identifier: "customer.mobile"}, BadRequest{customer.mobile: "belongs to
 another one already"}.
+Retry: no, the request must change.
 """
 ERROR_REASON_STORE_TAKEN: ErrorReason.ValueType  # 43
 """ERROR_REASON_STORE_TAKEN: the store belongs to another merchant. Example: ALREADY_EXISTS,
 {store_id: "1718263946864"}.
+Retry: no, the request must change.
 """
 ERROR_REASON_STALE_ETAG: ErrorReason.ValueType  # 60
-"""ERROR_REASON_STALE_ETAG: the resource changed since its etag was read; read it again. Example: ABORTED."""
+"""ERROR_REASON_STALE_ETAG: the resource changed since its etag was read; read it again. Example: ABORTED.
+Retry: no, the request must change.
+"""
 ERROR_REASON_TRANSACTION_CONFLICT: ErrorReason.ValueType  # 61
 """ERROR_REASON_TRANSACTION_CONFLICT: the database kept refusing the transaction because of others; retry.
 Example: ABORTED with RetryInfo.
+Retry: yes, soon.
 """
 ERROR_REASON_SEND_LIMIT_REACHED: ErrorReason.ValueType  # 62
 """ERROR_REASON_SEND_LIMIT_REACHED: too many codes were sent to this destination or by this merchant, or the
 program does not let codes be sent to its region. Example: RESOURCE_EXHAUSTED with RetryInfo,
 {limit: "destination"}; the others are "merchant" and "allowed_regions".
+Retry: yes, later (RetryInfo).
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 63
 """ERROR_REASON_QUEUE_FULL: too many calls run or wait, or the quarantine is full; nothing of this call was taken.
 Example: RESOURCE_EXHAUSTED with RetryInfo.
+Retry: yes, soon.
 """
 ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 64
 """ERROR_REASON_DATABASE_UNAVAILABLE: the database is away or all its connections are busy. Example: UNAVAILABLE
 with RetryInfo.
+Retry: yes, soon.
 """
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 65
 """ERROR_REASON_SHUTTING_DOWN: this server is stopping; another one will answer. Example: UNAVAILABLE with
 RetryInfo.
+Retry: yes, soon.
 """
 ERROR_REASON_CODE_KEY_UNKNOWN: ErrorReason.ValueType  # 66
-"""ERROR_REASON_CODE_KEY_UNKNOWN: it takes a key that this server does not have: the one that a code was signed with,
-one that encrypts a customer webhook, or any code key for the hash that a redaction leaves. Example: UNAVAILABLE,
+"""ERROR_REASON_CODE_KEY_UNKNOWN: it takes a key that this server does not have, and another one may: the one that a
+code was signed with, or that a webhook in quarantine was encrypted with. Example: UNAVAILABLE with RetryInfo,
 {key_id: "2026-05"}.
+Retry: yes, soon.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 67
-"""ERROR_REASON_DEADLINE_EXCEEDED: the call ran into its deadline. Example: DEADLINE_EXCEEDED."""
+"""ERROR_REASON_DEADLINE_EXCEEDED: the call ran into its deadline. Example: DEADLINE_EXCEEDED.
+Retry: yes, soon.
+"""
+ERROR_REASON_KEY_NOT_CONFIGURED: ErrorReason.ValueType  # 69
+"""ERROR_REASON_KEY_NOT_CONFIGURED: this server has no key at all, where it takes one to sign a code, to encrypt a
+customer webhook, or for the hash that a redaction leaves. Example: FAILED_PRECONDITION,
+{setting: "POINTBOOK_CODE_KEYS"}.
+Retry: no, an operator must act.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 68
 """ERROR_REASON_INTERNAL: something broke on our side; the log has the cause under the request id. Example:
 INTERNAL, {request_id: "6f1c…"}.
+Retry: no, an operator must act.
 """
 ERROR_REASON_REDEEMABLE: ErrorReason.ValueType  # 80
-"""ERROR_REASON_REDEEMABLE: 800, the points may be redeemed. It is a status, never an error."""
+"""ERROR_REASON_REDEEMABLE: 800, the points may be redeemed. It is a status, never an error.
+Retry: no error.
+"""
 ERROR_REASON_POINTS_NOT_POSITIVE: ErrorReason.ValueType  # 81
 """ERROR_REASON_POINTS_NOT_POSITIVE: 801, at least one point must be redeemed. Example: INVALID_ARGUMENT,
 {points: "0"}.
+Retry: no, the request must change.
 """
 ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: ErrorReason.ValueType  # 82
 """ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: 801, the currency value is no whole number of points. Example:
 INVALID_ARGUMENT, {currency_value: "0.015", point_value: "0.01"}.
+Retry: no, the request must change.
 """
 ERROR_REASON_IDENTIFIER_INVALID: ErrorReason.ValueType  # 83
 """ERROR_REASON_IDENTIFIER_INVALID: 802, the identifier has no valid form. Example: INVALID_ARGUMENT,
 {identifier: "mobile"}.
+Retry: no, the request must change.
 """
 ERROR_REASON_INSUFFICIENT_POINTS: ErrorReason.ValueType  # 84
 """ERROR_REASON_INSUFFICIENT_POINTS: 803, fewer points are active than asked for; for an update without a balance,
 the account would fall below zero. Example: FAILED_PRECONDITION, {active_points: "20", points: "210"}.
+Retry: no, until the state has changed.
 """
 ERROR_REASON_BALANCE_BELOW_REQUIRED: ErrorReason.ValueType  # 85
 """ERROR_REASON_BALANCE_BELOW_REQUIRED: 804, the customer's active points are under min_balance_required. Example:
 FAILED_PRECONDITION, {active_points: "20", min_balance_required: "100"}.
+Retry: no, until the state has changed.
 """
 ERROR_REASON_LIFETIME_POINTS_BELOW_REQUIRED: ErrorReason.ValueType  # 86
 """ERROR_REASON_LIFETIME_POINTS_BELOW_REQUIRED: 805, the customer earned fewer points than min_lifetime_points.
 Example: FAILED_PRECONDITION, {lifetime_points: "20", min_lifetime_points: "100"}.
+Retry: no, until the state has changed.
 """
 ERROR_REASON_NOT_A_MULTIPLE: ErrorReason.ValueType  # 87
 """ERROR_REASON_NOT_A_MULTIPLE: 807, the points are no multiple of multiples_of. Example: FAILED_PRECONDITION,
 {points: "15", multiples_of: "10"}.
+Retry: no, the request must change.
 """
 ERROR_REASON_CODE_INVALID: ErrorReason.ValueType  # 88
 """ERROR_REASON_CODE_INVALID: 808, the code is wrong, expired, used, locked, or for something else. Example:
 FAILED_PRECONDITION.
+Retry: no, the request must change.
 """
 ERROR_REASON_CUSTOMER_BLOCKED: ErrorReason.ValueType  # 89
-"""ERROR_REASON_CUSTOMER_BLOCKED: 809, the customer is blocked as fraud. Example: FAILED_PRECONDITION."""
+"""ERROR_REASON_CUSTOMER_BLOCKED: 809, the customer is blocked as fraud. Example: FAILED_PRECONDITION.
+Retry: no, until the state has changed.
+"""
 ERROR_REASON_REDEMPTION_FAILED: ErrorReason.ValueType  # 90
 """ERROR_REASON_REDEMPTION_FAILED: 817, the points could not be redeemed, because the customer, the group or the
 program changed while the call was on its way. Example: FAILED_PRECONDITION.
+Retry: yes, soon.
 """
 ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: ErrorReason.ValueType  # 91
 """ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: 819, more than max_points_per_redemption. Example: FAILED_PRECONDITION,
 {points: "210", max_points_per_redemption: "200"}.
+Retry: no, the request must change.
 """
 ERROR_REASON_ABOVE_MAX_PER_DAY: ErrorReason.ValueType  # 92
 """ERROR_REASON_ABOVE_MAX_PER_DAY: 819, more than max_points_per_day. Example: FAILED_PRECONDITION,
 {points: "60", redeemed_points: "450", max_points_per_day: "500"}.
+Retry: no, until the state has changed.
 """
 ERROR_REASON_ABOVE_MAX_PER_WEEK: ErrorReason.ValueType  # 93
-"""ERROR_REASON_ABOVE_MAX_PER_WEEK: 819, more than max_points_per_week. Example: as ABOVE_MAX_PER_DAY."""
+"""ERROR_REASON_ABOVE_MAX_PER_WEEK: 819, more than max_points_per_week. Example: as ABOVE_MAX_PER_DAY.
+Retry: no, until the state has changed.
+"""
 ERROR_REASON_ABOVE_MAX_PER_MONTH: ErrorReason.ValueType  # 94
-"""ERROR_REASON_ABOVE_MAX_PER_MONTH: 819, more than max_points_per_month. Example: as ABOVE_MAX_PER_DAY."""
+"""ERROR_REASON_ABOVE_MAX_PER_MONTH: 819, more than max_points_per_month. Example: as ABOVE_MAX_PER_DAY.
+Retry: no, until the state has changed.
+"""
 ERROR_REASON_BELOW_MIN_PER_REDEMPTION: ErrorReason.ValueType  # 95
 """ERROR_REASON_BELOW_MIN_PER_REDEMPTION: 821, fewer than min_points_per_redemption. Example: FAILED_PRECONDITION,
 {points: "10", min_points_per_redemption: "50"}.
+Retry: no, the request must change.
 """
 ERROR_REASON_MISSED_CALL_NOT_SEEN: ErrorReason.ValueType  # 96
-"""ERROR_REASON_MISSED_CALL_NOT_SEEN: 822, the customer has not called yet. Example: FAILED_PRECONDITION."""
+"""ERROR_REASON_MISSED_CALL_NOT_SEEN: 822, the customer has not called yet. Example: FAILED_PRECONDITION.
+Retry: no, until the state has changed.
+"""
 ERROR_REASON_MISSED_CALL_NOT_ENABLED: ErrorReason.ValueType  # 97
 """ERROR_REASON_MISSED_CALL_NOT_ENABLED: 823, the program does not validate by missed call. Example:
 FAILED_PRECONDITION.
+Retry: no, the request must change.
 """
 ERROR_REASON_VALIDATION_REQUIRED: ErrorReason.ValueType  # 98
 """ERROR_REASON_VALIDATION_REQUIRED: 824, the program wants the customer to be validated. Example:
 FAILED_PRECONDITION.
+Retry: no, the request must change.
 """
 ERROR_REASON_SKIP_NOT_ALLOWED: ErrorReason.ValueType  # 99
 """ERROR_REASON_SKIP_NOT_ALLOWED: 824, the program does not allow skipping, or the token lacks `redeem.skip`.
 Example: FAILED_PRECONDITION.
+Retry: no, the request must change.
 """
 ERROR_REASON_REDEMPTION_DISABLED: ErrorReason.ValueType  # 100
-"""ERROR_REASON_REDEMPTION_DISABLED: 827, the program's redemption is switched off. Example: FAILED_PRECONDITION."""
+"""ERROR_REASON_REDEMPTION_DISABLED: 827, the program's redemption is switched off. Example: FAILED_PRECONDITION.
+Retry: no, until the state has changed.
+"""
 ERROR_REASON_GROUP_REDEMPTION_NOT_ALLOWED: ErrorReason.ValueType  # 101
 """ERROR_REASON_GROUP_REDEMPTION_NOT_ALLOWED: 828, the program does not let groups pool points. Example:
 FAILED_PRECONDITION.
+Retry: no, the request must change.
 """
 ERROR_REASON_CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED: ErrorReason.ValueType  # 102
 """ERROR_REASON_CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED: 828, the program does not take points of other programs.
 Example: FAILED_PRECONDITION.
+Retry: no, the request must change.
 """
 ERROR_REASON_NO_DESTINATION: ErrorReason.ValueType  # 103
-"""ERROR_REASON_NO_DESTINATION: 860, there is nowhere to send a code to. Example: UNAVAILABLE."""
+"""ERROR_REASON_NO_DESTINATION: 860, there is nowhere to send a code to: the customer has no contact, this server does
+not use the program's channels, or the program sends no SMS to phone numbers of this type (sms_number_types).
+Example: FAILED_PRECONDITION, {validation_type: "SMS", number_type: "FIXED_LINE"}.
+Retry: no, until the state has changed.
+"""
 ERROR_REASON_CHANNEL_NOT_ENABLED: ErrorReason.ValueType  # 104
 """ERROR_REASON_CHANNEL_NOT_ENABLED: 860, the program or this server does not send codes by this channel. Example:
-UNAVAILABLE, {validation_type: "EMAIL"}.
+FAILED_PRECONDITION, {validation_type: "EMAIL"}.
+Retry: no, the request must change.
 """
 ERROR_REASON_DELIVERY_FAILED: ErrorReason.ValueType  # 105
-"""ERROR_REASON_DELIVERY_FAILED: 860, the provider did not take the code. Example: UNAVAILABLE with RetryInfo."""
+"""ERROR_REASON_DELIVERY_FAILED: 860, the provider did not take the code, or may not have: RetryInfo tells from when
+another one is sent. Example: UNAVAILABLE with RetryInfo.
+Retry: yes, soon.
+"""
 ERROR_REASON_CODE_NOT_ISSUED: ErrorReason.ValueType  # 106
 """ERROR_REASON_CODE_NOT_ISSUED: 876, a warning: the points may be redeemed, but the code could not be issued. Its
-metadata has the cause, for example {cause: "NO_DESTINATION"}.
+metadata has the cause, and what the error of that reason has, for example {cause: "NO_DESTINATION"}.
+Retry: no error.
 """
 ERROR_REASON_NOT_A_GROUP_MEMBER: ErrorReason.ValueType  # 107
-"""ERROR_REASON_NOT_A_GROUP_MEMBER: 1620, the customer is not a member of the group. Example: FAILED_PRECONDITION."""
+"""ERROR_REASON_NOT_A_GROUP_MEMBER: 1620, the customer is not a member of the group. Example: FAILED_PRECONDITION.
+Retry: no, until the state has changed.
+"""
 ERROR_REASON_CROSS_PROGRAM_MISCONFIGURED: ErrorReason.ValueType  # 108
 """ERROR_REASON_CROSS_PROGRAM_MISCONFIGURED: 3316, an allowing program has another point value or currency. Example:
 FAILED_PRECONDITION, {program_id: "2"}.
+Retry: no, an operator must act.
 """
 ERROR_REASON_ALREADY_REVERSED: ErrorReason.ValueType  # 109
 """ERROR_REASON_ALREADY_REVERSED: 3802, nothing of the redemption is left to reverse. Example: FAILED_PRECONDITION,
 {redemption_id: "r-1"}.
+Retry: no, the request must change.
 """
 ERROR_REASON_REDEMPTION_SETTLED: ErrorReason.ValueType  # 110
 """ERROR_REASON_REDEMPTION_SETTLED: SHOPLINE has booked the redemption; reverse it there. Example:
 FAILED_PRECONDITION, {redemption_id: "r-1"}.
+Retry: no, the request must change.
 """
 ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: ErrorReason.ValueType  # 111
 """ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: 819, more points than the program lets a missed call validate. Example:
 FAILED_PRECONDITION, {points: "600", max_points_missed_call: "500"}.
+Retry: no, the request must change.
 """
 ERROR_REASON_CONTACT_CHANGED: ErrorReason.ValueType  # 112
 """ERROR_REASON_CONTACT_CHANGED: 860, the customer's mobile number or e-mail address has changed lately, and gets no
-codes for a while. Example: UNAVAILABLE with RetryInfo, {validation_type: "SMS"}.
+codes until then. Example: FAILED_PRECONDITION with RetryInfo, {validation_type: "SMS"}.
+Retry: yes, later (RetryInfo).
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

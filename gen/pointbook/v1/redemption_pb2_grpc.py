@@ -31,8 +31,8 @@ class RedemptionServiceStub:
 
     It is modelled on Capillary's points/isredeemable, points/validationcode, points/redeem and points/reverse, and
     uses their status codes. Where a status becomes an RPC error, 801 and 802 are INVALID_ARGUMENT, 816, 1101 and 1632
-    NOT_FOUND, 860 UNAVAILABLE and all others FAILED_PRECONDITION, always with `status_code` in the ErrorInfo's
-    metadata.
+    NOT_FOUND, 860 UNAVAILABLE where a repetition may help (DELIVERY_FAILED), and all others FAILED_PRECONDITION, always
+    with `status_code` in the ErrorInfo's metadata.
     """
 
     def __init__(self, channel):
@@ -99,8 +99,8 @@ class RedemptionServiceServicer:
 
     It is modelled on Capillary's points/isredeemable, points/validationcode, points/redeem and points/reverse, and
     uses their status codes. Where a status becomes an RPC error, 801 and 802 are INVALID_ARGUMENT, 816, 1101 and 1632
-    NOT_FOUND, 860 UNAVAILABLE and all others FAILED_PRECONDITION, always with `status_code` in the ErrorInfo's
-    metadata.
+    NOT_FOUND, 860 UNAVAILABLE where a repetition may help (DELIVERY_FAILED), and all others FAILED_PRECONDITION, always
+    with `status_code` in the ErrorInfo's metadata.
     """
 
     def ValidateRedemption(self, request, context):
@@ -128,9 +128,12 @@ class RedemptionServiceServicer:
         that has changed gets no codes for a while (CONTACT_CHANGED). To one destination go 3 messages in 10 minutes, 5 an
         hour and 10 a day at most, and 1,000 in 10 minutes for a merchant.
 
-        Scope `codes`. Errors: the status's RPC error when the points are not redeemable; UNAVAILABLE with status 860
-        (NO_DESTINATION, CHANNEL_NOT_ENABLED, CONTACT_CHANGED, DELIVERY_FAILED; with RetryInfo where it helps to wait),
-        RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo, and those of ValidateRedemption.
+        SMS go to mobile numbers, or to the types of numbers that the program names (sms_number_types).
+
+        Scope `codes`. Errors: the status's RPC error when the points are not redeemable; with status 860 UNAVAILABLE
+        (DELIVERY_FAILED) with RetryInfo, and FAILED_PRECONDITION (NO_DESTINATION, CHANNEL_NOT_ENABLED, and CONTACT_CHANGED
+        with RetryInfo); RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo, FAILED_PRECONDITION (KEY_NOT_CONFIGURED),
+        and those of ValidateRedemption.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -286,8 +289,8 @@ class RedemptionService:
 
     It is modelled on Capillary's points/isredeemable, points/validationcode, points/redeem and points/reverse, and
     uses their status codes. Where a status becomes an RPC error, 801 and 802 are INVALID_ARGUMENT, 816, 1101 and 1632
-    NOT_FOUND, 860 UNAVAILABLE and all others FAILED_PRECONDITION, always with `status_code` in the ErrorInfo's
-    metadata.
+    NOT_FOUND, 860 UNAVAILABLE where a repetition may help (DELIVERY_FAILED), and all others FAILED_PRECONDITION, always
+    with `status_code` in the ErrorInfo's metadata.
     """
 
     @staticmethod

@@ -32,8 +32,8 @@ class RedemptionServiceStub:
 
     It is modelled on Capillary's points/isredeemable, points/validationcode, points/redeem and points/reverse, and
     uses their status codes. Where a status becomes an RPC error, 801 and 802 are INVALID_ARGUMENT, 816, 1101 and 1632
-    NOT_FOUND, 860 UNAVAILABLE and all others FAILED_PRECONDITION, always with `status_code` in the ErrorInfo's
-    metadata.
+    NOT_FOUND, 860 UNAVAILABLE where a repetition may help (DELIVERY_FAILED), and all others FAILED_PRECONDITION, always
+    with `status_code` in the ErrorInfo's metadata.
     """
 
     @_typing.overload
@@ -61,9 +61,12 @@ class RedemptionServiceStub:
     that has changed gets no codes for a while (CONTACT_CHANGED). To one destination go 3 messages in 10 minutes, 5 an
     hour and 10 a day at most, and 1,000 in 10 minutes for a merchant.
 
-    Scope `codes`. Errors: the status's RPC error when the points are not redeemable; UNAVAILABLE with status 860
-    (NO_DESTINATION, CHANNEL_NOT_ENABLED, CONTACT_CHANGED, DELIVERY_FAILED; with RetryInfo where it helps to wait),
-    RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo, and those of ValidateRedemption.
+    SMS go to mobile numbers, or to the types of numbers that the program names (sms_number_types).
+
+    Scope `codes`. Errors: the status's RPC error when the points are not redeemable; with status 860 UNAVAILABLE
+    (DELIVERY_FAILED) with RetryInfo, and FAILED_PRECONDITION (NO_DESTINATION, CHANNEL_NOT_ENABLED, and CONTACT_CHANGED
+    with RetryInfo); RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo, FAILED_PRECONDITION (KEY_NOT_CONFIGURED),
+    and those of ValidateRedemption.
     """
     ConfirmMissedCall: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.ConfirmMissedCallRequest, _redemption_pb2.ConfirmMissedCallResponse]
     """ConfirmMissedCall tells that a customer called the number that a challenge named. It meets the newest live
@@ -124,8 +127,8 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
 
     It is modelled on Capillary's points/isredeemable, points/validationcode, points/redeem and points/reverse, and
     uses their status codes. Where a status becomes an RPC error, 801 and 802 are INVALID_ARGUMENT, 816, 1101 and 1632
-    NOT_FOUND, 860 UNAVAILABLE and all others FAILED_PRECONDITION, always with `status_code` in the ErrorInfo's
-    metadata.
+    NOT_FOUND, 860 UNAVAILABLE where a repetition may help (DELIVERY_FAILED), and all others FAILED_PRECONDITION, always
+    with `status_code` in the ErrorInfo's metadata.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -150,9 +153,12 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     that has changed gets no codes for a while (CONTACT_CHANGED). To one destination go 3 messages in 10 minutes, 5 an
     hour and 10 a day at most, and 1,000 in 10 minutes for a merchant.
 
-    Scope `codes`. Errors: the status's RPC error when the points are not redeemable; UNAVAILABLE with status 860
-    (NO_DESTINATION, CHANNEL_NOT_ENABLED, CONTACT_CHANGED, DELIVERY_FAILED; with RetryInfo where it helps to wait),
-    RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo, and those of ValidateRedemption.
+    SMS go to mobile numbers, or to the types of numbers that the program names (sms_number_types).
+
+    Scope `codes`. Errors: the status's RPC error when the points are not redeemable; with status 860 UNAVAILABLE
+    (DELIVERY_FAILED) with RetryInfo, and FAILED_PRECONDITION (NO_DESTINATION, CHANNEL_NOT_ENABLED, and CONTACT_CHANGED
+    with RetryInfo); RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo, FAILED_PRECONDITION (KEY_NOT_CONFIGURED),
+    and those of ValidateRedemption.
     """
     ConfirmMissedCall: _aio.UnaryUnaryMultiCallable[_redemption_pb2.ConfirmMissedCallRequest, _redemption_pb2.ConfirmMissedCallResponse]  # type: ignore[assignment]
     """ConfirmMissedCall tells that a customer called the number that a challenge named. It meets the newest live
@@ -212,8 +218,8 @@ class RedemptionServiceServicer:
 
     It is modelled on Capillary's points/isredeemable, points/validationcode, points/redeem and points/reverse, and
     uses their status codes. Where a status becomes an RPC error, 801 and 802 are INVALID_ARGUMENT, 816, 1101 and 1632
-    NOT_FOUND, 860 UNAVAILABLE and all others FAILED_PRECONDITION, always with `status_code` in the ErrorInfo's
-    metadata.
+    NOT_FOUND, 860 UNAVAILABLE where a repetition may help (DELIVERY_FAILED), and all others FAILED_PRECONDITION, always
+    with `status_code` in the ErrorInfo's metadata.
     """
 
     def ValidateRedemption(
@@ -246,9 +252,12 @@ class RedemptionServiceServicer:
         that has changed gets no codes for a while (CONTACT_CHANGED). To one destination go 3 messages in 10 minutes, 5 an
         hour and 10 a day at most, and 1,000 in 10 minutes for a merchant.
 
-        Scope `codes`. Errors: the status's RPC error when the points are not redeemable; UNAVAILABLE with status 860
-        (NO_DESTINATION, CHANNEL_NOT_ENABLED, CONTACT_CHANGED, DELIVERY_FAILED; with RetryInfo where it helps to wait),
-        RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo, and those of ValidateRedemption.
+        SMS go to mobile numbers, or to the types of numbers that the program names (sms_number_types).
+
+        Scope `codes`. Errors: the status's RPC error when the points are not redeemable; with status 860 UNAVAILABLE
+        (DELIVERY_FAILED) with RetryInfo, and FAILED_PRECONDITION (NO_DESTINATION, CHANNEL_NOT_ENABLED, and CONTACT_CHANGED
+        with RetryInfo); RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo, FAILED_PRECONDITION (KEY_NOT_CONFIGURED),
+        and those of ValidateRedemption.
         """
 
     def ConfirmMissedCall(

@@ -76,8 +76,8 @@ class WebhooksServiceServicer:
         is counted, not kept twice.
 
         Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
-        RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, UNAVAILABLE (DATABASE_UNAVAILABLE, or
-        CODE_KEY_UNKNOWN for a customer webhook where the server has no key to encrypt it).
+        RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, FAILED_PRECONDITION (KEY_NOT_CONFIGURED)
+        for a customer webhook where the server has no key to encrypt it, UNAVAILABLE (DATABASE_UNAVAILABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,8 +42,8 @@ class WebhooksServiceStub:
     is counted, not kept twice.
 
     Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
-    RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, UNAVAILABLE (DATABASE_UNAVAILABLE, or
-    CODE_KEY_UNKNOWN for a customer webhook where the server has no key to encrypt it).
+    RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, FAILED_PRECONDITION (KEY_NOT_CONFIGURED)
+    for a customer webhook where the server has no key to encrypt it, UNAVAILABLE (DATABASE_UNAVAILABLE).
     """
     ListQuarantinedWebhooks: _grpc.UnaryUnaryMultiCallable[_webhooks_pb2.ListQuarantinedWebhooksRequest, _webhooks_pb2.ListQuarantinedWebhooksResponse]
     """ListQuarantinedWebhooks pages through a merchant's quarantined webhooks without their headers and bodies, the
@@ -90,8 +90,8 @@ class WebhooksServiceAsyncStub(WebhooksServiceStub):
     is counted, not kept twice.
 
     Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
-    RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, UNAVAILABLE (DATABASE_UNAVAILABLE, or
-    CODE_KEY_UNKNOWN for a customer webhook where the server has no key to encrypt it).
+    RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, FAILED_PRECONDITION (KEY_NOT_CONFIGURED)
+    for a customer webhook where the server has no key to encrypt it, UNAVAILABLE (DATABASE_UNAVAILABLE).
     """
     ListQuarantinedWebhooks: _aio.UnaryUnaryMultiCallable[_webhooks_pb2.ListQuarantinedWebhooksRequest, _webhooks_pb2.ListQuarantinedWebhooksResponse]  # type: ignore[assignment]
     """ListQuarantinedWebhooks pages through a merchant's quarantined webhooks without their headers and bodies, the
@@ -140,8 +140,8 @@ class WebhooksServiceServicer:
         is counted, not kept twice.
 
         Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
-        RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, UNAVAILABLE (DATABASE_UNAVAILABLE, or
-        CODE_KEY_UNKNOWN for a customer webhook where the server has no key to encrypt it).
+        RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, FAILED_PRECONDITION (KEY_NOT_CONFIGURED)
+        for a customer webhook where the server has no key to encrypt it, UNAVAILABLE (DATABASE_UNAVAILABLE).
         """
 
     def ListQuarantinedWebhooks(

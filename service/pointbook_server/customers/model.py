@@ -13,7 +13,7 @@ from typing import NamedTuple
 import phonenumbers
 from email_validator import EmailNotValidError, validate_email
 
-from pointbook_server.errors import FieldViolation, PointbookError, Reason
+from pointbook_server.errors import FieldViolation, PointbookError, Reason, key_not_configured
 from pointbook_server.ledger.model import AccountKey
 
 MOBILE_LENGTH_MAX = 32
@@ -21,8 +21,6 @@ EMAIL_LENGTH_MAX = 254
 CARDS_MAX = 50
 SOURCE_IDENTITIES_MAX = 50
 BUYERS_MAX = 100
-RETRY_AFTER_SECONDS = 60.0
-"""How long it takes at least until somebody has given a server its key."""
 TOMBSTONE_DOMAIN = "pointbook.tombstone.v1"
 _VALUE = re.compile(r"[!-~]{1,64}")
 _NUMBER = re.compile(r"\+?\(?[0-9][0-9 ().-]*")
@@ -280,13 +278,9 @@ class Tombstones:
         return [hmac.digest(key, message, "sha256") for key in self._keys]
 
     def signed(self, merchant_id: str, buyer: AccountKey) -> bytes:
-        """Digest a buyer under the signing key. Raises CODE_KEY_UNKNOWN where there is none."""
+        """Digest a buyer under the signing key. Raises KEY_NOT_CONFIGURED where there is none."""
         if not self._keys:
-            raise PointbookError(
-                Reason.CODE_KEY_UNKNOWN,
-                "There is no key to remember a redaction by; set POINTBOOK_CODE_KEYS.",
-                retry_after_seconds=RETRY_AFTER_SECONDS,
-            )
+            raise key_not_configured("POINTBOOK_CODE_KEYS", "to remember a redaction by")
         return self.digests(merchant_id, buyer)[0]
 
 

@@ -138,7 +138,7 @@ class CustomersStore:
     async def redact(self, merchant_id: str, customer_id: str, reason: str, now_ms: int) -> int:
         """Erase a customer's personal data, whatever the newest of it is as of, and answer up to when.
 
-        Raises CUSTOMER_NOT_FOUND, and CODE_KEY_UNKNOWN where there is no key for tombstones.
+        Raises CUSTOMER_NOT_FOUND, and KEY_NOT_CONFIGURED where there is no key for tombstones.
         """
 
         async def work(connection: Connection) -> int:
@@ -157,7 +157,7 @@ class CustomersStore:
     async def apply(self, update: CustomerUpdate, now_ms: int) -> Applied:
         """Apply a customer webhook once, in whatever order webhooks come.
 
-        Raises STORE_NOT_FOUND, EVENT_ID_REUSED, and CODE_KEY_UNKNOWN for a redaction without a key for tombstones.
+        Raises STORE_NOT_FOUND, EVENT_ID_REUSED, and KEY_NOT_CONFIGURED for a redaction without a key for tombstones.
         """
 
         async def work(connection: Connection) -> Applied:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import phonenumbers
 
 from pointbook_server.customers.model import Customer, Kind
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError, Reason, key_not_configured
 from pointbook_server.programs.model import Channel, Program, Validation
 
 ATTEMPTS_MAX = 5
@@ -167,9 +167,9 @@ class Keys:
 
     @property
     def signing_id(self) -> str:
-        """The id of the key that signs. Raises CODE_KEY_UNKNOWN where there is none."""
+        """The id of the key that signs. Raises KEY_NOT_CONFIGURED where there is none."""
         if not self._keys:
-            raise key_unknown()
+            raise key_not_configured("POINTBOOK_CODE_KEYS", "to sign codes with")
         return next(iter(self._keys))
 
     def __contains__(self, key_id: str) -> bool:

@@ -85,7 +85,7 @@ class ValidationCodes:
         """Send a code, unless the one that was sent lately still holds; or open a challenge for a missed call.
 
         The challenge commits before the provider is called, and no transaction is open while it is. Raises
-        CHANNEL_NOT_ENABLED, NO_DESTINATION, CONTACT_CHANGED, SEND_LIMIT_REACHED, DELIVERY_FAILED and CODE_KEY_UNKNOWN.
+        CHANNEL_NOT_ENABLED, NO_DESTINATION, CONTACT_CHANGED, SEND_LIMIT_REACHED, DELIVERY_FAILED, KEY_NOT_CONFIGURED.
         """
         # A message that is on its way goes on where the caller goes away, so that what became of it is known.
         issuing = asyncio.create_task(self._issue(proving, channel))

@@ -19,7 +19,7 @@ from hashlib import sha256
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError, Reason, key_not_configured
 from pointbook_server.webhooks.model import Content, Header, Webhook
 
 NONCE_BYTES = 12
@@ -55,14 +55,14 @@ class Sealer:
     def digests(self, webhook: Webhook) -> list[bytes]:
         """Digest a body in every way by which it may be known, the way of new webhooks first.
 
-        Raises CODE_KEY_UNKNOWN for a customer webhook where there is no key.
+        Raises KEY_NOT_CONFIGURED for a customer webhook where there is no key.
         """
         keyed = [hmac.digest(key, webhook.body, "sha256") for key in self._digest_keys]
         if not webhook.is_personal:
             # It may have come before there was a key.
             return [*keyed, sha256(webhook.body).digest()]
         if not keyed:
-            raise _key_unknown("There is no key to encrypt customer webhooks; set POINTBOOK_QUARANTINE_KEYS.", "")
+            raise key_not_configured("POINTBOOK_QUARANTINE_KEYS", "to encrypt customer webhooks with")
         return keyed
 
     def subject_digests(self, subject: str) -> list[bytes]:
@@ -89,7 +89,12 @@ class Sealer:
             return Content(_headers(sealed.headers), sealed.body)
         cipher = self._ciphers.get(sealed.key_id)
         if cipher is None:
-            raise _key_unknown("The webhook is encrypted with a key that this server does not have.", sealed.key_id)
+            raise PointbookError(
+                Reason.CODE_KEY_UNKNOWN,
+                "The webhook is encrypted with a key that this server does not have.",
+                metadata={"key_id": sealed.key_id},
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
 
         def decrypt(part: str, text: bytes) -> bytes:
             place = _place(merchant_id, quarantine_id, part)
@@ -110,12 +115,3 @@ def _place(merchant_id: str, quarantine_id: str, part: str) -> bytes:
 
 def _headers(encoded: bytes) -> tuple[Header, ...]:
     return tuple((name, value) for name, value in json.loads(encoded))
-
-
-def _key_unknown(message: str, key_id: str) -> PointbookError:
-    return PointbookError(
-        Reason.CODE_KEY_UNKNOWN,
-        message,
-        metadata={"key_id": key_id} if key_id else {},
-        retry_after_seconds=RETRY_AFTER_SECONDS,
-    )

@@ -192,7 +192,7 @@ class WebhooksStore:
     async def keep(self, webhook: Webhook) -> tuple[str, bool] | None:
         """Keep a webhook, or count its repetition; None where the quarantine is full.
 
-        Answers its id and whether it was there, after it is committed. Raises CODE_KEY_UNKNOWN for a customer webhook
+        Answers its id and whether it was there, after it is committed. Raises KEY_NOT_CONFIGURED for a customer webhook
         where there is no key.
         """
         digests = self._sealer.digests(webhook)

@@ -1,0 +1,128 @@
+"""What a client with gRPC's standard retry policy repeats: what may succeed within seconds, and nothing else."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from harness import CODE_KEY, NOW_MS, Client, Outbox, Service, Shop, refused, server_settings
+from integration.codes import issue
+from integration.redeeming import earn
+from pointbook.v1 import identity_pb2, redemption_pb2
+from pointbook_server.delivery.sender import DeliveryFailedError
+from pointbook_server.programs.model import Channel
+from pointbook_server.redemption.service import Redemptions
+from pointbook_server.server import Server
+
+SMS, EMAIL = redemption_pb2.VALIDATION_TYPE_SMS, redemption_pb2.VALIDATION_TYPE_EMAIL
+ATTEMPTS = 4
+POLICY = {
+    "maxAttempts": ATTEMPTS,
+    "initialBackoff": "0.01s",
+    "maxBackoff": "0.1s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+OPTIONS = [
+    ("grpc.enable_retries", 1),
+    ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": POLICY}]})),
+]
+MOBILE = "+8613812345678"
+
+
+@pytest.fixture
+async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
+    """A shop whose program sends codes by SMS, with a buyer who has 500 points."""
+    await service.client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation={"channels": [SMS]})
+    await earn(service.client, shop, 500)
+    yield shop
+    service.clock.now_ms = NOW_MS
+
+
+async def put_customer(service: Service, shop: Shop, mobile: str) -> None:
+    """Make the buyer a customer with a number."""
+    buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")]
+    await service.client.put_customer(shop.merchant_id, "c-1", mobile=mobile, buyers=buyers)
+
+
+@asynccontextmanager
+async def repeating(service: Service, token: str, sender: Outbox, **settings: Any) -> AsyncIterator[Client]:
+    """Run a server with one sender, and a client that repeats calls by the policy."""
+    server = Server(
+        server_settings(**settings), service.database_url, senders={Channel.SMS: sender}, clock=service.clock
+    )
+    await server.start()
+    client = Client(server.port, token, OPTIONS)
+    try:
+        yield client
+    finally:
+        await client.close()
+        await server.stop()
+
+
+@pytest.fixture
+def arrived(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls for a code that reached a server, by their merchants."""
+    calls: list[str] = []
+    issue_code = Redemptions.issue
+
+    async def counted(self: Redemptions, ask: Any, assessment: Any, actor: str) -> Any:
+        calls.append(ask.merchant_id)
+        return await issue_code(self, ask, assessment, actor)
+
+    monkeypatch.setattr(Redemptions, "issue", counted)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("mobiles", "changes", "code_keys", "reason"),
+    [
+        ([], {}, {"k1": CODE_KEY}, "NO_DESTINATION"),
+        ([MOBILE], {"validation_type": EMAIL}, {"k1": CODE_KEY}, "CHANNEL_NOT_ENABLED"),
+        (["+8613812345679", MOBILE], {}, {"k1": CODE_KEY}, "CONTACT_CHANGED"),
+        ([MOBILE], {}, {}, "KEY_NOT_CONFIGURED"),
+    ],
+    ids=["no contact", "no such channel", "a changed contact", "no key"],
+)
+async def test_what_cannot_succeed_is_sent_once(
+    service: Service,
+    admin_token: str,
+    shop: Shop,
+    arrived: list[str],
+    *,
+    mobiles: list[str],
+    changes: dict[str, Any],
+    code_keys: dict[str, str],
+    reason: str,
+) -> None:
+    """Four attempts of the same call would only meet the same refusal four times."""
+    for mobile in mobiles:
+        await put_customer(service, shop, mobile)
+    sender = Outbox(needs_destination=True)
+    async with repeating(service, admin_token, sender, code_keys=code_keys) as client:
+        found = await refused(issue(client, shop, **changes))
+
+    assert found.reason == reason
+    assert arrived == [shop.merchant_id]
+    assert sender.messages == []
+
+
+async def test_what_failed_for_now_is_repeated(
+    service: Service, admin_token: str, shop: Shop, arrived: list[str]
+) -> None:
+    """A provider that cannot be reached once takes the code at the next attempt, which the caller does not notice."""
+    await put_customer(service, shop, MOBILE)
+
+    class Restarting(Outbox):
+        async def send(self, message: Any) -> None:
+            self.error = DeliveryFailedError("unreachable") if len(arrived) < 3 else None
+            await super().send(message)
+
+    sender = Restarting(needs_destination=True)
+    async with repeating(service, admin_token, sender) as client:
+        assert (await issue(client, shop)).sent
+
+    assert arrived == [shop.merchant_id] * 3
+    assert len(sender.messages) == 1
