@@ -23,6 +23,7 @@ from pointbook_server.validation_codes.model import (
     message_text,
     new_challenge_id,
     new_code,
+    normalised_code,
 )
 
 NOW_MS = 1_780_000_000_000
@@ -77,6 +78,64 @@ def test_letters_that_look_like_digits_are_left_out() -> None:
     """Nobody has to tell 0 from O or 1 from I."""
     assert len(LETTERS_AND_DIGITS) == len(set(LETTERS_AND_DIGITS)) == 32
     assert not set("01IO") & set(LETTERS_AND_DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("364862", "364862"),
+        ("007", "007"),
+        ("364 862", "364862"),
+        (" 3 6 4 8 6 2 ", "364862"),
+        ("364-862", "364862"),
+        ("364862\r\n", "364862"),
+        ("\t364\u00a0862\u3000", "364862"),
+        ("364\u2009862\u202f", "364862"),
+        ("364\u2028862\u2029", "364862"),
+        ("364\u2010862", "364862"),
+        ("364\u2014862", "364862"),
+        ("364\uff0d862", "364862"),
+        ("364\u2212862", "364862"),
+        ("364\u30fc862", "364862"),
+        ("\uff70364\u301c862", "364862"),
+        ("364\u00ad862", "364862"),
+        ("\u2066364862\u2069", "364862"),
+        ("\ufeff364\u200b862\u200d", "364862"),
+        ("3\ufe0f6\ufe0f4862", "364862"),
+        ("\uff13\uff16\uff14\uff18\uff16\uff12", "364862"),
+        ("\u0663\u0666\u0664\u0668\u0666\u0662", "364862"),
+        ("\u06f3\u06f6\u06f4 \u06f8\u06f6\u06f2", "364862"),
+        ("\u0969\u096c\u096a\u096e\u096c\u0968", "364862"),
+        ("\U0001d7db\U0001d7de4862", "364862"),
+        ("abc-234", "ABC234"),
+        ("aBcXyZ", "ABCXYZ"),
+        ("\uff21\uff42\uff3a\uff5a2", "ABZZ2"),
+        ("0o1i", "0O1I"),
+        ("364862a", "364862A"),
+        ("364.862", "364.862"),
+        ("\u0131", "\u0131"),
+        ("\u0130", "\u0130"),
+        ("\u00df", "\u00df"),
+        ("\u017f", "\u017f"),
+        ("\u212a", "\u212a"),
+        ("\ufb01", "\ufb01"),
+        ("\u0251\u0441", "\u0251\u0441"),
+        ("\u2460\u00b2", "\u2460\u00b2"),
+        ("- \u200b\u2003", ""),
+        ("", ""),
+    ],
+)
+def test_a_typed_code_is_read_as_it_was_issued(typed: str, expected: str) -> None:
+    """What people and their keyboards do to a code is undone; no character is guessed or made to fit."""
+    assert expected == normalised_code(typed)
+
+
+@pytest.mark.parametrize("alphanumeric", [False, True])
+def test_every_code_is_read_as_itself(*, alphanumeric: bool) -> None:
+    """As it is, grouped, and in small letters."""
+    for _ in range(200):
+        code = new_code(Validation(alphanumeric=alphanumeric, code_length=10))
+        assert {code} == {normalised_code(typed) for typed in (code, code.lower(), f"{code[:3]}-{code[3:]} ")}
 
 
 def chi_square(seen: Counter[str], cells: int) -> float:

@@ -227,9 +227,11 @@ class ValidateRedemptionRequest(_message.Message):
     challenge_id.
     """
     validation_code: _builtins.str
-    """validation_code is the code that the customer got: at most 32 characters. It is compared, not consumed. Five wrong
-    guesses lock its challenge, ten an hour or twenty a day all codes of the customer; right ones cost nothing. Whatever
-    is wrong with a code, the answer is the same (808).
+    """validation_code is the code that the customer got, as it was typed: at most 32 characters, with a digit or a letter
+    among them. Before it is compared, blanks, dashes and invisible characters are dropped, digits of every script and
+    full-width letters become ASCII, and ASCII letters upper case; nothing else is repaired. It is compared, not
+    consumed. Five wrong guesses lock its challenge, ten an hour or twenty a day all codes of the customer; right ones
+    cost nothing. Whatever is wrong with a code, the answer is the same (808).
     """
     challenge_id: _builtins.str
     """challenge_id names the challenge of validation_code; the customer's live one where empty. Without validation_code
@@ -560,7 +562,7 @@ class RedeemPointsRequest(_message.Message):
     group_redemption: _builtins.bool
     """group_redemption lets points of the merchant's other allowing programs be redeemed too."""
     validation_code: _builtins.str
-    """validation_code is the code that the customer got: at most 32 characters. It is compared and consumed."""
+    """validation_code is as in ValidateRedemptionRequest, but consumed, too."""
     challenge_id: _builtins.str
     """challenge_id is as in ValidateRedemptionRequest; a missed call is consumed, too."""
     validation_type: Global___ValidationType.ValueType

@@ -1,5 +1,6 @@
 """The gRPC face of redemption and of one-time codes."""
 
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Protocol
@@ -19,7 +20,7 @@ from pointbook_server.redemption.proof import Proof
 from pointbook_server.redemption.redeemed import Order, Redemption, RedemptionState
 from pointbook_server.redemption.service import Redemptions, WantedReversal
 from pointbook_server.redemption.store import Filter
-from pointbook_server.validation_codes.model import Issued, MissedCall, masked
+from pointbook_server.validation_codes.model import Issued, MissedCall, masked, normalised_code
 
 CURRENCY_DIGITS_AFTER_POINT = 3
 CODE_LENGTH_MAX = 32
@@ -50,6 +51,7 @@ OWN_KINDS = {
 }
 SOURCES = dict(identity_pb2.UserSource.items())
 IDENTIFIER_TYPES = dict(identity_pb2.IdentifierType.items())
+_BLANK = re.compile(r"\s")
 
 AskRequest = (
     redemption_pb2.ValidateRedemptionRequest
@@ -432,7 +434,7 @@ def _read_currency_value(fields: Fields, request: AskRequest) -> Decimal | None:
 def _read_proof(fields: Fields, request: ProvenRequest, *, is_coming: bool = False) -> Proof:
     """Read how the customer is to be validated, and note contradictions."""
     principal = current_principal.get()
-    fields.text("validation_code", request.validation_code, length_max=CODE_LENGTH_MAX)
+    code = _read_code(fields, request.validation_code)
     fields.ascii("challenge_id", request.challenge_id, length_max=CHALLENGE_ID_LENGTH_MAX)
     if request.skip_validation and (request.validation_code or request.challenge_id):
         fields.wrong("skip_validation", "must not be set together with validation_code or challenge_id")
@@ -441,13 +443,22 @@ def _read_proof(fields: Fields, request: ProvenRequest, *, is_coming: bool = Fal
     if request.validation_type == redemption_pb2.VALIDATION_TYPE_INVALID and not request.skip_validation:
         fields.wrong("validation_type", "must not be INVALID unless skip_validation is true")
     return Proof(
-        code=request.validation_code,
+        code=code,
         challenge_id=request.challenge_id,
         skips=request.skip_validation,
         may_skip=Scope.REDEEM_SKIP in principal.scopes,
         is_coming=is_coming,
         actor=principal.token_id,
     )
+
+
+def _read_code(fields: Fields, typed: str) -> str:
+    """Return a code as it was issued, from what was typed; note one that has neither a digit nor a letter."""
+    fields.text("validation_code", _BLANK.sub(" ", typed), length_max=CODE_LENGTH_MAX)
+    code = normalised_code(typed)
+    if typed and not any(character.isdecimal() or character.isalpha() for character in code):
+        fields.wrong("validation_code", "must have digits or letters")
+    return code
 
 
 def _read_number(fields: Fields, path: str, value: str) -> str:

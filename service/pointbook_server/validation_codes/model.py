@@ -2,10 +2,11 @@
 
 import hmac
 import secrets
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from string import Template
+from string import Template, ascii_lowercase, ascii_uppercase
 from typing import NamedTuple
 
 import phonenumbers
@@ -13,12 +14,17 @@ import phonenumbers
 from pointbook_server.customers.model import Customer, Kind
 from pointbook_server.errors import PointbookError, Reason, key_not_configured
 from pointbook_server.programs.model import Channel, Program, Validation
+from pointbook_server.text import ascii_digits, without_invisible
 
 ATTEMPTS_MAX = 5
 COOLDOWN_MS = 60_000
 DELIVERY_MS_MAX = 5_000
 DIGITS = "0123456789"
 LETTERS_AND_DIGITS = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"
+FULL_WIDTH_LETTERS = "".join(map(chr, (*range(0xFF41, 0xFF5B), *range(0xFF21, 0xFF3B))))
+TO_UPPER_CASE = str.maketrans(ascii_lowercase + FULL_WIDTH_LETTERS, ascii_uppercase * 3)
+OTHER_DASHES = "\u2053\u207b\u208b\u2212\u30fc\uff70"
+"""Dashes outside of category Pd: swung, superscript, subscript and minus; Japanese keyboards type U+30FC for one."""
 DIGEST_BYTES = 32
 CODE_DOMAIN = "pointbook.code.v1"
 DESTINATION_DOMAIN = "pointbook.destination.v1"
@@ -157,6 +163,22 @@ def new_code(validation: Validation) -> str:
         rest, place = divmod(rest, len(alphabet))
         code += alphabet[place]
     return code
+
+
+def normalised_code(typed: str) -> str:
+    """Return a code as it was issued, from what a person typed or pasted.
+
+    Digits of every script and full-width letters become ASCII, ASCII letters upper case; blanks, dashes and invisible
+    characters are dropped. Nothing else is: a character that no code has, such as a dotless i, or 0, O, 1 and I among
+    letters, makes a wrong code. It suits both alphabets, so that it needs no knowledge of the challenge.
+    """
+    visible = ascii_digits(without_invisible(typed)).translate(TO_UPPER_CASE)
+    return "".join(character for character in visible if not _is_separator(character))
+
+
+def _is_separator(character: str) -> bool:
+    """Return whether a character only groups those around it: a blank or a dash."""
+    return character.isspace() or character in OTHER_DASHES or unicodedata.category(character) == "Pd"
 
 
 class Keys:
