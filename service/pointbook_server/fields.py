@@ -29,7 +29,7 @@ _VISIBLE_ASCII = re.compile(r"[!-~]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """What no text for people has: every line break that there is, too, since a text may end up in a header."""
 _DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
-_LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")
 _ETAG = re.compile(r"[0-9]{1,18}")
 
 
@@ -45,7 +45,7 @@ def to_decimal_text(value: Decimal | None) -> str:
 
 
 def is_language(tag: str) -> bool:
-    """Tell whether a text has the form of a BCP 47 tag."""
+    """Return whether a text has the form of a BCP 47 tag, between whose subtags may stand _ for -, as in zh_TW."""
     return len(tag) <= LANGUAGE_LENGTH_MAX and _LANGUAGE.fullmatch(tag) is not None
 
 

@@ -8,7 +8,8 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from harness import Client, Refusal, Shop, refused, unique
+from harness import Client, Refusal, Service, Shop, refused, unique
+from integration.points import superuser
 from pointbook.v1 import programs_pb2, redemption_pb2
 from pointbook_server import paging
 
@@ -16,6 +17,7 @@ SMS = redemption_pb2.VALIDATION_TYPE_SMS
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
 INVALID = redemption_pb2.VALIDATION_TYPE_INVALID
+SMS_NUMBER_TYPES = [programs_pb2.PHONE_NUMBER_TYPE_VOIP, programs_pb2.PHONE_NUMBER_TYPE_MOBILE]
 
 
 def full_program(shop: Shop, **changes: Any) -> programs_pb2.Program:
@@ -57,6 +59,7 @@ def full_program(shop: Shop, **changes: Any) -> programs_pb2.Program:
             "missed_call_number": "+8613800000000",
             "max_points_missed_call": 500,
             "message_templates": {"": "$code", "zh-TW": "${code}: $points $program $minutes $$"},
+            "sms_number_types": [*SMS_NUMBER_TYPES, programs_pb2.PHONE_NUMBER_TYPE_UNKNOWN],
         },
     }
     return programs_pb2.Program(**{**values, **changes})
@@ -378,6 +381,9 @@ WRONG: tuple[tuple[str, Any, str], ...] = (
     ("validation.message_templates", {"en": "$code" + "x" * 496}, "validation.message_templates['en']"),
     ("validation.message_templates", {"en": "$code\x00"}, "validation.message_templates['en']"),
     ("validation.message_templates", {"e n": "$code"}, "validation.message_templates"),
+    ("validation.sms_number_types", [0], "validation.sms_number_types[0]"),
+    ("validation.sms_number_types", [13], "validation.sms_number_types[0]"),
+    ("validation.sms_number_types", [*SMS_NUMBER_TYPES, SMS_NUMBER_TYPES[0]], "validation.sms_number_types[2]"),
     (
         "validation.message_templates",
         {f"a{chr(97 + n // 26)}{chr(97 + n % 26)}": "$code" for n in range(51)},
@@ -394,6 +400,42 @@ async def test_each_limit_of_a_program(client: Client, shop: Shop, name: str, va
 
     assert wrong_fields(found) == {f"program.{path}"}
     assert (await refused(get(client, shop.merchant_id, max(program.program_id, 1)))).reason == "PROGRAM_NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    ("tags", "wrong"),
+    [
+        (["zh-Hant", "zh-hant"], {"zh-Hant", "zh-hant"}),
+        (["zh-TW", "zh_TW", "ZH-tw", "zh"], {"zh-TW", "zh_TW", "ZH-tw"}),
+        (["EN", "en", "de", "De", ""], {"EN", "en", "de", "De"}),
+        (["zh-Hant", "zh-Hant-TW", "zh", "zh-TW", "en-x-a", "en_GB", ""], set()),
+    ],
+)
+async def test_languages_of_templates_differ_in_more_than_case(
+    client: Client, shop: Shop, tags: list[str], wrong: set[str]
+) -> None:
+    """Every one of those that are the same language is named, since nobody could say which of them counts."""
+    program = plain_program(shop, validation={"message_templates": dict.fromkeys(tags, "$code")})
+    if not wrong:
+        assert dict((await put(client, program)).program.validation.message_templates) == dict.fromkeys(tags, "$code")
+        return
+    found = await refused(put(client, program))
+
+    assert wrong_fields(found) == {f"program.validation.message_templates[{tag!r}]" for tag in wrong}
+
+
+async def test_a_program_of_an_earlier_release_names_no_number_types(
+    service: Service, client: Client, shop: Shop
+) -> None:
+    """Its row has no such list, which means the default."""
+    await put(client, full_program(shop))
+    async with superuser(service) as connection:
+        query = "UPDATE programs SET validation = validation - 'sms_number_types' WHERE merchant_id = $1"
+        await connection.execute(query, shop.merchant_id)
+    kept = (await get(client, shop.merchant_id, full_program(shop).program_id)).program
+
+    assert list(kept.validation.sms_number_types) == []
+    assert dict(kept.validation.message_templates) == dict(full_program(shop).validation.message_templates)
 
 
 @pytest.mark.parametrize("name", ["per_redemption", "per_day", "per_week", "per_month"])

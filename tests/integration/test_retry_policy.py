@@ -29,7 +29,7 @@ OPTIONS = [
     ("grpc.enable_retries", 1),
     ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": POLICY}]})),
 ]
-MOBILE = "+8613812345678"
+MOBILE, LANDLINE = "+8613812345678", "+862112345678"
 
 
 @pytest.fixture
@@ -80,11 +80,12 @@ def arrived(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("mobiles", "changes", "code_keys", "reason"),
     [
         ([], {}, {"k1": CODE_KEY}, "NO_DESTINATION"),
+        ([LANDLINE], {}, {"k1": CODE_KEY}, "NO_DESTINATION"),
         ([MOBILE], {"validation_type": EMAIL}, {"k1": CODE_KEY}, "CHANNEL_NOT_ENABLED"),
         (["+8613812345679", MOBILE], {}, {"k1": CODE_KEY}, "CONTACT_CHANGED"),
         ([MOBILE], {}, {}, "KEY_NOT_CONFIGURED"),
     ],
-    ids=["no contact", "no such channel", "a changed contact", "no key"],
+    ids=["no contact", "a number that gets no SMS", "no such channel", "a changed contact", "no key"],
 )
 async def test_what_cannot_succeed_is_sent_once(
     service: Service,

@@ -8,7 +8,7 @@ import pytest
 
 from pointbook_server.customers.model import Customer, Identifier, Kind
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.programs.model import Channel, Program, Validation
+from pointbook_server.programs.model import Channel, PhoneNumberType, Program, Validation
 from pointbook_server.validation_codes.model import (
     ATTEMPTS_MAX,
     COOLDOWN_MS,
@@ -272,6 +272,40 @@ def test_the_message_is_in_the_customers_language(language: str, expected: str) 
 
 
 @pytest.mark.parametrize(
+    ("keys", "language", "expected"),
+    [
+        (("zh-Hant", ""), "zh-Hant-TW", "zh-Hant"),
+        (("zh-hANT", ""), "ZH-HANT-tw", "zh-hANT"),
+        (("zh-Hant", ""), "zh_Hant_TW", "zh-Hant"),
+        (("zh_Hant", ""), "zh-Hant-TW", "zh_Hant"),
+        (("zh-Hant-TW", "zh-Hant", "zh"), "zh-Hant-TW", "zh-Hant-TW"),
+        (("zh-Hant-TW", "zh-Hant", "zh"), "zh-Hant-HK", "zh-Hant"),
+        (("zh-Hant-TW", "zh"), "zh-Hant", "zh"),
+        (("zh-Hant", ""), "zh-TW", ""),
+        (("zh-Hant", ""), "zh", ""),
+        (("zh-Hant-TW", ""), "zh-Hant", ""),
+        (("zh-TW", ""), "zh-Hant-TW", ""),
+        (("zh-Hant-CN-x-private1", "zh-Hant-CN", ""), "zh-Hant-CN-x-private1-private2", "zh-Hant-CN-x-private1"),
+        (("zh-Hant-CN-x", "zh-Hant-CN", ""), "zh-Hant-CN-x-private1", "zh-Hant-CN"),
+        (("de-DE", "de"), "de-DE-u-co-phonebk", "de-DE"),
+        (("de-u-co-phonebk", "de"), "de-u-co-phonebk", "de-u-co-phonebk"),
+        (("en-x-a", "en"), "en-x-a", "en-x-a"),
+        (("en-x-a", "en"), "en-x-a-b", "en"),
+        (("sl", "en"), "sl-rozaj-biske-1994", "sl"),
+        (("es-419", "es"), "es-419", "es-419"),
+        (("es-419", "es"), "es-MX", "es"),
+        (("de", "en"), "fr-CA", "en"),
+        (("de", "", "en"), "fr-CA", ""),
+        (("de", ""), "", ""),
+    ],
+)
+def test_the_language_of_a_message_is_looked_up(keys: tuple[str, ...], language: str, expected: str) -> None:
+    """By RFC 4647, section 3.4: the tag loses its last subtag until it is one of the program's."""
+    templates = {key: f"<{key}> $code" for key in keys}
+    assert message_text(Validation(message_templates=templates), language, "1", 1, "") == f"<{expected}> 1"
+
+
+@pytest.mark.parametrize(
     ("channel", "destination", "expected"),
     [
         (Channel.SMS, "+8613812345678", "+86******5678"),
@@ -355,6 +389,70 @@ def test_why_a_code_cannot_go(
     with pytest.raises(PointbookError) as caught:
         choose(*arguments, **changes)
     assert (caught.value.reason, caught.value.retry_after_seconds) == (reason, retry_seconds)
+
+
+NUMBERS = (
+    ("+8613812345678", "MOBILE"),
+    ("+85291236001", "MOBILE"),
+    ("+819012345678", "MOBILE"),
+    ("+12025550123", "FIXED_LINE_OR_MOBILE"),
+    ("+525512345678", "FIXED_LINE_OR_MOBILE"),
+    ("+862112345678", "FIXED_LINE"),
+    ("+442079460000", "FIXED_LINE"),
+    ("+18005551234", "TOLL_FREE"),
+    ("+19005551234", "PREMIUM_RATE"),
+    ("+491801234567", "SHARED_COST"),
+    ("+815012345678", "VOIP"),
+    ("+447011234567", "PERSONAL_NUMBER"),
+    ("+447640123456", "PAGER"),
+    ("+445555123456", "UAN"),
+    ("+15623161234567", "UNKNOWN"),
+    ("+8611111111111", "UNKNOWN"),
+)
+"""Phone numbers of every kind that a region has, and what libphonenumber says that they are."""
+
+
+@pytest.mark.parametrize(("number", "number_type"), NUMBERS)
+def test_sms_go_to_mobile_numbers_unless_the_program_names_other_types(number: str, number_type: str) -> None:
+    """Any other number is no destination; a program that names types names all of them."""
+    reached = customer(Identifier(Kind.MOBILE, number))
+
+    own = PhoneNumberType(number_type)
+    others = tuple(set(PhoneNumberType) - {own})
+    for types, is_sent in (
+        ((), own in {PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE_OR_MOBILE}),
+        ((own,), True),
+        (others, False),
+    ):
+        if is_sent:
+            assert choose(reached, validation={"sms_number_types": types}) == Route(Channel.SMS, number)
+            continue
+        with pytest.raises(PointbookError) as caught:
+            choose(reached, validation={"sms_number_types": types})
+        assert (caught.value.reason, caught.value.retry_after_seconds) == (Reason.NO_DESTINATION, None)
+        assert caught.value.metadata == {"validation_type": "SMS", "number_type": number_type}
+
+
+LANDLINE = Identifier(Kind.MOBILE, "+862112345678")
+
+
+def test_a_number_that_gets_no_sms_leaves_the_other_channels() -> None:
+    """The next one is used; a missed call may come from any phone, and a console is no excuse."""
+    call = {"channels": (Channel.SMS, Channel.MISSED_CALL), "missed_call_number": "+8613800000000"}
+
+    assert choose(customer(LANDLINE, ADDRESS)) == Route(Channel.EMAIL, ADDRESS.value)
+    assert choose(customer(LANDLINE), validation=call) == Route(Channel.MISSED_CALL, LANDLINE.value)
+    with pytest.raises(PointbookError, match="of this type"):
+        choose(customer(LANDLINE), senders={Channel.SMS: False})
+
+
+def test_waiting_is_not_proposed_for_a_number_that_gets_no_sms() -> None:
+    """Its type is told, whatever else is in the way."""
+    everywhere_else: dict[str, Any] = {"allowed_regions": ("HK",)}
+    for changes in ({}, everywhere_else):
+        with pytest.raises(PointbookError) as caught:
+            choose(customer(LANDLINE, mobile=NOW_MS), **changes)
+        assert caught.value.metadata["number_type"] == "FIXED_LINE"
 
 
 def test_a_contact_that_changed_long_ago_gets_codes() -> None:

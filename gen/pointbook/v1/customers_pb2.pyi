@@ -158,8 +158,8 @@ class Customer(_message.Message):
     none.
     """
     language: _builtins.str
-    """language is the BCP 47 tag of the language that the customer's messages are sent in, such as "zh-Hant": at most 35
-    characters; empty for the program's own text.
+    """language is the BCP 47 tag of the language that the customer's messages are sent in, such as "zh-Hant" or "zh_TW":
+    at most 35 characters; empty for the program's own text. A program's message_templates say how it is looked up.
     """
     fraud_blocked: _builtins.bool
     """fraud_blocked is true when the customer may not redeem (status 809) and contributes no points to a group."""

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from pointbook.v1 import redemption_pb2 as _redemption_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,70 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _PhoneNumberType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PhoneNumberTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PhoneNumberType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PHONE_NUMBER_TYPE_UNSPECIFIED: _PhoneNumberType.ValueType  # 0
+    """PHONE_NUMBER_TYPE_UNSPECIFIED is refused."""
+    PHONE_NUMBER_TYPE_FIXED_LINE: _PhoneNumberType.ValueType  # 1
+    """PHONE_NUMBER_TYPE_FIXED_LINE is a fixed line."""
+    PHONE_NUMBER_TYPE_MOBILE: _PhoneNumberType.ValueType  # 2
+    """PHONE_NUMBER_TYPE_MOBILE is a mobile phone."""
+    PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE: _PhoneNumberType.ValueType  # 3
+    """PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE is either, where a region numbers both alike, as the United States do."""
+    PHONE_NUMBER_TYPE_TOLL_FREE: _PhoneNumberType.ValueType  # 4
+    """PHONE_NUMBER_TYPE_TOLL_FREE costs the caller nothing."""
+    PHONE_NUMBER_TYPE_PREMIUM_RATE: _PhoneNumberType.ValueType  # 5
+    """PHONE_NUMBER_TYPE_PREMIUM_RATE costs more than the call, and pays the number's owner."""
+    PHONE_NUMBER_TYPE_SHARED_COST: _PhoneNumberType.ValueType  # 6
+    """PHONE_NUMBER_TYPE_SHARED_COST costs caller and owner a share each."""
+    PHONE_NUMBER_TYPE_VOIP: _PhoneNumberType.ValueType  # 7
+    """PHONE_NUMBER_TYPE_VOIP is telephony over the Internet; some of its providers take SMS."""
+    PHONE_NUMBER_TYPE_PERSONAL_NUMBER: _PhoneNumberType.ValueType  # 8
+    """PHONE_NUMBER_TYPE_PERSONAL_NUMBER forwards to another number of a person."""
+    PHONE_NUMBER_TYPE_PAGER: _PhoneNumberType.ValueType  # 9
+    """PHONE_NUMBER_TYPE_PAGER is a pager."""
+    PHONE_NUMBER_TYPE_UAN: _PhoneNumberType.ValueType  # 10
+    """PHONE_NUMBER_TYPE_UAN is a company's universal access number."""
+    PHONE_NUMBER_TYPE_VOICEMAIL: _PhoneNumberType.ValueType  # 11
+    """PHONE_NUMBER_TYPE_VOICEMAIL is a voice mailbox."""
+    PHONE_NUMBER_TYPE_UNKNOWN: _PhoneNumberType.ValueType  # 12
+    """PHONE_NUMBER_TYPE_UNKNOWN is a number that fits no type any more, since it was kept under older tables."""
+
+class PhoneNumberType(_PhoneNumberType, metaclass=_PhoneNumberTypeEnumTypeWrapper):
+    """PhoneNumberType is what a phone number is for, as libphonenumber tells from the number alone."""
+
+PHONE_NUMBER_TYPE_UNSPECIFIED: PhoneNumberType.ValueType  # 0
+"""PHONE_NUMBER_TYPE_UNSPECIFIED is refused."""
+PHONE_NUMBER_TYPE_FIXED_LINE: PhoneNumberType.ValueType  # 1
+"""PHONE_NUMBER_TYPE_FIXED_LINE is a fixed line."""
+PHONE_NUMBER_TYPE_MOBILE: PhoneNumberType.ValueType  # 2
+"""PHONE_NUMBER_TYPE_MOBILE is a mobile phone."""
+PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE: PhoneNumberType.ValueType  # 3
+"""PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE is either, where a region numbers both alike, as the United States do."""
+PHONE_NUMBER_TYPE_TOLL_FREE: PhoneNumberType.ValueType  # 4
+"""PHONE_NUMBER_TYPE_TOLL_FREE costs the caller nothing."""
+PHONE_NUMBER_TYPE_PREMIUM_RATE: PhoneNumberType.ValueType  # 5
+"""PHONE_NUMBER_TYPE_PREMIUM_RATE costs more than the call, and pays the number's owner."""
+PHONE_NUMBER_TYPE_SHARED_COST: PhoneNumberType.ValueType  # 6
+"""PHONE_NUMBER_TYPE_SHARED_COST costs caller and owner a share each."""
+PHONE_NUMBER_TYPE_VOIP: PhoneNumberType.ValueType  # 7
+"""PHONE_NUMBER_TYPE_VOIP is telephony over the Internet; some of its providers take SMS."""
+PHONE_NUMBER_TYPE_PERSONAL_NUMBER: PhoneNumberType.ValueType  # 8
+"""PHONE_NUMBER_TYPE_PERSONAL_NUMBER forwards to another number of a person."""
+PHONE_NUMBER_TYPE_PAGER: PhoneNumberType.ValueType  # 9
+"""PHONE_NUMBER_TYPE_PAGER is a pager."""
+PHONE_NUMBER_TYPE_UAN: PhoneNumberType.ValueType  # 10
+"""PHONE_NUMBER_TYPE_UAN is a company's universal access number."""
+PHONE_NUMBER_TYPE_VOICEMAIL: PhoneNumberType.ValueType  # 11
+"""PHONE_NUMBER_TYPE_VOICEMAIL is a voice mailbox."""
+PHONE_NUMBER_TYPE_UNKNOWN: PhoneNumberType.ValueType  # 12
+"""PHONE_NUMBER_TYPE_UNKNOWN is a number that fits no type any more, since it was kept under older tables."""
+Global___PhoneNumberType: _TypeAlias = PhoneNumberType  # noqa: Y015
 
 @_typing.final
 class Store(_message.Message):
@@ -460,6 +525,7 @@ class ValidationSettings(_message.Message):
     MISSED_CALL_NUMBER_FIELD_NUMBER: _builtins.int
     MAX_POINTS_MISSED_CALL_FIELD_NUMBER: _builtins.int
     MESSAGE_TEMPLATES_FIELD_NUMBER: _builtins.int
+    SMS_NUMBER_TYPES_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
     """required refuses redemptions without a validation (824)."""
     allow_skip: _builtins.bool
@@ -487,8 +553,20 @@ class ValidationSettings(_message.Message):
     @_builtins.property
     def message_templates(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """message_templates are the texts of a code's message by language tag, such as "en": at most 50 of at most 500
-        characters, where $code, $points, $program and $minutes are replaced and $code is required. "" is the one for
-        everybody else. Where there is none a plain English text is sent.
+        characters, where $code, $points, $program and $minutes are replaced and $code is required. No two tags may differ
+        only in case, or in - and _.
+
+        The customer's language is looked up as RFC 4647, section 3.4, says, in any case and with _ for -: as it is, then
+        without its last subtag, and so on, a single character going together with the subtag after it. zh-Hant-TW finds
+        zh-Hant-TW, zh-Hant or zh; zh-TW does not find zh-Hant, since no subtag is ever added. Then comes "", the text
+        for every language, then "en", then an English text of ours.
+        """
+
+    @_builtins.property
+    def sms_number_types(self) -> _containers.RepeatedScalarFieldContainer[Global___PhoneNumberType.ValueType]:
+        """sms_number_types are the types of phone numbers that SMS are sent to, each once; MOBILE and FIXED_LINE_OR_MOBILE
+        where empty. The other numbers have no destination for SMS (860, NO_DESTINATION), and the program's next channel is
+        used. Missed calls are not restricted: the customer may call from any phone.
         """
 
     def __init__(
@@ -503,10 +581,11 @@ class ValidationSettings(_message.Message):
         missed_call_number: _builtins.str = ...,
         max_points_missed_call: _builtins.int = ...,
         message_templates: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        sms_number_types: _abc.Iterable[Global___PhoneNumberType.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["code_life", b"code_life"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_skip", b"allow_skip", "alphanumeric", b"alphanumeric", "channels", b"channels", "code_length", b"code_length", "code_life", b"code_life", "max_points_missed_call", b"max_points_missed_call", "message_templates", b"message_templates", "missed_call_number", b"missed_call_number", "required", b"required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_skip", b"allow_skip", "alphanumeric", b"alphanumeric", "channels", b"channels", "code_length", b"code_length", "code_life", b"code_life", "max_points_missed_call", b"max_points_missed_call", "message_templates", b"message_templates", "missed_call_number", b"missed_call_number", "required", b"required", "sms_number_types", b"sms_number_types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

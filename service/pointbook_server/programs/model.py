@@ -20,7 +20,25 @@ class Channel(StrEnum):
     MISSED_CALL = "MISSED_CALL"
 
 
+class PhoneNumberType(StrEnum):
+    """What a phone number is for, by the names that phonenumbers gives its types."""
+
+    FIXED_LINE = "FIXED_LINE"
+    MOBILE = "MOBILE"
+    FIXED_LINE_OR_MOBILE = "FIXED_LINE_OR_MOBILE"
+    TOLL_FREE = "TOLL_FREE"
+    PREMIUM_RATE = "PREMIUM_RATE"
+    SHARED_COST = "SHARED_COST"
+    VOIP = "VOIP"
+    PERSONAL_NUMBER = "PERSONAL_NUMBER"
+    PAGER = "PAGER"
+    UAN = "UAN"
+    VOICEMAIL = "VOICEMAIL"
+    UNKNOWN = "UNKNOWN"
+
+
 DEFAULT_CHANNELS = (Channel.SMS, Channel.EMAIL)
+DEFAULT_SMS_NUMBER_TYPES = (PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE_OR_MOBILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +78,17 @@ class Validation:
     missed_call_number: str = ""
     max_points_missed_call: int = 0
     message_templates: dict[str, str] = field(default_factory=dict)
+    sms_number_types: tuple[PhoneNumberType, ...] = ()
 
     @property
     def enabled_channels(self) -> tuple[Channel, ...]:
         """The channels, the preferred one first."""
         return self.channels or DEFAULT_CHANNELS
+
+    @property
+    def sms_number_types_or_default(self) -> tuple[PhoneNumberType, ...]:
+        """The types of numbers that codes are sent to by SMS."""
+        return self.sms_number_types or DEFAULT_SMS_NUMBER_TYPES
 
     @property
     def code_length_or_default(self) -> int:
@@ -99,6 +123,11 @@ class Program:
     settlement_window_ms: int = 0
     settlement_scenes: tuple[str, ...] = ()
     validation: Validation = Validation()
+
+
+def language_key(tag: str) -> str:
+    """Return the form of a language tag by which tags are compared: case means nothing, and _ stands for -."""
+    return tag.lower().replace("_", "-")
 
 
 def program_not_found(program_id: int) -> PointbookError:

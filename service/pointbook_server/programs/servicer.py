@@ -1,9 +1,12 @@
 """The gRPC face of stores and programs."""
 
 import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from decimal import Decimal
 from string import Template
+from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from iso4217 import Currency
@@ -17,9 +20,11 @@ from pointbook_server.ledger.model import POINTS_MAX
 from pointbook_server.programs.model import (
     Channel,
     Criteria,
+    PhoneNumberType,
     Program,
     Store,
     Validation,
+    language_key,
     program_not_found,
 )
 from pointbook_server.programs.store import ProgramsStore
@@ -46,6 +51,13 @@ CHANNELS = {
 }
 CURRENCIES = frozenset(currency.code for currency in Currency)
 CHANNEL_NUMBERS = {channel: number for number, channel in CHANNELS.items()}
+NUMBER_TYPES = {
+    programs_pb2.PhoneNumberType.Value(f"PHONE_NUMBER_TYPE_{number_type}"): number_type
+    for number_type in PhoneNumberType
+}
+NUMBERS_OF_TYPES = {number_type: number for number, number_type in NUMBER_TYPES.items()}
+N = TypeVar("N", bound=int)
+T = TypeVar("T")
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 
 
@@ -205,15 +217,9 @@ def _read_criteria(fields: Fields, criteria: programs_pb2.RedemptionCriteria) ->
 
 def _read_validation(fields: Fields, validation: programs_pb2.ValidationSettings) -> Validation:
     path = "program.validation"
-    channels: list[Channel] = []
-    if len(validation.channels) > len(CHANNELS):
-        fields.wrong(f"{path}.channels", f"must have at most {len(CHANNELS)} items")
-    for index, value in enumerate(validation.channels[: len(CHANNELS)]):
-        channel = CHANNELS.get(value)
-        if channel is None or channel in channels:
-            fields.wrong(f"{path}.channels[{index}]", "must be SMS, EMAIL or MISSED_CALL, each once")
-        else:
-            channels.append(channel)
+    channels = _read_values(
+        fields, f"{path}.channels", validation.channels, CHANNELS, "must be SMS, EMAIL or MISSED_CALL, each once"
+    )
     number = validation.missed_call_number
     if (number or Channel.MISSED_CALL in channels) and not _E164.fullmatch(number):
         fields.wrong(f"{path}.missed_call_number", "must be a number in E.164 form, such as +8613800000000")
@@ -223,7 +229,7 @@ def _read_validation(fields: Fields, validation: programs_pb2.ValidationSettings
     return Validation(
         required=validation.required,
         allow_skip=validation.allow_skip,
-        channels=tuple(channels),
+        channels=channels,
         code_length=length,
         alphanumeric=validation.alphanumeric,
         code_life_seconds=_read_seconds(
@@ -237,19 +243,45 @@ def _read_validation(fields: Fields, validation: programs_pb2.ValidationSettings
             f"{path}.max_points_missed_call", validation.max_points_missed_call, low=0, high=POINTS_MAX
         ),
         message_templates=_read_templates(fields, f"{path}.message_templates", dict(validation.message_templates)),
+        sms_number_types=_read_values(
+            fields,
+            f"{path}.sms_number_types",
+            validation.sms_number_types,
+            NUMBER_TYPES,
+            "must be a type of phone numbers such as MOBILE, each once",
+        ),
     )
+
+
+def _read_values(
+    fields: Fields, path: str, numbers: Sequence[N], known: Mapping[N, T], description: str
+) -> tuple[T, ...]:
+    """Read a list of values of an enum, each a known one that stands in it once."""
+    values: list[T] = []
+    if len(numbers) > len(known):
+        fields.wrong(path, f"must have at most {len(known)} items")
+    for index, number in enumerate(numbers[: len(known)]):
+        value = known.get(number)
+        if value is None or value in values:
+            fields.wrong(f"{path}[{index}]", description)
+        else:
+            values.append(value)
+    return tuple(values)
 
 
 def _read_templates(fields: Fields, path: str, templates: dict[str, str]) -> dict[str, str]:
     if len(templates) > TEMPLATES_MAX:
         fields.wrong(path, f"must have at most {TEMPLATES_MAX} items")
         return {}
+    keys = Counter(map(language_key, templates))
     for language, template in templates.items():
         # The key is named only when it is harmless to show.
         known = not language or is_language(language)
         item = f"{path}[{language!r}]" if known else path
         if not known:
             fields.wrong(item, "must have language tags such as en or zh-TW, or an empty one, as keys")
+        elif keys[language_key(language)] > 1:
+            fields.wrong(item, "must differ from the other keys by more than its case, and - or _")
         names = Template(template).get_identifiers() if Template(template).is_valid() else []
         if len(template) > TEMPLATE_LENGTH_MAX or "code" not in names or not set(names) <= TEMPLATE_NAMES:
             fields.wrong(
@@ -337,6 +369,7 @@ def _write_validation(validation: Validation) -> programs_pb2.ValidationSettings
         missed_call_number=validation.missed_call_number,
         max_points_missed_call=validation.max_points_missed_call,
         message_templates=validation.message_templates,
+        sms_number_types=[NUMBERS_OF_TYPES[number_type] for number_type in validation.sms_number_types],
     )
     if validation.code_life_seconds:
         message.code_life.FromSeconds(validation.code_life_seconds)

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from pointbook_server.database import Connection, Database, RetryTransactionError, Row, Statement
 from pointbook_server.errors import PointbookError, Reason, next_revision, store_not_found
-from pointbook_server.programs.model import Channel, Criteria, Program, Store, Validation
+from pointbook_server.programs.model import Channel, Criteria, PhoneNumberType, Program, Store, Validation
 from pointbook_server.tables import programs, stores
 
 IS_STORE = and_(stores.c.store_id == bindparam("store"), stores.c.merchant_id == bindparam("merchant"))
@@ -173,8 +173,6 @@ def _to_row(program: Program) -> dict[str, Any]:
 
 
 def _to_program(row: Row) -> Program:
-    validation = json.loads(row.validation)
-    channels = tuple(Channel(channel) for channel in validation["channels"])
     return Program(
         merchant_id=row.merchant_id,
         program_id=row.program_id,
@@ -193,5 +191,12 @@ def _to_program(row: Row) -> Program:
         allow_cross_program_redemption=row.allow_cross_program_redemption,
         settlement_window_ms=row.settlement_window_ms,
         settlement_scenes=tuple(row.settlement_scenes),
-        validation=Validation(**{**validation, "channels": channels}),
+        validation=_to_validation(json.loads(row.validation)),
     )
+
+
+def _to_validation(kept: dict[str, Any]) -> Validation:
+    """Return the validation of a program as it is kept; a row of an earlier release lacks the newest fields."""
+    channels = tuple(map(Channel, kept["channels"]))
+    sms_number_types = tuple(map(PhoneNumberType, kept.get("sms_number_types", ())))
+    return Validation(**{**kept, "channels": channels, "sms_number_types": sms_number_types})

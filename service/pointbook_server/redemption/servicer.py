@@ -488,7 +488,7 @@ def _not_issued(error: PointbookError) -> Finding:
     return finding(
         Reason.CODE_NOT_ISSUED,
         "The points may be redeemed, but the code could not be issued.",
-        cause=error.reason.value,
+        **{**error.metadata, "cause": error.reason.value},
     )
 
 

@@ -3,7 +3,7 @@
 import hmac
 import secrets
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from string import Template, ascii_lowercase, ascii_uppercase
@@ -13,7 +13,7 @@ import phonenumbers
 
 from pointbook_server.customers.model import Customer, Kind
 from pointbook_server.errors import PointbookError, Reason, key_not_configured
-from pointbook_server.programs.model import Channel, Program, Validation
+from pointbook_server.programs.model import Channel, PhoneNumberType, Program, Validation, language_key
 from pointbook_server.text import ascii_digits, without_invisible
 
 ATTEMPTS_MAX = 5
@@ -268,8 +268,9 @@ def choose_route(
     """Choose how a code goes: by the channel asked for, or by the program's first one that can reach the customer.
 
     `needs_destination` are the channels that this server has senders for. A contact that has changed in the last
-    `pause_ms` gets no code. Raises CHANNEL_NOT_ENABLED, NO_DESTINATION, CONTACT_CHANGED, and SEND_LIMIT_REACHED for a
-    region that the program does not allow. Source: validation-codes.md.
+    `pause_ms` gets no code. Raises CHANNEL_NOT_ENABLED, NO_DESTINATION, also for a number of a type that the program
+    sends no SMS to, CONTACT_CHANGED, and SEND_LIMIT_REACHED for a region that the program does not allow. Source:
+    validation-codes.md.
     """
     troubles = []
     for each in (channel,) if channel is not None else program.validation.enabled_channels:
@@ -282,8 +283,8 @@ def choose_route(
             troubles.append(error)
         else:
             return route
-    # What is only in the way for a while tells more than what never was there.
-    raise next((trouble for trouble in troubles if trouble.retry_after_seconds is not None), troubles[-1])
+    # What is only in the way for a while tells more than a contact of the wrong kind, and that more than none.
+    raise max(troubles, key=lambda trouble: (trouble.retry_after_seconds is not None, bool(trouble.metadata)))
 
 
 def _check_channel(
@@ -319,7 +320,9 @@ def contact_of(customer: Customer | None, channel: Channel) -> str:
 
 
 def _check_destination(program: Program, customer: Customer, route: Route, pause_ms: int, now_ms: int) -> None:
-    """Raise CONTACT_CHANGED and SEND_LIMIT_REACHED where a customer's contact gets no code now."""
+    """Raise NO_DESTINATION, CONTACT_CHANGED or SEND_LIMIT_REACHED where a customer's contact gets no code now."""
+    if route.channel is Channel.SMS:
+        _check_number_type(program.validation, route.destination)
     kind = CONTACT_KINDS[route.channel]
     free_at_ms = customer.contacts_since_ms.get(kind, 0) + pause_ms
     if now_ms < free_at_ms:
@@ -333,6 +336,17 @@ def _check_destination(program: Program, customer: Customer, route: Route, pause
         region = phonenumbers.region_code_for_number(phonenumbers.parse(route.destination))
         if region not in program.allowed_regions:
             raise send_limit_reached("allowed_regions", REGION_RETRY_SECONDS)
+
+
+def _check_number_type(validation: Validation, number: str) -> None:
+    """Raise NO_DESTINATION where the program sends no SMS to numbers of this type."""
+    name = phonenumbers.PhoneNumberType.to_string(phonenumbers.number_type(phonenumbers.parse(number)))
+    if PhoneNumberType(name) not in validation.sms_number_types_or_default:
+        raise PointbookError(
+            Reason.NO_DESTINATION,
+            "The program sends no SMS to phone numbers of this type.",
+            metadata={"validation_type": Channel.SMS.value, "number_type": name},
+        )
 
 
 def masked(route: Route) -> str:
@@ -349,14 +363,30 @@ def masked(route: Route) -> str:
 
 
 def message_text(validation: Validation, language: str, code: str, points: int, program_name: str) -> str:
-    """Write the message of a code in a language: from the program's templates, or our own."""
-    templates = {tag.lower(): template for tag, template in validation.message_templates.items()}
-    tag = language.lower().replace("_", "-")
-    tags = (tag, tag.partition("-")[0], "", "en")
-    template = next((templates[tag] for tag in tags if templates.get(tag)), DEFAULT_TEMPLATE)
-    return Template(template).safe_substitute(
+    """Return the message of a code in a language: from the program's templates, or our own."""
+    return Template(_template(validation.message_templates, language)).safe_substitute(
         code=code, points=points, program=program_name, minutes=validation.code_life_ms // 60_000
     )
+
+
+def _template(templates: Mapping[str, str], language: str) -> str:
+    """Return the template for a language: the best match, else that for every language, else the English one."""
+    by_tag = {language_key(tag): template for tag, template in templates.items()}
+    tags = (*_lookup_tags(language), "", "en")
+    return next((by_tag[tag] for tag in tags if tag in by_tag), DEFAULT_TEMPLATE)
+
+
+def _lookup_tags(language: str) -> Iterator[str]:
+    """Build the tags that match a language, best first. Source: RFC 4647, section 3.4 (Lookup).
+
+    The last subtag is removed each time, together with single characters before it, which only introduce it.
+    """
+    subtags = language_key(language).split("-")
+    while subtags:
+        yield "-".join(subtags)
+        subtags.pop()
+        while subtags and len(subtags[-1]) == 1:
+            subtags.pop()
 
 
 def send_limit_reached(limit: str, retry_after_seconds: float) -> PointbookError:
