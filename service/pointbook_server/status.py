@@ -69,7 +69,7 @@ CODES = {
 }
 """The gRPC code of every reason; those that are not named here are FAILED_PRECONDITION.
 
-UNAVAILABLE is only for what the same call may not meet again within seconds: standard retry policies repeat it.
+UNAVAILABLE is only for what may have passed within seconds, since standard retry policies repeat the call then.
 """
 
 

@@ -22,7 +22,7 @@ _NAME_LENGTH_MAX = 128
 _VALUE_LENGTH_MAX = 8_192
 
 _SERVERS_FAULT = "KEY_NOT_CONFIGURED"
-"""The refusal that is no fault of the event: SHOPLINE's retries are heard once the server has been given a key."""
+"""A refusal that is not the fault of the event: SHOPLINE's retries succeed once the server has a key."""
 
 # The server understood the event and refuses it: sending it again would change nothing.
 _REFUSALS = frozenset(
