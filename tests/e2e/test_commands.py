@@ -5,21 +5,22 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 import pytest
 
-from e2e.processes import Finished, Running, free_port, grpc_health, one_line, pointbook, running
+from e2e.processes import HAS_PROC, Finished, Running, free_port, grpc_health, one_line, pointbook, running
 from embedded_database import Cluster
 from harness import Client, Shop, refused, unique
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from waiting import until
 
 STOP_SECONDS_MAX = 10.0
+REVOKED_SECONDS_MAX = 2.5
 CONNECTIONS = 32
 LISTENING, ESTABLISHED = "0A", "01"
-HAS_PROC = Path("/proc/self/fd").exists()
 
 
 @pytest.fixture
@@ -151,7 +152,8 @@ async def test_wrong_senders_stop_the_start(
     database_url: str, command: tuple[str, ...], settings: dict[str, str], names: set[str], tmp_path: Path
 ) -> None:
     """One line names the variables, and shows no value."""
-    more = {"DATABASE_URL": database_url, "GRPC_ADDRESS": free_address(), "DATA_DIR": str(tmp_path)}
+    addresses = {"GRPC_ADDRESS": free_address(), "HTTP_ADDRESS": free_address()}
+    more = {"DATABASE_URL": database_url, "DATA_DIR": str(tmp_path), **addresses}
     line = one_line(await pointbook(*command, **settings, **more))
 
     assert set(re.findall(r"POINTBOOK_(\w+)", line)) == names
@@ -200,9 +202,15 @@ async def test_a_tokens_secret_is_shown_once(database_url: str, tmp_path: Path) 
 
         revoked = await pointbook("token", "revoke", token_id, DATABASE_URL=database_url)
         assert revoked.exit_code == 0
-        await asyncio.sleep(2.5)
-        again = await refused(client.put_store(shop.merchant_id, shop.store_id))
-        assert again.code is grpc.StatusCode.UNAUTHENTICATED
+
+        async def is_refused() -> bool:
+            try:
+                await client.put_store(shop.merchant_id, shop.store_id)
+            except grpc.aio.AioRpcError as error:
+                return error.code() is grpc.StatusCode.UNAUTHENTICATED
+            return False
+
+        await until(is_refused, REVOKED_SECONDS_MAX)
         await client.close()
         assert secret not in process.err
         assert bearer not in process.out
@@ -243,13 +251,6 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds."""
-    async with asyncio.timeout(STOP_SECONDS_MAX):
-        while not condition():  # noqa: ASYNC110 - no event tells of another process's end
-            await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager
