@@ -26,6 +26,7 @@ POINTBOOK = BIN / "pointbook"
 START_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 30.0
 COMMAND_SECONDS_MAX = 60.0
+HAS_PROC = Path("/proc/self/fd").exists()
 # Below the ports that systems give out by themselves, so that no client's own port ever stands in the way.
 PORTS = range(20_000, 30_000)
 
@@ -200,6 +201,13 @@ async def http_get(url: str) -> int:
             return (await client.get(url)).status_code
         except httpx.TransportError:
             return 0
+
+
+def handles_sigterm(pid: int) -> bool:
+    """Return whether a process has a handler for SIGTERM, which Python by itself does not: its event loop runs."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
 # The embedded database

@@ -26,6 +26,7 @@ from integration.provider_servers import HttpServer, MailServer, http_server, ma
 from integration.redeeming import customer_of, order, question
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from waiting import until
 
 SECONDS_MAX = 20.0
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
@@ -263,10 +264,12 @@ async def test_whoever_leaves_has_guessed(servers: Servers, shop: Shop) -> None:
 
     for _ in range(5):
         await at_once(map(leave, range(40)))
-        await asyncio.sleep(0.1)
-        _, attempts, _ = await servers.attempts(challenge_id)
-        assert (await servers.compared())["WRONG"] == before["WRONG"] + attempts
-        assert attempts <= 5
+
+        async def are_all_counted() -> bool:
+            _, attempts, _ = await servers.attempts(challenge_id)
+            return attempts <= 5 and (await servers.compared())["WRONG"] == before["WRONG"] + attempts
+
+        await until(are_all_counted)
     await at_once(servers.guesses(shop, 5, challenge_id=challenge_id))
     assert await servers.attempts(challenge_id) == ("LIVE", 5, 0)
     assert reasons(await at_once(servers.guesses(shop, 2, code, challenge_id=challenge_id))) == {"CODE_INVALID"}
@@ -315,10 +318,10 @@ async def test_a_provider_that_hangs(
     """Whoever waits for it waits 5 s and gets 860; it holds no transaction, and keeps nobody else waiting."""
     monkeypatch.setattr(servers.gateway, "manner", "hang")
     monkeypatch.setattr(servers.mail, "at_data", "hang")
-    client = servers.clients[0]
+    client, sent = servers.clients[0], len(servers.gateway.requests) + len(servers.mail.emails)
     began = time.monotonic()
     hanging = asyncio.ensure_future(issue(client, shop, 100, validation_type=channel))
-    await asyncio.sleep(1.0)
+    await until(lambda: len(servers.gateway.requests) + len(servers.mail.emails) > sent)
     seconds = []
     while time.monotonic() < began + 4.0:
         asked = time.monotonic()

@@ -13,18 +13,22 @@ import asyncpg
 import pytest
 
 from e2e.processes import (
+    HAS_PROC,
     POINTBOOK,
+    START_SECONDS_MAX,
     Finished,
     Running,
     clean_environment,
     finish,
     free_port,
     grpc_health,
+    handles_sigterm,
     one_line,
     pointbook,
     running,
 )
 from harness import Client, Shop, unique
+from waiting import until, until_locks_are_awaited
 
 LINES = 10_000
 BUYERS = 100
@@ -166,7 +170,7 @@ async def test_a_verification_can_be_left(site: Site) -> None:
     async with connection.transaction():
         await connection.execute("LOCK TABLE points_entries IN ACCESS EXCLUSIVE MODE")
         async with running("verify", folder=site.folder, settings=site.settings) as process:
-            await asyncio.sleep(2.5)
+            await until_locks_are_awaited(site.database_url)
             exit_code, seconds = await process.stop(signal.SIGINT)
     await connection.close()
 
@@ -188,6 +192,7 @@ async def test_a_pipe_is_imported(site: Site) -> None:
     assert site.token not in finished.out + finished.err
 
 
+@pytest.mark.skipif(not HAS_PROC, reason="which signals a process handles is looked up in /proc")
 @pytest.mark.parametrize("text", ["", HEADER])
 async def test_an_idle_pipe_can_be_left(text: str, site: Site) -> None:
     """Ctrl-C ends an import that waits for lines which do not come, with or without a header."""
@@ -203,7 +208,7 @@ async def test_an_idle_pipe_can_be_left(text: str, site: Site) -> None:
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdin.write(text.encode())
-    await asyncio.sleep(2.0)
+    await until(lambda: handles_sigterm(process.pid), START_SECONDS_MAX)
     process.send_signal(signal.SIGINT)
     try:
         exit_code = await asyncio.wait_for(process.wait(), 10.0)

@@ -25,6 +25,7 @@ from pointbook.v1 import points_pb2, points_pb2_grpc
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.migrations import migrate
+from waiting import until, until_locks_are_awaited
 
 SECRET = "app-secret"
 SHOPLINE_SECONDS = 5.0
@@ -141,15 +142,6 @@ async def site(postgres: EmbeddedPostgres, tmp_path: Path) -> Site:
     token = made.out.strip()
     admin_token = await make_token(url, [ALL_MERCHANTS], list(Scope))
     return Site(tmp_path, url, shop, admin_token, token_id=token.split("_")[1], token=token)
-
-
-async def until(condition: Any, seconds: float = 10.0) -> float:
-    """Wait until a condition holds; answers how long it took."""
-    began = time.monotonic()
-    while not await condition():
-        assert time.monotonic() - began < seconds, f"not within {seconds} s"
-        await asyncio.sleep(0.05)
-    return time.monotonic() - began
 
 
 async def test_webhooks_outlive_the_database(postgres: EmbeddedPostgres, site: Site) -> None:
@@ -387,7 +379,7 @@ async def test_sigterm_does_not_wait_for_calls_that_hang(postgres: EmbeddedPostg
         await blocker.execute("LOCK TABLE points_accounts IN ACCESS EXCLUSIVE MODE")
         callers = Callers(site)
         callers.start(CALLERS)
-        await asyncio.sleep(0.5)
+        await until_locks_are_awaited(site.database_url)
         stopping = asyncio.create_task(server.terminate())
         async with grpc.aio.insecure_channel(site.grpc_address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
@@ -447,7 +439,7 @@ async def test_a_database_restart_under_load_loses_and_doubles_nothing(postgres:
         callers.start(CALLERS)
         await callers.answered(CALLERS)
         await postgres.stop()
-        await asyncio.sleep(1.0)
+        await until(lambda: callers.answers["UNAVAILABLE"] > 0)
         await postgres.start()
         await callers.answered(CALLERS)
         await callers.stop()

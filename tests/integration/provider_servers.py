@@ -214,13 +214,6 @@ async def loop_delays() -> AsyncIterator[Callable[[], float]]:
         watching.cancel()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until something holds, which nobody announces."""
-    async with asyncio.timeout(2):
-        while not condition():  # noqa: ASYNC110 - it happens in a server, or in a thread
-            await asyncio.sleep(0.01)
-
-
 def everything_told_by(error: BaseException | None) -> str:
     """Write down an error and whatever hangs on it."""
     told = ""

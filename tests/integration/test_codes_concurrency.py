@@ -3,11 +3,12 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+from sqlalchemy import text
 
 from harness import NOW_MS, Service, Shop, refused
 from integration.codes import CODES, WRONG, is_right, issue, issued
@@ -15,7 +16,7 @@ from integration.points import superuser
 from integration.provider_servers import loop_delays
 from integration.redeeming import customer_of, earn
 from pointbook.v1 import identity_pb2
-from pointbook_server.database import Database
+from pointbook_server.database import Database, Statement
 from pointbook_server.delivery.sender import Message
 from pointbook_server.programs.model import Channel, Program
 from pointbook_server.validation_codes import service as codes_module
@@ -30,6 +31,7 @@ from pointbook_server.validation_codes.model import (
 )
 from pointbook_server.validation_codes.steps import Issue, Sends
 from pointbook_server.validation_codes.store import ValidationCodesStore
+from waiting import until
 
 BUYERS = [f"buyer-{number:02}" for number in range(20)]
 KEYS = {"k1": b"k" * 32}
@@ -50,11 +52,25 @@ async def shop(service: Service, shop: Shop) -> Shop:
 async def deadlocks(service: Service) -> int:
     """Tell how often the database had to break one off."""
     async with superuser(service) as connection:
-        await connection.execute("SELECT pg_stat_clear_snapshot()")
-        await asyncio.sleep(0.2)
         return int(
             await connection.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
         )
+
+
+async def end(service: Service, databases: Sequence[Database]) -> None:
+    """Dispose databases and wait until their sessions have ended, which is when they report their deadlocks."""
+    own = Statement(text("SELECT pg_backend_pid() AS pid"))
+    pids = []
+    for database in databases:
+        async with database.autocommit() as connection:
+            pids += [row.pid for row in await connection.fetch(own)]
+        await database.dispose()
+    async with superuser(service) as connection:
+
+        async def have_ended() -> bool:
+            return not await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = ANY($1)", pids)
+
+        await until(have_ended)
 
 
 def opening(shop: Shop, customer: str) -> Issue:
@@ -97,7 +113,7 @@ async def test_challenges_of_the_same_customers_are_opened(
             for database in databases
         )
         assert not [answer for answer in itertools.chain(*answers) if isinstance(answer, Exception)]
-    await at_once(database.dispose() for database in databases)
+    await end(service, databases)
 
     assert await deadlocks(service) == before
 
@@ -106,12 +122,13 @@ async def test_a_caller_who_leaves_is_counted(service: Service, shop: Shop) -> N
     """By the metrics too, or nobody would see somebody guess who never waits for an answer."""
     challenge_id, _ = await issued(service, shop, customer=customer_of(shop, BUYERS[0]))
     compared = service.server.metrics.comparisons.labels("WRONG")._value
-    before, run, is_done = compared.get(), ValidationCodesStore.run, asyncio.Event()
+    before, run = compared.get(), ValidationCodesStore.run
+    is_done, has_left = asyncio.Event(), asyncio.Event()
 
     async def slowly(self: ValidationCodesStore, *arguments: Any) -> Any:
         answers = await run(self, *arguments)
         is_done.set()
-        await asyncio.sleep(0.3)
+        await has_left.wait()
         return answers
 
     with patch.object(ValidationCodesStore, "run", slowly):
@@ -120,7 +137,9 @@ async def test_a_caller_who_leaves_is_counted(service: Service, shop: Shop) -> N
         await is_done.wait()
         leaving.cancel()
         await asyncio.wait([leaving])
-        await asyncio.sleep(0.5)
+        await until(lambda: not service.server._status._running)
+        has_left.set()
+        await until(lambda: compared.get() > before)
 
     assert compared.get() == before + 1
 
@@ -129,8 +148,10 @@ async def test_senders_that_hang_keep_nobody_waiting(
     service: Service, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the loop nor the connections: others are answered as ever while twenty messages hang."""
+    messages: list[Message] = []
 
-    async def hang(_message: Message) -> None:
+    async def hang(message: Message) -> None:
+        messages.append(message)
         await asyncio.sleep(60)
 
     monkeypatch.setattr(codes_module, "DELIVERY_TIMEOUT_SECONDS", 1.5)
@@ -138,7 +159,7 @@ async def test_senders_that_hang_keep_nobody_waiting(
     hanging = [
         asyncio.ensure_future(refused(issue(service.client, shop, customer=customer_of(shop, name)))) for name in BUYERS
     ]
-    await asyncio.sleep(0.5)
+    await until(lambda: len(messages) == len(BUYERS))
     seconds = []
     async with loop_delays() as delay:
         assert service.server._database.connections_in_use == 0

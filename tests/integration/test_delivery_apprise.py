@@ -19,7 +19,6 @@ from integration.provider_servers import (
     everything_told_by,
     http_server,
     loop_delays,
-    until,
 )
 from pointbook_server.delivery import apprise
 from pointbook_server.delivery.apprise import THREADS_MAX, AppriseSender
@@ -27,6 +26,7 @@ from pointbook_server.delivery.sender import DeliveryFailedError, DeliveryUncert
 from pointbook_server.errors import SettingError
 from pointbook_server.logs import configure_logs
 from pointbook_server.programs.model import Channel
+from waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 PASSWORD = "s3cret-pass"
@@ -152,7 +152,7 @@ async def test_what_no_thread_has_begun_is_unreachable(provider: HttpServer, mon
     with pytest.raises(DeliveryFailedError) as caught:
         await sender.send(SMS)
     left = asyncio.create_task(sender.send(SMS))
-    await asyncio.sleep(0.05)
+    await until(lambda: sender._threads._work_queue.qsize() == 1)
     left.cancel()
     answers = await asyncio.gather(*running, left, return_exceptions=True)
 

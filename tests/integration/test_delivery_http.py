@@ -22,12 +22,12 @@ from integration.provider_servers import (
     everything_told_by,
     http_server,
     loop_delays,
-    until,
 )
 from pointbook_server.delivery import http_gateway
 from pointbook_server.delivery.http_gateway import CONNECTIONS_MAX, HttpGatewaySender
 from pointbook_server.delivery.sender import DeliveryFailedError, DeliveryUncertainError, FailureKind
 from pointbook_server.logs import configure_logs
+from waiting import until
 
 API_KEY = "s3cret-key"
 SMS = replace(MESSAGE, destination="+8613812345678", subject="")

@@ -19,12 +19,12 @@ from integration.provider_servers import (
     everything_told_by,
     loop_delays,
     mail_server,
-    until,
 )
 from pointbook_server.delivery import smtp
 from pointbook_server.delivery.sender import DeliveryFailedError, DeliveryUncertainError, FailureKind
 from pointbook_server.delivery.smtp import CONNECTIONS_MAX, SmtpSender
 from pointbook_server.providers import parse_mail_sender, parse_smtp_url
+from waiting import until
 
 FROM = parse_mail_sender("Points Team <points@shop.example.com>")
 

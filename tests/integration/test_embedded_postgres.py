@@ -16,6 +16,7 @@ import asyncpg
 import pytest
 
 from pointbook_cli.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
+from waiting import until
 
 OWNER = """
 import asyncio, pathlib, sys
@@ -110,7 +111,7 @@ async def test_stop_during_a_start(module_folder: Path, *, cancel: bool) -> None
     """A stop from another task, as at the end of `pointbook dev`, waits for the start and leaves the folder free."""
     postgres = EmbeddedPostgres(module_folder, fsync=False)
     start = asyncio.create_task(postgres.start())
-    await asyncio.sleep(0.01)
+    await until(postgres._turn.locked)
     if cancel:
         start.cancel()
     await postgres.stop()

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -44,6 +44,7 @@ from pointbook_server.migrations import migrate
 from pointbook_server.programs.model import Channel
 from pointbook_server.programs.store import ProgramsStore
 from pointbook_server.server import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, Server
+from waiting import until
 
 SECRET = "+8613800005678"
 """What an exception of ours might quote, and no caller may read."""
@@ -449,15 +450,6 @@ def away(error: grpc.aio.AioRpcError) -> bool:
     )
 
 
-async def eventually(probe: Callable[[], Awaitable[bool]]) -> None:
-    """Ask again and again, for ten seconds at the most."""
-    for _ in range(200):
-        if await probe():
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("it never came true")
-
-
 async def error_of(call: Any) -> grpc.aio.AioRpcError | None:
     """Await a call, and give its error if it fails."""
     try:
@@ -475,7 +467,7 @@ async def recovers(client: Client, shop: Shop) -> None:
         assert error is None or error.code() is grpc.StatusCode.NOT_FOUND or away(error), repr(error)
         return error is None or not away(error)
 
-    await eventually(is_back)
+    await until(is_back)
 
 
 async def health(client: Client) -> int:
@@ -490,7 +482,7 @@ async def becomes(client: Client, status: int) -> None:
     async def has_become() -> bool:
         return await health(client) == status
 
-    await eventually(has_become)
+    await until(has_become)
 
 
 async def test_terminated_connections(client: Client, shop: Shop, database_url: str) -> None:
@@ -527,7 +519,7 @@ async def test_a_terminated_statement(client: Client, shop: Shop, database_url: 
         )
         return bool(await operator.fetchval(query))
 
-    await eventually(terminated)
+    await until(terminated)
     assert away(await waiting)
     await transaction.rollback()
     await recovers(client, shop)
@@ -720,9 +712,11 @@ async def test_health_wants_our_tables(cluster: Cluster) -> None:
 
     assert await grpc_health(address) == "NOT_SERVING"
     await migrate(url)
-    async with asyncio.timeout(10):
-        while await grpc_health(address) != "SERVING":  # noqa: ASYNC110 - health has no event to wait for
-            await asyncio.sleep(0.1)
+
+    async def serves() -> bool:
+        return await grpc_health(address) == "SERVING"
+
+    await until(serves)
     await server.stop()
 
 

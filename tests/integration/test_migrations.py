@@ -12,16 +12,22 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
 from embedded_database import Cluster
-from pointbook_server.database import create_engine
+from pointbook_server.database import SESSION_SETTINGS, create_engine
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.migrations import LOCK_KEY, migrate, pending
 from pointbook_server.tables import metadata
+from waiting import until, until_locks_are_awaited
 
 EMPTY = "pointbook_empty"
 CONSTRAINTS = """
     SELECT conrelid::regclass::text AS "table", conname, pg_get_constraintdef(oid) AS definition
     FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND conrelid <> 0
     ORDER BY 1, 2
+"""
+WAITED_LONG = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND wait_event_type = 'Lock'
+        AND query_start < clock_timestamp() - interval '0.5 s'
 """
 INDEXES = "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2"
 COLUMNS = """
@@ -144,7 +150,7 @@ async def test_a_migration_waits_for_another_process(empty_url: str) -> None:
     async with connected(empty_url) as other:
         await other.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
         migrating = asyncio.create_task(migrate(empty_url))
-        await asyncio.sleep(0.5)
+        await until_locks_are_awaited(empty_url)
         has_begun = migrating.done() or await other.fetchval("SELECT to_regclass('stores') IS NOT NULL")
         await other.execute("SELECT pg_advisory_unlock($1)", LOCK_KEY)
         await migrating
@@ -197,12 +203,18 @@ async def test_a_database_that_is_away_says_so(database_url: str) -> None:
         assert caught.value.reason is Reason.DATABASE_UNAVAILABLE
 
 
-async def test_a_migration_waits_for_a_longer_one(empty_url: str) -> None:
-    """The time limits of calls (5 s for a lock) are not those of migrations, which may take long."""
+async def test_a_migration_waits_for_a_longer_one(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time limits of calls (for a lock, for a statement) are not those of migrations, which may take long."""
+    for limit in ("lock_timeout", "statement_timeout"):
+        monkeypatch.setitem(SESSION_SETTINGS, limit, "100ms")
     async with connected(empty_url) as holder:
         await holder.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
         waiting = asyncio.create_task(migrate(empty_url))
-        await asyncio.sleep(5.5)
+
+        async def has_waited_long() -> bool:
+            return bool(await holder.fetchval(WAITED_LONG))
+
+        await until(has_waited_long)
         assert not waiting.done()
     _, after = await waiting
 

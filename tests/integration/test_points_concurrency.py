@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import asyncpg
 import grpc
@@ -15,6 +15,7 @@ from pointbook.v1 import points_pb2
 from pointbook_server.ledger.model import Account, Entry
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from waiting import until
 
 APPLIED = points_pb2.APPLY_OUTCOME_APPLIED
 DUPLICATE = points_pb2.APPLY_OUTCOME_DUPLICATE
@@ -55,16 +56,6 @@ async def check_book(service: Service, shop: Shop) -> dict[str, tuple[Account, l
     """Every account is the fold of its own entries, and every derived value with it; by buyer."""
     book = await ledger_book.check_book(service.database_url, shop.merchant_id)
     return {key.buyer_id: (kept.account, [received.entry for received in kept.entries]) for key, kept in book.items()}
-
-
-async def eventually(is_so: Callable[[], Awaitable[bool]]) -> bool:
-    """Wait until something is so, or give up."""
-    deadline = asyncio.get_running_loop().time() + QUIET_SECONDS
-    while not await is_so():
-        if asyncio.get_running_loop().time() > deadline:
-            return False
-        await asyncio.sleep(0.05)
-    return True
 
 
 async def is_quiet(service: Service) -> bool:
@@ -167,7 +158,7 @@ async def test_callers_that_go_away_leave_nothing_half_done(client: Client, shop
     for start in range(0, len(arrivals), 16):
         answered |= set(await asyncio.gather(*(send(update) for update in arrivals[start : start + 16])))
 
-    assert await eventually(lambda: is_quiet(service))
+    await until(lambda: is_quiet(service), QUIET_SECONDS)
     book = await check_book(service, shop)
     in_book = {entry.event.event_id for _, entries in book.values() for entry in entries}
     assert answered - {""} <= in_book
@@ -177,7 +168,7 @@ async def test_callers_that_go_away_leave_nothing_half_done(client: Client, shop
     complete = await check_book(service, shop)
     assert sum(len(entries) for _, entries in complete.values()) == CANCELS
     assert {account.drift for account, _ in complete.values()} == {0}
-    assert await eventually(lambda: is_quiet(service))
+    await until(lambda: is_quiet(service), QUIET_SECONDS)
 
 
 async def test_a_late_event_of_a_long_history(client: Client, shop: Shop) -> None:
@@ -253,4 +244,4 @@ async def test_many_events_without_a_balance_hold_up_nobody(client: Client, shop
 
     assert longest < 0.8
     assert (await client.account(shop.merchant_id, shop.store_id, "buyer")).points_balance == len(updates)
-    assert await eventually(lambda: is_quiet(service))
+    await until(lambda: is_quiet(service), QUIET_SECONDS)

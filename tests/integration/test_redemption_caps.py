@@ -24,6 +24,7 @@ from integration.redeeming import (
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
 from pointbook_server.redemption import store
 from pointbook_server.server import Server
+from waiting import until_locks_are_awaited
 
 DAY, WEEK, MONTH = "max_points_per_day", "max_points_per_week", "max_points_per_month"
 REASONS = {DAY: "ABOVE_MAX_PER_DAY", WEEK: "ABOVE_MAX_PER_WEEK", MONTH: "ABOVE_MAX_PER_MONTH"}
@@ -325,7 +326,7 @@ async def test_a_redemption_that_is_still_running_counts(
         async with another_server(service, admin_token) as elsewhere:
             request = order(shop, 60, customer=customer_of(shop, "ada"))
             second = asyncio.create_task(refused(redeem(elsewhere, request)))
-            await asyncio.sleep(0.2)
+            await until_locks_are_awaited(service.database_url)
             may_go_on.set()
             assert (await first).points == 60
             assert (await second).reason == REASONS[DAY]

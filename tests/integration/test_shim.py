@@ -23,7 +23,9 @@ from pointbook_server.errors import FieldViolation, PointbookError, Reason, stor
 from pointbook_server.status import to_status
 from shopline_shim import signature
 from shopline_shim.app import Shim
+from shopline_shim.deadlines import DeadlineProtocol
 from shopline_shim.settings import ShimSettings
+from waiting import until
 
 SECRET = "app-secret"
 TOPIC = "app_memberSystem_points/challenged"
@@ -829,7 +831,7 @@ async def test_client_that_leaves(shim: Running) -> None:
         writer.write(raw_request(RAW_BODY) + RAW_BODY[:10])
         await writer.drain()
         writer.close()
-        await asyncio.sleep(0.1)
+        await until(lambda: bool(logs))
 
     assert [entry["outcome"] for entry in logs] == ["incomplete"]
     assert not shim.points.updates
@@ -849,14 +851,22 @@ async def test_stop_finishes_what_runs() -> None:
             await shim.post()
 
 
-async def test_stop_waits_for_nobody_for_long() -> None:
+async def test_stop_waits_for_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """What has not ended when the time to drain is over is answered 503."""
+    received: list[bytes] = []
+    data_received = DeadlineProtocol.data_received
+
+    def note(self: DeadlineProtocol, data: bytes) -> None:
+        data_received(self, data)
+        received.append(data)
+
+    monkeypatch.setattr(DeadlineProtocol, "data_received", note)
     async with running(drain_timeout_seconds=1) as shim:
         reader, writer = await shim.connect()
         writer.write(raw_request(RAW_BODY))
         _, idle = await shim.connect()
         idle.write(b"POST ")
-        await asyncio.sleep(0.1)
+        await until(lambda: len(received) == 2)
         shim.stop.set()
         started = time.monotonic()
 

@@ -25,6 +25,7 @@ from pointbook_server import status as status_module
 from pointbook_server.access.model import Scope
 from pointbook_server.server import Server
 from shopline_shim import app as app_module
+from waiting import until
 
 PATH = "/callbacks/missed-call"
 CALLER, CALLED = "+8613912345678", "+862112345678"
@@ -348,8 +349,11 @@ async def test_slow_bodies_and_clients_that_leave(service: Service, token: str) 
         writer.write(f"{head}content-length: 100\r\n\r\nmerchant_id=".encode())
         await writer.drain()
         writer.close()
-        await asyncio.sleep(0.2)
-        assert await counted(http, "incomplete") == 2
+
+        async def are_counted() -> bool:
+            return await counted(http, "incomplete") == 2
+
+        await until(are_counted)
 
 
 @contextlib.asynccontextmanager

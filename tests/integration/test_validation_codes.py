@@ -24,6 +24,7 @@ from pointbook_server.validation_codes import service as codes_module
 from pointbook_server.validation_codes.model import Keys
 from pointbook_server.validation_codes.steps import Deliver
 from pointbook_server.validation_codes.store import ValidationCodesStore
+from waiting import until
 
 SMS = redemption_pb2.VALIDATION_TYPE_SMS
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
@@ -483,7 +484,7 @@ async def test_a_caller_who_leaves_during_the_delivery(
         await tried.wait()
         leaving.cancel()
         await asyncio.wait([leaving])
-        await asyncio.sleep(0.1)
+        await until(lambda: not service.server._status._running)
     before = len(service.outbox.messages)
     # For as long as the delivery may take, it may be under way in another call.
     service.clock.move(4.999)
