@@ -6,34 +6,34 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
 OUT    := gen
 PROTOS := $(sort $(wildcard proto/pointbook/v1/*.proto))
 
-.PHONY: help setup run test soak lint format gen lock bench growth
+.PHONY: help setup clean run test soak lint format gen lock bench growth
 
 help: ## List the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(STAMP) ## Make .venv from requirements.lock.
+setup: ## Make .venv from requirements.lock, unless it is whole; PYTHON=… names another Python.
+	@command -v "$(PYTHON)" > /dev/null \
+	  || { echo "setup: there is no $(PYTHON): install Python 3.11 or later, or add PYTHON=/path/to/python3" >&2; exit 2; }
+	@"$(PYTHON)" .ci/setup.py
 
-$(STAMP): requirements.lock pyproject.toml gen/pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e gen -e .
-	touch $@
+clean: ## Remove .venv and whatever else was made here; the data of `pointbook dev` stays (see its --reset).
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info */*.egg-info
+	find service gen tests bench -name __pycache__ -prune -exec rm -rf {} +
 
-run: $(STAMP) ## Run the whole system on the embedded database.
+run: setup ## Run the whole system on the embedded database.
 	exec $(BIN)/pointbook dev
 
-test: $(STAMP) ## Run the tests.
+test: setup ## Run the tests.
 	$(BIN)/python -m pytest -n 2 -m "not soak"
 
-soak: $(STAMP) ## Run the slow soak and chaos tests in full, and then `growth`.
+soak: setup ## Run the slow soak and chaos tests in full, and then `growth`.
 	$(BIN)/python -m pytest -m soak
 	$(BIN)/python bench/growth.py
 
-lint: $(STAMP) ## Check style, types, layers, protos, the Dockerfile and that generated code is current.
+lint: setup ## Check style, types, layers, protos, the Dockerfile and that generated code is current.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -44,12 +44,12 @@ lint: $(STAMP) ## Check style, types, layers, protos, the Dockerfile and that ge
 	$(MAKE) --no-print-directory gen OUT=build/gen
 	diff -r -x __init__.py -x py.typed -x __pycache__ build/gen/pointbook gen/pointbook
 
-format: $(STAMP) ## Format the sources.
+format: setup ## Format the sources.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/buf format -w
 
-gen: $(STAMP) ## Generate the stubs from proto/.
+gen: setup ## Generate the stubs from proto/.
 	mkdir -p $(OUT)
 	rm -f $(OUT)/pointbook/v1/*_pb2*
 	$(BIN)/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
@@ -59,13 +59,13 @@ gen: $(STAMP) ## Generate the stubs from proto/.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-package pointbook-stubs
 
-lock: $(STAMP) ## Resolve the dependencies anew: for developers, and for the image.
+lock: setup ## Resolve the dependencies anew: for developers, and for the image.
 	$(LOCK) --upgrade --extra embedded --extra apprise --group dev pyproject.toml -o requirements.lock
 	$(LOCK) --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
 	printf 'pip\nsetuptools\n' | $(LOCK) --constraint requirements.lock - -o deploy/build.lock
 
-bench: $(STAMP) ## Measure, print a table and write bench/results.json.
+bench: setup ## Measure, print a table and write bench/results.json.
 	$(BIN)/python bench/run.py
 
-growth: $(STAMP) ## Measure what a call costs at 10,000,000 entries, beside 10,000; writes bench/growth.json.
+growth: setup ## Measure what a call costs at 10,000,000 entries, beside 10,000; writes bench/growth.json.
 	$(BIN)/python bench/growth.py
