@@ -34,6 +34,9 @@ STORE_ID = "1718263946864"
 BUYER_ID = "2404721679"
 SECRET = "dev-secret"  # noqa: S105 - it is printed, and good for nothing beyond loopback
 DATABASE_RESTART_SECONDS = 2.0
+DATABASE_FOLDER = "postgres"
+KEY_FILES = {"code_keys": "code.key", "quarantine_keys": "quarantine.key"}
+"""The files in the data folder with the keys that the settings lack."""
 PROGRAM = {
     "merchant_id": MERCHANT_ID,
     "program_id": 1,
@@ -48,22 +51,26 @@ PROGRAM = {
 log = structlog.get_logger()
 
 
-async def run_dev(settings: ServerSettings, shim_settings: ShimSettings, stop: asyncio.Event) -> None:
-    """Run everything until the stop event."""
+async def run_dev(
+    settings: ServerSettings, shim_settings: ShimSettings, stop: asyncio.Event, *, reset: bool = False
+) -> None:
+    """Run everything until the stop event; with `reset` on an empty database."""
     try:
-        await _run(settings, shim_settings, stop)
+        await _run(settings, shim_settings, stop, reset=reset)
     except EmbeddedPostgresError:
         # Ctrl-C also meets a program of the database that has just been started, and has no session of its own yet.
         if not stop.is_set():
             raise
 
 
-async def _run(settings: ServerSettings, shim_settings: ShimSettings, stop: asyncio.Event) -> None:
+async def _run(settings: ServerSettings, shim_settings: ShimSettings, stop: asyncio.Event, *, reset: bool) -> None:
     began = time.monotonic()
     for name, address in (("GRPC", settings.grpc_address), ("HTTP", shim_settings.http_address)):
         if not is_loopback(address):
             raise OSError(f"POINTBOOK_{name}_ADDRESS: `pointbook dev` has no tokens, so it serves loopback only")
         check_unused(f"POINTBOOK_{name}_ADDRESS", address)
+    if reset:
+        await _reset(settings)
     console = ConsoleSender()
     senders: dict[Channel, Sender] = {Channel.SMS: console, Channel.EMAIL: console, **senders_of(settings)}
     async with contextlib.AsyncExitStack() as stack:
@@ -112,6 +119,16 @@ async def _serve_shim(stack: contextlib.AsyncExitStack, shim: Shim) -> None:
         await serving
 
 
+async def _reset(settings: ServerSettings) -> None:
+    """Remove the embedded database and the keys to what was in it; other files of the data folder stay."""
+    if settings.database_url is not None:
+        raise OSError("--reset: POINTBOOK_DATABASE_URL names a database that is not ours to erase; unset it")
+    _make_private(settings.data_dir)
+    await EmbeddedPostgres(settings.data_dir / DATABASE_FOLDER).erase()
+    for file in KEY_FILES.values():
+        (settings.data_dir / file).unlink(missing_ok=True)
+
+
 @contextlib.asynccontextmanager
 async def _database(settings: ServerSettings) -> AsyncIterator[str]:
     """Give the database that the settings name, or run the embedded one, again when it dies."""
@@ -119,7 +136,7 @@ async def _database(settings: ServerSettings) -> AsyncIterator[str]:
         yield settings.database_url.get_secret_value()
         return
     _make_private(settings.data_dir)
-    postgres = EmbeddedPostgres(settings.data_dir / "postgres")
+    postgres = EmbeddedPostgres(settings.data_dir / DATABASE_FOLDER)
     await postgres.start()
     watch = asyncio.create_task(_keep_running(postgres))
     try:
@@ -155,9 +172,10 @@ def _make_private(folder: Path) -> None:
 
 def _own_keys(settings: ServerSettings) -> dict[str, dict[str, SecretStr]]:
     """Give the keys that the settings lack: this machine's own, so that a restart can go on with what is kept."""
-    files = {"code_keys": "code.key", "quarantine_keys": "quarantine.key"}
     return {
-        name: {"dev": _own_key(settings.data_dir, file)} for name, file in files.items() if not getattr(settings, name)
+        name: {"dev": _own_key(settings.data_dir, file)}
+        for name, file in KEY_FILES.items()
+        if not getattr(settings, name)
     }
 
 

@@ -117,7 +117,9 @@ def database_url(settings: Any) -> str:
 
 
 @app.command()
-def dev() -> None:
+def dev(
+    reset: Annotated[bool, typer.Option("--reset", help="Erase the embedded database first, and begin anew.")] = False,
+) -> None:
     """Run everything on the embedded database: loopback, plaintext, no tokens, reflection on."""
     from pointbook_cli.dev import run_dev
     from pointbook_server.logs import configure_logs
@@ -129,7 +131,7 @@ def dev() -> None:
         fail("wrong settings: " + "; ".join(problems))
     settings, shim_settings = ServerSettings(), ShimSettings()
     configure_logs(settings.log_level, json=False)
-    run_until_stopped(lambda stop: run_dev(settings, shim_settings, stop))
+    run_until_stopped(lambda stop: run_dev(settings, shim_settings, stop, reset=reset))
 
 
 @app.command()

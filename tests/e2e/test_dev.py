@@ -412,6 +412,35 @@ async def test_a_restart_keeps_everything(tmp_path: Path, order: signal.Signals)
         await process.stop(order)
 
 
+async def test_reset_begins_anew_and_touches_nothing_else(tmp_path: Path) -> None:
+    """`dev --reset` erases the database and its keys, while other files stay; a folder in use is refused."""
+    data_dir = tmp_path / "data"
+    settings = settings_of(data_dir)
+    async with running("dev", folder=tmp_path, settings=settings) as process:
+        first = await read_welcome(process, data_dir, time.monotonic())
+        assert (await first.deliver(SEED)).status_code == 200
+        assert "in use" in one_line(await pointbook("dev", "--reset", **settings))
+        assert await first.balance() == 20
+        await process.kill()
+    key = (data_dir / "code.key").read_bytes()
+    (data_dir / "notes.txt").write_text("mine")
+
+    async with running("dev", "--reset", folder=tmp_path, settings=settings) as process:
+        again = await read_welcome(process, data_dir, time.monotonic())
+        assert await again.balance() == 0
+        assert (data_dir / "code.key").read_bytes() != key
+        assert (data_dir / "notes.txt").read_text() == "mine"
+        await process.stop(signal.SIGINT)
+
+
+async def test_reset_never_erases_another_database(database_url: str, tmp_path: Path) -> None:
+    """A database that POINTBOOK_DATABASE_URL names is not the embedded one."""
+    line = one_line(await pointbook("dev", "--reset", **settings_of(tmp_path / "data", DATABASE_URL=database_url)))
+
+    assert "POINTBOOK_DATABASE_URL" in line
+    assert not (tmp_path / "data").exists()
+
+
 async def test_ctrl_c_does_not_wait_for_idle_clients(tmp_path: Path) -> None:
     """Clients that stay connected, or watch the health, do not keep `dev` from ending in time."""
     data_dir = tmp_path / "data"

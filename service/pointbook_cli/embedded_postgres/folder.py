@@ -174,6 +174,16 @@ async def make_cluster(folder: Path, major: str, initdb: tuple[str, ...], server
     _sync_folder(folder)
 
 
+def remove_cluster(folder: Path) -> None:
+    """Remove the cluster, or what an interrupted initdb or removal has left of one."""
+    data, unfinished = folder / "data", folder / "data.new"
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    if data.exists():
+        data.rename(unfinished)  # A removal that is interrupted leaves nothing that could pass for a cluster.
+        shutil.rmtree(unfinished)
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:

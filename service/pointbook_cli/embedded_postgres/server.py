@@ -97,6 +97,20 @@ class EmbeddedPostgres:
             raise EmbeddedPostgresError(f"the database in {self._folder} was not started")
         return await self._process.wait()
 
+    async def erase(self) -> None:
+        """Remove the cluster for good, ending a server whose owner is gone; harmless when there is none.
+
+        Raises EmbeddedPostgresError when the folder is in use or belongs to somebody else.
+        """
+        async with self._turn:
+            folders.make_folder(self._folder)
+            owner_lock = folders.take_owner_lock(self._folder)
+            try:
+                os.close(await folders.take_server_lock(self._folder))
+                folders.remove_cluster(self._folder)
+            finally:
+                os.close(owner_lock)
+
     async def stop(self) -> None:
         """Disconnect all clients, shut the server down cleanly and free the folder; harmless when nothing runs.
 
