@@ -65,10 +65,7 @@ async def run_dev(
 
 async def _run(settings: ServerSettings, shim_settings: ShimSettings, stop: asyncio.Event, *, reset: bool) -> None:
     began = time.monotonic()
-    for name, address in (("GRPC", settings.grpc_address), ("HTTP", shim_settings.http_address)):
-        if not is_loopback(address):
-            raise OSError(f"POINTBOOK_{name}_ADDRESS: `pointbook dev` has no tokens, so it serves loopback only")
-        check_unused(f"POINTBOOK_{name}_ADDRESS", address)
+    _check_addresses(POINTBOOK_GRPC_ADDRESS=settings.grpc_address, POINTBOOK_HTTP_ADDRESS=shim_settings.http_address)
     if reset:
         await _reset(settings)
     console = ConsoleSender()
@@ -100,6 +97,21 @@ async def _run(settings: ServerSettings, shim_settings: ShimSettings, stop: asyn
         )
         await stop.wait()
         log.info("stopping")
+
+
+def _check_addresses(**addresses: str) -> None:
+    """Raise OSError that names every address which is beyond loopback, or on which something listens already."""
+    problems = []
+    for name, address in addresses.items():
+        if not is_loopback(address):
+            problems.append(f"{name}: `pointbook dev` has no tokens, so it serves loopback only")
+            continue
+        try:
+            check_unused(name, address)
+        except OSError as error:
+            problems.append(str(error))
+    if problems:
+        raise OSError("; ".join(problems))
 
 
 async def _serve_shim(stack: contextlib.AsyncExitStack, shim: Shim) -> None:

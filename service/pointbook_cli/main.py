@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import os
 import re
 import signal
 import sys
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
-from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
 EXIT_USAGE = 2
@@ -52,10 +52,13 @@ T = TypeVar("T")
 def run() -> None:
     """Run the command line; what an operator can mend is one line on standard error."""
     from pointbook_cli.embedded_postgres import EmbeddedPostgresError
+    from pointbook_server.database import DatabaseDefectError
     from pointbook_server.errors import PointbookError, SettingError
 
     try:
         app()
+    except DatabaseDefectError as error:
+        fail(f"the database refuses: {error}")
     except PointbookError as error:
         fail(f"{error} ({error.__cause__})" if error.__cause__ else str(error))
     except (EmbeddedPostgresError, SettingError, OSError) as error:
@@ -68,26 +71,21 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(EXIT_USAGE)
 
 
-def load_settings(settings_class: type[S], **overrides: Any) -> S:
-    """Read settings, or end the command with one line that names every wrong one."""
-    problems = wrong_settings(settings_class, **overrides)
-    if problems:
-        fail("wrong settings: " + "; ".join(problems))
+def load_settings(settings_class: type[S], *required: str, **overrides: Any) -> S:
+    """Read settings, or end the command with one line that names every wrong, missing or unknown one."""
+    check_settings(settings_class, required=required, overrides=overrides)
     return settings_class(**overrides)
 
 
-def wrong_settings(settings_class: type[BaseSettings], **overrides: Any) -> list[str]:
-    """Name every wrong setting, and what it must be; never its value, which may be a secret."""
-    try:
-        settings_class(**overrides)
-    except ValidationError as error:
-        problems = []
-        for problem in error.errors(include_url=False, include_input=False):
-            name = "_".join(str(part) for part in problem["loc"][:1]).upper()
-            message = problem["msg"].removeprefix("Value error, ")
-            problems.append(f"POINTBOOK_{name}: {message}" if name else message)
-        return problems
-    return []
+def check_settings(
+    *classes: type[BaseSettings], required: tuple[str, ...] = (), overrides: dict[str, Any] | None = None
+) -> None:
+    """End the command with one line where settings are wrong."""
+    from pointbook_cli.settings import settings_problems
+
+    problems = settings_problems(classes, os.environ, required=required, overrides=overrides or {})
+    if problems:
+        fail("wrong settings: " + "; ".join(problems))
 
 
 def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -> T:
@@ -109,11 +107,13 @@ def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -
     return uvloop.run(guarded())
 
 
-def database_url(settings: Any) -> str:
-    """Return the database to use, or end the command when there is none."""
-    if settings.database_url is None:
-        fail("POINTBOOK_DATABASE_URL is not set; `pointbook dev` runs on an embedded database without it")
-    return str(settings.database_url.get_secret_value())
+def load_server_settings(**overrides: Any) -> tuple[Any, str]:
+    """Read the server's settings, and return them with the URL of the database that they must name."""
+    from pointbook_server.settings import ServerSettings
+
+    settings = load_settings(ServerSettings, "database_url", **overrides)
+    assert settings.database_url is not None  # noqa: S101 - it is required
+    return settings, settings.database_url.get_secret_value()
 
 
 @app.command()
@@ -126,9 +126,7 @@ def dev(
     from pointbook_server.settings import ServerSettings
     from shopline_shim.settings import ShimSettings
 
-    problems = dict.fromkeys([*wrong_settings(ServerSettings), *wrong_settings(ShimSettings)])
-    if problems:
-        fail("wrong settings: " + "; ".join(problems))
+    check_settings(ServerSettings, ShimSettings)
     settings, shim_settings = ServerSettings(), ShimSettings()
     configure_logs(settings.log_level, json=False)
     run_until_stopped(lambda stop: run_dev(settings, shim_settings, stop, reset=reset))
@@ -141,10 +139,8 @@ def serve(
     """Run the gRPC server."""
     from pointbook_cli.serve import run_server, run_workers
     from pointbook_server.logs import configure_logs
-    from pointbook_server.settings import ServerSettings
 
-    settings = load_settings(ServerSettings, **({} if workers is None else {"workers": workers}))
-    url = database_url(settings)
+    settings, url = load_server_settings(**({} if workers is None else {"workers": workers}))
     configure_logs(settings.log_level, json=True)
     if settings.workers > 1:
         run_until_stopped(lambda stop: run_workers(settings, url, stop))
@@ -157,10 +153,8 @@ def worker() -> None:
     """Run one of several server processes that share a port; `pointbook serve --workers` starts it."""
     from pointbook_cli.serve import run_worker
     from pointbook_server.logs import configure_logs
-    from pointbook_server.settings import ServerSettings
 
-    settings = load_settings(ServerSettings)
-    url = database_url(settings)
+    settings, url = load_server_settings()
     configure_logs(settings.log_level, json=True)
     run_until_stopped(lambda stop: run_worker(settings, url, stop))
 
@@ -172,9 +166,7 @@ def shim() -> None:
     from shopline_shim.app import Shim
     from shopline_shim.settings import ShimSettings
 
-    settings = load_settings(ShimSettings)
-    if not settings.shopline_secrets:
-        fail("POINTBOOK_SHOPLINE_SECRETS is not set: no webhook could be told from a forged one")
+    settings = load_settings(ShimSettings, "shopline_secrets")
     configure_logs(settings.log_level, json=True)
     run_until_stopped(lambda stop: Shim(settings).serve(stop=stop))
 
@@ -183,9 +175,9 @@ def shim() -> None:
 def migrate() -> None:
     """Bring the database to the newest revision."""
     from pointbook_server.migrations import migrate as run_migrations
-    from pointbook_server.settings import ServerSettings
 
-    before, after = asyncio.run(run_migrations(database_url(load_settings(ServerSettings))))
+    _, url = load_server_settings()
+    before, after = asyncio.run(run_migrations(url))
     if before == after:
         typer.echo(f"The database is at revision {after} already.")
     else:
@@ -243,9 +235,8 @@ def verify(
     """Fold every account of the database again from its entries, and show where the book says anything else."""
     from pointbook_cli.verifying import run_verify
     from pointbook_server.ledger.auditing import Wanted
-    from pointbook_server.settings import ServerSettings
 
-    url = database_url(load_settings(ServerSettings))
+    _, url = load_server_settings()
     sys.exit(run_until_stopped(lambda stop: run_verify(url, Wanted(merchant, store, buyer), limit, stop)))
 
 
@@ -326,9 +317,8 @@ def with_access_store(use: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
     from pointbook_cli.serve import check_migrated
     from pointbook_server.access.store import AccessStore
     from pointbook_server.database import Database
-    from pointbook_server.settings import ServerSettings
 
-    url = database_url(load_settings(ServerSettings))
+    _, url = load_server_settings()
 
     async def work() -> T:
         await check_migrated(url)

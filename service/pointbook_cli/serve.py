@@ -1,7 +1,6 @@
 """Running the gRPC server, in one process or in several that share a port."""
 
 import asyncio
-import contextlib
 import errno
 import os
 import signal
@@ -11,9 +10,11 @@ from typing import Any
 
 import structlog
 
+from pointbook_server.database import Database
 from pointbook_server.delivery.senders import close_senders, senders_of
 from pointbook_server.errors import PointbookError
 from pointbook_server.migrations import pending
+from pointbook_server.schema import SchemaError, check_schema
 from pointbook_server.server import Server
 from pointbook_server.settings import ServerSettings
 
@@ -29,15 +30,14 @@ async def run_server(settings: ServerSettings, database_url: str, stop: asyncio.
     A database that is away at the start does not stop the server: health tells NOT_SERVING until it is back.
     """
     senders = senders_of(settings)
-    try:
-        await check_migrated(database_url)
-    except PointbookError:
-        log.warning("the database is away")
+    await check_database(database_url)
     if settings.workers == 1:
         check_unused("POINTBOOK_GRPC_ADDRESS", settings.grpc_address)
     server = Server(settings, database_url, senders=senders)
     await server.start()
-    log.info("serving", address=settings.grpc_address, port=server.port)
+    log.info(
+        "serving", address=settings.grpc_address, port=server.port, metrics_address=settings.metrics_address or None
+    )
     await stop.wait()
     log.info("stopping")
     await server.stop()
@@ -68,8 +68,7 @@ async def run_workers(settings: ServerSettings, database_url: str, stop: asyncio
     if settings.grpc_address.endswith(":0"):
         raise OSError("POINTBOOK_GRPC_ADDRESS: workers cannot share port 0; name a port")
     check_unused("POINTBOOK_GRPC_ADDRESS", settings.grpc_address)
-    with contextlib.suppress(PointbookError):  # Each worker waits for a database that is away.
-        await check_migrated(database_url)
+    await check_database(database_url)
     workers = [
         await asyncio.create_subprocess_exec(
             sys.executable,
@@ -104,6 +103,21 @@ def _environment_of(settings: ServerSettings, number: int) -> dict[str, str]:
         host, _, port = settings.metrics_address.rpartition(":")
         environment["POINTBOOK_METRICS_ADDRESS"] = f"{host}:{int(port) + number}"
     return environment
+
+
+async def check_database(database_url: str) -> None:
+    """Raise OSError where a database is not one to serve from; one that is away is waited for, and health tells it."""
+    database = Database(database_url, pool_size=1)
+    try:
+        async with database.autocommit() as connection:
+            await check_schema(connection)
+        await check_migrated(database_url)
+    except SchemaError as error:
+        raise OSError(str(error)) from error
+    except PointbookError as error:
+        log.error("the database is away; the server waits for it", cause=repr(error.__cause__))  # noqa: TRY400 - no stack
+    finally:
+        await database.dispose()
 
 
 async def check_migrated(database_url: str) -> None:

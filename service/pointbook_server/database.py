@@ -12,14 +12,13 @@ from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import asyncpg
-from sqlalchemy import Executable, select, text
+from sqlalchemy import Executable, text
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from pointbook_server.errors import PointbookError, Reason, SettingError
-from pointbook_server.tables import points_entries
 
 TRANSACTION_ATTEMPTS_MAX = 6
 RETRY_DELAY_SECONDS = 0.02
@@ -154,7 +153,6 @@ class Connection:
         return int(count) if count.isdigit() else 0
 
 
-PING = Statement(select(points_entries.c.event_id).limit(0))
 LIFT_TIME_LIMIT = Statement(text("SET LOCAL statement_timeout = 0"))
 """For a snapshot that reads the whole book: the limit is for calls that somebody waits for."""
 
@@ -222,10 +220,11 @@ class Database:
             async with self._pool.acquire() as driver, _transaction(driver, BEGIN_SNAPSHOT):
                 return await work(Connection(driver))
 
-    async def ping(self) -> None:
-        """Ask the database for a sign of life, and for our tables. Raises whatever speaks against it."""
+    @asynccontextmanager
+    async def pulse(self) -> AsyncIterator[Connection]:
+        """Lend the connection that is kept for checks of health. Errors are the driver's own."""
         async with self._pulse.acquire() as driver:
-            await Connection(driver).fetch(PING)
+            yield Connection(driver)
 
     async def dispose(self) -> None:
         """Close all connections."""

@@ -49,6 +49,7 @@ from pointbook_server.programs.store import ProgramsStore
 from pointbook_server.redemption.service import Redemptions
 from pointbook_server.redemption.servicer import RedemptionServicer
 from pointbook_server.redemption.store import RedemptionsStore
+from pointbook_server.schema import SchemaError, check_schema
 from pointbook_server.settings import ServerSettings
 from pointbook_server.status import StatusInterceptor, code_of
 from pointbook_server.validation_codes.model import Keys
@@ -110,7 +111,7 @@ class Server:
         tokens = None if development else TokenBook(AccessStore(self._database), clock)
         self._status = StatusInterceptor(deadline_seconds=settings.call_deadline_seconds)
         self._health = health.aio.HealthServicer()
-        self._database_answers: bool | None = None
+        self._trouble: str | None = None
         self._watch: asyncio.Task[None] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self.metrics = Metrics()
@@ -241,16 +242,21 @@ class Server:
                     log.info("old codes were deleted", count=deleted)
 
     async def _check_health(self) -> None:
-        """Tell health whether the database answers, and the log when that changes."""
+        """Set health by whether the database can be served from, and log each change of it with its cause."""
         trouble = ""
         try:
-            async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
-                await self._database.ping()
+            async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS), self._database.pulse() as connection:
+                await check_schema(connection)
+        except SchemaError as error:
+            trouble = str(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, this server cannot serve
-            trouble = f"{type(error).__name__}: {error}"
-        if self._database_answers is not (not trouble):
-            self._database_answers = not trouble
-            log.info("database", answers=not trouble, trouble=trouble)
+            trouble = " ".join(filter(None, (type(error).__name__, getattr(error, "sqlstate", ""), str(error))))
+        if trouble != self._trouble:
+            self._trouble = trouble
+            if trouble:
+                log.error("the database cannot be served from", cause=trouble)
+            else:
+                log.info("the database answers")
         await self._set_health(serving=not trouble)
 
     async def _set_health(self, *, serving: bool) -> None:

@@ -4,10 +4,10 @@ from base64 import b64decode
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pointbook_server.providers import (
@@ -35,6 +35,8 @@ _SECRET_CHECKS: dict[str, Callable[[str], object]] = {
     "apprise_email_url": check_apprise_url,
 }
 """What judges the secret settings of providers."""
+_RIVALS = {"apprise_sms_url": "sms_url", "apprise_email_url": "smtp_url"}
+"""Two ways of one channel, of which a server has one."""
 
 
 def is_loopback(address: str) -> bool:
@@ -49,7 +51,11 @@ def is_loopback(address: str) -> bool:
 
 
 class ServerSettings(BaseSettings):
-    """How the gRPC server runs. Each field is a variable POINTBOOK_<NAME>; a wrong one stops the start."""
+    """How the gRPC server runs. Each field is a variable POINTBOOK_<NAME>; a wrong one stops the start.
+
+    Checks that concern several fields belong to the last of them, since a check of the whole runs only where every
+    field is right: then the wrong ones would be told one after the other.
+    """
 
     model_config = SettingsConfigDict(env_prefix="POINTBOOK_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
@@ -58,14 +64,14 @@ class ServerSettings(BaseSettings):
         description="The PostgreSQL (15 or later) to use, as postgresql://USER:PASSWORD@HOST:PORT/NAME. "
         "Without it `pointbook dev` runs an embedded one; the other commands need it.",
     )
-    grpc_address: str = Field(
-        default="127.0.0.1:50051",
-        description="HOST:PORT of the gRPC server: where it listens, and where the shim calls it.",
-    )
     allow_plaintext: bool = Field(
         default=False,
         description="Lets the server listen, and post to an SMS gateway, without TLS beyond loopback, for a network "
         "that encrypts by itself.",
+    )
+    grpc_address: str = Field(
+        default="127.0.0.1:50051",
+        description="HOST:PORT of the gRPC server: where it listens, and where the shim calls it.",
     )
     workers: int = Field(
         default=1, ge=1, le=64, description="Server processes that share the port, for more than one core."
@@ -133,7 +139,9 @@ class ServerSettings(BaseSettings):
         "?starttls=automatic, required or off: required with a password, automatic without.",
     )
     smtp_from: str | None = Field(
-        default=None, description="Whom codes by e-mail are from: an address, or Name <address>. Needed by SMTP."
+        default=None,
+        validate_default=True,
+        description="Whom codes by e-mail are from: an address, or Name <address>. Needed by SMTP.",
     )
     apprise_sms_url: SecretStr | None = Field(
         default=None,
@@ -179,6 +187,11 @@ class ServerSettings(BaseSettings):
         host, _, port = value.rpartition(":")
         if not host or " " in host or not (port.isascii() and port.isdigit() and int(port) <= PORT_MAX):
             raise ValueError("must be HOST:PORT")
+        if not _may_speak_plaintext(value, info):
+            raise ValueError(
+                "is beyond loopback and the server speaks plaintext: set POINTBOOK_ALLOW_PLAINTEXT=true if the network "
+                "encrypts by itself"
+            )
         return value
 
     @field_validator("code_keys", "quarantine_keys", mode="before")
@@ -221,37 +234,31 @@ class ServerSettings(BaseSettings):
 
     @field_validator("smtp_from")
     @classmethod
-    def _check_mail_sender(cls, value: str | None) -> str | None:
+    def _check_mail_sender(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None:
             parse_mail_sender(value)
+        elif info.data.get("smtp_url") is not None:
+            raise ValueError("must be set where POINTBOOK_SMTP_URL is")
         return value
 
-    @model_validator(mode="after")
-    def _check_smtp(self) -> Self:
-        if self.smtp_url is not None and self.smtp_from is None:
-            raise ValueError("POINTBOOK_SMTP_FROM must be set where POINTBOOK_SMTP_URL is")
-        return self
-
-    @model_validator(mode="after")
-    def _check_sms_plaintext(self) -> Self:
-        parts = urlsplit(self.sms_url.get_secret_value() if self.sms_url else "")
-        if parts.scheme == "http" and not self.allow_plaintext and not is_loopback(f"{parts.hostname}:0"):
+    @field_validator("sms_url")
+    @classmethod
+    def _check_sms_plaintext(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        parts = urlsplit(value.get_secret_value() if value else "")
+        if parts.scheme == "http" and not _may_speak_plaintext(f"{parts.hostname}:0", info):
             raise ValueError(
-                "POINTBOOK_SMS_URL is http:// beyond loopback: use https://, or set POINTBOOK_ALLOW_PLAINTEXT=true if "
-                "the network encrypts by itself"
+                "is http:// beyond loopback: use https://, or set POINTBOOK_ALLOW_PLAINTEXT=true if the network "
+                "encrypts by itself"
             )
-        return self
+        return value
 
-    @model_validator(mode="after")
-    def _check_plaintext(self) -> Self:
-        addresses = {"GRPC": self.grpc_address, "METRICS": self.metrics_address}
-        for name, address in addresses.items():
-            if address and not self.allow_plaintext and not is_loopback(address):
-                raise ValueError(
-                    f"POINTBOOK_{name}_ADDRESS {address} is beyond loopback and the server speaks plaintext: "
-                    "set POINTBOOK_ALLOW_PLAINTEXT=true if the network encrypts by itself"
-                )
-        return self
+    @field_validator(*_RIVALS)
+    @classmethod
+    def _check_one_way(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        rival = _RIVALS[str(info.field_name)]
+        if value is not None and info.data.get(rival) is not None:
+            raise ValueError(f"is a second way of the same channel beside POINTBOOK_{rival.upper()}: set one of them")
+        return value
 
     def code_key_bytes(self) -> dict[str, bytes]:
         """Return the code keys by id, the signing one first."""
@@ -280,6 +287,11 @@ class ServerSettings(BaseSettings):
     def mail_sender(self) -> MailSender | None:
         """Return whom e-mails are from; there is somebody wherever there is an SMTP server."""
         return None if self.smtp_from is None else parse_mail_sender(self.smtp_from)
+
+
+def _may_speak_plaintext(address: str, info: ValidationInfo) -> bool:
+    """Return whether plaintext may be spoken on an address; where it is unknown what is allowed, that is the error."""
+    return bool(info.data.get("allow_plaintext", True)) or is_loopback(address)
 
 
 def _key_bytes(keys: dict[str, SecretStr]) -> dict[str, bytes]:

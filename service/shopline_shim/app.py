@@ -6,7 +6,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -481,16 +481,28 @@ class Shim:
                 server_header=False,
                 timeout_graceful_shutdown=self._settings.drain_timeout_seconds,
             )
-            await _Server(config, stop, ready or asyncio.Event()).serve(sockets=[listener])
+            await _Server(config, stop, ready or asyncio.Event(), self._announce).serve(sockets=[listener])
+
+    def _announce(self) -> None:
+        """Log where the shim listens, with which callbacks, and which server it calls."""
+        log.info(
+            "listening",
+            address=self.address,
+            grpc_address=self._settings.grpc_address,
+            missed_calls=bool(self._settings.missed_call_secrets),
+        )
 
 
 class _Server(uvicorn.Server):
     """uvicorn's server, started and stopped by events in place of signals."""
 
-    def __init__(self, config: uvicorn.Config, stop: asyncio.Event, ready: asyncio.Event) -> None:
+    def __init__(
+        self, config: uvicorn.Config, stop: asyncio.Event, ready: asyncio.Event, announce: Callable[[], None]
+    ) -> None:
         super().__init__(config)
         self._stop = stop
         self._ready = ready
+        self._announce = announce
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -498,8 +510,9 @@ class _Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Tell that requests are accepted from now on."""
+        """Accept requests, and say so."""
         await super().startup(sockets)
+        self._announce()
         self._ready.set()
 
     async def on_tick(self, counter: int) -> bool:

@@ -3,9 +3,9 @@
 import ipaddress
 import json
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _VISIBLE = re.compile(r"[!-~]+")
@@ -21,6 +21,11 @@ class ShimSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="POINTBOOK_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
+    allow_plaintext: bool = Field(
+        default=False,
+        description="Let plaintext leave loopback: the shim speaks HTTP and plaintext gRPC, so anything but loopback "
+        "wants a proxy or a network that encrypts.",
+    )
     http_address: str = Field(
         default="127.0.0.1:8080",
         description="Where the shim listens, host:port. Port 0 takes any free port.",
@@ -28,11 +33,6 @@ class ShimSettings(BaseSettings):
     grpc_address: str = Field(
         default="127.0.0.1:50051",
         description="The gRPC server that the shim calls, host:port.",
-    )
-    allow_plaintext: bool = Field(
-        default=False,
-        description="Let plaintext leave loopback: the shim speaks HTTP and plaintext gRPC, so anything but loopback "
-        "wants a proxy or a network that encrypts.",
     )
     token: SecretStr = Field(
         default=SecretStr(""),
@@ -137,26 +137,29 @@ class ShimSettings(BaseSettings):
             raise ValueError("every name must be visible ASCII characters, at least one")
         return names
 
+    @field_validator("http_address")
+    @classmethod
+    def _keep_http_on_loopback(cls, address: str, info: ValidationInfo) -> str:
+        if not info.data.get("allow_plaintext", True) and not _is_loopback(address):
+            raise ValueError("is beyond loopback: set POINTBOOK_ALLOW_PLAINTEXT=true behind a TLS proxy")
+        return address
+
     @field_validator("token")
     @classmethod
-    def _check_token(cls, token: SecretStr) -> SecretStr:
-        if token.get_secret_value() and not _VISIBLE.fullmatch(token.get_secret_value()):
+    def _check_token(cls, token: SecretStr, info: ValidationInfo) -> SecretStr:
+        if not token.get_secret_value():
+            return token
+        if not _VISIBLE.fullmatch(token.get_secret_value()):
             raise ValueError("must be visible ASCII characters, as it travels in a header")
+        # Unknown values are wrong by themselves.
+        if not info.data.get("allow_plaintext", True) and not _is_loopback(
+            info.data.get("grpc_address", "localhost:0")
+        ):
+            raise ValueError(
+                "would be sent in clear to POINTBOOK_GRPC_ADDRESS, which is beyond loopback: "
+                "POINTBOOK_ALLOW_PLAINTEXT=true allows it in a network that encrypts by itself"
+            )
         return token
-
-    @model_validator(mode="after")
-    def _keep_plaintext_on_loopback(self) -> Self:
-        if self.allow_plaintext:
-            return self
-        if not _is_loopback(self.http_address):
-            raise ValueError(
-                "POINTBOOK_HTTP_ADDRESS is beyond loopback: set POINTBOOK_ALLOW_PLAINTEXT=true behind a TLS proxy"
-            )
-        if self.token.get_secret_value() and not _is_loopback(self.grpc_address):
-            raise ValueError(
-                "POINTBOOK_GRPC_ADDRESS is beyond loopback: POINTBOOK_ALLOW_PLAINTEXT=true sends the token in clear"
-            )
-        return self
 
 
 def split_address(address: str) -> tuple[str, int]:

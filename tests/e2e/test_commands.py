@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import asyncpg
 import grpc
 import pytest
 
@@ -96,6 +97,38 @@ async def test_a_database_that_is_away_is_told_in_one_line(command: tuple[str, .
     assert "pw-never-shown" not in line
 
 
+async def test_a_role_that_may_not_use_the_tables_stops_the_start(database_url: str) -> None:
+    """A role without privileges, or one that looks into another schema, is told in one line and never serves."""
+    connection = await asyncpg.connect(database_url)
+    name = unique("role").replace("-", "_")
+    await connection.execute(f"CREATE ROLE {name} LOGIN")
+    url = database_url.replace("pointbook@", f"{name}@", 1)
+    for command in (("serve",), ("serve", "--workers", "2")):
+        line = one_line(await pointbook(*command, DATABASE_URL=url, GRPC_ADDRESS=free_address()))
+        assert "POINTBOOK_DATABASE_URL" in line
+        assert "points_accounts" in line
+    assert "permission denied" in one_line(await pointbook("token", "list", DATABASE_URL=url))
+    await connection.execute(f"ALTER ROLE {name} SET search_path = elsewhere")
+    assert "search_path" in one_line(await pointbook("serve", DATABASE_URL=url, GRPC_ADDRESS=free_address()))
+    await connection.close()
+
+
+async def test_a_login_that_the_database_refuses_is_logged_and_never_serves(database_url: str, tmp_path: Path) -> None:
+    """It may be a password that is just being changed, so that the server waits; the log names the cause."""
+    url = database_url.replace("pointbook@", "nobody:pw-never-shown@", 1)
+    address = free_address()
+    settings = {"DATABASE_URL": url, "GRPC_ADDRESS": address}
+    async with running("serve", folder=tmp_path, settings=settings) as process:
+        await process.printed('"serving"')
+        assert await grpc_health(address) == "NOT_SERVING"
+        await process.printed("the database cannot be served from")
+        assert (await process.terminate())[0] == 0
+    errors = [line for line in process.err.splitlines() if '"level": "error"' in line]
+    assert all("nobody" in line for line in errors)
+    assert len(errors) == 2
+    assert "pw-never-shown" not in process.err
+
+
 @pytest.mark.parametrize(
     ("command", "wrong", "names"),
     [
@@ -125,6 +158,11 @@ async def test_a_database_that_is_away_is_told_in_one_line(command: tuple[str, .
         ),
         ("shim", {"SHOPLINE_SECRETS": "pw-never-shown", "HTTP_ADDRESS": "0.0.0.0:8080"}, {"HTTP_ADDRESS"}),
         ("dev", {"DRAIN_SECONDS": "x", "HTTP_ADDRESS": "x", "GRPC_ADDRESS": "x"}, {"HTTP_ADDRESS", "GRPC_ADDRESS"}),
+        ("serve", {"WORKERS": "0", "GRPC_ADDRESS": "0.0.0.0:1"}, {"WORKERS", "GRPC_ADDRESS", "DATABASE_URL"}),
+        ("serve", {"GRPC_ADRESS": "pw-never-shown"}, {"GRPC_ADRESS", "GRPC_ADDRESS", "DATABASE_URL"}),
+        ("shim", {"SHOPLINE_SECRET": "pw-never-shown"}, {"SHOPLINE_SECRET", "SHOPLINE_SECRETS"}),
+        ("dev", {"WORKER": "2"}, {"WORKER", "WORKERS"}),
+        ("health", {"HTTP_ADRESS": "x"}, {"HTTP_ADRESS", "HTTP_ADDRESS"}),
         ("health", {"GRPC_ADDRESS": "50051"}, {"GRPC_ADDRESS"}),
     ],
 )
@@ -216,6 +254,14 @@ async def test_a_tokens_secret_is_shown_once(database_url: str, tmp_path: Path) 
         assert bearer not in process.out
 
     assert token_id in one_line(await pointbook("token", "revoke", token_id, DATABASE_URL=database_url))
+
+
+async def test_dev_names_every_address_that_it_cannot_have(tmp_path: Path, default_addresses: tuple[str, ...]) -> None:
+    """The default addresses are taken while these tests run, and both are told at once."""
+    line = one_line(await pointbook("dev", DATA_DIR=str(tmp_path / "data")))
+
+    assert all(address in line for address in default_addresses)
+    assert not (tmp_path / "data").exists()
 
 
 async def test_an_unknown_scope_is_told_in_one_line(database_url: str) -> None:
@@ -374,6 +420,9 @@ async def test_a_shim_starts_before_its_server(tmp_path: Path) -> None:
     http_address = free_address()
     settings = {"SHOPLINE_SECRETS": "secret", "HTTP_ADDRESS": http_address, "GRPC_ADDRESS": free_address()}
     async with running("shim", folder=tmp_path, settings=settings) as process:
+        await process.printed('"listening"')
+        assert http_address in process.err
+        assert settings["GRPC_ADDRESS"] in process.err
 
         async def listens() -> bool:
             finished = await pointbook("webhook", "send", "--url", f"http://{http_address}/webhooks/shopline")

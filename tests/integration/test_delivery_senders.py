@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from harness import server_settings
 from integration.provider_servers import MESSAGE
@@ -49,17 +50,27 @@ async def test_the_settings_choose(settings: dict[str, Any], chosen: dict[Channe
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
-        (GATEWAY | APPRISE_SMS, ("POINTBOOK_SMS_URL", "POINTBOOK_APPRISE_SMS_URL")),
-        (SMTP | APPRISE_EMAIL, ("POINTBOOK_SMTP_URL", "POINTBOOK_APPRISE_EMAIL_URL")),
+        (GATEWAY | APPRISE_SMS, ("POINTBOOK_SMS_URL", "apprise_sms_url")),
+        (SMTP | APPRISE_EMAIL, ("POINTBOOK_SMTP_URL", "apprise_email_url")),
     ],
 )
-async def test_two_ways_of_one_channel_stop_the_start(settings: dict[str, Any], names: tuple[str, str]) -> None:
+def test_two_ways_of_one_channel_are_wrong_settings(settings: dict[str, Any], names: tuple[str, str]) -> None:
     """Nobody could tell which one sends."""
-    with pytest.raises(SettingError) as caught:
-        senders_of(server_settings(**settings))
+    with pytest.raises(ValidationError) as caught:
+        server_settings(**settings)
 
     assert all(name in str(caught.value) for name in names)
     assert "example.com" not in str(caught.value)
+
+
+def test_every_sender_that_cannot_be_made_is_named() -> None:
+    """An operator mends all of them at once."""
+    settings = {"apprise_sms_url": "nothing://localhost/{to}", "apprise_email_url": "nought://localhost/{to}"}
+    with pytest.raises(SettingError) as caught:
+        senders_of(server_settings(**settings))
+
+    assert "POINTBOOK_APPRISE_SMS_URL" in str(caught.value)
+    assert "POINTBOOK_APPRISE_EMAIL_URL" in str(caught.value)
 
 
 class Closing:

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable
 
-from pydantic import SecretStr
-
 from pointbook_server.delivery.apprise import AppriseSender
 from pointbook_server.delivery.http_gateway import HttpGatewaySender
 from pointbook_server.delivery.sender import HoldsResources, Sender
@@ -16,11 +14,10 @@ from pointbook_server.settings import ServerSettings
 def senders_of(settings: ServerSettings) -> dict[Channel, Sender]:
     """Make the senders that the settings name, in the loop that will use them; each process has its own.
 
-    Raises SettingError where a channel has two, and where one cannot be made.
+    Raises SettingError, which names every sender that cannot be made.
     """
-    _check_one("POINTBOOK_SMS_URL", settings.sms_url, "POINTBOOK_APPRISE_SMS_URL", settings.apprise_sms_url)
-    _check_one("POINTBOOK_SMTP_URL", settings.smtp_url, "POINTBOOK_APPRISE_EMAIL_URL", settings.apprise_email_url)
     senders: dict[Channel, Sender] = {}
+    problems: list[str] = []
     if (gateway := settings.sms_gateway()) is not None:
         senders[Channel.SMS] = HttpGatewaySender(gateway)
     server, mail_sender = settings.smtp_server(), settings.mail_sender()
@@ -31,7 +28,12 @@ def senders_of(settings: ServerSettings) -> dict[Channel, Sender]:
         (Channel.EMAIL, "POINTBOOK_APPRISE_EMAIL_URL", settings.apprise_email_url),
     ):
         if url is not None:
-            senders[channel] = AppriseSender(name, url.get_secret_value(), channel)
+            try:
+                senders[channel] = AppriseSender(name, url.get_secret_value(), channel)
+            except SettingError as error:
+                problems.append(str(error))
+    if problems:
+        raise SettingError("; ".join(problems))
     return senders
 
 
@@ -40,8 +42,3 @@ async def close_senders(senders: Iterable[Sender]) -> None:
     for sender in {id(sender): sender for sender in senders}.values():
         if isinstance(sender, HoldsResources):
             await sender.aclose()
-
-
-def _check_one(name: str, value: SecretStr | None, other_name: str, other: SecretStr | None) -> None:
-    if value is not None and other is not None:
-        raise SettingError(f"{name} and {other_name} are two ways of one channel: set one of them")

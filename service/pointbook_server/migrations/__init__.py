@@ -39,6 +39,12 @@ async def pending(url: str) -> bool:
         await engine.dispose()
 
 
+def older_revisions() -> frozenset[str]:
+    """Return the revisions before the newest one of this release."""
+    revisions = ScriptDirectory.from_config(_config()).walk_revisions()
+    return frozenset(script.revision for script in revisions) - {_newest() or ""}
+
+
 def _upgrade(connection: Connection) -> tuple[str | None, str | None]:
     # A migration may take long, and waits for one that another process runs.
     connection.execute(text("SET LOCAL lock_timeout = 0"))

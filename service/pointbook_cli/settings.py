@@ -1,0 +1,76 @@
+"""Reading the settings of a command: all that is wrong with them is one line, and never shows a value."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings
+
+from pointbook_server.settings import ServerSettings
+from shopline_shim.settings import ShimSettings
+
+PREFIX = "POINTBOOK_"
+MISSING = {
+    "database_url": "is not set; `pointbook dev` runs on an embedded database without it",
+    "shopline_secrets": "is not set: no webhook could be told from a forged one",
+}
+"""What to say of a setting that a command cannot do without."""
+_SERVICE_LINK = re.compile(r"POINTBOOK(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+"""What Kubernetes and Docker set in every container beside a service that is named `pointbook` or `pointbook-…`."""
+_LINK_PORT = re.compile(r"POINTBOOK(_\w+)?_PORT")
+
+
+def settings_problems(
+    classes: Iterable[type[BaseSettings]],
+    environment: Mapping[str, str],
+    *,
+    required: Iterable[str] = (),
+    overrides: Mapping[str, Any],
+) -> list[str]:
+    """Return one clause for each wrong, missing or unknown setting; `required` are names of fields."""
+    problems: dict[str, str] = {}
+    for settings_class in classes:
+        # A setting that several processes share is told once, as the first one puts it.
+        problems = _problems_of(settings_class, overrides) | problems
+    for name in required:
+        if not overrides.get(name) and not environment.get(variable(name), "").strip():
+            problems.setdefault(variable(name), MISSING[name])
+    clauses = [f"{name}: {problem}" for name, problem in sorted(problems.items())]
+    return [*clauses, *unknown_variables(environment)]
+
+
+def variable(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return one clause for each POINTBOOK_* variable that is no setting, with the setting that it resembles."""
+    known = [name.upper() for settings in (ServerSettings, ShimSettings) for name in settings.model_fields]
+    problems = []
+    for name, value in sorted(environment.items()):
+        prefix, setting = name[: len(PREFIX)].upper(), name[len(PREFIX) :].upper()
+        if prefix != PREFIX or setting in known or _is_service_link(name, value):
+            continue
+        near = difflib.get_close_matches(setting, known, n=1)
+        problems.append(f"{name}: there is no such setting" + (f"; did you mean {PREFIX}{near[0]}?" if near else ""))
+    return problems
+
+
+def _problems_of(settings_class: type[BaseSettings], overrides: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is wrong with the settings of a class by their variables."""
+    try:
+        settings_class(**overrides)
+    except ValidationError as error:
+        return {
+            variable(str(problem["loc"][0])): problem["msg"].removeprefix("Value error, ")
+            for problem in error.errors(include_url=False, include_input=False)
+        }
+    return {}
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Return whether a variable is one that a container is given for a service of our name."""
+    return bool(_SERVICE_LINK.fullmatch(name)) or ("://" in value and bool(_LINK_PORT.fullmatch(name)))

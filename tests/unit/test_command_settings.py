@@ -1,0 +1,125 @@
+"""The settings of a command: whatever is wrong with them is told at once."""
+
+from typing import Any
+
+import pytest
+from pydantic_settings import BaseSettings
+
+from pointbook_cli.settings import settings_problems, unknown_variables
+from pointbook_server.settings import ServerSettings
+from shopline_shim.settings import ShimSettings
+
+
+def problems(
+    monkeypatch: pytest.MonkeyPatch,
+    *classes: type[BaseSettings],
+    required: tuple[str, ...] = (),
+    **environment: str,
+) -> dict[str, str]:
+    """Return what is told of an environment, by its variables without their prefix."""
+    variables = {f"POINTBOOK_{name}": value for name, value in environment.items()}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    clauses = settings_problems(classes, variables, required=required, overrides={})
+    return {name.removeprefix("POINTBOOK_"): told for name, _, told in (clause.partition(": ") for clause in clauses)}
+
+
+def test_what_concerns_several_settings_is_told_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong number hides neither plaintext beyond loopback, a missing sender, two ways of one channel, nor a typo."""
+    found = problems(
+        monkeypatch,
+        ServerSettings,
+        required=("database_url",),
+        WORKERS="0",
+        GRPC_ADDRESS="0.0.0.0:50051",
+        METRICS_ADDRESS="[::]:9000",
+        SMS_URL="http://sms.example.com/",
+        APPRISE_SMS_URL="json://localhost/{to}",
+        SMTP_URL="smtps://mail.example.com",
+        POOL_SIZE="5",
+    )
+
+    # The gateway is wrong by itself, so that there is no second way beside it.
+    assert set(found) == {
+        "WORKERS", "GRPC_ADDRESS", "METRICS_ADDRESS", "SMS_URL", "SMTP_FROM", "DATABASE_URL", "POOL_SIZE",
+    }  # fmt: skip
+    assert found["POOL_SIZE"] == "there is no such setting; did you mean POINTBOOK_DATABASE_POOL_SIZE?"
+
+
+def test_the_shims_settings_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what is missing, and a token that would travel in clear."""
+    found = problems(
+        monkeypatch,
+        ShimSettings,
+        required=("shopline_secrets",),
+        HTTP_ADDRESS="0.0.0.0:8080",
+        GRPC_ADDRESS="pointbook.internal:50051",
+        TOKEN="pb_x_y",
+        MAX_BODY_BYTES="0",
+        SHOPLINE_SECRETS=" ",
+    )
+
+    assert set(found) == {"HTTP_ADDRESS", "TOKEN", "MAX_BODY_BYTES", "SHOPLINE_SECRETS"}
+
+
+def test_a_setting_of_two_processes_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pointbook dev` reads the settings of both."""
+    clauses = settings_problems([ServerSettings, ShimSettings], {}, overrides={"grpc_address": "x"})
+
+    assert [clause.partition(":")[0] for clause in clauses] == ["POINTBOOK_GRPC_ADDRESS"]
+    assert problems(monkeypatch, ServerSettings, ShimSettings, ALLOW_PLAINTEXT="perhaps").keys() == {"ALLOW_PLAINTEXT"}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("POINTBOOK_GRPC_ADRESS", "POINTBOOK_GRPC_ADDRESS"),
+        ("POINTBOOK_DATABASE", "POINTBOOK_DATABASE_URL"),
+        ("POINTBOOK_SHOPLINE_SECRET", "POINTBOOK_SHOPLINE_SECRETS"),
+        ("POINTBOOK_CODE_KEY", "POINTBOOK_CODE_KEYS"),
+        ("POINTBOOK_LOGLEVEL", "POINTBOOK_LOG_LEVEL"),
+        ("pointbook_log_levle", "POINTBOOK_LOG_LEVEL"),
+    ],
+)
+def test_a_mistyped_variable_is_named_with_what_was_meant(name: str, meant: str) -> None:
+    """Without a word the server would run with the default."""
+    (told,) = unknown_variables({name: "value-never-shown"})
+
+    assert told == f"{name}: there is no such setting; did you mean {meant}?"
+
+
+def test_a_variable_that_resembles_none_is_named() -> None:
+    """Nothing is guessed where nothing is near."""
+    assert unknown_variables({"POINTBOOK_XYZZY": "1"}) == ["POINTBOOK_XYZZY: there is no such setting"]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"PATH": "/bin", "POINTBOOKS": "1", "MY_POINTBOOK_TOKEN": "1"},
+        {"POINTBOOK_TOKEN": "x", "POINTBOOK_WORKERS": "2", "pointbook_data_dir": "x"},
+        # What Kubernetes sets beside services that are named pointbook and pointbook-shim.
+        {
+            "POINTBOOK_SERVICE_HOST": "10.0.0.1",
+            "POINTBOOK_SERVICE_PORT": "50051",
+            "POINTBOOK_SERVICE_PORT_GRPC": "50051",
+            "POINTBOOK_PORT": "tcp://10.0.0.1:50051",
+            "POINTBOOK_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+            "POINTBOOK_PORT_50051_TCP_PROTO": "tcp",
+            "POINTBOOK_PORT_50051_TCP_PORT": "50051",
+            "POINTBOOK_PORT_50051_TCP_ADDR": "10.0.0.1",
+            "POINTBOOK_SHIM_SERVICE_HOST": "10.0.0.2",
+            "POINTBOOK_SHIM_PORT_8080_TCP_ADDR": "10.0.0.2",
+            "POINTBOOK_SHIM_PORT": "tcp://10.0.0.2:8080",
+        },
+    ],
+)
+def test_other_variables_are_nobodys_business(environment: dict[str, Any]) -> None:
+    """Neither those of others, nor those that a cluster sets by itself."""
+    assert unknown_variables(environment) == []
+
+
+def test_a_port_is_no_link() -> None:
+    """POINTBOOK_PORT is a link only where its value is one."""
+    assert len(unknown_variables({"POINTBOOK_PORT": "8080", "POINTBOOK_HTTP_PORT": "8080"})) == 2
