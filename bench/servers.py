@@ -16,13 +16,12 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from plain import PlainPointsServicer
 from pointbook.v1 import points_pb2, points_pb2_grpc
-from pointbook_cli.main import database_url, load_settings, run_until_stopped
+from pointbook_cli.main import load_server_settings, load_settings, run_until_stopped
 from pointbook_server.database import PLANNED_ONCE, SESSION_SETTINGS
 from pointbook_server.delivery.sender import Message
 from pointbook_server.logs import configure_logs
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server, grpc_options
-from pointbook_server.settings import ServerSettings
 from shopline_shim.app import Shim
 from shopline_shim.settings import ShimSettings
 
@@ -63,8 +62,8 @@ class EchoServicer(points_pb2_grpc.PointsServiceServicer):
 
 async def serve_pointbook(stop: asyncio.Event) -> None:
     """Run the real server."""
-    settings = load_settings(ServerSettings, grpc_address=ANY_PORT)
-    server = Server(settings, database_url(settings), senders={Channel.SMS: InstantSender()})
+    settings, database_url = load_server_settings(grpc_address=ANY_PORT)
+    server = Server(settings, database_url, senders={Channel.SMS: InstantSender()})
     await server.start()
     _announce(f"{HOST}:{server.port}")
     await stop.wait()
@@ -78,8 +77,8 @@ async def serve_echo(stop: asyncio.Event) -> None:
 
 async def serve_plain(stop: asyncio.Event) -> None:
     """Run the plainly written service on an engine like the real server's."""
-    settings = load_settings(ServerSettings)
-    connect = partial(asyncpg.connect, database_url(settings), server_settings=SESSION_SETTINGS | PLANNED_ONCE)
+    settings, database_url = load_server_settings()
+    connect = partial(asyncpg.connect, database_url, server_settings=SESSION_SETTINGS | PLANNED_ONCE)
     engine = create_async_engine(
         "postgresql+asyncpg://", async_creator=connect, pool_size=settings.database_pool_size, max_overflow=0
     )

@@ -31,7 +31,6 @@ from shopline_shim.settings import ShimSettings
 
 MERCHANT_ID = "2000001234"
 STORE_ID = "1718263946864"
-BUYER_ID = "2404721679"
 SECRET = "dev-secret"  # noqa: S105 - it is printed, and good for nothing beyond loopback
 DATABASE_RESTART_SECONDS = 2.0
 DATABASE_FOLDER = "postgres"
@@ -223,9 +222,10 @@ async def _put_sample(grpc_address: str) -> None:
 def _print_welcome(
     *, grpc_address: str, http_address: str, app_secret: str, call_secret: str, database: str, seconds: float
 ) -> None:
-    """Tell what runs where, and the lines to paste next."""
-    account = f'{{"merchant_id":"{MERCHANT_ID}","store_id":"{STORE_ID}","buyer_id":"{BUYER_ID}"}}'
-    buyer = f'{{"merchant_id":"{MERCHANT_ID}","buyer":{{"store_id":"{STORE_ID}","buyer_id":"{BUYER_ID}"}}}}'
+    """Print what runs where, and the lines to paste next, which are right at every start: their buyer is new."""
+    buyer_id = str(int(time.time()))
+    account = f'{{"merchant_id":"{MERCHANT_ID}","store_id":"{STORE_ID}","buyer_id":"{buyer_id}"}}'
+    buyer = f'{{"merchant_id":"{MERCHANT_ID}","buyer":{{"store_id":"{STORE_ID}","buyer_id":"{buyer_id}"}}}}'
     ask = f'{{"customer":{buyer},"program_id":1,"points":20}}'
     pointbook = os.path.relpath(Path(sys.executable).parent / "pointbook")
     typer.echo(f"""
@@ -240,7 +240,7 @@ Pointbook is ready after {seconds:.1f} s. Ctrl-C stops it.
 
 Paste next, in another terminal:
 
-  {pointbook} webhook send --url http://{http_address}/webhooks/shopline
+  {pointbook} webhook send --buyer {buyer_id} --url http://{http_address}/webhooks/shopline
   grpcurl -plaintext -d '{account}' {grpc_address} pointbook.v1.PointsService/GetPointsAccount
   grpcurl -plaintext -d '{ask}' {grpc_address} pointbook.v1.RedemptionService/ValidateRedemption
   grpcurl -plaintext {grpc_address} list
