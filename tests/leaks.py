@@ -9,7 +9,7 @@ from pointbook_server.delivery.sender import Message
 
 CODE = re.compile(r"[2-9A-HJ-NP-Z]{10}")
 """The codes of ten letters and digits, which cannot turn up anywhere by chance."""
-PLACES_OF_CONTACTS = {"customer_identifiers"}
+PLACES_OF_CONTACTS = {"customer_identifiers", "customer_claims"}
 """The tables in which a number or an address may stand in clear."""
 TABLES = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
 CONTACTS = "SELECT DISTINCT value FROM customer_identifiers WHERE kind IN ('MOBILE', 'EMAIL')"

@@ -292,6 +292,29 @@ customer_buyers = Table(
     Index("ix_customer_buyers_customer", "customer_id", "merchant_id"),
 )
 
+customer_claims = Table(
+    "customer_claims",
+    metadata,
+    # A contact that a customer's newest webhook names, while another customer owns it.
+    Column("customer_id", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("value", Text, nullable=False),
+    Column("store_id", Text, nullable=False),
+    Column("buyer_id", Text, nullable=False, comment="The buyer whose webhook it was."),
+    Column("at_ms", BigInteger, nullable=False, comment="How new the webhook is: its time, kind and id."),
+    Column("rank", Integer, nullable=False),
+    Column("event_id", Text(collation="C"), nullable=False),
+    PrimaryKeyConstraint("customer_id", "kind", "merchant_id", name="pk_customer_claims"),
+    ForeignKeyConstraint(
+        ["customer_id", "merchant_id"],
+        ["customers.customer_id", "customers.merchant_id"],
+        name="fk_customer_claims_customers",
+    ),
+    CheckConstraint("kind IN ('MOBILE', 'EMAIL')", name="ck_customer_claims_kind"),
+    Index("ix_customer_claims_value", "value", "kind", "merchant_id", "at_ms", "rank", "event_id"),
+)
+
 customer_updates = Table(
     "customer_updates",
     metadata,

@@ -66,20 +66,19 @@ class CustomersBook:
         row = await self._fetch_one(sql.FIND_GROUP[by], {"key": key})
         return None if row is None else sql.read_group(row)
 
-    async def lock(self, customer_ids: Iterable[str]) -> set[str]:
-        """Lock customers in the order that everybody keeps to; tells which of them there are."""
-        named = {"customer_ids": sorted(set(customer_ids))}
-        return {row.customer_id for row in await self._fetch(sql.LOCK_CUSTOMERS, named)}
+    async def lock(self, customer_ids: Iterable[str], *, skip_locked: bool = False) -> set[str]:
+        """Lock customers in sorted order, and return those that exist; others' locks may be skipped."""
+        statement = sql.LOCK_FREE_CUSTOMERS if skip_locked else sql.LOCK_CUSTOMERS
+        rows = await self._fetch(statement, {"customer_ids": sorted(set(customer_ids))})
+        return {row.customer_id for row in rows}
 
-    async def locked(self, customer_id: str) -> Customer | None:
-        """Lock a customer, and read them as they are under the lock."""
-        if not await self.lock([customer_id]):
-            return None
+    async def read(self, customer_id: str) -> Customer | None:
+        """Read a customer by their id."""
         return await self._find(sql.FIND_BY_ID, {"customer_id": customer_id})
 
     async def named(self, field: str, customer_id: str) -> Customer:
         """Read the customer whom a field of the request names. Raises CUSTOMER_NOT_FOUND."""
-        customer = await self._find(sql.FIND_BY_ID, {"customer_id": customer_id})
+        customer = await self.read(customer_id)
         if customer is None:
             raise customer_not_found(field)
         return customer
@@ -108,6 +107,10 @@ class CustomersBook:
         values = {"language": customer.language, "fraud_blocked": customer.fraud_blocked, "now_ms": now_ms}
         await self._execute(sql.UPDATE_CUSTOMER, {"customer_id": customer.customer_id, **values})
 
+    async def count_changes(self, customer_ids: Iterable[str], now_ms: int) -> None:
+        """Count a change of locked customers whose language and fraud_blocked stay."""
+        await self._execute(sql.COUNT_CUSTOMER_CHANGES, {"customer_ids": sorted(set(customer_ids)), "now_ms": now_ms})
+
     async def check_free(self, customer_id: str, keys: Collection[Key]) -> None:
         """Raise KeysTakenError for keys of other customers, before anything waits for those who hold them."""
         buyers, identifiers = _split(keys)
@@ -120,6 +123,13 @@ class CustomersBook:
             taken += [_identifier(row) for row in rows if row.customer_id != customer_id]
         if taken:
             raise KeysTakenError(taken)
+
+    async def lock_identifiers(self, identifiers: Collection[Identifier]) -> set[Identifier]:
+        """Lock identifiers in sorted order, behind the customers' locks, and return those that a customer owns."""
+        if not identifiers:
+            return set()
+        rows = await self._fetch(sql.LOCK_IDENTIFIERS, _identifier_columns(sorted(identifiers)))
+        return {_identifier(row) for row in rows}
 
     async def take(self, customer_id: str, keys: Collection[Key], since_ms: int | None = None) -> set[Key]:
         """Give a locked customer keys that nobody owns, and tell which somebody owns after all.
@@ -144,6 +154,7 @@ class CustomersBook:
         if buyers:
             await self.lock_buyers(buyers)
             await self._execute(sql.FREE_BUYERS, {"customer_id": customer_id, **_buyer_columns(buyers)})
+            await self._end_claims_of(customer_id, buyers)
         if identifiers:
             await self._execute(sql.FREE_IDENTIFIERS, {"customer_id": customer_id, **_identifier_columns(identifiers)})
 
@@ -153,9 +164,34 @@ class CustomersBook:
 
     async def move(self, key: Key, from_customer_id: str, to_customer_id: str, now_ms: int) -> None:
         """Give a key of one locked customer to another one."""
+        if isinstance(key, AccountKey):
+            await self._end_claims_of(from_customer_id, [key])
         statement = sql.MOVE_BUYER if isinstance(key, AccountKey) else sql.MOVE_IDENTIFIER
         named = {"customer_id": from_customer_id, "to_customer_id": to_customer_id, "now_ms": now_ms}
         await self._execute(statement, {**named, **key._asdict()})
+
+    async def claim(self, customer_id: str, contacts: Collection[Identifier], update: CustomerUpdate) -> None:
+        """Record a locked customer's claims to locked contacts that others own, as of an update."""
+        values = {"kinds": [own.kind for own in contacts], "values": [own.value for own in contacts]}
+        await self._execute(
+            sql.INSERT_CLAIMS,
+            {"customer_id": customer_id, **values, **update.buyer._asdict(), **update.stamp._asdict()},
+        )
+
+    async def end_claims(self, customer_id: str, kinds: Iterable[Kind]) -> None:
+        """Delete a locked customer's claims to contacts of some kinds."""
+        await self._execute(sql.DELETE_CLAIMS, {"customer_id": customer_id, "kinds": sorted(kinds)})
+
+    async def end_claims_until(self, customer_id: str, until_ms: int) -> None:
+        """Delete a locked customer's claims of a moment and before it."""
+        await self._execute(sql.DELETE_CLAIMS_UNTIL, {"customer_id": customer_id, "until_ms": until_ms})
+
+    async def heirs(self, contacts: Collection[Identifier]) -> dict[Identifier, str]:
+        """Read which customer has the newest claim to each contact, of those that are claimed."""
+        if not contacts:
+            return {}
+        rows = await self._fetch(sql.READ_HEIRS, _identifier_columns(contacts))
+        return {_identifier(row): row.customer_id for row in rows}
 
     async def open_buyer(self, buyer: AccountKey) -> str | None:
         """Tell who owns a buyer, of whom something is kept from now on."""
@@ -267,6 +303,10 @@ class CustomersBook:
     async def delete_group(self, group_id: str) -> None:
         """Delete a group, its memberships with it."""
         await self._execute(sql.DELETE_GROUP, {"group_id": group_id})
+
+    async def _end_claims_of(self, customer_id: str, buyers: Iterable[AccountKey]) -> None:
+        """Delete the claims that webhooks of some buyers made for a locked customer."""
+        await self._execute(sql.DELETE_CLAIMS_OF_BUYERS, {"customer_id": customer_id, **_buyer_columns(buyers)})
 
     async def _take_default_marks(self, group: UserGroup, now_ms: int) -> None:
         """Let no other group be the default one of those whose default group this is."""

@@ -60,6 +60,11 @@ Key = Identifier | AccountKey
 """What belongs to one customer of a merchant at most: an identifier, or a buyer."""
 
 
+def contacts_of(keys: Iterable[Key]) -> set[Identifier]:
+    """Return the customers' own mobile numbers and e-mail addresses among keys."""
+    return {key for key in keys if isinstance(key, Identifier) and key.kind in CONTACTS and not key.source}
+
+
 @dataclass(frozen=True, slots=True)
 class Customer:
     """A person inside a merchant. The revision counts the changes; 0 is a customer that is not kept yet."""
@@ -77,7 +82,7 @@ class Customer:
     @property
     def contacts(self) -> set[Identifier]:
         """The mobile number and the e-mail address."""
-        return {own for own in self.identifiers if own.kind in CONTACTS and not own.source}
+        return contacts_of(self.identifiers)
 
     @property
     def keys(self) -> set[Key]:

@@ -1,7 +1,9 @@
 """The SQL of customers, and how its rows are read.
 
-Whoever writes locks the customers first, sorted, then takes buyers and then identifiers, sorted, and frees what is
-left over last: no two transactions wait for each other. A customer's lock guards all that belongs to the customer.
+Whoever writes locks the customers first, sorted, then the contacts that are wanted or become free, sorted; then takes
+buyers and then identifiers, sorted, and frees what is left over last: no two transactions wait for each other. A
+customer's lock guards all that belongs to the customer, claims included. A contact's lock guards who owns it, and keeps
+new claims to it away: a claim is only made under the lock of a contact that another customer owns.
 """
 
 import json
@@ -111,6 +113,11 @@ LOCK_CUSTOMERS = _statement("""
     WHERE customer_id = ANY(CAST(:customer_ids AS text[])) AND merchant_id = :merchant_id
     ORDER BY customer_id FOR UPDATE
 """)
+LOCK_FREE_CUSTOMERS = _statement("""
+    SELECT customer_id FROM customers
+    WHERE customer_id = ANY(CAST(:customer_ids AS text[])) AND merchant_id = :merchant_id
+    ORDER BY customer_id FOR UPDATE SKIP LOCKED
+""")
 INSERT_CUSTOMER = _statement("""
     INSERT INTO customers
         (customer_id, merchant_id, language, fraud_blocked, revision, created_at_ms, updated_at_ms)
@@ -121,6 +128,10 @@ UPDATE_CUSTOMER = _statement("""
     UPDATE customers SET
         language = :language, fraud_blocked = :fraud_blocked, revision = revision + 1, updated_at_ms = :now_ms
     WHERE customer_id = :customer_id AND merchant_id = :merchant_id
+""")
+COUNT_CUSTOMER_CHANGES = _statement("""
+    UPDATE customers SET revision = revision + 1, updated_at_ms = :now_ms
+    WHERE customer_id = ANY(CAST(:customer_ids AS text[])) AND merchant_id = :merchant_id
 """)
 # Each is looked up by itself, whatever a plan expects: OFFSET keeps the look-up from being merged into a join.
 READ_IDENTIFIER_OWNERS = _statement(f"""
@@ -136,6 +147,14 @@ READ_BUYER_OWNERS = _statement(f"""
         WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id
             AND customer_id IS NOT NULL OFFSET 0
     ) AS b
+""")
+# In the order of the arrays.
+LOCK_IDENTIFIERS = _statement(f"""
+    SELECT i.* FROM {IDENTIFIERS} CROSS JOIN LATERAL (
+        SELECT kind, value, source, account_id FROM customer_identifiers
+        WHERE value = v.value AND kind = v.kind AND source = v.source AND account_id = v.account_id
+            AND merchant_id = :merchant_id OFFSET 0 FOR UPDATE
+    ) AS i
 """)
 # A conflict is no error here, so that the database's own log never quotes an identifier.
 TAKE_IDENTIFIERS = _statement(f"""
@@ -174,6 +193,32 @@ MOVE_BUYER = _statement("""
     UPDATE customer_buyers SET customer_id = :to_customer_id
     WHERE buyer_id = :buyer_id AND store_id = :store_id
         AND customer_id = :customer_id AND merchant_id = :merchant_id
+""")
+INSERT_CLAIMS = _statement("""
+    INSERT INTO customer_claims
+        (customer_id, kind, merchant_id, value, store_id, buyer_id, at_ms, rank, event_id)
+    SELECT :customer_id, kind, :merchant_id, value, :store_id, :buyer_id, :at_ms, :rank, :event_id
+    FROM unnest(CAST(:kinds AS text[]), CAST(:values AS text[])) AS v (kind, value)
+""")
+DELETE_CLAIMS = _statement("""
+    DELETE FROM customer_claims
+    WHERE customer_id = :customer_id AND kind = ANY(CAST(:kinds AS text[])) AND merchant_id = :merchant_id
+""")
+DELETE_CLAIMS_UNTIL = _statement("""
+    DELETE FROM customer_claims
+    WHERE customer_id = :customer_id AND merchant_id = :merchant_id AND at_ms <= :until_ms
+""")
+DELETE_CLAIMS_OF_BUYERS = _statement(f"""
+    DELETE FROM customer_claims AS c USING {BUYERS}
+    WHERE c.customer_id = :customer_id AND c.merchant_id = :merchant_id
+        AND c.store_id = v.store_id AND c.buyer_id = v.buyer_id
+""")
+READ_HEIRS = _statement(f"""
+    SELECT v.kind, v.value, v.source, v.account_id, c.customer_id FROM {IDENTIFIERS} CROSS JOIN LATERAL (
+        SELECT customer_id FROM customer_claims
+        WHERE value = v.value AND kind = v.kind AND merchant_id = :merchant_id
+        ORDER BY at_ms DESC, rank DESC, event_id DESC LIMIT 1
+    ) AS c
 """)
 INSERT_AUDIT = _statement("""
     INSERT INTO customer_audit (

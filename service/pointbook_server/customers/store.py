@@ -1,8 +1,8 @@
 """The transactions of customers: each of its own, on the book of a merchant's customers."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from pointbook_server.customers.book import CustomersBook
 from pointbook_server.customers.model import (
@@ -18,10 +18,12 @@ from pointbook_server.customers.model import (
     UpdateKind,
     UpdateOutcome,
     UserGroup,
+    contacts_of,
     customer_name,
     customer_not_found,
     newest,
 )
+from pointbook_server.customers.ownership import Ownership
 from pointbook_server.customers.updating import Updating
 from pointbook_server.database import Connection, Database
 from pointbook_server.errors import next_revision
@@ -30,6 +32,8 @@ from pointbook_server.ledger.model import AccountKey
 CONTACT_CHANGED = "a contact has changed"
 REDACT_WEBHOOK = "customers/redact"
 """The reason of a redaction that a webhook asked for."""
+
+T = TypeVar("T")
 
 
 class Quarantine(Protocol):
@@ -85,23 +89,23 @@ class CustomersStore:
         and KeysTakenError for keys of other customers.
         """
 
-        async def work(connection: Connection) -> Customer:
-            book = CustomersBook(connection, customer.merchant_id)
+        async def work(_connection: Connection, ownership: Ownership) -> Customer:
+            book = ownership.book
             await book.check_stores([buyer.store_id for buyer in customer.buyers])
-            kept = await book.locked(customer.customer_id)
+            kept = await ownership.locked(customer.customer_id)
             revision = next_revision(0 if kept is None else kept.revision, expected_revision)
             await book.check_free(customer.customer_id, customer.keys)
             await (book.create if kept is None else book.update)(customer, now_ms)
             owned = set() if kept is None else kept.keys
             since_ms = None if kept is None else now_ms
-            if taken := await book.take(customer.customer_id, customer.keys - owned, since_ms):
+            new, freed = customer.keys - owned, owned - customer.keys
+            if taken := await ownership.replace(customer.customer_id, new=new, freed=freed, since_ms=since_ms):
                 raise KeysTakenError(taken)
-            await book.free(customer.customer_id, owned - customer.keys)
-            if kept is not None and kept.contacts != customer.contacts:
-                await self._end_codes(connection, customer.merchant_id, customer.customer_id, now_ms)
+            if contacts := contacts_of(new):
+                await book.end_claims(customer.customer_id, [contact.kind for contact in contacts])
             return replace(customer, revision=revision)
 
-        return await self._database.transaction(work)
+        return await self._transaction(customer.merchant_id, work, now_ms)
 
     async def move(
         self, merchant_id: str, key: Key, from_customer_id: str, to_customer_id: str, *, reason: str, now_ms: int
@@ -111,29 +115,24 @@ class CustomersStore:
         Raises CUSTOMER_NOT_FOUND, KeysTakenError where a third customer owns the key, and NoRoomError.
         """
 
-        async def work(connection: Connection) -> tuple[int, int]:
-            book = CustomersBook(connection, merchant_id)
-            await book.lock([from_customer_id, to_customer_id])
+        async def work(_connection: Connection, ownership: Ownership) -> tuple[int, int]:
+            book = ownership.book
+            await ownership.lock([from_customer_id, to_customer_id])
             giver = await book.named("from_customer_id", from_customer_id)
             receiver = await book.named("to_customer_id", to_customer_id)
             if key in receiver.keys:
                 return giver.revision, receiver.revision
             if key not in giver.keys:
                 raise customer_not_found("identifier") if await book.find(key) is None else KeysTakenError([key])
-            replaced = receiver.replaced_by(key)
-            if not replaced:
+            if not receiver.replaced_by(key):
                 receiver.check_room(key)
-            await book.free(to_customer_id, replaced)
-            await book.move(key, from_customer_id, to_customer_id, now_ms)
-            if key in giver.contacts:
-                for customer_id in sorted((from_customer_id, to_customer_id)):
-                    await self._end_codes(connection, merchant_id, customer_id, now_ms)
+            await ownership.move(key, giver, receiver)
             await book.update(giver, now_ms)
             await book.update(receiver, now_ms)
             await book.audit("MOVE", from_customer_id, reason, now_ms, key=key, to_customer_id=to_customer_id)
             return giver.revision + 1, receiver.revision + 1
 
-        return await self._database.transaction(work)
+        return await self._transaction(merchant_id, work, now_ms)
 
     async def redact(self, merchant_id: str, customer_id: str, reason: str, now_ms: int) -> int:
         """Erase a customer's personal data, whatever the newest of it is as of, and answer up to when.
@@ -141,18 +140,17 @@ class CustomersStore:
         Raises CUSTOMER_NOT_FOUND, and KEY_NOT_CONFIGURED where there is no key for tombstones.
         """
 
-        async def work(connection: Connection) -> int:
-            book = CustomersBook(connection, merchant_id)
-            await book.lock([customer_id])
+        async def work(connection: Connection, ownership: Ownership) -> int:
+            book = ownership.book
+            await ownership.lock([customer_id])
             customer = await book.named("customer_id", customer_id)
             buyers = await book.lock_buyers(customer.buyers)
             redacted_at_ms = max(now_ms, await book.newest_update_ms(buyers))
             await self._erase(connection, merchant_id, buyers, redacted_at_ms)
-            await self._end_codes(connection, merchant_id, customer_id, now_ms)
-            await _redact(book, customer, buyers, redacted_at_ms, reason=reason, now_ms=now_ms)
+            await _redact(ownership, customer, buyers, redacted_at_ms, reason=reason, now_ms=now_ms)
             return redacted_at_ms
 
-        return await self._database.transaction(work)
+        return await self._transaction(merchant_id, work, now_ms)
 
     async def apply(self, update: CustomerUpdate, now_ms: int) -> Applied:
         """Apply a customer webhook once, in whatever order webhooks come.
@@ -160,17 +158,12 @@ class CustomersStore:
         Raises STORE_NOT_FOUND, EVENT_ID_REUSED, and KEY_NOT_CONFIGURED for a redaction without a key for tombstones.
         """
 
-        async def work(connection: Connection) -> Applied:
-            book = CustomersBook(connection, update.merchant_id)
+        async def work(connection: Connection, ownership: Ownership) -> Applied:
+            book = ownership.book
             if self._register_stores:
                 await book.register_store(update.buyer.store_id, now_ms)
             await book.check_stores([update.buyer.store_id], is_update=True)
-            updating = await Updating.begin(
-                book,
-                update,
-                now_ms,
-                lambda customer_id: self._end_codes(connection, update.merchant_id, customer_id, now_ms),
-            )
+            updating = await Updating.begin(ownership, update, now_ms)
             if await updating.was_seen():
                 await book.close_buyer(update.buyer)
                 return Applied(UpdateOutcome.DUPLICATE, updating.customer_id)
@@ -181,19 +174,37 @@ class CustomersStore:
                 return await updating.write()
             await self._erase(connection, update.merchant_id, updating.buyers, update.updated_at_ms)
             if updating.customer is not None:
-                await updating.end_codes(updating.customer_id)
                 await _redact(
-                    book, updating.customer, updating.buyers, update.updated_at_ms, reason=REDACT_WEBHOOK, now_ms=now_ms
+                    ownership,
+                    updating.customer,
+                    updating.buyers,
+                    update.updated_at_ms,
+                    reason=REDACT_WEBHOOK,
+                    now_ms=now_ms,
                 )
             await book.close_buyer(update.buyer)
             await updating.remember()
             return Applied(UpdateOutcome.APPLIED, updating.customer_id)
 
-        return await self._database.transaction(work)
+        return await self._transaction(update.merchant_id, work, now_ms)
 
-    async def _end_codes(self, connection: Connection, merchant_id: str, customer_id: str, now_ms: int) -> None:
-        """End the open code of a locked customer whose contacts change. Source: validation-codes.md."""
-        await self._codes.end(connection, merchant_id, customer_name(customer_id), CONTACT_CHANGED, now_ms)
+    async def _transaction(
+        self, merchant_id: str, work: Callable[[Connection, Ownership], Awaitable[T]], now_ms: int
+    ) -> T:
+        """Run `work` in one transaction, and end the open codes of the customers whose contacts it changes.
+
+        Source: validation-codes.md.
+        """
+        heirs: set[str] = set()
+
+        async def run(connection: Connection) -> T:
+            ownership = Ownership(CustomersBook(connection, merchant_id), heirs, now_ms)
+            result = await work(connection, ownership)
+            for customer_id in sorted(ownership.changed):
+                await self._codes.end(connection, merchant_id, customer_name(customer_id), CONTACT_CHANGED, now_ms)
+            return result
+
+        return await self._database.transaction(run)
 
     async def _redacted_at_ms(self, book: CustomersBook, update: CustomerUpdate) -> int:
         """Tell when a buyer was last redacted, as far as our keys can; 0 for never."""
@@ -217,7 +228,7 @@ class CustomersStore:
 
 
 async def _redact(
-    book: CustomersBook,
+    ownership: Ownership,
     customer: Customer,
     buyers: Mapping[AccountKey, KnownBuyer],
     redacted_at_ms: int,
@@ -232,6 +243,9 @@ async def _redact(
         if stamp.at_ms > redacted_at_ms
         for value in customer.own(kind)
     }
-    await book.free(customer.customer_id, set(customer.identifiers) - told_since)
+    book = ownership.book
+    await book.end_claims_until(customer.customer_id, redacted_at_ms)
+    await ownership.replace(customer.customer_id, new=set(), freed=set(customer.identifiers) - told_since)
+    ownership.changed.add(customer.customer_id)
     await book.update(replace(customer, language=""), now_ms)
     await book.audit("REDACT", customer.customer_id, reason, now_ms)

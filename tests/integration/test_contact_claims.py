@@ -1,0 +1,523 @@
+"""Contacts that customers lose and others get: the newest webhook decides, whatever it says and whenever it comes."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine
+from itertools import permutations
+from typing import Any
+
+import pytest
+
+from harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, at, refused, server_settings, unique
+from integration.codes import CODES, is_right, issue, issued
+from integration.customers import (
+    CREATED,
+    DELETED,
+    INVALID,
+    REDACTED,
+    TAKEN,
+    TYPE_EMAIL,
+    TYPE_MOBILE,
+    email,
+    everything,
+    found,
+    mobile,
+    move,
+    needless_claims,
+    of_buyer,
+    outcome,
+    redact,
+    rows,
+    skipped,
+    update,
+)
+from integration.redeeming import customer_of, earn, findings, order, question
+from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+from pointbook_server.customers import statements as sql
+from pointbook_server.database import Connection, Statement
+from pointbook_server.programs.model import Channel
+from pointbook_server.server import Server
+
+TYPES = {"mobile": TYPE_MOBILE, "email": TYPE_EMAIL}
+NEW: dict[str, Callable[[], str]] = {"mobile": mobile, "email": email}
+UNREADABLE = {
+    "mobile": ["1", "call me", "+", "+8613800000000 ext. 7", "++8613800000001", "+999123456789012"],
+    "email": ["nobody", "@example.com", "ada@", "a@b@example.com", "ada@exa mple.com"],
+}
+SMS = redemption_pb2.VALIDATION_TYPE_SMS
+
+
+def told(shop: Shop, buyer_id: str, second: int, **changes: Any) -> customers_pb2.ApplyCustomerUpdateRequest:
+    """Make an update of a second."""
+    return update(shop, buyer_id, updated_at=at(NOW_MS - 60_000 + second * 1_000), **changes)
+
+
+async def apply(client: Client, *updates: customers_pb2.ApplyCustomerUpdateRequest) -> list[str]:
+    """Apply updates one after another, and return the customers that they are about."""
+    return [(await client.customers.ApplyCustomerUpdate(sent)).customer_id for sent in updates]
+
+
+async def contact(client: Client, shop: Shop, buyer_id: str, field: str) -> str:
+    """Read a buyer's contact."""
+    return dict(zip(("mobile", "email"), await of_buyer(client, shop, buyer_id), strict=True))[field]
+
+
+def buyer_of(shop: Shop, buyer_id: str) -> identity_pb2.Buyer:
+    """Name a buyer of a shop."""
+    return identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)
+
+
+@pytest.fixture(scope="module")
+async def clients(service: Service, admin_token: str) -> AsyncIterator[list[Client]]:
+    """Clients of two servers on one database."""
+    server = Server(server_settings(), service.database_url, senders={Channel.SMS: Outbox()}, clock=TestClock())
+    await server.start()
+    second = Client(server.port, admin_token)
+    yield [service.client, second]
+    await second.close()
+    await server.stop()
+
+
+def _changes() -> list[Any]:
+    values = [(field, value) for field, unreadable in UNREADABLE.items() for value in unreadable]
+    values += [(field, value) for field in TYPES for value in ("", "new", "taken")]
+    return [pytest.param(field, value, id=f"{field} {value or 'empty'}") for field, value in values]
+
+
+@pytest.mark.parametrize(("field", "value"), _changes())
+async def test_a_contact_that_a_customer_lost_goes_to_the_next_one_in_every_order(
+    client: Client, shop: Shop, field: str, value: str
+) -> None:
+    """Whatever the newest webhook has instead, and also where the claim comes before it."""
+    theirs = NEW[field]()
+    await client.put_customer(shop.merchant_id, "other", **{field: theirs})
+    newest = {"new": NEW[field](), "taken": theirs}.get(value, value)
+    for number, arrival in enumerate(permutations(range(3))):
+        freed, a, b = NEW[field](), f"a-{number}", f"b-{number}"
+        updates = [
+            told(shop, a, 1, kind=CREATED, **{field: freed}),
+            told(shop, a, 2, **{field: newest}),
+            told(shop, b, 3, kind=CREATED, **{field: freed}),
+        ]
+        answers = [await client.customers.ApplyCustomerUpdate(updates[index]) for index in arrival]
+
+        owner = answers[arrival.index(2)].customer_id
+        assert await found(client, shop, **{field: freed}) == owner != ""
+        assert await contact(client, shop, b, field) == freed
+        # The second customer with the same new value has to wait for the first one.
+        is_theirs = value == "new" and number == 0
+        assert await contact(client, shop, a, field) == (newest if is_theirs else "")
+        cause = {"": None, "new": None if is_theirs else TAKEN, "taken": TAKEN}.get(value, INVALID)
+        assert skipped(answers[arrival.index(1)]) == ({} if cause is None else {TYPES[field]: cause})
+        again = await client.customers.ApplyCustomerUpdate(updates[1])
+        assert outcome(again) == "DUPLICATE"
+
+
+async def test_an_absent_field_detaches_nothing(client: Client, shop: Shop) -> None:
+    """Only what a webhook has decides."""
+    number, address = mobile(), email()
+    await apply(client, told(shop, "a", 1, mobile=number, email=address), told(shop, "a", 2, email="nobody"))
+    await apply(client, told(shop, "a", 3), told(shop, "b", 4, mobile=number, email=address))
+
+    assert await of_buyer(client, shop, "a") == (number, "")
+    assert await of_buyer(client, shop, "b") == ("", address)
+
+
+async def test_an_older_unreadable_value_detaches_nothing(client: Client, shop: Shop) -> None:
+    """It is as outdated as a readable one."""
+    number = mobile()
+    await apply(client, told(shop, "a", 5, mobile=number))
+    late = await client.customers.ApplyCustomerUpdate(told(shop, "a", 4, mobile="call me"))
+    taken = await client.customers.ApplyCustomerUpdate(told(shop, "b", 3, mobile=number))
+
+    assert (outcome(late), skipped(late)) == ("OUTDATED", {TYPE_MOBILE: INVALID})
+    assert (outcome(taken), skipped(taken)) == ("APPLIED", {TYPE_MOBILE: TAKEN})
+    assert await of_buyer(client, shop, "a") == (number, "")
+
+
+async def test_a_readable_value_that_is_older_than_an_unreadable_one_is_ignored(client: Client, shop: Shop) -> None:
+    """The unreadable one has decided."""
+    await apply(client, told(shop, "a", 5, mobile="call me"))
+    late = await client.customers.ApplyCustomerUpdate(told(shop, "a", 4, mobile=mobile()))
+
+    assert outcome(late) == "OUTDATED"
+    assert await of_buyer(client, shop, "a") == ("", "")
+
+
+Act = Callable[[Client, Shop, str], Coroutine[Any, Any, Any]]
+
+
+async def put(client: Client, shop: Shop, customer_id: str, **changes: Any) -> None:
+    """Replace the customer of buyer "a" or "b"."""
+    buyer_id = {"alice": "a", "bob": "b"}[customer_id]
+    await client.put_customer(shop.merchant_id, customer_id, buyers=[buyer_of(shop, buyer_id)], **changes)
+
+
+async def move_another(client: Client, shop: Shop, _number: str) -> None:
+    """Give alice another customer's number."""
+    other = mobile()
+    await client.put_customer(shop.merchant_id, "giver", mobile=other)
+    await move(client, shop, "giver", "alice", mobile=other)
+
+
+FREEING: dict[str, Act] = {
+    "another number": lambda client, shop, _: apply(client, told(shop, "a", 20, mobile=mobile())),
+    "an empty number": lambda client, shop, _: apply(client, told(shop, "a", 20, mobile="")),
+    "an unreadable number": lambda client, shop, _: apply(client, told(shop, "a", 20, mobile="+1")),
+    "a deletion": lambda client, shop, _: apply(client, told(shop, "a", 20, kind=DELETED)),
+    "a redaction webhook": lambda client, shop, _: apply(client, told(shop, "a", 20, kind=REDACTED)),
+    "RedactCustomer": lambda client, shop, _: redact(client, shop, "alice"),
+    "PutCustomer without it": lambda client, shop, _: put(client, shop, "alice"),
+    "PutCustomer with another": lambda client, shop, _: put(client, shop, "alice", mobile=mobile()),
+    "MoveIdentifier of another": move_another,
+}
+
+
+@pytest.mark.parametrize("act", FREEING.values(), ids=FREEING)
+async def test_a_contact_that_becomes_free_passes_to_its_claimant(
+    service: Service, client: Client, shop: Shop, act: Act
+) -> None:
+    """It is a change of the claimant: another etag, and no codes for a while."""
+    number = mobile()
+    await client.put_program(shop.merchant_id, shop.store_id, validation={"required": True, **CODES})
+    await earn(client, shop, 500, "b")
+    await put(client, shop, "alice", mobile=number)
+    await put(client, shop, "bob", language="zh", fraud_blocked=False)
+    assert await apply(client, told(shop, "b", 10, mobile=number)) == ["bob"]
+    by_id = customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer_id="bob")
+    before = await client.customers.GetCustomer(by_id)
+    await act(client, shop, number)
+
+    after = await client.customers.GetCustomer(by_id)
+    assert (after.customer.mobile, after.customer.language) == (number, "zh")
+    assert int(after.etag) == int(before.etag) + 1
+    assert await found(client, shop, mobile=number) == "bob"
+    assert await needless_claims(service, shop) == []
+    refusal = await refused(issue(client, shop, 10, customer=customer_of(shop, mobile=number), validation_type=SMS))
+    assert refusal.reason == "CONTACT_CHANGED"
+
+
+async def move_buyer(client: Client, shop: Shop, _number: str) -> None:
+    """Move bob's buyer to a new customer."""
+    await client.put_customer(shop.merchant_id, "carol")
+    await move(client, shop, "bob", "carol", buyer=buyer_of(shop, "b"))
+
+
+async def move_to_bob(client: Client, shop: Shop, _number: str) -> None:
+    """Give bob another customer's number."""
+    other = mobile()
+    await client.put_customer(shop.merchant_id, "giver", mobile=other)
+    await move(client, shop, "giver", "bob", mobile=other)
+
+
+ENDING: dict[str, Act] = {
+    "another number": lambda client, shop, _: apply(client, told(shop, "b", 20, mobile=mobile())),
+    "an empty number": lambda client, shop, _: apply(client, told(shop, "b", 20, mobile="")),
+    "an unreadable number": lambda client, shop, _: apply(client, told(shop, "b", 20, mobile="call me")),
+    "a deletion": lambda client, shop, _: apply(client, told(shop, "b", 20, kind=DELETED)),
+    "a redaction webhook": lambda client, shop, _: apply(client, told(shop, "b", 20, kind=REDACTED)),
+    "RedactCustomer": lambda client, shop, _: redact(client, shop, "bob"),
+    "PutCustomer with another": lambda client, shop, _: put(client, shop, "bob", mobile=mobile()),
+    "PutCustomer without the buyer": lambda client, shop, _: client.put_customer(shop.merchant_id, "bob"),
+    "MoveIdentifier of another": move_to_bob,
+    "MoveIdentifier of the buyer": move_buyer,
+}
+
+
+@pytest.mark.parametrize("act", ENDING.values(), ids=ENDING)
+async def test_a_claim_ends_with_what_decides_the_contact_anew(
+    service: Service, client: Client, shop: Shop, act: Act
+) -> None:
+    """Whichever way it is decided, the contact then becomes free for nobody."""
+    number = mobile()
+    await put(client, shop, "alice", mobile=number)
+    await put(client, shop, "bob")
+    await apply(client, told(shop, "b", 10, mobile=number))
+    await act(client, shop, number)
+    assert await rows(service, "SELECT * FROM customer_claims WHERE merchant_id = $1", shop.merchant_id) == []
+    await apply(client, told(shop, "a", 30, mobile=""))
+
+    assert await found(client, shop, mobile=number) == ""
+
+
+async def pass_on(client: Client, shop: Shop, number: str) -> None:
+    """Move alice's number to another customer and back."""
+    await client.put_customer(shop.merchant_id, "carol")
+    await move(client, shop, "alice", "carol", mobile=number)
+    assert await found(client, shop, mobile=number) == "carol"
+    await move(client, shop, "carol", "alice", mobile=number)
+
+
+KEEPING: dict[str, Act] = {
+    "an update without a number": lambda client, shop, _: apply(client, told(shop, "b", 20, email=email())),
+    "an older number": lambda client, shop, _: apply(client, told(shop, "b", 5, mobile=mobile())),
+    "an older redaction": lambda client, shop, _: apply(client, told(shop, "b", 5, kind=REDACTED)),
+    "PutCustomer without a number": lambda client, shop, _: put(client, shop, "bob", email=email()),
+    "the owner's move": pass_on,
+}
+
+
+@pytest.mark.parametrize("act", KEEPING.values(), ids=KEEPING)
+async def test_a_claim_outlives_what_says_nothing_of_the_contact(client: Client, shop: Shop, act: Act) -> None:
+    """Nor does it matter which customer loses the contact in the end."""
+    number = mobile()
+    await put(client, shop, "alice", mobile=number)
+    await put(client, shop, "bob")
+    await apply(client, told(shop, "b", 10, mobile=number))
+    await act(client, shop, number)
+    await apply(client, told(shop, "a", 30, mobile=""))
+
+    assert await found(client, shop, mobile=number) == "bob"
+
+
+async def test_a_claim_to_a_moved_contact_is_fulfilled(service: Service, client: Client, shop: Shop) -> None:
+    """Nothing of it is left."""
+    number = mobile()
+    await put(client, shop, "alice", mobile=number)
+    await put(client, shop, "bob")
+    await apply(client, told(shop, "b", 10, mobile=number))
+    await move(client, shop, "alice", "bob", mobile=number)
+
+    assert await found(client, shop, mobile=number) == "bob"
+    assert await needless_claims(service, shop) == []
+
+
+async def test_the_newest_claim_wins_in_every_order(client: Client, shop: Shop) -> None:
+    """Of one second the later kind does, then the greater event id; the next newest waits for the winner."""
+    for arrival in permutations(range(4)):
+        number, names = mobile(), [unique("b") for _ in range(4)]
+        await client.put_customer(shop.merchant_id, number[1:], mobile=number)
+        claims = [
+            told(shop, names[0], 2, mobile=number),
+            told(shop, names[1], 3, mobile=number, kind=CREATED),
+            told(shop, names[2], 3, mobile=number, event_id=f"{names[0]} a".replace(" ", "-")),
+            told(shop, names[3], 3, mobile=number, event_id=f"{names[0]} b".replace(" ", "-")),
+        ]
+        customers = dict(zip(arrival, await apply(client, *(claims[index] for index in arrival)), strict=True))
+        await client.put_customer(shop.merchant_id, number[1:])
+
+        for loser in (3, 2, 1, 0):
+            assert await found(client, shop, mobile=number) == customers[loser]
+            await apply(client, told(shop, names[loser], 9, mobile=""))
+        assert await found(client, shop, mobile=number) == ""
+
+
+async def test_an_owner_keeps_what_newer_webhooks_of_others_claim(client: Client, shop: Shop) -> None:
+    """Webhooks never move a contact that its owner's newest webhook still names."""
+    number = mobile()
+    [first, *_] = await apply(client, *(told(shop, f"b-{second}", second, mobile=number) for second in (5, 9, 1)))
+    await apply(client, told(shop, "b-5", 20, mobile=number))
+
+    assert await found(client, shop, mobile=number) == first
+
+
+async def test_a_customer_of_two_buyers_claims_what_the_newest_of_them_names(client: Client, shop: Shop) -> None:
+    """An older claim by the other buyer is none any more."""
+    number, other = mobile(), mobile()
+    second = Shop(shop.merchant_id, unique("store"))
+    await client.put_store(second.merchant_id, second.store_id)
+    await client.put_customer(shop.merchant_id, "alice", mobile=number)
+    await client.put_customer(shop.merchant_id, "bob", buyers=[buyer_of(shop, "b"), buyer_of(second, "b")])
+    await apply(client, told(shop, "b", 5, mobile=number), told(second, "b", 6, mobile=other))
+    await client.put_customer(shop.merchant_id, "alice")
+
+    assert await of_buyer(client, shop, "b") == (other, "")
+    assert await found(client, shop, mobile=number) == ""
+
+
+async def test_a_redaction_erases_claims_and_their_owners_stay(client: Client, service: Service, shop: Shop) -> None:
+    """A claim is personal data: its value and its event id go, and no late webhook brings them back."""
+    theirs = await client.put_customer(shop.merchant_id, "other", mobile=mobile(), email=email())
+    for by_webhook in (False, True):
+        buyer_id, claim = unique("b"), {"mobile": theirs.mobile, "email": theirs.email}
+        sent = told(shop, buyer_id, 5, event_id=unique("digest"), **claim)
+        [customer_id] = await apply(client, sent)
+        assert sent.event_id in await everything(service)
+        if by_webhook:
+            await apply(client, told(shop, buyer_id, 6, kind=REDACTED))
+        else:
+            await redact(client, shop, customer_id)
+        late = await client.customers.ApplyCustomerUpdate(sent)
+
+        assert outcome(late) == "REDACTED"
+        left = await everything(service)
+        assert (left.count(theirs.mobile), left.count(theirs.email), sent.event_id in left) == (1, 1, False)
+    await client.put_customer(shop.merchant_id, "other")
+    assert await found(client, shop, mobile=theirs.mobile) == await found(client, shop, email=theirs.email) == ""
+
+
+# Codes go with the contact.
+
+
+@pytest.fixture
+async def program(client: Client, shop: Shop) -> None:
+    """A program that asks for codes, and two customers with points, of whom the first has the number."""
+    await client.put_program(shop.merchant_id, shop.store_id, validation={"required": True, **CODES})
+    for buyer_id in ("a", "b"):
+        await earn(client, shop, 500, buyer_id)
+
+
+@pytest.mark.usefixtures("program")
+@pytest.mark.parametrize("field", TYPES)
+@pytest.mark.parametrize("value", ["unreadable", "", "taken"])
+async def test_an_open_code_ends_when_its_contact_is_detached(
+    service: Service, client: Client, shop: Shop, field: str, value: str
+) -> None:
+    """It redeems nothing, and no new code goes to the old contact."""
+    theirs = NEW[field]()
+    await client.put_customer(shop.merchant_id, "other", **{field: theirs})
+    await put(client, shop, "alice", **{field: NEW[field]()})
+    channel = redemption_pb2.VALIDATION_TYPE_SMS if field == "mobile" else redemption_pb2.VALIDATION_TYPE_EMAIL
+    of_alice = customer_of(shop, "a")
+    challenge_id, code = await issued(service, shop, customer=of_alice, validation_type=channel)
+    await apply(client, told(shop, "a", 5, **{field: {"taken": theirs}.get(value, value)}))
+
+    assert not await is_right(client, shop, code, customer=of_alice)
+    redeeming = order(shop, 100, customer=of_alice, validation_code=code, challenge_id=challenge_id)
+    assert (await refused(client.redemption.RedeemPoints(redeeming))).metadata["status_code"] == "808"
+    assert (await issue(client, shop, customer=of_alice, validation_type=channel)).destination == ""
+
+
+@pytest.mark.usefixtures("program")
+async def test_the_claimants_open_code_ends_and_the_number_is_theirs(
+    service: Service, client: Client, shop: Shop
+) -> None:
+    """ValidateRedemption by the number is about its new owner, whose codes go there once the pause is over."""
+    number = mobile()
+    await put(client, shop, "alice", mobile=number)
+    await put(client, shop, "bob", email=email())
+    await apply(client, told(shop, "b", 5, mobile=number))
+    of_bob = customer_of(shop, "b")
+    _, code = await issued(service, shop, customer=of_bob, validation_type=redemption_pb2.VALIDATION_TYPE_EMAIL)
+    await apply(client, told(shop, "a", 6, mobile="call me"))
+
+    assert not await is_right(client, shop, code, customer=of_bob)
+    await client.apply(shop.update("b", updated_value=450, points_balance=50, update_type=2, updated_at=at(NOW_MS)))
+    by_number = customer_of(shop, mobile=number)
+    assert 803 in await findings(client, question(shop, 100, customer=by_number))
+    service.clock.move(86_400)
+    count = len(service.outbox.messages)
+    await issue(client, shop, 10, customer=of_bob, validation_type=SMS)
+    [message] = service.outbox.messages[count:]
+    service.clock.move(-86_400)
+    assert message.destination == number
+
+
+@pytest.mark.usefixtures("program")
+async def test_a_call_from_a_detached_number_meets_no_challenge(client: Client, shop: Shop) -> None:
+    """Its challenge has ended."""
+    number, called = mobile(), "+862112345678"
+    missed_call = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
+    settings = {"required": True, "channels": [missed_call], "missed_call_number": called}
+    await client.put_program(shop.merchant_id, shop.store_id, validation=settings)
+    await put(client, shop, "alice", mobile=number)
+    await put(client, shop, "bob")
+    await issue(client, shop, customer=customer_of(shop, "a"))
+    await apply(client, told(shop, "b", 5, mobile=number), told(shop, "a", 6, mobile="call me"))
+    call = redemption_pb2.ConfirmMissedCallRequest(
+        merchant_id=shop.merchant_id,
+        caller_number=number,
+        called_number=called,
+        provider_call_id=unique("call"),
+        call_time=at(NOW_MS),
+    )
+
+    assert not (await client.redemption.ConfirmMissedCall(call)).challenge_id
+
+
+# Many at once.
+
+
+async def deadlocks(service: Service) -> int:
+    """Read how many deadlocks the database has ended."""
+    query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    return int((await rows(service, query))[0]["deadlocks"])
+
+
+async def test_no_hand_over_is_lost_between_two_servers(clients: list[Client], service: Service, shop: Shop) -> None:
+    """One frees contacts while the other one claims them: the claimant has them in the end."""
+    chance = random.Random(12)  # noqa: S311 - only chance
+    for round_number in range(40):
+        contacts = {"mobile": mobile(), "email": email()}
+        a, b = f"a-{round_number}", f"b-{round_number}"
+        await apply(clients[0], told(shop, a, 1, **contacts))
+        freeing, claiming = told(shop, a, 2, mobile="call me", email=""), told(shop, b, 3, **contacts)
+        calls = [(clients[round_number % 2], freeing), (clients[1 - round_number % 2], claiming)]
+        chance.shuffle(calls)
+        await asyncio.gather(*(one.customers.ApplyCustomerUpdate(sent) for one, sent in calls))
+
+        assert await of_buyer(clients[0], shop, a) == ("", "")
+        assert await of_buyer(clients[0], shop, b) == (contacts["mobile"], contacts["email"])
+    assert await needless_claims(service, shop) == []
+
+
+@pytest.mark.parametrize("held", ["claim", "hand-over"])
+async def test_no_hand_over_is_lost_while_the_other_transaction_is_open(
+    clients: list[Client], shop: Shop, monkeypatch: pytest.MonkeyPatch, held: str
+) -> None:
+    """The one that writes its claim, or has found none, is not committed when the other one begins."""
+    number = mobile()
+    await apply(clients[0], told(shop, "a", 1, mobile=number))
+    calls = {"claim": told(shop, "b", 3, mobile=number), "hand-over": told(shop, "a", 2, mobile="")}
+    first = calls.pop(held)
+    [second] = calls.values()
+    run = {"claim": Connection.execute, "hand-over": Connection.fetch}[held]
+    running: list[asyncio.Future[Any]] = []
+
+    async def begin_other(self: Connection, statement: Statement, values: Any = None) -> Any:
+        answer = await run(self, statement, values)
+        if statement is {"claim": sql.INSERT_CLAIMS, "hand-over": sql.READ_HEIRS}[held] and not running:
+            running.append(asyncio.ensure_future(clients[1].customers.ApplyCustomerUpdate(second)))
+            await asyncio.wait(running, timeout=0.5)
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, run.__name__, begin_other)
+        await clients[0].customers.ApplyCustomerUpdate(first)
+    await running[0]
+
+    assert await of_buyer(clients[0], shop, "b") == (number, "")
+
+
+@pytest.mark.parametrize("count", [2, 5])
+async def test_contacts_that_change_round_in_parallel(
+    clients: list[Client], service: Service, shop: Shop, count: int
+) -> None:
+    """Each of some customers gets the number of the next one and the address of the one before, without a deadlock."""
+    before = await deadlocks(service)
+    for round_number in range(8):
+        names = [f"b-{round_number}-{index}" for index in range(count)]
+        numbers, addresses = [mobile() for _ in names], [email() for _ in names]
+        for index, name in enumerate(names):
+            await apply(clients[0], told(shop, name, 1, mobile=numbers[index], email=addresses[index]))
+        updates = [
+            told(shop, name, 2, mobile=numbers[(index + 1) % count], email=addresses[index - 1])
+            for index, name in enumerate(names)
+        ] * 2
+        random.shuffle(updates)
+        await asyncio.gather(
+            *(clients[index % 2].customers.ApplyCustomerUpdate(sent) for index, sent in enumerate(updates))
+        )
+
+        for index, name in enumerate(names):
+            expected = (numbers[(index + 1) % count], addresses[index - 1])
+            assert await of_buyer(clients[0], shop, name) == expected
+    assert await needless_claims(service, shop) == []
+    assert await deadlocks(service) == before
+
+
+async def test_a_contact_that_many_claim_in_parallel_passes_through_all(
+    clients: list[Client], service: Service, shop: Shop
+) -> None:
+    """Those who lose it again right away included: in the end it belongs to the only one that still names it."""
+    number, keeper = mobile(), "keeper"
+    updates = [told(shop, keeper, 1, mobile=number)]
+    for index in range(12):
+        updates += [told(shop, f"b-{index}", 2, mobile=number), told(shop, f"b-{index}", 3, mobile="")]
+    random.shuffle(updates)
+    await asyncio.gather(
+        *(clients[index % 2].customers.ApplyCustomerUpdate(sent) for index, sent in enumerate(updates))
+    )
+
+    assert await of_buyer(clients[0], shop, keeper) == (number, "")
+    assert await needless_claims(service, shop) == []
