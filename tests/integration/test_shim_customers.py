@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import permutations
 from typing import Any
 
 import asyncpg
@@ -196,6 +197,48 @@ async def test_a_quarantined_webhook_is_replayed(site: Site) -> None:
     assert [name.removeprefix("CUSTOMER_UPDATE_OUTCOME_") for name in replayed] == ["APPLIED", "DUPLICATE"] * 2
     assert await site.quarantined(early) == []
     assert (await site.customer(early)).mobile == ""
+
+
+GONE = {"phone": "0085291236001", "email": "ada@example.com"}
+UNREADABLE = {"phone": "0085 0000", "email": "ada at example.com"}
+CHANGING_HANDS = [
+    ("create", {"id": "a", **GONE, "updated_at": "2026-05-01T08:00:00+08:00"}),
+    ("update", {"id": "a", **UNREADABLE, "updated_at": "2026-05-01T09:00:00+08:00"}),
+    ("create", {"id": "b", **GONE, "updated_at": "2026-05-01T10:00:00+08:00"}),
+]
+"""A customer whose number and address another one has next."""
+
+
+@pytest.mark.parametrize("arrival", list(permutations(CHANGING_HANDS)))
+async def test_a_contact_that_a_customer_lost_finds_the_next_one(site: Site, shop: Shop, arrival: Any) -> None:
+    """In every order of the webhooks."""
+    for topic, changes in arrival:
+        status, _ = await site.send(shop, topic, body(**changes))
+        assert status == 200
+
+    first, second = await site.customer(shop, "a"), await site.customer(shop, "b")
+    assert (first.mobile, first.email) == ("", "")
+    assert (second.mobile, second.email) == ("+85291236001", "ada@example.com")
+
+
+@pytest.mark.parametrize("arrival", list(permutations(CHANGING_HANDS)))
+async def test_a_contact_passes_on_in_replays_too(site: Site, arrival: Any) -> None:
+    """In every order in which webhooks are replayed from the quarantine."""
+    early = Shop(unique("merchant"), unique("store"))
+    kept = {}
+    for topic, changes in arrival:
+        assert await site.send(early, topic, body(**changes)) == QUARANTINED
+        [new] = [webhook for webhook in await site.quarantined(early) if webhook.quarantine_id not in kept]
+        kept[new.quarantine_id] = new
+    await site.client.put_store(early.merchant_id, early.store_id)
+    for webhook in kept.values():
+        request = translate_again(webhook, "")
+        request.merchant_id, request.quarantine_id = early.merchant_id, webhook.quarantine_id
+        await site.client.webhooks.ReplayQuarantinedWebhook(request)
+
+    first, second = await site.customer(early, "a"), await site.customer(early, "b")
+    assert (first.mobile, first.email) == ("", "")
+    assert (second.mobile, second.email) == ("+85291236001", "ada@example.com")
 
 
 async def test_a_forged_or_unsigned_redaction_is_401(site: Site, shop: Shop) -> None:
