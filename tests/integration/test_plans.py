@@ -17,6 +17,7 @@ import pointbook_server.programs.store
 import pointbook_server.redemption.statements
 import pointbook_server.validation_codes.statements
 import pointbook_server.webhooks.store
+from pointbook_server.customers import statements as customers
 from pointbook_server.database import PLANNED_ONCE, SESSION_SETTINGS, Statement
 from pointbook_server.redemption import statements as redemptions
 from pointbook_server.validation_codes import statements as codes
@@ -98,6 +99,8 @@ async def test_a_plan_made_for_an_empty_table_is_right_for_a_full_one(
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
+        (customers.LOCK_IDENTIFIERS, "pk_customer_identifiers"),
+        (customers.READ_HEIRS, "ix_customer_claims_value"),
         (redemptions.READ_BY_ID, "pk_redemptions"),
         (redemptions.READ_BY_REFERENCES, "uq_redemptions_reference"),
         (redemptions.READ_USAGE, "ix_redemptions_redeemer"),

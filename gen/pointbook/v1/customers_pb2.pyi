@@ -78,7 +78,7 @@ class _CustomerUpdateOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[
     CUSTOMER_UPDATE_OUTCOME_DUPLICATE: _CustomerUpdateOutcome.ValueType  # 2
     """CUSTOMER_UPDATE_OUTCOME_DUPLICATE: the update was seen before; nothing changed."""
     CUSTOMER_UPDATE_OUTCOME_OUTDATED: _CustomerUpdateOutcome.ValueType  # 3
-    """CUSTOMER_UPDATE_OUTCOME_OUTDATED: newer updates told all that this one tells; nothing changed."""
+    """CUSTOMER_UPDATE_OUTCOME_OUTDATED: newer updates have decided all that this one has; nothing changed."""
     CUSTOMER_UPDATE_OUTCOME_REDACTED: _CustomerUpdateOutcome.ValueType  # 4
     """CUSTOMER_UPDATE_OUTCOME_REDACTED: the customer was redacted after updated_at; nothing changed."""
 
@@ -92,7 +92,7 @@ CUSTOMER_UPDATE_OUTCOME_APPLIED: CustomerUpdateOutcome.ValueType  # 1
 CUSTOMER_UPDATE_OUTCOME_DUPLICATE: CustomerUpdateOutcome.ValueType  # 2
 """CUSTOMER_UPDATE_OUTCOME_DUPLICATE: the update was seen before; nothing changed."""
 CUSTOMER_UPDATE_OUTCOME_OUTDATED: CustomerUpdateOutcome.ValueType  # 3
-"""CUSTOMER_UPDATE_OUTCOME_OUTDATED: newer updates told all that this one tells; nothing changed."""
+"""CUSTOMER_UPDATE_OUTCOME_OUTDATED: newer updates have decided all that this one has; nothing changed."""
 CUSTOMER_UPDATE_OUTCOME_REDACTED: CustomerUpdateOutcome.ValueType  # 4
 """CUSTOMER_UPDATE_OUTCOME_REDACTED: the customer was redacted after updated_at; nothing changed."""
 Global___CustomerUpdateOutcome: _TypeAlias = CustomerUpdateOutcome  # noqa: Y015
@@ -106,9 +106,13 @@ class _SkippedIdentifierCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper
     SKIPPED_IDENTIFIER_CAUSE_UNSPECIFIED: _SkippedIdentifierCause.ValueType  # 0
     """SKIPPED_IDENTIFIER_CAUSE_UNSPECIFIED is never answered."""
     SKIPPED_IDENTIFIER_CAUSE_INVALID: _SkippedIdentifierCause.ValueType  # 1
-    """SKIPPED_IDENTIFIER_CAUSE_INVALID: the value is no e-mail address, or no mobile number in international form."""
+    """SKIPPED_IDENTIFIER_CAUSE_INVALID: the value is no e-mail address, or no mobile number in international form. If the
+    update is the newest that has the identifier, the customer has none.
+    """
     SKIPPED_IDENTIFIER_CAUSE_TAKEN: _SkippedIdentifierCause.ValueType  # 2
-    """SKIPPED_IDENTIFIER_CAUSE_TAKEN: another customer owns the identifier, and keeps it."""
+    """SKIPPED_IDENTIFIER_CAUSE_TAKEN: another customer owns the identifier, and keeps it. The customer of the update has
+    none, and gets this one when its owner loses it.
+    """
 
 class SkippedIdentifierCause(_SkippedIdentifierCause, metaclass=_SkippedIdentifierCauseEnumTypeWrapper):
     """SkippedIdentifierCause is why an identifier of a customer update was left out."""
@@ -116,9 +120,13 @@ class SkippedIdentifierCause(_SkippedIdentifierCause, metaclass=_SkippedIdentifi
 SKIPPED_IDENTIFIER_CAUSE_UNSPECIFIED: SkippedIdentifierCause.ValueType  # 0
 """SKIPPED_IDENTIFIER_CAUSE_UNSPECIFIED is never answered."""
 SKIPPED_IDENTIFIER_CAUSE_INVALID: SkippedIdentifierCause.ValueType  # 1
-"""SKIPPED_IDENTIFIER_CAUSE_INVALID: the value is no e-mail address, or no mobile number in international form."""
+"""SKIPPED_IDENTIFIER_CAUSE_INVALID: the value is no e-mail address, or no mobile number in international form. If the
+update is the newest that has the identifier, the customer has none.
+"""
 SKIPPED_IDENTIFIER_CAUSE_TAKEN: SkippedIdentifierCause.ValueType  # 2
-"""SKIPPED_IDENTIFIER_CAUSE_TAKEN: another customer owns the identifier, and keeps it."""
+"""SKIPPED_IDENTIFIER_CAUSE_TAKEN: another customer owns the identifier, and keeps it. The customer of the update has
+none, and gets this one when its owner loses it.
+"""
 Global___SkippedIdentifierCause: _TypeAlias = SkippedIdentifierCause  # noqa: Y015
 
 @_typing.final
@@ -362,18 +370,18 @@ class ApplyCustomerUpdateRequest(_message.Message):
     """kind is what happened; required."""
     mobile: _builtins.str
     """mobile is the webhook's `phone`: at most 64 characters. Absent leaves the customer's mobile number as it is, and
-    empty takes it away. What is no number in international form is left out and counted, not refused. It is ignored
-    for DELETED and REDACTED.
+    empty takes it away. What is no number in international form is counted, not refused, and takes the old number away
+    as well. It is ignored for DELETED and REDACTED.
     """
     email: _builtins.str
     """email is the webhook's `email`: at most 320 characters. Absent leaves the customer's e-mail address as it is, and
-    empty takes it away. What is no e-mail address is left out and counted, not refused. It is ignored for DELETED and
-    REDACTED.
+    empty takes it away. What is no e-mail address is counted, not refused, and takes the old address away as well. It
+    is ignored for DELETED and REDACTED.
     """
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """updated_at is when SHOPLINE's customer changed: from the year 2000 to 24 hours from now, required. What a newer
-        update told is not changed by an older one. Of two updates of one moment a redaction is the newest, then a
+        update decided is not changed by an older one. Of two updates of one moment a redaction is the newest, then a
         deletion, then an update.
         """
 

@@ -37,7 +37,8 @@ class CustomersServiceStub:
     def __new__(cls, channel: _aio.Channel) -> CustomersServiceAsyncStub: ...
     PutCustomer: _grpc.UnaryUnaryMultiCallable[_customers_pb2.PutCustomerRequest, _customers_pb2.PutCustomerResponse]
     """PutCustomer creates a customer, or replaces it whole: an identifier that the request leaves out is taken from the
-    customer and free again. A buyer that nobody owned comes with its account and its redemptions. A changed mobile
+    customer and free again; a mobile number or an e-mail address goes to the customer that claims it, if any
+    (ApplyCustomerUpdate). A buyer that nobody owned comes with its account and its redemptions. A changed mobile
     number or e-mail address ends the customer's open validation codes, and gets no codes for a while (24 hours unless
     configured otherwise). An identifier of another customer is refused: BadRequest names every such field.
 
@@ -55,8 +56,15 @@ class CustomersServiceStub:
     """ApplyCustomerUpdate applies one customer webhook of SHOPLINE to the customer of that buyer, once, and answers after
     it is durably committed. It never merges customers and never moves an identifier, because which store and topic a
     customer webhook belongs to stands in headers that SHOPLINE does not sign. Updates may come in any order: the
-    mobile number and the e-mail address are each as the newest update of any of the customer's buyers tells them, and
-    what is left out of an update counts as not told.
+    newest update of any of the customer's buyers that has a mobile number or an e-mail address decides it. It detaches
+    the old value even where its own is empty, unreadable or another customer's. A changed or detached contact ends the
+    open validation codes, and gets no codes for a while, as in PutCustomer.
+
+    A value that another customer owns becomes a claim. When the owner loses it in any way, the claim of the newest
+    update is fulfilled in the same transaction: the customer has a contact that has changed, and another etag. A claim
+    ends when a newer update of the customer decides that contact, when PutCustomer or MoveIdentifier sets it, when the
+    buyer of the update leaves the customer, and with a redaction. Where the newest updates of several customers name
+    one contact, the customer that has it keeps it.
 
     Scope `points.write`. It is safe to repeat: the same update again answers DUPLICATE and changes nothing. Errors:
     INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not registered
@@ -77,8 +85,8 @@ class CustomersServiceStub:
     """
     RedactCustomer: _grpc.UnaryUnaryMultiCallable[_customers_pb2.RedactCustomerRequest, _customers_pb2.RedactCustomerResponse]
     """RedactCustomer erases a customer's personal data for good: mobile number, e-mail address, external id, cards,
-    source identities and language, here and in the customer webhooks that the merchant's quarantine holds of its
-    buyers. What stays is the bare customer with its buyers and fraud_blocked, the ledger, the redemptions, and for
+    source identities, claims and language, here and in the customer webhooks that the merchant's quarantine holds of
+    its buyers. What stays is the bare customer with its buyers and fraud_blocked, the ledger, the redemptions, and for
     each buyer a keyed hash by which a late customer webhook from before the redaction is ignored.
 
     Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
@@ -114,7 +122,8 @@ class CustomersServiceAsyncStub(CustomersServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     PutCustomer: _aio.UnaryUnaryMultiCallable[_customers_pb2.PutCustomerRequest, _customers_pb2.PutCustomerResponse]  # type: ignore[assignment]
     """PutCustomer creates a customer, or replaces it whole: an identifier that the request leaves out is taken from the
-    customer and free again. A buyer that nobody owned comes with its account and its redemptions. A changed mobile
+    customer and free again; a mobile number or an e-mail address goes to the customer that claims it, if any
+    (ApplyCustomerUpdate). A buyer that nobody owned comes with its account and its redemptions. A changed mobile
     number or e-mail address ends the customer's open validation codes, and gets no codes for a while (24 hours unless
     configured otherwise). An identifier of another customer is refused: BadRequest names every such field.
 
@@ -132,8 +141,15 @@ class CustomersServiceAsyncStub(CustomersServiceStub):
     """ApplyCustomerUpdate applies one customer webhook of SHOPLINE to the customer of that buyer, once, and answers after
     it is durably committed. It never merges customers and never moves an identifier, because which store and topic a
     customer webhook belongs to stands in headers that SHOPLINE does not sign. Updates may come in any order: the
-    mobile number and the e-mail address are each as the newest update of any of the customer's buyers tells them, and
-    what is left out of an update counts as not told.
+    newest update of any of the customer's buyers that has a mobile number or an e-mail address decides it. It detaches
+    the old value even where its own is empty, unreadable or another customer's. A changed or detached contact ends the
+    open validation codes, and gets no codes for a while, as in PutCustomer.
+
+    A value that another customer owns becomes a claim. When the owner loses it in any way, the claim of the newest
+    update is fulfilled in the same transaction: the customer has a contact that has changed, and another etag. A claim
+    ends when a newer update of the customer decides that contact, when PutCustomer or MoveIdentifier sets it, when the
+    buyer of the update leaves the customer, and with a redaction. Where the newest updates of several customers name
+    one contact, the customer that has it keeps it.
 
     Scope `points.write`. It is safe to repeat: the same update again answers DUPLICATE and changes nothing. Errors:
     INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not registered
@@ -154,8 +170,8 @@ class CustomersServiceAsyncStub(CustomersServiceStub):
     """
     RedactCustomer: _aio.UnaryUnaryMultiCallable[_customers_pb2.RedactCustomerRequest, _customers_pb2.RedactCustomerResponse]  # type: ignore[assignment]
     """RedactCustomer erases a customer's personal data for good: mobile number, e-mail address, external id, cards,
-    source identities and language, here and in the customer webhooks that the merchant's quarantine holds of its
-    buyers. What stays is the bare customer with its buyers and fraud_blocked, the ledger, the redemptions, and for
+    source identities, claims and language, here and in the customer webhooks that the merchant's quarantine holds of
+    its buyers. What stays is the bare customer with its buyers and fraud_blocked, the ledger, the redemptions, and for
     each buyer a keyed hash by which a late customer webhook from before the redaction is ignored.
 
     Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
@@ -193,7 +209,8 @@ class CustomersServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_customers_pb2.PutCustomerResponse, _abc.Awaitable[_customers_pb2.PutCustomerResponse]]:
         """PutCustomer creates a customer, or replaces it whole: an identifier that the request leaves out is taken from the
-        customer and free again. A buyer that nobody owned comes with its account and its redemptions. A changed mobile
+        customer and free again; a mobile number or an e-mail address goes to the customer that claims it, if any
+        (ApplyCustomerUpdate). A buyer that nobody owned comes with its account and its redemptions. A changed mobile
         number or e-mail address ends the customer's open validation codes, and gets no codes for a while (24 hours unless
         configured otherwise). An identifier of another customer is refused: BadRequest names every such field.
 
@@ -221,8 +238,15 @@ class CustomersServiceServicer:
         """ApplyCustomerUpdate applies one customer webhook of SHOPLINE to the customer of that buyer, once, and answers after
         it is durably committed. It never merges customers and never moves an identifier, because which store and topic a
         customer webhook belongs to stands in headers that SHOPLINE does not sign. Updates may come in any order: the
-        mobile number and the e-mail address are each as the newest update of any of the customer's buyers tells them, and
-        what is left out of an update counts as not told.
+        newest update of any of the customer's buyers that has a mobile number or an e-mail address decides it. It detaches
+        the old value even where its own is empty, unreadable or another customer's. A changed or detached contact ends the
+        open validation codes, and gets no codes for a while, as in PutCustomer.
+
+        A value that another customer owns becomes a claim. When the owner loses it in any way, the claim of the newest
+        update is fulfilled in the same transaction: the customer has a contact that has changed, and another etag. A claim
+        ends when a newer update of the customer decides that contact, when PutCustomer or MoveIdentifier sets it, when the
+        buyer of the update leaves the customer, and with a redaction. Where the newest updates of several customers name
+        one contact, the customer that has it keeps it.
 
         Scope `points.write`. It is safe to repeat: the same update again answers DUPLICATE and changes nothing. Errors:
         INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not registered
@@ -253,8 +277,8 @@ class CustomersServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_customers_pb2.RedactCustomerResponse, _abc.Awaitable[_customers_pb2.RedactCustomerResponse]]:
         """RedactCustomer erases a customer's personal data for good: mobile number, e-mail address, external id, cards,
-        source identities and language, here and in the customer webhooks that the merchant's quarantine holds of its
-        buyers. What stays is the bare customer with its buyers and fraud_blocked, the ledger, the redemptions, and for
+        source identities, claims and language, here and in the customer webhooks that the merchant's quarantine holds of
+        its buyers. What stays is the bare customer with its buyers and fraud_blocked, the ledger, the redemptions, and for
         each buyer a keyed hash by which a late customer webhook from before the redaction is ignored.
 
         Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND

@@ -1,4 +1,4 @@
-"""Every change of who owns which keys, inside one transaction of a merchant's customers."""
+"""The ownership of keys: every change of it, inside one transaction of a merchant's customers."""
 
 from collections.abc import Collection, Iterable
 from collections.abc import Set as AbstractSet
@@ -6,14 +6,15 @@ from collections.abc import Set as AbstractSet
 from pointbook_server.customers.book import CustomersBook
 from pointbook_server.customers.model import Customer, Identifier, Key, contacts_of
 from pointbook_server.database import RetryTransactionError
+from pointbook_server.ledger.model import AccountKey
 
 
 class Ownership:
     """Changes who owns which keys, and passes a contact that becomes free to the newest claim to it.
 
-    Customers are locked first, sorted, and then the contacts that are wanted or become free, sorted. Who claims a
-    contact is known only under its lock: the lock of that customer, the heir, comes out of order, so it is not waited
-    for. If it is not to be had, the transaction runs again and locks the `heirs` of its earlier attempts in order.
+    The customer with the newest claim, the heir, is only known under the contact's lock. The heir's lock is then out of
+    order, so it is not waited for: if another transaction holds it, this one runs again, and locks the `heirs` of its
+    earlier attempts together with its own customers.
     """
 
     def __init__(self, book: CustomersBook, heirs: set[str], now_ms: int) -> None:
@@ -36,13 +37,14 @@ class Ownership:
     async def replace(
         self, customer_id: str, *, new: AbstractSet[Key], freed: AbstractSet[Key], since_ms: int | None = None
     ) -> set[Key]:
-        """Give a locked customer new keys and free old ones; return the new keys that another customer owns.
+        """Replace keys of a locked customer, and return the new ones that another customer owns.
 
-        New contacts of a customer that existed before are theirs since `since_ms`.
+        `since_ms` is when the customer gets the new contacts; None where they come with the customer.
         """
-        contacts = contacts_of(new)
+        contacts, buyers = contacts_of(new), {key for key in new if isinstance(key, AccountKey)}
+        left_out = await self.book.take(customer_id, buyers)
         owned = await self.book.lock_identifiers(contacts | contacts_of(freed)) & contacts
-        left_out = await self.book.take(customer_id, new - owned, since_ms)
+        left_out |= await self.book.take(customer_id, new - buyers - owned, since_ms)
         if contacts & left_out:
             raise RetryTransactionError  # Another call took the contact after we looked for its owner.
         await self._free(customer_id, freed)
@@ -51,7 +53,7 @@ class Ownership:
         return owned | left_out
 
     async def move(self, key: Key, giver: Customer, receiver: Customer) -> None:
-        """Give a key of one locked customer to another one, in place of the receiver's own of that kind."""
+        """Move a key between two locked customers, in place of the receiver's own of that kind."""
         replaced = receiver.replaced_by(key)
         contacts = contacts_of([key])
         await self.book.lock_identifiers(contacts | contacts_of(replaced))
@@ -62,7 +64,7 @@ class Ownership:
             self.changed |= {giver.customer_id, receiver.customer_id}
 
     async def _free(self, customer_id: str, keys: AbstractSet[Key]) -> None:
-        """Take keys from the locked customer who owns them, and pass on the contacts that others claim."""
+        """Free keys of the locked customer who owns them, and pass on the contacts that others claim."""
         heirs = await self._lock_heirs(contacts_of(keys))
         await self.book.free(customer_id, keys - heirs.keys())
         for contact, heir in heirs.items():
@@ -73,7 +75,7 @@ class Ownership:
             self.changed |= set(heirs.values())
 
     async def _lock_heirs(self, contacts: Collection[Identifier]) -> dict[Identifier, str]:
-        """Read who gets each contact that becomes free, and lock them."""
+        """Return which customer gets each contact that becomes free, each of them locked."""
         heirs = await self.book.heirs(contacts)
         unlocked = set(heirs.values()) - self._locked
         if not unlocked:

@@ -1,9 +1,9 @@
 """The SQL of customers, and how its rows are read.
 
-Whoever writes locks the customers first, sorted, then the contacts that are wanted or become free, sorted; then takes
-buyers and then identifiers, sorted, and frees what is left over last: no two transactions wait for each other. A
-customer's lock guards all that belongs to the customer, claims included. A contact's lock guards who owns it, and keeps
-new claims to it away: a claim is only made under the lock of a contact that another customer owns.
+Every writer locks customers first, sorted. Then it takes buyers, locks the contacts that it wants or frees, and takes
+identifiers, each sorted; it frees what is left over last. So no two transactions wait for each other. A customer's lock
+guards all that belongs to the customer, claims included. A contact's lock guards its owner and keeps new claims away: a
+claim is only made under the lock of a contact that another customer owns.
 """
 
 import json

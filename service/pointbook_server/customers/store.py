@@ -101,7 +101,7 @@ class CustomersStore:
             new, freed = customer.keys - owned, owned - customer.keys
             if taken := await ownership.replace(customer.customer_id, new=new, freed=freed, since_ms=since_ms):
                 raise KeysTakenError(taken)
-            if contacts := contacts_of(new):
+            if kept is not None and (contacts := contacts_of(new)):
                 await book.end_claims(customer.customer_id, [contact.kind for contact in contacts])
             return replace(customer, revision=revision)
 

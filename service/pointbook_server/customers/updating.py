@@ -115,7 +115,7 @@ class Updating:
         return owned
 
     async def _stamp(self, kinds: Iterable[Kind]) -> None:
-        """Note that the update decided some contacts."""
+        """Record that the update decided some contacts."""
         known = self.buyers[self.update.buyer]
         as_of = {**known.as_of, **dict.fromkeys(kinds, self.update.stamp)}
         await self.ownership.book.stamp(self.update.buyer, replace(known, as_of=as_of))
