@@ -103,8 +103,8 @@ points_accounts = Table(
     Column(
         "holds",
         JSONB,
-        comment="[redemption_id, points, opened_at_ms, settle_by_ms, settlement scenes, is_released]; NULL where there "
-        "are none.",
+        comment="[redemption_id, points, opened_at_ms, settle_by_ms, settlement scenes, is_released, "
+        "settlement lead in ms: 5000 where it is missing]; NULL where there are none.",
     ),
     PrimaryKeyConstraint("buyer_id", "store_id", "merchant_id", name="pk_points_accounts"),
     ForeignKeyConstraint(
@@ -216,10 +216,14 @@ programs = Table(
     Column("validation", JSONB, nullable=False, comment="The validation settings, by their names."),
     Column("revision", BigInteger, nullable=False),
     Column("updated_at_ms", BigInteger, nullable=False),
+    Column("local_currency_decimals", Integer, comment="NULL for those of ISO 4217."),
+    Column("settlement_lead_ms", BigInteger, comment="NULL for the default."),
     PrimaryKeyConstraint("merchant_id", "program_id", name="pk_programs"),
     CheckConstraint("program_id >= 1", name="ck_programs_program_id"),
     CheckConstraint("point_value > 0", name="ck_programs_point_value"),
     CheckConstraint("local_currency_rate > 0", name="ck_programs_local_currency_rate"),
+    CheckConstraint("local_currency_decimals BETWEEN 0 AND 4", name="ck_programs_local_currency_decimals"),
+    CheckConstraint("settlement_lead_ms BETWEEN 0 AND 86400000", name="ck_programs_settlement_lead"),
 )
 
 benefits = Table(

@@ -45,9 +45,11 @@ def full_program(shop: Shop, **changes: Any) -> programs_pb2.Program:
         "currency_code": "USD",
         "local_currency_code": "CNY",
         "local_currency_rate": "7.250000000001",
+        "local_currency_decimals": 0,
         "allow_group_redemption": True,
         "allow_cross_program_redemption": True,
         "settlement_window": Duration(seconds=60),
+        "settlement_lead": Duration(seconds=0),
         "settlement_scenes": ["POS_DECREASE", "SOMETHING_NEW"],
         "validation": {
             "required": True,
@@ -239,6 +241,8 @@ async def test_a_plain_program_says_no_defaults(client: Client, shop: Shop) -> N
         assert not program.redemption_enabled
         assert program.time_zone == ""
         assert not program.HasField("settlement_window")
+        assert not program.HasField("settlement_lead")
+        assert not program.HasField("local_currency_decimals")
         assert program.criteria == programs_pb2.RedemptionCriteria()
         assert program.validation == programs_pb2.ValidationSettings()
     assert (await put(client, kept.program, kept.etag)).program == kept.program
@@ -348,6 +352,11 @@ WRONG: tuple[tuple[str, Any, str], ...] = (
     ("settlement_window", Duration(seconds=-60), "settlement_window"),
     ("settlement_window", Duration(seconds=60, nanos=1), "settlement_window"),
     ("settlement_window", Duration(), "settlement_window"),
+    ("settlement_lead", Duration(seconds=-1), "settlement_lead"),
+    ("settlement_lead", Duration(seconds=86_401), "settlement_lead"),
+    ("settlement_lead", Duration(seconds=5, nanos=1), "settlement_lead"),
+    ("local_currency_decimals", -1, "local_currency_decimals"),
+    ("local_currency_decimals", 5, "local_currency_decimals"),
     ("settlement_scenes", ["A", "b c"], "settlement_scenes[1]"),
     ("settlement_scenes", ["A", "A"], "settlement_scenes"),
     ("settlement_scenes", ["A" * 65], "settlement_scenes[0]"),
@@ -468,6 +477,8 @@ async def test_every_wrong_field_of_a_program_is_named_at_once(client: Client, s
         local_currency_code="???",
         criteria={"multiples_of": 0, "max_points_per_day": 0},
         settlement_window=Duration(seconds=1),
+        settlement_lead=Duration(seconds=86_401),
+        local_currency_decimals=9,
         validation={"code_length": 99, "channels": [INVALID, SMS, SMS]},
     )
     found = await refused(put(client, program))
@@ -480,6 +491,8 @@ async def test_every_wrong_field_of_a_program_is_named_at_once(client: Client, s
         "program.criteria.multiples_of",
         "program.criteria.max_points_per_day",
         "program.settlement_window",
+        "program.settlement_lead",
+        "program.local_currency_decimals",
         "program.validation.code_length",
         "program.validation.channels[0]",
         "program.validation.channels[2]",

@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from harness import NOW_MS, Client, Refusal, Service, Shop, at, make_token, refused, unique
+from integration.redeeming import order, redeem
 from pointbook.v1 import identity_pb2, points_pb2, redemption_pb2
 from pointbook_server.access.model import Scope
 
@@ -129,6 +130,26 @@ async def test_three_decimals_of_a_dinar(client: Client, shop: Shop) -> None:
     assert (answer.redeem_value, answer.redeem_local_value) == ("0.07", "0.026")
 
 
+async def test_a_program_rounds_as_its_country_does(client: Client, shop: Shop) -> None:
+    """In questions and in redemptions; what is stored keeps the value that it was told with."""
+    taiwan: dict[str, Any] = {
+        "criteria": {},
+        "point_value": "0.01",
+        "local_currency_code": "TWD",
+        "local_currency_rate": "31.5",
+    }
+    await client.put_program(shop.merchant_id, shop.store_id, **taiwan)
+    await earn(client, shop, 500)
+    request = order(shop, 10)
+    before = await redeem(client, request)
+    await client.put_program(shop.merchant_id, shop.store_id, **taiwan, local_currency_decimals=0)
+
+    assert (await validate(client, ask(shop, 10))).redeem_local_value == "3"
+    assert (await redeem(client, order(shop, 10))).redeem_local_value == "3"
+    again = await redeem(client, request)
+    assert (again.redeem_local_value, again) == ("3.15", before)
+
+
 @pytest.mark.parametrize("currency", ["XAU", "CLF", "UYW", "USD"])
 async def test_every_currency_of_a_program_can_be_told(client: Client, shop: Shop, currency: str) -> None:
     """Whatever PutProgram takes, ValidateRedemption can round to: gold has no minor unit."""
@@ -179,8 +200,29 @@ async def test_currency_that_is_no_whole_number_of_points(client: Client, shop: 
         (804, "BALANCE_BELOW_REQUIRED"),
         (827, "REDEMPTION_DISABLED"),
     ]
-    assert dict(answer.status.metadata) == {"currency_value": "0.015", "point_value": "0.01"}
+    assert dict(answer.status.metadata) == {
+        "currency_value": "0.015",
+        "point_value": "0.01",
+        "lower_currency_value": "0.01",
+        "lower_points": "1",
+        "higher_currency_value": "0.02",
+        "higher_points": "2",
+    }
     assert (answer.points, answer.redeem_value) == (0, "")
+
+
+async def test_a_refusal_names_the_nearest_redeemable_currency_values(client: Client, shop: Shop) -> None:
+    """RedeemPoints tells them in the error's metadata, and each of them may be redeemed."""
+    await client.put_program(shop.merchant_id, shop.store_id)
+    await earn(client, shop, 500)
+    by_value: dict[str, Any] = {"points": 0, "currency_input": True}
+
+    found = await refused(redeem(client, order(shop, currency_value="0.125", **by_value)))
+    assert (found.code, found.metadata["status_code"]) == (grpc.StatusCode.INVALID_ARGUMENT, "801")
+    for name, points in (("lower", 10), ("higher", 20)):
+        assert found.metadata[f"{name}_points"] == str(points)
+        value = found.metadata[f"{name}_currency_value"]
+        assert (await redeem(client, order(shop, currency_value=value, **by_value))).points == points
 
 
 async def test_currency_is_held_to_the_criteria(client: Client, shop: Shop) -> None:

@@ -197,7 +197,74 @@ def test_no_whole_number_of_points(point_value: str | None, currency_value: str)
 
     assert isinstance(found, Finding)
     assert (found.code, found.reason) == (801, Reason.CURRENCY_VALUE_NOT_WHOLE_POINTS)
-    assert found.metadata == {"currency_value": currency_value, "point_value": point_value or ""}
+    expected = {"currency_value": currency_value, "point_value": point_value or ""}
+    assert expected.items() <= found.metadata.items()
+
+
+Neighbour = tuple[str, int] | None
+
+
+@pytest.mark.parametrize(
+    ("point_value", "currency_value", "criteria", "lower", "higher"),
+    [
+        ("0.01", "0.015", {}, ("0.01", 1), ("0.02", 2)),
+        ("0.03", "0.1", {}, ("0.09", 3), ("0.12", 4)),
+        ("0.7", "2", {}, ("1.4", 2), ("2.1", 3)),
+        ("0.333333333333", "1", {}, None, ("333333333.333", 10**9)),  # Fewer points have a value of more decimals.
+        ("3", "1000", {}, ("999", 333), ("1002", 334)),
+        ("12.5", "30", {}, ("25.0", 2), ("37.5", 3)),
+        # Nothing can be redeemed for 0, nor for less than the minimum.
+        ("3", "1", {}, None, ("3", 1)),
+        ("0.01", "0.005", {}, None, ("0.01", 1)),
+        ("0.01", "0.555", {"min_points_per_redemption": 100}, None, ("1.00", 100)),
+        ("0.01", "0.555", {"min_points_per_redemption": 95, "multiples_of": 10}, None, ("1.00", 100)),
+        # Nothing above the maximum, whichever it is.
+        ("0.01", "1.995", {"max_points_per_redemption": 199}, ("1.99", 199), None),
+        ("0.01", "1.995", {"max_points_per_redemption": 200}, ("1.99", 199), ("2.00", 200)),
+        ("0.01", "9.999", {"max_points_per_redemption": 205, "multiples_of": 10}, ("2.00", 200), None),
+        ("0.01", "9.999", {"max_points_per_day": 300}, ("3.00", 300), None),
+        ("0.01", "9.999", {"max_points_per_week": 400, "max_points_per_day": 500}, ("4.00", 400), None),
+        ("0.01", "9.999", {"max_points_per_month": 999}, ("9.99", 999), None),
+        # Multiples.
+        ("0.01", "0.155", {"multiples_of": 10}, ("0.10", 10), ("0.20", 20)),
+        ("0.01", "0.055", {"multiples_of": 10}, None, ("0.10", 10)),
+        ("0.03", "1", {"multiples_of": 7}, ("0.84", 28), ("1.05", 35)),
+        # A request has three decimals.
+        ("0.0003", "1", {}, ("0.999", 3_330), ("1.002", 3_340)),
+        ("0.0007", "0.005", {}, None, ("0.007", 10)),
+        ("0.0007", "0.01", {"multiples_of": 3}, None, ("0.021", 30)),
+        ("0.0004", "0.005", {}, ("0.004", 10), ("0.006", 15)),
+        ("0.0125", "0.02", {}, None, ("0.025", 2)),
+        ("0.000000000007", "0.01", {}, ("0.007", 10**9), ("0.014", 2 * 10**9)),
+        # And at most twelve digits before them, and there are at most so many points.
+        ("400000000000", "900000000000", {}, ("800000000000", 2), None),
+        ("0.013", "999999999999.999", {}, ("999999999999.988", 76_923_076_923_076), None),
+        ("0.000000000001", "999999999999", {}, ("1000.000", 10**15), None),
+        ("0.013", "1.5", {"min_points_per_redemption": 10**14}, None, None),
+    ],
+)
+def test_the_nearest_redeemable_currency_values_are_named(
+    point_value: str, currency_value: str, criteria: dict[str, int], lower: Neighbour, higher: Neighbour
+) -> None:
+    """Below and above, as far as there are any, each with its points; asked for in turn they are those points."""
+    program = replace(SEED, point_value=Decimal(point_value), criteria=Criteria(**criteria))
+    found = points_of(Decimal(currency_value), program)
+
+    assert isinstance(found, Finding)
+    for name, neighbour in (("lower", lower), ("higher", higher)):
+        told = (found.metadata.get(f"{name}_currency_value"), found.metadata.get(f"{name}_points"))
+        assert told == ((None, None) if neighbour is None else (neighbour[0], str(neighbour[1])))
+        if neighbour is not None:
+            assert points_of(Decimal(neighbour[0]), program) == neighbour[1]
+            assert amount_findings(neighbour[1], program) == []
+
+
+def test_a_program_without_a_point_value_has_no_redeemable_currency_values() -> None:
+    """The answer names none."""
+    found = points_of(Decimal(1), replace(SEED, point_value=None))
+
+    assert isinstance(found, Finding)
+    assert found.metadata == {"currency_value": "1", "point_value": ""}
 
 
 @pytest.mark.parametrize(
@@ -220,6 +287,49 @@ def test_what_points_are_worth(local: str, rate: str | None, points: int, value:
 
     assert worth is not None
     assert (value, local_value) == (f"{worth.redeem_value:f}", f"{worth.redeem_local_value:f}")
+
+
+@pytest.mark.parametrize(
+    ("local", "decimals", "rate", "expected"),
+    [
+        ("TWD", None, "31.67", "47.51"),  # 47.505
+        ("TWD", 0, "31.67", "48"),
+        ("TWD", 0, "31.66", "47"),
+        ("TWD", 0, "31", "47"),  # 46.5
+        ("TWD", 1, "31.67", "47.5"),
+        ("HUF", None, "355.55", "533.33"),  # 533.325
+        ("HUF", 0, "355.55", "533"),
+        ("HUF", 0, "355", "533"),  # 532.5
+        ("IDR", None, "15843.33", "23765.00"),
+        ("IDR", 0, "15843.33", "23765"),
+        ("KRW", None, "1345.1", "2018"),  # 2017.65
+        ("KRW", 2, "1345.1", "2017.65"),
+        ("JPY", None, "150.5", "226"),  # 225.75
+        ("JPY", 4, "150.5", "225.7500"),
+        ("BHD", None, "0.3763", "0.564"),  # 0.56445
+        ("BHD", 2, "0.3763", "0.56"),
+        ("BHD", 4, "0.3763", "0.5645"),
+        ("CLF", None, "0.0285", "0.0428"),  # 0.04275
+        ("CLF", 0, "0.0285", "0"),
+        ("", None, None, "1.50"),
+        ("", 0, None, "2"),
+        ("", 3, None, "1.500"),
+    ],
+)
+def test_a_programs_own_decimals_take_the_place_of_the_minor_unit(
+    local: str, decimals: int | None, rate: str | None, expected: str
+) -> None:
+    """Of 150 points, worth 1.50; none at all is a choice, too."""
+    program = replace(
+        SEED,
+        local_currency_code=local,
+        local_currency_rate=None if rate is None else Decimal(rate),
+        local_currency_decimals=decimals,
+    )
+    worth = worth_of(150, program)
+
+    assert worth is not None
+    assert (f"{worth.redeem_value:f}", f"{worth.redeem_local_value:f}") == ("1.50", expected)
 
 
 def test_the_base_value_is_never_rounded() -> None:

@@ -169,7 +169,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: _ErrorReason.ValueType  # 82
     """ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: 801, the currency value is no whole number of points. Example:
-    INVALID_ARGUMENT, {currency_value: "0.015", point_value: "0.01"}.
+    INVALID_ARGUMENT, {currency_value: "0.015", point_value: "0.01", lower_currency_value: "0.01", lower_points: "1",
+    higher_currency_value: "0.02", higher_points: "2"}: the nearest values that may be asked for. They are whole points
+    that keep to the program's multiples_of, minimum and maxima (a redemption, day, week and month), and have at most 3
+    decimals and 12 digits before them; one that does not exist is left out.
     Retry: no, the request must change.
     """
     ERROR_REASON_IDENTIFIER_INVALID: _ErrorReason.ValueType  # 83
@@ -474,7 +477,10 @@ Retry: no, the request must change.
 """
 ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: ErrorReason.ValueType  # 82
 """ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: 801, the currency value is no whole number of points. Example:
-INVALID_ARGUMENT, {currency_value: "0.015", point_value: "0.01"}.
+INVALID_ARGUMENT, {currency_value: "0.015", point_value: "0.01", lower_currency_value: "0.01", lower_points: "1",
+higher_currency_value: "0.02", higher_points: "2"}: the nearest values that may be asked for. They are whole points
+that keep to the program's multiples_of, minimum and maxima (a redemption, day, week and month), and have at most 3
+decimals and 12 digits before them; one that does not exist is left out.
 Retry: no, the request must change.
 """
 ERROR_REASON_IDENTIFIER_INVALID: ErrorReason.ValueType  # 83

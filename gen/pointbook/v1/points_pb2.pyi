@@ -909,7 +909,9 @@ class PointsEntry(_message.Message):
     as its update_type says.
     """
     settled_redemption_id: _builtins.str
-    """settled_redemption_id is the redemption whose hold this entry settled; empty where none."""
+    """settled_redemption_id is the redemption that this entry settled; empty where none. It is set later where the entry
+    came before its redemption.
+    """
     draws_truncated: _builtins.bool
     """draws_truncated is true when there are more draws than `draws` shows."""
     @_builtins.property

@@ -313,6 +313,8 @@ class Program(_message.Message):
     SETTLEMENT_WINDOW_FIELD_NUMBER: _builtins.int
     SETTLEMENT_SCENES_FIELD_NUMBER: _builtins.int
     VALIDATION_FIELD_NUMBER: _builtins.int
+    LOCAL_CURRENCY_DECIMALS_FIELD_NUMBER: _builtins.int
+    SETTLEMENT_LEAD_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
     """merchant_id is SHOPLINE's merchant: 1 to 64 visible ASCII characters, required."""
     program_id: _builtins.int
@@ -347,6 +349,11 @@ class Program(_message.Message):
     """allow_cross_program_redemption lets points of the merchant's other allowing programs be redeemed here
     (group_redemption); 828 where false.
     """
+    local_currency_decimals: _builtins.int
+    """local_currency_decimals is how many decimals redeem_local_value is rounded to, half up: 0 to 4. Where absent, the
+    minor unit that ISO 4217 gives the local currency, which not every country uses: Taiwan's dollar has 2 decimals
+    there and is used with none. A change applies to later answers and redemptions, never to stored ones.
+    """
     @_builtins.property
     def store_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """store_ids are the stores whose accounts count: 1 to 1,000 of the merchant's, each once. A store may be in several
@@ -377,6 +384,14 @@ class Program(_message.Message):
     def validation(self) -> Global___ValidationSettings:
         """validation says how customers prove that it is them."""
 
+    @_builtins.property
+    def settlement_lead(self) -> _duration_pb2.Duration:
+        """settlement_lead is how much earlier than its redemption SHOPLINE may have booked the decrease that settles it: 0 to
+        24 hours in whole seconds; 5 seconds where absent. Set it where a till books in SHOPLINE before it calls
+        RedeemPoints, to the longest time between the two and no longer: an unrelated decrease of the same size inside it
+        is taken for the redemption's own. A redemption keeps the lead that the program had when it was made.
+        """
+
     def __init__(
         self,
         *,
@@ -398,12 +413,16 @@ class Program(_message.Message):
         settlement_window: _duration_pb2.Duration | None = ...,
         settlement_scenes: _abc.Iterable[_builtins.str] | None = ...,
         validation: Global___ValidationSettings | None = ...,
+        local_currency_decimals: _builtins.int | None = ...,
+        settlement_lead: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["criteria", b"criteria", "settlement_window", b"settlement_window", "validation", b"validation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_local_currency_decimals", b"_local_currency_decimals", "criteria", b"criteria", "local_currency_decimals", b"local_currency_decimals", "settlement_lead", b"settlement_lead", "settlement_window", b"settlement_window", "validation", b"validation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_cross_program_redemption", b"allow_cross_program_redemption", "allow_group_redemption", b"allow_group_redemption", "allowed_regions", b"allowed_regions", "criteria", b"criteria", "currency_code", b"currency_code", "default_region", b"default_region", "display_name", b"display_name", "local_currency_code", b"local_currency_code", "local_currency_rate", b"local_currency_rate", "merchant_id", b"merchant_id", "point_value", b"point_value", "program_id", b"program_id", "redemption_enabled", b"redemption_enabled", "settlement_scenes", b"settlement_scenes", "settlement_window", b"settlement_window", "store_ids", b"store_ids", "time_zone", b"time_zone", "validation", b"validation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_local_currency_decimals", b"_local_currency_decimals", "allow_cross_program_redemption", b"allow_cross_program_redemption", "allow_group_redemption", b"allow_group_redemption", "allowed_regions", b"allowed_regions", "criteria", b"criteria", "currency_code", b"currency_code", "default_region", b"default_region", "display_name", b"display_name", "local_currency_code", b"local_currency_code", "local_currency_decimals", b"local_currency_decimals", "local_currency_rate", b"local_currency_rate", "merchant_id", b"merchant_id", "point_value", b"point_value", "program_id", b"program_id", "redemption_enabled", b"redemption_enabled", "settlement_lead", b"settlement_lead", "settlement_scenes", b"settlement_scenes", "settlement_window", b"settlement_window", "store_ids", b"store_ids", "time_zone", b"time_zone", "validation", b"validation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__local_currency_decimals: _TypeAlias = _typing.Literal["local_currency_decimals"]  # noqa: Y015
+    _WhichOneofArgType__local_currency_decimals: _TypeAlias = _typing.Literal["_local_currency_decimals", b"_local_currency_decimals"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__local_currency_decimals) -> _WhichOneofReturnType__local_currency_decimals | None: ...
 
 Global___Program: _TypeAlias = Program  # noqa: Y015
 

@@ -64,7 +64,7 @@ class _RedemptionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Redem
     REDEMPTION_STATE_PENDING: _RedemptionState.ValueType  # 1
     """REDEMPTION_STATE_PENDING: at least one hold waits for SHOPLINE to book it."""
     REDEMPTION_STATE_SETTLED: _RedemptionState.ValueType  # 2
-    """REDEMPTION_STATE_SETTLED: SHOPLINE booked all of it that was not reversed."""
+    """REDEMPTION_STATE_SETTLED: SHOPLINE booked all of it that was not reversed, before the redemption or after it."""
     REDEMPTION_STATE_REVERSED: _RedemptionState.ValueType  # 3
     """REDEMPTION_STATE_REVERSED: all of it was reversed."""
     REDEMPTION_STATE_UNSETTLED: _RedemptionState.ValueType  # 4
@@ -78,7 +78,7 @@ REDEMPTION_STATE_UNSPECIFIED: RedemptionState.ValueType  # 0
 REDEMPTION_STATE_PENDING: RedemptionState.ValueType  # 1
 """REDEMPTION_STATE_PENDING: at least one hold waits for SHOPLINE to book it."""
 REDEMPTION_STATE_SETTLED: RedemptionState.ValueType  # 2
-"""REDEMPTION_STATE_SETTLED: SHOPLINE booked all of it that was not reversed."""
+"""REDEMPTION_STATE_SETTLED: SHOPLINE booked all of it that was not reversed, before the redemption or after it."""
 REDEMPTION_STATE_REVERSED: RedemptionState.ValueType  # 3
 """REDEMPTION_STATE_REVERSED: all of it was reversed."""
 REDEMPTION_STATE_UNSETTLED: RedemptionState.ValueType  # 4
@@ -218,7 +218,8 @@ class ValidateRedemptionRequest(_message.Message):
     currency_value: _builtins.str
     """currency_value is the worth to redeem in the base currency: a decimal of at least 0 with at most 12 digits before
     and 3 after the point, such as "2.5". Only with currency_input. 0, and no whole number of points, is answered with
-    801.
+    801; for the latter the metadata name the nearest values that may be asked for (lower_currency_value and
+    lower_points, higher_currency_value and higher_points).
     """
     group_redemption: _builtins.bool
     """group_redemption lets points of the merchant's other allowing programs be redeemed too."""
@@ -303,11 +304,15 @@ class ValidateRedemptionResponse(_message.Message):
     where they are not above 0.
     """
     redeem_local_value: _builtins.str
-    """redeem_local_value is their worth in the local currency, rounded half up to its minor unit; empty likewise."""
+    """redeem_local_value is their worth in the local currency, rounded half up to the program's local_currency_decimals,
+    or else to the currency's minor unit; empty likewise.
+    """
     points_currency_ratio: _builtins.str
     """points_currency_ratio is what one point is worth in the base currency; empty likewise."""
     active_points: _builtins.int
-    """active_points are the points that the customer could redeem from."""
+    """active_points are the points that the customer could redeem from, those that SHOPLINE has booked for this very
+    redemption included.
+    """
     @_builtins.property
     def status(self) -> Global___RedemptionStatus:
         """status is 800, or the first of the violations."""
@@ -672,7 +677,7 @@ class Redemption(_message.Message):
     redeem_value: _builtins.str
     """redeem_value is the points' worth in the base currency, not rounded; empty without a point value."""
     redeem_local_value: _builtins.str
-    """redeem_local_value is their worth in the local currency, rounded half up to its minor unit."""
+    """redeem_local_value is their worth in the local currency, rounded half up to the decimals that the program had then."""
     points_currency_ratio: _builtins.str
     """points_currency_ratio is what one point was worth in the base currency."""
     active_points: _builtins.int

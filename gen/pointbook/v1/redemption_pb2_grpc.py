@@ -107,6 +107,7 @@ class RedemptionServiceServicer:
         """ValidateRedemption answers whether a customer may redeem points in a program now. It never changes points.
 
         "No" is an answer, not an error: `redeemable` is false, `status` has the first reason and `violations` every one.
+        Where SHOPLINE has booked these very points already, the answer is the one that RedeemPoints would give.
         With `issue_otp` a redeemable answer also issues a code; should that fail, the answer stays redeemable with
         warning 876. With `validation_code` the code is compared, which counts a wrong guess, but is not consumed.
 
@@ -165,7 +166,17 @@ class RedemptionServiceServicer:
         Scope `redeem`, and `redeem.skip` for `skip_validation` to be heard. It is safe to repeat: the same reference with
         the same content answers the stored redemption. The content is the customer, the program, the points,
         `group_redemption`, the group and `transaction_number`, the customer, points and group as they are understood when
-        the call is made. Errors: ALREADY_EXISTS (REFERENCE_REUSED), the status's RPC error when refused, and those of
+        the call is made.
+
+        SHOPLINE may have booked the points before: the newest decrease of exactly as many points, by one of the program's
+        settlement scenes, not older than its settlement_lead, in one of the accounts that may be drawn on, is the
+        redemption's own, unless it is void, has settled another redemption, or took points that had expired. Then the
+        criteria are checked as before that decrease, the draws are those of its entry, and the redemption is SETTLED at
+        once. It is matched in one account and as a whole: a caller that books a pool's redemption in several accounts
+        redeems first, and books what the draws say. A decrease that settled an earlier redemption for want of a better one,
+        booked when that one's hold had already been released, is taken over, and the earlier one is UNSETTLED again.
+
+        Errors: ALREADY_EXISTS (REFERENCE_REUSED), the status's RPC error when refused, and those of
         ValidateRedemption.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -185,7 +196,8 @@ class RedemptionServiceServicer:
 
     def SettleRedemption(self, request, context):
         """SettleRedemption settles a redemption's holds by hand, open and released ones, when SHOPLINE booked it but its
-        webhook was lost.
+        webhook was lost. Should the webhook come after all, it settles nothing any more, but another redemption of the
+        same size inside its settlement_lead may claim it.
 
         Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (REDEMPTION_NOT_FOUND),
         FAILED_PRECONDITION (ALREADY_REVERSED).

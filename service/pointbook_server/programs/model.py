@@ -118,9 +118,11 @@ class Program:
     currency_code: str = ""
     local_currency_code: str = ""
     local_currency_rate: Decimal | None = None
+    local_currency_decimals: int | None = None
     allow_group_redemption: bool = False
     allow_cross_program_redemption: bool = False
     settlement_window_ms: int = 0
+    settlement_lead_ms: int | None = None
     settlement_scenes: tuple[str, ...] = ()
     validation: Validation = Validation()
 

@@ -39,6 +39,8 @@ DOMAIN_LENGTH_MAX = 255
 TEMPLATES_MAX = 50
 TEMPLATE_LENGTH_MAX = 500
 SETTLEMENT_WINDOW_SECONDS = (60, 30 * 24 * 60 * 60)
+SETTLEMENT_LEAD_SECONDS = (0, 24 * 60 * 60)
+LOCAL_CURRENCY_DECIMALS = (0, 4)
 CODE_LIFE_SECONDS = (60, 600)
 CODE_LENGTH = (6, 10)
 TEMPLATE_NAMES = {"code", "points", "program", "minutes"}
@@ -182,6 +184,7 @@ def _read_program(fields: Fields, program: programs_pb2.Program) -> Program:
             fields, "program.local_currency_code", program.local_currency_code, required=False
         ),
         local_currency_rate=_read_rate(fields, program),
+        local_currency_decimals=_read_decimals(fields, program),
         allow_group_redemption=program.allow_group_redemption,
         allow_cross_program_redemption=program.allow_cross_program_redemption,
         settlement_window_ms=1_000
@@ -191,6 +194,7 @@ def _read_program(fields: Fields, program: programs_pb2.Program) -> Program:
             program.settlement_window if program.HasField("settlement_window") else None,
             *SETTLEMENT_WINDOW_SECONDS,
         ),
+        settlement_lead_ms=_read_lead(fields, program),
         settlement_scenes=fields.each(
             "program.settlement_scenes",
             program.settlement_scenes,
@@ -318,6 +322,21 @@ def _read_rate(fields: Fields, program: programs_pb2.Program) -> Decimal | None:
     return rate
 
 
+def _read_decimals(fields: Fields, program: programs_pb2.Program) -> int | None:
+    """Return the decimals of local values, of which 0 is one; None where the currency's own hold."""
+    if not program.HasField("local_currency_decimals"):
+        return None
+    low, high = LOCAL_CURRENCY_DECIMALS
+    return fields.integer("program.local_currency_decimals", program.local_currency_decimals, low=low, high=high)
+
+
+def _read_lead(fields: Fields, program: programs_pb2.Program) -> int | None:
+    """Return the settlement lead in milliseconds, of which 0 is one; None where the default holds."""
+    if not program.HasField("settlement_lead"):
+        return None
+    return 1_000 * _read_seconds(fields, "program.settlement_lead", program.settlement_lead, *SETTLEMENT_LEAD_SECONDS)
+
+
 def _read_seconds(fields: Fields, path: str, duration: Duration | None, low: int, high: int) -> int:
     """Read a duration of whole seconds; 0 where it is absent, which stands for the default."""
     if duration is None:
@@ -349,6 +368,7 @@ def _write_program(program: Program) -> programs_pb2.Program:
         currency_code=program.currency_code,
         local_currency_code=program.local_currency_code,
         local_currency_rate=to_decimal_text(program.local_currency_rate),
+        local_currency_decimals=program.local_currency_decimals,
         allow_group_redemption=program.allow_group_redemption,
         allow_cross_program_redemption=program.allow_cross_program_redemption,
         settlement_scenes=program.settlement_scenes,
@@ -356,6 +376,8 @@ def _write_program(program: Program) -> programs_pb2.Program:
     )
     if program.settlement_window_ms:
         message.settlement_window.FromMilliseconds(program.settlement_window_ms)
+    if program.settlement_lead_ms is not None:
+        message.settlement_lead.FromMilliseconds(program.settlement_lead_ms)
     return message
 
 

@@ -187,9 +187,11 @@ def _to_program(row: Row) -> Program:
         currency_code=row.currency_code,
         local_currency_code=row.local_currency_code,
         local_currency_rate=row.local_currency_rate,
+        local_currency_decimals=row.local_currency_decimals,
         allow_group_redemption=row.allow_group_redemption,
         allow_cross_program_redemption=row.allow_cross_program_redemption,
         settlement_window_ms=row.settlement_window_ms,
+        settlement_lead_ms=row.settlement_lead_ms,
         settlement_scenes=tuple(row.settlement_scenes),
         validation=_to_validation(json.loads(row.validation)),
     )

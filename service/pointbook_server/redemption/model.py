@@ -4,12 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Context, Decimal
 from fractions import Fraction
+from math import ceil, lcm
 
 from iso4217 import Currency
 
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.model import POINTS_MAX
-from pointbook_server.programs.model import Channel, Program
+from pointbook_server.programs.model import Channel, Criteria, Program
 
 STATUS_CODES = {
     Reason.REDEEMABLE: 800,
@@ -51,6 +52,10 @@ STATUS_CODES = {
 """Capillary's status code of every reason that a redemption can have."""
 EXACT = Context(prec=100, rounding=ROUND_HALF_UP)
 """Wide enough that no product of points, point value and rate is ever rounded by accident."""
+CURRENCY_DECIMALS_MAX = 3
+"""How many decimals a currency value that is asked for may have."""
+CURRENCY_VALUE_LIMIT = 10**12
+"""What every currency value that is asked for lies below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +104,18 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """What points are worth: in the base currency unrounded, in the local one rounded to its minor unit."""
+    """What points are worth: in the base currency unrounded, in the local one rounded to the program's decimals."""
 
     redeem_value: Decimal
     redeem_local_value: Decimal
 
 
 def points_of(currency_value: Decimal, program: Program) -> int | Finding:
-    """Turn a value in the base currency into points, exactly; what is no whole number of points is a finding."""
+    """Turn a value in the base currency into points, exactly; what is no whole number of points is a finding.
+
+    The finding names the nearest values that may be asked for instead.
+    """
+    neighbours: dict[str, object] = {}
     if program.point_value is None:
         message = "The program gives points no value."
     else:
@@ -114,23 +123,61 @@ def points_of(currency_value: Decimal, program: Program) -> int | Finding:
         if points.denominator == 1 and points <= POINTS_MAX:
             return int(points)
         message = f"The currency value is no whole number of points up to {POINTS_MAX}."
+        neighbours = dict(_neighbours(points, program.point_value, program.criteria))
     return finding(
         Reason.CURRENCY_VALUE_NOT_WHOLE_POINTS,
         message,
         currency_value=f"{currency_value:f}",
         point_value="" if program.point_value is None else f"{program.point_value:f}",
+        **neighbours,
     )
 
 
+def _neighbours(points: Fraction, point_value: Decimal, criteria: Criteria) -> Iterator[tuple[str, object]]:
+    """Yield the points next below and next above some, and their values, as far as there are any.
+
+    They are points that one redemption may have by the program's criteria, and whose value a request can express.
+    """
+    step = lcm((Fraction(point_value) * 10**CURRENCY_DECIMALS_MAX).denominator, criteria.multiples_of or 1)
+    low = criteria.min_points_per_redemption or 1
+    maxima = (
+        criteria.max_points_per_redemption,
+        criteria.max_points_per_day,
+        criteria.max_points_per_week,
+        criteria.max_points_per_month,
+    )
+    expressible = ceil(CURRENCY_VALUE_LIMIT / Fraction(point_value)) - 1
+    high = min(POINTS_MAX, expressible, *(maximum for maximum in maxima if maximum is not None))
+    lower = min(int(points), high) // step * step
+    higher = -(-max(ceil(points), low) // step) * step
+    for name, neighbour in (("lower", lower), ("higher", higher)):
+        if low <= neighbour <= high:
+            value = EXACT.multiply(Decimal(neighbour), point_value)
+            yield f"{name}_currency_value", _to_currency_value(value)
+            yield f"{name}_points", neighbour
+
+
+def _to_currency_value(value: Decimal) -> str:
+    """Write a value as a request does, which has no room for more zeros."""
+    whole, point, decimals = f"{value:f}".partition(".")
+    return whole + point + decimals[:CURRENCY_DECIMALS_MAX]
+
+
 def worth_of(points: int, program: Program) -> Worth | None:
-    """Tell what points are worth; None where the program gives them no value."""
+    """Return what points are worth; None where the program gives them no value."""
     if program.point_value is None or points <= 0:
         return None
     value = EXACT.multiply(Decimal(points), program.point_value)
     rate = Decimal(1) if program.local_currency_rate is None else program.local_currency_rate
-    currency = Currency(program.local_currency_code or program.currency_code)
-    minor_unit = Decimal(1).scaleb(-(currency.exponent or 0))
+    minor_unit = Decimal(1).scaleb(-_local_decimals(program))
     return Worth(value, EXACT.multiply(value, rate).quantize(minor_unit, context=EXACT))
+
+
+def _local_decimals(program: Program) -> int:
+    """Return how many decimals local values have: the program's own choice, else those of ISO 4217."""
+    if program.local_currency_decimals is not None:
+        return program.local_currency_decimals
+    return Currency(program.local_currency_code or program.currency_code).exponent or 0
 
 
 def check_program(program: Program) -> Iterator[Finding]:

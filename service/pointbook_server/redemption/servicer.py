@@ -15,14 +15,22 @@ from pointbook_server.fields import TIME_MS_MAX, TIME_MS_MIN, Fields, to_decimal
 from pointbook_server.ledger.model import POINTS_MAX, Account, AccountKey
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.asking import Ask, Assessment, Facts, GroupRef
-from pointbook_server.redemption.model import REDEEMABLE, STATUS_CODES, Finding, finding, in_order, refusal, worth_of
+from pointbook_server.redemption.model import (
+    CURRENCY_DECIMALS_MAX,
+    REDEEMABLE,
+    STATUS_CODES,
+    Finding,
+    finding,
+    in_order,
+    refusal,
+    worth_of,
+)
 from pointbook_server.redemption.proof import Proof
 from pointbook_server.redemption.redeemed import Order, Redemption, RedemptionState
 from pointbook_server.redemption.service import Redemptions, WantedReversal
 from pointbook_server.redemption.store import Filter
 from pointbook_server.validation_codes.model import Issued, MissedCall, masked, normalised_code
 
-CURRENCY_DIGITS_AFTER_POINT = 3
 CODE_LENGTH_MAX = 32
 CHALLENGE_ID_LENGTH_MAX = 64
 REFERENCE_LENGTH_MAX = 128
@@ -427,7 +435,7 @@ def _read_currency_value(fields: Fields, request: AskRequest) -> Decimal | None:
         fields.wrong("points", "must be left out when currency_input is true")
     fields.present("currency_value", is_present=bool(request.currency_value))
     return fields.decimal(
-        "currency_value", request.currency_value, digits_after=CURRENCY_DIGITS_AFTER_POINT, zero_allowed=True
+        "currency_value", request.currency_value, digits_after=CURRENCY_DECIMALS_MAX, zero_allowed=True
     )
 
 
