@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from harness import NOW_MS, Service, Shop, at, refusal, unique
-from ledger_book import check_is_the_fold, read_book
+from ledger_book import Kept, check_is_the_fold, read_book
 from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
 from pointbook_server.database import Database, Statement
 from pointbook_server.ledger.model import AccountKey
@@ -31,6 +31,8 @@ NAMES = ("ada", "bob", "eve")
 CAP = 120
 WINDOW_MS = 60_000
 """How long a redemption waits for SHOPLINE to book it."""
+LEAD_MS = 20_000
+"""How much earlier than a redemption SHOPLINE may have booked it."""
 REFUSALS = {
     "INSUFFICIENT_POINTS",
     "ABOVE_MAX_PER_DAY",
@@ -130,6 +132,11 @@ class Story:
             cashback = points_pb2.POINTS_UPDATE_SCENE_CASHBACK
             await self.event(draw.buyer.buyer_id, -points, late_ms, None, balanced=balanced, scene=cashback)
 
+    async def book_first(self, who: str, points: int, late_ms: int) -> None:
+        """SHOPLINE books what is about to be redeemed, or never will be."""
+        cashback = points_pb2.POINTS_UPDATE_SCENE_CASHBACK
+        await self.event(who, -points, late_ms, None, balanced=True, scene=cashback)
+
     async def reverse(self, place: int, points: int) -> None:
         """Some of a redemption is given back, twice under one reference."""
         if self.redemptions:
@@ -187,6 +194,8 @@ def step(method: Callable[..., Any], *places: st.SearchStrategy[Any], **names: s
     return st.builds(lambda *drawn, **named: lambda story: method(story, *drawn, **named), *places, **names)
 
 
+FEW_SIZES = st.sampled_from([5, 10])
+"""So that what is booked is often what is redeemed."""
 WHO, POINTS, PLACES = st.sampled_from(NAMES), st.integers(1, 30), st.integers(0, 20)
 LATE_MS, ANY = st.sampled_from([0, 0, 1, 3_000, 7_000]), st.booleans()
 LIVES_MS = st.sampled_from([None, 1, 5_000, 30_000, 90_000])
@@ -198,6 +207,8 @@ steps = st.one_of(
     step(Story.redeem, WHO, POINTS, pools=ANY),
     step(Story.together, st.lists(WHO, min_size=2, max_size=5), POINTS),
     step(Story.book, PLACES, LATE_MS, balanced=ANY),
+    step(Story.book_first, WHO, FEW_SIZES, LATE_MS),
+    step(Story.redeem, WHO, FEW_SIZES, pools=ANY),
     step(Story.reverse, PLACES, st.sampled_from([0, 1, 5, 20])),
     step(Story.settle, PLACES),
     step(Story.void, PLACES, is_void=ANY),
@@ -227,6 +238,7 @@ async def begin(service: Service) -> Story:
         criteria={"max_points_per_day": CAP},
         allow_group_redemption=True,
         settlement_window={"seconds": WINDOW_MS // 1_000},
+        settlement_lead={"seconds": LEAD_MS // 1_000},
     )
     for name in NAMES[:2]:
         buyers = [{"store_id": shop.store_id, "buyer_id": name}]
@@ -262,6 +274,16 @@ def check_redemption(redemption: Redemption) -> None:
     assert points_by_account(redemption.draws) == {hold.key: hold.points for hold in redemption.holds}
 
 
+def check_settlements(book: Mapping[AccountKey, Kept], redemptions: Sequence[Redemption]) -> None:
+    """What an entry settled of an account is settled, and no other entry settled it."""
+    holds = [(redemption.redemption_id, hold) for redemption in redemptions for hold in redemption.holds]
+    settled = {(redemption_id, hold.key) for redemption_id, hold in holds if hold.state is HoldState.SETTLED}
+    claims = [(entry.settled_redemption_id, key) for key, kept in book.items() for entry in kept.entries]
+    counts = Counter(claim for claim in claims if claim[0] is not None)
+    assert set(counts.values()) <= {1}
+    assert set(counts) <= settled
+
+
 async def check(database: Database, story: Story) -> None:
     """No account promises what it does not have, and accounts and redemptions tell one story."""
     redemptions = await read_redemptions(database, story)
@@ -278,6 +300,7 @@ async def check(database: Database, story: Story) -> None:
 
     book = await read_book(database, story.shop.merchant_id)
     check_is_the_fold(book)
+    check_settlements(book, redemptions)
     for key, kept in book.items():
         account = kept.account
         points = account.points_at(story.now_ms)

@@ -310,8 +310,8 @@ class ValidateRedemptionResponse(_message.Message):
     points_currency_ratio: _builtins.str
     """points_currency_ratio is what one point is worth in the base currency; empty likewise."""
     active_points: _builtins.int
-    """active_points are the points that the customer could redeem from, those that SHOPLINE has booked for this very
-    redemption included.
+    """active_points are the points that the customer could redeem from. Points that SHOPLINE has booked for this very
+    redemption are active no longer, but may be redeemed by it.
     """
     @_builtins.property
     def status(self) -> Global___RedemptionStatus:

@@ -174,6 +174,19 @@ class LedgerBook:
         await self._connection.execute(sql.PUT_HOLDS, self._values(sql.to_columns(sql.KEY | {"holds": ""}, rows)))
         self.holds |= holds
 
+    async def settle(self, event_id: str, redemption_id: str, settled_redemption_id: str) -> None:
+        """Record that an entry of a locked account settled a redemption, in place of another one, empty for none.
+
+        Raises RetryTransactionError where the entry is void, or has not settled that other one.
+        """
+        values = {
+            "event_id": event_id,
+            "redemption_id": redemption_id,
+            "settled_redemption_id": settled_redemption_id,
+        }
+        if not await self._connection.execute(sql.SETTLE_ENTRY, self._values(values)):
+            raise RetryTransactionError
+
     async def write(self, entries: Sequence[BookEntry], postings: Mapping[AccountKey, Posting]) -> None:
         """Write new entries, and what they changed.
 

@@ -16,7 +16,7 @@ SETTLEMENT_SCENES = frozenset(
 )
 """The scenes by which SHOPLINE books a redemption, unless a program names others."""
 SETTLEMENT_LEAD_MS = 5_000
-"""How much earlier than a hold an event may be that settles it: clocks differ."""
+"""How much earlier than a hold an event may be that settles it, unless a program says otherwise: clocks differ."""
 RELEASED_KEPT = 32
 """How many of an account's released holds wait for a webhook that comes after all: the newest."""
 
@@ -24,7 +24,8 @@ RELEASED_KEPT = 32
 class Hold(NamedTuple):
     """What a redemption holds of one account: `points` are what has not been reversed.
 
-    `scenes` are the program's settlement scenes, empty for SETTLEMENT_SCENES. A released hold holds nothing any more.
+    `scenes` are the program's settlement scenes, empty for SETTLEMENT_SCENES, and `lead_ms` is its settlement lead, as
+    they were when the hold was opened. A released hold holds nothing any more.
     """
 
     redemption_id: str
@@ -33,6 +34,7 @@ class Hold(NamedTuple):
     settle_by_ms: int
     scenes: tuple[str, ...] = ()
     is_released: bool = False
+    lead_ms: int = SETTLEMENT_LEAD_MS
 
     def is_open(self, at_ms: int) -> bool:
         """Tell whether it holds its points at a moment, which ends by itself."""
@@ -42,7 +44,7 @@ class Hold(NamedTuple):
         """Tell whether a decrease may be SHOPLINE's booking of it: so many points, of a scene, at a time."""
         return (
             self.points == points
-            and self.opened_at_ms <= at_ms + SETTLEMENT_LEAD_MS
+            and self.opened_at_ms <= at_ms + self.lead_ms
             and scene in (self.scenes or SETTLEMENT_SCENES)
         )
 

@@ -5,7 +5,7 @@ are whole milliseconds since 1970 (UTC), amounts are points.
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import groupby
 from typing import NamedTuple
@@ -152,6 +152,10 @@ class Account:
     def is_before(self, at_ms: int) -> bool:
         """Tell whether all entries are before a moment, so that an event of then is applied directly."""
         return self.newest_at_ms is None or self.newest_at_ms < at_ms
+
+    def with_unexpired(self, points: int, event_id: str) -> "Account":
+        """Return the account with additional points that never expire: only good for asking what is active."""
+        return replace(self, lots=(*self.lots, Lot(points, points, None, event_id)))
 
     def points_at(self, at_ms: int) -> Points:
         """Tell the points at a moment. Raises FarLotsNeededError.

@@ -226,6 +226,12 @@ MOVE_ENTRIES = _statement(f"""
     FROM {_rows({"event_id": "text", **DERIVED})}
     WHERE e.event_id = v.event_id AND e.merchant_id = :merchant_id
 """)
+# Nothing is written where the entry has settled another redemption than the caller knows of.
+SETTLE_ENTRY = _statement("""
+    UPDATE points_entries SET settled_redemption_id = :redemption_id
+    WHERE event_id = :event_id AND merchant_id = :merchant_id AND voided_at_ms IS NULL
+        AND coalesce(settled_redemption_id, '') = :settled_redemption_id
+""")
 DROP_CHECKPOINTS = _statement(f"""
     DELETE FROM points_checkpoints AS c USING {_rows({**KEY, "after_ms": "bigint"})}
     WHERE c.buyer_id = v.buyer_id AND c.store_id = v.store_id AND c.newest_at_ms > v.after_ms
@@ -351,8 +357,8 @@ def read_account(row: Row) -> tuple[AccountKey, Account]:
 
 
 def _read_hold(row: list[Any]) -> Hold:
-    redemption_id, points, opened_at_ms, settle_by_ms, scenes, is_released = row
-    return Hold(redemption_id, points, opened_at_ms, settle_by_ms, tuple(scenes), is_released)
+    redemption_id, points, opened_at_ms, settle_by_ms, scenes, is_released, *lead_ms = row
+    return Hold(redemption_id, points, opened_at_ms, settle_by_ms, tuple(scenes), is_released, *lead_ms)
 
 
 def write_entry(received: BookEntry) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """Who asks to redeem what, and what the rules say to it: pure, on facts that were read before."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from pointbook_server.customers.model import (
@@ -17,6 +17,7 @@ from pointbook_server.customers.model import (
 from pointbook_server.errors import Reason
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import Channel, Program
+from pointbook_server.redemption.bookings import Booking, booking_of
 from pointbook_server.redemption.model import (
     Finding,
     Standing,
@@ -70,7 +71,8 @@ class Facts:
     """What there is to an ask. `others` are the merchant's other programs that allow their points to be redeemed.
 
     `is_shop` tells whether the store of a buyer whom nobody registered is the merchant's, `one_group` whether all
-    selectors choose the same group, and `sources` the accounts that may be drawn on, each once.
+    selectors choose the same group, and `sources` the accounts that may be drawn on, each once. `bookings` are the
+    decreases that the redemption may claim, among others.
     """
 
     now_ms: int
@@ -84,6 +86,7 @@ class Facts:
     sources: tuple[Source, ...]
     accounts: Mapping[AccountKey, Account]
     usage: Usage
+    bookings: tuple[Booking, ...] = ()
 
     @property
     def redeemer(self) -> str:
@@ -108,6 +111,11 @@ class Facts:
         All of their own, since a redemption that is still running may be of a buyer who was nobody's when it began.
         """
         return {source.key for source in (*self.sources, *own_sources(self.key, self.customer))}
+
+    def before(self, booking: Booking) -> "Facts":
+        """Return the facts as they would be without a booking: what it took is active."""
+        account = self.accounts[booking.account].with_unexpired(booking.points, booking.event_id)
+        return replace(self, accounts={**self.accounts, booking.account: account})
 
     def active_points(self, sources: Iterable[Source]) -> int:
         """Sum what some accounts have active."""
@@ -148,12 +156,22 @@ def pools(ask: Ask, program: Program) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """What the rules say to an ask: how many points it is, what may be drawn on, and all that speaks against it."""
+    """What the rules say to an ask: how many points it is, what may be drawn on, and all that speaks against it.
+
+    Where SHOPLINE has booked it already, by `booking`, the facts are those of before that; `active_points` are what is
+    active now.
+    """
 
     facts: Facts
     points: int
     active_points: int
     violations: tuple[Finding, ...]
+    booking: Booking | None = None
+
+    @property
+    def active_points_left(self) -> int:
+        """What is active after the redemption."""
+        return self.active_points - (self.points if self.booking is None else 0)
 
     @property
     def demanding(self) -> list[Program]:
@@ -169,34 +187,41 @@ class Assessment:
 
 def assess(ask: Ask, facts: Facts) -> Assessment:
     """Check an ask against all that there is to it; every check runs that can."""
-    points, violations = ask.points, []
+    points, violations, booking = ask.points, [], None
+    active_points = redeemable_points = facts.active_points(facts.sources)
     if facts.program is None:
         violations.append(
             finding(Reason.PROGRAM_NOT_FOUND, "The merchant has no such program.", program_id=ask.program_id)
         )
     else:
         points, violations = _check_rules(ask, facts, facts.program)
+        accounts = {source.key for source in facts.sources}
+        booking = booking_of(points, facts.program, accounts, facts.bookings, facts.now_ms)
+        if booking is not None:
+            facts = facts.before(booking)
+            redeemable_points = facts.active_points(facts.sources)
     violations += _check_customer(ask, facts)
-    active_points = facts.active_points(facts.sources)
     if facts.program is not None and facts.redeemer:
         outsider = list(_check_group(facts)) if pools(ask, facts.program) else []
         violations += outsider
         if not outsider:
-            violations += check_standing(points, facts.program, _standing(facts, facts.program, active_points))
+            violations += check_standing(points, facts.program, _standing(facts, facts.program, redeemable_points))
     if facts.program is not None:
         violations += check_caps(points, facts.program, facts.usage)
-    return Assessment(facts, points, active_points, tuple(violations))
+    return Assessment(facts, points, active_points, tuple(violations), booking)
+
+
+def requested_points(ask: Ask, program: Program) -> int | Finding:
+    """Return how many points an ask is for, or that its currency value is no whole number of them."""
+    return ask.points if ask.currency_value is None else points_of(ask.currency_value, program)
 
 
 def _check_rules(ask: Ask, facts: Facts, program: Program) -> tuple[int, list[Finding]]:
     """Tell how many points are asked for, and what the program has against them, whoever the customer is."""
     violations = [*_check_features(ask, facts, program), *check_program(program)]
-    points = ask.points
-    if ask.currency_value is not None:
-        computed = points_of(ask.currency_value, program)
-        if isinstance(computed, Finding):
-            return 0, [*violations, computed]
-        points = computed
+    points = requested_points(ask, program)
+    if isinstance(points, Finding):
+        return 0, [*violations, points]
     violations += check_amount(points, program)
     if ask.channel is Channel.MISSED_CALL:
         violations += check_missed_call(points, program)

@@ -1,9 +1,10 @@
 """What there is to an ask, read from the rooms that keep it: programs, customers, groups, accounts, redemptions.
 
-However many asks of a merchant there are, most take three statements: programs, customers, accounts.
+However many asks of a merchant there are, most take three statements: programs, customers, accounts. Decreases are
+looked for only in accounts whose newest entry is not older than the program's settlement lead.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -13,11 +14,14 @@ from pointbook_server.ledger.holds import Hold
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import DEFAULT_TIME_ZONE, Program
 from pointbook_server.redemption import statements as sql
-from pointbook_server.redemption.asking import Ask, Facts, GroupRef, own_sources, sources_of
-from pointbook_server.redemption.model import Usage
+from pointbook_server.redemption.asking import Ask, Facts, GroupRef, own_sources, requested_points, sources_of
+from pointbook_server.redemption.bookings import lead_ms_of, scenes_of
+from pointbook_server.redemption.model import Finding, Usage
 from pointbook_server.redemption.windows import windows_at
 
 NO_USAGE = Usage()
+BOOKINGS_MAX = 100
+"""How many decreases of one size are read of an account at most: as many redemptions as share a transaction."""
 
 
 class CustomersBook(Protocol):
@@ -72,6 +76,9 @@ class LedgerBook(Protocol):
 
     async def put_holds(self, holds: Mapping[AccountKey, tuple[Hold, ...]]) -> None:
         """Write the holds of locked accounts."""
+
+    async def settle(self, event_id: str, redemption_id: str, settled_redemption_id: str) -> None:
+        """Record that an entry of a locked account settled a redemption, in place of another one, empty for none."""
 
 
 OpenLedger = Callable[[Connection, str], LedgerBook]
@@ -138,6 +145,7 @@ class FactsReader:
             )
         accounts |= await _accounts(ledger, facts, now_ms, locked)
         facts = await self._with_shops(connection, merchant_id, facts)
+        facts = await _with_bookings(connection, merchant_id, asks, facts)
         return await _with_usage(connection, merchant_id, facts)
 
     async def _allowing(
@@ -205,6 +213,34 @@ async def _accounts(
     elif missing := keys.difference(locked):
         raise PoolChangedError(missing)
     return {key: await ledger.complete(key, account, now_ms) for key, account in ledger.accounts.items() if key in keys}
+
+
+async def _with_bookings(
+    connection: Connection, merchant_id: str, asks: Sequence[Ask], facts: Sequence[Facts]
+) -> list[Facts]:
+    """Read the decreases by which SHOPLINE may have booked already what is asked for."""
+    places = {place for ask, each in zip(asks, facts, strict=True) for place in _booking_places(ask, each)}
+    if not places:
+        return list(facts)
+    names = ("store_ids", "buyer_ids", "points", "since_ms")
+    columns = dict(zip(names, map(list, zip(*sorted(places), strict=True)), strict=True))
+    scenes = {scene for each in facts if each.program is not None for scene in scenes_of(each.program)}
+    values = {"merchant_id": merchant_id, "scenes": sorted(scenes), "limit": BOOKINGS_MAX, **columns}
+    bookings = tuple(map(sql.read_booking, await connection.fetch(sql.FIND_BOOKINGS, values)))
+    return [replace(each, bookings=bookings) for each in facts]
+
+
+def _booking_places(ask: Ask, facts: Facts) -> Iterator[tuple[str, str, int, int]]:
+    """Yield where an ask may have been booked: in which account, by how many points, and since when."""
+    program = facts.program
+    points = 0 if program is None else requested_points(ask, program)
+    if program is None or isinstance(points, Finding) or points <= 0:
+        return
+    since_ms = facts.now_ms - lead_ms_of(program)
+    for source in facts.sources:
+        account = facts.accounts.get(source.key)
+        if account is not None and not account.is_before(since_ms):
+            yield (*source.key, points, since_ms)
 
 
 async def _with_usage(connection: Connection, merchant_id: str, facts: Sequence[Facts]) -> list[Facts]:

@@ -97,10 +97,16 @@ class Redemption:
 
     def settled(self, keys: Iterable[AccountKey]) -> "Redemption":
         """Tell it as SHOPLINE has booked what it holds of some accounts."""
+        return self._with_state(keys, HoldState.SETTLED)
+
+    def unsettled(self, keys: Iterable[AccountKey]) -> "Redemption":
+        """Return a copy whose holds of some accounts are released again, since SHOPLINE has not booked them."""
+        return self._with_state(keys, HoldState.RELEASED)
+
+    def _with_state(self, keys: Iterable[AccountKey], state: HoldState) -> "Redemption":
         wanted = set(keys)
         return replace(
-            self,
-            holds=tuple(hold._replace(state=HoldState.SETTLED) if hold.key in wanted else hold for hold in self.holds),
+            self, holds=tuple(hold._replace(state=state) if hold.key in wanted else hold for hold in self.holds)
         )
 
     def released(self) -> "Redemption":
@@ -181,11 +187,12 @@ class Order:
         return stored
 
     def redemption(self, assessment: Assessment, redemption_id: str, draws: Sequence[Draw]) -> Redemption:
-        """Write the redemption down with what it draws, and so holds."""
+        """Write the redemption down with what it draws, and so holds until SHOPLINE books it, unless it has."""
         program, now_ms = assessment.facts.program, assessment.facts.now_ms
         if program is None:
             raise LookupError("points are redeemed in a program")
         worth = worth_of(assessment.points, program)
+        state = HoldState.OPEN if assessment.booking is None else HoldState.SETTLED
         return Redemption(
             merchant_id=self.ask.merchant_id,
             redemption_id=redemption_id,
@@ -195,9 +202,9 @@ class Order:
             redeem_value="" if worth is None else f"{worth.redeem_value:f}",
             redeem_local_value="" if worth is None else f"{worth.redeem_local_value:f}",
             points_currency_ratio="" if worth is None else f"{program.point_value:f}",
-            active_points=assessment.active_points - assessment.points,
+            active_points=assessment.active_points_left,
             draws=tuple(draws),
-            holds=tuple(AccountHold(*key, points, HoldState.OPEN) for key, points in points_by_account(draws).items()),
+            holds=tuple(AccountHold(*key, points, state) for key, points in points_by_account(draws).items()),
             created_at_ms=now_ms,
             settle_by_ms=now_ms + (program.settlement_window_ms or DEFAULT_SETTLEMENT_WINDOW_MS),
         )

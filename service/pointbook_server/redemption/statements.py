@@ -7,6 +7,9 @@ from typing import Any
 from sqlalchemy import text
 
 from pointbook_server.database import Row, Statement
+from pointbook_server.ledger.lots import Draw as EntryDraw
+from pointbook_server.ledger.model import AccountKey
+from pointbook_server.redemption.bookings import Booking, first_draws
 from pointbook_server.redemption.pool import Draw
 from pointbook_server.redemption.redeemed import AccountHold, Content, HoldState, Redemption
 
@@ -98,6 +101,27 @@ READ_USAGE = _statement("""
         WHERE redeemer = v.redeemer AND merchant_id = :merchant_id AND program_id = v.program_id
             AND created_at_ms >= least(v.week_ms, v.month_ms)
     ) AS used
+""")
+# The newest decreases of so many points, since a moment, of each of some accounts, that settled no redemption, or one
+# whose hold had been released before they happened. Each account is looked up by itself, whatever a plan expects.
+FIND_BOOKINGS = _statement("""
+    SELECT e.* FROM unnest(
+        CAST(:store_ids AS text[]), CAST(:buyer_ids AS text[]), CAST(:points AS bigint[]), CAST(:since_ms AS bigint[])
+    ) AS v (store_id, buyer_id, points, since_ms)
+    CROSS JOIN LATERAL (
+        SELECT store_id, buyer_id, event_id, updated_value, scene, updated_at_ms, ordinal, draws,
+            coalesce(settled_redemption_id, '') AS settled_redemption_id
+        FROM points_entries
+        LEFT JOIN LATERAL (
+            SELECT settle_by_ms FROM redemptions
+            WHERE redemption_id = settled_redemption_id AND merchant_id = :merchant_id OFFSET 0
+        ) AS settled ON true
+        WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id
+            AND updated_at_ms >= v.since_ms AND updated_value = v.points AND update_type = 'DECREASE'
+            AND scene = ANY(CAST(:scenes AS text[])) AND outcome <> 'REFUSED' AND voided_at_ms IS NULL
+            AND (settled_redemption_id IS NULL OR settle_by_ms <= updated_at_ms)
+        ORDER BY updated_at_ms DESC, ordinal DESC LIMIT :limit
+    ) AS e
 """)
 READ_REVERSAL = _statement("""
     SELECT redemption_id, points FROM redemption_reversals
@@ -252,6 +276,21 @@ def read(row: Row) -> Redemption:
         holds=tuple(_read_hold(*hold) for hold in json.loads(row.holds)),
         created_at_ms=row.created_at_ms,
         settle_by_ms=row.settle_by_ms,
+    )
+
+
+def read_booking(row: Row) -> Booking:
+    """Read a row of FIND_BOOKINGS."""
+    account = AccountKey(row.store_id, row.buyer_id)
+    return Booking(
+        account=account,
+        event_id=row.event_id,
+        points=row.updated_value,
+        scene=row.scene,
+        at_ms=row.updated_at_ms,
+        ordinal=row.ordinal,
+        draws=first_draws(account, row.updated_value, map(EntryDraw._make, json.loads(row.draws))),
+        settled_redemption_id=row.settled_redemption_id,
     )
 
 

@@ -14,6 +14,7 @@ from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.ledger.posting import Settlement
 from pointbook_server.redemption import statements as sql
 from pointbook_server.redemption.asking import Ask, Assessment, Facts, assess
+from pointbook_server.redemption.bookings import Booking, lead_ms_of
 from pointbook_server.redemption.facts import (
     FactsReader,
     LedgerBook,
@@ -299,6 +300,7 @@ class _Redeeming:
         self._stored = {redemption.reference: redemption for redemption in stored}
         self._new: list[Redemption] = []
         self._spent: Counter[tuple[str, int]] = Counter()
+        self._claimed: dict[str, tuple[Booking, Redemption]] = {}
 
     async def answer(self, wanted: Wanted, facts: Facts) -> Redemption | PointbookError:
         """Redeem an order, unless something speaks against it."""
@@ -316,8 +318,24 @@ class _Redeeming:
         columns = sql.to_columns(self._new)
         if await self._connection.execute(sql.INSERT, {"merchant_id": merchant_id, **columns}) < len(self._new):
             raise RetryTransactionError
-        keys = {hold.key for redemption in self._new for hold in redemption.holds}
-        await self._ledger.put_holds({key: self._accounts[key].holds for key in keys})
+        keys = {hold.key for redemption in self._new for hold in redemption.holds if hold.state is HoldState.OPEN}
+        if keys:
+            await self._ledger.put_holds({key: self._accounts[key].holds for key in keys})
+        if self._claimed:
+            await self._write_claimed(merchant_id)
+
+    async def _write_claimed(self, merchant_id: str) -> None:
+        """Record which redemptions the claimed bookings settled, and which of the earlier ones they no longer do."""
+        lost: defaultdict[str, list[AccountKey]] = defaultdict(list)
+        for booking, redemption in self._claimed.values():
+            await self._ledger.settle(booking.event_id, redemption.redemption_id, booking.settled_redemption_id)
+            if booking.settled_redemption_id:
+                lost[booking.settled_redemption_id].append(booking.account)
+        if not lost:
+            return
+        named = {"merchant_id": merchant_id, "redemption_ids": sorted(lost)}
+        for earlier in map(sql.read, await self._connection.fetch(sql.LOCK, named)):
+            await _update(self._connection, earlier.unsettled(lost[earlier.redemption_id]))
 
     async def _redeem(self, wanted: Wanted, facts: Facts) -> Redemption:
         order = wanted.order
@@ -329,10 +347,15 @@ class _Redeeming:
             raise refusal([CHANGED_MEANWHILE])
         if violations := in_order([*assessment.violations, *wanted.proof.findings(assessment)]):
             raise refusal(violations)
-        draws = await self._draws(assessment)
+        booking = assessment.booking
+        draws = await self._draws(assessment) if booking is None else booking.draws
         await self._consume(wanted, facts.now_ms)
         redemption = order.redemption(assessment, new_redemption_id(), draws)
-        self._hold(redemption, assessment)
+        self._note(redemption)
+        if booking is None:
+            self._hold(redemption, assessment)
+        else:
+            self._claimed[booking.event_id] = (booking, redemption)
         return redemption
 
     async def _consume(self, wanted: Wanted, now_ms: int) -> None:
@@ -344,10 +367,11 @@ class _Redeeming:
             raise refusal([proof.wrong])
 
     def _as_it_stands(self, facts: Facts) -> Facts:
-        """Tell the facts with what was redeemed a moment ago."""
+        """Return the facts with what was redeemed a moment ago, and without the bookings claimed by that."""
         program_id = 0 if facts.program is None else facts.program.program_id
         spent = sum(self._spent[name, program_id] for name in facts.redeemers)
-        return replace(facts, accounts=self._accounts, usage=facts.usage.after(spent))
+        bookings = tuple(booking for booking in facts.bookings if booking.event_id not in self._claimed)
+        return replace(facts, accounts=self._accounts, usage=facts.usage.after(spent), bookings=bookings)
 
     async def _draws(self, assessment: Assessment) -> list[Draw]:
         points, now_ms = assessment.points, assessment.facts.now_ms
@@ -360,12 +384,22 @@ class _Redeeming:
 
     def _hold(self, redemption: Redemption, assessment: Assessment) -> None:
         program = assessment.facts.program
-        scenes = () if program is None else program.settlement_scenes
-        name, opened_at_ms, settle_by_ms = redemption.redemption_id, redemption.created_at_ms, redemption.settle_by_ms
+        if program is None:
+            raise LookupError("points are redeemed in a program")
         for hold in redemption.holds:
             account = self._accounts[hold.key]
-            opened = Hold(name, hold.points, opened_at_ms, settle_by_ms, scenes)
+            opened = Hold(
+                redemption.redemption_id,
+                hold.points,
+                redemption.created_at_ms,
+                redemption.settle_by_ms,
+                program.settlement_scenes,
+                lead_ms=lead_ms_of(program),
+            )
             self._accounts[hold.key] = replace(account, holds=(*account.holds, opened))
+
+    def _note(self, redemption: Redemption) -> None:
+        """Make a redemption visible to the orders that follow."""
         self._stored[redemption.reference] = redemption
         self._new.append(redemption)
         self._spent[redemption.content.redeemer, redemption.content.program_id] += redemption.content.points

@@ -22,7 +22,8 @@ STATEMENTS = (
     '[redemption_id, points, opened_at_ms, settle_by_ms, settlement scenes, is_released, '
     'settlement lead in ms: 5000 where it is missing]; NULL where there are none.'
     """,
-    # Which redemption an entry settled is no part of its event, and may be found out later; it is never forgotten.
+    # Which redemption a decrease settles may be found out after it was received. That is never forgotten, and only a
+    # decrease that counts can settle one.
     "DROP TRIGGER points_entries_no_update ON points_entries",
     """
     CREATE TRIGGER points_entries_no_update BEFORE UPDATE ON points_entries FOR EACH ROW
@@ -34,7 +35,10 @@ STATEMENTS = (
         (NEW.event_id, NEW.merchant_id, NEW.store_id, NEW.buyer_id, NEW.update_type, NEW.scene,
          NEW.updated_value, NEW.points_balance, NEW.expires_at_ms, NEW.updated_at_ms, NEW.webhook_id,
          NEW.shop_domain, NEW.api_version, NEW.received_at_ms, NEW.outcome)
-        OR (OLD.settled_redemption_id IS NOT NULL AND NEW.settled_redemption_id IS NULL)
+        OR (
+            OLD.settled_redemption_id IS DISTINCT FROM NEW.settled_redemption_id
+            AND (NEW.settled_redemption_id IS NULL OR NEW.update_type <> 'DECREASE' OR NEW.outcome = 'REFUSED')
+        )
     )
     EXECUTE FUNCTION points_entries_refuse_change()
     """,

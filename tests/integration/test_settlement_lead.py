@@ -1,0 +1,499 @@
+"""Decreases that SHOPLINE booked before the redemption that they are for, on a real database."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from unittest.mock import patch
+
+import asyncpg
+import grpc
+import pytest
+
+from harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from integration.points import entries, superuser, unvoid, void
+from integration.redeeming import (
+    DAY_MS,
+    PENDING,
+    SETTLED,
+    UNSETTLED,
+    booking,
+    customer_of,
+    drawn,
+    earn,
+    findings,
+    get,
+    order,
+    points_of,
+    question,
+    redeem,
+    reverse,
+)
+from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
+from pointbook_server.database import Connection, Database
+from pointbook_server.redemption import statements as sql
+from pointbook_server.redemption.auditing import Difference, RedemptionsAudit
+
+HOUR_MS = 3_600_000
+REDEMPTION = redemption_pb2.Redemption
+CODES = {"required": True, "message_templates": {"": "$code"}}
+
+
+@pytest.fixture
+async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
+    """A shop with program 1, whose settlement lead is an hour, and a buyer who has 50 points."""
+    await put_program(service.client, shop)
+    await earn(service.client, shop, 50)
+    yield shop
+    await check_book(service, shop)
+    service.clock.now_ms = NOW_MS
+
+
+async def put_program(client: Client, shop: Shop, lead_ms: int | None = HOUR_MS, **changes: Any) -> None:
+    """Put program 1 with a settlement lead."""
+    if lead_ms is not None:
+        changes["settlement_lead"] = {"seconds": lead_ms // 1_000}
+    await client.put_program(shop.merchant_id, shop.store_id, **{"criteria": {}, **changes})
+
+
+async def check_book(service: Service, shop: Shop) -> None:
+    """What `pointbook verify` says of a merchant's redemptions: nothing."""
+    found: list[Difference] = []
+    database = Database(service.database_url, pool_size=1)
+    await RedemptionsAudit(database).run(shop.merchant_id, "", "", service.clock.now_ms, found.append)
+    await database.dispose()
+    assert found == []
+
+
+async def settled_by_event(client: Client, shop: Shop) -> dict[str, str]:
+    """Which redemption each entry of the buyer settled, by event_id, those that settled none left out."""
+    return {
+        entry.update.event_id: entry.settled_redemption_id
+        for entry in await entries(client, shop)
+        if entry.settled_redemption_id
+    }
+
+
+# The decrease comes first.
+
+
+async def test_the_last_points_are_redeemed_after_they_were_booked(client: Client, shop: Shop) -> None:
+    """The redemption is settled from the beginning, by draws that are the entry's, and nothing is held."""
+    (earned,) = await entries(client, shop)
+    booked = booking(shop, 50, 0, -60_000)
+    await client.apply(booked)
+
+    redemption = await redeem(client, order(shop, 50))
+
+    assert (redemption.state, redemption.points, redemption.active_points) == (SETTLED, 50, 0)
+    assert [(draw.points, draw.event_id) for draw in redemption.draws] == [(50, earned.update.event_id)]
+    assert await points_of(client, shop) == (0, 0, 0)
+    assert await settled_by_event(client, shop) == {booked.event_id: redemption.redemption_id}
+    assert await get(client, redemption) == redemption
+
+
+async def test_points_that_are_left_are_not_taken_a_second_time(client: Client, shop: Shop) -> None:
+    """The rest stays active."""
+    await client.apply(booking(shop, 20, 30, -1_000))
+
+    redemption = await redeem(client, order(shop, 20))
+    assert (redemption.state, redemption.active_points) == (SETTLED, 30)
+    assert await points_of(client, shop) == (30, 30, 0)
+
+
+async def test_repetitions_change_nothing(client: Client, shop: Shop) -> None:
+    """Of the event and of the call, in any order."""
+    booked, request = booking(shop, 20, 30, -1_000), order(shop, 20)
+    await client.apply(booked)
+    first = await redeem(client, request)
+    await client.apply(booked)
+
+    assert await redeem(client, request) == first
+    assert await points_of(client, shop) == (30, 30, 0)
+    assert await settled_by_event(client, shop) == {booked.event_id: first.redemption_id}
+
+
+async def test_a_call_is_repeated_safely_when_nothing_is_left(client: Client, shop: Shop) -> None:
+    """One after the other and all at once: the decrease is claimed, and the answer is the stored one."""
+    await client.apply(booking(shop, 50, 0, -1_000))
+    request = order(shop, 50)
+
+    answers = await asyncio.gather(*(redeem(client, request) for _ in range(12)))
+    assert [answer.state for answer in answers] == [SETTLED] * 12
+    assert {answer.redemption_id for answer in [*answers, await redeem(client, request)]} == {answers[0].redemption_id}
+    assert (await refused(redeem(client, order(shop, 50)))).metadata["active_points"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("lead_ms", "early_ms", "expected"),
+    [
+        (None, 5_000, SETTLED),
+        (None, 5_001, PENDING),
+        (0, 0, SETTLED),
+        (0, 1, PENDING),
+        (60_000, 60_000, SETTLED),
+        (60_000, 60_001, PENDING),
+        (DAY_MS, DAY_MS, SETTLED),
+        (DAY_MS, DAY_MS + 1, PENDING),
+        (HOUR_MS, -2_000, SETTLED),
+    ],
+)
+@pytest.mark.parametrize("is_booked_first", [True, False])
+async def test_the_lead_is_the_same_in_both_orders(
+    client: Client, shop: Shop, lead_ms: int | None, early_ms: int, expected: int, *, is_booked_first: bool
+) -> None:
+    """A decrease settles from so much earlier than the redemption on, wherever the webhook comes."""
+    await put_program(client, shop, lead_ms)
+    await earn(client, shop, 100, "early", updated_at=at(NOW_MS - 2 * DAY_MS))
+    booked = booking(shop, 40, 60, -early_ms, buyer_id="early")
+    request = order(shop, 40, customer=customer_of(shop, "early"))
+    if is_booked_first:
+        await client.apply(booked)
+        redemption = await redeem(client, request)
+    else:
+        redemption = await redeem(client, request)
+        await client.apply(booked)
+
+    assert (await get(client, redemption)).state == expected
+    assert await points_of(client, shop, "early") == ((60, 60, 0) if expected == SETTLED else (60, 20, 40))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"updated_value": 21, "points_balance": 29},
+        {"updated_scene": points_pb2.POINTS_UPDATE_SCENE_POINTS_EXPIRED},
+        {"updated_scene": points_pb2.POINTS_UPDATE_SCENE_CUSTOMER_IMPORT_DECREASE},
+        {"update_type": points_pb2.POINTS_UPDATE_TYPE_INCREASE, "points_balance": 70},
+    ],
+    ids=["another amount", "expiry", "another scene", "an increase"],
+)
+async def test_what_is_no_booking_of_a_redemption(client: Client, shop: Shop, changes: dict[str, Any]) -> None:
+    """Then the points are held as ever."""
+    await client.apply(booking(shop, 20, 30, **{"after_ms": -1_000, **changes}))
+
+    assert (await redeem(client, order(shop, 20))).state == PENDING
+
+
+async def test_a_void_decrease_is_no_booking(client: Client, shop: Shop) -> None:
+    """It counts for nothing."""
+    booked = booking(shop, 20, 30, -1_000)
+    await client.apply(booked)
+    await void(client, shop, booked.event_id)
+
+    assert (await redeem(client, order(shop, 20))).state == PENDING
+    assert await points_of(client, shop) == (50, 30, 20)
+
+
+async def test_the_programs_own_scenes_tell_what_is_a_booking(client: Client, shop: Shop) -> None:
+    """Those alone."""
+    await put_program(client, shop, settlement_scenes=["POS_DECREASE"])
+    await client.apply(booking(shop, 10, 40, -3_000))
+    assert (await redeem(client, order(shop, 10))).state == PENDING
+    await client.apply(booking(shop, 20, 20, -2_000, updated_scene=points_pb2.POINTS_UPDATE_SCENE_POS_DECREASE))
+    assert (await redeem(client, order(shop, 20))).state == SETTLED
+
+
+async def test_expired_points_are_not_redeemed_by_booking_them(client: Client, shop: Shop) -> None:
+    """As before the decrease they were not active: neither order lets them be redeemed."""
+    await earn(client, shop, 30, "late", points_expiry_time=at(NOW_MS - HOUR_MS))
+    await client.apply(booking(shop, 30, 0, -1_000, buyer_id="late"))
+
+    found = await refused(redeem(client, order(shop, 30, customer=customer_of(shop, "late"))))
+    assert (found.reason, found.metadata["active_points"]) == ("INSUFFICIENT_POINTS", "0")
+
+
+async def test_points_that_expired_since_they_were_booked_are_redeemed(client: Client, shop: Shop) -> None:
+    """They were active when SHOPLINE took them."""
+    await earn(client, shop, 30, "late", points_expiry_time=at(NOW_MS - 500))
+    await client.apply(booking(shop, 30, 0, -1_000, buyer_id="late"))
+
+    assert (await redeem(client, order(shop, 30, customer=customer_of(shop, "late")))).state == SETTLED
+
+
+async def test_a_gap_in_the_balance_is_no_part_of_the_redemption(client: Client, shop: Shop) -> None:
+    """SHOPLINE's balance says that 15 more are gone: they were not redeemed."""
+    await client.apply(booking(shop, 20, 15, -1_000))
+
+    redemption = await redeem(client, order(shop, 20))
+    assert (redemption.state, redemption.active_points) == (SETTLED, 15)
+    assert sum(draw.points for draw in redemption.draws) == 20
+    assert await points_of(client, shop) == (15, 15, 0)
+
+
+async def test_what_others_hold_is_not_redeemed_by_booking_it(client: Client, shop: Shop) -> None:
+    """Of 50 points 40 are held: a decrease of 20 does not make more than 10 of them redeemable."""
+    await redeem(client, order(shop, 40))
+    await client.apply(booking(shop, 20, 30, -1_000))
+
+    found = await refused(redeem(client, order(shop, 20)))
+    assert (found.reason, found.metadata["active_points"]) == ("INSUFFICIENT_POINTS", "10")
+    assert await points_of(client, shop) == (30, 0, 40)
+
+
+async def test_criteria_are_judged_as_before_the_decrease(client: Client, shop: Shop) -> None:
+    """The required balance stood then, and caps count the redemption."""
+    await put_program(client, shop, criteria={"min_balance_required": 50, "max_points_per_day": 50})
+    await client.apply(booking(shop, 40, 10, -1_000))
+
+    assert (await redeem(client, order(shop, 40))).state == SETTLED
+    assert (await refused(redeem(client, order(shop, 11)))).reason == "INSUFFICIENT_POINTS"
+    assert await findings(client, question(shop, 11)) == [803, 804, 819]
+
+
+async def test_one_decrease_settles_one_redemption(client: Client, shop: Shop) -> None:
+    """Of many that want it at the same time, in one transaction and over several."""
+    await client.apply(booking(shop, 20, 30, -1_000))
+
+    answers = await asyncio.gather(*(redeem(client, order(shop, 20)) for _ in range(12)), return_exceptions=True)
+    redeemed = [answer for answer in answers if isinstance(answer, REDEMPTION)]
+    assert sorted(answer.state for answer in redeemed) == [PENDING, SETTLED]
+    assert await points_of(client, shop) == (30, 10, 20)
+    assert len(await settled_by_event(client, shop)) == 1
+
+
+async def test_a_decrease_and_its_redemption_at_the_same_moment_count_once(client: Client, shop: Shop) -> None:
+    """Whichever of them gets the account's lock first."""
+    buyers = [f"buyer-{number}" for number in range(30)]
+    for name in buyers:
+        await earn(client, shop, 20, name)
+
+    calls = [
+        call
+        for name in buyers
+        for call in (
+            redeem(client, order(shop, 20, customer=customer_of(shop, name))),
+            client.apply(booking(shop, 20, 0, -1_000, buyer_id=name)),
+        )
+    ]
+    redeemed = [answer for answer in await asyncio.gather(*calls) if isinstance(answer, REDEMPTION)]
+    assert {(await get(client, each)).state for each in redeemed} == {SETTLED}
+    assert {await points_of(client, shop, name) for name in buyers} == {(0, 0, 0)}
+
+
+async def test_the_newest_of_several_decreases_is_the_redemptions_own(client: Client, shop: Shop) -> None:
+    """And the next redemption's is the one before it."""
+    older, newer = booking(shop, 20, 30, -9_000), booking(shop, 20, 10, -3_000)
+    await client.apply(newer)
+    await client.apply(older)
+
+    first, second = await redeem(client, order(shop, 20)), await redeem(client, order(shop, 20))
+    assert await settled_by_event(client, shop) == {
+        newer.event_id: first.redemption_id,
+        older.event_id: second.redemption_id,
+    }
+    assert await points_of(client, shop) == (10, 10, 0)
+
+
+async def test_a_late_event_leaves_what_was_matched(client: Client, shop: Shop) -> None:
+    """A fold over the entry settles nothing anew."""
+    booked = booking(shop, 20, 30, -1_000)
+    await client.apply(booked)
+    redemption = await redeem(client, order(shop, 20))
+    other = await redeem(client, order(shop, 20))
+    await client.apply(shop.update("buyer", updated_value=5, points_balance=None, updated_at=at(NOW_MS - 2_000)))
+
+    assert await settled_by_event(client, shop) == {booked.event_id: redemption.redemption_id}
+    assert (await get(client, other)).state == PENDING
+
+
+async def test_a_void_afterwards_leaves_the_redemption_settled(client: Client, shop: Shop) -> None:
+    """As where the redemption came first: the points are back, and nobody claims the entry anew."""
+    booked, after = booking(shop, 20, 30, -1_000), booking(shop, 10, 20, 1_000)
+    await client.apply(booked)
+    born, later = await redeem(client, order(shop, 20)), await redeem(client, order(shop, 10))
+    await client.apply(after)
+    await void(client, shop, booked.event_id, after.event_id)
+
+    assert [(await get(client, each)).state for each in (born, later)] == [SETTLED, SETTLED]
+    assert await points_of(client, shop) == (50, 50, 0)
+    await unvoid(client, shop, booked.event_id, after.event_id)
+    assert (await redeem(client, order(shop, 20))).state == PENDING
+    assert await settled_by_event(client, shop) == {
+        booked.event_id: born.redemption_id,
+        after.event_id: later.redemption_id,
+    }
+
+
+async def test_it_is_reversed_in_shopline(client: Client, shop: Shop) -> None:
+    """As everything that SHOPLINE has booked; and there is nothing left to settle by hand."""
+    await client.apply(booking(shop, 20, 30, -1_000))
+    redemption = await redeem(client, order(shop, 20))
+
+    found = await refused(reverse(client, redemption))
+    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REDEMPTION_SETTLED")
+    request = redemption_pb2.SettleRedemptionRequest(
+        merchant_id=shop.merchant_id, redemption_id=redemption.redemption_id, reason="a test"
+    )
+    assert (await client.redemption.SettleRedemption(request)).redemption == redemption
+
+
+async def test_a_question_is_answered_as_the_redemption_would_be(client: Client, shop: Shop) -> None:
+    """For what was booked, and for nothing else."""
+    await client.apply(booking(shop, 50, 0, -1_000))
+
+    answer = await client.redemption.ValidateRedemption(question(shop, 50))
+    assert (answer.redeemable, answer.active_points) == (True, 0)
+    assert await findings(client, question(shop, 49)) == [803]
+    currency = question(shop, 0, currency_input=True, currency_value="0.5")
+    assert (await client.redemption.ValidateRedemption(currency)).redeemable
+    request = redemption_pb2.GetCustomerPointsRequest(customer=customer_of(shop), program_id=1)
+    assert (await client.redemption.GetCustomerPoints(request)).active_points == 0
+
+
+async def test_a_code_is_issued_and_used_after_the_decrease(service: Service, client: Client, shop: Shop) -> None:
+    """The whole conversation at the till works on points that are booked already."""
+    await put_program(client, shop, validation=CODES)
+    await client.apply(booking(shop, 50, 0, -1_000))
+    count = len(service.outbox.messages)
+    issue = redemption_pb2.IssueValidationCodeRequest(customer=customer_of(shop), program_id=1, points=50)
+    await client.redemption.IssueValidationCode(issue)
+    (message,) = service.outbox.messages[count:]
+
+    assert (await refused(redeem(client, order(shop, 50)))).metadata["status_code"] == "824"
+    request = order(shop, 50, validation_code=message.text)
+    assert (await redeem(client, request)).state == SETTLED
+    used = order(shop, 50, validation_code=message.text)
+    assert (await refused(redeem(client, used))).metadata["status_code"] == "803"
+
+
+async def test_a_member_of_a_group_may_have_booked_all_of_it(client: Client, shop: Shop) -> None:
+    """Then it is that account's alone; a part of it settles nothing, since nobody knew the parts before."""
+    await put_program(client, shop, allow_group_redemption=True)
+    for name in ("ada", "bob"):
+        await earn(client, shop, 60, name)
+        buyers = [{"store_id": shop.store_id, "buyer_id": name}]
+        await client.put_customer(shop.merchant_id, name, external_id=name, buyers=buyers)
+    members = [customers_pb2.UserGroup.Member(customer_id=name, can_redeem=True) for name in ("ada", "bob")]
+    await client.put_group(shop.merchant_id, "pair", primary_customer_id="ada", members=members)
+    pool: dict[str, Any] = {
+        "customer": customer_of(shop, external_id="ada"),
+        "user_group2": identity_pb2.UserGroupRef(id="pair"),
+    }
+    await client.apply(booking(shop, 50, 10, -2_000, buyer_id="bob"))
+
+    whole = await redeem(client, order(shop, 50, **pool))
+    assert (whole.state, drawn(whole), whole.active_points) == (SETTLED, [("bob", 50)], 70)
+    await client.apply(booking(shop, 10, 0, -1_000, buyer_id="bob"))
+    part = await redeem(client, order(shop, 60, **pool))
+    assert (part.state, drawn(part)) == (PENDING, [("ada", 60)])
+
+
+async def test_another_programs_account_may_have_booked_it(client: Client, shop: Shop) -> None:
+    """By the lead of the program that is named."""
+    other = Shop(shop.merchant_id, unique("store"))
+    await client.put_store(other.merchant_id, other.store_id)
+    lends: dict[str, Any] = {"criteria": {}, "allow_cross_program_redemption": True}
+    await put_program(client, shop, **lends)
+    await client.put_program(other.merchant_id, other.store_id, program_id=2, **lends)
+    await earn(client, other, 80)
+    buyers = [{"store_id": each.store_id, "buyer_id": "buyer"} for each in (shop, other)]
+    await client.put_customer(shop.merchant_id, "ada", external_id="ada", buyers=buyers)
+    await client.apply(booking(other, 80, 0, -60_000))
+
+    request = order(shop, 80, customer=customer_of(shop, external_id="ada"), group_redemption=True)
+    redemption = await redeem(client, request)
+    assert (redemption.state, redemption.draws[0].buyer.store_id) == (SETTLED, other.store_id)
+    assert redemption.active_points == 50
+
+
+# The decrease comes second.
+
+
+async def test_a_hold_keeps_the_lead_that_it_was_opened_with(client: Client, shop: Shop) -> None:
+    """What the program says later is for later redemptions."""
+    long = await redeem(client, order(shop, 10))
+    await put_program(client, shop, 0)
+    short = await redeem(client, order(shop, 20))
+    await client.apply(booking(shop, 10, 40, -HOUR_MS))
+    await client.apply(booking(shop, 20, 20, -1))
+
+    assert [(await get(client, each)).state for each in (long, short)] == [SETTLED, PENDING]
+
+
+@pytest.mark.parametrize(("early_ms", "expected"), [(5_000, SETTLED), (5_001, PENDING)])
+async def test_a_hold_from_before_there_were_leads_has_five_seconds(
+    service: Service, client: Client, shop: Shop, early_ms: int, expected: int
+) -> None:
+    """Its row has no lead."""
+    redemption = await redeem(client, order(shop, 10))
+    async with superuser(service) as connection:
+        await connection.execute(
+            "UPDATE points_accounts SET holds = holds #- '{0,6}' WHERE merchant_id = $1", shop.merchant_id
+        )
+    await client.apply(booking(shop, 10, 40, -early_ms))
+
+    assert (await get(client, redemption)).state == expected
+
+
+async def test_what_an_entry_settled_is_never_forgotten(service: Service, client: Client, shop: Shop) -> None:
+    """Not even by the database's superuser; and what is no decrease settles nothing."""
+    await client.apply(booking(shop, 20, 30, -1_000))
+    await redeem(client, order(shop, 20))
+
+    changes = {
+        "DECREASE": "UPDATE points_entries SET settled_redemption_id = NULL",
+        "INCREASE": "UPDATE points_entries SET settled_redemption_id = 'r-other'",
+    }
+    async with superuser(service) as connection:
+        for update_type, change in changes.items():
+            with pytest.raises(asyncpg.RestrictViolationError):
+                await connection.execute(
+                    f"{change} WHERE merchant_id = $1 AND update_type = $2", shop.merchant_id, update_type
+                )
+
+
+# Released holds.
+
+
+async def test_a_released_hold_does_not_keep_a_decrease_from_its_redemption(
+    service: Service, client: Client, shop: Shop
+) -> None:
+    """An old hold, for want of a better one, is settled by it, until the redemption comes that it is of."""
+    old = await redeem(client, order(shop, 20))
+    service.clock.move(4 * DAY_MS / 1_000)
+    booked = booking(shop, 20, 30, 4 * DAY_MS - 1_000)
+    await client.apply(booked)
+    assert (await get(client, old)).state == SETTLED
+
+    redemption = await redeem(client, order(shop, 20))
+    assert redemption.state == SETTLED
+    assert (await get(client, old)).state == UNSETTLED
+    assert await points_of(client, shop) == (30, 30, 0)
+    assert await settled_by_event(client, shop) == {booked.event_id: redemption.redemption_id}
+    await service.server._redemptions.sweep()
+    assert (await get(client, old)).state == UNSETTLED
+    assert (await redeem(client, order(shop, 20))).state == PENDING
+
+
+async def test_a_webhook_that_is_late_stays_with_the_redemption_of_its_time(
+    service: Service, client: Client, shop: Shop
+) -> None:
+    """It happened while the hold was open, though it came when it was not."""
+    await put_program(client, shop, settlement_window={"seconds": 60})
+    old = await redeem(client, order(shop, 20))
+    service.clock.move(120)
+    await client.apply(booking(shop, 20, 30, 2_000))
+
+    assert (await redeem(client, order(shop, 20))).state == PENDING
+    assert (await get(client, old)).state == SETTLED
+
+
+# What it costs.
+
+
+@pytest.mark.parametrize(("lead_ms", "expected"), [(None, 0), (DAY_MS - 1_000, 0), (DAY_MS, 2)])
+async def test_decreases_are_looked_for_only_where_something_happened_inside_the_lead(
+    client: Client, shop: Shop, lead_ms: int | None, expected: int
+) -> None:
+    """The account's row tells when: the buyer's newest entry is a day old. Otherwise it is one statement a look."""
+    await put_program(client, shop, lead_ms)
+    fetched = []
+    fetch = Connection.fetch
+
+    async def counting(self: Connection, statement: Any, *values: Any) -> Any:
+        fetched.append(statement)
+        return await fetch(self, statement, *values)
+
+    with patch.object(Connection, "fetch", counting):
+        await redeem(client, order(shop, 10))
+    assert fetched.count(sql.FIND_BOOKINGS) == expected

@@ -1,0 +1,133 @@
+"""Whether SHOPLINE's decrease or the redemption comes first, both are counted once, however often each is repeated."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from harness import NOW_MS, Service, Shop, unique
+from integration.redeeming import SETTLED, UNSETTLED, booking, earn, get, order, points_of, redeem
+from pointbook.v1 import points_pb2, redemption_pb2
+from pointbook_server.database import Database
+from pointbook_server.redemption.auditing import Difference, RedemptionsAudit
+
+EXAMPLES = settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+LEAD_MS = 600_000
+STEP_MS = 10_000
+"""How much time passes between two things at most: all of them happen inside the lead."""
+SIZES = st.lists(st.sampled_from([10, 10, 20, 30]), min_size=1, max_size=5)
+
+
+@pytest.fixture(scope="module")
+async def database(service: Service) -> AsyncIterator[Database]:
+    """A pool of our own, beside the server's."""
+    pool = Database(service.database_url, pool_size=1)
+    yield pool
+    await pool.dispose()
+
+
+async def open_shop(service: Service, points: int, leftovers: Sequence[int]) -> Shop:
+    """A shop whose buyer has so many points, and old redemptions that SHOPLINE never booked."""
+    client, shop = service.client, Shop(unique("merchant"), unique("store"))
+    service.clock.now_ms = NOW_MS - LEAD_MS
+    await client.put_store(shop.merchant_id, shop.store_id)
+    await client.put_program(
+        shop.merchant_id,
+        shop.store_id,
+        criteria={},
+        settlement_lead={"seconds": LEAD_MS // 1_000},
+        settlement_window={"seconds": 60},
+    )
+    await earn(client, shop, points)
+    for size in leftovers:
+        if size <= points:
+            await redeem(client, order(shop, size))
+            service.clock.now_ms += 60_000
+    service.clock.now_ms = NOW_MS
+    await client.put_program(
+        shop.merchant_id, shop.store_id, criteria={}, settlement_lead={"seconds": LEAD_MS // 1_000}
+    )
+    return shop
+
+
+class Till:
+    """A till that books its sales in SHOPLINE and redeems them, in any order."""
+
+    def __init__(self, service: Service, shop: Shop, sizes: Sequence[int]) -> None:
+        self._service, self._shop = service, shop
+        self._orders = [order(shop, size) for size in sizes]
+        self._to_book, self._balance = list(sizes), sum(sizes)
+        self._booked: list[points_pb2.PointsUpdate] = []
+        self.redemptions: dict[str, redemption_pb2.Redemption] = {}
+
+    async def book(self) -> None:
+        """SHOPLINE books the next sale, and tells at once."""
+        if self._to_book:
+            size = self._to_book.pop(0)
+            self._balance -= size
+            after_ms = self._service.clock.now_ms - NOW_MS
+            self._booked.append(booking(self._shop, size, self._balance, after_ms))
+            await self._service.client.apply(self._booked[-1])
+
+    async def redeem(self, place: int) -> None:
+        """Some sale is redeemed, again perhaps."""
+        request = self._orders[place % len(self._orders)]
+        answer = await redeem(self._service.client, request)
+        known = self.redemptions.setdefault(request.external_reference_number, answer)
+        assert answer.redemption_id == known.redemption_id
+
+    async def repeat(self, place: int) -> None:
+        """A webhook comes again."""
+        if self._booked:
+            await self._service.client.apply(self._booked[place % len(self._booked)])
+
+    async def finish(self) -> None:
+        """What has not happened yet happens."""
+        for place in range(len(self._orders)):
+            await self.redeem(place)
+            self._service.clock.now_ms += 1
+            await self.book()
+            self._service.clock.now_ms += 1
+
+
+PLACES = st.integers(0, 9)
+STEPS = st.lists(
+    st.tuples(
+        st.one_of(st.just(("book",)), st.tuples(st.just("redeem"), PLACES), st.tuples(st.just("repeat"), PLACES)),
+        st.integers(1, STEP_MS),
+    ),
+    max_size=14,
+)
+
+
+@given(sizes=SIZES, leftovers=st.lists(st.sampled_from([10, 20]), max_size=2), steps=STEPS)
+@EXAMPLES
+async def test_every_order_of_decreases_and_redemptions_counts_each_once(
+    service: Service, database: Database, sizes: list[int], leftovers: list[int], steps: list[tuple[Any, int]]
+) -> None:
+    """All points are sold: in the end none are left, none are held, and every sale is settled. Old ones are not."""
+    shop = await open_shop(service, sum(sizes), leftovers)
+    till = Till(service, shop, sizes)
+    try:
+        for (name, *places), after_ms in steps:
+            await getattr(till, name)(*places)
+            service.clock.now_ms += after_ms
+        await till.finish()
+
+        states = [(await get(service.client, each)).state for each in till.redemptions.values()]
+        assert states == [SETTLED] * len(sizes)
+        assert await points_of(service.client, shop) == (0, 0, 0)
+        listing = redemption_pb2.ListRedemptionsRequest(merchant_id=shop.merchant_id, state=UNSETTLED)
+        old = (await service.client.redemption.ListRedemptions(listing)).redemptions
+        assert len(old) == sum(size <= sum(sizes) for size in leftovers)
+        differences: list[Difference] = []
+        await RedemptionsAudit(database).run(shop.merchant_id, "", "", service.clock.now_ms, differences.append)
+        assert differences == []
+    finally:
+        service.clock.now_ms = NOW_MS

@@ -1,0 +1,83 @@
+"""Which decrease that came first is a redemption's own, and which points it took: pure."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pointbook_server.ledger.holds import Hold, settled_by
+from pointbook_server.ledger.lots import Draw as EntryDraw
+from pointbook_server.ledger.model import AccountKey
+from pointbook_server.programs.model import Program
+from pointbook_server.redemption.bookings import Booking, booking_of, first_draws, lead_ms_of
+from pointbook_server.redemption.pool import Draw
+
+ONE, TWO = AccountKey("store", "one"), AccountKey("store", "two")
+NOW_MS = 1_000_000
+PROGRAM = Program("merchant", 1, ("store",))
+
+
+def booking(event_id: str, **changes: Any) -> Booking:
+    """A decrease of five points, a second ago."""
+    values: dict[str, Any] = {
+        "account": ONE,
+        "event_id": event_id,
+        "points": 5,
+        "scene": "CASHBACK",
+        "at_ms": NOW_MS - 1_000,
+        "ordinal": 0,
+        "draws": (Draw(*ONE, 5, None, "lot"),),
+    }
+    return Booking(**{**values, **changes})
+
+
+def found(*bookings: Booking, program: Program = PROGRAM) -> str | None:
+    """Name the one that is a redemption of five points of the first account."""
+    chosen = booking_of(5, program, {ONE}, bookings, NOW_MS)
+    return None if chosen is None else chosen.event_id
+
+
+def test_the_newest_booking_is_chosen_whatever_the_order() -> None:
+    """Inside a millisecond it is the last one of the ledger."""
+    older, newer, last = booking("a", at_ms=NOW_MS - 2_000), booking("b"), booking("c", ordinal=1)
+
+    assert found(older, newer) == found(newer, older) == "b"
+    assert found(last, newer, older) == found(older, newer, last) == "c"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"account": TWO},
+        {"points": 6},
+        {"scene": "POINTS_EXPIRED"},
+        {"at_ms": NOW_MS - 5_001},
+        {"draws": ()},
+        {"draws": (Draw(*ONE, 4, None, "lot"),)},
+        {"draws": (Draw(*ONE, 3, None, "lot"), Draw(*ONE, 2, NOW_MS - 1_000, "expired"))},
+    ],
+)
+def test_what_is_not_the_redemptions_own(changes: dict[str, Any]) -> None:
+    """Another account, size, scene or time, and points that were not active."""
+    assert found(booking("a", **changes)) is None
+
+
+@pytest.mark.parametrize("lead_ms", [None, 0, 1, 5_000, 86_400_000])
+@pytest.mark.parametrize("off_ms", [-1, 0, 1, -10_000])
+def test_both_orders_have_one_lead(lead_ms: int | None, off_ms: int) -> None:
+    """A redemption finds a decrease just where a hold of that time would have been settled by it."""
+    program = replace(PROGRAM, settlement_lead_ms=lead_ms)
+    at_ms = NOW_MS - lead_ms_of(program) - off_ms
+    hold = Hold("r", 5, NOW_MS, NOW_MS + 1, lead_ms=lead_ms_of(program))
+
+    is_settled = settled_by([hold], 5, "CASHBACK", at_ms, NOW_MS) is not None
+    assert is_settled is (found(booking("a", at_ms=at_ms), program=program) == "a") is (off_ms <= 0)
+
+
+def test_a_decreases_own_points_are_the_first_that_its_entry_drew() -> None:
+    """What a gap cost comes behind them, of the same lot perhaps."""
+    drawn = [EntryDraw(3, 10, "a"), EntryDraw(4, None, "b"), EntryDraw(2, None, "c")]
+
+    assert first_draws(ONE, 5, drawn) == (Draw(*ONE, 3, 10, "a"), Draw(*ONE, 2, None, "b"))
+    assert first_draws(ONE, 3, drawn) == (Draw(*ONE, 3, 10, "a"),)
+    assert sum(draw.points for draw in first_draws(ONE, 20, drawn)) == 9
