@@ -204,6 +204,7 @@ def import_file(
     from pointbook_cli.health import local_address
     from pointbook_cli.importing import Plan, run_import
     from pointbook_cli.points_file import FORMATS, Format, Manner, read_time_ms
+    from pointbook_server.fields import TIME_MS_MAX, YEAR_2000_MS
     from shopline_shim.settings import ShimSettings
 
     settings = load_settings(ShimSettings, **({"grpc_address": server} if server else {}))
@@ -211,8 +212,8 @@ def import_file(
     if written not in set(Format):
         fail(f"--format must be one of {', '.join(Format)}, unless the file's name ends in {', '.join(FORMATS)}")
     at_ms = read_time_ms(at) if at else None
-    if at and at_ms is None:
-        fail("--at must be RFC 3339, such as 2026-01-31T12:00:00Z, or milliseconds since 1970")
+    if at and (at_ms is None or not YEAR_2000_MS <= at_ms <= TIME_MS_MAX):
+        fail("--at must be RFC 3339, such as 2026-01-31T12:00:00Z, or milliseconds since 1970, from the year 2000 on")
     plan = Plan(
         file=file,
         manner=Manner(Format(written), merchant, store, at_ms, opening_balances),

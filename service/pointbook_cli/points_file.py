@@ -18,7 +18,7 @@ from typing import BinaryIO
 from pointbook.v1 import points_pb2
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError
-from pointbook_server.fields import Fields, to_timestamp
+from pointbook_server.fields import TIME_MS_MAX, TIME_MS_MIN, Fields, to_timestamp
 from pointbook_server.ledger.model import Event
 from pointbook_server.ledger.servicer import SCENES, read_event
 
@@ -251,7 +251,7 @@ class PointsFile:
             buyer_id=_text(fields, "buyer_id", cells),
             points_balance=_integer(fields, "points_balance", cells),
         )
-        expires_at_ms = _time_ms(fields, "points_expiry_time", cells)
+        expires_at_ms = _expiry_ms(fields, "points_expiry_time", cells)
         if expires_at_ms is not None:
             update.points_expiry_time.CopyFrom(to_timestamp(expires_at_ms))
         updated_at_ms = _time_ms(fields, "updated_at", cells)
@@ -358,9 +358,14 @@ def _time_ms(fields: Fields, name: str, cells: Mapping[str, object]) -> int | No
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     time_ms = read_time_ms(value) if isinstance(value, str) else None
-    if time_ms is None:
+    if time_ms is None or not TIME_MS_MIN <= time_ms <= TIME_MS_MAX:
         fields.wrong(f"update.{name}", "must be RFC 3339, such as 2026-01-31T12:00:00Z, or milliseconds since 1970")
     return time_ms
+
+
+def _expiry_ms(fields: Fields, name: str, cells: Mapping[str, object]) -> int | None:
+    """Return when points expire; None where they never do, which 0 also says, as in SHOPLINE's webhooks."""
+    return None if str(cells.get(name)) == "0" else _time_ms(fields, name, cells)
 
 
 def _shown(event_id: object) -> str:

@@ -19,6 +19,7 @@ DAY_MS = 24 * 60 * 60 * 1_000
 YEAR_2000_MS = 946_684_800_000
 TIME_MS_MIN = -62_135_596_800_000
 TIME_MS_MAX = 253_402_300_799_999
+BEFORE_2000 = "; the time is before 2000: a value in seconds may have been taken for milliseconds"
 NANOS_PER_MS = 1_000_000
 NANOS_PER_SECOND = 1_000_000_000
 MACHINE_TIME_ZONES = {"localtime", "Factory", "posixrules"}
@@ -142,10 +143,8 @@ class Fields:
             self.wrong(field, "must be a valid timestamp from year 1 to 9999")
             return YEAR_2000_MS
         if not low <= time_ms <= high:
-            self.wrong(
-                field,
-                f"must be {to_timestamp(low).ToJsonString()} to {to_timestamp(high).ToJsonString()}",
-            )
+            bounds = f"must be {to_timestamp(low).ToJsonString()} to {to_timestamp(high).ToJsonString()}"
+            self.wrong(field, bounds + (BEFORE_2000 if time_ms < YEAR_2000_MS <= low else ""))
         return time_ms
 
     def time_zone(self, field: str, name: str) -> str:

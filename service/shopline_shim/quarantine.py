@@ -13,7 +13,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from grpc_status import rpc_status
 
 from pointbook.v1 import webhooks_pb2
-from shopline_shim.translate import MalformedWebhook
+from shopline_shim.translate import MalformedWebhook, OutOfBoundsWebhook
 
 _DETAIL_LENGTH_MAX = 1_000
 _HEADERS_MAX = 100
@@ -65,8 +65,11 @@ _EVENT_ID_REUSED = Finding(
 
 
 def of_malformed(malformed: MalformedWebhook) -> Finding:
-    """Find why a webhook that cannot be read is quarantined: every wrong field, and what it must be."""
-    return Finding(webhooks_pb2.QUARANTINE_REASON_MALFORMED, str(malformed)[:_DETAIL_LENGTH_MAX])
+    """Return why a webhook that cannot be read is quarantined: every wrong field, and what it must be."""
+    reason = webhooks_pb2.QUARANTINE_REASON_MALFORMED
+    if isinstance(malformed, OutOfBoundsWebhook):
+        reason = webhooks_pb2.QUARANTINE_REASON_OUT_OF_BOUNDS
+    return Finding(reason, str(malformed)[:_DETAIL_LENGTH_MAX])
 
 
 def of_error(error: grpc.aio.AioRpcError) -> Finding | None:

@@ -86,6 +86,10 @@ class MalformedWebhook(ValueError):  # noqa: N818 - it is the webhook that is wr
         super().__init__("; ".join(f"{field} {description}" for field, description in self.violations))
 
 
+class OutOfBoundsWebhook(MalformedWebhook):
+    """An authentic webhook whose fields can all be read, with a time that no Timestamp can hold."""
+
+
 def points_update(headers: Mapping[str, str], raw_body: bytes) -> points_pb2.PointsUpdate:
     """Translate a delivery of `app_memberSystem_points/challenged`.
 
@@ -100,8 +104,8 @@ def points_update(headers: Mapping[str, str], raw_body: bytes) -> points_pb2.Poi
     The event's id is a digest of its content, so that a body which is delivered again, under another webhook id or
     written in another way, is the same event (The ledger, Identity).
 
-    Raises MalformedWebhook with all that is wrong. Source: SHOPLINE's page "Points update"; SHOPLINE facts, The points
-    webhook.
+    Raises MalformedWebhook with all that is wrong, OutOfBoundsWebhook where that is times alone.
+    Source: SHOPLINE's page "Points update"; SHOPLINE facts, The points webhook.
     """
     lowered = {name.lower(): value for name, value in headers.items()}
     reader = _Reader(raw_body)
@@ -115,8 +119,7 @@ def points_update(headers: Mapping[str, str], raw_body: bytes) -> points_pb2.Poi
     updated_at_ms = reader.read_time("updated_at")
     increases = update_type == points_pb2.POINTS_UPDATE_TYPE_INCREASE
     expiry_ms = reader.read_expiry("points_expiry_time", relevant=increases)
-    if reader.violations:
-        raise MalformedWebhook(reader.violations)
+    reader.check()
 
     signed_value = value if increases else -value
     return points_pb2.PointsUpdate(
@@ -167,8 +170,7 @@ def customer_update(
         buyer_id = reader.read_id("id")
         updated_at_ms = reader.read_iso_time("updated_at")
         phone, email = reader.read_text("phone"), reader.read_text("email")
-    if reader.violations:
-        raise MalformedWebhook(reader.violations)
+    reader.check()
     if topic == "customers/delete":
         phone = email = None
     if phone is not None and phone.startswith("00"):
@@ -194,12 +196,18 @@ def merchant_id(headers: Mapping[str, str]) -> str:
 class _Reader:
     """Reads the body's fields and collects what is wrong with them, so that one answer names it all.
 
-    A method that finds its field wrong answers a placeholder of the right type: it is never used, as
-    `violations` is looked at before anything is built.
+    A method that finds its field wrong returns a placeholder of the right type, which is never used: `check` raises
+    before anything is built.
     """
 
     def __init__(self, raw_body: bytes) -> None:
-        self._body, self.violations = _parse(raw_body)
+        self._body, self._violations = _parse(raw_body)
+        self._are_bounds = not self._violations
+
+    def check(self) -> None:
+        """Raise MalformedWebhook with everything that is wrong, OutOfBoundsWebhook where that is times alone."""
+        if self._violations:
+            raise (OutOfBoundsWebhook if self._are_bounds else MalformedWebhook)(self._violations)
 
     def read_id(self, name: str) -> str:
         return self.check_id(name, _id_of(self._body.get(name)))
@@ -271,7 +279,8 @@ class _Reader:
     def read_time(self, name: str) -> int:
         integer = _integer(self._body.get(name))
         if integer is None or integer not in _TIMES_MS:
-            self._refuse(name, "must be a time in milliseconds since 1970, before the year 10000")
+            description = "must be a time in milliseconds since 1970, before the year 10000"
+            self._refuse(name, description, is_bound=integer is not None)
             return 0
         return integer
 
@@ -285,8 +294,9 @@ class _Reader:
         expiry_ms = self.read_time(name)
         return None if expiry_ms == 0 or expiry_ms // 1000 == _NEVER_SECONDS else expiry_ms
 
-    def _refuse(self, name: str, description: str) -> None:
-        self.violations.append((name, description))
+    def _refuse(self, name: str, description: str, *, is_bound: bool = False) -> None:
+        self._violations.append((name, description))
+        self._are_bounds = self._are_bounds and is_bound
 
 
 def _parse(raw_body: bytes) -> tuple[dict[str, Any], list[Violation]]:

@@ -237,6 +237,7 @@ async def test_a_server_that_refuses_is_told_in_one_line(site: Site) -> None:
         (("events.txt",), "--format"),
         (("events.csv", "--format", "xml"), "--format"),
         (("events.csv", "--at", "yesterday"), "--at"),
+        (("events.csv", "--at", "1798761600"), "milliseconds since 1970, from the year 2000 on"),
         (("missing.csv",), "missing.csv"),
         (("events.csv", "--server", "nowhere"), "POINTBOOK_GRPC_ADDRESS"),
         (("events.csv",), "lacks columns: 'merchant_id'"),

@@ -242,6 +242,23 @@ async def test_what_a_call_must_tell(client: Client) -> None:
     assert "13800138000" not in f"{found}"
 
 
+@pytest.mark.parametrize("call_ms", [-1, 0, NOW_MS // 1_000, 946_684_799_999])
+async def test_a_call_before_2000_is_refused(client: Client, call_ms: int) -> None:
+    """A time in seconds that was taken for milliseconds would meet no challenge, and nobody would know why."""
+    request = redemption_pb2.ConfirmMissedCallRequest(
+        merchant_id="m",
+        caller_number="+8613812345678",
+        called_number="+862112345678",
+        provider_call_id="call-1",
+        call_time=at(call_ms),
+    )
+
+    found = await refused(client.redemption.ConfirmMissedCall(request))
+
+    assert found.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert "seconds may have been taken for milliseconds" in found.fields["call_time"]
+
+
 async def test_only_telephony_tells_of_calls(service: Service, shop: Shop) -> None:
     """The scope is the provider's alone: it can neither issue nor redeem."""
     bearer = await make_token(service.database_url, [shop.merchant_id], [Scope.TELEPHONY])

@@ -208,6 +208,35 @@ async def test_a_wrong_field_is_named(client: Client, shop: Shop, field: str, ch
     assert set(refusal.fields) == {f"update.{field}"}
 
 
+@pytest.mark.parametrize("expires_at_ms", [-62_135_596_800_000, -1, 0, 1, 1_798_761_600, YEAR_2000_MS - 1])
+async def test_an_expiry_before_2000_is_refused(client: Client, shop: Shop, expires_at_ms: int) -> None:
+    """It was most often written in seconds: its points would be born expired."""
+    refusal = await refused(client.apply(shop.update(points_expiry_time=at(expires_at_ms))))
+
+    assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert list(refusal.fields) == ["update.points_expiry_time"]
+    told = refusal.fields["update.points_expiry_time"]
+    assert "before 2000: a value in seconds may have been taken for milliseconds" in told
+
+
+@pytest.mark.parametrize("expires_at_ms", [YEAR_2000_MS, NOW_MS - DAY_MS, 253_402_300_799_999])
+async def test_an_expiry_from_2000_on_is_kept_even_where_it_is_before_the_event(
+    client: Client, shop: Shop, expires_at_ms: int
+) -> None:
+    """SHOPLINE may tell of points late, and of points that will outlive all of us."""
+    await client.apply(shop.update(points_expiry_time=at(expires_at_ms)))
+
+    (lot,) = (await client.account(shop.merchant_id, shop.store_id, "buyer")).lots
+    assert lot.points_expiry_time == at(expires_at_ms)
+
+
+async def test_the_expiry_of_a_decrease_may_be_anything(client: Client, shop: Shop) -> None:
+    """SHOPLINE calls it irrelevant, so that its unit is, too."""
+    update = shop.update(update_type=points_pb2.POINTS_UPDATE_TYPE_DECREASE, points_expiry_time=at(1_798_761_600))
+
+    assert (await client.apply(update)).outcome == APPLIED
+
+
 # Identity.
 
 

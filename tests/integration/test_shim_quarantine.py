@@ -150,6 +150,26 @@ async def test_a_webhook_is_kept_for_its_reason(
     assert await site.reason(shop.merchant_id) == reason
 
 
+@pytest.mark.parametrize("field", ["points_expiry_time", "updated_at"])
+@pytest.mark.parametrize("value", [-(2**63), -1, "-1", 1, 1_798_761_600, 946_684_799_999, 2**63 - 1])
+async def test_a_time_that_is_not_in_milliseconds_is_out_of_bounds(
+    site: Site, shop: Shop, field: str, value: object
+) -> None:
+    """The detail names the field, and the unit that is expected."""
+    assert await site.send(shop, body(shop, **{field: value})) == QUARANTINED
+
+    [waiting] = await site.quarantined(shop.merchant_id)
+    assert await site.reason(shop.merchant_id) == "OUT_OF_BOUNDS"
+    assert waiting.detail.startswith(f"{field} must be")
+    assert "milliseconds" in waiting.detail
+
+
+async def test_a_body_with_more_wrong_than_a_time_is_malformed(site: Site, shop: Shop) -> None:
+    """What cannot be read at all is the graver of the two."""
+    assert await site.send(shop, body(shop, points_expiry_time=-1, updated_value="x")) == QUARANTINED
+    assert await site.reason(shop.merchant_id) == "MALFORMED"
+
+
 async def test_an_event_with_other_content_is_kept(site: Site, shop: Shop) -> None:
     """The book has another event under this id, so that this one waits for an operator."""
     raw_body = body(shop)

@@ -177,6 +177,18 @@ def test_impossible_times_are_wrong(value: Timestamp) -> None:
     assert set(wrong_fields(fields)) == {"time"}
 
 
+@pytest.mark.parametrize("time_ms", [-1, 0, 1_798_761, 1_798_761_600, 946_684_799_999])
+def test_a_time_before_2000_says_that_seconds_may_have_been_taken_for_milliseconds(time_ms: int) -> None:
+    """Only where the field's times begin in 2000: a filter may well begin earlier."""
+    fields = Fields()
+    fields.time_ms("event", to_timestamp(time_ms), low=946_684_800_000)
+    fields.time_ms("filter", to_timestamp(-2_000), low=-1_000)
+
+    found = wrong_fields(fields)
+    assert "before 2000: a value in seconds may have been taken for milliseconds" in found["event"]
+    assert "seconds" not in found["filter"]
+
+
 def test_times_have_bounds() -> None:
     """Both bounds belong to the range, and the answer names them."""
     fields = Fields()

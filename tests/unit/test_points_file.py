@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -269,6 +270,82 @@ def test_opening_balances_have_columns_of_their_own(text: str, told: str) -> Non
     """A file of events is not taken for one of balances, nor the other way round."""
     with pytest.raises(PointsFileError, match=told):
         read(text, opening_balances=True, merchant_id="m", store_id="s", at_ms=NOW_MS)
+
+
+NEVER = ["", "0", 0]
+BEFORE_2000 = [
+    -1,
+    "-1",
+    1_798_761_600,
+    "1798761600",
+    "1",
+    946_684_799_999,
+    "1970-01-01T00:00:00Z",
+    "1999-12-31T23:59:59Z",
+]
+BEYOND_9999 = [1_798_761_600_000_000, "999999999999999999"]
+
+
+def _opening(expiry: object, **more: object) -> list[Batch]:
+    """Read an opening balance with an expiry."""
+    line = {"buyer_id": "a", "points_balance": 30, "points_expiry_time": expiry, **more}
+    manner: dict[str, Any] = {"opening_balances": True, "merchant_id": "m", "store_id": "s", "at_ms": NOW_MS}
+    return read(json.dumps(line), format=Format.JSONL, **manner)
+
+
+def _change(expiry: object, **more: object) -> list[Batch]:
+    """Read an event with an expiry."""
+    line = {
+        "buyer_id": "a",
+        "updated_value": 30,
+        "update_type": "INCREASE",
+        "updated_scene": "SUCCESSFUL_ORDERS",
+        "points_expiry_time": expiry,
+        "updated_at": NOW_MS,
+        **more,
+    }
+    return read(json.dumps(line), format=Format.JSONL, merchant_id="m", store_id="s")
+
+
+@pytest.mark.parametrize("read_line", [_opening, _change])
+@pytest.mark.parametrize("expiry", NEVER)
+def test_an_expiry_of_zero_or_nothing_means_never(read_line: Callable[[object], list[Batch]], expiry: object) -> None:
+    """As in SHOPLINE's webhooks."""
+    (batch,) = read_line(expiry)
+
+    assert not batch.refused
+    assert not batch.lines[0].update.HasField("points_expiry_time")
+
+
+@pytest.mark.parametrize("read_line", [_opening, _change])
+@pytest.mark.parametrize("expiry", [*BEFORE_2000, *BEYOND_9999])
+def test_an_expiry_in_another_unit_is_a_refused_line(
+    read_line: Callable[[object], list[Batch]], expiry: object
+) -> None:
+    """Points would be born expired, or never expire; the line says that milliseconds are expected."""
+    (batch,) = read_line(expiry)
+
+    assert not batch.lines
+    assert [name for name, _ in batch.refused[0].violations] == ["points_expiry_time"]
+    assert "milliseconds" in batch.refused[0].message
+
+
+@pytest.mark.parametrize("read_line", [_opening, _change])
+@pytest.mark.parametrize("updated_at", ["1798761600", 1_798_761_600_000_000])
+def test_a_moment_in_another_unit_is_a_refused_line(read_line: Callable[..., list[Batch]], updated_at: object) -> None:
+    """So is the moment of the event itself."""
+    (batch,) = read_line("", updated_at=updated_at)
+
+    assert [name for name, _ in batch.refused[0].violations] == ["updated_at"]
+    assert "milliseconds" in batch.refused[0].message
+
+
+@pytest.mark.parametrize("expiry", ["946684800000", "2000-01-01T00:00:00Z", str(NOW_MS - 1)])
+def test_an_expiry_from_2000_on_may_be_before_the_event(expiry: str) -> None:
+    """The account then opens with points that have expired."""
+    (batch,) = _opening(expiry)
+
+    assert batch.lines[0].update.points_expiry_time.ToMilliseconds() <= NOW_MS
 
 
 def test_an_opening_balance_is_needed_in_each_line() -> None:

@@ -271,8 +271,9 @@ class PointsUpdate(_message.Message):
     """
     @_builtins.property
     def points_expiry_time(self) -> _timestamp_pb2.Timestamp:
-        """points_expiry_time is when the points of an INCREASE expire; absent means never. It is ignored for a DECREASE,
-        where SHOPLINE calls it irrelevant.
+        """points_expiry_time is when the points of an INCREASE expire, from the year 2000 on; absent means never. It may lie
+        before updated_at. An earlier one is refused: it is most often a value in seconds that was taken for milliseconds,
+        or 0, and its points would have expired at once. It is ignored for a DECREASE, where SHOPLINE calls it irrelevant.
         """
 
     @_builtins.property

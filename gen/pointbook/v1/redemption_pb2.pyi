@@ -450,7 +450,7 @@ class ConfirmMissedCallRequest(_message.Message):
     """provider_call_id is the telephony provider's name of the call: 1 to 128 visible ASCII characters, required."""
     @_builtins.property
     def call_time(self) -> _timestamp_pb2.Timestamp:
-        """call_time is when the call came in; required."""
+        """call_time is when the call came in, from the year 2000 on; required."""
 
     def __init__(
         self,

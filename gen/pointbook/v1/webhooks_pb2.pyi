@@ -35,7 +35,9 @@ class _QuarantineReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Quar
     another kind, or a redaction without the body of one.
     """
     QUARANTINE_REASON_OUT_OF_BOUNDS: _QuarantineReason.ValueType  # 2
-    """QUARANTINE_REASON_OUT_OF_BOUNDS: a value lies beyond what the book takes, such as an updated_at in the far future."""
+    """QUARANTINE_REASON_OUT_OF_BOUNDS: a value lies beyond what the book takes, such as an updated_at in the far future,
+    or a time in seconds where milliseconds are expected.
+    """
     QUARANTINE_REASON_STORE_UNKNOWN: _QuarantineReason.ValueType  # 3
     """QUARANTINE_REASON_STORE_UNKNOWN: the store is not registered. Register it with PutStore and replay."""
     QUARANTINE_REASON_MERCHANT_MISMATCH: _QuarantineReason.ValueType  # 4
@@ -57,7 +59,9 @@ QUARANTINE_REASON_MALFORMED: QuarantineReason.ValueType  # 1
 another kind, or a redaction without the body of one.
 """
 QUARANTINE_REASON_OUT_OF_BOUNDS: QuarantineReason.ValueType  # 2
-"""QUARANTINE_REASON_OUT_OF_BOUNDS: a value lies beyond what the book takes, such as an updated_at in the far future."""
+"""QUARANTINE_REASON_OUT_OF_BOUNDS: a value lies beyond what the book takes, such as an updated_at in the far future,
+or a time in seconds where milliseconds are expected.
+"""
 QUARANTINE_REASON_STORE_UNKNOWN: QuarantineReason.ValueType  # 3
 """QUARANTINE_REASON_STORE_UNKNOWN: the store is not registered. Register it with PutStore and replay."""
 QUARANTINE_REASON_MERCHANT_MISMATCH: QuarantineReason.ValueType  # 4

@@ -13,7 +13,7 @@ from pointbook_server import paging
 from pointbook_server.batching import Line
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.fields import DAY_MS, ID_LENGTH_MAX, YEAR_2000_MS, Fields, to_timestamp
+from pointbook_server.fields import DAY_MS, ID_LENGTH_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_timestamp
 from pointbook_server.ledger.model import (
     POINTS_MAX,
     Account,
@@ -281,7 +281,11 @@ def read_event(fields: Fields, path: str, update: points_pb2.PointsUpdate, now_m
         balance = fields.integer(f"{path}.points_balance", update.points_balance, low=-POINTS_MAX, high=POINTS_MAX)
     expires_at_ms = None
     if update.HasField("points_expiry_time"):
-        expires_at_ms = fields.time_ms(f"{path}.points_expiry_time", update.points_expiry_time)
+        # SHOPLINE calls the expiry irrelevant unless points increase.
+        is_relevant = update_type is UpdateType.INCREASE
+        low = YEAR_2000_MS if is_relevant else TIME_MS_MIN
+        read_ms = fields.time_ms(f"{path}.points_expiry_time", update.points_expiry_time, low=low)
+        expires_at_ms = read_ms if is_relevant else None
     updated_at_ms = now_ms
     if fields.present(f"{path}.updated_at", is_present=update.HasField("updated_at")):
         updated_at_ms = fields.time_ms(f"{path}.updated_at", update.updated_at, low=YEAR_2000_MS, high=now_ms + DAY_MS)
@@ -295,8 +299,7 @@ def read_event(fields: Fields, path: str, update: points_pb2.PointsUpdate, now_m
         scene=_read_scene(fields, path, update),
         value=fields.integer(f"{path}.updated_value", update.updated_value, low=0, high=POINTS_MAX),
         balance=balance,
-        # SHOPLINE calls the expiry irrelevant unless points increase.
-        expires_at_ms=expires_at_ms if update_type is UpdateType.INCREASE else None,
+        expires_at_ms=expires_at_ms,
         updated_at_ms=updated_at_ms,
     )
 

@@ -11,7 +11,7 @@ from pointbook_server.access.model import Scope, current_principal
 from pointbook_server.clock import Clock
 from pointbook_server.customers.model import Customer, GroupKey, Identifier, Key, Kind, normalised_mobile
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.fields import TIME_MS_MAX, TIME_MS_MIN, Fields, to_decimal_text, to_timestamp
+from pointbook_server.fields import TIME_MS_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_decimal_text, to_timestamp
 from pointbook_server.ledger.model import POINTS_MAX, Account, AccountKey
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.asking import Ask, Assessment, Facts, GroupRef
@@ -141,7 +141,11 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
             provider_call_id=fields.identifier(
                 "provider_call_id", request.provider_call_id, length_max=CALL_ID_LENGTH_MAX
             ),
-            call_ms=fields.time_ms("call_time", request.call_time) if request.HasField("call_time") else 0,
+            call_ms=(
+                fields.time_ms("call_time", request.call_time, low=YEAR_2000_MS)
+                if request.HasField("call_time")
+                else YEAR_2000_MS
+            ),
         )
         fields.check()
         challenge_id = await self._codes.confirm(call, current_principal.get().token_id)
