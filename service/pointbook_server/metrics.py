@@ -11,6 +11,10 @@ class Metrics:
         self.guesses = self._counter("code_guesses", "Guesses of codes, by what became of them.", "outcome")
         self.comparisons = self._counter("code_comparisons", "Codes that were compared, by the result.", "outcome")
         self.issues = self._counter("code_issues", "Codes asked for, by what became of that.", "channel", "outcome")
+        self.duplicates_with_other_webhook_id = self._counter(
+            "duplicates_with_other_webhook_id",
+            "Points updates that were in the book already, and came again under another webhook id.",
+        )
         self.missed_calls = self._counter("missed_calls", "Missed calls, by whether they met a challenge.", "outcome")
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:

@@ -45,6 +45,7 @@ _KNOWN_TOPICS = frozenset({translate.POINTS_TOPIC, *translate.CUSTOMER_TOPICS})
 
 _READY_TIMEOUT_SECONDS = 1.0
 _RETRY_AFTER = {"Retry-After": "5"}
+_OTHER_WEBHOOK_ID = {"X-Pointbook-Webhook-Id-Differs": "true"}
 
 _ACCESS_DENIED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
 
@@ -97,6 +98,11 @@ class Metrics:
             "pointbook_customer_identifiers_skipped",
             "Identifiers of customer webhooks that were left out, by type and cause.",
             ("type", "cause"),
+            registry=self.registry,
+        )
+        self.duplicates_with_other_webhook_id = Counter(
+            "pointbook_webhook_duplicates_with_other_id",
+            "Points webhooks whose event was in the book already, brought by a webhook with another id.",
             registry=self.registry,
         )
         self.shop_id_mismatches = Counter(
@@ -249,7 +255,7 @@ class Webhooks:
         caller = Caller(request.state.request_id, time.monotonic() + self._timeout_seconds)
         apply = self._apply_points if topic == translate.POINTS_TOPIC else self._apply_customer
         try:
-            outcome = await apply(request, raw_body, caller)
+            outcome, headers = await apply(request, raw_body, caller)
         except translate.MalformedWebhook as malformed:
             return await self._quarantine(request, raw_body, quarantine.of_malformed(malformed), caller)
         except _OtherShopError:
@@ -259,16 +265,23 @@ class Webhooks:
             if finding is None:
                 return _answer_unavailable(_request_log(request), "webhook not applied", error)
             return await self._quarantine(request, raw_body, finding, caller)
-        return outcome.lower(), JSONResponse({"outcome": outcome})
+        return outcome.lower(), JSONResponse({"outcome": outcome}, headers=headers)
 
-    async def _apply_points(self, request: Request, raw_body: bytes, caller: Caller) -> str:
+    async def _apply_points(self, request: Request, raw_body: bytes, caller: Caller) -> tuple[str, Mapping[str, str]]:
+        """Return the outcome, and the headers of the answer: one where another webhook brought the same event.
+
+        The body of the answer stays what it is for every duplicate.
+        """
         update = translate.points_update(request.headers, raw_body)
         self._check_shop(request, update.store_id)
         book: Book = request.state.book
         applied = await book.apply(update, caller)
-        return points_pb2.ApplyOutcome.Name(applied.outcome).removeprefix("APPLY_OUTCOME_")
+        if applied.webhook_id_differs:
+            self._metrics.duplicates_with_other_webhook_id.inc()
+        headers = _OTHER_WEBHOOK_ID if applied.webhook_id_differs else {}
+        return points_pb2.ApplyOutcome.Name(applied.outcome).removeprefix("APPLY_OUTCOME_"), headers
 
-    async def _apply_customer(self, request: Request, raw_body: bytes, caller: Caller) -> str:
+    async def _apply_customer(self, request: Request, raw_body: bytes, caller: Caller) -> tuple[str, Mapping[str, str]]:
         update = translate.customer_update(request.headers["x-shopline-topic"], request.headers, raw_body)
         self._check_shop(request, update.store_id)
         book: Book = request.state.book
@@ -278,7 +291,7 @@ class Webhooks:
             cause = customers_pb2.SkippedIdentifierCause.Name(skipped.cause)
             cause = cause.removeprefix("SKIPPED_IDENTIFIER_CAUSE_")
             self._metrics.identifiers_skipped.labels(kind.lower(), cause.lower()).inc()
-        return customers_pb2.CustomerUpdateOutcome.Name(applied.outcome).removeprefix("CUSTOMER_UPDATE_OUTCOME_")
+        return customers_pb2.CustomerUpdateOutcome.Name(applied.outcome).removeprefix("CUSTOMER_UPDATE_OUTCOME_"), {}
 
     async def _quarantine(
         self, request: Request, raw_body: bytes, finding: quarantine.Finding, caller: Caller

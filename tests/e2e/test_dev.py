@@ -213,6 +213,8 @@ async def test_the_seeds_webhook_becomes_the_balance(dev: Dev) -> None:
         await dev.deliver(SEED, Hmac_Sha256=base64.b64encode(digest).decode()),
     )
     assert [answer.json() for answer in repetitions] == [{"outcome": "DUPLICATE"}] * 3
+    differs = [answer.headers.get("x-pointbook-webhook-id-differs") for answer in repetitions]
+    assert differs == [None, "true", None]
     assert {answer.status_code for answer in repetitions} == {200}
     assert await dev.balance() == 20
 

@@ -49,6 +49,7 @@ class FakePoints(points_pb2_grpc.PointsServiceServicer):
         self.updates: list[points_pb2.PointsUpdate] = []
         self.metadata: list[dict[str, str | bytes]] = []
         self.outcome = points_pb2.APPLY_OUTCOME_APPLIED
+        self.webhook_id_differs = False
         self.error: grpc.StatusCode | None = None
         self.refusal: PointbookError | None = None
         self.delay_seconds = 0.0
@@ -69,7 +70,7 @@ class FakePoints(points_pb2_grpc.PointsServiceServicer):
         if self.refusal is not None:
             status = rpc_status.to_status(to_status(self.refusal))
             await context.abort(status.code, status.details, status.trailing_metadata)
-        return points_pb2.ApplyPointsUpdateResponse(outcome=self.outcome)
+        return points_pb2.ApplyPointsUpdateResponse(outcome=self.outcome, webhook_id_differs=self.webhook_id_differs)
 
 
 class FakeWebhooks(webhooks_pb2_grpc.WebhooksServiceServicer):
@@ -295,6 +296,21 @@ async def test_outcome_is_told(shim: Running) -> None:
     response = await shim.post()
 
     assert (response.status_code, response.json()) == (200, {"outcome": "DUPLICATE"})
+    assert "x-pointbook-webhook-id-differs" not in response.headers
+
+
+async def test_a_duplicate_that_another_webhook_brought_is_marked_and_counted(shim: Running) -> None:
+    """In a header, so that the body stays what it is for every duplicate."""
+    shim.points.outcome = points_pb2.APPLY_OUTCOME_DUPLICATE
+    counted = "pointbook_webhook_duplicates_with_other_id_total"
+    assert f"{counted} 0.0" in (await shim.client.get("/metrics")).text
+    shim.points.webhook_id_differs = True
+
+    response = await shim.post()
+
+    assert (response.status_code, response.json()) == (200, {"outcome": "DUPLICATE"})
+    assert response.headers["x-pointbook-webhook-id-differs"] == "true"
+    assert f"{counted} 1.0" in (await shim.client.get("/metrics")).text
 
 
 async def test_request_id_travels(shim: Running) -> None:

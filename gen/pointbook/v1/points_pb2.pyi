@@ -203,7 +203,9 @@ class _ApplyOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ApplyOut
     APPLY_OUTCOME_APPLIED: _ApplyOutcome.ValueType  # 1
     """APPLY_OUTCOME_APPLIED: the event is in the book, as the newest of its account."""
     APPLY_OUTCOME_DUPLICATE: _ApplyOutcome.ValueType  # 2
-    """APPLY_OUTCOME_DUPLICATE: the event was in the book already; nothing changed."""
+    """APPLY_OUTCOME_DUPLICATE: the event was in the book already; nothing changed. ApplyPointsUpdateResponse's
+    webhook_id_differs tells those that another webhook brought.
+    """
     APPLY_OUTCOME_LATE: _ApplyOutcome.ValueType  # 3
     """APPLY_OUTCOME_LATE: the event is in the book, before an entry that had arrived earlier; the account was computed
     again.
@@ -217,7 +219,9 @@ APPLY_OUTCOME_UNSPECIFIED: ApplyOutcome.ValueType  # 0
 APPLY_OUTCOME_APPLIED: ApplyOutcome.ValueType  # 1
 """APPLY_OUTCOME_APPLIED: the event is in the book, as the newest of its account."""
 APPLY_OUTCOME_DUPLICATE: ApplyOutcome.ValueType  # 2
-"""APPLY_OUTCOME_DUPLICATE: the event was in the book already; nothing changed."""
+"""APPLY_OUTCOME_DUPLICATE: the event was in the book already; nothing changed. ApplyPointsUpdateResponse's
+webhook_id_differs tells those that another webhook brought.
+"""
 APPLY_OUTCOME_LATE: ApplyOutcome.ValueType  # 3
 """APPLY_OUTCOME_LATE: the event is in the book, before an entry that had arrived earlier; the account was computed
 again.
@@ -375,11 +379,19 @@ class ApplyPointsUpdateResponse(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     ACCOUNT_FIELD_NUMBER: _builtins.int
     DRIFT_FIELD_NUMBER: _builtins.int
+    WEBHOOK_ID_DIFFERS_FIELD_NUMBER: _builtins.int
     outcome: Global___ApplyOutcome.ValueType
     """outcome is what became of the event."""
     drift: _builtins.int
     """drift is this entry's drift, in points: what SHOPLINE's balance says beyond what we could explain. A positive
     one came in, a negative one went out, by events that did not reach us (yet).
+    """
+    webhook_id_differs: _builtins.bool
+    """webhook_id_differs is true for a DUPLICATE whose webhook_id is another one than that of the entry in the book; both
+    must be there. SHOPLINE sends a webhook again under the same id, so that this may be a second event with exactly
+    the same content in the same millisecond (+5, -5, +5), of which the book can keep only one. A signed body that
+    somebody has sent again under another id looks the same, since the id is not signed. Nothing is booked either way:
+    where an event is missing, the account's next event shows it as drift.
     """
     @_builtins.property
     def account(self) -> Global___PointsAccount:
@@ -393,10 +405,11 @@ class ApplyPointsUpdateResponse(_message.Message):
         outcome: Global___ApplyOutcome.ValueType = ...,
         account: Global___PointsAccount | None = ...,
         drift: _builtins.int = ...,
+        webhook_id_differs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "drift", b"drift", "outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "drift", b"drift", "outcome", b"outcome", "webhook_id_differs", b"webhook_id_differs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from pointbook_server.database import Connection, RetryTransactionError, Statement
+from pointbook_server.database import Connection, RetryTransactionError, Row, Statement
 from pointbook_server.ledger import statements as sql
 from pointbook_server.ledger.holds import Hold, held_at
 from pointbook_server.ledger.journal import Journal, Posting
@@ -29,11 +29,13 @@ class LedgerBook:
     """The accounts of one merchant on one connection, inside whatever transaction it is in.
 
     `accounts` are those that are there, once read, and `holds` those of them that have any, as they are to be written.
+    `webhook_ids` are the webhooks that brought the entries which were read, by event_id.
     """
 
     def __init__(self, connection: Connection, merchant_id: str) -> None:
         self.accounts: dict[AccountKey, Account] = {}
         self.holds: dict[AccountKey, tuple[Hold, ...]] = {}
+        self.webhook_ids: dict[str, str] = {}
         self._connection = connection
         self._merchant_id = merchant_id
         self._revisions: dict[AccountKey, int] = {}
@@ -75,7 +77,7 @@ class LedgerBook:
     async def find(self, event_ids: Iterable[str]) -> dict[str, BookEntry]:
         """Read what is known under event_ids, remembered refusals included."""
         rows = await self._connection.fetch(sql.FIND_ENTRIES, self._values({"event_ids": sorted(set(event_ids))}))
-        return {received.entry.event.event_id: received for received in map(sql.read_entry, rows)}
+        return {received.entry.event.event_id: received for received in self._read_entries(rows)}
 
     async def pages(self, since: Mapping[AccountKey, int]) -> dict[AccountKey, Page]:
         """Read what it takes to fold accounts again from a moment on, each from the newest checkpoint before it."""
@@ -88,10 +90,15 @@ class LedgerBook:
         after_ms = [bases[key].newest_at_ms or 0 for key in since]
         rows = await self._connection.fetch(sql.READ_HISTORIES, self._values(columns | {"after_ms": after_ms}))
         histories: dict[AccountKey, list[BookEntry]] = {key: [] for key in since}
-        for received in map(sql.read_entry, rows):
+        for received in self._read_entries(rows):
             histories[received.entry.event.account].append(received)
             self._voids[received.entry.event.event_id] = received.void
         return {key: Page(bases[key], [received.entry for received in histories[key]]) for key in since}
+
+    def _read_entries(self, rows: Iterable[Row]) -> list[BookEntry]:
+        entries = [sql.read_entry(row) for row in rows]
+        self.webhook_ids |= {received.entry.event.event_id: received.webhook.webhook_id for received in entries}
+        return entries
 
     async def with_more_lots(self, key: AccountKey, account: Account) -> Account:
         """Read some of the lots that are not kept with a state, and return the state with them."""

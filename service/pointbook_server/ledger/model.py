@@ -194,11 +194,13 @@ class Verdict(NamedTuple):
     """What became of one event: the outcome, the account then, and its entry.
 
     For a DUPLICATE the entry is the one that was in the book already, for a REFUSED event the one it would have made.
+    `entry_webhook_id` is the webhook that brought that entry, where another webhook brought the DUPLICATE.
     """
 
     outcome: Outcome
     account: Account
     entry: Entry
+    entry_webhook_id: str = ""
 
 
 def fold(account: Account, events: Iterable[Event], void: Collection[str] = ()) -> tuple[Account, list[Entry]]:

@@ -26,6 +26,7 @@ from pointbook_server.ledger.model import (
 )
 from pointbook_server.ledger.statements import BookEntry, Void
 from pointbook_server.ledger.store import EntryFilter, LedgerStore, Received
+from pointbook_server.metrics import Metrics
 
 EVENT_ID_LENGTH_MAX = 128
 WEBHOOK_ID_LENGTH_MAX = 128
@@ -68,11 +69,13 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         line: Line[str, Received, Verdict],
         clock: Clock,
         code_of: Callable[[Reason], grpc.StatusCode],
+        metrics: Metrics,
     ) -> None:
         self._store = store
         self._line = line
         self._clock = clock
         self._code_of = code_of
+        self._metrics = metrics
 
     async def ApplyPointsUpdate(
         self,
@@ -90,7 +93,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         verdict = await answer
         if isinstance(verdict, PointbookError):
             raise verdict
-        return _write_verdict(request.update.merchant_id, received.event.account, verdict, now_ms)
+        return self._write_verdict(request.update, verdict, now_ms)
 
     async def BatchApplyPointsUpdates(
         self,
@@ -107,8 +110,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         response = points_pb2.BatchApplyPointsUpdatesResponse()
         for update, answer in zip(request.updates, answers, strict=True):
             if isinstance(answer, Verdict):
-                account = AccountKey(update.store_id, update.buyer_id)
-                response.results.add(response=_write_verdict(update.merchant_id, account, answer, now_ms))
+                response.results.add(response=self._write_verdict(update, answer, now_ms))
             else:
                 response.results.add(error=self._write_error(answer))
         return response
@@ -130,6 +132,31 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         answered = await asyncio.gather(*waiting.values(), return_exceptions=True)
         answers |= zip(waiting, answered, strict=True)
         return [answers[place] for place in range(len(updates))]
+
+    def _write_verdict(
+        self, update: points_pb2.PointsUpdate, verdict: Verdict, at_ms: int
+    ) -> points_pb2.ApplyPointsUpdateResponse:
+        """Write the answer to one update; a duplicate that another webhook brought is counted, and logged by its ids.
+
+        Source: ledger.md, identity: the known limit of truly identical events.
+        """
+        if verdict.entry_webhook_id:
+            self._metrics.duplicates_with_other_webhook_id.inc()
+            log.info(
+                "duplicate under another webhook id",
+                merchant_id=update.merchant_id,
+                store_id=update.store_id,
+                event_id=verdict.entry.event.event_id,
+                webhook_id=update.webhook.webhook_id,
+                entry_webhook_id=verdict.entry_webhook_id,
+            )
+        account = AccountKey(update.store_id, update.buyer_id)
+        return points_pb2.ApplyPointsUpdateResponse(
+            outcome=OUTCOMES[verdict.outcome],
+            account=_write_account(update.merchant_id, account, verdict.account, at_ms),
+            drift=verdict.entry.drift,
+            webhook_id_differs=bool(verdict.entry_webhook_id),
+        )
 
     def _write_error(self, error: BaseException) -> points_pb2.UpdateError:
         """Write the error of one update; what is a defect of ours is logged, and told as such."""
@@ -348,16 +375,6 @@ def _read_filter(fields: Fields, request: points_pb2.ListPointsEntriesRequest) -
         ),
         start_ms=fields.time_ms("start_time", request.start_time) if request.HasField("start_time") else None,
         end_ms=fields.time_ms("end_time", request.end_time) if request.HasField("end_time") else None,
-    )
-
-
-def _write_verdict(
-    merchant_id: str, key: AccountKey, verdict: Verdict, at_ms: int
-) -> points_pb2.ApplyPointsUpdateResponse:
-    return points_pb2.ApplyPointsUpdateResponse(
-        outcome=OUTCOMES[verdict.outcome],
-        account=_write_account(merchant_id, key, verdict.account, at_ms),
-        drift=verdict.entry.drift,
     )
 
 

@@ -223,7 +223,23 @@ class _Batch:
         await book.write(
             [self._row(number, verdict, settled) for number, verdict in result.entries.items()], result.postings
         )
-        return result.answers
+        return self._compare_webhooks(book, result)
+
+    def _compare_webhooks(self, book: LedgerBook, result: Result) -> list[Verdict | PointbookError]:
+        """Return the answers, in which each DUPLICATE names the webhook of its entry where that is another one.
+
+        An entry came from the book, or from an earlier place of the batch.
+        """
+        new = {self._batch[number].event.event_id: self._batch[number].webhook.webhook_id for number in result.entries}
+        known = book.webhook_ids | new
+        answers = list(result.answers)
+        for number, answer in enumerate(answers):
+            if not isinstance(answer, Verdict) or answer.outcome is not Outcome.DUPLICATE:
+                continue
+            repeated, entered = self._batch[number].webhook.webhook_id, known[answer.entry.event.event_id]
+            if repeated and entered and repeated != entered:
+                answers[number] = answer._replace(entry_webhook_id=entered)
+        return answers
 
     async def _refused(self, book: LedgerBook) -> dict[AccountKey, PointbookError]:
         """Find the accounts that do not exist and cannot be opened, because the merchant has no such store."""
