@@ -183,7 +183,7 @@ class Server:
         )
         self._redemptions = Redemptions(kept, self._codes, clock)
         server = self._server
-        points = PointsServicer(ledger, self._points_line, clock, code_of, self.metrics)
+        points = PointsServicer(ledger, programs, self._points_line, clock, code_of=code_of, metrics=self.metrics)
         points_pb2_grpc.add_PointsServiceServicer_to_server(points, server)
         redemption_pb2_grpc.add_RedemptionServiceServicer_to_server(
             RedemptionServicer(self._redemptions, self._codes, clock), server

@@ -177,6 +177,15 @@ points_entries = Table(
     CheckConstraint("updated_value >= 0", name="ck_points_entries_updated_value"),
     CheckConstraint("outcome IN ('APPLIED', 'LATE', 'REFUSED')", name="ck_points_entries_outcome"),
     Index("ix_points_entries_account", "buyer_id", "store_id", "merchant_id", "updated_at_ms"),
+    # Whose points expire when, whatever is left of them: columns of the event, so that only inserting costs.
+    Index(
+        "ix_points_entries_expiry",
+        "store_id",
+        "merchant_id",
+        "expires_at_ms",
+        "buyer_id",
+        postgresql_where=text("expires_at_ms IS NOT NULL"),
+    ),
 )
 
 points_voidings = Table(

@@ -602,6 +602,7 @@ class PointsAccount(_message.Message):
     AS_OF_FIELD_NUMBER: _builtins.int
     LOTS_FIELD_NUMBER: _builtins.int
     LOTS_TRUNCATED_FIELD_NUMBER: _builtins.int
+    NEXT_EXPIRY_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
     """merchant_id is the account's merchant."""
     store_id: _builtins.str
@@ -638,6 +639,12 @@ class PointsAccount(_message.Message):
         included, at most 500.
         """
 
+    @_builtins.property
+    def next_expiry(self) -> Global___PointsExpiry:
+        """next_expiry is what expires soonest after `as_of`, beside what is held, even where `lots` does not show it. Only
+        GetPointsAccount tells it; absent where nothing that is free ever expires.
+        """
+
     def __init__(
         self,
         *,
@@ -654,14 +661,43 @@ class PointsAccount(_message.Message):
         as_of: _timestamp_pb2.Timestamp | None = ...,
         lots: _abc.Iterable[Global___PointsLot] | None = ...,
         lots_truncated: _builtins.bool = ...,
+        next_expiry: Global___PointsExpiry | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "next_expiry", b"next_expiry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_points", b"active_points", "as_of", b"as_of", "buyer_id", b"buyer_id", "drift", b"drift", "expired_points", b"expired_points", "held_points", b"held_points", "lifetime_points", b"lifetime_points", "lots", b"lots", "lots_truncated", b"lots_truncated", "merchant_id", b"merchant_id", "points_balance", b"points_balance", "silently_expired_points", b"silently_expired_points", "store_id", b"store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_points", b"active_points", "as_of", b"as_of", "buyer_id", b"buyer_id", "drift", b"drift", "expired_points", b"expired_points", "held_points", b"held_points", "lifetime_points", b"lifetime_points", "lots", b"lots", "lots_truncated", b"lots_truncated", "merchant_id", b"merchant_id", "next_expiry", b"next_expiry", "points_balance", b"points_balance", "silently_expired_points", b"silently_expired_points", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PointsAccount: _TypeAlias = PointsAccount  # noqa: Y015
+
+@_typing.final
+class PointsExpiry(_message.Message):
+    """PointsExpiry is points that expire at the same moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTS_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    points: _builtins.int
+    """points expire; at least 1. Holds are left out: they take from unexpired points, soonest expiry first."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """time is when they stop counting."""
+
+    def __init__(
+        self,
+        *,
+        points: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["points", b"points", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PointsExpiry: _TypeAlias = PointsExpiry  # noqa: Y015
 
 @_typing.final
 class PointsLot(_message.Message):
@@ -1057,6 +1093,124 @@ class ListDriftingAccountsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListDriftingAccountsResponse: _TypeAlias = ListDriftingAccountsResponse  # noqa: Y015
+
+@_typing.final
+class ListExpiringPointsRequest(_message.Message):
+    """ListExpiringPointsRequest asks PointsService.ListExpiringPoints."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    PROGRAM_ID_FIELD_NUMBER: _builtins.int
+    FROM_TIME_FIELD_NUMBER: _builtins.int
+    UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    store_id: _builtins.str
+    """store_id is one store: 1 to 64 visible ASCII characters."""
+    program_id: _builtins.int
+    """program_id is all stores of a program."""
+    page_size: _builtins.int
+    """page_size is how many items to answer at most: 1 to 1,000; 0 means 50."""
+    page_token: _builtins.str
+    """page_token is the next_page_token of the previous answer, with the same stores and times; empty for the first
+    page.
+    """
+    @_builtins.property
+    def from_time(self) -> _timestamp_pb2.Timestamp:
+        """from_time keeps only points that expire at or after it; where it is absent, those that have not expired yet."""
+
+    @_builtins.property
+    def until_time(self) -> _timestamp_pb2.Timestamp:
+        """until_time keeps only points that expire before it; required, and after from_time."""
+
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        store_id: _builtins.str = ...,
+        program_id: _builtins.int = ...,
+        from_time: _timestamp_pb2.Timestamp | None = ...,
+        until_time: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time", "program_id", b"program_id", "store_id", b"store_id", "stores", b"stores", "until_time", b"until_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time", "merchant_id", b"merchant_id", "page_size", b"page_size", "page_token", b"page_token", "program_id", b"program_id", "store_id", b"store_id", "stores", b"stores", "until_time", b"until_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_stores: _TypeAlias = _typing.Literal["store_id", "program_id"]  # noqa: Y015
+    _WhichOneofArgType_stores: _TypeAlias = _typing.Literal["stores", b"stores"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_stores) -> _WhichOneofReturnType_stores | None: ...
+
+Global___ListExpiringPointsRequest: _TypeAlias = ListExpiringPointsRequest  # noqa: Y015
+
+@_typing.final
+class ListExpiringPointsResponse(_message.Message):
+    """ListExpiringPointsResponse answers PointsService.ListExpiringPoints."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """next_page_token asks for the next page; empty when this is the last one."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExpiringPoints]:
+        """items are the page."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___ExpiringPoints] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExpiringPointsResponse: _TypeAlias = ListExpiringPointsResponse  # noqa: Y015
+
+@_typing.final
+class ExpiringPoints(_message.Message):
+    """ExpiringPoints is what one account loses at one moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    BUYER_ID_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    store_id: _builtins.str
+    """store_id is the account's store."""
+    buyer_id: _builtins.str
+    """buyer_id is SHOPLINE's customer id in that store."""
+    points: _builtins.int
+    """points expire then, beside what is held; at least 1."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """time is when the points expire."""
+
+    def __init__(
+        self,
+        *,
+        store_id: _builtins.str = ...,
+        buyer_id: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        points: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyer_id", b"buyer_id", "points", b"points", "store_id", b"store_id", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExpiringPoints: _TypeAlias = ExpiringPoints  # noqa: Y015
 
 @_typing.final
 class VoidPointsEntriesRequest(_message.Message):

@@ -67,6 +67,11 @@ class PointsServiceStub:
                 request_serializer=pointbook_dot_v1_dot_points__pb2.ListDriftingAccountsRequest.SerializeToString,
                 response_deserializer=pointbook_dot_v1_dot_points__pb2.ListDriftingAccountsResponse.FromString,
                 _registered_method=True)
+        self.ListExpiringPoints = channel.unary_unary(
+                '/pointbook.v1.PointsService/ListExpiringPoints',
+                request_serializer=pointbook_dot_v1_dot_points__pb2.ListExpiringPointsRequest.SerializeToString,
+                response_deserializer=pointbook_dot_v1_dot_points__pb2.ListExpiringPointsResponse.FromString,
+                _registered_method=True)
         self.VoidPointsEntries = channel.unary_unary(
                 '/pointbook.v1.PointsService/VoidPointsEntries',
                 request_serializer=pointbook_dot_v1_dot_points__pb2.VoidPointsEntriesRequest.SerializeToString,
@@ -152,6 +157,26 @@ class PointsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListExpiringPoints(self, request, context):
+        """ListExpiringPoints pages through the points of one store, or of a program's stores, that expire in a window of time:
+        soonest first, then by store_id and buyer_id.
+
+        Scope `points.read`. An item is what one account loses at one moment, less what is held. Holds take from unexpired
+        points, soonest expiry first, as a redemption draws. Points that have expired already are listed where from_time is
+        in the past, until SHOPLINE takes them off the balance. What a page costs grows with its size, not with the book: it
+        looks at 5,000 expiries at most, and where most of these points have been spent it ends early, even empty, with a
+        next_page_token.
+
+        All pages count holds as of the moment of the first page, which the page_token carries. Nothing is listed twice.
+        What is earned or spent between two pages may or may not be seen.
+
+        Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is broken or was given for
+        another request, NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for what is not the merchant's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def VoidPointsEntries(self, request, context):
         """VoidPointsEntries marks entries as void, so that the account is computed without them. That repairs what a faulty
         caller wrote without rewriting history: the entries stay in the book.
@@ -200,6 +225,11 @@ def add_PointsServiceServicer_to_server(servicer, server):
                     servicer.ListDriftingAccounts,
                     request_deserializer=pointbook_dot_v1_dot_points__pb2.ListDriftingAccountsRequest.FromString,
                     response_serializer=pointbook_dot_v1_dot_points__pb2.ListDriftingAccountsResponse.SerializeToString,
+            ),
+            'ListExpiringPoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExpiringPoints,
+                    request_deserializer=pointbook_dot_v1_dot_points__pb2.ListExpiringPointsRequest.FromString,
+                    response_serializer=pointbook_dot_v1_dot_points__pb2.ListExpiringPointsResponse.SerializeToString,
             ),
             'VoidPointsEntries': grpc.unary_unary_rpc_method_handler(
                     servicer.VoidPointsEntries,
@@ -355,6 +385,33 @@ class PointsService:
             '/pointbook.v1.PointsService/ListDriftingAccounts',
             pointbook_dot_v1_dot_points__pb2.ListDriftingAccountsRequest.SerializeToString,
             pointbook_dot_v1_dot_points__pb2.ListDriftingAccountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExpiringPoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pointbook.v1.PointsService/ListExpiringPoints',
+            pointbook_dot_v1_dot_points__pb2.ListExpiringPointsRequest.SerializeToString,
+            pointbook_dot_v1_dot_points__pb2.ListExpiringPointsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -83,6 +83,22 @@ class PointsServiceStub:
 
     Scope `points.read`. Errors: INVALID_ARGUMENT for wrong fields.
     """
+    ListExpiringPoints: _grpc.UnaryUnaryMultiCallable[_points_pb2.ListExpiringPointsRequest, _points_pb2.ListExpiringPointsResponse]
+    """ListExpiringPoints pages through the points of one store, or of a program's stores, that expire in a window of time:
+    soonest first, then by store_id and buyer_id.
+
+    Scope `points.read`. An item is what one account loses at one moment, less what is held. Holds take from unexpired
+    points, soonest expiry first, as a redemption draws. Points that have expired already are listed where from_time is
+    in the past, until SHOPLINE takes them off the balance. What a page costs grows with its size, not with the book: it
+    looks at 5,000 expiries at most, and where most of these points have been spent it ends early, even empty, with a
+    next_page_token.
+
+    All pages count holds as of the moment of the first page, which the page_token carries. Nothing is listed twice.
+    What is earned or spent between two pages may or may not be seen.
+
+    Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is broken or was given for
+    another request, NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for what is not the merchant's.
+    """
     VoidPointsEntries: _grpc.UnaryUnaryMultiCallable[_points_pb2.VoidPointsEntriesRequest, _points_pb2.VoidPointsEntriesResponse]
     """VoidPointsEntries marks entries as void, so that the account is computed without them. That repairs what a faulty
     caller wrote without rewriting history: the entries stay in the book.
@@ -151,6 +167,22 @@ class PointsServiceAsyncStub(PointsServiceStub):
     account wants reconciliation.
 
     Scope `points.read`. Errors: INVALID_ARGUMENT for wrong fields.
+    """
+    ListExpiringPoints: _aio.UnaryUnaryMultiCallable[_points_pb2.ListExpiringPointsRequest, _points_pb2.ListExpiringPointsResponse]  # type: ignore[assignment]
+    """ListExpiringPoints pages through the points of one store, or of a program's stores, that expire in a window of time:
+    soonest first, then by store_id and buyer_id.
+
+    Scope `points.read`. An item is what one account loses at one moment, less what is held. Holds take from unexpired
+    points, soonest expiry first, as a redemption draws. Points that have expired already are listed where from_time is
+    in the past, until SHOPLINE takes them off the balance. What a page costs grows with its size, not with the book: it
+    looks at 5,000 expiries at most, and where most of these points have been spent it ends early, even empty, with a
+    next_page_token.
+
+    All pages count holds as of the moment of the first page, which the page_token carries. Nothing is listed twice.
+    What is earned or spent between two pages may or may not be seen.
+
+    Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is broken or was given for
+    another request, NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for what is not the merchant's.
     """
     VoidPointsEntries: _aio.UnaryUnaryMultiCallable[_points_pb2.VoidPointsEntriesRequest, _points_pb2.VoidPointsEntriesResponse]  # type: ignore[assignment]
     """VoidPointsEntries marks entries as void, so that the account is computed without them. That repairs what a faulty
@@ -242,6 +274,27 @@ class PointsServiceServicer:
         account wants reconciliation.
 
         Scope `points.read`. Errors: INVALID_ARGUMENT for wrong fields.
+        """
+
+    def ListExpiringPoints(
+        self,
+        request: _points_pb2.ListExpiringPointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_points_pb2.ListExpiringPointsResponse, _abc.Awaitable[_points_pb2.ListExpiringPointsResponse]]:
+        """ListExpiringPoints pages through the points of one store, or of a program's stores, that expire in a window of time:
+        soonest first, then by store_id and buyer_id.
+
+        Scope `points.read`. An item is what one account loses at one moment, less what is held. Holds take from unexpired
+        points, soonest expiry first, as a redemption draws. Points that have expired already are listed where from_time is
+        in the past, until SHOPLINE takes them off the balance. What a page costs grows with its size, not with the book: it
+        looks at 5,000 expiries at most, and where most of these points have been spent it ends early, even empty, with a
+        next_page_token.
+
+        All pages count holds as of the moment of the first page, which the page_token carries. Nothing is listed twice.
+        What is earned or spent between two pages may or may not be seen.
+
+        Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is broken or was given for
+        another request, NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for what is not the merchant's.
         """
 
     def VoidPointsEntries(

@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from pointbook.v1 import identity_pb2 as _identity_pb2
+from pointbook.v1 import points_pb2 as _points_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -1060,6 +1061,7 @@ class GetCustomerPointsResponse(_message.Message):
     EXPIRED_POINTS_FIELD_NUMBER: _builtins.int
     LIFETIME_POINTS_FIELD_NUMBER: _builtins.int
     BUYERS_FIELD_NUMBER: _builtins.int
+    NEXT_EXPIRY_FIELD_NUMBER: _builtins.int
     points_balance: _builtins.int
     """points_balance is the sum of the customer's balances in the program's stores."""
     active_points: _builtins.int
@@ -1074,6 +1076,12 @@ class GetCustomerPointsResponse(_message.Message):
     def buyers(self) -> _containers.RepeatedCompositeFieldContainer[_identity_pb2.Buyer]:
         """buyers are the accounts that were counted."""
 
+    @_builtins.property
+    def next_expiry(self) -> _points_pb2.PointsExpiry:
+        """next_expiry is what expires soonest in all of these accounts together, beside what is held; absent where nothing
+        that is free ever expires.
+        """
+
     def __init__(
         self,
         *,
@@ -1083,10 +1091,11 @@ class GetCustomerPointsResponse(_message.Message):
         expired_points: _builtins.int = ...,
         lifetime_points: _builtins.int = ...,
         buyers: _abc.Iterable[_identity_pb2.Buyer] | None = ...,
+        next_expiry: _points_pb2.PointsExpiry | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next_expiry", b"next_expiry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_points", b"active_points", "buyers", b"buyers", "expired_points", b"expired_points", "held_points", b"held_points", "lifetime_points", b"lifetime_points", "points_balance", b"points_balance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_points", b"active_points", "buyers", b"buyers", "expired_points", b"expired_points", "held_points", b"held_points", "lifetime_points", b"lifetime_points", "next_expiry", b"next_expiry", "points_balance", b"points_balance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

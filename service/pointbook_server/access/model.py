@@ -44,6 +44,7 @@ METHODS = {
     "PointsService/GetPointsAccount": Access(Scope.POINTS_READ),
     "PointsService/ListPointsEntries": Access(Scope.POINTS_READ),
     "PointsService/ListDriftingAccounts": Access(Scope.POINTS_READ),
+    "PointsService/ListExpiringPoints": Access(Scope.POINTS_READ),
     "PointsService/VoidPointsEntries": Access(Scope.ADMIN),
     "PointsService/UnvoidPointsEntries": Access(Scope.ADMIN),
     "RedemptionService/ValidateRedemption": Access(Scope.REDEEM, "customer.merchant_id"),

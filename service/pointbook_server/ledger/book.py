@@ -10,7 +10,7 @@ from pointbook_server.ledger import statements as sql
 from pointbook_server.ledger.holds import Hold, held_at
 from pointbook_server.ledger.journal import Journal, Posting
 from pointbook_server.ledger.lots import FarLots, FarLotsNeededError, Lot
-from pointbook_server.ledger.model import Account, AccountKey, Event, Outcome
+from pointbook_server.ledger.model import Account, AccountKey, Event, Expiry, Outcome
 from pointbook_server.ledger.posting import Page
 from pointbook_server.ledger.statements import BookEntry, Void
 
@@ -120,6 +120,36 @@ class LedgerBook:
         points = far_lots.points - sum(lot.remaining for lot in lots[:end])
         beyond = FarLots(points, lots[end].expires_at_ms, lots[end].event_id)
         return replace(account, lots=(*account.lots, *lots[:end]), far_lots=beyond)
+
+    async def with_free_points(self, key: AccountKey, account: Account, at_ms: int, points: int) -> Account:
+        """Read as many far lots as it takes to have so many unexpired points at a moment, beside what is held."""
+        while lacks_points(account, at_ms, points):
+            account = await self.with_more_lots(key, account)
+        return account
+
+    async def far_points(
+        self, accounts: Mapping[AccountKey, Account], expiries: Iterable[tuple[AccountKey, int]]
+    ) -> dict[tuple[AccountKey, int], int]:
+        """Sum what the far lots of accounts hold that expires at given moments, without reading the other lots."""
+        rows = []
+        for key, at_ms in expiries:
+            far_lots = accounts[key].far_lots
+            if far_lots is not None and far_lots.order_ms <= at_ms:
+                rows.append((*key, at_ms, far_lots.order_ms, far_lots.event_id))
+        if not rows:
+            return {}
+        values = self._values(sql.to_columns(sql.FAR_POINTS, rows))
+        found = await self._connection.fetch(sql.SUM_FAR_POINTS, values)
+        return {(AccountKey(row.store_id, row.buyer_id), row.expires_at_ms): row.points for row in found}
+
+    async def next_expiry(self, key: AccountKey, account: Account, at_ms: int) -> Expiry | None:
+        """Read what of an account expires soonest after a moment, beside what is held; None where nothing does."""
+        account = await self.with_free_points(key, account, at_ms, 1)
+        expiry = account.next_expiry(at_ms)
+        if expiry is None:
+            return None
+        far_points = await self.far_points({key: account}, [(key, expiry.at_ms)])
+        return expiry._replace(points=expiry.points + far_points.get((key, expiry.at_ms), 0))
 
     async def set_void(self, events: Sequence[Event], void: Void, *, is_void: bool) -> dict[AccountKey, Account]:
         """Fold the accounts of some events again without them, or with them; `void` tells why and when."""

@@ -119,6 +119,13 @@ class Event:
         return (self.account, self.updated_at_ms, self.delta, self.balance, self.expires_at_ms, self.scene)
 
 
+class Expiry(NamedTuple):
+    """Points of an account that expire at the same moment."""
+
+    at_ms: int
+    points: int
+
+
 class Points(NamedTuple):
     """An account's points at a moment: what may be redeemed, what is held, and what has expired but is not booked."""
 
@@ -165,6 +172,32 @@ class Account:
         unexpired, expired = points_at(self.lots, self.far_lots, at_ms)
         held = held_at(self.holds, at_ms)
         return Points(max(0, unexpired - held), held, expired)
+
+    def free_lots(self, at_ms: int) -> list[Lot]:
+        """Return the lots that are kept with the account, less what is held at a moment, without those held wholly.
+
+        Holds take from unexpired lots, soonest expiry first, as redemptions draw.
+        """
+        held = held_at(self.holds, at_ms)
+        free = []
+        for lot in self.lots:
+            taken = min(held, lot.remaining) if lot.order_ms > at_ms else 0
+            held -= taken
+            if taken < lot.remaining:
+                free.append(lot._replace(remaining=lot.remaining - taken) if taken else lot)
+        return free
+
+    def expiries(self, at_ms: int) -> dict[int, int]:
+        """Return the points of the free lots at a moment by when they expire, soonest first, expired ones included."""
+        points: dict[int, int] = {}
+        for lot in self.free_lots(at_ms):
+            if lot.expires_at_ms is not None:
+                points[lot.expires_at_ms] = points.get(lot.expires_at_ms, 0) + lot.remaining
+        return points
+
+    def next_expiry(self, at_ms: int) -> Expiry | None:
+        """Return what expires soonest after a moment, of the lots that are kept with the account; None where none."""
+        return next((Expiry(*item) for item in self.expiries(at_ms).items() if item[0] > at_ms), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import grpc
 import structlog
@@ -14,6 +15,7 @@ from pointbook_server.batching import Line
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.fields import DAY_MS, ID_LENGTH_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_timestamp
+from pointbook_server.ledger.expiring import ExpiryWindow, Place
 from pointbook_server.ledger.model import (
     POINTS_MAX,
     Account,
@@ -27,6 +29,7 @@ from pointbook_server.ledger.model import (
 from pointbook_server.ledger.statements import BookEntry, Void
 from pointbook_server.ledger.store import EntryFilter, LedgerStore, Received
 from pointbook_server.metrics import Metrics
+from pointbook_server.programs.model import Program, Store, program_not_found
 
 EVENT_ID_LENGTH_MAX = 128
 WEBHOOK_ID_LENGTH_MAX = 128
@@ -57,6 +60,16 @@ SCENES = {name: number for number, name in SCENE_NAMES.items()}
 log = structlog.get_logger()
 
 
+class Programs(Protocol):
+    """Where stores and programs are kept."""
+
+    async def store(self, merchant_id: str, store_id: str) -> tuple[Store, int]:
+        """Read one store and its revision. Raises STORE_NOT_FOUND."""
+
+    async def program(self, merchant_id: str, program_id: int) -> tuple[Program, int] | None:
+        """Read one program and its revision."""
+
+
 class PointsServicer(points_pb2_grpc.PointsServiceServicer):
     """PointsService: each method reads its request, asks the store, and writes the answer.
 
@@ -66,12 +79,15 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
     def __init__(
         self,
         store: LedgerStore,
+        programs: Programs,
         line: Line[str, Received, Verdict],
         clock: Clock,
+        *,
         code_of: Callable[[Reason], grpc.StatusCode],
         metrics: Metrics,
     ) -> None:
         self._store = store
+        self._programs = programs
         self._line = line
         self._clock = clock
         self._code_of = code_of
@@ -187,6 +203,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         at_ms = fields.time_ms("at_time", request.at_time) if request.HasField("at_time") else self._clock()
         fields.check()
         account = await self._store.account(request.merchant_id, key, at_ms, lots=LOTS_MAX)
+        expiry = await self._store.next_expiry(request.merchant_id, key, account, at_ms)
         message = _write_account(request.merchant_id, key, account, at_ms)
         for lot in account.lots[:LOTS_MAX]:
             message.lots.add(
@@ -196,6 +213,9 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
                 event_id=lot.event_id,
             )
         message.lots_truncated = len(account.lots) > LOTS_MAX or account.far_lots is not None
+        if expiry is not None:
+            message.next_expiry.points = expiry.points
+            message.next_expiry.time.CopyFrom(to_timestamp(expiry.at_ms))
         return points_pb2.GetPointsAccountResponse(account=message)
 
     async def ListPointsEntries(
@@ -244,6 +264,44 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
             last = found[size - 1][0]
             response.next_page_token = paging.write_token(scope, (last.store_id, last.buyer_id))
         return response
+
+    async def ListExpiringPoints(
+        self,
+        request: points_pb2.ListExpiringPointsRequest,
+        _context: object,
+    ) -> points_pb2.ListExpiringPointsResponse:
+        """Return a page of the points that expire in a window of time."""
+        fields = Fields()
+        merchant_id = fields.identifier("merchant_id", request.merchant_id)
+        _check_stores(fields, request)
+        size = fields.page_size("page_size", request.page_size)
+        times = (request.HasField("from_time"), str(request.from_time), str(request.until_time))
+        scope = ("expiring", merchant_id, request.store_id, request.program_id, times)
+        token = paging.read_token(fields, "page_token", request.page_token, scope, (int, int, str, str))
+        now_ms, after = _read_place(token) or (self._clock(), None)
+        start_ms, end_ms = _read_window(fields, request, now_ms, after)
+        fields.check()
+        window = ExpiryWindow(await self._store_ids(request), start_ms, end_ms, now_ms)
+        page = await self._store.expiring(merchant_id, window, after=after, size=size)
+        response = points_pb2.ListExpiringPointsResponse()
+        for place, points in page.items:
+            response.items.add(
+                store_id=place.store_id, buyer_id=place.buyer_id, time=to_timestamp(place.at_ms), points=points
+            )
+        if page.end is not None:
+            response.next_page_token = paging.write_token(scope, (now_ms, *page.end))
+        return response
+
+    async def _store_ids(self, request: points_pb2.ListExpiringPointsRequest) -> tuple[str, ...]:
+        """Return the stores that a request names. Raises STORE_NOT_FOUND and PROGRAM_NOT_FOUND."""
+        if request.HasField("store_id"):
+            await self._programs.store(request.merchant_id, request.store_id)
+            return (request.store_id,)
+        found = await self._programs.program(request.merchant_id, request.program_id)
+        if found is None:
+            raise program_not_found(request.program_id)
+        program, _ = found
+        return program.store_ids
 
     async def VoidPointsEntries(
         self,
@@ -376,6 +434,40 @@ def _read_filter(fields: Fields, request: points_pb2.ListPointsEntriesRequest) -
         start_ms=fields.time_ms("start_time", request.start_time) if request.HasField("start_time") else None,
         end_ms=fields.time_ms("end_time", request.end_time) if request.HasField("end_time") else None,
     )
+
+
+def _check_stores(fields: Fields, request: points_pb2.ListExpiringPointsRequest) -> None:
+    if not fields.present("store_id", is_present=request.WhichOneof("stores") is not None):
+        return
+    if request.HasField("store_id"):
+        fields.identifier("store_id", request.store_id)
+    else:
+        fields.integer("program_id", request.program_id, low=1, high=paging.INTEGER_MAX)
+
+
+def _read_place(token: Sequence[int | str] | None) -> tuple[int, Place] | None:
+    """Read a page token of expiring points: the moment of the first page, and the place behind which to go on."""
+    if token is None:
+        return None
+    now_ms, at_ms, store_id, buyer_id = token
+    return int(now_ms), Place(int(at_ms), str(store_id), str(buyer_id))
+
+
+def _read_window(
+    fields: Fields, request: points_pb2.ListExpiringPointsRequest, now_ms: int, after: Place | None
+) -> tuple[int, int]:
+    """Read from when on and before when points expire; what expires at this very moment has expired already."""
+    start_ms = now_ms + 1
+    if request.HasField("from_time"):
+        start_ms = fields.time_ms("from_time", request.from_time)
+    end_ms = start_ms + 1
+    if fields.present("until_time", is_present=request.HasField("until_time")):
+        end_ms = fields.time_ms("until_time", request.until_time)
+    if after is not None and not start_ms <= after.at_ms < end_ms:
+        fields.wrong("page_token", "must be a next_page_token that was answered for the same request")
+    elif end_ms <= start_ms:
+        fields.wrong("until_time", "must be after from_time, or after now where from_time is absent")
+    return start_ms, end_ms
 
 
 def _write_account(merchant_id: str, key: AccountKey, account: Account, at_ms: int) -> points_pb2.PointsAccount:

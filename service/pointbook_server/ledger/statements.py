@@ -166,6 +166,54 @@ READ_FAR_LOTS = _statement("""
 """)
 
 
+def _next_candidate(after: str) -> str:
+    """Find the first expiry and buyer of a store behind a place: one step down the index."""
+    return f"""
+        SELECT expires_at_ms, buyer_id FROM points_entries
+        WHERE store_id = v.store_id AND merchant_id = :merchant_id AND expires_at_ms < :end_ms
+            AND (expires_at_ms, buyer_id) > ({after})
+        ORDER BY expires_at_ms, buyer_id LIMIT 1
+    """
+
+
+# When lots of accounts expire, for each of some stores the first so many behind a place, whatever is left of the lots.
+# An account that has many lots of one expiry is found once: the index is descended from each to the next.
+FIND_EXPIRIES = _statement(f"""
+    SELECT v.store_id, found.expires_at_ms, found.buyer_id
+    FROM {_rows({"store_id": "text", "after_ms": "bigint", "after_buyer_id": "text"})} CROSS JOIN LATERAL (
+        WITH RECURSIVE found AS (
+            SELECT first.*, 1 AS place FROM ({_next_candidate("v.after_ms, v.after_buyer_id")}) AS first
+            UNION ALL
+            SELECT next.*, found.place + 1 FROM found
+            CROSS JOIN LATERAL ({_next_candidate("found.expires_at_ms, found.buyer_id")}) AS next
+            WHERE found.place < :count
+        )
+        SELECT * FROM found
+    ) AS found
+    ORDER BY v.store_id, found.place
+""")
+FAR_POINTS = {**KEY, "expires_at_ms": "bigint", "first_expires_at_ms": "bigint", "first_event_id": "text"}
+# What the lots beyond those that are kept with accounts hold of some expiries: no draw has touched them. Comparing rows
+# is what leaves no other index than that of expiries, since an account may have any number of entries.
+SUM_FAR_POINTS = _statement(f"""
+    SELECT v.store_id, v.buyer_id, v.expires_at_ms, CAST(far.points AS bigint) AS points
+    FROM {_rows(FAR_POINTS)}
+    CROSS JOIN LATERAL (
+        SELECT updated_at_ms, ordinal FROM points_entries
+        WHERE event_id = v.first_event_id AND merchant_id = :merchant_id OFFSET 0
+    ) AS first
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(updated_value), 0) AS points FROM points_entries
+        WHERE store_id = v.store_id AND merchant_id = :merchant_id AND expires_at_ms = v.expires_at_ms
+            AND (expires_at_ms, buyer_id) >= (v.expires_at_ms, v.buyer_id)
+            AND (expires_at_ms, buyer_id) <= (v.expires_at_ms, v.buyer_id)
+            AND outcome <> 'REFUSED' AND voided_at_ms IS NULL
+            AND (expires_at_ms, updated_at_ms, ordinal)
+                >= (v.first_expires_at_ms, first.updated_at_ms, first.ordinal)
+    ) AS far
+""")
+
+
 def _write_batch(*, keeps: bool) -> Statement:
     """Write a batch whole or not at all: entries, accounts that have the revision that was read, and checkpoints.
 

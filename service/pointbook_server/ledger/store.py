@@ -14,8 +14,9 @@ from pointbook_server.database import Connection, Database, RetryTransactionErro
 from pointbook_server.errors import PointbookError, Reason, store_not_found
 from pointbook_server.ledger import statements as sql
 from pointbook_server.ledger.book import LONG_FOLD, LedgerBook, lacks_lots
+from pointbook_server.ledger.expiring import ExpiringPage, ExpiryReader, ExpiryWindow, Place
 from pointbook_server.ledger.journal import Post
-from pointbook_server.ledger.model import Account, AccountKey, Event, Outcome, UpdateType, Verdict, Webhook
+from pointbook_server.ledger.model import Account, AccountKey, Event, Expiry, Outcome, UpdateType, Verdict, Webhook
 from pointbook_server.ledger.posting import KnownEvent, LotsMissingError, Page, Result, Settlement, post_batch
 from pointbook_server.ledger.statements import BookEntry, Void
 from pointbook_server.tables import points_entries
@@ -85,6 +86,21 @@ class LedgerStore:
         async def read(connection: Connection) -> Account:
             book = LedgerBook(connection, merchant_id)
             return await book.complete(key, await book.account(key), at_ms, lots=lots)
+
+        return await self._database.snapshot(read)
+
+    async def next_expiry(self, merchant_id: str, key: AccountKey, account: Account, at_ms: int) -> Expiry | None:
+        """Return what of an account expires soonest after a moment, beside what is held; None where nothing does."""
+        if account.far_lots is None:
+            return account.next_expiry(at_ms)
+        async with self._database.autocommit() as connection:
+            return await LedgerBook(connection, merchant_id).next_expiry(key, account, at_ms)
+
+    async def expiring(self, merchant_id: str, window: ExpiryWindow, *, after: Place | None, size: int) -> ExpiringPage:
+        """Read a page of the points that expire in a window, soonest first, behind a place."""
+
+        async def read(connection: Connection) -> ExpiringPage:
+            return await ExpiryReader(connection, merchant_id, window, after).page(size)
 
         return await self._database.snapshot(read)
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from pointbook_server.customers.model import Customer, GroupKey, Identifier, Key, UserGroup, normalised
 from pointbook_server.database import Connection
 from pointbook_server.ledger.holds import Hold
-from pointbook_server.ledger.model import Account, AccountKey
+from pointbook_server.ledger.model import Account, AccountKey, Expiry
 from pointbook_server.programs.model import DEFAULT_TIME_ZONE, Program
 from pointbook_server.redemption import statements as sql
 from pointbook_server.redemption.asking import Ask, Facts, GroupRef, own_sources, requested_points, sources_of
@@ -70,6 +70,9 @@ class LedgerBook(Protocol):
 
     async def complete(self, key: AccountKey, account: Account, at_ms: int, *, points: int = 0) -> Account:
         """Read as many lots as it takes to tell what is active at a moment, and to draw so many points."""
+
+    async def next_expiry(self, key: AccountKey, account: Account, at_ms: int) -> Expiry | None:
+        """Read what of an account expires soonest after a moment."""
 
     async def made_at_ms(self, event_ids: Iterable[str]) -> dict[str, int]:
         """Tell when events happened."""

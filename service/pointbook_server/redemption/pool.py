@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from pointbook_server.ledger.holds import held_at
-from pointbook_server.ledger.lots import NEVER_MS
 from pointbook_server.ledger.model import Account, AccountKey
 
 
@@ -76,15 +74,19 @@ def event_ids_of(accounts: Iterable[Account]) -> list[str]:
 def _parts(source: Source, account: Account | None, made_at_ms: Mapping[str, int], now_ms: int) -> Iterator[_Part]:
     if account is None:
         return
-    held = held_at(account.holds, now_ms)
-    for place, lot in enumerate(account.lots):
-        order_ms = NEVER_MS if lot.expires_at_ms is None else lot.expires_at_ms
-        if order_ms <= now_ms:
+    for place, lot in enumerate(account.free_lots(now_ms)):
+        if lot.order_ms <= now_ms:
             continue
-        free = max(0, lot.remaining - held)
-        held -= lot.remaining - free
-        made_ms = made_at_ms.get(lot.event_id, 0)
-        yield _Part(order_ms, made_ms, source.customer_id, source.key, place, free, lot.expires_at_ms, lot.event_id)
+        yield _Part(
+            order_ms=lot.order_ms,
+            made_at_ms=made_at_ms.get(lot.event_id, 0),
+            customer_id=source.customer_id,
+            key=source.key,
+            place=place,
+            points=lot.remaining,
+            expires_at_ms=lot.expires_at_ms,
+            event_id=lot.event_id,
+        )
 
 
 def points_by_account(draws: Sequence[Draw]) -> dict[AccountKey, int]:

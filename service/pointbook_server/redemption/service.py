@@ -8,6 +8,7 @@ from pointbook_server.batching import Line
 from pointbook_server.clock import Clock
 from pointbook_server.errors import FieldViolation, PointbookError, Reason
 from pointbook_server.housekeeping import merchant_by_merchant
+from pointbook_server.ledger.model import Expiry
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.asking import Ask, Assessment
 from pointbook_server.redemption.model import Finding, in_order, refusal
@@ -72,6 +73,10 @@ class Redemptions:
             violation = FieldViolation("user_group2", "must choose one group: its fields choose different ones")
             raise PointbookError(Reason.INVALID_FIELDS, "Wrong fields: user_group2.", violations=(violation,))
         return assessment
+
+    async def next_expiry(self, ask: Ask, assessment: Assessment) -> Expiry | None:
+        """Read what expires soonest of what an ask may draw on."""
+        return await self._store.next_expiry(ask.merchant_id, assessment.facts)
 
     async def validate(self, ask: Ask, proof: Proof) -> tuple[Assessment, list[Finding]]:
         """Check an ask and how the customer is validated, without using that up; tell all that is against it."""

@@ -267,9 +267,8 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         identifier, key = _read_customer(fields, request.customer)
         fields.present("program_id", is_present=bool(request.program_id))
         fields.check()
-        assessment = await self._redemptions.assess(
-            _asking(request.customer.merchant_id, identifier, key, request.program_id)
-        )
+        ask = _asking(request.customer.merchant_id, identifier, key, request.program_id)
+        assessment = await self._redemptions.assess(ask)
         _check_known(assessment, {Reason.IDENTIFIER_INVALID, Reason.CUSTOMER_NOT_FOUND, Reason.PROGRAM_NOT_FOUND})
         facts = assessment.facts
         response = redemption_pb2.GetCustomerPointsResponse()
@@ -282,6 +281,10 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
             response.expired_points += points.expired
             response.lifetime_points += account.lifetime_points
             response.buyers.add(store_id=source.key.store_id, buyer_id=source.key.buyer_id)
+        expiry = await self._redemptions.next_expiry(ask, assessment)
+        if expiry is not None:
+            response.next_expiry.points = expiry.points
+            response.next_expiry.time.CopyFrom(to_timestamp(expiry.at_ms))
         return response
 
     async def _facts(self, merchant_id: str, key: Key | None) -> Facts:

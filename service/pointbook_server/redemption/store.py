@@ -10,7 +10,7 @@ from pointbook_server.clock import Clock
 from pointbook_server.database import Connection, Database, RetryTransactionError
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.holds import Hold, released, without
-from pointbook_server.ledger.model import Account, AccountKey
+from pointbook_server.ledger.model import Account, AccountKey, Expiry
 from pointbook_server.ledger.posting import Settlement
 from pointbook_server.redemption import statements as sql
 from pointbook_server.redemption.asking import Ask, Assessment, Facts, assess
@@ -99,6 +99,21 @@ class RedemptionsStore:
             ledger = self._open_ledger(connection, asks[0].merchant_id)
             facts = await self._facts.read(connection, ledger, asks, now_ms)
         return [assess(ask, each) for ask, each in zip(asks, facts, strict=True)]
+
+    async def next_expiry(self, merchant_id: str, facts: Facts) -> Expiry | None:
+        """Read what expires soonest in the accounts that may be drawn on, all of them together."""
+        keys = {source.key for source in facts.sources} & facts.accounts.keys()
+        expiries = []
+        async with self._database.autocommit() as connection:
+            ledger = self._open_ledger(connection, merchant_id)
+            for key in sorted(keys):
+                expiry = await ledger.next_expiry(key, facts.accounts[key], facts.now_ms)
+                if expiry is not None:
+                    expiries.append(expiry)
+        if not expiries:
+            return None
+        soonest_ms = min(expiry.at_ms for expiry in expiries)
+        return Expiry(soonest_ms, sum(expiry.points for expiry in expiries if expiry.at_ms == soonest_ms))
 
     async def redeem(
         self, merchant_id: str, wanted: Sequence[Wanted], clock: Clock
