@@ -422,17 +422,21 @@ def replay_quarantined(
     quarantine_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Which to replay.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Replay all that wait.")] = False,
     as_merchant: Annotated[str, typer.Option(help="The merchant that webhooks named wrongly, or not at all.")] = "",
+    as_topic: Annotated[str, typer.Option(help="The topic of webhooks that name none; the others keep theirs.")] = "",
     merchant: MerchantOption = "",
     server: ServerOption = "",
 ) -> None:
     """Translate webhooks again and apply each once; the exit code is 1 while some are refused."""
     from pointbook_cli.quarantine import Wanted, replay_all
+    from shopline_shim.translate import TRANSLATED_TOPICS
 
+    if as_topic and as_topic not in TRANSLATED_TOPICS:
+        fail(f"--as-topic must be one of {', '.join(sorted(TRANSLATED_TOPICS))}")
     if bool(quarantine_ids) is everything:
         fail("name the webhooks to replay, or use --all")
     with open_quarantine(server, merchant) as quarantine:
         ids = quarantine_ids or [webhook.quarantine_id for webhook in quarantine.webhooks(Wanted())]
-        if not replay_all(quarantine, ids, as_merchant):
+        if not replay_all(quarantine, ids, as_merchant, as_topic):
             sys.exit(1)
 
 

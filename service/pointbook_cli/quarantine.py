@@ -75,10 +75,10 @@ class Quarantine:
         answer = self._webhooks.GetQuarantinedWebhook(request, timeout=CALL_TIMEOUT_SECONDS, metadata=self._metadata)
         return answer.webhook
 
-    def replay(self, quarantine_id: str, as_merchant: str) -> str:
+    def replay(self, quarantine_id: str, as_merchant: str, as_topic: str) -> str:
         """Translate a webhook again and apply it; answers the outcome. Raises NotReplayedError."""
         try:
-            request = translate_again(self.get(quarantine_id), as_merchant)
+            request = translate_again(self.get(quarantine_id), as_merchant, as_topic)
             request.merchant_id, request.quarantine_id = self._merchant_id, quarantine_id
             answer = self._webhooks.ReplayQuarantinedWebhook(
                 request, timeout=CALL_TIMEOUT_SECONDS, metadata=self._metadata
@@ -112,34 +112,40 @@ def opened(settings: ShimSettings, merchant_id: str) -> Iterator[Quarantine]:
 
 
 def translate_again(
-    webhook: webhooks_pb2.QuarantinedWebhook, as_merchant: str
+    webhook: webhooks_pb2.QuarantinedWebhook, as_merchant: str = "", as_topic: str = ""
 ) -> webhooks_pb2.ReplayQuarantinedWebhookRequest:
-    """Translate a webhook with the shim's own code, in the name of another merchant if one is given."""
+    """Translate a webhook with the shim's own code, in the name of another merchant if one is given.
+
+    `as_topic` is the topic of a webhook that names none; every other webhook keeps its own. Raises NotReplayedError.
+    """
     if webhook.body_erased:
         raise NotReplayedError("its body was erased with its customer")
+    topic = webhook.topic or as_topic
+    if not topic:
+        raise NotReplayedError("it names no topic: choose one with --as-topic")
     headers = {header.name.lower(): header.value for header in webhook.headers}
     if as_merchant:
         headers["x-shopline-merchant-id"] = as_merchant
     try:
-        if webhook.topic == translate.POINTS_TOPIC:
+        if topic == translate.POINTS_TOPIC:
             points = translate.points_update(headers, webhook.body)
             return webhooks_pb2.ReplayQuarantinedWebhookRequest(points_update=points)
-        if webhook.topic in translate.CUSTOMER_TOPICS:
-            customer = translate.customer_update(webhook.topic, headers, webhook.body)
+        if topic in translate.CUSTOMER_TOPICS:
+            customer = translate.customer_update(topic, headers, webhook.body)
             return webhooks_pb2.ReplayQuarantinedWebhookRequest(customer_update=customer)
     except translate.MalformedWebhook as malformed:
         raise NotReplayedError(str(malformed)) from None
-    raise NotReplayedError(f"nothing translates the topic {webhook.topic}")
+    raise NotReplayedError(f"nothing translates the topic {topic}")
 
 
-def replay_all(quarantine: Quarantine, quarantine_ids: Sequence[str], as_merchant: str) -> bool:
+def replay_all(quarantine: Quarantine, quarantine_ids: Sequence[str], as_merchant: str, as_topic: str) -> bool:
     """Replay webhooks and tell what became of each, with a progress bar on a terminal; False where some are refused."""
     replayed = refused = 0
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for quarantine_id in progress.track(quarantine_ids, description="Replaying"):
             try:
-                outcome = quarantine.replay(quarantine_id, as_merchant)
+                outcome = quarantine.replay(quarantine_id, as_merchant, as_topic)
             except NotReplayedError as error:
                 refused += 1
                 console.print(printable(f"{quarantine_id}  refused  {error}"))
@@ -154,7 +160,8 @@ def line_of(webhook: webhooks_pb2.QuarantinedWebhook) -> str:
     """Write a webhook as one line of a list."""
     reason = webhooks_pb2.QuarantineReason.Name(webhook.reason).removeprefix(REASON_PREFIX)
     received = f"{webhook.receive_time.ToJsonString()} x{webhook.receive_count}"
-    return printable(f"{webhook.quarantine_id}  {received}  {reason}  {webhook.topic}  {webhook.detail}")
+    topic = webhook.topic or "(none)"
+    return printable(f"{webhook.quarantine_id}  {received}  {reason}  {topic}  {webhook.detail}")
 
 
 def text_of(webhook: webhooks_pb2.QuarantinedWebhook) -> str:

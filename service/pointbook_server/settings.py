@@ -104,8 +104,8 @@ class ServerSettings(BaseSettings):
     quarantine_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
         default_factory=dict,
         description="The keys that encrypt what is in quarantine as ID:BASE64,... with exactly 32 bytes each: the "
-        "first encrypts, all decrypt. Without one customer webhooks are not kept, and others in clear; `dev` makes "
-        "its own.",
+        "first encrypts, all decrypt. Without one, webhooks of customers or without a topic are not kept, and others "
+        "in clear; `dev` makes its own.",
     )
     quarantine_webhooks_max: int = Field(
         default=100_000, ge=1, le=10**9, description="How many webhooks the quarantine of one merchant may hold."

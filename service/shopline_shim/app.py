@@ -41,7 +41,12 @@ from shopline_shim.settings import ShimSettings, split_address
 
 log = structlog.get_logger()
 
-_KNOWN_TOPICS = frozenset({translate.POINTS_TOPIC, *translate.CUSTOMER_TOPICS})
+_IGNORED_TOPICS = frozenset(
+    {"app_memberSystem_points/update", "apps/installed_uninstalled", "customers/disable", "customers/enable"}
+)
+"""Topics that are ignored on purpose, each for a reason that the README gives; all others are ignored unknown."""
+_TOPIC_LABELS = {topic: topic for topic in translate.TRANSLATED_TOPICS | _IGNORED_TOPICS} | {"": "missing"}
+"""The topics that metrics name; any other one counts as `other`, so that no sender can make up a label."""
 
 _READY_TIMEOUT_SECONDS = 1.0
 _RETRY_AFTER = {"Retry-After": "5"}
@@ -84,7 +89,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.webhooks = Counter(
             "pointbook_webhooks",
-            "Webhooks by topic (other: not one of ours) and by what became of them.",
+            "Webhooks by topic (missing: none; other: one that Pointbook does not know) and by what became of them.",
             ("topic", "outcome"),
             registry=self.registry,
         )
@@ -227,15 +232,15 @@ class Webhooks:
     async def receive(self, request: Request) -> Response:
         """Answer one delivery, count it, and log nothing that its sender wrote but the ids of webhook and merchant."""
         started = time.perf_counter()
-        topic = request.headers.get("x-shopline-topic", "")
-        topic = topic if topic in _KNOWN_TOPICS else "other"
+        topic = translate.topic(request.headers.getlist("x-shopline-topic"))
+        label = _TOPIC_LABELS.get(topic, "other")
         outcome = "error"
         try:
             outcome, response = await self._handle(request, topic)
         finally:
-            self._metrics.webhooks.labels(topic, outcome).inc()
-            self._metrics.seconds.labels(topic).observe(time.perf_counter() - started)
-        _request_log(request).debug("webhook", topic=topic, outcome=outcome, status=response.status_code)
+            self._metrics.webhooks.labels(label, outcome).inc()
+            self._metrics.seconds.labels(label).observe(time.perf_counter() - started)
+        _request_log(request).debug("webhook", topic=label, outcome=outcome, status=response.status_code)
         return response
 
     async def _handle(self, request: Request, topic: str) -> tuple[str, Response]:
@@ -247,27 +252,31 @@ class Webhooks:
             return "too_large", _TOO_LARGE.response()
         if not signature.verify(self._secrets, raw_body, request.headers.get("x-shopline-hmac-sha256")):
             return "forged", _FORGED.response()
-        if topic not in _KNOWN_TOPICS:
-            return "ignored", JSONResponse({"outcome": "IGNORED"})
-        return await self._apply(request, topic, raw_body)
-
-    async def _apply(self, request: Request, topic: str, raw_body: bytes) -> tuple[str, Response]:
         caller = Caller(request.state.request_id, time.monotonic() + self._timeout_seconds)
+        if not topic:
+            return await self._quarantine(request, topic, raw_body, quarantine.TOPIC_MISSING, caller)
+        if topic not in translate.TRANSLATED_TOPICS:
+            return "ignored", JSONResponse({"outcome": "IGNORED"})
+        return await self._apply(request, topic, raw_body, caller)
+
+    async def _apply(self, request: Request, topic: str, raw_body: bytes, caller: Caller) -> tuple[str, Response]:
         apply = self._apply_points if topic == translate.POINTS_TOPIC else self._apply_customer
         try:
-            outcome, headers = await apply(request, raw_body, caller)
+            outcome, headers = await apply(request, topic, raw_body, caller)
         except translate.MalformedWebhook as malformed:
-            return await self._quarantine(request, raw_body, quarantine.of_malformed(malformed), caller)
+            return await self._quarantine(request, topic, raw_body, quarantine.of_malformed(malformed), caller)
         except _OtherShopError:
-            return await self._quarantine(request, raw_body, quarantine.OTHER_SHOP, caller)
+            return await self._quarantine(request, topic, raw_body, quarantine.OTHER_SHOP, caller)
         except grpc.aio.AioRpcError as error:
             finding = quarantine.of_error(error)
             if finding is None:
                 return _answer_unavailable(_request_log(request), "webhook not applied", error)
-            return await self._quarantine(request, raw_body, finding, caller)
+            return await self._quarantine(request, topic, raw_body, finding, caller)
         return outcome.lower(), JSONResponse({"outcome": outcome}, headers=headers)
 
-    async def _apply_points(self, request: Request, raw_body: bytes, caller: Caller) -> tuple[str, Mapping[str, str]]:
+    async def _apply_points(
+        self, request: Request, _topic: str, raw_body: bytes, caller: Caller
+    ) -> tuple[str, Mapping[str, str]]:
         """Return the outcome, and the headers of the answer: one where another webhook brought the same event.
 
         The body of the answer stays what it is for every duplicate.
@@ -281,8 +290,10 @@ class Webhooks:
         headers = _OTHER_WEBHOOK_ID if applied.webhook_id_differs else {}
         return points_pb2.ApplyOutcome.Name(applied.outcome).removeprefix("APPLY_OUTCOME_"), headers
 
-    async def _apply_customer(self, request: Request, raw_body: bytes, caller: Caller) -> tuple[str, Mapping[str, str]]:
-        update = translate.customer_update(request.headers["x-shopline-topic"], request.headers, raw_body)
+    async def _apply_customer(
+        self, request: Request, topic: str, raw_body: bytes, caller: Caller
+    ) -> tuple[str, Mapping[str, str]]:
+        update = translate.customer_update(topic, request.headers, raw_body)
         self._check_shop(request, update.store_id)
         book: Book = request.state.book
         applied = await book.apply_customer(update, caller)
@@ -294,12 +305,12 @@ class Webhooks:
         return customers_pb2.CustomerUpdateOutcome.Name(applied.outcome).removeprefix("CUSTOMER_UPDATE_OUTCOME_"), {}
 
     async def _quarantine(
-        self, request: Request, raw_body: bytes, finding: quarantine.Finding, caller: Caller
+        self, request: Request, topic: str, raw_body: bytes, finding: quarantine.Finding, caller: Caller
     ) -> tuple[str, Response]:
         """Keep a webhook that cannot be applied: 200 once it is committed, else 503 for SHOPLINE to send it again."""
         webhook = webhooks_pb2.QuarantineWebhookRequest(
             merchant_id=translate.merchant_id(request.headers),
-            topic=request.headers["x-shopline-topic"],
+            topic=topic,
             headers=quarantine.keep_headers(request.headers.raw),
             body=raw_body,
             reason=finding.reason,

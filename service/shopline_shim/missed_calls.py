@@ -164,9 +164,9 @@ def _parse(content_type: str, raw_body: bytes) -> list[tuple[str, str]]:
 
 
 def _parse_json(raw_body: bytes) -> list[tuple[str, str]]:
-    """Read an object's members, the numbers as they are written."""
+    """Read an object's members, the numbers as they are written; a leading byte-order mark is skipped."""
     try:
-        body = json.loads(raw_body.decode(), object_pairs_hook=tuple, parse_float=str, parse_int=str)
+        body = json.loads(raw_body.decode("utf-8-sig"), object_pairs_hook=tuple, parse_float=str, parse_int=str)
     except (ValueError, RecursionError):  # RecursionError: nested more deeply than any call is told.
         raise MalformedCall({_BODY: "must be JSON in UTF-8"}) from None
     if not isinstance(body, tuple):
@@ -177,7 +177,7 @@ def _parse_json(raw_body: bytes) -> list[tuple[str, str]]:
 def _parse_form(raw_body: bytes) -> list[tuple[str, str]]:
     """Read a form's fields. What is no UTF-8 in one that nobody asked for must cost no call."""
     try:
-        return parse_qsl(raw_body.decode(errors="replace"), max_num_fields=_FORM_FIELDS_MAX)
+        return parse_qsl(raw_body.decode("utf-8-sig", errors="replace"), max_num_fields=_FORM_FIELDS_MAX)
     except ValueError:
         raise MalformedCall({_BODY: f"must have at most {_FORM_FIELDS_MAX} fields"}) from None
 

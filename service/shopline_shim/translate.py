@@ -2,7 +2,8 @@
 
 Pure: headers and bytes in, a message or a list of everything that is wrong out. The rules come from SHOPLINE's pages
 "Points update", "Customer editing" and "Delete customer data", and from what its deliveries do beyond them (SHOPLINE
-facts, The points webhook, Customer topics).
+facts, The points webhook, Customer topics). A byte-order mark before a body's JSON is no part of it: the signature
+covers it, the content does not.
 """
 
 import contextlib
@@ -29,6 +30,8 @@ CUSTOMER_TOPICS = {
     REDACT_TOPIC: customers_pb2.CUSTOMER_UPDATE_KIND_REDACTED,
 }
 """The topics that `customer_update` translates, and what each reports."""
+TRANSLATED_TOPICS = frozenset({POINTS_TOPIC, *CUSTOMER_TOPICS})
+"""Every topic that is translated. Topics are compared as SHOPLINE writes them, case included."""
 Violation = tuple[str, str]
 """A wrong field: its name as SHOPLINE writes it, and what it must be. Never its value, which may be personal data."""
 
@@ -187,6 +190,15 @@ def customer_update(
     )
 
 
+def topic(values: Iterable[str]) -> str:
+    """Return the topic that the X-Shopline-Topic headers of a delivery name; empty for none, or for different ones.
+
+    A proxy may join repeated headers with commas (RFC 9110, 5.3), so a list of equal names counts as one.
+    """
+    names = {name.strip() for value in values for name in value.split(",")} - {""}
+    return names.pop() if len(names) == 1 else ""
+
+
 def merchant_id(headers: Mapping[str, str]) -> str:
     """Answer the merchant that a delivery's headers name; empty where they name none, or none that is an id."""
     claimed = {name.lower(): value for name, value in headers.items()}.get(_MERCHANT_ID_HEADER.lower(), "")
@@ -303,7 +315,8 @@ def _parse(raw_body: bytes) -> tuple[dict[str, Any], list[Violation]]:
     """Parse a body into an object whose numbers are all Decimals, and the flaws of the JSON itself.
 
     A name that appears twice is a flaw, because parsers differ in which value they take, and so are NaN and Infinity,
-    which JSON does not have. Raises MalformedWebhook where there is no object to read fields from.
+    which JSON does not have. A leading byte-order mark is skipped (RFC 8259, 8.1); other encodings than UTF-8 are not
+    read. Raises MalformedWebhook where there is no object to read fields from.
     """
     flaws: list[Violation] = []
 
@@ -321,7 +334,7 @@ def _parse(raw_body: bytes) -> tuple[dict[str, Any], list[Violation]]:
 
     try:
         body = json.loads(
-            raw_body.decode(),
+            raw_body.decode("utf-8-sig"),
             object_pairs_hook=members,
             parse_constant=constant,
             parse_float=_decimal,

@@ -15,6 +15,7 @@ from pointbook_cli.quarantine import printable
 from pointbook_server.access.model import Scope
 
 TOPIC = "app_memberSystem_points/challenged"
+TOPIC_MISSING = webhooks_pb2.QUARANTINE_REASON_TOPIC_MISSING
 STORE_UNKNOWN = webhooks_pb2.QUARANTINE_REASON_STORE_UNKNOWN
 MALFORMED = webhooks_pb2.QUARANTINE_REASON_MALFORMED
 
@@ -187,6 +188,41 @@ async def test_customer_webhooks_are_replayed(client: Client, shop: Shop, settin
     assert again == Finished(0, f"{person}  DUPLICATE\n1 replayed, 0 still refused.\n", "")
     no_body = await pointbook("quarantine", "replay", gone, *merchant, **settings)
     assert no_body.out.startswith(f"{gone}  refused  its body was erased with its customer")
+
+
+async def test_a_body_that_a_byte_order_mark_once_made_malformed_is_replayed(
+    client: Client, shop: Shop, settings: dict[str, str]
+) -> None:
+    """What an earlier release quarantined for its mark needs no more than a replay."""
+    marked = b"\xef\xbb\xbf" + body(shop)
+    quarantine_id = await keep(client, shop.merchant_id, marked, reason=MALFORMED)
+    finished = await pointbook("quarantine", "replay", quarantine_id, "--merchant", shop.merchant_id, **settings)
+
+    assert finished == Finished(0, f"{quarantine_id}  APPLIED\n1 replayed, 0 still refused.\n", "")
+    assert (await client.account(shop.merchant_id, shop.store_id, "2404721679")).points_balance == 20
+
+
+async def test_a_webhook_without_a_topic_is_replayed_as_the_one_that_is_named(
+    client: Client, shop: Shop, settings: dict[str, str]
+) -> None:
+    """The name is checked, and the webhooks that have a topic keep it."""
+    merchant = ("--merchant", shop.merchant_id)
+    topicless = await keep(
+        client, shop.merchant_id, body(shop), topic="", reason=TOPIC_MISSING, receive_time=at(NOW_MS - 2_000)
+    )
+    other = await keep(client, shop.merchant_id, body(shop, buyer_id="b"), receive_time=at(NOW_MS - 1_000))
+
+    listed = await pointbook("quarantine", "list", *merchant, "--reason", "TOPIC_MISSING", **settings)
+    unnamed = await pointbook("quarantine", "replay", topicless, *merchant, **settings)
+    wrong = await pointbook("quarantine", "replay", topicless, *merchant, "--as-topic", "customers/update", **settings)
+    unknown = await pointbook("quarantine", "replay", topicless, *merchant, "--as-topic", "orders/edited", **settings)
+    named = await pointbook("quarantine", "replay", "--all", *merchant, "--as-topic", TOPIC, **settings)
+
+    assert " TOPIC_MISSING  (none)  " in listed.out
+    assert unnamed.out.startswith(f"{topicless}  refused  it names no topic: choose one with --as-topic\n")
+    assert (wrong.exit_code, wrong.out.split("  ")[1]) == (1, "refused")
+    assert one_line(unknown).startswith("--as-topic must be one of app_memberSystem_points/challenged, customers/")
+    assert named == Finished(0, f"{topicless}  APPLIED\n{other}  APPLIED\n2 replayed, 0 still refused.\n", "")
 
 
 async def test_drop(client: Client, service: Service, shop: Shop, settings: dict[str, str]) -> None:

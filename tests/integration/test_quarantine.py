@@ -37,6 +37,7 @@ from pointbook_server.server import Server
 POINTS = "app_memberSystem_points/challenged"
 CUSTOMERS = "customers/update"
 MALFORMED = webhooks_pb2.QUARANTINE_REASON_MALFORMED
+TOPIC_MISSING = webhooks_pb2.QUARANTINE_REASON_TOPIC_MISSING
 STORE_UNKNOWN = webhooks_pb2.QUARANTINE_REASON_STORE_UNKNOWN
 REPLAYED = webhooks_pb2.QUARANTINE_STATE_REPLAYED
 OTHER_KEY = base64.b64encode(b"r" * 32).decode()
@@ -335,6 +336,8 @@ async def test_without_a_key_no_customer_webhook_is_kept(service: Service, admin
     """Rather than in clear; points webhooks need no key."""
     async with another_server(service, admin_token, quarantine_keys={}) as client:
         found = await refused(client.webhooks.QuarantineWebhook(webhook(merchant, topic="Customers/create")))
+        topicless = webhook(merchant, topic="", reason=TOPIC_MISSING)
+        assert (await refused(client.webhooks.QuarantineWebhook(topicless))).reason == "KEY_NOT_CONFIGURED"
         await keep(client, merchant)
 
         assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "KEY_NOT_CONFIGURED")
@@ -586,6 +589,35 @@ async def test_an_update_of_another_kind_is_refused(client: Client, shop: Shop) 
     assert set(empty.fields) == {f"customer_update.{name}" for name in ("store_id", "buyer_id", "updated_at")}
 
 
+async def test_a_webhook_without_a_topic_is_replayed_as_the_kind_that_the_caller_chooses(
+    client: Client, shop: Shop
+) -> None:
+    """Only the caller can tell what such a body is."""
+    named = {"topic": "", "reason": TOPIC_MISSING}
+    points_id = await keep(client, shop.merchant_id, **named)
+    customer_id = await keep(client, shop.merchant_id, body=PERSON, **named)
+    customer = customers_pb2.ApplyCustomerUpdateRequest(
+        event_id="e",
+        merchant_id=shop.merchant_id,
+        store_id=shop.store_id,
+        buyer_id="17",
+        kind=customers_pb2.CUSTOMER_UPDATE_KIND_UPDATED,
+        updated_at=at(NOW_MS - 60_000),
+    )
+    answers = [
+        await replay(client, shop.merchant_id, points_id, shop.update()),
+        await client.webhooks.ReplayQuarantinedWebhook(
+            webhooks_pb2.ReplayQuarantinedWebhookRequest(
+                merchant_id=shop.merchant_id, quarantine_id=customer_id, customer_update=customer
+            )
+        ),
+    ]
+
+    assert answers[0].points_update.outcome == points_pb2.APPLY_OUTCOME_APPLIED
+    assert answers[1].customer_update.outcome == customers_pb2.CUSTOMER_UPDATE_OUTCOME_APPLIED
+    assert await pages(client, shop.merchant_id) == []
+
+
 async def test_what_is_not_in_quarantine_is_not_found(client: Client, shop: Shop) -> None:
     """By Get, Replay and Drop alike, also for another merchant's and for what was dropped."""
     quarantine_id = await keep(client, shop.merchant_id)
@@ -646,6 +678,8 @@ async def test_nothing_of_a_webhook_is_logged(client: Client, shop: Shop) -> Non
         ({"merchant_id": "m" * 65}, "merchant_id"),
         ({"topic": ""}, "topic"),
         ({"topic": "t" * 129}, "topic"),
+        ({"reason": TOPIC_MISSING}, "topic"),
+        ({"reason": TOPIC_MISSING, "topic": " "}, "topic"),
         ({"reason": 0}, "reason"),
         ({"reason": 99}, "reason"),
         ({"detail": "d" * 1_001}, "detail"),

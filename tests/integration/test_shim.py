@@ -40,6 +40,8 @@ BODY: dict[str, Any] = {
 }
 RAW_BODY = json.dumps(BODY).encode()
 PATH = "/webhooks/shopline"
+ON_PURPOSE = ("app_memberSystem_points/update", "apps/installed_uninstalled", "customers/disable", "customers/enable")
+"""Topics that are ignored for a reason, and counted by their names."""
 
 
 class FakePoints(points_pb2_grpc.PointsServiceServicer):
@@ -565,7 +567,9 @@ async def test_malformed_webhook_names_every_field(shim: Running) -> None:
     assert not shim.points.updates
 
 
-@pytest.mark.parametrize("topic", ["customers/new", "Customers/redact", "orders/edited", "", "x" * 1000])
+@pytest.mark.parametrize(
+    "topic", ["customers/new", "Customers/redact", "orders/edited", "customers/disable", "x" * 1000]
+)
 async def test_other_topics_are_ignored(shim: Running, topic: str) -> None:
     """An authentic webhook of another topic is 200, or SHOPLINE would end the subscription; nothing is stored."""
     response = await shim.post(b"no JSON", x_shopline_topic=topic)
@@ -629,11 +633,15 @@ async def test_metrics_hold_no_ids(shim: Running) -> None:
     """Webhooks are counted by topic and outcome, and no sender can make up a label."""
     await shim.post()
     await shim.post(x_shopline_topic="made/up")
+    await shim.post(x_shopline_topic="")
+    for topic in ON_PURPOSE:
+        await shim.post(x_shopline_topic=topic)
     await shim.post(x_shopline_hmac_sha256="")
 
     text = (await shim.client.get("/metrics")).text
 
-    for topic, outcome in [(TOPIC, "applied"), ("other", "ignored"), (TOPIC, "forged")]:
+    ignored = [(topic, "ignored") for topic in (*ON_PURPOSE, "other")]
+    for topic, outcome in [(TOPIC, "applied"), ("missing", "quarantined"), (TOPIC, "forged"), *ignored]:
         assert f'pointbook_webhooks_total{{outcome="{outcome}",topic="{topic}"}}' in text
     assert f'pointbook_webhook_duration_seconds_count{{topic="{TOPIC}"}}' in text
     assert "made/up" not in text

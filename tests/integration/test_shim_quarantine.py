@@ -320,3 +320,64 @@ async def test_random_authentic_bodies_are_all_taken(site: Site, shop: Shop) -> 
     assert outcomes["QUARANTINED"] > 500
     assert entries
     assert [entry for entry in entries if entry["level"] in {"error", "critical"} or "exception" in entry] == []
+
+
+MARK = b"\xef\xbb\xbf"
+
+
+async def test_a_byte_order_mark_makes_no_other_event(site: Site, shop: Shop) -> None:
+    """The signature covers the mark, which is why no proxy can take it away; the content is the same."""
+    assert await site.send(shop, MARK + body(shop)) == APPLIED
+    assert await site.send(shop, body(shop)) == (200, {"outcome": "DUPLICATE"})
+    assert await site.send(shop, MARK + b"\r\n" + body(shop)) == (200, {"outcome": "DUPLICATE"})
+    unsigned = await site.send(shop, MARK + body(shop), x_shopline_hmac_sha256=signature.sign(SECRET, body(shop)))
+
+    assert unsigned[0] == 401
+    assert await site.quarantined(shop.merchant_id) == []
+
+
+@pytest.mark.parametrize("topics", [[], [""], [","], [TOPIC, "customers/update"], [f"{TOPIC},customers/redact"]])
+async def test_a_webhook_without_one_topic_is_kept(site: Site, shop: Shop, topics: list[str]) -> None:
+    """An absent topic is no other topic, and two different ones are none."""
+    raw_body = body(shop)
+    headers = [(name, value) for name, value in signed(shop, raw_body).items() if name != "x-shopline-topic"]
+    headers += [("x-shopline-topic", value) for value in topics]
+    answer = await site.http.post(PATH, content=raw_body, headers=headers)
+
+    assert (answer.status_code, answer.json()) == QUARANTINED
+    [kept] = await site.quarantined(shop.merchant_id)
+    assert (kept.topic, await site.reason(shop.merchant_id)) == ("", "TOPIC_MISSING")
+    assert not (await site.client.account(shop.merchant_id, shop.store_id, "2404721679")).points_balance
+
+
+@pytest.mark.parametrize("topics", [[TOPIC, TOPIC], [f"{TOPIC}, {TOPIC}"], [f"{TOPIC} ,"], ["", TOPIC]])
+async def test_a_topic_that_is_repeated_is_one(site: Site, shop: Shop, topics: list[str]) -> None:
+    """A proxy may repeat a header, or join repeated ones."""
+    raw_body = body(shop)
+    headers = [(name, value) for name, value in signed(shop, raw_body).items() if name != "x-shopline-topic"]
+    headers += [("x-shopline-topic", value) for value in topics]
+    answer = await site.http.post(PATH, content=raw_body, headers=headers)
+
+    assert (answer.status_code, answer.json()) == APPLIED
+
+
+async def test_an_unsigned_body_without_a_topic_is_401(site: Site, shop: Shop) -> None:
+    """What is not authentic is not kept."""
+    assert (await site.send(shop, b"x", x_shopline_topic="", x_shopline_hmac_sha256="0" * 64))[0] == 401
+    assert await site.quarantined(shop.merchant_id) == []
+
+
+async def test_a_body_without_a_topic_waits_at_shopline_where_there_is_no_key(
+    service: Service, admin_token: str, shop: Shop
+) -> None:
+    """It may be a customer's, so that it never lies in clear; SHOPLINE sends it again."""
+    settings = server_settings(quarantine_keys={})
+    server = Server(settings, service.database_url, senders={}, clock=TestClock())
+    await server.start()
+    client = Client(server.port, admin_token)
+    async with before(server.port, admin_token, client) as site:
+        assert (await site.send(shop, body(shop), x_shopline_topic=""))[0] == 503
+        assert await site.quarantined(shop.merchant_id) == []
+        assert await site.send(shop, b"no JSON") == QUARANTINED
+    await client.close()
+    await server.stop()

@@ -202,7 +202,7 @@ def test_a_field_with_two_values() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"null", b"1", b"\xff{}", b'{"a":' * 100_000, b"\xef\xbb\xbf{}", b"[[1, 2]]"]
+    "body", [b"", b"{", b"[]", b"null", b"1", b"\xff{}", b'{"a":' * 100_000, b"\xef\xbb\xbf", b"[[1, 2]]"]
 )
 def test_what_is_no_json_object(body: bytes) -> None:
     """The body is named, as no field can be."""
@@ -261,3 +261,17 @@ def test_strangers(headers: dict[str, str]) -> None:
     """Whatever is wrong with what they claim, nothing is raised."""
     assert not missed_calls.knows_secret(["new", "old"], headers)
     assert not missed_calls.knows_secret([], headers)
+
+
+@pytest.mark.parametrize("media_type", [JSON, FORM])
+def test_a_byte_order_mark_is_no_part_of_the_callback(media_type: str) -> None:
+    """Providers on Windows write one."""
+    raw_body = (json.dumps(CALL) if media_type == JSON else urlencode(CALL)).encode()
+
+    assert read(b"\xef\xbb\xbf" + raw_body, media_type) == read(raw_body, media_type)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+def test_other_encodings_than_utf_8_are_refused(encoding: str) -> None:
+    """JSON travels in UTF-8 alone."""
+    assert wrong(json.dumps(CALL).encode(encoding)) == {"body"}

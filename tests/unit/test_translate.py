@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointbook.v1 import points_pb2
-from shopline_shim.translate import MalformedWebhook, points_update
+from shopline_shim.translate import MalformedWebhook, points_update, topic
 
 HEADERS = {
     "X-Shopline-Topic": "app_memberSystem_points/challenged",
@@ -378,7 +378,6 @@ def test_duplicate_unknown_keys_are_not_repeated() -> None:
         b"\xff",
         b'{"buyer_id": "\xff"}',
         json.dumps(BODY).encode("utf-16"),
-        b"\xef\xbb\xbf" + json.dumps(BODY).encode(),
         b"[" * 100_000,
         b'{"a":' * 50_000,
         b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
@@ -410,3 +409,57 @@ def test_any_json_is_translated_or_malformed(changes: dict[str, Any]) -> None:
 def test_any_bytes_are_malformed(raw_body: bytes) -> None:
     """Random bytes never raise anything else."""
     assert wrong_fields(raw_body)
+
+
+MARK = b"\xef\xbb\xbf"
+RAW_BODY = json.dumps(BODY).encode()
+
+
+@pytest.mark.parametrize("before", [MARK, MARK + b"\n", MARK + b" \r\n\t"])
+def test_a_byte_order_mark_is_no_part_of_the_event(before: bytes) -> None:
+    """The event_id, a digest of the content, is the same too."""
+    assert points_update(HEADERS, before + RAW_BODY) == points_update(HEADERS, RAW_BODY)
+
+
+@pytest.mark.parametrize(
+    "raw_body",
+    [
+        MARK,
+        MARK + MARK + RAW_BODY,
+        b" " + MARK + RAW_BODY,
+        RAW_BODY + MARK,
+        MARK[:2] + RAW_BODY,
+        json.dumps(BODY).encode("utf-16"),
+        json.dumps(BODY).encode("utf-16-le"),
+        json.dumps(BODY).encode("utf-32"),
+        b"\xff\xfe" + RAW_BODY,
+    ],
+)
+def test_only_one_leading_mark_of_utf_8_is_skipped(raw_body: bytes) -> None:
+    """Other marks, other encodings and marks at other places are malformed."""
+    assert wrong_fields(raw_body) == ["body"]
+
+
+T = "app_memberSystem_points/challenged"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([T], T),
+        ([T, T], T),
+        ([f"{T}, {T}"], T),
+        ([f"  {T}\t"], T),
+        (["", T], T),
+        (["customers/update", f"customers/update ,{T}"], ""),
+        ([T, "customers/redact"], ""),
+        ([], ""),
+        ([""], ""),
+        ([" \t"], ""),
+        ([",", " , "], ""),
+        ([T.upper()], T.upper()),
+    ],
+)
+def test_the_topic_is_the_one_name_of_all_its_headers(values: list[str], expected: str) -> None:
+    """Blanks around it do not matter, its case does."""
+    assert topic(values) == expected

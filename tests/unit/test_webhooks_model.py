@@ -42,6 +42,7 @@ def webhook(**changes: Any) -> Webhook:
         ("customers/redact", True),
         ("CUSTOMERS/UPDATE", True),
         ("customers/anything_new", True),
+        ("", True),
         (POINTS, False),
         ("orders/customers/", False),
     ],

@@ -48,6 +48,10 @@ class _QuarantineReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Quar
     """QUARANTINE_REASON_EVENT_ID_REUSED: the event_id is in the book with other content."""
     QUARANTINE_REASON_REFUSED: _QuarantineReason.ValueType  # 7
     """QUARANTINE_REASON_REFUSED: the server refused the update for another reason, which `detail` tells."""
+    QUARANTINE_REASON_TOPIC_MISSING: _QuarantineReason.ValueType  # 8
+    """QUARANTINE_REASON_TOPIC_MISSING: no X-Shopline-Topic names a topic, or several name different ones, so that nobody
+    can tell what the body is. Replay it as the topic that its body shows it to be.
+    """
 
 class QuarantineReason(_QuarantineReason, metaclass=_QuarantineReasonEnumTypeWrapper):
     """QuarantineReason is why a webhook could not be applied."""
@@ -72,6 +76,10 @@ QUARANTINE_REASON_EVENT_ID_REUSED: QuarantineReason.ValueType  # 6
 """QUARANTINE_REASON_EVENT_ID_REUSED: the event_id is in the book with other content."""
 QUARANTINE_REASON_REFUSED: QuarantineReason.ValueType  # 7
 """QUARANTINE_REASON_REFUSED: the server refused the update for another reason, which `detail` tells."""
+QUARANTINE_REASON_TOPIC_MISSING: QuarantineReason.ValueType  # 8
+"""QUARANTINE_REASON_TOPIC_MISSING: no X-Shopline-Topic names a topic, or several name different ones, so that nobody
+can tell what the body is. Replay it as the topic that its body shows it to be.
+"""
 Global___QuarantineReason: _TypeAlias = QuarantineReason  # noqa: Y015
 
 class _QuarantineState:
@@ -155,10 +163,12 @@ class QuarantinedWebhook(_message.Message):
     detail: _builtins.str
     """detail says more about the reason, without any personal data."""
     topic: _builtins.str
-    """topic is the webhook's X-Shopline-Topic, such as app_memberSystem_points/challenged."""
+    """topic is the webhook's X-Shopline-Topic, such as app_memberSystem_points/challenged; empty where the reason is
+    TOPIC_MISSING.
+    """
     body: _builtins.bytes
     """body is the raw body, byte for byte. Lists leave it out, and it is empty when body_erased. Headers and
-    bodies are kept encrypted where the server has a key, those of customer topics only so.
+    bodies are kept encrypted where the server has a key, those of customer topics and of no topic only so.
     """
     body_size: _builtins.int
     """body_size is the length of the body as it was received, in bytes."""
@@ -230,7 +240,9 @@ class QuarantineWebhookRequest(_message.Message):
     has none or none of that form.
     """
     topic: _builtins.str
-    """topic is the webhook's X-Shopline-Topic: 1 to 128 visible ASCII characters, required."""
+    """topic is the webhook's X-Shopline-Topic: 1 to 128 visible ASCII characters, required, but for the reason
+    TOPIC_MISSING, for which it must be empty.
+    """
     body: _builtins.bytes
     """body is the raw body, byte for byte: at most 256 KiB (262,144 bytes). It may be empty."""
     reason: Global___QuarantineReason.ValueType

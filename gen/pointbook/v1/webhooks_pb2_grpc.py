@@ -77,7 +77,8 @@ class WebhooksServiceServicer:
 
         Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
         RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, FAILED_PRECONDITION (KEY_NOT_CONFIGURED)
-        for a customer webhook where the server has no key to encrypt it, UNAVAILABLE (DATABASE_UNAVAILABLE).
+        where the server has no key to encrypt a customer webhook, or one without a topic, which may be a customer's,
+        UNAVAILABLE (DATABASE_UNAVAILABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

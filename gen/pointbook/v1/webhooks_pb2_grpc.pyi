@@ -43,7 +43,8 @@ class WebhooksServiceStub:
 
     Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
     RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, FAILED_PRECONDITION (KEY_NOT_CONFIGURED)
-    for a customer webhook where the server has no key to encrypt it, UNAVAILABLE (DATABASE_UNAVAILABLE).
+    where the server has no key to encrypt a customer webhook, or one without a topic, which may be a customer's,
+    UNAVAILABLE (DATABASE_UNAVAILABLE).
     """
     ListQuarantinedWebhooks: _grpc.UnaryUnaryMultiCallable[_webhooks_pb2.ListQuarantinedWebhooksRequest, _webhooks_pb2.ListQuarantinedWebhooksResponse]
     """ListQuarantinedWebhooks pages through a merchant's quarantined webhooks without their headers and bodies, the
@@ -91,7 +92,8 @@ class WebhooksServiceAsyncStub(WebhooksServiceStub):
 
     Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
     RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, FAILED_PRECONDITION (KEY_NOT_CONFIGURED)
-    for a customer webhook where the server has no key to encrypt it, UNAVAILABLE (DATABASE_UNAVAILABLE).
+    where the server has no key to encrypt a customer webhook, or one without a topic, which may be a customer's,
+    UNAVAILABLE (DATABASE_UNAVAILABLE).
     """
     ListQuarantinedWebhooks: _aio.UnaryUnaryMultiCallable[_webhooks_pb2.ListQuarantinedWebhooksRequest, _webhooks_pb2.ListQuarantinedWebhooksResponse]  # type: ignore[assignment]
     """ListQuarantinedWebhooks pages through a merchant's quarantined webhooks without their headers and bodies, the
@@ -141,7 +143,8 @@ class WebhooksServiceServicer:
 
         Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
         RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, FAILED_PRECONDITION (KEY_NOT_CONFIGURED)
-        for a customer webhook where the server has no key to encrypt it, UNAVAILABLE (DATABASE_UNAVAILABLE).
+        where the server has no key to encrypt a customer webhook, or one without a topic, which may be a customer's,
+        UNAVAILABLE (DATABASE_UNAVAILABLE).
         """
 
     def ListQuarantinedWebhooks(

@@ -13,6 +13,8 @@ CREDENTIALS = frozenset({"authorization", "proxy-authorization", "cookie", "set-
 POINTS_TOPIC = "app_memberSystem_points/challenged"
 CUSTOMER_TOPICS = "customers/"
 """How the topics begin whose webhooks are personal data."""
+NO_TOPIC = ""
+"""The topic of a webhook that names none: it may be a customer's."""
 
 ID_LENGTH_MAX = 64
 
@@ -32,6 +34,7 @@ class QuarantineReason(StrEnum):
     SHOP_ID_MISMATCH = "SHOP_ID_MISMATCH"
     EVENT_ID_REUSED = "EVENT_ID_REUSED"
     REFUSED = "REFUSED"
+    TOPIC_MISSING = "TOPIC_MISSING"
 
 
 class State(StrEnum):
@@ -63,8 +66,8 @@ class Webhook:
 
     @property
     def is_personal(self) -> bool:
-        """Whether it says that it is personal data, which is kept encrypted or not at all."""
-        return self.topic.lower().startswith(CUSTOMER_TOPICS)
+        """Whether it may be personal data by its topic, or for want of one: it is kept encrypted or not at all."""
+        return self.topic == NO_TOPIC or self.topic.lower().startswith(CUSTOMER_TOPICS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """How webhooks are written down: encrypted where there is a key, and known again by a digest of their body.
 
 The topic is not signed, so that a customer's data may come under any. Without a key only what calls itself a customer
-webhook is refused.
+webhook, or names no topic, is refused.
 
 Each key gives three, one to encrypt and two for digests, so that no use weakens another. Digests are keyed:
 whoever reads a dump of the table cannot search it by guessing bodies.
@@ -55,14 +55,14 @@ class Sealer:
     def digests(self, webhook: Webhook) -> list[bytes]:
         """Digest a body in every way by which it may be known, the way of new webhooks first.
 
-        Raises KEY_NOT_CONFIGURED for a customer webhook where there is no key.
+        Raises KEY_NOT_CONFIGURED where there is no key for a customer webhook, or for one without a topic.
         """
         keyed = [hmac.digest(key, webhook.body, "sha256") for key in self._digest_keys]
         if not webhook.is_personal:
             # It may have come before there was a key.
             return [*keyed, sha256(webhook.body).digest()]
         if not keyed:
-            raise key_not_configured("POINTBOOK_QUARANTINE_KEYS", "to encrypt customer webhooks with")
+            raise key_not_configured("POINTBOOK_QUARANTINE_KEYS", "to encrypt what may be a customer webhook")
         return keyed
 
     def subject_digests(self, subject: str) -> list[bytes]:

@@ -11,6 +11,7 @@ from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.fields import DAY_MS, ID_LENGTH_MAX, TIME_MS_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_timestamp
 from pointbook_server.webhooks.model import (
+    NO_TOPIC,
     POINTS_TOPIC,
     Claim,
     Content,
@@ -185,13 +186,17 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
     async def _apply(
         self, claim: Claim, request: webhooks_pb2.ReplayQuarantinedWebhookRequest, context: object
     ) -> webhooks_pb2.ReplayQuarantinedWebhookResponse:
-        """Apply a claimed webhook's update; what is wrong with it is told by the paths of this request."""
+        """Apply a claimed webhook's update; what is wrong with it is told by the paths of this request.
+
+        The update must be of the webhook's topic; where the webhook names none, the caller has chosen it.
+        """
         fields = Fields()
         is_points = request.HasField("points_update")
-        if is_points and claim.topic != POINTS_TOPIC:
-            fields.wrong("points_update", "must be the update of a points webhook, which this one is not")
-        if not is_points and CUSTOMER_TOPICS.get(claim.topic) != request.customer_update.kind:
-            fields.wrong("customer_update.kind", "must be the kind of the webhook's topic")
+        if claim.topic != NO_TOPIC:
+            if is_points and claim.topic != POINTS_TOPIC:
+                fields.wrong("points_update", "must be the update of a points webhook, which this one is not")
+            if not is_points and CUSTOMER_TOPICS.get(claim.topic) != request.customer_update.kind:
+                fields.wrong("customer_update.kind", "must be the kind of the webhook's topic")
         fields.check()
         # The points update's paths begin with its name in the request that it is put into.
         prefix = "points_" if is_points else "customer_update."
@@ -223,7 +228,7 @@ def _read_webhook(request: webhooks_pb2.QuarantineWebhookRequest, now_ms: int) -
         received_at_ms = fields.time_ms("receive_time", request.receive_time, low=YEAR_2000_MS, high=now_ms + DAY_MS)
     webhook = Webhook(
         merchant_id=fields.ascii("merchant_id", request.merchant_id, length_max=ID_LENGTH_MAX),
-        topic=fields.identifier("topic", request.topic, length_max=TOPIC_LENGTH_MAX),
+        topic=_read_topic(fields, request),
         reason=reason or QuarantineReason.REFUSED,
         detail=fields.text("detail", request.detail, length_max=DETAIL_LENGTH_MAX),
         headers=_read_headers(fields, request.headers),
@@ -232,6 +237,15 @@ def _read_webhook(request: webhooks_pb2.QuarantineWebhookRequest, now_ms: int) -
     )
     fields.check()
     return webhook
+
+
+def _read_topic(fields: Fields, request: webhooks_pb2.QuarantineWebhookRequest) -> str:
+    """Read a topic, which a webhook of the reason TOPIC_MISSING has not, and every other one has."""
+    if request.reason != webhooks_pb2.QUARANTINE_REASON_TOPIC_MISSING:
+        return fields.identifier("topic", request.topic, length_max=TOPIC_LENGTH_MAX)
+    if request.topic:
+        fields.wrong("topic", "must be empty where the reason is TOPIC_MISSING")
+    return NO_TOPIC
 
 
 def _read_headers(fields: Fields, headers: Sequence[webhooks_pb2.WebhookHeader]) -> tuple[Header, ...]:

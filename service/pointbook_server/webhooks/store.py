@@ -192,8 +192,8 @@ class WebhooksStore:
     async def keep(self, webhook: Webhook) -> tuple[str, bool] | None:
         """Keep a webhook, or count its repetition; None where the quarantine is full.
 
-        Answers its id and whether it was there, after it is committed. Raises KEY_NOT_CONFIGURED for a customer webhook
-        where there is no key.
+        Answers its id and whether it was there, after it is committed. Raises KEY_NOT_CONFIGURED where there is no key
+        for a customer webhook, or for one without a topic.
         """
         digests = self._sealer.digests(webhook)
         quarantine_id = new_quarantine_id()
