@@ -13,6 +13,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
 
 from pointbook.v1 import (
+    access_pb2_grpc,
     benefits_pb2_grpc,
     customers_pb2,
     customers_pb2_grpc,
@@ -93,6 +94,7 @@ class Client:
         self.channel = grpc.aio.insecure_channel(
             f"127.0.0.1:{port}", options=list(options), interceptors=[_Bearer(token)] if token else []
         )
+        self.access = access_pb2_grpc.AccessServiceStub(self.channel)
         self.benefits = benefits_pb2_grpc.BenefitsServiceStub(self.channel)
         self.points = points_pb2_grpc.PointsServiceStub(self.channel)
         self.programs = programs_pb2_grpc.ProgramsServiceStub(self.channel)

@@ -17,13 +17,13 @@ def server_is_serving(address: str) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def shim_is_ready(address: str) -> bool:
-    """Ask a shim whether it reaches a server that serves."""
+def shim_state(address: str) -> tuple[bool, str]:
+    """Return whether a shim is ready, and its own words where it is not; no words where it does not answer."""
     try:
         answer = httpx.get(f"http://{local_address(address)}/readyz", timeout=TIMEOUT_SECONDS, trust_env=False)
-    except httpx.HTTPError:
-        return False
-    return answer.is_success
+        return answer.is_success, "" if answer.is_success else str(answer.json()["detail"])
+    except (httpx.HTTPError, ValueError, TypeError, KeyError):
+        return False, ""
 
 
 def local_address(address: str) -> str:

@@ -246,12 +246,12 @@ def health(
     shim: Annotated[bool, typer.Option(help="Ask a shim's /readyz instead of the gRPC server.")] = False,
 ) -> None:
     """Tell by the exit code whether the server that the settings name is serving: for container health checks."""
-    from pointbook_cli.health import server_is_serving, shim_is_ready
+    from pointbook_cli.health import server_is_serving, shim_state
     from shopline_shim.settings import ShimSettings
 
     settings = load_settings(ShimSettings)
-    serving = shim_is_ready(settings.http_address) if shim else server_is_serving(settings.grpc_address)
-    typer.echo("serving" if serving else "not serving")
+    serving, cause = shim_state(settings.http_address) if shim else (server_is_serving(settings.grpc_address), "")
+    typer.echo("serving" if serving else f"not serving: {cause}".removesuffix(": "))
     if not serving:
         sys.exit(1)
 

@@ -10,6 +10,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from pointbook.v1 import (
+    access_pb2,
+    access_pb2_grpc,
     benefits_pb2,
     benefits_pb2_grpc,
     customers_pb2,
@@ -24,6 +26,7 @@ from pointbook.v1 import (
     webhooks_pb2_grpc,
 )
 from pointbook_server.access.book import TokenBook
+from pointbook_server.access.servicer import AccessServicer
 from pointbook_server.access.store import AccessStore
 from pointbook_server.auth import AuthInterceptor
 from pointbook_server.batching import Line
@@ -69,6 +72,7 @@ SERVICES = tuple(
         (benefits_pb2, "BenefitsService"),
         (customers_pb2, "CustomersService"),
         (webhooks_pb2, "WebhooksService"),
+        (access_pb2, "AccessService"),
     )
 )
 HEALTH_INTERVAL_SECONDS = 0.5
@@ -197,6 +201,7 @@ class Server:
         replay_ms = int((self._settings.call_deadline_seconds + ABANDONED_SECONDS_MAX) * 1_000)
         webhooks = WebhooksServicer(quarantine, points, customers, clock, replay_ms=replay_ms)
         webhooks_pb2_grpc.add_WebhooksServiceServicer_to_server(webhooks, server)
+        access_pb2_grpc.add_AccessServiceServicer_to_server(AccessServicer(), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if development or self._settings.reflection:
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

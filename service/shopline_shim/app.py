@@ -24,6 +24,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pointbook.v1 import (
+    access_pb2,
+    access_pb2_grpc,
     customers_pb2,
     customers_pb2_grpc,
     identity_pb2,
@@ -37,6 +39,7 @@ from pointbook.v1 import (
 from shopline_shim import missed_calls, quarantine, signature, translate
 from shopline_shim.deadlines import DeadlineProtocol
 from shopline_shim.problems import Problem
+from shopline_shim.readiness import Readiness
 from shopline_shim.settings import ShimSettings, split_address
 
 log = structlog.get_logger()
@@ -72,7 +75,6 @@ _TOO_LARGE = Problem(413, "body-too-large", "Content Too Large", "The body is la
 _FORGED = Problem(401, "wrong-signature", "Unauthorized", "X-Shopline-Hmac-Sha256 does not fit the body.")
 _STRANGER = Problem(401, "wrong-secret", "Unauthorized", "The request does not hold the secret of missed calls.")
 _AWAY = Problem(503, "unavailable", "Service Unavailable", "The points book cannot be written now; send it again.")
-_NOT_READY = Problem(503, "not-ready", "Service Unavailable", "The gRPC server does not serve.")
 _STOPPING = Problem(503, "stopping", "Service Unavailable", "The shim is stopping; send it again.")
 _NOT_FOUND = Problem(404, "not-found", "Not Found", "There is nothing here.")
 _UNEXPECTED = Problem(500, "internal", "Internal Server Error", "Something broke on our side.")
@@ -151,6 +153,7 @@ class Book:
         self._redemption = redemption_pb2_grpc.RedemptionServiceStub(channel)
         self._webhooks = webhooks_pb2_grpc.WebhooksServiceStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
+        self._access = access_pb2_grpc.AccessServiceStub(channel)
         token = settings.token.get_secret_value()
         self._credentials = (("authorization", f"Bearer {token}"),) if token else ()
 
@@ -214,6 +217,12 @@ class Book:
         except grpc.aio.AioRpcError:
             return False
         return bool(health.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def caller_access(self) -> access_pb2.GetCallerAccessResponse:
+        """Return what the shim's token allows, within a second. Raises grpc.aio.AioRpcError."""
+        return await self._access.GetCallerAccess(
+            access_pb2.GetCallerAccessRequest(), timeout=_READY_TIMEOUT_SECONDS, metadata=self._credentials
+        )
 
 
 class Webhooks:
@@ -446,6 +455,7 @@ def create_app(settings: ShimSettings) -> Starlette:
     if not settings.shopline_secrets:
         raise ValueError("POINTBOOK_SHOPLINE_SECRETS is empty: the shim needs at least one app secret")
     metrics = Metrics()
+    readiness = Readiness(settings)
     callbacks = []
     if settings.missed_call_secrets:
         callbacks = [Route("/callbacks/missed-call", MissedCalls(settings, metrics).receive, methods=["POST"])]
@@ -455,6 +465,12 @@ def create_app(settings: ShimSettings) -> Starlette:
         async with grpc.aio.insecure_channel(settings.grpc_address, options=_CHANNEL_OPTIONS) as channel:
             yield {"settings": settings, "book": Book(settings, channel)}
 
+    async def tell_ready(request: Request) -> Response:
+        cause = await readiness.cause(request.state.book)
+        if not cause:
+            return PlainTextResponse("ready\n")
+        return Problem(503, "not-ready", "Service Unavailable", cause).response(_RETRY_AFTER)
+
     async def show_metrics(_: Request) -> Response:
         return Response(generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -463,7 +479,7 @@ def create_app(settings: ShimSettings) -> Starlette:
             Route("/webhooks/shopline", Webhooks(settings, metrics).receive, methods=["POST"]),
             *callbacks,
             Route("/healthz", _tell_alive, methods=["GET"]),
-            Route("/readyz", _tell_ready, methods=["GET"]),
+            Route("/readyz", tell_ready, methods=["GET"]),
             Route("/metrics", show_metrics, methods=["GET"]),
         ],
         middleware=[Middleware(Envelope)],
@@ -546,13 +562,6 @@ class _Server(uvicorn.Server):
 
 async def _tell_alive(_: Request) -> Response:
     return PlainTextResponse("alive\n")
-
-
-async def _tell_ready(request: Request) -> Response:
-    book: Book = request.state.book
-    if await book.is_serving():
-        return PlainTextResponse("ready\n")
-    return _NOT_READY.response(_RETRY_AFTER)
 
 
 async def _tell_not_found(_: Request, __: Exception) -> Response:

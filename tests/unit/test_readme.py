@@ -7,8 +7,9 @@ from typing import Any
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
-from pointbook.v1 import benefits_pb2, customers_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
+from pointbook.v1 import access_pb2, benefits_pb2, customers_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
 from pointbook_server.access.model import METHODS, Scope
+from pointbook_server.access.servicer import AccessServicer
 from pointbook_server.benefits.servicer import BenefitsServicer
 from pointbook_server.customers.servicer import CustomersServicer
 from pointbook_server.errors import Reason
@@ -29,8 +30,9 @@ SERVICERS: tuple[type, ...] = (
     CustomersServicer,
     BenefitsServicer,
     WebhooksServicer,
+    AccessServicer,
 )
-MODULES = (points_pb2, redemption_pb2, programs_pb2, customers_pb2, benefits_pb2, webhooks_pb2)
+MODULES = (points_pb2, redemption_pb2, programs_pb2, customers_pb2, benefits_pb2, webhooks_pb2, access_pb2)
 
 
 def method_rows() -> list[str]:
@@ -42,7 +44,8 @@ def method_rows() -> list[str]:
             for method in service.methods:
                 scope = METHODS[f"{service.name}/{method.name}"].scope
                 state = "works" if method.name in working else "later"
-                rows.append(f"| {service.name} | {method.name} | `{scope}` | {state} |")
+                needed = "any token" if scope is None else f"`{scope}`"
+                rows.append(f"| {service.name} | {method.name} | {needed} | {state} |")
     return rows
 
 

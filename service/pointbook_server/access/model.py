@@ -31,14 +31,18 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a method asks of its caller: a scope, and where the request names its merchant, and further ones."""
+    """What a method asks of its caller: a scope, and where the request names its merchant, and further ones.
 
-    scope: Scope
+    A method without a scope is about its caller alone: any valid token may call it, and its request names no merchant.
+    """
+
+    scope: Scope | None
     merchant_path: str = "merchant_id"
     further_merchant_paths: tuple[str, ...] = ()
 
 
 METHODS = {
+    "AccessService/GetCallerAccess": Access(None),
     "PointsService/ApplyPointsUpdate": Access(Scope.POINTS_WRITE, "update.merchant_id"),
     "PointsService/BatchApplyPointsUpdates": Access(Scope.POINTS_WRITE, "updates.merchant_id"),
     "PointsService/GetPointsAccount": Access(Scope.POINTS_READ),

@@ -1,0 +1,84 @@
+"""Whether a webhook that came now could be applied: the server serves, and allows the shim's token what it needs."""
+
+import asyncio
+import time
+from typing import Protocol
+
+import grpc
+import structlog
+
+from pointbook.v1 import access_pb2
+from shopline_shim import quarantine
+from shopline_shim.settings import ShimSettings
+
+MAX_AGE_SECONDS = 1.0
+"""How long an answer about the token is good for, so that frequent probes cost the server nothing."""
+_WEBHOOK_SCOPES = ("points.write", "webhooks")
+_MISSED_CALL_SCOPE = "telephony"
+_TOKEN_CAUSES = {
+    "TOKEN_MISSING": "POINTBOOK_TOKEN is not set, and the gRPC server requires a token.",
+    "TOKEN_INVALID": "POINTBOOK_TOKEN is unknown to the gRPC server, or revoked.",
+    "TOKEN_EXPIRED": "POINTBOOK_TOKEN has expired.",
+}
+
+log = structlog.get_logger()
+
+
+class Server(Protocol):
+    """The gRPC server, as far as readiness depends on it."""
+
+    async def is_serving(self) -> bool:
+        """Return whether the server's health is SERVING. Raises nothing."""
+
+    async def caller_access(self) -> access_pb2.GetCallerAccessResponse:
+        """Return what the shim's token allows. Raises grpc.aio.AioRpcError."""
+
+
+class Readiness:
+    """Answers `/readyz`, and logs every change of the cause."""
+
+    def __init__(self, settings: ShimSettings) -> None:
+        self._scopes = (*_WEBHOOK_SCOPES, *((_MISSED_CALL_SCOPE,) if settings.missed_call_secrets else ()))
+        self._token_cause = ""
+        self._checked_at = float("-inf")
+        self._checking = asyncio.Lock()
+        self._logged_cause = ""
+
+    async def cause(self, server: Server) -> str:
+        """Return why the shim is not ready, in one sentence without secrets; empty where it is."""
+        cause = await self._cause(server)
+        if cause != self._logged_cause:
+            self._logged_cause = cause
+            if cause:
+                log.error("not ready", cause=cause)
+            else:
+                log.info("ready")
+        return cause
+
+    async def _cause(self, server: Server) -> str:
+        if not await server.is_serving():
+            return "The gRPC server does not serve."
+        async with self._checking:
+            if time.monotonic() - self._checked_at >= MAX_AGE_SECONDS:
+                self._token_cause = await self._check_token(server)
+                self._checked_at = time.monotonic()
+            return self._token_cause
+
+    async def _check_token(self, server: Server) -> str:
+        try:
+            access = await server.caller_access()
+        except grpc.aio.AioRpcError as error:
+            return _cause_of(error)
+        missing = [scope for scope in self._scopes if scope not in access.scopes]
+        return f"POINTBOOK_TOKEN lacks the scopes {', '.join(missing)}." if missing else ""
+
+
+def _cause_of(error: grpc.aio.AioRpcError) -> str:
+    """Return what an error says of the token; empty for a server that is too old to tell."""
+    code = error.code()
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return ""
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        reason = quarantine.details_of(error)[0].reason
+        return _TOKEN_CAUSES.get(reason, "The gRPC server refuses POINTBOOK_TOKEN.")
+    return f"The gRPC server does not answer what POINTBOOK_TOKEN allows: {code.name}."
