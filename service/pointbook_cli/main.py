@@ -35,10 +35,12 @@ app = typer.Typer(
 token_app = typer.Typer(help="Make, list and revoke the bearer tokens of callers.", no_args_is_help=True)
 webhook_app = typer.Typer(help="Try a shim.", no_args_is_help=True)
 quarantine_app = typer.Typer(help="Deal with the webhooks that could not be applied.", no_args_is_help=True)
+store_app = typer.Typer(help="Erase stores, and list the requests to.", no_args_is_help=True)
 benefits_app = typer.Typer(help="Bring a merchant's benefits over from SHOPLINE.", no_args_is_help=True)
 app.add_typer(token_app, name="token")
 app.add_typer(webhook_app, name="webhook")
 app.add_typer(quarantine_app, name="quarantine")
+app.add_typer(store_app, name="store")
 app.add_typer(benefits_app, name="benefits")
 
 ServerOption = Annotated[str, typer.Option("--server", help="The gRPC server; POINTBOOK_GRPC_ADDRESS by default.")]
@@ -459,6 +461,42 @@ def open_quarantine(server: str, merchant: str) -> AbstractContextManager[Any]:
     from shopline_shim.settings import ShimSettings
 
     return opened(load_settings(ShimSettings, **({"grpc_address": server} if server else {})), merchant)
+
+
+@store_app.command("erasures")
+def list_store_erasures(
+    merchant: Annotated[str, typer.Option(help="Whose stores; left out, those of all merchants.")] = "",
+    server: ServerOption = "",
+) -> None:
+    """List the requests to erase stores, one a line: the open ones first, those due soonest before the others."""
+    from pointbook_cli.stores import line_of
+
+    now = datetime.now(UTC)
+    with open_stores(server) as stores:
+        for erasure in stores.erasures(merchant):
+            typer.echo(line_of(erasure, now))
+
+
+@store_app.command("erase")
+def erase_store(
+    store_id: Annotated[str, typer.Argument(metavar="STORE", help="The store's id.")],
+    merchant: Annotated[str, typer.Option(help="Whose store it is.")],
+    reason: Annotated[str, typer.Option(help="Why, for the audit; name no person.")],
+    server: ServerOption = "",
+) -> None:
+    """Erase the personal data of a store's customers for good. Interrupted, the same command goes on."""
+    from pointbook_cli.stores import erase_all
+
+    with open_stores(server) as stores:
+        erase_all(stores, merchant, store_id, reason)
+
+
+def open_stores(server: str) -> AbstractContextManager[Any]:
+    """Open the stores of a server, with the token of POINTBOOK_TOKEN."""
+    from pointbook_cli.stores import opened
+    from shopline_shim.settings import ShimSettings
+
+    return opened(load_settings(ShimSettings, **({"grpc_address": server} if server else {})))
 
 
 @benefits_app.command("import")

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from pointbook.v1 import customers_pb2, points_pb2, webhooks_pb2, webhooks_pb2_grpc
+from pointbook.v1 import customers_pb2, points_pb2, programs_pb2, webhooks_pb2, webhooks_pb2_grpc
 from pointbook_cli.health import local_address
 from shopline_shim import translate
 from shopline_shim.quarantine import details_of
@@ -89,6 +89,9 @@ class Quarantine:
             raise NotReplayedError(explain(error)) from None
         if answer.HasField("points_update"):
             return points_pb2.ApplyOutcome.Name(answer.points_update.outcome).removeprefix("APPLY_OUTCOME_")
+        if answer.HasField("store_erasure"):
+            requested = programs_pb2.StoreErasureOutcome.Name(answer.store_erasure.outcome)
+            return requested.removeprefix("STORE_ERASURE_OUTCOME_")
         outcome = customers_pb2.CustomerUpdateOutcome.Name(answer.customer_update.outcome)
         return outcome.removeprefix("CUSTOMER_UPDATE_OUTCOME_")
 
@@ -130,6 +133,9 @@ def translate_again(
         if topic == translate.POINTS_TOPIC:
             points = translate.points_update(headers, webhook.body)
             return webhooks_pb2.ReplayQuarantinedWebhookRequest(points_update=points)
+        if topic == translate.STORE_ERASURE_TOPIC:
+            erasure = translate.store_erasure(headers, webhook.body)
+            return webhooks_pb2.ReplayQuarantinedWebhookRequest(store_erasure=erasure)
         if topic in translate.CUSTOMER_TOPICS:
             customer = translate.customer_update(topic, headers, webhook.body)
             return webhooks_pb2.ReplayQuarantinedWebhookRequest(customer_update=customer)

@@ -1,10 +1,12 @@
 """What the server counts, for Prometheus: no label holds an id, and every label has a handful of values."""
 
-from prometheus_client import CollectorRegistry, Counter, start_http_server
+import math
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 
 class Metrics:
-    """The counters of one server process."""
+    """The counters of one server process, and gauges of what the database holds for all of them."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -17,8 +19,17 @@ class Metrics:
         )
         self.missed_calls = self._counter("missed_calls", "Missed calls, by whether they met a challenge.", "outcome")
 
+        self.store_erasures_open = self._gauge("store_erasures_open", "Requests to erase a store that are open.")
+        self.store_erasures_overdue = self._gauge("store_erasures_overdue", "Those that are open after 30 days.")
+
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return Counter(f"pointbook_{name}", documentation, labels, registry=self.registry)
+
+    def _gauge(self, name: str, documentation: str) -> Gauge:
+        """Build a gauge that is NaN until it is first set, since 0 would be a count."""
+        gauge = Gauge(f"pointbook_{name}", documentation, registry=self.registry)
+        gauge.set(math.nan)
+        return gauge
 
 
 class MetricsEndpoint:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 import grpc
 import structlog
@@ -46,6 +46,7 @@ from pointbook_server.ledger.book import LedgerBook
 from pointbook_server.ledger.servicer import PointsServicer
 from pointbook_server.ledger.store import LedgerStore
 from pointbook_server.metrics import Metrics, MetricsEndpoint
+from pointbook_server.programs.erasures import StoreErasures
 from pointbook_server.programs.model import Channel
 from pointbook_server.programs.servicer import ProgramsServicer
 from pointbook_server.programs.store import ProgramsStore
@@ -192,14 +193,18 @@ class Server:
         redemption_pb2_grpc.add_RedemptionServiceServicer_to_server(
             RedemptionServicer(self._redemptions, self._codes, clock), server
         )
-        programs_pb2_grpc.add_ProgramsServiceServicer_to_server(ProgramsServicer(programs, clock), server)
         quarantine = self._quarantine()
-        customers = self._customers_servicer(quarantine, challenges, clock, development=development)
+        tombstones = Tombstones(list(self._settings.code_key_bytes().values()))
+        known = CustomersStore(self._database, quarantine, challenges, tombstones, register_stores=development)
+        customers = CustomersServicer(known, UserGroupsStore(self._database), clock)
         customers_pb2_grpc.add_CustomersServiceServicer_to_server(customers, server)
+        self._store_erasures = StoreErasures(self._database, known, quarantine, clock, self.metrics)
+        stores = ProgramsServicer(programs, self._store_erasures, clock)
+        programs_pb2_grpc.add_ProgramsServiceServicer_to_server(stores, server)
         benefits = BenefitsServicer(BenefitsStore(self._database, programs), clock)
         benefits_pb2_grpc.add_BenefitsServiceServicer_to_server(benefits, server)
         replay_ms = int((self._settings.call_deadline_seconds + ABANDONED_SECONDS_MAX) * 1_000)
-        webhooks = WebhooksServicer(quarantine, points, customers, clock, replay_ms=replay_ms)
+        webhooks = WebhooksServicer(quarantine, points, customers, stores, clock, replay_ms=replay_ms)
         webhooks_pb2_grpc.add_WebhooksServiceServicer_to_server(webhooks, server)
         access_pb2_grpc.add_AccessServiceServicer_to_server(AccessServicer(), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -214,37 +219,30 @@ class Server:
             Bounds(settings.quarantine_webhooks_max, settings.quarantine_bytes_max),
         )
 
-    def _customers_servicer(
-        self, quarantine: WebhooksStore, challenges: ValidationCodesStore, clock: Clock, *, development: bool
-    ) -> CustomersServicer:
-        tombstones = Tombstones(list(self._settings.code_key_bytes().values()))
-        store = CustomersStore(self._database, quarantine, challenges, tombstones, register_stores=development)
-        return CustomersServicer(store, UserGroupsStore(self._database), clock)
-
     async def _watch_database(self) -> None:
         while True:
             await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
             await self._check_health()
 
     async def _keep_house(self) -> None:
-        """Release, every now and then, what SHOPLINE has not booked in time, and delete what codes left behind.
-
-        The one holds nothing by then anyway, and the other counts for nothing.
-        """
+        """Count open store erasures at once, and do all housekeeping every now and then."""
+        await _unless_broken_off(self._store_erasures.watch())
         while True:
             await asyncio.sleep(random.uniform(0, 2 * HOUSEKEEPING_INTERVAL_SECONDS))  # noqa: S311 - servers take turns
-            try:
-                released = await self._redemptions.sweep()
-                deleted = await self._codes.clean_up()
-            except PointbookError as error:
-                log.warning("housekeeping was broken off", reason=error.reason.value)
-            except Exception:
-                log.exception("housekeeping was broken off")
-            else:
-                if released:
-                    log.warning("redemptions were not booked in time", count=released)
-                if deleted:
-                    log.info("old codes were deleted", count=deleted)
+            await _unless_broken_off(self._do_housekeeping())
+
+    async def _do_housekeeping(self) -> None:
+        """Release what SHOPLINE has not booked in time, delete what codes left behind, and count open store erasures.
+
+        The first holds nothing by then anyway, and the second counts for nothing.
+        """
+        released = await self._redemptions.sweep()
+        deleted = await self._codes.clean_up()
+        await self._store_erasures.watch()
+        if released:
+            log.warning("redemptions were not booked in time", count=released)
+        if deleted:
+            log.info("old codes were deleted", count=deleted)
 
     async def _check_health(self) -> None:
         """Set health by whether the database can be served from, and log each change of it with its cause."""
@@ -268,6 +266,16 @@ class Server:
         status = health_pb2.HealthCheckResponse
         for service in ("", *SERVICES):
             await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
+
+
+async def _unless_broken_off(work: Awaitable[None]) -> None:
+    """Await a part of housekeeping, and log why where it is broken off."""
+    try:
+        await work
+    except PointbookError as error:
+        log.warning("housekeeping was broken off", reason=error.reason.value)
+    except Exception:
+        log.exception("housekeeping was broken off")
 
 
 def grpc_options(*, reuse_port: bool) -> tuple[tuple[str, int], ...]:

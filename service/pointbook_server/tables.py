@@ -38,6 +38,36 @@ stores = Table(
     UniqueConstraint("merchant_id", "store_id", name="uq_stores_merchant_id_store_id"),
 )
 
+store_erasures = Table(
+    "store_erasures",
+    metadata,
+    # Requests to erase the personal data of a store's customers, and operators' answers to them.
+    Column("event_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("store_id", Text, nullable=False),
+    Column("requested_at_ms", BigInteger, nullable=False),
+    Column("due_at_ms", BigInteger, nullable=False),
+    Column(
+        "begun_at_ms", BigInteger, comment="Older customer webhooks of the store are ignored; NULL until it begins."
+    ),
+    Column("erased_to", Text, nullable=False, comment="The last buyer that was erased, in their order."),
+    Column("closed_at_ms", BigInteger, comment="When nothing was left to erase; NULL while the request is open."),
+    Column("reason", Text, nullable=False),
+    PrimaryKeyConstraint("event_id", "merchant_id", name="pk_store_erasures"),
+    ForeignKeyConstraint(
+        ["merchant_id", "store_id"], ["stores.merchant_id", "stores.store_id"], name="fk_store_erasures_stores"
+    ),
+    Index("ix_store_erasures_store", "store_id", "merchant_id"),
+    Index("ix_store_erasures_merchant", "merchant_id", "event_id"),
+    Index(
+        "uq_store_erasures_open",
+        "store_id",
+        "merchant_id",
+        unique=True,
+        postgresql_where=text("closed_at_ms IS NULL"),
+    ),
+)
+
 api_tokens = Table(
     "api_tokens",
     metadata,
@@ -303,6 +333,7 @@ customer_buyers = Table(
         name="fk_customer_buyers_customers",
     ),
     Index("ix_customer_buyers_customer", "customer_id", "merchant_id"),
+    Index("ix_customer_buyers_store", "store_id", "merchant_id", "buyer_id"),
 )
 
 customer_claims = Table(
@@ -368,7 +399,7 @@ customer_audit = Table(
     Column("reason", Text, nullable=False),
     Column("at_ms", BigInteger, nullable=False),
     PrimaryKeyConstraint("customer_id", "merchant_id", "audit_id", name="pk_customer_audit"),
-    CheckConstraint("action IN ('MOVE', 'REDACT')", name="ck_customer_audit_action"),
+    CheckConstraint("action IN ('MOVE', 'REDACT', 'ERASE_STORE')", name="ck_customer_audit_action"),
 )
 
 user_groups = Table(
@@ -550,6 +581,7 @@ quarantined_webhooks = Table(
         LargeBinary,
         comment="Of the customer whom the body tells of, by which it is found to be erased; NULL for none.",
     ),
+    Column("store_digest", LargeBinary, comment="Of the store of a customer's webhook, likewise."),
     PrimaryKeyConstraint("quarantine_id", "merchant_id", name="pk_quarantined_webhooks"),
     UniqueConstraint("body_digest", "reason", "merchant_id", name="uq_quarantined_webhooks_body"),
     CheckConstraint("octet_length(body_digest) = 32", name="ck_quarantined_webhooks_body_digest"),
@@ -564,6 +596,13 @@ quarantined_webhooks = Table(
         "subject_digest",
         "merchant_id",
         postgresql_where=text("subject_digest IS NOT NULL"),
+    ),
+    Index(
+        "ix_quarantined_webhooks_store",
+        "store_digest",
+        "merchant_id",
+        "quarantine_id",
+        postgresql_where=text("store_digest IS NOT NULL AND body IS NOT NULL"),
     ),
 )
 

@@ -31,6 +31,8 @@ from pointbook.v1 import (
     identity_pb2,
     points_pb2,
     points_pb2_grpc,
+    programs_pb2,
+    programs_pb2_grpc,
     redemption_pb2,
     redemption_pb2_grpc,
     webhooks_pb2,
@@ -150,6 +152,7 @@ class Book:
     def __init__(self, settings: ShimSettings, channel: grpc.aio.Channel) -> None:
         self._points = points_pb2_grpc.PointsServiceStub(channel)
         self._customers = customers_pb2_grpc.CustomersServiceStub(channel)
+        self._programs = programs_pb2_grpc.ProgramsServiceStub(channel)
         self._redemption = redemption_pb2_grpc.RedemptionServiceStub(channel)
         self._webhooks = webhooks_pb2_grpc.WebhooksServiceStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
@@ -178,6 +181,15 @@ class Book:
             update,
             **self._options(caller),
         )
+
+    async def request_store_erasure(
+        self, erasure: programs_pb2.RequestStoreErasureRequest, caller: Caller
+    ) -> programs_pb2.RequestStoreErasureResponse:
+        """Keep a request to erase a store; a response means that it is committed.
+
+        Raises grpc.aio.AioRpcError, with DEADLINE_EXCEEDED at the caller's deadline.
+        """
+        return await self._programs.RequestStoreErasure(erasure, **self._options(caller))
 
     async def quarantine(
         self, webhook: webhooks_pb2.QuarantineWebhookRequest, caller: Caller
@@ -235,6 +247,11 @@ class Webhooks:
         self._secrets = [secret.get_secret_value() for secret in settings.shopline_secrets]
         self._max_body_bytes = settings.max_body_bytes
         self._timeout_seconds = settings.grpc_timeout_seconds
+        self._apply_by_topic = {
+            translate.POINTS_TOPIC: self._apply_points,
+            translate.STORE_ERASURE_TOPIC: self._request_store_erasure,
+            **dict.fromkeys(translate.CUSTOMER_TOPICS, self._apply_customer),
+        }
         self._refuses_other_shop = settings.shop_id_mismatch == "quarantine"
         self._metrics = metrics
 
@@ -269,9 +286,8 @@ class Webhooks:
         return await self._apply(request, topic, raw_body, caller)
 
     async def _apply(self, request: Request, topic: str, raw_body: bytes, caller: Caller) -> tuple[str, Response]:
-        apply = self._apply_points if topic == translate.POINTS_TOPIC else self._apply_customer
         try:
-            outcome, headers = await apply(request, topic, raw_body, caller)
+            outcome, headers = await self._apply_by_topic[topic](request, topic, raw_body, caller)
         except translate.MalformedWebhook as malformed:
             return await self._quarantine(request, topic, raw_body, quarantine.of_malformed(malformed), caller)
         except _OtherShopError:
@@ -312,6 +328,17 @@ class Webhooks:
             cause = cause.removeprefix("SKIPPED_IDENTIFIER_CAUSE_")
             self._metrics.identifiers_skipped.labels(kind.lower(), cause.lower()).inc()
         return customers_pb2.CustomerUpdateOutcome.Name(applied.outcome).removeprefix("CUSTOMER_UPDATE_OUTCOME_"), {}
+
+    async def _request_store_erasure(
+        self, request: Request, _topic: str, raw_body: bytes, caller: Caller
+    ) -> tuple[str, Mapping[str, str]]:
+        """Keep the request for an operator: the topic is not signed, so that it erases nothing by itself."""
+        erasure = translate.store_erasure(request.headers, raw_body)
+        self._check_shop(request, erasure.store_id)
+        book: Book = request.state.book
+        requested = await book.request_store_erasure(erasure, caller)
+        outcome = programs_pb2.StoreErasureOutcome.Name(requested.outcome)
+        return outcome.removeprefix("STORE_ERASURE_OUTCOME_"), {}
 
     async def _quarantine(
         self, request: Request, topic: str, raw_body: bytes, finding: quarantine.Finding, caller: Caller
@@ -465,7 +492,7 @@ def create_app(settings: ShimSettings) -> Starlette:
         async with grpc.aio.insecure_channel(settings.grpc_address, options=_CHANNEL_OPTIONS) as channel:
             yield {"settings": settings, "book": Book(settings, channel)}
 
-    async def tell_ready(request: Request) -> Response:
+    async def show_readiness(request: Request) -> Response:
         cause = await readiness.cause(request.state.book)
         if not cause:
             return PlainTextResponse("ready\n")
@@ -479,7 +506,7 @@ def create_app(settings: ShimSettings) -> Starlette:
             Route("/webhooks/shopline", Webhooks(settings, metrics).receive, methods=["POST"]),
             *callbacks,
             Route("/healthz", _tell_alive, methods=["GET"]),
-            Route("/readyz", tell_ready, methods=["GET"]),
+            Route("/readyz", show_readiness, methods=["GET"]),
             Route("/metrics", show_metrics, methods=["GET"]),
         ],
         middleware=[Middleware(Envelope)],

@@ -18,7 +18,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pointbook.v1 import customers_pb2, points_pb2
+from pointbook.v1 import customers_pb2, points_pb2, programs_pb2
 
 POINTS_TOPIC = "app_memberSystem_points/challenged"
 """The topic that `points_update` translates."""
@@ -30,7 +30,9 @@ CUSTOMER_TOPICS = {
     REDACT_TOPIC: customers_pb2.CUSTOMER_UPDATE_KIND_REDACTED,
 }
 """The topics that `customer_update` translates, and what each reports."""
-TRANSLATED_TOPICS = frozenset({POINTS_TOPIC, *CUSTOMER_TOPICS})
+STORE_ERASURE_TOPIC = "merchants/redact"
+"""The topic that `store_erasure` translates."""
+TRANSLATED_TOPICS = frozenset({POINTS_TOPIC, STORE_ERASURE_TOPIC, *CUSTOMER_TOPICS})
 """Every topic that is translated. Topics are compared as SHOPLINE writes them, case included."""
 Violation = tuple[str, str]
 """A wrong field: its name as SHOPLINE writes it, and what it must be. Never its value, which may be personal data."""
@@ -48,6 +50,7 @@ _FIELDS = frozenset(
         "points_balance",
         "points_expiry_time",
         "shop_id",
+        "store_domain",
         "store_id",
         "update_time",
         "update_type",
@@ -190,6 +193,28 @@ def customer_update(
     )
 
 
+def store_erasure(headers: Mapping[str, str], raw_body: bytes) -> programs_pb2.RequestStoreErasureRequest:
+    """Translate a delivery of `merchants/redact`, which asks for the personal data of a store's customers to be erased.
+
+    It is one only in its own shape, `store_id`, `store_domain` and `update_time`, since the topic is not signed. The
+    store is the body's, the merchant the header's. Raises MalformedWebhook with all that is wrong. Source: SHOPLINE
+    facts, Customer topics.
+    """
+    lowered = {name.lower(): value for name, value in headers.items()}
+    reader = _Reader(raw_body)
+    merchant_id = reader.check_id(_MERCHANT_ID_HEADER, lowered.get(_MERCHANT_ID_HEADER.lower()))
+    store_id = reader.read_id("store_id")
+    reader.read_present_text("store_domain")
+    requested_at_ms = reader.read_iso_time("update_time")
+    reader.check()
+    return programs_pb2.RequestStoreErasureRequest(
+        event_id=_event_id(STORE_ERASURE_TOPIC, merchant_id, store_id, requested_at_ms),
+        merchant_id=merchant_id,
+        store_id=store_id,
+        request_time=_timestamp(requested_at_ms),
+    )
+
+
 def topic(values: Iterable[str]) -> str:
     """Return the topic that the X-Shopline-Topic headers of a delivery name; empty for none, or for different ones.
 
@@ -246,6 +271,13 @@ class _Reader:
             return value
         self._refuse(name, "must be a text")
         return ""
+
+    def read_present_text(self, name: str) -> str:
+        """Read a text that has to be there."""
+        text = self.read_text(name)
+        if text is None:
+            self._refuse(name, "must be a text")
+        return text or ""
 
     def read_iso_time(self, name: str) -> int:
         """Read a time with its offset from UTC as milliseconds."""
@@ -316,7 +348,7 @@ def _parse(raw_body: bytes) -> tuple[dict[str, Any], list[Violation]]:
 
     A name that appears twice is a flaw, because parsers differ in which value they take, and so are NaN and Infinity,
     which JSON does not have. A leading byte-order mark is skipped (RFC 8259, 8.1); other encodings than UTF-8 are not
-    read. Raises MalformedWebhook where there is no object to read fields from.
+    read. Raises MalformedWebhook where the body is no object.
     """
     flaws: list[Violation] = []
 

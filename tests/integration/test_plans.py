@@ -13,6 +13,7 @@ import pointbook_server.access.store
 import pointbook_server.benefits.store
 import pointbook_server.customers.statements
 import pointbook_server.ledger.statements
+import pointbook_server.programs.erasures
 import pointbook_server.programs.store
 import pointbook_server.redemption.statements
 import pointbook_server.validation_codes.statements
@@ -27,6 +28,7 @@ MODULES = (
     pointbook_server.benefits.store,
     pointbook_server.customers.statements,
     pointbook_server.ledger.statements,
+    pointbook_server.programs.erasures,
     pointbook_server.programs.store,
     pointbook_server.redemption.statements,
     pointbook_server.validation_codes.statements,
@@ -41,6 +43,7 @@ IN_TRANSACTIONS = {
     "DELETE_UPDATES",
     "READ_NEWEST_UPDATE",
     "LOCK_BUYERS",
+    "SUM_OPEN",
     "DELETE_OLD.challenges",
     "DELETE_OLD.tallies",
     "DELETE_OLD.missed_calls",

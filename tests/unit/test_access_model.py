@@ -162,10 +162,12 @@ def test_a_replay_names_two_merchants() -> None:
     points = webhooks_pb2.ReplayQuarantinedWebhookRequest(merchant_id="m")
     assert merchants_of(points, access) == {"m"}
     points.points_update.merchant_id = "n"
+    erasure = webhooks_pb2.ReplayQuarantinedWebhookRequest(merchant_id="m")
+    erasure.store_erasure.merchant_id = "n"
     customers = webhooks_pb2.ReplayQuarantinedWebhookRequest(merchant_id="m")
     customers.customer_update.SetInParent()
 
-    assert merchants_of(points, access) == {"m", "n"}
+    assert merchants_of(points, access) == merchants_of(erasure, access) == {"m", "n"}
     assert merchants_of(customers, access) == {"m", ""}
 
 

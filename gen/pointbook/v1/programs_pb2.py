@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from pointbook.v1 import redemption_pb2 as pointbook_dot_v1_dot_redemption__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpointbook/v1/programs.proto\x12\x0cpointbook.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dpointbook/v1/redemption.proto\"Y\n\x05Store\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\x12\x13\n\x0bshop_domain\x18\x03 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\"C\n\x0fPutStoreRequest\x12\"\n\x05store\x18\x01 \x01(\x0b\x32\x13.pointbook.v1.Store\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"D\n\x10PutStoreResponse\x12\"\n\x05store\x18\x01 \x01(\x0b\x32\x13.pointbook.v1.Store\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"8\n\x0fGetStoreRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\"D\n\x10GetStoreResponse\x12\"\n\x05store\x18\x01 \x01(\x0b\x32\x13.pointbook.v1.Store\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"O\n\x11ListStoresRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"R\n\x12ListStoresResponse\x12#\n\x06stores\x18\x01 \x03(\x0b\x32\x13.pointbook.v1.Store\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9a\x05\n\x07Program\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x12\n\nprogram_id\x18\x02 \x01(\x03\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x11\n\tstore_ids\x18\x04 \x03(\t\x12\x1a\n\x12redemption_enabled\x18\x05 \x01(\x08\x12\x11\n\ttime_zone\x18\x06 \x01(\t\x12\x16\n\x0e\x64\x65\x66\x61ult_region\x18\x07 \x01(\t\x12\x17\n\x0f\x61llowed_regions\x18\x08 \x03(\t\x12\x32\n\x08\x63riteria\x18\t \x01(\x0b\x32 .pointbook.v1.RedemptionCriteria\x12\x13\n\x0bpoint_value\x18\n \x01(\t\x12\x15\n\rcurrency_code\x18\x0b \x01(\t\x12\x1b\n\x13local_currency_code\x18\x0c \x01(\t\x12\x1b\n\x13local_currency_rate\x18\r \x01(\t\x12\x1e\n\x16\x61llow_group_redemption\x18\x0e \x01(\x08\x12&\n\x1e\x61llow_cross_program_redemption\x18\x0f \x01(\x08\x12\x34\n\x11settlement_window\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11settlement_scenes\x18\x11 \x03(\t\x12\x34\n\nvalidation\x18\x12 \x01(\x0b\x32 .pointbook.v1.ValidationSettings\x12$\n\x17local_currency_decimals\x18\x13 \x01(\x05H\x00\x88\x01\x01\x12\x32\n\x0fsettlement_lead\x18\x14 \x01(\x0b\x32\x19.google.protobuf.DurationB\x1a\n\x18_local_currency_decimals\"\xf0\x03\n\x12RedemptionCriteria\x12\x19\n\x0cmultiples_of\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12&\n\x19min_points_per_redemption\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12&\n\x19max_points_per_redemption\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12!\n\x14min_balance_required\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12 \n\x13min_lifetime_points\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x1f\n\x12max_points_per_day\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12 \n\x13max_points_per_week\x18\x07 \x01(\x03H\x06\x88\x01\x01\x12!\n\x14max_points_per_month\x18\x08 \x01(\x03H\x07\x88\x01\x01\x42\x0f\n\r_multiples_ofB\x1c\n\x1a_min_points_per_redemptionB\x1c\n\x1a_max_points_per_redemptionB\x17\n\x15_min_balance_requiredB\x16\n\x14_min_lifetime_pointsB\x15\n\x13_max_points_per_dayB\x16\n\x14_max_points_per_weekB\x17\n\x15_max_points_per_month\"\xc4\x03\n\x12ValidationSettings\x12\x10\n\x08required\x18\x01 \x01(\x08\x12\x12\n\nallow_skip\x18\x02 \x01(\x08\x12.\n\x08\x63hannels\x18\x03 \x03(\x0e\x32\x1c.pointbook.v1.ValidationType\x12\x13\n\x0b\x63ode_length\x18\x04 \x01(\x05\x12\x14\n\x0c\x61lphanumeric\x18\x05 \x01(\x08\x12,\n\tcode_life\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12missed_call_number\x18\x07 \x01(\t\x12\x1e\n\x16max_points_missed_call\x18\x08 \x01(\x03\x12Q\n\x11message_templates\x18\t \x03(\x0b\x32\x36.pointbook.v1.ValidationSettings.MessageTemplatesEntry\x12\x37\n\x10sms_number_types\x18\n \x03(\x0e\x32\x1d.pointbook.v1.PhoneNumberType\x1a\x37\n\x15MessageTemplatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x11PutProgramRequest\x12&\n\x07program\x18\x01 \x01(\x0b\x32\x15.pointbook.v1.Program\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"J\n\x12PutProgramResponse\x12&\n\x07program\x18\x01 \x01(\x0b\x32\x15.pointbook.v1.Program\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"<\n\x11GetProgramRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x12\n\nprogram_id\x18\x02 \x01(\x03\"J\n\x12GetProgramResponse\x12&\n\x07program\x18\x01 \x01(\x0b\x32\x15.pointbook.v1.Program\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"Q\n\x13ListProgramsRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x14ListProgramsResponse\x12\'\n\x08programs\x18\x01 \x03(\x0b\x32\x15.pointbook.v1.Program\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xc3\x03\n\x0fPhoneNumberType\x12!\n\x1dPHONE_NUMBER_TYPE_UNSPECIFIED\x10\x00\x12 \n\x1cPHONE_NUMBER_TYPE_FIXED_LINE\x10\x01\x12\x1c\n\x18PHONE_NUMBER_TYPE_MOBILE\x10\x02\x12*\n&PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE\x10\x03\x12\x1f\n\x1bPHONE_NUMBER_TYPE_TOLL_FREE\x10\x04\x12\"\n\x1ePHONE_NUMBER_TYPE_PREMIUM_RATE\x10\x05\x12!\n\x1dPHONE_NUMBER_TYPE_SHARED_COST\x10\x06\x12\x1a\n\x16PHONE_NUMBER_TYPE_VOIP\x10\x07\x12%\n!PHONE_NUMBER_TYPE_PERSONAL_NUMBER\x10\x08\x12\x1b\n\x17PHONE_NUMBER_TYPE_PAGER\x10\t\x12\x19\n\x15PHONE_NUMBER_TYPE_UAN\x10\n\x12\x1f\n\x1bPHONE_NUMBER_TYPE_VOICEMAIL\x10\x0b\x12\x1d\n\x19PHONE_NUMBER_TYPE_UNKNOWN\x10\x0c\x32\xf1\x03\n\x0fProgramsService\x12I\n\x08PutStore\x12\x1d.pointbook.v1.PutStoreRequest\x1a\x1e.pointbook.v1.PutStoreResponse\x12I\n\x08GetStore\x12\x1d.pointbook.v1.GetStoreRequest\x1a\x1e.pointbook.v1.GetStoreResponse\x12O\n\nListStores\x12\x1f.pointbook.v1.ListStoresRequest\x1a .pointbook.v1.ListStoresResponse\x12O\n\nPutProgram\x12\x1f.pointbook.v1.PutProgramRequest\x1a .pointbook.v1.PutProgramResponse\x12O\n\nGetProgram\x12\x1f.pointbook.v1.GetProgramRequest\x1a .pointbook.v1.GetProgramResponse\x12U\n\x0cListPrograms\x12!.pointbook.v1.ListProgramsRequest\x1a\".pointbook.v1.ListProgramsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpointbook/v1/programs.proto\x12\x0cpointbook.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpointbook/v1/redemption.proto\"Y\n\x05Store\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\x12\x13\n\x0bshop_domain\x18\x03 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\"C\n\x0fPutStoreRequest\x12\"\n\x05store\x18\x01 \x01(\x0b\x32\x13.pointbook.v1.Store\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"D\n\x10PutStoreResponse\x12\"\n\x05store\x18\x01 \x01(\x0b\x32\x13.pointbook.v1.Store\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"8\n\x0fGetStoreRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\"D\n\x10GetStoreResponse\x12\"\n\x05store\x18\x01 \x01(\x0b\x32\x13.pointbook.v1.Store\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"O\n\x11ListStoresRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"R\n\x12ListStoresResponse\x12#\n\x06stores\x18\x01 \x03(\x0b\x32\x13.pointbook.v1.Store\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x85\x02\n\x0cStoreErasure\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\x12\x30\n\x0crequest_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64ue_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nbegin_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nclose_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\x87\x01\n\x1aRequestStoreErasureRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x13\n\x0bmerchant_id\x18\x02 \x01(\t\x12\x10\n\x08store_id\x18\x03 \x01(\t\x12\x30\n\x0crequest_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"~\n\x1bRequestStoreErasureResponse\x12\x32\n\x07outcome\x18\x01 \x01(\x0e\x32!.pointbook.v1.StoreErasureOutcome\x12+\n\x07\x65rasure\x18\x02 \x01(\x0b\x32\x1a.pointbook.v1.StoreErasure\"V\n\x18ListStoreErasuresRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"b\n\x19ListStoreErasuresResponse\x12,\n\x08\x65rasures\x18\x01 \x03(\x0b\x32\x1a.pointbook.v1.StoreErasure\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"J\n\x11\x45raseStoreRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"d\n\x12\x45raseStoreResponse\x12\x0e\n\x06\x65rased\x18\x01 \x01(\x03\x12\x11\n\tremaining\x18\x02 \x01(\x03\x12+\n\x07\x65rasure\x18\x03 \x01(\x0b\x32\x1a.pointbook.v1.StoreErasure\"\x9a\x05\n\x07Program\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x12\n\nprogram_id\x18\x02 \x01(\x03\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x11\n\tstore_ids\x18\x04 \x03(\t\x12\x1a\n\x12redemption_enabled\x18\x05 \x01(\x08\x12\x11\n\ttime_zone\x18\x06 \x01(\t\x12\x16\n\x0e\x64\x65\x66\x61ult_region\x18\x07 \x01(\t\x12\x17\n\x0f\x61llowed_regions\x18\x08 \x03(\t\x12\x32\n\x08\x63riteria\x18\t \x01(\x0b\x32 .pointbook.v1.RedemptionCriteria\x12\x13\n\x0bpoint_value\x18\n \x01(\t\x12\x15\n\rcurrency_code\x18\x0b \x01(\t\x12\x1b\n\x13local_currency_code\x18\x0c \x01(\t\x12\x1b\n\x13local_currency_rate\x18\r \x01(\t\x12\x1e\n\x16\x61llow_group_redemption\x18\x0e \x01(\x08\x12&\n\x1e\x61llow_cross_program_redemption\x18\x0f \x01(\x08\x12\x34\n\x11settlement_window\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11settlement_scenes\x18\x11 \x03(\t\x12\x34\n\nvalidation\x18\x12 \x01(\x0b\x32 .pointbook.v1.ValidationSettings\x12$\n\x17local_currency_decimals\x18\x13 \x01(\x05H\x00\x88\x01\x01\x12\x32\n\x0fsettlement_lead\x18\x14 \x01(\x0b\x32\x19.google.protobuf.DurationB\x1a\n\x18_local_currency_decimals\"\xf0\x03\n\x12RedemptionCriteria\x12\x19\n\x0cmultiples_of\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12&\n\x19min_points_per_redemption\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12&\n\x19max_points_per_redemption\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12!\n\x14min_balance_required\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12 \n\x13min_lifetime_points\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x1f\n\x12max_points_per_day\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12 \n\x13max_points_per_week\x18\x07 \x01(\x03H\x06\x88\x01\x01\x12!\n\x14max_points_per_month\x18\x08 \x01(\x03H\x07\x88\x01\x01\x42\x0f\n\r_multiples_ofB\x1c\n\x1a_min_points_per_redemptionB\x1c\n\x1a_max_points_per_redemptionB\x17\n\x15_min_balance_requiredB\x16\n\x14_min_lifetime_pointsB\x15\n\x13_max_points_per_dayB\x16\n\x14_max_points_per_weekB\x17\n\x15_max_points_per_month\"\xc4\x03\n\x12ValidationSettings\x12\x10\n\x08required\x18\x01 \x01(\x08\x12\x12\n\nallow_skip\x18\x02 \x01(\x08\x12.\n\x08\x63hannels\x18\x03 \x03(\x0e\x32\x1c.pointbook.v1.ValidationType\x12\x13\n\x0b\x63ode_length\x18\x04 \x01(\x05\x12\x14\n\x0c\x61lphanumeric\x18\x05 \x01(\x08\x12,\n\tcode_life\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12missed_call_number\x18\x07 \x01(\t\x12\x1e\n\x16max_points_missed_call\x18\x08 \x01(\x03\x12Q\n\x11message_templates\x18\t \x03(\x0b\x32\x36.pointbook.v1.ValidationSettings.MessageTemplatesEntry\x12\x37\n\x10sms_number_types\x18\n \x03(\x0e\x32\x1d.pointbook.v1.PhoneNumberType\x1a\x37\n\x15MessageTemplatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x11PutProgramRequest\x12&\n\x07program\x18\x01 \x01(\x0b\x32\x15.pointbook.v1.Program\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"J\n\x12PutProgramResponse\x12&\n\x07program\x18\x01 \x01(\x0b\x32\x15.pointbook.v1.Program\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"<\n\x11GetProgramRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x12\n\nprogram_id\x18\x02 \x01(\x03\"J\n\x12GetProgramResponse\x12&\n\x07program\x18\x01 \x01(\x0b\x32\x15.pointbook.v1.Program\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"Q\n\x13ListProgramsRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x14ListProgramsResponse\x12\'\n\x08programs\x18\x01 \x03(\x0b\x32\x15.pointbook.v1.Program\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xb8\x01\n\x13StoreErasureOutcome\x12%\n!STORE_ERASURE_OUTCOME_UNSPECIFIED\x10\x00\x12#\n\x1fSTORE_ERASURE_OUTCOME_REQUESTED\x10\x01\x12+\n\'STORE_ERASURE_OUTCOME_ALREADY_REQUESTED\x10\x02\x12(\n$STORE_ERASURE_OUTCOME_ALREADY_ERASED\x10\x03*\xc3\x03\n\x0fPhoneNumberType\x12!\n\x1dPHONE_NUMBER_TYPE_UNSPECIFIED\x10\x00\x12 \n\x1cPHONE_NUMBER_TYPE_FIXED_LINE\x10\x01\x12\x1c\n\x18PHONE_NUMBER_TYPE_MOBILE\x10\x02\x12*\n&PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE\x10\x03\x12\x1f\n\x1bPHONE_NUMBER_TYPE_TOLL_FREE\x10\x04\x12\"\n\x1ePHONE_NUMBER_TYPE_PREMIUM_RATE\x10\x05\x12!\n\x1dPHONE_NUMBER_TYPE_SHARED_COST\x10\x06\x12\x1a\n\x16PHONE_NUMBER_TYPE_VOIP\x10\x07\x12%\n!PHONE_NUMBER_TYPE_PERSONAL_NUMBER\x10\x08\x12\x1b\n\x17PHONE_NUMBER_TYPE_PAGER\x10\t\x12\x19\n\x15PHONE_NUMBER_TYPE_UAN\x10\n\x12\x1f\n\x1bPHONE_NUMBER_TYPE_VOICEMAIL\x10\x0b\x12\x1d\n\x19PHONE_NUMBER_TYPE_UNKNOWN\x10\x0c\x32\x94\x06\n\x0fProgramsService\x12I\n\x08PutStore\x12\x1d.pointbook.v1.PutStoreRequest\x1a\x1e.pointbook.v1.PutStoreResponse\x12I\n\x08GetStore\x12\x1d.pointbook.v1.GetStoreRequest\x1a\x1e.pointbook.v1.GetStoreResponse\x12O\n\nListStores\x12\x1f.pointbook.v1.ListStoresRequest\x1a .pointbook.v1.ListStoresResponse\x12j\n\x13RequestStoreErasure\x12(.pointbook.v1.RequestStoreErasureRequest\x1a).pointbook.v1.RequestStoreErasureResponse\x12\x64\n\x11ListStoreErasures\x12&.pointbook.v1.ListStoreErasuresRequest\x1a\'.pointbook.v1.ListStoreErasuresResponse\x12O\n\nEraseStore\x12\x1f.pointbook.v1.EraseStoreRequest\x1a .pointbook.v1.EraseStoreResponse\x12O\n\nPutProgram\x12\x1f.pointbook.v1.PutProgramRequest\x1a .pointbook.v1.PutProgramResponse\x12O\n\nGetProgram\x12\x1f.pointbook.v1.GetProgramRequest\x1a .pointbook.v1.GetProgramResponse\x12U\n\x0cListPrograms\x12!.pointbook.v1.ListProgramsRequest\x1a\".pointbook.v1.ListProgramsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,42 +36,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_VALIDATIONSETTINGS_MESSAGETEMPLATESENTRY']._loaded_options = None
   _globals['_VALIDATIONSETTINGS_MESSAGETEMPLATESENTRY']._serialized_options = b'8\001'
-  _globals['_PHONENUMBERTYPE']._serialized_start=2717
-  _globals['_PHONENUMBERTYPE']._serialized_end=3168
-  _globals['_STORE']._serialized_start=108
-  _globals['_STORE']._serialized_end=197
-  _globals['_PUTSTOREREQUEST']._serialized_start=199
-  _globals['_PUTSTOREREQUEST']._serialized_end=266
-  _globals['_PUTSTORERESPONSE']._serialized_start=268
-  _globals['_PUTSTORERESPONSE']._serialized_end=336
-  _globals['_GETSTOREREQUEST']._serialized_start=338
-  _globals['_GETSTOREREQUEST']._serialized_end=394
-  _globals['_GETSTORERESPONSE']._serialized_start=396
-  _globals['_GETSTORERESPONSE']._serialized_end=464
-  _globals['_LISTSTORESREQUEST']._serialized_start=466
-  _globals['_LISTSTORESREQUEST']._serialized_end=545
-  _globals['_LISTSTORESRESPONSE']._serialized_start=547
-  _globals['_LISTSTORESRESPONSE']._serialized_end=629
-  _globals['_PROGRAM']._serialized_start=632
-  _globals['_PROGRAM']._serialized_end=1298
-  _globals['_REDEMPTIONCRITERIA']._serialized_start=1301
-  _globals['_REDEMPTIONCRITERIA']._serialized_end=1797
-  _globals['_VALIDATIONSETTINGS']._serialized_start=1800
-  _globals['_VALIDATIONSETTINGS']._serialized_end=2252
-  _globals['_VALIDATIONSETTINGS_MESSAGETEMPLATESENTRY']._serialized_start=2197
-  _globals['_VALIDATIONSETTINGS_MESSAGETEMPLATESENTRY']._serialized_end=2252
-  _globals['_PUTPROGRAMREQUEST']._serialized_start=2254
-  _globals['_PUTPROGRAMREQUEST']._serialized_end=2327
-  _globals['_PUTPROGRAMRESPONSE']._serialized_start=2329
-  _globals['_PUTPROGRAMRESPONSE']._serialized_end=2403
-  _globals['_GETPROGRAMREQUEST']._serialized_start=2405
-  _globals['_GETPROGRAMREQUEST']._serialized_end=2465
-  _globals['_GETPROGRAMRESPONSE']._serialized_start=2467
-  _globals['_GETPROGRAMRESPONSE']._serialized_end=2541
-  _globals['_LISTPROGRAMSREQUEST']._serialized_start=2543
-  _globals['_LISTPROGRAMSREQUEST']._serialized_end=2624
-  _globals['_LISTPROGRAMSRESPONSE']._serialized_start=2626
-  _globals['_LISTPROGRAMSRESPONSE']._serialized_end=2714
-  _globals['_PROGRAMSSERVICE']._serialized_start=3171
-  _globals['_PROGRAMSSERVICE']._serialized_end=3668
+  _globals['_STOREERASUREOUTCOME']._serialized_start=3646
+  _globals['_STOREERASUREOUTCOME']._serialized_end=3830
+  _globals['_PHONENUMBERTYPE']._serialized_start=3833
+  _globals['_PHONENUMBERTYPE']._serialized_end=4284
+  _globals['_STORE']._serialized_start=141
+  _globals['_STORE']._serialized_end=230
+  _globals['_PUTSTOREREQUEST']._serialized_start=232
+  _globals['_PUTSTOREREQUEST']._serialized_end=299
+  _globals['_PUTSTORERESPONSE']._serialized_start=301
+  _globals['_PUTSTORERESPONSE']._serialized_end=369
+  _globals['_GETSTOREREQUEST']._serialized_start=371
+  _globals['_GETSTOREREQUEST']._serialized_end=427
+  _globals['_GETSTORERESPONSE']._serialized_start=429
+  _globals['_GETSTORERESPONSE']._serialized_end=497
+  _globals['_LISTSTORESREQUEST']._serialized_start=499
+  _globals['_LISTSTORESREQUEST']._serialized_end=578
+  _globals['_LISTSTORESRESPONSE']._serialized_start=580
+  _globals['_LISTSTORESRESPONSE']._serialized_end=662
+  _globals['_STOREERASURE']._serialized_start=665
+  _globals['_STOREERASURE']._serialized_end=926
+  _globals['_REQUESTSTOREERASUREREQUEST']._serialized_start=929
+  _globals['_REQUESTSTOREERASUREREQUEST']._serialized_end=1064
+  _globals['_REQUESTSTOREERASURERESPONSE']._serialized_start=1066
+  _globals['_REQUESTSTOREERASURERESPONSE']._serialized_end=1192
+  _globals['_LISTSTOREERASURESREQUEST']._serialized_start=1194
+  _globals['_LISTSTOREERASURESREQUEST']._serialized_end=1280
+  _globals['_LISTSTOREERASURESRESPONSE']._serialized_start=1282
+  _globals['_LISTSTOREERASURESRESPONSE']._serialized_end=1380
+  _globals['_ERASESTOREREQUEST']._serialized_start=1382
+  _globals['_ERASESTOREREQUEST']._serialized_end=1456
+  _globals['_ERASESTORERESPONSE']._serialized_start=1458
+  _globals['_ERASESTORERESPONSE']._serialized_end=1558
+  _globals['_PROGRAM']._serialized_start=1561
+  _globals['_PROGRAM']._serialized_end=2227
+  _globals['_REDEMPTIONCRITERIA']._serialized_start=2230
+  _globals['_REDEMPTIONCRITERIA']._serialized_end=2726
+  _globals['_VALIDATIONSETTINGS']._serialized_start=2729
+  _globals['_VALIDATIONSETTINGS']._serialized_end=3181
+  _globals['_VALIDATIONSETTINGS_MESSAGETEMPLATESENTRY']._serialized_start=3126
+  _globals['_VALIDATIONSETTINGS_MESSAGETEMPLATESENTRY']._serialized_end=3181
+  _globals['_PUTPROGRAMREQUEST']._serialized_start=3183
+  _globals['_PUTPROGRAMREQUEST']._serialized_end=3256
+  _globals['_PUTPROGRAMRESPONSE']._serialized_start=3258
+  _globals['_PUTPROGRAMRESPONSE']._serialized_end=3332
+  _globals['_GETPROGRAMREQUEST']._serialized_start=3334
+  _globals['_GETPROGRAMREQUEST']._serialized_end=3394
+  _globals['_GETPROGRAMRESPONSE']._serialized_start=3396
+  _globals['_GETPROGRAMRESPONSE']._serialized_end=3470
+  _globals['_LISTPROGRAMSREQUEST']._serialized_start=3472
+  _globals['_LISTPROGRAMSREQUEST']._serialized_end=3553
+  _globals['_LISTPROGRAMSRESPONSE']._serialized_start=3555
+  _globals['_LISTPROGRAMSRESPONSE']._serialized_end=3643
+  _globals['_PROGRAMSSERVICE']._serialized_start=4287
+  _globals['_PROGRAMSSERVICE']._serialized_end=5075
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from pointbook.v1 import redemption_pb2 as _redemption_pb2
@@ -20,6 +21,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _StoreErasureOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StoreErasureOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StoreErasureOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STORE_ERASURE_OUTCOME_UNSPECIFIED: _StoreErasureOutcome.ValueType  # 0
+    """STORE_ERASURE_OUTCOME_UNSPECIFIED is never answered."""
+    STORE_ERASURE_OUTCOME_REQUESTED: _StoreErasureOutcome.ValueType  # 1
+    """STORE_ERASURE_OUTCOME_REQUESTED: the request is kept, and waits for an operator."""
+    STORE_ERASURE_OUTCOME_ALREADY_REQUESTED: _StoreErasureOutcome.ValueType  # 2
+    """STORE_ERASURE_OUTCOME_ALREADY_REQUESTED: the store has an open request, to which nothing was added."""
+    STORE_ERASURE_OUTCOME_ALREADY_ERASED: _StoreErasureOutcome.ValueType  # 3
+    """STORE_ERASURE_OUTCOME_ALREADY_ERASED: the store was erased since the request's time."""
+
+class StoreErasureOutcome(_StoreErasureOutcome, metaclass=_StoreErasureOutcomeEnumTypeWrapper):
+    """StoreErasureOutcome is what became of a request to erase a store."""
+
+STORE_ERASURE_OUTCOME_UNSPECIFIED: StoreErasureOutcome.ValueType  # 0
+"""STORE_ERASURE_OUTCOME_UNSPECIFIED is never answered."""
+STORE_ERASURE_OUTCOME_REQUESTED: StoreErasureOutcome.ValueType  # 1
+"""STORE_ERASURE_OUTCOME_REQUESTED: the request is kept, and waits for an operator."""
+STORE_ERASURE_OUTCOME_ALREADY_REQUESTED: StoreErasureOutcome.ValueType  # 2
+"""STORE_ERASURE_OUTCOME_ALREADY_REQUESTED: the store has an open request, to which nothing was added."""
+STORE_ERASURE_OUTCOME_ALREADY_ERASED: StoreErasureOutcome.ValueType  # 3
+"""STORE_ERASURE_OUTCOME_ALREADY_ERASED: the store was erased since the request's time."""
+Global___StoreErasureOutcome: _TypeAlias = StoreErasureOutcome  # noqa: Y015
 
 class _PhoneNumberType:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -288,6 +317,248 @@ class ListStoresResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListStoresResponse: _TypeAlias = ListStoresResponse  # noqa: Y015
+
+@_typing.final
+class StoreErasure(_message.Message):
+    """StoreErasure is a request to erase the personal data of a store's customers, and what became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_TIME_FIELD_NUMBER: _builtins.int
+    DUE_TIME_FIELD_NUMBER: _builtins.int
+    BEGIN_TIME_FIELD_NUMBER: _builtins.int
+    CLOSE_TIME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """merchant_id is the merchant whose store it is."""
+    store_id: _builtins.str
+    """store_id is the store."""
+    reason: _builtins.str
+    """reason is the operator's reason; empty while nobody has called EraseStore."""
+    @_builtins.property
+    def request_time(self) -> _timestamp_pb2.Timestamp:
+        """request_time is when the erasure was requested: the webhook's update_time, or when an operator began it."""
+
+    @_builtins.property
+    def due_time(self) -> _timestamp_pb2.Timestamp:
+        """due_time is when it has to be done: 30 days after the request_time."""
+
+    @_builtins.property
+    def begin_time(self) -> _timestamp_pb2.Timestamp:
+        """begin_time is when EraseStore was first called: customer webhooks of the store from before it are ignored. Absent
+        while nobody has called it.
+        """
+
+    @_builtins.property
+    def close_time(self) -> _timestamp_pb2.Timestamp:
+        """close_time is when nothing was left to erase; absent while the request is open."""
+
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        store_id: _builtins.str = ...,
+        request_time: _timestamp_pb2.Timestamp | None = ...,
+        due_time: _timestamp_pb2.Timestamp | None = ...,
+        begin_time: _timestamp_pb2.Timestamp | None = ...,
+        close_time: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "close_time", b"close_time", "due_time", b"due_time", "request_time", b"request_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "close_time", b"close_time", "due_time", b"due_time", "merchant_id", b"merchant_id", "reason", b"reason", "request_time", b"request_time", "store_id", b"store_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreErasure: _TypeAlias = StoreErasure  # noqa: Y015
+
+@_typing.final
+class RequestStoreErasureRequest(_message.Message):
+    """RequestStoreErasureRequest asks ProgramsService.RequestStoreErasure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_TIME_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """event_id names the request: 1 to 128 visible ASCII characters, required."""
+    merchant_id: _builtins.str
+    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    store_id: _builtins.str
+    """store_id is required: 1 to 64 visible ASCII characters."""
+    @_builtins.property
+    def request_time(self) -> _timestamp_pb2.Timestamp:
+        """request_time is when the erasure was requested: from the year 2000 to 24 hours from now, required."""
+
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        merchant_id: _builtins.str = ...,
+        store_id: _builtins.str = ...,
+        request_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request_time", b"request_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "merchant_id", b"merchant_id", "request_time", b"request_time", "store_id", b"store_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestStoreErasureRequest: _TypeAlias = RequestStoreErasureRequest  # noqa: Y015
+
+@_typing.final
+class RequestStoreErasureResponse(_message.Message):
+    """RequestStoreErasureResponse answers ProgramsService.RequestStoreErasure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    ERASURE_FIELD_NUMBER: _builtins.int
+    outcome: Global___StoreErasureOutcome.ValueType
+    """outcome is what became of the request."""
+    @_builtins.property
+    def erasure(self) -> Global___StoreErasure:
+        """erasure is the store's open request, or the erasure that has settled this one."""
+
+    def __init__(
+        self,
+        *,
+        outcome: Global___StoreErasureOutcome.ValueType = ...,
+        erasure: Global___StoreErasure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestStoreErasureResponse: _TypeAlias = RequestStoreErasureResponse  # noqa: Y015
+
+@_typing.final
+class ListStoreErasuresRequest(_message.Message):
+    """ListStoreErasuresRequest asks ProgramsService.ListStoreErasures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """merchant_id is the merchant whose stores are meant: at most 64 visible ASCII characters; empty for all merchants,
+    which takes a token for all merchants.
+    """
+    page_size: _builtins.int
+    """page_size is how many requests to answer at most: 1 to 1,000; 0 means 50."""
+    page_token: _builtins.str
+    """page_token is the next_page_token of the previous answer; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["merchant_id", b"merchant_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListStoreErasuresRequest: _TypeAlias = ListStoreErasuresRequest  # noqa: Y015
+
+@_typing.final
+class ListStoreErasuresResponse(_message.Message):
+    """ListStoreErasuresResponse answers ProgramsService.ListStoreErasures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASURES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """next_page_token asks for the next page; empty when this is the last one."""
+    @_builtins.property
+    def erasures(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreErasure]:
+        """erasures are the page."""
+
+    def __init__(
+        self,
+        *,
+        erasures: _abc.Iterable[Global___StoreErasure] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasures", b"erasures", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListStoreErasuresResponse: _TypeAlias = ListStoreErasuresResponse  # noqa: Y015
+
+@_typing.final
+class EraseStoreRequest(_message.Message):
+    """EraseStoreRequest asks ProgramsService.EraseStore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    store_id: _builtins.str
+    """store_id is required: 1 to 64 visible ASCII characters."""
+    reason: _builtins.str
+    """reason is kept in the audit, so it should name no person: 1 to 500 characters, required."""
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        store_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["merchant_id", b"merchant_id", "reason", b"reason", "store_id", b"store_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseStoreRequest: _TypeAlias = EraseStoreRequest  # noqa: Y015
+
+@_typing.final
+class EraseStoreResponse(_message.Message):
+    """EraseStoreResponse answers ProgramsService.EraseStore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASED_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    ERASURE_FIELD_NUMBER: _builtins.int
+    erased: _builtins.int
+    """erased is how many of the store's buyers lost personal data in this call."""
+    remaining: _builtins.int
+    """remaining is how many buyers and quarantined webhooks of the store are left to look at; 0 when the store is erased."""
+    @_builtins.property
+    def erasure(self) -> Global___StoreErasure:
+        """erasure is the request, which is closed when nothing remains."""
+
+    def __init__(
+        self,
+        *,
+        erased: _builtins.int = ...,
+        remaining: _builtins.int = ...,
+        erasure: Global___StoreErasure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erased", b"erased", "erasure", b"erasure", "remaining", b"remaining"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseStoreResponse: _TypeAlias = EraseStoreResponse  # noqa: Y015
 
 @_typing.final
 class Program(_message.Message):

@@ -51,6 +51,21 @@ class ProgramsServiceStub:
                 request_serializer=pointbook_dot_v1_dot_programs__pb2.ListStoresRequest.SerializeToString,
                 response_deserializer=pointbook_dot_v1_dot_programs__pb2.ListStoresResponse.FromString,
                 _registered_method=True)
+        self.RequestStoreErasure = channel.unary_unary(
+                '/pointbook.v1.ProgramsService/RequestStoreErasure',
+                request_serializer=pointbook_dot_v1_dot_programs__pb2.RequestStoreErasureRequest.SerializeToString,
+                response_deserializer=pointbook_dot_v1_dot_programs__pb2.RequestStoreErasureResponse.FromString,
+                _registered_method=True)
+        self.ListStoreErasures = channel.unary_unary(
+                '/pointbook.v1.ProgramsService/ListStoreErasures',
+                request_serializer=pointbook_dot_v1_dot_programs__pb2.ListStoreErasuresRequest.SerializeToString,
+                response_deserializer=pointbook_dot_v1_dot_programs__pb2.ListStoreErasuresResponse.FromString,
+                _registered_method=True)
+        self.EraseStore = channel.unary_unary(
+                '/pointbook.v1.ProgramsService/EraseStore',
+                request_serializer=pointbook_dot_v1_dot_programs__pb2.EraseStoreRequest.SerializeToString,
+                response_deserializer=pointbook_dot_v1_dot_programs__pb2.EraseStoreResponse.FromString,
+                _registered_method=True)
         self.PutProgram = channel.unary_unary(
                 '/pointbook.v1.ProgramsService/PutProgram',
                 request_serializer=pointbook_dot_v1_dot_programs__pb2.PutProgramRequest.SerializeToString,
@@ -102,6 +117,55 @@ class ProgramsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RequestStoreErasure(self, request, context):
+        """RequestStoreErasure keeps a request to erase the personal data of a store's customers, such as SHOPLINE's webhook
+        merchants/redact. Nothing is erased: topics are not signed, so that an operator decides and calls EraseStore, by the
+        due_time. A store has at most one open request.
+
+        Scope `webhooks`. It is safe to repeat: a store with an open request keeps that one, and a request from before the
+        store was last erased opens none. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) with
+        registered_elsewhere where the store is another merchant's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListStoreErasures(self, request, context):
+        """ListStoreErasures pages through the requests to erase stores: the open ones first, those that are due soonest
+        before the others, then the closed ones, the latest first.
+
+        Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseStore(self, request, context):
+        """EraseStore erases the personal data of a store's customers: what reached Pointbook through this store.
+
+        A customer with buyers in this store alone is redacted as by CustomersService.RedactCustomer: all identifiers and
+        the language go, a bare customer stays. A customer with buyers in other stores loses the buyer of this store, and
+        each of mobile number and e-mail address that a webhook of this store was the newest to tell; what other stores or
+        PutCustomer told stays, and a later webhook of another store may tell a contact again. A contact that goes passes to
+        the newest claim to it; claims of this store's webhooks end. Open one-time codes of customers who lose a contact end.
+
+        Webhooks in quarantine lose their bodies where these tell of one of the store's buyers, or are a customer's and name
+        the store. Customer webhooks of the store from before the erasure that come later are ignored: by a tombstone for
+        each buyer, and by the time at which the erasure began. The ledger's accounts and entries, redemptions and their
+        notes stay as they are.
+
+        One call erases up to 1,000 buyers in transactions of 100, and answers how much remains. Call it until nothing does:
+        it goes on where it was, also after a crash, and at the end closes the request. Without an open request it opens one
+        of its own; a store in which nothing is left to erase stays as it is. The audit keeps a line for each customer and
+        one for the store, with the reason.
+
+        Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for
+        another merchant's store, FAILED_PRECONDITION (KEY_NOT_CONFIGURED) where the server has no key for tombstones.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PutProgram(self, request, context):
         """PutProgram creates a program, or replaces it whole: what the request leaves out is switched off.
 
@@ -147,6 +211,21 @@ def add_ProgramsServiceServicer_to_server(servicer, server):
                     servicer.ListStores,
                     request_deserializer=pointbook_dot_v1_dot_programs__pb2.ListStoresRequest.FromString,
                     response_serializer=pointbook_dot_v1_dot_programs__pb2.ListStoresResponse.SerializeToString,
+            ),
+            'RequestStoreErasure': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequestStoreErasure,
+                    request_deserializer=pointbook_dot_v1_dot_programs__pb2.RequestStoreErasureRequest.FromString,
+                    response_serializer=pointbook_dot_v1_dot_programs__pb2.RequestStoreErasureResponse.SerializeToString,
+            ),
+            'ListStoreErasures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListStoreErasures,
+                    request_deserializer=pointbook_dot_v1_dot_programs__pb2.ListStoreErasuresRequest.FromString,
+                    response_serializer=pointbook_dot_v1_dot_programs__pb2.ListStoreErasuresResponse.SerializeToString,
+            ),
+            'EraseStore': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseStore,
+                    request_deserializer=pointbook_dot_v1_dot_programs__pb2.EraseStoreRequest.FromString,
+                    response_serializer=pointbook_dot_v1_dot_programs__pb2.EraseStoreResponse.SerializeToString,
             ),
             'PutProgram': grpc.unary_unary_rpc_method_handler(
                     servicer.PutProgram,
@@ -247,6 +326,87 @@ class ProgramsService:
             '/pointbook.v1.ProgramsService/ListStores',
             pointbook_dot_v1_dot_programs__pb2.ListStoresRequest.SerializeToString,
             pointbook_dot_v1_dot_programs__pb2.ListStoresResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequestStoreErasure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pointbook.v1.ProgramsService/RequestStoreErasure',
+            pointbook_dot_v1_dot_programs__pb2.RequestStoreErasureRequest.SerializeToString,
+            pointbook_dot_v1_dot_programs__pb2.RequestStoreErasureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListStoreErasures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pointbook.v1.ProgramsService/ListStoreErasures',
+            pointbook_dot_v1_dot_programs__pb2.ListStoreErasuresRequest.SerializeToString,
+            pointbook_dot_v1_dot_programs__pb2.ListStoreErasuresResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pointbook.v1.ProgramsService/EraseStore',
+            pointbook_dot_v1_dot_programs__pb2.EraseStoreRequest.SerializeToString,
+            pointbook_dot_v1_dot_programs__pb2.EraseStoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,43 @@ class ProgramsServiceStub:
 
     Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields.
     """
+    RequestStoreErasure: _grpc.UnaryUnaryMultiCallable[_programs_pb2.RequestStoreErasureRequest, _programs_pb2.RequestStoreErasureResponse]
+    """RequestStoreErasure keeps a request to erase the personal data of a store's customers, such as SHOPLINE's webhook
+    merchants/redact. Nothing is erased: topics are not signed, so that an operator decides and calls EraseStore, by the
+    due_time. A store has at most one open request.
+
+    Scope `webhooks`. It is safe to repeat: a store with an open request keeps that one, and a request from before the
+    store was last erased opens none. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) with
+    registered_elsewhere where the store is another merchant's.
+    """
+    ListStoreErasures: _grpc.UnaryUnaryMultiCallable[_programs_pb2.ListStoreErasuresRequest, _programs_pb2.ListStoreErasuresResponse]
+    """ListStoreErasures pages through the requests to erase stores: the open ones first, those that are due soonest
+    before the others, then the closed ones, the latest first.
+
+    Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields.
+    """
+    EraseStore: _grpc.UnaryUnaryMultiCallable[_programs_pb2.EraseStoreRequest, _programs_pb2.EraseStoreResponse]
+    """EraseStore erases the personal data of a store's customers: what reached Pointbook through this store.
+
+    A customer with buyers in this store alone is redacted as by CustomersService.RedactCustomer: all identifiers and
+    the language go, a bare customer stays. A customer with buyers in other stores loses the buyer of this store, and
+    each of mobile number and e-mail address that a webhook of this store was the newest to tell; what other stores or
+    PutCustomer told stays, and a later webhook of another store may tell a contact again. A contact that goes passes to
+    the newest claim to it; claims of this store's webhooks end. Open one-time codes of customers who lose a contact end.
+
+    Webhooks in quarantine lose their bodies where these tell of one of the store's buyers, or are a customer's and name
+    the store. Customer webhooks of the store from before the erasure that come later are ignored: by a tombstone for
+    each buyer, and by the time at which the erasure began. The ledger's accounts and entries, redemptions and their
+    notes stay as they are.
+
+    One call erases up to 1,000 buyers in transactions of 100, and answers how much remains. Call it until nothing does:
+    it goes on where it was, also after a crash, and at the end closes the request. Without an open request it opens one
+    of its own; a store in which nothing is left to erase stays as it is. The audit keeps a line for each customer and
+    one for the store, with the reason.
+
+    Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for
+    another merchant's store, FAILED_PRECONDITION (KEY_NOT_CONFIGURED) where the server has no key for tombstones.
+    """
     PutProgram: _grpc.UnaryUnaryMultiCallable[_programs_pb2.PutProgramRequest, _programs_pb2.PutProgramResponse]
     """PutProgram creates a program, or replaces it whole: what the request leaves out is switched off.
 
@@ -92,6 +129,43 @@ class ProgramsServiceAsyncStub(ProgramsServiceStub):
     """ListStores pages through a merchant's stores by store_id.
 
     Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields.
+    """
+    RequestStoreErasure: _aio.UnaryUnaryMultiCallable[_programs_pb2.RequestStoreErasureRequest, _programs_pb2.RequestStoreErasureResponse]  # type: ignore[assignment]
+    """RequestStoreErasure keeps a request to erase the personal data of a store's customers, such as SHOPLINE's webhook
+    merchants/redact. Nothing is erased: topics are not signed, so that an operator decides and calls EraseStore, by the
+    due_time. A store has at most one open request.
+
+    Scope `webhooks`. It is safe to repeat: a store with an open request keeps that one, and a request from before the
+    store was last erased opens none. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) with
+    registered_elsewhere where the store is another merchant's.
+    """
+    ListStoreErasures: _aio.UnaryUnaryMultiCallable[_programs_pb2.ListStoreErasuresRequest, _programs_pb2.ListStoreErasuresResponse]  # type: ignore[assignment]
+    """ListStoreErasures pages through the requests to erase stores: the open ones first, those that are due soonest
+    before the others, then the closed ones, the latest first.
+
+    Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields.
+    """
+    EraseStore: _aio.UnaryUnaryMultiCallable[_programs_pb2.EraseStoreRequest, _programs_pb2.EraseStoreResponse]  # type: ignore[assignment]
+    """EraseStore erases the personal data of a store's customers: what reached Pointbook through this store.
+
+    A customer with buyers in this store alone is redacted as by CustomersService.RedactCustomer: all identifiers and
+    the language go, a bare customer stays. A customer with buyers in other stores loses the buyer of this store, and
+    each of mobile number and e-mail address that a webhook of this store was the newest to tell; what other stores or
+    PutCustomer told stays, and a later webhook of another store may tell a contact again. A contact that goes passes to
+    the newest claim to it; claims of this store's webhooks end. Open one-time codes of customers who lose a contact end.
+
+    Webhooks in quarantine lose their bodies where these tell of one of the store's buyers, or are a customer's and name
+    the store. Customer webhooks of the store from before the erasure that come later are ignored: by a tombstone for
+    each buyer, and by the time at which the erasure began. The ledger's accounts and entries, redemptions and their
+    notes stay as they are.
+
+    One call erases up to 1,000 buyers in transactions of 100, and answers how much remains. Call it until nothing does:
+    it goes on where it was, also after a crash, and at the end closes the request. Without an open request it opens one
+    of its own; a store in which nothing is left to erase stays as it is. The audit keeps a line for each customer and
+    one for the store, with the reason.
+
+    Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for
+    another merchant's store, FAILED_PRECONDITION (KEY_NOT_CONFIGURED) where the server has no key for tombstones.
     """
     PutProgram: _aio.UnaryUnaryMultiCallable[_programs_pb2.PutProgramRequest, _programs_pb2.PutProgramResponse]  # type: ignore[assignment]
     """PutProgram creates a program, or replaces it whole: what the request leaves out is switched off.
@@ -145,6 +219,58 @@ class ProgramsServiceServicer:
         """ListStores pages through a merchant's stores by store_id.
 
         Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields.
+        """
+
+    def RequestStoreErasure(
+        self,
+        request: _programs_pb2.RequestStoreErasureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_programs_pb2.RequestStoreErasureResponse, _abc.Awaitable[_programs_pb2.RequestStoreErasureResponse]]:
+        """RequestStoreErasure keeps a request to erase the personal data of a store's customers, such as SHOPLINE's webhook
+        merchants/redact. Nothing is erased: topics are not signed, so that an operator decides and calls EraseStore, by the
+        due_time. A store has at most one open request.
+
+        Scope `webhooks`. It is safe to repeat: a store with an open request keeps that one, and a request from before the
+        store was last erased opens none. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) with
+        registered_elsewhere where the store is another merchant's.
+        """
+
+    def ListStoreErasures(
+        self,
+        request: _programs_pb2.ListStoreErasuresRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_programs_pb2.ListStoreErasuresResponse, _abc.Awaitable[_programs_pb2.ListStoreErasuresResponse]]:
+        """ListStoreErasures pages through the requests to erase stores: the open ones first, those that are due soonest
+        before the others, then the closed ones, the latest first.
+
+        Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields.
+        """
+
+    def EraseStore(
+        self,
+        request: _programs_pb2.EraseStoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_programs_pb2.EraseStoreResponse, _abc.Awaitable[_programs_pb2.EraseStoreResponse]]:
+        """EraseStore erases the personal data of a store's customers: what reached Pointbook through this store.
+
+        A customer with buyers in this store alone is redacted as by CustomersService.RedactCustomer: all identifiers and
+        the language go, a bare customer stays. A customer with buyers in other stores loses the buyer of this store, and
+        each of mobile number and e-mail address that a webhook of this store was the newest to tell; what other stores or
+        PutCustomer told stays, and a later webhook of another store may tell a contact again. A contact that goes passes to
+        the newest claim to it; claims of this store's webhooks end. Open one-time codes of customers who lose a contact end.
+
+        Webhooks in quarantine lose their bodies where these tell of one of the store's buyers, or are a customer's and name
+        the store. Customer webhooks of the store from before the erasure that come later are ignored: by a tombstone for
+        each buyer, and by the time at which the erasure began. The ledger's accounts and entries, redemptions and their
+        notes stay as they are.
+
+        One call erases up to 1,000 buyers in transactions of 100, and answers how much remains. Call it until nothing does:
+        it goes on where it was, also after a crash, and at the end closes the request. Without an open request it opens one
+        of its own; a store in which nothing is left to erase stays as it is. The audit keeps a line for each customer and
+        one for the store, with the reason.
+
+        Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for
+        another merchant's store, FAILED_PRECONDITION (KEY_NOT_CONFIGURED) where the server has no key for tombstones.
         """
 
     def PutProgram(

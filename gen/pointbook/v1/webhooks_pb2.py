@@ -25,43 +25,44 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from pointbook.v1 import customers_pb2 as pointbook_dot_v1_dot_customers__pb2
 from pointbook.v1 import points_pb2 as pointbook_dot_v1_dot_points__pb2
+from pointbook.v1 import programs_pb2 as pointbook_dot_v1_dot_programs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpointbook/v1/webhooks.proto\x12\x0cpointbook.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpointbook/v1/customers.proto\x1a\x19pointbook/v1/points.proto\",\n\rWebhookHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xd2\x03\n\x12QuarantinedWebhook\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\rquarantine_id\x18\x02 \x01(\t\x12.\n\x06reason\x18\x03 \x01(\x0e\x32\x1e.pointbook.v1.QuarantineReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\r\n\x05topic\x18\x05 \x01(\t\x12,\n\x07headers\x18\x06 \x03(\x0b\x32\x1b.pointbook.v1.WebhookHeader\x12\x0c\n\x04\x62ody\x18\x07 \x01(\x0c\x12\x11\n\tbody_size\x18\x08 \x01(\x05\x12\x13\n\x0b\x62ody_erased\x18\t \x01(\x08\x12,\n\x05state\x18\n \x01(\x0e\x32\x1d.pointbook.v1.QuarantineState\x12\x30\n\x0creceive_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11last_receive_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rreceive_count\x18\r \x01(\x03\x12/\n\x0breplay_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xec\x01\n\x18QuarantineWebhookRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12,\n\x07headers\x18\x03 \x03(\x0b\x32\x1b.pointbook.v1.WebhookHeader\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12.\n\x06reason\x18\x05 \x01(\x0e\x32\x1e.pointbook.v1.QuarantineReason\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x30\n\x0creceive_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\x19QuarantineWebhookResponse\x12\x15\n\rquarantine_id\x18\x01 \x01(\t\x12\x1b\n\x13\x61lready_quarantined\x18\x02 \x01(\x08\"\xa7\x02\n\x1eListQuarantinedWebhooksRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12,\n\x05state\x18\x02 \x01(\x0e\x32\x1d.pointbook.v1.QuarantineState\x12.\n\x06reason\x18\x03 \x01(\x0e\x32\x1e.pointbook.v1.QuarantineReason\x12\r\n\x05topic\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"n\n\x1fListQuarantinedWebhooksResponse\x12\x32\n\x08webhooks\x18\x01 \x03(\x0b\x32 .pointbook.v1.QuarantinedWebhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"J\n\x1cGetQuarantinedWebhookRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\rquarantine_id\x18\x02 \x01(\t\"R\n\x1dGetQuarantinedWebhookResponse\x12\x31\n\x07webhook\x18\x01 \x01(\x0b\x32 .pointbook.v1.QuarantinedWebhook\"\xd1\x01\n\x1fReplayQuarantinedWebhookRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\rquarantine_id\x18\x02 \x01(\t\x12\x33\n\rpoints_update\x18\x03 \x01(\x0b\x32\x1a.pointbook.v1.PointsUpdateH\x00\x12\x43\n\x0f\x63ustomer_update\x18\x04 \x01(\x0b\x32(.pointbook.v1.ApplyCustomerUpdateRequestH\x00\x42\x08\n\x06update\"\xe5\x01\n ReplayQuarantinedWebhookResponse\x12@\n\rpoints_update\x18\x01 \x01(\x0b\x32\'.pointbook.v1.ApplyPointsUpdateResponseH\x00\x12\x44\n\x0f\x63ustomer_update\x18\x02 \x01(\x0b\x32).pointbook.v1.ApplyCustomerUpdateResponseH\x00\x12/\n\x0breplay_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06result\"[\n\x1d\x44ropQuarantinedWebhookRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\rquarantine_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\" \n\x1e\x44ropQuarantinedWebhookResponse*\xdc\x02\n\x10QuarantineReason\x12!\n\x1dQUARANTINE_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1bQUARANTINE_REASON_MALFORMED\x10\x01\x12#\n\x1fQUARANTINE_REASON_OUT_OF_BOUNDS\x10\x02\x12#\n\x1fQUARANTINE_REASON_STORE_UNKNOWN\x10\x03\x12\'\n#QUARANTINE_REASON_MERCHANT_MISMATCH\x10\x04\x12&\n\"QUARANTINE_REASON_SHOP_ID_MISMATCH\x10\x05\x12%\n!QUARANTINE_REASON_EVENT_ID_REUSED\x10\x06\x12\x1d\n\x19QUARANTINE_REASON_REFUSED\x10\x07\x12#\n\x1fQUARANTINE_REASON_TOPIC_MISSING\x10\x08*t\n\x0fQuarantineState\x12 \n\x1cQUARANTINE_STATE_UNSPECIFIED\x10\x00\x12 \n\x1cQUARANTINE_STATE_QUARANTINED\x10\x01\x12\x1d\n\x19QUARANTINE_STATE_REPLAYED\x10\x02\x32\xd1\x04\n\x0fWebhooksService\x12\x64\n\x11QuarantineWebhook\x12&.pointbook.v1.QuarantineWebhookRequest\x1a\'.pointbook.v1.QuarantineWebhookResponse\x12v\n\x17ListQuarantinedWebhooks\x12,.pointbook.v1.ListQuarantinedWebhooksRequest\x1a-.pointbook.v1.ListQuarantinedWebhooksResponse\x12p\n\x15GetQuarantinedWebhook\x12*.pointbook.v1.GetQuarantinedWebhookRequest\x1a+.pointbook.v1.GetQuarantinedWebhookResponse\x12y\n\x18ReplayQuarantinedWebhook\x12-.pointbook.v1.ReplayQuarantinedWebhookRequest\x1a..pointbook.v1.ReplayQuarantinedWebhookResponse\x12s\n\x16\x44ropQuarantinedWebhook\x12+.pointbook.v1.DropQuarantinedWebhookRequest\x1a,.pointbook.v1.DropQuarantinedWebhookResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpointbook/v1/webhooks.proto\x12\x0cpointbook.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpointbook/v1/customers.proto\x1a\x19pointbook/v1/points.proto\x1a\x1bpointbook/v1/programs.proto\",\n\rWebhookHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xd2\x03\n\x12QuarantinedWebhook\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\rquarantine_id\x18\x02 \x01(\t\x12.\n\x06reason\x18\x03 \x01(\x0e\x32\x1e.pointbook.v1.QuarantineReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\r\n\x05topic\x18\x05 \x01(\t\x12,\n\x07headers\x18\x06 \x03(\x0b\x32\x1b.pointbook.v1.WebhookHeader\x12\x0c\n\x04\x62ody\x18\x07 \x01(\x0c\x12\x11\n\tbody_size\x18\x08 \x01(\x05\x12\x13\n\x0b\x62ody_erased\x18\t \x01(\x08\x12,\n\x05state\x18\n \x01(\x0e\x32\x1d.pointbook.v1.QuarantineState\x12\x30\n\x0creceive_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11last_receive_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rreceive_count\x18\r \x01(\x03\x12/\n\x0breplay_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xec\x01\n\x18QuarantineWebhookRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12,\n\x07headers\x18\x03 \x03(\x0b\x32\x1b.pointbook.v1.WebhookHeader\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12.\n\x06reason\x18\x05 \x01(\x0e\x32\x1e.pointbook.v1.QuarantineReason\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x30\n\x0creceive_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\x19QuarantineWebhookResponse\x12\x15\n\rquarantine_id\x18\x01 \x01(\t\x12\x1b\n\x13\x61lready_quarantined\x18\x02 \x01(\x08\"\xa7\x02\n\x1eListQuarantinedWebhooksRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12,\n\x05state\x18\x02 \x01(\x0e\x32\x1d.pointbook.v1.QuarantineState\x12.\n\x06reason\x18\x03 \x01(\x0e\x32\x1e.pointbook.v1.QuarantineReason\x12\r\n\x05topic\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"n\n\x1fListQuarantinedWebhooksResponse\x12\x32\n\x08webhooks\x18\x01 \x03(\x0b\x32 .pointbook.v1.QuarantinedWebhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"J\n\x1cGetQuarantinedWebhookRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\rquarantine_id\x18\x02 \x01(\t\"R\n\x1dGetQuarantinedWebhookResponse\x12\x31\n\x07webhook\x18\x01 \x01(\x0b\x32 .pointbook.v1.QuarantinedWebhook\"\x94\x02\n\x1fReplayQuarantinedWebhookRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\rquarantine_id\x18\x02 \x01(\t\x12\x33\n\rpoints_update\x18\x03 \x01(\x0b\x32\x1a.pointbook.v1.PointsUpdateH\x00\x12\x43\n\x0f\x63ustomer_update\x18\x04 \x01(\x0b\x32(.pointbook.v1.ApplyCustomerUpdateRequestH\x00\x12\x41\n\rstore_erasure\x18\x05 \x01(\x0b\x32(.pointbook.v1.RequestStoreErasureRequestH\x00\x42\x08\n\x06update\"\xa9\x02\n ReplayQuarantinedWebhookResponse\x12@\n\rpoints_update\x18\x01 \x01(\x0b\x32\'.pointbook.v1.ApplyPointsUpdateResponseH\x00\x12\x44\n\x0f\x63ustomer_update\x18\x02 \x01(\x0b\x32).pointbook.v1.ApplyCustomerUpdateResponseH\x00\x12\x42\n\rstore_erasure\x18\x04 \x01(\x0b\x32).pointbook.v1.RequestStoreErasureResponseH\x00\x12/\n\x0breplay_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06result\"[\n\x1d\x44ropQuarantinedWebhookRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\rquarantine_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\" \n\x1e\x44ropQuarantinedWebhookResponse*\xdc\x02\n\x10QuarantineReason\x12!\n\x1dQUARANTINE_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1bQUARANTINE_REASON_MALFORMED\x10\x01\x12#\n\x1fQUARANTINE_REASON_OUT_OF_BOUNDS\x10\x02\x12#\n\x1fQUARANTINE_REASON_STORE_UNKNOWN\x10\x03\x12\'\n#QUARANTINE_REASON_MERCHANT_MISMATCH\x10\x04\x12&\n\"QUARANTINE_REASON_SHOP_ID_MISMATCH\x10\x05\x12%\n!QUARANTINE_REASON_EVENT_ID_REUSED\x10\x06\x12\x1d\n\x19QUARANTINE_REASON_REFUSED\x10\x07\x12#\n\x1fQUARANTINE_REASON_TOPIC_MISSING\x10\x08*t\n\x0fQuarantineState\x12 \n\x1cQUARANTINE_STATE_UNSPECIFIED\x10\x00\x12 \n\x1cQUARANTINE_STATE_QUARANTINED\x10\x01\x12\x1d\n\x19QUARANTINE_STATE_REPLAYED\x10\x02\x32\xd1\x04\n\x0fWebhooksService\x12\x64\n\x11QuarantineWebhook\x12&.pointbook.v1.QuarantineWebhookRequest\x1a\'.pointbook.v1.QuarantineWebhookResponse\x12v\n\x17ListQuarantinedWebhooks\x12,.pointbook.v1.ListQuarantinedWebhooksRequest\x1a-.pointbook.v1.ListQuarantinedWebhooksResponse\x12p\n\x15GetQuarantinedWebhook\x12*.pointbook.v1.GetQuarantinedWebhookRequest\x1a+.pointbook.v1.GetQuarantinedWebhookResponse\x12y\n\x18ReplayQuarantinedWebhook\x12-.pointbook.v1.ReplayQuarantinedWebhookRequest\x1a..pointbook.v1.ReplayQuarantinedWebhookResponse\x12s\n\x16\x44ropQuarantinedWebhook\x12+.pointbook.v1.DropQuarantinedWebhookRequest\x1a,.pointbook.v1.DropQuarantinedWebhookResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pointbook.v1.webhooks_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_QUARANTINEREASON']._serialized_start=2112
-  _globals['_QUARANTINEREASON']._serialized_end=2460
-  _globals['_QUARANTINESTATE']._serialized_start=2462
-  _globals['_QUARANTINESTATE']._serialized_end=2578
-  _globals['_WEBHOOKHEADER']._serialized_start=135
-  _globals['_WEBHOOKHEADER']._serialized_end=179
-  _globals['_QUARANTINEDWEBHOOK']._serialized_start=182
-  _globals['_QUARANTINEDWEBHOOK']._serialized_end=648
-  _globals['_QUARANTINEWEBHOOKREQUEST']._serialized_start=651
-  _globals['_QUARANTINEWEBHOOKREQUEST']._serialized_end=887
-  _globals['_QUARANTINEWEBHOOKRESPONSE']._serialized_start=889
-  _globals['_QUARANTINEWEBHOOKRESPONSE']._serialized_end=968
-  _globals['_LISTQUARANTINEDWEBHOOKSREQUEST']._serialized_start=971
-  _globals['_LISTQUARANTINEDWEBHOOKSREQUEST']._serialized_end=1266
-  _globals['_LISTQUARANTINEDWEBHOOKSRESPONSE']._serialized_start=1268
-  _globals['_LISTQUARANTINEDWEBHOOKSRESPONSE']._serialized_end=1378
-  _globals['_GETQUARANTINEDWEBHOOKREQUEST']._serialized_start=1380
-  _globals['_GETQUARANTINEDWEBHOOKREQUEST']._serialized_end=1454
-  _globals['_GETQUARANTINEDWEBHOOKRESPONSE']._serialized_start=1456
-  _globals['_GETQUARANTINEDWEBHOOKRESPONSE']._serialized_end=1538
-  _globals['_REPLAYQUARANTINEDWEBHOOKREQUEST']._serialized_start=1541
-  _globals['_REPLAYQUARANTINEDWEBHOOKREQUEST']._serialized_end=1750
-  _globals['_REPLAYQUARANTINEDWEBHOOKRESPONSE']._serialized_start=1753
-  _globals['_REPLAYQUARANTINEDWEBHOOKRESPONSE']._serialized_end=1982
-  _globals['_DROPQUARANTINEDWEBHOOKREQUEST']._serialized_start=1984
-  _globals['_DROPQUARANTINEDWEBHOOKREQUEST']._serialized_end=2075
-  _globals['_DROPQUARANTINEDWEBHOOKRESPONSE']._serialized_start=2077
-  _globals['_DROPQUARANTINEDWEBHOOKRESPONSE']._serialized_end=2109
-  _globals['_WEBHOOKSSERVICE']._serialized_start=2581
-  _globals['_WEBHOOKSSERVICE']._serialized_end=3174
+  _globals['_QUARANTINEREASON']._serialized_start=2276
+  _globals['_QUARANTINEREASON']._serialized_end=2624
+  _globals['_QUARANTINESTATE']._serialized_start=2626
+  _globals['_QUARANTINESTATE']._serialized_end=2742
+  _globals['_WEBHOOKHEADER']._serialized_start=164
+  _globals['_WEBHOOKHEADER']._serialized_end=208
+  _globals['_QUARANTINEDWEBHOOK']._serialized_start=211
+  _globals['_QUARANTINEDWEBHOOK']._serialized_end=677
+  _globals['_QUARANTINEWEBHOOKREQUEST']._serialized_start=680
+  _globals['_QUARANTINEWEBHOOKREQUEST']._serialized_end=916
+  _globals['_QUARANTINEWEBHOOKRESPONSE']._serialized_start=918
+  _globals['_QUARANTINEWEBHOOKRESPONSE']._serialized_end=997
+  _globals['_LISTQUARANTINEDWEBHOOKSREQUEST']._serialized_start=1000
+  _globals['_LISTQUARANTINEDWEBHOOKSREQUEST']._serialized_end=1295
+  _globals['_LISTQUARANTINEDWEBHOOKSRESPONSE']._serialized_start=1297
+  _globals['_LISTQUARANTINEDWEBHOOKSRESPONSE']._serialized_end=1407
+  _globals['_GETQUARANTINEDWEBHOOKREQUEST']._serialized_start=1409
+  _globals['_GETQUARANTINEDWEBHOOKREQUEST']._serialized_end=1483
+  _globals['_GETQUARANTINEDWEBHOOKRESPONSE']._serialized_start=1485
+  _globals['_GETQUARANTINEDWEBHOOKRESPONSE']._serialized_end=1567
+  _globals['_REPLAYQUARANTINEDWEBHOOKREQUEST']._serialized_start=1570
+  _globals['_REPLAYQUARANTINEDWEBHOOKREQUEST']._serialized_end=1846
+  _globals['_REPLAYQUARANTINEDWEBHOOKRESPONSE']._serialized_start=1849
+  _globals['_REPLAYQUARANTINEDWEBHOOKRESPONSE']._serialized_end=2146
+  _globals['_DROPQUARANTINEDWEBHOOKREQUEST']._serialized_start=2148
+  _globals['_DROPQUARANTINEDWEBHOOKREQUEST']._serialized_end=2239
+  _globals['_DROPQUARANTINEDWEBHOOKRESPONSE']._serialized_start=2241
+  _globals['_DROPQUARANTINEDWEBHOOKRESPONSE']._serialized_end=2273
+  _globals['_WEBHOOKSSERVICE']._serialized_start=2745
+  _globals['_WEBHOOKSSERVICE']._serialized_end=3338
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from pointbook.v1 import customers_pb2 as _customers_pb2
 from pointbook.v1 import points_pb2 as _points_pb2
+from pointbook.v1 import programs_pb2 as _programs_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -173,7 +174,7 @@ class QuarantinedWebhook(_message.Message):
     body_size: _builtins.int
     """body_size is the length of the body as it was received, in bytes."""
     body_erased: _builtins.bool
-    """body_erased is true when the body was erased because its customer was redacted."""
+    """body_erased is true when the body was erased because its customer was redacted, or its store erased."""
     state: Global___QuarantineState.ValueType
     """state is how far the webhook has come."""
     receive_count: _builtins.int
@@ -455,6 +456,7 @@ class ReplayQuarantinedWebhookRequest(_message.Message):
     QUARANTINE_ID_FIELD_NUMBER: _builtins.int
     POINTS_UPDATE_FIELD_NUMBER: _builtins.int
     CUSTOMER_UPDATE_FIELD_NUMBER: _builtins.int
+    STORE_ERASURE_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
     """merchant_id is the merchant whose quarantine holds the webhook: at most 64 visible ASCII characters, empty for the
     webhooks that name none.
@@ -469,6 +471,12 @@ class ReplayQuarantinedWebhookRequest(_message.Message):
     def customer_update(self) -> _customers_pb2.ApplyCustomerUpdateRequest:
         """customer_update is the update of a customer webhook, with the limits of CustomersService.ApplyCustomerUpdate."""
 
+    @_builtins.property
+    def store_erasure(self) -> _programs_pb2.RequestStoreErasureRequest:
+        """store_erasure is the request of a webhook to erase a store, with the limits of
+        ProgramsService.RequestStoreErasure.
+        """
+
     def __init__(
         self,
         *,
@@ -476,12 +484,13 @@ class ReplayQuarantinedWebhookRequest(_message.Message):
         quarantine_id: _builtins.str = ...,
         points_update: _points_pb2.PointsUpdate | None = ...,
         customer_update: _customers_pb2.ApplyCustomerUpdateRequest | None = ...,
+        store_erasure: _programs_pb2.RequestStoreErasureRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["customer_update", b"customer_update", "points_update", b"points_update", "update", b"update"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["customer_update", b"customer_update", "points_update", b"points_update", "store_erasure", b"store_erasure", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_update", b"customer_update", "merchant_id", b"merchant_id", "points_update", b"points_update", "quarantine_id", b"quarantine_id", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_update", b"customer_update", "merchant_id", b"merchant_id", "points_update", b"points_update", "quarantine_id", b"quarantine_id", "store_erasure", b"store_erasure", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_update: _TypeAlias = _typing.Literal["points_update", "customer_update"]  # noqa: Y015
+    _WhichOneofReturnType_update: _TypeAlias = _typing.Literal["points_update", "customer_update", "store_erasure"]  # noqa: Y015
     _WhichOneofArgType_update: _TypeAlias = _typing.Literal["update", b"update"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_update) -> _WhichOneofReturnType_update | None: ...
 
@@ -495,6 +504,7 @@ class ReplayQuarantinedWebhookResponse(_message.Message):
 
     POINTS_UPDATE_FIELD_NUMBER: _builtins.int
     CUSTOMER_UPDATE_FIELD_NUMBER: _builtins.int
+    STORE_ERASURE_FIELD_NUMBER: _builtins.int
     REPLAY_TIME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def points_update(self) -> _points_pb2.ApplyPointsUpdateResponse:
@@ -505,6 +515,10 @@ class ReplayQuarantinedWebhookResponse(_message.Message):
         """customer_update is what ApplyCustomerUpdate answered."""
 
     @_builtins.property
+    def store_erasure(self) -> _programs_pb2.RequestStoreErasureResponse:
+        """store_erasure is what RequestStoreErasure answered."""
+
+    @_builtins.property
     def replay_time(self) -> _timestamp_pb2.Timestamp:
         """replay_time is when the webhook was first replayed."""
 
@@ -513,13 +527,14 @@ class ReplayQuarantinedWebhookResponse(_message.Message):
         *,
         points_update: _points_pb2.ApplyPointsUpdateResponse | None = ...,
         customer_update: _customers_pb2.ApplyCustomerUpdateResponse | None = ...,
+        store_erasure: _programs_pb2.RequestStoreErasureResponse | None = ...,
         replay_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["customer_update", b"customer_update", "points_update", b"points_update", "replay_time", b"replay_time", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["customer_update", b"customer_update", "points_update", b"points_update", "replay_time", b"replay_time", "result", b"result", "store_erasure", b"store_erasure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_update", b"customer_update", "points_update", b"points_update", "replay_time", b"replay_time", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_update", b"customer_update", "points_update", b"points_update", "replay_time", b"replay_time", "result", b"result", "store_erasure", b"store_erasure"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["points_update", "customer_update"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["points_update", "customer_update", "store_erasure"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 

@@ -112,8 +112,8 @@ class WebhooksServiceServicer:
 
         Scope `webhooks`. It is safe to repeat: the same update again answers its outcome DUPLICATE. Errors:
         INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND), ALREADY_EXISTS (EVENT_ID_REUSED)
-        for a webhook that was replayed as another update, and every error of PointsService.ApplyPointsUpdate or
-        CustomersService.ApplyCustomerUpdate.
+        for a webhook that was replayed as another update, and every error of PointsService.ApplyPointsUpdate,
+        CustomersService.ApplyCustomerUpdate or ProgramsService.RequestStoreErasure.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

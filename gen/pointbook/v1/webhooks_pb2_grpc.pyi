@@ -66,8 +66,8 @@ class WebhooksServiceStub:
 
     Scope `webhooks`. It is safe to repeat: the same update again answers its outcome DUPLICATE. Errors:
     INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND), ALREADY_EXISTS (EVENT_ID_REUSED)
-    for a webhook that was replayed as another update, and every error of PointsService.ApplyPointsUpdate or
-    CustomersService.ApplyCustomerUpdate.
+    for a webhook that was replayed as another update, and every error of PointsService.ApplyPointsUpdate,
+    CustomersService.ApplyCustomerUpdate or ProgramsService.RequestStoreErasure.
     """
     DropQuarantinedWebhook: _grpc.UnaryUnaryMultiCallable[_webhooks_pb2.DropQuarantinedWebhookRequest, _webhooks_pb2.DropQuarantinedWebhookResponse]
     """DropQuarantinedWebhook deletes a quarantined webhook for good, replayed or not. The audit log keeps that it was
@@ -115,8 +115,8 @@ class WebhooksServiceAsyncStub(WebhooksServiceStub):
 
     Scope `webhooks`. It is safe to repeat: the same update again answers its outcome DUPLICATE. Errors:
     INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND), ALREADY_EXISTS (EVENT_ID_REUSED)
-    for a webhook that was replayed as another update, and every error of PointsService.ApplyPointsUpdate or
-    CustomersService.ApplyCustomerUpdate.
+    for a webhook that was replayed as another update, and every error of PointsService.ApplyPointsUpdate,
+    CustomersService.ApplyCustomerUpdate or ProgramsService.RequestStoreErasure.
     """
     DropQuarantinedWebhook: _aio.UnaryUnaryMultiCallable[_webhooks_pb2.DropQuarantinedWebhookRequest, _webhooks_pb2.DropQuarantinedWebhookResponse]  # type: ignore[assignment]
     """DropQuarantinedWebhook deletes a quarantined webhook for good, replayed or not. The audit log keeps that it was
@@ -181,8 +181,8 @@ class WebhooksServiceServicer:
 
         Scope `webhooks`. It is safe to repeat: the same update again answers its outcome DUPLICATE. Errors:
         INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND), ALREADY_EXISTS (EVENT_ID_REUSED)
-        for a webhook that was replayed as another update, and every error of PointsService.ApplyPointsUpdate or
-        CustomersService.ApplyCustomerUpdate.
+        for a webhook that was replayed as another update, and every error of PointsService.ApplyPointsUpdate,
+        CustomersService.ApplyCustomerUpdate or ProgramsService.RequestStoreErasure.
         """
 
     def DropQuarantinedWebhook(

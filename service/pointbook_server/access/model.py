@@ -64,6 +64,9 @@ METHODS = {
     "ProgramsService/PutStore": Access(Scope.STORES, "store.merchant_id"),
     "ProgramsService/GetStore": Access(Scope.STORES),
     "ProgramsService/ListStores": Access(Scope.STORES),
+    "ProgramsService/RequestStoreErasure": Access(Scope.WEBHOOKS),
+    "ProgramsService/ListStoreErasures": Access(Scope.STORES),
+    "ProgramsService/EraseStore": Access(Scope.ADMIN),
     "ProgramsService/PutProgram": Access(Scope.ADMIN, "program.merchant_id"),
     "ProgramsService/GetProgram": Access(Scope.REDEEM),
     "ProgramsService/ListPrograms": Access(Scope.REDEEM),
@@ -85,7 +88,12 @@ METHODS = {
     "WebhooksService/ListQuarantinedWebhooks": Access(Scope.WEBHOOKS),
     "WebhooksService/GetQuarantinedWebhook": Access(Scope.WEBHOOKS),
     "WebhooksService/ReplayQuarantinedWebhook": Access(
-        Scope.WEBHOOKS, further_merchant_paths=("points_update.merchant_id", "customer_update.merchant_id")
+        Scope.WEBHOOKS,
+        further_merchant_paths=(
+            "points_update.merchant_id",
+            "customer_update.merchant_id",
+            "store_erasure.merchant_id",
+        ),
     ),
     "WebhooksService/DropQuarantinedWebhook": Access(Scope.ADMIN),
 }

@@ -76,6 +76,11 @@ class CustomersBook:
         """Read a customer by their id."""
         return await self._find(sql.FIND_BY_ID, {"customer_id": customer_id})
 
+    async def read_all(self, customer_ids: Iterable[str]) -> list[Customer]:
+        """Read customers by their ids, sorted by them."""
+        rows = await self._fetch(sql.FIND_BY_IDS, {"customer_ids": sorted(customer_ids)})
+        return sorted(map(sql.read_customer, rows), key=lambda customer: customer.customer_id)
+
     async def named(self, field: str, customer_id: str) -> Customer:
         """Read the customer whom a field of the request names. Raises CUSTOMER_NOT_FOUND."""
         customer = await self.read(customer_id)
@@ -154,7 +159,7 @@ class CustomersBook:
         if buyers:
             await self.lock_buyers(buyers)
             await self._execute(sql.FREE_BUYERS, {"customer_id": customer_id, **_buyer_columns(buyers)})
-            await self._end_claims_of(customer_id, buyers)
+            await self.end_claims_of(customer_id, buyers)
         if identifiers:
             await self._execute(sql.FREE_IDENTIFIERS, {"customer_id": customer_id, **_identifier_columns(identifiers)})
 
@@ -165,7 +170,7 @@ class CustomersBook:
     async def move(self, key: Key, from_customer_id: str, to_customer_id: str, now_ms: int) -> None:
         """Give a key of one locked customer to another one."""
         if isinstance(key, AccountKey):
-            await self._end_claims_of(from_customer_id, [key])
+            await self.end_claims_of(from_customer_id, [key])
         statement = sql.MOVE_BUYER if isinstance(key, AccountKey) else sql.MOVE_IDENTIFIER
         named = {"customer_id": from_customer_id, "to_customer_id": to_customer_id, "now_ms": now_ms}
         await self._execute(statement, {**named, **key._asdict()})
@@ -185,6 +190,10 @@ class CustomersBook:
     async def end_claims_until(self, customer_id: str, until_ms: int) -> None:
         """Delete a locked customer's claims of a moment and before it."""
         await self._execute(sql.DELETE_CLAIMS_UNTIL, {"customer_id": customer_id, "until_ms": until_ms})
+
+    async def end_claims_of(self, customer_id: str, buyers: Iterable[AccountKey]) -> None:
+        """Delete the claims that webhooks of some buyers made for a locked customer."""
+        await self._execute(sql.DELETE_CLAIMS_OF_BUYERS, {"customer_id": customer_id, **_buyer_columns(buyers)})
 
     async def heirs(self, contacts: Collection[Identifier]) -> dict[Identifier, str]:
         """Read which customer has the newest claim to each contact, of those that are claimed."""
@@ -235,9 +244,20 @@ class CustomersBook:
         """Forget the updates of buyers from before a moment."""
         await self._execute(sql.DELETE_UPDATES, {"redacted_at_ms": redacted_at_ms, **_buyer_columns(buyers)})
 
-    async def tombstone(self, digests: Sequence[bytes]) -> int:
-        """Tell when whom the digests name was last redacted; 0 for never."""
-        row = await self._fetch_one(sql.READ_TOMBSTONE, {"digests": list(digests)})
+    async def store_buyers(self, store_id: str, after: str, limit: int) -> dict[AccountKey, str | None]:
+        """Read a store's buyers with personal data behind one in their order, and the customer of each."""
+        values = {"store_id": store_id, "after": after, "limit": limit}
+        rows = await self._fetch(sql.READ_STORE_BUYERS, values)
+        return {AccountKey(row.store_id, row.buyer_id): row.customer_id for row in rows}
+
+    async def count_store_buyers(self, store_id: str, after: str) -> int:
+        """Count a store's buyers with personal data behind one in their order."""
+        row = await self._fetch_one(sql.COUNT_STORE_BUYERS, {"store_id": store_id, "after": after})
+        return 0 if row is None else int(row.buyers)
+
+    async def tombstone(self, store_id: str, digests: Sequence[bytes]) -> int:
+        """Return when the buyer of the digests was last redacted, alone or with their store; 0 for never."""
+        row = await self._fetch_one(sql.READ_TOMBSTONE, {"store_id": store_id, "digests": list(digests)})
         return 0 if row is None else row.redacted_at_ms or 0
 
     async def leave_tombstones(self, digests: Sequence[bytes], redacted_at_ms: int) -> None:
@@ -253,9 +273,10 @@ class CustomersBook:
         *,
         key: Key | None = None,
         to_customer_id: str = "",
+        store_id: str = "",
     ) -> None:
-        """Tell for good that a key was moved, or a customer redacted: never the value of an identifier."""
-        values: dict[str, Any] = {"kind": None, "store_id": None, "buyer_id": None}
+        """Write into the audit that a key was moved, a customer redacted, or a store erased: never an identifier."""
+        values: dict[str, Any] = {"kind": None, "store_id": store_id or None, "buyer_id": None}
         if isinstance(key, AccountKey):
             values |= {"kind": "BUYER", **key._asdict()}
         elif key is not None:
@@ -303,10 +324,6 @@ class CustomersBook:
     async def delete_group(self, group_id: str) -> None:
         """Delete a group, its memberships with it."""
         await self._execute(sql.DELETE_GROUP, {"group_id": group_id})
-
-    async def _end_claims_of(self, customer_id: str, buyers: Iterable[AccountKey]) -> None:
-        """Delete the claims that webhooks of some buyers made for a locked customer."""
-        await self._execute(sql.DELETE_CLAIMS_OF_BUYERS, {"customer_id": customer_id, **_buyer_columns(buyers)})
 
     async def _take_default_marks(self, group: UserGroup, now_ms: int) -> None:
         """Let no other group be the default one of those whose default group this is."""

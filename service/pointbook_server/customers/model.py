@@ -179,6 +179,12 @@ def newest(buyers: Iterable[KnownBuyer]) -> dict[Kind, Stamp]:
     return found
 
 
+def told_by_store(buyers: Mapping[AccountKey, KnownBuyer], store_id: str) -> set[Kind]:
+    """Return the contacts that a webhook of a store was the newest of all a customer's buyers to tell."""
+    of_store = newest(known for buyer, known in buyers.items() if buyer.store_id == store_id)
+    return {kind for kind, stamp in newest(buyers.values()).items() if NEVER != stamp == of_store[kind]}
+
+
 @dataclass(frozen=True, slots=True)
 class CustomerUpdate:
     """A customer webhook. A mobile number or e-mail address of None is not told, and an empty one taken away."""
@@ -284,9 +290,13 @@ class Tombstones:
 
     def signed(self, merchant_id: str, buyer: AccountKey) -> bytes:
         """Digest a buyer under the signing key. Raises KEY_NOT_CONFIGURED where there is none."""
+        self.check_key()
+        return self.digests(merchant_id, buyer)[0]
+
+    def check_key(self) -> None:
+        """Raise KEY_NOT_CONFIGURED where there is no key to sign with."""
         if not self._keys:
             raise key_not_configured("POINTBOOK_CODE_KEYS", "to remember a redaction by")
-        return self.digests(merchant_id, buyer)[0]
 
 
 def customer_not_found(field: str) -> PointbookError:

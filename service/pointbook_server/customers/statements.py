@@ -271,10 +271,46 @@ DELETE_UPDATES = _statement(f"""
     WHERE u.buyer_id = v.buyer_id AND u.store_id = v.store_id AND u.merchant_id = :merchant_id
         AND u.updated_at_ms <= :redacted_at_ms
 """)
+# The erasure of a store also covers buyers that were unknown when it began.
 READ_TOMBSTONE = _statement("""
-    SELECT max(redacted_at_ms) AS redacted_at_ms FROM customer_tombstones
-    WHERE digest = ANY(CAST(:digests AS bytea[])) AND merchant_id = :merchant_id
+    SELECT greatest(
+        (
+            SELECT max(redacted_at_ms) FROM customer_tombstones
+            WHERE digest = ANY(CAST(:digests AS bytea[])) AND merchant_id = :merchant_id
+        ),
+        (SELECT max(begun_at_ms) FROM store_erasures WHERE store_id = :store_id AND merchant_id = :merchant_id)
+    ) AS redacted_at_ms
 """)
+# A redacted customer keeps their buyers, which are then no longer personal data.
+HAS_PERSONAL_DATA = """
+    b.store_id = :store_id AND b.merchant_id = :merchant_id AND b.buyer_id > :after AND (
+        b.customer_id IS NULL OR b.mobile_as_of IS NOT NULL OR b.email_as_of IS NOT NULL
+        OR EXISTS (
+            SELECT FROM customer_updates AS u
+            WHERE u.buyer_id = b.buyer_id AND u.store_id = b.store_id AND u.merchant_id = b.merchant_id
+        )
+        OR EXISTS (
+            SELECT FROM customer_identifiers AS i
+            WHERE i.customer_id = b.customer_id AND i.merchant_id = b.merchant_id
+        )
+        OR EXISTS (
+            SELECT FROM customer_claims AS c WHERE c.customer_id = b.customer_id AND c.merchant_id = b.merchant_id
+        )
+        OR EXISTS (
+            SELECT FROM customer_buyers AS other WHERE other.customer_id = b.customer_id
+                AND other.merchant_id = b.merchant_id AND other.store_id <> b.store_id
+        )
+        OR EXISTS (
+            SELECT FROM customers AS c
+            WHERE c.customer_id = b.customer_id AND c.merchant_id = b.merchant_id AND c.language <> ''
+        )
+    )
+"""
+READ_STORE_BUYERS = _statement(f"""
+    SELECT b.store_id, b.buyer_id, b.customer_id FROM customer_buyers AS b WHERE {HAS_PERSONAL_DATA}
+    ORDER BY b.buyer_id LIMIT :limit
+""")
+COUNT_STORE_BUYERS = _statement(f"SELECT count(*) AS buyers FROM customer_buyers AS b WHERE {HAS_PERSONAL_DATA}")
 LEAVE_TOMBSTONES = _statement("""
     INSERT INTO customer_tombstones (digest, merchant_id, redacted_at_ms)
     SELECT digest, :merchant_id, :redacted_at_ms FROM unnest(CAST(:digests AS bytea[])) AS v (digest) ORDER BY digest

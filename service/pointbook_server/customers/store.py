@@ -1,6 +1,7 @@
 """The transactions of customers: each of its own, on the book of a merchant's customers."""
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -22,10 +23,11 @@ from pointbook_server.customers.model import (
     customer_name,
     customer_not_found,
     newest,
+    told_by_store,
 )
 from pointbook_server.customers.ownership import Ownership
 from pointbook_server.customers.updating import Updating
-from pointbook_server.database import Connection, Database
+from pointbook_server.database import Connection, Database, RetryTransactionError
 from pointbook_server.errors import next_revision
 from pointbook_server.ledger.model import AccountKey
 
@@ -152,6 +154,61 @@ class CustomersStore:
 
         return await self._transaction(merchant_id, work, now_ms)
 
+    def check_key(self) -> None:
+        """Raise KEY_NOT_CONFIGURED where there is no key for tombstones."""
+        self._tombstones.check_key()
+
+    async def erase_store_buyers(
+        self,
+        connection: Connection,
+        merchant_id: str,
+        store_id: str,
+        *,
+        after: str,
+        limit: int,
+        reason: str,
+        now_ms: int,
+        heirs: set[str],
+    ) -> list[str]:
+        """Erase the personal data of a store's buyers, as ProgramsService.EraseStore has it, in a transaction.
+
+        Returns the ids of those that were erased: the first ones behind a buyer in their order, or fewer than the
+        limit where there are no more. The caller keeps the `heirs` while it runs the transaction again.
+        """
+        async with self._ownership(connection, merchant_id, heirs, now_ms) as ownership:
+            book = ownership.book
+            owners = await book.store_buyers(store_id, after, limit)
+            customer_ids = {owner for owner in owners.values() if owner is not None}
+            await ownership.lock(customer_ids)
+            customers = await book.read_all(customer_ids)
+            known = await book.lock_buyers({*owners, *(buyer for customer in customers for buyer in customer.buyers)})
+            if any(buyer not in known or known[buyer].customer_id != owner for buyer, owner in owners.items()):
+                raise RetryTransactionError  # Another call gave a buyer to another customer before the locks.
+            erased_at_ms = max(now_ms, await book.newest_update_ms(owners))
+            await self._erase(connection, merchant_id, {buyer: known[buyer] for buyer in owners}, erased_at_ms)
+            await book.lock_identifiers({contact for customer in customers for contact in customer.contacts})
+            for customer in customers:  # Before contacts are freed, which would pass to one of them by a claim.
+                await book.end_claims_of(customer.customer_id, owners)
+            for customer in customers:
+                buyers = {buyer: known[buyer] for buyer in customer.buyers}
+                if any(buyer.store_id != store_id for buyer in buyers):
+                    await _leave_store(ownership, customer, store_id, buyers, reason=reason, now_ms=now_ms)
+                else:
+                    await _redact(ownership, customer, buyers, erased_at_ms, reason=reason, now_ms=now_ms)
+            for buyer in owners:
+                await book.close_buyer(buyer)
+        return [buyer.buyer_id for buyer in owners]
+
+    async def count_store_buyers(self, connection: Connection, merchant_id: str, store_id: str, after: str) -> int:
+        """Count a store's buyers with personal data behind one in their order."""
+        return await CustomersBook(connection, merchant_id).count_store_buyers(store_id, after)
+
+    async def audit_store(
+        self, connection: Connection, merchant_id: str, store_id: str, reason: str, now_ms: int
+    ) -> None:
+        """Audit that a store was erased."""
+        await CustomersBook(connection, merchant_id).audit("ERASE_STORE", "", reason, now_ms, store_id=store_id)
+
     async def apply(self, update: CustomerUpdate, now_ms: int) -> Applied:
         """Apply a customer webhook once, in whatever order webhooks come.
 
@@ -191,24 +248,32 @@ class CustomersStore:
     async def _transaction(
         self, merchant_id: str, work: Callable[[Connection, Ownership], Awaitable[T]], now_ms: int
     ) -> T:
-        """Run `work` in one transaction, and end the open codes of the customers whose contacts it changes.
-
-        Source: validation-codes.md.
-        """
+        """Run `work` in one transaction, and end the open codes of the customers whose contacts it changes."""
         heirs: set[str] = set()
 
         async def run(connection: Connection) -> T:
-            ownership = Ownership(CustomersBook(connection, merchant_id), heirs, now_ms)
-            result = await work(connection, ownership)
-            for customer_id in sorted(ownership.changed):
-                await self._codes.end(connection, merchant_id, customer_name(customer_id), CONTACT_CHANGED, now_ms)
-            return result
+            async with self._ownership(connection, merchant_id, heirs, now_ms) as ownership:
+                return await work(connection, ownership)
 
         return await self._database.transaction(run)
 
+    @asynccontextmanager
+    async def _ownership(
+        self, connection: Connection, merchant_id: str, heirs: set[str], now_ms: int
+    ) -> AsyncIterator[Ownership]:
+        """Yield the ownership of keys, and end the open codes of the customers whose contacts change.
+
+        Source: validation-codes.md.
+        """
+        ownership = Ownership(CustomersBook(connection, merchant_id), heirs, now_ms)
+        yield ownership
+        for customer_id in sorted(ownership.changed):
+            await self._codes.end(connection, merchant_id, customer_name(customer_id), CONTACT_CHANGED, now_ms)
+
     async def _redacted_at_ms(self, book: CustomersBook, update: CustomerUpdate) -> int:
         """Tell when a buyer was last redacted, as far as our keys can; 0 for never."""
-        return await book.tombstone(self._tombstones.digests(update.merchant_id, update.buyer))
+        digests = self._tombstones.digests(update.merchant_id, update.buyer)
+        return await book.tombstone(update.buyer.store_id, digests)
 
     async def _erase(
         self,
@@ -249,3 +314,20 @@ async def _redact(
     ownership.changed.add(customer.customer_id)
     await book.update(replace(customer, language=""), now_ms)
     await book.audit("REDACT", customer.customer_id, reason, now_ms)
+
+
+async def _leave_store(
+    ownership: Ownership,
+    customer: Customer,
+    store_id: str,
+    buyers: Mapping[AccountKey, KnownBuyer],
+    *,
+    reason: str,
+    now_ms: int,
+) -> None:
+    """Free the buyer of a store of a customer who has others, and the contacts that came from that store."""
+    contacts = {Identifier(kind, value) for kind in told_by_store(buyers, store_id) for value in customer.own(kind)}
+    of_store = {buyer for buyer in buyers if buyer.store_id == store_id}
+    await ownership.replace(customer.customer_id, new=set(), freed=contacts | of_store)
+    await ownership.book.update(customer, now_ms)
+    await ownership.book.audit("REDACT", customer.customer_id, reason, now_ms, store_id=store_id)

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pointbook_server.errors import PointbookError, Reason
 
 DEFAULT_SETTLEMENT_WINDOW_MS = 72 * 60 * 60 * 1_000
+ERASURE_DUE_MS = 30 * 24 * 60 * 60 * 1_000
 DEFAULT_CODE_LIFE_SECONDS = 300
 DEFAULT_CODE_LENGTH = 6
 DEFAULT_TIME_ZONE = "UTC"
@@ -130,6 +131,55 @@ class Program:
 def language_key(tag: str) -> str:
     """Return the form of a language tag by which tags are compared: case means nothing, and _ stands for -."""
     return tag.lower().replace("_", "-")
+
+
+class ErasureOutcome(StrEnum):
+    """What became of a request to erase a store: the names of programs.proto."""
+
+    REQUESTED = "REQUESTED"
+    ALREADY_REQUESTED = "ALREADY_REQUESTED"
+    ALREADY_ERASED = "ALREADY_ERASED"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreErasure:
+    """A request to erase the personal data of a store's customers."""
+
+    event_id: str
+    merchant_id: str
+    store_id: str
+    requested_at_ms: int
+    due_at_ms: int
+    begun_at_ms: int | None = None
+    erased_to: str = ""
+    closed_at_ms: int | None = None
+    reason: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something is left to erase, or nobody has looked yet."""
+        return self.closed_at_ms is None
+
+    def covers(self, request: "StoreErasure") -> bool:
+        """Return whether another request needs no erasure of its own.
+
+        An open one will answer it, and a closed one has if the erasure began after the request, or was the same.
+        """
+        return self.is_open or self.event_id == request.event_id or (self.begun_at_ms or 0) >= request.requested_at_ms
+
+
+@dataclass(frozen=True, slots=True)
+class ErasureProgress:
+    """How far an erasure has come: how many buyers it has erased, and how much is left to look at."""
+
+    erasure: StoreErasure
+    erased: int
+    remaining: int
+
+
+def new_erasure(event_id: str, merchant_id: str, store_id: str, requested_at_ms: int) -> StoreErasure:
+    """Build a request, which is due 30 days later. Source: SHOPLINE facts, Customer topics."""
+    return StoreErasure(event_id, merchant_id, store_id, requested_at_ms, requested_at_ms + ERASURE_DUE_MS)
 
 
 def program_not_found(program_id: int) -> PointbookError:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from decimal import Decimal
 from string import Template
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import structlog
 from google.protobuf.duration_pb2 import Duration
 from iso4217 import Currency
 from phonenumbers import SUPPORTED_REGIONS
@@ -15,20 +16,35 @@ from phonenumbers import SUPPORTED_REGIONS
 from pointbook.v1 import programs_pb2, programs_pb2_grpc, redemption_pb2
 from pointbook_server import paging
 from pointbook_server.clock import Clock
-from pointbook_server.fields import Fields, is_language, read_etag, to_decimal_text
+from pointbook_server.fields import (
+    DAY_MS,
+    ID_LENGTH_MAX,
+    YEAR_2000_MS,
+    Fields,
+    is_language,
+    read_etag,
+    to_decimal_text,
+    to_timestamp,
+)
 from pointbook_server.ledger.model import POINTS_MAX
+from pointbook_server.programs.erasures import FIRST_PLACE, StoreErasures, place_of
 from pointbook_server.programs.model import (
     Channel,
     Criteria,
+    ErasureOutcome,
     PhoneNumberType,
     Program,
     Store,
+    StoreErasure,
     Validation,
     language_key,
+    new_erasure,
     program_not_found,
 )
 from pointbook_server.programs.store import ProgramsStore
 
+EVENT_ID_LENGTH_MAX = 128
+REASON_LENGTH_MAX = 500
 PROGRAM_ID_MAX = 2**63 - 1
 STORES_MAX = 1_000
 REGIONS_MAX = 300
@@ -52,6 +68,9 @@ CHANNELS = {
     redemption_pb2.VALIDATION_TYPE_MISSED_CALL: Channel.MISSED_CALL,
 }
 CURRENCIES = frozenset(currency.code for currency in Currency)
+ERASURE_OUTCOMES = {
+    outcome: programs_pb2.StoreErasureOutcome.Value(f"STORE_ERASURE_OUTCOME_{outcome}") for outcome in ErasureOutcome
+}
 CHANNEL_NUMBERS = {channel: number for number, channel in CHANNELS.items()}
 NUMBER_TYPES = {
     programs_pb2.PhoneNumberType.Value(f"PHONE_NUMBER_TYPE_{number_type}"): number_type
@@ -60,14 +79,18 @@ NUMBER_TYPES = {
 NUMBERS_OF_TYPES = {number_type: number for number, number_type in NUMBER_TYPES.items()}
 N = TypeVar("N", bound=int)
 T = TypeVar("T")
+
+log = structlog.get_logger()
+
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 
 
 class ProgramsServicer(programs_pb2_grpc.ProgramsServiceServicer):
     """ProgramsService: each method reads its request, asks the store, and writes the answer."""
 
-    def __init__(self, store: ProgramsStore, clock: Clock) -> None:
+    def __init__(self, store: ProgramsStore, erasures: StoreErasures, clock: Clock) -> None:
         self._store = store
+        self._erasures = erasures
         self._clock = clock
 
     async def PutStore(self, request: programs_pb2.PutStoreRequest, _context: object) -> programs_pb2.PutStoreResponse:
@@ -111,6 +134,64 @@ class ProgramsServicer(programs_pb2_grpc.ProgramsServiceServicer):
             response.next_page_token = paging.write_token(scope, (page[-1].store_id,))
         return response
 
+    async def RequestStoreErasure(
+        self, request: programs_pb2.RequestStoreErasureRequest, _context: object
+    ) -> programs_pb2.RequestStoreErasureResponse:
+        """Keep a request to erase a store, and write a new one into the audit log."""
+        fields = Fields()
+        fields.present("request_time", is_present=request.HasField("request_time"))
+        high_ms = self._clock() + DAY_MS
+        wanted = new_erasure(
+            fields.identifier("event_id", request.event_id, length_max=EVENT_ID_LENGTH_MAX),
+            fields.identifier("merchant_id", request.merchant_id),
+            fields.identifier("store_id", request.store_id),
+            fields.time_ms("request_time", request.request_time, low=YEAR_2000_MS, high=high_ms),
+        )
+        fields.check()
+        outcome, erasure = await self._erasures.request(wanted)
+        if outcome is ErasureOutcome.REQUESTED:
+            due = to_timestamp(erasure.due_at_ms).ToJsonString()
+            _log_of(erasure).warning("audit: store erasure requested", due=due)
+        return programs_pb2.RequestStoreErasureResponse(
+            outcome=ERASURE_OUTCOMES[outcome], erasure=_write_erasure(erasure)
+        )
+
+    async def ListStoreErasures(
+        self, request: programs_pb2.ListStoreErasuresRequest, _context: object
+    ) -> programs_pb2.ListStoreErasuresResponse:
+        """Return a page of the requests to erase stores, of a merchant or of all."""
+        fields = Fields()
+        merchant_id = fields.ascii("merchant_id", request.merchant_id, length_max=ID_LENGTH_MAX)
+        size = fields.page_size("page_size", request.page_size)
+        scope = ("store erasures", merchant_id)
+        place = paging.read_token(fields, "page_token", request.page_token, scope, (int, int, str))
+        fields.check()
+        after = FIRST_PLACE if place is None else (int(place[0]), int(place[1]), str(place[2]))
+        found = await self._erasures.erasures(merchant_id, after=after, limit=size + 1)
+        page = paging.fit(map(_write_erasure, found), size)
+        response = programs_pb2.ListStoreErasuresResponse(erasures=page)
+        if len(found) > len(page):
+            response.next_page_token = paging.write_token(scope, place_of(found[len(page) - 1]))
+        return response
+
+    async def EraseStore(
+        self, request: programs_pb2.EraseStoreRequest, _context: object
+    ) -> programs_pb2.EraseStoreResponse:
+        """Erase a part of the personal data of a store's customers, and write it into the audit log."""
+        fields = Fields()
+        fields.identifier("merchant_id", request.merchant_id)
+        store_id = fields.identifier("store_id", request.store_id)
+        fields.present("reason", is_present=bool(request.reason.strip()))
+        reason = fields.text("reason", request.reason, length_max=REASON_LENGTH_MAX)
+        fields.check()
+        progress = await self._erasures.erase(request.merchant_id, store_id, reason)
+        _log_of(progress.erasure).warning(
+            "audit: store erased", reason=reason, erased=progress.erased, remaining=progress.remaining
+        )
+        return programs_pb2.EraseStoreResponse(
+            erased=progress.erased, remaining=progress.remaining, erasure=_write_erasure(progress.erasure)
+        )
+
     async def PutProgram(
         self, request: programs_pb2.PutProgramRequest, _context: object
     ) -> programs_pb2.PutProgramResponse:
@@ -153,6 +234,25 @@ class ProgramsServicer(programs_pb2_grpc.ProgramsServiceServicer):
         if len(found) > len(page):
             response.next_page_token = paging.write_token(scope, (page[-1].program_id,))
         return response
+
+
+def _log_of(erasure: StoreErasure) -> Any:
+    return log.bind(merchant_id=erasure.merchant_id, store_id=erasure.store_id)
+
+
+def _write_erasure(erasure: StoreErasure) -> programs_pb2.StoreErasure:
+    message = programs_pb2.StoreErasure(
+        merchant_id=erasure.merchant_id,
+        store_id=erasure.store_id,
+        request_time=to_timestamp(erasure.requested_at_ms),
+        due_time=to_timestamp(erasure.due_at_ms),
+        reason=erasure.reason,
+    )
+    if erasure.begun_at_ms is not None:
+        message.begin_time.CopyFrom(to_timestamp(erasure.begun_at_ms))
+    if erasure.closed_at_ms is not None:
+        message.close_time.CopyFrom(to_timestamp(erasure.closed_at_ms))
+    return message
 
 
 def _read_program(fields: Fields, program: programs_pb2.Program) -> Program:

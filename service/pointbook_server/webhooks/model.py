@@ -7,18 +7,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
+from typing import Any
 
 CREDENTIALS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
 """The headers that open doors: whoever reads the quarantine shall not be able to."""
 POINTS_TOPIC = "app_memberSystem_points/challenged"
+STORE_ERASURE_TOPIC = "merchants/redact"
 CUSTOMER_TOPICS = "customers/"
 """How the topics begin whose webhooks are personal data."""
 NO_TOPIC = ""
 """The topic of a webhook that names none: it may be a customer's."""
 
+SHOP_ID_HEADER = "x-shopline-shop-id"
+
 ID_LENGTH_MAX = 64
 
-_BUYER_ID = re.compile(rf"[!-~]{{1,{ID_LENGTH_MAX}}}")
+_ID = re.compile(rf"[!-~]{{1,{ID_LENGTH_MAX}}}")
 
 Header = tuple[str, str]
 """A header's name, and its value with its bytes read as ISO 8859-1."""
@@ -117,18 +121,38 @@ def subject_of(body: bytes) -> str:
     A redaction names its customer in an object of that name, the other topics are the customer's own fields. An id may
     be any number that is whole, as the shim reads it.
     """
-    try:
-        told = json.loads(body, parse_float=Decimal)
-    except (ValueError, RecursionError, InvalidOperation):
-        return ""
-    own = told if isinstance(told, dict) else {}
+    own = _parse(body)
     customer = own.get("customer")
-    subject = customer["id"] if isinstance(customer, dict) and "id" in customer else own.get("id")
+    return _id_of(customer["id"] if isinstance(customer, dict) and "id" in customer else own.get("id"))
+
+
+def store_of(webhook: Webhook) -> str:
+    """Return the store whose customer a webhook is about; empty for other webhooks, or where it names no store.
+
+    A redaction names its store; for the other customer webhooks only a header does.
+    """
+    if not (webhook.topic.lower().startswith(CUSTOMER_TOPICS) or subject_of(webhook.body)):
+        return ""
+    named = next((value for name, value in webhook.headers if name.lower() == SHOP_ID_HEADER), None)
+    return _id_of(_parse(webhook.body).get("shop_id")) or _id_of(named)
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    """Parse a body as a JSON object; empty where it is none."""
+    try:
+        parsed = json.loads(body, parse_float=Decimal)
+    except (ValueError, RecursionError, InvalidOperation):
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _id_of(value: object) -> str:
+    """Return an id that may be written as a number; empty where it is none."""
     # 1e999999999 is short here and very long as digits.
-    if isinstance(subject, Decimal) and subject.adjusted() < ID_LENGTH_MAX and subject == subject.to_integral_value():
-        subject = int(subject)
-    buyer_id = str(subject) if isinstance(subject, (str, int)) else ""
-    return buyer_id if _BUYER_ID.fullmatch(buyer_id) else ""
+    if isinstance(value, Decimal) and value.adjusted() < ID_LENGTH_MAX and value == value.to_integral_value():
+        value = int(value)
+    text = str(value) if isinstance(value, (str, int)) else ""
+    return text if _ID.fullmatch(text) else ""
 
 
 def without_credentials(headers: Iterable[Header]) -> tuple[Header, ...]:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import structlog
 
-from pointbook.v1 import customers_pb2, points_pb2, webhooks_pb2, webhooks_pb2_grpc
+from pointbook.v1 import customers_pb2, points_pb2, programs_pb2, webhooks_pb2, webhooks_pb2_grpc
 from pointbook_server import paging
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError, Reason
@@ -13,6 +13,7 @@ from pointbook_server.fields import DAY_MS, ID_LENGTH_MAX, TIME_MS_MAX, TIME_MS_
 from pointbook_server.webhooks.model import (
     NO_TOPIC,
     POINTS_TOPIC,
+    STORE_ERASURE_TOPIC,
     Claim,
     Content,
     Header,
@@ -79,6 +80,15 @@ class Customers(Protocol):
         """Apply one customer webhook."""
 
 
+class Stores(Protocol):
+    """What keeps requests to erase stores: ProgramsService itself."""
+
+    async def RequestStoreErasure(
+        self, request: programs_pb2.RequestStoreErasureRequest, _context: object, /
+    ) -> programs_pb2.RequestStoreErasureResponse:
+        """Keep a request to erase a store."""
+
+
 class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
     """WebhooksService: each method reads its request, asks the store, and writes the answer.
 
@@ -86,11 +96,19 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
     """
 
     def __init__(
-        self, store: WebhooksStore, points: Points, customers: Customers, clock: Clock, *, replay_ms: int
+        self,
+        store: WebhooksStore,
+        points: Points,
+        customers: Customers,
+        stores: Stores,
+        clock: Clock,
+        *,
+        replay_ms: int,
     ) -> None:
         self._store = store
         self._points = points
         self._customers = customers
+        self._stores = stores
         self._clock = clock
         self._replay_ms = replay_ms
 
@@ -186,25 +204,26 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
     async def _apply(
         self, claim: Claim, request: webhooks_pb2.ReplayQuarantinedWebhookRequest, context: object
     ) -> webhooks_pb2.ReplayQuarantinedWebhookResponse:
-        """Apply a claimed webhook's update; what is wrong with it is told by the paths of this request.
+        """Apply a claimed webhook's update, whose wrong fields are named by their paths in this request.
 
-        The update must be of the webhook's topic; where the webhook names none, the caller has chosen it.
+        The update must be of the webhook's topic; for a webhook without one the caller chooses the kind.
         """
         fields = Fields()
-        is_points = request.HasField("points_update")
+        kind = request.WhichOneof("update") or ""
         if claim.topic != NO_TOPIC:
-            if is_points and claim.topic != POINTS_TOPIC:
-                fields.wrong("points_update", "must be the update of a points webhook, which this one is not")
-            if not is_points and CUSTOMER_TOPICS.get(claim.topic) != request.customer_update.kind:
-                fields.wrong("customer_update.kind", "must be the kind of the webhook's topic")
+            _check_kind(fields, claim.topic, request)
         fields.check()
         # The points update's paths begin with its name in the request that it is put into.
-        prefix = "points_" if is_points else "customer_update."
+        prefix = "points_" if kind == "points_update" else f"{kind}."
         try:
-            if is_points:
+            if kind == "points_update":
                 points = points_pb2.ApplyPointsUpdateRequest(update=request.points_update)
                 return webhooks_pb2.ReplayQuarantinedWebhookResponse(
                     points_update=await self._points.ApplyPointsUpdate(points, context)
+                )
+            if kind == "store_erasure":
+                return webhooks_pb2.ReplayQuarantinedWebhookResponse(
+                    store_erasure=await self._stores.RequestStoreErasure(request.store_erasure, context)
                 )
             return webhooks_pb2.ReplayQuarantinedWebhookResponse(
                 customer_update=await self._customers.ApplyCustomerUpdate(request.customer_update, context)
@@ -214,6 +233,17 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
                 fields.wrong(f"{prefix}{violation.field}", violation.description)
             fields.check()
             raise
+
+
+def _check_kind(fields: Fields, topic: str, request: webhooks_pb2.ReplayQuarantinedWebhookRequest) -> None:
+    """Note where an update is not of the kind that its webhook's topic prescribes."""
+    kind = request.WhichOneof("update")
+    if kind == "points_update" and topic != POINTS_TOPIC:
+        fields.wrong(kind, "must be the update of a points webhook, which this one is not")
+    if kind == "customer_update" and CUSTOMER_TOPICS.get(topic) != request.customer_update.kind:
+        fields.wrong("customer_update.kind", "must be the kind of the webhook's topic")
+    if kind == "store_erasure" and topic != STORE_ERASURE_TOPIC:
+        fields.wrong(kind, "must be the request of a webhook to erase a store, which this one is not")
 
 
 def _read_webhook(request: webhooks_pb2.QuarantineWebhookRequest, now_ms: int) -> Webhook:
@@ -240,7 +270,7 @@ def _read_webhook(request: webhooks_pb2.QuarantineWebhookRequest, now_ms: int) -
 
 
 def _read_topic(fields: Fields, request: webhooks_pb2.QuarantineWebhookRequest) -> str:
-    """Read a topic, which a webhook of the reason TOPIC_MISSING has not, and every other one has."""
+    """Read the topic, which is required, but for the reason TOPIC_MISSING, where it must be empty."""
     if request.reason != webhooks_pb2.QUARANTINE_REASON_TOPIC_MISSING:
         return fields.identifier("topic", request.topic, length_max=TOPIC_LENGTH_MAX)
     if request.topic:

@@ -3,7 +3,7 @@
 Whoever changes a merchant's usage locks its row before any webhook's, so that no two transactions wait for each other.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -36,6 +36,7 @@ from pointbook_server.webhooks.model import (
     State,
     Webhook,
     new_quarantine_id,
+    store_of,
     subject_of,
 )
 from pointbook_server.webhooks.sealing import Sealed, Sealer
@@ -47,6 +48,11 @@ IS_MERCHANT = USAGE.merchant_id == bindparam("merchant")
 TELLS_OF = and_(
     WEBHOOK.subject_digest == any_(bindparam("digests", type_=ARRAY(LargeBinary))),
     WEBHOOK.merchant_id == bindparam("merchant"),
+)
+IS_OF_STORE = and_(
+    WEBHOOK.store_digest == any_(bindparam("digests", type_=ARRAY(LargeBinary))),
+    WEBHOOK.merchant_id == bindparam("merchant"),
+    WEBHOOK.body.is_not(None),
 )
 ERASED = "erased"
 """What a webhook was replayed as, when its body was erased."""
@@ -118,16 +124,16 @@ RELEASE_WEBHOOK = Statement(
         replay_until_ms=case((WEBHOOK.replays_running > 1, WEBHOOK.replay_until_ms), else_=0),
     )
 )
-LOCK_ABOUT = Statement(
-    select(func.octet_length(WEBHOOK.body).label("size"))
-    .where(TELLS_OF, WEBHOOK.body.is_not(None))
-    .order_by(WEBHOOK.quarantine_id)
-    .with_for_update()
-)
+HAS_BODY = select(WEBHOOK.quarantine_id, func.octet_length(WEBHOOK.body).label("size")).order_by(WEBHOOK.quarantine_id)
+LOCK_ABOUT = Statement(HAS_BODY.where(TELLS_OF, WEBHOOK.body.is_not(None)).with_for_update())
+LOCK_OF_STORE = Statement(HAS_BODY.where(IS_OF_STORE).limit(bindparam("limit")).with_for_update())
+COUNT_OF_STORE = Statement(select(func.count().label("webhooks")).select_from(quarantined_webhooks).where(IS_OF_STORE))
 # What a webhook was replayed as is a digest of its content, so that it goes with the body.
 ERASE_BODIES = Statement(
     update(quarantined_webhooks)
-    .where(TELLS_OF, WEBHOOK.body.is_not(None))
+    .where(
+        WEBHOOK.quarantine_id == any_(bindparam("ids", type_=ARRAY(Text))), WEBHOOK.merchant_id == bindparam("merchant")
+    )
     .values(
         body=None,
         kept_bytes=func.octet_length(WEBHOOK.headers),
@@ -199,7 +205,11 @@ class WebhooksStore:
         quarantine_id = new_quarantine_id()
         sealed = self._sealer.seal(webhook, quarantine_id)
         subject = subject_of(webhook.body)
-        subject_digest = self._sealer.subject_digests(subject)[0] if subject else None
+        store_id = store_of(webhook)
+        whose = {
+            "subject_digest": self._sealer.subject_digests(subject)[0] if subject else None,
+            "store_digest": self._sealer.subject_digests(store_id)[0] if store_id else None,
+        }
         known = {
             "digests": digests,
             "why": webhook.reason.value,
@@ -212,7 +222,7 @@ class WebhooksStore:
                 return found.quarantine_id, True
             if await self._take_room(connection, webhook.merchant_id, sealed.size):
                 row = _to_row(webhook, quarantine_id, digests[0], sealed)
-                if not await connection.execute(INSERT_WEBHOOK, row | {"subject_digest": subject_digest}):
+                if not await connection.execute(INSERT_WEBHOOK, row | whose):
                     raise RetryTransactionError  # Another call has just kept it.
                 return quarantine_id, False
             # The last room may just have been taken by the same webhook.
@@ -300,13 +310,31 @@ class WebhooksStore:
     async def erase(self, connection: Connection, merchant_id: str, buyer_ids: Iterable[str]) -> None:
         """Erase the bodies that tell of some buyers, inside the transaction that redacts them."""
         digests = [digest for buyer_id in buyer_ids for digest in self._sealer.subject_digests(buyer_id)]
-        about = {"merchant": merchant_id, "digests": digests}
+        await self._erase(connection, merchant_id, LOCK_ABOUT, {"merchant": merchant_id, "digests": digests})
+
+    async def erase_store(self, connection: Connection, merchant_id: str, store_id: str, limit: int) -> int:
+        """Erase bodies of a store's customer webhooks, inside the transaction that erases it; returns how many."""
+        of_store = {"merchant": merchant_id, "digests": self._sealer.subject_digests(store_id), "limit": limit}
+        return await self._erase(connection, merchant_id, LOCK_OF_STORE, of_store)
+
+    async def count_store(self, connection: Connection, merchant_id: str, store_id: str) -> int:
+        """Count a store's customer webhooks that have a body."""
+        of_store = {"merchant": merchant_id, "digests": self._sealer.subject_digests(store_id)}
+        row = await connection.fetch_one(COUNT_OF_STORE, of_store)
+        return 0 if row is None else int(row.webhooks)
+
+    async def _erase(
+        self, connection: Connection, merchant_id: str, lock: Statement, wanted: Mapping[str, object]
+    ) -> int:
+        """Erase the bodies that a statement locks, and return how many they were."""
         # Without a row to lock, the merchant's first webhook could come between the statements, or be missed.
         await connection.execute(OPEN_USAGE, {"merchant_id": merchant_id})
         await connection.fetch_one(LOCK_USAGE, {"merchant": merchant_id})
-        size = sum(row.size for row in await connection.fetch(LOCK_ABOUT, about))
-        await connection.execute(ERASE_BODIES, about)
-        await connection.execute(FREE_BYTES, {"merchant": merchant_id, "size": size})
+        found = await connection.fetch(lock, wanted)
+        ids = [row.quarantine_id for row in found]
+        await connection.execute(ERASE_BODIES, {"merchant": merchant_id, "ids": ids})
+        await connection.execute(FREE_BYTES, {"merchant": merchant_id, "size": sum(row.size for row in found)})
+        return len(ids)
 
     async def _take_room(self, connection: Connection, merchant_id: str, size: int) -> bool:
         """Count a new webhook in, if there is room; a merchant's first ones open its count, of which one does."""

@@ -1,0 +1,63 @@
+"""`pointbook store` as an operator meets it, on a real server."""
+
+import pytest
+
+from e2e.processes import Finished, free_port, one_line, pointbook
+from harness import NOW_MS, Client, Service, Shop, at, make_token, unique
+from pointbook.v1 import identity_pb2, programs_pb2
+from pointbook_server.access.model import Scope
+
+WHY = ("--reason", "merchants/redact of May")
+
+
+@pytest.fixture
+def settings(service: Service, admin_token: str) -> dict[str, str]:
+    """The environment of an operator who may do everything."""
+    return {"GRPC_ADDRESS": f"127.0.0.1:{service.server.port}", "TOKEN": admin_token}
+
+
+async def test_a_store_is_erased_and_its_request_closed(
+    client: Client, service: Service, shop: Shop, settings: dict[str, str]
+) -> None:
+    """Listed, erased, listed as closed; again it changes nothing, and the ledger verifies."""
+    buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")]
+    await client.put_customer(shop.merchant_id, "alice", email=f"{unique('a')}@example.com", buyers=buyers)
+    await client.apply(shop.update("buyer"))
+    await client.programs.RequestStoreErasure(
+        programs_pb2.RequestStoreErasureRequest(
+            event_id="e-1", merchant_id=shop.merchant_id, store_id=shop.store_id, request_time=at(NOW_MS)
+        )
+    )
+    merchant = ("--merchant", shop.merchant_id)
+    before = await pointbook("store", "erasures", **settings)
+    erased = await pointbook("store", "erase", shop.store_id, *merchant, *WHY, **settings)
+    again = await pointbook("store", "erase", shop.store_id, *merchant, *WHY, **settings)
+    after = await pointbook("store", "erasures", *merchant, **settings)
+    verified = await pointbook("verify", *merchant, DATABASE_URL=service.database_url)
+
+    due, now = at(NOW_MS + 30 * 24 * 60 * 60 * 1_000).ToJsonString(), at(NOW_MS).ToJsonString()
+    names = f"{shop.merchant_id}  {shop.store_id}"
+    assert before.exit_code == 0
+    assert [line.split(due)[1] for line in before.out.splitlines() if line.startswith(names)] == [f"  requested {now}"]
+    assert erased == Finished(0, f"Store {shop.store_id} is erased; buyers that lost personal data: 1.\n", "")
+    assert again == Finished(0, f"Store {shop.store_id} is erased; buyers that lost personal data: 0.\n", "")
+    assert after.out == f"{names}  CLOSED {now}  requested {now}  merchants/redact of May\n"
+    assert verified.exit_code == 0, verified
+    assert not (await client.customer(shop.merchant_id, "alice")).email
+
+
+async def test_what_can_be_mended_is_one_line(service: Service, shop: Shop, settings: dict[str, str]) -> None:
+    """No server, no token, no scope, an unknown store, or no reason."""
+    merchant = ("--merchant", shop.merchant_id)
+    lists = await make_token(service.database_url, [shop.merchant_id], [Scope.STORES])
+    away = await pointbook("store", "erasures", "--server", f"127.0.0.1:{free_port()}")
+    forbidden = await pointbook("store", "erasures", **{**settings, "TOKEN": lists})
+    denied = await pointbook("store", "erase", shop.store_id, *merchant, *WHY, **{**settings, "TOKEN": lists})
+    unknown = await pointbook("store", "erase", "nowhere", *merchant, *WHY, **settings)
+    blank = await pointbook("store", "erase", shop.store_id, *merchant, "--reason", " ", **settings)
+
+    assert one_line(away).startswith("UNAVAILABLE: ")
+    assert one_line(forbidden).startswith("MERCHANT_FORBIDDEN: ")
+    assert one_line(denied) == "SCOPE_MISSING: The token lacks the scope admin."
+    assert one_line(unknown).startswith("STORE_NOT_FOUND: ")
+    assert one_line(blank) == "INVALID_FIELDS: reason is required"
