@@ -29,7 +29,8 @@ STREAM_ROWS = 500
 STREAM_TIMEOUT_SECONDS = 6 * 3_600.0
 QUERIES_MAX = 1_000_000
 """After how many queries a connection is replaced, so that what the database caches for it stays bounded."""
-CLOSE_TIMEOUT_SECONDS = 5.0
+CLOSE_TIMEOUT_SECONDS = 1.0
+"""How long a closing pool waits for transactions whose callers are gone: a server has 10 s to stop in all."""
 RETRY_AFTER_SECONDS = 1.0
 SESSION_SETTINGS = {
     "application_name": "pointbook",
@@ -227,9 +228,8 @@ class Database:
             yield Connection(driver)
 
     async def dispose(self) -> None:
-        """Close all connections."""
-        await self._pool.close()
-        await self._pulse.close()
+        """Close all connections, and cut those that are still in use after a moment."""
+        await asyncio.gather(self._pool.close(), self._pulse.close())
 
 
 class _Pool:
