@@ -1,5 +1,6 @@
 """Text that people paste: digits of every script, and characters that nobody sees. Pure."""
 
+import re
 import unicodedata
 
 _INVISIBLE_CATEGORIES = {"Cc", "Cf"}
@@ -12,6 +13,10 @@ _INVISIBLE = {
 }
 """Characters of other categories that Unicode renders as nothing (Default_Ignorable_Code_Point)."""
 _PLUS_SIGNS = "\uff0b\ufe62"
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_DASHES = "\u2212\u30fc"
+"""The minus sign and the katakana prolonged sound mark, which are no dashes to Unicode but are typed as such."""
+_PUNCTUATION = str.maketrans("\uff08\uff09\uff0e", "().")
 
 
 def ascii_digits(text: str) -> str:
@@ -24,11 +29,33 @@ def without_invisible(text: str) -> str:
     return "".join(character for character in text if not _is_invisible(character))
 
 
+def pasted(text: str) -> str:
+    """Return a pasted value without invisible characters and surrounding blanks.
+
+    It is empty where a line break or another control character separates two values: joining them would make a third.
+    """
+    parts = (without_invisible(part).strip() for part in _CONTROLS.split(text))
+    values = [part for part in parts if part]
+    return values[0] if len(values) == 1 else ""
+
+
+def phone_text(text: str) -> str:
+    """Return a pasted phone number with ASCII digits, plus, blanks, dashes, parentheses and dots."""
+    return "".join(_phone_character(character) for character in ascii_digits(pasted(text))).translate(_PUNCTUATION)
+
+
 def _ascii_digit(character: str) -> str:
     if character in _PLUS_SIGNS:
         return "+"
     digit = unicodedata.decimal(character, None)
     return character if digit is None else str(digit)
+
+
+def _phone_character(character: str) -> str:
+    category = unicodedata.category(character)
+    if category == "Pd" or character in _DASHES:
+        return "-"
+    return " " if category == "Zs" else character
 
 
 def _is_invisible(character: str) -> bool:

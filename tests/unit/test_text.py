@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from pointbook_server.text import ascii_digits, without_invisible
+from pointbook_server.text import ascii_digits, pasted, phone_text, without_invisible
 
 CHARACTERS = [chr(code) for code in range(sys.maxunicode + 1)]
 
@@ -55,3 +55,37 @@ def test_invisible_characters_are_dropped(invisible: str) -> None:
 def test_visible_characters_and_blanks_stay(text: str) -> None:
     """Accents that combine, too."""
     assert without_invisible(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ada", "ada"),
+        (" \u00a0ada\u3000\r\n", "ada"),
+        ("\u202a\n ada \u202c\n", "ada"),
+        ("a\u200bd\u00ada", "ada"),
+        ("a da", "a da"),
+        ("ada\nbob", ""),
+        ("ada\tbob", ""),
+        ("ada\u2028bob", ""),
+        ("ada\x00bob", ""),
+        ("\u200b\n", ""),
+    ],
+)
+def test_a_pasted_value_is_what_is_seen_of_it(text: str, expected: str) -> None:
+    """Blanks inside stay; what a control character separates is not joined."""
+    assert pasted(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\uff0b\uff18\uff16\u3000\uff081\uff09\uff0e2", "+86 (1).2"),
+        ("1\u20102\u20133\u22124\u30fc5\uff0d6", "1-2-3-4-5-6"),
+        ("\u2066+86\u00a01\u2009\u20692", "+86 1 2"),
+        ("tel:1;ext=2", "tel:1;ext=2"),
+    ],
+)
+def test_a_phone_number_is_written_in_ascii(text: str, expected: str) -> None:
+    """Every dash, blank, parenthesis and digit; what else there is stays, for others to refuse."""
+    assert phone_text(text) == expected
