@@ -33,6 +33,9 @@ class MailServer:
     emails: list[tuple[Envelope, EmailMessage]] = field(default_factory=list)
     replies: dict[str, str] = field(default_factory=dict)
     at_data: str = ""
+    takes_utf8: bool = True
+    recipients: list[str] = field(default_factory=list)
+    """What RCPT said, as it came over the wire."""
     logins: list[tuple[bytes, bytes]] = field(default_factory=list)
     encrypted: list[bool] = field(default_factory=list)
     open: int = 0
@@ -93,10 +96,14 @@ async def mail_server(
             keeper.open -= 1
             super().connection_lost(error)
 
+        async def smtp_RCPT(self, arg: str) -> None:  # noqa: N802 - aiosmtpd names it
+            keeper.recipients.append(arg)
+            await super().smtp_RCPT(arg)
+
     def protocol() -> SMTP:
         return Counted(
             keeper,
-            enable_SMTPUTF8=True,
+            enable_SMTPUTF8=keeper.takes_utf8,
             hostname="mail.example.com",
             tls_context=start_tls,
             require_starttls=start_tls is not None,

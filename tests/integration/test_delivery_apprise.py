@@ -68,6 +68,17 @@ async def test_e_mail_alone_has_a_subject(provider: HttpServer, channel: Channel
     assert provider.requests[0].json["title"] == title
 
 
+@pytest.mark.parametrize(
+    ("destination", "sent_to"),
+    [("Ada@B\u00fccher.example", "Ada@xn--bcher-kva.example"), ("ada.@docomo.ne.jp", '"ada."@docomo.ne.jp')],
+)
+async def test_an_address_has_its_domain_in_ascii(provider: HttpServer, destination: str, sent_to: str) -> None:
+    """As providers take it; Apprise reads no other."""
+    await sender_to(provider.port, channel=Channel.EMAIL).send(replace(MESSAGE, destination=destination))
+
+    assert unquote(provider.requests[0].line.split(" ")[1].split("?")[0]) == f"/{sent_to}"
+
+
 async def test_a_destination_cannot_change_the_url(provider: HttpServer) -> None:
     """It is percent-encoded as a whole."""
     await sender_to(provider.port).send(replace(SMS, destination="a/../b?method=PUT&x=@evil:1#"))

@@ -109,6 +109,62 @@ async def test_addresses_beyond_ascii(destination: str, arrives_at: str) -> None
     assert email["Subject"] == "é"
 
 
+@pytest.mark.parametrize(
+    ("destination", "sent_to"),
+    [
+        ("ada.@docomo.ne.jp", '"ada."@docomo.ne.jp'),
+        ("a..b@docomo.ne.jp", '"a..b"@docomo.ne.jp'),
+        (".a@t.vodafone.ne.jp", '".a"@t.vodafone.ne.jp'),
+        ("Ada..@EZweb.ne.jp", '"Ada.."@ezweb.ne.jp'),
+        ("Ada.B@docomo.ne.jp", "Ada.B@docomo.ne.jp"),
+        ("Ada@Example.COM", "Ada@example.com"),
+        ("stra\u00dfe@stra\u00dfe.de", "stra\u00dfe@xn--strae-oqa.de"),
+        ("\u0130.\ufb01@example.com", "\u0130.\ufb01@example.com"),
+        ("cafe\u0301@example.com", "cafe\u0301@example.com"),
+        ("o'b{1}+2@example.com", "o'b{1}+2@example.com"),
+        ("=?utf-8?q?ada?=@example.com", "=?utf-8?q?ada?=@example.com"),
+    ],
+)
+async def test_the_wire_and_the_header_name_exactly_the_mailbox_that_was_given(destination: str, sent_to: str) -> None:
+    """Dots that only quotes allow are quoted; the domain is in ASCII; nothing else is changed."""
+    async with mail_server() as server:
+        await sender_to(server.port).send(replace(MESSAGE, destination=destination))
+        envelope, email = server.emails[0]
+
+    assert server.recipients == [f"TO:<{sent_to}>"]
+    assert isinstance(envelope.content, bytes)
+    assert f"To: {sent_to}\r\n".encode() in envelope.content
+    assert CODE in email.get_content()
+
+
+@pytest.mark.parametrize("line_break", ["=0D=0A", "=0A", "=0D"])
+async def test_an_address_cannot_add_headers(line_break: str) -> None:
+    """An encoded word is a valid local part, and stays one."""
+    destination = f"=?utf-8?q?a{line_break}Bcc=3A_evil=40example.com{line_break}?=@example.com"
+    async with mail_server() as server:
+        await sender_to(server.port).send(replace(MESSAGE, destination=destination))
+        _, email = server.emails[0]
+
+    assert email["Bcc"] is None
+    assert server.recipients == [f"TO:<{destination}>"]
+
+
+@pytest.mark.parametrize("options", ["", "?starttls=off"])
+async def test_a_server_without_smtputf8_is_a_definite_refusal(options: str) -> None:
+    """Nothing is sent, under any other name either; addresses in ASCII go on."""
+    async with mail_server() as server:
+        server.takes_utf8 = False
+        sender = sender_to(server.port, options=options)
+        with pytest.raises(DeliveryFailedError) as caught:
+            await sender.send(replace(MESSAGE, destination="jos\u00e9@example.com"))
+        await sender.send(replace(MESSAGE, destination="jose@b\u00fccher.example"))
+
+    assert caught.value.kind is FailureKind.REFUSED
+    assert "beyond ASCII" in str(caught.value)
+    assert "jos" not in everything_told_by(caught.value)
+    assert server.recipients == ["TO:<jose@xn--bcher-kva.example>"]
+
+
 @pytest.mark.parametrize("destination", ["", "b", "a@example.com, c@example.com", "a@example.com\r\nDATA", "<a@b.c> x"])
 async def test_what_is_no_address_is_refused(destination: str) -> None:
     """Nothing but one address comes near the server."""

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
+from pointbook_server import emails
 from pointbook_server.delivery.sender import (
     READY_SECONDS,
     DeliveryFailedError,
@@ -72,7 +73,7 @@ class AppriseSender:
     def _send(self, message: Message) -> DeliveryFailedError | DeliveryUncertainError | None:
         """Send in a thread. Nothing is raised there: asyncio logs errors that nobody waits for any more."""
         try:
-            service = self._service(message.destination)
+            service = self._service(self._address(message.destination))
             if service is None:
                 return DeliveryFailedError(f"{PROVIDER} does not understand the destination")
             # The service itself never tries again, whatever its URL says; `Apprise.notify` would.
@@ -82,6 +83,11 @@ class AppriseSender:
         except Exception as error:  # noqa: BLE001 - services raise what they like
             return uncertain(PROVIDER, error)
         return DeliveryUncertainError(f"{PROVIDER} does not know that the message was taken")
+
+    def _address(self, destination: str) -> str:
+        """Return a destination as providers take it: an e-mail address with its domain in ASCII."""
+        address = emails.read(destination) if self._channel is Channel.EMAIL else None
+        return destination if address is None else address.envelope
 
     def _service(self, destination: str) -> Any:
         """Make the service for one destination, or None where Apprise cannot."""

@@ -11,9 +11,9 @@ from email.message import EmailMessage
 from email.policy import SMTP as SMTP_POLICY
 from email.policy import SMTPUTF8 as SMTPUTF8_POLICY
 
-from aiosmtplib import SMTP, SMTPException, SMTPResponseException
-from email_validator import EmailNotValidError, validate_email
+from aiosmtplib import SMTP, SMTPException, SMTPNotSupported, SMTPResponseException
 
+from pointbook_server import emails
 from pointbook_server.delivery.sender import (
     ANSWER_SECONDS,
     READY_SECONDS,
@@ -59,9 +59,10 @@ class SmtpSender:
 
     async def _attempt(self, message: Message) -> DeliveryFailedError | DeliveryUncertainError | None:
         """Try once. The failure is returned, so that it is raised without the library's error behind it."""
-        address = _ascii_where_possible(message.destination)
-        if address is None:
+        destination = emails.read(message.destination)
+        if destination is None:
             return DeliveryFailedError("the destination is no e-mail address")
+        address = destination.envelope
         client = self._client()
         handed_over = False
         try:
@@ -72,6 +73,8 @@ class SmtpSender:
                 handed_over = True
                 await client.data(content)
                 await _say_goodbye(client)
+        except SMTPNotSupported:
+            return DeliveryFailedError(f"{PROVIDER} takes no address beyond ASCII")
         except SMTPResponseException as error:
             # Whatever a server answers with 4xx or 5xx, even after the content, it has not taken the message.
             if error.code in _REFUSALS:
@@ -102,6 +105,8 @@ class SmtpSender:
         """Do all that comes before the content: connect, encrypt, log in, and name both ends."""
         encoding, options = ("ascii", []) if address.isascii() else ("utf-8", ["SMTPUTF8"])
         await client.connect()
+        if options:
+            await _check_smtputf8(client)
         await client.mail(self._mail_sender.address, options=options, encoding=encoding)
         await client.rcpt(address, encoding=encoding)
 
@@ -112,7 +117,6 @@ def compose(mail_sender: MailSender, address: str, message: Message) -> bytes:
     policy = (SMTP_POLICY if address.isascii() else SMTPUTF8_POLICY).clone(cte_type="7bit")
     email = EmailMessage(policy)
     email["From"] = Address(mail_sender.display_name, addr_spec=mail_sender.address)
-    email["To"] = Address(username=address.rpartition("@")[0], domain=address.rpartition("@")[2])
     subject = _UNFIT_FOR_HEADERS.sub(" ", message.subject).strip()
     if subject:
         email["Subject"] = subject
@@ -120,7 +124,8 @@ def compose(mail_sender: MailSender, address: str, message: Message) -> bytes:
     email["Message-ID"] = f"<{secrets.token_hex(16)}@{mail_sender.domain}>"
     email["Auto-Submitted"] = "auto-generated"
     email.set_content(message.text)
-    return email.as_bytes()
+    # By ourselves: the library decodes encoded words in an address (=?utf-8?q?…?=@example.com), line breaks included.
+    return f"To: {address}\r\n".encode() + email.as_bytes()
 
 
 async def _say_goodbye(client: SMTP) -> None:
@@ -129,10 +134,9 @@ async def _say_goodbye(client: SMTP) -> None:
         await client.quit(timeout=QUIT_SECONDS)
 
 
-def _ascii_where_possible(destination: str) -> str | None:
-    """Write the domain in ASCII; only a name beyond ASCII needs a server that knows SMTPUTF8."""
-    try:
-        address = validate_email(destination, check_deliverability=False)
-    except EmailNotValidError:
-        return None
-    return address.ascii_email or address.normalized
+async def _check_smtputf8(client: SMTP) -> None:
+    """Raise SMTPNotSupported where the server takes no address beyond ASCII."""
+    if client.is_ehlo_or_helo_needed:
+        await client.ehlo()
+    if not client.supports_extension("smtputf8"):
+        raise SMTPNotSupported("SMTPUTF8")
