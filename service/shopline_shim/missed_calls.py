@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import redemption_pb2
+from pointbook_server.text import phone_text
 
 _MERCHANT_ID = "merchant_id"
 _BODY = "body"
@@ -28,7 +29,7 @@ _NO_TEXT = "\ufffd"
 """Stands for a value that is neither text nor number: no rule takes it."""
 
 _ID = re.compile(r"[!-~]+")
-_NUMBER = re.compile(r"(?:\+|00)? *([1-9][0-9 ().-]*)")
+_NUMBER = re.compile(r"\(?(?:\+|00)? *\(?([1-9][0-9 ().-]*)")
 _NUMBER_LENGTHS = range(7, 16)
 _SINCE_1970 = re.compile(r"[0-9]{1,16}(?:\.[0-9]{1,9})?")
 _MILLISECONDS_FROM = 100_000_000_000
@@ -72,8 +73,8 @@ def missed_call(
     `names` tells under which name the provider writes a field of ours, where it has another one. `merchant_id` may
     stand in the URL's query instead of the body, under our name, as providers cannot know it. `call_time` is RFC 3339,
     RFC 5322, or seconds or milliseconds since 1970; where there is none it is `now_ms`. Numbers are international ones;
-    a `+` that turned into a blank, since a form must encode it, is made up for. Whether there are such numbers is the
-    server's to say.
+    a `+` that turned into a blank, since a form must encode it, is made up for; invisible characters and digits of
+    other scripts are read. Whether there are such numbers is the server's to say.
 
     Raises MalformedCall with all that is wrong.
     """
@@ -108,7 +109,7 @@ class _Reader:
         return self._refuse(field, f"must be an id of 1 to {max_length} visible ASCII characters")
 
     def read_number(self, field: str) -> str:
-        number = _NUMBER.fullmatch(self._read_text(field))
+        number = _NUMBER.fullmatch(phone_text(self._read_text(field)))
         digits = re.sub("[^0-9]", "", number[1]) if number else ""
         if len(digits) in _NUMBER_LENGTHS:
             return f"+{digits}"

@@ -19,6 +19,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import customers_pb2, points_pb2, programs_pb2
+from pointbook_server.text import phone_text
 
 POINTS_TOPIC = "app_memberSystem_points/challenged"
 """The topic that `points_update` translates."""
@@ -158,7 +159,8 @@ def customer_update(
     body of another topic shall erase anybody's data.
 
     `phone` and `email` are told where they are there, empty where they are null. SHOPLINE writes the international
-    form with 00 in front, as well as with +. Deletions and redactions tell neither.
+    form with 00 in front, as well as with +; invisible characters and digits of other scripts hide neither. Deletions
+    and redactions tell neither.
 
     Raises MalformedWebhook with all that is wrong. Source: SHOPLINE's pages "Customer editing" and "Delete customer
     data"; SHOPLINE facts, Customer topics.
@@ -179,8 +181,8 @@ def customer_update(
     reader.check()
     if topic == "customers/delete":
         phone = email = None
-    if phone is not None and phone.startswith("00"):
-        phone = f"+{phone[2:]}"
+    if phone is not None:
+        phone = _international(phone)
     return customers_pb2.ApplyCustomerUpdateRequest(
         event_id=_event_id(topic, merchant_id, store_id, buyer_id, updated_at_ms, phone, email),
         merchant_id=merchant_id,
@@ -408,6 +410,12 @@ def _id_of(value: object) -> object:
     """Answer an id that was written as a number as the text that it is."""
     integer = _integer(value) if isinstance(value, Decimal) else None
     return value if integer is None else str(integer)
+
+
+def _international(phone: str) -> str:
+    """Return a phone number with + for a leading 00, and any other text as it is."""
+    written = phone_text(phone)
+    return f"+{written[2:]}" if written.startswith("00") else phone
 
 
 def _is_utf8(text: str) -> bool:

@@ -69,6 +69,12 @@ def test_forms_and_json_tell_the_same(media_type: str) -> None:
         "+86 139-0000-0001",
         "+86 (139) 0000.0001",
         "00 86 139 0000 0001",
+        "\u202a+8613900000001\u202c",
+        "\u200e8613900000001\ufeff",
+        "\uff0b\uff18\uff16\u3000139\uff0d0000\uff0d0001",
+        "\uff10\uff10 86 139\u00a00000\u20110001",
+        "(+86) 139 0000 0001",
+        "+\u0668\u0666139\u0660\u0660\u0660\u0660\u0660\u0660\u0660\u0661",
     ],
 )
 @pytest.mark.parametrize("media_type", [JSON, FORM])
@@ -94,7 +100,9 @@ def test_international_numbers(number: object, media_type: str) -> None:
         "-8613900000001",
         "+86139x0000001",
         "sip:8613900000001@example.com",
-        "\u0661\u0662\u0663\u0664\u0665\u0666\u0667",
+        "+8613900000001\n+8613900000002",
+        "\u2460\u2461\u2462\u2463\u2464\u2465\u2466",
+        "\u200b",
         "\ud800",
     ],
 )
