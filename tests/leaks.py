@@ -12,7 +12,10 @@ CODE = re.compile(r"[2-9A-HJ-NP-Z]{10}")
 PLACES_OF_CONTACTS = {"customer_identifiers", "customer_claims"}
 """The tables in which a number or an address may stand in clear."""
 TABLES = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
-CONTACTS = "SELECT DISTINCT value FROM customer_identifiers WHERE kind IN ('MOBILE', 'EMAIL')"
+CONTACTS = """
+    SELECT DISTINCT unnest(array_remove(ARRAY[value, written], NULL)) FROM customer_identifiers
+    WHERE kind IN ('MOBILE', 'EMAIL')
+"""
 
 
 async def leaks(database_url: str, messages: Iterable[Message], logs: str) -> list[str]:

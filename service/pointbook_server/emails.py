@@ -35,7 +35,7 @@ class EmailAddress(NamedTuple):
 
 
 def read(text: str) -> EmailAddress | None:
-    """Return an e-mail address, or None for what is none; whether its domain exists is not asked.
+    """Return an e-mail address, or None if the text is not one. Whether its domain exists is not checked.
 
     The local part is compared by NFC and lower case, and no further: casefold and NFKC would make one of mailboxes
     that mail servers tell apart. The domain is compared in the form that IDNA gives it.

@@ -44,7 +44,7 @@ class Phone(NamedTuple):
 
 
 def read(text: str, default_region: str = "") -> Phone | None:
-    """Return a phone number, or None for what is none.
+    """Return a phone number, or None if the text is not one.
 
     Without a default region only the international form ("+86…") is read.
     """

@@ -308,6 +308,7 @@ customer_identifiers = Table(
     Column("merchant_id", Text, nullable=False),
     Column("customer_id", Text, nullable=False),
     Column("since_ms", BigInteger, comment="Since when it is this customer's; NULL where they came with it."),
+    Column("written", Text, comment="As it is answered and sent to; NULL where that is the value, which is compared."),
     PrimaryKeyConstraint("value", "kind", "source", "account_id", "merchant_id", name="pk_customer_identifiers"),
     ForeignKeyConstraint(
         ["customer_id", "merchant_id"],
@@ -349,6 +350,7 @@ customer_claims = Table(
     Column("at_ms", BigInteger, nullable=False, comment="How new the webhook is: its time, kind and id."),
     Column("rank", Integer, nullable=False),
     Column("event_id", Text(collation="C"), nullable=False),
+    Column("written", Text, comment="As customer_identifiers has it."),
     PrimaryKeyConstraint("customer_id", "kind", "merchant_id", name="pk_customer_claims"),
     ForeignKeyConstraint(
         ["customer_id", "merchant_id"],
@@ -399,7 +401,7 @@ customer_audit = Table(
     Column("reason", Text, nullable=False),
     Column("at_ms", BigInteger, nullable=False),
     PrimaryKeyConstraint("customer_id", "merchant_id", "audit_id", name="pk_customer_audit"),
-    CheckConstraint("action IN ('MOVE', 'REDACT', 'ERASE_STORE')", name="ck_customer_audit_action"),
+    CheckConstraint("action IN ('MOVE', 'REDACT', 'ERASE_STORE', 'DETACH')", name="ck_customer_audit_action"),
 )
 
 user_groups = Table(

@@ -105,7 +105,7 @@ async def test_the_life_of_a_customer(site: Site, shop: Shop) -> None:
     assert await site.send(shop, "create", body()) == APPLIED
     assert await site.send(shop, "create", body()) == (200, {"outcome": "DUPLICATE"})
     created = await site.customer(shop)
-    assert (created.mobile, created.email) == (NUMBER, "ada@example.com")
+    assert (created.mobile, created.email) == (NUMBER, "Ada@Example.com")
 
     assert (
         await site.send(shop, "update", body(phone="008613900000000", updated_at="2026-05-01T09:00:00+08:00"))
@@ -129,6 +129,22 @@ async def test_the_life_of_a_customer(site: Site, shop: Shop) -> None:
     last = await site.customer(shop)
     assert (last.customer_id, last.mobile, last.email) == (created.customer_id, "", "")
     assert await site.quarantined(shop) == []
+
+
+@pytest.mark.parametrize(
+    ("phone", "expected"),
+    [
+        ("\u202a0085291236001\u202c", "+85291236001"),
+        ("\uff10\uff10\uff18\uff15\uff12\u3000\uff19\uff11\uff12\uff13\uff0d6001", "+85291236001"),
+        ("\u200e+852\u00a09123\u20116001", "+85291236001"),
+        ("005215512345678", "+525512345678"),
+        ("005491123456789", "+5491123456789"),
+    ],
+)
+async def test_phone_numbers_are_read_as_they_were_pasted(site: Site, shop: Shop, phone: str, expected: str) -> None:
+    """Invisible characters and full-width digits hide no 00."""
+    assert await site.send(shop, "create", body(phone=phone)) == APPLIED
+    assert (await site.customer(shop)).mobile == expected
 
 
 async def test_what_is_left_out_is_counted(site: Site, shop: Shop) -> None:

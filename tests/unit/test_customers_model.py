@@ -20,6 +20,7 @@ from pointbook_server.customers.model import (
     UpdateKind,
     newest,
     normalised,
+    read_identifier,
     read_stamp,
     write_stamp,
 )
@@ -59,14 +60,16 @@ def update(**changes: object) -> CustomerUpdate:
         ("+8613800000000;ext=5", "", None),
         ("+1 800 FLOWERS", "", None),
         ("tel:+8613800000000", "", None),
-        (" +8613800000000", "", None),
-        ("+8613800000000\n", "", None),
-        ("+٨٦١٣٨٠٠٠٠٠٠٠٠", "", None),
+        (" +8613800000000\n", "", "+8613800000000"),
+        ("+\u0668\u0666\u0661\u0663\u0668\u0660\u0660\u0660\u0660\u0660\u0660\u0660\u0660", "", "+8613800000000"),
+        ("5215512345678", "MX", "+525512345678"),
+        ("+5491123456789", "", "+541123456789"),
         ("+", "", None),
         ("", "CN", None),
         ("13800000000", "XX", None),
         ("+" + "1" * 40, "", None),
-        ("+8613800000000" + " " * 19, "", None),
+        ("+8613800000000" + " " * 19 + "1", "", None),
+        ("+8613800000000" + " " * 1_000, "", None),
     ],
 )
 def test_mobile_numbers(written: str, region: str, expected: str | None) -> None:
@@ -95,17 +98,56 @@ def test_mobile_numbers(written: str, region: str, expected: str | None) -> None
     ],
 )
 def test_email_addresses(written: str, expected: str | None) -> None:
-    """Folded before the @, and behind it as the domain's own rules say: folding would name another domain."""
+    """In lower case before the @, and behind it as the domain's own rules say."""
     assert normalised(Kind.EMAIL, written) == expected
 
 
 @pytest.mark.parametrize(
-    ("value", "fits"), [("aB-1", True), ("", False), ("a b", False), ("é", False), ("a" * 65, False)]
+    ("value", "expected"),
+    [
+        ("aB-1", "aB-1"),
+        (" aB-1\t\r\n", "aB-1"),
+        ("\ufeffaB\u200b-\u20601\u202c", "aB-1"),
+        ("\uff14\uff12", "42"),
+        ("\u06f4\u06f2", "42"),
+        ("", None),
+        (" \u200b", None),
+        ("a b", None),
+        ("a\nb", None),
+        ("é", None),
+        ("\uff21", None),
+        ("a" * 65, None),
+    ],
 )
-def test_other_identifiers_are_compared_exactly(value: str, *, fits: bool) -> None:
-    """They are kept as they are written."""
+def test_other_identifiers_are_compared_exactly(value: str, expected: str | None) -> None:
+    """But for what is pasted along with them and nobody sees, and digits of other scripts."""
     for kind in (Kind.EXTERNAL_ID, Kind.CARD_NUMBER, Kind.CARD_EXTERNAL_ID, Kind.CUSTOMER_ID):
-        assert normalised(kind, value) == (value if fits else None)
+        assert normalised(kind, value) == expected
+
+
+def test_an_identifier_is_compared_by_its_value_alone() -> None:
+    """Another spelling is the same identifier, of which a customer knows the form that counts."""
+    one, other = (read_identifier(Kind.EMAIL, address) for address in ("Ada@example.com", "aDA@example.com"))
+    assert one is not None
+    assert other is not None
+    assert (one, hash(one)) == (other, hash(other))
+    assert (one.form, other.form) == ("Ada@example.com", "aDA@example.com")
+    customer = Customer("m", "c", (one,))
+    assert customer.own(Kind.EMAIL) == ["ada@example.com"]
+    assert customer.own_forms(Kind.EMAIL) == ["Ada@example.com"]
+    assert [new.form for new in customer.respelled([other])] == ["aDA@example.com"]
+    assert customer.respelled([one]) == set()
+    assert customer.respelled([Identifier(Kind.EMAIL, "b@example.com")]) == set()
+
+
+def test_argentinas_nine_is_a_spelling() -> None:
+    """It tells which kind a number is, never whose."""
+    with_nine, without = (read_identifier(Kind.MOBILE, number) for number in ("+5491123456789", "+541123456789"))
+    assert with_nine is not None
+    assert without is not None
+    assert with_nine == without
+    assert [new.form for new in Customer("m", "c", (with_nine,)).respelled([without])] == ["+541123456789"]
+    assert [new.form for new in Customer("m", "c", (without,)).respelled([with_nine])] == ["+5491123456789"]
 
 
 @given(st.sampled_from([Kind.MOBILE, Kind.EMAIL]), st.text(max_size=40), st.sampled_from(["", "CN", "DE"]))
@@ -129,6 +171,7 @@ def test_what_an_update_says() -> None:
     """Absent is not told, empty takes away, what is none is None; deletions take both, redactions tell nothing."""
     told = {"mobile": "+8613800000000", "email": "nobody"}
     assert update(**told).says() == {Kind.MOBILE: "+8613800000000", Kind.EMAIL: None}
+    assert update(email=" Stra\u00dfe@Example.com\u200b").says() == {Kind.EMAIL: "Stra\u00dfe@Example.com"}
     assert update(mobile="").says() == {Kind.MOBILE: ""}
     assert update().says() == {}
     assert update(kind=UpdateKind.DELETED, **told).says() == {Kind.MOBILE: "", Kind.EMAIL: ""}

@@ -156,14 +156,20 @@ class Customer(_message.Message):
     so it should name no person. Repeated fields are answered sorted, whatever their order was.
     """
     mobile: _builtins.str
-    """mobile is the mobile number in international form ("+86…"), at most 32 characters; empty for none. It is kept and
-    answered in E.164.
+    """mobile is the mobile number in international form ("+86…"), at most 32 characters; empty for none. It is read as
+    in CustomerRef, and answered and sent to in E.164: without Mexico's 1, with Brazil's ninth digit, and with
+    Argentina's 9 where the newest form has it. Without the 9 nothing tells a mobile number there from a fixed-line
+    one, and its type is FIXED_LINE_OR_MOBILE. Another form of the same number is no changed contact.
     """
     email: _builtins.str
-    """email is the e-mail address, at most 254 characters; empty for none. It is kept and answered case-folded."""
+    """email is the e-mail address, at most 254 characters; empty for none. It is read and compared as in CustomerRef, so
+    that two customers of a merchant cannot have two spellings of one address; it is answered as it was written, and
+    codes are sent to exactly that mailbox, the domain in the form that IDNA gives it. Another spelling of the same
+    address takes the place of the old one and is no changed contact: no pause begins, and an open code stays good.
+    """
     external_id: _builtins.str
-    """external_id is the customer's id in the merchant's own systems: at most 64 visible ASCII characters; empty for
-    none.
+    """external_id is the customer's id in the merchant's own systems, read as in CustomerRef: at most 64 visible ASCII
+    characters; empty for none.
     """
     language: _builtins.str
     """language is the BCP 47 tag of the language that the customer's messages are sent in, such as "zh-Hant" or "zh_TW":
@@ -369,14 +375,14 @@ class ApplyCustomerUpdateRequest(_message.Message):
     kind: Global___CustomerUpdateKind.ValueType
     """kind is what happened; required."""
     mobile: _builtins.str
-    """mobile is the webhook's `phone`: at most 64 characters. Absent leaves the customer's mobile number as it is, and
-    empty takes it away. What is no number in international form is counted, not refused, and takes the old number away
-    as well. It is ignored for DELETED and REDACTED.
+    """mobile is the webhook's `phone`, read as in CustomerRef: at most 64 characters. Absent leaves the customer's mobile
+    number as it is, and empty takes it away. What is no number in international form is counted, not refused, and
+    takes the old number away as well. It is ignored for DELETED and REDACTED.
     """
     email: _builtins.str
-    """email is the webhook's `email`: at most 320 characters. Absent leaves the customer's e-mail address as it is, and
-    empty takes it away. What is no e-mail address is counted, not refused, and takes the old address away as well. It
-    is ignored for DELETED and REDACTED.
+    """email is the webhook's `email`, read as in CustomerRef: at most 320 characters. Absent leaves the customer's e-mail
+    address as it is, and empty takes it away. What is no e-mail address is counted, not refused, and takes the old
+    address away as well. It is ignored for DELETED and REDACTED.
     """
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:

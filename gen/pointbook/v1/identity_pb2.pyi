@@ -102,9 +102,9 @@ class _IdentifierTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Identi
     where a type is required.
     """
     IDENTIFIER_TYPE_MOBILE: _IdentifierType.ValueType  # 1
-    """IDENTIFIER_TYPE_MOBILE is Capillary's "mobile": a mobile number, compared in E.164."""
+    """IDENTIFIER_TYPE_MOBILE is Capillary's "mobile": a mobile number, compared as in CustomerRef."""
     IDENTIFIER_TYPE_EMAIL: _IdentifierType.ValueType  # 2
-    """IDENTIFIER_TYPE_EMAIL is Capillary's "email": an e-mail address, compared case-folded."""
+    """IDENTIFIER_TYPE_EMAIL is Capillary's "email": an e-mail address, compared as in CustomerRef."""
     IDENTIFIER_TYPE_CARD_NUMBER: _IdentifierType.ValueType  # 3
     """IDENTIFIER_TYPE_CARD_NUMBER is Capillary's "cardnumber": the number of a loyalty card."""
     IDENTIFIER_TYPE_CARD_EXTERNAL_ID: _IdentifierType.ValueType  # 4
@@ -124,9 +124,9 @@ IDENTIFIER_TYPE_UNSPECIFIED: IdentifierType.ValueType  # 0
 where a type is required.
 """
 IDENTIFIER_TYPE_MOBILE: IdentifierType.ValueType  # 1
-"""IDENTIFIER_TYPE_MOBILE is Capillary's "mobile": a mobile number, compared in E.164."""
+"""IDENTIFIER_TYPE_MOBILE is Capillary's "mobile": a mobile number, compared as in CustomerRef."""
 IDENTIFIER_TYPE_EMAIL: IdentifierType.ValueType  # 2
-"""IDENTIFIER_TYPE_EMAIL is Capillary's "email": an e-mail address, compared case-folded."""
+"""IDENTIFIER_TYPE_EMAIL is Capillary's "email": an e-mail address, compared as in CustomerRef."""
 IDENTIFIER_TYPE_CARD_NUMBER: IdentifierType.ValueType  # 3
 """IDENTIFIER_TYPE_CARD_NUMBER is Capillary's "cardnumber": the number of a loyalty card."""
 IDENTIFIER_TYPE_CARD_EXTERNAL_ID: IdentifierType.ValueType  # 4
@@ -193,23 +193,29 @@ class CustomerRef(_message.Message):
     ASCII characters, required. The caller's token must be allowed for this merchant.
     """
     mobile: _builtins.str
-    """mobile is the customer's mobile number, at most 32 characters. It is normalised to E.164 before the look-up: by
-    the program's default region where the request names a program, otherwise only the international form ("+86…") is
-    understood.
+    """mobile is the customer's mobile number, at most 32 characters, compared in E.164: by the program's default region
+    where the request names a program, otherwise only the international form ("+86…") is read. The forms that one
+    country has for one number are the same number: with and without Argentina's 9 (+54 9 11 … and +54 11 …), with
+    and without Mexico's 1 (+52 1 55 … and +52 55 …), and Brazil's mobile numbers before and after the ninth digit
+    (+55 11 8… and +55 11 98…). Digits of every script, full-width plus signs and parentheses, and every kind of dash
+    and blank are read.
     """
     email: _builtins.str
-    """email is the customer's e-mail address, at most 254 characters. It is compared case-folded."""
+    """email is the customer's e-mail address, at most 254 characters. The part before the @ is compared by Unicode's
+    normal form C and lower case and no further, so that mailboxes that mail servers tell apart stay apart (straße is
+    not strasse); the domain is compared as IDNA writes it. Quoted local parts are not read; dots in a row, at the
+    beginning or before the @ are read at the domains of Japanese mobile carriers (docomo.ne.jp, ezweb.ne.jp, au.com,
+    softbank.ne.jp and theirs), which gave out such addresses.
+    """
     external_id: _builtins.str
     """external_id is the customer's id in the merchant's own systems: 1 to 64 visible ASCII characters, compared
-    exactly.
+    exactly. Decimal digits of other scripts are read as ASCII.
     """
     card_number: _builtins.str
-    """card_number is the number of one of the customer's loyalty cards: 1 to 64 visible ASCII characters, compared
-    exactly.
-    """
+    """card_number is the number of one of the customer's loyalty cards: read and compared like external_id."""
     card_external_id: _builtins.str
-    """card_external_id is the id of one of the customer's loyalty cards in the merchant's own systems: 1 to 64 visible
-    ASCII characters, compared exactly.
+    """card_external_id is the id of one of the customer's loyalty cards in the merchant's own systems: read and
+    compared like external_id.
     """
     @_builtins.property
     def buyer(self) -> Global___Buyer:
@@ -260,9 +266,8 @@ class SourceIdentity(_message.Message):
     identifier_type: Global___IdentifierType.ValueType
     """identifier_type is the kind of identifier that `value` is: required, not IDENTIFIER_TYPE_UNSPECIFIED."""
     value: _builtins.str
-    """value is the identifier itself: 1 to 254 characters, required. It is normalised by its type: a mobile number to
-    E.164 (international form only), an e-mail address case-folded, the others compared exactly, of which card numbers
-    and ids are 1 to 64 visible ASCII characters.
+    """value is the identifier itself: 1 to 254 characters, required. It is read and compared by its type as in
+    CustomerRef, a mobile number in international form only, and answered as Customer's are.
     """
     def __init__(
         self,
@@ -329,9 +334,8 @@ class UserGroupRef(_message.Message):
     """
     primary_user_identifier_value: _builtins.str
     """primary_user_identifier_value is the primary member's identifier, Capillary's
-    `user_group2_primary_user_identifier_value`: at most 254 characters. It is normalised by its type: a mobile number
-    to E.164 by the program's default region, an e-mail address case-folded, the others compared exactly. It is
-    required together with the source and the type.
+    `user_group2_primary_user_identifier_value`: at most 254 characters. It is read and compared by its type as in
+    CustomerRef. It is required together with the source and the type.
     """
     use_default: _builtins.bool
     """use_default selects the default group of the customer of the request, Capillary's `use_default_user_group2`. A

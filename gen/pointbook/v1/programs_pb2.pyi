@@ -63,7 +63,9 @@ class _PhoneNumberTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phone
     PHONE_NUMBER_TYPE_MOBILE: _PhoneNumberType.ValueType  # 2
     """PHONE_NUMBER_TYPE_MOBILE is a mobile phone."""
     PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE: _PhoneNumberType.ValueType  # 3
-    """PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE is either, where a region numbers both alike, as the United States do."""
+    """PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE is either, where a region numbers both alike, as the United States do, and
+    as Argentina does where the 9 of mobile numbers is left out.
+    """
     PHONE_NUMBER_TYPE_TOLL_FREE: _PhoneNumberType.ValueType  # 4
     """PHONE_NUMBER_TYPE_TOLL_FREE costs the caller nothing."""
     PHONE_NUMBER_TYPE_PREMIUM_RATE: _PhoneNumberType.ValueType  # 5
@@ -93,7 +95,9 @@ PHONE_NUMBER_TYPE_FIXED_LINE: PhoneNumberType.ValueType  # 1
 PHONE_NUMBER_TYPE_MOBILE: PhoneNumberType.ValueType  # 2
 """PHONE_NUMBER_TYPE_MOBILE is a mobile phone."""
 PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE: PhoneNumberType.ValueType  # 3
-"""PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE is either, where a region numbers both alike, as the United States do."""
+"""PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE is either, where a region numbers both alike, as the United States do, and
+as Argentina does where the 9 of mobile numbers is left out.
+"""
 PHONE_NUMBER_TYPE_TOLL_FREE: PhoneNumberType.ValueType  # 4
 """PHONE_NUMBER_TYPE_TOLL_FREE costs the caller nothing."""
 PHONE_NUMBER_TYPE_PREMIUM_RATE: PhoneNumberType.ValueType  # 5

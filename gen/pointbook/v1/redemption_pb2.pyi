@@ -444,9 +444,13 @@ class ConfirmMissedCallRequest(_message.Message):
     merchant_id: _builtins.str
     """merchant_id is required: 1 to 64 visible ASCII characters."""
     caller_number: _builtins.str
-    """caller_number is who called, in E.164 form; required."""
+    """caller_number is who called, in international form; required. It is read as CustomerRef's mobile, so that any form
+    that a carrier has for the number meets the customer's.
+    """
     called_number: _builtins.str
-    """called_number is the number that was called, in E.164 form; required."""
+    """called_number is the number that was called, in international form; required. It is compared with the program's in
+    the same way.
+    """
     provider_call_id: _builtins.str
     """provider_call_id is the telephony provider's name of the call: 1 to 128 visible ASCII characters, required."""
     @_builtins.property

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pointbook_server.customers import statements as sql
@@ -40,7 +41,7 @@ class CustomersBook:
             return await self._find(sql.FIND_BY_BUYER, key._asdict())
         if key.kind is Kind.CUSTOMER_ID and not key.source:
             return await self._find(sql.FIND_BY_ID, {"customer_id": key.value})
-        return await self._find(sql.FIND_BY_IDENTIFIER, key._asdict())
+        return await self._find(sql.FIND_BY_IDENTIFIER, key.names)
 
     async def find_all(self, keys: Collection[Key]) -> dict[Key, Customer]:
         """Read the customers whom keys belong to, in three statements at most however many they are."""
@@ -153,6 +154,12 @@ class CustomersBook:
             took |= {_identifier(row) for row in rows}
         return set(keys) - took
 
+    async def respell(self, customer_id: str, identifiers: Collection[Identifier]) -> None:
+        """Write the new forms of identifiers of a locked customer, who keeps them as they are otherwise."""
+        if identifiers:
+            values = {"customer_id": customer_id, **_identifier_columns(identifiers)}
+            await self._execute(sql.RESPELL_IDENTIFIERS, values)
+
     async def free(self, customer_id: str, keys: Collection[Key]) -> None:
         """Take keys from the locked customer who owns them."""
         buyers, identifiers = _split(keys)
@@ -169,18 +176,23 @@ class CustomersBook:
 
     async def move(self, key: Key, from_customer_id: str, to_customer_id: str, now_ms: int) -> None:
         """Give a key of one locked customer to another one."""
+        named = {"customer_id": from_customer_id, "to_customer_id": to_customer_id, "now_ms": now_ms}
         if isinstance(key, AccountKey):
             await self.end_claims_of(from_customer_id, [key])
-        statement = sql.MOVE_BUYER if isinstance(key, AccountKey) else sql.MOVE_IDENTIFIER
-        named = {"customer_id": from_customer_id, "to_customer_id": to_customer_id, "now_ms": now_ms}
-        await self._execute(statement, {**named, **key._asdict()})
+            await self._execute(sql.MOVE_BUYER, named | key._asdict())
+        else:
+            await self._execute(sql.MOVE_IDENTIFIER, named | key.names)
 
     async def claim(self, customer_id: str, contacts: Collection[Identifier], update: CustomerUpdate) -> None:
         """Record a locked customer's claims to locked contacts that others own, as of an update."""
-        values = {"kinds": [own.kind for own in contacts], "values": [own.value for own in contacts]}
         await self._execute(
             sql.INSERT_CLAIMS,
-            {"customer_id": customer_id, **values, **update.buyer._asdict(), **update.stamp._asdict()},
+            {
+                "customer_id": customer_id,
+                **_identifier_columns(contacts),
+                **update.buyer._asdict(),
+                **update.stamp._asdict(),
+            },
         )
 
     async def end_claims(self, customer_id: str, kinds: Iterable[Kind]) -> None:
@@ -196,11 +208,11 @@ class CustomersBook:
         await self._execute(sql.DELETE_CLAIMS_OF_BUYERS, {"customer_id": customer_id, **_buyer_columns(buyers)})
 
     async def heirs(self, contacts: Collection[Identifier]) -> dict[Identifier, str]:
-        """Read which customer has the newest claim to each contact, of those that are claimed."""
+        """Read which customer has the newest claim to each contact, as it is written there, of those claimed."""
         if not contacts:
             return {}
         rows = await self._fetch(sql.READ_HEIRS, _identifier_columns(contacts))
-        return {_identifier(row): row.customer_id for row in rows}
+        return {replace(_identifier(row), written=row.written or ""): row.customer_id for row in rows}
 
     async def open_buyer(self, buyer: AccountKey) -> str | None:
         """Tell who owns a buyer, of whom something is kept from now on."""
@@ -370,8 +382,14 @@ def _buyer_columns(buyers: Iterable[AccountKey]) -> dict[str, list[str]]:
 
 
 def _identifier_columns(identifiers: Iterable[Identifier]) -> dict[str, list[str]]:
-    kinds, values, sources, account_ids = zip(*identifiers, strict=True)
-    return {"kinds": list(kinds), "values": list(values), "sources": list(sources), "account_ids": list(account_ids)}
+    rows = list(identifiers)
+    return {
+        "kinds": [row.kind for row in rows],
+        "values": [row.value for row in rows],
+        "sources": [row.source for row in rows],
+        "account_ids": [row.account_id for row in rows],
+        "written": [row.written for row in rows],
+    }
 
 
 def _identifier(row: Any) -> Identifier:

@@ -10,21 +10,18 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import NamedTuple
 
-import phonenumbers
-from email_validator import EmailNotValidError, validate_email
-
+from pointbook_server import emails, phones
 from pointbook_server.errors import FieldViolation, PointbookError, Reason, key_not_configured
 from pointbook_server.ledger.model import AccountKey
+from pointbook_server.text import ascii_digits, pasted
 
-MOBILE_LENGTH_MAX = 32
-EMAIL_LENGTH_MAX = 254
+PASTED_LENGTH_MAX = 1_000
+"""How long an identifier may be with the invisible characters and blanks that are dropped."""
 CARDS_MAX = 50
 SOURCE_IDENTITIES_MAX = 50
 BUYERS_MAX = 100
 TOMBSTONE_DOMAIN = "pointbook.tombstone.v1"
 _VALUE = re.compile(r"[!-~]{1,64}")
-_NUMBER = re.compile(r"\+?\(?[0-9][0-9 ().-]*")
-"""What a mobile number may be written with: the library would also read letters as digits, and drop extensions."""
 
 
 class Kind(StrEnum):
@@ -44,16 +41,29 @@ SINGLE_KINDS = (Kind.MOBILE, Kind.EMAIL, Kind.EXTERNAL_ID)
 """Of which a customer has only one."""
 
 
-class Identifier(NamedTuple):
+@dataclass(frozen=True, slots=True, order=True)
+class Identifier:
     """What a customer is found by: one of their own where `source` is empty, or one that an outside source knows.
 
-    A customer's own CUSTOMER_ID is the `customer_id` itself.
+    A customer's own CUSTOMER_ID is the `customer_id` itself. `value` is what is compared and unique; `written` is how
+    the identifier is answered and sent to, empty where that is the same text.
     """
 
     kind: Kind
     value: str
     source: str = ""
     account_id: str = ""
+    written: str = field(default="", compare=False)
+
+    @property
+    def form(self) -> str:
+        """The identifier as it is answered and sent to."""
+        return self.written or self.value
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The columns that name it."""
+        return {"kind": self.kind, "value": self.value, "source": self.source, "account_id": self.account_id}
 
 
 Key = Identifier | AccountKey
@@ -92,6 +102,15 @@ class Customer:
     def own(self, kind: Kind) -> list[str]:
         """Tell the customer's own identifiers of a kind."""
         return [own.value for own in self.identifiers if own.kind is kind and not own.source]
+
+    def own_forms(self, kind: Kind) -> list[str]:
+        """Return the customer's own identifiers of a kind as they are answered and sent to."""
+        return [own.form for own in self.identifiers if own.kind is kind and not own.source]
+
+    def respelled(self, identifiers: Iterable[Identifier]) -> set[Identifier]:
+        """Return those of the customer's identifiers that are given in another form than before."""
+        forms = {own: own.form for own in self.identifiers}
+        return {given for given in identifiers if given.form != forms.get(given, given.form)}
 
     def check_room(self, key: Key) -> None:
         """Raise NoRoomError where the customer cannot receive a key."""
@@ -209,13 +228,13 @@ class CustomerUpdate:
         return sha256(json.dumps(content).encode()).digest()
 
     def says(self) -> dict[Kind, str | None]:
-        """Tell the contacts as the update has them: empty for none, None for what is no contact."""
+        """Return the contacts as they are sent to: empty for none, None for what is no contact."""
         if self.kind is UpdateKind.REDACTED:
             return {}
         if self.kind is UpdateKind.DELETED:
             return dict.fromkeys(CONTACTS, "")
         told = {Kind.MOBILE: self.mobile, Kind.EMAIL: self.email}
-        return {kind: value and normalised(kind, value) for kind, value in told.items() if value is not None}
+        return {kind: value and _form(kind, value) for kind, value in told.items() if value is not None}
 
 
 class SkipCause(StrEnum):
@@ -331,37 +350,35 @@ def new_customer_id() -> str:
     return f"c-{secrets.token_hex(12)}"
 
 
-def normalised(kind: Kind, value: str, default_region: str = "") -> str | None:
-    """Write an identifier in the one way in which it is kept and compared; None where it has no valid form."""
-    if kind is Kind.MOBILE:
-        return normalised_mobile(value, default_region)
-    if kind is Kind.EMAIL:
-        return normalised_email(value)
-    return value if _VALUE.fullmatch(value) else None
+def read_identifier(kind: Kind, text: str, default_region: str = "") -> Identifier | None:
+    """Return an identifier as it was given, or None where it has no valid form.
 
-
-def normalised_mobile(value: str, default_region: str = "") -> str | None:
-    """Write a mobile number in E.164; without a default region only the international form ("+86…") is understood."""
-    if len(value) > MOBILE_LENGTH_MAX or not _NUMBER.fullmatch(value):
-        return None
-    try:
-        number = phonenumbers.parse(value, default_region or None)
-    except phonenumbers.NumberParseException:
-        return None
-    if not phonenumbers.is_valid_number(number):
-        return None
-    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
-
-
-def normalised_email(value: str) -> str | None:
-    """Write an e-mail address case-folded, without asking whether its domain exists.
-
-    The domain has its own rules, by which the library writes it: folding would make another domain of some.
+    Invisible characters and surrounding blanks are dropped, and digits of every script are read, but for those of an
+    e-mail address, which a mail server tells apart. Without a default region only the international form of a mobile
+    number ("+86…") is read.
     """
-    if len(value) > EMAIL_LENGTH_MAX:
+    if len(text) > PASTED_LENGTH_MAX:
         return None
-    try:
-        email = validate_email(value, check_deliverability=False)
-    except EmailNotValidError:
-        return None
-    return f"{email.local_part.casefold()}@{email.domain}"
+    if kind is Kind.MOBILE:
+        phone = phones.read(text, default_region)
+        return None if phone is None else _identifier(kind, phone.key, phone.e164)
+    if kind is Kind.EMAIL:
+        address = emails.read(text)
+        return None if address is None else _identifier(kind, address.key, address.written)
+    value = ascii_digits(pasted(text))
+    return Identifier(kind, value) if _VALUE.fullmatch(value) else None
+
+
+def normalised(kind: Kind, text: str, default_region: str = "") -> str | None:
+    """Return what an identifier is compared by, or None where it has no valid form."""
+    found = read_identifier(kind, text, default_region)
+    return None if found is None else found.value
+
+
+def _identifier(kind: Kind, value: str, form: str) -> Identifier:
+    return Identifier(kind, value, written="" if form == value else form)
+
+
+def _form(kind: Kind, text: str) -> str | None:
+    found = read_identifier(kind, text)
+    return None if found is None else found.form

@@ -35,18 +35,26 @@ class Ownership:
         return await self.book.read(customer_id) if customer_id in await self.lock([customer_id]) else None
 
     async def replace(
-        self, customer_id: str, *, new: AbstractSet[Key], freed: AbstractSet[Key], since_ms: int | None = None
+        self,
+        customer_id: str,
+        *,
+        new: AbstractSet[Key],
+        freed: AbstractSet[Key],
+        respelled: AbstractSet[Identifier] = frozenset(),
+        since_ms: int | None = None,
     ) -> set[Key]:
         """Replace keys of a locked customer, and return the new ones that another customer owns.
 
-        `since_ms` is when the customer gets the new contacts; None where they come with the customer.
+        `respelled` are identifiers that the customer keeps, in another form. `since_ms` is when the customer gets the
+        new contacts; None where they come with the customer.
         """
         contacts, buyers = contacts_of(new), {key for key in new if isinstance(key, AccountKey)}
         left_out = await self.book.take(customer_id, buyers)
-        owned = await self.book.lock_identifiers(contacts | contacts_of(freed)) & contacts
+        owned = await self.book.lock_identifiers(contacts | contacts_of([*freed, *respelled])) & contacts
         left_out |= await self.book.take(customer_id, new - buyers - owned, since_ms)
         if contacts & left_out:
             raise RetryTransactionError  # Another call took the contact after we looked for its owner.
+        await self.book.respell(customer_id, respelled)
         await self._free(customer_id, freed)
         if contacts_of(freed) or (since_ms is not None and contacts - owned):
             self.changed.add(customer_id)
@@ -69,6 +77,7 @@ class Ownership:
         await self.book.free(customer_id, keys - heirs.keys())
         for contact, heir in heirs.items():
             await self.book.move(contact, customer_id, heir, self._now_ms)
+            await self.book.respell(heir, [contact])
             await self.book.end_claims(heir, [contact.kind])
         if heirs:
             await self.book.count_changes(heirs.values(), self._now_ms)

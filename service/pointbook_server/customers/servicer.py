@@ -1,6 +1,7 @@
 """The gRPC face of customers and user groups."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TypeVar
 
 import structlog
@@ -29,7 +30,7 @@ from pointbook_server.customers.model import (
     UserGroup,
     customer_not_found,
     identifier_taken,
-    normalised,
+    read_identifier,
 )
 from pointbook_server.customers.store import CustomersStore
 from pointbook_server.errors import PointbookError
@@ -279,13 +280,8 @@ def _note(fields: Fields, paths: Paths, path: str, key: Key | None) -> None:
 
 
 def _read_own(fields: Fields, path: str, kind: Kind, value: str) -> Identifier | None:
-    value_read = _read_value(fields, path, kind, value)
-    return None if value_read is None else Identifier(kind, value_read)
-
-
-def _read_value(fields: Fields, path: str, kind: Kind, value: str) -> str | None:
-    """Read an identifier in the form in which it is kept; the error says what form that is, and no value."""
-    found = normalised(kind, value)
+    """Read an identifier; the error says what form it must have, and no value."""
+    found = read_identifier(kind, value)
     if found is None:
         fields.wrong(path, FORMS.get(kind, OTHER_FORM))
     return found
@@ -302,8 +298,8 @@ def _read_source_identity(fields: Fields, path: str, identity: identity_pb2.Sour
     if kind is None:
         fields.wrong(f"{path}.identifier_type", "must be a type of IdentifierType")
         return None
-    value = _read_value(fields, f"{path}.value", kind, identity.value)
-    return None if source is None or value is None else Identifier(kind, value, source, account_id)
+    found = _read_own(fields, f"{path}.value", kind, identity.value)
+    return None if source is None or found is None else replace(found, source=source, account_id=account_id)
 
 
 def _read_buyer(fields: Fields, path: str, buyer: identity_pb2.Buyer) -> AccountKey:
@@ -398,7 +394,7 @@ def _read_group(fields: Fields, group: customers_pb2.UserGroup) -> UserGroup:
 
 def _write_customer(customer: Customer) -> customers_pb2.Customer:
     def single(kind: Kind) -> str:
-        return next(iter(customer.own(kind)), "")
+        return next(iter(customer.own_forms(kind)), "")
 
     return customers_pb2.Customer(
         merchant_id=customer.merchant_id,
@@ -420,7 +416,7 @@ def _write_source_identity(identifier: Identifier) -> identity_pb2.SourceIdentit
         source=SOURCE_NUMBERS[identifier.source],
         account_id=identifier.account_id,
         identifier_type=TYPE_NUMBERS[identifier.kind],
-        value=identifier.value,
+        value=identifier.form,
     )
 
 

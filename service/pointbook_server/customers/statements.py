@@ -48,8 +48,10 @@ GROUP = user_groups.c
 MEMBER = user_group_members.c
 MERCHANT: BindParameter[Any] = bindparam("merchant_id")
 NOTHING: ColumnClause[Any] = literal_column("'[]'::json")
-IDENTIFIERS = "unnest({}) AS v (value, kind, source, account_id)".format(
-    ", ".join(f"CAST(:{name} AS text[])" for name in ("values", "kinds", "sources", "account_ids"))
+IDENTIFIER_ARRAYS = ", ".join(f"CAST(:{name} AS text[])" for name in ("values", "kinds", "sources", "account_ids"))
+IDENTIFIERS = f"unnest({IDENTIFIER_ARRAYS}) AS v (value, kind, source, account_id)"
+WRITTEN_IDENTIFIERS = (
+    f"unnest({IDENTIFIER_ARRAYS}, CAST(:written AS text[])) AS v (value, kind, source, account_id, written)"
 )
 BUYERS = "unnest(CAST(:store_ids AS text[]), CAST(:buyer_ids AS text[])) AS v (store_id, buyer_id)"
 
@@ -76,6 +78,7 @@ def _find(is_wanted: ColumnElement[bool]) -> Statement:
         IDENTIFIER.value,
         IDENTIFIER.source,
         IDENTIFIER.account_id,
+        func.coalesce(IDENTIFIER.written, ""),
         IDENTIFIER.since_ms,
     ).label("identifiers")
     return Statement(
@@ -158,10 +161,15 @@ LOCK_IDENTIFIERS = _statement(f"""
 """)
 # A conflict is no error here, so that the database's own log never quotes an identifier.
 TAKE_IDENTIFIERS = _statement(f"""
-    INSERT INTO customer_identifiers (value, kind, source, account_id, merchant_id, customer_id, since_ms)
-    SELECT value, kind, source, account_id, :merchant_id, :customer_id, CAST(:since_ms AS bigint) FROM {IDENTIFIERS}
-    ORDER BY value, kind, source, account_id
+    INSERT INTO customer_identifiers (value, kind, source, account_id, merchant_id, customer_id, since_ms, written)
+    SELECT value, kind, source, account_id, :merchant_id, :customer_id, CAST(:since_ms AS bigint), nullif(written, '')
+    FROM {WRITTEN_IDENTIFIERS} ORDER BY value, kind, source, account_id
     ON CONFLICT DO NOTHING RETURNING kind, value, source, account_id
+""")
+RESPELL_IDENTIFIERS = _statement(f"""
+    UPDATE customer_identifiers AS i SET written = nullif(v.written, '') FROM {WRITTEN_IDENTIFIERS}
+    WHERE i.value = v.value AND i.kind = v.kind AND i.source = v.source AND i.account_id = v.account_id
+        AND i.customer_id = :customer_id AND i.merchant_id = :merchant_id
 """)
 TAKE_BUYERS = _statement(f"""
     INSERT INTO customer_buyers (buyer_id, store_id, merchant_id, customer_id)
@@ -194,11 +202,11 @@ MOVE_BUYER = _statement("""
     WHERE buyer_id = :buyer_id AND store_id = :store_id
         AND customer_id = :customer_id AND merchant_id = :merchant_id
 """)
-INSERT_CLAIMS = _statement("""
+INSERT_CLAIMS = _statement(f"""
     INSERT INTO customer_claims
-        (customer_id, kind, merchant_id, value, store_id, buyer_id, at_ms, rank, event_id)
-    SELECT :customer_id, kind, :merchant_id, value, :store_id, :buyer_id, :at_ms, :rank, :event_id
-    FROM unnest(CAST(:kinds AS text[]), CAST(:values AS text[])) AS v (kind, value)
+        (customer_id, kind, merchant_id, value, store_id, buyer_id, at_ms, rank, event_id, written)
+    SELECT :customer_id, kind, :merchant_id, value, :store_id, :buyer_id, :at_ms, :rank, :event_id, nullif(written, '')
+    FROM {WRITTEN_IDENTIFIERS}
 """)
 DELETE_CLAIMS = _statement("""
     DELETE FROM customer_claims
@@ -214,8 +222,8 @@ DELETE_CLAIMS_OF_BUYERS = _statement(f"""
         AND c.store_id = v.store_id AND c.buyer_id = v.buyer_id
 """)
 READ_HEIRS = _statement(f"""
-    SELECT v.kind, v.value, v.source, v.account_id, c.customer_id FROM {IDENTIFIERS} CROSS JOIN LATERAL (
-        SELECT customer_id FROM customer_claims
+    SELECT v.kind, v.value, v.source, v.account_id, c.customer_id, c.written FROM {IDENTIFIERS} CROSS JOIN LATERAL (
+        SELECT customer_id, written FROM customer_claims
         WHERE value = v.value AND kind = v.kind AND merchant_id = :merchant_id
         ORDER BY at_ms DESC, rank DESC, event_id DESC LIMIT 1
     ) AS c

@@ -101,7 +101,10 @@ class CustomersStore:
             owned = set() if kept is None else kept.keys
             since_ms = None if kept is None else now_ms
             new, freed = customer.keys - owned, owned - customer.keys
-            if taken := await ownership.replace(customer.customer_id, new=new, freed=freed, since_ms=since_ms):
+            respelled = set() if kept is None else kept.respelled(customer.identifiers)
+            if taken := await ownership.replace(
+                customer.customer_id, new=new, freed=freed, respelled=respelled, since_ms=since_ms
+            ):
                 raise KeysTakenError(taken)
             if kept is not None and (contacts := contacts_of(new)):
                 await book.end_claims(customer.customer_id, [contact.kind for contact in contacts])

@@ -16,6 +16,7 @@ from pointbook_server.customers.model import (
     contacts_of,
     new_customer_id,
     newest,
+    read_identifier,
 )
 from pointbook_server.customers.ownership import Ownership
 from pointbook_server.database import RetryTransactionError
@@ -97,20 +98,25 @@ class Updating:
     async def _replace(self, customer: Customer, news: Mapping[Kind, str]) -> set[Identifier]:
         """Replace the customer's contacts by the news, and return those that another customer owns."""
         book = self.ownership.book
-        wanted = {Identifier(kind, value) for kind, value in news.items() if value}
+        read = (read_identifier(kind, value) for kind, value in news.items() if value)
+        wanted = {identifier for identifier in read if identifier is not None}
         old = {contact for contact in customer.contacts if contact.kind in news}
-        new, freed = wanted - old, old - wanted
+        new, freed, respelled = wanted - old, old - wanted, customer.respelled(wanted)
         is_known = self.customer is not None
         if is_known and news:
             await book.end_claims(customer.customer_id, news)
         owned = contacts_of(
             await self.ownership.replace(
-                customer.customer_id, new=new, freed=freed, since_ms=self.now_ms if is_known else None
+                customer.customer_id,
+                new=new,
+                freed=freed,
+                respelled=respelled,
+                since_ms=self.now_ms if is_known else None,
             )
         )
         if owned:
-            await book.claim(customer.customer_id, owned, self.update)
-        if freed or new - owned:
+            await book.claim(customer.customer_id, [contact for contact in wanted if contact in owned], self.update)
+        if freed or new - owned or respelled:
             await book.update(customer, self.now_ms)
         return owned
 

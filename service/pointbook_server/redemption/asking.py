@@ -63,7 +63,7 @@ class Ask:
         if self.key is None or isinstance(self.key, AccountKey):
             return self.key
         value = normalised(self.key.kind, self.key.value, "" if program is None else program.default_region)
-        return None if value is None else self.key._replace(value=value)
+        return None if value is None else replace(self.key, value=value)
 
 
 @dataclass(frozen=True, slots=True)

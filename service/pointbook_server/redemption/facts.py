@@ -201,7 +201,7 @@ async def _customer_id(customers: CustomersBook, identifier: Identifier, program
     value = normalised(identifier.kind, identifier.value, "" if program is None else program.default_region)
     if value is None:
         return None
-    key = identifier._replace(value=value)
+    key = replace(identifier, value=value)
     found = (await customers.find_all([key])).get(key)
     return None if found is None else found.customer_id
 

@@ -9,7 +9,7 @@ from pointbook.v1 import identity_pb2, redemption_pb2, redemption_pb2_grpc
 from pointbook_server import paging
 from pointbook_server.access.model import Scope, current_principal
 from pointbook_server.clock import Clock
-from pointbook_server.customers.model import Customer, GroupKey, Identifier, Key, Kind, normalised_mobile
+from pointbook_server.customers.model import Customer, GroupKey, Identifier, Key, Kind, normalised
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.fields import TIME_MS_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_decimal_text, to_timestamp
 from pointbook_server.ledger.model import POINTS_MAX, Account, AccountKey
@@ -477,7 +477,7 @@ def _read_code(fields: Fields, typed: str) -> str:
 
 
 def _read_number(fields: Fields, path: str, value: str) -> str:
-    number = normalised_mobile(value)
+    number = normalised(Kind.MOBILE, value)
     if number is None:
         fields.wrong(path, "must be a phone number in E.164 form, such as +8613812345678")
     return number or ""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import phonenumbers
 
+from pointbook_server import phones
 from pointbook_server.customers.model import Customer, Kind
 from pointbook_server.errors import PointbookError, Reason, key_not_configured
 from pointbook_server.programs.model import Channel, PhoneNumberType, Program, Validation, language_key
@@ -78,10 +79,20 @@ class Proving:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How a code reaches the customer; the code is bound to it too."""
+    """How a code reaches the customer; the code is bound to it too.
+
+    `key` is what the destination is compared by, where that is another text: a new spelling ends no code, and has no
+    limits of its own.
+    """
 
     channel: Channel
     destination: str = ""
+    key: str = ""
+
+    @property
+    def bound_to(self) -> str:
+        """What codes and limits are bound to."""
+        return self.key or self.destination
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +125,7 @@ class Challenge:
             self.purpose == purpose
             and self.channel is route.channel
             and self.key_id in keys
-            and self.destination_digest == keys.destination_digest(self.key_id, purpose.merchant_id, route.destination)
+            and self.destination_digest == keys.destination_digest(self.key_id, purpose.merchant_id, route.bound_to)
             and now_ms < self.expires_at_ms
         )
 
@@ -212,7 +223,7 @@ class Keys:
             str(purpose.group_redemption),
             purpose.group_id,
             route.channel.value,
-            route.destination,
+            route.bound_to,
             code,
         )
 
@@ -243,7 +254,7 @@ def new_challenge(
         purpose=purpose,
         channel=route.channel,
         key_id=key_id,
-        destination_digest=keys.destination_digest(key_id, purpose.merchant_id, route.destination),
+        destination_digest=keys.destination_digest(key_id, purpose.merchant_id, route.bound_to),
         code_digest=secrets.token_bytes(DIGEST_BYTES)
         if is_call
         else keys.code_digest(key_id, code, challenge_id, purpose, route),
@@ -308,15 +319,19 @@ def _check_channel(
 
 def _route_by(channel: Channel, customer: Customer | None, needs_destination: Mapping[Channel, bool]) -> Route:
     """Find out where a code goes by a channel. Raises NO_DESTINATION."""
-    contact = contact_of(customer, channel)
-    if not contact and needs_destination.get(channel, True):
+    route = route_to(customer, channel)
+    if not route.destination and needs_destination.get(channel, True):
         raise _no_destination()
-    return Route(channel, contact)
+    return route
 
 
-def contact_of(customer: Customer | None, channel: Channel) -> str:
-    """Tell by which contact a channel reaches a customer; empty where there is none."""
-    return next(iter(customer.own(CONTACT_KINDS[channel])), "") if customer is not None else ""
+def route_to(customer: Customer | None, channel: Channel) -> Route:
+    """Return how a channel reaches a customer, without a destination where it does not."""
+    kind = CONTACT_KINDS[channel]
+    for contact in () if customer is None else customer.contacts:
+        if contact.kind is kind:
+            return Route(channel, contact.form, contact.value if contact.written else "")
+    return Route(channel)
 
 
 def _check_destination(program: Program, customer: Customer, route: Route, pause_ms: int, now_ms: int) -> None:
@@ -340,7 +355,7 @@ def _check_destination(program: Program, customer: Customer, route: Route, pause
 
 def _check_number_type(validation: Validation, number: str) -> None:
     """Raise NO_DESTINATION where the program sends no SMS to numbers of this type."""
-    name = phonenumbers.PhoneNumberType.to_string(phonenumbers.number_type(phonenumbers.parse(number)))
+    name = phonenumbers.PhoneNumberType.to_string(phones.number_type(number))
     if PhoneNumberType(name) not in validation.sms_number_types_or_default:
         raise PointbookError(
             Reason.NO_DESTINATION,

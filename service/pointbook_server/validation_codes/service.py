@@ -26,12 +26,12 @@ from pointbook_server.validation_codes.model import (
     Proving,
     Route,
     choose_route,
-    contact_of,
     delivery_failed,
     key_unknown,
     message_text,
     new_challenge,
     new_code,
+    route_to,
 )
 from pointbook_server.validation_codes.steps import Answer, Deliver, Guess, Issue, Refuse, Reset, Sends, Step, Verdict
 from pointbook_server.validation_codes.store import ValidationCodesStore
@@ -108,7 +108,7 @@ class ValidationCodes:
         purpose = proving.purpose
 
         def is_right(challenge: Challenge) -> bool:
-            route = Route(challenge.channel, contact_of(proving.customer, challenge.channel))
+            route = route_to(proving.customer, challenge.channel)
             guess = self._keys.code_digest(challenge.key_id, code, challenge.challenge_id, purpose, route)
             same_channel = channel in {None, challenge.channel}
             return hmac.compare_digest(guess, challenge.code_digest) and same_channel
@@ -124,7 +124,7 @@ class ValidationCodes:
         live = await self._store.live(purpose.merchant_id, purpose.customer)
         if live is None or live.challenge_id != challenge_id or live.confirmed_at_ms is None:
             return None
-        route = Route(Channel.MISSED_CALL, contact_of(proving.customer, Channel.MISSED_CALL))
+        route = route_to(proving.customer, Channel.MISSED_CALL)
         return live if live.is_for(purpose, route, self._keys, now_ms) else None
 
     async def confirm(self, call: MissedCall, actor: str) -> str:
@@ -136,7 +136,7 @@ class ValidationCodes:
 
     async def reset(self, merchant_id: str, name: str, customer: Customer | None, actor: str, reason: str) -> None:
         """Forget a customer's wrong guesses, and the messages to their contacts, so that codes work again."""
-        contacts = {contact_of(customer, channel) for channel in Channel} - {""}
+        contacts = {route_to(customer, channel).bound_to for channel in Channel} - {""}
         sends = tuple(Sends.to(self._keys, merchant_id, contact) for contact in sorted(contacts))
         await self._do(merchant_id, Reset(name, sends, actor, reason))
 
@@ -167,7 +167,7 @@ class ValidationCodes:
                 proving, route, self._keys, key_id=key_id, challenge_id=challenge_id, code=code, now_ms=now_ms
             )
 
-        sends = Sends.to(self._keys, purpose.merchant_id, route.destination)
+        sends = Sends.to(self._keys, purpose.merchant_id, route.bound_to)
         step = Issue(purpose, route, self._keys, sends, make, self._rules.merchant_sends_max, proving.actor)
         claim = await self._do(purpose.merchant_id, step)
         if claim.is_fresh:

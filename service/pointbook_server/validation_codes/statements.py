@@ -142,7 +142,7 @@ NAME_CALL = _statement("""
 LOCK_CALLED = _statement(f"""
     SELECT {NAMES} FROM validation_challenges
     WHERE destination_digest = ANY(CAST(:destination_digests AS bytea[])) AND merchant_id = :merchant_id
-        AND state = 'LIVE' AND channel = 'MISSED_CALL' AND called_number = :called_number
+        AND state = 'LIVE' AND channel = 'MISSED_CALL' AND called_number = ANY(CAST(:called_numbers AS text[]))
         AND sent_at_ms <= :call_ms AND expires_at_ms > :now_ms
     ORDER BY sent_at_ms DESC, challenge_id LIMIT 1 FOR UPDATE
 """)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import TypeVar
 
+from pointbook_server import phones
 from pointbook_server.database import Connection, Database, RetryTransactionError
 from pointbook_server.errors import PointbookError
 from pointbook_server.validation_codes import statements as sql
@@ -83,7 +84,7 @@ class ValidationCodesStore:
                 return "" if row is None else str(row.challenge_id)
             values = {
                 "destination_digests": caller_digests,
-                "called_number": call.called_number,
+                "called_numbers": phones.forms(call.called_number),
                 "call_ms": call.call_ms,
             }
             row = await connection.fetch_one(sql.LOCK_CALLED, named | values)

@@ -1,0 +1,329 @@
+"""Identifiers as they are written, compared and sent to: through real gRPC and a real database."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from integration.codes import CODES, is_right, issue, issued
+from integration.customers import (
+    CREATED,
+    TAKEN,
+    TYPE_EMAIL,
+    TYPE_MOBILE,
+    found,
+    of_buyer,
+    outcome,
+    skipped,
+    update,
+)
+from integration.redeeming import customer_of, earn, findings, order, question, redeem
+from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+
+EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
+MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
+VALIDATION = {**CODES, "required": True, "channels": [redemption_pb2.VALIDATION_TYPE_SMS, EMAIL]}
+CALLED = "+862112345678"
+ADDRESSES = [
+    "stra\u00df@example.com",
+    "Ada.Lovelace@example.com",
+    "\u0130.\u017f.\ufb01@example.com",
+    "\uff21da@example.com",
+    "\u039f\u0394\u039f\u03a3@example.com",
+    "cafe\u0301@example.com",
+    "a@b\u00fccher.example",
+    "a@xn--bcher-kva.example",
+    "ada.@docomo.ne.jp",
+    "a..b@docomo.ne.jp",
+    ".A..b.@t.vodafone.ne.jp",
+]
+SUBSCRIBERS = [
+    # How each form is answered and sent to.
+    {"+5491123456789": "+5491123456789", "+541123456789": "+541123456789", "+54 11 15 2345 6789": "+5491123456789"},
+    {"+5215512345678": "+525512345678", "+525512345678": "+525512345678", "+52 044 55 1234 5678": "+525512345678"},
+    {"+551187654321": "+5511987654321", "+5511987654321": "+5511987654321"},
+    {"+55 51 6765-4321": "+5551967654321", "+5551967654321": "+5551967654321"},
+]
+FORMS = [(forms, written) for forms in SUBSCRIBERS for written in forms]
+
+
+@pytest.fixture
+async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
+    """A shop whose program wants codes by SMS or e-mail, with a buyer who has 500 points."""
+    await service.client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=VALIDATION)
+    await earn(service.client, shop, 500)
+    yield shop
+    service.clock.now_ms = NOW_MS
+
+
+async def put(client: Client, shop: Shop, customer_id: str = "c-1", **identifiers: Any) -> customers_pb2.Customer:
+    """Put a customer who owns the buyer of the same number."""
+    buyer_id = "buyer" if customer_id == "c-1" else f"buyer of {customer_id}".replace(" ", "-")
+    buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)]
+    return await client.put_customer(shop.merchant_id, customer_id, buyers=buyers, **identifiers)
+
+
+# E-mail addresses.
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+async def test_a_code_goes_to_exactly_the_address_that_was_given(service: Service, shop: Shop, address: str) -> None:
+    """It is answered as it was given, too."""
+    kept = await put(service.client, shop, email=address)
+    await issued(service, shop, validation_type=EMAIL)
+
+    assert (kept.email, service.outbox.messages[-1].destination) == (address, address)
+    assert (await service.client.customer(shop.merchant_id, "c-1")).email == address
+
+
+async def test_an_address_is_found_in_any_case_and_no_other_spelling(client: Client, shop: Shop) -> None:
+    """By NFC and lower case; never by casefold or NFKC."""
+    await put(client, shop, "c-1", email="Stra\u00dfe@Example.com")
+    await put(client, shop, "c-2", email="strasse@example.com")
+    await put(client, shop, "c-3", email="CAFE\u0301@b\u00fccher.example")
+    await put(client, shop, "c-4", email="\ufb01@example.com")
+
+    for written, owner in {
+        "stra\u00dfe@example.com": "c-1",
+        "STRA\u1e9eE@EXAMPLE.COM": "c-1",
+        "strasse@example.com": "c-2",
+        "STRASSE@example.com": "c-2",
+        "caf\u00e9@XN--BCHER-KVA.example": "c-3",
+        "cafe@b\u00fccher.example": "",
+        "fi@example.com": "",
+        "\ufb01@EXAMPLE.com": "c-4",
+    }.items():
+        assert (written, await found(client, shop, email=written)) == (written, owner)
+
+
+async def test_another_spelling_of_an_address_belongs_to_the_same_customer(client: Client, shop: Shop) -> None:
+    """For PutCustomer as for webhooks."""
+    await put(client, shop, email="Ada@example.com")
+    taken = await refused(put(client, shop, "c-2", email="aDA@Example.com"))
+    told = update(shop, "other", kind=CREATED, email="ADA@example.com")
+    left_out = await client.customers.ApplyCustomerUpdate(told)
+
+    assert (taken.reason, set(taken.fields)) == ("IDENTIFIER_TAKEN", {"customer.email"})
+    assert skipped(left_out) == {TYPE_EMAIL: TAKEN}
+    twice = [
+        identity_pb2.SourceIdentity(source=identity_pb2.USER_SOURCE_LINE, identifier_type=TYPE_EMAIL, value=address)
+        for address in ("Ada@example.com", "ada@example.com")
+    ]
+    assert set((await refused(put(client, shop, source_identities=twice))).fields) == {"customer.source_identities[1]"}
+
+
+async def test_a_new_spelling_is_kept_and_changes_no_contact(service: Service, shop: Shop) -> None:
+    """PutCustomer and webhooks: the open code stays right, no pause begins, and the next code goes to the new form."""
+    client = service.client
+    await put(client, shop, email="Ada@example.com")
+    _, code = await issued(service, shop, validation_type=EMAIL)
+
+    assert (await put(client, shop, email="ADA@Example.com")).email == "ADA@Example.com"
+    assert await is_right(client, shop, code)
+    told = await client.customers.ApplyCustomerUpdate(update(shop, email=" ada@example.com\u200b"))
+    assert (outcome(told), skipped(told), (await of_buyer(client, shop))[1]) == ("APPLIED", {}, "ada@example.com")
+    assert await is_right(client, shop, code)
+    await issued(service, shop, 50, validation_type=EMAIL)
+    assert service.outbox.messages[-1].destination == "ada@example.com"
+
+
+async def test_a_claimed_contact_comes_in_the_spelling_of_its_heir(service: Service, shop: Shop) -> None:
+    """Not in that of the customer who has lost it."""
+    client = service.client
+    await put(client, shop, "c-2", email="ada@example.com", mobile="+541123456789")
+    told = update(shop, "heir", kind=CREATED, email="ADA@Example.com", mobile="+5491123456789")
+    assert skipped(await client.customers.ApplyCustomerUpdate(told)) == {TYPE_EMAIL: TAKEN, TYPE_MOBILE: TAKEN}
+    await put(client, shop, "c-2")
+
+    assert await of_buyer(client, shop, "heir") == ("+5491123456789", "ADA@Example.com")
+
+
+async def test_spellings_of_an_address_share_its_send_limit(client: Client, shop: Shop) -> None:
+    """Three messages in ten minutes, however the address is written."""
+    for points, address in enumerate(("ada@example.com", "Ada@example.com", "ADA@example.com"), start=1):
+        await put(client, shop, email=address)
+        assert (await issue(client, shop, points, validation_type=EMAIL)).sent
+    await put(client, shop, email="aDa@example.com")
+
+    assert (await refused(issue(client, shop, 4, validation_type=EMAIL))).reason == "SEND_LIMIT_REACHED"
+
+
+async def test_identities_of_sources_are_answered_as_written(client: Client, shop: Shop) -> None:
+    """And found in every form."""
+    known = identity_pb2.SourceIdentity(
+        source=identity_pb2.USER_SOURCE_LINE, identifier_type=TYPE_EMAIL, value="Stra\u00dfe@example.com"
+    )
+    kept = await put(client, shop, source_identities=[known])
+    await client.put_group(
+        shop.merchant_id, "g", primary_customer_id="c-1", members=[{"customer_id": "c-1", "can_redeem": True}]
+    )
+    group = identity_pb2.UserGroupRef(
+        primary_user_source=known.source,
+        primary_user_identifier_type=TYPE_EMAIL,
+        primary_user_identifier_value=" STRA\u1e9eE@example.com\u200b",
+    )
+
+    assert list(kept.source_identities) == [known]
+    assert await findings(client, question(shop, user_group2=group)) == await findings(
+        client, question(shop, user_group2={"id": "g"})
+    )
+
+
+# Phone numbers.
+
+
+@pytest.mark.parametrize(("forms", "written"), FORMS)
+async def test_every_form_of_a_number_is_one_number(
+    service: Service, client: Client, shop: Shop, forms: dict[str, str], written: str
+) -> None:
+    """Found, redeemed by, and taken for everybody else; and it is sent to in a form that works."""
+    assert (await put(client, shop, mobile=written)).mobile == forms[written]
+    await issued(service, shop)
+    assert service.outbox.messages[-1].destination == forms[written]
+
+    for number, form in enumerate(forms):
+        assert await found(client, shop, mobile=form) == "c-1"
+        request = redemption_pb2.GetCustomerPointsRequest(customer=customer_of(shop, mobile=form), program_id=1)
+        assert (await client.redemption.GetCustomerPoints(request)).active_points == 500
+        assert (await refused(put(client, shop, "c-2", mobile=form))).reason == "IDENTIFIER_TAKEN"
+        told = update(shop, f"other-{number}", kind=CREATED, mobile=form.replace(" ", ""))
+        assert skipped(await client.customers.ApplyCustomerUpdate(told)) == {TYPE_MOBILE: TAKEN}
+
+
+@pytest.mark.parametrize(
+    ("region", "kept", "national"),
+    [
+        ("AR", "+541123456789", "011 15-2345-6789"),
+        ("MX", "+525512345678", "044 55 1234 5678"),
+        ("BR", "+5511987654321", "(11) 8765-4321"),
+    ],
+)
+async def test_national_forms_are_read_by_the_region_of_the_program(
+    client: Client, shop: Shop, region: str, kept: str, national: str
+) -> None:
+    """As people type them."""
+    await client.put_program(shop.merchant_id, shop.store_id, criteria={}, default_region=region)
+    await put(client, shop, mobile=kept)
+
+    assert await findings(client, question(shop, customer=customer_of(shop, mobile=national))) == []
+    answer = await redeem(client, order(shop, customer=customer_of(shop, mobile=f"\u202a{national}\u202c")))
+    assert answer.points == 10
+
+
+@pytest.mark.parametrize(
+    ("landline", "mobile"),
+    [("+551133334444", "+5511933334444"), ("+551123456789", "+5511923456789")],
+)
+async def test_a_landline_and_a_mobile_number_are_two_people(
+    client: Client, shop: Shop, landline: str, mobile: str
+) -> None:
+    """Of Brazil's numbers only those that begin with 6 to 9 got a ninth digit."""
+    await put(client, shop, "c-1", mobile=landline)
+    await put(client, shop, "c-2", mobile=mobile)
+
+    assert (await client.customer(shop.merchant_id, "c-1")).mobile == landline
+    assert await found(client, shop, mobile=landline) == "c-1"
+    assert await found(client, shop, mobile=mobile) == "c-2"
+
+
+async def test_another_form_of_a_number_changes_no_contact(service: Service, shop: Shop) -> None:
+    """The code stays right, and the next one goes to the newest form."""
+    client = service.client
+    await put(client, shop, mobile="+541123456789")
+    assert (await put(client, shop, mobile="+5491123456789")).mobile == "+5491123456789"
+    _, code = await issued(service, shop)
+    assert service.outbox.messages[-1].destination == "+5491123456789"
+
+    told = await client.customers.ApplyCustomerUpdate(update(shop, mobile="+541123456789"))
+    assert (outcome(told), await of_buyer(client, shop)) == ("APPLIED", ("+541123456789", ""))
+    assert await is_right(client, shop, code)
+    await put(client, shop, mobile="+54 11 15 2345 6789")
+    await issued(service, shop, 50)
+    assert service.outbox.messages[-1].destination == "+5491123456789"
+
+
+@pytest.mark.parametrize(
+    ("caller", "called"),
+    [
+        (("+5491123456789", "+541123456789"), (CALLED, CALLED)),
+        (("+541123456789", "+5491123456789"), (CALLED, CALLED)),
+        (("+525512345678", "+5215512345678"), ("+528112345678", "+5218112345678")),
+        (("+5215512345678", "+525512345678"), ("+5218112345678", "+528112345678")),
+        (("+551187654321", "+5511987654321"), ("+5511976543210", "+551176543210")),
+        (("+5511987654321", "+551187654321"), ("+551176543210", "+5511976543210")),
+        (("+5491123456789", "\u202a+54 9 11 2345\u20116789\u202c"), ("+5491143210000", "+541143210000")),
+        (("+5491123456789", "+5491123456789"), ("+541143210000", "+5491143210000")),
+    ],
+)
+async def test_a_missed_call_meets_its_challenge_in_every_form(
+    client: Client, shop: Shop, caller: tuple[str, str], called: tuple[str, str]
+) -> None:
+    """Both numbers: as they are kept, and as the carrier tells them."""
+    validation = {**VALIDATION, "channels": [MISSED_CALL], "missed_call_number": called[0]}
+    await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=validation)
+    await put(client, shop, mobile=caller[0])
+    challenge = await issue(client, shop)
+    assert challenge.missed_call_number == called[0]
+
+    call = redemption_pb2.ConfirmMissedCallRequest(
+        merchant_id=shop.merchant_id,
+        caller_number=caller[1],
+        called_number=called[1],
+        provider_call_id=unique("call"),
+        call_time=at(NOW_MS + 1),
+    )
+    assert (await client.redemption.ConfirmMissedCall(call)).challenge_id == challenge.challenge_id
+    proof = {"challenge_id": challenge.challenge_id, "validation_type": MISSED_CALL}
+    assert await findings(client, question(shop, 100, **proof)) == []
+
+
+# What is pasted.
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "pasted"),
+    [
+        ("mobile", "+85291236001", "\u202a+852\u00a09123\u20116001\u202c"),
+        ("mobile", "+85291236002", "\uff0b\uff18\uff15\uff12\uff19\uff11\uff12\uff13\uff16\uff10\uff10\uff12"),
+        ("email", "ada@example.com", "\u200bada@example.com\u00a0\r\n"),
+        ("external_id", "crm-17", " crm\u200b-17\ufeff"),
+        ("card_number", "4710815", "\u2066\uff14\uff17\uff11\uff10815\u2069"),
+        ("card_external_id", "Card-1", "Card-\u00ad1\t"),
+    ],
+)
+async def test_identifiers_are_found_as_they_are_pasted(
+    client: Client, shop: Shop, name: str, kept: str, pasted: str
+) -> None:
+    """And kept without what nobody sees, by the same rule."""
+    stored: dict[str, Any] = {
+        f"{name}s" if name.startswith("card") else name: [pasted] if name.startswith("card") else pasted
+    }
+    customer = await put(client, shop, **stored)
+
+    assert kept in {customer.mobile, customer.email, customer.external_id, *customer.card_numbers} | {
+        *customer.card_external_ids
+    }
+    for written in (kept, pasted, f" {kept}\u200b"):
+        assert await found(client, shop, **{name: written}) == "c-1"
+        points = redemption_pb2.GetCustomerPointsRequest(customer=customer_of(shop, **{name: written}), program_id=1)
+        assert (await client.redemption.GetCustomerPoints(points)).active_points == 500
+
+
+@pytest.mark.parametrize(
+    "identifier",
+    [
+        {"email": "a@example.com\nb@example.com"},
+        {"mobile": "+8613800000000\n+8613900000000"},
+        {"card_number": "47 11"},
+        {"external_id": "\u200b"},
+        {"external_id": "a\u0000b"},
+    ],
+)
+async def test_two_values_are_not_joined_to_one(client: Client, shop: Shop, identifier: dict[str, str]) -> None:
+    """A line break or another control character inside makes a value invalid."""
+    ref = identity_pb2.CustomerRef(**identifier)  # type: ignore[arg-type] # names
+    request = customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer=ref)
+    found = await refused(client.customers.GetCustomer(request))
+
+    assert (found.reason, set(found.fields)) == ("INVALID_FIELDS", {f"customer.{next(iter(identifier))}"})
