@@ -284,6 +284,27 @@ async def test_the_newest_of_several_decreases_is_the_redemptions_own(client: Cl
     assert await points_of(client, shop) == (10, 10, 0)
 
 
+@pytest.mark.parametrize("window_seconds", [60, 600])
+@pytest.mark.parametrize("ahead_ms", [1_000, 120_000, HOUR_MS, DAY_MS - 1])
+@pytest.mark.parametrize("is_booked_first", [True, False])
+async def test_a_decrease_of_the_future_settles_one_redemption(
+    client: Client, shop: Shop, window_seconds: int, ahead_ms: int, *, is_booked_first: bool
+) -> None:
+    """A till's clock may be further ahead than the settlement window is long."""
+    await put_program(client, shop, settlement_window={"seconds": window_seconds})
+    booked = booking(shop, 20, 30, ahead_ms)
+    if is_booked_first:
+        await client.apply(booked)
+        first = await redeem(client, order(shop, 20))
+    else:
+        first = await redeem(client, order(shop, 20))
+        await client.apply(booked)
+    second = await redeem(client, order(shop, 20))
+
+    assert [(await get(client, each)).state for each in (first, second)] == [SETTLED, PENDING]
+    assert await points_of(client, shop) == (30, 10, 20)
+
+
 async def test_a_late_event_leaves_what_was_matched(client: Client, shop: Shop) -> None:
     """A fold over the entry settles nothing anew."""
     booked = booking(shop, 20, 30, -1_000)

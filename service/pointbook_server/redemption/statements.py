@@ -103,7 +103,8 @@ READ_USAGE = _statement("""
     ) AS used
 """)
 # The newest decreases of so many points, since a moment, of each of some accounts, that settled no redemption, or one
-# whose hold had been released before they happened. Each account is looked up by itself, whatever a plan expects.
+# whose hold had been released before they happened: they happened by the time they were received, however far their own
+# time is ahead. Each account is looked up by itself, whatever a plan expects.
 FIND_BOOKINGS = _statement("""
     SELECT e.* FROM unnest(
         CAST(:store_ids AS text[]), CAST(:buyer_ids AS text[]), CAST(:points AS bigint[]), CAST(:since_ms AS bigint[])
@@ -119,7 +120,7 @@ FIND_BOOKINGS = _statement("""
         WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id
             AND updated_at_ms >= v.since_ms AND updated_value = v.points AND update_type = 'DECREASE'
             AND scene = ANY(CAST(:scenes AS text[])) AND outcome <> 'REFUSED' AND voided_at_ms IS NULL
-            AND (settled_redemption_id IS NULL OR settle_by_ms <= updated_at_ms)
+            AND (settled_redemption_id IS NULL OR settle_by_ms <= least(updated_at_ms, received_at_ms))
         ORDER BY updated_at_ms DESC, ordinal DESC LIMIT :limit
     ) AS e
 """)
