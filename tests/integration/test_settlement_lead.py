@@ -55,6 +55,19 @@ async def put_program(client: Client, shop: Shop, lead_ms: int | None = HOUR_MS,
     await client.put_program(shop.merchant_id, shop.store_id, **{"criteria": {}, **changes})
 
 
+async def pair(client: Client, shop: Shop, **points: int) -> dict[str, Any]:
+    """Put customers with points who pool them, and return what asks for the pool on behalf of the first."""
+    await put_program(client, shop, allow_group_redemption=True)
+    for name, earned in points.items():
+        await earn(client, shop, earned, name)
+        buyers = [{"store_id": shop.store_id, "buyer_id": name}]
+        await client.put_customer(shop.merchant_id, name, external_id=name, buyers=buyers)
+    members = [customers_pb2.UserGroup.Member(customer_id=name, can_redeem=True) for name in points]
+    first = next(iter(points))
+    await client.put_group(shop.merchant_id, "pair", primary_customer_id=first, members=members)
+    return {"customer": customer_of(shop, external_id=first), "user_group2": identity_pb2.UserGroupRef(id="pair")}
+
+
 async def check_book(service: Service, shop: Shop) -> None:
     """What `pointbook verify` says of a merchant's redemptions: nothing."""
     found: list[Difference] = []
@@ -221,12 +234,12 @@ async def test_a_gap_in_the_balance_is_no_part_of_the_redemption(client: Client,
 
 
 async def test_what_others_hold_is_not_redeemed_by_booking_it(client: Client, shop: Shop) -> None:
-    """Of 50 points 40 are held: a decrease of 20 does not make more than 10 of them redeemable."""
+    """Of 50 points 40 are held: a decrease of 20 takes 10 of those, and is not a redemption's own."""
     await redeem(client, order(shop, 40))
     await client.apply(booking(shop, 20, 30, -1_000))
 
     found = await refused(redeem(client, order(shop, 20)))
-    assert (found.reason, found.metadata["active_points"]) == ("INSUFFICIENT_POINTS", "10")
+    assert (found.reason, found.metadata["active_points"]) == ("INSUFFICIENT_POINTS", "0")
     assert await points_of(client, shop) == (30, 0, 40)
 
 
@@ -379,17 +392,7 @@ async def test_a_code_is_issued_and_used_after_the_decrease(service: Service, cl
 
 async def test_a_member_of_a_group_may_have_booked_all_of_it(client: Client, shop: Shop) -> None:
     """Then it is that account's alone; a part of it settles nothing, since nobody knew the parts before."""
-    await put_program(client, shop, allow_group_redemption=True)
-    for name in ("ada", "bob"):
-        await earn(client, shop, 60, name)
-        buyers = [{"store_id": shop.store_id, "buyer_id": name}]
-        await client.put_customer(shop.merchant_id, name, external_id=name, buyers=buyers)
-    members = [customers_pb2.UserGroup.Member(customer_id=name, can_redeem=True) for name in ("ada", "bob")]
-    await client.put_group(shop.merchant_id, "pair", primary_customer_id="ada", members=members)
-    pool: dict[str, Any] = {
-        "customer": customer_of(shop, external_id="ada"),
-        "user_group2": identity_pb2.UserGroupRef(id="pair"),
-    }
+    pool = await pair(client, shop, ada=60, bob=60)
     await client.apply(booking(shop, 50, 10, -2_000, buyer_id="bob"))
 
     whole = await redeem(client, order(shop, 50, **pool))
@@ -397,6 +400,20 @@ async def test_a_member_of_a_group_may_have_booked_all_of_it(client: Client, sho
     await client.apply(booking(shop, 10, 0, -1_000, buyer_id="bob"))
     part = await redeem(client, order(shop, 60, **pool))
     assert (part.state, drawn(part)) == (PENDING, [("ada", 60)])
+
+
+@pytest.mark.parametrize(("held", "expected", "drawn_of"), [(20, SETTLED, "bob"), (21, PENDING, "ada")])
+async def test_what_others_hold_of_the_account_is_not_made_up_for_by_the_pool(
+    client: Client, shop: Shop, held: int, expected: int, drawn_of: str
+) -> None:
+    """Bob's 50 points are promised, and Ada's 100 are not: in no way are more than 150 redeemed."""
+    pool = await pair(client, shop, ada=100, bob=50)
+    await redeem(client, order(shop, held, customer=customer_of(shop, external_id="bob")))
+    await client.apply(booking(shop, 30, 20, -1_000, buyer_id="bob"))
+
+    redemption = await redeem(client, order(shop, 30, **pool))
+    assert (redemption.state, drawn(redemption)) == (expected, [(drawn_of, 30)])
+    assert held + 30 + redemption.active_points <= 150
 
 
 async def test_another_programs_account_may_have_booked_it(client: Client, shop: Shop) -> None:

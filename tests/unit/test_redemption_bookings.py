@@ -7,13 +7,15 @@ import pytest
 
 from pointbook_server.ledger.holds import Hold, settled_by
 from pointbook_server.ledger.lots import Draw as EntryDraw
-from pointbook_server.ledger.model import AccountKey
+from pointbook_server.ledger.lots import Lot
+from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import Program
 from pointbook_server.redemption.bookings import Booking, booking_of, first_draws, lead_ms_of
 from pointbook_server.redemption.pool import Draw
 
 ONE, TWO = AccountKey("store", "one"), AccountKey("store", "two")
 NOW_MS = 1_000_000
+EMPTY = Account()
 PROGRAM = Program("merchant", 1, ("store",))
 
 
@@ -31,9 +33,9 @@ def booking(event_id: str, **changes: Any) -> Booking:
     return Booking(**{**values, **changes})
 
 
-def found(*bookings: Booking, program: Program = PROGRAM) -> str | None:
+def found(*bookings: Booking, program: Program = PROGRAM, account: Account = EMPTY) -> str | None:
     """Name the one that is a redemption of five points of the first account."""
-    chosen = booking_of(5, program, {ONE}, bookings, NOW_MS)
+    chosen = booking_of(5, program, {ONE: account}, bookings, NOW_MS)
     return None if chosen is None else chosen.event_id
 
 
@@ -60,6 +62,17 @@ def test_the_newest_booking_is_chosen_whatever_the_order() -> None:
 def test_what_is_not_the_redemptions_own(changes: dict[str, Any]) -> None:
     """Another account, size, scene or time, and points that were not active."""
     assert found(booking("a", **changes)) is None
+
+
+@pytest.mark.parametrize(
+    ("left", "held", "expected"), [(0, 0, "a"), (3, 3, "a"), (3, 4, None), (0, 1, None), (9, 2, "a")]
+)
+def test_points_that_others_hold_are_not_the_redemptions_own(left: int, held: int, expected: str | None) -> None:
+    """Those that are left to the account must be as many as it has promised."""
+    lots = (Lot(left, left, None, "left"),) if left else ()
+    account = Account(lots=lots, holds=(Hold("r", held, NOW_MS, NOW_MS + 1),))
+
+    assert found(booking("a"), account=account) == expected
 
 
 @pytest.mark.parametrize("lead_ms", [None, 0, 1, 5_000, 86_400_000])

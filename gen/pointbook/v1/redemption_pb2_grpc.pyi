@@ -91,11 +91,12 @@ class RedemptionServiceStub:
 
     SHOPLINE may have booked the points before: the newest decrease of exactly as many points, by one of the program's
     settlement scenes, not older than its settlement_lead, in one of the accounts that may be drawn on, is the
-    redemption's own, unless it is void, has settled another redemption, or took points that had expired. Then the
-    criteria are checked as before that decrease, the draws are those of its entry, and the redemption is SETTLED at
-    once. It is matched in one account and as a whole: a caller that books a pool's redemption in several accounts
-    redeems first, and books what the draws say. A decrease that settled an earlier redemption for want of a better one,
-    booked when that one's hold had already been released, is taken over, and the earlier one is UNSETTLED again.
+    redemption's own, unless it is void, has settled another redemption, or took points which had expired or which other
+    redemptions hold. Then the criteria are checked as before that decrease, the draws are those of its entry, and the
+    redemption is SETTLED at once. It is matched in one account and as a whole: a caller that books a pool's redemption
+    in several accounts redeems first, and books what the draws say. A decrease that settled an earlier redemption for
+    want of a better one, booked when that one's hold had already been released, is taken over, and the earlier one is
+    UNSETTLED again.
 
     Errors: ALREADY_EXISTS (REFERENCE_REUSED), the status's RPC error when refused, and those of
     ValidateRedemption.
@@ -195,11 +196,12 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
 
     SHOPLINE may have booked the points before: the newest decrease of exactly as many points, by one of the program's
     settlement scenes, not older than its settlement_lead, in one of the accounts that may be drawn on, is the
-    redemption's own, unless it is void, has settled another redemption, or took points that had expired. Then the
-    criteria are checked as before that decrease, the draws are those of its entry, and the redemption is SETTLED at
-    once. It is matched in one account and as a whole: a caller that books a pool's redemption in several accounts
-    redeems first, and books what the draws say. A decrease that settled an earlier redemption for want of a better one,
-    booked when that one's hold had already been released, is taken over, and the earlier one is UNSETTLED again.
+    redemption's own, unless it is void, has settled another redemption, or took points which had expired or which other
+    redemptions hold. Then the criteria are checked as before that decrease, the draws are those of its entry, and the
+    redemption is SETTLED at once. It is matched in one account and as a whole: a caller that books a pool's redemption
+    in several accounts redeems first, and books what the draws say. A decrease that settled an earlier redemption for
+    want of a better one, booked when that one's hold had already been released, is taken over, and the earlier one is
+    UNSETTLED again.
 
     Errors: ALREADY_EXISTS (REFERENCE_REUSED), the status's RPC error when refused, and those of
     ValidateRedemption.
@@ -321,11 +323,12 @@ class RedemptionServiceServicer:
 
         SHOPLINE may have booked the points before: the newest decrease of exactly as many points, by one of the program's
         settlement scenes, not older than its settlement_lead, in one of the accounts that may be drawn on, is the
-        redemption's own, unless it is void, has settled another redemption, or took points that had expired. Then the
-        criteria are checked as before that decrease, the draws are those of its entry, and the redemption is SETTLED at
-        once. It is matched in one account and as a whole: a caller that books a pool's redemption in several accounts
-        redeems first, and books what the draws say. A decrease that settled an earlier redemption for want of a better one,
-        booked when that one's hold had already been released, is taken over, and the earlier one is UNSETTLED again.
+        redemption's own, unless it is void, has settled another redemption, or took points which had expired or which other
+        redemptions hold. Then the criteria are checked as before that decrease, the draws are those of its entry, and the
+        redemption is SETTLED at once. It is matched in one account and as a whole: a caller that books a pool's redemption
+        in several accounts redeems first, and books what the draws say. A decrease that settled an earlier redemption for
+        want of a better one, booked when that one's hold had already been released, is taken over, and the earlier one is
+        UNSETTLED again.
 
         Errors: ALREADY_EXISTS (REFERENCE_REUSED), the status's RPC error when refused, and those of
         ValidateRedemption.

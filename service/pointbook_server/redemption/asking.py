@@ -114,8 +114,9 @@ class Facts:
 
     def before(self, booking: Booking) -> "Facts":
         """Return the facts as they would be without a booking: what it took is active."""
-        account = self.accounts[booking.account].with_unexpired(booking.points, booking.event_id)
-        return replace(self, accounts={**self.accounts, booking.account: account})
+        return replace(
+            self, accounts={**self.accounts, booking.account: booking.before(self.accounts[booking.account])}
+        )
 
     def active_points(self, sources: Iterable[Source]) -> int:
         """Sum what some accounts have active."""
@@ -195,7 +196,7 @@ def assess(ask: Ask, facts: Facts) -> Assessment:
         )
     else:
         points, violations = _check_rules(ask, facts, facts.program)
-        accounts = {source.key for source in facts.sources}
+        accounts = {source.key: facts.accounts.get(source.key, NO_ACCOUNT) for source in facts.sources}
         booking = booking_of(points, facts.program, accounts, facts.bookings, facts.now_ms)
         if booking is not None:
             facts = facts.before(booking)

@@ -1,11 +1,11 @@
 """Decreases that SHOPLINE booked before the redemptions that they are for: pure."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from pointbook_server.ledger.holds import SETTLEMENT_LEAD_MS, SETTLEMENT_SCENES
 from pointbook_server.ledger.lots import Draw as EntryDraw
-from pointbook_server.ledger.model import AccountKey
+from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import Program
 from pointbook_server.redemption.pool import Draw
 
@@ -32,6 +32,10 @@ class Booking(NamedTuple):
         unexpired = (draw for draw in self.draws if draw.expires_at_ms is None or draw.expires_at_ms > self.at_ms)
         return sum(draw.points for draw in unexpired) == self.points
 
+    def before(self, account: Account) -> Account:
+        """Return its account as it would be without it: only good for asking what is active."""
+        return account.with_unexpired(self.points, self.event_id)
+
 
 def lead_ms_of(program: Program) -> int:
     """Return how much earlier than a redemption its decrease may have been booked."""
@@ -44,16 +48,17 @@ def scenes_of(program: Program) -> frozenset[str]:
 
 
 def booking_of(
-    points: int, program: Program, accounts: Collection[AccountKey], bookings: Iterable[Booking], now_ms: int
+    points: int, program: Program, accounts: Mapping[AccountKey, Account], bookings: Iterable[Booking], now_ms: int
 ) -> Booking | None:
     """Return the newest booking of a redemption that is made now, of so many points, from one of some accounts.
 
-    It mirrors `settled_by`, which finds the hold where the booking comes second. A redemption from several accounts is
+    Points that other redemptions hold of its account are theirs, even where a pool's other accounts have enough. It
+    mirrors `settled_by`, which finds the hold where the booking comes second. A redemption from several accounts is
     never matched in parts: its answer alone says what each of them gives, so a caller that books parts redeems first.
     Source: ledger.md, holds and settlement.
     """
     since_ms, scenes = now_ms - lead_ms_of(program), scenes_of(program)
-    candidates = (
+    candidates = [
         booking
         for booking in bookings
         if booking.points == points
@@ -61,8 +66,14 @@ def booking_of(
         and booking.at_ms >= since_ms
         and booking.scene in scenes
         and booking.took_active_points
+    ]
+    candidates.sort(key=lambda booking: (booking.at_ms, booking.ordinal, booking.event_id), reverse=True)
+    free = (
+        booking
+        for booking in candidates
+        if booking.before(accounts[booking.account]).points_at(now_ms).active >= points
     )
-    return max(candidates, key=lambda booking: (booking.at_ms, booking.ordinal, booking.event_id), default=None)
+    return next(free, None)
 
 
 def first_draws(account: AccountKey, points: int, draws: Iterable[EntryDraw]) -> tuple[Draw, ...]:
