@@ -30,6 +30,7 @@ from integration.redeeming import (
 )
 from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
 from pointbook_server.database import Connection, Database
+from pointbook_server.ledger.holds import RELEASED_KEPT
 from pointbook_server.redemption import statements as sql
 from pointbook_server.redemption.auditing import Difference, RedemptionsAudit
 
@@ -501,6 +502,42 @@ async def test_a_released_hold_does_not_keep_a_decrease_from_its_redemption(
     await service.server._redemptions.sweep()
     assert (await get(client, old)).state == UNSETTLED
     assert (await redeem(client, order(shop, 20))).state == PENDING
+
+
+@pytest.mark.parametrize("is_swept", [True, False])
+async def test_a_released_hold_waits_again_when_its_decrease_is_claimed(
+    service: Service, client: Client, shop: Shop, *, is_swept: bool
+) -> None:
+    """Its own webhook may come yet."""
+    await put_program(client, shop, settlement_window={"seconds": 60})
+    old = await redeem(client, order(shop, 20))
+    service.clock.move(70)
+    if is_swept:
+        await service.server._redemptions.sweep()
+    await client.apply(booking(shop, 20, 30, 65_000))
+    redemption = await redeem(client, order(shop, 20))
+    late = booking(shop, 20, 30, 2_000)
+    await client.apply(late)
+
+    assert [(await get(client, each)).state for each in (old, redemption)] == [SETTLED, SETTLED]
+    assert (await settled_by_event(client, shop))[late.event_id] == old.redemption_id
+
+
+async def test_of_the_holds_that_wait_again_the_newest_are_kept(service: Service, client: Client, shop: Shop) -> None:
+    """As of all that are released: what is claimed from the oldest is forgotten by its account."""
+    await put_program(client, shop, settlement_window={"seconds": 60})
+    for number in range(RELEASED_KEPT):
+        await redeem(client, order(shop, 20 if number == 0 else 1))
+        service.clock.move(60)
+    await client.apply(booking(shop, 20, 30, RELEASED_KEPT * 60_000))
+    await redeem(client, order(shop, 1))
+    service.clock.move(60)
+    await service.server._redemptions.sweep()
+
+    assert (await redeem(client, order(shop, 20))).state == SETTLED
+    async with superuser(service) as connection:
+        query = "SELECT jsonb_array_length(holds) FROM points_accounts WHERE merchant_id = $1"
+        assert await connection.fetchval(query, shop.merchant_id) == RELEASED_KEPT
 
 
 async def test_a_webhook_that_is_late_stays_with_the_redemption_of_its_time(

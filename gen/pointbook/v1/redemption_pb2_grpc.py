@@ -175,7 +175,7 @@ class RedemptionServiceServicer:
         redemption is SETTLED at once. It is matched in one account and as a whole: a caller that books a pool's redemption
         in several accounts redeems first, and books what the draws say. A decrease that settled an earlier redemption for
         want of a better one, booked when that one's hold had already been released, is taken over, and the earlier one is
-        UNSETTLED again.
+        UNSETTLED again, as if the decrease had not been booked.
 
         Errors: ALREADY_EXISTS (REFERENCE_REUSED), the status's RPC error when refused, and those of
         ValidateRedemption.

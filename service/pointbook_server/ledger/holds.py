@@ -70,7 +70,7 @@ def without(holds: Iterable[Hold], redemption_id: str) -> tuple[Hold, ...]:
 
 
 def released(holds: Sequence[Hold], now_ms: int) -> tuple[Hold, ...]:
-    """Release the holds that SHOPLINE has not booked in time, and forget the oldest of very many."""
+    """Release the holds that SHOPLINE has not booked in time, and forget the first of very many: the oldest."""
     told = [hold if hold.is_open(now_ms) else hold._replace(is_released=True) for hold in holds]
     over = [hold for hold in told if hold.is_released][:-RELEASED_KEPT]
     return tuple(hold for hold in told if hold not in over)

@@ -4,7 +4,7 @@ import secrets
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pointbook_server.clock import Clock
 from pointbook_server.database import Connection, Database, RetryTransactionError
@@ -12,6 +12,7 @@ from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.holds import Hold, released, without
 from pointbook_server.ledger.model import Account, AccountKey, Expiry
 from pointbook_server.ledger.posting import Settlement
+from pointbook_server.programs.model import Program
 from pointbook_server.redemption import statements as sql
 from pointbook_server.redemption.asking import Ask, Assessment, Facts, assess
 from pointbook_server.redemption.bookings import Booking, lead_ms_of
@@ -27,6 +28,7 @@ from pointbook_server.redemption.model import finding, in_order, refusal
 from pointbook_server.redemption.pool import Draw, draws_of, event_ids_of
 from pointbook_server.redemption.proof import Proof
 from pointbook_server.redemption.redeemed import (
+    AccountHold,
     HoldState,
     Order,
     Redemption,
@@ -144,7 +146,7 @@ class RedemptionsStore:
                 await self._codes.lock(connection, merchant_id, challenged)
             redeeming = _Redeeming(connection, ledger, self._codes, facts[0].accounts, stored)
             answers = [await redeeming.answer(each, its) for each, its in zip(wanted, facts, strict=True)]
-            await redeeming.write(merchant_id)
+            await redeeming.write(merchant_id, facts[0].now_ms)
             return answers
 
         return await self._database.transaction(work, planned_once=True)
@@ -297,6 +299,14 @@ async def _by_references(connection: Connection, merchant_id: str, references: I
     return [sql.read(row) for row in await connection.fetch(sql.READ_BY_REFERENCES, values)]
 
 
+class _Claim(NamedTuple):
+    """A booking that settles a redemption from the beginning, and the program by whose settings it was found."""
+
+    booking: Booking
+    redemption: Redemption
+    program: Program
+
+
 class _Redeeming:
     """Orders that are redeemed one after the other, on locked accounts: each finds what those before it have left."""
 
@@ -315,7 +325,7 @@ class _Redeeming:
         self._stored = {redemption.reference: redemption for redemption in stored}
         self._new: list[Redemption] = []
         self._spent: Counter[tuple[str, int]] = Counter()
-        self._claimed: dict[str, tuple[Booking, Redemption]] = {}
+        self._claimed: dict[str, _Claim] = {}
 
     async def answer(self, wanted: Wanted, facts: Facts) -> Redemption | PointbookError:
         """Redeem an order, unless something speaks against it."""
@@ -326,31 +336,44 @@ class _Redeeming:
         except PointbookError as error:
             return error
 
-    async def write(self, merchant_id: str) -> None:
+    async def write(self, merchant_id: str, now_ms: int) -> None:
         """Write what was redeemed, and the holds. A reference that was taken meanwhile runs the transaction again."""
         if not self._new:
             return
         columns = sql.to_columns(self._new)
         if await self._connection.execute(sql.INSERT, {"merchant_id": merchant_id, **columns}) < len(self._new):
             raise RetryTransactionError
+        for claim in self._claimed.values():
+            booking = claim.booking
+            await self._ledger.settle(booking.event_id, claim.redemption.redemption_id, booking.settled_redemption_id)
         keys = {hold.key for redemption in self._new for hold in redemption.holds if hold.state is HoldState.OPEN}
+        keys |= await self._release_again(merchant_id, now_ms)
         if keys:
             await self._ledger.put_holds({key: self._accounts[key].holds for key in keys})
-        if self._claimed:
-            await self._write_claimed(merchant_id)
 
-    async def _write_claimed(self, merchant_id: str) -> None:
-        """Record which redemptions the claimed bookings settled, and which of the earlier ones they no longer do."""
-        lost: defaultdict[str, list[AccountKey]] = defaultdict(list)
-        for booking, redemption in self._claimed.values():
-            await self._ledger.settle(booking.event_id, redemption.redemption_id, booking.settled_redemption_id)
-            if booking.settled_redemption_id:
-                lost[booking.settled_redemption_id].append(booking.account)
+    async def _release_again(self, merchant_id: str, now_ms: int) -> set[AccountKey]:
+        """Release the earlier redemptions whose bookings are claimed, and return the accounts where that is.
+
+        Their holds wait for other decreases, as they did before, with the settings of the program that claims: what
+        their own had been is not kept.
+        """
+        lost: defaultdict[str, dict[AccountKey, Program]] = defaultdict(dict)
+        for claim in self._claimed.values():
+            if claim.booking.settled_redemption_id:
+                lost[claim.booking.settled_redemption_id][claim.booking.account] = claim.program
         if not lost:
-            return
+            return set()
         named = {"merchant_id": merchant_id, "redemption_ids": sorted(lost)}
         for earlier in map(sql.read, await self._connection.fetch(sql.LOCK, named)):
-            await _update(self._connection, earlier.unsettled(lost[earlier.redemption_id]))
+            programs = lost[earlier.redemption_id]
+            await _update(self._connection, earlier.unsettled(programs))
+            for held in earlier.holds:
+                if held.key in programs:
+                    hold = _hold_of(earlier, held, programs[held.key])
+                    account = self._accounts[held.key]
+                    holds = sorted((*account.holds, hold._replace(is_released=True)), key=_opened_at_ms)
+                    self._accounts[held.key] = replace(account, holds=released(holds, now_ms))
+        return {key for programs in lost.values() for key in programs}
 
     async def _redeem(self, wanted: Wanted, facts: Facts) -> Redemption:
         order = wanted.order
@@ -367,10 +390,16 @@ class _Redeeming:
         await self._consume(wanted, facts.now_ms)
         redemption = order.redemption(assessment, new_redemption_id(), draws)
         self._note(redemption)
-        if booking is None:
-            self._hold(redemption, assessment)
-        else:
-            self._claimed[booking.event_id] = (booking, redemption)
+        program = assessment.facts.program
+        if program is None:
+            raise LookupError("points are redeemed in a program")
+        if booking is not None:
+            self._claimed[booking.event_id] = _Claim(booking, redemption, program)
+            return redemption
+        for held in redemption.holds:
+            account = self._accounts[held.key]
+            holds = (*account.holds, _hold_of(redemption, held, program))
+            self._accounts[held.key] = replace(account, holds=holds)
         return redemption
 
     async def _consume(self, wanted: Wanted, now_ms: int) -> None:
@@ -397,27 +426,27 @@ class _Redeeming:
         made_at_ms = await self._ledger.made_at_ms(event_ids) if event_ids else {}
         return draws_of(points, assessment.facts.sources, self._accounts, made_at_ms, now_ms)
 
-    def _hold(self, redemption: Redemption, assessment: Assessment) -> None:
-        program = assessment.facts.program
-        if program is None:
-            raise LookupError("points are redeemed in a program")
-        for hold in redemption.holds:
-            account = self._accounts[hold.key]
-            opened = Hold(
-                redemption.redemption_id,
-                hold.points,
-                redemption.created_at_ms,
-                redemption.settle_by_ms,
-                program.settlement_scenes,
-                lead_ms=lead_ms_of(program),
-            )
-            self._accounts[hold.key] = replace(account, holds=(*account.holds, opened))
-
     def _note(self, redemption: Redemption) -> None:
         """Make a redemption visible to the orders that follow."""
         self._stored[redemption.reference] = redemption
         self._new.append(redemption)
         self._spent[redemption.content.redeemer, redemption.content.program_id] += redemption.content.points
+
+
+def _hold_of(redemption: Redemption, held: AccountHold, program: Program) -> Hold:
+    """Return the open hold of what a redemption holds of an account, with the settings of a program."""
+    return Hold(
+        redemption.redemption_id,
+        held.points,
+        redemption.created_at_ms,
+        redemption.settle_by_ms,
+        program.settlement_scenes,
+        lead_ms=lead_ms_of(program),
+    )
+
+
+def _opened_at_ms(hold: Hold) -> int:
+    return hold.opened_at_ms
 
 
 def _reduced(ledger: LedgerBook, redemption: Redemption) -> dict[AccountKey, tuple[Hold, ...]]:
