@@ -358,6 +358,7 @@ customer_claims = Table(
         name="fk_customer_claims_customers",
     ),
     CheckConstraint("kind IN ('MOBILE', 'EMAIL')", name="ck_customer_claims_kind"),
+    Index("ix_customer_claims_buyer", "buyer_id", "merchant_id"),
     Index("ix_customer_claims_value", "value", "kind", "merchant_id", "at_ms", "rank", "event_id"),
 )
 

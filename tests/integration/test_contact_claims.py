@@ -346,6 +346,31 @@ async def test_a_redaction_erases_claims_and_their_owners_stay(client: Client, s
     assert await found(client, shop, mobile=theirs.mobile) == await found(client, shop, email=theirs.email) == ""
 
 
+@pytest.mark.parametrize("by_webhook", [True, False])
+async def test_a_redaction_erases_claims_of_copies_for_other_stores(
+    client: Client, service: Service, shop: Shop, *, by_webhook: bool
+) -> None:
+    """The store is not signed: a copy's customer must not get what is to be erased. Newer claims stay."""
+    other = Shop(shop.merchant_id, unique("store"))
+    await client.put_store(other.merchant_id, other.store_id)
+    number, address, kept = mobile(), email(), mobile()
+    await client.put_customer(shop.merchant_id, "kept", mobile=kept)
+    contacts = {"mobile": number, "email": address}
+    [customer_id] = await apply(client, told(shop, "b", 5, **contacts))
+    await apply(client, told(other, "b", 5, **contacts))
+    newer = update(other, "b", mobile=kept, updated_at=at(NOW_MS + 60_000))
+    if by_webhook:
+        await apply(client, newer, told(shop, "b", 6, kind=REDACTED))
+    else:
+        await redact(client, shop, customer_id)
+        await apply(client, newer)
+
+    left = await everything(service)
+    assert (number in left, address in left) == (False, False)
+    await client.put_customer(shop.merchant_id, "kept")
+    assert await of_buyer(client, other, "b") == (kept, "")
+
+
 # Codes go with the contact.
 
 

@@ -104,6 +104,7 @@ async def test_a_plan_made_for_an_empty_table_is_right_for_a_full_one(
     [
         (customers.LOCK_IDENTIFIERS, "pk_customer_identifiers"),
         (customers.READ_HEIRS, "ix_customer_claims_value"),
+        (customers.DELETE_CLAIMS_UNTIL, "ix_customer_claims_buyer"),
         (redemptions.READ_BY_ID, "pk_redemptions"),
         (redemptions.READ_BY_REFERENCES, "uq_redemptions_reference"),
         (redemptions.READ_USAGE, "ix_redemptions_redeemer"),

@@ -149,9 +149,10 @@ class CustomersServiceServicer:
 
     def RedactCustomer(self, request, context):
         """RedactCustomer erases a customer's personal data for good: mobile number, e-mail address, external id, cards,
-        source identities, claims and language, here and in the customer webhooks that the merchant's quarantine holds of
-        its buyers. What stays is the bare customer with its buyers and fraud_blocked, the ledger, the redemptions, and for
-        each buyer a keyed hash by which a late customer webhook from before the redaction is ignored.
+        source identities, claims and language, here, in the customer webhooks that the merchant's quarantine holds of its
+        buyers, and in claims that webhooks of the same buyer ids made in the merchant's other stores. What stays is the bare
+        customer with its buyers and fraud_blocked, the ledger, the redemptions, and for each buyer a keyed hash by which a
+        late customer webhook from before the redaction is ignored.
 
         Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
         (CUSTOMER_NOT_FOUND), FAILED_PRECONDITION (KEY_NOT_CONFIGURED) where the server has no code key for the hash.

@@ -199,9 +199,10 @@ class CustomersBook:
         """Delete a locked customer's claims to contacts of some kinds."""
         await self._execute(sql.DELETE_CLAIMS, {"customer_id": customer_id, "kinds": sorted(kinds)})
 
-    async def end_claims_until(self, customer_id: str, until_ms: int) -> None:
-        """Delete a locked customer's claims of a moment and before it."""
-        await self._execute(sql.DELETE_CLAIMS_UNTIL, {"customer_id": customer_id, "until_ms": until_ms})
+    async def end_claims_until(self, buyers: Iterable[AccountKey], until_ms: int) -> None:
+        """Delete the claims that webhooks of some buyer ids, in any store, made at a moment and before it."""
+        buyer_ids = sorted({buyer.buyer_id for buyer in buyers})
+        await self._execute(sql.DELETE_CLAIMS_UNTIL, {"buyer_ids": buyer_ids, "until_ms": until_ms})
 
     async def end_claims_of(self, customer_id: str, buyers: Iterable[AccountKey]) -> None:
         """Delete the claims that webhooks of some buyers made for a locked customer."""

@@ -2,8 +2,9 @@
 
 Every writer locks customers first, sorted. Then it takes buyers, locks the contacts that it wants or frees, and takes
 identifiers, each sorted; it frees what is left over last. So no two transactions wait for each other. A customer's lock
-guards all that belongs to the customer, claims included. A contact's lock guards its owner and keeps new claims away: a
-claim is only made under the lock of a contact that another customer owns.
+guards all that belongs to the customer, claims included; only a redaction deletes claims of other customers, without
+it. A contact's lock guards its owner and keeps new claims away: a claim is only made under the lock of a contact that
+another customer owns.
 """
 
 import json
@@ -212,9 +213,10 @@ DELETE_CLAIMS = _statement("""
     DELETE FROM customer_claims
     WHERE customer_id = :customer_id AND kind = ANY(CAST(:kinds AS text[])) AND merchant_id = :merchant_id
 """)
+# Of all stores: a webhook's store is not signed, so that a copy of one may have come for another store.
 DELETE_CLAIMS_UNTIL = _statement("""
     DELETE FROM customer_claims
-    WHERE customer_id = :customer_id AND merchant_id = :merchant_id AND at_ms <= :until_ms
+    WHERE buyer_id = ANY(CAST(:buyer_ids AS text[])) AND merchant_id = :merchant_id AND at_ms <= :until_ms
 """)
 DELETE_CLAIMS_OF_BUYERS = _statement(f"""
     DELETE FROM customer_claims AS c USING {BUYERS}

@@ -290,6 +290,7 @@ class CustomersStore:
         digests = [self._tombstones.signed(merchant_id, buyer) for buyer in buyers]
         await book.leave_tombstones(digests, redacted_at_ms)
         await book.forget_updates(buyers, redacted_at_ms)
+        await book.end_claims_until(buyers, redacted_at_ms)
         for buyer, known in buyers.items():
             await book.stamp(buyer, known.since(redacted_at_ms))
         await self._quarantine.erase(connection, merchant_id, {buyer.buyer_id for buyer in buyers})
@@ -312,7 +313,6 @@ async def _redact(
         for value in customer.own(kind)
     }
     book = ownership.book
-    await book.end_claims_until(customer.customer_id, redacted_at_ms)
     await ownership.replace(customer.customer_id, new=set(), freed=set(customer.identifiers) - told_since)
     ownership.changed.add(customer.customer_id)
     await book.update(replace(customer, language=""), now_ms)
