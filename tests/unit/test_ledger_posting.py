@@ -1,6 +1,6 @@
 """A batch of events over accounts, one small example each: what is answered, and what is to be written."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import pytest
@@ -26,10 +26,11 @@ def post(
     pages: Mapping[AccountKey, Page] | None = None,
     known: Mapping[str, KnownEvent] | None = None,
     refused: Mapping[AccountKey, PointbookError] | None = None,
+    forgetting: Collection[int] = (),
 ) -> Result:
     """Post a batch to two accounts, which are new unless a page says otherwise."""
     every_page = {ONE: Page(Account()), TWO: Page(Account()), **(pages or {})}
-    return post_batch(events, every_page, known or {}, refused or {}, NOW_MS)
+    return post_batch(events, every_page, known or {}, refused or {}, NOW_MS, forgetting=forgetting)
 
 
 def told(result: Result) -> list[str]:
@@ -98,6 +99,68 @@ def test_a_refusal_is_remembered_and_repeated() -> None:
     assert isinstance(answer, PointbookError)
     assert answer.metadata == {"event_id": "d", "updated_value": "5"}
     assert result.postings[ONE].account.balance == 9
+
+
+def rows(result: Result) -> dict[int, Outcome]:
+    """The outcomes of the events that make a row of the book, by their places."""
+    return {number: verdict.outcome for number, verdict in result.entries.items()}
+
+
+def test_a_forgotten_refusal_makes_no_row_and_is_judged_anew() -> None:
+    """Its event_id is claimed by nothing, so that the same event is accepted once the points are there."""
+    decrease = event("d", 20, -5, None)
+
+    result = post(decrease, event("a", 10, 9, None), decrease, decrease, forgetting={0, 2, 3})
+
+    assert told(result) == ["INSUFFICIENT_POINTS", "APPLIED", "APPLIED", "DUPLICATE"]
+    assert rows(result) == {1: Outcome.APPLIED, 2: Outcome.APPLIED}
+    assert (result.leaves_ids_unclaimed, result.lifted) == (True, frozenset())
+    answer = result.answers[0]
+    assert isinstance(answer, PointbookError)
+    assert "judged anew" in answer.message
+
+
+def test_other_content_may_take_the_id_of_a_forgotten_refusal() -> None:
+    """Nothing stands under it."""
+    result = post(event("d", 10, -5, None), event("d", 10, 5, None), forgetting={0})
+
+    assert told(result) == ["INSUFFICIENT_POINTS", "APPLIED"]
+
+
+@pytest.mark.parametrize(
+    ("balance", "forgetting", "answers", "lifted"),
+    [
+        (9, {0}, ["APPLIED"], {"d"}),
+        (4, {0}, ["INSUFFICIENT_POINTS"], set()),
+        (9, (), ["INSUFFICIENT_POINTS"], set()),
+        (9, {1}, ["INSUFFICIENT_POINTS", "APPLIED"], {"d"}),
+        (9, {0}, ["APPLIED", "DUPLICATE"], {"d"}),
+    ],
+)
+def test_a_remembered_refusal_is_lifted_only_by_a_caller_who_asks(
+    balance: int, forgetting: Collection[int], answers: list[str], lifted: set[str]
+) -> None:
+    """All others get the answer that they got before."""
+    decrease = event("d", 20, -5, None)
+    refusal = post(decrease).entries[0]
+    known = {"d": KnownEvent(decrease, Post(Outcome.REFUSED, "d", refusal.entry))}
+    base, _ = fold(Account(), [event("a", 10, balance, None)])
+
+    result = post(*[decrease] * len(answers), pages={ONE: Page(base)}, known=known, forgetting=forgetting)
+
+    assert told(result) == answers
+    assert result.lifted == lifted
+    assert list(result.entries) == ([answers.index("APPLIED")] if lifted else [])
+
+
+def test_a_refusal_of_the_same_batch_is_lifted() -> None:
+    """One row is left for the event_id: the entry."""
+    decrease = event("d", 20, -5, None)
+
+    result = post(decrease, event("a", 10, 9, None), decrease, forgetting={2})
+
+    assert told(result) == ["INSUFFICIENT_POINTS", "APPLIED", "APPLIED"]
+    assert rows(result) == {1: Outcome.APPLIED, 2: Outcome.APPLIED}
 
 
 def test_an_account_that_cannot_be_posted_to_spoils_no_other() -> None:

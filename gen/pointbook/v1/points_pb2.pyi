@@ -246,6 +246,7 @@ class PointsUpdate(_message.Message):
     POINTS_EXPIRY_TIME_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     WEBHOOK_FIELD_NUMBER: _builtins.int
+    FORGET_REFUSAL_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """event_id names the event inside its merchant: 1 to 128 visible ASCII characters, required. The same id always
     means the same content; the webhook shim uses a digest of the content.
@@ -272,6 +273,12 @@ class PointsUpdate(_message.Message):
     points_balance: _builtins.int
     """points_balance is the balance after this change, as SHOPLINE says: within ±10^15. Always there in a webhook;
     a caller that does not know it leaves it out, and the event is then judged by the balance we know.
+    """
+    forget_refusal: _builtins.bool
+    """forget_refusal, where true, keeps INSUFFICIENT_POINTS from being remembered: the update is judged anew whenever it
+    is sent again, also where an earlier refusal of the same event_id and content is remembered, which is lifted once
+    the update is accepted. It is for callers that build event_ids from the content, as imports do, and can give the
+    same event no other id. It is not content, means nothing where points_balance is given, and no entry shows it.
     """
     @_builtins.property
     def points_expiry_time(self) -> _timestamp_pb2.Timestamp:
@@ -305,10 +312,11 @@ class PointsUpdate(_message.Message):
         points_expiry_time: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         webhook: Global___WebhookMetadata | None = ...,
+        forget_refusal: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_points_balance", b"_points_balance", "points_balance", b"points_balance", "points_expiry_time", b"points_expiry_time", "updated_at", b"updated_at", "webhook", b"webhook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_points_balance", b"_points_balance", "buyer_id", b"buyer_id", "event_id", b"event_id", "merchant_id", b"merchant_id", "points_balance", b"points_balance", "points_expiry_time", b"points_expiry_time", "store_id", b"store_id", "unrecognized_scene", b"unrecognized_scene", "update_type", b"update_type", "updated_at", b"updated_at", "updated_scene", b"updated_scene", "updated_value", b"updated_value", "webhook", b"webhook"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_points_balance", b"_points_balance", "buyer_id", b"buyer_id", "event_id", b"event_id", "forget_refusal", b"forget_refusal", "merchant_id", b"merchant_id", "points_balance", b"points_balance", "points_expiry_time", b"points_expiry_time", "store_id", b"store_id", "unrecognized_scene", b"unrecognized_scene", "update_type", b"update_type", "updated_at", b"updated_at", "updated_scene", b"updated_scene", "updated_value", b"updated_value", "webhook", b"webhook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__points_balance: _TypeAlias = _typing.Literal["points_balance"]  # noqa: Y015
     _WhichOneofArgType__points_balance: _TypeAlias = _typing.Literal["_points_balance", b"_points_balance"]  # noqa: Y015

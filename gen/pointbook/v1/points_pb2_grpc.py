@@ -100,7 +100,7 @@ class PointsServiceServicer:
 
         Scope `points.write`. It is safe to repeat: the same event again answers DUPLICATE and changes nothing. An event
         that carries SHOPLINE's balance is always accepted. An event without a balance is judged once, when it first
-        arrives, and the verdict is remembered under its event_id.
+        arrives, and the verdict is remembered under its event_id, unless the update says `forget_refusal`.
 
         Calls that wait at the same time share a transaction. A caller that goes away does not disturb the others, and its
         event is either wholly in the book or not at all.

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pointbook_server.database import Connection, RetryTransactionError, Row, Statement
@@ -204,6 +204,11 @@ class LedgerBook:
         """Tell when events of the book happened."""
         rows = await self._connection.fetch(sql.READ_EVENT_TIMES, self._values({"event_ids": sorted(set(event_ids))}))
         return {row.event_id: row.updated_at_ms for row in rows}
+
+    async def lift_refusals(self, event_ids: Collection[str]) -> None:
+        """Delete remembered refusals, whose event_ids entries are about to claim."""
+        if event_ids:
+            await self._connection.execute(sql.LIFT_REFUSALS, self._values({"event_ids": sorted(event_ids)}))
 
     async def put_holds(self, holds: Mapping[AccountKey, tuple[Hold, ...]]) -> None:
         """Write the holds of locked accounts."""

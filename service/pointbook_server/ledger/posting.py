@@ -1,6 +1,6 @@
 """A batch of events and the accounts that they are posted to: what is to be answered, and what is to be written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -45,8 +45,10 @@ class Result:
     settlements: list[Settlement] = field(default_factory=list)
     holds: dict[AccountKey, tuple[Hold, ...]] = field(default_factory=dict)
     """What is left of the holds."""
-    repeats_content: bool = False
-    """Whether an event repeats the content of another under an event_id that is not known."""
+    leaves_ids_unclaimed: bool = False
+    """Whether an event makes no row, so that writing the batch does not check its event_id against the book."""
+    lifted: frozenset[str] = frozenset()
+    """The event_ids of the book whose remembered refusal gives way to an entry."""
 
 
 class LotsMissingError(Exception):
@@ -63,41 +65,52 @@ def post_batch(
     known: Mapping[str, KnownEvent],
     refused: Mapping[AccountKey, PointbookError],
     now_ms: int,
+    *,
+    forgetting: Collection[int] = (),
 ) -> Result:
     """Post events in the order in which they came.
 
     `known` are the events of the book that share an event_id with these, `refused` the accounts that cannot be posted
-    to. The answers' accounts can tell what is active at `now_ms`. Raises LotsMissingError.
+    to, `forgetting` the places of events whose refusal is not remembered. The answers' accounts can tell what is active
+    at `now_ms`. Raises LotsMissingError.
     """
     journals = {key: Journal(page.base, page.history) for key, page in pages.items()}
     met = dict(known)
-    places: list[PointbookError | tuple[AccountKey, int, bool]] = []
-    repeats_content = False
-    for event in events:
+    rows: dict[str, int] = {}
+    places: list[PointbookError | tuple[AccountKey, int]] = []
+    leaves_ids_unclaimed = False
+    for number, event in enumerate(events):
         key = event.account
         seen = met.get(event.event_id)
+        forgets = number in forgetting
         if key in refused:
             places.append(refused[key])
         elif seen is not None and seen.event.content != event.content:
             places.append(_reused(event.event_id))
         else:
-            journal, is_new = journals[key], False
-            if seen is None:
-                is_new = _post(journal, event, met)
-                repeats_content = repeats_content or not is_new
-            else:
+            journal = journals[key]
+            if seen is not None and not is_judged_anew(seen, forgets=forgets):
                 journal.repeat(seen.post)
-            places.append((key, len(journal) - 1, is_new))
+            else:
+                post = _post(journal, event)
+                if _makes_row(post, forgets=forgets):
+                    met[event.event_id] = KnownEvent(event, post)
+                    rows[event.event_id] = number
+                else:
+                    leaves_ids_unclaimed = True
+            places.append((key, len(journal) - 1))
     postings = {key: _close(key, journal, now_ms) for key, journal in journals.items()}
-    result = Result(postings=postings, repeats_content=repeats_content)
+    lifted = frozenset(rows.keys() & known.keys())
+    result = Result(postings=postings, leaves_ids_unclaimed=leaves_ids_unclaimed, lifted=lifted)
     for number, place in enumerate(places):
         if isinstance(place, PointbookError):
             result.answers.append(place)
             continue
-        key, index, is_new = place
+        key, index = place
         verdict = result.postings[key].verdicts[index]
-        result.answers.append(_refusal(verdict) if verdict.outcome is Outcome.REFUSED else verdict)
-        if is_new:
+        is_refused = verdict.outcome is Outcome.REFUSED
+        result.answers.append(_refusal(verdict, forgets=number in forgetting) if is_refused else verdict)
+        if rows.get(events[number].event_id) == number:
             result.entries[number] = verdict
     if any(page.holds for page in pages.values()):
         _settle(result, pages, now_ms)
@@ -123,16 +136,21 @@ def _settle(result: Result, pages: Mapping[AccountKey, Page], now_ms: int) -> No
             result.answers[number] = answer._replace(account=account)
 
 
-def _post(journal: Journal, event: Event, met: dict[str, KnownEvent]) -> bool:
-    """Post an event whose id is new; tell whether it makes a row of the book, which claims the id."""
+def is_judged_anew(seen: KnownEvent, *, forgets: bool) -> bool:
+    """Return whether an event that was refused before is judged again, as its caller asks."""
+    return forgets and seen.post.outcome is Outcome.REFUSED
+
+
+def _makes_row(post: Post, *, forgets: bool) -> bool:
+    """Return whether a post makes a row of the book, which claims its event_id."""
+    return post.outcome is Outcome.APPLIED or (post.outcome is Outcome.REFUSED and not forgets)
+
+
+def _post(journal: Journal, event: Event) -> Post:
     try:
-        post = journal.post(event)
+        return journal.post(event)
     except FarLotsNeededError:
         raise LotsMissingError(event.account) from None
-    if post.outcome is Outcome.DUPLICATE:
-        return False
-    met[event.event_id] = KnownEvent(event, post)
-    return True
 
 
 def _close(key: AccountKey, journal: Journal, now_ms: int) -> Posting:
@@ -155,10 +173,11 @@ def _reused(event_id: str) -> PointbookError:
     )
 
 
-def _refusal(verdict: Verdict) -> PointbookError:
+def _refusal(verdict: Verdict, *, forgets: bool) -> PointbookError:
     event = verdict.entry.event
+    again = "It is judged anew when it is sent again." if forgets else "The answer stays the same for this event_id."
     return PointbookError(
         Reason.INSUFFICIENT_POINTS,
-        "The update would take the account below zero. The answer stays the same for this event_id.",
+        f"The update would take the account below zero. {again}",
         metadata={"event_id": event.event_id, "updated_value": str(event.value)},
     )

@@ -352,7 +352,8 @@ def _read_update(update: points_pb2.PointsUpdate, now_ms: int) -> tuple[str, Rec
 
 def _read_received(fields: Fields, update: points_pb2.PointsUpdate, now_ms: int) -> Received:
     event = read_event(fields, "update", update, now_ms)
-    return Received(event, _read_webhook(fields, "update.webhook", update.webhook), now_ms)
+    webhook = _read_webhook(fields, "update.webhook", update.webhook)
+    return Received(event, webhook, now_ms, update.forget_refusal)
 
 
 def read_event(fields: Fields, path: str, update: points_pb2.PointsUpdate, now_ms: int) -> Event:

@@ -113,6 +113,10 @@ FIND_ENTRIES = _statement(f"""
     SELECT {_names(ENTRY_COLUMNS)} FROM points_entries
     WHERE event_id = ANY(CAST(:event_ids AS text[])) AND merchant_id = :merchant_id
 """)
+LIFT_REFUSALS = _statement("""
+    DELETE FROM points_entries
+    WHERE event_id = ANY(CAST(:event_ids AS text[])) AND merchant_id = :merchant_id AND outcome = 'REFUSED'
+""")
 READ_EVENT_TIMES = _statement("""
     SELECT event_id, updated_at_ms FROM points_entries
     WHERE event_id = ANY(CAST(:event_ids AS text[])) AND merchant_id = :merchant_id

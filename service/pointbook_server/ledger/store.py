@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from sqlalchemy import Text, and_, any_, bindparam, literal, select, tuple_
@@ -17,17 +18,26 @@ from pointbook_server.ledger.book import LONG_FOLD, LedgerBook, lacks_lots
 from pointbook_server.ledger.expiring import ExpiringPage, ExpiryReader, ExpiryWindow, Place
 from pointbook_server.ledger.journal import Post
 from pointbook_server.ledger.model import Account, AccountKey, Event, Expiry, Outcome, UpdateType, Verdict, Webhook
-from pointbook_server.ledger.posting import KnownEvent, LotsMissingError, Page, Result, Settlement, post_batch
+from pointbook_server.ledger.posting import (
+    KnownEvent,
+    LotsMissingError,
+    Page,
+    Result,
+    Settlement,
+    is_judged_anew,
+    post_batch,
+)
 from pointbook_server.ledger.statements import BookEntry, Void
 from pointbook_server.tables import points_entries
 
 
 class Received(NamedTuple):
-    """An event as it was received."""
+    """An event as it was received; with `forgets_refusal` a refusal is answered and not remembered."""
 
     event: Event
     webhook: Webhook
     received_at_ms: int
+    forgets_refusal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,22 +199,23 @@ class _Batch:
         self._batch = batch
         self._redemptions = redemptions
         self._events = [received.event for received in batch]
+        self._forgetting = {number for number, received in enumerate(batch) if received.forgets_refusal}
         self._register_stores = register_stores
 
     async def run_directly(self, connection: Connection) -> list[Verdict | PointbookError] | None:
         """Post a batch of which every event is later than all entries of its account: one read, and one write.
 
         The write is a transaction of its own, which takes effect only where no account has changed since. None where
-        some event is not later, or may settle a hold, or where one repeats another's content: its event_id may be in
-        the book, and is claimed by no entry. Raises RetryTransactionError where an account has changed, or the book has
-        an event_id.
+        some event is not later, or may settle a hold, or where one makes no row, as it repeats another's content or its
+        refusal is not remembered: its event_id may be in the book. Raises RetryTransactionError where an account has
+        changed, or the book has an event_id.
         """
         book = LedgerBook(connection, self._merchant_id)
         await book.read({event.account for event in self._events})
         if not all(self._is_direct(event, book.accounts.get(event.account)) for event in self._events):
             return None
         result = await self._judge(book, {}, {})
-        if result.repeats_content:
+        if result.leaves_ids_unclaimed:
             return None
         return await self._write(book, result)
 
@@ -220,6 +231,7 @@ class _Batch:
         await book.lock({event.account for event in self._events})
         known = await self._known(book)
         result = await self._judge(book, known, await book.pages(self._since(book, known)))
+        await book.lift_refusals(result.lifted)
         answers = await self._write(book, result)
         if result.settlements:
             await self._redemptions.settle(connection, self._merchant_id, result.settlements)
@@ -283,9 +295,12 @@ class _Batch:
     def _since(self, book: LedgerBook, known: Mapping[str, KnownEvent]) -> dict[AccountKey, int]:
         """Tell from which time on accounts must be folded again for events that are not later than all entries."""
         since: dict[AccountKey, int] = {}
-        for event in self._events:
+        for number, event in enumerate(self._events):
             account = book.accounts.get(event.account)
-            if account is None or account.is_before(event.updated_at_ms) or event.event_id in known:
+            if account is None or account.is_before(event.updated_at_ms):
+                continue
+            seen = known.get(event.event_id)
+            if seen is not None and not is_judged_anew(seen, forgets=number in self._forgetting):
                 continue
             since[event.account] = min(since.get(event.account, event.updated_at_ms), event.updated_at_ms)
         return since
@@ -301,9 +316,8 @@ class _Batch:
         now_ms = max(received.received_at_ms for received in self._batch)
         while True:
             try:
-                if self._work(pages) < LONG_FOLD:
-                    return post_batch(self._events, pages, known, refused, now_ms)
-                return await asyncio.to_thread(post_batch, self._events, pages, known, refused, now_ms)
+                post = partial(post_batch, self._events, pages, known, refused, now_ms, forgetting=self._forgetting)
+                return post() if self._work(pages) < LONG_FOLD else await asyncio.to_thread(post)
             except LotsMissingError as error:
                 page = pages[error.key]
                 pages[error.key] = page._replace(base=await book.with_more_lots(error.key, page.base))
