@@ -1,4 +1,4 @@
-"""`pointbook import`: the events of a file, sent to a server in batches until each has its answer."""
+"""`pointbook import`: the events of a file, sorted on disk, and sent to a server until each has its answer."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,8 +21,10 @@ import grpc
 import typer
 
 from pointbook.v1 import points_pb2, points_pb2_grpc
-from pointbook_cli.points_file import Batch, Line, Manner, PointsFile, PointsFileError, Refused, refusal
+from pointbook_cli.dry_run import DryRun
+from pointbook_cli.points_file import Manner, PointsFile, PointsFileError, Refused, refusal
 from pointbook_cli.progress import Meter, counted
+from pointbook_cli.sorted_lines import Batch, Refusals, SortedLine, SortedLines
 from pointbook_server.clock import system_clock
 
 CALL_SECONDS = 30.0
@@ -34,6 +37,13 @@ STOP_SECONDS = 5.0
 READY_SECONDS = 0.2
 REFUSED_SHOWN = 20
 EVENT_ID_SHOWN = 128
+READ_LINES = 1_000
+"""How many lines are read, and written to the disk, at a time."""
+STOPPED_SENDING = "Stopped. The same command goes on from here: what is in the book counts as duplicate."
+STOPPED_BEFORE_SENDING = "Stopped. Nothing was sent."
+ONLY_THE_SERVER = (
+    "What only the server can judge: unknown stores, balances of existing accounts, event ids known already, tokens."
+)
 EXIT_REFUSED = 1
 EXIT_STOPPED = 130
 RETRIED = {
@@ -73,30 +83,19 @@ class Plan:
 
 
 class Tally:
-    """Counts what became of the lines. The first refused ones are kept, all of them written to the report."""
+    """Counts what became of the lines, and keeps the refused ones."""
 
-    def __init__(self, report: TextIO | None, outcomes: Sequence[str]) -> None:
+    def __init__(self, refusals: Refusals, outcomes: Sequence[str]) -> None:
         self.counts = Counter(dict.fromkeys([*outcomes, "refused"], 0))
-        self.shown: list[Refused] = []
-        self._report = report
+        self._refusals = refusals
         self._began = time.monotonic()
 
     def refuse(self, refused: Refused) -> None:
         """Count a refused line."""
         self.counts["refused"] += 1
-        if len(self.shown) < REFUSED_SHOWN:
-            self.shown.append(refused)
-        if self._report is not None:
-            row = {
-                "line": refused.number,
-                "event_id": refused.event_id,
-                "reason": refused.reason,
-                "message": refused.message,
-                "violations": [{"field": name, "description": told} for name, told in refused.violations],
-            }
-            self._report.write(json.dumps(row) + "\n")
+        self._refusals.add(refused)
 
-    def count(self, line: Line, result: points_pb2.PointsUpdateResult) -> None:
+    def count(self, line: SortedLine, result: points_pb2.PointsUpdateResult) -> None:
         """Count a line by its answer."""
         if result.HasField("error"):
             error = result.error
@@ -106,7 +105,7 @@ class Tally:
             self.counts[OUTCOMES[result.response.outcome]] += 1
 
     def told(self) -> str:
-        """Tell the counts, and how fast they grow."""
+        """Return the counts as text, and how fast they grow."""
         lines = self.counts.total()
         rate = lines / max(time.monotonic() - self._began, 0.001)
         counts = ", ".join(f"{count:,} {what}" for what, count in self.counts.items())
@@ -114,10 +113,9 @@ class Tally:
 
 
 class Importer:
-    """Hands the batches of a file to `send`, some at a time, in the order of the file as far as it matters.
+    """Hands batches to `send`, some at a time, so that the events of an account arrive in their order.
 
-    Events with a balance may come in any order. Where a line of a batch has none, the batch waits for those before
-    it, and those behind it wait for the batch.
+    A batch waits for those on their way that share an account or an event_id with it.
     """
 
     def __init__(
@@ -126,20 +124,20 @@ class Importer:
         self._send = send
         self._in_flight = in_flight
         self._stop = stop
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sending: dict[asyncio.Task[None], Batch] = {}
 
     async def run(self, read: Callable[[], Batch | None]) -> None:
         """Send everything, or what there is until the stop event. The first error ends it."""
         stopped = asyncio.create_task(self._stop.wait())
         try:
-            # A thread reads, since standard input may be a pipe in which nothing comes.
             while (batch := await asyncio.to_thread(read)) is not None:
-                await self._settle(0 if batch.keeps_order else self._in_flight - 1, stopped)
+                while self._must_wait(batch) and not stopped.done():
+                    await self._settle(stopped)
                 if self._stop.is_set():
                     break
-                self._sending.add(asyncio.create_task(self._send(batch)))
-                await self._settle(0 if batch.keeps_order else self._in_flight, stopped)
-            await self._settle(0, stopped)
+                self._sending[asyncio.create_task(self._send(batch))] = batch
+            while self._sending and not stopped.done():
+                await self._settle(stopped)
             if self._sending:
                 await asyncio.wait(self._sending, timeout=STOP_SECONDS)
         finally:
@@ -147,13 +145,16 @@ class Importer:
                 task.cancel()
             await asyncio.gather(stopped, *self._sending, return_exceptions=True)
 
-    async def _settle(self, room: int, stopped: "asyncio.Task[Any]") -> None:
-        """Wait until no more batches than `room` are on their way, or until the import is stopped."""
-        while len(self._sending) > room and not stopped.done():
-            done, _ = await asyncio.wait({*self._sending, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done & self._sending:
-                self._sending.discard(task)
-                task.result()
+    def _must_wait(self, batch: Batch) -> bool:
+        others = self._sending.values()
+        return len(others) >= self._in_flight or any(not batch.shared.isdisjoint(other.shared) for other in others)
+
+    async def _settle(self, stopped: "asyncio.Task[Any]") -> None:
+        """Wait until a batch has been answered, or until the import is stopped."""
+        done, _ = await asyncio.wait({*self._sending, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {stopped}:
+            del self._sending[task]
+            task.result()
 
 
 class Sender:
@@ -170,7 +171,7 @@ class Sender:
         """Send a batch. Raises OSError where the server refuses the call, or is away for too long."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         pause, longest = RETRY_SECONDS
-        lines: Sequence[Line] = batch.lines
+        lines: Sequence[SortedLine] = batch.lines
         while lines:
             lines, cause = await self._try(lines)
             if not lines:
@@ -183,11 +184,9 @@ class Sender:
             await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - only jitter
             pause = min(pause * 2, longest)
         self._is_away = False
-        for refused in batch.refused:
-            self._tally.refuse(refused)
-        self._meter.advance(batch.size)
+        self._meter.advance(len(batch.lines))
 
-    async def _try(self, lines: Sequence[Line]) -> tuple[Sequence[Line], str]:
+    async def _try(self, lines: Sequence[SortedLine]) -> tuple[Sequence[SortedLine], str]:
         """Send lines once; answers those to send again, and why."""
         request = points_pb2.BatchApplyPointsUpdatesRequest(updates=[line.update for line in lines])
         try:
@@ -221,51 +220,136 @@ class _Input(io.FileIO):
         return 0
 
 
+class Import:
+    """One import: the file is read and sorted, and then its lines are sent, or judged where there is no server."""
+
+    def __init__(self, plan: Plan, stop: asyncio.Event) -> None:
+        self._plan = plan
+        self._stop = stop
+        self._lines = SortedLines()
+        self._refusals = Refusals()
+        self._tally = Tally(self._refusals, ["fine"] if plan.address is None else list(OUTCOMES.values()))
+        self._notes: list[str] = []
+        self._has_begun_sending = False
+
+    async def run(self) -> int:
+        """Import the file, print what became of its lines, and return the exit code. Raises OSError."""
+        with contextlib.closing(self._lines), contextlib.closing(self._refusals), _report(self._plan) as report:
+            try:
+                await self._read()
+                await self._send()
+            finally:
+                if report is not None:
+                    for refused in self._refusals:
+                        report.write(_report_row(refused))
+            self._print_summary()
+        if self._stop.is_set():
+            return EXIT_STOPPED
+        return EXIT_REFUSED if self._tally.counts["refused"] else 0
+
+    async def _read(self) -> None:
+        """Read the file to its end and sort it, in a thread, since standard input may be a pipe that says nothing."""
+        with _opened(self._plan.file) as source:
+            ending = asyncio.create_task(self._end_with(source))
+            try:
+                await asyncio.to_thread(self._read_and_sort, source)
+            except PointsFileError as error:
+                # A pipe that is left looks as if the file ended too early.
+                if not self._stop.is_set():
+                    raise OSError(f"{self._plan.file}: {error}") from error
+            finally:
+                ending.cancel()
+
+    def _read_and_sort(self, source: "_Input") -> None:
+        work = "reading"
+        reader = io.BufferedReader(source)
+        meter = Meter(_size(source), lambda: f"{work}: {counted(self._count_read(), 'line', 'lines')}")
+        with reader, meter:
+            file = PointsFile(reader, self._plan.manner, system_clock)
+            while (portion := file.read(READ_LINES)) is not None:
+                self._lines.add(portion.lines)
+                for refused in portion.refused:
+                    self._tally.refuse(refused)
+                meter.advance(portion.size)
+            work = "sorting"
+            meter.advance(0)
+            self._lines.sort()
+        count, first = file.rounded
+        if count:
+            lines = counted(count, "line has", "lines have")
+            self._notes.append(
+                f"{lines} an id that ends in zeros behind its 15th digit, as spreadsheets round long numbers: compare "
+                f"line {first} with the source"
+            )
+
+    def _count_read(self) -> int:
+        return self._lines.count + self._tally.counts["refused"]
+
+    async def _send(self) -> None:
+        def read() -> Batch | None:
+            return self._lines.read(self._plan.batch_size)
+
+        if self._stop.is_set():
+            return
+        work = "judging" if self._plan.address is None else "sending"
+        with Meter(self._lines.count, lambda: f"{work}: {self._tally.told()}") as meter:
+            if self._plan.address is None:
+                await self._judge(read, meter)
+                return
+            self._has_begun_sending = True
+            async with grpc.aio.insecure_channel(self._plan.address, options=CHANNEL_OPTIONS) as channel:
+                sender = Sender(channel, self._plan.token, self._tally, meter)
+                try:
+                    await Importer(sender.send, in_flight=self._plan.in_flight, stop=self._stop).run(read)
+                except OSError as error:
+                    raise OSError(f"{error}; until then {self._tally.told()}") from error
+
+    async def _judge(self, read: Callable[[], Batch | None], meter: Meter) -> None:
+        """Judge the lines without a server."""
+        with contextlib.closing(DryRun()) as dry_run:
+
+            async def judge(batch: Batch) -> None:
+                for line in batch.lines:
+                    refused = dry_run.judge(line)
+                    if refused is None:
+                        self._tally.counts["fine"] += 1
+                    else:
+                        self._tally.refuse(refused)
+                meter.advance(len(batch.lines))
+
+            await Importer(judge, in_flight=1, stop=self._stop).run(read)
+            self._notes += dry_run.notes()
+
+    async def _end_with(self, source: "_Input") -> None:
+        await self._stop.wait()
+        source.is_ended = True
+        self._lines.stop()
+
+    def _print_summary(self) -> None:
+        """Print the first refused lines, what else is to be known, and the counts."""
+        for refused in islice(self._refusals, REFUSED_SHOWN):
+            # What stands in a wrong line must not steer the terminal.
+            event_id = ascii(refused.event_id)[1:-1][:EVENT_ID_SHOWN]
+            named = f" ({event_id})" if event_id else ""
+            typer.echo(f"line {refused.number}{named}: {refused.reason}: {refused.message}")
+        if self._tally.counts["refused"] > REFUSED_SHOWN:
+            where = (
+                "--report FILE writes them all" if self._plan.report is None else f"{self._plan.report} has them all"
+            )
+            more = counted(self._tally.counts["refused"] - REFUSED_SHOWN, "more refused line", "more refused lines")
+            typer.echo(f"and {more}; {where}")
+        for note in self._notes:
+            typer.echo(note)
+        if self._stop.is_set():
+            typer.echo(STOPPED_SENDING if self._has_begun_sending else STOPPED_BEFORE_SENDING)
+        typer.echo(f"{self._tally.told()}.")
+        if self._plan.address is None:
+            typer.echo(ONLY_THE_SERVER)
+
+
 async def run_import(plan: Plan, stop: asyncio.Event) -> int:
-    """Import a file, print what became of its lines, and answer the exit code. Raises OSError."""
-    with _opened(plan.file) as source, _report(plan) as report:
-        tally = Tally(report, ["fine"] if plan.address is None else list(OUTCOMES.values()))
-        ending = asyncio.create_task(_end_with(source, stop))
-        try:
-            file = await asyncio.to_thread(PointsFile, io.BufferedReader(source), plan.manner, system_clock)
-            with Meter(_size(source), tally.told) as meter:
-                await _import(plan, file, tally, meter, stop)
-        except PointsFileError as error:
-            # A pipe that is left looks as if the file ended too early.
-            if not stop.is_set():
-                raise OSError(f"{plan.file}: {error}") from error
-        except OSError as error:
-            raise OSError(f"{error}; until then {tally.told()}") from error
-        finally:
-            ending.cancel()
-    _print_summary(plan, tally, is_stopped=stop.is_set())
-    if stop.is_set():
-        return EXIT_STOPPED
-    return EXIT_REFUSED if tally.counts["refused"] else 0
-
-
-async def _import(plan: Plan, file: PointsFile, tally: Tally, meter: Meter, stop: asyncio.Event) -> None:
-    def read() -> Batch | None:
-        return file.read(plan.batch_size)
-
-    if plan.address is None:
-
-        async def check(batch: Batch) -> None:
-            tally.counts["fine"] += len(batch.lines)
-            for refused in batch.refused:
-                tally.refuse(refused)
-            meter.advance(batch.size)
-
-        await Importer(check, in_flight=1, stop=stop).run(read)
-        return
-    async with grpc.aio.insecure_channel(plan.address, options=CHANNEL_OPTIONS) as channel:
-        sender = Sender(channel, plan.token, tally, meter)
-        await Importer(sender.send, in_flight=plan.in_flight, stop=stop).run(read)
-
-
-async def _end_with(source: _Input, stop: asyncio.Event) -> None:
-    await stop.wait()
-    source.is_ended = True
+    """Import a file, print what became of its lines, and return the exit code. Raises OSError."""
+    return await Import(plan, stop).run()
 
 
 @contextlib.contextmanager
@@ -293,17 +377,12 @@ def _size(source: _Input) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def _print_summary(plan: Plan, tally: Tally, *, is_stopped: bool) -> None:
-    """Print the counts, and the first refused lines."""
-    for refused in sorted(tally.shown, key=lambda refused: refused.number):
-        # What stands in a wrong line must not steer the terminal.
-        event_id = ascii(refused.event_id)[1:-1][:EVENT_ID_SHOWN]
-        named = f" ({event_id})" if event_id else ""
-        typer.echo(f"line {refused.number}{named}: {refused.reason}: {refused.message}")
-    if tally.counts["refused"] > len(tally.shown):
-        where = "--report FILE writes them all" if plan.report is None else f"{plan.report} has them all"
-        more = counted(tally.counts["refused"] - len(tally.shown), "more refused line", "more refused lines")
-        typer.echo(f"and {more}; {where}")
-    if is_stopped:
-        typer.echo("Stopped. The same command goes on from here: what is in the book counts as duplicate.")
-    typer.echo(f"{tally.told()}.")
+def _report_row(refused: Refused) -> str:
+    row = {
+        "line": refused.number,
+        "event_id": refused.event_id,
+        "reason": refused.reason,
+        "message": refused.message,
+        "violations": [{"field": name, "description": told} for name, told in refused.violations],
+    }
+    return json.dumps(row) + "\n"

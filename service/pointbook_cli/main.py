@@ -199,7 +199,9 @@ def import_file(
     server: Annotated[str, typer.Option(help="HOST:PORT; POINTBOOK_GRPC_ADDRESS otherwise.")] = "",
     batch_size: Annotated[int, typer.Option(min=1, max=1_000, help="Lines in one call.")] = 500,
     in_flight: Annotated[int, typer.Option(min=1, max=16, help="Calls on their way at a time.")] = 3,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check every line, and send nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Judge every line without a server, and send nothing.")
+    ] = False,
     report: Annotated[Path | None, typer.Option(help="Write every refused line to this file, as JSON Lines.")] = None,
 ) -> None:
     """Send the points events of a file to a server. Sent again, it changes nothing: its events are duplicates."""

@@ -1,4 +1,4 @@
-"""Files of points events, read a batch at a time: CSV with a header, or JSON Lines.
+"""Files of points events, read a portion at a time: CSV with a header, or JSON Lines.
 
 A line is one event, or with `opening_balances` what an account held at a moment. Every wrong line is told by its
 number and spoils nothing but itself; what is wrong with the file as a whole is a PointsFileError.
@@ -9,13 +9,22 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import BinaryIO
 
 from pointbook.v1 import points_pb2
+from pointbook_cli.spreadsheets import (
+    SAVE_AS,
+    SEPARATORS,
+    damage_of,
+    file_damage_of,
+    may_be_rounded,
+    separator_of,
+    wrong_separator_of,
+)
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError
 from pointbook_server.fields import TIME_MS_MAX, TIME_MS_MIN, Fields, to_timestamp
@@ -23,6 +32,7 @@ from pointbook_server.ledger.model import Event
 from pointbook_server.ledger.servicer import SCENES, read_event
 
 ACCOUNT_COLUMNS = ("merchant_id", "store_id", "buyer_id")
+ID_COLUMNS = ("event_id", *ACCOUNT_COLUMNS)
 OPENING_COLUMNS = (*ACCOUNT_COLUMNS, "points_balance", "points_expiry_time", "updated_at")
 EVENT_COLUMNS = ("event_id", *OPENING_COLUMNS, "update_type", "updated_scene", "updated_value")
 MAY_BE_LEFT_OUT = frozenset({"event_id", "points_expiry_time"})
@@ -85,10 +95,17 @@ class Manner:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line that was read well."""
+    """A line that was read well.
+
+    `update` has an empty event_id where it is still to be numbered among identical lines. `written` is the line as it
+    stands in the file. With `may_be_reused` other content may stand under the same event_id.
+    """
 
     number: int
     update: points_pb2.PointsUpdate
+    event: Event
+    written: bytes
+    may_be_reused: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,67 +120,85 @@ class Refused:
 
 
 @dataclass(slots=True)
-class Batch:
+class Portion:
     """Some lines of a file, in their order. `size` is what they take of the file, in bytes."""
 
     lines: list[Line] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     size: int = 0
 
-    @property
-    def keeps_order(self) -> bool:
-        """Whether a line has no balance: it is judged by what came before it, so that nothing may overtake it."""
-        return any(not line.update.HasField("points_balance") for line in self.lines)
-
 
 class PointsFile:
     """Reads a file from its beginning to its end, no more of it at a time than was asked for.
 
-    Beyond that it remembers eight bytes of the digest of each line that has neither an event_id nor a balance, to
-    count the identical ones. Raises PointsFileError.
+    `rounded` are how many lines have an id that a spreadsheet may have rounded, and the number of the first of them.
+    Raises PointsFileError.
     """
 
     def __init__(self, raw: BinaryIO, manner: Manner, clock: Clock) -> None:
+        self.rounded = (0, 0)
         self._raw = raw
         self._manner = manner
         self._clock = clock
         self._number = 0
-        self._identical: Counter[bytes] = Counter()
-        self._split: Callable[[str], dict[str, object]] = _split_json
+        self._split: Callable[[str], dict[str, object] | None] = _split_json
         self._head_size = 0
-        if manner.format is Format.CSV:
+        self._is_csv = manner.format is Format.CSV
+        if self._is_csv:
             self._split = self._split_row
             self._header = self._read_header()
 
-    def read(self, count: int) -> Batch | None:
+    def read(self, count: int) -> Portion | None:
         """Read the next lines, at most so many; None at the end."""
-        batch = Batch(size=self._head_size)
+        portion = Portion(size=self._head_size)
         self._head_size = 0
-        while len(batch.lines) + len(batch.refused) < count:
+        while len(portion.lines) + len(portion.refused) < count:
             raw = self._next()
             if not raw:
-                return batch if batch.lines or batch.refused else None
-            batch.size += len(raw)
+                return portion if portion.lines or portion.refused else None
+            portion.size += len(raw)
             if raw.strip():
-                self._read_line(raw, batch)
-        return batch
+                self._read_line(raw, portion)
+        return portion
 
     def _next(self) -> bytes:
         raw = self._raw.readline(LINE_BYTES_MAX)
         self._number += 1
+        if self._number == 1 and (damage := file_damage_of(raw)):
+            raise PointsFileError(f"the file {damage}")
         if len(raw) == LINE_BYTES_MAX:
             raise PointsFileError(f"line {self._number} is longer than {LINE_BYTES_MAX:,} bytes")
         return raw
 
     def _read_header(self) -> list[str]:
         """Read the names of the columns, all of which must be known, and none missing."""
-        raw = self._next()
-        self._head_size = len(raw)
+        text = self._next_head()
+        separator = separator_of(text)
+        if separator == ",":
+            text = self._next_head()
+        elif separator is None:
+            separator = wrong_separator_of(text, self._manner.columns)
+        if separator not in {None, ","}:
+            name = SEPARATORS.get(separator or "", f"{separator!a}")
+            raise PointsFileError(f"the columns are separated by {name}, as spreadsheets of some regions do: {SAVE_AS}")
         try:
-            # Spreadsheets begin UTF-8 with a byte order mark.
-            (header,) = csv.reader([raw.decode("utf-8-sig").rstrip("\r\n")], strict=True)
+            (cells,) = csv.reader([text], strict=True)
         except (ValueError, csv.Error):
             raise PointsFileError("there is no header: the first line must name the columns, in UTF-8") from None
+        header = _without_empty_end([name.strip() for name in cells])
+        self._check_header([name for name in header if name])
+        return header
+
+    def _next_head(self) -> str:
+        raw = self._next()
+        self._head_size += len(raw)
+        try:
+            # Spreadsheets begin UTF-8 with a byte order mark.
+            return raw.decode("utf-8-sig").rstrip("\r\n")
+        except ValueError:
+            raise PointsFileError(f"the header is not in UTF-8: {SAVE_AS}") from None
+
+    def _check_header(self, header: list[str]) -> None:
         repeated = [name for name, times in Counter(header).items() if times > 1]
         unknown = [name for name in header if name not in self._manner.columns]
         missing = [name for name in self._manner.required if name not in header]
@@ -175,32 +210,50 @@ class PointsFile:
             if names:
                 known = ", ".join(self._manner.columns)
                 raise PointsFileError(f"the header {what}: {', '.join(map(ascii, names))}; there are {known}")
-        return header
 
-    def _read_line(self, raw: bytes, batch: Batch) -> None:
-        cells: Mapping[str, object] = {}
+    def _read_line(self, raw: bytes, portion: Portion) -> None:
+        cells: Mapping[str, object] | None = {}
         try:
             cells = self._split(raw.decode("utf-8-sig" if self._number == 1 else "utf-8").rstrip("\r\n"))
-            batch.lines.append(Line(self._number, self._read_update(cells)))
+            if cells is not None:
+                portion.lines.append(self._read_cells(cells, raw))
         except (ValueError, RecursionError, csv.Error) as error:
-            message = str(error) if isinstance(error, _LineError) else f"is not {self._manner.format.upper()} in UTF-8"
-            batch.refused.append(Refused(self._number, "", "INVALID_LINE", message))
+            portion.refused.append(Refused(self._number, "", "INVALID_LINE", self._message_of(error)))
         except PointbookError as error:
             pairs = ((violation.field, violation.description) for violation in error.violations)
-            batch.refused.append(refusal(self._number, _shown(cells.get("event_id")), error.reason, "", pairs))
+            event_id = _shown((cells or {}).get("event_id"))
+            portion.refused.append(refusal(self._number, event_id, error.reason, "", pairs))
 
-    def _split_row(self, text: str) -> dict[str, object]:
+    def _message_of(self, error: Exception) -> str:
+        if isinstance(error, _LineError):
+            return str(error)
+        cure = f": {SAVE_AS}" if self._is_csv and isinstance(error, UnicodeDecodeError) else ""
+        return f"is not {self._manner.format.upper()} in UTF-8{cure}"
+
+    def _split_row(self, text: str) -> dict[str, object] | None:
+        """Split a row into its cells; None where all of them are empty."""
         # Line by line, since no value of an event has a line break: a quote that never ends spoils its own line alone.
         (row,) = csv.reader([text], strict=True)
+        row = [cell if cell.strip() else "" for cell in row]
+        if not any(row):
+            return None
+        row = row[: len(self._header)] + _without_empty_end(row[len(self._header) :])
         if len(row) != len(self._header):
-            raise _LineError(f"has {len(row)} cells where the header has {len(self._header)}")
-        return dict(zip(self._header, row, strict=True))
+            raise _LineError(
+                f"has {len(row)} cells where the header has {len(self._header)}; "
+                "a value that contains a comma must stand in double quotes"
+            )
+        if any(cell and not name for name, cell in zip(self._header, row, strict=True)):
+            raise _LineError("has a value in a column that the header does not name")
+        return {name: cell for name, cell in zip(self._header, row, strict=True) if name}
 
-    def _read_update(self, cells: Mapping[str, object]) -> points_pb2.PointsUpdate:
+    def _read_cells(self, cells: Mapping[str, object], raw: bytes) -> Line:
         """Read a line's event. Raises INVALID_FIELDS with all that is wrong."""
         fields = Fields()
         for name in sorted(cells.keys() - set(self._manner.columns)):
             fields.wrong(ascii(name)[1:-1], "is no column that there is")
+        if self._is_csv:
+            cells = self._check_ids(fields, cells)
         update = (self._read_opening if self._manner.opening_balances else self._read_change)(fields, cells)
         is_named = bool(update.event_id)
         update.event_id = update.event_id or UNNAMED
@@ -208,7 +261,19 @@ class PointsFile:
         fields.check()
         if not is_named:
             update.event_id = self._make_event_id(update.merchant_id, event)
-        return update
+        may_be_reused = is_named or self._manner.opening_balances
+        return Line(self._number, update, event, raw.strip(), may_be_reused)
+
+    def _check_ids(self, fields: Fields, cells: Mapping[str, object]) -> Mapping[str, object]:
+        """Note each id that a spreadsheet has damaged, and return the cells without them."""
+        damages = {name: damage_of(str(cells[name])) for name in ID_COLUMNS if cells.get(name)}
+        for name, damage in damages.items():
+            if damage is not None:
+                fields.wrong(f"update.{name}", damage)
+        if any(may_be_rounded(str(cells[name])) for name in damages):
+            count, first = self.rounded
+            self.rounded = (count + 1, first or self._number)
+        return {**cells, **{name: UNNAMED for name, damage in damages.items() if damage is not None}}
 
     def _read_change(self, fields: Fields, cells: Mapping[str, object]) -> points_pb2.PointsUpdate:
         """Read a line that is an event."""
@@ -261,25 +326,37 @@ class PointsFile:
         return update
 
     def _make_event_id(self, merchant_id: str, event: Event) -> str:
-        """Name an event by its content, so that the same file names it the same again.
+        """Build an event_id from the content, so that the same file gives the same one again.
 
-        Lines without a balance are told apart by how many identical ones came before them. An account opens once at a
-        moment, so that another balance then is refused as another content of the same event.
+        It is empty without a balance, where identical lines are numbered once the file is sorted. An account opens once
+        at a moment, so that another balance then is refused as another content of the same event.
         """
-        key = event.account
-        content: tuple[object, ...] = (merchant_id, key.store_id, key.buyer_id, event.updated_at_ms)
         if self._manner.opening_balances:
-            return f"opening-{_digest(content).hex()}"
-        content = (*content, event.delta, event.balance, event.expires_at_ms, event.scene)
-        if event.balance is None:
-            identical = _digest(content)[:8]
-            self._identical[identical] += 1
-            content = (*content, self._identical[identical])
-        return f"import-{_digest(content).hex()}"
+            place = (merchant_id, event.account.store_id, event.account.buyer_id, event.updated_at_ms)
+            return f"opening-{_digest(place)}"
+        return "" if event.balance is None else f"import-{_digest(content_of(merchant_id, event))}"
+
+
+def _without_empty_end(cells: Sequence[str]) -> list[str]:
+    """Return cells without the empty ones at their end, which spreadsheets add."""
+    count = max((index + 1 for index, cell in enumerate(cells) if cell), default=0)
+    return list(cells[:count])
 
 
 class _LineError(ValueError):
     """A line that cannot be taken apart, and why."""
+
+
+def content_of(merchant_id: str, event: Event) -> tuple[object, ...]:
+    """Return what distinguishes a line's event from others besides its id."""
+    key = event.account
+    place = (merchant_id, key.store_id, key.buyer_id, event.updated_at_ms)
+    return (*place, event.delta, event.balance, event.expires_at_ms, event.scene)
+
+
+def numbered_event_id(content: Sequence[object], ordinal: int) -> str:
+    """Build the event_id of the first, second, … of identical lines without a balance."""
+    return f"import-{_digest((*content, ordinal))}"
 
 
 def refusal(
@@ -372,6 +449,6 @@ def _shown(event_id: object) -> str:
     return event_id if isinstance(event_id, str) else ""
 
 
-def _digest(content: tuple[object, ...]) -> bytes:
+def _digest(content: tuple[object, ...]) -> str:
     """Digest values. A JSON array is unambiguous: no two contents are written alike."""
-    return hashlib.sha256(json.dumps(content).encode()).digest()
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -221,6 +221,17 @@ async def test_an_idle_pipe_can_be_left(text: str, site: Site) -> None:
     assert await process.stderr.read() == b""
 
 
+async def test_a_disk_that_is_full_is_told_in_one_line(site: Site) -> None:
+    """The file is sorted in the folder that TMPDIR names, and where that has no space nothing is sent."""
+    file = write(site, HEADER + rows(60_000))
+    line = f"ulimit -f 2000; exec {POINTBOOK} import {file} {' '.join(site.options)}"
+
+    told = one_line(await finish("bash", "-c", line, environment=clean_environment(site.settings)))
+
+    assert "cannot be sorted on disk" in told
+    assert "TMPDIR" in told
+
+
 async def test_a_server_that_refuses_is_told_in_one_line(site: Site) -> None:
     """Without a token nothing is sent twice; the line tells the code, and how far it came."""
     file = write(site, HEADER + rows(10))

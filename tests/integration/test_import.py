@@ -13,9 +13,9 @@ import asyncpg
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, unique
+from harness import NOW_MS, Client, Service, Shop, at, refused, unique
 from pointbook.v1 import points_pb2, points_pb2_grpc
-from pointbook_cli import importing
+from pointbook_cli import importing, progress
 from pointbook_cli.importing import Plan, run_import
 from pointbook_cli.points_file import FORMATS, Format, Manner
 
@@ -143,6 +143,87 @@ async def test_lines_without_a_balance_keep_their_order(
     assert await balances(client, shop, "buyer") == [(0, 0)]
 
 
+UNNAMED = [change(n, event_id="", value=value) for n, value in ((1, 30), (2, -20), (3, 5), (4, -15))]
+
+
+@pytest.mark.parametrize("rows", [UNNAMED, UNNAMED[::-1], UNNAMED[2:] + UNNAMED[:2]])
+async def test_lines_without_balance_and_id_may_come_in_any_order(
+    rows: list[Row], imports: Imports, client: Client, shop: Shop, tmp_path: Path
+) -> None:
+    """A file that has the newest line first is imported as the sorted one."""
+    assert await imports(write(tmp_path / "events.csv", rows), batch_size=1, in_flight=4) == 0
+
+    assert await balances(client, shop, "buyer") == [(0, 0)]
+
+
+async def test_a_refusal_under_an_id_of_ours_is_not_remembered(
+    imports: Imports, client: Client, service: Service, shop: Shop, tmp_path: Path
+) -> None:
+    """Once the points are there, the same line is accepted: it can be given no other id."""
+    spent, earned = UNNAMED[1], UNNAMED[0]
+    assert await imports(write(tmp_path / "spent.csv", [spent])) == 1
+    assert await book(service, shop) == []
+
+    assert await imports(write(tmp_path / "earned.csv", [earned])) == 0
+    assert await imports(write(tmp_path / "spent.csv", [spent])) == 0
+    assert await balances(client, shop, "buyer") == [(10, 0)]
+
+
+async def test_a_refusal_that_an_earlier_release_remembered_is_lifted(
+    imports: Imports, client: Client, shop: Shop, tmp_path: Path
+) -> None:
+    """Earlier releases imported a file in its own order, and had what was refused then remembered."""
+    file, report = write(tmp_path / "events.csv", UNNAMED[:2]), tmp_path / "report.jsonl"
+    assert await imports(write(tmp_path / "spent.csv", [UNNAMED[1]]), report=report) == 1
+    as_before = shop.update(
+        event_id=json.loads(report.read_text())["event_id"],
+        update_type=points_pb2.POINTS_UPDATE_TYPE_DECREASE,
+        updated_scene=points_pb2.POINTS_UPDATE_SCENE_CASHBACK,
+        updated_value=20,
+        points_balance=None,
+        updated_at=at(int(str(UNNAMED[1]["updated_at"]))),
+    )
+    assert (await refused(client.apply(as_before))).reason == "INSUFFICIENT_POINTS"
+
+    assert await imports(file) == 0
+    assert await balances(client, shop, "buyer") == [(10, 0)]
+
+
+async def test_a_refusal_under_an_id_of_the_file_stands(
+    imports: Imports, client: Client, shop: Shop, tmp_path: Path
+) -> None:
+    """The owner of the id gets the same answer for it, by an import as by a call."""
+    spent = change(2, value=-20)
+    assert await imports(write(tmp_path / "spent.csv", [spent])) == 1
+    assert await imports(write(tmp_path / "all.csv", [change(1, value=30), spent])) == 1
+
+    assert await balances(client, shop, "buyer") == [(30, 0)]
+
+
+async def test_the_report_is_in_the_order_of_the_file(imports: Imports, tmp_path: Path) -> None:
+    """Whether we or the server refused a line, and whenever the answer came."""
+    wrong = [change(n, f"buyer-{n % 7}", value=-1, event_id="" if n % 2 else "e 1") for n in range(60)]
+    report = tmp_path / "report.jsonl"
+
+    assert await imports(write(tmp_path / "events.csv", wrong), report=report, batch_size=2, in_flight=4) == 1
+
+    assert [json.loads(line)["line"] for line in report.read_text().splitlines()] == list(range(2, 62))
+
+
+async def test_progress_shows_both_phases(
+    imports: Imports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """First the file is read and sorted, then its lines are sent; a dry run judges them."""
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    file = write(tmp_path / "events.csv", history(10))
+
+    assert await imports(file, in_flight=1) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in told] == ["100%, reading", "100%, sorting", "60%, sending", "100%, sending"]
+    assert await imports(file, address=None) == 0
+    assert "100%, judging: 10 lines" in capsys.readouterr().err
+
+
 async def test_identical_lines_without_a_balance_all_count(
     imports: Imports, client: Client, shop: Shop, tmp_path: Path
 ) -> None:
@@ -222,8 +303,30 @@ async def test_a_dry_run_writes_nothing(
 
     assert await imports(file, address=None) == 1
 
-    assert "30 fine, 1 refused" in capsys.readouterr().out
+    told = capsys.readouterr().out.splitlines()
+    assert "30 fine, 1 refused" in told[-2]
+    assert "only the server can judge" in told[-1]
+    for what in ("stores", "balances of existing accounts", "event ids known already", "tokens"):
+        assert what in told[-1]
     assert await book(service, shop) == []
+
+
+async def test_a_dry_run_judges_what_the_file_alone_says(
+    imports: Imports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is refused for certain is; what depends on the book is told as such; ids that may be rounded are named."""
+    twice = change(1, event_id="e-1", points_balance=10)
+    rows = [twice, twice, change(2, event_id="e-1"), change(3, "other", -7), change(4, "1718263946864520000")]
+
+    assert await imports(write(tmp_path / "events.csv", rows), address=None) == 1
+
+    told = capsys.readouterr().out
+    assert "line 4 (e-1): EVENT_ID_REUSED" in told
+    assert "1 line repeats another line" in told
+    assert "1 line takes more than the file has brought the account by then (the first is line 5)" in told
+    assert "1 line has an id that ends in zeros behind its 15th digit" in told
+    assert "compare line 6 with the source" in told
+    assert "4 fine, 1 refused" in told
 
 
 async def test_opening_balances_open_accounts(

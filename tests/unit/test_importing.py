@@ -1,4 +1,4 @@
-"""Batches are on their way side by side, as far as the order of their lines does not matter."""
+"""Batches are on their way side by side, unless they share an account or an event_id."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -7,19 +7,20 @@ import pytest
 
 from pointbook.v1 import points_pb2
 from pointbook_cli.importing import Importer
-from pointbook_cli.points_file import Batch, Line
+from pointbook_cli.sorted_lines import Batch, SortedLine
 
 IN_FLIGHT = 3
 
 
-def batch(number: int, *, has_balance: bool) -> Batch:
-    """A batch of one line."""
-    return Batch([Line(number, points_pb2.PointsUpdate(points_balance=1 if has_balance else None))])
+def batch(number: int, shared: str = "") -> Batch:
+    """A batch of one line, and the names that it shares with others."""
+    line = SortedLine(number, b"", b"", None, points_pb2.PointsUpdate())
+    return Batch([line], frozenset(letter.encode() for letter in shared))
 
 
-def reader(balances: Sequence[bool]) -> Callable[[], Batch | None]:
+def reader(shared: Sequence[str]) -> Callable[[], Batch | None]:
     """Read batches that tell by their number which they are."""
-    batches = iter([batch(number, has_balance=has_balance) for number, has_balance in enumerate(balances)])
+    batches = iter([batch(number, names) for number, names in enumerate(shared)])
     return lambda: next(batches, None)
 
 
@@ -43,18 +44,22 @@ class Road:
         self.sent.append(number)
 
 
-async def test_a_batch_with_a_line_without_balance_travels_alone() -> None:
-    """It waits for all before it, and all behind wait for it; the others go side by side, never too many."""
+async def test_batches_that_share_something_never_meet() -> None:
+    """The later one waits for the earlier; the others go side by side, never too many."""
     road = Road()
-    balances = [True, True, True, True, False, True, True, False, False, True]
+    shared = ["ab", "bc", "cd", "e", "f", "g", "ex", "x", "y", "zx"]
 
-    await Importer(road.send, in_flight=IN_FLIGHT, stop=asyncio.Event()).run(reader(balances))
+    await Importer(road.send, in_flight=IN_FLIGHT, stop=asyncio.Event()).run(reader(shared))
 
     assert sorted(road.sent) == list(range(10))
     assert road.most == IN_FLIGHT
-    alone = {number for number, has_balance in enumerate(balances) if not has_balance}
-    assert not any(pair & alone for pair in road.met)
-    assert road.sent.index(4) == 4
+    assert all(set(shared[one]).isdisjoint(shared[other]) for one, other in map(sorted, road.met))
+    assert all(
+        road.sent.index(one) < road.sent.index(other)
+        for other in range(10)
+        for one in range(other)
+        if not set(shared[one]).isdisjoint(shared[other])
+    )
 
 
 async def test_no_more_is_read_than_can_be_sent() -> None:
@@ -65,7 +70,7 @@ async def test_no_more_is_read_than_can_be_sent() -> None:
     def next_batch() -> Batch | None:
         read.append(len(read))
         assert len(read) - len(sent) <= IN_FLIGHT + 1
-        return batch(len(read), has_balance=True) if len(read) < 50 else None
+        return batch(len(read)) if len(read) < 50 else None
 
     async def send(batch: Batch) -> None:
         await asyncio.sleep(0.001)
@@ -86,7 +91,7 @@ async def test_the_first_error_ends_it() -> None:
         raise OSError("no more")
 
     with pytest.raises(OSError, match="no more"):
-        await Importer(send, in_flight=IN_FLIGHT, stop=asyncio.Event()).run(reader([True] * 50))
+        await Importer(send, in_flight=IN_FLIGHT, stop=asyncio.Event()).run(reader([""] * 50))
 
     assert len(sent) <= IN_FLIGHT + 1
 
@@ -101,6 +106,6 @@ async def test_a_stop_sends_nothing_more() -> None:
         sent.append(batch.lines[0].number)
         stop.set()
 
-    await Importer(send, in_flight=IN_FLIGHT, stop=stop).run(reader([True] * 50))
+    await Importer(send, in_flight=IN_FLIGHT, stop=stop).run(reader([""] * 50))
 
     assert 1 <= len(sent) <= IN_FLIGHT + 1

@@ -1,7 +1,9 @@
 """Files of points events are read line by line: what is right becomes an event, what is wrong is told by its number."""
 
+import contextlib
 import io
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 
 from harness import NOW_MS, at
 from pointbook.v1 import points_pb2
-from pointbook_cli.points_file import Batch, Format, Manner, PointsFile, PointsFileError, read_time_ms
+from pointbook_cli.points_file import Format, Manner, PointsFile, PointsFileError, Portion, read_time_ms
+from pointbook_cli.sorted_lines import SortedLines
 
 HEADER = (
     "event_id,merchant_id,store_id,buyer_id,update_type,updated_scene,updated_value,"
@@ -39,7 +42,7 @@ WRONG_LINES = [
 ]
 
 
-def read(text: str | bytes, count: int = 1_000, **manner: Any) -> list[Batch]:
+def read(text: str | bytes, count: int = 1_000, **manner: Any) -> list[Portion]:
     """Read a file to its end."""
     raw = io.BytesIO(text if isinstance(text, bytes) else text.encode())
     file = PointsFile(raw, Manner(**{"format": Format.CSV, **manner}), lambda: NOW_MS)
@@ -57,8 +60,15 @@ def updates(text: str | bytes, **manner: Any) -> list[points_pb2.PointsUpdate]:
 
 
 def event_ids(text: str, **manner: Any) -> list[str]:
-    """Read the event_ids of a file."""
-    return [update.event_id for update in updates(text, **manner)]
+    """Read the event_ids of a file in which nothing is wrong, in the order of its lines."""
+    with contextlib.closing(SortedLines()) as sorted_lines:
+        for portion in read(text, **manner):
+            assert portion.refused == []
+            sorted_lines.add(portion.lines)
+        sorted_lines.sort()
+        batch = sorted_lines.read(1_000)
+    assert batch is not None
+    return [line.update.event_id for line in sorted(batch.lines)]
 
 
 def test_a_row_is_an_event() -> None:
@@ -190,11 +200,113 @@ def test_what_is_given_for_all_lines_may_be_left_out() -> None:
     assert second.store_id == "t"
 
 
-def test_spreadsheets_are_understood() -> None:
-    """A byte order mark, quotes and Windows line ends mean nothing."""
-    quoted = ",".join(f'"{cell}"' for cell in RIGHT.split(","))
+@pytest.mark.parametrize(
+    ("head", "end"),
+    [
+        ("\ufeff" + HEADER, ""),
+        ("sep=,\r\n" + HEADER, ""),
+        ("\ufeffSEP=,\r\n" + HEADER, ""),
+        (HEADER.replace(",", " , "), ""),
+        (HEADER + ",,", ",,"),
+        (HEADER + ", ", ",\u00a0"),
+        (HEADER, ",,"),
+    ],
+)
+def test_spreadsheets_are_understood(head: str, end: str) -> None:
+    """A byte order mark, quotes, Windows line ends, blanks and empty columns mean nothing."""
+    quoted = ",".join(f'"{cell}"' for cell in RIGHT.split(",")).replace('""', '"  "')
 
-    assert updates(f"\ufeff{HEADER}\r\n{quoted}\r\n") == updates(f"{HEADER}\n{RIGHT}")
+    assert updates(f"{head}\r\n{quoted}{end}\r\n") == updates(f"{HEADER}\n{RIGHT}")
+
+
+@pytest.mark.parametrize("row", [",,,,,,,,,", ",", '"",""', " , ,\t", "\u00a0,", ",,,,,,,,,,,,,", "\u3000"])
+def test_a_row_of_empty_cells_is_skipped(row: str) -> None:
+    """It is neither an event nor refused, whatever its length, and counts in the numbers of the lines."""
+    (portion,) = read(f"{HEADER}\n{row}\n{RIGHT}\n")
+
+    assert ([line.number for line in portion.lines], portion.refused) == ([3], [])
+
+
+def test_a_value_needs_a_column_with_a_name() -> None:
+    """What no header names is not guessed, nor dropped."""
+    rows = [HEADER.replace("id,", "id,,", 1), RIGHT.replace("e-1,", "e-1,x,"), RIGHT.replace("e-1,", "e-1,,")]
+
+    (portion,) = read("\n".join(rows))
+
+    assert [line.number for line in portion.lines] == [3]
+    assert "in a column that the header does not name" in portion.refused[0].message
+
+
+@pytest.mark.parametrize("column", ["event_id", "merchant_id", "store_id", "buyer_id"])
+def test_an_id_that_a_spreadsheet_has_changed_is_a_refused_line(column: str) -> None:
+    """In every column of ids the cause and the cure are named, beside everything else that is wrong."""
+    for damaged in ("1.72E+12", "'123", '="123"', "#REF!", "17.0", "1,718"):
+        cells = dict(zip(HEADER.split(","), RIGHT.split(","), strict=True))
+        row = ",".join(
+            '"' + cell.replace('"', '""') + '"' for cell in {**cells, column: damaged, "updated_value": "x"}.values()
+        )
+        (portion,) = read(f"{HEADER}\n{row}\n{RIGHT}\n")
+
+        assert [line.number for line in portion.lines] == [3]
+        (refused,) = portion.refused
+        assert refused.reason == "INVALID_FIELDS"
+        assert {name for name, _ in refused.violations} == {column, "updated_value"}
+        assert "spreadsheet" in refused.message
+        assert "format the column as text" in refused.message
+
+
+def test_json_lines_know_no_spreadsheets() -> None:
+    """An id there is a string as it was meant."""
+    members = {**dict(zip(HEADER.split(","), RIGHT.split(","), strict=True)), "buyer_id": "1.72E+12", "event_id": "'1"}
+
+    (update,) = updates(json.dumps(members), format=Format.JSONL)
+
+    assert (update.buyer_id, update.event_id) == ("1.72E+12", "'1")
+
+
+def test_ids_that_may_be_rounded_are_counted() -> None:
+    """It cannot be known, so that the lines are read, and the first of them is named."""
+    rows = [RIGHT, RIGHT.replace(",b,", ",1718263946864520000,"), RIGHT.replace("e-1", "123456789012345000")]
+    file = PointsFile(io.BytesIO("\n".join([HEADER, *rows]).encode()), Manner(Format.CSV), lambda: NOW_MS)
+    portion = file.read(10)
+
+    assert portion is not None
+    assert len(portion.lines) == 3
+    assert file.rounded == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (f"{HEADER}\n{RIGHT}".encode("utf-16"), "is in UTF-16"),
+        (f"{HEADER}\n{RIGHT}".encode("utf-16-le"), "is in UTF-16"),
+        (f"\ufeff{HEADER}\n{RIGHT}".encode("utf-16-be"), "is in UTF-16"),
+        (b"PK\x03\x04" + b"x" * 100, "workbook"),
+        (b"\xd0\xcf\x11\xe0" + b"x" * 100, "workbook"),
+        (f"{HEADER}\r{RIGHT}\r".encode(), "old Macintoshes"),
+        (b"\r".join([HEADER.encode(), *[RIGHT.encode()] * 2_000]), "old Macintoshes"),
+        (HEADER.replace(",", ";").encode(), "separated by semicolons"),
+        (HEADER.replace(",", "\t").encode(), "separated by tabs"),
+        (('"' + HEADER.replace(",", '"|"') + '"').encode(), "separated by bars"),
+        (b"sep=;\n" + HEADER.replace(",", ";").encode(), "separated by semicolons"),
+        (b"sep=\t\r\n" + HEADER.encode(), "separated by tabs"),
+        (f"buyer_id,h\xe9\n{RIGHT}".encode("latin-1"), "the header is not in UTF-8"),
+    ],
+)
+def test_a_file_that_a_spreadsheet_wrote_otherwise_names_the_cure(raw: bytes, told: str) -> None:
+    """Instead of a riddle about columns."""
+    with pytest.raises(PointsFileError, match=told) as error:
+        read(raw)
+
+    assert re.search("save it (as CSV UTF-8, separated by commas|in UTF-8)", str(error.value))
+
+
+def test_a_row_in_another_encoding_names_the_cure() -> None:
+    """It spoils itself alone."""
+    (portion,) = read(f"{HEADER}\n".encode() + RIGHT.replace("b", "\xe9").encode("latin-1") + f"\n{RIGHT}\n".encode())
+
+    assert [line.number for line in portion.lines] == [3]
+    assert portion.refused[0].message == "is not CSV in UTF-8: save it as CSV UTF-8, separated by commas"
 
 
 def test_a_line_without_an_end_is_no_file_of_events() -> None:
@@ -211,13 +323,6 @@ def test_a_file_is_read_in_batches() -> None:
 
     assert [(len(batch.lines), len(batch.refused)) for batch in batches] == [(1, 1), (2, 0), (1, 0)]
     assert sum(batch.size for batch in batches) == len(text)
-
-
-def test_order_matters_where_a_balance_is_missing() -> None:
-    """A batch whose events all carry a balance may be overtaken; one with a line without may not."""
-    without = RIGHT.replace("20,20", "20,")
-
-    assert [batch.keeps_order for batch in read(f"{HEADER}\n{RIGHT}\n{without}\n", count=1)] == [False, True]
 
 
 def test_an_event_is_named_by_its_content() -> None:
@@ -245,6 +350,26 @@ def test_identical_lines_without_a_balance_all_count() -> None:
 
     assert len(set(ids)) == 3
     assert ids == event_ids(text)
+
+
+@pytest.mark.parametrize(
+    ("row", "opening", "event_id"),
+    [
+        (
+            "b,INCREASE,LUCKY_DRAW,20,20",
+            False,
+            "import-a93a075d04835279044bdfad2fd9a461bf920e27512271e289e16173586558d6",
+        ),
+        ("b,INCREASE,LUCKY_DRAW,20,", False, "import-a7a3d6b9665d151a92e43b9f4df37700bf99593545412bb545152b29c9cba88b"),
+        ("b,20", True, "opening-2accb90572e9922cc42aa33928dcfe8948a01d78d54452bca077a7e1397c1bec"),
+    ],
+)
+def test_an_event_has_the_name_that_earlier_releases_gave_it(row: str, opening: bool, event_id: str) -> None:  # noqa: FBT001 - a parameter
+    """A file that an earlier release imported changes nothing today."""
+    header = "buyer_id,points_balance" if opening else "buyer_id,update_type,updated_scene,updated_value,points_balance"
+    given: dict[str, Any] = {"merchant_id": "m", "store_id": "s", "at_ms": NOW_MS, "opening_balances": opening}
+
+    assert event_ids(f"{header}\n{row}\n", **given) == [event_id]
 
 
 def test_an_opening_balance_is_what_brings_an_account_there() -> None:
@@ -286,14 +411,14 @@ BEFORE_2000 = [
 BEYOND_9999 = [1_798_761_600_000_000, "999999999999999999"]
 
 
-def _opening(expiry: object, **more: object) -> list[Batch]:
+def _opening(expiry: object, **more: object) -> list[Portion]:
     """Read an opening balance with an expiry."""
     line = {"buyer_id": "a", "points_balance": 30, "points_expiry_time": expiry, **more}
     manner: dict[str, Any] = {"opening_balances": True, "merchant_id": "m", "store_id": "s", "at_ms": NOW_MS}
     return read(json.dumps(line), format=Format.JSONL, **manner)
 
 
-def _change(expiry: object, **more: object) -> list[Batch]:
+def _change(expiry: object, **more: object) -> list[Portion]:
     """Read an event with an expiry."""
     line = {
         "buyer_id": "a",
@@ -309,7 +434,7 @@ def _change(expiry: object, **more: object) -> list[Batch]:
 
 @pytest.mark.parametrize("read_line", [_opening, _change])
 @pytest.mark.parametrize("expiry", NEVER)
-def test_an_expiry_of_zero_or_nothing_means_never(read_line: Callable[[object], list[Batch]], expiry: object) -> None:
+def test_an_expiry_of_zero_or_nothing_means_never(read_line: Callable[[object], list[Portion]], expiry: object) -> None:
     """As in SHOPLINE's webhooks."""
     (batch,) = read_line(expiry)
 
@@ -320,7 +445,7 @@ def test_an_expiry_of_zero_or_nothing_means_never(read_line: Callable[[object], 
 @pytest.mark.parametrize("read_line", [_opening, _change])
 @pytest.mark.parametrize("expiry", [*BEFORE_2000, *BEYOND_9999])
 def test_an_expiry_in_another_unit_is_a_refused_line(
-    read_line: Callable[[object], list[Batch]], expiry: object
+    read_line: Callable[[object], list[Portion]], expiry: object
 ) -> None:
     """Points would be born expired, or never expire; the line says that milliseconds are expected."""
     (batch,) = read_line(expiry)
@@ -332,7 +457,9 @@ def test_an_expiry_in_another_unit_is_a_refused_line(
 
 @pytest.mark.parametrize("read_line", [_opening, _change])
 @pytest.mark.parametrize("updated_at", ["1798761600", 1_798_761_600_000_000])
-def test_a_moment_in_another_unit_is_a_refused_line(read_line: Callable[..., list[Batch]], updated_at: object) -> None:
+def test_a_moment_in_another_unit_is_a_refused_line(
+    read_line: Callable[..., list[Portion]], updated_at: object
+) -> None:
     """So is the moment of the event itself."""
     (batch,) = read_line("", updated_at=updated_at)
 

@@ -1,0 +1,87 @@
+"""What can be judged of a file without a server: how its own lines repeat, contradict and presuppose each other."""
+
+from pointbook.v1 import points_pb2
+from pointbook_cli.points_file import Refused
+from pointbook_cli.progress import counted
+from pointbook_cli.sorted_lines import SortedLine, disk_errors, open_private_database
+
+REUSED = "Another line of the file has this event_id with other content; give every event an id of its own."
+
+
+class DryRun:
+    """Judges sorted lines one after the other as the server does, and refuses only what it refuses for certain.
+
+    Raises OSError where the disk is full.
+    """
+
+    def __init__(self) -> None:
+        self._repeated = 0
+        self._short = 0
+        self._first_short = 0
+        self._account = b""
+        self._balance = 0
+        self._content: tuple[bytes, bytes] | None = None
+        self._claims = open_private_database()
+        self._claims.execute("CREATE TABLE claims (name BLOB PRIMARY KEY, account BLOB, place BLOB) WITHOUT ROWID")
+
+    def close(self) -> None:
+        """Delete everything."""
+        self._claims.close()
+
+    def judge(self, line: SortedLine) -> Refused | None:
+        """Return why a line is refused; None where only the server can say more."""
+        content = (line.account, line.place)
+        claimed = self._claimed(line.repeated_name)
+        if claimed not in {None, content}:
+            return Refused(line.number, line.update.event_id, "EVENT_ID_REUSED", REUSED)
+        if claimed is not None or (line.update.HasField("points_balance") and content == self._content):
+            self._repeated += 1
+            return None
+        self._claim(line.repeated_name, content)
+        if line.account != self._account:
+            self._account, self._balance = line.account, 0
+        self._content = content
+        self._move(line)
+        return None
+
+    def notes(self) -> list[str]:
+        """Return what else is to be known of the lines that were judged."""
+        notes = []
+        if self._repeated:
+            lines = counted(self._repeated, "line repeats", "lines repeat")
+            notes.append(f"{lines} another line of the file: each event counts once")
+        if self._short:
+            lines = counted(self._short, "line takes", "lines take")
+            notes.append(
+                f"{lines} more than the file has brought the account by then (the first is line {self._first_short}): "
+                "refused unless the account holds enough already"
+            )
+        return notes
+
+    def _claimed(self, name: bytes | None) -> tuple[bytes, bytes] | None:
+        """Return the content that has an event_id; None where no line before had it."""
+        if name is None:
+            return None
+        with disk_errors():
+            row: tuple[bytes, bytes] | None = self._claims.execute(
+                "SELECT account, place FROM claims WHERE name = ?", (name,)
+            ).fetchone()
+        return row
+
+    def _claim(self, name: bytes | None, content: tuple[bytes, bytes]) -> None:
+        if name is not None:
+            with disk_errors():
+                self._claims.execute("INSERT INTO claims VALUES (?, ?, ?)", (name, *content))
+
+    def _move(self, line: SortedLine) -> None:
+        """Move the balance that the account has by the file alone."""
+        update = line.update
+        gives = update.update_type == points_pb2.POINTS_UPDATE_TYPE_INCREASE
+        balance = self._balance + (update.updated_value if gives else -update.updated_value)
+        if update.HasField("points_balance"):
+            self._balance = update.points_balance
+        elif balance >= 0:
+            self._balance = balance
+        else:
+            self._short += 1
+            self._first_short = min(self._first_short or line.number, line.number)

@@ -1,0 +1,171 @@
+"""An import does not depend on the order of a file's lines: any permutation gives the same outcomes and accounts."""
+
+import asyncio
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from harness import NOW_MS, Client, Service, Shop, unique
+from ledger_book import check_book
+from pointbook_cli.importing import Plan, run_import
+from pointbook_cli.points_file import Format, Manner
+
+COLUMNS = ("event_id", "buyer_id", "update_type", "updated_scene", "updated_value", "points_balance", "updated_at")
+START_MS = NOW_MS - 1_000_000
+TABLES = ("points_accounts", "points_entries", "points_checkpoints")
+VARYING = {"received_at_ms", "revision"}
+"""Columns that say when and in how many steps something was written."""
+SETTINGS = settings(
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+Row = tuple[str, ...]
+
+
+def row(
+    event_id: str = "",
+    buyer: str = "a",
+    *,
+    points: int = 1,
+    balance: int | None = None,
+    after_ms: int = 0,
+    word: str = "",
+) -> Row:
+    """A line of a file."""
+    update_type = "INCREASE" if points >= 0 else "DECREASE"
+    told = "" if balance is None else str(balance)
+    return (
+        *(event_id, buyer, word or update_type, "LUCKY_DRAW"),
+        *(str(abs(points)), told, str(START_MS + after_ms)),
+    )
+
+
+rows = st.builds(
+    row,
+    event_id=st.sampled_from(["", "", "", "e-1", "e-2", "e-3"]),
+    buyer=st.sampled_from(["a", "b"]),
+    points=st.integers(-3, 3),
+    balance=st.one_of(st.none(), st.none(), st.integers(-1, 3)),
+    after_ms=st.integers(0, 3),
+)
+files = st.lists(rows, min_size=1, max_size=12)
+
+
+@dataclass
+class Book:
+    """A place for one file after the other: a shop whose points are wiped in between."""
+
+    service: Service
+    shop: Shop
+    token: str
+    folder: Path
+
+    async def wipe(self) -> None:
+        """Delete all of the shop's points, entries included, which the database refuses otherwise."""
+        connection = await asyncpg.connect(self.service.database_url)
+        await connection.execute("SET session_replication_role = replica")
+        for table in TABLES:
+            await connection.execute(f"DELETE FROM {table} WHERE merchant_id = $1", self.shop.merchant_id)  # noqa: S608
+        await connection.close()
+
+    async def read(self) -> list[dict[str, object]]:
+        """Everything that the database has of the shop's points."""
+        connection = await asyncpg.connect(self.service.database_url)
+        found = []
+        for table in TABLES:
+            query = f"SELECT * FROM {table} AS t WHERE merchant_id = $1 ORDER BY t::text"  # noqa: S608
+            found += [dict(record) for record in await connection.fetch(query, self.shop.merchant_id)]
+        await connection.close()
+        told = [{name: value for name, value in each.items() if name not in VARYING} for each in found]
+        return sorted(told, key=str)
+
+    async def run(self, lines: Sequence[Row], batch_size: int = 2) -> tuple[int, Counter[tuple[Row, str]]]:
+        """Import lines; return the exit code, and which of them were refused and why."""
+        text = io.StringIO()
+        csv.writer(text).writerows([COLUMNS, *lines])
+        file, report = self.folder / "events.csv", self.folder / "report.jsonl"
+        file.write_text(text.getvalue())
+        plan = Plan(
+            file=file,
+            manner=Manner(Format.CSV, self.shop.merchant_id, self.shop.store_id),
+            report=report,
+            address=f"127.0.0.1:{self.service.server.port}",
+            token=self.token,
+            batch_size=batch_size,
+            in_flight=3,
+        )
+        code = await run_import(plan, asyncio.Event())
+        refused = [json.loads(line) for line in report.read_text().splitlines()]
+        assert [each["line"] for each in refused] == sorted(each["line"] for each in refused)
+        return code, Counter((lines[each["line"] - 2], each["reason"]) for each in refused)
+
+
+def moment_of(line: Row) -> tuple[str, str]:
+    """The account and the time of a line."""
+    return line[1], line[6]
+
+
+@pytest.fixture
+async def book(service: Service, client: Client, admin_token: str, tmp_path: Path) -> Book:
+    """A book of its own."""
+    shop = Shop(unique("merchant"), unique("store"))
+    await client.put_store(shop.merchant_id, shop.store_id)
+    return Book(service, shop, admin_token, tmp_path)
+
+
+@given(files, st.randoms(use_true_random=False), st.integers(1, 4))
+@example([row(points=-3, after_ms=2), row(points=3, after_ms=1)], None, 1)
+@example([row("e-1", "b"), row("e-1", "a"), row("e-1", "a", after_ms=1)], None, 1)
+@example(
+    [row(balance=3, points=3), row(balance=3, points=3, word="increase"), row("e-1", points=3, balance=3)], None, 1
+)
+@example([row(points=-1, word="decrease"), row(points=-1), row(points=1, after_ms=-1)], None, 1)
+@SETTINGS
+async def test_any_permutation_of_a_file_gives_the_same(
+    book: Book, lines: list[Row], random: object, batch_size: int
+) -> None:
+    """The lines that are refused, and every entry and account; a second run of the file changes nothing either."""
+    permuted = lines[::-1]
+    if random is not None:
+        random.shuffle(permuted)  # type: ignore[attr-defined] # it is a Random
+    await book.wipe()
+    first = await book.run(lines, batch_size)
+    kept = await book.read()
+    again = await book.run(permuted)
+    after_again = await book.read()
+    await book.wipe()
+    second = await book.run(permuted)
+
+    assert second == first
+    assert await book.read() == kept
+    assert again == first
+    assert after_again == kept
+    await check_book(book.service.database_url, book.shop.merchant_id)
+
+
+@given(files, st.integers(0, 12))
+@example([*[row(points=0, after_ms=2)] * 6, row(points=1, after_ms=2), row(points=0, balance=-1)], 1)
+@SETTINGS
+async def test_a_file_that_was_imported_in_part_gives_the_same(book: Book, lines: list[Row], count: int) -> None:
+    """The first accounts and times of a file are what an interrupted import leaves."""
+    await book.wipe()
+    whole = await book.run(lines)
+    kept = await book.read()
+    await book.wipe()
+    moments = sorted({moment_of(each) for each in lines})
+    begun = [each for each in lines if moment_of(each) in moments[:count]]
+    if begun:
+        await book.run(begun)
+
+    assert await book.run(lines) == whole
+    assert await book.read() == kept
