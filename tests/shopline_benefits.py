@@ -16,10 +16,14 @@ def info(**values: Any) -> dict[str, Any]:
     return {**dict.fromkeys(FIELDS), **values}
 
 
-def answer(*benefits: Any) -> dict[str, Any]:
-    """Make the answer for a level that has benefits."""
-    privilege = {"privilegeName": "Lounge", "privilegeDescription": "Coffee", "benefitsIcon": None}
-    return {"data": {"benefitsOfMembership": {"benefitsInfo": list(benefits), "customPrivileges": [privilege]}}}
+def answer(*benefits: Any, **others: Any) -> dict[str, Any]:
+    """Make the answer for a level that has benefits, and what else was asked for."""
+    return {"data": {"benefitsOfMembership": {"benefitsInfo": list(benefits), **others}}}
+
+
+def privilege(**values: Any) -> dict[str, Any]:
+    """Make a custom privilege as SHOPLINE answers it."""
+    return {"privilegeName": "Lounge", "privilegeDescription": None, "benefitsIcon": None, **values}
 
 
 def exported(benefits: list[benefits_pb2.Benefit]) -> str:

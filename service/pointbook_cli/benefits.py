@@ -1,23 +1,32 @@
-"""`pointbook benefits import`: SHOPLINE's benefits of a level, put into a server, with a report of the differences."""
+"""`pointbook benefits import`: what SHOPLINE answers for a level, put into a server, and what is different of it."""
 
 import contextlib
 import json
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import grpc
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 from rich.console import Console
 from rich.progress import Progress
 
 from pointbook.v1 import benefits_pb2, benefits_pb2_grpc
-from pointbook_cli.benefits_file import FILE_BYTES_MAX, BenefitsFileError, read_answer, translate
+from pointbook_cli.benefits_file import (
+    FILE_BYTES_MAX,
+    BenefitsFileError,
+    Translated,
+    read_answer,
+    translate,
+    translate_privilege,
+)
 from pointbook_cli.health import local_address
 from pointbook_cli.progress import counted
 from pointbook_cli.quarantine import explain, printable
@@ -27,17 +36,18 @@ from pointbook_server.errors import PointbookError
 from shopline_shim.quarantine import details_of
 from shopline_shim.settings import ShimSettings
 
+M = TypeVar("M", bound=Message)
 CALL_SECONDS = 30.0
 PAGE_SIZE = 1_000
 ATTEMPTS_MAX = 5
-"""How often a benefit is read and put again that others keep changing meanwhile."""
+"""How often an item is read and put again that others keep changing meanwhile."""
 VALUE_LENGTH_SHOWN = 80
 EXIT_REFUSED = 1
 OUTCOMES = ("created", "changed", "unchanged", "refused")
 
 
 class RefusedError(Exception):
-    """A benefit of the file that cannot be kept; the message says why."""
+    """An item of the file that cannot be kept; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,43 +60,51 @@ class Plan:
     membership_type: str
     prune: bool
 
-    def benefit_id(self, number: int) -> str:
-        """Name a benefit of the file, which has no name of its own, by its place."""
-        return f"{self.level_code}:{number}"
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a benefit, and what there is to say about it."""
+    """What became of an item of the file, and the lines that are printed below it."""
 
     what: str
     lines: tuple[str, ...] = ()
 
 
-class Catalogue:
-    """A merchant's benefits on a server."""
+class Catalogue(ABC, Generic[M]):
+    """What a merchant has of one kind on a server: benefits or custom privileges of a level.
 
-    def __init__(self, channel: grpc.Channel, token: str, merchant_id: str) -> None:
-        self._benefits = benefits_pb2_grpc.BenefitsServiceStub(channel)
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        self._merchant_id = merchant_id
+    An item of a file has no name of its own, so that it is named by its place.
+    """
 
-    def get(self, benefit_id: str) -> tuple[benefits_pb2.Benefit, str] | None:
-        """Read a benefit and its etag; None where there is none."""
-        request = benefits_pb2.GetBenefitRequest(merchant_id=self._merchant_id, benefit_id=benefit_id)
+    nouns: tuple[str, str]
+    path: str
+    mark: str
+    missing: str
+
+    def __init__(self, channel: grpc.Channel, token: str, plan: Plan) -> None:
+        self._stub = benefits_pb2_grpc.BenefitsServiceStub(channel)
+        self._options: dict[str, Any] = {
+            "timeout": CALL_SECONDS,
+            "metadata": (("authorization", f"Bearer {token}"),) if token else (),
+        }
+        self._plan = plan
+
+    def item_id(self, number: int) -> str:
+        """Return the id of an item of the file, counted from 1."""
+        return f"{self._plan.level_code}:{self.mark}{number}"
+
+    def get(self, item_id: str) -> tuple[M, str] | None:
+        """Read an item and its etag; None where there is none."""
         try:
-            answer = self._benefits.GetBenefit(request, timeout=CALL_SECONDS, metadata=self._metadata)
+            return self._get(item_id)
         except grpc.RpcError as error:
-            if details_of(error)[0].reason == "BENEFIT_NOT_FOUND":
+            if details_of(error)[0].reason == self.missing:
                 return None
             raise
-        return answer.benefit, answer.etag
 
-    def put(self, benefit: benefits_pb2.Benefit, etag: str) -> bool:
-        """Put a benefit; False where it has changed since its etag was read. Raises RefusedError."""
-        request = benefits_pb2.PutBenefitRequest(benefit=benefit, etag=etag)
+    def put(self, item: M, etag: str) -> bool:
+        """Put an item; False where it has changed since its etag was read. Raises RefusedError."""
         try:
-            self._benefits.PutBenefit(request, timeout=CALL_SECONDS, metadata=self._metadata)
+            self._put(item, etag)
         except grpc.RpcError as error:
             # What is too big as a message is refused by gRPC itself, without a reason of ours.
             is_too_big = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and not details_of(error)[0].reason
@@ -97,85 +115,189 @@ class Catalogue:
             return False
         return True
 
-    def of_level(self, level_code: str) -> Iterator[str]:
-        """List the benefits of a level by their ids, through all pages."""
-        request = benefits_pb2.ListBenefitsRequest(
-            merchant_id=self._merchant_id, level_code=level_code, page_size=PAGE_SIZE
-        )
-        while True:
-            page = self._benefits.ListBenefits(request, timeout=CALL_SECONDS, metadata=self._metadata)
-            yield from (benefit.benefit_id for benefit in page.benefits)
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
-
-    def delete(self, benefit_id: str) -> None:
-        """Delete a benefit; one that is gone already is none to delete."""
-        request = benefits_pb2.DeleteBenefitRequest(merchant_id=self._merchant_id, benefit_id=benefit_id)
+    def delete(self, item_id: str) -> None:
+        """Delete an item; one that is gone already is none to delete."""
         try:
-            self._benefits.DeleteBenefit(request, timeout=CALL_SECONDS, metadata=self._metadata)
+            self._delete(item_id)
         except grpc.RpcError as error:
-            if details_of(error)[0].reason != "BENEFIT_NOT_FOUND":
+            if details_of(error)[0].reason != self.missing:
                 raise
+
+    def vanished(self, count: int) -> list[str]:
+        """Return which items of an earlier file are not among the first, in their order; others have other ids."""
+        form = re.compile(rf"{re.escape(f'{self._plan.level_code}:{self.mark}')}([1-9][0-9]*)")
+        numbers = [int(found[1]) for found in map(form.fullmatch, self._ids()) if found]
+        return [self.item_id(number) for number in sorted(numbers) if number > count]
+
+    def _ids(self) -> Iterator[str]:
+        """List the items of the level by their ids, through all pages."""
+        page_token = ""
+        while True:
+            ids, page_token = self._page(page_token)
+            yield from ids
+            if not page_token:
+                return
+
+    @abstractmethod
+    def translate(self, index: int, item: object, kept: M | None) -> Translated[M]:
+        """Translate an item of the file, beside the one that is kept. Raises INVALID_FIELDS."""
+
+    @abstractmethod
+    def _get(self, item_id: str) -> tuple[M, str]: ...
+
+    @abstractmethod
+    def _put(self, item: M, etag: str) -> None: ...
+
+    @abstractmethod
+    def _page(self, page_token: str) -> tuple[list[str], str]: ...
+
+    @abstractmethod
+    def _delete(self, item_id: str) -> None: ...
+
+
+class Benefits(Catalogue[benefits_pb2.Benefit]):
+    """The benefits of a level."""
+
+    nouns = ("benefit", "benefits")
+    path = "benefitsInfo"
+    mark = ""
+    missing = "BENEFIT_NOT_FOUND"
+
+    def translate(
+        self, index: int, item: object, kept: benefits_pb2.Benefit | None
+    ) -> Translated[benefits_pb2.Benefit]:
+        """Translate a benefit.
+
+        What the file does not contain stays as it is: stores, scene, and the membership type unless the plan names one.
+        """
+        context = _context(self._plan, self.item_id(index + 1), kept or benefits_pb2.Benefit())
+        return translate(f"{self.path}[{index}]", item, context)
+
+    def _get(self, item_id: str) -> tuple[benefits_pb2.Benefit, str]:
+        request = benefits_pb2.GetBenefitRequest(merchant_id=self._plan.merchant_id, benefit_id=item_id)
+        answer = self._stub.GetBenefit(request, **self._options)
+        return answer.benefit, answer.etag
+
+    def _put(self, item: benefits_pb2.Benefit, etag: str) -> None:
+        self._stub.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=item, etag=etag), **self._options)
+
+    def _page(self, page_token: str) -> tuple[list[str], str]:
+        request = benefits_pb2.ListBenefitsRequest(
+            merchant_id=self._plan.merchant_id,
+            level_code=self._plan.level_code,
+            page_size=PAGE_SIZE,
+            page_token=page_token,
+        )
+        page = self._stub.ListBenefits(request, **self._options)
+        return [benefit.benefit_id for benefit in page.benefits], page.next_page_token
+
+    def _delete(self, item_id: str) -> None:
+        request = benefits_pb2.DeleteBenefitRequest(merchant_id=self._plan.merchant_id, benefit_id=item_id)
+        self._stub.DeleteBenefit(request, **self._options)
+
+
+class CustomPrivileges(Catalogue[benefits_pb2.CustomPrivilege]):
+    """The custom privileges of a level."""
+
+    nouns = ("custom privilege", "custom privileges")
+    path = "customPrivileges"
+    mark = "p"
+    missing = "CUSTOM_PRIVILEGE_NOT_FOUND"
+
+    def translate(
+        self, index: int, item: object, kept: benefits_pb2.CustomPrivilege | None
+    ) -> Translated[benefits_pb2.CustomPrivilege]:
+        """Translate a custom privilege; the file contains all of it."""
+        del kept
+        context = benefits_pb2.CustomPrivilege(
+            merchant_id=self._plan.merchant_id,
+            privilege_id=self.item_id(index + 1),
+            level_code=self._plan.level_code,
+        )
+        return translate_privilege(f"{self.path}[{index}]", item, context)
+
+    def _get(self, item_id: str) -> tuple[benefits_pb2.CustomPrivilege, str]:
+        request = benefits_pb2.GetCustomPrivilegeRequest(merchant_id=self._plan.merchant_id, privilege_id=item_id)
+        answer = self._stub.GetCustomPrivilege(request, **self._options)
+        return answer.custom_privilege, answer.etag
+
+    def _put(self, item: benefits_pb2.CustomPrivilege, etag: str) -> None:
+        request = benefits_pb2.PutCustomPrivilegeRequest(custom_privilege=item, etag=etag)
+        self._stub.PutCustomPrivilege(request, **self._options)
+
+    def _page(self, page_token: str) -> tuple[list[str], str]:
+        request = benefits_pb2.ListCustomPrivilegesRequest(
+            merchant_id=self._plan.merchant_id,
+            level_code=self._plan.level_code,
+            page_size=PAGE_SIZE,
+            page_token=page_token,
+        )
+        page = self._stub.ListCustomPrivileges(request, **self._options)
+        return [privilege.privilege_id for privilege in page.custom_privileges], page.next_page_token
+
+    def _delete(self, item_id: str) -> None:
+        request = benefits_pb2.DeleteCustomPrivilegeRequest(merchant_id=self._plan.merchant_id, privilege_id=item_id)
+        self._stub.DeleteCustomPrivilege(request, **self._options)
 
 
 def run_import(settings: ShimSettings, plan: Plan) -> int:
-    """Import a file, print what is different, and answer the exit code. Raises OSError."""
+    """Import a file, print what is different, and return the exit code. Raises OSError."""
     try:
-        items = read_answer(_read(plan.file))
+        answer = read_answer(_read(plan.file))
     except BenefitsFileError as error:
         raise OSError(f"{plan.file}: the file {error}") from error
-    with _opened(settings, plan.merchant_id) as catalogue:
-        return _import(catalogue, plan, items)
+    token = settings.token.get_secret_value()
+    with _channel(settings) as channel:
+        is_whole = _import(Benefits(channel, token, plan), answer.benefits, prune=plan.prune)
+        if answer.custom_privileges is not None:
+            privileges = CustomPrivileges(channel, token, plan)
+            is_whole = _import(privileges, answer.custom_privileges, prune=plan.prune) and is_whole
+    return 0 if is_whole else EXIT_REFUSED
 
 
-def _import(catalogue: Catalogue, plan: Plan, items: list[object]) -> int:
+def _import(catalogue: Catalogue[M], items: list[object], *, prune: bool) -> bool:
+    """Import all items of one kind; return whether none was refused."""
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     counts = Counter(dict.fromkeys(OUTCOMES, 0))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        for index in progress.track(range(len(items)), description="Importing"):
-            outcome = import_one(catalogue, plan, index, items[index])
+        for index in progress.track(range(len(items)), description=f"Importing {catalogue.nouns[1]}"):
+            outcome = import_one(catalogue, index, items[index])
             counts[outcome.what] += 1
-            _print(console, plan.benefit_id(index + 1), outcome)
-        vanished = _vanished(plan, catalogue.of_level(plan.level_code), len(items))
-        for benefit_id in vanished:
-            if plan.prune:
-                catalogue.delete(benefit_id)
-            what = "deleted" if plan.prune else "vanished"
-            note = "it is not in the file" if plan.prune else "it is not in the file; --prune deletes it"
-            _print(console, benefit_id, Outcome(what, (note,)))
+            _print(console, catalogue.item_id(index + 1), outcome)
+        vanished = catalogue.vanished(len(items))
+        for item_id in vanished:
+            if prune:
+                catalogue.delete(item_id)
+            note = "it is not in the file" if prune else "it is not in the file; --prune deletes it"
+            _print(console, item_id, Outcome("deleted" if prune else "vanished", (note,)))
     told = ", ".join(f"{count:,} {what}" for what, count in counts.items())
-    ending = f"{len(vanished):,} {'deleted' if plan.prune else 'vanished'}"
-    console.print(f"{counted(len(items), 'benefit', 'benefits')}: {told}; {ending}.")
-    return EXIT_REFUSED if counts["refused"] else 0
+    ending = f"{len(vanished):,} {'deleted' if prune else 'vanished'}"
+    console.print(f"{counted(len(items), *catalogue.nouns)}: {told}; {ending}.")
+    return not counts["refused"]
 
 
-def import_one(catalogue: Catalogue, plan: Plan, index: int, item: object) -> Outcome:
-    """Put a benefit of the file where it differs from the one that is kept; others may be changing that.
-
-    What the file does not tell stays as it is: stores, scene, and the membership type unless the plan names one.
-    """
-    path = f"benefitsInfo[{index}]"
+def import_one(catalogue: Catalogue[M], index: int, item: object) -> Outcome:
+    """Put an item of the file where it differs from the one that is kept; others may be changing that."""
+    item_id = catalogue.item_id(index + 1)
     for _ in range(ATTEMPTS_MAX):
-        found = catalogue.get(plan.benefit_id(index + 1))
+        found = catalogue.get(item_id)
         kept, etag = found or (None, "")
         try:
-            translated = translate(path, item, _context(plan, plan.benefit_id(index + 1), kept))
-            if translated.benefit == kept:
+            translated = catalogue.translate(index, item, kept)
+            if translated.message == kept:
                 return Outcome("unchanged", translated.notes)
-            if catalogue.put(translated.benefit, etag):
-                differences = () if kept is None else _differences(kept, translated.benefit)
+            if catalogue.put(translated.message, etag):
+                differences = () if kept is None else _differences(kept, translated.message)
                 return Outcome("created" if kept is None else "changed", (*differences, *translated.notes))
         except PointbookError as error:
             return Outcome("refused", tuple(f"{each.field} {each.description}" for each in error.violations))
         except RefusedError as error:
             return Outcome("refused", (str(error),))
-    raise OSError(f"{plan.benefit_id(index + 1)} is being changed by others all the time; import again")
+    raise OSError(f"{item_id} is being changed by others all the time; import again")
 
 
-def _context(plan: Plan, benefit_id: str, kept: benefits_pb2.Benefit | None) -> benefits_pb2.Benefit:
-    """Tell what the file does not: whose benefit it is, and what was said of it elsewhere."""
-    kept = kept or benefits_pb2.Benefit()
+def _context(plan: Plan, benefit_id: str, kept: benefits_pb2.Benefit) -> benefits_pb2.Benefit:
+    """Return what the file does not contain: whose benefit it is, and what was set elsewhere."""
     context = benefits_pb2.Benefit(
         merchant_id=plan.merchant_id,
         benefit_id=benefit_id,
@@ -191,7 +313,7 @@ def _context(plan: Plan, benefit_id: str, kept: benefits_pb2.Benefit | None) -> 
     return context
 
 
-def _differences(kept: benefits_pb2.Benefit, wanted: benefits_pb2.Benefit) -> Iterator[str]:
+def _differences(kept: Message, wanted: Message) -> Iterator[str]:
     """Tell each field that is different, before and after."""
     before, after = _shown(kept), _shown(wanted)
     for name in sorted(before.keys() | after.keys()):
@@ -202,12 +324,12 @@ def _differences(kept: benefits_pb2.Benefit, wanted: benefits_pb2.Benefit) -> It
             yield f"{name}: {_short(old, begin)} -> {_short(new, begin)}"
 
 
-def _shown(benefit: benefits_pb2.Benefit) -> dict[str, str]:
-    """Write the values of a benefit for people, enums by SHOPLINE's names."""
-    values: dict[str, Any] = MessageToDict(benefit, preserving_proto_field_name=True)
+def _shown(item: Message) -> dict[str, str]:
+    """Write the values of an item for people, enums by SHOPLINE's names."""
+    values: dict[str, Any] = MessageToDict(item, preserving_proto_field_name=True)
     unrecognized, aside = values.pop("unrecognized_values", {}), values.pop("irrelevant_values", {})
     shown = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
-    shown |= {name: NAMES[name][getattr(benefit, name)] for name in NAMES.keys() & shown.keys()}
+    shown |= {name: NAMES[name][getattr(item, name)] for name in NAMES.keys() & shown.keys()}
     shown |= unrecognized
     return shown | {f"{name}, set aside": json.dumps(value, ensure_ascii=False) for name, value in aside.items()}
 
@@ -216,12 +338,6 @@ def _short(text: str, begin: int) -> str:
     """Show a part of a text, and where others are cut off."""
     end = begin + VALUE_LENGTH_SHOWN
     return f"{'…' if begin else ''}{text[begin:end]}{'…' if len(text) > end else ''}" or "nothing"
-
-
-def _vanished(plan: Plan, benefit_ids: Iterable[str], count: int) -> list[str]:
-    """Tell which benefits of an earlier file are not in this one, in their order; others have other ids."""
-    numbers = (re.fullmatch(rf"{re.escape(plan.level_code)}:([1-9][0-9]*)", benefit_id) for benefit_id in benefit_ids)
-    return [plan.benefit_id(number) for number in sorted(int(form[1]) for form in numbers if form) if number > count]
 
 
 def _read(file: Path) -> bytes:
@@ -240,11 +356,11 @@ def _print(console: Console, benefit_id: str, outcome: Outcome) -> None:
 
 
 @contextlib.contextmanager
-def _opened(settings: ShimSettings, merchant_id: str) -> Iterator[Catalogue]:
-    """Open a merchant's benefits on the server that the settings name. Raises OSError with what the server says."""
+def _channel(settings: ShimSettings) -> Iterator[grpc.Channel]:
+    """Open a channel to the server that the settings name. Raises OSError with what the server says."""
     options = (("grpc.enable_http_proxy", 0),)
     with grpc.insecure_channel(local_address(settings.grpc_address), options=options) as channel:
         try:
-            yield Catalogue(channel, settings.token.get_secret_value(), merchant_id)
+            yield channel
         except grpc.RpcError as error:
             raise OSError(explain(error)) from error

@@ -1,4 +1,4 @@
-"""SHOPLINE's answer for one membership level, read from a file and translated into benefits as the service keeps them.
+"""SHOPLINE's answer for one membership level, translated into benefits and custom privileges as the service keeps them.
 
 Most values are null, which says nothing, as an empty text or list does; numbers may be texts. What no rule of
 BenefitsInfo lets be relevant is set aside and told, instead of refused.
@@ -9,17 +9,19 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, Generic, NoReturn, TypeGuard, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 from pointbook.v1 import benefits_pb2
 from pointbook_server.benefits.messages import NAMES, NUMBERS
 from pointbook_server.benefits.model import CONTEXT, irrelevant_fields, rule_of
 from pointbook_server.fields import Fields
 
+M = TypeVar("M", bound=Message)
 FILE_BYTES_MAX = 16 * 1024 * 1024
-BENEFITS_MAX = 1_000
+ITEMS_MAX = 1_000
 DIGITS_MAX = 40
 """A number with more digits before or after its point is none of SHOPLINE's."""
 INT32_MAX = 2**31 - 1
@@ -28,6 +30,10 @@ EXACT_MAX = 2**53
 WHOLE = re.compile(r"-?[0-9]{1,10}")
 FIELDS = {field.json_name: field for field in benefits_pb2.Benefit.DESCRIPTOR.fields if field.number in range(7, 31)}
 """The 24 fields of BenefitsInfo by SHOPLINE's names, which are those of ours in JSON."""
+PRIVILEGE_FIELDS = {
+    field.json_name: field for field in benefits_pb2.CustomPrivilege.DESCRIPTOR.fields if field.number in range(4, 8)
+}
+"""The fields of a custom privilege by SHOPLINE's names."""
 
 
 class BenefitsFileError(Exception):
@@ -35,15 +41,26 @@ class BenefitsFileError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Translated:
-    """A benefit, and what whoever imports it should know of how it was translated."""
+class Answer:
+    """The benefits and the custom privileges of a level as SHOPLINE answers them.
 
-    benefit: benefits_pb2.Benefit
+    `custom_privileges` is None where the answer says nothing of them, which is another thing than an empty list.
+    """
+
+    benefits: list[object]
+    custom_privileges: list[object] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Translated(Generic[M]):
+    """What a file says of a benefit or custom privilege, and what became of values that no field takes."""
+
+    message: M
     notes: tuple[str, ...]
 
 
-def read_answer(raw: bytes) -> list[object]:
-    """Read the benefits of an answer as they stand there. Raises BenefitsFileError."""
+def read_answer(raw: bytes) -> Answer:
+    """Read an answer. Raises BenefitsFileError."""
     if len(raw) > FILE_BYTES_MAX:
         raise BenefitsFileError(f"must be at most {FILE_BYTES_MAX:,} bytes")
     try:
@@ -56,14 +73,36 @@ def read_answer(raw: bytes) -> list[object]:
         answer = answer.get(name) if isinstance(answer, dict) else None
     if not isinstance(answer, dict) or "benefitsInfo" not in answer:
         raise BenefitsFileError("must have data.benefitsOfMembership.benefitsInfo, as SHOPLINE answers it")
-    benefits = answer["benefitsInfo"]
     # A null may be a failure as well as a level without benefits, all of which `--prune` would then delete.
-    if not isinstance(benefits, list) or len(benefits) > BENEFITS_MAX:
-        raise BenefitsFileError(f"must have at most {BENEFITS_MAX:,} benefits as a list")
-    return benefits
+    benefits = _list_of(answer["benefitsInfo"], "benefits")
+    # An older query does not ask for them.
+    privileges = answer.get("customPrivileges")
+    return Answer(benefits, None if privileges is None else _list_of(privileges, "custom privileges"))
 
 
-def translate(path: str, item: object, context: benefits_pb2.Benefit) -> Translated:
+def _list_of(items: object, nouns: str) -> list[object]:
+    if not isinstance(items, list) or len(items) > ITEMS_MAX:
+        raise BenefitsFileError(f"must have at most {ITEMS_MAX:,} {nouns} as a list")
+    return items
+
+
+def translate_privilege(
+    path: str, item: object, context: benefits_pb2.CustomPrivilege
+) -> Translated[benefits_pb2.CustomPrivilege]:
+    """Translate a custom privilege of the file. Raises INVALID_FIELDS."""
+    fields = Fields()
+    values = item if isinstance(item, dict) else {}
+    fields.present(path, is_present=bool(values))
+    privilege = benefits_pb2.CustomPrivilege()
+    privilege.CopyFrom(context)
+    for json_name, field in PRIVILEGE_FIELDS.items():
+        if not _is_empty(values.get(json_name)):
+            setattr(privilege, field.name, _text(fields, f"{path}.{json_name}", values[json_name]))
+    fields.check()
+    return Translated(privilege, tuple(_left_out(values, PRIVILEGE_FIELDS, "custom privileges")))
+
+
+def translate(path: str, item: object, context: benefits_pb2.Benefit) -> Translated[benefits_pb2.Benefit]:
     """Translate a benefit of the file into one with a context, which the file does not tell. Raises INVALID_FIELDS."""
     fields = Fields()
     told = item if isinstance(item, dict) else {}
@@ -88,9 +127,13 @@ def _notes(told: Mapping[str, object], irrelevant: Collection[str], benefit: ben
             yield f"set aside: {json_name}, which is {rule_of(field.name)}"
         elif field.name in benefit.unrecognized_values:
             yield f"kept by its name: {json_name} {benefit.unrecognized_values[field.name]}"
-    for json_name, value in told.items():
-        if json_name not in FIELDS and not _is_empty(value):
-            yield f"left out: {json_name}, which is no field of BenefitsInfo"
+    yield from _left_out(told, FIELDS, "BenefitsInfo")
+
+
+def _left_out(values: Mapping[str, object], known: Collection[str], owner: str) -> Iterator[str]:
+    for json_name, value in values.items():
+        if json_name not in known and not _is_empty(value):
+            yield f"left out: {json_name}, which is no field of {owner}"
 
 
 def _is_empty(value: object) -> bool:

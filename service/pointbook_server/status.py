@@ -48,6 +48,7 @@ CODES = {
     Reason.ENTRY_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.WEBHOOK_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.BENEFIT_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.CUSTOM_PRIVILEGE_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.REDEMPTION_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.REFERENCE_REUSED: grpc.StatusCode.ALREADY_EXISTS,
     Reason.EVENT_ID_REUSED: grpc.StatusCode.ALREADY_EXISTS,
@@ -128,6 +129,7 @@ RESOURCES = {
     Reason.GROUP_NOT_FOUND: ("pointbook.v1.UserGroup", "group_id"),
     Reason.ENTRY_NOT_FOUND: ("pointbook.v1.PointsEntry", "event_id"),
     Reason.BENEFIT_NOT_FOUND: ("pointbook.v1.Benefit", "benefit_id"),
+    Reason.CUSTOM_PRIVILEGE_NOT_FOUND: ("pointbook.v1.CustomPrivilege", "privilege_id"),
     Reason.REDEMPTION_NOT_FOUND: ("pointbook.v1.Redemption", "redemption_id"),
     Reason.WEBHOOK_NOT_FOUND: ("pointbook.v1.QuarantinedWebhook", "quarantine_id"),
 }

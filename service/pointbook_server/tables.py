@@ -285,6 +285,22 @@ benefits = Table(
     Index("ix_benefits_merchant", "merchant_id", "benefit_id"),
 )
 
+custom_privileges = Table(
+    "custom_privileges",
+    metadata,
+    Column("privilege_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("level_code", Text, nullable=False),
+    Column("privilege_name", Text),
+    Column("privilege_description", Text),
+    Column("benefits_icon", Text),
+    Column("previlege_status", Text, comment="The spelling is SHOPLINE's."),
+    Column("revision", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("privilege_id", "merchant_id", name="pk_custom_privileges"),
+    Index("ix_custom_privileges_merchant", "merchant_id", "privilege_id"),
+)
+
 customers = Table(
     "customers",
     metadata,

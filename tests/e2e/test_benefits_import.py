@@ -10,7 +10,7 @@ from e2e.processes import POINTBOOK, Finished, clean_environment, finish, one_li
 from harness import Client, Service, Shop, make_token
 from pointbook.v1 import benefits_pb2
 from pointbook_server.access.model import Scope
-from shopline_benefits import answer, exported, info
+from shopline_benefits import answer, exported, info, privilege
 
 POINTS = info(rewardType="POINTS", benefitsDetails="1000", benefitsStatus="ACTIVE", usageLimitsType="UNLIMITED")
 BIRTHDAY = info(
@@ -244,6 +244,9 @@ async def test_what_is_left_out_is_told_in_the_order_of_the_file(
         ({"data": {"benefitsOfMembership": {"benefitsInfo": None}}}, "must have at most 1,000 benefits as a list"),
         (answer(*[POINTS] * 1_001), "must have at most 1,000 benefits as a list"),
         ({**answer(POINTS), "errors": [{"message": "throttled"}]}, "is an answer with errors"),
+        (answer(POINTS, customPrivileges={}), "must have at most 1,000 custom privileges as a list"),
+        (answer(POINTS, customPrivileges="none"), "must have at most 1,000 custom privileges as a list"),
+        (answer(customPrivileges=[privilege()] * 1_001), "must have at most 1,000 custom privileges as a list"),
     ],
 )
 async def test_a_file_that_is_no_answer(
@@ -253,6 +256,134 @@ async def test_a_file_that_is_no_answer(
     told_line = one_line(await run(write(tmp_path, content), shop, settings, "--prune"))
 
     assert f"gold.json: the file {told}" in told_line
+
+
+async def privileges(client: Client, shop: Shop, level: str = "MLC7") -> list[benefits_pb2.CustomPrivilege]:
+    """List the custom privileges of a level."""
+    request = benefits_pb2.ListCustomPrivilegesRequest(merchant_id=shop.merchant_id, level_code=level, page_size=1_000)
+    return list((await client.benefits.ListCustomPrivileges(request)).custom_privileges)
+
+
+async def test_custom_privileges_are_imported_once(
+    client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
+) -> None:
+    """They are kept beside the benefits of the level as they stand; the second time nothing is different."""
+    lounge = privilege(privilegeDescription="Coffee\nand tea", benefitsIcon="https://img.example/l.png")
+    odd = privilege(privilegeName=7, previlegeStatus="ACTIVE", privilegeColour="red")
+    file = write(tmp_path, answer(POINTS, customPrivileges=[lounge, odd, privilege(privilegeName=None)]))
+
+    first = await run(file, shop, settings)
+    kept = await privileges(client, shop)
+    second = await run(file, shop, settings, "--prune")
+
+    assert first.exit_code == 0, first
+    assert first.out.splitlines() == [
+        "MLC7:1  created",
+        "1 benefit: 1 created, 0 changed, 0 unchanged, 0 refused; 0 vanished.",
+        "MLC7:p1  created",
+        "MLC7:p2  created",
+        "    left out: privilegeColour, which is no field of custom privileges",
+        "MLC7:p3  created",
+        "3 custom privileges: 3 created, 0 changed, 0 unchanged, 0 refused; 0 vanished.",
+    ]
+    named = {"merchant_id": shop.merchant_id, "level_code": "MLC7"}
+    assert kept == [
+        benefits_pb2.CustomPrivilege(
+            **named,
+            privilege_id="MLC7:p1",
+            privilege_name="Lounge",
+            privilege_description="Coffee\nand tea",
+            benefits_icon="https://img.example/l.png",
+        ),
+        benefits_pb2.CustomPrivilege(**named, privilege_id="MLC7:p2", privilege_name="7", previlege_status="ACTIVE"),
+        benefits_pb2.CustomPrivilege(**named, privilege_id="MLC7:p3"),
+    ]
+    assert "3 custom privileges: 0 created, 0 changed, 3 unchanged, 0 refused; 0 deleted." in second.out
+    assert await privileges(client, shop) == kept
+
+
+async def test_custom_privileges_that_changed_or_vanished_are_told(
+    client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
+) -> None:
+    """As benefits are: each value before and after, and `--prune` deletes what only an earlier file had."""
+    await run(write(tmp_path, answer(customPrivileges=[privilege(), privilege(), privilege()])), shop, settings)
+    for privilege_id, level_code in (("MLC7:px", "MLC7"), ("MLC7:p03", "MLC7"), ("own", "MLC7"), ("MLC7:p9", "other")):
+        own = benefits_pb2.CustomPrivilege(
+            merchant_id=shop.merchant_id, privilege_id=privilege_id, level_code=level_code
+        )
+        await client.benefits.PutCustomPrivilege(benefits_pb2.PutCustomPrivilegeRequest(custom_privilege=own))
+    other = write(tmp_path, answer(customPrivileges=[privilege(), privilege(privilegeName="Bar")]))
+
+    vanished = await run(other, shop, settings)
+    pruned = await run(other, shop, settings, "--prune")
+
+    assert vanished.out.splitlines()[1:] == [
+        "MLC7:p1  unchanged",
+        "MLC7:p2  changed",
+        '    privilege_name: "Lounge" -> "Bar"',
+        "MLC7:p3  vanished",
+        "    it is not in the file; --prune deletes it",
+        "2 custom privileges: 0 created, 1 changed, 1 unchanged, 0 refused; 1 vanished.",
+    ]
+    assert pruned.out.splitlines()[-1].endswith("2 unchanged, 0 refused; 1 deleted.")
+    ids = {each.privilege_id for each in await privileges(client, shop)}
+    assert ids == {"MLC7:p1", "MLC7:p2", "MLC7:px", "MLC7:p03", "own"}
+
+
+async def test_a_wrong_custom_privilege_does_not_stop_the_others(
+    client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
+) -> None:
+    """It is refused with everything that is wrong of it, by the file or by the server, and the exit code is 1."""
+    wrong = [
+        privilege(privilegeName=["a"], benefitsIcon={"url": "x"}, privilegeDescription="\ud800"),
+        None,
+        "Lounge",
+        {},
+        privilege(privilegeName="x" * 256, privilegeDescription="x" * 2_001, previlegeStatus="two words"),
+        privilege(benefitsIcon="i" * 2**21),
+        privilege(),
+    ]
+    finished = await run(write(tmp_path, answer(customPrivileges=wrong)), shop, settings)
+
+    assert finished.exit_code == 1, finished
+    lines = finished.out.splitlines()
+    assert lines[1:12] == [
+        "MLC7:p1  refused",
+        "    customPrivileges[0].privilegeName must be a text",
+        "    customPrivileges[0].privilegeDescription must be a text",
+        "    customPrivileges[0].benefitsIcon must be a text",
+        "MLC7:p2  refused",
+        "    customPrivileges[1] is required",
+        "MLC7:p3  refused",
+        "    customPrivileges[2] is required",
+        "MLC7:p4  refused",
+        "    customPrivileges[3] is required",
+        "MLC7:p5  refused",
+    ]
+    for name in ("privilege_name", "privilege_description", "previlege_status"):
+        assert f"custom_privilege.{name} must be at most" in lines[12]
+    assert lines[13:15] == ["MLC7:p6  refused", lines[14]]
+    assert lines[14].startswith("    RESOURCE_EXHAUSTED: ")
+    assert lines[15:] == [
+        "MLC7:p7  created",
+        "7 custom privileges: 1 created, 0 changed, 0 unchanged, 6 refused; 0 vanished.",
+    ]
+    assert [each.privilege_id for each in await privileges(client, shop)] == ["MLC7:p7"]
+
+
+@pytest.mark.parametrize("others", [{}, {"customPrivileges": None}])
+async def test_an_answer_that_says_nothing_of_custom_privileges_deletes_none(
+    others: dict[str, Any], client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
+) -> None:
+    """An older query does not ask for them, and a null may be a failure; an empty list says that there are none."""
+    await run(write(tmp_path, answer(customPrivileges=[privilege()])), shop, settings)
+    silent = await run(write(tmp_path, answer(POINTS, **others)), shop, settings, "--prune")
+    assert "custom privilege" not in silent.out
+    assert len(await privileges(client, shop)) == 1
+
+    empty = await run(write(tmp_path, answer(POINTS, customPrivileges=[])), shop, settings, "--prune")
+    assert "0 custom privileges: 0 created, 0 changed, 0 unchanged, 0 refused; 1 deleted." in empty.out
+    assert await privileges(client, shop) == []
 
 
 async def test_wrong_options_and_places(

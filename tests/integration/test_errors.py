@@ -163,6 +163,8 @@ def right_requests(shop: Shop, quarantine_id: str = "") -> dict[str, Any]:
     )
     benefit.irrelevant_values.update({"benefits_name": "Gold"})
     named = {"merchant_id": shop.merchant_id, "benefit_id": "gold:1"}
+    its_privilege = {"merchant_id": shop.merchant_id, "privilege_id": "gold:p1"}
+    privilege = benefits_pb2.CustomPrivilege(**its_privilege, level_code="gold", privilege_name="Lounge")
     member = benefits_pb2.BenefitMember(birthday="02-29", joined_time=at(NOW_MS), membership_end_time=at(NOW_MS + 1))
     cart = benefits_pb2.BenefitCart(
         products=[benefits_pb2.BenefitCartProduct(product_id="p", category_ids=["c"], quantity=1)], amount="1", points=1
@@ -196,6 +198,12 @@ def right_requests(shop: Shop, quarantine_id: str = "") -> dict[str, Any]:
             **store, cart=cart, uses={"gold:1": 1}
         ),
         "BenefitsService/DeleteBenefit": benefits_pb2.DeleteBenefitRequest(**named),
+        "BenefitsService/PutCustomPrivilege": benefits_pb2.PutCustomPrivilegeRequest(custom_privilege=privilege),
+        "BenefitsService/GetCustomPrivilege": benefits_pb2.GetCustomPrivilegeRequest(**its_privilege),
+        "BenefitsService/ListCustomPrivileges": benefits_pb2.ListCustomPrivilegesRequest(
+            merchant_id=shop.merchant_id, level_code="gold", page_size=1
+        ),
+        "BenefitsService/DeleteCustomPrivilege": benefits_pb2.DeleteCustomPrivilegeRequest(**its_privilege),
         "WebhooksService/QuarantineWebhook": webhooks_pb2.QuarantineWebhookRequest(
             **quarantine,
             topic="app_memberSystem_points/challenged",
@@ -257,6 +265,7 @@ async def test_no_request_is_a_fault_of_ours(client: Client, shop: Shop, method:
     await client.put_program(shop.merchant_id, shop.store_id)
     await client.apply(shop.update())
     await client.benefits.PutBenefit(right_requests(shop)["BenefitsService/PutBenefit"])
+    await client.benefits.PutCustomPrivilege(right_requests(shop)["BenefitsService/PutCustomPrivilege"])
     kept = await client.webhooks.QuarantineWebhook(right_requests(shop)["WebhooksService/QuarantineWebhook"])
     chance = random.Random(method)  # noqa: S311 - the same requests in every run
     requests = [right_requests(shop, kept.quarantine_id)[method] for _ in range(300)]

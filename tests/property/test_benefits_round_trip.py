@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from harness import Service, unique
 from pointbook.v1 import benefits_pb2
-from pointbook_cli.benefits import Catalogue, Outcome, Plan, import_one
+from pointbook_cli.benefits import Benefits, Outcome, Plan, import_one
 from pointbook_cli.benefits_file import read_answer
 from pointbook_server.benefits.messages import NAMES
 from pointbook_server.benefits.model import MembershipType
@@ -48,8 +48,9 @@ memberships = st.sampled_from(["", *MembershipType])
 def import_all(address: str, token: str, plan: Plan, text: str) -> list[Outcome]:
     """Import what a file says."""
     with grpc.insecure_channel(address) as channel:
-        catalogue = Catalogue(channel, token, plan.merchant_id)
-        return [import_one(catalogue, plan, index, item) for index, item in enumerate(read_answer(text.encode()))]
+        benefits = Benefits(channel, token, plan)
+        items = read_answer(text.encode()).benefits
+        return [import_one(benefits, index, item) for index, item in enumerate(items)]
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -26,6 +26,7 @@ CODES_OF_CALLS = {
         Reason.ENTRY_NOT_FOUND,
         Reason.REDEMPTION_NOT_FOUND,
         Reason.BENEFIT_NOT_FOUND,
+        Reason.CUSTOM_PRIVILEGE_NOT_FOUND,
         Reason.STORE_NOT_FOUND,
         Reason.WEBHOOK_NOT_FOUND,
     },

@@ -1487,3 +1487,297 @@ class BenefitObstacle(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BenefitObstacle: _TypeAlias = BenefitObstacle  # noqa: Y015
+
+@_typing.final
+class CustomPrivilege(_message.Message):
+    """CustomPrivilege is a privilege of a membership level that the shop describes in its own words, as SHOPLINE's
+    `customPrivileges` of `benefitsOfMembership` has it. It takes no part in schedules, nor in what applies to a cart.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    PRIVILEGE_ID_FIELD_NUMBER: _builtins.int
+    LEVEL_CODE_FIELD_NUMBER: _builtins.int
+    PRIVILEGE_NAME_FIELD_NUMBER: _builtins.int
+    PRIVILEGE_DESCRIPTION_FIELD_NUMBER: _builtins.int
+    BENEFITS_ICON_FIELD_NUMBER: _builtins.int
+    PREVILEGE_STATUS_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    privilege_id: _builtins.str
+    """privilege_id names the privilege inside its merchant; SHOPLINE gives it no id. Required: 1 to 64 visible ASCII
+    characters. An import names the first of a level `LEVEL:p1`.
+    """
+    level_code: _builtins.str
+    """level_code is the membership level: at most 128 visible ASCII characters. `gid://shopline/Membership/` in front is
+    not kept.
+    """
+    privilege_name: _builtins.str
+    """privilege_name is `privilegeName`: at most 255 characters without control characters."""
+    privilege_description: _builtins.str
+    """privilege_description is `privilegeDescription`: at most 2,000 characters, without control characters but for line
+    breaks and tabs.
+    """
+    benefits_icon: _builtins.str
+    """benefits_icon is `benefitsIcon`, the URL of the icon: at most 2,048 characters without control characters."""
+    previlege_status: _builtins.str
+    """previlege_status is `previlegeStatus` (the spelling is SHOPLINE's) by SHOPLINE's name, such as ACTIVE: at most 64
+    visible ASCII characters.
+    """
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        privilege_id: _builtins.str = ...,
+        level_code: _builtins.str = ...,
+        privilege_name: _builtins.str | None = ...,
+        privilege_description: _builtins.str | None = ...,
+        benefits_icon: _builtins.str | None = ...,
+        previlege_status: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_benefits_icon", b"_benefits_icon", "_previlege_status", b"_previlege_status", "_privilege_description", b"_privilege_description", "_privilege_name", b"_privilege_name", "benefits_icon", b"benefits_icon", "previlege_status", b"previlege_status", "privilege_description", b"privilege_description", "privilege_name", b"privilege_name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_benefits_icon", b"_benefits_icon", "_previlege_status", b"_previlege_status", "_privilege_description", b"_privilege_description", "_privilege_name", b"_privilege_name", "benefits_icon", b"benefits_icon", "level_code", b"level_code", "merchant_id", b"merchant_id", "previlege_status", b"previlege_status", "privilege_description", b"privilege_description", "privilege_id", b"privilege_id", "privilege_name", b"privilege_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__benefits_icon: _TypeAlias = _typing.Literal["benefits_icon"]  # noqa: Y015
+    _WhichOneofArgType__benefits_icon: _TypeAlias = _typing.Literal["_benefits_icon", b"_benefits_icon"]  # noqa: Y015
+    _WhichOneofReturnType__previlege_status: _TypeAlias = _typing.Literal["previlege_status"]  # noqa: Y015
+    _WhichOneofArgType__previlege_status: _TypeAlias = _typing.Literal["_previlege_status", b"_previlege_status"]  # noqa: Y015
+    _WhichOneofReturnType__privilege_description: _TypeAlias = _typing.Literal["privilege_description"]  # noqa: Y015
+    _WhichOneofArgType__privilege_description: _TypeAlias = _typing.Literal["_privilege_description", b"_privilege_description"]  # noqa: Y015
+    _WhichOneofReturnType__privilege_name: _TypeAlias = _typing.Literal["privilege_name"]  # noqa: Y015
+    _WhichOneofArgType__privilege_name: _TypeAlias = _typing.Literal["_privilege_name", b"_privilege_name"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__benefits_icon) -> _WhichOneofReturnType__benefits_icon | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__previlege_status) -> _WhichOneofReturnType__previlege_status | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__privilege_description) -> _WhichOneofReturnType__privilege_description | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__privilege_name) -> _WhichOneofReturnType__privilege_name | None: ...
+
+Global___CustomPrivilege: _TypeAlias = CustomPrivilege  # noqa: Y015
+
+@_typing.final
+class PutCustomPrivilegeRequest(_message.Message):
+    """PutCustomPrivilegeRequest asks BenefitsService.PutCustomPrivilege."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOM_PRIVILEGE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    """etag, where given, must be the one last answered for this privilege; otherwise ABORTED (STALE_ETAG)."""
+    @_builtins.property
+    def custom_privilege(self) -> Global___CustomPrivilege:
+        """custom_privilege is the custom privilege; required."""
+
+    def __init__(
+        self,
+        *,
+        custom_privilege: Global___CustomPrivilege | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["custom_privilege", b"custom_privilege"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["custom_privilege", b"custom_privilege", "etag", b"etag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutCustomPrivilegeRequest: _TypeAlias = PutCustomPrivilegeRequest  # noqa: Y015
+
+@_typing.final
+class PutCustomPrivilegeResponse(_message.Message):
+    """PutCustomPrivilegeResponse answers BenefitsService.PutCustomPrivilege."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOM_PRIVILEGE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    """etag names this state of the privilege."""
+    @_builtins.property
+    def custom_privilege(self) -> Global___CustomPrivilege:
+        """custom_privilege is the custom privilege as it is kept."""
+
+    def __init__(
+        self,
+        *,
+        custom_privilege: Global___CustomPrivilege | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["custom_privilege", b"custom_privilege"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["custom_privilege", b"custom_privilege", "etag", b"etag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutCustomPrivilegeResponse: _TypeAlias = PutCustomPrivilegeResponse  # noqa: Y015
+
+@_typing.final
+class GetCustomPrivilegeRequest(_message.Message):
+    """GetCustomPrivilegeRequest asks BenefitsService.GetCustomPrivilege."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    PRIVILEGE_ID_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    privilege_id: _builtins.str
+    """privilege_id is required: 1 to 64 visible ASCII characters."""
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        privilege_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["merchant_id", b"merchant_id", "privilege_id", b"privilege_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCustomPrivilegeRequest: _TypeAlias = GetCustomPrivilegeRequest  # noqa: Y015
+
+@_typing.final
+class GetCustomPrivilegeResponse(_message.Message):
+    """GetCustomPrivilegeResponse answers BenefitsService.GetCustomPrivilege."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOM_PRIVILEGE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    """etag names this state of the privilege."""
+    @_builtins.property
+    def custom_privilege(self) -> Global___CustomPrivilege:
+        """custom_privilege is the custom privilege."""
+
+    def __init__(
+        self,
+        *,
+        custom_privilege: Global___CustomPrivilege | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["custom_privilege", b"custom_privilege"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["custom_privilege", b"custom_privilege", "etag", b"etag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCustomPrivilegeResponse: _TypeAlias = GetCustomPrivilegeResponse  # noqa: Y015
+
+@_typing.final
+class ListCustomPrivilegesRequest(_message.Message):
+    """ListCustomPrivilegesRequest asks BenefitsService.ListCustomPrivileges."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    LEVEL_CODE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    level_code: _builtins.str
+    """level_code keeps only privileges of exactly this level where it is set: at most 128 visible ASCII characters, with
+    or without `gid://shopline/Membership/`.
+    """
+    page_size: _builtins.int
+    """page_size is how many privileges to answer at most: 1 to 1,000; 0 means 50. A page may hold fewer, so that the
+    answer stays under 2 MiB.
+    """
+    page_token: _builtins.str
+    """page_token is the next_page_token of the previous answer, for the same level; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        level_code: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["level_code", b"level_code", "merchant_id", b"merchant_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCustomPrivilegesRequest: _TypeAlias = ListCustomPrivilegesRequest  # noqa: Y015
+
+@_typing.final
+class ListCustomPrivilegesResponse(_message.Message):
+    """ListCustomPrivilegesResponse answers BenefitsService.ListCustomPrivileges."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOM_PRIVILEGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """next_page_token asks for the next page; empty when this is the last one."""
+    @_builtins.property
+    def custom_privileges(self) -> _containers.RepeatedCompositeFieldContainer[Global___CustomPrivilege]:
+        """custom_privileges are the page."""
+
+    def __init__(
+        self,
+        *,
+        custom_privileges: _abc.Iterable[Global___CustomPrivilege] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["custom_privileges", b"custom_privileges", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCustomPrivilegesResponse: _TypeAlias = ListCustomPrivilegesResponse  # noqa: Y015
+
+@_typing.final
+class DeleteCustomPrivilegeRequest(_message.Message):
+    """DeleteCustomPrivilegeRequest asks BenefitsService.DeleteCustomPrivilege."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    PRIVILEGE_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    privilege_id: _builtins.str
+    """privilege_id is required: 1 to 64 visible ASCII characters."""
+    etag: _builtins.str
+    """etag, where given, must be the one last answered for this privilege; otherwise ABORTED (STALE_ETAG)."""
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        privilege_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "merchant_id", b"merchant_id", "privilege_id", b"privilege_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteCustomPrivilegeRequest: _TypeAlias = DeleteCustomPrivilegeRequest  # noqa: Y015
+
+@_typing.final
+class DeleteCustomPrivilegeResponse(_message.Message):
+    """DeleteCustomPrivilegeResponse answers BenefitsService.DeleteCustomPrivilege."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteCustomPrivilegeResponse: _TypeAlias = DeleteCustomPrivilegeResponse  # noqa: Y015

@@ -66,6 +66,26 @@ class BenefitsServiceStub:
                 request_serializer=pointbook_dot_v1_dot_benefits__pb2.ListApplicableBenefitsRequest.SerializeToString,
                 response_deserializer=pointbook_dot_v1_dot_benefits__pb2.ListApplicableBenefitsResponse.FromString,
                 _registered_method=True)
+        self.PutCustomPrivilege = channel.unary_unary(
+                '/pointbook.v1.BenefitsService/PutCustomPrivilege',
+                request_serializer=pointbook_dot_v1_dot_benefits__pb2.PutCustomPrivilegeRequest.SerializeToString,
+                response_deserializer=pointbook_dot_v1_dot_benefits__pb2.PutCustomPrivilegeResponse.FromString,
+                _registered_method=True)
+        self.GetCustomPrivilege = channel.unary_unary(
+                '/pointbook.v1.BenefitsService/GetCustomPrivilege',
+                request_serializer=pointbook_dot_v1_dot_benefits__pb2.GetCustomPrivilegeRequest.SerializeToString,
+                response_deserializer=pointbook_dot_v1_dot_benefits__pb2.GetCustomPrivilegeResponse.FromString,
+                _registered_method=True)
+        self.ListCustomPrivileges = channel.unary_unary(
+                '/pointbook.v1.BenefitsService/ListCustomPrivileges',
+                request_serializer=pointbook_dot_v1_dot_benefits__pb2.ListCustomPrivilegesRequest.SerializeToString,
+                response_deserializer=pointbook_dot_v1_dot_benefits__pb2.ListCustomPrivilegesResponse.FromString,
+                _registered_method=True)
+        self.DeleteCustomPrivilege = channel.unary_unary(
+                '/pointbook.v1.BenefitsService/DeleteCustomPrivilege',
+                request_serializer=pointbook_dot_v1_dot_benefits__pb2.DeleteCustomPrivilegeRequest.SerializeToString,
+                response_deserializer=pointbook_dot_v1_dot_benefits__pb2.DeleteCustomPrivilegeResponse.FromString,
+                _registered_method=True)
 
 
 class BenefitsServiceServicer:
@@ -139,6 +159,45 @@ class BenefitsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutCustomPrivilege(self, request, context):
+        """PutCustomPrivilege creates a custom privilege of a membership level, or replaces it whole.
+
+        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, ABORTED (STALE_ETAG).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCustomPrivilege(self, request, context):
+        """GetCustomPrivilege answers one custom privilege.
+
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
+        (CUSTOM_PRIVILEGE_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCustomPrivileges(self, request, context):
+        """ListCustomPrivileges pages by privilege_id through the custom privileges of a level, or of all levels.
+
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is broken
+        or was given for another level.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteCustomPrivilege(self, request, context):
+        """DeleteCustomPrivilege deletes a custom privilege for good.
+
+        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (CUSTOM_PRIVILEGE_NOT_FOUND),
+        also for one that is deleted already, ABORTED (STALE_ETAG).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BenefitsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -171,6 +230,26 @@ def add_BenefitsServiceServicer_to_server(servicer, server):
                     servicer.ListApplicableBenefits,
                     request_deserializer=pointbook_dot_v1_dot_benefits__pb2.ListApplicableBenefitsRequest.FromString,
                     response_serializer=pointbook_dot_v1_dot_benefits__pb2.ListApplicableBenefitsResponse.SerializeToString,
+            ),
+            'PutCustomPrivilege': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutCustomPrivilege,
+                    request_deserializer=pointbook_dot_v1_dot_benefits__pb2.PutCustomPrivilegeRequest.FromString,
+                    response_serializer=pointbook_dot_v1_dot_benefits__pb2.PutCustomPrivilegeResponse.SerializeToString,
+            ),
+            'GetCustomPrivilege': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCustomPrivilege,
+                    request_deserializer=pointbook_dot_v1_dot_benefits__pb2.GetCustomPrivilegeRequest.FromString,
+                    response_serializer=pointbook_dot_v1_dot_benefits__pb2.GetCustomPrivilegeResponse.SerializeToString,
+            ),
+            'ListCustomPrivileges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCustomPrivileges,
+                    request_deserializer=pointbook_dot_v1_dot_benefits__pb2.ListCustomPrivilegesRequest.FromString,
+                    response_serializer=pointbook_dot_v1_dot_benefits__pb2.ListCustomPrivilegesResponse.SerializeToString,
+            ),
+            'DeleteCustomPrivilege': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteCustomPrivilege,
+                    request_deserializer=pointbook_dot_v1_dot_benefits__pb2.DeleteCustomPrivilegeRequest.FromString,
+                    response_serializer=pointbook_dot_v1_dot_benefits__pb2.DeleteCustomPrivilegeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -337,6 +416,114 @@ class BenefitsService:
             '/pointbook.v1.BenefitsService/ListApplicableBenefits',
             pointbook_dot_v1_dot_benefits__pb2.ListApplicableBenefitsRequest.SerializeToString,
             pointbook_dot_v1_dot_benefits__pb2.ListApplicableBenefitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutCustomPrivilege(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pointbook.v1.BenefitsService/PutCustomPrivilege',
+            pointbook_dot_v1_dot_benefits__pb2.PutCustomPrivilegeRequest.SerializeToString,
+            pointbook_dot_v1_dot_benefits__pb2.PutCustomPrivilegeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCustomPrivilege(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pointbook.v1.BenefitsService/GetCustomPrivilege',
+            pointbook_dot_v1_dot_benefits__pb2.GetCustomPrivilegeRequest.SerializeToString,
+            pointbook_dot_v1_dot_benefits__pb2.GetCustomPrivilegeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCustomPrivileges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pointbook.v1.BenefitsService/ListCustomPrivileges',
+            pointbook_dot_v1_dot_benefits__pb2.ListCustomPrivilegesRequest.SerializeToString,
+            pointbook_dot_v1_dot_benefits__pb2.ListCustomPrivilegesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteCustomPrivilege(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pointbook.v1.BenefitsService/DeleteCustomPrivilege',
+            pointbook_dot_v1_dot_benefits__pb2.DeleteCustomPrivilegeRequest.SerializeToString,
+            pointbook_dot_v1_dot_benefits__pb2.DeleteCustomPrivilegeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -77,6 +77,29 @@ class BenefitsServiceStub:
     broken or was given for another cart; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that is
     not the merchant's.
     """
+    PutCustomPrivilege: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.PutCustomPrivilegeRequest, _benefits_pb2.PutCustomPrivilegeResponse]
+    """PutCustomPrivilege creates a custom privilege of a membership level, or replaces it whole.
+
+    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, ABORTED (STALE_ETAG).
+    """
+    GetCustomPrivilege: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.GetCustomPrivilegeRequest, _benefits_pb2.GetCustomPrivilegeResponse]
+    """GetCustomPrivilege answers one custom privilege.
+
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
+    (CUSTOM_PRIVILEGE_NOT_FOUND).
+    """
+    ListCustomPrivileges: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.ListCustomPrivilegesRequest, _benefits_pb2.ListCustomPrivilegesResponse]
+    """ListCustomPrivileges pages by privilege_id through the custom privileges of a level, or of all levels.
+
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is broken
+    or was given for another level.
+    """
+    DeleteCustomPrivilege: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.DeleteCustomPrivilegeRequest, _benefits_pb2.DeleteCustomPrivilegeResponse]
+    """DeleteCustomPrivilege deletes a custom privilege for good.
+
+    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (CUSTOM_PRIVILEGE_NOT_FOUND),
+    also for one that is deleted already, ABORTED (STALE_ETAG).
+    """
 
 @_typing.type_check_only
 class BenefitsServiceAsyncStub(BenefitsServiceStub):
@@ -126,6 +149,29 @@ class BenefitsServiceAsyncStub(BenefitsServiceStub):
     Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
     broken or was given for another cart; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that is
     not the merchant's.
+    """
+    PutCustomPrivilege: _aio.UnaryUnaryMultiCallable[_benefits_pb2.PutCustomPrivilegeRequest, _benefits_pb2.PutCustomPrivilegeResponse]  # type: ignore[assignment]
+    """PutCustomPrivilege creates a custom privilege of a membership level, or replaces it whole.
+
+    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, ABORTED (STALE_ETAG).
+    """
+    GetCustomPrivilege: _aio.UnaryUnaryMultiCallable[_benefits_pb2.GetCustomPrivilegeRequest, _benefits_pb2.GetCustomPrivilegeResponse]  # type: ignore[assignment]
+    """GetCustomPrivilege answers one custom privilege.
+
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
+    (CUSTOM_PRIVILEGE_NOT_FOUND).
+    """
+    ListCustomPrivileges: _aio.UnaryUnaryMultiCallable[_benefits_pb2.ListCustomPrivilegesRequest, _benefits_pb2.ListCustomPrivilegesResponse]  # type: ignore[assignment]
+    """ListCustomPrivileges pages by privilege_id through the custom privileges of a level, or of all levels.
+
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is broken
+    or was given for another level.
+    """
+    DeleteCustomPrivilege: _aio.UnaryUnaryMultiCallable[_benefits_pb2.DeleteCustomPrivilegeRequest, _benefits_pb2.DeleteCustomPrivilegeResponse]  # type: ignore[assignment]
+    """DeleteCustomPrivilege deletes a custom privilege for good.
+
+    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (CUSTOM_PRIVILEGE_NOT_FOUND),
+    also for one that is deleted already, ABORTED (STALE_ETAG).
     """
 
 class BenefitsServiceServicer:
@@ -203,6 +249,49 @@ class BenefitsServiceServicer:
         Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
         broken or was given for another cart; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that is
         not the merchant's.
+        """
+
+    def PutCustomPrivilege(
+        self,
+        request: _benefits_pb2.PutCustomPrivilegeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_benefits_pb2.PutCustomPrivilegeResponse, _abc.Awaitable[_benefits_pb2.PutCustomPrivilegeResponse]]:
+        """PutCustomPrivilege creates a custom privilege of a membership level, or replaces it whole.
+
+        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, ABORTED (STALE_ETAG).
+        """
+
+    def GetCustomPrivilege(
+        self,
+        request: _benefits_pb2.GetCustomPrivilegeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_benefits_pb2.GetCustomPrivilegeResponse, _abc.Awaitable[_benefits_pb2.GetCustomPrivilegeResponse]]:
+        """GetCustomPrivilege answers one custom privilege.
+
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
+        (CUSTOM_PRIVILEGE_NOT_FOUND).
+        """
+
+    def ListCustomPrivileges(
+        self,
+        request: _benefits_pb2.ListCustomPrivilegesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_benefits_pb2.ListCustomPrivilegesResponse, _abc.Awaitable[_benefits_pb2.ListCustomPrivilegesResponse]]:
+        """ListCustomPrivileges pages by privilege_id through the custom privileges of a level, or of all levels.
+
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is broken
+        or was given for another level.
+        """
+
+    def DeleteCustomPrivilege(
+        self,
+        request: _benefits_pb2.DeleteCustomPrivilegeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_benefits_pb2.DeleteCustomPrivilegeResponse, _abc.Awaitable[_benefits_pb2.DeleteCustomPrivilegeResponse]]:
+        """DeleteCustomPrivilege deletes a custom privilege for good.
+
+        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (CUSTOM_PRIVILEGE_NOT_FOUND),
+        also for one that is deleted already, ABORTED (STALE_ETAG).
         """
 
 def add_BenefitsServiceServicer_to_server(servicer: BenefitsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

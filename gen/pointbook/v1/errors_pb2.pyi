@@ -86,6 +86,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_WEBHOOK_NOT_FOUND: no such webhook is in quarantine. Example: NOT_FOUND, {quarantine_id: "q-1"}.
     Retry: no, until the state has changed.
     """
+    ERROR_REASON_CUSTOM_PRIVILEGE_NOT_FOUND: _ErrorReason.ValueType  # 28
+    """ERROR_REASON_CUSTOM_PRIVILEGE_NOT_FOUND: there is no such custom privilege. Example: NOT_FOUND, {privilege_id: "p-1"}.
+    Retry: no, until the state has changed.
+    """
     ERROR_REASON_EVENT_ID_REUSED: _ErrorReason.ValueType  # 40
     """ERROR_REASON_EVENT_ID_REUSED: the event_id is in the book with other content. Example: ALREADY_EXISTS,
     {event_id: "e-1"}.
@@ -392,6 +396,10 @@ Retry: no, until the state has changed.
 """
 ERROR_REASON_WEBHOOK_NOT_FOUND: ErrorReason.ValueType  # 27
 """ERROR_REASON_WEBHOOK_NOT_FOUND: no such webhook is in quarantine. Example: NOT_FOUND, {quarantine_id: "q-1"}.
+Retry: no, until the state has changed.
+"""
+ERROR_REASON_CUSTOM_PRIVILEGE_NOT_FOUND: ErrorReason.ValueType  # 28
+"""ERROR_REASON_CUSTOM_PRIVILEGE_NOT_FOUND: there is no such custom privilege. Example: NOT_FOUND, {privilege_id: "p-1"}.
 Retry: no, until the state has changed.
 """
 ERROR_REASON_EVENT_ID_REUSED: ErrorReason.ValueType  # 40

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,13 @@ from pointbook_server.benefits.model import (
     REWARD_MEASURES,
     RULES,
     Benefit,
+    CustomPrivilege,
     Measure,
     irrelevant_fields,
     read_month_day,
     rule_of,
 )
-from pointbook_server.fields import Fields
+from pointbook_server.fields import ID_LENGTH_MAX, Fields
 
 STORES_MAX = 1_000
 IDS_MAX = 1_000
@@ -32,6 +34,7 @@ INSTRUCTION_LENGTH_MAX = 64
 DAYS_MAX = 36_500
 MONTHS_MAX = 1_200
 USES_MAX = 1_000_000_000
+ICON_LENGTH_MAX = 2_048
 IRRELEVANT_BYTES_MAX = 64 * 1024
 _MONTHS = re.compile(r"[1-9][0-9]{0,3}")
 _LINES = str.maketrans("\r\n\t", "   ")
@@ -67,6 +70,22 @@ def read_benefit(fields: Fields, message: benefits_pb2.Benefit) -> Benefit:
         irrelevant_values=aside,
         **{name: _read_value(fields, name, relevant) for name in relevant},
     )
+
+
+def read_custom_privilege(fields: Fields, message: benefits_pb2.CustomPrivilege) -> CustomPrivilege:
+    """Read a custom privilege, and note every wrong field."""
+    present = {field.name: value for field, value in message.ListFields() if field.name in PRIVILEGE_READERS}
+    return CustomPrivilege(
+        merchant_id=fields.identifier("custom_privilege.merchant_id", message.merchant_id),
+        privilege_id=fields.identifier("custom_privilege.privilege_id", message.privilege_id),
+        level_code=read_level(fields, "custom_privilege.level_code", message.level_code),
+        **{name: PRIVILEGE_READERS[name](fields, f"custom_privilege.{name}", value) for name, value in present.items()},
+    )
+
+
+def write_custom_privilege(privilege: CustomPrivilege) -> benefits_pb2.CustomPrivilege:
+    """Write a custom privilege as it is kept."""
+    return benefits_pb2.CustomPrivilege(**asdict(privilege))
 
 
 def read_level(fields: Fields, path: str, level_code: str) -> str:
@@ -177,8 +196,8 @@ def _read_measured(fields: Fields, path: str, text: str, measure: Measure | None
     return text
 
 
-def _read_description(fields: Fields, path: str, text: str) -> str:
-    fields.text(path, text.translate(_LINES), length_max=500)
+def _read_description(fields: Fields, path: str, text: str, *, length_max: int = 500) -> str:
+    fields.text(path, text.translate(_LINES), length_max=length_max)
     return text
 
 
@@ -211,7 +230,7 @@ MEASURED: Mapping[str, tuple[str, Mapping[str, Measure], int]] = {
 READERS: Mapping[str, Callable[[Fields, str, Any], Any]] = {
     "benefits_description": _read_description,
     "benefits_expiry_date_value": partial(Fields.integer, low=1, high=DAYS_MAX),
-    "benefits_icon": partial(Fields.text, length_max=2_048),
+    "benefits_icon": partial(Fields.text, length_max=ICON_LENGTH_MAX),
     "benefits_name": partial(Fields.text, length_max=25),
     "days_before": partial(Fields.integer, low=1, high=366),
     "fixed_date": partial(Fields.integer, low=1, high=31),
@@ -223,3 +242,10 @@ READERS: Mapping[str, Callable[[Fields, str, Any], Any]] = {
     "usage_limits_times": partial(Fields.integer, low=1, high=USES_MAX),
 }
 """How each further field is read, within the limits that its comment states."""
+PRIVILEGE_READERS: Mapping[str, Callable[[Fields, str, Any], Any]] = {
+    "privilege_name": partial(Fields.text, length_max=255),
+    "privilege_description": partial(_read_description, length_max=2_000),
+    "benefits_icon": partial(Fields.text, length_max=ICON_LENGTH_MAX),
+    "previlege_status": partial(Fields.ascii, length_max=ID_LENGTH_MAX),
+}
+"""How each field of a custom privilege is read that may be absent."""

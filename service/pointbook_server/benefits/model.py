@@ -169,6 +169,19 @@ class Benefit:
 
 
 @dataclass(frozen=True, slots=True)
+class CustomPrivilege:
+    """A privilege of a membership level in the shop's own words; the last field is spelled as SHOPLINE spells it."""
+
+    merchant_id: str
+    privilege_id: str
+    level_code: str = ""
+    privilege_name: str | None = None
+    privilege_description: str | None = None
+    benefits_icon: str | None = None
+    previlege_status: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class When:
     """A condition: a field has one of some values."""
 
@@ -303,4 +316,13 @@ def benefit_not_found(benefit_id: str) -> PointbookError:
     """Tell that the merchant has no such benefit."""
     return PointbookError(
         Reason.BENEFIT_NOT_FOUND, "The merchant has no such benefit.", metadata={"benefit_id": benefit_id}
+    )
+
+
+def custom_privilege_not_found(privilege_id: str) -> PointbookError:
+    """Build the error for a custom privilege that the merchant does not have."""
+    return PointbookError(
+        Reason.CUSTOM_PRIVILEGE_NOT_FOUND,
+        "The merchant has no such custom privilege.",
+        metadata={"privilege_id": privilege_id},
     )

@@ -1,8 +1,9 @@
 """The gRPC face of benefits."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, date, datetime
 from functools import partial
+from operator import attrgetter
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -18,7 +19,15 @@ from pointbook_server.benefits.applying import (
     applicability_of,
     obstacles_of,
 )
-from pointbook_server.benefits.messages import USES_MAX, read_benefit, read_enum, read_level, write_benefit
+from pointbook_server.benefits.messages import (
+    USES_MAX,
+    read_benefit,
+    read_custom_privilege,
+    read_enum,
+    read_level,
+    write_benefit,
+    write_custom_privilege,
+)
 from pointbook_server.benefits.model import Benefit, read_month_day
 from pointbook_server.benefits.schedule import (
     YEAR_MAX,
@@ -35,7 +44,7 @@ from pointbook_server.ledger.model import POINTS_MAX
 
 PROGRAM_ID_MAX = 2**63 - 1
 PORTION = 200
-"""How many benefits are read at a time."""
+"""How many benefits or custom privileges are read at a time."""
 ISSUES_MAX = 1_000
 ISSUES_DEFAULT = 10
 TIME_MS = (YEAR_2000_MS, int(datetime(YEAR_MAX + 1, 1, 1, tzinfo=UTC).timestamp()) * 1_000 - 1)
@@ -52,6 +61,7 @@ REASONS = {each: benefits_pb2.BenefitObstacleReason.Value(f"BENEFIT_OBSTACLE_REA
 
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 
 class BenefitsServicer(benefits_pb2_grpc.BenefitsServiceServicer):
@@ -100,7 +110,8 @@ class BenefitsServicer(benefits_pb2_grpc.BenefitsServiceServicer):
         place = paging.read_token(fields, "page_token", request.page_token, scope, (str,))
         fields.check()
         after = "" if place is None else str(place[0])
-        page, last_id = await self._page(request.merchant_id, wanted, write_benefit, size=size, after=after)
+        read = partial(self._store.benefits, request.merchant_id, wanted)
+        page, last_id = await _page(read, write_benefit, attrgetter("benefit_id"), size=size, after=after)
         token = paging.write_token(scope, (last_id,)) if last_id else ""
         return benefits_pb2.ListBenefitsResponse(benefits=page, next_page_token=token)
 
@@ -153,31 +164,92 @@ class BenefitsServicer(benefits_pb2_grpc.BenefitsServiceServicer):
         fields.check()
         after = "" if place is None else str(place[0])
         write = partial(_write_applicable, cart=cart)
-        page, last_id = await self._page(request.merchant_id, wanted, write, size=size, after=after)
+        read = partial(self._store.benefits, request.merchant_id, wanted)
+        page, last_id = await _page(read, write, attrgetter("benefit_id"), size=size, after=after)
         token = paging.write_token(scope, (last_id,)) if last_id else ""
         return benefits_pb2.ListApplicableBenefitsResponse(benefits=page, next_page_token=token)
 
-    async def _page(
-        self, merchant_id: str, wanted: Filter, write: Callable[[Benefit], M], *, size: int, after: str
-    ) -> tuple[list[M], str]:
-        """Read a page, and the id behind which the next one starts; empty where there is none.
+    async def PutCustomPrivilege(
+        self, request: benefits_pb2.PutCustomPrivilegeRequest, _context: object
+    ) -> benefits_pb2.PutCustomPrivilegeResponse:
+        """Create or replace a custom privilege."""
+        fields = Fields()
+        fields.present("custom_privilege", is_present=request.HasField("custom_privilege"))
+        privilege = read_custom_privilege(fields, request.custom_privilege)
+        fields.check()
+        revision = await self._store.put_privilege(privilege, read_etag(request.etag), self._clock())
+        return benefits_pb2.PutCustomPrivilegeResponse(
+            custom_privilege=write_custom_privilege(privilege), etag=str(revision)
+        )
 
-        It is read in portions: others have their turn in between, and nothing is read that does not fit in.
-        """
-        page: list[M] = []
-        room = paging.PAGE_BYTES_MAX
-        while True:
-            count = min(size - len(page), PORTION)
-            found = await self._store.benefits(merchant_id, wanted, after=after, limit=count + 1)
-            portion = paging.fit(map(write, found), count, room, least=0 if page else 1)
-            page += portion
-            if len(portion) == len(found):
-                return page, ""
-            if portion:
-                after = found[len(portion) - 1].benefit_id
-            room -= sum(message.ByteSize() for message in portion)
-            if len(portion) < count or len(page) == size:
-                return page, after
+    async def GetCustomPrivilege(
+        self, request: benefits_pb2.GetCustomPrivilegeRequest, _context: object
+    ) -> benefits_pb2.GetCustomPrivilegeResponse:
+        """Return one custom privilege."""
+        fields = Fields()
+        fields.identifier("merchant_id", request.merchant_id)
+        fields.identifier("privilege_id", request.privilege_id)
+        fields.check()
+        privilege, revision = await self._store.privilege(request.merchant_id, request.privilege_id)
+        return benefits_pb2.GetCustomPrivilegeResponse(
+            custom_privilege=write_custom_privilege(privilege), etag=str(revision)
+        )
+
+    async def ListCustomPrivileges(
+        self, request: benefits_pb2.ListCustomPrivilegesRequest, _context: object
+    ) -> benefits_pb2.ListCustomPrivilegesResponse:
+        """Return a page of the custom privileges of a level."""
+        fields = Fields()
+        merchant_id = fields.identifier("merchant_id", request.merchant_id)
+        level_code = read_level(fields, "level_code", request.level_code)
+        size = fields.page_size("page_size", request.page_size)
+        scope = ("custom privileges", merchant_id, level_code)
+        place = paging.read_token(fields, "page_token", request.page_token, scope, (str,))
+        fields.check()
+        after = "" if place is None else str(place[0])
+        read = partial(self._store.privileges, merchant_id, level_code)
+        page, last_id = await _page(read, write_custom_privilege, attrgetter("privilege_id"), size=size, after=after)
+        token = paging.write_token(scope, (last_id,)) if last_id else ""
+        return benefits_pb2.ListCustomPrivilegesResponse(custom_privileges=page, next_page_token=token)
+
+    async def DeleteCustomPrivilege(
+        self, request: benefits_pb2.DeleteCustomPrivilegeRequest, _context: object
+    ) -> benefits_pb2.DeleteCustomPrivilegeResponse:
+        """Delete a custom privilege."""
+        fields = Fields()
+        fields.identifier("merchant_id", request.merchant_id)
+        fields.identifier("privilege_id", request.privilege_id)
+        fields.check()
+        await self._store.delete_privilege(request.merchant_id, request.privilege_id, read_etag(request.etag))
+        return benefits_pb2.DeleteCustomPrivilegeResponse()
+
+
+async def _page(
+    read: Callable[..., Awaitable[Sequence[T]]],
+    write: Callable[[T], M],
+    id_of: Callable[[T], str],
+    *,
+    size: int,
+    after: str,
+) -> tuple[list[M], str]:
+    """Read a page, and the id behind which the next one starts; empty where there is none.
+
+    It is read in portions: others have their turn in between, and nothing is read that does not fit in.
+    """
+    page: list[M] = []
+    room = paging.PAGE_BYTES_MAX
+    while True:
+        count = min(size - len(page), PORTION)
+        found = await read(after=after, limit=count + 1)
+        portion = paging.fit(map(write, found), count, room, least=0 if page else 1)
+        page += portion
+        if len(portion) == len(found):
+            return page, ""
+        if portion:
+            after = id_of(found[len(portion) - 1])
+        room -= sum(message.ByteSize() for message in portion)
+        if len(portion) < count or len(page) == size:
+            return page, after
 
 
 def _read_cart(fields: Fields, request: benefits_pb2.ListApplicableBenefitsRequest) -> Cart:

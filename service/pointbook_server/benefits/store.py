@@ -5,15 +5,20 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
-from sqlalchemy import Boolean, Text, and_, any_, bindparam, delete, or_, select, text, update
+from sqlalchemy import Boolean, Table, Text, and_, any_, bindparam, delete, or_, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.sql.elements import ColumnElement
 
-from pointbook_server.benefits.model import Benefit, benefit_not_found
+from pointbook_server.benefits.model import (
+    Benefit,
+    CustomPrivilege,
+    benefit_not_found,
+    custom_privilege_not_found,
+)
 from pointbook_server.database import Connection, Database, RetryTransactionError, Row, Statement
 from pointbook_server.errors import first_revision, next_revision, store_not_found
 from pointbook_server.programs.model import Program, program_not_found
-from pointbook_server.tables import benefits
+from pointbook_server.tables import benefits, custom_privileges
 
 COLUMNS = tuple(column.name for column in benefits.c if column.name not in {"details", "revision", "updated_at_ms"})
 """The fields of a benefit that have columns of their own; all others are in `details`."""
@@ -52,6 +57,26 @@ LIST_BENEFITS = Statement(
 )
 
 
+IS_PRIVILEGE = and_(
+    custom_privileges.c.privilege_id == bindparam("privilege"), custom_privileges.c.merchant_id == bindparam("merchant")
+)
+PRIVILEGE_COLUMNS = tuple(field.name for field in fields(CustomPrivilege))
+READ_PRIVILEGE = Statement(select(custom_privileges).where(IS_PRIVILEGE))
+LOCK_PRIVILEGE = Statement(select(custom_privileges.c.revision).where(IS_PRIVILEGE).with_for_update())
+DELETE_PRIVILEGE = Statement(delete(custom_privileges).where(IS_PRIVILEGE))
+_level = bindparam("level_code", type_=Text)
+LIST_PRIVILEGES = Statement(
+    select(custom_privileges)
+    .where(
+        custom_privileges.c.merchant_id == bindparam("merchant"),
+        custom_privileges.c.privilege_id > bindparam("after"),
+        or_(_level == "", custom_privileges.c.level_code == _level),
+    )
+    .order_by(custom_privileges.c.privilege_id)
+    .limit(bindparam("limit"))
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Which benefits of a merchant to list; an empty value keeps all.
@@ -80,9 +105,9 @@ class Programs(Protocol):
 
 
 class BenefitsStore:
-    """Reads and writes benefits. A revision counts up with every change of a benefit, and is the etag.
+    """Reads and writes benefits and custom privileges. A revision counts up with every change, and is the etag.
 
-    A new benefit begins anywhere, so that an etag of a deleted one is none of the one that takes its id.
+    A new one begins anywhere, so that an etag of a deleted one is none of the one that takes its id.
     """
 
     def __init__(self, database: Database, programs: Programs) -> None:
@@ -100,14 +125,9 @@ class BenefitsStore:
         async def work(connection: Connection) -> int:
             await self._check_stores(connection, benefit.merchant_id, benefit.store_ids)
             kept = await connection.fetch_one(LOCK_BENEFIT, named)
-            revision = next_revision(0 if kept is None else kept.revision, expected_revision)
-            if kept is None:
-                revision = first_revision()
+            revision = _revision_after(kept, expected_revision)
             values = {**_to_row(benefit), "revision": revision, "updated_at_ms": now_ms}
-            if kept is not None:
-                await connection.execute(Statement(update(benefits).where(IS_BENEFIT).values(values)), named)
-            elif not await connection.execute(Statement(insert(benefits).values(values).on_conflict_do_nothing())):
-                raise RetryTransactionError  # Another call has just created it: replace that.
+            await _replace(connection, benefits, IS_BENEFIT, named, values, is_new=kept is None)
             return revision
 
         return await self._database.transaction(work)
@@ -150,6 +170,46 @@ class BenefitsStore:
 
         await self._database.transaction(work)
 
+    async def put_privilege(self, privilege: CustomPrivilege, expected_revision: int | None, now_ms: int) -> int:
+        """Create or replace a custom privilege, and return its revision. Raises STALE_ETAG."""
+        named = {"privilege": privilege.privilege_id, "merchant": privilege.merchant_id}
+
+        async def work(connection: Connection) -> int:
+            kept = await connection.fetch_one(LOCK_PRIVILEGE, named)
+            revision = _revision_after(kept, expected_revision)
+            values = {**asdict(privilege), "revision": revision, "updated_at_ms": now_ms}
+            await _replace(connection, custom_privileges, IS_PRIVILEGE, named, values, is_new=kept is None)
+            return revision
+
+        return await self._database.transaction(work)
+
+    async def privilege(self, merchant_id: str, privilege_id: str) -> tuple[CustomPrivilege, int]:
+        """Read one custom privilege and its revision. Raises CUSTOM_PRIVILEGE_NOT_FOUND."""
+        async with self._database.autocommit() as connection:
+            row = await connection.fetch_one(READ_PRIVILEGE, {"privilege": privilege_id, "merchant": merchant_id})
+        if row is None:
+            raise custom_privilege_not_found(privilege_id)
+        return _to_privilege(row), row.revision
+
+    async def privileges(self, merchant_id: str, level_code: str, *, after: str, limit: int) -> list[CustomPrivilege]:
+        """Read a page of custom privileges, behind a privilege_id; an empty level means all."""
+        place = {"merchant": merchant_id, "level_code": level_code, "after": after, "limit": limit}
+        async with self._database.autocommit() as connection:
+            return [_to_privilege(row) for row in await connection.fetch(LIST_PRIVILEGES, place)]
+
+    async def delete_privilege(self, merchant_id: str, privilege_id: str, expected_revision: int | None) -> None:
+        """Delete a custom privilege. Raises CUSTOM_PRIVILEGE_NOT_FOUND and STALE_ETAG."""
+        named = {"privilege": privilege_id, "merchant": merchant_id}
+
+        async def work(connection: Connection) -> None:
+            kept = await connection.fetch_one(LOCK_PRIVILEGE, named)
+            if kept is None:
+                raise custom_privilege_not_found(privilege_id)
+            next_revision(kept.revision, expected_revision)
+            await connection.execute(DELETE_PRIVILEGE, named)
+
+        await self._database.transaction(work)
+
     async def _check_stores(self, connection: Connection, merchant_id: str, store_ids: Sequence[str]) -> None:
         """Raise STORE_NOT_FOUND for the first store that is not the merchant's. Stores are never deleted or moved."""
         known = await self._programs.own_stores(connection, merchant_id, store_ids) if store_ids else set()
@@ -165,6 +225,32 @@ class BenefitsStore:
         if program_id not in programs:
             raise program_not_found(program_id)
         return list(programs[program_id].store_ids)
+
+
+def _revision_after(kept: Row | None, expected_revision: int | None) -> int:
+    """Return the revision of what is about to be put. Raises STALE_ETAG."""
+    revision = next_revision(0 if kept is None else kept.revision, expected_revision)
+    return first_revision() if kept is None else revision
+
+
+async def _replace(
+    connection: Connection,
+    table: Table,
+    is_it: ColumnElement[bool],
+    named: dict[str, str],
+    values: dict[str, Any],
+    *,
+    is_new: bool,
+) -> None:
+    """Write the row of what is locked, or of what is new."""
+    if not is_new:
+        await connection.execute(Statement(update(table).where(is_it).values(values)), named)
+    elif not await connection.execute(Statement(insert(table).values(values).on_conflict_do_nothing())):
+        raise RetryTransactionError  # Another call has just created it: replace that.
+
+
+def _to_privilege(row: Row) -> CustomPrivilege:
+    return CustomPrivilege(**{name: row[name] for name in PRIVILEGE_COLUMNS})
 
 
 def _to_row(benefit: Benefit) -> dict[str, Any]:
