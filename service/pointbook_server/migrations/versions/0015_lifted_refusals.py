@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0013"
-down_revision = "0012"
+revision = "0015"
+down_revision = "0014"
 
 STATEMENTS = (
     "DROP TRIGGER points_entries_no_delete ON points_entries",
