@@ -672,6 +672,13 @@ redemptions = Table(
     Column("open_points", BigInteger, nullable=False),
     Column("released_points", BigInteger, nullable=False),
     Column("reversed_points", BigInteger, nullable=False),
+    Column(
+        "actor",
+        Text,
+        nullable=False,
+        server_default=text("''"),
+        comment="The id of the caller's token; empty where there are no tokens.",
+    ),
     PrimaryKeyConstraint("redemption_id", "merchant_id", name="pk_redemptions"),
     UniqueConstraint("reference", "merchant_id", name="uq_redemptions_reference"),
     CheckConstraint("points > 0", name="ck_redemptions_points"),
@@ -702,7 +709,18 @@ redemption_reversals = Table(
     Column("points", BigInteger, nullable=False, comment="What was asked for: 0 is all that was left."),
     Column("notes", Text, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
+    Column("redeemer", Text, nullable=False, server_default=text("''"), comment="Who redeemed, as in redemptions."),
+    Column("reversed_points", BigInteger, nullable=False, server_default=text("0"), comment="What was given back."),
+    Column(
+        "actor",
+        Text,
+        nullable=False,
+        server_default=text("''"),
+        comment="The id of the caller's token; empty where there are no tokens.",
+    ),
     PrimaryKeyConstraint("reference", "merchant_id", name="pk_redemption_reversals"),
+    Index("ix_redemption_reversals_redemption", "redemption_id", "merchant_id", "created_at_ms"),
+    Index("ix_redemption_reversals_redeemer", "redeemer", "merchant_id", "created_at_ms", "reference"),
 )
 
 redemption_audit = Table(
@@ -715,6 +733,22 @@ redemption_audit = Table(
     Column("action", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("at_ms", BigInteger, nullable=False),
+    Column("redeemer", Text, nullable=False, server_default=text("''"), comment="Who redeemed, as in redemptions."),
+    Column(
+        "points",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="What was settled or released; 0 where it was not kept.",
+    ),
+    Column(
+        "actor",
+        Text,
+        nullable=False,
+        server_default=text("''"),
+        comment="The id of the caller's token; empty where there are no tokens, and where time did it.",
+    ),
     PrimaryKeyConstraint("redemption_id", "merchant_id", "audit_id", name="pk_redemption_audit"),
     CheckConstraint("action IN ('SETTLE', 'RELEASE')", name="ck_redemption_audit_action"),
+    Index("ix_redemption_audit_redeemer", "redeemer", "merchant_id", "at_ms", "audit_id"),
 )

@@ -646,6 +646,36 @@ class RedeemPointsResponse(_message.Message):
 Global___RedeemPointsResponse: _TypeAlias = RedeemPointsResponse  # noqa: Y015
 
 @_typing.final
+class ResolvedCustomer(_message.Message):
+    """ResolvedCustomer is the customer that an identifier was resolved to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    BUYER_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    """customer_id is the id of a registered customer."""
+    @_builtins.property
+    def buyer(self) -> _identity_pb2.Buyer:
+        """buyer is a SHOPLINE buyer that no customer owned."""
+
+    def __init__(
+        self,
+        *,
+        customer_id: _builtins.str = ...,
+        buyer: _identity_pb2.Buyer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["buyer", b"buyer", "customer", b"customer", "customer_id", b"customer_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyer", b"buyer", "customer", b"customer", "customer_id", b"customer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_customer: _TypeAlias = _typing.Literal["customer_id", "buyer"]  # noqa: Y015
+    _WhichOneofArgType_customer: _TypeAlias = _typing.Literal["customer", b"customer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_customer) -> _WhichOneofReturnType_customer | None: ...
+
+Global___ResolvedCustomer: _TypeAlias = ResolvedCustomer  # noqa: Y015
+
+@_typing.final
 class Redemption(_message.Message):
     """Redemption is points redeemed once."""
 
@@ -667,6 +697,11 @@ class Redemption(_message.Message):
     EXTERNAL_REFERENCE_NUMBER_FIELD_NUMBER: _builtins.int
     TRANSACTION_NUMBER_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REVERSALS_FIELD_NUMBER: _builtins.int
+    REVERSALS_TRUNCATED_FIELD_NUMBER: _builtins.int
+    CURRENT_ACTIVE_POINTS_FIELD_NUMBER: _builtins.int
     redemption_id: _builtins.str
     """redemption_id names the redemption."""
     merchant_id: _builtins.str
@@ -686,13 +721,24 @@ class Redemption(_message.Message):
     points_currency_ratio: _builtins.str
     """points_currency_ratio is what one point was worth in the base currency."""
     active_points: _builtins.int
-    """active_points are what was left to redeem from when it was redeemed."""
+    """active_points are what was left to redeem from when it was redeemed; current_active_points are what is left now."""
     external_reference_number: _builtins.str
     """external_reference_number is the caller's."""
     transaction_number: _builtins.str
     """transaction_number is the caller's."""
     notes: _builtins.str
     """notes are the caller's."""
+    actor: _builtins.str
+    """actor is the id of the token that redeemed; empty where the server runs without tokens, and for redemptions made
+    by a release that did not keep it.
+    """
+    reversals_truncated: _builtins.bool
+    """reversals_truncated says that there are more than 100 reversals."""
+    current_active_points: _builtins.int
+    """current_active_points are what the same customer could redeem from now, in this program and group and with this
+    `group_redemption`, by the program's settings of now. Only GetRedemption and ListRedemptions fill it; it is absent
+    from other answers, which would have to read more for it.
+    """
     @_builtins.property
     def draws(self) -> _containers.RepeatedCompositeFieldContainer[Global___RedemptionDraw]:
         """draws are what was taken from which account and lot."""
@@ -704,6 +750,14 @@ class Redemption(_message.Message):
     @_builtins.property
     def settle_by(self) -> _timestamp_pb2.Timestamp:
         """settle_by is until when SHOPLINE must have booked it."""
+
+    @_builtins.property
+    def customer(self) -> Global___ResolvedCustomer:
+        """customer is the customer that redeemed."""
+
+    @_builtins.property
+    def reversals(self) -> _containers.RepeatedCompositeFieldContainer[Global___RedemptionReversal]:
+        """reversals are the newest 100 reversals, the newest first. Only GetRedemption and ListRedemptions fill it."""
 
     def __init__(
         self,
@@ -724,14 +778,67 @@ class Redemption(_message.Message):
         external_reference_number: _builtins.str = ...,
         transaction_number: _builtins.str = ...,
         notes: _builtins.str = ...,
+        customer: Global___ResolvedCustomer | None = ...,
+        actor: _builtins.str = ...,
+        reversals: _abc.Iterable[Global___RedemptionReversal] | None = ...,
+        reversals_truncated: _builtins.bool = ...,
+        current_active_points: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "settle_by", b"settle_by"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_current_active_points", b"_current_active_points", "create_time", b"create_time", "current_active_points", b"current_active_points", "customer", b"customer", "settle_by", b"settle_by"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_points", b"active_points", "create_time", b"create_time", "draws", b"draws", "external_reference_number", b"external_reference_number", "merchant_id", b"merchant_id", "notes", b"notes", "points", b"points", "points_currency_ratio", b"points_currency_ratio", "program_id", b"program_id", "redeem_local_value", b"redeem_local_value", "redeem_value", b"redeem_value", "redemption_id", b"redemption_id", "reversed_points", b"reversed_points", "settle_by", b"settle_by", "state", b"state", "transaction_number", b"transaction_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_current_active_points", b"_current_active_points", "active_points", b"active_points", "actor", b"actor", "create_time", b"create_time", "current_active_points", b"current_active_points", "customer", b"customer", "draws", b"draws", "external_reference_number", b"external_reference_number", "merchant_id", b"merchant_id", "notes", b"notes", "points", b"points", "points_currency_ratio", b"points_currency_ratio", "program_id", b"program_id", "redeem_local_value", b"redeem_local_value", "redeem_value", b"redeem_value", "redemption_id", b"redemption_id", "reversals", b"reversals", "reversals_truncated", b"reversals_truncated", "reversed_points", b"reversed_points", "settle_by", b"settle_by", "state", b"state", "transaction_number", b"transaction_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__current_active_points: _TypeAlias = _typing.Literal["current_active_points"]  # noqa: Y015
+    _WhichOneofArgType__current_active_points: _TypeAlias = _typing.Literal["_current_active_points", b"_current_active_points"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__current_active_points) -> _WhichOneofReturnType__current_active_points | None: ...
+
+Global___Redemption: _TypeAlias = Redemption  # noqa: Y015
+
+@_typing.final
+class RedemptionReversal(_message.Message):
+    """RedemptionReversal is points of a redemption that were given back once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXTERNAL_REFERENCE_NUMBER_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REDEMPTION_ID_FIELD_NUMBER: _builtins.int
+    external_reference_number: _builtins.str
+    """external_reference_number is the reversal's own."""
+    points: _builtins.int
+    """points were given back; at least 1, also where the caller asked for all that was left."""
+    notes: _builtins.str
+    """notes are the caller's."""
+    actor: _builtins.str
+    """actor is the id of the token that reversed; empty where the server runs without tokens, and for reversals made
+    by a release that did not keep it.
+    """
+    redemption_id: _builtins.str
+    """redemption_id is the redemption that the points were given back of."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """create_time is when the points were given back."""
+
+    def __init__(
+        self,
+        *,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        external_reference_number: _builtins.str = ...,
+        points: _builtins.int = ...,
+        notes: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        redemption_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "create_time", b"create_time", "external_reference_number", b"external_reference_number", "notes", b"notes", "points", b"points", "redemption_id", b"redemption_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Redemption: _TypeAlias = Redemption  # noqa: Y015
+Global___RedemptionReversal: _TypeAlias = RedemptionReversal  # noqa: Y015
 
 @_typing.final
 class RedemptionDraw(_message.Message):
@@ -901,21 +1008,27 @@ class GetRedemptionRequest(_message.Message):
 
     MERCHANT_ID_FIELD_NUMBER: _builtins.int
     REDEMPTION_ID_FIELD_NUMBER: _builtins.int
+    EXTERNAL_REFERENCE_NUMBER_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
     """merchant_id is required: 1 to 64 visible ASCII characters."""
     redemption_id: _builtins.str
-    """redemption_id is required: 1 to 64 visible ASCII characters."""
+    """redemption_id is the redemption's own id: 1 to 64 visible ASCII characters."""
+    external_reference_number: _builtins.str
+    """external_reference_number is the one that it was redeemed under: 1 to 128 visible ASCII characters."""
     def __init__(
         self,
         *,
         merchant_id: _builtins.str = ...,
         redemption_id: _builtins.str = ...,
+        external_reference_number: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["external_reference_number", b"external_reference_number", "redemption", b"redemption", "redemption_id", b"redemption_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["merchant_id", b"merchant_id", "redemption_id", b"redemption_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["external_reference_number", b"external_reference_number", "merchant_id", b"merchant_id", "redemption", b"redemption", "redemption_id", b"redemption_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_redemption: _TypeAlias = _typing.Literal["redemption_id", "external_reference_number"]  # noqa: Y015
+    _WhichOneofArgType_redemption: _TypeAlias = _typing.Literal["redemption", b"redemption"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_redemption) -> _WhichOneofReturnType_redemption | None: ...
 
 Global___GetRedemptionRequest: _TypeAlias = GetRedemptionRequest  # noqa: Y015
 

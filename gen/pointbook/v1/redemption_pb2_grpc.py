@@ -208,7 +208,8 @@ class RedemptionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetRedemption(self, request, context):
-        """GetRedemption answers one redemption.
+        """GetRedemption returns one redemption, found by its id or by the reference that it was redeemed under, with its
+        reversals and with the points that are active now.
 
         Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (REDEMPTION_NOT_FOUND).
         """
@@ -217,7 +218,7 @@ class RedemptionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListRedemptions(self, request, context):
-        """ListRedemptions pages through a merchant's redemptions, the newest first.
+        """ListRedemptions pages through a merchant's redemptions, the newest first, each as GetRedemption returns it.
 
         Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
         """

@@ -117,12 +117,13 @@ class RedemptionServiceStub:
     FAILED_PRECONDITION (ALREADY_REVERSED).
     """
     GetRedemption: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.GetRedemptionRequest, _redemption_pb2.GetRedemptionResponse]
-    """GetRedemption answers one redemption.
+    """GetRedemption returns one redemption, found by its id or by the reference that it was redeemed under, with its
+    reversals and with the points that are active now.
 
     Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (REDEMPTION_NOT_FOUND).
     """
     ListRedemptions: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.ListRedemptionsRequest, _redemption_pb2.ListRedemptionsResponse]
-    """ListRedemptions pages through a merchant's redemptions, the newest first.
+    """ListRedemptions pages through a merchant's redemptions, the newest first, each as GetRedemption returns it.
 
     Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
@@ -222,12 +223,13 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     FAILED_PRECONDITION (ALREADY_REVERSED).
     """
     GetRedemption: _aio.UnaryUnaryMultiCallable[_redemption_pb2.GetRedemptionRequest, _redemption_pb2.GetRedemptionResponse]  # type: ignore[assignment]
-    """GetRedemption answers one redemption.
+    """GetRedemption returns one redemption, found by its id or by the reference that it was redeemed under, with its
+    reversals and with the points that are active now.
 
     Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (REDEMPTION_NOT_FOUND).
     """
     ListRedemptions: _aio.UnaryUnaryMultiCallable[_redemption_pb2.ListRedemptionsRequest, _redemption_pb2.ListRedemptionsResponse]  # type: ignore[assignment]
-    """ListRedemptions pages through a merchant's redemptions, the newest first.
+    """ListRedemptions pages through a merchant's redemptions, the newest first, each as GetRedemption returns it.
 
     Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
@@ -364,7 +366,8 @@ class RedemptionServiceServicer:
         request: _redemption_pb2.GetRedemptionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_pb2.GetRedemptionResponse, _abc.Awaitable[_redemption_pb2.GetRedemptionResponse]]:
-        """GetRedemption answers one redemption.
+        """GetRedemption returns one redemption, found by its id or by the reference that it was redeemed under, with its
+        reversals and with the points that are active now.
 
         Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (REDEMPTION_NOT_FOUND).
         """
@@ -374,7 +377,7 @@ class RedemptionServiceServicer:
         request: _redemption_pb2.ListRedemptionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_pb2.ListRedemptionsResponse, _abc.Awaitable[_redemption_pb2.ListRedemptionsResponse]]:
-        """ListRedemptions pages through a merchant's redemptions, the newest first.
+        """ListRedemptions pages through a merchant's redemptions, the newest first, each as GetRedemption returns it.
 
         Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
         """

@@ -67,6 +67,11 @@ class CustomersBook:
         row = await self._fetch_one(sql.FIND_GROUP[by], {"key": key})
         return None if row is None else sql.read_group(row)
 
+    async def groups(self, group_ids: Collection[str]) -> dict[str, UserGroup]:
+        """Return groups by their ids, with their members and their buyers."""
+        rows = await self._fetch(sql.FIND_GROUPS, {"group_ids": sorted(group_ids)})
+        return {row.group_id: sql.read_group(row) for row in rows}
+
     async def lock(self, customer_ids: Iterable[str], *, skip_locked: bool = False) -> set[str]:
         """Lock customers in sorted order, and return those that exist; others' locks may be skipped."""
         statement = sql.LOCK_FREE_CUSTOMERS if skip_locked else sql.LOCK_CUSTOMERS

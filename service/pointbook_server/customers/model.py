@@ -345,6 +345,12 @@ def buyer_name(key: AccountKey) -> str:
     return f"buyer {key.store_id} {key.buyer_id}"
 
 
+def key_of_name(name: str) -> Key:
+    """Return the key that a customer's or a buyer's name was made of."""
+    kind, *ids = name.split(" ")
+    return Identifier(Kind.CUSTOMER_ID, *ids) if kind == "customer" else AccountKey(*ids)
+
+
 def new_customer_id() -> str:
     """Make an id that no other server makes, for a customer that a webhook creates."""
     return f"c-{secrets.token_hex(12)}"

@@ -364,6 +364,7 @@ FIND_GROUP = {
         .scalar_subquery()
     ),
 }
+FIND_GROUPS = _find_group(GROUP.group_id == any_(bindparam("group_ids", type_=ARRAY(Text))))
 LOCK_GROUPS = _statement("""
     SELECT group_id FROM user_groups
     WHERE group_id = ANY(CAST(:group_ids AS text[])) AND merchant_id = :merchant_id

@@ -33,6 +33,9 @@ class CustomersBook(Protocol):
     async def group(self, by: GroupKey, key: str) -> UserGroup | None:
         """Read a group with its members and their buyers."""
 
+    async def groups(self, group_ids: Collection[str]) -> dict[str, UserGroup]:
+        """Return groups by their ids, with their members and their buyers."""
+
     async def lock(self, customer_ids: Iterable[str]) -> set[str]:
         """Lock customers in the order that everybody keeps to."""
 

@@ -74,6 +74,8 @@ class Redemption:
     holds: tuple[AccountHold, ...]
     created_at_ms: int
     settle_by_ms: int
+    actor: str = ""
+    """The id of the token that redeemed; empty without tokens."""
 
     @property
     def reversed_points(self) -> int:
@@ -186,7 +188,9 @@ class Order:
             raise reference_reused(self.reference)
         return stored
 
-    def redemption(self, assessment: Assessment, redemption_id: str, draws: Sequence[Draw]) -> Redemption:
+    def redemption(
+        self, assessment: Assessment, redemption_id: str, draws: Sequence[Draw], *, actor: str = ""
+    ) -> Redemption:
         """Write the redemption down with what it draws, and so holds until SHOPLINE books it, unless it has."""
         program, now_ms = assessment.facts.program, assessment.facts.now_ms
         if program is None:
@@ -207,6 +211,7 @@ class Order:
             holds=tuple(AccountHold(*key, points, state) for key, points in points_by_account(draws).items()),
             created_at_ms=now_ms,
             settle_by_ms=now_ms + (program.settlement_window_ms or DEFAULT_SETTLEMENT_WINDOW_MS),
+            actor=actor,
         )
 
 
@@ -220,6 +225,19 @@ class Reversal:
     points: int
     notes: str
     at_ms: int
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptReversal:
+    """A reversal as it is stored: `points` is what it gave back."""
+
+    redemption_id: str
+    reference: str
+    points: int
+    notes: str
+    created_at_ms: int
+    actor: str
 
 
 def new_redemption_id() -> str:

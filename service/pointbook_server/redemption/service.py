@@ -11,6 +11,7 @@ from pointbook_server.housekeeping import merchant_by_merchant
 from pointbook_server.ledger.model import Expiry
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.asking import Ask, Assessment
+from pointbook_server.redemption.details import RedemptionDetails
 from pointbook_server.redemption.model import Finding, in_order, refusal
 from pointbook_server.redemption.proof import Proof
 from pointbook_server.redemption.redeemed import Order, Redemption, Reversal, redemption_not_found
@@ -46,6 +47,7 @@ class WantedReversal:
     reference: str
     points: int
     notes: str
+    actor: str = ""
 
 
 class Redemptions:
@@ -129,14 +131,14 @@ class Redemptions:
             lambda: store.overdue_merchants(now_ms), lambda merchant_id: store.release_overdue(merchant_id, now_ms)
         )
 
-    async def redemption(self, merchant_id: str, redemption_id: str) -> Redemption:
-        """Read a redemption. Raises REDEMPTION_NOT_FOUND."""
-        return await self._store.redemption(merchant_id, redemption_id)
+    async def redemption(self, merchant_id: str, redemption_id: str, reference: str) -> RedemptionDetails:
+        """Return a redemption by its id, or by its reference where the id is empty. Raises REDEMPTION_NOT_FOUND."""
+        return await self._store.redemption(merchant_id, redemption_id, reference, self._clock())
 
     async def redemptions(
         self, merchant_id: str, wanted: Filter, *, before: tuple[int, str] | None, limit: int
-    ) -> list[Redemption]:
-        """Read a page of a merchant's redemptions, the newest first."""
+    ) -> list[RedemptionDetails]:
+        """Return a page of a merchant's redemptions, the newest first."""
         return await self._store.redemptions(merchant_id, wanted, self._clock(), before=before, limit=limit)
 
     async def reverse(self, wanted: WantedReversal) -> Redemption:
@@ -158,12 +160,13 @@ class Redemptions:
                 points=wanted.points,
                 notes=wanted.notes,
                 at_ms=self._clock(),
+                actor=wanted.actor,
             )
         )
 
-    async def settle(self, merchant_id: str, redemption_id: str, reason: str) -> Redemption:
+    async def settle(self, merchant_id: str, redemption_id: str, reason: str, actor: str) -> Redemption:
         """Settle by hand what SHOPLINE has booked. Raises REDEMPTION_NOT_FOUND and ALREADY_REVERSED."""
-        return await self._store.settle_by_hand(merchant_id, redemption_id, reason, self._clock())
+        return await self._store.settle_by_hand(merchant_id, redemption_id, reason, actor, self._clock())
 
     async def drain(self) -> None:
         """Wait until no ask is being looked into, and nothing is being redeemed."""

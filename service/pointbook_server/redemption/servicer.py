@@ -11,10 +11,20 @@ from pointbook_server.access.model import Scope, current_principal
 from pointbook_server.clock import Clock
 from pointbook_server.customers.model import Customer, GroupKey, Identifier, Key, Kind, normalised
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.fields import TIME_MS_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_decimal_text, to_timestamp
+from pointbook_server.fields import (
+    ID_LENGTH_MAX,
+    TIME_MS_MAX,
+    TIME_MS_MIN,
+    YEAR_2000_MS,
+    Fields,
+    to_decimal_text,
+    to_timestamp,
+)
 from pointbook_server.ledger.model import POINTS_MAX, Account, AccountKey
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.asking import Ask, Assessment, Facts, GroupRef
+from pointbook_server.redemption.details import RedemptionDetails
+from pointbook_server.redemption.messages import write_customer, write_reversal
 from pointbook_server.redemption.model import (
     CURRENCY_DECIMALS_MAX,
     REDEEMABLE,
@@ -199,6 +209,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
             reference=_read_reference(fields, request.external_reference_number),
             points=fields.integer("points", request.points, low=0, high=POINTS_MAX),
             notes=fields.text("notes", request.notes, length_max=NOTES_LENGTH_MAX),
+            actor=current_principal.get().token_id,
         )
         fields.check()
         return redemption_pb2.ReverseRedemptionResponse(
@@ -214,24 +225,28 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         redemption_id = fields.identifier("redemption_id", request.redemption_id)
         reason = _read_reason(fields, request.reason)
         fields.check()
-        settled = await self._redemptions.settle(merchant_id, redemption_id, reason)
+        actor = current_principal.get().token_id
+        settled = await self._redemptions.settle(merchant_id, redemption_id, reason, actor)
         return redemption_pb2.SettleRedemptionResponse(redemption=self._write_redemption(settled))
 
     async def GetRedemption(
         self, request: redemption_pb2.GetRedemptionRequest, _context: object
     ) -> redemption_pb2.GetRedemptionResponse:
-        """Answer one redemption."""
+        """Return one redemption."""
         fields = Fields()
+        which = request.WhichOneof("redemption")
+        fields.present("redemption", is_present=which is not None)
         merchant_id = fields.identifier("merchant_id", request.merchant_id)
-        redemption_id = fields.identifier("redemption_id", request.redemption_id)
+        redemption_id = _read_named(fields, request, which, "redemption_id", length_max=ID_LENGTH_MAX)
+        reference = _read_named(fields, request, which, "external_reference_number")
         fields.check()
-        found = await self._redemptions.redemption(merchant_id, redemption_id)
-        return redemption_pb2.GetRedemptionResponse(redemption=self._write_redemption(found))
+        found = await self._redemptions.redemption(merchant_id, redemption_id, reference)
+        return redemption_pb2.GetRedemptionResponse(redemption=self._write_details(found))
 
     async def ListRedemptions(
         self, request: redemption_pb2.ListRedemptionsRequest, _context: object
     ) -> redemption_pb2.ListRedemptionsResponse:
-        """Answer a page of a merchant's redemptions, the newest first."""
+        """Return a page of a merchant's redemptions, the newest first."""
         fields = Fields()
         merchant_id = fields.identifier("merchant_id", request.merchant_id)
         key = None
@@ -252,10 +267,10 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         wanted = Filter(redeemers, STATE_NAMES.get(request.state), start_ms, end_ms)
         before = None if place is None else (int(place[0]), str(place[1]))
         found = await self._redemptions.redemptions(merchant_id, wanted, before=before, limit=size + 1)
-        page = paging.fit(map(self._write_redemption, found), size)
+        page = paging.fit(map(self._write_details, found), size)
         response = redemption_pb2.ListRedemptionsResponse(redemptions=page)
         if len(found) > len(page):
-            last = found[len(page) - 1]
+            last = found[len(page) - 1].redemption
             response.next_page_token = paging.write_token(scope, (last.created_at_ms, last.redemption_id))
         return response
 
@@ -320,7 +335,16 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
             external_reference_number=redemption.reference,
             transaction_number=content.transaction_number,
             notes=redemption.notes,
+            customer=write_customer(content.redeemer),
+            actor=redemption.actor,
         )
+
+    def _write_details(self, details: RedemptionDetails) -> redemption_pb2.Redemption:
+        message = self._write_redemption(details.redemption)
+        message.reversals.extend(map(write_reversal, details.reversals))
+        message.reversals_truncated = details.has_more_reversals
+        message.current_active_points = details.current_active_points
+        return message
 
 
 def _read_ask(fields: Fields, request: AskRequest) -> Ask:
@@ -492,11 +516,18 @@ def _read_reference(fields: Fields, value: str) -> str:
     return fields.identifier("external_reference_number", value, length_max=REFERENCE_LENGTH_MAX)
 
 
-def _read_named(fields: Fields, request: redemption_pb2.ReverseRedemptionRequest, which: str | None, name: str) -> str:
+def _read_named(
+    fields: Fields,
+    request: redemption_pb2.ReverseRedemptionRequest | redemption_pb2.GetRedemptionRequest,
+    which: str | None,
+    name: str,
+    *,
+    length_max: int = REFERENCE_LENGTH_MAX,
+) -> str:
     """Read the one of two names that is given; the other is empty."""
     if which != name:
         return ""
-    return fields.identifier(name, getattr(request, name), length_max=REFERENCE_LENGTH_MAX)
+    return fields.identifier(name, getattr(request, name), length_max=length_max)
 
 
 def _not_issued(error: PointbookError) -> Finding:

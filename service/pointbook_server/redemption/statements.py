@@ -11,7 +11,7 @@ from pointbook_server.ledger.lots import Draw as EntryDraw
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.redemption.bookings import Booking, first_draws
 from pointbook_server.redemption.pool import Draw
-from pointbook_server.redemption.redeemed import AccountHold, Content, HoldState, Redemption
+from pointbook_server.redemption.redeemed import AccountHold, Content, HoldState, KeptReversal, Redemption
 
 COLUMNS = {
     "redemption_id": "text",
@@ -34,6 +34,7 @@ COLUMNS = {
     "open_points": "bigint",
     "released_points": "bigint",
     "reversed_points": "bigint",
+    "actor": "text",
 }
 CHANGING = ("draws", "holds", "open_points", "released_points", "reversed_points")
 NAMES = ", ".join(("merchant_id", *COLUMNS))
@@ -129,13 +130,27 @@ READ_REVERSAL = _statement("""
     WHERE reference = :reference AND merchant_id = :merchant_id
 """)
 INSERT_REVERSAL = _statement("""
-    INSERT INTO redemption_reversals (reference, merchant_id, redemption_id, points, notes, created_at_ms)
-    VALUES (:reference, :merchant_id, :redemption_id, :points, :notes, :now_ms)
+    INSERT INTO redemption_reversals (
+        reference, merchant_id, redemption_id, points, notes, created_at_ms, redeemer, reversed_points, actor
+    ) VALUES (
+        :reference, :merchant_id, :redemption_id, :points, :notes, :now_ms, :redeemer, :reversed_points, :actor
+    )
     ON CONFLICT DO NOTHING
 """)
+# The newest reversals of each of some redemptions.
+READ_REVERSALS = _statement("""
+    SELECT r.* FROM unnest(CAST(:redemption_ids AS text[])) AS v (redemption_id) CROSS JOIN LATERAL (
+        SELECT redemption_id, reference, reversed_points, notes, created_at_ms, actor FROM redemption_reversals
+        WHERE redemption_id = v.redemption_id AND merchant_id = :merchant_id
+        ORDER BY created_at_ms DESC, reference DESC LIMIT :limit
+    ) AS r
+""")
 INSERT_AUDIT = _statement("""
-    INSERT INTO redemption_audit (audit_id, merchant_id, redemption_id, action, reason, at_ms)
-    VALUES (:audit_id, :merchant_id, :redemption_id, :action, :reason, :now_ms)
+    INSERT INTO redemption_audit (
+        audit_id, merchant_id, redemption_id, action, reason, at_ms, redeemer, points, actor
+    ) VALUES (
+        :audit_id, :merchant_id, :redemption_id, :action, :reason, :now_ms, :redeemer, :points, :actor
+    )
 """)
 LIST_OVERDUE_MERCHANTS = _statement("""
     SELECT DISTINCT merchant_id FROM (
@@ -239,6 +254,7 @@ def _write(redemption: Redemption) -> dict[str, Any]:
         "active_points": redemption.active_points,
         "created_at_ms": redemption.created_at_ms,
         "settle_by_ms": redemption.settle_by_ms,
+        "actor": redemption.actor,
         **write_changing(redemption),
     }
 
@@ -277,6 +293,19 @@ def read(row: Row) -> Redemption:
         holds=tuple(_read_hold(*hold) for hold in json.loads(row.holds)),
         created_at_ms=row.created_at_ms,
         settle_by_ms=row.settle_by_ms,
+        actor=row.actor,
+    )
+
+
+def read_reversal(row: Row) -> KeptReversal:
+    """Build a reversal from a row of READ_REVERSALS."""
+    return KeptReversal(
+        redemption_id=row.redemption_id,
+        reference=row.reference,
+        points=row.reversed_points,
+        notes=row.notes,
+        created_at_ms=row.created_at_ms,
+        actor=row.actor,
     )
 
 

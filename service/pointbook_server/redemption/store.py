@@ -16,6 +16,7 @@ from pointbook_server.programs.model import Program
 from pointbook_server.redemption import statements as sql
 from pointbook_server.redemption.asking import Ask, Assessment, Facts, assess
 from pointbook_server.redemption.bookings import Booking, lead_ms_of
+from pointbook_server.redemption.details import DetailsReader, RedemptionDetails
 from pointbook_server.redemption.facts import (
     FactsReader,
     LedgerBook,
@@ -94,6 +95,7 @@ class RedemptionsStore:
         self._open_ledger = open_ledger
         self._open_customers = open_customers
         self._facts = FactsReader(programs, open_customers)
+        self._details = DetailsReader(programs, open_customers, open_ledger)
 
     async def assess(self, asks: Sequence[Ask], now_ms: int) -> list[Assessment]:
         """Check asks of one merchant, without locking anything."""
@@ -156,19 +158,23 @@ class RedemptionsStore:
         async with self._database.autocommit() as connection:
             return next(iter(await _by_references(connection, merchant_id, [reference])), None)
 
-    async def redemption(self, merchant_id: str, redemption_id: str) -> Redemption:
-        """Read a redemption. Raises REDEMPTION_NOT_FOUND."""
+    async def redemption(self, merchant_id: str, redemption_id: str, reference: str, now_ms: int) -> RedemptionDetails:
+        """Return a redemption by its id, or by its reference where the id is empty. Raises REDEMPTION_NOT_FOUND."""
         async with self._database.autocommit() as connection:
-            named = {"merchant_id": merchant_id, "redemption_id": redemption_id}
-            row = await connection.fetch_one(sql.READ_BY_ID, named)
-        if row is None:
-            raise redemption_not_found(redemption_id)
-        return sql.read(row)
+            if redemption_id:
+                named = {"merchant_id": merchant_id, "redemption_id": redemption_id}
+                found = list(map(sql.read, await connection.fetch(sql.READ_BY_ID, named)))
+            else:
+                found = await _by_references(connection, merchant_id, [reference])
+            if not found:
+                raise redemption_not_found(redemption_id)
+            (details,) = await self._details.read(connection, merchant_id, found, now_ms)
+        return details
 
     async def redemptions(
         self, merchant_id: str, wanted: Filter, now_ms: int, *, before: tuple[int, str] | None, limit: int
-    ) -> list[Redemption]:
-        """Read a page of a merchant's redemptions, the newest first, before one of them (time in ms, id)."""
+    ) -> list[RedemptionDetails]:
+        """Return a page of a merchant's redemptions, the newest first, before one of them (time in ms, id)."""
         before_ms, before_id = before or (wanted.end_ms, "")
         values = {
             "merchant_id": merchant_id,
@@ -183,7 +189,8 @@ class RedemptionsStore:
         }
         statement = sql.LIST_OF_MERCHANT if wanted.redeemers is None else sql.LIST_OF_REDEEMER
         async with self._database.autocommit() as connection:
-            return [sql.read(row) for row in await connection.fetch(statement, values)]
+            found = list(map(sql.read, await connection.fetch(statement, values)))
+            return await self._details.read(connection, merchant_id, found, now_ms)
 
     async def reverse(self, reversal: Reversal) -> Redemption:
         """Give points of a redemption back, once for a reference, and answer the redemption as it then stands.
@@ -205,6 +212,9 @@ class RedemptionsStore:
                 "points": reversal.points,
                 "notes": reversal.notes,
                 "now_ms": reversal.at_ms,
+                "redeemer": redemption.content.redeemer,
+                "reversed_points": given_back.reversed_points - redemption.reversed_points,
+                "actor": reversal.actor,
             }
             if not await connection.execute(sql.INSERT_REVERSAL, values):
                 raise RetryTransactionError  # Another call has just taken the reference.
@@ -214,7 +224,9 @@ class RedemptionsStore:
 
         return await self._database.transaction(work, planned_once=True)
 
-    async def settle_by_hand(self, merchant_id: str, redemption_id: str, reason: str, now_ms: int) -> Redemption:
+    async def settle_by_hand(
+        self, merchant_id: str, redemption_id: str, reason: str, actor: str, now_ms: int
+    ) -> Redemption:
         """Settle what a redemption still holds, or held, as SHOPLINE's webhook would have.
 
         Raises REDEMPTION_NOT_FOUND, and ALREADY_REVERSED where nothing is left to settle.
@@ -229,7 +241,8 @@ class RedemptionsStore:
             if settled == redemption:
                 return redemption
             await _update(connection, settled)
-            await _tell(connection, redemption, "SETTLE", reason, now_ms)
+            points = redemption.held(HoldState.OPEN, HoldState.RELEASED)
+            await _tell(connection, redemption, "SETTLE", reason, now_ms, points=points, actor=actor)
             await ledger.put_holds(
                 {key: without(its_holds, redemption_id) for key, its_holds in ledger.holds.items() if key in keys}
             )
@@ -273,7 +286,8 @@ class RedemptionsStore:
             for redemption in map(sql.read, await connection.fetch(sql.LOCK_FREE, named)):
                 if redemption.held(HoldState.OPEN):
                     await _update(connection, redemption.released())
-                    await _tell(connection, redemption, "RELEASE", "not booked in time", now_ms)
+                    points = redemption.held(HoldState.OPEN)
+                    await _tell(connection, redemption, "RELEASE", "not booked in time", now_ms, points=points)
                     count += 1
             await ledger.put_holds({key: released(holds, now_ms) for key, holds in ledger.holds.items()})
             return count
@@ -388,7 +402,7 @@ class _Redeeming:
         booking = assessment.booking
         draws = await self._draws(assessment) if booking is None else booking.draws
         await self._consume(wanted, facts.now_ms)
-        redemption = order.redemption(assessment, new_redemption_id(), draws)
+        redemption = order.redemption(assessment, new_redemption_id(), draws, actor=wanted.proof.actor)
         self._note(redemption)
         program = assessment.facts.program
         if program is None:
@@ -467,7 +481,16 @@ async def _update(connection: Connection, redemption: Redemption) -> None:
     await connection.execute(sql.UPDATE, named | sql.write_changing(redemption))
 
 
-async def _tell(connection: Connection, redemption: Redemption, action: str, reason: str, now_ms: int) -> None:
+async def _tell(
+    connection: Connection,
+    redemption: Redemption,
+    action: str,
+    reason: str,
+    now_ms: int,
+    *,
+    points: int,
+    actor: str = "",
+) -> None:
     values = {
         "audit_id": secrets.token_hex(8),
         "merchant_id": redemption.merchant_id,
@@ -475,5 +498,8 @@ async def _tell(connection: Connection, redemption: Redemption, action: str, rea
         "action": action,
         "reason": reason,
         "now_ms": now_ms,
+        "redeemer": redemption.content.redeemer,
+        "points": points,
+        "actor": actor,
     }
     await connection.execute(sql.INSERT_AUDIT, values)

@@ -1,0 +1,267 @@
+"""What support reads of a redemption: found by either name, with its customer, its reversals and the points of now."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import asyncpg
+import grpc
+import pytest
+
+from harness import NOW_MS, Client, Service, Shop, make_token, refused, unique
+from integration.redeeming import SETTLED, UNSETTLED, booking, customer_of, earn, get, order, redeem, reverse
+from pointbook.v1 import redemption_pb2
+from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
+from pointbook_server.database import Connection
+
+
+@pytest.fixture
+async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
+    """A shop with a program without criteria, and a buyer who has 500 points."""
+    await service.client.put_program(shop.merchant_id, shop.store_id, criteria={})
+    await earn(service.client, shop, 500)
+    yield shop
+    service.clock.now_ms = NOW_MS
+
+
+@contextmanager
+def counted_statements() -> Iterator[list[str]]:
+    """Collect the statements that are sent while the block runs."""
+    sent: list[str] = []
+    fetch, fetch_one = Connection.fetch, Connection.fetch_one
+
+    async def counting_fetch(self: Connection, statement: Any, values: Any = None) -> Any:
+        sent.append(statement.sql)
+        return await fetch(self, statement, values)
+
+    async def counting_fetch_one(self: Connection, statement: Any, values: Any = None) -> Any:
+        sent.append(statement.sql)
+        return await fetch_one(self, statement, values)
+
+    with patch.object(Connection, "fetch", counting_fetch), patch.object(Connection, "fetch_one", counting_fetch_one):
+        yield sent
+
+
+async def by_reference(client: Client, shop: Shop, reference: str) -> redemption_pb2.Redemption:
+    """Read a redemption by the reference that it was redeemed under."""
+    request = redemption_pb2.GetRedemptionRequest(merchant_id=shop.merchant_id, external_reference_number=reference)
+    return (await client.redemption.GetRedemption(request)).redemption
+
+
+async def listed(client: Client, shop: Shop, **changes: Any) -> list[redemption_pb2.Redemption]:
+    """List a merchant's redemptions."""
+    request = redemption_pb2.ListRedemptionsRequest(merchant_id=shop.merchant_id, **changes)
+    return list((await client.redemption.ListRedemptions(request)).redemptions)
+
+
+@pytest.mark.parametrize("reference", ["order-17", "a/b?c=d&e", "x" * 128, "17"])
+async def test_a_redemption_is_found_by_its_reference_as_by_its_id(client: Client, shop: Shop, reference: str) -> None:
+    """Both names return the same redemption."""
+    made = await redeem(client, order(shop, 100, external_reference_number=reference))
+
+    assert await by_reference(client, shop, reference) == await get(client, made)
+
+
+async def test_a_reference_of_another_merchant_or_of_a_reversal_finds_nothing(client: Client, shop: Shop) -> None:
+    """A reference is exact, and belongs to one merchant and one kind of call."""
+    made = await redeem(client, order(shop, 100, external_reference_number="mine"))
+    await reverse(client, made, external_reference_number="back")
+    other = Shop(unique("merchant"), unique("store"))
+
+    for shop_asked, reference in ((other, "mine"), (shop, "back"), (shop, "Mine")):
+        found = await refused(by_reference(client, shop_asked, reference))
+        assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "REDEMPTION_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("named", "field"),
+    [
+        ({}, "redemption"),
+        ({"redemption_id": ""}, "redemption_id"),
+        ({"redemption_id": "r" * 65}, "redemption_id"),
+        ({"external_reference_number": ""}, "external_reference_number"),
+        ({"external_reference_number": "two words"}, "external_reference_number"),
+        ({"external_reference_number": "x" * 129}, "external_reference_number"),
+    ],
+)
+async def test_exactly_one_valid_name_is_required(client: Client, shop: Shop, named: Any, field: str) -> None:
+    """The error names the field that is wrong."""
+    request = redemption_pb2.GetRedemptionRequest(merchant_id=shop.merchant_id, **named)
+    found = await refused(client.redemption.GetRedemption(request))
+
+    assert set(found.fields) == {field}
+
+
+async def test_a_request_of_an_older_client_is_read_as_before(client: Client, shop: Shop) -> None:
+    """The id keeps its number on the wire."""
+    made = await redeem(client, order(shop, 100))
+    ids = [made.merchant_id.encode(), made.redemption_id.encode()]
+    wire = b"".join(bytes([number << 3 | 2, len(text)]) + text for number, text in enumerate(ids, 1))
+
+    request = redemption_pb2.GetRedemptionRequest.FromString(wire)
+    assert (await client.redemption.GetRedemption(request)).redemption.redemption_id == made.redemption_id
+
+
+async def test_a_redemption_names_its_customer(client: Client, shop: Shop) -> None:
+    """A registered customer by id, any other buyer by store and buyer."""
+    await client.put_customer(shop.merchant_id, "c-1", mobile="+8613812345678")
+    await client.put_customer(
+        shop.merchant_id, "c-2", email="ada@example.com", buyers=[{"store_id": shop.store_id, "buyer_id": "ada"}]
+    )
+    await earn(client, shop, 500, "ada")
+    unregistered = await redeem(client, order(shop, 100))
+    registered = await redeem(client, order(shop, 100, customer=customer_of(shop, email="ada@example.com")))
+
+    assert (unregistered.customer.buyer.store_id, unregistered.customer.buyer.buyer_id) == (shop.store_id, "buyer")
+    assert registered.customer.customer_id == "c-2"
+    for made in (unregistered, registered):
+        assert (await get(client, made)).customer == made.customer
+    assert {each.redemption_id: each.customer for each in await listed(client, shop)} == {
+        made.redemption_id: made.customer for made in (unregistered, registered)
+    }
+
+
+async def test_a_redemption_lists_its_reversals_with_what_each_gave_back(
+    service: Service, client: Client, shop: Shop
+) -> None:
+    """Points of 0 are listed as what they came to; a repetition adds nothing."""
+    made = await redeem(client, order(shop, 100))
+    for points, reference in ((30, "return-1"), (20, "return-2"), (0, "return-3")):
+        service.clock.move(60)
+        await reverse(client, made, points, external_reference_number=reference, notes=f"about {reference}")
+    await reverse(client, made, 30, external_reference_number="return-1")
+
+    for found in (await get(client, made), *await listed(client, shop)):
+        assert [
+            (each.external_reference_number, each.points, each.notes, each.create_time.ToMilliseconds() - NOW_MS)
+            for each in found.reversals
+        ] == [
+            ("return-3", 50, "about return-3", 180_000),
+            ("return-2", 20, "about return-2", 120_000),
+            ("return-1", 30, "about return-1", 60_000),
+        ]
+        assert {each.redemption_id for each in found.reversals} == {made.redemption_id}
+        assert not found.reversals_truncated
+
+
+async def test_only_the_newest_hundred_reversals_are_listed(client: Client, shop: Shop) -> None:
+    """A redemption stays smaller than a message may be."""
+    made = await redeem(client, order(shop, 200))
+    for number in range(102):
+        await reverse(client, made, 1, external_reference_number=f"return-{number:03}")
+
+    found = await get(client, made)
+    assert len(found.reversals) == 100
+    assert found.reversals_truncated
+    assert found.reversed_points == 102
+
+
+async def test_redemptions_reversals_and_settlements_keep_the_token_that_made_them(
+    service: Service, shop: Shop
+) -> None:
+    """Support can tell which till it was."""
+    bearers = [await make_token(service.database_url, [ALL_MERCHANTS], list(Scope)) for _ in range(2)]
+    till, desk = (Client(service.server.port, bearer) for bearer in bearers)
+    made = await redeem(till, order(shop, 100))
+    await reverse(desk, made, 40)
+    found = await get(desk, made)
+    request = redemption_pb2.SettleRedemptionRequest(
+        merchant_id=shop.merchant_id, redemption_id=made.redemption_id, reason="its webhook was lost"
+    )
+    await desk.redemption.SettleRedemption(request)
+    await till.close()
+    await desk.close()
+
+    token_ids = [split_bearer(bearer)[0] for bearer in bearers]
+    assert [made.actor, found.actor] == [token_ids[0]] * 2
+    assert [each.actor for each in found.reversals] == [token_ids[1]]
+    connection = await asyncpg.connect(service.database_url)
+    audit = await connection.fetchrow(
+        "SELECT action, points, actor, redeemer FROM redemption_audit WHERE redemption_id = $1", made.redemption_id
+    )
+    await connection.close()
+    assert tuple(audit) == ("SETTLE", 60, token_ids[1], f"buyer {shop.store_id} buyer")
+
+
+async def test_current_active_points_follow_the_account_while_active_points_stay(
+    service: Service, client: Client, shop: Shop
+) -> None:
+    """Other redemptions, reversals, bookings and time move them."""
+    made = await redeem(client, order(shop, 100))
+    assert not made.HasField("current_active_points")
+    seen = []
+    for act in (
+        lambda: redeem(client, order(shop, 150)),
+        lambda: reverse(client, made, 40),
+        lambda: client.apply(booking(shop, 60, 440)),
+    ):
+        seen.append((await get(client, made)).current_active_points)
+        await act()
+    found = await get(client, made)
+
+    assert [*seen, found.current_active_points] == [400, 250, 290, 290]
+    assert (found.active_points, found.state) == (400, SETTLED)
+    assert [each.current_active_points for each in await listed(client, shop)] == [290, 290]
+    service.clock.move(3 * 86_400 + 1)
+    found_late = await listed(client, shop)
+    assert {each.state for each in found_late} == {SETTLED, UNSETTLED}
+    assert [each.current_active_points for each in found_late] == [440, 440]
+
+
+async def test_current_active_points_are_those_of_the_group_and_the_programs_drawn_from(
+    client: Client, shop: Shop
+) -> None:
+    """By the settings of now."""
+    store = unique("store")
+    await client.put_store(shop.merchant_id, store)
+    lends = {"criteria": {}, "allow_cross_program_redemption": True, "allow_group_redemption": True}
+    await client.put_program(shop.merchant_id, shop.store_id, **lends)
+    await client.put_program(shop.merchant_id, store, program_id=2, **lends)
+    for number, (store_id, points) in enumerate([(shop.store_id, 300), (store, 70)], 1):
+        buyer = {"store_id": store_id, "buyer_id": f"b-{number}"}
+        await client.put_customer(shop.merchant_id, f"c-{number}", external_id=f"x-{number}", buyers=[buyer])
+        await earn(client, Shop(shop.merchant_id, store_id), points, f"b-{number}")
+    members = [{"customer_id": f"c-{number}", "can_redeem": True} for number in (1, 2)]
+    await client.put_group(shop.merchant_id, "family", primary_customer_id="c-1", members=members)
+    customer = customer_of(shop, external_id="x-1")
+    alone = await redeem(client, order(shop, 10, customer=customer))
+    pooled = await redeem(
+        client, order(shop, 10, customer=customer, user_group2={"id": "family"}, group_redemption=True)
+    )
+
+    assert [(await get(client, made)).current_active_points for made in (alone, pooled)] == [280, 350]
+    await client.put_program(shop.merchant_id, store, program_id=2, criteria={})
+    assert [(await get(client, made)).current_active_points for made in (alone, pooled)] == [280, 280]
+
+
+async def test_a_page_takes_as_many_statements_as_one_redemption(client: Client, shop: Shop) -> None:
+    """However many customers and groups the page has."""
+    await client.put_program(shop.merchant_id, shop.store_id, criteria={}, allow_group_redemption=True)
+
+    async def redeem_and_reverse(number: int) -> None:
+        buyer_id = f"b-{number}"
+        await earn(client, shop, 100, buyer_id)
+        buyers = [{"store_id": shop.store_id, "buyer_id": buyer_id}]
+        await client.put_customer(shop.merchant_id, f"c-{number}", external_id=f"x-{number}", buyers=buyers)
+        await client.put_group(
+            shop.merchant_id,
+            f"group-{number}",
+            primary_customer_id=f"c-{number}",
+            members=[{"customer_id": f"c-{number}", "can_redeem": True}],
+        )
+        customer = customer_of(shop, external_id=f"x-{number}")
+        made = await redeem(client, order(shop, 10, customer=customer, user_group2={"id": f"group-{number}"}))
+        await reverse(client, made, 4)
+
+    await redeem_and_reverse(1)
+    with counted_statements() as of_one:
+        assert len(await listed(client, shop)) == 1
+    for number in range(2, 12):
+        await redeem_and_reverse(number)
+    with counted_statements() as of_many:
+        found = await listed(client, shop)
+
+    assert [each.current_active_points for each in found] == [94] * 11
+    assert all(each.reversals for each in found)
+    assert len(of_many) == len(of_one) <= 8
