@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -32,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-token_app = typer.Typer(help="Make, list and revoke the bearer tokens of callers.", no_args_is_help=True)
+token_app = typer.Typer(help="Make, list, rotate and revoke the bearer tokens of callers.", no_args_is_help=True)
 webhook_app = typer.Typer(help="Try a shim.", no_args_is_help=True)
 quarantine_app = typer.Typer(help="Deal with the webhooks that could not be applied.", no_args_is_help=True)
 store_app = typer.Typer(help="Erase stores, and list the requests to.", no_args_is_help=True)
@@ -287,24 +287,40 @@ def create_token(
 
 
 @token_app.command("list")
-def list_tokens() -> None:
-    """List all tokens, never their secrets."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Column, Table
+def list_tokens(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array, with RFC 3339 times.")] = False,
+) -> None:
+    """List all tokens with their last use, never their secrets."""
+    from pointbook_cli.tokens import json_of, print_table
 
     tokens = with_access_store(lambda store: store.tokens())
-    table = Table(Column("id", no_wrap=True), "name", "merchants", "scopes", "created", "expires", "revoked")
-    for token in tokens:
-        times = (token.created_at_ms, token.expires_at_ms, token.revoked_at_ms)
-        table.add_row(
-            token.token_id,
-            escape(token.name),
-            escape(" ".join(token.merchants)),
-            " ".join(token.scopes),
-            *map(_moment, times),
-        )
-    Console(emoji=False).print(table)
+    if as_json:
+        typer.echo(json_of(tokens))
+    else:
+        print_table(tokens)
+
+
+@token_app.command("rotate")
+def rotate_token(
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="The id of `pointbook token list`.")],
+    overlap: Annotated[
+        str, typer.Option(help="How long the old token stays good: 0, or a number with s, m, h or d.")
+    ] = "24h",
+) -> None:
+    """Make a token that takes another one's place, and print it once; the old one expires after the overlap."""
+    from pointbook_cli.tokens import read_duration_ms, time_of
+    from pointbook_server.access.store import NotRotatableError
+    from pointbook_server.clock import system_clock
+
+    overlap_ms = read_duration_ms(overlap)
+    if overlap_ms is None:
+        fail("--overlap must be 0, or a number with s, m, h or d, such as 24h, of at most 3,650 days")
+    try:
+        old, _, bearer = with_access_store(lambda store: store.rotate(token_id, system_clock(), overlap_ms))
+    except NotRotatableError as error:
+        fail(f"token {token_id} {error}")
+    typer.echo(bearer)
+    typer.echo(f"Token {token_id} expires at {time_of(old.expires_at_ms)}.", err=True)
 
 
 @token_app.command("revoke")
@@ -334,12 +350,6 @@ def with_access_store(use: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
             await database.dispose()
 
     return asyncio.run(work())
-
-
-def _moment(time_ms: int | None) -> str:
-    if time_ms is None:
-        return ""
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=time_ms)).strftime("%Y-%m-%d %H:%M")
 
 
 @webhook_app.command("send")

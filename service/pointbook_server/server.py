@@ -113,7 +113,7 @@ class Server:
         self._settings = settings
         self._senders = senders
         self._database = Database(database_url, pool_size=settings.database_pool_size)
-        tokens = None if development else TokenBook(AccessStore(self._database), clock)
+        self._tokens = None if development else TokenBook(AccessStore(self._database), clock)
         self._status = StatusInterceptor(deadline_seconds=settings.call_deadline_seconds)
         self._health = health.aio.HealthServicer()
         self._trouble: str | None = None
@@ -122,7 +122,7 @@ class Server:
         self.metrics = Metrics()
         self._metrics_endpoint: MetricsEndpoint | None = None
         self._server = grpc.aio.server(
-            interceptors=(self._status, AuthInterceptor(tokens)),
+            interceptors=(self._status, AuthInterceptor(self._tokens)),
             options=grpc_options(reuse_port=settings.workers > 1),
         )
         self._add_services(senders, clock, development=development)
@@ -160,8 +160,12 @@ class Server:
                 await self._points_line.drain()
                 await self._redemptions.drain()
                 await self._codes.drain()
+                if self._tokens is not None:
+                    await self._tokens.write_use()
         except TimeoutError:
             log.warning("some calls did not end in time")
+        except PointbookError as error:
+            log.warning("the last use of tokens was not written", reason=error.reason.value)
         await close_senders(self._senders.values())
         await self._database.dispose()
         if self._metrics_endpoint is not None:
@@ -236,6 +240,8 @@ class Server:
 
         The first holds nothing by then anyway, and the second counts for nothing.
         """
+        if self._tokens is not None:
+            await self._tokens.write_use()
         released = await self._redemptions.sweep()
         deleted = await self._codes.clean_up()
         await self._store_erasures.watch()

@@ -25,6 +25,8 @@ class TokenBook:
         self._tokens: dict[str, Token] | None = None
         self._read_at = float("-inf")
         self._loading = asyncio.Lock()
+        self._used_at_ms: dict[str, int] = {}
+        """When each token was last used since that was written: of known tokens alone, so that it is bounded."""
 
     async def admit(self, bearer: str) -> Principal:
         """Tell who calls with a bearer string. Raises TOKEN_INVALID, TOKEN_EXPIRED and DATABASE_UNAVAILABLE."""
@@ -35,7 +37,21 @@ class TokenBook:
             # All that come within the pause share one more look, which sees what was there when they came.
             await asyncio.sleep(self._read_at + UNKNOWN_PAUSE_SECONDS - now)
             token = (await self._read_after(now)).get(token_id)
-        return admit(token, secret, self._clock())
+        now_ms = self._clock()
+        principal = admit(token, secret, now_ms)
+        self._used_at_ms[principal.token_id] = now_ms
+        return principal
+
+    async def write_use(self) -> None:
+        """Write when tokens were last used, which calls only note. Raises DATABASE_UNAVAILABLE, and keeps it then."""
+        used_at_ms, self._used_at_ms = self._used_at_ms, {}
+        if not used_at_ms:
+            return
+        try:
+            await self._store.write_use(used_at_ms)
+        except BaseException:
+            self._used_at_ms = used_at_ms | self._used_at_ms
+            raise
 
     async def _read_after(self, moment: float) -> dict[str, Token]:
         """Give the tokens as they were read after a moment."""

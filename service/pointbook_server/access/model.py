@@ -2,9 +2,9 @@
 
 import hmac
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import sha256
 from typing import Any
@@ -116,6 +116,18 @@ class Token:
     created_at_ms: int
     expires_at_ms: int | None = None
     revoked_at_ms: int | None = None
+    last_used_at_ms: int | None = None
+    rotated_to: str | None = None
+
+    def not_rotatable(self, now_ms: int) -> str:
+        """Return why no other token may take its place now; empty where one may."""
+        if self.revoked_at_ms is not None:
+            return "is revoked"
+        if self.rotated_to is not None:
+            return f"was rotated before: rotate {self.rotated_to}, which took its place"
+        if self.expires_at_ms is not None and self.expires_at_ms <= now_ms:
+            return "has expired"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +185,7 @@ def merchants_named(message: Any, path: str) -> Iterator[str]:
 
 
 def new_token(
-    name: str, merchants: Collection[str], scopes: Collection[Scope], now_ms: int, expires_at_ms: int | None
+    name: str, merchants: Collection[str], scopes: Iterable[Scope], now_ms: int, expires_at_ms: int | None
 ) -> tuple[Token, str]:
     """Make a token: what is kept of it, and the bearer string that is shown once."""
     token_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
@@ -187,6 +199,24 @@ def new_token(
         expires_at_ms=expires_at_ms,
     )
     return kept, f"{TOKEN_PREFIX}_{token_id}_{secret}"
+
+
+def rotated(token: Token, now_ms: int, overlap_ms: int) -> tuple[Token, Token, str]:
+    """Return a token as it stands after its rotation, the one that takes its place, and that one's bearer string.
+
+    The new token has the same name, merchants and scopes, and as long a life as the old one was given. The old one
+    lives on for the overlap, unless it expires before.
+    """
+    life_ms = None if token.expires_at_ms is None else token.expires_at_ms - token.created_at_ms
+    expires_at_ms = None if life_ms is None else now_ms + life_ms
+    new, bearer = new_token(token.name, token.merchants, map(Scope, token.scopes), now_ms, expires_at_ms)
+    end_ms = now_ms + overlap_ms
+    old = replace(
+        token,
+        expires_at_ms=end_ms if token.expires_at_ms is None else min(token.expires_at_ms, end_ms),
+        rotated_to=new.token_id,
+    )
+    return old, new, bearer
 
 
 def split_bearer(bearer: str) -> tuple[str, str]:

@@ -1,0 +1,220 @@
+"""When tokens were last used, and how one takes another's place: on a real database, with several servers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from unittest.mock import patch
+
+import grpc
+import pytest
+
+import pointbook_server.server
+from harness import NOW_MS, Client, Outbox, TestClock, make_token, refused, server_settings, unique
+from pointbook.v1 import points_pb2
+from pointbook_server.access.book import TokenBook
+from pointbook_server.access.model import ALL_MERCHANTS, Scope, Token, new_token, split_bearer
+from pointbook_server.access.store import LOCK_TOKEN, AccessStore, NotRotatableError
+from pointbook_server.database import Connection, Database
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.programs.model import Channel
+from pointbook_server.server import Server
+
+DAY_MS = 86_400_000
+MINUTE_MS = 60_000
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[AccessStore]:
+    """The tokens of the file's database."""
+    database = Database(database_url, pool_size=4)
+    yield AccessStore(database)
+    await database.dispose()
+
+
+@pytest.fixture
+async def bearer(database_url: str) -> str:
+    """A token for reading points."""
+    return await make_token(database_url, [ALL_MERCHANTS], [Scope.POINTS_READ])
+
+
+async def kept(store: AccessStore, bearer: str) -> Token:
+    """The token of a bearer string, as it is stored."""
+    return next(token for token in await store.tokens() if token.token_id == split_bearer(bearer)[0])
+
+
+async def used(store: AccessStore, bearer: str) -> int | None:
+    """When a token was last used, counted from the tests' beginning."""
+    last_used_at_ms = (await kept(store, bearer)).last_used_at_ms
+    return None if last_used_at_ms is None else last_used_at_ms - NOW_MS
+
+
+async def test_the_last_use_is_written_when_it_is_flushed(store: AccessStore, bearer: str) -> None:
+    """Calls only note it."""
+    clock = TestClock()
+    book = TokenBook(store, clock)
+    for _ in range(3):
+        clock.move(10)
+        await book.admit(bearer)
+    assert await used(store, bearer) is None
+    await book.write_use()
+    assert await used(store, bearer) == 30_000
+
+
+async def test_the_last_use_is_written_once_a_minute_by_however_many_servers(store: AccessStore, bearer: str) -> None:
+    """What another server wrote within the minute stays; an older use never replaces a newer one."""
+    clock = TestClock()
+    books = [TokenBook(store, clock) for _ in range(3)]
+    seen = []
+    for seconds, book in ((0, books[0]), (40, books[1]), (10, books[0]), (10, books[2]), (70, books[1])):
+        clock.move(seconds)
+        await book.admit(bearer)
+        await book.write_use()
+        seen.append(await used(store, bearer))
+    assert seen == [0, 0, 0, MINUTE_MS, 130_000]
+
+    clock.now_ms -= 10 * MINUTE_MS
+    await books[0].admit(bearer)
+    await books[0].write_use()
+    assert await used(store, bearer) == 130_000
+
+
+async def test_a_refused_bearer_is_no_use(store: AccessStore, bearer: str) -> None:
+    """Neither a wrong secret nor a revoked token counts."""
+    book = TokenBook(store, TestClock())
+    token_id, secret = split_bearer(bearer)
+    for wrong in (f"pb_{token_id}_{secret[::-1]}x", f"pb_{token_id[::-1]}_{secret}", "nonsense"):
+        with pytest.raises(PointbookError):
+            await book.admit(wrong)
+    await book.write_use()
+    assert await used(store, bearer) is None
+
+
+async def test_a_use_is_not_lost_while_the_database_is_away(store: AccessStore, bearer: str) -> None:
+    """It is written the next time."""
+    book = TokenBook(store, TestClock())
+    await book.admit(bearer)
+    away = PointbookError(Reason.DATABASE_UNAVAILABLE, "away")
+    with patch.object(AccessStore, "write_use", side_effect=away), pytest.raises(PointbookError):
+        await book.write_use()
+    await book.write_use()
+    assert await used(store, bearer) == 0
+
+
+async def test_servers_that_write_the_same_tokens_do_not_wait_for_each_other(
+    store: AccessStore, database_url: str
+) -> None:
+    """A row that another transaction holds is left for the next time, and the others are written."""
+    bearers = [await make_token(database_url, [ALL_MERCHANTS], [Scope.POINTS_READ]) for _ in range(3)]
+    book = TokenBook(store, TestClock())
+    for each in bearers:
+        await book.admit(each)
+    database = Database(database_url, pool_size=1)
+
+    async def hold(connection: Connection) -> None:
+        token_id = split_bearer(bearers[0])[0]
+        await connection.fetch(LOCK_TOKEN, {"token": token_id})
+        async with asyncio.timeout(2):
+            await book.write_use()
+
+    await database.transaction(hold)
+    await database.dispose()
+    assert [await used(store, each) for each in bearers] == [None, 0, 0]
+
+
+@pytest.mark.parametrize("by", ["housekeeping", "stop"])
+async def test_a_server_writes_the_last_use(store: AccessStore, database_url: str, bearer: str, by: str) -> None:
+    """While it runs, and once more when it stops."""
+    interval = 0.02 if by == "housekeeping" else 1_000.0
+    with patch.object(pointbook_server.server, "HOUSEKEEPING_INTERVAL_SECONDS", interval):
+        clock = TestClock()
+        server = Server(server_settings(), database_url, senders={Channel.SMS: Outbox()}, clock=clock)
+        await server.start()
+        client = Client(server.port, bearer)
+        await client.account("m", "s", "b")
+        await client.close()
+        if by == "housekeeping":
+            async with asyncio.timeout(10):
+                while await used(store, bearer) is None:  # noqa: ASYNC110 - only the database knows
+                    await asyncio.sleep(0.02)
+        await server.stop()
+    assert await used(store, bearer) == 0
+
+
+@pytest.mark.parametrize(
+    ("days", "overlap_ms", "old_expires", "new_expires"),
+    [
+        (None, DAY_MS, DAY_MS, None),
+        (None, 0, 0, None),
+        (30, DAY_MS, 11 * DAY_MS, 40 * DAY_MS),
+        (30, 25 * DAY_MS, 30 * DAY_MS, 40 * DAY_MS),
+    ],
+)
+async def test_a_rotated_token_has_a_successor_with_the_same_rights_and_life(
+    store: AccessStore, days: int | None, overlap_ms: int, old_expires: int, new_expires: int | None
+) -> None:
+    """Name, merchants and scopes are the same; the old one expires after the overlap, never later than before."""
+    made, bearer = new_token(
+        "till", ["m-1", "m-2"], [Scope.REDEEM, Scope.CODES], NOW_MS, None if days is None else NOW_MS + days * DAY_MS
+    )
+    await store.create(made)
+    at_ms = NOW_MS + 10 * DAY_MS
+    _, new, fresh = await store.rotate(made.token_id, at_ms, overlap_ms)
+    old = await kept(store, bearer)
+
+    assert await kept(store, fresh) == new
+    assert (new.name, new.merchants, new.scopes) == (made.name, made.merchants, made.scopes)
+    assert (new.token_id != old.token_id, new.secret_hash != old.secret_hash) == (True, True)
+    expected = old_expires if days else at_ms - NOW_MS + old_expires
+    assert old.expires_at_ms == NOW_MS + expected
+    assert new.expires_at_ms == (None if new_expires is None else NOW_MS + new_expires)
+    assert old.rotated_to == new.token_id
+
+
+async def test_both_tokens_are_good_during_the_overlap_and_one_after_it(
+    store: AccessStore, database_url: str, bearer: str
+) -> None:
+    """A caller changes its token without an outage."""
+    clock = TestClock()
+    _, _, fresh = await store.rotate(split_bearer(bearer)[0], clock.now_ms, MINUTE_MS)
+    server = Server(server_settings(), database_url, senders={Channel.SMS: Outbox()}, clock=clock)
+    await server.start()
+    request = points_pb2.GetPointsAccountRequest(merchant_id=unique("m"), store_id="s", buyer_id="b")
+    clients = [Client(server.port, each) for each in (bearer, fresh)]
+    for client in clients:
+        await client.points.GetPointsAccount(request)
+    clock.move(60)
+    found = await refused(clients[0].points.GetPointsAccount(request))
+    await clients[1].points.GetPointsAccount(request)
+    for client in clients:
+        await client.close()
+    await server.stop()
+
+    assert (found.code, found.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_EXPIRED")
+
+
+async def test_a_token_that_is_revoked_rotated_expired_or_unknown_is_not_rotated(
+    store: AccessStore, database_url: str
+) -> None:
+    """The message says why, and names the token to rotate instead."""
+    bearers = [await make_token(database_url, ["m"], [Scope.REDEEM], NOW_MS + 1) for _ in range(3)]
+    revoked, first, expired = (split_bearer(each)[0] for each in bearers)
+    await store.revoke(revoked, NOW_MS)
+    _, second, _ = await store.rotate(first, NOW_MS, DAY_MS)
+    count = len(await store.tokens())
+
+    for token_id, at_ms, why in (
+        (revoked, NOW_MS, "is revoked"),
+        (first, NOW_MS, second.token_id),
+        (expired, NOW_MS + 1, "has expired"),
+        ("unknown", NOW_MS, "does not exist"),
+    ):
+        with pytest.raises(NotRotatableError, match=why):
+            await store.rotate(token_id, at_ms, DAY_MS)
+    assert len(await store.tokens()) == count
+
+
+async def test_of_two_rotations_at_once_one_succeeds(store: AccessStore, bearer: str) -> None:
+    """No token has two successors."""
+    token_id = split_bearer(bearer)[0]
+    answers = await asyncio.gather(*(store.rotate(token_id, NOW_MS, DAY_MS) for _ in range(4)), return_exceptions=True)
+    assert sum(isinstance(answer, tuple) for answer in answers) == 1
+    assert sum(isinstance(answer, NotRotatableError) for answer in answers) == 3
