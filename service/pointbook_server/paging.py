@@ -3,6 +3,7 @@
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import TypeVar
 
@@ -17,6 +18,16 @@ DIGEST_LENGTH = 16
 INTEGER_MAX = 2**63 - 1
 
 M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class PageQuery:
+    """Which rows of a list to read, the newest first: from a time on, and before a place (time in ms, id)."""
+
+    start_ms: int
+    before_ms: int
+    before_id: str
+    limit: int
 
 
 def fit(messages: Iterable[M], size: int, bytes_max: int = PAGE_BYTES_MAX, *, least: int = 1) -> list[M]:

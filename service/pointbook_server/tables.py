@@ -569,7 +569,7 @@ validation_audit = Table(
     Column("channel", Text, nullable=False),
     Column("actor", Text, nullable=False, comment="The id of the caller's token; empty where there are no tokens."),
     Column("reason", Text, nullable=False),
-    PrimaryKeyConstraint("customer", "merchant_id", "audit_id", name="pk_validation_audit"),
+    PrimaryKeyConstraint("customer", "merchant_id", "at_ms", "audit_id", name="pk_validation_audit"),
     CheckConstraint(
         "action IN ('ISSUE', 'DELIVER', 'GUESS', 'USE', 'CONFIRM', 'RESET', 'END')", name="ck_validation_audit_action"
     ),

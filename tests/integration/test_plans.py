@@ -116,6 +116,8 @@ async def test_a_plan_made_for_an_empty_table_is_right_for_a_full_one(
         (codes.LOCK_CALLED, "ix_validation_challenges_called"),
         (codes.LOCK_TALLIES, "pk_validation_tallies"),
         (codes.READ_CALL, "pk_missed_calls"),
+        (codes.LIST_EVENTS, "pk_validation_audit"),
+        (redemptions.READ_REVERSALS, "ix_redemption_reversals_redemption"),
     ],
 )
 async def test_nothing_is_looked_for_among_all_of_its_merchant(

@@ -86,6 +86,58 @@ REDEMPTION_STATE_UNSETTLED: RedemptionState.ValueType  # 4
 """REDEMPTION_STATE_UNSETTLED: a hold was released because SHOPLINE did not book it in time."""
 Global___RedemptionState: _TypeAlias = RedemptionState  # noqa: Y015
 
+class _ValidationAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ValidationActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ValidationAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VALIDATION_ACTION_UNSPECIFIED: _ValidationAction.ValueType  # 0
+    """VALIDATION_ACTION_UNSPECIFIED is never returned."""
+    VALIDATION_ACTION_ISSUE: _ValidationAction.ValueType  # 1
+    """VALIDATION_ACTION_ISSUE: a code was asked for. Outcomes: OPENED (a new challenge), RENEWED (a new code under the
+    same challenge), HELD (the one that was sent still holds), or the ErrorReason for which there was none.
+    """
+    VALIDATION_ACTION_DELIVER: _ValidationAction.ValueType  # 2
+    """VALIDATION_ACTION_DELIVER: its message was given to the provider. Outcomes: SENT, FAILED, UNCERTAIN."""
+    VALIDATION_ACTION_GUESS: _ValidationAction.ValueType  # 3
+    """VALIDATION_ACTION_GUESS: a code was compared. Outcomes: RIGHT, WRONG, OTHER_CHALLENGE (it named another challenge),
+    LOCKED (after too many wrong ones), EXPIRED, NO_CHALLENGE (there is no live one), KEY_UNKNOWN.
+    """
+    VALIDATION_ACTION_USE: _ValidationAction.ValueType  # 4
+    """VALIDATION_ACTION_USE: a redemption used the code, or the missed call. Outcome: USED."""
+    VALIDATION_ACTION_CONFIRM: _ValidationAction.ValueType  # 5
+    """VALIDATION_ACTION_CONFIRM: the customer's missed call was seen. Outcome: SEEN."""
+    VALIDATION_ACTION_RESET: _ValidationAction.ValueType  # 6
+    """VALIDATION_ACTION_RESET: ResetValidationLimits was called, for the `reason` of the event. Outcome: DONE."""
+    VALIDATION_ACTION_END: _ValidationAction.ValueType  # 7
+    """VALIDATION_ACTION_END: a live challenge was ended, for the `reason` of the event. Outcome: ENDED."""
+
+class ValidationAction(_ValidationAction, metaclass=_ValidationActionEnumTypeWrapper):
+    """ValidationAction is what was done to a one-time code."""
+
+VALIDATION_ACTION_UNSPECIFIED: ValidationAction.ValueType  # 0
+"""VALIDATION_ACTION_UNSPECIFIED is never returned."""
+VALIDATION_ACTION_ISSUE: ValidationAction.ValueType  # 1
+"""VALIDATION_ACTION_ISSUE: a code was asked for. Outcomes: OPENED (a new challenge), RENEWED (a new code under the
+same challenge), HELD (the one that was sent still holds), or the ErrorReason for which there was none.
+"""
+VALIDATION_ACTION_DELIVER: ValidationAction.ValueType  # 2
+"""VALIDATION_ACTION_DELIVER: its message was given to the provider. Outcomes: SENT, FAILED, UNCERTAIN."""
+VALIDATION_ACTION_GUESS: ValidationAction.ValueType  # 3
+"""VALIDATION_ACTION_GUESS: a code was compared. Outcomes: RIGHT, WRONG, OTHER_CHALLENGE (it named another challenge),
+LOCKED (after too many wrong ones), EXPIRED, NO_CHALLENGE (there is no live one), KEY_UNKNOWN.
+"""
+VALIDATION_ACTION_USE: ValidationAction.ValueType  # 4
+"""VALIDATION_ACTION_USE: a redemption used the code, or the missed call. Outcome: USED."""
+VALIDATION_ACTION_CONFIRM: ValidationAction.ValueType  # 5
+"""VALIDATION_ACTION_CONFIRM: the customer's missed call was seen. Outcome: SEEN."""
+VALIDATION_ACTION_RESET: ValidationAction.ValueType  # 6
+"""VALIDATION_ACTION_RESET: ResetValidationLimits was called, for the `reason` of the event. Outcome: DONE."""
+VALIDATION_ACTION_END: ValidationAction.ValueType  # 7
+"""VALIDATION_ACTION_END: a live challenge was ended, for the `reason` of the event. Outcome: ENDED."""
+Global___ValidationAction: _TypeAlias = ValidationAction  # noqa: Y015
+
 @_typing.final
 class RedemptionStatus(_message.Message):
     """RedemptionStatus is one finding about a redemption."""
@@ -1137,6 +1189,154 @@ class ListRedemptionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRedemptionsResponse: _TypeAlias = ListRedemptionsResponse  # noqa: Y015
+
+@_typing.final
+class ValidationEvent(_message.Message):
+    """ValidationEvent is one thing that happened to a customer's one-time codes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    CHALLENGE_ID_FIELD_NUMBER: _builtins.int
+    PROGRAM_ID_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    VALIDATION_TYPE_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    action: Global___ValidationAction.ValueType
+    """action is what was done."""
+    outcome: _builtins.str
+    """outcome is how it ended: one of the words that the action's comment lists."""
+    challenge_id: _builtins.str
+    """challenge_id names the challenge; empty where there was none."""
+    program_id: _builtins.int
+    """program_id is the program that the code was for; 0 where there was no challenge to reset."""
+    points: _builtins.int
+    """points are the points that the code was for; 0 likewise."""
+    validation_type: Global___ValidationType.ValueType
+    """validation_type is how the code went; unspecified where there was no challenge."""
+    actor: _builtins.str
+    """actor is the id of the caller's token; empty where the server runs without tokens, and where nobody called."""
+    reason: _builtins.str
+    """reason is why it was reset or ended."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """time is when it happened."""
+
+    @_builtins.property
+    def customer(self) -> Global___ResolvedCustomer:
+        """customer is the customer whose code it was."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        action: Global___ValidationAction.ValueType = ...,
+        outcome: _builtins.str = ...,
+        customer: Global___ResolvedCustomer | None = ...,
+        challenge_id: _builtins.str = ...,
+        program_id: _builtins.int = ...,
+        points: _builtins.int = ...,
+        validation_type: Global___ValidationType.ValueType = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "challenge_id", b"challenge_id", "customer", b"customer", "outcome", b"outcome", "points", b"points", "program_id", b"program_id", "reason", b"reason", "time", b"time", "validation_type", b"validation_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidationEvent: _TypeAlias = ValidationEvent  # noqa: Y015
+
+@_typing.final
+class ListValidationEventsRequest(_message.Message):
+    """ListValidationEventsRequest asks RedemptionService.ListValidationEvents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    CHALLENGE_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    customer_id: _builtins.str
+    """customer_id is the customer's id: 1 to 64 visible ASCII characters."""
+    challenge_id: _builtins.str
+    """challenge_id keeps only the events of this challenge where it is set: at most 64 visible ASCII characters."""
+    page_size: _builtins.int
+    """page_size is how many events to return at most: 1 to 1,000; 0 means 50."""
+    page_token: _builtins.str
+    """page_token is the next_page_token of the previous answer, with the same filters; empty for the first page."""
+    @_builtins.property
+    def customer(self) -> _identity_pb2.CustomerRef:
+        """customer is one of the customer's identifiers, or a buyer. Its merchant_id is empty or the one of this request."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """start_time keeps only events at or after it."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """end_time keeps only events before it."""
+
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        customer_id: _builtins.str = ...,
+        customer: _identity_pb2.CustomerRef | None = ...,
+        challenge_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "customer_id", b"customer_id", "end_time", b"end_time", "key", b"key", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenge_id", b"challenge_id", "customer", b"customer", "customer_id", b"customer_id", "end_time", b"end_time", "key", b"key", "merchant_id", b"merchant_id", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_key: _TypeAlias = _typing.Literal["customer_id", "customer"]  # noqa: Y015
+    _WhichOneofArgType_key: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_key) -> _WhichOneofReturnType_key | None: ...
+
+Global___ListValidationEventsRequest: _TypeAlias = ListValidationEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListValidationEventsResponse(_message.Message):
+    """ListValidationEventsResponse answers RedemptionService.ListValidationEvents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """next_page_token asks for the next page; empty when this is the last one."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValidationEvent]:
+        """events are the page, the newest first."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___ValidationEvent] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListValidationEventsResponse: _TypeAlias = ListValidationEventsResponse  # noqa: Y015
 
 @_typing.final
 class GetCustomerPointsRequest(_message.Message):

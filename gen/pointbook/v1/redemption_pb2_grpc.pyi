@@ -127,6 +127,14 @@ class RedemptionServiceStub:
 
     Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
+    ListValidationEvents: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.ListValidationEventsRequest, _redemption_pb2.ListValidationEventsResponse]
+    """ListValidationEvents pages through what happened to a customer's one-time codes, the newest first: which were
+    issued, delivered, guessed, used, confirmed, reset and ended, by whom, and how each ended. It returns no code and
+    no contact, but it does say why a guess was wrong, which no answer to a guess does: hence a scope of its own, which
+    a till does not need.
+
+    Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+    """
     GetCustomerPoints: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.GetCustomerPointsRequest, _redemption_pb2.GetCustomerPointsResponse]
     """GetCustomerPoints answers what a customer has in a program: what a call centre asks by mobile number.
 
@@ -232,6 +240,14 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     """ListRedemptions pages through a merchant's redemptions, the newest first, each as GetRedemption returns it.
 
     Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+    """
+    ListValidationEvents: _aio.UnaryUnaryMultiCallable[_redemption_pb2.ListValidationEventsRequest, _redemption_pb2.ListValidationEventsResponse]  # type: ignore[assignment]
+    """ListValidationEvents pages through what happened to a customer's one-time codes, the newest first: which were
+    issued, delivered, guessed, used, confirmed, reset and ended, by whom, and how each ended. It returns no code and
+    no contact, but it does say why a guess was wrong, which no answer to a guess does: hence a scope of its own, which
+    a till does not need.
+
+    Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
     GetCustomerPoints: _aio.UnaryUnaryMultiCallable[_redemption_pb2.GetCustomerPointsRequest, _redemption_pb2.GetCustomerPointsResponse]  # type: ignore[assignment]
     """GetCustomerPoints answers what a customer has in a program: what a call centre asks by mobile number.
@@ -380,6 +396,19 @@ class RedemptionServiceServicer:
         """ListRedemptions pages through a merchant's redemptions, the newest first, each as GetRedemption returns it.
 
         Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+        """
+
+    def ListValidationEvents(
+        self,
+        request: _redemption_pb2.ListValidationEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_redemption_pb2.ListValidationEventsResponse, _abc.Awaitable[_redemption_pb2.ListValidationEventsResponse]]:
+        """ListValidationEvents pages through what happened to a customer's one-time codes, the newest first: which were
+        issued, delivered, guessed, used, confirmed, reset and ended, by whom, and how each ended. It returns no code and
+        no contact, but it does say why a guess was wrong, which no answer to a guess does: hence a scope of its own, which
+        a till does not need.
+
+        Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
         """
 
     def GetCustomerPoints(

@@ -27,6 +27,7 @@ class Scope(StrEnum):
     STORES = "stores"
     ADMIN = "admin"
     WEBHOOKS = "webhooks"
+    SUPPORT = "support"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ METHODS = {
     "RedemptionService/SettleRedemption": Access(Scope.ADMIN),
     "RedemptionService/GetRedemption": Access(Scope.REDEEM),
     "RedemptionService/ListRedemptions": Access(Scope.REDEEM),
+    "RedemptionService/ListValidationEvents": Access(Scope.SUPPORT),
     "RedemptionService/GetCustomerPoints": Access(Scope.POINTS_READ, "customer.merchant_id"),
     "ProgramsService/PutStore": Access(Scope.STORES, "store.merchant_id"),
     "ProgramsService/GetStore": Access(Scope.STORES),

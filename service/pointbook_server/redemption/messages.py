@@ -5,6 +5,7 @@ from pointbook_server.customers.model import key_of_name
 from pointbook_server.fields import to_timestamp
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.redemption.redeemed import KeptReversal
+from pointbook_server.validation_codes.model import ValidationEvent
 
 
 def write_customer(name: str) -> redemption_pb2.ResolvedCustomer:
@@ -25,4 +26,21 @@ def write_reversal(reversal: KeptReversal) -> redemption_pb2.RedemptionReversal:
         notes=reversal.notes,
         actor=reversal.actor,
         redemption_id=reversal.redemption_id,
+    )
+
+
+def write_event(event: ValidationEvent) -> redemption_pb2.ValidationEvent:
+    """Build the message of what happened to a code."""
+    channel = f"VALIDATION_TYPE_{event.channel}" if event.channel else "VALIDATION_TYPE_UNSPECIFIED"
+    return redemption_pb2.ValidationEvent(
+        time=to_timestamp(event.at_ms),
+        action=redemption_pb2.ValidationAction.Value(f"VALIDATION_ACTION_{event.action}"),
+        outcome=event.outcome,
+        customer=write_customer(event.customer),
+        challenge_id=event.challenge_id,
+        program_id=event.program_id,
+        points=event.points,
+        validation_type=redemption_pb2.ValidationType.Value(channel),
+        actor=event.actor,
+        reason=event.reason,
     )

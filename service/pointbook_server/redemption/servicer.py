@@ -1,7 +1,7 @@
 """The gRPC face of redemption and of one-time codes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Protocol
 
@@ -24,7 +24,8 @@ from pointbook_server.ledger.model import POINTS_MAX, Account, AccountKey
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.asking import Ask, Assessment, Facts, GroupRef
 from pointbook_server.redemption.details import RedemptionDetails
-from pointbook_server.redemption.messages import write_customer, write_reversal
+from pointbook_server.redemption.history import read_history
+from pointbook_server.redemption.messages import write_customer, write_event, write_reversal
 from pointbook_server.redemption.model import (
     CURRENCY_DECIMALS_MAX,
     REDEEMABLE,
@@ -39,7 +40,7 @@ from pointbook_server.redemption.proof import Proof
 from pointbook_server.redemption.redeemed import Order, Redemption, RedemptionState
 from pointbook_server.redemption.service import Redemptions, WantedReversal
 from pointbook_server.redemption.store import Filter
-from pointbook_server.validation_codes.model import Issued, MissedCall, masked, normalised_code
+from pointbook_server.validation_codes.model import Issued, MissedCall, ValidationEvent, masked, normalised_code
 
 CODE_LENGTH_MAX = 32
 CHALLENGE_ID_LENGTH_MAX = 64
@@ -76,6 +77,7 @@ AskRequest = (
     | redemption_pb2.IssueValidationCodeRequest
     | redemption_pb2.RedeemPointsRequest
 )
+KeyedRequest = redemption_pb2.ListValidationEventsRequest
 ProvenRequest = redemption_pb2.ValidateRedemptionRequest | redemption_pb2.RedeemPointsRequest
 
 
@@ -84,6 +86,11 @@ class Codes(Protocol):
 
     async def confirm(self, call: MissedCall, actor: str) -> str:
         """Let a missed call meet the caller's newest live challenge, once per call; answers its id, or nothing."""
+
+    async def events(
+        self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: paging.PageQuery
+    ) -> list[ValidationEvent]:
+        """Return a page of what happened to the codes under some names, the newest first."""
 
     async def reset(self, merchant_id: str, name: str, customer: Customer | None, actor: str, reason: str) -> None:
         """Forget a customer's wrong guesses, and the messages to their contacts."""
@@ -274,6 +281,23 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
             response.next_page_token = paging.write_token(scope, (last.created_at_ms, last.redemption_id))
         return response
 
+    async def ListValidationEvents(
+        self, request: redemption_pb2.ListValidationEventsRequest, _context: object
+    ) -> redemption_pb2.ListValidationEventsResponse:
+        """Return a page of what happened to a customer's one-time codes, the newest first."""
+        fields = Fields()
+        challenge_id = fields.ascii("challenge_id", request.challenge_id, length_max=CHALLENGE_ID_LENGTH_MAX)
+        history = read_history(fields, "validation events", request, _read_key(fields, request), challenge_id)
+        fields.check()
+        names = (await self._facts(request.merchant_id, history.key)).redeemers
+        found = await self._codes.events(request.merchant_id, names, challenge_id, history.query)
+        page = paging.fit(map(write_event, found), history.size)
+        response = redemption_pb2.ListValidationEventsResponse(events=page)
+        if len(found) > len(page):
+            last = found[len(page) - 1]
+            response.next_page_token = paging.write_token(history.scope, (last.at_ms, last.event_id))
+        return response
+
     async def GetCustomerPoints(
         self, request: redemption_pb2.GetCustomerPointsRequest, _context: object
     ) -> redemption_pb2.GetCustomerPointsResponse:
@@ -389,6 +413,11 @@ def _check_known(assessment: Assessment, reasons: set[Reason]) -> None:
 def _read_customer(fields: Fields, customer: identity_pb2.CustomerRef) -> tuple[str, Key | None]:
     """Read who is meant. What has no valid form is answered (802); what is absent is an error of the request."""
     fields.identifier("customer.merchant_id", customer.merchant_id)
+    return _read_identifier(fields, customer)
+
+
+def _read_identifier(fields: Fields, customer: identity_pb2.CustomerRef) -> tuple[str, Key | None]:
+    """Read the identifier of a customer, and the key that it is looked up by."""
     identifier = customer.WhichOneof("identifier")
     fields.present("customer.identifier", is_present=identifier is not None)
     if identifier is None:
@@ -455,6 +484,19 @@ def _read_primary(fields: Fields, group: identity_pb2.UserGroupRef) -> Identifie
 def _enum_name(names: Mapping[str, int], number: int, prefix: str) -> str:
     """Name an enum value without its prefix; empty where it is unset or unknown."""
     return next((name.removeprefix(prefix) for name, value in names.items() if value == number and number), "")
+
+
+def _read_key(fields: Fields, request: KeyedRequest) -> Key | None:
+    """Read the customer of a request by id or by identifier."""
+    which = request.WhichOneof("key")
+    fields.present("key", is_present=which is not None)
+    if which == "customer_id":
+        return Identifier(Kind.CUSTOMER_ID, fields.identifier("customer_id", request.customer_id))
+    if which is None:
+        return None
+    if request.customer.merchant_id not in {"", request.merchant_id}:
+        fields.wrong("customer.merchant_id", "must be the request's own merchant_id")
+    return _read_identifier(fields, request.customer)[1]
 
 
 def _read_currency_value(fields: Fields, request: AskRequest) -> Decimal | None:

@@ -159,6 +159,22 @@ class Issued:
     sent: bool
 
 
+class ValidationEvent(NamedTuple):
+    """A line of the audit: what was done to a customer's code, by whom, and how it ended."""
+
+    event_id: str
+    at_ms: int
+    action: str
+    outcome: str
+    customer: str
+    challenge_id: str
+    program_id: int
+    points: int
+    channel: str
+    actor: str
+    reason: str
+
+
 def new_challenge_id() -> str:
     """Make an id that nobody can guess."""
     return secrets.token_urlsafe(18)

@@ -2,7 +2,7 @@
 
 import asyncio
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from pointbook_server.delivery.sender import DeliveryFailedError, Message, Sende
 from pointbook_server.errors import PointbookError
 from pointbook_server.housekeeping import merchant_by_merchant
 from pointbook_server.metrics import Metrics
+from pointbook_server.paging import PageQuery
 from pointbook_server.programs.model import Channel
 from pointbook_server.validation_codes.model import (
     DELIVERY_MS_MAX,
@@ -25,6 +26,7 @@ from pointbook_server.validation_codes.model import (
     MissedCall,
     Proving,
     Route,
+    ValidationEvent,
     choose_route,
     delivery_failed,
     key_unknown,
@@ -139,6 +141,12 @@ class ValidationCodes:
         contacts = {route_to(customer, channel).bound_to for channel in Channel} - {""}
         sends = tuple(Sends.to(self._keys, merchant_id, contact) for contact in sorted(contacts))
         await self._do(merchant_id, Reset(name, sends, actor, reason))
+
+    async def events(
+        self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: PageQuery
+    ) -> list[ValidationEvent]:
+        """Return a page of what happened to the codes under some names, the newest first."""
+        return await self._store.events(merchant_id, customers, challenge_id, query)
 
     async def clean_up(self) -> int:
         """Delete what nobody needs any more, merchant by merchant; tells how much that was."""

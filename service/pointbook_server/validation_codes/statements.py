@@ -116,6 +116,19 @@ INSERT_AUDIT = _statement(f"""
     INSERT INTO validation_audit (merchant_id, at_ms, {", ".join(AUDIT_COLUMNS)})
     SELECT :merchant_id, :now_ms, {", ".join(AUDIT_COLUMNS)} FROM {_rows(AUDIT_COLUMNS)}
 """)
+# The newest events of each name, by the key alone: what it costs grows with the page, not with the history.
+LIST_EVENTS = _statement("""
+    SELECT e.* FROM unnest(CAST(:customers AS text[])) AS v (customer) CROSS JOIN LATERAL (
+        SELECT audit_id AS event_id, at_ms, action, outcome, customer, challenge_id, program_id, points, channel,
+            actor, reason
+        FROM validation_audit
+        WHERE customer = v.customer AND merchant_id = :merchant_id AND at_ms >= CAST(:start_ms AS bigint)
+            AND (at_ms, audit_id) < (CAST(:before_ms AS bigint), CAST(:before_id AS text))
+            AND (CAST(:challenge_id AS text) = '' OR challenge_id = :challenge_id)
+        ORDER BY at_ms DESC, audit_id DESC LIMIT :limit
+    ) AS e
+    ORDER BY at_ms DESC, event_id DESC LIMIT :limit
+""")
 # The code may have been renewed since it was compared, and a missed call needs none but must have been seen.
 CONSUME = _statement("""
     UPDATE validation_challenges SET state = 'USED'

@@ -1,16 +1,18 @@
 """The transactions of one-time codes: each holds its locks in one order - challenges by customer, counts by subject."""
 
-import secrets
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from hashlib import sha256
 from typing import TypeVar
 
 from pointbook_server import phones
+from pointbook_server.clock import time_ordered_id
 from pointbook_server.database import Connection, Database, RetryTransactionError
 from pointbook_server.errors import PointbookError
+from pointbook_server.paging import PageQuery
 from pointbook_server.validation_codes import statements as sql
 from pointbook_server.validation_codes.limits import LONGEST_WINDOW_MS, Tally
-from pointbook_server.validation_codes.model import Challenge, MissedCall
+from pointbook_server.validation_codes.model import Challenge, MissedCall, ValidationEvent
 from pointbook_server.validation_codes.steps import Action, Board, Step, Told, subjects_of, told_of
 
 CLEAN_UP_COUNT = 1_000
@@ -100,6 +102,15 @@ class ValidationCodesStore:
 
         return await self._database.transaction(work, planned_once=True)
 
+    async def events(
+        self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: PageQuery
+    ) -> list[ValidationEvent]:
+        """Return a page of events under some names, the newest first; an empty challenge_id means all challenges."""
+        values = {"merchant_id": merchant_id, "customers": sorted(customers), "challenge_id": challenge_id}
+        async with self._database.autocommit() as connection:
+            rows = await connection.fetch(sql.LIST_EVENTS, values | asdict(query))
+        return [ValidationEvent(*row) for row in rows]
+
     async def old_merchants(self, now_ms: int) -> list[str]:
         """Tell merchants with something to clean up, without locking anything."""
         values = {"before_ms": now_ms - KEPT_MS, "limit": CLEAN_UP_COUNT}
@@ -172,7 +183,7 @@ async def _put_tallies(connection: Connection, merchant_id: str, board: Board) -
 
 
 async def _audit(connection: Connection, merchant_id: str, told: Iterable[Told], now_ms: int) -> None:
-    rows = [{"audit_id": secrets.token_hex(8), **line._asdict()} for line in told]
+    rows = [{"audit_id": time_ordered_id(), **line._asdict()} for line in told]
     if rows:
         columns = {name: [row[name] for row in rows] for name in sql.AUDIT_COLUMNS}
         await connection.execute(sql.INSERT_AUDIT, {"merchant_id": merchant_id, "now_ms": now_ms, **columns})

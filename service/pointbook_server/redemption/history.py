@@ -1,0 +1,32 @@
+"""How the requests of lists about a customer's past are read: the newest first, between two times, by pages."""
+
+from dataclasses import dataclass
+
+from pointbook.v1 import redemption_pb2
+from pointbook_server import paging
+from pointbook_server.customers.model import Key
+from pointbook_server.fields import TIME_MS_MAX, TIME_MS_MIN, Fields
+
+HistoryRequest = redemption_pb2.ListValidationEventsRequest
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A page to read. The scope is what its next_page_token is good for."""
+
+    key: Key | None
+    query: paging.PageQuery
+    size: int
+    scope: tuple[object, ...]
+
+
+def read_history(fields: Fields, name: str, request: HistoryRequest, key: Key | None, *filters: object) -> History:
+    """Read which page of a list is wanted; one more row than it has tells whether there is another page."""
+    fields.identifier("merchant_id", request.merchant_id)
+    start_ms = fields.time_ms("start_time", request.start_time) if request.HasField("start_time") else TIME_MS_MIN
+    end_ms = fields.time_ms("end_time", request.end_time) if request.HasField("end_time") else TIME_MS_MAX + 1
+    size = fields.page_size("page_size", request.page_size)
+    scope = (name, request.merchant_id, str(key), start_ms, end_ms, *filters)
+    place = paging.read_token(fields, "page_token", request.page_token, scope, (int, str))
+    before_ms, before_id = (end_ms, "") if place is None else (int(place[0]), str(place[1]))
+    return History(key, paging.PageQuery(start_ms, before_ms, before_id, size + 1), size, scope)

@@ -1,0 +1,214 @@
+"""What support reads of a customer's one-time codes: every event in its order, without a code or a contact."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from harness import NOW_MS, Client, Service, Shop, at, make_token, refused, unique
+from integration.codes import CODES, WRONG, is_right, issue, issued
+from integration.redeeming import customer_of, earn, order, redeem
+from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
+
+ACTIONS = redemption_pb2.ValidationAction
+
+
+@pytest.fixture
+async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
+    """A shop whose program sends codes, with a customer who has 500 points."""
+    await service.client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODES)
+    await service.client.put_customer(
+        shop.merchant_id,
+        "c-1",
+        mobile="+8613812345678",
+        email="ada@example.com",
+        external_id="x-1",
+        buyers=[{"store_id": shop.store_id, "buyer_id": "buyer"}],
+    )
+    await earn(service.client, shop, 500)
+    yield shop
+    service.clock.now_ms = NOW_MS
+
+
+async def page(client: Client, shop: Shop, **changes: Any) -> redemption_pb2.ListValidationEventsResponse:
+    """Read a page of a customer's events."""
+    values: dict[str, Any] = {"merchant_id": shop.merchant_id} | changes
+    if not {"customer", "customer_id"} & set(values):
+        values["customer_id"] = "c-1"
+    return await client.redemption.ListValidationEvents(redemption_pb2.ListValidationEventsRequest(**values))
+
+
+async def events(client: Client, shop: Shop, **changes: Any) -> list[tuple[str, str]]:
+    """The actions and outcomes of a page, the oldest first."""
+    found = (await page(client, shop, **changes)).events
+    return [(ACTIONS.Name(each.action).removeprefix("VALIDATION_ACTION_"), each.outcome) for each in reversed(found)]
+
+
+async def test_every_event_of_a_code_is_listed_in_its_order(service: Service, client: Client, shop: Shop) -> None:
+    """Even those of one millisecond, since the clock of this test stands still."""
+    challenge_id, code = await issued(service, shop)
+    await issue(client, shop)
+    assert not await is_right(client, shop, WRONG, challenge_id=challenge_id)
+    assert await is_right(client, shop, code)
+    await redeem(client, order(shop, 100, validation_code=code))
+    assert not await is_right(client, shop, code)
+
+    assert await events(client, shop) == [
+        ("ISSUE", "OPENED"),
+        ("DELIVER", "SENT"),
+        ("ISSUE", "HELD"),
+        ("GUESS", "WRONG"),
+        ("GUESS", "RIGHT"),
+        ("GUESS", "RIGHT"),
+        ("USE", "USED"),
+        ("GUESS", "NO_CHALLENGE"),
+    ]
+
+
+async def test_an_event_tells_time_customer_program_points_channel_and_token(service: Service, shop: Shop) -> None:
+    """And neither the code nor where it went."""
+    bearer = await make_token(service.database_url, [ALL_MERCHANTS], list(Scope))
+    till = Client(service.server.port, bearer)
+    service.clock.move(5)
+    issued_code = await issue(till, shop, 70)
+    answer = await page(till, shop)
+    await till.close()
+
+    first = answer.events[-1]
+    assert first == redemption_pb2.ValidationEvent(
+        time=at(NOW_MS + 5_000),
+        action=ACTIONS.VALIDATION_ACTION_ISSUE,
+        outcome="OPENED",
+        customer=redemption_pb2.ResolvedCustomer(customer_id="c-1"),
+        challenge_id=issued_code.challenge_id,
+        program_id=1,
+        points=70,
+        validation_type=redemption_pb2.VALIDATION_TYPE_SMS,
+        actor=split_bearer(bearer)[0],
+    )
+    text = str(answer)
+    assert all(secret not in text for secret in (service.outbox.messages[-1].text, "13812345678", "ada@"))
+
+
+async def test_resets_and_ends_tell_their_reason(service: Service, client: Client, shop: Shop) -> None:
+    """The operator's words, and our own where a contact has changed."""
+    customer = customer_of(shop, external_id="x-1")
+    reset = redemption_pb2.ResetValidationLimitsRequest(customer=customer, reason="asked by phone")
+    await client.redemption.ResetValidationLimits(reset)
+    await issued(service, shop)
+    await client.put_customer(
+        shop.merchant_id,
+        "c-1",
+        mobile="+8613912345678",
+        external_id="x-1",
+        buyers=[{"store_id": shop.store_id, "buyer_id": "buyer"}],
+    )
+
+    found = (await page(client, shop)).events
+    assert [each.reason for each in found] == ["a contact has changed", "", "", "asked by phone"]
+    assert await events(client, shop) == [("RESET", "DONE"), ("ISSUE", "OPENED"), ("DELIVER", "SENT"), ("END", "ENDED")]
+
+
+@pytest.mark.parametrize("identifier", ["customer_id", "mobile", "email", "external_id", "buyer"])
+async def test_the_customer_is_found_by_every_identifier(
+    service: Service, client: Client, shop: Shop, identifier: str
+) -> None:
+    """By the id as well as by what a till knows."""
+    await issued(service, shop)
+    values = {
+        "mobile": {"mobile": "+8613812345678"},
+        "email": {"email": "ada@example.com"},
+        "external_id": {"external_id": "x-1"},
+        "buyer": {"buyer": identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")},
+    }
+    named: dict[str, Any] = {"customer_id": "c-1"}
+    if identifier in values:
+        named = {"customer": identity_pb2.CustomerRef(**values[identifier])}
+    assert len(await events(client, shop, **named)) == 2
+
+
+async def test_what_happened_before_a_buyer_was_registered_is_the_customers(client: Client, shop: Shop) -> None:
+    """Under both names, merged in the order of time, page by page."""
+    customer = customer_of(shop, "late")
+    await earn(client, shop, 500, "late")
+    assert not await is_right(client, shop, WRONG, customer=customer)
+    buyers = [{"store_id": shop.store_id, "buyer_id": "late"}]
+    await client.put_customer(shop.merchant_id, "c-9", external_id="x-9", buyers=buyers)
+    assert not await is_right(client, shop, WRONG, customer=customer)
+
+    first = await page(client, shop, customer_id="c-9", page_size=1)
+    second = await page(client, shop, customer_id="c-9", page_size=1, page_token=first.next_page_token)
+    assert [each.customer.customer_id for each in (*first.events, *second.events)] == ["c-9", ""]
+    assert second.events[0].customer.buyer.buyer_id == "late"
+    assert not second.next_page_token
+
+
+async def test_events_are_filtered_by_challenge_and_time(service: Service, client: Client, shop: Shop) -> None:
+    """The start counts, the end does not."""
+    first, _ = await issued(service, shop)
+    service.clock.move(61)
+    second, _ = await issued(service, shop, 50)
+    middle = at(NOW_MS + 61_000)
+
+    assert [each.challenge_id for each in (await page(client, shop, challenge_id=first)).events] == [first] * 2
+    assert [each.challenge_id for each in (await page(client, shop, start_time=middle)).events] == [second] * 2
+    assert [each.challenge_id for each in (await page(client, shop, end_time=middle)).events] == [first] * 2
+    assert not (await page(client, shop, start_time=at(NOW_MS + 61_001))).events
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+async def test_pages_of_any_size_give_each_event_once(client: Client, shop: Shop, size: int) -> None:
+    """New events in between move nothing."""
+    for _ in range(9):
+        await is_right(client, shop, WRONG)
+    whole = [each.SerializeToString() for each in (await page(client, shop)).events]
+    token, count = "", 0
+    while True:
+        answer = await page(client, shop, page_size=size, page_token=token)
+        count += len(answer.events)
+        assert len(answer.events) <= size
+        token = answer.next_page_token
+        if not token:
+            break
+        await is_right(client, shop, WRONG)
+    assert count == len(whole) == 9
+
+
+async def test_an_unknown_customer_is_not_found(client: Client, shop: Shop) -> None:
+    """Another merchant's is none of this merchant's."""
+    other = Shop(unique("merchant"), unique("store"))
+    for values in ({"customer_id": "nobody"}, {"customer": identity_pb2.CustomerRef(external_id="x-8")}):
+        found = await refused(page(client, shop, **values))
+        assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
+    assert (await refused(page(client, other))).reason == "CUSTOMER_NOT_FOUND"
+
+
+async def test_every_wrong_field_is_named(client: Client, shop: Shop) -> None:
+    """In one error."""
+    request = redemption_pb2.ListValidationEventsRequest(
+        merchant_id="two words", challenge_id="x" * 65, page_size=-1, page_token="mine"
+    )
+    found = await refused(client.redemption.ListValidationEvents(request))
+    assert set(found.fields) == {"merchant_id", "key", "challenge_id", "page_size", "page_token"}
+    strange = await refused(
+        page(client, shop, customer=identity_pb2.CustomerRef(merchant_id="m", mobile="+8613812345678"))
+    )
+    assert set(strange.fields) == {"customer.merchant_id"}
+
+
+async def test_a_till_may_not_read_why_a_code_was_wrong(service: Service, shop: Shop) -> None:
+    """The scope of redemptions is not enough, and that of support reads nothing else."""
+    bearers = [
+        await make_token(service.database_url, [ALL_MERCHANTS], scopes)
+        for scopes in (sorted(set(Scope) - {Scope.SUPPORT}), [Scope.SUPPORT])
+    ]
+    till, desk = (Client(service.server.port, bearer) for bearer in bearers)
+    denied = await refused(page(till, shop))
+    assert (denied.code, denied.metadata["scope"]) == (grpc.StatusCode.PERMISSION_DENIED, "support")
+    assert (await page(desk, shop)).events is not None
+    request = customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer_id="c-1")
+    assert (await refused(desk.customers.GetCustomer(request))).reason == "SCOPE_MISSING"
+    await till.close()
+    await desk.close()
