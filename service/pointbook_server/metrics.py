@@ -17,6 +17,7 @@ class Metrics:
             "duplicates_with_other_webhook_id",
             "Points updates that were in the book already, and came again under another webhook id.",
         )
+        self.refusals = self._counter("refusals", "Refused calls, by whether they are stored.", "outcome")
         self.missed_calls = self._counter("missed_calls", "Missed calls, by whether they met a challenge.", "outcome")
 
         self.store_erasures_open = self._gauge("store_erasures_open", "Requests to erase a store that are open.")

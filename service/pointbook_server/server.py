@@ -50,6 +50,8 @@ from pointbook_server.programs.erasures import StoreErasures
 from pointbook_server.programs.model import Channel
 from pointbook_server.programs.servicer import ProgramsServicer
 from pointbook_server.programs.store import ProgramsStore
+from pointbook_server.redemption.refusals import Refusals
+from pointbook_server.redemption.refusals_store import RefusalsStore
 from pointbook_server.redemption.service import Redemptions
 from pointbook_server.redemption.servicer import RedemptionServicer
 from pointbook_server.redemption.store import RedemptionsStore
@@ -160,6 +162,7 @@ class Server:
                 await self._points_line.drain()
                 await self._redemptions.drain()
                 await self._codes.drain()
+                await self._refusals.close()
                 if self._tokens is not None:
                     await self._tokens.write_use()
         except TimeoutError:
@@ -190,12 +193,15 @@ class Server:
                 merchant_sends_max=self._settings.merchant_sends_max,
             ),
         )
-        self._redemptions = Redemptions(kept, self._codes, clock)
+        self._refusals = Refusals(
+            RefusalsStore(self._database), clock, self.metrics, keep_days=self._settings.refusals_keep_days
+        )
+        self._redemptions = Redemptions(kept, self._codes, self._refusals, clock)
         server = self._server
         points = PointsServicer(ledger, programs, self._points_line, clock, code_of=code_of, metrics=self.metrics)
         points_pb2_grpc.add_PointsServiceServicer_to_server(points, server)
         redemption_pb2_grpc.add_RedemptionServiceServicer_to_server(
-            RedemptionServicer(self._redemptions, self._codes, clock), server
+            RedemptionServicer(self._redemptions, self._codes, self._refusals, clock), server
         )
         quarantine = self._quarantine()
         tombstones = Tombstones(list(self._settings.code_key_bytes().values()))
@@ -244,6 +250,7 @@ class Server:
             await self._tokens.write_use()
         released = await self._redemptions.sweep()
         deleted = await self._codes.clean_up()
+        await self._refusals.clean_up()
         await self._store_erasures.watch()
         if released:
             log.warning("redemptions were not booked in time", count=released)

@@ -101,6 +101,12 @@ class ServerSettings(BaseSettings):
     merchant_sends_max: int = Field(
         default=1_000, ge=1, le=10**9, description="How many one-time codes a merchant may send in 10 minutes."
     )
+    refusals_keep_days: int = Field(
+        default=30,
+        ge=0,
+        le=3_650,
+        description="How many days refused redemptions and validations are kept for support; 0 keeps none.",
+    )
     quarantine_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
         default_factory=dict,
         description="The keys that encrypt what is in quarantine as ID:BASE64,... with exactly 32 bytes each: the "

@@ -725,6 +725,40 @@ redemption_reversals = Table(
     Index("ix_redemption_reversals_redeemer", "redeemer", "merchant_id", "created_at_ms", "reference"),
 )
 
+redemption_refusals = Table(
+    "redemption_refusals",
+    metadata,
+    # Refused calls, for a settable time. They name customers by their ids alone.
+    Column("refusal_id", Text, nullable=False),
+    Column("merchant_id", Text, nullable=False),
+    Column("customer", Text, nullable=False, comment="Who wanted to redeem, as in redemptions."),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("program_id", BigInteger, nullable=False),
+    Column("points", BigInteger, nullable=False),
+    Column("active_points", BigInteger, nullable=False),
+    Column(
+        "reasons",
+        JSONB,
+        nullable=False,
+        comment="[status code or 0, reason, message, values], in the order of the answer.",
+    ),
+    Column("reference", Text, nullable=False, comment="Of RedeemPoints; empty for the other methods."),
+    Column("actor", Text, nullable=False, comment="The id of the caller's token; empty where there are no tokens."),
+    PrimaryKeyConstraint("customer", "merchant_id", "at_ms", "refusal_id", name="pk_redemption_refusals"),
+    CheckConstraint("method IN ('VALIDATE', 'ISSUE', 'REDEEM')", name="ck_redemption_refusals_method"),
+    Index(
+        "ix_redemption_refusals_reference",
+        "reference",
+        "merchant_id",
+        "at_ms",
+        "refusal_id",
+        postgresql_where=text("reference <> ''"),
+    ),
+    # All have a time. Only the statements that clean up say so.
+    Index("ix_redemption_refusals_at", "at_ms", "merchant_id", postgresql_where=text("at_ms > 0")),
+)
+
 redemption_audit = Table(
     "redemption_audit",
     metadata,

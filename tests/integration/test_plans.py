@@ -15,11 +15,13 @@ import pointbook_server.customers.statements
 import pointbook_server.ledger.statements
 import pointbook_server.programs.erasures
 import pointbook_server.programs.store
+import pointbook_server.redemption.refusals_store
 import pointbook_server.redemption.statements
 import pointbook_server.validation_codes.statements
 import pointbook_server.webhooks.store
 from pointbook_server.customers import statements as customers
 from pointbook_server.database import PLANNED_ONCE, SESSION_SETTINGS, Statement
+from pointbook_server.redemption import refusals_store as refusals
 from pointbook_server.redemption import statements as redemptions
 from pointbook_server.validation_codes import statements as codes
 
@@ -30,6 +32,7 @@ MODULES = (
     pointbook_server.ledger.statements,
     pointbook_server.programs.erasures,
     pointbook_server.programs.store,
+    pointbook_server.redemption.refusals_store,
     pointbook_server.redemption.statements,
     pointbook_server.validation_codes.statements,
     pointbook_server.webhooks.store,
@@ -47,6 +50,7 @@ IN_TRANSACTIONS = {
     "DELETE_OLD.challenges",
     "DELETE_OLD.tallies",
     "DELETE_OLD.missed_calls",
+    "DELETE_OLD_REFUSALS",
 }
 """Transactions plan each time, by what the tables hold by then."""
 AUDIT = re.compile("COUNT_BOOK|STREAM_.*|LIFT_TIME_LIMIT")
@@ -117,6 +121,8 @@ async def test_a_plan_made_for_an_empty_table_is_right_for_a_full_one(
         (codes.LOCK_TALLIES, "pk_validation_tallies"),
         (codes.READ_CALL, "pk_missed_calls"),
         (codes.LIST_EVENTS, "pk_validation_audit"),
+        (refusals.LIST_OF_CUSTOMERS, "pk_redemption_refusals"),
+        (refusals.LIST_OF_REFERENCE, "ix_redemption_refusals_reference"),
         (redemptions.READ_REVERSALS, "ix_redemption_reversals_redemption"),
     ],
 )

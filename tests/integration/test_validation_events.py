@@ -117,7 +117,7 @@ async def test_the_customer_is_found_by_every_identifier(
 ) -> None:
     """By the id as well as by what a till knows."""
     await issued(service, shop)
-    values = {
+    values: dict[str, dict[str, Any]] = {
         "mobile": {"mobile": "+8613812345678"},
         "email": {"email": "ada@example.com"},
         "external_id": {"external_id": "x-1"},

@@ -138,6 +138,34 @@ VALIDATION_ACTION_END: ValidationAction.ValueType  # 7
 """VALIDATION_ACTION_END: a live challenge was ended, for the `reason` of the event. Outcome: ENDED."""
 Global___ValidationAction: _TypeAlias = ValidationAction  # noqa: Y015
 
+class _RefusedMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RefusedMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RefusedMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REFUSED_METHOD_UNSPECIFIED: _RefusedMethod.ValueType  # 0
+    """REFUSED_METHOD_UNSPECIFIED is never returned."""
+    REFUSED_METHOD_VALIDATE_REDEMPTION: _RefusedMethod.ValueType  # 1
+    """REFUSED_METHOD_VALIDATE_REDEMPTION: ValidateRedemption answered that the points may not be redeemed."""
+    REFUSED_METHOD_ISSUE_VALIDATION_CODE: _RefusedMethod.ValueType  # 2
+    """REFUSED_METHOD_ISSUE_VALIDATION_CODE: IssueValidationCode issued no code."""
+    REFUSED_METHOD_REDEEM_POINTS: _RefusedMethod.ValueType  # 3
+    """REFUSED_METHOD_REDEEM_POINTS: RedeemPoints redeemed nothing."""
+
+class RefusedMethod(_RefusedMethod, metaclass=_RefusedMethodEnumTypeWrapper):
+    """RefusedMethod is the method that refused."""
+
+REFUSED_METHOD_UNSPECIFIED: RefusedMethod.ValueType  # 0
+"""REFUSED_METHOD_UNSPECIFIED is never returned."""
+REFUSED_METHOD_VALIDATE_REDEMPTION: RefusedMethod.ValueType  # 1
+"""REFUSED_METHOD_VALIDATE_REDEMPTION: ValidateRedemption answered that the points may not be redeemed."""
+REFUSED_METHOD_ISSUE_VALIDATION_CODE: RefusedMethod.ValueType  # 2
+"""REFUSED_METHOD_ISSUE_VALIDATION_CODE: IssueValidationCode issued no code."""
+REFUSED_METHOD_REDEEM_POINTS: RefusedMethod.ValueType  # 3
+"""REFUSED_METHOD_REDEEM_POINTS: RedeemPoints redeemed nothing."""
+Global___RefusedMethod: _TypeAlias = RefusedMethod  # noqa: Y015
+
 @_typing.final
 class RedemptionStatus(_message.Message):
     """RedemptionStatus is one finding about a redemption."""
@@ -1337,6 +1365,164 @@ class ListValidationEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListValidationEventsResponse: _TypeAlias = ListValidationEventsResponse  # noqa: Y015
+
+@_typing.final
+class Refusal(_message.Message):
+    """Refusal is a call that was refused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    PROGRAM_ID_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    ACTIVE_POINTS_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    VIOLATIONS_FIELD_NUMBER: _builtins.int
+    EXTERNAL_REFERENCE_NUMBER_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    method: Global___RefusedMethod.ValueType
+    """method is the method that refused."""
+    program_id: _builtins.int
+    """program_id is the program of the call."""
+    points: _builtins.int
+    """points are the points that were asked for, computed where currency_input was given."""
+    active_points: _builtins.int
+    """active_points are the points that the customer could have redeemed from."""
+    external_reference_number: _builtins.str
+    """external_reference_number is that of RedeemPoints; empty for the other methods."""
+    actor: _builtins.str
+    """actor is the id of the caller's token; empty where the server runs without tokens."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """time is when it was refused."""
+
+    @_builtins.property
+    def customer(self) -> Global___ResolvedCustomer:
+        """customer is the customer of the call."""
+
+    @_builtins.property
+    def status(self) -> Global___RedemptionStatus:
+        """status is the first of the violations."""
+
+    @_builtins.property
+    def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___RedemptionStatus]:
+        """violations are all reasons, in the order of the answer, with the values that they are about in their metadata. The
+        code is 0 for reasons without a status code, such as REFERENCE_REUSED.
+        """
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        method: Global___RefusedMethod.ValueType = ...,
+        customer: Global___ResolvedCustomer | None = ...,
+        program_id: _builtins.int = ...,
+        points: _builtins.int = ...,
+        active_points: _builtins.int = ...,
+        status: Global___RedemptionStatus | None = ...,
+        violations: _abc.Iterable[Global___RedemptionStatus] | None = ...,
+        external_reference_number: _builtins.str = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "status", b"status", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_points", b"active_points", "actor", b"actor", "customer", b"customer", "external_reference_number", b"external_reference_number", "method", b"method", "points", b"points", "program_id", b"program_id", "status", b"status", "time", b"time", "violations", b"violations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
+
+@_typing.final
+class ListRefusalsRequest(_message.Message):
+    """ListRefusalsRequest asks RedemptionService.ListRefusals. It names a customer, a reference, or both."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    EXTERNAL_REFERENCE_NUMBER_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    customer_id: _builtins.str
+    """customer_id is the customer's id: 1 to 64 visible ASCII characters."""
+    external_reference_number: _builtins.str
+    """external_reference_number keeps only refusals of RedeemPoints under this reference where it is set: at most 128
+    visible ASCII characters.
+    """
+    page_size: _builtins.int
+    """page_size is how many refusals to return at most: 1 to 1,000; 0 means 50. A page ends earlier, with a
+    next_page_token, where its refusals are very large.
+    """
+    page_token: _builtins.str
+    """page_token is the next_page_token of the previous answer, with the same filters; empty for the first page."""
+    @_builtins.property
+    def customer(self) -> _identity_pb2.CustomerRef:
+        """customer is one of the customer's identifiers, or a buyer. Its merchant_id is empty or the one of this request."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """start_time keeps only refusals at or after it."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """end_time keeps only refusals before it."""
+
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        customer_id: _builtins.str = ...,
+        customer: _identity_pb2.CustomerRef | None = ...,
+        external_reference_number: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "customer_id", b"customer_id", "end_time", b"end_time", "key", b"key", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "customer_id", b"customer_id", "end_time", b"end_time", "external_reference_number", b"external_reference_number", "key", b"key", "merchant_id", b"merchant_id", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_key: _TypeAlias = _typing.Literal["customer_id", "customer"]  # noqa: Y015
+    _WhichOneofArgType_key: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_key) -> _WhichOneofReturnType_key | None: ...
+
+Global___ListRefusalsRequest: _TypeAlias = ListRefusalsRequest  # noqa: Y015
+
+@_typing.final
+class ListRefusalsResponse(_message.Message):
+    """ListRefusalsResponse answers RedemptionService.ListRefusals."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """next_page_token asks for the next page; empty when this is the last one."""
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]:
+        """refusals are the page, the newest first."""
+
+    def __init__(
+        self,
+        *,
+        refusals: _abc.Iterable[Global___Refusal] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "refusals", b"refusals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRefusalsResponse: _TypeAlias = ListRefusalsResponse  # noqa: Y015
 
 @_typing.final
 class GetCustomerPointsRequest(_message.Message):

@@ -91,6 +91,11 @@ class RedemptionServiceStub:
                 request_serializer=pointbook_dot_v1_dot_redemption__pb2.ListValidationEventsRequest.SerializeToString,
                 response_deserializer=pointbook_dot_v1_dot_redemption__pb2.ListValidationEventsResponse.FromString,
                 _registered_method=True)
+        self.ListRefusals = channel.unary_unary(
+                '/pointbook.v1.RedemptionService/ListRefusals',
+                request_serializer=pointbook_dot_v1_dot_redemption__pb2.ListRefusalsRequest.SerializeToString,
+                response_deserializer=pointbook_dot_v1_dot_redemption__pb2.ListRefusalsResponse.FromString,
+                _registered_method=True)
         self.GetCustomerPoints = channel.unary_unary(
                 '/pointbook.v1.RedemptionService/GetCustomerPoints',
                 request_serializer=pointbook_dot_v1_dot_redemption__pb2.GetCustomerPointsRequest.SerializeToString,
@@ -243,6 +248,22 @@ class RedemptionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRefusals(self, request, context):
+        """ListRefusals pages through refused calls of a customer, or under a reference, the newest first: redemptions,
+        validations that were answered with `redeemable` false, and codes that were not issued, each with every reason and
+        the values under which it was refused.
+
+        Refusals are kept for POINTBOOK_REFUSALS_KEEP_DAYS. They are written in the background, by each server within
+        seconds; a crash loses the last ones. Kept is what names a customer and a program of the merchant, at most 600 a
+        minute for a merchant and server; `pointbook_refusals_total` counts what was left out. Calls that fail, as where the
+        database is away, are no refusals.
+
+        Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetCustomerPoints(self, request, context):
         """GetCustomerPoints answers what a customer has in a program: what a call centre asks by mobile number.
 
@@ -305,6 +326,11 @@ def add_RedemptionServiceServicer_to_server(servicer, server):
                     servicer.ListValidationEvents,
                     request_deserializer=pointbook_dot_v1_dot_redemption__pb2.ListValidationEventsRequest.FromString,
                     response_serializer=pointbook_dot_v1_dot_redemption__pb2.ListValidationEventsResponse.SerializeToString,
+            ),
+            'ListRefusals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRefusals,
+                    request_deserializer=pointbook_dot_v1_dot_redemption__pb2.ListRefusalsRequest.FromString,
+                    response_serializer=pointbook_dot_v1_dot_redemption__pb2.ListRefusalsResponse.SerializeToString,
             ),
             'GetCustomerPoints': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCustomerPoints,
@@ -589,6 +615,33 @@ class RedemptionService:
             '/pointbook.v1.RedemptionService/ListValidationEvents',
             pointbook_dot_v1_dot_redemption__pb2.ListValidationEventsRequest.SerializeToString,
             pointbook_dot_v1_dot_redemption__pb2.ListValidationEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRefusals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pointbook.v1.RedemptionService/ListRefusals',
+            pointbook_dot_v1_dot_redemption__pb2.ListRefusalsRequest.SerializeToString,
+            pointbook_dot_v1_dot_redemption__pb2.ListRefusalsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -135,6 +135,18 @@ class RedemptionServiceStub:
 
     Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
+    ListRefusals: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.ListRefusalsRequest, _redemption_pb2.ListRefusalsResponse]
+    """ListRefusals pages through refused calls of a customer, or under a reference, the newest first: redemptions,
+    validations that were answered with `redeemable` false, and codes that were not issued, each with every reason and
+    the values under which it was refused.
+
+    Refusals are kept for POINTBOOK_REFUSALS_KEEP_DAYS. They are written in the background, by each server within
+    seconds; a crash loses the last ones. Kept is what names a customer and a program of the merchant, at most 600 a
+    minute for a merchant and server; `pointbook_refusals_total` counts what was left out. Calls that fail, as where the
+    database is away, are no refusals.
+
+    Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+    """
     GetCustomerPoints: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.GetCustomerPointsRequest, _redemption_pb2.GetCustomerPointsResponse]
     """GetCustomerPoints answers what a customer has in a program: what a call centre asks by mobile number.
 
@@ -246,6 +258,18 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     issued, delivered, guessed, used, confirmed, reset and ended, by whom, and how each ended. It returns no code and
     no contact, but it does say why a guess was wrong, which no answer to a guess does: hence a scope of its own, which
     a till does not need.
+
+    Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+    """
+    ListRefusals: _aio.UnaryUnaryMultiCallable[_redemption_pb2.ListRefusalsRequest, _redemption_pb2.ListRefusalsResponse]  # type: ignore[assignment]
+    """ListRefusals pages through refused calls of a customer, or under a reference, the newest first: redemptions,
+    validations that were answered with `redeemable` false, and codes that were not issued, each with every reason and
+    the values under which it was refused.
+
+    Refusals are kept for POINTBOOK_REFUSALS_KEEP_DAYS. They are written in the background, by each server within
+    seconds; a crash loses the last ones. Kept is what names a customer and a program of the merchant, at most 600 a
+    minute for a merchant and server; `pointbook_refusals_total` counts what was left out. Calls that fail, as where the
+    database is away, are no refusals.
 
     Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
@@ -407,6 +431,23 @@ class RedemptionServiceServicer:
         issued, delivered, guessed, used, confirmed, reset and ended, by whom, and how each ended. It returns no code and
         no contact, but it does say why a guess was wrong, which no answer to a guess does: hence a scope of its own, which
         a till does not need.
+
+        Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+        """
+
+    def ListRefusals(
+        self,
+        request: _redemption_pb2.ListRefusalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_redemption_pb2.ListRefusalsResponse, _abc.Awaitable[_redemption_pb2.ListRefusalsResponse]]:
+        """ListRefusals pages through refused calls of a customer, or under a reference, the newest first: redemptions,
+        validations that were answered with `redeemable` false, and codes that were not issued, each with every reason and
+        the values under which it was refused.
+
+        Refusals are kept for POINTBOOK_REFUSALS_KEEP_DAYS. They are written in the background, by each server within
+        seconds; a crash loses the last ones. Kept is what names a customer and a program of the merchant, at most 600 a
+        minute for a merchant and server; `pointbook_refusals_total` counts what was left out. Calls that fail, as where the
+        database is away, are no refusals.
 
         Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
         """

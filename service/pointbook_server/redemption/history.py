@@ -7,7 +7,7 @@ from pointbook_server import paging
 from pointbook_server.customers.model import Key
 from pointbook_server.fields import TIME_MS_MAX, TIME_MS_MIN, Fields
 
-HistoryRequest = redemption_pb2.ListValidationEventsRequest
+HistoryRequest = redemption_pb2.ListValidationEventsRequest | redemption_pb2.ListRefusalsRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,14 @@ from pointbook_server.customers.model import key_of_name
 from pointbook_server.fields import to_timestamp
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.redemption.redeemed import KeptReversal
+from pointbook_server.redemption.refused import Refusal, RefusedMethod
 from pointbook_server.validation_codes.model import ValidationEvent
+
+METHODS = {
+    RefusedMethod.VALIDATE: redemption_pb2.REFUSED_METHOD_VALIDATE_REDEMPTION,
+    RefusedMethod.ISSUE: redemption_pb2.REFUSED_METHOD_ISSUE_VALIDATION_CODE,
+    RefusedMethod.REDEEM: redemption_pb2.REFUSED_METHOD_REDEEM_POINTS,
+}
 
 
 def write_customer(name: str) -> redemption_pb2.ResolvedCustomer:
@@ -43,4 +50,24 @@ def write_event(event: ValidationEvent) -> redemption_pb2.ValidationEvent:
         validation_type=redemption_pb2.ValidationType.Value(channel),
         actor=event.actor,
         reason=event.reason,
+    )
+
+
+def write_refusal(refusal: Refusal) -> redemption_pb2.Refusal:
+    """Build the message of a refused call."""
+    violations = [
+        redemption_pb2.RedemptionStatus(code=each.code, reason=each.reason, message=each.message, metadata=each.values)
+        for each in refusal.reasons
+    ]
+    return redemption_pb2.Refusal(
+        time=to_timestamp(refusal.at_ms),
+        method=METHODS[refusal.method],
+        customer=write_customer(refusal.customer),
+        program_id=refusal.program_id,
+        points=refusal.points,
+        active_points=refusal.active_points,
+        status=violations[0],
+        violations=violations,
+        external_reference_number=refusal.reference,
+        actor=refusal.actor,
     )

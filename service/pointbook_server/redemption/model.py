@@ -282,10 +282,16 @@ def in_order(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda found: (found.code, found.reason))
 
 
-def refusal(violations: list[Finding], *, retry_after_seconds: float | None = None) -> PointbookError:
+class RefusedError(PointbookError):
+    """The RPC error of findings, which it keeps."""
+
+    findings: list[Finding]
+
+
+def refusal(violations: list[Finding], *, retry_after_seconds: float | None = None) -> RefusedError:
     """Turn violations into the RPC error of the first one; its metadata names them all."""
     first = violations[0]
-    return PointbookError(
+    error = RefusedError(
         first.reason,
         first.message,
         metadata={
@@ -295,3 +301,5 @@ def refusal(violations: list[Finding], *, retry_after_seconds: float | None = No
         },
         retry_after_seconds=retry_after_seconds,
     )
+    error.findings = violations
+    return error

@@ -15,6 +15,14 @@ from pointbook_server.redemption.details import RedemptionDetails
 from pointbook_server.redemption.model import Finding, in_order, refusal
 from pointbook_server.redemption.proof import Proof
 from pointbook_server.redemption.redeemed import Order, Redemption, Reversal, redemption_not_found
+from pointbook_server.redemption.refusals import Refusals
+from pointbook_server.redemption.refused import (
+    Attempt,
+    RefusalReason,
+    RefusedMethod,
+    reasons_of_error,
+    reasons_of_findings,
+)
 from pointbook_server.redemption.store import Filter, RedemptionsStore, Wanted
 from pointbook_server.validation_codes.model import Challenge, Issued, Proving, Purpose
 
@@ -53,9 +61,10 @@ class WantedReversal:
 class Redemptions:
     """Answers asks and redeems."""
 
-    def __init__(self, store: RedemptionsStore, codes: Codes, clock: Clock) -> None:
+    def __init__(self, store: RedemptionsStore, codes: Codes, refusals: Refusals, clock: Clock) -> None:
         self._store = store
         self._codes = codes
+        self._refusals = refusals
         self._clock = clock
         self._line: Line[str, Ask, Assessment] = Line(
             self._assess, batch_max=ASKS_IN_BATCH_MAX, waiting_max=ASKS_WAITING_MAX, lanes=LANES
@@ -86,7 +95,22 @@ class Redemptions:
         found = [*assessment.violations, *proof.findings(assessment)]
         if proof.is_given and await self._evidence(ask, assessment, proof) is None:
             found.append(proof.wrong)
-        return assessment, in_order(found)
+        violations = in_order(found)
+        if violations:
+            attempt = Attempt(RefusedMethod.VALIDATE, ask, assessment, proof.actor)
+            self._note(attempt, reasons_of_findings(violations))
+        return assessment, violations
+
+    async def issue_alone(self, ask: Ask, actor: str) -> Issued:
+        """Send the customer a code where the points may be redeemed. Raises the refusal otherwise."""
+        assessment = await self.assess(ask)
+        try:
+            if assessment.violations:
+                raise refusal(in_order(assessment.violations))
+            return await self.issue(ask, assessment, actor)
+        except PointbookError as error:
+            self._note(Attempt(RefusedMethod.ISSUE, ask, assessment, actor), reasons_of_error(error))
+            raise
 
     async def issue(self, ask: Ask, assessment: Assessment, actor: str) -> Issued:
         """Send the customer a code for what may be redeemed."""
@@ -100,9 +124,17 @@ class Redemptions:
 
         Raises the refusal of everything that speaks against it, and REFERENCE_REUSED.
         """
-        ask = order.ask
         self._orders.admit(1)
-        before = await self.assess(ask)
+        before = await self.assess(order.ask)
+        try:
+            return await self._redeem_assessed(order, proof, before)
+        except PointbookError as error:
+            attempt = Attempt(RefusedMethod.REDEEM, order.ask, before, proof.actor, order.reference)
+            self._note(attempt, reasons_of_error(error))
+            raise
+
+    async def _redeem_assessed(self, order: Order, proof: Proof, before: Assessment) -> Redemption:
+        ask = order.ask
         found = [*before.violations, *proof.findings(before)]
         if proof.is_given or found:
             # A repetition must not cost an attempt, nor be refused for what it redeemed itself. Others find what is
@@ -172,6 +204,11 @@ class Redemptions:
         """Wait until no ask is being looked into, and nothing is being redeemed."""
         await self._line.drain()
         await self._orders.drain()
+
+    def _note(self, attempt: Attempt, reasons: tuple[RefusalReason, ...]) -> None:
+        """Note a refusal for support."""
+        if found := attempt.refusal(reasons, self._clock()):
+            self._refusals.note(found)
 
     async def _assess(self, _merchant_id: str, asks: Sequence[Ask]) -> list[Assessment | PointbookError]:
         return [*await self._store.assess(asks, self._clock())]

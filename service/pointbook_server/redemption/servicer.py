@@ -25,7 +25,7 @@ from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.asking import Ask, Assessment, Facts, GroupRef
 from pointbook_server.redemption.details import RedemptionDetails
 from pointbook_server.redemption.history import read_history
-from pointbook_server.redemption.messages import write_customer, write_event, write_reversal
+from pointbook_server.redemption.messages import write_customer, write_event, write_refusal, write_reversal
 from pointbook_server.redemption.model import (
     CURRENCY_DECIMALS_MAX,
     REDEEMABLE,
@@ -38,6 +38,7 @@ from pointbook_server.redemption.model import (
 )
 from pointbook_server.redemption.proof import Proof
 from pointbook_server.redemption.redeemed import Order, Redemption, RedemptionState
+from pointbook_server.redemption.refusals import Refusals
 from pointbook_server.redemption.service import Redemptions, WantedReversal
 from pointbook_server.redemption.store import Filter
 from pointbook_server.validation_codes.model import Issued, MissedCall, ValidationEvent, masked, normalised_code
@@ -77,7 +78,7 @@ AskRequest = (
     | redemption_pb2.IssueValidationCodeRequest
     | redemption_pb2.RedeemPointsRequest
 )
-KeyedRequest = redemption_pb2.ListValidationEventsRequest
+KeyedRequest = redemption_pb2.ListValidationEventsRequest | redemption_pb2.ListRefusalsRequest
 ProvenRequest = redemption_pb2.ValidateRedemptionRequest | redemption_pb2.RedeemPointsRequest
 
 
@@ -99,9 +100,10 @@ class Codes(Protocol):
 class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
     """RedemptionService: each method reads its request, asks the service, and writes the answer."""
 
-    def __init__(self, redemptions: Redemptions, codes: Codes, clock: Clock) -> None:
+    def __init__(self, redemptions: Redemptions, codes: Codes, refusals: Refusals, clock: Clock) -> None:
         self._redemptions = redemptions
         self._codes = codes
+        self._refusals = refusals
         self._clock = clock
 
     async def ValidateRedemption(
@@ -134,11 +136,8 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         if request.validation_type == redemption_pb2.VALIDATION_TYPE_INVALID:
             fields.wrong("validation_type", "must be SMS, EMAIL or MISSED_CALL, or unset")
         fields.check()
-        assessment = await self._redemptions.assess(ask)
-        if assessment.violations:
-            raise refusal(in_order(assessment.violations))
         try:
-            issued = await self._redemptions.issue(ask, assessment, current_principal.get().token_id)
+            issued = await self._redemptions.issue_alone(ask, current_principal.get().token_id)
         except PointbookError as error:
             if error.reason in STATUS_CODES:
                 error.metadata["status_code"] = str(STATUS_CODES[error.reason])
@@ -296,6 +295,31 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         if len(found) > len(page):
             last = found[len(page) - 1]
             response.next_page_token = paging.write_token(history.scope, (last.at_ms, last.event_id))
+        return response
+
+    async def ListRefusals(
+        self, request: redemption_pb2.ListRefusalsRequest, _context: object
+    ) -> redemption_pb2.ListRefusalsResponse:
+        """Return a page of refused calls, of a customer or under a reference, the newest first."""
+        fields = Fields()
+        reference = fields.ascii(
+            "external_reference_number", request.external_reference_number, length_max=REFERENCE_LENGTH_MAX
+        )
+        is_keyed = request.WhichOneof("key") is not None
+        key = _read_key(fields, request) if is_keyed or not reference else None
+        history = read_history(fields, "refusals", request, key, reference)
+        fields.check()
+        merchant_id = request.merchant_id
+        if is_keyed:
+            names = (await self._facts(merchant_id, history.key)).redeemers
+            found = await self._refusals.of_customers(merchant_id, names, reference, history.query)
+        else:
+            found = await self._refusals.of_reference(merchant_id, reference, history.query)
+        page = paging.fit(map(write_refusal, found), history.size)
+        response = redemption_pb2.ListRefusalsResponse(refusals=page)
+        if len(found) > len(page):
+            last = found[len(page) - 1]
+            response.next_page_token = paging.write_token(history.scope, (last.at_ms, last.refusal_id))
         return response
 
     async def GetCustomerPoints(

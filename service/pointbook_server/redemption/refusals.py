@@ -1,0 +1,117 @@
+"""Which refused calls are stored: calls only note a refusal, and what was noted is written together soon after.
+
+A call never waits for it. What is noted is bounded by merchant and minute, and in all; what does not fit is counted and
+dropped. A crash loses the last seconds.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable
+
+import structlog
+
+from pointbook_server.clock import Clock
+from pointbook_server.errors import PointbookError
+from pointbook_server.fields import DAY_MS
+from pointbook_server.housekeeping import merchant_by_merchant
+from pointbook_server.metrics import Metrics
+from pointbook_server.paging import PageQuery
+from pointbook_server.redemption.refusals_store import RefusalsStore
+from pointbook_server.redemption.refused import Allowance, Refusal
+
+WRITE_PAUSE_SECONDS = 1.0
+"""How long a refusal waits for others to be written with."""
+REFUSALS_IN_BATCH_MAX = 500
+REFUSALS_WAITING_MAX = 10_000
+REFUSALS_A_MINUTE_MAX = 600
+"""How many refusals of one merchant a server stores in a minute."""
+
+log = structlog.get_logger()
+
+
+class Refusals:
+    """Notes refusals, writes them in the background, lists them and deletes old ones; `keep_days` of 0 keeps none."""
+
+    def __init__(self, store: RefusalsStore, clock: Clock, metrics: Metrics, *, keep_days: int) -> None:
+        self._store = store
+        self._clock = clock
+        self._metrics = metrics
+        self._keep_ms = keep_days * DAY_MS
+        self._allowance = Allowance(REFUSALS_A_MINUTE_MAX)
+        self._waiting: defaultdict[str, list[Refusal]] = defaultdict(list)
+        """What is to be written, by merchant, the oldest first."""
+        self._waiting_count = 0
+        self._writing: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
+
+    def note(self, refusal: Refusal) -> None:
+        """Note a refusal, to be written soon."""
+        if not self._keep_ms:
+            return
+        if not self._allowance.take(refusal.merchant_id, refusal.at_ms):
+            self._count("RATE_LIMITED")
+        elif self._waiting_count >= REFUSALS_WAITING_MAX:
+            self._count("BUFFER_FULL")
+        else:
+            self._waiting[refusal.merchant_id].append(refusal)
+            self._waiting_count += 1
+            if self._writing is None or self._writing.done():
+                self._writing = asyncio.create_task(self._write_soon())
+
+    async def of_customers(
+        self, merchant_id: str, customers: Iterable[str], reference: str, query: PageQuery
+    ) -> list[Refusal]:
+        """Return a page of refusals under some names, the newest first, with all that this server has noted."""
+        await self.flush()
+        return await self._store.of_customers(merchant_id, customers, reference, query)
+
+    async def of_reference(self, merchant_id: str, reference: str, query: PageQuery) -> list[Refusal]:
+        """Return a page of refusals under a reference, the newest first, with all that this server has noted."""
+        await self.flush()
+        return await self._store.of_reference(merchant_id, reference, query)
+
+    async def clean_up(self) -> int:
+        """Delete what is older than it is kept, merchant by merchant, and return how many that were."""
+        before_ms, store = self._clock() - self._keep_ms, self._store
+        return await merchant_by_merchant(
+            lambda: store.old_merchants(before_ms), lambda merchant_id: store.delete_old(merchant_id, before_ms)
+        )
+
+    async def flush(self) -> None:
+        """Write what was noted. What the database does not take now is written later."""
+        async with self._lock:
+            for merchant_id in list(self._waiting):
+                while refusals := self._waiting[merchant_id][:REFUSALS_IN_BATCH_MAX]:
+                    outcome = await self._write(merchant_id, refusals)
+                    if not outcome:
+                        return
+                    del self._waiting[merchant_id][: len(refusals)]
+                    self._waiting_count -= len(refusals)
+                    self._count(outcome, len(refusals))
+                del self._waiting[merchant_id]
+
+    async def close(self) -> None:
+        """Write what was noted, and write nothing any more."""
+        await self.flush()
+        if self._writing is not None:
+            self._writing.cancel()
+
+    async def _write_soon(self) -> None:
+        while self._waiting_count:
+            await asyncio.sleep(WRITE_PAUSE_SECONDS)
+            await self.flush()
+
+    async def _write(self, merchant_id: str, refusals: list[Refusal]) -> str:
+        """Write refusals, and return what became of them; empty where they are to be written again."""
+        try:
+            await self._store.insert(merchant_id, refusals)
+        except PointbookError as error:
+            log.warning("refusals are written later", reason=error.reason.value, count=self._waiting_count)
+            return ""
+        except Exception:
+            log.exception("refusals were not written", count=len(refusals))
+            return "FAILED"
+        return "KEPT"
+
+    def _count(self, outcome: str, count: int = 1) -> None:
+        self._metrics.refusals.labels(outcome).inc(count)

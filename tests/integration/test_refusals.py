@@ -1,0 +1,420 @@
+"""Refused redemptions, validations and codes: stored for support, bounded, and never in a caller's way."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from unittest.mock import patch
+
+import grpc
+import pytest
+
+from harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, at, make_token, refused, server_settings, unique
+from integration.codes import WRONG, issue
+from integration.points import superuser
+from integration.redeeming import customer_of, earn, order, question, redeem
+from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
+from pointbook_server.database import Database
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.metrics import Metrics
+from pointbook_server.programs.model import Channel
+from pointbook_server.redemption import refusals as recording
+from pointbook_server.redemption.refusals import Refusals
+from pointbook_server.redemption.refusals_store import RefusalsStore
+from pointbook_server.redemption.refused import Refusal, RefusalReason, RefusedMethod
+from pointbook_server.server import Server
+
+DAY_SECONDS = 86_400
+METHODS = redemption_pb2.RefusedMethod
+
+
+@pytest.fixture
+async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
+    """A shop with the seed's program, and a buyer who has 50 points."""
+    await service.client.put_program(shop.merchant_id, shop.store_id)
+    await earn(service.client, shop, 50)
+    yield shop
+    service.clock.now_ms = NOW_MS
+
+
+async def page(client: Client, shop: Shop, **changes: Any) -> redemption_pb2.ListRefusalsResponse:
+    """Read a page of refusals, of the shop's buyer unless something else is named."""
+    values: dict[str, Any] = {"merchant_id": shop.merchant_id} | changes
+    if not {"customer", "customer_id", "external_reference_number"} & set(values):
+        values["customer"] = customer_of(shop)
+    return await client.redemption.ListRefusals(redemption_pb2.ListRefusalsRequest(**values))
+
+
+async def reasons(client: Client, shop: Shop, **changes: Any) -> list[tuple[str, list[str]]]:
+    """The method and the reasons of each refusal, the newest first."""
+    return [
+        (METHODS.Name(each.method).removeprefix("REFUSED_METHOD_"), [found.reason for found in each.violations])
+        for each in (await page(client, shop, **changes)).refusals
+    ]
+
+
+async def test_each_refused_call_is_listed_with_every_reason(client: Client, shop: Shop) -> None:
+    """The newest first, even in one millisecond; what was allowed is not there."""
+    both = ["INSUFFICIENT_POINTS", "NOT_A_MULTIPLE"]
+    await client.redemption.ValidateRedemption(question(shop, 20))
+    await client.redemption.ValidateRedemption(question(shop, 75))
+    await refused(issue(client, shop, 75))
+    await refused(redeem(client, order(shop, 75)))
+    await redeem(client, order(shop, 20))
+
+    assert await reasons(client, shop) == [
+        ("REDEEM_POINTS", both),
+        ("ISSUE_VALIDATION_CODE", both),
+        ("VALIDATE_REDEMPTION", both),
+    ]
+
+
+async def test_a_refusal_tells_who_what_why_under_which_values_and_by_whom(service: Service, shop: Shop) -> None:
+    """All that support needs to explain it."""
+    bearer = await make_token(service.database_url, [ALL_MERCHANTS], list(Scope))
+    till = Client(service.server.port, bearer)
+    service.clock.move(7)
+    await refused(redeem(till, order(shop, 75, external_reference_number="order-1")))
+    (found,) = (await page(till, shop)).refusals
+    await till.close()
+
+    violations = [
+        redemption_pb2.RedemptionStatus(
+            code=803,
+            reason="INSUFFICIENT_POINTS",
+            message="Only 50 points are active.",
+            metadata={"points": "75", "active_points": "50"},
+        ),
+        redemption_pb2.RedemptionStatus(
+            code=807,
+            reason="NOT_A_MULTIPLE",
+            message="Points are redeemed in multiples of 10.",
+            metadata={"points": "75", "multiples_of": "10"},
+        ),
+    ]
+    buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")
+    assert found == redemption_pb2.Refusal(
+        time=at(NOW_MS + 7_000),
+        method=METHODS.REFUSED_METHOD_REDEEM_POINTS,
+        customer=redemption_pb2.ResolvedCustomer(buyer=buyer),
+        program_id=1,
+        points=75,
+        active_points=50,
+        status=violations[0],
+        violations=violations,
+        external_reference_number="order-1",
+        actor=split_bearer(bearer)[0],
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "code"),
+    [
+        ({"validation_code": WRONG}, "CODE_INVALID", 808),
+        ({"challenge_id": "x"}, "MISSED_CALL_NOT_ENABLED", 823),
+        ({"skip_validation": True}, "SKIP_NOT_ALLOWED", 824),
+        ({"points": 0}, "POINTS_NOT_POSITIVE", 801),
+        ({"points": 0, "currency_input": True, "currency_value": "0.005"}, "CURRENCY_VALUE_NOT_WHOLE_POINTS", 801),
+        ({"group_redemption": True}, "CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED", 828),
+        ({"user_group2": {"id": "none"}}, "GROUP_REDEMPTION_NOT_ALLOWED", 828),
+    ],
+)
+async def test_every_kind_of_reason_is_kept(
+    client: Client, shop: Shop, changes: dict[str, Any], reason: str, code: int
+) -> None:
+    """Criteria, codes, validation and groups, of questions and of redemptions."""
+    points = changes.pop("points", 10) if "points" in changes else 10
+    await client.redemption.ValidateRedemption(question(shop, points, **changes))
+    await refused(redeem(client, order(shop, points, **changes)))
+
+    for found in (await page(client, shop)).refusals:
+        assert (reason, code) in [(each.reason, each.code) for each in found.violations]
+
+
+async def test_a_reused_reference_and_a_code_that_is_not_issued_are_refusals(client: Client, shop: Shop) -> None:
+    """Though neither has findings; a code that cannot be sent has its status code."""
+    await redeem(client, order(shop, 10, external_reference_number="mine"))
+    await refused(redeem(client, order(shop, 20, external_reference_number="mine")))
+    await client.put_program(
+        shop.merchant_id, shop.store_id, validation={"channels": [redemption_pb2.VALIDATION_TYPE_EMAIL]}
+    )
+    await refused(issue(client, shop, 10, validation_type=redemption_pb2.VALIDATION_TYPE_SMS))
+
+    found = (await page(client, shop)).refusals
+    assert [(each.status.reason, each.status.code) for each in found] == [
+        ("CHANNEL_NOT_ENABLED", 860),
+        ("REFERENCE_REUSED", 0),
+    ]
+    assert found[0].status.metadata == {"validation_type": "SMS"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"customer": {"external_id": "nobody"}}, {"customer": {"mobile": "12"}}, {"program_id": 99}],
+    ids=["no customer", "no identifier", "no program"],
+)
+async def test_what_names_no_customer_or_program_is_not_stored(
+    service: Service, client: Client, shop: Shop, changes: dict[str, Any]
+) -> None:
+    """Else a caller could fill the table with anything."""
+    if "customer" in changes:
+        changes = {"customer": identity_pb2.CustomerRef(merchant_id=shop.merchant_id, **changes["customer"])}
+    assert not (await client.redemption.ValidateRedemption(question(shop, 75, **changes))).redeemable
+    await refused(redeem(client, order(shop, 75, **changes)))
+
+    assert not (await page(client, shop)).refusals
+    async with superuser(service) as connection:
+        query = "SELECT count(*) FROM redemption_refusals WHERE merchant_id = $1"
+        assert await connection.fetchval(query, shop.merchant_id) == 0
+
+
+async def test_failures_are_no_refusals(client: Client, shop: Shop) -> None:
+    """Wrong fields, and a database that is away, say nothing about the customer."""
+    await refused(client.redemption.ValidateRedemption(question(shop, 75, validation_type=99)))
+    away = PointbookError(Reason.DATABASE_UNAVAILABLE, "away")
+    with patch("pointbook_server.redemption.store.RedemptionsStore.redeem", side_effect=away):
+        await refused(redeem(client, order(shop, 10)))
+    assert not (await page(client, shop)).refusals
+
+
+async def test_refusals_are_found_by_reference_alone_and_with_the_customer(client: Client, shop: Shop) -> None:
+    """A till that knows its own number is enough; two customers may share one."""
+    await earn(client, shop, 50, "other")
+    for customer, reference in ((customer_of(shop), "a"), (customer_of(shop, "other"), "a"), (customer_of(shop), "b")):
+        await refused(redeem(client, order(shop, 75, customer=customer, external_reference_number=reference)))
+    await client.redemption.ValidateRedemption(question(shop, 75))
+
+    found = [
+        len((await page(client, shop, **named)).refusals)
+        for named in (
+            {"external_reference_number": "a"},
+            {"external_reference_number": "a", "customer": customer_of(shop)},
+            {"external_reference_number": "b", "customer": customer_of(shop, "other")},
+            {"customer": customer_of(shop)},
+            {"external_reference_number": "none"},
+        )
+    ]
+    assert found == [2, 1, 0, 3, 0]
+    other = Shop(unique("merchant"), unique("store"))
+    assert not (await page(client, other, external_reference_number="a")).refusals
+
+
+async def test_refusals_are_filtered_by_time_and_paged(service: Service, client: Client, shop: Shop) -> None:
+    """The start counts, the end does not; each is on one page."""
+    for number in range(5):
+        await refused(redeem(client, order(shop, 75, external_reference_number=f"order-{number}")))
+        service.clock.move(60)
+
+    middle = at(NOW_MS + 120_000)
+    assert len((await page(client, shop, start_time=middle)).refusals) == 3
+    assert len((await page(client, shop, end_time=middle)).refusals) == 2
+    token = ""
+    references: list[str] = []
+    while token or not references:
+        answer = await page(client, shop, page_size=2, page_token=token)
+        references += [each.external_reference_number for each in answer.refusals]
+        token = answer.next_page_token
+    assert references == [f"order-{number}" for number in reversed(range(5))]
+
+
+async def test_a_list_of_refusals_names_a_customer_or_a_reference(client: Client, shop: Shop) -> None:
+    """One is required; a wrong field is named."""
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({}, "key"),
+        ({"external_reference_number": "two words"}, "external_reference_number"),
+        ({"customer_id": ""}, "customer_id"),
+    ]
+    for values, field in wrong:
+        request = redemption_pb2.ListRefusalsRequest(merchant_id=shop.merchant_id, **values)
+        assert set((await refused(client.redemption.ListRefusals(request))).fields) == {field}
+    unknown = await refused(page(client, shop, customer_id="nobody"))
+    assert (unknown.code, unknown.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
+
+
+async def test_a_redaction_leaves_refusals_without_personal_data(service: Service, client: Client, shop: Shop) -> None:
+    """They name the customer by id, as redemptions do; the test file's own leak check reads the table, too."""
+    await client.put_customer(
+        shop.merchant_id,
+        "c-1",
+        mobile="+8613812345678",
+        buyers=[{"store_id": shop.store_id, "buyer_id": "buyer"}],
+    )
+    await client.redemption.ValidateRedemption(question(shop, 75, customer=customer_of(shop, mobile="+8613812345678")))
+    request = customers_pb2.RedactCustomerRequest(merchant_id=shop.merchant_id, customer_id="c-1", reason="asked")
+    await client.customers.RedactCustomer(request)
+
+    assert len((await page(client, shop, customer_id="c-1")).refusals) == 1
+    async with superuser(service) as connection:
+        query = "SELECT r::text FROM redemption_refusals r WHERE merchant_id = $1"
+        (row,) = await connection.fetch(query, shop.merchant_id)
+    assert "customer c-1" in row[0]
+    assert "13812345678" not in row[0]
+
+
+# Stored for a time.
+
+
+async def start(database_url: str, clock: TestClock, keep_days: int) -> Server:
+    """Start a server that keeps refusals for some days."""
+    settings = server_settings(refusals_keep_days=keep_days)
+    server = Server(settings, database_url, senders={Channel.SMS: Outbox()}, clock=clock)
+    await server.start()
+    return server
+
+
+async def test_refusals_are_written_when_the_server_stops(
+    service: Service, client: Client, shop: Shop, admin_token: str
+) -> None:
+    """A restart loses none."""
+    server = await start(service.database_url, service.clock, 30)
+    other = Client(server.port, admin_token)
+    with patch.object(recording, "WRITE_PAUSE_SECONDS", 1_000.0):
+        await other.redemption.ValidateRedemption(question(shop, 75))
+        await other.close()
+        assert not (await page(client, shop)).refusals
+        await server.stop()
+    assert len((await page(client, shop)).refusals) == 1
+
+
+async def test_refusals_are_written_in_the_background(
+    service: Service, client: Client, shop: Shop, admin_token: str
+) -> None:
+    """Another server lists them soon."""
+    server = await start(service.database_url, service.clock, 30)
+    other = Client(server.port, admin_token)
+    with patch.object(recording, "WRITE_PAUSE_SECONDS", 0.01):
+        await other.redemption.ValidateRedemption(question(shop, 75))
+        async with asyncio.timeout(10):
+            while not (await page(client, shop)).refusals:  # noqa: ASYNC110 - only the database knows
+                await asyncio.sleep(0.01)
+    await other.close()
+    await server.stop()
+
+
+async def test_with_zero_days_none_is_kept(service: Service, client: Client, shop: Shop, admin_token: str) -> None:
+    """Those that were kept before go, too."""
+    await client.redemption.ValidateRedemption(question(shop, 75))
+    assert (await page(client, shop)).refusals
+    server = await start(service.database_url, service.clock, 0)
+    other = Client(server.port, admin_token)
+    await other.redemption.ValidateRedemption(question(shop, 75))
+    await other.close()
+    await server.stop()
+    assert len((await page(client, shop)).refusals) == 1
+
+    service.clock.move(1)
+    assert await refusals_of(service.database_url, service.clock, keep_days=0).clean_up() >= 1
+    assert not (await page(client, shop)).refusals
+
+
+def refusals_of(database_url: str, clock: TestClock, *, keep_days: int = 30) -> Refusals:
+    """Make what notes and deletes refusals, on a database."""
+    store = RefusalsStore(Database(database_url, pool_size=2))
+    return Refusals(store, clock, Metrics(), keep_days=keep_days)
+
+
+def refusal(merchant_id: str, at_ms: int = NOW_MS, reference: str = "") -> Refusal:
+    """Make a refusal."""
+    why = (RefusalReason(807, "NOT_A_MULTIPLE", "Points are redeemed in multiples of 10.", {"points": "75"}),)
+    return Refusal(
+        unique("refusal"), merchant_id, "customer c", at_ms, RefusedMethod.REDEEM, 1, 75, 50, why, reference, ""
+    )
+
+
+async def count_of(service: Service, merchant_id: str) -> int:
+    """Count what is stored of a merchant."""
+    async with superuser(service) as connection:
+        query = "SELECT count(*) FROM redemption_refusals WHERE merchant_id = $1"
+        return int(await connection.fetchval(query, merchant_id))
+
+
+def counted(refusals: Refusals) -> dict[str, int]:
+    """What the metric counted, by outcome."""
+    samples = next(iter(refusals._metrics.refusals.collect())).samples
+    return {sample.labels["outcome"]: int(sample.value) for sample in samples if sample.name.endswith("_total")}
+
+
+async def test_what_is_older_than_it_is_kept_is_deleted(service: Service) -> None:
+    """To the millisecond, merchant by merchant, in bounded parts; what another server deletes is left to it."""
+    clock = TestClock()
+    refusals = refusals_of(service.database_url, clock, keep_days=2)
+    old, young = unique("merchant"), unique("merchant")
+    for merchant_id, age_ms, count in ((old, 2 * DAY_SECONDS * 1_000 + 1, 5), (young, 2 * DAY_SECONDS * 1_000, 3)):
+        for _ in range(count):
+            refusals.note(refusal(merchant_id, clock.now_ms - age_ms))
+    await refusals.flush()
+
+    with patch("pointbook_server.redemption.refusals_store.CLEAN_UP_COUNT", 2):
+        assert await refusals.clean_up() >= 5
+    assert [await count_of(service, merchant_id) for merchant_id in (old, young)] == [0, 3]
+
+
+async def test_of_one_merchant_only_so_many_are_stored_in_a_minute(service: Service) -> None:
+    """Another merchant's, and the next minute's, are; what was left out is counted."""
+    clock = TestClock()
+    refusals = refusals_of(service.database_url, clock)
+    loud, quiet = unique("merchant"), unique("merchant")
+    for _ in range(recording.REFUSALS_A_MINUTE_MAX + 50):
+        refusals.note(refusal(loud, clock.now_ms))
+    refusals.note(refusal(quiet, clock.now_ms))
+    refusals.note(refusal(loud, clock.now_ms + 60_000))
+    await refusals.close()
+
+    assert [await count_of(service, merchant_id) for merchant_id in (loud, quiet)] == [601, 1]
+    assert counted(refusals) == {"KEPT": 602, "RATE_LIMITED": 50}
+
+
+async def test_what_waits_is_bounded_while_the_database_is_away_and_written_afterwards(service: Service) -> None:
+    """The oldest are kept, and none is written twice."""
+    refusals = refusals_of(service.database_url, TestClock())
+    merchants = [unique("merchant") for _ in range(3)]
+    away = PointbookError(Reason.DATABASE_UNAVAILABLE, "away")
+    with patch.object(recording, "REFUSALS_WAITING_MAX", 20):
+        with patch.object(RefusalsStore, "insert", side_effect=away):
+            for number in range(30):
+                refusals.note(refusal(merchants[number % 3]))
+                await refusals.flush()
+        await refusals.flush()
+        refusals.note(refusal(merchants[0]))
+        await refusals.close()
+
+    assert sum([await count_of(service, merchant_id) for merchant_id in merchants]) == 21
+    assert counted(refusals) == {"KEPT": 21, "BUFFER_FULL": 10}
+
+
+async def test_a_write_that_was_broken_off_is_written_once(service: Service) -> None:
+    """A caller that goes away while its list is being read loses no refusal."""
+    refusals = refusals_of(service.database_url, TestClock())
+    merchant_id = unique("merchant")
+    insert = RefusalsStore.insert
+    written = asyncio.Event()
+
+    async def slow_insert(self: RefusalsStore, *arguments: Any) -> None:
+        await insert(self, *arguments)
+        written.set()
+        await asyncio.Event().wait()
+
+    refusals.note(refusal(merchant_id))
+    with patch.object(RefusalsStore, "insert", slow_insert):
+        flushing = asyncio.create_task(refusals.flush())
+        await written.wait()
+        flushing.cancel()
+        await asyncio.gather(flushing, return_exceptions=True)
+    await refusals.close()
+
+    assert await count_of(service, merchant_id) == 1
+
+
+async def test_a_question_sends_no_statement_more_where_it_is_refused(client: Client, shop: Shop) -> None:
+    """Recording is not in the caller's way."""
+    sent: list[str] = []
+
+    async def failing_insert(_self: RefusalsStore, merchant_id: str, _refusals: list[Refusal]) -> None:
+        sent.append(merchant_id)
+
+    with patch.object(RefusalsStore, "insert", failing_insert), patch.object(recording, "WRITE_PAUSE_SECONDS", 60.0):
+        for _ in range(5):
+            await client.redemption.ValidateRedemption(question(shop, 75))
+        assert sent == []
+        await page(client, shop)
+    assert sent == [shop.merchant_id]
