@@ -55,6 +55,8 @@ from pointbook_server.redemption.refusals_store import RefusalsStore
 from pointbook_server.redemption.service import Redemptions
 from pointbook_server.redemption.servicer import RedemptionServicer
 from pointbook_server.redemption.store import RedemptionsStore
+from pointbook_server.redemption.timeline import Timeline
+from pointbook_server.redemption.timeline_store import TimelineStore
 from pointbook_server.schema import SchemaError, check_schema
 from pointbook_server.settings import ServerSettings
 from pointbook_server.status import StatusInterceptor, code_of
@@ -200,8 +202,9 @@ class Server:
         server = self._server
         points = PointsServicer(ledger, programs, self._points_line, clock, code_of=code_of, metrics=self.metrics)
         points_pb2_grpc.add_PointsServiceServicer_to_server(points, server)
+        timeline = Timeline(TimelineStore(self._database), points, self._codes, self._refusals)
         redemption_pb2_grpc.add_RedemptionServiceServicer_to_server(
-            RedemptionServicer(self._redemptions, self._codes, self._refusals, clock), server
+            RedemptionServicer(self._redemptions, self._codes, self._refusals, timeline, clock), server
         )
         quarantine = self._quarantine()
         tombstones = Tombstones(list(self._settings.code_key_bytes().values()))

@@ -17,12 +17,14 @@ import pointbook_server.programs.erasures
 import pointbook_server.programs.store
 import pointbook_server.redemption.refusals_store
 import pointbook_server.redemption.statements
+import pointbook_server.redemption.timeline_store
 import pointbook_server.validation_codes.statements
 import pointbook_server.webhooks.store
 from pointbook_server.customers import statements as customers
 from pointbook_server.database import PLANNED_ONCE, SESSION_SETTINGS, Statement
 from pointbook_server.redemption import refusals_store as refusals
 from pointbook_server.redemption import statements as redemptions
+from pointbook_server.redemption import timeline_store as timeline
 from pointbook_server.validation_codes import statements as codes
 
 MODULES = (
@@ -34,6 +36,7 @@ MODULES = (
     pointbook_server.programs.store,
     pointbook_server.redemption.refusals_store,
     pointbook_server.redemption.statements,
+    pointbook_server.redemption.timeline_store,
     pointbook_server.validation_codes.statements,
     pointbook_server.webhooks.store,
 )
@@ -123,6 +126,9 @@ async def test_a_plan_made_for_an_empty_table_is_right_for_a_full_one(
         (codes.LIST_EVENTS, "pk_validation_audit"),
         (refusals.LIST_OF_CUSTOMERS, "pk_redemption_refusals"),
         (refusals.LIST_OF_REFERENCE, "ix_redemption_refusals_reference"),
+        (timeline.LIST_REDEMPTIONS, "ix_redemptions_redeemer"),
+        (timeline.LIST_REVERSALS, "ix_redemption_reversals_redeemer"),
+        (timeline.LIST_CLOSINGS, "ix_redemption_audit_redeemer"),
         (redemptions.READ_REVERSALS, "ix_redemption_reversals_redemption"),
     ],
 )

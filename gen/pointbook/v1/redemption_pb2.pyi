@@ -166,6 +166,30 @@ REFUSED_METHOD_REDEEM_POINTS: RefusedMethod.ValueType  # 3
 """REFUSED_METHOD_REDEEM_POINTS: RedeemPoints redeemed nothing."""
 Global___RefusedMethod: _TypeAlias = RefusedMethod  # noqa: Y015
 
+class _ClosingAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ClosingActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ClosingAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CLOSING_ACTION_UNSPECIFIED: _ClosingAction.ValueType  # 0
+    """CLOSING_ACTION_UNSPECIFIED is never returned."""
+    CLOSING_ACTION_SETTLE: _ClosingAction.ValueType  # 1
+    """CLOSING_ACTION_SETTLE: an operator settled them by SettleRedemption."""
+    CLOSING_ACTION_RELEASE: _ClosingAction.ValueType  # 2
+    """CLOSING_ACTION_RELEASE: SHOPLINE did not book them in time, and they hold nothing any more."""
+
+class ClosingAction(_ClosingAction, metaclass=_ClosingActionEnumTypeWrapper):
+    """ClosingAction is how a redemption's holds were closed without a webhook."""
+
+CLOSING_ACTION_UNSPECIFIED: ClosingAction.ValueType  # 0
+"""CLOSING_ACTION_UNSPECIFIED is never returned."""
+CLOSING_ACTION_SETTLE: ClosingAction.ValueType  # 1
+"""CLOSING_ACTION_SETTLE: an operator settled them by SettleRedemption."""
+CLOSING_ACTION_RELEASE: ClosingAction.ValueType  # 2
+"""CLOSING_ACTION_RELEASE: SHOPLINE did not book them in time, and they hold nothing any more."""
+Global___ClosingAction: _TypeAlias = ClosingAction  # noqa: Y015
+
 @_typing.final
 class RedemptionStatus(_message.Message):
     """RedemptionStatus is one finding about a redemption."""
@@ -1523,6 +1547,244 @@ class ListRefusalsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRefusalsResponse: _TypeAlias = ListRefusalsResponse  # noqa: Y015
+
+@_typing.final
+class RedemptionClosing(_message.Message):
+    """RedemptionClosing is holds of a redemption that were closed without a webhook."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    REDEMPTION_ID_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    redemption_id: _builtins.str
+    """redemption_id is the redemption."""
+    action: Global___ClosingAction.ValueType
+    """action is how they were closed."""
+    points: _builtins.int
+    """points are what they held; 0 where an earlier release closed them."""
+    reason: _builtins.str
+    """reason is the operator's, or ours."""
+    actor: _builtins.str
+    """actor is the id of the operator's token; empty where the server runs without tokens, and for CLOSING_ACTION_RELEASE."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """time is when they were closed."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        redemption_id: _builtins.str = ...,
+        action: Global___ClosingAction.ValueType = ...,
+        points: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "points", b"points", "reason", b"reason", "redemption_id", b"redemption_id", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedemptionClosing: _TypeAlias = RedemptionClosing  # noqa: Y015
+
+@_typing.final
+class TimelineEntry(_message.Message):
+    """TimelineEntry is one thing that happened to a customer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    POINTS_ENTRY_FIELD_NUMBER: _builtins.int
+    REDEMPTION_FIELD_NUMBER: _builtins.int
+    REVERSAL_FIELD_NUMBER: _builtins.int
+    CLOSING_FIELD_NUMBER: _builtins.int
+    VALIDATION_EVENT_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """time is when it happened: for an entry of an account its updated_at."""
+
+    @_builtins.property
+    def points_entry(self) -> _points_pb2.PointsEntry:
+        """points_entry is an entry of one of the customer's accounts."""
+
+    @_builtins.property
+    def redemption(self) -> Global___Redemption:
+        """redemption is a redemption as it stands now, as RedeemPoints returns it."""
+
+    @_builtins.property
+    def reversal(self) -> Global___RedemptionReversal:
+        """reversal is points of a redemption that were given back."""
+
+    @_builtins.property
+    def closing(self) -> Global___RedemptionClosing:
+        """closing is holds that were settled by hand, or released."""
+
+    @_builtins.property
+    def validation_event(self) -> Global___ValidationEvent:
+        """validation_event is what happened to a one-time code."""
+
+    @_builtins.property
+    def refusal(self) -> Global___Refusal:
+        """refusal is a refused call."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        points_entry: _points_pb2.PointsEntry | None = ...,
+        redemption: Global___Redemption | None = ...,
+        reversal: Global___RedemptionReversal | None = ...,
+        closing: Global___RedemptionClosing | None = ...,
+        validation_event: Global___ValidationEvent | None = ...,
+        refusal: Global___Refusal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["closing", b"closing", "entry", b"entry", "points_entry", b"points_entry", "redemption", b"redemption", "refusal", b"refusal", "reversal", b"reversal", "time", b"time", "validation_event", b"validation_event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closing", b"closing", "entry", b"entry", "points_entry", b"points_entry", "redemption", b"redemption", "refusal", b"refusal", "reversal", b"reversal", "time", b"time", "validation_event", b"validation_event"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["points_entry", "redemption", "reversal", "closing", "validation_event", "refusal"]  # noqa: Y015
+    _WhichOneofArgType_entry: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_entry) -> _WhichOneofReturnType_entry | None: ...
+
+Global___TimelineEntry: _TypeAlias = TimelineEntry  # noqa: Y015
+
+@_typing.final
+class TimelineCustomer(_message.Message):
+    """TimelineCustomer is the customer that a timeline is of, with contacts that are masked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    BUYERS_FIELD_NUMBER: _builtins.int
+    MASKED_MOBILE_FIELD_NUMBER: _builtins.int
+    MASKED_EMAIL_FIELD_NUMBER: _builtins.int
+    FRAUD_BLOCKED_FIELD_NUMBER: _builtins.int
+    masked_mobile: _builtins.str
+    """masked_mobile is the mobile number as +86******5678; empty where there is none."""
+    masked_email: _builtins.str
+    """masked_email is the e-mail address as b***@example.com; empty where there is none."""
+    fraud_blocked: _builtins.bool
+    """fraud_blocked says that the customer may not redeem."""
+    @_builtins.property
+    def customer(self) -> Global___ResolvedCustomer:
+        """customer is the customer, or a buyer that no customer owns."""
+
+    @_builtins.property
+    def buyers(self) -> _containers.RepeatedCompositeFieldContainer[_identity_pb2.Buyer]:
+        """buyers are the customer's accounts, in all stores."""
+
+    def __init__(
+        self,
+        *,
+        customer: Global___ResolvedCustomer | None = ...,
+        buyers: _abc.Iterable[_identity_pb2.Buyer] | None = ...,
+        masked_mobile: _builtins.str = ...,
+        masked_email: _builtins.str = ...,
+        fraud_blocked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyers", b"buyers", "customer", b"customer", "fraud_blocked", b"fraud_blocked", "masked_email", b"masked_email", "masked_mobile", b"masked_mobile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TimelineCustomer: _TypeAlias = TimelineCustomer  # noqa: Y015
+
+@_typing.final
+class ListCustomerTimelineRequest(_message.Message):
+    """ListCustomerTimelineRequest asks RedemptionService.ListCustomerTimeline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    customer_id: _builtins.str
+    """customer_id is the customer's id: 1 to 64 visible ASCII characters."""
+    page_size: _builtins.int
+    """page_size is how many entries to return at most: 1 to 1,000; 0 means 50. A page ends earlier, with a
+    next_page_token, where its entries are very large.
+    """
+    page_token: _builtins.str
+    """page_token is the next_page_token of the previous answer, with the same filters; empty for the first page."""
+    @_builtins.property
+    def customer(self) -> _identity_pb2.CustomerRef:
+        """customer is one of the customer's identifiers, or a buyer. Its merchant_id is empty or the one of this request."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """start_time keeps only what happened at or after it."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """end_time keeps only what happened before it."""
+
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        customer_id: _builtins.str = ...,
+        customer: _identity_pb2.CustomerRef | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "customer_id", b"customer_id", "end_time", b"end_time", "key", b"key", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "customer_id", b"customer_id", "end_time", b"end_time", "key", b"key", "merchant_id", b"merchant_id", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_key: _TypeAlias = _typing.Literal["customer_id", "customer"]  # noqa: Y015
+    _WhichOneofArgType_key: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_key) -> _WhichOneofReturnType_key | None: ...
+
+Global___ListCustomerTimelineRequest: _TypeAlias = ListCustomerTimelineRequest  # noqa: Y015
+
+@_typing.final
+class ListCustomerTimelineResponse(_message.Message):
+    """ListCustomerTimelineResponse answers RedemptionService.ListCustomerTimeline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """next_page_token asks for the next page; empty when this is the last one."""
+    @_builtins.property
+    def customer(self) -> Global___TimelineCustomer:
+        """customer is the customer."""
+
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimelineEntry]:
+        """entries are the page, the newest first."""
+
+    def __init__(
+        self,
+        *,
+        customer: Global___TimelineCustomer | None = ...,
+        entries: _abc.Iterable[Global___TimelineEntry] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "entries", b"entries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCustomerTimelineResponse: _TypeAlias = ListCustomerTimelineResponse  # noqa: Y015
 
 @_typing.final
 class GetCustomerPointsRequest(_message.Message):

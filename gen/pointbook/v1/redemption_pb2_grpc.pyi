@@ -147,6 +147,18 @@ class RedemptionServiceStub:
 
     Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
+    ListCustomerTimeline: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.ListCustomerTimelineRequest, _redemption_pb2.ListCustomerTimelineResponse]
+    """ListCustomerTimeline pages through all that happened to a customer, the newest first: the entries of all of their
+    accounts, redemptions (whose holds begin with them), reversals, holds that were settled by hand or released,
+    events of one-time codes, and refusals. A hold that SHOPLINE's webhook settled is settled by the entry that names
+    the redemption in `settled_redemption_id`.
+
+    What other members of a group redeemed from this customer's accounts is shown by the entries that settle it. Inside
+    one millisecond what follows comes first: an entry before the redemption, the redemption before the events of its
+    code, and a refusal before the guess that was wrong. What is recorded while pages are read moves nothing on the later ones.
+
+    Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+    """
     GetCustomerPoints: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.GetCustomerPointsRequest, _redemption_pb2.GetCustomerPointsResponse]
     """GetCustomerPoints answers what a customer has in a program: what a call centre asks by mobile number.
 
@@ -270,6 +282,18 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     seconds; a crash loses the last ones. Kept is what names a customer and a program of the merchant, at most 600 a
     minute for a merchant and server; `pointbook_refusals_total` counts what was left out. Calls that fail, as where the
     database is away, are no refusals.
+
+    Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+    """
+    ListCustomerTimeline: _aio.UnaryUnaryMultiCallable[_redemption_pb2.ListCustomerTimelineRequest, _redemption_pb2.ListCustomerTimelineResponse]  # type: ignore[assignment]
+    """ListCustomerTimeline pages through all that happened to a customer, the newest first: the entries of all of their
+    accounts, redemptions (whose holds begin with them), reversals, holds that were settled by hand or released,
+    events of one-time codes, and refusals. A hold that SHOPLINE's webhook settled is settled by the entry that names
+    the redemption in `settled_redemption_id`.
+
+    What other members of a group redeemed from this customer's accounts is shown by the entries that settle it. Inside
+    one millisecond what follows comes first: an entry before the redemption, the redemption before the events of its
+    code, and a refusal before the guess that was wrong. What is recorded while pages are read moves nothing on the later ones.
 
     Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
@@ -448,6 +472,23 @@ class RedemptionServiceServicer:
         seconds; a crash loses the last ones. Kept is what names a customer and a program of the merchant, at most 600 a
         minute for a merchant and server; `pointbook_refusals_total` counts what was left out. Calls that fail, as where the
         database is away, are no refusals.
+
+        Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+        """
+
+    def ListCustomerTimeline(
+        self,
+        request: _redemption_pb2.ListCustomerTimelineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_redemption_pb2.ListCustomerTimelineResponse, _abc.Awaitable[_redemption_pb2.ListCustomerTimelineResponse]]:
+        """ListCustomerTimeline pages through all that happened to a customer, the newest first: the entries of all of their
+        accounts, redemptions (whose holds begin with them), reversals, holds that were settled by hand or released,
+        events of one-time codes, and refusals. A hold that SHOPLINE's webhook settled is settled by the entry that names
+        the redemption in `settled_redemption_id`.
+
+        What other members of a group redeemed from this customer's accounts is shown by the entries that settle it. Inside
+        one millisecond what follows comes first: an entry before the redemption, the redemption before the events of its
+        code, and a refusal before the guess that was wrong. What is recorded while pages are read moves nothing on the later ones.
 
         Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
         """

@@ -63,6 +63,7 @@ METHODS = {
     "RedemptionService/ListRedemptions": Access(Scope.REDEEM),
     "RedemptionService/ListValidationEvents": Access(Scope.SUPPORT),
     "RedemptionService/ListRefusals": Access(Scope.SUPPORT),
+    "RedemptionService/ListCustomerTimeline": Access(Scope.SUPPORT),
     "RedemptionService/GetCustomerPoints": Access(Scope.POINTS_READ, "customer.merchant_id"),
     "ProgramsService/PutStore": Access(Scope.STORES, "store.merchant_id"),
     "ProgramsService/GetStore": Access(Scope.STORES),

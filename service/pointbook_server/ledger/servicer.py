@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import grpc
@@ -302,6 +302,13 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
             raise program_not_found(request.program_id)
         program, _ = found
         return program.store_ids
+
+    async def newest_entries(
+        self, merchant_id: str, keys: Collection[AccountKey], query: paging.PageQuery
+    ) -> list[points_pb2.PointsEntry]:
+        """Return a page of the entries of some accounts, the newest first, for a customer's timeline."""
+        found = await self._store.newest_entries(merchant_id, keys, query)
+        return [_write_entry(merchant_id, entry) for entry in found]
 
     async def VoidPointsEntries(
         self,

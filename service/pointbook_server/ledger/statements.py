@@ -289,6 +289,21 @@ DROP_CHECKPOINTS = _statement(f"""
     WHERE c.buyer_id = v.buyer_id AND c.store_id = v.store_id AND c.newest_at_ms > v.after_ms
         AND c.merchant_id = :merchant_id
 """)
+# The newest entries of each of some accounts before one of them, whose place inside its millisecond is looked up: it
+# changes when another event of that time arrives late.
+LIST_NEWEST = _statement(f"""
+    SELECT {_names(ENTRY_COLUMNS, "e.")} FROM {_rows(KEY)} CROSS JOIN LATERAL (
+        SELECT {_names(ENTRY_COLUMNS)} FROM points_entries
+        WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id AND outcome <> 'REFUSED'
+            AND updated_at_ms >= CAST(:start_ms AS bigint)
+            AND (updated_at_ms, ordinal, event_id) < (CAST(:before_ms AS bigint), coalesce((
+                SELECT ordinal FROM points_entries
+                WHERE event_id = CAST(:before_id AS text) AND merchant_id = :merchant_id
+            ), -1), CAST(:before_id AS text))
+        ORDER BY updated_at_ms DESC, ordinal DESC, event_id DESC LIMIT :limit
+    ) AS e
+    ORDER BY updated_at_ms DESC, ordinal DESC, event_id DESC LIMIT :limit
+""")
 LIST_DRIFTING = _statement(f"""
     SELECT {_names(ACCOUNT_COLUMNS)} FROM points_accounts
     WHERE merchant_id = :merchant_id AND drift <> 0 AND (store_id, buyer_id) > (:after_store_id, :after_buyer_id)

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -28,6 +28,7 @@ from pointbook_server.ledger.posting import (
     post_batch,
 )
 from pointbook_server.ledger.statements import BookEntry, Void
+from pointbook_server.paging import PageQuery
 from pointbook_server.tables import points_entries
 
 
@@ -144,6 +145,12 @@ class LedgerStore:
         query = query.order_by(entry.updated_at_ms.desc(), entry.ordinal.desc()).limit(limit)
         async with self._database.autocommit() as connection:
             return [sql.read_entry(row) for row in await connection.fetch(Statement(query))]
+
+    async def newest_entries(self, merchant_id: str, keys: Collection[AccountKey], query: PageQuery) -> list[BookEntry]:
+        """Return a page of the entries of some accounts, the newest first, before one of them."""
+        values = {"merchant_id": merchant_id, **sql.keys_to_columns(sorted(keys)), **asdict(query)}
+        async with self._database.autocommit() as connection:
+            return [sql.read_entry(row) for row in await connection.fetch(sql.LIST_NEWEST, values)]
 
     async def drifting_accounts(
         self, merchant_id: str, store_id: str, at_ms: int, *, after: AccountKey, limit: int

@@ -8,11 +8,23 @@ from pointbook_server.customers.model import Key
 from pointbook_server.fields import TIME_MS_MAX, TIME_MS_MIN, Fields
 
 HistoryRequest = redemption_pb2.ListValidationEventsRequest | redemption_pb2.ListRefusalsRequest
+WindowRequest = HistoryRequest | redemption_pb2.ListCustomerTimelineRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Between which times a list reads, and how long its pages are. The scope is what its tokens are good for."""
+
+    key: Key | None
+    start_ms: int
+    end_ms: int
+    size: int
+    scope: tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A page to read. The scope is what its next_page_token is good for."""
+    """A page to read of a list with one source."""
 
     key: Key | None
     query: paging.PageQuery
@@ -20,13 +32,19 @@ class History:
     scope: tuple[object, ...]
 
 
-def read_history(fields: Fields, name: str, request: HistoryRequest, key: Key | None, *filters: object) -> History:
-    """Read which page of a list is wanted; one more row than it has tells whether there is another page."""
+def read_window(fields: Fields, name: str, request: WindowRequest, key: Key | None, *filters: object) -> Window:
+    """Read which part of a list is wanted, whatever the page."""
     fields.identifier("merchant_id", request.merchant_id)
     start_ms = fields.time_ms("start_time", request.start_time) if request.HasField("start_time") else TIME_MS_MIN
     end_ms = fields.time_ms("end_time", request.end_time) if request.HasField("end_time") else TIME_MS_MAX + 1
     size = fields.page_size("page_size", request.page_size)
-    scope = (name, request.merchant_id, str(key), start_ms, end_ms, *filters)
-    place = paging.read_token(fields, "page_token", request.page_token, scope, (int, str))
-    before_ms, before_id = (end_ms, "") if place is None else (int(place[0]), str(place[1]))
-    return History(key, paging.PageQuery(start_ms, before_ms, before_id, size + 1), size, scope)
+    return Window(key, start_ms, end_ms, size, (name, request.merchant_id, str(key), start_ms, end_ms, *filters))
+
+
+def read_history(fields: Fields, name: str, request: HistoryRequest, key: Key | None, *filters: object) -> History:
+    """Read which page of a list is wanted; one more row than it has tells whether there is another page."""
+    window = read_window(fields, name, request, key, *filters)
+    place = paging.read_token(fields, "page_token", request.page_token, window.scope, (int, str))
+    before_ms, before_id = (window.end_ms, "") if place is None else (int(place[0]), str(place[1]))
+    query = paging.PageQuery(window.start_ms, before_ms, before_id, window.size + 1)
+    return History(key, query, window.size, window.scope)

@@ -4,14 +4,21 @@ from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.customers.model import key_of_name
 from pointbook_server.fields import to_timestamp
 from pointbook_server.ledger.model import AccountKey
-from pointbook_server.redemption.redeemed import KeptReversal
+from pointbook_server.programs.model import Channel
+from pointbook_server.redemption.asking import Facts, own_sources
+from pointbook_server.redemption.redeemed import Closing, KeptReversal
 from pointbook_server.redemption.refused import Refusal, RefusedMethod
-from pointbook_server.validation_codes.model import ValidationEvent
+from pointbook_server.validation_codes.model import ValidationEvent, masked, route_to
 
 METHODS = {
     RefusedMethod.VALIDATE: redemption_pb2.REFUSED_METHOD_VALIDATE_REDEMPTION,
     RefusedMethod.ISSUE: redemption_pb2.REFUSED_METHOD_ISSUE_VALIDATION_CODE,
     RefusedMethod.REDEEM: redemption_pb2.REFUSED_METHOD_REDEEM_POINTS,
+}
+
+CLOSING_ACTIONS = {
+    "SETTLE": redemption_pb2.CLOSING_ACTION_SETTLE,
+    "RELEASE": redemption_pb2.CLOSING_ACTION_RELEASE,
 }
 
 
@@ -70,4 +77,32 @@ def write_refusal(refusal: Refusal) -> redemption_pb2.Refusal:
         violations=violations,
         external_reference_number=refusal.reference,
         actor=refusal.actor,
+    )
+
+
+def write_closing(closing: Closing) -> redemption_pb2.RedemptionClosing:
+    """Build the message of holds that were closed."""
+    return redemption_pb2.RedemptionClosing(
+        time=to_timestamp(closing.at_ms),
+        redemption_id=closing.redemption_id,
+        action=CLOSING_ACTIONS[closing.action],
+        points=closing.points,
+        reason=closing.reason,
+        actor=closing.actor,
+    )
+
+
+def write_timeline_customer(facts: Facts) -> redemption_pb2.TimelineCustomer:
+    """Build the message of a customer with masked contacts."""
+    customer = facts.customer
+    contacts = {channel: masked(route_to(customer, channel)) for channel in (Channel.SMS, Channel.EMAIL)}
+    return redemption_pb2.TimelineCustomer(
+        customer=write_customer(facts.redeemer),
+        buyers=[
+            identity_pb2.Buyer(store_id=source.key.store_id, buyer_id=source.key.buyer_id)
+            for source in own_sources(facts.key, customer)
+        ],
+        masked_mobile=contacts[Channel.SMS],
+        masked_email=contacts[Channel.EMAIL],
+        fraud_blocked=customer is not None and customer.fraud_blocked,
     )

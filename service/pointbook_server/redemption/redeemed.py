@@ -240,6 +240,19 @@ class KeptReversal:
     actor: str
 
 
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """Holds of a redemption that an operator settled by hand, or that were released."""
+
+    closing_id: str
+    redemption_id: str
+    at_ms: int
+    action: str
+    points: int
+    reason: str
+    actor: str
+
+
 def new_redemption_id() -> str:
     """Make an id that no other server makes."""
     return f"r-{secrets.token_hex(12)}"

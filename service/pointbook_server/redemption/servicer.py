@@ -24,8 +24,14 @@ from pointbook_server.ledger.model import POINTS_MAX, Account, AccountKey
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.asking import Ask, Assessment, Facts, GroupRef
 from pointbook_server.redemption.details import RedemptionDetails
-from pointbook_server.redemption.history import read_history
-from pointbook_server.redemption.messages import write_customer, write_event, write_refusal, write_reversal
+from pointbook_server.redemption.history import read_history, read_window
+from pointbook_server.redemption.messages import (
+    write_customer,
+    write_event,
+    write_refusal,
+    write_reversal,
+    write_timeline_customer,
+)
 from pointbook_server.redemption.model import (
     CURRENCY_DECIMALS_MAX,
     REDEEMABLE,
@@ -41,6 +47,7 @@ from pointbook_server.redemption.redeemed import Order, Redemption, RedemptionSt
 from pointbook_server.redemption.refusals import Refusals
 from pointbook_server.redemption.service import Redemptions, WantedReversal
 from pointbook_server.redemption.store import Filter
+from pointbook_server.redemption.timeline import Place, Rank, Timeline
 from pointbook_server.validation_codes.model import Issued, MissedCall, ValidationEvent, masked, normalised_code
 
 CODE_LENGTH_MAX = 32
@@ -78,7 +85,11 @@ AskRequest = (
     | redemption_pb2.IssueValidationCodeRequest
     | redemption_pb2.RedeemPointsRequest
 )
-KeyedRequest = redemption_pb2.ListValidationEventsRequest | redemption_pb2.ListRefusalsRequest
+KeyedRequest = (
+    redemption_pb2.ListValidationEventsRequest
+    | redemption_pb2.ListRefusalsRequest
+    | redemption_pb2.ListCustomerTimelineRequest
+)
 ProvenRequest = redemption_pb2.ValidateRedemptionRequest | redemption_pb2.RedeemPointsRequest
 
 
@@ -100,10 +111,13 @@ class Codes(Protocol):
 class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
     """RedemptionService: each method reads its request, asks the service, and writes the answer."""
 
-    def __init__(self, redemptions: Redemptions, codes: Codes, refusals: Refusals, clock: Clock) -> None:
+    def __init__(
+        self, redemptions: Redemptions, codes: Codes, refusals: Refusals, timeline: Timeline, clock: Clock
+    ) -> None:
         self._redemptions = redemptions
         self._codes = codes
         self._refusals = refusals
+        self._timeline = timeline
         self._clock = clock
 
     async def ValidateRedemption(
@@ -320,6 +334,32 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         if len(found) > len(page):
             last = found[len(page) - 1]
             response.next_page_token = paging.write_token(history.scope, (last.at_ms, last.refusal_id))
+        return response
+
+    async def ListCustomerTimeline(
+        self, request: redemption_pb2.ListCustomerTimelineRequest, _context: object
+    ) -> redemption_pb2.ListCustomerTimelineResponse:
+        """Return a page of all that happened to a customer, the newest first."""
+        fields = Fields()
+        window = read_window(fields, "timeline", request, _read_key(fields, request))
+        place = paging.read_token(fields, "page_token", request.page_token, window.scope, (int, int, str))
+        fields.check()
+        before = Place(window.end_ms, Rank.FIRST_PAGE, "")
+        if place is not None:
+            before = Place(int(place[0]), int(place[1]), str(place[2]))
+        facts = await self._facts(request.merchant_id, window.key)
+        found = await self._timeline.page(
+            request.merchant_id,
+            facts,
+            self._write_redemption,
+            start_ms=window.start_ms,
+            before=before,
+            limit=window.size + 1,
+        )
+        page = paging.fit((item.entry for item in found), window.size)
+        response = redemption_pb2.ListCustomerTimelineResponse(customer=write_timeline_customer(facts), entries=page)
+        if len(found) > len(page):
+            response.next_page_token = paging.write_token(window.scope, found[len(page) - 1].place)
         return response
 
     async def GetCustomerPoints(

@@ -1,12 +1,11 @@
 """The transactions of redemption: each holds its locks in one order - customer, accounts, redemptions, challenges."""
 
-import secrets
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
-from pointbook_server.clock import Clock
+from pointbook_server.clock import Clock, time_ordered_id
 from pointbook_server.database import Connection, Database, RetryTransactionError
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.holds import Hold, released, without
@@ -492,7 +491,7 @@ async def _tell(
     actor: str = "",
 ) -> None:
     values = {
-        "audit_id": secrets.token_hex(8),
+        "audit_id": time_ordered_id(),
         "merchant_id": redemption.merchant_id,
         "redemption_id": redemption.redemption_id,
         "action": action,
