@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
+from zoneinfo import ZoneInfo
 
 import typer
 from pydantic_settings import BaseSettings
@@ -37,7 +38,9 @@ webhook_app = typer.Typer(help="Try a shim.", no_args_is_help=True)
 quarantine_app = typer.Typer(help="Deal with the webhooks that could not be applied.", no_args_is_help=True)
 store_app = typer.Typer(help="Erase stores, and list the requests to.", no_args_is_help=True)
 benefits_app = typer.Typer(help="Bring a merchant's benefits over from SHOPLINE.", no_args_is_help=True)
+customer_app = typer.Typer(help="See what happened to a customer.", no_args_is_help=True)
 app.add_typer(token_app, name="token")
+app.add_typer(customer_app, name="customer")
 app.add_typer(webhook_app, name="webhook")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(store_app, name="store")
@@ -509,6 +512,68 @@ def open_stores(server: str) -> AbstractContextManager[Any]:
     from shopline_shim.settings import ShimSettings
 
     return opened(load_settings(ShimSettings, **({"grpc_address": server} if server else {})))
+
+
+@customer_app.command("show")
+def show_customer(
+    identifier: Annotated[
+        str, typer.Argument(help="+8613812345678, ada@example.com, STORE/BUYER, or what --kind says.")
+    ],
+    merchant: Annotated[str, typer.Option(help="Whose customer it is.")],
+    kind: Annotated[
+        str,
+        typer.Option(help="mobile, email, external-id, card-number, card-external-id, customer-id or buyer."),
+    ] = "",
+    program: Annotated[int | None, typer.Option(help="Also show the customer's points in this program.")] = None,
+    since: Annotated[str, typer.Option(help="Only what happened since: 30d, 2026-01-31 or RFC 3339.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many lines of the timeline at most.")] = 100,
+    time_zone: Annotated[str, typer.Option("--time-zone", help="Of the times that are shown.")] = "UTC",
+    contacts: Annotated[
+        bool, typer.Option("--contacts", help="Show contacts in full; the token needs the scope admin.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document, with RFC 3339 times.")] = False,
+    server: ServerOption = "",
+) -> None:
+    """Show who a customer is, their points, and all that happened to them, the newest first.
+
+    The exit code is 0, 1 where there is no such customer, and 2 when it could not be done.
+    """
+    from pointbook_cli import customer
+    from pointbook_cli.customer_text import print_view
+    from pointbook_server.clock import system_clock
+    from shopline_shim.settings import ShimSettings
+
+    chosen = kind or customer.guessed_kind(identifier)
+    if chosen not in customer.KINDS:
+        what = f"--kind must be one of {', '.join(customer.KINDS)}"
+        fail(what if kind else f"the identifier may be several things: {what}")
+    if chosen == "buyer" and customer.guessed_kind(identifier) != "buyer":
+        fail("a buyer is STORE/BUYER")
+    zone = read_time_zone(time_zone)
+    since_ms = customer.read_since_ms(since, system_clock(), zone) if since else None
+    if since and since_ms is None:
+        fail("--since must be a duration such as 30d, a day such as 2026-01-31, or RFC 3339")
+    wanted = customer.Wanted(merchant, chosen, identifier, program, since_ms, limit, contacts)
+    settings = load_settings(ShimSettings, **({"grpc_address": server} if server else {}))
+    if not kind:
+        typer.echo(f"Taken for --kind {chosen}.", err=True)
+    try:
+        view = customer.read_view(settings, wanted)
+    except customer.CustomerNotFoundError:
+        typer.echo(f"pointbook: merchant {merchant} has no customer with this {chosen}", err=True)
+        sys.exit(1)
+    if as_json:
+        typer.echo(customer.json_of(view, wanted, is_guessed=not kind))
+    else:
+        print_view(view, wanted, zone)
+
+
+def read_time_zone(name: str) -> ZoneInfo:
+    """Read an IANA time zone, or end the command."""
+    try:
+        return ZoneInfo(name)
+    except (ValueError, OSError, KeyError):
+        fail("--time-zone must be an IANA time zone such as Asia/Shanghai")
 
 
 @benefits_app.command("import")

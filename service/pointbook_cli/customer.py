@@ -1,0 +1,258 @@
+"""`pointbook customer show`: what a server tells of a customer, as one JSON document or as text."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pointbook.v1 import (
+    customers_pb2,
+    customers_pb2_grpc,
+    identity_pb2,
+    points_pb2,
+    points_pb2_grpc,
+    redemption_pb2,
+    redemption_pb2_grpc,
+)
+from pointbook_cli.health import local_address
+from pointbook_cli.points_file import read_time_ms
+from pointbook_cli.quarantine import explain
+from pointbook_cli.tokens import read_duration_ms
+from pointbook_server.text import phone_text
+from shopline_shim.quarantine import details_of
+from shopline_shim.settings import ShimSettings
+
+CALL_TIMEOUT_SECONDS = 30.0
+PAGE_SIZE_MAX = 500
+KINDS = {
+    "mobile": "mobile",
+    "email": "email",
+    "external-id": "external_id",
+    "card-number": "card_number",
+    "card-external-id": "card_external_id",
+    "customer-id": "customer_id",
+    "buyer": "buyer",
+}
+"""What an identifier may be, and the field of the API that takes it."""
+NOT_FOUND_REASONS = {"CUSTOMER_NOT_FOUND"}
+_MOBILE = re.compile(r"(\+|00)[\s()./-]*[0-9](?:[\s()./-]*[0-9]){5,}")
+_MADE_CUSTOMER_ID = re.compile(r"c-[0-9a-f]{24}")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+class CustomerNotFoundError(Exception):
+    """The merchant has no such customer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which customer to show, and how much."""
+
+    merchant_id: str
+    kind: str
+    identifier: str
+    program_id: int | None = None
+    since_ms: int | None = None
+    limit: int = 100
+    contacts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerView:
+    """What a server tells of a customer. What the token may not read is None."""
+
+    customer: redemption_pb2.TimelineCustomer
+    entries: Sequence[redemption_pb2.TimelineEntry]
+    is_truncated: bool
+    accounts: Sequence[points_pb2.PointsAccount] | None
+    program_points: redemption_pb2.GetCustomerPointsResponse | None = None
+    record: customers_pb2.Customer | None = None
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def guessed_kind(identifier: str) -> str:
+    """Return what an identifier clearly is by its form; empty where it may be several things."""
+    if "@" in identifier:
+        return "email"
+    if _MOBILE.fullmatch(phone_text(identifier)):
+        return "mobile"
+    if _MADE_CUSTOMER_ID.fullmatch(identifier):
+        return "customer-id"
+    store_id, slash, buyer_id = identifier.partition("/")
+    return "buyer" if slash and store_id and buyer_id else ""
+
+
+def read_since_ms(text: str, now_ms: int, time_zone: tzinfo) -> int | None:
+    """Read a moment: how long ago (30d), a day (in the time zone), or RFC 3339; None where it is nothing of these."""
+    duration_ms = read_duration_ms(text)
+    if duration_ms is not None:
+        return now_ms - duration_ms
+    if _DATE.fullmatch(text):
+        try:
+            return int(datetime.fromisoformat(text).replace(tzinfo=time_zone).timestamp() * 1_000)
+        except (ValueError, OverflowError):
+            return None
+    return read_time_ms(text)
+
+
+def read_view(settings: ShimSettings, wanted: Wanted) -> CustomerView:
+    """Ask the server that the settings name. Raises CustomerNotFoundError, and OSError with what the server says."""
+    options = (("grpc.enable_http_proxy", 0),)
+    with grpc.insecure_channel(local_address(settings.grpc_address), options=options) as channel:
+        try:
+            return _Reader(channel, settings.token.get_secret_value(), wanted).read()
+        except grpc.RpcError as error:
+            if details_of(error)[0].reason in NOT_FOUND_REASONS:
+                raise CustomerNotFoundError from error
+            raise OSError(explain(error)) from error
+
+
+class _Reader:
+    """Asks one server about one customer."""
+
+    def __init__(self, channel: grpc.Channel, token: str, wanted: Wanted) -> None:
+        self._points = points_pb2_grpc.PointsServiceStub(channel)
+        self._redemption = redemption_pb2_grpc.RedemptionServiceStub(channel)
+        self._customers = customers_pb2_grpc.CustomersServiceStub(channel)
+        self._options: dict[str, Any] = {
+            "timeout": CALL_TIMEOUT_SECONDS,
+            "metadata": (("authorization", f"Bearer {token}"),) if token else (),
+        }
+        self._wanted = wanted
+
+    def read(self) -> CustomerView:
+        wanted = self._wanted
+        customer, entries, is_truncated = self._timeline()
+        notes = []
+        accounts, program_points = None, None
+        try:
+            accounts = [self._account(buyer) for buyer in customer.buyers]
+            if wanted.program_id is not None and customer.buyers:
+                program_points = self._program_points(customer.buyers[0], wanted.program_id)
+        except grpc.RpcError as error:
+            if details_of(error)[0].reason != "SCOPE_MISSING":
+                raise
+            accounts = None
+            notes.append("the token lacks the scope points.read, which shows points")
+        record = self._record(customer) if wanted.contacts else None
+        return CustomerView(customer, entries, is_truncated, accounts, program_points, record, notes)
+
+    def _timeline(self) -> tuple[redemption_pb2.TimelineCustomer, list[redemption_pb2.TimelineEntry], bool]:
+        """Return the customer, and the newest entries up to the limit."""
+        limit = self._wanted.limit
+        entries: list[redemption_pb2.TimelineEntry] = []
+        for page in self._pages():
+            entries += page.entries
+            if len(entries) >= limit or not page.next_page_token:
+                return page.customer, entries[:limit], bool(page.next_page_token) or len(entries) > limit
+        raise AssertionError("a timeline has a last page")
+
+    def _pages(self) -> Iterator[redemption_pb2.ListCustomerTimelineResponse]:
+        wanted = self._wanted
+        request = redemption_pb2.ListCustomerTimelineRequest(
+            merchant_id=wanted.merchant_id, page_size=min(wanted.limit, PAGE_SIZE_MAX)
+        )
+        if wanted.kind == "customer-id":
+            request.customer_id = wanted.identifier
+        elif wanted.kind == "buyer":
+            store_id, _, buyer_id = wanted.identifier.partition("/")
+            request.customer.buyer.store_id, request.customer.buyer.buyer_id = store_id, buyer_id
+        else:
+            value = wanted.identifier
+            if wanted.kind == "mobile" and value.startswith("00"):
+                value = f"+{value.removeprefix('00')}"
+            setattr(request.customer, KINDS[wanted.kind], value)
+        if wanted.since_ms is not None:
+            request.start_time.FromMilliseconds(wanted.since_ms)
+        while True:
+            page = self._redemption.ListCustomerTimeline(request, **self._options)
+            yield page
+            request.page_token = page.next_page_token
+
+    def _account(self, buyer: identity_pb2.Buyer) -> points_pb2.PointsAccount:
+        request = points_pb2.GetPointsAccountRequest(
+            merchant_id=self._wanted.merchant_id, store_id=buyer.store_id, buyer_id=buyer.buyer_id
+        )
+        return self._points.GetPointsAccount(request, **self._options).account
+
+    def _program_points(self, buyer: identity_pb2.Buyer, program_id: int) -> redemption_pb2.GetCustomerPointsResponse:
+        customer = identity_pb2.CustomerRef(merchant_id=self._wanted.merchant_id, buyer=buyer)
+        request = redemption_pb2.GetCustomerPointsRequest(customer=customer, program_id=program_id)
+        return self._redemption.GetCustomerPoints(request, **self._options)
+
+    def _record(self, customer: redemption_pb2.TimelineCustomer) -> customers_pb2.Customer | None:
+        """Return the customer with their contacts; None for a buyer that no customer owns."""
+        if not customer.customer.customer_id:
+            return None
+        request = customers_pb2.GetCustomerRequest(
+            merchant_id=self._wanted.merchant_id, customer_id=customer.customer.customer_id
+        )
+        return self._customers.GetCustomer(request, **self._options).customer
+
+
+def json_of(view: CustomerView, wanted: Wanted, *, is_guessed: bool) -> str:
+    """Write a view as one JSON document: the fields of the API by their names, whole numbers as numbers."""
+    return json.dumps(
+        {
+            "merchant_id": wanted.merchant_id,
+            "identifier": {"kind": wanted.kind, "guessed": is_guessed},
+            "customer": plain(view.customer),
+            "contacts": None if view.record is None else plain(view.record),
+            "accounts": None if view.accounts is None else [_plain_account(account) for account in view.accounts],
+            "program": None
+            if view.program_points is None
+            else {"program_id": wanted.program_id, **plain(view.program_points)},
+            "timeline": [_plain_entry(entry) for entry in view.entries],
+            "truncated": view.is_truncated,
+            "notes": list(view.notes),
+        },
+        indent=2,
+        ensure_ascii=False,
+    )
+
+
+def _plain_account(account: points_pb2.PointsAccount) -> dict[str, Any]:
+    names = ("store_id", "buyer_id", "points_balance", "active_points", "held_points", "expired_points", "drift")
+    expiry = plain(account.next_expiry) if account.HasField("next_expiry") else None
+    return {name: getattr(account, name) for name in names} | {"next_expiry": expiry}
+
+
+def _plain_entry(entry: redemption_pb2.TimelineEntry) -> dict[str, Any]:
+    kind = str(entry.WhichOneof("entry"))
+    return {"time": entry.time.ToJsonString(), "kind": kind, kind: plain(getattr(entry, kind))}
+
+
+def plain(message: Message) -> Any:
+    """Return a message as what JSON has: times in RFC 3339, enum values by name, and only fields that are set."""
+    if isinstance(message, Timestamp):
+        return message.ToJsonString()
+    values: dict[str, Any] = {}
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is not None and descriptor.message_type.GetOptions().map_entry:
+            values[descriptor.name] = dict(value)
+        elif descriptor.is_repeated:
+            values[descriptor.name] = [_plain_value(descriptor, each) for each in value]
+        else:
+            values[descriptor.name] = _plain_value(descriptor, value)
+    return values
+
+
+def _plain_value(descriptor: Any, value: Any) -> Any:
+    if descriptor.message_type is not None:
+        return plain(value)
+    if descriptor.enum_type is not None:
+        known = descriptor.enum_type.values_by_number.get(value)
+        return value if known is None else known.name
+    return value
+
+
+def time_text(time: Timestamp, time_zone: tzinfo) -> str:
+    """Write a time in a time zone, to the second."""
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=time.ToMilliseconds())
+    return moment.astimezone(time_zone).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,184 @@
+"""A customer for people: who it is, what they have, and one line for each thing that happened, the newest first."""
+
+from collections.abc import Iterator
+from datetime import tzinfo
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pointbook.v1 import customers_pb2, points_pb2, redemption_pb2
+from pointbook_cli.customer import CustomerView, Wanted, time_text
+from pointbook_cli.quarantine import printable
+
+ACTIONS = {
+    redemption_pb2.VALIDATION_ACTION_ISSUE: "code asked for",
+    redemption_pb2.VALIDATION_ACTION_DELIVER: "code sent",
+    redemption_pb2.VALIDATION_ACTION_GUESS: "code guessed",
+    redemption_pb2.VALIDATION_ACTION_USE: "code used",
+    redemption_pb2.VALIDATION_ACTION_CONFIRM: "missed call",
+    redemption_pb2.VALIDATION_ACTION_RESET: "limits reset",
+    redemption_pb2.VALIDATION_ACTION_END: "code ended",
+}
+METHODS = {
+    redemption_pb2.REFUSED_METHOD_VALIDATE_REDEMPTION: "question refused",
+    redemption_pb2.REFUSED_METHOD_ISSUE_VALIDATION_CODE: "code refused",
+    redemption_pb2.REFUSED_METHOD_REDEEM_POINTS: "redemption refused",
+}
+CLOSINGS = {
+    redemption_pb2.CLOSING_ACTION_SETTLE: "settled by hand",
+    redemption_pb2.CLOSING_ACTION_RELEASE: "released",
+}
+CONTACTS = ("mobile", "email", "external_id", "card_numbers", "card_external_ids", "language")
+
+
+def print_view(view: CustomerView, wanted: Wanted, time_zone: tzinfo) -> None:
+    """Print a customer in the width of the terminal."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    for line in (*_who(view), *_points(view, wanted, time_zone), *view.notes):
+        console.print(Text(printable(line)))
+    console.print()
+    if not view.entries:
+        console.print("Nothing has happened in this time.")
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(f"time ({time_zone})", no_wrap=True)
+    table.add_column("what", no_wrap=True)
+    table.add_column("points", justify="right", no_wrap=True)
+    table.add_column("details", overflow="fold")
+    has_several = len(view.customer.buyers) > 1
+    for entry in view.entries:
+        what, points, details = _line(entry, time_zone, has_several=has_several)
+        cells = (what, points, ", ".join(filter(None, details)))
+        table.add_row(time_text(entry.time, time_zone), *(Text(printable(cell)) for cell in cells))
+    console.print(table)
+    if view.is_truncated:
+        console.print(f"These are the newest {len(view.entries):,}; --limit shows more.")
+
+
+def _who(view: CustomerView) -> Iterator[str]:
+    who = view.customer
+    if who.customer.customer_id:
+        yield f"Customer {who.customer.customer_id}"
+    else:
+        yield f"Buyer {who.customer.buyer.buyer_id} of store {who.customer.buyer.store_id}, owned by no customer"
+    if view.record is not None:
+        yield from _contacts(view.record)
+    else:
+        contacts = " ".join(filter(None, (who.masked_mobile, who.masked_email)))
+        if contacts:
+            yield f"  contacts: {contacts}"
+    if who.fraud_blocked:
+        yield "  blocked as fraud: may not redeem"
+
+
+def _contacts(record: customers_pb2.Customer) -> Iterator[str]:
+    for name in CONTACTS:
+        value = getattr(record, name)
+        text = value if isinstance(value, str) else " ".join(value)
+        if text:
+            yield f"  {name}: {text}"
+
+
+def _points(view: CustomerView, wanted: Wanted, time_zone: tzinfo) -> Iterator[str]:
+    for account in view.accounts or ():
+        parts = [f"balance {account.points_balance:,}", f"active {account.active_points:,}"]
+        more = (("held", account.held_points), ("expired", account.expired_points), ("drift", account.drift))
+        parts += [f"{name} {points:,}" for name, points in more if points]
+        if account.HasField("next_expiry"):
+            expiry = account.next_expiry
+            parts.append(f"next to expire {expiry.points:,} at {time_text(expiry.time, time_zone)}")
+        yield f"Store {account.store_id}, buyer {account.buyer_id}: {', '.join(parts)}"
+    if view.program_points is not None:
+        points = view.program_points
+        yield (
+            f"Program {wanted.program_id}: balance {points.points_balance:,}, active {points.active_points:,}, "
+            f"held {points.held_points:,}, ever earned {points.lifetime_points:,}"
+        )
+
+
+def _line(entry: redemption_pb2.TimelineEntry, time_zone: tzinfo, *, has_several: bool) -> tuple[str, str, list[str]]:
+    """Return what happened, the points, and the details."""
+    kind = entry.WhichOneof("entry")
+    if kind == "points_entry":
+        return _points_entry(entry.points_entry, time_zone, has_several=has_several)
+    if kind == "redemption":
+        return _redemption(entry.redemption, time_zone)
+    if kind == "reversal":
+        reversal = entry.reversal
+        details = [f"of {reversal.redemption_id}", reversal.external_reference_number, _by(reversal.actor)]
+        return "reversed", f"{reversal.points:,}", [*details, reversal.notes]
+    if kind == "closing":
+        closing = entry.closing
+        details = [f"of {closing.redemption_id}", closing.reason, _by(closing.actor)]
+        return CLOSINGS.get(closing.action, "closed"), f"{closing.points:,}", details
+    if kind == "validation_event":
+        return _validation_event(entry.validation_event)
+    return _refusal(entry.refusal)
+
+
+def _points_entry(entry: points_pb2.PointsEntry, time_zone: tzinfo, *, has_several: bool) -> tuple[str, str, list[str]]:
+    update = entry.update
+    is_increase = update.update_type == points_pb2.POINTS_UPDATE_TYPE_INCREASE
+    scene = points_pb2.PointsUpdateScene.Name(update.updated_scene).removeprefix("POINTS_UPDATE_SCENE_")
+    details = [update.unrecognized_scene or scene, f"balance {entry.balance_after:,}"]
+    if has_several:
+        details.append(f"store {update.store_id}")
+    if update.HasField("points_expiry_time"):
+        details.append(f"expire {time_text(update.points_expiry_time, time_zone)}")
+    if entry.settled_redemption_id:
+        details.append(f"settles {entry.settled_redemption_id}")
+    if entry.drift:
+        details.append(f"drift {entry.drift:+,}")
+    if entry.HasField("void"):
+        details.append(f"void: {entry.void.reason}")
+    return "earned" if is_increase else "taken", f"{'+' if is_increase else '-'}{update.updated_value:,}", details
+
+
+def _redemption(redemption: redemption_pb2.Redemption, time_zone: tzinfo) -> tuple[str, str, list[str]]:
+    state = redemption_pb2.RedemptionState.Name(redemption.state).removeprefix("REDEMPTION_STATE_")
+    details = [
+        state,
+        f"program {redemption.program_id}",
+        redemption.redemption_id,
+        redemption.external_reference_number,
+        redemption.transaction_number,
+        _by(redemption.actor),
+    ]
+    if redemption.state == redemption_pb2.REDEMPTION_STATE_PENDING:
+        details.insert(1, f"held until {time_text(redemption.settle_by, time_zone)}")
+    return "redeemed", f"{redemption.points:,}", [*details, redemption.notes]
+
+
+def _validation_event(event: redemption_pb2.ValidationEvent) -> tuple[str, str, list[str]]:
+    channel = redemption_pb2.ValidationType.Name(event.validation_type).removeprefix("VALIDATION_TYPE_")
+    details = [
+        event.outcome,
+        "" if channel == "UNSPECIFIED" else f"by {channel}",
+        f"program {event.program_id}" if event.program_id else "",
+        event.reason,
+        f"challenge {event.challenge_id}" if event.challenge_id else "",
+        _by(event.actor),
+    ]
+    return ACTIONS.get(event.action, "code"), f"{event.points:,}" if event.points else "", details
+
+
+def _refusal(refusal: redemption_pb2.Refusal) -> tuple[str, str, list[str]]:
+    details = [
+        "; ".join(map(_reason, refusal.violations)),
+        f"program {refusal.program_id}",
+        f"active {refusal.active_points:,}",
+        refusal.external_reference_number,
+        _by(refusal.actor),
+    ]
+    return METHODS.get(refusal.method, "refused"), f"{refusal.points:,}", details
+
+
+def _reason(status: redemption_pb2.RedemptionStatus) -> str:
+    values = ", ".join(f"{name} {value}" for name, value in sorted(status.metadata.items()))
+    named = f"{status.code} {status.reason}" if status.code else status.reason
+    return f"{named} ({values})" if values else named
+
+
+def _by(actor: str) -> str:
+    return f"token {actor}" if actor else ""
