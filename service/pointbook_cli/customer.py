@@ -1,4 +1,4 @@
-"""`pointbook customer show`: what a server tells of a customer, as one JSON document or as text."""
+"""`pointbook customer show`: what a server returns about a customer, as one JSON document or as text."""
 
 import json
 import re
@@ -65,7 +65,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class CustomerView:
-    """What a server tells of a customer. What the token may not read is None."""
+    """What a server returns about a customer. What the token may not read is None."""
 
     customer: redemption_pb2.TimelineCustomer
     entries: Sequence[redemption_pb2.TimelineEntry]

@@ -310,7 +310,7 @@ def rotate_token(
         str, typer.Option(help="How long the old token stays good: 0, or a number with s, m, h or d.")
     ] = "24h",
 ) -> None:
-    """Make a token that takes another one's place, and print it once; the old one expires after the overlap."""
+    """Replace a token: print a new one once, and let the old one expire after the overlap."""
     from pointbook_cli.tokens import read_duration_ms, time_of
     from pointbook_server.access.store import NotRotatableError
     from pointbook_server.clock import system_clock

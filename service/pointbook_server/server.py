@@ -165,12 +165,9 @@ class Server:
                 await self._redemptions.drain()
                 await self._codes.drain()
                 await self._refusals.close()
-                if self._tokens is not None:
-                    await self._tokens.write_use()
+                await self._write_token_use()
         except TimeoutError:
             log.warning("some calls did not end in time")
-        except PointbookError as error:
-            log.warning("the last use of tokens was not written", reason=error.reason.value)
         await close_senders(self._senders.values())
         await self._database.dispose()
         if self._metrics_endpoint is not None:
@@ -245,12 +242,11 @@ class Server:
             await _unless_broken_off(self._do_housekeeping())
 
     async def _do_housekeeping(self) -> None:
-        """Release what SHOPLINE has not booked in time, delete what codes left behind, and count open store erasures.
+        """Release what SHOPLINE has not booked in time, delete what is old, and count open store erasures.
 
-        The first holds nothing by then anyway, and the second counts for nothing.
+        The first holds nothing by then anyway, and what codes left behind counts for nothing.
         """
-        if self._tokens is not None:
-            await self._tokens.write_use()
+        await self._write_token_use()
         released = await self._redemptions.sweep()
         deleted = await self._codes.clean_up()
         await self._refusals.clean_up()
@@ -259,6 +255,17 @@ class Server:
             log.warning("redemptions were not booked in time", count=released)
         if deleted:
             log.info("old codes were deleted", count=deleted)
+
+    async def _write_token_use(self) -> None:
+        """Write when tokens were last used. What goes wrong is logged: nothing else depends on it."""
+        if self._tokens is None:
+            return
+        try:
+            await self._tokens.write_use()
+        except PointbookError as error:
+            log.warning("the last use of tokens was not written", reason=error.reason.value)
+        except Exception:
+            log.exception("the last use of tokens was not written")
 
     async def _check_health(self) -> None:
         """Set health by whether the database can be served from, and log each change of it with its cause."""

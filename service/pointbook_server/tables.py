@@ -80,7 +80,7 @@ api_tokens = Table(
     Column("expires_at_ms", BigInteger),
     Column("revoked_at_ms", BigInteger),
     Column("last_used_at_ms", BigInteger, comment="To the minute; NULL where it was never used."),
-    Column("rotated_to", Text, comment="The token that took its place; NULL where none has."),
+    Column("rotated_to", Text, comment="The token that replaced it; NULL where none has."),
     PrimaryKeyConstraint("token_id", name="pk_api_tokens"),
     CheckConstraint("octet_length(secret_hash) = 32", name="ck_api_tokens_secret_hash"),
 )

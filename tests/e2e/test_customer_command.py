@@ -175,7 +175,7 @@ async def test_json_is_one_document_with_stable_names(shop: Shop, settings: dict
 async def test_every_kind_of_identifier_finds_the_customer(
     shop: Shop, settings: dict[str, str], identifier: str, kind: str
 ) -> None:
-    """The same customer, whatever they are found by."""
+    """The same customer by each of them."""
     view = await read(shop, settings, identifier.replace("STORE", shop.store_id), kind)
     assert view.customer.customer.customer_id == "c-1"
     assert len(view.entries) == 11

@@ -160,7 +160,7 @@ async def test_only_the_newest_hundred_reversals_are_listed(client: Client, shop
 async def test_redemptions_reversals_and_settlements_keep_the_token_that_made_them(
     service: Service, shop: Shop
 ) -> None:
-    """Support can tell which till it was."""
+    """Support sees which till it was."""
     bearers = [await make_token(service.database_url, [ALL_MERCHANTS], list(Scope)) for _ in range(2)]
     till, desk = (Client(service.server.port, bearer) for bearer in bearers)
     made = await redeem(till, order(shop, 100))

@@ -8,6 +8,7 @@ from unittest.mock import patch
 import grpc
 import pytest
 
+import pointbook_server.server
 from harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, at, make_token, refused, server_settings, unique
 from integration.codes import WRONG, issue
 from integration.points import superuser
@@ -23,6 +24,7 @@ from pointbook_server.redemption.refusals import Refusals
 from pointbook_server.redemption.refusals_store import RefusalsStore
 from pointbook_server.redemption.refused import Refusal, RefusalReason, RefusedMethod
 from pointbook_server.server import Server
+from waiting import until
 
 DAY_SECONDS = 86_400
 METHODS = redemption_pb2.RefusedMethod
@@ -43,6 +45,16 @@ async def page(client: Client, shop: Shop, **changes: Any) -> redemption_pb2.Lis
     if not {"customer", "customer_id", "external_reference_number"} & set(values):
         values["customer"] = customer_of(shop)
     return await client.redemption.ListRefusals(redemption_pb2.ListRefusalsRequest(**values))
+
+
+async def has_refusals(client: Client, shop: Shop) -> bool:
+    """Whether refusals of the shop's buyer are stored."""
+    return bool((await page(client, shop)).refusals)
+
+
+async def has_no_refusals(client: Client, shop: Shop) -> bool:
+    """Whether none are."""
+    return not await has_refusals(client, shop)
 
 
 async def reasons(client: Client, shop: Shop, **changes: Any) -> list[tuple[str, list[str]]]:
@@ -284,9 +296,7 @@ async def test_refusals_are_written_in_the_background(
     other = Client(server.port, admin_token)
     with patch.object(recording, "WRITE_PAUSE_SECONDS", 0.01):
         await other.redemption.ValidateRedemption(question(shop, 75))
-        async with asyncio.timeout(10):
-            while not (await page(client, shop)).refusals:  # noqa: ASYNC110 - only the database knows
-                await asyncio.sleep(0.01)
+        await until(lambda: has_refusals(client, shop))
     await other.close()
     await server.stop()
 
@@ -347,6 +357,17 @@ async def test_what_is_older_than_it_is_kept_is_deleted(service: Service) -> Non
     with patch("pointbook_server.redemption.refusals_store.CLEAN_UP_COUNT", 2):
         assert await refusals.clean_up() >= 5
     assert [await count_of(service, merchant_id) for merchant_id in (old, young)] == [0, 3]
+
+
+async def test_a_server_deletes_old_refusals_by_itself(service: Service, client: Client, shop: Shop) -> None:
+    """Its maintenance does, not a command."""
+    await client.redemption.ValidateRedemption(question(shop, 75))
+    assert (await page(client, shop)).refusals
+    service.clock.move(31 * DAY_SECONDS)
+    with patch.object(pointbook_server.server, "HOUSEKEEPING_INTERVAL_SECONDS", 0.02):
+        server = await start(service.database_url, service.clock, 30)
+        await until(lambda: has_no_refusals(client, shop))
+        await server.stop()
 
 
 async def test_of_one_merchant_only_so_many_are_stored_in_a_minute(service: Service) -> None:

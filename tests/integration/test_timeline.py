@@ -36,7 +36,7 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
 
 
 async def page(client: Client, shop: Shop, **changes: Any) -> redemption_pb2.ListCustomerTimelineResponse:
-    """Read a page of a timeline, of the shop's customer unless somebody else is named."""
+    """Read a page of a timeline, of the shop's customer unless another one is named."""
     values: dict[str, Any] = {"merchant_id": shop.merchant_id} | changes
     if not {"customer", "customer_id"} & set(values):
         values["customer_id"] = "c-1"
@@ -57,7 +57,7 @@ async def pages(client: Client, shop: Shop, size: int, **changes: Any) -> list[E
     return found
 
 
-def told(entry: Entry) -> str:
+def text_of(entry: Entry) -> str:
     """Write an entry in a few words."""
     which = entry.WhichOneof("entry")
     if which == "points_entry":
@@ -75,7 +75,7 @@ def told(entry: Entry) -> str:
 
 
 async def lead_a_life(service: Service, shop: Shop) -> None:
-    """Do all that a timeline tells, a minute apart."""
+    """Do all that a timeline shows, a minute apart."""
     client, clock = service.client, service.clock
     challenge_id, code = await issued(service, shop)
     clock.move(60)
@@ -120,7 +120,7 @@ async def test_all_that_happened_is_in_one_order(service: Service, client: Clien
     await lead_a_life(service, shop)
     found = (await page(client, shop)).entries
 
-    assert [told(each) for each in found] == LIFE
+    assert [text_of(each) for each in found] == LIFE
     times = [each.time.ToMilliseconds() for each in found]
     assert times == sorted(times, reverse=True)
 
@@ -131,8 +131,8 @@ async def test_entries_name_what_they_settled_and_redemptions_stand_as_now(
     """So that support sees what became of a hold."""
     await lead_a_life(service, shop)
     found = (await page(client, shop)).entries
-    redemptions = {told(each): each.redemption for each in found if each.HasField("redemption")}
-    (booked,) = [each.points_entry for each in found if told(each) == "-70"]
+    redemptions = {text_of(each): each.redemption for each in found if each.HasField("redemption")}
+    (booked,) = [each.points_entry for each in found if text_of(each) == "-70"]
     (reversal,) = [each.reversal for each in found if each.HasField("reversal")]
     (closing,) = [each.closing for each in found if each.HasField("closing")]
 
@@ -150,7 +150,7 @@ async def test_a_release_is_on_the_timeline(service: Service, client: Client, sh
     await service.server._redemptions.sweep()
     found = (await page(client, shop)).entries
 
-    assert told(found[0]) == "release 120"
+    assert text_of(found[0]) == "release 120"
     assert found[0].time == at(service.clock.now_ms)
     assert found[0].closing.reason == "not booked in time"
 
@@ -182,7 +182,7 @@ async def test_what_happened_in_one_millisecond_is_paged_like_the_rest(
 
     kinds = [str(each.WhichOneof("entry")) for each in whole if each.time == at(NOW_MS)]
     assert list(dict.fromkeys(kinds)) == ["points_entry", "reversal", "redemption", "refusal", "validation_event"]
-    assert [told(each) for each in whole[:4]] == ["-1", "-1", "-9", "-89"]
+    assert [text_of(each) for each in whole[:4]] == ["-1", "-1", "-9", "-89"]
     assert [each.validation_event.outcome for each in whole if each.HasField("validation_event")] == [
         "USED",
         "RIGHT",
@@ -202,7 +202,7 @@ async def test_what_is_recorded_between_pages_moves_no_later_page(service: Servi
     await client.apply(booking(shop, 10, 420, after_ms=service.clock.now_ms - NOW_MS))
     rest = await page(client, shop, page_token=first.next_page_token, page_size=4)
 
-    assert [told(each) for each in (*first.entries, *rest.entries)] == [told(each) for each in whole[:8]]
+    assert [text_of(each) for each in (*first.entries, *rest.entries)] == [text_of(each) for each in whole[:8]]
 
 
 async def test_times_bound_the_timeline(service: Service, client: Client, shop: Shop) -> None:
@@ -225,10 +225,10 @@ async def test_void_entries_and_late_ones_stand_in_their_place(client: Client, s
     await client.apply(booking(shop, 30, 470, after_ms=-1_000))
     await client.apply(shop.update(updated_value=5, points_balance=505, updated_at=at(NOW_MS - 10_000)))
 
-    assert [told(each) for each in (await page(client, shop)).entries] == ["-30", "+5", "+500", "+70"]
+    assert [text_of(each) for each in (await page(client, shop)).entries] == ["-30", "+5", "+500", "+70"]
 
 
-async def test_the_customer_is_told_with_masked_contacts(client: Client, shop: Shop) -> None:
+async def test_the_customer_is_shown_with_masked_contacts(client: Client, shop: Shop) -> None:
     """With all accounts; a buyer that no customer owns has neither contacts nor an id."""
     customer = (await page(client, shop, customer=identity_pb2.CustomerRef(mobile="+86 138 1234 5678"))).customer
     assert customer.customer.customer_id == "c-1"
@@ -239,7 +239,7 @@ async def test_the_customer_is_told_with_masked_contacts(client: Client, shop: S
     answer = await page(client, shop, customer=customer_of(shop, "nobodys"))
     assert answer.customer.customer.buyer.buyer_id == "nobodys"
     assert (answer.customer.masked_mobile, answer.customer.masked_email) == ("", "")
-    assert [told(each) for each in answer.entries] == ["+20"]
+    assert [text_of(each) for each in answer.entries] == ["+20"]
 
 
 async def test_what_a_buyer_did_before_registration_is_on_the_customers_timeline(client: Client, shop: Shop) -> None:
@@ -254,7 +254,7 @@ async def test_what_a_buyer_did_before_registration_is_on_the_customers_timeline
     await redeem(client, order(shop, 50, customer=customer))
 
     found = await pages(client, shop, 1, customer_id="c-2")
-    assert sorted(told(each) for each in found) == ["+300", "redeem 100", "redeem 50", "refuse 803"]
+    assert sorted(text_of(each) for each in found) == ["+300", "redeem 100", "redeem 50", "refuse 803"]
 
 
 async def test_a_page_takes_a_fixed_number_of_statements(service: Service, client: Client, shop: Shop) -> None:

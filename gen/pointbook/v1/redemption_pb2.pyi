@@ -1271,7 +1271,7 @@ class ValidationEvent(_message.Message):
     validation_type: Global___ValidationType.ValueType
     """validation_type is how the code went; unspecified where there was no challenge."""
     actor: _builtins.str
-    """actor is the id of the caller's token; empty where the server runs without tokens, and where nobody called."""
+    """actor is the id of the caller's token; empty where the server runs without tokens, and where no caller ended it."""
     reason: _builtins.str
     """reason is why it was reset or ended."""
     @_builtins.property
@@ -1565,7 +1565,7 @@ class RedemptionClosing(_message.Message):
     action: Global___ClosingAction.ValueType
     """action is how they were closed."""
     points: _builtins.int
-    """points are what they held; 0 where an earlier release closed them."""
+    """points are what they held; 0 for what a release closed that did not keep it."""
     reason: _builtins.str
     """reason is the operator's, or ours."""
     actor: _builtins.str

@@ -124,11 +124,11 @@ class Token:
     rotated_to: str | None = None
 
     def not_rotatable(self, now_ms: int) -> str:
-        """Return why no other token may take its place now; empty where one may."""
+        """Return why it cannot be replaced by another token now; empty where it can."""
         if self.revoked_at_ms is not None:
             return "is revoked"
         if self.rotated_to is not None:
-            return f"was rotated before: rotate {self.rotated_to}, which took its place"
+            return f"was rotated before: rotate {self.rotated_to}, which replaced it"
         if self.expires_at_ms is not None and self.expires_at_ms <= now_ms:
             return "has expired"
         return ""
@@ -206,7 +206,7 @@ def new_token(
 
 
 def rotated(token: Token, now_ms: int, overlap_ms: int) -> tuple[Token, Token, str]:
-    """Return a token as it stands after its rotation, the one that takes its place, and that one's bearer string.
+    """Return a token as it stands after its rotation, its replacement, and the bearer string of that one.
 
     The new token has the same name, merchants and scopes, and as long a life as the old one was given. The old one
     lives on for the overlap, unless it expires before.

@@ -38,7 +38,7 @@ USE_PAUSE_MS = 60_000
 
 
 class NotRotatableError(Exception):
-    """A token whose place no other one may take; the message says why."""
+    """A token that cannot be replaced; the message says why."""
 
 
 class AccessStore:
@@ -63,7 +63,7 @@ class AccessStore:
             return await connection.execute(REVOKE_TOKEN, {"token": token_id, "now": now_ms}) == 1
 
     async def rotate(self, token_id: str, now_ms: int, overlap_ms: int) -> tuple[Token, Token, str]:
-        """Let a new token take the place of one, and return both and the new one's bearer string.
+        """Replace a token by a new one, and return both and the new one's bearer string.
 
         Raises NotRotatableError.
         """

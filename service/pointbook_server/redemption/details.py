@@ -1,7 +1,7 @@
 """What GetRedemption and ListRedemptions add to redemptions: their reversals, and the points that are active now.
 
 However many redemptions there are, they take a fixed number of statements: reversals, programs, customers, groups and
-accounts.
+accounts. Only an account whose row no longer shows what is active takes more, as in every answer about it.
 """
 
 from collections import defaultdict

@@ -33,7 +33,7 @@ class History:
 
 
 def read_window(fields: Fields, name: str, request: WindowRequest, key: Key | None, *filters: object) -> Window:
-    """Read which part of a list is wanted, whatever the page."""
+    """Read which part of a list is wanted, on any page."""
     fields.identifier("merchant_id", request.merchant_id)
     start_ms = fields.time_ms("start_time", request.start_time) if request.HasField("start_time") else TIME_MS_MIN
     end_ms = fields.time_ms("end_time", request.end_time) if request.HasField("end_time") else TIME_MS_MAX + 1

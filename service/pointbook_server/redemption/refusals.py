@@ -48,7 +48,7 @@ class Refusals:
         """Note a refusal, to be written soon."""
         if not self._keep_ms:
             return
-        if not self._allowance.take(refusal.merchant_id, refusal.at_ms):
+        if not self._allowance.claim(refusal.merchant_id, refusal.at_ms):
             self._count("RATE_LIMITED")
         elif self._waiting_count >= REFUSALS_WAITING_MAX:
             self._count("BUFFER_FULL")

@@ -26,7 +26,7 @@ COLUMNS = {
 NAMES = ", ".join(("merchant_id", *COLUMNS))
 CLEAN_UP_COUNT = 1_000
 """How many rows one transaction deletes at most."""
-# A refusal that is written again, since nobody heard that it was written, is there once.
+# A refusal that is written again after its write was broken off is stored once.
 INSERT = Statement(
     text(f"""
     INSERT INTO redemption_refusals ({NAMES})

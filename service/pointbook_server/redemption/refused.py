@@ -90,7 +90,7 @@ class Allowance:
         self._minute = 0
         self._counts: Counter[str] = Counter()
 
-    def take(self, merchant_id: str, at_ms: int) -> bool:
+    def claim(self, merchant_id: str, at_ms: int) -> bool:
         """Count one more; False where it is too many."""
         if at_ms // MINUTE_MS != self._minute:
             self._minute = at_ms // MINUTE_MS

@@ -1,4 +1,4 @@
-"""A customer's timeline: what several sources tell, merged by time, the newest first, by pages.
+"""A customer's timeline: rows of several sources, merged by time, the newest first, by pages.
 
 Each source reads at most a page behind the same place, and the merge keeps the first of them all.
 """

@@ -56,6 +56,6 @@ STATEMENTS = (
 
 
 def upgrade() -> None:
-    """Add the columns, and fill in what the redemptions tell."""
+    """Add the columns, and fill them in from the redemptions."""
     for statement in STATEMENTS:
         op.execute(statement)

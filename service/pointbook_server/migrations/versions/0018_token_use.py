@@ -1,4 +1,4 @@
-"""When each token was last used, and which one took its place."""
+"""When each token was last used, and which one replaced it."""
 
 from alembic import op
 
@@ -8,7 +8,7 @@ down_revision = "0017"
 STATEMENTS = (
     "ALTER TABLE api_tokens ADD COLUMN last_used_at_ms bigint, ADD COLUMN rotated_to text",
     "COMMENT ON COLUMN api_tokens.last_used_at_ms IS 'To the minute; NULL where it was never used.'",
-    "COMMENT ON COLUMN api_tokens.rotated_to IS 'The token that took its place; NULL where none has.'",
+    "COMMENT ON COLUMN api_tokens.rotated_to IS 'The token that replaced it; NULL where none has.'",
 )
 
 
