@@ -1,9 +1,7 @@
 """What support reads of a redemption: found by either name, with its customer, its reversals and the points of now."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from typing import Any
-from unittest.mock import patch
 
 import asyncpg
 import grpc
@@ -13,7 +11,7 @@ from harness import NOW_MS, Client, Service, Shop, make_token, refused, unique
 from integration.redeeming import SETTLED, UNSETTLED, booking, customer_of, earn, get, order, redeem, reverse
 from pointbook.v1 import redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
-from pointbook_server.database import Connection
+from statements_sent import counted_statements
 
 
 @pytest.fixture
@@ -23,24 +21,6 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
     await earn(service.client, shop, 500)
     yield shop
     service.clock.now_ms = NOW_MS
-
-
-@contextmanager
-def counted_statements() -> Iterator[list[str]]:
-    """Collect the statements that are sent while the block runs."""
-    sent: list[str] = []
-    fetch, fetch_one = Connection.fetch, Connection.fetch_one
-
-    async def counting_fetch(self: Connection, statement: Any, values: Any = None) -> Any:
-        sent.append(statement.sql)
-        return await fetch(self, statement, values)
-
-    async def counting_fetch_one(self: Connection, statement: Any, values: Any = None) -> Any:
-        sent.append(statement.sql)
-        return await fetch_one(self, statement, values)
-
-    with patch.object(Connection, "fetch", counting_fetch), patch.object(Connection, "fetch_one", counting_fetch_one):
-        yield sent
 
 
 async def by_reference(client: Client, shop: Shop, reference: str) -> redemption_pb2.Redemption:
@@ -255,11 +235,11 @@ async def test_a_page_takes_as_many_statements_as_one_redemption(client: Client,
         await reverse(client, made, 4)
 
     await redeem_and_reverse(1)
-    with counted_statements() as of_one:
+    with counted_statements(shop) as of_one:
         assert len(await listed(client, shop)) == 1
     for number in range(2, 12):
         await redeem_and_reverse(number)
-    with counted_statements() as of_many:
+    with counted_statements(shop) as of_many:
         found = await listed(client, shop)
 
     assert [each.current_active_points for each in found] == [94] * 11

@@ -9,8 +9,8 @@ import pytest
 from harness import NOW_MS, Client, Service, Shop, at, refused, unique
 from integration.codes import CODES, WRONG, is_right, issued
 from integration.redeeming import DAY_MS, booking, customer_of, earn, order, question, redeem, reverse
-from integration.test_redemption_details import counted_statements
 from pointbook.v1 import identity_pb2, redemption_pb2
+from statements_sent import counted_statements
 
 Entry = redemption_pb2.TimelineEntry
 
@@ -259,10 +259,10 @@ async def test_what_a_buyer_did_before_registration_is_on_the_customers_timeline
 
 async def test_a_page_takes_a_fixed_number_of_statements(service: Service, client: Client, shop: Shop) -> None:
     """Three to find the customer, and one a source."""
-    with counted_statements() as of_few:
+    with counted_statements(shop) as of_few:
         await page(client, shop)
     await lead_a_life(service, shop)
-    with counted_statements() as of_more:
+    with counted_statements(shop) as of_more:
         await page(client, shop)
     assert len(of_more) == len(of_few) <= 9
 
