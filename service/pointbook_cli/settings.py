@@ -20,6 +20,8 @@ MISSING = {
 _SERVICE_LINK = re.compile(r"POINTBOOK(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 """What Kubernetes and Docker set in every container beside a service that is named `pointbook` or `pointbook-…`."""
 _LINK_PORT = re.compile(r"POINTBOOK(_\w+)?_PORT")
+_NOT_VISIBLE = re.compile(r"[^!-~]")
+"""The name of a variable may hold line breaks, and bytes that are no text."""
 
 
 def settings_problems(
@@ -31,11 +33,13 @@ def settings_problems(
 ) -> list[str]:
     """Return one clause for each wrong, missing or unknown setting; `required` are names of fields."""
     problems: dict[str, str] = {}
+    given = {name.upper(): value for name, value in environment.items()}
     for settings_class in classes:
-        # A setting that several processes share is told once, as the first one puts it.
+        # A setting that several processes share is named once, as the first one words it.
         problems = _problems_of(settings_class, overrides) | problems
     for name in required:
-        if not overrides.get(name) and not environment.get(variable(name), "").strip():
+        # A list of secrets may be nothing but commas.
+        if not overrides.get(name) and not given.get(variable(name), "").strip(" \t\r\n,"):
             problems.setdefault(variable(name), MISSING[name])
     clauses = [f"{name}: {problem}" for name, problem in sorted(problems.items())]
     return [*clauses, *unknown_variables(environment)]
@@ -55,7 +59,8 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
         if prefix != PREFIX or setting in known or _is_service_link(name, value):
             continue
         near = difflib.get_close_matches(setting, known, n=1)
-        problems.append(f"{name}: there is no such setting" + (f"; did you mean {PREFIX}{near[0]}?" if near else ""))
+        hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
+        problems.append(f"{_NOT_VISIBLE.sub('?', name)}: there is no such setting{hint}")
     return problems
 
 

@@ -62,6 +62,24 @@ def test_the_shims_settings_are_told_at_once(monkeypatch: pytest.MonkeyPatch) ->
     assert set(found) == {"HTTP_ADDRESS", "TOKEN", "MAX_BODY_BYTES", "SHOPLINE_SECRETS"}
 
 
+@pytest.mark.parametrize("secrets", ["", " ", ",", " , ,", "\t,\n"])
+def test_a_list_without_a_secret_is_missing(monkeypatch: pytest.MonkeyPatch, secrets: str) -> None:
+    """Commas alone name no secret."""
+    found = problems(monkeypatch, ShimSettings, required=("shopline_secrets",), SHOPLINE_SECRETS=secrets)
+
+    assert found.keys() == {"SHOPLINE_SECRETS"}
+    assert found["SHOPLINE_SECRETS"].startswith("is not set")
+
+
+@pytest.mark.parametrize("name", ["POINTBOOK_DATABASE_URL", "pointbook_database_url", "Pointbook_Database_Url"])
+def test_a_required_setting_may_be_written_in_any_case(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Settings are read in any case, and so is the check that they are there."""
+    url = "postgresql://localhost/pointbook"
+    monkeypatch.setenv(name, url)
+
+    assert settings_problems([ServerSettings], {name: url}, required=("database_url",), overrides={}) == []
+
+
 def test_a_setting_of_two_processes_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """`pointbook dev` reads the settings of both."""
     clauses = settings_problems([ServerSettings, ShimSettings], {}, overrides={"grpc_address": "x"})
@@ -94,6 +112,20 @@ def test_a_variable_that_resembles_none_is_named() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("POINTBOOK_A\nB", "POINTBOOK_A?B"),
+        ("POINTBOOK_\x1b[31m", "POINTBOOK_?[31m"),
+        ("POINTBOOK_\udcff", "POINTBOOK_?"),
+        ("POINTBOOK_A B", "POINTBOOK_A?B"),
+    ],
+)
+def test_a_name_that_is_no_text_stays_on_its_line(name: str, shown: str) -> None:
+    """The names of variables may hold any byte but = and NUL."""
+    assert unknown_variables({name: "1"}) == [f"{shown}: there is no such setting"]
+
+
+@pytest.mark.parametrize(
     "environment",
     [
         {},
@@ -115,8 +147,8 @@ def test_a_variable_that_resembles_none_is_named() -> None:
         },
     ],
 )
-def test_other_variables_are_nobodys_business(environment: dict[str, Any]) -> None:
-    """Neither those of others, nor those that a cluster sets by itself."""
+def test_variables_of_other_programs_and_of_kubernetes_are_ignored(environment: dict[str, Any]) -> None:
+    """They stop no start."""
     assert unknown_variables(environment) == []
 
 
