@@ -44,8 +44,12 @@ CAUSES = (
         r"Could not find a version that satisfies the requirement (?P<package>[^\s(]+)",
         "pip's index has no {package} for Python {version} on {system}: use Python 3.11 to 3.14, or another index",
     ),
+    (
+        r"Unicode(En|De)codeError",
+        "the locale has no letters for the path of this folder: set LC_ALL=C.UTF-8, or move it to a path of ASCII",
+    ),
 )
-"""What pip's output says, and what to tell; the first that fits."""
+"""Patterns of pip's output with the line to print; the first match counts."""
 
 
 class SetupError(Exception):
@@ -115,7 +119,7 @@ class Turn:
 def make_whole() -> None:
     """Leave a whole environment alone, bring one of other packages up to date, and make any other anew."""
     usable = is_usable()
-    if usable and read_stamp() == stamp():
+    if usable and read_stamp()["packages"] == stamp()["packages"]:
         return
     began = time.monotonic()
     if usable:
@@ -129,10 +133,14 @@ def make_whole() -> None:
         if not usable:
             run("making the environment", base_python(), "-m", "venv", str(VENV))
         install()
-    except BaseException:
-        remove()
+    except BaseException as error:
+        if usable and isinstance(error, SetupError):
+            # Where pip fails, such as without a network, it leaves the packages as they were.
+            write_stamp(dict(stamp(), packages=[]))
+        else:
+            remove()
         raise
-    STAMP.write_text(json.dumps(stamp()))
+    write_stamp(stamp())
     say("done in {:.0f} s".format(time.monotonic() - began))
 
 
@@ -144,8 +152,9 @@ def base_python() -> str:
 
 
 def is_usable() -> bool:
-    """Return whether the environment was finished, for this Python and this folder, and runs with our distributions."""
-    if read_stamp()["maker"] != stamp()["maker"]:
+    """Return whether the environment was finished for this Python and this folder, lost nothing since, and runs."""
+    finished = read_stamp()
+    if finished["maker"] != stamp()["maker"] or not set(finished["contents"]) <= set(contents()):
         return False
     try:
         asked = subprocess.run([str(PYTHON), "-I", "-c", WHOLE], check=False, stderr=subprocess.DEVNULL)  # noqa: S603
@@ -161,13 +170,24 @@ def stamp() -> "dict[str, list[str]]":
     return {"maker": maker, "packages": [str(zlib.crc32(file.read_bytes())) for file in files]}
 
 
+def contents() -> "list[str]":
+    """Return the names of what is installed: packages, modules and their metadata."""
+    return sorted(path.name for path in VENV.glob("lib/python*/site-packages/*") if path.name != "__pycache__")
+
+
 def read_stamp() -> "dict[str, list[str]]":
     """Return what the environment was made of, which its set-up wrote at its very end; empty where it did not."""
+    names = ("maker", "packages", "contents")
     try:
         found = json.loads(STAMP.read_text())
-        return {"maker": list(found["maker"]), "packages": list(found["packages"])}
+        return {name: list(found[name]) for name in names}
     except (OSError, ValueError, TypeError, KeyError):
-        return {"maker": [], "packages": []}
+        return {name: [] for name in names}
+
+
+def write_stamp(made_of: "dict[str, list[str]]") -> None:
+    """Write down what the environment is made of, and what is installed in it."""
+    STAMP.write_text(json.dumps(dict(made_of, contents=contents())))
 
 
 def remove() -> None:

@@ -95,6 +95,8 @@ async def test_setup_is_done_once_and_healed_where_it_is_broken(clone: Clone) ->
     assert "making .venv" not in await clone.set_up()
     assert marker.exists()
     assert await clone.set_up() == ""
+    await _check_failed_update(clone)
+    assert marker.exists()
 
     # `python3` may be the one inside the environment that is to be replaced.
     (clone.venv / ".installed").unlink()
@@ -110,11 +112,29 @@ async def test_setup_is_done_once_and_healed_where_it_is_broken(clone: Clone) ->
     assert (clone.folder / ".pointbook").exists(), "the database of `pointbook dev` is the developer's"
 
 
+async def _check_failed_update(clone: Clone) -> None:
+    """Packages that cannot be had leave the environment as it was, and it is whole again with the lock of before."""
+    lock = clone.folder / "requirements.lock"
+    before = lock.read_text()
+    lock.write_text(f"nothing-like-it==1 --hash=sha256:{'0' * 64}\n")
+    assert "nothing-like-it" in await clone.refusal()
+    assert "nothing-like-it" in await clone.refusal()
+    lock.write_text(before)
+    assert "making .venv" not in await clone.set_up()
+    assert await clone.set_up() == ""
+
+
 async def _check_damages(clone: Clone) -> None:
     """Each damage to a whole environment is seen."""
     packages = next(clone.venv.glob("lib/*/site-packages"))
     assert await _is_usable(clone)
-    for path in (clone.venv / ".installed", clone.venv / "bin", next(packages.glob("pointbook-*.dist-info"))):
+    for path in (
+        clone.venv / ".installed",
+        clone.venv / "bin",
+        next(packages.glob("pointbook-*.dist-info")),
+        packages / "setuptools",
+        next(packages.glob("pip-*.dist-info")),
+    ):
         path.rename(clone.folder / "away")
         assert not await _is_usable(clone), path
         (clone.folder / "away").rename(path)
@@ -178,6 +198,21 @@ async def test_no_network_is_named_and_leaves_nothing_half_made(clone: Clone) ->
     assert "cannot reach its package index" in line
     assert "network" in line
     assert not clone.venv.exists()
+
+
+async def test_a_locale_without_the_letters_of_the_path_is_named(tmp_path: Path) -> None:
+    """Python 3.11 and 3.12 cannot install into such a folder; with a UTF-8 locale they can."""
+    folder = tmp_path / "\u65e5\u672c \u00fc"
+    folder.mkdir()
+    clone = Clone(folder)
+    (folder / "service" / "pointbook").mkdir(parents=True)
+    layout = '[tool.setuptools]\npackages = ["pointbook"]\npackage-dir = {"" = "service"}\n'
+    (folder / "pyproject.toml").write_text(f'{PROJECT}name = "pointbook"\n{layout}')
+
+    if sys.version_info < (3, 13):
+        assert "LC_ALL=C.UTF-8" in await clone.refusal(LC_ALL="C")
+    await clone.set_up(LC_ALL="C.UTF-8")
+    assert await clone.set_up(LC_ALL="C.UTF-8") == ""
 
 
 async def test_a_package_that_the_index_lacks_is_named(clone: Clone) -> None:
