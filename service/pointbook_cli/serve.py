@@ -111,7 +111,6 @@ async def check_database(database_url: str) -> None:
     try:
         async with database.autocommit() as connection:
             await check_schema(connection)
-        await check_migrated(database_url)
     except SchemaError as error:
         raise OSError(str(error)) from error
     except PointbookError as error:

@@ -8,8 +8,31 @@ from pointbook_server.database import Connection, Statement
 from pointbook_server.migrations import older_revisions
 from pointbook_server.tables import metadata
 
-APPEND_ONLY_SUFFIX = "_audit"
-"""Tables of which rows are only added and read."""
+READ_ONLY = {"api_tokens"}
+"""Tables that only commands write, which may run as another role."""
+NEVER_UPDATED = {
+    "points_checkpoints",
+    "points_voidings",
+    "customer_audit",
+    "customer_claims",
+    "customer_updates",
+    "redemption_audit",
+    "redemption_reversals",
+    "validation_audit",
+}
+DELETED_FROM = {
+    "benefits",
+    "customer_buyers",
+    "customer_claims",
+    "customer_identifiers",
+    "customer_updates",
+    "missed_calls",
+    "points_checkpoints",
+    "quarantined_webhooks",
+    "user_groups",
+    "validation_challenges",
+    "validation_tallies",
+}
 
 # A table that is not there, or not to be seen by the role, has no privileges either: NULL.
 UNUSABLE = Statement(
@@ -20,7 +43,9 @@ UNUSABLE = Statement(
         ORDER BY t.name
     """)
 )
-REVISION = Statement(text("SELECT version_num FROM alembic_version"))
+REVISION = Statement(
+    text("SELECT version_num, current_setting('transaction_read_only') = 'on' AS is_read_only FROM alembic_version")
+)
 
 
 class SchemaError(Exception):
@@ -28,7 +53,7 @@ class SchemaError(Exception):
 
 
 async def check_schema(connection: Connection) -> None:
-    """Raise SchemaError where tables are missing or older than this release, or where the role may not use them.
+    """Raise SchemaError where tables are missing, older than this release, read-only, or not the role's to use.
 
     A newer revision passes: the release before it goes on while its successor is rolled out.
     """
@@ -45,16 +70,29 @@ async def check_schema(connection: Connection) -> None:
             f"the role of POINTBOOK_DATABASE_URL may not use the tables {names}: "
             "grant it SELECT, INSERT, UPDATE and DELETE"
         )
-    revisions = {row.version_num for row in await connection.fetch(REVISION)}
+    rows = await connection.fetch(REVISION)
+    if any(row.is_read_only for row in rows):
+        raise SchemaError(
+            "the database is read-only: it is a standby, or has default_transaction_read_only; "
+            "correct POINTBOOK_DATABASE_URL"
+        )
+    revisions = {row.version_num for row in rows}
     if not revisions or revisions & older_revisions():
         raise SchemaError("the database is not at the newest revision; run `pointbook migrate`")
+
+
+def needed_privileges(table: str) -> tuple[str, ...]:
+    """Return what the server must be allowed to do with a table."""
+    if table in READ_ONLY:
+        return ("SELECT",)
+    update = () if table in NEVER_UPDATED else ("UPDATE",)
+    delete = ("DELETE",) if table in DELETED_FROM else ()
+    return ("SELECT", "INSERT", *update, *delete)
 
 
 @cache
 def _needed() -> dict[str, list[str]]:
     """Return which privilege is needed on which table, as two columns."""
-    pairs = [("alembic_version", "SELECT")]
-    for name in metadata.tables:
-        privileges = ("SELECT", "INSERT") if name.endswith(APPEND_ONLY_SUFFIX) else ("SELECT", "INSERT", "UPDATE")
-        pairs += [(name, privilege) for privilege in privileges]
+    pairs = [(name, privilege) for name in metadata.tables for privilege in needed_privileges(name)]
+    pairs.append(("alembic_version", "SELECT"))
     return {"names": [name for name, _ in pairs], "privileges": [privilege for _, privilege in pairs]}

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator
 
 import asyncpg
@@ -10,10 +11,24 @@ import pytest
 from e2e.processes import grpc_health
 from embedded_database import Cluster
 from harness import server_settings, unique
+from integration.test_plans import AUDIT, MODULES, statements_of
 from json_logs import json_logs
+from pointbook_cli.serve import check_database
 from pointbook_server import server as server_module
+from pointbook_server.schema import needed_privileges
 from pointbook_server.server import Server
+from pointbook_server.tables import metadata
 from waiting import until
+
+OF_COMMANDS = {"INSERT_TOKEN", "REVOKE_TOKEN"}
+SERVER_STATEMENTS = [
+    (name, statement.sql)
+    for module in MODULES
+    for name, statement in statements_of(module)
+    if name not in OF_COMMANDS and not AUDIT.fullmatch(name)
+]
+BUILT_WHEN_CALLED = {("programs", "INSERT"), ("benefits", "INSERT")}
+"""What statements do that are built for each call."""
 
 
 @pytest.fixture
@@ -87,6 +102,80 @@ async def test_a_role_without_one_privilege_is_not_served_from(own_url: str) -> 
                 await operator.execute(f"REVOKE UPDATE ON redemptions FROM {role}")
                 await becomes(address, "NOT_SERVING")
             assert "redemptions" in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("privilege", "table"),
+    [("DELETE", "customer_identifiers"), ("DELETE", "points_checkpoints"), ("INSERT", "redemption_audit")],
+)
+async def test_each_privilege_that_statements_need_is_checked(own_url: str, privilege: str, table: str) -> None:
+    """Without DELETE a customer could not be redacted, while all else goes on."""
+    async with operator_of(own_url) as operator:
+        role, url = await role_url(operator, own_url, "IN ROLE pg_read_all_data")
+        await operator.execute(f"GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+        await operator.execute(f"REVOKE {privilege} ON {table} FROM {role}")
+        with json_logs(server_module) as written:
+            async with serving(url) as address:
+                assert await grpc_health(address) == "NOT_SERVING"
+        assert table in written.getvalue()
+
+
+async def test_the_needed_privileges_are_those_that_the_statements_use(own_url: str) -> None:
+    """PostgreSQL checks privileges when it plans: none is missing, and none is asked for in vain."""
+    async with operator_of(own_url) as operator:
+        role, url = await role_url(operator, own_url, "")
+        for table in metadata.tables:
+            await operator.execute(f"GRANT {', '.join(needed_privileges(table))} ON {table} TO {role}")
+        async with operator_of(url) as server:
+
+            async def denied(table: str = "") -> list[str]:
+                return [name for name, sql in SERVER_STATEMENTS if table in sql and await _is_denied(server, sql)]
+
+            assert await denied() == []
+            unused = set()
+            for table in metadata.tables:
+                for privilege in set(needed_privileges(table)) - {"SELECT"}:
+                    await operator.execute(f"REVOKE {privilege} ON {table} FROM {role}")
+                    if not await denied(table):
+                        unused.add((table, privilege))
+                    await operator.execute(f"GRANT {privilege} ON {table} TO {role}")
+
+    assert unused == BUILT_WHEN_CALLED
+
+
+async def _is_denied(connection: asyncpg.Connection, sql: str) -> bool:
+    """Return whether a role lacks a privilege for a statement."""
+    await connection.execute(f"PREPARE planned AS {sql}")
+    parameters = ", ".join(["NULL"] * len(set(re.findall(r"\$\d+", sql))))
+    try:
+        await connection.execute(f"EXPLAIN EXECUTE planned ({parameters})" if parameters else "EXPLAIN EXECUTE planned")
+    except asyncpg.InsufficientPrivilegeError:
+        return True
+    finally:
+        await connection.execute("DEALLOCATE planned")
+    return False
+
+
+async def test_a_read_only_database_is_not_served_from(own_url: str) -> None:
+    """Every write would fail, as on a standby."""
+    async with operator_of(own_url) as operator:
+        name = await operator.fetchval("SELECT current_database()")
+        await operator.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    with json_logs(server_module) as written:
+        async with serving(own_url) as address:
+            assert await grpc_health(address) == "NOT_SERVING"
+
+    assert "read-only" in written.getvalue()
+
+
+async def test_a_newer_revision_does_not_stop_the_start(own_url: str) -> None:
+    """A server of the release before may be started again while the next one is rolled out."""
+    async with operator_of(own_url) as operator:
+        await operator.execute("UPDATE alembic_version SET version_num = '9999'")
+        await check_database(own_url)
+        await operator.execute("UPDATE alembic_version SET version_num = '0001'")
+        with pytest.raises(OSError, match="pointbook migrate"):
+            await check_database(own_url)
 
 
 async def test_a_role_that_looks_into_another_schema_is_not_served_from(own_url: str) -> None:

@@ -70,12 +70,13 @@ LEADING_COLUMNS = """
 def statements() -> Iterator[tuple[str, Statement]]:
     """Name every statement that commits by itself."""
     for module in MODULES:
-        for name, statement in _statements_of(module):
+        for name, statement in statements_of(module):
             if name not in READS_ALL | IN_TRANSACTIONS and not AUDIT.fullmatch(name):
                 yield name, statement
 
 
-def _statements_of(module: ModuleType) -> Iterator[tuple[str, Statement]]:
+def statements_of(module: ModuleType) -> Iterator[tuple[str, Statement]]:
+    """Yield the statements of a module by their names."""
     for name, value in vars(module).items():
         if isinstance(value, Statement):
             yield name, value
