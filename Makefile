@@ -14,12 +14,12 @@ PROTOS := $(sort $(wildcard proto/pointbook/v1/*.proto))
 help: ## List the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: ## Make .venv from requirements.lock, unless it is whole; PYTHON=… names another Python.
+setup: ## Build .venv from requirements.lock, unless it is complete; PYTHON=… names another Python.
 	@command -v "$(PYTHON)" > /dev/null \
 	  || { echo "setup: there is no $(PYTHON): install Python 3.11 or later, or add PYTHON=/path/to/python3" >&2; exit 2; }
 	@"$(PYTHON)" .ci/setup.py
 
-clean: ## Remove .venv and whatever else was made here; the data of `pointbook dev` stays (see its --reset).
+clean: ## Remove .venv and all build output; the data of `pointbook dev` stays (see its --reset).
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info */*.egg-info
 	find service gen tests bench -name __pycache__ -prune -exec rm -rf {} +
 

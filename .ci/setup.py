@@ -1,7 +1,7 @@
-"""Make .venv from requirements.lock, or leave it alone where it is whole; `make` runs this before everything else.
+"""Build .venv from requirements.lock, unless it is complete; `make` runs this before every other target.
 
-Whatever stands in the way ends it with one line that names the cause and the cure. It runs on any Python 3, so that it
-can refuse one that is too old.
+An error is one line that names the cause and what to do. It runs on any Python 3, so that it can refuse one that is too
+old.
 """
 # ruff: noqa: INP001, UP032 - a script, and Pythons before 3.6 have no f-strings.
 
@@ -53,11 +53,11 @@ CAUSES = (
 
 
 class SetupError(Exception):
-    """What stands in the way: one line that names the cause and the cure."""
+    """The environment cannot be built: one line that names the cause and what to do."""
 
 
 def main() -> int:
-    """Make the environment whole, and return the exit code."""
+    """Build or update the environment, and return the exit code."""
     try:
         check_python()
         with Turn():
@@ -66,7 +66,7 @@ def main() -> int:
         sys.stderr.write("setup: {}\n".format(error))
         return EXIT_REFUSED
     except KeyboardInterrupt:
-        sys.stderr.write("\nsetup: stopped; the next start begins anew\n")
+        sys.stderr.write("\nsetup: stopped; the next run starts over\n")
         return EXIT_INTERRUPTED
     return 0
 
@@ -112,12 +112,12 @@ class Turn:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def __exit__(self, *_: object) -> None:
-        """Let the next one begin."""
+        """Release the lock."""
         self._lock.close()
 
 
 def make_whole() -> None:
-    """Leave a whole environment alone, bring one of other packages up to date, and make any other anew."""
+    """Keep a complete environment, update one with other packages, and rebuild any other."""
     usable = is_usable()
     if usable and read_stamp()["packages"] == stamp()["packages"]:
         return
@@ -126,7 +126,7 @@ def make_whole() -> None:
         STAMP.unlink()
     else:
         if VENV.is_symlink() or VENV.exists():
-            say("making .venv anew: it is not whole, or of another Python")
+            say("rebuilding .venv: it is incomplete, or of another Python")
             remove()
         say("making .venv with Python {}; the packages take about a minute, once".format(platform.python_version()))
     try:
@@ -145,14 +145,14 @@ def make_whole() -> None:
 
 
 def base_python() -> str:
-    """Return the Python behind this one, which may itself belong to the environment that is made anew."""
+    """Return the Python behind this one, which may itself belong to the environment that is rebuilt."""
     if sys.prefix == sys.base_prefix:
         return sys.executable
     return str(Path(sys.base_prefix) / "bin" / "python{}.{}".format(*sys.version_info[:2]))
 
 
 def is_usable() -> bool:
-    """Return whether the environment was finished for this Python and this folder, lost nothing since, and runs."""
+    """Return whether the environment was completed for this Python and folder, is still whole, and runs."""
     finished = read_stamp()
     if finished["maker"] != stamp()["maker"] or not set(finished["contents"]) <= set(contents()):
         return False
@@ -176,7 +176,7 @@ def contents() -> "list[str]":
 
 
 def read_stamp() -> "dict[str, list[str]]":
-    """Return what the environment was made of, which its set-up wrote at its very end; empty where it did not."""
+    """Return what the last completed set-up wrote with `write_stamp`; empty lists without one."""
     names = ("maker", "packages", "contents")
     try:
         found = json.loads(STAMP.read_text())
@@ -186,7 +186,7 @@ def read_stamp() -> "dict[str, list[str]]":
 
 
 def write_stamp(made_of: "dict[str, list[str]]") -> None:
-    """Write down what the environment is made of, and what is installed in it."""
+    """Write what the environment is made of, and what is installed in it."""
     STAMP.write_text(json.dumps(dict(made_of, contents=contents())))
 
 
@@ -225,12 +225,12 @@ def run(what: str, *command: str) -> None:
 
 
 def cause_of(output: str, what: str) -> str:
-    """Return the line that tells why a program failed, by what it printed."""
+    """Return the line that says why a program failed, by its output."""
     names = {"version": platform.python_version(), "system": platform.system()}
-    for pattern, told in CAUSES:
+    for pattern, line in CAUSES:
         match = re.search(pattern, output)
         if match is not None:
-            return told.format(**dict(names, **match.groupdict()))
+            return line.format(**dict(names, **match.groupdict()))
     last = next((line for line in reversed(output.splitlines()) if line.strip()), "no output")
     return "{} failed: {} (all of it: {})".format(what, last.strip(), LOG.relative_to(ROOT))
 
@@ -246,7 +246,7 @@ class Progress:
         self._began = time.monotonic()
 
     def show(self) -> None:
-        """Say how far it is."""
+        """Print the progress, on other outputs than a terminal every LINE_SECONDS."""
         if not self._is_terminal and time.monotonic() - self._said_at < LINE_SECONDS:
             return
         self._said_at = time.monotonic()
@@ -261,7 +261,7 @@ class Progress:
             say(text)
 
     def end(self) -> None:
-        """Take the line of the terminal away."""
+        """Clear the line of the terminal."""
         if self._is_terminal:
             sys.stderr.write("\r\033[K")
 

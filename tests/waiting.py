@@ -1,4 +1,4 @@
-"""Waiting for what nobody announces: it happens in another task, thread, process or database session."""
+"""Polling for conditions of other tasks, threads, processes and database sessions."""
 
 import asyncio
 import inspect

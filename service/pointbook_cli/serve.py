@@ -106,7 +106,7 @@ def _environment_of(settings: ServerSettings, number: int) -> dict[str, str]:
 
 
 async def check_database(database_url: str) -> None:
-    """Raise OSError where a database is not one to serve from; one that is away is waited for, and health tells it."""
+    """Raise OSError where a database cannot be served from; log one that is away, since the server waits for it."""
     database = Database(database_url, pool_size=1)
     try:
         async with database.autocommit() as connection:

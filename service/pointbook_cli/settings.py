@@ -1,4 +1,4 @@
-"""Reading the settings of a command: all that is wrong with them is one line, and never shows a value."""
+"""Checks of a command's settings: every problem in one line, which never shows a value."""
 
 import difflib
 import re
@@ -14,11 +14,11 @@ from shopline_shim.settings import ShimSettings
 PREFIX = "POINTBOOK_"
 MISSING = {
     "database_url": "is not set; `pointbook dev` runs on an embedded database without it",
-    "shopline_secrets": "is not set: no webhook could be told from a forged one",
+    "shopline_secrets": "is not set: the shim could not recognise a forged webhook",
 }
-"""What to say of a setting that a command cannot do without."""
+"""The message for a required setting that is missing."""
 _SERVICE_LINK = re.compile(r"POINTBOOK(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
-"""What Kubernetes and Docker set in every container beside a service that is named `pointbook` or `pointbook-…`."""
+"""Variables that Kubernetes sets in containers for a service that is named `pointbook` or `pointbook-…`."""
 _LINK_PORT = re.compile(r"POINTBOOK(_\w+)?_PORT")
 _NOT_VISIBLE = re.compile(r"[^!-~]")
 """The name of a variable may hold line breaks, and bytes that are no text."""
@@ -51,7 +51,7 @@ def variable(name: str) -> str:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Return one clause for each POINTBOOK_* variable that is no setting, with the setting that it resembles."""
+    """Return one clause for each unknown POINTBOOK_* variable, with the setting that it resembles."""
     known = [name.upper() for settings in (ServerSettings, ShimSettings) for name in settings.model_fields]
     problems = []
     for name, value in sorted(environment.items()):
@@ -77,5 +77,5 @@ def _problems_of(settings_class: type[BaseSettings], overrides: Mapping[str, Any
 
 
 def _is_service_link(name: str, value: str) -> bool:
-    """Return whether a variable is one that a container is given for a service of our name."""
+    """Return whether Kubernetes has set a variable for a service of our name."""
     return bool(_SERVICE_LINK.fullmatch(name)) or ("://" in value and bool(_LINK_PORT.fullmatch(name)))

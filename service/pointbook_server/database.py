@@ -223,7 +223,7 @@ class Database:
 
     @asynccontextmanager
     async def pulse(self) -> AsyncIterator[Connection]:
-        """Lend the connection that is kept for checks of health. Errors are the driver's own."""
+        """Return the connection that is reserved for health checks. Raises the driver's own errors."""
         async with self._pulse.acquire() as driver:
             yield Connection(driver)
 

@@ -46,7 +46,7 @@ def to_decimal_text(value: Decimal | None) -> str:
 
 
 def is_language(tag: str) -> bool:
-    """Return whether a text has the form of a BCP 47 tag, between whose subtags may stand _ for -, as in zh_TW."""
+    """Return whether a text has the form of a BCP 47 tag; _ may separate subtags, too, as in zh_TW."""
     return len(tag) <= LANGUAGE_LENGTH_MAX and _LANGUAGE.fullmatch(tag) is not None
 
 

@@ -1,4 +1,4 @@
-"""Whether a database can be served from: it has the tables of this release, and its role may use them."""
+"""The check whether a database can be served from: its tables, their revision, and the privileges of its role."""
 
 from functools import cache
 
@@ -49,7 +49,7 @@ REVISION = Statement(
 
 
 class SchemaError(Exception):
-    """What keeps a database from being served from, and the cure: one line without personal data."""
+    """The database cannot be served from: one line that names the cause and what to do, without personal data."""
 
 
 async def check_schema(connection: Connection) -> None:
@@ -82,7 +82,7 @@ async def check_schema(connection: Connection) -> None:
 
 
 def needed_privileges(table: str) -> tuple[str, ...]:
-    """Return what the server must be allowed to do with a table."""
+    """Return the privileges on a table that the server's statements use."""
     if table in READ_ONLY:
         return ("SELECT",)
     update = () if table in NEVER_UPDATED else ("UPDATE",)

@@ -53,8 +53,8 @@ def is_loopback(address: str) -> bool:
 class ServerSettings(BaseSettings):
     """How the gRPC server runs. Each field is a variable POINTBOOK_<NAME>; a wrong one stops the start.
 
-    Checks that concern several fields belong to the last of them, since a check of the whole runs only where every
-    field is right: then the wrong ones would be told one after the other.
+    Checks of several fields belong to the last of them: a check of the whole model runs only once every field is
+    right, so that its errors would appear one start later.
     """
 
     model_config = SettingsConfigDict(env_prefix="POINTBOOK_", frozen=True, extra="ignore", hide_input_in_errors=True)
@@ -296,7 +296,7 @@ class ServerSettings(BaseSettings):
 
 
 def _may_speak_plaintext(address: str, info: ValidationInfo) -> bool:
-    """Return whether plaintext may be spoken on an address; where it is unknown what is allowed, that is the error."""
+    """Return whether an address may use plaintext; true if allow_plaintext is wrong, which is an error by itself."""
     return bool(info.data.get("allow_plaintext", True)) or is_loopback(address)
 
 

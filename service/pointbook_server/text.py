@@ -1,4 +1,4 @@
-"""Text that people paste: digits of every script, and characters that nobody sees. Pure."""
+"""Normalisation of pasted text: digits of every script, and invisible characters. Pure."""
 
 import re
 import unicodedata

@@ -24,7 +24,7 @@ class ShimSettings(BaseSettings):
     allow_plaintext: bool = Field(
         default=False,
         description="Let plaintext leave loopback: the shim speaks HTTP and plaintext gRPC, so anything but loopback "
-        "wants a proxy or a network that encrypts.",
+        "needs a proxy or a network that encrypts.",
     )
     http_address: str = Field(
         default="127.0.0.1:8080",

@@ -98,7 +98,7 @@ async def test_a_database_that_is_away_is_told_in_one_line(command: tuple[str, .
 
 
 async def test_a_role_that_may_not_use_the_tables_stops_the_start(database_url: str) -> None:
-    """A role without privileges, or one that looks into another schema, is told in one line and never serves."""
+    """A role without privileges, or with another search_path, ends the start with one line."""
     connection = await asyncpg.connect(database_url)
     name = unique("role").replace("-", "_")
     await connection.execute(f"CREATE ROLE {name} LOGIN")
@@ -257,7 +257,7 @@ async def test_a_tokens_secret_is_shown_once(database_url: str, tmp_path: Path) 
 
 
 async def test_dev_names_every_address_that_it_cannot_have(tmp_path: Path, default_addresses: tuple[str, ...]) -> None:
-    """The default addresses are taken while these tests run, and both are told at once."""
+    """The default addresses are in use while these tests run, and one line names both."""
     line = one_line(await pointbook("dev", DATA_DIR=str(tmp_path / "data")))
 
     assert all(address in line for address in default_addresses)

@@ -1,4 +1,4 @@
-"""`make setup` as a newcomer meets it: what stands in the way is one line, and what is not whole is made anew."""
+"""`make setup` for a newcomer: every obstacle is one line, and an incomplete .venv is rebuilt."""
 
 import asyncio
 import os
@@ -59,18 +59,18 @@ class Clone:
         return await finish("make", *arguments, environment=environment, cwd=self.folder, seconds=SETUP_SECONDS_MAX)
 
     async def set_up(self, **more: str) -> str:
-        """Run `make setup`, which succeeds; answers what it said."""
+        """Run `make setup`, which succeeds, and return its messages."""
         finished = await self.make("setup", **more)
         assert finished.exit_code == 0, finished
         return finished.err
 
     async def refusal(self, *arguments: str, **more: str) -> str:
-        """Run `make setup`, which is refused; answers its one line of cause and cure, without make's own."""
+        """Run `make setup`, which fails; return its one line of cause and cure, without make's own."""
         finished = await self.make("setup", *arguments, **more)
         assert finished.exit_code != 0, finished
         lines = [line for line in finished.err.splitlines() if not line.startswith("make: ")]
         assert "Traceback" not in finished.err
-        causes = [line for line in lines if not re.match("setup: (making|installing) ", line)]
+        causes = [line for line in lines if not re.match("setup: (making|rebuilding|installing) ", line)]
         assert len(causes) == 1, finished
         return causes[0].removeprefix("setup: ")
 
@@ -84,7 +84,7 @@ def clone(tmp_path: Path) -> Clone:
 
 
 async def test_setup_is_done_once_and_healed_where_it_is_broken(clone: Clone) -> None:
-    """What is whole is left alone without a word, other packages are added, and what is not whole is made anew."""
+    """A complete environment is kept silently, other packages are added, and an incomplete one is rebuilt."""
     # `make run` and `make test` on a fresh clone: the second waits for the first, and finds what that has made.
     said = await asyncio.gather(clone.set_up(), clone.set_up())
     assert sorted("done in" in each for each in said) == [False, True]
@@ -101,7 +101,7 @@ async def test_setup_is_done_once_and_healed_where_it_is_broken(clone: Clone) ->
     # `python3` may be the one inside the environment that is to be replaced.
     (clone.venv / ".installed").unlink()
     said_again = await clone.set_up(PATH=f"{clone.venv}/bin:{clone.environment['PATH']}")
-    assert "making .venv anew" in said_again
+    assert "rebuilding .venv" in said_again
     assert not marker.exists()
     await _check_damages(clone)
 
@@ -113,7 +113,7 @@ async def test_setup_is_done_once_and_healed_where_it_is_broken(clone: Clone) ->
 
 
 async def _check_failed_update(clone: Clone) -> None:
-    """Packages that cannot be had leave the environment as it was, and it is whole again with the lock of before."""
+    """An update that fails keeps the environment, which is complete again with the previous lock."""
     lock = clone.folder / "requirements.lock"
     before = lock.read_text()
     lock.write_text(f"nothing-like-it==1 --hash=sha256:{'0' * 64}\n")
@@ -188,7 +188,7 @@ async def test_a_python_without_a_module_is_named(clone: Clone, tmp_path: Path, 
 
 
 async def test_no_network_is_named_and_leaves_nothing_half_made(clone: Clone) -> None:
-    """An index that nobody answers for: the line says so, and the next start begins anew."""
+    """An unreachable index is named, and the next run starts over."""
     (clone.folder / "requirements.lock").write_text(f"nothing-like-it==1 --hash=sha256:{'0' * 64}\n")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))  # It does not listen.
@@ -216,7 +216,7 @@ async def test_a_locale_without_the_letters_of_the_path_is_named(tmp_path: Path)
 
 
 async def test_a_package_that_the_index_lacks_is_named(clone: Clone) -> None:
-    """The line tells which one, and for which Python."""
+    """The line names the package and the Python."""
     (clone.folder / "requirements.lock").write_text(f"nothing-like-it==1 --hash=sha256:{'0' * 64}\n")
 
     line = await clone.refusal()
@@ -226,7 +226,7 @@ async def test_a_package_that_the_index_lacks_is_named(clone: Clone) -> None:
 
 
 async def test_ctrl_c_leaves_nothing_half_made(clone: Clone) -> None:
-    """A set-up that was broken off begins anew the next time."""
+    """An interrupted set-up starts over the next time."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, clone.folder / ".ci" / "setup.py", env=clone.environment, stderr=asyncio.subprocess.PIPE
     )

@@ -28,7 +28,7 @@ SERVER_STATEMENTS = [
     if name not in OF_COMMANDS and not AUDIT.fullmatch(name)
 ]
 BUILT_WHEN_CALLED = {("programs", "INSERT"), ("benefits", "INSERT")}
-"""What statements do that are built for each call."""
+"""Privileges of statements that are built for each call."""
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ async def operator_of(url: str) -> AsyncIterator[asyncpg.Connection]:
 
 @contextlib.asynccontextmanager
 async def serving(url: str) -> AsyncIterator[str]:
-    """Run a server on a database; answers its address."""
+    """Run a server on a database, and yield its address."""
     server = Server(server_settings(), url, senders={})
     await server.start()
     try:
@@ -68,7 +68,7 @@ async def becomes(address: str, status: str) -> None:
 
 
 async def role_url(operator: asyncpg.Connection, url: str, grants: str) -> tuple[str, str]:
-    """Make a role that may log in; answers its name and the URL with it."""
+    """Create a role that may log in; return its name and the URL with it."""
     role = unique("role").replace("-", "_")
     await operator.execute(f"CREATE ROLE {role} LOGIN {grants}")
     return role, url.replace("pointbook@", f"{role}@", 1)
@@ -76,7 +76,7 @@ async def role_url(operator: asyncpg.Connection, url: str, grants: str) -> tuple
 
 @pytest.mark.parametrize("grants", ["", "IN ROLE pg_read_all_data", "IN ROLE pg_write_all_data"])
 async def test_a_role_that_may_not_use_the_tables_is_not_served_from(own_url: str, grants: str) -> None:
-    """Reading alone is not enough, and what is granted later counts without a restart."""
+    """Reading alone is not enough, and later grants count without a restart."""
     async with operator_of(own_url) as operator:
         role, url = await role_url(operator, own_url, grants)
         with json_logs(server_module) as written:
@@ -121,7 +121,7 @@ async def test_each_privilege_that_statements_need_is_checked(own_url: str, priv
 
 
 async def test_the_needed_privileges_are_those_that_the_statements_use(own_url: str) -> None:
-    """PostgreSQL checks privileges when it plans: none is missing, and none is asked for in vain."""
+    """PostgreSQL checks privileges when it plans: none is missing, and none is superfluous."""
     async with operator_of(own_url) as operator:
         role, url = await role_url(operator, own_url, "")
         for table in metadata.tables:

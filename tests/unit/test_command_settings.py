@@ -1,4 +1,4 @@
-"""The settings of a command: whatever is wrong with them is told at once."""
+"""Wrong settings of a command are all named at once."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def problems(
     required: tuple[str, ...] = (),
     **environment: str,
 ) -> dict[str, str]:
-    """Return what is told of an environment, by its variables without their prefix."""
+    """Return the problems of an environment, by its variables without their prefix."""
     variables = {f"POINTBOOK_{name}": value for name, value in environment.items()}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -24,7 +24,7 @@ def problems(
     return {name.removeprefix("POINTBOOK_"): told for name, _, told in (clause.partition(": ") for clause in clauses)}
 
 
-def test_what_concerns_several_settings_is_told_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_of_several_settings_are_reported_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong number hides neither plaintext beyond loopback, a missing sender, two ways of one channel, nor a typo."""
     found = problems(
         monkeypatch,
@@ -46,7 +46,7 @@ def test_what_concerns_several_settings_is_told_with_the_rest(monkeypatch: pytes
     assert found["POOL_SIZE"] == "there is no such setting; did you mean POINTBOOK_DATABASE_POOL_SIZE?"
 
 
-def test_the_shims_settings_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shims_problems_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also what is missing, and a token that would travel in clear."""
     found = problems(
         monkeypatch,
@@ -80,7 +80,7 @@ def test_a_required_setting_may_be_written_in_any_case(monkeypatch: pytest.Monke
     assert settings_problems([ServerSettings], {name: url}, required=("database_url",), overrides={}) == []
 
 
-def test_a_setting_of_two_processes_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_of_two_processes_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """`pointbook dev` reads the settings of both."""
     clauses = settings_problems([ServerSettings, ShimSettings], {}, overrides={"grpc_address": "x"})
 

@@ -108,14 +108,14 @@ def test_every_redemption_reason_has_the_status_code_of_its_comment() -> None:
 
 def test_every_reason_has_the_retry_of_its_comment() -> None:
     """The comments of the proto are the reference manual: each ends with whether a retry helps."""
-    told = re.findall(r"  // Retry: (.+)\.\n  ERROR_REASON_(\w+) = ", ERRORS_PROTO.read_text())
-    retries = {name: retry for retry, name in told if name in Reason.__members__}
+    comments = re.findall(r"  // Retry: (.+)\.\n  ERROR_REASON_(\w+) = ", ERRORS_PROTO.read_text())
+    retries = {name: retry for retry, name in comments if name in Reason.__members__}
 
     assert retries == {reason.value: retry_of(reason).value for reason in Reason}
 
 
 def test_only_what_a_prompt_retry_can_mend_is_unavailable() -> None:
-    """A standard retry policy repeats UNAVAILABLE within seconds, whatever the reason is."""
+    """A standard retry policy repeats UNAVAILABLE within seconds, for every reason."""
     retries = {reason: retry_of(reason) for reason in Reason if code_of(reason) is StatusCode.UNAVAILABLE}
 
     assert set(retries.values()) == {Retry.SOON}

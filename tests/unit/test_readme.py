@@ -83,7 +83,7 @@ def test_the_table_of_methods_is_true() -> None:
 
 
 def test_the_table_of_errors_is_true() -> None:
-    """Every reason stands in the README with its gRPC code, its status, and whether a retry helps."""
+    """The README lists every reason with its gRPC code, its status, and whether a retry helps."""
     for row in reason_rows():
         assert row in README
 

@@ -1,4 +1,4 @@
-"""Digits of every script, and characters that nobody sees."""
+"""Digits of every script, and invisible characters."""
 
 import sys
 import unicodedata
@@ -27,7 +27,7 @@ CHARACTERS = [chr(code) for code in range(sys.maxunicode + 1)]
     ],
 )
 def test_decimal_digits_and_plus_signs_become_ascii(text: str, expected: str) -> None:
-    """Whatever their script."""
+    """In every script."""
     assert ascii_digits(text) == expected
 
 

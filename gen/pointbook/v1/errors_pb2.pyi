@@ -286,8 +286,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Retry: no, the request must change.
     """
     ERROR_REASON_DELIVERY_FAILED: _ErrorReason.ValueType  # 105
-    """ERROR_REASON_DELIVERY_FAILED: 860, the provider did not take the code, or may not have: RetryInfo tells from when
-    another one is sent. Example: UNAVAILABLE with RetryInfo.
+    """ERROR_REASON_DELIVERY_FAILED: 860, the provider did not take the code, or may not have: RetryInfo has the delay after
+    which another one is sent. Example: UNAVAILABLE with RetryInfo.
     Retry: yes, soon.
     """
     ERROR_REASON_CODE_NOT_ISSUED: _ErrorReason.ValueType  # 106
@@ -330,8 +330,8 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     google.rpc.ErrorInfo.reason (domain "pointbook"), in RedemptionStatus.reason and in UpdateError.reason. Metadata
     names the values that it is about, never an identifier of a person. The number in front of some comments is the
     redemption status code. "Retry" says whether the same call can succeed when it is repeated: "soon" means with the
-    usual pauses, and not before RetryInfo where there is one. UNAVAILABLE is answered only then, so that a retry policy
-    of gRPC repeats nothing in vain.
+    usual pauses, and not before RetryInfo where there is one. UNAVAILABLE is used only for these, so that a retry policy
+    of gRPC makes no useless calls.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
@@ -598,8 +598,8 @@ FAILED_PRECONDITION, {validation_type: "EMAIL"}.
 Retry: no, the request must change.
 """
 ERROR_REASON_DELIVERY_FAILED: ErrorReason.ValueType  # 105
-"""ERROR_REASON_DELIVERY_FAILED: 860, the provider did not take the code, or may not have: RetryInfo tells from when
-another one is sent. Example: UNAVAILABLE with RetryInfo.
+"""ERROR_REASON_DELIVERY_FAILED: 860, the provider did not take the code, or may not have: RetryInfo has the delay after
+which another one is sent. Example: UNAVAILABLE with RetryInfo.
 Retry: yes, soon.
 """
 ERROR_REASON_CODE_NOT_ISSUED: ErrorReason.ValueType  # 106

@@ -86,7 +86,7 @@ class _PhoneNumberTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phone
     """PHONE_NUMBER_TYPE_UNKNOWN is a number that fits no type any more, since it was kept under older tables."""
 
 class PhoneNumberType(_PhoneNumberType, metaclass=_PhoneNumberTypeEnumTypeWrapper):
-    """PhoneNumberType is what a phone number is for, as libphonenumber tells from the number alone."""
+    """PhoneNumberType is the type that libphonenumber derives from a phone number."""
 
 PHONE_NUMBER_TYPE_UNSPECIFIED: PhoneNumberType.ValueType  # 0
 """PHONE_NUMBER_TYPE_UNSPECIFIED is refused."""
@@ -852,8 +852,8 @@ class ValidationSettings(_message.Message):
 
         The customer's language is looked up as RFC 4647, section 3.4, says, in any case and with _ for -: as it is, then
         without its last subtag, and so on, a single character going together with the subtag after it. zh-Hant-TW finds
-        zh-Hant-TW, zh-Hant or zh; zh-TW does not find zh-Hant, since no subtag is ever added. Then comes "", the text
-        for every language, then "en", then an English text of ours.
+        zh-Hant-TW, zh-Hant or zh; zh-TW does not find zh-Hant, since no subtag is ever added. Without a match,
+        the text for "" is sent, then that for "en", then a built-in English one.
         """
 
     @_builtins.property

@@ -129,7 +129,7 @@ class Program:
 
 
 def language_key(tag: str) -> str:
-    """Return the form of a language tag by which tags are compared: case means nothing, and _ stands for -."""
+    """Return a language tag in the form that is compared: in lower case, with - for _."""
     return tag.lower().replace("_", "-")
 
 

@@ -310,7 +310,7 @@ def choose_route(
             troubles.append(error)
         else:
             return route
-    # What is only in the way for a while tells more than a contact of the wrong kind, and that more than none.
+    # The most useful error: first one that ends by itself, then one about a contact of the wrong type, then any other.
     raise max(troubles, key=lambda trouble: (trouble.retry_after_seconds is not None, bool(trouble.metadata)))
 
 
