@@ -180,8 +180,8 @@ def read_stamp() -> "dict[str, list[str]]":
     names = ("maker", "packages", "contents")
     try:
         found = json.loads(STAMP.read_text())
-        return {name: list(found[name]) for name in names}
-    except (OSError, ValueError, TypeError, KeyError):
+        return {name: list(found.get(name, ())) for name in names}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {name: [] for name in names}
 
 
