@@ -225,7 +225,12 @@ class Database:
     async def pulse(self) -> AsyncIterator[Connection]:
         """Return the connection that is reserved for health checks. Raises the driver's own errors."""
         async with self._pulse.acquire() as driver:
-            yield Connection(driver)
+            try:
+                yield Connection(driver)
+            except asyncio.CancelledError:
+                # Where the database hangs, to end the statement in order would take as long as any other one.
+                driver.terminate()
+                raise
 
     async def dispose(self) -> None:
         """Close all connections, and cut those that are still in use after a moment."""

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import re
+import signal
 from collections.abc import AsyncIterator
 
 import asyncpg
@@ -166,6 +168,24 @@ async def test_a_read_only_database_is_not_served_from(own_url: str) -> None:
             assert await grpc_health(address) == "NOT_SERVING"
 
     assert "read-only" in written.getvalue()
+
+
+async def test_a_database_that_hangs_is_not_served_from(own_url: str) -> None:
+    """Health changes within seconds where statements are accepted and never end, as on a disk that hangs."""
+    async with serving(own_url) as address:
+        assert await grpc_health(address) == "SERVING"
+        async with operator_of(own_url) as operator:
+            sessions = await operator.fetch(
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        for session in sessions:
+            os.kill(session["pid"], signal.SIGSTOP)
+        try:
+            await becomes(address, "NOT_SERVING")
+            await becomes(address, "SERVING")  # A new connection is one that answers.
+        finally:
+            for session in sessions:
+                os.kill(session["pid"], signal.SIGCONT)
 
 
 async def test_a_newer_revision_does_not_stop_the_start(own_url: str) -> None:
