@@ -358,9 +358,9 @@ class Webhooks:
         try:
             kept = await book.quarantine(webhook, caller)
         except grpc.aio.AioRpcError as error:
-            code = error.code()
+            code, (info, _) = error.code(), quarantine.details_of(error)
             hint = "check the scopes and merchants of POINTBOOK_TOKEN" if code in _ACCESS_DENIED else None
-            told.error("webhook not quarantined", code=code.name, hint=hint)
+            told.error("webhook not quarantined", code=code.name, cause=info.reason, hint=hint)
             return "quarantine_failed", _AWAY.response(_RETRY_AFTER)
         self._metrics.quarantined.labels(finding.name.lower()).inc()
         told.warning("webhook quarantined", quarantine_id=kept.quarantine_id, again=kept.already_quarantined)

@@ -376,7 +376,9 @@ async def test_a_body_without_a_topic_waits_at_shopline_where_there_is_no_key(
     await server.start()
     client = Client(server.port, admin_token)
     async with before(server.port, admin_token, client) as site:
-        assert (await site.send(shop, body(shop), x_shopline_topic=""))[0] == 503
+        with json_logs(app_module) as written:
+            assert (await site.send(shop, body(shop), x_shopline_topic=""))[0] == 503
+        assert '"cause": "KEY_NOT_CONFIGURED"' in written.getvalue()
         assert await site.quarantined(shop.merchant_id) == []
         assert await site.send(shop, b"no JSON") == QUARANTINED
     await client.close()
