@@ -8,8 +8,8 @@ from pointbook_server.database import Connection, Statement
 from pointbook_server.migrations import older_revisions
 from pointbook_server.tables import metadata
 
-READ_ONLY = {"api_tokens"}
-"""Tables that only commands write, which may run as another role."""
+NEVER_INSERTED_INTO = {"api_tokens"}
+"""Tables whose rows commands create, which may run as another role."""
 NEVER_UPDATED = {
     "points_checkpoints",
     "points_voidings",
@@ -17,18 +17,22 @@ NEVER_UPDATED = {
     "customer_claims",
     "customer_updates",
     "redemption_audit",
+    "redemption_refusals",
     "redemption_reversals",
     "validation_audit",
 }
 DELETED_FROM = {
     "benefits",
+    "custom_privileges",
     "customer_buyers",
     "customer_claims",
     "customer_identifiers",
     "customer_updates",
     "missed_calls",
     "points_checkpoints",
+    "points_entries",
     "quarantined_webhooks",
+    "redemption_refusals",
     "user_groups",
     "validation_challenges",
     "validation_tallies",
@@ -83,11 +87,10 @@ async def check_schema(connection: Connection) -> None:
 
 def needed_privileges(table: str) -> tuple[str, ...]:
     """Return the privileges on a table that the server's statements use."""
-    if table in READ_ONLY:
-        return ("SELECT",)
+    insert = () if table in NEVER_INSERTED_INTO else ("INSERT",)
     update = () if table in NEVER_UPDATED else ("UPDATE",)
     delete = ("DELETE",) if table in DELETED_FROM else ()
-    return ("SELECT", "INSERT", *update, *delete)
+    return ("SELECT", *insert, *update, *delete)
 
 
 @cache

@@ -22,14 +22,14 @@ from pointbook_server.server import Server
 from pointbook_server.tables import metadata
 from waiting import until
 
-OF_COMMANDS = {"INSERT_TOKEN", "REVOKE_TOKEN"}
+OF_COMMANDS = {"INSERT_TOKEN"}
 SERVER_STATEMENTS = [
     (name, statement.sql)
     for module in MODULES
     for name, statement in statements_of(module)
     if name not in OF_COMMANDS and not AUDIT.fullmatch(name)
 ]
-BUILT_WHEN_CALLED = {("programs", "INSERT"), ("benefits", "INSERT")}
+BUILT_WHEN_CALLED = {("programs", "INSERT"), ("benefits", "INSERT"), ("custom_privileges", "INSERT")}
 """Privileges of statements that are built for each call."""
 
 
