@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -58,6 +59,9 @@ class SetupError(Exception):
 
 def main() -> int:
     """Build or update the environment, and return the exit code."""
+    # A shell starts its background jobs with SIGINT ignored, and make ends what it runs by SIGTERM.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         check_python()
         with Turn():

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import shutil
+import signal
 import site
 import socket
 import sys
@@ -225,13 +226,14 @@ async def test_a_package_that_the_index_lacks_is_named(clone: Clone) -> None:
     assert VERSION in line
 
 
-async def test_ctrl_c_leaves_nothing_half_made(clone: Clone) -> None:
+@pytest.mark.parametrize("order", [signal.SIGINT, signal.SIGTERM])
+async def test_ctrl_c_leaves_nothing_half_made(clone: Clone, order: signal.Signals) -> None:
     """An interrupted set-up starts over the next time."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, clone.folder / ".ci" / "setup.py", env=clone.environment, stderr=asyncio.subprocess.PIPE
     )
     await until((clone.venv / "pyvenv.cfg").exists)
-    process.send_signal(2)
+    process.send_signal(order)
     _, said = await process.communicate()
 
     assert process.returncode == 130
