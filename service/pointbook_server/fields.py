@@ -20,7 +20,7 @@ YEAR_2000_MS = 946_684_800_000
 TIME_MS_MIN = -62_135_596_800_000
 TIME_MS_MAX = 253_402_300_799_999
 BEFORE_2000 = (
-    "; the time is before 2000: milliseconds are expected, and a value in seconds may have been taken for milliseconds"
+    "; the time is before 2000: a value in seconds may have been taken for milliseconds; milliseconds are expected"
 )
 NANOS_PER_MS = 1_000_000
 NANOS_PER_SECOND = 1_000_000_000
