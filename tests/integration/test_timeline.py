@@ -205,6 +205,32 @@ async def test_what_is_recorded_between_pages_moves_no_later_page(service: Servi
     assert [text_of(each) for each in (*first.entries, *rest.entries)] == [text_of(each) for each in whole[:8]]
 
 
+@pytest.mark.parametrize("late", ["buyer", "b-2"])
+@pytest.mark.parametrize("size", range(1, 6))
+async def test_a_late_event_moves_no_entry_of_another_account(client: Client, shop: Shop, size: int, late: str) -> None:
+    """Though both accounts have entries of its millisecond, on this page and the next."""
+    customer = (await page(client, shop)).customer
+    shops = {buyer.buyer_id: Shop(shop.merchant_id, buyer.store_id) for buyer in customer.buyers}
+
+    async def receive(buyer_id: str, number: int, balance: int) -> None:
+        event_id = f"{shop.merchant_id}-{buyer_id}-{number}"
+        changes: dict[str, Any] = {"updated_value": 1, "points_balance": balance, "updated_at": at(NOW_MS)}
+        await client.apply(shops[buyer_id].update(buyer_id, event_id=event_id, **changes))
+
+    for number in (1, 2, 3):
+        await receive("buyer", number, 501 + number)
+        await receive("b-2", number, 71 + number)
+    whole = list((await page(client, shop)).entries)
+    first = await page(client, shop, page_size=size)
+    await receive(late, 0, 501 if late == "buyer" else 71)
+    rest = await page(client, shop, page_token=first.next_page_token)
+
+    event_ids = [each.points_entry.update.event_id for each in (*first.entries, *rest.entries)]
+    assert [event_id for event_id in event_ids if event_id != f"{shop.merchant_id}-{late}-0"] == [
+        each.points_entry.update.event_id for each in whole
+    ]
+
+
 async def test_times_bound_the_timeline(service: Service, client: Client, shop: Shop) -> None:
     """The start counts, the end does not, in every source and on every page."""
     await lead_a_life(service, shop)

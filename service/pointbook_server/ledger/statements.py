@@ -289,20 +289,23 @@ DROP_CHECKPOINTS = _statement(f"""
     WHERE c.buyer_id = v.buyer_id AND c.store_id = v.store_id AND c.newest_at_ms > v.after_ms
         AND c.merchant_id = :merchant_id
 """)
-# The newest entries of each of some accounts before one of them, whose place inside its millisecond is looked up: it
-# changes when another event of that time arrives late.
+# The newest entries of some accounts before one of them. Its place inside its millisecond is looked up, as it changes
+# when another event of that time arrives late. Accounts are kept apart, so that this moves no entry of another one.
 LIST_NEWEST = _statement(f"""
-    SELECT {_names(ENTRY_COLUMNS, "e.")} FROM {_rows(KEY)} CROSS JOIN LATERAL (
+    SELECT {_names(ENTRY_COLUMNS, "e.")} FROM {_rows(KEY)}
+    LEFT JOIN points_entries AS b ON b.event_id = CAST(:before_id AS text) AND b.merchant_id = :merchant_id
+    CROSS JOIN LATERAL (
         SELECT {_names(ENTRY_COLUMNS)} FROM points_entries
         WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id AND outcome <> 'REFUSED'
             AND updated_at_ms >= CAST(:start_ms AS bigint)
-            AND (updated_at_ms, ordinal, event_id) < (CAST(:before_ms AS bigint), coalesce((
-                SELECT ordinal FROM points_entries
-                WHERE event_id = CAST(:before_id AS text) AND merchant_id = :merchant_id
-            ), -1), CAST(:before_id AS text))
+            AND (updated_at_ms, ordinal, event_id) < (CAST(:before_ms AS bigint), CASE
+                WHEN (v.store_id, v.buyer_id) < (b.store_id, b.buyer_id) THEN 9223372036854775807
+                WHEN (v.store_id, v.buyer_id) = (b.store_id, b.buyer_id) THEN b.ordinal
+                ELSE -1
+            END, CAST(:before_id AS text))
         ORDER BY updated_at_ms DESC, ordinal DESC, event_id DESC LIMIT :limit
     ) AS e
-    ORDER BY updated_at_ms DESC, ordinal DESC, event_id DESC LIMIT :limit
+    ORDER BY e.updated_at_ms DESC, e.store_id DESC, e.buyer_id DESC, e.ordinal DESC, e.event_id DESC LIMIT :limit
 """)
 LIST_DRIFTING = _statement(f"""
     SELECT {_names(ACCOUNT_COLUMNS)} FROM points_accounts
