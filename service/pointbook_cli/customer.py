@@ -24,6 +24,7 @@ from pointbook_cli.health import local_address
 from pointbook_cli.points_file import read_time_ms
 from pointbook_cli.quarantine import explain
 from pointbook_cli.tokens import read_duration_ms
+from pointbook_server.fields import TIME_MS_MAX, TIME_MS_MIN
 from pointbook_server.text import phone_text
 from shopline_shim.quarantine import details_of
 from shopline_shim.settings import ShimSettings
@@ -43,6 +44,7 @@ KINDS = {
 NOT_FOUND_REASONS = {"CUSTOMER_NOT_FOUND"}
 _MOBILE = re.compile(r"(\+|00)[\s()./-]*[0-9](?:[\s()./-]*[0-9]){5,}")
 _MADE_CUSTOMER_ID = re.compile(r"c-[0-9a-f]{24}")
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
@@ -84,21 +86,31 @@ def guessed_kind(identifier: str) -> str:
         return "mobile"
     if _MADE_CUSTOMER_ID.fullmatch(identifier):
         return "customer-id"
-    store_id, slash, buyer_id = identifier.partition("/")
-    return "buyer" if slash and store_id and buyer_id else ""
+    return "buyer" if is_buyer(identifier) else ""
+
+
+def is_buyer(identifier: str) -> bool:
+    """Return whether an identifier has the form STORE/BUYER."""
+    store_id, _, buyer_id = identifier.partition("/")
+    return bool(store_id and buyer_id)
 
 
 def read_since_ms(text: str, now_ms: int, time_zone: tzinfo) -> int | None:
-    """Read a moment: how long ago (30d), a day (in the time zone), or RFC 3339; None where it is nothing of these."""
+    """Read a moment: how long ago (30d), a day (in the time zone), or RFC 3339; None where it is none of these."""
+    since_ms = _since_ms(text, now_ms, time_zone)
+    return since_ms if since_ms is not None and TIME_MS_MIN <= since_ms <= TIME_MS_MAX else None
+
+
+def _since_ms(text: str, now_ms: int, time_zone: tzinfo) -> int | None:
     duration_ms = read_duration_ms(text)
     if duration_ms is not None:
         return now_ms - duration_ms
-    if _DATE.fullmatch(text):
-        try:
-            return int(datetime.fromisoformat(text).replace(tzinfo=time_zone).timestamp() * 1_000)
-        except (ValueError, OverflowError):
-            return None
-    return read_time_ms(text)
+    if not _DATE.fullmatch(text):
+        return read_time_ms(text)
+    try:
+        return int(datetime.fromisoformat(text).replace(tzinfo=time_zone).timestamp() * 1_000)
+    except (ValueError, OverflowError):
+        return None
 
 
 def read_view(settings: ShimSettings, wanted: Wanted) -> CustomerView:
@@ -164,9 +176,7 @@ class _Reader:
             store_id, _, buyer_id = wanted.identifier.partition("/")
             request.customer.buyer.store_id, request.customer.buyer.buyer_id = store_id, buyer_id
         else:
-            value = wanted.identifier
-            if wanted.kind == "mobile" and value.startswith("00"):
-                value = f"+{value.removeprefix('00')}"
+            value = _international(wanted.identifier) if wanted.kind == "mobile" else wanted.identifier
             setattr(request.customer, KINDS[wanted.kind], value)
         if wanted.since_ms is not None:
             request.start_time.FromMilliseconds(wanted.since_ms)
@@ -196,9 +206,18 @@ class _Reader:
         return self._customers.GetCustomer(request, **self._options).customer
 
 
+def _international(number: str) -> str:
+    """Return a phone number with the plus that 00 stands for, however its digits were typed."""
+    typed = phone_text(number)
+    return f"+{typed.removeprefix('00')}" if typed.startswith("00") else typed
+
+
 def json_of(view: CustomerView, wanted: Wanted, *, is_guessed: bool) -> str:
-    """Write a view as one JSON document: the fields of the API by their names, whole numbers as numbers."""
-    return json.dumps(
+    """Write a view as one JSON document: the fields of the API by their names, whole numbers as numbers.
+
+    Characters that could move a terminal's cursor, hide text or turn its direction are escaped.
+    """
+    document = json.dumps(
         {
             "merchant_id": wanted.merchant_id,
             "identifier": {"kind": wanted.kind, "guessed": is_guessed},
@@ -215,6 +234,14 @@ def json_of(view: CustomerView, wanted: Wanted, *, is_guessed: bool) -> str:
         indent=2,
         ensure_ascii=False,
     )
+    return "\n".join(map(_escaped, document.split("\n")))
+
+
+def _escaped(line: str) -> str:
+    """Return a line of JSON with every character that is not printable as JSON escapes it."""
+    if line.isprintable():
+        return line
+    return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in line)
 
 
 def _plain_account(account: points_pb2.PointsAccount) -> dict[str, Any]:
@@ -253,6 +280,9 @@ def _plain_value(descriptor: Any, value: Any) -> Any:
 
 
 def time_text(time: Timestamp, time_zone: tzinfo) -> str:
-    """Write a time in a time zone, to the second."""
+    """Write a time in a time zone, to the second; in UTC where the zone's calendar ends before it, in year 9999."""
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=time.ToMilliseconds())
-    return moment.astimezone(time_zone).strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return moment.astimezone(time_zone).strftime(TIME_FORMAT)
+    except OverflowError:
+        return f"{moment.strftime(TIME_FORMAT)} UTC"

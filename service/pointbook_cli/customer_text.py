@@ -1,5 +1,7 @@
 """A customer for people: who it is, what they have, and one line for each thing that happened, the newest first."""
 
+import os
+import sys
 from collections.abc import Iterator
 from datetime import tzinfo
 
@@ -29,12 +31,15 @@ CLOSINGS = {
     redemption_pb2.CLOSING_ACTION_SETTLE: "settled by hand",
     redemption_pb2.CLOSING_ACTION_RELEASE: "released",
 }
+WIDTH_MAX = 10_000
+"""Wider than any line."""
 CONTACTS = ("mobile", "email", "external_id", "card_numbers", "card_external_ids", "language")
 
 
 def print_view(view: CustomerView, wanted: Wanted, time_zone: tzinfo) -> None:
-    """Print a customer in the width of the terminal."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    """Print a customer in the width of the terminal; where it is piped and COLUMNS is unset, without a limit."""
+    is_bounded = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(width=None if is_bounded else WIDTH_MAX, highlight=False, markup=False, emoji=False)
     for line in (*_who(view), *_points(view, wanted, time_zone), *view.notes):
         console.print(Text(printable(line)))
     console.print()
@@ -42,9 +47,9 @@ def print_view(view: CustomerView, wanted: Wanted, time_zone: tzinfo) -> None:
         console.print("Nothing has happened in this time.")
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(f"time ({time_zone})", no_wrap=True)
-    table.add_column("what", no_wrap=True)
-    table.add_column("points", justify="right", no_wrap=True)
+    table.add_column(f"time ({time_zone})", overflow="fold")
+    table.add_column("what", overflow="fold")
+    table.add_column("points", justify="right", overflow="fold")
     table.add_column("details", overflow="fold")
     has_several = len(view.customer.buyers) > 1
     for entry in view.entries:

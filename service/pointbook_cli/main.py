@@ -524,7 +524,10 @@ def show_customer(
         str,
         typer.Option(help="mobile, email, external-id, card-number, card-external-id, customer-id or buyer."),
     ] = "",
-    program: Annotated[int | None, typer.Option(help="Also show the customer's points in this program.")] = None,
+    program: Annotated[
+        int | None,
+        typer.Option(min=1, max=2**63 - 1, help="Also show the customer's points in this program."),
+    ] = None,
     since: Annotated[str, typer.Option(help="Only what happened since: 30d, 2026-01-31 or RFC 3339.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many lines of the timeline at most.")] = 100,
     time_zone: Annotated[str, typer.Option("--time-zone", help="Of the times that are shown.")] = "UTC",
@@ -547,7 +550,7 @@ def show_customer(
     if chosen not in customer.KINDS:
         what = f"--kind must be one of {', '.join(customer.KINDS)}"
         fail(what if kind else f"the identifier may be several things: {what}")
-    if chosen == "buyer" and customer.guessed_kind(identifier) != "buyer":
+    if chosen == "buyer" and not customer.is_buyer(identifier):
         fail("a buyer is STORE/BUYER")
     zone = read_time_zone(time_zone)
     since_ms = customer.read_since_ms(since, system_clock(), zone) if since else None

@@ -20,11 +20,13 @@ from pointbook_cli.customer import (
     CustomerView,
     Wanted,
     guessed_kind,
+    json_of,
     read_since_ms,
     read_view,
 )
 from pointbook_cli.main import app, read_time_zone
 from pointbook_server.access.model import Scope
+from pointbook_server.fields import TIME_MS_MAX
 from shopline_shim.settings import ShimSettings
 
 MOBILE = "+8613812345678"
@@ -166,6 +168,8 @@ async def test_json_is_one_document_with_stable_names(shop: Shop, settings: dict
         ("+86 138 1234 5678", "mobile"),
         ("008613812345678", "mobile"),
         ("bea@example.com", "email"),
+        (" 0086 138-1234-5678 ", "mobile"),
+        ("\uff10\uff10\uff18\uff16138\uff11\uff12\uff13\uff14\uff15\uff16\uff17\uff18", "mobile"),
         ("STORE/buyer", "buyer"),
         ("x-1", "external-id"),
         ("2404721679", "card-number"),
@@ -193,6 +197,49 @@ async def test_the_timeline_is_bounded_by_limit_and_since(shop: Shop, settings: 
     assert [each.WhichOneof("entry") for each in view.entries] == ["refusal", "points_entry", "reversal"]
     nothing = await show(shop, settings, MOBILE, "--since", at(NOW_MS + 86_400_000).ToJsonString())
     assert nothing.out.rstrip().endswith("Nothing has happened in this time.")
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+async def test_a_narrow_terminal_cuts_nothing_off(shop: Shop, settings: dict[str, str], columns: int) -> None:
+    """Every column is folded, and none disappears."""
+    environment = clean_environment(settings) | {"COLUMNS": str(columns)}
+    shown = await finish(POINTBOOK, "customer", "show", MOBILE, "--merchant", shop.merchant_id, environment=environment)
+    lines = shown.out[shown.out.index("\n\n") :].splitlines()
+
+    assert max(map(len, lines)) <= columns
+    assert "\u2026" not in shown.out
+    assert {"SETTLED,", "details"} <= set(shown.out.split())
+
+
+async def test_in_a_pipe_each_entry_is_one_line(shop: Shop, settings: dict[str, str]) -> None:
+    """So that grep and wc are right, unless COLUMNS sets a width."""
+    shown = await show(shop, settings, MOBILE)
+    lines = shown.out.splitlines()
+    timeline = lines[lines.index("") + 2 :]
+
+    assert len(timeline) == 11
+    assert "803 INSUFFICIENT_POINTS (active_points 430, points 999), program 1, active 430, order-2" in timeline[0]
+
+
+@pytest.mark.parametrize(
+    ("time_zone", "text"),
+    [
+        ("UTC", "9999-12-31 23:59:59"),
+        ("America/Los_Angeles", "9999-12-31 15:59:59"),
+        ("Asia/Shanghai", "9999-12-31 23:59:59 UTC"),
+        ("Pacific/Kiritimati", "9999-12-31 23:59:59 UTC"),
+    ],
+)
+async def test_points_that_expire_at_the_end_of_the_calendar_are_shown(
+    client: Client, shop: Shop, settings: dict[str, str], time_zone: str, text: str
+) -> None:
+    """Shops write 9999 for points that never expire, and some time zones are in year 10000 then."""
+    await earn(client, shop, 50, "forever", points_expiry_time=at(TIME_MS_MAX))
+    shown = await show(shop, settings, f"{shop.store_id}/forever", "--time-zone", time_zone)
+
+    assert shown.exit_code == 0
+    assert f"next to expire 50 at {text}\n" in shown.out
+    assert f"expire {text}" in shown.out.splitlines()[-1]
 
 
 async def test_times_are_shown_in_the_time_zone_that_is_asked_for(shop: Shop, settings: dict[str, str]) -> None:
@@ -245,6 +292,8 @@ async def test_nobody_is_exit_code_one(shop: Shop, settings: dict[str, str]) -> 
         ("buyer", ("--kind", "buyer"), "STORE/BUYER"),
         (MOBILE, ("--since", "yesterday"), "--since"),
         (MOBILE, ("--since", "2026-02-30"), "--since"),
+        (MOBILE, ("--since", "0001-01-01", "--time-zone", "Asia/Shanghai"), "--since"),
+        (MOBILE, ("--since", "9" * 20), "--since"),
         (MOBILE, ("--time-zone", "Shanghai"), "--time-zone"),
     ],
 )
@@ -254,6 +303,14 @@ def test_what_is_not_clear_is_told_in_one_line(identifier: str, options: tuple[s
     assert (result.exit_code, result.stdout) == (2, "")
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", ["0", "-1", "9223372036854775808"])
+def test_a_program_that_no_merchant_can_have_is_refused(program: str) -> None:
+    """Exit code 2, since 1 means that there is no such customer."""
+    result = CliRunner().invoke(app, ["customer", "show", MOBILE, "--merchant", "m", "--program", program])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--program" in result.stderr
 
 
 async def test_a_server_that_is_away_is_exit_code_two(settings: dict[str, str]) -> None:
@@ -317,3 +374,30 @@ async def test_a_buyer_that_no_customer_owns_is_shown(client: Client, shop: Shop
     assert shown.exit_code == 0
     assert shown.out.startswith(f"Buyer nobodys of store {shop.store_id}, owned by no customer\n")
     assert "\u202e" not in shown.out
+    document = await show(shop, settings, f"{shop.store_id}/nobodys", "--json")
+    assert "\u202e" not in document.out
+    assert json.loads(document.out)["timeline"][0]["redemption"]["notes"] == "said \u202ered"
+
+
+@pytest.mark.parametrize(
+    "text", ["\x1b[2J", "\x9b2J", "\x7f", "\u202e", "\u200b", "\U000e0041", "\n\t", "\u5361 \u00e9 \U0001f600"]
+)
+def test_json_has_no_raw_character_that_acts_on_a_terminal(text: str) -> None:
+    """Whatever is in the database; readable text of any script stays readable."""
+    wanted = Wanted("m", "email", "ada@example.com")
+    view = CustomerView(redemption_pb2.TimelineCustomer(masked_email=text), [], is_truncated=False, accounts=[])
+    document = json_of(view, wanted, is_guessed=False)
+
+    assert document.replace("\n", "").isprintable()
+    assert json.loads(document)["customer"]["masked_email"] == text
+    assert (text in document) is text.isprintable()
+
+
+@pytest.mark.parametrize("buyer_id", ["ada@example.com", "+85291236001", "a/b", "c-0123456789abcdef01234567"])
+async def test_a_buyer_of_any_id_is_found_by_its_kind(
+    client: Client, shop: Shop, settings: dict[str, str], buyer_id: str
+) -> None:
+    """Though the whole may look like an e-mail address."""
+    await earn(client, shop, 50, buyer_id)
+    shown = await show(shop, settings, f"{shop.store_id}/{buyer_id}", "--kind", "buyer")
+    assert shown.out.startswith(f"Buyer {buyer_id} of store {shop.store_id}, owned by no customer\n")
