@@ -16,6 +16,7 @@ from integration.redeeming import customer_of, earn, order, question, redeem
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
 from pointbook_server.database import Database
+from pointbook_server.delivery.sender import DeliveryFailedError
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Channel
@@ -158,6 +159,27 @@ async def test_a_reused_reference_and_a_code_that_is_not_issued_are_refusals(cli
         ("REFERENCE_REUSED", 0),
     ]
     assert found[0].status.metadata == {"validation_type": "SMS"}
+
+
+async def test_a_code_that_a_question_asked_for_and_did_not_get_is_a_refusal(
+    service: Service, client: Client, shop: Shop
+) -> None:
+    """As IssueValidationCode would have refused it, though the points may be redeemed."""
+    await client.put_program(
+        shop.merchant_id, shop.store_id, criteria={}, validation={"channels": [redemption_pb2.VALIDATION_TYPE_SMS]}
+    )
+    service.outbox.error = DeliveryFailedError("no")
+    answer = await client.redemption.ValidateRedemption(question(shop, 10, issue_otp=True))
+    await refused(issue(client, shop, 10))
+    service.outbox.error = None
+
+    assert (answer.redeemable, [warning.metadata["cause"] for warning in answer.warnings]) == (
+        True,
+        ["DELIVERY_FAILED"],
+    )
+    issued, asked = (await page(client, shop)).refusals
+    assert asked.status.reason == "DELIVERY_FAILED"
+    assert asked == issued
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ class _RefusedMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Refused
     REFUSED_METHOD_VALIDATE_REDEMPTION: _RefusedMethod.ValueType  # 1
     """REFUSED_METHOD_VALIDATE_REDEMPTION: ValidateRedemption answered that the points may not be redeemed."""
     REFUSED_METHOD_ISSUE_VALIDATION_CODE: _RefusedMethod.ValueType  # 2
-    """REFUSED_METHOD_ISSUE_VALIDATION_CODE: IssueValidationCode issued no code."""
+    """REFUSED_METHOD_ISSUE_VALIDATION_CODE: IssueValidationCode, or ValidateRedemption with `issue_otp`, issued no code."""
     REFUSED_METHOD_REDEEM_POINTS: _RefusedMethod.ValueType  # 3
     """REFUSED_METHOD_REDEEM_POINTS: RedeemPoints redeemed nothing."""
 
@@ -161,7 +161,7 @@ REFUSED_METHOD_UNSPECIFIED: RefusedMethod.ValueType  # 0
 REFUSED_METHOD_VALIDATE_REDEMPTION: RefusedMethod.ValueType  # 1
 """REFUSED_METHOD_VALIDATE_REDEMPTION: ValidateRedemption answered that the points may not be redeemed."""
 REFUSED_METHOD_ISSUE_VALIDATION_CODE: RefusedMethod.ValueType  # 2
-"""REFUSED_METHOD_ISSUE_VALIDATION_CODE: IssueValidationCode issued no code."""
+"""REFUSED_METHOD_ISSUE_VALIDATION_CODE: IssueValidationCode, or ValidateRedemption with `issue_otp`, issued no code."""
 REFUSED_METHOD_REDEEM_POINTS: RefusedMethod.ValueType  # 3
 """REFUSED_METHOD_REDEEM_POINTS: RedeemPoints redeemed nothing."""
 Global___RefusedMethod: _TypeAlias = RefusedMethod  # noqa: Y015

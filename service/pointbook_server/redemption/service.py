@@ -103,21 +103,20 @@ class Redemptions:
 
     async def issue_alone(self, ask: Ask, actor: str) -> Issued:
         """Send the customer a code where the points may be redeemed. Raises the refusal otherwise."""
-        assessment = await self.assess(ask)
+        return await self.issue(ask, await self.assess(ask), actor)
+
+    async def issue(self, ask: Ask, assessment: Assessment, actor: str) -> Issued:
+        """Send the customer a code for what was assessed. Raises the refusal where it may not be redeemed."""
         try:
             if assessment.violations:
                 raise refusal(in_order(assessment.violations))
-            return await self.issue(ask, assessment, actor)
+            proving = _proving(ask, assessment, actor)
+            if proving is None:
+                raise LookupError("a code is for a customer, in a program")
+            return await self._codes.issue(proving, ask.channel)
         except PointbookError as error:
             self._note(Attempt(RefusedMethod.ISSUE, ask, assessment, actor), reasons_of_error(error))
             raise
-
-    async def issue(self, ask: Ask, assessment: Assessment, actor: str) -> Issued:
-        """Send the customer a code for what may be redeemed."""
-        proving = _proving(ask, assessment, actor)
-        if proving is None:
-            raise LookupError("a code is for somebody, in a program")
-        return await self._codes.issue(proving, ask.channel)
 
     async def redeem(self, order: Order, proof: Proof) -> Redemption:
         """Redeem once for the order's reference: a repetition is answered what is stored, and costs no attempt.
