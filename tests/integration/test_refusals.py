@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 from unittest.mock import patch
 
 import grpc
 import pytest
+from structlog.contextvars import bound_contextvars, get_contextvars
+from structlog.testing import capture_logs
 
 import pointbook_server.server
 from harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, at, make_token, refused, server_settings, unique
@@ -423,6 +426,48 @@ async def test_what_waits_is_bounded_while_the_database_is_away_and_written_afte
 
     assert sum([await count_of(service, merchant_id) for merchant_id in merchants]) == 21
     assert counted(refusals) == {"KEPT": 21, "BUFFER_FULL": 10}
+
+
+async def away(*_: Any) -> None:
+    """Write nothing, as where the database is away."""
+    raise PointbookError(Reason.DATABASE_UNAVAILABLE, "away")
+
+
+async def hang(*_: Any) -> None:
+    """Write nothing, as where the database hangs."""
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("insert", [away, hang])
+async def test_what_a_stopping_server_cannot_write_is_logged_and_not_tried_again(service: Service, insert: Any) -> None:
+    """Nothing is written after a server has stopped."""
+    refusals = refusals_of(service.database_url, TestClock())
+    with capture_logs() as logs, patch.object(RefusalsStore, "insert", insert):
+        refusals.note(refusal(unique("merchant")))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await refusals.close()
+        assert refusals._writing is not None
+        await asyncio.wait([refusals._writing], timeout=5.0)
+
+    assert refusals._writing.cancelled()
+    assert {"event": "refusals are lost", "log_level": "warning", "count": 1} in logs
+
+
+async def test_refusals_are_written_in_no_calls_name(service: Service) -> None:
+    """Or the log would blame the call that happened to begin the writing."""
+    refusals = refusals_of(service.database_url, TestClock())
+    names: list[dict[str, Any]] = []
+
+    async def insert(*_: Any) -> None:
+        names.append(get_contextvars())
+
+    with patch.object(RefusalsStore, "insert", insert), patch.object(recording, "WRITE_PAUSE_SECONDS", 0.0):
+        with bound_contextvars(request_id="r-1"):
+            refusals.note(refusal(unique("merchant")))
+        assert refusals._writing is not None
+        await refusals._writing
+    assert names == [{}]
 
 
 async def test_a_write_that_was_broken_off_is_written_once(service: Service) -> None:

@@ -7,6 +7,7 @@ dropped. A crash loses the last seconds.
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable
+from contextvars import Context
 
 import structlog
 
@@ -56,7 +57,8 @@ class Refusals:
             self._waiting[refusal.merchant_id].append(refusal)
             self._waiting_count += 1
             if self._writing is None or self._writing.done():
-                self._writing = asyncio.create_task(self._write_soon())
+                # Its log lines must not name the call that happened to begin it.
+                self._writing = asyncio.create_task(self._write_soon(), context=Context())
 
     async def of_customers(
         self, merchant_id: str, customers: Iterable[str], reference: str, query: PageQuery
@@ -91,10 +93,14 @@ class Refusals:
                 del self._waiting[merchant_id]
 
     async def close(self) -> None:
-        """Write what was noted, and write nothing any more."""
-        await self.flush()
-        if self._writing is not None:
-            self._writing.cancel()
+        """Write what was noted, and nothing from then on. What the database does not accept now is lost, and logged."""
+        try:
+            await self.flush()
+        finally:
+            if self._writing is not None:
+                self._writing.cancel()
+            if self._waiting_count:
+                log.warning("refusals are lost", count=self._waiting_count)
 
     async def _write_soon(self) -> None:
         while self._waiting_count:
