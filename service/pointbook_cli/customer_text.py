@@ -1,4 +1,4 @@
-"""A customer for people: who it is, what they have, and one line for each thing that happened, the newest first."""
+"""A customer as text: who they are, their points, and one line for each event, the newest first."""
 
 import os
 import sys

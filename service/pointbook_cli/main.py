@@ -530,7 +530,7 @@ def show_customer(
     ] = None,
     since: Annotated[str, typer.Option(help="Only what happened since: 30d, 2026-01-31 or RFC 3339.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many lines of the timeline at most.")] = 100,
-    time_zone: Annotated[str, typer.Option("--time-zone", help="Of the times that are shown.")] = "UTC",
+    time_zone: Annotated[str, typer.Option("--time-zone", help="The IANA time zone of the times shown.")] = "UTC",
     contacts: Annotated[
         bool, typer.Option("--contacts", help="Show contacts in full; the token needs the scope admin.")
     ] = False,
@@ -539,7 +539,7 @@ def show_customer(
 ) -> None:
     """Show who a customer is, their points, and all that happened to them, the newest first.
 
-    The exit code is 0, 1 where there is no such customer, and 2 when it could not be done.
+    The exit code is 0, 1 if there is no such customer, and 2 if the command failed.
     """
     from pointbook_cli import customer
     from pointbook_cli.customer_text import print_view
@@ -549,7 +549,7 @@ def show_customer(
     chosen = kind or customer.guessed_kind(identifier)
     if chosen not in customer.KINDS:
         what = f"--kind must be one of {', '.join(customer.KINDS)}"
-        fail(what if kind else f"the identifier may be several things: {what}")
+        fail(what if kind else f"the identifier is ambiguous: {what}")
     if chosen == "buyer" and not customer.is_buyer(identifier):
         fail("a buyer is STORE/BUYER")
     zone = read_time_zone(time_zone)

@@ -839,9 +839,9 @@ class Redemption(_message.Message):
     reversals_truncated: _builtins.bool
     """reversals_truncated says that there are more than 100 reversals."""
     current_active_points: _builtins.int
-    """current_active_points are what the same customer could redeem from now, in this program and group and with this
-    `group_redemption`, by the program's settings of now. Only GetRedemption and ListRedemptions fill it; it is absent
-    from other answers, which would have to read more for it.
+    """current_active_points are the points that the same customer could redeem from now, in this program and group, with
+    this `group_redemption` and by the program's current settings. Only GetRedemption and ListRedemptions fill it; it
+    is absent from other answers, since it takes more reads.
     """
     @_builtins.property
     def draws(self) -> _containers.RepeatedCompositeFieldContainer[Global___RedemptionDraw]:
@@ -913,7 +913,7 @@ class RedemptionReversal(_message.Message):
     external_reference_number: _builtins.str
     """external_reference_number is the reversal's own."""
     points: _builtins.int
-    """points were given back; at least 1, also where the caller asked for all that was left."""
+    """points is how many points were given back: at least 1, also where the caller asked for all that was left."""
     notes: _builtins.str
     """notes are the caller's."""
     actor: _builtins.str
@@ -921,7 +921,7 @@ class RedemptionReversal(_message.Message):
     by a release that did not keep it.
     """
     redemption_id: _builtins.str
-    """redemption_id is the redemption that the points were given back of."""
+    """redemption_id is the redemption whose points were given back."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """create_time is when the points were given back."""
@@ -1565,9 +1565,9 @@ class RedemptionClosing(_message.Message):
     action: Global___ClosingAction.ValueType
     """action is how they were closed."""
     points: _builtins.int
-    """points are what they held; 0 for what a release closed that did not keep it."""
+    """points are what they held; 0 where they were closed by a release that did not store it."""
     reason: _builtins.str
-    """reason is the operator's, or ours."""
+    """reason is the operator's, or Pointbook's own for CLOSING_ACTION_RELEASE."""
     actor: _builtins.str
     """actor is the id of the operator's token; empty where the server runs without tokens, and for CLOSING_ACTION_RELEASE."""
     @_builtins.property

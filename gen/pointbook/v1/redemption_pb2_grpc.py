@@ -242,10 +242,10 @@ class RedemptionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListValidationEvents(self, request, context):
-        """ListValidationEvents pages through what happened to a customer's one-time codes, the newest first: which were
-        issued, delivered, guessed, used, confirmed, reset and ended, by whom, and how each ended. It returns no code and
-        no contact, but it does say why a guess was wrong, which no answer to a guess does: hence a scope of its own, which
-        a till does not need.
+        """ListValidationEvents pages through what happened to a customer's one-time codes, the newest first: each time that
+        one was issued, delivered, guessed, used, confirmed, reset or ended, with the caller's token and the outcome. It
+        returns neither codes nor contacts, but it does say why a guess was wrong, which the answer to a guess does not.
+        It therefore has a scope of its own, which a till does not need.
 
         Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
         """
@@ -254,14 +254,14 @@ class RedemptionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListRefusals(self, request, context):
-        """ListRefusals pages through refused calls of a customer, or under a reference, the newest first: redemptions,
-        validations that were answered with `redeemable` false, and codes that were not issued, each with every reason and
-        the values under which it was refused.
+        """ListRefusals pages through the refused calls of a customer, or those under a reference, the newest first:
+        redemptions, validations that were answered with `redeemable` false, and codes that were not issued, each with
+        every reason and the values under which it was refused.
 
-        Refusals are kept for POINTBOOK_REFUSALS_KEEP_DAYS. They are written in the background, by each server within
-        seconds; a crash loses the last ones. Kept is what names a customer and a program of the merchant, at most 600 a
-        minute for a merchant and server; `pointbook_refusals_total` counts what was left out. Calls that fail, as where the
-        database is away, are no refusals.
+        Refusals are kept for POINTBOOK_REFUSALS_KEEP_DAYS. Each server writes them in the background within seconds; a
+        crash loses the newest ones. Only calls that name a customer and a program of the merchant are kept, at most 600 a
+        minute for each merchant and server; `pointbook_refusals_total` counts all by outcome. Calls that fail, for example
+        while the database is down, are not refusals.
 
         Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
         """
@@ -275,9 +275,11 @@ class RedemptionServiceServicer:
         events of one-time codes, and refusals. A hold that SHOPLINE's webhook settled is settled by the entry that names
         the redemption in `settled_redemption_id`.
 
-        What other members of a group redeemed from this customer's accounts is shown by the entries that settle it. Inside
-        one millisecond what follows comes first: an entry before the redemption, the redemption before the events of its
-        code, and a refusal before the guess that was wrong. What is recorded while pages are read moves nothing on the later ones.
+        Points that other members of a group redeemed from this customer's accounts appear as the entries that settle them.
+        Within one millisecond effects come before their causes: an entry before the redemption that it settles, the
+        redemption before the events of its code, and a refusal before the guess that was wrong; entries of several
+        accounts are ordered by account. Nothing that is recorded while pages are read makes a later page repeat or skip an
+        entry.
 
         Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
         """

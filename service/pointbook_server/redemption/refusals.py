@@ -1,7 +1,7 @@
-"""Which refused calls are stored: calls only note a refusal, and what was noted is written together soon after.
+"""The storing of refused calls: a call only notes its refusal in memory, and batches of them are written soon after.
 
-A call never waits for it. What is noted is bounded by merchant and minute, and in all; what does not fit is counted and
-dropped. A crash loses the last seconds.
+No call waits for that. Notes are limited for each merchant and minute, and in total; those above a limit are counted
+and dropped. A crash loses the last seconds.
 """
 
 import asyncio
@@ -80,7 +80,7 @@ class Refusals:
         )
 
     async def flush(self) -> None:
-        """Write what was noted. What the database does not take now is written later."""
+        """Write what was noted. What the database does not accept now is written later."""
         async with self._lock:
             for merchant_id in list(self._waiting):
                 while refusals := self._waiting[merchant_id][:REFUSALS_IN_BATCH_MAX]:

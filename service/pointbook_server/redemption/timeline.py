@@ -41,14 +41,14 @@ class Place(NamedTuple):
 
 
 class Item(NamedTuple):
-    """Something that happened, and where it stands."""
+    """Something that happened, and its place in the timeline."""
 
     place: Place
     entry: redemption_pb2.TimelineEntry
 
 
 class Entries(Protocol):
-    """Where the entries of accounts are."""
+    """Reads the entries of accounts."""
 
     async def newest_entries(
         self, merchant_id: str, keys: Collection[AccountKey], query: PageQuery
@@ -57,7 +57,7 @@ class Entries(Protocol):
 
 
 class Codes(Protocol):
-    """Where the events of one-time codes are."""
+    """Reads the events of one-time codes."""
 
     async def events(
         self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: PageQuery
