@@ -913,7 +913,9 @@ class RedemptionReversal(_message.Message):
     external_reference_number: _builtins.str
     """external_reference_number is the reversal's own."""
     points: _builtins.int
-    """points is how many points were given back: at least 1, also where the caller asked for all that was left."""
+    """points is how many points were given back: at least 1, also where the caller asked for all that was left; 0 where a
+    server of the release before, which did not store it, made the reversal after `pointbook migrate`.
+    """
     notes: _builtins.str
     """notes are the caller's."""
     actor: _builtins.str
