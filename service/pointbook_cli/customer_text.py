@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from datetime import tzinfo
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -56,7 +57,10 @@ def print_view(view: CustomerView, wanted: Wanted, time_zone: tzinfo) -> None:
         what, points, details = _line(entry, time_zone, has_several=has_several)
         cells = (what, points, ", ".join(filter(None, details)))
         table.add_row(time_text(entry.time, time_zone), *(Text(printable(cell)) for cell in cells))
-    console.print(table)
+    with console.capture() as capture:
+        console.print(table)
+    # The table pads each line to the longest one.
+    typer.echo("\n".join(map(str.rstrip, capture.get().splitlines())))
     if view.is_truncated:
         console.print(f"These are the newest {len(view.entries):,}; --limit shows more.")
 

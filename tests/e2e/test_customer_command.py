@@ -218,6 +218,7 @@ async def test_in_a_pipe_each_entry_is_one_line(shop: Shop, settings: dict[str, 
     timeline = lines[lines.index("") + 2 :]
 
     assert len(timeline) == 11
+    assert [line for line in lines if line != line.rstrip()] == []
     assert "803 INSUFFICIENT_POINTS (active_points 430, points 999), program 1, active 430, order-2" in timeline[0]
 
 
