@@ -493,16 +493,24 @@ async def test_a_write_that_was_broken_off_is_written_once(service: Service) -> 
     assert await count_of(service, merchant_id) == 1
 
 
-async def test_a_question_sends_no_statement_more_where_it_is_refused(client: Client, shop: Shop) -> None:
-    """Recording is not in the caller's way."""
+async def test_a_question_sends_no_statement_more_where_it_is_refused(
+    service: Service, shop: Shop, admin_token: str
+) -> None:
+    """Recording is not in the caller's way. The server is new: no write of earlier refusals is about to begin."""
+    server = await start(service.database_url, service.clock, 30)
+    client = Client(server.port, admin_token)
     sent: list[str] = []
+    insert = RefusalsStore.insert
 
-    async def failing_insert(_self: RefusalsStore, merchant_id: str, _refusals: list[Refusal]) -> None:
-        sent.append(merchant_id)
+    async def noted_insert(self: RefusalsStore, merchant_id: str, refusals: list[Refusal]) -> None:
+        sent.extend([merchant_id] if merchant_id == shop.merchant_id else [])
+        await insert(self, merchant_id, refusals)
 
-    with patch.object(RefusalsStore, "insert", failing_insert), patch.object(recording, "WRITE_PAUSE_SECONDS", 60.0):
+    with patch.object(RefusalsStore, "insert", noted_insert), patch.object(recording, "WRITE_PAUSE_SECONDS", 60.0):
         for _ in range(5):
             await client.redemption.ValidateRedemption(question(shop, 75))
         assert sent == []
         await page(client, shop)
     assert sent == [shop.merchant_id]
+    await client.close()
+    await server.stop()
