@@ -4,6 +4,8 @@ from pointbook.v1 import points_pb2
 from pointbook_cli.points_file import Refused
 from pointbook_cli.progress import counted
 from pointbook_cli.sorted_lines import SortedLine, disk_errors, open_private_database
+from pointbook_server.ledger.balances import Balances
+from pointbook_server.ledger.model import AccountKey, Event, UpdateType
 
 REUSED = "Another line of the file has this event_id with other content; give every event an id of its own."
 
@@ -20,6 +22,8 @@ class DryRun:
         self._first_short = 0
         self._account = b""
         self._balance = 0
+        self._updated_at_ms = 0
+        self._millisecond = Balances(0, ())
         self._content: tuple[bytes, bytes] | None = None
         self._claims = open_private_database()
         self._claims.execute("CREATE TABLE claims (name BLOB PRIMARY KEY, account BLOB, place BLOB) WITHOUT ROWID")
@@ -38,8 +42,6 @@ class DryRun:
             self._repeated += 1
             return None
         self._claim(line.repeated_name, content)
-        if line.account != self._account:
-            self._account, self._balance = line.account, 0
         self._content = content
         self._move(line)
         return None
@@ -74,14 +76,34 @@ class DryRun:
                 self._claims.execute("INSERT INTO claims VALUES (?, ?, ?)", (name, *content))
 
     def _move(self, line: SortedLine) -> None:
-        """Move the balance that the account has by the file alone."""
-        update = line.update
-        gives = update.update_type == points_pb2.POINTS_UPDATE_TYPE_INCREASE
-        balance = self._balance + (update.updated_value if gives else -update.updated_value)
-        if update.HasField("points_balance"):
-            self._balance = update.points_balance
-        elif balance >= 0:
-            self._balance = balance
+        """Move the balance that the account has by the file alone.
+
+        Inside a millisecond the ledger orders events without a balance by their event_ids, not as they are sent.
+        """
+        event = _event_of(line.update)
+        if line.account != self._account:
+            self._account, self._balance, self._updated_at_ms = line.account, 0, 0
+        if event.updated_at_ms != self._updated_at_ms:
+            self._updated_at_ms, self._millisecond = event.updated_at_ms, Balances(self._balance, ())
+        if event.balance is not None:
+            self._balance = event.balance
+        elif self._millisecond.cover(event):
+            self._millisecond.add(event)
+            self._balance += event.delta
         else:
             self._short += 1
             self._first_short = min(self._first_short or line.number, line.number)
+
+
+def _event_of(update: points_pb2.PointsUpdate) -> Event:
+    increases = update.update_type == points_pb2.POINTS_UPDATE_TYPE_INCREASE
+    return Event(
+        event_id=update.event_id,
+        account=AccountKey(update.store_id, update.buyer_id),
+        update_type=UpdateType.INCREASE if increases else UpdateType.DECREASE,
+        scene="",
+        value=update.updated_value,
+        balance=update.points_balance if update.HasField("points_balance") else None,
+        expires_at_ms=None,
+        updated_at_ms=update.updated_at.ToMilliseconds(),
+    )

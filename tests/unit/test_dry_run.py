@@ -60,7 +60,7 @@ def test_lines_that_repeat_others_are_counted(rows: list[str], count: int) -> No
         ([row(value=-5)], "1 line takes"),
         ([row(at_ms=2, value=-5), row(at_ms=1, value=5)], ""),
         ([row(at_ms=2, value=5), row(at_ms=1, value=-5)], "1 line takes"),
-        ([row(value=-1), row(value=-1), row(value=1)], "1 line takes"),
+        ([row(value=-1, event_id="c"), row(value=-1, event_id="b"), row(value=1, event_id="a")], "1 line takes"),
         ([row(at_ms=1, value=3, balance="9"), row(at_ms=2, value=-9), row(at_ms=3, value=-9)], "1 line takes"),
         ([row("a", value=5), row("b", value=-5), row("c", value=-5)], "2 lines take"),
         ([row(value=-5, balance="-5")], ""),
@@ -73,3 +73,27 @@ def test_lines_that_take_more_than_the_file_brings_are_told(rows: list[str], tol
     assert refused == []
     assert [note for note in notes if note.startswith(told)] == notes
     assert bool(notes) is bool(told)
+
+
+@pytest.mark.parametrize("value", [1, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_lines_of_one_millisecond_are_judged_by_the_place_that_their_event_ids_give_them(value: int) -> None:
+    """The ledger orders them so, and it is the ledger that refuses what is not covered at its place."""
+    rows = [row(value=9), row(value=-value)]
+    increase, decrease = sent(rows)
+
+    notes = judged(rows)[1]
+
+    assert bool(notes) is (decrease.update.event_id < increase.update.event_id)
+
+
+@pytest.mark.parametrize(
+    ("event_ids", "is_covered"), [(("a", "b"), True), (("b", "a"), False), (("1", "2"), True), (("b", "B"), False)]
+)
+def test_a_decrease_is_covered_by_increases_of_its_millisecond_that_come_before_it(
+    event_ids: tuple[str, str], *, is_covered: bool
+) -> None:
+    """What other milliseconds have brought covers it anyway."""
+    rows = [row(value=5, event_id=event_ids[0]), row(value=-5, event_id=event_ids[1])]
+
+    assert (judged(rows)[1] == []) is is_covered
+    assert judged([*rows, row(at_ms=-1, value=5)])[1] == []
