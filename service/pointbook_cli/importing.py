@@ -267,6 +267,8 @@ class Import:
         with reader, meter:
             file = PointsFile(reader, self._plan.manner, system_clock)
             while (portion := file.read(READ_LINES)) is not None:
+                if self._stop.is_set():
+                    return  # The last line may have been cut off.
                 self._lines.add(portion.lines)
                 for refused in portion.refused:
                     self._tally.refuse(refused)
