@@ -47,6 +47,9 @@ LINE_BYTES_MAX = 64 * 1024
 UNNAMED = "-"
 """Stands for an event_id that is still to be made."""
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
+_CELL = r'(?:"(?:[^"]|"")*+"|[^",]*+)'
+_ROW = re.compile(rf"{_CELL}(?:,{_CELL})*+")
+"""Cells either stand in double quotes, which are doubled inside, or have none; csv.reader allows them anywhere."""
 _RFC_3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
@@ -232,7 +235,13 @@ class PointsFile:
 
     def _split_row(self, text: str) -> dict[str, object] | None:
         """Split a row into its cells; None where all of them are empty."""
-        # Line by line, since no value of an event has a line break: a quote that never ends spoils its own line alone.
+        # Line by line, since no value of an event has a line break: a quote that never ends spoils its own line alone,
+        # and the rest of a cell behind a line break is no id.
+        if not _ROW.fullmatch(text):
+            raise _LineError(
+                "has a double quote that is not closed, or that stands in a cell without quotes; "
+                "a value must not contain a line break"
+            )
         (row,) = csv.reader([text], strict=True)
         row = [cell if cell.strip() else "" for cell in row]
         if not any(row):
@@ -251,7 +260,7 @@ class PointsFile:
         """Read a line's event. Raises INVALID_FIELDS with all that is wrong."""
         fields = Fields()
         for name in sorted(cells.keys() - set(self._manner.columns)):
-            fields.wrong(ascii(name)[1:-1], "is no column that there is")
+            fields.wrong(ascii(name)[1:-1], "is not a known column")
         if self._is_csv:
             cells = self._check_ids(fields, cells)
         update = (self._read_opening if self._manner.opening_balances else self._read_change)(fields, cells)

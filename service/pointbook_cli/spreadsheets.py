@@ -23,7 +23,7 @@ _DAMAGES = (
     ),
     (re.compile(r"['\u2018\u2019].*"), "begins with the apostrophe by which spreadsheets mark text"),
     (re.compile(r"=.*|[-+@][A-Za-z.]+\(.*"), "is a formula of a spreadsheet"),
-    (re.compile(r"#([A-Z]+(/0)?[!?]|N/[AD]|#+)|Err:[0-9]{3}"), "is what spreadsheets show instead of a value"),
+    (re.compile(r"#([A-Z]+(/0)?[!?]|[A-Z]/[A-Z]|NV|#+)|Err:[0-9]{3}"), "is what spreadsheets show instead of a value"),
     (re.compile(r"[+-]?[0-9]+[.,]0+"), "is a number with decimals, as spreadsheets write an id that they take for one"),
     (
         re.compile(r"[+-]?[0-9]{1,3}([,'\u2019 \u00a0\u202f][0-9]{3})+([.,][0-9]+)?"),

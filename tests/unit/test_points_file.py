@@ -129,8 +129,14 @@ def test_every_wrong_column_of_a_row_is_named(row: str, columns: set[str]) -> No
     [
         ("a,b,c", "has 3 cells where the header has 10"),
         (RIGHT + ",more", "has 11 cells where the header has 10"),
-        (RIGHT.replace("e-1", '"e-1'), "is not CSV"),
-        (RIGHT.replace("e-1", '"e-1"x'), "is not CSV"),
+        (RIGHT.replace("e-1", '"e-1'), "a double quote that is not closed"),
+        (RIGHT.replace("e-1", '"e-1"x'), "a double quote that is not closed"),
+        (RIGHT.replace("e-1", '"e-1""'), "a double quote that is not closed"),
+        (RIGHT.replace("e-1", 'e"1'), "stands in a cell without quotes"),
+        (RIGHT.replace("e-1", '1"'), "must not contain a line break"),
+        (RIGHT.replace(",b,", ',b""c,'), "stands in a cell without quotes"),
+        (RIGHT.replace(",b,", ', "b",'), "stands in a cell without quotes"),
+        (RIGHT.replace("SUCCESSFUL_ORDERS", 'ORDERS"'), "stands in a cell without quotes"),
     ],
 )
 def test_a_row_that_cannot_be_taken_apart_spoils_itself_alone(row: str, told: str) -> None:
@@ -141,6 +147,14 @@ def test_a_row_that_cannot_be_taken_apart_spoils_itself_alone(row: str, told: st
     (refused,) = batch.refused
     assert refused.number == 2
     assert told in refused.message
+
+
+def test_no_part_of_a_cell_with_a_line_break_becomes_an_event() -> None:
+    """What stands behind the line break has as many cells as a row."""
+    (batch,) = read(f"{HEADER}\n{RIGHT}\n" + RIGHT.replace("e-1", '"e\n1"') + f"\n{RIGHT}\n")
+
+    assert [line.number for line in batch.lines] == [2, 5]
+    assert [refused.number for refused in batch.refused] == [3, 4]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +172,7 @@ def test_a_row_that_cannot_be_taken_apart_spoils_itself_alone(row: str, told: st
         (b'{"updated_at": false}', "updated_at must be RFC 3339"),
         (b'{"buyer_id": "\\ud800"}', "buyer_id must be visible ASCII"),
         (b'{"buyer_id": ["b"]}', "buyer_id must be visible ASCII"),
-        (b'{"points": 1}', "points is no column"),
+        (b'{"points": 1}', "points is not a known column"),
         (b'{"event_id": true}', "event_id must be visible ASCII"),
     ],
 )

@@ -13,7 +13,7 @@ DAMAGED = {
     "is a formula": ['="123"', "=\u201c123\u201d", "=A1+B1", "=", "@SUM(A1:A2)", "+SUM(A1)", "-ABS(B2)", "=1"],
     "instead of a value": [
         *("#REF!", "#N/A", "#NAME?", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#BEZUG!", "#N/D"),
-        *("####", "##", "Err:502", "#ERROR!"),
+        *("####", "##", "Err:502", "#ERROR!", "#NV", "#N/B", "#I/T", "#N/V"),
     ],
     "a number with decimals": ["1718263946864.0", "17,00", "0.0", "-3.0"],
     "thousands separators": [
