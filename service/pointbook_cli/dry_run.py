@@ -1,4 +1,4 @@
-"""What can be judged of a file without a server: how its own lines repeat, contradict and presuppose each other."""
+"""Check a file without a server: how its own lines repeat, contradict and depend on each other."""
 
 from pointbook.v1 import points_pb2
 from pointbook_cli.points_file import Refused
@@ -7,16 +7,18 @@ from pointbook_cli.sorted_lines import SortedLine, disk_errors, open_private_dat
 from pointbook_server.ledger.balances import Balances
 from pointbook_server.ledger.model import AccountKey, Event, UpdateType
 
+REOPENED = "Another line of the file opens this account at the same time with another balance; keep one of them."
 REUSED = "Another line of the file has this event_id with other content; give every event an id of its own."
 
 
 class DryRun:
-    """Judges sorted lines one after the other as the server does, and refuses only what it refuses for certain.
+    """Judges sorted lines one after the other as the server does, and refuses only what the server certainly refuses.
 
     Raises OSError where the disk is full.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, opening_balances: bool = False) -> None:
+        self._reused = REOPENED if opening_balances else REUSED
         self._repeated = 0
         self._short = 0
         self._first_short = 0
@@ -37,7 +39,7 @@ class DryRun:
         content = (line.account, line.place)
         claimed = self._claimed(line.repeated_name)
         if claimed not in {None, content}:
-            return Refused(line.number, line.update.event_id, "EVENT_ID_REUSED", REUSED)
+            return Refused(line.number, line.update.event_id, "EVENT_ID_REUSED", self._reused)
         if claimed is not None or (line.update.HasField("points_balance") and content == self._content):
             self._repeated += 1
             return None
@@ -47,7 +49,7 @@ class DryRun:
         return None
 
     def notes(self) -> list[str]:
-        """Return what else is to be known of the lines that were judged."""
+        """Return what an operator should know about the lines besides the refusals."""
         notes = []
         if self._repeated:
             lines = counted(self._repeated, "line repeats", "lines repeat")
@@ -55,8 +57,8 @@ class DryRun:
         if self._short:
             lines = counted(self._short, "line takes", "lines take")
             notes.append(
-                f"{lines} more than the file has brought the account by then (the first is line {self._first_short}): "
-                "refused unless the account holds enough already"
+                f"{lines} more points than the file gives the account up to that time (the first is line "
+                f"{self._first_short}): refused unless the account already holds enough"
             )
         return notes
 

@@ -248,7 +248,7 @@ class Import:
         return EXIT_REFUSED if self._tally.counts["refused"] else 0
 
     async def _read(self) -> None:
-        """Read the file to its end and sort it, in a thread, since standard input may be a pipe that says nothing."""
+        """Read the file to its end and sort it, in a thread, since reading standard input may block."""
         with _opened(self._plan.file) as source:
             ending = asyncio.create_task(self._end_with(source))
             try:
@@ -280,7 +280,7 @@ class Import:
         if count:
             lines = counted(count, "line has", "lines have")
             self._notes.append(
-                f"{lines} an id that ends in zeros behind its 15th digit, as spreadsheets round long numbers: compare "
+                f"{lines} an id that ends in zeros after its 15th digit, as spreadsheets round long numbers: compare "
                 f"line {first} with the source"
             )
 
@@ -308,7 +308,7 @@ class Import:
 
     async def _judge(self, read: Callable[[], Batch | None], meter: Meter) -> None:
         """Judge the lines without a server."""
-        with contextlib.closing(DryRun()) as dry_run:
+        with contextlib.closing(DryRun(opening_balances=self._plan.manner.opening_balances)) as dry_run:
 
             async def judge(batch: Batch) -> None:
                 for line in batch.lines:
@@ -328,7 +328,7 @@ class Import:
         self._lines.stop()
 
     def _print_summary(self) -> None:
-        """Print the first refused lines, what else is to be known, and the counts."""
+        """Print the first refused lines, the notes and the counts."""
         for refused in islice(self._refusals, REFUSED_SHOWN):
             # What stands in a wrong line must not steer the terminal.
             event_id = ascii(refused.event_id)[1:-1][:EVENT_ID_SHOWN]

@@ -590,7 +590,7 @@ def import_benefits(
     prune: Annotated[bool, typer.Option("--prune", help="Delete what only an earlier file had.")] = False,
     server: ServerOption = "",
 ) -> None:
-    """Put SHOPLINE's benefits of one level, and tell what is different. Imported again, the file changes nothing."""
+    """Put the benefits and custom privileges of one level, and print what differs. Repeated, it changes nothing."""
     from pointbook_cli.benefits import Plan, run_import
     from pointbook_server.benefits.model import LEVEL_PREFIX, MembershipType
     from shopline_shim.settings import ShimSettings

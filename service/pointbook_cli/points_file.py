@@ -236,7 +236,7 @@ class PointsFile:
     def _split_row(self, text: str) -> dict[str, object] | None:
         """Split a row into its cells; None where all of them are empty."""
         # Line by line, since no value of an event has a line break: a quote that never ends spoils its own line alone,
-        # and the rest of a cell behind a line break is no id.
+        # and the rest of a cell after a line break is no id.
         if not _ROW.fullmatch(text):
             raise _LineError(
                 "has a double quote that is not closed, or that stands in a cell without quotes; "

@@ -323,8 +323,8 @@ async def test_a_dry_run_judges_what_the_file_alone_says(
     told = capsys.readouterr().out
     assert "line 4 (e-1): EVENT_ID_REUSED" in told
     assert "1 line repeats another line" in told
-    assert "1 line takes more than the file has brought the account by then (the first is line 5)" in told
-    assert "1 line has an id that ends in zeros behind its 15th digit" in told
+    assert "1 line takes more points than the file gives the account up to that time (the first is line 5)" in told
+    assert "1 line has an id that ends in zeros after its 15th digit" in told
     assert "compare line 6 with the source" in told
     assert "4 fine, 1 refused" in told
 

@@ -97,3 +97,13 @@ def test_a_decrease_is_covered_by_increases_of_its_millisecond_that_come_before_
 
     assert (judged(rows)[1] == []) is is_covered
     assert judged([*rows, row(at_ms=-1, value=5)])[1] == []
+
+
+@pytest.mark.parametrize(("is_opening", "cure"), [(False, "an id of its own"), (True, "opens this account")])
+def test_a_refusal_names_what_the_file_can_change(*, is_opening: bool, cure: str) -> None:
+    """Opening balances have no event_ids in the file."""
+    lines = sent([row(event_id="e-1"), row(event_id="e-1", value=2)])
+    with contextlib.closing(DryRun(opening_balances=is_opening)) as dry_run:
+        (refused,) = filter(None, map(dry_run.judge, lines))
+
+    assert cure in refused.message

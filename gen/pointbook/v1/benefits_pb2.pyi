@@ -1490,8 +1490,8 @@ Global___BenefitObstacle: _TypeAlias = BenefitObstacle  # noqa: Y015
 
 @_typing.final
 class CustomPrivilege(_message.Message):
-    """CustomPrivilege is a privilege of a membership level that the shop describes in its own words, as SHOPLINE's
-    `customPrivileges` of `benefitsOfMembership` has it. It takes no part in schedules, nor in what applies to a cart.
+    """CustomPrivilege is a privilege of a membership level that the shop describes in its own words: an item of
+    `customPrivileges` in SHOPLINE's `benefitsOfMembership`. It affects neither schedules nor what applies to a cart.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1510,8 +1510,8 @@ class CustomPrivilege(_message.Message):
     characters. An import names the first of a level `LEVEL:p1`.
     """
     level_code: _builtins.str
-    """level_code is the membership level: at most 128 visible ASCII characters. `gid://shopline/Membership/` in front is
-    not kept.
+    """level_code is the membership level: at most 128 visible ASCII characters. A leading `gid://shopline/Membership/`
+    is removed.
     """
     privilege_name: _builtins.str
     """privilege_name is `privilegeName`: at most 255 characters without control characters."""
@@ -1686,8 +1686,8 @@ class ListCustomPrivilegesRequest(_message.Message):
     or without `gid://shopline/Membership/`.
     """
     page_size: _builtins.int
-    """page_size is how many privileges to answer at most: 1 to 1,000; 0 means 50. A page may hold fewer, so that the
-    answer stays under 2 MiB.
+    """page_size is the maximum number of privileges to return: 1 to 1,000; 0 means 50. A page may hold fewer, so that
+    the response stays under 2 MiB.
     """
     page_token: _builtins.str
     """page_token is the next_page_token of the previous answer, for the same level; empty for the first page."""

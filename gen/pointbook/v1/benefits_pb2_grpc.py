@@ -169,7 +169,7 @@ class BenefitsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetCustomPrivilege(self, request, context):
-        """GetCustomPrivilege answers one custom privilege.
+        """GetCustomPrivilege returns one custom privilege.
 
         Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
         (CUSTOM_PRIVILEGE_NOT_FOUND).

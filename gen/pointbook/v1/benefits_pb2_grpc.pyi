@@ -83,7 +83,7 @@ class BenefitsServiceStub:
     Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, ABORTED (STALE_ETAG).
     """
     GetCustomPrivilege: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.GetCustomPrivilegeRequest, _benefits_pb2.GetCustomPrivilegeResponse]
-    """GetCustomPrivilege answers one custom privilege.
+    """GetCustomPrivilege returns one custom privilege.
 
     Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
     (CUSTOM_PRIVILEGE_NOT_FOUND).
@@ -156,7 +156,7 @@ class BenefitsServiceAsyncStub(BenefitsServiceStub):
     Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, ABORTED (STALE_ETAG).
     """
     GetCustomPrivilege: _aio.UnaryUnaryMultiCallable[_benefits_pb2.GetCustomPrivilegeRequest, _benefits_pb2.GetCustomPrivilegeResponse]  # type: ignore[assignment]
-    """GetCustomPrivilege answers one custom privilege.
+    """GetCustomPrivilege returns one custom privilege.
 
     Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
     (CUSTOM_PRIVILEGE_NOT_FOUND).
@@ -266,7 +266,7 @@ class BenefitsServiceServicer:
         request: _benefits_pb2.GetCustomPrivilegeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_benefits_pb2.GetCustomPrivilegeResponse, _abc.Awaitable[_benefits_pb2.GetCustomPrivilegeResponse]]:
-        """GetCustomPrivilege answers one custom privilege.
+        """GetCustomPrivilege returns one custom privilege.
 
         Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
         (CUSTOM_PRIVILEGE_NOT_FOUND).

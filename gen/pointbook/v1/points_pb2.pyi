@@ -204,7 +204,7 @@ class _ApplyOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ApplyOut
     """APPLY_OUTCOME_APPLIED: the event is in the book, as the newest of its account."""
     APPLY_OUTCOME_DUPLICATE: _ApplyOutcome.ValueType  # 2
     """APPLY_OUTCOME_DUPLICATE: the event was in the book already; nothing changed. ApplyPointsUpdateResponse's
-    webhook_id_differs tells those that another webhook brought.
+    webhook_id_differs marks those that came with another webhook id.
     """
     APPLY_OUTCOME_LATE: _ApplyOutcome.ValueType  # 3
     """APPLY_OUTCOME_LATE: the event is in the book, before an entry that had arrived earlier; the account was computed
@@ -220,7 +220,7 @@ APPLY_OUTCOME_APPLIED: ApplyOutcome.ValueType  # 1
 """APPLY_OUTCOME_APPLIED: the event is in the book, as the newest of its account."""
 APPLY_OUTCOME_DUPLICATE: ApplyOutcome.ValueType  # 2
 """APPLY_OUTCOME_DUPLICATE: the event was in the book already; nothing changed. ApplyPointsUpdateResponse's
-webhook_id_differs tells those that another webhook brought.
+webhook_id_differs marks those that came with another webhook id.
 """
 APPLY_OUTCOME_LATE: ApplyOutcome.ValueType  # 3
 """APPLY_OUTCOME_LATE: the event is in the book, before an entry that had arrived earlier; the account was computed
@@ -275,16 +275,16 @@ class PointsUpdate(_message.Message):
     a caller that does not know it leaves it out, and the event is then judged by the balance we know.
     """
     forget_refusal: _builtins.bool
-    """forget_refusal, where true, keeps INSUFFICIENT_POINTS from being remembered: the update is judged anew whenever it
-    is sent again, also where an earlier refusal of the same event_id and content is remembered, which is lifted once
-    the update is accepted. It is for callers that build event_ids from the content, as imports do, and can give the
-    same event no other id. It is not content, means nothing where points_balance is given, and no entry shows it.
+    """forget_refusal, if true, keeps INSUFFICIENT_POINTS from being remembered: the update is judged again each time it is
+    sent, even if an earlier refusal of the same event_id and content is remembered. That refusal is removed once the
+    update is accepted. It is for callers that derive event_ids from the content, as imports do, and cannot give the
+    same event another id. It is not part of the content, has no effect if points_balance is set, and is not stored.
     """
     @_builtins.property
     def points_expiry_time(self) -> _timestamp_pb2.Timestamp:
         """points_expiry_time is when the points of an INCREASE expire, from the year 2000 on; absent means never. It may lie
-        before updated_at. An earlier one is refused: it is most often a value in seconds that was taken for milliseconds,
-        or 0, and its points would have expired at once. It is ignored for a DECREASE, where SHOPLINE calls it irrelevant.
+        before updated_at. An earlier one is refused: it is usually a value in seconds that was taken for milliseconds, or 0,
+        and its points would expire at once. It is ignored for a DECREASE, where SHOPLINE calls it irrelevant.
         """
 
     @_builtins.property
@@ -395,11 +395,11 @@ class ApplyPointsUpdateResponse(_message.Message):
     one came in, a negative one went out, by events that did not reach us (yet).
     """
     webhook_id_differs: _builtins.bool
-    """webhook_id_differs is true for a DUPLICATE whose webhook_id is another one than that of the entry in the book; both
-    must be there. SHOPLINE sends a webhook again under the same id, so that this may be a second event with exactly
-    the same content in the same millisecond (+5, -5, +5), of which the book can keep only one. A signed body that
-    somebody has sent again under another id looks the same, since the id is not signed. Nothing is booked either way:
-    where an event is missing, the account's next event shows it as drift.
+    """webhook_id_differs is true for a DUPLICATE whose webhook_id differs from that of the entry in the book, if both are
+    set. SHOPLINE repeats a webhook under the same id, so this may be a second event with exactly the same content in
+    the same millisecond (+5, -5, +5), of which the book keeps only one. A signed body that an attacker replays under
+    another id looks the same, since the id is not signed. Nothing is booked in either case: if an event is missing, the
+    account's next event shows it as drift.
     """
     @_builtins.property
     def account(self) -> Global___PointsAccount:
@@ -649,8 +649,8 @@ class PointsAccount(_message.Message):
 
     @_builtins.property
     def next_expiry(self) -> Global___PointsExpiry:
-        """next_expiry is what expires soonest after `as_of`, beside what is held, even where `lots` does not show it. Only
-        GetPointsAccount tells it; absent where nothing that is free ever expires.
+        """next_expiry is the points that expire soonest after `as_of`, excluding held points, even if `lots` does not list
+        them. Only GetPointsAccount sets it. It is absent if no points expire, or if all that do are held.
         """
 
     def __init__(
@@ -681,14 +681,16 @@ Global___PointsAccount: _TypeAlias = PointsAccount  # noqa: Y015
 
 @_typing.final
 class PointsExpiry(_message.Message):
-    """PointsExpiry is points that expire at the same moment."""
+    """PointsExpiry is the points that expire at one moment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POINTS_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     points: _builtins.int
-    """points expire; at least 1. Holds are left out: they take from unexpired points, soonest expiry first."""
+    """points is how many expire, excluding held points; at least 1. Holds take from unexpired points, soonest expiry
+    first.
+    """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """time is when they stop counting."""
@@ -1122,14 +1124,14 @@ class ListExpiringPointsRequest(_message.Message):
     program_id: _builtins.int
     """program_id is all stores of a program."""
     page_size: _builtins.int
-    """page_size is how many items to answer at most: 1 to 1,000; 0 means 50."""
+    """page_size is the maximum number of items to return: 1 to 1,000; 0 means 50."""
     page_token: _builtins.str
     """page_token is the next_page_token of the previous answer, with the same stores and times; empty for the first
     page.
     """
     @_builtins.property
     def from_time(self) -> _timestamp_pb2.Timestamp:
-        """from_time keeps only points that expire at or after it; where it is absent, those that have not expired yet."""
+        """from_time keeps only points that expire at or after it; if it is absent, points that have not expired yet."""
 
     @_builtins.property
     def until_time(self) -> _timestamp_pb2.Timestamp:
@@ -1199,7 +1201,7 @@ class ExpiringPoints(_message.Message):
     buyer_id: _builtins.str
     """buyer_id is SHOPLINE's customer id in that store."""
     points: _builtins.int
-    """points expire then, beside what is held; at least 1."""
+    """points is how many expire then, excluding held points; at least 1."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """time is when the points expire."""

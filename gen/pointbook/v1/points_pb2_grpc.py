@@ -100,7 +100,7 @@ class PointsServiceServicer:
 
         Scope `points.write`. It is safe to repeat: the same event again answers DUPLICATE and changes nothing. An event
         that carries SHOPLINE's balance is always accepted. An event without a balance is judged once, when it first
-        arrives, and the verdict is remembered under its event_id, unless the update says `forget_refusal`.
+        arrives, and the verdict is remembered under its event_id, unless the update sets `forget_refusal`.
 
         Calls that wait at the same time share a transaction. A caller that goes away does not disturb the others, and its
         event is either wholly in the book or not at all.
@@ -158,17 +158,17 @@ class PointsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListExpiringPoints(self, request, context):
-        """ListExpiringPoints pages through the points of one store, or of a program's stores, that expire in a window of time:
-        soonest first, then by store_id and buyer_id.
+        """ListExpiringPoints pages through the points of one store, or of all stores of a program, that expire in a window of
+        time: soonest first, then by store_id and buyer_id.
 
-        Scope `points.read`. An item is what one account loses at one moment, less what is held. Holds take from unexpired
-        points, soonest expiry first, as a redemption draws. Points that have expired already are listed where from_time is
-        in the past, until SHOPLINE takes them off the balance. What a page costs grows with its size, not with the book: it
-        looks at 5,000 expiries at most, and where most of these points have been spent it ends early, even empty, with a
-        next_page_token.
+        Scope `points.read`. An item is what one account loses at one moment, excluding held points. Holds take from unexpired
+        points, soonest expiry first, as redemptions do. With a from_time in the past, points that have already expired are
+        listed too, until SHOPLINE takes them off the balance. The cost of a page grows with its size, not with the book: a
+        page examines at most 5,000 expiries. If most of those points have been spent, it ends early with a
+        next_page_token, and may be empty.
 
-        All pages count holds as of the moment of the first page, which the page_token carries. Nothing is listed twice.
-        What is earned or spent between two pages may or may not be seen.
+        All pages count holds as of the time of the first page, which the page_token carries. Nothing is listed twice.
+        Points earned or spent between two pages may or may not be reflected.
 
         Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is broken or was given for
         another request, NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for what is not the merchant's.

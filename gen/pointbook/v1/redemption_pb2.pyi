@@ -1845,8 +1845,8 @@ class GetCustomerPointsResponse(_message.Message):
 
     @_builtins.property
     def next_expiry(self) -> _points_pb2.PointsExpiry:
-        """next_expiry is what expires soonest in all of these accounts together, beside what is held; absent where nothing
-        that is free ever expires.
+        """next_expiry is the points that expire soonest in all of these accounts together, excluding held points. It is
+        absent if no points expire, or if all that do are held.
         """
 
     def __init__(
