@@ -44,6 +44,8 @@ RENAMED = {"unrecognized_scene": "updated_scene"}
 """Fields of an event that a file has in another column."""
 LINE_BYTES_MAX = 64 * 1024
 """Longer than any event can be written: what goes on without an end of line is no file of events."""
+EMPTY_CELLS = b", \t\r\n\xef\xbb\xbf"
+"""The bytes of a row of empty cells, and of a byte order mark before it."""
 UNNAMED = "-"
 """Stands for an event_id that is still to be made."""
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
@@ -193,8 +195,10 @@ class PointsFile:
         return header
 
     def _next_head(self) -> str:
-        raw = self._next()
-        self._head_size += len(raw)
+        raw = b","
+        while raw and not raw.strip(EMPTY_CELLS):
+            raw = self._next()
+            self._head_size += len(raw)
         try:
             # Spreadsheets begin UTF-8 with a byte order mark.
             return raw.decode("utf-8-sig").rstrip("\r\n")

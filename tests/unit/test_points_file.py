@@ -191,7 +191,7 @@ def test_a_wrong_object_is_told(line: bytes, told: str) -> None:
 @pytest.mark.parametrize(
     ("header", "told"),
     [
-        ("", "lacks columns"),
+        ("", "unknown columns: 'e-1'"),
         (f"{HEADER},colour", "unknown columns: 'colour'"),
         (f"{HEADER},buyer_id", "repeats columns: 'buyer_id'"),
         ("merchant_id,store_id,buyer_id", "lacks columns: 'updated_at', 'update_type'"),
@@ -515,3 +515,17 @@ def test_an_opening_balance_is_needed_in_each_line() -> None:
 def test_a_time_is_rfc_3339_or_milliseconds(text: str, time_ms: int | None) -> None:
     """Nothing is guessed: a time without a zone, or a date alone, is wrong."""
     assert read_time_ms(text) == time_ms
+
+
+@pytest.mark.parametrize("head", ["\n", "\r\n\r\n", ",,,\n", "\ufeff\n", "\ufeff,,\r\n ,\t\n", ",,\nsep=,\n,\n"])
+def test_rows_of_empty_cells_before_the_header_are_skipped(head: str) -> None:
+    """They count as lines of the file."""
+    (batch,) = read(f"{head}{HEADER}\n{RIGHT}\n")
+
+    assert [line.number for line in batch.lines] == [head.count("\n") + 2]
+
+
+def test_a_file_of_empty_rows_lacks_a_header() -> None:
+    """It is not read for ever."""
+    with pytest.raises(PointsFileError, match="lacks columns"):
+        read(",,,\n\n")
