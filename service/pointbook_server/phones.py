@@ -5,7 +5,8 @@ Three countries write one number in several forms, and carriers and shops send a
 - Argentina (+54): mobile numbers have a 9 behind the country code, and 15 behind the area code inside the country.
   Fixed and mobile numbers share one plan of ten digits, so the 9 tells which kind a number is, never whose it is.
 - Mexico (+52): mobile numbers had a 1 behind the country code until 2019, and 01, 044 or 045 inside the country.
-- Brazil (+55): mobile numbers of eight digits, which begin with 6 to 9, got a 9 in front from 2012 to 2016.
+- Brazil (+55): mobile numbers of eight digits, which begin with 6, 8 or 9, got a 9 in front from 2012 to 2016. Those
+  that begin with 7 are left as they are: trunked radio got no 9, so that with a 9 they may be another subscriber's.
 
 Renumberings that need a table of prefixes and dates (such as Ivory Coast 2021 or Benin 2024) are not done.
 """
@@ -23,14 +24,14 @@ _WRITTEN = re.compile(r"\(?\+? ?\(?[0-9][0-9 ().-]*")
 """What a number may be written with: the library would also read letters as digits, and drop extensions."""
 _OLD_FORMS = {
     52: (re.compile(r"(?:0?1|04[45])([2-9][0-9]{9})"), r"\1"),
-    54: (re.compile(r"90?(?=[0-9]{12}$)([0-9]{2,4}15[0-9]{6,8})"), r"\1"),
-    55: (re.compile(r"([1-9]{2})([6-9][0-9]{7})"), r"\g<1>9\2"),
+    54: (re.compile(r"90?(?=[0-9]{12}$)([0-9]{2,4}15[0-9]{6,8})|(9)0([1-8][0-9]{9})"), r"\1\2\3"),
+    55: (re.compile(r"([1-9]{2})([689][0-9]{7})"), r"\g<1>9\2"),
 }
 """By country code: how a mobile number was or is also written behind it, and what the library reads."""
 _OTHER_FORMS = {
     "+52": (re.compile(r"\+52([2-9][0-9]{9})"), r"+521\1"),
     "+54": (re.compile(r"\+54([1-8][0-9]{9})"), r"+549\1"),
-    "+55": (re.compile(r"\+55([1-9]{2})9([6-9][0-9]{7})"), r"+55\1\2"),
+    "+55": (re.compile(r"\+55([1-9]{2})9([689][0-9]{7})"), r"+55\1\2"),
 }
 """By the start of a key: the other E.164 form of the same number."""
 _MOBILE_TYPES = {PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE_OR_MOBILE}

@@ -212,18 +212,22 @@ async def test_national_forms_are_read_by_the_region_of_the_program(
 
 
 @pytest.mark.parametrize(
-    ("landline", "mobile"),
-    [("+551133334444", "+5511933334444"), ("+551123456789", "+5511923456789")],
+    ("without", "mobile"),
+    [
+        ("+551133334444", "+5511933334444"),
+        ("+551123456789", "+5511923456789"),
+        ("+551178123456", "+5511978123456"),
+    ],
 )
-async def test_a_landline_and_a_mobile_number_are_two_people(
-    client: Client, shop: Shop, landline: str, mobile: str
+async def test_a_number_that_got_no_ninth_digit_and_a_mobile_number_are_two_people(
+    client: Client, shop: Shop, without: str, mobile: str
 ) -> None:
-    """Of Brazil's numbers only those that begin with 6 to 9 got a ninth digit."""
-    await put(client, shop, "c-1", mobile=landline)
+    """Of Brazil's numbers only those that begin with 6, 8 or 9 got a ninth digit; 7 is trunked radio."""
+    await put(client, shop, "c-1", mobile=without)
     await put(client, shop, "c-2", mobile=mobile)
 
-    assert (await client.customer(shop.merchant_id, "c-1")).mobile == landline
-    assert await found(client, shop, mobile=landline) == "c-1"
+    assert (await client.customer(shop.merchant_id, "c-1")).mobile == without
+    assert await found(client, shop, mobile=without) == "c-1"
     assert await found(client, shop, mobile=mobile) == "c-2"
 
 
@@ -250,8 +254,8 @@ async def test_another_form_of_a_number_changes_no_contact(service: Service, sho
         (("+541123456789", "+5491123456789"), (CALLED, CALLED)),
         (("+525512345678", "+5215512345678"), ("+528112345678", "+5218112345678")),
         (("+5215512345678", "+525512345678"), ("+5218112345678", "+528112345678")),
-        (("+551187654321", "+5511987654321"), ("+5511976543210", "+551176543210")),
-        (("+5511987654321", "+551187654321"), ("+551176543210", "+5511976543210")),
+        (("+551187654321", "+5511987654321"), ("+5511986543210", "+551186543210")),
+        (("+5511987654321", "+551187654321"), ("+551186543210", "+5511986543210")),
         (("+5491123456789", "\u202a+54 9 11 2345\u20116789\u202c"), ("+5491143210000", "+541143210000")),
         (("+5491123456789", "+5491123456789"), ("+541143210000", "+5491143210000")),
     ],

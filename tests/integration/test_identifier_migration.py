@@ -19,8 +19,10 @@ ROWS = [
     # customer, kind, source, value as it was kept
     ("ar-mobile", "MOBILE", "", "+5491123456789"),
     ("ar-landline", "MOBILE", "", "+541143215678"),
-    ("br-old", "MOBILE", "", "+551177654321"),
+    ("br-old", "MOBILE", "", "+551187650000"),
     ("br-landline", "MOBILE", "", "+551133334444"),
+    ("br-radio", "MOBILE", "", "+551178123456"),
+    ("br-not-radio", "MOBILE", "", "+5511978123456"),
     ("br-mobile", "MOBILE", "", "+5511987654321"),
     ("mx", "MOBILE", "", "+525512345678"),
     ("mx-old", "MOBILE", "", "+5218112345678"),
@@ -35,8 +37,8 @@ ROWS = [
     # Two customers with forms of one number: the one whose form is the key keeps it.
     ("keeps-ar", "MOBILE", "", "+543515123456"),
     ("loses-ar", "MOBILE", "", "+5493515123456"),
-    ("keeps-br", "MOBILE", "", "+5511977651111"),
-    ("loses-br", "MOBILE", "", "+551177651111"),
+    ("keeps-br", "MOBILE", "", "+5511987651111"),
+    ("loses-br", "MOBILE", "", "+551187651111"),
     # One customer with both, which only a source can have.
     ("both", "MOBILE", "LINE", "+543515123456"),
     ("both", "MOBILE", "LINE", "+5493515123456"),
@@ -44,8 +46,10 @@ ROWS = [
 EXPECTED = {
     ("ar-mobile", "", "+541123456789", "+5491123456789"),
     ("ar-landline", "", "+541143215678", None),
-    ("br-old", "", "+5511977654321", None),
+    ("br-old", "", "+5511987650000", None),
     ("br-landline", "", "+551133334444", None),
+    ("br-radio", "", "+551178123456", None),
+    ("br-not-radio", "", "+5511978123456", None),
     ("br-mobile", "", "+5511987654321", None),
     ("mx", "", "+525512345678", None),
     ("mx-old", "", "+528112345678", None),
@@ -58,7 +62,7 @@ EXPECTED = {
     ("cherokee", "", "\uab70@example.com", "\u13a0@example.com"),
     ("card", "", "+5491123456789", None),
     ("keeps-ar", "", "+543515123456", None),
-    ("keeps-br", "", "+5511977651111", None),
+    ("keeps-br", "", "+5511987651111", None),
     ("both", "LINE", "+543515123456", None),
 }
 
@@ -152,7 +156,7 @@ async def test_rows_get_their_keys_keep_their_forms_and_are_never_merged(old_url
                 ("loses-ar", "keeps-ar", "DETACH", "MOBILE"),
                 ("loses-br", "keeps-br", "DETACH", "MOBILE"),
             }
-            assert not [row for row in audit if "3515123456" in str(row) or "77651111" in str(row)]
+            assert not [row for row in audit if "3515123456" in str(row) or "87651111" in str(row)]
             changed = await connection.fetch(
                 "SELECT customer_id FROM customers WHERE revision = 2 AND merchant_id = $1", merchant_id
             )

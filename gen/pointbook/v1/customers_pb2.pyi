@@ -158,8 +158,8 @@ class Customer(_message.Message):
     mobile: _builtins.str
     """mobile is the mobile number in international form ("+86…"), at most 32 characters; empty for none. It is read as
     in CustomerRef, and answered and sent to in E.164: without Mexico's 1, with Brazil's ninth digit, and with
-    Argentina's 9 where the newest form has it. Without the 9 nothing tells a mobile number there from a fixed-line
-    one, and its type is FIXED_LINE_OR_MOBILE. Another form of the same number is no changed contact.
+    Argentina's 9 if the newest form has it. An Argentine number without the 9 may be a mobile or a fixed-line number;
+    its type is FIXED_LINE_OR_MOBILE. Another form of the same number is not a changed contact.
     """
     email: _builtins.str
     """email is the e-mail address, at most 254 characters; empty for none. It is read and compared as in CustomerRef, so

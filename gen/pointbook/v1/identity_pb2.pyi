@@ -197,15 +197,16 @@ class CustomerRef(_message.Message):
     where the request names a program, otherwise only the international form ("+86…") is read. The forms that one
     country has for one number are the same number: with and without Argentina's 9 (+54 9 11 … and +54 11 …), with
     and without Mexico's 1 (+52 1 55 … and +52 55 …), and Brazil's mobile numbers before and after the ninth digit
-    (+55 11 8… and +55 11 98…). Digits of every script, full-width plus signs and parentheses, and every kind of dash
-    and blank are read.
+    (+55 11 8… and +55 11 98…; 6 and 9 likewise, but not 7, which was also trunked radio without a ninth digit).
+    Digits of every script, full-width plus signs and parentheses, and every kind of dash and blank are read.
     """
     email: _builtins.str
     """email is the customer's e-mail address, at most 254 characters. The part before the @ is compared by Unicode's
     normal form C and lower case and no further, so that mailboxes that mail servers tell apart stay apart (straße is
     not strasse); the domain is compared as IDNA writes it. Quoted local parts are not read; dots in a row, at the
     beginning or before the @ are read at the domains of Japanese mobile carriers (docomo.ne.jp, ezweb.ne.jp, au.com,
-    softbank.ne.jp and theirs), which gave out such addresses.
+    softbank.ne.jp and theirs), which gave out such addresses. An address with a zero width joiner (U+200C, U+200D)
+    between two letters outside ASCII is invalid: without the joiner it would be another address.
     """
     external_id: _builtins.str
     """external_id is the customer's id in the merchant's own systems: 1 to 64 visible ASCII characters, compared
