@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from email_validator import EmailNotValidError, ValidatedEmail, validate_email
 
-from pointbook_server.text import pasted
+from pointbook_server.text import pasted, without_invisible
 
 LENGTH_MAX = 254
 _LOCAL_PART_LENGTH_MAX = 64
@@ -23,6 +23,9 @@ _CARRIER_SUBDOMAINS = (".ezweb.ne.jp", ".vodafone.ne.jp", ".pdx.ne.jp")
 """Of these carriers, addresses of subdomains too: t.vodafone.ne.jp, biz.ezweb.ne.jp, di.pdx.ne.jp."""
 _CARRIER_LOCAL_PART = re.compile(r"(?=.*[^.])[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+")
 """What Japanese carriers gave out until 2009: dots anywhere, which RFC 5321 allows in quotes only."""
+_JOINERS = "\u200c\u200d"
+_JOINED = re.compile(f"[^\x00-\x7f{_JOINERS}][{_JOINERS}]+[^\x00-\x7f{_JOINERS}]")
+"""A zero width joiner or non-joiner inside a word of a script that uses them: without it, it is another word."""
 _DOT_ATOM = re.compile(r"[^.]+(?:\.[^.]+)*")
 
 
@@ -38,11 +41,12 @@ def read(text: str) -> EmailAddress | None:
     """Return an e-mail address, or None if the text is not one. Whether its domain exists is not checked.
 
     The local part is compared by NFC and lower case, and no further: casefold and NFKC would make one of mailboxes
-    that mail servers tell apart. The domain is compared in the form that IDNA gives it.
+    that mail servers tell apart. The domain is compared in the form that IDNA gives it. An address with a zero width
+    joiner inside a word is not read: without the joiner it is another address.
     """
     address = pasted(text)
     local_part, _, domain = address.rpartition("@")
-    if len(address) > LENGTH_MAX:
+    if len(address) > LENGTH_MAX or _JOINED.search(without_invisible(text, except_for=_JOINERS)):
         return None
     checked = _checked(address) or _checked_at_carrier(local_part, domain)
     if checked is None:

@@ -24,9 +24,9 @@ def ascii_digits(text: str) -> str:
     return "".join(_ascii_digit(character) for character in text)
 
 
-def without_invisible(text: str) -> str:
+def without_invisible(text: str, *, except_for: str = "") -> str:
     """Return a text without format characters, variation selectors and control characters."""
-    return "".join(character for character in text if not _is_invisible(character))
+    return "".join(character for character in text if character in except_for or not _is_invisible(character))
 
 
 def pasted(text: str) -> str:

@@ -113,6 +113,30 @@ def test_what_is_no_address_is_none(written: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "written",
+    [
+        "a@\u0646\u0627\u0645\u0647\u200c\u0627\u06cc.com",
+        "a@xn--mgba3gch31f060k.com",
+        "a@\u0dc1\u0dca\u200d\u0dbb\u0dd3.com",
+        "a@xn--10cl1a0b660p.com",
+        "\u0646\u0627\u0645\u0647\u200c\u0627\u06cc@example.com",
+        "\u0915\u094d\u200d\u0937@example.com",
+        "\u0915\u094d\u200b\u200d\u200b\u0937@example.com",
+    ],
+)
+def test_an_address_never_loses_a_joiner_that_makes_it_another_one(written: str) -> None:
+    """In Persian, Sinhala or Hindi a domain with a joiner and one without have two owners."""
+    assert emails.read(written) is None
+
+
+@pytest.mark.parametrize("joiner", ["\u200c", "\u200d"])
+def test_joiners_that_join_nothing_are_dropped(joiner: str) -> None:
+    """At the ends, and beside ASCII."""
+    read = emails.read(f"\u202a{joiner}\u202aada{joiner}@b\u00fccher{joiner}.example{joiner}")
+    assert read == ("ada@b\u00fccher.example", "ada@b\u00fccher.example", "ada@xn--bcher-kva.example")
+
+
+@pytest.mark.parametrize(
     "domain",
     [
         "docomo.ne.jp",
