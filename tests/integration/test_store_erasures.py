@@ -21,6 +21,7 @@ from pointbook_server.programs import erasures as erasures_module
 from pointbook_server.programs import servicer as servicer_module
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from waiting import until_locks_are_awaited
 
 DAY_MS = 24 * 60 * 60 * 1_000
 REQUEST_MS = NOW_MS - 2 * DAY_MS
@@ -352,6 +353,51 @@ async def test_late_webhooks_of_an_erased_store_are_ignored(client: Client, shop
     assert await tell(client, shop, buyer_id, mobile=mobile(), updated_at=at(NOW_MS - 1)) == "REDACTED"
     assert await tell(client, shop, buyer_id, mobile=mobile(), updated_at=at(NOW_MS)) == "REDACTED"
     assert await tell(client, shop, buyer_id, mobile=mobile(), updated_at=at(NOW_MS + 1_000)) == "APPLIED"
+
+
+@pytest.mark.parametrize("known", ["", "bare", "told"])
+async def test_no_webhook_that_an_erasure_overtakes_is_left(
+    client: Client, service: Service, shop: Shop, known: str
+) -> None:
+    """What a webhook is writing when the erasure begins is erased, of known buyers and of new ones."""
+    if known:
+        await tell(client, shop, mobile=mobile())
+    if known == "bare":
+        assert (await erase(client, shop)).remaining == 0
+    moment = at(NOW_MS + 1_000 if known == "bare" else NOW_MS - 1)
+    late: dict[str, Any] = {"event_id": unique("event"), "mobile": mobile(), "updated_at": moment}
+    async with superuser(service) as connection:
+        blocking = connection.transaction()
+        await blocking.start()
+        await connection.execute(
+            "INSERT INTO customer_updates (event_id, merchant_id, store_id, buyer_id, content_digest, updated_at_ms)"
+            " VALUES ($1, $2, $3, 'x', $4, 0)",
+            late["event_id"],
+            shop.merchant_id,
+            shop.store_id,
+            b"0" * 32,
+        )
+        told = asyncio.create_task(tell(client, shop, **late))
+        await until_locks_are_awaited(service.database_url, 1)
+        erasing = asyncio.create_task(erase(client, shop))
+        await until_locks_are_awaited(service.database_url, 2)
+        await blocking.rollback()
+
+    assert (await told, (await erasing).remaining) == ("APPLIED", 0)
+    async with superuser(service) as connection:
+        for table in ("customer_identifiers", "customer_updates"):
+            query = f"SELECT count(*) FROM {table} WHERE merchant_id = $1"  # noqa: S608 - a table of ours
+            assert await connection.fetchval(query, shop.merchant_id) == 0
+    assert await tell(client, shop, **late) == "REDACTED"
+
+
+async def test_new_accounts_do_not_wait_for_an_erasure(client: Client, service: Service, shop: Shop) -> None:
+    """Points webhooks go on while a store is being erased."""
+    async with superuser(service) as connection, connection.transaction():
+        await connection.execute("SELECT FROM stores WHERE store_id = $1 FOR NO KEY UPDATE", shop.store_id)
+        await client.apply(shop.update("new"))
+
+    assert (await client.account(shop.merchant_id, shop.store_id, "new")).points_balance == 20
 
 
 async def test_an_update_of_the_future_does_not_come_back(client: Client, shop: Shop) -> None:

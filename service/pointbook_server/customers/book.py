@@ -99,9 +99,12 @@ class CustomersBook:
         await self._execute(sql.REGISTER_STORE, {"store_id": store_id, "now_ms": now_ms})
 
     async def check_stores(self, store_ids: Collection[str], *, is_update: bool = False) -> None:
-        """Raise STORE_NOT_FOUND for the first store that is not the merchant's; an update is told whose it is not."""
+        """Raise STORE_NOT_FOUND for the first store that is not the merchant's.
+
+        For an update the error says whether it is another merchant's, and no erasure of the store runs beside it.
+        """
         named = {"store_ids": sorted(set(store_ids))}
-        rows = await self._fetch(sql.READ_STORE_OWNERS, named)
+        rows = await self._fetch(sql.SHARE_STORE_OWNERS if is_update else sql.READ_STORE_OWNERS, named)
         owners = {row.store_id: row.merchant_id for row in rows}
         for store_id in store_ids:
             if owners.get(store_id) != self._merchant_id:

@@ -1,6 +1,7 @@
 """The SQL of customers, and how its rows are read.
 
-Every writer locks customers first, sorted. Then it takes buyers, locks the contacts that it wants or frees, and takes
+A webhook first shares its store, and an erasure of the store excludes its webhooks. Every writer then locks customers,
+sorted. Then it takes buyers, locks the contacts that it wants or frees, and takes
 identifiers, each sorted; it frees what is left over last. So no two transactions wait for each other. A customer's lock
 guards all that belongs to the customer, claims included; only a redaction deletes claims of other customers, without
 it. A contact's lock guards its owner and keeps new claims away: a claim is only made under the lock of a contact that
@@ -240,6 +241,10 @@ INSERT_AUDIT = _statement("""
 
 READ_STORE_OWNERS = _statement(
     "SELECT store_id, merchant_id FROM stores WHERE store_id = ANY(CAST(:store_ids AS text[]))"
+)
+# Until it is committed, so that no erasure of the store misses what a webhook is writing.
+SHARE_STORE_OWNERS = _statement(
+    "SELECT store_id, merchant_id FROM stores WHERE store_id = ANY(CAST(:store_ids AS text[])) FOR SHARE"
 )
 # A store that is registered stays as it is.
 REGISTER_STORE = _statement("""

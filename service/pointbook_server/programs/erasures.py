@@ -41,6 +41,10 @@ IS_BEHIND = tuple_(*ORDER) > tuple_(
 FIRST_PLACE = (-1, 0, "")
 
 READ_STORE_OWNER = Statement(select(stores.c.merchant_id).where(stores.c.store_id == bindparam("store")))
+# Waits for the store's customer webhooks, which share it, and not for new accounts, which only refer to it.
+LOCK_STORE = Statement(
+    select(stores.c.store_id).where(stores.c.store_id == bindparam("store")).with_for_update(key_share=True)
+)
 READ_ERASURES = Statement(select(store_erasures).where(IS_OF_STORE))
 LOCK_OPEN = Statement(select(store_erasures).where(IS_OF_STORE, IS_OPEN).with_for_update())
 INSERT_ERASURE = Statement(
@@ -200,6 +204,7 @@ class StoreErasures:
 
         async def work(connection: Connection) -> tuple[StoreErasure, int]:
             await _check_store(connection, merchant_id, store_id)
+            await connection.fetch_one(LOCK_STORE, {"store": store_id})
             erasure = await self._open(connection, merchant_id, store_id, now_ms)
             if not erasure.is_open:
                 return erasure, 0
