@@ -289,7 +289,7 @@ async def test_customer_webhooks_are_kept_encrypted(service: Service, merchant: 
 
     assert (kept.body, list(kept.headers)) == (PERSON, headers)
     dump = b"".join(value if isinstance(value, bytes) else str(value).encode() for value in found.values())
-    for secret in (b"ada", b"2404721679", b"13800000000", b"Shop-Domain"):
+    for secret in (b"ada.example.com", b"ada@example.com", b"2404721679", b"13800000000", b"Shop-Domain"):
         assert secret not in dump
     connection = await asyncpg.connect(service.database_url)
     plain = await connection.fetchval("SELECT sha256($1)", PERSON)
