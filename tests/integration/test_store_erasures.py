@@ -114,7 +114,7 @@ async def quarantine(client: Client, shop: Shop, body: bytes, topic: str = "cust
         topic=topic,
         headers=[webhooks_pb2.WebhookHeader(name="X-Shopline-Shop-Id", value=shop.store_id)],
         body=body,
-        reason=webhooks_pb2.QUARANTINE_REASON_MALFORMED,
+        reason=webhooks_pb2.QUARANTINE_REASON_MALFORMED if topic else webhooks_pb2.QUARANTINE_REASON_TOPIC_MISSING,
     )
     return (await client.webhooks.QuarantineWebhook(request)).quarantine_id
 
@@ -501,6 +501,9 @@ async def test_quarantined_bodies_of_the_store_are_erased(client: Client, servic
         await quarantine(
             client, other, f'{{"customer": {{"id": "19"}}, "shop_id": "{shop.store_id}"}}'.encode(), "customers/redact"
         ),
+        await quarantine(client, shop, b'{"id": "21", "phone": "1"}', ""),
+        await quarantine(client, shop, b"no JSON of no topic", ""),
+        await quarantine(client, shop, '{"id": "\u00e9", "email": "a@example.com"}'.encode(), ""),
     ]
     kept = [
         await quarantine(client, other, b'{"id": "20", "phone": "1"}'),
@@ -509,6 +512,8 @@ async def test_quarantined_bodies_of_the_store_are_erased(client: Client, servic
             client, shop, b'{"buyer_id": "17", "updated_value": "x"}', "app_memberSystem_points/challenged"
         ),
         await quarantine(client, shop, b"no JSON of points", "app_memberSystem_points/challenged"),
+        await quarantine(client, shop, f'{{"store_id": "{shop.store_id}", "buyer_id": "17"}}'.encode(), ""),
+        await quarantine(client, other, b"no JSON of no topic of another store", ""),
     ]
     assert (await erase(client, shop)).remaining == 0
 

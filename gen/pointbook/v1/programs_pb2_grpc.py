@@ -149,9 +149,10 @@ class ProgramsServiceServicer:
         PutCustomer told stays, and a later webhook of another store may tell a contact again. A contact that goes passes to
         the newest claim to it; claims of this store's webhooks end. Open one-time codes of customers who lose a contact end.
 
-        Webhooks in quarantine lose their bodies where these tell of one of the store's buyers, or are a customer's and name
-        the store. Customer webhooks of the store from before the erasure that come later are ignored: by a tombstone for
-        each buyer, and by the time at which the erasure began. The ledger's accounts and entries, redemptions and their
+        Webhooks in quarantine lose their bodies where these are about one of the store's buyers, or are a customer's and name
+        the store. A webhook without a topic counts as a customer's, unless its body has a store_id. Customer webhooks of the
+        store from before the erasure that come later are ignored: by a tombstone for each buyer, and by the time at which
+        the erasure began. The ledger's accounts and entries, redemptions and their
         notes stay as they are.
 
         One call erases up to 1,000 buyers in transactions of 100, and answers how much remains. Call it until nothing does:

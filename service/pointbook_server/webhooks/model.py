@@ -129,12 +129,15 @@ def subject_of(body: bytes) -> str:
 def store_of(webhook: Webhook) -> str:
     """Return the store whose customer a webhook is about; empty for other webhooks, or where it names no store.
 
-    A redaction names its store; for the other customer webhooks only a header does.
+    A redaction names its store; for the other customer webhooks only a header does. A webhook without a topic counts
+    as a customer's, also where its body cannot be read, unless the body has the `store_id` of the other topics.
     """
-    if not (webhook.topic.lower().startswith(CUSTOMER_TOPICS) or subject_of(webhook.body)):
+    body = _parse(webhook.body)
+    is_customers = "store_id" not in body if webhook.topic == NO_TOPIC else webhook.is_personal
+    if not (is_customers or subject_of(webhook.body)):
         return ""
     named = next((value for name, value in webhook.headers if name.lower() == SHOP_ID_HEADER), None)
-    return _id_of(_parse(webhook.body).get("shop_id")) or _id_of(named)
+    return _id_of(body.get("shop_id")) or _id_of(named)
 
 
 def _parse(body: bytes) -> dict[str, Any]:
