@@ -40,8 +40,8 @@ class EmailAddress(NamedTuple):
 def read(text: str) -> EmailAddress | None:
     """Return an e-mail address, or None if the text is not one. Whether its domain exists is not checked.
 
-    The local part is compared by NFC and lower case, and no further: casefold and NFKC would make one of mailboxes
-    that mail servers tell apart. The domain is compared in the form that IDNA gives it. An address with a zero width
+    The local part is compared by NFC and lower case only: casefold and NFKC would merge different mailboxes. The domain
+    is compared in its IDNA form. An address with a zero width
     joiner inside a word is not read: without the joiner it is another address.
     """
     address = pasted(text)

@@ -1,14 +1,14 @@
 """Phone numbers: which are read, how they are sent to, and which forms are one number. Pure.
 
-Three countries write one number in several forms, and carriers and shops send all of them:
+Three countries have several forms of one number, and carriers and shops send all of them:
 
 - Argentina (+54): mobile numbers have a 9 behind the country code, and 15 behind the area code inside the country.
-  Fixed and mobile numbers share one plan of ten digits, so the 9 tells which kind a number is, never whose it is.
+  Fixed and mobile numbers share one plan of ten digits, so a number with and without the 9 has one owner.
 - Mexico (+52): mobile numbers had a 1 behind the country code until 2019, and 01, 044 or 045 inside the country.
 - Brazil (+55): mobile numbers of eight digits, which begin with 6, 8 or 9, got a 9 in front from 2012 to 2016. Those
   that begin with 7 are left as they are: trunked radio got no 9, so that with a 9 they may be another subscriber's.
 
-Renumberings that need a table of prefixes and dates (such as Ivory Coast 2021 or Benin 2024) are not done.
+Renumberings that need a table of prefixes and dates (such as Ivory Coast 2021 or Benin 2024) are not supported.
 """
 
 import re
@@ -69,9 +69,9 @@ def forms(key: str) -> list[str]:
 
 
 def number_type(e164: str) -> int:
-    """Return the library's type of a number, FIXED_LINE_OR_MOBILE where only a mobile digit tells the two apart.
+    """Return the library's type of a number, FIXED_LINE_OR_MOBILE where it depends on a mobile digit.
 
-    Shops and people leave Argentina's 9 out, and SMS reach its mobile phones without it.
+    Shops and people leave out Argentina's 9, and SMS reach mobile phones there without it.
     """
     number = phonenumbers.parse(e164)
     found = phonenumbers.number_type(number)

@@ -15,7 +15,7 @@ _INVISIBLE = {
 _PLUS_SIGNS = "\uff0b\ufe62"
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _DASHES = "\u2212\u30fc"
-"""The minus sign and the katakana prolonged sound mark, which are no dashes to Unicode but are typed as such."""
+"""The minus sign and the katakana prolonged sound mark: typed as dashes, but of other categories in Unicode."""
 _PUNCTUATION = str.maketrans("\uff08\uff09\uff0e", "().")
 
 

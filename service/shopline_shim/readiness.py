@@ -12,7 +12,7 @@ from shopline_shim import quarantine
 from shopline_shim.settings import ShimSettings
 
 MAX_AGE_SECONDS = 1.0
-"""How long an answer about the token is good for, so that frequent probes cost the server nothing."""
+"""How long the result of a token check is used, so that frequent probes do not load the server."""
 _WEBHOOK_SCOPES = ("points.write", "webhooks")
 _MISSED_CALL_SCOPE = "telephony"
 _TOKEN_CAUSES = {
@@ -57,7 +57,7 @@ class Readiness:
 
     async def _cause(self, server: Server) -> str:
         if not await server.is_serving():
-            return "The gRPC server does not serve."
+            return "The gRPC server is not serving."
         async with self._checking:
             if time.monotonic() - self._checked_at >= MAX_AGE_SECONDS:
                 self._token_cause = await self._check_token(server)
@@ -70,15 +70,15 @@ class Readiness:
         except grpc.aio.AioRpcError as error:
             return _cause_of(error)
         missing = [scope for scope in self._scopes if scope not in access.scopes]
-        return f"POINTBOOK_TOKEN lacks the scopes {', '.join(missing)}." if missing else ""
+        return f"POINTBOOK_TOKEN lacks scopes: {', '.join(missing)}." if missing else ""
 
 
 def _cause_of(error: grpc.aio.AioRpcError) -> str:
-    """Return what an error says of the token; empty for a server that is too old to tell."""
+    """Return why the token cannot be used; empty for a server that is too old to check it."""
     code = error.code()
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return ""
     if code is grpc.StatusCode.UNAUTHENTICATED:
         reason = quarantine.details_of(error)[0].reason
         return _TOKEN_CAUSES.get(reason, "The gRPC server refuses POINTBOOK_TOKEN.")
-    return f"The gRPC server does not answer what POINTBOOK_TOKEN allows: {code.name}."
+    return f"POINTBOOK_TOKEN cannot be checked: the gRPC server answers {code.name}."

@@ -78,7 +78,7 @@ async def test_a_token_without_the_scopes_is_not_ready(
     """Every missing scope is named; telephony is needed for missed calls alone."""
     token = await make_token(service.database_url, [unique("merchant")], scopes)
 
-    assert await readiness(service, token, **changes) == (503, f"POINTBOOK_TOKEN lacks the scopes {missing}.")
+    assert await readiness(service, token, **changes) == (503, f"POINTBOOK_TOKEN lacks scopes: {missing}.")
 
 
 @pytest.mark.parametrize(

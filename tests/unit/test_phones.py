@@ -116,7 +116,11 @@ def test_forms_of_one_number_have_one_key(written: str, region: str, e164: str, 
     [
         ("+551133334444", "+5511933334444"),  # A fixed-line number, and a mobile one with a 9 of its own.
         ("+551123456789", "+5511923456789"),
-        *((f"+5511{start}0{number}", f"+55119{start}0{number}") for start in range(70, 80) for number in (12345, 99999)),
+        *(
+            (f"+5511{start}0{number}", f"+55119{start}0{number}")
+            for start in range(70, 80)
+            for number in (12345, 99999)
+        ),
         ("+5511987654321", "+5521987654321"),
         ("+541123456789", "+541123456780"),
         ("+5215512345678", "+5218112345678"),

@@ -165,7 +165,7 @@ class Customer(_message.Message):
     """email is the e-mail address, at most 254 characters; empty for none. It is read and compared as in CustomerRef, so
     that two customers of a merchant cannot have two spellings of one address; it is answered as it was written, and
     codes are sent to exactly that mailbox, the domain in the form that IDNA gives it. Another spelling of the same
-    address takes the place of the old one and is no changed contact: no pause begins, and an open code stays good.
+    address replaces the old one and is not a changed contact: no pause begins, and an open code stays valid.
     """
     external_id: _builtins.str
     """external_id is the customer's id in the merchant's own systems, read as in CustomerRef: at most 64 visible ASCII
@@ -376,12 +376,12 @@ class ApplyCustomerUpdateRequest(_message.Message):
     """kind is what happened; required."""
     mobile: _builtins.str
     """mobile is the webhook's `phone`, read as in CustomerRef: at most 64 characters. Absent leaves the customer's mobile
-    number as it is, and empty takes it away. What is no number in international form is counted, not refused, and
+    number as it is, and empty takes it away. A value that is not a number in international form is counted, not refused, and
     takes the old number away as well. It is ignored for DELETED and REDACTED.
     """
     email: _builtins.str
     """email is the webhook's `email`, read as in CustomerRef: at most 320 characters. Absent leaves the customer's e-mail
-    address as it is, and empty takes it away. What is no e-mail address is counted, not refused, and takes the old
+    address as it is, and empty takes it away. A value that is not an e-mail address is counted, not refused, and takes the old
     address away as well. It is ignored for DELETED and REDACTED.
     """
     @_builtins.property

@@ -202,7 +202,7 @@ class CustomerRef(_message.Message):
     """
     email: _builtins.str
     """email is the customer's e-mail address, at most 254 characters. The part before the @ is compared by Unicode's
-    normal form C and lower case and no further, so that mailboxes that mail servers tell apart stay apart (straße is
+    normal form C and lower case and no further, so that different mailboxes stay different (straße is
     not strasse); the domain is compared as IDNA writes it. Quoted local parts are not read; dots in a row, at the
     beginning or before the @ are read at the domains of Japanese mobile carriers (docomo.ne.jp, ezweb.ne.jp, au.com,
     softbank.ne.jp and theirs), which gave out such addresses. An address with a zero width joiner (U+200C, U+200D)

@@ -340,7 +340,7 @@ class StoreErasure(_message.Message):
     store_id: _builtins.str
     """store_id is the store."""
     reason: _builtins.str
-    """reason is the operator's reason; empty while nobody has called EraseStore."""
+    """reason is the operator's reason; empty before the first call of EraseStore."""
     @_builtins.property
     def request_time(self) -> _timestamp_pb2.Timestamp:
         """request_time is when the erasure was requested: the webhook's update_time, or when an operator began it."""
@@ -352,7 +352,7 @@ class StoreErasure(_message.Message):
     @_builtins.property
     def begin_time(self) -> _timestamp_pb2.Timestamp:
         """begin_time is when EraseStore was first called: customer webhooks of the store from before it are ignored. Absent
-        while nobody has called it.
+        before the first call.
         """
 
     @_builtins.property

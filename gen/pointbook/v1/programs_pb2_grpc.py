@@ -119,7 +119,7 @@ class ProgramsServiceServicer:
 
     def RequestStoreErasure(self, request, context):
         """RequestStoreErasure keeps a request to erase the personal data of a store's customers, such as SHOPLINE's webhook
-        merchants/redact. Nothing is erased: topics are not signed, so that an operator decides and calls EraseStore, by the
+        merchants/redact. Nothing is erased: topics are not signed, so an operator decides, and calls EraseStore by the
         due_time. A store has at most one open request.
 
         Scope `webhooks`. It is safe to repeat: a store with an open request keeps that one, and a request from before the
@@ -144,20 +144,20 @@ class ProgramsServiceServicer:
         """EraseStore erases the personal data of a store's customers: what reached Pointbook through this store.
 
         A customer with buyers in this store alone is redacted as by CustomersService.RedactCustomer: all identifiers and
-        the language go, a bare customer stays. A customer with buyers in other stores loses the buyer of this store, and
-        each of mobile number and e-mail address that a webhook of this store was the newest to tell; what other stores or
-        PutCustomer told stays, and a later webhook of another store may tell a contact again. A contact that goes passes to
-        the newest claim to it; claims of this store's webhooks end. Open one-time codes of customers who lose a contact end.
+        the language are erased, and a bare customer stays. A customer with buyers in other stores loses the buyer of this
+        store. The mobile number is erased if the newest webhook that set it was of this store, and so is the e-mail
+        address; contacts from other stores or PutCustomer stay, and a later webhook of another store may set a contact
+        again. An erased contact passes to the newest claim to it; claims of this store's webhooks end. Open one-time codes
+        of customers who lose a contact end.
 
         Webhooks in quarantine lose their bodies where these are about one of the store's buyers, or are a customer's and name
         the store. A webhook without a topic counts as a customer's, unless its body has a store_id. Customer webhooks of the
-        store from before the erasure that come later are ignored: by a tombstone for each buyer, and by the time at which
-        the erasure began. The ledger's accounts and entries, redemptions and their
-        notes stay as they are.
+        store from before the erasure that arrive later are ignored: by a tombstone for each buyer, and by the time at
+        which the erasure began. The ledger's accounts and entries, redemptions and their notes stay as they are.
 
         One call erases up to 1,000 buyers in transactions of 100, and answers how much remains. Call it until nothing does:
-        it goes on where it was, also after a crash, and at the end closes the request. Without an open request it opens one
-        of its own; a store in which nothing is left to erase stays as it is. The audit keeps a line for each customer and
+        each call resumes where the last one ended, also after a crash, and the last one closes the request. Without an open
+        request it opens one of its own; it changes nothing in a store that has nothing left to erase. The audit keeps a line for each customer and
         one for the store, with the reason.
 
         Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for

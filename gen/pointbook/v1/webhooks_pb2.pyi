@@ -50,8 +50,8 @@ class _QuarantineReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Quar
     QUARANTINE_REASON_REFUSED: _QuarantineReason.ValueType  # 7
     """QUARANTINE_REASON_REFUSED: the server refused the update for another reason, which `detail` tells."""
     QUARANTINE_REASON_TOPIC_MISSING: _QuarantineReason.ValueType  # 8
-    """QUARANTINE_REASON_TOPIC_MISSING: no X-Shopline-Topic names a topic, or several name different ones, so that nobody
-    can tell what the body is. Replay it as the topic that its body shows it to be.
+    """QUARANTINE_REASON_TOPIC_MISSING: no X-Shopline-Topic names a topic, or several name different ones. Replay
+    the webhook as the topic that its body shows it to be.
     """
 
 class QuarantineReason(_QuarantineReason, metaclass=_QuarantineReasonEnumTypeWrapper):
@@ -78,8 +78,8 @@ QUARANTINE_REASON_EVENT_ID_REUSED: QuarantineReason.ValueType  # 6
 QUARANTINE_REASON_REFUSED: QuarantineReason.ValueType  # 7
 """QUARANTINE_REASON_REFUSED: the server refused the update for another reason, which `detail` tells."""
 QUARANTINE_REASON_TOPIC_MISSING: QuarantineReason.ValueType  # 8
-"""QUARANTINE_REASON_TOPIC_MISSING: no X-Shopline-Topic names a topic, or several name different ones, so that nobody
-can tell what the body is. Replay it as the topic that its body shows it to be.
+"""QUARANTINE_REASON_TOPIC_MISSING: no X-Shopline-Topic names a topic, or several name different ones. Replay
+the webhook as the topic that its body shows it to be.
 """
 Global___QuarantineReason: _TypeAlias = QuarantineReason  # noqa: Y015
 

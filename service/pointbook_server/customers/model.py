@@ -198,8 +198,8 @@ def newest(buyers: Iterable[KnownBuyer]) -> dict[Kind, Stamp]:
     return found
 
 
-def told_by_store(buyers: Mapping[AccountKey, KnownBuyer], store_id: str) -> set[Kind]:
-    """Return the contacts that a webhook of a store was the newest of all a customer's buyers to tell."""
+def contacts_from_store(buyers: Mapping[AccountKey, KnownBuyer], store_id: str) -> set[Kind]:
+    """Return the contacts whose newest webhook, of all a customer's buyers, was of a store."""
     of_store = newest(known for buyer, known in buyers.items() if buyer.store_id == store_id)
     return {kind for kind, stamp in newest(buyers.values()).items() if NEVER != stamp == of_store[kind]}
 
@@ -228,7 +228,7 @@ class CustomerUpdate:
         return sha256(json.dumps(content).encode()).digest()
 
     def says(self) -> dict[Kind, str | None]:
-        """Return the contacts as they are sent to: empty for none, None for what is no contact."""
+        """Return the contacts as they are sent to: empty for none, None for an invalid one."""
         if self.kind is UpdateKind.REDACTED:
             return {}
         if self.kind is UpdateKind.DELETED:
@@ -359,8 +359,8 @@ def new_customer_id() -> str:
 def read_identifier(kind: Kind, text: str, default_region: str = "") -> Identifier | None:
     """Return an identifier as it was given, or None where it has no valid form.
 
-    Invisible characters and surrounding blanks are dropped, and digits of every script are read, but for those of an
-    e-mail address, which a mail server tells apart. Without a default region only the international form of a mobile
+    Invisible characters and surrounding blanks are dropped, and digits of every script are read, except in e-mail
+    addresses, where they make different mailboxes. Without a default region only the international form of a mobile
     number ("+86…") is read.
     """
     if len(text) > PASTED_LENGTH_MAX:

@@ -19,11 +19,11 @@ from pointbook_server.customers.model import (
     UpdateKind,
     UpdateOutcome,
     UserGroup,
+    contacts_from_store,
     contacts_of,
     customer_name,
     customer_not_found,
     newest,
-    told_by_store,
 )
 from pointbook_server.customers.ownership import Ownership
 from pointbook_server.customers.updating import Updating
@@ -329,7 +329,9 @@ async def _leave_store(
     now_ms: int,
 ) -> None:
     """Free the buyer of a store of a customer who has others, and the contacts that came from that store."""
-    contacts = {Identifier(kind, value) for kind in told_by_store(buyers, store_id) for value in customer.own(kind)}
+    contacts = {
+        Identifier(kind, value) for kind in contacts_from_store(buyers, store_id) for value in customer.own(kind)
+    }
     of_store = {buyer for buyer in buyers if buyer.store_id == store_id}
     await ownership.replace(customer.customer_id, new=set(), freed=contacts | of_store)
     await ownership.book.update(customer, now_ms)

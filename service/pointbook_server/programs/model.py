@@ -157,7 +157,7 @@ class StoreErasure:
 
     @property
     def is_open(self) -> bool:
-        """Whether something is left to erase, or nobody has looked yet."""
+        """Whether the erasure has not been completed."""
         return self.closed_at_ms is None
 
     def covers(self, request: "StoreErasure") -> bool:

@@ -134,7 +134,7 @@ def _rewrite(rows: list[dict[str, Any]], now_ms: int) -> None:
 
 
 def _detach(row: dict[str, Any], now_ms: int) -> None:
-    """Leave an identifier to its owner, and tell the audit who has lost it."""
+    """Audit that a customer lost an identifier to its owner, and count the change."""
     [owner] = [other["customer_id"] for other in _fetch(OWNER, row)]
     if owner == row["customer_id"]:
         return
