@@ -375,14 +375,14 @@ class ApplyCustomerUpdateRequest(_message.Message):
     kind: Global___CustomerUpdateKind.ValueType
     """kind is what happened; required."""
     mobile: _builtins.str
-    """mobile is the webhook's `phone`, read as in CustomerRef: at most 64 characters. Absent leaves the customer's mobile
-    number as it is, and empty takes it away. A value that is not a number in international form is counted, not refused, and
-    takes the old number away as well. It is ignored for DELETED and REDACTED.
+    """mobile is the webhook's `phone`, read as in CustomerRef. Absent leaves the customer's mobile number as it is, and
+    empty takes it away. A value that is not a number in international form, or too long for one, is counted, not
+    refused, and takes the old number away as well. It is ignored for DELETED and REDACTED.
     """
     email: _builtins.str
-    """email is the webhook's `email`, read as in CustomerRef: at most 320 characters. Absent leaves the customer's e-mail
-    address as it is, and empty takes it away. A value that is not an e-mail address is counted, not refused, and takes the old
-    address away as well. It is ignored for DELETED and REDACTED.
+    """email is the webhook's `email`, read as in CustomerRef. Absent leaves the customer's e-mail address as it is, and
+    empty takes it away. A value that is not an e-mail address, or too long for one, is counted, not refused, and takes
+    the old address away as well. It is ignored for DELETED and REDACTED.
     """
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:

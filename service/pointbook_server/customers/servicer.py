@@ -48,9 +48,6 @@ from pointbook_server.ledger.model import AccountKey
 
 EVENT_ID_LENGTH_MAX = 128
 REASON_LENGTH_MAX = 500
-TOLD_MOBILE_LENGTH_MAX = 64
-TOLD_EMAIL_LENGTH_MAX = 320
-"""How long what a webhook tells may be, whether it is valid or not."""
 MEMBERS_MAX = 100
 FORMS = {
     Kind.MOBILE: "must be a mobile number in international form, such as +8613800000000",
@@ -353,9 +350,6 @@ def _read_update(request: customers_pb2.ApplyCustomerUpdateRequest, now_ms: int)
     # What is ignored is no content: not even its digest shall outlive a redaction.
     tells = kind not in {UpdateKind.DELETED, UpdateKind.REDACTED}
     fields.present("updated_at", is_present=request.HasField("updated_at"))
-    for name, length_max in (("mobile", TOLD_MOBILE_LENGTH_MAX), ("email", TOLD_EMAIL_LENGTH_MAX)):
-        if len(getattr(request, name)) > length_max:
-            fields.wrong(name, f"must be at most {length_max} characters")
     update = CustomerUpdate(
         event_id=fields.identifier("event_id", request.event_id, length_max=EVENT_ID_LENGTH_MAX),
         merchant_id=fields.identifier("merchant_id", request.merchant_id),
