@@ -29,7 +29,7 @@ _NO_TEXT = "\ufffd"
 """Stands for a value that is neither text nor number: no rule takes it."""
 
 _ID = re.compile(r"[!-~]+")
-_NUMBER = re.compile(r"\(?(?:\+|00)? *\(?([1-9][0-9 ().-]*)")
+_NUMBER = re.compile(r"\(?(?:\+|00)?\)? *\(?([1-9][0-9 ().-]*)")
 _NUMBER_LENGTHS = range(7, 16)
 _SINCE_1970 = re.compile(r"[0-9]{1,16}(?:\.[0-9]{1,9})?")
 _MILLISECONDS_FROM = 100_000_000_000

@@ -63,6 +63,7 @@ _FIELDS = frozenset(
 
 _ID = re.compile(r"[!-~]{1,64}")
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_INTERNATIONAL_PREFIX = re.compile(r"\(?00\)?")
 _INT64 = range(-(2**63), 2**63)
 _INT64_EXPONENTS = range(19)
 _TIMES_MS = range(253_402_300_800_000)  # From 1970 to the end of the year 9999, where a Timestamp ends.
@@ -415,7 +416,8 @@ def _id_of(value: object) -> object:
 def _international(phone: str) -> str:
     """Return a phone number with + for a leading 00, and any other text as it is."""
     written = phone_text(phone)
-    return f"+{written[2:]}" if written.startswith("00") else phone
+    prefix = _INTERNATIONAL_PREFIX.match(written)
+    return phone if prefix is None else f"+{written[prefix.end() :]}"
 
 
 def _is_utf8(text: str) -> bool:
