@@ -53,7 +53,8 @@ OTHER_SHOP = Finding(
     webhooks_pb2.QUARANTINE_REASON_SHOP_ID_MISMATCH, "X-Shopline-Shop-Id must be the store of the body"
 )
 TOPIC_MISSING = Finding(
-    webhooks_pb2.QUARANTINE_REASON_TOPIC_MISSING, "X-Shopline-Topic must name one topic; replay as the topic it should"
+    webhooks_pb2.QUARANTINE_REASON_TOPIC_MISSING,
+    "X-Shopline-Topic must name exactly one topic; choose it when you replay",
 )
 _STORE_UNKNOWN = Finding(
     webhooks_pb2.QUARANTINE_REASON_STORE_UNKNOWN, "store_id must be registered with ProgramsService.PutStore"

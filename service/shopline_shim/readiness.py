@@ -1,4 +1,4 @@
-"""Whether a webhook that came now could be applied: the server serves, and allows the shim's token what it needs."""
+"""Whether webhooks could be applied now: the server is serving, and the shim's token has the scopes it needs."""
 
 import asyncio
 import time
