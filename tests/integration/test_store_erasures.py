@@ -528,6 +528,27 @@ async def test_quarantined_bodies_of_the_store_are_erased(client: Client, servic
         assert await connection.fetchval(query, shop.merchant_id)
 
 
+async def test_a_newer_request_restarts_an_erasure_that_has_begun(
+    client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the erased buyers were told since is covered by it; an older request changes nothing."""
+    monkeypatch.setattr(erasures_module, "BATCH_BUYERS", 2)
+    monkeypatch.setattr(erasures_module, "BATCHES_MAX", 1)
+    for number in range(3):
+        await tell(client, shop, f"b-{number}", mobile=mobile())
+    await ask(client, shop)
+    assert (await erase(client, shop)).remaining == 1
+    assert await tell(client, shop, "b-0", mobile=mobile(), updated_at=at(NOW_MS + 1_000)) == "APPLIED"
+    older, newer = await ask(client, shop), await ask(client, shop, request_time=at(NOW_MS + 2_000))
+    while (await erase(client, shop)).remaining:
+        pass
+
+    assert (outcome(older), outcome(newer)) == ("ALREADY_REQUESTED", "ALREADY_REQUESTED")
+    customers = [await found(client, shop, f"b-{number}") for number in range(3)]
+    assert [customer and customer.mobile for customer in customers] == ["", "", ""]
+    assert len(await listed(client, shop.merchant_id)) == 1
+
+
 async def test_many_quarantined_bodies_are_erased_part_by_part(
     client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

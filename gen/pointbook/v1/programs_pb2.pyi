@@ -351,7 +351,7 @@ class StoreErasure(_message.Message):
 
     @_builtins.property
     def begin_time(self) -> _timestamp_pb2.Timestamp:
-        """begin_time is when EraseStore was first called: customer webhooks of the store from before it are ignored. Absent
+        """begin_time is when EraseStore was first called, or first after a newer request: customer webhooks of the store from before it are ignored. Absent
         before the first call.
         """
 

@@ -58,7 +58,7 @@ class ProgramsServiceStub:
     due_time. A store has at most one open request.
 
     Scope `webhooks`. It is safe to repeat: a store with an open request keeps that one, and a request from before the
-    store was last erased opens none. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) with
+    store was last erased opens none. An erasure that began before the request starts from the beginning again. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) with
     registered_elsewhere where the store is another merchant's.
     """
     ListStoreErasures: _grpc.UnaryUnaryMultiCallable[_programs_pb2.ListStoreErasuresRequest, _programs_pb2.ListStoreErasuresResponse]
@@ -137,7 +137,7 @@ class ProgramsServiceAsyncStub(ProgramsServiceStub):
     due_time. A store has at most one open request.
 
     Scope `webhooks`. It is safe to repeat: a store with an open request keeps that one, and a request from before the
-    store was last erased opens none. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) with
+    store was last erased opens none. An erasure that began before the request starts from the beginning again. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) with
     registered_elsewhere where the store is another merchant's.
     """
     ListStoreErasures: _aio.UnaryUnaryMultiCallable[_programs_pb2.ListStoreErasuresRequest, _programs_pb2.ListStoreErasuresResponse]  # type: ignore[assignment]
@@ -233,7 +233,7 @@ class ProgramsServiceServicer:
         due_time. A store has at most one open request.
 
         Scope `webhooks`. It is safe to repeat: a store with an open request keeps that one, and a request from before the
-        store was last erased opens none. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) with
+        store was last erased opens none. An erasure that began before the request starts from the beginning again. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) with
         registered_elsewhere where the store is another merchant's.
         """
 

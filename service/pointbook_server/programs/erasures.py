@@ -133,7 +133,10 @@ class StoreErasures:
         self._metrics = metrics
 
     async def request(self, request: StoreErasure) -> tuple[ErasureOutcome, StoreErasure]:
-        """Keep a request, unless an erasure of the store covers it. Raises STORE_NOT_FOUND."""
+        """Keep a request, unless an erasure of the store covers it. Raises STORE_NOT_FOUND.
+
+        An open erasure that began before the request starts from the beginning again.
+        """
         merchant_id, store_id = request.merchant_id, request.store_id
 
         async def work(connection: Connection) -> tuple[ErasureOutcome, StoreErasure]:
@@ -144,6 +147,8 @@ class StoreErasures:
                 return ErasureOutcome.REQUESTED, request
             for erasure in known:
                 if erasure.is_open:
+                    if erasure.begun_before(request):
+                        await _restart(connection, erasure)
                     return ErasureOutcome.ALREADY_REQUESTED, erasure
             return ErasureOutcome.ALREADY_ERASED, _newest(known)
 
@@ -220,7 +225,7 @@ class StoreErasures:
             )
             erasure = replace(
                 erasure,
-                begun_at_ms=erasure.begun_at_ms or now_ms,
+                begun_at_ms=erasure.begun_at_ms if erasure.erased_to else now_ms,
                 erased_to=buyer_ids[-1] if buyer_ids else erasure.erased_to,
                 reason=reason,
             )
@@ -229,8 +234,7 @@ class StoreErasures:
                 if bodies < BATCH_WEBHOOKS:
                     await self._customers.audit_store(connection, merchant_id, store_id, reason, now_ms)
                     erasure = replace(erasure, erased_to="", closed_at_ms=now_ms)
-            named = {"event": erasure.event_id, "merchant": merchant_id}
-            await connection.execute(UPDATE_ERASURE, asdict(erasure) | named)
+            await _update(connection, erasure)
             return erasure, len(buyer_ids)
 
         return await self._database.transaction(work)
@@ -276,6 +280,20 @@ async def _insert(connection: Connection, erasure: StoreErasure) -> None:
     """Insert a request; where another call has just opened one for the store, the transaction runs again."""
     if await connection.fetch_one(INSERT_ERASURE, asdict(erasure)) is None:
         raise RetryTransactionError
+
+
+async def _restart(connection: Connection, erasure: StoreErasure) -> None:
+    """Make an open erasure start again; where another call has just closed it, the transaction runs again."""
+    row = await connection.fetch_one(LOCK_OPEN, {"merchant": erasure.merchant_id, "store": erasure.store_id})
+    if row is None:
+        raise RetryTransactionError
+    await _update(connection, replace(_to_erasure(row), erased_to=""))
+
+
+async def _update(connection: Connection, erasure: StoreErasure) -> None:
+    """Write how far a locked erasure has come."""
+    named = {"event": erasure.event_id, "merchant": erasure.merchant_id}
+    await connection.execute(UPDATE_ERASURE, asdict(erasure) | named)
 
 
 def _newest(erasures: list[StoreErasure]) -> StoreErasure:

@@ -160,6 +160,10 @@ class StoreErasure:
         """Whether the erasure has not been completed."""
         return self.closed_at_ms is None
 
+    def begun_before(self, request: "StoreErasure") -> bool:
+        """Return whether the erasure began before another request, whose newer data it may have passed."""
+        return self.begun_at_ms is not None and self.begun_at_ms < request.requested_at_ms
+
     def covers(self, request: "StoreErasure") -> bool:
         """Return whether another request needs no erasure of its own.
 
