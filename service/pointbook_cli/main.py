@@ -57,8 +57,7 @@ T = TypeVar("T")
 def run() -> None:
     """Run the command line; what an operator can mend is one line on standard error."""
     from pointbook_cli.embedded_postgres import EmbeddedPostgresError
-    from pointbook_server.database import DatabaseDefectError
-    from pointbook_server.errors import PointbookError, SettingError
+    from pointbook_server.errors import DatabaseDefectError, PointbookError, SettingError
 
     try:
         app()

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from pointbook_server.errors import PointbookError, Reason, SettingError
+from pointbook_server.errors import DatabaseDefectError, PointbookError, Reason, SettingError
 
 TRANSACTION_ATTEMPTS_MAX = 6
 RETRY_DELAY_SECONDS = 0.02
@@ -76,17 +76,6 @@ class RetryTransactionError(PointbookError):
             "Other calls kept changing the same data; retry.",
             retry_after_seconds=RETRY_AFTER_SECONDS,
         )
-
-
-class DatabaseDefectError(Exception):
-    """A statement of ours that the database refuses: a defect of ours.
-
-    It tells what the database said without its details, since those quote rows, and so personal data.
-    """
-
-    def __init__(self, message: str, constraint: str = "") -> None:
-        super().__init__(message)
-        self.constraint = constraint
 
 
 class Row(asyncpg.Record):  # type: ignore[misc] # asyncpg has no types

@@ -88,6 +88,17 @@ class SettingError(Exception):
     """A setting that only its use shows to be wrong; the message is one line that names it."""
 
 
+class DatabaseDefectError(Exception):
+    """A statement of ours that the database refuses: a defect of ours.
+
+    It tells what the database said without its details, since those quote rows, and so personal data.
+    """
+
+    def __init__(self, message: str, constraint: str = "") -> None:
+        super().__init__(message)
+        self.constraint = constraint
+
+
 class PointbookError(Exception):
     """An error whose every part may be shown to the caller: it never holds an identifier of a person or a secret."""
 
