@@ -67,7 +67,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._wire_bytes = 0
         self._in_headers = True
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn types its transport likewise
         """Start the clock before the first byte: a client that sends none must not stay either."""
         super().connection_made(transport)
         self._begin_request()

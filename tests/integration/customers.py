@@ -32,12 +32,12 @@ def email() -> str:
 
 
 def outcome(answer: customers_pb2.ApplyCustomerUpdateResponse) -> str:
-    """Tell what became of an update."""
+    """Return the outcome of an update."""
     return customers_pb2.CustomerUpdateOutcome.Name(answer.outcome).removeprefix("CUSTOMER_UPDATE_OUTCOME_")
 
 
 def skipped(answer: customers_pb2.ApplyCustomerUpdateResponse) -> dict[int, int]:
-    """Tell what was left out of an update, and why."""
+    """Return the identifiers that an update left out, with the causes."""
     return {item.identifier_type: item.cause for item in answer.skipped_identifiers}
 
 
@@ -65,14 +65,14 @@ async def customer_or_none(client: Client, request: customers_pb2.GetCustomerReq
 
 
 async def found(client: Client, shop: Shop, **identifier: Any) -> str:
-    """Tell whose identifier it is; empty for nobody's."""
+    """Return the id of the customer who owns an identifier; empty where no customer does."""
     ref = identity_pb2.CustomerRef(**identifier)
     request = customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer=ref)
     return (await customer_or_none(client, request)).customer_id
 
 
 async def of_buyer(client: Client, shop: Shop, buyer_id: str = "buyer") -> tuple[str, str]:
-    """Tell the mobile number and e-mail address of a buyer's customer."""
+    """Return the mobile number and e-mail address of a buyer's customer."""
     buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)
     ref = identity_pb2.CustomerRef(buyer=buyer)
     request = customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer=ref)
@@ -113,7 +113,7 @@ async def rows(service: Service, query: str, *values: Any) -> list[Any]:
 async def everything(service: Service) -> str:
     """Write out every row of every table."""
     tables = await rows(service, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-    written = [await rows(service, f"SELECT t.*::text AS row FROM {table['tablename']} AS t") for table in tables]  # noqa: S608
+    written = [await rows(service, f"SELECT t.*::text AS row FROM {table['tablename']} AS t") for table in tables]  # noqa: S608 - names of our tables
     return "\n".join(row["row"] for table in written for row in table)
 
 

@@ -58,7 +58,7 @@ class MailServer:
         envelope.rcpt_tos.append(address)
         return self.replies.get("RCPT", "250 OK")
 
-    async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
+    async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd
         """Keep the e-mail, or do as a test wants."""
         assert isinstance(envelope.content, bytes)
         parsed = BytesParser(EmailMessage, policy=email_policy).parsebytes(envelope.content)

@@ -82,7 +82,7 @@ async def book(service: Service, shop: Shop) -> list[tuple[object, ...]]:
     tables = ("points_accounts", "points_entries", "points_checkpoints")
     rows = []
     for table in tables:
-        query = f"SELECT * FROM {table} WHERE merchant_id = $1 ORDER BY buyer_id, {table}::text"  # noqa: S608
+        query = f"SELECT * FROM {table} WHERE merchant_id = $1 ORDER BY buyer_id, {table}::text"  # noqa: S608 - names of our tables
         rows += [tuple(row) for row in await connection.fetch(query, shop.merchant_id)]
     await connection.close()
     return rows

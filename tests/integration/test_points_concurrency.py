@@ -150,7 +150,7 @@ async def test_callers_that_go_away_leave_nothing_half_done(client: Client, shop
         except asyncio.CancelledError:
             return ""
         except grpc.aio.AioRpcError as error:
-            assert error.code() in {grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}  # noqa: PT017
+            assert error.code() in {grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}  # noqa: PT017 - a call may succeed too
             return ""
         return update.event_id
 

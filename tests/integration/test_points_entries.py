@@ -213,7 +213,7 @@ async def test_the_event_of_an_entry_never_changes(client: Client, shop: Shop, s
         for column in columns:
             with pytest.raises(asyncpg.RestrictViolationError):
                 await connection.execute(
-                    f"UPDATE points_entries SET {column.name} = {changed[column.type.python_type]}"  # noqa: S608
+                    f"UPDATE points_entries SET {column.name} = {changed[column.type.python_type]}"  # noqa: S608 - names of our columns
                     " WHERE merchant_id = $1",
                     shop.merchant_id,
                 )

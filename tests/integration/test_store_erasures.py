@@ -21,7 +21,7 @@ from pointbook_server.programs import erasures as erasures_module
 from pointbook_server.programs import servicer as servicer_module
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from waiting import until_locks_are_awaited
+from waiting import until, until_locks_are_awaited
 
 DAY_MS = 24 * 60 * 60 * 1_000
 REQUEST_MS = NOW_MS - 2 * DAY_MS
@@ -632,9 +632,7 @@ async def test_metrics_and_the_log_show_what_is_open_and_overdue(
     await ask(service.client, shop)
     clock = TestClock()
     async with another_server(service, admin_token, clock) as (server, client):
-        async with asyncio.timeout(5):
-            while gauges(server) != {"open": 1, "overdue": 0}:  # noqa: ASYNC110 - the start has no event to wait for
-                await asyncio.sleep(0.02)
+        await until(lambda: gauges(server) == {"open": 1, "overdue": 0})
         other = await another_store(client, shop)
         await ask(client, other)
         assert gauges(server) == {"open": 2, "overdue": 0}

@@ -100,7 +100,7 @@ class EmbeddedPostgres:
     async def erase(self) -> None:
         """Remove the cluster for good, ending a server whose owner is gone; harmless when there is none.
 
-        Raises EmbeddedPostgresError when the folder is in use or belongs to somebody else.
+        Raises EmbeddedPostgresError when the folder is in use or belongs to another user.
         """
         async with self._turn:
             folders.make_folder(self._folder)

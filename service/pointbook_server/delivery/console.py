@@ -12,4 +12,4 @@ class ConsoleSender:
 
     async def send(self, message: Message) -> None:
         """Print a message."""
-        print(f"message (challenge {message.challenge_id}): {message.text}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"message (challenge {message.challenge_id}): {message.text}", file=sys.stderr, flush=True)  # noqa: T201 - the console is where it delivers

@@ -148,7 +148,7 @@ class ExpiryReader:
 
 
 async def _take(candidates: AsyncIterator[Place], count: int) -> list[Place]:
-    """Take the next candidates, as many as there are up to a number."""
+    """Return the next candidates: `count` of them, or all that are left."""
     taken: list[Place] = []
     while len(taken) < count and (place := await anext(candidates, None)) is not None:
         taken.append(place)

@@ -265,12 +265,17 @@ class _Batch:
 
         An entry came from the book, or from an earlier place of the batch.
         """
+        duplicates = [
+            (number, answer)
+            for number, answer in enumerate(result.answers)
+            if isinstance(answer, Verdict) and answer.outcome is Outcome.DUPLICATE
+        ]
+        if not duplicates:
+            return result.answers
         new = {self._batch[number].event.event_id: self._batch[number].webhook.webhook_id for number in result.entries}
         known = book.webhook_ids | new
         answers = list(result.answers)
-        for number, answer in enumerate(answers):
-            if not isinstance(answer, Verdict) or answer.outcome is not Outcome.DUPLICATE:
-                continue
+        for number, answer in duplicates:
             repeated, entered = self._batch[number].webhook.webhook_id, known[answer.entry.event.event_id]
             if repeated and entered and repeated != entered:
                 answers[number] = answer._replace(entry_webhook_id=entered)

@@ -157,10 +157,10 @@ def pools(ask: Ask, program: Program) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """What the rules say to an ask: how many points it is, what may be drawn on, and all that speaks against it.
+    """The outcome of the rules for an ask: how many points it is for, and every violation, with the facts behind it.
 
-    Where SHOPLINE has booked it already, by `booking`, the facts are those of before that; `active_points` are what is
-    active now.
+    Where SHOPLINE has already booked the redemption as `booking`, the facts are those of before the booking;
+    `active_points` are the points that are active now.
     """
 
     facts: Facts
