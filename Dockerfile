@@ -1,7 +1,9 @@
 # One image for both processes: `serve` by default, `shim` as the command.
 # The server beyond loopback needs POINTBOOK_ALLOW_PLAINTEXT=true in a network that encrypts by itself.
 
-FROM python:3.13-slim-trixie AS build
+# The digest names one index of images for all platforms (Python 3.13.16). To renew it:
+# docker buildx imagetools inspect python:3.13-slim-trixie
+FROM python:3.13-slim-trixie@sha256:3dd7cc108ec1493442514f5c2a871af6af0ec31d768ff6e378a93340c3b3db5f AS build
 WORKDIR /build
 COPY deploy/ deploy/
 # Nothing is compiled here, and everything that is installed is named by its hash.
@@ -15,7 +17,7 @@ COPY service/ service/
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir wheels ./gen . \
     && /opt/build/bin/pip --python /opt/pointbook/bin/python install --no-cache-dir --no-deps --no-index wheels/*.whl
 
-FROM python:3.13-slim-trixie
+FROM python:3.13-slim-trixie@sha256:3dd7cc108ec1493442514f5c2a871af6af0ec31d768ff6e378a93340c3b3db5f
 RUN python -m pip uninstall --yes --root-user-action ignore pip \
     && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin pointbook
 COPY --from=build /opt/pointbook /opt/pointbook

@@ -7,9 +7,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    := gen
+AUDIT  := build/audit
 PROTOS := $(sort $(wildcard proto/pointbook/v1/*.proto))
 
-.PHONY: help setup clean run test soak lint format gen lock bench growth
+.PHONY: help setup clean run test soak lint format gen lock sbom audit bench growth
 
 help: ## List the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +64,20 @@ lock: setup ## Resolve the dependencies anew: for developers, and for the image.
 	$(LOCK) --upgrade --extra embedded --extra apprise --group dev pyproject.toml -o requirements.lock
 	$(LOCK) --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
 	printf 'pip\nsetuptools\n' | $(LOCK) --constraint requirements.lock - -o deploy/build.lock
+	printf 'cyclonedx-bom\npip-audit\n' | $(LOCK) --upgrade - -o deploy/audit.lock
+
+$(AUDIT): deploy/audit.lock
+	rm -rf $(AUDIT)
+	"$(PYTHON)" -m venv $(AUDIT)
+	$(AUDIT)/bin/pip --quiet --disable-pip-version-check install --require-hashes --only-binary :all: -r deploy/audit.lock
+	touch $(AUDIT)
+
+sbom: $(AUDIT) ## Write build/sbom.cdx.json: what is in the image, as CycloneDX, from its lock file.
+	$(AUDIT)/bin/cyclonedx-py requirements deploy/requirements.lock --pyproject pyproject.toml --mc-type application \
+	  --output-reproducible --output-format JSON --output-file build/sbom.cdx.json
+
+audit: $(AUDIT) ## Look up the packages of both lock files among the known vulnerabilities; needs the network.
+	$(AUDIT)/bin/pip-audit --disable-pip --require-hashes -r deploy/requirements.lock -r requirements.lock
 
 bench: setup ## Measure, print a table and write bench/results.json.
 	$(BIN)/python bench/run.py

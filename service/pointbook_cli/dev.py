@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from pointbook.v1 import programs_pb2, programs_pb2_grpc
 from pointbook_cli.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from pointbook_cli.serve import check_unused
+from pointbook_cli.webhook import SECRET
 from pointbook_server.delivery.console import ConsoleSender
 from pointbook_server.delivery.sender import Sender
 from pointbook_server.delivery.senders import senders_of
@@ -31,7 +32,6 @@ from shopline_shim.settings import ShimSettings
 
 MERCHANT_ID = "2000001234"
 STORE_ID = "1718263946864"
-SECRET = "dev-secret"  # noqa: S105 - it is printed, and good for nothing beyond loopback
 DATABASE_RESTART_SECONDS = 2.0
 DATABASE_FOLDER = "postgres"
 KEY_FILES = {"code_keys": "code.key", "quarantine_keys": "quarantine.key"}

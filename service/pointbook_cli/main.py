@@ -358,7 +358,6 @@ def with_access_store(use: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
 def send_webhook(
     file: Annotated[Path | None, typer.Argument(help="A JSON body to send as it is; a sample otherwise.")] = None,
     url: Annotated[str, typer.Option(help="The shim; the one of POINTBOOK_HTTP_ADDRESS by default.")] = "",
-    secret: Annotated[str, typer.Option(envvar="POINTBOOK_SHOPLINE_SECRETS", help="The app secret.")] = "dev-secret",
     base64: Annotated[bool, typer.Option(help="Sign in base64, as SHOPLINE's documentation has it.")] = False,
     merchant: Annotated[str, typer.Option(help="The merchant's id.")] = "2000001234",
     store: Annotated[str, typer.Option(help="The store's id.")] = "1718263946864",
@@ -369,11 +368,17 @@ def send_webhook(
     balance: Annotated[int, typer.Option(help="The balance after the change.")] = 20,
     updated_at: Annotated[int, typer.Option(help="When, in milliseconds since 1970.")] = 1721829526566,
 ) -> None:
-    """Sign a points webhook and send it. Sent again as it is, the sample is the same event again."""
-    from pointbook_cli.webhook import Delivery, send
+    """Sign a points webhook and send it. Sent again as it is, the sample is the same event again.
+
+    It is signed with the first secret of POINTBOOK_SHOPLINE_SECRETS, or with the one of `pointbook dev`: process lists
+    show what a command line holds.
+    """
+    from pointbook_cli.webhook import SECRET, Delivery, send
     from shopline_shim.settings import ShimSettings
 
-    url = url or f"http://{load_settings(ShimSettings).http_address}/webhooks/shopline"
+    settings = load_settings(ShimSettings)
+    url = url or f"http://{settings.http_address}/webhooks/shopline"
+    secret = settings.shopline_secrets[0].get_secret_value() if settings.shopline_secrets else SECRET
     sample = {
         "buyer_id": buyer,
         "points_balance": balance,
@@ -385,7 +390,7 @@ def send_webhook(
         "updated_value": value,
     }
     body = file.read_bytes() if file else json.dumps(sample).encode()
-    delivery = Delivery(merchant_id=merchant, store_id=store, secret=secret.partition(",")[0], base64=base64)
+    delivery = Delivery(merchant_id=merchant, store_id=store, secret=secret, base64=base64)
     status, answer = send(url, body, delivery)
     typer.echo(f"{status} {answer}")
     if status != 200:  # noqa: PLR2004 - the one answer that SHOPLINE takes for received

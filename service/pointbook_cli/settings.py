@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
+from pointbook_server.secret_files import FILE_SUFFIX, secret_file_fields
 from pointbook_server.settings import ServerSettings
 from shopline_shim.settings import ShimSettings
 
@@ -39,7 +40,8 @@ def settings_problems(
         problems = _problems_of(settings_class, overrides) | problems
     for name in required:
         # A list of secrets may be nothing but commas.
-        if not overrides.get(name) and not given.get(variable(name), "").strip(" \t\r\n,"):
+        is_given = given.get(variable(name), "").strip(" \t\r\n,") or given.get(variable(name) + FILE_SUFFIX)
+        if not overrides.get(name) and not is_given:
             problems.setdefault(variable(name), MISSING[name])
     clauses = [f"{name}: {problem}" for name, problem in sorted(problems.items())]
     return [*clauses, *unknown_variables(environment)]
@@ -52,7 +54,9 @@ def variable(name: str) -> str:
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """Return one clause for each unknown POINTBOOK_* variable, with the setting that it resembles."""
-    known = [name.upper() for settings in (ServerSettings, ShimSettings) for name in settings.model_fields]
+    classes = (ServerSettings, ShimSettings)
+    known = [name.upper() for settings in classes for name in settings.model_fields]
+    known += [name.upper() + FILE_SUFFIX for settings in classes for name in secret_file_fields(settings)]
     problems = []
     for name, value in sorted(environment.items()):
         prefix, setting = name[: len(PREFIX)].upper(), name[len(PREFIX) :].upper()

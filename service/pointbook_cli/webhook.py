@@ -8,6 +8,8 @@ import httpx
 
 from shopline_shim.signature import sign
 
+SECRET = "dev-secret"  # noqa: S105 - it is printed, and good for nothing beyond loopback
+"""The app secret of `pointbook dev`."""
 TIMEOUT_SECONDS = 10.0
 
 

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from pointbook_server.database_url import check_database_url
 from pointbook_server.providers import (
     HttpGateway,
     MailSender,
@@ -22,6 +23,7 @@ from pointbook_server.providers import (
     parse_smtp_url,
     parse_statuses,
 )
+from pointbook_server.secret_files import SecretFileSettings, read_secret_file
 
 KEY_BYTES = 32
 """How long a key is: at least, to sign codes; exactly, to encrypt."""
@@ -50,7 +52,7 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-class ServerSettings(BaseSettings):
+class ServerSettings(SecretFileSettings):
     """How the gRPC server runs. Each field is a variable POINTBOOK_<NAME>; a wrong one stops the start.
 
     Checks of several fields belong to the last of them: a check of the whole model runs only once every field is
@@ -59,15 +61,16 @@ class ServerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="POINTBOOK_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
-    database_url: SecretStr | None = Field(
-        default=None,
-        description="The PostgreSQL (15 or later) to use, as postgresql://USER:PASSWORD@HOST:PORT/NAME. "
-        "Without it `pointbook dev` runs an embedded one; the other commands need it.",
-    )
     allow_plaintext: bool = Field(
         default=False,
-        description="Lets the server listen, and post to an SMS gateway, without TLS beyond loopback, for a network "
-        "that encrypts by itself.",
+        description="Lets the server listen, post to an SMS gateway, and reach its database without verified TLS "
+        "beyond loopback, for a network that encrypts by itself.",
+    )
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="The PostgreSQL (15 or later) to use, as postgresql://USER:PASSWORD@HOST:PORT/NAME, with "
+        "?sslmode=verify-full&sslrootcert=FILE beyond loopback and Unix sockets. Without it `pointbook dev` runs an "
+        "embedded one; the other commands need it.",
     )
     grpc_address: str = Field(
         default="127.0.0.1:50051",
@@ -172,17 +175,10 @@ class ServerSettings(BaseSettings):
 
     @field_validator("database_url")
     @classmethod
-    def _check_database_url(cls, value: SecretStr | None) -> SecretStr | None:
+    def _check_database_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is None:
             return None
-        scheme, _, rest = value.get_secret_value().partition("://")
-        try:
-            _ = urlsplit(f"postgresql://{rest}").port
-        except ValueError:
-            scheme = ""
-        if scheme not in {"postgresql", "postgres", "postgresql+asyncpg"}:
-            raise ValueError("must be postgresql://USER:PASSWORD@HOST:PORT/NAME")
-        return SecretStr(f"postgresql://{rest}")
+        return SecretStr(check_database_url(value.get_secret_value(), allow_plaintext=_plaintext_allowed(info)))
 
     @field_validator("grpc_address", "metrics_address")
     @classmethod
@@ -266,6 +262,9 @@ class ServerSettings(BaseSettings):
             raise ValueError(f"is a second way of the same channel beside POINTBOOK_{rival.upper()}: set one of them")
         return value
 
+    # The last validator is the first to run.
+    _read_secret_file = field_validator("*", mode="before")(read_secret_file)
+
     def code_key_bytes(self) -> dict[str, bytes]:
         """Return the code keys by id, the signing one first."""
         return _key_bytes(self.code_keys)
@@ -295,9 +294,14 @@ class ServerSettings(BaseSettings):
         return None if self.smtp_from is None else parse_mail_sender(self.smtp_from)
 
 
+def _plaintext_allowed(info: ValidationInfo) -> bool:
+    """Return allow_plaintext; true where it is wrong, which is an error by itself."""
+    return bool(info.data.get("allow_plaintext", True))
+
+
 def _may_speak_plaintext(address: str, info: ValidationInfo) -> bool:
-    """Return whether an address may use plaintext; true if allow_plaintext is wrong, which is an error by itself."""
-    return bool(info.data.get("allow_plaintext", True)) or is_loopback(address)
+    """Return whether an address may use plaintext."""
+    return _plaintext_allowed(info) or is_loopback(address)
 
 
 def _key_bytes(keys: dict[str, SecretStr]) -> dict[str, bytes]:

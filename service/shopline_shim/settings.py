@@ -6,13 +6,17 @@ import re
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from pointbook_server.secret_files import SecretFileSettings, read_secret_file
+
+SECRET_LENGTH_MIN = 10
+"""The length of the shortest shared secret: SHOPLINE's are longer, and a shorter one can be found by trying."""
 _VISIBLE = re.compile(r"[!-~]+")
 _CALL_FIELDS = ("merchant_id", "caller_number", "called_number", "provider_call_id", "call_time")
 
 
-class ShimSettings(BaseSettings):
+class ShimSettings(SecretFileSettings):
     """What the shim needs to know before it starts; nothing is read later.
 
     Raises pydantic's ValidationError where a setting is wrong; its text never holds a setting's value, as that may be
@@ -43,7 +47,7 @@ class ShimSettings(BaseSettings):
     shopline_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
         description="SHOPLINE's app secrets, separated by commas; a webhook signed with any of them is authentic, so "
-        "that a secret can be rotated. The shim does not start without one.",
+        "that a secret can be rotated. At least 10 characters each. The shim does not start without one.",
     )
     shop_id_mismatch: Literal["quarantine", "warn"] = Field(
         default="quarantine",
@@ -53,7 +57,8 @@ class ShimSettings(BaseSettings):
     missed_call_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
         description="The telephony provider's secrets, separated by commas; a callback that knows any of them is "
-        "authentic, so that a secret can be rotated. Empty: there is no POST /callbacks/missed-call.",
+        "authentic, so that a secret can be rotated. At least 10 characters each. Empty: there is no POST "
+        "/callbacks/missed-call.",
     )
     missed_call_fields: Annotated[dict[str, str], NoDecode] = Field(
         default={},
@@ -114,8 +119,9 @@ class ShimSettings(BaseSettings):
     @field_validator("shopline_secrets", "missed_call_secrets")
     @classmethod
     def _check_secrets(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if not all(_VISIBLE.fullmatch(secret.get_secret_value()) for secret in secrets):
-            raise ValueError("every secret must be visible ASCII characters, at least one")
+        texts = [secret.get_secret_value() for secret in secrets]
+        if not all(_VISIBLE.fullmatch(text) and len(text) >= SECRET_LENGTH_MIN for text in texts):
+            raise ValueError(f"every secret must be visible ASCII characters, at least {SECRET_LENGTH_MIN}")
         return secrets
 
     @field_validator("missed_call_fields", mode="before")
@@ -160,6 +166,9 @@ class ShimSettings(BaseSettings):
                 "POINTBOOK_ALLOW_PLAINTEXT=true allows it in a network that encrypts by itself"
             )
         return token
+
+    # The last validator is the first to run.
+    _read_secret_file = field_validator("*", mode="before")(read_secret_file)
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -18,6 +18,7 @@ from harness import Client, Shop, refused, unique
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from waiting import until
 
+SECRET = "app-secret"
 STOP_SECONDS_MAX = 10.0
 REVOKED_SECONDS_MAX = 2.5
 CONNECTIONS = 32
@@ -374,7 +375,7 @@ async def test_a_port_has_one_server(database_url: str, tmp_path: Path) -> None:
     async with serving(tmp_path, **settings):
         assert address in one_line(await pointbook("serve", **settings))
         assert address in one_line(await pointbook("serve", "--workers", "2", **settings))
-        http = await pointbook("shim", SHOPLINE_SECRETS="secret", HTTP_ADDRESS=address)
+        http = await pointbook("shim", SHOPLINE_SECRETS=SECRET, HTTP_ADDRESS=address)
         assert address.rpartition(":")[2] in one_line(http)
 
 
@@ -418,7 +419,7 @@ async def test_a_shim_needs_a_secret() -> None:
 async def test_a_shim_starts_before_its_server(tmp_path: Path) -> None:
     """The shim listens while its server is away, says that it is not ready, and SIGTERM ends it with 0."""
     http_address = free_address()
-    settings = {"SHOPLINE_SECRETS": "secret", "HTTP_ADDRESS": http_address, "GRPC_ADDRESS": free_address()}
+    settings = {"SHOPLINE_SECRETS": SECRET, "HTTP_ADDRESS": http_address, "GRPC_ADDRESS": free_address()}
     async with running("shim", folder=tmp_path, settings=settings) as process:
         await process.printed('"listening"')
         assert http_address in process.err
@@ -429,8 +430,8 @@ async def test_a_shim_starts_before_its_server(tmp_path: Path) -> None:
             return finished.out.startswith("401 ")
 
         await process.until(listens)
-        secret = ("--secret", "secret")
-        sent = await pointbook("webhook", "send", *secret, "--url", f"http://{http_address}/webhooks/shopline")
+        url = f"http://{http_address}/webhooks/shopline"
+        sent = await pointbook("webhook", "send", "--url", url, SHOPLINE_SECRETS=SECRET)
         assert (sent.exit_code, sent.out[:4]) == (1, "503 ")
         exit_code, stop_seconds = await process.terminate()
         assert (exit_code, stop_seconds < STOP_SECONDS_MAX) == (0, True)

@@ -242,7 +242,7 @@ async def test_webhook_send_sends_samples_and_files(dev: Dev, tmp_path: Path) ->
         "webhook", "send", *url, "--base64", "--buyer", "sample", "--value", "30", "--balance", "30"
     )
     sent = await pointbook("webhook", "send", *url, "--base64", file)
-    forged = await pointbook("webhook", "send", *url, "--secret", "another", "--buyer", "sample")
+    forged = await pointbook("webhook", "send", *url, "--buyer", "sample", SHOPLINE_SECRETS="another-secret")
 
     assert sample == Finished(0, '200 {"outcome":"APPLIED"}\n', "")
     assert again == Finished(0, '200 {"outcome":"DUPLICATE"}\n', "")

@@ -184,7 +184,7 @@ async def check_that_it_serves(image: Image, cluster: Cluster) -> None:
         assert await image.run("health", **settings) == Finished(0, "serving\n", "")
         assert await image.run("health", "--shim", **settings) == Finished(0, "serving\n", "")
         url = f"http://{settings['HTTP_ADDRESS']}/webhooks/shopline"
-        sent = await image.run("webhook", "send", "--url", url, "--secret", SECRET, "--merchant", merchant_id)
+        sent = await image.run("webhook", "send", "--url", url, "--merchant", merchant_id, **settings)
         # No store is registered: the whole way there and back, and an answer from the book and from the quarantine.
         assert sent == Finished(0, '200 {"outcome":"QUARANTINED"}\n', "")
         assert (await shim.terminate())[0] == 0, shim.err

@@ -167,7 +167,7 @@ class CountingServer:
 
 async def test_probes_share_one_question_about_the_token() -> None:
     """However many come at once, or one after the other."""
-    server, shim = CountingServer(), Readiness(ShimSettings(shopline_secrets=(SecretStr("s"),)))
+    server, shim = CountingServer(), Readiness(ShimSettings(shopline_secrets=(SecretStr("shop-secret"),)))
 
     assert set(await asyncio.gather(*(shim.cause(server) for _ in range(50)))) == {""}
     assert {await shim.cause(server) for _ in range(50)} == {""}

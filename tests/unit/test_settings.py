@@ -93,7 +93,7 @@ def test_quarantine_keys_are_read_like_code_keys(monkeypatch: pytest.MonkeyPatch
 def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the settings' text nor an error about them holds a key or a password."""
     monkeypatch.setenv("POINTBOOK_CODE_KEYS", f"k1:{NEW}")
-    monkeypatch.setenv("POINTBOOK_DATABASE_URL", "postgresql://pointbook:hidden@db/pointbook")
+    monkeypatch.setenv("POINTBOOK_DATABASE_URL", "postgresql://pointbook:hidden@localhost/pointbook")
     shown = repr(ServerSettings()) + str(ServerSettings().model_dump())
     for keys in (f"k1:{NEW},k1:{OLD}", f"k1:{NEW},k2:short", f"k1:{NEW},k2"):
         monkeypatch.setenv("POINTBOOK_CODE_KEYS", keys)

@@ -1,0 +1,73 @@
+"""The URL of the database as the settings name it: how it must be written, and when it must demand TLS."""
+
+import os
+from collections.abc import Mapping
+from ipaddress import ip_address
+from urllib.parse import parse_qs, unquote, urlsplit
+
+FORM = "must be postgresql://USER:PASSWORD@HOST:PORT/NAME"
+VERIFYING_MODE = "verify-full"
+"""The one sslmode with which a driver neither falls back to plaintext nor believes another server."""
+_SCHEMES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
+_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+_PORT_MAX = 65_535
+
+
+def check_database_url(url: str, *, allow_plaintext: bool, environment: Mapping[str, str] = os.environ) -> str:
+    """Return a database URL with the scheme postgresql. Raises ValueError, which never quotes it.
+
+    Beyond loopback and Unix sockets it must demand a verified server, unless plaintext is allowed. The driver takes
+    what the URL leaves out from PG* variables, and the addresses of a service from a file.
+    """
+    scheme, _, rest = url.partition("://")
+    try:
+        parts = urlsplit(f"postgresql://{rest}")
+        query = {name: values[-1] for name, values in parse_qs(parts.query, strict_parsing=bool(parts.query)).items()}
+        hosts = _hosts(parts.netloc, query, environment)
+    except ValueError:
+        raise ValueError(FORM) from None
+    if scheme not in _SCHEMES:
+        raise ValueError(FORM)
+    for name in _FILES:
+        if name in query and not os.access(query[name], os.R_OK):
+            raise ValueError(f"names a file in {name} that cannot be read")
+    if not allow_plaintext and query.get("sslmode") != VERIFYING_MODE and not all(map(_is_local, hosts)):
+        raise ValueError(
+            "is beyond loopback: add ?sslmode=verify-full&sslrootcert=FILE, or set POINTBOOK_ALLOW_PLAINTEXT=true if "
+            "the network encrypts by itself"
+        )
+    return f"postgresql://{rest}"
+
+
+def _hosts(netloc: str, query: Mapping[str, str], environment: Mapping[str, str]) -> list[str]:
+    """Return the hosts that the driver will try; none where it looks for a Unix socket. Raises ValueError."""
+    # The driver splits at the first @ as well.
+    named = (netloc.partition("@")[2] if "@" in netloc else netloc) or query.get("host", "")
+    if not named and (service := query.get("service") or environment.get("PGSERVICE")):
+        return [f"service {service}"]
+    named = named or environment.get("PGHOST", "")
+    return [_host(each) for each in named.split(",")] if named else []
+
+
+def _host(text: str) -> str:
+    """Return the host of HOST, HOST:PORT or [IPv6]:PORT, or a folder of Unix sockets. Raises ValueError."""
+    if text.startswith("/"):
+        return text
+    if text.startswith("["):
+        host, _, port = text[1:].partition("]")
+        port = port.removeprefix(":")
+    else:
+        host, _, port = text.partition(":")
+    if port and not (port.isascii() and port.isdigit() and int(port) <= _PORT_MAX):
+        raise ValueError
+    return unquote(host)
+
+
+def _is_local(host: str) -> bool:
+    """Return whether a host is this machine: a folder of Unix sockets, or a loopback address."""
+    if host.startswith("/") or host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

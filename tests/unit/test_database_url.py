@@ -1,0 +1,88 @@
+"""The database's URL: beyond this machine it must demand a server that proves its name."""
+
+from pathlib import Path
+
+import pytest
+
+from pointbook_server.database_url import FORM, check_database_url
+
+LOCAL = [
+    "postgresql://localhost/pointbook",
+    "postgresql://user:pass%40word@127.0.0.1:5432/pointbook",
+    "postgresql://[::1]:5432/pointbook",
+    "postgresql://127.0.0.1,[::1]:5433/pointbook",
+    "postgresql://user@%2Fvar%2Frun/pointbook",
+    "postgresql:///pointbook?host=/var/run/postgresql&port=5433",
+    "postgresql:///pointbook",
+]
+REMOTE = [
+    "postgresql://db/pointbook",
+    "postgresql://user:secret@10.0.0.7:5432/pointbook",
+    "postgresql://[2001:db8::7]/pointbook",
+    "postgresql://127.0.0.1,db.example.com/pointbook",
+    "postgresql:///pointbook?host=db.example.com",
+    "postgresql:///pointbook?service=loyalty",
+    "postgresql://user:se@cret@127.0.0.1/pointbook",
+    "postgresql://localhost.example.com/pointbook",
+]
+
+
+@pytest.mark.parametrize("url", LOCAL)
+def test_this_machine_needs_no_tls(url: str) -> None:
+    """Loopback and Unix sockets cannot be read by others."""
+    assert check_database_url(url, allow_plaintext=False, environment={}) == url
+
+
+@pytest.mark.parametrize("mode", ["", "disable", "allow", "prefer", "require", "verify-ca"])
+@pytest.mark.parametrize("url", REMOTE)
+def test_other_machines_need_verified_tls(url: str, mode: str) -> None:
+    """Every weaker mode falls back to plaintext, or believes whoever answers."""
+    with_mode = f"{url}{'&' if '?' in url else '?'}sslmode={mode}" if mode else url
+
+    with pytest.raises(ValueError, match=r"is beyond loopback: add \?sslmode=verify-full") as caught:
+        check_database_url(with_mode, allow_plaintext=False, environment={})
+    assert check_database_url(with_mode, allow_plaintext=True, environment={}) == with_mode
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", REMOTE)
+def test_verified_tls_is_enough(url: str) -> None:
+    """The last of several modes counts, as for the driver."""
+    verified = f"{url}{'&' if '?' in url else '?'}sslmode=disable&sslmode=verify-full"
+
+    assert check_database_url(verified, allow_plaintext=False, environment={}) == verified
+
+
+@pytest.mark.parametrize("variables", [{"PGHOST": "db.example.com"}, {"PGSERVICE": "loyalty"}])
+def test_hosts_of_the_environment_count(variables: dict[str, str]) -> None:
+    """The driver takes them where the URL names no host."""
+    with pytest.raises(ValueError, match="is beyond loopback"):
+        check_database_url("postgresql:///pointbook", allow_plaintext=False, environment=variables)
+    assert check_database_url(LOCAL[0], allow_plaintext=False, environment=variables) == LOCAL[0]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "mysql://localhost/pointbook",
+        "postgresql://localhost:port/pointbook",
+        "postgresql://localhost:99999/pointbook",
+        "postgresql://localhost,127.0.0.1:99999/pointbook",
+        "postgresql://localhost/pointbook?sslmode",
+        "postgresql://[::1/pointbook",
+    ],
+)
+def test_another_form_is_refused(url: str) -> None:
+    """In words that quote nothing of it."""
+    with pytest.raises(ValueError, match=FORM):
+        check_database_url(url, allow_plaintext=True, environment={})
+
+
+@pytest.mark.parametrize("name", ["sslrootcert", "sslcert", "sslkey", "sslcrl"])
+def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
+    """The driver would find out at each connection, as if the database were away."""
+    url = f"postgresql://db/pointbook?sslmode=verify-full&{name}={tmp_path}/missing.pem"
+
+    with pytest.raises(ValueError, match=f"names a file in {name} that cannot be read"):
+        check_database_url(url, allow_plaintext=False, environment={})

@@ -1,0 +1,123 @@
+"""Secrets from files: POINTBOOK_X_FILE in place of POINTBOOK_X."""
+
+from base64 import b64encode
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from pointbook_cli.settings import settings_problems
+from pointbook_server.secret_files import FILE_BYTES_MAX, secret_file_fields
+from pointbook_server.settings import ServerSettings
+from shopline_shim.settings import ShimSettings
+
+KEY = "k1:" + b64encode(b"k" * 32).decode()
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the machine's own settings."""
+    for settings in (ServerSettings, ShimSettings):
+        for name in settings.model_fields:
+            monkeypatch.delenv(f"POINTBOOK_{name.upper()}", raising=False)
+            monkeypatch.delenv(f"POINTBOOK_{name.upper()}_FILE", raising=False)
+
+
+def test_every_secret_can_come_from_a_file() -> None:
+    """Nothing else can: a setting is a secret by its type."""
+    assert set(secret_file_fields(ServerSettings)) >= {
+        "database_url", "code_keys", "quarantine_keys", "sms_url", "sms_headers", "sms_body", "smtp_url",
+        "apprise_sms_url", "apprise_email_url",
+    }  # fmt: skip
+    assert set(secret_file_fields(ShimSettings)) >= {"token", "shopline_secrets", "missed_call_secrets"}
+    assert "grpc_address" not in secret_file_fields(ServerSettings)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("pb_id_secret", "pb_id_secret"),
+        ("pb_id_secret\n", "pb_id_secret"),
+        ("pb_id_secret\r\n", "pb_id_secret"),
+    ],
+)
+def test_one_line_break_at_the_end_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str, expected: str
+) -> None:
+    """Editors and `echo` write it."""
+    file = tmp_path / "token"
+    file.write_bytes(content.encode())
+    monkeypatch.setenv("POINTBOOK_TOKEN_FILE", str(file))
+
+    assert ShimSettings().token.get_secret_value() == expected
+
+
+def test_a_list_and_a_table_of_secrets_come_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They are written in a file as they are in a variable, and names of variables are read in any case."""
+    secrets, keys = tmp_path / "secrets", tmp_path / "keys"
+    secrets.write_text("first-secret, second-secret\n")
+    keys.write_text(f"{KEY}\n")
+    monkeypatch.setenv("pointbook_shopline_secrets_file", str(secrets))
+    monkeypatch.setenv("POINTBOOK_CODE_KEYS_FILE", str(keys))
+
+    assert [secret.get_secret_value() for secret in ShimSettings().shopline_secrets] == [
+        "first-secret",
+        "second-secret",
+    ]
+    assert list(ServerSettings().code_key_bytes()) == ["k1"]
+
+
+def test_a_file_counts_as_a_required_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither is it missing, nor is its variable unknown."""
+    file = tmp_path / "url"
+    file.write_text("postgresql://localhost/pointbook\n")
+    environment = {"POINTBOOK_DATABASE_URL_FILE": str(file)}
+    monkeypatch.setenv("POINTBOOK_DATABASE_URL_FILE", str(file))
+
+    assert settings_problems([ServerSettings], environment, required=("database_url",), overrides={}) == []
+
+
+def test_what_is_no_secret_has_no_file() -> None:
+    """The variable is unknown, so that nobody believes in it."""
+    (problem,) = settings_problems([ServerSettings], {"POINTBOOK_GRPC_ADDRESS_FILE": "/x"}, overrides={})
+
+    assert problem.startswith("POINTBOOK_GRPC_ADDRESS_FILE: there is no such setting")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is empty"),
+        (b"\n", "is empty"),
+        (b"\xff\xfe secret", "is not UTF-8"),
+        (b"s" * (FILE_BYTES_MAX + 1), "is larger than"),
+        (None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_an_unusable_file_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, problem: str
+) -> None:
+    """The error names the variable, and neither the file's content nor its path."""
+    file = tmp_path / "hidden"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("POINTBOOK_SMTP_URL_FILE", str(file))
+    with pytest.raises(ValidationError) as caught:
+        ServerSettings()
+
+    (error,) = caught.value.errors(include_url=False, include_input=False, include_context=False)
+    assert error["loc"] == ("smtp_url",)
+    assert f"the file of POINTBOOK_SMTP_URL_FILE {problem}" in error["msg"]
+    assert "secret" not in error["msg"]
+    assert "hidden" not in error["msg"]
+
+
+def test_a_secret_that_is_given_twice_stops_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Which of them would win is nothing to guess at."""
+    file = tmp_path / "keys"
+    file.write_text(KEY)
+    monkeypatch.setenv("POINTBOOK_QUARANTINE_KEYS_FILE", str(file))
+    monkeypatch.setenv("POINTBOOK_QUARANTINE_KEYS", KEY)
+
+    with pytest.raises(ValidationError, match="is set twice: remove it or POINTBOOK_QUARANTINE_KEYS_FILE"):
+        ServerSettings()
