@@ -1,6 +1,6 @@
 """What the tests share: one PostgreSQL a run, one migrated database and one server a file, one shop a test."""
 
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 
 import pytest
 import structlog
@@ -14,6 +14,7 @@ from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 
 TEMPLATE = "pointbook_template"
+FIGURE = "figure"
 LOGS: pytest.StashKey[dict[str, list[str]]] = pytest.StashKey()
 """What was logged and printed while the tests of each file ran."""
 
@@ -35,6 +36,26 @@ def pytest_runtest_makereport(
     logs = item.config.stash.setdefault(LOGS, {}).setdefault(str(item.path), [])
     logs += [text for _, text in report.sections]
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures that tests have measured, each beside its goal."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
+    rows = [figure for report in reports for name, figure in report.user_properties if name == FIGURE]
+    if rows:
+        terminalreporter.section("figures")
+    for what, value, goal in rows:
+        terminalreporter.line(f"{what:<76} {value:>14}   {goal}")
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str, float | str, str], None]:
+    """Keep a figure, with the goal that it is held to, for the table at the end of the run."""
+
+    def keep(what: str, value: float | str, goal: str) -> None:
+        record_property(FIGURE, (what, value if isinstance(value, str) else f"{value:,.1f}", goal))
+
+    return keep
 
 
 @pytest.fixture(scope="session")
