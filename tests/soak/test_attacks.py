@@ -280,7 +280,7 @@ def captured_body(site: Site) -> tuple[bytes, str]:
         "updated_at": int(time.time() * 1_000),
         "updated_scene": "SUCCESSFUL_ORDERS",
         "updated_value": 1,
-        "note": secrets.token_hex(LARGE_BODY_BYTES // 2),
+        "note": secrets.token_urlsafe(LARGE_BODY_BYTES * 3 // 4),
     }
     raw = json.dumps(body).encode()
     return raw, base64.b64encode(hmac.digest(SECRET.encode(), raw, "sha256")).decode()
@@ -357,7 +357,7 @@ async def slow_sockets(address: str, count: int, start: bytes, then: bytes) -> A
             except OSError:
                 await asyncio.sleep(1.0)
                 continue
-            with contextlib.suppress(OSError):
+            try:
                 writer.write(start)
                 while not reader.at_eof():
                     writer.write(then)
@@ -365,7 +365,10 @@ async def slow_sockets(address: str, count: int, start: bytes, then: bytes) -> A
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(1.0):
                             await reader.read(4_096)
-            writer.transport.abort()
+            except OSError:
+                pass
+            finally:
+                writer.transport.abort()
             await asyncio.sleep(1.0)
 
     async with background(*(crawl(number / count) for number in range(count))):

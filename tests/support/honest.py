@@ -149,7 +149,8 @@ async def _webhook_calls(address: str, secret: str, merchant_id: str, store_id: 
         head = (
             f"POST /webhooks/shopline HTTP/1.1\r\nHost: {address}\r\nContent-Length: {len(raw)}\r\n"
             f"X-Shopline-Topic: {TOPIC}\r\nX-Shopline-Hmac-Sha256: {digest}\r\n"
-            f"X-Shopline-Merchant-Id: {merchant_id}\r\nX-Shopline-Shop-Id: {store_id}\r\nX-Shopline-Webhook-Id: {secrets.token_hex(8)}\r\n\r\n"
+            f"X-Shopline-Merchant-Id: {merchant_id}\r\nX-Shopline-Shop-Id: {store_id}\r\n"
+            f"X-Shopline-Webhook-Id: {secrets.token_hex(8)}\r\n\r\n"
         )
         try:
             async with asyncio.timeout(CALL_SECONDS_MAX):
