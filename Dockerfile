@@ -1,5 +1,6 @@
 # One image for both processes: `serve` by default, `shim` as the command.
-# The server beyond loopback needs POINTBOOK_ALLOW_PLAINTEXT=true in a network that encrypts by itself.
+# Beyond loopback the server needs POINTBOOK_TLS_CERT_FILE and POINTBOOK_TLS_KEY_FILE, and the shim their POINTBOOK_HTTP_
+# counterparts or a TLS proxy; POINTBOOK_ALLOW_PLAINTEXT=true is for a network that encrypts by itself.
 
 # The digest names one index of images for all platforms (Python 3.13.16). To renew it:
 # docker buildx imagetools inspect python:3.13-slim-trixie
@@ -24,7 +25,7 @@ COPY --from=build /opt/pointbook /opt/pointbook
 ENV PATH=/opt/pointbook/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001
 EXPOSE 50051 8080
-# It asks by the standard gRPC health protocol; for the shim, run the container with
+# It asks by the standard gRPC health protocol, over TLS where the settings say so; for the shim, run the container with
 # --health-cmd "pointbook health --shim", which asks /readyz.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s CMD ["pointbook", "health"]
 ENTRYPOINT ["pointbook"]

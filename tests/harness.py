@@ -90,10 +90,20 @@ class Outbox:
 class Client:
     """Stubs of all services, over one channel."""
 
-    def __init__(self, port: int, token: str = "", options: Sequence[tuple[str, Any]] = ()) -> None:
-        self.channel = grpc.aio.insecure_channel(
-            f"127.0.0.1:{port}", options=list(options), interceptors=[_Bearer(token)] if token else []
-        )
+    def __init__(
+        self,
+        port: int,
+        token: str = "",
+        options: Sequence[tuple[str, Any]] = (),
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        address, interceptors = f"127.0.0.1:{port}", [_Bearer(token)] if token else []
+        if credentials is None:
+            self.channel = grpc.aio.insecure_channel(address, options=list(options), interceptors=interceptors)
+        else:
+            self.channel = grpc.aio.secure_channel(
+                address, credentials, options=list(options), interceptors=interceptors
+            )
         self.access = access_pb2_grpc.AccessServiceStub(self.channel)
         self.benefits = benefits_pb2_grpc.BenefitsServiceStub(self.channel)
         self.points = points_pb2_grpc.PointsServiceStub(self.channel)
@@ -179,11 +189,15 @@ class Service:
 
 
 async def make_token(
-    database_url: str, merchants: list[str], scopes: list[Scope], expires_at_ms: int | None = None
+    database_url: str,
+    merchants: list[str],
+    scopes: list[Scope],
+    expires_at_ms: int | None = None,
+    client_names: Sequence[str] = (),
 ) -> str:
     """Make a token in a database, and answer its bearer string."""
     database = Database(database_url, pool_size=1)
-    token, bearer = new_token("test", merchants, scopes, 0, expires_at_ms)
+    token, bearer = new_token("test", merchants, scopes, 0, expires_at_ms, client_names=client_names)
     await AccessStore(database).create(token)
     await database.dispose()
     return bearer

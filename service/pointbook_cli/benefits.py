@@ -33,6 +33,7 @@ from pointbook_cli.quarantine import explain, printable
 from pointbook_server.benefits.messages import NAMES, NUMBERS
 from pointbook_server.benefits.model import CONTEXT
 from pointbook_server.errors import PointbookError
+from shopline_shim.grpc_channel import open_channel
 from shopline_shim.quarantine import details_of
 from shopline_shim.settings import ShimSettings
 
@@ -358,8 +359,7 @@ def _print(console: Console, benefit_id: str, outcome: Outcome) -> None:
 @contextlib.contextmanager
 def _channel(settings: ShimSettings) -> Iterator[grpc.Channel]:
     """Open a channel to the server that the settings name. Raises OSError with what the server says."""
-    options = (("grpc.enable_http_proxy", 0),)
-    with grpc.insecure_channel(local_address(settings.grpc_address), options=options) as channel:
+    with open_channel(settings, local_address(settings.grpc_address)) as channel:
         try:
             yield channel
         except grpc.RpcError as error:

@@ -26,6 +26,7 @@ from pointbook_cli.quarantine import explain
 from pointbook_cli.tokens import read_duration_ms
 from pointbook_server.fields import TIME_MS_MAX, TIME_MS_MIN
 from pointbook_server.text import phone_text
+from shopline_shim.grpc_channel import open_channel
 from shopline_shim.quarantine import details_of
 from shopline_shim.settings import ShimSettings
 
@@ -115,8 +116,7 @@ def _since_ms(text: str, now_ms: int, time_zone: tzinfo) -> int | None:
 
 def read_view(settings: ShimSettings, wanted: Wanted) -> CustomerView:
     """Ask the server that the settings name. Raises CustomerNotFoundError, and OSError with what the server says."""
-    options = (("grpc.enable_http_proxy", 0),)
-    with grpc.insecure_channel(local_address(settings.grpc_address), options=options) as channel:
+    with open_channel(settings, local_address(settings.grpc_address)) as channel:
         try:
             return _Reader(channel, settings.token.get_secret_value(), wanted).read()
         except grpc.RpcError as error:

@@ -72,14 +72,18 @@ async def _run(settings: ServerSettings, shim_settings: ShimSettings, stop: asyn
     async with contextlib.AsyncExitStack() as stack:
         database_url = await stack.enter_async_context(_database(settings))
         await migrate(database_url)
-        settings = settings.model_copy(update=_own_keys(settings))
+        settings = settings.model_copy(update={**_own_keys(settings), "tls_cert_file": None})
         server = Server(settings, database_url, senders=senders, development=True)
         stack.push_async_callback(server.stop)
         await server.start()
         grpc_address = f"{settings.grpc_address.rpartition(':')[0]}:{server.port}"
         await _put_sample(grpc_address)
 
-        changes: dict[str, object] = {"grpc_address": grpc_address}
+        changes: dict[str, object] = {
+            "grpc_address": grpc_address,
+            "server_ca_file": None,
+            "http_tls_cert_file": None,
+        }
         if not shim_settings.shopline_secrets:
             changes["shopline_secrets"] = (SecretStr(SECRET),)
         if not shim_settings.missed_call_secrets:

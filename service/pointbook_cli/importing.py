@@ -22,10 +22,13 @@ import typer
 
 from pointbook.v1 import points_pb2, points_pb2_grpc
 from pointbook_cli.dry_run import DryRun
+from pointbook_cli.health import local_address
 from pointbook_cli.points_file import Manner, PointsFile, PointsFileError, Refused, refusal
 from pointbook_cli.progress import Meter, counted
 from pointbook_cli.sorted_lines import Batch, Refusals, SortedLine, SortedLines
 from pointbook_server.clock import system_clock
+from shopline_shim.grpc_channel import client_tls_source, open_aio_channel
+from shopline_shim.settings import ShimSettings
 
 CALL_SECONDS = 30.0
 PATIENCE_SECONDS = 120.0
@@ -71,13 +74,12 @@ CHANNEL_OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to import, and how. Without an `address` the lines are read and checked, and nothing is sent."""
+    """What to import, and how. Without a `server` the lines are read and checked, and nothing is sent."""
 
     file: Path
     manner: Manner
     report: Path | None
-    address: str | None
-    token: str
+    server: ShimSettings | None
     batch_size: int
     in_flight: int
 
@@ -228,7 +230,7 @@ class Import:
         self._stop = stop
         self._lines = SortedLines()
         self._refusals = Refusals()
-        self._tally = Tally(self._refusals, ["fine"] if plan.address is None else list(OUTCOMES.values()))
+        self._tally = Tally(self._refusals, ["fine"] if plan.server is None else list(OUTCOMES.values()))
         self._notes: list[str] = []
         self._has_begun_sending = False
 
@@ -293,14 +295,16 @@ class Import:
 
         if self._stop.is_set():
             return
-        work = "judging" if self._plan.address is None else "sending"
+        work = "judging" if self._plan.server is None else "sending"
         with Meter(self._lines.count, lambda: f"{work}: {self._tally.told()}") as meter:
-            if self._plan.address is None:
+            if self._plan.server is None:
                 await self._judge(read, meter)
                 return
             self._has_begun_sending = True
-            async with grpc.aio.insecure_channel(self._plan.address, options=CHANNEL_OPTIONS) as channel:
-                sender = Sender(channel, self._plan.token, self._tally, meter)
+            address = local_address(self._plan.server.grpc_address)
+            tls = client_tls_source(self._plan.server)
+            async with open_aio_channel(self._plan.server, address, CHANNEL_OPTIONS, tls) as channel:
+                sender = Sender(channel, self._plan.server.token.get_secret_value(), self._tally, meter)
                 try:
                     await Importer(sender.send, in_flight=self._plan.in_flight, stop=self._stop).run(read)
                 except OSError as error:
@@ -345,7 +349,7 @@ class Import:
         if self._stop.is_set():
             typer.echo(STOPPED_SENDING if self._has_begun_sending else STOPPED_BEFORE_SENDING)
         typer.echo(f"{self._tally.told()}.")
-        if self._plan.address is None:
+        if self._plan.server is None:
             typer.echo(ONLY_THE_SERVER)
 
 

@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings
 EXIT_USAGE = 2
 TOKEN_DAYS_MAX = 36_500
 TOKEN_NAME = re.compile(r"[!-~]{1,64}")
+CLIENT_NAME = re.compile(r"[ -~]{1,255}")
 BENEFITS_LEVEL = re.compile(r"[!-~]{1,58}")
 """With `:` and a number up to 1,000 behind it, it is the id of a benefit."""
 GARBAGE_THRESHOLD = 20_000
@@ -56,6 +57,8 @@ T = TypeVar("T")
 
 def run() -> None:
     """Run the command line; what an operator can mend is one line on standard error."""
+    # gRPC would write a line of its own for each handshake that a stranger breaks off.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from pointbook_cli.embedded_postgres import EmbeddedPostgresError
     from pointbook_server.errors import DatabaseDefectError, PointbookError, SettingError
 
@@ -207,7 +210,6 @@ def import_file(
     report: Annotated[Path | None, typer.Option(help="Write every refused line to this file, as JSON Lines.")] = None,
 ) -> None:
     """Send the points events of a file to a server. Sent again, it changes nothing: its events are duplicates."""
-    from pointbook_cli.health import local_address
     from pointbook_cli.importing import Plan, run_import
     from pointbook_cli.points_file import FORMATS, Format, Manner, read_time_ms
     from pointbook_server.fields import TIME_MS_MAX, YEAR_2000_MS
@@ -224,8 +226,7 @@ def import_file(
         file=file,
         manner=Manner(Format(written), merchant, store, at_ms, opening_balances),
         report=report,
-        address=None if dry_run else local_address(settings.grpc_address),
-        token=settings.token.get_secret_value(),
+        server=None if dry_run else settings,
         batch_size=batch_size,
         in_flight=in_flight,
     )
@@ -252,11 +253,10 @@ def health(
     shim: Annotated[bool, typer.Option(help="Ask a shim's /readyz instead of the gRPC server.")] = False,
 ) -> None:
     """Tell by the exit code whether the server that the settings name is serving: for container health checks."""
-    from pointbook_cli.health import server_is_serving, shim_state
-    from shopline_shim.settings import ShimSettings
+    from pointbook_cli.health import ProbeSettings, server_is_serving, shim_state
 
-    settings = load_settings(ShimSettings)
-    serving, cause = shim_state(settings.http_address) if shim else (server_is_serving(settings.grpc_address), "")
+    settings = load_settings(ProbeSettings)
+    serving, cause = shim_state(settings) if shim else (server_is_serving(settings), "")
     typer.echo("serving" if serving else f"not serving: {cause}".removesuffix(": "))
     if not serving:
         sys.exit(1)
@@ -270,6 +270,10 @@ def create_token(
     days: Annotated[
         int | None, typer.Option(min=1, max=TOKEN_DAYS_MAX, help="After how many days it expires; never by default.")
     ] = None,
+    client_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Bind it to a client certificate with this common or alternative name; may be repeated."),
+    ] = None,
 ) -> None:
     """Make a token and print it once: only its hash is kept."""
     from pointbook_server.access.model import Scope, new_token
@@ -281,9 +285,13 @@ def create_token(
     for text in (name, *merchant):
         if not TOKEN_NAME.fullmatch(text):
             fail("names and merchants must be 1 to 64 visible ASCII characters without spaces")
+    client_names = client_name or []
+    if not all(CLIENT_NAME.fullmatch(text) for text in client_names):
+        fail("client names must be 1 to 255 printable ASCII characters")
     now_ms = system_clock()
     expires_at_ms = None if days is None else now_ms + days * DAY_MS
-    token, bearer = new_token(name, merchant, [Scope(item) for item in scope], now_ms, expires_at_ms)
+    scopes = [Scope(item) for item in scope]
+    token, bearer = new_token(name, merchant, scopes, now_ms, expires_at_ms, client_names=client_names)
     with_access_store(lambda store: store.create(token))
     typer.echo(bearer)
 
@@ -377,7 +385,8 @@ def send_webhook(
     from shopline_shim.settings import ShimSettings
 
     settings = load_settings(ShimSettings)
-    url = url or f"http://{settings.http_address}/webhooks/shopline"
+    scheme = "https" if settings.http_tls_cert_file else "http"
+    url = url or f"{scheme}://{settings.http_address}/webhooks/shopline"
     secret = settings.shopline_secrets[0].get_secret_value() if settings.shopline_secrets else SECRET
     sample = {
         "buyer_id": buyer,

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from pointbook.v1 import customers_pb2, points_pb2, programs_pb2, webhooks_pb2, webhooks_pb2_grpc
 from pointbook_cli.health import local_address
 from shopline_shim import translate
+from shopline_shim.grpc_channel import open_channel
 from shopline_shim.quarantine import details_of
 from shopline_shim.settings import ShimSettings
 
@@ -106,8 +107,7 @@ class Quarantine:
 @contextlib.contextmanager
 def opened(settings: ShimSettings, merchant_id: str) -> Iterator[Quarantine]:
     """Open a merchant's quarantine on the server that the settings name. Raises OSError with what the server says."""
-    options = (("grpc.enable_http_proxy", 0),)
-    with grpc.insecure_channel(local_address(settings.grpc_address), options=options) as channel:
+    with open_channel(settings, local_address(settings.grpc_address)) as channel:
         try:
             yield Quarantine(channel, settings.token.get_secret_value(), merchant_id)
         except grpc.RpcError as error:

@@ -17,6 +17,7 @@ from pointbook_server.migrations import pending
 from pointbook_server.schema import SchemaError, check_schema
 from pointbook_server.server import Server
 from pointbook_server.settings import ServerSettings
+from pointbook_server.tls import tls_source
 
 WORKER_STOP_SECONDS = 5.0
 """What a worker may take beyond its drain time."""
@@ -65,6 +66,8 @@ async def run_workers(settings: ServerSettings, database_url: str, stop: asyncio
     """
     # What is wrong with the senders is told once, and not by each worker.
     await close_senders(senders_of(settings).values())
+    # So are TLS files.
+    tls_source(settings)
     if settings.grpc_address.endswith(":0"):
         raise OSError("POINTBOOK_GRPC_ADDRESS: workers cannot share port 0; name a port")
     check_unused("POINTBOOK_GRPC_ADDRESS", settings.grpc_address)

@@ -12,6 +12,7 @@ from rich.progress import Progress
 from pointbook.v1 import programs_pb2, programs_pb2_grpc
 from pointbook_cli.health import local_address
 from pointbook_cli.quarantine import explain, printable
+from shopline_shim.grpc_channel import open_channel
 from shopline_shim.settings import ShimSettings
 
 CALL_TIMEOUT_SECONDS = 60.0
@@ -48,8 +49,7 @@ class Stores:
 @contextlib.contextmanager
 def opened(settings: ShimSettings) -> Iterator[Stores]:
     """Open the stores of the server that the settings name. Raises OSError with the server's error."""
-    options = (("grpc.enable_http_proxy", 0),)
-    with grpc.insecure_channel(local_address(settings.grpc_address), options=options) as channel:
+    with open_channel(settings, local_address(settings.grpc_address)) as channel:
         try:
             yield Stores(channel, settings.token.get_secret_value())
         except grpc.RpcError as error:

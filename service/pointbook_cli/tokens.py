@@ -18,7 +18,7 @@ _DURATION = re.compile(r"([0-9]{1,9})([smhd])")
 
 def print_table(tokens: Sequence[Token]) -> None:
     """Print tokens as a table."""
-    names = ("name", "merchants", "scopes", "created", "expires", "revoked", "last used")
+    names = ("name", "merchants", "scopes", "clients", "created", "expires", "revoked", "last used")
     table = Table(Column("id", no_wrap=True), *names)
     for token in tokens:
         times = (token.created_at_ms, token.expires_at_ms, token.revoked_at_ms, token.last_used_at_ms)
@@ -27,6 +27,7 @@ def print_table(tokens: Sequence[Token]) -> None:
             escape(token.name),
             escape(" ".join(token.merchants)),
             " ".join(token.scopes),
+            escape(" ".join(token.client_names)),
             *("" if time_ms is None else f"{_datetime(time_ms):%Y-%m-%d %H:%M}" for time_ms in times),
         )
     Console(emoji=False).print(table)
@@ -41,6 +42,7 @@ def json_of(tokens: Sequence[Token]) -> str:
                 "name": token.name,
                 "merchants": list(token.merchants),
                 "scopes": list(token.scopes),
+                "client_names": list(token.client_names),
                 "created": time_of(token.created_at_ms),
                 "expires": time_of(token.expires_at_ms),
                 "revoked": time_of(token.revoked_at_ms),

@@ -15,6 +15,7 @@ from pointbook_server.access.model import (
 )
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.fields import parse
+from pointbook_server.tls import client_names
 
 PACKAGE = "/pointbook.v1."
 HEALTH = "/grpc.health.v1.Health/"
@@ -43,7 +44,10 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             return handler
         if handler is None or handler.request_streaming:
             try:
-                await self._admit(handler_call_details.invocation_metadata)
+                principal = await self._admit(handler_call_details.invocation_metadata)
+                if handler is not None:
+                    # The certificate is not known here, so that a token which asks for one explores nothing.
+                    principal.check_client(frozenset())
             except Exception as error:  # noqa: BLE001 - it is raised again inside the call, where it becomes a status
                 return _refuse(error)
             return handler
@@ -61,6 +65,8 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
         async def call(request: bytes, context: Any) -> Any:
             principal = await self._admit(context.invocation_metadata())
+            if principal.client_names:
+                principal.check_client(client_names(context))
             if access is None:
                 raise PointbookError(Reason.SCOPE_MISSING, "There is no scope for this method.")
             if access.scope is not None:

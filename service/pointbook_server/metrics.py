@@ -22,6 +22,9 @@ class Metrics:
 
         self.store_erasures_open = self._gauge("store_erasures_open", "Requests to erase a store that are open.")
         self.store_erasures_overdue = self._gauge("store_erasures_overdue", "Those that are open after 30 days.")
+        self.tls_certificate_expiry = self._gauge(
+            "tls_certificate_expiry_timestamp_seconds", "When the server's TLS certificate expires; NaN without TLS."
+        )
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return Counter(f"pointbook_{name}", documentation, labels, registry=self.registry)

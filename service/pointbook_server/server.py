@@ -1,6 +1,7 @@
 """The composition root: builds everything once, starts it, drains it and stops it."""
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Mapping
 
@@ -60,6 +61,7 @@ from pointbook_server.redemption.timeline_store import TimelineStore
 from pointbook_server.schema import SchemaError, check_schema
 from pointbook_server.settings import ServerSettings
 from pointbook_server.status import StatusInterceptor, code_of
+from pointbook_server.tls import server_credentials, tls_source
 from pointbook_server.validation_codes.model import Keys
 from pointbook_server.validation_codes.service import Rules, ValidationCodes
 from pointbook_server.validation_codes.store import ValidationCodesStore
@@ -130,10 +132,7 @@ class Server:
             options=grpc_options(reuse_port=settings.workers > 1),
         )
         self._add_services(senders, clock, development=development)
-        try:
-            self.port = self._server.add_insecure_port(settings.grpc_address)
-        except RuntimeError as error:
-            raise OSError(f"POINTBOOK_GRPC_ADDRESS: gRPC cannot listen on {settings.grpc_address}") from error
+        self.port = self._listen(settings)
 
     async def start(self) -> None:
         """Serve. Health tells NOT_SERVING until the database answers."""
@@ -172,6 +171,19 @@ class Server:
         await self._database.dispose()
         if self._metrics_endpoint is not None:
             self._metrics_endpoint.close()
+
+    def _listen(self, settings: ServerSettings) -> int:
+        """Open the port, and return its number. Raises OSError, and SettingError where TLS files are wrong."""
+        tls = tls_source(settings)
+        try:
+            if tls is None:
+                return self._server.add_insecure_port(settings.grpc_address)
+            self.metrics.tls_certificate_expiry.set_function(
+                lambda: expires_at.timestamp() if (expires_at := tls.current().expires_at) else math.nan
+            )
+            return self._server.add_secure_port(settings.grpc_address, server_credentials(tls))
+        except RuntimeError as error:
+            raise OSError(f"POINTBOOK_GRPC_ADDRESS: gRPC cannot listen on {settings.grpc_address}") from error
 
     def _add_services(self, senders: Mapping[Channel, Sender], clock: Clock, *, development: bool) -> None:
         programs = ProgramsStore(self._database)

@@ -72,6 +72,20 @@ class ServerSettings(SecretFileSettings):
         "?sslmode=verify-full&sslrootcert=FILE beyond loopback and Unix sockets. Without it `pointbook dev` runs an "
         "embedded one; the other commands need it.",
     )
+    tls_cert_file: Path | None = Field(
+        default=None,
+        description="The server's certificate with its chain, in PEM: gRPC then speaks TLS 1.2 or later. Renewed files "
+        "are used from the next handshake on. See Encryption.",
+    )
+    tls_key_file: Path | None = Field(
+        default=None,
+        description="The private key of POINTBOOK_TLS_CERT_FILE, in PEM without a password.",
+    )
+    tls_client_ca_file: Path | None = Field(
+        default=None,
+        description="The CA certificates of clients, in PEM: clients then need a certificate that one of them has "
+        "signed.",
+    )
     grpc_address: str = Field(
         default="127.0.0.1:50051",
         description="HOST:PORT of the gRPC server: where it listens, and where the shim calls it.",
@@ -180,6 +194,21 @@ class ServerSettings(SecretFileSettings):
             return None
         return SecretStr(check_database_url(value.get_secret_value(), allow_plaintext=_plaintext_allowed(info)))
 
+    @field_validator("tls_cert_file", "tls_key_file", "tls_client_ca_file", mode="before")
+    @classmethod
+    def _unset_empty(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("tls_key_file", "tls_client_ca_file")
+    @classmethod
+    def _check_tls_files(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        has_cert = info.data.get("tls_cert_file") is not None
+        if value is not None and not has_cert:
+            raise ValueError("needs POINTBOOK_TLS_CERT_FILE")
+        if value is None and has_cert and info.field_name == "tls_key_file":
+            raise ValueError("must be set where POINTBOOK_TLS_CERT_FILE is")
+        return value
+
     @field_validator("grpc_address", "metrics_address")
     @classmethod
     def _check_address(cls, value: str, info: ValidationInfo) -> str:
@@ -189,11 +218,12 @@ class ServerSettings(SecretFileSettings):
         host, _, port = value.rpartition(":")
         if not host or " " in host or not (port.isascii() and port.isdigit() and int(port) <= PORT_MAX):
             raise ValueError("must be HOST:PORT")
-        if not _may_speak_plaintext(value, info):
-            raise ValueError(
-                "is beyond loopback and the server speaks plaintext: set POINTBOOK_ALLOW_PLAINTEXT=true if the network "
-                "encrypts by itself"
-            )
+        has_tls = info.field_name == "grpc_address" and info.data.get("tls_cert_file") is not None
+        if not has_tls and not _may_speak_plaintext(value, info):
+            ways = "set POINTBOOK_ALLOW_PLAINTEXT=true if the network encrypts by itself"
+            if info.field_name == "grpc_address":
+                ways = f"set POINTBOOK_TLS_CERT_FILE, or {ways}"
+            raise ValueError(f"is beyond loopback and the server speaks plaintext: {ways}")
         return value
 
     @field_validator("code_keys", "quarantine_keys", mode="before")

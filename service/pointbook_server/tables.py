@@ -81,6 +81,13 @@ api_tokens = Table(
     Column("revoked_at_ms", BigInteger),
     Column("last_used_at_ms", BigInteger, comment="To the minute; NULL where it was never used."),
     Column("rotated_to", Text, comment="The token that replaced it; NULL where none has."),
+    Column(
+        "client_names",
+        ARRAY(Text),
+        nullable=False,
+        server_default=text("'{}'::text[]"),
+        comment="Names of client certificates, of which a caller must have one; empty where any caller may use it.",
+    ),
     PrimaryKeyConstraint("token_id", name="pk_api_tokens"),
     CheckConstraint("octet_length(secret_hash) = 32", name="ck_api_tokens_secret_hash"),
 )

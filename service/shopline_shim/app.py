@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import re
 import socket
 import time
@@ -40,6 +41,8 @@ from pointbook.v1 import (
 )
 from shopline_shim import missed_calls, quarantine, signature, translate
 from shopline_shim.deadlines import DeadlineProtocol
+from shopline_shim.grpc_channel import client_tls_source, open_aio_channel
+from shopline_shim.https import Tls, server_context
 from shopline_shim.problems import Problem
 from shopline_shim.readiness import Readiness
 from shopline_shim.settings import ShimSettings, split_address
@@ -477,19 +480,21 @@ class Envelope:
 def create_app(settings: ShimSettings) -> Starlette:
     """Build the shim as an ASGI application, which holds one gRPC channel while its lifespan runs.
 
-    Raises ValueError where there is no app secret: then no webhook could be told from a forged one.
+    Raises ValueError where there is no app secret: then no webhook could be told from a forged one. Raises SettingError
+    where TLS files are wrong.
     """
     if not settings.shopline_secrets:
         raise ValueError("POINTBOOK_SHOPLINE_SECRETS is empty: the shim needs at least one app secret")
     metrics = Metrics()
     readiness = Readiness(settings)
+    tls = client_tls_source(settings)
     callbacks = []
     if settings.missed_call_secrets:
         callbacks = [Route("/callbacks/missed-call", MissedCalls(settings, metrics).receive, methods=["POST"])]
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[Mapping[str, Any]]:
-        async with grpc.aio.insecure_channel(settings.grpc_address, options=_CHANNEL_OPTIONS) as channel:
+        async with open_aio_channel(settings, settings.grpc_address, _CHANNEL_OPTIONS, tls) as channel:
             yield {"settings": settings, "book": Book(settings, channel)}
 
     async def show_readiness(request: Request) -> Response:
@@ -532,8 +537,9 @@ class Shim:
     async def serve(self, *, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
         """Serve until `stop` is set, then finish what runs, for `drain_timeout_seconds` at most, and close all.
 
-        Raises OSError where the address cannot be bound.
+        Raises OSError where the address cannot be bound, and SettingError where TLS files are wrong.
         """
+        context = server_context(self._settings)
         with _listen(self._settings.http_address) as listener:
             host, port = listener.getsockname()[:2]
             self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -548,14 +554,17 @@ class Shim:
                 server_header=False,
                 timeout_graceful_shutdown=self._settings.drain_timeout_seconds,
             )
-            await _Server(config, stop, ready or asyncio.Event(), self._announce).serve(sockets=[listener])
+            tls = None if context is None else Tls(context, self._settings.header_timeout_seconds)
+            await _Server(config, stop, ready or asyncio.Event(), self._announce, tls).serve(sockets=[listener])
 
     def _announce(self) -> None:
         """Log where the shim listens, with which callbacks, and which server it calls."""
         log.info(
             "listening",
             address=self.address,
+            tls=self._settings.http_tls_cert_file is not None,
             grpc_address=self._settings.grpc_address,
+            grpc_tls=self._settings.server_ca_file is not None,
             missed_calls=bool(self._settings.missed_call_secrets),
         )
 
@@ -564,9 +573,15 @@ class _Server(uvicorn.Server):
     """uvicorn's server, started and stopped by events in place of signals."""
 
     def __init__(
-        self, config: uvicorn.Config, stop: asyncio.Event, ready: asyncio.Event, announce: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        stop: asyncio.Event,
+        ready: asyncio.Event,
+        announce: Callable[[], None],
+        tls: Tls | None,
     ) -> None:
         super().__init__(config)
+        self._tls = tls
         self._stop = stop
         self._ready = ready
         self._announce = announce
@@ -578,7 +593,17 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept requests, and say so."""
-        await super().startup(sockets)
+        if self._tls is None:
+            await super().startup(sockets)
+        else:
+            await super().startup([])
+            protocol = functools.partial(
+                DeadlineProtocol,
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+            )
+            self.servers = [await self._tls.listen(protocol, listener) for listener in sockets or ()]
         self._announce()
         self._ready.set()
 

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
@@ -27,8 +28,38 @@ class ShimSettings(SecretFileSettings):
 
     allow_plaintext: bool = Field(
         default=False,
-        description="Let plaintext leave loopback: the shim speaks HTTP and plaintext gRPC, so anything but loopback "
-        "needs a proxy or a network that encrypts.",
+        description="Let plaintext leave loopback: HTTP without POINTBOOK_HTTP_TLS_CERT_FILE behind a proxy, and gRPC "
+        "without POINTBOOK_SERVER_CA_FILE in a network that encrypts by itself.",
+    )
+    server_ca_file: Path | None = Field(
+        default=None,
+        description="The CA certificates, in PEM, that the gRPC server's certificate is verified against; with it the "
+        "shim and the commands speak TLS. The system's own are a file too, such as "
+        "/etc/ssl/certs/ca-certificates.crt.",
+    )
+    server_name: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9._:-]*$",
+        description="The name that the server's certificate must have, where it is not the host of "
+        "POINTBOOK_GRPC_ADDRESS.",
+    )
+    client_cert_file: Path | None = Field(
+        default=None,
+        description="The certificate with its chain, in PEM, that the shim and the commands show the gRPC server. "
+        "Renewed files are used within a second.",
+    )
+    client_key_file: Path | None = Field(
+        default=None,
+        description="The private key of POINTBOOK_CLIENT_CERT_FILE, in PEM without a password.",
+    )
+    http_tls_cert_file: Path | None = Field(
+        default=None,
+        description="The shim's certificate with its chain, in PEM: it then serves HTTPS by TLS 1.2 or later, where no "
+        "proxy does. Renewed files are used from the next handshake on.",
+    )
+    http_tls_key_file: Path | None = Field(
+        default=None,
+        description="The private key of POINTBOOK_HTTP_TLS_CERT_FILE, in PEM without a password.",
     )
     http_address: str = Field(
         default="127.0.0.1:8080",
@@ -103,6 +134,35 @@ class ShimSettings(SecretFileSettings):
         default="INFO", description="DEBUG, INFO, WARNING or ERROR; DEBUG tells every webhook."
     )
 
+    @field_validator(
+        "server_ca_file",
+        "client_cert_file",
+        "client_key_file",
+        "http_tls_cert_file",
+        "http_tls_key_file",
+        mode="before",
+    )
+    @classmethod
+    def _unset_empty(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("server_name", "client_cert_file")
+    @classmethod
+    def _check_server_ca(cls, value: Path | str | None, info: ValidationInfo) -> Path | str | None:
+        if value and info.data.get("server_ca_file") is None:
+            raise ValueError("needs POINTBOOK_SERVER_CA_FILE")
+        return value
+
+    @field_validator("client_key_file", "http_tls_key_file")
+    @classmethod
+    def _check_key_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        cert = str(info.field_name).replace("_key_", "_cert_")
+        # An unknown value is wrong by itself.
+        if cert in info.data and (value is None) is not (info.data[cert] is None):
+            told = "must be set where {} is" if value is None else "needs {}"
+            raise ValueError(told.format(f"POINTBOOK_{cert.upper()}"))
+        return value
+
     @field_validator("http_address", "grpc_address")
     @classmethod
     def _check_address(cls, address: str) -> str:
@@ -146,8 +206,12 @@ class ShimSettings(SecretFileSettings):
     @field_validator("http_address")
     @classmethod
     def _keep_http_on_loopback(cls, address: str, info: ValidationInfo) -> str:
-        if not info.data.get("allow_plaintext", True) and not _is_loopback(address):
-            raise ValueError("is beyond loopback: set POINTBOOK_ALLOW_PLAINTEXT=true behind a TLS proxy")
+        has_tls = info.data.get("http_tls_cert_file") is not None
+        if not has_tls and not info.data.get("allow_plaintext", True) and not _is_loopback(address):
+            raise ValueError(
+                "is beyond loopback: set POINTBOOK_HTTP_TLS_CERT_FILE, or POINTBOOK_ALLOW_PLAINTEXT=true behind a TLS "
+                "proxy"
+            )
         return address
 
     @field_validator("token")
@@ -158,12 +222,14 @@ class ShimSettings(SecretFileSettings):
         if not _VISIBLE.fullmatch(token.get_secret_value()):
             raise ValueError("must be visible ASCII characters, as it travels in a header")
         # Unknown values are wrong by themselves.
-        if not info.data.get("allow_plaintext", True) and not _is_loopback(
+        may_speak_plaintext = info.data.get("allow_plaintext", True) or _is_loopback(
             info.data.get("grpc_address", "localhost:0")
-        ):
+        )
+        if info.data.get("server_ca_file") is None and not may_speak_plaintext:
             raise ValueError(
-                "would be sent in clear to POINTBOOK_GRPC_ADDRESS, which is beyond loopback: "
-                "POINTBOOK_ALLOW_PLAINTEXT=true allows it in a network that encrypts by itself"
+                "would be sent in clear to POINTBOOK_GRPC_ADDRESS, which is beyond loopback: set "
+                "POINTBOOK_SERVER_CA_FILE for TLS, or POINTBOOK_ALLOW_PLAINTEXT=true in a network that encrypts by "
+                "itself"
             )
         return token
 

@@ -11,7 +11,8 @@ from e2e.processes import one_line, pointbook
 async def test_a_token_is_rotated_and_listed_as_json(database_url: str) -> None:
     """`token rotate` prints the new bearer string alone; `token list --json` has every time, and no secret."""
     options = ("--name", "till-7", "--merchant", "m-1", "--scope", "redeem", "--scope", "codes", "--days", "30")
-    old = (await pointbook("token", "create", *options, DATABASE_URL=database_url)).out.strip()
+    clients = ("--client-name", "till-7.internal", "--client-name", "Till 7")
+    old = (await pointbook("token", "create", *options, *clients, DATABASE_URL=database_url)).out.strip()
     old_id = old.split("_")[1]
     made = await pointbook("token", "rotate", old_id, "--overlap", "90m", DATABASE_URL=database_url)
     listed = await pointbook("token", "list", "--json", DATABASE_URL=database_url)
@@ -22,11 +23,12 @@ async def test_a_token_is_rotated_and_listed_as_json(database_url: str) -> None:
     assert secret not in listed.out
     tokens = {token["id"]: token for token in json.loads(listed.out)}
     assert set(tokens[old_id]) == set(tokens[new_id]) == {
-        "id", "name", "merchants", "scopes", "created", "expires", "revoked", "last_used", "rotated_to",
+        "id", "name", "merchants", "scopes", "client_names", "created", "expires", "revoked", "last_used", "rotated_to",
     }  # fmt: skip
     assert tokens[old_id]["rotated_to"] == new_id
     for token in (tokens[old_id], tokens[new_id]):
         assert (token["name"], token["merchants"], token["scopes"]) == ("till-7", ["m-1"], ["codes", "redeem"])
+        assert token["client_names"] == ["Till 7", "till-7.internal"]
         assert (token["revoked"], token["last_used"]) == (None, None)
     times = [tokens[old_id]["expires"], tokens[new_id]["created"], tokens[new_id]["expires"]]
     expires, created, later = map(datetime.fromisoformat, times)

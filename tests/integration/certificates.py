@@ -1,6 +1,10 @@
-"""A certificate for loopback that nobody else trusts."""
+"""Certificates for loopback that nothing else trusts, and a CA for servers and clients."""
 
+import socket
 import ssl
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -38,3 +42,127 @@ def loopback_tls(folder: Path) -> tuple[ssl.SSLContext, Path]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(chain)
     return context, trusted
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A certificate with its key, in PEM."""
+
+    chain: bytes
+    key: bytes
+
+    def write(self, folder: Path, stem: str) -> tuple[Path, Path]:
+        """Put both into files, each at once as certificate managers do, and return their paths."""
+        paths = folder / f"{stem}.crt", folder / f"{stem}.key"
+        for path, content in zip(paths, (self.chain, self.key), strict=True):
+            replace(path, content)
+        return paths
+
+
+class Authority:
+    """A CA that issues certificates of servers and clients."""
+
+    def __init__(self) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Test CA")])
+        self.pem = self._sign(self._name, self._key.public_key(), timedelta(days=1), ca=True, names=[])
+
+    def issue(
+        self,
+        common_name: str = "pointbook",
+        *,
+        names: Sequence[str] = ("pointbook.example", "localhost"),
+        uris: Sequence[str] = (),
+        life: timedelta = timedelta(days=365),
+    ) -> Issued:
+        """Issue a certificate for names and URIs, and for the loopback address."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
+        all_names = [
+            *map(x509.DNSName, names),
+            *map(x509.UniformResourceIdentifier, uris),
+            x509.IPAddress(ip_address("127.0.0.1")),
+        ]
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return Issued(self._sign(subject, key.public_key(), life, ca=False, names=all_names), private)
+
+    def _sign(
+        self,
+        subject: x509.Name,
+        public_key: ec.EllipticCurvePublicKey,
+        life: timedelta,
+        *,
+        ca: bool,
+        names: Sequence[x509.GeneralName],
+    ) -> bytes:
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(public_key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + life)
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        )
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Replace a file at once; only its owner may read it."""
+    new = path.with_suffix(".new")
+    new.touch(0o600)
+    new.write_bytes(content)
+    new.replace(path)
+
+
+def serial_of(chain: bytes) -> int:
+    """Return the serial number of a certificate."""
+    return x509.load_pem_x509_certificate(chain).serial_number
+
+
+def served_serial(port: int) -> int:
+    """Return the serial number of the certificate that a port of this machine shows."""
+    return serial_of(ssl.get_server_certificate(("127.0.0.1", port), timeout=10).encode())
+
+
+def old_context(authority: Authority, folder: Path) -> ssl.SSLContext:
+    """The context of a server that still has TLS 1.0 and 1.1."""
+    cert, key = authority.issue().write(folder, "old")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    return _with_old_versions(context, ssl.TLSVersion.TLSv1)
+
+
+def _with_old_versions(context: ssl.SSLContext, version: ssl.TLSVersion) -> ssl.SSLContext:
+    """Allow a context what OpenSSL itself refuses by now."""
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = version
+    return context
+
+
+def handshake(port: int, version: ssl.TLSVersion, authority: Authority) -> str:
+    """Shake hands in one version of TLS alone, and return it; nothing where it is refused."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(cadata=authority.pem.decode())
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    _with_old_versions(context, version)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.maximum_version = version
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=10) as connection,
+            context.wrap_socket(connection) as wrapped,
+        ):
+            return wrapped.version() or ""
+    except OSError:
+        return ""

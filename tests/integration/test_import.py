@@ -12,12 +12,14 @@ from typing import Any
 import asyncpg
 import grpc
 import pytest
+from pydantic import SecretStr
 
 from harness import NOW_MS, Client, Service, Shop, at, refused, unique
 from pointbook.v1 import points_pb2, points_pb2_grpc
 from pointbook_cli import importing, progress
 from pointbook_cli.importing import Plan, run_import
 from pointbook_cli.points_file import FORMATS, Format, Manner
+from shopline_shim.settings import ShimSettings
 
 Row = dict[str, object]
 Imports = Callable[..., Any]
@@ -61,13 +63,13 @@ def imports(service: Service, admin_token: str, shop: Shop) -> Imports:
     """Imports a file into the book of the test's own shop; answers the exit code."""
 
     async def run(file: Path, *, stop: asyncio.Event | None = None, **changes: Any) -> int:
+        address = changes.pop("address", f"127.0.0.1:{service.server.port}")
         manner = {"format": FORMATS[file.suffix], "merchant_id": shop.merchant_id, "store_id": shop.store_id}
         values: dict[str, Any] = {
             "file": file,
             "manner": Manner(**{**manner, **changes.pop("manner", {})}),
             "report": None,
-            "address": f"127.0.0.1:{service.server.port}",
-            "token": admin_token,
+            "server": address and ShimSettings(grpc_address=address, token=SecretStr(admin_token)),
             "batch_size": 7,
             "in_flight": 3,
         }

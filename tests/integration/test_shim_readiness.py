@@ -133,7 +133,8 @@ async def test_the_health_command_shows_the_cause(service: Service, admin_token:
     cause = "POINTBOOK_TOKEN is not set, and the gRPC server requires a token."
     for token, state in (("", (False, cause)), (admin_token, (True, ""))):
         async with shim_before(service.server.port, token) as http:
-            assert await asyncio.to_thread(shim_state, f"{http.base_url.host}:{http.base_url.port}") == state
+            settings = ShimSettings(http_address=f"{http.base_url.host}:{http.base_url.port}")
+            assert await asyncio.to_thread(shim_state, settings) == state
 
 
 async def test_callers_are_told_what_their_own_token_allows(service: Service) -> None:

@@ -13,11 +13,13 @@ import asyncpg
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from harness import NOW_MS, Client, Service, Shop, unique
 from ledger_book import check_book
 from pointbook_cli.importing import Plan, run_import
 from pointbook_cli.points_file import Format, Manner
+from shopline_shim.settings import ShimSettings
 
 COLUMNS = ("event_id", "buyer_id", "update_type", "updated_scene", "updated_value", "points_balance", "updated_at")
 START_MS = NOW_MS - 1_000_000
@@ -99,8 +101,7 @@ class Book:
             file=file,
             manner=Manner(Format.CSV, self.shop.merchant_id, self.shop.store_id),
             report=report,
-            address=f"127.0.0.1:{self.service.server.port}",
-            token=self.token,
+            server=ShimSettings(grpc_address=f"127.0.0.1:{self.service.server.port}", token=SecretStr(self.token)),
             batch_size=batch_size,
             in_flight=3,
         )

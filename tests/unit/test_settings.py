@@ -138,6 +138,43 @@ def test_plaintext_beyond_loopback_must_be_wanted() -> None:
     assert ServerSettings(grpc_address="0.0.0.0:50051", allow_plaintext=True).allow_plaintext
 
 
+def test_with_tls_the_server_may_listen_beyond_loopback() -> None:
+    """Metrics are plaintext all the same."""
+    files: dict[str, Any] = {"tls_cert_file": Path("server.crt"), "tls_key_file": Path("server.key")}
+
+    assert ServerSettings(grpc_address="0.0.0.0:50051", **files).tls_client_ca_file is None
+    with pytest.raises(ValidationError, match="metrics_address"):
+        ServerSettings(metrics_address="0.0.0.0:9000", **files)
+
+
+@pytest.mark.parametrize(
+    ("variables", "wrong"),
+    [
+        ({"TLS_CERT_FILE": "x"}, "tls_key_file"),
+        ({"TLS_KEY_FILE": "x"}, "tls_key_file"),
+        ({"TLS_CERT_FILE": "", "TLS_KEY_FILE": "x"}, "tls_key_file"),
+        ({"TLS_CLIENT_CA_FILE": "x"}, "tls_client_ca_file"),
+    ],
+)
+def test_half_of_the_tls_settings_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], wrong: str
+) -> None:
+    """A server that was meant to encrypt never runs without."""
+    for name, value in variables.items():
+        monkeypatch.setenv(f"POINTBOOK_{name}", value)
+
+    with pytest.raises(ValidationError, match=rf"1 validation error[\s\S]*{wrong}[\s\S]*POINTBOOK_TLS_CERT_FILE"):
+        ServerSettings()
+
+
+def test_empty_tls_settings_are_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As compose files write them."""
+    for name in ("TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE"):
+        monkeypatch.setenv(f"POINTBOOK_{name}", "")
+
+    assert ServerSettings().tls_cert_file is None
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

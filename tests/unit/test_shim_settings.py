@@ -104,6 +104,44 @@ def test_plaintext_leaves_loopback_only_when_told(monkeypatch: pytest.MonkeyPatc
     assert ShimSettings().http_address == "[::]:8080"
 
 
+def test_with_tls_no_plaintext_need_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for the token nor for listening."""
+    for name, value in {
+        "TOKEN": "token",
+        "GRPC_ADDRESS": "pointbook.internal:50051",
+        "HTTP_ADDRESS": "[::]:8080",
+        "SERVER_CA_FILE": "ca.crt",
+        "HTTP_TLS_CERT_FILE": "shim.crt",
+        "HTTP_TLS_KEY_FILE": "shim.key",
+    }.items():
+        monkeypatch.setenv(f"POINTBOOK_{name}", value)
+
+    assert not ShimSettings().allow_plaintext
+
+
+@pytest.mark.parametrize(
+    ("variables", "wrong"),
+    [
+        ({"HTTP_TLS_CERT_FILE": "x"}, "http_tls_key_file"),
+        ({"HTTP_TLS_KEY_FILE": "x"}, "http_tls_key_file"),
+        ({"SERVER_CA_FILE": "x", "CLIENT_CERT_FILE": "x"}, "client_key_file"),
+        ({"SERVER_CA_FILE": "x", "CLIENT_KEY_FILE": "x"}, "client_key_file"),
+        ({"CLIENT_CERT_FILE": "x", "CLIENT_KEY_FILE": "x"}, "client_cert_file"),
+        ({"SERVER_NAME": "pointbook"}, "server_name"),
+        ({"SERVER_CA_FILE": "x", "SERVER_NAME": "point book"}, "server_name"),
+    ],
+)
+def test_half_of_the_tls_settings_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], wrong: str
+) -> None:
+    """A shim that was meant to encrypt, or to be known by its certificate, never runs without."""
+    for name, value in variables.items():
+        monkeypatch.setenv(f"POINTBOOK_{name}", value)
+
+    with pytest.raises(ValidationError, match=rf"1 validation error[\s\S]*{wrong}"):
+        ShimSettings()
+
+
 def test_addresses() -> None:
     """An IPv6 address stands in brackets, as in a URL."""
     assert split_address("localhost:0") == ("localhost", 0)

@@ -122,6 +122,7 @@ class Token:
     revoked_at_ms: int | None = None
     last_used_at_ms: int | None = None
     rotated_to: str | None = None
+    client_names: tuple[str, ...] = ()
 
     def not_rotatable(self, now_ms: int) -> str:
         """Return why it cannot be replaced by another token now; empty where it can."""
@@ -136,11 +137,23 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who calls: what a token allows, or everything where `pointbook dev` runs without tokens."""
+    """Who calls: what a token allows, or everything where `pointbook dev` runs without tokens.
+
+    With `client_names` the token is good only for clients whose certificate has one of these names.
+    """
 
     merchants: frozenset[str]
     scopes: frozenset[str]
     token_id: str = ""
+    client_names: frozenset[str] = frozenset()
+
+    def check_client(self, names: frozenset[str]) -> None:
+        """Raise TOKEN_INVALID where the token is bound to other clients than the one with these names.
+
+        The error is that of an unknown token: it tells the holder of a stolen one nothing.
+        """
+        if self.client_names and self.client_names.isdisjoint(names):
+            raise _token_invalid()
 
     def check_scope(self, scope: Scope) -> None:
         """Raise SCOPE_MISSING unless the scope is allowed."""
@@ -189,7 +202,13 @@ def merchants_named(message: Any, path: str) -> Iterator[str]:
 
 
 def new_token(
-    name: str, merchants: Collection[str], scopes: Iterable[Scope], now_ms: int, expires_at_ms: int | None
+    name: str,
+    merchants: Collection[str],
+    scopes: Iterable[Scope],
+    now_ms: int,
+    expires_at_ms: int | None,
+    *,
+    client_names: Collection[str] = (),
 ) -> tuple[Token, str]:
     """Make a token: what is kept of it, and the bearer string that is shown once."""
     token_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
@@ -201,6 +220,7 @@ def new_token(
         scopes=tuple(sorted(set(scopes))),
         created_at_ms=now_ms,
         expires_at_ms=expires_at_ms,
+        client_names=tuple(sorted(set(client_names))),
     )
     return kept, f"{TOKEN_PREFIX}_{token_id}_{secret}"
 
@@ -208,12 +228,19 @@ def new_token(
 def rotated(token: Token, now_ms: int, overlap_ms: int) -> tuple[Token, Token, str]:
     """Return a token as it stands after its rotation, its replacement, and the bearer string of that one.
 
-    The new token has the same name, merchants and scopes, and as long a life as the old one was given. The old one
-    lives on for the overlap, unless it expires before.
+    The new token has the same name, merchants, scopes and client names, and as long a life as the old one was given.
+    The old one lives on for the overlap, unless it expires before.
     """
     life_ms = None if token.expires_at_ms is None else token.expires_at_ms - token.created_at_ms
     expires_at_ms = None if life_ms is None else now_ms + life_ms
-    new, bearer = new_token(token.name, token.merchants, map(Scope, token.scopes), now_ms, expires_at_ms)
+    new, bearer = new_token(
+        token.name,
+        token.merchants,
+        map(Scope, token.scopes),
+        now_ms,
+        expires_at_ms,
+        client_names=token.client_names,
+    )
     end_ms = now_ms + overlap_ms
     old = replace(
         token,
@@ -235,12 +262,16 @@ def admit(token: Token | None, secret: str, now_ms: int) -> Principal:
     known = b"" if token is None else token.secret_hash
     matches = hmac.compare_digest(_hash(secret), known)
     if token is None or not matches or token.revoked_at_ms is not None:
-        raise PointbookError(Reason.TOKEN_INVALID, "The bearer token is unknown or revoked.")
+        raise _token_invalid()
     if token.expires_at_ms is not None and token.expires_at_ms <= now_ms:
         raise PointbookError(
             Reason.TOKEN_EXPIRED, "The bearer token has expired.", metadata={"token_id": token.token_id}
         )
-    return Principal(frozenset(token.merchants), frozenset(token.scopes), token.token_id)
+    return Principal(frozenset(token.merchants), frozenset(token.scopes), token.token_id, frozenset(token.client_names))
+
+
+def _token_invalid() -> PointbookError:
+    return PointbookError(Reason.TOKEN_INVALID, "The bearer token is unknown or revoked.")
 
 
 def _hash(secret: str) -> bytes:

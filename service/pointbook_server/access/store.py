@@ -100,4 +100,5 @@ def _to_token(row: Row) -> Token:
         revoked_at_ms=row.revoked_at_ms,
         last_used_at_ms=row.last_used_at_ms,
         rotated_to=row.rotated_to,
+        client_names=tuple(row.client_names),
     )

@@ -1,0 +1,153 @@
+"""Channels to the gRPC server, in plaintext or TLS as the settings say: of the shim, and of the commands."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import grpc
+
+from pointbook_server.certificates import SettingFile, TlsFiles, TlsMaterial, TlsSource, load
+from shopline_shim.settings import ShimSettings
+
+CHECK_SECONDS = 1.0
+"""How long a channel goes on without a look at its TLS files."""
+OLD_CALLS_SECONDS_MAX = 60.0
+"""When a channel that has been replaced is closed: no caller waits longer for a call."""
+
+Options = Sequence[tuple[str, Any]]
+
+
+def open_channel(settings: ShimSettings, address: str) -> grpc.Channel:
+    """Open a channel of a command. Raises SettingError where TLS files are wrong."""
+    options = (("grpc.enable_http_proxy", 0), *_name_options(settings))
+    files = client_tls_files(settings)
+    if files is None:
+        return grpc.insecure_channel(address, options=options)
+    material = load(files)
+    return grpc.secure_channel(address, credentials(material.ca, material), options=options)
+
+
+def open_aio_channel(settings: ShimSettings, address: str, options: Options, tls: TlsSource | None) -> grpc.aio.Channel:
+    """Open a channel that lives long, and follows its TLS files, inside the running event loop."""
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    all_options = (*options, *_name_options(settings))
+
+    def opened(material: TlsMaterial) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(address, credentials(material.ca, material), all_options)
+
+    return RenewingChannel(tls, opened)
+
+
+def client_tls_source(settings: ShimSettings) -> TlsSource | None:
+    """Return the TLS material for the gRPC server; None where the settings name no CA. Raises SettingError."""
+    files = client_tls_files(settings)
+    return None if files is None else TlsSource(files)
+
+
+def client_tls_files(settings: ShimSettings) -> TlsFiles | None:
+    """Return the files of TLS to the gRPC server; None where the settings name no CA."""
+    ca, cert, key = settings.server_ca_file, settings.client_cert_file, settings.client_key_file
+    if ca is None:
+        return None
+    return TlsFiles(
+        cert=None if cert is None else SettingFile("POINTBOOK_CLIENT_CERT_FILE", cert),
+        key=None if key is None else SettingFile("POINTBOOK_CLIENT_KEY_FILE", key),
+        ca=SettingFile("POINTBOOK_SERVER_CA_FILE", ca),
+    )
+
+
+def credentials(ca: bytes | None, identity: TlsMaterial) -> grpc.ChannelCredentials:
+    """Build credentials that trust a CA, with the certificate of an identity if it has one."""
+    return grpc.ssl_channel_credentials(ca, identity.key, identity.chain)
+
+
+def _name_options(settings: ShimSettings) -> Options:
+    return (("grpc.ssl_target_name_override", settings.server_name),) if settings.server_name else ()
+
+
+class RenewingChannel(grpc.aio.Channel):
+    """A channel that is opened again when its TLS files change: gRPC's own credentials never change.
+
+    Calls that run go on over the channel before it.
+    """
+
+    def __init__(self, source: TlsSource, open_: Callable[[TlsMaterial], grpc.aio.Channel]) -> None:
+        self._source = source
+        self._open = open_
+        self._material = source.current()
+        self._channel = open_(self._material)
+        self._checked_at = time.monotonic()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def current(self) -> grpc.aio.Channel:
+        """Return the channel for new calls."""
+        if time.monotonic() - self._checked_at < CHECK_SECONDS:
+            return self._channel
+        self._checked_at = time.monotonic()
+        material = self._source.current()
+        if material is not self._material:
+            closing = asyncio.create_task(_close_later(self._channel))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            self._material, self._channel = material, self._open(material)
+        return self._channel
+
+    def unary_unary(self, method: str, *serializers: Any, **more: Any) -> Any:
+        """Return a callable that makes each call over the channel of its moment."""
+        made_by, made = self._channel, self._channel.unary_unary(method, *serializers, **more)
+
+        def call(request: Any, **options: Any) -> Any:
+            nonlocal made_by, made
+            channel = self.current()
+            if channel is not made_by:
+                made_by, made = channel, channel.unary_unary(method, *serializers, **more)
+            return made(request, **options)
+
+        return call
+
+    def unary_stream(self, method: str, *serializers: Any, **more: Any) -> Any:
+        """Return the callable of the present channel."""
+        return self.current().unary_stream(method, *serializers, **more)
+
+    def stream_unary(self, method: str, *serializers: Any, **more: Any) -> Any:
+        """Return the callable of the present channel."""
+        return self.current().stream_unary(method, *serializers, **more)
+
+    def stream_stream(self, method: str, *serializers: Any, **more: Any) -> Any:
+        """Return the callable of the present channel."""
+        return self.current().stream_stream(method, *serializers, **more)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:  # noqa: FBT001, FBT002 - gRPC's own
+        """Return the state of the present channel."""
+        return self._channel.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        """Wait until the present channel has another state."""
+        await self._channel.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        """Wait until the present channel is connected."""
+        await self._channel.channel_ready()
+
+    async def close(self, grace: float | None = None) -> None:
+        """Close the channel, and those that it has replaced."""
+        await self._channel.close(grace)
+        for closing in self._closing:
+            closing.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+async def _close_later(channel: grpc.aio.Channel) -> None:
+    """Close a channel when its calls have ended: gRPC's own grace would overlook those that have just begun."""
+    try:
+        await asyncio.sleep(OLD_CALLS_SECONDS_MAX)
+    finally:
+        await channel.close()

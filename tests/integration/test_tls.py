@@ -1,0 +1,255 @@
+"""The gRPC server over TLS: who may call, how certificates are renewed, and tokens that are bound to clients."""
+
+import asyncio
+import contextlib
+import math
+import re
+import shutil
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+
+from harness import Client, Service, make_token, refusal, server_settings
+from integration.certificates import Authority, Issued, handshake, old_context, replace, serial_of, served_serial
+from pointbook.v1 import access_pb2
+from pointbook_cli.health import ProbeSettings, server_is_serving
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.errors import SettingError
+from pointbook_server.server import Server
+from waiting import until
+
+AUTHORITY = Authority()
+OTHER_AUTHORITY = Authority()
+LOOP_CALLS_MAX = 400
+
+
+def trust(authority: Authority = AUTHORITY, identity: Issued | None = None) -> grpc.ChannelCredentials:
+    """Credentials of a client that trusts an authority, with a certificate of its own if it is given one."""
+    return grpc.ssl_channel_credentials(
+        authority.pem, identity.key if identity else None, identity.chain if identity else None
+    )
+
+
+@contextlib.asynccontextmanager
+async def tls_server(database_url: str, folder: Path, **changes: Any) -> AsyncIterator[Server]:
+    """Run a server whose certificate is in a folder."""
+    cert, key = AUTHORITY.issue().write(folder, "server")
+    server = Server(server_settings(tls_cert_file=cert, tls_key_file=key, **changes), database_url, senders={})
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+@contextlib.asynccontextmanager
+async def caller(
+    port: int, token: str, credentials: grpc.ChannelCredentials | None, name: str = ""
+) -> AsyncIterator[Client]:
+    """A client with a connection of its own, which may ask for the certificate of another name than the address."""
+    options: list[tuple[str, Any]] = [("grpc.use_local_subchannel_pool", 1)]
+    if name:
+        options.append(("grpc.ssl_target_name_override", name))
+    client = Client(port, token, options=options, credentials=credentials)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def outcome(port: int, token: str, credentials: grpc.ChannelCredentials | None, name: str = "") -> str:
+    """Ask what the caller's token allows, and return OK, UNAVAILABLE, or the reason of the error."""
+    async with caller(port, token, credentials, name) as client:
+        try:
+            await client.access.GetCallerAccess(access_pb2.GetCallerAccessRequest(), timeout=10)
+        except grpc.aio.AioRpcError as error:
+            code = error.code()
+            return code.name if code is grpc.StatusCode.UNAVAILABLE else refusal(error).reason
+        return "OK"
+
+
+@pytest.fixture
+async def client_ca(tmp_path: Path) -> Path:
+    """The file of the CA that signs clients."""
+    path = tmp_path / "clients.crt"
+    path.write_bytes(AUTHORITY.pem)
+    return path
+
+
+async def test_only_callers_that_speak_tls_and_trust_the_server_are_served(
+    service: Service, admin_token: str, tmp_path: Path
+) -> None:
+    """Plaintext, another CA and another name end before the token is sent."""
+    async with tls_server(service.database_url, tmp_path) as server:
+        assert await outcome(server.port, admin_token, trust()) == "OK"
+        assert await outcome(server.port, admin_token, None) == "UNAVAILABLE"
+        assert await outcome(server.port, admin_token, trust(OTHER_AUTHORITY)) == "UNAVAILABLE"
+        assert await outcome(server.port, admin_token, trust(), "pointbook.example") == "OK"
+        assert await outcome(server.port, admin_token, trust(), "elsewhere.example") == "UNAVAILABLE"
+
+
+async def test_with_a_client_ca_only_clients_with_its_certificates_are_served(
+    service: Service, admin_token: str, tmp_path: Path, client_ca: Path
+) -> None:
+    """A certificate of another CA is as good as none."""
+    async with tls_server(service.database_url, tmp_path, tls_client_ca_file=client_ca) as server:
+        assert await outcome(server.port, admin_token, trust(identity=AUTHORITY.issue("till"))) == "OK"
+        assert await outcome(server.port, admin_token, trust()) == "UNAVAILABLE"
+        assert await outcome(server.port, admin_token, trust(identity=OTHER_AUTHORITY.issue("till"))) == "UNAVAILABLE"
+
+
+async def test_a_bound_token_is_refused_from_other_clients_as_if_it_were_unknown(
+    service: Service, tmp_path: Path, client_ca: Path
+) -> None:
+    """The common name and every alternative name count, each exactly."""
+    by_name, by_uri = [
+        await make_token(service.database_url, [ALL_MERCHANTS], list(Scope), client_names=[name])
+        for name in ("till 7", "spiffe://shop.example/till")
+    ]
+    named = AUTHORITY.issue("till 7", names=["a.example"])
+    with_uri = AUTHORITY.issue("till 70", names=["till.shop.example"], uris=["spiffe://shop.example/till"])
+    async with tls_server(service.database_url, tmp_path, tls_client_ca_file=client_ca) as server:
+        assert await outcome(server.port, by_name, trust(identity=named)) == "OK"
+        assert await outcome(server.port, by_name, trust(identity=with_uri)) == "TOKEN_INVALID"
+        assert await outcome(server.port, by_uri, trust(identity=with_uri)) == "OK"
+        assert await outcome(server.port, by_uri, trust(identity=named)) == "TOKEN_INVALID"
+
+    # Without a client certificate there is no name that could be right.
+    assert await outcome(service.server.port, by_name, None) == "TOKEN_INVALID"
+
+
+async def test_renewed_certificates_are_served_without_a_failed_call(
+    service: Service, admin_token: str, tmp_path: Path
+) -> None:
+    """Calls over new connections and over one that stays go on while both files are replaced, one after the other."""
+    done = asyncio.Event()
+    outcomes: list[str] = []
+
+    async def keep_connecting() -> None:
+        while not done.is_set() and len(outcomes) < LOOP_CALLS_MAX:
+            outcomes.append(await outcome(server.port, admin_token, trust()))
+
+    async with (
+        tls_server(service.database_url, tmp_path) as server,
+        caller(server.port, admin_token, trust()) as staying,
+    ):
+        loops = [asyncio.create_task(keep_connecting()) for _ in range(4)]
+        for _ in range(5):
+            renewed = AUTHORITY.issue()
+            renewed.write(tmp_path, "server")
+            assert await asyncio.to_thread(served_serial, server.port) == serial_of(renewed.chain)
+            await staying.access.GetCallerAccess(access_pb2.GetCallerAccessRequest(), timeout=10)
+            wanted = len(outcomes) + 8
+            await until(lambda wanted=wanted: len(outcomes) >= wanted)  # type: ignore[misc] # mypy infers no defaults
+        done.set()
+        await asyncio.gather(*loops)
+
+    assert len(outcomes) >= 40
+    assert set(outcomes) == {"OK"}
+
+
+async def test_files_that_do_not_fit_together_leave_the_old_certificate_in_force(
+    service: Service, admin_token: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A certificate without its key, half a file and no file are waited out, and each is logged once."""
+    async with tls_server(service.database_url, tmp_path) as server:
+        old = await asyncio.to_thread(served_serial, server.port)
+        new = AUTHORITY.issue()
+        for content in (new.chain, new.chain[:200], None):
+            if content is None:
+                (tmp_path / "server.crt").unlink()
+            else:
+                replace(tmp_path / "server.crt", content)
+            for _ in range(3):
+                assert await asyncio.to_thread(served_serial, server.port) == old
+            assert await outcome(server.port, admin_token, trust()) == "OK"
+        new.write(tmp_path, "server")
+        assert await asyncio.to_thread(served_serial, server.port) == serial_of(new.chain)
+        assert await outcome(server.port, admin_token, trust()) == "OK"
+
+    logged = capsys.readouterr()
+    assert (logged.out + logged.err).count("changed TLS files are not used yet") == 3
+
+
+async def test_the_metric_tells_when_the_served_certificate_expires(service: Service, tmp_path: Path) -> None:
+    """NaN without TLS, since 0 would be 1970."""
+    name = "pointbook_tls_certificate_expiry_timestamp_seconds"
+    async with tls_server(service.database_url, tmp_path) as server:
+        for _ in range(2):
+            issued = AUTHORITY.issue()
+            issued.write(tmp_path, "server")
+            expires_at = x509.load_pem_x509_certificate(issued.chain).not_valid_after_utc
+            assert server.metrics.registry.get_sample_value(name) == expires_at.timestamp()
+
+    assert math.isnan(service.server.metrics.registry.get_sample_value(name) or 0)
+
+
+async def test_versions_before_tls_1_2_are_refused(service: Service, tmp_path: Path) -> None:
+    """The same client speaks TLS 1.1 with a server that has it, so that it is ours which refuses."""
+    async with tls_server(service.database_url, tmp_path) as server:
+        versions = [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+        spoken = [await asyncio.to_thread(handshake, server.port, version, AUTHORITY) for version in versions]
+    old_server = await asyncio.start_server(
+        lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=old_context(AUTHORITY, tmp_path)
+    )
+    async with old_server:
+        old_port = old_server.sockets[0].getsockname()[1]
+        assert await asyncio.to_thread(handshake, old_port, ssl.TLSVersion.TLSv1_1, AUTHORITY) == "TLSv1.1"
+
+    assert spoken == ["", "", "TLSv1.2", "TLSv1.3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("server.crt", b"no PEM", "POINTBOOK_TLS_CERT_FILE: there is no certificate in PEM in the file"),
+        ("server.crt", None, "POINTBOOK_TLS_CERT_FILE: cannot read"),
+        ("server.key", b"no PEM", "POINTBOOK_TLS_KEY_FILE: there is no private key in PEM in the file"),
+        ("server.key", AUTHORITY.issue().key, "POINTBOOK_TLS_KEY_FILE: the key does not belong to"),
+        ("clients.crt", b"", "POINTBOOK_TLS_CLIENT_CA_FILE: there is no certificate in PEM in the file"),
+    ],
+)
+async def test_wrong_files_stop_the_start(
+    service: Service, tmp_path: Path, *, name: str, content: bytes | None, told: str
+) -> None:
+    """The error names the setting."""
+    cert, key = AUTHORITY.issue().write(tmp_path, "server")
+    client_ca = tmp_path / "clients.crt"
+    client_ca.write_bytes(AUTHORITY.pem)
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    settings = server_settings(tls_cert_file=cert, tls_key_file=key, tls_client_ca_file=client_ca)
+
+    with pytest.raises(SettingError, match=told):
+        Server(settings, service.database_url, senders={})
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+async def test_the_lines_of_the_readme_make_certificates_that_work(service: Service, tmp_path: Path) -> None:
+    """Also the one of the server as its probe's, and the name that a token is bound to."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (lines,) = re.findall(r"^```bash\n(openssl .*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    made = await asyncio.create_subprocess_exec(
+        "bash", "-euc", lines, cwd=tmp_path, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+    )
+    assert await made.wait() == 0
+    token = await make_token(service.database_url, [ALL_MERCHANTS], list(Scope), client_names=["shim.internal"])
+    files: dict[str, Any] = {"tls_cert_file": tmp_path / "server.crt", "tls_key_file": tmp_path / "server.key"}
+    settings = server_settings(**files, tls_client_ca_file=tmp_path / "ca.crt")
+    ca, chain, key = ((tmp_path / name).read_bytes() for name in ("ca.crt", "shim.crt", "shim.key"))
+    server = Server(settings, service.database_url, senders={})
+    await server.start()
+    try:
+        credentials = grpc.ssl_channel_credentials(ca, key, chain)
+        assert await outcome(server.port, token, credentials, "server.internal") == "OK"
+        probe = ProbeSettings(grpc_address=f"127.0.0.1:{server.port}", **files, tls_client_ca_file=tmp_path / "ca.crt")
+        assert await asyncio.to_thread(server_is_serving, probe)
+    finally:
+        await server.stop()

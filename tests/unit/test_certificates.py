@@ -1,0 +1,159 @@
+"""TLS material from files: what is refused, what is renewed, and what is logged of it."""
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from integration.certificates import Authority, Issued, replace
+from json_logs import json_logs
+from pointbook_server import certificates
+from pointbook_server.certificates import DAY_SECONDS, SettingFile, TlsFiles, TlsSource, load, name_of
+from pointbook_server.errors import SettingError
+
+AUTHORITY = Authority()
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+@pytest.fixture
+def logs() -> Iterator[StringIO]:
+    """What the module logs."""
+    with json_logs(certificates) as written:
+        yield written
+
+
+def files_in(folder: Path, issued: Issued) -> TlsFiles:
+    """Write a pair into a folder."""
+    cert, key = issued.write(folder, "own")
+    return TlsFiles(cert=SettingFile("CERT", cert), key=SettingFile("KEY", key))
+
+
+def events(logs: StringIO) -> list[str]:
+    """Return what was logged, in order."""
+    return [json.loads(line)["event"] for line in logs.getvalue().splitlines()]
+
+
+def test_material_stays_the_same_object_until_its_files_change(tmp_path: Path) -> None:
+    """Callers compare by identity at every handshake."""
+    source = TlsSource(files_in(tmp_path, AUTHORITY.issue()))
+    first = source.current()
+
+    assert source.current() is first
+    renewed = AUTHORITY.issue()
+    renewed.write(tmp_path, "own")
+    assert source.current().chain == renewed.chain
+    assert source.current().key == renewed.key
+
+
+def test_files_behind_links_are_renewed_when_a_link_turns(tmp_path: Path) -> None:
+    """As Kubernetes mounts its secrets: one link leads to the folder of both files."""
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+    (tmp_path / "now").symlink_to("1")
+    source = TlsSource(files_in(tmp_path / "now", AUTHORITY.issue()))
+    renewed = AUTHORITY.issue()
+    renewed.write(tmp_path / "2", "own")
+    (tmp_path / "next").symlink_to("2")
+    (tmp_path / "next").replace(tmp_path / "now")
+
+    assert source.current().chain == renewed.chain
+
+
+def test_half_a_renewal_is_logged_once_and_waited_out(tmp_path: Path, logs: StringIO) -> None:
+    """The old pair stays whole: never one's certificate with the other's key."""
+    source = TlsSource(files_in(tmp_path, AUTHORITY.issue()))
+    first, renewed = source.current(), AUTHORITY.issue()
+    replace(tmp_path / "own.crt", renewed.chain)
+
+    assert [source.current() is first for _ in range(3)] == [True, True, True]
+    replace(tmp_path / "own.key", renewed.key)
+    assert source.current().chain == renewed.chain
+    assert events(logs) == ["TLS certificate loaded", "changed TLS files are not used yet", "TLS files renewed"]
+
+
+def test_wrong_files_are_read_again_even_if_they_look_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two writes within one tick of the file system's clock look alike."""
+    source = TlsSource(files_in(tmp_path, AUTHORITY.issue()))
+    renewed = AUTHORITY.issue()
+    replace(tmp_path / "own.crt", renewed.chain)
+    monkeypatch.setattr(certificates, "_stat", lambda _: (1,))
+    first = source.current()
+    replace(tmp_path / "own.key", renewed.key)
+
+    assert source.current() is first
+    source._retry_at = 0.0
+    assert source.current().chain == renewed.chain
+
+
+def test_a_certificate_that_expires_soon_is_logged_once_a_day(tmp_path: Path, logs: StringIO) -> None:
+    """From 14 days before its end on, until it is renewed."""
+    clock = Clock()
+    issued = AUTHORITY.issue(life=timedelta(days=30))
+    expires = x509.load_pem_x509_certificate(issued.chain).not_valid_after_utc.timestamp()
+    clock.now = expires - 14 * DAY_SECONDS
+    source = TlsSource(files_in(tmp_path, issued), clock)
+    source.current()
+    for days_left in (13.5, 13.4, 12.6, 12.4, -0.1, -0.2):
+        clock.now = expires - days_left * DAY_SECONDS
+        source.current()
+    AUTHORITY.issue(life=timedelta(days=5)).write(tmp_path, "own")
+    clock.now = expires - 29 * DAY_SECONDS
+    source.current()
+    source.current()
+
+    soon = "the TLS certificate expires soon"
+    assert events(logs) == [
+        "TLS certificate loaded", soon, soon, "the TLS certificate has expired", "TLS files renewed", soon,
+    ]  # fmt: skip
+
+
+def test_a_key_that_every_user_may_read_is_logged(tmp_path: Path, logs: StringIO) -> None:
+    """It serves all the same: Kubernetes mounts secrets so."""
+    files = files_in(tmp_path, AUTHORITY.issue())
+    (tmp_path / "own.key").chmod(0o644)
+    TlsSource(files)
+
+    assert "every user of this machine may read the private key" in events(logs)
+
+
+def test_an_encrypted_key_is_refused_without_a_question(tmp_path: Path) -> None:
+    """OpenSSL would ask the terminal for its password."""
+    issued = AUTHORITY.issue()
+    files = files_in(tmp_path, issued)
+    encrypted = serialization.load_pem_private_key(issued.key, None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"password"),
+    )
+    replace(tmp_path / "own.key", encrypted)
+
+    with pytest.raises(SettingError, match="KEY: the key is encrypted with a password"):
+        load(files)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [(["a.example", "b.example"], "a.example"), (["*.a.example"], "any.a.example"), ([], "127.0.0.1")],
+)
+def test_a_name_of_a_certificate(names: list[str], expected: str) -> None:
+    """A client that asks for it is shown nothing wrong."""
+    certificate = x509.load_pem_x509_certificate(AUTHORITY.issue(names=names).chain)
+
+    assert name_of(certificate) == expected
