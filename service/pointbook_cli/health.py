@@ -29,14 +29,20 @@ class ProbeSettings(ShimSettings):
         return None if value == "" else value
 
 
-def server_is_serving(settings: ProbeSettings) -> bool:
-    """Ask a gRPC server by the standard health protocol. Raises SettingError where TLS files are wrong."""
+def server_state(settings: ProbeSettings) -> tuple[bool, str]:
+    """Return whether a gRPC server is serving, and with TLS, which fails in many ways, why it cannot be asked.
+
+    Raises SettingError where TLS files are wrong.
+    """
     try:
         with _channel(settings, local_address(settings.grpc_address)) as channel:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_SECONDS)
-    except (grpc.RpcError, OSError):
-        return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+    except grpc.RpcError as error:
+        has_tls = settings.server_ca_file is not None or settings.tls_cert_file is not None
+        return False, str(error.details()) if has_tls else ""
+    except OSError:
+        return False, ""
+    return answer.status == health_pb2.HealthCheckResponse.SERVING, ""
 
 
 def _channel(settings: ProbeSettings, address: str) -> grpc.Channel:

@@ -253,10 +253,10 @@ def health(
     shim: Annotated[bool, typer.Option(help="Ask a shim's /readyz instead of the gRPC server.")] = False,
 ) -> None:
     """Tell by the exit code whether the server that the settings name is serving: for container health checks."""
-    from pointbook_cli.health import ProbeSettings, server_is_serving, shim_state
+    from pointbook_cli.health import ProbeSettings, server_state, shim_state
 
     settings = load_settings(ProbeSettings)
-    serving, cause = shim_state(settings) if shim else (server_is_serving(settings), "")
+    serving, cause = shim_state(settings) if shim else server_state(settings)
     typer.echo("serving" if serving else f"not serving: {cause}".removesuffix(": "))
     if not serving:
         sys.exit(1)

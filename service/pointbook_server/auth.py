@@ -1,9 +1,11 @@
 """The interceptor that knows callers by their bearer tokens. Whatever it does not know, it refuses."""
 
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
+import structlog
 
 from pointbook_server.access.book import TokenBook
 from pointbook_server.access.model import (
@@ -20,6 +22,9 @@ from pointbook_server.tls import client_names
 PACKAGE = "/pointbook.v1."
 HEALTH = "/grpc.health.v1.Health/"
 BEARER = "bearer "
+MISUSE_PAUSE_SECONDS = 60.0
+
+log = structlog.get_logger()
 
 
 class AuthInterceptor(grpc.aio.ServerInterceptor):
@@ -31,6 +36,8 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, tokens: TokenBook | None) -> None:
         self._tokens = tokens
+        self._misused_at: dict[str, float] = {}
+        """When the misuse of each bound token was last logged: of known tokens alone, so that it is bounded."""
 
     async def intercept_service(
         self,
@@ -66,7 +73,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: bytes, context: Any) -> Any:
             principal = await self._admit(context.invocation_metadata())
             if principal.client_names:
-                principal.check_client(client_names(context))
+                self._check_client(principal, context)
             if access is None:
                 raise PointbookError(Reason.SCOPE_MISSING, "There is no scope for this method.")
             if access.scope is not None:
@@ -78,6 +85,17 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             return await behaviour(message, context)
 
         return call
+
+    def _check_client(self, principal: Principal, context: Any) -> None:
+        """Raise TOKEN_INVALID where a bound token comes from another client, and log that once a minute a token."""
+        try:
+            principal.check_client(client_names(context))
+        except PointbookError:
+            now = time.monotonic()
+            if now >= self._misused_at.get(principal.token_id, float("-inf")) + MISUSE_PAUSE_SECONDS:
+                self._misused_at[principal.token_id] = now
+                log.warning("a token came from a client that it is not bound to", token_id=principal.token_id)
+            raise
 
     async def _admit(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Principal:
         if self._tokens is None:

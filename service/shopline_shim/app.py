@@ -162,6 +162,7 @@ class Book:
         self._access = access_pb2_grpc.AccessServiceStub(channel)
         token = settings.token.get_secret_value()
         self._credentials = (("authorization", f"Bearer {token}"),) if token else ()
+        self._unreachable = ""
 
     async def apply(self, update: points_pb2.PointsUpdate, caller: Caller) -> points_pb2.ApplyPointsUpdateResponse:
         """Write one event; an answer means that it is committed.
@@ -224,14 +225,24 @@ class Book:
         return {"timeout": caller.seconds_left(), "metadata": metadata}
 
     async def is_serving(self) -> bool:
-        """Ask the server's health, for at most a second; an unreachable server does not serve. Raises nothing."""
+        """Ask the server's health, for at most a second; an unreachable server does not serve. Raises nothing.
+
+        Why it cannot be reached is logged when that changes: TLS fails in many ways.
+        """
         try:
             health = await self._health.Check(
                 health_pb2.HealthCheckRequest(), timeout=_READY_TIMEOUT_SECONDS, metadata=self._credentials
             )
-        except grpc.aio.AioRpcError:
+        except grpc.aio.AioRpcError as error:
+            self._log_unreachable(f"{error.code().name}: {error.details()}")
             return False
+        self._log_unreachable("")
         return bool(health.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def _log_unreachable(self, cause: str) -> None:
+        if cause and cause != self._unreachable:
+            log.warning("the gRPC server cannot be reached", cause=cause)
+        self._unreachable = cause
 
     async def caller_access(self) -> access_pb2.GetCallerAccessResponse:
         """Return what the shim's token allows, within a second. Raises grpc.aio.AioRpcError."""

@@ -368,7 +368,9 @@ async def test_addresses_beyond_loopback_are_refused(tmp_path: Path) -> None:
 async def test_a_restart_keeps_everything(tmp_path: Path, order: signal.Signals) -> None:
     """Ctrl-C or SIGTERM ends `dev` cleanly, its database too; the next one finds points, keys and program."""
     data_dir = tmp_path / "data"
-    settings = settings_of(data_dir)
+    # Files of TLS, which are not there, change nothing: `dev` speaks plaintext on loopback.
+    tls = {"TLS_CERT_FILE": "x", "TLS_KEY_FILE": "x", "HTTP_TLS_CERT_FILE": "x", "HTTP_TLS_KEY_FILE": "x"}
+    settings = settings_of(data_dir, **tls, SERVER_CA_FILE="x")
     async with running("dev", folder=tmp_path, settings=settings) as process:
         first = await read_welcome(process, data_dir, time.monotonic())
         await first.deliver(SEED)

@@ -277,6 +277,8 @@ async def test_reflection_needs_a_token(database_url: str, tokens: Tokens) -> No
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         assert await reflect(channel) == (grpc.StatusCode.UNAUTHENTICATED, set())
         assert await reflect(channel, tokens.revoked) == (grpc.StatusCode.UNAUTHENTICATED, set())
+        bound = await make_token(database_url, [tokens.merchant_id], [Scope.REDEEM], client_names=["till.internal"])
+        assert await reflect(channel, bound) == (grpc.StatusCode.UNAUTHENTICATED, set())
         code, names = await reflect(channel, tokens.only[Scope.TELEPHONY])
         assert code is grpc.StatusCode.OK
         assert set(SERVICES) <= names

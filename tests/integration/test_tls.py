@@ -17,7 +17,7 @@ from cryptography import x509
 from harness import Client, Service, make_token, refusal, server_settings
 from integration.certificates import Authority, Issued, handshake, old_context, replace, serial_of, served_serial
 from pointbook.v1 import access_pb2
-from pointbook_cli.health import ProbeSettings, server_is_serving
+from pointbook_cli.health import ProbeSettings, server_state
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.errors import SettingError
 from pointbook_server.server import Server
@@ -104,9 +104,9 @@ async def test_with_a_client_ca_only_clients_with_its_certificates_are_served(
 
 
 async def test_a_bound_token_is_refused_from_other_clients_as_if_it_were_unknown(
-    service: Service, tmp_path: Path, client_ca: Path
+    service: Service, tmp_path: Path, client_ca: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The common name and every alternative name count, each exactly."""
+    """The common name and every alternative name count, each exactly. The log names the token, once a minute."""
     by_name, by_uri = [
         await make_token(service.database_url, [ALL_MERCHANTS], list(Scope), client_names=[name])
         for name in ("till 7", "spiffe://shop.example/till")
@@ -115,10 +115,13 @@ async def test_a_bound_token_is_refused_from_other_clients_as_if_it_were_unknown
     with_uri = AUTHORITY.issue("till 70", names=["till.shop.example"], uris=["spiffe://shop.example/till"])
     async with tls_server(service.database_url, tmp_path, tls_client_ca_file=client_ca) as server:
         assert await outcome(server.port, by_name, trust(identity=named)) == "OK"
-        assert await outcome(server.port, by_name, trust(identity=with_uri)) == "TOKEN_INVALID"
+        for _ in range(3):
+            assert await outcome(server.port, by_name, trust(identity=with_uri)) == "TOKEN_INVALID"
         assert await outcome(server.port, by_uri, trust(identity=with_uri)) == "OK"
         assert await outcome(server.port, by_uri, trust(identity=named)) == "TOKEN_INVALID"
 
+    logged = capsys.readouterr()
+    assert (logged.out + logged.err).count("a token came from a client that it is not bound to") == 2
     # Without a client certificate there is no name that could be right.
     assert await outcome(service.server.port, by_name, None) == "TOKEN_INVALID"
 
@@ -249,7 +252,11 @@ async def test_the_lines_of_the_readme_make_certificates_that_work(service: Serv
     try:
         credentials = grpc.ssl_channel_credentials(ca, key, chain)
         assert await outcome(server.port, token, credentials, "server.internal") == "OK"
-        probe = ProbeSettings(grpc_address=f"127.0.0.1:{server.port}", **files, tls_client_ca_file=tmp_path / "ca.crt")
-        assert await asyncio.to_thread(server_is_serving, probe)
+        address, ca_file = f"127.0.0.1:{server.port}", tmp_path / "ca.crt"
+        probe = ProbeSettings(grpc_address=address, **files, tls_client_ca_file=ca_file)
+        assert await asyncio.to_thread(server_state, probe) == (True, "")
+        elsewhere = ProbeSettings(grpc_address=address, server_ca_file=ca_file, server_name="elsewhere.example")
+        serving, cause = await asyncio.to_thread(server_state, elsewhere)
+        assert (serving, "Hostname Verification Check failed" in cause) == (False, True)
     finally:
         await server.stop()
