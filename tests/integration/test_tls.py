@@ -96,11 +96,14 @@ async def test_only_callers_that_speak_tls_and_trust_the_server_are_served(
 async def test_with_a_client_ca_only_clients_with_its_certificates_are_served(
     service: Service, admin_token: str, tmp_path: Path, client_ca: Path
 ) -> None:
-    """A certificate of another CA is as good as none."""
+    """A certificate of another CA is as good as none, until that CA is put into the file."""
     async with tls_server(service.database_url, tmp_path, tls_client_ca_file=client_ca) as server:
         assert await outcome(server.port, admin_token, trust(identity=AUTHORITY.issue("till"))) == "OK"
         assert await outcome(server.port, admin_token, trust()) == "UNAVAILABLE"
-        assert await outcome(server.port, admin_token, trust(identity=OTHER_AUTHORITY.issue("till"))) == "UNAVAILABLE"
+        other = trust(identity=OTHER_AUTHORITY.issue("till"))
+        assert await outcome(server.port, admin_token, other) == "UNAVAILABLE"
+        replace(client_ca, AUTHORITY.pem + OTHER_AUTHORITY.pem)
+        assert await outcome(server.port, admin_token, other) == "OK"
 
 
 async def test_a_bound_token_is_refused_from_other_clients_as_if_it_were_unknown(
