@@ -26,7 +26,7 @@ from pointbook.v1 import (
 )
 from pointbook_server.access.model import Scope, new_token
 from pointbook_server.access.store import AccessStore
-from pointbook_server.database import Database
+from pointbook_server.database import Connection, Database
 from pointbook_server.delivery.sender import Message
 from pointbook_server.server import Server
 from pointbook_server.settings import ServerSettings
@@ -65,6 +65,10 @@ class TestClock:
 
     def __call__(self) -> int:
         """Tell the time."""
+        return self.now_ms
+
+    async def read_database(self, _connection: Connection) -> int:
+        """Tell the database's time, which a test moves together with the server's."""
         return self.now_ms
 
     def move(self, seconds: float) -> None:

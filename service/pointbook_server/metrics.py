@@ -20,6 +20,9 @@ class Metrics:
         self.refusals = self._counter("refusals", "Refused calls, by whether they are stored.", "outcome")
         self.missed_calls = self._counter("missed_calls", "Missed calls, by whether they met a challenge.", "outcome")
 
+        self.clock_skew_seconds = self._gauge(
+            "clock_skew_seconds", "How far the server's clock is ahead of the database's; negative: behind."
+        )
         self.store_erasures_open = self._gauge("store_erasures_open", "Requests to erase a store that are open.")
         self.store_erasures_overdue = self._gauge("store_erasures_overdue", "Those that are open after 30 days.")
         self.tls_certificate_expiry = self._gauge(

@@ -2,8 +2,7 @@
 
 import asyncio
 import math
-import random
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 
 import grpc
 import structlog
@@ -33,7 +32,8 @@ from pointbook_server.auth import AuthInterceptor
 from pointbook_server.batching import Line
 from pointbook_server.benefits.servicer import BenefitsServicer
 from pointbook_server.benefits.store import BenefitsStore
-from pointbook_server.clock import Clock, system_clock
+from pointbook_server.clock import Clock
+from pointbook_server.clock_skew import SYSTEM_CLOCK, ClockSkew, ClockSkewError, ServerClock
 from pointbook_server.customers.book import CustomersBook
 from pointbook_server.customers.groups import UserGroupsStore
 from pointbook_server.customers.model import Tombstones
@@ -42,10 +42,10 @@ from pointbook_server.customers.store import CustomersStore
 from pointbook_server.database import Database
 from pointbook_server.delivery.sender import Sender
 from pointbook_server.delivery.senders import close_senders
-from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.book import LedgerBook
 from pointbook_server.ledger.servicer import PointsServicer
 from pointbook_server.ledger.store import LedgerStore
+from pointbook_server.maintenance import Maintenance
 from pointbook_server.metrics import Metrics, MetricsEndpoint
 from pointbook_server.programs.erasures import StoreErasures
 from pointbook_server.programs.model import Channel
@@ -83,7 +83,6 @@ SERVICES = tuple(
     )
 )
 HEALTH_INTERVAL_SECONDS = 0.5
-HOUSEKEEPING_INTERVAL_SECONDS = 60.0
 HEALTH_TIMEOUT_SECONDS = 2.0
 GOODBYE_SECONDS = 0.05
 """How long gRPC takes to tell all its clients that they should connect to another server."""
@@ -114,24 +113,36 @@ class Server:
         *,
         senders: Mapping[Channel, Sender],
         development: bool = False,
-        clock: Clock = system_clock,
+        clock: ServerClock = SYSTEM_CLOCK,
     ) -> None:
         self._settings = settings
         self._senders = senders
         self._database = Database(database_url, pool_size=settings.database_pool_size)
         self._tokens = None if development else TokenBook(AccessStore(self._database), clock)
-        self._status = StatusInterceptor(deadline_seconds=settings.call_deadline_seconds)
+        self.metrics = Metrics()
+        self._skew = ClockSkew(clock, self.metrics)
+        self._status = StatusInterceptor(
+            deadline_seconds=settings.call_deadline_seconds, check_clock=self._skew.check_call
+        )
         self._health = health.aio.HealthServicer()
         self._trouble: str | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._housekeeping: asyncio.Task[None] | None = None
-        self.metrics = Metrics()
+        self._maintaining: asyncio.Task[None] | None = None
         self._metrics_endpoint: MetricsEndpoint | None = None
         self._server = grpc.aio.server(
             interceptors=(self._status, AuthInterceptor(self._tokens)),
             options=grpc_options(reuse_port=settings.workers > 1),
         )
         self._add_services(senders, clock, development=development)
+        self._maintenance = Maintenance(
+            self._database,
+            self._skew,
+            tokens=self._tokens,
+            redemptions=self._redemptions,
+            codes=self._codes,
+            refusals=self._refusals,
+            store_erasures=self._store_erasures,
+        )
         self.port = self._listen(settings)
 
     async def start(self) -> None:
@@ -142,11 +153,11 @@ class Server:
         await self._server.start()
         await self._check_health()
         self._watch = asyncio.create_task(self._watch_database())
-        self._housekeeping = asyncio.create_task(self._keep_house())
+        self._maintaining = asyncio.create_task(self._maintenance.run_maintenance())
 
     async def stop(self) -> None:
         """Stop: health turns NOT_SERVING, running calls finish within the drain time, then everything closes."""
-        for task in (self._watch, self._housekeeping):
+        for task in (self._watch, self._maintaining):
             if task is not None:
                 task.cancel()
         await self._health.enter_graceful_shutdown()
@@ -164,7 +175,7 @@ class Server:
                 await self._redemptions.drain()
                 await self._codes.drain()
                 await self._refusals.close()
-                await self._write_token_use()
+                await self._maintenance.write_token_use()
         except TimeoutError:
             log.warning("some calls did not end in time")
         await close_senders(self._senders.values())
@@ -246,46 +257,14 @@ class Server:
             await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
             await self._check_health()
 
-    async def _keep_house(self) -> None:
-        """Count open store erasures at once, and do all housekeeping every now and then."""
-        await _unless_broken_off(self._store_erasures.watch())
-        while True:
-            await asyncio.sleep(random.uniform(0, 2 * HOUSEKEEPING_INTERVAL_SECONDS))  # noqa: S311 - servers take turns
-            await _unless_broken_off(self._do_housekeeping())
-
-    async def _do_housekeeping(self) -> None:
-        """Release what SHOPLINE has not booked in time, delete what is old, and count open store erasures.
-
-        The first holds nothing by then anyway, and what codes left behind counts for nothing.
-        """
-        await self._write_token_use()
-        released = await self._redemptions.sweep()
-        deleted = await self._codes.clean_up()
-        await self._refusals.clean_up()
-        await self._store_erasures.watch()
-        if released:
-            log.warning("redemptions were not booked in time", count=released)
-        if deleted:
-            log.info("old codes were deleted", count=deleted)
-
-    async def _write_token_use(self) -> None:
-        """Write when tokens were last used. What goes wrong is logged: nothing else depends on it."""
-        if self._tokens is None:
-            return
-        try:
-            await self._tokens.write_use()
-        except PointbookError as error:
-            log.warning("the last use of tokens was not written", reason=error.reason.value)
-        except Exception:
-            log.exception("the last use of tokens was not written")
-
     async def _check_health(self) -> None:
         """Set health by whether the database can be served from, and log each change of it with its cause."""
         trouble = ""
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS), self._database.pulse() as connection:
+                await self._skew.check(connection)
                 await check_schema(connection)
-        except SchemaError as error:
+        except (ClockSkewError, SchemaError) as error:
             trouble = str(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, this server cannot serve
             trouble = " ".join(filter(None, (type(error).__name__, getattr(error, "sqlstate", ""), str(error))))
@@ -301,16 +280,6 @@ class Server:
         status = health_pb2.HealthCheckResponse
         for service in ("", *SERVICES):
             await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
-
-
-async def _unless_broken_off(work: Awaitable[None]) -> None:
-    """Await a part of housekeeping, and log why where it is broken off."""
-    try:
-        await work
-    except PointbookError as error:
-        log.warning("housekeeping was broken off", reason=error.reason.value)
-    except Exception:
-        log.exception("housekeeping was broken off")
 
 
 def grpc_options(*, reuse_port: bool) -> tuple[tuple[str, int], ...]:

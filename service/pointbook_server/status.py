@@ -60,6 +60,7 @@ CODES = {
     Reason.DATABASE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.SHUTTING_DOWN: grpc.StatusCode.UNAVAILABLE,
     Reason.CODE_KEY_UNKNOWN: grpc.StatusCode.UNAVAILABLE,
+    Reason.CLOCK_WRONG: grpc.StatusCode.UNAVAILABLE,
     Reason.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
     Reason.POINTS_NOT_POSITIVE: grpc.StatusCode.INVALID_ARGUMENT,
@@ -142,8 +143,9 @@ log = structlog.get_logger()
 class StatusInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every call of ours. It also knows which calls run, so that a stopping server can wait for them."""
 
-    def __init__(self, *, deadline_seconds: float) -> None:
+    def __init__(self, *, deadline_seconds: float, check_clock: Callable[[], None] = lambda: None) -> None:
         self._deadline_seconds = deadline_seconds
+        self._check_clock = check_clock
         self._running: set[asyncio.Task[Any]] = set()
         self._held: set[asyncio.Task[Any]] = set()
         self._holding = False
@@ -283,6 +285,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         if len(self._running) > CALLS_MAX:
             raise _too_many_calls()
         if not self._holding:
+            self._check_clock()
             return
         task = _this_task()
         self._held.add(task)

@@ -11,6 +11,7 @@ import pytest
 
 import pointbook_server.access.store
 import pointbook_server.benefits.store
+import pointbook_server.clock_skew
 import pointbook_server.customers.statements
 import pointbook_server.ledger.statements
 import pointbook_server.programs.erasures
@@ -30,6 +31,7 @@ from pointbook_server.validation_codes import statements as codes
 MODULES = (
     pointbook_server.access.store,
     pointbook_server.benefits.store,
+    pointbook_server.clock_skew,
     pointbook_server.customers.statements,
     pointbook_server.ledger.statements,
     pointbook_server.programs.erasures,

@@ -176,7 +176,7 @@ async def test_what_is_released_still_counts(service: Service, client: Client, s
     await earn(client, shop, 1_000, updated_at=at(service.clock.now_ms - DAY_MS))
     redemption = await redeem(client, order(shop, 100))
     service.clock.move(4 * DAY_MS / 1_000)
-    await service.server._redemptions.sweep()
+    await service.server._redemptions.sweep(service.clock())
 
     assert await findings(client, question(shop, 1)) == [819]
     await reverse(client, redemption)

@@ -11,7 +11,7 @@ import pytest
 from structlog.contextvars import bound_contextvars, get_contextvars
 from structlog.testing import capture_logs
 
-import pointbook_server.server
+import pointbook_server.maintenance
 from harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, at, make_token, refused, server_settings, unique
 from integration.codes import WRONG, issue
 from integration.points import superuser
@@ -338,7 +338,7 @@ async def test_with_zero_days_none_is_kept(service: Service, client: Client, sho
     assert len((await page(client, shop)).refusals) == 1
 
     service.clock.move(1)
-    assert await refusals_of(service.database_url, service.clock, keep_days=0).clean_up() >= 1
+    assert await refusals_of(service.database_url, service.clock, keep_days=0).clean_up(service.clock()) >= 1
     assert not (await page(client, shop)).refusals
 
 
@@ -380,7 +380,7 @@ async def test_what_is_older_than_it_is_kept_is_deleted(service: Service) -> Non
     await refusals.flush()
 
     with patch("pointbook_server.redemption.refusals_store.CLEAN_UP_COUNT", 2):
-        assert await refusals.clean_up() >= 5
+        assert await refusals.clean_up(clock()) >= 5
     assert [await count_of(service, merchant_id) for merchant_id in (old, young)] == [0, 3]
 
 
@@ -389,7 +389,7 @@ async def test_a_server_deletes_old_refusals_by_itself(service: Service, client:
     await client.redemption.ValidateRedemption(question(shop, 75))
     assert (await page(client, shop)).refusals
     service.clock.move(31 * DAY_SECONDS)
-    with patch.object(pointbook_server.server, "HOUSEKEEPING_INTERVAL_SECONDS", 0.02):
+    with patch.object(pointbook_server.maintenance, "INTERVAL_SECONDS", 0.02):
         server = await start(service.database_url, service.clock, 30)
         await until(lambda: has_no_refusals(client, shop))
         await server.stop()

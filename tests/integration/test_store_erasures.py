@@ -627,7 +627,7 @@ async def test_scopes(service: Service, shop: Shop) -> None:
 async def test_metrics_and_the_log_show_what_is_open_and_overdue(
     service: Service, admin_token: str, shop: Shop
 ) -> None:
-    """At the start of a server, with every request and erasure, and by housekeeping; overdue ones are errors."""
+    """At the start of a server, with every request and erasure, and by maintenance; overdue ones are errors."""
     await erase_all_open(service.client)
     await ask(service.client, shop)
     clock = TestClock()
@@ -638,7 +638,7 @@ async def test_metrics_and_the_log_show_what_is_open_and_overdue(
         assert gauges(server) == {"open": 2, "overdue": 0}
         clock.move(28 * DAY_MS / 1_000)
         with json_logs(erasures_module) as written:
-            await server._do_housekeeping()
+            await server._maintenance.run_jobs()
         assert gauges(server) == {"open": 2, "overdue": 2}
         assert '"level": "error"' in written.getvalue()
         assert '"count": 2' in written.getvalue()

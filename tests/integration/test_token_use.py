@@ -7,7 +7,7 @@ from unittest.mock import patch
 import grpc
 import pytest
 
-import pointbook_server.server
+import pointbook_server.maintenance
 from harness import NOW_MS, Client, Outbox, TestClock, make_token, refused, server_settings, unique
 from pointbook.v1 import points_pb2
 from pointbook_server.access.book import TokenBook
@@ -126,18 +126,18 @@ async def test_servers_that_write_the_same_tokens_do_not_wait_for_each_other(
     assert [await used(store, each) for each in bearers] == [None, 0, 0]
 
 
-@pytest.mark.parametrize("by", ["housekeeping", "stop"])
+@pytest.mark.parametrize("by", ["maintenance", "stop"])
 async def test_a_server_writes_the_last_use(store: AccessStore, database_url: str, bearer: str, by: str) -> None:
     """While it runs, and once more when it stops."""
-    interval = 0.02 if by == "housekeeping" else 1_000.0
-    with patch.object(pointbook_server.server, "HOUSEKEEPING_INTERVAL_SECONDS", interval):
+    interval = 0.02 if by == "maintenance" else 1_000.0
+    with patch.object(pointbook_server.maintenance, "INTERVAL_SECONDS", interval):
         clock = TestClock()
         server = Server(server_settings(), database_url, senders={Channel.SMS: Outbox()}, clock=clock)
         await server.start()
         client = Client(server.port, bearer)
         await client.account("m", "s", "b")
         await client.close()
-        if by == "housekeeping":
+        if by == "maintenance":
             await until(lambda: is_used(store, bearer))
         await server.stop()
     assert await used(store, bearer) == 0

@@ -389,19 +389,19 @@ async def test_old_challenges_and_counts_are_deleted(service: Service, client: C
     assert not await is_right(client, shop, WRONG)
     service.clock.move(DAY)
     new_id, _ = await issued(service, shop)
-    await service.server._codes.clean_up()
+    await service.server._codes.clean_up(service.clock())
     kept = await rows(service, shop, "SELECT challenge_id FROM validation_challenges")
     assert {row[0] for row in kept} == {old_id, new_id}
 
     service.clock.move(300)
-    await service.server._codes.clean_up()
+    await service.server._codes.clean_up(service.clock())
     assert [tuple(row) for row in await rows(service, shop, "SELECT challenge_id FROM validation_challenges")] == [
         (new_id,)
     ]
     subjects = await rows(service, shop, "SELECT subject FROM validation_tallies")
     assert not any("guesses" in row[0] for row in subjects)
     service.clock.move(2 * DAY)
-    assert await service.server._codes.clean_up()
+    assert await service.server._codes.clean_up(service.clock())
     for table in ("validation_challenges", "validation_tallies"):
         assert not await rows(service, shop, f"SELECT 1 FROM {table}")  # noqa: S608 - a test's own
     assert len(await audit(service, shop)) == 5

@@ -59,7 +59,7 @@ async def test_a_true_book_has_no_differences(database: Database, service: Servi
     before = await audit(database, shop)
     due = await audit(database, shop, now_ms=after_ms)
     service.clock.now_ms = after_ms
-    await service.server._redemptions.sweep()
+    await service.server._redemptions.sweep(service.clock())
     service.clock.now_ms = NOW_MS
     swept = await audit(database, shop, now_ms=after_ms)
     await service.client.apply(booking(shop, 30, 450, 2_000))

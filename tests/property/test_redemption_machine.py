@@ -176,7 +176,7 @@ class Story:
 
     async def sweep(self) -> None:
         """What was not booked in time is released."""
-        await self.service.server._redemptions.sweep()
+        await self.service.server._redemptions.sweep(self.service.clock())
 
     async def together(self, who: list[str], points: int) -> None:
         """Several redeem at once, and a sweep comes between them."""

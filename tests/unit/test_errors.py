@@ -39,7 +39,12 @@ CODES_OF_CALLS = {
     StatusCode.FAILED_PRECONDITION: {Reason.REDEMPTION_SETTLED, Reason.KEY_NOT_CONFIGURED},
     StatusCode.RESOURCE_EXHAUSTED: {Reason.QUEUE_FULL, Reason.SEND_LIMIT_REACHED},
     StatusCode.ABORTED: {Reason.STALE_ETAG, Reason.TRANSACTION_CONFLICT},
-    StatusCode.UNAVAILABLE: {Reason.DATABASE_UNAVAILABLE, Reason.SHUTTING_DOWN, Reason.CODE_KEY_UNKNOWN},
+    StatusCode.UNAVAILABLE: {
+        Reason.DATABASE_UNAVAILABLE,
+        Reason.SHUTTING_DOWN,
+        Reason.CODE_KEY_UNKNOWN,
+        Reason.CLOCK_WRONG,
+    },
     StatusCode.DEADLINE_EXCEEDED: {Reason.DEADLINE_EXCEEDED},
     StatusCode.INTERNAL: {Reason.INTERNAL},
 }
@@ -123,6 +128,7 @@ def test_only_what_a_prompt_retry_can_mend_is_unavailable() -> None:
         Reason.DATABASE_UNAVAILABLE,
         Reason.SHUTTING_DOWN,
         Reason.CODE_KEY_UNKNOWN,
+        Reason.CLOCK_WRONG,
         Reason.DELIVERY_FAILED,
     }
 

@@ -324,6 +324,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     codes until then. Example: FAILED_PRECONDITION with RetryInfo, {validation_type: "SMS"}.
     Retry: yes, later (RetryInfo).
     """
+    ERROR_REASON_CLOCK_WRONG: _ErrorReason.ValueType  # 117
+    """ERROR_REASON_CLOCK_WRONG: the clock of this server differs from the database's by more than 30 s, so that it answers
+    no calls; another server may. Example: UNAVAILABLE with RetryInfo.
+    Retry: yes, soon.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is why a call failed or a redemption was refused. It stands without its prefix in
@@ -635,5 +640,10 @@ ERROR_REASON_CONTACT_CHANGED: ErrorReason.ValueType  # 112
 """ERROR_REASON_CONTACT_CHANGED: 860, the customer's mobile number or e-mail address has changed lately, and gets no
 codes until then. Example: FAILED_PRECONDITION with RetryInfo, {validation_type: "SMS"}.
 Retry: yes, later (RetryInfo).
+"""
+ERROR_REASON_CLOCK_WRONG: ErrorReason.ValueType  # 117
+"""ERROR_REASON_CLOCK_WRONG: the clock of this server differs from the database's by more than 30 s, so that it answers
+no calls; another server may. Example: UNAVAILABLE with RetryInfo.
+Retry: yes, soon.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -14,7 +14,7 @@ import structlog
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError
 from pointbook_server.fields import DAY_MS
-from pointbook_server.housekeeping import merchant_by_merchant
+from pointbook_server.maintenance import merchant_by_merchant
 from pointbook_server.metrics import Metrics
 from pointbook_server.paging import PageQuery
 from pointbook_server.redemption.refusals_store import RefusalsStore
@@ -72,9 +72,9 @@ class Refusals:
         await self.flush()
         return await self._store.of_reference(merchant_id, reference, query)
 
-    async def clean_up(self) -> int:
-        """Delete what is older than it is kept, merchant by merchant, and return how many that were."""
-        before_ms, store = self._clock() - self._keep_ms, self._store
+    async def clean_up(self, now_ms: int) -> int:
+        """Delete what is older than it is kept by the database's time, and return how many that were."""
+        before_ms, store = now_ms - self._keep_ms, self._store
         return await merchant_by_merchant(
             lambda: store.old_merchants(before_ms), lambda merchant_id: store.delete_old(merchant_id, before_ms)
         )

@@ -7,8 +7,8 @@ from typing import Protocol
 from pointbook_server.batching import Line
 from pointbook_server.clock import Clock
 from pointbook_server.errors import FieldViolation, PointbookError, Reason
-from pointbook_server.housekeeping import merchant_by_merchant
 from pointbook_server.ledger.model import Expiry
+from pointbook_server.maintenance import merchant_by_merchant
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.asking import Ask, Assessment
 from pointbook_server.redemption.details import RedemptionDetails
@@ -155,9 +155,9 @@ class Redemptions:
             raise answer
         return answer
 
-    async def sweep(self) -> int:
-        """Release what SHOPLINE has not booked in time, merchant by merchant; tells how many redemptions that were."""
-        now_ms, store = self._clock(), self._store
+    async def sweep(self, now_ms: int) -> int:
+        """Release what SHOPLINE has not booked by the database's time, and return how many redemptions that were."""
+        store = self._store
         return await merchant_by_merchant(
             lambda: store.overdue_merchants(now_ms), lambda merchant_id: store.release_overdue(merchant_id, now_ms)
         )

@@ -13,7 +13,7 @@ from pointbook_server.clock import Clock
 from pointbook_server.customers.model import Customer
 from pointbook_server.delivery.sender import DeliveryFailedError, Message, Sender
 from pointbook_server.errors import PointbookError
-from pointbook_server.housekeeping import merchant_by_merchant
+from pointbook_server.maintenance import merchant_by_merchant
 from pointbook_server.metrics import Metrics
 from pointbook_server.paging import PageQuery
 from pointbook_server.programs.model import Channel
@@ -148,9 +148,9 @@ class ValidationCodes:
         """Return a page of what happened to the codes under some names, the newest first."""
         return await self._store.events(merchant_id, customers, challenge_id, query)
 
-    async def clean_up(self) -> int:
-        """Delete what nobody needs any more, merchant by merchant; tells how much that was."""
-        now_ms, store = self._clock(), self._store
+    async def clean_up(self, now_ms: int) -> int:
+        """Delete what is not needed any more by the database's time, and return how much that was."""
+        store = self._store
         return await merchant_by_merchant(
             lambda: store.old_merchants(now_ms), lambda merchant_id: store.clean_up(merchant_id, now_ms)
         )

@@ -1,8 +1,8 @@
-"""Housekeeping goes on until nothing more is done, and never spins on what others hold."""
+"""Maintenance goes on until nothing more is done, and never spins on what others hold."""
 
 from collections import Counter
 
-from pointbook_server.housekeeping import merchant_by_merchant
+from pointbook_server.maintenance import merchant_by_merchant
 
 
 async def test_it_goes_on_to_the_merchants_that_were_not_found_at_first() -> None:

@@ -1,0 +1,151 @@
+"""A server whose clock is wrong releases, deletes and redeems nothing, and says so."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+
+from e2e.processes import grpc_health
+from harness import Client, Outbox, Shop, at, refused, server_settings, unique
+from integration.redeeming import PENDING, get, order, redeem
+from json_logs import json_logs
+from pointbook_server import clock_skew as clock_skew_module
+from pointbook_server import server as server_module
+from pointbook_server.clock_skew import SystemClock, Verdict
+from pointbook_server.database import Database
+from pointbook_server.maintenance import Maintenance
+from pointbook_server.metrics import Metrics
+from pointbook_server.programs.model import Channel
+from pointbook_server.server import Server
+from waiting import until
+
+DAY_MS = 86_400_000
+
+
+class ShiftedClock(SystemClock):
+    """A machine's clock that is ahead of the right time."""
+
+    def __init__(self, ahead_ms: int = 0) -> None:
+        self.ahead_ms = ahead_ms
+
+    def __call__(self) -> int:
+        """Return the machine's time."""
+        return super().__call__() + self.ahead_ms
+
+
+@contextlib.asynccontextmanager
+async def serving(database_url: str, token: str, clock: ShiftedClock) -> AsyncIterator[tuple[Server, Client]]:
+    """Run a server on a machine with this clock."""
+    server = Server(server_settings(), database_url, senders={Channel.SMS: Outbox()}, clock=clock)
+    await server.start()
+    client = Client(server.port, token)
+    try:
+        yield server, client
+    finally:
+        await client.close()
+        await server.stop()
+
+
+async def put_points(client: Client) -> Shop:
+    """A shop with a program and a buyer who has 100 points."""
+    shop = Shop(unique("merchant"), unique("store"))
+    await client.put_store(shop.merchant_id, shop.store_id)
+    await client.put_program(shop.merchant_id, shop.store_id, criteria={})
+    yesterday = at(SystemClock()() - DAY_MS)
+    await client.apply(shop.update("buyer", updated_value=100, points_balance=100, updated_at=yesterday))
+    return shop
+
+
+@pytest.mark.parametrize("days", [4, -4])
+async def test_a_server_that_is_days_off_releases_no_hold_and_redeems_nothing(
+    database_url: str, admin_token: str, days: int
+) -> None:
+    """All holds would be overdue by its clock, so that their points could be redeemed a second time."""
+    async with serving(database_url, admin_token, ShiftedClock()) as (_, good):
+        shop = await put_points(good)
+        held = await redeem(good, order(shop, 100))
+        with json_logs(server_module, clock_skew_module) as written:
+            async with serving(database_url, admin_token, ShiftedClock(days * DAY_MS)) as (server, wrong):
+                assert await grpc_health(f"127.0.0.1:{server.port}") == "NOT_SERVING"
+                await server._maintenance.run_jobs()
+                again = await refused(redeem(wrong, order(shop, 100)))
+
+        assert (again.code, again.reason, again.retry_seconds) == (grpc.StatusCode.UNAVAILABLE, "CLOCK_WRONG", 1.0)
+        assert (await get(good, held)).state == PENDING
+        assert (await refused(redeem(good, order(shop, 100)))).reason == "INSUFFICIENT_POINTS"
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    (wrong_line,) = [line for line in lines if line["event"] == "the clock is wrong: calls are refused"]
+    assert wrong_line["level"] == "error"
+    assert wrong_line["ahead_seconds"] == pytest.approx(days * 86_400, abs=1)
+    assert f"345600.0 s {'ahead of' if days > 0 else 'behind'} the database's" in wrong_line["cause"]
+    (health_line,) = [line for line in lines if line["event"] == "the database cannot be served from"]
+    assert health_line["cause"] == wrong_line["cause"]
+
+
+async def test_a_clock_that_goes_wrong_and_right_again_is_told_once_each_time(
+    database_url: str, admin_token: str
+) -> None:
+    """Calls are answered as long as the difference is small, and again once it is."""
+    clock = ShiftedClock()
+    with json_logs(clock_skew_module) as written:
+        async with serving(database_url, admin_token, clock) as (server, client):
+            shop = await put_points(client)
+            for ahead_ms, verdict in ((5_000, Verdict.SKEWED), (60_000, Verdict.WRONG), (0, Verdict.GOOD)):
+                clock.ahead_ms = ahead_ms
+                await until(lambda verdict=verdict: server._skew.verdict is verdict)  # type: ignore[misc] # bound at once
+                assert server.metrics.clock_skew_seconds._value.get() == pytest.approx(ahead_ms / 1_000, abs=0.5)
+                account = client.account(shop.merchant_id, shop.store_id, "buyer")
+                if verdict is Verdict.WRONG:
+                    assert (await refused(account)).reason == "CLOCK_WRONG"
+                    assert await grpc_health(f"127.0.0.1:{server.port}") == "NOT_SERVING"
+                else:
+                    assert (await account).points_balance == 100
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    assert [(line["level"], line["event"]) for line in lines if "ahead_seconds" in line] == [
+        ("warning", "the clocks differ: maintenance is suspended"),
+        ("error", "the clock is wrong: calls are refused"),
+        ("info", "the clocks agree"),
+    ]
+
+
+class Jobs:
+    """Every job of maintenance, and the times that they were given."""
+
+    def __init__(self) -> None:
+        self.times_ms: list[int] = []
+        self.watched = 0
+
+    async def sweep(self, now_ms: int) -> int:
+        """Keep the time."""
+        self.times_ms.append(now_ms)
+        return 0
+
+    clean_up = sweep
+
+    async def watch(self) -> None:
+        """Count the calls."""
+        self.watched += 1
+
+
+@pytest.mark.parametrize(("ahead_ms", "jobs_run"), [(0, 3), (1_000, 3), (3_000, 0), (-3_000, 0)])
+async def test_maintenance_goes_by_one_reading_of_the_databases_clock(
+    database_url: str, ahead_ms: int, jobs_run: int
+) -> None:
+    """And waits while the clocks differ, but for what only counts."""
+    database, jobs = Database(database_url, pool_size=1), Jobs()
+    skew = clock_skew_module.ClockSkew(ShiftedClock(ahead_ms), Metrics())
+    async with database.autocommit() as connection:
+        await skew.check(connection)
+    maintenance = Maintenance(
+        database, skew, tokens=None, redemptions=jobs, codes=jobs, refusals=jobs, store_erasures=jobs
+    )
+    await maintenance.run_jobs()
+    await database.dispose()
+
+    assert len(jobs.times_ms) == jobs_run
+    assert len(set(jobs.times_ms)) <= 1
+    # Of the database, not of the server, which is a second ahead.
+    assert all(abs(now_ms - SystemClock()()) < 900 for now_ms in jobs.times_ms)
+    assert jobs.watched == 1

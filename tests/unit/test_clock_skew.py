@@ -1,0 +1,124 @@
+"""When a server's clock counts as wrong: by several samples, and never by one slow answer."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from harness import NOW_MS
+from pointbook_server.clock_skew import ClockSkew, ClockSkewError, Sample, Verdict, judge
+from pointbook_server.errors import PointbookError
+from pointbook_server.metrics import Metrics
+
+GOOD, SKEWED, WRONG, UNKNOWN = Verdict.GOOD, Verdict.SKEWED, Verdict.WRONG, Verdict.UNKNOWN
+
+
+def samples(*differences: float, tolerance_ms: float = 1) -> list[Sample]:
+    """Samples of the same tolerance, by how many seconds the server's clock is ahead."""
+    return [Sample(NOW_MS, seconds * 1_000, tolerance_ms) for seconds in differences]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "before", "after"),
+    [
+        (0, UNKNOWN, GOOD),
+        (1.99, UNKNOWN, GOOD),
+        (-2.01, UNKNOWN, SKEWED),
+        (30.01, UNKNOWN, WRONG),
+        (1.99, GOOD, GOOD),
+        (2.01, GOOD, SKEWED),
+        (-2.01, GOOD, SKEWED),
+        (345_600, GOOD, WRONG),
+        (-345_600, SKEWED, WRONG),
+        (29.9, SKEWED, SKEWED),
+        # A limit that was exceeded is kept again a good deal below it.
+        (1.6, SKEWED, SKEWED),
+        (1.49, SKEWED, GOOD),
+        (29, WRONG, WRONG),
+        (22, WRONG, SKEWED),
+        (0, WRONG, GOOD),
+    ],
+)
+def test_the_verdict_follows_the_difference(seconds: float, before: Verdict, after: Verdict) -> None:
+    """Up to 2 s are good, and more than 30 s are wrong, in either direction."""
+    assert judge(samples(seconds, seconds, seconds), before) is after
+
+
+@pytest.mark.parametrize("before", [GOOD, SKEWED, WRONG])
+def test_one_sample_that_agrees_keeps_the_verdict(before: Verdict) -> None:
+    """Only samples that all contradict it change it."""
+    agreeing = {GOOD: 0.0, SKEWED: 5.0, WRONG: 100.0}[before]
+    other = {GOOD: 100.0, SKEWED: 0.0, WRONG: 0.0}[before]
+    assert judge(samples(other, agreeing, other), before) is before
+
+
+def test_a_paused_machine_at_the_start_is_not_a_wrong_clock() -> None:
+    """One sample is off by the pause, and those after it are not."""
+    assert judge(samples(-60, 0.01, 0.01), UNKNOWN) is GOOD
+
+
+@pytest.mark.parametrize("before", [GOOD, SKEWED, WRONG])
+def test_slow_answers_change_nothing(before: Verdict) -> None:
+    """They leave room for every verdict."""
+    slow = samples(20, 20, 20, tolerance_ms=20_000)
+    assert judge(slow, before) is before
+
+
+class Clocks:
+    """A server's clock and a database's, whose answers take no time unless `on_read` says otherwise."""
+
+    def __init__(self) -> None:
+        self.server_ms = self.database_ms = NOW_MS
+        self.on_read: Callable[[], None] = lambda: None
+
+    def __call__(self) -> int:
+        """Return the server's time."""
+        return self.server_ms
+
+    async def read_database(self, _connection: Any) -> int:
+        """Return the database's time."""
+        self.on_read()
+        return self.database_ms
+
+
+async def test_the_difference_is_taken_at_the_middle_of_the_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that takes 10 s leaves 5 s to be ahead or behind, so that equal clocks stay good."""
+    clocks, metrics, elapsed = Clocks(), Metrics(), [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: elapsed[0])
+    skew = ClockSkew(clocks, metrics)
+    await skew.check(None)  # type: ignore[arg-type] # these clocks need no connection
+    assert skew.verdict is GOOD
+
+    def answer_slowly() -> None:
+        elapsed[0] += 10
+        clocks.database_ms = clocks.server_ms + 5_000
+
+    clocks.on_read = answer_slowly
+    await skew.check(None)  # type: ignore[arg-type] # these clocks need no connection
+    assert skew.verdict is GOOD
+    assert metrics.clock_skew_seconds._value.get() == 0
+
+
+async def test_nothing_is_trusted_and_no_call_is_answered_before_the_first_comparison() -> None:
+    """A server that has never reached its database does not know its clock."""
+    clocks = Clocks()
+    skew = ClockSkew(clocks, Metrics())
+    with pytest.raises(PointbookError, match="does not answer"):
+        skew.check_call()
+    with pytest.raises(ClockSkewError):
+        await skew.read_trusted(None)  # type: ignore[arg-type] # these clocks need no connection
+    await skew.check(None)  # type: ignore[arg-type] # these clocks need no connection
+    skew.check_call()
+    assert await skew.read_trusted(None) == NOW_MS  # type: ignore[arg-type] # these clocks need no connection
+
+
+async def test_a_clock_that_jumps_just_before_maintenance_is_not_trusted() -> None:
+    """The verdict is up to half a second old: the very time that maintenance goes by is compared, too."""
+    clocks = Clocks()
+    skew = ClockSkew(clocks, Metrics())
+    await skew.check(None)  # type: ignore[arg-type] # these clocks need no connection
+    clocks.database_ms += 4 * 86_400_000
+    assert skew.verdict is GOOD
+    with pytest.raises(ClockSkewError, match=r"345600\.0 s behind"):
+        await skew.read_trusted(None)  # type: ignore[arg-type] # these clocks need no connection
