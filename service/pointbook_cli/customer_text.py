@@ -122,7 +122,7 @@ def _line(entry: redemption_pb2.TimelineEntry, time_zone: tzinfo, *, has_several
         details = [f"of {closing.redemption_id}", closing.reason, _by(closing.actor)]
         return CLOSINGS.get(closing.action, "closed"), f"{closing.points:,}", details
     if kind == "validation_event":
-        return _validation_event(entry.validation_event)
+        return _validation_event(entry.validation_event, time_zone)
     return _refusal(entry.refusal)
 
 
@@ -159,10 +159,11 @@ def _redemption(redemption: redemption_pb2.Redemption, time_zone: tzinfo) -> tup
     return "redeemed", f"{redemption.points:,}", [*details, redemption.notes]
 
 
-def _validation_event(event: redemption_pb2.ValidationEvent) -> tuple[str, str, list[str]]:
+def _validation_event(event: redemption_pb2.ValidationEvent, time_zone: tzinfo) -> tuple[str, str, list[str]]:
     channel = redemption_pb2.ValidationType.Name(event.validation_type).removeprefix("VALIDATION_TYPE_")
     details = [
         event.outcome,
+        f"{event.count:,} times until {time_text(event.last_time, time_zone)}" if event.count > 1 else "",
         "" if channel == "UNSPECIFIED" else f"by {channel}",
         f"program {event.program_id}" if event.program_id else "",
         event.reason,

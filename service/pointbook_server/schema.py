@@ -19,7 +19,6 @@ NEVER_UPDATED = {
     "redemption_audit",
     "redemption_refusals",
     "redemption_reversals",
-    "validation_audit",
 }
 DELETED_FROM = {
     "benefits",

@@ -515,11 +515,13 @@ validation_challenges = Table(
     CheckConstraint("unnamed_attempts BETWEEN 0 AND 5", name="ck_validation_challenges_unnamed_attempts"),
     CheckConstraint("state IN ('LIVE', 'REPLACED', 'USED', 'ENDED')", name="ck_validation_challenges_state"),
     CheckConstraint("delivery IN ('PENDING', 'SENT', 'FAILED', 'UNCERTAIN')", name="ck_validation_challenges_delivery"),
-    # A customer has one live challenge: this is what makes a hundred parallel requests send one message.
+    # A customer has one live challenge of sent codes and one of a missed call: this is what makes a hundred parallel
+    # requests send one message.
     Index(
         "uq_validation_challenges_live",
         "customer",
         "merchant_id",
+        text("(channel = 'MISSED_CALL')"),
         unique=True,
         postgresql_where=text("state = 'LIVE'"),
     ),
@@ -537,8 +539,8 @@ validation_challenges = Table(
 validation_tallies = Table(
     "validation_tallies",
     metadata,
-    # How often something happened: wrong guesses of a customer, messages to a destination (a keyed digest) and of a
-    # merchant.
+    # How often something happened: wrong guesses and missed calls of a customer, messages to a destination (a keyed
+    # digest) and of a merchant.
     Column("subject", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
     Column("counts", JSONB, nullable=False, comment="[at_ms, count], the oldest first."),
@@ -576,9 +578,27 @@ validation_audit = Table(
     Column("channel", Text, nullable=False),
     Column("actor", Text, nullable=False, comment="The id of the caller's token; empty where there are no tokens."),
     Column("reason", Text, nullable=False),
+    Column("event_count", BigInteger, nullable=False, server_default=text("1")),
+    Column("last_at_ms", BigInteger, comment="When it happened last, where it was repeated."),
+    Column(
+        "repeat_key",
+        Text,
+        nullable=False,
+        server_default="",
+        comment="What repetitions that are counted in one row have in common; empty for a row that is none of these.",
+    ),
     PrimaryKeyConstraint("customer", "merchant_id", "at_ms", "audit_id", name="pk_validation_audit"),
     CheckConstraint(
         "action IN ('ISSUE', 'DELIVER', 'GUESS', 'USE', 'CONFIRM', 'RESET', 'END')", name="ck_validation_audit_action"
+    ),
+    # Refusals come without limit, and their rows do not.
+    Index(
+        "uq_validation_audit_repeated",
+        "customer",
+        "merchant_id",
+        "repeat_key",
+        unique=True,
+        postgresql_where=text("repeat_key <> ''"),
     ),
 )
 

@@ -35,7 +35,10 @@ async def is_right(client: Client, shop: Shop, code: str, points: Any = 100, **c
 
 
 async def audit(service: Service, shop: Shop) -> list[tuple[str, ...]]:
-    """What the audit tells of a merchant, in its order: action, outcome, customer."""
-    query = "SELECT action, outcome, customer FROM validation_audit WHERE merchant_id = $1 ORDER BY at_ms, ctid"
+    """What the audit tells of a merchant, in its order: action, outcome, customer; repeated events one by one."""
+    query = """
+        SELECT action, outcome, customer FROM validation_audit, generate_series(1, event_count)
+        WHERE merchant_id = $1 ORDER BY at_ms, audit_id
+    """
     async with superuser(service) as connection:
         return [tuple(row) for row in await connection.fetch(query, shop.merchant_id)]

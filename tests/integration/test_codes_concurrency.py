@@ -29,7 +29,7 @@ from pointbook_server.validation_codes.model import (
     Route,
     new_challenge,
 )
-from pointbook_server.validation_codes.steps import Issue, Sends
+from pointbook_server.validation_codes.steps import Guess, Issue, Sends
 from pointbook_server.validation_codes.store import ValidationCodesStore
 from waiting import until
 
@@ -116,6 +116,30 @@ async def test_challenges_of_the_same_customers_are_opened(
     await end(service, databases)
 
     assert await deadlocks(service) == before
+
+
+async def test_repeated_events_of_the_same_customers_are_counted_at_once(service: Service, shop: Shop) -> None:
+    """In one order too, whatever the order of the calls: each adds to rows that the other has locked."""
+    databases = [Database(service.database_url, pool_size=1) for _ in range(2)]
+    before, names = await deadlocks(service), [f"unknown {index:03}" for index in range(100)]
+
+    def guesses(customers: Iterable[str]) -> list[Guess]:
+        purposes = [Purpose(shop.merchant_id, name, 1, 100) for name in customers]
+        return [Guess(purpose, "", Keys(KEYS), lambda _challenge: False, "actor") for purpose in purposes]
+
+    orders = [names, list(reversed(names))]
+    for _ in range(10):
+        await at_once(
+            ValidationCodesStore(database).run(shop.merchant_id, guesses([*order, *order]), NOW_MS)
+            for database, order in zip(databases, orders, strict=True)
+        )
+    await end(service, databases)
+
+    assert await deadlocks(service) == before
+    async with superuser(service) as connection:
+        query = "SELECT customer, event_count FROM validation_audit WHERE merchant_id = $1 AND action = 'GUESS'"
+        counts = [tuple(row) for row in await connection.fetch(query, shop.merchant_id)]
+    assert sorted(counts) == [(name, 40) for name in names]
 
 
 async def test_a_caller_who_leaves_is_counted(service: Service, shop: Shop) -> None:

@@ -1,19 +1,21 @@
 """Validation by missed call: the customer calls a number instead of typing a code."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, at, make_token, refused, unique
-from integration.codes import CODES, WRONG, audit, is_right, issue
+from harness import NOW_MS, Client, Service, Shop, at, make_token, refusal, refused, unique
+from integration.codes import CODES, WRONG, audit, is_right, issue, issued
 from integration.redeeming import PENDING, customer_of, earn, order, question, redeem
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.access.model import Scope
 
 CALLER, CALLED = "+8613812345678", "+862112345678"
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
+SMS = redemption_pb2.VALIDATION_TYPE_SMS
 VALIDATION = {**CODES, "required": True, "channels": [MISSED_CALL], "missed_call_number": CALLED}
 
 
@@ -174,8 +176,64 @@ async def test_no_code_stands_in_for_a_call(client: Client, shop: Shop) -> None:
     await put_program(client, shop, channels=[redemption_pb2.VALIDATION_TYPE_SMS, MISSED_CALL])
     coded = await issue(client, shop)
     assert coded.sent
-    assert await call(client, shop) == ""
+    assert await call(client, shop) == challenge_id
     assert await told(client, shop, challenge_id=coded.challenge_id) == NOT_SEEN
+
+
+async def test_a_missed_call_and_a_sent_code_stand_side_by_side(service: Service, client: Client, shop: Shop) -> None:
+    """Each is replaced by its own kind alone, and a guess that names no challenge means the sent code."""
+    await put_program(client, shop, channels=[SMS, MISSED_CALL])
+    code_id, code = await issued(service, shop, validation_type=SMS)
+    call_id = (await issue(client, shop, 110, validation_type=MISSED_CALL)).challenge_id
+    assert await is_right(client, shop, code)
+    assert await is_right(client, shop, code, challenge_id=code_id)
+    assert not await is_right(client, shop, code, challenge_id=call_id)
+
+    _, newer = await issued(service, shop, 120, validation_type=SMS)
+    assert not await is_right(client, shop, code)
+    assert await call(client, shop) == call_id
+    assert await told(client, shop, 110, challenge_id=call_id) == []
+    await redeem(client, order(shop, 110, challenge_id=call_id))
+    await redeem(client, order(shop, 120, validation_code=newer))
+
+
+async def test_a_guess_meets_no_missed_call(service: Service, client: Client, shop: Shop) -> None:
+    """It has no code, so that there is nothing to compare and nothing to count."""
+    challenge_id = (await issue(client, shop)).challenge_id
+    for named in ("", challenge_id):
+        assert not await is_right(client, shop, WRONG, challenge_id=named)
+    assert [line[:2] for line in await audit(service, shop)] == [
+        ("ISSUE", "OPENED"),
+        ("GUESS", "NO_CHALLENGE"),
+        ("GUESS", "NO_CHALLENGE"),
+    ]
+    assert await call(client, shop) == challenge_id
+
+
+async def test_challenges_for_missed_calls_are_limited(service: Service, client: Client, shop: Shop) -> None:
+    """3 in 10 minutes, 5 an hour and 10 a day for a customer, in parallel too; the last one stands all the same."""
+    await put_program(client, shop, channels=[SMS, MISSED_CALL])
+    opened = 1
+    for after_seconds, count, wait in ((0, 3, 600), (600, 2, 3_000), (3_000, 3, 600), (600, 2, 86_400 - 4_200)):
+        service.clock.move(after_seconds)
+        asked = (issue(client, shop, points, validation_type=MISSED_CALL) for points in range(opened, opened + 20))
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        opened += 20
+        challenges = [each for each in answers if isinstance(each, redemption_pb2.IssuedCode)]
+        refusals = [refusal(each) for each in answers if isinstance(each, grpc.aio.AioRpcError)]
+        assert (len(challenges), len(refusals)) == (count, 20 - count)
+        for each in refusals:
+            assert (each.code, each.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SEND_LIMIT_REACHED")
+            assert (each.metadata["limit"], each.retry_seconds) == ("missed_calls", wait)
+    met = await call(client, shop, call_time=at(service.clock.now_ms))
+    assert met in {each.challenge_id for each in challenges}
+    assert (await issue(client, shop, validation_type=SMS)).sent
+
+    customer = customer_of(shop)
+    await client.redemption.ResetValidationLimits(
+        redemption_pb2.ResetValidationLimitsRequest(customer=customer, reason="the customer called")
+    )
+    assert (await issue(client, shop, 100, validation_type=MISSED_CALL)).missed_call_number == CALLED
 
 
 async def test_points_that_a_call_validates(client: Client, shop: Shop) -> None:

@@ -293,11 +293,10 @@ async def test_a_page_takes_a_fixed_number_of_statements(service: Service, clien
     assert len(of_more) == len(of_few) <= 9
 
 
-async def test_wrong_requests_and_unknown_customers_are_refused(client: Client, shop: Shop) -> None:
+async def test_wrong_requests_and_unknown_customers_are_refused(service: Service, client: Client, shop: Shop) -> None:
     """Every wrong field at once; a token of another list is no token of this one."""
     events = redemption_pb2.ListValidationEventsRequest(merchant_id=shop.merchant_id, customer_id="c-1", page_size=1)
-    await is_right(client, shop, WRONG)
-    await is_right(client, shop, WRONG)
+    await issued(service, shop)
     strange = (await client.redemption.ListValidationEvents(events)).next_page_token
     assert strange
     wrong: list[tuple[dict[str, Any], set[str]]] = [

@@ -1,5 +1,6 @@
 """What support reads of a customer's one-time codes: every event in its order, without a code or a contact."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from harness import NOW_MS, Client, Service, Shop, at, make_token, refused, unique
 from integration.codes import CODES, WRONG, is_right, issue, issued
+from integration.points import superuser
 from integration.redeeming import customer_of, earn, order, redeem
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
@@ -87,6 +89,8 @@ async def test_an_event_tells_time_customer_program_points_channel_and_token(ser
         points=70,
         validation_type=redemption_pb2.VALIDATION_TYPE_SMS,
         actor=split_bearer(bearer)[0],
+        count=1,
+        last_time=at(NOW_MS + 5_000),
     )
     text = str(answer)
     assert all(secret not in text for secret in (service.outbox.messages[-1].text, "13812345678", "ada@"))
@@ -159,10 +163,11 @@ async def test_events_are_filtered_by_challenge_and_time(service: Service, clien
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-async def test_pages_of_any_size_give_each_event_once(client: Client, shop: Shop, size: int) -> None:
+async def test_pages_of_any_size_give_each_event_once(service: Service, client: Client, shop: Shop, size: int) -> None:
     """New events in between move nothing."""
-    for _ in range(9):
-        await is_right(client, shop, WRONG)
+    _, code = await issued(service, shop)
+    for _ in range(7):
+        await is_right(client, shop, code)
     whole = [each.SerializeToString() for each in (await page(client, shop)).events]
     token, count = "", 0
     while True:
@@ -172,8 +177,88 @@ async def test_pages_of_any_size_give_each_event_once(client: Client, shop: Shop
         token = answer.next_page_token
         if not token:
             break
-        await is_right(client, shop, WRONG)
+        await is_right(client, shop, code)
     assert count == len(whole) == 9
+
+
+async def lock(service: Service, shop: Shop) -> str:
+    """Have a code issued and locked by five wrong guesses; answers its challenge."""
+    challenge_id, _ = await issued(service, shop)
+    for _ in range(5):
+        assert not await is_right(service.client, shop, WRONG, challenge_id=challenge_id)
+    return challenge_id
+
+
+async def guess_locked(service: Service, shop: Shop, challenge_id: str, count: int) -> None:
+    """Guess a locked code at once, with and without its challenge, for any amount."""
+    guesses = [
+        is_right(service.client, shop, WRONG, 100 + number, challenge_id=("", challenge_id)[number % 2])
+        for number in range(count)
+    ]
+    assert not any(await asyncio.gather(*guesses))
+
+
+async def row_count(service: Service, shop: Shop) -> int:
+    """How many rows the audit of a merchant has."""
+    async with superuser(service) as connection:
+        query = "SELECT count(*) FROM validation_audit WHERE merchant_id = $1"
+        return int(await connection.fetchval(query, shop.merchant_id))
+
+
+async def test_guesses_of_a_locked_code_are_one_event_with_a_count(
+    service: Service, client: Client, shop: Shop
+) -> None:
+    """However often somebody guesses, and whatever for, it adds no row; the event tells the first and the last time."""
+    challenge_id = await lock(service, shop)
+    before = await row_count(service, shop)
+    await guess_locked(service, shop, challenge_id, 100)
+    service.clock.move(60)
+    await guess_locked(service, shop, challenge_id, 100)
+
+    assert await row_count(service, shop) == before + 1
+    event = (await page(client, shop)).events[0]
+    assert (event.outcome, event.count, event.challenge_id) == ("LOCKED", 200, challenge_id)
+    assert (event.time, event.last_time) == (at(NOW_MS), at(NOW_MS + 60_000))
+    # What went on in a window of time is shown there.
+    during = (await page(client, shop, start_time=at(NOW_MS + 30_000))).events
+    assert [each.outcome for each in during] == ["LOCKED"]
+    assert not (await page(client, shop, start_time=at(NOW_MS + 60_001))).events
+
+
+async def test_a_new_lock_is_a_new_event(service: Service, client: Client, shop: Shop) -> None:
+    """After a reset the guesses count anew."""
+    challenge_id = await lock(service, shop)
+    await guess_locked(service, shop, challenge_id, 3)
+    service.clock.move(1)
+    request = redemption_pb2.ResetValidationLimitsRequest(customer=customer_of(shop), reason="asked by phone")
+    await client.redemption.ResetValidationLimits(request)
+    for _ in range(5):
+        assert not await is_right(client, shop, WRONG, challenge_id=challenge_id)
+    await guess_locked(service, shop, challenge_id, 4)
+
+    locked = [each.count for each in (await page(client, shop)).events if each.outcome == "LOCKED"]
+    assert locked == [4, 3]
+
+
+async def test_refusals_that_are_repeated_add_no_rows(service: Service, client: Client, shop: Shop) -> None:
+    """A code that is held, limits, guesses without a code, after its end, and of a buyer who has none."""
+    challenge_id, code = await issued(service, shop)
+    other, sms = customer_of(shop, "other"), redemption_pb2.VALIDATION_TYPE_SMS
+    await earn(client, shop, 500, "other")
+    for points in (90, 100):
+        await issue(client, shop, points)
+    before = await row_count(service, shop)
+    for number in range(30):
+        await issue(client, shop, 100)
+        assert (await refused(issue(client, shop, 110 + number, validation_type=sms))).reason == "SEND_LIMIT_REACHED"
+        assert not await is_right(client, shop, WRONG, customer=other)
+    service.clock.move(300)
+    for _ in range(30):
+        assert not await is_right(client, shop, code, challenge_id=challenge_id)
+
+    assert await row_count(service, shop) == before + 4
+    counts = {each.outcome: each.count for each in (await page(client, shop)).events if each.count > 1}
+    assert counts == {"HELD": 30, "SEND_LIMIT_REACHED": 30, "EXPIRED": 30}
 
 
 async def test_an_unknown_customer_is_not_found(client: Client, shop: Shop) -> None:

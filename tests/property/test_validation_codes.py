@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,12 +21,13 @@ from pointbook_server.validation_codes.limits import (
     MERCHANT_GRAIN_MS,
     MERCHANT_WINDOW_MS,
     MINUTE_MS,
+    MISSED_CALLS_OF_CUSTOMER,
     SENDS_TO_DESTINATION,
     WRONG_GUESSES_OF_CUSTOMER,
     Limit,
     Tally,
 )
-from pointbook_server.validation_codes.model import Challenge, Keys, Proving, Purpose, State
+from pointbook_server.validation_codes.model import Challenge, Family, Keys, Proving, Purpose, State
 from pointbook_server.validation_codes.service import Rules, ValidationCodes
 from pointbook_server.validation_codes.steps import Board, Step, subjects_of
 
@@ -36,7 +38,13 @@ EXAMPLES = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 MOBILE = "+8613812345678"
-CODES = Validation(code_length=10, alphanumeric=True, message_templates={"": "$code"})
+CODES = Validation(
+    code_length=10,
+    alphanumeric=True,
+    message_templates={"": "$code"},
+    channels=(Channel.SMS, Channel.EMAIL, Channel.MISSED_CALL),
+    missed_call_number="+862112345678",
+)
 KEYS = {"k1": b"k" * 32}
 
 
@@ -44,12 +52,12 @@ class MemoryStore:
     """Keeps challenges and counts as the database does, for one merchant."""
 
     def __init__(self) -> None:
-        self.challenges: dict[str, Challenge] = {}
+        self.challenges: dict[tuple[str, Family], Challenge] = {}
         self.tallies: dict[str, Tally] = {}
 
-    async def live(self, _merchant_id: str, customer: str) -> Challenge | None:
-        """Read a customer's live challenge."""
-        return self.challenges.get(customer)
+    async def live(self, _merchant_id: str, customer: str, family: Family) -> Challenge | None:
+        """Read a customer's live challenge of a family."""
+        return self.challenges.get((customer, family))
 
     async def run(self, _merchant_id: str, steps: Sequence[Step[T]], now_ms: int) -> list[T | PointbookError]:
         """Do steps."""
@@ -62,7 +70,7 @@ class MemoryStore:
             except PointbookError as error:
                 answers.append(error)
         self.challenges |= {
-            each.purpose.customer: each for each in board.challenges.values() if each.state is State.LIVE
+            (each.purpose.customer, each.family): each for each in board.challenges.values() if each.state is State.LIVE
         }
         self.tallies |= {subject: board.tallies[subject] for subject in board.counted}
         return answers
@@ -164,7 +172,7 @@ async def test_nothing_else_is_right(changes: list[Change], points: int) -> None
 
         is_right = code == outbox.messages[sent].text and named in {"", met.challenge_id} and not change.is_for_another
         assert (found is not None) is is_right
-        live = await codes._store.live("m", change.customer)
+        live = await codes._store.live("m", change.customer, Family.CODE)
         assert live is not None
         counted = (live.attempts, live.unnamed_attempts)
         assert counted == ((0, 0) if is_right else (1, 0) if named == met.challenge_id else (0, 1))
@@ -226,7 +234,7 @@ def test_a_merchant_never_sends_too_much(waits_ms: list[int], count_max: int) ->
 
 
 class Act(NamedTuple):
-    """Something that happens: a wait, and then a message, some guesses, a failed message, or a reset."""
+    """Something that happens: a wait, and then a message, a missed call, some guesses, a failed message, or a reset."""
 
     wait_ms: int
     what: str
@@ -246,10 +254,10 @@ ACTS = st.builds(
             int.__add__, st.sampled_from([60_000, 240_000, 300_000, 600_000, HOUR_MS, DAY_MS]), st.integers(-1, 1)
         ),
     ),
-    what=st.sampled_from([*["issue"] * 4, "fail", *["guess"] * 12, "reset"]),
+    what=st.sampled_from([*["issue"] * 4, "fail", *["call"] * 3, *["guess"] * 12, "reset"]),
     times=st.sampled_from([1, 1, 2, 4, 5]),
     points=st.sampled_from([100, 100, 100, 200]),
-    named=st.sampled_from(["", "it", "it", "old"]),
+    named=st.sampled_from(["", "it", "it", "it", "old", "call"]),
     is_known=st.booleans(),
 )
 
@@ -277,6 +285,8 @@ class World:
     live: Kept | None = None
     old_id: str = "old"
     sent_ms: list[int] = field(default_factory=list)
+    call: Kept | None = None
+    called_ms: list[int] = field(default_factory=list)
     wrong_ms: defaultdict[bool, list[int]] = field(default_factory=lambda: defaultdict(list))
 
     def proving(self, points: int) -> Proving:
@@ -293,11 +303,33 @@ class World:
         elif act.what == "reset":
             purpose = self.purpose
             await self.codes.reset(purpose.merchant_id, purpose.customer, customer_of(purpose), "a", "why not")
-            self.sent_ms, self.wrong_ms = [], defaultdict(list)
+            self.sent_ms, self.called_ms, self.wrong_ms = [], [], defaultdict(list)
             if self.live is not None:
                 self.live.wrong = {True: 0, False: 0}
+        elif act.what == "call":
+            await self.ask_for_call(act.points)
         else:
             await self.issue(act.points, fails=act.what == "fail")
+
+    async def ask_for_call(self, points: int) -> None:
+        """Ask for a missed call, which neither ends a code nor counts as a message."""
+        now_ms, live = self.clock.now_ms, self.call
+        is_held = live is not None and live.points == points and now_ms < live.expires_at_ms
+        free_at_ms = brute_force(self.called_ms, MISSED_CALLS_OF_CUSTOMER, now_ms)
+        asking = self.codes.issue(self.proving(points), Channel.MISSED_CALL)
+        if not is_held and free_at_ms > now_ms:
+            with pytest.raises(PointbookError) as caught:
+                await asking
+            wait_seconds = (free_at_ms - now_ms) / 1_000
+            assert (caught.value.reason, caught.value.retry_after_seconds) == (Reason.SEND_LIMIT_REACHED, wait_seconds)
+            return
+        issued = await asking
+        challenge_id = issued.challenge.challenge_id
+        assert not issued.sent
+        assert (live is not None and challenge_id == live.challenge_id) is is_held
+        if not is_held:
+            self.called_ms.append(now_ms)
+            self.call = Kept(challenge_id, points, "", resend_at_ms=now_ms, expires_at_ms=now_ms + 300_000)
 
     async def issue(self, points: int, *, fails: bool) -> None:
         """Ask for a code."""
@@ -328,7 +360,7 @@ class World:
         messages = [sent.text for sent in self.outbox.messages[count:]]
         assert len(messages) == (0 if fails else 1)
         self.sent_ms += [now_ms] * len(messages)
-        challenge = await self.codes._store.live(self.purpose.merchant_id, self.purpose.customer)
+        challenge = await self.codes._store.live(self.purpose.merchant_id, self.purpose.customer, Family.CODE)
         assert challenge is not None
         kept = Kept(
             challenge.challenge_id,
@@ -347,7 +379,8 @@ class World:
     async def guess(self, act: Act) -> None:
         """Guess a code."""
         now_ms, live = self.clock.now_ms, self.live
-        named = {"": "", "old": self.old_id, "it": live.challenge_id if live else "it"}[act.named]
+        call_id = self.call.challenge_id if self.call else "call"
+        named = {"": "", "old": self.old_id, "it": live.challenge_id if live else "it", "call": call_id}[act.named]
         names_it = live is not None and named == live.challenge_id
         code = live.code if live is not None and act.is_known and live.code else "2222222222"
         found = await self.codes.check(self.proving(act.points), None, named, code)

@@ -121,9 +121,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Retry: yes, soon.
     """
     ERROR_REASON_SEND_LIMIT_REACHED: _ErrorReason.ValueType  # 62
-    """ERROR_REASON_SEND_LIMIT_REACHED: too many codes were sent to this destination or by this merchant, or the
-    program does not let codes be sent to its region. Example: RESOURCE_EXHAUSTED with RetryInfo,
-    {limit: "destination"}; the others are "merchant" and "allowed_regions".
+    """ERROR_REASON_SEND_LIMIT_REACHED: too many codes were sent to this destination or by this merchant, too many missed
+    calls were asked for of this customer, or the program does not let codes be sent to its region. Example:
+    RESOURCE_EXHAUSTED with RetryInfo, {limit: "destination"}; the others are "merchant", "missed_calls" and
+    "allowed_regions".
     Retry: yes, later (RetryInfo).
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 63
@@ -438,9 +439,10 @@ Example: ABORTED with RetryInfo.
 Retry: yes, soon.
 """
 ERROR_REASON_SEND_LIMIT_REACHED: ErrorReason.ValueType  # 62
-"""ERROR_REASON_SEND_LIMIT_REACHED: too many codes were sent to this destination or by this merchant, or the
-program does not let codes be sent to its region. Example: RESOURCE_EXHAUSTED with RetryInfo,
-{limit: "destination"}; the others are "merchant" and "allowed_regions".
+"""ERROR_REASON_SEND_LIMIT_REACHED: too many codes were sent to this destination or by this merchant, too many missed
+calls were asked for of this customer, or the program does not let codes be sent to its region. Example:
+RESOURCE_EXHAUSTED with RetryInfo, {limit: "destination"}; the others are "merchant", "missed_calls" and
+"allowed_regions".
 Retry: yes, later (RetryInfo).
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 63

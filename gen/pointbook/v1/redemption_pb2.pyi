@@ -340,7 +340,8 @@ class ValidateRedemptionRequest(_message.Message):
     cost nothing. Whatever is wrong with a code, the answer is the same (808).
     """
     challenge_id: _builtins.str
-    """challenge_id names the challenge of validation_code; the customer's live one where empty. Without validation_code
+    """challenge_id names the challenge of validation_code; where empty, the customer's live challenge of sent codes is
+    meant, never that of a missed call, which has no code. Without validation_code
     it is that of a missed call (822 until the call was seen), and validation_type MISSED_CALL or unset. At most 64
     visible ASCII characters.
     """
@@ -1246,7 +1247,13 @@ Global___ListRedemptionsResponse: _TypeAlias = ListRedemptionsResponse  # noqa: 
 
 @_typing.final
 class ValidationEvent(_message.Message):
-    """ValidationEvent is one thing that happened to a customer's one-time codes."""
+    """ValidationEvent is one thing that happened to a customer's one-time codes.
+
+    What may be repeated without limit is one event with a count: guesses that were not compared (LOCKED, EXPIRED,
+    NO_CHALLENGE, KEY_UNKNOWN), codes that were asked for and not issued (HELD, or an ErrorReason), and calls that were
+    seen. Repetitions on the same day (UTC) with the same outcome, challenge and token are counted together, LOCKED only
+    until another wrong guess is compared; the program and the points are those of the first.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1260,6 +1267,8 @@ class ValidationEvent(_message.Message):
     VALIDATION_TYPE_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    LAST_TIME_FIELD_NUMBER: _builtins.int
     action: Global___ValidationAction.ValueType
     """action is what was done."""
     outcome: _builtins.str
@@ -1276,13 +1285,19 @@ class ValidationEvent(_message.Message):
     """actor is the id of the caller's token; empty where the server runs without tokens, and where no caller ended it."""
     reason: _builtins.str
     """reason is why it was reset or ended."""
+    count: _builtins.int
+    """count is how often it happened: 1, or more where it was repeated."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """time is when it happened."""
+        """time is when it happened, for the first time where it was repeated."""
 
     @_builtins.property
     def customer(self) -> Global___ResolvedCustomer:
         """customer is the customer whose code it was."""
+
+    @_builtins.property
+    def last_time(self) -> _timestamp_pb2.Timestamp:
+        """last_time is when it happened for the last time; the same as time where count is 1."""
 
     def __init__(
         self,
@@ -1297,10 +1312,12 @@ class ValidationEvent(_message.Message):
         validation_type: Global___ValidationType.ValueType = ...,
         actor: _builtins.str = ...,
         reason: _builtins.str = ...,
+        count: _builtins.int = ...,
+        last_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "last_time", b"last_time", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "challenge_id", b"challenge_id", "customer", b"customer", "outcome", b"outcome", "points", b"points", "program_id", b"program_id", "reason", b"reason", "time", b"time", "validation_type", b"validation_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "challenge_id", b"challenge_id", "count", b"count", "customer", b"customer", "last_time", b"last_time", "outcome", b"outcome", "points", b"points", "program_id", b"program_id", "reason", b"reason", "time", b"time", "validation_type", b"validation_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1336,11 +1353,11 @@ class ListValidationEventsRequest(_message.Message):
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """start_time keeps only events at or after it."""
+        """start_time keeps only events whose last_time is at or after it."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """end_time keeps only events before it."""
+        """end_time keeps only events whose time is before it."""
 
     def __init__(
         self,

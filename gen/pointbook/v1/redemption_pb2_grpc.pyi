@@ -56,9 +56,12 @@ class RedemptionServiceStub:
     program and amount. The answer says where the code went and until when it is valid, never the code.
 
     The same request again within the cooldown answers the same challenge with `sent` false; later it sends a new
-    code under the same challenge. A request for anything else replaces the customer's challenge.
+    code under the same challenge. A request for anything else replaces the customer's challenge of the same kind: a
+    customer has at most one live challenge of sent codes (SMS and e-mail) and one of a missed call, and neither
+    replaces the other.
 
-    MISSED_CALL opens a challenge and answers the number to call; nothing is sent. A mobile number or e-mail address
+    MISSED_CALL opens a challenge and answers the number to call; nothing is sent. 3 in 10 minutes, 5 an hour and 10 a
+    day are opened for a customer at most. A mobile number or e-mail address
     that has changed gets no codes for a while (CONTACT_CHANGED). To one destination go 3 messages in 10 minutes, 5 an
     hour and 10 a day at most, and 1,000 in 10 minutes for a merchant.
 
@@ -196,9 +199,12 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     program and amount. The answer says where the code went and until when it is valid, never the code.
 
     The same request again within the cooldown answers the same challenge with `sent` false; later it sends a new
-    code under the same challenge. A request for anything else replaces the customer's challenge.
+    code under the same challenge. A request for anything else replaces the customer's challenge of the same kind: a
+    customer has at most one live challenge of sent codes (SMS and e-mail) and one of a missed call, and neither
+    replaces the other.
 
-    MISSED_CALL opens a challenge and answers the number to call; nothing is sent. A mobile number or e-mail address
+    MISSED_CALL opens a challenge and answers the number to call; nothing is sent. 3 in 10 minutes, 5 an hour and 10 a
+    day are opened for a customer at most. A mobile number or e-mail address
     that has changed gets no codes for a while (CONTACT_CHANGED). To one destination go 3 messages in 10 minutes, 5 an
     hour and 10 a day at most, and 1,000 in 10 minutes for a merchant.
 
@@ -343,9 +349,12 @@ class RedemptionServiceServicer:
         program and amount. The answer says where the code went and until when it is valid, never the code.
 
         The same request again within the cooldown answers the same challenge with `sent` false; later it sends a new
-        code under the same challenge. A request for anything else replaces the customer's challenge.
+        code under the same challenge. A request for anything else replaces the customer's challenge of the same kind: a
+        customer has at most one live challenge of sent codes (SMS and e-mail) and one of a missed call, and neither
+        replaces the other.
 
-        MISSED_CALL opens a challenge and answers the number to call; nothing is sent. A mobile number or e-mail address
+        MISSED_CALL opens a challenge and answers the number to call; nothing is sent. 3 in 10 minutes, 5 an hour and 10 a
+        day are opened for a customer at most. A mobile number or e-mail address
         that has changed gets no codes for a while (CONTACT_CHANGED). To one destination go 3 messages in 10 minutes, 5 an
         hour and 10 a day at most, and 1,000 in 10 minutes for a merchant.
 

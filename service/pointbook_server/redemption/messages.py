@@ -57,6 +57,8 @@ def write_event(event: ValidationEvent) -> redemption_pb2.ValidationEvent:
         validation_type=redemption_pb2.ValidationType.Value(channel),
         actor=event.actor,
         reason=event.reason,
+        count=event.event_count,
+        last_time=to_timestamp(event.last_at_ms),
     )
 
 

@@ -17,6 +17,8 @@ class Limit(NamedTuple):
 
 
 SENDS_TO_DESTINATION = (Limit(3, 10 * MINUTE_MS), Limit(5, HOUR_MS), Limit(10, DAY_MS))
+MISSED_CALLS_OF_CUSTOMER = (Limit(3, 10 * MINUTE_MS), Limit(5, HOUR_MS), Limit(10, DAY_MS))
+"""How many challenges for a missed call are opened for a customer: each new one ends the one before it."""
 MERCHANT_WINDOW_MS = 10 * MINUTE_MS
 MERCHANT_GRAIN_MS = 10 * SECOND_MS
 """A merchant's many messages are counted together for so long, and as late as that, never fewer than there were."""
@@ -33,6 +35,11 @@ class Tally(NamedTuple):
 
     counts: tuple[tuple[int, int], ...] = ()
     revision: int = 0
+
+    @property
+    def last_at_ms(self) -> int:
+        """When it happened last; 0 where it never did."""
+        return self.counts[-1][0] if self.counts else 0
 
     def free_at_ms(self, limits: Iterable[Limit], now_ms: int) -> int:
         """Tell from when it may happen once more: now, or when enough has left every window that is full."""

@@ -55,6 +55,18 @@ class State(StrEnum):
     ENDED = "ENDED"
 
 
+class Family(StrEnum):
+    """The two kinds of challenges. A customer has one live challenge of each at most; neither replaces the other."""
+
+    CODE = "CODE"
+    MISSED_CALL = "MISSED_CALL"
+
+    @classmethod
+    def of(cls, channel: Channel) -> "Family":
+        """Return the family of a channel's challenges."""
+        return cls.MISSED_CALL if channel is Channel.MISSED_CALL else cls.CODE
+
+
 @dataclass(frozen=True, slots=True)
 class Purpose:
     """What a code is for. Anything different makes it a wrong code."""
@@ -119,6 +131,11 @@ class Challenge:
     confirmed_at_ms: int | None = None
     state: State = State.LIVE
 
+    @property
+    def family(self) -> Family:
+        """Which live challenges this one replaces."""
+        return Family.of(self.channel)
+
     def is_for(self, purpose: Purpose, route: Route, keys: "Keys", now_ms: int) -> bool:
         """Tell whether this challenge is the one for the same purpose and route, within its life."""
         return (
@@ -160,7 +177,10 @@ class Issued:
 
 
 class ValidationEvent(NamedTuple):
-    """A line of the audit: what was done to a customer's code, by whom, and how it ended."""
+    """A line of the audit: what was done to a customer's code, by whom, how it ended and how often.
+
+    `at_ms` and all that it was about are those of the first time, `last_at_ms` is that of the last one.
+    """
 
     event_id: str
     at_ms: int
@@ -173,6 +193,8 @@ class ValidationEvent(NamedTuple):
     channel: str
     actor: str
     reason: str
+    event_count: int
+    last_at_ms: int
 
 
 def new_challenge_id() -> str:

@@ -21,6 +21,7 @@ from pointbook_server.validation_codes.model import (
     DELIVERY_MS_MAX,
     Challenge,
     Delivery,
+    Family,
     Issued,
     Keys,
     MissedCall,
@@ -123,7 +124,7 @@ class ValidationCodes:
     async def seen_call(self, proving: Proving, challenge_id: str) -> Challenge | None:
         """Return a challenge whose missed call was seen; None where it was not, or is for something else."""
         purpose, now_ms = proving.purpose, self._clock()
-        live = await self._store.live(purpose.merchant_id, purpose.customer)
+        live = await self._store.live(purpose.merchant_id, purpose.customer, Family.MISSED_CALL)
         if live is None or live.challenge_id != challenge_id or live.confirmed_at_ms is None:
             return None
         route = route_to(proving.customer, Channel.MISSED_CALL)

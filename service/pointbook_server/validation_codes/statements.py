@@ -58,6 +58,8 @@ AUDIT_COLUMNS = {
     "channel": "text",
     "actor": "text",
     "reason": "text",
+    "repeat_key": "text",
+    "event_count": "bigint",
 }
 NAMES = ", ".join(("merchant_id", *COLUMNS))
 
@@ -72,7 +74,8 @@ def _rows(columns: Mapping[str, str]) -> str:
 
 
 # The state is part of the text, or a plan for any state could not use the index of the live ones. Each is looked up by
-# itself, whatever a plan expects: OFFSET keeps the look-up from being merged into a join.
+# itself, whatever a plan expects: OFFSET keeps the look-up from being merged into a join. The two that a customer may
+# have are locked in the order of that index.
 LOCK_LIVE = _statement(f"""
     SELECT c.* FROM unnest(CAST(:customers AS text[])) AS v (customer) CROSS JOIN LATERAL (
         SELECT {NAMES} FROM validation_challenges
@@ -82,6 +85,7 @@ LOCK_LIVE = _statement(f"""
 READ_LIVE = _statement(f"""
     SELECT {NAMES} FROM validation_challenges
     WHERE customer = :customer AND merchant_id = :merchant_id AND state = 'LIVE'
+        AND (channel = 'MISSED_CALL') = CAST(:is_call AS boolean)
 """)
 # In the order of the customers: that of another call is in the way of each.
 INSERT_CHALLENGES = _statement(f"""
@@ -112,17 +116,24 @@ PUT_TALLIES = _statement("""
     SET counts = excluded.counts, revision = excluded.revision, updated_at_ms = excluded.updated_at_ms
     WHERE t.revision = excluded.revision - 1
 """)
+# In the order of the keys, since rows that are there are locked.
 INSERT_AUDIT = _statement(f"""
-    INSERT INTO validation_audit (merchant_id, at_ms, {", ".join(AUDIT_COLUMNS)})
-    SELECT :merchant_id, :now_ms, {", ".join(AUDIT_COLUMNS)} FROM {_rows(AUDIT_COLUMNS)}
+    INSERT INTO validation_audit AS a (merchant_id, at_ms, {", ".join(AUDIT_COLUMNS)})
+    SELECT :merchant_id, CAST(:now_ms AS bigint), {", ".join(AUDIT_COLUMNS)} FROM {_rows(AUDIT_COLUMNS)}
+    ORDER BY customer, repeat_key, audit_id
+    ON CONFLICT (customer, merchant_id, repeat_key) WHERE repeat_key <> '' DO UPDATE
+    SET event_count = a.event_count + excluded.event_count,
+        last_at_ms = greatest(a.at_ms, a.last_at_ms, excluded.at_ms)
 """)
-# The newest events of each name, by the key alone: what it costs grows with the page, not with the history.
+# The newest events of each name, by the key alone: what it costs grows with the page, not with the history. One that
+# was repeated after the start began a day before it at the earliest.
 LIST_EVENTS = _statement("""
     SELECT e.* FROM unnest(CAST(:customers AS text[])) AS v (customer) CROSS JOIN LATERAL (
         SELECT audit_id AS event_id, at_ms, action, outcome, customer, challenge_id, program_id, points, channel,
-            actor, reason
+            actor, reason, event_count, coalesce(last_at_ms, at_ms) AS last_at_ms
         FROM validation_audit
-        WHERE customer = v.customer AND merchant_id = :merchant_id AND at_ms >= CAST(:start_ms AS bigint)
+        WHERE customer = v.customer AND merchant_id = :merchant_id
+            AND at_ms >= CAST(:start_ms AS bigint) - 86400000 AND coalesce(last_at_ms, at_ms) >= :start_ms
             AND (at_ms, audit_id) < (CAST(:before_ms AS bigint), CAST(:before_id AS text))
             AND (CAST(:challenge_id AS text) = '' OR challenge_id = :challenge_id)
         ORDER BY at_ms DESC, audit_id DESC LIMIT :limit

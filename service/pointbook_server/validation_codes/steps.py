@@ -11,8 +11,10 @@ from typing import NamedTuple, Protocol, TypeVar
 from pointbook_server.errors import PointbookError
 from pointbook_server.programs.model import Channel
 from pointbook_server.validation_codes.limits import (
+    DAY_MS,
     MERCHANT_GRAIN_MS,
     MERCHANT_WINDOW_MS,
+    MISSED_CALLS_OF_CUSTOMER,
     SENDS_TO_DESTINATION,
     WRONG_GUESSES_OF_CUSTOMER,
     Limit,
@@ -22,6 +24,7 @@ from pointbook_server.validation_codes.model import (
     ATTEMPTS_MAX,
     Challenge,
     Delivery,
+    Family,
     Keys,
     Purpose,
     Route,
@@ -33,6 +36,8 @@ from pointbook_server.validation_codes.model import (
 
 MERCHANT_SENDS = "sends"
 """The subject of all messages of a merchant."""
+HELD = "HELD"
+"""The outcome where a challenge that was issued earlier still holds."""
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -61,8 +66,16 @@ class Verdict(StrEnum):
     KEY_UNKNOWN = "KEY_UNKNOWN"
 
 
+COMPARED = {Verdict.RIGHT, Verdict.WRONG, Verdict.OTHER_CHALLENGE}
+"""Guesses that the audit keeps one by one: the wrong ones are limited, and nobody knows many right ones."""
+
+
 class Told(NamedTuple):
-    """A line of the audit: who did what, for whom and what for, and how it ended. It holds no code and no contact."""
+    """A line of the audit: who did what, for whom and what for, and how it ended. It holds no code and no contact.
+
+    Lines that may be repeated without limit name a `period`: in it those of one action, outcome, customer, challenge
+    and actor are one row with a count, whatever program and points they are about.
+    """
 
     action: Action
     outcome: str
@@ -73,6 +86,7 @@ class Told(NamedTuple):
     channel: str
     actor: str
     reason: str = ""
+    period: str = ""
 
 
 @dataclass
@@ -80,7 +94,8 @@ class Board:
     """What was locked for some steps, and what they make of it."""
 
     now_ms: int
-    live: dict[str, Challenge]
+    live: dict[tuple[str, Family], Challenge]
+    """By customer and family."""
     tallies: dict[str, Tally]
     challenges: dict[str, Challenge] = field(default_factory=dict)
     """Those that are to be written, in their last state."""
@@ -89,37 +104,45 @@ class Board:
     audit: list[Told] = field(default_factory=list)
 
     def open(self, challenge: Challenge) -> None:
-        """Put a new challenge in place of the customer's live one."""
-        live = self.live.get(challenge.purpose.customer)
+        """Put a new challenge in place of the customer's live one of its family."""
+        live = self.live.get((challenge.purpose.customer, challenge.family))
         if live is not None:
             self.challenges[live.challenge_id] = replace(live, state=State.REPLACED)
         self.opened.add(challenge.challenge_id)
         self.put(challenge)
 
     def put(self, challenge: Challenge) -> None:
-        """Change the customer's live challenge."""
+        """Change the customer's live challenge of its family."""
         self.challenges[challenge.challenge_id] = challenge
-        self.live[challenge.purpose.customer] = challenge
+        self.live[challenge.purpose.customer, challenge.family] = challenge
 
     def count(self, subject: str, tally: Tally) -> None:
         """Change a count."""
         self.tallies[subject] = tally
         self.counted.add(subject)
 
-    def tell(self, action: Action, outcome: str, purpose: Purpose, actor: str, challenge: Challenge | None) -> None:
+    def tell(
+        self,
+        action: Action,
+        outcome: str,
+        purpose: Purpose,
+        actor: str,
+        challenge: Challenge | None,
+        *,
+        period: str = "",
+    ) -> None:
         """Write a line of the audit."""
-        known = ("", "") if challenge is None else (challenge.challenge_id, challenge.channel.value)
-        self.audit.append(
-            Told(action, outcome, purpose.customer, known[0], purpose.program_id, purpose.points, known[1], actor)
-        )
+        challenge_id, channel = ("", "") if challenge is None else (challenge.challenge_id, challenge.channel.value)
+        about = (purpose.customer, challenge_id, purpose.program_id, purpose.points, channel)
+        self.audit.append(Told(action, outcome, *about, actor, period=period))
 
 
 class Step(Protocol[T_co]):
-    """What a call does to one customer's live challenge."""
+    """What a call does to one customer's live challenges."""
 
     @property
     def customer(self) -> str:
-        """Whose live challenge to lock."""
+        """Whose live challenges to lock."""
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -181,7 +204,8 @@ class Issue:
 
     `make` makes one with a fresh code, of a challenge_id and now. The same purpose and route keeps its challenge
     through its life, the attempts included, and gets a fresh code after the cooldown; anything else replaces the live
-    challenge. A merchant sends `merchant_max` messages in ten minutes at most.
+    challenge of the same family. A merchant sends `merchant_max` messages in ten minutes at most, and a customer is
+    asked for a few missed calls: whoever may ask for one could otherwise end every challenge before the call comes.
     """
 
     purpose: Purpose
@@ -200,17 +224,21 @@ class Issue:
     @property
     def subjects(self) -> tuple[str, ...]:
         """Which counts to lock: a missed call sends nothing."""
-        return () if self.route.channel is Channel.MISSED_CALL else (*self.sends.subjects, MERCHANT_SENDS)
+        if self.route.channel is Channel.MISSED_CALL:
+            return (missed_calls_of(self.customer),)
+        return (*self.sends.subjects, MERCHANT_SENDS)
 
     def run(self, board: Board) -> Claim:
         """Claim the challenge. Raises DELIVERY_FAILED until the end of an uncertain cooldown, SEND_LIMIT_REACHED."""
-        live = board.live.get(self.customer)
+        live = board.live.get((self.customer, Family.of(self.route.channel)))
+        period = day_of(board.now_ms)
         try:
             claim, outcome = self._claim(board, live)
         except PointbookError as error:
-            board.tell(Action.ISSUE, error.reason.value, self.purpose, self.actor, live)
+            board.tell(Action.ISSUE, error.reason.value, self.purpose, self.actor, live, period=period)
             raise
-        board.tell(Action.ISSUE, outcome, self.purpose, self.actor, claim.challenge)
+        period = period if outcome == HELD else ""
+        board.tell(Action.ISSUE, outcome, self.purpose, self.actor, claim.challenge, period=period)
         return claim
 
     def _claim(self, board: Board, live: Challenge | None) -> tuple[Claim, str]:
@@ -220,8 +248,10 @@ class Issue:
         if same is not None and board.now_ms < same.may_resend_at_ms:
             if same.is_uncertain(board.now_ms):
                 raise delivery_failed((same.may_resend_at_ms - board.now_ms) / 1_000)
-            return Claim(same, is_fresh=False), "HELD"
-        if not is_call:
+            return Claim(same, is_fresh=False), HELD
+        if is_call:
+            _count_missed_call(board, self.customer)
+        else:
             self.sends.check(board, self.merchant_max)
             self.sends.add(board)
         fresh = self.make(new_challenge_id() if same is None else same.challenge_id, board.now_ms)
@@ -231,6 +261,16 @@ class Issue:
         fresh = replace(fresh, attempts=same.attempts, unnamed_attempts=same.unnamed_attempts)
         board.put(fresh)
         return Claim(fresh, is_fresh=not is_call), "RENEWED"
+
+
+def _count_missed_call(board: Board, customer: str) -> None:
+    """Count one more challenge for a missed call. Raises SEND_LIMIT_REACHED where it is one too many."""
+    subject = missed_calls_of(customer)
+    tally = board.tallies[subject]
+    wait_ms = tally.free_at_ms(MISSED_CALLS_OF_CUSTOMER, board.now_ms) - board.now_ms
+    if wait_ms > 0:
+        raise send_limit_reached("missed_calls", wait_ms / 1_000)
+    board.count(subject, tally.after(board.now_ms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +294,7 @@ class Deliver:
 
     def run(self, board: Board) -> None:
         """Keep it. After a definite failure there is no cooldown."""
-        live = board.live.get(self.customer)
+        live = board.live.get((self.customer, self.challenge.family))
         has_failed = self.delivery is Delivery.FAILED
         if live is not None and live.code_digest == self.challenge.code_digest:
             resend_at_ms = board.now_ms if has_failed else live.resend_at_ms
@@ -284,7 +324,7 @@ class Refuse:
 
     def run(self, board: Board) -> None:
         """Tell it."""
-        board.tell(Action.ISSUE, self.outcome, self.purpose, self.actor, None)
+        board.tell(Action.ISSUE, self.outcome, self.purpose, self.actor, None, period=day_of(board.now_ms))
 
 
 class Answer(NamedTuple):
@@ -296,10 +336,11 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """Compare a code with the customer's live challenge, under its lock.
+    """Compare a code with the customer's live challenge of sent codes, under its lock.
 
-    Guesses that name no challenge, or another one, have counters of their own: whoever does not know the challenge_id
-    cannot lock out whoever does. `is_right` compares in constant time.
+    A missed call has no code to guess: a guess that names its challenge names another one. Guesses that name no
+    challenge, or another one, have counters of their own, so that callers who do not know the challenge_id cannot lock
+    out those who do. `is_right` compares in constant time.
     """
 
     purpose: Purpose
@@ -320,10 +361,18 @@ class Guess:
 
     def run(self, board: Board) -> Answer:
         """Judge the guess, and count it where it is wrong."""
-        live = board.live.get(self.customer)
+        live = board.live.get((self.customer, Family.CODE))
         verdict = Verdict.NO_CHALLENGE if live is None else self._judge(board, live)
-        board.tell(Action.GUESS, verdict.value, self.purpose, self.actor, live)
+        period = "" if verdict in COMPARED else self._period(board, verdict)
+        board.tell(Action.GUESS, verdict.value, self.purpose, self.actor, live, period=period)
         return Answer(verdict, live)
+
+    def _period(self, board: Board, verdict: Verdict) -> str:
+        """Name the period in which guesses that are not compared are counted together; a lock begins another one."""
+        day = day_of(board.now_ms)
+        if verdict is not Verdict.LOCKED:
+            return day
+        return f"{day} {max(board.tallies[subject].last_at_ms for subject in self.subjects)}"
 
     def _judge(self, board: Board, live: Challenge) -> Verdict:
         names_it = self.challenge_id == live.challenge_id
@@ -357,13 +406,14 @@ class Reset:
     @property
     def subjects(self) -> tuple[str, ...]:
         """Which counts to lock."""
-        return (*wrong_guesses_of(self.customer), *(subject for sends in self.sends for subject in sends.subjects))
+        sends = (subject for sends in self.sends for subject in sends.subjects)
+        return (*wrong_guesses_of(self.customer), missed_calls_of(self.customer), *sends)
 
     def run(self, board: Board) -> None:
         """Forget them."""
         for subject in self.subjects:
             board.count(subject, board.tallies[subject]._replace(counts=()))
-        live = board.live.get(self.customer)
+        live = board.live.get((self.customer, Family.CODE))
         if live is not None:
             board.put(replace(live, attempts=0, unnamed_attempts=0))
             told = told_of(Action.RESET, "DONE", live, self.actor)
@@ -375,6 +425,16 @@ class Reset:
 def wrong_guesses_of(customer: str) -> tuple[str, str]:
     """Name the counts of a customer's wrong guesses: of those that name their challenge, and of the others."""
     return f"guesses {customer}", f"unnamed guesses {customer}"
+
+
+def missed_calls_of(customer: str) -> str:
+    """Name the count of a customer's challenges for a missed call."""
+    return f"missed calls {customer}"
+
+
+def day_of(now_ms: int) -> str:
+    """Name the longest period in which repeated events are counted together."""
+    return f"day {now_ms // DAY_MS}"
 
 
 def subjects_of(steps: Iterable[Step[object]]) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from hashlib import sha256
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pointbook_server import phones
 from pointbook_server.clock import time_ordered_id
@@ -12,8 +12,8 @@ from pointbook_server.errors import PointbookError
 from pointbook_server.paging import PageQuery
 from pointbook_server.validation_codes import statements as sql
 from pointbook_server.validation_codes.limits import LONGEST_WINDOW_MS, Tally
-from pointbook_server.validation_codes.model import Challenge, MissedCall, ValidationEvent
-from pointbook_server.validation_codes.steps import Action, Board, Step, Told, subjects_of, told_of
+from pointbook_server.validation_codes.model import Challenge, Family, MissedCall, ValidationEvent
+from pointbook_server.validation_codes.steps import Action, Board, Step, Told, day_of, subjects_of, told_of
 
 CLEAN_UP_COUNT = 1_000
 """How many rows of each table are deleted at a time."""
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class ValidationCodesStore:
-    """Reads and writes challenges and counts. A customer has at most one live challenge."""
+    """Reads and writes challenges and counts. A customer has at most one live challenge of each family."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -40,10 +40,12 @@ class ValidationCodesStore:
 
         return await self._database.transaction(work, planned_once=True)
 
-    async def live(self, merchant_id: str, customer: str) -> Challenge | None:
-        """Read a customer's live challenge."""
+    async def live(self, merchant_id: str, customer: str, family: Family) -> Challenge | None:
+        """Read a customer's live challenge of a family."""
+        is_call = family is Family.MISSED_CALL
+        named = {"merchant_id": merchant_id, "customer": customer, "is_call": is_call}
         async with self._database.autocommit() as connection:
-            row = await connection.fetch_one(sql.READ_LIVE, {"merchant_id": merchant_id, "customer": customer})
+            row = await connection.fetch_one(sql.READ_LIVE, named)
         return None if row is None else sql.read_challenge(row)
 
     async def lock(self, connection: Connection, merchant_id: str, customers: Iterable[str]) -> None:
@@ -66,7 +68,7 @@ class ValidationCodesStore:
         return True
 
     async def end(self, connection: Connection, merchant_id: str, customer: str, reason: str, now_ms: int) -> None:
-        """End a customer's live challenge in somebody's transaction, which holds the customer's lock."""
+        """End a customer's live challenges in somebody's transaction, which holds the customer's lock."""
         rows = await connection.fetch(sql.END_LIVE, {"merchant_id": merchant_id, "customer": customer})
         told = [
             Told(Action.END, "ENDED", customer, row.challenge_id, row.program_id, row.points, row.channel, "", reason)
@@ -96,7 +98,8 @@ class ValidationCodesStore:
             met = named | {"challenge_id": challenge.challenge_id}
             await connection.execute(sql.CONFIRM, met)
             await connection.execute(sql.NAME_CALL, met)
-            told = told_of(Action.CONFIRM, "SEEN", challenge, actor)
+            # A customer may call as often as they like.
+            told = told_of(Action.CONFIRM, "SEEN", challenge, actor)._replace(period=day_of(now_ms))
             await _audit(connection, call.merchant_id, [told], now_ms)
             return challenge.challenge_id
 
@@ -140,7 +143,8 @@ async def _lock(connection: Connection, merchant_id: str, steps: Sequence[Step[T
         named = {"merchant_id": merchant_id, "subjects": subjects}
         rows = await connection.fetch(sql.LOCK_TALLIES, named)
         tallies |= {row.subject: sql.read_tally(row) for row in rows}
-    return Board(now_ms, {challenge.purpose.customer: challenge for challenge in live}, tallies)
+    by_family = {(challenge.purpose.customer, challenge.family): challenge for challenge in live}
+    return Board(now_ms, by_family, tallies)
 
 
 def _answer(step: Step[T], board: Board) -> T | PointbookError:
@@ -183,7 +187,20 @@ async def _put_tallies(connection: Connection, merchant_id: str, board: Board) -
 
 
 async def _audit(connection: Connection, merchant_id: str, told: Iterable[Told], now_ms: int) -> None:
-    rows = [{"audit_id": time_ordered_id(), **line._asdict()} for line in told]
+    """Write lines of the audit; those that repeat one of their period are added to its count."""
+    rows: dict[str, dict[str, Any]] = {}
+    for line in told:
+        audit_id, repeat_key = time_ordered_id(), _repeat_key(line)
+        row = {"audit_id": audit_id, "repeat_key": repeat_key, "event_count": 0, **line._asdict()}
+        rows.setdefault(f"{line.customer} {repeat_key}" if repeat_key else audit_id, row)["event_count"] += 1
     if rows:
-        columns = {name: [row[name] for row in rows] for name in sql.AUDIT_COLUMNS}
+        columns = {name: [row[name] for row in rows.values()] for name in sql.AUDIT_COLUMNS}
         await connection.execute(sql.INSERT_AUDIT, {"merchant_id": merchant_id, "now_ms": now_ms, **columns})
+
+
+def _repeat_key(line: Told) -> str:
+    """Return what the repetitions of a line have in common; empty where each is a row of its own."""
+    if not line.period:
+        return ""
+    parts = (line.action, line.outcome, line.challenge_id, line.actor, line.period)
+    return sha256("\n".join(parts).encode()).hexdigest()
