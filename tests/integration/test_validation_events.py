@@ -10,7 +10,7 @@ import pytest
 from harness import NOW_MS, Client, Service, Shop, at, make_token, refused, unique
 from integration.codes import CODES, WRONG, is_right, issue, issued
 from integration.points import superuser
-from integration.redeeming import customer_of, earn, order, redeem
+from integration.redeeming import customer_of, earn, order, question, redeem
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
 
@@ -259,6 +259,17 @@ async def test_refusals_that_are_repeated_add_no_rows(service: Service, client: 
     assert await row_count(service, shop) == before + 4
     counts = {each.outcome: each.count for each in (await page(client, shop)).events if each.count > 1}
     assert counts == {"HELD": 30, "SEND_LIMIT_REACHED": 30, "EXPIRED": 30}
+
+
+async def test_guesses_for_invented_buyers_add_no_rows(service: Service, client: Client, shop: Shop) -> None:
+    """Who has neither an account nor a record cannot have been sent a code; the answer is that of any wrong one."""
+    before = await row_count(service, shop)
+    for number in range(20):
+        request = question(shop, 100, customer=customer_of(shop, f"invented-{number}"), validation_code=WRONG)
+        answer = await client.redemption.ValidateRedemption(request)
+        assert 808 in [found.code for found in answer.violations]
+
+    assert await row_count(service, shop) == before
 
 
 async def test_an_unknown_customer_is_not_found(client: Client, shop: Shop) -> None:

@@ -230,6 +230,9 @@ def _proving(ask: Ask, assessment: Assessment, actor: str) -> Proving | None:
     facts = assessment.facts
     if facts.program is None or not facts.redeemer or assessment.points <= 0:
         return None
+    if facts.customer is None and not facts.accounts:
+        # An invented buyer has no points to be sent a code for, and leaves nothing in the audit.
+        return None
     purpose = Purpose(
         merchant_id=ask.merchant_id,
         customer=facts.redeemer,
