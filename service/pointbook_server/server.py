@@ -32,7 +32,6 @@ from pointbook_server.auth import AuthInterceptor
 from pointbook_server.batching import Line
 from pointbook_server.benefits.servicer import BenefitsServicer
 from pointbook_server.benefits.store import BenefitsStore
-from pointbook_server.clock import Clock
 from pointbook_server.clock_skew import SYSTEM_CLOCK, ClockSkew, ClockSkewError, ServerClock
 from pointbook_server.customers.book import CustomersBook
 from pointbook_server.customers.groups import UserGroupsStore
@@ -196,7 +195,7 @@ class Server:
         except RuntimeError as error:
             raise OSError(f"POINTBOOK_GRPC_ADDRESS: gRPC cannot listen on {settings.grpc_address}") from error
 
-    def _add_services(self, senders: Mapping[Channel, Sender], clock: Clock, *, development: bool) -> None:
+    def _add_services(self, senders: Mapping[Channel, Sender], clock: ServerClock, *, development: bool) -> None:
         programs = ProgramsStore(self._database)
         challenges = ValidationCodesStore(self._database)
         kept = RedemptionsStore(self._database, programs, LedgerBook, CustomersBook, challenges)

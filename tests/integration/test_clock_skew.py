@@ -10,6 +10,7 @@ import pytest
 from e2e.processes import grpc_health
 from harness import Client, Outbox, Shop, at, refused, server_settings, unique
 from integration.redeeming import PENDING, get, order, redeem
+from integration.test_store_erasures import ask, erase, outcome
 from json_logs import json_logs
 from pointbook_server import clock_skew as clock_skew_module
 from pointbook_server import server as server_module
@@ -149,3 +150,15 @@ async def test_maintenance_goes_by_one_reading_of_the_databases_clock(
     # Of the database, not of the server, which is a second ahead.
     assert all(abs(now_ms - SystemClock()()) < 900 for now_ms in jobs.times_ms)
     assert jobs.watched == 1
+
+
+async def test_an_erasure_began_when_the_database_says(database_url: str, admin_token: str) -> None:
+    """By the clock of a server that is ahead, a request that came after the erasure would count as answered."""
+    async with serving(database_url, admin_token, ShiftedClock(10_000)) as (_, client):
+        shop = Shop(unique("merchant"), unique("store"))
+        await client.put_store(shop.merchant_id, shop.store_id)
+        erased = await erase(client, shop)
+        assert erased.erasure.HasField("close_time")
+        later = await ask(client, shop, request_time=at(SystemClock()() + 1_000))
+
+    assert outcome(later) == "REQUESTED"

@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import BigInteger, Text, and_, bindparam, case, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
-from pointbook_server.clock import Clock
+from pointbook_server.clock_skew import ServerClock
 from pointbook_server.database import Connection, Database, RetryTransactionError, Row, Statement
 from pointbook_server.errors import PointbookError, store_not_found
 from pointbook_server.metrics import Metrics
@@ -124,7 +124,7 @@ class StoreErasures:
     """Keeps requests, erases stores, and counts the open requests in the metrics."""
 
     def __init__(
-        self, database: Database, customers: Customers, quarantine: Quarantine, clock: Clock, metrics: Metrics
+        self, database: Database, customers: Customers, quarantine: Quarantine, clock: ServerClock, metrics: Metrics
     ) -> None:
         self._database = database
         self._customers = customers
@@ -163,7 +163,7 @@ class StoreErasures:
         Raises STORE_NOT_FOUND, and KEY_NOT_CONFIGURED where there is no key for tombstones.
         """
         self._customers.check_key()
-        now_ms, started = self._clock(), time.monotonic()
+        now_ms, started = await self._database_ms(), time.monotonic()
         erased = 0
         for _ in range(BATCHES_MAX):
             erasure, count = await self._erase_batch(merchant_id, store_id, reason, now_ms)
@@ -190,13 +190,18 @@ class StoreErasures:
 
     async def watch(self) -> None:
         """Show in the metrics how many requests are open and overdue, and log an error for the overdue ones."""
-        now = {"now": self._clock()}
+        now = {"now": await self._database_ms()}
         row = await self._database.transaction(lambda connection: connection.fetch_one(SUM_OPEN, now))
         open_count, overdue = (0, 0) if row is None else (row.open, row.overdue)
         self._metrics.store_erasures_open.set(open_count)
         self._metrics.store_erasures_overdue.set(overdue)
         if overdue:
             log.error("store erasures are overdue: see `pointbook store erasures`", count=overdue)
+
+    async def _database_ms(self) -> int:
+        """Return the time that all servers share: by when an erasure began, later requests are answered or not."""
+        async with self._database.autocommit() as connection:
+            return await self._clock.read_database(connection)
 
     async def _refresh(self) -> None:
         """Show a change in the metrics; where that fails, housekeeping does it later."""
