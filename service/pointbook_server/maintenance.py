@@ -1,4 +1,4 @@
-"""Maintenance that every server does every now and then: releases, deletions and counts.
+"""The jobs that every server runs at intervals: releases, deletions and counts.
 
 What cannot be undone goes by the database's clock, read once a round, and only while the server's clock agrees with it.
 """
@@ -71,7 +71,7 @@ class Maintenance:
         self._store_erasures = store_erasures
 
     async def run_maintenance(self) -> None:
-        """Count open store erasures at once, and run all jobs every now and then, without end."""
+        """Count open store erasures at once, and run all jobs at random intervals, without end."""
         await _unless_broken_off(self._store_erasures.watch())
         while True:
             await asyncio.sleep(random.uniform(0, 2 * INTERVAL_SECONDS))  # noqa: S311 - servers take turns
@@ -113,9 +113,9 @@ class Maintenance:
 async def merchant_by_merchant(
     find: Callable[[], Awaitable[Iterable[str]]], work: Callable[[str], Awaitable[int]]
 ) -> int:
-    """Do what there is to do for the merchants that are found, until no more is done, and return how much that was.
+    """Run `work` for the merchants that `find` returns, until no more is done, and return how much that was.
 
-    `find` names some merchants without locking anything. `work` does a bounded part for one of them, leaves out what
+    `find` returns some merchants without locking anything. `work` does a bounded part for one of them, skips what
     other servers work on, and returns how much it did.
     """
     count, before = 0, -1

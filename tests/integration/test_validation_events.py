@@ -208,7 +208,7 @@ async def row_count(service: Service, shop: Shop) -> int:
 async def test_guesses_of_a_locked_code_are_one_event_with_a_count(
     service: Service, client: Client, shop: Shop
 ) -> None:
-    """However often somebody guesses, and whatever for, it adds no row; the event tells the first and the last time."""
+    """Guesses for any amount add no row; the event has the first and the last time."""
     challenge_id = await lock(service, shop)
     before = await row_count(service, shop)
     await guess_locked(service, shop, challenge_id, 100)

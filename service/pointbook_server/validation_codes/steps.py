@@ -67,7 +67,7 @@ class Verdict(StrEnum):
 
 
 COMPARED = {Verdict.RIGHT, Verdict.WRONG, Verdict.OTHER_CHALLENGE}
-"""Guesses that the audit keeps one by one: the wrong ones are limited, and nobody knows many right ones."""
+"""Guesses that the audit keeps one by one: wrong ones are limited, and right ones need the code."""
 
 
 class Told(NamedTuple):
@@ -204,8 +204,8 @@ class Issue:
 
     `make` makes one with a fresh code, of a challenge_id and now. The same purpose and route keeps its challenge
     through its life, the attempts included, and gets a fresh code after the cooldown; anything else replaces the live
-    challenge of the same family. A merchant sends `merchant_max` messages in ten minutes at most, and a customer is
-    asked for a few missed calls: whoever may ask for one could otherwise end every challenge before the call comes.
+    challenge of the same family. A merchant sends `merchant_max` messages in ten minutes at most. Challenges for missed
+    calls are limited for each customer, or requests for them could end every challenge before the call comes.
     """
 
     purpose: Purpose

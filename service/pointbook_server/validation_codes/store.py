@@ -68,7 +68,7 @@ class ValidationCodesStore:
         return True
 
     async def end(self, connection: Connection, merchant_id: str, customer: str, reason: str, now_ms: int) -> None:
-        """End a customer's live challenges in somebody's transaction, which holds the customer's lock."""
+        """End a customer's live challenges in the caller's transaction, which holds the customer's lock."""
         rows = await connection.fetch(sql.END_LIVE, {"merchant_id": merchant_id, "customer": customer})
         told = [
             Told(Action.END, "ENDED", customer, row.challenge_id, row.program_id, row.points, row.channel, "", reason)
