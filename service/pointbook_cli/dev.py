@@ -88,6 +88,8 @@ async def _run(settings: ServerSettings, shim_settings: ShimSettings, stop: asyn
             changes["shopline_secrets"] = (SecretStr(SECRET),)
         if not shim_settings.missed_call_secrets:
             changes["missed_call_secrets"] = (SecretStr(SECRET),)
+        if not shim_settings.shim_metrics_address:
+            changes["shim_metrics_address"] = shim_settings.http_address
         shim = Shim(shim_settings.model_copy(update=changes))
         await _serve_shim(stack, shim)
         _print_welcome(

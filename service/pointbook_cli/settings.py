@@ -15,9 +15,12 @@ from shopline_shim.settings import ShimSettings
 PREFIX = "POINTBOOK_"
 MISSING = {
     "database_url": "is not set; `pointbook dev` runs on an embedded database without it",
-    "shopline_secrets": "is not set: the shim could not recognise a forged webhook",
+    "shopline_secrets": "is not set, and neither is POINTBOOK_SHOPLINE_ENDPOINTS: the shim could not recognise a "
+    "forged webhook",
 }
 """The message for a required setting that is missing."""
+ALTERNATIVES = {"shopline_secrets": "shopline_endpoints"}
+"""Settings that are not required where another one is given."""
 _SERVICE_LINK = re.compile(r"POINTBOOK(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 """Variables that Kubernetes sets in containers for a service that is named `pointbook` or `pointbook-…`."""
 _LINK_PORT = re.compile(r"POINTBOOK(_\w+)?_PORT")
@@ -40,7 +43,8 @@ def settings_problems(
         problems = _problems_of(settings_class, overrides) | problems
     for name in required:
         # A list of secrets may be nothing but commas.
-        is_given = given.get(variable(name), "").strip(" \t\r\n,") or given.get(variable(name) + FILE_SUFFIX)
+        names = [variable(each) for each in (name, ALTERNATIVES.get(name, name))]
+        is_given = any(given.get(each, "").strip(" \t\r\n,") or given.get(each + FILE_SUFFIX) for each in names)
         if not overrides.get(name) and not is_given:
             problems.setdefault(variable(name), MISSING[name])
     clauses = [f"{name}: {problem}" for name, problem in sorted(problems.items())]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
@@ -98,4 +98,6 @@ def secret_file_fields(settings: type[BaseSettings]) -> list[str]:
 
 
 def _has_secret(annotation: object) -> bool:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return any(map(is_secret, annotation.model_fields.values()))
     return annotation is SecretStr or any(_has_secret(argument) for argument in get_args(annotation))

@@ -4,20 +4,23 @@ import asyncio
 import contextlib
 import functools
 import re
+import secrets
 import socket
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import structlog
 import uvicorn
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from pydantic import SecretStr
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -40,7 +43,9 @@ from pointbook.v1 import (
     webhooks_pb2_grpc,
 )
 from shopline_shim import missed_calls, quarantine, signature, translate
+from shopline_shim.connections import Connections
 from shopline_shim.deadlines import DeadlineProtocol
+from shopline_shim.endpoints import Endpoint
 from shopline_shim.grpc_channel import client_tls_source, open_aio_channel
 from shopline_shim.https import Tls, server_context
 from shopline_shim.problems import Problem
@@ -57,6 +62,7 @@ _TOPIC_LABELS = {topic: topic for topic in translate.TRANSLATED_TOPICS | _IGNORE
 """The topics that metrics name; any other one counts as `other`, so that no sender can make up a label."""
 
 _READY_TIMEOUT_SECONDS = 1.0
+_METRICS_CONNECTIONS_MAX = 50
 _RETRY_AFTER = {"Retry-After": "5"}
 _OTHER_WEBHOOK_ID = {"X-Pointbook-Webhook-Id-Differs": "true"}
 
@@ -85,8 +91,26 @@ _NOT_FOUND = Problem(404, "not-found", "Not Found", "There is nothing here.")
 _UNEXPECTED = Problem(500, "internal", "Internal Server Error", "Something broke on our side.")
 
 
-class _OtherShopError(Exception):
-    """A webhook whose header names another store than its body, and that shall not be applied."""
+_HOUR_MS = 3_600_000
+
+
+class _NotApplicableError(Exception):
+    """An authentic webhook that can be read and shall not be applied; the finding says why."""
+
+    def __init__(self, finding: quarantine.Finding) -> None:
+        super().__init__(finding.detail)
+        self.finding = finding
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An authentic webhook: its topic, what it carries, and on whose behalf the server is called for it."""
+
+    request: Request
+    topic: str
+    headers: Headers
+    raw_body: bytes
+    caller: "Caller"
 
 
 class Metrics:
@@ -120,6 +144,12 @@ class Metrics:
         self.shop_id_mismatches = Counter(
             "pointbook_webhook_shop_id_mismatches",
             "Authentic webhooks whose X-Shopline-Shop-Id is not their body's store.",
+            registry=self.registry,
+        )
+        self.connections_evicted = Counter(
+            "pointbook_connections_evicted",
+            "Connections that were cut to make room, by the bound that was reached.",
+            ("bound",),
             registry=self.registry,
         )
         self.missed_calls = Counter(
@@ -254,13 +284,18 @@ class Book:
 class Webhooks:
     """`POST /webhooks/shopline`: cap, signature, topic, translation, gRPC call, in this order.
 
-    What is authentic but cannot be applied is quarantined by a second call. Source: SHOPLINE facts, Delivery.
+    What is authentic but cannot be applied is quarantined by a second call. With an `endpoint` it is one of
+    `/webhooks/shopline/{endpoint}`, which takes what it is bound to alone. Source: SHOPLINE facts, Delivery.
     """
 
-    def __init__(self, settings: ShimSettings, metrics: Metrics) -> None:
-        self._secrets = [secret.get_secret_value() for secret in settings.shopline_secrets]
+    def __init__(
+        self, settings: ShimSettings, metrics: Metrics, app_secrets: Sequence[str], endpoint: Endpoint | None = None
+    ) -> None:
+        self._secrets = app_secrets
+        self._endpoint = endpoint
         self._max_body_bytes = settings.max_body_bytes
         self._timeout_seconds = settings.grpc_timeout_seconds
+        self._max_age_ms = settings.webhook_max_age_hours * _HOUR_MS
         self._apply_by_topic = {
             translate.POINTS_TOPIC: self._apply_points,
             translate.STORE_ERASURE_TOPIC: self._request_store_erasure,
@@ -273,6 +308,8 @@ class Webhooks:
         """Answer one delivery, count it, and log nothing that its sender wrote but the ids of webhook and merchant."""
         started = time.perf_counter()
         topic = translate.topic(request.headers.getlist("x-shopline-topic"))
+        if self._endpoint is not None:
+            topic = self._endpoint.topic_of(topic)
         label = _TOPIC_LABELS.get(topic, "other")
         outcome = "error"
         try:
@@ -290,52 +327,59 @@ class Webhooks:
             return "incomplete", _UNREAD.response()
         if raw_body is None:
             return "too_large", _TOO_LARGE.response()
-        if not signature.verify(self._secrets, raw_body, request.headers.get("x-shopline-hmac-sha256")):
+        authentic = signature.verify(self._secrets, raw_body, request.headers.get("x-shopline-hmac-sha256"))
+        request.state.connection.release(authentic=authentic)
+        if not authentic:
             return "forged", _FORGED.response()
+        headers = request.headers if self._endpoint is None else self._endpoint.complete(request.headers, topic)
         caller = Caller(request.state.request_id, time.monotonic() + self._timeout_seconds)
-        if not topic:
-            return await self._quarantine(request, topic, raw_body, quarantine.TOPIC_MISSING, caller)
-        if topic not in translate.TRANSLATED_TOPICS:
-            return "ignored", JSONResponse({"outcome": "IGNORED"})
-        return await self._apply(request, topic, raw_body, caller)
+        return await self._apply(Delivery(request, topic, headers, raw_body, caller))
 
-    async def _apply(self, request: Request, topic: str, raw_body: bytes, caller: Caller) -> tuple[str, Response]:
+    async def _apply(self, delivery: Delivery) -> tuple[str, Response]:
+        """Apply an authentic webhook, or quarantine what cannot be applied."""
+        if delivery.topic and delivery.topic not in translate.TRANSLATED_TOPICS:
+            return "ignored", JSONResponse({"outcome": "IGNORED"})
         try:
-            outcome, headers = await self._apply_by_topic[topic](request, topic, raw_body, caller)
+            self._check_headers(delivery)
+            outcome, headers = await self._apply_by_topic[delivery.topic](delivery)
         except translate.MalformedWebhook as malformed:
-            return await self._quarantine(request, topic, raw_body, quarantine.of_malformed(malformed), caller)
-        except _OtherShopError:
-            return await self._quarantine(request, topic, raw_body, quarantine.OTHER_SHOP, caller)
+            return await self._quarantine(delivery, quarantine.of_malformed(malformed))
+        except _NotApplicableError as error:
+            return await self._quarantine(delivery, error.finding)
         except grpc.aio.AioRpcError as error:
             finding = quarantine.of_error(error)
             if finding is None:
-                return _answer_unavailable(_request_log(request), "webhook not applied", error)
-            return await self._quarantine(request, topic, raw_body, finding, caller)
+                return _answer_unavailable(_request_log(delivery.request), "webhook not applied", error)
+            return await self._quarantine(delivery, finding)
         return outcome.lower(), JSONResponse({"outcome": outcome}, headers=headers)
 
-    async def _apply_points(
-        self, request: Request, _topic: str, raw_body: bytes, caller: Caller
-    ) -> tuple[str, Mapping[str, str]]:
+    def _check_headers(self, delivery: Delivery) -> None:
+        """Raise _NotApplicableError where the headers name no topic, or what the endpoint is not for."""
+        if not delivery.topic:
+            raise _NotApplicableError(quarantine.TOPIC_MISSING)
+        detail = self._endpoint.mismatch(delivery.headers, delivery.topic) if self._endpoint else ""
+        if detail:
+            raise _NotApplicableError(quarantine.of_mismatch(detail))
+
+    async def _apply_points(self, delivery: Delivery) -> tuple[str, Mapping[str, str]]:
         """Return the outcome, and the headers of the answer: one where another webhook brought the same event.
 
         The body of the answer stays what it is for every duplicate.
         """
-        update = translate.points_update(request.headers, raw_body)
-        self._check_shop(request, update.store_id)
-        book: Book = request.state.book
-        applied = await book.apply(update, caller)
+        update = translate.points_update(delivery.headers, delivery.raw_body)
+        self._check(delivery, update.store_id, update.updated_at)
+        book: Book = delivery.request.state.book
+        applied = await book.apply(update, delivery.caller)
         if applied.webhook_id_differs:
             self._metrics.duplicates_with_other_webhook_id.inc()
         headers = _OTHER_WEBHOOK_ID if applied.webhook_id_differs else {}
         return points_pb2.ApplyOutcome.Name(applied.outcome).removeprefix("APPLY_OUTCOME_"), headers
 
-    async def _apply_customer(
-        self, request: Request, topic: str, raw_body: bytes, caller: Caller
-    ) -> tuple[str, Mapping[str, str]]:
-        update = translate.customer_update(topic, request.headers, raw_body)
-        self._check_shop(request, update.store_id)
-        book: Book = request.state.book
-        applied = await book.apply_customer(update, caller)
+    async def _apply_customer(self, delivery: Delivery) -> tuple[str, Mapping[str, str]]:
+        update = translate.customer_update(delivery.topic, delivery.headers, delivery.raw_body)
+        self._check(delivery, update.store_id, update.updated_at)
+        book: Book = delivery.request.state.book
+        applied = await book.apply_customer(update, delivery.caller)
         for skipped in applied.skipped_identifiers:
             kind = identity_pb2.IdentifierType.Name(skipped.identifier_type).removeprefix("IDENTIFIER_TYPE_")
             cause = customers_pb2.SkippedIdentifierCause.Name(skipped.cause)
@@ -343,34 +387,33 @@ class Webhooks:
             self._metrics.identifiers_skipped.labels(kind.lower(), cause.lower()).inc()
         return customers_pb2.CustomerUpdateOutcome.Name(applied.outcome).removeprefix("CUSTOMER_UPDATE_OUTCOME_"), {}
 
-    async def _request_store_erasure(
-        self, request: Request, _topic: str, raw_body: bytes, caller: Caller
-    ) -> tuple[str, Mapping[str, str]]:
+    async def _request_store_erasure(self, delivery: Delivery) -> tuple[str, Mapping[str, str]]:
         """Keep the request for an operator: the topic is not signed, so that it erases nothing by itself."""
-        erasure = translate.store_erasure(request.headers, raw_body)
-        self._check_shop(request, erasure.store_id)
-        book: Book = request.state.book
-        requested = await book.request_store_erasure(erasure, caller)
+        erasure = translate.store_erasure(delivery.headers, delivery.raw_body)
+        self._check(delivery, erasure.store_id, erasure.request_time)
+        book: Book = delivery.request.state.book
+        requested = await book.request_store_erasure(erasure, delivery.caller)
         outcome = programs_pb2.StoreErasureOutcome.Name(requested.outcome)
         return outcome.removeprefix("STORE_ERASURE_OUTCOME_"), {}
 
-    async def _quarantine(
-        self, request: Request, topic: str, raw_body: bytes, finding: quarantine.Finding, caller: Caller
-    ) -> tuple[str, Response]:
+    async def _quarantine(self, delivery: Delivery, finding: quarantine.Finding) -> tuple[str, Response]:
         """Keep a webhook that cannot be applied: 200 once it is committed, else 503 for SHOPLINE to send it again."""
+        endpoint = self._endpoint
         webhook = webhooks_pb2.QuarantineWebhookRequest(
-            merchant_id=translate.merchant_id(request.headers),
-            topic=topic,
-            headers=quarantine.keep_headers(request.headers.raw),
-            body=raw_body,
+            merchant_id=translate.merchant_id(delivery.headers) if endpoint is None else endpoint.merchant_id,
+            topic=delivery.topic,
+            headers=quarantine.keep_headers(delivery.headers.raw),
+            body=delivery.raw_body,
             reason=finding.reason,
             detail=finding.detail,
         )
-        book: Book = request.state.book
+        book: Book = delivery.request.state.book
         # Whoever looks for it has to name its merchant.
-        told = _request_log(request).bind(merchant_id=webhook.merchant_id, reason=finding.name, detail=finding.detail)
+        told = _request_log(delivery.request).bind(
+            merchant_id=webhook.merchant_id, reason=finding.name, detail=finding.detail
+        )
         try:
-            kept = await book.quarantine(webhook, caller)
+            kept = await book.quarantine(webhook, delivery.caller)
         except grpc.aio.AioRpcError as error:
             code, (info, _) = error.code(), quarantine.details_of(error)
             hint = "check the scopes and merchants of POINTBOOK_TOKEN" if code in _ACCESS_DENIED else None
@@ -380,19 +423,39 @@ class Webhooks:
         told.warning("webhook quarantined", quarantine_id=kept.quarantine_id, again=kept.already_quarantined)
         return "quarantined", JSONResponse({"outcome": "QUARANTINED"})
 
-    def _check_shop(self, request: Request, store_id: str) -> None:
-        """Raise _OtherShopError where the unsigned header names another store than the signed body.
+    def _check(self, delivery: Delivery, store_id: str, event_time: Timestamp) -> None:
+        """Raise _NotApplicableError where an event is for another store than it should be, or too old.
 
-        A missing header claims nothing. Source: SHOPLINE facts, Signature.
+        The header that names the store is not signed, and a missing one claims nothing. The event's time is: it is in
+        the body. Source: SHOPLINE facts, Signature.
         """
-        claimed = request.headers.get("x-shopline-shop-id")
+        if self._endpoint is not None and store_id not in self._endpoint.store_ids:
+            raise _NotApplicableError(quarantine.OTHER_STORE)
+        if self._max_age_ms and event_time.ToMilliseconds() < time.time_ns() // 1_000_000 - self._max_age_ms:
+            raise _NotApplicableError(quarantine.TOO_OLD)
+        claimed = delivery.headers.get("x-shopline-shop-id")
         if claimed is None:
-            _request_log(request).warning("webhook without shop id")
+            _request_log(delivery.request).warning("webhook without shop id")
         elif claimed != store_id:
             self._metrics.shop_id_mismatches.inc()
-            _request_log(request).warning("webhook shop id mismatch", applied=not self._refuses_other_shop)
+            _request_log(delivery.request).warning("webhook shop id mismatch", applied=not self._refuses_other_shop)
             if self._refuses_other_shop:
-                raise _OtherShopError
+                raise _NotApplicableError(quarantine.OTHER_SHOP)
+
+
+class Endpoints:
+    """`POST /webhooks/shopline/{endpoint}`: an unknown endpoint answers as one whose secret the sender lacks."""
+
+    def __init__(self, settings: ShimSettings, metrics: Metrics) -> None:
+        self._webhooks = {
+            endpoint_id: Webhooks(settings, metrics, _texts(endpoint.secrets), endpoint)
+            for endpoint_id, endpoint in settings.shopline_endpoints.items()
+        }
+        self._unknown = Webhooks(settings, metrics, [secrets.token_hex()])
+
+    async def receive(self, request: Request) -> Response:
+        """Answer one delivery."""
+        return await self._webhooks.get(request.path_params["endpoint"], self._unknown).receive(request)
 
 
 class MissedCalls:
@@ -403,7 +466,7 @@ class MissedCalls:
     """
 
     def __init__(self, settings: ShimSettings, metrics: Metrics) -> None:
-        self._secrets = [secret.get_secret_value() for secret in settings.missed_call_secrets]
+        self._secrets = _texts(settings.missed_call_secrets)
         self._names = settings.missed_call_fields
         self._max_body_bytes = settings.max_body_bytes
         self._timeout_seconds = settings.grpc_timeout_seconds
@@ -430,6 +493,7 @@ class MissedCalls:
             return "incomplete", _UNREAD.response()
         if raw_body is None:
             return "too_large", _TOO_LARGE.response()
+        request.state.connection.release(authentic=True)
         try:
             call = missed_calls.missed_call(request.headers, request.url.query, raw_body, self._names, now_ms)
             return await self._confirm(request, call)
@@ -491,22 +555,24 @@ class Envelope:
 def create_app(settings: ShimSettings) -> Starlette:
     """Build the shim as an ASGI application, which holds one gRPC channel while its lifespan runs.
 
-    Raises ValueError where there is no app secret: then no webhook could be told from a forged one. Raises SettingError
-    where TLS files are wrong.
+    Raises ValueError where there is no secret: then no webhook could be told from a forged one. Raises SettingError where
+    TLS files are wrong.
     """
-    if not settings.shopline_secrets:
-        raise ValueError("POINTBOOK_SHOPLINE_SECRETS is empty: the shim needs at least one app secret")
+    if not settings.shopline_secrets and not settings.shopline_endpoints:
+        raise ValueError("neither POINTBOOK_SHOPLINE_SECRETS nor POINTBOOK_SHOPLINE_ENDPOINTS has a secret")
     metrics = Metrics()
     readiness = Readiness(settings)
     tls = client_tls_source(settings)
-    callbacks = []
-    if settings.missed_call_secrets:
-        callbacks = [Route("/callbacks/missed-call", MissedCalls(settings, metrics).receive, methods=["POST"])]
+    connections = Connections(
+        connections_max=settings.max_connections,
+        bytes_max=settings.max_unverified_bytes,
+        evicted=metrics.connections_evicted,
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[Mapping[str, Any]]:
         async with open_aio_channel(settings, settings.grpc_address, _CHANNEL_OPTIONS, tls) as channel:
-            yield {"settings": settings, "book": Book(settings, channel)}
+            yield {"settings": settings, "connections": connections, "book": Book(settings, channel)}
 
     async def show_readiness(request: Request) -> Response:
         cause = await readiness.cause(request.state.book)
@@ -514,23 +580,68 @@ def create_app(settings: ShimSettings) -> Starlette:
             return PlainTextResponse("ready\n")
         return Problem(503, "not-ready", "Service Unavailable", cause).response(_RETRY_AFTER)
 
-    async def show_metrics(_: Request) -> Response:
-        return Response(generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    routes = [
+        *_webhook_routes(settings, metrics),
+        Route("/healthz", _tell_alive, methods=["GET"]),
+        Route("/readyz", show_readiness, methods=["GET"]),
+    ]
+    if settings.shim_metrics_address == settings.http_address:
+        routes.append(_metrics_route(metrics))
+    app = _application(routes, lifespan)
+    app.state.metrics = metrics
+    return app
 
+
+def create_metrics_app(settings: ShimSettings, metrics: Metrics) -> Starlette:
+    """Build the application of the metrics' own address."""
+    connections = Connections(
+        connections_max=_METRICS_CONNECTIONS_MAX,
+        bytes_max=settings.max_unverified_bytes,
+        evicted=metrics.connections_evicted,
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncGenerator[Mapping[str, Any]]:
+        yield {"settings": settings, "connections": connections}
+
+    return _application([_metrics_route(metrics)], lifespan)
+
+
+def _application(routes: list[Route], lifespan: Callable[[Starlette], Any]) -> Starlette:
+    """Build an application that answers in our own way what it has no route for."""
     app = Starlette(
-        routes=[
-            Route("/webhooks/shopline", Webhooks(settings, metrics).receive, methods=["POST"]),
-            *callbacks,
-            Route("/healthz", _tell_alive, methods=["GET"]),
-            Route("/readyz", show_readiness, methods=["GET"]),
-            Route("/metrics", show_metrics, methods=["GET"]),
-        ],
+        routes=routes,
         middleware=[Middleware(Envelope)],
         exception_handlers={404: _tell_not_found, 405: _tell_not_found},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _webhook_routes(settings: ShimSettings, metrics: Metrics) -> list[Route]:
+    """Return a route for each kind of sender that has a secret."""
+    routes = []
+    if settings.shopline_secrets:
+        webhooks = Webhooks(settings, metrics, _texts(settings.shopline_secrets))
+        routes.append(Route("/webhooks/shopline", webhooks.receive, methods=["POST"]))
+    if settings.shopline_endpoints:
+        endpoints = Endpoints(settings, metrics)
+        routes.append(Route("/webhooks/shopline/{endpoint}", endpoints.receive, methods=["POST"]))
+    if settings.missed_call_secrets:
+        routes.append(Route("/callbacks/missed-call", MissedCalls(settings, metrics).receive, methods=["POST"]))
+    return routes
+
+
+def _metrics_route(metrics: Metrics) -> Route:
+    async def show_metrics(_: Request) -> Response:
+        return Response(generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return Route("/metrics", show_metrics, methods=["GET"])
+
+
+def _texts(values: Sequence[SecretStr]) -> list[str]:
+    return [value.get_secret_value() for value in values]
 
 
 class Shim:
@@ -542,31 +653,44 @@ class Shim:
 
     def __init__(self, settings: ShimSettings) -> None:
         self.address = ""
+        self.metrics_address = ""
         self._settings = settings
         self._app = create_app(settings)
 
     async def serve(self, *, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
         """Serve until `stop` is set, then finish what runs, for `drain_timeout_seconds` at most, and close all.
 
-        Raises OSError where the address cannot be bound, and SettingError where TLS files are wrong.
+        Raises OSError where an address cannot be bound, and SettingError where TLS files are wrong.
         """
         context = server_context(self._settings)
-        with _listen(self._settings.http_address) as listener:
-            host, port = listener.getsockname()[:2]
-            self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            config = uvicorn.Config(
-                self._app,
-                http=DeadlineProtocol,
-                ws="none",
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                timeout_graceful_shutdown=self._settings.drain_timeout_seconds,
-            )
-            tls = None if context is None else Tls(context, self._settings.header_timeout_seconds)
-            await _Server(config, stop, ready or asyncio.Event(), self._announce, tls).serve(sockets=[listener])
+        tls = None if context is None else Tls(context, self._settings.header_timeout_seconds)
+        with contextlib.ExitStack() as listeners:
+            listener = listeners.enter_context(_listen(self._settings.http_address))
+            self.address = _address_of(listener)
+            main = _Server(self._config(self._app), stop, ready or asyncio.Event(), self._announce, tls)
+            servers = [main.serve(sockets=[listener])]
+            if self._settings.shim_metrics_address not in {"", self._settings.http_address}:
+                metrics_listener = listeners.enter_context(_listen(self._settings.shim_metrics_address))
+                self.metrics_address = _address_of(metrics_listener)
+                app = create_metrics_app(self._settings, self._app.state.metrics)
+                server = _Server(self._config(app), stop, asyncio.Event(), lambda: None, None)
+                servers.append(server.serve(sockets=[metrics_listener]))
+            await asyncio.gather(*servers)
+
+    def _config(self, app: Starlette) -> uvicorn.Config:
+        return uvicorn.Config(
+            app,
+            http=DeadlineProtocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            # It warns of every request that is no HTTP, and so lets strangers fill the log.
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=self._settings.drain_timeout_seconds,
+        )
 
     def _announce(self) -> None:
         """Log where the shim listens, with which callbacks, and which server it calls."""
@@ -576,6 +700,8 @@ class Shim:
             tls=self._settings.http_tls_cert_file is not None,
             grpc_address=self._settings.grpc_address,
             grpc_tls=self._settings.server_ca_file is not None,
+            metrics_address=self.metrics_address or None,
+            endpoints=len(self._settings.shopline_endpoints),
             missed_calls=bool(self._settings.missed_call_secrets),
         )
 
@@ -639,6 +765,7 @@ async def _read(request: Request, max_bytes: int) -> bytes | None:
         return None
     body = bytearray()
     async for chunk in request.stream():
+        request.state.connection.hold(len(chunk))
         body += chunk
         if len(body) > max_bytes:
             return None
@@ -668,6 +795,11 @@ def _request_log(request: Request) -> Any:
 def _call_log(request: Request) -> Any:
     """Bind the request's id alone: a call's id may be made of its numbers."""
     return log.bind(request_id=request.state.request_id)
+
+
+def _address_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _listen(address: str) -> socket.socket:

@@ -8,6 +8,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from shopline_shim.connections import Connections
 from shopline_shim.problems import MEDIA_TYPE, Problem
 from shopline_shim.settings import ShimSettings
 
@@ -46,7 +47,8 @@ class DeadlineProtocol(HttpToolsProtocol):
     uvicorn's keep-alive timeout runs instead. The bytes of one request are counted as they arrive, since neither
     headers, trailers nor chunk extensions have a limit in the parser.
 
-    The application's lifespan state must hold the ShimSettings under `settings`.
+    The application's lifespan state must hold the ShimSettings under `settings` and the Connections under
+    `connections`. Each request's state holds its connection under `connection`.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class DeadlineProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         settings: ShimSettings = app_state["settings"]
+        self._open: Connections = app_state["connections"]
         self._header_timeout = settings.header_timeout_seconds
         self._request_timeout = settings.request_timeout_seconds
         # A body in small chunks is mostly framing; twice the limit leaves room for it.
@@ -71,22 +74,46 @@ class DeadlineProtocol(HttpToolsProtocol):
         """Start the clock before the first byte: a client that sends none must not stay either."""
         super().connection_made(transport)
         self._begin_request()
+        self._open.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
+        self._open.remove(self)
         self._disarm()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count the bytes, and start the clock with the first one after a kept-alive pause."""
+        """Count the bytes, and start the clock with the first one after a kept-alive pause.
+
+        The parser never sees more than the limits leave room for, however much one read brings.
+        """
         if self._timer is None:
             self._begin_request()
-        self._wire_bytes += len(data)
-        super().data_received(data)
-        if self._in_headers and self._wire_bytes > _MAX_HEADER_BYTES:
-            self._refuse(_HEADERS_TOO_LARGE)
-        elif self._wire_bytes > self._max_wire_bytes:
-            self._refuse(_BODY_TOO_LARGE)
+        while data and not self.transport.is_closing():
+            room = (_MAX_HEADER_BYTES if self._in_headers else self._max_wire_bytes) - self._wire_bytes
+            if room <= 0:
+                self._refuse(_HEADERS_TOO_LARGE if self._in_headers else _BODY_TOO_LARGE)
+                return
+            part, data = data[:room], data[room:]
+            self._wire_bytes += len(part)
+            super().data_received(part)
+
+    def on_message_begin(self) -> None:
+        """Give the application its connection, which it needs to say that a request is authentic."""
+        super().on_message_begin()
+        self.scope["state"]["connection"] = self
+
+    def hold(self, size: int) -> None:
+        """Count bytes of a body whose sender is not known yet."""
+        self._open.hold(self, size)
+
+    def release(self, *, authentic: bool) -> None:
+        """Stop counting the bytes of a body, which has been judged."""
+        self._open.release(self, authentic=authentic)
+
+    def cut(self) -> None:
+        """Close the connection at once."""
+        self.transport.abort()
 
     def on_headers_complete(self) -> None:
         """Give the rest of the request its own, longer deadline."""

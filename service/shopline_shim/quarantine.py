@@ -56,6 +56,12 @@ TOPIC_MISSING = Finding(
     webhooks_pb2.QUARANTINE_REASON_TOPIC_MISSING,
     "X-Shopline-Topic must name exactly one topic; choose it when you replay",
 )
+TOO_OLD = Finding(
+    webhooks_pb2.QUARANTINE_REASON_TOO_OLD, "the body's time must be within POINTBOOK_WEBHOOK_MAX_AGE_HOURS"
+)
+OTHER_STORE = Finding(
+    webhooks_pb2.QUARANTINE_REASON_ENDPOINT_MISMATCH, "the store must be one of the endpoint's stores"
+)
 _STORE_UNKNOWN = Finding(
     webhooks_pb2.QUARANTINE_REASON_STORE_UNKNOWN, "store_id must be registered with ProgramsService.PutStore"
 )
@@ -66,6 +72,11 @@ _MERCHANT_MISMATCH = Finding(
 _EVENT_ID_REUSED = Finding(
     webhooks_pb2.QUARANTINE_REASON_EVENT_ID_REUSED, "the event must have the content that the book has under its id"
 )
+
+
+def of_mismatch(detail: str) -> Finding:
+    """Return that a webhook is not what its endpoint is for, and in what."""
+    return Finding(webhooks_pb2.QUARANTINE_REASON_ENDPOINT_MISMATCH, detail)
 
 
 def of_malformed(malformed: MalformedWebhook) -> Finding:

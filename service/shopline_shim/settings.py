@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from pointbook_server.secret_files import SecretFileSettings, read_secret_file
+from shopline_shim.endpoints import Endpoint, parse_endpoints
 
 SECRET_LENGTH_MIN = 10
 """The length of the shortest shared secret: SHOPLINE's are longer, and a shorter one can be found by trying."""
@@ -80,6 +81,20 @@ class ShimSettings(SecretFileSettings):
         description="SHOPLINE's app secrets, separated by commas; a webhook signed with any of them is authentic, so "
         "that a secret can be rotated. At least 10 characters each. The shim does not start without one.",
     )
+    shopline_endpoints: Annotated[dict[str, Endpoint], NoDecode] = Field(
+        default={},
+        description="Endpoints of their own for SHOPLINE's subscriptions, as a JSON object such as "
+        '{"ID": {"merchant_id": "…", "store_ids": ["…"], "topics": ["…"], "secrets": ["…"]}}: '
+        "POST /webhooks/shopline/ID takes that merchant's webhooks, stores and topics alone. IDs have at least 16 "
+        "characters.",
+    )
+    webhook_max_age_hours: float = Field(
+        default=0,
+        ge=0,
+        allow_inf_nan=False,
+        description="The age, by the time in its body, beyond which a webhook is quarantined and not applied; 0: none. "
+        "SHOPLINE sends a webhook again for up to 48 hours.",
+    )
     shop_id_mismatch: Literal["quarantine", "warn"] = Field(
         default="quarantine",
         description="What becomes of a webhook whose X-Shopline-Shop-Id differs from its body's store: quarantine "
@@ -103,6 +118,25 @@ class ShimSettings(SecretFileSettings):
         le=262_144,
         description="The largest body of a webhook or callback, in bytes; a larger one is answered 413. The quarantine "
         "holds no larger.",
+    )
+    max_connections: int = Field(
+        default=1_000,
+        ge=10,
+        le=1_000_000,
+        description="The most open connections of one shim process, as far as its limit on open files has room; "
+        "beyond, the one that was longest without an authentic request is cut.",
+    )
+    max_unverified_bytes: int = Field(
+        default=32 * 1024**2,
+        ge=1024**2,
+        le=1024**4,
+        description="The most bytes of bodies that one shim process holds before it knows their senders; beyond, the "
+        "connection that was longest without an authentic request is cut.",
+    )
+    shim_metrics_address: str = Field(
+        default="",
+        description="host:port on which the shim answers GET /metrics for Prometheus, over plain HTTP; empty: nowhere. "
+        "The address of POINTBOOK_HTTP_ADDRESS adds it to the webhooks' port, as `dev` does.",
     )
     header_timeout_seconds: float = Field(
         default=5,
@@ -163,11 +197,30 @@ class ShimSettings(SecretFileSettings):
             raise ValueError(told.format(f"POINTBOOK_{cert.upper()}"))
         return value
 
-    @field_validator("http_address", "grpc_address")
+    @field_validator("http_address", "grpc_address", "shim_metrics_address")
     @classmethod
-    def _check_address(cls, address: str) -> str:
-        split_address(address)
+    def _check_address(cls, address: str, info: ValidationInfo) -> str:
+        if address or info.field_name != "shim_metrics_address":
+            split_address(address)
         return address
+
+    @field_validator("shopline_endpoints", mode="before")
+    @classmethod
+    def _parse_endpoints(cls, endpoints: object) -> object:
+        return parse_endpoints(endpoints) if isinstance(endpoints, str) else endpoints
+
+    @field_validator("shopline_endpoints")
+    @classmethod
+    def _check_endpoints(cls, endpoints: dict[str, Endpoint], info: ValidationInfo) -> dict[str, Endpoint]:
+        unbound = set(info.data.get("shopline_secrets", ()))
+        for number, endpoint in enumerate(endpoints.values(), start=1):
+            cls._check_secrets(endpoint.secrets)
+            if unbound.intersection(endpoint.secrets):
+                raise ValueError(
+                    f"endpoint {number}: POINTBOOK_SHOPLINE_SECRETS has its secret, so that its webhooks would be "
+                    "authentic without it, too"
+                )
+        return endpoints
 
     @field_validator("shopline_secrets", "missed_call_secrets", mode="before")
     @classmethod
@@ -203,15 +256,13 @@ class ShimSettings(SecretFileSettings):
             raise ValueError("every name must be visible ASCII characters, at least one")
         return names
 
-    @field_validator("http_address")
+    @field_validator("http_address", "shim_metrics_address")
     @classmethod
     def _keep_http_on_loopback(cls, address: str, info: ValidationInfo) -> str:
-        has_tls = info.data.get("http_tls_cert_file") is not None
-        if not has_tls and not info.data.get("allow_plaintext", True) and not _is_loopback(address):
-            raise ValueError(
-                "is beyond loopback: set POINTBOOK_HTTP_TLS_CERT_FILE, or POINTBOOK_ALLOW_PLAINTEXT=true behind a TLS "
-                "proxy"
-            )
+        has_tls = info.field_name == "http_address" and info.data.get("http_tls_cert_file") is not None
+        if address and not has_tls and not info.data.get("allow_plaintext", True) and not _is_loopback(address):
+            way = "set POINTBOOK_HTTP_TLS_CERT_FILE, or " if info.field_name == "http_address" else "set "
+            raise ValueError(f"is beyond loopback: {way}POINTBOOK_ALLOW_PLAINTEXT=true behind a TLS proxy")
         return address
 
     @field_validator("token")

@@ -20,6 +20,7 @@ async def shim_before(port: int, token: str, **changes: Any) -> AsyncIterator[ht
     """Run a shim before a server, with some settings changed, and answer a client that speaks to it."""
     values: dict[str, Any] = {
         "http_address": "127.0.0.1:0",
+        "shim_metrics_address": "127.0.0.1:0",
         "grpc_address": f"127.0.0.1:{port}",
         "shopline_secrets": (SecretStr(SECRET),),
         "token": SecretStr(token),

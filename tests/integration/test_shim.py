@@ -174,6 +174,7 @@ async def running(**changes: Any) -> AsyncIterator[Running]:
         settings = ShimSettings(
             **{
                 "http_address": "127.0.0.1:0",
+                "shim_metrics_address": "127.0.0.1:0",
                 "grpc_address": f"127.0.0.1:{port}",
                 "shopline_secrets": (SecretStr("next-secret"), SecretStr(SECRET)),
                 "drain_timeout_seconds": 1,

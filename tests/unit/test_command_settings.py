@@ -71,6 +71,14 @@ def test_a_list_without_a_secret_is_missing(monkeypatch: pytest.MonkeyPatch, sec
     assert found["SHOPLINE_SECRETS"].startswith("is not set")
 
 
+def test_endpoints_take_the_place_of_app_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shim needs either."""
+    endpoint = '{"an-endpoint-000001": {"merchant_id": "m", "store_ids": ["s"], "topics": ["customers/update"], '
+    endpoints = endpoint + '"secrets": ["endpoint-secret"]}}'
+
+    assert not problems(monkeypatch, ShimSettings, required=("shopline_secrets",), SHOPLINE_ENDPOINTS=endpoints)
+
+
 @pytest.mark.parametrize("name", ["POINTBOOK_DATABASE_URL", "pointbook_database_url", "Pointbook_Database_Url"])
 def test_a_required_setting_may_be_written_in_any_case(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Settings are read in any case, and so is the check that they are there."""

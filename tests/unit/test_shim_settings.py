@@ -1,8 +1,11 @@
 """The shim's settings: read from the environment, checked at once, and silent about secrets."""
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
+from pointbook_server.secret_files import secret_file_fields
 from shopline_shim.app import create_app
 from shopline_shim.settings import ShimSettings, split_address
 
@@ -152,3 +155,53 @@ def test_no_start_without_a_secret() -> None:
     """Without a secret nothing could be told from a forgery."""
     with pytest.raises(ValueError, match="POINTBOOK_SHOPLINE_SECRETS"):
         create_app(ShimSettings())
+
+
+ENDPOINT = {"merchant_id": "m", "store_ids": ["s"], "topics": ["customers/update"], "secrets": ["endpoint-secret"]}
+ENDPOINT_ID = "an-endpoint-000001"
+
+
+def test_endpoints_are_a_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their secrets are never shown, and the whole setting may come from a file."""
+    monkeypatch.setenv("POINTBOOK_SHOPLINE_ENDPOINTS", json.dumps({ENDPOINT_ID: ENDPOINT}))
+    settings = ShimSettings()
+
+    assert settings.shopline_endpoints[ENDPOINT_ID].store_ids == ("s",)
+    assert "endpoint-secret" not in repr(settings) + str(settings.model_dump())
+    assert "shopline_endpoints" in secret_file_fields(ShimSettings)
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "problem"),
+    [
+        ("[]", "must be a JSON object"),
+        ("{", "must be a JSON object"),
+        ({"short": ENDPOINT}, "endpoint 1: the id must be 16 to 128"),
+        ({"an/endpoint/with/slashes": ENDPOINT}, "endpoint 1: the id must be 16 to 128"),
+        ({ENDPOINT_ID: 1}, "endpoint 1: the binding: Input should be"),
+        ({ENDPOINT_ID: ENDPOINT, ENDPOINT_ID + "-b": {}}, "endpoint 2: merchant_id: Field required"),
+        ({ENDPOINT_ID: ENDPOINT | {"merchant_id": "a b"}}, "endpoint 1: merchant_id: "),
+        ({ENDPOINT_ID: ENDPOINT | {"merchant_id": 7}}, "endpoint 1: merchant_id: "),
+        ({ENDPOINT_ID: ENDPOINT | {"store_ids": []}}, "endpoint 1: store_ids: "),
+        ({ENDPOINT_ID: ENDPOINT | {"topics": ["orders/create"]}}, "endpoint 1: topics: must be of app_memberSystem"),
+        ({ENDPOINT_ID: ENDPOINT | {"secrets": []}}, "endpoint 1: secrets: "),
+        (
+            {ENDPOINT_ID: ENDPOINT | {"secrets": ["short"]}},
+            "every secret must be visible ASCII characters, at least 10",
+        ),
+        ({ENDPOINT_ID: ENDPOINT | {"secrets": ["shared-secret"]}}, "endpoint 1: POINTBOOK_SHOPLINE_SECRETS has its"),
+        ({ENDPOINT_ID: ENDPOINT | {"stores": ["s"]}}, "endpoint 1: stores: "),
+    ],
+)
+def test_wrong_endpoints_stop_the_start(monkeypatch: pytest.MonkeyPatch, endpoints: object, problem: str) -> None:
+    """The error names the endpoint by its number, since its id is a secret, and the field."""
+    text = endpoints if isinstance(endpoints, str) else json.dumps(endpoints)
+    monkeypatch.setenv("POINTBOOK_SHOPLINE_SECRETS", "shared-secret")
+    monkeypatch.setenv("POINTBOOK_SHOPLINE_ENDPOINTS", text)
+    with pytest.raises(ValidationError) as caught:
+        ShimSettings()
+
+    (error,) = caught.value.errors(include_url=False, include_input=False, include_context=False)
+    assert problem in error["msg"]
+    assert ENDPOINT_ID not in str(caught.value)
+    assert "-secret" not in str(caught.value)

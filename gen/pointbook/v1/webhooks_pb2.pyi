@@ -53,6 +53,14 @@ class _QuarantineReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Quar
     """QUARANTINE_REASON_TOPIC_MISSING: no X-Shopline-Topic names a topic, or several name different ones. Replay
     the webhook as the topic that its body shows it to be.
     """
+    QUARANTINE_REASON_TOO_OLD: _QuarantineReason.ValueType  # 9
+    """QUARANTINE_REASON_TOO_OLD: the time in the body lies before POINTBOOK_WEBHOOK_MAX_AGE_HOURS of the shim, so that
+    it may be a captured webhook that somebody sends again.
+    """
+    QUARANTINE_REASON_ENDPOINT_MISMATCH: _QuarantineReason.ValueType  # 10
+    """QUARANTINE_REASON_ENDPOINT_MISMATCH: the webhook came to an endpoint of its own, which is bound to another merchant,
+    other stores or other topics than the webhook names.
+    """
 
 class QuarantineReason(_QuarantineReason, metaclass=_QuarantineReasonEnumTypeWrapper):
     """QuarantineReason is why a webhook could not be applied."""
@@ -80,6 +88,14 @@ QUARANTINE_REASON_REFUSED: QuarantineReason.ValueType  # 7
 QUARANTINE_REASON_TOPIC_MISSING: QuarantineReason.ValueType  # 8
 """QUARANTINE_REASON_TOPIC_MISSING: no X-Shopline-Topic names a topic, or several name different ones. Replay
 the webhook as the topic that its body shows it to be.
+"""
+QUARANTINE_REASON_TOO_OLD: QuarantineReason.ValueType  # 9
+"""QUARANTINE_REASON_TOO_OLD: the time in the body lies before POINTBOOK_WEBHOOK_MAX_AGE_HOURS of the shim, so that
+it may be a captured webhook that somebody sends again.
+"""
+QUARANTINE_REASON_ENDPOINT_MISMATCH: QuarantineReason.ValueType  # 10
+"""QUARANTINE_REASON_ENDPOINT_MISMATCH: the webhook came to an endpoint of its own, which is bound to another merchant,
+other stores or other topics than the webhook names.
 """
 Global___QuarantineReason: _TypeAlias = QuarantineReason  # noqa: Y015
 

@@ -39,6 +39,8 @@ class QuarantineReason(StrEnum):
     EVENT_ID_REUSED = "EVENT_ID_REUSED"
     REFUSED = "REFUSED"
     TOPIC_MISSING = "TOPIC_MISSING"
+    TOO_OLD = "TOO_OLD"
+    ENDPOINT_MISMATCH = "ENDPOINT_MISMATCH"
 
 
 class State(StrEnum):

@@ -1,0 +1,118 @@
+"""What strangers can hold of a shim: connections, bodies, headers, log lines."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from harness import Service
+from integration.shims import PATH, shim_before
+from waiting import until
+
+HEADER_BYTES_MAX = 64 * 1024
+EVICTED = "pointbook_connections_evicted_total"
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@contextlib.asynccontextmanager
+async def strangers(http: httpx.AsyncClient, count: int, first_bytes: bytes = b"") -> AsyncIterator[list[Stream]]:
+    """Open connections that send a few bytes and then no more."""
+    streams: list[Stream] = []
+    try:
+        for _ in range(count):
+            stream = await asyncio.open_connection(http.base_url.host, http.base_url.port)
+            streams.append(stream)
+            stream[1].write(first_bytes)
+            await stream[1].drain()
+        yield streams
+    finally:
+        for _, writer in streams:
+            writer.close()
+
+
+async def are_cut(streams: list[Stream]) -> list[bool]:
+    """Return which of some connections the shim has closed."""
+    await asyncio.sleep(0)
+    return [reader.at_eof() or reader.exception() is not None for reader, _ in streams]
+
+
+async def evictions(http: httpx.AsyncClient, bound: str) -> float:
+    """Return how many connections were cut for a bound."""
+    text = (await http.get("/metrics")).text
+    lines = [line for line in text.splitlines() if line.startswith(f'{EVICTED}{{bound="{bound}"}}')]
+    return float(lines[0].rpartition(" ")[2]) if lines else 0.0
+
+
+def limited(service: Service, **changes: Any) -> contextlib.AbstractAsyncContextManager[httpx.AsyncClient]:
+    """Run a shim with other limits; no deadline ends a connection before its test does."""
+    return shim_before(service.server.port, "", header_timeout_seconds=60, request_timeout_seconds=60, **changes)
+
+
+async def test_the_longest_without_an_authentic_request_makes_room(service: Service) -> None:
+    """Idle connections fill all places, and only cut each other, the oldest first."""
+    async with limited(service, max_connections=10) as http, strangers(http, 15) as streams:
+        assert (await http.get("/healthz")).status_code == 200
+        await until(lambda: _all_cut(streams[:6]))
+        assert not any(await are_cut(streams[6:]))
+        assert await evictions(http, "connections") == 6
+
+
+async def _all_cut(streams: list[Stream]) -> bool:
+    return all(await are_cut(streams))
+
+
+async def test_held_bodies_are_bounded_together(service: Service) -> None:
+    """Bodies that never end are cut, the oldest first, where they are more than the bound; a whole one gets in."""
+    start = f"POST {PATH} HTTP/1.1\r\nhost: shim\r\ncontent-length: 250000\r\n\r\n".encode() + b"x" * 200_000
+    async with limited(service, max_unverified_bytes=1024**2) as http, strangers(http, 8, start) as streams:
+        await until(lambda: _all_cut(streams[:3]))
+        whole = await http.post(PATH, content=b"x" * 200_000)
+        assert whole.status_code == 401
+        await until(lambda: _all_cut(streams[:4]))
+        assert not any(await are_cut(streams[4:]))
+        assert await evictions(http, "bytes") == 4
+
+
+@pytest.mark.parametrize("size", [HEADER_BYTES_MAX + 1, 2 * HEADER_BYTES_MAX, 4 * HEADER_BYTES_MAX])
+async def test_headers_of_one_write_are_bounded(service: Service, size: int) -> None:
+    """A request whose headers are complete, and too large, is refused like one that is still sending them."""
+    line = b"GET /healthz HTTP/1.1\r\nhost: shim\r\n"
+    headers = b"".join(b"x-%05d: %s\r\n" % (number, b"v" * 1_000) for number in range(size // 1_000))
+    request = (line + headers + b"x-last: ").ljust(size - 4, b"v") + b"\r\n\r\n"
+    async with limited(service) as http, strangers(http, 1, request) as [(reader, _)]:
+        assert (await reader.readline()).startswith(b"HTTP/1.1 431 ")
+
+
+async def test_the_largest_headers_and_body_arrive_together(service: Service) -> None:
+    """One read may bring headers and a body that are each within their limits, and together beyond the smaller one."""
+    head = f"POST {PATH} HTTP/1.1\r\nhost: shim\r\ncontent-length: 262144\r\n".encode()
+    request = (head + b"x-last: ").ljust(HEADER_BYTES_MAX - 4, b"v") + b"\r\n\r\n" + b"x" * 262_144
+    async with limited(service) as http, strangers(http, 1, request) as [(reader, _)]:
+        assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
+
+
+async def test_strangers_write_no_log(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    """What is no HTTP, forged, or for nothing that there is, is answered, and counted at most."""
+    async with limited(service) as http:
+        with caplog.at_level(logging.WARNING):
+            async with strangers(http, 5, b"\x16\x03\x01 no HTTP\r\n\r\n") as streams:
+                answers = [await reader.readline() for reader, _ in streams]
+            forged = [(await http.post(PATH, content=b"{}")).status_code for _ in range(5)]
+            missing = (await http.get("/nothing")).status_code
+
+    assert [answer[:13] for answer in answers] == [b"HTTP/1.1 400 "] * 5
+    assert (forged, missing) == ([401] * 5, 404)
+    assert not caplog.records
+
+
+async def test_metrics_have_an_address_of_their_own(service: Service) -> None:
+    """There is nothing else there, and no metrics on the port of the webhooks."""
+    async with shim_before(service.server.port, "", shim_metrics_address="") as http:
+        assert (await http.get("/metrics")).status_code == 404
+        assert (await http.get("/healthz")).status_code == 200
+    async with shim_before(service.server.port, "", shim_metrics_address="localhost:0") as http:
+        assert (await http.get("/metrics")).status_code == 404
