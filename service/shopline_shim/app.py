@@ -555,8 +555,8 @@ class Envelope:
 def create_app(settings: ShimSettings) -> Starlette:
     """Build the shim as an ASGI application, which holds one gRPC channel while its lifespan runs.
 
-    Raises ValueError where there is no secret: then no webhook could be told from a forged one. Raises SettingError where
-    TLS files are wrong.
+    Raises ValueError where there is no secret: then no webhook could be told from a forged one. Raises SettingError
+    where TLS files are wrong.
     """
     if not settings.shopline_secrets and not settings.shopline_endpoints:
         raise ValueError("neither POINTBOOK_SHOPLINE_SECRETS nor POINTBOOK_SHOPLINE_ENDPOINTS has a secret")
