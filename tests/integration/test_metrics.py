@@ -1,7 +1,10 @@
 """What Prometheus reads from the server: how codes, guesses and calls ended, and nobody's name."""
 
+import contextlib
 import socket
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from harness import Client, Service, Shop, server_settings
 from integration.codes import CODES, WRONG, is_right, issue
 from integration.redeeming import earn
+from pointbook_server import metrics
 from pointbook_server.metrics import Metrics, MetricsEndpoint
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
@@ -64,6 +68,89 @@ async def test_codes_are_counted_by_outcome(service: Service, counting: tuple[Cl
         assert line in told
     for name in (shop.merchant_id, shop.store_id, "buyer", issued.challenge_id):
         assert name not in told
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[MetricsEndpoint]:
+    """An endpoint that waits for slow clients for half a second."""
+    monkeypatch.setattr(metrics, "CONNECTION_SECONDS_MAX", 0.5)
+    endpoint = MetricsEndpoint(Metrics(), "127.0.0.1:0")
+    yield endpoint
+    endpoint.close()
+
+
+def connect(endpoint: MetricsEndpoint, sent: bytes = b"") -> socket.socket:
+    """Open a connection of a client that sends something, or nothing, and does not read."""
+    client = socket.create_connection(("127.0.0.1", endpoint.port), timeout=5.0)
+    client.sendall(sent)
+    return client
+
+
+def raw(endpoint: MetricsEndpoint, request: bytes) -> bytes:
+    """Send a request and return all that comes back until the connection is closed."""
+    with connect(endpoint, request) as client:
+        return b"".join(iter(lambda: client.recv(65_536), b""))
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        ("GET /metrics HTTP/1.1", 200),
+        ("GET /metrics?name[]=x HTTP/1.0", 200),
+        ("HEAD /metrics HTTP/1.1", 200),
+        ("POST /metrics HTTP/1.1", 405),
+        ("GET / HTTP/1.1", 404),
+        ("GET /metrics/ HTTP/1.1", 404),
+        ("GET /../metrics HTTP/1.1", 404),
+        ("GET /metrics", 400),
+        ("GET /metrics HTTP/2.0", 400),
+        ("PRI * HTTP/2.0", 400),
+        ("\x16\x03\x01", 400),
+    ],
+)
+def test_one_path_is_answered(endpoint: MetricsEndpoint, request_line: str, status: int) -> None:
+    """Everything else is refused, and each connection is closed after its response."""
+    head, _, body = raw(endpoint, request_line.encode() + b"\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
+
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert (b"pointbook_refusals" in body) is (status == 200 and request_line.startswith("GET"))
+
+
+def test_a_head_without_end_is_cut_off(endpoint: MetricsEndpoint) -> None:
+    """Nothing is held of what a client sends beyond 8 KiB."""
+    with connect(endpoint) as client, pytest.raises((ConnectionResetError, BrokenPipeError)):
+        client.sendall(b"x" * 13_000_000)
+
+
+def test_idle_clients_cost_no_threads_and_keep_nobody_out(
+    endpoint: MetricsEndpoint, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of 200 connections that send nothing, or stop halfway, the oldest are closed at once and the others in time."""
+    threads = threading.active_count()
+    clients = [connect(endpoint, b"GET /met" if number % 2 else b"") for number in range(200)]
+    assert raw(endpoint, b"GET /metrics HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+    assert threading.active_count() == threads
+    for client in clients:
+        with client, contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+    assert capfd.readouterr().err == ""
+
+
+def test_a_response_that_is_not_read_is_given_up(endpoint: MetricsEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that asks and never reads is closed as an idle one is."""
+    monkeypatch.setattr(metrics, "generate_latest", lambda _registry: b"#" * 50_000_000)
+    with connect(endpoint, b"GET /metrics HTTP/1.1\r\n\r\n") as client:
+        time.sleep(1.0)
+        received = sum(map(len, iter(lambda: client.recv(1_000_000), b"")))
+    assert received < 50_000_000
+
+
+async def test_a_blocked_event_loop_does_not_block_the_endpoint(endpoint: MetricsEndpoint) -> None:
+    """This test blocks its own while it waits."""
+    answer = httpx.get(f"http://127.0.0.1:{endpoint.port}/metrics", trust_env=False)  # noqa: ASYNC210 - on purpose
+
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
 def test_an_address_that_is_taken() -> None:
