@@ -17,8 +17,8 @@ from google.protobuf.json_format import ParseDict
 from pydantic import SecretStr
 
 from pointbook.v1 import programs_pb2, programs_pb2_grpc
+from pointbook_cli.addresses import check_unused
 from pointbook_cli.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
-from pointbook_cli.serve import check_unused
 from pointbook_cli.webhook import SECRET
 from pointbook_server.delivery.console import ConsoleSender
 from pointbook_server.delivery.sender import Sender

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
@@ -144,38 +145,73 @@ def serve(
     workers: Annotated[int | None, typer.Option(min=1, help="Server processes; POINTBOOK_WORKERS otherwise.")] = None,
 ) -> None:
     """Run the gRPC server."""
-    from pointbook_cli.serve import run_server, run_workers
     from pointbook_server.logs import configure_logs
 
     settings, url = load_server_settings(**({} if workers is None else {"workers": workers}))
     configure_logs(settings.log_level, json=True)
     if settings.workers > 1:
-        run_until_stopped(lambda stop: run_workers(settings, url, stop))
+        from pointbook_cli.server_workers import run_server_workers
+
+        run_until_stopped(lambda stop: run_server_workers(settings, url, stop))
     else:
+        from pointbook_cli.serve import run_server
+
         run_until_stopped(lambda stop: run_server(settings, url, stop))
 
 
 @app.command(hidden=True)
 def worker() -> None:
     """Run one of several server processes that share a port; `pointbook serve --workers` starts it."""
-    from pointbook_cli.serve import run_worker
+    from pointbook_cli.serve import run_server
+    from pointbook_cli.supervisor import run_as_worker
     from pointbook_server.logs import configure_logs
 
     settings, url = load_server_settings()
     configure_logs(settings.log_level, json=True)
-    run_until_stopped(lambda stop: run_worker(settings, url, stop))
+    run_until_stopped(
+        lambda stop: run_as_worker(lambda stop, ready: run_server(settings, url, stop, ready), stop),
+    )
 
 
 @app.command()
-def shim() -> None:
+def shim(
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Shim processes; POINTBOOK_SHIM_WORKERS otherwise.")
+    ] = None,
+) -> None:
     """Run the HTTP shim that turns signed SHOPLINE webhooks into gRPC calls."""
+    from pointbook_server.logs import configure_logs
+    from shopline_shim.settings import ShimSettings
+
+    overrides = {} if workers is None else {"shim_workers": workers}
+    settings = load_settings(ShimSettings, "shopline_secrets", **overrides)
+    configure_logs(settings.log_level, json=True)
+    if settings.shim_workers > 1:
+        from pointbook_cli.shim_workers import run_shim_workers
+
+        run_until_stopped(lambda stop: run_shim_workers(settings, stop))
+    else:
+        from shopline_shim.app import Shim
+
+        run_until_stopped(lambda stop: Shim(settings).serve(stop=stop))
+
+
+@app.command(hidden=True)
+def shim_worker(
+    listener: Annotated[int, typer.Argument(help="The descriptor of the listening socket that it inherits.")],
+) -> None:
+    """Run one of several shim processes that share a socket; `pointbook shim --workers` starts it."""
+    from pointbook_cli.supervisor import run_as_worker
     from pointbook_server.logs import configure_logs
     from shopline_shim.app import Shim
     from shopline_shim.settings import ShimSettings
 
     settings = load_settings(ShimSettings, "shopline_secrets")
     configure_logs(settings.log_level, json=True)
-    run_until_stopped(lambda stop: Shim(settings).serve(stop=stop))
+    shim = Shim(settings, socket.socket(fileno=listener))
+    run_until_stopped(
+        lambda stop: run_as_worker(lambda stop, ready: shim.serve(stop=stop, ready=ready), stop),
+    )
 
 
 @app.command()
@@ -345,7 +381,7 @@ def revoke_token(token_id: Annotated[str, typer.Argument(help="The id of `pointb
 
 def with_access_store(use: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
     """Use the tokens of the database that the settings name."""
-    from pointbook_cli.serve import check_migrated
+    from pointbook_cli.database_checks import check_migrated
     from pointbook_server.access.store import AccessStore
     from pointbook_server.database import Database
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import typer
 
+from pointbook_cli.database_checks import check_migrated
 from pointbook_cli.progress import Meter, counted
-from pointbook_cli.serve import check_migrated
 from pointbook_server.clock import system_clock
 from pointbook_server.database import Database
 from pointbook_server.ledger.auditing import Audit, Place, Size, Wanted

@@ -147,7 +147,9 @@ class Server:
     async def start(self) -> None:
         """Serve. Health tells NOT_SERVING until the database answers."""
         if self._settings.metrics_address:
-            self._metrics_endpoint = MetricsEndpoint(self.metrics, self._settings.metrics_address)
+            self._metrics_endpoint = MetricsEndpoint(
+                self.metrics, self._settings.metrics_address, reuse_port=self._settings.workers > 1
+            )
         await self._set_health(serving=False)
         await self._server.start()
         await self._check_health()

@@ -93,6 +93,13 @@ class ServerSettings(SecretFileSettings):
     workers: int = Field(
         default=1, ge=1, le=64, description="Server processes that share the port, for more than one core."
     )
+    heartbeat_timeout_seconds: float = Field(
+        default=10.0,
+        ge=3,
+        le=600,
+        description="How long a worker's event loop may be blocked until the worker is killed and replaced, in "
+        "seconds.",
+    )
     reflection: bool = Field(
         default=False, description="Lets holders of a token explore the API by gRPC reflection; always on in `dev`."
     )

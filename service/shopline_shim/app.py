@@ -48,9 +48,10 @@ from shopline_shim.deadlines import DeadlineProtocol
 from shopline_shim.endpoints import Endpoint
 from shopline_shim.grpc_channel import client_tls_source, open_aio_channel
 from shopline_shim.https import Tls, server_context
+from shopline_shim.listening import listen
 from shopline_shim.problems import Problem
 from shopline_shim.readiness import Readiness
-from shopline_shim.settings import ShimSettings, split_address
+from shopline_shim.settings import ShimSettings
 
 log = structlog.get_logger()
 
@@ -648,13 +649,14 @@ class Shim:
     """The application on uvicorn, inside an event loop that somebody else runs.
 
     Signals stay with the caller: setting `stop` is how the shim is told to end. `address` is the bound `host:port`
-    once `ready` is set.
+    once `ready` is set. With a `listener` it accepts from that socket, which workers share.
     """
 
-    def __init__(self, settings: ShimSettings) -> None:
+    def __init__(self, settings: ShimSettings, listener: socket.socket | None = None) -> None:
         self.address = ""
         self.metrics_address = ""
         self._settings = settings
+        self._listener = listener
         self._app = create_app(settings)
 
     async def serve(self, *, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
@@ -665,12 +667,14 @@ class Shim:
         context = server_context(self._settings)
         tls = None if context is None else Tls(context, self._settings.header_timeout_seconds)
         with contextlib.ExitStack() as listeners:
-            listener = listeners.enter_context(_listen(self._settings.http_address))
+            listener = listeners.enter_context(self._listener or listen(self._settings.http_address))
             self.address = _address_of(listener)
             main = _Server(self._config(self._app), stop, ready or asyncio.Event(), self._announce, tls)
             servers = [main.serve(sockets=[listener])]
             if self._settings.shim_metrics_address not in {"", self._settings.http_address}:
-                metrics_listener = listeners.enter_context(_listen(self._settings.shim_metrics_address))
+                metrics_listener = listeners.enter_context(
+                    listen(self._settings.shim_metrics_address, reuse_port=self._settings.shim_workers > 1)
+                )
                 self.metrics_address = _address_of(metrics_listener)
                 app = create_metrics_app(self._settings, self._app.state.metrics)
                 server = _Server(self._config(app), stop, asyncio.Event(), lambda: None, None)
@@ -800,12 +804,3 @@ def _call_log(request: Request) -> Any:
 def _address_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _listen(address: str) -> socket.socket:
-    host, port = split_address(address)
-    family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.create_server(target[:2], family=family)
-    # Connections inherit this; asyncio itself would leave them to Nagle's algorithm, at 40 ms an answer.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener

@@ -136,7 +136,8 @@ class ShimSettings(SecretFileSettings):
     shim_metrics_address: str = Field(
         default="",
         description="host:port on which the shim answers GET /metrics for Prometheus, over plain HTTP; empty: nowhere. "
-        "The address of POINTBOOK_HTTP_ADDRESS adds it to the webhooks' port, as `dev` does.",
+        "Each of several workers takes the next port. The address of POINTBOOK_HTTP_ADDRESS adds it to the webhooks' "
+        "port, as `dev` does.",
     )
     header_timeout_seconds: float = Field(
         default=5,
@@ -162,6 +163,17 @@ class ShimSettings(SecretFileSettings):
         default=4,
         ge=1,
         description="How long running requests may take to end when the shim stops, in whole seconds.",
+    )
+
+    shim_workers: int = Field(
+        default=1, ge=1, le=64, description="Shim processes that share the port, for more than one core."
+    )
+    heartbeat_timeout_seconds: float = Field(
+        default=10,
+        ge=3,
+        le=600,
+        description="How long a worker's event loop may be blocked until the worker is killed and replaced, in "
+        "seconds.",
     )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +122,10 @@ class Running:
         """What it has logged."""
         return self._err.read_text()
 
+    def workers(self) -> list[int]:
+        """Return the ids of its worker processes."""
+        return children_of(self.process.pid)
+
     async def until(self, condition: Callable[[], Awaitable[bool]], seconds: float = START_SECONDS_MAX) -> None:
         """Wait until a condition holds while the process lives."""
         deadline = asyncio.get_running_loop().time() + seconds
@@ -208,6 +212,28 @@ def handles_sigterm(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:"))
     return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; a zombie does not."""
+    return _state(pid) not in {"", "Z"}
+
+
+def zombies(pids: Iterable[int]) -> list[int]:
+    """Return those processes that have ended and whose parent has not noticed."""
+    return [pid for pid in pids if _state(pid) == "Z"]
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the ids of the processes that a process has started, zombies included, the oldest first."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 # The embedded database

@@ -12,7 +12,7 @@ import asyncpg
 import grpc
 import pytest
 
-from e2e.processes import HAS_PROC, Finished, Running, free_port, grpc_health, one_line, pointbook, running
+from e2e.processes import HAS_PROC, Finished, Running, free_port, grpc_health, is_alive, one_line, pointbook, running
 from embedded_database import Cluster
 from harness import Client, Shop, refused, unique
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
@@ -274,12 +274,6 @@ async def test_an_unknown_scope_is_told_in_one_line(database_url: str) -> None:
     assert all(scope in line for scope in Scope)
 
 
-def children(process: Running) -> list[int]:
-    """The processes that a process has started."""
-    pid = process.process.pid
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def sockets(pid: int, port: int, state: str) -> int:
     """Count a process's own sockets of a local port and a state."""
     targets = []
@@ -290,14 +284,6 @@ def sockets(pid: int, port: int, state: str) -> int:
     return sum(
         1 for row in rows if row[1].endswith(f":{port:04X}") and row[3] == state and f"socket:[{row[9]}]" in targets
     )
-
-
-def is_alive(pid: int) -> bool:
-    """Tell whether a process runs; one that has ended and waits for its parent does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @contextlib.asynccontextmanager
@@ -312,7 +298,7 @@ async def two_workers(folder: Path, database_url: str, address: str) -> AsyncIte
             return process.err.count('"serving"') == 2
 
         await process.until(both)
-        workers = children(process)
+        workers = process.workers()
         try:
             yield process, workers
         finally:
@@ -346,16 +332,6 @@ async def test_two_workers_share_the_port(database_url: str, admin_token: str, t
         assert stop_seconds < STOP_SECONDS_MAX
         assert not any(map(is_alive, workers))
         assert "Traceback" not in process.err
-
-
-async def test_a_lost_worker_ends_the_others(database_url: str, tmp_path: Path) -> None:
-    """A worker that dies is noticed: the whole service ends with a failure, for its manager to start it again."""
-    async with two_workers(tmp_path, database_url, free_address()) as (process, workers):
-        os.kill(workers[0], signal.SIGKILL)
-
-        assert await process.wait() == 2
-        assert not any(map(is_alive, workers))
-        assert process.err.splitlines()[-1] == "pointbook: a worker ended by itself; its log says why"
 
 
 async def test_workers_do_not_outlive_their_parent(database_url: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from embedded_database import Cluster
 from harness import server_settings, unique
 from integration.test_plans import AUDIT, MODULES, statements_of
 from json_logs import json_logs
-from pointbook_cli.serve import check_database
+from pointbook_cli.database_checks import check_database
 from pointbook_server import server as server_module
 from pointbook_server.schema import needed_privileges
 from pointbook_server.server import Server

@@ -1,0 +1,42 @@
+"""Run the gRPC server as several processes, without loading it into the process that starts them."""
+
+import asyncio
+from collections.abc import Mapping
+
+from pointbook_cli.addresses import reserved_for_workers, worker_addresses
+from pointbook_cli.database_checks import check_database
+from pointbook_cli.supervisor import Supervisor, WorkerCommand, pointbook
+from pointbook_server.delivery.senders import close_senders, senders_of
+from pointbook_server.settings import ServerSettings
+from pointbook_server.tls import tls_source
+
+
+async def run_server_workers(settings: ServerSettings, database_url: str, stop: asyncio.Event) -> None:
+    """Run the gRPC server's workers until the stop event. Raises OSError where they cannot start.
+
+    They share the port by SO_REUSEPORT, since gRPC for Python cannot listen on a socket that it is given.
+    """
+    # Problems of senders and TLS files are reported once, and not by each worker.
+    tls_source(settings)
+    await close_senders(senders_of(settings).values())
+    if settings.grpc_address.endswith(":0"):
+        raise OSError("POINTBOOK_GRPC_ADDRESS: workers cannot share port 0; name a port")
+    metrics = worker_addresses("POINTBOOK_METRICS_ADDRESS", settings.metrics_address, settings.workers)
+
+    def environment_of(number: int) -> Mapping[str, str]:
+        workers = {"POINTBOOK_WORKERS": str(settings.workers)}
+        return workers | ({"POINTBOOK_METRICS_ADDRESS": metrics[number]} if metrics else {})
+
+    command = WorkerCommand(
+        count=settings.workers,
+        program=pointbook("worker"),
+        environment_of=environment_of,
+        heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
+        drain_seconds=settings.drain_seconds,
+    )
+    with reserved_for_workers(
+        ("POINTBOOK_GRPC_ADDRESS", settings.grpc_address),
+        *(("POINTBOOK_METRICS_ADDRESS", address) for address in metrics),
+    ):
+        await check_database(database_url)
+        await Supervisor(command).run(stop)

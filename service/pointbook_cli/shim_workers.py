@@ -1,0 +1,39 @@
+"""Run the shim as several processes, without loading it into the process that starts them."""
+
+import asyncio
+from collections.abc import Mapping
+
+from pointbook_cli.addresses import reserved_for_workers, worker_addresses
+from pointbook_cli.supervisor import Supervisor, WorkerCommand, pointbook
+from shopline_shim.https import server_context
+from shopline_shim.listening import listen
+from shopline_shim.settings import ShimSettings
+
+
+async def run_shim_workers(settings: ShimSettings, stop: asyncio.Event) -> None:
+    """Run the shim's workers until the stop event. Raises OSError where they cannot start.
+
+    They accept from one listening socket, which this process keeps open. A connection goes to a worker that is awake;
+    with SO_REUSEPORT those that wait for a worker would be lost when it ends, and wait as long as it hangs.
+    """
+    # Problems of TLS files are reported once, and not by each worker.
+    server_context(settings)
+    name = "POINTBOOK_SHIM_METRICS_ADDRESS"
+    if settings.shim_metrics_address == settings.http_address:
+        raise OSError(f"{name}: the metrics of workers need ports of their own, beside POINTBOOK_HTTP_ADDRESS")
+    metrics = worker_addresses(name, settings.shim_metrics_address, settings.shim_workers)
+
+    def environment_of(number: int) -> Mapping[str, str]:
+        workers = {"POINTBOOK_SHIM_WORKERS": str(settings.shim_workers)}
+        return workers | ({name: metrics[number]} if metrics else {})
+
+    with listen(settings.http_address) as listener, reserved_for_workers(*((name, address) for address in metrics)):
+        command = WorkerCommand(
+            count=settings.shim_workers,
+            program=pointbook("shim-worker", str(listener.fileno())),
+            environment_of=environment_of,
+            heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
+            drain_seconds=settings.drain_timeout_seconds,
+            inherited=(listener.fileno(),),
+        )
+        await Supervisor(command).run(stop)

@@ -1,0 +1,230 @@
+"""Servers and shims with two workers: killed, suspended and stopped while they are called."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+
+from e2e.processes import HAS_PROC, Running, free_port, http_get, is_alive, running, zombies
+from harness import Client, Service, Shop
+from ledger_book import check_book
+from pointbook.v1 import points_pb2
+from shopline_shim.signature import sign
+from waiting import until
+
+pytestmark = pytest.mark.skipif(not HAS_PROC, reason="worker processes are looked up in /proc")
+
+Send = Callable[[str], Awaitable[bool]]
+"""Sends the one event of a buyer, once; returns whether it was acknowledged."""
+
+CALLERS = 8
+HEARTBEAT_SECONDS = 3
+REPLACED_SECONDS_MAX = 20.0
+STOP_SECONDS_MAX = 10.0
+SECRET = "app-secret-of-workers"
+
+
+class Load:
+    """Callers that send one event after the other, each again until it is acknowledged."""
+
+    def __init__(self, send: Send) -> None:
+        self.acknowledged: list[str] = []
+        self.failures = 0
+        self._send = send
+        self._stopping = False
+        self._callers = [asyncio.create_task(self._call(number)) for number in range(CALLERS)]
+
+    async def stop(self) -> None:
+        """Let every caller give up or end its event."""
+        self._stopping = True
+        await asyncio.gather(*self._callers)
+
+    async def more(self, count: int = 50) -> None:
+        """Wait until so many more events are acknowledged."""
+        goal = len(self.acknowledged) + count
+        await until(lambda: len(self.acknowledged) >= goal)
+
+    async def _call(self, caller: int) -> None:
+        number = 0
+        while not self._stopping:
+            buyer_id = f"buyer-{caller}-{number}"
+            if await self._send(buyer_id):
+                self.acknowledged.append(buyer_id)
+                number += 1
+            else:
+                self.failures += 1
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def two_workers(folder: Path, command: str, settings: Mapping[str, str]) -> AsyncIterator[Running]:
+    """Run a command with two workers until both serve, and while the block runs."""
+    settings = {**settings, "HEARTBEAT_TIMEOUT_SECONDS": str(HEARTBEAT_SECONDS)}
+    async with running(command, "--workers", "2", folder=folder, settings=settings) as process:
+        await until_served(process, 2)
+        workers = process.workers()
+        try:
+            yield process
+        finally:
+            await process.kill()
+            await until(lambda: not any(map(is_alive, workers)))
+
+
+async def until_served(process: Running, count: int) -> None:
+    """Wait until so many workers have begun to serve."""
+
+    async def have_served() -> bool:
+        return process.err.count('"worker serves"') >= count
+
+    await process.until(have_served, REPLACED_SECONDS_MAX)
+
+
+def logged(process: Running, event: str) -> list[dict[str, Any]]:
+    """Return the log lines of an event."""
+    lines = [json.loads(line) for line in process.err.splitlines() if line.startswith("{")]
+    return [line for line in lines if line["event"] == event]
+
+
+async def kill_suspend_and_stop(process: Running, load: Load) -> None:
+    """Kill a worker, suspend another one, and stop all, while all are called."""
+    await load.more()
+    killed, other = process.workers()
+    os.kill(killed, signal.SIGKILL)
+    await load.more()
+    await until_served(process, 3)
+    assert [(line["pid"], line["cause"]) for line in logged(process, "worker ended")] == [(killed, "SIGKILL")]
+
+    os.kill(other, signal.SIGSTOP)
+    await until_served(process, 4)
+    assert not is_alive(other)
+    assert logged(process, "worker ended")[-1]["cause"] == f"no heartbeat for {HEARTBEAT_SECONDS} s"
+    workers = process.workers()
+    assert len(workers) == 2
+    assert not zombies([killed, other, *workers])
+    await load.more()
+
+    exit_code, seconds = await process.terminate()
+    assert exit_code == 0, process.err
+    assert seconds < STOP_SECONDS_MAX
+    assert not any(map(is_alive, workers))
+    assert "Traceback" not in process.err
+
+
+async def check_once(database_url: str, shop: Shop, load: Load) -> None:
+    """Check that every acknowledged event is in the ledger, and each once."""
+    book = await check_book(database_url, shop.merchant_id)
+    entries = {key.buyer_id: len(kept.entries) for key, kept in book.items()}
+    assert set(entries.values()) == {1}
+    assert set(load.acknowledged) <= entries.keys()
+
+
+async def test_server_workers_are_replaced_while_calls_go_on(
+    database_url: str, admin_token: str, shop: Shop, tmp_path: Path
+) -> None:
+    """A killed and a suspended worker cost only the calls that they had; no acknowledged event is lost or doubled."""
+    port, metrics_port = free_port(), free_port()
+    addresses = {"GRPC_ADDRESS": f"127.0.0.1:{port}", "METRICS_ADDRESS": f"127.0.0.1:{metrics_port}"}
+    async with two_workers(tmp_path, "serve", {"DATABASE_URL": database_url, **addresses}) as process:
+
+        async def send(buyer_id: str) -> bool:
+            # Each call has a connection of its own, so that the system chooses the worker again.
+            client = Client(port, admin_token, [("grpc.use_local_subchannel_pool", 1)])
+            try:
+                update = shop.update(buyer_id, event_id=f"event-{buyer_id}")
+                await client.points.ApplyPointsUpdate(points_pb2.ApplyPointsUpdateRequest(update=update), timeout=1.0)
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
+                    raise
+                return False
+            finally:
+                await client.close()
+            return True
+
+        load = Load(send)
+        await kill_suspend_and_stop(process, load)
+        await load.stop()
+    await check_once(database_url, shop, load)
+
+
+async def test_nothing_else_gets_the_ports_of_a_dead_worker(database_url: str, tmp_path: Path) -> None:
+    """Neither the shared one nor its own of metrics; its replacement has both."""
+    port, metrics_port = free_port(), free_port()
+    addresses = {"GRPC_ADDRESS": f"127.0.0.1:{port}", "METRICS_ADDRESS": f"127.0.0.1:{metrics_port}"}
+    async with two_workers(tmp_path, "serve", {"DATABASE_URL": database_url, **addresses}) as process:
+        for pid in process.workers():
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: len(logged(process, "worker ended")) == 2)
+        for taken in (port, metrics_port, metrics_port + 1):
+            with pytest.raises(OSError, match="in use"):
+                socket.create_server(("127.0.0.1", taken))
+        await until_served(process, 4)
+        assert sorted(line["number"] for line in logged(process, "worker started")) == [0, 0, 1, 1]
+        for taken in (metrics_port, metrics_port + 1):
+            assert await http_get(f"http://127.0.0.1:{taken}/metrics") == 200
+        assert (await process.stop(signal.SIGINT))[0] == 0, process.err
+
+
+async def test_shim_workers_are_replaced_while_webhooks_come(
+    service: Service, admin_token: str, shop: Shop, tmp_path: Path
+) -> None:
+    """A killed worker costs only what it had accepted, and a suspended one as much; none is lost or doubled."""
+    port = free_port()
+    settings = {
+        "HTTP_ADDRESS": f"127.0.0.1:{port}",
+        "GRPC_ADDRESS": f"127.0.0.1:{service.server.port}",
+        "TOKEN": admin_token,
+        "SHOPLINE_SECRETS": SECRET,
+    }
+    async with two_workers(tmp_path, "shim", settings) as process:
+
+        async def send(buyer_id: str) -> bool:
+            body = {
+                "buyer_id": buyer_id,
+                "points_balance": 20,
+                "store_id": shop.store_id,
+                "update_type": "INCREASE",
+                "updated_at": 1_721_829_526_566,
+                "updated_scene": "SUCCESSFUL_REGISTRATION",
+                "updated_value": 20,
+            }
+            raw_body = json.dumps(body).encode()
+            headers = {
+                "X-Shopline-Topic": "app_memberSystem_points/challenged",
+                "X-Shopline-Hmac-Sha256": sign(SECRET, raw_body),
+                "X-Shopline-Shop-Id": shop.store_id,
+                "X-Shopline-Merchant-Id": shop.merchant_id,
+                "X-Shopline-Webhook-Id": buyer_id,
+            }
+            async with httpx.AsyncClient(trust_env=False, timeout=1.0) as http:
+                try:
+                    url = f"http://127.0.0.1:{port}/webhooks/shopline"
+                    response = await http.post(url, content=raw_body, headers=headers)
+                except httpx.TransportError:
+                    return False
+            assert response.status_code in {200, 503}, response.text
+            return response.status_code == 200
+
+        load = Load(send)
+        await kill_suspend_and_stop(process, load)
+        await load.stop()
+    await check_once(service.database_url, shop, load)
+
+
+async def test_shim_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
+    """When the parent is killed its workers end by themselves, and give the port free for the next start."""
+    settings = {"HTTP_ADDRESS": f"127.0.0.1:{free_port()}", "SHOPLINE_SECRETS": SECRET, "GRPC_ADDRESS": "127.0.0.1:1"}
+    async with two_workers(tmp_path, "shim", settings) as process:
+        workers = process.workers()
+        await process.kill()
+        await until(lambda: not any(map(is_alive, workers)))
+    async with two_workers(tmp_path, "shim", settings) as process:
+        assert (await process.terminate())[0] == 0
