@@ -136,6 +136,20 @@ def test_idle_clients_cost_no_threads_and_keep_nobody_out(
     assert capfd.readouterr().err == ""
 
 
+def test_a_close_ends_open_connections_without_a_log_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """Idle clients do not delay the end of the server."""
+    endpoint = MetricsEndpoint(Metrics(), "127.0.0.1:0")
+    clients = [connect(endpoint) for _ in range(100)]
+    assert raw(endpoint, b"GET /metrics HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+    began = time.monotonic()
+    endpoint.close()
+    assert time.monotonic() - began < 1.0
+    for client in clients:
+        with client, contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+    assert capfd.readouterr().err == ""
+
+
 def test_a_response_that_is_not_read_is_given_up(endpoint: MetricsEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that asks and never reads is closed as an idle one is."""
     monkeypatch.setattr(metrics, "generate_latest", lambda _registry: b"#" * 50_000_000)
