@@ -9,7 +9,6 @@ from pointbook_cli.database_checks import check_database
 from pointbook_server.delivery.senders import senders_of
 from pointbook_server.server import Server
 from pointbook_server.settings import ServerSettings
-from pointbook_server.tls import tls_source
 
 log = structlog.get_logger()
 
