@@ -28,7 +28,7 @@ Send = Callable[[str], Awaitable[bool]]
 
 CALLERS = 8
 HEARTBEAT_SECONDS = 3
-REPLACED_SECONDS_MAX = 20.0
+REPLACED_SECONDS_MAX = 40.0
 STOP_SECONDS_MAX = 10.0
 SECRET = "app-secret-of-workers"
 
@@ -51,7 +51,7 @@ class Load:
     async def more(self, count: int = 50) -> None:
         """Wait until so many more events are acknowledged."""
         goal = len(self.acknowledged) + count
-        await until(lambda: len(self.acknowledged) >= goal)
+        await until(lambda: len(self.acknowledged) >= goal, REPLACED_SECONDS_MAX)
 
     async def _call(self, caller: int) -> None:
         number = 0
