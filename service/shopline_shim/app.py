@@ -669,17 +669,31 @@ class Shim:
         with contextlib.ExitStack() as listeners:
             listener = listeners.enter_context(self._listener or listen(self._settings.http_address))
             self.address = _address_of(listener)
-            main = _Server(self._config(self._app), stop, ready or asyncio.Event(), self._announce, tls)
-            servers = [main.serve(sockets=[listener])]
+            metrics_listener = None
             if self._settings.shim_metrics_address not in {"", self._settings.http_address}:
                 metrics_listener = listeners.enter_context(
                     listen(self._settings.shim_metrics_address, reuse_port=self._settings.shim_workers > 1)
                 )
                 self.metrics_address = _address_of(metrics_listener)
-                app = create_metrics_app(self._settings, self._app.state.metrics)
-                server = _Server(self._config(app), stop, asyncio.Event(), lambda: None, None)
-                servers.append(server.serve(sockets=[metrics_listener]))
-            await asyncio.gather(*servers)
+            async with self._metrics_served(metrics_listener):
+                main = _Server(self._config(self._app), stop, ready or asyncio.Event(), self._announce, tls)
+                await main.serve(sockets=[listener])
+
+    @contextlib.asynccontextmanager
+    async def _metrics_served(self, listener: socket.socket | None) -> AsyncGenerator[None]:
+        """Serve the metrics beside the webhooks, until those have drained or failed."""
+        if listener is None:
+            yield
+            return
+        over = asyncio.Event()
+        app = create_metrics_app(self._settings, self._app.state.metrics)
+        server = _Server(self._config(app), over, asyncio.Event(), lambda: None, None)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield
+        finally:
+            over.set()
+            await serving
 
     def _config(self, app: Starlette) -> uvicorn.Config:
         return uvicorn.Config(

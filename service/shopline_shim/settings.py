@@ -79,7 +79,8 @@ class ShimSettings(SecretFileSettings):
     shopline_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
         description="SHOPLINE's app secrets, separated by commas; a webhook signed with any of them is authentic, so "
-        "that a secret can be rotated. At least 10 characters each. The shim does not start without one.",
+        "that a secret can be rotated. At least 10 characters each. The shim starts without one only where it has "
+        "POINTBOOK_SHOPLINE_ENDPOINTS.",
     )
     shopline_endpoints: Annotated[dict[str, Endpoint], NoDecode] = Field(
         default={},
@@ -272,7 +273,9 @@ class ShimSettings(SecretFileSettings):
     @classmethod
     def _keep_http_on_loopback(cls, address: str, info: ValidationInfo) -> str:
         has_tls = info.field_name == "http_address" and info.data.get("http_tls_cert_file") is not None
-        if address and not has_tls and not info.data.get("allow_plaintext", True) and not _is_loopback(address):
+        # The same address is the same listener, and so has its TLS.
+        is_covered = not address or has_tls or address == info.data.get("http_address")
+        if not is_covered and not info.data.get("allow_plaintext", True) and not _is_loopback(address):
             way = "set POINTBOOK_HTTP_TLS_CERT_FILE, or " if info.field_name == "http_address" else "set "
             raise ValueError(f"is beyond loopback: {way}POINTBOOK_ALLOW_PLAINTEXT=true behind a TLS proxy")
         return address

@@ -1,6 +1,8 @@
 """The shim's settings: read from the environment, checked at once, and silent about secrets."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -205,3 +207,12 @@ def test_wrong_endpoints_stop_the_start(monkeypatch: pytest.MonkeyPatch, endpoin
     assert problem in error["msg"]
     assert ENDPOINT_ID not in str(caught.value)
     assert "-secret" not in str(caught.value)
+
+
+def test_metrics_on_the_webhooks_port_have_its_tls(tmp_path: Path) -> None:
+    """Beyond loopback an address of their own is in clear, and needs leave."""
+    files: dict[str, Any] = {"http_tls_cert_file": tmp_path / "shim.crt", "http_tls_key_file": tmp_path / "shim.key"}
+    address = "192.0.2.1:8443"
+    assert ShimSettings(http_address=address, shim_metrics_address=address, **files).shim_metrics_address == address
+    with pytest.raises(ValidationError, match="is beyond loopback"):
+        ShimSettings(http_address=address, shim_metrics_address="192.0.2.1:9100", **files)
