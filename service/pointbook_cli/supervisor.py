@@ -28,6 +28,8 @@ BACKOFF_SECONDS = 0.2
 BACKOFF_SECONDS_MAX = 10.0
 HEALTHY_SECONDS = 30.0
 """How long a worker must have served for its end to count as the first one."""
+KILLED = frozenset({signal.SIGKILL.name, signal.SIGTERM.name})
+"""Ends that come from outside, such as from the system that lacks memory: they say nothing about the settings."""
 STACKS_SIGNAL = signal.SIGUSR1
 """Makes a worker write the stacks of its threads to its log, even while its event loop is blocked."""
 STACKS_SECONDS = 0.3
@@ -101,7 +103,7 @@ class Supervisor:
             raise OSError(f"not all workers stopped in an orderly way: {'; '.join(self._unclean)}")
 
     async def _keep(self, number: int, stop: asyncio.Event) -> None:
-        """Run one worker after the other under a number. Raises OSError where the first one never serves."""
+        """Run one worker after the other under a number. Raises OSError where one ends by itself before any served."""
         backoff = Backoff()
         has_served = False
         while not stop.is_set():
@@ -113,7 +115,7 @@ class Supervisor:
                     self._unclean.append(f"worker {number} ended by {cause}")
                 return
             has_served = has_served or served_seconds is not None
-            if not has_served:
+            if not has_served and cause not in KILLED:
                 raise OSError(f"worker {number} did not start ({cause}); its log says why")
             pause = backoff.pause_seconds(served_seconds or 0.0)
             log.error("worker ended", number=number, pid=pid, cause=cause, restart_seconds=round(pause, 2))

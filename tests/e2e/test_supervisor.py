@@ -163,6 +163,22 @@ async def test_a_worker_that_fails_at_its_first_start_ends_all(tmp_path: Path) -
     assert not [line for line in run.logged("worker started") if is_alive(line["pid"])]
 
 
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+async def test_a_worker_that_is_killed_before_it_serves_is_replaced(tmp_path: Path, name: str) -> None:
+    """Whoever ended it, the system that lacks memory for example, the settings are not wrong."""
+    kill_once = f"""
+first = folder / "first"
+if not first.exists():
+    first.touch()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.{name})
+    await asyncio.sleep(60)
+"""
+    async with supervised(command(program(tmp_path, before=kill_once), count=1)) as run:
+        await run.until_served(1)
+        assert [line["cause"] for line in run.logged("worker ended")] == [name]
+
+
 async def test_a_worker_that_never_serves_is_a_failed_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its event loop may run well, but calls wait."""
     monkeypatch.setattr(supervisor, "START_SECONDS_MAX", 1.0)
