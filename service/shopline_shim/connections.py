@@ -29,7 +29,7 @@ class Connections:
     """
 
     def __init__(self, *, connections_max: int, bytes_max: int, evicted: Counter) -> None:
-        self._connections_max = min(connections_max, _files_max() - _FILES_KEPT_FREE)
+        self._connections_max = max(1, min(connections_max, _files_max() - _FILES_KEPT_FREE))
         self._bytes_max = bytes_max
         self._bytes_held: dict[Connection, int] = {}
         """The bytes that each holds; the order is the order of eviction."""

@@ -66,6 +66,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         # A body in small chunks is mostly framing; twice the limit leaves room for it.
         self._max_wire_bytes = _MAX_HEADER_BYTES + 2 * settings.max_body_bytes
         self._timer: asyncio.TimerHandle | None = None
+        self._last_timer: asyncio.TimerHandle | None = None
         self._started = 0.0
         self._wire_bytes = 0
         self._in_headers = True
@@ -77,9 +78,11 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._open.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clocks."""
         self._open.remove(self)
         self._disarm()
+        if self._last_timer is not None:
+            self._last_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -130,17 +133,23 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._wire_bytes = 0
         self._in_headers = True
         if self.cycle.response_complete:
-            self.transport.close()  # uvicorn's keep-alive timer is gone by now, and would not be started again.
+            self._close()  # uvicorn's keep-alive timer is gone by now, and would not be started again.
 
     def on_response_complete(self) -> None:
         """Stop the clock, unless the rest of the body is still to come; start it again for a request that waits."""
         waiting = bool(self.pipeline)
         super().on_response_complete()
-        if waiting:
+        if self.transport.is_closing():
+            self._close()
+        elif waiting:
             self._started = self.loop.time()
             self._arm(self._started + self._request_timeout)
         elif self._in_headers:
             self._disarm()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection on which no further request comes."""
+        self._close()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text says the same less well.
         """Answer a parser error in the form of all other errors."""
@@ -171,4 +180,10 @@ class DeadlineProtocol(HttpToolsProtocol):
             self.transport.abort()
             return
         self.transport.write(last_answer)
+        self._close()
+
+    def _close(self) -> None:
+        """Close the connection once all is sent, and cut it where the client does not read that in time."""
         self.transport.close()
+        if self._last_timer is None:
+            self._last_timer = self.loop.call_later(self._request_timeout, self.transport.abort)

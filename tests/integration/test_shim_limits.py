@@ -8,9 +8,15 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
+from prometheus_client import Counter
+from uvicorn.server import ServerState
 
 from harness import Service
 from integration.shims import PATH, shim_before
+from shopline_shim.connections import Connections
+from shopline_shim.deadlines import DeadlineProtocol
+from shopline_shim.settings import ShimSettings
 from waiting import until
 
 HEADER_BYTES_MAX = 64 * 1024
@@ -93,6 +99,63 @@ async def test_the_largest_headers_and_body_arrive_together(service: Service) ->
     request = (head + b"x-last: ").ljust(HEADER_BYTES_MAX - 4, b"v") + b"\r\n\r\n" + b"x" * 262_144
     async with limited(service) as http, strangers(http, 1, request) as [(reader, _)]:
         assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.parametrize("last", ["keep-alive ends", "refused", "answered"])
+async def test_a_client_that_reads_nothing_is_cut(last: str) -> None:
+    """A transport that closes waits for its client to read what is left, so that the wait has an end."""
+    transport = UnreadTransport()
+    evicted = Counter("evicted", "Test.", ("bound",), registry=None)
+    state = {
+        "settings": ShimSettings(request_timeout_seconds=0.05),
+        "connections": Connections(connections_max=10, bytes_max=1, evicted=evicted),
+    }
+    protocol = DeadlineProtocol(uvicorn.Config(healthy, ws="none", log_config=None), ServerState(), state)
+    protocol.connection_made(transport)
+    if last == "refused":
+        protocol.data_received(b"no HTTP\r\n\r\n")
+    else:
+        protocol.data_received(b"GET / HTTP/1.1\r\nhost: shim\r\nconnection: close\r\n\r\n")
+    if last == "keep-alive ends":
+        protocol.timeout_keep_alive_handler()
+
+    await until(lambda: transport.is_aborted, 1)
+    assert transport.is_closed
+
+
+async def healthy(_scope: Any, _receive: Any, send: Any) -> None:
+    """Answer every request with nothing."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+class UnreadTransport(asyncio.Transport):
+    """A connection whose client reads nothing: it never closes by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_closed = self.is_aborted = False
+
+    def write(self, data: Any) -> None:
+        """Keep nothing."""
+
+    def is_closing(self) -> bool:
+        """Return whether it was closed."""
+        return self.is_closed
+
+    def close(self) -> None:
+        """Wait for the client."""
+        self.is_closed = True
+
+    def abort(self) -> None:
+        """End."""
+        self.is_closed = self.is_aborted = True
+
+    def pause_reading(self) -> None:
+        """Read on."""
+
+    def resume_reading(self) -> None:
+        """Read on."""
 
 
 async def test_strangers_write_no_log(service: Service, caplog: pytest.LogCaptureFixture) -> None:
