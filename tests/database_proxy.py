@@ -1,4 +1,4 @@
-"""A way to a database that a test can cut, and mend again."""
+"""A proxy of a database whose connections a test can cut, freeze and lead elsewhere."""
 
 import asyncio
 import contextlib
@@ -11,9 +11,10 @@ class DatabaseProxy:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        self._socket = f"{query['host']}/.s.PGSQL.{query['port']}"
         self._user, self._database = parts.username, parts.path
+        self.lead_to(url)
+        self._flows = [_flowing()]
+        """Whether connections forward: the last is for those that come now, the others for those that are abandoned."""
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._forwards: set[asyncio.Task[None]] = set()
@@ -26,6 +27,11 @@ class DatabaseProxy:
         """The database's URL by this way."""
         return f"postgresql://{self._user}@127.0.0.1:{self._port}{self._database}"
 
+    def lead_to(self, url: str) -> None:
+        """Lead new connections to the server of another URL."""
+        query = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+        self._socket = f"{query['host']}/.s.PGSQL.{query['port']}"
+
     async def mend(self) -> None:
         """Let connections through."""
         self._server = await asyncio.start_server(self._forward, "127.0.0.1", self._port)
@@ -37,29 +43,54 @@ class DatabaseProxy:
             self._server.close()
         for writer in list(self._writers):
             writer.transport.abort()
+        for flow in self._flows:
+            flow.set()
         # Both ends shall have noticed when this returns.
         await asyncio.gather(*self._forwards, return_exceptions=True)
+
+    def freeze(self) -> None:
+        """Keep all connections open and accept new ones, and forward nothing: no end is told."""
+        self._flows[-1].clear()
+
+    def thaw(self) -> None:
+        """Forward what has waited, and what comes."""
+        self._flows[-1].set()
+
+    def abandon(self) -> None:
+        """Freeze the connections of now for good, and forward new ones: a failover whose old connections get no RST."""
+        self.freeze()
+        self._flows.append(_flowing())
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.drops:
             writer.close()
             return
+        flow = self._flows[-1]
         database_reader, database_writer = await asyncio.open_unix_connection(self._socket)
         self._writers |= {writer, database_writer}
-        forward = asyncio.ensure_future(_both(_pump(reader, database_writer), _pump(database_reader, writer)))
+        forward = asyncio.ensure_future(
+            _both(_pump(reader, database_writer, flow), _pump(database_reader, writer, flow))
+        )
         self._forwards.add(forward)
         await asyncio.wait([forward])
         self._forwards.discard(forward)
         self._writers -= {writer, database_writer}
 
 
+def _flowing() -> asyncio.Event:
+    flow = asyncio.Event()
+    flow.set()
+    return flow
+
+
 async def _both(one: Coroutine[None, None, None], other: Coroutine[None, None, None]) -> None:
     await asyncio.gather(one, other)
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flow: asyncio.Event) -> None:
     with contextlib.suppress(OSError):
         while data := await reader.read(65_536):
+            await flow.wait()
             writer.write(data)
             await writer.drain()
     writer.close()

@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from pointbook_server.clock import system_clock
 from pointbook_server.database import Connection, Statement, database_unavailable
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError, Reason, UnusableDatabaseError
 from pointbook_server.metrics import Metrics
 
 SKEW_MS_MAX = 2_000
@@ -106,7 +106,7 @@ def judge(samples: Sequence[Sample], before: Verdict) -> Verdict:
     return max(least, min(before, worst))
 
 
-class ClockSkewError(Exception):
+class ClockSkewError(UnusableDatabaseError):
     """The server's clock cannot be relied on: one line that names the difference and what to do."""
 
 

@@ -6,31 +6,29 @@ run a statement costs ten times what asyncpg's does.
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import asyncpg
+import structlog
 from sqlalchemy import Executable, text
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from pointbook_server.connection_pool import DRIVER_ERRORS, ConnectionPool, roll_back
 from pointbook_server.errors import DatabaseDefectError, PointbookError, Reason, SettingError
 
 TRANSACTION_ATTEMPTS_MAX = 6
 RETRY_DELAY_SECONDS = 0.02
-POOL_TIMEOUT_SECONDS = 5.0
 CONNECT_TIMEOUT_SECONDS = 5.0
 COMMAND_TIMEOUT_SECONDS = 20.0
 STREAM_ROWS = 500
 STREAM_TIMEOUT_SECONDS = 6 * 3_600.0
-QUERIES_MAX = 1_000_000
-"""After how many queries a connection is replaced, so that what the database caches for it stays bounded."""
-CLOSE_TIMEOUT_SECONDS = 1.0
-"""How long a closing pool waits for transactions whose callers are gone: a server has 10 s to stop in all."""
 RETRY_AFTER_SECONDS = 1.0
 SESSION_SETTINGS = {
     "application_name": "pointbook",
@@ -56,12 +54,19 @@ Division by zero is how a statement of ours breaks itself off, because others ha
 """
 LOCK_TIMEOUT_SQLSTATE = "55P03"
 """The database is too busy: whoever waited so long does not wait again, since others in line have waited as well."""
-UNAVAILABLE_SQLSTATES = ("08", "25006", "28", "3D", "53", "57")
+READ_ONLY_SQLSTATE = "25006"
+DISK_FULL_SQLSTATE = "53100"
+REFUSAL_PAUSE_SECONDS = 30.0
+"""After how long without it a refusal of the same kind is logged again."""
+REFUSAL_KINDS_MAX = 100
+UNAVAILABLE_SQLSTATES = ("08", READ_ONLY_SQLSTATE, "28", "3D", "53", "57")
 """Connection errors, a standby that only reads, refused logins, no such database, lack of resources, operator
 intervention, by how their codes begin: it is away for us."""
 DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call] # SQLAlchemy left it so
 
 T = TypeVar("T")
+
+log = structlog.get_logger()
 
 
 class RetryTransactionError(PointbookError):
@@ -151,14 +156,31 @@ class Database:
     """A pool of connections with our rules. Close it with `dispose` when no call is running any more."""
 
     def __init__(self, url: str, *, pool_size: int) -> None:
-        self._pool = _Pool(url, pool_size)
-        # A busy pool is no dead database, so that the pulse has a connection of its own.
-        self._pulse = _Pool(url, 1)
+        connect = partial(
+            _connect,
+            url,
+            record_class=Row,
+            timeout=CONNECT_TIMEOUT_SECONDS,
+            command_timeout=COMMAND_TIMEOUT_SECONDS,
+            server_settings=SESSION_SETTINGS | PLANNED_ONCE,
+        )
+        self._pool = ConnectionPool(connect, pool_size)
+        # A busy pool is no dead database, and revokes no token later.
+        self._pulse = ConnectionPool(connect, 1)
+        self._reserve = ConnectionPool(connect, 1)
+        self._refusals = RefusalLog()
+        self.on_refusal: Callable[[str], None] = _ignore
+        """Called with the SQLSTATE of each call that the database refuses as a whole, such as when it is read-only."""
 
     @property
     def connections_in_use(self) -> int:
         """How many connections calls have right now."""
         return self._pool.connections_in_use
+
+    @property
+    def answered_at(self) -> float:
+        """When a call last finished with its connection in working order, on the monotonic clock."""
+        return self._pool.answered_at
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[Connection]:
@@ -166,9 +188,19 @@ class Database:
 
         Raises TRANSACTION_CONFLICT and DATABASE_UNAVAILABLE.
         """
-        with database_errors():
+        with database_errors(self._note_refusal):
             async with self._pool.acquire() as driver:
                 yield Connection(driver)
+
+    @asynccontextmanager
+    async def reserve(self) -> AsyncIterator[Connection]:
+        """Give the one connection that no call uses, as `autocommit` does: it is free while calls have all others.
+
+        Where the caller gives up, the connection is terminated at once.
+        """
+        with database_errors(self._note_refusal):
+            async with _given_up_at_once(self._reserve) as connection:
+                yield connection
 
     async def transaction(self, work: Callable[[Connection], Awaitable[T]], *, planned_once: bool = False) -> T:
         """Run `work` in one transaction, again as a whole where the database refused it because of others.
@@ -180,7 +212,7 @@ class Database:
             if attempt:
                 await asyncio.sleep(random.uniform(0, RETRY_DELAY_SECONDS * 2**attempt))  # noqa: S311 - only jitter
             try:
-                with database_errors():
+                with database_errors(self._note_refusal):
                     return await self._run(work, "BEGIN" if planned_once else BEGIN)
             except RetryTransactionError:
                 continue
@@ -190,13 +222,10 @@ class Database:
         """Run `work` in one transaction, to its end even where the caller goes away: only the wait is given up."""
 
         async def run() -> T:
-            try:
-                async with _transaction(driver, begin):
-                    return await work(Connection(driver))
-            finally:
-                await self._pool.give_back(driver)
+            async with self._pool.returning(taken) as driver, _transaction(driver, begin):
+                return await work(Connection(driver))
 
-        driver = await self._pool.take()
+        taken = await self._pool.take()
         running = asyncio.create_task(run())
         running.add_done_callback(_hear_out)
         return await asyncio.shield(running)
@@ -206,79 +235,73 @@ class Database:
 
         Raises TRANSACTION_CONFLICT and DATABASE_UNAVAILABLE.
         """
-        with database_errors():
+        with database_errors(self._note_refusal):
             async with self._pool.acquire() as driver, _transaction(driver, BEGIN_SNAPSHOT):
                 return await work(Connection(driver))
 
     @asynccontextmanager
     async def pulse(self) -> AsyncIterator[Connection]:
-        """Return the connection that is reserved for health checks. Raises the driver's own errors."""
-        async with self._pulse.acquire() as driver:
-            try:
-                yield Connection(driver)
-            except asyncio.CancelledError:
-                # Where the database hangs, to end the statement in order would take as long as any other one.
-                driver.terminate()
-                raise
+        """Return the connection that is reserved for health checks. Raises the driver's own errors.
+
+        After any error the next one is a new connection, which leads where calls' new connections lead.
+        """
+        async with _given_up_at_once(self._pulse) as connection:
+            yield connection
+
+    def renew_pulse(self) -> None:
+        """Make the next health check open a new connection."""
+        self._pulse.expire()
+
+    def cut(self) -> None:
+        """Terminate the connections of all calls, and refuse calls with DATABASE_UNAVAILABLE until `resume`."""
+        self._pool.cut()
+
+    def resume(self) -> None:
+        """Let calls connect again after `cut`."""
+        self._pool.resume()
 
     async def dispose(self) -> None:
         """Close all connections, and cut those that are still in use after a moment."""
-        await asyncio.gather(self._pool.close(), self._pulse.close())
+        await asyncio.gather(self._pool.close(), self._pulse.close(), self._reserve.close())
+
+    def _note_refusal(self, cause: BaseException) -> None:
+        """Log why the database refuses calls, drop connections that only read, and pass the SQLSTATE on."""
+        self._refusals.note(cause)
+        sqlstate = sqlstate_of(cause)
+        if sqlstate == READ_ONLY_SQLSTATE:
+            self._pool.expire()
+        self.on_refusal(sqlstate)
 
 
-class _Pool:
-    """asyncpg's pool, made when it is first used: it belongs to the event loop that runs by then."""
+class RefusalLog:
+    """Logs each kind of refusal when it begins, and again when it comes back after a pause."""
 
-    def __init__(self, url: str, size: int) -> None:
-        self._url = url
-        self._size = size
-        self._pool: Any = None
+    def __init__(self) -> None:
+        self._noted_at: dict[str, float] = {}
 
-    @property
-    def connections_in_use(self) -> int:
-        return 0 if self._pool is None else int(self._pool.get_size() - self._pool.get_idle_size())
+    def note(self, cause: BaseException) -> None:
+        """Log a refusal, unless one of the same SQLSTATE or class was noted a moment ago."""
+        kind = sqlstate_of(cause) or type(cause).__name__
+        now = time.monotonic()
+        if now - self._noted_at.get(kind, float("-inf")) > REFUSAL_PAUSE_SECONDS:
+            log.warning("the database refuses calls", sqlstate=sqlstate_of(cause), error=type(cause).__name__)
+        if kind in self._noted_at or len(self._noted_at) < REFUSAL_KINDS_MAX:
+            self._noted_at[kind] = now
 
-    async def take(self) -> Any:
-        if self._pool is None:
-            # Nothing is awaited in here with a size of 0 to begin with, so that no other task comes between.
-            self._pool = await asyncpg.create_pool(
-                self._url,
-                min_size=0,
-                max_size=self._size,
-                max_queries=QUERIES_MAX,
-                connect=_connect,
-                reset=_leave_as_it_is,
-                record_class=Row,
-                timeout=CONNECT_TIMEOUT_SECONDS,
-                command_timeout=COMMAND_TIMEOUT_SECONDS,
-                server_settings=SESSION_SETTINGS | PLANNED_ONCE,
-            )
-        # The pool's own time limit would cost a task a call.
-        async with asyncio.timeout(POOL_TIMEOUT_SECONDS):
-            return await self._pool.acquire()
 
-    async def give_back(self, driver: Any) -> None:
-        await self._pool.release(driver)
+def _ignore(_sqlstate: str) -> None:
+    """Do nothing, where no health check listens."""
 
-    @asynccontextmanager
-    async def acquire(self) -> AsyncIterator[Any]:
-        driver = await self.take()
+
+@asynccontextmanager
+async def _given_up_at_once(pool: ConnectionPool) -> AsyncIterator[Connection]:
+    """Take a connection that is terminated after any error, a caller that gives up included."""
+    async with pool.acquire() as driver:
         try:
-            yield driver
-        except (asyncio.CancelledError, TimeoutError):
-            await _end(driver)
+            yield Connection(driver)
+        except BaseException:
+            driver.terminate()
             raise
-        finally:
-            await self.give_back(driver)
-
-    async def close(self) -> None:
-        if self._pool is None:
-            return
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
-                await self._pool.close()
-        except TimeoutError:
-            self._pool.terminate()
 
 
 @asynccontextmanager
@@ -287,26 +310,14 @@ async def _transaction(driver: Any, begin: str) -> AsyncIterator[None]:
     await driver.execute(begin)
     try:
         yield
+    except TimeoutError:
+        driver.terminate()
+        raise
     except BaseException:
-        # A connection that is lost has taken its transaction with it.
-        if not driver.is_closed() and driver.is_in_transaction():
-            await driver.execute("ROLLBACK")
+        with suppress(*DRIVER_ERRORS):
+            await roll_back(driver)
         raise
     await driver.execute("COMMIT")
-
-
-async def _end(driver: Any) -> None:
-    """End what a call began that was broken off anywhere, for whoever has the connection next.
-
-    Between preparing a statement and running it, the driver has not told the database yet where a transaction ends:
-    the next statement does. Where it fails, the transaction has, or the connection is lost.
-    """
-    broken = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
-    with suppress(*broken):
-        await driver.execute("SELECT")
-    with suppress(*broken):
-        if driver.is_in_transaction():
-            await driver.execute("ROLLBACK")
 
 
 def _hear_out(task: asyncio.Task[Any]) -> None:
@@ -323,10 +334,6 @@ async def _connect(*arguments: Any, **options: Any) -> Any:
         raise SettingError(f"POINTBOOK_DATABASE_URL: {error}") from error
 
 
-async def _leave_as_it_is(_driver: Any) -> None:
-    """Spare a round trip whenever a connection comes back: nobody of ours changes a session."""
-
-
 def create_engine(url: str) -> AsyncEngine:
     """Make an engine of SQLAlchemy, for migrations, whose statements may take as long as they need."""
     connect = partial(_connect, url, timeout=CONNECT_TIMEOUT_SECONDS, server_settings=SESSION_SETTINGS)
@@ -334,28 +341,39 @@ def create_engine(url: str) -> AsyncEngine:
 
 
 @contextmanager
-def database_errors() -> Iterator[None]:
-    """Turn what the driver raises into our errors, none of which quotes a row or a parameter."""
+def database_errors(on_refusal: Callable[[BaseException], None] = lambda _cause: None) -> Iterator[None]:
+    """Turn what the driver raises into our errors, none of which quotes a row or a parameter.
+
+    `on_refusal` is called with the driver's error where it becomes DATABASE_UNAVAILABLE.
+    """
     try:
         yield
     except DBAPIError as error:
         # SQLAlchemy wraps what it heard from the driver twice.
-        _raise_told(error.orig.__cause__ if error.orig else None)
+        _raise_told(error.orig.__cause__ if error.orig else None, on_refusal)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        _raise_told(error)
+        _raise_told(error, on_refusal)
     except (OSError, TimeoutError) as error:
+        on_refusal(error)
         raise database_unavailable() from error
 
 
-def _raise_told(cause: Any) -> NoReturn:
+def sqlstate_of(cause: BaseException | None) -> str:
+    """Return the SQLSTATE of an error of the driver, or an empty string."""
+    return str(getattr(cause, "sqlstate", None) or "")
+
+
+def _raise_told(cause: Any, on_refusal: Callable[[BaseException], None]) -> NoReturn:
     """Raise an error of the driver as one of ours; a defect of ours loses its cause, which would be logged."""
     told = _told(cause)
+    if isinstance(told, PointbookError) and told.reason is Reason.DATABASE_UNAVAILABLE:
+        on_refusal(cause)
     raise told from (None if isinstance(told, DatabaseDefectError) else cause)
 
 
 def _told(cause: Any) -> Exception:
     """Tell an error of the driver in our words."""
-    sqlstate = str(getattr(cause, "sqlstate", None) or "")
+    sqlstate = sqlstate_of(cause)
     if sqlstate in CONFLICT_SQLSTATES:
         return RetryTransactionError()
     if isinstance(cause, asyncpg.DataError):

@@ -89,6 +89,10 @@ class SettingError(Exception):
     """A setting that only its use shows to be wrong; the message is one line that names it."""
 
 
+class UnusableDatabaseError(Exception):
+    """The database cannot be served from: one line that names the cause and what to do, without personal data."""
+
+
 class DatabaseDefectError(Exception):
     """A statement of ours that the database refuses: a defect of ours.
 

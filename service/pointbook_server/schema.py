@@ -5,6 +5,7 @@ from functools import cache
 from sqlalchemy import text
 
 from pointbook_server.database import Connection, Statement
+from pointbook_server.errors import UnusableDatabaseError
 from pointbook_server.migrations import older_revisions
 from pointbook_server.tables import metadata
 
@@ -51,8 +52,8 @@ REVISION = Statement(
 )
 
 
-class SchemaError(Exception):
-    """The database cannot be served from: one line that names the cause and what to do, without personal data."""
+class SchemaError(UnusableDatabaseError):
+    """The schema, or what the role may do with it, is not what this release needs."""
 
 
 async def check_schema(connection: Connection) -> None:
@@ -76,7 +77,7 @@ async def check_schema(connection: Connection) -> None:
     rows = await connection.fetch(REVISION)
     if any(row.is_read_only for row in rows):
         raise SchemaError(
-            "the database is read-only: it is a standby, or has default_transaction_read_only; "
+            "the database is read-only (25006): it is a standby, or has default_transaction_read_only; "
             "correct POINTBOOK_DATABASE_URL"
         )
     revisions = {row.version_num for row in rows}

@@ -32,13 +32,14 @@ from pointbook_server.auth import AuthInterceptor
 from pointbook_server.batching import Line
 from pointbook_server.benefits.servicer import BenefitsServicer
 from pointbook_server.benefits.store import BenefitsStore
-from pointbook_server.clock_skew import SYSTEM_CLOCK, ClockSkew, ClockSkewError, ServerClock
+from pointbook_server.clock_skew import SYSTEM_CLOCK, ClockSkew, ServerClock
 from pointbook_server.customers.book import CustomersBook
 from pointbook_server.customers.groups import UserGroupsStore
 from pointbook_server.customers.model import Tombstones
 from pointbook_server.customers.servicer import CustomersServicer
 from pointbook_server.customers.store import CustomersStore
 from pointbook_server.database import Database
+from pointbook_server.database_health import DatabaseHealth
 from pointbook_server.delivery.sender import Sender
 from pointbook_server.delivery.senders import close_senders
 from pointbook_server.ledger.book import LedgerBook
@@ -57,7 +58,7 @@ from pointbook_server.redemption.servicer import RedemptionServicer
 from pointbook_server.redemption.store import RedemptionsStore
 from pointbook_server.redemption.timeline import Timeline
 from pointbook_server.redemption.timeline_store import TimelineStore
-from pointbook_server.schema import SchemaError, check_schema
+from pointbook_server.schema import check_schema
 from pointbook_server.settings import ServerSettings
 from pointbook_server.status import StatusInterceptor, code_of
 from pointbook_server.tls import server_credentials, tls_source
@@ -81,8 +82,6 @@ SERVICES = tuple(
         (access_pb2, "AccessService"),
     )
 )
-HEALTH_INTERVAL_SECONDS = 0.5
-HEALTH_TIMEOUT_SECONDS = 2.0
 GOODBYE_SECONDS = 0.05
 """How long gRPC takes to tell all its clients that they should connect to another server."""
 HANDLERS_CLEANUP_SECONDS = 1.5
@@ -120,12 +119,11 @@ class Server:
         self._tokens = None if development else TokenBook(AccessStore(self._database), clock)
         self.metrics = Metrics()
         self._skew = ClockSkew(clock, self.metrics)
+        self._database_health = DatabaseHealth(self._database, self._set_health, (self._skew.check, check_schema))
         self._status = StatusInterceptor(
             deadline_seconds=settings.call_deadline_seconds, check_clock=self._skew.check_call
         )
         self._health = health.aio.HealthServicer()
-        self._trouble: str | None = None
-        self._watch: asyncio.Task[None] | None = None
         self._maintaining: asyncio.Task[None] | None = None
         self._metrics_endpoint: MetricsEndpoint | None = None
         self._server = grpc.aio.server(
@@ -152,15 +150,14 @@ class Server:
             )
         await self._set_health(serving=False)
         await self._server.start()
-        await self._check_health()
-        self._watch = asyncio.create_task(self._watch_database())
+        await self._database_health.check()
+        self._database_health.start()
         self._maintaining = asyncio.create_task(self._maintenance.run_maintenance())
 
     async def stop(self) -> None:
         """Stop: health turns NOT_SERVING, running calls finish within the drain time, then everything closes."""
-        for task in (self._watch, self._maintaining):
-            if task is not None:
-                task.cancel()
+        if self._maintaining is not None:
+            self._maintaining.cancel()
         await self._health.enter_graceful_shutdown()
         half_seconds = self._settings.drain_seconds / 2
         await self._status.hold(half_seconds)
@@ -179,6 +176,8 @@ class Server:
                 await self._maintenance.write_token_use()
         except TimeoutError:
             log.warning("some calls did not end in time")
+        # Until here the check has ended calls that a hanging database kept.
+        await self._database_health.close()
         await close_senders(self._senders.values())
         await self._database.dispose()
         if self._metrics_endpoint is not None:
@@ -253,31 +252,7 @@ class Server:
             Bounds(settings.quarantine_webhooks_max, settings.quarantine_bytes_max),
         )
 
-    async def _watch_database(self) -> None:
-        while True:
-            await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
-            await self._check_health()
-
-    async def _check_health(self) -> None:
-        """Set health by whether the database can be served from, and log each change of it with its cause."""
-        trouble = ""
-        try:
-            async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS), self._database.pulse() as connection:
-                await self._skew.check(connection)
-                await check_schema(connection)
-        except (ClockSkewError, SchemaError) as error:
-            trouble = str(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, this server cannot serve
-            trouble = " ".join(filter(None, (type(error).__name__, getattr(error, "sqlstate", ""), str(error))))
-        if trouble != self._trouble:
-            self._trouble = trouble
-            if trouble:
-                log.error("the database cannot be served from", cause=trouble)
-            else:
-                log.info("the database answers")
-        await self._set_health(serving=not trouble)
-
-    async def _set_health(self, *, serving: bool) -> None:
+    async def _set_health(self, serving: bool) -> None:  # noqa: FBT001 - the one thing that a check finds
         status = health_pb2.HealthCheckResponse
         for service in ("", *SERVICES):
             await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)

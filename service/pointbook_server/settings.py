@@ -103,7 +103,13 @@ class ServerSettings(SecretFileSettings):
     reflection: bool = Field(
         default=False, description="Lets holders of a token explore the API by gRPC reflection; always on in `dev`."
     )
-    database_pool_size: int = Field(default=10, ge=1, le=500, description="Database connections of one server process.")
+    database_pool_size: int = Field(
+        default=10,
+        ge=1,
+        le=500,
+        description="Database connections that the calls of one server process share. Health and tokens have one more "
+        "each.",
+    )
     call_deadline_seconds: float = Field(
         default=30.0, gt=0, le=600, description="The longest that a call may take, whatever deadline its caller set."
     )

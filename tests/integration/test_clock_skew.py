@@ -13,7 +13,7 @@ from integration.redeeming import PENDING, get, order, redeem
 from integration.test_store_erasures import ask, erase, outcome
 from json_logs import json_logs
 from pointbook_server import clock_skew as clock_skew_module
-from pointbook_server import server as server_module
+from pointbook_server import database_health as database_health_module
 from pointbook_server.clock_skew import SystemClock, Verdict
 from pointbook_server.database import Database
 from pointbook_server.maintenance import Maintenance
@@ -67,7 +67,7 @@ async def test_a_server_that_is_days_off_releases_no_hold_and_redeems_nothing(
     async with serving(database_url, admin_token, ShiftedClock()) as (_, good):
         shop = await put_points(good)
         held = await redeem(good, order(shop, 100))
-        with json_logs(server_module, clock_skew_module) as written:
+        with json_logs(database_health_module, clock_skew_module) as written:
             async with serving(database_url, admin_token, ShiftedClock(days * DAY_MS)) as (server, wrong):
                 assert await grpc_health(f"127.0.0.1:{server.port}") == "NOT_SERVING"
                 await server._maintenance.run_jobs()

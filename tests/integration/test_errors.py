@@ -34,7 +34,7 @@ from harness import (
 )
 from json_logs import json_logs
 from pointbook.v1 import benefits_pb2, identity_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
-from pointbook_server import database as database_module
+from pointbook_server import connection_pool
 from pointbook_server import server as server_module
 from pointbook_server import status as status_module
 from pointbook_server.access.model import ALL_MERCHANTS, METHODS, Scope
@@ -634,7 +634,7 @@ async def test_an_exhausted_pool(
     database_url: str, admin_token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that gets no connection in time hears UNAVAILABLE, and the next one is answered."""
-    monkeypatch.setattr(database_module, "POOL_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(connection_pool, "POOL_TIMEOUT_SECONDS", 0.2)
     async with running(database_url, admin_token, database_pool_size=1) as (server, client):
         await get_store(client, shop)
         async with server._database.autocommit():

@@ -16,7 +16,7 @@ from harness import server_settings, unique
 from integration.test_plans import AUDIT, MODULES, statements_of
 from json_logs import json_logs
 from pointbook_cli.database_checks import check_database
-from pointbook_server import server as server_module
+from pointbook_server import database_health as database_health_module
 from pointbook_server.schema import needed_privileges
 from pointbook_server.server import Server
 from pointbook_server.tables import metadata
@@ -81,14 +81,14 @@ async def test_a_role_that_may_not_use_the_tables_is_not_served_from(own_url: st
     """Reading alone is not enough, and later grants count without a restart."""
     async with operator_of(own_url) as operator:
         role, url = await role_url(operator, own_url, grants)
-        with json_logs(server_module) as written:
+        with json_logs(database_health_module) as written:
             async with serving(url) as address:
                 assert await grpc_health(address) == "NOT_SERVING"
                 await operator.execute(f"GRANT pg_read_all_data, pg_write_all_data TO {role}")
                 await becomes(address, "SERVING")
 
     logged = [json.loads(line) for line in written.getvalue().splitlines()]
-    outages = [line for line in logged if line["level"] == "error"]
+    outages = [line for line in logged if line["event"] == "the database cannot be served from"]
     assert "points_accounts" in outages[0]["cause"]
     assert [line["event"] for line in logged if line["level"] == "info"][-1] == "the database answers"
 
@@ -100,7 +100,7 @@ async def test_a_role_without_one_privilege_is_not_served_from(own_url: str) -> 
         await operator.execute(f"GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
         async with serving(url) as address:
             assert await grpc_health(address) == "SERVING"
-            with json_logs(server_module) as written:
+            with json_logs(database_health_module) as written:
                 await operator.execute(f"REVOKE UPDATE ON redemptions FROM {role}")
                 await becomes(address, "NOT_SERVING")
             assert "redemptions" in written.getvalue()
@@ -116,7 +116,7 @@ async def test_each_privilege_that_statements_need_is_checked(own_url: str, priv
         role, url = await role_url(operator, own_url, "IN ROLE pg_read_all_data")
         await operator.execute(f"GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
         await operator.execute(f"REVOKE {privilege} ON {table} FROM {role}")
-        with json_logs(server_module) as written:
+        with json_logs(database_health_module) as written:
             async with serving(url) as address:
                 assert await grpc_health(address) == "NOT_SERVING"
         assert table in written.getvalue()
@@ -163,7 +163,7 @@ async def test_a_read_only_database_is_not_served_from(own_url: str) -> None:
     async with operator_of(own_url) as operator:
         name = await operator.fetchval("SELECT current_database()")
         await operator.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-    with json_logs(server_module) as written:
+    with json_logs(database_health_module) as written:
         async with serving(own_url) as address:
             assert await grpc_health(address) == "NOT_SERVING"
 
@@ -203,7 +203,7 @@ async def test_a_role_that_looks_into_another_schema_is_not_served_from(own_url:
     async with operator_of(own_url) as operator:
         role, url = await role_url(operator, own_url, "IN ROLE pg_read_all_data, pg_write_all_data")
         await operator.execute(f"ALTER ROLE {role} SET search_path = elsewhere")
-        with json_logs(server_module) as written:
+        with json_logs(database_health_module) as written:
             async with serving(url) as address:
                 assert await grpc_health(address) == "NOT_SERVING"
 
