@@ -7,7 +7,6 @@ from typing import Any
 import grpc
 import structlog
 
-from pointbook_server.access.book import TokenBook
 from pointbook_server.access.model import (
     EVERYBODY,
     METHODS,
@@ -15,6 +14,7 @@ from pointbook_server.access.model import (
     current_principal,
     merchants_of,
 )
+from pointbook_server.access.token_cache import TokenCache
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.fields import parse
 from pointbook_server.tls import client_names
@@ -30,11 +30,11 @@ log = structlog.get_logger()
 class AuthInterceptor(grpc.aio.ServerInterceptor):
     """Admits callers by the table of methods, before anything else of a request is looked at.
 
-    Health is open, so that load balancers need no token; reflection takes any valid token. Without a book of tokens
+    Health is open, so that load balancers need no token; reflection takes any valid token. Without tokens
     (`pointbook dev` on loopback) everybody may call everything.
     """
 
-    def __init__(self, tokens: TokenBook | None) -> None:
+    def __init__(self, tokens: TokenCache | None) -> None:
         self._tokens = tokens
         self._misused_at: dict[str, float] = {}
         """When the misuse of each bound token was last logged: of known tokens alone, so that it is bounded."""

@@ -25,9 +25,9 @@ from pointbook.v1 import (
     webhooks_pb2,
     webhooks_pb2_grpc,
 )
-from pointbook_server.access.book import TokenBook
 from pointbook_server.access.servicer import AccessServicer
 from pointbook_server.access.store import AccessStore
+from pointbook_server.access.token_cache import TokenCache
 from pointbook_server.auth import AuthInterceptor
 from pointbook_server.batching import Line
 from pointbook_server.benefits.servicer import BenefitsServicer
@@ -116,7 +116,11 @@ class Server:
         self._settings = settings
         self._senders = senders
         self._database = Database(database_url, pool_size=settings.database_pool_size)
-        self._tokens = None if development else TokenBook(AccessStore(self._database), clock)
+        self._tokens = (
+            None
+            if development
+            else TokenCache(AccessStore(self._database), clock, staleness_seconds=settings.token_staleness_seconds)
+        )
         self.metrics = Metrics()
         self._skew = ClockSkew(clock, self.metrics)
         self._database_health = DatabaseHealth(self._database, self._set_health, (self._skew.check, check_schema))
@@ -149,6 +153,8 @@ class Server:
                 self.metrics, self._settings.metrics_address, reuse_port=self._settings.workers > 1
             )
         await self._set_health(serving=False)
+        if self._tokens is not None:
+            await self._tokens.start()
         await self._server.start()
         await self._database_health.check()
         self._database_health.start()
@@ -178,6 +184,8 @@ class Server:
             log.warning("some calls did not end in time")
         # Until here the check has ended calls that a hanging database kept.
         await self._database_health.close()
+        if self._tokens is not None:
+            await self._tokens.close()
         await close_senders(self._senders.values())
         await self._database.dispose()
         if self._metrics_endpoint is not None:

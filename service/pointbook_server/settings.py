@@ -110,6 +110,13 @@ class ServerSettings(SecretFileSettings):
         description="Database connections that the calls of one server process share. Health and tokens have one more "
         "each.",
     )
+    token_staleness_seconds: float = Field(
+        default=30.0,
+        ge=3,
+        le=3_600,
+        description="How long tokens stay in force that cannot be read again, since the database is away, in seconds; "
+        "then all calls are refused with UNAVAILABLE.",
+    )
     call_deadline_seconds: float = Field(
         default=30.0, gt=0, le=600, description="The longest that a call may take, whatever deadline its caller set."
     )

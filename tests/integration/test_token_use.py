@@ -1,6 +1,7 @@
 """When tokens were last used, and how one takes another's place: on a real database, with several servers."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from unittest.mock import patch
 
@@ -10,9 +11,9 @@ import pytest
 import pointbook_server.maintenance
 from harness import NOW_MS, Client, Outbox, TestClock, make_token, refused, server_settings, unique
 from pointbook.v1 import points_pb2
-from pointbook_server.access.book import TokenBook
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, Token, new_token, split_bearer
 from pointbook_server.access.store import LOCK_TOKEN, AccessStore, NotRotatableError
+from pointbook_server.access.token_cache import TokenCache
 from pointbook_server.database import Connection, Database
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.programs.model import Channel
@@ -37,6 +38,17 @@ async def bearer(database_url: str) -> str:
     return await make_token(database_url, [ALL_MERCHANTS], [Scope.POINTS_READ])
 
 
+@contextlib.asynccontextmanager
+async def tokens_of(store: AccessStore, clock: TestClock) -> AsyncIterator[TokenCache]:
+    """Run a cache of the tokens, as each server has one."""
+    cache = TokenCache(store, clock, staleness_seconds=30)
+    await cache.start()
+    try:
+        yield cache
+    finally:
+        await cache.close()
+
+
 async def kept(store: AccessStore, bearer: str) -> Token:
     """The token of a bearer string, as it is stored."""
     return next(token for token in await store.tokens() if token.token_id == split_bearer(bearer)[0])
@@ -56,52 +68,52 @@ async def is_used(store: AccessStore, bearer: str) -> bool:
 async def test_the_last_use_is_written_when_it_is_flushed(store: AccessStore, bearer: str) -> None:
     """Calls only note it."""
     clock = TestClock()
-    book = TokenBook(store, clock)
-    for _ in range(3):
-        clock.move(10)
-        await book.admit(bearer)
-    assert await used(store, bearer) is None
-    await book.write_use()
+    async with tokens_of(store, clock) as cache:
+        for _ in range(3):
+            clock.move(10)
+            await cache.admit(bearer)
+        assert await used(store, bearer) is None
+        await cache.write_use()
     assert await used(store, bearer) == 30_000
 
 
 async def test_the_last_use_is_written_once_a_minute_by_however_many_servers(store: AccessStore, bearer: str) -> None:
     """What another server wrote within the minute stays; an older use never replaces a newer one."""
     clock = TestClock()
-    books = [TokenBook(store, clock) for _ in range(3)]
     seen = []
-    for seconds, book in ((0, books[0]), (40, books[1]), (10, books[0]), (10, books[2]), (70, books[1])):
-        clock.move(seconds)
-        await book.admit(bearer)
-        await book.write_use()
-        seen.append(await used(store, bearer))
-    assert seen == [0, 0, 0, MINUTE_MS, 130_000]
+    async with tokens_of(store, clock) as one, tokens_of(store, clock) as two, tokens_of(store, clock) as three:
+        for seconds, cache in ((0, one), (40, two), (10, one), (10, three), (70, two)):
+            clock.move(seconds)
+            await cache.admit(bearer)
+            await cache.write_use()
+            seen.append(await used(store, bearer))
+        assert seen == [0, 0, 0, MINUTE_MS, 130_000]
 
-    clock.now_ms -= 10 * MINUTE_MS
-    await books[0].admit(bearer)
-    await books[0].write_use()
+        clock.now_ms -= 10 * MINUTE_MS
+        await one.admit(bearer)
+        await one.write_use()
     assert await used(store, bearer) == 130_000
 
 
 async def test_a_refused_bearer_is_no_use(store: AccessStore, bearer: str) -> None:
     """Neither a wrong secret nor a revoked token counts."""
-    book = TokenBook(store, TestClock())
     token_id, secret = split_bearer(bearer)
-    for wrong in (f"pb_{token_id}_{secret[::-1]}x", f"pb_{token_id[::-1]}_{secret}", "nonsense"):
-        with pytest.raises(PointbookError):
-            await book.admit(wrong)
-    await book.write_use()
+    async with tokens_of(store, TestClock()) as cache:
+        for wrong in (f"pb_{token_id}_{secret[::-1]}x", f"pb_{token_id[::-1]}_{secret}", "nonsense"):
+            with pytest.raises(PointbookError):
+                await cache.admit(wrong)
+        await cache.write_use()
     assert await used(store, bearer) is None
 
 
 async def test_a_use_is_not_lost_while_the_database_is_away(store: AccessStore, bearer: str) -> None:
     """It is written the next time."""
-    book = TokenBook(store, TestClock())
-    await book.admit(bearer)
-    away = PointbookError(Reason.DATABASE_UNAVAILABLE, "away")
-    with patch.object(AccessStore, "write_use", side_effect=away), pytest.raises(PointbookError):
-        await book.write_use()
-    await book.write_use()
+    async with tokens_of(store, TestClock()) as cache:
+        await cache.admit(bearer)
+        away = PointbookError(Reason.DATABASE_UNAVAILABLE, "away")
+        with patch.object(AccessStore, "write_use", side_effect=away), pytest.raises(PointbookError):
+            await cache.write_use()
+        await cache.write_use()
     assert await used(store, bearer) == 0
 
 
@@ -110,18 +122,18 @@ async def test_servers_that_write_the_same_tokens_do_not_wait_for_each_other(
 ) -> None:
     """A row that another transaction holds is left for the next time, and the others are written."""
     bearers = [await make_token(database_url, [ALL_MERCHANTS], [Scope.POINTS_READ]) for _ in range(3)]
-    book = TokenBook(store, TestClock())
-    for each in bearers:
-        await book.admit(each)
     database = Database(database_url, pool_size=1)
+    async with tokens_of(store, TestClock()) as cache:
+        for each in bearers:
+            await cache.admit(each)
 
-    async def hold(connection: Connection) -> None:
-        token_id = split_bearer(bearers[0])[0]
-        await connection.fetch(LOCK_TOKEN, {"token": token_id})
-        async with asyncio.timeout(2):
-            await book.write_use()
+        async def hold(connection: Connection) -> None:
+            token_id = split_bearer(bearers[0])[0]
+            await connection.fetch(LOCK_TOKEN, {"token": token_id})
+            async with asyncio.timeout(2):
+                await cache.write_use()
 
-    await database.transaction(hold)
+        await database.transaction(hold)
     await database.dispose()
     assert [await used(store, each) for each in bearers] == [None, 0, 0]
 

@@ -53,8 +53,8 @@ class AccessStore:
             await connection.execute(INSERT_TOKEN, asdict(token))
 
     async def tokens(self) -> list[Token]:
-        """Read all tokens, the oldest first."""
-        async with self._database.autocommit() as connection:
+        """Read all tokens, the oldest first, on the connection that calls leave alone."""
+        async with self._database.reserve() as connection:
             return [_to_token(row) for row in await connection.fetch(READ_TOKENS)]
 
     async def revoke(self, token_id: str, now_ms: int) -> bool:

@@ -1,0 +1,247 @@
+"""Tokens in memory: no call waits for them, strangers cost nothing, and revoked ones go whatever calls do."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from database_proxy import proxied
+from harness import Client, Outbox, TestClock, make_token, server_settings
+from pointbook.v1 import access_pb2
+from pointbook_server.access import token_cache as token_cache_module
+from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
+from pointbook_server.access.store import AccessStore
+from pointbook_server.access.token_cache import TokenCache
+from pointbook_server.database import Database
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.programs.model import Channel
+from pointbook_server.server import Server
+from waiting import until
+
+NOW_MS = 1_780_000_000_000
+
+
+class Loads:
+    """The tokens of a database, whose loads are counted and can be held up."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
+        original: Callable[[AccessStore], Any] = AccessStore.tokens
+
+        async def counted(store: AccessStore) -> Any:
+            self.count += 1
+            await self.goes_on.wait()
+            return await original(store)
+
+        monkeypatch.setattr(AccessStore, "tokens", counted)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
+    """All loads of tokens in a test."""
+    return Loads(monkeypatch)
+
+
+@pytest.fixture
+async def bearer(database_url: str) -> str:
+    """A token for one test alone."""
+    return await make_token(database_url, [ALL_MERCHANTS], [Scope.POINTS_READ])
+
+
+@contextlib.asynccontextmanager
+async def caching(database_url: str, staleness_seconds: float = 30.0) -> AsyncIterator[TokenCache]:
+    """Run a cache of the tokens of a database."""
+    database = Database(database_url, pool_size=1)
+    cache = TokenCache(AccessStore(database), TestClock(), staleness_seconds=staleness_seconds)
+    await cache.start()
+    try:
+        yield cache
+    finally:
+        await cache.close()
+        await database.dispose()
+
+
+async def reason_of(cache: TokenCache, bearer: str) -> Reason | None:
+    """Return why a bearer string is refused, or None where it is admitted."""
+    try:
+        await cache.admit(bearer)
+    except PointbookError as error:
+        return error.reason
+    return None
+
+
+def forged() -> str:
+    """Make a bearer string that looks like one of ours."""
+    return f"pb_{secrets.token_hex(8)}_{secrets.token_urlsafe(32)}"
+
+
+async def code_of(call: Any) -> str:
+    """Return how a call ends."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+    return "OK"
+
+
+async def revoke(database_url: str, bearer: str) -> None:
+    """Revoke a token, as an operator does from another process."""
+    database = Database(database_url, pool_size=1)
+    assert await AccessStore(database).revoke(split_bearer(bearer)[0], NOW_MS)
+    await database.dispose()
+
+
+async def test_a_revoked_token_goes_while_calls_have_all_connections(database_url: str, bearer: str) -> None:
+    """Tokens are read over a connection that calls cannot take."""
+    server = Server(
+        server_settings(database_pool_size=1), database_url, senders={Channel.SMS: Outbox()}, clock=TestClock()
+    )
+    await server.start()
+    client = Client(server.port, bearer)
+    request = access_pb2.GetCallerAccessRequest()
+    await client.access.GetCallerAccess(request)
+
+    async with server._database.autocommit():
+        await revoke(database_url, bearer)
+        codes: set[str] = set()
+
+        async def is_refused() -> bool:
+            codes.add(await code_of(client.access.GetCallerAccess(request)))
+            return codes != {"OK"}
+
+        seconds = await until(is_refused, seconds=25.0)
+
+    await client.close()
+    await server.stop()
+    assert codes == {"OK", "UNAUTHENTICATED"}
+    assert seconds < 2.0
+
+
+async def test_a_known_token_waits_for_no_load(database_url: str, bearer: str, loads: Loads) -> None:
+    """The load may take as long as it takes; the tokens of the last one are there."""
+    async with caching(database_url) as cache:
+        loads.goes_on.clear()
+        before = loads.count
+        await until(lambda: loads.count > before)
+        async with asyncio.timeout(0.1):
+            assert await reason_of(cache, bearer) is None
+        loads.goes_on.set()
+
+
+async def test_tokens_that_cannot_be_read_are_refused_once_they_are_stale(database_url: str) -> None:
+    """The last ones stay in force for as long as the setting says, and are good again after the outage."""
+    bearer = await make_token(database_url, [ALL_MERCHANTS], [Scope.POINTS_READ])
+    async with proxied(database_url) as proxy, caching(proxy.url, staleness_seconds=3.0) as cache:
+        proxy.freeze()
+        frozen_at = time.monotonic()
+
+        async def is_admitted() -> bool:
+            return await reason_of(cache, bearer) is None
+
+        async def is_refused() -> bool:
+            return not await is_admitted()
+
+        await until(is_refused)
+        stale_seconds = time.monotonic() - frozen_at
+        with pytest.raises(PointbookError) as refusal:
+            await cache.admit(bearer)
+        proxy.thaw()
+        good_seconds = await until(is_admitted)
+
+    assert 1.5 < stale_seconds < 3.5
+    assert refusal.value.reason is Reason.DATABASE_UNAVAILABLE
+    assert refusal.value.retry_after_seconds == 1.0
+    assert good_seconds < 3.0
+
+
+async def test_an_unknown_token_may_be_good_while_the_tokens_cannot_be_read(database_url: str, loads: Loads) -> None:
+    """It is not refused as invalid, and not admitted either."""
+    async with caching(database_url) as cache:
+        loads.goes_on.clear()
+        unknown = asyncio.create_task(reason_of(cache, forged()))
+        await until(unknown.done)
+        loads.goes_on.set()
+    assert unknown.result() is Reason.DATABASE_UNAVAILABLE
+
+
+async def test_forged_tokens_do_not_pile_up(
+    database_url: str, bearer: str, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 1,200 at once a bounded number waits, and they share loads; a good token is admitted meanwhile."""
+    monkeypatch.setattr(token_cache_module, "WAITING_MAX", 20)
+    async with caching(database_url) as cache:
+        before, began = loads.count, time.monotonic()
+        strangers = [asyncio.create_task(reason_of(cache, forged())) for _ in range(1_200)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(0.1):
+            assert await reason_of(cache, bearer) is None
+        reasons = await asyncio.gather(*strangers)
+        seconds = time.monotonic() - began
+
+    assert reasons.count(Reason.TOKEN_INVALID) == 20
+    assert reasons.count(Reason.QUEUE_FULL) == 1_180
+    assert loads.count - before <= 2 + seconds / 0.2
+    assert seconds < 1.0
+
+
+async def test_strangers_make_no_more_than_five_loads_a_second(database_url: str, loads: Loads) -> None:
+    """Each of their tokens is new, and each waits for the next load."""
+    async with caching(database_url) as cache:
+        before, began = loads.count, time.monotonic()
+        while time.monotonic() - began < 1.0:
+            assert await reason_of(cache, forged()) is Reason.TOKEN_INVALID
+        assert 3 <= loads.count - before <= 6
+
+
+@pytest.mark.parametrize("kind", ["missed before", "wrong secret", "malformed"])
+async def test_a_token_that_cannot_be_new_is_refused_at_once(
+    database_url: str, bearer: str, loads: Loads, kind: str
+) -> None:
+    """No load could change the answer."""
+    async with caching(database_url) as cache:
+        token = {
+            "missed before": forged(),
+            "wrong secret": f"pb_{split_bearer(bearer)[0]}_{secrets.token_urlsafe(32)}",
+            "malformed": "pb_unknown_token",
+        }[kind]
+        assert await reason_of(cache, token) is Reason.TOKEN_INVALID
+        loads.goes_on.clear()
+        async with asyncio.timeout(0.1):
+            for _ in range(100):
+                assert await reason_of(cache, token) is Reason.TOKEN_INVALID
+        loads.goes_on.set()
+
+
+async def test_remembered_misses_are_bounded_and_never_hide_a_token(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is loaded counts, also where its id was looked for in vain before."""
+    monkeypatch.setattr(token_cache_module, "MISSES_MAX", 3)
+    bearer = await make_token(database_url, [ALL_MERCHANTS], [Scope.POINTS_READ])
+    async with caching(database_url) as cache:
+        cache._remember_miss(split_bearer(bearer)[0])
+        assert await reason_of(cache, bearer) is None
+        others = [split_bearer(forged())[0] for _ in range(5)]
+        for token_id in others:
+            cache._remember_miss(token_id)
+        assert list(cache._misses) == others[-3:]
+
+
+async def test_calls_that_wait_for_tokens_end_when_the_server_stops(database_url: str, loads: Loads) -> None:
+    """They hear that they may try elsewhere."""
+    async with caching(database_url) as cache:
+        loads.goes_on.clear()
+        before = loads.count
+        first = asyncio.create_task(reason_of(cache, forged()))
+        await until(lambda: loads.count > before)
+        second = asyncio.create_task(reason_of(cache, forged()))
+        await asyncio.sleep(0)
+    assert await first is Reason.DATABASE_UNAVAILABLE
+    assert await second is Reason.DATABASE_UNAVAILABLE
