@@ -101,5 +101,7 @@ async def proxied(url: str) -> AsyncIterator[DatabaseProxy]:
     """Run a proxy of a database."""
     proxy = DatabaseProxy(url)
     await proxy.mend()
-    yield proxy
-    await proxy.cut()
+    try:
+        yield proxy
+    finally:
+        await proxy.cut()
