@@ -2,14 +2,18 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 from unittest.mock import patch
 
 import asyncpg
 import pytest
+import uvloop
 from sqlalchemy import text
 
+from database_proxy import proxied
+from pointbook_server.connection_pool import KEEPALIVE_OPTIONS
 from pointbook_server.database import Connection, Database, Statement
 
 ISOLATION = Statement(text("SELECT current_setting('transaction_isolation') AS level"))
@@ -74,3 +78,27 @@ async def test_a_call_that_goes_away_as_a_snapshot_begins_is_no_error(
 
     assert caplog.records == []
     assert await isolation(database) == "repeatable read"
+
+
+def _tcp_options(driver: Any) -> dict[str, int]:
+    connected = driver._transport.get_extra_info("socket")
+    options = {name: getattr(socket, name) for name in KEEPALIVE_OPTIONS if hasattr(socket, name)}
+    assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    return {name: connected.getsockopt(socket.IPPROTO_TCP, option) for name, option in options.items()}
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+async def test_the_system_finds_dead_tcp_connections(database_url: str, run: Any) -> None:
+    """On both event loops: that of tests and that of the server."""
+
+    async def look(url: str) -> dict[str, int]:
+        database = Database(url, pool_size=1)
+        async with database._pool.acquire() as driver:
+            options = _tcp_options(driver)
+        await database.dispose()
+        return options
+
+    async with proxied(database_url) as proxy:
+        found = await asyncio.to_thread(run, look(proxy.url))
+    assert found == {name: value for name, value in KEEPALIVE_OPTIONS.items() if name in found}
+    assert found
