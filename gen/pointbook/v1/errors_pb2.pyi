@@ -128,13 +128,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Retry: yes, later (RetryInfo).
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 63
-    """ERROR_REASON_QUEUE_FULL: too many calls run or wait, or the quarantine is full; nothing of this call was taken.
-    Example: RESOURCE_EXHAUSTED with RetryInfo.
+    """ERROR_REASON_QUEUE_FULL: too many calls run or wait, also for an unknown token to be looked up, or the quarantine
+    is full; nothing of this call was taken. Example: RESOURCE_EXHAUSTED with RetryInfo.
     Retry: yes, soon.
     """
     ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 64
-    """ERROR_REASON_DATABASE_UNAVAILABLE: the database is away or all its connections are busy. Example: UNAVAILABLE
-    with RetryInfo.
+    """ERROR_REASON_DATABASE_UNAVAILABLE: the database is away, hangs, cannot be written or is too busy, or tokens could
+    not be read for too long. Example: UNAVAILABLE with RetryInfo.
     Retry: yes, soon.
     """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 65
@@ -446,13 +446,13 @@ RESOURCE_EXHAUSTED with RetryInfo, {limit: "destination"}; the others are "merch
 Retry: yes, later (RetryInfo).
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 63
-"""ERROR_REASON_QUEUE_FULL: too many calls run or wait, or the quarantine is full; nothing of this call was taken.
-Example: RESOURCE_EXHAUSTED with RetryInfo.
+"""ERROR_REASON_QUEUE_FULL: too many calls run or wait, also for an unknown token to be looked up, or the quarantine
+is full; nothing of this call was taken. Example: RESOURCE_EXHAUSTED with RetryInfo.
 Retry: yes, soon.
 """
 ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 64
-"""ERROR_REASON_DATABASE_UNAVAILABLE: the database is away or all its connections are busy. Example: UNAVAILABLE
-with RetryInfo.
+"""ERROR_REASON_DATABASE_UNAVAILABLE: the database is away, hangs, cannot be written or is too busy, or tokens could
+not be read for too long. Example: UNAVAILABLE with RetryInfo.
 Retry: yes, soon.
 """
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 65
