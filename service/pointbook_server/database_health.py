@@ -20,7 +20,7 @@ from pointbook_server.errors import UnusableDatabaseError
 INTERVAL_SECONDS = 0.5
 RETRY_SECONDS = 0.25
 """How soon a failed check is repeated: calls wait for its success."""
-TIMEOUT_SECONDS = 2.0
+TIMEOUT_SECONDS = 1.5
 TICK_SECONDS = 0.25
 ANSWER_SECONDS_MAX = 1.0
 """A call that the database answered so recently shows that it is slow, and does not hang."""
