@@ -254,7 +254,10 @@ async def test_two_groups_that_share_a_customer_share_the_customers_cap(client: 
 
 
 async def test_a_buyers_cap_holds_while_a_customer_takes_the_buyer(client: Client, shop: Shop) -> None:
-    """Redemptions by the buyer and by the customer at once are one person's."""
+    """The buyer's redemptions that still run while the customer takes the buyer count for the customer's next ones.
+
+    Those of the customer that come before are another person's, so that the customer redeems afterwards.
+    """
     for name in ("ada", "eve"):
         await earn(client, shop, 1_000, name)
     other = Shop(shop.merchant_id, f"{shop.store_id}-2")
@@ -266,13 +269,14 @@ async def test_a_buyers_cap_holds_while_a_customer_takes_the_buyer(client: Clien
     await client.put_customer(shop.merchant_id, "c-ada", external_id="ada", buyers=own)
     eve, ada = customer_of(shop, "eve"), customer_of(shop, external_id="ada")
 
-    async def take() -> None:
+    async def take_and_redeem() -> None:
         buyers = [*own, {"store_id": shop.store_id, "buyer_id": "eve"}]
         await client.put_customer(shop.merchant_id, "c-ada", external_id="ada", buyers=buyers)
+        later = [redeem(client, order(shop, 30, customer=ada)) for _ in range(10)]
+        await asyncio.gather(*later, return_exceptions=True)
 
     calls = [redeem(client, order(shop, 30, customer=eve)) for _ in range(10)]
-    later = [redeem(client, order(shop, 30, customer=ada)) for _ in range(10)]
-    await asyncio.gather(*calls, take(), *later, return_exceptions=True)
+    await asyncio.gather(*calls, take_and_redeem(), return_exceptions=True)
     request = redemption_pb2.ListRedemptionsRequest(merchant_id=shop.merchant_id, customer=ada)
     redeemed = (await client.redemption.ListRedemptions(request)).redemptions
     assert 0 <= await left(client, shop, ada) == 100 - sum(each.points for each in redeemed)
