@@ -48,6 +48,13 @@ class StoreErasures(Protocol):
         """Show in the metrics how many are open and overdue."""
 
 
+class Quarantine(Protocol):
+    """What knows how much is in quarantine."""
+
+    async def refresh_metrics(self) -> None:
+        """Show it in the metrics."""
+
+
 class Maintenance:
     """The jobs of one server."""
 
@@ -61,6 +68,7 @@ class Maintenance:
         codes: CleanUp,
         refusals: CleanUp,
         store_erasures: StoreErasures,
+        quarantine: Quarantine,
     ) -> None:
         self._database = database
         self._skew = skew
@@ -69,6 +77,7 @@ class Maintenance:
         self._codes = codes
         self._refusals = refusals
         self._store_erasures = store_erasures
+        self._quarantine = quarantine
 
     async def run_maintenance(self) -> None:
         """Count open store erasures at once, and run all jobs at random intervals, without end."""
@@ -82,6 +91,7 @@ class Maintenance:
         await self.write_token_use()
         await _unless_broken_off(self._run_timed_jobs())
         await _unless_broken_off(self._store_erasures.watch())
+        await _unless_broken_off(self._quarantine.refresh_metrics())
 
     async def write_token_use(self) -> None:
         """Write when tokens were last used. What goes wrong is logged: nothing else depends on it."""

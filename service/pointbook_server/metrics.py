@@ -40,6 +40,8 @@ class Metrics:
         self.tls_certificate_expiry = self._gauge(
             "tls_certificate_expiry_timestamp_seconds", "When the server's TLS certificate expires; NaN without TLS."
         )
+        self.quarantine_webhooks = self._gauge("quarantine_webhooks", "Webhooks in all quarantines.")
+        self.quarantine_bytes = self._gauge("quarantine_bytes", "Bytes of headers and bodies in all quarantines.")
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return Counter(f"pointbook_{name}", documentation, labels, registry=self.registry)

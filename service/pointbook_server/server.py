@@ -65,7 +65,7 @@ from pointbook_server.tls import server_credentials, tls_source
 from pointbook_server.validation_codes.model import Keys
 from pointbook_server.validation_codes.service import Rules, ValidationCodes
 from pointbook_server.validation_codes.store import ValidationCodesStore
-from pointbook_server.webhooks.model import Bounds
+from pointbook_server.webhooks.model import Bounds, Limits
 from pointbook_server.webhooks.sealing import Sealer
 from pointbook_server.webhooks.servicer import WebhooksServicer
 from pointbook_server.webhooks.store import WebhooksStore
@@ -143,6 +143,7 @@ class Server:
             codes=self._codes,
             refusals=self._refusals,
             store_erasures=self._store_erasures,
+            quarantine=self._quarantine,
         )
         self.port = self._listen(settings)
 
@@ -234,7 +235,7 @@ class Server:
         redemption_pb2_grpc.add_RedemptionServiceServicer_to_server(
             RedemptionServicer(self._redemptions, self._codes, self._refusals, timeline, clock), server
         )
-        quarantine = self._quarantine()
+        self._quarantine = quarantine = self._build_quarantine()
         tombstones = Tombstones(list(self._settings.code_key_bytes().values()))
         known = CustomersStore(self._database, quarantine, challenges, tombstones, register_stores=development)
         customers = CustomersServicer(known, UserGroupsStore(self._database), clock)
@@ -252,12 +253,17 @@ class Server:
         if development or self._settings.reflection:
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
-    def _quarantine(self) -> WebhooksStore:
+    def _build_quarantine(self) -> WebhooksStore:
         settings = self._settings
         return WebhooksStore(
             self._database,
             Sealer(settings.quarantine_key_bytes()),
-            Bounds(settings.quarantine_webhooks_max, settings.quarantine_bytes_max),
+            Limits(
+                merchant=Bounds(settings.quarantine_webhooks_max, settings.quarantine_bytes_max),
+                shared=Bounds(settings.quarantine_shared_webhooks_max, settings.quarantine_shared_bytes_max),
+                total=Bounds(settings.quarantine_total_webhooks_max, settings.quarantine_total_bytes_max),
+            ),
+            self.metrics,
         )
 
     async def _set_health(self, serving: bool) -> None:  # noqa: FBT001 - the one thing that a check finds

@@ -159,6 +159,28 @@ class ServerSettings(SecretFileSettings):
         le=10**15,
         description="How many bytes of headers and bodies the quarantine of one merchant may hold.",
     )
+    quarantine_shared_webhooks_max: int = Field(
+        default=20_000,
+        ge=1,
+        le=10**9,
+        description="How many webhooks the shared quarantine may hold, of which those of merchants without any store "
+        "half.",
+    )
+    quarantine_shared_bytes_max: int = Field(
+        default=256 * 1024**2,
+        ge=1,
+        le=10**15,
+        description="How many bytes of headers and bodies the shared quarantine may hold, likewise.",
+    )
+    quarantine_total_webhooks_max: int = Field(
+        default=1_000_000, ge=1, le=10**9, description="How many webhooks all quarantines together may hold."
+    )
+    quarantine_total_bytes_max: int = Field(
+        default=4 * 1024**3,
+        ge=1,
+        le=10**15,
+        description="How many bytes of headers and bodies all quarantines together may hold.",
+    )
     sms_url: SecretStr | None = Field(
         default=None,
         description="The HTTP gateway that takes codes by SMS, as https://HOST:PORT/PATH. See Delivering codes.",

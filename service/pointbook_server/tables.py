@@ -630,6 +630,26 @@ quarantined_webhooks = Table(
         comment="Of the customer whom the body tells of, by which it is found to be erased; NULL for none.",
     ),
     Column("store_digest", LargeBinary, comment="Of the store of a customer's webhook, likewise."),
+    Column(
+        "claimed_merchant_id",
+        Text,
+        comment="The merchant that the first copy's header named; NULL in rows of a release that kept each copy by it.",
+    ),
+    Column(
+        "is_contested",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="A copy named another merchant.",
+    ),
+    Column(
+        "is_vouched",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="A token for all merchants brought a copy: the shim's, which has verified the signature.",
+    ),
+    Column("signed_store_digest", LargeBinary, comment="Of the store that the body names; NULL for none."),
     PrimaryKeyConstraint("quarantine_id", "merchant_id", name="pk_quarantined_webhooks"),
     UniqueConstraint("body_digest", "reason", "merchant_id", name="uq_quarantined_webhooks_body"),
     CheckConstraint("octet_length(body_digest) = 32", name="ck_quarantined_webhooks_body_digest"),
@@ -651,6 +671,20 @@ quarantined_webhooks = Table(
         "merchant_id",
         "quarantine_id",
         postgresql_where=text("store_digest IS NOT NULL AND body IS NOT NULL"),
+    ),
+    # Rows of earlier releases are unique by their reason, too.
+    Index(
+        "uq_quarantined_webhooks_digest",
+        "body_digest",
+        "merchant_id",
+        unique=True,
+        postgresql_where=text("claimed_merchant_id IS NOT NULL"),
+    ),
+    Index(
+        "ix_quarantined_webhooks_signed_store",
+        "signed_store_digest",
+        "merchant_id",
+        postgresql_where=text("signed_store_digest IS NOT NULL"),
     ),
 )
 

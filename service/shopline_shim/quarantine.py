@@ -16,10 +16,18 @@ from pointbook.v1 import webhooks_pb2
 from shopline_shim.translate import MalformedWebhook, OutOfBoundsWebhook
 
 _DETAIL_LENGTH_MAX = 1_000
-_HEADERS_MAX = 100
-_HEADERS_LENGTH_MAX = 32 * 1024
-_NAME_LENGTH_MAX = 128
-_VALUE_LENGTH_MAX = 8_192
+_KEPT_HEADERS = frozenset(
+    {
+        "x-shopline-topic",
+        "x-shopline-shop-domain",
+        "x-shopline-shop-id",
+        "x-shopline-merchant-id",
+        "x-shopline-api-version",
+        "x-shopline-webhook-id",
+    }
+)
+"""SHOPLINE's headers, without the signature: with it, a reader of the quarantine could send the webhook again."""
+_VALUE_LENGTH_MAX = 255
 
 _SERVERS_FAULT = "KEY_NOT_CONFIGURED"
 """A refusal that is not the fault of the event: SHOPLINE's retries succeed once the server has a key."""
@@ -106,21 +114,16 @@ def of_error(error: grpc.aio.AioRpcError) -> Finding | None:
 
 
 def keep_headers(raw_headers: Iterable[tuple[bytes, bytes]]) -> list[webhooks_pb2.WebhookHeader]:
-    """Read a request's headers, in their order, as far as the quarantine can hold them.
+    """Return SHOPLINE's own headers: the first of each name, unless its value is too long.
 
-    Headers are not signed, so somebody may have added many: SHOPLINE's own are kept before all others.
+    Headers are not signed, so a stranger may have added or repeated any.
     """
-    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw_headers]
-    kept: set[int] = set()
-    room = _HEADERS_LENGTH_MAX
-    for index in sorted(range(len(headers)), key=lambda index: not headers[index][0].lower().startswith("x-shopline-")):
-        name, value = headers[index]
-        size = len(name) + len(value)
-        if len(name) > _NAME_LENGTH_MAX or len(value) > _VALUE_LENGTH_MAX or size > room or len(kept) == _HEADERS_MAX:
-            continue
-        kept.add(index)
-        room -= size
-    return [webhooks_pb2.WebhookHeader(name=headers[index][0], value=headers[index][1]) for index in sorted(kept)]
+    kept: dict[str, webhooks_pb2.WebhookHeader] = {}
+    for raw_name, raw_value in raw_headers:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        if name.lower() in _KEPT_HEADERS and len(value) <= _VALUE_LENGTH_MAX:
+            kept.setdefault(name.lower(), webhooks_pb2.WebhookHeader(name=name, value=value))
+    return list(kept.values())
 
 
 def details_of(error: grpc.RpcError) -> tuple[ErrorInfo, BadRequest]:

@@ -52,7 +52,7 @@ async def keep(client: Client, merchant_id: str, raw_body: bytes, **changes: Any
         "topic": TOPIC,
         "headers": [
             webhooks_pb2.WebhookHeader(name="x-shopline-merchant-id", value=merchant_id),
-            webhooks_pb2.WebhookHeader(name="x-evil", value="\x1b[2Jred\x9b31m"),
+            webhooks_pb2.WebhookHeader(name="x-shopline-webhook-id", value="\x1b[2Jred\x9b31m"),
         ],
         "body": raw_body,
         "reason": STORE_UNKNOWN,
@@ -65,8 +65,8 @@ async def keep(client: Client, merchant_id: str, raw_body: bytes, **changes: Any
 async def test_a_list_has_a_line_for_each(client: Client, shop: Shop, settings: dict[str, str]) -> None:
     """The oldest first, with filters, and with a word where there are more."""
     merchant = ("--merchant", shop.merchant_id)
-    first = await keep(client, shop.merchant_id, b"1", receive_time=at(NOW_MS - 5_000))
-    await keep(client, shop.merchant_id, b"1", receive_time=at(NOW_MS - 4_000))
+    first = await keep(client, shop.merchant_id, b"1 of " + shop.store_id.encode(), receive_time=at(NOW_MS - 65_000))
+    await keep(client, shop.merchant_id, b"1 of " + shop.store_id.encode(), receive_time=at(NOW_MS - 4_000))
     second = await keep(client, shop.merchant_id, b"2", reason=MALFORMED, topic="customers/update")
 
     whole = await pointbook("quarantine", "list", *merchant, **settings)
@@ -79,7 +79,7 @@ async def test_a_list_has_a_line_for_each(client: Client, shop: Shop, settings: 
     lines = whole.out.splitlines()
     assert [line.split()[0] for line in lines] == [first, second]
     assert lines[0] == (
-        f"{first}  {at(NOW_MS - 5_000).ToJsonString()} x2  STORE_UNKNOWN  {TOPIC}  store_id must be registered"
+        f"{first}  {at(NOW_MS - 65_000).ToJsonString()} x2  STORE_UNKNOWN  {TOPIC}  store_id must be registered"
     )
     assert (limited.out, limited.err) == (f"{lines[0]}\n", "There are more than 1; see --limit.\n")
     assert reason.out == f"{lines[1]}\n"
@@ -89,7 +89,9 @@ async def test_a_list_has_a_line_for_each(client: Client, shop: Shop, settings: 
 
 async def test_a_list_goes_through_all_pages(client: Client, shop: Shop, settings: dict[str, str]) -> None:
     """More than one answer of the server holds."""
-    ids = await asyncio.gather(*(keep(client, shop.merchant_id, b"%d" % number) for number in range(600)))
+    ids = await asyncio.gather(
+        *(keep(client, shop.merchant_id, b"%d of %s" % (number, shop.store_id.encode())) for number in range(600))
+    )
     finished = await pointbook("quarantine", "list", "--merchant", shop.merchant_id, **settings)
 
     assert {line.split()[0] for line in finished.out.splitlines()} == set(ids)
@@ -105,7 +107,7 @@ async def test_show_is_safe_for_a_terminal(client: Client, shop: Shop, settings:
     assert finished.out.startswith(f"{quarantine_id}  ")
     assert f"merchant: {shop.merchant_id}\nstate: QUARANTINED\n" in finished.out
     assert f"body: {len(raw_body)} bytes\n" in finished.out
-    assert "x-evil: \\x1b[2Jred\\x9b31m\n" in finished.out
+    assert "x-shopline-webhook-id: \\x1b[2Jred\\x9b31m\n" in finished.out
     assert finished.out.endswith('{"name": "café",\n "no": "\\xff\\x1b]0;title\\x07\\u202etxt\\r"}\n')
 
 

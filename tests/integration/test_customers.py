@@ -675,10 +675,13 @@ async def test_a_redaction_leaves_no_personal_data(
     sent = update(shop, mobile=old_mobile, email=told, event_id=unique("digest"))
     await client.customers.ApplyCustomerUpdate(sent)
     await client.apply(shop.update("buyer"))
-    ours = await quarantine(client, shop, b'{"id": "buyer", "email": "private@example.com", "x": 1}')
-    also = await quarantine(client, shop, b'{"customer": {"id": "buyer"}, "x": 2}', "customers/redact")
-    elsewhere = await quarantine(client, shop, b'{"id": "buyer", "phone": "1"}', "app_memberSystem_points/challenged")
-    other = await quarantine(client, shop, b'{"id": "other", "x": 1}')
+    note = b', "x": "%s"}' % shop.store_id.encode()
+    ours = await quarantine(client, shop, b'{"id": "buyer", "email": "private@example.com"' + note)
+    also = await quarantine(client, shop, b'{"customer": {"id": "buyer"}' + note, "customers/redact")
+    elsewhere = await quarantine(
+        client, shop, b'{"id": "buyer", "phone": "1"' + note, "app_memberSystem_points/challenged"
+    )
+    other = await quarantine(client, shop, b'{"id": "other"' + note)
     before = await everything(service)
     assert old_mobile in before
     assert sent.event_id in before
@@ -705,17 +708,19 @@ async def test_a_redaction_leaves_no_personal_data(
     for quarantine_id in (ours, also, elsewhere):
         kept = await quarantined(client, shop, quarantine_id)
         assert (kept.body, kept.body_erased) == (b"", True)
-    assert (await quarantined(client, shop, other)).body == b'{"id": "other", "x": 1}'
+    assert (await quarantined(client, shop, other)).body == b'{"id": "other"' + note
     late = await client.customers.ApplyCustomerUpdate(sent)
     assert (outcome(late), late.customer_id) == ("REDACTED", "alice")
     assert await client.customer(shop.merchant_id, "alice") == bare
     audit = await rows(service, "SELECT reason FROM customer_audit WHERE merchant_id = $1", shop.merchant_id)
     assert [row["reason"] for row in audit] == ["customers/redact" if by_webhook else "asked by letter"]
-    usage = (
-        "SELECT bytes, (SELECT sum(kept_bytes) FROM quarantined_webhooks q WHERE q.merchant_id = u.merchant_id) AS s"
-    )
-    [used] = await rows(service, f"{usage} FROM quarantine_usage u WHERE merchant_id = $1", shop.merchant_id)
-    assert used["bytes"] == used["s"]
+    for place in ("", shop.merchant_id):
+        query = """
+            SELECT bytes, (SELECT coalesce(sum(kept_bytes), 0) FROM quarantined_webhooks WHERE merchant_id = $1) AS s
+            FROM quarantine_usage WHERE merchant_id = $1
+        """
+        [used] = await rows(service, query, place)
+        assert used["bytes"] == used["s"]
     newer = await client.customers.ApplyCustomerUpdate(update(shop, mobile=mobile(), updated_at=at(NOW_MS + 1)))
     assert outcome(newer) == "APPLIED"
 
@@ -825,7 +830,11 @@ async def test_a_redaction_during_a_merchants_first_quarantined_webhook(
     async def keep_in_between(self: Connection, statement: Statement, values: Any = None) -> Any:
         answer = await fetch(self, statement, values)
         if statement is LOCK_ABOUT:
-            first.append(asyncio.ensure_future(quarantine(client, shop, b'{"id": "buyer"}')))
+            first.append(
+                asyncio.ensure_future(
+                    quarantine(client, shop, b'{"id": "buyer", "store_id": "%s"}' % shop.store_id.encode())
+                )
+            )
             await asyncio.wait(first, timeout=0.5)
         return answer
 

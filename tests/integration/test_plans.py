@@ -20,6 +20,7 @@ import pointbook_server.redemption.refusals_store
 import pointbook_server.redemption.statements
 import pointbook_server.redemption.timeline_store
 import pointbook_server.validation_codes.statements
+import pointbook_server.webhooks.quota
 import pointbook_server.webhooks.store
 from pointbook_server.customers import statements as customers
 from pointbook_server.database import PLANNED_ONCE, SESSION_SETTINGS, Statement
@@ -40,10 +41,11 @@ MODULES = (
     pointbook_server.redemption.statements,
     pointbook_server.redemption.timeline_store,
     pointbook_server.validation_codes.statements,
+    pointbook_server.webhooks.quota,
     pointbook_server.webhooks.store,
 )
-READS_ALL = {"READ_TOKENS"}
-"""Reads a small table whole, every two seconds."""
+READS_ALL = {"READ_TOKENS", "SUM_USAGE"}
+"""Reads a small table whole, every two seconds, or once a second at most."""
 IN_TRANSACTIONS = {
     "MOVE_ENTRIES",
     "DROP_CHECKPOINTS",
@@ -62,7 +64,8 @@ AUDIT = re.compile("COUNT_BOOK|STREAM_.*|LIFT_TIME_LIMIT")
 """An audit reads the whole book in a transaction of its own."""
 LISTS = ("LIST_", "READ_ALLOWING")
 """Statements that read all that a merchant has of something."""
-KEYED_BY_MERCHANT = {"pk_quarantine_usage"}
+KEYED_BY_MERCHANT = {"pk_quarantine_usage", "uq_stores_merchant_id_store_id"}
+"""Indexes in which a merchant is one row, or of which one row of a merchant is enough."""
 LEADING_COLUMNS = """
     SELECT indexrelid::regclass::text AS name, attname AS column
     FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]

@@ -41,7 +41,16 @@ TOPIC_MISSING = webhooks_pb2.QUARANTINE_REASON_TOPIC_MISSING
 STORE_UNKNOWN = webhooks_pb2.QUARANTINE_REASON_STORE_UNKNOWN
 REPLAYED = webhooks_pb2.QUARANTINE_STATE_REPLAYED
 OTHER_KEY = base64.b64encode(b"r" * 32).decode()
-PERSON = b'{"id":"2404721679","email":"ada@example.com","phone":"+8613800000000"}'
+
+
+def person() -> bytes:
+    """Write the body of a customer webhook that no other test uses."""
+    return json.dumps({"id": unique("2404721679"), "email": "ada@example.com", "phone": "+8613800000000"}).encode()
+
+
+def owned(shop: Shop, note: object, size: int = 0) -> bytes:
+    """Write a body that no topic prescribes, and that names the store of a shop."""
+    return json.dumps({"store_id": shop.store_id, "note": str(note).ljust(size, "x")}).encode()
 
 
 @pytest.fixture
@@ -59,7 +68,7 @@ def webhook(merchant_id: str, **changes: Any) -> webhooks_pb2.QuarantineWebhookR
             webhooks_pb2.WebhookHeader(name="X-Shopline-Topic", value=POINTS),
             webhooks_pb2.WebhookHeader(name="X-Shopline-Webhook-Id", value="w-1"),
         ],
-        "body": b"no JSON at all",
+        "body": b"no JSON at all of " + merchant_id.encode(),
         "reason": MALFORMED,
         "detail": "body must be JSON in UTF-8",
     }
@@ -123,7 +132,9 @@ async def row(service: Service, merchant_id: str) -> Any:
     """Read a merchant's one row as it stands in the table."""
     connection = await asyncpg.connect(service.database_url)
     try:
-        [found] = await connection.fetch("SELECT * FROM quarantined_webhooks WHERE merchant_id = $1", merchant_id)
+        [found] = await connection.fetch(
+            "SELECT * FROM quarantined_webhooks WHERE coalesce(claimed_merchant_id, merchant_id) = $1", merchant_id
+        )
         return found
     finally:
         await connection.close()
@@ -147,16 +158,20 @@ async def usage(service: Service, merchant_id: str) -> tuple[int, int]:
     return tuple(said)
 
 
-async def test_a_webhook_is_kept_whole(client: Client, merchant: str) -> None:
-    """Headers in their order with every byte, the raw body, and why it could not be applied."""
-    every_byte = bytes(range(256)).decode("latin-1")
-    headers = [
+async def test_a_webhook_is_kept_with_shoplines_own_headers(client: Client, merchant: str) -> None:
+    """In their order, the first of each name, with the raw body, and why it could not be applied."""
+    latin_1 = bytes(range(1, 256)).decode("latin-1")
+    kept_headers = [
         webhooks_pb2.WebhookHeader(name=name, value=value)
-        for name, value in [("b", "2"), ("A", "1"), ("b", every_byte), ("X-Shopline-Topic", POINTS)]
+        for name, value in [("x-shopline-shop-domain", latin_1), ("X-Shopline-Topic", POINTS)]
     ]
+    names = ("Authorization", "COOKIE", "X-Shopline-Hmac-Sha256", "X-Forwarded-For", "x-shopline-topic")
+    others = [webhooks_pb2.WebhookHeader(name=name, value="open sesame") for name in names]
+    long = webhooks_pb2.WebhookHeader(name="X-Shopline-Webhook-Id", value="w" * 256)
     body = secrets.token_bytes(256 * 1024)
     received = at(NOW_MS - 5_000)
 
+    headers = [*kept_headers, long, *others]
     quarantine_id = await keep(client, merchant, headers=headers, body=body, receive_time=received)
     kept = await get(client, merchant, quarantine_id)
 
@@ -166,7 +181,7 @@ async def test_a_webhook_is_kept_whole(client: Client, merchant: str) -> None:
         reason=MALFORMED,
         detail="body must be JSON in UTF-8",
         topic=POINTS,
-        headers=headers,
+        headers=kept_headers,
         body=body,
         body_size=len(body),
         state=webhooks_pb2.QUARANTINE_STATE_QUARANTINED,
@@ -176,74 +191,141 @@ async def test_a_webhook_is_kept_whole(client: Client, merchant: str) -> None:
     )
 
 
-async def test_credentials_are_never_kept(client: Client, service: Service, merchant: str) -> None:
-    """A header that opens doors is left out, however it is written; the signature stays, being proof of the body."""
-    names = ("Authorization", "COOKIE", "proxy-authorization", "Set-Cookie", "X-Shopline-Hmac-Sha256")
-    headers = [webhooks_pb2.WebhookHeader(name=name, value="open sesame") for name in names]
+async def test_a_repetition_is_counted_once_a_minute(client: Client, service: Service, merchant: str) -> None:
+    """Counting costs a write: in between, and for what came before, the row stays as it is."""
+    seconds = (600, 541, 540, 500, 300, 301)
+    answers = [
+        await client.webhooks.QuarantineWebhook(webhook(merchant, receive_time=at(NOW_MS - ago * 1_000)))
+        for ago in seconds[:2]
+    ]
+    before = await row(service, merchant)
+    answers.append(await client.webhooks.QuarantineWebhook(webhook(merchant, receive_time=at(NOW_MS - 542_000))))
+    assert await row(service, merchant) == before
+    answers += [
+        await client.webhooks.QuarantineWebhook(webhook(merchant, receive_time=at(NOW_MS - ago * 1_000)))
+        for ago in seconds[2:]
+    ]
+    kept = await get(client, merchant, answers[0].quarantine_id)
 
-    kept = await get(client, merchant, await keep(client, merchant, headers=headers))
-
-    assert [header.name for header in kept.headers] == ["X-Shopline-Hmac-Sha256"]
-    stored = await row(service, merchant)
-    assert b"sesame" not in stored["headers"] + stored["body"]
-
-
-async def test_a_repetition_is_counted(client: Client, merchant: str) -> None:
-    """The same body for the same reason is one webhook, with the time when it was last received."""
-    first = await client.webhooks.QuarantineWebhook(webhook(merchant, receive_time=at(NOW_MS - 9_000)))
-    second = await client.webhooks.QuarantineWebhook(webhook(merchant, receive_time=at(NOW_MS - 1_000)))
-    late = await client.webhooks.QuarantineWebhook(webhook(merchant, receive_time=at(NOW_MS - 5_000)))
-    kept = await get(client, merchant, first.quarantine_id)
-
-    assert [answer.already_quarantined for answer in (first, second, late)] == [False, True, True]
-    assert first.quarantine_id == second.quarantine_id == late.quarantine_id
+    assert [answer.already_quarantined for answer in answers] == [False] + [True] * 6
+    assert len({answer.quarantine_id for answer in answers}) == 1
     assert kept.receive_count == 3
-    assert (kept.receive_time, kept.last_receive_time) == (at(NOW_MS - 9_000), at(NOW_MS - 1_000))
+    assert (kept.receive_time, kept.last_receive_time) == (at(NOW_MS - 600_000), at(NOW_MS - 300_000))
 
 
-async def test_body_reason_and_merchant_make_a_webhook(client: Client, merchant: str) -> None:
-    """Another body, another reason or another merchant is another webhook; another header is not."""
-    first = await keep(client, merchant)
+async def test_a_body_is_one_row_whatever_its_headers(
+    client: Client, service: Service, shop: Shop, merchant: str
+) -> None:
+    """Neither merchants, nor topics, reasons or other headers multiply it: one beside the one of its owner."""
+    other = Shop(unique("merchant"), unique("store"))
+    await client.put_store(other.merchant_id, other.store_id)
+    for body in (owned(shop, "x"), person(), b"noise " + merchant.encode()):
+        calls = [
+            webhook(
+                named,
+                body=body,
+                topic=topic,
+                reason=reason,
+                headers=[webhooks_pb2.WebhookHeader(name="X-Shopline-Webhook-Id", value=unique("w"))],
+            )
+            for named in (shop.merchant_id, other.merchant_id, "", merchant, *(unique("merchant") for _ in range(5)))
+            for topic in (POINTS, CUSTOMERS)
+            for reason in (MALFORMED, STORE_UNKNOWN)
+        ]
+        answers = await asyncio.gather(*map(client.webhooks.QuarantineWebhook, calls))
+        assert len({answer.quarantine_id for answer in answers}) == (2 if b"store_id" in body else 1)
+        assert sum(not answer.already_quarantined for answer in answers) == (2 if b"store_id" in body else 1)
 
-    assert await keep(client, merchant, headers=[], topic="x/y", detail="") == first
-    others = {
-        await keep(client, merchant, body=b"another"),
-        await keep(client, merchant, reason=STORE_UNKNOWN),
-        await keep(client, unique("merchant")),
-    }
-    assert len(others - {first}) == 3
+    [mine] = [kept for kept in await pages(client, shop.merchant_id) if kept.body_size == len(owned(shop, "x"))]
+    assert mine.topic == ""
+    assert (await usage(service, shop.merchant_id))[0] == 1
+
+
+async def test_copies_change_nothing_once_they_were_noted(client: Client, service: Service, merchant: str) -> None:
+    """What a stranger sends again and again writes nothing: no row, no new version of one."""
+    for _ in range(2):
+        for named, topic in ((merchant, POINTS), (unique("merchant"), CUSTOMERS)):
+            body = b"one of " + merchant.encode()
+            await client.webhooks.QuarantineWebhook(webhook(named, topic=topic, body=body))
+    connection = await asyncpg.connect(service.database_url)
+    query = "SELECT ctid::text, xmin::text FROM quarantined_webhooks WHERE claimed_merchant_id = $1"
+    try:
+        before = await connection.fetch(query, merchant)
+        for number in range(30):
+            await client.webhooks.QuarantineWebhook(webhook(unique("m"), topic=f"t/{number}", body=body))
+        assert await connection.fetch(query, merchant) == before
+    finally:
+        await connection.close()
+
+
+async def test_a_merchant_finds_what_first_named_it(client: Client, service: Service, merchant: str) -> None:
+    """In the shared quarantine, also after it has a store; nobody else does but who is for all merchants."""
+    thief = unique("merchant")
+    body = b"shared " + merchant.encode()
+    quarantine_id = await keep(client, merchant, body=body)
+    assert await keep(client, thief, body=body) == quarantine_id
+    await client.put_store(merchant, unique("store"))
+    limited = Client(service.server.port, await make_token(service.database_url, [thief], list(Scope)))
+
+    assert [kept.quarantine_id for kept in await pages(client, merchant)] == [quarantine_id]
+    assert quarantine_id in {kept.quarantine_id for kept in await pages(client, "")}
+    assert (await get(client, merchant, quarantine_id)).merchant_id == merchant
+    assert (await get(client, "", quarantine_id)).body == body
+    assert await pages(limited, thief) == []
+    for call in (get(limited, thief, quarantine_id), drop(limited, thief, quarantine_id)):
+        assert (await refused(call)).reason == "WEBHOOK_NOT_FOUND"
+    await limited.close()
+    await drop(client, merchant, quarantine_id)
+    assert await pages(client, merchant) == []
+
+
+async def test_webhooks_of_an_earlier_release_stay_usable(client: Client, service: Service, shop: Shop) -> None:
+    """They are in the quarantine of the merchant that they name, counted and replayed there."""
+    quarantine_id = await keep(client, shop.merchant_id, body=owned(shop, "old"))
+    connection = await asyncpg.connect(service.database_url)
+    await connection.execute(
+        "UPDATE quarantined_webhooks SET claimed_merchant_id = NULL, signed_store_digest = NULL WHERE merchant_id = $1",
+        shop.merchant_id,
+    )
+    await connection.close()
+
+    again = await client.webhooks.QuarantineWebhook(webhook(shop.merchant_id, body=owned(shop, "old")))
+    assert (again.quarantine_id, again.already_quarantined) == (quarantine_id, True)
+    assert [kept.quarantine_id for kept in await pages(client, shop.merchant_id)] == [quarantine_id]
+    answer = await replay(client, shop.merchant_id, quarantine_id, shop.update())
+    assert answer.points_update.outcome == points_pb2.APPLY_OUTCOME_APPLIED
+    await drop(client, shop.merchant_id, quarantine_id)
 
 
 @pytest.mark.parametrize("topic", [POINTS, CUSTOMERS])
-async def test_parallel_repetitions_are_kept_once(
-    service: Service, admin_token: str, merchant: str, topic: str
-) -> None:
-    """Many callers of two servers at once keep one webhook, and all of them are counted."""
+async def test_parallel_repetitions_are_kept_once(service: Service, admin_token: str, shop: Shop, topic: str) -> None:
+    """Many callers of two servers at once keep one webhook, in the merchant's own quarantine and in the shared one."""
     async with another_server(service, admin_token) as other:
-        answers = await asyncio.gather(
-            *(
-                client.webhooks.QuarantineWebhook(webhook(merchant, topic=topic))
-                for _ in range(25)
-                for client in (service.client, other)
+        for body in (owned(shop, topic), b"no JSON of " + shop.store_id.encode() + topic.encode()):
+            answers = await asyncio.gather(
+                *(
+                    client.webhooks.QuarantineWebhook(webhook(shop.merchant_id, topic=topic, body=body))
+                    for _ in range(25)
+                    for client in (service.client, other)
+                )
             )
-        )
-
-    assert len({answer.quarantine_id for answer in answers}) == 1
-    assert sum(not answer.already_quarantined for answer in answers) == 1
-    assert (await get(service.client, merchant, answers[0].quarantine_id)).receive_count == 50
-    assert (await usage(service, merchant))[0] == 1
+            assert len({answer.quarantine_id for answer in answers}) == 1
+            assert sum(not answer.already_quarantined for answer in answers) == 1
+    assert (await usage(service, shop.merchant_id))[0] == 1
+    await usage(service, "")
 
 
-async def test_a_full_quarantine_refuses(service: Service, admin_token: str, merchant: str) -> None:
-    """The bound on the number holds under parallel calls; a repetition still counts, and a drop makes room."""
+async def test_a_full_quarantine_refuses(service: Service, admin_token: str, shop: Shop) -> None:
+    """The bound on the number holds under parallel calls; a repetition is still taken, and a drop makes space."""
+    merchant = shop.merchant_id
     async with another_server(service, admin_token, quarantine_webhooks_max=5) as client:
         with structlog.testing.capture_logs() as logs:
             answers = await asyncio.gather(
-                *(client.webhooks.QuarantineWebhook(webhook(merchant, body=b"%d" % n)) for n in range(20)),
+                *(client.webhooks.QuarantineWebhook(webhook(merchant, body=owned(shop, n))) for n in range(20)),
                 return_exceptions=True,
             )
             kept = [answer.quarantine_id for answer in answers if not isinstance(answer, BaseException)]
-            found = await refused(client.webhooks.QuarantineWebhook(webhook(merchant, body=b"one more")))
+            found = await refused(client.webhooks.QuarantineWebhook(webhook(merchant, body=owned(shop, "one more"))))
 
         assert len(kept) == 5
         assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
@@ -254,53 +336,112 @@ async def test_a_full_quarantine_refuses(service: Service, admin_token: str, mer
         assert again.already_quarantined
 
         await drop(client, merchant, kept[0])
-        await keep(client, merchant, body=b"one more")
+        await keep(client, merchant, body=owned(shop, "one more"))
         assert (await usage(service, merchant))[0] == 5
 
 
-async def test_bytes_are_bounded_too(service: Service, admin_token: str, merchant: str) -> None:
+async def test_bytes_are_bounded_too(service: Service, admin_token: str, shop: Shop) -> None:
     """A few large webhooks fill the quarantine as many small ones do; other merchants have their own."""
+    merchant, other = shop.merchant_id, Shop(unique("merchant"), unique("store"))
+    await service.client.put_store(other.merchant_id, other.store_id)
     async with another_server(service, admin_token, quarantine_bytes_max=100_000) as client:
-        first = await keep(client, merchant, body=b"a" * 60_000)
-        found = await refused(client.webhooks.QuarantineWebhook(webhook(merchant, body=b"b" * 60_000)))
-        await keep(client, unique("merchant"), body=b"b" * 60_000)
-        await keep(client, merchant, body=b"small")
+        first = await keep(client, merchant, body=owned(shop, "a", 60_000))
+        found = await refused(client.webhooks.QuarantineWebhook(webhook(merchant, body=owned(shop, "b", 60_000))))
+        await keep(client, other.merchant_id, body=owned(other, "b", 60_000))
+        await keep(client, merchant, body=owned(shop, "small"))
         await drop(client, merchant, first)
-        await keep(client, merchant, body=b"b" * 60_000)
+        await keep(client, merchant, body=owned(shop, "b", 60_000))
 
     assert found.reason == "QUEUE_FULL"
     assert (await usage(service, merchant))[0] == 2
 
 
-async def test_the_last_room_taken_by_the_same_webhook(service: Service, admin_token: str, merchant: str) -> None:
-    """Of parallel copies one takes the last room, and the others are its repetitions: none is refused."""
+async def free_space(service: Service, merchant_id: str | None = None) -> int:
+    """Return how many webhooks a quarantine holds, or all of them together."""
+    connection = await asyncpg.connect(service.database_url)
+    query = "SELECT coalesce(sum(webhooks), 0)::int FROM quarantine_usage WHERE $1::text IS NULL OR merchant_id = $1"
+    try:
+        return int(await connection.fetchval(query, merchant_id))
+    finally:
+        await connection.close()
+
+
+async def test_invented_merchants_fill_half_of_the_shared_quarantine(
+    service: Service, admin_token: str, shop: Shop
+) -> None:
+    """The rest is for merchants that have a store."""
+    most = 2 * (await free_space(service, "") + 3)
+    async with another_server(service, admin_token, quarantine_shared_webhooks_max=most) as client:
+        bodies = [f"{n} of {shop.store_id}".encode() for n in range(10)]
+        answers = await asyncio.gather(
+            *(client.webhooks.QuarantineWebhook(webhook(unique("m"), body=body)) for body in bodies),
+            return_exceptions=True,
+        )
+        assert sum(not isinstance(answer, BaseException) for answer in answers) == 3
+        await keep(client, shop.merchant_id, body=b"mine " + shop.store_id.encode())
+
+
+@pytest.mark.parametrize("bound", ["webhooks", "bytes"])
+async def test_all_quarantines_together_are_bounded(service: Service, admin_token: str, shop: Shop, bound: str) -> None:
+    """Whatever merchants there are; what is full for one is full for all, and a drop makes space at once."""
+    other = Shop(unique("merchant"), unique("store"))
+    await service.client.put_store(other.merchant_id, other.store_id)
+    held = await free_space(service)
+    settings = {"quarantine_total_webhooks_max": held + 4} if bound == "webhooks" else {}
+    if bound == "bytes":
+        connection = await asyncpg.connect(service.database_url)
+        used = await connection.fetchval("SELECT coalesce(sum(bytes), 0)::int FROM quarantine_usage")
+        await connection.close()
+        settings = {"quarantine_total_bytes_max": used + 4 * 10_500}
+    async with another_server(service, admin_token, **settings) as client:
+        calls = [
+            webhook(each.merchant_id, body=owned(each, f"{bound} {n}", 10_000))
+            for n in range(8)
+            for each in (shop, other)
+        ]
+        answers = await asyncio.gather(*map(client.webhooks.QuarantineWebhook, calls), return_exceptions=True)
+        kept = [answer for answer in answers if not isinstance(answer, BaseException)]
+        assert len(kept) == 4
+        assert await free_space(service) == held + 4
+        [mine, *_] = [*await pages(client, shop.merchant_id), *await pages(client, other.merchant_id)]
+        assert (await refused(client.webhooks.QuarantineWebhook(webhook(unique("m"), body=b"m" * 9_000)))).reason == (
+            "QUEUE_FULL"
+        )
+        await drop(client, mine.merchant_id, mine.quarantine_id)
+        await keep(client, shop.merchant_id, body=owned(shop, f"{bound} again", 9_000))
+
+
+async def test_the_last_space_taken_by_the_same_webhook(service: Service, admin_token: str, shop: Shop) -> None:
+    """Of parallel copies one takes the last space, and the others are its repetitions: none is refused."""
     async with another_server(service, admin_token, quarantine_webhooks_max=1) as client:
-        answers = await asyncio.gather(*(keep(client, merchant) for _ in range(20)))
+        answers = await asyncio.gather(*(keep(client, shop.merchant_id, body=owned(shop, "last")) for _ in range(20)))
 
     assert len(set(answers)) == 1
 
 
 async def test_customer_webhooks_are_kept_encrypted(service: Service, merchant: str) -> None:
     """Neither body nor headers nor a plain digest of them stand in the table, yet the caller reads them."""
+    body = person()
     headers = [webhooks_pb2.WebhookHeader(name="X-Shopline-Shop-Domain", value="ada.example.com")]
-    quarantine_id = await keep(service.client, merchant, topic=CUSTOMERS, body=PERSON, headers=headers)
+    quarantine_id = await keep(service.client, merchant, topic=CUSTOMERS, body=body, headers=headers)
     kept = await get(service.client, merchant, quarantine_id)
     found = await row(service, merchant)
 
-    assert (kept.body, list(kept.headers)) == (PERSON, headers)
+    assert (kept.body, list(kept.headers)) == (body, headers)
     dump = b"".join(value if isinstance(value, bytes) else str(value).encode() for value in found.values())
     for secret in (b"ada.example.com", b"ada@example.com", b"2404721679", b"13800000000", b"Shop-Domain"):
         assert secret not in dump
     connection = await asyncpg.connect(service.database_url)
-    plain = await connection.fetchval("SELECT sha256($1)", PERSON)
+    plain = await connection.fetchval("SELECT sha256($1)", body)
     await connection.close()
     assert found["body_digest"] != plain
 
 
 async def test_a_ciphertext_opens_at_its_own_place_only(service: Service, merchant: str) -> None:
     """Whoever can write the table cannot have one customer's body shown as another's."""
-    first = await keep(service.client, merchant, topic=CUSTOMERS, body=PERSON)
-    second = await keep(service.client, merchant, topic=CUSTOMERS, body=b"{}")
+    body = person()
+    first = await keep(service.client, merchant, topic=CUSTOMERS, body=body)
+    second = await keep(service.client, merchant, topic=CUSTOMERS, body=body.swapcase())
     connection = await asyncpg.connect(service.database_url)
     await connection.execute(
         "UPDATE quarantined_webhooks SET body = (SELECT body FROM quarantined_webhooks WHERE quarantine_id = $1)"
@@ -316,15 +457,16 @@ async def test_a_ciphertext_opens_at_its_own_place_only(service: Service, mercha
 
 async def test_keys_rotate(service: Service, admin_token: str, merchant: str) -> None:
     """After a rotation the old key still reads, and a body that it knows is counted, not kept again."""
-    first = await keep(service.client, merchant, topic=CUSTOMERS, body=PERSON)
+    body, fresh_body = person(), person()
+    first = await keep(service.client, merchant, topic=CUSTOMERS, body=body)
     keys = {"q2": SecretStr(OTHER_KEY), "q1": SecretStr(QUARANTINE_KEY)}
     async with another_server(service, admin_token, quarantine_keys=keys) as client:
-        again = await client.webhooks.QuarantineWebhook(webhook(merchant, topic=CUSTOMERS, body=PERSON))
+        again = await client.webhooks.QuarantineWebhook(webhook(merchant, topic=CUSTOMERS, body=body))
         other = unique("merchant")
-        fresh = await keep(client, other, topic=CUSTOMERS, body=PERSON)
+        fresh = await keep(client, other, topic=CUSTOMERS, body=fresh_body)
 
         assert (again.quarantine_id, again.already_quarantined) == (first, True)
-        assert (await get(client, merchant, first)).body == PERSON
+        assert (await get(client, merchant, first)).body == body
         assert (await row(service, other))["key_id"] == "q2"
         request = webhooks_pb2.GetQuarantinedWebhookRequest(merchant_id=other, quarantine_id=fresh)
         found = await refused(service.client.webhooks.GetQuarantinedWebhook(request))
@@ -347,7 +489,12 @@ async def test_without_a_key_no_customer_webhook_is_kept(service: Service, admin
 
 async def test_lists_are_oldest_first_without_content(client: Client, merchant: str) -> None:
     """Pages go on where the last one ended while webhooks arrive and are dropped, and hold no headers or bodies."""
-    ids = [await keep(client, merchant, body=b"%d" % n, receive_time=at(NOW_MS - 1_000 + n // 2)) for n in range(7)]
+    ids = [
+        await keep(
+            client, merchant, body=b"%d of %s" % (n, merchant.encode()), receive_time=at(NOW_MS - 1_000 + n // 2)
+        )
+        for n in range(7)
+    ]
     request = webhooks_pb2.ListQuarantinedWebhooksRequest(merchant_id=merchant, page_size=3)
     first = await client.webhooks.ListQuarantinedWebhooks(request)
     newest = await keep(client, merchant, body=b"newest", receive_time=at(NOW_MS))
@@ -363,7 +510,7 @@ async def test_lists_are_oldest_first_without_content(client: Client, merchant: 
     times = [(kept.receive_time.ToMilliseconds(), kept.quarantine_id) for kept in found]
     assert times == sorted(times)
     assert not any(kept.headers or kept.body for kept in found)
-    assert found[0].body_size == 1
+    assert found[0].body_size == len(f"0 of {merchant}")
 
 
 async def test_lists_are_filtered(client: Client, shop: Shop) -> None:
@@ -371,25 +518,27 @@ async def test_lists_are_filtered(client: Client, shop: Shop) -> None:
     merchant = shop.merchant_id
     old = await keep(client, merchant, body=b"old", receive_time=at(NOW_MS - 10_000))
     new = await keep(client, merchant, body=b"new", receive_time=at(NOW_MS - 1_000), reason=STORE_UNKNOWN)
-    person = await keep(client, merchant, body=PERSON, topic=CUSTOMERS, receive_time=at(NOW_MS))
+    customer = await keep(client, merchant, body=person(), topic=CUSTOMERS, receive_time=at(NOW_MS))
     done = await keep(client, merchant, body=b"done")
     await replay(client, merchant, done, shop.update())
 
     async def listed(**filters: Any) -> list[str]:
         return [kept.quarantine_id for kept in await pages(client, merchant, **filters)]
 
-    assert await listed() == [old, new, person]
+    assert await listed() == [old, new, customer]
     assert await listed(state=REPLAYED) == [done]
     assert await listed(reason=STORE_UNKNOWN) == [new]
-    assert await listed(topic=CUSTOMERS) == [person]
-    assert await listed(start_time=at(NOW_MS - 1_000)) == [new, person]
+    assert await listed(topic=CUSTOMERS) == [customer]
+    assert await listed(start_time=at(NOW_MS - 1_000)) == [new, customer]
     assert await listed(end_time=at(NOW_MS - 1_000)) == [old]
     assert await listed(end_time=at(NOW_MS - 1_000), reason=STORE_UNKNOWN) == []
 
 
 async def test_a_list_stays_under_a_mebibyte(client: Client, merchant: str) -> None:
     """However long the details are: a page then holds fewer."""
-    await asyncio.gather(*(keep(client, merchant, body=b"%d" % n, detail="語" * 1_000) for n in range(400)))
+    await asyncio.gather(
+        *(keep(client, merchant, body=b"%d of %s" % (n, merchant.encode()), detail="語" * 1_000) for n in range(400))
+    )
     request = webhooks_pb2.ListQuarantinedWebhooksRequest(merchant_id=merchant, page_size=1_000)
     page = await client.webhooks.ListQuarantinedWebhooks(request)
 
@@ -401,7 +550,7 @@ async def test_a_list_stays_under_a_mebibyte(client: Client, merchant: str) -> N
 async def test_a_page_token_is_for_its_list(client: Client, merchant: str) -> None:
     """With other filters it is refused instead of answered wrongly."""
     for n in range(2):
-        await keep(client, merchant, body=b"%d" % n)
+        await keep(client, merchant, body=b"%d of %s" % (n, merchant.encode()))
     request = webhooks_pb2.ListQuarantinedWebhooksRequest(merchant_id=merchant, page_size=1)
     request.page_token = (await client.webhooks.ListQuarantinedWebhooks(request)).next_page_token
     request.reason = MALFORMED
@@ -567,7 +716,7 @@ async def test_wrong_fields_of_a_replay_carry_their_path(client: Client, shop: S
 async def test_an_update_of_another_kind_is_refused(client: Client, shop: Shop) -> None:
     """A customer webhook is no points update, a points webhook no customer update, and none at all is none."""
     quarantine_id = await keep(client, shop.merchant_id, topic=CUSTOMERS)
-    points_id = await keep(client, shop.merchant_id)
+    points_id = await keep(client, shop.merchant_id, body=owned(shop, "points"))
     named: dict[str, Any] = {"merchant_id": shop.merchant_id, "quarantine_id": quarantine_id}
 
     async def reason_of(**update: Any) -> Refusal:
@@ -595,7 +744,7 @@ async def test_a_webhook_without_a_topic_is_replayed_as_the_kind_that_the_caller
     """Only the caller can tell what such a body is."""
     named = {"topic": "", "reason": TOPIC_MISSING}
     points_id = await keep(client, shop.merchant_id, **named)
-    customer_id = await keep(client, shop.merchant_id, body=PERSON, **named)
+    customer_id = await keep(client, shop.merchant_id, body=person(), **named)
     customer = customers_pb2.ApplyCustomerUpdateRequest(
         event_id="e",
         merchant_id=shop.merchant_id,
@@ -638,9 +787,10 @@ async def test_what_is_not_in_quarantine_is_not_found(client: Client, shop: Shop
     await check(shop.merchant_id)
 
 
-async def test_a_drop_is_told_to_the_audit_log(client: Client, service: Service, merchant: str) -> None:
+async def test_a_drop_is_told_to_the_audit_log(client: Client, service: Service, shop: Shop) -> None:
     """Which webhook, of which merchant, and why: never what was in it. Dropped twice at once, it is dropped once."""
-    quarantine_id = await keep(client, merchant, topic=CUSTOMERS, body=PERSON)
+    merchant, body = shop.merchant_id, owned(shop, "ada@example.com")
+    quarantine_id = await keep(client, merchant, topic=CUSTOMERS, body=body)
     with structlog.testing.capture_logs() as logs:
         answers = await asyncio.gather(
             *(drop(client, merchant, quarantine_id, "a forged copy") for _ in range(5)), return_exceptions=True
@@ -759,7 +909,7 @@ async def test_without_a_key_headers_stand_in_the_table_as_json(
         found = await row(service, merchant)
 
         assert json.loads(found["headers"])[0] == ["X-Shopline-Topic", POINTS]
-        assert found["body"] == b"no JSON at all"
+        assert found["body"] == webhook(merchant).body
 
 
 async def test_a_body_that_came_before_the_key_is_known_again(

@@ -183,7 +183,7 @@ async def test_a_webhook_that_cannot_be_applied_is_kept(
 async def test_a_merchant_or_shop_that_does_not_fit(site: Site, shop: Shop) -> None:
     """A store of another merchant, and a redaction under another shop's header."""
     other = Shop(unique("merchant"), shop.store_id)
-    assert await site.send(other, "update", body()) == QUARANTINED
+    assert await site.send(other, "update", body(id=unique("id"))) == QUARANTINED
     assert await site.reason(other) == "MERCHANT_MISMATCH"
     assert await site.send(shop, "redact", redaction(shop), x_shopline_shop_id="elsewhere") == QUARANTINED
     assert await site.reason(shop) == "SHOP_ID_MISMATCH"
@@ -191,14 +191,14 @@ async def test_a_merchant_or_shop_that_does_not_fit(site: Site, shop: Shop) -> N
 
 async def test_a_store_that_the_header_alone_names(site: Site, shop: Shop) -> None:
     """Where nobody has registered it, the webhook waits."""
-    assert await site.send(shop, "update", body(), x_shopline_shop_id=unique("store")) == QUARANTINED
+    assert await site.send(shop, "update", body(id=unique("id")), x_shopline_shop_id=unique("store")) == QUARANTINED
     assert await site.reason(shop) == "STORE_UNKNOWN"
 
 
 async def test_a_quarantined_webhook_is_replayed(site: Site) -> None:
     """Translated by the shim's own code again, and applied once."""
     early = Shop(unique("merchant"), unique("store"))
-    assert await site.send(early, "update", body()) == QUARANTINED
+    assert await site.send(early, "update", body(note=early.store_id)) == QUARANTINED
     assert await site.send(early, "redact", redaction(early)) == QUARANTINED
     await site.client.put_store(early.merchant_id, early.store_id)
     replayed = []
@@ -242,7 +242,7 @@ async def test_a_contact_passes_on_in_replays_too(site: Site, arrival: Any) -> N
     early = Shop(unique("merchant"), unique("store"))
     kept = {}
     for topic, changes in arrival:
-        assert await site.send(early, topic, body(**changes)) == QUARANTINED
+        assert await site.send(early, topic, body(**changes, note=early.store_id)) == QUARANTINED
         [new] = [webhook for webhook in await site.quarantined(early) if webhook.quarantine_id not in kept]
         kept[new.quarantine_id] = new
     await site.client.put_store(early.merchant_id, early.store_id)

@@ -10,9 +10,10 @@ from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.webhooks.model import (
     QuarantineReason,
     Webhook,
+    kept_headers,
     new_quarantine_id,
+    signed_store,
     subject_of,
-    without_credentials,
 )
 from pointbook_server.webhooks.sealing import Sealed, Sealer
 
@@ -52,11 +53,43 @@ def test_customer_topics_are_personal(topic: str, *, is_personal: bool) -> None:
     assert webhook(topic=topic).is_personal is is_personal
 
 
-def test_credentials_are_left_out() -> None:
-    """In any case of letters; all else stays in its order, doubles included."""
-    headers = [("b", "1"), ("COOKIE", "c"), ("a", "2"), ("Authorization", "d"), ("b", "3"), ("set-cookie", "e")]
+def test_only_shoplines_own_headers_are_kept() -> None:
+    """The first of each name, in any case of letters, in their order; never the signature, and no long value."""
+    headers = [
+        ("Authorization", "Bearer x"),
+        ("X-SHOPLINE-WEBHOOK-ID", "w"),
+        ("x-shopline-hmac-sha256", "0" * 64),
+        ("cookie", "c"),
+        ("x-shopline-topic", "customers/update"),
+        ("X-Shopline-Topic", "customers/delete"),
+        ("x-shopline-shop-domain", "d" * 256),
+        ("x-shopline-shop-domain", "d" * 255),
+        ("x-shopline-other", "o"),
+    ]
 
-    assert without_credentials(headers) == (("b", "1"), ("a", "2"), ("b", "3"))
+    assert kept_headers(headers) == (
+        ("X-SHOPLINE-WEBHOOK-ID", "w"),
+        ("x-shopline-topic", "customers/update"),
+        ("x-shopline-shop-domain", "d" * 255),
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"store_id": "1718263946864", "shop_id": "2"}', "1718263946864"),
+        (b'{"store_id": 1718263946864}', "1718263946864"),
+        (b'{"store_id": null, "shop_id": "2"}', "2"),
+        (b'{"customer": {"id": "18"}, "shop_id": "2"}', "2"),
+        (b'{"id": "17", "email": "ada@example.com"}', ""),
+        (b'{"store_id": "a b"}', ""),
+        (b'["store_id"]', ""),
+        (b"no JSON", ""),
+    ],
+)
+def test_the_store_that_a_body_names(body: bytes, expected: str) -> None:
+    """Only the body is signed, so that no header decides it."""
+    assert signed_store(body) == expected
 
 
 def test_ids_are_never_the_same() -> None:
@@ -66,7 +99,7 @@ def test_ids_are_never_the_same() -> None:
 
 def test_what_is_sealed_opens_again() -> None:
     """Every byte of it, and by any server that has the key among others."""
-    sealed = Sealer(NEW).seal(webhook(), "q")
+    sealed = Sealer(NEW).seal(webhook(), "m", "q")
     content = Sealer(OLD | NEW).open(sealed, "m", "q")
 
     assert sealed.key_id == "new"
@@ -79,12 +112,12 @@ def test_the_same_webhook_is_sealed_differently_each_time() -> None:
     """Equal ciphertexts would tell equal bodies."""
     sealer = Sealer(NEW)
 
-    assert sealer.seal(webhook(), "q").body != sealer.seal(webhook(), "q").body
+    assert sealer.seal(webhook(), "m", "q").body != sealer.seal(webhook(), "m", "q").body
 
 
 def test_a_points_webhook_needs_no_key() -> None:
     """Where there is none, it stands in clear."""
-    sealed = Sealer({}).seal(webhook(topic=POINTS), "q")
+    sealed = Sealer({}).seal(webhook(topic=POINTS), "m", "q")
 
     assert (sealed.key_id, sealed.body) == (None, webhook().body)
     assert Sealer({}).open(sealed, "m", "q").headers == webhook().headers
@@ -94,7 +127,7 @@ def test_a_points_webhook_is_sealed_where_there_is_a_key() -> None:
     """Its topic is not signed: a customer's data may come under it. What came before the key is still known."""
     points = webhook(topic=POINTS)
 
-    assert Sealer(NEW).seal(points, "q").key_id == "new"
+    assert Sealer(NEW).seal(points, "m", "q").key_id == "new"
     assert Sealer({}).digests(points)[0] in Sealer(NEW).digests(points)
     assert Sealer(NEW).digests(points)[0] == Sealer(NEW).digests(webhook())[0]
 
@@ -103,7 +136,7 @@ def test_a_points_webhook_is_sealed_where_there_is_a_key() -> None:
 def test_a_ciphertext_is_bound_to_its_place(merchant_id: str, quarantine_id: str) -> None:
     """Moved to another row it does not open."""
     sealer = Sealer(NEW)
-    sealed = sealer.seal(webhook(), "q")
+    sealed = sealer.seal(webhook(), "m", "q")
 
     with pytest.raises(InvalidTag):
         sealer.open(sealed, merchant_id, quarantine_id)
@@ -112,7 +145,7 @@ def test_a_ciphertext_is_bound_to_its_place(merchant_id: str, quarantine_id: str
 def test_headers_and_body_cannot_change_places() -> None:
     """Each is bound to what it is."""
     sealer = Sealer(NEW)
-    sealed = sealer.seal(webhook(), "q")
+    sealed = sealer.seal(webhook(), "m", "q")
     assert sealed.body is not None
 
     with pytest.raises(InvalidTag):
@@ -122,7 +155,7 @@ def test_headers_and_body_cannot_change_places() -> None:
 def test_an_erased_body_stays_erased() -> None:
     """The headers can still be read."""
     sealer = Sealer(NEW)
-    sealed = sealer.seal(webhook(), "q")
+    sealed = sealer.seal(webhook(), "m", "q")
 
     content = sealer.open(Sealed(sealed.key_id, sealed.headers, None), "m", "q")
     assert (content.headers, content.body) == (webhook().headers, None)
@@ -131,7 +164,7 @@ def test_an_erased_body_stays_erased() -> None:
 def test_a_key_that_is_not_there_is_named() -> None:
     """By its id; without any key nothing is sealed, and the setting is named."""
     with pytest.raises(PointbookError) as unknown:
-        Sealer(OLD).open(Sealer(NEW).seal(webhook(), "q"), "m", "q")
+        Sealer(OLD).open(Sealer(NEW).seal(webhook(), "m", "q"), "m", "q")
     with pytest.raises(PointbookError, match="POINTBOOK_QUARANTINE_KEYS") as missing:
         Sealer({}).digests(webhook())
 

@@ -170,8 +170,8 @@ class QuarantinedWebhook(_message.Message):
     RECEIVE_COUNT_FIELD_NUMBER: _builtins.int
     REPLAY_TIME_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is the merchant whose quarantine holds the webhook: the one of its X-Shopline-Merchant-Id, which is not
-    signed, or empty where it names none.
+    """merchant_id is the X-Shopline-Merchant-Id of the webhook's first copy, which is not signed; empty where it names
+    none.
     """
     quarantine_id: _builtins.str
     """quarantine_id names the webhook inside its merchant: 1 to 64 visible ASCII characters, made by Pointbook."""
@@ -180,8 +180,8 @@ class QuarantinedWebhook(_message.Message):
     detail: _builtins.str
     """detail says more about the reason, without any personal data."""
     topic: _builtins.str
-    """topic is the webhook's X-Shopline-Topic, such as app_memberSystem_points/challenged; empty where the reason is
-    TOPIC_MISSING.
+    """topic is the webhook's X-Shopline-Topic, such as app_memberSystem_points/challenged; empty where it names none, or
+    its copies name different ones.
     """
     body: _builtins.bytes
     """body is the raw body, byte for byte. Lists leave it out, and it is empty when body_erased. Headers and
@@ -194,11 +194,12 @@ class QuarantinedWebhook(_message.Message):
     state: Global___QuarantineState.ValueType
     """state is how far the webhook has come."""
     receive_count: _builtins.int
-    """receive_count is how many times it was; at least 1."""
+    """receive_count is how many times it was counted, which is at most once a minute; at least 1."""
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WebhookHeader]:
-        """headers are the headers in the order of the request, but for those that carry credentials (authorization, cookies),
-        which are never kept. Lists leave them out.
+        """headers are SHOPLINE's own headers of the first copy, in the order of the request: X-Shopline-Topic, -Shop-Domain,
+        -Shop-Id, -Merchant-Id, -API-Version and -Webhook-Id, each once, with values of at most 255 characters. The signature
+        is not kept: with it a reader could send the webhook again. Lists leave headers out.
         """
 
     @_builtins.property
@@ -207,7 +208,7 @@ class QuarantinedWebhook(_message.Message):
 
     @_builtins.property
     def last_receive_time(self) -> _timestamp_pb2.Timestamp:
-        """last_receive_time is when the same body was last quarantined for the same reason."""
+        """last_receive_time is when the same body was last counted."""
 
     @_builtins.property
     def replay_time(self) -> _timestamp_pb2.Timestamp:
@@ -268,7 +269,9 @@ class QuarantineWebhookRequest(_message.Message):
     """detail says more about the reason, without any personal data: at most 1,000 characters."""
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WebhookHeader]:
-        """headers are all headers in the order of the request: at most 100, with names and values of at most 32 KiB together."""
+        """headers are headers in the order of the request: at most 100, with names and values of at most 32 KiB together. Which
+        of them are kept, QuarantinedWebhook tells; the first of each name.
+        """
 
     @_builtins.property
     def receive_time(self) -> _timestamp_pb2.Timestamp:
@@ -304,9 +307,7 @@ class QuarantineWebhookResponse(_message.Message):
     quarantine_id: _builtins.str
     """quarantine_id names the webhook inside its merchant."""
     already_quarantined: _builtins.bool
-    """already_quarantined is true when the same body was in quarantine for the same reason, replayed or not; it was only
-    counted.
-    """
+    """already_quarantined is true when the same body was in quarantine, replayed or not."""
     def __init__(
         self,
         *,

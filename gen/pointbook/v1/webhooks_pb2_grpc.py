@@ -26,9 +26,13 @@ if _version_not_supported:
 
 
 class WebhooksServiceStub:
-    """WebhooksService keeps the authentic webhooks that could not be applied: whole, with a reason, until an operator has
-    replayed or dropped them. Nothing in quarantine ages out. A webhook that names no merchant is kept under the empty
-    merchant_id, for which a token must be allowed for every merchant.
+    """WebhooksService keeps the authentic webhooks that could not be applied, with a reason, until an operator has replayed or
+    dropped them. Nothing in quarantine ages out.
+
+    Only bodies are signed. So a webhook is in a merchant's own quarantine only where its body names a store of that
+    merchant (`store_id`, or `shop_id`). All others are in one shared quarantine, in which they belong to the merchant that
+    their first copy named. The empty merchant_id names the whole shared quarantine, for which a token must be allowed for
+    every merchant.
     """
 
     def __init__(self, channel):
@@ -65,18 +69,23 @@ class WebhooksServiceStub:
 
 
 class WebhooksServiceServicer:
-    """WebhooksService keeps the authentic webhooks that could not be applied: whole, with a reason, until an operator has
-    replayed or dropped them. Nothing in quarantine ages out. A webhook that names no merchant is kept under the empty
-    merchant_id, for which a token must be allowed for every merchant.
+    """WebhooksService keeps the authentic webhooks that could not be applied, with a reason, until an operator has replayed or
+    dropped them. Nothing in quarantine ages out.
+
+    Only bodies are signed. So a webhook is in a merchant's own quarantine only where its body names a store of that
+    merchant (`store_id`, or `shop_id`). All others are in one shared quarantine, in which they belong to the merchant that
+    their first copy named. The empty merchant_id names the whole shared quarantine, for which a token must be allowed for
+    every merchant.
     """
 
     def QuarantineWebhook(self, request, context):
         """QuarantineWebhook keeps a webhook whose signature was right but that cannot be applied, and answers after it is
-        durably committed. Inside a merchant a webhook is kept once by the digest of its body and its reason: sent again it
-        is counted, not kept twice.
+        durably committed. A quarantine has a body once, whatever merchant, topic, reason and headers its copies have, so
+        that one body takes two rows at most: one of the owner of its store, and one in the shared quarantine. A repetition
+        is counted, once a minute at most.
 
         Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
-        RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine is full, FAILED_PRECONDITION (KEY_NOT_CONFIGURED)
+        RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine, or all of them together, is full, FAILED_PRECONDITION (KEY_NOT_CONFIGURED)
         where the server has no key to encrypt a customer webhook, or one without a topic, which may be a customer's,
         UNAVAILABLE (DATABASE_UNAVAILABLE).
         """
@@ -167,9 +176,13 @@ def add_WebhooksServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WebhooksService:
-    """WebhooksService keeps the authentic webhooks that could not be applied: whole, with a reason, until an operator has
-    replayed or dropped them. Nothing in quarantine ages out. A webhook that names no merchant is kept under the empty
-    merchant_id, for which a token must be allowed for every merchant.
+    """WebhooksService keeps the authentic webhooks that could not be applied, with a reason, until an operator has replayed or
+    dropped them. Nothing in quarantine ages out.
+
+    Only bodies are signed. So a webhook is in a merchant's own quarantine only where its body names a store of that
+    merchant (`store_id`, or `shop_id`). All others are in one shared quarantine, in which they belong to the merchant that
+    their first copy named. The empty merchant_id names the whole shared quarantine, for which a token must be allowed for
+    every merchant.
     """
 
     @staticmethod

@@ -9,8 +9,22 @@ from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any
 
-CREDENTIALS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
-"""The headers that open doors: whoever reads the quarantine shall not be able to."""
+KEPT_HEADERS = frozenset(
+    {
+        "x-shopline-topic",
+        "x-shopline-shop-domain",
+        "x-shopline-shop-id",
+        "x-shopline-merchant-id",
+        "x-shopline-api-version",
+        "x-shopline-webhook-id",
+    }
+)
+"""SHOPLINE's headers, without the signature: with it, a reader of the quarantine could send the webhook again."""
+KEPT_VALUE_LENGTH_MAX = 255
+SHARED = ""
+"""The merchant_id of the quarantine of all webhooks whose body does not prove their merchant."""
+RECOUNT_MS = 60_000
+"""A repetition sooner than this after the last one that was counted changes nothing: counting costs a write."""
 POINTS_TOPIC = "app_memberSystem_points/challenged"
 STORE_ERASURE_TOPIC = "merchants/redact"
 CUSTOMER_TOPICS = "customers/"
@@ -69,6 +83,8 @@ class Webhook:
     headers: tuple[Header, ...]
     body: bytes
     received_at_ms: int
+    is_vouched: bool = False
+    """Whether a token for all merchants brought it: the shim's, which has verified the signature."""
 
     @property
     def is_personal(self) -> bool:
@@ -78,7 +94,7 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """A webhook in quarantine, without its content."""
+    """A webhook in quarantine, without its content; `merchant_id` is the merchant that its header named."""
 
     merchant_id: str
     quarantine_id: str
@@ -96,10 +112,23 @@ class Quarantined:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much the quarantine of one merchant may hold."""
+    """How much a quarantine may hold."""
 
     webhooks_max: int
     bytes_max: int
+
+    def half(self) -> "Bounds":
+        """Return half of it."""
+        return Bounds((self.webhooks_max + 1) // 2, (self.bytes_max + 1) // 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds of each merchant's own quarantine, of the shared one, and of all of them together."""
+
+    merchant: Bounds
+    shared: Bounds
+    total: Bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +155,15 @@ def subject_of(body: bytes) -> str:
     own = _parse(body)
     customer = own.get("customer")
     return _id_of(customer["id"] if isinstance(customer, dict) and "id" in customer else own.get("id"))
+
+
+def signed_store(body: bytes) -> str:
+    """Return the store that a body names, which is signed; empty for none.
+
+    `store_id` is the field of points webhooks and store erasures, `shop_id` that of redactions.
+    """
+    own = _parse(body)
+    return _id_of(own.get("store_id")) or _id_of(own.get("shop_id"))
 
 
 def store_of(webhook: Webhook) -> str:
@@ -160,6 +198,10 @@ def _id_of(value: object) -> str:
     return text if _ID.fullmatch(text) else ""
 
 
-def without_credentials(headers: Iterable[Header]) -> tuple[Header, ...]:
-    """Leave out the headers that are never kept; the others stay in their order."""
-    return tuple((name, value) for name, value in headers if name.lower() not in CREDENTIALS)
+def kept_headers(headers: Iterable[Header]) -> tuple[Header, ...]:
+    """Return the headers that are kept, in their order: the first of each name, unless its value is too long."""
+    kept: dict[str, Header] = {}
+    for name, value in headers:
+        if name.lower() in KEPT_HEADERS and len(value) <= KEPT_VALUE_LENGTH_MAX:
+            kept.setdefault(name.lower(), (name, value))
+    return tuple(kept.values())

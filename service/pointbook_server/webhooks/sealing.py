@@ -70,8 +70,8 @@ class Sealer:
         keyed = [hmac.digest(key, subject.encode(), "sha256") for key in self._subject_keys]
         return [*keyed, sha256(subject.encode()).digest()]
 
-    def seal(self, webhook: Webhook, quarantine_id: str) -> Sealed:
-        """Write a webhook's content down; `digests` has made sure that there is a key if it takes one."""
+    def seal(self, webhook: Webhook, merchant_id: str, quarantine_id: str) -> Sealed:
+        """Encrypt a webhook for a merchant's quarantine; `digests` has checked that there is a key if it needs one."""
         headers = json.dumps(webhook.headers, ensure_ascii=False).encode()
         if not self._ciphers:
             return Sealed(None, headers, webhook.body)
@@ -79,7 +79,7 @@ class Sealer:
 
         def encrypt(part: str, clear: bytes) -> bytes:
             nonce = secrets.token_bytes(NONCE_BYTES)
-            return nonce + cipher.encrypt(nonce, clear, _place(webhook.merchant_id, quarantine_id, part))
+            return nonce + cipher.encrypt(nonce, clear, _place(merchant_id, quarantine_id, part))
 
         return Sealed(key_id, encrypt("headers", headers), encrypt("body", webhook.body))
 

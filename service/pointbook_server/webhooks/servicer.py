@@ -7,6 +7,7 @@ import structlog
 
 from pointbook.v1 import customers_pb2, points_pb2, programs_pb2, webhooks_pb2, webhooks_pb2_grpc
 from pointbook_server import paging
+from pointbook_server.access.model import ALL_MERCHANTS, current_principal
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.fields import DAY_MS, ID_LENGTH_MAX, TIME_MS_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_timestamp
@@ -21,7 +22,7 @@ from pointbook_server.webhooks.model import (
     QuarantineReason,
     State,
     Webhook,
-    without_credentials,
+    kept_headers,
 )
 from pointbook_server.webhooks.store import Filter, WebhooksStore
 
@@ -122,7 +123,7 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
             log.error("the quarantine is full", merchant_id=webhook.merchant_id, reason=webhook.reason.value)
             raise PointbookError(
                 Reason.QUEUE_FULL,
-                "The merchant's quarantine is full; drop what is no longer needed.",
+                "The quarantine is full; drop what is no longer needed.",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
         quarantine_id, was_there = kept
@@ -264,6 +265,7 @@ def _read_webhook(request: webhooks_pb2.QuarantineWebhookRequest, now_ms: int) -
         headers=_read_headers(fields, request.headers),
         body=request.body,
         received_at_ms=received_at_ms,
+        is_vouched=ALL_MERCHANTS in current_principal.get().merchants,
     )
     fields.check()
     return webhook
@@ -290,7 +292,7 @@ def _read_headers(fields: Fields, headers: Sequence[webhooks_pb2.WebhookHeader])
             fields.wrong(
                 f"headers[{index}].value", f"must be at most {HEADER_VALUE_LENGTH_MAX:,} characters of ISO 8859-1"
             )
-    return without_credentials((header.name, header.value) for header in headers)
+    return kept_headers((header.name, header.value) for header in headers)
 
 
 def _read_name(
