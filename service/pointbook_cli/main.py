@@ -489,6 +489,10 @@ def replay_quarantined(
     everything: Annotated[bool, typer.Option("--all", help="Replay all that wait.")] = False,
     as_merchant: Annotated[str, typer.Option(help="The merchant that webhooks named wrongly, or not at all.")] = "",
     as_topic: Annotated[str, typer.Option(help="The topic of webhooks that name none; the others keep theirs.")] = "",
+    override: Annotated[
+        bool,
+        typer.Option("--override", help="Apply a customers/ webhook against another topic of the same moment."),
+    ] = False,
     merchant: MerchantOption = "",
     server: ServerOption = "",
 ) -> None:
@@ -500,9 +504,11 @@ def replay_quarantined(
         fail(f"--as-topic must be one of {', '.join(sorted(TRANSLATED_TOPICS))}")
     if bool(quarantine_ids) is everything:
         fail("name the webhooks to replay, or use --all")
+    if override and everything:
+        fail("--override is for webhooks that are named")
     with open_quarantine(server, merchant) as quarantine:
         ids = quarantine_ids or [webhook.quarantine_id for webhook in quarantine.webhooks(Wanted())]
-        if not replay_all(quarantine, ids, as_merchant, as_topic):
+        if not replay_all(quarantine, ids, as_merchant, as_topic, override=override):
             sys.exit(1)
 
 

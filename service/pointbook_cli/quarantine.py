@@ -76,11 +76,12 @@ class Quarantine:
         answer = self._webhooks.GetQuarantinedWebhook(request, timeout=CALL_TIMEOUT_SECONDS, metadata=self._metadata)
         return answer.webhook
 
-    def replay(self, quarantine_id: str, as_merchant: str, as_topic: str) -> str:
-        """Translate a webhook again and apply it; answers the outcome. Raises NotReplayedError."""
+    def replay(self, quarantine_id: str, as_merchant: str, as_topic: str, *, override: bool) -> str:
+        """Translate a webhook again and apply it; returns the outcome. Raises NotReplayedError."""
         try:
             request = translate_again(self.get(quarantine_id), as_merchant, as_topic)
             request.merchant_id, request.quarantine_id = self._merchant_id, quarantine_id
+            request.overrides_contradiction = override
             answer = self._webhooks.ReplayQuarantinedWebhook(
                 request, timeout=CALL_TIMEOUT_SECONDS, metadata=self._metadata
             )
@@ -144,14 +145,16 @@ def translate_again(
     raise NotReplayedError(f"nothing translates the topic {topic}")
 
 
-def replay_all(quarantine: Quarantine, quarantine_ids: Sequence[str], as_merchant: str, as_topic: str) -> bool:
+def replay_all(
+    quarantine: Quarantine, quarantine_ids: Sequence[str], as_merchant: str, as_topic: str, *, override: bool
+) -> bool:
     """Replay webhooks and tell what became of each, with a progress bar on a terminal; False where some are refused."""
     replayed = refused = 0
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for quarantine_id in progress.track(quarantine_ids, description="Replaying"):
             try:
-                outcome = quarantine.replay(quarantine_id, as_merchant, as_topic)
+                outcome = quarantine.replay(quarantine_id, as_merchant, as_topic, override=override)
             except NotReplayedError as error:
                 refused += 1
                 console.print(printable(f"{quarantine_id}  refused  {error}"))

@@ -397,6 +397,11 @@ customer_updates = Table(
     Column("buyer_id", Text, nullable=False),
     Column("content_digest", LargeBinary, nullable=False),
     Column("updated_at_ms", BigInteger, nullable=False),
+    Column(
+        "is_deletion",
+        Boolean,
+        comment="NULL for redactions, whose body no other topic has, and for webhooks of earlier releases.",
+    ),
     PrimaryKeyConstraint("event_id", "merchant_id", name="pk_customer_updates"),
     CheckConstraint("octet_length(content_digest) = 32", name="ck_customer_updates_content_digest"),
     Index("ix_customer_updates_buyer", "buyer_id", "store_id", "merchant_id"),

@@ -423,7 +423,7 @@ async def test_a_refusal_is_quarantined_with_its_reason(
 
 
 async def test_the_whole_request_is_quarantined(shim: Running) -> None:
-    """The raw body and SHOPLINE's headers without the signature, under the merchant and the topic that they name, with the shim's token."""
+    """The raw body and SHOPLINE's headers but the signature, with their merchant and topic and the shim's token."""
     raw_body = b"\xff no JSON \x00"
     headers = [(name.encode(), value.encode()) for name, value in webhook_headers(raw_body).items()]
 

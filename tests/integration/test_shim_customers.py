@@ -8,6 +8,7 @@ from itertools import permutations
 from typing import Any
 
 import asyncpg
+import grpc
 import httpx
 import pytest
 
@@ -333,9 +334,73 @@ async def test_a_byte_order_mark_makes_no_other_customer_webhook(site: Site, sho
 
 async def test_a_redaction_erases_bodies_with_a_mark_or_without_a_topic(site: Site, shop: Shop) -> None:
     """Personal data is found in quarantine, however its body came."""
-    marked = b"\xef\xbb\xbf" + json.dumps(body(updated_at="unreadable")).encode()
+    marked = b"\xef\xbb\xbf" + json.dumps(body(updated_at="unreadable", note=shop.store_id)).encode()
     assert await site.send(shop, "update", marked) == QUARANTINED
-    assert await site.send(shop, "update", body(), x_shopline_topic="") == QUARANTINED
+    assert await site.send(shop, "update", body(note=shop.store_id), x_shopline_topic="") == QUARANTINED
     assert await site.send(shop, "redact", redaction(shop)) == APPLIED
 
     assert [kept.body_erased for kept in await site.quarantined(shop)] == [True, True]
+
+
+async def replay_one(site: Site, shop: Shop, **options: bool) -> str:
+    """Replay the one webhook that waits for a merchant, and return the outcome."""
+    [waiting] = await site.quarantined(shop)
+    request = translate_again(waiting)
+    request.merchant_id, request.quarantine_id = shop.merchant_id, waiting.quarantine_id
+    request.overrides_contradiction = options.get("override", False)
+    answer = await site.client.webhooks.ReplayQuarantinedWebhook(request)
+    outcome = customers_pb2.CustomerUpdateOutcome.Name(answer.customer_update.outcome)
+    return outcome.removeprefix("CUSTOMER_UPDATE_OUTCOME_")
+
+
+@pytest.mark.parametrize("genuine", ["update", "create"])
+async def test_a_captured_update_is_no_deletion(site: Site, shop: Shop, genuine: str) -> None:
+    """The topic is not signed: a copy under another one waits for an operator, however often it comes."""
+    raw_body = body(note=shop.store_id)
+    assert await site.send(shop, genuine, raw_body) == APPLIED
+    for _ in range(3):
+        assert await site.send(shop, "delete", raw_body) == QUARANTINED
+
+    assert await site.reason(shop) == "EVENT_ID_REUSED"
+    assert (await site.customer(shop)).mobile
+    with pytest.raises(grpc.aio.AioRpcError, match="first one stays"):
+        await replay_one(site, shop)
+
+
+async def test_a_forged_deletion_that_comes_first_is_overridden_by_an_operator(site: Site, shop: Shop) -> None:
+    """The genuine update waits, in sight of the operator, whose decision stays whatever is sent again."""
+    older = body(note=shop.store_id, updated_at="2026-05-01T07:00:00+08:00")
+    raw_body = body(note=shop.store_id)
+    assert await site.send(shop, "update", older) == APPLIED
+    assert await site.send(shop, "delete", raw_body) == APPLIED
+    assert (await site.customer(shop)).mobile == ""
+    assert await site.send(shop, "update", raw_body) == QUARANTINED
+    assert await site.reason(shop) == "EVENT_ID_REUSED"
+
+    assert await replay_one(site, shop, override=True) == "APPLIED"
+    restored = await site.customer(shop)
+    assert restored.mobile
+    assert (await site.send(shop, "delete", raw_body))[1] == {"outcome": "DUPLICATE"}
+    assert await site.customer(shop) == restored
+
+
+@pytest.mark.parametrize("topic", ["create", "update", "delete", "redact"])
+@pytest.mark.parametrize("knows_merchant", [True, False])
+async def test_a_captured_body_creates_nothing_in_another_tenant(
+    site: Site, service: Service, shop: Shop, topic: str, *, knows_merchant: bool
+) -> None:
+    """Under the headers of a merchant that does not own the store it is quarantined, whatever else they name."""
+    thief = unique("merchant")
+    if knows_merchant:
+        await site.client.put_store(thief, unique("store"))
+    raw_body = redaction(shop) if topic == "redact" else body(note=shop.store_id)
+    assert await site.send(Shop(thief, shop.store_id), topic, raw_body) == QUARANTINED
+    assert await site.reason(Shop(thief, "")) == "MERCHANT_MISMATCH"
+    elsewhere = body(note=thief)
+    assert await site.send(Shop(thief, unique("store")), "update", elsewhere) == QUARANTINED
+
+    connection = await asyncpg.connect(service.database_url)
+    for table in ("customers", "customer_buyers", "customer_updates", "customer_identifiers", "customer_tombstones"):
+        query = f"SELECT count(*) FROM {table} WHERE merchant_id = $1"  # noqa: S608 - names of our own
+        assert await connection.fetchval(query, thief) == 0
+    await connection.close()

@@ -387,8 +387,10 @@ class ApplyCustomerUpdateRequest(_message.Message):
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """updated_at is when SHOPLINE's customer changed: from the year 2000 to 24 hours from now, required. What a newer
-        update decided is not changed by an older one. Of two updates of one moment a redaction is the newest, then a
-        deletion, then an update.
+        update decided is not changed by an older one. Of two updates of one moment a redaction is the newest, then
+        UPDATED, then CREATED. A deletion and an update of one moment and buyer are one event, since they have the same body
+        and the topic is not signed: the first that comes stays, whichever it is, and the other is refused (EVENT_ID_REUSED)
+        until an operator decides (ReplayQuarantinedWebhookRequest.overrides_contradiction).
         """
 
     def __init__(

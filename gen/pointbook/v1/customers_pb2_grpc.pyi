@@ -69,6 +69,7 @@ class CustomersServiceStub:
     Scope `points.write`. It is safe to repeat: the same update again answers DUPLICATE and changes nothing. Errors:
     INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not registered
     or belongs to another merchant, ALREADY_EXISTS (EVENT_ID_REUSED) for a known event_id with other content,
+    and for a deletion and an update of the same buyer and updated_at, of which the first one stays,
     FAILED_PRECONDITION (KEY_NOT_CONFIGURED) for a redaction where the server has no code key, and, both worth a retry,
     UNAVAILABLE (DATABASE_UNAVAILABLE) and ABORTED (TRANSACTION_CONFLICT).
     """
@@ -155,6 +156,7 @@ class CustomersServiceAsyncStub(CustomersServiceStub):
     Scope `points.write`. It is safe to repeat: the same update again answers DUPLICATE and changes nothing. Errors:
     INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not registered
     or belongs to another merchant, ALREADY_EXISTS (EVENT_ID_REUSED) for a known event_id with other content,
+    and for a deletion and an update of the same buyer and updated_at, of which the first one stays,
     FAILED_PRECONDITION (KEY_NOT_CONFIGURED) for a redaction where the server has no code key, and, both worth a retry,
     UNAVAILABLE (DATABASE_UNAVAILABLE) and ABORTED (TRANSACTION_CONFLICT).
     """
@@ -253,6 +255,7 @@ class CustomersServiceServicer:
         Scope `points.write`. It is safe to repeat: the same update again answers DUPLICATE and changes nothing. Errors:
         INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not registered
         or belongs to another merchant, ALREADY_EXISTS (EVENT_ID_REUSED) for a known event_id with other content,
+        and for a deletion and an update of the same buyer and updated_at, of which the first one stays,
         FAILED_PRECONDITION (KEY_NOT_CONFIGURED) for a redaction where the server has no code key, and, both worth a retry,
         UNAVAILABLE (DATABASE_UNAVAILABLE) and ABORTED (TRANSACTION_CONFLICT).
         """

@@ -474,12 +474,18 @@ class ReplayQuarantinedWebhookRequest(_message.Message):
     POINTS_UPDATE_FIELD_NUMBER: _builtins.int
     CUSTOMER_UPDATE_FIELD_NUMBER: _builtins.int
     STORE_ERASURE_FIELD_NUMBER: _builtins.int
+    OVERRIDES_CONTRADICTION_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
     """merchant_id is the merchant whose quarantine holds the webhook: at most 64 visible ASCII characters, empty for the
     webhooks that name none.
     """
     quarantine_id: _builtins.str
     """quarantine_id is required: 1 to 64 visible ASCII characters."""
+    overrides_contradiction: _builtins.bool
+    """overrides_contradiction applies a customer_update although another kind of the same buyer and moment was applied
+    (CustomersService.ApplyCustomerUpdate), and ranks it above that one: whoever sets it has decided which of the two is
+    true. It must be false for other updates.
+    """
     @_builtins.property
     def points_update(self) -> _points_pb2.PointsUpdate:
         """points_update is the event of a points webhook, with the limits of PointsService.ApplyPointsUpdate."""
@@ -502,10 +508,11 @@ class ReplayQuarantinedWebhookRequest(_message.Message):
         points_update: _points_pb2.PointsUpdate | None = ...,
         customer_update: _customers_pb2.ApplyCustomerUpdateRequest | None = ...,
         store_erasure: _programs_pb2.RequestStoreErasureRequest | None = ...,
+        overrides_contradiction: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["customer_update", b"customer_update", "points_update", b"points_update", "store_erasure", b"store_erasure", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_update", b"customer_update", "merchant_id", b"merchant_id", "points_update", b"points_update", "quarantine_id", b"quarantine_id", "store_erasure", b"store_erasure", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_update", b"customer_update", "merchant_id", b"merchant_id", "overrides_contradiction", b"overrides_contradiction", "points_update", b"points_update", "quarantine_id", b"quarantine_id", "store_erasure", b"store_erasure", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_update: _TypeAlias = _typing.Literal["points_update", "customer_update", "store_erasure"]  # noqa: Y015
     _WhichOneofArgType_update: _TypeAlias = _typing.Literal["update", b"update"]  # noqa: Y015

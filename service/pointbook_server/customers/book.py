@@ -251,10 +251,16 @@ class CustomersBook:
             "event_id": update.event_id,
             "content_digest": update.digest,
             "updated_at_ms": update.updated_at_ms,
+            "is_deletion": update.is_deletion,
             **update.buyer._asdict(),
         }
         if not await self._execute(sql.INSERT_UPDATE, values):
             raise RetryTransactionError
+
+    async def contradicts(self, update: CustomerUpdate) -> bool:
+        """Return whether a deletion and an update of one buyer and moment would both be applied."""
+        values = {"updated_at_ms": update.updated_at_ms, "is_deletion": update.is_deletion, **update.buyer._asdict()}
+        return await self._fetch_one(sql.READ_CONTRADICTION, values) is not None
 
     async def newest_update_ms(self, buyers: Iterable[AccountKey]) -> int:
         """Tell as of when the newest update of buyers is, whatever it told; 0 for none."""

@@ -153,12 +153,22 @@ class UpdateKind(StrEnum):
     REDACTED = "REDACTED"
 
 
+_RANKS = {kind: rank for rank, kind in enumerate(UpdateKind)}
+DECIDED_RANK = 10
+"""How much higher an update ranks for which an operator has decided; more than there are kinds."""
+
+
 class Stamp(NamedTuple):
     """How new an update is. SHOPLINE's times are whole seconds, so that kind and id order those of one moment."""
 
     at_ms: int
     rank: int
     event_id: str
+
+    @property
+    def is_deletion(self) -> bool:
+        """Whether the update was a deletion."""
+        return self.rank % DECIDED_RANK == _RANKS[UpdateKind.DELETED]
 
 
 NEVER = Stamp(0, 0, "")
@@ -215,11 +225,29 @@ class CustomerUpdate:
     mobile: str | None
     email: str | None
     updated_at_ms: int
+    is_decided: bool = False
+    """Whether an operator has decided for it, and against another kind of the same moment."""
 
     @property
     def stamp(self) -> Stamp:
         """How new the update is."""
-        return Stamp(self.updated_at_ms, list(UpdateKind).index(self.kind), self.event_id)
+        rank = _RANKS[self.kind] + (DECIDED_RANK if self.is_decided else 0)
+        return Stamp(self.updated_at_ms, rank, self.event_id)
+
+    @property
+    def is_deletion(self) -> bool | None:
+        """Whether it is a deletion, which has the body of an update; None for a redaction, whose body is its own."""
+        return None if self.kind is UpdateKind.REDACTED else self.kind is UpdateKind.DELETED
+
+    def contradicts(self, known: "KnownBuyer") -> bool:
+        """Return whether the newest update of the same buyer is of the same moment, and a deletion where this is not.
+
+        Only a decision of an operator tells which of the two is true: they may be one body under two topics.
+        """
+        return self.is_deletion is not None and any(
+            stamp.at_ms == self.updated_at_ms and stamp.is_deletion != self.is_deletion
+            for stamp in known.as_of.values()
+        )
 
     @property
     def digest(self) -> bytes:

@@ -130,8 +130,19 @@ class CustomersServicer(customers_pb2_grpc.CustomersServiceServicer):
         self, request: customers_pb2.ApplyCustomerUpdateRequest, _context: object
     ) -> customers_pb2.ApplyCustomerUpdateResponse:
         """Apply a customer webhook."""
+        return await self._apply(request, is_decided=False)
+
+    async def decide(
+        self, request: customers_pb2.ApplyCustomerUpdateRequest
+    ) -> customers_pb2.ApplyCustomerUpdateResponse:
+        """Apply a customer webhook for which an operator has decided, against another kind of the same moment."""
+        return await self._apply(request, is_decided=True)
+
+    async def _apply(
+        self, request: customers_pb2.ApplyCustomerUpdateRequest, *, is_decided: bool
+    ) -> customers_pb2.ApplyCustomerUpdateResponse:
         now_ms = self._clock()
-        update = _read_update(request, now_ms)
+        update = replace(_read_update(request, now_ms), is_decided=is_decided)
         applied = await self._store.apply(update, now_ms)
         told = log.bind(merchant_id=update.merchant_id, customer_id=applied.customer_id)
         for kind, cause in applied.skipped.items():

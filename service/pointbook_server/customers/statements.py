@@ -273,9 +273,18 @@ READ_UPDATE = _statement(
     "SELECT content_digest FROM customer_updates WHERE event_id = :event_id AND merchant_id = :merchant_id"
 )
 INSERT_UPDATE = _statement("""
-    INSERT INTO customer_updates (event_id, merchant_id, store_id, buyer_id, content_digest, updated_at_ms)
-    VALUES (:event_id, :merchant_id, :store_id, :buyer_id, :content_digest, :updated_at_ms)
+    INSERT INTO customer_updates
+        (event_id, merchant_id, store_id, buyer_id, content_digest, updated_at_ms, is_deletion)
+    VALUES (
+        :event_id, :merchant_id, :store_id, :buyer_id, :content_digest, :updated_at_ms, CAST(:is_deletion AS boolean)
+    )
     ON CONFLICT DO NOTHING
+""")
+READ_CONTRADICTION = _statement("""
+    SELECT event_id FROM customer_updates
+    WHERE buyer_id = :buyer_id AND store_id = :store_id AND merchant_id = :merchant_id
+        AND updated_at_ms = :updated_at_ms AND is_deletion <> CAST(:is_deletion AS boolean)
+    LIMIT 1
 """)
 READ_NEWEST_UPDATE = _statement(f"""
     SELECT max(u.updated_at_ms) AS updated_at_ms FROM customer_updates AS u JOIN {BUYERS}

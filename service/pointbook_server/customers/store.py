@@ -231,6 +231,7 @@ class CustomersStore:
                 await book.close_buyer(update.buyer)
                 return Applied(UpdateOutcome.REDACTED, updating.customer_id)
             if update.kind is not UpdateKind.REDACTED:
+                await updating.check_contradiction()
                 return await updating.write()
             await self._erase(connection, update.merchant_id, updating.buyers, update.updated_at_ms)
             if updating.customer is not None:

@@ -66,6 +66,22 @@ class Updating:
             )
         return digest is not None
 
+    async def check_contradiction(self) -> None:
+        """Raise EVENT_ID_REUSED for a deletion and an update of one buyer and moment, which may be one body.
+
+        The topic is not signed, so that either may be a copy of the other. The first that came stays until an operator
+        decides; an update that an operator has decided for is not checked.
+        """
+        update = self.update
+        if update.is_decided or update.is_deletion is None:
+            return
+        if update.contradicts(self.buyers[update.buyer]) or await self.ownership.book.contradicts(update):
+            raise PointbookError(
+                Reason.EVENT_ID_REUSED,
+                "A deletion and an update of the same moment may be one webhook under two topics; the first one stays.",
+                metadata={"event_id": update.event_id},
+            )
+
     async def remember(self) -> None:
         """Remember that the update was seen."""
         await self.ownership.book.remember_update(self.update)

@@ -80,6 +80,11 @@ class Customers(Protocol):
     ) -> customers_pb2.ApplyCustomerUpdateResponse:
         """Apply one customer webhook."""
 
+    async def decide(
+        self, request: customers_pb2.ApplyCustomerUpdateRequest, /
+    ) -> customers_pb2.ApplyCustomerUpdateResponse:
+        """Apply one customer webhook for which an operator has decided."""
+
 
 class Stores(Protocol):
     """What keeps requests to erase stores: ProgramsService itself."""
@@ -167,6 +172,8 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
         merchant_id, quarantine_id = _read_name(fields, request)
         kind = request.WhichOneof("update")
         fields.present("points_update", is_present=kind is not None)
+        if request.overrides_contradiction and kind != "customer_update":
+            fields.wrong("overrides_contradiction", "must be false unless there is a customer_update")
         event_id = getattr(request, kind).event_id if kind else ""
         if kind:
             fields.identifier(f"{kind}.event_id", event_id, length_max=EVENT_ID_LENGTH_MAX)
@@ -180,6 +187,8 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
             if error.reason is not Reason.DATABASE_UNAVAILABLE:
                 await self._store.release(claim)
             raise
+        if request.overrides_contradiction:
+            log.warning("audit: customer webhook decided for", merchant_id=merchant_id, quarantine_id=quarantine_id)
         response.replay_time.CopyFrom(to_timestamp(await self._store.mark_replayed(claim, self._clock())))
         return response
 
@@ -226,9 +235,12 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
                 return webhooks_pb2.ReplayQuarantinedWebhookResponse(
                     store_erasure=await self._stores.RequestStoreErasure(request.store_erasure, context)
                 )
-            return webhooks_pb2.ReplayQuarantinedWebhookResponse(
-                customer_update=await self._customers.ApplyCustomerUpdate(request.customer_update, context)
-            )
+            update = request.customer_update
+            if request.overrides_contradiction:
+                applied = await self._customers.decide(update)
+            else:
+                applied = await self._customers.ApplyCustomerUpdate(update, context)
+            return webhooks_pb2.ReplayQuarantinedWebhookResponse(customer_update=applied)
         except PointbookError as error:
             for violation in error.violations:
                 fields.wrong(f"{prefix}{violation.field}", violation.description)
