@@ -38,7 +38,7 @@ app = typer.Typer(
 token_app = typer.Typer(help="Make, list, rotate and revoke the bearer tokens of callers.", no_args_is_help=True)
 webhook_app = typer.Typer(help="Try a shim.", no_args_is_help=True)
 quarantine_app = typer.Typer(help="Deal with the webhooks that could not be applied.", no_args_is_help=True)
-store_app = typer.Typer(help="Erase stores, and list the requests to.", no_args_is_help=True)
+store_app = typer.Typer(help="Erase and release stores, and list the requests to erase.", no_args_is_help=True)
 benefits_app = typer.Typer(help="Bring a merchant's benefits over from SHOPLINE.", no_args_is_help=True)
 customer_app = typer.Typer(help="See what happened to a customer.", no_args_is_help=True)
 app.add_typer(token_app, name="token")
@@ -559,6 +559,19 @@ def erase_store(
 
     with open_stores(server) as stores:
         erase_all(stores, merchant, store_id, reason)
+
+
+@store_app.command("release")
+def release_store(
+    store_id: Annotated[str, typer.Argument(metavar="STORE", help="The store's id.")],
+    merchant: Annotated[str, typer.Option(help="The merchant that has it.")],
+    reason: Annotated[str, typer.Option(help="Why, for the audit log; name no person.")],
+    server: ServerOption = "",
+) -> None:
+    """Take a store without data from its merchant, so that another one can register it."""
+    with open_stores(server) as stores:
+        stores.release(merchant, store_id, reason)
+    typer.echo(f"Store {store_id} is released.")
 
 
 def open_stores(server: str) -> AbstractContextManager[Any]:

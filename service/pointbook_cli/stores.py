@@ -36,6 +36,11 @@ class Stores:
                 return
             request.page_token = page.next_page_token
 
+    def release(self, merchant_id: str, store_id: str, reason: str) -> None:
+        """Take a store from its merchant."""
+        request = programs_pb2.ReleaseStoreRequest(merchant_id=merchant_id, store_id=store_id, reason=reason)
+        self._programs.ReleaseStore(request, timeout=CALL_TIMEOUT_SECONDS, metadata=self._metadata)
+
     def erase(self, merchant_id: str, store_id: str, reason: str) -> Iterator[programs_pb2.EraseStoreResponse]:
         """Erase a store part by part until nothing remains."""
         request = programs_pb2.EraseStoreRequest(merchant_id=merchant_id, store_id=store_id, reason=reason)

@@ -33,6 +33,7 @@ DELETED_FROM = {
     "points_entries",
     "quarantined_webhooks",
     "redemption_refusals",
+    "stores",
     "user_groups",
     "validation_challenges",
     "validation_tallies",

@@ -206,7 +206,8 @@ class Server:
             raise OSError(f"POINTBOOK_GRPC_ADDRESS: gRPC cannot listen on {settings.grpc_address}") from error
 
     def _add_services(self, senders: Mapping[Channel, Sender], clock: ServerClock, *, development: bool) -> None:
-        programs = ProgramsStore(self._database)
+        self._quarantine = quarantine = self._build_quarantine()
+        programs = ProgramsStore(self._database, quarantine)
         challenges = ValidationCodesStore(self._database)
         kept = RedemptionsStore(self._database, programs, LedgerBook, CustomersBook, challenges)
         ledger = LedgerStore(self._database, kept, register_stores=development)
@@ -235,7 +236,6 @@ class Server:
         redemption_pb2_grpc.add_RedemptionServiceServicer_to_server(
             RedemptionServicer(self._redemptions, self._codes, self._refusals, timeline, clock), server
         )
-        self._quarantine = quarantine = self._build_quarantine()
         tombstones = Tombstones(list(self._settings.code_key_bytes().values()))
         known = CustomersStore(self._database, quarantine, challenges, tombstones, register_stores=development)
         customers = CustomersServicer(known, UserGroupsStore(self._database), clock)

@@ -15,6 +15,7 @@ import pytest
 from e2e.processes import HAS_PROC, Finished, Running, free_port, grpc_health, is_alive, one_line, pointbook, running
 from embedded_database import Cluster
 from harness import Client, Shop, refused, unique
+from pointbook.v1 import programs_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from waiting import until
 
@@ -234,8 +235,9 @@ async def test_a_tokens_secret_is_shown_once(database_url: str, tmp_path: Path) 
 
     address = free_address()
     async with serving(tmp_path, DATABASE_URL=database_url, GRPC_ADDRESS=address) as process:
+        request = programs_pb2.ListStoresRequest(merchant_id=shop.merchant_id)
         client = Client(int(address.rpartition(":")[2]), bearer)
-        await client.put_store(shop.merchant_id, shop.store_id)
+        await client.programs.ListStores(request)
         forbidden = await refused(client.apply(shop.update()))
         assert (forbidden.code, forbidden.reason) == (grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING")
 
@@ -244,7 +246,7 @@ async def test_a_tokens_secret_is_shown_once(database_url: str, tmp_path: Path) 
 
         async def is_refused() -> bool:
             try:
-                await client.put_store(shop.merchant_id, shop.store_id)
+                await client.programs.ListStores(request)
             except grpc.aio.AioRpcError as error:
                 return error.code() is grpc.StatusCode.UNAUTHENTICATED
             return False

@@ -61,3 +61,21 @@ async def test_what_can_be_mended_is_one_line(service: Service, shop: Shop, sett
     assert one_line(denied) == "SCOPE_MISSING: The token lacks the scope admin."
     assert one_line(unknown).startswith("STORE_NOT_FOUND: ")
     assert one_line(blank) == "INVALID_FIELDS: reason is required"
+
+
+async def test_a_store_is_released(service: Service, client: Client, shop: Shop, settings: dict[str, str]) -> None:
+    """By an operator for all merchants; one with points stays with its merchant."""
+    kept = Shop(shop.merchant_id, unique("store"))
+    await client.put_store(kept.merchant_id, kept.store_id)
+    await client.apply(kept.update())
+    merchant, why = ("--merchant", shop.merchant_id), ("--reason", "a wrong merchant")
+    own = await make_token(service.database_url, [shop.merchant_id], list(Scope))
+    denied = await pointbook("store", "release", shop.store_id, *merchant, *why, **{**settings, "TOKEN": own})
+    released = await pointbook("store", "release", shop.store_id, *merchant, *why, **settings)
+    again = await pointbook("store", "release", shop.store_id, *merchant, *why, **settings)
+    in_use = await pointbook("store", "release", kept.store_id, *merchant, *why, **settings)
+
+    assert one_line(denied).startswith("MERCHANT_FORBIDDEN: ")
+    assert released == Finished(0, f"Store {shop.store_id} is released.\n", "")
+    assert one_line(again).startswith("STORE_NOT_FOUND: ")
+    assert one_line(in_use).startswith("STORE_IN_USE: ")

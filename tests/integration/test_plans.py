@@ -54,6 +54,8 @@ IN_TRANSACTIONS = {
     "READ_NEWEST_UPDATE",
     "LOCK_BUYERS",
     "SUM_OPEN",
+    "READ_USES",
+    "SHARE_STORES",
     "DELETE_OLD.challenges",
     "DELETE_OLD.tallies",
     "DELETE_OLD.missed_calls",

@@ -1,17 +1,20 @@
 """ProgramsService on a real database: stores and programs, each limit of their fields, etags, and lists."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import pytest
+import structlog
 from google.protobuf.duration_pb2 import Duration
 
-from harness import Client, Refusal, Service, Shop, refused, unique
+from harness import NOW_MS, Client, Refusal, Service, Shop, at, make_token, refused, unique
 from integration.points import superuser
-from pointbook.v1 import programs_pb2, redemption_pb2
+from pointbook.v1 import benefits_pb2, identity_pb2, programs_pb2, redemption_pb2, webhooks_pb2
 from pointbook_server import paging
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
 
 SMS = redemption_pb2.VALIDATION_TYPE_SMS
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
@@ -170,6 +173,143 @@ async def test_a_store_belongs_to_one_merchant(client: Client, shop: Shop) -> No
 
     found = await refused(get_store(client, thief, shop.store_id))
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "STORE_NOT_FOUND")
+    assert (await get_store(client, shop.merchant_id, shop.store_id)).store.merchant_id == shop.merchant_id
+
+
+STORE_UNKNOWN = webhooks_pb2.QUARANTINE_REASON_STORE_UNKNOWN
+MALFORMED = webhooks_pb2.QUARANTINE_REASON_MALFORMED
+
+
+async def quarantine(client: Client, merchant_id: str, store_id: str, **changes: Any) -> str:
+    """Quarantine a webhook whose body names a store, and whose header a merchant."""
+    values: dict[str, Any] = {
+        "merchant_id": merchant_id,
+        "topic": "app_memberSystem_points/challenged",
+        "body": b'{"store_id": "%s"}' % store_id.encode(),
+        "reason": STORE_UNKNOWN,
+    }
+    request = webhooks_pb2.QuarantineWebhookRequest(**(values | changes))
+    return (await client.webhooks.QuarantineWebhook(request)).quarantine_id
+
+
+@asynccontextmanager
+async def limited(service: Service, merchants: list[str], *scopes: Scope) -> AsyncIterator[Client]:
+    """Yield a client whose token is for some merchants and scopes."""
+    client = Client(service.server.port, await make_token(service.database_url, merchants, list(scopes)))
+    yield client
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    "token", [([], [Scope.STORES, Scope.ADMIN, Scope.WEBHOOKS]), ([ALL_MERCHANTS], [Scope.STORES, Scope.WEBHOOKS])]
+)
+async def test_a_store_is_first_registered_by_an_operator(
+    service: Service, client: Client, shop: Shop, token: tuple[list[str], list[Scope]]
+) -> None:
+    """Another token is refused alike, whether the store is free or another merchant's; it may change its own."""
+    mine, free = unique("merchant"), unique("store")
+    merchants, scopes = token
+    async with limited(service, merchants or [mine], *scopes) as other:
+        found = {}
+        for store_id in (free, shop.store_id):
+            for etag in ("", "1"):
+                refusal = await refused(put_store(other, programs_pb2.Store(merchant_id=mine, store_id=store_id), etag))
+                assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "STORE_UNPROVEN")
+                assert refusal.metadata == {"store_id": store_id}
+                found[store_id, etag] = refusal.message
+        assert len(set(found.values())) == 1
+        await client.put_store(mine, free)
+        await put_store(other, programs_pb2.Store(merchant_id=mine, store_id=free, display_name="Mine"))
+
+
+async def test_a_waiting_webhook_proves_whose_a_store_is(service: Service, client: Client) -> None:
+    """For its store and its merchant alone, and once: a store that has an owner needs no proof, and takes none."""
+    mine, store_id, thief = unique("merchant"), unique("store"), unique("merchant")
+    await quarantine(client, mine, store_id)
+    async with limited(service, [mine], Scope.STORES) as owner, limited(service, [thief], Scope.STORES) as other:
+        named = programs_pb2.Store(merchant_id=thief, store_id=store_id)
+        assert (await refused(put_store(other, named))).reason == "STORE_UNPROVEN"
+        second = programs_pb2.Store(merchant_id=mine, store_id=unique("store"))
+        assert (await refused(put_store(owner, second))).reason == "STORE_UNPROVEN"
+        await put_store(owner, programs_pb2.Store(merchant_id=mine, store_id=store_id))
+        assert (await refused(put_store(other, named))).reason == "STORE_UNPROVEN"
+
+
+@pytest.mark.parametrize("case", ["copy", "other_body", "unvouched", "other_reason", "dropped", "body_of_no_store"])
+async def test_what_is_no_proof(service: Service, client: Client, case: str) -> None:
+    """A copy or another webhook of the store under another merchant, or a webhook that the token brought itself."""
+    mine, store_id, victim = unique("merchant"), unique("store"), unique("merchant")
+    async with limited(service, [mine], Scope.STORES, Scope.WEBHOOKS) as own:
+        if case == "unvouched":
+            await quarantine(own, mine, store_id)
+        elif case == "other_reason":
+            await quarantine(client, mine, store_id, reason=MALFORMED)
+        elif case == "body_of_no_store":
+            await quarantine(client, mine, store_id, body=b'{"id": "%s"}' % store_id.encode(), topic="customers/update")
+        else:
+            quarantine_id = await quarantine(client, mine, store_id)
+        if case == "copy":
+            await quarantine(client, victim, store_id)
+        if case == "other_body":
+            await quarantine(client, victim, store_id, body=b'{"store_id": "%s", "n": 1}' % store_id.encode())
+        if case == "dropped":
+            await client.webhooks.DropQuarantinedWebhook(
+                webhooks_pb2.DropQuarantinedWebhookRequest(merchant_id=mine, quarantine_id=quarantine_id, reason="test")
+            )
+        store = programs_pb2.Store(merchant_id=mine, store_id=store_id)
+        assert (await refused(put_store(own, store))).reason == "STORE_UNPROVEN"
+        if case == "unvouched":
+            await quarantine(client, mine, store_id)
+            await put_store(own, store)
+
+
+async def release(client: Client, shop: Shop, reason: str = "a wrong merchant") -> None:
+    """Release a store."""
+    request = programs_pb2.ReleaseStoreRequest(merchant_id=shop.merchant_id, store_id=shop.store_id, reason=reason)
+    await client.programs.ReleaseStore(request)
+
+
+async def test_a_released_store_is_free(service: Service, client: Client, shop: Shop) -> None:
+    """For any merchant, and by an operator for all merchants alone, who says why."""
+    other = Shop(unique("merchant"), shop.store_id)
+    async with limited(service, [shop.merchant_id], *Scope) as own:
+        assert (await refused(release(own, shop))).reason == "MERCHANT_FORBIDDEN"
+    async with limited(service, [ALL_MERCHANTS], Scope.STORES) as clerk:
+        assert (await refused(release(clerk, shop))).reason == "SCOPE_MISSING"
+    assert (await refused(release(client, other))).reason == "STORE_NOT_FOUND"
+    assert set((await refused(release(client, shop, " "))).fields) == {"reason"}
+    with structlog.testing.capture_logs() as logs:
+        await release(client, shop)
+    [entry] = [entry for entry in logs if entry["event"].startswith("audit")]
+    assert (entry["merchant_id"], entry["store_id"]) == (shop.merchant_id, shop.store_id)
+    assert (entry["reason"], bool(entry["token_id"])) == ("a wrong merchant", True)
+    assert (await refused(release(client, shop))).reason == "STORE_NOT_FOUND"
+    await client.put_store(other.merchant_id, other.store_id)
+    assert (await refused(get_store(client, shop.merchant_id, shop.store_id))).reason == "STORE_NOT_FOUND"
+
+
+@pytest.mark.parametrize("use", ["points_accounts", "customer_buyers", "store_erasures", "programs", "benefits"])
+async def test_a_store_with_data_stays_with_its_merchant(client: Client, shop: Shop, use: str) -> None:
+    """Whatever names it, no other merchant gets it."""
+    if use == "points_accounts":
+        await client.apply(shop.update())
+    elif use == "customer_buyers":
+        buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")]
+        await client.put_customer(shop.merchant_id, "alice", buyers=buyers)
+    elif use == "store_erasures":
+        request = programs_pb2.RequestStoreErasureRequest(
+            event_id="e", merchant_id=shop.merchant_id, store_id=shop.store_id, request_time=at(NOW_MS)
+        )
+        await client.programs.RequestStoreErasure(request)
+    elif use == "programs":
+        await put(client, plain_program(shop))
+    else:
+        benefit = benefits_pb2.Benefit(merchant_id=shop.merchant_id, benefit_id="b", store_ids=[shop.store_id])
+        await client.benefits.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=benefit))
+
+    found = await refused(release(client, shop))
+    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "STORE_IN_USE")
+    assert found.metadata == {"store_id": shop.store_id, "used_by": use}
     assert (await get_store(client, shop.merchant_id, shop.store_id)).store.merchant_id == shop.merchant_id
 
 

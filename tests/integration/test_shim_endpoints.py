@@ -113,7 +113,7 @@ async def test_headers_that_do_not_fit_are_quarantined(
     http: httpx.AsyncClient, client: Client, shop: Shop, endpoint: str, headers: dict[str, str]
 ) -> None:
     """A captured update becomes no deletion, and reaches no other merchant; the endpoint's own one can look at it."""
-    body = points(shop) if endpoint == POINTS_ID else customer("buyer-2")
+    body = points(shop) if endpoint == POINTS_ID else customer(unique("buyer"))
 
     assert await post(http, f"{PATH}/{endpoint}", body, **headers) == (200, "QUARANTINED")
     assert await reasons(client, shop.merchant_id) == ["ENDPOINT_MISMATCH"]

@@ -14,8 +14,9 @@ from pointbook_server.customers.model import GroupKey, Identifier, Kind, Tombsto
 from pointbook_server.customers.store import CustomersStore
 from pointbook_server.database import Connection, Database, Statement
 from pointbook_server.ledger.model import AccountKey
+from pointbook_server.metrics import Metrics
 from pointbook_server.validation_codes.store import ValidationCodesStore
-from pointbook_server.webhooks.model import Bounds
+from pointbook_server.webhooks.model import Bounds, Limits
 from pointbook_server.webhooks.sealing import Sealer
 from pointbook_server.webhooks.store import WebhooksStore
 
@@ -35,9 +36,9 @@ async def people(client: Client, shop: Shop) -> Shop:
 async def store(service: Service) -> AsyncIterator[CustomersStore]:
     """The store of customers, as a redemption is given it."""
     database = Database(service.database_url, pool_size=2)
-    yield CustomersStore(
-        database, WebhooksStore(database, Sealer({}), Bounds(1, 1)), ValidationCodesStore(database), Tombstones([])
-    )
+    limits = Limits(merchant=Bounds(1, 1), shared=Bounds(1, 1), total=Bounds(1, 1))
+    quarantine = WebhooksStore(database, Sealer({}), limits, Metrics())
+    yield CustomersStore(database, quarantine, ValidationCodesStore(database), Tombstones([]))
     await database.dispose()
 
 

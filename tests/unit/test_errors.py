@@ -36,7 +36,12 @@ CODES_OF_CALLS = {
         Reason.REFERENCE_REUSED,
         Reason.STORE_TAKEN,
     },
-    StatusCode.FAILED_PRECONDITION: {Reason.REDEMPTION_SETTLED, Reason.KEY_NOT_CONFIGURED},
+    StatusCode.FAILED_PRECONDITION: {
+        Reason.REDEMPTION_SETTLED,
+        Reason.KEY_NOT_CONFIGURED,
+        Reason.STORE_UNPROVEN,
+        Reason.STORE_IN_USE,
+    },
     StatusCode.RESOURCE_EXHAUSTED: {Reason.QUEUE_FULL, Reason.SEND_LIMIT_REACHED},
     StatusCode.ABORTED: {Reason.STALE_ETAG, Reason.TRANSACTION_CONFLICT},
     StatusCode.UNAVAILABLE: {

@@ -107,7 +107,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Retry: no, the request must change.
     """
     ERROR_REASON_STORE_TAKEN: _ErrorReason.ValueType  # 43
-    """ERROR_REASON_STORE_TAKEN: the store belongs to another merchant. Example: ALREADY_EXISTS,
+    """ERROR_REASON_STORE_TAKEN: the store belongs to another merchant; only a token that may register any store is told.
+    Example: ALREADY_EXISTS,
     {store_id: "1718263946864"}.
     Retry: no, the request must change.
     """
@@ -330,6 +331,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     no calls; another server may. Example: UNAVAILABLE with RetryInfo.
     Retry: yes, soon.
     """
+    ERROR_REASON_STORE_UNPROVEN: _ErrorReason.ValueType  # 119
+    """ERROR_REASON_STORE_UNPROVEN: the merchant does not have the store, and the token may not register it: it is not for
+    all merchants with the scope `admin`, and no webhook that waits in quarantine proves whose the store is. Whether
+    another merchant has it is not told. Example: FAILED_PRECONDITION, {store_id: "1718263946864"}.
+    Retry: no, an operator must act.
+    """
+    ERROR_REASON_STORE_IN_USE: _ErrorReason.ValueType  # 120
+    """ERROR_REASON_STORE_IN_USE: the store has data of its merchant, and stays with it. Example: FAILED_PRECONDITION,
+    {store_id: "1718263946864", used_by: "points_accounts"}.
+    Retry: no, until the state has changed.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is why a call failed or a redemption was refused. It stands without its prefix in
@@ -425,7 +437,8 @@ another one already"}.
 Retry: no, the request must change.
 """
 ERROR_REASON_STORE_TAKEN: ErrorReason.ValueType  # 43
-"""ERROR_REASON_STORE_TAKEN: the store belongs to another merchant. Example: ALREADY_EXISTS,
+"""ERROR_REASON_STORE_TAKEN: the store belongs to another merchant; only a token that may register any store is told.
+Example: ALREADY_EXISTS,
 {store_id: "1718263946864"}.
 Retry: no, the request must change.
 """
@@ -647,5 +660,16 @@ ERROR_REASON_CLOCK_WRONG: ErrorReason.ValueType  # 117
 """ERROR_REASON_CLOCK_WRONG: the clock of this server differs from the database's by more than 30 s, so that it answers
 no calls; another server may. Example: UNAVAILABLE with RetryInfo.
 Retry: yes, soon.
+"""
+ERROR_REASON_STORE_UNPROVEN: ErrorReason.ValueType  # 119
+"""ERROR_REASON_STORE_UNPROVEN: the merchant does not have the store, and the token may not register it: it is not for
+all merchants with the scope `admin`, and no webhook that waits in quarantine proves whose the store is. Whether
+another merchant has it is not told. Example: FAILED_PRECONDITION, {store_id: "1718263946864"}.
+Retry: no, an operator must act.
+"""
+ERROR_REASON_STORE_IN_USE: ErrorReason.ValueType  # 120
+"""ERROR_REASON_STORE_IN_USE: the store has data of its merchant, and stays with it. Example: FAILED_PRECONDITION,
+{store_id: "1718263946864", used_by: "points_accounts"}.
+Retry: no, until the state has changed.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -209,6 +209,53 @@ class PutStoreResponse(_message.Message):
 Global___PutStoreResponse: _TypeAlias = PutStoreResponse  # noqa: Y015
 
 @_typing.final
+class ReleaseStoreRequest(_message.Message):
+    """ReleaseStoreRequest asks ProgramsService.ReleaseStore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """merchant_id is the merchant that has the store: 1 to 64 visible ASCII characters, required."""
+    store_id: _builtins.str
+    """store_id is required: 1 to 64 visible ASCII characters."""
+    reason: _builtins.str
+    """reason is kept in the audit log, so it should name no person: 1 to 500 characters, required."""
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        store_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["merchant_id", b"merchant_id", "reason", b"reason", "store_id", b"store_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseStoreRequest: _TypeAlias = ReleaseStoreRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseStoreResponse(_message.Message):
+    """ReleaseStoreResponse answers ProgramsService.ReleaseStore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseStoreResponse: _TypeAlias = ReleaseStoreResponse  # noqa: Y015
+
+@_typing.final
 class GetStoreRequest(_message.Message):
     """GetStoreRequest asks ProgramsService.GetStore."""
 

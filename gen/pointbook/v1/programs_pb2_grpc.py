@@ -41,6 +41,11 @@ class ProgramsServiceStub:
                 request_serializer=pointbook_dot_v1_dot_programs__pb2.PutStoreRequest.SerializeToString,
                 response_deserializer=pointbook_dot_v1_dot_programs__pb2.PutStoreResponse.FromString,
                 _registered_method=True)
+        self.ReleaseStore = channel.unary_unary(
+                '/pointbook.v1.ProgramsService/ReleaseStore',
+                request_serializer=pointbook_dot_v1_dot_programs__pb2.ReleaseStoreRequest.SerializeToString,
+                response_deserializer=pointbook_dot_v1_dot_programs__pb2.ReleaseStoreResponse.FromString,
+                _registered_method=True)
         self.GetStore = channel.unary_unary(
                 '/pointbook.v1.ProgramsService/GetStore',
                 request_serializer=pointbook_dot_v1_dot_programs__pb2.GetStoreRequest.SerializeToString,
@@ -89,10 +94,30 @@ class ProgramsServiceServicer:
     """
 
     def PutStore(self, request, context):
-        """PutStore registers a store for a merchant, or replaces its details. A store belongs to one merchant for good.
+        """PutStore registers a store for a merchant, or replaces its details. A store belongs to one merchant until it is
+        released.
 
-        Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields, ALREADY_EXISTS (STORE_TAKEN) for another merchant's
-        store, ABORTED (STALE_ETAG).
+        Scope `stores`. To register a store that the merchant does not have takes a token for all merchants with the scope
+        `admin`, or a proof: a webhook of reason STORE_UNKNOWN waits in quarantine whose signed body names the store and
+        whose header names the merchant; a token for all merchants, as the shim has, quarantined it; and no webhook or copy
+        of one there names the store with another merchant. The header is not signed: the proof is as good as that no
+        stranger delivers a captured body of the store in the merchant's name before SHOPLINE does in its owner's.
+
+        Errors: INVALID_ARGUMENT for wrong fields, FAILED_PRECONDITION (STORE_UNPROVEN) for a store that the merchant does
+        not have, alike whether another merchant has it, ALREADY_EXISTS (STORE_TAKEN) in place of that for a token that may
+        register any store, ABORTED (STALE_ETAG).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseStore(self, request, context):
+        """ReleaseStore takes a store from its merchant, so that another one can register it. It is refused while the merchant
+        has data of the store: points accounts, buyers, requests to erase it, or programs or benefits that name it. Such a
+        store never passes to another merchant. The audit log keeps that it was released, and why.
+
+        Scope `admin`, for all merchants. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for
+        another merchant's store and for one that is released already, FAILED_PRECONDITION (STORE_IN_USE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -203,6 +228,11 @@ def add_ProgramsServiceServicer_to_server(servicer, server):
                     request_deserializer=pointbook_dot_v1_dot_programs__pb2.PutStoreRequest.FromString,
                     response_serializer=pointbook_dot_v1_dot_programs__pb2.PutStoreResponse.SerializeToString,
             ),
+            'ReleaseStore': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseStore,
+                    request_deserializer=pointbook_dot_v1_dot_programs__pb2.ReleaseStoreRequest.FromString,
+                    response_serializer=pointbook_dot_v1_dot_programs__pb2.ReleaseStoreResponse.SerializeToString,
+            ),
             'GetStore': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStore,
                     request_deserializer=pointbook_dot_v1_dot_programs__pb2.GetStoreRequest.FromString,
@@ -273,6 +303,33 @@ class ProgramsService:
             '/pointbook.v1.ProgramsService/PutStore',
             pointbook_dot_v1_dot_programs__pb2.PutStoreRequest.SerializeToString,
             pointbook_dot_v1_dot_programs__pb2.PutStoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pointbook.v1.ProgramsService/ReleaseStore',
+            pointbook_dot_v1_dot_programs__pb2.ReleaseStoreRequest.SerializeToString,
+            pointbook_dot_v1_dot_programs__pb2.ReleaseStoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,10 +36,26 @@ class ProgramsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ProgramsServiceAsyncStub: ...
     PutStore: _grpc.UnaryUnaryMultiCallable[_programs_pb2.PutStoreRequest, _programs_pb2.PutStoreResponse]
-    """PutStore registers a store for a merchant, or replaces its details. A store belongs to one merchant for good.
+    """PutStore registers a store for a merchant, or replaces its details. A store belongs to one merchant until it is
+    released.
 
-    Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields, ALREADY_EXISTS (STORE_TAKEN) for another merchant's
-    store, ABORTED (STALE_ETAG).
+    Scope `stores`. To register a store that the merchant does not have takes a token for all merchants with the scope
+    `admin`, or a proof: a webhook of reason STORE_UNKNOWN waits in quarantine whose signed body names the store and
+    whose header names the merchant; a token for all merchants, as the shim has, quarantined it; and no webhook or copy
+    of one there names the store with another merchant. The header is not signed: the proof is as good as that no
+    stranger delivers a captured body of the store in the merchant's name before SHOPLINE does in its owner's.
+
+    Errors: INVALID_ARGUMENT for wrong fields, FAILED_PRECONDITION (STORE_UNPROVEN) for a store that the merchant does
+    not have, alike whether another merchant has it, ALREADY_EXISTS (STORE_TAKEN) in place of that for a token that may
+    register any store, ABORTED (STALE_ETAG).
+    """
+    ReleaseStore: _grpc.UnaryUnaryMultiCallable[_programs_pb2.ReleaseStoreRequest, _programs_pb2.ReleaseStoreResponse]
+    """ReleaseStore takes a store from its merchant, so that another one can register it. It is refused while the merchant
+    has data of the store: points accounts, buyers, requests to erase it, or programs or benefits that name it. Such a
+    store never passes to another merchant. The audit log keeps that it was released, and why.
+
+    Scope `admin`, for all merchants. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for
+    another merchant's store and for one that is released already, FAILED_PRECONDITION (STORE_IN_USE).
     """
     GetStore: _grpc.UnaryUnaryMultiCallable[_programs_pb2.GetStoreRequest, _programs_pb2.GetStoreResponse]
     """GetStore answers one store.
@@ -115,10 +131,26 @@ class ProgramsServiceAsyncStub(ProgramsServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PutStore: _aio.UnaryUnaryMultiCallable[_programs_pb2.PutStoreRequest, _programs_pb2.PutStoreResponse]  # type: ignore[assignment]
-    """PutStore registers a store for a merchant, or replaces its details. A store belongs to one merchant for good.
+    """PutStore registers a store for a merchant, or replaces its details. A store belongs to one merchant until it is
+    released.
 
-    Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields, ALREADY_EXISTS (STORE_TAKEN) for another merchant's
-    store, ABORTED (STALE_ETAG).
+    Scope `stores`. To register a store that the merchant does not have takes a token for all merchants with the scope
+    `admin`, or a proof: a webhook of reason STORE_UNKNOWN waits in quarantine whose signed body names the store and
+    whose header names the merchant; a token for all merchants, as the shim has, quarantined it; and no webhook or copy
+    of one there names the store with another merchant. The header is not signed: the proof is as good as that no
+    stranger delivers a captured body of the store in the merchant's name before SHOPLINE does in its owner's.
+
+    Errors: INVALID_ARGUMENT for wrong fields, FAILED_PRECONDITION (STORE_UNPROVEN) for a store that the merchant does
+    not have, alike whether another merchant has it, ALREADY_EXISTS (STORE_TAKEN) in place of that for a token that may
+    register any store, ABORTED (STALE_ETAG).
+    """
+    ReleaseStore: _aio.UnaryUnaryMultiCallable[_programs_pb2.ReleaseStoreRequest, _programs_pb2.ReleaseStoreResponse]  # type: ignore[assignment]
+    """ReleaseStore takes a store from its merchant, so that another one can register it. It is refused while the merchant
+    has data of the store: points accounts, buyers, requests to erase it, or programs or benefits that name it. Such a
+    store never passes to another merchant. The audit log keeps that it was released, and why.
+
+    Scope `admin`, for all merchants. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for
+    another merchant's store and for one that is released already, FAILED_PRECONDITION (STORE_IN_USE).
     """
     GetStore: _aio.UnaryUnaryMultiCallable[_programs_pb2.GetStoreRequest, _programs_pb2.GetStoreResponse]  # type: ignore[assignment]
     """GetStore answers one store.
@@ -196,10 +228,31 @@ class ProgramsServiceServicer:
         request: _programs_pb2.PutStoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_programs_pb2.PutStoreResponse, _abc.Awaitable[_programs_pb2.PutStoreResponse]]:
-        """PutStore registers a store for a merchant, or replaces its details. A store belongs to one merchant for good.
+        """PutStore registers a store for a merchant, or replaces its details. A store belongs to one merchant until it is
+        released.
 
-        Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields, ALREADY_EXISTS (STORE_TAKEN) for another merchant's
-        store, ABORTED (STALE_ETAG).
+        Scope `stores`. To register a store that the merchant does not have takes a token for all merchants with the scope
+        `admin`, or a proof: a webhook of reason STORE_UNKNOWN waits in quarantine whose signed body names the store and
+        whose header names the merchant; a token for all merchants, as the shim has, quarantined it; and no webhook or copy
+        of one there names the store with another merchant. The header is not signed: the proof is as good as that no
+        stranger delivers a captured body of the store in the merchant's name before SHOPLINE does in its owner's.
+
+        Errors: INVALID_ARGUMENT for wrong fields, FAILED_PRECONDITION (STORE_UNPROVEN) for a store that the merchant does
+        not have, alike whether another merchant has it, ALREADY_EXISTS (STORE_TAKEN) in place of that for a token that may
+        register any store, ABORTED (STALE_ETAG).
+        """
+
+    def ReleaseStore(
+        self,
+        request: _programs_pb2.ReleaseStoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_programs_pb2.ReleaseStoreResponse, _abc.Awaitable[_programs_pb2.ReleaseStoreResponse]]:
+        """ReleaseStore takes a store from its merchant, so that another one can register it. It is refused while the merchant
+        has data of the store: points accounts, buyers, requests to erase it, or programs or benefits that name it. Such a
+        store never passes to another merchant. The audit log keeps that it was released, and why.
+
+        Scope `admin`, for all merchants. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for
+        another merchant's store and for one that is released already, FAILED_PRECONDITION (STORE_IN_USE).
         """
 
     def GetStore(

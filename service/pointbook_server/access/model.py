@@ -40,6 +40,8 @@ class Access:
     scope: Scope | None
     merchant_path: str = "merchant_id"
     further_merchant_paths: tuple[str, ...] = ()
+    for_all_merchants: bool = False
+    """Whether the token must be for all merchants, whichever one the request names."""
 
 
 METHODS = {
@@ -71,6 +73,7 @@ METHODS = {
     "ProgramsService/RequestStoreErasure": Access(Scope.WEBHOOKS),
     "ProgramsService/ListStoreErasures": Access(Scope.STORES),
     "ProgramsService/EraseStore": Access(Scope.ADMIN),
+    "ProgramsService/ReleaseStore": Access(Scope.ADMIN, for_all_merchants=True),
     "ProgramsService/PutProgram": Access(Scope.ADMIN, "program.merchant_id"),
     "ProgramsService/GetProgram": Access(Scope.REDEEM),
     "ProgramsService/ListPrograms": Access(Scope.REDEEM),
@@ -155,6 +158,11 @@ class Principal:
         if self.client_names and self.client_names.isdisjoint(names):
             raise _token_invalid()
 
+    @property
+    def may_register_stores(self) -> bool:
+        """Whether it may register a store that no merchant has, without a proof."""
+        return Scope.ADMIN in self.scopes and ALL_MERCHANTS in self.merchants
+
     def check_scope(self, scope: Scope) -> None:
         """Raise SCOPE_MISSING unless the scope is allowed."""
         if scope not in self.scopes:
@@ -182,7 +190,9 @@ current_principal: ContextVar[Principal] = ContextVar("current_principal")
 
 
 def merchants_of(message: Any, access: Access) -> set[str]:
-    """Read all merchants that a request names where its method says."""
+    """Read all merchants that a request names where its method says; none where only a token for all may call it."""
+    if access.for_all_merchants:
+        return set()
     paths = (access.merchant_path, *access.further_merchant_paths)
     return {merchant_id for path in paths for merchant_id in merchants_named(message, path)}
 

@@ -97,8 +97,10 @@ class Filter:
 class Programs(Protocol):
     """Where stores and programs are kept."""
 
-    async def own_stores(self, connection: Connection, merchant_id: str, store_ids: Collection[str]) -> set[str]:
-        """Tell which stores are the merchant's."""
+    async def own_stores(
+        self, connection: Connection, merchant_id: str, store_ids: Collection[str], *, is_update: bool = False
+    ) -> set[str]:
+        """Return which stores are the merchant's; for an update they stay so until its transaction ends."""
 
     async def read(self, connection: Connection, merchant_id: str, program_ids: Collection[int]) -> dict[int, Program]:
         """Read programs, as far as the merchant has them."""
@@ -123,7 +125,7 @@ class BenefitsStore:
         named = {"benefit": benefit.benefit_id, "merchant": benefit.merchant_id}
 
         async def work(connection: Connection) -> int:
-            await self._check_stores(connection, benefit.merchant_id, benefit.store_ids)
+            await self._check_stores(connection, benefit.merchant_id, benefit.store_ids, is_update=True)
             kept = await connection.fetch_one(LOCK_BENEFIT, named)
             revision = _revision_after(kept, expected_revision)
             values = {**_to_row(benefit), "revision": revision, "updated_at_ms": now_ms}
@@ -210,9 +212,13 @@ class BenefitsStore:
 
         await self._database.transaction(work)
 
-    async def _check_stores(self, connection: Connection, merchant_id: str, store_ids: Sequence[str]) -> None:
-        """Raise STORE_NOT_FOUND for the first store that is not the merchant's. Stores are never deleted or moved."""
-        known = await self._programs.own_stores(connection, merchant_id, store_ids) if store_ids else set()
+    async def _check_stores(
+        self, connection: Connection, merchant_id: str, store_ids: Sequence[str], *, is_update: bool = False
+    ) -> None:
+        """Raise STORE_NOT_FOUND for the first store that is not the merchant's."""
+        known: set[str] = set()
+        if store_ids:
+            known = await self._programs.own_stores(connection, merchant_id, store_ids, is_update=is_update)
         for store_id in store_ids:
             if store_id not in known:
                 raise store_not_found(store_id)

@@ -15,6 +15,7 @@ from phonenumbers import SUPPORTED_REGIONS
 
 from pointbook.v1 import programs_pb2, programs_pb2_grpc, redemption_pb2
 from pointbook_server import paging
+from pointbook_server.access.model import current_principal
 from pointbook_server.clock import Clock
 from pointbook_server.fields import (
     DAY_MS,
@@ -104,8 +105,26 @@ class ProgramsServicer(programs_pb2_grpc.ProgramsServiceServicer):
             display_name=fields.text("store.display_name", request.store.display_name, length_max=NAME_LENGTH_MAX),
         )
         fields.check()
-        revision = await self._store.put_store(store, read_etag(request.etag), self._clock())
+        may_register = current_principal.get().may_register_stores
+        revision = await self._store.put_store(store, read_etag(request.etag), self._clock(), may_register=may_register)
         return programs_pb2.PutStoreResponse(store=_write_store(store), etag=str(revision))
+
+    async def ReleaseStore(
+        self, request: programs_pb2.ReleaseStoreRequest, _context: object
+    ) -> programs_pb2.ReleaseStoreResponse:
+        """Take a store from its merchant, and write it into the audit log."""
+        fields = Fields()
+        merchant_id = fields.identifier("merchant_id", request.merchant_id)
+        store_id = fields.identifier("store_id", request.store_id)
+        fields.present("reason", is_present=bool(request.reason.strip()))
+        reason = fields.text("reason", request.reason, length_max=REASON_LENGTH_MAX)
+        fields.check()
+        await self._store.release_store(merchant_id, store_id)
+        token_id = current_principal.get().token_id
+        log.warning(
+            "audit: store released", merchant_id=merchant_id, store_id=store_id, reason=reason, token_id=token_id
+        )
+        return programs_pb2.ReleaseStoreResponse()
 
     async def GetStore(self, request: programs_pb2.GetStoreRequest, _context: object) -> programs_pb2.GetStoreResponse:
         """Answer one store."""

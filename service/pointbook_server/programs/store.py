@@ -3,15 +3,28 @@
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
-from sqlalchemy import BigInteger, Table, Text, and_, any_, bindparam, select, update
+from sqlalchemy import (
+    BigInteger,
+    Table,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    delete,
+    exists,
+    literal,
+    select,
+    union_all,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from pointbook_server.database import Connection, Database, RetryTransactionError, Row, Statement
 from pointbook_server.errors import PointbookError, Reason, next_revision, store_not_found
 from pointbook_server.programs.model import Channel, Criteria, PhoneNumberType, Program, Store, Validation
-from pointbook_server.tables import programs, stores
+from pointbook_server.tables import benefits, customer_buyers, points_accounts, programs, store_erasures, stores
 
 IS_STORE = and_(stores.c.store_id == bindparam("store"), stores.c.merchant_id == bindparam("merchant"))
 IS_PROGRAM = and_(programs.c.merchant_id == bindparam("merchant"), programs.c.program_id == bindparam("program"))
@@ -23,12 +36,31 @@ LIST_STORES = Statement(
     .order_by(stores.c.store_id)
     .limit(bindparam("limit"))
 )
-KNOWN_STORES = Statement(
-    select(stores.c.store_id).where(
-        stores.c.merchant_id == bindparam("merchant"),
-        stores.c.store_id == any_(bindparam("stores", type_=ARRAY(Text))),
-    )
+KNOWN = select(stores.c.store_id).where(
+    stores.c.merchant_id == bindparam("merchant"),
+    stores.c.store_id == any_(bindparam("stores", type_=ARRAY(Text))),
 )
+KNOWN_STORES = Statement(KNOWN)
+# Until it is committed, so that no store is released that it names.
+SHARE_STORES = Statement(KNOWN.with_for_update(read=True, key_share=True))
+# Accounts are found by their buyers only: where there is no other use, this reads them all.
+READ_USES = Statement(
+    union_all(
+        *(
+            select(literal(table.name).label("used_by")).where(
+                exists().where(is_used, table.c.merchant_id == bindparam("merchant"))
+            )
+            for table, is_used in (
+                (store_erasures, store_erasures.c.store_id == bindparam("store")),
+                (customer_buyers, customer_buyers.c.store_id == bindparam("store")),
+                (programs, bindparam("store") == any_(programs.c.store_ids)),
+                (benefits, bindparam("store") == any_(benefits.c.store_ids)),
+                (points_accounts, points_accounts.c.store_id == bindparam("store")),
+            )
+        )
+    ).limit(1)
+)
+DELETE_STORE = Statement(delete(stores).where(IS_STORE))
 READ_PROGRAM = Statement(select(programs).where(IS_PROGRAM))
 READ_PROGRAMS = Statement(
     select(programs).where(
@@ -50,26 +82,45 @@ LIST_PROGRAMS = Statement(
 )
 
 
+class Quarantine(Protocol):
+    """Where webhooks of stores wait that no merchant has."""
+
+    async def proves(self, connection: Connection, merchant_id: str, store_id: str) -> bool:
+        """Return whether a webhook that waits names a store and a merchant, and none names the store with another."""
+
+
 class ProgramsStore:
-    """Reads and writes stores and programs. A revision counts up with every change, and is their etag."""
+    """Reads and writes stores and programs. A revision counts up with every change, and is their etag.
 
-    def __init__(self, database: Database) -> None:
+    Without a quarantine, nothing proves whose a store is.
+    """
+
+    def __init__(self, database: Database, quarantine: Quarantine | None = None) -> None:
         self._database = database
+        self._quarantine = quarantine
 
-    async def put_store(self, store: Store, expected_revision: int | None, now_ms: int) -> int:
+    async def put_store(self, store: Store, expected_revision: int | None, now_ms: int, *, may_register: bool) -> int:
         """Register or replace a store, and return its revision.
 
-        Raises STORE_TAKEN for another merchant's store, and STALE_ETAG where another revision was expected.
+        Without `may_register`, a store that the merchant does not have takes a proof. Raises STORE_UNPROVEN,
+        STORE_TAKEN for another merchant's store, and STALE_ETAG where another revision was expected.
         """
 
         async def work(connection: Connection) -> int:
             row = await connection.fetch_one(LOCK_STORE, {"store": store.store_id})
-            if row is not None and row.merchant_id != store.merchant_id:
+            is_others = row is not None and row.merchant_id != store.merchant_id
+            if may_register and is_others:
                 raise PointbookError(
                     Reason.STORE_TAKEN,
                     "The store belongs to another merchant.",
                     metadata={"store_id": store.store_id},
                 )
+            if not may_register and (row is None or is_others):
+                # Read in both cases, so that not even the time tells them apart.
+                quarantine = self._quarantine
+                is_proven = quarantine and await quarantine.proves(connection, store.merchant_id, store.store_id)
+                if is_others or not is_proven:
+                    raise _store_unproven(store.store_id)
             revision = next_revision(0 if row is None else row.revision, expected_revision)
             values = {**asdict(store), "revision": revision, "updated_at_ms": now_ms}
             if row is None:
@@ -80,6 +131,24 @@ class ProgramsStore:
             return revision
 
         return await self._database.transaction(work)
+
+    async def release_store(self, merchant_id: str, store_id: str) -> None:
+        """Take a store from its merchant. Raises STORE_NOT_FOUND, and STORE_IN_USE where it has data."""
+        named = {"merchant": merchant_id, "store": store_id}
+
+        async def work(connection: Connection) -> None:
+            row = await connection.fetch_one(LOCK_STORE, {"store": store_id})
+            if row is None or row.merchant_id != merchant_id:
+                raise store_not_found(store_id)
+            if use := await connection.fetch_one(READ_USES, named):
+                raise PointbookError(
+                    Reason.STORE_IN_USE,
+                    "The store has data of its merchant, and stays with it.",
+                    metadata={"store_id": store_id, "used_by": use.used_by},
+                )
+            await connection.execute(DELETE_STORE, named)
+
+        await self._database.transaction(work)
 
     async def store(self, merchant_id: str, store_id: str) -> tuple[Store, int]:
         """Read one store and its revision. Raises STORE_NOT_FOUND, also for another merchant's."""
@@ -131,9 +200,12 @@ class ProgramsStore:
         """Read the merchant's programs that let their points be redeemed in others, inside somebody's transaction."""
         return [_to_program(row) for row in await connection.fetch(READ_ALLOWING, {"merchant": merchant_id})]
 
-    async def own_stores(self, connection: Connection, merchant_id: str, store_ids: Collection[str]) -> set[str]:
-        """Tell which stores are the merchant's, inside somebody's transaction."""
-        rows = await connection.fetch(KNOWN_STORES, {"merchant": merchant_id, "stores": sorted(store_ids)})
+    async def own_stores(
+        self, connection: Connection, merchant_id: str, store_ids: Collection[str], *, is_update: bool = False
+    ) -> set[str]:
+        """Return which stores are the merchant's; for an update they stay so until its transaction ends."""
+        statement = SHARE_STORES if is_update else KNOWN_STORES
+        rows = await connection.fetch(statement, {"merchant": merchant_id, "stores": sorted(store_ids)})
         return {row.store_id for row in rows}
 
     async def programs(self, merchant_id: str, *, after: int, limit: int) -> list[Program]:
@@ -143,6 +215,14 @@ class ProgramsStore:
             return [_to_program(row) for row in await connection.fetch(LIST_PROGRAMS, place)]
 
 
+def _store_unproven(store_id: str) -> PointbookError:
+    return PointbookError(
+        Reason.STORE_UNPROVEN,
+        "The merchant does not have the store, and nothing proves whose it is; ask an operator to register it.",
+        metadata={"store_id": store_id},
+    )
+
+
 async def _insert(connection: Connection, table: Table, values: dict[str, Any]) -> None:
     """Insert a row; where another call has just done so, run the transaction again and replace it."""
     if not await connection.execute(Statement(insert(table).values(values).on_conflict_do_nothing())):
@@ -150,9 +230,9 @@ async def _insert(connection: Connection, table: Table, values: dict[str, Any]) 
 
 
 async def _check_stores(connection: Connection, merchant_id: str, store_ids: Sequence[str]) -> None:
-    """Raise STORE_NOT_FOUND for the first store that is not the merchant's. Stores are never deleted or moved."""
+    """Raise STORE_NOT_FOUND for the first store that is not the merchant's; the others stay so until the end."""
     named = {"merchant": merchant_id, "stores": list(store_ids)}
-    known = {row.store_id for row in await connection.fetch(KNOWN_STORES, named)}
+    known = {row.store_id for row in await connection.fetch(SHARE_STORES, named)}
     for store_id in store_ids:
         if store_id not in known:
             raise store_not_found(store_id)
