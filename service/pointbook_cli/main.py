@@ -100,6 +100,8 @@ def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -
     """Run a service, or a long command, until its end or until SIGINT or SIGTERM sets its stop event."""
     import uvloop
 
+    from pointbook_server.open_files import raise_open_files
+
     async def guarded() -> T:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -107,6 +109,7 @@ def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -
             loop.add_signal_handler(number, stop.set)
         return await main(stop)
 
+    raise_open_files()
     # What was imported stays until the end, and what a call leaves behind is little: to look for garbage among all of
     # it after every other call, as Python does by itself, would take a tenth of the time.
     gc.collect()

@@ -1,0 +1,38 @@
+"""The limit of open files, and the connections that fit into it."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from pointbook_server.open_files import CONNECTIONS_MAX, RESERVED_FILES, connections_that_fit
+
+RAISE = """
+import resource
+from pointbook_server.open_files import raise_open_files
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+raise_open_files()
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+"""
+
+
+def test_the_soft_limit_becomes_the_hard_one() -> None:
+    """A process that was started with few files may open as many as it is allowed to."""
+    subprocess.run([sys.executable, "-c", RAISE], check=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "connections"),
+    [
+        (1_024, 1_024 - RESERVED_FILES - 10),
+        (100, 1),
+        (10**6, CONNECTIONS_MAX),
+        (resource.RLIM_INFINITY, CONNECTIONS_MAX),
+    ],
+)
+def test_connections_leave_files_for_the_rest(monkeypatch: pytest.MonkeyPatch, files: int, connections: int) -> None:
+    """The database, logs and health can always open what they need."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (files, files))
+    assert connections_that_fit(10) == connections
