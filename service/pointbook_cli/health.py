@@ -17,7 +17,9 @@ TIMEOUT_SECONDS = 3.0
 
 
 class ProbeSettings(ShimSettings):
-    """The settings of a client, and those of a server beside it that speaks TLS."""
+    """The settings of a client, and those of a server beside it: its TLS, and the address that answers health alone."""
+
+    health_address: str = ""
 
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None
@@ -35,7 +37,7 @@ def server_state(settings: ProbeSettings) -> tuple[bool, str]:
     Raises SettingError where TLS files are wrong.
     """
     try:
-        with _channel(settings, local_address(settings.grpc_address)) as channel:
+        with _channel(settings, local_address(settings.health_address or settings.grpc_address)) as channel:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_SECONDS)
     except grpc.RpcError as error:
         has_tls = settings.server_ca_file is not None or settings.tls_cert_file is not None

@@ -1,4 +1,4 @@
-"""The interceptor that knows callers by their bearer tokens. Whatever it does not know, it refuses."""
+"""The interceptor that knows callers by their bearer tokens, and refuses the others before their requests are read."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -15,6 +15,7 @@ from pointbook_server.access.model import (
     merchants_of,
 )
 from pointbook_server.access.token_cache import TokenCache
+from pointbook_server.admission import REQUEST_SECONDS_MAX, Admission, RequestReader
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.fields import parse
 from pointbook_server.tls import client_names
@@ -28,14 +29,16 @@ log = structlog.get_logger()
 
 
 class AuthInterceptor(grpc.aio.ServerInterceptor):
-    """Admits callers by the table of methods, before anything else of a request is looked at.
+    """Admits callers by the table of methods, before anything of a request is read.
 
     Health is open, so that load balancers need no token; reflection takes any valid token. Without tokens
     (`pointbook dev` on loopback) everybody may call everything.
     """
 
-    def __init__(self, tokens: TokenCache | None) -> None:
+    def __init__(self, tokens: TokenCache | None, admission: Admission) -> None:
         self._tokens = tokens
+        self._admission = admission
+        self._requests = RequestReader(REQUEST_SECONDS_MAX)
         self._misused_at: dict[str, float] = {}
         """When the misuse of each bound token was last logged: of known tokens alone, so that it is bounded."""
 
@@ -44,7 +47,10 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Guard the method's handler. Whoever asks for a stream, or for what there is not, is admitted here and now."""
+        """Guard the method's handler. Authenticate streaming and unknown methods immediately.
+
+        Unary methods are served as streams, since gRPC calls the handler of a stream before the request has arrived.
+        """
         method = handler_call_details.method
         handler = await continuation(handler_call_details)
         if method.startswith(HEALTH):
@@ -58,7 +64,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             except Exception as error:  # noqa: BLE001 - it is raised again inside the call, where it becomes a status
                 return _refuse(error)
             return handler
-        return grpc.unary_unary_rpc_method_handler(
+        return grpc.stream_unary_rpc_method_handler(
             self._guard(handler.unary_unary, handler.request_deserializer, method),
             request_deserializer=None,
             response_serializer=handler.response_serializer,
@@ -66,23 +72,27 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
     def _guard(
         self, behaviour: Callable[[Any, Any], Awaitable[Any]], deserialize: Callable[[bytes], Any] | None, method: str
-    ) -> Callable[[bytes, Any], Awaitable[Any]]:
+    ) -> Callable[[Any, Any], Awaitable[Any]]:
         """Check the caller, and then the merchants that the request names, before the servicer sees it."""
         access = METHODS.get(method.removeprefix(PACKAGE)) if method.startswith(PACKAGE) else None
 
-        async def call(request: bytes, context: Any) -> Any:
-            principal = await self._admit(context.invocation_metadata())
+        async def call(metadata: Iterable[tuple[str, str | bytes]], context: Any) -> Any:
+            principal = await self._admit(metadata)
             if principal.client_names:
                 self._check_client(principal, context)
             if access is None:
                 raise PointbookError(Reason.SCOPE_MISSING, "There is no scope for this method.")
             if access.scope is not None:
                 principal.check_scope(access.scope)
-            message = parse(deserialize, request)
-            if access.scope is not None:
-                principal.check_merchants(merchants_of(message, access))
             current_principal.set(principal)
-            return await behaviour(message, context)
+            await self._admission.enter(principal.token_id)
+            try:
+                message = parse(deserialize, await self._requests.read(context))
+                if access.scope is not None:
+                    principal.check_merchants(merchants_of(message, access))
+                return await behaviour(message, context)
+            finally:
+                self._admission.leave(principal.token_id)
 
         return call
 
@@ -107,7 +117,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _refuse(error: Exception) -> Any:
-    async def refuse(_request: bytes, _context: object) -> None:
+    async def refuse(_metadata: object, _context: object) -> None:
         raise error
 
-    return grpc.unary_unary_rpc_method_handler(refuse)
+    return grpc.stream_unary_rpc_method_handler(refuse)

@@ -48,7 +48,7 @@ class DatabaseHealth:
     def __init__(
         self,
         database: Database,
-        on_check: Callable[[bool], Awaitable[None]],
+        on_check: Callable[[bool], None],
         checks: Sequence[Check],
     ) -> None:
         self._database = database
@@ -83,7 +83,7 @@ class DatabaseHealth:
                 log.error("the database cannot be served from", cause=cause)
             else:
                 log.info("the database answers")
-        await self._on_check(not cause)
+        self._on_check(not cause)
 
     async def _check_forever(self) -> None:
         while True:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from pointbook.v1 import (
@@ -28,10 +27,12 @@ from pointbook.v1 import (
 from pointbook_server.access.servicer import AccessServicer
 from pointbook_server.access.store import AccessStore
 from pointbook_server.access.token_cache import TokenCache
+from pointbook_server.admission import Admission
 from pointbook_server.auth import AuthInterceptor
 from pointbook_server.batching import Line
 from pointbook_server.benefits.servicer import BenefitsServicer
 from pointbook_server.benefits.store import BenefitsStore
+from pointbook_server.certificates import TlsSource
 from pointbook_server.clock_skew import SYSTEM_CLOCK, ClockSkew, ServerClock
 from pointbook_server.customers.book import CustomersBook
 from pointbook_server.customers.groups import UserGroupsStore
@@ -42,11 +43,14 @@ from pointbook_server.database import Database
 from pointbook_server.database_health import DatabaseHealth
 from pointbook_server.delivery.sender import Sender
 from pointbook_server.delivery.senders import close_senders
+from pointbook_server.health import REQUEST_BYTES_MAX, HealthService
+from pointbook_server.health import SERVICE_NAME as HEALTH
 from pointbook_server.ledger.book import LedgerBook
 from pointbook_server.ledger.servicer import PointsServicer
 from pointbook_server.ledger.store import LedgerStore
 from pointbook_server.maintenance import Maintenance
 from pointbook_server.metrics import Metrics, MetricsEndpoint
+from pointbook_server.open_files import CONNECTIONS_MAX, connections_that_fit
 from pointbook_server.programs.erasures import StoreErasures
 from pointbook_server.programs.model import Channel
 from pointbook_server.programs.servicer import ProgramsServicer
@@ -58,6 +62,7 @@ from pointbook_server.redemption.servicer import RedemptionServicer
 from pointbook_server.redemption.store import RedemptionsStore
 from pointbook_server.redemption.timeline import Timeline
 from pointbook_server.redemption.timeline_store import TimelineStore
+from pointbook_server.refusal_limits import Pacer, RefusalLog
 from pointbook_server.schema import check_schema
 from pointbook_server.settings import ServerSettings
 from pointbook_server.status import StatusInterceptor, code_of
@@ -93,6 +98,9 @@ ABANDONED_SECONDS_MAX = 60.0
 """How long a transaction may run on when its caller's deadline has passed: each statement has a timeout."""
 METADATA_BYTES_MAX = 8 * 1024
 MESSAGE_BYTES_MAX = 1024 * 1024
+HANDSHAKE_MS_MAX = 5_000
+IDLE_MS_MAX = 5 * 60_000
+HEALTH_CONNECTIONS_MAX = 50
 
 log = structlog.get_logger()
 
@@ -123,16 +131,26 @@ class Server:
         )
         self.metrics = Metrics()
         self._skew = ClockSkew(clock, self.metrics)
-        self._database_health = DatabaseHealth(self._database, self._set_health, (self._skew.check, check_schema))
+        refusals, pacer = RefusalLog(), Pacer()
         self._status = StatusInterceptor(
-            deadline_seconds=settings.call_deadline_seconds, check_clock=self._skew.check_call
+            deadline_seconds=settings.call_deadline_seconds, refusals=refusals, pacer=pacer
         )
-        self._health = health.aio.HealthServicer()
+        self._admission = Admission(
+            token_calls_max=settings.token_calls_max,
+            token_calls_per_second_max=settings.token_calls_per_second_max,
+            check_clock=self._skew.check_call,
+        )
+        self._health = HealthService(SERVICES, refusals, pacer)
+        checks = (self._skew.check, check_schema)
+        self._database_health = DatabaseHealth(self._database, self._health.set_serving, checks)
         self._maintaining: asyncio.Task[None] | None = None
         self._metrics_endpoint: MetricsEndpoint | None = None
         self._server = grpc.aio.server(
-            interceptors=(self._status, AuthInterceptor(self._tokens)),
-            options=grpc_options(reuse_port=settings.workers > 1),
+            interceptors=(self._status, AuthInterceptor(self._tokens, self._admission)),
+            options=grpc_options(
+                reuse_port=settings.workers > 1,
+                connections_max=settings.connections_max or connections_that_fit(settings.database_pool_size),
+            ),
         )
         self._add_services(senders, clock, development=development)
         self._maintenance = Maintenance(
@@ -146,6 +164,7 @@ class Server:
             quarantine=self._quarantine,
         )
         self.port = self._listen(settings)
+        self._health_server = self._build_health_server(settings)
 
     async def start(self) -> None:
         """Serve. Health tells NOT_SERVING until the database answers."""
@@ -153,10 +172,11 @@ class Server:
             self._metrics_endpoint = MetricsEndpoint(
                 self.metrics, self._settings.metrics_address, reuse_port=self._settings.workers > 1
             )
-        await self._set_health(serving=False)
         if self._tokens is not None:
             await self._tokens.start()
         await self._server.start()
+        if self._health_server is not None:
+            await self._health_server.start()
         await self._database_health.check()
         self._database_health.start()
         self._maintaining = asyncio.create_task(self._maintenance.run_maintenance())
@@ -165,13 +185,16 @@ class Server:
         """Stop: health turns NOT_SERVING, running calls finish within the drain time, then everything closes."""
         if self._maintaining is not None:
             self._maintaining.cancel()
-        await self._health.enter_graceful_shutdown()
+        self._health.stop()
         half_seconds = self._settings.drain_seconds / 2
-        await self._status.hold(half_seconds)
+        await self._admission.pause(half_seconds)
         stopping = asyncio.create_task(self._server.stop(half_seconds))
         await asyncio.sleep(GOODBYE_SECONDS)
-        self._status.refuse()
+        self._health.end_watches()
+        self._admission.refuse()
         await stopping
+        if self._health_server is not None:
+            await self._health_server.stop(0)
         # The server has stopped before its handlers have cleaned up; only then may the connections go.
         try:
             async with asyncio.timeout(HANDLERS_CLEANUP_SECONDS):
@@ -195,15 +218,11 @@ class Server:
     def _listen(self, settings: ServerSettings) -> int:
         """Open the port, and return its number. Raises OSError, and SettingError where TLS files are wrong."""
         tls = tls_source(settings)
-        try:
-            if tls is None:
-                return self._server.add_insecure_port(settings.grpc_address)
+        if tls is not None:
             self.metrics.tls_certificate_expiry.set_function(
                 lambda: expires_at.timestamp() if (expires_at := tls.current().expires_at) else math.nan
             )
-            return self._server.add_secure_port(settings.grpc_address, server_credentials(tls))
-        except RuntimeError as error:
-            raise OSError(f"POINTBOOK_GRPC_ADDRESS: gRPC cannot listen on {settings.grpc_address}") from error
+        return _open_port(self._server, "POINTBOOK_GRPC_ADDRESS", settings.grpc_address, tls)
 
     def _add_services(self, senders: Mapping[Channel, Sender], clock: ServerClock, *, development: bool) -> None:
         self._quarantine = quarantine = self._build_quarantine()
@@ -249,9 +268,18 @@ class Server:
         webhooks = WebhooksServicer(quarantine, points, customers, stores, clock, replay_ms=replay_ms)
         webhooks_pb2_grpc.add_WebhooksServiceServicer_to_server(webhooks, server)
         access_pb2_grpc.add_AccessServiceServicer_to_server(AccessServicer(), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        self._health.add_to_server(server)
         if development or self._settings.reflection:
-            reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+            reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
+
+    def _build_health_server(self, settings: ServerSettings) -> grpc.aio.Server | None:
+        """Build the server of health alone, which answers probes when clients hold all connections of the other one."""
+        if not settings.health_address:
+            return None
+        server = grpc.aio.server(options=health_options(reuse_port=settings.workers > 1))
+        self._health.add_to_server(server)
+        _open_port(server, "POINTBOOK_HEALTH_ADDRESS", settings.health_address, tls_source(settings))
+        return server
 
     def _build_quarantine(self) -> WebhooksStore:
         settings = self._settings
@@ -266,13 +294,18 @@ class Server:
             self.metrics,
         )
 
-    async def _set_health(self, serving: bool) -> None:  # noqa: FBT001 - the one thing that a check finds
-        status = health_pb2.HealthCheckResponse
-        for service in ("", *SERVICES):
-            await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
+
+def _open_port(server: grpc.aio.Server, setting: str, address: str, tls: TlsSource | None) -> int:
+    """Open a port, and return its number. Raises OSError, which names the setting."""
+    try:
+        if tls is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, server_credentials(tls))
+    except RuntimeError as error:
+        raise OSError(f"{setting}: gRPC cannot listen on {address}") from error
 
 
-def grpc_options(*, reuse_port: bool) -> tuple[tuple[str, int], ...]:
+def grpc_options(*, reuse_port: bool, connections_max: int = CONNECTIONS_MAX) -> tuple[tuple[str, int], ...]:
     """Bound what one client can make us hold, and share the port only between workers of one server."""
     return (
         ("grpc.so_reuseport", int(reuse_port)),
@@ -284,11 +317,25 @@ def grpc_options(*, reuse_port: bool) -> tuple[tuple[str, int], ...]:
         # This protection counts streams that have ended but are not freed yet, and so refuses calls of a client that
         # keeps to the limit. What a client cancels in haste is bounded by the number of concurrent calls.
         ("grpc.http.overload_protection", 0),
-        # Calls whose request never arrives hold a connection's streams; they end with it. Others find a new one.
+        # gRPC would let every stream send 4 MiB before anything reads it. So it is 64 KiB, until the call is admitted.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.max_allowed_incoming_connections", connections_max),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS_MAX),
+        ("grpc.http2.settings_timeout", HANDSHAKE_MS_MAX),
+        ("grpc.max_connection_idle_ms", IDLE_MS_MAX),
+        # Streams of health that nobody reads end with their connection. Others find a new one.
         ("grpc.max_connection_age_ms", 30 * 60_000),
         ("grpc.max_connection_age_grace_ms", 60_000),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
+    )
+
+
+def health_options(*, reuse_port: bool) -> tuple[tuple[str, int], ...]:
+    """Return the options of a server that answers probes only: the same, with less of everything."""
+    return (
+        *grpc_options(reuse_port=reuse_port, connections_max=HEALTH_CONNECTIONS_MAX),
+        ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
     )

@@ -103,6 +103,29 @@ class ServerSettings(SecretFileSettings):
     reflection: bool = Field(
         default=False, description="Lets holders of a token explore the API by gRPC reflection; always on in `dev`."
     )
+    health_address: str = Field(
+        default="",
+        description="HOST:PORT of a second listener that answers gRPC health alone, for probes: clients that hold all "
+        "connections of the other one do not keep them out. It speaks TLS where that one does. Empty: none. `pointbook "
+        "health` asks it where it is set.",
+    )
+    connections_max: int = Field(
+        default=0,
+        ge=0,
+        le=10**6,
+        description="Client connections that one server process holds; those beyond are closed at once. 0: 4,000, or "
+        "fewer where the limit of open files is low.",
+    )
+    token_calls_max: int = Field(
+        default=500, ge=1, le=1_000, description="Calls of one token that may run at once in one server process."
+    )
+    token_calls_per_second_max: float = Field(
+        default=0.0,
+        ge=0,
+        le=10**6,
+        description="Calls that one token may make a second to one server process, with as many at once after a "
+        "pause; 0 sets no limit.",
+    )
     database_pool_size: int = Field(
         default=10,
         ge=1,
@@ -251,19 +274,20 @@ class ServerSettings(SecretFileSettings):
             raise ValueError("must be set where POINTBOOK_TLS_CERT_FILE is")
         return value
 
-    @field_validator("grpc_address", "metrics_address")
+    @field_validator("grpc_address", "health_address", "metrics_address")
     @classmethod
     def _check_address(cls, value: str, info: ValidationInfo) -> str:
-        if not value and info.field_name == "metrics_address":
+        if not value and info.field_name != "grpc_address":
             return value
         # gRPC itself takes a port that is too large for a smaller one.
         host, _, port = value.rpartition(":")
         if not host or " " in host or not (port.isascii() and port.isdigit() and int(port) <= PORT_MAX):
             raise ValueError("must be HOST:PORT")
-        has_tls = info.field_name == "grpc_address" and info.data.get("tls_cert_file") is not None
+        may_have_tls = info.field_name in {"grpc_address", "health_address"}
+        has_tls = may_have_tls and info.data.get("tls_cert_file") is not None
         if not has_tls and not _may_speak_plaintext(value, info):
             ways = "set POINTBOOK_ALLOW_PLAINTEXT=true if the network encrypts by itself"
-            if info.field_name == "grpc_address":
+            if may_have_tls:
                 ways = f"set POINTBOOK_TLS_CERT_FILE, or {ways}"
             raise ValueError(f"is beyond loopback and the server speaks plaintext: {ways}")
         return value

@@ -1,10 +1,8 @@
 """The outermost interceptor: every call gets a request id, a deadline, and our errors as rich gRPC statuses."""
 
 import asyncio
-import contextlib
 import random
 import re
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from enum import StrEnum
 from typing import Any
@@ -17,8 +15,8 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.fields import parse
 from pointbook_server.logs import current_call
+from pointbook_server.refusal_limits import Pacer, RefusalLog
 
 DOMAIN = "pointbook"
 VIOLATIONS_MAX = 50
@@ -28,11 +26,6 @@ TEXT_LENGTH_MAX = 200
 METADATA_BYTES_MAX = 1_000
 """Room for the longest value there is: the names of everything that speaks against a redemption."""
 RETRY_AFTER_SECONDS = 1.0
-QUIET_SECONDS = 0.5
-"""How long a caller may take to send its next call after an answer, on a busy machine."""
-HEALTH = "/grpc.health.v1.Health/"
-CALLS_MAX = 1_000
-WATCHES_MAX = 100
 REQUEST_ID_HEADER = "x-request-id"
 CODES = {
     Reason.INVALID_FIELDS: grpc.StatusCode.INVALID_ARGUMENT,
@@ -70,6 +63,7 @@ CODES = {
     Reason.IDENTIFIER_INVALID: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.DELIVERY_FAILED: grpc.StatusCode.UNAVAILABLE,
     Reason.SEND_LIMIT_REACHED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.TOKEN_LIMIT_REACHED: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 """The gRPC code of every reason; those that are not named here are FAILED_PRECONDITION.
 
@@ -105,6 +99,7 @@ RETRIES = {
     Reason.REDEMPTION_FAILED: Retry.SOON,
     Reason.CONTACT_CHANGED: Retry.LATER,
     Reason.SEND_LIMIT_REACHED: Retry.LATER,
+    Reason.TOKEN_LIMIT_REACHED: Retry.LATER,
     Reason.TOKEN_MISSING: Retry.REQUEST,
     Reason.STALE_ETAG: Retry.REQUEST,
     Reason.NOT_A_MULTIPLE: Retry.REQUEST,
@@ -144,17 +139,13 @@ log = structlog.get_logger()
 
 
 class StatusInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every call of ours. It also knows which calls run, so that a stopping server can wait for them."""
+    """Wraps every call of ours, and knows which of them have not ended."""
 
-    def __init__(self, *, deadline_seconds: float, check_clock: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, *, deadline_seconds: float, refusals: RefusalLog, pacer: Pacer) -> None:
         self._deadline_seconds = deadline_seconds
-        self._check_clock = check_clock
-        self._running: set[asyncio.Task[Any]] = set()
-        self._held: set[asyncio.Task[Any]] = set()
-        self._holding = False
-        self._refusing = asyncio.Event()
-        self._answered_at = 0.0
-        self._watches = 0
+        self._refusals = refusals
+        self._pacer = pacer
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._handlers: dict[str, Any] = {}
 
     async def intercept_service(
@@ -164,22 +155,18 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:
         """Wrap the method's handler, once for all its calls; one that refuses a call serves that call alone.
 
-        Streams pass: reflection as it is, health's Watch unless too many watch.
+        It gets the call's metadata in place of the requests, which it reads from the context: gRPC builds the metadata
+        anew each time it is asked for, and this interceptor has asked already. Health and reflection pass: they stream
+        answers, and have statuses of their own.
         """
         wrapped = self._handlers.get(handler_call_details.method)
         if wrapped is not None:
             return wrapped
         handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
+        if handler is None or handler.response_streaming:
             return handler
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._wrap_watch(handler.unary_stream, handler_call_details),
-                request_deserializer=handler.request_deserializer,
-                response_serializer=handler.response_serializer,
-            )
-        wrapped = grpc.unary_unary_rpc_method_handler(
-            self._wrap(handler.unary_unary, handler.request_deserializer, handler_call_details.method),
+        wrapped = grpc.stream_unary_rpc_method_handler(
+            self._wrap(handler.stream_unary, handler_call_details.method),
             request_deserializer=None,
             response_serializer=handler.response_serializer,
         )
@@ -187,133 +174,55 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             self._handlers[handler_call_details.method] = wrapped
         return wrapped
 
-    async def hold(self, seconds: float) -> None:
-        """Let new calls wait, and the running ones end, for a while.
-
-        When gRPC stops, it answers CANCELLED to every call that it has not handed over by then. Callers send calls as
-        long as they get answers, so that there is always such a call under load; callers that wait send none. Health
-        goes on to tell that this server should be left alone.
-        """
-        self._holding = True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while busy := self._running - self._held:
-                    await asyncio.wait(busy)
-                await asyncio.sleep(self._answered_at + QUIET_SECONDS - time.monotonic())
-
-    def refuse(self) -> None:
-        """Refuse new calls, those that wait included."""
-        self._holding = True
-        self._refusing.set()
-
     async def drain(self) -> None:
         """Wait until the running calls have ended, their cleaning up included."""
-        while self._running:
-            await asyncio.wait(self._running)
-
-    def _wrap_watch(
-        self, behaviour: Callable[[Any, Any], Awaitable[Any]], details: grpc.HandlerCallDetails
-    ) -> Callable[[Any, Any], Awaitable[None]]:
-        async def watch(request: Any, context: Any) -> None:
-            if self._watches >= WATCHES_MAX:
-                await _abort(context, _too_many_calls(), _request_id(details.invocation_metadata))
-            self._watches += 1
-            try:
-                await behaviour(request, context)
-            finally:
-                self._watches -= 1
-
-        return watch
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def _wrap(
-        self,
-        behaviour: Callable[[Any, Any], Awaitable[Any]],
-        deserialize: Callable[[bytes], Any] | None,
-        method: str,
-    ) -> Callable[[bytes, Any], Awaitable[Any]]:
-        is_health = method.startswith(HEALTH)
-
-        async def call(request: bytes, context: Any) -> Any:
-            task = _this_task()
-            self._running.add(task)
-            request_id = _request_id(context.invocation_metadata())
+        self, behaviour: Callable[[Any, Any], Awaitable[Any]], method: str
+    ) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def call(_requests: object, context: Any) -> Any:
+            task = asyncio.current_task()
+            assert task is not None, "gRPC runs every call in a task of its own"  # noqa: S101 - narrows
+            self._tasks.add(task)
+            metadata = context.invocation_metadata()
+            request_id = request_id_of(metadata)
             current_call.set({"request_id": request_id, "method": method})
             try:
-                if not is_health:
-                    await self._admit()
-                return await self._answer(behaviour, deserialize, request, context)
-            except grpc.aio.AbortError:
-                # Health has told its status by itself.
-                raise
+                return await self._answer(behaviour, metadata, context)
             except PointbookError as error:
-                await _abort(context, error, request_id)
+                if code_of(error.reason) is grpc.StatusCode.UNAUTHENTICATED:
+                    await self._pacer.wait()
+                await abort(context, error, request_id, self._refusals)
             except asyncio.CancelledError:
                 if task.cancelling():
                     raise
                 # Nobody cancelled this call, so its client still waits for a status.
                 log.exception("stray cancellation")
-                await _abort(context, _internal(request_id), request_id)
+                await abort(context, _internal(request_id), request_id, self._refusals)
             except Exception:
                 log.exception("internal error")
-                await _abort(context, _internal(request_id), request_id)
+                await abort(context, _internal(request_id), request_id, self._refusals)
             finally:
-                self._running.discard(task)
-                self._answered_at = time.monotonic()
+                self._tasks.discard(task)
 
         return call
 
-    async def _answer(
-        self,
-        behaviour: Callable[[Any, Any], Awaitable[Any]],
-        deserialize: Callable[[bytes], Any] | None,
-        request: bytes,
-        context: Any,
-    ) -> Any:
+    async def _answer(self, behaviour: Callable[[Any, Any], Awaitable[Any]], metadata: Any, context: Any) -> Any:
         remaining = context.time_remaining()
         seconds = self._deadline_seconds if remaining is None else min(remaining, self._deadline_seconds)
         deadline = asyncio.timeout(seconds)
         try:
             async with deadline:
-                return await behaviour(parse(deserialize, request), context)
+                return await behaviour(metadata, context)
         except TimeoutError:
             if not deadline.expired():
                 raise
             raise PointbookError(Reason.DEADLINE_EXCEEDED, "The call ran into its deadline.") from None
 
-    async def _admit(self) -> None:
-        """Refuse a call where too many run, or when the server stops.
 
-        gRPC's own limit would count calls whose request never arrives, and so let strangers use it up.
-        """
-        if len(self._running) > CALLS_MAX:
-            raise _too_many_calls()
-        if not self._holding:
-            self._check_clock()
-            return
-        task = _this_task()
-        self._held.add(task)
-        try:
-            await self._refusing.wait()
-        finally:
-            self._held.discard(task)
-        raise PointbookError(
-            Reason.SHUTTING_DOWN, "This server is stopping; retry.", retry_after_seconds=RETRY_AFTER_SECONDS
-        )
-
-
-def _too_many_calls() -> PointbookError:
-    return PointbookError(
-        Reason.QUEUE_FULL, "Too many calls run at once; retry.", retry_after_seconds=RETRY_AFTER_SECONDS
-    )
-
-
-def _this_task() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
-    assert task is not None, "gRPC runs every call in a task of its own"  # noqa: S101 - narrows
-    return task
-
-
-def _request_id(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+def request_id_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
     """Take the caller's request id where it is harmless to log, or make one."""
     for key, value in metadata or ():
         if key == REQUEST_ID_HEADER and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
@@ -329,14 +238,13 @@ def _internal(request_id: str) -> PointbookError:
     )
 
 
-async def _abort(context: Any, error: PointbookError, request_id: str) -> None:
+async def abort(context: Any, error: PointbookError, request_id: str, refusals: RefusalLog) -> None:
     """End a call with an error of ours."""
-    code = code_of(error.reason)
-    log.info("call refused", code=code.name, reason=error.reason.value)
+    refusals.write(code_of(error.reason), error.reason)
     status = rpc_status.to_status(to_status(error))
     trailing_metadata = (*status.trailing_metadata, (REQUEST_ID_HEADER, request_id))
     try:
-        await context.abort(code, status.details, trailing_metadata=trailing_metadata)
+        await context.abort(status.code, status.details, trailing_metadata=trailing_metadata)
     except grpc.aio.InternalError:
         # The caller has gone away just now, at its own deadline as a rule: that is no fault that gRPC should log.
         raise asyncio.CancelledError from None

@@ -161,7 +161,7 @@ async def test_a_caller_who_leaves_is_counted(service: Service, shop: Shop) -> N
         await is_done.wait()
         leaving.cancel()
         await asyncio.wait([leaving])
-        await until(lambda: not service.server._status._running)
+        await until(lambda: not service.server._admission._running)
         has_left.set()
         await until(lambda: compared.get() > before)
 

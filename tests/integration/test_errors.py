@@ -734,33 +734,3 @@ async def test_health_wants_our_tables(cluster: Cluster) -> None:
 
     await until(serves)
     await server.stop()
-
-
-async def test_strangers_cannot_use_up_the_calls(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither calls whose request never arrives nor watchers of health, who need no token, keep others out."""
-    monkeypatch.setattr(status_module, "CALLS_MAX", 10)
-    monkeypatch.setattr(status_module, "WATCHES_MAX", 5)
-    server = Server(server_settings(), database_url, senders={})
-    await server.start()
-    client = Client(server.port, await make_token(database_url, [ALL_MERCHANTS], list(Scope)))
-    release = asyncio.Event()
-
-    async def never() -> AsyncIterator[bytes]:
-        await release.wait()
-        yield b""
-
-    stranger = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
-    silent: Any = stranger.stream_unary("/pointbook.v1.PointsService/GetPointsAccount")
-    stalled = [silent(never()) for _ in range(40)]
-    watches = [health_pb2_grpc.HealthStub(stranger).Watch(health_pb2.HealthCheckRequest()) for _ in range(20)]
-    firsts = await asyncio.gather(*(watch.read() for watch in watches), return_exceptions=True)
-
-    assert sum(isinstance(first, health_pb2.HealthCheckResponse) for first in firsts) == 5
-    assert (await client.account("any", "any", "any")).points_balance == 0
-    check = await health_pb2_grpc.HealthStub(client.channel).Check(health_pb2.HealthCheckRequest())
-    assert check.status == health_pb2.HealthCheckResponse.SERVING
-    for call in (*stalled, *watches):
-        call.cancel()
-    await stranger.close()
-    await client.close()
-    await server.stop()

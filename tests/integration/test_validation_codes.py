@@ -484,7 +484,7 @@ async def test_a_caller_who_leaves_during_the_delivery(
         await tried.wait()
         leaving.cancel()
         await asyncio.wait([leaving])
-        await until(lambda: not service.server._status._running)
+        await until(lambda: not service.server._admission._running)
     before = len(service.outbox.messages)
     # For as long as the delivery may take, it may be under way in another call.
     service.clock.move(4.999)

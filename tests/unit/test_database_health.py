@@ -50,7 +50,7 @@ class Health(DatabaseHealth):
         self.found: list[bool] = []
         super().__init__(cast(Database, database), self._keep, checks)
 
-    async def _keep(self, serving: bool) -> None:  # noqa: FBT001 - as the server is told
+    def _keep(self, serving: bool) -> None:  # noqa: FBT001 - as the health service is called
         self.found.append(serving)
 
 

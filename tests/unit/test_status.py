@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.refusal_limits import Pacer, RefusalLog
 from pointbook_server.status import StatusInterceptor
 
 
@@ -29,19 +30,19 @@ class LeavingCaller:
 async def test_a_caller_that_goes_away_at_its_status_is_no_fault() -> None:
     """Any other exception than a cancellation is logged by gRPC as an error, with its trace."""
 
-    async def refuse(_request: bytes, _context: object) -> bytes:
+    async def refuse(_requests: object, _context: object) -> bytes:
         raise PointbookError(Reason.DEADLINE_EXCEEDED, "The call ran into its deadline.")
 
     async def find(_details: object) -> Any:
-        return grpc.unary_unary_rpc_method_handler(refuse)
+        return grpc.stream_unary_rpc_method_handler(refuse)
 
     class Details:
         method = "/pointbook.v1.PointsService/ApplyPointsUpdate"
         invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()
 
-    interceptor = StatusInterceptor(deadline_seconds=1.0)
+    interceptor = StatusInterceptor(deadline_seconds=1.0, refusals=RefusalLog(), pacer=Pacer())
     handler = await interceptor.intercept_service(find, Details())
 
     with pytest.raises(asyncio.CancelledError):
-        await handler.unary_unary(b"", LeavingCaller())
+        await handler.stream_unary(None, LeavingCaller())
     await asyncio.wait_for(interceptor.drain(), 1)

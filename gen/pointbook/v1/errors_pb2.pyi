@@ -326,6 +326,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     codes until then. Example: FAILED_PRECONDITION with RetryInfo, {validation_type: "SMS"}.
     Retry: yes, later (RetryInfo).
     """
+    ERROR_REASON_TOKEN_LIMIT_REACHED: _ErrorReason.ValueType  # 113
+    """ERROR_REASON_TOKEN_LIMIT_REACHED: the token has as many calls under way, or has made as many within a second, as
+    the operator lets one token; nothing of this call was taken. Example: RESOURCE_EXHAUSTED with RetryInfo, {limit:
+    "concurrent_calls", max: "500"}; the other limit is "calls_per_second".
+    Retry: yes, later (RetryInfo).
+    """
     ERROR_REASON_CLOCK_WRONG: _ErrorReason.ValueType  # 117
     """ERROR_REASON_CLOCK_WRONG: the clock of this server differs from the database's by more than 30 s, so that it answers
     no calls; another server may. Example: UNAVAILABLE with RetryInfo.
@@ -654,6 +660,12 @@ Retry: no, the request must change.
 ERROR_REASON_CONTACT_CHANGED: ErrorReason.ValueType  # 112
 """ERROR_REASON_CONTACT_CHANGED: 860, the customer's mobile number or e-mail address has changed lately, and gets no
 codes until then. Example: FAILED_PRECONDITION with RetryInfo, {validation_type: "SMS"}.
+Retry: yes, later (RetryInfo).
+"""
+ERROR_REASON_TOKEN_LIMIT_REACHED: ErrorReason.ValueType  # 113
+"""ERROR_REASON_TOKEN_LIMIT_REACHED: the token has as many calls under way, or has made as many within a second, as
+the operator lets one token; nothing of this call was taken. Example: RESOURCE_EXHAUSTED with RetryInfo, {limit:
+"concurrent_calls", max: "500"}; the other limit is "calls_per_second".
 Retry: yes, later (RetryInfo).
 """
 ERROR_REASON_CLOCK_WRONG: ErrorReason.ValueType  # 117

@@ -1,0 +1,418 @@
+"""What callers may do before they are known, and what one token may do: bounded, whatever frames they send."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from database_proxy import proxied
+from e2e.processes import free_port, grpc_health, pointbook
+from embedded_database import Cluster
+from harness import Client, Shop, TestClock, make_token, refusal, refused, server_settings, unique
+from json_logs import json_logs
+from pointbook_server import admission as admission_module
+from pointbook_server import auth as auth_module
+from pointbook_server import health as health_module
+from pointbook_server import refusal_limits as refusal_limits_module
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.refusal_limits import Pacer
+from pointbook_server.server import Server
+from support.http2 import (
+    HEALTH_CHECK,
+    HEALTH_WATCH,
+    INITIAL_WINDOW_SIZE,
+    Http2Connection,
+    grpc_message,
+    http2,
+)
+from waiting import until
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+APPLY = "/pointbook.v1.PointsService/ApplyPointsUpdate"
+GET_ACCOUNT = "/pointbook.v1.PointsService/GetPointsAccount"
+
+
+@contextlib.asynccontextmanager
+async def running(url: str, **settings: Any) -> AsyncIterator[Server]:
+    """Run a server for one test alone."""
+    server = Server(server_settings(**settings), url, senders={}, clock=TestClock())
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+@contextlib.asynccontextmanager
+async def calling(port: int, token: str = "") -> AsyncIterator[Client]:
+    """A client over a connection of its own."""
+    client = Client(port, token, [("grpc.use_local_subchannel_pool", 1)])
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def address_of(server: Server) -> str:
+    """Return where a server listens."""
+    return f"127.0.0.1:{server.port}"
+
+
+def account(client: Client) -> Awaitable[Any]:
+    """Read some account."""
+    return client.account("any", "any", "any")
+
+
+def watch(client: Client) -> Any:
+    """Watch the health of a server."""
+    return health_pb2_grpc.HealthStub(client.channel).Watch(health_pb2.HealthCheckRequest())
+
+
+async def end_of(stream: Any) -> grpc.aio.AioRpcError:
+    """Read a stream to its end, which must be an error."""
+    try:
+        async for _ in stream:
+            pass
+    except grpc.aio.AioRpcError as error:
+        return error
+    raise AssertionError("the stream ended well")
+
+
+def has_ended(connection: Http2Connection, *streams: int) -> Callable[[], bool]:
+    """Build the condition that the server has ended streams."""
+    return lambda: set(streams) <= connection.ended
+
+
+async def stalled_calls(connection: Http2Connection, count: int, token: str = "") -> list[int]:
+    """Begin calls whose requests never arrive."""
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    return [await connection.start(GET_ACCOUNT, metadata) for _ in range(count)]
+
+
+async def test_an_unread_watch_freezes_neither_health_nor_the_stop(cluster: Cluster, database_url: str) -> None:
+    """Others see that the database is gone, and the server stops, while a client reads nothing at all."""
+    own_url = await cluster.clone("pointbook_template")
+    assert own_url != database_url
+    async with proxied(own_url) as proxy:
+        server = Server(server_settings(), proxy.url, senders={})
+        await server.start()
+        async with (
+            http2(address_of(server), settings={INITIAL_WINDOW_SIZE: 0}) as (stranger,),
+            calling(server.port) as client,
+        ):
+            await stranger.call(HEALTH_WATCH)
+            watching = watch(client)
+            assert (await watching.read()).status == SERVING
+            await proxy.cut()
+            assert (await asyncio.wait_for(watching.read(), 3)).status == NOT_SERVING
+            assert await grpc_health(address_of(server)) == "NOT_SERVING"
+
+            await asyncio.wait_for(server.stop(), 5)
+            with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE"):
+                await watching.read()
+
+
+async def test_a_watch_sees_the_latest_state_alone(database_url: str) -> None:
+    """What has changed back before it could be written is not written, and an unknown service is watched as such."""
+    async with running(database_url) as server, calling(server.port) as client:
+        stub = health_pb2_grpc.HealthStub(client.channel)
+        unknown = stub.Watch(health_pb2.HealthCheckRequest(service="nothing"))
+        assert (await unknown.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        watching = watch(client)
+        assert (await watching.read()).status == SERVING
+        for serving in (False, True, False):
+            server._health.set_serving(serving)
+        assert (await watching.read()).status == NOT_SERVING
+        assert (await watching.read()).status == SERVING  # The database answers.
+        unknown.cancel()
+        watching.cancel()
+
+
+@pytest.mark.parametrize("method", [HEALTH_CHECK, HEALTH_WATCH])
+async def test_a_connection_that_does_not_read_gets_no_further_stream(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Unread answers stay in memory until their connection ends, so they are bounded for each connection."""
+    monkeypatch.setattr(health_module, "WRITE_SECONDS_MAX", 0.2)
+    async with running(database_url) as server, http2(address_of(server), settings={INITIAL_WINDOW_SIZE: 0}) as (own,):
+        unread = [await own.call(method) for _ in range(5)]
+        await until(lambda: sum(server._health._unread.values()) == len(unread))
+        further = await own.call(method)
+        await until(has_ended(own, further))
+        assert not own.ended & set(unread)
+        assert await grpc_health(address_of(server)) == "SERVING"
+        await own.close()
+        await until(lambda: not server._health._unread)
+
+
+async def test_a_connection_has_a_bounded_number_of_watches(database_url: str) -> None:
+    """The watches beyond it are refused at once, and those before it go on."""
+    async with running(database_url) as server, calling(server.port) as client, calling(server.port) as other:
+        watches = [watch(client) for _ in range(health_module.STREAMS_OF_CONNECTION_MAX)]
+        for each in watches:
+            assert (await each.read()).status == SERVING
+        found = refusal(await end_of(watch(client)))
+        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        assert (await watch(other).read()).status == SERVING
+        assert not any(each.done() for each in watches)
+
+
+async def test_strangers_who_watch_keep_nobody_out(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all places are taken, the connection that has most loses its oldest watch."""
+    monkeypatch.setattr(health_module, "WATCHES_MAX", 12)
+    async with running(database_url) as server, http2(address_of(server), 3) as strangers:
+        server_address = address_of(server)
+        watches = {stranger: [await stranger.call(HEALTH_WATCH) for _ in range(4)] for stranger in strangers}
+        await until(lambda: sum(len(each.received) for each in strangers) == 12)
+        async with calling(server.port) as client:
+            honest = [watch(client) for _ in range(3)]
+            for each in honest:
+                assert (await each.read()).status == SERVING
+            await until(lambda: sum(len(each.ended) for each in strangers) == 3)
+            assert [each.ended for each in strangers] == [{mine[0]} for mine in watches.values()]
+            assert not any(each.done() for each in honest)
+            assert await grpc_health(server_address) == "SERVING"
+
+
+async def test_unfinished_requests_of_health_end(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of strangers do not keep a probe out, and end when they do not arrive."""
+    monkeypatch.setattr(health_module, "READ_SECONDS_MAX", 0.5)
+    monkeypatch.setattr(health_module, "READS_MAX", 8)
+    async with running(database_url) as server, http2(address_of(server), 3) as strangers:
+        begun = []
+        for stranger in strangers:
+            for method in (HEALTH_CHECK, HEALTH_WATCH) * 4:
+                stream = await stranger.start(method)
+                await stranger.send(stream, grpc_message(b"x", declared_bytes=1024 * 1024))
+                begun.append((stranger, stream))
+        assert await grpc_health(address_of(server)) == "SERVING"
+        for stranger, stream in begun:
+            await until(has_ended(stranger, stream))
+
+
+async def test_a_displaced_request_of_health_ends_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would go on to take in bytes for as long as its refusal waits."""
+    monkeypatch.setattr(health_module, "READS_MAX", 1)
+    async with running(database_url) as server, http2(address_of(server), 2) as (first, second):
+        pacer = server._health._refused_pacer = Pacer(calls_per_second=0.01)
+        waiting = [asyncio.create_task(pacer.wait()) for _ in range(2)]
+        displaced = await first.start(HEALTH_CHECK)
+        await until(lambda: server._health._reads._count == 1)
+        await second.start(HEALTH_CHECK)
+        await until(has_ended(first, displaced), 1.5)
+        for task in waiting:
+            task.cancel()
+
+
+async def test_a_large_request_of_health_is_refused(database_url: str) -> None:
+    """It is a name."""
+    async with running(database_url) as server, calling(server.port) as client:
+        check: Any = client.channel.unary_unary(HEALTH_CHECK)
+        found = await refused(check(health_pb2.HealthCheckRequest(service="x" * 300).SerializeToString()))
+        assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+        found = await refused(check(b"\xff\xff"))
+        assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+
+
+async def test_strangers_are_refused_before_their_requests_arrive(database_url: str, admin_token: str) -> None:
+    """Nothing is kept for a call without a token, nor for one of a token that may not make it."""
+    reader = await make_token(database_url, [ALL_MERCHANTS], [Scope.POINTS_READ])
+    async with running(database_url) as server, http2(address_of(server)) as (stranger,):
+        refused_streams = [
+            *await stalled_calls(stranger, 1),
+            *await stalled_calls(stranger, 1, "pb_unknown_token"),
+            await stranger.start("/pointbook.v1.PointsService/Nothing"),
+            await stranger.start(
+                "/pointbook.v1.PointsService/ApplyPointsUpdate", [("authorization", f"Bearer {reader}")]
+            ),
+        ]
+        (admitted,) = await stalled_calls(stranger, 1, admin_token)
+        await until(has_ended(stranger, *refused_streams), 5)
+        assert admitted not in stranger.ended
+
+
+async def test_a_refusal_before_the_request_is_rich(database_url: str) -> None:
+    """It has our error, and the caller's request id."""
+    async with running(database_url) as server, calling(server.port) as client:
+        forever = asyncio.Event()
+
+        async def never() -> AsyncIterator[bytes]:
+            await forever.wait()
+            yield b""
+
+        stalled: Any = client.channel.stream_unary(GET_ACCOUNT)
+        call = stalled(never(), metadata=(("x-request-id", "mine"),))
+        found = await refused(call)
+        assert (found.code, found.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_MISSING")
+        assert ("x-request-id", "mine") in tuple(await call.trailing_metadata())
+
+
+async def test_a_request_must_arrive_in_time(
+    database_url: str, admin_token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A known caller's call ends too when its request does not come, and when it has none."""
+    monkeypatch.setattr(auth_module, "REQUEST_SECONDS_MAX", 0.3)
+    async with running(database_url) as server, calling(server.port) as client:
+        metadata = (("authorization", f"Bearer {admin_token}"),)
+        forever = asyncio.Event()
+
+        async def never() -> AsyncIterator[bytes]:
+            await forever.wait()
+            yield b""
+
+        async def nothing() -> AsyncIterator[bytes]:
+            return
+            yield b""
+
+        call: Any = client.channel.stream_unary(GET_ACCOUNT)
+        found = await refused(call(never(), metadata=metadata))
+        assert (found.code, found.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+        found = await refused(call(nothing(), metadata=metadata))
+        assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+        assert not server._admission._running
+
+
+async def test_strangers_cannot_use_up_the_calls(
+    database_url: str, admin_token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls without a good token take no place, however many there are."""
+    monkeypatch.setattr(admission_module, "CALLS_MAX", 10)
+    async with (
+        running(database_url) as server,
+        http2(address_of(server), 2) as strangers,
+        calling(server.port, admin_token) as client,
+    ):
+        await account(client)
+        for stranger in strangers:
+            await stalled_calls(stranger, 50, "pb_unknown_token")
+        for _ in range(20):
+            assert (await account(client)).points_balance == 0
+
+
+async def test_a_token_has_a_bounded_number_of_running_calls(database_url: str, admin_token: str) -> None:
+    """A call beyond it is refused, with the limit and a time to retry; other tokens go on."""
+    other = await make_token(database_url, [ALL_MERCHANTS], list(Scope))
+    async with (
+        running(database_url, token_calls_max=3) as server,
+        http2(address_of(server)) as (noisy,),
+        calling(server.port, admin_token) as client,
+        calling(server.port, other) as other_client,
+    ):
+        stalled = await stalled_calls(noisy, 3, admin_token)
+        await until(lambda: len(server._admission._running) == 3)
+        found = await refused(account(client))
+        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOKEN_LIMIT_REACHED")
+        assert (found.metadata, found.retry_seconds) == ({"limit": "concurrent_calls", "max": "3"}, 1.0)
+        assert (await account(other_client)).points_balance == 0
+        await noisy.reset(stalled[0])
+        await until(lambda: len(server._admission._running) == 2)
+        assert (await account(client)).points_balance == 0
+
+
+async def test_a_token_has_a_bounded_number_of_calls_a_second(database_url: str, admin_token: str) -> None:
+    """After the time that the refusal names the next call is taken; other tokens are not slowed."""
+    other = await make_token(database_url, [ALL_MERCHANTS], list(Scope))
+    async with (
+        running(database_url, token_calls_per_second_max=4) as server,
+        calling(server.port, admin_token) as client,
+        calling(server.port, other) as other_client,
+    ):
+        for _ in range(4):
+            await account(client)
+        found = await refused(account(client))
+        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOKEN_LIMIT_REACHED")
+        assert found.metadata == {"limit": "calls_per_second", "max": "4"}
+        assert found.retry_seconds is not None
+        assert 0 < found.retry_seconds <= 0.25
+        assert (await account(other_client)).points_balance == 0
+        await asyncio.sleep(found.retry_seconds)
+        assert (await account(client)).points_balance == 0
+
+
+async def test_busy_tokens_together_leave_places_for_others(
+    database_url: str, admin_token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last places are for tokens with few running calls."""
+    monkeypatch.setattr(admission_module, "CALLS_MAX", 20)
+    monkeypatch.setattr(admission_module, "CALLS_RESERVED", 10)
+    monkeypatch.setattr(admission_module, "FEW_CALLS", 2)
+    other = await make_token(database_url, [ALL_MERCHANTS], list(Scope))
+    async with (
+        running(database_url) as server,
+        http2(address_of(server)) as (noisy,),
+        calling(server.port, admin_token) as client,
+        calling(server.port, other) as other_client,
+    ):
+        await stalled_calls(noisy, 15, admin_token)
+        await until(lambda: len(server._admission._running) == 10)
+        assert (await refused(account(client))).reason == "QUEUE_FULL"
+        assert (await account(other_client)).points_balance == 0
+
+
+async def test_a_flood_of_refusals_is_logged_in_a_few_lines(database_url: str) -> None:
+    """The first ones are logged singly, and the others as a count."""
+    with json_logs(refusal_limits_module) as written:
+        async with running(database_url) as server, calling(server.port) as client:
+            await asyncio.gather(*(refused(account(client)) for _ in range(200)))
+
+            def lines() -> list[dict[str, Any]]:
+                logged = map(json.loads, written.getvalue().splitlines())
+                return [line for line in logged if line.get("reason") == "TOKEN_MISSING"]
+
+            await until(lambda: sum(line.get("count", 1) for line in lines()) == 200)
+    assert len(lines()) <= 3 * (refusal_limits_module.SAMPLES_MAX + 1)
+    assert all("request_id" not in line for line in lines() if "count" in line)
+
+
+async def test_the_bound_on_connections_leaves_probes_an_address(database_url: str) -> None:
+    """Connections beyond the bound are closed, and health answers on its own address, where nothing else does."""
+    health_address = f"127.0.0.1:{free_port()}"
+    settings = {"connections_max": 5, "health_address": health_address}
+    async with running(database_url, **settings) as server, http2(address_of(server), 5) as held:
+        for stranger in held:
+            await until(has_ended(stranger, await stranger.call(HEALTH_CHECK)))
+        async with http2(address_of(server)) as (beyond,):
+            await asyncio.wait_for(beyond.closed.wait(), 5)
+        assert not any(stranger.closed.is_set() for stranger in held)
+
+        assert await grpc_health(health_address) == "SERVING"
+        asked = await pointbook("health", GRPC_ADDRESS=address_of(server), HEALTH_ADDRESS=health_address)
+        assert asked.exit_code == 0, asked
+        async with grpc.aio.insecure_channel(health_address) as channel:
+            call: Any = channel.unary_unary(GET_ACCOUNT)
+            with pytest.raises(grpc.aio.AioRpcError, match="UNIMPLEMENTED"):
+                await call(b"")
+
+
+async def test_connections_that_speak_no_http2_are_closed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a silent socket nor one without settings stays open."""
+    monkeypatch.setattr("pointbook_server.server.HANDSHAKE_MS_MAX", 300)
+    async with running(database_url) as server:
+        for sent in (b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(sent)
+            began = time.monotonic()
+            await asyncio.wait_for(reader.read(), 5)
+            assert time.monotonic() - began < 3
+            writer.close()
+
+
+async def test_a_paused_server_still_knows_its_callers(database_url: str, admin_token: str) -> None:
+    """While it stops, strangers learn no more than before, and known callers that another server answers."""
+    shop = Shop(unique("merchant"), unique("store"))
+    server = Server(server_settings(drain_seconds=1.0), database_url, senders={}, clock=TestClock())
+    await server.start()
+    async with calling(server.port, admin_token) as client, calling(server.port) as stranger:
+        await asyncio.gather(client.put_store(shop.merchant_id, shop.store_id), refused(account(stranger)))
+        stopping = asyncio.create_task(server.stop())
+        await asyncio.sleep(0)
+        known, unknown = await asyncio.gather(refused(account(client)), refused(account(stranger)))
+        assert (known.reason, unknown.reason) == ("SHUTTING_DOWN", "TOKEN_MISSING")
+        await stopping

@@ -1,0 +1,36 @@
+"""Floods of refused calls: what is logged of them, and how long they wait."""
+
+import asyncio
+import time
+
+import pytest
+
+from pointbook_server.refusal_limits import Pacer
+
+
+async def test_a_single_caller_never_waits() -> None:
+    """An honest caller with a wrong token learns it at once."""
+    pacer = Pacer(calls_per_second=1.0)
+    for _ in range(10):
+        await asyncio.wait_for(pacer.wait(), 0.5)
+
+
+async def test_callers_together_wait_for_their_number() -> None:
+    """However many they are, so many are answered in a second."""
+    pacer = Pacer(calls_per_second=100.0)
+    began = time.monotonic()
+    await asyncio.gather(*(pacer.wait() for _ in range(50)))
+    assert time.monotonic() - began >= 0.49
+
+
+async def test_only_a_bounded_number_waits() -> None:
+    """Those beyond it do not cost memory."""
+    pacer = Pacer(calls_per_second=0.01, waiting_max=2)
+    first = asyncio.create_task(pacer.wait())
+    second = asyncio.create_task(pacer.wait())
+    third = asyncio.create_task(pacer.wait())
+    await asyncio.wait_for(asyncio.gather(first, third), 0.5)
+    assert not second.done()
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
