@@ -208,7 +208,7 @@ def right_requests(shop: Shop, quarantine_id: str = "") -> dict[str, Any]:
             **quarantine,
             topic="app_memberSystem_points/challenged",
             headers=[webhooks_pb2.WebhookHeader(name="x", value="y")],
-            body=b"{}",
+            body=shop.merchant_id.encode(),
             reason=webhooks_pb2.QUARANTINE_REASON_MALFORMED,
             receive_time=at(NOW_MS),
         ),
