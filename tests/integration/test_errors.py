@@ -38,7 +38,6 @@ from pointbook_server import connection_pool
 from pointbook_server import status as status_module
 from pointbook_server.access import token_cache as token_cache_module
 from pointbook_server.access.model import ALL_MERCHANTS, METHODS, Scope
-from pointbook_server.access.store import AccessStore
 from pointbook_server.database import TRANSACTION_ATTEMPTS_MAX, RetryTransactionError, Statement
 from pointbook_server.migrations import migrate
 from pointbook_server.programs.model import Channel
@@ -698,15 +697,17 @@ async def test_tokens_that_cannot_be_read_are_no_bad_tokens(
     """A fault of ours on the way to the tokens is logged once with its cause, and the last tokens stay in force."""
     loads = 0
 
-    async def broken(_store: AccessStore) -> Any:
+    async def broken() -> Any:
         nonlocal loads
         loads += 1
         raise RuntimeError("the cause")
 
     monkeypatch.setattr(token_cache_module, "RETRY_SECONDS", 0.25)
-    async with running(database_url, admin_token) as (_, client):
+    async with running(database_url, admin_token) as (server, client):
         with json_logs(token_cache_module) as written:
-            monkeypatch.setattr(AccessStore, "tokens", broken)
+            assert server._tokens is not None
+            # The other servers of this process load their tokens as ever.
+            monkeypatch.setattr(server._tokens._store, "tokens", broken)
             await until(lambda: loads >= 2)
             await get_store(client, shop)
 
