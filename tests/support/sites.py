@@ -11,6 +11,7 @@ from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from support.honest import Honest, honest_client
 
 SECRET = "app-secret-of-the-soak"
+FAULTS = ("Traceback", '"exception"', "internal error", "stray cancellation", "never retrieved", "never awaited")
 SOFT_LIMIT = 'ulimit -Sn "$0" && exec "$@"'
 
 
@@ -108,3 +109,8 @@ def resident_mb(pid: int) -> float:
     """Return how much memory a process holds, in MB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1_000
+
+
+def faults(log: str) -> list[str]:
+    """Return what a log holds that no caller may cause: the first lines that tell of exceptions."""
+    return [line[:2_000] for line in log.splitlines() if any(mark in line for mark in FAULTS)][:10]
