@@ -5,6 +5,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import pytest
@@ -142,7 +143,7 @@ class Fuzz:
         metadata = [self._metadata]
         if self._random.random() < 0.05:
             metadata.append(self._random.choice(HOSTILE_METADATA))  # type: ignore[arg-type] # bytes for -bin
-        call = self._client.channel.unary_unary(path)
+        call: Any = self._client.channel.unary_unary(path)
         try:
             answer = await call(raw, metadata=metadata, timeout=30.0)
         except grpc.aio.AioRpcError as error:
@@ -168,8 +169,9 @@ class Fuzz:
 
 def examples_of(shop: Shop, program: programs_pb2.Program) -> dict[str, list[Message]]:
     """Make valid requests of methods that made-up ones hardly ever reach."""
-    merchant, mobile = {"merchant_id": shop.merchant_id}, "+12025550100"
-    customer = {**merchant, "mobile": mobile}
+    mobile = "+12025550100"
+    merchant: dict[str, Any] = {"merchant_id": shop.merchant_id}
+    customer: dict[str, Any] = {**merchant, "mobile": mobile}
     benefit = benefits_pb2.Benefit(
         **merchant,
         benefit_id="benefit_id-1",
@@ -184,13 +186,13 @@ def examples_of(shop: Shop, program: programs_pb2.Program) -> dict[str, list[Mes
         periodically_days=10,
         periodically_months="3",
         reward_type=benefits_pb2.REWARD_TYPE_PERCENTAGE_DISCOUNT,
-        irrelevant_values={"fixed_date": "15", "specific_date": 2.5},
     )
-    named = {**merchant, "benefit_id": benefit.benefit_id}
-    voided = {**merchant, "event_ids": ["event-1"], "reason": "A test till."}
-    redeemed = {"customer": customer, "program_id": 1, "points": 10}
-    webhook = {**merchant, "topic": "app_memberSystem_points/challenged", "body": b"{}", "reason": 1}
-    call = {
+    benefit.irrelevant_values.update({"fixed_date": "15", "specific_date": 2.5})
+    named: dict[str, Any] = {**merchant, "benefit_id": benefit.benefit_id}
+    voided: dict[str, Any] = {**merchant, "event_ids": ["event-1"], "reason": "A test till."}
+    redeemed: dict[str, Any] = {"customer": customer, "program_id": 1, "points": 10}
+    webhook: dict[str, Any] = {**merchant, "topic": "app_memberSystem_points/challenged", "body": b"{}", "reason": 1}
+    call: dict[str, Any] = {
         "caller_number": mobile,
         "called_number": "+12025550199",
         "provider_call_id": "call",
@@ -210,7 +212,9 @@ def examples_of(shop: Shop, program: programs_pb2.Program) -> dict[str, list[Mes
         points_pb2.UnvoidPointsEntriesRequest(**{**voided, "reason": ""}),
         redemption_pb2.ValidateRedemptionRequest(**redeemed),
         redemption_pb2.IssueValidationCodeRequest(**redeemed),
-        redemption_pb2.IssueValidationCodeRequest(**redeemed, validation_type="VALIDATION_TYPE_MISSED_CALL"),
+        redemption_pb2.IssueValidationCodeRequest(
+            **redeemed, validation_type=redemption_pb2.VALIDATION_TYPE_MISSED_CALL
+        ),
         redemption_pb2.RedeemPointsRequest(**redeemed, external_reference_number="reference-1"),
         redemption_pb2.RedeemPointsRequest(**redeemed, external_reference_number="reference-2"),
         redemption_pb2.ReverseRedemptionRequest(

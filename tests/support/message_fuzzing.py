@@ -133,8 +133,9 @@ class MessageFuzzer:
             del known[self.random.randrange(len(known))]
 
     def _fill(self, message: Message, hostility: float, depth: int) -> None:
-        oneofs = {one.name: self.random.choice(one.fields).name for one in message.DESCRIPTOR.oneofs if one.fields}
-        for descriptor in message.DESCRIPTOR.fields:
+        kind: Any = message.DESCRIPTOR
+        oneofs = {one.name: self.random.choice(one.fields).name for one in kind.oneofs}
+        for descriptor in kind.fields:
             one = descriptor.containing_oneof
             if one is not None and len(one.fields) > 1 and oneofs[one.name] != descriptor.name:
                 continue
@@ -146,12 +147,12 @@ class MessageFuzzer:
         """Change one field, somewhere."""
         place = self.random.choice(list(_with_inner(message)))
         if place.DESCRIPTOR.fields:
-            changed = self.random.choice(place.DESCRIPTOR.fields)
+            changed: Any = self.random.choice(place.DESCRIPTOR.fields)
             place.ClearField(changed.name)
             if self.random.random() < 0.8:
                 self._set(place, changed, self.random.choice((0.0, 1.0)), DEPTH_MAX - 2)
 
-    def _absence(self, descriptor: FieldDescriptor, hostility: float, depth: int) -> float:
+    def _absence(self, descriptor: Any, hostility: float, depth: int) -> float:
         """Return how often a field is left out: what names something stays, as without it nothing else is read."""
         if depth >= DEPTH_MAX:
             return 1.0
@@ -161,7 +162,7 @@ class MessageFuzzer:
             return max(0.04, hostility / 2)
         return 0.5
 
-    def _set(self, message: Message, descriptor: FieldDescriptor, hostility: float, depth: int) -> None:
+    def _set(self, message: Message, descriptor: Any, hostility: float, depth: int) -> None:
         target: Any = message
         if _is_map(descriptor):
             value_field = descriptor.message_type.fields_by_name["value"]
@@ -203,7 +204,7 @@ class MessageFuzzer:
             return self.random.choice((60, 1_100))
         return self.random.randrange(REPEATS_MAX)
 
-    def _scalar(self, descriptor: FieldDescriptor, hostility: float) -> Any:  # noqa: PLR0911 - one for each type
+    def _scalar(self, descriptor: Any, hostility: float) -> Any:  # noqa: PLR0911 - one for each type
         kind = descriptor.cpp_type
         if kind == FieldDescriptor.CPPTYPE_STRING:
             text = self._text(descriptor.name, hostility)
@@ -280,8 +281,8 @@ def _with_inner(message: Message) -> Iterator[Message]:
                 yield from _with_inner(inner)
 
 
-def _is_map(descriptor: FieldDescriptor) -> bool:
-    return descriptor.type == FieldDescriptor.TYPE_MESSAGE and descriptor.message_type.GetOptions().map_entry
+def _is_map(descriptor: Any) -> bool:
+    return bool(descriptor.type == FieldDescriptor.TYPE_MESSAGE and descriptor.message_type.GetOptions().map_entry)
 
 
 def _varint(value: int) -> bytes:
