@@ -205,11 +205,11 @@ def examples_of(shop: Shop, program: programs_pb2.Program) -> dict[str, list[Mes
         benefits_pb2.DeleteBenefitRequest(**named),
         benefits_pb2.PreviewBenefitScheduleRequest(**named),
         customers_pb2.MoveIdentifierRequest(
-            **merchant, mobile=mobile, from_customer_id="customer-0", to_customer_id="customer-1"
+            **merchant, mobile=mobile, from_customer_id="customer-0", to_customer_id="customer-1", reason="As asked."
         ),
         points_pb2.ApplyPointsUpdateRequest(update=shop.update("buyer-0", event_id="event-1")),
         points_pb2.VoidPointsEntriesRequest(**voided),
-        points_pb2.UnvoidPointsEntriesRequest(**{**voided, "reason": ""}),
+        points_pb2.UnvoidPointsEntriesRequest(**voided),
         redemption_pb2.ValidateRedemptionRequest(**redeemed),
         redemption_pb2.IssueValidationCodeRequest(**redeemed),
         redemption_pb2.IssueValidationCodeRequest(

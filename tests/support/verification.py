@@ -1,0 +1,9 @@
+"""The whole ledger of a database, folded again and compared with itself and with the redemptions."""
+
+from e2e.processes import pointbook
+
+
+async def verify(database_url: str, merchant_id: str) -> None:
+    """Run `pointbook verify` for a merchant, which must find no difference."""
+    verified = await pointbook("verify", "--merchant", merchant_id, DATABASE_URL=database_url)
+    assert verified.exit_code == 0, verified.out + verified.err
