@@ -1,4 +1,4 @@
-"""A proxy of a database whose connections a test can cut, freeze and lead elsewhere."""
+"""A proxy of a database whose connections a test can cut, freeze, slow down and lead elsewhere."""
 
 import asyncio
 import contextlib
@@ -19,6 +19,8 @@ class DatabaseProxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._forwards: set[asyncio.Task[None]] = set()
         self._port = 0
+        self.delay_seconds = 0.0
+        """How long whatever is forwarded waits before, in each direction."""
         self.drops = False
         """Whether connections are accepted and then closed, as by a database that is starting up behind a balancer."""
 
@@ -69,12 +71,22 @@ class DatabaseProxy:
         database_reader, database_writer = await asyncio.open_unix_connection(self._socket)
         self._writers |= {writer, database_writer}
         forward = asyncio.ensure_future(
-            _both(_pump(reader, database_writer, flow), _pump(database_reader, writer, flow))
+            _both(self._pump(reader, database_writer, flow), self._pump(database_reader, writer, flow))
         )
         self._forwards.add(forward)
         await asyncio.wait([forward])
         self._forwards.discard(forward)
         self._writers -= {writer, database_writer}
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flow: asyncio.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                if self.delay_seconds:
+                    await asyncio.sleep(self.delay_seconds)
+                await flow.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.close()
 
 
 def _flowing() -> asyncio.Event:
@@ -85,15 +97,6 @@ def _flowing() -> asyncio.Event:
 
 async def _both(one: Coroutine[None, None, None], other: Coroutine[None, None, None]) -> None:
     await asyncio.gather(one, other)
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flow: asyncio.Event) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65_536):
-            await flow.wait()
-            writer.write(data)
-            await writer.drain()
-    writer.close()
 
 
 @contextlib.asynccontextmanager

@@ -4,10 +4,8 @@ import asyncio
 import base64
 import contextlib
 import hmac
-import itertools
 import json
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,16 +19,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from e2e.processes import Finished, Running, free_port, grpc_health, http_get, one_line, pointbook, running
 from harness import Client, Shop, at, make_token, unique
-from pointbook.v1 import points_pb2, points_pb2_grpc
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.migrations import migrate
+from support.callers import Callers, check_ledger
 from waiting import until, until_locks_are_awaited
 
 SECRET = "app-secret"
 SHOPLINE_SECONDS = 5.0
 STOP_SECONDS_MAX = 10.0
-CONNECTIONS = 4
 CALLERS = 300
 NOW_MS = int(time.time() * 1_000)
 
@@ -255,83 +252,6 @@ async def test_a_revoked_token_loses_no_webhook(site: Site) -> None:
         await client.close()
 
 
-class Callers:
-    """Callers that each send one event after the other, and again as a retry where the answer was not OK."""
-
-    def __init__(self, site: Site) -> None:
-        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200))
-        self._site = site
-        self._channels = [grpc.aio.insecure_channel(site.grpc_address, options=options) for _ in range(CONNECTIONS)]
-        self._metadata = (("authorization", f"Bearer {site.admin_token}"),)
-        self._tasks: list[asyncio.Task[None]] = []
-        self._stopping = False
-        self.acknowledged: dict[str, str] = {}
-        self.sent: Counter[str] = Counter()
-        self.answers: Counter[str] = Counter()
-
-    def start(self, number: int) -> None:
-        """Begin to call."""
-        self._tasks = [asyncio.create_task(self._call(f"buyer-{index}", index)) for index in range(number)]
-
-    async def stop(self) -> None:
-        """End when every caller has its last answer."""
-        self._stopping = True
-        await asyncio.gather(*self._tasks)
-        await asyncio.gather(*(channel.close() for channel in self._channels))
-
-    async def answered(self, more: int) -> None:
-        """Wait until so many more calls were acknowledged."""
-        goal = len(self.acknowledged) + more
-
-        async def reached() -> bool:
-            return len(self.acknowledged) >= goal
-
-        await until(reached, seconds=30.0)
-
-    async def _call(self, buyer_id: str, index: int) -> None:
-        points = points_pb2_grpc.PointsServiceStub(self._channels[index % CONNECTIONS])
-        for balance in itertools.count(1):
-            update = self._site.shop.update(
-                buyer_id, updated_at=at(NOW_MS - 10**9 + balance), updated_value=1, points_balance=balance
-            )
-            request = points_pb2.ApplyPointsUpdateRequest(update=update)
-            while not self._stopping and update.event_id not in self.acknowledged:
-                await self._try(points, request)
-            if self._stopping:
-                return
-
-    async def _try(self, points: Any, request: points_pb2.ApplyPointsUpdateRequest) -> None:
-        try:
-            await points.ApplyPointsUpdate(request, metadata=self._metadata, timeout=20.0)
-        except grpc.aio.AioRpcError as error:
-            self.answers[error.code().name] += 1
-            await asyncio.sleep(0.1)
-        else:
-            self.answers["OK"] += 1
-            self.acknowledged[request.update.event_id] = request.update.buyer_id
-
-
-async def check_book(postgres: EmbeddedPostgres, shop: Shop, callers: Callers) -> None:
-    """Every acknowledged event is in the book once, and every account's entries add up to its balance."""
-    connection = await asyncpg.connect(postgres.url())
-    entries = await connection.fetch(
-        "SELECT event_id, buyer_id, updated_value FROM points_entries WHERE merchant_id = $1", shop.merchant_id
-    )
-    accounts = await connection.fetch(
-        "SELECT buyer_id, balance, opening, drift FROM points_accounts WHERE merchant_id = $1", shop.merchant_id
-    )
-    await connection.close()
-    booked = Counter(row["event_id"] for row in entries)
-    assert set(callers.acknowledged) <= set(booked)
-    assert set(booked.values()) == {1}
-    sums: Counter[str] = Counter()
-    for row in entries:
-        sums[row["buyer_id"]] += row["updated_value"]
-    # Each caller sent +1 after +1 from nothing: what is not in the sum was lost, what is twice in it was doubled.
-    assert {row["buyer_id"]: row["balance"] for row in accounts} == dict(sums)
-    assert {(row["opening"], row["drift"]) for row in accounts} == {(0, 0)}
-
-
 async def test_one_connection_may_have_many_calls(site: Site) -> None:
     """Calls beyond the 100 streams of a connection wait for their turn; none is refused."""
     async with site.server():
@@ -352,7 +272,7 @@ async def test_sigterm_under_load_is_a_clean_end(postgres: EmbeddedPostgres, sit
     """SIGTERM with hundreds of calls in flight: callers see OK or UNAVAILABLE, exit code 0 in time, nothing is lost."""
     async with site.server() as server:
         client = await site.client()
-        callers = Callers(site)
+        callers = Callers(site.grpc_address, site.admin_token, site.shop)
         callers.start(CALLERS)
         await callers.answered(CALLERS)
 
@@ -365,7 +285,7 @@ async def test_sigterm_under_load_is_a_clean_end(postgres: EmbeddedPostgres, sit
             await callers.answered(CALLERS)
             await callers.stop()
         assert set(callers.answers) <= {"OK", "UNAVAILABLE"}
-        await check_book(postgres, site.shop, callers)
+        await check_ledger(postgres.url(), site.shop, callers)
         await client.close()
 
 
@@ -377,7 +297,7 @@ async def test_sigterm_does_not_wait_for_calls_that_hang(postgres: EmbeddedPostg
         lock = blocker.transaction()
         await lock.start()
         await blocker.execute("LOCK TABLE points_accounts IN ACCESS EXCLUSIVE MODE")
-        callers = Callers(site)
+        callers = Callers(site.grpc_address, site.admin_token, site.shop)
         callers.start(CALLERS)
         await until_locks_are_awaited(site.database_url)
         stopping = asyncio.create_task(server.terminate())
@@ -404,7 +324,7 @@ async def test_sigterm_does_not_wait_for_calls_that_hang(postgres: EmbeddedPostg
 
 async def kill_under_load(postgres: EmbeddedPostgres, site: Site, times: int) -> None:
     """Kill the server again and again while callers call, and look into the book afterwards."""
-    callers, some = Callers(site), CALLERS // 3
+    callers, some = Callers(site.grpc_address, site.admin_token, site.shop), CALLERS // 3
     for number in range(times):
         async with site.server() as server:
             if number == 0:
@@ -417,7 +337,7 @@ async def kill_under_load(postgres: EmbeddedPostgres, site: Site, times: int) ->
         await callers.answered(some)
         await callers.stop()
     assert set(callers.answers) <= {"OK", "UNAVAILABLE"}
-    await check_book(postgres, site.shop, callers)
+    await check_ledger(postgres.url(), site.shop, callers)
 
 
 async def test_sigkill_under_load_loses_and_doubles_nothing(postgres: EmbeddedPostgres, site: Site) -> None:
@@ -435,7 +355,7 @@ async def test_a_database_restart_under_load_loses_and_doubles_nothing(postgres:
     """While the database restarts callers see UNAVAILABLE and nothing worse; afterwards all retried events are in."""
     async with site.server():
         client = await site.client()
-        callers = Callers(site)
+        callers = Callers(site.grpc_address, site.admin_token, site.shop)
         callers.start(CALLERS)
         await callers.answered(CALLERS)
         await postgres.stop()
@@ -444,5 +364,5 @@ async def test_a_database_restart_under_load_loses_and_doubles_nothing(postgres:
         await callers.answered(CALLERS)
         await callers.stop()
         assert set(callers.answers) <= {"OK", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"}
-        await check_book(postgres, site.shop, callers)
+        await check_ledger(postgres.url(), site.shop, callers)
         await client.close()

@@ -35,9 +35,10 @@ HOSTILE_METADATA = (
     ("authorization", "Bearer pb_none_none"),
     ("traceparent", "00-" + "f" * 200),
 )
+HONEST_SECONDS = 1.0
 
 
-@pytest.mark.parametrize("calls", [2_000, pytest.param(100_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("calls", [500, pytest.param(100_000, marks=pytest.mark.soak)])
 async def test_fuzzed_calls(site: Site, figure: Callable[[str, float | str, str], None], calls: int) -> None:
     """Any bytes get an answer of ours."""
     seed = random.SystemRandom().randrange(2**32)
@@ -46,11 +47,11 @@ async def test_fuzzed_calls(site: Site, figure: Callable[[str, float | str, str]
         settings = {"SMS_URL": f"http://127.0.0.1:{gateway.port}/", "MERCHANT_SENDS_MAX": "1000000"}
         async with site.server(**settings) as server, site.honest_calls() as honest:
             client = await site.client()
-            before = await honest.call(2.0)
+            before = await honest.call(HONEST_SECONDS)
             fuzz = Fuzz(site, client, random.Random(seed))  # noqa: S311 - it is to be repeatable
             await fuzz.prepare()
             await fuzz.run(calls)
-            after = await honest.call(2.0)
+            after = await honest.call(HONEST_SECONDS)
             health = await grpc_health(site.grpc_address)
             await client.close()
         codes = dict(fuzz.codes.most_common())

@@ -16,9 +16,10 @@ ANSWER_SECONDS_MAX = 20.0
 DIGEST = re.compile(r"[0-9a-f]{64}|[0-9A-Za-z+/]{43}=")
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
+HONEST_SECONDS = 1.0
 
 
-@pytest.mark.parametrize("requests", [2_000, pytest.param(100_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("requests", [500, pytest.param(100_000, marks=pytest.mark.soak)])
 async def test_fuzzed_webhooks(site: Site, figure: Callable[[str, float | str, str], None], requests: int) -> None:
     """Any request is answered as the README says, and an honest sender notices nothing."""
     seed = random.SystemRandom().randrange(2**32)
@@ -26,11 +27,11 @@ async def test_fuzzed_webhooks(site: Site, figure: Callable[[str, float | str, s
     bounds = {"QUARANTINE_WEBHOOKS_MAX": "1000000", "QUARANTINE_BYTES_MAX": str(10**12)}
     async with site.server(**bounds) as server, site.shim() as shim, site.honest_webhooks() as honest:
         client = await site.client()
-        before = await honest.call(2.0)
+        before = await honest.call(HONEST_SECONDS)
         source = random.Random(seed)  # noqa: S311 - it is to be repeatable
         senders = Senders(site.http_address, WebhookFuzzer(source, SECRET, site.shop.merchant_id, site.shop.store_id))
         await senders.run(requests)
-        after = await honest.call(2.0)
+        after = await honest.call(HONEST_SECONDS)
         assert await site.is_ready()
         await client.close()
     statuses = " ".join(f"{status} {count}" for status, count in senders.statuses.most_common())
