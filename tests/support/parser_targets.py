@@ -1,0 +1,166 @@
+"""What reads bytes and texts of strangers, each as a function of bytes that raises only where there is a defect.
+
+Run as a program it is a coverage-guided fuzzer of all of them: it takes atheris, which is no dependency of Pointbook's
+(`pip install atheris`), and libFuzzer's options, such as `-max_total_time=60 CORPUS_FOLDER`.
+"""
+
+import contextlib
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+from pointbook_server import emails, paging, phones, text
+from pointbook_server.fields import Fields, read_etag
+from shopline_shim import missed_calls, quarantine, signature, translate
+
+SECRET = "app-secret"
+NOW_MS = 1_780_000_000_000
+HEADERS = {"X-Shopline-Merchant-Id": "2000001234", "X-Shopline-Shop-Id": "1718263946864"}
+POINTS = {
+    "buyer_id": "2404721679",
+    "points_balance": 20,
+    "points_expiry_time": "",
+    "store_id": "1718263946864",
+    "update_type": "INCREASE",
+    "updated_at": 1721829526566,
+    "updated_scene": "SUCCESSFUL_REGISTRATION",
+    "updated_value": 20,
+}
+CUSTOMER = {"id": "1", "email": "a@example.com", "phone": "00886912345678", "updated_at": "2026-05-01T00:00:00+08:00"}
+REDACT = {"customer": {"id": "1"}, "shop_id": "1", "update_time": "2026-05-01T00:00:00+08:00"}
+ERASURE = {"store_id": "1", "store_domain": "a.myshopline.com", "update_time": "2026-05-01T00:00:00Z"}
+CALL = {"merchant_id": "2", "caller_number": "+886912345678", "called_number": "+886212345678", "provider_call_id": "c"}
+CALL_FORM = b"merchant_id=2&caller_number=%2B886912345678&called_number=+886212345678&provider_call_id=c&call_time=1"
+SEEDS = (
+    *(json.dumps(body).encode() for body in (POINTS, CUSTOMER, REDACT, ERASURE, CALL)),
+    CALL_FORM,
+    b"+886 912-345-678",
+    b"Ann.Lee+shop@xn--bcher-kva.example",
+    signature.sign(SECRET, b"{}").encode(),
+    paging.write_token("scope", (1, "a")).encode(),
+    b"customers/update, customers/update",
+    b"Bearer pb_0123456789abcdef_secret",
+)
+
+
+def read_points_update(data: bytes) -> None:
+    """Read a points webhook: what is answered can be sent on."""
+    with contextlib.suppress(translate.MalformedWebhook):
+        update = translate.points_update(HEADERS, data)
+        assert update.updated_value >= 0
+        assert type(update).FromString(update.SerializeToString()) == update
+
+
+def read_customer_updates(data: bytes) -> None:
+    """Read customer webhooks of every topic."""
+    for topic in translate.CUSTOMER_TOPICS:
+        with contextlib.suppress(translate.MalformedWebhook):
+            update = translate.customer_update(topic, HEADERS, data)
+            assert type(update).FromString(update.SerializeToString()) == update
+
+
+def read_store_erasure(data: bytes) -> None:
+    """Read a webhook that asks for an erasure."""
+    with contextlib.suppress(translate.MalformedWebhook):
+        translate.store_erasure(HEADERS, data).SerializeToString()
+
+
+def read_signature(data: bytes) -> None:
+    """Verify any header: none fits by chance."""
+    assert not signature.verify([SECRET], b"another body", data.decode("latin-1"))
+
+
+def read_headers(data: bytes) -> None:
+    """Read the headers of a delivery, as the quarantine keeps them."""
+    value = data.decode("latin-1")
+    translate.topic([value, value])
+    translate.merchant_id({"X-Shopline-Merchant-Id": value})
+    for header in quarantine.keep_headers([(b"x-shopline-topic", data), (data, b"value")]):
+        header.SerializeToString()
+
+
+def read_missed_call(data: bytes) -> None:
+    """Read a callback of either form."""
+    assert not missed_calls.knows_secret([SECRET], {"authorization": data.decode("latin-1")})
+    for kind in ("application/json", "application/x-www-form-urlencoded", data[:40].decode("latin-1")):
+        with contextlib.suppress(missed_calls.MalformedCall):
+            call = missed_calls.missed_call({"content-type": kind}, data[:60].decode("latin-1"), data, {}, NOW_MS)
+            call.SerializeToString()
+
+
+def read_phone(data: bytes) -> None:
+    """Read a phone number: what it is read as is read as itself."""
+    written = data.decode("utf-8", "replace")
+    for region in ("", "US", "AR"):
+        phone = phones.read(written, region)
+        if phone is not None:
+            again = phones.read(phone.e164)
+            assert again is not None, f"{phone.e164} of {region} is none"
+            assert again.key == phone.key
+            assert phone.e164 in phones.forms(phone.key) or phones.number_type(phone.e164) >= 0
+    text.pasted(written)
+    text.phone_text(written)
+
+
+def read_email(data: bytes) -> None:
+    """Read an e-mail address: what it is read as is read as itself."""
+    address = emails.read(data.decode("utf-8", "replace"))
+    if address is not None:
+        again = emails.read(address.written)
+        assert again is not None
+        assert again.key == address.key
+
+
+def read_tokens(data: bytes) -> None:
+    """Read page tokens and etags, which callers may make up."""
+    written = data.decode("utf-8", "replace")
+    revision = read_etag(written)
+    assert revision is None or -1 <= revision < 2**63
+    paging.read_token(Fields(), "page_token", written, "scope", (int, str))
+
+
+TARGETS: tuple[Callable[[bytes], None], ...] = (
+    read_points_update,
+    read_customer_updates,
+    read_store_erasure,
+    read_signature,
+    read_headers,
+    read_missed_call,
+    read_phone,
+    read_email,
+    read_tokens,
+)
+
+
+def read_all(data: bytes) -> None:
+    """Read bytes in the way that the first of them names."""
+    if data:
+        TARGETS[data[0] % len(TARGETS)](data[1:])
+
+
+def fuzz(corpus: Path) -> None:
+    """Have atheris look for bytes that break a target, from the seeds on. It ends the process."""
+    atheris: Any = importlib.import_module("atheris")
+    for number, seed in enumerate(SEEDS):
+        for target in range(len(TARGETS)):
+            (corpus / f"seed-{number}-{target}").write_bytes(bytes((target,)) + seed)
+    for function in _functions(translate, missed_calls, signature, quarantine, phones, emails, text, paging):
+        atheris.instrument_func(function)
+    atheris.Setup(sys.argv, read_all)
+    atheris.Fuzz()
+
+
+def _functions(*modules: ModuleType) -> Iterator[FunctionType]:
+    """Yield the functions of modules and the methods of their classes."""
+    for module in modules:
+        own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
+        methods = [value for each in own if isinstance(each, type) for value in vars(each).values()]
+        yield from (value for value in (*own, *methods) if isinstance(value, FunctionType))
+
+
+if __name__ == "__main__":
+    fuzz(Path(sys.argv[-1]))
