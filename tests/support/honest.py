@@ -30,6 +30,10 @@ PAUSE_SECONDS = 0.01
 CALL_SECONDS_MAX = 10.0
 CALLS_A_CONNECTION = 25
 """Some calls come over new connections, as those of a client that has just started."""
+P99_RATIO_MAX = 2.0
+"""How many times as long honest calls may take while, or after, strangers do what they can."""
+P99_NOISE_MS = 10.0
+"""What a p99 of a few milliseconds may become on a machine whose processes share two cores."""
 TOPIC = "app_memberSystem_points/challenged"
 
 
@@ -88,6 +92,11 @@ async def honest_client(kind: str, address: str, secret: str, merchant_id: str, 
 def typical_p99_ms(rounds: list[Seen]) -> float:
     """Return the median of the rounds' p99: one that the machine spoiled does not count."""
     return statistics.median(each.p99_ms for each in rounds)
+
+
+def p99_ratio(before: list[Seen], after: list[Seen]) -> float:
+    """Return how many times as long the slowest of a hundred calls take, where that is more than noise."""
+    return typical_p99_ms(after) / max(typical_p99_ms(before), P99_NOISE_MS / P99_RATIO_MAX)
 
 
 # The program
