@@ -36,6 +36,11 @@ LOCKS = """
     AND locktype IN ('transactionid', 'tuple', 'relation')
 """
 
+KILLS = ("worker", "parent", "worker", "worker", "all")
+"""What is killed, over and over: a worker that is killed again and again is replaced ever later."""
+SERVING = '"event": "serving"'
+"""What each worker logs when it has begun to serve."""
+
 Figure = Callable[[str, float | str, str], None]
 
 
@@ -137,20 +142,22 @@ async def test_sigkill_with_two_workers_loses_and_doubles_nothing(
     """Workers, their parent, or all of them are killed under load: what was acknowledged is in the ledger once."""
     source = random.Random(times)  # noqa: S311 - it is to be repeatable
     callers = Callers(site.grpc_address, site.token, site.shop)
-    kills = ["worker", "parent", "worker", "all"]
     async with AsyncExitStack() as stack:
         server: Running | None = None
         for number in range(times):
             if server is None:
                 server = await stack.enter_async_context(site.server(WORKERS="2"))
+                await _workers_serve(server, 2)
             if number == 0:
                 client = await site.client()
                 await client.close()
                 callers.start(CALLERS)
             await callers.answered(CALLERS, RECOVERY_SECONDS_MAX)
-            kill = kills[number] if number < len(kills) else source.choice(kills)
+            kill = KILLS[number % len(KILLS)]
             if kill == "worker":
-                await _kill_a_worker(server, source)
+                served = server.err.count(SERVING)
+                _kill_a_worker(server, source)
+                await _workers_serve(server, served + 1)
                 continue
             await _kill_server(server, with_workers=kill == "all")
             server = None
@@ -170,15 +177,18 @@ def _workers_of(server: Running) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-async def _kill_a_worker(server: Running, source: random.Random) -> None:
-    """Kill one worker; the parent goes on, and replaces it."""
-    workers = _workers_of(server)
-    os.kill(source.choice(workers), signal.SIGKILL)
+async def _workers_serve(server: Running, count: int) -> None:
+    """Wait until so many workers have begun to serve since the server's start."""
 
-    async def replaced() -> bool:
-        return len(set(_workers_of(server)) - set(workers)) == 1
+    async def serve() -> bool:
+        return server.err.count(SERVING) >= count
 
-    await server.until(replaced, RECOVERY_SECONDS_MAX)
+    await server.until(serve, RECOVERY_SECONDS_MAX)
+
+
+def _kill_a_worker(server: Running, source: random.Random) -> None:
+    """Kill one worker."""
+    os.kill(source.choice(_workers_of(server)), signal.SIGKILL)
 
 
 async def _kill_server(server: Running, *, with_workers: bool) -> None:
