@@ -29,7 +29,9 @@ async def test_fuzzed_webhooks(site: Site, figure: Callable[[str, float | str, s
     rounds = (ROUNDS, ROUND_SECONDS) if in_full else (1, 0.5)
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 - pytest shows it where the test fails
-    bounds = {"QUARANTINE_WEBHOOKS_MAX": "1000000", "QUARANTINE_BYTES_MAX": str(10**12)}
+    # None of these shall be met.
+    bounds = {f"QUARANTINE_{name}WEBHOOKS_MAX": "1000000" for name in ("", "SHARED_", "TOTAL_")}
+    bounds |= {f"QUARANTINE_{name}BYTES_MAX": str(10**12) for name in ("", "SHARED_", "TOTAL_")}
     async with site.server(**bounds) as server, site.shim() as shim, site.honest_webhooks() as honest:
         client = await site.client()
         before = await honest.rounds(*rounds)
