@@ -322,10 +322,10 @@ async def test_sigterm_does_not_wait_for_calls_that_hang(postgres: EmbeddedPostg
         await client.close()
 
 
-async def kill_under_load(postgres: EmbeddedPostgres, site: Site, times: int) -> None:
-    """Kill the server again and again while callers call, and look into the book afterwards."""
+async def test_sigkill_under_load_loses_and_doubles_nothing(postgres: EmbeddedPostgres, site: Site) -> None:
+    """A server without workers that is killed under load: what was acknowledged is in the ledger exactly once."""
     callers, some = Callers(site.grpc_address, site.admin_token, site.shop), CALLERS // 3
-    for number in range(times):
+    for number in range(3):
         async with site.server() as server:
             if number == 0:
                 client = await site.client()
@@ -338,17 +338,6 @@ async def kill_under_load(postgres: EmbeddedPostgres, site: Site, times: int) ->
         await callers.stop()
     assert set(callers.answers) <= {"OK", "UNAVAILABLE"}
     await check_ledger(postgres.url(), site.shop, callers)
-
-
-async def test_sigkill_under_load_loses_and_doubles_nothing(postgres: EmbeddedPostgres, site: Site) -> None:
-    """A server that is killed under load, three times: what was acknowledged is in the book exactly once."""
-    await kill_under_load(postgres, site, times=3)
-
-
-@pytest.mark.soak
-async def test_sigkill_fifty_times_loses_and_doubles_nothing(postgres: EmbeddedPostgres, site: Site) -> None:
-    """The same fifty times (a few times where the soak is not asked for in full)."""
-    await kill_under_load(postgres, site, times=50)
 
 
 async def test_a_database_restart_under_load_loses_and_doubles_nothing(postgres: EmbeddedPostgres, site: Site) -> None:
