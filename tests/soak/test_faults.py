@@ -7,13 +7,12 @@ import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import asyncpg
 import pytest
 
 from database_proxy import DatabaseProxy, proxied
-from e2e.processes import HAS_PROC, Running
+from e2e.processes import HAS_PROC, Running, is_alive
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from support.callers import Callers, check_ledger
 from support.sites import Site, faults
@@ -172,11 +171,6 @@ async def test_sigkill_with_two_workers_loses_and_doubles_nothing(
     await verify(postgres.url(), site.shop.merchant_id)
 
 
-def _workers_of(server: Running) -> list[int]:
-    pid = server.process.pid
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 async def _workers_serve(server: Running, count: int) -> None:
     """Wait until so many workers have begun to serve since the server's start."""
 
@@ -188,17 +182,17 @@ async def _workers_serve(server: Running, count: int) -> None:
 
 def _kill_a_worker(server: Running, source: random.Random) -> None:
     """Kill one worker."""
-    os.kill(source.choice(_workers_of(server)), signal.SIGKILL)
+    os.kill(source.choice(server.workers()), signal.SIGKILL)
 
 
 async def _kill_server(server: Running, *, with_workers: bool) -> None:
     """Kill the parent, and its workers either with it or by themselves, as they notice that it is gone."""
-    workers = _workers_of(server)
+    workers = server.workers()
     if with_workers:
         os.killpg(server.process.pid, signal.SIGKILL)
     await server.kill()
 
     def are_gone() -> bool:
-        return not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers)
+        return not any(is_alive(pid) for pid in workers)
 
     await until(are_gone, seconds=20.0)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from pointbook_server.settings import ServerSettings
 from support.honest import P99_RATIO_MAX, p99_ratio
 from support.sites import SECRET, Site, faults
 from support.webhook_fuzzing import STATUSES, FuzzedRequest, WebhookFuzzer
@@ -29,9 +30,10 @@ async def test_fuzzed_webhooks(site: Site, figure: Callable[[str, float | str, s
     rounds = (ROUNDS, ROUND_SECONDS) if in_full else (1, 0.5)
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 - pytest shows it where the test fails
-    # None of these shall be met.
-    bounds = {f"QUARANTINE_{name}WEBHOOKS_MAX": "1000000" for name in ("", "SHARED_", "TOTAL_")}
-    bounds |= {f"QUARANTINE_{name}BYTES_MAX": str(10**12) for name in ("", "SHARED_", "TOTAL_")}
+    # No bound of the quarantine shall be met.
+    names = [name.upper() for name in ServerSettings.model_fields if name.startswith("quarantine_")]
+    bounds = {name: str(10**6) for name in names if name.endswith("WEBHOOKS_MAX")}
+    bounds |= {name: str(10**12) for name in names if name.endswith("BYTES_MAX")}
     async with site.server(**bounds) as server, site.shim() as shim, site.honest_webhooks() as honest:
         client = await site.client()
         before = await honest.rounds(*rounds)
