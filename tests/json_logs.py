@@ -24,6 +24,8 @@ def json_logs(*modules: ModuleType) -> Iterator[io.StringIO]:
     with pytest.MonkeyPatch.context() as patch:
         with contextlib.redirect_stderr(written):
             configure_logs("DEBUG", json=True)
+        # Loggers that are used for the first time now would keep this configuration for ever.
+        structlog.configure(**{**structlog.get_config(), "cache_logger_on_first_use": False})
         for module in modules:
             patch.setattr(module, "log", structlog.get_logger())
         try:

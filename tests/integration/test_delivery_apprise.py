@@ -20,11 +20,11 @@ from integration.provider_servers import (
     http_server,
     loop_delays,
 )
+from json_logs import json_logs
 from pointbook_server.delivery import apprise
 from pointbook_server.delivery.apprise import THREADS_MAX, AppriseSender
 from pointbook_server.delivery.sender import DeliveryFailedError, DeliveryUncertainError, FailureKind
 from pointbook_server.errors import SettingError
-from pointbook_server.logs import configure_logs
 from pointbook_server.programs.model import Channel
 from waiting import until
 
@@ -184,18 +184,13 @@ async def test_many_messages_share_few_threads(provider: HttpServer) -> None:
 
 async def test_nothing_is_logged(provider: HttpServer, capfd: pytest.CaptureFixture[str]) -> None:
     """Apprise tells of destinations and payloads; none of it comes to our logs, however much is asked for."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    configure_logs("DEBUG", json=True)
-    logging.getLogger("canary").warning("logs work")
-    try:
+    with json_logs() as written:
+        logging.getLogger("canary").warning("logs work")
         await sender_to(provider.port).send(SMS)
         provider.status = 400
         with pytest.raises(DeliveryUncertainError):
             await sender_to(provider.port).send(SMS)
-    finally:
-        root.handlers[:], root.level = handlers, level
-    logged = capfd.readouterr().err
+    logged = written.getvalue() + "".join(capfd.readouterr())
 
     assert "logs work" in logged
     assert secrets_in(logged) == []

@@ -23,10 +23,10 @@ from integration.provider_servers import (
     http_server,
     loop_delays,
 )
+from json_logs import json_logs
 from pointbook_server.delivery import http_gateway
 from pointbook_server.delivery.http_gateway import CONNECTIONS_MAX, HttpGatewaySender
 from pointbook_server.delivery.sender import DeliveryFailedError, DeliveryUncertainError, FailureKind
-from pointbook_server.logs import configure_logs
 from waiting import until
 
 API_KEY = "s3cret-key"
@@ -268,18 +268,13 @@ async def test_closing_ends_connections(gateway: HttpServer) -> None:
 
 async def test_nothing_is_logged(gateway: HttpServer, capfd: pytest.CaptureFixture[str]) -> None:
     """The library tells of every URL; none of it comes to our logs, however much is asked for."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    configure_logs("DEBUG", json=True)
-    logging.getLogger("canary").warning("logs work")
-    try:
+    with json_logs() as written:
+        logging.getLogger("canary").warning("logs work")
         await sender_to(gateway.port).send(SMS)
         gateway.manner = "cut"
         with pytest.raises(DeliveryUncertainError):
             await sender_to(gateway.port).send(SMS)
-    finally:
-        root.handlers[:], root.level = handlers, level
-    logged = capfd.readouterr().err
+    logged = written.getvalue() + "".join(capfd.readouterr())
 
     assert "logs work" in logged
     assert secrets_in(logged) == []

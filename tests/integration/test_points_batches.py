@@ -26,8 +26,12 @@ from ledger_book import check_book
 from pointbook.v1 import points_pb2
 from pointbook_server.access.store import READ_TOKENS
 from pointbook_server.database import Connection, Statement
+from pointbook_server.database_health import ANY_ANSWER
 from pointbook_server.ledger import model
 from pointbook_server.schema import REVISION, UNUSABLE
+
+OWN_STATEMENTS = {ANY_ANSWER, READ_TOKENS, REVISION, UNUSABLE}
+"""What the server sends by itself, at any moment."""
 
 
 @contextmanager
@@ -37,7 +41,7 @@ def statements() -> Iterator[list[str]]:
 
     def recorded(method: Any) -> Any:
         async def record(self: Connection, statement: Statement, values: Mapping[str, Any] | None = None) -> Any:
-            if statement not in {UNUSABLE, REVISION, READ_TOKENS}:  # What the server asks every now and then.
+            if statement not in OWN_STATEMENTS:
                 ran.append(" ".join(statement.sql.split()))
             return await method(self, statement, values)
 

@@ -326,7 +326,9 @@ async def test_refusals_are_written_in_the_background(
     await server.stop()
 
 
-async def test_with_zero_days_none_is_kept(service: Service, client: Client, shop: Shop, admin_token: str) -> None:
+async def test_with_zero_days_none_is_kept(
+    service: Service, database: Database, client: Client, shop: Shop, admin_token: str
+) -> None:
     """Those that were kept before go, too."""
     await client.redemption.ValidateRedemption(question(shop, 75))
     assert (await page(client, shop)).refusals
@@ -338,14 +340,21 @@ async def test_with_zero_days_none_is_kept(service: Service, client: Client, sho
     assert len((await page(client, shop)).refusals) == 1
 
     service.clock.move(1)
-    assert await refusals_of(service.database_url, service.clock, keep_days=0).clean_up(service.clock()) >= 1
+    assert await refusals_of(database, service.clock, keep_days=0).clean_up(service.clock()) >= 1
     assert not (await page(client, shop)).refusals
 
 
-def refusals_of(database_url: str, clock: TestClock, *, keep_days: int = 30) -> Refusals:
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """The database, for a test that needs no server."""
+    database = Database(database_url, pool_size=2)
+    yield database
+    await database.dispose()
+
+
+def refusals_of(database: Database, clock: TestClock, *, keep_days: int = 30) -> Refusals:
     """Make what notes and deletes refusals, on a database."""
-    store = RefusalsStore(Database(database_url, pool_size=2))
-    return Refusals(store, clock, Metrics(), keep_days=keep_days)
+    return Refusals(RefusalsStore(database), clock, Metrics(), keep_days=keep_days)
 
 
 def refusal(merchant_id: str, at_ms: int = NOW_MS, reference: str = "") -> Refusal:
@@ -369,10 +378,10 @@ def counted(refusals: Refusals) -> dict[str, int]:
     return {sample.labels["outcome"]: int(sample.value) for sample in samples if sample.name.endswith("_total")}
 
 
-async def test_what_is_older_than_it_is_kept_is_deleted(service: Service) -> None:
+async def test_what_is_older_than_it_is_kept_is_deleted(service: Service, database: Database) -> None:
     """To the millisecond, merchant by merchant, in bounded parts; what another server deletes is left to it."""
     clock = TestClock()
-    refusals = refusals_of(service.database_url, clock, keep_days=2)
+    refusals = refusals_of(database, clock, keep_days=2)
     old, young = unique("merchant"), unique("merchant")
     for merchant_id, age_ms, count in ((old, 2 * DAY_SECONDS * 1_000 + 1, 5), (young, 2 * DAY_SECONDS * 1_000, 3)):
         for _ in range(count):
@@ -395,10 +404,10 @@ async def test_a_server_deletes_old_refusals_by_itself(service: Service, client:
         await server.stop()
 
 
-async def test_of_one_merchant_only_so_many_are_stored_in_a_minute(service: Service) -> None:
+async def test_of_one_merchant_only_so_many_are_stored_in_a_minute(service: Service, database: Database) -> None:
     """Another merchant's, and the next minute's, are; what was left out is counted."""
     clock = TestClock()
-    refusals = refusals_of(service.database_url, clock)
+    refusals = refusals_of(database, clock)
     loud, quiet = unique("merchant"), unique("merchant")
     for _ in range(recording.REFUSALS_A_MINUTE_MAX + 50):
         refusals.note(refusal(loud, clock.now_ms))
@@ -410,9 +419,11 @@ async def test_of_one_merchant_only_so_many_are_stored_in_a_minute(service: Serv
     assert counted(refusals) == {"KEPT": 602, "RATE_LIMITED": 50}
 
 
-async def test_what_waits_is_bounded_while_the_database_is_away_and_written_afterwards(service: Service) -> None:
+async def test_what_waits_is_bounded_while_the_database_is_away_and_written_afterwards(
+    service: Service, database: Database
+) -> None:
     """The oldest are kept, and none is written twice."""
-    refusals = refusals_of(service.database_url, TestClock())
+    refusals = refusals_of(database, TestClock())
     merchants = [unique("merchant") for _ in range(3)]
     away = PointbookError(Reason.DATABASE_UNAVAILABLE, "away")
     with patch.object(recording, "REFUSALS_WAITING_MAX", 20):
@@ -439,9 +450,11 @@ async def hang(*_: Any) -> None:
 
 
 @pytest.mark.parametrize("insert", [away, hang])
-async def test_what_a_stopping_server_cannot_write_is_logged_and_not_tried_again(service: Service, insert: Any) -> None:
+async def test_what_a_stopping_server_cannot_write_is_logged_and_not_tried_again(
+    database: Database, insert: Any
+) -> None:
     """Nothing is written after a server has stopped."""
-    refusals = refusals_of(service.database_url, TestClock())
+    refusals = refusals_of(database, TestClock())
     with capture_logs() as logs, patch.object(RefusalsStore, "insert", insert):
         refusals.note(refusal(unique("merchant")))
         with suppress(TimeoutError):
@@ -454,9 +467,9 @@ async def test_what_a_stopping_server_cannot_write_is_logged_and_not_tried_again
     assert {"event": "refusals are lost", "log_level": "warning", "count": 1} in logs
 
 
-async def test_refusals_are_written_in_no_calls_name(service: Service) -> None:
+async def test_refusals_are_written_in_no_calls_name(database: Database) -> None:
     """Or the log would blame the call that happened to begin the writing."""
-    refusals = refusals_of(service.database_url, TestClock())
+    refusals = refusals_of(database, TestClock())
     names: list[dict[str, Any]] = []
 
     async def insert(*_: Any) -> None:
@@ -470,9 +483,9 @@ async def test_refusals_are_written_in_no_calls_name(service: Service) -> None:
     assert names == [{}]
 
 
-async def test_a_write_that_was_broken_off_is_written_once(service: Service) -> None:
+async def test_a_write_that_was_broken_off_is_written_once(service: Service, database: Database) -> None:
     """A caller that goes away while its list is being read loses no refusal."""
-    refusals = refusals_of(service.database_url, TestClock())
+    refusals = refusals_of(database, TestClock())
     merchant_id = unique("merchant")
     insert = RefusalsStore.insert
     written = asyncio.Event()
