@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from ipaddress import ip_address
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 FORM = "must be postgresql://USER:PASSWORD@HOST:PORT/NAME"
@@ -24,12 +25,15 @@ def check_database_url(url: str, *, allow_plaintext: bool, environment: Mapping[
         parts = urlsplit(f"postgresql://{rest}")
         query = {name: values[-1] for name, values in parse_qs(parts.query, strict_parsing=bool(parts.query)).items()}
         hosts = _hosts(parts.netloc, query, environment)
+        # One port, or as many as there are hosts: that they are as many is the driver's to say.
+        for port in (query.get("port") or environment.get("PGPORT") or "0").split(","):
+            _check_port(port)
     except ValueError:
         raise ValueError(FORM) from None
     if scheme not in _SCHEMES:
         raise ValueError(FORM)
     for name in _FILES:
-        if name in query and not os.access(query[name], os.R_OK):
+        if name in query and not (Path(query[name]).is_file() and os.access(query[name], os.R_OK)):
             raise ValueError(f"names a file in {name} that cannot be read")
     if not allow_plaintext and query.get("sslmode") != VERIFYING_MODE and not all(map(_is_local, hosts)):
         raise ValueError(
@@ -41,8 +45,10 @@ def check_database_url(url: str, *, allow_plaintext: bool, environment: Mapping[
 
 def _hosts(netloc: str, query: Mapping[str, str], environment: Mapping[str, str]) -> list[str]:
     """Return the hosts that the driver will try; none where it looks for a Unix socket. Raises ValueError."""
-    # The driver splits at the first @ as well.
-    named = (netloc.partition("@")[2] if "@" in netloc else netloc) or query.get("host", "")
+    # The driver splits at the first @ as well, and decodes hosts of this place alone.
+    if named := netloc.partition("@")[2] if "@" in netloc else netloc:
+        return [unquote(_host(each)) for each in named.split(",")]
+    named = query.get("host", "")
     if not named and (service := query.get("service") or environment.get("PGSERVICE")):
         return [f"service {service}"]
     named = named or environment.get("PGHOST", "")
@@ -51,6 +57,8 @@ def _hosts(netloc: str, query: Mapping[str, str], environment: Mapping[str, str]
 
 def _host(text: str) -> str:
     """Return the host of HOST, HOST:PORT or [IPv6]:PORT, or a folder of Unix sockets. Raises ValueError."""
+    if not text:
+        raise ValueError
     if text.startswith("/"):
         return text
     if text.startswith("["):
@@ -58,9 +66,15 @@ def _host(text: str) -> str:
         port = port.removeprefix(":")
     else:
         host, _, port = text.partition(":")
-    if port and not (port.isascii() and port.isdigit() and int(port) <= _PORT_MAX):
+    if port:
+        _check_port(port)
+    return host
+
+
+def _check_port(text: str) -> None:
+    """Raise ValueError where a text is no port."""
+    if not (text.isascii() and text.isdigit() and int(text) <= _PORT_MAX):
         raise ValueError
-    return unquote(host)
 
 
 def _is_local(host: str) -> bool:

@@ -1,11 +1,25 @@
 """The database's URL: beyond this machine it must demand a server that proves its name."""
 
+import contextlib
+import inspect
+import ssl
 from pathlib import Path
 
+import asyncpg
 import pytest
+from asyncpg import connect_utils
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pointbook_server.database_url import FORM, check_database_url
 
+PIECES = [
+    "localhost", "127.0.0.1", "[::1]", "::1", "db.example.com", "/run", "%2Frun", "%252Frun", "%256cocalhost",
+    "%6cocalhost", "127.0.0.1%2Cdb", ",", "@", ":", "user:secret@", ":5432", "5432", "x", "", "%00", ";", "disable",
+]  # fmt: skip
+QUERY_NAMES = ["host", "h%6fst", "HOST", "hostaddr", "port", "sslmode", "SSLMODE", "user", "dbname"]
+DRIVER_ARGUMENTS = dict.fromkeys(inspect.signature(connect_utils._parse_connect_dsn_and_args).parameters)
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 LOCAL = [
     "postgresql://localhost/pointbook",
     "postgresql://user:pass%40word@127.0.0.1:5432/pointbook",
@@ -24,6 +38,8 @@ REMOTE = [
     "postgresql:///pointbook?service=loyalty",
     "postgresql://user:se@cret@127.0.0.1/pointbook",
     "postgresql://localhost.example.com/pointbook",
+    "postgresql:///pointbook?host=%256cocalhost",
+    "postgresql:///pointbook?host=%252Fvar%252Frun",
 ]
 
 
@@ -53,7 +69,9 @@ def test_verified_tls_is_enough(url: str) -> None:
     assert check_database_url(verified, allow_plaintext=False, environment={}) == verified
 
 
-@pytest.mark.parametrize("variables", [{"PGHOST": "db.example.com"}, {"PGSERVICE": "loyalty"}])
+@pytest.mark.parametrize(
+    "variables", [{"PGHOST": "db.example.com"}, {"PGHOST": "%6cocalhost"}, {"PGSERVICE": "loyalty"}]
+)
 def test_hosts_of_the_environment_count(variables: dict[str, str]) -> None:
     """The driver takes them where the URL names no host."""
     with pytest.raises(ValueError, match="is beyond loopback"):
@@ -71,6 +89,8 @@ def test_hosts_of_the_environment_count(variables: dict[str, str]) -> None:
         "postgresql://localhost,127.0.0.1:99999/pointbook",
         "postgresql://localhost/pointbook?sslmode",
         "postgresql://[::1/pointbook",
+        "postgresql://localhost,/pointbook",
+        "postgresql://localhost/pointbook?port=5432,x",
     ],
 )
 def test_another_form_is_refused(url: str) -> None:
@@ -82,7 +102,36 @@ def test_another_form_is_refused(url: str) -> None:
 @pytest.mark.parametrize("name", ["sslrootcert", "sslcert", "sslkey", "sslcrl"])
 def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
     """The driver would find out at each connection, as if the database were away."""
-    url = f"postgresql://db/pointbook?sslmode=verify-full&{name}={tmp_path}/missing.pem"
+    for path in (tmp_path / "missing.pem", tmp_path):
+        url = f"postgresql://db/pointbook?sslmode=verify-full&{name}={path}"
+        with pytest.raises(ValueError, match=f"names a file in {name} that cannot be read"):
+            check_database_url(url, allow_plaintext=False, environment={})
 
-    with pytest.raises(ValueError, match=f"names a file in {name} that cannot be read"):
-        check_database_url(url, allow_plaintext=False, environment={})
+
+@settings(max_examples=500)
+@given(
+    netloc=st.builds("".join, st.lists(st.sampled_from(PIECES), max_size=4)),
+    query=st.lists(st.tuples(st.sampled_from(QUERY_NAMES), st.sampled_from([*PIECES, "verify-full"])), max_size=3),
+    environment=st.dictionaries(st.sampled_from(["PGHOST", "PGPORT", "PGSSLMODE"]), st.sampled_from(PIECES)),
+)
+def test_the_driver_reads_a_url_as_the_check_does(
+    netloc: str, query: list[tuple[str, str]], environment: dict[str, str]
+) -> None:
+    """What the check lets pass connects to this machine alone, or verifies the server."""
+    url = f"postgresql://{netloc}/pointbook?{'&'.join(map('='.join, query))}".removesuffix("?")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PGHOST", "PGPORT", "PGSSLMODE", "PGSERVICE"):
+            patch.delenv(name, raising=False)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(ssl.SSLContext, "load_verify_locations", lambda *_arguments, **_options: None)
+        try:
+            checked = check_database_url(url, allow_plaintext=False)
+        except ValueError:
+            return
+        # What else it cannot use, such as a number of ports that is not that of the hosts, it says itself.
+        with contextlib.suppress(asyncpg.ClientConfigurationError):
+            arguments = {**DRIVER_ARGUMENTS, "dsn": checked}
+            addresses, parameters = connect_utils._parse_connect_dsn_and_args(**arguments)
+            is_local = all(isinstance(each, str) or each[0] in LOOPBACK for each in addresses)
+            assert is_local or parameters.sslmode is connect_utils.SSLMode.verify_full
