@@ -15,15 +15,19 @@ from pathlib import Path
 import structlog
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from pointbook_server.errors import SettingError
+from pointbook_server.regular_files import read_regular_file
 
 DAY_SECONDS = 86_400
 EXPIRES_SOON_SECONDS = 14 * DAY_SECONDS
 RETRY_SECONDS = 1.0
 """How long files that were found wrong are not read again, unless they change."""
 FILE_BYTES_MAX = 1024 * 1024
+RSA_BITS_MIN = 2_048
+CURVES = (ec.SECP256R1, ec.SECP384R1)
 Stamp = tuple[tuple[int, ...], ...]
 """What differs after files have been written or replaced."""
 
@@ -137,6 +141,7 @@ def load(files: TlsFiles) -> TlsMaterial:
         ca, _ = _load_certificates(files.ca)
     if files.cert is not None and files.key is not None:
         chain, certificate = _load_certificates(files.cert)
+        _check_algorithm(files.cert, certificate)
         key = _read(files.key)
         try:
             public_key = load_pem_private_key(key, password=None).public_key()
@@ -147,6 +152,22 @@ def load(files: TlsFiles) -> TlsMaterial:
         if public_key != certificate.public_key():
             raise SettingError(f"{files.key.variable}: the key does not belong to {files.cert.variable}")
     return TlsMaterial(chain, key, ca, certificate)
+
+
+def _check_algorithm(file: SettingFile, certificate: x509.Certificate) -> None:
+    """Raise SettingError where gRPC or OpenSSL would refuse the certificate, or clients of gRPC would."""
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    is_rsa = certificate.public_key_algorithm_oid == x509.oid.PublicKeyAlgorithmOID.RSAES_PKCS1_v1_5
+    if is_rsa and isinstance(key, rsa.RSAPublicKey) and key.key_size >= RSA_BITS_MIN:
+        return
+    if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, CURVES)):
+        raise SettingError(
+            f"{file.variable}: the certificate's key must be RSA with {RSA_BITS_MIN} bits or more, or EC on the curve "
+            "P-256 or P-384"
+        )
 
 
 def name_of(certificate: x509.Certificate) -> str:
@@ -171,8 +192,7 @@ def _load_certificates(file: SettingFile) -> tuple[bytes, x509.Certificate]:
 
 def _read(file: SettingFile) -> bytes:
     try:
-        with file.path.open("rb") as opened:
-            return opened.read(FILE_BYTES_MAX)
+        return read_regular_file(file.path, FILE_BYTES_MAX)
     except OSError as error:
         raise SettingError(f"{file.variable}: cannot read {file.path}: {error.strerror}") from None
 

@@ -9,6 +9,8 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from pointbook_server.regular_files import read_regular_file
+
 FILE_SUFFIX = "_FILE"
 FILE_BYTES_MAX = 64 * 1024
 """More than all keys and secrets together need: a path to a device or a log is a mistake."""
@@ -28,15 +30,11 @@ class SecretFile:
         if self.is_second:
             raise ValueError(f"is set twice: remove it or {self.variable}")
         try:
-            with Path(self.path).open("rb") as file:
-                content = file.read(FILE_BYTES_MAX + 1)
-            text = content.decode()
+            text = read_regular_file(Path(self.path), FILE_BYTES_MAX).decode()
         except OSError as error:
             raise ValueError(f"the file of {self.variable} cannot be read: {error.strerror}") from None
         except ValueError:
             raise ValueError(f"the file of {self.variable} is not UTF-8 text") from None
-        if len(content) > FILE_BYTES_MAX:
-            raise ValueError(f"the file of {self.variable} is larger than {FILE_BYTES_MAX} bytes")
         text = text.removesuffix("\n").removesuffix("\r")
         if not text:
             raise ValueError(f"the file of {self.variable} is empty")

@@ -36,30 +36,29 @@ class Tls:
 def server_context(settings: ShimSettings) -> ssl.SSLContext | None:
     """Build a context that uses the newest certificate at every handshake; None where the shim speaks HTTP.
 
-    Raises SettingError where the files are wrong.
+    Raises SettingError where the files are wrong, and OSError where OpenSSL refuses them.
     """
     cert, key = settings.http_tls_cert_file, settings.http_tls_key_file
     if cert is None or key is None:
         return None
-    source = TlsSource(
-        TlsFiles(
-            cert=SettingFile("POINTBOOK_HTTP_TLS_CERT_FILE", cert), key=SettingFile("POINTBOOK_HTTP_TLS_KEY_FILE", key)
-        )
-    )
-    served, context = source.current(), _context(cert, key)
+    variable = "POINTBOOK_HTTP_TLS_CERT_FILE"
+    source = TlsSource(TlsFiles(cert=SettingFile(variable, cert), key=SettingFile("POINTBOOK_HTTP_TLS_KEY_FILE", key)))
+    try:
+        served, context = source.current(), _context(cert, key)
+    except OSError as error:
+        raise OSError(f"{variable}: {error}") from error
     first = context
 
     def choose(connection: ssl.SSLObject, _name: str | None, _context_before: ssl.SSLContext) -> None:
         nonlocal served, context
         material = source.current()
         if material is not served:
+            # Where the files have changed again since they were read, so will the material have at the next handshake.
+            served = material
             try:
                 context = _context(cert, key)
-            except (OSError, ssl.SSLError) as error:
-                # The files have changed again since they were read: the next handshake looks once more.
+            except OSError as error:
                 log.warning("changed TLS files are not used yet", cause=str(error))
-            else:
-                served = material
         connection.context = context
 
     first.sni_callback = choose

@@ -12,6 +12,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes, CertificatePublicKeyTypes
 
 
 def loopback_tls(folder: Path) -> tuple[ssl.SSLContext, Path]:
@@ -74,9 +75,10 @@ class Authority:
         names: Sequence[str] = ("pointbook.example", "localhost"),
         uris: Sequence[str] = (),
         life: timedelta = timedelta(days=365),
+        key: CertificateIssuerPrivateKeyTypes | None = None,
     ) -> Issued:
         """Issue a certificate for names and URIs, and for the loopback address."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
         all_names = [
             *map(x509.DNSName, names),
@@ -91,7 +93,7 @@ class Authority:
     def _sign(
         self,
         subject: x509.Name,
-        public_key: ec.EllipticCurvePublicKey,
+        public_key: CertificatePublicKeyTypes,
         life: timedelta,
         *,
         ca: bool,

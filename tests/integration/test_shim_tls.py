@@ -13,10 +13,11 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from pydantic import SecretStr
 
 from harness import Service, Shop, make_token, server_settings
-from integration.certificates import Authority, handshake, replace, serial_of, served_serial
+from integration.certificates import Authority, Issued, handshake, replace, serial_of, served_serial
 from integration.shims import PATH, SECRET
 from json_logs import json_logs
 from pointbook.v1 import access_pb2, access_pb2_grpc
@@ -24,7 +25,7 @@ from pointbook_server import certificates
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.errors import SettingError
 from pointbook_server.server import Server
-from shopline_shim import grpc_channel
+from shopline_shim import grpc_channel, https
 from shopline_shim.app import Shim
 from shopline_shim.grpc_channel import RenewingChannel, client_tls_source, open_aio_channel
 from shopline_shim.settings import ShimSettings
@@ -227,6 +228,24 @@ async def test_a_renewed_client_certificate_is_used_without_a_failed_call(
             assert channel.current() is not before
             assert [await ask(token) for token in tokens] == ["UNAUTHENTICATED", "OK"]
             assert set(await asyncio.gather(*running)) == {"OK"}
+
+
+async def test_files_that_openssl_refuses_are_logged_once_a_renewal(tmp_path: Path) -> None:
+    """A chain with a key that is too short is in order for us; strangers must not write the log by connecting."""
+    (tmp_path / "ca.crt").write_bytes(AUTHORITY.pem)
+    settings = shim_settings(tmp_path)
+    weak = AUTHORITY.issue("weak", key=rsa.generate_private_key(65_537, 1_024))  # noqa: S505 - it is refused
+    with json_logs(https) as logged:
+        async with shim(settings) as address:
+            old = await asyncio.to_thread(served_serial, port_of(address))
+            renewed = AUTHORITY.issue("shim")
+            Issued(renewed.chain + weak.chain, renewed.key).write(tmp_path, "http")
+            served = [await asyncio.to_thread(served_serial, port_of(address)) for _ in range(3)]
+        with pytest.raises(OSError, match=r"POINTBOOK_HTTP_TLS_CERT_FILE: .*TOO_SMALL"):
+            https.server_context(settings)
+
+    assert served == [old] * 3
+    assert logged.getvalue().count("changed TLS files are not used yet") == 1
 
 
 async def test_wrong_files_stop_the_start(tmp_path: Path) -> None:

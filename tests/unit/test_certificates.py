@@ -1,6 +1,7 @@
 """TLS material from files: what is refused, what is renewed, and what is logged of it."""
 
 import json
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 from io import StringIO
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 
 from integration.certificates import Authority, Issued, replace
 from json_logs import json_logs
@@ -146,6 +149,35 @@ def test_an_encrypted_key_is_refused_without_a_question(tmp_path: Path) -> None:
 
     with pytest.raises(SettingError, match="KEY: the key is encrypted with a password"):
         load(files)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ed25519.Ed25519PrivateKey.generate(),
+        ed448.Ed448PrivateKey.generate(),
+        ec.generate_private_key(ec.SECP521R1()),
+        ec.generate_private_key(ec.SECP256K1()),
+        rsa.generate_private_key(65_537, 1_024),  # noqa: S505 - it is refused
+    ],
+)
+def test_keys_that_grpc_does_not_speak_are_refused(tmp_path: Path, key: CertificateIssuerPrivateKeyTypes) -> None:
+    """Its server would name the address as the cause, or serve what none of its clients accepts."""
+    files = files_in(tmp_path, AUTHORITY.issue(key=key))
+
+    with pytest.raises(SettingError, match="CERT: the certificate's key must be RSA with 2048 bits or more, or EC"):
+        load(files)
+
+
+def test_what_is_no_small_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    """A pipe would be waited for, and of a large file the last certificates would be missing."""
+    pipe, large = tmp_path / "pipe", tmp_path / "large"
+    os.mkfifo(pipe)
+    large.write_bytes(AUTHORITY.pem + b"#" * certificates.FILE_BYTES_MAX)
+
+    for path, problem in ((pipe, "Not a regular file"), (large, "Larger than"), (tmp_path, "Is a directory")):
+        with pytest.raises(SettingError, match=f"CA: cannot read {path}: {problem}"):
+            load(TlsFiles(ca=SettingFile("CA", path)))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Secrets from files: POINTBOOK_X_FILE in place of POINTBOOK_X."""
 
+import os
 from base64 import b64encode
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def test_what_is_no_secret_has_no_file() -> None:
         (b"", "is empty"),
         (b"\n", "is empty"),
         (b"\xff\xfe secret", "is not UTF-8"),
-        (b"s" * (FILE_BYTES_MAX + 1), "is larger than"),
+        (b"s" * (FILE_BYTES_MAX + 1), f"cannot be read: Larger than {FILE_BYTES_MAX} bytes"),
         (None, "cannot be read: No such file or directory"),
     ],
 )
@@ -110,6 +111,24 @@ def test_an_unusable_file_stops_the_start(
     assert f"the file of POINTBOOK_SMTP_URL_FILE {problem}" in error["msg"]
     assert "secret" not in error["msg"]
     assert "hidden" not in error["msg"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_regular_file_stops_the_start_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    """A pipe that nobody writes to would be waited for, and one that somebody does could be read only once."""
+    path = tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path = Path("/dev/zero")
+    monkeypatch.setenv("POINTBOOK_TOKEN_FILE", str(path))
+
+    with pytest.raises(ValidationError, match=r"POINTBOOK_TOKEN_FILE cannot be read: (Not a reg|Is a dir)"):
+        ShimSettings()
 
 
 def test_a_secret_that_is_given_twice_stops_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
