@@ -5,6 +5,7 @@ import contextlib
 import math
 import re
 import shutil
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from harness import Client, Service, make_token, refusal, server_settings
 from integration.certificates import Authority, Issued, handshake, old_context, replace, serial_of, served_serial
 from pointbook.v1 import access_pb2
 from pointbook_cli.health import ProbeSettings, server_state
+from pointbook_server import tls
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.errors import SettingError
 from pointbook_server.server import Server
@@ -115,6 +117,7 @@ async def test_a_bound_token_is_refused_from_other_clients_as_if_it_were_unknown
         for name in ("till 7", "spiffe://shop.example/till")
     ]
     named = AUTHORITY.issue("till 7", names=["a.example"])
+    cut_short = AUTHORITY.issue("till 7\0.example", names=["till 7\0.example"])
     with_uri = AUTHORITY.issue("till 70", names=["till.shop.example"], uris=["spiffe://shop.example/till"])
     async with tls_server(service.database_url, tmp_path, tls_client_ca_file=client_ca) as server:
         assert await outcome(server.port, by_name, trust(identity=named)) == "OK"
@@ -122,11 +125,41 @@ async def test_a_bound_token_is_refused_from_other_clients_as_if_it_were_unknown
             assert await outcome(server.port, by_name, trust(identity=with_uri)) == "TOKEN_INVALID"
         assert await outcome(server.port, by_uri, trust(identity=with_uri)) == "OK"
         assert await outcome(server.port, by_uri, trust(identity=named)) == "TOKEN_INVALID"
+        assert await outcome(server.port, by_name, trust(identity=cut_short)) == "TOKEN_INVALID"
 
     logged = capsys.readouterr()
     assert (logged.out + logged.err).count("a token came from a client that it is not bound to") == 2
     # Without a client certificate there is no name that could be right.
     assert await outcome(service.server.port, by_name, None) == "TOKEN_INVALID"
+
+
+async def test_client_certificates_are_verified_again_before_long(
+    service: Service, tmp_path: Path, client_ca: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that resumes its session shows no certificate, so that an expired one would stay good for days."""
+    identity = AUTHORITY.issue("till").write(tmp_path, "till")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(cadata=AUTHORITY.pem.decode())
+    context.load_cert_chain(*identity)
+    context.set_alpn_protocols(["h2"])
+
+    def connect(session: ssl.SSLSession | None) -> tuple[ssl.SSLSession | None, bool | None]:
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
+            context.wrap_socket(connection, session=session) as wrapped,
+        ):
+            # What the server sends first brings the session along.
+            assert wrapped.recv(9)
+            return wrapped.session, wrapped.session_reused
+
+    async with tls_server(service.database_url, tmp_path, tls_client_ca_file=client_ca) as server:
+        session, _ = await asyncio.to_thread(connect, None)
+        session, resumed = await asyncio.to_thread(connect, session)
+        monkeypatch.setattr(tls, "RESUMPTION_SECONDS", 0.0)
+        _, resumed_late = await asyncio.to_thread(connect, session)
+
+    assert (resumed, resumed_late) == (True, False)
 
 
 async def test_renewed_certificates_are_served_without_a_failed_call(
