@@ -36,14 +36,14 @@ def server_state(settings: ProbeSettings) -> tuple[bool, str]:
 
     Raises SettingError where TLS files are wrong.
     """
+    has_tls = settings.server_ca_file is not None or settings.tls_cert_file is not None
     try:
         with _channel(settings, local_address(settings.health_address or settings.grpc_address)) as channel:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_SECONDS)
     except grpc.RpcError as error:
-        has_tls = settings.server_ca_file is not None or settings.tls_cert_file is not None
         return False, str(error.details()) if has_tls else ""
-    except OSError:
-        return False, ""
+    except OSError as error:
+        return False, str(error)
     return answer.status == health_pb2.HealthCheckResponse.SERVING, ""
 
 

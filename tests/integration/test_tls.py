@@ -270,6 +270,15 @@ async def test_wrong_files_stop_the_start(
         Server(settings, service.database_url, senders={})
 
 
+async def test_the_probe_of_a_server_without_tls_says_why_it_fails(service: Service, tmp_path: Path) -> None:
+    """Its settings name a certificate that the server beside it has not been started with."""
+    cert, key = AUTHORITY.issue().write(tmp_path, "server")
+    probe = ProbeSettings(grpc_address=f"127.0.0.1:{service.server.port}", tls_cert_file=cert, tls_key_file=key)
+    serving, cause = await asyncio.to_thread(server_state, probe)
+
+    assert (serving, "SSL" in cause) == (False, True)
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 async def test_the_lines_of_the_readme_make_certificates_that_work(service: Service, tmp_path: Path) -> None:
     """Also the one of the server as its probe's, and the name that a token is bound to."""
