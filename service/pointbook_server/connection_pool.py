@@ -76,6 +76,11 @@ class ConnectionPool:
         """How many connections are taken."""
         return self._in_use
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no connection is open, taken or not."""
+        return not self._connections
+
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[Any]:
         """Take a connection of the driver for a block. Raises what the driver does, and TimeoutError."""

@@ -178,6 +178,11 @@ class Database:
         return self._pool.connections_in_use
 
     @property
+    def has_connections(self) -> bool:
+        """Whether any connection for calls is open."""
+        return not self._pool.is_empty
+
+    @property
     def answered_at(self) -> float:
         """When a call last finished with its connection in working order, on the monotonic clock."""
         return self._pool.answered_at

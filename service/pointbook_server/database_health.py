@@ -113,8 +113,8 @@ class DatabaseHealth:
         self._answers = False
         suspicions = self._suspicions.copy()
         self._suspicions.clear()
-        if READ_ONLY_SQLSTATE in suspicions:
-            # This connection may still lead to another server than those of calls do.
+        if READ_ONLY_SQLSTATE in suspicions or (suspicions and not self._database.has_connections):
+            # This connection may still lead to another server than those of calls do, or be the last one let in.
             self._database.renew_pulse()
         self._disk_is_full |= DISK_FULL_SQLSTATE in suspicions
         try:

@@ -153,6 +153,20 @@ async def test_a_failover_without_closed_connections_is_over_in_seconds(own: Own
         assert site.server._database.connections_in_use == 0
 
 
+async def test_health_learns_that_calls_get_no_connections(own: Own) -> None:
+    """Its own is older than the change: a new password, or a database that has no more connections to give."""
+    async with behind_proxy(own) as (site, proxy):
+        proxy.drops = True
+        # Those of calls end in some way, such as their age.
+        site.server._database.cut()
+        site.server._database.resume()
+        assert await site.writes() == {"UNAVAILABLE"}
+        assert await until(site.is_not_serving, PATIENCE_SECONDS) < NOTICED_SECONDS_MAX
+        proxy.drops = False
+        assert await until(site.is_serving, PATIENCE_SECONDS) < RECOVERY_SECONDS_MAX
+        assert await site.write_ok()
+
+
 async def test_a_call_that_goes_away_from_a_frozen_connection_frees_its_place(own: Own) -> None:
     """What it left behind is ended within a moment, or its connection is."""
     async with proxied(own.url) as proxy:

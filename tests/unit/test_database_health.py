@@ -23,6 +23,7 @@ class FakeDatabase:
     def __init__(self) -> None:
         self.answer_seconds = 0.0
         self.answered_at = float("-inf")
+        self.has_connections = True
         self.done: list[str] = []
 
     @contextlib.asynccontextmanager
