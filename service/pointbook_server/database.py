@@ -379,7 +379,9 @@ def _raise_told(cause: Any, on_refusal: Callable[[BaseException], None]) -> NoRe
 def _told(cause: Any) -> Exception:
     """Tell an error of the driver in our words."""
     sqlstate = sqlstate_of(cause)
-    if sqlstate in CONFLICT_SQLSTATES:
+    # A migration changed what a statement returns, after this connection had prepared it; it is prepared anew next time.
+    is_outdated = isinstance(cause, (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError))
+    if sqlstate in CONFLICT_SQLSTATES or is_outdated:
         return RetryTransactionError()
     if isinstance(cause, asyncpg.DataError):
         return DatabaseDefectError("a statement was given a parameter of another type")

@@ -13,6 +13,7 @@ import uvloop
 from sqlalchemy import text
 
 from database_proxy import proxied
+from harness import unique
 from pointbook_server.connection_pool import KEEPALIVE_OPTIONS
 from pointbook_server.database import Connection, Database, Statement
 
@@ -102,3 +103,30 @@ async def test_the_system_finds_dead_tcp_connections(database_url: str, run: Any
         found = await asyncio.to_thread(run, look(proxy.url))
     assert found == {name: value for name, value in KEEPALIVE_OPTIONS.items() if name in found}
     assert found
+
+
+async def test_a_migration_under_prepared_statements_breaks_no_transaction(database_url: str) -> None:
+    """Each connection learns it by an error of its own, after which the transaction runs again."""
+    operator = await asyncpg.connect(database_url)
+    table = unique("changing").replace("-", "_")
+    await operator.execute(f"CREATE TABLE {table} (points int); INSERT INTO {table} VALUES (1)")
+    database = Database(database_url, pool_size=3)
+    read = Statement(text(f"SELECT points FROM {table}"))  # noqa: S608 - a name of this test
+    meeting = asyncio.Barrier(3)
+
+    async def work(connection: Connection) -> int:
+        # All three connections are in use then, by the second attempts too.
+        await meeting.wait()
+        row = await connection.fetch_one(read)
+        assert row is not None
+        return int(row.points)
+
+    async def read_on_all_connections() -> list[int]:
+        return await asyncio.gather(*(database.transaction(work) for _ in range(3)))
+
+    await read_on_all_connections()
+    await operator.execute(f"ALTER TABLE {table} ALTER points TYPE bigint")
+    assert await read_on_all_connections() == [1, 1, 1]
+    await database.dispose()
+    await operator.execute(f"DROP TABLE {table}")
+    await operator.close()

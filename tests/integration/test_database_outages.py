@@ -141,7 +141,7 @@ async def test_frozen_connections_are_noticed_and_replaced(own: Own) -> None:
     assert hung[0] == refused == {"UNAVAILABLE"}
     assert hung[1] < NOTICED_SECONDS_MAX
     assert hung_seconds < NOTICED_SECONDS_MAX
-    assert refused_seconds < 0.5
+    assert refused_seconds < 2.0
     assert recovery_seconds < RECOVERY_SECONDS_MAX
 
 
@@ -183,7 +183,7 @@ async def test_a_call_that_goes_away_from_a_frozen_connection_frees_its_place(ow
         going_away = asyncio.create_task(call())
         await until(lambda: database.connections_in_use == 1)
         going_away.cancel()
-        assert await until(lambda: database.connections_in_use == 0, PATIENCE_SECONDS) < 1.0
+        assert await until(lambda: database.connections_in_use == 0, PATIENCE_SECONDS) < NOTICED_SECONDS_MAX
         proxy.thaw()
         await call()
         await database.dispose()

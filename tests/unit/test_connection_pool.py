@@ -159,6 +159,7 @@ async def test_closing_waits_a_moment_and_then_terminates(drivers: Drivers, monk
     async with pool.acquire() as used:
         await pool.close()
         assert used.closed
+    monkeypatch.setattr(connection_pool, "CLOSE_TIMEOUT_SECONDS", 60.0)
     pool = ConnectionPool(drivers.connect, 2)
     async with pool.acquire() as used:
         closing = asyncio.create_task(pool.close())
