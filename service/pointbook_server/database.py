@@ -83,6 +83,14 @@ class RetryTransactionError(PointbookError):
         )
 
 
+class LoginRefusedError(ConnectionRefusedError):
+    """The database gives no connection, with a code that means a defect of ours where a statement gets it."""
+
+    def __init__(self, cause: asyncpg.PostgresError) -> None:
+        super().__init__(str(cause))
+        self.sqlstate = sqlstate_of(cause)
+
+
 class Row(asyncpg.Record):  # type: ignore[misc] # asyncpg has no types
     """A row of an answer, whose columns are attributes."""
 
@@ -337,6 +345,11 @@ async def _connect(*arguments: Any, **options: Any) -> Any:
         return await asyncpg.connect(*arguments, **options)
     except asyncpg.ClientConfigurationError as error:
         raise SettingError(f"POINTBOOK_DATABASE_URL: {error}") from error
+    except asyncpg.PostgresError as error:
+        if sqlstate_of(error).startswith(UNAVAILABLE_SQLSTATES):
+            raise
+        # No statement of ours is to blame, whatever the code says.
+        raise LoginRefusedError(error) from error
 
 
 def create_engine(url: str) -> AsyncEngine:
@@ -379,7 +392,7 @@ def _raise_told(cause: Any, on_refusal: Callable[[BaseException], None]) -> NoRe
 def _told(cause: Any) -> Exception:
     """Tell an error of the driver in our words."""
     sqlstate = sqlstate_of(cause)
-    # A migration changed what a statement returns, after this connection had prepared it; it is prepared anew next time.
+    # A migration changed what a statement returns that was prepared before; the next attempt prepares it anew.
     is_outdated = isinstance(cause, (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError))
     if sqlstate in CONFLICT_SQLSTATES or is_outdated:
         return RetryTransactionError()

@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -16,6 +17,7 @@ from database_proxy import proxied
 from harness import unique
 from pointbook_server.connection_pool import KEEPALIVE_OPTIONS
 from pointbook_server.database import Connection, Database, Statement
+from pointbook_server.errors import PointbookError, Reason
 
 ISOLATION = Statement(text("SELECT current_setting('transaction_isolation') AS level"))
 NEW_TO_IT = Statement(text("SELECT count(*) FROM stores"))
@@ -109,7 +111,8 @@ async def test_a_migration_under_prepared_statements_breaks_no_transaction(datab
     """Each connection learns it by an error of its own, after which the transaction runs again."""
     operator = await asyncpg.connect(database_url)
     table = unique("changing").replace("-", "_")
-    await operator.execute(f"CREATE TABLE {table} (points int); INSERT INTO {table} VALUES (1)")
+    await operator.execute(f"CREATE TABLE {table} (points int)")
+    await operator.execute(f"INSERT INTO {table} VALUES (1)")  # noqa: S608 - a name of this test
     database = Database(database_url, pool_size=3)
     read = Statement(text(f"SELECT points FROM {table}"))  # noqa: S608 - a name of this test
     meeting = asyncio.Barrier(3)
@@ -129,4 +132,24 @@ async def test_a_migration_under_prepared_statements_breaks_no_transaction(datab
     assert await read_on_all_connections() == [1, 1, 1]
     await database.dispose()
     await operator.execute(f"DROP TABLE {table}")
+    await operator.close()
+
+
+async def test_a_database_that_lets_nobody_in_is_away(database_url: str) -> None:
+    """Its operator closed it (55000): calls are to be retried, and health is told."""
+    operator = await asyncpg.connect(database_url)
+    name = unique("closed").replace("-", "_")
+    await operator.execute(f"CREATE DATABASE {name}")
+    await operator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    url = urlsplit(database_url)._replace(path=f"/{name}").geturl()
+    database = Database(url, pool_size=1)
+    noted: list[str] = []
+    database.on_refusal = noted.append
+    with pytest.raises(PointbookError) as refused:
+        async with database.autocommit():
+            pass
+    assert refused.value.reason is Reason.DATABASE_UNAVAILABLE
+    assert noted == ["55000"]
+    await database.dispose()
+    await operator.execute(f"DROP DATABASE {name}")
     await operator.close()
