@@ -837,14 +837,18 @@ async def test_idle_connections_live_on(impatient: Running) -> None:
 
 async def test_slow_sockets_do_not_delay_others(shim: Running) -> None:
     """Hundreds of clients that send nothing cost an honest one next to nothing."""
+
+    async def seconds_of_posts() -> float:
+        started = time.monotonic()
+        for _ in range(20):
+            assert (await shim.post()).status_code == 200
+        return time.monotonic() - started
+
+    alone_seconds = await seconds_of_posts()
     for _ in range(200):
         _, writer = await shim.connect()
         writer.write(b"POST /webhooks/shopline HTTP/1.1\r\nx-slow: ")
-    started = time.monotonic()
-
-    for _ in range(20):
-        assert (await shim.post()).status_code == 200
-    assert time.monotonic() - started < 2
+    assert await seconds_of_posts() < max(2, 4 * alone_seconds)
 
 
 async def test_client_that_leaves(shim: Running) -> None:
