@@ -428,11 +428,13 @@ class Webhooks:
         """Raise _NotApplicableError where an event is for another store than it should be, or too old.
 
         The header that names the store is not signed, and a missing one claims nothing. The event's time is: it is in
-        the body. Source: SHOPLINE facts, Signature.
+        the body. A request to erase is never too old: it is due whenever it comes, its body is no other topic's, and
+        sent again it changes nothing. Source: SHOPLINE facts, Signature.
         """
         if self._endpoint is not None and store_id not in self._endpoint.store_ids:
             raise _NotApplicableError(quarantine.OTHER_STORE)
-        if self._max_age_ms and event_time.ToMilliseconds() < time.time_ns() // 1_000_000 - self._max_age_ms:
+        may_be_too_old = self._max_age_ms > 0 and delivery.topic not in translate.ERASURE_TOPICS
+        if may_be_too_old and event_time.ToMilliseconds() < time.time_ns() // 1_000_000 - self._max_age_ms:
             raise _NotApplicableError(quarantine.TOO_OLD)
         claimed = delivery.headers.get("x-shopline-shop-id")
         if claimed is None:

@@ -48,7 +48,8 @@ class Endpoint(BaseModel):
         """Return what headers name that the endpoint is not for; empty where they fit."""
         if topic not in self.topics:
             return "X-Shopline-Topic must be a topic of the endpoint"
-        if headers.get("x-shopline-merchant-id") != self.merchant_id:
+        # Of a repeated header, the translation reads the last.
+        if any(merchant_id != self.merchant_id for merchant_id in headers.getlist("x-shopline-merchant-id")):
             return "X-Shopline-Merchant-Id must be the merchant of the endpoint"
         return ""
 

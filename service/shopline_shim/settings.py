@@ -94,7 +94,7 @@ class ShimSettings(SecretFileSettings):
         ge=0,
         allow_inf_nan=False,
         description="The age, by the time in its body, beyond which a webhook is quarantined and not applied; 0: none. "
-        "SHOPLINE sends a webhook again for up to 48 hours.",
+        "SHOPLINE sends a webhook again for up to 48 hours. Requests to erase have no such age.",
     )
     shop_id_mismatch: Literal["quarantine", "warn"] = Field(
         default="quarantine",

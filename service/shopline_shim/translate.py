@@ -33,6 +33,8 @@ CUSTOMER_TOPICS = {
 """The topics that `customer_update` translates, and what each reports."""
 STORE_ERASURE_TOPIC = "merchants/redact"
 """The topic that `store_erasure` translates."""
+ERASURE_TOPICS = frozenset({REDACT_TOPIC, STORE_ERASURE_TOPIC})
+"""The topics that ask for personal data to be erased."""
 TRANSLATED_TOPICS = frozenset({POINTS_TOPIC, STORE_ERASURE_TOPIC, *CUSTOMER_TOPICS})
 """Every topic that is translated. Topics are compared as SHOPLINE writes them, case included."""
 Violation = tuple[str, str]

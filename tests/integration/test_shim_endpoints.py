@@ -19,6 +19,7 @@ from shopline_shim.endpoints import Endpoint
 NOW_MS = 1_767_225_600_000
 POINTS = "app_memberSystem_points/challenged"
 OWN_SECRET = "endpoint-secret"
+REDACTIONS = ("customers/redact", "merchants/redact")
 POINTS_ID, CUSTOMERS_ID, UPDATE_ID = "points-endpoint-0001", "customers-endpoint-1", "update-endpoint-00001"
 
 
@@ -166,3 +167,31 @@ async def test_an_old_body_is_quarantined(
 
     assert (of_points, of_customer) == ((200, outcome), (200, outcome))
     assert await reasons(client, shop.merchant_id) == ([] if outcome == "APPLIED" else ["TOO_OLD"] * 2)
+
+
+async def test_a_repeated_header_names_no_other_merchant(http: httpx.AsyncClient, client: Client, shop: Shop) -> None:
+    """The first value is the endpoint's, and the last is what the translation would take."""
+    body = points(shop)
+    headers = [
+        ("x-shopline-merchant-id", shop.merchant_id),
+        ("x-shopline-merchant-id", "another"),
+        ("x-shopline-hmac-sha256", signature.sign(OWN_SECRET, body)),
+    ]
+    response = await http.post(f"{PATH}/{POINTS_ID}", content=body, headers=headers)
+
+    assert response.json() == {"outcome": "QUARANTINED"}
+    assert await reasons(client, shop.merchant_id) == ["ENDPOINT_MISMATCH"]
+
+
+@pytest.mark.parametrize("topic", REDACTIONS)
+async def test_a_request_to_erase_is_never_too_old(service: Service, admin_token: str, shop: Shop, topic: str) -> None:
+    """It is due whenever it comes, and must not wait for an operator's replay."""
+    of_store = {"store_id": shop.store_id, "store_domain": "example.myshopline.com"}
+    of_customer = {"shop_id": shop.store_id, "customer": {"id": unique("buyer")}}
+    asked = of_store if topic == "merchants/redact" else of_customer
+    body = json.dumps(asked | {"update_time": "2026-01-01T00:00:00Z"}).encode()
+    named = {"merchant_id": shop.merchant_id, "shop_id": shop.store_id}
+    async with shim_before(service.server.port, admin_token, webhook_max_age_hours=0.5) as http:
+        status, outcome = await post(http, PATH, body, secret=SECRET, topic=topic, **named)
+
+    assert (status, outcome) == (200, "REQUESTED" if topic == "merchants/redact" else "APPLIED")
