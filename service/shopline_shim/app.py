@@ -47,7 +47,7 @@ from shopline_shim.connections import Connections
 from shopline_shim.deadlines import DeadlineProtocol
 from shopline_shim.endpoints import Endpoint
 from shopline_shim.grpc_channel import client_tls_source, open_aio_channel
-from shopline_shim.https import Tls, server_context
+from shopline_shim.https import Tls, TlsListener, server_context
 from shopline_shim.listening import listen
 from shopline_shim.problems import Problem
 from shopline_shim.readiness import Readiness
@@ -760,7 +760,11 @@ class _Server(uvicorn.Server):
                 server_state=self.server_state,
                 app_state=self.lifespan.state,
             )
-            self.servers = [await self._tls.listen(protocol, listener) for listener in sockets or ()]
+            connections = self.lifespan.state["connections"]
+            self.servers = [
+                TlsListener(self._tls, listener, protocol, connections)  # type: ignore[misc] # uvicorn only closes them
+                for listener in sockets or ()
+            ]
         self._announce()
         self._ready.set()
 

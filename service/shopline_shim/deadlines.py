@@ -1,6 +1,8 @@
 """HTTP connections that end in time: uvicorn has no protection of its own against clients that send slowly."""
 
 import asyncio
+import contextlib
+import socket
 from typing import Any
 
 from httptools import HttpParserError
@@ -48,7 +50,8 @@ class DeadlineProtocol(HttpToolsProtocol):
     headers, trailers nor chunk extensions have a limit in the parser.
 
     The application's lifespan state must hold the ShimSettings under `settings` and the Connections under
-    `connections`. Each request's state holds its connection under `connection`.
+    `connections`. Each request's state holds its connection under `connection`. A connection with a TLS handshake
+    begins with the socket that was `accepted`.
     """
 
     def __init__(
@@ -57,8 +60,10 @@ class DeadlineProtocol(HttpToolsProtocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        accepted: socket.socket | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self._accepted = accepted
         settings: ShimSettings = app_state["settings"]
         self._open: Connections = app_state["connections"]
         self._header_timeout = settings.header_timeout_seconds
@@ -115,8 +120,12 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._open.release(self, authentic=authentic)
 
     def cut(self) -> None:
-        """Close the connection at once."""
-        self.transport.abort()
+        """Close the connection at once, also before its handshake has ended."""
+        if self.transport is not None:
+            self.transport.abort()
+        elif self._accepted is not None:
+            with contextlib.suppress(OSError):
+                self._accepted.shutdown(socket.SHUT_RDWR)
 
     def on_headers_complete(self) -> None:
         """Give the rest of the request its own, longer deadline."""

@@ -125,14 +125,14 @@ class ShimSettings(SecretFileSettings):
         ge=10,
         le=1_000_000,
         description="The most open connections of one shim process, as far as its limit on open files has room; "
-        "beyond, the one that was longest without an authentic request is cut.",
+        "beyond, the oldest one without an authentic request is cut.",
     )
     max_unverified_bytes: int = Field(
         default=32 * 1024**2,
         ge=1024**2,
         le=1024**4,
         description="The most bytes of bodies that one shim process holds before it knows their senders; beyond, the "
-        "connection that was longest without an authentic request is cut.",
+        "oldest connection without an authentic request is cut that holds more than its share.",
     )
     shim_metrics_address: str = Field(
         default="",

@@ -58,7 +58,7 @@ def limited(service: Service, **changes: Any) -> contextlib.AbstractAsyncContext
     return shim_before(service.server.port, "", header_timeout_seconds=60, request_timeout_seconds=60, **changes)
 
 
-async def test_the_longest_without_an_authentic_request_makes_room(service: Service) -> None:
+async def test_the_oldest_without_an_authentic_request_makes_room(service: Service) -> None:
     """Idle connections fill all places, and only cut each other, the oldest first."""
     async with limited(service, max_connections=10) as http, strangers(http, 15) as streams:
         assert (await http.get("/healthz")).status_code == 200
@@ -83,6 +83,66 @@ async def test_held_bodies_are_bounded_together(service: Service) -> None:
         assert await evictions(http, "bytes") == 4
 
 
+class Cuttable:
+    """A connection that only says whether it was cut."""
+
+    def __init__(self) -> None:
+        self.is_cut = False
+
+    def cut(self) -> None:
+        """Be cut."""
+        self.is_cut = True
+
+
+def connections(connections_max: int, bytes_max: int = 1_000) -> Connections:
+    """Return the bounds of a shim without connections."""
+    evicted = Counter("evicted", "Test.", ("bound",), registry=None)
+    return Connections(connections_max=connections_max, bytes_max=bytes_max, evicted=evicted)
+
+
+def test_strangers_cut_no_connection_that_brought_an_authentic_request() -> None:
+    """However many come while its request is applied, or before its next one."""
+    bounds, honest = connections(10), Cuttable()
+    bounds.add(honest)
+    bounds.hold(honest, 100)
+    bounds.release(honest, authentic=True)
+    strangers = [Cuttable() for _ in range(100)]
+    for stranger in strangers:
+        bounds.add(stranger)
+
+    assert not honest.is_cut
+    assert [stranger.is_cut for stranger in strangers] == [True] * 91 + [False] * 9
+
+
+def test_authentic_requests_leave_half_of_the_places_to_newcomers() -> None:
+    """Whoever has captured a body keeps nobody out; of theirs, the longest ago goes first."""
+    bounds, captured, newcomers = connections(10), [Cuttable() for _ in range(10)], [Cuttable() for _ in range(5)]
+    for each in captured:
+        bounds.add(each)
+        bounds.release(each, authentic=True)
+    bounds.release(captured[0], authentic=True)
+    for each in newcomers:
+        bounds.add(each)
+
+    assert [each.is_cut for each in captured] == [False, *[True] * 5, *[False] * 4]
+    assert not any(each.is_cut for each in newcomers)
+
+
+def test_a_small_body_is_not_cut_for_large_ones() -> None:
+    """Not even of the oldest stranger, and whoever's bytes reach the bound."""
+    bounds, small, large = connections(10), Cuttable(), [Cuttable() for _ in range(4)]
+    for each in (small, *large):
+        bounds.add(each)
+    for each in large[:3]:
+        bounds.hold(each, 310)
+    bounds.hold(small, 60)
+    assert not any(each.is_cut for each in (small, *large))
+    bounds.hold(large[3], 310)
+    bounds.hold(small, 20)
+
+    assert [each.is_cut for each in (small, *large)] == [False, True, True, False, False]
+
+
 @pytest.mark.parametrize("size", [HEADER_BYTES_MAX + 1, 2 * HEADER_BYTES_MAX, 4 * HEADER_BYTES_MAX])
 async def test_headers_of_one_write_are_bounded(service: Service, size: int) -> None:
     """A request whose headers are complete, and too large, is refused like one that is still sending them."""
@@ -105,11 +165,7 @@ async def test_the_largest_headers_and_body_arrive_together(service: Service) ->
 async def test_a_client_that_reads_nothing_is_cut(last: str) -> None:
     """A transport that closes waits for its client to read what is left, so that the wait has an end."""
     transport = UnreadTransport()
-    evicted = Counter("evicted", "Test.", ("bound",), registry=None)
-    state = {
-        "settings": ShimSettings(request_timeout_seconds=0.05),
-        "connections": Connections(connections_max=10, bytes_max=1, evicted=evicted),
-    }
+    state = {"settings": ShimSettings(request_timeout_seconds=0.05), "connections": connections(10)}
     protocol = DeadlineProtocol(uvicorn.Config(healthy, ws="none", log_config=None), ServerState(), state)
     protocol.connection_made(transport)
     if last == "refused":

@@ -256,3 +256,38 @@ async def test_wrong_files_stop_the_start(tmp_path: Path) -> None:
 
     with pytest.raises(SettingError, match="POINTBOOK_HTTP_TLS_KEY_FILE: the key does not belong to"):
         await Shim(settings).serve(stop=asyncio.Event())
+
+
+async def test_connections_without_a_handshake_count(service: Service, tmp_path: Path) -> None:
+    """Strangers who send nothing over TCP are cut like all others, and keep nobody out."""
+    (tmp_path / "ca.crt").write_bytes(AUTHORITY.pem)
+    settings = shim_settings(
+        tmp_path, grpc_address=f"127.0.0.1:{service.server.port}", max_connections=10, header_timeout_seconds=60
+    )
+    async with shim(settings) as address:
+        strangers = [await asyncio.open_connection("127.0.0.1", port_of(address)) for _ in range(15)]
+        try:
+            async with httpx.AsyncClient(verify=trusting(), trust_env=False) as http:
+                alive = await http.get(f"https://localhost:{port_of(address)}/healthz")
+            cut = [reader for reader, _ in strangers[:6]]
+            assert alive.status_code == 200
+            assert [await asyncio.wait_for(reader.read(), 5) for reader in cut] == [b""] * 6
+            assert not any(reader.at_eof() for reader, _ in strangers[6:])
+        finally:
+            for _, writer in strangers:
+                writer.close()
+
+
+async def test_a_handshake_under_way_delays_no_end(service: Service, tmp_path: Path) -> None:
+    """Nor does it go on after the shim's end."""
+    (tmp_path / "ca.crt").write_bytes(AUTHORITY.pem)
+    settings = shim_settings(
+        tmp_path, grpc_address=f"127.0.0.1:{service.server.port}", max_connections=10, header_timeout_seconds=60
+    )
+    async with asyncio.timeout(5):
+        async with shim(settings) as address:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port_of(address))
+            async with httpx.AsyncClient(verify=trusting(), trust_env=False) as http:
+                await http.get(f"https://localhost:{port_of(address)}/healthz")
+        assert await reader.read() == b""
+        writer.close()
