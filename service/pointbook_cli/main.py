@@ -489,7 +489,11 @@ def show_quarantined(
 @quarantine_app.command("replay")
 def replay_quarantined(
     quarantine_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Which to replay.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Replay all that wait.")] = False,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Replay all that wait, but ENDPOINT_MISMATCH and TOO_OLD only with --reason."),
+    ] = False,
+    reason: Annotated[str, typer.Option(help="With --all: only those with this reason.")] = "",
     as_merchant: Annotated[str, typer.Option(help="The merchant that webhooks named wrongly, or not at all.")] = "",
     as_topic: Annotated[str, typer.Option(help="The topic of webhooks that name none; the others keep theirs.")] = "",
     override: Annotated[
@@ -500,17 +504,21 @@ def replay_quarantined(
     server: ServerOption = "",
 ) -> None:
     """Translate webhooks again and apply each once; the exit code is 1 while some are refused."""
-    from pointbook_cli.quarantine import Wanted, replay_all
+    from pointbook_cli.quarantine import names_of, replay_all
     from shopline_shim.translate import TRANSLATED_TOPICS
 
     if as_topic and as_topic not in TRANSLATED_TOPICS:
         fail(f"--as-topic must be one of {', '.join(sorted(TRANSLATED_TOPICS))}")
     if bool(quarantine_ids) is everything:
         fail("name the webhooks to replay, or use --all")
+    if reason and not everything:
+        fail("--reason is for --all")
+    if reason not in ["", *names_of("QuarantineReason")]:
+        fail(f"--reason must be one of {', '.join(names_of('QuarantineReason'))}")
     if override and everything:
         fail("--override is for webhooks that are named")
     with open_quarantine(server, merchant) as quarantine:
-        ids = quarantine_ids or [webhook.quarantine_id for webhook in quarantine.webhooks(Wanted())]
+        ids = quarantine_ids or quarantine.waiting(reason)
         if not replay_all(quarantine, ids, as_merchant, as_topic, override=override):
             sys.exit(1)
 

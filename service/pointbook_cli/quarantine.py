@@ -21,6 +21,8 @@ CALL_TIMEOUT_SECONDS = 30.0
 PAGE_SIZE = 500
 REASON_PREFIX = "QUARANTINE_REASON_"
 STATE_PREFIX = "QUARANTINE_STATE_"
+DOUBTFUL = frozenset({webhooks_pb2.QUARANTINE_REASON_ENDPOINT_MISMATCH, webhooks_pb2.QUARANTINE_REASON_TOO_OLD})
+"""Reasons that a captured webhook has too: to apply such ones is a decision, not a repetition."""
 # After these the next webhook would fare no better.
 HOPELESS = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.DEADLINE_EXCEEDED})
 
@@ -69,6 +71,11 @@ class Quarantine:
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
+
+    def waiting(self, reason: str) -> list[str]:
+        """Return the ids of all that may be replayed together: of one reason, or of all but the doubtful ones."""
+        found = self.webhooks(Wanted(reason=reason or "UNSPECIFIED"))
+        return [webhook.quarantine_id for webhook in found if reason or webhook.reason not in DOUBTFUL]
 
     def get(self, quarantine_id: str) -> webhooks_pb2.QuarantinedWebhook:
         """Read one webhook, whole."""

@@ -157,6 +157,23 @@ async def test_a_webhook_that_named_the_wrong_merchant(
     assert replayed == Finished(0, f"{quarantine_id}  APPLIED\n1 replayed, 0 still refused.\n", "")
 
 
+@pytest.mark.parametrize("reason", ["ENDPOINT_MISMATCH", "TOO_OLD"])
+async def test_what_may_be_captured_is_not_replayed_with_the_rest(
+    client: Client, shop: Shop, settings: dict[str, str], reason: str
+) -> None:
+    """An update that was sent as a deletion to an endpoint for updates, for example: an operator names it."""
+    merchant = ("--merchant", shop.merchant_id)
+    value = webhooks_pb2.QuarantineReason.Value(f"QUARANTINE_REASON_{reason}")
+    doubtful = await keep(client, shop.merchant_id, body(shop, buyer_id="a"), reason=value)
+    other = await keep(client, shop.merchant_id, body(shop, buyer_id="b"))
+
+    rest = await pointbook("quarantine", "replay", "--all", *merchant, **settings)
+    named = await pointbook("quarantine", "replay", "--all", "--reason", reason, *merchant, **settings)
+
+    assert rest == Finished(0, f"{other}  APPLIED\n1 replayed, 0 still refused.\n", "")
+    assert named == Finished(0, f"{doubtful}  APPLIED\n1 replayed, 0 still refused.\n", "")
+
+
 async def test_customer_webhooks_are_replayed(client: Client, shop: Shop, settings: dict[str, str]) -> None:
     """Each by its topic; what nothing translates is said, and the others go on."""
     merchant = ("--merchant", shop.merchant_id)
@@ -253,6 +270,7 @@ async def test_what_can_be_mended_is_one_line(settings: dict[str, str]) -> None:
     wrong = await pointbook("quarantine", "list", "--reason", "WHATEVER", **settings)
     neither = await pointbook("quarantine", "replay", **settings)
     both = await pointbook("quarantine", "replay", "q-1", "--all", **settings)
+    one = await pointbook("quarantine", "replay", "q-1", "--reason", "TOO_OLD", **settings)
     field = await pointbook("quarantine", "show", "two words", **settings)
 
     assert one_line(away).startswith("UNAVAILABLE: ")
@@ -261,6 +279,7 @@ async def test_what_can_be_mended_is_one_line(settings: dict[str, str]) -> None:
     assert "POINTBOOK_ALLOW_PLAINTEXT" in one_line(beyond)
     assert one_line(wrong).startswith("--reason must be one of MALFORMED, ")
     assert one_line(neither) == one_line(both) == "name the webhooks to replay, or use --all"
+    assert one_line(one) == "--reason is for --all"
     assert one_line(field).startswith("INVALID_FIELDS: quarantine_id must be")
 
 
