@@ -58,6 +58,7 @@ T = TypeVar("T")
 
 def run() -> None:
     """Run the command line; what an operator can mend is one line on standard error."""
+    _open_standard_streams()
     # gRPC would write a line of its own for each handshake that a stranger breaks off.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from pointbook_cli.embedded_postgres import EmbeddedPostgresError
@@ -71,6 +72,16 @@ def run() -> None:
         fail(f"{error} ({error.__cause__})" if error.__cause__ else str(error))
     except (EmbeddedPostgresError, SettingError, OSError) as error:
         fail(str(error))
+
+
+def _open_standard_streams() -> None:
+    """Open the standard streams that were closed: a socket would get their numbers, at which libuv aborts."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003 - it takes no keyword
 
 
 def fail(message: str) -> NoReturn:

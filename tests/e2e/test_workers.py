@@ -14,7 +14,17 @@ import grpc
 import httpx
 import pytest
 
-from e2e.processes import HAS_PROC, Running, free_port, http_get, is_alive, running, zombies
+from e2e.processes import (
+    HAS_PROC,
+    POINTBOOK,
+    Running,
+    clean_environment,
+    free_port,
+    http_get,
+    is_alive,
+    running,
+    zombies,
+)
 from harness import Client, Service, Shop
 from ledger_book import check_book
 from pointbook.v1 import points_pb2
@@ -171,6 +181,24 @@ async def test_nothing_else_gets_the_ports_of_a_dead_worker(database_url: str, t
         for taken in (metrics_port, metrics_port + 1):
             assert await http_get(f"http://127.0.0.1:{taken}/metrics") == 200
         assert (await process.stop(signal.SIGINT))[0] == 0, process.err
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_shim_runs_without_standard_streams(tmp_path: Path, workers: str) -> None:
+    """A service manager may close them; with sockets under their numbers, the event loop would abort the process."""
+    address = f"127.0.0.1:{free_port()}"
+    closed = ("/bin/sh", "-c", 'exec "$0" "$@" <&- >&-', POINTBOOK, "shim", "--workers", workers)
+    environment = clean_environment({"HTTP_ADDRESS": address, "SHOPLINE_SECRETS": SECRET})
+    process = await Running.start(*closed, environment=environment, folder=tmp_path)
+    try:
+
+        async def answers() -> bool:
+            return await http_get(f"http://{address}/healthz") == 200
+
+        await process.until(answers)
+        assert (await process.terminate())[0] == 0, process.err
+    finally:
+        await process.kill()
 
 
 async def test_shim_workers_are_replaced_while_webhooks_come(
