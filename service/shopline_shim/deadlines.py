@@ -89,6 +89,10 @@ class DeadlineProtocol(HttpToolsProtocol):
         if self._last_timer is not None:
             self._last_timer.cancel()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        # A request's state refers to its connection: both would wait for the garbage collector, headers and all.
+        self.pipeline.clear()
+        self.cycle = self.scope = None  # type: ignore[assignment] # as uvicorn itself has them before a request
 
     def data_received(self, data: bytes) -> None:
         """Count the bytes, and start the clock with the first one after a kept-alive pause.

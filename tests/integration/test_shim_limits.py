@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -177,6 +179,27 @@ async def test_a_client_that_reads_nothing_is_cut(last: str) -> None:
 
     await until(lambda: transport.is_aborted, 1)
     assert transport.is_closed
+
+
+async def test_a_closed_connection_leaves_nothing_to_the_garbage_collector() -> None:
+    """Which comes after thousands of objects: those of many connections, each with the headers of its requests."""
+    gc.disable()
+    try:
+        closed = await closed_connection()
+        await until(lambda: closed() is None, 1)
+    finally:
+        gc.enable()
+
+
+async def closed_connection() -> weakref.ref[DeadlineProtocol]:
+    """Return a connection that was lost after three requests."""
+    state = {"settings": ShimSettings(), "connections": connections(10)}
+    protocol = DeadlineProtocol(uvicorn.Config(healthy, ws="none", log_config=None), ServerState(), state)
+    protocol.connection_made(UnreadTransport())
+    protocol.data_received(3 * b"GET / HTTP/1.1\r\nhost: shim\r\n\r\n")
+    await until(lambda: protocol.cycle.response_complete, 1)
+    protocol.connection_lost(ConnectionResetError())
+    return weakref.ref(protocol)
 
 
 async def healthy(_scope: Any, _receive: Any, send: Any) -> None:
