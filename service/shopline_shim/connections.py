@@ -8,8 +8,8 @@ from typing import Protocol
 import structlog
 from prometheus_client import Counter
 
-_FILES_KEPT_FREE = 64
-"""File descriptors for all that is no connection of a client: the gRPC channel, listeners, logs."""
+_FILES_KEPT_FREE = 128
+"""File descriptors for all else: the gRPC channel, listeners, logs, and the connections of the metrics' own address."""
 _LOG_INTERVAL_SECONDS = 60.0
 
 log = structlog.get_logger()
