@@ -91,6 +91,10 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
                 if access.scope is not None:
                     principal.check_merchants(merchants_of(message, access))
                 return await behaviour(message, context)
+            except PointbookError as error:
+                if (shown := principal.visible(error)) is not error:
+                    raise shown from error
+                raise
             finally:
                 self._admission.leave(principal.token_id)
 

@@ -52,6 +52,9 @@ CONFLICT_SQLSTATES = frozenset({"40001", "40P01", "22012"})
 
 Division by zero is how a statement of ours breaks itself off, because others have changed what it relies on.
 """
+FOREIGN_KEY_SQLSTATE = "23503"
+STORE_KEYS = frozenset({"fk_points_accounts_stores", "fk_store_erasures_stores"})
+"""Foreign keys of what may be released at any moment: who relied on it finds that it is gone when it looks again."""
 LOCK_TIMEOUT_SQLSTATE = "55P03"
 """The database is too busy: whoever waited so long does not wait again, since others in line have waited as well."""
 READ_ONLY_SQLSTATE = "25006"
@@ -392,9 +395,11 @@ def _raise_told(cause: Any, on_refusal: Callable[[BaseException], None]) -> NoRe
 def _told(cause: Any) -> Exception:
     """Tell an error of the driver in our words."""
     sqlstate = sqlstate_of(cause)
+    constraint = getattr(cause, "constraint_name", None) or ""
+    is_released = sqlstate == FOREIGN_KEY_SQLSTATE and constraint in STORE_KEYS
     # A migration changed what a statement returns that was prepared before; the next attempt prepares it anew.
     is_outdated = isinstance(cause, (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError))
-    if sqlstate in CONFLICT_SQLSTATES or is_outdated:
+    if sqlstate in CONFLICT_SQLSTATES or is_outdated or is_released:
         return RetryTransactionError()
     if isinstance(cause, asyncpg.DataError):
         return DatabaseDefectError("a statement was given a parameter of another type")
@@ -402,7 +407,7 @@ def _told(cause: Any) -> Exception:
     is_driver = isinstance(cause, (asyncpg.InterfaceError, asyncpg.InternalClientError))
     if is_driver or sqlstate == LOCK_TIMEOUT_SQLSTATE or sqlstate.startswith(UNAVAILABLE_SQLSTATES):
         return database_unavailable()
-    return DatabaseDefectError(f"{sqlstate}: {cause.args[0]}", getattr(cause, "constraint_name", None) or "")
+    return DatabaseDefectError(f"{sqlstate}: {cause.args[0]}", constraint)
 
 
 def database_unavailable() -> PointbookError:

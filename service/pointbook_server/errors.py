@@ -127,11 +127,15 @@ class PointbookError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
+REGISTERED_ELSEWHERE = "registered_elsewhere"
+"""The metadata of a store that another merchant has."""
+
+
 def store_not_found(store_id: str, *, registered_elsewhere: bool = False) -> PointbookError:
     """Tell that a store is not registered, or is another merchant's."""
     metadata = {"store_id": store_id}
     if registered_elsewhere:
-        metadata["registered_elsewhere"] = "true"
+        metadata[REGISTERED_ELSEWHERE] = "true"
     return PointbookError(
         Reason.STORE_NOT_FOUND,
         "The merchant has no such store; register it with ProgramsService.PutStore.",

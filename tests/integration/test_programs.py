@@ -1,10 +1,11 @@
 """ProgramsService on a real database: stores and programs, each limit of their fields, etags, and lists."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 import grpc
 import pytest
 import structlog
@@ -12,9 +13,18 @@ from google.protobuf.duration_pb2 import Duration
 
 from harness import NOW_MS, Client, Refusal, Service, Shop, at, make_token, refused, unique
 from integration.points import superuser
-from pointbook.v1 import benefits_pb2, identity_pb2, programs_pb2, redemption_pb2, webhooks_pb2
+from pointbook.v1 import (
+    benefits_pb2,
+    customers_pb2,
+    identity_pb2,
+    points_pb2,
+    programs_pb2,
+    redemption_pb2,
+    webhooks_pb2,
+)
 from pointbook_server import paging
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from waiting import until_locks_are_awaited
 
 SMS = redemption_pb2.VALIDATION_TYPE_SMS
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
@@ -288,21 +298,97 @@ async def test_a_released_store_is_free(service: Service, client: Client, shop: 
     assert (await refused(get_store(client, shop.merchant_id, shop.store_id))).reason == "STORE_NOT_FOUND"
 
 
+async def points(client: Client, shop: Shop) -> None:
+    """Send the first event of a store."""
+    await client.apply(shop.update())
+
+
+async def erasure(client: Client, shop: Shop) -> None:
+    """Ask for the erasure of a store."""
+    request = programs_pb2.RequestStoreErasureRequest(
+        event_id="e", merchant_id=shop.merchant_id, store_id=shop.store_id, request_time=at(NOW_MS)
+    )
+    await client.programs.RequestStoreErasure(request)
+
+
+async def customer(client: Client, shop: Shop) -> None:
+    """Put the first customer of a store."""
+    buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")]
+    await client.put_customer(shop.merchant_id, "alice", buyers=buyers)
+
+
+async def customer_update(client: Client, shop: Shop) -> None:
+    """Send a customer webhook of a store."""
+    request = customers_pb2.ApplyCustomerUpdateRequest(
+        event_id="u",
+        merchant_id=shop.merchant_id,
+        store_id=shop.store_id,
+        buyer_id="buyer",
+        kind=customers_pb2.CUSTOMER_UPDATE_KIND_UPDATED,
+        updated_at=at(NOW_MS),
+    )
+    await client.customers.ApplyCustomerUpdate(request)
+
+
+async def program(client: Client, shop: Shop) -> None:
+    """Put a program of a store."""
+    await put(client, plain_program(shop))
+
+
+@pytest.mark.parametrize("use", [points, erasure, customer, customer_update, program])
+async def test_the_first_use_of_a_store_at_its_release(
+    service: Service, client: Client, shop: Shop, use: Callable[[Client, Shop], Awaitable[None]]
+) -> None:
+    """It comes before the release, or finds no store; nothing is left of a store that its merchant does not have."""
+    connection = await asyncpg.connect(service.database_url)
+    try:
+        async with connection.transaction():
+            await connection.execute("SELECT 1 FROM stores WHERE store_id = $1 FOR UPDATE", shop.store_id)
+            using = asyncio.create_task(refused(use(client, shop)))
+            await until_locks_are_awaited(service.database_url)
+            await connection.execute("DELETE FROM stores WHERE store_id = $1", shop.store_id)
+    finally:
+        await connection.close()
+    assert (await using).reason == "STORE_NOT_FOUND"
+
+
+async def test_nobody_waits_for_another_merchants_store(service: Service, client: Client, shop: Shop) -> None:
+    """The wait would tell that the store is there, and would make its owner wait."""
+    thief = Shop(unique("merchant"), shop.store_id)
+    connection = await asyncpg.connect(service.database_url)
+    try:
+        async with limited(service, [thief.merchant_id], *Scope) as other, connection.transaction(), asyncio.timeout(4):
+            await connection.execute("SELECT 1 FROM stores WHERE store_id = $1 FOR UPDATE", shop.store_id)
+            store = programs_pb2.Store(merchant_id=thief.merchant_id, store_id=thief.store_id)
+            assert (await refused(put_store(other, store))).reason == "STORE_UNPROVEN"
+            assert (await refused(put_store(client, store))).reason == "STORE_TAKEN"
+            for use in (points, erasure, customer, customer_update, program):
+                assert (await refused(use(other, thief))).reason == "STORE_NOT_FOUND"
+    finally:
+        await connection.close()
+
+
+async def test_who_has_a_store_is_for_tokens_for_all_merchants(service: Service, client: Client, shop: Shop) -> None:
+    """Such as the shim's, which names the reason in the quarantine; another token is told the same of every store."""
+    thief, free = Shop(unique("merchant"), shop.store_id), Shop(unique("merchant"), unique("store"))
+    batch = points_pb2.BatchApplyPointsUpdatesRequest(updates=[thief.update()])
+    async with limited(service, [thief.merchant_id, free.merchant_id], *Scope) as other:
+        for caller, metadata in ((other, {}), (client, {"registered_elsewhere": "true"})):
+            for use in (points, erasure, customer_update):
+                found = await refused(use(caller, thief))
+                assert found.metadata == {"store_id": shop.store_id} | metadata
+            [result] = (await caller.points.BatchApplyPointsUpdates(batch)).results
+            assert result.error.metadata == {"store_id": shop.store_id} | metadata
+        for use in (points, erasure, customer_update):
+            assert (await refused(use(other, free))).metadata == {"store_id": free.store_id}
+
+
 @pytest.mark.parametrize("use", ["points_accounts", "customer_buyers", "store_erasures", "programs", "benefits"])
 async def test_a_store_with_data_stays_with_its_merchant(client: Client, shop: Shop, use: str) -> None:
     """Whatever names it, no other merchant gets it."""
-    if use == "points_accounts":
-        await client.apply(shop.update())
-    elif use == "customer_buyers":
-        buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")]
-        await client.put_customer(shop.merchant_id, "alice", buyers=buyers)
-    elif use == "store_erasures":
-        request = programs_pb2.RequestStoreErasureRequest(
-            event_id="e", merchant_id=shop.merchant_id, store_id=shop.store_id, request_time=at(NOW_MS)
-        )
-        await client.programs.RequestStoreErasure(request)
-    elif use == "programs":
-        await put(client, plain_program(shop))
+    uses = {"points_accounts": points, "customer_buyers": customer, "store_erasures": erasure, "programs": program}
+    if use in uses:
+        await uses[use](client, shop)
     else:
         benefit = benefits_pb2.Benefit(merchant_id=shop.merchant_id, benefit_id="b", store_ids=[shop.store_id])
         await client.benefits.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=benefit))

@@ -53,8 +53,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Retry: no, an operator must act.
     """
     ERROR_REASON_STORE_NOT_FOUND: _ErrorReason.ValueType  # 20
-    """ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant, which an update is told
-    by registered_elsewhere. Example: NOT_FOUND, {store_id: "1718263946864", registered_elsewhere: "true"}.
+    """ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant, which an update with a
+    token for all merchants is told by registered_elsewhere. Example: NOT_FOUND, {store_id: "1718263946864", registered_elsewhere: "true"}.
     Retry: no, until the state has changed.
     """
     ERROR_REASON_PROGRAM_NOT_FOUND: _ErrorReason.ValueType  # 21
@@ -389,8 +389,8 @@ ERROR_REASON_MERCHANT_FORBIDDEN: ErrorReason.ValueType  # 6
 Retry: no, an operator must act.
 """
 ERROR_REASON_STORE_NOT_FOUND: ErrorReason.ValueType  # 20
-"""ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant, which an update is told
-by registered_elsewhere. Example: NOT_FOUND, {store_id: "1718263946864", registered_elsewhere: "true"}.
+"""ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant, which an update with a
+token for all merchants is told by registered_elsewhere. Example: NOT_FOUND, {store_id: "1718263946864", registered_elsewhere: "true"}.
 Retry: no, until the state has changed.
 """
 ERROR_REASON_PROGRAM_NOT_FOUND: ErrorReason.ValueType  # 21

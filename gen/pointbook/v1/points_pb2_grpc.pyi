@@ -52,7 +52,7 @@ class PointsServiceStub:
     event is either wholly in the book or not at all.
 
     Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not
-    registered or belongs to another merchant (then with registered_elsewhere: "true"), ALREADY_EXISTS
+    registered or belongs to another merchant (then, for a token for all merchants, with registered_elsewhere: "true"), ALREADY_EXISTS
     (EVENT_ID_REUSED) for a known event_id with other content, FAILED_PRECONDITION (INSUFFICIENT_POINTS) for an event
     without a balance that would take the account below zero, RESOURCE_EXHAUSTED (QUEUE_FULL) where too many updates
     wait, UNAVAILABLE (DATABASE_UNAVAILABLE) and ABORTED (TRANSACTION_CONFLICT), all three worth a retry.
@@ -137,7 +137,7 @@ class PointsServiceAsyncStub(PointsServiceStub):
     event is either wholly in the book or not at all.
 
     Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not
-    registered or belongs to another merchant (then with registered_elsewhere: "true"), ALREADY_EXISTS
+    registered or belongs to another merchant (then, for a token for all merchants, with registered_elsewhere: "true"), ALREADY_EXISTS
     (EVENT_ID_REUSED) for a known event_id with other content, FAILED_PRECONDITION (INSUFFICIENT_POINTS) for an event
     without a balance that would take the account below zero, RESOURCE_EXHAUSTED (QUEUE_FULL) where too many updates
     wait, UNAVAILABLE (DATABASE_UNAVAILABLE) and ABORTED (TRANSACTION_CONFLICT), all three worth a retry.
@@ -224,7 +224,7 @@ class PointsServiceServicer:
         event is either wholly in the book or not at all.
 
         Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not
-        registered or belongs to another merchant (then with registered_elsewhere: "true"), ALREADY_EXISTS
+        registered or belongs to another merchant (then, for a token for all merchants, with registered_elsewhere: "true"), ALREADY_EXISTS
         (EVENT_ID_REUSED) for a known event_id with other content, FAILED_PRECONDITION (INSUFFICIENT_POINTS) for an event
         without a balance that would take the account below zero, RESOURCE_EXHAUSTED (QUEUE_FULL) where too many updates
         wait, UNAVAILABLE (DATABASE_UNAVAILABLE) and ABORTED (TRANSACTION_CONFLICT), all three worth a retry.

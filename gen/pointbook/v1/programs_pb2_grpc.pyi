@@ -42,7 +42,7 @@ class ProgramsServiceStub:
     Scope `stores`. To register a store that the merchant does not have takes a token for all merchants with the scope
     `admin`, or a proof: a webhook of reason STORE_UNKNOWN waits in quarantine whose signed body names the store and
     whose header names the merchant; a token for all merchants, as the shim has, quarantined it; and no webhook or copy
-    of one there names the store with another merchant. The header is not signed: the proof is as good as that no
+    of one that such a token quarantined names the store with another merchant. The header is not signed: the proof is as good as that no
     stranger delivers a captured body of the store in the merchant's name before SHOPLINE does in its owner's.
 
     Errors: INVALID_ARGUMENT for wrong fields, FAILED_PRECONDITION (STORE_UNPROVEN) for a store that the merchant does
@@ -75,7 +75,7 @@ class ProgramsServiceStub:
 
     Scope `webhooks`. It is safe to repeat: a store with an open request keeps that one, and a request from before the
     store was last erased opens none. An erasure that began before the request starts from the beginning again. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) with
-    registered_elsewhere where the store is another merchant's.
+    registered_elsewhere where the store is another merchant's and the token for all merchants.
     """
     ListStoreErasures: _grpc.UnaryUnaryMultiCallable[_programs_pb2.ListStoreErasuresRequest, _programs_pb2.ListStoreErasuresResponse]
     """ListStoreErasures pages through the requests to erase stores: the open ones first, those that are due soonest
@@ -137,7 +137,7 @@ class ProgramsServiceAsyncStub(ProgramsServiceStub):
     Scope `stores`. To register a store that the merchant does not have takes a token for all merchants with the scope
     `admin`, or a proof: a webhook of reason STORE_UNKNOWN waits in quarantine whose signed body names the store and
     whose header names the merchant; a token for all merchants, as the shim has, quarantined it; and no webhook or copy
-    of one there names the store with another merchant. The header is not signed: the proof is as good as that no
+    of one that such a token quarantined names the store with another merchant. The header is not signed: the proof is as good as that no
     stranger delivers a captured body of the store in the merchant's name before SHOPLINE does in its owner's.
 
     Errors: INVALID_ARGUMENT for wrong fields, FAILED_PRECONDITION (STORE_UNPROVEN) for a store that the merchant does
@@ -170,7 +170,7 @@ class ProgramsServiceAsyncStub(ProgramsServiceStub):
 
     Scope `webhooks`. It is safe to repeat: a store with an open request keeps that one, and a request from before the
     store was last erased opens none. An erasure that began before the request starts from the beginning again. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) with
-    registered_elsewhere where the store is another merchant's.
+    registered_elsewhere where the store is another merchant's and the token for all merchants.
     """
     ListStoreErasures: _aio.UnaryUnaryMultiCallable[_programs_pb2.ListStoreErasuresRequest, _programs_pb2.ListStoreErasuresResponse]  # type: ignore[assignment]
     """ListStoreErasures pages through the requests to erase stores: the open ones first, those that are due soonest
@@ -234,7 +234,7 @@ class ProgramsServiceServicer:
         Scope `stores`. To register a store that the merchant does not have takes a token for all merchants with the scope
         `admin`, or a proof: a webhook of reason STORE_UNKNOWN waits in quarantine whose signed body names the store and
         whose header names the merchant; a token for all merchants, as the shim has, quarantined it; and no webhook or copy
-        of one there names the store with another merchant. The header is not signed: the proof is as good as that no
+        of one that such a token quarantined names the store with another merchant. The header is not signed: the proof is as good as that no
         stranger delivers a captured body of the store in the merchant's name before SHOPLINE does in its owner's.
 
         Errors: INVALID_ARGUMENT for wrong fields, FAILED_PRECONDITION (STORE_UNPROVEN) for a store that the merchant does
@@ -287,7 +287,7 @@ class ProgramsServiceServicer:
 
         Scope `webhooks`. It is safe to repeat: a store with an open request keeps that one, and a request from before the
         store was last erased opens none. An erasure that began before the request starts from the beginning again. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) with
-        registered_elsewhere where the store is another merchant's.
+        registered_elsewhere where the store is another merchant's and the token for all merchants.
         """
 
     def ListStoreErasures(

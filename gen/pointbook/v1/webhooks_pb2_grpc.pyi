@@ -31,9 +31,10 @@ class WebhooksServiceStub:
     dropped them. Nothing in quarantine ages out.
 
     Only bodies are signed. So a webhook is in a merchant's own quarantine only where its body names a store of that
-    merchant (`store_id`, or `shop_id`). All others are in one shared quarantine, in which they belong to the merchant that
-    their first copy named. The empty merchant_id names the whole shared quarantine, for which a token must be allowed for
-    every merchant.
+    merchant (`store_id`, or `shop_id`), or where the token that brings it is for some merchants only, which proves the
+    merchant. All others are in one shared quarantine, in which they belong to the merchant that their first copy named;
+    where another copy named another merchant, only a token for all merchants finds the webhook. The empty merchant_id names
+    the whole shared quarantine, for which a token must be allowed for every merchant.
     """
 
     @_typing.overload
@@ -43,8 +44,8 @@ class WebhooksServiceStub:
     QuarantineWebhook: _grpc.UnaryUnaryMultiCallable[_webhooks_pb2.QuarantineWebhookRequest, _webhooks_pb2.QuarantineWebhookResponse]
     """QuarantineWebhook keeps a webhook whose signature was right but that cannot be applied, and answers after it is
     durably committed. A quarantine has a body once, whatever merchant, topic, reason and headers its copies have, so
-    that one body takes two rows at most: one of the owner of its store, and one in the shared quarantine. A repetition
-    is counted, once a minute at most.
+    that one body from a shim takes two rows at most: one of the owner of its store, and one in the shared quarantine. A
+    repetition is counted, once a minute at most.
 
     Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
     RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine, or all of them together, is full, FAILED_PRECONDITION (KEY_NOT_CONFIGURED)
@@ -88,17 +89,18 @@ class WebhooksServiceAsyncStub(WebhooksServiceStub):
     dropped them. Nothing in quarantine ages out.
 
     Only bodies are signed. So a webhook is in a merchant's own quarantine only where its body names a store of that
-    merchant (`store_id`, or `shop_id`). All others are in one shared quarantine, in which they belong to the merchant that
-    their first copy named. The empty merchant_id names the whole shared quarantine, for which a token must be allowed for
-    every merchant.
+    merchant (`store_id`, or `shop_id`), or where the token that brings it is for some merchants only, which proves the
+    merchant. All others are in one shared quarantine, in which they belong to the merchant that their first copy named;
+    where another copy named another merchant, only a token for all merchants finds the webhook. The empty merchant_id names
+    the whole shared quarantine, for which a token must be allowed for every merchant.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     QuarantineWebhook: _aio.UnaryUnaryMultiCallable[_webhooks_pb2.QuarantineWebhookRequest, _webhooks_pb2.QuarantineWebhookResponse]  # type: ignore[assignment]
     """QuarantineWebhook keeps a webhook whose signature was right but that cannot be applied, and answers after it is
     durably committed. A quarantine has a body once, whatever merchant, topic, reason and headers its copies have, so
-    that one body takes two rows at most: one of the owner of its store, and one in the shared quarantine. A repetition
-    is counted, once a minute at most.
+    that one body from a shim takes two rows at most: one of the owner of its store, and one in the shared quarantine. A
+    repetition is counted, once a minute at most.
 
     Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
     RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine, or all of them together, is full, FAILED_PRECONDITION (KEY_NOT_CONFIGURED)
@@ -141,9 +143,10 @@ class WebhooksServiceServicer:
     dropped them. Nothing in quarantine ages out.
 
     Only bodies are signed. So a webhook is in a merchant's own quarantine only where its body names a store of that
-    merchant (`store_id`, or `shop_id`). All others are in one shared quarantine, in which they belong to the merchant that
-    their first copy named. The empty merchant_id names the whole shared quarantine, for which a token must be allowed for
-    every merchant.
+    merchant (`store_id`, or `shop_id`), or where the token that brings it is for some merchants only, which proves the
+    merchant. All others are in one shared quarantine, in which they belong to the merchant that their first copy named;
+    where another copy named another merchant, only a token for all merchants finds the webhook. The empty merchant_id names
+    the whole shared quarantine, for which a token must be allowed for every merchant.
     """
 
     def QuarantineWebhook(
@@ -153,8 +156,8 @@ class WebhooksServiceServicer:
     ) -> _typing.Union[_webhooks_pb2.QuarantineWebhookResponse, _abc.Awaitable[_webhooks_pb2.QuarantineWebhookResponse]]:
         """QuarantineWebhook keeps a webhook whose signature was right but that cannot be applied, and answers after it is
         durably committed. A quarantine has a body once, whatever merchant, topic, reason and headers its copies have, so
-        that one body takes two rows at most: one of the owner of its store, and one in the shared quarantine. A repetition
-        is counted, once a minute at most.
+        that one body from a shim takes two rows at most: one of the owner of its store, and one in the shared quarantine. A
+        repetition is counted, once a minute at most.
 
         Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
         RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine, or all of them together, is full, FAILED_PRECONDITION (KEY_NOT_CONFIGURED)

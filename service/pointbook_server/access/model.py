@@ -9,7 +9,7 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Any
 
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import REGISTERED_ELSEWHERE, PointbookError, Reason, store_not_found
 
 TOKEN_PREFIX = "pb"  # noqa: S105 - the mark by which leaked tokens are recognised
 ALL_MERCHANTS = "*"
@@ -159,9 +159,20 @@ class Principal:
             raise _token_invalid()
 
     @property
+    def is_for_all_merchants(self) -> bool:
+        """Whether it may name any merchant, as the shim's and an operator's tokens may."""
+        return ALL_MERCHANTS in self.merchants
+
+    @property
     def may_register_stores(self) -> bool:
         """Whether it may register a store that no merchant has, without a proof."""
-        return Scope.ADMIN in self.scopes and ALL_MERCHANTS in self.merchants
+        return Scope.ADMIN in self.scopes and self.is_for_all_merchants
+
+    def visible(self, error: PointbookError) -> PointbookError:
+        """Return an error without what another merchant has, unless the caller is for all merchants."""
+        if REGISTERED_ELSEWHERE not in error.metadata or self.is_for_all_merchants:
+            return error
+        return store_not_found(error.metadata["store_id"])
 
     def check_scope(self, scope: Scope) -> None:
         """Raise SCOPE_MISSING unless the scope is allowed."""
@@ -172,7 +183,7 @@ class Principal:
 
     def check_merchants(self, merchants: Collection[str]) -> None:
         """Raise MERCHANT_FORBIDDEN unless every merchant is allowed; none at all takes a token for all merchants."""
-        if ALL_MERCHANTS in self.merchants:
+        if self.is_for_all_merchants:
             return
         for merchant_id in merchants or ("",):
             if merchant_id not in self.merchants:

@@ -99,16 +99,16 @@ class CustomersBook:
         await self._execute(sql.REGISTER_STORE, {"store_id": store_id, "now_ms": now_ms})
 
     async def check_stores(self, store_ids: Collection[str], *, is_update: bool = False) -> None:
-        """Raise STORE_NOT_FOUND for the first store that is not the merchant's.
+        """Raise STORE_NOT_FOUND for the first store that is not the merchant's; the others are not released meanwhile.
 
         For an update the error says whether it is another merchant's, and no erasure of the store runs beside it.
         """
         named = {"store_ids": sorted(set(store_ids))}
-        rows = await self._fetch(sql.SHARE_STORE_OWNERS if is_update else sql.READ_STORE_OWNERS, named)
-        owners = {row.store_id: row.merchant_id for row in rows}
-        for store_id in store_ids:
-            if owners.get(store_id) != self._merchant_id:
-                raise store_not_found(store_id, registered_elsewhere=is_update and store_id in owners)
+        own = {row.store_id for row in await self._fetch(sql.SHARE_STORES if is_update else sql.KEEP_STORES, named)}
+        missing = next((store_id for store_id in store_ids if store_id not in own), None)
+        if missing is not None:
+            is_others = is_update and await self._fetch_one(sql.READ_STORE_OWNER, {"store_id": missing}) is not None
+            raise store_not_found(missing, registered_elsewhere=is_others)
 
     async def create(self, customer: Customer, now_ms: int) -> None:
         """Keep a new customer; where another call has just done so, the transaction runs again."""

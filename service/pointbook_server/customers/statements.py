@@ -239,13 +239,15 @@ INSERT_AUDIT = _statement("""
     )
 """)
 
-READ_STORE_OWNERS = _statement(
-    "SELECT store_id, merchant_id FROM stores WHERE store_id = ANY(CAST(:store_ids AS text[]))"
-)
+READ_STORE_OWNER = _statement("SELECT merchant_id FROM stores WHERE store_id = :store_id")
+_OWN_STORES = """
+    SELECT store_id FROM stores
+    WHERE store_id = ANY(CAST(:store_ids AS text[])) AND merchant_id = :merchant_id
+"""
+# Other merchants' stores are not locked: whoever waits for a lock learns of it, and keeps its owner waiting.
+KEEP_STORES = _statement(f"{_OWN_STORES} FOR KEY SHARE")
 # Until it is committed, so that no erasure of the store misses what a webhook is writing.
-SHARE_STORE_OWNERS = _statement(
-    "SELECT store_id, merchant_id FROM stores WHERE store_id = ANY(CAST(:store_ids AS text[])) FOR SHARE"
-)
+SHARE_STORES = _statement(f"{_OWN_STORES} FOR SHARE")
 # A store that is registered stays as it is.
 REGISTER_STORE = _statement("""
     INSERT INTO stores (store_id, merchant_id, shop_domain, display_name, revision, updated_at_ms)

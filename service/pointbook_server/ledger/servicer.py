@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import points_pb2, points_pb2_grpc
 from pointbook_server import paging
+from pointbook_server.access.model import current_principal
 from pointbook_server.batching import Line
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError, Reason
@@ -179,6 +180,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         if not isinstance(error, PointbookError):
             log.error("internal error", exc_info=error)
             error = PointbookError(Reason.INTERNAL, "Something broke on our side; the log has the cause.")
+        error = current_principal.get().visible(error)
         number: int = self._code_of(error.reason).value[0]
         return points_pb2.UpdateError(
             code=number,

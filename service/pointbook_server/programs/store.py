@@ -28,8 +28,9 @@ from pointbook_server.tables import benefits, customer_buyers, points_accounts, 
 
 IS_STORE = and_(stores.c.store_id == bindparam("store"), stores.c.merchant_id == bindparam("merchant"))
 IS_PROGRAM = and_(programs.c.merchant_id == bindparam("merchant"), programs.c.program_id == bindparam("program"))
-LOCK_STORE = Statement(select(stores).where(stores.c.store_id == bindparam("store")).with_for_update())
+LOCK_STORE = Statement(select(stores).where(IS_STORE).with_for_update())
 READ_STORE = Statement(select(stores).where(IS_STORE))
+READ_OWNER = Statement(select(stores.c.merchant_id).where(stores.c.store_id == bindparam("store")))
 LIST_STORES = Statement(
     select(stores)
     .where(stores.c.merchant_id == bindparam("merchant"), stores.c.store_id > bindparam("after"))
@@ -107,20 +108,10 @@ class ProgramsStore:
         """
 
         async def work(connection: Connection) -> int:
-            row = await connection.fetch_one(LOCK_STORE, {"store": store.store_id})
-            is_others = row is not None and row.merchant_id != store.merchant_id
-            if may_register and is_others:
-                raise PointbookError(
-                    Reason.STORE_TAKEN,
-                    "The store belongs to another merchant.",
-                    metadata={"store_id": store.store_id},
-                )
-            if not may_register and (row is None or is_others):
-                # Read in both cases, so that not even the time tells them apart.
-                quarantine = self._quarantine
-                is_proven = quarantine and await quarantine.proves(connection, store.merchant_id, store.store_id)
-                if is_others or not is_proven:
-                    raise _store_unproven(store.store_id)
+            # Another merchant's row is not locked: waiting for it would tell that it is there, and make its owner wait.
+            row = await connection.fetch_one(LOCK_STORE, {"merchant": store.merchant_id, "store": store.store_id})
+            if row is None:
+                await self._check_free(connection, store, may_register=may_register)
             revision = next_revision(0 if row is None else row.revision, expected_revision)
             values = {**asdict(store), "revision": revision, "updated_at_ms": now_ms}
             if row is None:
@@ -132,13 +123,29 @@ class ProgramsStore:
 
         return await self._database.transaction(work)
 
+    async def _check_free(self, connection: Connection, store: Store, *, may_register: bool) -> None:
+        """Raise STORE_TAKEN or STORE_UNPROVEN unless the caller may register a store that the merchant lacks."""
+        owner = await connection.fetch_one(READ_OWNER, {"store": store.store_id})
+        if may_register:
+            if owner is not None and owner.merchant_id != store.merchant_id:
+                raise PointbookError(
+                    Reason.STORE_TAKEN,
+                    "The store belongs to another merchant.",
+                    metadata={"store_id": store.store_id},
+                )
+            return
+        # Read also where the store has an owner, so that not even the time tells.
+        quarantine = self._quarantine
+        is_proven = quarantine and await quarantine.proves(connection, store.merchant_id, store.store_id)
+        if owner is not None or not is_proven:
+            raise _store_unproven(store.store_id)
+
     async def release_store(self, merchant_id: str, store_id: str) -> None:
         """Take a store from its merchant. Raises STORE_NOT_FOUND, and STORE_IN_USE where it has data."""
         named = {"merchant": merchant_id, "store": store_id}
 
         async def work(connection: Connection) -> None:
-            row = await connection.fetch_one(LOCK_STORE, {"store": store_id})
-            if row is None or row.merchant_id != merchant_id:
+            if await connection.fetch_one(LOCK_STORE, named) is None:
                 raise store_not_found(store_id)
             if use := await connection.fetch_one(READ_USES, named):
                 raise PointbookError(
