@@ -647,13 +647,6 @@ quarantined_webhooks = Table(
         server_default=text("false"),
         comment="A copy named another merchant.",
     ),
-    Column(
-        "is_vouched",
-        Boolean,
-        nullable=False,
-        server_default=text("false"),
-        comment="A token for all merchants brought a copy: the shim's, which has verified the signature.",
-    ),
     Column("signed_store_digest", LargeBinary, comment="Of the store that the body names; NULL for none."),
     PrimaryKeyConstraint("quarantine_id", "merchant_id", name="pk_quarantined_webhooks"),
     UniqueConstraint("body_digest", "reason", "merchant_id", name="uq_quarantined_webhooks_body"),

@@ -725,6 +725,23 @@ async def test_a_redaction_leaves_no_personal_data(
     assert outcome(newer) == "APPLIED"
 
 
+async def test_a_redaction_erases_copies_of_nobody(client: Client, shop: Shop) -> None:
+    """A captured body under an invented merchant, or none, is erased with its customer; another merchant's is not."""
+    buyer_id, other = unique("buyer"), Shop(unique("merchant"), unique("store"))
+    await client.put_store(other.merchant_id, other.store_id)
+    nobodys = [Shop(unique("merchant"), ""), Shop("", "")]
+    bodies = {place: b'{"id": "%s", "n": %d}' % (buyer_id.encode(), n) for n, place in enumerate([*nobodys, other])}
+    ids = {place: await quarantine(client, place, body) for place, body in bodies.items()}
+    await client.put_customer(
+        shop.merchant_id, "alice", buyers=[identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)]
+    )
+    await redact(client, shop, "alice")
+
+    for place in nobodys:
+        assert (await quarantined(client, place, ids[place])).body_erased
+    assert (await quarantined(client, other, ids[other])).body == bodies[other]
+
+
 async def test_a_redaction_of_a_stranger_leaves_a_hash_alone(client: Client, service: Service, shop: Shop) -> None:
     """A buyer whom nobody owns is not remembered by name, and late updates are ignored all the same."""
     redaction = update(shop, "stranger-9", kind=REDACTED)

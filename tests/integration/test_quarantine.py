@@ -279,6 +279,49 @@ async def test_a_merchant_finds_what_first_named_it(client: Client, service: Ser
     assert await pages(client, merchant) == []
 
 
+async def test_a_webhook_that_named_two_merchants_is_found_by_operators(
+    client: Client, service: Service, merchant: str
+) -> None:
+    """The first copy may be forged: who is for its merchant alone neither reads, replays nor drops the only copy."""
+    thief = Shop(unique("merchant"), unique("store"))
+    await client.put_store(thief.merchant_id, thief.store_id)
+    limited = Client(service.server.port, await make_token(service.database_url, [thief.merchant_id], list(Scope)))
+    quarantine_id = await keep(client, thief.merchant_id, body=b"shared " + merchant.encode())
+    assert [kept.quarantine_id for kept in await pages(limited, thief.merchant_id)] == [quarantine_id]
+    await keep(client, merchant, body=b"shared " + merchant.encode())
+
+    assert await pages(limited, thief.merchant_id) == []
+    for call in (
+        get(limited, thief.merchant_id, quarantine_id),
+        replay(limited, thief.merchant_id, quarantine_id, thief.update()),
+        drop(limited, thief.merchant_id, quarantine_id),
+    ):
+        assert (await refused(call)).reason == "WEBHOOK_NOT_FOUND"
+    await limited.close()
+    assert (await get(client, thief.merchant_id, quarantine_id)).body == b"shared " + merchant.encode()
+    await drop(client, thief.merchant_id, quarantine_id)
+
+
+async def test_a_token_for_some_merchants_shares_nothing(
+    service: Service, client: Client, admin_token: str, merchant: str
+) -> None:
+    """It neither learns that another merchant's webhook is there, nor casts doubt on it, nor fills the shared space."""
+    thief, body = unique("merchant"), person()
+    tokens = {named: await make_token(service.database_url, [named], list(Scope)) for named in (merchant, thief)}
+    mine = await keep(client, merchant, body=body, topic=CUSTOMERS)
+    full = await free_space(service, "")
+    async with another_server(service, admin_token, quarantine_shared_webhooks_max=full) as shim:
+        assert (await refused(shim.webhooks.QuarantineWebhook(webhook(merchant)))).reason == "QUEUE_FULL"
+    async with another_server(service, tokens[thief], quarantine_shared_webhooks_max=full) as limited:
+        answers = [await limited.webhooks.QuarantineWebhook(webhook(thief, body=body)) for _ in range(2)]
+    assert [answer.already_quarantined for answer in answers] == [False, True]
+    assert mine not in {answer.quarantine_id for answer in answers}
+    owner = Client(service.server.port, tokens[merchant])
+    kept = await get(owner, merchant, mine)
+    assert (kept.body, kept.topic, kept.receive_count) == (body, CUSTOMERS, 1)
+    await owner.close()
+
+
 async def test_webhooks_of_an_earlier_release_stay_usable(client: Client, service: Service, shop: Shop) -> None:
     """They are in the quarantine of the merchant that they name, counted and replayed there."""
     quarantine_id = await keep(client, shop.merchant_id, body=owned(shop, "old"))
@@ -330,7 +373,8 @@ async def test_a_full_quarantine_refuses(service: Service, admin_token: str, sho
         assert len(kept) == 5
         assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
         assert found.retry_seconds
-        assert any(entry["log_level"] == "error" and "full" in entry["event"] for entry in logs)
+        [entry] = [entry for entry in logs if entry["log_level"] == "error"]
+        assert (entry["event"], entry["merchant_id"]) == ("the quarantine is full", merchant)
         body = (await get(client, merchant, kept[0])).body
         again = await client.webhooks.QuarantineWebhook(webhook(merchant, body=body))
         assert again.already_quarantined

@@ -83,8 +83,8 @@ class Webhook:
     headers: tuple[Header, ...]
     body: bytes
     received_at_ms: int
-    is_vouched: bool = False
-    """Whether a token for all merchants brought it: the shim's, which has verified the signature."""
+    names_merchant_itself: bool = False
+    """Whether the token that brought it is for some merchants only, and so proves the merchant as no header does."""
 
     @property
     def is_personal(self) -> bool:
@@ -129,6 +129,18 @@ class Limits:
     merchant: Bounds
     shared: Bounds
     total: Bounds
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a caller finds of a merchant's webhooks.
+
+    A webhook whose copies name different merchants is found only by a token for all of them: any of its names may be a
+    stranger's, who would have one merchant read or drop what is another's.
+    """
+
+    merchant_id: str
+    sees_contested: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """How much all quarantines hold together, and the bound on it.
 
 The sum is read at most once a second, and not at all while nothing new comes: no row is shared that would make
-merchants wait for each other. One process is exact. Several may together exceed the bound by what the others keep
-within a second.
+merchants wait for each other. One process never exceeds the bound. Several may together exceed it by what the others
+keep within a second.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class Quota:
         """Reserve space for one webhook; False where the bound is reached. `settle` ends the reservation."""
         async with self._lock:
             if time.monotonic() >= self._fresh_until:
-                await self.refresh()
+                await self._refresh()
         if self._webhooks >= self._bounds.webhooks_max or self._bytes + size > self._bounds.bytes_max:
             return False
         self._webhooks += 1
@@ -50,11 +50,11 @@ class Quota:
         self._reserved_bytes += size
         return True
 
-    def settle(self, size: int, *, is_kept: bool) -> None:
-        """End a reservation; the space is free again unless the webhook is kept."""
+    def settle(self, size: int, *, may_be_kept: bool) -> None:
+        """End a reservation; the space is free again at once where the webhook is certainly not kept."""
         self._reserved_webhooks -= 1
         self._reserved_bytes -= size
-        if not is_kept:
+        if not may_be_kept:
             self._webhooks -= 1
             self._bytes -= size
 
@@ -63,15 +63,21 @@ class Quota:
         self._fresh_until = 0.0
 
     async def refresh(self) -> None:
-        """Read what is kept, for the next reservations and for the metrics.
+        """Read what is kept, for the next reservations and for the metrics."""
+        async with self._lock:
+            await self._refresh()
 
-        What is reserved counts on top of it, also where it is committed meanwhile: for a second the sum may be too
-        high, never too low.
+    async def _refresh(self) -> None:
+        """Read what is kept, under the lock, so that nothing is reserved meanwhile.
+
+        What was reserved before counts on top of it, also where it is committed or given up meanwhile: for a second the
+        sum may be too high, never too low.
         """
+        reserved_webhooks, reserved_bytes = self._reserved_webhooks, self._reserved_bytes
         async with self._database.autocommit() as connection:
             row = await connection.fetch_one(SUM_USAGE, {})
         webhooks, size = (0, 0) if row is None else (row.webhooks, row.bytes)
-        self._webhooks, self._bytes = webhooks + self._reserved_webhooks, size + self._reserved_bytes
+        self._webhooks, self._bytes = webhooks + reserved_webhooks, size + reserved_bytes
         self._fresh_until = time.monotonic() + FRESH_SECONDS
         self._metrics.quarantine_webhooks.set(webhooks)
         self._metrics.quarantine_bytes.set(size)

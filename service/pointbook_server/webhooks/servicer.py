@@ -1,5 +1,6 @@
 """The gRPC face of the quarantine."""
 
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -7,7 +8,7 @@ import structlog
 
 from pointbook.v1 import customers_pb2, points_pb2, programs_pb2, webhooks_pb2, webhooks_pb2_grpc
 from pointbook_server import paging
-from pointbook_server.access.model import ALL_MERCHANTS, current_principal
+from pointbook_server.access.model import current_principal
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.fields import DAY_MS, ID_LENGTH_MAX, TIME_MS_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_timestamp
@@ -21,6 +22,7 @@ from pointbook_server.webhooks.model import (
     Quarantined,
     QuarantineReason,
     State,
+    View,
     Webhook,
     kept_headers,
 )
@@ -40,6 +42,8 @@ LIST_BYTES_MAX = 1024 * 1024 - 4 * 1024
 LATIN_1_MAX = "\xff"
 RETRY_AFTER_SECONDS = 60.0
 """A full quarantine waits for an operator."""
+FULL_PAUSE_SECONDS = 60.0
+"""After how long a server logs again that a quarantine is full: strangers choose how many webhooks it refuses."""
 CUSTOMER_TOPICS = {
     "customers/create": customers_pb2.CUSTOMER_UPDATE_KIND_CREATED,
     "customers/update": customers_pb2.CUSTOMER_UPDATE_KIND_UPDATED,
@@ -117,6 +121,8 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
         self._stores = stores
         self._clock = clock
         self._replay_ms = replay_ms
+        self._log_full_at = float("-inf")
+        self._refused = 0
 
     async def QuarantineWebhook(
         self, request: webhooks_pb2.QuarantineWebhookRequest, _context: object
@@ -125,7 +131,7 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
         webhook = _read_webhook(request, self._clock())
         kept = await self._store.keep(webhook)
         if kept is None:
-            log.error("the quarantine is full", merchant_id=webhook.merchant_id, reason=webhook.reason.value)
+            self._log_full(webhook)
             raise PointbookError(
                 Reason.QUEUE_FULL,
                 "The quarantine is full; drop what is no longer needed.",
@@ -146,7 +152,7 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
         place = paging.read_token(fields, "page_token", request.page_token, scope, (int, str))
         fields.check()
         after = None if place is None else (int(place[0]), str(place[1]))
-        found = await self._store.webhooks(merchant_id, wanted, after=after, limit=size + 1)
+        found = await self._store.webhooks(_read_view(merchant_id), wanted, after=after, limit=size + 1)
         page = paging.fit(map(_write_webhook, found), size, LIST_BYTES_MAX)
         response = webhooks_pb2.ListQuarantinedWebhooksResponse(webhooks=page)
         if len(found) > len(page):
@@ -161,7 +167,7 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
         fields = Fields()
         merchant_id, quarantine_id = _read_name(fields, request)
         fields.check()
-        quarantined, content = await self._store.get(merchant_id, quarantine_id)
+        quarantined, content = await self._store.get(_read_view(merchant_id), quarantine_id)
         return webhooks_pb2.GetQuarantinedWebhookResponse(webhook=_write_webhook(quarantined, content))
 
     async def ReplayQuarantinedWebhook(
@@ -179,7 +185,8 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
             fields.identifier(f"{kind}.event_id", event_id, length_max=EVENT_ID_LENGTH_MAX)
         fields.check()
         now_ms = self._clock()
-        claim = await self._store.claim(merchant_id, quarantine_id, event_id, now_ms, now_ms + self._replay_ms)
+        until_ms = now_ms + self._replay_ms
+        claim = await self._store.claim(_read_view(merchant_id), quarantine_id, event_id, now_ms, until_ms)
         try:
             response = await self._apply(claim, request, context)
         except PointbookError as error:
@@ -201,7 +208,7 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
         fields.present("reason", is_present=bool(request.reason.strip()))
         why = fields.text("reason", request.reason, length_max=DROP_REASON_LENGTH_MAX)
         fields.check()
-        reason = await self._store.drop(merchant_id, quarantine_id)
+        reason = await self._store.drop(_read_view(merchant_id), quarantine_id)
         log.warning(
             "audit: quarantined webhook dropped",
             merchant_id=merchant_id,
@@ -210,6 +217,19 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
             drop_reason=why,
         )
         return webhooks_pb2.DropQuarantinedWebhookResponse()
+
+    def _log_full(self, webhook: Webhook) -> None:
+        """Log that a quarantine is full, and how many webhooks were refused since it was last logged."""
+        self._refused += 1
+        now = time.monotonic()
+        if now >= self._log_full_at:
+            log.error(
+                "the quarantine is full",
+                merchant_id=webhook.merchant_id,
+                reason=webhook.reason.value,
+                refused=self._refused,
+            )
+            self._log_full_at, self._refused = now + FULL_PAUSE_SECONDS, 0
 
     async def _apply(
         self, claim: Claim, request: webhooks_pb2.ReplayQuarantinedWebhookRequest, context: object
@@ -277,7 +297,7 @@ def _read_webhook(request: webhooks_pb2.QuarantineWebhookRequest, now_ms: int) -
         headers=_read_headers(fields, request.headers),
         body=request.body,
         received_at_ms=received_at_ms,
-        is_vouched=ALL_MERCHANTS in current_principal.get().merchants,
+        names_merchant_itself=not current_principal.get().is_for_all_merchants,
     )
     fields.check()
     return webhook
@@ -317,6 +337,11 @@ def _read_name(
         fields.ascii("merchant_id", request.merchant_id, length_max=ID_LENGTH_MAX),
         fields.identifier("quarantine_id", request.quarantine_id),
     )
+
+
+def _read_view(merchant_id: str) -> View:
+    """Return what the caller may find in the quarantine of a merchant."""
+    return View(merchant_id, sees_contested=current_principal.get().is_for_all_merchants)
 
 
 def _read_filter(fields: Fields, request: webhooks_pb2.ListQuarantinedWebhooksRequest) -> Filter:

@@ -1,9 +1,10 @@
 """The SQL of the quarantine.
 
 A webhook is in the quarantine of the merchant that its header names only where its body, which is signed, names a store
-of that merchant. All others are in the shared quarantine, whose merchant_id is empty. Either has a body once, whatever
-its headers are, so that one captured body takes two rows at most, however often it is sent and under however many
-merchants. A merchant finds webhooks in both: in the shared one those whose first copy named it.
+of that merchant, or where its token is for some merchants only. All others are in the shared quarantine, whose
+merchant_id is empty. Either has a body once, whatever its headers are, so that one captured body takes two rows at
+most, however often it is sent and under however many merchants. A merchant finds webhooks in both: in the shared one
+those whose copies all name it.
 
 Transactions lock the usage of the shared quarantine before a merchant's, and either before any webhook's, so that no
 two wait for each other.
@@ -47,6 +48,7 @@ from pointbook_server.webhooks.model import (
     Quarantined,
     QuarantineReason,
     State,
+    View,
     Webhook,
     new_quarantine_id,
     signed_store,
@@ -62,13 +64,21 @@ IS_WEBHOOK = and_(WEBHOOK.quarantine_id == bindparam("id"), WEBHOOK.merchant_id 
 IS_MERCHANT = USAGE.merchant_id == bindparam("merchant")
 CLAIMED = func.coalesce(WEBHOOK.claimed_merchant_id, WEBHOOK.merchant_id)
 """The merchant that a webhook's header named. Rows of earlier releases are in the quarantine of that merchant."""
-CLAIMS = or_(WEBHOOK.merchant_id == bindparam("claimed"), bindparam("claimed") == CLAIMED)
+CLAIMS = or_(
+    WEBHOOK.merchant_id == bindparam("claimed"),
+    and_(bindparam("claimed") == CLAIMED, or_(~WEBHOOK.is_contested, bindparam("sees_contested", type_=Boolean))),
+)
 """Webhooks of any quarantine in which a merchant finds them: its own, and those in the shared one that name it."""
 BOTH = WEBHOOK.merchant_id.in_([bindparam("claimed"), SHARED])
-# A copy in the shared quarantine whose merchant is in doubt is erased for each of them.
+# A copy in the shared quarantine whose merchant is in doubt is erased for each that it may be of: one that names no
+# merchant, or one without stores, may be a captured copy of anyone's.
 MAY_BE_OF = and_(
     WEBHOOK.merchant_id == bindparam("merchant"),
-    or_(bindparam("claimed") == CLAIMED, WEBHOOK.is_contested),
+    or_(
+        bindparam("claimed") == CLAIMED,
+        WEBHOOK.is_contested,
+        ~exists().where(stores.c.merchant_id == CLAIMED),
+    ),
     WEBHOOK.body.is_not(None),
 )
 TELLS_OF = and_(WEBHOOK.subject_digest == any_(bindparam("digests", type_=ARRAY(LargeBinary))), MAY_BE_OF)
@@ -96,12 +106,12 @@ FIND_BODY = Statement(
         WEBHOOK.topic,
         WEBHOOK.state,
         WEBHOOK.is_contested,
-        WEBHOOK.is_vouched,
         WEBHOOK.last_received_at_ms,
     )
     .where(
         WEBHOOK.body_digest == any_(bindparam("digests", type_=ARRAY(LargeBinary))),
         WEBHOOK.merchant_id.in_([bindparam("claimed"), bindparam("merchant")]),
+        or_(WEBHOOK.merchant_id == bindparam("merchant"), WEBHOOK.claimed_merchant_id.is_(None)),
     )
     .order_by(WEBHOOK.received_at_ms, WEBHOOK.quarantine_id)
     .limit(1)
@@ -118,7 +128,6 @@ NOTE_REPETITION = Statement(
             else_=NO_TOPIC,
         ),
         is_contested=or_(WEBHOOK.is_contested, bindparam("claimed") != CLAIMED),
-        is_vouched=or_(WEBHOOK.is_vouched, bindparam("vouched", type_=Boolean)),
     )
 )
 OPEN_USAGE = Statement(
@@ -190,7 +199,6 @@ COUNT_PROOFS = Statement(
         func.count()
         .filter(
             bindparam("claimed") == CLAIMED,
-            WEBHOOK.is_vouched,
             WEBHOOK.reason == QuarantineReason.STORE_UNKNOWN.value,
             WEBHOOK.state == State.QUARANTINED.value,
         )
@@ -303,11 +311,12 @@ class WebhooksStore:
 
         if not await self._quota.reserve(sealed.size):
             return None
-        kept = None
+        may_be_kept = True  # Unless it is answered otherwise: the caller may go away, or the database, before it is.
         try:
             kept = await self._database.transaction(work)
+            may_be_kept = kept == (quarantine_id, False)
         finally:
-            self._quota.settle(sealed.size, is_kept=kept == (quarantine_id, False))
+            self._quota.settle(sealed.size, may_be_kept=may_be_kept)
         return kept
 
     async def refresh_metrics(self) -> None:
@@ -317,20 +326,21 @@ class WebhooksStore:
     async def proves(self, connection: Connection, merchant_id: str, store_id: str) -> bool:
         """Return whether a webhook waits that names an unknown store in its signed body, and this merchant.
 
-        The merchant is in a header that is not signed. So the webhook must have come from a token for all merchants,
-        which only the shim has, and no copy of it, nor any other webhook of the store, may name another merchant.
+        The merchant is in a header that is not signed. So the webhook must be in the shared quarantine, where only
+        tokens for all merchants such as the shim's put any, and no copy of it, nor any other webhook of the store
+        there, may name another merchant.
         """
         digests = self._sealer.subject_digests(store_id)
         row = await connection.fetch_one(COUNT_PROOFS, {"digests": digests, "claimed": merchant_id})
         return row is not None and row.proofs > 0 and row.contests == 0
 
     async def webhooks(
-        self, merchant_id: str, wanted: Filter, *, after: tuple[int, str] | None, limit: int
+        self, view: View, wanted: Filter, *, after: tuple[int, str] | None, limit: int
     ) -> list[Quarantined]:
         """Read a page of a merchant's webhooks, behind a place, the oldest first."""
         after_ms, after_id = after or (wanted.start_ms, "")
         values = {
-            "claimed": merchant_id,
+            **_found_by(view),
             "wanted_state": wanted.state.value,
             "why": wanted.reason and wanted.reason.value,
             "about": wanted.topic,
@@ -342,16 +352,16 @@ class WebhooksStore:
         async with self._database.autocommit() as connection:
             return [_to_quarantined(row) for row in await connection.fetch(LIST_WEBHOOKS, values)]
 
-    async def get(self, merchant_id: str, quarantine_id: str) -> tuple[Quarantined, Content]:
+    async def get(self, view: View, quarantine_id: str) -> tuple[Quarantined, Content]:
         """Read a webhook with its content. Raises WEBHOOK_NOT_FOUND and CODE_KEY_UNKNOWN."""
         async with self._database.autocommit() as connection:
-            row = await connection.fetch_one(READ_WEBHOOK, {"claimed": merchant_id, "id": quarantine_id})
+            row = await connection.fetch_one(READ_WEBHOOK, _found_by(view) | {"id": quarantine_id})
         if row is None:
             raise webhook_not_found(quarantine_id)
         sealed = Sealed(row.key_id, row.headers, row.body)
         return _to_quarantined(row), self._sealer.open(sealed, row.kept_by, quarantine_id)
 
-    async def claim(self, merchant_id: str, quarantine_id: str, event_id: str, now_ms: int, until_ms: int) -> Claim:
+    async def claim(self, view: View, quarantine_id: str, event_id: str, now_ms: int, until_ms: int) -> Claim:
         """Claim a webhook for its replay as one event, until a time by which that replay has ended.
 
         Any number of replays may claim the same event, since the book takes it once. They are counted, so that a
@@ -362,7 +372,7 @@ class WebhooksStore:
         """
 
         async def work(connection: Connection) -> Claim:
-            named = await _locate(connection, merchant_id, quarantine_id)
+            named = await _locate(connection, view, quarantine_id)
             row = await connection.fetch_one(LOCK_WEBHOOK, named)
             if row is None:
                 raise webhook_not_found(quarantine_id)
@@ -387,11 +397,11 @@ class WebhooksStore:
             row = await connection.fetch_one(MARK_REPLAYED, values)
         return now_ms if row is None else int(row.replayed_at_ms)
 
-    async def drop(self, merchant_id: str, quarantine_id: str) -> QuarantineReason:
+    async def drop(self, view: View, quarantine_id: str) -> QuarantineReason:
         """Delete a webhook and free its space; returns why it was in quarantine. Raises WEBHOOK_NOT_FOUND."""
 
         async def work(connection: Connection) -> QuarantineReason:
-            named = await _locate(connection, merchant_id, quarantine_id)
+            named = await _locate(connection, view, quarantine_id)
             await connection.fetch_one(LOCK_USAGE, {"merchant": named["merchant"]})
             row = await connection.fetch_one(DELETE_WEBHOOK, named)
             if row is None:
@@ -426,7 +436,11 @@ class WebhooksStore:
         """Return in which quarantine a webhook belongs, and the bounds for it there.
 
         Webhooks that name a merchant without any store, as strangers can invent, fill half of the shared one at most.
+        A token for some merchants shares nothing with others, so that it neither learns of their webhooks nor fills
+        their space.
         """
+        if webhook.names_merchant_itself:
+            return webhook.merchant_id, self._limits.merchant
         values = {"merchant": webhook.merchant_id, "store": signed_store(webhook.body)}
         row = await connection.fetch_one(READ_STORES, values)
         if row is not None and row.has_this_store:
@@ -496,10 +510,8 @@ async def _take_space(connection: Connection, place: str, size: int, bounds: Bou
 async def _note_repetition(connection: Connection, found: Row, webhook: Webhook) -> None:
     """Note what a copy of a webhook has that is new; a copy that came a moment before is not counted again."""
     is_counted = webhook.received_at_ms >= found.last_received_at_ms + RECOUNT_MS
-    is_new = (
-        (found.state == State.QUARANTINED and found.topic not in {NO_TOPIC, webhook.topic})
-        or (found.claimed != webhook.merchant_id and not found.is_contested)
-        or (webhook.is_vouched and not found.is_vouched)
+    is_new = (found.state == State.QUARANTINED and found.topic not in {NO_TOPIC, webhook.topic}) or (
+        found.claimed != webhook.merchant_id and not found.is_contested
     )
     if is_counted or is_new:
         values = {
@@ -509,14 +521,18 @@ async def _note_repetition(connection: Connection, found: Row, webhook: Webhook)
             "received": webhook.received_at_ms if is_counted else found.last_received_at_ms,
             "topic": webhook.topic,
             "claimed": webhook.merchant_id,
-            "vouched": webhook.is_vouched,
         }
         await connection.execute(NOTE_REPETITION, values)
 
 
-async def _locate(connection: Connection, merchant_id: str, quarantine_id: str) -> dict[str, str]:
+def _found_by(view: View) -> dict[str, object]:
+    """Write which webhooks a caller finds as parameters of CLAIMS."""
+    return {"claimed": view.merchant_id, "sees_contested": view.sees_contested}
+
+
+async def _locate(connection: Connection, view: View, quarantine_id: str) -> dict[str, str]:
     """Name a webhook by the quarantine that has it. Raises WEBHOOK_NOT_FOUND."""
-    row = await connection.fetch_one(LOCATE_WEBHOOK, {"claimed": merchant_id, "id": quarantine_id})
+    row = await connection.fetch_one(LOCATE_WEBHOOK, _found_by(view) | {"id": quarantine_id})
     if row is None:
         raise webhook_not_found(quarantine_id)
     return {"merchant": row.merchant_id, "id": quarantine_id}
@@ -549,7 +565,6 @@ def _to_row(webhook: Webhook, place: str, quarantine_id: str, digest: bytes, sea
         "merchant_id": place,
         "claimed_merchant_id": webhook.merchant_id,
         "is_contested": False,
-        "is_vouched": webhook.is_vouched,
         "reason": webhook.reason.value,
         "body_digest": digest,
         "detail": webhook.detail,

@@ -10,7 +10,6 @@ STATEMENTS = (
     ALTER TABLE quarantined_webhooks
         ADD COLUMN claimed_merchant_id text,
         ADD COLUMN is_contested boolean NOT NULL DEFAULT false,
-        ADD COLUMN is_vouched boolean NOT NULL DEFAULT false,
         ADD COLUMN signed_store_digest bytea
     """,
     """
@@ -18,10 +17,6 @@ STATEMENTS = (
     'The merchant that the first copy''s header named; NULL in rows of a release that kept each copy by it.'
     """,
     "COMMENT ON COLUMN quarantined_webhooks.is_contested IS 'A copy named another merchant.'",
-    """
-    COMMENT ON COLUMN quarantined_webhooks.is_vouched IS
-    'A token for all merchants brought a copy: the shim''s, which has verified the signature.'
-    """,
     """
     COMMENT ON COLUMN quarantined_webhooks.signed_store_digest IS
     'Of the store that the body names; NULL for none.'
