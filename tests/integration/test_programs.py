@@ -357,7 +357,7 @@ async def test_nobody_waits_for_another_merchants_store(service: Service, client
     thief = Shop(unique("merchant"), shop.store_id)
     connection = await asyncpg.connect(service.database_url)
     try:
-        async with limited(service, [thief.merchant_id], *Scope) as other, connection.transaction(), asyncio.timeout(4):
+        async with limited(service, [thief.merchant_id], *Scope) as other, connection.transaction():
             await connection.execute("SELECT 1 FROM stores WHERE store_id = $1 FOR UPDATE", shop.store_id)
             store = programs_pb2.Store(merchant_id=thief.merchant_id, store_id=thief.store_id)
             assert (await refused(put_store(other, store))).reason == "STORE_UNPROVEN"
