@@ -27,7 +27,8 @@ WRITE_SECONDS_MAX = 5.0
 REQUEST_BYTES_MAX = 256
 READS_MAX = 16
 """Each of them can hold as much as the server's largest message, until its time is over."""
-CALLS_MAX = 256
+CHECKS_MAX = 128
+"""As many as wait less than half a second for each other: a probe of Kubernetes fails after one."""
 WATCHES_MAX = 256
 STREAMS_OF_CONNECTION_MAX = 16
 """Of each method: a client watches the services that it calls."""
@@ -40,7 +41,8 @@ Status = health_pb2.HealthCheckResponse
 class _Stream:
     """One call of a connection. It is ended by the server where others need its place."""
 
-    def __init__(self, peer: str, task: asyncio.Task[Any]) -> None:
+    def __init__(self, listener: "_Listener", peer: str, task: asyncio.Task[Any]) -> None:
+        self.listener = listener
         self.peer = peer
         self._task = task
         self.is_displaced = False
@@ -96,6 +98,19 @@ class StreamLimit:
             self.discard(stream)
 
 
+class _Listener:
+    """What the clients of one listener hold, so that those of another one are not kept out or slowed."""
+
+    def __init__(self) -> None:
+        self.reads = StreamLimit(READS_MAX)
+        self.checks = StreamLimit(CHECKS_MAX)
+        self.watches = StreamLimit(WATCHES_MAX)
+        self.checks_pacer = Pacer()
+        self.watches_pacer = Pacer()
+        self.unread: Counter[str] = Counter()
+        """How many streams of each connection are not read. They end with the connection."""
+
+
 class HealthService:
     """Answers Check and Watch for a fixed set of services, all of which serve or do not serve together."""
 
@@ -103,29 +118,28 @@ class HealthService:
         self._services = frozenset(("", *services))
         self._refusals = refusals
         self._refused_pacer = pacer
-        self._pacer = Pacer()
         self._is_serving = False
         self._is_stopping = False
         self._has_ended = False
         self._changed = asyncio.Event()
         self._requests = RequestReader(READ_SECONDS_MAX)
-        self._reads = StreamLimit(READS_MAX)
-        self._calls = StreamLimit(CALLS_MAX)
-        self._watches = StreamLimit(WATCHES_MAX)
-        self._unread: Counter[str] = Counter()
-        """How many streams of each connection are not read. They end with the connection."""
+        self._listeners: list[_Listener] = []
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
-        """Add the service to a server.
+        """Add the service to a server, with bounds of its own.
 
         Both methods are served as streams: a unary method's request and answer would be awaited by gRPC, without a
         limit.
         """
+        listener = _Listener()
+        self._listeners.append(listener)
+        behaviours = {
+            "Check": self._bounded(listener, listener.checks, listener.checks_pacer, self._check),
+            "Watch": self._bounded(listener, listener.watches, listener.watches_pacer, self._watch),
+        }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: grpc.stream_stream_rpc_method_handler(
-                self._bounded(limit, answer), response_serializer=Status.SerializeToString
-            )
-            for name, limit, answer in (("Check", self._calls, self._check), ("Watch", self._watches, self._watch))
+            name: grpc.stream_stream_rpc_method_handler(behaviour, response_serializer=Status.SerializeToString)
+            for name, behaviour in behaviours.items()
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
@@ -150,20 +164,24 @@ class HealthService:
         self._changed = asyncio.Event()
 
     def _bounded(
-        self, limit: StreamLimit, answer: Callable[[str, Any, _Stream], Awaitable[None]]
+        self,
+        listener: _Listener,
+        limit: StreamLimit,
+        pacer: Pacer,
+        answer: Callable[[str, Any, _Stream], Awaitable[None]],
     ) -> Callable[[Any, Any], Awaitable[None]]:
         """Build the handler of a method, which ends every call that takes too long or too much."""
 
         async def call(_requests: object, context: Any) -> None:
             task = asyncio.current_task()
             assert task is not None  # noqa: S101 - gRPC runs every call in a task of its own
-            stream = _Stream(context.peer(), task)
+            stream = _Stream(listener, context.peer(), task)
             try:
-                if self._unread[stream.peer]:
+                if listener.unread[stream.peer]:
                     raise _too_many_streams()
-                most = STREAMS_OF_CONNECTION_MAX if self._unread.total() < UNREAD_MAX else 1
+                most = STREAMS_OF_CONNECTION_MAX if listener.unread.total() < UNREAD_MAX else 1
                 with limit.holding(stream, most):
-                    await self._pacer.wait()
+                    await pacer.wait()
                     await answer(await self._read(context, stream), context, stream)
             except PointbookError as error:
                 await self._end(context, error, stream)
@@ -177,7 +195,7 @@ class HealthService:
 
     async def _read(self, context: Any, stream: _Stream) -> str:
         """Read the name of the service that a call asks for."""
-        with self._reads.holding(stream, STREAMS_OF_CONNECTION_MAX):
+        with stream.listener.reads.holding(stream, STREAMS_OF_CONNECTION_MAX):
             stream.has_read = True
             request = await self._requests.read(context)
         if len(request) > REQUEST_BYTES_MAX:
@@ -204,16 +222,17 @@ class HealthService:
 
         Until then, its connection gets no further stream.
         """
-        self._unread[stream.peer] += stream.is_writing
+        unread = stream.listener.unread
+        unread[stream.peer] += stream.is_writing
         try:
             # gRPC goes on to take in a request that it was told to read, so such a stream must not wait.
             if not stream.has_read:
                 await self._refused_pacer.wait()
             await abort(context, error, request_id_of(context.invocation_metadata()), self._refusals)
         finally:
-            self._unread[stream.peer] -= stream.is_writing
-            if not self._unread[stream.peer]:
-                del self._unread[stream.peer]
+            unread[stream.peer] -= stream.is_writing
+            if not unread[stream.peer]:
+                del unread[stream.peer]
 
     async def _check(self, service: str, context: Any, stream: _Stream) -> None:
         if service not in self._services:

@@ -10,14 +10,18 @@ from pointbook_server.errors import Reason
 
 SAMPLES_MAX = 10
 """How many refusals of a reason are logged singly in a second, where their callers may send any number."""
-SAMPLED_CODES = {
-    grpc.StatusCode.UNAUTHENTICATED,
-    grpc.StatusCode.PERMISSION_DENIED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-}
+SAMPLED_CODES = frozenset(
+    {
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    }
+)
 """The codes of refusals that come in floods, since they cost the caller nothing."""
+ALL_CODES = frozenset(grpc.StatusCode)
+"""The codes that come in floods where callers need no token."""
 PACED_CALLS_PER_SECOND = 300
 PACED_CALLS_MAX = 2_000
 """Each of them holds a few kilobytes while it waits."""
@@ -28,12 +32,13 @@ log = structlog.get_logger()
 class RefusalLog:
     """Logs refused calls: the first ones of each reason singly, and a flood as one line a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, sampled_codes: frozenset[grpc.StatusCode] = SAMPLED_CODES) -> None:
+        self._sampled_codes = sampled_codes
         self._counts: dict[Reason, int] = {}
 
     def write(self, code: grpc.StatusCode, reason: Reason) -> None:
         """Log that a call was refused, now or with others of this second."""
-        if code in SAMPLED_CODES:
+        if code in self._sampled_codes:
             if not self._counts:
                 # The line about all of them belongs to none of them.
                 asyncio.get_running_loop().call_later(1.0, self._write_counts, context=Context())

@@ -62,7 +62,7 @@ from pointbook_server.redemption.servicer import RedemptionServicer
 from pointbook_server.redemption.store import RedemptionsStore
 from pointbook_server.redemption.timeline import Timeline
 from pointbook_server.redemption.timeline_store import TimelineStore
-from pointbook_server.refusal_limits import Pacer, RefusalLog
+from pointbook_server.refusal_limits import ALL_CODES, Pacer, RefusalLog
 from pointbook_server.schema import check_schema
 from pointbook_server.settings import ServerSettings
 from pointbook_server.status import StatusInterceptor, code_of
@@ -131,16 +131,16 @@ class Server:
         )
         self.metrics = Metrics()
         self._skew = ClockSkew(clock, self.metrics)
-        refusals, pacer = RefusalLog(), Pacer()
+        pacer = Pacer()
         self._status = StatusInterceptor(
-            deadline_seconds=settings.call_deadline_seconds, refusals=refusals, pacer=pacer
+            deadline_seconds=settings.call_deadline_seconds, refusals=RefusalLog(), pacer=pacer
         )
         self._admission = Admission(
             token_calls_max=settings.token_calls_max,
             token_calls_per_second_max=settings.token_calls_per_second_max,
             check_clock=self._skew.check_call,
         )
-        self._health = HealthService(SERVICES, refusals, pacer)
+        self._health = HealthService(SERVICES, RefusalLog(ALL_CODES), pacer)
         checks = (self._skew.check, check_schema)
         self._database_health = DatabaseHealth(self._database, self._health.set_serving, checks)
         self._maintaining: asyncio.Task[None] | None = None

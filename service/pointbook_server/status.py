@@ -239,8 +239,7 @@ def _internal(request_id: str) -> PointbookError:
 
 
 async def abort(context: Any, error: PointbookError, request_id: str, refusals: RefusalLog) -> None:
-    """End a call with an error of ours."""
-    refusals.write(code_of(error.reason), error.reason)
+    """End a call with an error of ours, and log that where its caller was there to be refused."""
     status = rpc_status.to_status(to_status(error))
     trailing_metadata = (*status.trailing_metadata, (REQUEST_ID_HEADER, request_id))
     try:
@@ -248,6 +247,9 @@ async def abort(context: Any, error: PointbookError, request_id: str, refusals: 
     except grpc.aio.InternalError:
         # The caller has gone away just now, at its own deadline as a rule: that is no fault that gRPC should log.
         raise asyncio.CancelledError from None
+    except grpc.aio.AbortError:
+        refusals.write(code_of(error.reason), error.reason)
+        raise
 
 
 def code_of(reason: Reason) -> grpc.StatusCode:

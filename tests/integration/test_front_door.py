@@ -143,13 +143,13 @@ async def test_a_connection_that_does_not_read_gets_no_further_stream(
     monkeypatch.setattr(health_module, "WRITE_SECONDS_MAX", 0.2)
     async with running(database_url) as server, http2(address_of(server), settings={INITIAL_WINDOW_SIZE: 0}) as (own,):
         unread = [await own.call(method) for _ in range(5)]
-        await until(lambda: sum(server._health._unread.values()) == len(unread))
+        await until(lambda: sum(server._health._listeners[0].unread.values()) == len(unread))
         further = await own.call(method)
         await until(has_ended(own, further))
         assert not own.ended & set(unread)
         assert await grpc_health(address_of(server)) == "SERVING"
         await own.close()
-        await until(lambda: not server._health._unread)
+        await until(lambda: not server._health._listeners[0].unread)
 
 
 async def test_a_connection_has_a_bounded_number_of_watches(database_url: str) -> None:
@@ -204,7 +204,7 @@ async def test_a_displaced_request_of_health_ends_at_once(database_url: str, mon
         pacer = server._health._refused_pacer = Pacer(calls_per_second=0.01)
         waiting = [asyncio.create_task(pacer.wait()) for _ in range(2)]
         displaced = await first.start(HEALTH_CHECK)
-        await until(lambda: server._health._reads._count == 1)
+        await until(lambda: server._health._listeners[0].reads._count == 1)
         await second.start(HEALTH_CHECK)
         await until(has_ended(first, displaced), 1.5)
         for task in waiting:
@@ -369,6 +369,60 @@ async def test_a_flood_of_refusals_is_logged_in_a_few_lines(database_url: str) -
             await until(lambda: sum(line.get("count", 1) for line in lines()) == 200)
     assert len(lines()) <= 3 * (refusal_limits_module.SAMPLES_MAX + 1)
     assert all("request_id" not in line for line in lines() if "count" in line)
+
+
+async def test_a_flood_of_health_calls_is_logged_in_a_few_lines(database_url: str) -> None:
+    """Neither requests that cannot be parsed nor calls that are cancelled cost a line each: they need no token."""
+    with json_logs(refusal_limits_module) as written:
+        async with running(database_url) as server, http2(address_of(server)) as (stranger,):
+            began = time.monotonic()
+            for _ in range(20):
+                wrong = [await stranger.call(HEALTH_CHECK, b"\xff\xff") for _ in range(10)]
+                for cancelled in [await stranger.start(HEALTH_CHECK) for _ in range(6)]:
+                    await stranger.reset(cancelled)
+                await until(has_ended(stranger, *wrong))
+    logged = [line for line in map(json.loads, written.getvalue().splitlines()) if "reason" in line]
+    assert logged
+    seconds = time.monotonic() - began
+    assert len(logged) <= (seconds + 2) * 2 * (refusal_limits_module.SAMPLES_MAX + 1)
+
+
+async def test_a_call_that_is_cancelled_before_its_request_is_no_refusal(database_url: str, admin_token: str) -> None:
+    """Nobody is there to be refused, so that nothing is logged; and the call counts no more."""
+    with json_logs(refusal_limits_module) as written:
+        async with running(database_url) as server, http2(address_of(server)) as (hasty,):
+            stalled = await stalled_calls(hasty, 50, admin_token)
+            await until(lambda: len(server._admission._running) == len(stalled))
+            for stream_id in stalled:
+                await hasty.reset(stream_id)
+            await until(lambda: not server._admission._running and not server._status._tasks)
+            assert {use.running for use in server._admission._tokens.values()} == {0}
+    assert "call refused" not in written.getvalue()
+
+
+async def test_health_calls_to_one_listener_delay_no_probe_of_the_other(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may reach the one alone neither takes the places nor the time of the other."""
+    pacers: list[Pacer] = []
+
+    def build() -> Pacer:
+        pacers.append(Pacer(calls_per_second=0.01))
+        return pacers[-1]
+
+    monkeypatch.setattr(health_module, "Pacer", build)
+    health_address = f"127.0.0.1:{free_port()}"
+    async with running(database_url, health_address=health_address) as server, http2(address_of(server)) as (stranger,):
+        pacers[0]._waiting = 1
+        waiting = await stranger.call(HEALTH_CHECK)
+        await until(lambda: pacers[0]._waiting == 2)
+        assert await asyncio.wait_for(grpc_health(health_address), 5) == "SERVING"
+        assert waiting not in stranger.ended
+
+
+def test_a_check_waits_less_than_a_probe_does() -> None:
+    """Kubernetes gives a probe one second, and restarts a server that takes longer."""
+    assert health_module.CHECKS_MAX / refusal_limits_module.PACED_CALLS_PER_SECOND < 0.5
 
 
 async def test_the_bound_on_connections_leaves_probes_an_address(database_url: str) -> None:
