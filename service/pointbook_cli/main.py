@@ -59,8 +59,8 @@ T = TypeVar("T")
 def run() -> None:
     """Run the command line; what an operator can mend is one line on standard error."""
     _open_standard_streams()
-    # gRPC would write a line of its own for each handshake that a stranger breaks off.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # gRPC would write lines of its own for each handshake that a stranger breaks off, and for each wrong header.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from pointbook_cli.embedded_postgres import EmbeddedPostgresError
     from pointbook_server.errors import DatabaseDefectError, PointbookError, SettingError
 

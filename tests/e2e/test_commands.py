@@ -17,6 +17,7 @@ from embedded_database import Cluster
 from harness import Client, Shop, refused, unique
 from pointbook.v1 import programs_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from support.http2 import HEALTH_CHECK, http2
 from waiting import until
 
 SECRET = "app-secret"
@@ -129,6 +130,16 @@ async def test_a_login_that_the_database_refuses_is_logged_and_never_serves(data
     assert all("nobody" in line for line in errors)
     assert len(errors) == 2
     assert "pw-never-shown" not in process.err
+
+
+async def test_calls_with_wrong_headers_are_not_logged(database_url: str, tmp_path: Path) -> None:
+    """They need no token, so that a line for each would be a stranger's to write."""
+    address = free_address()
+    async with serving(tmp_path, DATABASE_URL=database_url, GRPC_ADDRESS=address) as process:
+        async with http2(address) as (stranger,):
+            streams = {await stranger.start(HEALTH_CHECK, [("grpc-encoding", "none-such")]) for _ in range(10)}
+            await until(lambda: streams <= stranger.ended)
+        assert all(line.startswith("{") for line in process.err.splitlines())
 
 
 @pytest.mark.parametrize(
