@@ -15,8 +15,13 @@ from pointbook_server.errors import PointbookError, Reason
 
 RETRY_AFTER_SECONDS = 0.5
 
-TURNS_MAX = 3
-"""How many turns of the loop a batch waits for others to join it, as long as each turn brings some."""
+QUIET_TURNS = 2
+"""A batch leaves once so many turns of the loop, one after the other, have brought no item that joins it.
+
+Callers come in steps, since their requests are read after they were admitted: one quiet turn is often a gap.
+"""
+TURNS_MAX = 16
+"""How many turns of the loop a batch waits at most."""
 
 K = TypeVar("K")
 I = TypeVar("I")  # noqa: E741 - an item
@@ -105,9 +110,10 @@ class Line(Generic[K, I, R]):
 
     async def _let_join(self, key: K) -> None:
         """Let whoever is about to be put in line at this very moment come along: larger batches cost less."""
-        count = 0
+        count = quiet_turns = 0
         for _ in range(TURNS_MAX):
-            if len(self._lines[key]) == count:
+            quiet_turns = quiet_turns + 1 if len(self._lines[key]) == count else 0
+            if quiet_turns == QUIET_TURNS:
                 return
             count = len(self._lines[key])
             await asyncio.sleep(0)
