@@ -48,7 +48,7 @@ def server_state(settings: ProbeSettings) -> tuple[bool, str]:
 
 
 def _channel(settings: ProbeSettings, address: str) -> grpc.Channel:
-    """Open a channel. A server beside the probe is believed whatever certificate it shows.
+    """Open a channel. A server beside the probe may show any certificate.
 
     A probe sends no secret, certificates seldom name the loopback address, and renewed files may not be served yet.
     gRPC always verifies, so it is given the certificate that the server has just shown. Raises OSError.

@@ -1,7 +1,7 @@
 """Run a service as several worker processes: replace those that end or hang, and stop them together.
 
 A worker's standard input is one end of a socket pair whose other end the supervisor alone holds. The worker writes a
-byte to it each second once it serves, and reads from it only that the supervisor has ended, in whatever way.
+byte to it each second once it serves, and reads from it only the end of the supervisor.
 """
 
 import asyncio

@@ -28,7 +28,7 @@ class Connections:
     At a bound the first stranger is cut, and never the newcomer refused: strangers who fill all places, or hold large
     bodies back, only cut each other, while an honest request is applied, or waits for its sender's next one.
 
-    Whoever has captured a body is no stranger. So beyond half of all places the connection is cut whose authentic
+    An attacker who has captured a body is no stranger. So beyond half of all places the connection is cut whose authentic
     request is the longest ago, and the other half is left to newcomers.
     """
 

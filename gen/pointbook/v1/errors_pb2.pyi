@@ -53,8 +53,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Retry: no, an operator must act.
     """
     ERROR_REASON_STORE_NOT_FOUND: _ErrorReason.ValueType  # 20
-    """ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant, which an update with a
-    token for all merchants is told by registered_elsewhere. Example: NOT_FOUND, {store_id: "1718263946864", registered_elsewhere: "true"}.
+    """ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant. Only an update with a
+    token for all merchants shows which, by registered_elsewhere. Example: NOT_FOUND, {store_id: "1718263946864", registered_elsewhere: "true"}.
     Retry: no, until the state has changed.
     """
     ERROR_REASON_PROGRAM_NOT_FOUND: _ErrorReason.ValueType  # 21
@@ -107,7 +107,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Retry: no, the request must change.
     """
     ERROR_REASON_STORE_TAKEN: _ErrorReason.ValueType  # 43
-    """ERROR_REASON_STORE_TAKEN: the store belongs to another merchant; only a token that may register any store is told.
+    """ERROR_REASON_STORE_TAKEN: the store belongs to another merchant. Only tokens that may register any store get this.
     Example: ALREADY_EXISTS,
     {store_id: "1718263946864"}.
     Retry: no, the request must change.
@@ -339,8 +339,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_STORE_UNPROVEN: _ErrorReason.ValueType  # 119
     """ERROR_REASON_STORE_UNPROVEN: the merchant does not have the store, and the token may not register it: it is not for
-    all merchants with the scope `admin`, and no webhook that waits in quarantine proves whose the store is. Whether
-    another merchant has it is not told. Example: FAILED_PRECONDITION, {store_id: "1718263946864"}.
+    all merchants with the scope `admin`, and no webhook that waits in quarantine proves whose the store is. The
+    error is the same whether another merchant has it or not. Example: FAILED_PRECONDITION, {store_id: "1718263946864"}.
     Retry: no, an operator must act.
     """
     ERROR_REASON_STORE_IN_USE: _ErrorReason.ValueType  # 120
@@ -389,8 +389,8 @@ ERROR_REASON_MERCHANT_FORBIDDEN: ErrorReason.ValueType  # 6
 Retry: no, an operator must act.
 """
 ERROR_REASON_STORE_NOT_FOUND: ErrorReason.ValueType  # 20
-"""ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant, which an update with a
-token for all merchants is told by registered_elsewhere. Example: NOT_FOUND, {store_id: "1718263946864", registered_elsewhere: "true"}.
+"""ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant. Only an update with a
+token for all merchants shows which, by registered_elsewhere. Example: NOT_FOUND, {store_id: "1718263946864", registered_elsewhere: "true"}.
 Retry: no, until the state has changed.
 """
 ERROR_REASON_PROGRAM_NOT_FOUND: ErrorReason.ValueType  # 21
@@ -443,7 +443,7 @@ another one already"}.
 Retry: no, the request must change.
 """
 ERROR_REASON_STORE_TAKEN: ErrorReason.ValueType  # 43
-"""ERROR_REASON_STORE_TAKEN: the store belongs to another merchant; only a token that may register any store is told.
+"""ERROR_REASON_STORE_TAKEN: the store belongs to another merchant. Only tokens that may register any store get this.
 Example: ALREADY_EXISTS,
 {store_id: "1718263946864"}.
 Retry: no, the request must change.
@@ -675,8 +675,8 @@ Retry: yes, soon.
 """
 ERROR_REASON_STORE_UNPROVEN: ErrorReason.ValueType  # 119
 """ERROR_REASON_STORE_UNPROVEN: the merchant does not have the store, and the token may not register it: it is not for
-all merchants with the scope `admin`, and no webhook that waits in quarantine proves whose the store is. Whether
-another merchant has it is not told. Example: FAILED_PRECONDITION, {store_id: "1718263946864"}.
+all merchants with the scope `admin`, and no webhook that waits in quarantine proves whose the store is. The
+error is the same whether another merchant has it or not. Example: FAILED_PRECONDITION, {store_id: "1718263946864"}.
 Retry: no, an operator must act.
 """
 ERROR_REASON_STORE_IN_USE: ErrorReason.ValueType  # 120

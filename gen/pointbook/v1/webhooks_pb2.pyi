@@ -55,7 +55,7 @@ class _QuarantineReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Quar
     """
     QUARANTINE_REASON_TOO_OLD: _QuarantineReason.ValueType  # 9
     """QUARANTINE_REASON_TOO_OLD: the time in the body lies before POINTBOOK_WEBHOOK_MAX_AGE_HOURS of the shim, so that
-    it may be a captured webhook that somebody sends again.
+    it may be a captured webhook that is sent again.
     """
     QUARANTINE_REASON_ENDPOINT_MISMATCH: _QuarantineReason.ValueType  # 10
     """QUARANTINE_REASON_ENDPOINT_MISMATCH: the webhook came to an endpoint of its own, which is bound to another merchant,
@@ -91,7 +91,7 @@ the webhook as the topic that its body shows it to be.
 """
 QUARANTINE_REASON_TOO_OLD: QuarantineReason.ValueType  # 9
 """QUARANTINE_REASON_TOO_OLD: the time in the body lies before POINTBOOK_WEBHOOK_MAX_AGE_HOURS of the shim, so that
-it may be a captured webhook that somebody sends again.
+it may be a captured webhook that is sent again.
 """
 QUARANTINE_REASON_ENDPOINT_MISMATCH: QuarantineReason.ValueType  # 10
 """QUARANTINE_REASON_ENDPOINT_MISMATCH: the webhook came to an endpoint of its own, which is bound to another merchant,
@@ -269,8 +269,8 @@ class QuarantineWebhookRequest(_message.Message):
     """detail says more about the reason, without any personal data: at most 1,000 characters."""
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WebhookHeader]:
-        """headers are headers in the order of the request: at most 100, with names and values of at most 32 KiB together. Which
-        of them are kept, QuarantinedWebhook tells; the first of each name.
+        """headers are headers in the order of the request: at most 100, with names and values of at most 32 KiB together. Those
+        that QuarantinedWebhook lists are kept, the first of each name.
         """
 
     @_builtins.property
@@ -483,7 +483,7 @@ class ReplayQuarantinedWebhookRequest(_message.Message):
     """quarantine_id is required: 1 to 64 visible ASCII characters."""
     overrides_contradiction: _builtins.bool
     """overrides_contradiction applies a customer_update although another kind of the same buyer and moment was applied
-    (CustomersService.ApplyCustomerUpdate), and ranks it above that one: whoever sets it has decided which of the two is
+    (CustomersService.ApplyCustomerUpdate), and ranks it above that one: the caller has decided which of the two is
     true. It must be false for other updates.
     """
     @_builtins.property

@@ -82,7 +82,7 @@ class WebhooksServiceServicer:
 
     def QuarantineWebhook(self, request, context):
         """QuarantineWebhook keeps a webhook whose signature was right but that cannot be applied, and answers after it is
-        durably committed. A quarantine has a body once, whatever merchant, topic, reason and headers its copies have, so
+        durably committed. A quarantine has a body once, for all merchants, topics, reasons and headers of its copies, so
         that one body from a shim takes two rows at most: one of the owner of its store, and one in the shared quarantine. A
         repetition is counted, once a minute at most.
 

@@ -43,7 +43,7 @@ class WebhooksServiceStub:
     def __new__(cls, channel: _aio.Channel) -> WebhooksServiceAsyncStub: ...
     QuarantineWebhook: _grpc.UnaryUnaryMultiCallable[_webhooks_pb2.QuarantineWebhookRequest, _webhooks_pb2.QuarantineWebhookResponse]
     """QuarantineWebhook keeps a webhook whose signature was right but that cannot be applied, and answers after it is
-    durably committed. A quarantine has a body once, whatever merchant, topic, reason and headers its copies have, so
+    durably committed. A quarantine has a body once, for all merchants, topics, reasons and headers of its copies, so
     that one body from a shim takes two rows at most: one of the owner of its store, and one in the shared quarantine. A
     repetition is counted, once a minute at most.
 
@@ -98,7 +98,7 @@ class WebhooksServiceAsyncStub(WebhooksServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     QuarantineWebhook: _aio.UnaryUnaryMultiCallable[_webhooks_pb2.QuarantineWebhookRequest, _webhooks_pb2.QuarantineWebhookResponse]  # type: ignore[assignment]
     """QuarantineWebhook keeps a webhook whose signature was right but that cannot be applied, and answers after it is
-    durably committed. A quarantine has a body once, whatever merchant, topic, reason and headers its copies have, so
+    durably committed. A quarantine has a body once, for all merchants, topics, reasons and headers of its copies, so
     that one body from a shim takes two rows at most: one of the owner of its store, and one in the shared quarantine. A
     repetition is counted, once a minute at most.
 
@@ -155,7 +155,7 @@ class WebhooksServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_webhooks_pb2.QuarantineWebhookResponse, _abc.Awaitable[_webhooks_pb2.QuarantineWebhookResponse]]:
         """QuarantineWebhook keeps a webhook whose signature was right but that cannot be applied, and answers after it is
-        durably committed. A quarantine has a body once, whatever merchant, topic, reason and headers its copies have, so
+        durably committed. A quarantine has a body once, for all merchants, topics, reasons and headers of its copies, so
         that one body from a shim takes two rows at most: one of the owner of its store, and one in the shared quarantine. A
         repetition is counted, once a minute at most.
 
