@@ -28,8 +28,8 @@ class Connections:
     At a bound the first stranger is cut, and never the newcomer refused: strangers who fill all places, or hold large
     bodies back, only cut each other, while an honest request is applied, or waits for its sender's next one.
 
-    An attacker who has captured a body is no stranger. So beyond half of all places the connection is cut whose authentic
-    request is the longest ago, and the other half is left to newcomers.
+    An attacker who has captured a body is no stranger. So beyond half of all places the connection is cut whose
+    authentic request is the longest ago, and the other half is left to newcomers.
     """
 
     def __init__(self, *, connections_max: int, bytes_max: int, evicted: Counter) -> None:
