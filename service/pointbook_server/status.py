@@ -14,6 +14,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, Re
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
+from pointbook_server.access.model import current_principal
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.logs import current_call
 from pointbook_server.refusal_limits import Pacer, RefusalLog
@@ -133,6 +134,8 @@ RESOURCES = {
     Reason.WEBHOOK_NOT_FOUND: ("pointbook.v1.QuarantinedWebhook", "quarantine_id"),
 }
 """The resource that a reason is about, and the metadata that names it."""
+PACED_CODES = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED})
+"""The refusals of unknown callers, who can repeat them at will: bad tokens, and those for which no look-up has room."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 log = structlog.get_logger()
@@ -192,7 +195,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             try:
                 return await self._answer(behaviour, metadata, context)
             except PointbookError as error:
-                if code_of(error.reason) is grpc.StatusCode.UNAUTHENTICATED:
+                if current_principal.get(None) is None and code_of(error.reason) in PACED_CODES:
                     await self._pacer.wait()
                 await abort(context, error, request_id, self._refusals)
             except asyncio.CancelledError:

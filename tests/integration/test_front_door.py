@@ -16,10 +16,12 @@ from e2e.processes import free_port, grpc_health, pointbook
 from embedded_database import Cluster
 from harness import Client, Shop, TestClock, make_token, refusal, refused, server_settings, unique
 from json_logs import json_logs
+from pointbook.v1 import points_pb2
 from pointbook_server import admission as admission_module
 from pointbook_server import auth as auth_module
 from pointbook_server import health as health_module
 from pointbook_server import refusal_limits as refusal_limits_module
+from pointbook_server.access import token_cache as token_cache_module
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.refusal_limits import Pacer
 from pointbook_server.server import Server
@@ -369,6 +371,31 @@ async def test_a_flood_of_refusals_is_logged_in_a_few_lines(database_url: str) -
             await until(lambda: sum(line.get("count", 1) for line in lines()) == 200)
     assert len(lines()) <= 3 * (refusal_limits_module.SAMPLES_MAX + 1)
     assert all("request_id" not in line for line in lines() if "count" in line)
+
+
+async def test_unknown_callers_are_paced_whatever_refuses_them(
+    database_url: str, admin_token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those for which no look-up has room: they could repeat at full speed. Known callers are not."""
+    monkeypatch.setattr(token_cache_module, "WAITING_MAX", 1)
+    paced = 0
+
+    async def wait() -> None:
+        nonlocal paced
+        paced += 1
+
+    async with running(database_url) as server:
+        monkeypatch.setattr(server._status._pacer, "wait", wait)
+        codes = set()
+        for token in (f"pb_{number:016x}_secret" for number in range(8)):
+            async with calling(server.port, token) as client:
+                answers = await asyncio.gather(*(refused(account(client)) for _ in range(3)))
+            codes |= {answer.code for answer in answers}
+        assert (paced, codes) == (24, {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED})
+
+        async with calling(server.port, admin_token) as client:
+            await refused(client.points.GetPointsAccount(points_pb2.GetPointsAccountRequest()))
+        assert paced == 24
 
 
 async def test_a_flood_of_health_calls_is_logged_in_a_few_lines(database_url: str) -> None:
