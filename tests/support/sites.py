@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from e2e.processes import Running, clean_environment, free_port, grpc_health, http_get, running
+from e2e.processes import POINTBOOK, Running, clean_environment, free_port, grpc_health, http_get, running
 from harness import CODE_KEY, QUARANTINE_KEY, Client, Shop, make_token, unique
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from support.honest import Honest, honest_client
@@ -41,8 +41,6 @@ class Site:
     @contextlib.asynccontextmanager
     async def server_with_files(self, files_max: int) -> AsyncIterator[Running]:
         """Run the server with a soft limit of open files, as a system may set it."""
-        from e2e.processes import POINTBOOK  # noqa: PLC0415
-
         process = await Running.start(
             *("/bin/sh", "-c", SOFT_LIMIT, str(files_max), POINTBOOK, "serve"),
             environment=clean_environment(self._server),
