@@ -590,7 +590,7 @@ def release_store(
     reason: Annotated[str, typer.Option(help="Why, for the audit log; name no person.")],
     server: ServerOption = "",
 ) -> None:
-    """Take a store without data from its merchant, so that another one can register it."""
+    """Release a store without data, so that another merchant can register it."""
     with open_stores(server) as stores:
         stores.release(merchant, store_id, reason)
     typer.echo(f"Store {store_id} is released.")

@@ -37,7 +37,7 @@ class Stores:
             request.page_token = page.next_page_token
 
     def release(self, merchant_id: str, store_id: str, reason: str) -> None:
-        """Take a store from its merchant."""
+        """Release a store of a merchant."""
         request = programs_pb2.ReleaseStoreRequest(merchant_id=merchant_id, store_id=store_id, reason=reason)
         self._programs.ReleaseStore(request, timeout=CALL_TIMEOUT_SECONDS, metadata=self._metadata)
 

@@ -138,7 +138,7 @@ class Supervisor:
             del self._workers[number]
 
     async def _stop(self, keepers: list[asyncio.Task[None]]) -> None:
-        """Let all workers drain at the same time, kill those that take too long, and wait for every end."""
+        """Drain all workers at the same time, kill those that take too long, and wait for every end."""
         for worker in self._workers.values():
             worker.terminate()
         await asyncio.wait(keepers, timeout=self._command.drain_seconds + STOP_SECONDS)

@@ -90,7 +90,7 @@ class Admission:
         self._answered_at = time.monotonic()
 
     async def pause(self, seconds: float) -> None:
-        """Let new calls wait, and the running ones end, for a while.
+        """Hold new calls back while the running ones end, for some seconds at most.
 
         When gRPC stops, it answers CANCELLED to every call that it has not handed over by then. Callers send calls as
         long as they get answers, so that there is always such a call under load; callers that wait send none. Health
@@ -120,7 +120,7 @@ class Admission:
         )
 
     def _check_limits(self, use: TokenUse) -> None:
-        """Take a call from a token's allowance. Raises TOKEN_LIMIT_REACHED."""
+        """Count a call against its token's limits. Raises TOKEN_LIMIT_REACHED."""
         if use.running >= self._token_calls_max:
             raise _token_limit_reached("concurrent_calls", self._token_calls_max, RETRY_AFTER_SECONDS)
         if not self._calls_per_second:

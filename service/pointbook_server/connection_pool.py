@@ -83,12 +83,12 @@ class ConnectionPool:
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[Any]:
-        """Take a connection of the driver for a block. Raises what the driver does, and TimeoutError."""
+        """Return a connection of the driver for a block. Raises the driver's errors, and TimeoutError."""
         async with self.returning(await self.take()) as driver:
             yield driver
 
     async def take(self) -> PooledConnection:
-        """Take a connection. Raises what the driver does, TimeoutError, and PoolRefusalError at once."""
+        """Return a connection. Raises the driver's errors, TimeoutError, and PoolRefusalError without waiting."""
         if self._refusal:
             raise PoolRefusalError(self._refusal)
         if not self._places.locked() and (connection := self._pop_idle()):
@@ -102,7 +102,7 @@ class ConnectionPool:
 
     @asynccontextmanager
     async def returning(self, connection: PooledConnection) -> AsyncIterator[Any]:
-        """Give a taken connection back after a block, fit for the next one or else terminated."""
+        """Return a connection to the pool after a block, fit for the next one, or else terminate it."""
         driver = connection.driver
         try:
             yield driver
@@ -242,7 +242,7 @@ async def roll_back(driver: Any) -> None:
 
 
 def _keep_alive(driver: Any) -> None:
-    """Let the system find out when the other side of a TCP connection is gone; asyncpg has no option for it."""
+    """Turn on TCP keepalive, which finds a connection whose other side is gone; asyncpg has no option for it."""
     connected = driver._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg offers no way to the socket
     if connected is None or connected.family not in {socket.AF_INET, socket.AF_INET6}:
         return

@@ -179,7 +179,7 @@ class Database:
         # A busy pool is no dead database, and revokes no token later.
         self._pulse = ConnectionPool(connect, 1)
         self._reserve = ConnectionPool(connect, 1)
-        self._refusals = RefusalLog()
+        self._refusals = OutageLog()
         self.on_refusal: Callable[[str], None] = _ignore
         """Called with the SQLSTATE of each call that the database refuses as a whole, such as when it is read-only."""
 
@@ -210,7 +210,7 @@ class Database:
 
     @asynccontextmanager
     async def reserve(self) -> AsyncIterator[Connection]:
-        """Give the one connection that no call uses, as `autocommit` does: it is free while calls have all others.
+        """Return the one connection that no call uses, as `autocommit` does: it is free while calls have all others.
 
         Where the caller gives up, the connection is terminated at once.
         """
@@ -273,7 +273,7 @@ class Database:
         self._pool.cut()
 
     def resume(self) -> None:
-        """Let calls connect again after `cut`."""
+        """Open connections for calls again after `cut`."""
         self._pool.resume()
 
     async def dispose(self) -> None:
@@ -289,7 +289,7 @@ class Database:
         self.on_refusal(sqlstate)
 
 
-class RefusalLog:
+class OutageLog:
     """Logs each kind of refusal when it begins, and again when it comes back after a pause."""
 
     def __init__(self) -> None:
@@ -311,7 +311,7 @@ def _ignore(_sqlstate: str) -> None:
 
 @asynccontextmanager
 async def _given_up_at_once(pool: ConnectionPool) -> AsyncIterator[Connection]:
-    """Take a connection that is terminated after any error, a caller that gives up included."""
+    """Return a connection that is terminated after any error, a caller that gives up included."""
     async with pool.acquire() as driver:
         try:
             yield Connection(driver)

@@ -16,8 +16,7 @@ import grpc
 import structlog
 import uvicorn
 from google.protobuf.timestamp_pb2 import Timestamp
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -28,27 +27,22 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pointbook.v1 import (
-    access_pb2,
-    access_pb2_grpc,
     customers_pb2,
-    customers_pb2_grpc,
     identity_pb2,
     points_pb2,
-    points_pb2_grpc,
     programs_pb2,
-    programs_pb2_grpc,
     redemption_pb2,
-    redemption_pb2_grpc,
     webhooks_pb2,
-    webhooks_pb2_grpc,
 )
 from shopline_shim import missed_calls, quarantine, signature, translate
 from shopline_shim.connections import Connections
 from shopline_shim.deadlines import DeadlineProtocol
 from shopline_shim.endpoints import Endpoint
 from shopline_shim.grpc_channel import client_tls_source, open_aio_channel
+from shopline_shim.grpc_client import CHANNEL_OPTIONS, Book, Caller
 from shopline_shim.https import Tls, TlsListener, server_context
 from shopline_shim.listening import listen
+from shopline_shim.metrics import Metrics
 from shopline_shim.problems import Problem
 from shopline_shim.readiness import Readiness
 from shopline_shim.settings import ShimSettings
@@ -62,25 +56,11 @@ _IGNORED_TOPICS = frozenset(
 _TOPIC_LABELS = {topic: topic for topic in translate.TRANSLATED_TOPICS | _IGNORED_TOPICS} | {"": "missing"}
 """The topics that metrics name; any other one counts as `other`, so that no sender can make up a label."""
 
-_READY_TIMEOUT_SECONDS = 1.0
 _METRICS_CONNECTIONS_MAX = 50
 _RETRY_AFTER = {"Retry-After": "5"}
 _OTHER_WEBHOOK_ID = {"X-Pointbook-Webhook-Id-Differs": "true"}
 
 _ACCESS_DENIED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
-
-_CHANNEL_OPTIONS = (
-    # A server that comes back is found within a second, not after gRPC's two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    # A server that vanished without a word is noticed while calls are under way, and an idle line is left alone.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 0),
-    # The server is a neighbour: a proxy that the environment names for the web does not lead to it.
-    ("grpc.enable_http_proxy", 0),
-)
 
 _UNREAD = Problem(408, "body-incomplete", "Request Timeout", "The body did not arrive in full.")
 _TOO_LARGE = Problem(413, "body-too-large", "Content Too Large", "The body is larger than the limit.")
@@ -111,175 +91,7 @@ class Delivery:
     topic: str
     headers: Headers
     raw_body: bytes
-    caller: "Caller"
-
-
-class Metrics:
-    """What `/metrics` shows: no label holds an id, and every label has a handful of values."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.webhooks = Counter(
-            "pointbook_webhooks",
-            "Webhooks by topic (missing: none; other: one that Pointbook does not know) and by what became of them.",
-            ("topic", "outcome"),
-            registry=self.registry,
-        )
-        self.quarantined = Counter(
-            "pointbook_webhooks_quarantined",
-            "Webhooks that were quarantined, by reason.",
-            ("reason",),
-            registry=self.registry,
-        )
-        self.identifiers_skipped = Counter(
-            "pointbook_customer_identifiers_skipped",
-            "Identifiers of customer webhooks that were left out, by type and cause.",
-            ("type", "cause"),
-            registry=self.registry,
-        )
-        self.duplicates_with_other_webhook_id = Counter(
-            "pointbook_webhook_duplicates_with_other_id",
-            "Points webhooks whose event was in the book already, brought by a webhook with another id.",
-            registry=self.registry,
-        )
-        self.shop_id_mismatches = Counter(
-            "pointbook_webhook_shop_id_mismatches",
-            "Authentic webhooks whose X-Shopline-Shop-Id is not their body's store.",
-            registry=self.registry,
-        )
-        self.connections_evicted = Counter(
-            "pointbook_connections_evicted",
-            "Connections that were cut to make room, by the bound that was reached.",
-            ("bound",),
-            registry=self.registry,
-        )
-        self.missed_calls = Counter(
-            "pointbook_missed_call_callbacks",
-            "Callbacks of the telephony provider by what became of them.",
-            ("outcome",),
-            registry=self.registry,
-        )
-        self.seconds = Histogram(
-            "pointbook_webhook_duration_seconds",
-            "Time from a webhook's headers to its answer. SHOPLINE waits 5 seconds.",
-            ("topic",),
-            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
-            registry=self.registry,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """On whose behalf the server is called: a request's id, and the moment by which all its calls have ended."""
-
-    request_id: str
-    deadline: float
-
-    def seconds_left(self) -> float:
-        """Tell how long a call may take that begins now."""
-        return max(self.deadline - time.monotonic(), 0)
-
-
-class Book:
-    """The gRPC server as the shim sees it: one channel, which must be made inside the running event loop."""
-
-    def __init__(self, settings: ShimSettings, channel: grpc.aio.Channel) -> None:
-        self._points = points_pb2_grpc.PointsServiceStub(channel)
-        self._customers = customers_pb2_grpc.CustomersServiceStub(channel)
-        self._programs = programs_pb2_grpc.ProgramsServiceStub(channel)
-        self._redemption = redemption_pb2_grpc.RedemptionServiceStub(channel)
-        self._webhooks = webhooks_pb2_grpc.WebhooksServiceStub(channel)
-        self._health = health_pb2_grpc.HealthStub(channel)
-        self._access = access_pb2_grpc.AccessServiceStub(channel)
-        token = settings.token.get_secret_value()
-        self._credentials = (("authorization", f"Bearer {token}"),) if token else ()
-        self._unreachable = ""
-
-    async def apply(self, update: points_pb2.PointsUpdate, caller: Caller) -> points_pb2.ApplyPointsUpdateResponse:
-        """Write one event; an answer means that it is committed.
-
-        Raises grpc.aio.AioRpcError, with DEADLINE_EXCEEDED at the caller's deadline.
-        """
-        return await self._points.ApplyPointsUpdate(
-            points_pb2.ApplyPointsUpdateRequest(update=update),
-            **self._options(caller),
-        )
-
-    async def apply_customer(
-        self, update: customers_pb2.ApplyCustomerUpdateRequest, caller: Caller
-    ) -> customers_pb2.ApplyCustomerUpdateResponse:
-        """Apply one customer webhook; an answer means that it is committed.
-
-        Raises grpc.aio.AioRpcError, with DEADLINE_EXCEEDED at the caller's deadline.
-        """
-        return await self._customers.ApplyCustomerUpdate(
-            update,
-            **self._options(caller),
-        )
-
-    async def request_store_erasure(
-        self, erasure: programs_pb2.RequestStoreErasureRequest, caller: Caller
-    ) -> programs_pb2.RequestStoreErasureResponse:
-        """Keep a request to erase a store; a response means that it is committed.
-
-        Raises grpc.aio.AioRpcError, with DEADLINE_EXCEEDED at the caller's deadline.
-        """
-        return await self._programs.RequestStoreErasure(erasure, **self._options(caller))
-
-    async def quarantine(
-        self, webhook: webhooks_pb2.QuarantineWebhookRequest, caller: Caller
-    ) -> webhooks_pb2.QuarantineWebhookResponse:
-        """Keep a webhook that cannot be applied; an answer means that it is committed.
-
-        Raises grpc.aio.AioRpcError, with DEADLINE_EXCEEDED at the caller's deadline.
-        """
-        return await self._webhooks.QuarantineWebhook(
-            webhook,
-            **self._options(caller),
-        )
-
-    async def confirm(
-        self, call: redemption_pb2.ConfirmMissedCallRequest, caller: Caller
-    ) -> redemption_pb2.ConfirmMissedCallResponse:
-        """Tell of a missed call; an answer means that it is committed.
-
-        Raises grpc.aio.AioRpcError, with DEADLINE_EXCEEDED at the caller's deadline.
-        """
-        return await self._redemption.ConfirmMissedCall(
-            call,
-            **self._options(caller),
-        )
-
-    def _options(self, caller: Caller) -> dict[str, Any]:
-        """Tell a call's deadline, and who makes it."""
-        metadata = (("x-request-id", caller.request_id), *self._credentials)
-        return {"timeout": caller.seconds_left(), "metadata": metadata}
-
-    async def is_serving(self) -> bool:
-        """Ask the server's health, for at most a second; an unreachable server does not serve. Raises nothing.
-
-        Why it cannot be reached is logged when that changes: TLS fails in many ways.
-        """
-        try:
-            health = await self._health.Check(
-                health_pb2.HealthCheckRequest(), timeout=_READY_TIMEOUT_SECONDS, metadata=self._credentials
-            )
-        except grpc.aio.AioRpcError as error:
-            self._log_unreachable(f"{error.code().name}: {error.details()}")
-            return False
-        self._log_unreachable("")
-        return bool(health.status == health_pb2.HealthCheckResponse.SERVING)
-
-    def _log_unreachable(self, cause: str) -> None:
-        if cause and cause != self._unreachable:
-            log.warning("the gRPC server cannot be reached", cause=cause)
-        self._unreachable = cause
-
-    async def caller_access(self) -> access_pb2.GetCallerAccessResponse:
-        """Return what the shim's token allows, within a second. Raises grpc.aio.AioRpcError."""
-        return await self._access.GetCallerAccess(
-            access_pb2.GetCallerAccessRequest(), timeout=_READY_TIMEOUT_SECONDS, metadata=self._credentials
-        )
+    caller: Caller
 
 
 class Webhooks:
@@ -574,7 +386,7 @@ def create_app(settings: ShimSettings) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[Mapping[str, Any]]:
-        async with open_aio_channel(settings, settings.grpc_address, _CHANNEL_OPTIONS, tls) as channel:
+        async with open_aio_channel(settings, settings.grpc_address, CHANNEL_OPTIONS, tls) as channel:
             yield {"settings": settings, "connections": connections, "book": Book(settings, channel)}
 
     async def show_readiness(request: Request) -> Response:

@@ -111,7 +111,7 @@ class DeadlineProtocol(HttpToolsProtocol):
             super().data_received(part)
 
     def on_message_begin(self) -> None:
-        """Give the application its connection, which it needs to say that a request is authentic."""
+        """Store the connection in the request's state, where the application marks it as authentic."""
         super().on_message_begin()
         self.scope["state"]["connection"] = self
 

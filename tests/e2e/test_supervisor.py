@@ -70,6 +70,7 @@ def command(program: tuple[str, ...], count: int = 2, drain_seconds: float = 2.0
     )
 
 
+# It is busy for less than the timeout at first, and then for as long as the test wants.
 SPINS = """
 def spin():
     while (folder / 'hang').exists(): pass
@@ -211,6 +212,7 @@ async def test_a_hanging_worker_is_replaced_and_its_stacks_are_logged(
     """A busy loop that never yields is no heartbeat; one that takes a while is left alone."""
     async with supervised(command(program(tmp_path, after=SPINS), count=1)) as run:
         hung = (await run.until_served(1))[0]["pid"]
+        # The time in which a worker that is wrongly taken for hanging would be killed.
         await asyncio.sleep(1.2 * TIMEOUT_SECONDS)
         assert not run.logged("worker hangs")
         (tmp_path / "hang").touch()
@@ -279,6 +281,7 @@ async def test_nobody_is_replaced_after_a_pause_of_the_machine(tmp_path: Path) -
     async with supervisor_process(tmp_path, program(tmp_path)) as process:
         workers = process.workers()
         os.killpg(process.process.pid, signal.SIGSTOP)
+        # The pause itself, and then the time in which a worker would be replaced.
         await asyncio.sleep(1.5 * TIMEOUT_SECONDS)
         os.killpg(process.process.pid, signal.SIGCONT)
         await asyncio.sleep(1.2 * TIMEOUT_SECONDS)

@@ -57,7 +57,7 @@ class FakePoints(points_pb2_grpc.PointsServiceServicer):
         self.delay_seconds = 0.0
         self.asked = asyncio.Event()
 
-    async def ApplyPointsUpdate(  # noqa: N802
+    async def ApplyPointsUpdate(  # noqa: N802 - gRPC names the methods
         self,
         request: points_pb2.ApplyPointsUpdateRequest,
         context: grpc.aio.ServicerContext[points_pb2.ApplyPointsUpdateRequest, points_pb2.ApplyPointsUpdateResponse],
@@ -84,7 +84,7 @@ class FakeWebhooks(webhooks_pb2_grpc.WebhooksServiceServicer):
         self.error: grpc.StatusCode | None = None
         self.delay_seconds = 0.0
 
-    async def QuarantineWebhook(  # noqa: N802
+    async def QuarantineWebhook(  # noqa: N802 - gRPC names the methods
         self,
         request: webhooks_pb2.QuarantineWebhookRequest,
         context: grpc.aio.ServicerContext[
@@ -289,7 +289,7 @@ async def test_signature_comes_before_everything(shim: Running) -> None:
     headers = {"x-shopline-topic": "customers/redact", "x-shopline-hmac-sha256": b"\xff" * 64}
 
     assert_problem(await shim.client.post(PATH, content=b"{"), 401)
-    assert_problem(await shim.client.post(PATH, content=b"{", headers=headers), 401)  # type: ignore[arg-type]
+    assert_problem(await shim.client.post(PATH, content=b"{", headers=headers), 401)  # type: ignore[arg-type] # httpx sends bytes, too
 
 
 async def test_outcome_is_told(shim: Running) -> None:
@@ -801,7 +801,7 @@ async def test_slow_headers_after_a_request(impatient: Running) -> None:
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-async def test_slow_body(impatient: Running, chunked: bool) -> None:  # noqa: FBT001
+async def test_slow_body(impatient: Running, chunked: bool) -> None:  # noqa: FBT001 - a parameter of the test
     """A body that does not end in time is 408, and its connection closes."""
     reader, writer = await impatient.connect()
     started = time.monotonic()
@@ -973,7 +973,7 @@ async def test_answers_leave_at_once(shim: Running) -> None:
 
 async def test_random_signed_bodies(shim: Running) -> None:
     """Thousands of authentic but random bodies are all 200, and no exception is logged."""
-    generator = random.Random(20250601)  # noqa: S311
+    generator = random.Random(20250601)  # noqa: S311 - the same in every run
     raw_bodies = iter([random_body(generator) for _ in range(4000)])
 
     with structlog.testing.capture_logs() as logs:
@@ -987,7 +987,7 @@ async def test_random_signed_bodies(shim: Running) -> None:
 
 async def test_random_requests(shim: Running) -> None:
     """Damaged requests are answered below 500 or dropped, and the shim serves on."""
-    generator = random.Random(19700101)  # noqa: S311
+    generator = random.Random(19700101)  # noqa: S311 - the same in every run
     whole = raw_request(RAW_BODY) + RAW_BODY
 
     async def send(request: bytes) -> bytes:

@@ -104,6 +104,7 @@ async def test_a_stall_of_this_process_is_no_hang_of_the_database(database: Fake
     database.answer_seconds = 0.1
     health = Health(database)
     checking = asyncio.create_task(health.check())
+    # The check has begun, and its answer has not come.
     await asyncio.sleep(0.02)
     time.sleep(0.5)  # noqa: ASYNC251 - the stall
     await checking

@@ -112,7 +112,7 @@ class ProgramsServicer(programs_pb2_grpc.ProgramsServiceServicer):
     async def ReleaseStore(
         self, request: programs_pb2.ReleaseStoreRequest, _context: object
     ) -> programs_pb2.ReleaseStoreResponse:
-        """Take a store from its merchant, and write it into the audit log."""
+        """Release a store of a merchant, and write it into the audit log."""
         fields = Fields()
         merchant_id = fields.identifier("merchant_id", request.merchant_id)
         store_id = fields.identifier("store_id", request.store_id)

@@ -141,7 +141,7 @@ class ProgramsStore:
             raise _store_unproven(store.store_id)
 
     async def release_store(self, merchant_id: str, store_id: str) -> None:
-        """Take a store from its merchant. Raises STORE_NOT_FOUND, and STORE_IN_USE where it has data."""
+        """Release a store of a merchant. Raises STORE_NOT_FOUND, and STORE_IN_USE where it has data."""
         named = {"merchant": merchant_id, "store": store_id}
 
         async def work(connection: Connection) -> None:
