@@ -244,7 +244,7 @@ _OWN_STORES = """
     SELECT store_id FROM stores
     WHERE store_id = ANY(CAST(:store_ids AS text[])) AND merchant_id = :merchant_id
 """
-# Other merchants' stores are not locked: a caller that waited would learn that it exists, and delay its owner.
+# Other merchants' stores are not locked: a caller that waited would learn that they exist, and delay their owner.
 KEEP_STORES = _statement(f"{_OWN_STORES} FOR KEY SHARE")
 # Until it is committed, so that no erasure of the store misses what a webhook is writing.
 SHARE_STORES = _statement(f"{_OWN_STORES} FOR SHARE")
