@@ -12,9 +12,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from pointbook.v1 import points_pb2, points_pb2_grpc
+from pointbook_server.db.tables import points_accounts, points_entries
 from pointbook_server.ledger.lots import Lot
 from pointbook_server.ledger.model import Account, AccountKey, Entry, Event, UpdateType, fold
-from pointbook_server.tables import points_accounts, points_entries
 
 
 class PlainPointsServicer(points_pb2_grpc.PointsServiceServicer):

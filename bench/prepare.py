@@ -12,12 +12,12 @@ import asyncpg
 from calls import PROGRAM_ID
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, new_token
-from pointbook_server.access.store import AccessStore
+from pointbook_server.access.transactions import AccessStore
 from pointbook_server.clock import system_clock
-from pointbook_server.database import Database
-from pointbook_server.migrations import migrate
+from pointbook_server.db.database import Database
+from pointbook_server.db.migrations import migrate
 from pointbook_server.programs.model import Channel, Criteria, Program, Validation
-from pointbook_server.programs.store import ProgramsStore
+from pointbook_server.programs.transactions import ProgramsStore
 from shops import Population
 
 

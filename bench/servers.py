@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from plain import PlainPointsServicer
 from pointbook.v1 import points_pb2, points_pb2_grpc
 from pointbook_cli.main import load_server_settings, load_settings, run_until_stopped
-from pointbook_server.database import PLANNED_ONCE, SESSION_SETTINGS
+from pointbook_server.db.database import PLANNED_ONCE, SESSION_SETTINGS
 from pointbook_server.delivery.sender import Message
 from pointbook_server.logs import configure_logs
 from pointbook_server.programs.model import Channel

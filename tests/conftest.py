@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator, Callable, Generator
 import pytest
 import structlog
 
-from embedded_database import Cluster
-from harness import Client, Outbox, Service, Shop, TestClock, make_token, server_settings, unique
-from leaks import leaks
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
-from pointbook_server.migrations import migrate
+from pointbook_server.db.migrations import migrate
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.embedded_database import Cluster
+from support.harness import Client, Outbox, Service, Shop, TestClock, make_token, server_settings, unique
+from support.leaks import leaks
 
 TEMPLATE = "pointbook_template"
 FIGURE = "figure"

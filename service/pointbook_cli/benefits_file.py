@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from pointbook.v1 import benefits_pb2
 from pointbook_server.benefits.messages import NAMES, NUMBERS
 from pointbook_server.benefits.model import CONTEXT, irrelevant_fields, rule_of
-from pointbook_server.fields import Fields
+from pointbook_server.rpc.request_fields import Fields
 
 M = TypeVar("M", bound=Message)
 FILE_BYTES_MAX = 16 * 1024 * 1024

@@ -24,8 +24,8 @@ from pointbook_cli.health import local_address
 from pointbook_cli.points_file import read_time_ms
 from pointbook_cli.quarantine import explain
 from pointbook_cli.tokens import read_duration_ms
-from pointbook_server.fields import TIME_MS_MAX, TIME_MS_MIN
-from pointbook_server.text import phone_text
+from pointbook_common.text import phone_text
+from pointbook_server.rpc.request_fields import TIME_MS_MAX, TIME_MS_MIN
 from shopline_shim.grpc_channel import open_channel
 from shopline_shim.quarantine import details_of
 from shopline_shim.settings import ShimSettings

@@ -2,10 +2,10 @@
 
 import structlog
 
-from pointbook_server.database import Database
+from pointbook_server.db.database import Database
+from pointbook_server.db.migrations import pending
+from pointbook_server.db.schema import SchemaError, check_schema
 from pointbook_server.errors import PointbookError
-from pointbook_server.migrations import pending
-from pointbook_server.schema import SchemaError, check_schema
 
 log = structlog.get_logger()
 

@@ -20,10 +20,10 @@ from pointbook.v1 import programs_pb2, programs_pb2_grpc
 from pointbook_cli.addresses import check_unused
 from pointbook_cli.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from pointbook_cli.webhook import SECRET
+from pointbook_server.db.migrations import migrate
 from pointbook_server.delivery.console import ConsoleSender
 from pointbook_server.delivery.sender import Sender
 from pointbook_server.delivery.senders import senders_of
-from pointbook_server.migrations import migrate
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 from pointbook_server.settings import KEY_BYTES, ServerSettings, is_loopback

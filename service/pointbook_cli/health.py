@@ -9,7 +9,7 @@ from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import field_validator
 
-from pointbook_server.certificates import SettingFile, TlsFiles, load, name_of
+from pointbook_common.certificates import SettingFile, TlsFiles, load, name_of
 from shopline_shim.grpc_channel import client_tls_files, credentials, open_channel
 from shopline_shim.settings import ShimSettings, split_address
 

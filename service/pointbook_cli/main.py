@@ -62,7 +62,8 @@ def run() -> None:
     # gRPC would write lines of its own for each handshake that a stranger breaks off, and for each wrong header.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from pointbook_cli.embedded_postgres import EmbeddedPostgresError
-    from pointbook_server.errors import DatabaseDefectError, PointbookError, SettingError
+    from pointbook_common.errors import SettingError
+    from pointbook_server.errors import DatabaseDefectError, PointbookError
 
     try:
         app()
@@ -111,7 +112,7 @@ def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -
     """Run a service, or a long command, until its end or until SIGINT or SIGTERM sets its stop event."""
     import uvloop
 
-    from pointbook_server.open_files import raise_open_files
+    from pointbook_common.open_files import raise_open_files
 
     async def guarded() -> T:
         stop = asyncio.Event()
@@ -231,7 +232,7 @@ def shim_worker(
 @app.command()
 def migrate() -> None:
     """Bring the database to the newest revision."""
-    from pointbook_server.migrations import migrate as run_migrations
+    from pointbook_server.db.migrations import migrate as run_migrations
 
     _, url = load_server_settings()
     before, after = asyncio.run(run_migrations(url))
@@ -262,7 +263,7 @@ def import_file(
     """Send the points events of a file to a server. Sent again, it changes nothing: its events are duplicates."""
     from pointbook_cli.importing import Plan, run_import
     from pointbook_cli.points_file import FORMATS, Format, Manner, read_time_ms
-    from pointbook_server.fields import TIME_MS_MAX, YEAR_2000_MS
+    from pointbook_server.rpc.request_fields import TIME_MS_MAX, YEAR_2000_MS
     from shopline_shim.settings import ShimSettings
 
     settings = load_settings(ShimSettings, **({"grpc_address": server} if server else {}))
@@ -292,7 +293,7 @@ def verify(
 ) -> None:
     """Fold every account of the database again from its entries, and show where the book says anything else."""
     from pointbook_cli.verifying import run_verify
-    from pointbook_server.ledger.auditing import Wanted
+    from pointbook_server.ledger.audit import Wanted
 
     _, url = load_server_settings()
     sys.exit(run_until_stopped(lambda stop: run_verify(url, Wanted(merchant, store, buyer), limit, stop)))
@@ -369,7 +370,7 @@ def rotate_token(
 ) -> None:
     """Replace a token: print a new one once, and let the old one expire after the overlap."""
     from pointbook_cli.tokens import read_duration_ms, time_of
-    from pointbook_server.access.store import NotRotatableError
+    from pointbook_server.access.transactions import NotRotatableError
     from pointbook_server.clock import system_clock
 
     overlap_ms = read_duration_ms(overlap)
@@ -396,8 +397,8 @@ def revoke_token(token_id: Annotated[str, typer.Argument(help="The id of `pointb
 def with_access_store(use: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
     """Use the tokens of the database that the settings name."""
     from pointbook_cli.database_checks import check_migrated
-    from pointbook_server.access.store import AccessStore
-    from pointbook_server.database import Database
+    from pointbook_server.access.transactions import AccessStore
+    from pointbook_server.db.database import Database
 
     _, url = load_server_settings()
 

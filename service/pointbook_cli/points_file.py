@@ -27,9 +27,9 @@ from pointbook_cli.spreadsheets import (
 )
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError
-from pointbook_server.fields import TIME_MS_MAX, TIME_MS_MIN, Fields, to_timestamp
 from pointbook_server.ledger.model import Event
 from pointbook_server.ledger.servicer import SCENES, read_event
+from pointbook_server.rpc.request_fields import TIME_MS_MAX, TIME_MS_MIN, Fields, to_timestamp
 
 ACCOUNT_COLUMNS = ("merchant_id", "store_id", "buyer_id")
 ID_COLUMNS = ("event_id", *ACCOUNT_COLUMNS)

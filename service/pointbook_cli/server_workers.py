@@ -7,8 +7,8 @@ from pointbook_cli.addresses import reserved_for_workers, worker_addresses
 from pointbook_cli.database_checks import check_database
 from pointbook_cli.supervisor import Supervisor, WorkerCommand, pointbook
 from pointbook_server.delivery.senders import close_senders, senders_of
+from pointbook_server.rpc.tls import tls_source
 from pointbook_server.settings import ServerSettings
-from pointbook_server.tls import tls_source
 
 
 async def run_server_workers(settings: ServerSettings, database_url: str, stop: asyncio.Event) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
-from pointbook_server.secret_files import FILE_SUFFIX, secret_file_fields
+from pointbook_common.secret_files import FILE_SUFFIX, secret_file_fields
 from pointbook_server.settings import ServerSettings
 from shopline_shim.settings import ShimSettings
 

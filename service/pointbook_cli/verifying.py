@@ -9,10 +9,10 @@ import typer
 from pointbook_cli.database_checks import check_migrated
 from pointbook_cli.progress import Meter, counted
 from pointbook_server.clock import system_clock
-from pointbook_server.database import Database
-from pointbook_server.ledger.auditing import Audit, Place, Size, Wanted
+from pointbook_server.db.database import Database
+from pointbook_server.ledger.audit import Audit, Place, Size, Wanted
 from pointbook_server.ledger.verification import Mismatch
-from pointbook_server.redemption.auditing import Difference, RedemptionsAudit
+from pointbook_server.redemption.audit import Difference, RedemptionsAudit
 
 EXIT_DIFFERENT = 1
 EXIT_STOPPED = 130

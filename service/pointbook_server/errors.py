@@ -88,10 +88,6 @@ class FieldViolation:
     description: str
 
 
-class SettingError(Exception):
-    """A setting that only its use shows to be wrong; the message is one line that names it."""
-
-
 class UnusableDatabaseError(Exception):
     """The database cannot be served from: one line that names the cause and what to do, without personal data."""
 

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import structlog
 
-from pointbook_server.clock_skew import ClockSkew, ClockSkewError
-from pointbook_server.database import Database
+from pointbook_server.db.clock_skew import ClockSkew, ClockSkewError
+from pointbook_server.db.database import Database
 from pointbook_server.errors import PointbookError
 
 INTERVAL_SECONDS = 60.0

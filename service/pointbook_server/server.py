@@ -24,56 +24,56 @@ from pointbook.v1 import (
     webhooks_pb2,
     webhooks_pb2_grpc,
 )
+from pointbook_common.certificates import TlsSource
+from pointbook_common.open_files import CONNECTIONS_MAX, connections_that_fit
 from pointbook_server.access.servicer import AccessServicer
-from pointbook_server.access.store import AccessStore
 from pointbook_server.access.token_cache import TokenCache
-from pointbook_server.admission import Admission
-from pointbook_server.auth import AuthInterceptor
-from pointbook_server.batching import Line
+from pointbook_server.access.transactions import AccessStore
 from pointbook_server.benefits.servicer import BenefitsServicer
-from pointbook_server.benefits.store import BenefitsStore
-from pointbook_server.certificates import TlsSource
-from pointbook_server.clock_skew import SYSTEM_CLOCK, ClockSkew, ServerClock
-from pointbook_server.customers.book import CustomersBook
+from pointbook_server.benefits.transactions import BenefitsStore
+from pointbook_server.customers.customer_repository import CustomersBook
 from pointbook_server.customers.groups import UserGroupsStore
 from pointbook_server.customers.model import Tombstones
 from pointbook_server.customers.servicer import CustomersServicer
-from pointbook_server.customers.store import CustomersStore
-from pointbook_server.database import Database
-from pointbook_server.database_health import DatabaseHealth
+from pointbook_server.customers.transactions import CustomersStore
+from pointbook_server.db.clock_skew import SYSTEM_CLOCK, ClockSkew, ServerClock
+from pointbook_server.db.database import Database
+from pointbook_server.db.database_health import DatabaseHealth
+from pointbook_server.db.schema import check_schema
 from pointbook_server.delivery.sender import Sender
 from pointbook_server.delivery.senders import close_senders
-from pointbook_server.health import REQUEST_BYTES_MAX, HealthService
-from pointbook_server.health import SERVICE_NAME as HEALTH
-from pointbook_server.ledger.book import LedgerBook
+from pointbook_server.ledger.account_repository import LedgerBook
 from pointbook_server.ledger.servicer import PointsServicer
-from pointbook_server.ledger.store import LedgerStore
+from pointbook_server.ledger.transactions import LedgerStore
 from pointbook_server.maintenance import Maintenance
 from pointbook_server.metrics import Metrics, MetricsEndpoint
-from pointbook_server.open_files import CONNECTIONS_MAX, connections_that_fit
 from pointbook_server.programs.erasures import StoreErasures
 from pointbook_server.programs.model import Channel
 from pointbook_server.programs.servicer import ProgramsServicer
-from pointbook_server.programs.store import ProgramsStore
+from pointbook_server.programs.transactions import ProgramsStore
 from pointbook_server.redemption.refusals import Refusals
 from pointbook_server.redemption.refusals_store import RefusalsStore
 from pointbook_server.redemption.service import Redemptions
 from pointbook_server.redemption.servicer import RedemptionServicer
-from pointbook_server.redemption.store import RedemptionsStore
 from pointbook_server.redemption.timeline import Timeline
 from pointbook_server.redemption.timeline_store import TimelineStore
-from pointbook_server.refusal_limits import ALL_CODES, Pacer, RefusalLog
-from pointbook_server.schema import check_schema
+from pointbook_server.redemption.transactions import RedemptionsStore
+from pointbook_server.rpc.admission import Admission
+from pointbook_server.rpc.auth_interceptor import AuthInterceptor
+from pointbook_server.rpc.batching import Line
+from pointbook_server.rpc.health import REQUEST_BYTES_MAX, HealthService
+from pointbook_server.rpc.health import SERVICE_NAME as HEALTH
+from pointbook_server.rpc.refusal_limits import ALL_CODES, Pacer, RefusalLog
+from pointbook_server.rpc.status_interceptor import StatusInterceptor, code_of
+from pointbook_server.rpc.tls import server_credentials, tls_source
 from pointbook_server.settings import ServerSettings
-from pointbook_server.status import StatusInterceptor, code_of
-from pointbook_server.tls import server_credentials, tls_source
 from pointbook_server.validation_codes.model import Keys
 from pointbook_server.validation_codes.service import Rules, ValidationCodes
-from pointbook_server.validation_codes.store import ValidationCodesStore
+from pointbook_server.validation_codes.transactions import ValidationCodesStore
+from pointbook_server.webhooks.encryption import Sealer
 from pointbook_server.webhooks.model import Bounds, Limits
-from pointbook_server.webhooks.sealing import Sealer
 from pointbook_server.webhooks.servicer import WebhooksServicer
-from pointbook_server.webhooks.store import WebhooksStore
+from pointbook_server.webhooks.transactions import WebhooksStore
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name

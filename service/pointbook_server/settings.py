@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from pointbook_server.database_url import check_database_url
-from pointbook_server.providers import (
+from pointbook_common.secret_files import SecretFileSettings, read_secret_file
+from pointbook_server.db.database_url import check_database_url
+from pointbook_server.provider_settings import (
     HttpGateway,
     MailSender,
     SmtpServer,
@@ -23,7 +24,6 @@ from pointbook_server.providers import (
     parse_smtp_url,
     parse_statuses,
 )
-from pointbook_server.secret_files import SecretFileSettings, read_secret_file
 
 KEY_BYTES = 32
 """How long a key is: at least, to sign codes; exactly, to encrypt."""

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import grpc
 
-from pointbook_server.certificates import SettingFile, TlsFiles, TlsMaterial, TlsSource, load
+from pointbook_common.certificates import SettingFile, TlsFiles, TlsMaterial, TlsSource, load
 from shopline_shim.settings import ShimSettings
 
 CHECK_SECONDS = 1.0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from pointbook_server.certificates import SettingFile, TlsFiles, TlsSource
+from pointbook_common.certificates import SettingFile, TlsFiles, TlsSource
 from shopline_shim.connections import Connections
 from shopline_shim.deadlines import DeadlineProtocol
 from shopline_shim.settings import ShimSettings

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import redemption_pb2
-from pointbook_server.text import phone_text
+from pointbook_common.text import phone_text
 
 _MERCHANT_ID = "merchant_id"
 _BODY = "body"

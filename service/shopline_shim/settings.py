@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from pointbook_server.secret_files import SecretFileSettings, read_secret_file
+from pointbook_common.secret_files import SecretFileSettings, read_secret_file
 from shopline_shim.endpoints import Endpoint, parse_endpoints
 
 SECRET_LENGTH_MIN = 10

@@ -19,7 +19,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import customers_pb2, points_pb2, programs_pb2
-from pointbook_server.text import phone_text
+from pointbook_common.text import phone_text
 
 POINTS_TOPIC = "app_memberSystem_points/challenged"
 """The topic that `points_update` translates."""

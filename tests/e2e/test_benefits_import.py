@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from e2e.processes import POINTBOOK, Finished, clean_environment, finish, one_line, pointbook, running
-from harness import Client, Service, Shop, make_token
 from pointbook.v1 import benefits_pb2
 from pointbook_server.access.model import Scope
-from shopline_benefits import answer, exported, info, privilege
+from support.benefits import answer, exported, info, privilege
+from support.harness import Client, Service, Shop, make_token
+from support.processes import POINTBOOK, Finished, clean_environment, finish, one_line, pointbook, running
 
 POINTS = info(rewardType="POINTS", benefitsDetails="1000", benefitsStatus="ACTIVE", usageLimitsType="UNLIMITED")
 BIRTHDAY = info(

@@ -19,14 +19,14 @@ import grpc
 import httpx
 import pytest
 
-from e2e.processes import Running, free_port, grpc_health, running
-from harness import CODE_KEY, Client, Shop, at, make_token, refusal, unique
-from integration.codes import CODES, WRONG, issue
-from integration.provider_servers import HttpServer, MailServer, http_server, mail_server
-from integration.redeeming import customer_of, order, question
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
-from waiting import until
+from support.codes import CODES, WRONG, issue
+from support.harness import CODE_KEY, Client, Shop, at, make_token, refusal, unique
+from support.processes import Running, free_port, grpc_health, running
+from support.provider_servers import HttpServer, MailServer, http_server, mail_server
+from support.redemption import customer_of, order, question
+from support.waiting import until
 
 SECONDS_MAX = 20.0
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL

@@ -12,13 +12,23 @@ import asyncpg
 import grpc
 import pytest
 
-from e2e.processes import HAS_PROC, Finished, Running, free_port, grpc_health, is_alive, one_line, pointbook, running
-from embedded_database import Cluster
-from harness import Client, Shop, refused, unique
 from pointbook.v1 import programs_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from support.embedded_database import Cluster
+from support.harness import Client, Shop, refused, unique
 from support.http2 import HEALTH_CHECK, http2
-from waiting import until
+from support.processes import (
+    HAS_PROC,
+    Finished,
+    Running,
+    free_port,
+    grpc_health,
+    is_alive,
+    one_line,
+    pointbook,
+    running,
+)
+from support.waiting import until
 
 SECRET = "app-secret"
 STOP_SECONDS_MAX = 10.0

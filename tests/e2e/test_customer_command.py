@@ -10,10 +10,6 @@ import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from e2e.processes import POINTBOOK, Finished, clean_environment, finish, pointbook
-from harness import NOW_MS, Client, Service, Shop, at, make_token, refused
-from integration.codes import CODES, WRONG, is_right, issued
-from integration.redeeming import DAY_MS, booking, customer_of, earn, order, redeem, reverse
 from pointbook.v1 import redemption_pb2
 from pointbook_cli.customer import (
     CustomerNotFoundError,
@@ -26,8 +22,12 @@ from pointbook_cli.customer import (
 )
 from pointbook_cli.main import app, read_time_zone
 from pointbook_server.access.model import Scope
-from pointbook_server.fields import TIME_MS_MAX
+from pointbook_server.rpc.request_fields import TIME_MS_MAX
 from shopline_shim.settings import ShimSettings
+from support.codes import CODES, WRONG, is_right, issued
+from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refused
+from support.processes import POINTBOOK, Finished, clean_environment, finish, pointbook
+from support.redemption import DAY_MS, booking, customer_of, earn, order, redeem, reverse
 
 MOBILE = "+8613812345678"
 

@@ -13,12 +13,12 @@ import asyncpg
 import grpc
 import pytest
 
-from e2e.processes import Running, free_port, grpc_health, running
-from harness import Client, Shop, make_token, unique
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
-from pointbook_server.migrations import migrate
-from waiting import until
+from pointbook_server.db.migrations import migrate
+from support.harness import Client, Shop, make_token, unique
+from support.processes import Running, free_port, grpc_health, running
+from support.waiting import until
 
 NOTICED_SECONDS_MAX = 5.0
 RECOVERY_SECONDS_MAX = 5.0

@@ -18,7 +18,10 @@ from typing import Any
 import httpx
 import pytest
 
-from e2e.processes import (
+from pointbook.v1 import programs_pb2, webhooks_pb2
+from support.embedded_database import Cluster
+from support.harness import Client
+from support.processes import (
     BIN,
     ROOT,
     Finished,
@@ -34,9 +37,6 @@ from e2e.processes import (
     running,
     shell_environment,
 )
-from embedded_database import Cluster
-from harness import Client
-from pointbook.v1 import programs_pb2, webhooks_pb2
 
 MERCHANT_ID = "2000001234"
 STORE_ID = "1718263946864"

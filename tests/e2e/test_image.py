@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from e2e.processes import BIN, ROOT, Finished, Running, clean_environment, finish, free_port, http_get, one_line
-from embedded_database import Cluster
-from harness import unique
+from support.embedded_database import Cluster
+from support.harness import unique
+from support.processes import BIN, ROOT, Finished, Running, clean_environment, finish, free_port, http_get, one_line
 
 DOCKERFILE = ROOT / "Dockerfile"
 INSTALL_SECONDS_MAX = 300.0

@@ -12,7 +12,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from e2e.processes import (
+from support.harness import Client, Shop, unique
+from support.processes import (
     HAS_PROC,
     POINTBOOK,
     START_SECONDS_MAX,
@@ -27,8 +28,7 @@ from e2e.processes import (
     pointbook,
     running,
 )
-from harness import Client, Shop, unique
-from waiting import until, until_locks_are_awaited
+from support.waiting import until, until_locks_are_awaited
 
 LINES = 10_000
 BUYERS = 100

@@ -17,13 +17,13 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from e2e.processes import Finished, Running, free_port, grpc_health, http_get, one_line, pointbook, running
-from harness import Client, Shop, at, make_token, unique
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
-from pointbook_server.migrations import migrate
+from pointbook_server.db.migrations import migrate
 from support.callers import Callers, check_ledger
-from waiting import until, until_locks_are_awaited
+from support.harness import Client, Shop, at, make_token, unique
+from support.processes import Finished, Running, free_port, grpc_health, http_get, one_line, pointbook, running
+from support.waiting import until, until_locks_are_awaited
 
 SECRET = "app-secret"
 SHOPLINE_SECONDS = 5.0

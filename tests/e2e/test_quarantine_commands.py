@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from e2e.processes import POINTBOOK, Finished, clean_environment, free_port, one_line, pointbook
-from harness import NOW_MS, Client, Service, Shop, at, make_token, unique
 from pointbook.v1 import webhooks_pb2
 from pointbook_cli.quarantine import printable
 from pointbook_server.access.model import Scope
+from support.harness import NOW_MS, Client, Service, Shop, at, make_token, unique
+from support.processes import POINTBOOK, Finished, clean_environment, free_port, one_line, pointbook
 
 TOPIC = "app_memberSystem_points/challenged"
 TOPIC_MISSING = webhooks_pb2.QUARANTINE_REASON_TOPIC_MISSING

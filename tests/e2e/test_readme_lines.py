@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from e2e.processes import (
+from support.processes import (
     ROOT,
     Finished,
     Running,

@@ -11,11 +11,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from e2e.processes import Running, free_port, grpc_health, running
-from harness import Client, Shop, at, make_token, refusal, unique
-from ledger_book import check_book
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from support.harness import Client, Shop, at, make_token, refusal, unique
+from support.ledger import check_book
+from support.processes import Running, free_port, grpc_health, running
 
 CALLS = 200
 COVERED = 10

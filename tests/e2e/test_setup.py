@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e.processes import ROOT, Finished, finish
-from waiting import until
+from support.processes import ROOT, Finished, finish
+from support.waiting import until
 
 PROJECT = (
     '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n[project]\nversion = "1"\n'

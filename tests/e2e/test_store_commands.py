@@ -2,10 +2,10 @@
 
 import pytest
 
-from e2e.processes import Finished, free_port, one_line, pointbook
-from harness import NOW_MS, Client, Service, Shop, at, make_token, unique
 from pointbook.v1 import identity_pb2, programs_pb2
 from pointbook_server.access.model import Scope
+from support.harness import NOW_MS, Client, Service, Shop, at, make_token, unique
+from support.processes import Finished, free_port, one_line, pointbook
 
 WHY = ("--reason", "merchants/redact of May")
 

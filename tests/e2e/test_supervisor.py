@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-from e2e.processes import HAS_PROC, Running, children_of, is_alive, zombies
-from json_logs import json_logs
 from pointbook_cli import supervisor
 from pointbook_cli.supervisor import (
     BACKOFF_SECONDS,
@@ -24,7 +22,9 @@ from pointbook_cli.supervisor import (
     Supervisor,
     WorkerCommand,
 )
-from waiting import until
+from support.json_logs import json_logs
+from support.processes import HAS_PROC, Running, children_of, is_alive, zombies
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(not HAS_PROC, reason="processes are looked up in /proc")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import grpc
 
-from e2e.processes import POINTBOOK, Running, clean_environment, finish, free_port, one_line, pointbook, running
-from harness import Client, Shop, make_token, unique
-from integration.certificates import Authority
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from support.certificates import Authority
+from support.harness import Client, Shop, make_token, unique
+from support.processes import POINTBOOK, Running, clean_environment, finish, free_port, one_line, pointbook, running
 
 AUTHORITY = Authority()
 STRANGERS = 20

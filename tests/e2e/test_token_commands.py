@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from e2e.processes import one_line, pointbook
+from support.processes import one_line, pointbook
 
 
 async def test_a_token_is_rotated_and_listed_as_json(database_url: str) -> None:

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from e2e.processes import free_port, grpc_health, running
-from harness import Client, Shop, at, make_token, unique
-from ledger_book import check_book
 from pointbook.v1 import points_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from support.harness import Client, Shop, at, make_token, unique
+from support.ledger import check_book
+from support.processes import free_port, grpc_health, running
 
 INCREASE = points_pb2.POINTS_UPDATE_TYPE_INCREASE
 DECREASE = points_pb2.POINTS_UPDATE_TYPE_DECREASE

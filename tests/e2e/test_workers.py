@@ -14,7 +14,11 @@ import grpc
 import httpx
 import pytest
 
-from e2e.processes import (
+from pointbook.v1 import points_pb2
+from shopline_shim.signature import sign
+from support.harness import Client, Service, Shop
+from support.ledger import check_book
+from support.processes import (
     HAS_PROC,
     POINTBOOK,
     Running,
@@ -25,11 +29,7 @@ from e2e.processes import (
     running,
     zombies,
 )
-from harness import Client, Service, Shop
-from ledger_book import check_book
-from pointbook.v1 import points_pb2
-from shopline_shim.signature import sign
-from waiting import until
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(not HAS_PROC, reason="worker processes are looked up in /proc")
 

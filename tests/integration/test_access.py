@@ -14,9 +14,23 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from database_proxy import proxied
-from embedded_database import Cluster
-from harness import (
+from pointbook.v1 import (
+    access_pb2,
+    benefits_pb2,
+    customers_pb2,
+    points_pb2,
+    programs_pb2,
+    redemption_pb2,
+    webhooks_pb2,
+)
+from pointbook_server.access.model import METHODS, Scope, split_bearer
+from pointbook_server.access.transactions import AccessStore
+from pointbook_server.db.database import Database
+from pointbook_server.programs.model import Channel
+from pointbook_server.server import SERVICES, Server
+from support.database_proxy import proxied
+from support.embedded_database import Cluster
+from support.harness import (
     NOW_MS,
     Client,
     Outbox,
@@ -29,20 +43,6 @@ from harness import (
     server_settings,
     unique,
 )
-from pointbook.v1 import (
-    access_pb2,
-    benefits_pb2,
-    customers_pb2,
-    points_pb2,
-    programs_pb2,
-    redemption_pb2,
-    webhooks_pb2,
-)
-from pointbook_server.access.model import METHODS, Scope, split_bearer
-from pointbook_server.access.store import AccessStore
-from pointbook_server.database import Database
-from pointbook_server.programs.model import Channel
-from pointbook_server.server import SERVICES, Server
 
 FILES = (access_pb2, benefits_pb2, customers_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2)
 DESCRIPTORS: dict[str, MethodDescriptor] = {

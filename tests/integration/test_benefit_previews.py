@@ -6,8 +6,8 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from harness import NOW_MS, Client, Shop, at, refused
 from pointbook.v1 import benefits_pb2
+from support.harness import NOW_MS, Client, Shop, at, refused
 
 PAID = benefits_pb2.MEMBERSHIP_TYPE_PAID
 BIRTH = benefits_pb2.REWARD_SCENE_BIRTH_BENEFITS

@@ -6,9 +6,9 @@ from typing import Any
 import grpc
 import pytest
 
-from harness import Client, Refusal, Shop, refused, unique
 from pointbook.v1 import benefits_pb2
 from pointbook_server.benefits import servicer
+from support.harness import Client, Refusal, Shop, refused, unique
 
 
 def benefit_of(shop: Shop, **changes: Any) -> benefits_pb2.Benefit:

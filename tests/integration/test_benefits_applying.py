@@ -5,8 +5,8 @@ from typing import Any
 import grpc
 import pytest
 
-from harness import Client, Shop, refused, unique
 from pointbook.v1 import benefits_pb2
+from support.harness import Client, Shop, refused, unique
 
 ACTIVE, INACTIVE = benefits_pb2.BENEFITS_STATUS_ACTIVE, benefits_pb2.BENEFITS_STATUS_INACTIVE
 DISCOUNT = benefits_pb2.REWARD_TYPE_PERCENTAGE_DISCOUNT

@@ -8,8 +8,8 @@ import grpc
 import pytest
 from google.protobuf.struct_pb2 import Struct
 
-from harness import Client, Shop, refused
 from pointbook.v1 import benefits_pb2
+from support.harness import Client, Shop, refused
 
 ENUMS = {
     "membership_type": "LEVEL PAID BASIC DUAL",

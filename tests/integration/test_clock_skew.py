@@ -7,20 +7,20 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from e2e.processes import grpc_health
-from harness import Client, Outbox, Shop, at, refused, server_settings, unique
-from integration.redeeming import PENDING, get, order, redeem
 from integration.test_store_erasures import ask, erase, outcome
-from json_logs import json_logs
-from pointbook_server import clock_skew as clock_skew_module
-from pointbook_server import database_health as database_health_module
-from pointbook_server.clock_skew import SystemClock, Verdict
-from pointbook_server.database import Database
+from pointbook_server.db import clock_skew as clock_skew_module
+from pointbook_server.db import database_health as database_health_module
+from pointbook_server.db.clock_skew import SystemClock, Verdict
+from pointbook_server.db.database import Database
 from pointbook_server.maintenance import Maintenance
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from waiting import until
+from support.harness import Client, Outbox, Shop, at, refused, server_settings, unique
+from support.json_logs import json_logs
+from support.processes import grpc_health
+from support.redemption import PENDING, get, order, redeem
+from support.waiting import until
 
 DAY_MS = 86_400_000
 

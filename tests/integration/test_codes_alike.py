@@ -6,12 +6,12 @@ from typing import Any
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop
-from integration.codes import CODES, WRONG, audit, is_right, issue, issued
-from integration.points import superuser
-from integration.redeeming import customer_of, earn, order, question, redeem, reverse
 from pointbook.v1 import identity_pb2, redemption_pb2
-from pointbook_server.validation_codes.steps import Verdict
+from pointbook_server.validation_codes.commands import Verdict
+from support.codes import CODES, WRONG, audit, is_right, issue, issued
+from support.harness import NOW_MS, Client, Service, Shop
+from support.points import superuser
+from support.redemption import customer_of, earn, order, question, redeem, reverse
 
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
 SMS = redemption_pb2.VALIDATION_TYPE_SMS

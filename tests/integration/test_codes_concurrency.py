@@ -10,17 +10,13 @@ from unittest.mock import patch
 import pytest
 from sqlalchemy import text
 
-from harness import NOW_MS, Service, Shop, refused
-from integration.codes import CODES, WRONG, is_right, issue, issued
-from integration.points import superuser
-from integration.provider_servers import loop_delays
-from integration.redeeming import customer_of, earn
 from pointbook.v1 import identity_pb2
-from pointbook_server.database import Database, Statement
+from pointbook_server.db.database import Database, Statement
 from pointbook_server.delivery.sender import Message
 from pointbook_server.programs.model import Channel, Program
 from pointbook_server.validation_codes import service as codes_module
-from pointbook_server.validation_codes import store as store_module
+from pointbook_server.validation_codes import transactions as store_module
+from pointbook_server.validation_codes.commands import Guess, Issue, Sends
 from pointbook_server.validation_codes.model import (
     Challenge,
     Keys,
@@ -29,9 +25,13 @@ from pointbook_server.validation_codes.model import (
     Route,
     new_challenge,
 )
-from pointbook_server.validation_codes.steps import Guess, Issue, Sends
-from pointbook_server.validation_codes.store import ValidationCodesStore
-from waiting import until
+from pointbook_server.validation_codes.transactions import ValidationCodesStore
+from support.codes import CODES, WRONG, is_right, issue, issued
+from support.harness import NOW_MS, Service, Shop, refused
+from support.points import superuser
+from support.provider_servers import loop_delays
+from support.redemption import customer_of, earn
+from support.waiting import until
 
 BUYERS = [f"buyer-{number:02}" for number in range(20)]
 KEYS = {"k1": b"k" * 32}

@@ -5,13 +5,13 @@ import random
 
 import grpc
 
-from database_proxy import proxied
-from harness import Client, Service, Shop, refusal, server_settings
-from integration.codes import CODES, WRONG, issued
-from integration.points import superuser
-from integration.redeeming import customer_of, earn, question
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.codes import CODES, WRONG, issued
+from support.database_proxy import proxied
+from support.harness import Client, Service, Shop, refusal, server_settings
+from support.points import superuser
+from support.redemption import customer_of, earn, question
 
 ROUNDS = 20
 GUESSES = 8

@@ -6,12 +6,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from harness import CODE_KEY, NOW_MS, Client, Service, Shop, at, refused, server_settings, unique
-from integration.codes import CODES, WRONG, is_right, issue
-from integration.redeeming import earn, order, question, redeem
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.codes import CODES, WRONG, is_right, issue
+from support.harness import CODE_KEY, NOW_MS, Client, Service, Shop, at, refused, server_settings, unique
+from support.redemption import earn, order, question, redeem
 
 NEW_KEY = base64.b64encode(b"n" * 32).decode()
 OLD, NEW = {"k1": CODE_KEY}, {"k2": NEW_KEY}

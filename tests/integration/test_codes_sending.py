@@ -6,10 +6,10 @@ from typing import Any
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, refused
-from integration.codes import audit, issue
-from integration.redeeming import customer_of, earn, question
 from pointbook.v1 import identity_pb2, programs_pb2, redemption_pb2
+from support.codes import audit, issue
+from support.harness import NOW_MS, Client, Service, Shop, refused
+from support.redemption import customer_of, earn, question
 
 SMS = redemption_pb2.VALIDATION_TYPE_SMS
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL

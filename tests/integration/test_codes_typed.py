@@ -6,11 +6,11 @@ from typing import Any
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, refused
-from integration.codes import audit, is_right, issued
-from integration.points import superuser
-from integration.redeeming import PENDING, earn, order, question, redeem
 from pointbook_server.validation_codes.model import DIGITS, LETTERS_AND_DIGITS, normalised_code
+from support.codes import audit, is_right, issued
+from support.harness import NOW_MS, Client, Service, Shop, refused
+from support.points import superuser
+from support.redemption import PENDING, earn, order, question, redeem
 
 PLAIN = {"": "$code"}
 DIGIT_CODES = {"message_templates": PLAIN}

@@ -9,9 +9,13 @@ from typing import Any
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, at, refusal, refused, server_settings, unique
-from integration.codes import CODES, is_right, issue, issued
-from integration.customers import (
+from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+from pointbook_server.customers import queries
+from pointbook_server.db.database import Connection, Statement
+from pointbook_server.programs.model import Channel
+from pointbook_server.server import Server
+from support.codes import CODES, is_right, issue, issued
+from support.customers import (
     CREATED,
     DELETED,
     INVALID,
@@ -32,13 +36,21 @@ from integration.customers import (
     skipped,
     update,
 )
-from integration.redeeming import customer_of, earn, findings, order, question
-from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
-from pointbook_server.customers import statements as sql
-from pointbook_server.database import Connection, Statement
-from pointbook_server.programs.model import Channel
-from pointbook_server.server import Server
-from waiting import until_locks_are_awaited
+from support.harness import (
+    NOW_MS,
+    Client,
+    Outbox,
+    Service,
+    Shop,
+    TestClock,
+    at,
+    refusal,
+    refused,
+    server_settings,
+    unique,
+)
+from support.redemption import customer_of, earn, findings, order, question
+from support.waiting import until_locks_are_awaited
 
 TYPES = {"mobile": TYPE_MOBILE, "email": TYPE_EMAIL}
 NEW: dict[str, Callable[[], str]] = {"mobile": mobile, "email": email}
@@ -500,7 +512,7 @@ async def test_no_hand_over_is_lost_while_the_other_transaction_is_open(
 
     async def begin_other(self: Connection, statement: Statement, values: Any = None) -> Any:
         answer = await run(self, statement, values)
-        if statement is {"claim": sql.INSERT_CLAIMS, "hand-over": sql.READ_HEIRS}[held] and not running:
+        if statement is {"claim": queries.INSERT_CLAIMS, "hand-over": queries.READ_HEIRS}[held] and not running:
             running.append(asyncio.ensure_future(clients[1].customers.ApplyCustomerUpdate(second)))
             await until_locks_are_awaited(service.database_url)
         return answer

@@ -6,8 +6,8 @@ from typing import Any
 import grpc
 import pytest
 
-from harness import Client, Shop, refused, unique
 from pointbook.v1 import benefits_pb2
+from support.harness import Client, Shop, refused, unique
 
 
 def privilege_of(shop: Shop, privilege_id: str = "gold:p1", **changes: Any) -> benefits_pb2.CustomPrivilege:

@@ -10,23 +10,15 @@ import asyncpg
 import grpc
 import pytest
 
-from embedded_database import Cluster
-from harness import (
-    NOW_MS,
-    Client,
-    Outbox,
-    Refusal,
-    Service,
-    Shop,
-    TestClock,
-    at,
-    make_token,
-    refusal,
-    refused,
-    server_settings,
-    unique,
-)
-from integration.customers import (
+from pointbook.v1 import customers_pb2, identity_pb2, webhooks_pb2
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.customers import servicer as servicer_module
+from pointbook_server.db.database import Connection, Statement
+from pointbook_server.programs.model import Channel
+from pointbook_server.rpc import status_interceptor as status_module
+from pointbook_server.server import Server
+from pointbook_server.webhooks.transactions import LOCK_ABOUT
+from support.customers import (
     CREATED,
     DELETED,
     INVALID,
@@ -48,15 +40,23 @@ from integration.customers import (
     skipped,
     update,
 )
-from json_logs import json_logs
-from pointbook.v1 import customers_pb2, identity_pb2, webhooks_pb2
-from pointbook_server import status as status_module
-from pointbook_server.access.model import ALL_MERCHANTS, Scope
-from pointbook_server.customers import servicer as servicer_module
-from pointbook_server.database import Connection, Statement
-from pointbook_server.programs.model import Channel
-from pointbook_server.server import Server
-from pointbook_server.webhooks.store import LOCK_ABOUT
+from support.embedded_database import Cluster
+from support.harness import (
+    NOW_MS,
+    Client,
+    Outbox,
+    Refusal,
+    Service,
+    Shop,
+    TestClock,
+    at,
+    make_token,
+    refusal,
+    refused,
+    server_settings,
+    unique,
+)
+from support.json_logs import json_logs
 
 
 def full_customer(shop: Shop, **changes: Any) -> customers_pb2.Customer:

@@ -13,11 +13,11 @@ import pytest
 import uvloop
 from sqlalchemy import text
 
-from database_proxy import proxied
-from harness import unique
-from pointbook_server.connection_pool import KEEPALIVE_OPTIONS
-from pointbook_server.database import Connection, Database, Statement
+from pointbook_server.db.connection_pool import KEEPALIVE_OPTIONS
+from pointbook_server.db.database import Connection, Database, Statement
 from pointbook_server.errors import PointbookError, Reason
+from support.database_proxy import proxied
+from support.harness import unique
 
 ISOLATION = Statement(text("SELECT current_setting('transaction_isolation') AS level"))
 NEW_TO_IT = Statement(text("SELECT count(*) FROM stores"))

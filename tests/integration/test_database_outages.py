@@ -12,17 +12,17 @@ import grpc
 import pytest
 from sqlalchemy import text
 
-from database_proxy import DatabaseProxy, proxied
-from e2e.processes import grpc_health
-from embedded_database import Cluster
-from harness import Client, Outbox, Shop, TestClock, make_token, server_settings, unique
-from json_logs import json_logs
-from pointbook_server import database as database_module
-from pointbook_server import database_health as database_health_module
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.db import database as database_module
+from pointbook_server.db import database_health as database_health_module
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from waiting import until
+from support.database_proxy import DatabaseProxy, proxied
+from support.embedded_database import Cluster
+from support.harness import Client, Outbox, Shop, TestClock, make_token, server_settings, unique
+from support.json_logs import json_logs
+from support.processes import grpc_health
+from support.waiting import until
 
 NOTICED_SECONDS_MAX = 5.0
 RECOVERY_SECONDS_MAX = 5.0

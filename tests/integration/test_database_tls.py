@@ -9,9 +9,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from sqlalchemy import text
 
-from integration.certificates import loopback_tls
-from pointbook_server.database import Database, Statement
+from pointbook_server.db.database import Database, Statement
 from pointbook_server.errors import PointbookError, Reason
+from support.certificates import loopback_tls
 
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")
 SELECT_ONE = Statement(text("SELECT 1 AS one"))

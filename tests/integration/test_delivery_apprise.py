@@ -11,7 +11,13 @@ from urllib.parse import unquote
 
 import pytest
 
-from integration.provider_servers import (
+from pointbook_common.errors import SettingError
+from pointbook_server.delivery import apprise
+from pointbook_server.delivery.apprise import THREADS_MAX, AppriseSender
+from pointbook_server.delivery.sender import DeliveryFailedError, DeliveryUncertainError, FailureKind
+from pointbook_server.programs.model import Channel
+from support.json_logs import json_logs
+from support.provider_servers import (
     CODE,
     MESSAGE,
     TEXT,
@@ -20,13 +26,7 @@ from integration.provider_servers import (
     http_server,
     loop_delays,
 )
-from json_logs import json_logs
-from pointbook_server.delivery import apprise
-from pointbook_server.delivery.apprise import THREADS_MAX, AppriseSender
-from pointbook_server.delivery.sender import DeliveryFailedError, DeliveryUncertainError, FailureKind
-from pointbook_server.errors import SettingError
-from pointbook_server.programs.model import Channel
-from waiting import until
+from support.waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 PASSWORD = "s3cret-pass"

@@ -12,9 +12,13 @@ from typing import Any
 
 import pytest
 
-from harness import server_settings
-from integration.certificates import loopback_tls
-from integration.provider_servers import (
+from pointbook_server.delivery import http_gateway
+from pointbook_server.delivery.http_gateway import CONNECTIONS_MAX, HttpGatewaySender
+from pointbook_server.delivery.sender import DeliveryFailedError, DeliveryUncertainError, FailureKind
+from support.certificates import loopback_tls
+from support.harness import server_settings
+from support.json_logs import json_logs
+from support.provider_servers import (
     CODE,
     MESSAGE,
     TEXT,
@@ -23,11 +27,7 @@ from integration.provider_servers import (
     http_server,
     loop_delays,
 )
-from json_logs import json_logs
-from pointbook_server.delivery import http_gateway
-from pointbook_server.delivery.http_gateway import CONNECTIONS_MAX, HttpGatewaySender
-from pointbook_server.delivery.sender import DeliveryFailedError, DeliveryUncertainError, FailureKind
-from waiting import until
+from support.waiting import until
 
 API_KEY = "s3cret-key"
 SMS = replace(MESSAGE, destination="+8613812345678", subject="")

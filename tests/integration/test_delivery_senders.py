@@ -5,17 +5,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from harness import server_settings
-from integration.provider_servers import MESSAGE
+from pointbook_common.errors import SettingError
 from pointbook_server.delivery.apprise import AppriseSender
 from pointbook_server.delivery.console import ConsoleSender
 from pointbook_server.delivery.http_gateway import HttpGatewaySender
 from pointbook_server.delivery.sender import Message, Sender
 from pointbook_server.delivery.senders import close_senders, senders_of
 from pointbook_server.delivery.smtp import SmtpSender
-from pointbook_server.errors import SettingError
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.harness import server_settings
+from support.provider_servers import MESSAGE
 
 GATEWAY = {"sms_url": "https://sms.example.com/"}
 SMTP = {"smtp_url": "smtps://mail.example.com", "smtp_from": "points@example.com"}

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from integration.certificates import loopback_tls
-from integration.provider_servers import (
+from pointbook_server.delivery import smtp
+from pointbook_server.delivery.sender import DeliveryFailedError, DeliveryUncertainError, FailureKind
+from pointbook_server.delivery.smtp import CONNECTIONS_MAX, SmtpSender
+from pointbook_server.provider_settings import parse_mail_sender, parse_smtp_url
+from support.certificates import loopback_tls
+from support.provider_servers import (
     CODE,
     MESSAGE,
     PASSWORD,
@@ -20,11 +24,7 @@ from integration.provider_servers import (
     loop_delays,
     mail_server,
 )
-from pointbook_server.delivery import smtp
-from pointbook_server.delivery.sender import DeliveryFailedError, DeliveryUncertainError, FailureKind
-from pointbook_server.delivery.smtp import CONNECTIONS_MAX, SmtpSender
-from pointbook_server.providers import parse_mail_sender, parse_smtp_url
-from waiting import until
+from support.waiting import until
 
 FROM = parse_mail_sender("Points Team <points@shop.example.com>")
 

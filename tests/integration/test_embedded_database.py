@@ -4,7 +4,7 @@ import asyncio
 
 import asyncpg
 
-from embedded_database import Cluster
+from support.embedded_database import Cluster
 
 
 async def fetch_value(url: str, query: str) -> object:

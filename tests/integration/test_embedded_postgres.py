@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 
 from pointbook_cli.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
-from waiting import until
+from support.waiting import until
 
 OWNER = """
 import asyncio, pathlib, sys

@@ -15,10 +15,19 @@ from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import text
 
-from database_proxy import DatabaseProxy, proxied
-from e2e.processes import grpc_health
-from embedded_database import Cluster
-from harness import (
+from pointbook.v1 import benefits_pb2, identity_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
+from pointbook_server.access import token_cache as token_cache_module
+from pointbook_server.access.model import ALL_MERCHANTS, METHODS, Scope
+from pointbook_server.db import connection_pool
+from pointbook_server.db.database import TRANSACTION_ATTEMPTS_MAX, RetryTransactionError, Statement
+from pointbook_server.db.migrations import migrate
+from pointbook_server.programs.model import Channel
+from pointbook_server.programs.transactions import ProgramsStore
+from pointbook_server.rpc import status_interceptor as status_module
+from pointbook_server.server import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, Server
+from support.database_proxy import DatabaseProxy, proxied
+from support.embedded_database import Cluster
+from support.harness import (
     NOW_MS,
     Client,
     Outbox,
@@ -32,18 +41,9 @@ from harness import (
     server_settings,
     unique,
 )
-from json_logs import json_logs
-from pointbook.v1 import benefits_pb2, identity_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
-from pointbook_server import connection_pool
-from pointbook_server import status as status_module
-from pointbook_server.access import token_cache as token_cache_module
-from pointbook_server.access.model import ALL_MERCHANTS, METHODS, Scope
-from pointbook_server.database import TRANSACTION_ATTEMPTS_MAX, RetryTransactionError, Statement
-from pointbook_server.migrations import migrate
-from pointbook_server.programs.model import Channel
-from pointbook_server.programs.store import ProgramsStore
-from pointbook_server.server import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, Server
-from waiting import until
+from support.json_logs import json_logs
+from support.processes import grpc_health
+from support.waiting import until
 
 SECRET = "+8613800005678"
 """What an exception of ours might quote, and no caller may read."""
@@ -653,7 +653,7 @@ async def test_a_transaction_that_others_keep_disturbing(
         runs += 1
         raise RetryTransactionError
 
-    monkeypatch.setattr("pointbook_server.programs.store.next_revision", disturbed)
+    monkeypatch.setattr("pointbook_server.programs.transactions.next_revision", disturbed)
     found = await refused(client.put_store(shop.merchant_id, shop.store_id))
 
     assert (found.code, found.reason) == (grpc.StatusCode.ABORTED, "TRANSACTION_CONFLICT")

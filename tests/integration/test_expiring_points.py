@@ -6,15 +6,15 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from harness import NOW_MS, Client, Service, Shop, at, refused, unique
-from integration.points import DAY_MS, buyer, decrease, increase, send, void
-from integration.redeeming import booking, customer_of, earn, order, redeem, reverse
-from ledger_book import ledger_store
 from pointbook.v1 import identity_pb2, points_pb2, redemption_pb2
-from pointbook_server.database import Database
+from pointbook_server.db.database import Database
 from pointbook_server.ledger.model import AccountKey, Event, UpdateType, Webhook
-from pointbook_server.ledger.store import Received
-from pointbook_server.paging import write_token
+from pointbook_server.ledger.transactions import Received
+from pointbook_server.rpc.pagination import write_token
+from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.ledger import ledger_store
+from support.points import DAY_MS, buyer, decrease, increase, send, void
+from support.redemption import booking, customer_of, earn, order, redeem, reverse
 
 SOON_MS = NOW_MS + 10 * DAY_MS
 LATER_MS = NOW_MS + 20 * DAY_MS

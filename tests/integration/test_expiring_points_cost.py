@@ -8,10 +8,10 @@ from unittest.mock import patch
 import asyncpg
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, unique
-from pointbook_server.database import PLANNED_EACH_TIME, SESSION_SETTINGS, Connection, Row, Statement
-from pointbook_server.ledger import expiring
-from pointbook_server.ledger.expiring import ExpiringPage, ExpiryReader, ExpiryWindow
+from pointbook_server.db.database import PLANNED_EACH_TIME, SESSION_SETTINGS, Connection, Row, Statement
+from pointbook_server.ledger import expiring_points
+from pointbook_server.ledger.expiring_points import ExpiringPage, ExpiryReader, ExpiryWindow
+from support.harness import NOW_MS, Client, Service, Shop, unique
 
 DAY_MS = 24 * 60 * 60 * 1_000
 MONTH_MS = 30 * DAY_MS
@@ -108,7 +108,7 @@ async def test_a_page_is_bounded_where_most_of_a_window_has_been_spent(shop: Sho
     await fill(counting, shop, "spent", 3_000, after_ms=DAY_MS, spent=True)
     await fill(counting, shop, "left", 5, after_ms=2 * DAY_MS)
 
-    with patch.object(expiring, "CANDIDATES_MAX", 500):
+    with patch.object(expiring_points, "CANDIDATES_MAX", 500):
         first, blocks = await page(counting, shop, 50)
         items, pages, end = [*first.items], 1, first.end
         window = ExpiryWindow((shop.store_id,), NOW_MS + 1, NOW_MS + MONTH_MS, NOW_MS)

@@ -11,20 +11,18 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from database_proxy import proxied
-from e2e.processes import free_port, grpc_health, pointbook
-from embedded_database import Cluster
-from harness import Client, Shop, TestClock, make_token, refusal, refused, server_settings, unique
-from json_logs import json_logs
 from pointbook.v1 import points_pb2
-from pointbook_server import admission as admission_module
-from pointbook_server import auth as auth_module
-from pointbook_server import health as health_module
-from pointbook_server import refusal_limits as refusal_limits_module
 from pointbook_server.access import token_cache as token_cache_module
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
-from pointbook_server.refusal_limits import Pacer
+from pointbook_server.rpc import admission as admission_module
+from pointbook_server.rpc import auth_interceptor as auth_module
+from pointbook_server.rpc import health as health_module
+from pointbook_server.rpc import refusal_limits as refusal_limits_module
+from pointbook_server.rpc.refusal_limits import Pacer
 from pointbook_server.server import Server
+from support.database_proxy import proxied
+from support.embedded_database import Cluster
+from support.harness import Client, Shop, TestClock, make_token, refusal, refused, server_settings, unique
 from support.http2 import (
     HEALTH_CHECK,
     HEALTH_WATCH,
@@ -33,7 +31,9 @@ from support.http2 import (
     grpc_message,
     http2,
 )
-from waiting import until
+from support.json_logs import json_logs
+from support.processes import free_port, grpc_health, pointbook
+from support.waiting import until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

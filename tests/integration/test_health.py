@@ -10,17 +10,17 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from e2e.processes import grpc_health
-from embedded_database import Cluster
-from harness import server_settings, unique
 from integration.test_plans import AUDIT, MODULES, statements_of
-from json_logs import json_logs
 from pointbook_cli.database_checks import check_database
-from pointbook_server import database_health as database_health_module
-from pointbook_server.schema import needed_privileges
+from pointbook_server.db import database_health as database_health_module
+from pointbook_server.db.schema import needed_privileges
+from pointbook_server.db.tables import metadata
 from pointbook_server.server import Server
-from pointbook_server.tables import metadata
-from waiting import until
+from support.embedded_database import Cluster
+from support.harness import server_settings, unique
+from support.json_logs import json_logs
+from support.processes import grpc_health
+from support.waiting import until
 
 OF_COMMANDS = {"INSERT_TOKEN"}
 SERVER_STATEMENTS = [

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, at, refused, unique
-from integration.codes import CODES, is_right, issue, issued
-from integration.customers import (
+from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+from support.codes import CODES, is_right, issue, issued
+from support.customers import (
     CREATED,
     TAKEN,
     TYPE_EMAIL,
@@ -18,8 +18,8 @@ from integration.customers import (
     skipped,
     update,
 )
-from integration.redeeming import customer_of, earn, findings, order, question, redeem
-from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.redemption import customer_of, earn, findings, order, question, redeem
 
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL

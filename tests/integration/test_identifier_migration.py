@@ -10,9 +10,9 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from embedded_database import Cluster
-from pointbook_server import migrations
-from pointbook_server.database import create_engine
+from pointbook_server.db import migrations
+from pointbook_server.db.database import create_engine
+from support.embedded_database import Cluster
 
 EMPTY = "pointbook_without_forms"
 ROWS = [

@@ -14,12 +14,12 @@ import grpc
 import pytest
 from pydantic import SecretStr
 
-from harness import NOW_MS, Client, Service, Shop, at, refused, unique
 from pointbook.v1 import points_pb2, points_pb2_grpc
 from pointbook_cli import importing, progress
 from pointbook_cli.importing import Plan, run_import
 from pointbook_cli.points_file import FORMATS, Format, Manner
 from shopline_shim.settings import ShimSettings
+from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
 
 Row = dict[str, object]
 Imports = Callable[..., Any]

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from harness import Client, Service, Shop, server_settings
-from integration.codes import CODES, WRONG, is_right, issue
-from integration.redeeming import earn
 from pointbook_server import metrics
 from pointbook_server.metrics import Metrics, MetricsEndpoint
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.codes import CODES, WRONG, is_right, issue
+from support.harness import Client, Service, Shop, server_settings
+from support.redemption import earn
 
 
 @pytest.fixture

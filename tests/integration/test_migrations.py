@@ -11,12 +11,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
-from embedded_database import Cluster
-from pointbook_server.database import SESSION_SETTINGS, create_engine
+from pointbook_server.db.database import SESSION_SETTINGS, create_engine
+from pointbook_server.db.migrations import LOCK_KEY, migrate, pending
+from pointbook_server.db.tables import metadata
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.migrations import LOCK_KEY, migrate, pending
-from pointbook_server.tables import metadata
-from waiting import until, until_locks_are_awaited
+from support.embedded_database import Cluster
+from support.waiting import until, until_locks_are_awaited
 
 EMPTY = "pointbook_empty"
 CONSTRAINTS = """

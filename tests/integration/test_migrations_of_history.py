@@ -8,10 +8,10 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-import pointbook_server.migrations
-from embedded_database import Cluster
-from pointbook_server.database import create_engine
-from pointbook_server.migrations import migrate
+import pointbook_server.db.migrations
+from pointbook_server.db.database import create_engine
+from pointbook_server.db.migrations import migrate
+from support.embedded_database import Cluster
 
 REDEMPTION = """
     INSERT INTO redemptions (
@@ -39,7 +39,7 @@ async def migrated_before(cluster: Cluster, name: str) -> str:
     await cluster.template("pointbook_history", leave_empty)
     url = await cluster.clone("pointbook_history")
     config = Config()
-    config.set_main_option("script_location", pointbook_server.migrations.__path__[0])
+    config.set_main_option("script_location", pointbook_server.db.migrations.__path__[0])
     scripts = ScriptDirectory.from_config(config).walk_revisions()
     before = next(script.down_revision for script in scripts if script.path.endswith(f"_{name}.py"))
 

@@ -7,11 +7,11 @@ from typing import Any
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, at, make_token, refusal, refused, unique
-from integration.codes import CODES, WRONG, audit, is_right, issue, issued
-from integration.redeeming import PENDING, customer_of, earn, order, question, redeem
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.access.model import Scope
+from support.codes import CODES, WRONG, audit, is_right, issue, issued
+from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refusal, refused, unique
+from support.redemption import PENDING, customer_of, earn, order, question, redeem
 
 CALLER, CALLED = "+8613812345678", "+862112345678"
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL

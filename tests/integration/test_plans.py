@@ -9,40 +9,40 @@ from typing import Any
 import asyncpg
 import pytest
 
-import pointbook_server.access.store
-import pointbook_server.benefits.store
-import pointbook_server.clock_skew
-import pointbook_server.customers.statements
-import pointbook_server.ledger.statements
+import pointbook_server.access.transactions
+import pointbook_server.benefits.transactions
+import pointbook_server.customers.queries
+import pointbook_server.db.clock_skew
+import pointbook_server.ledger.queries
 import pointbook_server.programs.erasures
-import pointbook_server.programs.store
+import pointbook_server.programs.transactions
+import pointbook_server.redemption.queries
 import pointbook_server.redemption.refusals_store
-import pointbook_server.redemption.statements
 import pointbook_server.redemption.timeline_store
-import pointbook_server.validation_codes.statements
+import pointbook_server.validation_codes.queries
 import pointbook_server.webhooks.quota
-import pointbook_server.webhooks.store
-from pointbook_server.customers import statements as customers
-from pointbook_server.database import PLANNED_ONCE, SESSION_SETTINGS, Statement
+import pointbook_server.webhooks.transactions
+from pointbook_server.customers import queries as customers
+from pointbook_server.db.database import PLANNED_ONCE, SESSION_SETTINGS, Statement
+from pointbook_server.redemption import queries as redemptions
 from pointbook_server.redemption import refusals_store as refusals
-from pointbook_server.redemption import statements as redemptions
 from pointbook_server.redemption import timeline_store as timeline
-from pointbook_server.validation_codes import statements as codes
+from pointbook_server.validation_codes import queries as codes
 
 MODULES = (
-    pointbook_server.access.store,
-    pointbook_server.benefits.store,
-    pointbook_server.clock_skew,
-    pointbook_server.customers.statements,
-    pointbook_server.ledger.statements,
+    pointbook_server.access.transactions,
+    pointbook_server.benefits.transactions,
+    pointbook_server.db.clock_skew,
+    pointbook_server.customers.queries,
+    pointbook_server.ledger.queries,
     pointbook_server.programs.erasures,
-    pointbook_server.programs.store,
+    pointbook_server.programs.transactions,
     pointbook_server.redemption.refusals_store,
-    pointbook_server.redemption.statements,
+    pointbook_server.redemption.queries,
     pointbook_server.redemption.timeline_store,
-    pointbook_server.validation_codes.statements,
+    pointbook_server.validation_codes.queries,
     pointbook_server.webhooks.quota,
-    pointbook_server.webhooks.store,
+    pointbook_server.webhooks.transactions,
 )
 READS_ALL = {"READ_TOKENS", "SUM_USAGE"}
 """Reads a small table whole, every two seconds, or once a second at most."""

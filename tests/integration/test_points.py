@@ -8,8 +8,10 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from harness import NOW_MS, Client, Service, Shop, at, refused, server_settings, unique
-from integration.points import (
+from pointbook.v1 import points_pb2
+from pointbook_server.server import Server
+from support.harness import NOW_MS, Client, Service, Shop, at, refused, server_settings, unique
+from support.points import (
     APPLIED,
     DAY_MS,
     DECREASE,
@@ -24,8 +26,6 @@ from integration.points import (
     increase,
     rows_of,
 )
-from pointbook.v1 import points_pb2
-from pointbook_server.server import Server
 
 POINTS_MAX = 10**15
 YEAR_2000_MS = 946_684_800_000

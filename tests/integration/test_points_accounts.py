@@ -3,8 +3,9 @@
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from harness import NOW_MS, Client, Service, Shop, at, refused, unique
-from integration.points import (
+from pointbook.v1 import points_pb2
+from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.points import (
     APPLIED,
     DAY_MS,
     DUPLICATE,
@@ -19,7 +20,6 @@ from integration.points import (
     increase,
     superuser,
 )
-from pointbook.v1 import points_pb2
 
 # Scenes and expiry.
 

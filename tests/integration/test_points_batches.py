@@ -9,8 +9,15 @@ from unittest.mock import patch
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, at, refused, unique
-from integration.points import (
+from pointbook.v1 import points_pb2
+from pointbook_server.access.transactions import READ_TOKENS
+from pointbook_server.db.database import Connection, Statement
+from pointbook_server.db.database_health import ANY_ANSWER
+from pointbook_server.db.schema import REVISION, UNUSABLE
+from pointbook_server.ledger import model
+from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.ledger import check_book
+from support.points import (
     START_MS,
     buyer,
     decrease,
@@ -22,13 +29,6 @@ from integration.points import (
     send,
     told,
 )
-from ledger_book import check_book
-from pointbook.v1 import points_pb2
-from pointbook_server.access.store import READ_TOKENS
-from pointbook_server.database import Connection, Statement
-from pointbook_server.database_health import ANY_ANSWER
-from pointbook_server.ledger import model
-from pointbook_server.schema import REVISION, UNUSABLE
 
 OWN_STATEMENTS = {ANY_ANSWER, READ_TOKENS, REVISION, UNUSABLE}
 """What the server sends by itself, at any moment."""

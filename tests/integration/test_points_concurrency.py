@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import asyncpg
 import grpc
 
-import ledger_book
-from harness import NOW_MS, Client, Outbox, Service, Shop, at, refusal, server_settings, unique
 from pointbook.v1 import points_pb2
 from pointbook_server.ledger.model import Account, Entry
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from waiting import until
+from support import ledger
+from support.harness import NOW_MS, Client, Outbox, Service, Shop, at, refusal, server_settings, unique
+from support.waiting import until
 
 APPLIED = points_pb2.APPLY_OUTCOME_APPLIED
 DUPLICATE = points_pb2.APPLY_OUTCOME_DUPLICATE
@@ -54,7 +54,7 @@ def true_history(shop: Shop, count: int, rng: random.Random) -> list[points_pb2.
 
 async def check_book(service: Service, shop: Shop) -> dict[str, tuple[Account, list[Entry]]]:
     """Every account is the fold of its own entries, and every derived value with it; by buyer."""
-    book = await ledger_book.check_book(service.database_url, shop.merchant_id)
+    book = await ledger.check_book(service.database_url, shop.merchant_id)
     return {key.buyer_id: (kept.account, [received.entry for received in kept.entries]) for key, kept in book.items()}
 
 

@@ -6,13 +6,13 @@ from unittest.mock import patch
 
 import pytest
 
-from harness import Client, Service, Shop
-from integration.points import START_MS, increase
-from ledger_book import check_book, ledger_store
-from pointbook_server.database import Database, RetryTransactionError
+from pointbook_server.db.database import Database, RetryTransactionError
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.model import AccountKey, Event, Outcome, UpdateType, Verdict, Webhook
-from pointbook_server.ledger.store import Received, _Batch
+from pointbook_server.ledger.transactions import Received, _Batch
+from support.harness import Client, Service, Shop
+from support.ledger import check_book, ledger_store
+from support.points import START_MS, increase
 
 
 @pytest.fixture

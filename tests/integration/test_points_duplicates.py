@@ -3,9 +3,9 @@
 import pytest
 import structlog
 
-from harness import Client, Service, Shop, at, unique
-from integration.points import APPLIED, DUPLICATE, START_MS, buyer, decrease, increase, send
 from pointbook.v1 import points_pb2
+from support.harness import Client, Service, Shop, at, unique
+from support.points import APPLIED, DUPLICATE, START_MS, buyer, decrease, increase, send
 
 DIFFERENT_IDS = [("w-1", "w-2", True), ("w-1", "w-1", False), ("w-1", "", False), ("", "w-2", False), ("", "", False)]
 

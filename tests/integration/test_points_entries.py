@@ -8,10 +8,10 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from harness import NOW_MS, Client, Service, Shop, at, refused
-from integration.points import DECREASE, INCREASE, START_MS, decrease, entries, event_ids, increase, listing, superuser
 from pointbook.v1 import points_pb2
-from pointbook_server.tables import points_entries
+from pointbook_server.db.tables import points_entries
+from support.harness import NOW_MS, Client, Service, Shop, at, refused
+from support.points import DECREASE, INCREASE, START_MS, decrease, entries, event_ids, increase, listing, superuser
 
 DERIVED = (
     "ordinal",

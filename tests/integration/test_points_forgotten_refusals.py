@@ -6,10 +6,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from harness import Client, Service, Shop
-from integration.points import decrease, event_ids, increase, rows_of, send, superuser, told
-from ledger_book import check_book
 from pointbook.v1 import points_pb2
+from support.harness import Client, Service, Shop
+from support.ledger import check_book
+from support.points import decrease, event_ids, increase, rows_of, send, superuser, told
 
 REFUSALS = "SELECT event_id FROM points_entries WHERE merchant_id = $1 AND outcome = 'REFUSED' ORDER BY event_id"
 

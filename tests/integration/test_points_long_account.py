@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, unique
-from ledger_book import ledger_store
-from pointbook_server.database import Database
+from pointbook_server.db.database import Database
 from pointbook_server.ledger.model import AccountKey, Event, Outcome, UpdateType, Verdict, Webhook
-from pointbook_server.ledger.store import LedgerStore, Received
+from pointbook_server.ledger.transactions import LedgerStore, Received
+from support.harness import NOW_MS, Client, Service, Shop, unique
+from support.ledger import ledger_store
 
 ENTRIES = 100_000
 LATE_BY = 256

@@ -4,11 +4,11 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, at
-from integration.points import DAY_MS, buyer, decrease, entries, increase, send, told, unvoid, void
-from ledger_book import check_book
 from pointbook.v1 import points_pb2
 from pointbook_server.ledger import lots
+from support.harness import NOW_MS, Client, Service, Shop, at
+from support.ledger import check_book
+from support.points import DAY_MS, buyer, decrease, entries, increase, send, told, unvoid, void
 
 EXPIRED = points_pb2.POINTS_UPDATE_SCENE_POINTS_EXPIRED
 

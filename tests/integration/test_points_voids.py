@@ -4,8 +4,10 @@ import asyncpg
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, at, refused, unique
-from integration.points import (
+from pointbook.v1 import points_pb2
+from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.ledger import check_book
+from support.points import (
     DUPLICATE,
     buyer,
     decrease,
@@ -19,8 +21,6 @@ from integration.points import (
     unvoid,
     void,
 )
-from ledger_book import check_book
-from pointbook.v1 import points_pb2
 
 
 async def fill(client: Client, shop: Shop) -> None:

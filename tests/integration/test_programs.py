@@ -11,8 +11,6 @@ import pytest
 import structlog
 from google.protobuf.duration_pb2 import Duration
 
-from harness import NOW_MS, Client, Refusal, Service, Shop, at, make_token, refused, unique
-from integration.points import superuser
 from pointbook.v1 import (
     benefits_pb2,
     customers_pb2,
@@ -22,9 +20,11 @@ from pointbook.v1 import (
     redemption_pb2,
     webhooks_pb2,
 )
-from pointbook_server import paging
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
-from waiting import until_locks_are_awaited
+from pointbook_server.rpc import pagination
+from support.harness import NOW_MS, Client, Refusal, Service, Shop, at, make_token, refused, unique
+from support.points import superuser
+from support.waiting import until_locks_are_awaited
 
 SMS = redemption_pb2.VALIDATION_TYPE_SMS
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
@@ -802,7 +802,7 @@ async def test_wrong_pages_are_refused(client: Client, shop: Shop) -> None:
     answer = await client.programs.ListStores(programs_pb2.ListStoresRequest(merchant_id=shop.merchant_id, page_size=1))
     assert answer.next_page_token
     own = ("stores", shop.merchant_id)
-    forged = [paging.write_token(own, (place,)) for place in ("\x00", "\ud800", 1)]
+    forged = [pagination.write_token(own, (place,)) for place in ("\x00", "\ud800", 1)]
 
     for token in ["x", "é", *forged]:
         request = programs_pb2.ListStoresRequest(merchant_id=shop.merchant_id, page_token=token)

@@ -14,7 +14,12 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
-from harness import (
+from pointbook.v1 import customers_pb2, points_pb2, webhooks_pb2
+from pointbook_server.access.model import Scope
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.ledger.servicer import PointsServicer
+from pointbook_server.server import Server
+from support.harness import (
     NOW_MS,
     QUARANTINE_KEY,
     Client,
@@ -28,11 +33,6 @@ from harness import (
     server_settings,
     unique,
 )
-from pointbook.v1 import customers_pb2, points_pb2, webhooks_pb2
-from pointbook_server.access.model import Scope
-from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.ledger.servicer import PointsServicer
-from pointbook_server.server import Server
 
 POINTS = "app_memberSystem_points/challenged"
 CUSTOMERS = "customers/update"

@@ -8,9 +8,11 @@ from typing import Any
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, at, refused, unique
-from integration.points import superuser
-from integration.redeeming import (
+from pointbook.v1 import points_pb2, redemption_pb2
+from shopline_shim.signature import sign
+from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.points import superuser
+from support.redemption import (
     DAY_MS,
     PENDING,
     REVERSED,
@@ -25,9 +27,7 @@ from integration.redeeming import (
     redeem,
     reverse,
 )
-from integration.shims import PATH, SECRET, shim_before
-from pointbook.v1 import points_pb2, redemption_pb2
-from shopline_shim.signature import sign
+from support.shims import PATH, SECRET, shim_before
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import asyncpg
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Refusal, Service, Shop, at, make_token, refused, unique
-from integration.redeeming import order, redeem
 from pointbook.v1 import identity_pb2, points_pb2, redemption_pb2
 from pointbook_server.access.model import Scope
+from support.harness import NOW_MS, Client, Refusal, Service, Shop, at, make_token, refused, unique
+from support.redemption import order, redeem
 
 DECREASE = points_pb2.POINTS_UPDATE_TYPE_DECREASE
 SMS = redemption_pb2.VALIDATION_TYPE_SMS

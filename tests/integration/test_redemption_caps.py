@@ -9,8 +9,11 @@ from unittest.mock import patch
 
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, at, refused, server_settings
-from integration.redeeming import (
+from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+from pointbook_server.redemption import transactions
+from pointbook_server.server import Server
+from support.harness import NOW_MS, Client, Service, Shop, at, refused, server_settings
+from support.redemption import (
     DAY_MS,
     booking,
     customer_of,
@@ -21,10 +24,7 @@ from integration.redeeming import (
     redeem,
     reverse,
 )
-from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
-from pointbook_server.redemption import store
-from pointbook_server.server import Server
-from waiting import until_locks_are_awaited
+from support.waiting import until_locks_are_awaited
 
 DAY, WEEK, MONTH = "max_points_per_day", "max_points_per_week", "max_points_per_month"
 REASONS = {DAY: "ABOVE_MAX_PER_DAY", WEEK: "ABOVE_MAX_PER_WEEK", MONTH: "ABOVE_MAX_PER_MONTH"}
@@ -312,7 +312,7 @@ async def test_a_redemption_that_is_still_running_counts(
     await earn(client, other, 1_000, "eve")
     await earn(client, shop, 1_000, "ada")
     own = [{"store_id": shop.store_id, "buyer_id": "ada"}]
-    is_running, may_go_on, draw = asyncio.Event(), asyncio.Event(), store._Redeeming._draws
+    is_running, may_go_on, draw = asyncio.Event(), asyncio.Event(), transactions._Redeeming._draws
 
     async def draw_slowly(*arguments: Any) -> Any:
         if not is_running.is_set():
@@ -320,7 +320,7 @@ async def test_a_redemption_that_is_still_running_counts(
             await may_go_on.wait()
         return await draw(*arguments)
 
-    with patch.object(store._Redeeming, "_draws", draw_slowly):
+    with patch.object(transactions._Redeeming, "_draws", draw_slowly):
         request = order(shop, 60, customer=customer_of(other, "eve"), group_redemption=True)
         first = asyncio.create_task(redeem(client, request))
         await is_running.wait()

@@ -10,14 +10,14 @@ import asyncpg
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, at, make_token, refused
-from integration.points import superuser
-from integration.redeeming import PENDING, booking, customer_of, earn, findings, order, points_of, question, redeem
 from pointbook.v1 import redemption_pb2
 from pointbook_server.access.model import Scope
 from pointbook_server.errors import PointbookError
-from pointbook_server.redemption.store import RedemptionsStore, Wanted
+from pointbook_server.redemption.transactions import RedemptionsStore, Wanted
 from pointbook_server.validation_codes.service import ValidationCodes
+from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refused
+from support.points import superuser
+from support.redemption import PENDING, booking, customer_of, earn, findings, order, points_of, question, redeem
 
 CODES = {"code_length": 10, "alphanumeric": True, "message_templates": {"": "$code"}}
 """Codes that nobody guesses by chance, and messages that are nothing but the code."""

@@ -10,12 +10,12 @@ from unittest.mock import patch
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, at, refusal, unique
-from integration.points import ORDERS, send, superuser
-from integration.redeeming import DAY_MS, SETTLED, UNSETTLED, booking, customer_of, earn, get, order, redeem, reverse
-from ledger_book import check_book
 from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
-from pointbook_server.redemption import store
+from pointbook_server.redemption import transactions
+from support.harness import NOW_MS, Client, Service, Shop, at, refusal, unique
+from support.ledger import check_book
+from support.points import ORDERS, send, superuser
+from support.redemption import DAY_MS, SETTLED, UNSETTLED, booking, customer_of, earn, get, order, redeem, reverse
 
 NAMES = ("ada", "bob", "cyd", "dan")
 PAIRS = list(itertools.combinations(NAMES, 2))
@@ -183,7 +183,7 @@ async def test_several_sweeps_at_once_release_once(service: Service, client: Cli
 async def test_a_sweep_releases_all_that_is_overdue(service: Service, client: Client, shop: Shop) -> None:
     """However much there is of it, in one transaction after another."""
     await overdue(service, client, shop, 120)
-    with patch.object(store, "SWEEP_COUNT", 25):
+    with patch.object(transactions, "SWEEP_COUNT", 25):
         assert await service.server._redemptions.sweep(service.clock()) == 120
         assert await service.server._redemptions.sweep(service.clock()) == 0
 

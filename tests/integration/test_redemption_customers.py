@@ -7,8 +7,10 @@ from unittest.mock import patch
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, at, refused, unique
-from integration.redeeming import (
+from pointbook.v1 import customers_pb2, identity_pb2, programs_pb2, redemption_pb2
+from pointbook_server.redemption.transactions import RedemptionsStore
+from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.redemption import (
     DAY_MS,
     PENDING,
     customer_of,
@@ -20,8 +22,6 @@ from integration.redeeming import (
     question,
     redeem,
 )
-from pointbook.v1 import customers_pb2, identity_pb2, programs_pb2, redemption_pb2
-from pointbook_server.redemption.store import RedemptionsStore
 
 MOBILE = "+8613812345678"
 IDENTIFIERS = [

@@ -7,11 +7,11 @@ import asyncpg
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, make_token, refused, unique
-from integration.redeeming import SETTLED, UNSETTLED, booking, customer_of, earn, get, order, redeem, reverse
 from pointbook.v1 import redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
-from statements_sent import counted_statements
+from support.harness import NOW_MS, Client, Service, Shop, make_token, refused, unique
+from support.redemption import SETTLED, UNSETTLED, booking, customer_of, earn, get, order, redeem, reverse
+from support.statements import counted_statements
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ from unittest.mock import patch
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, at, refused
-from integration.redeeming import (
+from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+from pointbook_server.redemption.transactions import RedemptionsStore
+from support.harness import NOW_MS, Client, Service, Shop, at, refused
+from support.redemption import (
     DAY_MS,
     customer_of,
     drawn,
@@ -20,8 +22,6 @@ from integration.redeeming import (
     redeem,
     reverse,
 )
-from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
-from pointbook_server.redemption.store import RedemptionsStore
 
 POINTS = {"ada": 10, "bob": 20, "cyd": 40, "dan": 80, "eve": 160}
 SELECTORS: dict[str, dict[str, Any]] = {

@@ -7,11 +7,11 @@ from unittest.mock import patch
 
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, refused, unique
-from integration.redeeming import booking, earn, order, redeem, reverse
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.delivery.sender import DeliveryFailedError
-from pointbook_server.redemption.store import RedemptionsStore
+from pointbook_server.redemption.transactions import RedemptionsStore
+from support.harness import NOW_MS, Client, Service, Shop, refused, unique
+from support.redemption import booking, earn, order, redeem, reverse
 
 SMS = redemption_pb2.VALIDATION_TYPE_SMS
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL

@@ -12,13 +12,9 @@ from structlog.contextvars import bound_contextvars, get_contextvars
 from structlog.testing import capture_logs
 
 import pointbook_server.maintenance
-from harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, at, make_token, refused, server_settings, unique
-from integration.codes import WRONG, issue
-from integration.points import superuser
-from integration.redeeming import customer_of, earn, order, question, redeem
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
-from pointbook_server.database import Database
+from pointbook_server.db.database import Database
 from pointbook_server.delivery.sender import DeliveryFailedError
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.metrics import Metrics
@@ -28,7 +24,23 @@ from pointbook_server.redemption.refusals import Refusals
 from pointbook_server.redemption.refusals_store import RefusalsStore
 from pointbook_server.redemption.refused import Refusal, RefusalReason, RefusedMethod
 from pointbook_server.server import Server
-from waiting import until
+from support.codes import WRONG, issue
+from support.harness import (
+    NOW_MS,
+    Client,
+    Outbox,
+    Service,
+    Shop,
+    TestClock,
+    at,
+    make_token,
+    refused,
+    server_settings,
+    unique,
+)
+from support.points import superuser
+from support.redemption import customer_of, earn, order, question, redeem
+from support.waiting import until
 
 DAY_SECONDS = 86_400
 METHODS = redemption_pb2.RefusedMethod
@@ -209,7 +221,7 @@ async def test_failures_are_no_refusals(client: Client, shop: Shop) -> None:
     """Wrong fields, and a database that is away, say nothing about the customer."""
     await refused(client.redemption.ValidateRedemption(question(shop, 75, validation_type=99)))
     away = PointbookError(Reason.DATABASE_UNAVAILABLE, "away")
-    with patch("pointbook_server.redemption.store.RedemptionsStore.redeem", side_effect=away):
+    with patch("pointbook_server.redemption.transactions.RedemptionsStore.redeem", side_effect=away):
         await refused(redeem(client, order(shop, 10)))
     assert not (await page(client, shop)).refusals
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from harness import CODE_KEY, NOW_MS, Client, Outbox, Service, Shop, refused, server_settings
-from integration.codes import issue
-from integration.redeeming import earn
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.delivery.sender import DeliveryFailedError
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.service import Redemptions
 from pointbook_server.server import Server
+from support.codes import issue
+from support.harness import CODE_KEY, NOW_MS, Client, Outbox, Service, Shop, refused, server_settings
+from support.redemption import earn
 
 SMS, EMAIL = redemption_pb2.VALIDATION_TYPE_SMS, redemption_pb2.VALIDATION_TYPE_EMAIL
 ATTEMPTS = 4

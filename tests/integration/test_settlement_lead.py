@@ -9,9 +9,14 @@ import asyncpg
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, at, refused, unique
-from integration.points import entries, superuser, unvoid, void
-from integration.redeeming import (
+from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
+from pointbook_server.db.database import Connection, Database
+from pointbook_server.ledger.holds import RELEASED_KEPT
+from pointbook_server.redemption import queries
+from pointbook_server.redemption.audit import Difference, RedemptionsAudit
+from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.points import entries, superuser, unvoid, void
+from support.redemption import (
     DAY_MS,
     PENDING,
     SETTLED,
@@ -28,11 +33,6 @@ from integration.redeeming import (
     redeem,
     reverse,
 )
-from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
-from pointbook_server.database import Connection, Database
-from pointbook_server.ledger.holds import RELEASED_KEPT
-from pointbook_server.redemption import statements as sql
-from pointbook_server.redemption.auditing import Difference, RedemptionsAudit
 
 HOUR_MS = 3_600_000
 REDEMPTION = redemption_pb2.Redemption
@@ -574,4 +574,4 @@ async def test_decreases_are_looked_for_only_where_something_happened_inside_the
 
     with patch.object(Connection, "fetch", counting):
         await redeem(client, order(shop, 10))
-    assert fetched.count(sql.FIND_BOOKINGS) == expected
+    assert fetched.count(queries.FIND_BOOKINGS) == expected

@@ -12,18 +12,18 @@ import grpc
 import httpx
 import pytest
 
-from harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, server_settings, unique
-from integration.shims import PATH, SECRET, shim_before
-from json_logs import json_logs
 from pointbook.v1 import customers_pb2, identity_pb2, webhooks_pb2
 from pointbook_cli.quarantine import translate_again
-from pointbook_server import status as status_module
 from pointbook_server.customers import servicer as customers_module
 from pointbook_server.programs.model import Channel
+from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.server import Server
 from pointbook_server.webhooks import servicer as webhooks_module
 from shopline_shim import app as app_module
 from shopline_shim import signature
+from support.harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, server_settings, unique
+from support.json_logs import json_logs
+from support.shims import PATH, SECRET, shim_before
 
 NUMBER = "+8613800000000"
 APPLIED = (200, {"outcome": "APPLIED"})

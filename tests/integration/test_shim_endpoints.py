@@ -9,12 +9,12 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from harness import Client, Service, Shop, make_token, unique
-from integration.shims import PATH, SECRET, shim_before
 from pointbook.v1 import webhooks_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from shopline_shim import signature
 from shopline_shim.endpoints import Endpoint
+from support.harness import Client, Service, Shop, make_token, unique
+from support.shims import PATH, SECRET, shim_before
 
 NOW_MS = 1_767_225_600_000
 POINTS = "app_memberSystem_points/challenged"

@@ -14,12 +14,12 @@ import uvicorn
 from prometheus_client import Counter
 from uvicorn.server import ServerState
 
-from harness import Service
-from integration.shims import PATH, shim_before
 from shopline_shim.connections import Connections
 from shopline_shim.deadlines import DeadlineProtocol
 from shopline_shim.settings import ShimSettings
-from waiting import until
+from support.harness import Service
+from support.shims import PATH, shim_before
+from support.waiting import until
 
 HEADER_BYTES_MAX = 64 * 1024
 EVICTED = "pointbook_connections_evicted_total"

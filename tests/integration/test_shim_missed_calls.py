@@ -14,18 +14,18 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from database_proxy import proxied
-from harness import NOW_MS, Client, Service, Shop, make_token, refused, server_settings, unique
-from integration.codes import issue
-from integration.redeeming import PENDING, earn, order, question, redeem
-from integration.shims import shim_before
-from json_logs import json_logs
 from pointbook.v1 import identity_pb2, redemption_pb2
-from pointbook_server import status as status_module
 from pointbook_server.access.model import Scope
+from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.server import Server
 from shopline_shim import app as app_module
-from waiting import until
+from support.codes import issue
+from support.database_proxy import proxied
+from support.harness import NOW_MS, Client, Service, Shop, make_token, refused, server_settings, unique
+from support.json_logs import json_logs
+from support.redemption import PENDING, earn, order, question, redeem
+from support.shims import shim_before
+from support.waiting import until
 
 PATH = "/callbacks/missed-call"
 CALLER, CALLED = "+8613912345678", "+862112345678"

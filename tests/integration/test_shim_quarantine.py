@@ -12,17 +12,17 @@ from typing import Any
 import httpx
 import pytest
 
-from harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, make_token, server_settings, unique
-from integration.shims import PATH, SECRET, shim_before
-from json_logs import json_logs
 from pointbook.v1 import points_pb2, webhooks_pb2
-from pointbook_server import status as status_module
 from pointbook_server.access.model import Scope
 from pointbook_server.programs.model import Channel
+from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.server import Server
 from pointbook_server.webhooks import servicer as servicer_module
 from shopline_shim import app as app_module
 from shopline_shim import signature, translate
+from support.harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, make_token, server_settings, unique
+from support.json_logs import json_logs
+from support.shims import PATH, SECRET, shim_before
 
 TOPIC = "app_memberSystem_points/challenged"
 APPLIED = (200, {"outcome": "APPLIED"})

@@ -7,17 +7,17 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from harness import NOW_MS, Client, Service, make_token, server_settings, unique
-from integration.shims import shim_before
 from pointbook.v1 import access_pb2
 from pointbook_cli.health import shim_state
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
-from pointbook_server.access.store import AccessStore
-from pointbook_server.database import Database
+from pointbook_server.access.transactions import AccessStore
+from pointbook_server.db.database import Database
 from pointbook_server.server import Server
 from shopline_shim.readiness import Readiness
 from shopline_shim.settings import ShimSettings
-from waiting import until
+from support.harness import NOW_MS, Client, Service, make_token, server_settings, unique
+from support.shims import shim_before
+from support.waiting import until
 
 NEEDED = [Scope.POINTS_WRITE, Scope.WEBHOOKS]
 MISSED_CALLS = {"missed_call_secrets": (SecretStr("call-secret"),)}

@@ -7,11 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, unique
-from integration.shims import PATH, SECRET, shim_before
 from pointbook.v1 import customers_pb2, identity_pb2, programs_pb2, webhooks_pb2
 from pointbook_cli.quarantine import translate_again
 from shopline_shim import signature
+from support.harness import NOW_MS, Client, Service, Shop, unique
+from support.shims import PATH, SECRET, shim_before
 
 REQUESTED = (200, {"outcome": "REQUESTED"})
 QUARANTINED = (200, {"outcome": "QUARANTINED"})

@@ -16,20 +16,20 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from pydantic import SecretStr
 
-from harness import Service, Shop, make_token, server_settings
-from integration.certificates import Authority, Issued, handshake, replace, serial_of, served_serial
-from integration.shims import PATH, SECRET
-from json_logs import json_logs
 from pointbook.v1 import access_pb2, access_pb2_grpc
-from pointbook_server import certificates
+from pointbook_common import certificates
+from pointbook_common.errors import SettingError
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
-from pointbook_server.errors import SettingError
 from pointbook_server.server import Server
 from shopline_shim import grpc_channel, https
 from shopline_shim.app import Shim
 from shopline_shim.grpc_channel import RenewingChannel, client_tls_source, open_aio_channel
 from shopline_shim.settings import ShimSettings
 from shopline_shim.signature import sign
+from support.certificates import Authority, Issued, handshake, replace, serial_of, served_serial
+from support.harness import Service, Shop, make_token, server_settings
+from support.json_logs import json_logs
+from support.shims import PATH, SECRET
 
 AUTHORITY = Authority()
 

@@ -10,18 +10,30 @@ import grpc
 import pytest
 from prometheus_client import generate_latest
 
-from harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, at, make_token, refused, server_settings, unique
-from integration.codes import CODES, is_right, issued
-from integration.points import superuser
-from integration.redeeming import earn
-from json_logs import json_logs
 from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, programs_pb2, webhooks_pb2
 from pointbook_server.access.model import Scope
 from pointbook_server.programs import erasures as erasures_module
 from pointbook_server.programs import servicer as servicer_module
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from waiting import until, until_locks_are_awaited
+from support.codes import CODES, is_right, issued
+from support.harness import (
+    NOW_MS,
+    Client,
+    Outbox,
+    Service,
+    Shop,
+    TestClock,
+    at,
+    make_token,
+    refused,
+    server_settings,
+    unique,
+)
+from support.json_logs import json_logs
+from support.points import superuser
+from support.redemption import earn
+from support.waiting import until, until_locks_are_awaited
 
 DAY_MS = 24 * 60 * 60 * 1_000
 REQUEST_MS = NOW_MS - 2 * DAY_MS

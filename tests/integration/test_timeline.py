@@ -6,11 +6,11 @@ from typing import Any
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, at, refused, unique
-from integration.codes import CODES, WRONG, is_right, issued
-from integration.redeeming import DAY_MS, booking, customer_of, earn, order, question, redeem, reverse
 from pointbook.v1 import identity_pb2, redemption_pb2
-from statements_sent import counted_statements
+from support.codes import CODES, WRONG, is_right, issued
+from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.redemption import DAY_MS, booking, customer_of, earn, order, question, redeem, reverse
+from support.statements import counted_statements
 
 Entry = redemption_pb2.TimelineEntry
 

@@ -15,15 +15,15 @@ import grpc
 import pytest
 from cryptography import x509
 
-from harness import Client, Service, make_token, refusal, server_settings
-from integration.certificates import Authority, Issued, handshake, old_context, replace, serial_of, served_serial
 from pointbook.v1 import access_pb2
 from pointbook_cli.health import ProbeSettings, server_state
-from pointbook_server import tls
+from pointbook_common.errors import SettingError
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
-from pointbook_server.errors import SettingError
+from pointbook_server.rpc import tls
 from pointbook_server.server import Server
-from waiting import until
+from support.certificates import Authority, Issued, handshake, old_context, replace, serial_of, served_serial
+from support.harness import Client, Service, make_token, refusal, server_settings
+from support.waiting import until
 
 AUTHORITY = Authority()
 OTHER_AUTHORITY = Authority()

@@ -10,18 +10,18 @@ from typing import Any
 import grpc
 import pytest
 
-from database_proxy import proxied
-from harness import Client, Outbox, TestClock, make_token, server_settings
 from pointbook.v1 import access_pb2
 from pointbook_server.access import token_cache as token_cache_module
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
-from pointbook_server.access.store import AccessStore
 from pointbook_server.access.token_cache import TokenCache
-from pointbook_server.database import Database
+from pointbook_server.access.transactions import AccessStore
+from pointbook_server.db.database import Database
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from waiting import until
+from support.database_proxy import proxied
+from support.harness import Client, Outbox, TestClock, make_token, server_settings
+from support.waiting import until
 
 NOW_MS = 1_780_000_000_000
 

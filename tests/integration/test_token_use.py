@@ -9,16 +9,16 @@ import grpc
 import pytest
 
 import pointbook_server.maintenance
-from harness import NOW_MS, Client, Outbox, TestClock, make_token, refused, server_settings, unique
 from pointbook.v1 import points_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, Token, new_token, split_bearer
-from pointbook_server.access.store import LOCK_TOKEN, AccessStore, NotRotatableError
 from pointbook_server.access.token_cache import TokenCache
-from pointbook_server.database import Connection, Database
+from pointbook_server.access.transactions import LOCK_TOKEN, AccessStore, NotRotatableError
+from pointbook_server.db.database import Connection, Database
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from waiting import until
+from support.harness import NOW_MS, Client, Outbox, TestClock, make_token, refused, server_settings, unique
+from support.waiting import until
 
 DAY_MS = 86_400_000
 MINUTE_MS = 60_000

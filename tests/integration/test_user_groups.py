@@ -7,18 +7,18 @@ from typing import Any
 import grpc
 import pytest
 
-from harness import Client, Service, Shop, refused, unique
 from pointbook.v1 import customers_pb2, identity_pb2
-from pointbook_server.customers.book import CustomersBook
+from pointbook_server.customers.customer_repository import CustomersBook
 from pointbook_server.customers.model import GroupKey, Identifier, Kind, Tombstones
-from pointbook_server.customers.store import CustomersStore
-from pointbook_server.database import Connection, Database, Statement
+from pointbook_server.customers.transactions import CustomersStore
+from pointbook_server.db.database import Connection, Database, Statement
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.metrics import Metrics
-from pointbook_server.validation_codes.store import ValidationCodesStore
+from pointbook_server.validation_codes.transactions import ValidationCodesStore
+from pointbook_server.webhooks.encryption import Sealer
 from pointbook_server.webhooks.model import Bounds, Limits
-from pointbook_server.webhooks.sealing import Sealer
-from pointbook_server.webhooks.store import WebhooksStore
+from pointbook_server.webhooks.transactions import WebhooksStore
+from support.harness import Client, Service, Shop, refused, unique
 
 NAMES = ("ada", "bob", "cyd", "dan")
 

@@ -13,18 +13,18 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from harness import CODE_KEY, Client, Outbox, Service, Shop, refused, server_settings, unique
-from json_logs import json_logs
 from pointbook.v1 import identity_pb2, redemption_pb2
-from pointbook_server import status as status_module
 from pointbook_server.delivery.sender import DeliveryFailedError, Message, Sender
 from pointbook_server.programs.model import Channel
+from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.server import Server
 from pointbook_server.validation_codes import service as codes_module
+from pointbook_server.validation_codes.commands import Deliver
 from pointbook_server.validation_codes.model import Keys
-from pointbook_server.validation_codes.steps import Deliver
-from pointbook_server.validation_codes.store import ValidationCodesStore
-from waiting import until
+from pointbook_server.validation_codes.transactions import ValidationCodesStore
+from support.harness import CODE_KEY, Client, Outbox, Service, Shop, refused, server_settings, unique
+from support.json_logs import json_logs
+from support.waiting import until
 
 SMS = redemption_pb2.VALIDATION_TYPE_SMS
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL

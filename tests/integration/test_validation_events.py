@@ -7,12 +7,12 @@ from typing import Any
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, at, make_token, refused, unique
-from integration.codes import CODES, WRONG, is_right, issue, issued
-from integration.points import superuser
-from integration.redeeming import customer_of, earn, order, question, redeem
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
+from support.codes import CODES, WRONG, is_right, issue, issued
+from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refused, unique
+from support.points import superuser
+from support.redemption import customer_of, earn, order, question, redeem
 
 ACTIONS = redemption_pb2.ValidationAction
 

@@ -7,15 +7,15 @@ from typing import Any
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, refused, server_settings
-from integration.codes import CODES, WRONG, audit, is_right, issue, issued
-from integration.points import superuser
-from integration.redeeming import customer_of, earn, question
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
 from pointbook_server.delivery.sender import DeliveryFailedError
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from pointbook_server.validation_codes import limits
+from pointbook_server.validation_codes import rate_limits
+from support.codes import CODES, WRONG, audit, is_right, issue, issued
+from support.harness import NOW_MS, Client, Service, Shop, refused, server_settings
+from support.points import superuser
+from support.redemption import customer_of, earn, question
 
 MOBILE, EMAIL = "+8613812345678", "buyer@example.com"
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
@@ -156,7 +156,7 @@ async def test_messages_of_a_merchant(service: Service, client: Client, shop: Sh
     await caller.close()
     await few.stop()
     assert limit == "merchant"
-    assert wait == pytest.approx(10 * MINUTE, abs=limits.MERCHANT_GRAIN_MS / 1_000)
+    assert wait == pytest.approx(10 * MINUTE, abs=rate_limits.MERCHANT_GRAIN_MS / 1_000)
 
 
 async def test_regions(client: Client, shop: Shop) -> None:

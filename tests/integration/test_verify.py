@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import asyncpg
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, at, unique
 from pointbook.v1 import points_pb2
-from pointbook_server.database import Database
-from pointbook_server.ledger.auditing import Audit, Place, Size, Wanted
+from pointbook_server.db.database import Database
+from pointbook_server.ledger.audit import Audit, Place, Size, Wanted
 from pointbook_server.ledger.verification import Mismatch
+from support.harness import NOW_MS, Client, Service, Shop, at, unique
 
 INCREASE = points_pb2.POINTS_UPDATE_TYPE_INCREASE
 DECREASE = points_pb2.POINTS_UPDATE_TYPE_DECREASE

@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from harness import NOW_MS, Service, Shop
-from integration.points import superuser
-from integration.redeeming import booking, customer_of, earn, order, redeem, reverse
-from pointbook_server.database import Database
-from pointbook_server.redemption.auditing import Difference, RedemptionsAudit
+from pointbook_server.db.database import Database
+from pointbook_server.redemption.audit import Difference, RedemptionsAudit
+from support.harness import NOW_MS, Service, Shop
+from support.points import superuser
+from support.redemption import booking, customer_of, earn, order, redeem, reverse
 
 DEFAULT_WINDOW_MS = 72 * 3_600_000
 OPEN, BOOKED, PART = "points = 30", "points = 20", "points = 10"

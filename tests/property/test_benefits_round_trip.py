@@ -9,13 +9,13 @@ import grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import Service, unique
 from pointbook.v1 import benefits_pb2
 from pointbook_cli.benefits import Benefits, Outcome, Plan, import_one
 from pointbook_cli.benefits_file import read_answer
 from pointbook_server.benefits.messages import NAMES
 from pointbook_server.benefits.model import MembershipType
-from shopline_benefits import FIELDS, answer, exported
+from support.benefits import FIELDS, answer, exported
+from support.harness import Service, unique
 
 NUMBERS = st.one_of(
     st.integers(1, 12),

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import NOW_MS, Service, Shop, unique
-from integration.redeeming import SETTLED, UNSETTLED, booking, earn, get, order, points_of, redeem
 from pointbook.v1 import points_pb2, redemption_pb2
-from pointbook_server.database import Database
-from pointbook_server.redemption.auditing import Difference, RedemptionsAudit
+from pointbook_server.db.database import Database
+from pointbook_server.redemption.audit import Difference, RedemptionsAudit
+from support.harness import NOW_MS, Service, Shop, unique
+from support.redemption import SETTLED, UNSETTLED, booking, earn, get, order, points_of, redeem
 
 EXAMPLES = settings(
     max_examples=40,

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, at, refused, server_settings, unique
-from integration.customers import found, needless_claims, of_buyer
 from pointbook.v1 import customers_pb2, identity_pb2
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.customers import found, needless_claims, of_buyer
+from support.harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, at, refused, server_settings, unique
 
 TAKEN = "+8613800000009"
 MOBILES = [None, "", "+8613800000001", "+541123456789", "+5491123456789", TAKEN, "13800000001"]

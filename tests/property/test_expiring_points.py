@@ -10,17 +10,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import NOW_MS, Client, Service, unique
-from ledger_book import ledger_store, read_book
-from pointbook_server.database import Connection, Database
-from pointbook_server.ledger import book, expiring, lots, model
-from pointbook_server.ledger.book import LedgerBook
-from pointbook_server.ledger.expiring import ExpiringPoints, ExpiryWindow, Place
+from pointbook_server.db.database import Connection, Database
+from pointbook_server.ledger import account_repository, expiring_points, lots, model
+from pointbook_server.ledger.account_repository import LedgerBook
+from pointbook_server.ledger.expiring_points import ExpiringPoints, ExpiryWindow, Place
 from pointbook_server.ledger.holds import Hold
 from pointbook_server.ledger.lots import Lot
 from pointbook_server.ledger.model import Account, AccountKey, Event, Expiry, UpdateType, Webhook, fold
-from pointbook_server.ledger.statements import Void
-from pointbook_server.ledger.store import LedgerStore, Received
+from pointbook_server.ledger.queries import Void
+from pointbook_server.ledger.transactions import LedgerStore, Received
+from support.harness import NOW_MS, Client, Service, unique
+from support.ledger import ledger_store, read_book
 
 START_MS = NOW_MS - 1_000
 END_MS = START_MS + 80
@@ -39,10 +39,10 @@ def tiny_limits() -> Iterator[None]:
         patch.object(model, "CHECKPOINT_ENTRIES", 2),
         patch.object(lots, "NEAR_LOTS_MAX", 2),
         patch.object(lots, "NEAR_LOTS_KEPT", 1),
-        patch.object(book, "FAR_LOTS_READ", 2),
-        patch.object(expiring, "CANDIDATES_MAX", 4),
-        patch.object(expiring, "PORTION_MAX", 3),
-        patch.object(expiring, "AHEAD", (1, 2)),
+        patch.object(account_repository, "FAR_LOTS_READ", 2),
+        patch.object(expiring_points, "CANDIDATES_MAX", 4),
+        patch.object(expiring_points, "PORTION_MAX", 3),
+        patch.object(expiring_points, "AHEAD", (1, 2)),
     ):
         yield
 

@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from harness import NOW_MS, Client, Service, Shop, unique
-from ledger_book import check_book
 from pointbook_cli.importing import Plan, run_import
 from pointbook_cli.points_file import Format, Manner
 from shopline_shim.settings import ShimSettings
+from support.harness import NOW_MS, Client, Service, Shop, unique
+from support.ledger import check_book
 
 COLUMNS = ("event_id", "buyer_id", "update_type", "updated_scene", "updated_value", "points_balance", "updated_at")
 START_MS = NOW_MS - 1_000_000

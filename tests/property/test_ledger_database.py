@@ -10,14 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import NOW_MS, Client, Service, unique
-from ledger_book import check_is_the_fold, ledger_store, read_book, without_ids
-from pointbook_server.database import Database
+from pointbook_server.db.database import Database
 from pointbook_server.errors import PointbookError
-from pointbook_server.ledger import book, lots, model, store
+from pointbook_server.ledger import account_repository, lots, model, transactions
 from pointbook_server.ledger.model import Account, AccountKey, Event, Outcome, UpdateType, Verdict, Webhook, fold
-from pointbook_server.ledger.statements import Void
-from pointbook_server.ledger.store import LedgerStore, Received
+from pointbook_server.ledger.queries import Void
+from pointbook_server.ledger.transactions import LedgerStore, Received
+from support.harness import NOW_MS, Client, Service, unique
+from support.ledger import check_is_the_fold, ledger_store, read_book, without_ids
 
 START_MS = NOW_MS - 1_000
 BUYERS = ("one", "two")
@@ -35,9 +35,9 @@ def tiny_limits() -> Iterator[None]:
         patch.object(model, "CHECKPOINT_ENTRIES", 2),
         patch.object(lots, "NEAR_LOTS_MAX", 2),
         patch.object(lots, "NEAR_LOTS_KEPT", 1),
-        patch.object(book, "FAR_LOTS_READ", 2),
-        patch.object(book, "LONG_FOLD", 8),
-        patch.object(store, "LONG_FOLD", 8),
+        patch.object(account_repository, "FAR_LOTS_READ", 2),
+        patch.object(account_repository, "LONG_FOLD", 8),
+        patch.object(transactions, "LONG_FOLD", 8),
     ):
         yield
 

@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import NOW_MS, Service, Shop, at, unique
-from integration.redeeming import DAY_MS, earn
 from pointbook.v1 import customers_pb2
 from pointbook_server.customers.model import GroupKey, Identifier, Key, Kind
 from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.model import AccountKey
-from pointbook_server.redemption.asking import Ask, GroupRef
-from pointbook_server.redemption.proof import Proof
-from pointbook_server.redemption.redeemed import Order, Redemption
-from pointbook_server.redemption.store import Wanted
+from pointbook_server.redemption.assessment import Ask, GroupRef
+from pointbook_server.redemption.customer_validation import Proof
+from pointbook_server.redemption.model import Order, Redemption
+from pointbook_server.redemption.transactions import Wanted
+from support.harness import NOW_MS, Service, Shop, at, unique
+from support.redemption import DAY_MS, earn
 
 EXAMPLES = settings(
     max_examples=25,

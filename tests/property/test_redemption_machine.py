@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from harness import NOW_MS, Service, Shop, at, refusal, unique
-from ledger_book import Kept, check_is_the_fold, read_book
 from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
-from pointbook_server.database import Database, Statement
+from pointbook_server.db.database import Database, Statement
 from pointbook_server.ledger.model import AccountKey
-from pointbook_server.redemption import statements as sql
-from pointbook_server.redemption.pool import points_by_account
-from pointbook_server.redemption.redeemed import HoldState, Redemption
+from pointbook_server.redemption import queries
+from pointbook_server.redemption.allocation import points_by_account
+from pointbook_server.redemption.model import HoldState, Redemption
+from support.harness import NOW_MS, Service, Shop, at, refusal, unique
+from support.ledger import Kept, check_is_the_fold, read_book
 
 EXAMPLES = settings(
     max_examples=60,
@@ -43,7 +43,7 @@ REFUSALS = {
 }
 """What a story may be told: nothing else goes wrong."""
 READ_REDEMPTIONS = Statement(
-    text(f"SELECT {sql.NAMES}, {sql.STATE} AS state FROM redemptions WHERE merchant_id = :merchant_id")  # noqa: S608 - names
+    text(f"SELECT {queries.NAMES}, {queries.STATE} AS state FROM redemptions WHERE merchant_id = :merchant_id")  # noqa: S608 - names
 )
 
 
@@ -258,9 +258,9 @@ async def read_redemptions(database: Database, story: Story) -> list[Redemption]
     named = {"merchant_id": story.shop.merchant_id, "now_ms": story.now_ms}
     async with database.autocommit() as connection:
         rows = await connection.fetch(READ_REDEMPTIONS, named)
-    redemptions = list(map(sql.read, rows))
+    redemptions = list(map(queries.read, rows))
     for row, redemption in zip(rows, redemptions, strict=True):
-        written = sql.write_changing(redemption)
+        written = queries.write_changing(redemption)
         kept = {name: row[name] for name in ("open_points", "released_points", "reversed_points")}
         assert kept == {name: written[name] for name in kept}
         assert row.state == redemption.state(story.now_ms)

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import NOW_MS, Outbox, Service, TestClock, unique
 from pointbook_server.customers.model import Customer, Identifier, Kind
 from pointbook_server.delivery.sender import DeliveryFailedError
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Channel, Program, Validation
-from pointbook_server.validation_codes.limits import (
+from pointbook_server.validation_codes.commands import Board, Step, subjects_of
+from pointbook_server.validation_codes.model import Challenge, Family, Keys, Proving, Purpose, State
+from pointbook_server.validation_codes.rate_limits import (
     DAY_MS,
     HOUR_MS,
     MERCHANT_GRAIN_MS,
@@ -27,9 +28,8 @@ from pointbook_server.validation_codes.limits import (
     Limit,
     Tally,
 )
-from pointbook_server.validation_codes.model import Challenge, Family, Keys, Proving, Purpose, State
 from pointbook_server.validation_codes.service import Rules, ValidationCodes
-from pointbook_server.validation_codes.steps import Board, Step, subjects_of
+from support.harness import NOW_MS, Outbox, Service, TestClock, unique
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
-from pointbook_server.migrations import migrate
+from pointbook_server.db.migrations import migrate
 from support.sites import Site
 
 

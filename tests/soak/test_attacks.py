@@ -14,7 +14,6 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from e2e.processes import grpc_health
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from support.honest import P99_RATIO_MAX, TOPIC, Honest, Seen, p99_ratio, typical_p99_ms
 from support.http2 import (
@@ -25,8 +24,9 @@ from support.http2 import (
     grpc_message,
     http2,
 )
+from support.processes import grpc_health
 from support.sites import SECRET, Site, resident_mb
-from waiting import until
+from support.waiting import until
 
 pytestmark = pytest.mark.soak
 

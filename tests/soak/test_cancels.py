@@ -10,8 +10,6 @@ import asyncpg
 import grpc
 import pytest
 
-from harness import NOW_MS, Client, Service, Shop, at, unique
-from integration.redeeming import customer_of
 from pointbook.v1 import (
     benefits_pb2,
     customers_pb2,
@@ -20,8 +18,10 @@ from pointbook.v1 import (
     redemption_pb2,
     webhooks_pb2,
 )
+from support.harness import NOW_MS, Client, Service, Shop, at, unique
+from support.redemption import customer_of
 from support.verification import verify
-from waiting import until
+from support.waiting import until
 
 CALLERS = 64
 BUYERS = 40

@@ -11,13 +11,13 @@ from dataclasses import replace
 import asyncpg
 import pytest
 
-from database_proxy import DatabaseProxy, proxied
-from e2e.processes import HAS_PROC, Running, is_alive
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from support.callers import Callers, check_ledger
+from support.database_proxy import DatabaseProxy, proxied
+from support.processes import HAS_PROC, Running, is_alive
 from support.sites import Site, faults
 from support.verification import verify
-from waiting import until
+from support.waiting import until
 
 CALLERS = 100
 RECOVERY_SECONDS_MAX = 60.0

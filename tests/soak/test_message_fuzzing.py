@@ -11,15 +11,15 @@ import grpc
 import pytest
 from google.protobuf.message import DecodeError, Message
 
-from e2e.processes import grpc_health
-from harness import NOW_MS, Client, Shop, at, refusal
-from integration.provider_servers import http_server
 from pointbook.v1 import benefits_pb2, customers_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
 from pointbook_server.errors import Reason
-from pointbook_server.status import code_of
+from pointbook_server.rpc.status_interceptor import code_of
+from support.harness import NOW_MS, Client, Shop, at, refusal
 from support.honest import P99_RATIO_MAX, p99_ratio
 from support.http2 import HEALTH_CHECK
 from support.message_fuzzing import METHODS, MessageFuzzer, responses
+from support.processes import grpc_health
+from support.provider_servers import http_server
 from support.sites import Site, faults
 
 CALLERS = 32

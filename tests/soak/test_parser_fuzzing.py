@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from e2e.processes import clean_environment, finish
 from support import parser_targets
 from support.parser_targets import SEEDS, TARGETS
+from support.processes import clean_environment, finish
 
 GUIDED_SECONDS = 90
 CHANGES_MAX = 4

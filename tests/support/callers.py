@@ -9,9 +9,9 @@ from typing import Any
 import asyncpg
 import grpc
 
-from harness import Shop, at
 from pointbook.v1 import points_pb2, points_pb2_grpc
-from waiting import until
+from support.harness import Shop, at
+from support.waiting import until
 
 CONNECTIONS = 4
 NOW_MS = int(time.time() * 1_000)

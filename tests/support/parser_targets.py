@@ -13,8 +13,10 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from pointbook_server import emails, paging, phones, text
-from pointbook_server.fields import Fields, read_etag
+from pointbook_common import text
+from pointbook_server.customers import emails, phones
+from pointbook_server.rpc import pagination
+from pointbook_server.rpc.request_fields import Fields, read_etag
 from shopline_shim import missed_calls, quarantine, signature, translate
 
 SECRET = "app-secret"
@@ -41,7 +43,7 @@ SEEDS = (
     b"+886 912-345-678",
     b"Ann.Lee+shop@xn--bcher-kva.example",
     signature.sign(SECRET, b"{}").encode(),
-    paging.write_token("scope", (1, "a")).encode(),
+    pagination.write_token("scope", (1, "a")).encode(),
     b"customers/update, customers/update",
     b"Bearer pb_0123456789abcdef_secret",
 )
@@ -120,7 +122,7 @@ def read_tokens(data: bytes) -> None:
     written = data.decode("utf-8", "replace")
     revision = read_etag(written)
     assert revision is None or -1 <= revision < 2**63
-    paging.read_token(Fields(), "page_token", written, "scope", (int, str))
+    pagination.read_token(Fields(), "page_token", written, "scope", (int, str))
 
 
 TARGETS: tuple[Callable[[bytes], None], ...] = (
@@ -148,7 +150,7 @@ def fuzz(corpus: Path) -> None:
     for number, seed in enumerate(SEEDS):
         for target in range(len(TARGETS)):
             (corpus / f"seed-{number}-{target}").write_bytes(bytes((target,)) + seed)
-    for function in _functions(translate, missed_calls, signature, quarantine, phones, emails, text, paging):
+    for function in _functions(translate, missed_calls, signature, quarantine, phones, emails, text, pagination):
         atheris.instrument_func(function)
     atheris.Setup(sys.argv, read_all)
     atheris.Fuzz()

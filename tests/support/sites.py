@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from e2e.processes import POINTBOOK, Running, clean_environment, free_port, grpc_health, http_get, running
-from harness import CODE_KEY, QUARANTINE_KEY, Client, Shop, make_token, unique
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from support.harness import CODE_KEY, QUARANTINE_KEY, Client, Shop, make_token, unique
 from support.honest import Honest, honest_client
+from support.processes import POINTBOOK, Running, clean_environment, free_port, grpc_health, http_get, running
 
 SECRET = "app-secret-of-the-soak"
 FAULTS = ("Traceback", '"exception"', "internal error", "stray cancellation", "never retrieved", "never awaited")

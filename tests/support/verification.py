@@ -1,6 +1,6 @@
 """The whole ledger of a database, folded again and compared with itself and with the redemptions."""
 
-from e2e.processes import pointbook
+from support.processes import pointbook
 
 
 async def verify(database_url: str, merchant_id: str) -> None:

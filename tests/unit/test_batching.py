@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pointbook_server.batching import Line
 from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.rpc.batching import Line
 
 SOME_TURNS = 20
 """More turns of the event loop than a line takes to do all that it can without an answer."""

@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 
-from integration.certificates import Authority, Issued, replace
-from json_logs import json_logs
-from pointbook_server import certificates
-from pointbook_server.certificates import DAY_SECONDS, SettingFile, TlsFiles, TlsSource, load, name_of
-from pointbook_server.errors import SettingError
+from pointbook_common import certificates
+from pointbook_common.certificates import DAY_SECONDS, SettingFile, TlsFiles, TlsSource, load, name_of
+from pointbook_common.errors import SettingError
+from support.certificates import Authority, Issued, replace
+from support.json_logs import json_logs
 
 AUTHORITY = Authority()
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from harness import NOW_MS
-from pointbook_server.clock_skew import ClockSkew, ClockSkewError, Sample, Verdict, judge
+from pointbook_server.db.clock_skew import ClockSkew, ClockSkewError, Sample, Verdict, judge
 from pointbook_server.errors import PointbookError
 from pointbook_server.metrics import Metrics
+from support.harness import NOW_MS
 
 GOOD, SKEWED, WRONG, UNKNOWN = Verdict.GOOD, Verdict.SKEWED, Verdict.WRONG, Verdict.UNKNOWN
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pointbook_server import connection_pool
-from pointbook_server.connection_pool import ConnectionPool, PoolRefusalError
+from pointbook_server.db import connection_pool
+from pointbook_server.db.connection_pool import ConnectionPool, PoolRefusalError
 
 
 class Driver:

@@ -4,10 +4,10 @@ from datetime import UTC
 
 import pytest
 
-from harness import NOW_MS, at
 from pointbook.v1 import redemption_pb2
 from pointbook_cli.customer import CustomerView, Wanted
 from pointbook_cli.customer_text import print_view
+from support.harness import NOW_MS, at
 
 
 @pytest.mark.parametrize(("count", "shown"), [(1, "LOCKED, by SMS"), (1_200, "LOCKED, 1,200 times until 20")])

@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import pytest
 
-from pointbook_server import database_health
-from pointbook_server.database import Database
-from pointbook_server.database_health import DatabaseHealth
+from pointbook_server.db import database_health
+from pointbook_server.db.database import Database
+from pointbook_server.db.database_health import DatabaseHealth
 from pointbook_server.errors import UnusableDatabaseError
-from waiting import until
+from support.waiting import until
 
 HANG_SECONDS = 60.0
 

@@ -11,7 +11,7 @@ from asyncpg import connect_utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pointbook_server.database_url import FORM, check_database_url
+from pointbook_server.db.database_url import FORM, check_database_url
 
 PIECES = [
     "localhost", "127.0.0.1", "[::1]", "::1", "db.example.com", "/run", "%2Frun", "%252Frun", "%256cocalhost",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pointbook_server import emails
+from pointbook_server.customers import emails
 
 LETTERS = "abzABZ.\u00df\u1e9e\u0130\u0131\u017f\u212a\ufb01\uff21\uff41\u00e9\u00c9\u03a3\u03c3\u03c2\u0391e\u0301"
 

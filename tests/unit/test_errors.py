@@ -11,8 +11,8 @@ from grpc import StatusCode
 
 from pointbook.v1 import errors_pb2
 from pointbook_server.errors import FieldViolation, PointbookError, Reason, store_not_found
-from pointbook_server.redemption.model import STATUS_CODES, finding, in_order, refusal
-from pointbook_server.status import Retry, code_of, retry_of, to_status
+from pointbook_server.redemption.rules import STATUS_CODES, finding, in_order, refusal
+from pointbook_server.rpc.status_interceptor import Retry, code_of, retry_of, to_status
 
 ERRORS_PROTO = Path(__file__).parents[2] / "proto/pointbook/v1/errors.proto"
 STATUS_BYTES_MAX = 4_096

@@ -5,9 +5,9 @@ from decimal import Decimal
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pointbook_server import paging
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.fields import Fields, to_decimal_text, to_timestamp
+from pointbook_server.rpc import pagination
+from pointbook_server.rpc.request_fields import Fields, to_decimal_text, to_timestamp
 
 
 def wrong_fields(fields: Fields) -> dict[str, str]:
@@ -228,24 +228,24 @@ def test_lists_are_bounded_and_their_items_named() -> None:
 def test_a_page_token_names_its_place() -> None:
     """The next page starts where the last one ended; no token is the first page."""
     fields = Fields()
-    token = paging.write_token(("stores", "m"), ("s-1", 7))
+    token = pagination.write_token(("stores", "m"), ("s-1", 7))
 
-    assert paging.read_token(fields, "page_token", token, ("stores", "m"), (str, int)) == ("s-1", 7)
-    assert paging.read_token(fields, "page_token", "", ("stores", "m"), (str, int)) is None
+    assert pagination.read_token(fields, "page_token", token, ("stores", "m"), (str, int)) == ("s-1", 7)
+    assert pagination.read_token(fields, "page_token", "", ("stores", "m"), (str, int)) is None
     assert fields.is_clean
 
 
 @pytest.mark.parametrize(
     "token",
     [
-        paging.write_token(("stores", "other"), ("s-1",)),
-        paging.write_token(("stores", "m"), (7,)),
-        paging.write_token(("stores", "m"), ("s-1", "s-2")),
-        paging.write_token(("stores", "m"), ()),
-        paging.write_token(("stores", "m"), (True,)),
+        pagination.write_token(("stores", "other"), ("s-1",)),
+        pagination.write_token(("stores", "m"), (7,)),
+        pagination.write_token(("stores", "m"), ("s-1", "s-2")),
+        pagination.write_token(("stores", "m"), ()),
+        pagination.write_token(("stores", "m"), (True,)),
         # What no list of ours has as a place, and no database can compare with.
-        paging.write_token(("stores", "m"), ("\x00",)),
-        paging.write_token(("stores", "m"), ("\ud800",)),
+        pagination.write_token(("stores", "m"), ("\x00",)),
+        pagination.write_token(("stores", "m"), ("\ud800",)),
         "nonsense",
         "é",
         "x" * 2_000,
@@ -260,7 +260,7 @@ def test_other_page_tokens_are_wrong(token: str) -> None:
     """A token of another list, or one that was tampered with, is refused instead of answered wrongly."""
     fields = Fields()
 
-    assert paging.read_token(fields, "page_token", token, ("stores", "m"), (str,)) is None
+    assert pagination.read_token(fields, "page_token", token, ("stores", "m"), (str,)) is None
     assert set(wrong_fields(fields)) == {"page_token"}
 
 
@@ -269,5 +269,5 @@ def test_numbers_beyond_the_database_are_no_place(place: int) -> None:
     """No number in a token is larger than what the database can compare with."""
     fields = Fields()
 
-    assert paging.read_token(fields, "token", paging.write_token("l", (place,)), "l", (int,)) is None
+    assert pagination.read_token(fields, "token", pagination.write_token("l", (place,)), "l", (int,)) is None
     assert set(wrong_fields(fields)) == {"token"}

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from pointbook_server.open_files import CONNECTIONS_MAX, RESERVED_FILES, connections_that_fit
+from pointbook_common.open_files import CONNECTIONS_MAX, RESERVED_FILES, connections_that_fit
 
 RAISE = """
 import resource
-from pointbook_server.open_files import raise_open_files
+from pointbook_common.open_files import raise_open_files
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
 raise_open_files()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from phonenumbers import PhoneNumberFormat, PhoneNumberType
 
-from pointbook_server import phones
+from pointbook_server.customers import phones
 
 SHARED_PLANS = {"AR", "BR", "MX"}
 NUMBER = "+8613800000000"

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from harness import NOW_MS, at
 from pointbook.v1 import points_pb2
 from pointbook_cli.points_file import Format, Manner, PointsFile, PointsFileError, Portion, read_time_ms
 from pointbook_cli.sorted_lines import SortedLines
+from support.harness import NOW_MS, at
 
 HEADER = (
     "event_id,merchant_id,store_id,buyer_id,update_type,updated_scene,updated_value,"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pointbook_server.providers import (
+from pointbook_server.provider_settings import (
     SmtpServer,
     StartTls,
     check_apprise_url,

@@ -15,10 +15,10 @@ from pointbook_server.customers.servicer import CustomersServicer
 from pointbook_server.errors import Reason
 from pointbook_server.ledger.servicer import PointsServicer
 from pointbook_server.programs.servicer import ProgramsServicer
-from pointbook_server.redemption.model import STATUS_CODES
+from pointbook_server.redemption.rules import STATUS_CODES
 from pointbook_server.redemption.servicer import RedemptionServicer
+from pointbook_server.rpc.status_interceptor import code_of, retry_of
 from pointbook_server.settings import ServerSettings
-from pointbook_server.status import code_of, retry_of
 from pointbook_server.webhooks.servicer import WebhooksServicer
 from shopline_shim.settings import ShimSettings
 

@@ -10,8 +10,8 @@ from pointbook_server.ledger.lots import Draw as EntryDraw
 from pointbook_server.ledger.lots import Lot
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import Program
+from pointbook_server.redemption.allocation import Draw
 from pointbook_server.redemption.bookings import Booking, booking_of, first_draws, lead_ms_of
-from pointbook_server.redemption.pool import Draw
 
 ONE, TWO = AccountKey("store", "one"), AccountKey("store", "two")
 NOW_MS = 1_000_000

@@ -7,7 +7,7 @@ import pytest
 
 from pointbook_server.errors import Reason
 from pointbook_server.programs.model import Criteria, Program
-from pointbook_server.redemption.model import (
+from pointbook_server.redemption.rules import (
     REDEEMABLE,
     Finding,
     Standing,

@@ -6,8 +6,8 @@ from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.holds import RELEASED_KEPT, Hold, released, settled_by
 from pointbook_server.ledger.lots import Lot
 from pointbook_server.ledger.model import Account, AccountKey
-from pointbook_server.redemption.pool import Draw, Source, draws_of
-from pointbook_server.redemption.redeemed import (
+from pointbook_server.redemption.allocation import Draw, Source, draws_of
+from pointbook_server.redemption.model import (
     AccountHold,
     Content,
     HoldState,

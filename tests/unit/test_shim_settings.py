@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pointbook_server.secret_files import secret_file_fields
+from pointbook_common.secret_files import secret_file_fields
 from shopline_shim.app import create_app
 from shopline_shim.settings import ShimSettings, split_address
 

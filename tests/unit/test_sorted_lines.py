@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import NOW_MS
 from pointbook_cli.points_file import Format, Manner, PointsFile, Refused
 from pointbook_cli.sorted_lines import Batch, Refusals, SortedLine, SortedLines
+from support.harness import NOW_MS
 
 HEADER = "event_id,buyer_id,update_type,updated_scene,updated_value,points_balance,updated_at"
 PLAIN = "{event_id},{buyer},{kind},LUCKY_DRAW,{value},{balance},{at_ms}"

@@ -7,8 +7,8 @@ import grpc
 import pytest
 
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.refusal_limits import Pacer, RefusalLog
-from pointbook_server.status import StatusInterceptor
+from pointbook_server.rpc.refusal_limits import Pacer, RefusalLog
+from pointbook_server.rpc.status_interceptor import StatusInterceptor
 
 
 class LeavingCaller:

@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from pointbook_server.text import ascii_digits, pasted, phone_text, without_invisible
+from pointbook_common.text import ascii_digits, pasted, phone_text, without_invisible
 
 CHARACTERS = [chr(code) for code in range(sys.maxunicode + 1)]
 

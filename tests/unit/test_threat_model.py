@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from pointbook_common.secret_files import secret_file_fields
 from pointbook_server.access.model import Scope
-from pointbook_server.secret_files import secret_file_fields
 from pointbook_server.settings import ServerSettings
 from shopline_shim.settings import ShimSettings
 

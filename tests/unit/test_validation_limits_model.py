@@ -3,14 +3,14 @@
 import pytest
 
 from pointbook_server.programs.model import Channel
-from pointbook_server.validation_codes.limits import (
+from pointbook_server.validation_codes.commands import MERCHANT_SENDS, Board, Deliver, Sends
+from pointbook_server.validation_codes.model import Challenge, Delivery, Keys, Purpose
+from pointbook_server.validation_codes.rate_limits import (
     DAY_MS,
     MERCHANT_GRAIN_MS,
     MERCHANT_WINDOW_MS,
     Tally,
 )
-from pointbook_server.validation_codes.model import Challenge, Delivery, Keys, Purpose
-from pointbook_server.validation_codes.steps import MERCHANT_SENDS, Board, Deliver, Sends
 
 NOW_MS = 1_780_000_000_000
 KEYS = Keys({"new": b"n" * 32, "old": b"o" * 32})

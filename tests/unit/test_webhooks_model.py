@@ -7,6 +7,7 @@ import pytest
 from cryptography.exceptions import InvalidTag
 
 from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.webhooks.encryption import Sealed, Sealer
 from pointbook_server.webhooks.model import (
     QuarantineReason,
     Webhook,
@@ -15,7 +16,6 @@ from pointbook_server.webhooks.model import (
     signed_store,
     subject_of,
 )
-from pointbook_server.webhooks.sealing import Sealed, Sealer
 
 OLD, NEW = {"old": b"o" * 32}, {"new": b"n" * 32}
 EVERY_BYTE = bytes(range(256)).decode("latin-1")

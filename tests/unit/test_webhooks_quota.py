@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from pointbook_server.database import Database
+from pointbook_server.db.database import Database
 from pointbook_server.metrics import Metrics
 from pointbook_server.webhooks.model import Bounds
 from pointbook_server.webhooks.quota import Quota

@@ -8,9 +8,9 @@ import time
 import structlog
 
 from pointbook_server.access.model import Principal, Token, admit, split_bearer
-from pointbook_server.access.store import AccessStore
+from pointbook_server.access.transactions import AccessStore
 from pointbook_server.clock import Clock
-from pointbook_server.database import database_unavailable
+from pointbook_server.db.database import database_unavailable
 from pointbook_server.errors import PointbookError, Reason
 
 RELOAD_SECONDS = 1.0

@@ -24,7 +24,7 @@ from pointbook_server.benefits.model import (
     read_month_day,
     rule_of,
 )
-from pointbook_server.fields import ID_LENGTH_MAX, Fields
+from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, Fields
 
 STORES_MAX = 1_000
 IDS_MAX = 1_000

@@ -9,8 +9,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from pointbook.v1 import benefits_pb2, benefits_pb2_grpc
-from pointbook_server import paging
-from pointbook_server.benefits.applying import (
+from pointbook_server.benefits.applicability import (
     Applicability,
     Cart,
     Obstacle,
@@ -37,10 +36,11 @@ from pointbook_server.benefits.schedule import (
     ScheduleState,
     preview,
 )
-from pointbook_server.benefits.store import BenefitsStore, Filter
+from pointbook_server.benefits.transactions import BenefitsStore, Filter
 from pointbook_server.clock import Clock
-from pointbook_server.fields import ID_LENGTH_MAX, YEAR_2000_MS, Fields, read_etag, to_timestamp
 from pointbook_server.ledger.model import POINTS_MAX
+from pointbook_server.rpc import pagination
+from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, YEAR_2000_MS, Fields, read_etag, to_timestamp
 
 PROGRAM_ID_MAX = 2**63 - 1
 PORTION = 200
@@ -107,12 +107,12 @@ class BenefitsServicer(benefits_pb2_grpc.BenefitsServiceServicer):
         )
         size = fields.page_size("page_size", request.page_size)
         scope = ("benefits", request.merchant_id, wanted)
-        place = paging.read_token(fields, "page_token", request.page_token, scope, (str,))
+        place = pagination.read_token(fields, "page_token", request.page_token, scope, (str,))
         fields.check()
         after = "" if place is None else str(place[0])
         read = partial(self._store.benefits, request.merchant_id, wanted)
         page, last_id = await _page(read, write_benefit, attrgetter("benefit_id"), size=size, after=after)
-        token = paging.write_token(scope, (last_id,)) if last_id else ""
+        token = pagination.write_token(scope, (last_id,)) if last_id else ""
         return benefits_pb2.ListBenefitsResponse(benefits=page, next_page_token=token)
 
     async def DeleteBenefit(
@@ -160,13 +160,13 @@ class BenefitsServicer(benefits_pb2_grpc.BenefitsServiceServicer):
         cart = _read_cart(fields, request)
         size = fields.page_size("page_size", request.page_size)
         scope = ("applicable benefits", request.merchant_id, wanted, cart)
-        place = paging.read_token(fields, "page_token", request.page_token, scope, (str,))
+        place = pagination.read_token(fields, "page_token", request.page_token, scope, (str,))
         fields.check()
         after = "" if place is None else str(place[0])
         write = partial(_write_applicable, cart=cart)
         read = partial(self._store.benefits, request.merchant_id, wanted)
         page, last_id = await _page(read, write, attrgetter("benefit_id"), size=size, after=after)
-        token = paging.write_token(scope, (last_id,)) if last_id else ""
+        token = pagination.write_token(scope, (last_id,)) if last_id else ""
         return benefits_pb2.ListApplicableBenefitsResponse(benefits=page, next_page_token=token)
 
     async def PutCustomPrivilege(
@@ -204,12 +204,12 @@ class BenefitsServicer(benefits_pb2_grpc.BenefitsServiceServicer):
         level_code = read_level(fields, "level_code", request.level_code)
         size = fields.page_size("page_size", request.page_size)
         scope = ("custom privileges", merchant_id, level_code)
-        place = paging.read_token(fields, "page_token", request.page_token, scope, (str,))
+        place = pagination.read_token(fields, "page_token", request.page_token, scope, (str,))
         fields.check()
         after = "" if place is None else str(place[0])
         read = partial(self._store.privileges, merchant_id, level_code)
         page, last_id = await _page(read, write_custom_privilege, attrgetter("privilege_id"), size=size, after=after)
-        token = paging.write_token(scope, (last_id,)) if last_id else ""
+        token = pagination.write_token(scope, (last_id,)) if last_id else ""
         return benefits_pb2.ListCustomPrivilegesResponse(custom_privileges=page, next_page_token=token)
 
     async def DeleteCustomPrivilege(
@@ -237,11 +237,11 @@ async def _page(
     It is read in portions: others have their turn in between, and nothing is read that does not fit in.
     """
     page: list[M] = []
-    room = paging.PAGE_BYTES_MAX
+    room = pagination.PAGE_BYTES_MAX
     while True:
         count = min(size - len(page), PORTION)
         found = await read(after=after, limit=count + 1)
-        portion = paging.fit(map(write, found), count, room, least=0 if page else 1)
+        portion = pagination.fit(map(write, found), count, room, least=0 if page else 1)
         page += portion
         if len(portion) == len(found):
             return page, ""

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from pointbook_server.customers.book import CustomersBook
+from pointbook_server.customers.customer_repository import CustomersBook
 from pointbook_server.customers.model import GroupKey, UserGroup, customer_not_found
-from pointbook_server.database import Connection, Database, RetryTransactionError
+from pointbook_server.db.database import Connection, Database, RetryTransactionError
 from pointbook_server.errors import FieldViolation, PointbookError, Reason, first_revision, next_revision
 
 

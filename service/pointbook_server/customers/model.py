@@ -10,10 +10,10 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import NamedTuple
 
-from pointbook_server import emails, phones
+from pointbook_common.text import ascii_digits, pasted
+from pointbook_server.customers import emails, phones
 from pointbook_server.errors import FieldViolation, PointbookError, Reason, key_not_configured
 from pointbook_server.ledger.model import AccountKey
-from pointbook_server.text import ascii_digits, pasted
 
 PASTED_LENGTH_MAX = 1_000
 """How long an identifier may be with the invisible characters and blanks that are dropped."""

@@ -3,9 +3,9 @@
 from collections.abc import Collection, Iterable
 from collections.abc import Set as AbstractSet
 
-from pointbook_server.customers.book import CustomersBook
+from pointbook_server.customers.customer_repository import CustomersBook
 from pointbook_server.customers.model import Customer, Identifier, Key, contacts_of
-from pointbook_server.database import RetryTransactionError
+from pointbook_server.db.database import RetryTransactionError
 from pointbook_server.ledger.model import AccountKey
 
 

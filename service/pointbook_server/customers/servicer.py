@@ -32,9 +32,10 @@ from pointbook_server.customers.model import (
     identifier_taken,
     read_identifier,
 )
-from pointbook_server.customers.store import CustomersStore
+from pointbook_server.customers.transactions import CustomersStore
 from pointbook_server.errors import PointbookError
-from pointbook_server.fields import (
+from pointbook_server.ledger.model import AccountKey
+from pointbook_server.rpc.request_fields import (
     DAY_MS,
     ID_LENGTH_MAX,
     LANGUAGE_LENGTH_MAX,
@@ -44,7 +45,6 @@ from pointbook_server.fields import (
     read_etag,
     to_timestamp,
 )
-from pointbook_server.ledger.model import AccountKey
 
 EVENT_ID_LENGTH_MAX = 128
 REASON_LENGTH_MAX = 500

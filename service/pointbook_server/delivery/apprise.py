@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
-from pointbook_server import emails
+from pointbook_common.errors import SettingError
+from pointbook_server.customers import emails
 from pointbook_server.delivery.sender import (
     READY_SECONDS,
     DeliveryFailedError,
@@ -16,9 +17,8 @@ from pointbook_server.delivery.sender import (
     Message,
     uncertain,
 )
-from pointbook_server.errors import SettingError
 from pointbook_server.programs.model import Channel
-from pointbook_server.providers import DESTINATION
+from pointbook_server.provider_settings import DESTINATION
 
 THREADS_MAX = 8
 PROVIDER = "Apprise"

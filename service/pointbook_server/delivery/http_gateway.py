@@ -16,7 +16,7 @@ from pointbook_server.delivery.sender import (
     uncertain,
     unreachable,
 )
-from pointbook_server.providers import PLACEHOLDER, HttpGateway
+from pointbook_server.provider_settings import PLACEHOLDER, HttpGateway
 
 CONNECTIONS_MAX = 32
 STEP_SECONDS = READY_SECONDS / 2

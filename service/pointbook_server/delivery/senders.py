@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
+from pointbook_common.errors import SettingError
 from pointbook_server.delivery.apprise import AppriseSender
 from pointbook_server.delivery.http_gateway import HttpGatewaySender
 from pointbook_server.delivery.sender import HoldsResources, Sender
 from pointbook_server.delivery.smtp import SmtpSender
-from pointbook_server.errors import SettingError
 from pointbook_server.programs.model import Channel
 from pointbook_server.settings import ServerSettings
 

@@ -13,7 +13,7 @@ from email.policy import SMTPUTF8 as SMTPUTF8_POLICY
 
 from aiosmtplib import SMTP, SMTPException, SMTPNotSupported, SMTPResponseException
 
-from pointbook_server import emails
+from pointbook_server.customers import emails
 from pointbook_server.delivery.sender import (
     ANSWER_SECONDS,
     READY_SECONDS,
@@ -24,7 +24,7 @@ from pointbook_server.delivery.sender import (
     uncertain,
     unreachable,
 )
-from pointbook_server.providers import MailSender, SmtpServer, StartTls
+from pointbook_server.provider_settings import MailSender, SmtpServer, StartTls
 
 CONNECTIONS_MAX = 16
 QUIT_SECONDS = 0.5

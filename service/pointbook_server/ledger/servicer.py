@@ -10,13 +10,10 @@ import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import points_pb2, points_pb2_grpc
-from pointbook_server import paging
 from pointbook_server.access.model import current_principal
-from pointbook_server.batching import Line
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.fields import DAY_MS, ID_LENGTH_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_timestamp
-from pointbook_server.ledger.expiring import ExpiryWindow, Place
+from pointbook_server.ledger.expiring_points import ExpiryWindow, Place
 from pointbook_server.ledger.model import (
     POINTS_MAX,
     Account,
@@ -27,10 +24,13 @@ from pointbook_server.ledger.model import (
     Verdict,
     Webhook,
 )
-from pointbook_server.ledger.statements import BookEntry, Void
-from pointbook_server.ledger.store import EntryFilter, LedgerStore, Received
+from pointbook_server.ledger.queries import BookEntry, Void
+from pointbook_server.ledger.transactions import EntryFilter, LedgerStore, Received
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Program, Store, program_not_found
+from pointbook_server.rpc import pagination
+from pointbook_server.rpc.batching import Line
+from pointbook_server.rpc.request_fields import DAY_MS, ID_LENGTH_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_timestamp
 
 EVENT_ID_LENGTH_MAX = 128
 WEBHOOK_ID_LENGTH_MAX = 128
@@ -232,15 +232,15 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         wanted = _read_filter(fields, request)
         size = fields.page_size("page_size", request.page_size)
         scope = (request.merchant_id, key.store_id, key.buyer_id, wanted)
-        place = paging.read_token(fields, "page_token", request.page_token, scope, (int, str))
+        place = pagination.read_token(fields, "page_token", request.page_token, scope, (int, str))
         fields.check()
         before = None if place is None else (int(place[0]), str(place[1]))
         found = await self._store.entries(request.merchant_id, key, wanted, before=before, limit=size + 1)
-        page = paging.fit((_write_entry(request.merchant_id, entry) for entry in found), size)
+        page = pagination.fit((_write_entry(request.merchant_id, entry) for entry in found), size)
         response = points_pb2.ListPointsEntriesResponse(entries=page)
         if len(found) > len(page):
             last = found[len(page) - 1].entry
-            response.next_page_token = paging.write_token(scope, (last.event.updated_at_ms, last.event.event_id))
+            response.next_page_token = pagination.write_token(scope, (last.event.updated_at_ms, last.event.event_id))
         return response
 
     async def ListDriftingAccounts(
@@ -255,7 +255,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         store_id = fields.ascii("store_id", request.store_id, length_max=ID_LENGTH_MAX)
         size = fields.page_size("page_size", request.page_size)
         scope = ("drifting", merchant_id, store_id)
-        place = paging.read_token(fields, "page_token", request.page_token, scope, (str, str))
+        place = pagination.read_token(fields, "page_token", request.page_token, scope, (str, str))
         fields.check()
         after = AccountKey("", "") if place is None else AccountKey(str(place[0]), str(place[1]))
         found = await self._store.drifting_accounts(merchant_id, store_id, now_ms, after=after, limit=size + 1)
@@ -264,7 +264,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         )
         if len(found) > size:
             last = found[size - 1][0]
-            response.next_page_token = paging.write_token(scope, (last.store_id, last.buyer_id))
+            response.next_page_token = pagination.write_token(scope, (last.store_id, last.buyer_id))
         return response
 
     async def ListExpiringPoints(
@@ -279,7 +279,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         size = fields.page_size("page_size", request.page_size)
         times = (request.HasField("from_time"), str(request.from_time), str(request.until_time))
         scope = ("expiring", merchant_id, request.store_id, request.program_id, times)
-        token = paging.read_token(fields, "page_token", request.page_token, scope, (int, int, str, str))
+        token = pagination.read_token(fields, "page_token", request.page_token, scope, (int, int, str, str))
         now_ms, after = _read_place(token) or (self._clock(), None)
         start_ms, end_ms = _read_window(fields, request, now_ms, after)
         fields.check()
@@ -291,7 +291,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
                 store_id=place.store_id, buyer_id=place.buyer_id, time=to_timestamp(place.at_ms), points=points
             )
         if page.end is not None:
-            response.next_page_token = paging.write_token(scope, (now_ms, *page.end))
+            response.next_page_token = pagination.write_token(scope, (now_ms, *page.end))
         return response
 
     async def _store_ids(self, request: points_pb2.ListExpiringPointsRequest) -> tuple[str, ...]:
@@ -306,7 +306,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         return program.store_ids
 
     async def newest_entries(
-        self, merchant_id: str, keys: Collection[AccountKey], query: paging.PageQuery
+        self, merchant_id: str, keys: Collection[AccountKey], query: pagination.PageQuery
     ) -> list[points_pb2.PointsEntry]:
         """Return a page of the entries of some accounts, the newest first, for a customer's timeline."""
         found = await self._store.newest_entries(merchant_id, keys, query)
@@ -452,7 +452,7 @@ def _check_stores(fields: Fields, request: points_pb2.ListExpiringPointsRequest)
     if request.HasField("store_id"):
         fields.identifier("store_id", request.store_id)
     else:
-        fields.integer("program_id", request.program_id, low=1, high=paging.INTEGER_MAX)
+        fields.integer("program_id", request.program_id, low=1, high=pagination.INTEGER_MAX)
 
 
 def _read_place(token: Sequence[int | str] | None) -> tuple[int, Place] | None:

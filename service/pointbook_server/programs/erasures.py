@@ -10,12 +10,12 @@ import structlog
 from sqlalchemy import BigInteger, Text, and_, bindparam, case, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
-from pointbook_server.clock_skew import ServerClock
-from pointbook_server.database import Connection, Database, RetryTransactionError, Row, Statement
+from pointbook_server.db.clock_skew import ServerClock
+from pointbook_server.db.database import Connection, Database, RetryTransactionError, Row, Statement
+from pointbook_server.db.tables import store_erasures, stores
 from pointbook_server.errors import PointbookError, store_not_found
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import ErasureOutcome, ErasureProgress, StoreErasure, new_erasure
-from pointbook_server.tables import store_erasures, stores
 
 BATCH_BUYERS = 100
 """How many buyers a transaction erases: their customers are locked until it ends."""

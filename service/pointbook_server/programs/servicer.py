@@ -14,19 +14,8 @@ from iso4217 import Currency
 from phonenumbers import SUPPORTED_REGIONS
 
 from pointbook.v1 import programs_pb2, programs_pb2_grpc, redemption_pb2
-from pointbook_server import paging
 from pointbook_server.access.model import current_principal
 from pointbook_server.clock import Clock
-from pointbook_server.fields import (
-    DAY_MS,
-    ID_LENGTH_MAX,
-    YEAR_2000_MS,
-    Fields,
-    is_language,
-    read_etag,
-    to_decimal_text,
-    to_timestamp,
-)
 from pointbook_server.ledger.model import POINTS_MAX
 from pointbook_server.programs.erasures import FIRST_PLACE, StoreErasures, place_of
 from pointbook_server.programs.model import (
@@ -42,7 +31,18 @@ from pointbook_server.programs.model import (
     new_erasure,
     program_not_found,
 )
-from pointbook_server.programs.store import ProgramsStore
+from pointbook_server.programs.transactions import ProgramsStore
+from pointbook_server.rpc import pagination
+from pointbook_server.rpc.request_fields import (
+    DAY_MS,
+    ID_LENGTH_MAX,
+    YEAR_2000_MS,
+    Fields,
+    is_language,
+    read_etag,
+    to_decimal_text,
+    to_timestamp,
+)
 
 EVENT_ID_LENGTH_MAX = 128
 REASON_LENGTH_MAX = 500
@@ -143,14 +143,14 @@ class ProgramsServicer(programs_pb2_grpc.ProgramsServiceServicer):
         fields.identifier("merchant_id", request.merchant_id)
         size = fields.page_size("page_size", request.page_size)
         scope = ("stores", request.merchant_id)
-        place = paging.read_token(fields, "page_token", request.page_token, scope, (str,))
+        place = pagination.read_token(fields, "page_token", request.page_token, scope, (str,))
         fields.check()
         after = "" if place is None else str(place[0])
         found = await self._store.stores(request.merchant_id, after=after, limit=size + 1)
-        page = paging.fit(map(_write_store, found), size)
+        page = pagination.fit(map(_write_store, found), size)
         response = programs_pb2.ListStoresResponse(stores=page)
         if len(found) > len(page):
-            response.next_page_token = paging.write_token(scope, (page[-1].store_id,))
+            response.next_page_token = pagination.write_token(scope, (page[-1].store_id,))
         return response
 
     async def RequestStoreErasure(
@@ -183,14 +183,14 @@ class ProgramsServicer(programs_pb2_grpc.ProgramsServiceServicer):
         merchant_id = fields.ascii("merchant_id", request.merchant_id, length_max=ID_LENGTH_MAX)
         size = fields.page_size("page_size", request.page_size)
         scope = ("store erasures", merchant_id)
-        place = paging.read_token(fields, "page_token", request.page_token, scope, (int, int, str))
+        place = pagination.read_token(fields, "page_token", request.page_token, scope, (int, int, str))
         fields.check()
         after = FIRST_PLACE if place is None else (int(place[0]), int(place[1]), str(place[2]))
         found = await self._erasures.erasures(merchant_id, after=after, limit=size + 1)
-        page = paging.fit(map(_write_erasure, found), size)
+        page = pagination.fit(map(_write_erasure, found), size)
         response = programs_pb2.ListStoreErasuresResponse(erasures=page)
         if len(found) > len(page):
-            response.next_page_token = paging.write_token(scope, place_of(found[len(page) - 1]))
+            response.next_page_token = pagination.write_token(scope, place_of(found[len(page) - 1]))
         return response
 
     async def EraseStore(
@@ -244,14 +244,14 @@ class ProgramsServicer(programs_pb2_grpc.ProgramsServiceServicer):
         fields.identifier("merchant_id", request.merchant_id)
         size = fields.page_size("page_size", request.page_size)
         scope = ("programs", request.merchant_id)
-        place = paging.read_token(fields, "page_token", request.page_token, scope, (int,))
+        place = pagination.read_token(fields, "page_token", request.page_token, scope, (int,))
         fields.check()
         after = 0 if place is None else int(place[0])
         found = await self._store.programs(request.merchant_id, after=after, limit=size + 1)
-        page = paging.fit(map(_write_program, found), size)
+        page = pagination.fit(map(_write_program, found), size)
         response = programs_pb2.ListProgramsResponse(programs=page)
         if len(found) > len(page):
-            response.next_page_token = paging.write_token(scope, (page[-1].program_id,))
+            response.next_page_token = pagination.write_token(scope, (page[-1].program_id,))
         return response
 
 

@@ -7,7 +7,7 @@ from pointbook_server.ledger.holds import SETTLEMENT_LEAD_MS, SETTLEMENT_SCENES
 from pointbook_server.ledger.lots import Draw as EntryDraw
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import Program
-from pointbook_server.redemption.pool import Draw
+from pointbook_server.redemption.allocation import Draw
 
 
 class Booking(NamedTuple):

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pointbook_server.customers.model import key_of_name
-from pointbook_server.database import Connection
+from pointbook_server.db.database import Connection
 from pointbook_server.ledger.model import Account
-from pointbook_server.redemption import statements as sql
-from pointbook_server.redemption.asking import Ask, GroupRef, own_sources, sources_of
-from pointbook_server.redemption.facts import OpenCustomers, OpenLedger, Programs
-from pointbook_server.redemption.pool import Source
-from pointbook_server.redemption.redeemed import Content, KeptReversal, Redemption
+from pointbook_server.redemption import queries
+from pointbook_server.redemption.allocation import Source
+from pointbook_server.redemption.assessment import Ask, GroupRef, own_sources, sources_of
+from pointbook_server.redemption.context_loader import OpenCustomers, OpenLedger, Programs
+from pointbook_server.redemption.model import Content, KeptReversal, Redemption
 
 REVERSALS_MAX = 100
 NO_ACCOUNT = Account()
@@ -116,6 +116,6 @@ async def _reversals(
     if not redemption_ids:
         return reversals
     values = {"merchant_id": merchant_id, "redemption_ids": redemption_ids, "limit": REVERSALS_MAX + 1}
-    for reversal in map(sql.read_reversal, await connection.fetch(sql.READ_REVERSALS, values)):
+    for reversal in map(queries.read_reversal, await connection.fetch(queries.READ_REVERSALS, values)):
         reversals[reversal.redemption_id].append(reversal)
     return reversals

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from pointbook.v1 import redemption_pb2
-from pointbook_server import paging
 from pointbook_server.customers.model import Key
-from pointbook_server.fields import TIME_MS_MAX, TIME_MS_MIN, Fields
+from pointbook_server.rpc import pagination
+from pointbook_server.rpc.request_fields import TIME_MS_MAX, TIME_MS_MIN, Fields
 
 HistoryRequest = redemption_pb2.ListValidationEventsRequest | redemption_pb2.ListRefusalsRequest
 WindowRequest = HistoryRequest | redemption_pb2.ListCustomerTimelineRequest
@@ -27,7 +27,7 @@ class History:
     """A page to read of a list with one source."""
 
     key: Key | None
-    query: paging.PageQuery
+    query: pagination.PageQuery
     size: int
     scope: tuple[object, ...]
 
@@ -44,7 +44,7 @@ def read_window(fields: Fields, name: str, request: WindowRequest, key: Key | No
 def read_history(fields: Fields, name: str, request: HistoryRequest, key: Key | None, *filters: object) -> History:
     """Read which page of a list is wanted; one more row than it has tells whether there is another page."""
     window = read_window(fields, name, request, key, *filters)
-    place = paging.read_token(fields, "page_token", request.page_token, window.scope, (int, str))
+    place = pagination.read_token(fields, "page_token", request.page_token, window.scope, (int, str))
     before_ms, before_id = (window.end_ms, "") if place is None else (int(place[0]), str(place[1]))
-    query = paging.PageQuery(window.start_ms, before_ms, before_id, window.size + 1)
+    query = pagination.PageQuery(window.start_ms, before_ms, before_id, window.size + 1)
     return History(key, query, window.size, window.scope)

@@ -2,12 +2,12 @@
 
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.customers.model import key_of_name
-from pointbook_server.fields import to_timestamp
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.programs.model import Channel
-from pointbook_server.redemption.asking import Facts, own_sources
-from pointbook_server.redemption.redeemed import Closing, KeptReversal
+from pointbook_server.redemption.assessment import Facts, own_sources
+from pointbook_server.redemption.model import Closing, KeptReversal
 from pointbook_server.redemption.refused import Refusal, RefusedMethod
+from pointbook_server.rpc.request_fields import to_timestamp
 from pointbook_server.validation_codes.model import ValidationEvent, masked, route_to
 
 METHODS = {

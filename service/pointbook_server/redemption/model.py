@@ -1,305 +1,287 @@
-"""The rules of redemption as pure functions: what speaks against redeeming, and what points are worth."""
+"""A redemption as it is kept: what it holds of which account, and what became of it."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Context, Decimal
-from fractions import Fraction
-from math import ceil, lcm
-
-from iso4217 import Currency
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple
 
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.ledger.model import POINTS_MAX
-from pointbook_server.programs.model import Channel, Criteria, Program
-
-STATUS_CODES = {
-    Reason.REDEEMABLE: 800,
-    Reason.POINTS_NOT_POSITIVE: 801,
-    Reason.CURRENCY_VALUE_NOT_WHOLE_POINTS: 801,
-    Reason.IDENTIFIER_INVALID: 802,
-    Reason.INSUFFICIENT_POINTS: 803,
-    Reason.BALANCE_BELOW_REQUIRED: 804,
-    Reason.LIFETIME_POINTS_BELOW_REQUIRED: 805,
-    Reason.NOT_A_MULTIPLE: 807,
-    Reason.CODE_INVALID: 808,
-    Reason.CUSTOMER_NOT_FOUND: 816,
-    Reason.REDEMPTION_FAILED: 817,
-    Reason.ABOVE_MAX_PER_DAY: 819,
-    Reason.ABOVE_MAX_PER_MISSED_CALL: 819,
-    Reason.ABOVE_MAX_PER_MONTH: 819,
-    Reason.ABOVE_MAX_PER_REDEMPTION: 819,
-    Reason.ABOVE_MAX_PER_WEEK: 819,
-    Reason.BELOW_MIN_PER_REDEMPTION: 821,
-    Reason.CUSTOMER_BLOCKED: 809,
-    Reason.MISSED_CALL_NOT_SEEN: 822,
-    Reason.MISSED_CALL_NOT_ENABLED: 823,
-    Reason.VALIDATION_REQUIRED: 824,
-    Reason.SKIP_NOT_ALLOWED: 824,
-    Reason.REDEMPTION_DISABLED: 827,
-    Reason.GROUP_REDEMPTION_NOT_ALLOWED: 828,
-    Reason.CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED: 828,
-    Reason.NO_DESTINATION: 860,
-    Reason.CHANNEL_NOT_ENABLED: 860,
-    Reason.DELIVERY_FAILED: 860,
-    Reason.CONTACT_CHANGED: 860,
-    Reason.CODE_NOT_ISSUED: 876,
-    Reason.PROGRAM_NOT_FOUND: 1101,
-    Reason.NOT_A_GROUP_MEMBER: 1620,
-    Reason.GROUP_NOT_FOUND: 1632,
-    Reason.CROSS_PROGRAM_MISCONFIGURED: 3316,
-    Reason.ALREADY_REVERSED: 3802,
-}
-"""Capillary's status code of every reason that a redemption can have."""
-EXACT = Context(prec=100, rounding=ROUND_HALF_UP)
-"""Wide enough that no product of points, point value and rate is ever rounded by accident."""
-CURRENCY_DECIMALS_MAX = 3
-"""How many decimals a currency value that is asked for may have."""
-CURRENCY_VALUE_LIMIT = 10**12
-"""What every currency value that is asked for lies below."""
+from pointbook_server.ledger.model import AccountKey
+from pointbook_server.programs.model import DEFAULT_SETTLEMENT_WINDOW_MS
+from pointbook_server.redemption.allocation import Draw, points_by_account
+from pointbook_server.redemption.assessment import Ask, Assessment
+from pointbook_server.redemption.rules import STATUS_CODES, worth_of
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One finding about a redemption, in words; its metadata never identifies a person."""
+class RedemptionState(StrEnum):
+    """Where a redemption stands."""
 
-    reason: Reason
-    message: str
-    metadata: Mapping[str, str]
+    PENDING = "PENDING"
+    SETTLED = "SETTLED"
+    REVERSED = "REVERSED"
+    UNSETTLED = "UNSETTLED"
+
+
+class HoldState(StrEnum):
+    """Whether SHOPLINE has booked what a redemption holds of an account; a released hold may be booked yet."""
+
+    OPEN = "OPEN"
+    SETTLED = "SETTLED"
+    RELEASED = "RELEASED"
+
+
+class AccountHold(NamedTuple):
+    """What a redemption holds of one account: what it drew, less what was reversed."""
+
+    store_id: str
+    buyer_id: str
+    points: int
+    state: HoldState
 
     @property
-    def code(self) -> int:
-        """Capillary's status code."""
-        return STATUS_CODES[self.reason]
-
-
-def finding(reason: Reason, message: str, **values: object) -> Finding:
-    """Make a finding about some values."""
-    return Finding(reason, message, {name: str(value) for name, value in values.items()})
-
-
-REDEEMABLE = finding(Reason.REDEEMABLE, "The points may be redeemed.")
+    def key(self) -> AccountKey:
+        """The account."""
+        return AccountKey(self.store_id, self.buyer_id)
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """What a redemption may draw on, and what the customer's own accounts in the program have and ever earned."""
+class Content:
+    """What makes two calls the same redemption: neither the code nor the notes."""
 
+    redeemer: str
+    program_id: int
+    points: int
+    group_redemption: bool
+    group_id: str
+    transaction_number: str
+
+
+@dataclass(frozen=True, slots=True)
+class Redemption:
+    """Points redeemed once; `active_points` is what was left then."""
+
+    merchant_id: str
+    redemption_id: str
+    reference: str
+    content: Content
+    notes: str
+    redeem_value: str
+    redeem_local_value: str
+    points_currency_ratio: str
     active_points: int
-    own_active_points: int
-    lifetime_points: int
+    draws: tuple[Draw, ...]
+    holds: tuple[AccountHold, ...]
+    created_at_ms: int
+    settle_by_ms: int
+    actor: str = ""
+    """The id of the token that redeemed; empty without tokens."""
+
+    @property
+    def reversed_points(self) -> int:
+        """What was given back."""
+        return sum(draw.reversed_points for draw in self.draws)
+
+    def held(self, *states: HoldState) -> int:
+        """Sum what is held in some states."""
+        return sum(hold.points for hold in self.holds if hold.state in states)
+
+    def state(self, now_ms: int) -> RedemptionState:
+        """Tell where it stands at a moment: an open hold ends by itself. Source: redemption.md."""
+        open_points = self.held(HoldState.OPEN)
+        if open_points and now_ms < self.settle_by_ms:
+            return RedemptionState.PENDING
+        if self.reversed_points == self.content.points:
+            return RedemptionState.REVERSED
+        if open_points or self.held(HoldState.RELEASED):
+            return RedemptionState.UNSETTLED
+        return RedemptionState.SETTLED
+
+    def settled(self, keys: Iterable[AccountKey]) -> "Redemption":
+        """Tell it as SHOPLINE has booked what it holds of some accounts."""
+        return self._with_state(keys, HoldState.SETTLED)
+
+    def unsettled(self, keys: Iterable[AccountKey]) -> "Redemption":
+        """Return a copy whose holds of some accounts are released again, since SHOPLINE has not booked them."""
+        return self._with_state(keys, HoldState.RELEASED)
+
+    def _with_state(self, keys: Iterable[AccountKey], state: HoldState) -> "Redemption":
+        wanted = set(keys)
+        return replace(
+            self, holds=tuple(hold._replace(state=state) if hold.key in wanted else hold for hold in self.holds)
+        )
+
+    def released(self) -> "Redemption":
+        """Tell it as SHOPLINE has not booked it in time."""
+        return replace(
+            self,
+            holds=tuple(
+                hold._replace(state=HoldState.RELEASED) if hold.state is HoldState.OPEN else hold for hold in self.holds
+            ),
+        )
+
+    def give_back(self, points: int) -> "Redemption":
+        """Give points back, 0 for all that is left: the last draws first, and none that SHOPLINE has booked.
+
+        Raises ALREADY_REVERSED where fewer are left, and REDEMPTION_SETTLED where SHOPLINE has booked too many of them.
+        """
+        left = self.content.points - self.reversed_points
+        reversible = self.held(HoldState.OPEN, HoldState.RELEASED)
+        if not left or points > left:
+            raise already_reversed(self)
+        if not reversible or points > reversible:
+            raise _refused(
+                Reason.REDEMPTION_SETTLED,
+                "SHOPLINE has booked it: reverse it there, and its webhook gives the points back.",
+                self,
+                reversible_points=reversible,
+            )
+        return self._given_back(points or reversible)
+
+    def _given_back(self, points: int) -> "Redemption":
+        states = {hold.key: hold.state for hold in self.holds}
+        draws = []
+        for draw in reversed(self.draws):
+            may_return = 0 if states[draw.key] is HoldState.SETTLED else draw.points - draw.reversed_points
+            returned = min(points, may_return)
+            points -= returned
+            draws.append(draw._replace(reversed_points=draw.reversed_points + returned))
+        draws.reverse()
+        left: dict[AccountKey, int] = dict.fromkeys(states, 0)
+        for draw in draws:
+            left[draw.key] += draw.points - draw.reversed_points
+        return replace(
+            self, draws=tuple(draws), holds=tuple(hold._replace(points=left[hold.key]) for hold in self.holds)
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """What a customer has redeemed in a program, and not given back, in the day, week and month of now."""
+class Order:
+    """What is to be redeemed once, under the caller's reference."""
 
-    day_points: int = 0
-    week_points: int = 0
-    month_points: int = 0
+    ask: Ask
+    reference: str
+    transaction_number: str
+    notes: str
 
-    def after(self, points: int) -> "Usage":
-        """Tell it after so many more points."""
-        return Usage(self.day_points + points, self.week_points + points, self.month_points + points)
+    def content(self, assessment: Assessment) -> Content:
+        """Tell what makes another call the same redemption."""
+        group = assessment.facts.group
+        return Content(
+            redeemer=assessment.facts.redeemer,
+            program_id=self.ask.program_id,
+            points=assessment.points,
+            group_redemption=self.ask.group_redemption,
+            group_id="" if group is None else group.group_id,
+            transaction_number=self.transaction_number,
+        )
+
+    def checked(self, stored: Redemption, assessment: Assessment) -> Redemption:
+        """Answer what is stored under the reference. Raises REFERENCE_REUSED where it is something else.
+
+        What a buyer redeemed before a customer took them is the customer's.
+        """
+        content = self.content(assessment)
+        if stored.content.redeemer in assessment.facts.redeemers:
+            content = replace(content, redeemer=stored.content.redeemer)
+        if stored.content != content:
+            raise reference_reused(self.reference)
+        return stored
+
+    def redemption(
+        self, assessment: Assessment, redemption_id: str, draws: Sequence[Draw], *, actor: str = ""
+    ) -> Redemption:
+        """Write the redemption down with what it draws, and so holds until SHOPLINE books it, unless it has."""
+        program, now_ms = assessment.facts.program, assessment.facts.now_ms
+        if program is None:
+            raise LookupError("points are redeemed in a program")
+        worth = worth_of(assessment.points, program)
+        state = HoldState.OPEN if assessment.booking is None else HoldState.SETTLED
+        return Redemption(
+            merchant_id=self.ask.merchant_id,
+            redemption_id=redemption_id,
+            reference=self.reference,
+            content=self.content(assessment),
+            notes=self.notes,
+            redeem_value="" if worth is None else f"{worth.redeem_value:f}",
+            redeem_local_value="" if worth is None else f"{worth.redeem_local_value:f}",
+            points_currency_ratio="" if worth is None else f"{program.point_value:f}",
+            active_points=assessment.active_points_left,
+            draws=tuple(draws),
+            holds=tuple(AccountHold(*key, points, state) for key, points in points_by_account(draws).items()),
+            created_at_ms=now_ms,
+            settle_by_ms=now_ms + (program.settlement_window_ms or DEFAULT_SETTLEMENT_WINDOW_MS),
+            actor=actor,
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Worth:
-    """What points are worth: in the base currency unrounded, in the local one rounded to the program's decimals."""
+class Reversal:
+    """Points to give back once, under a reference of its own; 0 for all that is left."""
 
-    redeem_value: Decimal
-    redeem_local_value: Decimal
+    merchant_id: str
+    redemption_id: str
+    reference: str
+    points: int
+    notes: str
+    at_ms: int
+    actor: str = ""
 
 
-def points_of(currency_value: Decimal, program: Program) -> int | Finding:
-    """Turn a value in the base currency into points, exactly; what is no whole number of points is a finding.
+@dataclass(frozen=True, slots=True)
+class KeptReversal:
+    """A reversal as it is stored: `points` is what it gave back."""
 
-    The finding names the nearest values that may be asked for instead.
-    """
-    neighbours: dict[str, object] = {}
-    if program.point_value is None:
-        message = "The program gives points no value."
-    else:
-        points = Fraction(currency_value) / Fraction(program.point_value)
-        if points.denominator == 1 and points <= POINTS_MAX:
-            return int(points)
-        message = f"The currency value is no whole number of points up to {POINTS_MAX}."
-        neighbours = dict(_neighbours(points, program.point_value, program.criteria))
-    return finding(
-        Reason.CURRENCY_VALUE_NOT_WHOLE_POINTS,
-        message,
-        currency_value=f"{currency_value:f}",
-        point_value="" if program.point_value is None else f"{program.point_value:f}",
-        **neighbours,
+    redemption_id: str
+    reference: str
+    points: int
+    notes: str
+    created_at_ms: int
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """Holds of a redemption that an operator settled by hand, or that were released."""
+
+    closing_id: str
+    redemption_id: str
+    at_ms: int
+    action: str
+    points: int
+    reason: str
+    actor: str
+
+
+def new_redemption_id() -> str:
+    """Make an id that no other server makes."""
+    return f"r-{secrets.token_hex(12)}"
+
+
+def redemption_not_found(redemption_id: str) -> PointbookError:
+    """Tell that the merchant has no such redemption."""
+    metadata = {"redemption_id": redemption_id} if redemption_id else {}
+    return PointbookError(Reason.REDEMPTION_NOT_FOUND, "The merchant has no such redemption.", metadata=metadata)
+
+
+def reference_reused(reference: str) -> PointbookError:
+    """Tell that a reference belongs to a call with other content."""
+    return PointbookError(
+        Reason.REFERENCE_REUSED,
+        "This external_reference_number belongs to a call with other content; give every one a number of its own.",
+        metadata={"external_reference_number": reference},
     )
 
 
-def _neighbours(points: Fraction, point_value: Decimal, criteria: Criteria) -> Iterator[tuple[str, object]]:
-    """Yield the points next below and next above some, and their values, as far as there are any.
-
-    They are points that one redemption may have by the program's criteria, and whose value a request can express.
-    """
-    step = lcm((Fraction(point_value) * 10**CURRENCY_DECIMALS_MAX).denominator, criteria.multiples_of or 1)
-    low = criteria.min_points_per_redemption or 1
-    maxima = (
-        criteria.max_points_per_redemption,
-        criteria.max_points_per_day,
-        criteria.max_points_per_week,
-        criteria.max_points_per_month,
-    )
-    expressible = ceil(CURRENCY_VALUE_LIMIT / Fraction(point_value)) - 1
-    high = min(POINTS_MAX, expressible, *(maximum for maximum in maxima if maximum is not None))
-    lower = min(int(points), high) // step * step
-    higher = -(-max(ceil(points), low) // step) * step
-    for name, neighbour in (("lower", lower), ("higher", higher)):
-        if low <= neighbour <= high:
-            value = EXACT.multiply(Decimal(neighbour), point_value)
-            yield f"{name}_currency_value", _to_currency_value(value)
-            yield f"{name}_points", neighbour
+def already_reversed(redemption: Redemption) -> PointbookError:
+    """Tell that fewer points are left than are to be reversed, or none to be settled."""
+    left = redemption.content.points - redemption.reversed_points
+    message = "No more than what is left of it can be reversed."
+    return _refused(Reason.ALREADY_REVERSED, message, redemption, left_points=left)
 
 
-def _to_currency_value(value: Decimal) -> str:
-    """Write a value as a request does, which has no room for more zeros."""
-    whole, point, decimals = f"{value:f}".partition(".")
-    return whole + point + decimals[:CURRENCY_DECIMALS_MAX]
-
-
-def worth_of(points: int, program: Program) -> Worth | None:
-    """Return what points are worth; None where the program gives them no value."""
-    if program.point_value is None or points <= 0:
-        return None
-    value = EXACT.multiply(Decimal(points), program.point_value)
-    rate = Decimal(1) if program.local_currency_rate is None else program.local_currency_rate
-    minor_unit = Decimal(1).scaleb(-_local_decimals(program))
-    return Worth(value, EXACT.multiply(value, rate).quantize(minor_unit, context=EXACT))
-
-
-def _local_decimals(program: Program) -> int:
-    """Return how many decimals local values have: the program's own choice, else those of ISO 4217."""
-    if program.local_currency_decimals is not None:
-        return program.local_currency_decimals
-    return Currency(program.local_currency_code or program.currency_code).exponent or 0
-
-
-def check_program(program: Program) -> Iterator[Finding]:
-    """Find what speaks against redeeming at all."""
-    if not program.redemption_enabled:
-        yield finding(Reason.REDEMPTION_DISABLED, "The program's redemption is switched off.")
-
-
-def check_amount(points: int, program: Program) -> Iterator[Finding]:
-    """Find what speaks against redeeming so many points, whoever the customer is."""
-    criteria = program.criteria
-    if points <= 0:
-        yield finding(Reason.POINTS_NOT_POSITIVE, "At least one point must be redeemed.", points=points)
-    if criteria.multiples_of is not None and points % criteria.multiples_of:
-        yield finding(
-            Reason.NOT_A_MULTIPLE,
-            f"Points are redeemed in multiples of {criteria.multiples_of}.",
-            points=points,
-            multiples_of=criteria.multiples_of,
-        )
-    low = criteria.min_points_per_redemption
-    if low is not None and points < low:
-        yield finding(
-            Reason.BELOW_MIN_PER_REDEMPTION,
-            f"At least {low} points are redeemed at a time.",
-            points=points,
-            min_points_per_redemption=low,
-        )
-    high = criteria.max_points_per_redemption
-    if high is not None and points > high:
-        yield finding(
-            Reason.ABOVE_MAX_PER_REDEMPTION,
-            f"At most {high} points are redeemed at a time.",
-            points=points,
-            max_points_per_redemption=high,
-        )
-
-
-def check_missed_call(points: int, program: Program) -> Iterator[Finding]:
-    """Find what speaks against validating so many points by a missed call: caller ids can be forged."""
-    high = program.validation.max_points_missed_call
-    if Channel.MISSED_CALL not in program.validation.channels:
-        yield finding(Reason.MISSED_CALL_NOT_ENABLED, "The program does not validate by missed call.")
-    elif high and points > high:
-        yield finding(
-            Reason.ABOVE_MAX_PER_MISSED_CALL,
-            f"A missed call validates {high} points at most.",
-            points=points,
-            max_points_missed_call=high,
-        )
-
-
-def check_caps(points: int, program: Program, usage: Usage) -> Iterator[Finding]:
-    """Find what speaks against so many points on top of what was redeemed in the day, week and month."""
-    criteria = program.criteria
-    for reason, name, span, redeemed, high in (
-        (Reason.ABOVE_MAX_PER_DAY, "max_points_per_day", "day", usage.day_points, criteria.max_points_per_day),
-        (Reason.ABOVE_MAX_PER_WEEK, "max_points_per_week", "week", usage.week_points, criteria.max_points_per_week),
-        (
-            Reason.ABOVE_MAX_PER_MONTH,
-            "max_points_per_month",
-            "month",
-            usage.month_points,
-            criteria.max_points_per_month,
-        ),
-    ):
-        if high is not None and points + redeemed > high:
-            message = f"At most {high} points are redeemed a {span}."
-            yield finding(reason, message, **{"points": points, "redeemed_points": redeemed, name: high})
-
-
-def check_standing(points: int, program: Program, standing: Standing) -> Iterator[Finding]:
-    """Find what speaks against this customer redeeming so many points."""
-    active, own, lifetime = standing.active_points, standing.own_active_points, standing.lifetime_points
-    required = program.criteria.min_balance_required
-    earned = program.criteria.min_lifetime_points
-    if points > active:
-        yield finding(
-            Reason.INSUFFICIENT_POINTS,
-            f"Only {active} points are active.",
-            points=points,
-            active_points=active,
-        )
-    if required is not None and own < required:
-        yield finding(
-            Reason.BALANCE_BELOW_REQUIRED,
-            f"Redeeming takes at least {required} active points of one's own.",
-            active_points=own,
-            min_balance_required=required,
-        )
-    if earned is not None and lifetime < earned:
-        yield finding(
-            Reason.LIFETIME_POINTS_BELOW_REQUIRED,
-            f"Redeeming takes at least {earned} points earned altogether.",
-            lifetime_points=lifetime,
-            min_lifetime_points=earned,
-        )
-
-
-def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """Order findings by ascending code, then reason: the first one gives the status."""
-    return sorted(findings, key=lambda found: (found.code, found.reason))
-
-
-class RefusedError(PointbookError):
-    """The RPC error of findings, which it keeps."""
-
-    findings: list[Finding]
-
-
-def refusal(violations: list[Finding], *, retry_after_seconds: float | None = None) -> RefusedError:
-    """Turn violations into the RPC error of the first one; its metadata names them all."""
-    first = violations[0]
-    error = RefusedError(
-        first.reason,
-        first.message,
-        metadata={
-            **first.metadata,
-            "status_code": str(first.code),
-            "violations": ", ".join(f"{found.code} {found.reason}" for found in violations),
-        },
-        retry_after_seconds=retry_after_seconds,
-    )
-    error.findings = violations
-    return error
+def _refused(reason: Reason, message: str, redemption: Redemption, **values: int) -> PointbookError:
+    metadata = {"redemption_id": redemption.redemption_id} | {name: str(value) for name, value in values.items()}
+    if reason in STATUS_CODES:
+        metadata["status_code"] = str(STATUS_CODES[reason])
+    return PointbookError(reason, message, metadata=metadata)

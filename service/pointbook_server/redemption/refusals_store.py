@@ -7,9 +7,9 @@ from typing import Any
 
 from sqlalchemy import text
 
-from pointbook_server.database import Connection, Database, Row, Statement
-from pointbook_server.paging import PageQuery
+from pointbook_server.db.database import Connection, Database, Row, Statement
 from pointbook_server.redemption.refused import Refusal, RefusalReason, RefusedMethod
+from pointbook_server.rpc.pagination import PageQuery
 
 COLUMNS = {
     "refusal_id": "text",

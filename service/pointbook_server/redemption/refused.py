@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from pointbook_server.clock import time_ordered_id
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.redemption.asking import Ask, Assessment
-from pointbook_server.redemption.model import STATUS_CODES, Finding, RefusedError
+from pointbook_server.redemption.assessment import Ask, Assessment
+from pointbook_server.redemption.rules import STATUS_CODES, Finding, RefusedError
 
 REFUSING_REASONS = frozenset({*STATUS_CODES, Reason.SEND_LIMIT_REACHED, Reason.REFERENCE_REUSED})
 """For which a call is refused. All other errors are failures, which support finds in the log."""

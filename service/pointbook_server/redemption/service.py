@@ -4,17 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pointbook_server.batching import Line
 from pointbook_server.clock import Clock
 from pointbook_server.errors import FieldViolation, PointbookError, Reason
 from pointbook_server.ledger.model import Expiry
 from pointbook_server.maintenance import merchant_by_merchant
 from pointbook_server.programs.model import Channel
-from pointbook_server.redemption.asking import Ask, Assessment
+from pointbook_server.redemption.assessment import Ask, Assessment
+from pointbook_server.redemption.customer_validation import Proof
 from pointbook_server.redemption.details import RedemptionDetails
-from pointbook_server.redemption.model import Finding, in_order, refusal
-from pointbook_server.redemption.proof import Proof
-from pointbook_server.redemption.redeemed import Order, Redemption, Reversal, redemption_not_found
+from pointbook_server.redemption.model import Order, Redemption, Reversal, redemption_not_found
 from pointbook_server.redemption.refusals import Refusals
 from pointbook_server.redemption.refused import (
     Attempt,
@@ -23,7 +21,9 @@ from pointbook_server.redemption.refused import (
     reasons_of_error,
     reasons_of_findings,
 )
-from pointbook_server.redemption.store import Filter, RedemptionsStore, Wanted
+from pointbook_server.redemption.rules import Finding, in_order, refusal
+from pointbook_server.redemption.transactions import Filter, RedemptionsStore, Wanted
+from pointbook_server.rpc.batching import Line
 from pointbook_server.validation_codes.model import Challenge, Issued, Proving, Purpose
 
 ASKS_IN_BATCH_MAX = 100

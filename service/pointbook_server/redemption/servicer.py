@@ -6,23 +6,14 @@ from decimal import Decimal
 from typing import Protocol
 
 from pointbook.v1 import identity_pb2, redemption_pb2, redemption_pb2_grpc
-from pointbook_server import paging
 from pointbook_server.access.model import Scope, current_principal
 from pointbook_server.clock import Clock
 from pointbook_server.customers.model import Customer, GroupKey, Identifier, Key, Kind, normalised
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.fields import (
-    ID_LENGTH_MAX,
-    TIME_MS_MAX,
-    TIME_MS_MIN,
-    YEAR_2000_MS,
-    Fields,
-    to_decimal_text,
-    to_timestamp,
-)
 from pointbook_server.ledger.model import POINTS_MAX, Account, AccountKey
 from pointbook_server.programs.model import Channel
-from pointbook_server.redemption.asking import Ask, Assessment, Facts, GroupRef
+from pointbook_server.redemption.assessment import Ask, Assessment, Facts, GroupRef
+from pointbook_server.redemption.customer_validation import Proof
 from pointbook_server.redemption.details import RedemptionDetails
 from pointbook_server.redemption.history import read_history, read_window
 from pointbook_server.redemption.messages import (
@@ -32,7 +23,9 @@ from pointbook_server.redemption.messages import (
     write_reversal,
     write_timeline_customer,
 )
-from pointbook_server.redemption.model import (
+from pointbook_server.redemption.model import Order, Redemption, RedemptionState
+from pointbook_server.redemption.refusals import Refusals
+from pointbook_server.redemption.rules import (
     CURRENCY_DECIMALS_MAX,
     REDEEMABLE,
     STATUS_CODES,
@@ -42,12 +35,19 @@ from pointbook_server.redemption.model import (
     refusal,
     worth_of,
 )
-from pointbook_server.redemption.proof import Proof
-from pointbook_server.redemption.redeemed import Order, Redemption, RedemptionState
-from pointbook_server.redemption.refusals import Refusals
 from pointbook_server.redemption.service import Redemptions, WantedReversal
-from pointbook_server.redemption.store import Filter
 from pointbook_server.redemption.timeline import Place, Rank, Timeline
+from pointbook_server.redemption.transactions import Filter
+from pointbook_server.rpc import pagination
+from pointbook_server.rpc.request_fields import (
+    ID_LENGTH_MAX,
+    TIME_MS_MAX,
+    TIME_MS_MIN,
+    YEAR_2000_MS,
+    Fields,
+    to_decimal_text,
+    to_timestamp,
+)
 from pointbook_server.validation_codes.model import Issued, MissedCall, ValidationEvent, masked, normalised_code
 
 CODE_LENGTH_MAX = 32
@@ -100,7 +100,7 @@ class Codes(Protocol):
         """Let a missed call meet the caller's newest live challenge, once per call; answers its id, or nothing."""
 
     async def events(
-        self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: paging.PageQuery
+        self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: pagination.PageQuery
     ) -> list[ValidationEvent]:
         """Return a page of what happened to the codes under some names, the newest first."""
 
@@ -280,18 +280,18 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         end_ms = fields.time_ms("end_time", request.end_time) if request.HasField("end_time") else TIME_MS_MAX + 1
         size = fields.page_size("page_size", request.page_size)
         scope = ("redemptions", merchant_id, str(key), request.state, start_ms, end_ms)
-        place = paging.read_token(fields, "page_token", request.page_token, scope, (int, str))
+        place = pagination.read_token(fields, "page_token", request.page_token, scope, (int, str))
         fields.check()
         known = await self._facts(merchant_id, key) if request.HasField("customer") else None
         redeemers = None if known is None else tuple(known.redeemers)
         wanted = Filter(redeemers, STATE_NAMES.get(request.state), start_ms, end_ms)
         before = None if place is None else (int(place[0]), str(place[1]))
         found = await self._redemptions.redemptions(merchant_id, wanted, before=before, limit=size + 1)
-        page = paging.fit(map(self._write_details, found), size)
+        page = pagination.fit(map(self._write_details, found), size)
         response = redemption_pb2.ListRedemptionsResponse(redemptions=page)
         if len(found) > len(page):
             last = found[len(page) - 1].redemption
-            response.next_page_token = paging.write_token(scope, (last.created_at_ms, last.redemption_id))
+            response.next_page_token = pagination.write_token(scope, (last.created_at_ms, last.redemption_id))
         return response
 
     async def ListValidationEvents(
@@ -304,11 +304,11 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         fields.check()
         names = (await self._facts(request.merchant_id, history.key)).redeemers
         found = await self._codes.events(request.merchant_id, names, challenge_id, history.query)
-        page = paging.fit(map(write_event, found), history.size)
+        page = pagination.fit(map(write_event, found), history.size)
         response = redemption_pb2.ListValidationEventsResponse(events=page)
         if len(found) > len(page):
             last = found[len(page) - 1]
-            response.next_page_token = paging.write_token(history.scope, (last.at_ms, last.event_id))
+            response.next_page_token = pagination.write_token(history.scope, (last.at_ms, last.event_id))
         return response
 
     async def ListRefusals(
@@ -329,11 +329,11 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
             found = await self._refusals.of_customers(merchant_id, names, reference, history.query)
         else:
             found = await self._refusals.of_reference(merchant_id, reference, history.query)
-        page = paging.fit(map(write_refusal, found), history.size)
+        page = pagination.fit(map(write_refusal, found), history.size)
         response = redemption_pb2.ListRefusalsResponse(refusals=page)
         if len(found) > len(page):
             last = found[len(page) - 1]
-            response.next_page_token = paging.write_token(history.scope, (last.at_ms, last.refusal_id))
+            response.next_page_token = pagination.write_token(history.scope, (last.at_ms, last.refusal_id))
         return response
 
     async def ListCustomerTimeline(
@@ -342,7 +342,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         """Return a page of all that happened to a customer, the newest first."""
         fields = Fields()
         window = read_window(fields, "timeline", request, _read_key(fields, request))
-        place = paging.read_token(fields, "page_token", request.page_token, window.scope, (int, int, str))
+        place = pagination.read_token(fields, "page_token", request.page_token, window.scope, (int, int, str))
         fields.check()
         before = Place(window.end_ms, Rank.FIRST_PAGE, "")
         if place is not None:
@@ -356,10 +356,10 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
             before=before,
             limit=window.size + 1,
         )
-        page = paging.fit((item.entry for item in found), window.size)
+        page = pagination.fit((item.entry for item in found), window.size)
         response = redemption_pb2.ListCustomerTimelineResponse(customer=write_timeline_customer(facts), entries=page)
         if len(found) > len(page):
-            response.next_page_token = paging.write_token(window.scope, found[len(page) - 1].place)
+            response.next_page_token = pagination.write_token(window.scope, found[len(page) - 1].place)
         return response
 
     async def GetCustomerPoints(

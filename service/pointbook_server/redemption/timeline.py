@@ -9,14 +9,14 @@ from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 from pointbook.v1 import points_pb2, redemption_pb2
-from pointbook_server.fields import TIME_MS_MAX, to_timestamp
 from pointbook_server.ledger.model import AccountKey
-from pointbook_server.paging import PageQuery
-from pointbook_server.redemption.asking import Facts, own_sources
+from pointbook_server.redemption.assessment import Facts, own_sources
 from pointbook_server.redemption.messages import write_closing, write_event, write_refusal, write_reversal
-from pointbook_server.redemption.redeemed import Redemption
+from pointbook_server.redemption.model import Redemption
 from pointbook_server.redemption.refusals import Refusals
 from pointbook_server.redemption.timeline_store import TimelineStore
+from pointbook_server.rpc.pagination import PageQuery
+from pointbook_server.rpc.request_fields import TIME_MS_MAX, to_timestamp
 from pointbook_server.validation_codes.model import ValidationEvent
 
 

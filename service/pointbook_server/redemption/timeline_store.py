@@ -9,10 +9,10 @@ from dataclasses import asdict
 
 from sqlalchemy import text
 
-from pointbook_server.database import Database, Statement
-from pointbook_server.paging import PageQuery
-from pointbook_server.redemption import statements as sql
-from pointbook_server.redemption.redeemed import Closing, KeptReversal, Redemption
+from pointbook_server.db.database import Database, Statement
+from pointbook_server.redemption import queries
+from pointbook_server.redemption.model import Closing, KeptReversal, Redemption
+from pointbook_server.rpc.pagination import PageQuery
 
 
 def _newest(table: str, names: str, at_ms: str, row_id: str) -> Statement:
@@ -30,7 +30,7 @@ def _newest(table: str, names: str, at_ms: str, row_id: str) -> Statement:
     )
 
 
-LIST_REDEMPTIONS = _newest("redemptions", sql.NAMES, "created_at_ms", "redemption_id")
+LIST_REDEMPTIONS = _newest("redemptions", queries.NAMES, "created_at_ms", "redemption_id")
 LIST_REVERSALS = _newest(
     "redemption_reversals",
     "redemption_id, reference, reversed_points, notes, created_at_ms, actor",
@@ -52,13 +52,13 @@ class TimelineStore:
         """Return a page of redemptions."""
         async with self._database.autocommit() as connection:
             rows = await connection.fetch(LIST_REDEMPTIONS, _values(merchant_id, redeemers, query))
-        return list(map(sql.read, rows))
+        return list(map(queries.read, rows))
 
     async def reversals(self, merchant_id: str, redeemers: Iterable[str], query: PageQuery) -> list[KeptReversal]:
         """Return a page of reversals."""
         async with self._database.autocommit() as connection:
             rows = await connection.fetch(LIST_REVERSALS, _values(merchant_id, redeemers, query))
-        return list(map(sql.read_reversal, rows))
+        return list(map(queries.read_reversal, rows))
 
     async def closings(self, merchant_id: str, redeemers: Iterable[str], query: PageQuery) -> list[Closing]:
         """Return a page of holds that were settled by hand, or released."""

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import phonenumbers
 
-from pointbook_server import phones
+from pointbook_common.text import ascii_digits, without_invisible
+from pointbook_server.customers import phones
 from pointbook_server.customers.model import Customer, Kind
 from pointbook_server.errors import PointbookError, Reason, key_not_configured
 from pointbook_server.programs.model import Channel, PhoneNumberType, Program, Validation, language_key
-from pointbook_server.text import ascii_digits, without_invisible
 
 ATTEMPTS_MAX = 5
 COOLDOWN_MS = 60_000

@@ -8,15 +8,26 @@ from typing import Any, TypeVar
 
 import structlog
 
-from pointbook_server.batching import Line
 from pointbook_server.clock import Clock
 from pointbook_server.customers.model import Customer
 from pointbook_server.delivery.sender import DeliveryFailedError, Message, Sender
 from pointbook_server.errors import PointbookError
 from pointbook_server.maintenance import merchant_by_merchant
 from pointbook_server.metrics import Metrics
-from pointbook_server.paging import PageQuery
 from pointbook_server.programs.model import Channel
+from pointbook_server.rpc.batching import Line
+from pointbook_server.rpc.pagination import PageQuery
+from pointbook_server.validation_codes.commands import (
+    Answer,
+    Deliver,
+    Guess,
+    Issue,
+    Refuse,
+    Reset,
+    Sends,
+    Step,
+    Verdict,
+)
 from pointbook_server.validation_codes.model import (
     DELIVERY_MS_MAX,
     Challenge,
@@ -36,8 +47,7 @@ from pointbook_server.validation_codes.model import (
     new_code,
     route_to,
 )
-from pointbook_server.validation_codes.steps import Answer, Deliver, Guess, Issue, Refuse, Reset, Sends, Step, Verdict
-from pointbook_server.validation_codes.store import ValidationCodesStore
+from pointbook_server.validation_codes.transactions import ValidationCodesStore
 
 DELIVERY_TIMEOUT_SECONDS = DELIVERY_MS_MAX / 1_000
 STEPS_IN_BATCH_MAX = 100

@@ -10,9 +10,9 @@ import time
 
 from sqlalchemy import BigInteger, cast, func, select
 
-from pointbook_server.database import Database, Statement
+from pointbook_server.db.database import Database, Statement
+from pointbook_server.db.tables import quarantine_usage
 from pointbook_server.metrics import Metrics
-from pointbook_server.tables import quarantine_usage
 from pointbook_server.webhooks.model import Bounds
 
 FRESH_SECONDS = 1.0

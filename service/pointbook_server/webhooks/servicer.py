@@ -7,11 +7,19 @@ from typing import Protocol
 import structlog
 
 from pointbook.v1 import customers_pb2, points_pb2, programs_pb2, webhooks_pb2, webhooks_pb2_grpc
-from pointbook_server import paging
 from pointbook_server.access.model import current_principal
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.fields import DAY_MS, ID_LENGTH_MAX, TIME_MS_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_timestamp
+from pointbook_server.rpc import pagination
+from pointbook_server.rpc.request_fields import (
+    DAY_MS,
+    ID_LENGTH_MAX,
+    TIME_MS_MAX,
+    TIME_MS_MIN,
+    YEAR_2000_MS,
+    Fields,
+    to_timestamp,
+)
 from pointbook_server.webhooks.model import (
     NO_TOPIC,
     POINTS_TOPIC,
@@ -26,7 +34,7 @@ from pointbook_server.webhooks.model import (
     Webhook,
     kept_headers,
 )
-from pointbook_server.webhooks.store import Filter, WebhooksStore
+from pointbook_server.webhooks.transactions import Filter, WebhooksStore
 
 EVENT_ID_LENGTH_MAX = 128
 TOPIC_LENGTH_MAX = 128
@@ -149,15 +157,15 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
         wanted = _read_filter(fields, request)
         size = fields.page_size("page_size", request.page_size)
         scope = ("quarantine", merchant_id, wanted)
-        place = paging.read_token(fields, "page_token", request.page_token, scope, (int, str))
+        place = pagination.read_token(fields, "page_token", request.page_token, scope, (int, str))
         fields.check()
         after = None if place is None else (int(place[0]), str(place[1]))
         found = await self._store.webhooks(_read_view(merchant_id), wanted, after=after, limit=size + 1)
-        page = paging.fit(map(_write_webhook, found), size, LIST_BYTES_MAX)
+        page = pagination.fit(map(_write_webhook, found), size, LIST_BYTES_MAX)
         response = webhooks_pb2.ListQuarantinedWebhooksResponse(webhooks=page)
         if len(found) > len(page):
             last = found[len(page) - 1]
-            response.next_page_token = paging.write_token(scope, (last.received_at_ms, last.quarantine_id))
+            response.next_page_token = pagination.write_token(scope, (last.received_at_ms, last.quarantine_id))
         return response
 
     async def GetQuarantinedWebhook(

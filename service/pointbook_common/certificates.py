@@ -1,0 +1,206 @@
+"""Certificates and private keys from files, read again whenever the files change.
+
+The server, the shim and the commands read them alike; the module knows nothing else of them.
+"""
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import structlog
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from pointbook_common.errors import SettingError
+from pointbook_common.regular_files import read_regular_file
+
+DAY_SECONDS = 86_400
+EXPIRES_SOON_SECONDS = 14 * DAY_SECONDS
+RETRY_SECONDS = 1.0
+"""How long files that were found wrong are not read again, unless they change."""
+FILE_BYTES_MAX = 1024 * 1024
+RSA_BITS_MIN = 2_048
+CURVES = (ec.SECP256R1, ec.SECP384R1)
+Stamp = tuple[tuple[int, ...], ...]
+"""What differs after files have been written or replaced."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class SettingFile:
+    """A file, and the variable that names it."""
+
+    variable: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """The PEM files of one end of TLS: its certificate and key, and the CA that its peers are verified against."""
+
+    cert: SettingFile | None = None
+    key: SettingFile | None = None
+    ca: SettingFile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TlsMaterial:
+    """The content of TlsFiles, in PEM; `certificate` is the first one of the chain."""
+
+    chain: bytes | None
+    key: bytes | None
+    ca: bytes | None
+    certificate: x509.Certificate | None
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """Return when the certificate expires."""
+        return None if self.certificate is None else self.certificate.not_valid_after_utc
+
+
+class TlsSource:
+    """TLS material that follows its files. Files that do not fit together leave the material before them in force.
+
+    `current` may be called from any thread, and at every handshake: it costs a stat of each file. Raises SettingError
+    where the files are wrong at the start.
+    """
+
+    def __init__(self, files: TlsFiles, clock: Callable[[], float] = time.time) -> None:
+        self.files = files
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._paths = [file.path for file in (files.cert, files.key, files.ca) if file is not None]
+        self._stamp = self._stat_files()
+        self._material = load(files)
+        self._refused_stamp: Stamp | None = None
+        self._retry_at = 0.0
+        self._warned_at = float("-inf")
+        self._log_expiry("TLS certificate loaded")
+        if files.key is not None and files.key.path.stat().st_mode & stat.S_IROTH:
+            log.warning("every user of this machine may read the private key", variable=files.key.variable)
+
+    def current(self) -> TlsMaterial:
+        """Return the newest material whose files fit together; the same object until they change."""
+        with self._lock:
+            stamp = self._stat_files()
+            # A file may be rewritten within one tick of its file system's clock, so that wrong ones are read again.
+            if stamp != self._stamp and (stamp != self._refused_stamp or time.monotonic() >= self._retry_at):
+                self._renew(stamp)
+            self._warn_of_expiry()
+            return self._material
+
+    def _renew(self, stamp: Stamp) -> None:
+        try:
+            self._material = load(self.files)
+        except SettingError as error:
+            if stamp != self._refused_stamp:
+                log.warning("changed TLS files are not used yet", cause=str(error))
+            self._refused_stamp = stamp
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+        else:
+            self._stamp, self._refused_stamp = stamp, None
+            self._warned_at = float("-inf")
+            self._log_expiry("TLS files renewed")
+
+    def _stat_files(self) -> Stamp:
+        return tuple(_stat(path) for path in self._paths)
+
+    def _log_expiry(self, event: str) -> None:
+        expires_at = self._material.expires_at
+        if expires_at is not None and self.files.cert is not None:
+            log.info(event, variable=self.files.cert.variable, expires=expires_at.isoformat())
+
+    def _warn_of_expiry(self) -> None:
+        """Log once a day that the certificate has expired, or will soon."""
+        expires_at, now = self._material.expires_at, self._clock()
+        if expires_at is None or self.files.cert is None or now < self._warned_at + DAY_SECONDS:
+            return
+        left_seconds = expires_at.timestamp() - now
+        if left_seconds >= EXPIRES_SOON_SECONDS:
+            return
+        self._warned_at = now
+        told = log.bind(variable=self.files.cert.variable, expires=expires_at.isoformat())
+        if left_seconds <= 0:
+            told.error("the TLS certificate has expired")
+        else:
+            told.warning("the TLS certificate expires soon", days_left=int(left_seconds // DAY_SECONDS))
+
+
+def load(files: TlsFiles) -> TlsMaterial:
+    """Read and check TLS files. Raises SettingError, which names the variable of the wrong one."""
+    chain = key = ca = certificate = None
+    if files.ca is not None:
+        ca, _ = _load_certificates(files.ca)
+    if files.cert is not None and files.key is not None:
+        chain, certificate = _load_certificates(files.cert)
+        _check_algorithm(files.cert, certificate)
+        key = _read(files.key)
+        try:
+            public_key = load_pem_private_key(key, password=None).public_key()
+        except TypeError:
+            raise SettingError(f"{files.key.variable}: the key is encrypted with a password") from None
+        except (ValueError, UnsupportedAlgorithm):
+            raise SettingError(f"{files.key.variable}: there is no private key in PEM in the file") from None
+        if public_key != certificate.public_key():
+            raise SettingError(f"{files.key.variable}: the key does not belong to {files.cert.variable}")
+    return TlsMaterial(chain, key, ca, certificate)
+
+
+def _check_algorithm(file: SettingFile, certificate: x509.Certificate) -> None:
+    """Raise SettingError where gRPC or OpenSSL would refuse the certificate, or clients of gRPC would."""
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    is_rsa = certificate.public_key_algorithm_oid == x509.oid.PublicKeyAlgorithmOID.RSAES_PKCS1_v1_5
+    if is_rsa and isinstance(key, rsa.RSAPublicKey) and key.key_size >= RSA_BITS_MIN:
+        return
+    if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, CURVES)):
+        raise SettingError(
+            f"{file.variable}: the certificate's key must be RSA with {RSA_BITS_MIN} bits or more, or EC on the curve "
+            "P-256 or P-384"
+        )
+
+
+def name_of(certificate: x509.Certificate) -> str:
+    """Return a name for which a certificate is good; empty where it has none."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        common = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        return str(common[0].value) if common else ""
+    found = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+    return found[0].replace("*", "any", 1) if found else ""
+
+
+def _load_certificates(file: SettingFile) -> tuple[bytes, x509.Certificate]:
+    """Return a file of certificates, and the first of them."""
+    content = _read(file)
+    try:
+        return content, x509.load_pem_x509_certificates(content)[0]
+    except ValueError:
+        raise SettingError(f"{file.variable}: there is no certificate in PEM in the file") from None
+
+
+def _read(file: SettingFile) -> bytes:
+    try:
+        return read_regular_file(file.path, FILE_BYTES_MAX)
+    except OSError as error:
+        raise SettingError(f"{file.variable}: cannot read {file.path}: {error.strerror}") from None
+
+
+def _stat(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file is written or replaced; also where the path leads through symbolic links."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a third of the time of Path.stat, at every handshake
+    except OSError:
+        return ()
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

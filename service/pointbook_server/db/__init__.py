@@ -1,0 +1,1 @@
+"""Database access: connections, transactions, tables and migrations."""

@@ -1,0 +1,71 @@
+"""The migrations, and the one way to run them."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+
+from pointbook_server.db.database import create_engine, database_errors
+
+LOCK_KEY = 0x706F696E74
+"""Names the lock that keeps two migrating processes apart."""
+
+
+async def migrate(url: str) -> tuple[str | None, str | None]:
+    """Bring a database to the newest revision in one transaction; answers the revisions before and after.
+
+    Raises DATABASE_UNAVAILABLE when the database is away.
+    """
+    engine = create_engine(url)
+    try:
+        with database_errors():
+            async with engine.begin() as connection:
+                return await connection.run_sync(_upgrade)
+    finally:
+        await engine.dispose()
+
+
+async def pending(url: str) -> bool:
+    """Tell whether a database is not at the newest revision. Raises DATABASE_UNAVAILABLE when it is away."""
+    engine = create_engine(url)
+    try:
+        with database_errors():
+            async with engine.connect() as connection:
+                return await connection.run_sync(_current) != _newest()
+    finally:
+        await engine.dispose()
+
+
+def older_revisions() -> frozenset[str]:
+    """Return the revisions before the newest one of this release."""
+    revisions = ScriptDirectory.from_config(_config()).walk_revisions()
+    return frozenset(script.revision for script in revisions) - {_newest() or ""}
+
+
+def _upgrade(connection: Connection) -> tuple[str | None, str | None]:
+    # A migration may take long, and waits for one that another process runs.
+    connection.execute(text("SET LOCAL lock_timeout = 0"))
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
+    before = _current(connection)
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    return before, _current(connection)
+
+
+def _current(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _newest() -> str | None:
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    return config

@@ -1,0 +1,102 @@
+"""The check whether a database can be served from: its tables, their revision, and the privileges of its role."""
+
+from functools import cache
+
+from sqlalchemy import text
+
+from pointbook_server.db.database import Connection, Statement
+from pointbook_server.db.migrations import older_revisions
+from pointbook_server.db.tables import metadata
+from pointbook_server.errors import UnusableDatabaseError
+
+NEVER_INSERTED_INTO = {"api_tokens"}
+"""Tables whose rows commands create, which may run as another role."""
+NEVER_UPDATED = {
+    "points_checkpoints",
+    "points_voidings",
+    "customer_audit",
+    "customer_claims",
+    "customer_updates",
+    "redemption_audit",
+    "redemption_refusals",
+    "redemption_reversals",
+}
+DELETED_FROM = {
+    "benefits",
+    "custom_privileges",
+    "customer_buyers",
+    "customer_claims",
+    "customer_identifiers",
+    "customer_updates",
+    "missed_calls",
+    "points_checkpoints",
+    "points_entries",
+    "quarantined_webhooks",
+    "redemption_refusals",
+    "stores",
+    "user_groups",
+    "validation_challenges",
+    "validation_tallies",
+}
+
+# A table that is not there, or not to be seen by the role, has no privileges either: NULL.
+UNUSABLE = Statement(
+    text("""
+        SELECT t.name, to_regclass(t.name) IS NULL AS is_missing
+        FROM unnest(CAST(:names AS text[]), CAST(:privileges AS text[])) AS t (name, privilege)
+        WHERE has_table_privilege(to_regclass(t.name), t.privilege) IS NOT TRUE
+        ORDER BY t.name
+    """)
+)
+REVISION = Statement(
+    text("SELECT version_num, current_setting('transaction_read_only') = 'on' AS is_read_only FROM alembic_version")
+)
+
+
+class SchemaError(UnusableDatabaseError):
+    """The schema, or what the role may do with it, is not what this release needs."""
+
+
+async def check_schema(connection: Connection) -> None:
+    """Raise SchemaError where tables are missing, older than this release, read-only, or not the role's to use.
+
+    A newer revision passes: the release before it goes on while its successor is rolled out.
+    """
+    unusable = await connection.fetch(UNUSABLE, _needed())
+    missing = sorted({row.name for row in unusable if row.is_missing})
+    if missing:
+        raise SchemaError(
+            f"the database, or the search_path of its role, lacks the tables {', '.join(missing)}: "
+            "run `pointbook migrate`, or correct POINTBOOK_DATABASE_URL"
+        )
+    if unusable:
+        names = ", ".join(sorted({row.name for row in unusable}))
+        raise SchemaError(
+            f"the role of POINTBOOK_DATABASE_URL may not use the tables {names}: "
+            "grant it SELECT, INSERT, UPDATE and DELETE"
+        )
+    rows = await connection.fetch(REVISION)
+    if any(row.is_read_only for row in rows):
+        raise SchemaError(
+            "the database is read-only (25006): it is a standby, or has default_transaction_read_only; "
+            "correct POINTBOOK_DATABASE_URL"
+        )
+    revisions = {row.version_num for row in rows}
+    if not revisions or revisions & older_revisions():
+        raise SchemaError("the database is not at the newest revision; run `pointbook migrate`")
+
+
+def needed_privileges(table: str) -> tuple[str, ...]:
+    """Return the privileges on a table that the server's statements use."""
+    insert = () if table in NEVER_INSERTED_INTO else ("INSERT",)
+    update = () if table in NEVER_UPDATED else ("UPDATE",)
+    delete = ("DELETE",) if table in DELETED_FROM else ()
+    return ("SELECT", *insert, *update, *delete)
+
+
+@cache
+def _needed() -> dict[str, list[str]]:
+    """Return which privilege is needed on which table, as two columns."""
+    pairs = [(name, privilege) for name in metadata.tables for privilege in needed_privileges(name)]
+    pairs.append(("alembic_version", "SELECT"))
+    return {"names": [name for name, _ in pairs], "privileges": [privilege for _, privilege in pairs]}

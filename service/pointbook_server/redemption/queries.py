@@ -1,0 +1,328 @@
+"""The SQL of redemption, and how its rows are read and written."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import text
+
+from pointbook_server.db.database import Row, Statement
+from pointbook_server.ledger.lots import Draw as EntryDraw
+from pointbook_server.ledger.model import AccountKey
+from pointbook_server.redemption.allocation import Draw
+from pointbook_server.redemption.bookings import Booking, first_draws
+from pointbook_server.redemption.model import AccountHold, Content, HoldState, KeptReversal, Redemption
+
+COLUMNS = {
+    "redemption_id": "text",
+    "reference": "text",
+    "redeemer": "text",
+    "program_id": "bigint",
+    "points": "bigint",
+    "group_redemption": "boolean",
+    "group_id": "text",
+    "transaction_number": "text",
+    "notes": "text",
+    "redeem_value": "text",
+    "redeem_local_value": "text",
+    "points_currency_ratio": "text",
+    "active_points": "bigint",
+    "created_at_ms": "bigint",
+    "settle_by_ms": "bigint",
+    "draws": "jsonb",
+    "holds": "jsonb",
+    "open_points": "bigint",
+    "released_points": "bigint",
+    "reversed_points": "bigint",
+    "actor": "text",
+}
+CHANGING = ("draws", "holds", "open_points", "released_points", "reversed_points")
+NAMES = ", ".join(("merchant_id", *COLUMNS))
+# Where a redemption stands, as redeemed.py tells it.
+STATE = """
+    CASE
+        WHEN open_points > 0 AND :now_ms < settle_by_ms THEN 'PENDING'
+        WHEN reversed_points = points THEN 'REVERSED'
+        WHEN open_points + released_points > 0 THEN 'UNSETTLED'
+        ELSE 'SETTLED'
+    END
+"""
+
+
+def _statement(sql: str) -> Statement:
+    return Statement(text(sql))
+
+
+def _any_or(name: str, value: str = "") -> str:
+    """Write that a value is the one that is wanted, of which empty means any."""
+    return f"(CAST(:{name} AS text) = '' OR {value or name} = :{name})"
+
+
+READ_BY_ID = _statement(f"""
+    SELECT {NAMES} FROM redemptions WHERE redemption_id = :redemption_id AND merchant_id = :merchant_id
+""")
+READ_BY_REFERENCES = _statement(f"""
+    SELECT {NAMES} FROM redemptions
+    WHERE reference = ANY(CAST(:references AS text[])) AND merchant_id = :merchant_id
+""")
+LOCK = _statement(f"""
+    SELECT {NAMES} FROM redemptions
+    WHERE redemption_id = ANY(CAST(:redemption_ids AS text[])) AND merchant_id = :merchant_id
+    ORDER BY redemption_id FOR UPDATE
+""")
+LOCK_FREE = _statement(f"""
+    SELECT {NAMES} FROM redemptions
+    WHERE redemption_id = ANY(CAST(:redemption_ids AS text[])) AND merchant_id = :merchant_id
+    ORDER BY redemption_id FOR UPDATE SKIP LOCKED
+""")
+# Who inserts a redemption has taken its reference, in sorted order.
+INSERT = _statement(f"""
+    INSERT INTO redemptions ({NAMES})
+    SELECT :merchant_id, {", ".join(COLUMNS)}
+    FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in COLUMNS.items())}) AS v ({", ".join(COLUMNS)})
+    ORDER BY reference ON CONFLICT DO NOTHING
+""")
+UPDATE = _statement(f"""
+    UPDATE redemptions SET {", ".join(f"{name} = :{name}" for name in CHANGING)}
+    WHERE redemption_id = :redemption_id AND merchant_id = :merchant_id
+""")
+# What each of some redeemers has redeemed in a program since its day, its week and its month began.
+READ_USAGE = _statement("""
+    SELECT v.redeemer, v.program_id, used.* FROM unnest(
+        CAST(:redeemers AS text[]), CAST(:program_ids AS bigint[]), CAST(:days AS bigint[]), CAST(:weeks AS bigint[]),
+        CAST(:months AS bigint[])
+    ) AS v (redeemer, program_id, day_ms, week_ms, month_ms)
+    CROSS JOIN LATERAL (
+        SELECT
+            coalesce(sum(points - reversed_points) FILTER (WHERE created_at_ms >= v.day_ms), 0)::bigint AS day_points,
+            coalesce(sum(points - reversed_points) FILTER (WHERE created_at_ms >= v.week_ms), 0)::bigint AS week_points,
+            coalesce(sum(points - reversed_points) FILTER (WHERE created_at_ms >= v.month_ms), 0)::bigint
+                AS month_points
+        FROM redemptions
+        WHERE redeemer = v.redeemer AND merchant_id = :merchant_id AND program_id = v.program_id
+            AND created_at_ms >= least(v.week_ms, v.month_ms)
+    ) AS used
+""")
+# The newest decreases of so many points, since a moment, of each of some accounts, that settled no redemption, or one
+# whose hold had been released before they happened: they happened by the time they were received, however far their own
+# time is ahead. Each account is looked up by itself, whatever a plan expects.
+FIND_BOOKINGS = _statement("""
+    SELECT e.* FROM unnest(
+        CAST(:store_ids AS text[]), CAST(:buyer_ids AS text[]), CAST(:points AS bigint[]), CAST(:since_ms AS bigint[])
+    ) AS v (store_id, buyer_id, points, since_ms)
+    CROSS JOIN LATERAL (
+        SELECT store_id, buyer_id, event_id, updated_value, scene, updated_at_ms, ordinal, draws,
+            coalesce(settled_redemption_id, '') AS settled_redemption_id
+        FROM points_entries
+        LEFT JOIN LATERAL (
+            SELECT settle_by_ms FROM redemptions
+            WHERE redemption_id = settled_redemption_id AND merchant_id = :merchant_id OFFSET 0
+        ) AS settled ON true
+        WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id
+            AND updated_at_ms >= v.since_ms AND updated_value = v.points AND update_type = 'DECREASE'
+            AND scene = ANY(CAST(:scenes AS text[])) AND outcome <> 'REFUSED' AND voided_at_ms IS NULL
+            AND (settled_redemption_id IS NULL OR settle_by_ms <= least(updated_at_ms, received_at_ms))
+        ORDER BY updated_at_ms DESC, ordinal DESC LIMIT :limit
+    ) AS e
+""")
+READ_REVERSAL = _statement("""
+    SELECT redemption_id, points FROM redemption_reversals
+    WHERE reference = :reference AND merchant_id = :merchant_id
+""")
+INSERT_REVERSAL = _statement("""
+    INSERT INTO redemption_reversals (
+        reference, merchant_id, redemption_id, points, notes, created_at_ms, redeemer, reversed_points, actor
+    ) VALUES (
+        :reference, :merchant_id, :redemption_id, :points, :notes, :now_ms, :redeemer, :reversed_points, :actor
+    )
+    ON CONFLICT DO NOTHING
+""")
+# The newest reversals of each of some redemptions.
+READ_REVERSALS = _statement("""
+    SELECT r.* FROM unnest(CAST(:redemption_ids AS text[])) AS v (redemption_id) CROSS JOIN LATERAL (
+        SELECT redemption_id, reference, reversed_points, notes, created_at_ms, actor FROM redemption_reversals
+        WHERE redemption_id = v.redemption_id AND merchant_id = :merchant_id
+        ORDER BY created_at_ms DESC, reference DESC LIMIT :limit
+    ) AS r
+""")
+INSERT_AUDIT = _statement("""
+    INSERT INTO redemption_audit (
+        audit_id, merchant_id, redemption_id, action, reason, at_ms, redeemer, points, actor
+    ) VALUES (
+        :audit_id, :merchant_id, :redemption_id, :action, :reason, :now_ms, :redeemer, :points, :actor
+    )
+""")
+LIST_OVERDUE_MERCHANTS = _statement("""
+    SELECT DISTINCT merchant_id FROM (
+        SELECT merchant_id FROM redemptions WHERE open_points > 0 AND settle_by_ms <= :now_ms
+        ORDER BY settle_by_ms LIMIT :limit
+    ) AS overdue
+""")
+FIND_OVERDUE = _statement(f"""
+    SELECT {NAMES} FROM redemptions
+    WHERE open_points > 0 AND settle_by_ms <= :now_ms AND merchant_id = :merchant_id
+    ORDER BY settle_by_ms LIMIT :limit
+""")
+
+# Redemptions that drew from some accounts; empty ids mean all.
+STREAM_REDEMPTIONS = _statement(f"""
+    SELECT {NAMES} FROM redemptions
+    WHERE {_any_or("merchant_id")} AND EXISTS (
+        SELECT FROM jsonb_array_elements(draws) AS v (draw)
+        WHERE {_any_or("store_id", "draw->>0")} AND {_any_or("buyer_id", "draw->>1")}
+    )
+""")
+HOLDS_OF_REDEMPTIONS = f"""
+    SELECT merchant_id, hold->>0 AS store_id, hold->>1 AS buyer_id, redemption_id, (hold->>2)::bigint AS points,
+        hold->>3 AS state, hold->>3 = 'OPEN' AND (hold->>2)::bigint > 0 AND :now_ms < settle_by_ms AS is_open
+    FROM redemptions CROSS JOIN LATERAL jsonb_array_elements(holds) AS v (hold)
+    WHERE {_any_or("merchant_id")} AND {_any_or("store_id", "hold->>0")} AND {_any_or("buyer_id", "hold->>1")}
+"""
+# An account holds what a redemption has not settled, and nothing else. It may have forgotten what was released.
+STREAM_DIFFERING_HOLDS = _statement(f"""
+    WITH redeemed AS ({HOLDS_OF_REDEMPTIONS}), held AS (
+        SELECT merchant_id, store_id, buyer_id, hold->>0 AS redemption_id, (hold->>1)::bigint AS points,
+            NOT (hold->>5)::boolean AND :now_ms < (hold->>3)::bigint AS is_open
+        FROM points_accounts CROSS JOIN LATERAL jsonb_array_elements(holds) AS v (hold)
+        WHERE {_any_or("merchant_id")} AND {_any_or("store_id")} AND {_any_or("buyer_id")}
+    )
+    SELECT merchant_id, store_id, buyer_id, redemption_id, format(
+        'the account holds %s, the redemption %s',
+        coalesce(held.points || CASE WHEN held.is_open THEN ' open' ELSE ' released' END, 'nothing'),
+        coalesce(redeemed.points || ' ' || lower(redeemed.state), 'nothing')
+    ) AS text
+    FROM held FULL JOIN redeemed USING (merchant_id, store_id, buyer_id, redemption_id)
+    WHERE CASE
+        WHEN held.points IS NULL THEN redeemed.is_open
+        WHEN redeemed.points IS NULL THEN true
+        ELSE (held.points, held.is_open) <> (redeemed.points, redeemed.is_open) OR redeemed.state = 'SETTLED'
+    END
+""")
+# Where an entry settled a hold, the redemption says so.
+STREAM_DIFFERING_SETTLEMENTS = _statement(f"""
+    WITH redeemed AS ({HOLDS_OF_REDEMPTIONS}), settling AS (
+        SELECT merchant_id, store_id, buyer_id, settled_redemption_id AS redemption_id, event_id FROM points_entries
+        WHERE settled_redemption_id IS NOT NULL
+            AND {_any_or("merchant_id")} AND {_any_or("store_id")} AND {_any_or("buyer_id")}
+    )
+    SELECT merchant_id, store_id, buyer_id, redemption_id, format(
+        'entry %s settled what is %s', event_id, coalesce(lower(state), 'not there')
+    ) AS text
+    FROM settling LEFT JOIN redeemed USING (merchant_id, store_id, buyer_id, redemption_id)
+    WHERE state IS DISTINCT FROM 'SETTLED'
+""")
+
+
+def list_statement(*, by_redeemer: bool) -> Statement:
+    """List a page of redemptions, the newest first: a merchant's, or those under some names."""
+    whose = "redeemer = ANY(CAST(:redeemers AS text[])) AND merchant_id = :merchant_id"
+    return _statement(f"""
+        SELECT {NAMES} FROM redemptions
+        WHERE {whose if by_redeemer else "points > 0 AND merchant_id = :merchant_id"}
+            AND created_at_ms >= :start_ms AND created_at_ms < :end_ms
+            AND (created_at_ms, redemption_id) < (CAST(:before_ms AS bigint), CAST(:before_id AS text))
+            AND (CAST(:state AS text) = '' OR {STATE} = :state)
+        ORDER BY created_at_ms DESC, redemption_id DESC LIMIT :limit
+    """)
+
+
+LIST_OF_MERCHANT = list_statement(by_redeemer=False)
+LIST_OF_REDEEMER = list_statement(by_redeemer=True)
+
+
+def to_columns(redemptions: Sequence[Redemption]) -> dict[str, list[Any]]:
+    """Write redemptions as one array a column."""
+    rows = [_write(redemption) for redemption in redemptions]
+    return {name: [row[name] for row in rows] for name in COLUMNS}
+
+
+def _write(redemption: Redemption) -> dict[str, Any]:
+    content = redemption.content
+    return {
+        "redemption_id": redemption.redemption_id,
+        "reference": redemption.reference,
+        "redeemer": content.redeemer,
+        "program_id": content.program_id,
+        "points": content.points,
+        "group_redemption": content.group_redemption,
+        "group_id": content.group_id,
+        "transaction_number": content.transaction_number,
+        "notes": redemption.notes,
+        "redeem_value": redemption.redeem_value,
+        "redeem_local_value": redemption.redeem_local_value,
+        "points_currency_ratio": redemption.points_currency_ratio,
+        "active_points": redemption.active_points,
+        "created_at_ms": redemption.created_at_ms,
+        "settle_by_ms": redemption.settle_by_ms,
+        "actor": redemption.actor,
+        **write_changing(redemption),
+    }
+
+
+def write_changing(redemption: Redemption) -> dict[str, Any]:
+    """Write what of a redemption changes, as its columns."""
+    return {
+        "draws": json.dumps(redemption.draws),
+        "holds": json.dumps(redemption.holds),
+        "open_points": redemption.held(HoldState.OPEN),
+        "released_points": redemption.held(HoldState.RELEASED),
+        "reversed_points": redemption.reversed_points,
+    }
+
+
+def read(row: Row) -> Redemption:
+    """Read a row of redemptions."""
+    return Redemption(
+        merchant_id=row.merchant_id,
+        redemption_id=row.redemption_id,
+        reference=row.reference,
+        content=Content(
+            redeemer=row.redeemer,
+            program_id=row.program_id,
+            points=row.points,
+            group_redemption=row.group_redemption,
+            group_id=row.group_id,
+            transaction_number=row.transaction_number,
+        ),
+        notes=row.notes,
+        redeem_value=row.redeem_value,
+        redeem_local_value=row.redeem_local_value,
+        points_currency_ratio=row.points_currency_ratio,
+        active_points=row.active_points,
+        draws=tuple(Draw(*draw) for draw in json.loads(row.draws)),
+        holds=tuple(_read_hold(*hold) for hold in json.loads(row.holds)),
+        created_at_ms=row.created_at_ms,
+        settle_by_ms=row.settle_by_ms,
+        actor=row.actor,
+    )
+
+
+def read_reversal(row: Row) -> KeptReversal:
+    """Build a reversal from a row of READ_REVERSALS."""
+    return KeptReversal(
+        redemption_id=row.redemption_id,
+        reference=row.reference,
+        points=row.reversed_points,
+        notes=row.notes,
+        created_at_ms=row.created_at_ms,
+        actor=row.actor,
+    )
+
+
+def read_booking(row: Row) -> Booking:
+    """Read a row of FIND_BOOKINGS."""
+    account = AccountKey(row.store_id, row.buyer_id)
+    return Booking(
+        account=account,
+        event_id=row.event_id,
+        points=row.updated_value,
+        scene=row.scene,
+        at_ms=row.updated_at_ms,
+        ordinal=row.ordinal,
+        draws=first_draws(account, row.updated_value, map(EntryDraw._make, json.loads(row.draws))),
+        settled_redemption_id=row.settled_redemption_id,
+    )
+
+
+def _read_hold(store_id: str, buyer_id: str, points: int, state: str) -> AccountHold:
+    return AccountHold(store_id, buyer_id, points, HoldState(state))

@@ -1,0 +1,1 @@
+"""What gRPC calls go through: interceptors, admission, field checks, pagination and batching."""

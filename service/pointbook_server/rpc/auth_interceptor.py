@@ -1,0 +1,127 @@
+"""The interceptor that knows callers by their bearer tokens, and refuses the others before their requests are read."""
+
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import grpc
+import structlog
+
+from pointbook_server.access.model import (
+    EVERYBODY,
+    METHODS,
+    Principal,
+    current_principal,
+    merchants_of,
+)
+from pointbook_server.access.token_cache import TokenCache
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.rpc.admission import REQUEST_SECONDS_MAX, Admission, RequestReader
+from pointbook_server.rpc.request_fields import parse
+from pointbook_server.rpc.tls import client_names
+
+PACKAGE = "/pointbook.v1."
+HEALTH = "/grpc.health.v1.Health/"
+BEARER = "bearer "
+MISUSE_PAUSE_SECONDS = 60.0
+
+log = structlog.get_logger()
+
+
+class AuthInterceptor(grpc.aio.ServerInterceptor):
+    """Admits callers by the table of methods, before anything of a request is read.
+
+    Health is open, so that load balancers need no token; reflection takes any valid token. Without tokens
+    (`pointbook dev` on loopback) everybody may call everything.
+    """
+
+    def __init__(self, tokens: TokenCache | None, admission: Admission) -> None:
+        self._tokens = tokens
+        self._admission = admission
+        self._requests = RequestReader(REQUEST_SECONDS_MAX)
+        self._misused_at: dict[str, float] = {}
+        """When the misuse of each bound token was last logged: of known tokens alone, so that it is bounded."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Guard the method's handler. Authenticate streaming and unknown methods immediately.
+
+        Unary methods are served as streams, since gRPC calls the handler of a stream before the request has arrived.
+        """
+        method = handler_call_details.method
+        handler = await continuation(handler_call_details)
+        if method.startswith(HEALTH):
+            return handler
+        if handler is None or handler.request_streaming:
+            try:
+                principal = await self._admit(handler_call_details.invocation_metadata)
+                if handler is not None:
+                    # The certificate is not known here, so that a token which asks for one explores nothing.
+                    principal.check_client(frozenset())
+            except Exception as error:  # noqa: BLE001 - it is raised again inside the call, where it becomes a status
+                return _refuse(error)
+            return handler
+        return grpc.stream_unary_rpc_method_handler(
+            self._guard(handler.unary_unary, handler.request_deserializer, method),
+            request_deserializer=None,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _guard(
+        self, behaviour: Callable[[Any, Any], Awaitable[Any]], deserialize: Callable[[bytes], Any] | None, method: str
+    ) -> Callable[[Any, Any], Awaitable[Any]]:
+        """Check the caller, and then the merchants that the request names, before the servicer sees it."""
+        access = METHODS.get(method.removeprefix(PACKAGE)) if method.startswith(PACKAGE) else None
+
+        async def call(metadata: Iterable[tuple[str, str | bytes]], context: Any) -> Any:
+            principal = await self._admit(metadata)
+            if principal.client_names:
+                self._check_client(principal, context)
+            if access is None:
+                raise PointbookError(Reason.SCOPE_MISSING, "There is no scope for this method.")
+            if access.scope is not None:
+                principal.check_scope(access.scope)
+            current_principal.set(principal)
+            await self._admission.enter(principal.token_id)
+            try:
+                message = parse(deserialize, await self._requests.read(context))
+                if access.scope is not None:
+                    principal.check_merchants(merchants_of(message, access))
+                return await behaviour(message, context)
+            except PointbookError as error:
+                if (shown := principal.visible(error)) is not error:
+                    raise shown from error
+                raise
+            finally:
+                self._admission.leave(principal.token_id)
+
+        return call
+
+    def _check_client(self, principal: Principal, context: Any) -> None:
+        """Raise TOKEN_INVALID where a bound token comes from another client, and log that once a minute a token."""
+        try:
+            principal.check_client(client_names(context))
+        except PointbookError:
+            now = time.monotonic()
+            if now >= self._misused_at.get(principal.token_id, float("-inf")) + MISUSE_PAUSE_SECONDS:
+                self._misused_at[principal.token_id] = now
+                log.warning("a token came from a client that it is not bound to", token_id=principal.token_id)
+            raise
+
+    async def _admit(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Principal:
+        if self._tokens is None:
+            return EVERYBODY
+        for key, value in metadata or ():
+            if key == "authorization" and isinstance(value, str) and value[: len(BEARER)].lower() == BEARER:
+                return await self._tokens.admit(value[len(BEARER) :])
+        raise PointbookError(Reason.TOKEN_MISSING, "Send `authorization: Bearer TOKEN` metadata.")
+
+
+def _refuse(error: Exception) -> Any:
+    async def refuse(_metadata: object, _context: object) -> None:
+        raise error
+
+    return grpc.stream_unary_rpc_method_handler(refuse)

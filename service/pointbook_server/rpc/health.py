@@ -1,0 +1,262 @@
+"""The standard health service, open to callers without a token, and so bounded in everything that they can hold.
+
+Nothing here waits for a client while another one waits: each stream is written by its own task, and a client that does
+not read costs its own stream only. Source: grpc.health.v1, and https://github.com/grpc/grpc/blob/master/doc/health-checking.md
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.rpc.admission import RequestReader
+from pointbook_server.rpc.refusal_limits import Pacer, RefusalLog
+from pointbook_server.rpc.request_fields import parse
+from pointbook_server.rpc.status_interceptor import RETRY_AFTER_SECONDS, abort, request_id_of
+
+SERVICE_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+READ_SECONDS_MAX = 2.0
+"""How long the request of a call may take to arrive. A request is a name, so it comes with the call as a rule."""
+WRITE_SECONDS_MAX = 5.0
+"""How long a client may leave an answer unread."""
+REQUEST_BYTES_MAX = 256
+READS_MAX = 16
+"""Each of them can hold as much as the server's largest message, until its time is over."""
+CHECKS_MAX = 128
+"""As many as wait less than half a second for each other: a probe of Kubernetes fails after one."""
+WATCHES_MAX = 256
+STREAMS_OF_CONNECTION_MAX = 16
+"""Of each method: a client watches the services that it calls."""
+UNREAD_MAX = 200
+"""How many unread streams there may be until a connection gets one stream of each method."""
+
+Status = health_pb2.HealthCheckResponse
+
+
+class _Stream:
+    """One call of a connection. It is ended by the server where others need its place."""
+
+    def __init__(self, listener: "_Listener", peer: str, task: asyncio.Task[Any]) -> None:
+        self.listener = listener
+        self.peer = peer
+        self._task = task
+        self.is_displaced = False
+        self.has_read = False
+        self.is_writing = False
+        self.has_begun = False
+
+    def displace(self) -> None:
+        """End it in favour of another connection's stream."""
+        self.is_displaced = True
+        self._task.cancel()
+
+
+class StreamLimit:
+    """A bounded number of streams, of which no connection can keep another one's out.
+
+    Where all places are taken, the oldest stream of the connection that has most gives way.
+    """
+
+    def __init__(self, streams_max: int) -> None:
+        self._streams_max = streams_max
+        self._streams: dict[str, dict[_Stream, None]] = {}
+        self._count = 0
+
+    def add(self, stream: _Stream, streams_of_connection_max: int) -> None:
+        """Count a stream. Raises QUEUE_FULL where its connection has too many."""
+        if len(self._streams.get(stream.peer, ())) >= streams_of_connection_max:
+            raise _too_many_streams()
+        if self._count >= self._streams_max:
+            most: dict[_Stream, None] = max(self._streams.values(), key=len)
+            oldest = next(iter(most))
+            self.discard(oldest)
+            oldest.displace()
+        self._streams.setdefault(stream.peer, {})[stream] = None
+        self._count += 1
+
+    def discard(self, stream: _Stream) -> None:
+        """Stop counting a stream."""
+        streams = self._streams.get(stream.peer, {})
+        if stream in streams:
+            self._count -= 1
+            del streams[stream]
+            if not streams:
+                del self._streams[stream.peer]
+
+    @contextmanager
+    def holding(self, stream: _Stream, streams_of_connection_max: int) -> Iterator[None]:
+        """Count a stream during a block. Raises QUEUE_FULL."""
+        self.add(stream, streams_of_connection_max)
+        try:
+            yield
+        finally:
+            self.discard(stream)
+
+
+class _Listener:
+    """What the clients of one listener hold, so that those of another one are not kept out or slowed."""
+
+    def __init__(self) -> None:
+        self.reads = StreamLimit(READS_MAX)
+        self.checks = StreamLimit(CHECKS_MAX)
+        self.watches = StreamLimit(WATCHES_MAX)
+        self.checks_pacer = Pacer()
+        self.watches_pacer = Pacer()
+        self.unread: Counter[str] = Counter()
+        """How many streams of each connection are not read. They end with the connection."""
+
+
+class HealthService:
+    """Answers Check and Watch for a fixed set of services, all of which serve or do not serve together."""
+
+    def __init__(self, services: Iterable[str], refusals: RefusalLog, pacer: Pacer) -> None:
+        self._services = frozenset(("", *services))
+        self._refusals = refusals
+        self._refused_pacer = pacer
+        self._is_serving = False
+        self._is_stopping = False
+        self._has_ended = False
+        self._changed = asyncio.Event()
+        self._requests = RequestReader(READ_SECONDS_MAX)
+        self._listeners: list[_Listener] = []
+
+    def add_to_server(self, server: grpc.aio.Server) -> None:
+        """Add the service to a server, with bounds of its own.
+
+        Both methods are served as streams: a unary method's request and answer would be awaited by gRPC, without a
+        limit.
+        """
+        listener = _Listener()
+        self._listeners.append(listener)
+        behaviours = {
+            "Check": self._bounded(listener, listener.checks, listener.checks_pacer, self._check),
+            "Watch": self._bounded(listener, listener.watches, listener.watches_pacer, self._watch),
+        }
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            name: grpc.stream_stream_rpc_method_handler(behaviour, response_serializer=Status.SerializeToString)
+            for name, behaviour in behaviours.items()
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+
+    def set_serving(self, serving: bool) -> None:  # noqa: FBT001 - it is the state itself, and no option of a call
+        """Set whether the server serves. A server that stops never serves again."""
+        if serving != self._is_serving and not (serving and self._is_stopping):
+            self._is_serving = serving
+            self._wake_watches()
+
+    def stop(self) -> None:
+        """Stop serving for good. Watches go on until `end_watches`."""
+        self._is_stopping = True
+        self.set_serving(False)
+
+    def end_watches(self) -> None:
+        """End all watches, so that a stopping server need not wait for them."""
+        self._has_ended = True
+        self._wake_watches()
+
+    def _wake_watches(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _bounded(
+        self,
+        listener: _Listener,
+        limit: StreamLimit,
+        pacer: Pacer,
+        answer: Callable[[str, Any, _Stream], Awaitable[None]],
+    ) -> Callable[[Any, Any], Awaitable[None]]:
+        """Build the handler of a method, which ends every call that takes too long or too much."""
+
+        async def call(_requests: object, context: Any) -> None:
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101 - gRPC runs every call in a task of its own
+            stream = _Stream(listener, context.peer(), task)
+            try:
+                if listener.unread[stream.peer]:
+                    raise _too_many_streams()
+                most = STREAMS_OF_CONNECTION_MAX if listener.unread.total() < UNREAD_MAX else 1
+                with limit.holding(stream, most):
+                    await pacer.wait()
+                    await answer(await self._read(context, stream), context, stream)
+            except PointbookError as error:
+                await self._end(context, error, stream)
+            except asyncio.CancelledError:
+                if not stream.is_displaced:
+                    raise
+                task.uncancel()
+                await self._end(context, _too_many_streams(), stream)
+
+        return call
+
+    async def _read(self, context: Any, stream: _Stream) -> str:
+        """Read the name of the service that a call asks for."""
+        with stream.listener.reads.holding(stream, STREAMS_OF_CONNECTION_MAX):
+            stream.has_read = True
+            request = await self._requests.read(context)
+        if len(request) > REQUEST_BYTES_MAX:
+            raise PointbookError(Reason.INVALID_FIELDS, f"A request of health has at most {REQUEST_BYTES_MAX} bytes.")
+        service: str = parse(health_pb2.HealthCheckRequest.FromString, request).service
+        return service
+
+    async def _write(self, context: Any, status: int, stream: _Stream) -> None:
+        """Write a status. Raises DEADLINE_EXCEEDED where it is not read in time."""
+        stream.is_writing = True
+        try:
+            async with asyncio.timeout(WRITE_SECONDS_MAX):
+                if not stream.has_begun:
+                    # gRPC takes no error for a stream whose first message is under way together with the metadata.
+                    await context.send_initial_metadata(())
+                    stream.has_begun = True
+                await context.write(Status(status=status))
+        except TimeoutError:
+            raise PointbookError(Reason.DEADLINE_EXCEEDED, "The answer was not read in time.") from None
+        stream.is_writing = False
+
+    async def _end(self, context: Any, error: PointbookError, stream: _Stream) -> None:
+        """End a stream with an error, which goes out behind what was not read, and so may take as long as the client.
+
+        Until then, its connection gets no further stream.
+        """
+        unread = stream.listener.unread
+        unread[stream.peer] += stream.is_writing
+        try:
+            # gRPC goes on to take in a request that it was told to read, so such a stream must not wait.
+            if not stream.has_read:
+                await self._refused_pacer.wait()
+            await abort(context, error, request_id_of(context.invocation_metadata()), self._refusals)
+        finally:
+            unread[stream.peer] -= stream.is_writing
+            if not unread[stream.peer]:
+                del unread[stream.peer]
+
+    async def _check(self, service: str, context: Any, stream: _Stream) -> None:
+        if service not in self._services:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+        await self._write(context, Status.SERVING if self._is_serving else Status.NOT_SERVING, stream)
+
+    async def _watch(self, service: str, context: Any, stream: _Stream) -> None:
+        """Write the latest state whenever it is another than the one written last."""
+        written: int | None = None
+        while not self._has_ended:
+            changed = self._changed
+            if service not in self._services:
+                status = Status.SERVICE_UNKNOWN
+            else:
+                status = Status.SERVING if self._is_serving else Status.NOT_SERVING
+            if status != written:
+                await self._write(context, status, stream)
+                written = status
+            else:
+                await changed.wait()
+        raise PointbookError(Reason.SHUTTING_DOWN, "This server is stopping.", retry_after_seconds=RETRY_AFTER_SECONDS)
+
+
+def _too_many_streams() -> PointbookError:
+    return PointbookError(
+        Reason.QUEUE_FULL, "Too many calls of health run at once; retry.", retry_after_seconds=RETRY_AFTER_SECONDS
+    )

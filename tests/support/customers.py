@@ -1,0 +1,138 @@
+"""What the files of customer tests share: updates of a shop's buyers, and what the customers are after them."""
+
+import itertools
+from typing import Any
+
+import asyncpg
+import grpc
+
+from pointbook.v1 import customers_pb2, identity_pb2
+from support.harness import NOW_MS, Client, Service, Shop, at, unique
+
+CREATED = customers_pb2.CUSTOMER_UPDATE_KIND_CREATED
+UPDATED = customers_pb2.CUSTOMER_UPDATE_KIND_UPDATED
+DELETED = customers_pb2.CUSTOMER_UPDATE_KIND_DELETED
+REDACTED = customers_pb2.CUSTOMER_UPDATE_KIND_REDACTED
+TYPE_MOBILE = identity_pb2.IDENTIFIER_TYPE_MOBILE
+TYPE_EMAIL = identity_pb2.IDENTIFIER_TYPE_EMAIL
+INVALID = customers_pb2.SKIPPED_IDENTIFIER_CAUSE_INVALID
+TAKEN = customers_pb2.SKIPPED_IDENTIFIER_CAUSE_TAKEN
+
+_digits = itertools.count(1_234)
+
+
+def mobile() -> str:
+    """Make a mobile number that no other test uses."""
+    return f"+86138{next(_digits) % 100_000_000:08}"
+
+
+def email() -> str:
+    """Make an e-mail address that no other test uses."""
+    return f"{unique('person')}@example.com"
+
+
+def outcome(answer: customers_pb2.ApplyCustomerUpdateResponse) -> str:
+    """Return the outcome of an update."""
+    return customers_pb2.CustomerUpdateOutcome.Name(answer.outcome).removeprefix("CUSTOMER_UPDATE_OUTCOME_")
+
+
+def skipped(answer: customers_pb2.ApplyCustomerUpdateResponse) -> dict[int, int]:
+    """Return the identifiers that an update left out, with the causes."""
+    return {item.identifier_type: item.cause for item in answer.skipped_identifiers}
+
+
+def update(shop: Shop, buyer_id: str = "buyer", **changes: Any) -> customers_pb2.ApplyCustomerUpdateRequest:
+    """Make a customer update."""
+    values: dict[str, Any] = {
+        "event_id": unique("event"),
+        "merchant_id": shop.merchant_id,
+        "store_id": shop.store_id,
+        "buyer_id": buyer_id,
+        "kind": UPDATED,
+        "updated_at": at(NOW_MS - 60_000),
+    }
+    return customers_pb2.ApplyCustomerUpdateRequest(**(values | changes))
+
+
+async def customer_or_none(client: Client, request: customers_pb2.GetCustomerRequest) -> customers_pb2.Customer:
+    """Read a customer; an empty one where there is none."""
+    try:
+        return (await client.customers.GetCustomer(request)).customer
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.NOT_FOUND:
+            raise
+        return customers_pb2.Customer()
+
+
+async def found(client: Client, shop: Shop, **identifier: Any) -> str:
+    """Return the id of the customer who owns an identifier; empty where no customer does."""
+    ref = identity_pb2.CustomerRef(**identifier)
+    request = customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer=ref)
+    return (await customer_or_none(client, request)).customer_id
+
+
+async def of_buyer(client: Client, shop: Shop, buyer_id: str = "buyer") -> tuple[str, str]:
+    """Return the mobile number and e-mail address of a buyer's customer."""
+    buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)
+    ref = identity_pb2.CustomerRef(buyer=buyer)
+    request = customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer=ref)
+    customer = await customer_or_none(client, request)
+    return customer.mobile, customer.email
+
+
+async def move(client: Client, shop: Shop, giver: str, receiver: str, **identifier: Any) -> tuple[str, str]:
+    """Move an identifier, and answer both etags."""
+    request = customers_pb2.MoveIdentifierRequest(
+        merchant_id=shop.merchant_id,
+        from_customer_id=giver,
+        to_customer_id=receiver,
+        reason="the till registered twice",
+        **identifier,
+    )
+    answer = await client.customers.MoveIdentifier(request)
+    return answer.from_etag, answer.to_etag
+
+
+async def redact(client: Client, shop: Shop, customer_id: str) -> int:
+    """Redact a customer, and answer up to when."""
+    request = customers_pb2.RedactCustomerRequest(
+        merchant_id=shop.merchant_id, customer_id=customer_id, reason="asked by letter"
+    )
+    return (await client.customers.RedactCustomer(request)).redact_time.ToMilliseconds()
+
+
+async def rows(service: Service, query: str, *values: Any) -> list[Any]:
+    """Ask the database itself."""
+    connection = await asyncpg.connect(service.database_url)
+    try:
+        return list(await connection.fetch(query, *values))
+    finally:
+        await connection.close()
+
+
+async def everything(service: Service) -> str:
+    """Write out every row of every table."""
+    tables = await rows(service, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    written = [await rows(service, f"SELECT t.*::text AS row FROM {table['tablename']} AS t") for table in tables]  # noqa: S608 - names of our tables
+    return "\n".join(row["row"] for table in written for row in table)
+
+
+async def needless_claims(service: Service, shop: Shop) -> list[Any]:
+    """Read the claims to contacts that no other customer owns, and those of customers that have such a contact."""
+    return await rows(
+        service,
+        """
+        SELECT * FROM customer_claims AS c WHERE merchant_id = $1 AND (
+            NOT EXISTS (
+                SELECT FROM customer_identifiers AS i
+                WHERE i.value = c.value AND i.kind = c.kind AND i.source = '' AND i.merchant_id = c.merchant_id
+                    AND i.customer_id <> c.customer_id
+            ) OR EXISTS (
+                SELECT FROM customer_identifiers AS i
+                WHERE i.customer_id = c.customer_id AND i.kind = c.kind AND i.source = ''
+                    AND i.merchant_id = c.merchant_id
+            )
+        )
+        """,
+        shop.merchant_id,
+    )

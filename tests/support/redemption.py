@@ -1,0 +1,102 @@
+"""What the files of redemption tests share: orders of one shop's customers, and what becomes of them."""
+
+from typing import Any
+
+from pointbook.v1 import identity_pb2, points_pb2, redemption_pb2
+from support.harness import NOW_MS, Client, Shop, at, unique
+
+DAY_MS = 24 * 60 * 60 * 1_000
+PENDING = redemption_pb2.REDEMPTION_STATE_PENDING
+SETTLED = redemption_pb2.REDEMPTION_STATE_SETTLED
+REVERSED = redemption_pb2.REDEMPTION_STATE_REVERSED
+UNSETTLED = redemption_pb2.REDEMPTION_STATE_UNSETTLED
+
+
+def customer_of(shop: Shop, buyer_id: str = "buyer", **identifier: str) -> identity_pb2.CustomerRef:
+    """Name a buyer of a shop, or a customer by an identifier."""
+    if identifier:
+        return identity_pb2.CustomerRef(merchant_id=shop.merchant_id, **identifier)  # type: ignore[arg-type] # names
+    buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)
+    return identity_pb2.CustomerRef(merchant_id=shop.merchant_id, buyer=buyer)
+
+
+async def earn(client: Client, shop: Shop, points: int, buyer_id: str = "buyer", **changes: Any) -> str:
+    """Give a new account its points; answers the event's id."""
+    changes.setdefault("updated_at", at(NOW_MS - DAY_MS))
+    update = shop.update(buyer_id, **{"updated_value": points, "points_balance": points, **changes})
+    await client.apply(update)
+    return update.event_id
+
+
+def order(shop: Shop, points: int = 10, **changes: Any) -> redemption_pb2.RedeemPointsRequest:
+    """Ask to redeem points in program 1."""
+    values: dict[str, Any] = {
+        "customer": customer_of(shop),
+        "program_id": 1,
+        "points": points,
+        "external_reference_number": unique("order"),
+    }
+    return redemption_pb2.RedeemPointsRequest(**{**values, **changes})
+
+
+def question(shop: Shop, points: int = 10, **changes: Any) -> redemption_pb2.ValidateRedemptionRequest:
+    """Ask whether points may be redeemed in program 1."""
+    values: dict[str, Any] = {"customer": customer_of(shop), "program_id": 1, "points": points}
+    return redemption_pb2.ValidateRedemptionRequest(**{**values, **changes})
+
+
+async def findings(client: Client, request: redemption_pb2.ValidateRedemptionRequest) -> list[int]:
+    """The status codes of all that speaks against a redemption."""
+    answer = await client.redemption.ValidateRedemption(request)
+    assert answer.redeemable is (not answer.violations)
+    return [found.code for found in answer.violations]
+
+
+async def redeem(client: Client, request: redemption_pb2.RedeemPointsRequest) -> redemption_pb2.Redemption:
+    """Redeem."""
+    return (await client.redemption.RedeemPoints(request)).redemption
+
+
+async def reverse(
+    client: Client, redemption: redemption_pb2.Redemption, points: int = 0, **changes: Any
+) -> redemption_pb2.Redemption:
+    """Give points of a redemption back."""
+    values: dict[str, Any] = {
+        "merchant_id": redemption.merchant_id,
+        "redemption_id": redemption.redemption_id,
+        "points": points,
+        "external_reference_number": unique("reversal"),
+    }
+    request = redemption_pb2.ReverseRedemptionRequest(**{**values, **changes})
+    return (await client.redemption.ReverseRedemption(request)).redemption
+
+
+async def get(client: Client, redemption: redemption_pb2.Redemption) -> redemption_pb2.Redemption:
+    """Read a redemption as it now stands."""
+    request = redemption_pb2.GetRedemptionRequest(
+        merchant_id=redemption.merchant_id, redemption_id=redemption.redemption_id
+    )
+    return (await client.redemption.GetRedemption(request)).redemption
+
+
+def booking(shop: Shop, points: int, balance: int, after_ms: int = 1_000, **changes: Any) -> points_pb2.PointsUpdate:
+    """SHOPLINE's own decrease for a redemption, some time after the tests' beginning."""
+    values: dict[str, Any] = {
+        "update_type": points_pb2.POINTS_UPDATE_TYPE_DECREASE,
+        "updated_scene": points_pb2.POINTS_UPDATE_SCENE_CASHBACK,
+        "updated_value": points,
+        "points_balance": balance,
+        "updated_at": at(NOW_MS + after_ms),
+    }
+    return shop.update(**{"buyer_id": "buyer"} | values | changes)
+
+
+async def points_of(client: Client, shop: Shop, buyer_id: str = "buyer", **more: Any) -> tuple[int, int, int]:
+    """The balance, the active and the held points of a buyer."""
+    account = await client.account(shop.merchant_id, shop.store_id, buyer_id, **more)
+    return account.points_balance, account.active_points, account.held_points
+
+
+def drawn(redemption: redemption_pb2.Redemption) -> list[tuple[str, int]]:
+    """What a redemption drew of which buyer, in its order."""
+    return [(draw.buyer.buyer_id, draw.points) for draw in redemption.draws]
