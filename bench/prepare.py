@@ -12,12 +12,12 @@ import asyncpg
 from calls import PROGRAM_ID
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, new_token
-from pointbook_server.access.transactions import AccessStore
+from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.clock import system_clock
 from pointbook_server.db.database import Database
 from pointbook_server.db.migrations import migrate
 from pointbook_server.programs.model import Channel, Criteria, Program, Validation
-from pointbook_server.programs.transactions import ProgramsStore
+from pointbook_server.programs.transactions import ProgramTransactions
 from shops import Population
 
 
@@ -64,7 +64,7 @@ async def prepare(database_url: str, populations: Collection[Population]) -> str
     for population in populations:
         await _put_program(database, population)
     token, bearer = new_token("bench", [ALL_MERCHANTS], list(Scope), system_clock(), None)
-    await AccessStore(database).create(token)
+    await TokenTransactions(database).create(token)
     await database.dispose()
     return bearer
 
@@ -87,4 +87,4 @@ async def _put_program(database: Database, population: Population) -> None:
         currency_code="USD",
         validation=Validation(channels=(Channel.SMS,)),
     )
-    await ProgramsStore(database).put_program(program, None, system_clock())
+    await ProgramTransactions(database).put_program(program, None, system_clock())

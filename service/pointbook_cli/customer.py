@@ -54,7 +54,7 @@ class CustomerNotFoundError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class CustomerQuery:
     """Which customer to show, and how much."""
 
     merchant_id: str
@@ -114,7 +114,7 @@ def _since_ms(text: str, now_ms: int, time_zone: tzinfo) -> int | None:
         return None
 
 
-def read_view(settings: ShimSettings, wanted: Wanted) -> CustomerView:
+def read_view(settings: ShimSettings, wanted: CustomerQuery) -> CustomerView:
     """Ask the server that the settings name. Raises CustomerNotFoundError, and OSError with what the server says."""
     with open_channel(settings, local_address(settings.grpc_address)) as channel:
         try:
@@ -128,7 +128,7 @@ def read_view(settings: ShimSettings, wanted: Wanted) -> CustomerView:
 class _Reader:
     """Asks one server about one customer."""
 
-    def __init__(self, channel: grpc.Channel, token: str, wanted: Wanted) -> None:
+    def __init__(self, channel: grpc.Channel, token: str, wanted: CustomerQuery) -> None:
         self._points = points_pb2_grpc.PointsServiceStub(channel)
         self._redemption = redemption_pb2_grpc.RedemptionServiceStub(channel)
         self._customers = customers_pb2_grpc.CustomersServiceStub(channel)
@@ -212,7 +212,7 @@ def _international(number: str) -> str:
     return f"+{typed.removeprefix('00')}" if typed.startswith("00") else typed
 
 
-def json_of(view: CustomerView, wanted: Wanted, *, is_guessed: bool) -> str:
+def json_of(view: CustomerView, wanted: CustomerQuery, *, is_guessed: bool) -> str:
     """Write a view as one JSON document: the fields of the API by their names, whole numbers as numbers.
 
     Characters that could move a terminal's cursor, hide text or turn its direction are escaped.

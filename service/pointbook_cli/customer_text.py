@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pointbook.v1 import customers_pb2, points_pb2, redemption_pb2
-from pointbook_cli.customer import CustomerView, Wanted, time_text
+from pointbook_cli.customer import CustomerQuery, CustomerView, time_text
 from pointbook_cli.quarantine import printable
 
 ACTIONS = {
@@ -37,7 +37,7 @@ WIDTH_MAX = 10_000
 CONTACTS = ("mobile", "email", "external_id", "card_numbers", "card_external_ids", "language")
 
 
-def print_view(view: CustomerView, wanted: Wanted, time_zone: tzinfo) -> None:
+def print_view(view: CustomerView, wanted: CustomerQuery, time_zone: tzinfo) -> None:
     """Print a customer in the width of the terminal; where it is piped and COLUMNS is unset, without a limit."""
     is_bounded = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Console(width=None if is_bounded else WIDTH_MAX, highlight=False, markup=False, emoji=False)
@@ -89,7 +89,7 @@ def _contacts(record: customers_pb2.Customer) -> Iterator[str]:
             yield f"  {name}: {text}"
 
 
-def _points(view: CustomerView, wanted: Wanted, time_zone: tzinfo) -> Iterator[str]:
+def _points(view: CustomerView, wanted: CustomerQuery, time_zone: tzinfo) -> Iterator[str]:
     for account in view.accounts or ():
         parts = [f"balance {account.points_balance:,}", f"active {account.active_points:,}"]
         more = (("held", account.held_points), ("expired", account.expired_points), ("drift", account.drift))

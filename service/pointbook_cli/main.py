@@ -293,10 +293,10 @@ def verify(
 ) -> None:
     """Fold every account of the database again from its entries, and show where the book says anything else."""
     from pointbook_cli.verifying import run_verify
-    from pointbook_server.ledger.audit import Wanted
+    from pointbook_server.ledger.audit import AuditScope
 
     _, url = load_server_settings()
-    sys.exit(run_until_stopped(lambda stop: run_verify(url, Wanted(merchant, store, buyer), limit, stop)))
+    sys.exit(run_until_stopped(lambda stop: run_verify(url, AuditScope(merchant, store, buyer), limit, stop)))
 
 
 @app.command()
@@ -397,7 +397,7 @@ def revoke_token(token_id: Annotated[str, typer.Argument(help="The id of `pointb
 def with_access_store(use: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
     """Use the tokens of the database that the settings name."""
     from pointbook_cli.database_checks import check_migrated
-    from pointbook_server.access.transactions import AccessStore
+    from pointbook_server.access.transactions import TokenTransactions
     from pointbook_server.db.database import Database
 
     _, url = load_server_settings()
@@ -406,7 +406,7 @@ def with_access_store(use: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
         await check_migrated(url)
         database = Database(url, pool_size=1)
         try:
-            return await use(AccessStore(database))
+            return await use(TokenTransactions(database))
         finally:
             await database.dispose()
 
@@ -469,7 +469,7 @@ def list_quarantine(
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 1_000,
 ) -> None:
     """List webhooks in quarantine, one a line, the oldest first."""
-    from pointbook_cli.quarantine import Wanted, line_of, names_of
+    from pointbook_cli.quarantine import WebhookFilter, line_of, names_of
 
     for option, names, given in (
         ("--state", names_of("QuarantineState"), state),
@@ -478,7 +478,7 @@ def list_quarantine(
         if given not in names:
             fail(f"{option} must be one of {', '.join(filter(None, names))}")
     with open_quarantine(server, merchant) as quarantine:
-        found = quarantine.webhooks(Wanted(state, reason or "UNSPECIFIED", topic, since, until))
+        found = quarantine.webhooks(WebhookFilter(state, reason or "UNSPECIFIED", topic, since, until))
         for webhook in islice(found, limit):
             typer.echo(line_of(webhook))
         if next(found, None) is not None:
@@ -647,7 +647,7 @@ def show_customer(
     since_ms = customer.read_since_ms(since, system_clock(), zone) if since else None
     if since and since_ms is None:
         fail("--since must be a duration such as 30d, a day such as 2026-01-31, or RFC 3339")
-    wanted = customer.Wanted(merchant, chosen, identifier, program, since_ms, limit, contacts)
+    wanted = customer.CustomerQuery(merchant, chosen, identifier, program, since_ms, limit, contacts)
     settings = load_settings(ShimSettings, **({"grpc_address": server} if server else {}))
     if not kind:
         typer.echo(f"Taken for --kind {chosen}.", err=True)

@@ -32,7 +32,7 @@ class NotReplayedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WebhookFilter:
     """Which webhooks to list, by the names of the API without their prefixes."""
 
     state: str = "QUARANTINED"
@@ -50,7 +50,7 @@ class Quarantine:
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._merchant_id = merchant_id
 
-    def webhooks(self, wanted: Wanted) -> Iterator[webhooks_pb2.QuarantinedWebhook]:
+    def webhooks(self, wanted: WebhookFilter) -> Iterator[webhooks_pb2.QuarantinedWebhook]:
         """List webhooks without their content, the oldest first, through all pages."""
         request = webhooks_pb2.ListQuarantinedWebhooksRequest(
             merchant_id=self._merchant_id,
@@ -74,7 +74,7 @@ class Quarantine:
 
     def waiting(self, reason: str) -> list[str]:
         """Return the ids of all that may be replayed together: of one reason, or of all but the doubtful ones."""
-        found = self.webhooks(Wanted(reason=reason or "UNSPECIFIED"))
+        found = self.webhooks(WebhookFilter(reason=reason or "UNSPECIFIED"))
         return [webhook.quarantine_id for webhook in found if reason or webhook.reason not in DOUBTFUL]
 
     def get(self, quarantine_id: str) -> webhooks_pb2.QuarantinedWebhook:

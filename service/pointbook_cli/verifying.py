@@ -10,7 +10,7 @@ from pointbook_cli.database_checks import check_migrated
 from pointbook_cli.progress import Meter, counted
 from pointbook_server.clock import system_clock
 from pointbook_server.db.database import Database
-from pointbook_server.ledger.audit import Audit, Place, Size, Wanted
+from pointbook_server.ledger.audit import Audit, AuditScope, Place, Size
 from pointbook_server.ledger.verification import Mismatch
 from pointbook_server.redemption.audit import Difference, RedemptionsAudit
 
@@ -77,13 +77,13 @@ class Findings:
         typer.echo(f"{self.told()}.")
 
 
-async def _verify(database: Database, wanted: Wanted, findings: Findings) -> None:
+async def _verify(database: Database, wanted: AuditScope, findings: Findings) -> None:
     await Audit(database).run(wanted, findings)
     ids = (wanted.merchant_id, wanted.store_id, wanted.buyer_id)
     await RedemptionsAudit(database).run(*ids, system_clock(), findings.tell_redemption)
 
 
-async def run_verify(database_url: str, wanted: Wanted, limit: int, stop: asyncio.Event) -> int:
+async def run_verify(database_url: str, wanted: AuditScope, limit: int, stop: asyncio.Event) -> int:
     """Verify accounts, print what is different, and answer the exit code. Raises DATABASE_UNAVAILABLE."""
     await check_migrated(database_url)
     findings = Findings(limit)

@@ -28,52 +28,52 @@ from pointbook_common.certificates import TlsSource
 from pointbook_common.open_files import CONNECTIONS_MAX, connections_that_fit
 from pointbook_server.access.servicer import AccessServicer
 from pointbook_server.access.token_cache import TokenCache
-from pointbook_server.access.transactions import AccessStore
+from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.benefits.servicer import BenefitsServicer
-from pointbook_server.benefits.transactions import BenefitsStore
-from pointbook_server.customers.customer_repository import CustomersBook
-from pointbook_server.customers.groups import UserGroupsStore
+from pointbook_server.benefits.transactions import BenefitTransactions
+from pointbook_server.customers.customer_repository import CustomerRepository
+from pointbook_server.customers.groups import UserGroupTransactions
 from pointbook_server.customers.model import Tombstones
 from pointbook_server.customers.servicer import CustomersServicer
-from pointbook_server.customers.transactions import CustomersStore
+from pointbook_server.customers.transactions import CustomerTransactions
 from pointbook_server.db.clock_skew import SYSTEM_CLOCK, ClockSkew, ServerClock
 from pointbook_server.db.database import Database
 from pointbook_server.db.database_health import DatabaseHealth
 from pointbook_server.db.schema import check_schema
 from pointbook_server.delivery.sender import Sender
 from pointbook_server.delivery.senders import close_senders
-from pointbook_server.ledger.account_repository import LedgerBook
+from pointbook_server.ledger.account_repository import AccountRepository
 from pointbook_server.ledger.servicer import PointsServicer
-from pointbook_server.ledger.transactions import LedgerStore
+from pointbook_server.ledger.transactions import LedgerTransactions
 from pointbook_server.maintenance import Maintenance
 from pointbook_server.metrics import Metrics, MetricsEndpoint
 from pointbook_server.programs.erasures import StoreErasures
 from pointbook_server.programs.model import Channel
 from pointbook_server.programs.servicer import ProgramsServicer
-from pointbook_server.programs.transactions import ProgramsStore
+from pointbook_server.programs.transactions import ProgramTransactions
 from pointbook_server.redemption.refusals import Refusals
-from pointbook_server.redemption.refusals_store import RefusalsStore
+from pointbook_server.redemption.refusals_store import RefusalTransactions
 from pointbook_server.redemption.service import Redemptions
 from pointbook_server.redemption.servicer import RedemptionServicer
 from pointbook_server.redemption.timeline import Timeline
 from pointbook_server.redemption.timeline_store import TimelineStore
-from pointbook_server.redemption.transactions import RedemptionsStore
+from pointbook_server.redemption.transactions import RedemptionTransactions
 from pointbook_server.rpc.admission import Admission
 from pointbook_server.rpc.auth_interceptor import AuthInterceptor
-from pointbook_server.rpc.batching import Line
+from pointbook_server.rpc.batching import Batcher
 from pointbook_server.rpc.health import REQUEST_BYTES_MAX, HealthService
 from pointbook_server.rpc.health import SERVICE_NAME as HEALTH
 from pointbook_server.rpc.refusal_limits import ALL_CODES, Pacer, RefusalLog
 from pointbook_server.rpc.status_interceptor import StatusInterceptor, code_of
 from pointbook_server.rpc.tls import server_credentials, tls_source
 from pointbook_server.settings import ServerSettings
-from pointbook_server.validation_codes.model import Keys
+from pointbook_server.validation_codes.model import KeyRing
 from pointbook_server.validation_codes.service import Rules, ValidationCodes
-from pointbook_server.validation_codes.transactions import ValidationCodesStore
-from pointbook_server.webhooks.encryption import Sealer
+from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
+from pointbook_server.webhooks.encryption import PayloadCipher
 from pointbook_server.webhooks.model import Bounds, Limits
 from pointbook_server.webhooks.servicer import WebhooksServicer
-from pointbook_server.webhooks.transactions import WebhooksStore
+from pointbook_server.webhooks.transactions import QuarantineTransactions
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
@@ -127,7 +127,9 @@ class Server:
         self._tokens = (
             None
             if development
-            else TokenCache(AccessStore(self._database), clock, staleness_seconds=settings.token_staleness_seconds)
+            else TokenCache(
+                TokenTransactions(self._database), clock, staleness_seconds=settings.token_staleness_seconds
+            )
         )
         self.metrics = Metrics()
         self._skew = ClockSkew(clock, self.metrics)
@@ -199,7 +201,7 @@ class Server:
         try:
             async with asyncio.timeout(HANDLERS_CLEANUP_SECONDS):
                 await self._status.drain()
-                await self._points_line.drain()
+                await self._points_batcher.drain()
                 await self._redemptions.drain()
                 await self._codes.drain()
                 await self._refusals.close()
@@ -226,16 +228,16 @@ class Server:
 
     def _add_services(self, senders: Mapping[Channel, Sender], clock: ServerClock, *, development: bool) -> None:
         self._quarantine = quarantine = self._build_quarantine()
-        programs = ProgramsStore(self._database, quarantine)
-        challenges = ValidationCodesStore(self._database)
-        kept = RedemptionsStore(self._database, programs, LedgerBook, CustomersBook, challenges)
-        ledger = LedgerStore(self._database, kept, register_stores=development)
-        self._points_line = Line(
-            ledger.apply, batch_max=UPDATES_IN_BATCH_MAX, waiting_max=UPDATES_WAITING_MAX, lanes=LANES
+        programs = ProgramTransactions(self._database, quarantine)
+        challenges = ValidationCodeTransactions(self._database)
+        kept = RedemptionTransactions(self._database, programs, AccountRepository, CustomerRepository, challenges)
+        ledger = LedgerTransactions(self._database, kept, register_stores=development)
+        self._points_batcher = Batcher(
+            ledger.apply, batch_max=UPDATES_IN_BATCH_MAX, waiting_max=UPDATES_WAITING_MAX, max_concurrent_batches=LANES
         )
         self._codes = ValidationCodes(
             challenges,
-            Keys(self._settings.code_key_bytes()),
+            KeyRing(self._settings.code_key_bytes()),
             senders,
             clock,
             metrics=self.metrics,
@@ -245,24 +247,24 @@ class Server:
             ),
         )
         self._refusals = Refusals(
-            RefusalsStore(self._database), clock, self.metrics, keep_days=self._settings.refusals_keep_days
+            RefusalTransactions(self._database), clock, self.metrics, keep_days=self._settings.refusals_keep_days
         )
         self._redemptions = Redemptions(kept, self._codes, self._refusals, clock)
         server = self._server
-        points = PointsServicer(ledger, programs, self._points_line, clock, code_of=code_of, metrics=self.metrics)
+        points = PointsServicer(ledger, programs, self._points_batcher, clock, code_of=code_of, metrics=self.metrics)
         points_pb2_grpc.add_PointsServiceServicer_to_server(points, server)
         timeline = Timeline(TimelineStore(self._database), points, self._codes, self._refusals)
         redemption_pb2_grpc.add_RedemptionServiceServicer_to_server(
             RedemptionServicer(self._redemptions, self._codes, self._refusals, timeline, clock), server
         )
         tombstones = Tombstones(list(self._settings.code_key_bytes().values()))
-        known = CustomersStore(self._database, quarantine, challenges, tombstones, register_stores=development)
-        customers = CustomersServicer(known, UserGroupsStore(self._database), clock)
+        known = CustomerTransactions(self._database, quarantine, challenges, tombstones, register_stores=development)
+        customers = CustomersServicer(known, UserGroupTransactions(self._database), clock)
         customers_pb2_grpc.add_CustomersServiceServicer_to_server(customers, server)
         self._store_erasures = StoreErasures(self._database, known, quarantine, clock, self.metrics)
         stores = ProgramsServicer(programs, self._store_erasures, clock)
         programs_pb2_grpc.add_ProgramsServiceServicer_to_server(stores, server)
-        benefits = BenefitsServicer(BenefitsStore(self._database, programs), clock)
+        benefits = BenefitsServicer(BenefitTransactions(self._database, programs), clock)
         benefits_pb2_grpc.add_BenefitsServiceServicer_to_server(benefits, server)
         replay_ms = int((self._settings.call_deadline_seconds + ABANDONED_SECONDS_MAX) * 1_000)
         webhooks = WebhooksServicer(quarantine, points, customers, stores, clock, replay_ms=replay_ms)
@@ -281,11 +283,11 @@ class Server:
         _open_port(server, "POINTBOOK_HEALTH_ADDRESS", settings.health_address, tls_source(settings))
         return server
 
-    def _build_quarantine(self) -> WebhooksStore:
+    def _build_quarantine(self) -> QuarantineTransactions:
         settings = self._settings
-        return WebhooksStore(
+        return QuarantineTransactions(
             self._database,
-            Sealer(settings.quarantine_key_bytes()),
+            PayloadCipher(settings.quarantine_key_bytes()),
             Limits(
                 merchant=Bounds(settings.quarantine_webhooks_max, settings.quarantine_bytes_max),
                 shared=Bounds(settings.quarantine_shared_webhooks_max, settings.quarantine_shared_bytes_max),

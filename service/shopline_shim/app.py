@@ -39,7 +39,7 @@ from shopline_shim.connections import Connections
 from shopline_shim.deadlines import DeadlineProtocol
 from shopline_shim.endpoints import Endpoint
 from shopline_shim.grpc_channel import client_tls_source, open_aio_channel
-from shopline_shim.grpc_client import CHANNEL_OPTIONS, Book, Caller
+from shopline_shim.grpc_client import CHANNEL_OPTIONS, Caller, PointbookClient
 from shopline_shim.https import Tls, TlsListener, server_context
 from shopline_shim.listening import listen
 from shopline_shim.metrics import Metrics
@@ -78,7 +78,7 @@ _HOUR_MS = 3_600_000
 class _NotApplicableError(Exception):
     """An authentic webhook that can be read and shall not be applied; the finding says why."""
 
-    def __init__(self, finding: quarantine.Finding) -> None:
+    def __init__(self, finding: quarantine.QuarantineCause) -> None:
         super().__init__(finding.detail)
         self.finding = finding
 
@@ -181,7 +181,7 @@ class Webhooks:
         """
         update = translate.points_update(delivery.headers, delivery.raw_body)
         self._check(delivery, update.store_id, update.updated_at)
-        book: Book = delivery.request.state.book
+        book: PointbookClient = delivery.request.state.book
         applied = await book.apply(update, delivery.caller)
         if applied.webhook_id_differs:
             self._metrics.duplicates_with_other_webhook_id.inc()
@@ -191,7 +191,7 @@ class Webhooks:
     async def _apply_customer(self, delivery: Delivery) -> tuple[str, Mapping[str, str]]:
         update = translate.customer_update(delivery.topic, delivery.headers, delivery.raw_body)
         self._check(delivery, update.store_id, update.updated_at)
-        book: Book = delivery.request.state.book
+        book: PointbookClient = delivery.request.state.book
         applied = await book.apply_customer(update, delivery.caller)
         for skipped in applied.skipped_identifiers:
             kind = identity_pb2.IdentifierType.Name(skipped.identifier_type).removeprefix("IDENTIFIER_TYPE_")
@@ -204,12 +204,12 @@ class Webhooks:
         """Keep the request for an operator: the topic is not signed, so that it erases nothing by itself."""
         erasure = translate.store_erasure(delivery.headers, delivery.raw_body)
         self._check(delivery, erasure.store_id, erasure.request_time)
-        book: Book = delivery.request.state.book
+        book: PointbookClient = delivery.request.state.book
         requested = await book.request_store_erasure(erasure, delivery.caller)
         outcome = programs_pb2.StoreErasureOutcome.Name(requested.outcome)
         return outcome.removeprefix("STORE_ERASURE_OUTCOME_"), {}
 
-    async def _quarantine(self, delivery: Delivery, finding: quarantine.Finding) -> tuple[str, Response]:
+    async def _quarantine(self, delivery: Delivery, finding: quarantine.QuarantineCause) -> tuple[str, Response]:
         """Keep a webhook that cannot be applied: 200 once it is committed, else 503 for SHOPLINE to send it again."""
         endpoint = self._endpoint
         webhook = webhooks_pb2.QuarantineWebhookRequest(
@@ -220,7 +220,7 @@ class Webhooks:
             reason=finding.reason,
             detail=finding.detail,
         )
-        book: Book = delivery.request.state.book
+        book: PointbookClient = delivery.request.state.book
         # Whoever looks for it has to name its merchant.
         told = _request_log(delivery.request).bind(
             merchant_id=webhook.merchant_id, reason=finding.name, detail=finding.detail
@@ -319,7 +319,7 @@ class MissedCalls:
     async def _confirm(self, request: Request, call: redemption_pb2.ConfirmMissedCallRequest) -> tuple[str, Response]:
         """Tell the server of a call. Raises MalformedCall where it finds fields wrong that look right."""
         caller = Caller(request.state.request_id, time.monotonic() + self._timeout_seconds)
-        book: Book = request.state.book
+        book: PointbookClient = request.state.book
         try:
             confirmed = await book.confirm(call, caller)
         except grpc.aio.AioRpcError as error:
@@ -387,7 +387,7 @@ def create_app(settings: ShimSettings) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[Mapping[str, Any]]:
         async with open_aio_channel(settings, settings.grpc_address, CHANNEL_OPTIONS, tls) as channel:
-            yield {"settings": settings, "connections": connections, "book": Book(settings, channel)}
+            yield {"settings": settings, "connections": connections, "book": PointbookClient(settings, channel)}
 
     async def show_readiness(request: Request) -> Response:
         cause = await readiness.cause(request.state.book)

@@ -53,7 +53,7 @@ class Caller:
         return max(self.deadline - time.monotonic(), 0)
 
 
-class Book:
+class PointbookClient:
     """The gRPC server as the shim sees it: one channel, which must be made inside the running event loop."""
 
     def __init__(self, settings: ShimSettings, channel: grpc.aio.Channel) -> None:

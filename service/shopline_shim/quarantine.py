@@ -45,7 +45,7 @@ _REFUSALS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class QuarantineCause:
     """Why a webhook cannot be applied."""
 
     reason: webhooks_pb2.QuarantineReason.ValueType
@@ -57,45 +57,45 @@ class Finding:
         return webhooks_pb2.QuarantineReason.Name(self.reason).removeprefix("QUARANTINE_REASON_")
 
 
-OTHER_SHOP = Finding(
+OTHER_SHOP = QuarantineCause(
     webhooks_pb2.QUARANTINE_REASON_SHOP_ID_MISMATCH, "X-Shopline-Shop-Id must be the store of the body"
 )
-TOPIC_MISSING = Finding(
+TOPIC_MISSING = QuarantineCause(
     webhooks_pb2.QUARANTINE_REASON_TOPIC_MISSING,
     "X-Shopline-Topic must name exactly one topic; choose it when you replay",
 )
-TOO_OLD = Finding(
+TOO_OLD = QuarantineCause(
     webhooks_pb2.QUARANTINE_REASON_TOO_OLD, "the body's time must be within POINTBOOK_WEBHOOK_MAX_AGE_HOURS"
 )
-OTHER_STORE = Finding(
+OTHER_STORE = QuarantineCause(
     webhooks_pb2.QUARANTINE_REASON_ENDPOINT_MISMATCH, "the store must be one of the endpoint's stores"
 )
-_STORE_UNKNOWN = Finding(
+_STORE_UNKNOWN = QuarantineCause(
     webhooks_pb2.QUARANTINE_REASON_STORE_UNKNOWN, "store_id must be registered with ProgramsService.PutStore"
 )
-_MERCHANT_MISMATCH = Finding(
+_MERCHANT_MISMATCH = QuarantineCause(
     webhooks_pb2.QUARANTINE_REASON_MERCHANT_MISMATCH,
     "X-Shopline-Merchant-Id must be the merchant that the store is registered with",
 )
-_EVENT_ID_REUSED = Finding(
+_EVENT_ID_REUSED = QuarantineCause(
     webhooks_pb2.QUARANTINE_REASON_EVENT_ID_REUSED, "the event must have the content that the book has under its id"
 )
 
 
-def of_mismatch(detail: str) -> Finding:
+def of_mismatch(detail: str) -> QuarantineCause:
     """Return that a webhook is not what its endpoint is for, and in what."""
-    return Finding(webhooks_pb2.QUARANTINE_REASON_ENDPOINT_MISMATCH, detail)
+    return QuarantineCause(webhooks_pb2.QUARANTINE_REASON_ENDPOINT_MISMATCH, detail)
 
 
-def of_malformed(malformed: MalformedWebhook) -> Finding:
+def of_malformed(malformed: MalformedWebhook) -> QuarantineCause:
     """Return why a webhook that cannot be read is quarantined: every wrong field, and what it must be."""
     reason = webhooks_pb2.QUARANTINE_REASON_MALFORMED
     if isinstance(malformed, OutOfBoundsWebhook):
         reason = webhooks_pb2.QUARANTINE_REASON_OUT_OF_BOUNDS
-    return Finding(reason, str(malformed)[:_DETAIL_LENGTH_MAX])
+    return QuarantineCause(reason, str(malformed)[:_DETAIL_LENGTH_MAX])
 
 
-def of_error(error: grpc.aio.AioRpcError) -> Finding | None:
+def of_error(error: grpc.aio.AioRpcError) -> QuarantineCause | None:
     """Find why an event that the server refuses is quarantined; None where the server may take it another time."""
     if error.code() not in _REFUSALS:
         return None
@@ -109,8 +109,10 @@ def of_error(error: grpc.aio.AioRpcError) -> Finding | None:
     answer = f"the points book answers {error.code().name} {info.reason}".rstrip()
     if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
         wrong = [f"{item.field.removeprefix('update.')} {item.description}" for item in bad_request.field_violations]
-        return Finding(webhooks_pb2.QUARANTINE_REASON_OUT_OF_BOUNDS, "; ".join(wrong)[:_DETAIL_LENGTH_MAX] or answer)
-    return Finding(webhooks_pb2.QUARANTINE_REASON_REFUSED, answer[:_DETAIL_LENGTH_MAX])
+        return QuarantineCause(
+            webhooks_pb2.QUARANTINE_REASON_OUT_OF_BOUNDS, "; ".join(wrong)[:_DETAIL_LENGTH_MAX] or answer
+        )
+    return QuarantineCause(webhooks_pb2.QUARANTINE_REASON_REFUSED, answer[:_DETAIL_LENGTH_MAX])
 
 
 def keep_headers(raw_headers: Iterable[tuple[bytes, bytes]]) -> list[webhooks_pb2.WebhookHeader]:

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from pointbook.v1 import redemption_pb2
 from pointbook_cli.customer import (
     CustomerNotFoundError,
+    CustomerQuery,
     CustomerView,
-    Wanted,
     guessed_kind,
     json_of,
     read_since_ms,
@@ -76,7 +76,9 @@ async def show(shop: Shop, settings: dict[str, str], identifier: str, *options: 
 async def read(shop: Shop, settings: dict[str, str], identifier: str, kind: str, **changes: Any) -> CustomerView:
     """Read what the command would show."""
     shim_settings = ShimSettings(grpc_address=settings["GRPC_ADDRESS"], token=SecretStr(settings["TOKEN"]))
-    return await asyncio.to_thread(read_view, shim_settings, Wanted(shop.merchant_id, kind, identifier, **changes))
+    return await asyncio.to_thread(
+        read_view, shim_settings, CustomerQuery(shop.merchant_id, kind, identifier, **changes)
+    )
 
 
 async def test_a_customer_is_shown_with_points_and_a_timeline(shop: Shop, settings: dict[str, str]) -> None:
@@ -385,7 +387,7 @@ async def test_a_buyer_that_no_customer_owns_is_shown(client: Client, shop: Shop
 )
 def test_json_has_no_raw_character_that_acts_on_a_terminal(text: str) -> None:
     """Whatever is in the database; readable text of any script stays readable."""
-    wanted = Wanted("m", "email", "ada@example.com")
+    wanted = CustomerQuery("m", "email", "ada@example.com")
     view = CustomerView(redemption_pb2.TimelineCustomer(masked_email=text), [], is_truncated=False, accounts=[])
     document = json_of(view, wanted, is_guessed=False)
 

@@ -24,7 +24,7 @@ from pointbook.v1 import (
     webhooks_pb2,
 )
 from pointbook_server.access.model import METHODS, Scope, split_bearer
-from pointbook_server.access.transactions import AccessStore
+from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.db.database import Database
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import SERVICES, Server
@@ -142,7 +142,7 @@ async def channel(service: Service) -> AsyncIterator[grpc.aio.Channel]:
 async def revoke(database_url: str, bearer: str) -> None:
     """Revoke a token, as an operator does from another process."""
     database = Database(database_url, pool_size=1)
-    assert await AccessStore(database).revoke(split_bearer(bearer)[0], NOW_MS)
+    assert await TokenTransactions(database).revoke(split_bearer(bearer)[0], NOW_MS)
     await database.dispose()
 
 
@@ -331,14 +331,14 @@ async def test_forged_tokens_do_not_wear_the_database_out(
 ) -> None:
     """A flood of unknown tokens reads the table a few times, not once for each."""
     reads = 0
-    original: Callable[[AccessStore], Any] = AccessStore.tokens
+    original: Callable[[TokenTransactions], Any] = TokenTransactions.tokens
 
-    async def counted(store: AccessStore) -> Any:
+    async def counted(store: TokenTransactions) -> Any:
         nonlocal reads
         reads += 1
         return await original(store)
 
-    monkeypatch.setattr(AccessStore, "tokens", counted)
+    monkeypatch.setattr(TokenTransactions, "tokens", counted)
     started = time.monotonic()
     calls = [call(channel, "PointsService/GetPointsAccount", b"", f"Bearer pb_{n}_x") for n in range(300)]
 

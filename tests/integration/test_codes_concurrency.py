@@ -16,16 +16,16 @@ from pointbook_server.delivery.sender import Message
 from pointbook_server.programs.model import Channel, Program
 from pointbook_server.validation_codes import service as codes_module
 from pointbook_server.validation_codes import transactions as store_module
-from pointbook_server.validation_codes.commands import Guess, Issue, Sends
+from pointbook_server.validation_codes.commands import Guess, Issue, SendCounter
 from pointbook_server.validation_codes.model import (
     Challenge,
-    Keys,
-    Proving,
+    ChallengeSubject,
+    KeyRing,
     Purpose,
     Route,
     new_challenge,
 )
-from pointbook_server.validation_codes.transactions import ValidationCodesStore
+from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
 from support.codes import CODES, WRONG, is_right, issue, issued
 from support.harness import NOW_MS, Service, Shop, refused
 from support.points import superuser
@@ -75,13 +75,13 @@ async def end(service: Service, databases: Sequence[Database]) -> None:
 
 def opening(shop: Shop, customer: str) -> Issue:
     """Open a challenge for a missed call of a customer."""
-    purpose, route, keys = Purpose(shop.merchant_id, customer, 1, 100), Route(Channel.MISSED_CALL, "+1"), Keys(KEYS)
-    proving = Proving(purpose, Program(shop.merchant_id, 1, (shop.store_id,)), None, "actor")
+    purpose, route, keys = Purpose(shop.merchant_id, customer, 1, 100), Route(Channel.MISSED_CALL, "+1"), KeyRing(KEYS)
+    proving = ChallengeSubject(purpose, Program(shop.merchant_id, 1, (shop.store_id,)), None, "actor")
 
     def make(challenge_id: str, now_ms: int) -> Challenge:
         return new_challenge(proving, route, keys, key_id="k1", challenge_id=challenge_id, code="", now_ms=now_ms)
 
-    return Issue(purpose, route, keys, Sends(()), make, merchant_max=1_000, actor="actor")
+    return Issue(purpose, route, keys, SendCounter(()), make, merchant_max=1_000, actor="actor")
 
 
 async def at_once(calls: Iterable[Any]) -> list[Any]:
@@ -109,7 +109,7 @@ async def test_challenges_of_the_same_customers_are_opened(
         arrived.clear()
         names = [f"customer {number} {index:03}" for index in range(100)]
         answers = await at_once(
-            ValidationCodesStore(database).run(shop.merchant_id, [opening(shop, name) for name in names], NOW_MS)
+            ValidationCodeTransactions(database).run(shop.merchant_id, [opening(shop, name) for name in names], NOW_MS)
             for database in databases
         )
         assert not [answer for answer in itertools.chain(*answers) if isinstance(answer, Exception)]
@@ -125,12 +125,12 @@ async def test_repeated_events_of_the_same_customers_are_counted_at_once(service
 
     def guesses(customers: Iterable[str]) -> list[Guess]:
         purposes = [Purpose(shop.merchant_id, name, 1, 100) for name in customers]
-        return [Guess(purpose, "", Keys(KEYS), lambda _challenge: False, "actor") for purpose in purposes]
+        return [Guess(purpose, "", KeyRing(KEYS), lambda _challenge: False, "actor") for purpose in purposes]
 
     orders = [names, list(reversed(names))]
     for _ in range(10):
         await at_once(
-            ValidationCodesStore(database).run(shop.merchant_id, guesses([*order, *order]), NOW_MS)
+            ValidationCodeTransactions(database).run(shop.merchant_id, guesses([*order, *order]), NOW_MS)
             for database, order in zip(databases, orders, strict=True)
         )
     await end(service, databases)
@@ -146,16 +146,16 @@ async def test_a_caller_who_leaves_is_counted(service: Service, shop: Shop) -> N
     """By the metrics too, or nobody would see somebody guess who never waits for an answer."""
     challenge_id, _ = await issued(service, shop, customer=customer_of(shop, BUYERS[0]))
     compared = service.server.metrics.comparisons.labels("WRONG")._value
-    before, run = compared.get(), ValidationCodesStore.run
+    before, run = compared.get(), ValidationCodeTransactions.run
     is_done, has_left = asyncio.Event(), asyncio.Event()
 
-    async def slowly(self: ValidationCodesStore, *arguments: Any) -> Any:
+    async def slowly(self: ValidationCodeTransactions, *arguments: Any) -> Any:
         answers = await run(self, *arguments)
         is_done.set()
         await has_left.wait()
         return answers
 
-    with patch.object(ValidationCodesStore, "run", slowly):
+    with patch.object(ValidationCodeTransactions, "run", slowly):
         guess = is_right(service.client, shop, WRONG, challenge_id=challenge_id, customer=customer_of(shop, BUYERS[0]))
         leaving = asyncio.ensure_future(guess)
         await is_done.wait()

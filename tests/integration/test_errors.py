@@ -22,7 +22,7 @@ from pointbook_server.db import connection_pool
 from pointbook_server.db.database import TRANSACTION_ATTEMPTS_MAX, RetryTransactionError, Statement
 from pointbook_server.db.migrations import migrate
 from pointbook_server.programs.model import Channel
-from pointbook_server.programs.transactions import ProgramsStore
+from pointbook_server.programs.transactions import ProgramTransactions
 from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.server import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, Server
 from support.database_proxy import DatabaseProxy, proxied
@@ -85,10 +85,10 @@ def request_id_of(error: grpc.aio.AioRpcError) -> str:
 def break_store(patch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Make reading a store raise."""
 
-    async def broken(_store: ProgramsStore, _merchant_id: str, _store_id: str) -> Any:
+    async def broken(_store: ProgramTransactions, _merchant_id: str, _store_id: str) -> Any:
         raise error
 
-    patch.setattr(ProgramsStore, "store", broken)
+    patch.setattr(ProgramTransactions, "store", broken)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -352,13 +352,13 @@ async def test_a_fault_in_sql_logs_no_parameters(
 ) -> None:
     """What a statement was given may be personal data, so its error is logged without it."""
 
-    async def broken(_store: ProgramsStore, _merchant_id: str, _store_id: str) -> None:
+    async def broken(_store: ProgramTransactions, _merchant_id: str, _store_id: str) -> None:
         async with service.server._database.autocommit() as connection:
             await connection.execute(
                 Statement(text("SELECT no_such_function(CAST(:mobile AS text))")), {"mobile": SECRET}
             )
 
-    monkeypatch.setattr(ProgramsStore, "store", broken)
+    monkeypatch.setattr(ProgramTransactions, "store", broken)
     with json_logs(status_module) as written:
         error = await failed(get_store(client, shop))
 
@@ -392,13 +392,13 @@ async def test_the_servers_deadline_bounds_every_call(
     """A call whose caller set no deadline, or a long one, ends by ours."""
     ended = asyncio.Event()
 
-    async def slow(_store: ProgramsStore, _merchant_id: str, _store_id: str) -> None:
+    async def slow(_store: ProgramTransactions, _merchant_id: str, _store_id: str) -> None:
         try:
             await asyncio.sleep(60)
         finally:
             ended.set()
 
-    monkeypatch.setattr(ProgramsStore, "store", slow)
+    monkeypatch.setattr(ProgramTransactions, "store", slow)
     async with running(database_url, admin_token, call_deadline_seconds=0.3) as (_, client):
         for timeout in (None, 50):
             found = await refused(get_store(client, shop, timeout=timeout))
@@ -410,13 +410,13 @@ async def test_the_callers_deadline_ends_the_work(client: Client, shop: Shop, mo
     """Nobody works on for a caller who has left."""
     ended = asyncio.Event()
 
-    async def slow(_store: ProgramsStore, _merchant_id: str, _store_id: str) -> None:
+    async def slow(_store: ProgramTransactions, _merchant_id: str, _store_id: str) -> None:
         try:
             await asyncio.sleep(60)
         finally:
             ended.set()
 
-    monkeypatch.setattr(ProgramsStore, "store", slow)
+    monkeypatch.setattr(ProgramTransactions, "store", slow)
     error = await failed(get_store(client, shop, timeout=0.2))
 
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -666,14 +666,14 @@ async def test_a_stopping_server(
 ) -> None:
     """Running calls end well; new ones hear that another server will answer."""
     arrived, goes_on = asyncio.Event(), asyncio.Event()
-    original = ProgramsStore.store
+    original = ProgramTransactions.store
 
-    async def slow(store: ProgramsStore, merchant_id: str, store_id: str) -> Any:
+    async def slow(store: ProgramTransactions, merchant_id: str, store_id: str) -> Any:
         arrived.set()
         await goes_on.wait()
         return await original(store, merchant_id, store_id)
 
-    monkeypatch.setattr(ProgramsStore, "store", slow)
+    monkeypatch.setattr(ProgramTransactions, "store", slow)
     server = Server(server_settings(drain_seconds=1.0), database_url, senders={}, clock=TestClock())
     await server.start()
     client = Client(server.port, admin_token)

@@ -8,8 +8,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import identity_pb2, points_pb2, redemption_pb2
 from pointbook_server.db.database import Database
-from pointbook_server.ledger.model import AccountKey, Event, UpdateType, Webhook
-from pointbook_server.ledger.transactions import Received
+from pointbook_server.ledger.model import AccountKey, Event, UpdateType, WebhookOrigin
+from pointbook_server.ledger.transactions import ReceivedEvent
 from pointbook_server.rpc.pagination import write_token
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
 from support.ledger import ledger_store
@@ -298,7 +298,7 @@ async def test_points_that_an_earlier_release_took_as_expired_in_1970_are_found_
     meant = increase(shop, 0, 20, 20, points_expiry_time=at(SOON_MS))
     born_expired = Event("born-expired", key, UpdateType.INCREASE, "SUCCESSFUL_ORDERS", 20, 20, SOON_MS // 1_000, at_ms)
     database = Database(service.database_url, pool_size=1)
-    await ledger_store(database).apply(shop.merchant_id, [Received(born_expired, Webhook(), NOW_MS)])
+    await ledger_store(database).apply(shop.merchant_id, [ReceivedEvent(born_expired, WebhookOrigin(), NOW_MS)])
     await database.dispose()
     await client.apply(increase(shop, 1_000, 5, 25))
 

@@ -270,7 +270,7 @@ async def test_a_call_that_does_not_fit_is_not_taken_at_all(
     client: Client, shop: Shop, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The line is bounded: such a call is told when to come again, and nothing of it is written."""
-    monkeypatch.setattr(service.server._points_line, "_waiting_max", 2)
+    monkeypatch.setattr(service.server._points_batcher, "_waiting_max", 2)
 
     refusal = await refused(send(client, *(increase(shop, n, 1, n) for n in range(1, 4))))
 

@@ -8,8 +8,8 @@ import pytest
 
 from pointbook_server.db.database import Database, RetryTransactionError
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.ledger.model import AccountKey, Event, Outcome, UpdateType, Verdict, Webhook
-from pointbook_server.ledger.transactions import Received, _Batch
+from pointbook_server.ledger.model import AccountKey, ApplyOutcome, ApplyResult, Event, UpdateType, WebhookOrigin
+from pointbook_server.ledger.transactions import ReceivedEvent, _Batch
 from support.harness import Client, Service, Shop
 from support.ledger import check_book, ledger_store
 from support.points import START_MS, increase
@@ -30,7 +30,7 @@ async def shop(client: Client, shop: Shop) -> Shop:
     return shop
 
 
-def received(shop: Shop, event_id: str, buyer_id: str, after_ms: int, balance: int) -> Received:
+def received(shop: Shop, event_id: str, buyer_id: str, after_ms: int, balance: int) -> ReceivedEvent:
     """One point more for a buyer, so many ms after the start."""
     event = Event(
         event_id=event_id,
@@ -42,10 +42,10 @@ def received(shop: Shop, event_id: str, buyer_id: str, after_ms: int, balance: i
         expires_at_ms=None,
         updated_at_ms=START_MS + after_ms,
     )
-    return Received(event, Webhook(), START_MS + after_ms)
+    return ReceivedEvent(event, WebhookOrigin(), START_MS + after_ms)
 
 
-async def run_directly(database: Database, shop: Shop, *batch: Received) -> list[Any] | None:
+async def run_directly(database: Database, shop: Shop, *batch: ReceivedEvent) -> list[Any] | None:
     """Post a batch without locks, once."""
     async with database.autocommit() as connection:
         return await _Batch(
@@ -80,9 +80,9 @@ async def test_an_event_that_repeats_another_in_its_batch_is_left_to_a_transacti
     assert await run_directly(database, shop, *batch) is None
 
     applied, reused = await store.apply(shop.merchant_id, batch)
-    assert isinstance(applied, Verdict)
+    assert isinstance(applied, ApplyResult)
     assert isinstance(reused, PointbookError)
-    assert (applied.outcome, reused.reason) == (Outcome.APPLIED, Reason.EVENT_ID_REUSED)
+    assert (applied.outcome, reused.reason) == (ApplyOutcome.APPLIED, Reason.EVENT_ID_REUSED)
     assert await balances(service, shop) == {"buyer": 2, "second": 1}
 
 
@@ -104,7 +104,7 @@ async def test_an_account_that_another_server_opens_and_checkpoints_meanwhile(
     with patch.object(_Batch, "_post", post_and_be_overtaken):
         answers = await store.apply(shop.merchant_id, batch)
 
-    assert {answer.outcome for answer in answers if isinstance(answer, Verdict)} == {Outcome.DUPLICATE}
+    assert {answer.outcome for answer in answers if isinstance(answer, ApplyResult)} == {ApplyOutcome.DUPLICATE}
     assert await balances(service, shop) == {"buyer": 1, "second": 300}
 
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from pointbook_server.db.database import Database
-from pointbook_server.ledger.model import AccountKey, Event, Outcome, UpdateType, Verdict, Webhook
-from pointbook_server.ledger.transactions import LedgerStore, Received
+from pointbook_server.ledger.model import AccountKey, ApplyOutcome, ApplyResult, Event, UpdateType, WebhookOrigin
+from pointbook_server.ledger.transactions import LedgerTransactions, ReceivedEvent
 from support.harness import NOW_MS, Client, Service, Shop, unique
 from support.ledger import ledger_store
 
@@ -18,7 +18,7 @@ SECONDS_MAX = 0.5
 
 
 @pytest.fixture
-async def ledger(service: Service) -> AsyncIterator[LedgerStore]:
+async def ledger(service: Service) -> AsyncIterator[LedgerTransactions]:
     """A store on a pool of its own."""
     database = Database(service.database_url, pool_size=1)
     yield ledger_store(database)
@@ -27,18 +27,18 @@ async def ledger(service: Service) -> AsyncIterator[LedgerStore]:
 
 @pytest.mark.soak
 async def test_a_late_event_of_a_very_long_account(
-    client: Client, shop: Shop, ledger: LedgerStore, record_property: Callable[[str, object], None]
+    client: Client, shop: Shop, ledger: LedgerTransactions, record_property: Callable[[str, object], None]
 ) -> None:
     """With 100,000 entries, an event that is late by up to 256 is folded from a kept state."""
     key = AccountKey(shop.store_id, "buyer")
     start_ms = NOW_MS - 10 * ENTRIES
 
-    def event(number: int) -> Received:
+    def event(number: int) -> ReceivedEvent:
         increases = number % 2 == 1
         update_type = UpdateType.INCREASE if increases else UpdateType.DECREASE
         scene = "SUCCESSFUL_ORDERS" if increases else "REDEEM_COUPON"
         own = Event(unique("event"), key, update_type, scene, 1, int(increases), None, start_ms + number * 10)
-        return Received(own, Webhook(), NOW_MS)
+        return ReceivedEvent(own, WebhookOrigin(), NOW_MS)
 
     missing = [ENTRIES - LATE_BY, ENTRIES - 100, ENTRIES - 1]
     events = [event(number) for number in range(1, ENTRIES + 1)]
@@ -51,8 +51,8 @@ async def test_a_late_event_of_a_very_long_account(
         began = time.perf_counter()
         (answer,) = await ledger.apply(shop.merchant_id, [events[number - 1]])
         seconds.append(time.perf_counter() - began)
-        assert isinstance(answer, Verdict)
-        assert answer.outcome is Outcome.LATE
+        assert isinstance(answer, ApplyResult)
+        assert answer.outcome is ApplyOutcome.LATE
 
     record_property("late_ms", [round(each * 1_000, 1) for each in seconds])
     assert max(seconds) < SECONDS_MAX

@@ -13,7 +13,7 @@ import pytest
 from pointbook.v1 import redemption_pb2
 from pointbook_server.access.model import Scope
 from pointbook_server.errors import PointbookError
-from pointbook_server.redemption.transactions import RedemptionsStore, Wanted
+from pointbook_server.redemption.transactions import PendingRedemption, RedemptionTransactions
 from pointbook_server.validation_codes.service import ValidationCodes
 from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refused
 from support.points import superuser
@@ -294,13 +294,13 @@ async def test_a_violation_under_the_locks_keeps_the_attempt(service: Service, c
     """The code is as good as before where somebody else was quicker with the points."""
     code, challenge_id = await issued(service, shop, 500)
     request = order(shop, 500, validation_code=code, challenge_id=challenge_id)
-    locked = RedemptionsStore.redeem
+    locked = RedemptionTransactions.redeem
 
-    async def be_overtaken(self: RedemptionsStore, *arguments: Any) -> Any:
+    async def be_overtaken(self: RedemptionTransactions, *arguments: Any) -> Any:
         await client.apply(booking(shop, 1, 499))
         return await locked(self, *arguments)
 
-    with patch.object(RedemptionsStore, "redeem", be_overtaken):
+    with patch.object(RedemptionTransactions, "redeem", be_overtaken):
         await refused_with(803, redeem(client, request))
     assert await attempts(service, challenge_id) == ("LIVE", 0, 0)
 
@@ -310,14 +310,14 @@ async def test_a_caller_who_leaves_burns_no_attempt(service: Service, client: Cl
     code, challenge_id = await issued(service, shop)
     request = order(shop, 100, validation_code=code, challenge_id=challenge_id)
     is_there, may_go_on = asyncio.Event(), asyncio.Event()
-    locked = RedemptionsStore.redeem
+    locked = RedemptionTransactions.redeem
 
-    async def wait(self: RedemptionsStore, *arguments: Any) -> Any:
+    async def wait(self: RedemptionTransactions, *arguments: Any) -> Any:
         is_there.set()
         await may_go_on.wait()
         return await locked(self, *arguments)
 
-    with patch.object(RedemptionsStore, "redeem", wait):
+    with patch.object(RedemptionTransactions, "redeem", wait):
         call = client.redemption.RedeemPoints(request)
         waiting = asyncio.ensure_future(refused(call))
         await is_there.wait()
@@ -352,9 +352,11 @@ async def test_callers_who_leave_at_any_moment_redeem_wholly_or_not_at_all(
 async def test_codes_are_locked_in_one_order(service: Service, client: Client, shop: Shop) -> None:
     """Whatever order redemptions came in: with guesses, which lock several codes too, they never wait in a circle."""
     challenges, wanted = {}, []
-    locked = RedemptionsStore.redeem
+    locked = RedemptionTransactions.redeem
 
-    async def note(_self: RedemptionsStore, _merchant_id: str, orders: list[Wanted], _clock: Any) -> Any:
+    async def note(
+        _self: RedemptionTransactions, _merchant_id: str, orders: list[PendingRedemption], _clock: Any
+    ) -> Any:
         wanted.extend(orders)
         raise OSError("not now")
 
@@ -363,7 +365,7 @@ async def test_codes_are_locked_in_one_order(service: Service, client: Client, s
         customer = customer_of(shop, name)
         code, challenges[name] = await issued(service, shop, 10, customer=customer)
         proof = {"validation_code": code, "challenge_id": challenges[name]}
-        with patch.object(RedemptionsStore, "redeem", note):
+        with patch.object(RedemptionTransactions, "redeem", note):
             await refused(redeem(client, order(shop, 10, customer=customer, **proof)))
 
     lock = "SELECT FROM validation_challenges WHERE challenge_id = $1 FOR UPDATE"

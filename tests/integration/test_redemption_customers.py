@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, programs_pb2, redemption_pb2
-from pointbook_server.redemption.transactions import RedemptionsStore
+from pointbook_server.redemption.transactions import RedemptionTransactions
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
 from support.redemption import (
     DAY_MS,
@@ -286,13 +286,13 @@ async def test_a_repetition_finds_what_a_buyer_redeemed_before_being_registered(
 
 async def overtaken(client: Client, request: redemption_pb2.RedeemPointsRequest, change: Any) -> Any:
     """Redeem while something changes between the first look and the locks."""
-    locked = RedemptionsStore.redeem
+    locked = RedemptionTransactions.redeem
 
     async def change_and_redeem(*arguments: Any) -> Any:
         await change()
         return await locked(*arguments)
 
-    with patch.object(RedemptionsStore, "redeem", change_and_redeem):
+    with patch.object(RedemptionTransactions, "redeem", change_and_redeem):
         return await refused(redeem(client, request))
 
 
@@ -326,7 +326,7 @@ async def test_a_buyer_who_comes_to_a_customer_in_between_counts(client: Client,
     """And one who leaves does not; the accounts that are drawn on are locked whichever they are."""
     await earn(client, second_store(shop), 300, "eve")
     buyers = [{"store_id": second_store(shop).store_id, "buyer_id": "eve"}]
-    locked, customer = RedemptionsStore.redeem, named(shop, external_id="eve")
+    locked, customer = RedemptionTransactions.redeem, named(shop, external_id="eve")
     await client.put_customer(shop.merchant_id, "c-eve", external_id="eve", buyers=buyers)
     await earn(client, shop, 50, "eve")
 
@@ -335,7 +335,7 @@ async def test_a_buyer_who_comes_to_a_customer_in_between_counts(client: Client,
         await client.put_customer(shop.merchant_id, "c-eve", external_id="eve", buyers=more)
         return await locked(*arguments)
 
-    with patch.object(RedemptionsStore, "redeem", take_and_redeem):
+    with patch.object(RedemptionTransactions, "redeem", take_and_redeem):
         redemption = await redeem(client, order(shop, 290, customer=customer))
     assert redemption.active_points == 60
 

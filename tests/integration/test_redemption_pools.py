@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
-from pointbook_server.redemption.transactions import RedemptionsStore
+from pointbook_server.redemption.transactions import RedemptionTransactions
 from support.harness import NOW_MS, Client, Service, Shop, at, refused
 from support.redemption import (
     DAY_MS,
@@ -259,14 +259,14 @@ async def test_selectors_that_disagree(client: Client, shop: Shop, selector: dic
 
 async def test_selectors_that_come_to_disagree_in_between(client: Client, shop: Shop) -> None:
     """The call is to be repeated, which then is told so; it holds nothing."""
-    locked = RedemptionsStore.redeem
+    locked = RedemptionTransactions.redeem
 
     async def rename_and_redeem(*arguments: Any) -> Any:
         await put_group(client, shop, member("ada"), member("bob"), external_id="Renamed")
         return await locked(*arguments)
 
     request = order(shop, 30, customer=by(shop), user_group2=GroupRef(id="family", external_id="Fam-1"))
-    with patch.object(RedemptionsStore, "redeem", rename_and_redeem):
+    with patch.object(RedemptionTransactions, "redeem", rename_and_redeem):
         assert (await refused(redeem(client, request))).reason == "REDEMPTION_FAILED"
     assert (await refused(redeem(client, request))).reason == "INVALID_FIELDS"
     assert await points_of(client, shop, "ada") == (10, 10, 0)

@@ -9,7 +9,7 @@ import pytest
 
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.delivery.sender import DeliveryFailedError
-from pointbook_server.redemption.transactions import RedemptionsStore
+from pointbook_server.redemption.transactions import RedemptionTransactions
 from support.harness import NOW_MS, Client, Service, Shop, refused, unique
 from support.redemption import booking, earn, order, redeem, reverse
 
@@ -247,13 +247,13 @@ async def test_every_status_code_is_answered(client: Client, world: Shop, code: 
 async def raise_failed(_service: Service, client: Client, world: Shop) -> Any:
     """817: what a point is worth changes while the redemption waits for its turn."""
     request = order(world, 0, customer=named(world), currency_input=True, currency_value="0.5")
-    locked = RedemptionsStore.redeem
+    locked = RedemptionTransactions.redeem
 
-    async def be_overtaken(self: RedemptionsStore, *arguments: Any) -> Any:
+    async def be_overtaken(self: RedemptionTransactions, *arguments: Any) -> Any:
         await client.put_program(world.merchant_id, world.store_id, criteria={}, point_value="0.05")
         return await locked(self, *arguments)
 
-    with patch.object(RedemptionsStore, "redeem", be_overtaken):
+    with patch.object(RedemptionTransactions, "redeem", be_overtaken):
         return await refused(redeem(client, request))
 
 

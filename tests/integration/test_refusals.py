@@ -21,7 +21,7 @@ from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption import refusals as recording
 from pointbook_server.redemption.refusals import Refusals
-from pointbook_server.redemption.refusals_store import RefusalsStore
+from pointbook_server.redemption.refusals_store import RefusalTransactions
 from pointbook_server.redemption.refused import Refusal, RefusalReason, RefusedMethod
 from pointbook_server.server import Server
 from support.codes import WRONG, issue
@@ -366,7 +366,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 def refusals_of(database: Database, clock: TestClock, *, keep_days: int = 30) -> Refusals:
     """Make what notes and deletes refusals, on a database."""
-    return Refusals(RefusalsStore(database), clock, Metrics(), keep_days=keep_days)
+    return Refusals(RefusalTransactions(database), clock, Metrics(), keep_days=keep_days)
 
 
 def refusal(merchant_id: str, at_ms: int = NOW_MS, reference: str = "") -> Refusal:
@@ -439,7 +439,7 @@ async def test_what_waits_is_bounded_while_the_database_is_away_and_written_afte
     merchants = [unique("merchant") for _ in range(3)]
     away = PointbookError(Reason.DATABASE_UNAVAILABLE, "away")
     with patch.object(recording, "REFUSALS_WAITING_MAX", 20):
-        with patch.object(RefusalsStore, "insert", side_effect=away):
+        with patch.object(RefusalTransactions, "insert", side_effect=away):
             for number in range(30):
                 refusals.note(refusal(merchants[number % 3]))
                 await refusals.flush()
@@ -467,7 +467,7 @@ async def test_what_a_stopping_server_cannot_write_is_logged_and_not_tried_again
 ) -> None:
     """Nothing is written after a server has stopped."""
     refusals = refusals_of(database, TestClock())
-    with capture_logs() as logs, patch.object(RefusalsStore, "insert", insert):
+    with capture_logs() as logs, patch.object(RefusalTransactions, "insert", insert):
         refusals.note(refusal(unique("merchant")))
         with suppress(TimeoutError):
             async with asyncio.timeout(0.1):
@@ -487,7 +487,7 @@ async def test_refusals_are_written_in_no_calls_name(database: Database) -> None
     async def insert(*_: Any) -> None:
         names.append(get_contextvars())
 
-    with patch.object(RefusalsStore, "insert", insert), patch.object(recording, "WRITE_PAUSE_SECONDS", 0.0):
+    with patch.object(RefusalTransactions, "insert", insert), patch.object(recording, "WRITE_PAUSE_SECONDS", 0.0):
         with bound_contextvars(request_id="r-1"):
             refusals.note(refusal(unique("merchant")))
         assert refusals._writing is not None
@@ -499,16 +499,16 @@ async def test_a_write_that_was_broken_off_is_written_once(service: Service, dat
     """A caller that goes away while its list is being read loses no refusal."""
     refusals = refusals_of(database, TestClock())
     merchant_id = unique("merchant")
-    insert = RefusalsStore.insert
+    insert = RefusalTransactions.insert
     written = asyncio.Event()
 
-    async def slow_insert(self: RefusalsStore, *arguments: Any) -> None:
+    async def slow_insert(self: RefusalTransactions, *arguments: Any) -> None:
         await insert(self, *arguments)
         written.set()
         await asyncio.Event().wait()
 
     refusals.note(refusal(merchant_id))
-    with patch.object(RefusalsStore, "insert", slow_insert):
+    with patch.object(RefusalTransactions, "insert", slow_insert):
         flushing = asyncio.create_task(refusals.flush())
         await written.wait()
         flushing.cancel()
@@ -525,13 +525,16 @@ async def test_a_question_sends_no_statement_more_where_it_is_refused(
     server = await start(service.database_url, service.clock, 30)
     client = Client(server.port, admin_token)
     sent: list[str] = []
-    insert = RefusalsStore.insert
+    insert = RefusalTransactions.insert
 
-    async def noted_insert(self: RefusalsStore, merchant_id: str, refusals: list[Refusal]) -> None:
+    async def noted_insert(self: RefusalTransactions, merchant_id: str, refusals: list[Refusal]) -> None:
         sent.extend([merchant_id] if merchant_id == shop.merchant_id else [])
         await insert(self, merchant_id, refusals)
 
-    with patch.object(RefusalsStore, "insert", noted_insert), patch.object(recording, "WRITE_PAUSE_SECONDS", 60.0):
+    with (
+        patch.object(RefusalTransactions, "insert", noted_insert),
+        patch.object(recording, "WRITE_PAUSE_SECONDS", 60.0),
+    ):
         for _ in range(5):
             await client.redemption.ValidateRedemption(question(shop, 75))
         assert sent == []

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from pointbook.v1 import access_pb2
 from pointbook_cli.health import shim_state
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
-from pointbook_server.access.transactions import AccessStore
+from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.db.database import Database
 from pointbook_server.server import Server
 from shopline_shim.readiness import Readiness
@@ -38,7 +38,7 @@ async def readiness(service: Service, token: str, **changes: Any) -> tuple[int, 
 async def revoke(service: Service, bearer: str) -> None:
     """Revoke a token, as an operator does from another process."""
     database = Database(service.database_url, pool_size=1)
-    assert await AccessStore(database).revoke(split_bearer(bearer)[0], NOW_MS)
+    assert await TokenTransactions(database).revoke(split_bearer(bearer)[0], NOW_MS)
     await database.dispose()
 
 

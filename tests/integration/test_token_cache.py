@@ -14,7 +14,7 @@ from pointbook.v1 import access_pb2
 from pointbook_server.access import token_cache as token_cache_module
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
 from pointbook_server.access.token_cache import TokenCache
-from pointbook_server.access.transactions import AccessStore
+from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.db.database import Database
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.programs.model import Channel
@@ -33,14 +33,14 @@ class Loads:
         self.count = 0
         self.goes_on = asyncio.Event()
         self.goes_on.set()
-        original: Callable[[AccessStore], Any] = AccessStore.tokens
+        original: Callable[[TokenTransactions], Any] = TokenTransactions.tokens
 
-        async def counted(store: AccessStore) -> Any:
+        async def counted(store: TokenTransactions) -> Any:
             self.count += 1
             await self.goes_on.wait()
             return await original(store)
 
-        monkeypatch.setattr(AccessStore, "tokens", counted)
+        monkeypatch.setattr(TokenTransactions, "tokens", counted)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ async def bearer(database_url: str) -> str:
 async def caching(database_url: str, staleness_seconds: float = 30.0) -> AsyncIterator[TokenCache]:
     """Run a cache of the tokens of a database."""
     database = Database(database_url, pool_size=1)
-    cache = TokenCache(AccessStore(database), TestClock(), staleness_seconds=staleness_seconds)
+    cache = TokenCache(TokenTransactions(database), TestClock(), staleness_seconds=staleness_seconds)
     await cache.start()
     try:
         yield cache
@@ -94,7 +94,7 @@ async def code_of(call: Any) -> str:
 async def revoke(database_url: str, bearer: str) -> None:
     """Revoke a token, as an operator does from another process."""
     database = Database(database_url, pool_size=1)
-    assert await AccessStore(database).revoke(split_bearer(bearer)[0], NOW_MS)
+    assert await TokenTransactions(database).revoke(split_bearer(bearer)[0], NOW_MS)
     await database.dispose()
 
 

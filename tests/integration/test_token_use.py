@@ -12,7 +12,7 @@ import pointbook_server.maintenance
 from pointbook.v1 import points_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, Token, new_token, split_bearer
 from pointbook_server.access.token_cache import TokenCache
-from pointbook_server.access.transactions import LOCK_TOKEN, AccessStore, NotRotatableError
+from pointbook_server.access.transactions import LOCK_TOKEN, NotRotatableError, TokenTransactions
 from pointbook_server.db.database import Connection, Database
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.programs.model import Channel
@@ -25,10 +25,10 @@ MINUTE_MS = 60_000
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[AccessStore]:
+async def store(database_url: str) -> AsyncIterator[TokenTransactions]:
     """The tokens of the file's database."""
     database = Database(database_url, pool_size=4)
-    yield AccessStore(database)
+    yield TokenTransactions(database)
     await database.dispose()
 
 
@@ -39,7 +39,7 @@ async def bearer(database_url: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def tokens_of(store: AccessStore, clock: TestClock) -> AsyncIterator[TokenCache]:
+async def tokens_of(store: TokenTransactions, clock: TestClock) -> AsyncIterator[TokenCache]:
     """Run a cache of the tokens, as each server has one."""
     cache = TokenCache(store, clock, staleness_seconds=30)
     await cache.start()
@@ -49,23 +49,23 @@ async def tokens_of(store: AccessStore, clock: TestClock) -> AsyncIterator[Token
         await cache.close()
 
 
-async def kept(store: AccessStore, bearer: str) -> Token:
+async def kept(store: TokenTransactions, bearer: str) -> Token:
     """The token of a bearer string, as it is stored."""
     return next(token for token in await store.tokens() if token.token_id == split_bearer(bearer)[0])
 
 
-async def used(store: AccessStore, bearer: str) -> int | None:
+async def used(store: TokenTransactions, bearer: str) -> int | None:
     """When a token was last used, counted from the tests' beginning."""
     last_used_at_ms = (await kept(store, bearer)).last_used_at_ms
     return None if last_used_at_ms is None else last_used_at_ms - NOW_MS
 
 
-async def is_used(store: AccessStore, bearer: str) -> bool:
+async def is_used(store: TokenTransactions, bearer: str) -> bool:
     """Whether a token was ever used."""
     return await used(store, bearer) is not None
 
 
-async def test_the_last_use_is_written_when_it_is_flushed(store: AccessStore, bearer: str) -> None:
+async def test_the_last_use_is_written_when_it_is_flushed(store: TokenTransactions, bearer: str) -> None:
     """Calls only note it."""
     clock = TestClock()
     async with tokens_of(store, clock) as cache:
@@ -77,7 +77,9 @@ async def test_the_last_use_is_written_when_it_is_flushed(store: AccessStore, be
     assert await used(store, bearer) == 30_000
 
 
-async def test_the_last_use_is_written_once_a_minute_by_however_many_servers(store: AccessStore, bearer: str) -> None:
+async def test_the_last_use_is_written_once_a_minute_by_however_many_servers(
+    store: TokenTransactions, bearer: str
+) -> None:
     """What another server wrote within the minute stays; an older use never replaces a newer one."""
     clock = TestClock()
     seen = []
@@ -95,7 +97,7 @@ async def test_the_last_use_is_written_once_a_minute_by_however_many_servers(sto
     assert await used(store, bearer) == 130_000
 
 
-async def test_a_refused_bearer_is_no_use(store: AccessStore, bearer: str) -> None:
+async def test_a_refused_bearer_is_no_use(store: TokenTransactions, bearer: str) -> None:
     """Neither a wrong secret nor a revoked token counts."""
     token_id, secret = split_bearer(bearer)
     async with tokens_of(store, TestClock()) as cache:
@@ -106,19 +108,19 @@ async def test_a_refused_bearer_is_no_use(store: AccessStore, bearer: str) -> No
     assert await used(store, bearer) is None
 
 
-async def test_a_use_is_not_lost_while_the_database_is_away(store: AccessStore, bearer: str) -> None:
+async def test_a_use_is_not_lost_while_the_database_is_away(store: TokenTransactions, bearer: str) -> None:
     """It is written the next time."""
     async with tokens_of(store, TestClock()) as cache:
         await cache.admit(bearer)
         away = PointbookError(Reason.DATABASE_UNAVAILABLE, "away")
-        with patch.object(AccessStore, "write_use", side_effect=away), pytest.raises(PointbookError):
+        with patch.object(TokenTransactions, "write_use", side_effect=away), pytest.raises(PointbookError):
             await cache.write_use()
         await cache.write_use()
     assert await used(store, bearer) == 0
 
 
 async def test_servers_that_write_the_same_tokens_do_not_wait_for_each_other(
-    store: AccessStore, database_url: str
+    store: TokenTransactions, database_url: str
 ) -> None:
     """A row that another transaction holds is left for the next time, and the others are written."""
     bearers = [await make_token(database_url, [ALL_MERCHANTS], [Scope.POINTS_READ]) for _ in range(3)]
@@ -139,7 +141,7 @@ async def test_servers_that_write_the_same_tokens_do_not_wait_for_each_other(
 
 
 @pytest.mark.parametrize("by", ["maintenance", "stop"])
-async def test_a_server_writes_the_last_use(store: AccessStore, database_url: str, bearer: str, by: str) -> None:
+async def test_a_server_writes_the_last_use(store: TokenTransactions, database_url: str, bearer: str, by: str) -> None:
     """While it runs, and once more when it stops."""
     interval = 0.02 if by == "maintenance" else 1_000.0
     with patch.object(pointbook_server.maintenance, "INTERVAL_SECONDS", interval):
@@ -165,7 +167,7 @@ async def test_a_server_writes_the_last_use(store: AccessStore, database_url: st
     ],
 )
 async def test_a_rotated_token_has_a_successor_with_the_same_rights_and_life(
-    store: AccessStore, days: int | None, overlap_ms: int, old_expires: int, new_expires: int | None
+    store: TokenTransactions, days: int | None, overlap_ms: int, old_expires: int, new_expires: int | None
 ) -> None:
     """Name, merchants and scopes are the same; the old one expires after the overlap, never later than before."""
     made, bearer = new_token(
@@ -186,7 +188,7 @@ async def test_a_rotated_token_has_a_successor_with_the_same_rights_and_life(
 
 
 async def test_both_tokens_are_good_during_the_overlap_and_one_after_it(
-    store: AccessStore, database_url: str, bearer: str
+    store: TokenTransactions, database_url: str, bearer: str
 ) -> None:
     """A caller changes its token without an outage."""
     clock = TestClock()
@@ -208,7 +210,7 @@ async def test_both_tokens_are_good_during_the_overlap_and_one_after_it(
 
 
 async def test_a_token_that_is_revoked_rotated_expired_or_unknown_is_not_rotated(
-    store: AccessStore, database_url: str
+    store: TokenTransactions, database_url: str
 ) -> None:
     """The message says why, and names the token to rotate instead."""
     bearers = [await make_token(database_url, ["m"], [Scope.REDEEM], NOW_MS + 1) for _ in range(3)]
@@ -228,7 +230,7 @@ async def test_a_token_that_is_revoked_rotated_expired_or_unknown_is_not_rotated
     assert len(await store.tokens()) == count
 
 
-async def test_of_two_rotations_at_once_one_succeeds(store: AccessStore, bearer: str) -> None:
+async def test_of_two_rotations_at_once_one_succeeds(store: TokenTransactions, bearer: str) -> None:
     """No token has two successors."""
     token_id = split_bearer(bearer)[0]
     answers = await asyncio.gather(*(store.rotate(token_id, NOW_MS, DAY_MS) for _ in range(4)), return_exceptions=True)

@@ -8,16 +8,16 @@ import grpc
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2
-from pointbook_server.customers.customer_repository import CustomersBook
+from pointbook_server.customers.customer_repository import CustomerRepository
 from pointbook_server.customers.model import GroupKey, Identifier, Kind, Tombstones
-from pointbook_server.customers.transactions import CustomersStore
+from pointbook_server.customers.transactions import CustomerTransactions
 from pointbook_server.db.database import Connection, Database, Statement
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.metrics import Metrics
-from pointbook_server.validation_codes.transactions import ValidationCodesStore
-from pointbook_server.webhooks.encryption import Sealer
+from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
+from pointbook_server.webhooks.encryption import PayloadCipher
 from pointbook_server.webhooks.model import Bounds, Limits
-from pointbook_server.webhooks.transactions import WebhooksStore
+from pointbook_server.webhooks.transactions import QuarantineTransactions
 from support.harness import Client, Service, Shop, refused, unique
 
 NAMES = ("ada", "bob", "cyd", "dan")
@@ -33,12 +33,12 @@ async def people(client: Client, shop: Shop) -> Shop:
 
 
 @pytest.fixture(scope="module")
-async def store(service: Service) -> AsyncIterator[CustomersStore]:
+async def store(service: Service) -> AsyncIterator[CustomerTransactions]:
     """The store of customers, as a redemption is given it."""
     database = Database(service.database_url, pool_size=2)
     limits = Limits(merchant=Bounds(1, 1), shared=Bounds(1, 1), total=Bounds(1, 1))
-    quarantine = WebhooksStore(database, Sealer({}), limits, Metrics())
-    yield CustomersStore(database, quarantine, ValidationCodesStore(database), Tombstones([]))
+    quarantine = QuarantineTransactions(database, PayloadCipher({}), limits, Metrics())
+    yield CustomerTransactions(database, quarantine, ValidationCodeTransactions(database), Tombstones([]))
     await database.dispose()
 
 
@@ -225,7 +225,7 @@ async def test_parallel_puts_and_deletes_of_one_group(client: Client, people: Sh
 
 
 async def test_a_redemption_finds_a_group_in_one_statement(
-    client: Client, store: CustomersStore, people: Shop, monkeypatch: pytest.MonkeyPatch
+    client: Client, store: CustomerTransactions, people: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By id, external id, primary member, and whose default it is: with what the pool takes of each member."""
     made = group(people, "ada", "bob", "dan", external_id="family-1")
@@ -264,12 +264,12 @@ async def test_a_redemption_finds_a_group_in_one_statement(
     assert await store.group(people.merchant_id, GroupKey.EXTERNAL_ID, "") is None
 
 
-async def test_a_redemption_reads_under_its_locks(service: Service, store: CustomersStore, people: Shop) -> None:
+async def test_a_redemption_reads_under_its_locks(service: Service, store: CustomerTransactions, people: Shop) -> None:
     """On a connection of its own transaction, after it has locked the customer."""
     database = Database(service.database_url, pool_size=1)
 
     async def work(connection: Connection) -> Any:
-        book = CustomersBook(connection, people.merchant_id)
+        book = CustomerRepository(connection, people.merchant_id)
         locked = await book.lock(["ada", "nobody"])
         found = await book.find(Identifier(Kind.CUSTOMER_ID, "ada"))
         of_buyer = await book.find(AccountKey(people.store_id, "buyer-ada"))

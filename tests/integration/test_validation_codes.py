@@ -20,8 +20,8 @@ from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.server import Server
 from pointbook_server.validation_codes import service as codes_module
 from pointbook_server.validation_codes.commands import Deliver
-from pointbook_server.validation_codes.model import Keys
-from pointbook_server.validation_codes.transactions import ValidationCodesStore
+from pointbook_server.validation_codes.model import KeyRing
+from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
 from support.harness import CODE_KEY, Client, Outbox, Service, Shop, refused, server_settings, unique
 from support.json_logs import json_logs
 from support.waiting import until
@@ -587,16 +587,16 @@ async def test_a_lost_record_of_a_delivery_sends_nothing_twice(
     service: Service, client: Client, till: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the database goes away right after the message went, the code still works."""
-    run = ValidationCodesStore.run
+    run = ValidationCodeTransactions.run
 
-    async def broken(self: ValidationCodesStore, merchant_id: str, steps: Any, now_ms: int) -> Any:
+    async def broken(self: ValidationCodeTransactions, merchant_id: str, steps: Any, now_ms: int) -> Any:
         if any(isinstance(step, Deliver) for step in steps):
             raise OSError("the database is away")
         return await run(self, merchant_id, steps, now_ms)
 
     before = len(service.outbox.messages)
     with monkeypatch.context() as patch:
-        patch.setattr(ValidationCodesStore, "run", broken)
+        patch.setattr(ValidationCodeTransactions, "run", broken)
         await refused(issue(client, till))
     (code,) = sent_to(service, before)
 
@@ -636,7 +636,7 @@ async def test_a_code_is_nowhere_but_in_its_message(
                 await note(ask(client, till, 130, validation_code=code))
             with monkeypatch.context() as patch:
                 # A fault of ours in the middle of a comparison has the code at hand.
-                patch.setattr(Keys, "code_digest", lambda *_values, **_more: 1 / 0)
+                patch.setattr(KeyRing, "code_digest", lambda *_values, **_more: 1 / 0)
                 await note(ask(client, till, 120, validation_code=codes[-1]))
                 await note(issue(client, till, 140))
     tables = await fetch(

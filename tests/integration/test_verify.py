@@ -10,7 +10,7 @@ import pytest
 
 from pointbook.v1 import points_pb2
 from pointbook_server.db.database import Database
-from pointbook_server.ledger.audit import Audit, Place, Size, Wanted
+from pointbook_server.ledger.audit import Audit, AuditScope, Place, Size
 from pointbook_server.ledger.verification import Mismatch
 from support.harness import NOW_MS, Client, Service, Shop, at, unique
 
@@ -70,7 +70,7 @@ async def database(service: Service) -> AsyncIterator[Database]:
 async def audit(database: Database, shop: Shop) -> Heard:
     """Verify a merchant."""
     heard = Heard()
-    await Audit(database).run(Wanted(merchant_id=shop.merchant_id), heard)
+    await Audit(database).run(AuditScope(merchant_id=shop.merchant_id), heard)
     return heard
 
 
@@ -315,10 +315,10 @@ async def test_only_what_is_wanted_is_verified(client: Client, database: Databas
     """A merchant, a store and a buyer each narrow the audit."""
     await send(client, [shop.update(f"buyer-{n}", points_balance=20) for n in range(3)])
     wanted = [
-        Wanted(shop.merchant_id),
-        Wanted(shop.merchant_id, shop.store_id, "buyer-1"),
-        Wanted(store_id=shop.store_id),
-        Wanted("nobody"),
+        AuditScope(shop.merchant_id),
+        AuditScope(shop.merchant_id, shop.store_id, "buyer-1"),
+        AuditScope(store_id=shop.store_id),
+        AuditScope("nobody"),
     ]
 
     accounts = []

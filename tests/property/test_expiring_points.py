@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from pointbook_server.db.database import Connection, Database
 from pointbook_server.ledger import account_repository, expiring_points, lots, model
-from pointbook_server.ledger.account_repository import LedgerBook
+from pointbook_server.ledger.account_repository import AccountRepository
 from pointbook_server.ledger.expiring_points import ExpiringPoints, ExpiryWindow, Place
 from pointbook_server.ledger.holds import Hold
 from pointbook_server.ledger.lots import Lot
-from pointbook_server.ledger.model import Account, AccountKey, Event, Expiry, UpdateType, Webhook, fold
+from pointbook_server.ledger.model import Account, AccountKey, Event, Expiry, UpdateType, WebhookOrigin, fold
 from pointbook_server.ledger.queries import Void
-from pointbook_server.ledger.transactions import LedgerStore, Received
+from pointbook_server.ledger.transactions import LedgerTransactions, ReceivedEvent
 from support.harness import NOW_MS, Client, Service, unique
 from support.ledger import ledger_store, read_book
 
@@ -110,7 +110,7 @@ async def put_holds(database: Database, merchant_id: str, wanted: Sequence[tuple
     """Hold points of accounts that are there."""
 
     async def work(connection: Connection) -> None:
-        ledger = LedgerBook(connection, merchant_id)
+        ledger = AccountRepository(connection, merchant_id)
         await ledger.lock({key for key, _ in wanted})
         put = {key: tuple(hold for name, hold in wanted if name == key) for key in ledger.accounts}
         await ledger.put_holds(put)
@@ -137,7 +137,7 @@ def expiries(row: Account, its_lots: Sequence[Lot], now_ms: int) -> Counter[int]
     return Counter([*expired, *unexpired[held:]])
 
 
-async def pages(ledger: LedgerStore, merchant_id: str, window: ExpiryWindow, size: int) -> list[ExpiringPoints]:
+async def pages(ledger: LedgerTransactions, merchant_id: str, window: ExpiryWindow, size: int) -> list[ExpiringPoints]:
     """Everything on all pages; none has more items than were asked for."""
     found: list[ExpiringPoints] = []
     after: Place | None = None
@@ -163,7 +163,7 @@ async def test_all_pages_together_are_what_the_fold_says(
     ledger = ledger_store(database)
     with tiny_limits():
         for event in data.draw(st.permutations(events_of(story, store_ids))):
-            await ledger.apply(merchant_id, [Received(event, Webhook(), NOW_MS)])
+            await ledger.apply(merchant_id, [ReceivedEvent(event, WebhookOrigin(), NOW_MS)])
         entered = [
             received.entry.event.event_id
             for kept in (await read_book(database, merchant_id)).values()

@@ -13,9 +13,18 @@ from hypothesis import strategies as st
 from pointbook_server.db.database import Database
 from pointbook_server.errors import PointbookError
 from pointbook_server.ledger import account_repository, lots, model, transactions
-from pointbook_server.ledger.model import Account, AccountKey, Event, Outcome, UpdateType, Verdict, Webhook, fold
+from pointbook_server.ledger.model import (
+    Account,
+    AccountKey,
+    ApplyOutcome,
+    ApplyResult,
+    Event,
+    UpdateType,
+    WebhookOrigin,
+    fold,
+)
 from pointbook_server.ledger.queries import Void
-from pointbook_server.ledger.transactions import LedgerStore, Received
+from pointbook_server.ledger.transactions import LedgerTransactions, ReceivedEvent
 from support.harness import NOW_MS, Client, Service, unique
 from support.ledger import check_is_the_fold, ledger_store, read_book, without_ids
 
@@ -112,9 +121,11 @@ async def new_store(client: Client) -> tuple[str, str]:
     return merchant_id, store_id
 
 
-async def post(ledger: LedgerStore, merchant_id: str, events: Sequence[Event]) -> list[Verdict | PointbookError]:
+async def post(
+    ledger: LedgerTransactions, merchant_id: str, events: Sequence[Event]
+) -> list[ApplyResult | PointbookError]:
     """Write one batch."""
-    return await ledger.apply(merchant_id, [Received(event, Webhook(), NOW_MS) for event in events])
+    return await ledger.apply(merchant_id, [ReceivedEvent(event, WebhookOrigin(), NOW_MS) for event in events])
 
 
 def split(data: st.DataObject, events: Sequence[Event]) -> list[Sequence[Event]]:
@@ -164,7 +175,7 @@ async def test_what_is_refused_or_void_is_not_folded(
     with tiny_limits():
         for batch in split(data, data.draw(st.permutations(events))):
             for event, answer in zip(batch, await post(ledger, merchant_id, batch), strict=True):
-                if isinstance(answer, Verdict) and answer.outcome is not Outcome.DUPLICATE:
+                if isinstance(answer, ApplyResult) and answer.outcome is not ApplyOutcome.DUPLICATE:
                     accepted.add(event.event_id)
             for is_void in (True, False) if accepted else ():
                 chosen = data.draw(st.lists(st.sampled_from(sorted(accepted)), max_size=3, unique=True))

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from pointbook_server.errors import PointbookError
 from pointbook_server.ledger import lots, model
-from pointbook_server.ledger.journal import Journal, Post, Posting
-from pointbook_server.ledger.lots import FarLots, FarLotsNeededError, Lot
-from pointbook_server.ledger.model import Account, AccountKey, Entry, Event, Outcome, UpdateType, Verdict, fold
-from pointbook_server.ledger.posting import KnownEvent, LotsMissingError, Page, post_batch
+from pointbook_server.ledger.journal import AccountChange, Journal, PostedEvent
+from pointbook_server.ledger.lots import Lot, OverflowLots, OverflowLotsNeededError
+from pointbook_server.ledger.model import Account, AccountKey, ApplyOutcome, ApplyResult, Entry, Event, UpdateType, fold
+from pointbook_server.ledger.posting import AccountHistory, KnownEvent, LotsMissingError, post_batch
 
 ACCOUNT = AccountKey("store", "buyer")
 READ_AT_MS = 1_006
@@ -75,17 +75,17 @@ class Book:
         """The entries in the order of the book."""
         return sorted(self.entries.values(), key=_place)
 
-    def apply(self, event: Event) -> Outcome:
+    def apply(self, event: Event) -> ApplyOutcome:
         """Write one event into the book, as a call by itself does."""
         return outcome_of(self.post([event])[0])
 
-    def post(self, events: Sequence[Event]) -> list[Verdict | PointbookError]:
+    def post(self, events: Sequence[Event]) -> list[ApplyResult | PointbookError]:
         """Write a batch into the book, as one transaction of the store does."""
         ids = {event.event_id for event in events}
-        found = [(Outcome.APPLIED, self.entries[name]) for name in ids & self.entries.keys()]
-        found += [(Outcome.REFUSED, self.refused[name]) for name in ids & self.refused.keys()]
+        found = [(ApplyOutcome.APPLIED, self.entries[name]) for name in ids & self.entries.keys()]
+        found += [(ApplyOutcome.REFUSED, self.refused[name]) for name in ids & self.refused.keys()]
         known = {
-            entry.event.event_id: KnownEvent(entry.event, Post(outcome, entry.event.event_id, entry))
+            entry.event.event_id: KnownEvent(entry.event, PostedEvent(outcome, entry.event.event_id, entry))
             for outcome, entry in found
         }
         since = [
@@ -93,7 +93,7 @@ class Book:
             for event in events
             if not self.account.is_before(event.updated_at_ms) and event.event_id not in known
         ]
-        page = self._page(min(since)) if since else Page(self.account)
+        page = self._page(min(since)) if since else AccountHistory(self.account)
         with self.limits.hold():
             while True:
                 try:
@@ -102,11 +102,11 @@ class Book:
                 except LotsMissingError:
                     page = page._replace(base=self.with_more_lots(page.base))
         for verdict in result.entries.values():
-            kind = self.refused if verdict.outcome is Outcome.REFUSED else self.entries
+            kind = self.refused if verdict.outcome is ApplyOutcome.REFUSED else self.entries
             assert verdict.entry.event.event_id not in {**self.entries, **self.refused}
             kind[verdict.entry.event.event_id] = verdict.entry
         posting = result.postings[ACCOUNT]
-        if posting.moved or any(verdict.outcome is not Outcome.REFUSED for verdict in result.entries.values()):
+        if posting.moved or any(verdict.outcome is not ApplyOutcome.REFUSED for verdict in result.entries.values()):
             self._write(posting)
         return result.answers
 
@@ -124,7 +124,7 @@ class Book:
                 try:
                     posting = journal.close()
                     break
-                except FarLotsNeededError:
+                except OverflowLotsNeededError:
                     page = page._replace(base=self.with_more_lots(page.base))
         self._write(posting)
 
@@ -141,7 +141,7 @@ class Book:
             return replace(account, lots=(*account.lots, *far), far_lots=None)
         end = count - (far[count].event_id == far[count - 1].event_id)
         points = far_lots.points - sum(lot.remaining for lot in far[:end])
-        beyond = FarLots(points, far[end].expires_at_ms, far[end].event_id)
+        beyond = OverflowLots(points, far[end].expires_at_ms, far[end].event_id)
         return replace(account, lots=(*account.lots, *far[:end]), far_lots=beyond)
 
     def complete(self, account: Account | None = None) -> Account:
@@ -151,13 +151,13 @@ class Book:
             account = self.with_more_lots(account)
         return account
 
-    def _page(self, since_ms: int) -> Page:
+    def _page(self, since_ms: int) -> AccountHistory:
         kept = [at_ms for at_ms in self.checkpoints if at_ms < since_ms]
         base = self.checkpoints[max(kept)] if kept else Account()
         after_ms = base.newest_at_ms or 0
-        return Page(base, [entry for entry in self.history if entry.event.updated_at_ms > after_ms])
+        return AccountHistory(base, [entry for entry in self.history if entry.event.updated_at_ms > after_ms])
 
-    def _write(self, posting: Posting) -> None:
+    def _write(self, posting: AccountChange) -> None:
         self.entries |= {entry.event.event_id: entry for entry in posting.moved}
         self.account = posting.account
         valid_to_ms = posting.checkpoints_valid_to_ms
@@ -187,16 +187,16 @@ def _lots_made(entries: Sequence[Entry]) -> Iterator[tuple[tuple[int, int, int, 
                 yield (lot.order_ms, *_place(entry), part), lot
 
 
-def outcome_of(answer: Verdict | PointbookError) -> Outcome:
+def outcome_of(answer: ApplyResult | PointbookError) -> ApplyOutcome:
     """What became of an event; an error is a refusal."""
-    return Outcome.REFUSED if isinstance(answer, PointbookError) else answer.outcome
+    return ApplyOutcome.REFUSED if isinstance(answer, PointbookError) else answer.outcome
 
 
-def kind_of(answer: Verdict | PointbookError) -> str:
+def kind_of(answer: ApplyResult | PointbookError) -> str:
     """What was answered, whatever place the event has in time."""
     if isinstance(answer, PointbookError):
         return answer.reason.value
-    return "DUPLICATE" if answer.outcome is Outcome.DUPLICATE else "ACCEPTED"
+    return "DUPLICATE" if answer.outcome is ApplyOutcome.DUPLICATE else "ACCEPTED"
 
 
 @dataclass
@@ -540,14 +540,14 @@ def test_whatever_comes_the_book_is_the_fold_of_what_it_accepted(events: list[Ev
         check_is_the_fold(book)
         check_invariants(book.complete(), book.history)
         if event.balance is not None:
-            assert outcome is not Outcome.REFUSED
-        elif outcome is not Outcome.REFUSED:
+            assert outcome is not ApplyOutcome.REFUSED
+        elif outcome is not ApplyOutcome.REFUSED:
             place = next(i for i, entry in enumerate(book.history) if entry.event is event)
             unbalanced = takewhile(lambda entry: entry.event.balance is None, book.history[place:])
             assert all(entry.balance_after >= 0 for entry in unbalanced)
-        if book.history and outcome is Outcome.APPLIED:
+        if book.history and outcome is ApplyOutcome.APPLIED:
             assert book.history[-1].event is event
-        if outcome is Outcome.LATE:
+        if outcome is ApplyOutcome.LATE:
             assert book.history[-1].event is not event
 
 
@@ -566,11 +566,11 @@ def test_an_event_without_a_balance_is_refused_where_the_fold_would_fall_below_z
         entries = fold(Account(), [*accepted, event])[1]
         place = next(i for i, entry in enumerate(entries) if entry.event is event)
         unbalanced = [entries[place], *takewhile(lambda entry: entry.event.balance is None, entries[place + 1 :])]
-        if post.outcome is Outcome.DUPLICATE:
+        if post.outcome is ApplyOutcome.DUPLICATE:
             assert event.content in {known.content for known in accepted}
             continue
         is_short = event.balance is None and min(entry.balance_after for entry in unbalanced) < 0
-        assert (post.outcome is Outcome.REFUSED) is is_short
+        assert (post.outcome is ApplyOutcome.REFUSED) is is_short
         if post.entry is not None:
             assert post.entry.balance_before == entries[place].balance_before
             assert post.entry.balance_after == entries[place].balance_after
@@ -606,8 +606,8 @@ def test_a_second_time_changes_nothing(events: list[Event], limits: Limits, data
     assert (book.account, book.history, book.refused) == (account, history, refused)
     assert book.checkpoints == checkpoints
     outcomes = {event.event_id: outcome_of(answer) for event, answer in zip(again, answers, strict=True)}
-    assert {event_id for event_id, outcome in outcomes.items() if outcome is Outcome.REFUSED} == set(refused)
-    assert set(outcomes.values()) <= {Outcome.DUPLICATE, Outcome.REFUSED}
+    assert {event_id for event_id, outcome in outcomes.items() if outcome is ApplyOutcome.REFUSED} == set(refused)
+    assert set(outcomes.values()) <= {ApplyOutcome.DUPLICATE, ApplyOutcome.REFUSED}
 
 
 named_events = st.builds(replace, free_events, event_id=st.sampled_from("abcdefgh"))
@@ -640,8 +640,8 @@ def test_a_batch_in_time_tells_each_event_its_own_account(events: list[Event], l
     in_batch = batched.post(events) if events else []
 
     for one, other in zip(answers, in_batch, strict=True):
-        assert isinstance(one, Verdict) == isinstance(other, Verdict)
-        if isinstance(one, Verdict) and isinstance(other, Verdict):
+        assert isinstance(one, ApplyResult) == isinstance(other, ApplyResult)
+        if isinstance(one, ApplyResult) and isinstance(other, ApplyResult):
             assert (one.outcome, one.entry) == (other.outcome, other.entry)
             assert batched.complete(one.account) == batched.complete(other.account)
 
@@ -657,10 +657,10 @@ def test_the_last_answer_of_a_batch_is_the_account_as_it_stands(
         answers = book.post(batch)
 
         for answer in answers:
-            if isinstance(answer, Verdict):
+            if isinstance(answer, ApplyResult):
                 active, _, expired = answer.account.points_at(READ_AT_MS)
                 assert active + expired == max(answer.account.balance, 0)
-        if isinstance(answers[-1], Verdict):
+        if isinstance(answers[-1], ApplyResult):
             assert book.complete(answers[-1].account) == book.complete()
 
 
@@ -706,8 +706,8 @@ def test_the_book_goes_on_over_void_entries(events: list[Event], limits: Limits,
     for event in events[:half]:
         known = replace(event, event_id=f"again:{event.event_id}")
         if event.event_id in ids:
-            assert book.apply(event) is Outcome.DUPLICATE
-            assert event.balance is None or book.apply(known) is Outcome.DUPLICATE
+            assert book.apply(event) is ApplyOutcome.DUPLICATE
+            assert event.balance is None or book.apply(known) is ApplyOutcome.DUPLICATE
     book.set_void(ids, is_void=False)
     check_is_the_fold(book)
 

@@ -10,10 +10,10 @@ from pointbook.v1 import customers_pb2
 from pointbook_server.customers.model import GroupKey, Identifier, Key, Kind
 from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.model import AccountKey
-from pointbook_server.redemption.assessment import Ask, GroupRef
-from pointbook_server.redemption.customer_validation import Proof
-from pointbook_server.redemption.model import Order, Redemption
-from pointbook_server.redemption.transactions import Wanted
+from pointbook_server.redemption.assessment import GroupRef, RedemptionRequest
+from pointbook_server.redemption.customer_validation import ValidationEvidence
+from pointbook_server.redemption.model import RedeemCommand, Redemption
+from pointbook_server.redemption.transactions import PendingRedemption
 from support.harness import NOW_MS, Service, Shop, at, unique
 from support.redemption import DAY_MS, earn
 
@@ -87,12 +87,12 @@ async def open_shop(service: Service) -> list[Shop]:
     return shops
 
 
-def order(shops: list[Shop], wish: Wish) -> Order:
+def order(shops: list[Shop], wish: Wish) -> RedeemCommand:
     """Write a wish down as an order of a shop."""
     key: Key = Identifier(Kind.EXTERNAL_ID, wish.who)
     if wish.who == "eve":
         key = AccountKey(shops[wish.points % 2].store_id, wish.who)
-    ask = Ask(
+    ask = RedemptionRequest(
         merchant_id=shops[0].merchant_id,
         identifier="",
         key=key,
@@ -103,15 +103,15 @@ def order(shops: list[Shop], wish: Wish) -> Order:
         group=None if wish.group is None else GroupRef(((GroupKey.ID, f"g-{wish.group}"),)),
         channel=None,
     )
-    return Order(ask, f"order-{wish.reference}", wish.transaction_number, "")
+    return RedeemCommand(ask, f"order-{wish.reference}", wish.transaction_number, "")
 
 
-async def redeem(service: Service, orders: Sequence[Order]) -> list[Redemption | PointbookError]:
+async def redeem(service: Service, orders: Sequence[RedeemCommand]) -> list[Redemption | PointbookError]:
     """Redeem orders in one transaction."""
     store = service.server._redemptions._store
     asks = [order.ask for order in orders]
     wanted = [
-        Wanted(order, before, Proof())
+        PendingRedemption(order, before, ValidationEvidence())
         for order, before in zip(orders, await store.assess(asks, service.clock()), strict=True)
     ]
     return await store.redeem(asks[0].merchant_id, wanted, service.clock)

@@ -14,8 +14,15 @@ from pointbook_server.delivery.sender import DeliveryFailedError
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Channel, Program, Validation
-from pointbook_server.validation_codes.commands import Board, Step, subjects_of
-from pointbook_server.validation_codes.model import Challenge, Family, Keys, Proving, Purpose, State
+from pointbook_server.validation_codes.commands import Command, LockedState, subjects_of
+from pointbook_server.validation_codes.model import (
+    Challenge,
+    ChallengeState,
+    ChallengeSubject,
+    Family,
+    KeyRing,
+    Purpose,
+)
 from pointbook_server.validation_codes.rate_limits import (
     DAY_MS,
     HOUR_MS,
@@ -26,7 +33,7 @@ from pointbook_server.validation_codes.rate_limits import (
     SENDS_TO_DESTINATION,
     WRONG_GUESSES_OF_CUSTOMER,
     Limit,
-    Tally,
+    SlidingWindowCounter,
 )
 from pointbook_server.validation_codes.service import Rules, ValidationCodes
 from support.harness import NOW_MS, Outbox, Service, TestClock, unique
@@ -53,16 +60,16 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.challenges: dict[tuple[str, Family], Challenge] = {}
-        self.tallies: dict[str, Tally] = {}
+        self.tallies: dict[str, SlidingWindowCounter] = {}
 
     async def live(self, _merchant_id: str, customer: str, family: Family) -> Challenge | None:
         """Read a customer's live challenge of a family."""
         return self.challenges.get((customer, family))
 
-    async def run(self, _merchant_id: str, steps: Sequence[Step[T]], now_ms: int) -> list[T | PointbookError]:
+    async def run(self, _merchant_id: str, steps: Sequence[Command[T]], now_ms: int) -> list[T | PointbookError]:
         """Do steps."""
-        tallies = {subject: self.tallies.get(subject, Tally()) for subject in subjects_of(steps)}
-        board = Board(now_ms, dict(self.challenges), tallies)
+        tallies = {subject: self.tallies.get(subject, SlidingWindowCounter()) for subject in subjects_of(steps)}
+        board = LockedState(now_ms, dict(self.challenges), tallies)
         answers: list[T | PointbookError] = []
         for step in steps:
             try:
@@ -70,7 +77,9 @@ class MemoryStore:
             except PointbookError as error:
                 answers.append(error)
         self.challenges |= {
-            (each.purpose.customer, each.family): each for each in board.challenges.values() if each.state is State.LIVE
+            (each.purpose.customer, each.family): each
+            for each in board.challenges.values()
+            if each.state is ChallengeState.LIVE
         }
         self.tallies |= {subject: board.tallies[subject] for subject in board.counted}
         return answers
@@ -81,7 +90,7 @@ def codes_in_memory() -> tuple[ValidationCodes, Outbox, TestClock]:
     outbox, clock, store = Outbox(), TestClock(), MemoryStore()
     rules = Rules(pause_ms=0, merchant_sends_max=1_000)
     senders = {Channel.SMS: outbox, Channel.EMAIL: outbox}
-    return ValidationCodes(store, Keys(KEYS), senders, clock, metrics=Metrics(), rules=rules), outbox, clock  # type: ignore[arg-type] # it runs steps
+    return ValidationCodes(store, KeyRing(KEYS), senders, clock, metrics=Metrics(), rules=rules), outbox, clock  # type: ignore[arg-type] # it runs steps
 
 
 def program_of(purpose: Purpose) -> Program:
@@ -153,7 +162,7 @@ async def test_nothing_else_is_right(changes: list[Change], points: int) -> None
         codes, outbox, _ = codes_in_memory()
         purposes = [Purpose("m", name, 1, points) for name in ("c-1", "c-2")]
         mine, theirs = [
-            (await codes.issue(Proving(its, program_of(its), customer_of(its), "a"), Channel.SMS)).challenge
+            (await codes.issue(ChallengeSubject(its, program_of(its), customer_of(its), "a"), Channel.SMS)).challenge
             for its in purposes
         ]
         met, sent = (mine, 0) if change.customer == "c-1" else (theirs, 1)
@@ -167,7 +176,7 @@ async def test_nothing_else_is_right(changes: list[Change], points: int) -> None
         )
         named = {"": "", "it": mine.challenge_id, "other": theirs.challenge_id}[change.named]
         code = typed(outbox.messages[0].text, change.code, outbox.messages[1].text)
-        proving = Proving(guessed, program_of(guessed), customer_of(guessed, change.mobile), "a")
+        proving = ChallengeSubject(guessed, program_of(guessed), customer_of(guessed, change.mobile), "a")
         found = await codes.check(proving, change.channel, named, code)
 
         is_right = code == outbox.messages[sent].text and named in {"", met.challenge_id} and not change.is_for_another
@@ -203,7 +212,7 @@ WAITS_MS = st.one_of(
 @settings(EXAMPLES, max_examples=500)
 def test_windows_slide_exactly(limits: Sequence[Limit], waits_ms: list[int]) -> None:
     """To the millisecond: when it is too often, and from when it is not any more."""
-    tally, times_ms, now_ms = Tally(), list[int](), NOW_MS
+    tally, times_ms, now_ms = SlidingWindowCounter(), list[int](), NOW_MS
     for wait_ms in waits_ms:
         now_ms += wait_ms
         free_at_ms = tally.free_at_ms(limits, now_ms)
@@ -220,7 +229,7 @@ def test_windows_slide_exactly(limits: Sequence[Limit], waits_ms: list[int]) -> 
 def test_a_merchant_never_sends_too_much(waits_ms: list[int], count_max: int) -> None:
     """Messages that are counted together for a while leave their window a while later, never earlier."""
     limit = Limit(count_max, MERCHANT_WINDOW_MS)
-    tally, times_ms, now_ms = Tally(), list[int](), NOW_MS
+    tally, times_ms, now_ms = SlidingWindowCounter(), list[int](), NOW_MS
     for wait_ms in waits_ms:
         now_ms += wait_ms
         exact_ms = brute_force(times_ms, [limit], now_ms)
@@ -289,10 +298,10 @@ class World:
     called_ms: list[int] = field(default_factory=list)
     wrong_ms: defaultdict[bool, list[int]] = field(default_factory=lambda: defaultdict(list))
 
-    def proving(self, points: int) -> Proving:
+    def proving(self, points: int) -> ChallengeSubject:
         """Who asks for so many points."""
         purpose = replace(self.purpose, points=points)
-        return Proving(purpose, program_of(purpose), customer_of(purpose), "a")
+        return ChallengeSubject(purpose, program_of(purpose), customer_of(purpose), "a")
 
     async def act(self, act: Act) -> None:
         """Do something, and see that it ends as it must."""

@@ -25,7 +25,7 @@ from pointbook.v1 import (
     webhooks_pb2_grpc,
 )
 from pointbook_server.access.model import Scope, new_token
-from pointbook_server.access.transactions import AccessStore
+from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.db.database import Connection, Database
 from pointbook_server.delivery.sender import Message
 from pointbook_server.server import Server
@@ -202,7 +202,7 @@ async def make_token(
     """Make a token in a database, and answer its bearer string."""
     database = Database(database_url, pool_size=1)
     token, bearer = new_token("test", merchants, scopes, 0, expires_at_ms, client_names=client_names)
-    await AccessStore(database).create(token)
+    await TokenTransactions(database).create(token)
     await database.dispose()
     return bearer
 

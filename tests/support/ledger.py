@@ -5,26 +5,30 @@ from dataclasses import dataclass, field, replace
 
 from sqlalchemy import text
 
-from pointbook_server.customers.customer_repository import CustomersBook
+from pointbook_server.customers.customer_repository import CustomerRepository
 from pointbook_server.db.database import Connection, Database, Statement
 from pointbook_server.ledger import queries
-from pointbook_server.ledger.account_repository import LedgerBook
-from pointbook_server.ledger.model import Account, AccountKey, Outcome, fold
-from pointbook_server.ledger.queries import BookEntry
-from pointbook_server.ledger.transactions import LedgerStore
-from pointbook_server.programs.transactions import ProgramsStore
-from pointbook_server.redemption.transactions import RedemptionsStore
-from pointbook_server.validation_codes.transactions import ValidationCodesStore
+from pointbook_server.ledger.account_repository import AccountRepository
+from pointbook_server.ledger.model import Account, AccountKey, ApplyOutcome, fold
+from pointbook_server.ledger.queries import StoredEntry
+from pointbook_server.ledger.transactions import LedgerTransactions
+from pointbook_server.programs.transactions import ProgramTransactions
+from pointbook_server.redemption.transactions import RedemptionTransactions
+from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
 
 ALL_LOTS = 10**9
 
 
-def ledger_store(database: Database) -> LedgerStore:
+def ledger_store(database: Database) -> LedgerTransactions:
     """Make a store as the server has it."""
-    redemptions = RedemptionsStore(
-        database, ProgramsStore(database), LedgerBook, CustomersBook, ValidationCodesStore(database)
+    redemptions = RedemptionTransactions(
+        database,
+        ProgramTransactions(database),
+        AccountRepository,
+        CustomerRepository,
+        ValidationCodeTransactions(database),
     )
-    return LedgerStore(database, redemptions)
+    return LedgerTransactions(database, redemptions)
 
 
 _ACCOUNTS, _CHECKPOINTS, _ENTRIES = (
@@ -44,14 +48,14 @@ class Kept:
     row: Account = field(default_factory=Account)
     account: Account = field(default_factory=Account)
     checkpoints: dict[int, Account] = field(default_factory=dict)
-    entries: list[BookEntry] = field(default_factory=list)
+    entries: list[StoredEntry] = field(default_factory=list)
 
 
 async def read_book(database: Database, merchant_id: str) -> dict[AccountKey, Kept]:
     """Read a merchant's accounts, their checkpoints and entries, refused events left out."""
 
     async def read(connection: Connection) -> dict[AccountKey, Kept]:
-        store, named = LedgerBook(connection, merchant_id), {"merchant_id": merchant_id}
+        store, named = AccountRepository(connection, merchant_id), {"merchant_id": merchant_id}
         book: dict[AccountKey, Kept] = {}
         for key, account in map(queries.read_account, await connection.fetch(_ACCOUNTS, named)):
             book[key] = Kept(account, await store.complete(key, account, 0, lots=ALL_LOTS))
@@ -59,7 +63,7 @@ async def read_book(database: Database, merchant_id: str) -> dict[AccountKey, Ke
             complete = await store.complete(key, account, 0, lots=ALL_LOTS)
             book[key].checkpoints[account.newest_at_ms or 0] = complete
         for received in map(queries.read_entry, await connection.fetch(_ENTRIES, named)):
-            if received.outcome is not Outcome.REFUSED:
+            if received.outcome is not ApplyOutcome.REFUSED:
                 book[received.entry.event.account].entries.append(received)
         return book
 

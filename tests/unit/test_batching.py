@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.rpc.batching import Line
+from pointbook_server.rpc.batching import Batcher
 
 SOME_TURNS = 20
 """More turns of the event loop than a line takes to do all that it can without an answer."""
@@ -37,9 +37,11 @@ class Sender:
         self.gates.setdefault(key, asyncio.Event()).set()
 
 
-def new_line(sender: Sender, *, batch_max: int = 10, waiting_max: int = 100, lanes: int = 1) -> Line[str, str, str]:
+def new_batcher(
+    sender: Sender, *, batch_max: int = 10, waiting_max: int = 100, max_concurrent_batches: int = 1
+) -> Batcher[str, str, str]:
     """Make a line that sends to a sender."""
-    return Line(sender, batch_max=batch_max, waiting_max=waiting_max, lanes=lanes)
+    return Batcher(sender, batch_max=batch_max, waiting_max=waiting_max, max_concurrent_batches=max_concurrent_batches)
 
 
 def error(reason: Reason = Reason.TRANSACTION_CONFLICT) -> PointbookError:
@@ -56,9 +58,9 @@ async def turns() -> None:
 async def test_an_idle_line_sends_at_once() -> None:
     """There is no timer: a call at an idle server waits for nobody."""
     sender = Sender()
-    line = new_line(sender)
+    batcher = new_batcher(sender)
 
-    (answer,) = line.put("a", ["1"])
+    (answer,) = batcher.submit("a", ["1"])
     await turns()
 
     assert answer.done()
@@ -69,11 +71,11 @@ async def test_an_idle_line_sends_at_once() -> None:
 async def test_who_waits_while_a_batch_is_on_its_way_shares_the_next_one() -> None:
     """The next batch leaves when the previous one has returned, and takes all that wait, in their order."""
     sender = Sender(is_open=False)
-    line = new_line(sender)
-    first = line.put("a", ["1"])
+    batcher = new_batcher(sender)
+    first = batcher.submit("a", ["1"])
     await turns()
-    second = line.put("a", ["2", "3"])
-    third = line.put("a", ["4"])
+    second = batcher.submit("a", ["2", "3"])
+    third = batcher.submit("a", ["4"])
     await turns()
     assert sender.batches == [("a", ["1"])]
 
@@ -87,9 +89,9 @@ async def test_who_waits_while_a_batch_is_on_its_way_shares_the_next_one() -> No
 async def test_what_is_put_in_one_go_travels_together() -> None:
     """Items of several calls of one moment share the very first batch."""
     sender = Sender()
-    line = new_line(sender)
+    batcher = new_batcher(sender)
 
-    await asyncio.gather(*line.put("a", ["1"]), *line.put("a", ["2"]))
+    await asyncio.gather(*batcher.submit("a", ["1"]), *batcher.submit("a", ["2"]))
 
     assert sender.batches == [("a", ["1", "2"])]
 
@@ -97,9 +99,11 @@ async def test_what_is_put_in_one_go_travels_together() -> None:
 async def test_a_batch_holds_the_items_of_one_key() -> None:
     """A transaction touches one merchant."""
     sender = Sender()
-    line = new_line(sender)
+    batcher = new_batcher(sender)
 
-    answers = await asyncio.gather(*line.put("a", ["1"]), *line.put("b", ["1"]), *line.put("a", ["2"]))
+    answers = await asyncio.gather(
+        *batcher.submit("a", ["1"]), *batcher.submit("b", ["1"]), *batcher.submit("a", ["2"])
+    )
 
     assert sender.batches == [("a", ["1", "2"]), ("b", ["1"])]
     assert answers == ["a:1", "b:1", "a:2"]
@@ -108,9 +112,11 @@ async def test_a_batch_holds_the_items_of_one_key() -> None:
 async def test_a_batch_is_bounded_and_keys_take_turns() -> None:
     """Who sends thousands does not keep the others waiting: behind each of its batches it is their turn."""
     sender = Sender()
-    line = new_line(sender, batch_max=2)
+    batcher = new_batcher(sender, batch_max=2)
 
-    await asyncio.gather(*line.put("a", ["1", "2", "3", "4", "5"]), *line.put("b", ["1"]), *line.put("c", ["1"]))
+    await asyncio.gather(
+        *batcher.submit("a", ["1", "2", "3", "4", "5"]), *batcher.submit("b", ["1"]), *batcher.submit("c", ["1"])
+    )
 
     assert sender.batches == [("a", ["1", "2"]), ("b", ["1"]), ("c", ["1"]), ("a", ["3", "4"]), ("a", ["5"])]
 
@@ -118,12 +124,12 @@ async def test_a_batch_is_bounded_and_keys_take_turns() -> None:
 async def test_lanes_serve_keys_side_by_side() -> None:
     """A merchant whose transaction hangs keeps one lane, and the others go on."""
     sender = Sender(is_open=False)
-    line = new_line(sender, lanes=2)
-    slow = line.put("slow", ["1"])
+    batcher = new_batcher(sender, max_concurrent_batches=2)
+    slow = batcher.submit("slow", ["1"])
     sender.let_go("b")
     sender.let_go("c")
 
-    answers = await asyncio.gather(*line.put("b", ["1"]), *line.put("c", ["1"]))
+    answers = await asyncio.gather(*batcher.submit("b", ["1"]), *batcher.submit("c", ["1"]))
 
     assert answers == ["b:1", "c:1"]
     assert not slow[0].done()
@@ -134,8 +140,8 @@ async def test_lanes_serve_keys_side_by_side() -> None:
 async def test_there_are_no_more_lanes_than_there_may_be() -> None:
     """Further keys wait until a lane is free."""
     sender = Sender(is_open=False)
-    line = new_line(sender, lanes=2)
-    answers = [answer for key in ("a", "b", "c") for answer in line.put(key, ["1"])]
+    batcher = new_batcher(sender, max_concurrent_batches=2)
+    answers = [answer for key in ("a", "b", "c") for answer in batcher.submit(key, ["1"])]
     await turns()
     assert [key for key, _ in sender.batches] == ["a", "b"]
 
@@ -149,10 +155,10 @@ async def test_there_are_no_more_lanes_than_there_may_be() -> None:
 async def test_of_a_key_one_batch_is_on_its_way_at_a_time() -> None:
     """Free lanes do not overtake: the items of a key keep their order."""
     sender = Sender(is_open=False)
-    line = new_line(sender, lanes=4, batch_max=1)
-    answers = line.put("a", ["1", "2"])
+    batcher = new_batcher(sender, max_concurrent_batches=4, batch_max=1)
+    answers = batcher.submit("a", ["1", "2"])
     await turns()
-    answers += line.put("a", ["3"])
+    answers += batcher.submit("a", ["3"])
     await turns()
 
     assert sender.batches == [("a", ["1"])]
@@ -164,10 +170,10 @@ async def test_of_a_key_one_batch_is_on_its_way_at_a_time() -> None:
 async def test_waiting_keys_never_leave_a_lane_idle() -> None:
     """Each lane that comes free takes the next of them."""
     sender = Sender(is_open=False)
-    line = new_line(sender, lanes=2)
-    answers = [*line.put("a", ["1"]), *line.put("b", ["1"])]
+    batcher = new_batcher(sender, max_concurrent_batches=2)
+    answers = [*batcher.submit("a", ["1"]), *batcher.submit("b", ["1"])]
     await turns()
-    answers += [answer for key in ("c", "d", "e") for answer in line.put(key, ["1"])]
+    answers += [answer for key in ("c", "d", "e") for answer in batcher.submit(key, ["1"])]
     sender.let_go("a")
     sender.let_go("b")
     await turns()
@@ -178,16 +184,16 @@ async def test_waiting_keys_never_leave_a_lane_idle() -> None:
     await asyncio.gather(*answers)
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 4])
-async def test_who_calls_again_as_soon_as_it_is_answered_is_served(lanes: int) -> None:
+@pytest.mark.parametrize("max_concurrent_batches", [1, 2, 4])
+async def test_who_calls_again_as_soon_as_it_is_answered_is_served(max_concurrent_batches: int) -> None:
     """A lane that is just ending is none that somebody could wait for."""
     sender = Sender(is_open=False)
-    line = new_line(sender, lanes=lanes)
+    batcher = new_batcher(sender, max_concurrent_batches=max_concurrent_batches)
 
     async def call_twice(key: str) -> list[str | PointbookError]:
-        return [await line.put(key, ["1"])[0], await line.put(key, ["2"])[0]]
+        return [await batcher.submit(key, ["1"])[0], await batcher.submit(key, ["2"])[0]]
 
-    keys = [f"key-{number}" for number in range(lanes)]
+    keys = [f"key-{number}" for number in range(max_concurrent_batches)]
     calls = [asyncio.create_task(call_twice(key)) for key in keys]
     await turns()
     for key in keys:
@@ -200,32 +206,32 @@ async def test_who_calls_again_as_soon_as_it_is_answered_is_served(lanes: int) -
 async def test_a_full_line_takes_nothing() -> None:
     """A call is admitted wholly or not at all, and told when to come again."""
     sender = Sender(is_open=False)
-    line = new_line(sender, waiting_max=3)
-    line.put("a", ["1"])
+    batcher = new_batcher(sender, waiting_max=3)
+    batcher.submit("a", ["1"])
     await turns()
     # One is on its way, and waits no more.
-    waiting = line.put("a", ["2", "3"])
-    line.admit(1)
+    waiting = batcher.submit("a", ["2", "3"])
+    batcher.check_capacity(1)
 
     with pytest.raises(PointbookError) as told:
-        line.admit(2)
+        batcher.check_capacity(2)
 
     assert told.value.reason is Reason.QUEUE_FULL
     assert told.value.retry_after_seconds is not None
-    line.admit(1)
+    batcher.check_capacity(1)
     sender.let_go("a")
     await asyncio.gather(*waiting)
-    line.admit(3)
+    batcher.check_capacity(3)
     assert [items for _, items in sender.batches] == [["1"], ["2", "3"]]
 
 
 async def test_whoever_went_away_before_its_batch_is_not_sent() -> None:
     """Its place in the batch is taken by the next one's, and its place in the line is free."""
     sender = Sender(is_open=False)
-    line = new_line(sender, waiting_max=3)
-    line.put("a", ["0"])
+    batcher = new_batcher(sender, waiting_max=3)
+    batcher.submit("a", ["0"])
     await turns()
-    one, two, three = line.put("a", ["1", "2", "3"])
+    one, two, three = batcher.submit("a", ["1", "2", "3"])
     two.cancel()
 
     sender.let_go("a")
@@ -233,18 +239,18 @@ async def test_whoever_went_away_before_its_batch_is_not_sent() -> None:
     assert await one == "a:1"
     assert await three == "a:3"
     assert sender.batches == [("a", ["0"]), ("a", ["1", "3"])]
-    line.admit(3)
+    batcher.check_capacity(3)
 
 
 async def test_a_batch_that_everybody_left_is_not_sent() -> None:
     """There is no transaction for nobody, and the next key has its turn."""
     sender = Sender(is_open=False)
-    line = new_line(sender)
-    line.put("a", ["0"])
+    batcher = new_batcher(sender)
+    batcher.submit("a", ["0"])
     await turns()
-    for answer in line.put("a", ["1", "2"]):
+    for answer in batcher.submit("a", ["1", "2"]):
         answer.cancel()
-    (other,) = line.put("b", ["1"])
+    (other,) = batcher.submit("b", ["1"])
     sender.let_go("a")
     sender.let_go("b")
 
@@ -255,8 +261,8 @@ async def test_a_batch_that_everybody_left_is_not_sent() -> None:
 async def test_whoever_goes_away_from_a_batch_on_its_way_disturbs_nobody() -> None:
     """The batch is done to its end, and the others hear their answers."""
     sender = Sender(is_open=False)
-    line = new_line(sender)
-    one, two = line.put("a", ["1", "2"])
+    batcher = new_batcher(sender)
+    one, two = batcher.submit("a", ["1", "2"])
     await turns()
     one.cancel()
     sender.let_go("a")
@@ -268,9 +274,9 @@ async def test_whoever_goes_away_from_a_batch_on_its_way_disturbs_nobody() -> No
 async def test_an_error_of_the_batch_reaches_everybody_in_it() -> None:
     """A conflict or an outage is no single item's, and nothing is sent again."""
     sender = Sender(errors={"2": error()})
-    line = new_line(sender)
+    batcher = new_batcher(sender)
 
-    answers = await asyncio.gather(*line.put("a", ["1", "2", "3"]))
+    answers = await asyncio.gather(*batcher.submit("a", ["1", "2", "3"]))
 
     assert answers == [sender.errors["2"]] * 3
     assert sender.batches == [("a", ["1", "2", "3"])]
@@ -279,9 +285,11 @@ async def test_an_error_of_the_batch_reaches_everybody_in_it() -> None:
 async def test_an_error_of_one_batch_is_not_the_next_ones() -> None:
     """The lane goes on."""
     sender = Sender(errors={"1": error()})
-    line = new_line(sender, batch_max=1)
+    batcher = new_batcher(sender, batch_max=1)
 
-    answers = await asyncio.gather(*line.put("a", ["1"]), *line.put("a", ["2"]), *line.put("b", ["3"]))
+    answers = await asyncio.gather(
+        *batcher.submit("a", ["1"]), *batcher.submit("a", ["2"]), *batcher.submit("b", ["3"])
+    )
 
     assert answers == [sender.errors["1"], "a:2", "b:3"]
 
@@ -289,9 +297,9 @@ async def test_an_error_of_one_batch_is_not_the_next_ones() -> None:
 async def test_a_defect_that_one_item_meets_is_its_own() -> None:
     """Where a batch breaks unexpectedly each item is sent by itself, so that the guilty one alone hears of it."""
     sender = Sender(errors={"2": ZeroDivisionError("a defect")})
-    line = new_line(sender)
+    batcher = new_batcher(sender)
 
-    one, two, three = await asyncio.gather(*line.put("a", ["1", "2", "3"]), return_exceptions=True)
+    one, two, three = await asyncio.gather(*batcher.submit("a", ["1", "2", "3"]), return_exceptions=True)
 
     assert (one, three) == ("a:1", "a:3")
     assert two is sender.errors["2"]
@@ -301,30 +309,30 @@ async def test_a_defect_that_one_item_meets_is_its_own() -> None:
 async def test_a_defect_of_a_single_item_ends_no_lane() -> None:
     """It is raised where its answer is awaited; if nobody awaits it any more, nowhere."""
     sender = Sender(is_open=False, errors={"1": ZeroDivisionError("a defect")})
-    line = new_line(sender)
-    (guilty,) = line.put("a", ["1"])
+    batcher = new_batcher(sender)
+    (guilty,) = batcher.submit("a", ["1"])
     await turns()
     guilty.cancel()
     sender.let_go("a")
 
-    assert await line.put("a", ["2"])[0] == "a:2"
+    assert await batcher.submit("a", ["2"])[0] == "a:2"
     with pytest.raises(ZeroDivisionError):
-        await line.put("a", ["1"])[0]
-    assert await line.put("a", ["3"])[0] == "a:3"
+        await batcher.submit("a", ["1"])[0]
+    assert await batcher.submit("a", ["3"])[0] == "a:3"
 
 
 async def test_an_idle_line_is_drained() -> None:
     """There is nothing to wait for."""
     async with asyncio.timeout(5.0):
-        await new_line(Sender()).drain()
+        await new_batcher(Sender()).drain()
 
 
 async def test_a_line_is_drained_when_everything_has_been_answered() -> None:
     """Also what waits for its batch by then, and whether or not somebody waits for the answer."""
     sender = Sender(is_open=False)
-    line = new_line(sender, batch_max=1, lanes=2)
-    answers = [*line.put("a", ["1", "2"]), *line.put("b", ["1"])]
-    draining = asyncio.create_task(line.drain())
+    batcher = new_batcher(sender, batch_max=1, max_concurrent_batches=2)
+    answers = [*batcher.submit("a", ["1", "2"]), *batcher.submit("b", ["1"])]
+    draining = asyncio.create_task(batcher.drain())
     await turns()
     assert not draining.done()
     sender.let_go("b")
@@ -351,10 +359,10 @@ async def test_nothing_of_a_call_is_sent_behind_a_batch_that_failed() -> None:
             raise away
         return list(items)
 
-    line: Line[str, int, int] = Line(send, batch_max=2, waiting_max=7, lanes=1)
-    answers = [*line.put("a", [1, 2, 3, 4, 5]), *line.put("a", [6]), *line.put("b", [7])]
+    batcher: Batcher[str, int, int] = Batcher(send, batch_max=2, waiting_max=7, max_concurrent_batches=1)
+    answers = [*batcher.submit("a", [1, 2, 3, 4, 5]), *batcher.submit("a", [6]), *batcher.submit("b", [7])]
     answered = await asyncio.gather(*answers)
 
     assert answered == [away] * 5 + [6, 7]
     assert sent == [[1, 2], [7], [6]]
-    line.admit(7)
+    batcher.check_capacity(7)

@@ -5,7 +5,7 @@ from datetime import UTC
 import pytest
 
 from pointbook.v1 import redemption_pb2
-from pointbook_cli.customer import CustomerView, Wanted
+from pointbook_cli.customer import CustomerQuery, CustomerView
 from pointbook_cli.customer_text import print_view
 from support.harness import NOW_MS, at
 
@@ -26,6 +26,6 @@ def test_a_repeated_event_is_one_line_with_its_count(
     )
     entry = redemption_pb2.TimelineEntry(time=at(NOW_MS), validation_event=event)
     view = CustomerView(redemption_pb2.TimelineCustomer(), [entry], is_truncated=False, accounts=None)
-    print_view(view, Wanted("m", "mobile", "+86"), UTC)
+    print_view(view, CustomerQuery("m", "mobile", "+86"), UTC)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "LOCKED" in line]
     assert shown in line

@@ -11,7 +11,7 @@ from grpc import StatusCode
 
 from pointbook.v1 import errors_pb2
 from pointbook_server.errors import FieldViolation, PointbookError, Reason, store_not_found
-from pointbook_server.redemption.rules import STATUS_CODES, finding, in_order, refusal
+from pointbook_server.redemption.rules import STATUS_CODES, finding, sort_violations, to_error
 from pointbook_server.rpc.status_interceptor import Retry, code_of, retry_of, to_status
 
 ERRORS_PROTO = Path(__file__).parents[2] / "proto/pointbook/v1/errors.proto"
@@ -198,8 +198,8 @@ def test_a_status_stays_under_four_kib(letter: str) -> None:
 
 def test_a_refusal_names_every_violation() -> None:
     """An error has one reason, yet its metadata names all that speaks against the redemption."""
-    everything = in_order(finding(reason, "No.") for reason in STATUS_CODES if reason not in NEVER_ERRORS)
-    metadata = detail(to_status(refusal(everything)), ErrorInfo).metadata
+    everything = sort_violations(finding(reason, "No.") for reason in STATUS_CODES if reason not in NEVER_ERRORS)
+    metadata = detail(to_status(to_error(everything)), ErrorInfo).metadata
 
     assert metadata["status_code"] == "801"
     assert [f"{found.code} {found.reason}" for found in everything] == metadata["violations"].split(", ")

@@ -7,7 +7,16 @@ import pytest
 
 from pointbook_server.ledger import model
 from pointbook_server.ledger.journal import Journal
-from pointbook_server.ledger.model import EXPIRED_SCENE, Account, AccountKey, Entry, Event, Outcome, UpdateType, fold
+from pointbook_server.ledger.model import (
+    EXPIRED_SCENE,
+    Account,
+    AccountKey,
+    ApplyOutcome,
+    Entry,
+    Event,
+    UpdateType,
+    fold,
+)
 
 ACCOUNT = AccountKey("store", "buyer")
 
@@ -38,10 +47,10 @@ def test_every_post_is_answered_in_its_place() -> None:
     verdicts = journal.close().verdicts
 
     assert [verdict.outcome for verdict in verdicts] == [
-        Outcome.APPLIED,
-        Outcome.APPLIED,
-        Outcome.LATE,
-        Outcome.APPLIED,
+        ApplyOutcome.APPLIED,
+        ApplyOutcome.APPLIED,
+        ApplyOutcome.LATE,
+        ApplyOutcome.APPLIED,
     ]
     assert [verdict.entry.event.updated_at_ms for verdict in verdicts] == [10, 30, 20, 40]
     assert [verdict.account.balance for verdict in verdicts] == [20, 25, 25, 26]
@@ -68,8 +77,8 @@ def test_a_repetition_tells_the_account_as_it_is_by_then() -> None:
     verdicts = journal.close().verdicts
 
     outcomes = [verdict.outcome for verdict in verdicts]
-    assert outcomes[:2] == [Outcome.APPLIED, Outcome.REFUSED]
-    assert outcomes[2:] == [Outcome.DUPLICATE, Outcome.REFUSED, Outcome.APPLIED, Outcome.DUPLICATE]
+    assert outcomes[:2] == [ApplyOutcome.APPLIED, ApplyOutcome.REFUSED]
+    assert outcomes[2:] == [ApplyOutcome.DUPLICATE, ApplyOutcome.REFUSED, ApplyOutcome.APPLIED, ApplyOutcome.DUPLICATE]
     assert [verdict.account.balance for verdict in verdicts] == [20, 20, 20, 20, 25, 25]
     assert verdicts[3].entry == verdicts[1].entry
 
@@ -83,9 +92,9 @@ def test_the_same_content_is_known_whether_it_was_there_or_has_just_come() -> No
     posting = journal.close()
 
     assert [verdict.outcome for verdict in posting.verdicts] == [
-        Outcome.DUPLICATE,
-        Outcome.APPLIED,
-        Outcome.DUPLICATE,
+        ApplyOutcome.DUPLICATE,
+        ApplyOutcome.APPLIED,
+        ApplyOutcome.DUPLICATE,
     ]
     assert [verdict.entry.event.event_id for verdict in posting.verdicts] == ["at-10", "at-30", "at-30"]
 
@@ -102,11 +111,11 @@ def test_events_without_a_balance_are_judged_as_they_come() -> None:
     ]
 
     assert [post.outcome for post in posts] == [
-        Outcome.APPLIED,
-        Outcome.REFUSED,
-        Outcome.APPLIED,
-        Outcome.REFUSED,
-        Outcome.APPLIED,
+        ApplyOutcome.APPLIED,
+        ApplyOutcome.REFUSED,
+        ApplyOutcome.APPLIED,
+        ApplyOutcome.REFUSED,
+        ApplyOutcome.APPLIED,
     ]
     assert journal.close().account.balance == 105
 
@@ -123,7 +132,7 @@ def test_what_comes_before_a_millisecond_may_turn_its_order_round() -> None:
         journal.post(event(30, -5, None)),
     ]
 
-    assert [post.outcome is Outcome.APPLIED for post in posts] == [False, True, True, False, True, True]
+    assert [post.outcome is ApplyOutcome.APPLIED for post in posts] == [False, True, True, False, True, True]
     assert journal.close().account.balance == 5
 
 
@@ -136,7 +145,7 @@ def test_points_that_expire_before_a_millisecond_may_turn_its_order_round() -> N
 
     posts = [journal.post(each) for each in (event(20, -1, None), spent, event(21, -25, None))]
 
-    assert [post.outcome for post in posts] == [Outcome.APPLIED, Outcome.APPLIED, Outcome.REFUSED]
+    assert [post.outcome for post in posts] == [ApplyOutcome.APPLIED, ApplyOutcome.APPLIED, ApplyOutcome.REFUSED]
     assert journal.close().account.balance == 19
 
 
@@ -158,8 +167,8 @@ def test_a_void_entry_is_in_nobodys_way() -> None:
     assert entries[1].is_void
     assert entries[1].balance_after == 20
 
-    assert Journal(Account(), entries).post(event(15, -6, None)).outcome is Outcome.REFUSED
-    assert Journal(Account(), entries).post(event(15, -5, None)).outcome is Outcome.APPLIED
+    assert Journal(Account(), entries).post(event(15, -6, None)).outcome is ApplyOutcome.REFUSED
+    assert Journal(Account(), entries).post(event(15, -5, None)).outcome is ApplyOutcome.APPLIED
 
 
 def test_a_void_entry_keeps_its_time() -> None:

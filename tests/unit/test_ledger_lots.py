@@ -6,7 +6,7 @@ from unittest.mock import patch
 import pytest
 
 from pointbook_server.ledger import lots
-from pointbook_server.ledger.lots import NEVER_MS, Draw, FarLots, FarLotsNeededError, Lot, LotPool, points_at
+from pointbook_server.ledger.lots import NEVER_MS, Draw, Lot, LotPool, OverflowLots, OverflowLotsNeededError, points_at
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def lot(points: int, expires_at_ms: int | None, event_id: str = "e") -> Lot:
     return Lot(points, points, expires_at_ms, event_id)
 
 
-def pool_of(*near: Lot, far: FarLots | None = None, drawn_to_ms: int = 0) -> LotPool:
+def pool_of(*near: Lot, far: OverflowLots | None = None, drawn_to_ms: int = 0) -> LotPool:
     """A pool with some lots."""
     return LotPool(near, far, drawn_to_ms)
 
@@ -97,21 +97,21 @@ def test_of_many_lots_the_first_are_kept() -> None:
     four = [lot(1, 10, "a"), lot(2, 20, "b"), lot(3, 30, "c"), lot(4, None, "d")]
 
     assert pool_of(*four[:3]).kept() == (tuple(four[:3]), None, 0)
-    assert pool_of(*four).kept() == (tuple(four[:2]), FarLots(7, 30, "c"), 0)
+    assert pool_of(*four).kept() == (tuple(four[:2]), OverflowLots(7, 30, "c"), 0)
     assert pool_of(*four).all() == (tuple(four), None, 0)
 
 
 def test_far_lots_grow() -> None:
     """What is no sooner than the first of them joins them, also what comes from near; what is sooner is near."""
-    pool = pool_of(lot(1, 10, "a"), far=FarLots(7, 30, "c"))
+    pool = pool_of(lot(1, 10, "a"), far=OverflowLots(7, 30, "c"))
     pool.add(5, 30, "tie")
     pool.add(5, None, "never")
     pool.add(2, 29, "b")
 
-    assert pool.all() == ((lot(1, 10, "a"), lot(2, 29, "b")), FarLots(17, 30, "c"), 0)
+    assert pool.all() == ((lot(1, 10, "a"), lot(2, 29, "b")), OverflowLots(17, 30, "c"), 0)
     pool.add(1, 11, "x")
     pool.add(1, 12, "y")
-    assert pool.kept() == ((lot(1, 10, "a"), lot(1, 11, "x")), FarLots(20, 12, "y"), 0)
+    assert pool.kept() == ((lot(1, 10, "a"), lot(1, 11, "x")), OverflowLots(20, 12, "y"), 0)
     assert pool.held == 22
 
 
@@ -120,7 +120,7 @@ def test_what_was_drawn_from_stays_near() -> None:
     near = [lot(1, 10 * number, f"at-{number}") for number in range(1, 6)]
 
     assert len(pool_of(*near, drawn_to_ms=40).kept()[0]) == 4
-    assert pool_of(*near, drawn_to_ms=40).kept()[1] == FarLots(1, 50, "at-5")
+    assert pool_of(*near, drawn_to_ms=40).kept()[1] == OverflowLots(1, 50, "at-5")
     assert pool_of(*near, drawn_to_ms=50).kept() == (tuple(near), None, 50)
 
 
@@ -128,9 +128,9 @@ def test_of_one_expiry_all_but_the_oldest_are_untouched() -> None:
     """The oldest that is left is drawn first: it may have been, those behind it have not."""
     near = [lot(1, 10, "a"), Lot(1, 2, 20, "b"), lot(1, 20, "c"), lot(1, 20, "d")]
 
-    assert pool_of(*near, drawn_to_ms=20).kept() == (tuple(near[:2]), FarLots(2, 20, "c"), 20)
+    assert pool_of(*near, drawn_to_ms=20).kept() == (tuple(near[:2]), OverflowLots(2, 20, "c"), 20)
     three = [lot(1, 5, "z"), *near[:1], *near[1:]]
-    assert pool_of(*three, drawn_to_ms=20).kept()[1] == FarLots(2, 20, "c")
+    assert pool_of(*three, drawn_to_ms=20).kept()[1] == OverflowLots(2, 20, "c")
 
 
 def test_the_two_lots_of_one_event_stay_together() -> None:
@@ -138,9 +138,9 @@ def test_the_two_lots_of_one_event_stay_together() -> None:
     near = [lot(1, None, "a"), lot(1, None, "b"), lot(2, None, "b"), lot(1, None, "c")]
     pair = [lot(1, 10, "a"), lot(1, 20, "b"), lot(2, None, "b"), lot(1, None, "c")]
 
-    assert pool_of(*near).kept()[1] == FarLots(1, None, "c")
+    assert pool_of(*near).kept()[1] == OverflowLots(1, None, "c")
     # Of different expiry, each of them is told.
-    assert pool_of(*pair).kept()[1] == FarLots(3, None, "b")
+    assert pool_of(*pair).kept()[1] == OverflowLots(3, None, "b")
 
 
 @pytest.mark.parametrize(
@@ -149,32 +149,32 @@ def test_the_two_lots_of_one_event_stay_together() -> None:
 def test_a_draw_that_comes_to_the_far_lots_needs_them(points: int, at_ms: int, *, expired_first: bool) -> None:
     """Because the near ones are not enough, or because far ones might have to go first."""
     near = [] if points == 1 else [lot(1, 20, "a"), lot(2, 20, "b")] if points == 4 else [lot(1, 10, "a")]
-    pool = pool_of(*near, far=FarLots(9, 30, "c"))
+    pool = pool_of(*near, far=OverflowLots(9, 30, "c"))
 
-    with pytest.raises(FarLotsNeededError):
+    with pytest.raises(OverflowLotsNeededError):
         pool.take(points, at_ms, [], expired_first=expired_first)
 
 
 @pytest.mark.parametrize("expired_first", [True, False])
 def test_a_draw_that_the_near_lots_serve_needs_no_others(*, expired_first: bool) -> None:
     """Down to the last of them, as long as no far lot has expired."""
-    pool = pool_of(lot(1, 10, "a"), lot(2, 20, "b"), far=FarLots(9, 30, "c"))
+    pool = pool_of(lot(1, 10, "a"), lot(2, 20, "b"), far=OverflowLots(9, 30, "c"))
     draws: list[Draw] = []
 
     pool.take(3, 9, draws, expired_first=expired_first)
 
     assert draws == [Draw(1, 10, "a"), Draw(2, 20, "b")]
-    assert pool.kept() == ((), FarLots(9, 30, "c"), 20)
+    assert pool.kept() == ((), OverflowLots(9, 30, "c"), 20)
 
 
 def test_a_question_that_comes_to_the_far_lots_needs_them() -> None:
     """Before the first of them expires nothing about them is asked."""
-    near, far = [lot(1, 10, "a")], FarLots(9, 30, "c")
+    near, far = [lot(1, 10, "a")], OverflowLots(9, 30, "c")
 
     assert points_at(near, far, 29) == (9, 1)
     assert pool_of(*near, far=far).expired(29) == 1
-    with pytest.raises(FarLotsNeededError):
+    with pytest.raises(OverflowLotsNeededError):
         points_at(near, far, 30)
-    with pytest.raises(FarLotsNeededError):
+    with pytest.raises(OverflowLotsNeededError):
         pool_of(*near, far=far).expired(30)
-    assert points_at(near, FarLots(9, None, "c"), NEVER_MS - 1) == (9, 1)
+    assert points_at(near, OverflowLots(9, None, "c"), NEVER_MS - 1) == (9, 1)

@@ -15,9 +15,9 @@ from pointbook_server.ledger.model import (
     INCREASING_SCENES,
     Account,
     AccountKey,
+    ApplyOutcome,
     Entry,
     Event,
-    Outcome,
     UpdateType,
     fold,
 )
@@ -386,7 +386,7 @@ def test_a_thousand_events_of_one_millisecond_fold_at_once(record_property: Call
 class Judged:
     """What became of one event: beside the verdict, which entries moved."""
 
-    outcome: Outcome
+    outcome: ApplyOutcome
     account: Account
     entry: Entry
     moved: list[Entry]
@@ -402,7 +402,7 @@ def judge(account: Account, history: Sequence[Entry], event: Event) -> Judged:
     return Judged(verdict.outcome, verdict.account, verdict.entry, posting.moved)
 
 
-def judge_in_book(events: Sequence[Event], event: Event) -> tuple[Outcome, list[str], Account]:
+def judge_in_book(events: Sequence[Event], event: Event) -> tuple[ApplyOutcome, list[str], Account]:
     """Judge an event over a book that has some events: the outcome, which entries moved, and the account."""
     judged = judge(Account(), fold(Account(), events)[1], event)
     return judged.outcome, [entry.event.event_id for entry in judged.moved], judged.account
@@ -414,7 +414,7 @@ def test_an_event_later_than_the_newest_is_applied_without_its_history() -> None
 
     verdict = judge(account, (), decrease(20, 5, 15))
 
-    assert verdict.outcome is Outcome.APPLIED
+    assert verdict.outcome is ApplyOutcome.APPLIED
     assert verdict.account.balance == 15
     assert verdict.moved == []
     assert (verdict.entry.balance_before, verdict.entry.balance_after) == (20, 15)
@@ -427,7 +427,7 @@ def test_an_earlier_event_is_late_and_explains_the_drift() -> None:
 
     outcome, moved, account = judge_in_book(events, late)
 
-    assert outcome is Outcome.LATE
+    assert outcome is ApplyOutcome.LATE
     assert moved == ["at-30"]
     assert account == state(*events, late)
     assert account.drift == 0
@@ -437,7 +437,7 @@ def test_an_event_before_the_first_moves_the_opening() -> None:
     """The account then opens with the earlier event."""
     outcome, moved, account = judge_in_book([increase(30, 5, 55)], increase(20, 30, 50))
 
-    assert outcome is Outcome.LATE
+    assert outcome is ApplyOutcome.LATE
     assert moved == []
     assert account.opening == 20
     assert account.drift == 0
@@ -450,8 +450,8 @@ def test_an_event_of_the_newest_millisecond_is_applied_where_it_comes_last() -> 
     after = judge_in_book(events, decrease(20, 5, 25, event_id="second"))
     before = judge_in_book(events, increase(20, 0, 20, event_id="zeroth"))
 
-    assert after[:2] == (Outcome.APPLIED, [])
-    assert before[:2] == (Outcome.LATE, ["first"])
+    assert after[:2] == (ApplyOutcome.APPLIED, [])
+    assert before[:2] == (ApplyOutcome.LATE, ["first"])
 
 
 def test_an_entry_whose_place_changes_is_moved() -> None:
@@ -471,7 +471,7 @@ def test_the_same_content_under_another_id_is_a_duplicate() -> None:
 
     verdict = judge(account, history, increase(10, 20, 20, 900, event_id="again"))
 
-    assert verdict.outcome is Outcome.DUPLICATE
+    assert verdict.outcome is ApplyOutcome.DUPLICATE
     assert verdict.account == account
     assert verdict.entry == history[0]
     assert verdict.moved == []
@@ -492,7 +492,7 @@ def test_any_other_content_is_another_event(other: Event) -> None:
     """Time, change, balance, expiry and scene each tell two events apart."""
     outcome, _, account = judge_in_book([increase(10, 20, 20, 900), increase(50, 5, 25)], other)
 
-    assert outcome is Outcome.LATE
+    assert outcome is ApplyOutcome.LATE
     assert account == state(increase(10, 20, 20, 900), increase(50, 5, 25), other)
 
 
@@ -502,7 +502,7 @@ def test_the_direction_tells_two_events_apart() -> None:
 
     outcome, _, _ = judge_in_book(events, decrease(10, 20, 20, event_id="other", scene="SUCCESSFUL_ORDERS"))
 
-    assert outcome is Outcome.LATE
+    assert outcome is ApplyOutcome.LATE
 
 
 def test_without_a_balance_only_the_id_tells_events_apart() -> None:
@@ -511,7 +511,7 @@ def test_without_a_balance_only_the_id_tells_events_apart() -> None:
 
     outcome, _, account = judge_in_book(events, decrease(20, 5, None, event_id="zz-another"))
 
-    assert outcome is Outcome.APPLIED
+    assert outcome is ApplyOutcome.APPLIED
     assert account.balance == 10
 
 
@@ -521,7 +521,7 @@ def test_an_event_without_a_balance_is_refused_below_zero() -> None:
 
     verdict = judge(account, (), decrease(20, 21, None))
 
-    assert verdict.outcome is Outcome.REFUSED
+    assert verdict.outcome is ApplyOutcome.REFUSED
     assert verdict.account == account
     assert verdict.moved == []
 
@@ -530,21 +530,21 @@ def test_an_event_without_a_balance_may_take_the_last_point() -> None:
     """Zero is not below zero."""
     verdict = judge(state(increase(10, 20, 20)), (), decrease(20, 20, None))
 
-    assert verdict.outcome is Outcome.APPLIED
+    assert verdict.outcome is ApplyOutcome.APPLIED
     assert verdict.account.balance == 0
 
 
 def test_an_unknown_account_refuses_a_decrease_without_a_balance() -> None:
     """It opens at zero."""
-    assert judge(Account(), (), decrease(20, 1, None)).outcome is Outcome.REFUSED
-    assert judge(Account(), (), increase(20, 1, None)).outcome is Outcome.APPLIED
+    assert judge(Account(), (), decrease(20, 1, None)).outcome is ApplyOutcome.REFUSED
+    assert judge(Account(), (), increase(20, 1, None)).outcome is ApplyOutcome.APPLIED
 
 
 def test_an_event_with_a_balance_is_never_refused() -> None:
     """SHOPLINE owns the points, also below zero."""
     verdict = judge(state(increase(10, 20, 20)), (), decrease(20, 50, -30))
 
-    assert verdict.outcome is Outcome.APPLIED
+    assert verdict.outcome is ApplyOutcome.APPLIED
     assert verdict.account.balance == -30
 
 
@@ -554,7 +554,7 @@ def test_a_late_event_without_a_balance_is_refused_for_what_it_would_do_to_later
 
     outcome, moved, account = judge_in_book(events, decrease(20, 10, None))
 
-    assert outcome is Outcome.REFUSED
+    assert outcome is ApplyOutcome.REFUSED
     assert moved == []
     assert account == state(*events)
 
@@ -566,7 +566,7 @@ def test_a_late_event_without_a_balance_answers_for_later_ones_up_to_the_next_ba
     # What follows the balance of 0 goes below zero with or without it.
     outcome, _, account = judge_in_book(events, decrease(20, 15, None))
 
-    assert outcome is Outcome.LATE
+    assert outcome is ApplyOutcome.LATE
     assert account.balance == -1
     assert account.drift == 0
 
@@ -575,4 +575,4 @@ def test_in_one_millisecond_an_event_without_a_balance_is_judged_at_its_place() 
     """It stands before the event with a balance that shares its time, and cannot spend those points."""
     outcome, _, _ = judge_in_book([increase(10, 20, 20), increase(20, 50, 70)], decrease(20, 30, None, event_id="d"))
 
-    assert outcome is Outcome.REFUSED
+    assert outcome is ApplyOutcome.REFUSED

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.ledger.journal import Post
-from pointbook_server.ledger.lots import FarLots, Lot
-from pointbook_server.ledger.model import Account, AccountKey, Event, Outcome, UpdateType, fold
-from pointbook_server.ledger.posting import KnownEvent, LotsMissingError, Page, Result, post_batch
+from pointbook_server.ledger.journal import PostedEvent
+from pointbook_server.ledger.lots import Lot, OverflowLots
+from pointbook_server.ledger.model import Account, AccountKey, ApplyOutcome, Event, UpdateType, fold
+from pointbook_server.ledger.posting import AccountHistory, KnownEvent, LotsMissingError, Result, post_batch
 
 ONE, TWO = AccountKey("store", "one"), AccountKey("store", "two")
 NOW_MS = 1_000
@@ -23,13 +23,13 @@ def event(event_id: str, at_ms: int, delta: int, balance: int | None, account: A
 
 def post(
     *events: Event,
-    pages: Mapping[AccountKey, Page] | None = None,
+    pages: Mapping[AccountKey, AccountHistory] | None = None,
     known: Mapping[str, KnownEvent] | None = None,
     refused: Mapping[AccountKey, PointbookError] | None = None,
     forgetting: Collection[int] = (),
 ) -> Result:
     """Post a batch to two accounts, which are new unless a page says otherwise."""
-    every_page = {ONE: Page(Account()), TWO: Page(Account()), **(pages or {})}
+    every_page = {ONE: AccountHistory(Account()), TWO: AccountHistory(Account()), **(pages or {})}
     return post_batch(events, every_page, known or {}, refused or {}, NOW_MS, forgetting=forgetting)
 
 
@@ -65,9 +65,9 @@ def test_an_id_that_came_before_in_the_batch_is_known() -> None:
 def test_an_id_of_the_book_is_known() -> None:
     """The answer is the account of now, and the entry as it stands in the book."""
     base, (entry,) = fold(Account(), [event("a", 10, 5, 5)])
-    known = {"a": KnownEvent(entry.event, Post(Outcome.APPLIED, "a", entry))}
+    known = {"a": KnownEvent(entry.event, PostedEvent(ApplyOutcome.APPLIED, "a", entry))}
 
-    result = post(entry.event, event("a", 10, 6, 6), pages={ONE: Page(base)}, known=known)
+    result = post(entry.event, event("a", 10, 6, 6), pages={ONE: AccountHistory(base)}, known=known)
 
     assert told(result) == ["DUPLICATE", "EVENT_ID_REUSED"]
     answer = result.answers[0]
@@ -92,8 +92,8 @@ def test_a_refusal_is_remembered_and_repeated() -> None:
 
     assert told(result) == ["INSUFFICIENT_POINTS", "INSUFFICIENT_POINTS", "EVENT_ID_REUSED", "APPLIED"]
     assert {number: verdict.outcome for number, verdict in result.entries.items()} == {
-        0: Outcome.REFUSED,
-        3: Outcome.APPLIED,
+        0: ApplyOutcome.REFUSED,
+        3: ApplyOutcome.APPLIED,
     }
     answer = result.answers[0]
     assert isinstance(answer, PointbookError)
@@ -101,7 +101,7 @@ def test_a_refusal_is_remembered_and_repeated() -> None:
     assert result.postings[ONE].account.balance == 9
 
 
-def rows(result: Result) -> dict[int, Outcome]:
+def rows(result: Result) -> dict[int, ApplyOutcome]:
     """The outcomes of the events that make a row of the book, by their places."""
     return {number: verdict.outcome for number, verdict in result.entries.items()}
 
@@ -113,7 +113,7 @@ def test_a_forgotten_refusal_makes_no_row_and_is_judged_anew() -> None:
     result = post(decrease, event("a", 10, 9, None), decrease, decrease, forgetting={0, 2, 3})
 
     assert told(result) == ["INSUFFICIENT_POINTS", "APPLIED", "APPLIED", "DUPLICATE"]
-    assert rows(result) == {1: Outcome.APPLIED, 2: Outcome.APPLIED}
+    assert rows(result) == {1: ApplyOutcome.APPLIED, 2: ApplyOutcome.APPLIED}
     assert (result.leaves_ids_unclaimed, result.lifted) == (True, frozenset())
     answer = result.answers[0]
     assert isinstance(answer, PointbookError)
@@ -143,10 +143,10 @@ def test_a_remembered_refusal_is_lifted_only_by_a_caller_who_asks(
     """All others get the answer that they got before."""
     decrease = event("d", 20, -5, None)
     refusal = post(decrease).entries[0]
-    known = {"d": KnownEvent(decrease, Post(Outcome.REFUSED, "d", refusal.entry))}
+    known = {"d": KnownEvent(decrease, PostedEvent(ApplyOutcome.REFUSED, "d", refusal.entry))}
     base, _ = fold(Account(), [event("a", 10, balance, None)])
 
-    result = post(*[decrease] * len(answers), pages={ONE: Page(base)}, known=known, forgetting=forgetting)
+    result = post(*[decrease] * len(answers), pages={ONE: AccountHistory(base)}, known=known, forgetting=forgetting)
 
     assert told(result) == answers
     assert result.lifted == lifted
@@ -160,7 +160,7 @@ def test_a_refusal_of_the_same_batch_is_lifted() -> None:
     result = post(decrease, event("a", 10, 9, None), decrease, forgetting={2})
 
     assert told(result) == ["INSUFFICIENT_POINTS", "APPLIED", "APPLIED"]
-    assert rows(result) == {1: Outcome.APPLIED, 2: Outcome.APPLIED}
+    assert rows(result) == {1: ApplyOutcome.APPLIED, 2: ApplyOutcome.APPLIED}
 
 
 def test_an_account_that_cannot_be_posted_to_spoils_no_other() -> None:
@@ -185,22 +185,22 @@ def test_an_account_whose_far_lots_are_needed_is_named(expires_at_ms: int, poste
     """To tell what is active now, to judge, or to draw: they are read, and the batch is posted again."""
     lots = (Lot(4, 4, 500, "a"), Lot(6, 6, expires_at_ms, "x"))
     whole = Account(opening=10, balance=10, newest_at_ms=10, lots=lots)
-    near = replace(whole, lots=lots[:1], far_lots=FarLots(6, expires_at_ms, "x"))
+    near = replace(whole, lots=lots[:1], far_lots=OverflowLots(6, expires_at_ms, "x"))
 
     with pytest.raises(LotsMissingError) as missing:
-        post(event("c", 20, 1, 1, TWO), posted, pages={ONE: Page(near)})
+        post(event("c", 20, 1, 1, TWO), posted, pages={ONE: AccountHistory(near)})
 
     assert missing.value.key == ONE
-    assert told(post(posted, pages={ONE: Page(whole)})) == ["APPLIED"]
+    assert told(post(posted, pages={ONE: AccountHistory(whole)})) == ["APPLIED"]
 
 
 def test_far_lots_that_nobody_needs_are_not_read() -> None:
     """As long as none of them has expired by now."""
     near = Account(
-        opening=10, balance=10, newest_at_ms=10, lots=(Lot(4, 4, 500, "a"),), far_lots=FarLots(6, NOW_MS + 1, "x")
+        opening=10, balance=10, newest_at_ms=10, lots=(Lot(4, 4, 500, "a"),), far_lots=OverflowLots(6, NOW_MS + 1, "x")
     )
 
-    result = post(event("b", 20, -4, 6), pages={ONE: Page(near)})
+    result = post(event("b", 20, -4, 6), pages={ONE: AccountHistory(near)})
 
     assert told(result) == ["APPLIED"]
-    assert result.postings[ONE].account.far_lots == FarLots(6, NOW_MS + 1, "x")
+    assert result.postings[ONE].account.far_lots == OverflowLots(6, NOW_MS + 1, "x")

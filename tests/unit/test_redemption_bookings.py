@@ -10,7 +10,7 @@ from pointbook_server.ledger.lots import Draw as EntryDraw
 from pointbook_server.ledger.lots import Lot
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import Program
-from pointbook_server.redemption.allocation import Draw
+from pointbook_server.redemption.allocation import Allocation
 from pointbook_server.redemption.bookings import Booking, booking_of, first_draws, lead_ms_of
 
 ONE, TWO = AccountKey("store", "one"), AccountKey("store", "two")
@@ -28,7 +28,7 @@ def booking(event_id: str, **changes: Any) -> Booking:
         "scene": "CASHBACK",
         "at_ms": NOW_MS - 1_000,
         "ordinal": 0,
-        "draws": (Draw(*ONE, 5, None, "lot"),),
+        "draws": (Allocation(*ONE, 5, None, "lot"),),
     }
     return Booking(**{**values, **changes})
 
@@ -55,8 +55,8 @@ def test_the_newest_booking_is_chosen_whatever_the_order() -> None:
         {"scene": "POINTS_EXPIRED"},
         {"at_ms": NOW_MS - 5_001},
         {"draws": ()},
-        {"draws": (Draw(*ONE, 4, None, "lot"),)},
-        {"draws": (Draw(*ONE, 3, None, "lot"), Draw(*ONE, 2, NOW_MS - 1_000, "expired"))},
+        {"draws": (Allocation(*ONE, 4, None, "lot"),)},
+        {"draws": (Allocation(*ONE, 3, None, "lot"), Allocation(*ONE, 2, NOW_MS - 1_000, "expired"))},
     ],
 )
 def test_what_is_not_the_redemptions_own(changes: dict[str, Any]) -> None:
@@ -91,6 +91,6 @@ def test_a_decreases_own_points_are_the_first_that_its_entry_drew() -> None:
     """What a gap cost comes behind them, of the same lot perhaps."""
     drawn = [EntryDraw(3, 10, "a"), EntryDraw(4, None, "b"), EntryDraw(2, None, "c")]
 
-    assert first_draws(ONE, 5, drawn) == (Draw(*ONE, 3, 10, "a"), Draw(*ONE, 2, None, "b"))
-    assert first_draws(ONE, 3, drawn) == (Draw(*ONE, 3, 10, "a"),)
+    assert first_draws(ONE, 5, drawn) == (Allocation(*ONE, 3, 10, "a"), Allocation(*ONE, 2, None, "b"))
+    assert first_draws(ONE, 3, drawn) == (Allocation(*ONE, 3, 10, "a"),)
     assert sum(draw.points for draw in first_draws(ONE, 20, drawn)) == 9

@@ -9,17 +9,17 @@ from pointbook_server.errors import Reason
 from pointbook_server.programs.model import Criteria, Program
 from pointbook_server.redemption.rules import (
     REDEEMABLE,
-    Finding,
-    Standing,
+    Eligibility,
     Usage,
+    Violation,
     check_amount,
     check_caps,
     check_program,
     check_standing,
     finding,
-    in_order,
     points_of,
-    refusal,
+    sort_violations,
+    to_error,
     worth_of,
 )
 
@@ -42,14 +42,14 @@ def with_criteria(**limits: int) -> Program:
 
 def amount_findings(points: int, program: Program) -> list[tuple[int, Reason]]:
     """Tell what speaks against an amount, where nothing was redeemed before."""
-    found = in_order([*check_amount(points, program), *check_caps(points, program, Usage())])
+    found = sort_violations([*check_amount(points, program), *check_caps(points, program, Usage())])
     return [(each.code, each.reason) for each in found]
 
 
 def standing_findings(points: int, program: Program, *, active: int, lifetime: int) -> list[tuple[int, Reason]]:
     """Tell what speaks against a customer."""
-    standing = Standing(active_points=active, own_active_points=active, lifetime_points=lifetime)
-    return [(found.code, found.reason) for found in in_order(check_standing(points, program, standing))]
+    standing = Eligibility(active_points=active, own_active_points=active, lifetime_points=lifetime)
+    return [(found.code, found.reason) for found in sort_violations(check_standing(points, program, standing))]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_findings_are_ordered_by_code_then_reason() -> None:
         Reason.ABOVE_MAX_PER_MONTH,
         Reason.CUSTOMER_NOT_FOUND,
     ]
-    ordered = [found.reason for found in in_order(finding(reason, "") for reason in reasons)]
+    ordered = [found.reason for found in sort_violations(finding(reason, "") for reason in reasons)]
 
     assert ordered == [
         Reason.INSUFFICIENT_POINTS,
@@ -157,7 +157,7 @@ def test_findings_name_their_values() -> None:
 
 def test_a_refusal_is_the_first_violation() -> None:
     """The error of an RPC has the first violation's reason and values, and names the others."""
-    error = refusal(in_order(check_amount(205, SEED)))
+    error = to_error(sort_violations(check_amount(205, SEED)))
 
     assert error.reason is Reason.NOT_A_MULTIPLE
     assert error.metadata == {
@@ -195,7 +195,7 @@ def test_no_whole_number_of_points(point_value: str | None, currency_value: str)
     program = replace(SEED, point_value=None if point_value is None else Decimal(point_value))
     found = points_of(Decimal(currency_value), program)
 
-    assert isinstance(found, Finding)
+    assert isinstance(found, Violation)
     assert (found.code, found.reason) == (801, Reason.CURRENCY_VALUE_NOT_WHOLE_POINTS)
     expected = {"currency_value": currency_value, "point_value": point_value or ""}
     assert expected.items() <= found.metadata.items()
@@ -250,7 +250,7 @@ def test_the_nearest_redeemable_currency_values_are_named(
     program = replace(SEED, point_value=Decimal(point_value), criteria=Criteria(**criteria))
     found = points_of(Decimal(currency_value), program)
 
-    assert isinstance(found, Finding)
+    assert isinstance(found, Violation)
     for name, neighbour in (("lower", lower), ("higher", higher)):
         told = (found.metadata.get(f"{name}_currency_value"), found.metadata.get(f"{name}_points"))
         assert told == ((None, None) if neighbour is None else (neighbour[0], str(neighbour[1])))
@@ -263,7 +263,7 @@ def test_a_program_without_a_point_value_has_no_redeemable_currency_values() -> 
     """The answer names none."""
     found = points_of(Decimal(1), replace(SEED, point_value=None))
 
-    assert isinstance(found, Finding)
+    assert isinstance(found, Violation)
     assert found.metadata == {"currency_value": "1", "point_value": ""}
 
 

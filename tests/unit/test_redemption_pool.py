@@ -6,11 +6,11 @@ from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.holds import RELEASED_KEPT, Hold, released, settled_by
 from pointbook_server.ledger.lots import Lot
 from pointbook_server.ledger.model import Account, AccountKey
-from pointbook_server.redemption.allocation import Draw, Source, draws_of
+from pointbook_server.redemption.allocation import Allocation, Source, allocate
 from pointbook_server.redemption.model import (
     AccountHold,
-    Content,
     HoldState,
+    IdempotencyContent,
     Redemption,
     RedemptionState,
 )
@@ -22,7 +22,7 @@ NOW_MS = 1_000
 def drawn(points: int, accounts: dict[AccountKey, Account], made_at_ms: dict[str, int] | None = None) -> list[str]:
     """Draw, and name what was drawn from which lot."""
     sources = [Source(key, key.buyer_id) for key in accounts]
-    draws = draws_of(points, sources, accounts, made_at_ms or {}, NOW_MS)
+    draws = allocate(points, sources, accounts, made_at_ms or {}, NOW_MS)
     return [f"{draw.points} of {draw.event_id}" for draw in draws]
 
 
@@ -98,7 +98,7 @@ def redemption(*states: HoldState, points: int = 10) -> Redemption:
         merchant_id="m",
         redemption_id="r",
         reference="ref",
-        content=Content(
+        content=IdempotencyContent(
             "customer c", 1, points * len(states), group_redemption=False, group_id="", transaction_number=""
         ),
         notes="",
@@ -106,7 +106,7 @@ def redemption(*states: HoldState, points: int = 10) -> Redemption:
         redeem_local_value="",
         points_currency_ratio="",
         active_points=0,
-        draws=tuple(Draw(*key, points, None, "e") for key in keys),
+        draws=tuple(Allocation(*key, points, None, "e") for key in keys),
         holds=tuple(AccountHold(*key, points, state) for key, state in zip(keys, states, strict=True)),
         created_at_ms=0,
         settle_by_ms=1_000,

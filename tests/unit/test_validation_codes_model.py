@@ -15,7 +15,7 @@ from pointbook_server.validation_codes.model import (
     LETTERS_AND_DIGITS,
     Challenge,
     Delivery,
-    Keys,
+    KeyRing,
     Purpose,
     Route,
     choose_route,
@@ -30,7 +30,7 @@ NOW_MS = 1_780_000_000_000
 PURPOSE = Purpose("m", "buyer s b", 1, 100)
 ROUTE = Route(Channel.SMS)
 KEY = b"k" * 32
-KEYS = Keys({"k1": KEY})
+KEYS = KeyRing({"k1": KEY})
 CHALLENGE = Challenge(
     "c",
     PURPOSE,
@@ -53,7 +53,7 @@ def digest(
     assert isinstance(channel, Channel)
     purpose = replace(PURPOSE, **changes)  # type: ignore[arg-type] # each test names a field and its own kind of value
     route = Route(channel, str(destination))
-    return Keys({key_id: key}).code_digest(key_id, code, challenge_id, purpose, route)
+    return KeyRing({key_id: key}).code_digest(key_id, code, challenge_id, purpose, route)
 
 
 def test_a_code_is_six_digits() -> None:
@@ -210,7 +210,7 @@ def test_a_challenge_holds_for_its_purpose_and_life() -> None:
     assert not CHALLENGE.is_for(replace(PURPOSE, points=110), ROUTE, KEYS, 0)
     assert not CHALLENGE.is_for(PURPOSE, Route(Channel.EMAIL), KEYS, 0)
     assert not CHALLENGE.is_for(PURPOSE, Route(Channel.SMS, "+8613812345678"), KEYS, 0)
-    assert not CHALLENGE.is_for(PURPOSE, ROUTE, Keys({"k2": KEY}), 0)
+    assert not CHALLENGE.is_for(PURPOSE, ROUTE, KeyRing({"k2": KEY}), 0)
 
 
 def test_a_new_code_is_sent_after_the_cooldown() -> None:

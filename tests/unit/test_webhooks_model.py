@@ -7,7 +7,7 @@ import pytest
 from cryptography.exceptions import InvalidTag
 
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.webhooks.encryption import Sealed, Sealer
+from pointbook_server.webhooks.encryption import EncryptedPayload, PayloadCipher
 from pointbook_server.webhooks.model import (
     QuarantineReason,
     Webhook,
@@ -99,8 +99,8 @@ def test_ids_are_never_the_same() -> None:
 
 def test_what_is_sealed_opens_again() -> None:
     """Every byte of it, and by any server that has the key among others."""
-    sealed = Sealer(NEW).seal(webhook(), "m", "q")
-    content = Sealer(OLD | NEW).open(sealed, "m", "q")
+    sealed = PayloadCipher(NEW).seal(webhook(), "m", "q")
+    content = PayloadCipher(OLD | NEW).open(sealed, "m", "q")
 
     assert sealed.key_id == "new"
     assert (content.headers, content.body) == (webhook().headers, webhook().body)
@@ -110,32 +110,32 @@ def test_what_is_sealed_opens_again() -> None:
 
 def test_the_same_webhook_is_sealed_differently_each_time() -> None:
     """Equal ciphertexts would tell equal bodies."""
-    sealer = Sealer(NEW)
+    sealer = PayloadCipher(NEW)
 
     assert sealer.seal(webhook(), "m", "q").body != sealer.seal(webhook(), "m", "q").body
 
 
 def test_a_points_webhook_needs_no_key() -> None:
     """Where there is none, it stands in clear."""
-    sealed = Sealer({}).seal(webhook(topic=POINTS), "m", "q")
+    sealed = PayloadCipher({}).seal(webhook(topic=POINTS), "m", "q")
 
     assert (sealed.key_id, sealed.body) == (None, webhook().body)
-    assert Sealer({}).open(sealed, "m", "q").headers == webhook().headers
+    assert PayloadCipher({}).open(sealed, "m", "q").headers == webhook().headers
 
 
 def test_a_points_webhook_is_sealed_where_there_is_a_key() -> None:
     """Its topic is not signed: a customer's data may come under it. What came before the key is still known."""
     points = webhook(topic=POINTS)
 
-    assert Sealer(NEW).seal(points, "m", "q").key_id == "new"
-    assert Sealer({}).digests(points)[0] in Sealer(NEW).digests(points)
-    assert Sealer(NEW).digests(points)[0] == Sealer(NEW).digests(webhook())[0]
+    assert PayloadCipher(NEW).seal(points, "m", "q").key_id == "new"
+    assert PayloadCipher({}).digests(points)[0] in PayloadCipher(NEW).digests(points)
+    assert PayloadCipher(NEW).digests(points)[0] == PayloadCipher(NEW).digests(webhook())[0]
 
 
 @pytest.mark.parametrize(("merchant_id", "quarantine_id"), [("m", "r"), ("n", "q"), ("", "q")])
 def test_a_ciphertext_is_bound_to_its_place(merchant_id: str, quarantine_id: str) -> None:
     """Moved to another row it does not open."""
-    sealer = Sealer(NEW)
+    sealer = PayloadCipher(NEW)
     sealed = sealer.seal(webhook(), "m", "q")
 
     with pytest.raises(InvalidTag):
@@ -144,29 +144,29 @@ def test_a_ciphertext_is_bound_to_its_place(merchant_id: str, quarantine_id: str
 
 def test_headers_and_body_cannot_change_places() -> None:
     """Each is bound to what it is."""
-    sealer = Sealer(NEW)
+    sealer = PayloadCipher(NEW)
     sealed = sealer.seal(webhook(), "m", "q")
     assert sealed.body is not None
 
     with pytest.raises(InvalidTag):
-        sealer.open(Sealed(sealed.key_id, sealed.body, sealed.headers), "m", "q")
+        sealer.open(EncryptedPayload(sealed.key_id, sealed.body, sealed.headers), "m", "q")
 
 
 def test_an_erased_body_stays_erased() -> None:
     """The headers can still be read."""
-    sealer = Sealer(NEW)
+    sealer = PayloadCipher(NEW)
     sealed = sealer.seal(webhook(), "m", "q")
 
-    content = sealer.open(Sealed(sealed.key_id, sealed.headers, None), "m", "q")
+    content = sealer.open(EncryptedPayload(sealed.key_id, sealed.headers, None), "m", "q")
     assert (content.headers, content.body) == (webhook().headers, None)
 
 
 def test_a_key_that_is_not_there_is_named() -> None:
     """By its id; without any key nothing is sealed, and the setting is named."""
     with pytest.raises(PointbookError) as unknown:
-        Sealer(OLD).open(Sealer(NEW).seal(webhook(), "m", "q"), "m", "q")
+        PayloadCipher(OLD).open(PayloadCipher(NEW).seal(webhook(), "m", "q"), "m", "q")
     with pytest.raises(PointbookError, match="POINTBOOK_QUARANTINE_KEYS") as missing:
-        Sealer({}).digests(webhook())
+        PayloadCipher({}).digests(webhook())
 
     assert (unknown.value.reason, unknown.value.metadata) == (Reason.CODE_KEY_UNKNOWN, {"key_id": "new"})
     assert missing.value.reason is Reason.KEY_NOT_CONFIGURED
@@ -175,11 +175,11 @@ def test_a_key_that_is_not_there_is_named() -> None:
 
 def test_digests_of_bodies_are_keyed() -> None:
     """Nobody without a key can search for a body; the digest of a rotated key still finds it."""
-    before, after = Sealer(OLD).digests(webhook()), Sealer(NEW | OLD).digests(webhook())
+    before, after = PayloadCipher(OLD).digests(webhook()), PayloadCipher(NEW | OLD).digests(webhook())
 
     assert before != [sha256(webhook().body).digest()]
-    assert after == [*Sealer(NEW).digests(webhook()), *before]
-    assert Sealer({}).digests(webhook(topic=POINTS)) == [sha256(webhook().body).digest()]
+    assert after == [*PayloadCipher(NEW).digests(webhook()), *before]
+    assert PayloadCipher({}).digests(webhook(topic=POINTS)) == [sha256(webhook().body).digest()]
     assert {len(digest) for digest in after} == {32}
 
 

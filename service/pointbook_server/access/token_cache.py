@@ -8,7 +8,7 @@ import time
 import structlog
 
 from pointbook_server.access.model import Principal, Token, admit, split_bearer
-from pointbook_server.access.transactions import AccessStore
+from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.clock import Clock
 from pointbook_server.db.database import database_unavailable
 from pointbook_server.errors import PointbookError, Reason
@@ -39,7 +39,7 @@ class TokenCache:
     every call is refused with DATABASE_UNAVAILABLE: what is revoked meanwhile must not stay good.
     """
 
-    def __init__(self, store: AccessStore, clock: Clock, *, staleness_seconds: float) -> None:
+    def __init__(self, store: TokenTransactions, clock: Clock, *, staleness_seconds: float) -> None:
         self._store = store
         self._clock = clock
         self._staleness_seconds = staleness_seconds

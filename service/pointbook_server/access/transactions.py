@@ -41,7 +41,7 @@ class NotRotatableError(Exception):
     """A token that cannot be replaced; the message says why."""
 
 
-class AccessStore:
+class TokenTransactions:
     """Reads and writes tokens: a small table that is read whole."""
 
     def __init__(self, database: Database) -> None:

@@ -36,7 +36,7 @@ from pointbook_server.benefits.schedule import (
     ScheduleState,
     preview,
 )
-from pointbook_server.benefits.transactions import BenefitsStore, Filter
+from pointbook_server.benefits.transactions import BenefitFilter, BenefitTransactions
 from pointbook_server.clock import Clock
 from pointbook_server.ledger.model import POINTS_MAX
 from pointbook_server.rpc import pagination
@@ -67,7 +67,7 @@ T = TypeVar("T")
 class BenefitsServicer(benefits_pb2_grpc.BenefitsServiceServicer):
     """BenefitsService: each method reads its request, asks the store, and writes the answer."""
 
-    def __init__(self, store: BenefitsStore, clock: Clock) -> None:
+    def __init__(self, store: BenefitTransactions, clock: Clock) -> None:
         self._store = store
         self._clock = clock
 
@@ -356,9 +356,9 @@ def _read_filter(
     reward_type: str = "",
     benefits_status: str = "",
     leaves_open: bool = False,
-) -> Filter:
+) -> BenefitFilter:
     """Read which benefits a list is about."""
-    return Filter(
+    return BenefitFilter(
         store_id=fields.ascii("store_id", request.store_id, length_max=ID_LENGTH_MAX),
         program_id=fields.integer("program_id", request.program_id, low=0, high=PROGRAM_ID_MAX),
         level_code=read_level(fields, "level_code", request.level_code),

@@ -78,7 +78,7 @@ LIST_PRIVILEGES = Statement(
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class BenefitFilter:
     """Which benefits of a merchant to list; an empty value keeps all.
 
     With `open`, a benefit that leaves something open fits whatever is asked for.
@@ -106,7 +106,7 @@ class Programs(Protocol):
         """Read programs, as far as the merchant has them."""
 
 
-class BenefitsStore:
+class BenefitTransactions:
     """Reads and writes benefits and custom privileges. A revision counts up with every change, and is the etag.
 
     A new one begins anywhere, so that an etag of a deleted one is none of the one that takes its id.
@@ -142,7 +142,7 @@ class BenefitsStore:
             raise benefit_not_found(benefit_id)
         return _to_benefit(row), row.revision
 
-    async def benefits(self, merchant_id: str, wanted: Filter, *, after: str, limit: int) -> list[Benefit]:
+    async def benefits(self, merchant_id: str, wanted: BenefitFilter, *, after: str, limit: int) -> list[Benefit]:
         """Read a page of a merchant's benefits, behind a benefit_id.
 
         Raises STORE_NOT_FOUND and PROGRAM_NOT_FOUND for what is not the merchant's.

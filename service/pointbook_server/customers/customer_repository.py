@@ -25,7 +25,7 @@ from pointbook_server.errors import store_not_found
 from pointbook_server.ledger.model import AccountKey
 
 
-class CustomersBook:
+class CustomerRepository:
     """Reads, locks and changes a merchant's customers.
 
     `find` and `group` take one statement each, and see what was committed, or locked, before they begin.

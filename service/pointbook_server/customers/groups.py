@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-from pointbook_server.customers.customer_repository import CustomersBook
+from pointbook_server.customers.customer_repository import CustomerRepository
 from pointbook_server.customers.model import GroupKey, UserGroup, customer_not_found
 from pointbook_server.db.database import Connection, Database, RetryTransactionError
 from pointbook_server.errors import FieldViolation, PointbookError, Reason, first_revision, next_revision
 
 
-class UserGroupsStore:
+class UserGroupTransactions:
     """Writes user groups. A revision counts up with every change of a group, and is the etag.
 
     A new group begins anywhere, so that an etag of a deleted group is none of the one that takes its id.
@@ -25,7 +25,7 @@ class UserGroupsStore:
         """
 
         async def work(connection: Connection) -> UserGroup:
-            book = CustomersBook(connection, group.merchant_id)
+            book = CustomerRepository(connection, group.merchant_id)
             kept = await _locked(book, group)
             revision = next_revision(0 if kept is None else kept.revision, expected_revision)
             if kept is not None and kept.primary_customer_id != group.primary_customer_id:
@@ -44,7 +44,7 @@ class UserGroupsStore:
         """Delete a group. Raises GROUP_NOT_FOUND and STALE_ETAG."""
 
         async def work(connection: Connection) -> None:
-            book = CustomersBook(connection, merchant_id)
+            book = CustomerRepository(connection, merchant_id)
             kept = await _locked(book, UserGroup(merchant_id, group_id, "", "", ()))
             if kept is None:
                 raise group_not_found(group_id)
@@ -54,7 +54,7 @@ class UserGroupsStore:
         await self._database.transaction(work)
 
 
-async def _locked(book: CustomersBook, group: UserGroup) -> UserGroup | None:
+async def _locked(book: CustomerRepository, group: UserGroup) -> UserGroup | None:
     """Lock all whom a change of a group is about, those who leave it too, and read it as it is under the locks."""
     before = await book.group(GroupKey.ID, group.group_id)
     members = [member.customer_id for member in group.members]

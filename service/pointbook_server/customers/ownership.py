@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from collections.abc import Set as AbstractSet
 
-from pointbook_server.customers.customer_repository import CustomersBook
+from pointbook_server.customers.customer_repository import CustomerRepository
 from pointbook_server.customers.model import Customer, Identifier, Key, contacts_of
 from pointbook_server.db.database import RetryTransactionError
 from pointbook_server.ledger.model import AccountKey
@@ -17,7 +17,7 @@ class Ownership:
     earlier attempts together with its own customers.
     """
 
-    def __init__(self, book: CustomersBook, heirs: set[str], now_ms: int) -> None:
+    def __init__(self, book: CustomerRepository, heirs: set[str], now_ms: int) -> None:
         self.book = book
         self.changed: set[str] = set()
         """The customers whose open one-time codes end, because a contact of theirs has changed."""

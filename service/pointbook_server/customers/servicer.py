@@ -8,7 +8,7 @@ import structlog
 
 from pointbook.v1 import customers_pb2, customers_pb2_grpc, identity_pb2
 from pointbook_server.clock import Clock
-from pointbook_server.customers.groups import UserGroupsStore, group_not_found
+from pointbook_server.customers.groups import UserGroupTransactions, group_not_found
 from pointbook_server.customers.model import (
     BUYERS_MAX,
     CARDS_MAX,
@@ -32,7 +32,7 @@ from pointbook_server.customers.model import (
     identifier_taken,
     read_identifier,
 )
-from pointbook_server.customers.transactions import CustomersStore
+from pointbook_server.customers.transactions import CustomerTransactions
 from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.rpc.request_fields import (
@@ -93,7 +93,7 @@ T = TypeVar("T")
 class CustomersServicer(customers_pb2_grpc.CustomersServiceServicer):
     """CustomersService: each method reads its request, asks a store, and writes the answer."""
 
-    def __init__(self, store: CustomersStore, groups: UserGroupsStore, clock: Clock) -> None:
+    def __init__(self, store: CustomerTransactions, groups: UserGroupTransactions, clock: Clock) -> None:
         self._store = store
         self._groups = groups
         self._clock = clock

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from pointbook_server.customers.customer_repository import CustomersBook
+from pointbook_server.customers.customer_repository import CustomerRepository
 from pointbook_server.customers.model import (
     Applied,
     Customer,
@@ -26,7 +26,7 @@ from pointbook_server.customers.model import (
     newest,
 )
 from pointbook_server.customers.ownership import Ownership
-from pointbook_server.customers.webhook_update import Updating
+from pointbook_server.customers.webhook_update import WebhookUpdate
 from pointbook_server.db.database import Connection, Database, RetryTransactionError
 from pointbook_server.errors import next_revision
 from pointbook_server.ledger.model import AccountKey
@@ -52,7 +52,7 @@ class Codes(Protocol):
         """End a customer's open code."""
 
 
-class CustomersStore:
+class CustomerTransactions:
     """Reads and writes customers. A revision counts up with every change of a customer, and is the etag.
 
     With `register_stores` an unknown store is registered for the merchant whose webhook first names it: for
@@ -77,12 +77,12 @@ class CustomersStore:
     async def find(self, merchant_id: str, key: Key) -> Customer | None:
         """Read the customer whom an identifier or a buyer belongs to, in one statement."""
         async with self._database.autocommit() as connection:
-            return await CustomersBook(connection, merchant_id).find(key)
+            return await CustomerRepository(connection, merchant_id).find(key)
 
     async def group(self, merchant_id: str, by: GroupKey, key: str) -> UserGroup | None:
         """Read a group with its members and their buyers, in one statement."""
         async with self._database.autocommit() as connection:
-            return await CustomersBook(connection, merchant_id).group(by, key)
+            return await CustomerRepository(connection, merchant_id).group(by, key)
 
     async def put(self, customer: Customer, expected_revision: int | None, now_ms: int) -> Customer:
         """Create or replace a customer, and answer them as they are kept.
@@ -204,13 +204,13 @@ class CustomersStore:
 
     async def count_store_buyers(self, connection: Connection, merchant_id: str, store_id: str, after: str) -> int:
         """Count a store's buyers with personal data behind one in their order."""
-        return await CustomersBook(connection, merchant_id).count_store_buyers(store_id, after)
+        return await CustomerRepository(connection, merchant_id).count_store_buyers(store_id, after)
 
     async def audit_store(
         self, connection: Connection, merchant_id: str, store_id: str, reason: str, now_ms: int
     ) -> None:
         """Audit that a store was erased."""
-        await CustomersBook(connection, merchant_id).audit("ERASE_STORE", "", reason, now_ms, store_id=store_id)
+        await CustomerRepository(connection, merchant_id).audit("ERASE_STORE", "", reason, now_ms, store_id=store_id)
 
     async def apply(self, update: CustomerUpdate, now_ms: int) -> Applied:
         """Apply a customer webhook once, in whatever order webhooks come.
@@ -223,7 +223,7 @@ class CustomersStore:
             if self._register_stores:
                 await book.register_store(update.buyer.store_id, now_ms)
             await book.check_stores([update.buyer.store_id], is_update=True)
-            updating = await Updating.begin(ownership, update, now_ms)
+            updating = await WebhookUpdate.begin(ownership, update, now_ms)
             if await updating.was_seen():
                 await book.close_buyer(update.buyer)
                 return Applied(UpdateOutcome.DUPLICATE, updating.customer_id)
@@ -269,12 +269,12 @@ class CustomersStore:
 
         Source: validation-codes.md.
         """
-        ownership = Ownership(CustomersBook(connection, merchant_id), heirs, now_ms)
+        ownership = Ownership(CustomerRepository(connection, merchant_id), heirs, now_ms)
         yield ownership
         for customer_id in sorted(ownership.changed):
             await self._codes.end(connection, merchant_id, customer_name(customer_id), CONTACT_CHANGED, now_ms)
 
-    async def _redacted_at_ms(self, book: CustomersBook, update: CustomerUpdate) -> int:
+    async def _redacted_at_ms(self, book: CustomerRepository, update: CustomerUpdate) -> int:
         """Tell when a buyer was last redacted, as far as our keys can; 0 for never."""
         digests = self._tombstones.digests(update.merchant_id, update.buyer)
         return await book.tombstone(update.buyer.store_id, digests)
@@ -287,7 +287,7 @@ class CustomersStore:
         redacted_at_ms: int,
     ) -> None:
         """Erase what webhooks left of buyers as of a moment and before it, and remember the moment."""
-        book = CustomersBook(connection, merchant_id)
+        book = CustomerRepository(connection, merchant_id)
         digests = [self._tombstones.signed(merchant_id, buyer) for buyer in buyers]
         await book.leave_tombstones(digests, redacted_at_ms)
         await book.forget_updates(buyers, redacted_at_ms)

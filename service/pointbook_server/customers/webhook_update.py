@@ -25,7 +25,7 @@ from pointbook_server.ledger.model import AccountKey
 
 
 @dataclass(frozen=True, slots=True)
-class Updating:
+class WebhookUpdate:
     """A webhook, and what is kept of the customer of its buyer, all of it locked.
 
     The newest webhook of any of the customer's buyers that has a contact's field decides that contact, so that the
@@ -40,7 +40,7 @@ class Updating:
     buyers: Mapping[AccountKey, KnownBuyer]
 
     @classmethod
-    async def begin(cls, ownership: Ownership, update: CustomerUpdate, now_ms: int) -> "Updating":
+    async def begin(cls, ownership: Ownership, update: CustomerUpdate, now_ms: int) -> "WebhookUpdate":
         """Lock the customer, if the buyer has one, and then the buyers, of whom ours is opened before."""
         book = ownership.book
         owner = await book.open_buyer(update.buyer)

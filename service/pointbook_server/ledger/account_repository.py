@@ -8,11 +8,11 @@ from dataclasses import replace
 from pointbook_server.db.database import Connection, RetryTransactionError, Row, Statement
 from pointbook_server.ledger import queries
 from pointbook_server.ledger.holds import Hold, held_at
-from pointbook_server.ledger.journal import Journal, Posting
-from pointbook_server.ledger.lots import FarLots, FarLotsNeededError, Lot
-from pointbook_server.ledger.model import Account, AccountKey, Event, Expiry, Outcome
-from pointbook_server.ledger.posting import Page
-from pointbook_server.ledger.queries import BookEntry, Void
+from pointbook_server.ledger.journal import AccountChange, Journal
+from pointbook_server.ledger.lots import Lot, OverflowLots, OverflowLotsNeededError
+from pointbook_server.ledger.model import Account, AccountKey, ApplyOutcome, Event, Expiry
+from pointbook_server.ledger.posting import AccountHistory
+from pointbook_server.ledger.queries import StoredEntry, Void
 
 NO_REVISION = -1
 """The revision of an account that is not there; the first one is 0."""
@@ -25,7 +25,7 @@ It is 2 at least, so that two lots that stay together are read at once.
 """
 
 
-class LedgerBook:
+class AccountRepository:
     """The accounts of one merchant on one connection, inside whatever transaction it is in.
 
     `accounts` are those that are there, once read, and `holds` those of them that have any, as they are to be written.
@@ -74,12 +74,12 @@ class LedgerBook:
         rows = await self._connection.fetch(queries.READ_STORES, {"store_ids": list(store_ids)})
         return {row.store_id: row.merchant_id for row in rows}
 
-    async def find(self, event_ids: Iterable[str]) -> dict[str, BookEntry]:
+    async def find(self, event_ids: Iterable[str]) -> dict[str, StoredEntry]:
         """Read what is known under event_ids, remembered refusals included."""
         rows = await self._connection.fetch(queries.FIND_ENTRIES, self._values({"event_ids": sorted(set(event_ids))}))
         return {received.entry.event.event_id: received for received in self._read_entries(rows)}
 
-    async def pages(self, since: Mapping[AccountKey, int]) -> dict[AccountKey, Page]:
+    async def pages(self, since: Mapping[AccountKey, int]) -> dict[AccountKey, AccountHistory]:
         """Read what it takes to fold accounts again from a moment on, each from the newest checkpoint before it."""
         if not since:
             return {}
@@ -91,13 +91,13 @@ class LedgerBook:
         bases = dict.fromkeys(since, Account()) | dict(map(queries.read_account, rows))
         after_ms = [bases[key].newest_at_ms or 0 for key in since]
         rows = await self._connection.fetch(queries.READ_HISTORIES, self._values(columns | {"after_ms": after_ms}))
-        histories: dict[AccountKey, list[BookEntry]] = {key: [] for key in since}
+        histories: dict[AccountKey, list[StoredEntry]] = {key: [] for key in since}
         for received in self._read_entries(rows):
             histories[received.entry.event.account].append(received)
             self._voids[received.entry.event.event_id] = received.void
-        return {key: Page(bases[key], [received.entry for received in histories[key]]) for key in since}
+        return {key: AccountHistory(bases[key], [received.entry for received in histories[key]]) for key in since}
 
-    def _read_entries(self, rows: Iterable[Row]) -> list[BookEntry]:
+    def _read_entries(self, rows: Iterable[Row]) -> list[StoredEntry]:
         entries = [queries.read_entry(row) for row in rows]
         self.webhook_ids |= {received.entry.event.event_id: received.webhook.webhook_id for received in entries}
         return entries
@@ -120,7 +120,7 @@ class LedgerBook:
         # The two lots that an event may have made stay together.
         end = count - (lots[count].event_id == lots[count - 1].event_id)
         points = far_lots.points - sum(lot.remaining for lot in lots[:end])
-        beyond = FarLots(points, lots[end].expires_at_ms, lots[end].event_id)
+        beyond = OverflowLots(points, lots[end].expires_at_ms, lots[end].event_id)
         return replace(account, lots=(*account.lots, *lots[:end]), far_lots=beyond)
 
     async def with_free_points(self, key: AccountKey, account: Account, at_ms: int, points: int) -> Account:
@@ -180,7 +180,9 @@ class LedgerBook:
         accounts = {key: replace(posting.account, holds=self.holds.get(key, ())) for key, posting in postings.items()}
         return {key: await self.complete(key, account, void.at_ms) for key, account in accounts.items()}
 
-    async def _refold(self, key: AccountKey, page: Page, event_ids: Sequence[str], *, is_void: bool) -> Posting:
+    async def _refold(
+        self, key: AccountKey, page: AccountHistory, event_ids: Sequence[str], *, is_void: bool
+    ) -> AccountChange:
         while True:
             journal = Journal(page.base, page.history)
             (journal.void if is_void else journal.unvoid)(event_ids)
@@ -188,7 +190,7 @@ class LedgerBook:
                 if len(page.history) < LONG_FOLD:
                     return journal.close()
                 return await asyncio.to_thread(journal.close)
-            except FarLotsNeededError:
+            except OverflowLotsNeededError:
                 page = page._replace(base=await self.with_more_lots(key, page.base))
 
     async def complete(
@@ -235,20 +237,20 @@ class LedgerBook:
         if not await self._connection.execute(queries.SETTLE_ENTRY, self._values(values)):
             raise RetryTransactionError
 
-    async def write(self, entries: Sequence[BookEntry], postings: Mapping[AccountKey, Posting]) -> None:
+    async def write(self, entries: Sequence[StoredEntry], postings: Mapping[AccountKey, AccountChange]) -> None:
         """Write new entries, and what they changed.
 
         Raises RetryTransactionError, and then nothing is written: where an account has changed since it was read, was
         opened, or an event_id was claimed.
         """
-        touched = {entry.entry.event.account for entry in entries if entry.outcome is not Outcome.REFUSED}
+        touched = {entry.entry.event.account for entry in entries if entry.outcome is not ApplyOutcome.REFUSED}
         touched |= {key for key, posting in postings.items() if posting.moved}
         changed = {key: postings[key] for key in sorted(touched)}
         await self._write_moved(changed)
         await self._drop_checkpoints(changed)
         await self._write_batch(entries, changed)
 
-    async def _write_batch(self, entries: Sequence[BookEntry], changed: Mapping[AccountKey, Posting]) -> None:
+    async def _write_batch(self, entries: Sequence[StoredEntry], changed: Mapping[AccountKey, AccountChange]) -> None:
         """Write new entries, accounts and checkpoints."""
         rows = [queries.write_entry(entry) for entry in entries]
         accounts = [
@@ -278,7 +280,7 @@ class LedgerBook:
         if await self._connection.fetch_one(statement, values) is None:
             raise RetryTransactionError
 
-    async def _write_moved(self, changed: Mapping[AccountKey, Posting]) -> None:
+    async def _write_moved(self, changed: Mapping[AccountKey, AccountChange]) -> None:
         """Rewrite what the fold derives for earlier entries whose place or effect is another one now."""
         rows = [
             (entry.event.event_id, *queries.write_derived(entry, self._voids[entry.event.event_id]))
@@ -289,7 +291,7 @@ class LedgerBook:
             columns = queries.to_columns({"event_id": "", **queries.DERIVED}, rows)
             await self._connection.execute(queries.MOVE_ENTRIES, self._values(columns))
 
-    async def _drop_checkpoints(self, changed: Mapping[AccountKey, Posting]) -> None:
+    async def _drop_checkpoints(self, changed: Mapping[AccountKey, AccountChange]) -> None:
         """Drop the checkpoints that no longer hold."""
         stale = [
             (key.store_id, key.buyer_id, posting.checkpoints_valid_to_ms)

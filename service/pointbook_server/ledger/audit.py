@@ -14,7 +14,7 @@ TOLD_ENTRIES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class AuditScope:
     """Which accounts to verify; empty means all."""
 
     merchant_id: str = ""
@@ -57,7 +57,7 @@ class Audit:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def run(self, wanted: Wanted, listener: Listener) -> None:
+    async def run(self, wanted: AuditScope, listener: Listener) -> None:
         """Verify accounts on one state of the database, with no more in memory than a state and some rows.
 
         Raises DATABASE_UNAVAILABLE.
@@ -76,7 +76,7 @@ class _Pass:
     They are matched by equality alone, since only the database knows how it sorts text.
     """
 
-    def __init__(self, connection: Connection, wanted: Wanted, listener: Listener) -> None:
+    def __init__(self, connection: Connection, wanted: AuditScope, listener: Listener) -> None:
         values = {"merchant_id": wanted.merchant_id, "store_id": wanted.store_id, "buyer_id": wanted.buyer_id}
         self._connection = connection
         self._values = values

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from pointbook_server.db.database import Connection
 from pointbook_server.ledger import queries
-from pointbook_server.ledger.account_repository import LedgerBook
+from pointbook_server.ledger.account_repository import AccountRepository
 from pointbook_server.ledger.model import AccountKey
 
 CANDIDATES_MAX = 5_000
@@ -130,7 +130,7 @@ class ExpiryReader:
     async def _weigh(self, places: Sequence[Place]) -> list[ExpiringPoints]:
         """Return the candidates that have points left beside what is held, and how many."""
         now_ms = self._window.now_ms
-        book = LedgerBook(self._connection, self._merchant_id)
+        book = AccountRepository(self._connection, self._merchant_id)
         await book.read({place.key for place in places})
         for key, account in book.accounts.items():
             # Holds may take of lots that are not kept with the account.

@@ -5,18 +5,18 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from pointbook_server.ledger.balances import Balances
-from pointbook_server.ledger.model import Account, Entry, Event, Fold, Outcome, Verdict, bounded
+from pointbook_server.ledger.model import Account, ApplyOutcome, ApplyResult, Entry, Event, Fold, bounded
 
 
-class Post(NamedTuple):
+class PostedEvent(NamedTuple):
     """What is known of an event when it has just been posted. `event_id` is the one whose entry answers it."""
 
-    outcome: Outcome
+    outcome: ApplyOutcome
     event_id: str
     entry: Entry | None = None
 
 
-class Posting(NamedTuple):
+class AccountChange(NamedTuple):
     """What a journal makes of everything that was posted to it.
 
     `verdicts` answer the posts in turn. `moved` are the earlier entries whose derived values changed. `checkpoints`
@@ -24,7 +24,7 @@ class Posting(NamedTuple):
     """
 
     account: Account
-    verdicts: list[Verdict]
+    verdicts: list[ApplyResult]
     moved: list[Entry]
     checkpoints: list[Account]
     checkpoints_valid_to_ms: int | None
@@ -46,7 +46,7 @@ class Journal:
         self._contents = {entry.event.content: entry.event.event_id for entry in history}
         self._events = [entry.event for entry in history]
         self._arrivals: dict[str, int] = {}
-        self._posts: list[Post] = []
+        self._posts: list[PostedEvent] = []
         self._fold = Fold(base)
         self._folded = 0
         self._balances: Balances | None = None
@@ -55,7 +55,7 @@ class Journal:
         """How many posts there are."""
         return len(self._posts)
 
-    def post(self, event: Event) -> Post:
+    def post(self, event: Event) -> PostedEvent:
         """Post an event whose event_id is new.
 
         Another event with the same content is the same event when both carry SHOPLINE's balance. An event without a
@@ -64,21 +64,21 @@ class Journal:
         """
         known = None if event.balance is None else self._contents.get(event.content)
         if known is not None:
-            return self._note(Post(Outcome.DUPLICATE, known))
+            return self._note(PostedEvent(ApplyOutcome.DUPLICATE, known))
         refused = self._refusal(event) if event.balance is None else None
         if refused is not None:
-            return self._note(Post(Outcome.REFUSED, event.event_id, refused))
+            return self._note(PostedEvent(ApplyOutcome.REFUSED, event.event_id, refused))
         self._arrivals[event.event_id] = len(self._arrivals)
         self._contents[event.content] = event.event_id
         self._events.append(event)
         if self._balances is not None and not self._balances.add(event):
             self._balances = None
-        return self._note(Post(Outcome.APPLIED, event.event_id))
+        return self._note(PostedEvent(ApplyOutcome.APPLIED, event.event_id))
 
-    def repeat(self, post: Post) -> Post:
+    def repeat(self, post: PostedEvent) -> PostedEvent:
         """Post an event again whose event_id is known: the answer stays, told with the account as it is by now."""
-        outcome = Outcome.REFUSED if post.outcome is Outcome.REFUSED else Outcome.DUPLICATE
-        return self._note(Post(outcome, post.event_id, post.entry))
+        outcome = ApplyOutcome.REFUSED if post.outcome is ApplyOutcome.REFUSED else ApplyOutcome.DUPLICATE
+        return self._note(PostedEvent(outcome, post.event_id, post.entry))
 
     def void(self, event_ids: Iterable[str]) -> None:
         """Let entries of the history count for nothing."""
@@ -88,10 +88,10 @@ class Journal:
         """Let entries of the history count again."""
         self._refold(self._void.difference(event_ids))
 
-    def close(self) -> Posting:
+    def close(self) -> AccountChange:
         """Fold everything, and tell what became of each post. Raises FarLotsNeededError."""
         self._settle()
-        return Posting(
+        return AccountChange(
             account=self._fold.kept_account(),
             verdicts=self._verdicts(self._fold.entries),
             moved=self._moved(),
@@ -99,7 +99,7 @@ class Journal:
             checkpoints_valid_to_ms=(self._base.newest_at_ms or 0) if self._history else None,
         )
 
-    def _note(self, post: Post) -> Post:
+    def _note(self, post: PostedEvent) -> PostedEvent:
         self._posts.append(post)
         return post
 
@@ -141,26 +141,26 @@ class Journal:
         before = {entry.event.event_id: entry for entry in self._history}
         return [entry for entry in self._fold.entries if before.get(entry.event.event_id, entry) != entry]
 
-    def _verdicts(self, entries: Sequence[Entry]) -> list[Verdict]:
+    def _verdicts(self, entries: Sequence[Entry]) -> list[ApplyResult]:
         """Answer every post with the account after the newest entry that was there when it came."""
         if not self._history and len(entries) == len(self._posts) == 1:
             # Most batches bring an account one event, whose answer takes no searching.
-            return [Verdict(Outcome.APPLIED, self._fold.snapshots[entries[0].event.event_id], entries[0])]
+            return [ApplyResult(ApplyOutcome.APPLIED, self._fold.snapshots[entries[0].event.event_id], entries[0])]
         places = {entry.event.event_id: place for place, entry in enumerate(entries)}
         newest = max((places[entry.event.event_id] for entry in self._history), default=-1)
         late = self._late(entries)
         verdicts = []
         for post in self._posts:
             outcome = post.outcome
-            if outcome is Outcome.APPLIED:
+            if outcome is ApplyOutcome.APPLIED:
                 newest = max(newest, places[post.event_id])
-                outcome = Outcome.LATE if post.event_id in late else Outcome.APPLIED
+                outcome = ApplyOutcome.LATE if post.event_id in late else ApplyOutcome.APPLIED
             account = self._base if newest < 0 else self._fold.snapshots[entries[newest].event.event_id]
             place = places.get(post.event_id)
             entry = post.entry if place is None else entries[place]
             if entry is None:
                 raise LookupError("an event that was posted has no entry")
-            verdicts.append(Verdict(outcome, account, entry))
+            verdicts.append(ApplyResult(outcome, account, entry))
         return verdicts
 
     def _late(self, entries: Sequence[Entry]) -> set[str]:

@@ -36,7 +36,7 @@ class Draw(NamedTuple):
     event_id: str
 
 
-class FarLots(NamedTuple):
+class OverflowLots(NamedTuple):
     """The lots beyond those that are kept with the account: what they hold, and which one is the first of them."""
 
     points: int
@@ -49,14 +49,14 @@ class FarLots(NamedTuple):
         return NEVER_MS if self.expires_at_ms is None else self.expires_at_ms
 
 
-class FarLotsNeededError(Exception):
+class OverflowLotsNeededError(Exception):
     """A question or a draw reaches the lots that are not kept with the account: read them, and begin again."""
 
 
 class LotPool:
     """The lots while a fold moves them. `drawn_to_ms` is the latest expiry that was ever drawn from."""
 
-    def __init__(self, near: Iterable[Lot], far: FarLots | None, drawn_to_ms: int) -> None:
+    def __init__(self, near: Iterable[Lot], far: OverflowLots | None, drawn_to_ms: int) -> None:
         self._near = list(near)
         self._far = far
         self._drawn_to_ms = drawn_to_ms
@@ -94,7 +94,7 @@ class LotPool:
         if from_unexpired == points:
             return 0
         if self._far is not None:
-            raise FarLotsNeededError
+            raise OverflowLotsNeededError
         return self._draw(0, split, points - from_unexpired, draws)
 
     def expired(self, at_ms: int) -> int:
@@ -102,11 +102,11 @@ class LotPool:
         self._check_far(at_ms)
         return sum(lot.remaining for lot in self._near[: bisect_right(self._near, at_ms, key=_order)])
 
-    def all(self) -> tuple[tuple[Lot, ...], FarLots | None, int]:
+    def all(self) -> tuple[tuple[Lot, ...], OverflowLots | None, int]:
         """Return the near lots, what lies beyond, and how far draws have come."""
         return tuple(self._near), self._far, self._drawn_to_ms
 
-    def kept(self) -> tuple[tuple[Lot, ...], FarLots | None, int]:
+    def kept(self) -> tuple[tuple[Lot, ...], OverflowLots | None, int]:
         """Return the same as it is kept with the account: where there are many near lots, the first of them alone.
 
         Only lots behind all that were ever drawn from are left to be read from their entries: those of a later expiry,
@@ -120,12 +120,12 @@ class LotPool:
                 place += 1
         if place < len(near):
             points = self.held - sum(lot.remaining for lot in near[:place])
-            far = FarLots(points, near[place].expires_at_ms, near[place].event_id)
+            far = OverflowLots(points, near[place].expires_at_ms, near[place].event_id)
         return tuple(near[:place]), far, self._drawn_to_ms
 
     def _draw_all(self, start: int, points: int, draws: list[Draw]) -> None:
         if self._draw(start, len(self._near), points, draws) < points:
-            raise FarLotsNeededError
+            raise OverflowLotsNeededError
 
     def _draw(self, start: int, stop: int, points: int, draws: list[Draw]) -> int:
         """Draw from the near lots of a range in turn, and return how many points they gave."""
@@ -152,17 +152,17 @@ class LotPool:
 
     def _check_far(self, at_ms: int) -> None:
         if self._far is not None and self._far.order_ms <= at_ms:
-            raise FarLotsNeededError
+            raise OverflowLotsNeededError
 
 
 def _order(lot: Lot) -> int:
     return lot.order_ms
 
 
-def points_at(near: Sequence[Lot], far: FarLots | None, at_ms: int) -> tuple[int, int]:
+def points_at(near: Sequence[Lot], far: OverflowLots | None, at_ms: int) -> tuple[int, int]:
     """Sum the points of unexpired and of expired lots at a moment. Raises FarLotsNeededError."""
     if far is not None and far.order_ms <= at_ms:
-        raise FarLotsNeededError
+        raise OverflowLotsNeededError
     split = bisect_right(near, at_ms, key=_order)
     active = sum(lot.remaining for lot in near[split:]) + (far.points if far else 0)
     return active, sum(lot.remaining for lot in near[:split])

@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from pointbook_server.ledger.holds import Hold, held_at
-from pointbook_server.ledger.lots import Draw, FarLots, Lot, LotPool, points_at
+from pointbook_server.ledger.lots import Draw, Lot, LotPool, OverflowLots, points_at
 from pointbook_server.ledger.ordering import order_millisecond
 
 POINTS_MAX = 10**15
@@ -71,7 +71,7 @@ class UpdateType(StrEnum):
     DECREASE = "DECREASE"
 
 
-class Outcome(StrEnum):
+class ApplyOutcome(StrEnum):
     """What became of an event that was sent; REFUSED is remembered, and raised as an error."""
 
     APPLIED = "APPLIED"
@@ -87,7 +87,7 @@ class AccountKey(NamedTuple):
     buyer_id: str
 
 
-class Webhook(NamedTuple):
+class WebhookOrigin(NamedTuple):
     """How an event reached us. It is not part of the event's content."""
 
     webhook_id: str = ""
@@ -151,7 +151,7 @@ class Account:
     lifetime_points: int = 0
     newest_at_ms: int | None = None
     lots: tuple[Lot, ...] = ()
-    far_lots: FarLots | None = None
+    far_lots: OverflowLots | None = None
     drawn_to_ms: int = 0
     uncheckpointed: int = field(default=0, compare=False)
     holds: tuple[Hold, ...] = field(default=(), compare=False)
@@ -223,14 +223,14 @@ class Entry:
         return self.event.scene in others
 
 
-class Verdict(NamedTuple):
+class ApplyResult(NamedTuple):
     """What became of one event: the outcome, the account then, and its entry.
 
     For a DUPLICATE the entry is the one that was in the book already, for a REFUSED event the one it would have made.
     `entry_webhook_id` is the webhook that brought that entry, where another webhook brought the DUPLICATE.
     """
 
-    outcome: Outcome
+    outcome: ApplyOutcome
     account: Account
     entry: Entry
     entry_webhook_id: str = ""
@@ -278,7 +278,7 @@ class Fold:
         """Return the account as it is kept: of many lots the first ones alone."""
         return self._state(*self._pool.kept())
 
-    def _state(self, lots: tuple[Lot, ...], far_lots: FarLots | None, drawn_to_ms: int) -> Account:
+    def _state(self, lots: tuple[Lot, ...], far_lots: OverflowLots | None, drawn_to_ms: int) -> Account:
         return Account(
             opening=self._opening,
             balance=self._balance,

@@ -6,19 +6,19 @@ from typing import NamedTuple
 
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.holds import Hold, settled_by, without
-from pointbook_server.ledger.journal import Journal, Post, Posting
-from pointbook_server.ledger.lots import FarLotsNeededError
-from pointbook_server.ledger.model import Account, AccountKey, Entry, Event, Outcome, UpdateType, Verdict
+from pointbook_server.ledger.journal import AccountChange, Journal, PostedEvent
+from pointbook_server.ledger.lots import OverflowLotsNeededError
+from pointbook_server.ledger.model import Account, AccountKey, ApplyOutcome, ApplyResult, Entry, Event, UpdateType
 
 
 class KnownEvent(NamedTuple):
     """An event whose id is in the book, or was posted earlier in the same batch."""
 
     event: Event
-    post: Post
+    post: PostedEvent
 
 
-class Page(NamedTuple):
+class AccountHistory(NamedTuple):
     """What is known of one account: a state, the entries since then (none on the direct way), and its holds by now."""
 
     base: Account
@@ -38,9 +38,9 @@ class Settlement(NamedTuple):
 class Result:
     """What a batch comes to: an answer for each event in turn, what each account comes to, and the new entries."""
 
-    answers: list[Verdict | PointbookError] = field(default_factory=list)
-    postings: dict[AccountKey, Posting] = field(default_factory=dict)
-    entries: dict[int, Verdict] = field(default_factory=dict)
+    answers: list[ApplyResult | PointbookError] = field(default_factory=list)
+    postings: dict[AccountKey, AccountChange] = field(default_factory=dict)
+    entries: dict[int, ApplyResult] = field(default_factory=dict)
     """The verdicts that make a row of the book, by the place of their events in the batch."""
     settlements: list[Settlement] = field(default_factory=list)
     holds: dict[AccountKey, tuple[Hold, ...]] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class LotsMissingError(Exception):
 
 def post_batch(
     events: Sequence[Event],
-    pages: Mapping[AccountKey, Page],
+    pages: Mapping[AccountKey, AccountHistory],
     known: Mapping[str, KnownEvent],
     refused: Mapping[AccountKey, PointbookError],
     now_ms: int,
@@ -108,7 +108,7 @@ def post_batch(
             continue
         key, index = place
         verdict = result.postings[key].verdicts[index]
-        is_refused = verdict.outcome is Outcome.REFUSED
+        is_refused = verdict.outcome is ApplyOutcome.REFUSED
         result.answers.append(_refusal(verdict, forgets=number in forgetting) if is_refused else verdict)
         if rows.get(events[number].event_id) == number:
             result.entries[number] = verdict
@@ -117,13 +117,13 @@ def post_batch(
     return result
 
 
-def _settle(result: Result, pages: Mapping[AccountKey, Page], now_ms: int) -> None:
+def _settle(result: Result, pages: Mapping[AccountKey, AccountHistory], now_ms: int) -> None:
     """Let each new decrease settle one hold at most, and tell all accounts with the holds that are left."""
     left = {key: page.holds for key, page in pages.items() if page.holds}
     for verdict in result.entries.values():
         event = verdict.entry.event
         key = event.account
-        if key not in left or verdict.outcome is Outcome.REFUSED or event.update_type is not UpdateType.DECREASE:
+        if key not in left or verdict.outcome is ApplyOutcome.REFUSED or event.update_type is not UpdateType.DECREASE:
             continue
         hold = settled_by(left[key], event.value, event.scene, event.updated_at_ms, now_ms)
         if hold is not None:
@@ -131,32 +131,32 @@ def _settle(result: Result, pages: Mapping[AccountKey, Page], now_ms: int) -> No
             result.settlements.append(Settlement(key, hold, event.event_id))
     result.holds = left
     for number, answer in enumerate(result.answers):
-        if isinstance(answer, Verdict) and answer.entry.event.account in left:
+        if isinstance(answer, ApplyResult) and answer.entry.event.account in left:
             account = replace(answer.account, holds=left[answer.entry.event.account])
             result.answers[number] = answer._replace(account=account)
 
 
 def is_judged_anew(seen: KnownEvent, *, forgets: bool) -> bool:
     """Return whether an event that was refused before is judged again, as its caller asks."""
-    return forgets and seen.post.outcome is Outcome.REFUSED
+    return forgets and seen.post.outcome is ApplyOutcome.REFUSED
 
 
-def _makes_row(post: Post, *, forgets: bool) -> bool:
+def _makes_row(post: PostedEvent, *, forgets: bool) -> bool:
     """Return whether a post makes a row of the book, which claims its event_id."""
-    return post.outcome is Outcome.APPLIED or (post.outcome is Outcome.REFUSED and not forgets)
+    return post.outcome is ApplyOutcome.APPLIED or (post.outcome is ApplyOutcome.REFUSED and not forgets)
 
 
-def _post(journal: Journal, event: Event) -> Post:
+def _post(journal: Journal, event: Event) -> PostedEvent:
     try:
         return journal.post(event)
-    except FarLotsNeededError:
+    except OverflowLotsNeededError:
         raise LotsMissingError(event.account) from None
 
 
-def _close(key: AccountKey, journal: Journal, now_ms: int) -> Posting:
+def _close(key: AccountKey, journal: Journal, now_ms: int) -> AccountChange:
     try:
         posting = journal.close()
-    except FarLotsNeededError:
+    except OverflowLotsNeededError:
         raise LotsMissingError(key) from None
     for verdict in posting.verdicts:
         far_lots = verdict.account.far_lots
@@ -173,7 +173,7 @@ def _reused(event_id: str) -> PointbookError:
     )
 
 
-def _refusal(verdict: Verdict, *, forgets: bool) -> PointbookError:
+def _refusal(verdict: ApplyResult, *, forgets: bool) -> PointbookError:
     event = verdict.entry.event
     again = "It is judged anew when it is sent again." if forgets else "The answer stays the same for this event_id."
     return PointbookError(

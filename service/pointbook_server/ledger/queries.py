@@ -12,8 +12,8 @@ from sqlalchemy import text
 
 from pointbook_server.db.database import Row, Statement
 from pointbook_server.ledger.holds import Hold
-from pointbook_server.ledger.lots import Draw, FarLots, Lot
-from pointbook_server.ledger.model import Account, AccountKey, Entry, Event, Outcome, UpdateType, Webhook
+from pointbook_server.ledger.lots import Draw, Lot, OverflowLots
+from pointbook_server.ledger.model import Account, AccountKey, ApplyOutcome, Entry, Event, UpdateType, WebhookOrigin
 
 KEY = {"store_id": "text", "buyer_id": "text"}
 STATE = {
@@ -357,13 +357,13 @@ class Void(NamedTuple):
     reason: str
 
 
-class BookEntry(NamedTuple):
+class StoredEntry(NamedTuple):
     """An entry with how it was received, and why it is void if it is."""
 
     entry: Entry
-    webhook: Webhook
+    webhook: WebhookOrigin
     received_at_ms: int
-    outcome: Outcome
+    outcome: ApplyOutcome
     void: Void | None = None
     settled_redemption_id: str | None = None
 
@@ -419,7 +419,7 @@ def read_account(row: Row) -> tuple[AccountKey, Account]:
         lifetime_points=lifetime,
         newest_at_ms=newest,
         lots=tuple(map(Lot._make, json.loads(lots))),
-        far_lots=None if far_lots is None else FarLots._make(json.loads(far_lots)),
+        far_lots=None if far_lots is None else OverflowLots._make(json.loads(far_lots)),
         drawn_to_ms=drawn_to,
         uncheckpointed=uncheckpointed,
         holds=() if holds is None else tuple(map(_read_hold, json.loads(holds))),
@@ -431,7 +431,7 @@ def _read_hold(row: list[Any]) -> Hold:
     return Hold(redemption_id, points, opened_at_ms, settle_by_ms, tuple(scenes), is_released, *lead_ms)
 
 
-def write_entry(received: BookEntry) -> tuple[Any, ...]:
+def write_entry(received: StoredEntry) -> tuple[Any, ...]:
     """Write an entry as ENTRY_COLUMNS."""
     event, webhook = received.entry.event, received.webhook
     return (
@@ -468,7 +468,7 @@ def write_derived(entry: Entry, void: Void | None) -> tuple[Any, ...]:
     )
 
 
-def read_entry(row: Row) -> BookEntry:
+def read_entry(row: Row) -> StoredEntry:
     """Read ENTRY_COLUMNS in their order."""
     (
         event_id,
@@ -495,7 +495,7 @@ def read_entry(row: Row) -> BookEntry:
         void_reason,
         settled_redemption_id,
     ) = row
-    return BookEntry(
+    return StoredEntry(
         entry=Entry(
             event=Event(
                 event_id=event_id,
@@ -515,9 +515,9 @@ def read_entry(row: Row) -> BookEntry:
             draws=tuple(map(Draw._make, json.loads(draws))),
             is_void=voided_at_ms is not None,
         ),
-        webhook=Webhook(webhook_id, shop_domain, api_version),
+        webhook=WebhookOrigin(webhook_id, shop_domain, api_version),
         received_at_ms=received_at_ms,
-        outcome=Outcome(outcome),
+        outcome=ApplyOutcome(outcome),
         void=None if voided_at_ms is None else Void(voided_at_ms, void_reason),
         settled_redemption_id=settled_redemption_id,
     )

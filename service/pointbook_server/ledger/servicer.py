@@ -18,18 +18,18 @@ from pointbook_server.ledger.model import (
     POINTS_MAX,
     Account,
     AccountKey,
+    ApplyOutcome,
+    ApplyResult,
     Event,
-    Outcome,
     UpdateType,
-    Verdict,
-    Webhook,
+    WebhookOrigin,
 )
-from pointbook_server.ledger.queries import BookEntry, Void
-from pointbook_server.ledger.transactions import EntryFilter, LedgerStore, Received
+from pointbook_server.ledger.queries import StoredEntry, Void
+from pointbook_server.ledger.transactions import EntryFilter, LedgerTransactions, ReceivedEvent
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Program, Store, program_not_found
 from pointbook_server.rpc import pagination
-from pointbook_server.rpc.batching import Line
+from pointbook_server.rpc.batching import Batcher
 from pointbook_server.rpc.request_fields import DAY_MS, ID_LENGTH_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_timestamp
 
 EVENT_ID_LENGTH_MAX = 128
@@ -48,9 +48,9 @@ UPDATE_TYPES = {
     points_pb2.POINTS_UPDATE_TYPE_DECREASE: UpdateType.DECREASE,
 }
 OUTCOMES = {
-    Outcome.APPLIED: points_pb2.APPLY_OUTCOME_APPLIED,
-    Outcome.DUPLICATE: points_pb2.APPLY_OUTCOME_DUPLICATE,
-    Outcome.LATE: points_pb2.APPLY_OUTCOME_LATE,
+    ApplyOutcome.APPLIED: points_pb2.APPLY_OUTCOME_APPLIED,
+    ApplyOutcome.DUPLICATE: points_pb2.APPLY_OUTCOME_DUPLICATE,
+    ApplyOutcome.LATE: points_pb2.APPLY_OUTCOME_LATE,
 }
 SCENE_PREFIX = "POINTS_UPDATE_SCENE_"
 SCENE_NAMES = {
@@ -79,9 +79,9 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
 
     def __init__(
         self,
-        store: LedgerStore,
+        store: LedgerTransactions,
         programs: Programs,
-        line: Line[str, Received, Verdict],
+        line: Batcher[str, ReceivedEvent, ApplyResult],
         clock: Clock,
         *,
         code_of: Callable[[Reason], grpc.StatusCode],
@@ -89,7 +89,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
     ) -> None:
         self._store = store
         self._programs = programs
-        self._line = line
+        self._batcher = line
         self._clock = clock
         self._code_of = code_of
         self._metrics = metrics
@@ -105,8 +105,8 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         fields.present("update", is_present=request.HasField("update"))
         received = _read_received(fields, request.update, now_ms)
         fields.check()
-        self._line.admit(1)
-        (answer,) = self._line.put(request.update.merchant_id, [received])
+        self._batcher.check_capacity(1)
+        (answer,) = self._batcher.submit(request.update.merchant_id, [received])
         verdict = await answer
         if isinstance(verdict, PointbookError):
             raise verdict
@@ -126,32 +126,34 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         answers = await self._post([_read_update(update, now_ms) for update in request.updates])
         response = points_pb2.BatchApplyPointsUpdatesResponse()
         for update, answer in zip(request.updates, answers, strict=True):
-            if isinstance(answer, Verdict):
+            if isinstance(answer, ApplyResult):
                 response.results.add(response=self._write_verdict(update, answer, now_ms))
             else:
                 response.results.add(error=self._write_error(answer))
         return response
 
-    async def _post(self, updates: Sequence[tuple[str, Received] | PointbookError]) -> list[Verdict | BaseException]:
+    async def _post(
+        self, updates: Sequence[tuple[str, ReceivedEvent] | PointbookError]
+    ) -> list[ApplyResult | BaseException]:
         """Let the updates that were read well wait in line, each merchant's together, and answer all in their order."""
-        answers: dict[int, Verdict | BaseException] = {}
-        batches: defaultdict[str, dict[int, Received]] = defaultdict(dict)
+        answers: dict[int, ApplyResult | BaseException] = {}
+        batches: defaultdict[str, dict[int, ReceivedEvent]] = defaultdict(dict)
         for place, update in enumerate(updates):
             if isinstance(update, PointbookError):
                 answers[place] = update
             else:
                 merchant_id, received = update
                 batches[merchant_id][place] = received
-        self._line.admit(sum(map(len, batches.values())))
-        waiting: dict[int, asyncio.Future[Verdict | PointbookError]] = {}
+        self._batcher.check_capacity(sum(map(len, batches.values())))
+        waiting: dict[int, asyncio.Future[ApplyResult | PointbookError]] = {}
         for merchant_id, batch in batches.items():
-            waiting |= zip(batch, self._line.put(merchant_id, list(batch.values())), strict=True)
+            waiting |= zip(batch, self._batcher.submit(merchant_id, list(batch.values())), strict=True)
         answered = await asyncio.gather(*waiting.values(), return_exceptions=True)
         answers |= zip(waiting, answered, strict=True)
         return [answers[place] for place in range(len(updates))]
 
     def _write_verdict(
-        self, update: points_pb2.PointsUpdate, verdict: Verdict, at_ms: int
+        self, update: points_pb2.PointsUpdate, verdict: ApplyResult, at_ms: int
     ) -> points_pb2.ApplyPointsUpdateResponse:
         """Write the answer to one update; a duplicate that another webhook brought is counted, and logged by its ids.
 
@@ -348,7 +350,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         return [_write_account(merchant_id, key, account, now_ms) for key, account in sorted(accounts.items())]
 
 
-def _read_update(update: points_pb2.PointsUpdate, now_ms: int) -> tuple[str, Received] | PointbookError:
+def _read_update(update: points_pb2.PointsUpdate, now_ms: int) -> tuple[str, ReceivedEvent] | PointbookError:
     """Read one of many updates, or tell what is wrong with it."""
     fields = Fields()
     received = _read_received(fields, update, now_ms)
@@ -359,10 +361,10 @@ def _read_update(update: points_pb2.PointsUpdate, now_ms: int) -> tuple[str, Rec
     return update.merchant_id, received
 
 
-def _read_received(fields: Fields, update: points_pb2.PointsUpdate, now_ms: int) -> Received:
+def _read_received(fields: Fields, update: points_pb2.PointsUpdate, now_ms: int) -> ReceivedEvent:
     event = read_event(fields, "update", update, now_ms)
     webhook = _read_webhook(fields, "update.webhook", update.webhook)
-    return Received(event, webhook, now_ms, update.forget_refusal)
+    return ReceivedEvent(event, webhook, now_ms, update.forget_refusal)
 
 
 def read_event(fields: Fields, path: str, update: points_pb2.PointsUpdate, now_ms: int) -> Event:
@@ -415,8 +417,8 @@ def _read_scene(fields: Fields, path: str, update: points_pb2.PointsUpdate) -> s
     return fields.ascii(f"{path}.unrecognized_scene", update.unrecognized_scene, length_max=SCENE_LENGTH_MAX)
 
 
-def _read_webhook(fields: Fields, path: str, webhook: points_pb2.WebhookMetadata) -> Webhook:
-    return Webhook(
+def _read_webhook(fields: Fields, path: str, webhook: points_pb2.WebhookMetadata) -> WebhookOrigin:
+    return WebhookOrigin(
         fields.ascii(f"{path}.webhook_id", webhook.webhook_id, length_max=WEBHOOK_ID_LENGTH_MAX),
         fields.ascii(f"{path}.shop_domain", webhook.shop_domain, length_max=SHOP_DOMAIN_LENGTH_MAX),
         fields.ascii(f"{path}.api_version", webhook.api_version, length_max=API_VERSION_LENGTH_MAX),
@@ -498,7 +500,7 @@ def _write_account(merchant_id: str, key: AccountKey, account: Account, at_ms: i
     )
 
 
-def _write_entry(merchant_id: str, received: BookEntry) -> points_pb2.PointsEntry:
+def _write_entry(merchant_id: str, received: StoredEntry) -> points_pb2.PointsEntry:
     entry = received.entry
     event = entry.event
     webhook = received.webhook
@@ -515,7 +517,7 @@ def _write_entry(merchant_id: str, received: BookEntry) -> points_pb2.PointsEntr
         points_expiry_time=_optional_timestamp(event.expires_at_ms),
         updated_at=to_timestamp(event.updated_at_ms),
     )
-    if webhook != Webhook():
+    if webhook != WebhookOrigin():
         update.webhook.webhook_id = webhook.webhook_id
         update.webhook.shop_domain = webhook.shop_domain
         update.webhook.api_version = webhook.api_version

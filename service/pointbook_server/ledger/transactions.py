@@ -15,28 +15,37 @@ from pointbook_server.db.database import Connection, Database, RetryTransactionE
 from pointbook_server.db.tables import points_entries
 from pointbook_server.errors import PointbookError, Reason, store_not_found
 from pointbook_server.ledger import queries
-from pointbook_server.ledger.account_repository import LONG_FOLD, LedgerBook, lacks_lots
+from pointbook_server.ledger.account_repository import LONG_FOLD, AccountRepository, lacks_lots
 from pointbook_server.ledger.expiring_points import ExpiringPage, ExpiryReader, ExpiryWindow, Place
-from pointbook_server.ledger.journal import Post
-from pointbook_server.ledger.model import Account, AccountKey, Event, Expiry, Outcome, UpdateType, Verdict, Webhook
+from pointbook_server.ledger.journal import PostedEvent
+from pointbook_server.ledger.model import (
+    Account,
+    AccountKey,
+    ApplyOutcome,
+    ApplyResult,
+    Event,
+    Expiry,
+    UpdateType,
+    WebhookOrigin,
+)
 from pointbook_server.ledger.posting import (
+    AccountHistory,
     KnownEvent,
     LotsMissingError,
-    Page,
     Result,
     Settlement,
     is_judged_anew,
     post_batch,
 )
-from pointbook_server.ledger.queries import BookEntry, Void
+from pointbook_server.ledger.queries import StoredEntry, Void
 from pointbook_server.rpc.pagination import PageQuery
 
 
-class Received(NamedTuple):
+class ReceivedEvent(NamedTuple):
     """An event as it was received; with `forgets_refusal` a refusal is answered and not remembered."""
 
     event: Event
-    webhook: Webhook
+    webhook: WebhookOrigin
     received_at_ms: int
     forgets_refusal: bool = False
 
@@ -58,7 +67,7 @@ class Redemptions(Protocol):
         """Settle holds, in the transaction that writes their events, whose accounts are locked."""
 
 
-class LedgerStore:
+class LedgerTransactions:
     """Reads and writes accounts and entries.
 
     With `register_stores` an unknown store is registered for the merchant that first sends an event of it: for
@@ -70,7 +79,7 @@ class LedgerStore:
         self._redemptions = redemptions
         self._register_stores = register_stores
 
-    async def apply(self, merchant_id: str, batch: Sequence[Received]) -> list[Verdict | PointbookError]:
+    async def apply(self, merchant_id: str, batch: Sequence[ReceivedEvent]) -> list[ApplyResult | PointbookError]:
         """Write events of one merchant into the book in one transaction, and answer each after it has committed.
 
         An answer is a verdict, or STORE_NOT_FOUND, EVENT_ID_REUSED, or INSUFFICIENT_POINTS for a refused event without
@@ -90,12 +99,12 @@ class LedgerStore:
         One that no event has named is empty.
         """
         async with self._database.autocommit() as connection:
-            account = await LedgerBook(connection, merchant_id).account(key)
+            account = await AccountRepository(connection, merchant_id).account(key)
         if not lacks_lots(account, at_ms, lots):
             return account
 
         async def read(connection: Connection) -> Account:
-            book = LedgerBook(connection, merchant_id)
+            book = AccountRepository(connection, merchant_id)
             return await book.complete(key, await book.account(key), at_ms, lots=lots)
 
         return await self._database.snapshot(read)
@@ -105,7 +114,7 @@ class LedgerStore:
         if account.far_lots is None:
             return account.next_expiry(at_ms)
         async with self._database.autocommit() as connection:
-            return await LedgerBook(connection, merchant_id).next_expiry(key, account, at_ms)
+            return await AccountRepository(connection, merchant_id).next_expiry(key, account, at_ms)
 
     async def expiring(self, merchant_id: str, window: ExpiryWindow, *, after: Place | None, size: int) -> ExpiringPage:
         """Read a page of the points that expire in a window, soonest first, behind a place."""
@@ -117,7 +126,7 @@ class LedgerStore:
 
     async def entries(
         self, merchant_id: str, key: AccountKey, wanted: EntryFilter, *, before: tuple[int, str] | None, limit: int
-    ) -> list[BookEntry]:
+    ) -> list[StoredEntry]:
         """Read a page of an account's entries, the newest first, before one of them (time in ms, event_id).
 
         Its place inside its millisecond is looked up: it changes when another event of that time arrives late.
@@ -125,7 +134,7 @@ class LedgerStore:
         entry = points_entries.c
         query = select(*(entry[name] for name in queries.ENTRY_COLUMNS)).where(
             and_(entry.buyer_id == key.buyer_id, entry.store_id == key.store_id, entry.merchant_id == merchant_id),
-            entry.outcome != Outcome.REFUSED.value,
+            entry.outcome != ApplyOutcome.REFUSED.value,
         )
         if wanted.update_type is not None:
             query = query.where(entry.update_type == wanted.update_type.value)
@@ -146,7 +155,9 @@ class LedgerStore:
         async with self._database.autocommit() as connection:
             return [queries.read_entry(row) for row in await connection.fetch(Statement(query))]
 
-    async def newest_entries(self, merchant_id: str, keys: Collection[AccountKey], query: PageQuery) -> list[BookEntry]:
+    async def newest_entries(
+        self, merchant_id: str, keys: Collection[AccountKey], query: PageQuery
+    ) -> list[StoredEntry]:
         """Return a page of the entries of some accounts, the newest first, before one of them."""
         values = {"merchant_id": merchant_id, **queries.keys_to_columns(sorted(keys)), **asdict(query)}
         async with self._database.autocommit() as connection:
@@ -168,7 +179,7 @@ class LedgerStore:
         }
 
         async def read(connection: Connection) -> list[tuple[AccountKey, Account]]:
-            book = LedgerBook(connection, merchant_id)
+            book = AccountRepository(connection, merchant_id)
             rows = await connection.fetch(queries.LIST_DRIFTING, values)
             return [(key, await book.complete(key, account, at_ms)) for key, account in map(queries.read_account, rows)]
 
@@ -183,10 +194,10 @@ class LedgerStore:
         """
 
         async def work(connection: Connection) -> dict[AccountKey, Account]:
-            book = LedgerBook(connection, merchant_id)
+            book = AccountRepository(connection, merchant_id)
             entries = await book.find(event_ids)
             for event_id in event_ids:
-                if event_id not in entries or entries[event_id].outcome is Outcome.REFUSED:
+                if event_id not in entries or entries[event_id].outcome is ApplyOutcome.REFUSED:
                     raise _entry_not_found(event_id)
             await book.lock({entry.entry.event.account for entry in entries.values()})
             entries = await book.find(event_ids)
@@ -200,7 +211,7 @@ class _Batch:
     """Posts a batch, at first without locks: it may be done several times, as a whole."""
 
     def __init__(
-        self, merchant_id: str, batch: Sequence[Received], redemptions: Redemptions, *, register_stores: bool
+        self, merchant_id: str, batch: Sequence[ReceivedEvent], redemptions: Redemptions, *, register_stores: bool
     ) -> None:
         self._merchant_id = merchant_id
         self._batch = batch
@@ -209,7 +220,7 @@ class _Batch:
         self._forgetting = {number for number, received in enumerate(batch) if received.forgets_refusal}
         self._register_stores = register_stores
 
-    async def run_directly(self, connection: Connection) -> list[Verdict | PointbookError] | None:
+    async def run_directly(self, connection: Connection) -> list[ApplyResult | PointbookError] | None:
         """Post a batch of which every event is later than all entries of its account: one read, and one write.
 
         The write is a transaction of its own, which takes effect only where no account has changed since. None where
@@ -217,7 +228,7 @@ class _Batch:
         refusal is not remembered: its event_id may be in the book. Raises RetryTransactionError where an account has
         changed, or the book has an event_id.
         """
-        book = LedgerBook(connection, self._merchant_id)
+        book = AccountRepository(connection, self._merchant_id)
         await book.read({event.account for event in self._events})
         if not all(self._is_direct(event, book.accounts.get(event.account)) for event in self._events):
             return None
@@ -232,9 +243,9 @@ class _Batch:
         may_settle = bool(account.holds) and event.update_type is UpdateType.DECREASE
         return account.is_before(event.updated_at_ms) and not may_settle
 
-    async def run(self, connection: Connection) -> list[Verdict | PointbookError]:
+    async def run(self, connection: Connection) -> list[ApplyResult | PointbookError]:
         """Post any batch in a transaction, under locks: late events, and those that may be in the book already."""
-        book = LedgerBook(connection, self._merchant_id)
+        book = AccountRepository(connection, self._merchant_id)
         await book.lock({event.account for event in self._events})
         known = await self._known(book)
         result = await self._judge(book, known, await book.pages(self._since(book, known)))
@@ -244,15 +255,17 @@ class _Batch:
             await self._redemptions.settle(connection, self._merchant_id, result.settlements)
         return answers
 
-    async def _judge(self, book: LedgerBook, known: Mapping[str, KnownEvent], pages: dict[AccountKey, Page]) -> Result:
+    async def _judge(
+        self, book: AccountRepository, known: Mapping[str, KnownEvent], pages: dict[AccountKey, AccountHistory]
+    ) -> Result:
         refused = await self._refused(book)
         for event in self._events:
-            pages.setdefault(event.account, Page(book.accounts.get(event.account, Account())))
+            pages.setdefault(event.account, AccountHistory(book.accounts.get(event.account, Account())))
         for key, holds in book.holds.items():
             pages[key] = pages[key]._replace(holds=holds)
         return await self._post(book, pages, known, refused)
 
-    async def _write(self, book: LedgerBook, result: Result) -> list[Verdict | PointbookError]:
+    async def _write(self, book: AccountRepository, result: Result) -> list[ApplyResult | PointbookError]:
         book.holds |= result.holds
         settled = {settlement.event_id: settlement.hold.redemption_id for settlement in result.settlements}
         await book.write(
@@ -260,7 +273,7 @@ class _Batch:
         )
         return self._compare_webhooks(book, result)
 
-    def _compare_webhooks(self, book: LedgerBook, result: Result) -> list[Verdict | PointbookError]:
+    def _compare_webhooks(self, book: AccountRepository, result: Result) -> list[ApplyResult | PointbookError]:
         """Return the answers, in which each DUPLICATE names the webhook of its entry where that is another one.
 
         An entry came from the book, or from an earlier place of the batch.
@@ -268,7 +281,7 @@ class _Batch:
         duplicates = [
             (number, answer)
             for number, answer in enumerate(result.answers)
-            if isinstance(answer, Verdict) and answer.outcome is Outcome.DUPLICATE
+            if isinstance(answer, ApplyResult) and answer.outcome is ApplyOutcome.DUPLICATE
         ]
         if not duplicates:
             return result.answers
@@ -281,7 +294,7 @@ class _Batch:
                 answers[number] = answer._replace(entry_webhook_id=entered)
         return answers
 
-    async def _refused(self, book: LedgerBook) -> dict[AccountKey, PointbookError]:
+    async def _refused(self, book: AccountRepository) -> dict[AccountKey, PointbookError]:
         """Find the accounts that do not exist and cannot be opened, because the merchant has no such store."""
         missing = sorted({event.account for event in self._events} - book.accounts.keys())
         if not missing:
@@ -296,15 +309,15 @@ class _Batch:
             if owners.get(key.store_id) != self._merchant_id
         }
 
-    async def _known(self, book: LedgerBook) -> dict[str, KnownEvent]:
+    async def _known(self, book: AccountRepository) -> dict[str, KnownEvent]:
         """Find what the book has under the event_ids."""
         found = await book.find(event.event_id for event in self._events)
         return {
-            event_id: KnownEvent(received.entry.event, Post(received.outcome, event_id, received.entry))
+            event_id: KnownEvent(received.entry.event, PostedEvent(received.outcome, event_id, received.entry))
             for event_id, received in found.items()
         }
 
-    def _since(self, book: LedgerBook, known: Mapping[str, KnownEvent]) -> dict[AccountKey, int]:
+    def _since(self, book: AccountRepository, known: Mapping[str, KnownEvent]) -> dict[AccountKey, int]:
         """Tell from which time on accounts must be folded again for events that are not later than all entries."""
         since: dict[AccountKey, int] = {}
         for number, event in enumerate(self._events):
@@ -319,8 +332,8 @@ class _Batch:
 
     async def _post(
         self,
-        book: LedgerBook,
-        pages: dict[AccountKey, Page],
+        book: AccountRepository,
+        pages: dict[AccountKey, AccountHistory],
         known: Mapping[str, KnownEvent],
         refused: Mapping[AccountKey, PointbookError],
     ) -> Result:
@@ -334,15 +347,15 @@ class _Batch:
                 page = pages[error.key]
                 pages[error.key] = page._replace(base=await book.with_more_lots(error.key, page.base))
 
-    def _work(self, pages: Mapping[AccountKey, Page]) -> int:
+    def _work(self, pages: Mapping[AccountKey, AccountHistory]) -> int:
         """Tell how many entries may have to be folded: each event without a balance may fold its whole account."""
         events = Counter(event.account for event in self._events)
         judged = Counter(event.account for event in self._events if event.balance is None)
         return sum((judged[key] or 1) * (len(page.history) + events[key]) for key, page in pages.items())
 
-    def _row(self, number: int, verdict: Verdict, settled: Mapping[str, str]) -> BookEntry:
+    def _row(self, number: int, verdict: ApplyResult, settled: Mapping[str, str]) -> StoredEntry:
         received = self._batch[number]
-        return BookEntry(
+        return StoredEntry(
             entry=verdict.entry,
             webhook=received.webhook,
             received_at_ms=received.received_at_ms,

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from pointbook_server.ledger.lots import NEVER_MS, FarLots, Lot
+from pointbook_server.ledger.lots import NEVER_MS, Lot, OverflowLots
 from pointbook_server.ledger.model import Account, Entry, Fold
 
 SUMS = ("opening", "balance", "drift", "silently_expired", "lifetime_points", "newest_at_ms")
@@ -87,11 +87,11 @@ def _check_lots(prefix: str, stored: Account, lots: Sequence[Lot]) -> Iterator[M
         yield Mismatch(f"{prefix}far_lots", str(stored.far_lots or NOTHING), str(far_lots or NOTHING))
 
 
-def _sum(lots: Sequence[Lot]) -> FarLots | None:
+def _sum(lots: Sequence[Lot]) -> OverflowLots | None:
     """Sum lots as they are kept where they are not kept one by one."""
     if not lots:
         return None
-    return FarLots(sum(lot.remaining for lot in lots), lots[0].expires_at_ms, lots[0].event_id)
+    return OverflowLots(sum(lot.remaining for lot in lots), lots[0].expires_at_ms, lots[0].event_id)
 
 
 def _differing(prefix: str, names: Sequence[str], stored: object, folded: object) -> Iterator[Mismatch]:

@@ -31,7 +31,7 @@ from pointbook_server.programs.model import (
     new_erasure,
     program_not_found,
 )
-from pointbook_server.programs.transactions import ProgramsStore
+from pointbook_server.programs.transactions import ProgramTransactions
 from pointbook_server.rpc import pagination
 from pointbook_server.rpc.request_fields import (
     DAY_MS,
@@ -89,7 +89,7 @@ _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 class ProgramsServicer(programs_pb2_grpc.ProgramsServiceServicer):
     """ProgramsService: each method reads its request, asks the store, and writes the answer."""
 
-    def __init__(self, store: ProgramsStore, erasures: StoreErasures, clock: Clock) -> None:
+    def __init__(self, store: ProgramTransactions, erasures: StoreErasures, clock: Clock) -> None:
         self._store = store
         self._erasures = erasures
         self._clock = clock

@@ -90,7 +90,7 @@ class Quarantine(Protocol):
         """Return whether a webhook that waits names a store and a merchant, and none names the store with another."""
 
 
-class ProgramsStore:
+class ProgramTransactions:
     """Reads and writes stores and programs. A revision counts up with every change, and is their etag.
 
     Without a quarantine, nothing proves whose a store is.

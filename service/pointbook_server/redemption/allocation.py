@@ -13,7 +13,7 @@ class Source(NamedTuple):
     customer_id: str = ""
 
 
-class Draw(NamedTuple):
+class Allocation(NamedTuple):
     """Points that a redemption takes from one lot of one account, and how many of them were given back since."""
 
     store_id: str
@@ -42,13 +42,13 @@ class _Part(NamedTuple):
     event_id: str
 
 
-def draws_of(
+def allocate(
     points: int,
     sources: Iterable[Source],
     accounts: Mapping[AccountKey, Account],
     made_at_ms: Mapping[str, int],
     now_ms: int,
-) -> list[Draw]:
+) -> list[Allocation]:
     """Draw points that are there: soonest expiry first, then created earlier, then by customer id.
 
     What earlier redemptions hold of an account they hold of its first lots. `made_at_ms` tells by event_id when a lot
@@ -59,7 +59,7 @@ def draws_of(
     for part in sorted(parts):
         taken = min(points, part.points)
         if taken:
-            draws.append(Draw(*part.key, taken, part.expires_at_ms, part.event_id))
+            draws.append(Allocation(*part.key, taken, part.expires_at_ms, part.event_id))
         points -= taken
     if points:
         raise ValueError("more was to be drawn than there is")
@@ -89,7 +89,7 @@ def _parts(source: Source, account: Account | None, made_at_ms: Mapping[str, int
         )
 
 
-def points_by_account(draws: Sequence[Draw]) -> dict[AccountKey, int]:
+def points_by_account(draws: Sequence[Allocation]) -> dict[AccountKey, int]:
     """Sum what is drawn, and was not given back, by account."""
     points: dict[AccountKey, int] = {}
     for draw in draws:

@@ -20,9 +20,9 @@ from pointbook_server.programs.model import Channel, Program
 from pointbook_server.redemption.allocation import Source
 from pointbook_server.redemption.bookings import Booking, booking_of
 from pointbook_server.redemption.rules import (
-    Finding,
-    Standing,
+    Eligibility,
     Usage,
+    Violation,
     check_amount,
     check_caps,
     check_missed_call,
@@ -45,7 +45,7 @@ class GroupRef:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class RedemptionRequest:
     """Who wants to redeem what, where. `key` is None when a buyer's ids have no valid form; others are as they came."""
 
     merchant_id: str
@@ -67,7 +67,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class RedemptionContext:
     """What there is to an ask. `others` are the merchant's other programs that allow their points to be redeemed.
 
     `is_shop` tells whether the store of a buyer whom nobody registered is the merchant's, `one_group` whether all
@@ -112,7 +112,7 @@ class Facts:
         """
         return {source.key for source in (*self.sources, *own_sources(self.key, self.customer))}
 
-    def before(self, booking: Booking) -> "Facts":
+    def before(self, booking: Booking) -> "RedemptionContext":
         """Return the facts as they would be without a booking: what it took is active."""
         return replace(
             self, accounts={**self.accounts, booking.account: booking.before(self.accounts[booking.account])}
@@ -131,7 +131,7 @@ def own_sources(key: Key | None, customer: Customer | None) -> list[Source]:
 
 
 def sources_of(
-    ask: Ask, programs: Sequence[Program], own: Sequence[Source], group: UserGroup | None
+    ask: RedemptionRequest, programs: Sequence[Program], own: Sequence[Source], group: UserGroup | None
 ) -> tuple[Source, ...]:
     """Tell the accounts that may be drawn on: the redeemer's own, or those of a group's members.
 
@@ -150,7 +150,7 @@ def sources_of(
     return tuple(sorted({source for source in sources if source.key.store_id in stores}))
 
 
-def pools(ask: Ask, program: Program) -> bool:
+def pools(ask: RedemptionRequest, program: Program) -> bool:
     """Tell whether a group's points are asked for, and may be."""
     return ask.group is not None and program.allow_group_redemption
 
@@ -163,10 +163,10 @@ class Assessment:
     `active_points` are the points that are active now.
     """
 
-    facts: Facts
+    facts: RedemptionContext
     points: int
     active_points: int
-    violations: tuple[Finding, ...]
+    violations: tuple[Violation, ...]
     booking: Booking | None = None
 
     @property
@@ -186,7 +186,7 @@ class Assessment:
         return [each for each in (program, *others) if each.validation.required]
 
 
-def assess(ask: Ask, facts: Facts) -> Assessment:
+def assess(ask: RedemptionRequest, facts: RedemptionContext) -> Assessment:
     """Check an ask against all that there is to it; every check runs that can."""
     points, violations, booking = ask.points, [], None
     active_points = redeemable_points = facts.active_points(facts.sources)
@@ -212,16 +212,16 @@ def assess(ask: Ask, facts: Facts) -> Assessment:
     return Assessment(facts, points, active_points, tuple(violations), booking)
 
 
-def requested_points(ask: Ask, program: Program) -> int | Finding:
+def requested_points(ask: RedemptionRequest, program: Program) -> int | Violation:
     """Return how many points an ask is for, or that its currency value is no whole number of them."""
     return ask.points if ask.currency_value is None else points_of(ask.currency_value, program)
 
 
-def _check_rules(ask: Ask, facts: Facts, program: Program) -> tuple[int, list[Finding]]:
+def _check_rules(ask: RedemptionRequest, facts: RedemptionContext, program: Program) -> tuple[int, list[Violation]]:
     """Tell how many points are asked for, and what the program has against them, whoever the customer is."""
     violations = [*_check_features(ask, facts, program), *check_program(program)]
     points = requested_points(ask, program)
-    if isinstance(points, Finding):
+    if isinstance(points, Violation):
         return 0, [*violations, points]
     violations += check_amount(points, program)
     if ask.channel is Channel.MISSED_CALL:
@@ -229,7 +229,7 @@ def _check_rules(ask: Ask, facts: Facts, program: Program) -> tuple[int, list[Fi
     return points, violations
 
 
-def _check_features(ask: Ask, facts: Facts, program: Program) -> Iterator[Finding]:
+def _check_features(ask: RedemptionRequest, facts: RedemptionContext, program: Program) -> Iterator[Violation]:
     """Find what the program does not allow."""
     if ask.group_redemption and not program.allow_cross_program_redemption:
         yield finding(
@@ -247,7 +247,7 @@ def _check_features(ask: Ask, facts: Facts, program: Program) -> Iterator[Findin
             )
 
 
-def _check_customer(ask: Ask, facts: Facts) -> list[Finding]:
+def _check_customer(ask: RedemptionRequest, facts: RedemptionContext) -> list[Violation]:
     """Find out that nobody is known who could redeem, or that they must not."""
     if facts.key is None:
         return [finding(Reason.IDENTIFIER_INVALID, "The identifier has no valid form.", identifier=ask.identifier)]
@@ -258,7 +258,7 @@ def _check_customer(ask: Ask, facts: Facts) -> list[Finding]:
     return []
 
 
-def _check_group(facts: Facts) -> Iterator[Finding]:
+def _check_group(facts: RedemptionContext) -> Iterator[Violation]:
     """Find out that there is no such group, or that the customer may not redeem from its pool."""
     if facts.group is None:
         yield finding(Reason.GROUP_NOT_FOUND, "There is no such user group.")
@@ -269,9 +269,9 @@ def _check_group(facts: Facts) -> Iterator[Finding]:
         yield finding(Reason.NOT_A_GROUP_MEMBER, "The customer is no member who may redeem from this group.")
 
 
-def _standing(facts: Facts, program: Program, active_points: int) -> Standing:
+def _standing(facts: RedemptionContext, program: Program, active_points: int) -> Eligibility:
     own = [source for source in own_sources(facts.key, facts.customer) if source.key.store_id in program.store_ids]
-    return Standing(
+    return Eligibility(
         active_points=active_points,
         own_active_points=active_points if facts.sources == tuple(own) else facts.active_points(own),
         lifetime_points=sum(facts.accounts.get(source.key, NO_ACCOUNT).lifetime_points for source in own),

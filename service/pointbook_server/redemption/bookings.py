@@ -7,7 +7,7 @@ from pointbook_server.ledger.holds import SETTLEMENT_LEAD_MS, SETTLEMENT_SCENES
 from pointbook_server.ledger.lots import Draw as EntryDraw
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import Program
-from pointbook_server.redemption.allocation import Draw
+from pointbook_server.redemption.allocation import Allocation
 
 
 class Booking(NamedTuple):
@@ -23,7 +23,7 @@ class Booking(NamedTuple):
     scene: str
     at_ms: int
     ordinal: int
-    draws: tuple[Draw, ...]
+    draws: tuple[Allocation, ...]
     settled_redemption_id: str = ""
 
     @property
@@ -76,12 +76,12 @@ def booking_of(
     return next(free, None)
 
 
-def first_draws(account: AccountKey, points: int, draws: Iterable[EntryDraw]) -> tuple[Draw, ...]:
+def first_draws(account: AccountKey, points: int, draws: Iterable[EntryDraw]) -> tuple[Allocation, ...]:
     """Return where a decrease's own points came from: an entry draws them first, then what a gap costs."""
     first = []
     for draw in draws:
         taken = min(points, draw.points)
         if taken:
-            first.append(Draw(*account, taken, draw.expires_at_ms, draw.event_id))
+            first.append(Allocation(*account, taken, draw.expires_at_ms, draw.event_id))
         points -= taken
     return tuple(first)

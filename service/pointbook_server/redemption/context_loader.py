@@ -14,17 +14,24 @@ from pointbook_server.ledger.holds import Hold
 from pointbook_server.ledger.model import Account, AccountKey, Expiry
 from pointbook_server.programs.model import DEFAULT_TIME_ZONE, Program
 from pointbook_server.redemption import queries
-from pointbook_server.redemption.assessment import Ask, Facts, GroupRef, own_sources, requested_points, sources_of
+from pointbook_server.redemption.assessment import (
+    GroupRef,
+    RedemptionContext,
+    RedemptionRequest,
+    own_sources,
+    requested_points,
+    sources_of,
+)
 from pointbook_server.redemption.bookings import lead_ms_of, scenes_of
 from pointbook_server.redemption.cap_windows import windows_at
-from pointbook_server.redemption.rules import Finding, Usage
+from pointbook_server.redemption.rules import Usage, Violation
 
 NO_USAGE = Usage()
 BOOKINGS_MAX = 100
 """How many decreases of one size are read of an account at most: as many redemptions as share a transaction."""
 
 
-class CustomersBook(Protocol):
+class CustomerRepository(Protocol):
     """The part of a merchant's customers that redemption reads."""
 
     async def find_all(self, keys: Collection[Key]) -> dict[Key, Customer]:
@@ -40,7 +47,7 @@ class CustomersBook(Protocol):
         """Lock customers in the order that everybody keeps to."""
 
 
-OpenCustomers = Callable[[Connection, str], CustomersBook]
+OpenCustomers = Callable[[Connection, str], CustomerRepository]
 """Gives a merchant's customers on a connection."""
 
 
@@ -57,7 +64,7 @@ class Programs(Protocol):
         """Tell which stores are the merchant's."""
 
 
-class LedgerBook(Protocol):
+class AccountRepository(Protocol):
     """The part of a merchant's accounts that redemption reads, locks and changes."""
 
     accounts: dict[AccountKey, Account]
@@ -87,7 +94,7 @@ class LedgerBook(Protocol):
         """Record that an entry of a locked account settled a redemption, in place of another one, empty for none."""
 
 
-OpenLedger = Callable[[Connection, str], LedgerBook]
+OpenLedger = Callable[[Connection, str], AccountRepository]
 """Gives a merchant's accounts on a connection."""
 
 
@@ -99,7 +106,7 @@ class PoolChangedError(Exception):
         self.keys = frozenset(keys)
 
 
-class FactsReader:
+class ContextLoader:
     """Reads the facts of asks of one merchant on one connection.
 
     With `locked` accounts no others may be drawn on: raises PoolChangedError where an ask would.
@@ -112,12 +119,12 @@ class FactsReader:
     async def read(
         self,
         connection: Connection,
-        ledger: LedgerBook,
-        asks: Sequence[Ask],
+        ledger: AccountRepository,
+        asks: Sequence[RedemptionRequest],
         now_ms: int,
         *,
         locked: Collection[AccountKey] | None = None,
-    ) -> list[Facts]:
+    ) -> list[RedemptionContext]:
         """Read the facts of each ask."""
         merchant_id = asks[0].merchant_id
         named = await self._programs.read(connection, merchant_id, {ask.program_id for ask in asks})
@@ -135,7 +142,7 @@ class FactsReader:
             others = _others(ask, program, allowing)
             programs = () if program is None else (program, *others)
             facts.append(
-                Facts(
+                RedemptionContext(
                     now_ms=now_ms,
                     program=program,
                     others=others,
@@ -155,14 +162,16 @@ class FactsReader:
         return await _with_usage(connection, merchant_id, facts)
 
     async def _allowing(
-        self, connection: Connection, merchant_id: str, asks: Sequence[Ask], named: Mapping[int, Program]
+        self, connection: Connection, merchant_id: str, asks: Sequence[RedemptionRequest], named: Mapping[int, Program]
     ) -> list[Program]:
         asked = (named.get(ask.program_id) for ask in asks if ask.group_redemption)
         if any(program is not None and program.allow_cross_program_redemption for program in asked):
             return await self._programs.allowing(connection, merchant_id)
         return []
 
-    async def _with_shops(self, connection: Connection, merchant_id: str, facts: Sequence[Facts]) -> list[Facts]:
+    async def _with_shops(
+        self, connection: Connection, merchant_id: str, facts: Sequence[RedemptionContext]
+    ) -> list[RedemptionContext]:
         """Tell which buyers without an account are of a store of the merchant at all."""
         unknown = {
             each.key.store_id
@@ -178,14 +187,14 @@ class FactsReader:
         ]
 
 
-def _others(ask: Ask, program: Program | None, allowing: Sequence[Program]) -> tuple[Program, ...]:
+def _others(ask: RedemptionRequest, program: Program | None, allowing: Sequence[Program]) -> tuple[Program, ...]:
     if program is None or not ask.group_redemption or not program.allow_cross_program_redemption:
         return ()
     return tuple(other for other in allowing if other.program_id != program.program_id)
 
 
 async def _groups(
-    customers: CustomersBook, wanted: GroupRef | None, customer: Customer | None, program: Program | None
+    customers: CustomerRepository, wanted: GroupRef | None, customer: Customer | None, program: Program | None
 ) -> list[UserGroup | None]:
     """Read what each selector chooses."""
     if wanted is None:
@@ -200,7 +209,7 @@ async def _groups(
     return chosen
 
 
-async def _customer_id(customers: CustomersBook, identifier: Identifier, program: Program | None) -> str | None:
+async def _customer_id(customers: CustomerRepository, identifier: Identifier, program: Program | None) -> str | None:
     value = normalised(identifier.kind, identifier.value, "" if program is None else program.default_region)
     if value is None:
         return None
@@ -210,7 +219,7 @@ async def _customer_id(customers: CustomersBook, identifier: Identifier, program
 
 
 async def _accounts(
-    ledger: LedgerBook, facts: Iterable[Facts], now_ms: int, locked: Collection[AccountKey] | None
+    ledger: AccountRepository, facts: Iterable[RedemptionContext], now_ms: int, locked: Collection[AccountKey] | None
 ) -> dict[AccountKey, Account]:
     """Read every account that counts, so that it can tell what is active."""
     keys = {key for each in facts for key in each.account_keys}
@@ -222,8 +231,8 @@ async def _accounts(
 
 
 async def _with_bookings(
-    connection: Connection, merchant_id: str, asks: Sequence[Ask], facts: Sequence[Facts]
-) -> list[Facts]:
+    connection: Connection, merchant_id: str, asks: Sequence[RedemptionRequest], facts: Sequence[RedemptionContext]
+) -> list[RedemptionContext]:
     """Read the decreases by which SHOPLINE may have booked already what is asked for."""
     places = {place for ask, each in zip(asks, facts, strict=True) for place in _booking_places(ask, each)}
     if not places:
@@ -236,11 +245,11 @@ async def _with_bookings(
     return [replace(each, bookings=bookings) for each in facts]
 
 
-def _booking_places(ask: Ask, facts: Facts) -> Iterator[tuple[str, str, int, int]]:
+def _booking_places(ask: RedemptionRequest, facts: RedemptionContext) -> Iterator[tuple[str, str, int, int]]:
     """Yield where an ask may have been booked: in which account, by how many points, and since when."""
     program = facts.program
     points = 0 if program is None else requested_points(ask, program)
-    if program is None or isinstance(points, Finding) or points <= 0:
+    if program is None or isinstance(points, Violation) or points <= 0:
         return
     since_ms = facts.now_ms - lead_ms_of(program)
     for source in facts.sources:
@@ -249,7 +258,9 @@ def _booking_places(ask: Ask, facts: Facts) -> Iterator[tuple[str, str, int, int
             yield (*source.key, points, since_ms)
 
 
-async def _with_usage(connection: Connection, merchant_id: str, facts: Sequence[Facts]) -> list[Facts]:
+async def _with_usage(
+    connection: Connection, merchant_id: str, facts: Sequence[RedemptionContext]
+) -> list[RedemptionContext]:
     """Read what the redeemers whose program has caps have redeemed."""
     rows: dict[tuple[str, int], tuple[int, int, int]] = {}
     for each in facts:
@@ -266,7 +277,7 @@ async def _with_usage(connection: Connection, merchant_id: str, facts: Sequence[
     return [replace(each, usage=_usage(each, used)) for each in facts]
 
 
-def _usage(facts: Facts, used: Mapping[tuple[str, int], tuple[int, int, int]]) -> Usage:
+def _usage(facts: RedemptionContext, used: Mapping[tuple[str, int], tuple[int, int, int]]) -> Usage:
     program_id = 0 if facts.program is None else facts.program.program_id
     found = [used.get((name, program_id), (0, 0, 0)) for name in facts.redeemers]
     return Usage(*map(sum, zip(*found, strict=True))) if found else Usage()

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from pointbook_server.errors import Reason
 from pointbook_server.redemption.assessment import Assessment
-from pointbook_server.redemption.rules import Finding, finding
+from pointbook_server.redemption.rules import Violation, finding
 
 CODE_INVALID = finding(Reason.CODE_INVALID, "The code is not valid for this redemption.")
 MISSED_CALL_NOT_SEEN = finding(Reason.MISSED_CALL_NOT_SEEN, "No missed call was seen for this redemption.")
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class ValidationEvidence:
     """How a caller wants the customer to be validated: by a code, by a missed call, or by going without.
 
     A challenge_id without a code is that of a missed call. `may_skip` is whether the caller may go without at all,
@@ -32,11 +32,11 @@ class Proof:
         return bool(self.code or self.challenge_id)
 
     @property
-    def wrong(self) -> Finding:
+    def wrong(self) -> Violation:
         """What is against it where it is wrong."""
         return CODE_INVALID if self.code else MISSED_CALL_NOT_SEEN
 
-    def findings(self, assessment: Assessment) -> Iterator[Finding]:
+    def findings(self, assessment: Assessment) -> Iterator[Violation]:
         """Find what speaks against the way of validation, but for the code or the call itself."""
         program = assessment.facts.program
         if program is None:

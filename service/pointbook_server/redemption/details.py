@@ -13,9 +13,9 @@ from pointbook_server.db.database import Connection
 from pointbook_server.ledger.model import Account
 from pointbook_server.redemption import queries
 from pointbook_server.redemption.allocation import Source
-from pointbook_server.redemption.assessment import Ask, GroupRef, own_sources, sources_of
+from pointbook_server.redemption.assessment import GroupRef, RedemptionRequest, own_sources, sources_of
 from pointbook_server.redemption.context_loader import OpenCustomers, OpenLedger, Programs
-from pointbook_server.redemption.model import Content, KeptReversal, Redemption
+from pointbook_server.redemption.model import IdempotencyContent, Redemption, StoredReversal
 
 REVERSALS_MAX = 100
 NO_ACCOUNT = Account()
@@ -26,7 +26,7 @@ class RedemptionDetails:
     """A redemption with its newest reversals, and what its customer could redeem from now in the same way."""
 
     redemption: Redemption
-    reversals: tuple[KeptReversal, ...]
+    reversals: tuple[StoredReversal, ...]
     has_more_reversals: bool
     current_active_points: int
 
@@ -58,8 +58,8 @@ class DetailsReader:
         ]
 
     async def _active_points(
-        self, connection: Connection, merchant_id: str, contents: Iterable[Content], now_ms: int
-    ) -> dict[Content, int]:
+        self, connection: Connection, merchant_id: str, contents: Iterable[IdempotencyContent], now_ms: int
+    ) -> dict[IdempotencyContent, int]:
         """Return the points that are active now for each content."""
         sources = await self._sources(connection, merchant_id, list(contents))
         ledger = self._open_ledger(connection, merchant_id)
@@ -71,8 +71,8 @@ class DetailsReader:
         }
 
     async def _sources(
-        self, connection: Connection, merchant_id: str, contents: Sequence[Content]
-    ) -> dict[Content, tuple[Source, ...]]:
+        self, connection: Connection, merchant_id: str, contents: Sequence[IdempotencyContent]
+    ) -> dict[IdempotencyContent, tuple[Source, ...]]:
         """Return the accounts that each content could draw on now."""
         programs = await self._programs.read(connection, merchant_id, {content.program_id for content in contents})
         crosses = any(content.group_redemption for content in contents)
@@ -92,9 +92,9 @@ class DetailsReader:
         return sources
 
 
-def _ask(merchant_id: str, content: Content) -> Ask:
+def _ask(merchant_id: str, content: IdempotencyContent) -> RedemptionRequest:
     """Build the question that a redemption answered."""
-    return Ask(
+    return RedemptionRequest(
         merchant_id=merchant_id,
         identifier="",
         key=key_of_name(content.redeemer),
@@ -109,10 +109,10 @@ def _ask(merchant_id: str, content: Content) -> Ask:
 
 async def _reversals(
     connection: Connection, merchant_id: str, redemptions: Iterable[Redemption]
-) -> dict[str, list[KeptReversal]]:
+) -> dict[str, list[StoredReversal]]:
     """Return the newest reversals by redemption, one more than are shown."""
     redemption_ids = sorted({redemption.redemption_id for redemption in redemptions if redemption.reversed_points})
-    reversals: defaultdict[str, list[KeptReversal]] = defaultdict(list)
+    reversals: defaultdict[str, list[StoredReversal]] = defaultdict(list)
     if not redemption_ids:
         return reversals
     values = {"merchant_id": merchant_id, "redemption_ids": redemption_ids, "limit": REVERSALS_MAX + 1}

@@ -4,8 +4,8 @@ from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.customers.model import key_of_name
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.programs.model import Channel
-from pointbook_server.redemption.assessment import Facts, own_sources
-from pointbook_server.redemption.model import Closing, KeptReversal
+from pointbook_server.redemption.assessment import RedemptionContext, own_sources
+from pointbook_server.redemption.model import Closing, StoredReversal
 from pointbook_server.redemption.refused import Refusal, RefusedMethod
 from pointbook_server.rpc.request_fields import to_timestamp
 from pointbook_server.validation_codes.model import ValidationEvent, masked, route_to
@@ -31,7 +31,7 @@ def write_customer(name: str) -> redemption_pb2.ResolvedCustomer:
     return redemption_pb2.ResolvedCustomer(customer_id=key.value)
 
 
-def write_reversal(reversal: KeptReversal) -> redemption_pb2.RedemptionReversal:
+def write_reversal(reversal: StoredReversal) -> redemption_pb2.RedemptionReversal:
     """Build the message of a reversal."""
     return redemption_pb2.RedemptionReversal(
         create_time=to_timestamp(reversal.created_at_ms),
@@ -94,7 +94,7 @@ def write_closing(closing: Closing) -> redemption_pb2.RedemptionClosing:
     )
 
 
-def write_timeline_customer(facts: Facts) -> redemption_pb2.TimelineCustomer:
+def write_timeline_customer(facts: RedemptionContext) -> redemption_pb2.TimelineCustomer:
     """Build the message of a customer with masked contacts."""
     customer = facts.customer
     contacts = {channel: masked(route_to(customer, channel)) for channel in (Channel.SMS, Channel.EMAIL)}

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.programs.model import DEFAULT_SETTLEMENT_WINDOW_MS
-from pointbook_server.redemption.allocation import Draw, points_by_account
-from pointbook_server.redemption.assessment import Ask, Assessment
+from pointbook_server.redemption.allocation import Allocation, points_by_account
+from pointbook_server.redemption.assessment import Assessment, RedemptionRequest
 from pointbook_server.redemption.rules import STATUS_CODES, worth_of
 
 
@@ -46,7 +46,7 @@ class AccountHold(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class IdempotencyContent:
     """What makes two calls the same redemption: neither the code nor the notes."""
 
     redeemer: str
@@ -64,13 +64,13 @@ class Redemption:
     merchant_id: str
     redemption_id: str
     reference: str
-    content: Content
+    content: IdempotencyContent
     notes: str
     redeem_value: str
     redeem_local_value: str
     points_currency_ratio: str
     active_points: int
-    draws: tuple[Draw, ...]
+    draws: tuple[Allocation, ...]
     holds: tuple[AccountHold, ...]
     created_at_ms: int
     settle_by_ms: int
@@ -156,18 +156,18 @@ class Redemption:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class RedeemCommand:
     """What is to be redeemed once, under the caller's reference."""
 
-    ask: Ask
+    ask: RedemptionRequest
     reference: str
     transaction_number: str
     notes: str
 
-    def content(self, assessment: Assessment) -> Content:
+    def content(self, assessment: Assessment) -> IdempotencyContent:
         """Tell what makes another call the same redemption."""
         group = assessment.facts.group
-        return Content(
+        return IdempotencyContent(
             redeemer=assessment.facts.redeemer,
             program_id=self.ask.program_id,
             points=assessment.points,
@@ -189,7 +189,7 @@ class Order:
         return stored
 
     def redemption(
-        self, assessment: Assessment, redemption_id: str, draws: Sequence[Draw], *, actor: str = ""
+        self, assessment: Assessment, redemption_id: str, draws: Sequence[Allocation], *, actor: str = ""
     ) -> Redemption:
         """Write the redemption down with what it draws, and so holds until SHOPLINE books it, unless it has."""
         program, now_ms = assessment.facts.program, assessment.facts.now_ms
@@ -229,7 +229,7 @@ class Reversal:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptReversal:
+class StoredReversal:
     """A reversal as it is stored: `points` is what it gave back."""
 
     redemption_id: str

@@ -9,9 +9,9 @@ from sqlalchemy import text
 from pointbook_server.db.database import Row, Statement
 from pointbook_server.ledger.lots import Draw as EntryDraw
 from pointbook_server.ledger.model import AccountKey
-from pointbook_server.redemption.allocation import Draw
+from pointbook_server.redemption.allocation import Allocation
 from pointbook_server.redemption.bookings import Booking, first_draws
-from pointbook_server.redemption.model import AccountHold, Content, HoldState, KeptReversal, Redemption
+from pointbook_server.redemption.model import AccountHold, HoldState, IdempotencyContent, Redemption, StoredReversal
 
 COLUMNS = {
     "redemption_id": "text",
@@ -276,7 +276,7 @@ def read(row: Row) -> Redemption:
         merchant_id=row.merchant_id,
         redemption_id=row.redemption_id,
         reference=row.reference,
-        content=Content(
+        content=IdempotencyContent(
             redeemer=row.redeemer,
             program_id=row.program_id,
             points=row.points,
@@ -289,7 +289,7 @@ def read(row: Row) -> Redemption:
         redeem_local_value=row.redeem_local_value,
         points_currency_ratio=row.points_currency_ratio,
         active_points=row.active_points,
-        draws=tuple(Draw(*draw) for draw in json.loads(row.draws)),
+        draws=tuple(Allocation(*draw) for draw in json.loads(row.draws)),
         holds=tuple(_read_hold(*hold) for hold in json.loads(row.holds)),
         created_at_ms=row.created_at_ms,
         settle_by_ms=row.settle_by_ms,
@@ -297,9 +297,9 @@ def read(row: Row) -> Redemption:
     )
 
 
-def read_reversal(row: Row) -> KeptReversal:
+def read_reversal(row: Row) -> StoredReversal:
     """Build a reversal from a row of READ_REVERSALS."""
-    return KeptReversal(
+    return StoredReversal(
         redemption_id=row.redemption_id,
         reference=row.reference,
         points=row.reversed_points,

@@ -15,7 +15,7 @@ from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError
 from pointbook_server.maintenance import merchant_by_merchant
 from pointbook_server.metrics import Metrics
-from pointbook_server.redemption.refusals_store import RefusalsStore
+from pointbook_server.redemption.refusals_store import RefusalTransactions
 from pointbook_server.redemption.refused import Allowance, Refusal
 from pointbook_server.rpc.pagination import PageQuery
 from pointbook_server.rpc.request_fields import DAY_MS
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 class Refusals:
     """Notes refusals, writes them in the background, lists them and deletes old ones; `keep_days` of 0 keeps none."""
 
-    def __init__(self, store: RefusalsStore, clock: Clock, metrics: Metrics, *, keep_days: int) -> None:
+    def __init__(self, store: RefusalTransactions, clock: Clock, metrics: Metrics, *, keep_days: int) -> None:
         self._store = store
         self._clock = clock
         self._metrics = metrics

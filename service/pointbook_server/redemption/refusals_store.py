@@ -77,7 +77,7 @@ DELETE_OLD_REFUSALS = Statement(
 )
 
 
-class RefusalsStore:
+class RefusalTransactions:
     """Reads, writes and deletes refusals."""
 
     def __init__(self, database: Database) -> None:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from pointbook_server.clock import time_ordered_id
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.redemption.assessment import Ask, Assessment
-from pointbook_server.redemption.rules import STATUS_CODES, Finding, RefusedError
+from pointbook_server.redemption.assessment import Assessment, RedemptionRequest
+from pointbook_server.redemption.rules import STATUS_CODES, RefusedError, Violation
 
 REFUSING_REASONS = frozenset({*STATUS_CODES, Reason.SEND_LIMIT_REACHED, Reason.REFERENCE_REUSED})
 """For which a call is refused. All other errors are failures, which support finds in the log."""
@@ -57,7 +57,7 @@ class Attempt:
     """A call that may be refused: what was asked and found out, by which token, and under which reference."""
 
     method: RefusedMethod
-    ask: Ask
+    ask: RedemptionRequest
     assessment: Assessment
     actor: str
     reference: str = ""
@@ -99,7 +99,7 @@ class Allowance:
         return self._counts[merchant_id] <= self._minute_max
 
 
-def reasons_of_findings(findings: list[Finding]) -> tuple[RefusalReason, ...]:
+def reasons_of_findings(findings: list[Violation]) -> tuple[RefusalReason, ...]:
     """Return the reasons that findings are."""
     return tuple(RefusalReason(found.code, found.reason, found.message, found.metadata) for found in findings)
 

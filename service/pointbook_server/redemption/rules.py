@@ -59,7 +59,7 @@ CURRENCY_VALUE_LIMIT = 10**12
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Violation:
     """One finding about a redemption, in words; its metadata never identifies a person."""
 
     reason: Reason
@@ -72,16 +72,16 @@ class Finding:
         return STATUS_CODES[self.reason]
 
 
-def finding(reason: Reason, message: str, **values: object) -> Finding:
+def finding(reason: Reason, message: str, **values: object) -> Violation:
     """Make a finding about some values."""
-    return Finding(reason, message, {name: str(value) for name, value in values.items()})
+    return Violation(reason, message, {name: str(value) for name, value in values.items()})
 
 
 REDEEMABLE = finding(Reason.REDEEMABLE, "The points may be redeemed.")
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Eligibility:
     """What a redemption may draw on, and what the customer's own accounts in the program have and ever earned."""
 
     active_points: int
@@ -103,14 +103,14 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Worth:
+class MonetaryValue:
     """What points are worth: in the base currency unrounded, in the local one rounded to the program's decimals."""
 
     redeem_value: Decimal
     redeem_local_value: Decimal
 
 
-def points_of(currency_value: Decimal, program: Program) -> int | Finding:
+def points_of(currency_value: Decimal, program: Program) -> int | Violation:
     """Turn a value in the base currency into points, exactly; what is no whole number of points is a finding.
 
     The finding names the nearest values that may be asked for instead.
@@ -163,14 +163,14 @@ def _to_currency_value(value: Decimal) -> str:
     return whole + point + decimals[:CURRENCY_DECIMALS_MAX]
 
 
-def worth_of(points: int, program: Program) -> Worth | None:
+def worth_of(points: int, program: Program) -> MonetaryValue | None:
     """Return what points are worth; None where the program gives them no value."""
     if program.point_value is None or points <= 0:
         return None
     value = EXACT.multiply(Decimal(points), program.point_value)
     rate = Decimal(1) if program.local_currency_rate is None else program.local_currency_rate
     minor_unit = Decimal(1).scaleb(-_local_decimals(program))
-    return Worth(value, EXACT.multiply(value, rate).quantize(minor_unit, context=EXACT))
+    return MonetaryValue(value, EXACT.multiply(value, rate).quantize(minor_unit, context=EXACT))
 
 
 def _local_decimals(program: Program) -> int:
@@ -180,13 +180,13 @@ def _local_decimals(program: Program) -> int:
     return Currency(program.local_currency_code or program.currency_code).exponent or 0
 
 
-def check_program(program: Program) -> Iterator[Finding]:
+def check_program(program: Program) -> Iterator[Violation]:
     """Find what speaks against redeeming at all."""
     if not program.redemption_enabled:
         yield finding(Reason.REDEMPTION_DISABLED, "The program's redemption is switched off.")
 
 
-def check_amount(points: int, program: Program) -> Iterator[Finding]:
+def check_amount(points: int, program: Program) -> Iterator[Violation]:
     """Find what speaks against redeeming so many points, whoever the customer is."""
     criteria = program.criteria
     if points <= 0:
@@ -216,7 +216,7 @@ def check_amount(points: int, program: Program) -> Iterator[Finding]:
         )
 
 
-def check_missed_call(points: int, program: Program) -> Iterator[Finding]:
+def check_missed_call(points: int, program: Program) -> Iterator[Violation]:
     """Find what speaks against validating so many points by a missed call: caller ids can be forged."""
     high = program.validation.max_points_missed_call
     if Channel.MISSED_CALL not in program.validation.channels:
@@ -230,7 +230,7 @@ def check_missed_call(points: int, program: Program) -> Iterator[Finding]:
         )
 
 
-def check_caps(points: int, program: Program, usage: Usage) -> Iterator[Finding]:
+def check_caps(points: int, program: Program, usage: Usage) -> Iterator[Violation]:
     """Find what speaks against so many points on top of what was redeemed in the day, week and month."""
     criteria = program.criteria
     for reason, name, span, redeemed, high in (
@@ -249,7 +249,7 @@ def check_caps(points: int, program: Program, usage: Usage) -> Iterator[Finding]
             yield finding(reason, message, **{"points": points, "redeemed_points": redeemed, name: high})
 
 
-def check_standing(points: int, program: Program, standing: Standing) -> Iterator[Finding]:
+def check_standing(points: int, program: Program, standing: Eligibility) -> Iterator[Violation]:
     """Find what speaks against this customer redeeming so many points."""
     active, own, lifetime = standing.active_points, standing.own_active_points, standing.lifetime_points
     required = program.criteria.min_balance_required
@@ -277,7 +277,7 @@ def check_standing(points: int, program: Program, standing: Standing) -> Iterato
         )
 
 
-def in_order(findings: Iterable[Finding]) -> list[Finding]:
+def sort_violations(findings: Iterable[Violation]) -> list[Violation]:
     """Order findings by ascending code, then reason: the first one gives the status."""
     return sorted(findings, key=lambda found: (found.code, found.reason))
 
@@ -285,10 +285,10 @@ def in_order(findings: Iterable[Finding]) -> list[Finding]:
 class RefusedError(PointbookError):
     """The RPC error of findings, which it keeps."""
 
-    findings: list[Finding]
+    findings: list[Violation]
 
 
-def refusal(violations: list[Finding], *, retry_after_seconds: float | None = None) -> RefusedError:
+def to_error(violations: list[Violation], *, retry_after_seconds: float | None = None) -> RefusedError:
     """Turn violations into the RPC error of the first one; its metadata names them all."""
     first = violations[0]
     error = RefusedError(

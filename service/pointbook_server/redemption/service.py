@@ -9,10 +9,10 @@ from pointbook_server.errors import FieldViolation, PointbookError, Reason
 from pointbook_server.ledger.model import Expiry
 from pointbook_server.maintenance import merchant_by_merchant
 from pointbook_server.programs.model import Channel
-from pointbook_server.redemption.assessment import Ask, Assessment
-from pointbook_server.redemption.customer_validation import Proof
+from pointbook_server.redemption.assessment import Assessment, RedemptionRequest
+from pointbook_server.redemption.customer_validation import ValidationEvidence
 from pointbook_server.redemption.details import RedemptionDetails
-from pointbook_server.redemption.model import Order, Redemption, Reversal, redemption_not_found
+from pointbook_server.redemption.model import RedeemCommand, Redemption, Reversal, redemption_not_found
 from pointbook_server.redemption.refusals import Refusals
 from pointbook_server.redemption.refused import (
     Attempt,
@@ -21,10 +21,10 @@ from pointbook_server.redemption.refused import (
     reasons_of_error,
     reasons_of_findings,
 )
-from pointbook_server.redemption.rules import Finding, in_order, refusal
-from pointbook_server.redemption.transactions import Filter, RedemptionsStore, Wanted
-from pointbook_server.rpc.batching import Line
-from pointbook_server.validation_codes.model import Challenge, Issued, Proving, Purpose
+from pointbook_server.redemption.rules import Violation, sort_violations, to_error
+from pointbook_server.redemption.transactions import PendingRedemption, RedemptionFilter, RedemptionTransactions
+from pointbook_server.rpc.batching import Batcher
+from pointbook_server.validation_codes.model import Challenge, ChallengeSubject, Issued, Purpose
 
 ASKS_IN_BATCH_MAX = 100
 ASKS_WAITING_MAX = 10_000
@@ -35,18 +35,20 @@ LANES = 4
 class Codes(Protocol):
     """Issues and checks one-time codes."""
 
-    async def issue(self, proving: Proving, channel: Channel | None) -> Issued:
+    async def issue(self, proving: ChallengeSubject, channel: Channel | None) -> Issued:
         """Send the customer a code, unless the one that was sent lately still holds."""
 
-    async def check(self, proving: Proving, channel: Channel | None, challenge_id: str, code: str) -> Challenge | None:
+    async def check(
+        self, proving: ChallengeSubject, channel: Channel | None, challenge_id: str, code: str
+    ) -> Challenge | None:
         """Compare a code, and return its challenge where it is right, which is not used up by that."""
 
-    async def seen_call(self, proving: Proving, challenge_id: str) -> Challenge | None:
+    async def seen_call(self, proving: ChallengeSubject, challenge_id: str) -> Challenge | None:
         """Return a challenge whose missed call was seen."""
 
 
 @dataclass(frozen=True, slots=True)
-class WantedReversal:
+class ReverseCommand:
     """What a caller wants to give back, of a redemption by its id, or by the reference it was redeemed under."""
 
     merchant_id: str
@@ -61,22 +63,22 @@ class WantedReversal:
 class Redemptions:
     """Answers asks and redeems."""
 
-    def __init__(self, store: RedemptionsStore, codes: Codes, refusals: Refusals, clock: Clock) -> None:
+    def __init__(self, store: RedemptionTransactions, codes: Codes, refusals: Refusals, clock: Clock) -> None:
         self._store = store
         self._codes = codes
         self._refusals = refusals
         self._clock = clock
-        self._line: Line[str, Ask, Assessment] = Line(
-            self._assess, batch_max=ASKS_IN_BATCH_MAX, waiting_max=ASKS_WAITING_MAX, lanes=LANES
+        self._assess_batcher: Batcher[str, RedemptionRequest, Assessment] = Batcher(
+            self._assess, batch_max=ASKS_IN_BATCH_MAX, waiting_max=ASKS_WAITING_MAX, max_concurrent_batches=LANES
         )
-        self._orders: Line[str, Wanted, Redemption] = Line(
-            self._redeem, batch_max=ASKS_IN_BATCH_MAX, waiting_max=ASKS_WAITING_MAX, lanes=LANES
+        self._redeem_batcher: Batcher[str, PendingRedemption, Redemption] = Batcher(
+            self._redeem, batch_max=ASKS_IN_BATCH_MAX, waiting_max=ASKS_WAITING_MAX, max_concurrent_batches=LANES
         )
 
-    async def assess(self, ask: Ask) -> Assessment:
+    async def assess(self, ask: RedemptionRequest) -> Assessment:
         """Check an ask, together with those that wait at the same time. Raises INVALID_FIELDS for contradictions."""
-        self._line.admit(1)
-        (answer,) = self._line.put(ask.merchant_id, [ask])
+        self._assess_batcher.check_capacity(1)
+        (answer,) = self._assess_batcher.submit(ask.merchant_id, [ask])
         assessment = await answer
         if isinstance(assessment, PointbookError):
             raise assessment
@@ -85,31 +87,31 @@ class Redemptions:
             raise PointbookError(Reason.INVALID_FIELDS, "Wrong fields: user_group2.", violations=(violation,))
         return assessment
 
-    async def next_expiry(self, ask: Ask, assessment: Assessment) -> Expiry | None:
+    async def next_expiry(self, ask: RedemptionRequest, assessment: Assessment) -> Expiry | None:
         """Read what expires soonest of what an ask may draw on."""
         return await self._store.next_expiry(ask.merchant_id, assessment.facts)
 
-    async def validate(self, ask: Ask, proof: Proof) -> tuple[Assessment, list[Finding]]:
+    async def validate(self, ask: RedemptionRequest, proof: ValidationEvidence) -> tuple[Assessment, list[Violation]]:
         """Check an ask and how the customer is validated, without using that up; tell all that is against it."""
         assessment = await self.assess(ask)
         found = [*assessment.violations, *proof.findings(assessment)]
         if proof.is_given and await self._evidence(ask, assessment, proof) is None:
             found.append(proof.wrong)
-        violations = in_order(found)
+        violations = sort_violations(found)
         if violations:
             attempt = Attempt(RefusedMethod.VALIDATE, ask, assessment, proof.actor)
             self._note(attempt, reasons_of_findings(violations))
         return assessment, violations
 
-    async def issue_alone(self, ask: Ask, actor: str) -> Issued:
+    async def issue_alone(self, ask: RedemptionRequest, actor: str) -> Issued:
         """Send the customer a code where the points may be redeemed. Raises the refusal otherwise."""
         return await self.issue(ask, await self.assess(ask), actor)
 
-    async def issue(self, ask: Ask, assessment: Assessment, actor: str) -> Issued:
+    async def issue(self, ask: RedemptionRequest, assessment: Assessment, actor: str) -> Issued:
         """Send the customer a code for what was assessed. Raises the refusal where it may not be redeemed."""
         try:
             if assessment.violations:
-                raise refusal(in_order(assessment.violations))
+                raise to_error(sort_violations(assessment.violations))
             proving = _proving(ask, assessment, actor)
             if proving is None:
                 raise LookupError("a code is for a customer, in a program")
@@ -118,12 +120,12 @@ class Redemptions:
             self._note(Attempt(RefusedMethod.ISSUE, ask, assessment, actor), reasons_of_error(error))
             raise
 
-    async def redeem(self, order: Order, proof: Proof) -> Redemption:
+    async def redeem(self, order: RedeemCommand, proof: ValidationEvidence) -> Redemption:
         """Redeem once for the order's reference: a repetition is answered what is stored, and costs no attempt.
 
         Raises the refusal of everything that speaks against it, and REFERENCE_REUSED.
         """
-        self._orders.admit(1)
+        self._redeem_batcher.check_capacity(1)
         before = await self.assess(order.ask)
         try:
             return await self._redeem_assessed(order, proof, before)
@@ -132,7 +134,7 @@ class Redemptions:
             self._note(attempt, reasons_of_error(error))
             raise
 
-    async def _redeem_assessed(self, order: Order, proof: Proof, before: Assessment) -> Redemption:
+    async def _redeem_assessed(self, order: RedeemCommand, proof: ValidationEvidence, before: Assessment) -> Redemption:
         ask = order.ask
         found = [*before.violations, *proof.findings(before)]
         if proof.is_given or found:
@@ -143,13 +145,13 @@ class Redemptions:
                 return order.checked(stored, before)
         evidence = await self._evidence(ask, before, proof) if proof.is_given else None
         wrong = [proof.wrong] if proof.is_given and evidence is None else []
-        if violations := in_order([*found, *wrong]):
+        if violations := sort_violations([*found, *wrong]):
             # Another call of this reference may have ended meanwhile, and have used the code.
             if wrong and (stored := await self._store.by_reference(ask.merchant_id, order.reference)):
                 return order.checked(stored, before)
-            raise refusal(violations)
-        wanted = Wanted(order, before, proof, evidence)
-        (waiting,) = self._orders.put(ask.merchant_id, [wanted])
+            raise to_error(violations)
+        wanted = PendingRedemption(order, before, proof, evidence)
+        (waiting,) = self._redeem_batcher.submit(ask.merchant_id, [wanted])
         answer = await waiting
         if isinstance(answer, PointbookError):
             raise answer
@@ -167,12 +169,12 @@ class Redemptions:
         return await self._store.redemption(merchant_id, redemption_id, reference, self._clock())
 
     async def redemptions(
-        self, merchant_id: str, wanted: Filter, *, before: tuple[int, str] | None, limit: int
+        self, merchant_id: str, wanted: RedemptionFilter, *, before: tuple[int, str] | None, limit: int
     ) -> list[RedemptionDetails]:
         """Return a page of a merchant's redemptions, the newest first."""
         return await self._store.redemptions(merchant_id, wanted, self._clock(), before=before, limit=limit)
 
-    async def reverse(self, wanted: WantedReversal) -> Redemption:
+    async def reverse(self, wanted: ReverseCommand) -> Redemption:
         """Give points back once.
 
         Raises REDEMPTION_NOT_FOUND, REFERENCE_REUSED, ALREADY_REVERSED and REDEMPTION_SETTLED.
@@ -201,21 +203,23 @@ class Redemptions:
 
     async def drain(self) -> None:
         """Wait until no ask is being looked into, and nothing is being redeemed."""
-        await self._line.drain()
-        await self._orders.drain()
+        await self._assess_batcher.drain()
+        await self._redeem_batcher.drain()
 
     def _note(self, attempt: Attempt, reasons: tuple[RefusalReason, ...]) -> None:
         """Note a refusal for support."""
         if found := attempt.refusal(reasons, self._clock()):
             self._refusals.note(found)
 
-    async def _assess(self, _merchant_id: str, asks: Sequence[Ask]) -> list[Assessment | PointbookError]:
+    async def _assess(self, _merchant_id: str, asks: Sequence[RedemptionRequest]) -> list[Assessment | PointbookError]:
         return [*await self._store.assess(asks, self._clock())]
 
-    async def _redeem(self, merchant_id: str, wanted: Sequence[Wanted]) -> list[Redemption | PointbookError]:
+    async def _redeem(self, merchant_id: str, wanted: Sequence[PendingRedemption]) -> list[Redemption | PointbookError]:
         return await self._store.redeem(merchant_id, wanted, self._clock)
 
-    async def _evidence(self, ask: Ask, assessment: Assessment, proof: Proof) -> Challenge | None:
+    async def _evidence(
+        self, ask: RedemptionRequest, assessment: Assessment, proof: ValidationEvidence
+    ) -> Challenge | None:
         """Find the challenge that a right code, or a missed call, is of."""
         proving = _proving(ask, assessment, proof.actor)
         if proving is None:
@@ -225,7 +229,7 @@ class Redemptions:
         return await self._codes.seen_call(proving, proof.challenge_id)
 
 
-def _proving(ask: Ask, assessment: Assessment, actor: str) -> Proving | None:
+def _proving(ask: RedemptionRequest, assessment: Assessment, actor: str) -> ChallengeSubject | None:
     """Tell who proves themselves what for: all that a code is bound to. None where nobody could, or for nothing."""
     facts = assessment.facts
     if facts.program is None or not facts.redeemer or assessment.points <= 0:
@@ -241,4 +245,4 @@ def _proving(ask: Ask, assessment: Assessment, actor: str) -> Proving | None:
         group_redemption=ask.group_redemption,
         group_id="" if facts.group is None else facts.group.group_id,
     )
-    return Proving(purpose, facts.program, facts.customer, actor)
+    return ChallengeSubject(purpose, facts.program, facts.customer, actor)

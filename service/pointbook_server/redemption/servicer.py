@@ -12,8 +12,8 @@ from pointbook_server.customers.model import Customer, GroupKey, Identifier, Key
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.model import POINTS_MAX, Account, AccountKey
 from pointbook_server.programs.model import Channel
-from pointbook_server.redemption.assessment import Ask, Assessment, Facts, GroupRef
-from pointbook_server.redemption.customer_validation import Proof
+from pointbook_server.redemption.assessment import Assessment, GroupRef, RedemptionContext, RedemptionRequest
+from pointbook_server.redemption.customer_validation import ValidationEvidence
 from pointbook_server.redemption.details import RedemptionDetails
 from pointbook_server.redemption.history import read_history, read_window
 from pointbook_server.redemption.messages import (
@@ -23,21 +23,21 @@ from pointbook_server.redemption.messages import (
     write_reversal,
     write_timeline_customer,
 )
-from pointbook_server.redemption.model import Order, Redemption, RedemptionState
+from pointbook_server.redemption.model import RedeemCommand, Redemption, RedemptionState
 from pointbook_server.redemption.refusals import Refusals
 from pointbook_server.redemption.rules import (
     CURRENCY_DECIMALS_MAX,
     REDEEMABLE,
     STATUS_CODES,
-    Finding,
+    Violation,
     finding,
-    in_order,
-    refusal,
+    sort_violations,
+    to_error,
     worth_of,
 )
-from pointbook_server.redemption.service import Redemptions, WantedReversal
+from pointbook_server.redemption.service import Redemptions, ReverseCommand
 from pointbook_server.redemption.timeline import Place, Rank, Timeline
-from pointbook_server.redemption.transactions import Filter
+from pointbook_server.redemption.transactions import RedemptionFilter
 from pointbook_server.rpc import pagination
 from pointbook_server.rpc.request_fields import (
     ID_LENGTH_MAX,
@@ -202,7 +202,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         fields = Fields()
         ask = _read_ask(fields, request)
         proof = _read_proof(fields, request)
-        order = Order(
+        order = RedeemCommand(
             ask=ask,
             reference=_read_reference(fields, request.external_reference_number),
             transaction_number=fields.ascii(
@@ -222,7 +222,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         fields = Fields()
         which = request.WhichOneof("redemption")
         fields.present("redemption", is_present=which is not None)
-        wanted = WantedReversal(
+        wanted = ReverseCommand(
             merchant_id=fields.identifier("merchant_id", request.merchant_id),
             redemption_id=_read_named(fields, request, which, "redemption_id"),
             redeemed_reference=_read_named(fields, request, which, "redeemed_reference_number"),
@@ -284,7 +284,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         fields.check()
         known = await self._facts(merchant_id, key) if request.HasField("customer") else None
         redeemers = None if known is None else tuple(known.redeemers)
-        wanted = Filter(redeemers, STATE_NAMES.get(request.state), start_ms, end_ms)
+        wanted = RedemptionFilter(redeemers, STATE_NAMES.get(request.state), start_ms, end_ms)
         before = None if place is None else (int(place[0]), str(place[1]))
         found = await self._redemptions.redemptions(merchant_id, wanted, before=before, limit=size + 1)
         page = pagination.fit(map(self._write_details, found), size)
@@ -390,7 +390,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
             response.next_expiry.time.CopyFrom(to_timestamp(expiry.at_ms))
         return response
 
-    async def _facts(self, merchant_id: str, key: Key | None) -> Facts:
+    async def _facts(self, merchant_id: str, key: Key | None) -> RedemptionContext:
         """Tell who a customer is, whatever the program. Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND."""
         assessment = await self._redemptions.assess(_asking(merchant_id, "customer", key, 0))
         _check_known(assessment, {Reason.IDENTIFIER_INVALID, Reason.CUSTOMER_NOT_FOUND})
@@ -435,14 +435,14 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         return message
 
 
-def _read_ask(fields: Fields, request: AskRequest) -> Ask:
+def _read_ask(fields: Fields, request: AskRequest) -> RedemptionRequest:
     """Read who wants to redeem what."""
     identifier, key = _read_customer(fields, request.customer)
     if not request.program_id:
         fields.wrong("program_id", "is required")
     if request.validation_type not in redemption_pb2.ValidationType.values():
         fields.wrong("validation_type", "is no validation type that this server knows")
-    return Ask(
+    return RedemptionRequest(
         merchant_id=request.customer.merchant_id,
         identifier=identifier,
         key=key,
@@ -463,15 +463,17 @@ def _names_a_call(request: AskRequest) -> bool:
     return is_open and bool(request.challenge_id) and not request.validation_code
 
 
-def _asking(merchant_id: str, identifier: str, key: Key | None, program_id: int) -> Ask:
+def _asking(merchant_id: str, identifier: str, key: Key | None, program_id: int) -> RedemptionRequest:
     """Ask about a customer alone."""
-    return Ask(merchant_id, identifier, key, program_id, 0, None, group_redemption=False, group=None, channel=None)
+    return RedemptionRequest(
+        merchant_id, identifier, key, program_id, 0, None, group_redemption=False, group=None, channel=None
+    )
 
 
 def _check_known(assessment: Assessment, reasons: set[Reason]) -> None:
     """Raise what speaks against answering about a customer at all."""
-    if wrong := in_order(found for found in assessment.violations if found.reason in reasons):
-        raise refusal(wrong)
+    if wrong := sort_violations(found for found in assessment.violations if found.reason in reasons):
+        raise to_error(wrong)
 
 
 def _read_customer(fields: Fields, customer: identity_pb2.CustomerRef) -> tuple[str, Key | None]:
@@ -576,7 +578,7 @@ def _read_currency_value(fields: Fields, request: AskRequest) -> Decimal | None:
     )
 
 
-def _read_proof(fields: Fields, request: ProvenRequest, *, is_coming: bool = False) -> Proof:
+def _read_proof(fields: Fields, request: ProvenRequest, *, is_coming: bool = False) -> ValidationEvidence:
     """Read how the customer is to be validated, and note contradictions."""
     principal = current_principal.get()
     code = _read_code(fields, request.validation_code)
@@ -587,7 +589,7 @@ def _read_proof(fields: Fields, request: ProvenRequest, *, is_coming: bool = Fal
         fields.wrong("challenge_id", "must be empty without validation_code, unless it is of a missed call")
     if request.validation_type == redemption_pb2.VALIDATION_TYPE_INVALID and not request.skip_validation:
         fields.wrong("validation_type", "must not be INVALID unless skip_validation is true")
-    return Proof(
+    return ValidationEvidence(
         code=code,
         challenge_id=request.challenge_id,
         skips=request.skip_validation,
@@ -636,7 +638,7 @@ def _read_named(
     return fields.identifier(name, getattr(request, name), length_max=length_max)
 
 
-def _not_issued(error: PointbookError) -> Finding:
+def _not_issued(error: PointbookError) -> Violation:
     return finding(
         Reason.CODE_NOT_ISSUED,
         "The points may be redeemed, but the code could not be issued.",
@@ -644,7 +646,7 @@ def _not_issued(error: PointbookError) -> Finding:
     )
 
 
-def _write_answer(assessment: Assessment, violations: list[Finding]) -> redemption_pb2.ValidateRedemptionResponse:
+def _write_answer(assessment: Assessment, violations: list[Violation]) -> redemption_pb2.ValidateRedemptionResponse:
     response = redemption_pb2.ValidateRedemptionResponse(
         redeemable=not violations,
         status=_write_finding(violations[0] if violations else REDEEMABLE),
@@ -661,7 +663,7 @@ def _write_answer(assessment: Assessment, violations: list[Finding]) -> redempti
     return response
 
 
-def _write_finding(found: Finding) -> redemption_pb2.RedemptionStatus:
+def _write_finding(found: Violation) -> redemption_pb2.RedemptionStatus:
     return redemption_pb2.RedemptionStatus(
         code=found.code, reason=found.reason.value, message=found.message, metadata=found.metadata
     )

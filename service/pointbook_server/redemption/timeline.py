@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pointbook.v1 import points_pb2, redemption_pb2
 from pointbook_server.ledger.model import AccountKey
-from pointbook_server.redemption.assessment import Facts, own_sources
+from pointbook_server.redemption.assessment import RedemptionContext, own_sources
 from pointbook_server.redemption.messages import write_closing, write_event, write_refusal, write_reversal
 from pointbook_server.redemption.model import Redemption
 from pointbook_server.redemption.refusals import Refusals
@@ -77,7 +77,7 @@ class Timeline:
     async def page(
         self,
         merchant_id: str,
-        facts: Facts,
+        facts: RedemptionContext,
         write_redemption: Callable[[Redemption], redemption_pb2.Redemption],
         *,
         start_ms: int,

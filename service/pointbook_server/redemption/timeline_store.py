@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from pointbook_server.db.database import Database, Statement
 from pointbook_server.redemption import queries
-from pointbook_server.redemption.model import Closing, KeptReversal, Redemption
+from pointbook_server.redemption.model import Closing, Redemption, StoredReversal
 from pointbook_server.rpc.pagination import PageQuery
 
 
@@ -54,7 +54,7 @@ class TimelineStore:
             rows = await connection.fetch(LIST_REDEMPTIONS, _values(merchant_id, redeemers, query))
         return list(map(queries.read, rows))
 
-    async def reversals(self, merchant_id: str, redeemers: Iterable[str], query: PageQuery) -> list[KeptReversal]:
+    async def reversals(self, merchant_id: str, redeemers: Iterable[str], query: PageQuery) -> list[StoredReversal]:
         """Return a page of reversals."""
         async with self._database.autocommit() as connection:
             rows = await connection.fetch(LIST_REVERSALS, _values(merchant_id, redeemers, query))

@@ -13,23 +13,23 @@ from pointbook_server.ledger.model import Account, AccountKey, Expiry
 from pointbook_server.ledger.posting import Settlement
 from pointbook_server.programs.model import Program
 from pointbook_server.redemption import queries
-from pointbook_server.redemption.allocation import Draw, draws_of, event_ids_of
-from pointbook_server.redemption.assessment import Ask, Assessment, Facts, assess
+from pointbook_server.redemption.allocation import Allocation, allocate, event_ids_of
+from pointbook_server.redemption.assessment import Assessment, RedemptionContext, RedemptionRequest, assess
 from pointbook_server.redemption.bookings import Booking, lead_ms_of
 from pointbook_server.redemption.context_loader import (
-    FactsReader,
-    LedgerBook,
+    AccountRepository,
+    ContextLoader,
     OpenCustomers,
     OpenLedger,
     PoolChangedError,
     Programs,
 )
-from pointbook_server.redemption.customer_validation import Proof
+from pointbook_server.redemption.customer_validation import ValidationEvidence
 from pointbook_server.redemption.details import DetailsReader, RedemptionDetails
 from pointbook_server.redemption.model import (
     AccountHold,
     HoldState,
-    Order,
+    RedeemCommand,
     Redemption,
     RedemptionState,
     Reversal,
@@ -38,7 +38,7 @@ from pointbook_server.redemption.model import (
     redemption_not_found,
     reference_reused,
 )
-from pointbook_server.redemption.rules import finding, in_order, refusal
+from pointbook_server.redemption.rules import finding, sort_violations, to_error
 from pointbook_server.validation_codes.model import Challenge
 
 CHANGED_MEANWHILE = finding(
@@ -49,17 +49,17 @@ SWEEP_COUNT = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class PendingRedemption:
     """An order with the assessment that was made of it without locks, and the challenge of its right code or call."""
 
-    order: Order
+    order: RedeemCommand
     before: Assessment
-    proof: Proof
+    proof: ValidationEvidence
     challenge: Challenge | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class RedemptionFilter:
     """Which redemptions of a merchant to list; None keeps all."""
 
     redeemers: tuple[str, ...] | None
@@ -78,7 +78,7 @@ class Codes(Protocol):
         """Use a code, or a call, up in somebody's transaction; False where another call has, or where it ended."""
 
 
-class RedemptionsStore:
+class RedemptionTransactions:
     """Reads and writes redemptions, and what they hold of accounts."""
 
     def __init__(
@@ -93,17 +93,17 @@ class RedemptionsStore:
         self._codes = codes
         self._open_ledger = open_ledger
         self._open_customers = open_customers
-        self._facts = FactsReader(programs, open_customers)
+        self._facts = ContextLoader(programs, open_customers)
         self._details = DetailsReader(programs, open_customers, open_ledger)
 
-    async def assess(self, asks: Sequence[Ask], now_ms: int) -> list[Assessment]:
+    async def assess(self, asks: Sequence[RedemptionRequest], now_ms: int) -> list[Assessment]:
         """Check asks of one merchant, without locking anything."""
         async with self._database.autocommit() as connection:
             ledger = self._open_ledger(connection, asks[0].merchant_id)
             facts = await self._facts.read(connection, ledger, asks, now_ms)
         return [assess(ask, each) for ask, each in zip(asks, facts, strict=True)]
 
-    async def next_expiry(self, merchant_id: str, facts: Facts) -> Expiry | None:
+    async def next_expiry(self, merchant_id: str, facts: RedemptionContext) -> Expiry | None:
         """Read what expires soonest in the accounts that may be drawn on, all of them together."""
         keys = {source.key for source in facts.sources} & facts.accounts.keys()
         expiries = []
@@ -119,7 +119,7 @@ class RedemptionsStore:
         return Expiry(soonest_ms, sum(expiry.points for expiry in expiries if expiry.at_ms == soonest_ms))
 
     async def redeem(
-        self, merchant_id: str, wanted: Sequence[Wanted], clock: Clock
+        self, merchant_id: str, wanted: Sequence[PendingRedemption], clock: Clock
     ) -> list[Redemption | PointbookError]:
         """Redeem orders of one merchant in one transaction, in which everything is read again under locks.
 
@@ -171,7 +171,7 @@ class RedemptionsStore:
         return details
 
     async def redemptions(
-        self, merchant_id: str, wanted: Filter, now_ms: int, *, before: tuple[int, str] | None, limit: int
+        self, merchant_id: str, wanted: RedemptionFilter, now_ms: int, *, before: tuple[int, str] | None, limit: int
     ) -> list[RedemptionDetails]:
         """Return a page of a merchant's redemptions, the newest first, before one of them (time in ms, id)."""
         before_ms, before_id = before or (wanted.end_ms, "")
@@ -295,7 +295,7 @@ class RedemptionsStore:
 
     async def _locked(
         self, connection: Connection, merchant_id: str, redemption_id: str
-    ) -> tuple[Redemption, LedgerBook]:
+    ) -> tuple[Redemption, AccountRepository]:
         """Lock a redemption behind the accounts that it holds. Which these are never changes."""
         named = {"merchant_id": merchant_id, "redemption_id": redemption_id}
         row = await connection.fetch_one(queries.READ_BY_ID, named)
@@ -326,7 +326,7 @@ class _Redeeming:
     def __init__(
         self,
         connection: Connection,
-        ledger: LedgerBook,
+        ledger: AccountRepository,
         codes: Codes,
         accounts: Mapping[AccountKey, Account],
         stored: Iterable[Redemption],
@@ -340,7 +340,7 @@ class _Redeeming:
         self._spent: Counter[tuple[str, int]] = Counter()
         self._claimed: dict[str, _Claim] = {}
 
-    async def answer(self, wanted: Wanted, facts: Facts) -> Redemption | PointbookError:
+    async def answer(self, wanted: PendingRedemption, facts: RedemptionContext) -> Redemption | PointbookError:
         """Redeem an order, unless something speaks against it."""
         try:
             return await self._redeem(wanted, facts)
@@ -388,16 +388,16 @@ class _Redeeming:
                     self._accounts[held.key] = replace(account, holds=released(holds, now_ms))
         return {key for programs in lost.values() for key in programs}
 
-    async def _redeem(self, wanted: Wanted, facts: Facts) -> Redemption:
+    async def _redeem(self, wanted: PendingRedemption, facts: RedemptionContext) -> Redemption:
         order = wanted.order
         assessment = assess(order.ask, self._as_it_stands(facts))
         if order.reference in self._stored:
             return order.checked(self._stored[order.reference], assessment)
         if order.content(assessment) != order.content(wanted.before) or not facts.one_group:
             # The locks, and the code, are for what was asked for before.
-            raise refusal([CHANGED_MEANWHILE])
-        if violations := in_order([*assessment.violations, *wanted.proof.findings(assessment)]):
-            raise refusal(violations)
+            raise to_error([CHANGED_MEANWHILE])
+        if violations := sort_violations([*assessment.violations, *wanted.proof.findings(assessment)]):
+            raise to_error(violations)
         booking = assessment.booking
         draws = await self._draws(assessment) if booking is None else booking.draws
         await self._consume(wanted, facts.now_ms)
@@ -415,29 +415,29 @@ class _Redeeming:
             self._accounts[held.key] = replace(account, holds=holds)
         return redemption
 
-    async def _consume(self, wanted: Wanted, now_ms: int) -> None:
+    async def _consume(self, wanted: PendingRedemption, now_ms: int) -> None:
         """Use the code up. It may have been used, or have ended, since it was compared."""
         challenge, proof = wanted.challenge, wanted.proof
         if challenge is None:
             return
         if not await self._codes.consume(self._connection, challenge, proof.actor, now_ms):
-            raise refusal([proof.wrong])
+            raise to_error([proof.wrong])
 
-    def _as_it_stands(self, facts: Facts) -> Facts:
+    def _as_it_stands(self, facts: RedemptionContext) -> RedemptionContext:
         """Return the facts with what was redeemed a moment ago, and without the bookings claimed by that."""
         program_id = 0 if facts.program is None else facts.program.program_id
         spent = sum(self._spent[name, program_id] for name in facts.redeemers)
         bookings = tuple(booking for booking in facts.bookings if booking.event_id not in self._claimed)
         return replace(facts, accounts=self._accounts, usage=facts.usage.after(spent), bookings=bookings)
 
-    async def _draws(self, assessment: Assessment) -> list[Draw]:
+    async def _draws(self, assessment: Assessment) -> list[Allocation]:
         points, now_ms = assessment.points, assessment.facts.now_ms
         keys = [source.key for source in assessment.facts.sources if source.key in self._accounts]
         for key in keys:
             self._accounts[key] = await self._ledger.complete(key, self._accounts[key], now_ms, points=points)
         event_ids = event_ids_of(self._accounts[key] for key in keys) if len(keys) > 1 else []
         made_at_ms = await self._ledger.made_at_ms(event_ids) if event_ids else {}
-        return draws_of(points, assessment.facts.sources, self._accounts, made_at_ms, now_ms)
+        return allocate(points, assessment.facts.sources, self._accounts, made_at_ms, now_ms)
 
     def _note(self, redemption: Redemption) -> None:
         """Make a redemption visible to the orders that follow."""
@@ -462,7 +462,7 @@ def _opened_at_ms(hold: Hold) -> int:
     return hold.opened_at_ms
 
 
-def _reduced(ledger: LedgerBook, redemption: Redemption) -> dict[AccountKey, tuple[Hold, ...]]:
+def _reduced(ledger: AccountRepository, redemption: Redemption) -> dict[AccountKey, tuple[Hold, ...]]:
     """Tell the holds of the accounts of a redemption that was reversed."""
     points = {hold.key: hold.points for hold in redemption.holds}
     return {

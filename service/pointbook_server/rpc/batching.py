@@ -1,8 +1,4 @@
-"""Calls that wait at the same time share a transaction: the next batch leaves when the previous one has returned.
-
-There is no timer, so that a call at an idle server waits for nobody. What a batch is, and what is done with it, is
-the business of whoever owns the line.
-"""
+"""Batches of concurrent calls that share one transaction."""
 
 import asyncio
 from collections import deque
@@ -16,12 +12,12 @@ from pointbook_server.errors import PointbookError, Reason
 RETRY_AFTER_SECONDS = 0.5
 
 QUIET_TURNS = 2
-"""A batch leaves once so many turns of the loop, one after the other, have brought no item that joins it.
+"""A batch leaves after this many consecutive turns of the event loop without a new item.
 
-Callers come in steps, since their requests are read after they were admitted: one quiet turn is often a gap.
+Requests are read in several steps after their calls were admitted, so a single quiet turn is often just a gap.
 """
 TURNS_MAX = 16
-"""How many turns of the loop a batch waits at most."""
+"""The most turns of the event loop that a batch waits for more items."""
 
 K = TypeVar("K")
 I = TypeVar("I")  # noqa: E741 - an item
@@ -29,20 +25,23 @@ R = TypeVar("R")
 
 
 @dataclass(slots=True)
-class _Waiting(Generic[I, R]):
+class _QueuedItem(Generic[I, R]):
     item: I
-    answer: "asyncio.Future[R | PointbookError]"
+    result: "asyncio.Future[R | PointbookError]"
     call: object
-    """The same for all items that were put together."""
+    """The same object for all items that were submitted together."""
 
 
-class Line(Generic[K, I, R]):
-    """A bounded waiting line. A batch holds the items of one key, which have their turns.
+class Batcher(Generic[K, I, R]):
+    """A bounded queue whose items are sent in batches, each with the items of one key.
 
-    `send` answers each item of a batch with a result or with an error of its own; where it raises, all of them get
-    that error, and so do the items behind them that were put together with the last: none is sent where one before it
-    was not. Of each key one batch is on its way at a time, so that its items keep their order, and of all keys `lanes`
-    batches.
+    The next batch of a key leaves when the previous one has returned. There is no timer, so a call to an idle server
+    does not wait. At most one batch of each key is in flight, so its items keep their order, and at most
+    `max_concurrent_batches` of all keys.
+
+    `send` returns a result or an error for each item of a batch. If it raises PointbookError, every item of the batch
+    gets that error, and so do the queued items that were submitted together with the last one: an item is never sent
+    after an earlier item of the same call was not.
     """
 
     def __init__(
@@ -51,108 +50,108 @@ class Line(Generic[K, I, R]):
         *,
         batch_max: int,
         waiting_max: int,
-        lanes: int,
+        max_concurrent_batches: int,
     ) -> None:
         self._send = send
         self._batch_max = batch_max
         self._waiting_max = waiting_max
-        self._lanes_max = lanes
-        self._lines: dict[K, deque[_Waiting[I, R]]] = {}
+        self._max_concurrent_batches = max_concurrent_batches
+        self._queues: dict[K, deque[_QueuedItem[I, R]]] = {}
         self._count = 0
-        self._on_the_way: set[K] = set()
-        self._lanes: set[asyncio.Task[None]] = set()
+        self._keys_in_flight: set[K] = set()
+        self._workers: set[asyncio.Task[None]] = set()
 
-    def admit(self, count: int) -> None:
-        """Raise QUEUE_FULL where so many more items do not fit: a call is taken wholly or not at all."""
+    def check_capacity(self, count: int) -> None:
+        """Raise QUEUE_FULL if `count` more items do not fit; a call is accepted as a whole or refused."""
         if self._count + count > self._waiting_max:
             raise PointbookError(
-                Reason.QUEUE_FULL, "Too many calls wait; retry.", retry_after_seconds=RETRY_AFTER_SECONDS
+                Reason.QUEUE_FULL, "Too many calls are waiting; retry.", retry_after_seconds=RETRY_AFTER_SECONDS
             )
 
-    def put(self, key: K, items: Sequence[I]) -> "list[asyncio.Future[R | PointbookError]]":
-        """Let items wait for their batch, and return their answers to be. Whoever stops waiting cancels them."""
+    def submit(self, key: K, items: Sequence[I]) -> "list[asyncio.Future[R | PointbookError]]":
+        """Queue items, and return a future for each. Cancel a future to drop its item from the queue."""
         loop = asyncio.get_running_loop()
         call = object()
-        waiting: list[_Waiting[I, R]] = [_Waiting(item, loop.create_future(), call) for item in items]
-        self._lines.setdefault(key, deque()).extend(waiting)
+        queued: list[_QueuedItem[I, R]] = [_QueuedItem(item, loop.create_future(), call) for item in items]
+        self._queues.setdefault(key, deque()).extend(queued)
         self._count += len(items)
-        if key not in self._on_the_way:
-            # Otherwise the lane that its batch is on comes back for these.
-            self._open_lane()
-        return [item.answer for item in waiting]
+        if key not in self._keys_in_flight:
+            # Otherwise the worker that sends this key's batch picks these items up next.
+            self._start_worker()
+        return [item.result for item in queued]
 
     async def drain(self) -> None:
-        """Wait until nothing is on its way."""
-        while self._lanes:
-            await asyncio.wait(self._lanes)
+        """Wait until no batch is in flight."""
+        while self._workers:
+            await asyncio.wait(self._workers)
 
-    def _open_lane(self) -> None:
-        """Open one more lane, if there may be one: where it finds nothing to do it ends."""
-        if len(self._lanes) < self._lanes_max:
-            # A lane serves many calls, so that it must not log under the name of one.
-            lane = asyncio.get_running_loop().create_task(self._work(), context=Context())
-            self._lanes.add(lane)
+    def _start_worker(self) -> None:
+        """Start one more worker unless the limit is reached; a worker without work ends at once."""
+        if len(self._workers) < self._max_concurrent_batches:
+            # A worker serves many calls, so its log lines must not carry the context of one of them.
+            worker = asyncio.get_running_loop().create_task(self._work(), context=Context())
+            self._workers.add(worker)
 
     async def _work(self) -> None:
-        """Send batch after batch, as long as anything waits that is not on another lane."""
+        """Send batches until every queued key is in flight with another worker."""
         try:
-            while (key := next((key for key in self._lines if key not in self._on_the_way), None)) is not None:
-                self._on_the_way.add(key)
+            while (key := next((key for key in self._queues if key not in self._keys_in_flight), None)) is not None:
+                self._keys_in_flight.add(key)
                 try:
-                    await self._let_join(key)
-                    if batch := self._take(key):
-                        await self._answer(key, batch)
+                    await self._wait_for_more(key)
+                    if batch := self._pop_batch(key):
+                        await self._send_batch(key, batch)
                 finally:
-                    self._on_the_way.discard(key)
+                    self._keys_in_flight.discard(key)
         finally:
-            # At once, and not when the loop comes to it: whoever puts something in between must get a lane.
-            self._lanes.difference_update({asyncio.current_task()})
+            # Removed here and not by a callback: an item submitted before the callback runs would get no worker.
+            self._workers.difference_update({asyncio.current_task()})
 
-    async def _let_join(self, key: K) -> None:
-        """Let whoever is about to be put in line at this very moment come along: larger batches cost less."""
+    async def _wait_for_more(self, key: K) -> None:
+        """Yield to the loop so that concurrent calls can join this batch: larger batches cost less per item."""
         count = quiet_turns = 0
         for _ in range(TURNS_MAX):
-            quiet_turns = quiet_turns + 1 if len(self._lines[key]) == count else 0
+            quiet_turns = quiet_turns + 1 if len(self._queues[key]) == count else 0
             if quiet_turns == QUIET_TURNS:
                 return
-            count = len(self._lines[key])
+            count = len(self._queues[key])
             await asyncio.sleep(0)
 
-    def _take(self, key: K) -> list[_Waiting[I, R]]:
-        """Take the next batch of a key, without those that nobody waits for any more; the rest waits for its turn."""
-        line = self._lines.pop(key)
-        taken = [line.popleft() for _ in range(min(len(line), self._batch_max))]
-        if line:
-            self._lines[key] = line
-        self._count -= len(taken)
-        return [waiting for waiting in taken if not waiting.answer.cancelled()]
+    def _pop_batch(self, key: K) -> list[_QueuedItem[I, R]]:
+        """Remove and return the next batch of a key, without cancelled items."""
+        queue = self._queues.pop(key)
+        popped = [queue.popleft() for _ in range(min(len(queue), self._batch_max))]
+        if queue:
+            self._queues[key] = queue  # at the end: other keys come first
+        self._count -= len(popped)
+        return [queued for queued in popped if not queued.result.cancelled()]
 
     def _fail_rest(self, key: K, call: object, error: PointbookError) -> None:
-        """Answer what is left of a call whose earlier items got an error, all of it the same."""
-        line = self._lines.get(key)
-        while line and line[0].call is call:
-            waiting = line.popleft()
+        """Fail the queued items of a call whose earlier items failed, with the same error."""
+        queue = self._queues.get(key)
+        while queue and queue[0].call is call:
+            queued = queue.popleft()
             self._count -= 1
-            if not waiting.answer.done():
-                waiting.answer.set_result(error)
-        if line is not None and not line:
-            del self._lines[key]
+            if not queued.result.done():
+                queued.result.set_result(error)
+        if queue is not None and not queue:
+            del self._queues[key]
 
-    async def _answer(self, key: K, batch: list[_Waiting[I, R]]) -> None:
+    async def _send_batch(self, key: K, batch: list[_QueuedItem[I, R]]) -> None:
         try:
-            answers = await self._send(key, [waiting.item for waiting in batch])
+            results = await self._send(key, [queued.item for queued in batch])
         except PointbookError as error:
-            answers = [error] * len(batch)
+            results = [error] * len(batch)
             self._fail_rest(key, batch[-1].call, error)
-        except Exception as error:  # noqa: BLE001 - it is raised again where the answer is awaited
+        except Exception as error:  # noqa: BLE001 - raised again where the result is awaited
             if len(batch) == 1:
-                if not batch[0].answer.done():
-                    batch[0].answer.set_exception(error)
+                if not batch[0].result.done():
+                    batch[0].result.set_exception(error)
                 return
-            # A defect that one item meets must not become its neighbours'.
-            for waiting in batch:
-                await self._answer(key, [waiting])
+            # Send the items one by one: a defect that one item hits must not fail the others.
+            for queued in batch:
+                await self._send_batch(key, [queued])
             return
-        for waiting, answer in zip(batch, answers, strict=True):
-            if not waiting.answer.done():
-                waiting.answer.set_result(answer)
+        for queued, result in zip(batch, results, strict=True):
+            if not queued.result.done():
+                queued.result.set_result(result)

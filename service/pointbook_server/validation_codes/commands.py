@@ -13,12 +13,12 @@ from pointbook_server.programs.model import Channel
 from pointbook_server.validation_codes.model import (
     ATTEMPTS_MAX,
     Challenge,
+    ChallengeState,
     Delivery,
     Family,
-    Keys,
+    KeyRing,
     Purpose,
     Route,
-    State,
     delivery_failed,
     new_challenge_id,
     send_limit_reached,
@@ -31,7 +31,7 @@ from pointbook_server.validation_codes.rate_limits import (
     SENDS_TO_DESTINATION,
     WRONG_GUESSES_OF_CUSTOMER,
     Limit,
-    Tally,
+    SlidingWindowCounter,
 )
 
 MERCHANT_SENDS = "sends"
@@ -70,7 +70,7 @@ COMPARED = {Verdict.RIGHT, Verdict.WRONG, Verdict.OTHER_CHALLENGE}
 """Guesses that the audit keeps one by one: wrong ones are limited, and right ones need the code."""
 
 
-class Told(NamedTuple):
+class AuditRecord(NamedTuple):
     """A line of the audit: who did what, for whom and what for, and how it ended. It holds no code and no contact.
 
     Lines that may be repeated without limit name a `period`: in it those of one action, outcome, customer, challenge
@@ -90,24 +90,24 @@ class Told(NamedTuple):
 
 
 @dataclass
-class Board:
+class LockedState:
     """What was locked for some steps, and what they make of it."""
 
     now_ms: int
     live: dict[tuple[str, Family], Challenge]
     """By customer and family."""
-    tallies: dict[str, Tally]
+    tallies: dict[str, SlidingWindowCounter]
     challenges: dict[str, Challenge] = field(default_factory=dict)
     """Those that are to be written, in their last state."""
     opened: set[str] = field(default_factory=set)
     counted: set[str] = field(default_factory=set)
-    audit: list[Told] = field(default_factory=list)
+    audit: list[AuditRecord] = field(default_factory=list)
 
     def open(self, challenge: Challenge) -> None:
         """Put a new challenge in place of the customer's live one of its family."""
         live = self.live.get((challenge.purpose.customer, challenge.family))
         if live is not None:
-            self.challenges[live.challenge_id] = replace(live, state=State.REPLACED)
+            self.challenges[live.challenge_id] = replace(live, state=ChallengeState.REPLACED)
         self.opened.add(challenge.challenge_id)
         self.put(challenge)
 
@@ -116,7 +116,7 @@ class Board:
         self.challenges[challenge.challenge_id] = challenge
         self.live[challenge.purpose.customer, challenge.family] = challenge
 
-    def count(self, subject: str, tally: Tally) -> None:
+    def count(self, subject: str, tally: SlidingWindowCounter) -> None:
         """Change a count."""
         self.tallies[subject] = tally
         self.counted.add(subject)
@@ -134,10 +134,10 @@ class Board:
         """Write a line of the audit."""
         challenge_id, channel = ("", "") if challenge is None else (challenge.challenge_id, challenge.channel.value)
         about = (purpose.customer, challenge_id, purpose.program_id, purpose.points, channel)
-        self.audit.append(Told(action, outcome, *about, actor, period=period))
+        self.audit.append(AuditRecord(action, outcome, *about, actor, period=period))
 
 
-class Step(Protocol[T_co]):
+class Command(Protocol[T_co]):
     """What a call does to one customer's live challenges."""
 
     @property
@@ -148,33 +148,33 @@ class Step(Protocol[T_co]):
     def subjects(self) -> tuple[str, ...]:
         """Which counts to lock."""
 
-    def run(self, board: Board) -> T_co:
+    def run(self, board: LockedState) -> T_co:
         """Do it."""
 
 
-class Sends(NamedTuple):
+class SendCounter(NamedTuple):
     """Where the messages to a destination are counted: under its digest by every key, of which the first signs."""
 
     subjects: tuple[str, ...]
 
     @classmethod
-    def to(cls, keys: Keys, merchant_id: str, destination: str) -> "Sends":
+    def to(cls, keys: KeyRing, merchant_id: str, destination: str) -> "SendCounter":
         """Name the counts of a destination; what goes nowhere, as to a console, is counted for the merchant alone."""
         digests = keys.destination_digests(merchant_id, destination) if destination else []
         return cls(tuple(f"sends {digest.hex()}" for digest in digests))
 
-    def check(self, board: Board, merchant_max: int) -> None:
+    def check(self, board: LockedState, merchant_max: int) -> None:
         """Raise SEND_LIMIT_REACHED where one more message would be too many."""
         counts = sorted(count for subject in self.subjects for count in board.tallies[subject].counts)
         for name, tally, limits in (
-            ("destination", Tally(tuple(counts)), SENDS_TO_DESTINATION),
+            ("destination", SlidingWindowCounter(tuple(counts)), SENDS_TO_DESTINATION),
             ("merchant", board.tallies[MERCHANT_SENDS], (Limit(merchant_max, MERCHANT_WINDOW_MS),)),
         ):
             wait_ms = tally.free_at_ms(limits, board.now_ms) - board.now_ms
             if wait_ms > 0:
                 raise send_limit_reached(name, wait_ms / 1_000)
 
-    def add(self, board: Board) -> None:
+    def add(self, board: LockedState) -> None:
         """Count one more message."""
         for subject in self.subjects[:1]:
             board.count(subject, board.tallies[subject].after(board.now_ms))
@@ -183,7 +183,7 @@ class Sends(NamedTuple):
         )
         board.count(MERCHANT_SENDS, tally)
 
-    def take_back(self, board: Board, sent_at_ms: int) -> None:
+    def take_back(self, board: LockedState, sent_at_ms: int) -> None:
         """Take one back that was never sent."""
         for subject in self.subjects[:1]:
             board.count(subject, board.tallies[subject].without(sent_at_ms))
@@ -210,8 +210,8 @@ class Issue:
 
     purpose: Purpose
     route: Route
-    keys: Keys
-    sends: Sends
+    keys: KeyRing
+    sends: SendCounter
     make: Callable[[str, int], Challenge]
     merchant_max: int
     actor: str
@@ -228,7 +228,7 @@ class Issue:
             return (missed_calls_of(self.customer),)
         return (*self.sends.subjects, MERCHANT_SENDS)
 
-    def run(self, board: Board) -> Claim:
+    def run(self, board: LockedState) -> Claim:
         """Claim the challenge. Raises DELIVERY_FAILED until the end of an uncertain cooldown, SEND_LIMIT_REACHED."""
         live = board.live.get((self.customer, Family.of(self.route.channel)))
         period = day_of(board.now_ms)
@@ -241,7 +241,7 @@ class Issue:
         board.tell(Action.ISSUE, outcome, self.purpose, self.actor, claim.challenge, period=period)
         return claim
 
-    def _claim(self, board: Board, live: Challenge | None) -> tuple[Claim, str]:
+    def _claim(self, board: LockedState, live: Challenge | None) -> tuple[Claim, str]:
         """Claim the challenge, and tell the audit what became of that."""
         is_call = self.route.channel is Channel.MISSED_CALL
         same = live if live and live.is_for(self.purpose, self.route, self.keys, board.now_ms) else None
@@ -263,7 +263,7 @@ class Issue:
         return Claim(fresh, is_fresh=not is_call), "RENEWED"
 
 
-def _count_missed_call(board: Board, customer: str) -> None:
+def _count_missed_call(board: LockedState, customer: str) -> None:
     """Count one more challenge for a missed call. Raises SEND_LIMIT_REACHED where it is one too many."""
     subject = missed_calls_of(customer)
     tally = board.tallies[subject]
@@ -278,7 +278,7 @@ class Deliver:
     """Keep what became of a code's message, unless a newer code was sent meanwhile."""
 
     challenge: Challenge
-    sends: Sends
+    sends: SendCounter
     delivery: Delivery
     actor: str
 
@@ -292,7 +292,7 @@ class Deliver:
         """Which counts to lock: what was definitely not sent counts for nothing."""
         return (*self.sends.subjects, MERCHANT_SENDS) if self.delivery is Delivery.FAILED else ()
 
-    def run(self, board: Board) -> None:
+    def run(self, board: LockedState) -> None:
         """Keep it. After a definite failure there is no cooldown."""
         live = board.live.get((self.customer, self.challenge.family))
         has_failed = self.delivery is Delivery.FAILED
@@ -322,7 +322,7 @@ class Refuse:
         """Which counts to lock: none."""
         return ()
 
-    def run(self, board: Board) -> None:
+    def run(self, board: LockedState) -> None:
         """Tell it."""
         board.tell(Action.ISSUE, self.outcome, self.purpose, self.actor, None, period=day_of(board.now_ms))
 
@@ -345,7 +345,7 @@ class Guess:
 
     purpose: Purpose
     challenge_id: str
-    keys: Keys
+    keys: KeyRing
     is_right: Callable[[Challenge], bool]
     actor: str
 
@@ -359,7 +359,7 @@ class Guess:
         """Which counts to lock."""
         return wrong_guesses_of(self.customer)
 
-    def run(self, board: Board) -> Answer:
+    def run(self, board: LockedState) -> Answer:
         """Judge the guess, and count it where it is wrong."""
         live = board.live.get((self.customer, Family.CODE))
         verdict = Verdict.NO_CHALLENGE if live is None else self._judge(board, live)
@@ -367,14 +367,14 @@ class Guess:
         board.tell(Action.GUESS, verdict.value, self.purpose, self.actor, live, period=period)
         return Answer(verdict, live)
 
-    def _period(self, board: Board, verdict: Verdict) -> str:
+    def _period(self, board: LockedState, verdict: Verdict) -> str:
         """Name the period in which guesses that are not compared are counted together; a lock begins another one."""
         day = day_of(board.now_ms)
         if verdict is not Verdict.LOCKED:
             return day
         return f"{day} {max(board.tallies[subject].last_at_ms for subject in self.subjects)}"
 
-    def _judge(self, board: Board, live: Challenge) -> Verdict:
+    def _judge(self, board: LockedState, live: Challenge) -> Verdict:
         names_it = self.challenge_id == live.challenge_id
         subject = wrong_guesses_of(self.customer)[0 if names_it else 1]
         attempts = live.attempts if names_it else live.unnamed_attempts
@@ -399,7 +399,7 @@ class Reset:
     """Forget a customer's wrong guesses, and the messages to their contacts."""
 
     customer: str
-    sends: tuple[Sends, ...]
+    sends: tuple[SendCounter, ...]
     actor: str
     reason: str
 
@@ -409,7 +409,7 @@ class Reset:
         sends = (subject for sends in self.sends for subject in sends.subjects)
         return (*wrong_guesses_of(self.customer), missed_calls_of(self.customer), *sends)
 
-    def run(self, board: Board) -> None:
+    def run(self, board: LockedState) -> None:
         """Forget them."""
         for subject in self.subjects:
             board.count(subject, board.tallies[subject]._replace(counts=()))
@@ -418,7 +418,7 @@ class Reset:
             board.put(replace(live, attempts=0, unnamed_attempts=0))
             told = told_of(Action.RESET, "DONE", live, self.actor)
         else:
-            told = Told(Action.RESET, "DONE", self.customer, "", 0, 0, "", self.actor)
+            told = AuditRecord(Action.RESET, "DONE", self.customer, "", 0, 0, "", self.actor)
         board.audit.append(told._replace(reason=self.reason))
 
 
@@ -437,15 +437,15 @@ def day_of(now_ms: int) -> str:
     return f"day {now_ms // DAY_MS}"
 
 
-def subjects_of(steps: Iterable[Step[object]]) -> list[str]:
+def subjects_of(steps: Iterable[Command[object]]) -> list[str]:
     """Name all counts that some steps want locked, in the order that everybody keeps to."""
     return sorted({subject for step in steps for subject in step.subjects})
 
 
-def told_of(action: Action, outcome: str, challenge: Challenge, actor: str) -> Told:
+def told_of(action: Action, outcome: str, challenge: Challenge, actor: str) -> AuditRecord:
     """Write a line of the audit about a challenge."""
     purpose, channel = challenge.purpose, challenge.channel.value
-    return Told(
+    return AuditRecord(
         action,
         outcome,
         purpose.customer,

@@ -46,7 +46,7 @@ class Delivery(StrEnum):
     UNCERTAIN = "UNCERTAIN"
 
 
-class State(StrEnum):
+class ChallengeState(StrEnum):
     """Whether a challenge waits for its code, or why it does not any more."""
 
     LIVE = "LIVE"
@@ -80,7 +80,7 @@ class Purpose:
 
 
 @dataclass(frozen=True, slots=True)
-class Proving:
+class ChallengeSubject:
     """Who must prove that it is them and what for, and who asks: the id of a token."""
 
     purpose: Purpose
@@ -129,14 +129,14 @@ class Challenge:
     unnamed_attempts: int = 0
     called_number: str = ""
     confirmed_at_ms: int | None = None
-    state: State = State.LIVE
+    state: ChallengeState = ChallengeState.LIVE
 
     @property
     def family(self) -> Family:
         """Which live challenges this one replaces."""
         return Family.of(self.channel)
 
-    def is_for(self, purpose: Purpose, route: Route, keys: "Keys", now_ms: int) -> bool:
+    def is_for(self, purpose: Purpose, route: Route, keys: "KeyRing", now_ms: int) -> bool:
         """Tell whether this challenge is the one for the same purpose and route, within its life."""
         return (
             self.purpose == purpose
@@ -230,7 +230,7 @@ def _is_separator(character: str) -> bool:
     return character.isspace() or character in OTHER_DASHES or unicodedata.category(character) == "Pd"
 
 
-class Keys:
+class KeyRing:
     """The keys that sign codes, by their ids: the first signs, all verify."""
 
     def __init__(self, keys: Mapping[str, bytes]) -> None:
@@ -281,7 +281,7 @@ def _digest(key: bytes, *parts: str) -> bytes:
 
 
 def new_challenge(
-    proving: Proving, route: Route, keys: Keys, *, key_id: str, challenge_id: str, code: str, now_ms: int
+    proving: ChallengeSubject, route: Route, keys: KeyRing, *, key_id: str, challenge_id: str, code: str, now_ms: int
 ) -> Challenge:
     """Make a challenge that waits for a code, or for a missed call, which no code can stand in for."""
     purpose, validation = proving.purpose, proving.program.validation

@@ -11,8 +11,8 @@ from sqlalchemy import text
 
 from pointbook_server.db.database import Row, Statement
 from pointbook_server.programs.model import Channel
-from pointbook_server.validation_codes.model import Challenge, Delivery, Purpose, State
-from pointbook_server.validation_codes.rate_limits import Tally
+from pointbook_server.validation_codes.model import Challenge, ChallengeState, Delivery, Purpose
+from pointbook_server.validation_codes.rate_limits import SlidingWindowCounter
 
 COLUMNS = {
     "challenge_id": "text",
@@ -260,15 +260,15 @@ def read_challenge(row: Row) -> Challenge:
         unnamed_attempts=row.unnamed_attempts,
         called_number=row.called_number,
         confirmed_at_ms=row.confirmed_at_ms,
-        state=State(row.state),
+        state=ChallengeState(row.state),
     )
 
 
-def write_tally(tally: Tally) -> str:
+def write_tally(tally: SlidingWindowCounter) -> str:
     """Write the counts of a tally."""
     return json.dumps(tally.counts)
 
 
-def read_tally(row: Row) -> Tally:
+def read_tally(row: Row) -> SlidingWindowCounter:
     """Read a row of validation_tallies."""
-    return Tally(tuple((at_ms, count) for at_ms, count in json.loads(row.counts)), row.revision)
+    return SlidingWindowCounter(tuple((at_ms, count) for at_ms, count in json.loads(row.counts)), row.revision)

@@ -27,7 +27,7 @@ LONGEST_WINDOW_MS = DAY_MS
 """How long anything is counted."""
 
 
-class Tally(NamedTuple):
+class SlidingWindowCounter(NamedTuple):
     """When something happened, and how often: the oldest first. Source: validation-codes.md, attempts and send limits.
 
     `revision` counts the times that it was written; 0 is one that is not kept yet.
@@ -45,14 +45,14 @@ class Tally(NamedTuple):
         """Tell from when it may happen once more: now, or when enough has left every window that is full."""
         return max((self._free_at_ms(limit, now_ms) for limit in limits), default=now_ms)
 
-    def after(self, now_ms: int, *, window_ms: int = LONGEST_WINDOW_MS, grain_ms: int = 1) -> "Tally":
+    def after(self, now_ms: int, *, window_ms: int = LONGEST_WINDOW_MS, grain_ms: int = 1) -> "SlidingWindowCounter":
         """Tell it after one more time, without what the longest of its windows does not reach."""
         at_ms = -(-now_ms // grain_ms) * grain_ms
         counts = {at: count for at, count in self.counts if at > now_ms - window_ms}
         counts[at_ms] = counts.get(at_ms, 0) + 1
         return self._replace(counts=tuple(sorted(counts.items())))
 
-    def without(self, at_ms: int, *, grain_ms: int = 1) -> "Tally":
+    def without(self, at_ms: int, *, grain_ms: int = 1) -> "SlidingWindowCounter":
         """Tell it as if one of that time had not happened."""
         at_ms = -(-at_ms // grain_ms) * grain_ms
         counts = {at: count - (at == at_ms) for at, count in self.counts}

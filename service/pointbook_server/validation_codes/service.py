@@ -15,28 +15,28 @@ from pointbook_server.errors import PointbookError
 from pointbook_server.maintenance import merchant_by_merchant
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Channel
-from pointbook_server.rpc.batching import Line
+from pointbook_server.rpc.batching import Batcher
 from pointbook_server.rpc.pagination import PageQuery
 from pointbook_server.validation_codes.commands import (
     Answer,
+    Command,
     Deliver,
     Guess,
     Issue,
     Refuse,
     Reset,
-    Sends,
-    Step,
+    SendCounter,
     Verdict,
 )
 from pointbook_server.validation_codes.model import (
     DELIVERY_MS_MAX,
     Challenge,
+    ChallengeSubject,
     Delivery,
     Family,
     Issued,
-    Keys,
+    KeyRing,
     MissedCall,
-    Proving,
     Route,
     ValidationEvent,
     choose_route,
@@ -47,7 +47,7 @@ from pointbook_server.validation_codes.model import (
     new_code,
     route_to,
 )
-from pointbook_server.validation_codes.transactions import ValidationCodesStore
+from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
 
 DELIVERY_TIMEOUT_SECONDS = DELIVERY_MS_MAX / 1_000
 STEPS_IN_BATCH_MAX = 100
@@ -75,8 +75,8 @@ class ValidationCodes:
 
     def __init__(
         self,
-        store: ValidationCodesStore,
-        keys: Keys,
+        store: ValidationCodeTransactions,
+        keys: KeyRing,
         senders: Mapping[Channel, Sender],
         clock: Clock,
         *,
@@ -90,11 +90,11 @@ class ValidationCodes:
         self._metrics = metrics
         self._rules = rules
         self._issuing: set[asyncio.Task[Issued]] = set()
-        self._line: Line[str, Step[Any], Any] = Line(
-            self._run, batch_max=STEPS_IN_BATCH_MAX, waiting_max=STEPS_WAITING_MAX, lanes=LANES
+        self._batcher: Batcher[str, Command[Any], Any] = Batcher(
+            self._run, batch_max=STEPS_IN_BATCH_MAX, waiting_max=STEPS_WAITING_MAX, max_concurrent_batches=LANES
         )
 
-    async def issue(self, proving: Proving, channel: Channel | None) -> Issued:
+    async def issue(self, proving: ChallengeSubject, channel: Channel | None) -> Issued:
         """Send a code, unless the one that was sent lately still holds; or open a challenge for a missed call.
 
         The challenge commits before the provider is called, and no transaction is open while it is. Raises
@@ -112,7 +112,9 @@ class ValidationCodes:
         self._metrics.issues.labels(issued.route.channel.value, "SENT" if issued.sent else "HELD").inc()
         return issued
 
-    async def check(self, proving: Proving, channel: Channel | None, challenge_id: str, code: str) -> Challenge | None:
+    async def check(
+        self, proving: ChallengeSubject, channel: Channel | None, challenge_id: str, code: str
+    ) -> Challenge | None:
         """Compare a code, and return its challenge where it is right, which is not used up by that.
 
         No channel means whichever the code went by. A wrong guess is counted before it is answered. Raises
@@ -131,7 +133,7 @@ class ValidationCodes:
             raise key_unknown()
         return answer.challenge if answer.verdict is Verdict.RIGHT else None
 
-    async def seen_call(self, proving: Proving, challenge_id: str) -> Challenge | None:
+    async def seen_call(self, proving: ChallengeSubject, challenge_id: str) -> Challenge | None:
         """Return a challenge whose missed call was seen; None where it was not, or is for something else."""
         purpose, now_ms = proving.purpose, self._clock()
         live = await self._store.live(purpose.merchant_id, purpose.customer, Family.MISSED_CALL)
@@ -150,7 +152,7 @@ class ValidationCodes:
     async def reset(self, merchant_id: str, name: str, customer: Customer | None, actor: str, reason: str) -> None:
         """Forget a customer's wrong guesses, and the messages to their contacts, so that codes work again."""
         contacts = {route_to(customer, channel).bound_to for channel in Channel} - {""}
-        sends = tuple(Sends.to(self._keys, merchant_id, contact) for contact in sorted(contacts))
+        sends = tuple(SendCounter.to(self._keys, merchant_id, contact) for contact in sorted(contacts))
         await self._do(merchant_id, Reset(name, sends, actor, reason))
 
     async def events(
@@ -170,9 +172,9 @@ class ValidationCodes:
         """Wait until nothing is being delivered or written any more."""
         while self._issuing:
             await asyncio.wait(self._issuing)
-        await self._line.drain()
+        await self._batcher.drain()
 
-    async def _issue(self, proving: Proving, channel: Channel | None) -> Issued:
+    async def _issue(self, proving: ChallengeSubject, channel: Channel | None) -> Issued:
         purpose, program, key_id = proving.purpose, proving.program, self._keys.signing_id
         try:
             route = self._route(proving, channel)
@@ -186,7 +188,7 @@ class ValidationCodes:
                 proving, route, self._keys, key_id=key_id, challenge_id=challenge_id, code=code, now_ms=now_ms
             )
 
-        sends = Sends.to(self._keys, purpose.merchant_id, route.bound_to)
+        sends = SendCounter.to(self._keys, purpose.merchant_id, route.bound_to)
         step = Issue(purpose, route, self._keys, sends, make, self._rules.merchant_sends_max, proving.actor)
         claim = await self._do(purpose.merchant_id, step)
         if claim.is_fresh:
@@ -195,7 +197,7 @@ class ValidationCodes:
             _check_delivered(delivery, claim.challenge, self._clock())
         return Issued(claim.challenge, route, sent=claim.is_fresh)
 
-    def _route(self, proving: Proving, channel: Channel | None) -> Route:
+    def _route(self, proving: ChallengeSubject, channel: Channel | None) -> Route:
         return choose_route(
             proving.program,
             proving.customer,
@@ -206,7 +208,7 @@ class ValidationCodes:
             now_ms=self._clock(),
         )
 
-    async def _deliver(self, proving: Proving, route: Route, challenge: Challenge, code: str) -> Delivery:
+    async def _deliver(self, proving: ChallengeSubject, route: Route, challenge: Challenge, code: str) -> Delivery:
         """Write the message and send it."""
         program, customer = proving.program, proving.customer
         language = "" if customer is None else customer.language
@@ -228,16 +230,16 @@ class ValidationCodes:
             return Delivery.UNCERTAIN
         return Delivery.SENT
 
-    async def _do(self, merchant_id: str, step: Step[T]) -> T:
+    async def _do(self, merchant_id: str, step: Command[T]) -> T:
         """Let a step wait for its transaction, together with others of the merchant."""
-        self._line.admit(1)
-        (waiting,) = self._line.put(merchant_id, [step])
+        self._batcher.check_capacity(1)
+        (waiting,) = self._batcher.submit(merchant_id, [step])
         answer: T | PointbookError = await waiting
         if isinstance(answer, PointbookError):
             raise answer
         return answer
 
-    async def _run(self, merchant_id: str, steps: Sequence[Step[Any]]) -> list[Any]:
+    async def _run(self, merchant_id: str, steps: Sequence[Command[Any]]) -> list[Any]:
         answers = await self._store.run(merchant_id, steps, self._clock())
         # Here, since whoever guessed may not wait for an answer any more.
         for verdict in (answer.verdict.value for answer in answers if isinstance(answer, Answer)):

@@ -11,9 +11,17 @@ from pointbook_server.db.database import Connection, Database, RetryTransactionE
 from pointbook_server.errors import PointbookError
 from pointbook_server.rpc.pagination import PageQuery
 from pointbook_server.validation_codes import queries
-from pointbook_server.validation_codes.commands import Action, Board, Step, Told, day_of, subjects_of, told_of
+from pointbook_server.validation_codes.commands import (
+    Action,
+    AuditRecord,
+    Command,
+    LockedState,
+    day_of,
+    subjects_of,
+    told_of,
+)
 from pointbook_server.validation_codes.model import Challenge, Family, MissedCall, ValidationEvent
-from pointbook_server.validation_codes.rate_limits import LONGEST_WINDOW_MS, Tally
+from pointbook_server.validation_codes.rate_limits import LONGEST_WINDOW_MS, SlidingWindowCounter
 
 CLEAN_UP_COUNT = 1_000
 """How many rows of each table are deleted at a time."""
@@ -23,13 +31,13 @@ KEPT_MS = LONGEST_WINDOW_MS
 T = TypeVar("T")
 
 
-class ValidationCodesStore:
+class ValidationCodeTransactions:
     """Reads and writes challenges and counts. A customer has at most one live challenge of each family."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def run(self, merchant_id: str, steps: Sequence[Step[T]], now_ms: int) -> list[T | PointbookError]:
+    async def run(self, merchant_id: str, steps: Sequence[Command[T]], now_ms: int) -> list[T | PointbookError]:
         """Do steps of one merchant in one transaction; one that is refused changes nothing and spoils no other."""
 
         async def work(connection: Connection) -> list[T | PointbookError]:
@@ -71,7 +79,9 @@ class ValidationCodesStore:
         """End a customer's live challenges in the caller's transaction, which holds the customer's lock."""
         rows = await connection.fetch(queries.END_LIVE, {"merchant_id": merchant_id, "customer": customer})
         told = [
-            Told(Action.END, "ENDED", customer, row.challenge_id, row.program_id, row.points, row.channel, "", reason)
+            AuditRecord(
+                Action.END, "ENDED", customer, row.challenge_id, row.program_id, row.points, row.channel, "", reason
+            )
             for row in rows
         ]
         await _audit(connection, merchant_id, told, now_ms)
@@ -133,28 +143,28 @@ class ValidationCodesStore:
         return await self._database.transaction(work)
 
 
-async def _lock(connection: Connection, merchant_id: str, steps: Sequence[Step[T]], now_ms: int) -> Board:
+async def _lock(connection: Connection, merchant_id: str, steps: Sequence[Command[T]], now_ms: int) -> LockedState:
     """Lock all that some steps work on; a count that nobody has begun is empty."""
     customers = {"merchant_id": merchant_id, "customers": sorted({step.customer for step in steps})}
     live = map(queries.read_challenge, await connection.fetch(queries.LOCK_LIVE, customers))
     subjects = subjects_of(steps)
-    tallies = dict.fromkeys(subjects, Tally())
+    tallies = dict.fromkeys(subjects, SlidingWindowCounter())
     if subjects:
         named = {"merchant_id": merchant_id, "subjects": subjects}
         rows = await connection.fetch(queries.LOCK_TALLIES, named)
         tallies |= {row.subject: queries.read_tally(row) for row in rows}
     by_family = {(challenge.purpose.customer, challenge.family): challenge for challenge in live}
-    return Board(now_ms, by_family, tallies)
+    return LockedState(now_ms, by_family, tallies)
 
 
-def _answer(step: Step[T], board: Board) -> T | PointbookError:
+def _answer(step: Command[T], board: LockedState) -> T | PointbookError:
     try:
         return step.run(board)
     except PointbookError as error:
         return error
 
 
-async def _write(connection: Connection, merchant_id: str, board: Board) -> None:
+async def _write(connection: Connection, merchant_id: str, board: LockedState) -> None:
     """Write what steps have changed. Where another call came between, the transaction runs again."""
     changed = [challenge for name, challenge in board.challenges.items() if name not in board.opened]
     opened = [challenge for name, challenge in board.challenges.items() if name in board.opened]
@@ -170,7 +180,7 @@ async def _write(connection: Connection, merchant_id: str, board: Board) -> None
     await _audit(connection, merchant_id, board.audit, board.now_ms)
 
 
-async def _put_tallies(connection: Connection, merchant_id: str, board: Board) -> None:
+async def _put_tallies(connection: Connection, merchant_id: str, board: LockedState) -> None:
     subjects = sorted(board.counted)
     if not subjects:
         return
@@ -186,7 +196,7 @@ async def _put_tallies(connection: Connection, merchant_id: str, board: Board) -
         raise RetryTransactionError
 
 
-async def _audit(connection: Connection, merchant_id: str, told: Iterable[Told], now_ms: int) -> None:
+async def _audit(connection: Connection, merchant_id: str, told: Iterable[AuditRecord], now_ms: int) -> None:
     """Write lines of the audit; those that repeat one of their period are added to its count."""
     rows: dict[str, dict[str, Any]] = {}
     for line in told:
@@ -198,7 +208,7 @@ async def _audit(connection: Connection, merchant_id: str, told: Iterable[Told],
         await connection.execute(queries.INSERT_AUDIT, {"merchant_id": merchant_id, "now_ms": now_ms, **columns})
 
 
-def _repeat_key(line: Told) -> str:
+def _repeat_key(line: AuditRecord) -> str:
     """Return what the repetitions of a line have in common; empty where each is a row of its own."""
     if not line.period:
         return ""

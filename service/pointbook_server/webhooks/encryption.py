@@ -20,7 +20,7 @@ from hashlib import sha256
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from pointbook_server.errors import PointbookError, Reason, key_not_configured
-from pointbook_server.webhooks.model import Content, Header, Webhook
+from pointbook_server.webhooks.model import Header, Webhook, WebhookContent
 
 NONCE_BYTES = 12
 ENCRYPTION = "pointbook.quarantine.encryption.v1"
@@ -31,7 +31,7 @@ RETRY_AFTER_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sealed:
+class EncryptedPayload:
     """A webhook's content as it is written down: encrypted under a key, or in clear where `key_id` is None."""
 
     key_id: str | None
@@ -44,7 +44,7 @@ class Sealed:
         return len(self.headers) + len(self.body or b"")
 
 
-class Sealer:
+class PayloadCipher:
     """Writes contents down and reads them back, by keys of which the first encrypts and all decrypt."""
 
     def __init__(self, keys: Mapping[str, bytes]) -> None:
@@ -70,23 +70,23 @@ class Sealer:
         keyed = [hmac.digest(key, subject.encode(), "sha256") for key in self._subject_keys]
         return [*keyed, sha256(subject.encode()).digest()]
 
-    def seal(self, webhook: Webhook, merchant_id: str, quarantine_id: str) -> Sealed:
+    def seal(self, webhook: Webhook, merchant_id: str, quarantine_id: str) -> EncryptedPayload:
         """Encrypt a webhook for a merchant's quarantine; `digests` has checked that there is a key if it needs one."""
         headers = json.dumps(webhook.headers, ensure_ascii=False).encode()
         if not self._ciphers:
-            return Sealed(None, headers, webhook.body)
+            return EncryptedPayload(None, headers, webhook.body)
         key_id, cipher = next(iter(self._ciphers.items()))
 
         def encrypt(part: str, clear: bytes) -> bytes:
             nonce = secrets.token_bytes(NONCE_BYTES)
             return nonce + cipher.encrypt(nonce, clear, _place(merchant_id, quarantine_id, part))
 
-        return Sealed(key_id, encrypt("headers", headers), encrypt("body", webhook.body))
+        return EncryptedPayload(key_id, encrypt("headers", headers), encrypt("body", webhook.body))
 
-    def open(self, sealed: Sealed, merchant_id: str, quarantine_id: str) -> Content:
+    def open(self, sealed: EncryptedPayload, merchant_id: str, quarantine_id: str) -> WebhookContent:
         """Read a content back. Raises CODE_KEY_UNKNOWN where its key is not one of ours."""
         if sealed.key_id is None:
-            return Content(_headers(sealed.headers), sealed.body)
+            return WebhookContent(_headers(sealed.headers), sealed.body)
         cipher = self._ciphers.get(sealed.key_id)
         if cipher is None:
             raise PointbookError(
@@ -101,7 +101,7 @@ class Sealer:
             return cipher.decrypt(text[:NONCE_BYTES], text[NONCE_BYTES:], place)
 
         body = None if sealed.body is None else decrypt("body", sealed.body)
-        return Content(_headers(decrypt("headers", sealed.headers)), body)
+        return WebhookContent(_headers(decrypt("headers", sealed.headers)), body)
 
 
 def _derived(key: bytes, use: str) -> bytes:

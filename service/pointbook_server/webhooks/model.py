@@ -57,7 +57,7 @@ class QuarantineReason(StrEnum):
     ENDPOINT_MISMATCH = "ENDPOINT_MISMATCH"
 
 
-class State(StrEnum):
+class QuarantineState(StrEnum):
     """How far a webhook in quarantine has come."""
 
     QUARANTINED = "QUARANTINED"
@@ -65,7 +65,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class WebhookContent:
     """What a request carried; the body is None where it was erased with its customer."""
 
     headers: tuple[Header, ...]
@@ -103,7 +103,7 @@ class Quarantined:
     topic: str
     body_size: int
     body_erased: bool
-    state: State
+    state: QuarantineState
     received_at_ms: int
     last_received_at_ms: int
     receive_count: int

@@ -25,16 +25,16 @@ from pointbook_server.webhooks.model import (
     POINTS_TOPIC,
     STORE_ERASURE_TOPIC,
     Claim,
-    Content,
     Header,
     Quarantined,
     QuarantineReason,
-    State,
+    QuarantineState,
     View,
     Webhook,
+    WebhookContent,
     kept_headers,
 )
-from pointbook_server.webhooks.transactions import Filter, WebhooksStore
+from pointbook_server.webhooks.transactions import QuarantineFilter, QuarantineTransactions
 
 EVENT_ID_LENGTH_MAX = 128
 TOPIC_LENGTH_MAX = 128
@@ -63,13 +63,13 @@ REASON_PREFIX = "QUARANTINE_REASON_"
 REASONS = {webhooks_pb2.QuarantineReason.Value(REASON_PREFIX + reason): reason for reason in QuarantineReason}
 REASON_NUMBERS = {reason: number for number, reason in REASONS.items()}
 STATES = {
-    webhooks_pb2.QUARANTINE_STATE_UNSPECIFIED: State.QUARANTINED,
-    webhooks_pb2.QUARANTINE_STATE_QUARANTINED: State.QUARANTINED,
-    webhooks_pb2.QUARANTINE_STATE_REPLAYED: State.REPLAYED,
+    webhooks_pb2.QUARANTINE_STATE_UNSPECIFIED: QuarantineState.QUARANTINED,
+    webhooks_pb2.QUARANTINE_STATE_QUARANTINED: QuarantineState.QUARANTINED,
+    webhooks_pb2.QUARANTINE_STATE_REPLAYED: QuarantineState.REPLAYED,
 }
 STATE_NUMBERS = {
-    State.QUARANTINED: webhooks_pb2.QUARANTINE_STATE_QUARANTINED,
-    State.REPLAYED: webhooks_pb2.QUARANTINE_STATE_REPLAYED,
+    QuarantineState.QUARANTINED: webhooks_pb2.QUARANTINE_STATE_QUARANTINED,
+    QuarantineState.REPLAYED: webhooks_pb2.QUARANTINE_STATE_REPLAYED,
 }
 
 log = structlog.get_logger()
@@ -115,7 +115,7 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
 
     def __init__(
         self,
-        store: WebhooksStore,
+        store: QuarantineTransactions,
         points: Points,
         customers: Customers,
         stores: Stores,
@@ -352,7 +352,7 @@ def _read_view(merchant_id: str) -> View:
     return View(merchant_id, sees_contested=current_principal.get().is_for_all_merchants)
 
 
-def _read_filter(fields: Fields, request: webhooks_pb2.ListQuarantinedWebhooksRequest) -> Filter:
+def _read_filter(fields: Fields, request: webhooks_pb2.ListQuarantinedWebhooksRequest) -> QuarantineFilter:
     state, reason = STATES.get(request.state), REASONS.get(request.reason)
     if state is None:
         fields.wrong("state", "must be QUARANTINED or REPLAYED, or unset")
@@ -360,8 +360,8 @@ def _read_filter(fields: Fields, request: webhooks_pb2.ListQuarantinedWebhooksRe
         fields.wrong("reason", "must be a reason of QuarantineReason, or unset")
     topic = fields.ascii("topic", request.topic, length_max=TOPIC_LENGTH_MAX)
     start, end = request.HasField("start_time"), request.HasField("end_time")
-    return Filter(
-        state=state or State.QUARANTINED,
+    return QuarantineFilter(
+        state=state or QuarantineState.QUARANTINED,
         reason=reason,
         topic=topic or None,
         start_ms=fields.time_ms("start_time", request.start_time) if start else TIME_MS_MIN,
@@ -369,7 +369,7 @@ def _read_filter(fields: Fields, request: webhooks_pb2.ListQuarantinedWebhooksRe
     )
 
 
-def _write_webhook(quarantined: Quarantined, content: Content | None = None) -> webhooks_pb2.QuarantinedWebhook:
+def _write_webhook(quarantined: Quarantined, content: WebhookContent | None = None) -> webhooks_pb2.QuarantinedWebhook:
     """Write a webhook, with its headers and body where they are wanted."""
     message = webhooks_pb2.QuarantinedWebhook(
         merchant_id=quarantined.merchant_id,

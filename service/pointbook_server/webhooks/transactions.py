@@ -37,20 +37,20 @@ from pointbook_server.db.database import Connection, Database, RetryTransactionE
 from pointbook_server.db.tables import quarantine_usage, quarantined_webhooks, stores
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.metrics import Metrics
-from pointbook_server.webhooks.encryption import Sealed, Sealer
+from pointbook_server.webhooks.encryption import EncryptedPayload, PayloadCipher
 from pointbook_server.webhooks.model import (
     NO_TOPIC,
     RECOUNT_MS,
     SHARED,
     Bounds,
     Claim,
-    Content,
     Limits,
     Quarantined,
     QuarantineReason,
-    State,
+    QuarantineState,
     View,
     Webhook,
+    WebhookContent,
     new_quarantine_id,
     signed_store,
     store_of,
@@ -124,7 +124,10 @@ NOTE_REPETITION = Statement(
         receive_count=WEBHOOK.receive_count + bindparam("count", type_=BigInteger),
         last_received_at_ms=func.greatest(WEBHOOK.last_received_at_ms, bindparam("received", type_=BigInteger)),
         topic=case(
-            (or_(WEBHOOK.topic == bindparam("topic"), WEBHOOK.state != State.QUARANTINED.value), WEBHOOK.topic),
+            (
+                or_(WEBHOOK.topic == bindparam("topic"), WEBHOOK.state != QuarantineState.QUARANTINED.value),
+                WEBHOOK.topic,
+            ),
             else_=NO_TOPIC,
         ),
         is_contested=or_(WEBHOOK.is_contested, bindparam("claimed") != CLAIMED),
@@ -180,7 +183,9 @@ CLAIM_WEBHOOK = Statement(
 # The last replay that ends frees the webhook, since the others may apply the event yet.
 RELEASE_WEBHOOK = Statement(
     update(quarantined_webhooks)
-    .where(IS_WEBHOOK, WEBHOOK.replay_event_id == bindparam("event"), WEBHOOK.state == State.QUARANTINED.value)
+    .where(
+        IS_WEBHOOK, WEBHOOK.replay_event_id == bindparam("event"), WEBHOOK.state == QuarantineState.QUARANTINED.value
+    )
     .values(
         replays_running=WEBHOOK.replays_running - 1,
         replay_event_id=case((WEBHOOK.replays_running > 1, WEBHOOK.replay_event_id)),
@@ -200,7 +205,7 @@ COUNT_PROOFS = Statement(
         .filter(
             bindparam("claimed") == CLAIMED,
             WEBHOOK.reason == QuarantineReason.STORE_UNKNOWN.value,
-            WEBHOOK.state == State.QUARANTINED.value,
+            WEBHOOK.state == QuarantineState.QUARANTINED.value,
         )
         .label("proofs"),
         func.count().filter(or_(bindparam("claimed") != CLAIMED, WEBHOOK.is_contested)).label("contests"),
@@ -218,7 +223,7 @@ ERASE_BODIES = Statement(
     .values(
         body=None,
         kept_bytes=func.octet_length(WEBHOOK.headers),
-        replay_event_id=case((WEBHOOK.state == State.REPLAYED.value, ERASED), else_=WEBHOOK.replay_event_id),
+        replay_event_id=case((WEBHOOK.state == QuarantineState.REPLAYED.value, ERASED), else_=WEBHOOK.replay_event_id),
     )
 )
 FREE_BYTES = Statement(
@@ -228,7 +233,7 @@ MARK_REPLAYED = Statement(
     update(quarantined_webhooks)
     .where(IS_WEBHOOK, WEBHOOK.replay_event_id == bindparam("event"))
     .values(
-        state=State.REPLAYED.value,
+        state=QuarantineState.REPLAYED.value,
         replayed_at_ms=func.coalesce(WEBHOOK.replayed_at_ms, bindparam("now", type_=BigInteger)),
     )
     .returning(WEBHOOK.replayed_at_ms)
@@ -259,20 +264,20 @@ LIST_WEBHOOKS = Statement(
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class QuarantineFilter:
     """Which webhooks of a merchant to list; None keeps all."""
 
-    state: State
+    state: QuarantineState
     reason: QuarantineReason | None
     topic: str | None
     start_ms: int
     end_ms: int
 
 
-class WebhooksStore:
+class QuarantineTransactions:
     """Reads and writes the quarantine."""
 
-    def __init__(self, database: Database, sealer: Sealer, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, database: Database, sealer: PayloadCipher, limits: Limits, metrics: Metrics) -> None:
         self._database = database
         self._sealer = sealer
         self._limits = limits
@@ -335,7 +340,7 @@ class WebhooksStore:
         return row is not None and row.proofs > 0 and row.contests == 0
 
     async def webhooks(
-        self, view: View, wanted: Filter, *, after: tuple[int, str] | None, limit: int
+        self, view: View, wanted: QuarantineFilter, *, after: tuple[int, str] | None, limit: int
     ) -> list[Quarantined]:
         """Read a page of a merchant's webhooks, behind a place, the oldest first."""
         after_ms, after_id = after or (wanted.start_ms, "")
@@ -352,13 +357,13 @@ class WebhooksStore:
         async with self._database.autocommit() as connection:
             return [_to_quarantined(row) for row in await connection.fetch(LIST_WEBHOOKS, values)]
 
-    async def get(self, view: View, quarantine_id: str) -> tuple[Quarantined, Content]:
+    async def get(self, view: View, quarantine_id: str) -> tuple[Quarantined, WebhookContent]:
         """Read a webhook with its content. Raises WEBHOOK_NOT_FOUND and CODE_KEY_UNKNOWN."""
         async with self._database.autocommit() as connection:
             row = await connection.fetch_one(READ_WEBHOOK, _found_by(view) | {"id": quarantine_id})
         if row is None:
             raise webhook_not_found(quarantine_id)
-        sealed = Sealed(row.key_id, row.headers, row.body)
+        sealed = EncryptedPayload(row.key_id, row.headers, row.body)
         return _to_quarantined(row), self._sealer.open(sealed, row.kept_by, quarantine_id)
 
     async def claim(self, view: View, quarantine_id: str, event_id: str, now_ms: int, until_ms: int) -> Claim:
@@ -510,7 +515,7 @@ async def _take_space(connection: Connection, place: str, size: int, bounds: Bou
 async def _note_repetition(connection: Connection, found: Row, webhook: Webhook) -> None:
     """Note what a copy of a webhook has that is new; a copy that came a moment before is not counted again."""
     is_counted = webhook.received_at_ms >= found.last_received_at_ms + RECOUNT_MS
-    is_new = (found.state == State.QUARANTINED and found.topic not in {NO_TOPIC, webhook.topic}) or (
+    is_new = (found.state == QuarantineState.QUARANTINED and found.topic not in {NO_TOPIC, webhook.topic}) or (
         found.claimed != webhook.merchant_id and not found.is_contested
     )
     if is_counted or is_new:
@@ -559,7 +564,9 @@ def _named(merchant_id: str, quarantine_id: str) -> dict[str, object]:
     return {"merchant": merchant_id, "id": quarantine_id}
 
 
-def _to_row(webhook: Webhook, place: str, quarantine_id: str, digest: bytes, sealed: Sealed) -> dict[str, object]:
+def _to_row(
+    webhook: Webhook, place: str, quarantine_id: str, digest: bytes, sealed: EncryptedPayload
+) -> dict[str, object]:
     return {
         "quarantine_id": quarantine_id,
         "merchant_id": place,
@@ -577,7 +584,7 @@ def _to_row(webhook: Webhook, place: str, quarantine_id: str, digest: bytes, sea
         "received_at_ms": webhook.received_at_ms,
         "last_received_at_ms": webhook.received_at_ms,
         "receive_count": 1,
-        "state": State.QUARANTINED.value,
+        "state": QuarantineState.QUARANTINED.value,
         "replay_event_id": None,
         "replays_running": 0,
         "replay_until_ms": 0,
@@ -587,4 +594,4 @@ def _to_row(webhook: Webhook, place: str, quarantine_id: str, digest: bytes, sea
 
 def _to_quarantined(row: Row) -> Quarantined:
     read = Quarantined(**{name: row[name] for name in NAMES})
-    return replace(read, reason=QuarantineReason(read.reason), state=State(read.state))
+    return replace(read, reason=QuarantineReason(read.reason), state=QuarantineState(read.state))
