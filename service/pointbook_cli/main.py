@@ -19,6 +19,8 @@ from zoneinfo import ZoneInfo
 import typer
 from pydantic_settings import BaseSettings
 
+from pointbook_common.durations import DAY_MS
+
 EXIT_USAGE = 2
 TOKEN_DAYS_MAX = 36_500
 TOKEN_NAME = re.compile(r"[!-~]{1,64}")
@@ -27,7 +29,6 @@ BENEFITS_LEVEL = re.compile(r"[!-~]{1,58}")
 """With `:` and a number up to 1,000 behind it, it is the id of a benefit."""
 GARBAGE_THRESHOLD = 20_000
 """How many more objects than before there must be until a service looks for garbage."""
-DAY_MS = 24 * 60 * 60 * 1_000
 
 app = typer.Typer(
     help="Pointbook: the points book of a shop group.",

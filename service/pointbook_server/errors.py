@@ -1,16 +1,17 @@
-"""The errors that every layer may raise: a reason for machines, a sentence for people."""
+"""The errors of the API: their reasons, what each reason means on the wire, and the exceptions that carry them."""
 
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-FIRST_REVISIONS = 10**15
-"""Among how many revisions the first one is chosen of what can be deleted and created again."""
+FIRST_REVISION_MAX = 10**15
+RETRY_AFTER_SECONDS = 1.0
+"""The delay that RetryInfo names where the cause usually passes within seconds."""
 
 
 class Reason(StrEnum):
-    """Why a call failed or a redemption was refused: the names of ErrorReason in errors.proto, as far as in use."""
+    """Why a call failed or a redemption was refused: the names of ErrorReason in errors.proto."""
 
     INVALID_FIELDS = "INVALID_FIELDS"
     TOKEN_MISSING = "TOKEN_MISSING"  # noqa: S105 - the name of a reason
@@ -80,22 +81,160 @@ class Reason(StrEnum):
     REDEMPTION_SETTLED = "REDEMPTION_SETTLED"
 
 
+class GrpcCode(StrEnum):
+    """The gRPC status codes of errors, by the names of grpc.StatusCode; this module imports no gRPC."""
+
+    OK = "OK"
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    NOT_FOUND = "NOT_FOUND"
+    ALREADY_EXISTS = "ALREADY_EXISTS"
+    FAILED_PRECONDITION = "FAILED_PRECONDITION"
+    ABORTED = "ABORTED"
+    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    UNAVAILABLE = "UNAVAILABLE"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    INTERNAL = "INTERNAL"
+
+
+class Retry(StrEnum):
+    """Whether the same call can succeed when it is repeated."""
+
+    SOON = "yes, soon"
+    LATER = "yes, later (RetryInfo)"
+    STATE = "no, until the state has changed"
+    REQUEST = "no, the request must change"
+    OPERATOR = "no, an operator must act"
+    NO_ERROR = "no error"
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """What ResourceInfo names: the type of the resource, and the metadata key that holds its name."""
+
+    type: str
+    metadata_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonSpec:
+    """What a reason means on the wire."""
+
+    grpc_code: GrpcCode
+    retry: Retry
+    status_code: int | None = None
+    """The status code of a redemption. Source: docs/reference/capillary-isredeemable.md#status-codes"""
+    resource: Resource | None = None
+
+
+# UNAVAILABLE is only for causes that can pass within seconds: standard retry policies repeat such a call at once.
+REASONS: Mapping[Reason, ReasonSpec] = {
+    Reason.INVALID_FIELDS: ReasonSpec(GrpcCode.INVALID_ARGUMENT, Retry.REQUEST),
+    Reason.TOKEN_MISSING: ReasonSpec(GrpcCode.UNAUTHENTICATED, Retry.REQUEST),
+    Reason.TOKEN_INVALID: ReasonSpec(GrpcCode.UNAUTHENTICATED, Retry.OPERATOR),
+    Reason.TOKEN_EXPIRED: ReasonSpec(GrpcCode.UNAUTHENTICATED, Retry.OPERATOR),
+    Reason.SCOPE_MISSING: ReasonSpec(GrpcCode.PERMISSION_DENIED, Retry.OPERATOR),
+    Reason.MERCHANT_FORBIDDEN: ReasonSpec(GrpcCode.PERMISSION_DENIED, Retry.OPERATOR),
+    Reason.STORE_NOT_FOUND: ReasonSpec(
+        GrpcCode.NOT_FOUND, Retry.STATE, resource=Resource("pointbook.v1.Store", "store_id")
+    ),
+    Reason.PROGRAM_NOT_FOUND: ReasonSpec(
+        GrpcCode.NOT_FOUND, Retry.STATE, status_code=1101, resource=Resource("pointbook.v1.Program", "program_id")
+    ),
+    Reason.CUSTOMER_NOT_FOUND: ReasonSpec(GrpcCode.NOT_FOUND, Retry.STATE, status_code=816),
+    Reason.GROUP_NOT_FOUND: ReasonSpec(
+        GrpcCode.NOT_FOUND, Retry.STATE, status_code=1632, resource=Resource("pointbook.v1.UserGroup", "group_id")
+    ),
+    Reason.ENTRY_NOT_FOUND: ReasonSpec(
+        GrpcCode.NOT_FOUND, Retry.STATE, resource=Resource("pointbook.v1.PointsEntry", "event_id")
+    ),
+    Reason.WEBHOOK_NOT_FOUND: ReasonSpec(
+        GrpcCode.NOT_FOUND, Retry.STATE, resource=Resource("pointbook.v1.QuarantinedWebhook", "quarantine_id")
+    ),
+    Reason.EVENT_ID_REUSED: ReasonSpec(GrpcCode.ALREADY_EXISTS, Retry.REQUEST),
+    Reason.IDENTIFIER_TAKEN: ReasonSpec(GrpcCode.ALREADY_EXISTS, Retry.REQUEST),
+    Reason.STORE_TAKEN: ReasonSpec(GrpcCode.ALREADY_EXISTS, Retry.REQUEST),
+    Reason.STORE_UNPROVEN: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.OPERATOR),
+    Reason.STORE_IN_USE: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.STATE),
+    Reason.STALE_ETAG: ReasonSpec(GrpcCode.ABORTED, Retry.REQUEST),
+    Reason.TRANSACTION_CONFLICT: ReasonSpec(GrpcCode.ABORTED, Retry.SOON),
+    Reason.QUEUE_FULL: ReasonSpec(GrpcCode.RESOURCE_EXHAUSTED, Retry.SOON),
+    Reason.TOKEN_LIMIT_REACHED: ReasonSpec(GrpcCode.RESOURCE_EXHAUSTED, Retry.LATER),
+    Reason.DATABASE_UNAVAILABLE: ReasonSpec(GrpcCode.UNAVAILABLE, Retry.SOON),
+    Reason.SHUTTING_DOWN: ReasonSpec(GrpcCode.UNAVAILABLE, Retry.SOON),
+    Reason.CODE_KEY_UNKNOWN: ReasonSpec(GrpcCode.UNAVAILABLE, Retry.SOON),
+    Reason.CLOCK_WRONG: ReasonSpec(GrpcCode.UNAVAILABLE, Retry.SOON),
+    Reason.KEY_NOT_CONFIGURED: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.OPERATOR),
+    Reason.DEADLINE_EXCEEDED: ReasonSpec(GrpcCode.DEADLINE_EXCEEDED, Retry.SOON),
+    Reason.INTERNAL: ReasonSpec(GrpcCode.INTERNAL, Retry.OPERATOR),
+    Reason.REDEEMABLE: ReasonSpec(GrpcCode.OK, Retry.NO_ERROR, status_code=800),
+    Reason.POINTS_NOT_POSITIVE: ReasonSpec(GrpcCode.INVALID_ARGUMENT, Retry.REQUEST, status_code=801),
+    Reason.CURRENCY_VALUE_NOT_WHOLE_POINTS: ReasonSpec(GrpcCode.INVALID_ARGUMENT, Retry.REQUEST, status_code=801),
+    Reason.IDENTIFIER_INVALID: ReasonSpec(GrpcCode.INVALID_ARGUMENT, Retry.REQUEST, status_code=802),
+    Reason.INSUFFICIENT_POINTS: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.STATE, status_code=803),
+    Reason.BALANCE_BELOW_REQUIRED: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.STATE, status_code=804),
+    Reason.LIFETIME_POINTS_BELOW_REQUIRED: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.STATE, status_code=805),
+    Reason.NOT_A_MULTIPLE: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.REQUEST, status_code=807),
+    Reason.CODE_INVALID: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.REQUEST, status_code=808),
+    Reason.ABOVE_MAX_PER_REDEMPTION: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.REQUEST, status_code=819),
+    Reason.ABOVE_MAX_PER_DAY: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.STATE, status_code=819),
+    Reason.ABOVE_MAX_PER_WEEK: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.STATE, status_code=819),
+    Reason.ABOVE_MAX_PER_MONTH: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.STATE, status_code=819),
+    Reason.BELOW_MIN_PER_REDEMPTION: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.REQUEST, status_code=821),
+    Reason.ABOVE_MAX_PER_MISSED_CALL: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.REQUEST, status_code=819),
+    Reason.MISSED_CALL_NOT_SEEN: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.STATE, status_code=822),
+    Reason.MISSED_CALL_NOT_ENABLED: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.REQUEST, status_code=823),
+    Reason.VALIDATION_REQUIRED: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.REQUEST, status_code=824),
+    Reason.SKIP_NOT_ALLOWED: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.REQUEST, status_code=824),
+    Reason.REDEMPTION_DISABLED: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.STATE, status_code=827),
+    Reason.GROUP_REDEMPTION_NOT_ALLOWED: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.REQUEST, status_code=828),
+    Reason.CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED: ReasonSpec(
+        GrpcCode.FAILED_PRECONDITION, Retry.REQUEST, status_code=828
+    ),
+    Reason.NO_DESTINATION: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.STATE, status_code=860),
+    Reason.CHANNEL_NOT_ENABLED: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.REQUEST, status_code=860),
+    Reason.DELIVERY_FAILED: ReasonSpec(GrpcCode.UNAVAILABLE, Retry.SOON, status_code=860),
+    Reason.CONTACT_CHANGED: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.LATER, status_code=860),
+    Reason.SEND_LIMIT_REACHED: ReasonSpec(GrpcCode.RESOURCE_EXHAUSTED, Retry.LATER),
+    Reason.CODE_NOT_ISSUED: ReasonSpec(GrpcCode.OK, Retry.NO_ERROR, status_code=876),
+    Reason.CUSTOMER_BLOCKED: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.STATE, status_code=809),
+    Reason.REDEMPTION_FAILED: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.SOON, status_code=817),
+    Reason.NOT_A_GROUP_MEMBER: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.STATE, status_code=1620),
+    Reason.CROSS_PROGRAM_MISCONFIGURED: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.OPERATOR, status_code=3316),
+    Reason.REDEMPTION_NOT_FOUND: ReasonSpec(
+        GrpcCode.NOT_FOUND, Retry.STATE, resource=Resource("pointbook.v1.Redemption", "redemption_id")
+    ),
+    Reason.BENEFIT_NOT_FOUND: ReasonSpec(
+        GrpcCode.NOT_FOUND, Retry.STATE, resource=Resource("pointbook.v1.Benefit", "benefit_id")
+    ),
+    Reason.CUSTOM_PRIVILEGE_NOT_FOUND: ReasonSpec(
+        GrpcCode.NOT_FOUND, Retry.STATE, resource=Resource("pointbook.v1.CustomPrivilege", "privilege_id")
+    ),
+    Reason.REFERENCE_REUSED: ReasonSpec(GrpcCode.ALREADY_EXISTS, Retry.REQUEST),
+    Reason.ALREADY_REVERSED: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.REQUEST, status_code=3802),
+    Reason.REDEMPTION_SETTLED: ReasonSpec(GrpcCode.FAILED_PRECONDITION, Retry.REQUEST),
+}
+if _missing := set(Reason) - set(REASONS):
+    raise RuntimeError(f"REASONS lacks {', '.join(sorted(_missing))}")
+
+
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One wrong field: its path in the request, and what it must be."""
+    """An invalid field: its path in the request, and what it must be."""
 
     field: str
     description: str
 
 
 class UnusableDatabaseError(Exception):
-    """The database cannot be served from: one line that names the cause and what to do, without personal data."""
+    """The database cannot be used; the message is one line with the cause and the cure, without personal data."""
 
 
 class DatabaseDefectError(Exception):
-    """A statement of ours that the database refuses: a defect of ours.
+    """The database refused one of our statements, which is a defect of ours.
 
-    It tells what the database said without its details, since those quote rows, and so personal data.
+    The message omits the database's DETAIL, which quotes rows and so personal data.
     """
 
     def __init__(self, message: str, constraint: str = "") -> None:
@@ -104,7 +243,7 @@ class DatabaseDefectError(Exception):
 
 
 class PointbookError(Exception):
-    """An error whose every part may be shown to the caller: it never holds an identifier of a person or a secret."""
+    """An error that callers see as it is: no part of it holds a person's identifier or a secret."""
 
     def __init__(
         self,
@@ -124,11 +263,11 @@ class PointbookError(Exception):
 
 
 REGISTERED_ELSEWHERE = "registered_elsewhere"
-"""The metadata of a store that another merchant has."""
+"""The metadata key that is set if another merchant has registered the store."""
 
 
 def store_not_found(store_id: str, *, registered_elsewhere: bool = False) -> PointbookError:
-    """Tell that a store is not registered, or is another merchant's."""
+    """Return the error for a store that is not registered, or that another merchant has registered."""
     metadata = {"store_id": store_id}
     if registered_elsewhere:
         metadata[REGISTERED_ELSEWHERE] = "true"
@@ -140,7 +279,7 @@ def store_not_found(store_id: str, *, registered_elsewhere: bool = False) -> Poi
 
 
 def key_not_configured(setting: str, use: str) -> PointbookError:
-    """Return the error of a call that takes a key where this server has none at all."""
+    """Return the error for a call that needs a key that this server does not have."""
     return PointbookError(
         Reason.KEY_NOT_CONFIGURED,
         f"This server has no key {use}; set {setting}.",
@@ -149,12 +288,15 @@ def key_not_configured(setting: str, use: str) -> PointbookError:
 
 
 def next_revision(revision: int, expected: int | None) -> int:
-    """Count a revision up, 0 being what is not there yet. Raises STALE_ETAG where another one was expected."""
+    """Return the next revision of a resource; 0 is the revision of one that does not exist yet.
+
+    Raises STALE_ETAG if `expected` is another revision.
+    """
     if expected is not None and expected != revision:
-        raise PointbookError(Reason.STALE_ETAG, "It was changed since this etag was read; read it again.")
+        raise PointbookError(Reason.STALE_ETAG, "The resource has changed since this etag was read; read it again.")
     return revision + 1
 
 
 def first_revision() -> int:
-    """Begin anywhere, so that an etag of what was deleted is none of what takes its id."""
-    return 1 + secrets.randbelow(FIRST_REVISIONS)
+    """Return a random first revision, so that the etag of a deleted resource never matches its successor."""
+    return 1 + secrets.randbelow(FIRST_REVISION_MAX)

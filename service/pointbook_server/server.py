@@ -64,7 +64,9 @@ from pointbook_server.rpc.batching import Batcher
 from pointbook_server.rpc.health import REQUEST_BYTES_MAX, HealthService
 from pointbook_server.rpc.health import SERVICE_NAME as HEALTH
 from pointbook_server.rpc.refusal_limits import ALL_CODES, Pacer, RefusalLog
-from pointbook_server.rpc.status_interceptor import StatusInterceptor, code_of
+from pointbook_server.rpc.running_calls import RunningCalls
+from pointbook_server.rpc.status_interceptor import StatusInterceptor
+from pointbook_server.rpc.status_mapping import grpc_code
 from pointbook_server.rpc.tls import server_credentials, tls_source
 from pointbook_server.settings import ServerSettings
 from pointbook_server.validation_codes.model import KeyRing
@@ -133,22 +135,26 @@ class Server:
         )
         self.metrics = Metrics()
         self._skew = ClockSkew(clock, self.metrics)
-        pacer = Pacer()
-        self._status = StatusInterceptor(
-            deadline_seconds=settings.call_deadline_seconds, refusals=RefusalLog(), pacer=pacer
+        self._pacer = Pacer()
+        self._running_calls = RunningCalls()
+        status_interceptor = StatusInterceptor(
+            deadline_seconds=settings.call_deadline_seconds,
+            running_calls=self._running_calls,
+            refusals=RefusalLog(),
+            pacer=self._pacer,
         )
         self._admission = Admission(
             token_calls_max=settings.token_calls_max,
             token_calls_per_second_max=settings.token_calls_per_second_max,
             check_clock=self._skew.check_call,
         )
-        self._health = HealthService(SERVICES, RefusalLog(ALL_CODES), pacer)
+        self._health = HealthService(SERVICES, RefusalLog(ALL_CODES), self._pacer)
         checks = (self._skew.check, check_schema)
         self._database_health = DatabaseHealth(self._database, self._health.set_serving, checks)
         self._maintaining: asyncio.Task[None] | None = None
         self._metrics_endpoint: MetricsEndpoint | None = None
         self._server = grpc.aio.server(
-            interceptors=(self._status, AuthInterceptor(self._tokens, self._admission)),
+            interceptors=(status_interceptor, AuthInterceptor(self._tokens, self._admission)),
             options=grpc_options(
                 reuse_port=settings.workers > 1,
                 connections_max=settings.connections_max or connections_that_fit(settings.database_pool_size),
@@ -200,7 +206,7 @@ class Server:
         # The server has stopped before its handlers have cleaned up; only then may the connections go.
         try:
             async with asyncio.timeout(HANDLERS_CLEANUP_SECONDS):
-                await self._status.drain()
+                await self._running_calls.drain()
                 await self._points_batcher.drain()
                 await self._redemptions.drain()
                 await self._codes.drain()
@@ -251,7 +257,9 @@ class Server:
         )
         self._redemptions = Redemptions(kept, self._codes, self._refusals, clock)
         server = self._server
-        points = PointsServicer(ledger, programs, self._points_batcher, clock, code_of=code_of, metrics=self.metrics)
+        points = PointsServicer(
+            ledger, programs, self._points_batcher, clock, grpc_code=grpc_code, metrics=self.metrics
+        )
         points_pb2_grpc.add_PointsServiceServicer_to_server(points, server)
         timeline = Timeline(TimelineStore(self._database), points, self._codes, self._refusals)
         redemption_pb2_grpc.add_RedemptionServiceServicer_to_server(

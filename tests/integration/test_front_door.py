@@ -385,7 +385,7 @@ async def test_unknown_callers_are_paced_whatever_refuses_them(
         paced += 1
 
     async with running(database_url) as server:
-        monkeypatch.setattr(server._status._pacer, "wait", wait)
+        monkeypatch.setattr(server._pacer, "wait", wait)
         codes = set()
         for token in (f"pb_{number:016x}_secret" for number in range(8)):
             async with calling(server.port, token) as client:
@@ -422,7 +422,7 @@ async def test_a_call_that_is_cancelled_before_its_request_is_no_refusal(databas
             await until(lambda: len(server._admission._running) == len(stalled))
             for stream_id in stalled:
                 await hasty.reset(stream_id)
-            await until(lambda: not server._admission._running and not server._status._tasks)
+            await until(lambda: not server._admission._running and not server._running_calls._tasks)
             assert {use.running for use in server._admission._tokens.values()} == {0}
     assert "call refused" not in written.getvalue()
 

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from pointbook.v1 import points_pb2, points_pb2_grpc, webhooks_pb2, webhooks_pb2_grpc
 from pointbook_server.errors import FieldViolation, PointbookError, Reason, store_not_found
-from pointbook_server.rpc.status_interceptor import to_status
+from pointbook_server.rpc.status_mapping import to_status
 from shopline_shim import signature
 from shopline_shim.app import Shim
 from shopline_shim.deadlines import DeadlineProtocol

@@ -128,7 +128,7 @@ async def test_a_bound_token_is_refused_from_other_clients_as_if_it_were_unknown
         assert await outcome(server.port, by_name, trust(identity=cut_short)) == "TOKEN_INVALID"
 
     logged = capsys.readouterr()
-    assert (logged.out + logged.err).count("a token came from a client that it is not bound to") == 2
+    assert (logged.out + logged.err).count("token used by a client that it is not bound to") == 2
     # Without a client certificate there is no name that could be right.
     assert await outcome(service.server.port, by_name, None) == "TOKEN_INVALID"
 

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from pointbook.v1 import benefits_pb2, customers_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
 from pointbook_server.errors import Reason
-from pointbook_server.rpc.status_interceptor import code_of
+from pointbook_server.rpc.status_mapping import grpc_code
 from support.harness import NOW_MS, Client, Shop, at, refusal
 from support.honest import P99_RATIO_MAX, p99_ratio
 from support.http2 import HEALTH_CHECK
@@ -23,7 +23,7 @@ from support.provider_servers import http_server
 from support.sites import Site, faults
 
 CALLERS = 32
-DOCUMENTED = {code_of(reason) for reason in Reason} - {grpc.StatusCode.INTERNAL}
+DOCUMENTED = {grpc_code(reason) for reason in Reason} - {grpc.StatusCode.INTERNAL}
 LIBRARY_CODES = {grpc.StatusCode.RESOURCE_EXHAUSTED}
 """What gRPC itself says of a message that is too large, without a reason of ours."""
 CODE = re.compile(r"\b[0-9]{6}\b")

@@ -10,9 +10,9 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
 from pointbook.v1 import errors_pb2
-from pointbook_server.errors import FieldViolation, PointbookError, Reason, store_not_found
+from pointbook_server.errors import REASONS, FieldViolation, PointbookError, Reason, Retry, store_not_found
 from pointbook_server.redemption.rules import STATUS_CODES, finding, sort_violations, to_error
-from pointbook_server.rpc.status_interceptor import Retry, code_of, retry_of, to_status
+from pointbook_server.rpc.status_mapping import grpc_code, to_status
 
 ERRORS_PROTO = Path(__file__).parents[2] / "proto/pointbook/v1/errors.proto"
 STATUS_BYTES_MAX = 4_096
@@ -89,7 +89,7 @@ def test_every_reason_is_in_the_contract() -> None:
 def test_every_reason_of_a_call_has_its_code() -> None:
     """The table of api.md: one gRPC code a reason, and none is forgotten."""
     expected = {reason: code for code, reasons in CODES_OF_CALLS.items() for reason in reasons}
-    actual = {reason: code_of(reason) for reason in Reason if reason not in STATUS_CODES}
+    actual = {reason: grpc_code(reason) for reason in Reason if reason not in STATUS_CODES}
 
     assert expected == actual
 
@@ -101,7 +101,7 @@ def test_every_refusal_of_a_redemption_has_its_code() -> None:
         reason: CODES_OF_REFUSALS.get(status, StatusCode.FAILED_PRECONDITION) for reason, status in refusals.items()
     } | {Reason.DELIVERY_FAILED: StatusCode.UNAVAILABLE}
 
-    assert expected == {reason: code_of(reason) for reason in refusals}
+    assert expected == {reason: grpc_code(reason) for reason in refusals}
 
 
 def test_every_redemption_reason_has_the_status_code_of_its_comment() -> None:
@@ -121,12 +121,12 @@ def test_every_reason_has_the_retry_of_its_comment() -> None:
     comments = re.findall(r"  // Retry: (.+)\.\n  ERROR_REASON_(\w+) = ", ERRORS_PROTO.read_text())
     retries = {name: retry for retry, name in comments if name in Reason.__members__}
 
-    assert retries == {reason.value: retry_of(reason).value for reason in Reason}
+    assert retries == {reason.value: REASONS[reason].retry.value for reason in Reason}
 
 
 def test_only_what_a_prompt_retry_can_mend_is_unavailable() -> None:
     """A standard retry policy repeats UNAVAILABLE within seconds, for every reason."""
-    retries = {reason: retry_of(reason) for reason in Reason if code_of(reason) is StatusCode.UNAVAILABLE}
+    retries = {reason: REASONS[reason].retry for reason in Reason if grpc_code(reason) is StatusCode.UNAVAILABLE}
 
     assert set(retries.values()) == {Retry.SOON}
     assert set(retries) == {
@@ -141,7 +141,7 @@ def test_only_what_a_prompt_retry_can_mend_is_unavailable() -> None:
 def test_what_a_retry_cannot_mend_has_no_code_that_callers_repeat() -> None:
     """But for a stale etag, whose code the contract of gRPC prescribes."""
     helpful = {Retry.SOON, Retry.LATER}
-    repeated = {reason for reason in Reason if retry_of(reason) not in helpful and code_of(reason) in REPEATED}
+    repeated = {reason for reason in Reason if REASONS[reason].retry not in helpful and grpc_code(reason) in REPEATED}
 
     assert repeated == {Reason.STALE_ETAG}
 

@@ -12,12 +12,12 @@ from pointbook_server.access.model import METHODS, Scope
 from pointbook_server.access.servicer import AccessServicer
 from pointbook_server.benefits.servicer import BenefitsServicer
 from pointbook_server.customers.servicer import CustomersServicer
-from pointbook_server.errors import Reason
+from pointbook_server.errors import REASONS, Reason
 from pointbook_server.ledger.servicer import PointsServicer
 from pointbook_server.programs.servicer import ProgramsServicer
 from pointbook_server.redemption.rules import STATUS_CODES
 from pointbook_server.redemption.servicer import RedemptionServicer
-from pointbook_server.rpc.status_interceptor import code_of, retry_of
+from pointbook_server.rpc.status_mapping import grpc_code
 from pointbook_server.settings import ServerSettings
 from pointbook_server.webhooks.servicer import WebhooksServicer
 from shopline_shim.settings import ShimSettings
@@ -53,8 +53,8 @@ def reason_rows() -> list[str]:
     """Return a row for every reason: its gRPC code, its status, and whether a retry helps."""
     rows = []
     for reason in Reason:
-        code = {Reason.REDEEMABLE: "OK", Reason.CODE_NOT_ISSUED: "OK, as a warning"}.get(reason, code_of(reason).name)
-        rows.append(f"| {reason} | {code} | {STATUS_CODES.get(reason, '')} | {retry_of(reason)} |")
+        code = {Reason.CODE_NOT_ISSUED: "OK, as a warning"}.get(reason, grpc_code(reason).name)
+        rows.append(f"| {reason} | {code} | {STATUS_CODES.get(reason, '')} | {REASONS[reason].retry} |")
     return rows
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.rpc.refusal_limits import Pacer, RefusalLog
+from pointbook_server.rpc.running_calls import RunningCalls
 from pointbook_server.rpc.status_interceptor import StatusInterceptor
 
 
@@ -31,7 +32,7 @@ async def test_a_caller_that_goes_away_at_its_status_is_no_fault() -> None:
     """Any other exception than a cancellation is logged by gRPC as an error, with its trace."""
 
     async def refuse(_requests: object, _context: object) -> bytes:
-        raise PointbookError(Reason.DEADLINE_EXCEEDED, "The call ran into its deadline.")
+        raise PointbookError(Reason.DEADLINE_EXCEEDED, "The call exceeded its deadline.")
 
     async def find(_details: object) -> Any:
         return grpc.stream_unary_rpc_method_handler(refuse)
@@ -40,9 +41,12 @@ async def test_a_caller_that_goes_away_at_its_status_is_no_fault() -> None:
         method = "/pointbook.v1.PointsService/ApplyPointsUpdate"
         invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()
 
-    interceptor = StatusInterceptor(deadline_seconds=1.0, refusals=RefusalLog(), pacer=Pacer())
+    running_calls = RunningCalls()
+    interceptor = StatusInterceptor(
+        deadline_seconds=1.0, running_calls=running_calls, refusals=RefusalLog(), pacer=Pacer()
+    )
     handler = await interceptor.intercept_service(find, Details())
 
     with pytest.raises(asyncio.CancelledError):
         await handler.stream_unary(None, LeavingCaller())
-    await asyncio.wait_for(interceptor.drain(), 1)
+    await asyncio.wait_for(running_calls.drain(), 1)

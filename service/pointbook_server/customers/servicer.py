@@ -7,6 +7,7 @@ from typing import TypeVar
 import structlog
 
 from pointbook.v1 import customers_pb2, customers_pb2_grpc, identity_pb2
+from pointbook_common.durations import DAY_MS
 from pointbook_server.clock import Clock
 from pointbook_server.customers.groups import UserGroupTransactions, group_not_found
 from pointbook_server.customers.model import (
@@ -36,7 +37,6 @@ from pointbook_server.customers.transactions import CustomerTransactions
 from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.rpc.request_fields import (
-    DAY_MS,
     ID_LENGTH_MAX,
     LANGUAGE_LENGTH_MAX,
     YEAR_2000_MS,

@@ -10,6 +10,7 @@ import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import points_pb2, points_pb2_grpc
+from pointbook_common.durations import DAY_MS
 from pointbook_server.access.model import current_principal
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError, Reason
@@ -30,7 +31,7 @@ from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Program, Store, program_not_found
 from pointbook_server.rpc import pagination
 from pointbook_server.rpc.batching import Batcher
-from pointbook_server.rpc.request_fields import DAY_MS, ID_LENGTH_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_timestamp
+from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, TIME_MS_MIN, YEAR_2000_MS, Fields, to_timestamp
 
 EVENT_ID_LENGTH_MAX = 128
 WEBHOOK_ID_LENGTH_MAX = 128
@@ -74,7 +75,7 @@ class Programs(Protocol):
 class PointsServicer(points_pb2_grpc.PointsServiceServicer):
     """PointsService: each method reads its request, asks the store, and writes the answer.
 
-    Updates wait in `line` for the transaction that they share; `code_of` tells the gRPC code of an error's reason.
+    Updates wait in `line` for the transaction that they share; `grpc_code` tells the gRPC code of an error's reason.
     """
 
     def __init__(
@@ -84,14 +85,14 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         line: Batcher[str, ReceivedEvent, ApplyResult],
         clock: Clock,
         *,
-        code_of: Callable[[Reason], grpc.StatusCode],
+        grpc_code: Callable[[Reason], grpc.StatusCode],
         metrics: Metrics,
     ) -> None:
         self._store = store
         self._programs = programs
         self._batcher = line
         self._clock = clock
-        self._code_of = code_of
+        self._grpc_code = grpc_code
         self._metrics = metrics
 
     async def ApplyPointsUpdate(
@@ -183,7 +184,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
             log.error("internal error", exc_info=error)
             error = PointbookError(Reason.INTERNAL, "Something broke on our side; the log has the cause.")
         error = current_principal.get().visible(error)
-        number: int = self._code_of(error.reason).value[0]
+        number: int = self._grpc_code(error.reason).value[0]
         return points_pb2.UpdateError(
             code=number,
             reason=error.reason.value,

@@ -14,6 +14,7 @@ from iso4217 import Currency
 from phonenumbers import SUPPORTED_REGIONS
 
 from pointbook.v1 import programs_pb2, programs_pb2_grpc, redemption_pb2
+from pointbook_common.durations import DAY_MS
 from pointbook_server.access.model import current_principal
 from pointbook_server.clock import Clock
 from pointbook_server.ledger.model import POINTS_MAX
@@ -34,7 +35,6 @@ from pointbook_server.programs.model import (
 from pointbook_server.programs.transactions import ProgramTransactions
 from pointbook_server.rpc import pagination
 from pointbook_server.rpc.request_fields import (
-    DAY_MS,
     ID_LENGTH_MAX,
     YEAR_2000_MS,
     Fields,

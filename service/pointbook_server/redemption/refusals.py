@@ -11,6 +11,7 @@ from contextvars import Context
 
 import structlog
 
+from pointbook_common.durations import DAY_MS
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError
 from pointbook_server.maintenance import merchant_by_merchant
@@ -18,7 +19,6 @@ from pointbook_server.metrics import Metrics
 from pointbook_server.redemption.refusals_store import RefusalTransactions
 from pointbook_server.redemption.refused import Allowance, Refusal
 from pointbook_server.rpc.pagination import PageQuery
-from pointbook_server.rpc.request_fields import DAY_MS
 
 WRITE_PAUSE_SECONDS = 1.0
 """How long a refusal waits for others to be written with."""

@@ -8,47 +8,11 @@ from math import ceil, lcm
 
 from iso4217 import Currency
 
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import REASONS, PointbookError, Reason
 from pointbook_server.ledger.model import POINTS_MAX
 from pointbook_server.programs.model import Channel, Criteria, Program
 
-STATUS_CODES = {
-    Reason.REDEEMABLE: 800,
-    Reason.POINTS_NOT_POSITIVE: 801,
-    Reason.CURRENCY_VALUE_NOT_WHOLE_POINTS: 801,
-    Reason.IDENTIFIER_INVALID: 802,
-    Reason.INSUFFICIENT_POINTS: 803,
-    Reason.BALANCE_BELOW_REQUIRED: 804,
-    Reason.LIFETIME_POINTS_BELOW_REQUIRED: 805,
-    Reason.NOT_A_MULTIPLE: 807,
-    Reason.CODE_INVALID: 808,
-    Reason.CUSTOMER_NOT_FOUND: 816,
-    Reason.REDEMPTION_FAILED: 817,
-    Reason.ABOVE_MAX_PER_DAY: 819,
-    Reason.ABOVE_MAX_PER_MISSED_CALL: 819,
-    Reason.ABOVE_MAX_PER_MONTH: 819,
-    Reason.ABOVE_MAX_PER_REDEMPTION: 819,
-    Reason.ABOVE_MAX_PER_WEEK: 819,
-    Reason.BELOW_MIN_PER_REDEMPTION: 821,
-    Reason.CUSTOMER_BLOCKED: 809,
-    Reason.MISSED_CALL_NOT_SEEN: 822,
-    Reason.MISSED_CALL_NOT_ENABLED: 823,
-    Reason.VALIDATION_REQUIRED: 824,
-    Reason.SKIP_NOT_ALLOWED: 824,
-    Reason.REDEMPTION_DISABLED: 827,
-    Reason.GROUP_REDEMPTION_NOT_ALLOWED: 828,
-    Reason.CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED: 828,
-    Reason.NO_DESTINATION: 860,
-    Reason.CHANNEL_NOT_ENABLED: 860,
-    Reason.DELIVERY_FAILED: 860,
-    Reason.CONTACT_CHANGED: 860,
-    Reason.CODE_NOT_ISSUED: 876,
-    Reason.PROGRAM_NOT_FOUND: 1101,
-    Reason.NOT_A_GROUP_MEMBER: 1620,
-    Reason.GROUP_NOT_FOUND: 1632,
-    Reason.CROSS_PROGRAM_MISCONFIGURED: 3316,
-    Reason.ALREADY_REVERSED: 3802,
-}
+STATUS_CODES = {reason: spec.status_code for reason, spec in REASONS.items() if spec.status_code is not None}
 """Capillary's status code of every reason that a redemption can have."""
 EXACT = Context(prec=100, rounding=ROUND_HALF_UP)
 """Wide enough that no product of points, point value and rate is ever rounded by accident."""

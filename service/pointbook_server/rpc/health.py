@@ -1,7 +1,7 @@
-"""The standard health service, open to callers without a token, and so bounded in everything that they can hold.
+"""The standard health service (grpc.health.v1). It needs no token, so everything that a client can hold is bounded.
 
-Nothing here waits for a client while another one waits: each stream is written by its own task, and a client that does
-not read costs its own stream only. Source: grpc.health.v1, and https://github.com/grpc/grpc/blob/master/doc/health-checking.md
+Each stream is written by a task of its own, so a client that does not read blocks only its own stream.
+Source: https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 """
 
 import asyncio
@@ -13,33 +13,35 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 
-from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.rpc.admission import RequestReader
+from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError, Reason
 from pointbook_server.rpc.refusal_limits import Pacer, RefusalLog
 from pointbook_server.rpc.request_fields import parse
-from pointbook_server.rpc.status_interceptor import RETRY_AFTER_SECONDS, abort, request_id_of
+from pointbook_server.rpc.request_reader import RequestReader
+from pointbook_server.rpc.running_calls import current_task
+from pointbook_server.rpc.status_interceptor import request_id_of
+from pointbook_server.rpc.status_mapping import abort
 
 SERVICE_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 READ_SECONDS_MAX = 2.0
-"""How long the request of a call may take to arrive. A request is a name, so it comes with the call as a rule."""
+"""How long the request of a call may take to arrive. It is one name, so it usually comes with the call."""
 WRITE_SECONDS_MAX = 5.0
-"""How long a client may leave an answer unread."""
+"""How long a client may leave a response unread."""
 REQUEST_BYTES_MAX = 256
 READS_MAX = 16
-"""Each of them can hold as much as the server's largest message, until its time is over."""
+"""Each can hold as much as the server's largest message until its time is up."""
 CHECKS_MAX = 128
-"""As many as wait less than half a second for each other: a probe of Kubernetes fails after one."""
+"""As many as delay each other by less than half a second: a Kubernetes probe times out after one."""
 WATCHES_MAX = 256
 STREAMS_OF_CONNECTION_MAX = 16
-"""Of each method: a client watches the services that it calls."""
+"""Per method: a client watches the services that it calls."""
 UNREAD_MAX = 200
-"""How many unread streams there may be until a connection gets one stream of each method."""
+"""Above this number of unread streams, a connection gets one stream per method."""
 
 Status = health_pb2.HealthCheckResponse
 
 
 class _Stream:
-    """One call of a connection. It is ended by the server where others need its place."""
+    """One call of a connection. The server ends it if another connection needs its place."""
 
     def __init__(self, listener: "_Listener", peer: str, task: asyncio.Task[Any]) -> None:
         self.listener = listener
@@ -48,18 +50,18 @@ class _Stream:
         self.is_displaced = False
         self.has_read = False
         self.is_writing = False
-        self.has_begun = False
+        self.has_metadata_sent = False
 
     def displace(self) -> None:
-        """End it in favour of another connection's stream."""
+        """End this stream in favour of another connection's."""
         self.is_displaced = True
         self._task.cancel()
 
 
 class StreamLimit:
-    """A bounded number of streams, of which no connection can keep another one's out.
+    """A bounded number of streams; no connection can lock out another.
 
-    Where all places are taken, the oldest stream of the connection that has most gives way.
+    When all places are taken, the oldest stream of the connection with the most streams is ended.
     """
 
     def __init__(self, streams_max: int) -> None:
@@ -68,12 +70,12 @@ class StreamLimit:
         self._count = 0
 
     def add(self, stream: _Stream, streams_of_connection_max: int) -> None:
-        """Count a stream. Raises QUEUE_FULL where its connection has too many."""
+        """Count a stream. Raises QUEUE_FULL if its connection has too many."""
         if len(self._streams.get(stream.peer, ())) >= streams_of_connection_max:
             raise _too_many_streams()
         if self._count >= self._streams_max:
-            most: dict[_Stream, None] = max(self._streams.values(), key=len)
-            oldest = next(iter(most))
+            largest: dict[_Stream, None] = max(self._streams.values(), key=len)
+            oldest = next(iter(largest))
             self.discard(oldest)
             oldest.displace()
         self._streams.setdefault(stream.peer, {})[stream] = None
@@ -99,7 +101,7 @@ class StreamLimit:
 
 
 class _Listener:
-    """What the clients of one listener hold, so that those of another one are not kept out or slowed."""
+    """What the clients of one listener hold, separate so that they cannot block or slow another listener's."""
 
     def __init__(self) -> None:
         self.reads = StreamLimit(READS_MAX)
@@ -108,11 +110,11 @@ class _Listener:
         self.checks_pacer = Pacer()
         self.watches_pacer = Pacer()
         self.unread: Counter[str] = Counter()
-        """How many streams of each connection are not read. They end with the connection."""
+        """The unread streams of each connection. They end with the connection."""
 
 
 class HealthService:
-    """Answers Check and Watch for a fixed set of services, all of which serve or do not serve together."""
+    """Serves Check and Watch for a fixed set of services, which all have the same status."""
 
     def __init__(self, services: Iterable[str], refusals: RefusalLog, pacer: Pacer) -> None:
         self._services = frozenset(("", *services))
@@ -126,16 +128,16 @@ class HealthService:
         self._listeners: list[_Listener] = []
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
-        """Add the service to a server, with bounds of its own.
+        """Add the service to a server, with limits of its own.
 
-        Both methods are served as streams: a unary method's request and answer would be awaited by gRPC, without a
-        limit.
+        Both methods are served as streams, because gRPC waits without a limit for the request and the response of a
+        unary method.
         """
         listener = _Listener()
         self._listeners.append(listener)
         behaviours = {
-            "Check": self._bounded(listener, listener.checks, listener.checks_pacer, self._check),
-            "Watch": self._bounded(listener, listener.watches, listener.watches_pacer, self._watch),
+            "Check": self._limited(listener, listener.checks, listener.checks_pacer, self._check),
+            "Watch": self._limited(listener, listener.watches, listener.watches_pacer, self._watch),
         }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.stream_stream_rpc_method_handler(behaviour, response_serializer=Status.SerializeToString)
@@ -143,19 +145,19 @@ class HealthService:
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
-    def set_serving(self, serving: bool) -> None:  # noqa: FBT001 - it is the state itself, and no option of a call
-        """Set whether the server serves. A server that stops never serves again."""
+    def set_serving(self, serving: bool) -> None:  # noqa: FBT001 - the value that is set, not an option
+        """Set the status of all services. After `stop` it stays NOT_SERVING."""
         if serving != self._is_serving and not (serving and self._is_stopping):
             self._is_serving = serving
             self._wake_watches()
 
     def stop(self) -> None:
-        """Stop serving for good. Watches go on until `end_watches`."""
+        """Set NOT_SERVING for good. Watches continue until `end_watches`."""
         self._is_stopping = True
         self.set_serving(False)
 
     def end_watches(self) -> None:
-        """End all watches, so that a stopping server need not wait for them."""
+        """End all watches, so that a stopping server does not wait for them."""
         self._has_ended = True
         self._wake_watches()
 
@@ -163,26 +165,25 @@ class HealthService:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _bounded(
+    def _limited(
         self,
         listener: _Listener,
         limit: StreamLimit,
         pacer: Pacer,
-        answer: Callable[[str, Any, _Stream], Awaitable[None]],
+        respond: Callable[[str, Any, _Stream], Awaitable[None]],
     ) -> Callable[[Any, Any], Awaitable[None]]:
-        """Build the handler of a method, which ends every call that takes too long or too much."""
+        """Return a method's handler, which ends each call that exceeds a limit of time or streams."""
 
         async def call(_requests: object, context: Any) -> None:
-            task = asyncio.current_task()
-            assert task is not None  # noqa: S101 - gRPC runs every call in a task of its own
+            task = current_task()
             stream = _Stream(listener, context.peer(), task)
             try:
                 if listener.unread[stream.peer]:
                     raise _too_many_streams()
-                most = STREAMS_OF_CONNECTION_MAX if listener.unread.total() < UNREAD_MAX else 1
-                with limit.holding(stream, most):
+                streams_max = STREAMS_OF_CONNECTION_MAX if listener.unread.total() < UNREAD_MAX else 1
+                with limit.holding(stream, streams_max):
                     await pacer.wait()
-                    await answer(await self._read(context, stream), context, stream)
+                    await respond(await self._read(context, stream), context, stream)
             except PointbookError as error:
                 await self._end(context, error, stream)
             except asyncio.CancelledError:
@@ -194,38 +195,39 @@ class HealthService:
         return call
 
     async def _read(self, context: Any, stream: _Stream) -> str:
-        """Read the name of the service that a call asks for."""
+        """Return the name of the service that a call asks about."""
         with stream.listener.reads.holding(stream, STREAMS_OF_CONNECTION_MAX):
             stream.has_read = True
             request = await self._requests.read(context)
         if len(request) > REQUEST_BYTES_MAX:
-            raise PointbookError(Reason.INVALID_FIELDS, f"A request of health has at most {REQUEST_BYTES_MAX} bytes.")
+            raise PointbookError(Reason.INVALID_FIELDS, f"A health request has at most {REQUEST_BYTES_MAX} bytes.")
         service: str = parse(health_pb2.HealthCheckRequest.FromString, request).service
         return service
 
     async def _write(self, context: Any, status: int, stream: _Stream) -> None:
-        """Write a status. Raises DEADLINE_EXCEEDED where it is not read in time."""
+        """Write a status. Raises DEADLINE_EXCEEDED if the client does not read it in time."""
         stream.is_writing = True
         try:
             async with asyncio.timeout(WRITE_SECONDS_MAX):
-                if not stream.has_begun:
-                    # gRPC takes no error for a stream whose first message is under way together with the metadata.
+                if not stream.has_metadata_sent:
+                    # gRPC cannot end a stream with an error while its metadata is in flight together with a message.
                     await context.send_initial_metadata(())
-                    stream.has_begun = True
+                    stream.has_metadata_sent = True
                 await context.write(Status(status=status))
         except TimeoutError:
-            raise PointbookError(Reason.DEADLINE_EXCEEDED, "The answer was not read in time.") from None
+            raise PointbookError(Reason.DEADLINE_EXCEEDED, "The response was not read in time.") from None
         stream.is_writing = False
 
     async def _end(self, context: Any, error: PointbookError, stream: _Stream) -> None:
-        """End a stream with an error, which goes out behind what was not read, and so may take as long as the client.
+        """End a stream with an error.
 
-        Until then, its connection gets no further stream.
+        The error is sent after any unread response, so this can take as long as the client likes. Until then, its
+        connection gets no further stream.
         """
         unread = stream.listener.unread
         unread[stream.peer] += stream.is_writing
         try:
-            # gRPC goes on to take in a request that it was told to read, so such a stream must not wait.
+            # gRPC continues to receive a request once the read has started, so such a stream must not be delayed.
             if not stream.has_read:
                 await self._refused_pacer.wait()
             await abort(context, error, request_id_of(context.invocation_metadata()), self._refusals)
@@ -240,7 +242,7 @@ class HealthService:
         await self._write(context, Status.SERVING if self._is_serving else Status.NOT_SERVING, stream)
 
     async def _watch(self, service: str, context: Any, stream: _Stream) -> None:
-        """Write the latest state whenever it is another than the one written last."""
+        """Write the status whenever it differs from the one written last."""
         written: int | None = None
         while not self._has_ended:
             changed = self._changed
@@ -258,5 +260,5 @@ class HealthService:
 
 def _too_many_streams() -> PointbookError:
     return PointbookError(
-        Reason.QUEUE_FULL, "Too many calls of health run at once; retry.", retry_after_seconds=RETRY_AFTER_SECONDS
+        Reason.QUEUE_FULL, "Too many concurrent health calls; retry.", retry_after_seconds=RETRY_AFTER_SECONDS
     )

@@ -1,4 +1,4 @@
-"""Page tokens: the place where the next page starts, good only for the list that it was given for."""
+"""Pages of lists, and page tokens: where the next page starts, valid only for the list they were issued for."""
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -13,7 +13,7 @@ from pointbook_server.rpc.request_fields import Fields
 
 TOKEN_LENGTH_MAX = 1_000
 PAGE_BYTES_MAX = 2 * 1024 * 1024
-"""Clients take 4 MiB unless told otherwise."""
+"""Half of the 4 MiB that gRPC clients accept by default."""
 DIGEST_LENGTH = 16
 INTEGER_MAX = 2**63 - 1
 
@@ -22,7 +22,7 @@ M = TypeVar("M", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class PageQuery:
-    """Which rows of a list to read, the newest first: from a time on, and before a place (time in ms, id)."""
+    """Which rows of a list to read, newest first: from a time on, before a position (time in ms, id)."""
 
     start_ms: int
     before_ms: int
@@ -31,44 +31,44 @@ class PageQuery:
 
 
 def fit(messages: Iterable[M], size: int, bytes_max: int = PAGE_BYTES_MAX, *, least: int = 1) -> list[M]:
-    """Take a page of messages: as many as were asked for, or as fit into an answer, and at least one or none."""
+    """Return the first `size` messages, or fewer if they exceed `bytes_max`, but `least` at least."""
     page: list[M] = []
-    room = bytes_max
+    bytes_left = bytes_max
     for message in messages:
-        room -= message.ByteSize()
-        if len(page) == size or (len(page) >= least and room < 0):
+        bytes_left -= message.ByteSize()
+        if len(page) == size or (len(page) >= least and bytes_left < 0):
             break
         page.append(message)
     return page
 
 
-def write_token(scope: object, place: Sequence[int | str]) -> str:
-    """Write a token for the page that starts behind a place, in the list that `scope` describes."""
-    return urlsafe_b64encode(json.dumps([_digest(scope), *place]).encode()).decode()
+def write_token(scope: object, position: Sequence[int | str]) -> str:
+    """Return the token of the page after `position`, in the list that `scope` describes."""
+    return urlsafe_b64encode(json.dumps([_digest(scope), *position]).encode()).decode()
 
 
 def read_token(
     fields: Fields, field: str, token: str, scope: object, kinds: Sequence[type]
 ) -> tuple[int | str, ...] | None:
-    """Read a token back: the place, None for the first page or when the token is wrong, which is noted."""
+    """Return the position in a token; None for the first page, and for an invalid token, which is a violation."""
     if not token:
         return None
     try:
-        digest, *place = json.loads(urlsafe_b64decode(token[:TOKEN_LENGTH_MAX].encode()))
+        digest, *position = json.loads(urlsafe_b64decode(token[:TOKEN_LENGTH_MAX].encode()))
     except (ValueError, TypeError, RecursionError):
-        digest, place = "", []
-    fits = [type(item) for item in place] == list(kinds)
-    if not fits or not all(map(_is_comparable, place)) or digest != _digest(scope):
-        fields.wrong(field, "must be a next_page_token that was answered for the same request")
+        digest, position = "", []
+    fits = [type(item) for item in position] == list(kinds)
+    if not fits or not all(map(_is_comparable, position)) or digest != _digest(scope):
+        fields.wrong(field, "must be a next_page_token from a response to the same request")
         return None
-    return tuple(place)
+    return tuple(position)
 
 
 def _is_comparable(item: int | str) -> bool:
-    """Tell whether the database can compare with an item: tokens are not signed, so anybody can write one."""
+    """Return whether the database can compare with an item: tokens are not signed, so callers can forge them."""
     return item.isascii() and item.isprintable() if isinstance(item, str) else abs(item) <= INTEGER_MAX
 
 
 def _digest(scope: object) -> str:
-    """Name a list by its filters, so that a token of another list is refused instead of answered wrongly."""
+    """Return a digest of a list's filters, so that a token of another list is refused."""
     return sha256(repr(scope).encode()).hexdigest()[:DIGEST_LENGTH]

@@ -1,4 +1,4 @@
-"""What a flood of refused calls may cost: the lines that it logs, and the time that it takes from others."""
+"""Limits on what a flood of refused calls can cost: log lines and CPU time."""
 
 import asyncio
 from contextvars import Context
@@ -9,7 +9,7 @@ import structlog
 from pointbook_server.errors import Reason
 
 SAMPLES_MAX = 10
-"""How many refusals of a reason are logged singly in a second, where their callers may send any number."""
+"""How many refusals of each reason are logged individually per second."""
 SAMPLED_CODES = frozenset(
     {
         grpc.StatusCode.UNAUTHENTICATED,
@@ -19,28 +19,28 @@ SAMPLED_CODES = frozenset(
         grpc.StatusCode.DEADLINE_EXCEEDED,
     }
 )
-"""The codes of refusals that come in floods, since they cost the caller nothing."""
+"""The codes of refusals that can come in floods, because they cost the caller nothing."""
 ALL_CODES = frozenset(grpc.StatusCode)
-"""The codes that come in floods where callers need no token."""
+"""For services that need no token: all codes can come in floods."""
 PACED_CALLS_PER_SECOND = 300
 PACED_CALLS_MAX = 2_000
-"""Each of them holds a few kilobytes while it waits."""
+"""Each holds a few kilobytes while it waits."""
 
 log = structlog.get_logger()
 
 
 class RefusalLog:
-    """Logs refused calls: the first ones of each reason singly, and a flood as one line a second."""
+    """Logs refused calls: the first of each reason individually, the rest of a second as one line."""
 
     def __init__(self, sampled_codes: frozenset[grpc.StatusCode] = SAMPLED_CODES) -> None:
         self._sampled_codes = sampled_codes
         self._counts: dict[Reason, int] = {}
 
     def write(self, code: grpc.StatusCode, reason: Reason) -> None:
-        """Log that a call was refused, now or with others of this second."""
+        """Log a refused call, now or together with others of this second."""
         if code in self._sampled_codes:
             if not self._counts:
-                # The line about all of them belongs to none of them.
+                # The summary must not carry the context of one call.
                 asyncio.get_running_loop().call_later(1.0, self._write_counts, context=Context())
             count = self._counts[reason] = self._counts.get(reason, 0) + 1
             if count > SAMPLES_MAX:
@@ -55,9 +55,9 @@ class RefusalLog:
 
 
 class Pacer:
-    """Makes calls that need no token wait the longer, the more of them wait.
+    """Delays calls without a valid token, each the longer the more of them are already waiting.
 
-    A connection has a bounded number of calls under way, so whoever waits sends fewer. A single caller never waits.
+    A connection has a bounded number of calls in flight, so delayed callers send fewer. A single call never waits.
     """
 
     def __init__(self, calls_per_second: float = PACED_CALLS_PER_SECOND, waiting_max: int = PACED_CALLS_MAX) -> None:
@@ -66,7 +66,7 @@ class Pacer:
         self._waiting = 0
 
     async def wait(self) -> None:
-        """Wait for one's turn; not at all where so many wait that their memory would be the greater harm."""
+        """Wait for this call's turn. Return at once if too many wait, since their memory would do more harm."""
         if self._waiting >= self._waiting_max:
             return
         seconds = self._waiting / self._calls_per_second

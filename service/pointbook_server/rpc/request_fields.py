@@ -1,4 +1,4 @@
-"""The field checks of requests: one collector that finds every wrong field before anything is done."""
+"""Field checks of requests. A collector finds every invalid field before a call changes anything."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -15,7 +15,6 @@ ID_LENGTH_MAX = 64
 LANGUAGE_LENGTH_MAX = 35
 PAGE_SIZE_MAX = 1_000
 PAGE_SIZE_DEFAULT = 50
-DAY_MS = 24 * 60 * 60 * 1_000
 YEAR_2000_MS = 946_684_800_000
 TIME_MS_MIN = -62_135_596_800_000
 TIME_MS_MAX = 253_402_300_799_999
@@ -25,12 +24,12 @@ BEFORE_2000 = (
 NANOS_PER_MS = 1_000_000
 NANOS_PER_SECOND = 1_000_000_000
 MACHINE_TIME_ZONES = {"localtime", "Factory", "posixrules"}
-"""Files beside the time zones that mean another zone on every machine."""
+"""Files among the time zones whose meaning differs between machines."""
 MACHINE_FOLDERS = ("posix/", "right/")
-"""Folders of them that many machines lack; some zones in there count leap seconds."""
+"""Folders that many machines lack; some of their zones count leap seconds."""
 _VISIBLE_ASCII = re.compile(r"[!-~]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""What no text for people has: every line break that there is, too, since a text may end up in a header."""
+"""Characters that texts for people must not contain, including all line breaks: a text can become a header."""
 _DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")
 _ETAG = re.compile(r"[0-9]{1,18}")
@@ -43,60 +42,60 @@ def to_timestamp(time_ms: int) -> Timestamp:
 
 
 def to_decimal_text(value: Decimal | None) -> str:
-    """Write a decimal without an exponent, and nothing where there is none."""
+    """Return a decimal without an exponent; empty for None."""
     return "" if value is None else f"{value:f}"
 
 
 def is_language(tag: str) -> bool:
-    """Return whether a text has the form of a BCP 47 tag; _ may separate subtags, too, as in zh_TW."""
+    """Return whether a text has the form of a BCP 47 tag; subtags may also be separated by _, as in zh_TW."""
     return len(tag) <= LANGUAGE_LENGTH_MAX and _LANGUAGE.fullmatch(tag) is not None
 
 
 def read_etag(etag: str) -> int | None:
-    """Read an etag as the revision that it names; one that we never gave is stale."""
+    """Return the revision that an etag names; -1, which is always stale, for one that this service never issued."""
     if not etag:
         return None
     return int(etag) if _ETAG.fullmatch(etag) else -1
 
 
 def parse(deserialize: Callable[[bytes], Any] | None, request: bytes) -> Any:
-    """Parse a request here and not in gRPC, where broken bytes would look like a fault of ours."""
+    """Return the parsed request. Raises INVALID_FIELDS, where gRPC itself would report an internal error."""
     if deserialize is None:
         return request
     try:
         return deserialize(request)
     except (DecodeError, ValueError):
-        violation = FieldViolation("", "the request is no valid message of this method")
+        violation = FieldViolation("", "is not a valid request message of this method")
         raise PointbookError(Reason.INVALID_FIELDS, "The request cannot be parsed.", violations=(violation,)) from None
 
 
 class Fields:
-    """Reads the fields of one request and collects what is wrong with them.
+    """Reads the fields of one request and collects the violations.
 
-    Every reading method takes the field's path and its value, and returns a value that is safe to go on with; `check`
-    then raises INVALID_FIELDS with every violation, so that a caller can mend a request in one go.
+    Each method gets a field's path and value, and returns a value that is safe to continue with. `check` then raises
+    INVALID_FIELDS with all violations, so that a caller can fix a request at once.
     """
 
     def __init__(self) -> None:
         self._violations: list[FieldViolation] = []
 
     def wrong(self, field: str, description: str) -> None:
-        """Note that a field is wrong, and what it must be."""
+        """Add a violation: the field, and what it must be."""
         self._violations.append(FieldViolation(field, description))
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing is wrong so far."""
+        """Whether there is no violation so far."""
         return not self._violations
 
     def check(self) -> None:
-        """Raise INVALID_FIELDS if anything was wrong."""
+        """Raise INVALID_FIELDS if there are violations."""
         if self._violations:
             names = ", ".join(dict.fromkeys(violation.field for violation in self._violations[:5]))
             raise PointbookError(Reason.INVALID_FIELDS, f"Wrong fields: {names}.", violations=self._violations)
 
     def present(self, field: str, *, is_present: bool) -> bool:
-        """Note a missing message or choice; return whether it is there."""
+        """Check that a required message or oneof is set; return whether it is."""
         if not is_present:
             self.wrong(field, "is required")
         return is_present
@@ -120,13 +119,13 @@ class Fields:
         return value
 
     def integer(self, field: str, value: int, *, low: int, high: int) -> int:
-        """Read a whole number within bounds."""
+        """Read an integer from `low` to `high`."""
         if not low <= value <= high:
             self.wrong(field, f"must be {low:,} to {high:,}")
         return value
 
     def decimal(self, field: str, value: str, *, digits_after: int = 12, zero_allowed: bool = False) -> Decimal | None:
-        """Read an optional decimal above zero; None where it is empty or wrong."""
+        """Read an optional positive decimal; None if it is empty or invalid."""
         if not value:
             return None
         form = _DECIMAL.fullmatch(value) and len(value.partition(".")[2]) <= digits_after
@@ -139,7 +138,7 @@ class Fields:
         return Decimal(value)
 
     def time_ms(self, field: str, value: Timestamp, *, low: int = TIME_MS_MIN, high: int = TIME_MS_MAX) -> int:
-        """Read a Timestamp as whole milliseconds; what is finer is cut off."""
+        """Read a Timestamp, and return it in milliseconds since 1970 (UTC), rounded down."""
         time_ms = value.seconds * 1_000 + value.nanos // NANOS_PER_MS
         if not 0 <= value.nanos < NANOS_PER_SECOND or not TIME_MS_MIN <= time_ms <= TIME_MS_MAX:
             self.wrong(field, "must be a valid timestamp from year 1 to 9999")
@@ -150,18 +149,18 @@ class Fields:
         return time_ms
 
     def time_zone(self, field: str, name: str) -> str:
-        """Read an optional name of a time zone that means the same on every machine."""
+        """Read an optional IANA time zone, except those whose meaning differs between machines."""
         try:
-            is_machines = name in MACHINE_TIME_ZONES or name.startswith(MACHINE_FOLDERS)
-            known = not is_machines and (not name or bool(ZoneInfo(name)))
+            is_local = name in MACHINE_TIME_ZONES or name.startswith(MACHINE_FOLDERS)
+            is_known = not is_local and (not name or bool(ZoneInfo(name)))
         except (ValueError, OSError, KeyError):
-            known = False
-        if not known:
+            is_known = False
+        if not is_known:
             self.wrong(field, "must be an IANA time zone such as Asia/Shanghai")
         return name
 
     def page_size(self, field: str, value: int) -> int:
-        """Read a page size, where 0 is the default."""
+        """Read a page size; 0 means the default."""
         return self.integer(field, value, low=0, high=PAGE_SIZE_MAX) or PAGE_SIZE_DEFAULT
 
     def each(
@@ -173,7 +172,7 @@ class Fields:
         count_max: int,
         count_min: int = 0,
     ) -> tuple[str, ...]:
-        """Read a bounded list whose items are all different, each by `read`."""
+        """Read a list of distinct items, each with `read`."""
         if not count_min <= len(values) <= count_max:
             self.wrong(field, f"must have {count_min} to {count_max:,} items")
             return ()

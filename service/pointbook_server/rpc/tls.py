@@ -1,4 +1,4 @@
-"""TLS of the gRPC server: credentials that follow their files, and the names in a client's certificate."""
+"""TLS of the gRPC server: credentials that follow file changes, and the names in client certificates."""
 
 import time
 from functools import lru_cache
@@ -11,13 +11,13 @@ from pointbook_common.certificates import SettingFile, TlsFiles, TlsMaterial, Tl
 from pointbook_server.settings import ServerSettings
 
 RESUMPTION_SECONDS = 60.0
-"""How long a client can resume its TLS session, which checks neither its certificate's expiry nor its CA again."""
+"""How long a client can resume a TLS session; resumption does not check its certificate again."""
 CERTIFICATES_MAX = 256
-"""Of how many client certificates the names are kept in memory."""
+"""How many client certificates have their names cached."""
 
 
 def tls_source(settings: ServerSettings) -> TlsSource | None:
-    """Return the server's TLS material; None where it speaks plaintext. Raises SettingError."""
+    """Return the server's TLS material, or None for plaintext. Raises SettingError."""
     cert, key, client_ca = settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file
     if cert is None or key is None:
         return None
@@ -31,17 +31,17 @@ def tls_source(settings: ServerSettings) -> TlsSource | None:
 
 
 def server_credentials(source: TlsSource) -> grpc.ServerCredentials:
-    """Build credentials that use the newest material at every handshake. With a client CA, clients need a certificate.
+    """Return credentials that use the latest material at each handshake; with a client CA, they ask for a certificate.
 
-    gRPC itself speaks TLS 1.2 and later only.
+    gRPC itself supports only TLS 1.2 and later.
     """
     served, built_at = source.current(), time.monotonic()
 
-    # gRPC calls it in a thread of its own, one call at a time.
+    # gRPC calls this in its own thread, one call at a time.
     def changed_configuration() -> Any:
         nonlocal served, built_at
         material, now = source.current(), time.monotonic()
-        # Every configuration has keys of its own for the sessions that can be resumed.
+        # A new configuration has new session keys, so it ends the resumption of older sessions.
         if material is served and (material.ca is None or now < built_at + RESUMPTION_SECONDS):
             return None
         served, built_at = material, now
@@ -53,8 +53,8 @@ def server_credentials(source: TlsSource) -> grpc.ServerCredentials:
 
 
 def client_names(context: Any) -> frozenset[str]:
-    """Return the common name and the alternative names of a client's verified certificate; none without one."""
-    # gRPC cuts the names that it offers at their first NUL.
+    """Return the common and alternative names of a client's verified certificate; empty without one."""
+    # Parsed here because gRPC cuts names at their first NUL.
     certificates = context.auth_context().get("x509_pem_cert", ())
     return frozenset().union(*map(_names_in, certificates))
 
@@ -69,7 +69,7 @@ def _names_in(pem: bytes) -> frozenset[str]:
     except x509.ExtensionNotFound:
         return frozenset(common)
     except ValueError:
-        # Extensions that are broken name nobody.
+        # A certificate with invalid extensions names no client.
         return frozenset()
     return frozenset(
         {

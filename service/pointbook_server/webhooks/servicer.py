@@ -7,12 +7,12 @@ from typing import Protocol
 import structlog
 
 from pointbook.v1 import customers_pb2, points_pb2, programs_pb2, webhooks_pb2, webhooks_pb2_grpc
+from pointbook_common.durations import DAY_MS
 from pointbook_server.access.model import current_principal
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.rpc import pagination
 from pointbook_server.rpc.request_fields import (
-    DAY_MS,
     ID_LENGTH_MAX,
     TIME_MS_MAX,
     TIME_MS_MIN,

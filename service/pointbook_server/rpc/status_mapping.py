@@ -1,0 +1,86 @@
+"""Errors as gRPC statuses with rich details (google.rpc.Status)."""
+
+import asyncio
+from typing import Any
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+
+from pointbook_server.errors import REASONS, PointbookError, Reason
+from pointbook_server.rpc.refusal_limits import RefusalLog
+
+DOMAIN = "pointbook"
+REQUEST_ID_HEADER = "x-request-id"
+VIOLATIONS_MAX = 50
+DETAILS_BYTES_MAX = 3_000
+"""Leaves space for the message and the encoding: a status over 4 KiB can be lost on its way to the client."""
+TEXT_LENGTH_MAX = 200
+METADATA_BYTES_MAX = 1_000
+"""Fits the longest value: the names of all violations of a redemption."""
+_GRPC_CODES = {reason: grpc.StatusCode[spec.grpc_code] for reason, spec in REASONS.items()}
+
+
+def grpc_code(reason: Reason) -> grpc.StatusCode:
+    """Return the gRPC status code of a reason."""
+    return _GRPC_CODES[reason]
+
+
+async def abort(context: Any, error: PointbookError, request_id: str, refusals: RefusalLog) -> None:
+    """End a call with an error, and log the refusal if the caller is still connected."""
+    status = rpc_status.to_status(to_status(error))
+    trailing_metadata = (*status.trailing_metadata, (REQUEST_ID_HEADER, request_id))
+    try:
+        await context.abort(status.code, status.details, trailing_metadata=trailing_metadata)
+    except grpc.aio.InternalError:
+        # The caller has just disconnected, usually at its own deadline; gRPC must not log that as an error of ours.
+        raise asyncio.CancelledError from None
+    except grpc.aio.AbortError:
+        refusals.write(grpc_code(error.reason), error.reason)
+        raise
+
+
+def to_status(error: PointbookError) -> Status:
+    """Convert an error to google.rpc.Status, with its texts and details shortened so that clients receive it whole."""
+    status = Status(code=grpc_code(error.reason).value[0], message=error.message[:TEXT_LENGTH_MAX])
+    info = ErrorInfo(reason=error.reason.value, domain=DOMAIN)
+    for key, value in error.metadata.items():
+        info.metadata[key] = value.encode()[:METADATA_BYTES_MAX].decode(errors="ignore")
+    bad_request = _bad_request(error, DETAILS_BYTES_MAX - info.ByteSize())
+    omitted = len(error.violations) - len(bad_request.field_violations)
+    if omitted:
+        info.metadata["omitted_violations"] = str(omitted)
+    _add_detail(status, info)
+    if error.violations:
+        _add_detail(status, bad_request)
+    if error.retry_after_seconds is not None:
+        retry = RetryInfo()
+        # Rounded, because 1.001 s is slightly less than 1,001 ms as a float and the delay must not be too short.
+        retry.retry_delay.FromMilliseconds(round(error.retry_after_seconds * 1_000))
+        _add_detail(status, retry)
+    if resource := REASONS[error.reason].resource:
+        name = info.metadata[resource.metadata_key]
+        _add_detail(status, ResourceInfo(resource_type=resource.type, resource_name=name))
+    return status
+
+
+def _bad_request(error: PointbookError, bytes_max: int) -> BadRequest:
+    """Return as many of an error's violations as fit."""
+    bad_request = BadRequest()
+    for violation in error.violations[:VIOLATIONS_MAX]:
+        bad_request.field_violations.add(
+            field=violation.field[:TEXT_LENGTH_MAX], description=violation.description[:TEXT_LENGTH_MAX]
+        )
+        if bad_request.ByteSize() > bytes_max:
+            del bad_request.field_violations[-1]
+            break
+    return bad_request
+
+
+def _add_detail(status: Status, detail: Message) -> None:
+    packed = AnyMessage()
+    packed.Pack(detail)
+    status.details.append(packed)
