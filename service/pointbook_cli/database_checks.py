@@ -3,7 +3,7 @@
 import structlog
 
 from pointbook_server.db.database import Database
-from pointbook_server.db.migrations import pending
+from pointbook_server.db.migrations import is_pending
 from pointbook_server.db.schema import SchemaError, check_schema
 from pointbook_server.errors import PointbookError
 
@@ -26,5 +26,5 @@ async def check_database(database_url: str) -> None:
 
 async def check_migrated(database_url: str) -> None:
     """Raise OSError where a database lacks the newest tables, and DATABASE_UNAVAILABLE where it is away."""
-    if await pending(database_url):
+    if await is_pending(database_url):
         raise OSError("the database is not at the newest revision; run `pointbook migrate`")

@@ -20,13 +20,14 @@ from pointbook.v1 import programs_pb2, programs_pb2_grpc
 from pointbook_cli.addresses import check_unused
 from pointbook_cli.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from pointbook_cli.webhook import SECRET
+from pointbook_common.addresses import is_loopback
 from pointbook_server.db.migrations import migrate
 from pointbook_server.delivery.console import ConsoleSender
 from pointbook_server.delivery.sender import Sender
 from pointbook_server.delivery.senders import senders_of
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from pointbook_server.settings import KEY_BYTES, ServerSettings, is_loopback
+from pointbook_server.settings import KEY_BYTES, ServerSettings
 from shopline_shim.app import Shim
 from shopline_shim.settings import ShimSettings
 

@@ -1,7 +1,4 @@
-"""Certificates and private keys from files, read again whenever the files change.
-
-The server, the shim and the commands read them alike; the module knows nothing else of them.
-"""
+"""Certificates and private keys from files, reloaded when the files change."""
 
 import os
 import stat
@@ -24,12 +21,12 @@ from pointbook_common.regular_files import read_regular_file
 DAY_SECONDS = 86_400
 EXPIRES_SOON_SECONDS = 14 * DAY_SECONDS
 RETRY_SECONDS = 1.0
-"""How long files that were found wrong are not read again, unless they change."""
+"""How long invalid files are not read again, unless they change."""
 FILE_BYTES_MAX = 1024 * 1024
 RSA_BITS_MIN = 2_048
 CURVES = (ec.SECP256R1, ec.SECP384R1)
-Stamp = tuple[tuple[int, ...], ...]
-"""What differs after files have been written or replaced."""
+FileStates = tuple[tuple[int, ...], ...]
+"""The state of each file, which changes when a file is written or replaced."""
 
 log = structlog.get_logger()
 
@@ -44,7 +41,7 @@ class SettingFile:
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """The PEM files of one end of TLS: its certificate and key, and the CA that its peers are verified against."""
+    """The PEM files of a TLS endpoint: its certificate and key, and the CA that verifies its peers."""
 
     cert: SettingFile | None = None
     key: SettingFile | None = None
@@ -53,7 +50,7 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True)
 class TlsMaterial:
-    """The content of TlsFiles, in PEM; `certificate` is the first one of the chain."""
+    """The contents of TlsFiles, in PEM; `certificate` is the first of the chain."""
 
     chain: bytes | None
     key: bytes | None
@@ -62,15 +59,15 @@ class TlsMaterial:
 
     @property
     def expires_at(self) -> datetime | None:
-        """Return when the certificate expires."""
+        """When the certificate expires; None without one."""
         return None if self.certificate is None else self.certificate.not_valid_after_utc
 
 
 class TlsSource:
-    """TLS material that follows its files. Files that do not fit together leave the material before them in force.
+    """TLS material that follows its files. While changed files do not match each other, the previous material is used.
 
-    `current` may be called from any thread, and at every handshake: it costs a stat of each file. Raises SettingError
-    where the files are wrong at the start.
+    `current` can be called from any thread and at each handshake; it costs a stat of each file. The constructor raises
+    SettingError if the files are invalid.
     """
 
     def __init__(self, files: TlsFiles, clock: Callable[[], float] = time.time) -> None:
@@ -78,39 +75,39 @@ class TlsSource:
         self._clock = clock
         self._lock = threading.Lock()
         self._paths = [file.path for file in (files.cert, files.key, files.ca) if file is not None]
-        self._stamp = self._stat_files()
+        self._states = self._stat_files()
         self._material = load(files)
-        self._refused_stamp: Stamp | None = None
+        self._invalid_states: FileStates | None = None
         self._retry_at = 0.0
         self._warned_at = float("-inf")
         self._log_expiry("TLS certificate loaded")
         if files.key is not None and files.key.path.stat().st_mode & stat.S_IROTH:
-            log.warning("every user of this machine may read the private key", variable=files.key.variable)
+            log.warning("private key is readable by every user of this machine", variable=files.key.variable)
 
     def current(self) -> TlsMaterial:
-        """Return the newest material whose files fit together; the same object until they change."""
+        """Return the latest material whose files match each other; the same object until they change."""
         with self._lock:
-            stamp = self._stat_files()
-            # A file may be rewritten within one tick of its file system's clock, so that wrong ones are read again.
-            if stamp != self._stamp and (stamp != self._refused_stamp or time.monotonic() >= self._retry_at):
-                self._renew(stamp)
+            states = self._stat_files()
+            # A file can be rewritten within one tick of its file system's clock, so invalid files are read again.
+            if states != self._states and (states != self._invalid_states or time.monotonic() >= self._retry_at):
+                self._reload(states)
             self._warn_of_expiry()
             return self._material
 
-    def _renew(self, stamp: Stamp) -> None:
+    def _reload(self, states: FileStates) -> None:
         try:
             self._material = load(self.files)
         except SettingError as error:
-            if stamp != self._refused_stamp:
-                log.warning("changed TLS files are not used yet", cause=str(error))
-            self._refused_stamp = stamp
+            if states != self._invalid_states:
+                log.warning("changed TLS files are invalid, still using the previous ones", cause=str(error))
+            self._invalid_states = states
             self._retry_at = time.monotonic() + RETRY_SECONDS
         else:
-            self._stamp, self._refused_stamp = stamp, None
+            self._states, self._invalid_states = states, None
             self._warned_at = float("-inf")
             self._log_expiry("TLS files renewed")
 
-    def _stat_files(self) -> Stamp:
+    def _stat_files(self) -> FileStates:
         return tuple(_stat(path) for path in self._paths)
 
     def _log_expiry(self, event: str) -> None:
@@ -119,7 +116,7 @@ class TlsSource:
             log.info(event, variable=self.files.cert.variable, expires=expires_at.isoformat())
 
     def _warn_of_expiry(self) -> None:
-        """Log once a day that the certificate has expired, or will soon."""
+        """Log once a day if the certificate has expired or expires soon."""
         expires_at, now = self._material.expires_at, self._clock()
         if expires_at is None or self.files.cert is None or now < self._warned_at + DAY_SECONDS:
             return
@@ -127,15 +124,15 @@ class TlsSource:
         if left_seconds >= EXPIRES_SOON_SECONDS:
             return
         self._warned_at = now
-        told = log.bind(variable=self.files.cert.variable, expires=expires_at.isoformat())
+        expiry_log = log.bind(variable=self.files.cert.variable, expires=expires_at.isoformat())
         if left_seconds <= 0:
-            told.error("the TLS certificate has expired")
+            expiry_log.error("TLS certificate has expired")
         else:
-            told.warning("the TLS certificate expires soon", days_left=int(left_seconds // DAY_SECONDS))
+            expiry_log.warning("TLS certificate expires soon", days_left=int(left_seconds // DAY_SECONDS))
 
 
 def load(files: TlsFiles) -> TlsMaterial:
-    """Read and check TLS files. Raises SettingError, which names the variable of the wrong one."""
+    """Read and check TLS files. Raises SettingError, which names the variable of the invalid one."""
     chain = key = ca = certificate = None
     if files.ca is not None:
         ca, _ = _load_certificates(files.ca)
@@ -148,14 +145,14 @@ def load(files: TlsFiles) -> TlsMaterial:
         except TypeError:
             raise SettingError(f"{files.key.variable}: the key is encrypted with a password") from None
         except (ValueError, UnsupportedAlgorithm):
-            raise SettingError(f"{files.key.variable}: there is no private key in PEM in the file") from None
+            raise SettingError(f"{files.key.variable}: the file contains no private key in PEM") from None
         if public_key != certificate.public_key():
             raise SettingError(f"{files.key.variable}: the key does not belong to {files.cert.variable}")
     return TlsMaterial(chain, key, ca, certificate)
 
 
 def _check_algorithm(file: SettingFile, certificate: x509.Certificate) -> None:
-    """Raise SettingError where gRPC or OpenSSL would refuse the certificate, or clients of gRPC would."""
+    """Raise SettingError if gRPC, its clients or OpenSSL would refuse the certificate."""
     try:
         key = certificate.public_key()
     except (ValueError, UnsupportedAlgorithm):
@@ -171,7 +168,7 @@ def _check_algorithm(file: SettingFile, certificate: x509.Certificate) -> None:
 
 
 def name_of(certificate: x509.Certificate) -> str:
-    """Return a name for which a certificate is good; empty where it has none."""
+    """Return a name that a certificate is valid for; empty if it has none."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -182,12 +179,12 @@ def name_of(certificate: x509.Certificate) -> str:
 
 
 def _load_certificates(file: SettingFile) -> tuple[bytes, x509.Certificate]:
-    """Return a file of certificates, and the first of them."""
+    """Return the contents of a certificate file, and its first certificate."""
     content = _read(file)
     try:
         return content, x509.load_pem_x509_certificates(content)[0]
     except ValueError:
-        raise SettingError(f"{file.variable}: there is no certificate in PEM in the file") from None
+        raise SettingError(f"{file.variable}: the file contains no certificate in PEM") from None
 
 
 def _read(file: SettingFile) -> bytes:
@@ -198,9 +195,9 @@ def _read(file: SettingFile) -> bytes:
 
 
 def _stat(path: Path) -> tuple[int, ...]:
-    """Return what changes when a file is written or replaced; also where the path leads through symbolic links."""
+    """Return what changes when a file is written or replaced, following symbolic links."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - a third of the time of Path.stat, at every handshake
+        found = os.stat(path)  # noqa: PTH116 - three times faster than Path.stat, and called at each handshake
     except OSError:
         return ()
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

@@ -1,22 +1,22 @@
-"""The limit of open files, which bounds how many connections a process can hold."""
+"""The limit of open files, which limits the connections of a process."""
 
 import resource
 
 CONNECTIONS_MAX = 4_000
-"""As many as cost less than 100 MB when all of them are idle."""
+"""Cost less than 100 MB when all are idle."""
 RESERVED_FILES = 200
-"""For logs, health, libraries, and connections to other services."""
+"""Reserved for logs, health, libraries, and connections to other services."""
 
 
 def raise_open_files() -> None:
-    """Raise this process's limit of open files as far as the system allows."""
+    """Raise the soft limit of open files to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def connections_that_fit(database_connections: int) -> int:
-    """Return how many clients a server may hold, so that its other connections can always be opened."""
+def max_client_connections(database_connections: int) -> int:
+    """Return how many client connections leave enough files for the server's other connections."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return CONNECTIONS_MAX

@@ -7,12 +7,11 @@ from pathlib import Path
 
 
 def read_regular_file(path: Path, bytes_max: int) -> bytes:
-    """Return a file's content. Raises OSError, also where the file is too large or no regular one.
+    """Return a file's content. Raises OSError, also if the file is too large or not a regular file.
 
-    A pipe could be read only once, and a process reads its files again and again; one that nobody writes to would be
-    waited for without end.
+    Pipes are refused because they can be read only once, and block without a writer.
     """
-    with open(path, "rb", opener=_open_at_once) as file:
+    with open(path, "rb", opener=_open_without_blocking) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "Not a regular file")
         content = file.read(bytes_max + 1)
@@ -21,5 +20,5 @@ def read_regular_file(path: Path, bytes_max: int) -> bytes:
     return content
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def _open_without_blocking(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)

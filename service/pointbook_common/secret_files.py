@@ -1,4 +1,4 @@
-"""Secrets from files: a secret setting POINTBOOK_X may be given as POINTBOOK_X_FILE, which names a file."""
+"""Secrets from files: POINTBOOK_X_FILE names a file with the value of the secret setting POINTBOOK_X."""
 
 import os
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from pointbook_common.regular_files import read_regular_file
 
 FILE_SUFFIX = "_FILE"
 FILE_BYTES_MAX = 64 * 1024
-"""More than all keys and secrets together need: a path to a device or a log is a mistake."""
+"""More than all keys and secrets need together; larger files are mistakes, such as a log."""
 
 
 @dataclass(frozen=True, slots=True)
 class SecretFile:
-    """A file that holds the value of a setting."""
+    """A file with the value of a setting."""
 
     variable: str
     path: str
-    is_second: bool
-    """Whether the setting is given directly as well."""
+    is_duplicate: bool
+    """Whether the setting itself is set as well."""
 
     def read(self) -> str:
-        """Return the file's text without its last line break. Raises ValueError, which never quotes the file."""
-        if self.is_second:
+        """Return the file's text without a trailing line break. Raises ValueError, which never quotes the file."""
+        if self.is_duplicate:
             raise ValueError(f"is set twice: remove it or {self.variable}")
         try:
             text = read_regular_file(Path(self.path), FILE_BYTES_MAX).decode()
@@ -42,28 +42,28 @@ class SecretFile:
 
 
 class SecretFilesSource(PydanticBaseSettingsSource):
-    """The settings source of POINTBOOK_X_FILE variables: it returns a SecretFile for each that is set."""
+    """The settings source of POINTBOOK_X_FILE variables, with a SecretFile for each that is set."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Return the file of a field, its key, and that its text is no JSON."""
-        given = {name.upper(): value for name, value in os.environ.items()}
-        direct = f"{self.config['env_prefix']}{field_name}".upper()
-        path = given.get(direct + FILE_SUFFIX)
+        """Return a field's file and key, and that its value is not JSON."""
+        variables = {name.upper(): value for name, value in os.environ.items()}
+        variable = f"{self.config['env_prefix']}{field_name}".upper()
+        path = variables.get(variable + FILE_SUFFIX)
         if not path or not is_secret(field):
             return None, field_name, False
-        return SecretFile(direct + FILE_SUFFIX, path, is_second=bool(given.get(direct))), field_name, False
+        return SecretFile(variable + FILE_SUFFIX, path, is_duplicate=bool(variables.get(variable))), field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        """Return the files by the fields that they are for."""
+        """Return the files by field."""
         found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
         return {name: file for name, file in found.items() if file is not None}
 
 
 class SecretFileSettings(BaseSettings):
-    """Settings whose secrets may come from files.
+    """Settings whose secrets can come from files.
 
-    A class of them ends with `_read_secret_file = field_validator("*", mode="before")(read_secret_file)`: validators
-    run in reverse order before a value is parsed, so that the last one is the first to see it.
+    A subclass must end with `_read_secret_file = field_validator("*", mode="before")(read_secret_file)`: "before"
+    validators run in reverse order, so the last one runs first.
     """
 
     @classmethod
@@ -75,7 +75,7 @@ class SecretFileSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read arguments first, then files, then variables."""
+        """Return the sources: arguments first, then files, then variables."""
         del dotenv_settings, file_secret_settings
         return init_settings, SecretFilesSource(settings_cls), env_settings
 
@@ -86,12 +86,12 @@ def read_secret_file(value: object) -> object:
 
 
 def is_secret(field: FieldInfo) -> bool:
-    """Return whether a setting holds a secret, or several."""
+    """Return whether a setting contains a secret."""
     return _has_secret(field.annotation)
 
 
 def secret_file_fields(settings: type[BaseSettings]) -> list[str]:
-    """Return the names of the fields whose value may come from a file."""
+    """Return the names of the fields whose value can come from a file."""
     return [name for name, field in settings.model_fields.items() if is_secret(field)]
 
 

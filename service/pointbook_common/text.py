@@ -4,23 +4,23 @@ import re
 import unicodedata
 
 _INVISIBLE_CATEGORIES = {"Cc", "Cf"}
-"""Control and format characters: U+200B to U+200F, U+202A to U+202E, U+FEFF, U+00AD and their like."""
+"""Control and format characters: U+200B to U+200F, U+202A to U+202E, U+FEFF, U+00AD and others."""
 _INVISIBLE = {
     *map(chr, range(0xFE00, 0xFE10)),  # Variation selectors
     *map(chr, range(0xE0100, 0xE01F0)),  # Variation selectors supplement
     *map(chr, range(0x180B, 0x1810)),  # Mongolian variation selectors
     *"\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0",  # Combining grapheme joiner, fillers and inherent vowels
 }
-"""Characters of other categories that Unicode renders as nothing (Default_Ignorable_Code_Point)."""
+"""Characters of other categories that are not displayed (Default_Ignorable_Code_Point)."""
 _PLUS_SIGNS = "\uff0b\ufe62"
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _DASHES = "\u2212\u30fc"
-"""The minus sign and the katakana prolonged sound mark: typed as dashes, but of other categories in Unicode."""
+"""The minus sign and the katakana prolonged sound mark, which people type as dashes."""
 _PUNCTUATION = str.maketrans("\uff08\uff09\uff0e", "().")
 
 
 def ascii_digits(text: str) -> str:
-    """Return a text with every Unicode decimal digit as ASCII, and a full-width or small plus as +."""
+    """Return a text with all Unicode decimal digits as ASCII, and full-width or small plus signs as +."""
     return "".join(_ascii_digit(character) for character in text)
 
 
@@ -32,7 +32,7 @@ def without_invisible(text: str, *, except_for: str = "") -> str:
 def pasted(text: str) -> str:
     """Return a pasted value without invisible characters and surrounding blanks.
 
-    It is empty where a line break or another control character separates two values: joining them would make a third.
+    Return an empty text if a line break or another control character separates two values, which must not be joined.
     """
     parts = (without_invisible(part).strip() for part in _CONTROLS.split(text))
     values = [part for part in parts if part]

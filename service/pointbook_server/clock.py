@@ -1,4 +1,4 @@
-"""The clock: passed in wherever time matters, so that tests can hold it and the domain never reads it."""
+"""The clock, which is passed as an argument so that tests can control it, and ids that sort by time."""
 
 import itertools
 import secrets
@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable
 
 Clock = Callable[[], int]
-"""Tells now, in milliseconds since 1970 (UTC)."""
+"""Returns the current time, in milliseconds since 1970 (UTC)."""
 
 _numbers = itertools.count()
 
 
 def time_ordered_id() -> str:
-    """Return a new id that sorts behind those made before it, and that no other server makes."""
+    """Return a new id that sorts after earlier ones, and is unique across servers."""
     return f"{time.time_ns():016x}{next(_numbers) & 0xFFFF:04x}{secrets.token_hex(4)}"
 
 
 def system_clock() -> int:
-    """Read the machine's clock."""
+    """Return this machine's time, in milliseconds since 1970 (UTC)."""
     return time.time_ns() // 1_000_000

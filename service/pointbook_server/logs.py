@@ -1,4 +1,4 @@
-"""Structured logs: JSON lines for machines, colours for a terminal. They hold no personal data and no locals."""
+"""Structured logs: JSON lines, or colours on a terminal. They contain no personal data and no local variables."""
 
 import logging
 import sys
@@ -7,16 +7,16 @@ from contextvars import ContextVar
 import structlog
 
 current_call: ContextVar[dict[str, str] | None] = ContextVar("current_call", default=None)
-"""What every line that is logged inside a call tells of the call."""
+"""The fields that each line logged inside a call gets."""
 
 
 def add_call(_logger: object, _name: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Add to a line what is to be told of the call that it belongs to."""
+    """Return a log line with the fields of the current call."""
     return {**(current_call.get() or {}), **line}
 
 
 def configure_logs(level: str, *, json: bool) -> None:
-    """Set up logging for this process, the standard library's included, on standard error."""
+    """Configure logging to standard error, including that of the standard library."""
     shared: list[structlog.typing.Processor] = [
         add_call,
         structlog.stdlib.add_log_level,
@@ -45,6 +45,6 @@ def configure_logs(level: str, *, json: bool) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    # These tell of every request at a level that is not theirs to choose.
+    # These libraries log every request at INFO.
     for name in ("asyncio", "httpx", "httpcore", "uvicorn", "alembic"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))

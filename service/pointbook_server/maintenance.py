@@ -1,6 +1,6 @@
-"""The jobs that every server runs at intervals: releases, deletions and counts.
+"""The jobs that each server runs at intervals: releases, deletions and metrics.
 
-What cannot be undone goes by the database's clock, read once a round, and only while the server's clock agrees with it.
+Jobs that cannot be undone use the database's clock, read once per round, and run only while the server's clock agrees.
 """
 
 import asyncio
@@ -15,48 +15,48 @@ from pointbook_server.db.database import Database
 from pointbook_server.errors import PointbookError
 
 INTERVAL_SECONDS = 60.0
-"""How often a server does it on average."""
+"""The average interval of a server's rounds."""
 
 log = structlog.get_logger()
 
 
 class Tokens(Protocol):
-    """What knows when tokens were last used."""
+    """Writes when tokens were last used."""
 
     async def write_use(self) -> None:
         """Write when tokens were last used."""
 
 
 class Redemptions(Protocol):
-    """What holds points."""
+    """Releases the holds of overdue redemptions."""
 
     async def sweep(self, now_ms: int) -> int:
-        """Release what SHOPLINE has not booked in time, and return how many redemptions that were."""
+        """Release the redemptions that SHOPLINE did not book in time; return how many."""
 
 
 class CleanUp(Protocol):
-    """What has rows that are not needed any more after a while."""
+    """Deletes rows that are no longer needed."""
 
     async def clean_up(self, now_ms: int) -> int:
-        """Delete them, and return how many they were."""
+        """Delete old rows; return how many."""
 
 
 class StoreErasures(Protocol):
-    """What knows the open store erasures."""
+    """Counts open store erasures."""
 
-    async def watch(self) -> None:
-        """Show in the metrics how many are open and overdue."""
+    async def report_open(self) -> None:
+        """Set the metrics of open and overdue erasures."""
 
 
 class Quarantine(Protocol):
-    """What knows how much is in quarantine."""
+    """Counts quarantined webhooks."""
 
     async def refresh_metrics(self) -> None:
-        """Show it in the metrics."""
+        """Set the metrics of the quarantine."""
 
 
 class Maintenance:
-    """The jobs of one server."""
+    """The maintenance jobs of one server."""
 
     def __init__(
         self,
@@ -80,68 +80,68 @@ class Maintenance:
         self._quarantine = quarantine
 
     async def run_maintenance(self) -> None:
-        """Count open store erasures at once, and run all jobs at random intervals, without end."""
-        await _unless_broken_off(self._store_erasures.watch())
+        """Count open store erasures at once, then run all jobs at random intervals, forever."""
+        await _log_failure(self._store_erasures.report_open())
         while True:
-            await asyncio.sleep(random.uniform(0, 2 * INTERVAL_SECONDS))  # noqa: S311 - servers take turns
+            await asyncio.sleep(random.uniform(0, 2 * INTERVAL_SECONDS))  # noqa: S311 - spreads the rounds of several servers
             await self.run_jobs()
 
     async def run_jobs(self) -> None:
-        """Run all jobs once. One that is broken off is logged, and stops no other."""
+        """Run all jobs once. A job that fails is logged and does not stop the others."""
         await self.write_token_use()
-        await _unless_broken_off(self._run_timed_jobs())
-        await _unless_broken_off(self._store_erasures.watch())
-        await _unless_broken_off(self._quarantine.refresh_metrics())
+        await _log_failure(self._run_timed_jobs())
+        await _log_failure(self._store_erasures.report_open())
+        await _log_failure(self._quarantine.refresh_metrics())
 
     async def write_token_use(self) -> None:
-        """Write when tokens were last used. What goes wrong is logged: nothing else depends on it."""
+        """Write when tokens were last used; log a failure."""
         if self._tokens is not None:
-            await _unless_broken_off(self._tokens.write_use())
+            await _log_failure(self._tokens.write_use())
 
     async def _run_timed_jobs(self) -> None:
-        """Release and delete what is over by the database's clock, unless the server's differs, which is logged."""
+        """Release and delete by the database's clock, unless the server's clock differs from it."""
         try:
             async with self._database.autocommit() as connection:
                 now_ms = await self._skew.read_trusted(connection)
         except ClockSkewError:
             return
-        await _unless_broken_off(self._release_overdue(now_ms))
-        await _unless_broken_off(self._clean_up(now_ms))
+        await _log_failure(self._release_overdue(now_ms))
+        await _log_failure(self._clean_up(now_ms))
 
     async def _release_overdue(self, now_ms: int) -> None:
-        """Release what SHOPLINE has not booked in time; by then it holds nothing anyway."""
+        """Release the redemptions that SHOPLINE did not book in time; their holds no longer count."""
         if released := await self._redemptions.sweep(now_ms):
-            log.warning("redemptions were not booked in time", count=released)
+            log.warning("redemptions not booked in time, released", count=released)
 
     async def _clean_up(self, now_ms: int) -> None:
-        """Delete what codes left behind, which counts for nothing, and refusals that are old."""
+        """Delete old rows of codes and old refusals."""
         if deleted := await self._codes.clean_up(now_ms):
-            log.info("old codes were deleted", count=deleted)
+            log.info("old codes deleted", count=deleted)
         await self._refusals.clean_up(now_ms)
 
 
 async def merchant_by_merchant(
     find: Callable[[], Awaitable[Iterable[str]]], work: Callable[[str], Awaitable[int]]
 ) -> int:
-    """Run `work` for the merchants that `find` returns, until no more is done, and return how much that was.
+    """Run `work` for the merchants that `find` returns until nothing is left; return the sum of its results.
 
-    `find` returns some merchants without locking anything. `work` does a bounded part for one of them, skips what
-    other servers work on, and returns how much it did.
+    `find` returns some merchants without locking anything. `work` processes a bounded number of one merchant's rows,
+    skips rows that other servers have locked, and returns how many it processed.
     """
-    count, before = 0, -1
-    while count > before:
-        before = count
+    count, previous = 0, -1
+    while count > previous:
+        previous = count
         for merchant_id in await find():
             while done := await work(merchant_id):
                 count += done
     return count
 
 
-async def _unless_broken_off(work: Awaitable[None]) -> None:
-    """Await a job, and log why where it is broken off."""
+async def _log_failure(work: Awaitable[None]) -> None:
+    """Run a job, and log its failure."""
     try:
         await work
     except PointbookError as error:
-        log.warning("maintenance was broken off", reason=error.reason.value)
+        log.warning("maintenance job failed", reason=error.reason.value)
     except Exception:
-        log.exception("maintenance was broken off")
+        log.exception("maintenance job failed")

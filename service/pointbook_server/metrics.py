@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus: no label holds an id, and every label has a handful of values."""
+"""The server's Prometheus metrics and their endpoint. No label contains an id, and each has only a few values."""
 
 import asyncio
 import math
@@ -14,29 +14,33 @@ HEAD_BYTES_MAX = 8 * 1024
 CONNECTIONS_MAX = 64
 CONNECTION_SECONDS_MAX = 5.0
 CLOSING_TURNS = 10
-"""How many turns of its event loop an endpoint runs on when it closes; two were enough when it was tried."""
+"""Turns of its event loop that a closing endpoint still runs; two were enough in tests."""
 
 
 class Metrics:
-    """The counters of one server process, and gauges of what the database holds for all of them."""
+    """The counters of one server process, and gauges of what the database holds for all processes."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.guesses = self._counter("code_guesses", "Guesses of codes, by what became of them.", "outcome")
-        self.comparisons = self._counter("code_comparisons", "Codes that were compared, by the result.", "outcome")
-        self.issues = self._counter("code_issues", "Codes asked for, by what became of that.", "channel", "outcome")
+        self.guesses = self._counter("code_guesses", "Guesses of codes, by outcome.", "outcome")
+        self.comparisons = self._counter("code_comparisons", "Compared codes, by result.", "outcome")
+        self.issues = self._counter("code_issues", "Requests for codes, by outcome.", "channel", "outcome")
         self.duplicates_with_other_webhook_id = self._counter(
             "duplicates_with_other_webhook_id",
-            "Points updates that were in the book already, and came again under another webhook id.",
+            "Points updates that are already in the ledger, received again under another webhook id.",
         )
-        self.refusals = self._counter("refusals", "Refused calls, by whether they are stored.", "outcome")
-        self.missed_calls = self._counter("missed_calls", "Missed calls, by whether they met a challenge.", "outcome")
+        self.refusals = self._counter("refusals", "Refused calls, by whether they were stored.", "outcome")
+        self.missed_calls = self._counter(
+            "missed_calls", "Missed calls, by whether they matched a challenge.", "outcome"
+        )
 
         self.clock_skew_seconds = self._gauge(
-            "clock_skew_seconds", "How far the server's clock is ahead of the database's; negative: behind."
+            "clock_skew_seconds", "Seconds by which the server's clock is ahead of the database's; negative: behind."
         )
-        self.store_erasures_open = self._gauge("store_erasures_open", "Requests to erase a store that are open.")
-        self.store_erasures_overdue = self._gauge("store_erasures_overdue", "Those that are open after 30 days.")
+        self.store_erasures_open = self._gauge("store_erasures_open", "Open requests to erase a store.")
+        self.store_erasures_overdue = self._gauge(
+            "store_erasures_overdue", "Requests to erase a store that are still open after 30 days."
+        )
         self.tls_certificate_expiry = self._gauge(
             "tls_certificate_expiry_timestamp_seconds", "When the server's TLS certificate expires; NaN without TLS."
         )
@@ -47,18 +51,18 @@ class Metrics:
         return Counter(f"pointbook_{name}", documentation, labels, registry=self.registry)
 
     def _gauge(self, name: str, documentation: str) -> Gauge:
-        """Build a gauge that is NaN until it is first set, since 0 would be a count."""
+        """Return a gauge that is NaN until it is first set, because 0 would be a value."""
         gauge = Gauge(f"pointbook_{name}", documentation, registry=self.registry)
         gauge.set(math.nan)
         return gauge
 
 
 class MetricsEndpoint:
-    """Answers `GET /metrics` on an address of its own, in a thread of its own, so that a busy loop is seen too.
+    """Serves `GET /metrics` on its own address and thread, so that it responds while the server's loop is busy.
 
-    That thread runs a small event loop in which nothing grows with the number of clients: each connection gets one
-    response to a head of at most HEAD_BYTES_MAX and is closed within CONNECTION_SECONDS_MAX; beyond CONNECTIONS_MAX a
-    new one replaces the oldest, so that idle ones keep nobody out. Nothing is logged of what clients send.
+    The thread's event loop is bounded: each connection gets one response to a head of at most HEAD_BYTES_MAX and is
+    closed within CONNECTION_SECONDS_MAX; above CONNECTIONS_MAX, a new connection replaces the oldest. Nothing that
+    clients send is logged.
     """
 
     def __init__(self, metrics: Metrics, address: str, *, reuse_port: bool = False) -> None:
@@ -77,7 +81,7 @@ class MetricsEndpoint:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering."""
+        """Stop serving."""
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
@@ -86,25 +90,25 @@ class MetricsEndpoint:
             runner.run(self._serve(listener))
 
     async def _serve(self, listener: socket.socket) -> None:
-        server = await asyncio.start_server(self._answer, sock=listener, limit=HEAD_BYTES_MAX)
+        server = await asyncio.start_server(self._serve_connection, sock=listener, limit=HEAD_BYTES_MAX)
         await self._stop.wait()
         asyncio.get_running_loop().remove_reader(listener)
-        # A connection that has just been accepted gets its task, and one that is aborted ends its task and closes its
-        # socket, within a few turns; what the end of the loop cuts off instead would be logged.
+        # Within a few turns, accepted connections get their tasks, and aborted ones end their tasks and close their
+        # sockets; asyncio would log what the end of the loop cuts off instead.
         for _ in range(CLOSING_TURNS):
             for connection in self._connections:
                 connection.transport.abort()
             await asyncio.sleep(0)
         server.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request, or close the connection where client and request are too slow."""
+    async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Respond to one request, or close the connection if the client is too slow."""
         if len(self._connections) >= CONNECTIONS_MAX:
             oldest = next(iter(self._connections))
             del self._connections[oldest]
             oldest.transport.abort()
         self._connections[writer] = None
-        # What the system has not taken yet counts as unread.
+        # Drained only when the system has accepted everything.
         writer.transport.set_write_buffer_limits(high=0)
         try:
             async with asyncio.timeout(CONNECTION_SECONDS_MAX):
@@ -117,7 +121,7 @@ class MetricsEndpoint:
             self._connections.pop(writer, None)
 
     def _response_to(self, head: bytes) -> bytes:
-        """Return the response to a request by its first line alone."""
+        """Return the response to a request, which depends only on its first line."""
         method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
         target, _, version = rest.partition(b" ")
         if version not in {b"HTTP/1.0", b"HTTP/1.1"}:

@@ -1,4 +1,4 @@
-"""The providers of one-time codes as the settings write them down, parsed. Errors never quote what was written."""
+"""Parsing of the settings of code providers. Error messages never quote a setting's value."""
 
 import json
 import re
@@ -15,19 +15,19 @@ SUBMISSION_TLS_PORT = 465
 STATUS_MIN = 200
 STATUS_MAX = 599
 PLACEHOLDER = re.compile(r"\{(to|text|challenge_id)\}")
-"""What stands in a gateway's JSON for a part of the message."""
+"""The placeholders for parts of the message in a gateway's JSON."""
 DESTINATION = "{to}"
-"""What stands for the destination."""
+"""The placeholder for the destination."""
 _VISIBLE = re.compile(r"[!-~]+")
 _STATUSES = re.compile(r"([0-9]{3})(?:-([0-9]{3}))?")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
-_OWN_HEADERS = {"connection", "content-length", "host", "transfer-encoding"}
-"""Headers by which a request is framed and finds its way."""
+_RESERVED_HEADERS = {"connection", "content-length", "host", "transfer-encoding"}
+"""Headers that frame and route a request."""
 
 
 class StartTls(StrEnum):
-    """Whether a plaintext SMTP connection turns into an encrypted one."""
+    """Whether a plaintext SMTP connection is upgraded to TLS."""
 
     AUTOMATIC = "automatic"
     REQUIRED = "required"
@@ -36,7 +36,7 @@ class StartTls(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SmtpServer:
-    """An SMTP server, and how to talk to it. `tls` is TLS from the first byte on."""
+    """An SMTP server. `tls` means TLS from the first byte on."""
 
     host: str
     port: int
@@ -48,7 +48,7 @@ class SmtpServer:
 
 @dataclass(frozen=True, slots=True)
 class MailSender:
-    """Whom our e-mails are from; the address is ASCII."""
+    """The sender of e-mails; the address is ASCII."""
 
     display_name: str
     address: str
@@ -61,7 +61,7 @@ class MailSender:
 
 @dataclass(frozen=True, slots=True)
 class HttpGateway:
-    """An HTTP endpoint that takes messages as JSON."""
+    """An HTTP endpoint that accepts messages as JSON."""
 
     url: str = field(repr=False)
     method: str
@@ -71,7 +71,7 @@ class HttpGateway:
 
 
 def parse_smtp_url(url: str) -> SmtpServer:
-    """Read smtp(s)://USER:PASSWORD@HOST:PORT?starttls=…; a password travels encrypted unless the URL says otherwise."""
+    """Parse smtp(s)://USER:PASSWORD@HOST:PORT?starttls=…. By default, a password requires encryption."""
     form = "must be smtp://USER:PASSWORD@HOST:PORT or smtps://…"
     try:
         parts = urlsplit(url)
@@ -84,10 +84,10 @@ def parse_smtp_url(url: str) -> SmtpServer:
     if not _VISIBLE.fullmatch(url) or bool(parts.username) != bool(parts.password):
         raise ValueError(f"{form}, with both a user and a password or neither, percent-encoded")
     tls = parts.scheme == "smtps"
-    unspoken = StartTls.REQUIRED if parts.password else StartTls.AUTOMATIC
-    start_tls = options.pop("starttls", unspoken)
+    default = StartTls.REQUIRED if parts.password else StartTls.AUTOMATIC
+    start_tls = options.pop("starttls", default)
     if options or start_tls not in set(StartTls) or (tls and "starttls" in parts.query):
-        raise ValueError("may say ?starttls=automatic, required or off, with smtp:// alone, and nothing else")
+        raise ValueError("may have only ?starttls=automatic, required or off, and only with smtp://")
     return SmtpServer(
         host=parts.hostname,
         port=port or (SUBMISSION_TLS_PORT if tls else SUBMISSION_PORT),
@@ -99,7 +99,7 @@ def parse_smtp_url(url: str) -> SmtpServer:
 
 
 def parse_mail_sender(text: str) -> MailSender:
-    """Read `address` or `Name <address>`."""
+    """Parse `address` or `Name <address>`."""
     display_name, address = parseaddr(text)
     try:
         ascii_address = validate_email(address, check_deliverability=False, globally_deliverable=False).ascii_email
@@ -111,7 +111,7 @@ def parse_mail_sender(text: str) -> MailSender:
 
 
 def check_http_url(url: str) -> str:
-    """Check an http(s):// URL."""
+    """Return an http(s):// URL. Raises ValueError."""
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -123,23 +123,23 @@ def check_http_url(url: str) -> str:
 
 
 def parse_headers(text: str) -> dict[str, str]:
-    """Read a JSON object of header names and values."""
+    """Parse a JSON object of header names and values."""
     form = 'must be a JSON object of headers, such as {"Authorization": "Bearer …"}'
     headers = _json(text, form)
     if not isinstance(headers, dict):
-        raise ValueError(form)  # noqa: TRY004 - it is the setting that is wrong
+        raise ValueError(form)  # noqa: TRY004 - the setting is invalid, not a type
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name) or not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
             raise ValueError(f"{form}; values are visible ASCII characters, with spaces between them")
     if len({name.lower() for name in headers}) != len(headers):
         raise ValueError("names a header twice")
-    if _OWN_HEADERS & {name.lower() for name in headers}:
-        raise ValueError(f"cannot set {', '.join(sorted(_OWN_HEADERS))}")
+    if _RESERVED_HEADERS & {name.lower() for name in headers}:
+        raise ValueError(f"cannot set {', '.join(sorted(_RESERVED_HEADERS))}")
     return headers
 
 
 def parse_body(text: str) -> Any:
-    """Read a JSON template: it must say where the destination and the text go, in string values."""
+    """Parse a JSON template, which must contain {to} and {text} in string values."""
     template = _json(text, "must be JSON")
     placeholders = {name for value in _strings(template) for name in PLACEHOLDER.findall(value)}
     if not placeholders >= {"to", "text"}:
@@ -148,7 +148,7 @@ def parse_body(text: str) -> Any:
 
 
 def parse_statuses(text: str) -> frozenset[int]:
-    """Read HTTP statuses such as 200-299,302."""
+    """Parse HTTP statuses such as 200-299,302."""
     statuses: set[int] = set()
     for part in text.split(","):
         match = _STATUSES.fullmatch(part.strip())
@@ -160,21 +160,21 @@ def parse_statuses(text: str) -> frozenset[int]:
 
 
 def check_apprise_url(url: str) -> str:
-    """Check that an Apprise URL has a place for the destination; Apprise itself judges the rest."""
+    """Return an Apprise URL that contains {to}; Apprise itself checks the rest. Raises ValueError."""
     if "://" not in url or DESTINATION not in url or not _VISIBLE.fullmatch(url):
-        raise ValueError(f"must be an Apprise URL in which {DESTINATION} stands for the destination")
+        raise ValueError(f"must be an Apprise URL with {DESTINATION} in place of the destination")
     return url
 
 
-def _json(text: str, otherwise: str) -> Any:
+def _json(text: str, message: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        raise ValueError(otherwise) from None
+        raise ValueError(message) from None
 
 
 def _strings(value: Any) -> list[str]:
-    """List the string values inside a JSON value."""
+    """Return the string values inside a JSON value."""
     if isinstance(value, str):
         return [value]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -25,7 +25,7 @@ from pointbook.v1 import (
     webhooks_pb2_grpc,
 )
 from pointbook_common.certificates import TlsSource
-from pointbook_common.open_files import CONNECTIONS_MAX, connections_that_fit
+from pointbook_common.open_files import CONNECTIONS_MAX, max_client_connections
 from pointbook_server.access.servicer import AccessServicer
 from pointbook_server.access.token_cache import TokenCache
 from pointbook_server.access.transactions import TokenTransactions
@@ -157,7 +157,7 @@ class Server:
             interceptors=(status_interceptor, AuthInterceptor(self._tokens, self._admission)),
             options=grpc_options(
                 reuse_port=settings.workers > 1,
-                connections_max=settings.connections_max or connections_that_fit(settings.database_pool_size),
+                connections_max=settings.connections_max or max_client_connections(settings.database_pool_size),
             ),
         )
         self._add_services(senders, clock, development=development)

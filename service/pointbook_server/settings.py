@@ -2,7 +2,6 @@
 
 from base64 import b64decode
 from collections.abc import Callable
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -10,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from pointbook_common.addresses import is_loopback
 from pointbook_common.secret_files import SecretFileSettings, read_secret_file
 from pointbook_server.db.database_url import check_database_url
 from pointbook_server.provider_settings import (
@@ -26,7 +26,7 @@ from pointbook_server.provider_settings import (
 )
 
 KEY_BYTES = 32
-"""How long a key is: at least, to sign codes; exactly, to encrypt."""
+"""The length of a key: the minimum for signing codes, the exact length for encryption."""
 PORT_MAX = 65_535
 _SECRET_CHECKS: dict[str, Callable[[str], object]] = {
     "sms_url": check_http_url,
@@ -36,220 +36,211 @@ _SECRET_CHECKS: dict[str, Callable[[str], object]] = {
     "apprise_sms_url": check_apprise_url,
     "apprise_email_url": check_apprise_url,
 }
-"""What judges the secret settings of providers."""
-_RIVALS = {"apprise_sms_url": "sms_url", "apprise_email_url": "smtp_url"}
-"""Two ways of one channel, of which a server has one."""
-
-
-def is_loopback(address: str) -> bool:
-    """Tell whether a HOST:PORT address can be reached from this machine only."""
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+"""The checks of the providers' secret settings."""
+_ALTERNATIVES = {"apprise_sms_url": "sms_url", "apprise_email_url": "smtp_url"}
+"""Pairs of settings for the same channel, of which only one may be set."""
 
 
 class ServerSettings(SecretFileSettings):
-    """How the gRPC server runs. Each field is a variable POINTBOOK_<NAME>; a wrong one stops the start.
+    """The settings of the gRPC server: each field is a variable POINTBOOK_<NAME>. An invalid one prevents the start.
 
-    Checks of several fields belong to the last of them: a check of the whole model runs only once every field is
-    right, so that its errors would appear one start later.
+    A check of several fields belongs to the last of them: a check of the whole model would run only after every field
+    is valid, and so report its error one start later.
     """
 
     model_config = SettingsConfigDict(env_prefix="POINTBOOK_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     allow_plaintext: bool = Field(
         default=False,
-        description="Lets the server listen, post to an SMS gateway, and reach its database without verified TLS "
-        "beyond loopback, for a network that encrypts by itself.",
+        description="Allow the server to listen, to call an SMS gateway and to reach its database without verified "
+        "TLS beyond loopback, in a network that encrypts traffic itself.",
     )
     database_url: SecretStr | None = Field(
         default=None,
-        description="The PostgreSQL (15 or later) to use, as postgresql://USER:PASSWORD@HOST:PORT/NAME, with "
-        "?sslmode=verify-full&sslrootcert=FILE beyond loopback and Unix sockets. Without it `pointbook dev` runs an "
-        "embedded one; the other commands need it.",
+        description="The PostgreSQL database (15 or later), as postgresql://USER:PASSWORD@HOST:PORT/NAME, with "
+        "?sslmode=verify-full&sslrootcert=FILE beyond loopback and Unix sockets. Without it, `pointbook dev` runs an "
+        "embedded one; the other commands require it.",
     )
     tls_cert_file: Path | None = Field(
         default=None,
-        description="The server's certificate with its chain, in PEM: gRPC then speaks TLS 1.2 or later. Renewed files "
+        description="The server's certificate and its chain, in PEM; gRPC then uses TLS 1.2 or later. Renewed files "
         "are used from the next handshake on. See Encryption.",
     )
     tls_key_file: Path | None = Field(
         default=None,
-        description="The private key of POINTBOOK_TLS_CERT_FILE, in PEM without a password.",
+        description="The private key of POINTBOOK_TLS_CERT_FILE, in PEM, without a password.",
     )
     tls_client_ca_file: Path | None = Field(
         default=None,
-        description="The CA certificates of clients, in PEM: clients then need a certificate that one of them has "
-        "signed.",
+        description="The CA certificates for clients, in PEM; clients then need a certificate signed by one of them.",
     )
     grpc_address: str = Field(
         default="127.0.0.1:50051",
-        description="HOST:PORT of the gRPC server: where it listens, and where the shim calls it.",
+        description="HOST:PORT on which the gRPC server listens, and at which the shim calls it.",
     )
     workers: int = Field(
-        default=1, ge=1, le=64, description="Server processes that share the port, for more than one core."
+        default=1, ge=1, le=64, description="The number of server processes that share the port, to use several cores."
     )
     heartbeat_timeout_seconds: float = Field(
         default=10.0,
         ge=3,
         le=600,
-        description="How long a worker's event loop may be blocked until the worker is killed and replaced, in "
-        "seconds.",
+        description="Seconds that a worker's event loop may be blocked before the worker is killed and replaced.",
     )
     reflection: bool = Field(
-        default=False, description="Lets holders of a token explore the API by gRPC reflection; always on in `dev`."
+        default=False, description="Allow holders of a token to explore the API by gRPC reflection; always on in `dev`."
     )
     health_address: str = Field(
         default="",
-        description="HOST:PORT of a second listener that answers gRPC health alone, for probes: clients that hold all "
-        "connections of the other one do not keep them out. It speaks TLS where that one does. Empty: none. `pointbook "
-        "health` asks it where it is set.",
+        description="HOST:PORT of a second listener for gRPC health only, so that probes get through when clients use "
+        "all connections of the main one. It uses TLS if the main one does. Empty: none. `pointbook health` uses it if "
+        "it is set.",
     )
     connections_max: int = Field(
         default=0,
         ge=0,
         le=10**6,
-        description="Client connections that one server process holds; those beyond are closed at once. 0: 4,000, or "
-        "fewer where the limit of open files is low.",
+        description="The most client connections of one server process; further ones are closed at once. 0: 4,000, or "
+        "fewer if the limit of open files is low.",
     )
     token_calls_max: int = Field(
-        default=500, ge=1, le=1_000, description="Calls of one token that may run at once in one server process."
+        default=500, ge=1, le=1_000, description="The most concurrent calls of one token in one server process."
     )
     token_calls_per_second_max: float = Field(
         default=0.0,
         ge=0,
         le=10**6,
-        description="Calls that one token may make a second to one server process, with as many at once after a "
-        "pause; 0 sets no limit.",
+        description="The most calls per second of one token to one server process, also the size of a burst; 0: "
+        "unlimited.",
     )
     database_pool_size: int = Field(
         default=10,
         ge=1,
         le=500,
-        description="Database connections that the calls of one server process share. Health and tokens have one more "
-        "each.",
+        description="The database connections that the calls of one server process share. Health checks and token "
+        "look-ups have one more each.",
     )
     token_staleness_seconds: float = Field(
         default=30.0,
         ge=3,
         le=3_600,
-        description="How long tokens stay in force that cannot be read again, since the database is away, in seconds; "
-        "then all calls are refused with UNAVAILABLE.",
+        description="Seconds that cached tokens stay valid while the database is unavailable; then all calls are "
+        "refused with UNAVAILABLE.",
     )
     call_deadline_seconds: float = Field(
-        default=30.0, gt=0, le=600, description="The longest that a call may take, whatever deadline its caller set."
+        default=30.0,
+        gt=0,
+        le=600,
+        description="The most seconds that a call may take, even if its caller set a longer deadline.",
     )
     drain_seconds: float = Field(
-        default=6.0, ge=0, le=600, description="How long a stopping server lets running calls finish."
+        default=6.0, ge=0, le=600, description="Seconds that a stopping server waits for running calls."
     )
     code_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
         default_factory=dict,
-        description="The keys of one-time codes as ID:BASE64,... with at least 32 bytes each: the first signs, all "
-        "verify. Needed to issue codes and to redact customers; `dev` makes its own.",
+        description="The keys of one-time codes, as ID:BASE64,... with at least 32 bytes each: the first signs, all "
+        "verify. Required to issue codes and to redact customers; `dev` creates its own.",
     )
     contact_pause_seconds: float = Field(
         default=86_400.0,
         ge=0,
         le=31 * 86_400,
-        description="How long a mobile number or e-mail address that has changed gets no one-time codes, in seconds; "
-        "0 in `dev`.",
+        description="Seconds that a changed mobile number or e-mail address gets no one-time codes; 0 in `dev`.",
     )
     merchant_sends_max: int = Field(
-        default=1_000, ge=1, le=10**9, description="How many one-time codes a merchant may send in 10 minutes."
+        default=1_000, ge=1, le=10**9, description="The most one-time codes that a merchant can send in 10 minutes."
     )
     refusals_keep_days: int = Field(
         default=30,
         ge=0,
         le=3_650,
-        description="How many days refused redemptions and validations are kept for support; 0 keeps none.",
+        description="The days that refused redemptions and validations are kept for support; 0: none are kept.",
     )
     quarantine_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
         default_factory=dict,
-        description="The keys that encrypt what is in quarantine as ID:BASE64,... with exactly 32 bytes each: the "
-        "first encrypts, all decrypt. Without one, webhooks of customers or without a topic are not kept, and others "
-        "in clear; `dev` makes its own.",
+        description="The keys that encrypt quarantined webhooks, as ID:BASE64,... with exactly 32 bytes each: the "
+        "first encrypts, all decrypt. Without a key, webhooks of customers or without a topic are not kept, and others "
+        "are kept in plaintext; `dev` creates its own.",
     )
     quarantine_webhooks_max: int = Field(
-        default=100_000, ge=1, le=10**9, description="How many webhooks the quarantine of one merchant may hold."
+        default=100_000, ge=1, le=10**9, description="The most webhooks in the quarantine of one merchant."
     )
     quarantine_bytes_max: int = Field(
         default=1024**3,
         ge=1,
         le=10**15,
-        description="How many bytes of headers and bodies the quarantine of one merchant may hold.",
+        description="The most bytes of headers and bodies in the quarantine of one merchant.",
     )
     quarantine_shared_webhooks_max: int = Field(
         default=20_000,
         ge=1,
         le=10**9,
-        description="How many webhooks the shared quarantine may hold, of which those of merchants without any store "
-        "half.",
+        description="The most webhooks in the shared quarantine; webhooks of merchants without a store may use half of "
+        "it.",
     )
     quarantine_shared_bytes_max: int = Field(
         default=256 * 1024**2,
         ge=1,
         le=10**15,
-        description="How many bytes of headers and bodies the shared quarantine may hold, likewise.",
+        description="The most bytes of headers and bodies in the shared quarantine, with the same half.",
     )
     quarantine_total_webhooks_max: int = Field(
-        default=1_000_000, ge=1, le=10**9, description="How many webhooks all quarantines together may hold."
+        default=1_000_000, ge=1, le=10**9, description="The most webhooks in all quarantines together."
     )
     quarantine_total_bytes_max: int = Field(
         default=4 * 1024**3,
         ge=1,
         le=10**15,
-        description="How many bytes of headers and bodies all quarantines together may hold.",
+        description="The most bytes of headers and bodies in all quarantines together.",
     )
     sms_url: SecretStr | None = Field(
         default=None,
-        description="The HTTP gateway that takes codes by SMS, as https://HOST:PORT/PATH. See Delivering codes.",
+        description="The HTTP gateway for codes by SMS, as https://HOST:PORT/PATH. See Delivering codes.",
     )
-    sms_method: Literal["POST", "PUT"] = Field(default="POST", description="How the gateway is called: POST or PUT.")
+    sms_method: Literal["POST", "PUT"] = Field(
+        default="POST", description="The HTTP method of the gateway: POST or PUT."
+    )
     sms_headers: SecretStr = Field(
         default=SecretStr("{}"),
         description='Headers for the gateway as a JSON object, such as {"Authorization": "Bearer …"}.',
     )
     sms_body: SecretStr = Field(
         default=SecretStr('{"to": "{to}", "text": "{text}", "challenge_id": "{challenge_id}"}'),
-        description="What the gateway is sent: JSON, in whose string values {to}, {text} and {challenge_id} are "
+        description="The body for the gateway: JSON, in whose string values {to}, {text} and {challenge_id} are "
         "replaced.",
     )
     sms_success: str = Field(
-        default="200-299", description="The HTTP statuses with which the gateway takes a message, such as 200-299,302."
+        default="200-299",
+        description="The HTTP statuses that mean the gateway has accepted a message, such as 200-299,302.",
     )
     smtp_url: SecretStr | None = Field(
         default=None,
-        description="The SMTP server that takes codes by e-mail, as smtp://USER:PASSWORD@HOST:PORT or smtps://…. "
+        description="The SMTP server for codes by e-mail, as smtp://USER:PASSWORD@HOST:PORT or smtps://…. "
         "?starttls=automatic, required or off: required with a password, automatic without.",
     )
     smtp_from: str | None = Field(
         default=None,
         validate_default=True,
-        description="Whom codes by e-mail are from: an address, or Name <address>. Needed by SMTP.",
+        description="The sender of codes by e-mail: an address, or Name <address>. Required with SMTP.",
     )
     apprise_sms_url: SecretStr | None = Field(
         default=None,
-        description="An Apprise URL for codes by SMS, in which {to} stands for the number; needs pointbook[apprise].",
+        description="An Apprise URL for codes by SMS, in which {to} is the number; requires pointbook[apprise].",
     )
     apprise_email_url: SecretStr | None = Field(
         default=None,
-        description="An Apprise URL for codes by e-mail, in which {to} stands for the address; needs "
-        "pointbook[apprise].",
+        description="An Apprise URL for codes by e-mail, in which {to} is the address; requires pointbook[apprise].",
     )
     metrics_address: str = Field(
         default="",
-        description="HOST:PORT on which the server answers GET /metrics for Prometheus, over plain HTTP; empty: "
-        "nowhere. Each of several workers takes the next port.",
+        description="HOST:PORT on which the server serves GET /metrics for Prometheus, over plain HTTP; empty: none. "
+        "With several workers, each uses the next port.",
     )
     log_level: str = Field(
         default="INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR."
     )
     data_dir: Path = Field(
-        default=Path(".pointbook"), description="The folder in which `pointbook dev` keeps the embedded database."
+        default=Path(".pointbook"), description="The directory in which `pointbook dev` keeps the embedded database."
     )
 
     @field_validator("database_url")
@@ -271,7 +262,7 @@ class ServerSettings(SecretFileSettings):
         if value is not None and not has_cert:
             raise ValueError("needs POINTBOOK_TLS_CERT_FILE")
         if value is None and has_cert and info.field_name == "tls_key_file":
-            raise ValueError("must be set where POINTBOOK_TLS_CERT_FILE is")
+            raise ValueError("must be set if POINTBOOK_TLS_CERT_FILE is set")
         return value
 
     @field_validator("grpc_address", "health_address", "metrics_address")
@@ -279,17 +270,17 @@ class ServerSettings(SecretFileSettings):
     def _check_address(cls, value: str, info: ValidationInfo) -> str:
         if not value and info.field_name != "grpc_address":
             return value
-        # gRPC itself takes a port that is too large for a smaller one.
+        # gRPC itself wraps a port that is too large.
         host, _, port = value.rpartition(":")
         if not host or " " in host or not (port.isascii() and port.isdigit() and int(port) <= PORT_MAX):
             raise ValueError("must be HOST:PORT")
         may_have_tls = info.field_name in {"grpc_address", "health_address"}
         has_tls = may_have_tls and info.data.get("tls_cert_file") is not None
-        if not has_tls and not _may_speak_plaintext(value, info):
-            ways = "set POINTBOOK_ALLOW_PLAINTEXT=true if the network encrypts by itself"
+        if not has_tls and not _may_use_plaintext(value, info):
+            cure = "set POINTBOOK_ALLOW_PLAINTEXT=true if the network encrypts traffic itself"
             if may_have_tls:
-                ways = f"set POINTBOOK_TLS_CERT_FILE, or {ways}"
-            raise ValueError(f"is beyond loopback and the server speaks plaintext: {ways}")
+                cure = f"set POINTBOOK_TLS_CERT_FILE, or {cure}"
+            raise ValueError(f"is beyond loopback and the server uses plaintext: {cure}")
         return value
 
     @field_validator("code_keys", "quarantine_keys", mode="before")
@@ -336,29 +327,29 @@ class ServerSettings(SecretFileSettings):
         if value is not None:
             parse_mail_sender(value)
         elif info.data.get("smtp_url") is not None:
-            raise ValueError("must be set where POINTBOOK_SMTP_URL is")
+            raise ValueError("must be set if POINTBOOK_SMTP_URL is set")
         return value
 
     @field_validator("sms_url")
     @classmethod
     def _check_sms_plaintext(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         parts = urlsplit(value.get_secret_value() if value else "")
-        if parts.scheme == "http" and not _may_speak_plaintext(f"{parts.hostname}:0", info):
+        if parts.scheme == "http" and not _may_use_plaintext(f"{parts.hostname}:0", info):
             raise ValueError(
                 "is http:// beyond loopback: use https://, or set POINTBOOK_ALLOW_PLAINTEXT=true if the network "
-                "encrypts by itself"
+                "encrypts traffic itself"
             )
         return value
 
-    @field_validator(*_RIVALS)
+    @field_validator(*_ALTERNATIVES)
     @classmethod
-    def _check_one_way(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        rival = _RIVALS[str(info.field_name)]
-        if value is not None and info.data.get(rival) is not None:
-            raise ValueError(f"is a second way of the same channel beside POINTBOOK_{rival.upper()}: set one of them")
+    def _check_alternatives(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        other = _ALTERNATIVES[str(info.field_name)]
+        if value is not None and info.data.get(other) is not None:
+            raise ValueError(f"is set for the same channel as POINTBOOK_{other.upper()}: set only one of them")
         return value
 
-    # The last validator is the first to run.
+    # The last validator runs first.
     _read_secret_file = field_validator("*", mode="before")(read_secret_file)
 
     def code_key_bytes(self) -> dict[str, bytes]:
@@ -386,16 +377,16 @@ class ServerSettings(SecretFileSettings):
         return None if self.smtp_url is None else parse_smtp_url(self.smtp_url.get_secret_value())
 
     def mail_sender(self) -> MailSender | None:
-        """Return whom e-mails are from; there is somebody wherever there is an SMTP server."""
+        """Return the sender of e-mails, which is always set if there is an SMTP server."""
         return None if self.smtp_from is None else parse_mail_sender(self.smtp_from)
 
 
 def _plaintext_allowed(info: ValidationInfo) -> bool:
-    """Return allow_plaintext; true where it is wrong, which is an error by itself."""
+    """Return allow_plaintext; true if it is invalid, which is reported as an error of its own."""
     return bool(info.data.get("allow_plaintext", True))
 
 
-def _may_speak_plaintext(address: str, info: ValidationInfo) -> bool:
+def _may_use_plaintext(address: str, info: ValidationInfo) -> bool:
     """Return whether an address may use plaintext."""
     return _plaintext_allowed(info) or is_loopback(address)
 

@@ -123,7 +123,7 @@ def server_context(settings: ShimSettings) -> ssl.SSLContext | None:
             try:
                 context = _context(cert, key)
             except OSError as error:
-                log.warning("changed TLS files are not used yet", cause=str(error))
+                log.warning("changed TLS files are invalid, still using the previous ones", cause=str(error))
         connection.context = context
 
     first.sni_callback = choose

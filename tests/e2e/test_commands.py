@@ -134,7 +134,7 @@ async def test_a_login_that_the_database_refuses_is_logged_and_never_serves(data
     async with running("serve", folder=tmp_path, settings=settings) as process:
         await process.printed('"serving"')
         assert await grpc_health(address) == "NOT_SERVING"
-        await process.printed("the database cannot be served from")
+        await process.printed("the database cannot be used")
         assert (await process.terminate())[0] == 0
     errors = [line for line in process.err.splitlines() if '"level": "error"' in line]
     assert all("nobody" in line for line in errors)

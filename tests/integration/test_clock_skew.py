@@ -10,7 +10,7 @@ import pytest
 from integration.test_store_erasures import ask, erase, outcome
 from pointbook_server.db import clock_skew as clock_skew_module
 from pointbook_server.db import database_health as database_health_module
-from pointbook_server.db.clock_skew import SystemClock, Verdict
+from pointbook_server.db.clock_skew import ClockState, SystemClock
 from pointbook_server.db.database import Database
 from pointbook_server.maintenance import Maintenance
 from pointbook_server.metrics import Metrics
@@ -77,11 +77,11 @@ async def test_a_server_that_is_days_off_releases_no_hold_and_redeems_nothing(
         assert (await get(good, held)).state == PENDING
         assert (await refused(redeem(good, order(shop, 100)))).reason == "INSUFFICIENT_POINTS"
     lines = [json.loads(line) for line in written.getvalue().splitlines()]
-    (wrong_line,) = [line for line in lines if line["event"] == "the clock is wrong: calls are refused"]
+    (wrong_line,) = [line for line in lines if line["event"] == "clock is wrong, refusing calls"]
     assert wrong_line["level"] == "error"
     assert wrong_line["ahead_seconds"] == pytest.approx(days * 86_400, abs=1)
     assert f"345600.0 s {'ahead of' if days > 0 else 'behind'} the database's" in wrong_line["cause"]
-    (health_line,) = [line for line in lines if line["event"] == "the database cannot be served from"]
+    (health_line,) = [line for line in lines if line["event"] == "the database cannot be used"]
     assert health_line["cause"] == wrong_line["cause"]
 
 
@@ -93,21 +93,21 @@ async def test_a_clock_that_goes_wrong_and_right_again_is_told_once_each_time(
     with json_logs(clock_skew_module) as written:
         async with serving(database_url, admin_token, clock) as (server, client):
             shop = await put_points(client)
-            for ahead_ms, verdict in ((5_000, Verdict.SKEWED), (60_000, Verdict.WRONG), (0, Verdict.GOOD)):
+            for ahead_ms, state in ((5_000, ClockState.SKEWED), (60_000, ClockState.WRONG), (0, ClockState.GOOD)):
                 clock.ahead_ms = ahead_ms
-                await until(lambda verdict=verdict: server._skew.verdict is verdict)  # type: ignore[misc] # bound at once
+                await until(lambda state=state: server._skew.state is state)  # type: ignore[misc] # bound at once
                 assert server.metrics.clock_skew_seconds._value.get() == pytest.approx(ahead_ms / 1_000, abs=0.5)
                 account = client.account(shop.merchant_id, shop.store_id, "buyer")
-                if verdict is Verdict.WRONG:
+                if state is ClockState.WRONG:
                     assert (await refused(account)).reason == "CLOCK_WRONG"
                     assert await grpc_health(f"127.0.0.1:{server.port}") == "NOT_SERVING"
                 else:
                     assert (await account).points_balance == 100
     lines = [json.loads(line) for line in written.getvalue().splitlines()]
     assert [(line["level"], line["event"]) for line in lines if "ahead_seconds" in line] == [
-        ("warning", "the clocks differ: maintenance is suspended"),
-        ("error", "the clock is wrong: calls are refused"),
-        ("info", "the clocks agree"),
+        ("warning", "clocks differ, suspending maintenance"),
+        ("error", "clock is wrong, refusing calls"),
+        ("info", "clocks agree again"),
     ]
 
 
@@ -125,7 +125,7 @@ class Jobs:
 
     clean_up = sweep
 
-    async def watch(self) -> None:
+    async def report_open(self) -> None:
         """Count the calls."""
         self.watched += 1
 

@@ -144,7 +144,7 @@ async def test_a_database_that_lets_nobody_in_is_away(database_url: str) -> None
     url = urlsplit(database_url)._replace(path=f"/{name}").geturl()
     database = Database(url, pool_size=1)
     noted: list[str] = []
-    database.on_refusal = noted.append
+    database.on_unavailable = noted.append
     with pytest.raises(PointbookError) as refused:
         async with database.autocommit():
             pass

@@ -222,7 +222,7 @@ async def test_health_learns_from_calls_that_they_may_only_read(own: Own) -> Non
     logged = [json.loads(line) for line in written.getvalue().splitlines()]
     refusals = [line["sqlstate"] for line in logged if line["event"] == "the database refuses calls"]
     assert refusals.count("25006") == 1
-    causes = [line["cause"] for line in logged if line["event"] == "the database cannot be served from"]
+    causes = [line["cause"] for line in logged if line["event"] == "the database cannot be used"]
     assert len(causes) == 1
     assert "read-only" in causes[0]
 
@@ -241,7 +241,7 @@ REFUSE_ENTRIES = """
 async def test_a_full_disk_is_told_by_health_until_there_is_room(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls meet it first; then health writes a file of its own to see whether it lasts."""
     fill = database_module.Statement(text("SELECT fill_disk()"))
-    monkeypatch.setattr(database_health_module, "FILL_DISK", fill)
+    monkeypatch.setattr(database_health_module, "SORT_ON_DISK", fill)
     with json_logs(database_module, database_health_module) as written:
         async with operator_of(own.url) as operator, serving(own) as site:
             await operator.execute(DISK_IS_FULL)
@@ -264,7 +264,7 @@ async def test_a_file_of_health_finds_room(own: Own) -> None:
         role = unique("role").replace("-", "_")
         await operator.execute(f"CREATE ROLE {role} LOGIN")
         database = database_module.Database(own.url.replace("pointbook@", f"{role}@", 1), pool_size=1)
-        async with database.pulse() as connection:
+        async with database.health_connection() as connection:
             await database_health_module._check_disk(connection)
         await database.dispose()
         await operator.execute("SELECT pg_stat_force_next_flush()")
@@ -289,4 +289,4 @@ async def test_a_slow_database_keeps_its_calls(own: Own) -> None:
                 assert await site.write_ok()
             assert await until(site.is_serving, PATIENCE_SECONDS) < RECOVERY_SECONDS_MAX
 
-    assert "does not answer within 1.5 s" in written.getvalue()
+    assert "does not respond within 1.5 s" in written.getvalue()

@@ -88,9 +88,9 @@ async def test_a_role_that_may_not_use_the_tables_is_not_served_from(own_url: st
                 await becomes(address, "SERVING")
 
     logged = [json.loads(line) for line in written.getvalue().splitlines()]
-    outages = [line for line in logged if line["event"] == "the database cannot be served from"]
+    outages = [line for line in logged if line["event"] == "the database cannot be used"]
     assert "points_accounts" in outages[0]["cause"]
-    assert [line["event"] for line in logged if line["level"] == "info"][-1] == "the database answers"
+    assert [line["event"] for line in logged if line["level"] == "info"][-1] == "the database can be used"
 
 
 async def test_a_role_without_one_privilege_is_not_served_from(own_url: str) -> None:

@@ -12,7 +12,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
 from pointbook_server.db.database import SESSION_SETTINGS, create_engine
-from pointbook_server.db.migrations import LOCK_KEY, migrate, pending
+from pointbook_server.db.migrations import LOCK_KEY, is_pending, migrate
 from pointbook_server.db.tables import metadata
 from pointbook_server.errors import PointbookError, Reason
 from support.embedded_database import Cluster
@@ -156,7 +156,7 @@ async def test_a_migration_waits_for_another_process(empty_url: str) -> None:
         await migrating
 
     assert not has_begun
-    assert not await pending(empty_url)
+    assert not await is_pending(empty_url)
 
 
 async def test_a_failed_migration_leaves_nothing(empty_url: str) -> None:
@@ -170,17 +170,17 @@ async def test_a_failed_migration_leaves_nothing(empty_url: str) -> None:
     async with connected(empty_url) as connection:
         tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
     assert [row["tablename"] for row in tables] == ["validation_challenges"]
-    assert await pending(empty_url)
+    assert await is_pending(empty_url)
 
 
 async def test_pending_tells_whether_there_is_something_to_migrate(empty_url: str) -> None:
     """A server can tell before it serves, and asking changes nothing."""
-    assert await pending(empty_url)
+    assert await is_pending(empty_url)
     assert await catalogue(empty_url, CONSTRAINTS) == []
 
     await migrate(empty_url)
 
-    assert not await pending(empty_url)
+    assert not await is_pending(empty_url)
 
 
 async def test_another_revision_is_pending(empty_url: str) -> None:
@@ -189,7 +189,7 @@ async def test_another_revision_is_pending(empty_url: str) -> None:
     async with connected(empty_url) as connection:
         await connection.execute("UPDATE alembic_version SET version_num = '0000'")
 
-    assert await pending(empty_url)
+    assert await is_pending(empty_url)
 
 
 async def test_a_database_that_is_away_says_so(database_url: str) -> None:
@@ -197,7 +197,7 @@ async def test_a_database_that_is_away_says_so(database_url: str) -> None:
     scheme, _, host = database_url.partition("?")
     nowhere = f"{scheme}?{host.replace('host=', 'host=/nowhere')}"
 
-    for call in (migrate, pending):
+    for call in (migrate, is_pending):
         with pytest.raises(PointbookError) as caught:
             await call(nowhere)
         assert caught.value.reason is Reason.DATABASE_UNAVAILABLE

@@ -155,7 +155,7 @@ async def test_https_follows_its_files_without_a_failed_request(tmp_path: Path, 
             assert all(await asyncio.gather(*(is_alive() for _ in range(5))))
             assert await asyncio.to_thread(served_serial, port_of(address)) == serial_of(renewed.chain)
 
-    assert logs.getvalue().count("changed TLS files are not used yet") == 3
+    assert logs.getvalue().count("changed TLS files are invalid, still using the previous ones") == 3
 
 
 async def test_slow_and_broken_handshakes_end_quietly(tmp_path: Path, logs: StringIO) -> None:
@@ -245,7 +245,7 @@ async def test_files_that_openssl_refuses_are_logged_once_a_renewal(tmp_path: Pa
             https.server_context(settings)
 
     assert served == [old] * 3
-    assert logged.getvalue().count("changed TLS files are not used yet") == 1
+    assert logged.getvalue().count("changed TLS files are invalid, still using the previous ones") == 1
 
 
 async def test_wrong_files_stop_the_start(tmp_path: Path) -> None:

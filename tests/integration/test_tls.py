@@ -212,7 +212,7 @@ async def test_files_that_do_not_fit_together_leave_the_old_certificate_in_force
         assert await outcome(server.port, admin_token, trust()) == "OK"
 
     logged = capsys.readouterr()
-    assert (logged.out + logged.err).count("changed TLS files are not used yet") == 3
+    assert (logged.out + logged.err).count("changed TLS files are invalid, still using the previous ones") == 3
 
 
 async def test_the_metric_tells_when_the_served_certificate_expires(service: Service, tmp_path: Path) -> None:
@@ -246,11 +246,11 @@ async def test_versions_before_tls_1_2_are_refused(service: Service, tmp_path: P
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("server.crt", b"no PEM", "POINTBOOK_TLS_CERT_FILE: there is no certificate in PEM in the file"),
+        ("server.crt", b"no PEM", "POINTBOOK_TLS_CERT_FILE: the file contains no certificate in PEM"),
         ("server.crt", None, "POINTBOOK_TLS_CERT_FILE: cannot read"),
-        ("server.key", b"no PEM", "POINTBOOK_TLS_KEY_FILE: there is no private key in PEM in the file"),
+        ("server.key", b"no PEM", "POINTBOOK_TLS_KEY_FILE: the file contains no private key in PEM"),
         ("server.key", AUTHORITY.issue().key, "POINTBOOK_TLS_KEY_FILE: the key does not belong to"),
-        ("clients.crt", b"", "POINTBOOK_TLS_CLIENT_CA_FILE: there is no certificate in PEM in the file"),
+        ("clients.crt", b"", "POINTBOOK_TLS_CLIENT_CA_FILE: the file contains no certificate in PEM"),
     ],
 )
 async def test_wrong_files_stop_the_start(

@@ -86,7 +86,11 @@ def test_half_a_renewal_is_logged_once_and_waited_out(tmp_path: Path, logs: Stri
     assert [source.current() is first for _ in range(3)] == [True, True, True]
     replace(tmp_path / "own.key", renewed.key)
     assert source.current().chain == renewed.chain
-    assert events(logs) == ["TLS certificate loaded", "changed TLS files are not used yet", "TLS files renewed"]
+    assert events(logs) == [
+        "TLS certificate loaded",
+        "changed TLS files are invalid, still using the previous ones",
+        "TLS files renewed",
+    ]
 
 
 def test_wrong_files_are_read_again_even_if_they_look_unchanged(
@@ -121,9 +125,9 @@ def test_a_certificate_that_expires_soon_is_logged_once_a_day(tmp_path: Path, lo
     source.current()
     source.current()
 
-    soon = "the TLS certificate expires soon"
+    soon = "TLS certificate expires soon"
     assert events(logs) == [
-        "TLS certificate loaded", soon, soon, "the TLS certificate has expired", "TLS files renewed", soon,
+        "TLS certificate loaded", soon, soon, "TLS certificate has expired", "TLS files renewed", soon,
     ]  # fmt: skip
 
 
@@ -133,7 +137,7 @@ def test_a_key_that_every_user_may_read_is_logged(tmp_path: Path, logs: StringIO
     (tmp_path / "own.key").chmod(0o644)
     TlsSource(files)
 
-    assert "every user of this machine may read the private key" in events(logs)
+    assert "private key is readable by every user of this machine" in events(logs)
 
 
 def test_an_encrypted_key_is_refused_without_a_question(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from pointbook_server.db.clock_skew import ClockSkew, ClockSkewError, Sample, Verdict, judge
+from pointbook_server.db.clock_skew import ClockSkew, ClockSkewError, ClockState, Sample, next_state
 from pointbook_server.errors import PointbookError
 from pointbook_server.metrics import Metrics
 from support.harness import NOW_MS
 
-GOOD, SKEWED, WRONG, UNKNOWN = Verdict.GOOD, Verdict.SKEWED, Verdict.WRONG, Verdict.UNKNOWN
+GOOD, SKEWED, WRONG, UNKNOWN = ClockState.GOOD, ClockState.SKEWED, ClockState.WRONG, ClockState.UNKNOWN
 
 
 def samples(*differences: float, tolerance_ms: float = 1) -> list[Sample]:
@@ -40,29 +40,29 @@ def samples(*differences: float, tolerance_ms: float = 1) -> list[Sample]:
         (0, WRONG, GOOD),
     ],
 )
-def test_the_verdict_follows_the_difference(seconds: float, before: Verdict, after: Verdict) -> None:
+def test_the_state_follows_the_difference(seconds: float, before: ClockState, after: ClockState) -> None:
     """Up to 2 s are good, and more than 30 s are wrong, in either direction."""
-    assert judge(samples(seconds, seconds, seconds), before) is after
+    assert next_state(samples(seconds, seconds, seconds), before) is after
 
 
 @pytest.mark.parametrize("before", [GOOD, SKEWED, WRONG])
-def test_one_sample_that_agrees_keeps_the_verdict(before: Verdict) -> None:
+def test_one_sample_that_agrees_keeps_the_state(before: ClockState) -> None:
     """Only samples that all contradict it change it."""
     agreeing = {GOOD: 0.0, SKEWED: 5.0, WRONG: 100.0}[before]
     other = {GOOD: 100.0, SKEWED: 0.0, WRONG: 0.0}[before]
-    assert judge(samples(other, agreeing, other), before) is before
+    assert next_state(samples(other, agreeing, other), before) is before
 
 
 def test_a_paused_machine_at_the_start_is_not_a_wrong_clock() -> None:
     """One sample is off by the pause, and those after it are not."""
-    assert judge(samples(-60, 0.01, 0.01), UNKNOWN) is GOOD
+    assert next_state(samples(-60, 0.01, 0.01), UNKNOWN) is GOOD
 
 
 @pytest.mark.parametrize("before", [GOOD, SKEWED, WRONG])
-def test_slow_answers_change_nothing(before: Verdict) -> None:
+def test_slow_answers_change_nothing(before: ClockState) -> None:
     """They leave room for every verdict."""
     slow = samples(20, 20, 20, tolerance_ms=20_000)
-    assert judge(slow, before) is before
+    assert next_state(slow, before) is before
 
 
 class Clocks:
@@ -88,7 +88,7 @@ async def test_the_difference_is_taken_at_the_middle_of_the_round_trip(monkeypat
     monkeypatch.setattr(time, "monotonic", lambda: elapsed[0])
     skew = ClockSkew(clocks, metrics)
     await skew.check(None)  # type: ignore[arg-type] # these clocks need no connection
-    assert skew.verdict is GOOD
+    assert skew.state is GOOD
 
     def answer_slowly() -> None:
         elapsed[0] += 10
@@ -96,7 +96,7 @@ async def test_the_difference_is_taken_at_the_middle_of_the_round_trip(monkeypat
 
     clocks.on_read = answer_slowly
     await skew.check(None)  # type: ignore[arg-type] # these clocks need no connection
-    assert skew.verdict is GOOD
+    assert skew.state is GOOD
     assert metrics.clock_skew_seconds._value.get() == 0
 
 
@@ -104,7 +104,7 @@ async def test_nothing_is_trusted_and_no_call_is_answered_before_the_first_compa
     """A server that has never reached its database does not know its clock."""
     clocks = Clocks()
     skew = ClockSkew(clocks, Metrics())
-    with pytest.raises(PointbookError, match="does not answer"):
+    with pytest.raises(PointbookError, match="not available"):
         skew.check_call()
     with pytest.raises(ClockSkewError):
         await skew.read_trusted(None)  # type: ignore[arg-type] # these clocks need no connection
@@ -119,6 +119,6 @@ async def test_a_clock_that_jumps_just_before_maintenance_is_not_trusted() -> No
     skew = ClockSkew(clocks, Metrics())
     await skew.check(None)  # type: ignore[arg-type] # these clocks need no connection
     clocks.database_ms += 4 * 86_400_000
-    assert skew.verdict is GOOD
+    assert skew.state is GOOD
     with pytest.raises(ClockSkewError, match=r"345600\.0 s behind"):
         await skew.read_trusted(None)  # type: ignore[arg-type] # these clocks need no connection

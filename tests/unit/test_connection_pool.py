@@ -177,12 +177,12 @@ async def test_expiry_replaces_all_connections_at_most_once_a_second(
     idle = await use(pool)
     pool.expire()
     assert idle.closed
-    monkeypatch.setattr(connection_pool, "EXPIRY_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(connection_pool, "EXPIRY_INTERVAL_SECONDS", 0.0)
     async with pool.acquire() as used:
         pool.expire()
         assert not used.closed
     assert used.closed
-    monkeypatch.setattr(connection_pool, "EXPIRY_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr(connection_pool, "EXPIRY_INTERVAL_SECONDS", 1.0)
     kept = await use(pool)
     pool.expire()
     assert not kept.closed
@@ -230,7 +230,7 @@ async def test_no_place_is_lost_whatever_happens_to_calls(drivers: Drivers) -> N
         assert pool.connections_in_use == 0
         assert drivers.open <= 4
     drivers.error = None
-    held = [await pool.take() for _ in range(4)]
+    held = [await pool.claim() for _ in range(4)]
     assert pool.connections_in_use == 4
     assert drivers.open == 4
     assert len(held) == 4

@@ -27,7 +27,7 @@ class FakeDatabase:
         self.done: list[str] = []
 
     @contextlib.asynccontextmanager
-    async def pulse(self) -> AsyncIterator["FakeDatabase"]:
+    async def health_connection(self) -> AsyncIterator["FakeDatabase"]:
         """Return the health connection."""
         yield self
 
@@ -75,7 +75,7 @@ async def test_connections_are_cut_where_nothing_answers(database: FakeDatabase)
     await health.check()
     database.answer_seconds = HANG_SECONDS
     await health.check()
-    assert health.cause == "the database does not answer within 0.2 s"
+    assert health.cause == "the database does not respond within 0.2 s"
     database.answer_seconds = 0
     await health.check()
     assert database.done == ["resume", "cut", "resume"]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pointbook_common.open_files import CONNECTIONS_MAX, RESERVED_FILES, connections_that_fit
+from pointbook_common.open_files import CONNECTIONS_MAX, RESERVED_FILES, max_client_connections
 
 RAISE = """
 import resource
@@ -35,4 +35,4 @@ def test_the_soft_limit_becomes_the_hard_one() -> None:
 def test_connections_leave_files_for_the_rest(monkeypatch: pytest.MonkeyPatch, files: int, connections: int) -> None:
     """The database, logs and health can always open what they need."""
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (files, files))
-    assert connections_that_fit(10) == connections
+    assert max_client_connections(10) == connections

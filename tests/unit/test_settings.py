@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from pointbook_server.settings import ServerSettings, is_loopback
+from pointbook_common.addresses import is_loopback
+from pointbook_server.settings import ServerSettings
 
 OLD, NEW = (base64.b64encode(letter * 32).decode() for letter in (b"o", b"n"))
 

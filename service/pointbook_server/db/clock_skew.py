@@ -1,7 +1,7 @@
-"""The check of a server's clock against the database's, which rules over what cannot be undone.
+"""The check of the server's clock against the database's, which decides what cannot be undone.
 
-Neither clock is known to be right. A server that disagrees with the database's clock therefore stops doing what the
-other servers, which agree with it, would never undo: first maintenance, and with a larger difference all calls.
+Neither clock is known to be right. A server whose clock differs from the database's therefore stops what the other
+servers could not undo: first maintenance, and with a larger difference all calls.
 """
 
 import time
@@ -14,18 +14,17 @@ from sqlalchemy import text
 
 from pointbook_server.clock import system_clock
 from pointbook_server.db.database import Connection, Statement, database_unavailable
-from pointbook_server.errors import PointbookError, Reason, UnusableDatabaseError
+from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError, Reason, UnusableDatabaseError
 from pointbook_server.metrics import Metrics
 
 SKEW_MS_MAX = 2_000
-"""Above this difference a server neither sweeps nor cleans up."""
+"""Above this difference, a server neither releases nor deletes anything in maintenance."""
 SERVING_SKEW_MS_MAX = 30_000
-"""Above this difference it refuses calls: settlement windows, the lives of codes and calendar days go by its clock."""
+"""Above this difference it refuses calls: settlement windows, expiry of codes and calendar days use its clock."""
 RECOVERY_FACTOR = 0.75
-"""To which part of a limit a difference must fall until the limit counts as kept again, so that nothing flaps."""
+"""A difference must fall below this part of a limit before the limit counts as met again (hysteresis)."""
 SAMPLES = 3
-"""How many samples in a row must contradict the verdict before it changes."""
-RETRY_AFTER_SECONDS = 1.0
+"""How many consecutive samples must contradict the state before it changes."""
 REMEDY = "synchronize both clocks (NTP)"
 
 READ_CLOCK = Statement(text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint) AS now_ms"))
@@ -34,7 +33,7 @@ log = structlog.get_logger()
 
 
 class ServerClock(Protocol):
-    """The clock of a server, and the way to read the database's."""
+    """The clock of a server, and access to the database's."""
 
     def __call__(self) -> int:
         """Return the server's time, in milliseconds since 1970 (UTC)."""
@@ -44,14 +43,14 @@ class ServerClock(Protocol):
 
 
 class SystemClock:
-    """The machine's clock, and the clock of the machine that the database runs on."""
+    """The clocks of this machine and of the database's."""
 
     def __call__(self) -> int:
-        """Return the machine's time."""
+        """Return this machine's time, in milliseconds since 1970 (UTC)."""
         return system_clock()
 
     async def read_database(self, connection: Connection) -> int:
-        """Return the database's time at this moment, not at the start of a transaction."""
+        """Return the database's current time, not that of the transaction's start."""
         (row,) = await connection.fetch(READ_CLOCK)
         return int(row.now_ms)
 
@@ -59,8 +58,8 @@ class SystemClock:
 SYSTEM_CLOCK = SystemClock()
 
 
-class Verdict(IntEnum):
-    """What is known about a server's clock, from good to bad."""
+class ClockState(IntEnum):
+    """The state of a server's clock, ordered from good to bad."""
 
     GOOD = 0
     SKEWED = 1
@@ -69,104 +68,104 @@ class Verdict(IntEnum):
 
 
 class Sample(NamedTuple):
-    """The database's time, how far the server's was ahead of it, and by how much that may be off."""
+    """One comparison: the database's time, how far the server's is ahead of it, and the tolerance of that."""
 
     database_ms: int
     ahead_ms: float
     tolerance_ms: float
 
     @property
-    def least(self) -> Verdict:
-        """The best verdict that this sample allows."""
-        return _verdict(abs(self.ahead_ms) - self.tolerance_ms)
+    def least(self) -> ClockState:
+        """The best state that this sample allows."""
+        return _state_of(abs(self.ahead_ms) - self.tolerance_ms)
 
     @property
-    def worst(self) -> Verdict:
-        """The worst verdict that this sample allows."""
-        return _verdict(abs(self.ahead_ms) + self.tolerance_ms)
+    def worst(self) -> ClockState:
+        """The worst state that this sample allows."""
+        return _state_of(abs(self.ahead_ms) + self.tolerance_ms)
 
     @property
-    def worst_of_recovering(self) -> Verdict:
-        """The worst verdict that this sample allows where a limit was exceeded before."""
-        return _verdict((abs(self.ahead_ms) + self.tolerance_ms) / RECOVERY_FACTOR)
+    def worst_while_recovering(self) -> ClockState:
+        """The worst state that this sample allows after a limit was exceeded."""
+        return _state_of((abs(self.ahead_ms) + self.tolerance_ms) / RECOVERY_FACTOR)
 
 
-def _verdict(difference_ms: float) -> Verdict:
+def _state_of(difference_ms: float) -> ClockState:
     if difference_ms > SERVING_SKEW_MS_MAX:
-        return Verdict.WRONG
-    return Verdict.SKEWED if difference_ms > SKEW_MS_MAX else Verdict.GOOD
+        return ClockState.WRONG
+    return ClockState.SKEWED if difference_ms > SKEW_MS_MAX else ClockState.GOOD
 
 
-def judge(samples: Sequence[Sample], before: Verdict) -> Verdict:
-    """Return the verdict after some samples, all of which must contradict the one before to change it."""
-    if before is Verdict.UNKNOWN:
+def next_state(samples: Sequence[Sample], previous: ClockState) -> ClockState:
+    """Return the state after some samples, which changes only if all of them contradict the previous one."""
+    if previous is ClockState.UNKNOWN:
         return min(sample.worst for sample in samples)
     least = min(sample.least for sample in samples)
-    worst = max(sample.worst_of_recovering for sample in samples)
-    return max(least, min(before, worst))
+    worst = max(sample.worst_while_recovering for sample in samples)
+    return max(least, min(previous, worst))
 
 
 class ClockSkewError(UnusableDatabaseError):
-    """The server's clock cannot be relied on: one line that names the difference and what to do."""
+    """The server's clock cannot be relied on; the message is one line with the difference and the cure."""
 
 
 class ClockSkew:
-    """Compares the clocks, tells metrics and log, and says what this server may do."""
+    """Compares the clocks, reports to metrics and log, and decides what this server may do."""
 
     def __init__(self, clock: ServerClock, metrics: Metrics) -> None:
         self._clock = clock
         self._metrics = metrics
         self._cause = ""
         self._refuse: Callable[[], PointbookError] | None = database_unavailable
-        self.verdict = Verdict.UNKNOWN
+        self.state = ClockState.UNKNOWN
 
     async def check(self, connection: Connection) -> None:
-        """Compare the clocks. Raises ClockSkewError where this server must not serve.
+        """Compare the clocks. Raises ClockSkewError if this server must not serve.
 
-        One sample is enough while it agrees with the verdict. A slow answer or a paused machine spoils one sample, so
-        that only several in a row change the verdict.
+        One sample is enough while it agrees with the state. A slow response or a paused machine can spoil one sample,
+        so only several in a row change the state.
         """
         samples = [await self._sample(connection)]
-        if judge(samples, self.verdict) is not self.verdict:
+        if next_state(samples, self.state) is not self.state:
             samples += [await self._sample(connection) for _ in range(SAMPLES - 1)]
         best = min(samples, key=lambda sample: sample.tolerance_ms)
         self._metrics.clock_skew_seconds.set(best.ahead_ms / 1_000)
-        self._change_to(judge(samples, self.verdict), best)
-        if self.verdict is Verdict.WRONG:
+        self._change_to(next_state(samples, self.state), best)
+        if self.state is ClockState.WRONG:
             raise ClockSkewError(self._cause)
 
     async def read_trusted(self, connection: Connection) -> int:
-        """Return the database's time for work that cannot be undone. Raises ClockSkewError where the clocks differ."""
+        """Return the database's time for work that cannot be undone. Raises ClockSkewError if the clocks differ."""
         sample = await self._sample(connection)
-        if self.verdict is not Verdict.GOOD or sample.worst is not Verdict.GOOD:
+        if self.state is not ClockState.GOOD or sample.worst is not ClockState.GOOD:
             raise ClockSkewError(self._cause or _cause(sample))
         return sample.database_ms
 
     def check_call(self) -> None:
-        """Raise CLOCK_WRONG where no call may go by this server's clock, DATABASE_UNAVAILABLE before that is known."""
+        """Raise CLOCK_WRONG if the clock is wrong, and DATABASE_UNAVAILABLE before it was first compared."""
         if self._refuse is not None:
             raise self._refuse()
 
     async def _sample(self, connection: Connection) -> Sample:
-        """Compare the clocks once: the database's answer is from somewhere within the round trip."""
-        begun_ms, begun = self._clock(), time.monotonic()
+        """Compare the clocks once; the database read its clock at some moment within the round trip."""
+        started_ms, started = self._clock(), time.monotonic()
         database_ms = await self._clock.read_database(connection)
-        tolerance_ms = (time.monotonic() - begun) * 1_000 / 2
-        return Sample(database_ms, begun_ms + tolerance_ms - database_ms, tolerance_ms)
+        tolerance_ms = (time.monotonic() - started) * 1_000 / 2
+        return Sample(database_ms, started_ms + tolerance_ms - database_ms, tolerance_ms)
 
-    def _change_to(self, verdict: Verdict, sample: Sample) -> None:
-        before, self.verdict = self.verdict, verdict
-        if verdict is before:
+    def _change_to(self, state: ClockState, sample: Sample) -> None:
+        previous, self.state = self.state, state
+        if state is previous:
             return
-        self._cause = "" if verdict is Verdict.GOOD else _cause(sample)
-        self._refuse = _wrong_clock if verdict is Verdict.WRONG else None
+        self._cause = "" if state is ClockState.GOOD else _cause(sample)
+        self._refuse = _clock_wrong if state is ClockState.WRONG else None
         seconds = round(sample.ahead_ms / 1_000, 3)
-        if verdict is Verdict.WRONG:
-            log.error("the clock is wrong: calls are refused", cause=self._cause, ahead_seconds=seconds)
-        elif verdict is Verdict.SKEWED:
-            log.warning("the clocks differ: maintenance is suspended", cause=self._cause, ahead_seconds=seconds)
-        elif before is not Verdict.UNKNOWN:
-            log.info("the clocks agree", ahead_seconds=seconds)
+        if state is ClockState.WRONG:
+            log.error("clock is wrong, refusing calls", cause=self._cause, ahead_seconds=seconds)
+        elif state is ClockState.SKEWED:
+            log.warning("clocks differ, suspending maintenance", cause=self._cause, ahead_seconds=seconds)
+        elif previous is not ClockState.UNKNOWN:
+            log.info("clocks agree again", ahead_seconds=seconds)
 
 
 def _cause(sample: Sample) -> str:
@@ -175,9 +174,9 @@ def _cause(sample: Sample) -> str:
     return f"the server's clock is {seconds:.1f} s {direction} the database's: {REMEDY}"
 
 
-def _wrong_clock() -> PointbookError:
+def _clock_wrong() -> PointbookError:
     return PointbookError(
         Reason.CLOCK_WRONG,
-        "The clock of this server differs from the database's; another server may answer.",
+        "The clock of this server differs from the database's; another server may accept the call.",
         retry_after_seconds=RETRY_AFTER_SECONDS,
     )

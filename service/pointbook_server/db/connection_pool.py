@@ -1,6 +1,6 @@
-"""A pool of asyncpg's connections that can be cut while they are in use, and goes on with new ones.
+"""A pool of asyncpg connections that can be terminated while in use, and then opens new ones.
 
-asyncpg's own pool ends for good when it is terminated, and waits for a dead connection before it replaces it.
+asyncpg's own pool cannot be used again after it was terminated, and waits for a dead connection before replacing it.
 """
 
 import asyncio
@@ -17,29 +17,29 @@ import asyncpg
 
 POOL_TIMEOUT_SECONDS = 5.0
 CLOSE_TIMEOUT_SECONDS = 1.0
-"""How long a closing pool waits for transactions whose callers are gone: a server has 10 s to stop in all."""
+"""How long a closing pool waits for transactions of cancelled callers: a server has 10 s in total to stop."""
 SETTLE_TIMEOUT_SECONDS = 0.5
-"""How long a connection may take to end what a call has left behind; then it is terminated."""
+"""How long a connection may take to end what a cancelled call left running; then it is terminated."""
 IDLE_SECONDS_MAX = 300.0
 USES_MAX = 200_000
-"""After how many uses a connection is replaced, so that what the database caches for it stays bounded."""
-EXPIRY_PAUSE_SECONDS = 1.0
-"""How often all connections may be replaced, so that a database that goes on refusing is not worn out by it."""
+"""A connection is replaced after this many uses, so that what the database caches for it stays bounded."""
+EXPIRY_INTERVAL_SECONDS = 1.0
+"""All connections are replaced at most this often, to spare a database that keeps refusing."""
 KEEPALIVE_OPTIONS = {
     "TCP_KEEPIDLE": 5,
     "TCP_KEEPINTVL": 2,
     "TCP_KEEPCNT": 3,
     "TCP_USER_TIMEOUT": 6_000,
 }
-"""When the system gives up a connection whose other side is gone without a word: seconds, and milliseconds at last.
+"""When the system gives up a connection whose peer has disappeared: seconds, TCP_USER_TIMEOUT in milliseconds.
 
-Each is set where the system has it.
+Options that the system lacks are skipped.
 """
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 
 class PoolRefusalError(OSError):
-    """The pool gives no connection: the database is known to hang, or the pool is closed."""
+    """The pool refuses connections, because the database hangs or the pool is closed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,47 +53,47 @@ class PooledConnection:
 
 
 class ConnectionPool:
-    """At most `size` connections, opened when they are needed. The one that was used last is used next."""
+    """At most `size` connections, opened when needed and reused last in, first out."""
 
     def __init__(self, connect: Callable[[], Awaitable[Any]], size: int) -> None:
         self._connect = connect
         self._size = size
-        self._places = asyncio.Semaphore(size)
+        self._slots = asyncio.Semaphore(size)
         self._connections: set[PooledConnection] = set()
         self._idle: deque[PooledConnection] = deque()
         self._deadlines: set[asyncio.Timeout] = set()
-        """Of those who wait for a connection, so that they can be sent away."""
+        """The deadlines of waiting callers, so that they can be refused at once."""
         self._generation = 0
         self._expired_at = float("-inf")
         self._refusal = ""
         self._is_closed = False
         self._in_use = 0
         self.answered_at = float("-inf")
-        """When a connection was last given back in working order, on the monotonic clock."""
+        """When a working connection was last released, by the monotonic clock."""
 
     @property
     def connections_in_use(self) -> int:
-        """How many connections are taken."""
+        """How many connections are in use."""
         return self._in_use
 
     @property
     def is_empty(self) -> bool:
-        """Whether no connection is open, taken or not."""
+        """Whether no connection is open, idle or in use."""
         return not self._connections
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[Any]:
-        """Return a connection of the driver for a block. Raises the driver's errors, and TimeoutError."""
-        async with self.returning(await self.take()) as driver:
+        """Acquire a driver's connection for a block. Raises the driver's errors, and TimeoutError."""
+        async with self.releasing(await self.claim()) as driver:
             yield driver
 
-    async def take(self) -> PooledConnection:
-        """Return a connection. Raises the driver's errors, TimeoutError, and PoolRefusalError without waiting."""
+    async def claim(self) -> PooledConnection:
+        """Return a connection. Raises the driver's errors, TimeoutError, and PoolRefusalError at once."""
         if self._refusal:
             raise PoolRefusalError(self._refusal)
-        if not self._places.locked() and (connection := self._pop_idle()):
-            # A free place is taken without waiting, so that no other task comes between.
-            await self._places.acquire()
+        if not self._slots.locked() and (connection := self._pop_idle()):
+            # Does not yield to the loop, because a slot is free.
+            await self._slots.acquire()
         else:
             connection = await self._wait()
         connection.uses += 1
@@ -101,25 +101,25 @@ class ConnectionPool:
         return connection
 
     @asynccontextmanager
-    async def returning(self, connection: PooledConnection) -> AsyncIterator[Any]:
-        """Return a connection to the pool after a block, fit for the next one, or else terminate it."""
+    async def releasing(self, connection: PooledConnection) -> AsyncIterator[Any]:
+        """Release a connection after a block, clean for its next use, or terminate it."""
         driver = connection.driver
         try:
             yield driver
         except TimeoutError:
-            # It hangs, and so would all that could be asked of it.
+            # It hangs, so a rollback would hang as well.
             driver.terminate()
             raise
         except asyncio.CancelledError:
-            await _settle(driver)
+            await _end_leftovers(driver)
             raise
         finally:
-            self._give_back(connection)
+            self._release(connection)
 
     def expire(self) -> None:
-        """Replace all connections: the idle ones now, the others when they are given back."""
+        """Replace all connections: idle ones now, the others when they are released."""
         now = time.monotonic()
-        if now - self._expired_at < EXPIRY_PAUSE_SECONDS:
+        if now - self._expired_at < EXPIRY_INTERVAL_SECONDS:
             return
         self._expired_at = now
         self._generation += 1
@@ -128,7 +128,7 @@ class ConnectionPool:
         self._idle.clear()
 
     def cut(self) -> None:
-        """Terminate all connections, and refuse new calls and those that wait, until `resume`."""
+        """Terminate all connections, and refuse new and waiting callers, until `resume`."""
         self._refuse("the database hangs")
         for connection in list(self._connections):
             self._terminate(connection)
@@ -140,13 +140,13 @@ class ConnectionPool:
             self._refusal = ""
 
     async def close(self) -> None:
-        """Close all connections for good, and terminate those that are still in use after a moment."""
+        """Close all connections for good; terminate those that are still in use after a moment."""
         self._is_closed = True
         self._refuse("the pool is closed")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
                 for _ in range(self._size):
-                    await self._places.acquire()
+                    await self._slots.acquire()
                 closing = [connection.driver.close() for connection in self._connections]
                 await asyncio.gather(*closing, return_exceptions=True)
         for connection in list(self._connections):
@@ -154,15 +154,15 @@ class ConnectionPool:
         self._idle.clear()
 
     async def _wait(self) -> PooledConnection:
-        """Wait for a place, and open a connection where none is idle."""
+        """Wait for a slot, and open a connection if none is idle."""
         async with asyncio.timeout(POOL_TIMEOUT_SECONDS) as deadline:
             self._deadlines.add(deadline)
             try:
-                await self._places.acquire()
+                await self._slots.acquire()
                 try:
                     return self._pop_idle() or await self._open()
                 except BaseException:
-                    self._places.release()
+                    self._slots.release()
                     raise
             finally:
                 self._deadlines.discard(deadline)
@@ -183,9 +183,9 @@ class ConnectionPool:
             self._connections.discard(connection)
         return None
 
-    def _give_back(self, connection: PooledConnection) -> None:
+    def _release(self, connection: PooledConnection) -> None:
         self._in_use -= 1
-        self._places.release()
+        self._slots.release()
         driver = connection.driver
         if driver.is_closed() or driver.is_in_transaction():
             self._terminate(connection)
@@ -199,7 +199,7 @@ class ConnectionPool:
             self._terminate(self._idle.popleft())
 
     def _terminate(self, connection: PooledConnection) -> None:
-        """Drop a connection without waiting for its other side; a call that uses it gets the driver's error."""
+        """Drop a connection without waiting for its peer; a call that uses it gets the driver's error."""
         self._connections.discard(connection)
         connection.driver.terminate()
 
@@ -210,11 +210,11 @@ class ConnectionPool:
                 deadline.reschedule(0)
 
 
-async def _settle(driver: Any) -> None:
-    """End what a call began that was broken off anywhere, for the next user of the connection, or terminate it.
+async def _end_leftovers(driver: Any) -> None:
+    """End the statement and transaction of a cancelled call, or terminate the connection.
 
-    Between preparing a statement and running it, the driver has not sent yet where a transaction ends: the next
-    statement does. Where that fails, the transaction has, or the connection is lost.
+    If the call was cancelled between preparing and running a statement, the driver still has to synchronize, which the
+    next statement does. If that statement fails, the transaction has failed or the connection is lost.
     """
     try:
         async with asyncio.timeout(SETTLE_TIMEOUT_SECONDS):
@@ -229,8 +229,8 @@ async def _settle(driver: Any) -> None:
 
 
 async def roll_back(driver: Any) -> None:
-    """Roll back a transaction, if one is open, by terminating the connection where it does not answer in time."""
-    # A connection that is lost has taken its transaction with it.
+    """Roll back an open transaction; terminate the connection if it does not respond in time."""
+    # A lost connection has already ended its transaction.
     if driver.is_closed() or not driver.is_in_transaction():
         return
     try:
@@ -242,11 +242,11 @@ async def roll_back(driver: Any) -> None:
 
 
 def _keep_alive(driver: Any) -> None:
-    """Turn on TCP keepalive, which finds a connection whose other side is gone; asyncpg has no option for it."""
-    connected = driver._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg offers no way to the socket
-    if connected is None or connected.family not in {socket.AF_INET, socket.AF_INET6}:
+    """Turn on TCP keepalive, which detects a peer that has disappeared; asyncpg has no option for it."""
+    tcp_socket = driver._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg does not expose the socket
+    if tcp_socket is None or tcp_socket.family not in {socket.AF_INET, socket.AF_INET6}:
         return
-    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    tcp_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE_OPTIONS.items():
         if (option := getattr(socket, name, None)) is not None:
-            connected.setsockopt(socket.IPPROTO_TCP, option, value)
+            tcp_socket.setsockopt(socket.IPPROTO_TCP, option, value)

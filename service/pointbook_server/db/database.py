@@ -1,7 +1,7 @@
-"""The way to the database: one pool, transactions that are retried whole, and errors told in our words.
+"""Access to the database: connections, transactions with retries, and the translation of driver errors.
 
-Statements are built with SQLAlchemy Core, written out as SQL once, and run by asyncpg itself: SQLAlchemy's own way to
-run a statement costs ten times what asyncpg's does.
+Statements are built with SQLAlchemy Core, compiled to SQL once, and run by asyncpg: running a statement through
+SQLAlchemy costs ten times as much.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from pointbook_common.errors import SettingError
 from pointbook_server.db.connection_pool import DRIVER_ERRORS, ConnectionPool, roll_back
-from pointbook_server.errors import DatabaseDefectError, PointbookError, Reason
+from pointbook_server.errors import RETRY_AFTER_SECONDS, DatabaseDefectError, PointbookError, Reason
 
 TRANSACTION_ATTEMPTS_MAX = 6
 RETRY_DELAY_SECONDS = 0.02
@@ -30,43 +30,44 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 COMMAND_TIMEOUT_SECONDS = 20.0
 STREAM_ROWS = 500
 STREAM_TIMEOUT_SECONDS = 6 * 3_600.0
-RETRY_AFTER_SECONDS = 1.0
 SESSION_SETTINGS = {
     "application_name": "pointbook",
     "jit": "off",
     "lock_timeout": "5s",
     "statement_timeout": "15s",
-    # A fold of a very long history takes its time, while its account is locked.
+    # Folding a very long history takes a while, with its account locked.
     "idle_in_transaction_session_timeout": "120s",
 }
 PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
-"""How statements are planned that commit by themselves: once a connection, since planning takes longer than running.
+"""Plan statements that commit by themselves once per connection, because planning takes longer than running them.
 
-A plan may be made while a table is empty, and must be right for a full one. So each of these statements goes by an
-index for every table, and in one order: what joins others is written so that there is no choice.
+A plan may be made while a table is empty and must be right for a full one. So each of these statements uses an index
+for every table, and its joins are written so that the planner has only one order.
 """
 PLANNED_EACH_TIME = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = on"
 BEGIN = f"BEGIN; {PLANNED_EACH_TIME}"
 BEGIN_SNAPSHOT = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {PLANNED_EACH_TIME}"
 CONFLICT_SQLSTATES = frozenset({"40001", "40P01", "22012"})
-"""Serialization failure and deadlock: the transaction had no effect, and may well succeed again.
+"""Serialization failure, deadlock, and division by zero: the transaction had no effect and may succeed when retried.
 
-Division by zero is how a statement of ours breaks itself off, because others have changed what it relies on.
+Our statements divide by zero on purpose, to abort themselves when another transaction changed what they rely on.
 """
 FOREIGN_KEY_SQLSTATE = "23503"
 STORE_KEYS = frozenset({"fk_points_accounts_stores", "fk_store_erasures_stores"})
-"""Foreign keys of what may be released at any moment: who relied on it finds that it is gone when it looks again."""
+"""Foreign keys to stores, which can be released at any time: the retry finds that the store is gone."""
 LOCK_TIMEOUT_SQLSTATE = "55P03"
-"""The database is too busy: whoever waited so long does not wait again, since others in line have waited as well."""
+"""The database is too busy. Not retried, because other transactions are waiting for the same lock."""
 READ_ONLY_SQLSTATE = "25006"
 DISK_FULL_SQLSTATE = "53100"
-REFUSAL_PAUSE_SECONDS = 30.0
-"""After how long without it a refusal of the same kind is logged again."""
-REFUSAL_KINDS_MAX = 100
+OUTAGE_PAUSE_SECONDS = 30.0
+"""An outage of the same kind is logged again after this long without one."""
+OUTAGE_KINDS_MAX = 100
 UNAVAILABLE_SQLSTATES = ("08", READ_ONLY_SQLSTATE, "28", "3D", "53", "57")
-"""Connection errors, a standby that only reads, refused logins, no such database, lack of resources, operator
-intervention, by how their codes begin: it is away for us."""
-DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call] # SQLAlchemy left it so
+"""Prefixes of the SQLSTATEs that mean DATABASE_UNAVAILABLE.
+
+Connection errors, a read-only standby, refused logins, a missing database, lack of resources, operator intervention.
+"""
+DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call] # SQLAlchemy does not type it
 
 T = TypeVar("T")
 
@@ -74,9 +75,9 @@ log = structlog.get_logger()
 
 
 class RetryTransactionError(PointbookError):
-    """Raised inside a transaction to roll it back and run it again, because another one came between.
+    """Raised inside a transaction to roll it back and run it again, because another transaction interfered.
 
-    Where it is not, or too often, it is what the caller is told.
+    Callers get it after too many attempts.
     """
 
     def __init__(self) -> None:
@@ -88,18 +89,18 @@ class RetryTransactionError(PointbookError):
 
 
 class LoginRefusedError(ConnectionRefusedError):
-    """The database gives no connection, with a code that means a defect of ours where a statement gets it."""
+    """The database refused a login with a SQLSTATE that would mean a defect of ours if a statement had caused it."""
 
     def __init__(self, cause: asyncpg.PostgresError) -> None:
         super().__init__(str(cause))
         self.sqlstate = sqlstate_of(cause)
 
 
-class Row(asyncpg.Record):  # type: ignore[misc] # asyncpg has no types
-    """A row of an answer, whose columns are attributes."""
+class Row(asyncpg.Record):  # type: ignore[misc] # asyncpg is not typed
+    """A row of a result, with its columns as attributes."""
 
     def __getattr__(self, name: str) -> Any:
-        """Read a column."""
+        """Return a column."""
         try:
             return self[name]
         except KeyError:
@@ -107,65 +108,65 @@ class Row(asyncpg.Record):  # type: ignore[misc] # asyncpg has no types
 
 
 class Statement:
-    """A statement of SQLAlchemy Core, written out as SQL: once for those that every call runs.
+    """A statement of SQLAlchemy Core, compiled to SQL once.
 
-    Lists are parameters as arrays (`any_`), since the text of a statement does not depend on its parameters; JSON is
-    read and written as text.
+    Lists are passed as arrays (`any_`), so that the SQL does not depend on the parameters; JSON is read and written as
+    text.
     """
 
     def __init__(self, statement: Executable) -> None:
-        compiled: Any = statement.compile(dialect=DIALECT)  # type: ignore[attr-defined] # every Core statement has it
+        compiled: Any = statement.compile(dialect=DIALECT)  # type: ignore[attr-defined] # every Core statement has this method
         self.sql = compiled.string
         self._names: tuple[str, ...] = tuple(compiled.positiontup or ())
         self._values: Mapping[str, Any] = compiled.params
 
     def arguments(self, values: Mapping[str, Any]) -> list[Any]:
-        """Order values as the SQL numbers them; one that the statement was built with needs none."""
+        """Return values in the order of the SQL's parameters, plus those built into the statement."""
         if not values:
             return [self._values[name] for name in self._names]
         return [values[name] if name in values else self._values[name] for name in self._names]
 
 
 class Connection:
-    """A connection of the pool while somebody uses it."""
+    """A pooled connection while it is in use."""
 
     def __init__(self, driver: Any) -> None:
         self._driver = driver
 
     async def fetch(self, statement: Statement, values: Mapping[str, Any] | None = None) -> list[Row]:
-        """Run a statement and read its rows."""
+        """Run a statement, and return its rows."""
         rows: list[Row] = await self._driver.fetch(statement.sql, *statement.arguments(values or {}))
         return rows
 
     async def fetch_one(self, statement: Statement, values: Mapping[str, Any] | None = None) -> Row | None:
-        """Run a statement that answers one row at most."""
+        """Run a statement, and return its first row, or None."""
         row: Row | None = await self._driver.fetchrow(statement.sql, *statement.arguments(values or {}))
         return row
 
     async def stream(self, statement: Statement, values: Mapping[str, Any] | None = None) -> AsyncIterator[Row]:
-        """Run a statement inside a transaction and read its rows as they are asked for, however many there are.
+        """Run a statement inside a transaction, and yield its rows as they are consumed.
 
-        Several streams of one connection may be read in turn.
+        Several streams of one connection can be read in turn.
         """
         arguments = statement.arguments(values or {})
-        # The first row may take as long as it takes the database to sort them all.
+        # The first row can take as long as the database needs to sort all of them.
         rows = self._driver.cursor(statement.sql, *arguments, prefetch=STREAM_ROWS, timeout=STREAM_TIMEOUT_SECONDS)
         async for row in rows:
             yield row
 
     async def execute(self, statement: Statement, values: Mapping[str, Any] | None = None) -> int:
-        """Run a statement and tell how many rows it wrote."""
+        """Run a statement, and return how many rows it wrote."""
         status: str = await self._driver.execute(statement.sql, *statement.arguments(values or {}))
         count = status.rpartition(" ")[2]
         return int(count) if count.isdigit() else 0
 
 
 LIFT_TIME_LIMIT = Statement(text("SET LOCAL statement_timeout = 0"))
-"""For a snapshot that reads the whole book: the limit is for calls that somebody waits for."""
+"""For a snapshot that reads the whole ledger: the limit is meant for calls."""
 
 
 class Database:
-    """A pool of connections with our rules. Close it with `dispose` when no call is running any more."""
+    """Pools of connections. Close them with `dispose` after the last call has ended."""
 
     def __init__(self, url: str, *, pool_size: int) -> None:
         connect = partial(
@@ -177,16 +178,16 @@ class Database:
             server_settings=SESSION_SETTINGS | PLANNED_ONCE,
         )
         self._pool = ConnectionPool(connect, pool_size)
-        # A busy pool is no dead database, and revokes no token later.
-        self._pulse = ConnectionPool(connect, 1)
-        self._reserve = ConnectionPool(connect, 1)
-        self._refusals = OutageLog()
-        self.on_refusal: Callable[[str], None] = _ignore
-        """Called with the SQLSTATE of each call that the database refuses as a whole, such as when it is read-only."""
+        # Separate, so that a busy pool neither looks like a dead database nor delays the revocation of a token.
+        self._health_pool = ConnectionPool(connect, 1)
+        self._reserved_pool = ConnectionPool(connect, 1)
+        self._outages = OutageLog()
+        self.on_unavailable: Callable[[str], None] = _ignore
+        """Called with the SQLSTATE of each DATABASE_UNAVAILABLE, for example of a read-only database."""
 
     @property
     def connections_in_use(self) -> int:
-        """How many connections calls have right now."""
+        """How many connections are in use by calls."""
         return self._pool.connections_in_use
 
     @property
@@ -196,78 +197,78 @@ class Database:
 
     @property
     def answered_at(self) -> float:
-        """When a call last finished with its connection in working order, on the monotonic clock."""
+        """When a call last returned a working connection, by the monotonic clock."""
         return self._pool.answered_at
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[Connection]:
-        """Give a connection on which every statement commits by itself: one round trip for a single statement.
+        """Acquire a connection on which each statement commits by itself, in one round trip.
 
         Raises TRANSACTION_CONFLICT and DATABASE_UNAVAILABLE.
         """
-        with database_errors(self._note_refusal):
+        with database_errors(self._note_outage):
             async with self._pool.acquire() as driver:
                 yield Connection(driver)
 
     @asynccontextmanager
     async def reserve(self) -> AsyncIterator[Connection]:
-        """Return the one connection that no call uses, as `autocommit` does: it is free while calls have all others.
+        """Acquire the connection reserved for token look-ups, like `autocommit`: free while calls use all others.
 
-        Where the caller gives up, the connection is terminated at once.
+        The connection is terminated at once if the caller is cancelled.
         """
-        with database_errors(self._note_refusal):
-            async with _given_up_at_once(self._reserve) as connection:
+        with database_errors(self._note_outage):
+            async with _terminated_on_error(self._reserved_pool) as connection:
                 yield connection
 
     async def transaction(self, work: Callable[[Connection], Awaitable[T]], *, planned_once: bool = False) -> T:
-        """Run `work` in one transaction, again as a whole where the database refused it because of others.
+        """Run `work` in one transaction, and run all of it again after a conflict with another transaction.
 
-        With `planned_once` its statements are planned as those are that commit by themselves (PLANNED_ONCE).
-        Raises TRANSACTION_CONFLICT when it is refused too often, and DATABASE_UNAVAILABLE when the database is away.
+        With `planned_once`, its statements are planned like those that commit by themselves (PLANNED_ONCE).
+        Raises TRANSACTION_CONFLICT after TRANSACTION_ATTEMPTS_MAX conflicts, and DATABASE_UNAVAILABLE.
         """
         for attempt in range(TRANSACTION_ATTEMPTS_MAX):
             if attempt:
-                await asyncio.sleep(random.uniform(0, RETRY_DELAY_SECONDS * 2**attempt))  # noqa: S311 - only jitter
+                await asyncio.sleep(random.uniform(0, RETRY_DELAY_SECONDS * 2**attempt))  # noqa: S311 - jitter
             try:
-                with database_errors(self._note_refusal):
+                with database_errors(self._note_outage):
                     return await self._run(work, "BEGIN" if planned_once else BEGIN)
             except RetryTransactionError:
                 continue
         raise RetryTransactionError
 
     async def _run(self, work: Callable[[Connection], Awaitable[T]], begin: str) -> T:
-        """Run `work` in one transaction, to its end even where the caller goes away: only the wait is given up."""
+        """Run `work` in one transaction, to its end even if the caller is cancelled: only the wait ends early."""
 
         async def run() -> T:
-            async with self._pool.returning(taken) as driver, _transaction(driver, begin):
+            async with self._pool.releasing(connection) as driver, _transaction(driver, begin):
                 return await work(Connection(driver))
 
-        taken = await self._pool.take()
+        connection = await self._pool.claim()
         running = asyncio.create_task(run())
-        running.add_done_callback(_hear_out)
+        running.add_done_callback(_consume_exception)
         return await asyncio.shield(running)
 
     async def snapshot(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Run `work`, whose several statements only read, on one unchanging state of the database.
+        """Run read-only `work` on one snapshot of the database.
 
         Raises TRANSACTION_CONFLICT and DATABASE_UNAVAILABLE.
         """
-        with database_errors(self._note_refusal):
+        with database_errors(self._note_outage):
             async with self._pool.acquire() as driver, _transaction(driver, BEGIN_SNAPSHOT):
                 return await work(Connection(driver))
 
     @asynccontextmanager
-    async def pulse(self) -> AsyncIterator[Connection]:
-        """Return the connection that is reserved for health checks. Raises the driver's own errors.
+    async def health_connection(self) -> AsyncIterator[Connection]:
+        """Acquire the connection reserved for health checks. Raises the driver's own errors.
 
-        After any error the next one is a new connection, which leads where calls' new connections lead.
+        After any error the next check opens a new connection, to the server that new connections of calls reach.
         """
-        async with _given_up_at_once(self._pulse) as connection:
+        async with _terminated_on_error(self._health_pool) as connection:
             yield connection
 
-    def renew_pulse(self) -> None:
-        """Make the next health check open a new connection."""
-        self._pulse.expire()
+    def renew_health_connection(self) -> None:
+        """Open a new connection for the next health check."""
+        self._health_pool.expire()
 
     def cut(self) -> None:
         """Terminate the connections of all calls, and refuse calls with DATABASE_UNAVAILABLE until `resume`."""
@@ -278,41 +279,41 @@ class Database:
         self._pool.resume()
 
     async def dispose(self) -> None:
-        """Close all connections, and cut those that are still in use after a moment."""
-        await asyncio.gather(self._pool.close(), self._pulse.close(), self._reserve.close())
+        """Close all connections; terminate those that are still in use after a moment."""
+        await asyncio.gather(self._pool.close(), self._health_pool.close(), self._reserved_pool.close())
 
-    def _note_refusal(self, cause: BaseException) -> None:
-        """Log why the database refuses calls, drop connections that only read, and pass the SQLSTATE on."""
-        self._refusals.note(cause)
+    def _note_outage(self, cause: BaseException) -> None:
+        """Log the outage, replace connections to a read-only server, and pass the SQLSTATE on."""
+        self._outages.write(cause)
         sqlstate = sqlstate_of(cause)
         if sqlstate == READ_ONLY_SQLSTATE:
             self._pool.expire()
-        self.on_refusal(sqlstate)
+        self.on_unavailable(sqlstate)
 
 
 class OutageLog:
-    """Logs each kind of refusal when it begins, and again when it comes back after a pause."""
+    """Logs each kind of outage when it starts, and again when it recurs after a pause."""
 
     def __init__(self) -> None:
-        self._noted_at: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
 
-    def note(self, cause: BaseException) -> None:
-        """Log a refusal, unless one of the same SQLSTATE or class was noted a moment ago."""
+    def write(self, cause: BaseException) -> None:
+        """Log an outage, unless one of the same SQLSTATE or class occurred a moment ago."""
         kind = sqlstate_of(cause) or type(cause).__name__
         now = time.monotonic()
-        if now - self._noted_at.get(kind, float("-inf")) > REFUSAL_PAUSE_SECONDS:
+        if now - self._logged_at.get(kind, float("-inf")) > OUTAGE_PAUSE_SECONDS:
             log.warning("the database refuses calls", sqlstate=sqlstate_of(cause), error=type(cause).__name__)
-        if kind in self._noted_at or len(self._noted_at) < REFUSAL_KINDS_MAX:
-            self._noted_at[kind] = now
+        if kind in self._logged_at or len(self._logged_at) < OUTAGE_KINDS_MAX:
+            self._logged_at[kind] = now
 
 
 def _ignore(_sqlstate: str) -> None:
-    """Do nothing, where no health check listens."""
+    """Do nothing: the default without a health check."""
 
 
 @asynccontextmanager
-async def _given_up_at_once(pool: ConnectionPool) -> AsyncIterator[Connection]:
-    """Return a connection that is terminated after any error, a caller that gives up included."""
+async def _terminated_on_error(pool: ConnectionPool) -> AsyncIterator[Connection]:
+    """Acquire a connection that is terminated after any error, including cancellation."""
     async with pool.acquire() as driver:
         try:
             yield Connection(driver)
@@ -323,7 +324,7 @@ async def _given_up_at_once(pool: ConnectionPool) -> AsyncIterator[Connection]:
 
 @asynccontextmanager
 async def _transaction(driver: Any, begin: str) -> AsyncIterator[None]:
-    """Run a transaction that begins, settings included, in one round trip."""
+    """Run a transaction; its BEGIN and settings take one round trip."""
     await driver.execute(begin)
     try:
         yield
@@ -337,14 +338,14 @@ async def _transaction(driver: Any, begin: str) -> AsyncIterator[None]:
     await driver.execute("COMMIT")
 
 
-def _hear_out(task: asyncio.Task[Any]) -> None:
-    """Hear a task's error, which nobody else does where the caller has gone away."""
+def _consume_exception(task: asyncio.Task[Any]) -> None:
+    """Retrieve the exception so that asyncio does not log it as unhandled after the caller was cancelled."""
     if not task.cancelled():
         task.exception()
 
 
 async def _connect(*arguments: Any, **options: Any) -> Any:
-    """Connect. asyncpg reads the URL, so that it means what it means to every other client, `sslmode` included."""
+    """Connect. asyncpg parses the URL, including `sslmode`, as every other client of PostgreSQL does."""
     try:
         return await asyncpg.connect(*arguments, **options)
     except asyncpg.ClientConfigurationError as error:
@@ -352,59 +353,59 @@ async def _connect(*arguments: Any, **options: Any) -> Any:
     except asyncpg.PostgresError as error:
         if sqlstate_of(error).startswith(UNAVAILABLE_SQLSTATES):
             raise
-        # No statement of ours is to blame, whatever the code says.
+        # Not caused by a statement of ours, even if the SQLSTATE suggests it.
         raise LoginRefusedError(error) from error
 
 
 def create_engine(url: str) -> AsyncEngine:
-    """Make an engine of SQLAlchemy, for migrations, whose statements may take as long as they need."""
+    """Return a SQLAlchemy engine for migrations, whose statements have no time limit in the client."""
     connect = partial(_connect, url, timeout=CONNECT_TIMEOUT_SECONDS, server_settings=SESSION_SETTINGS)
     return create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool, hide_parameters=True)
 
 
 @contextmanager
-def database_errors(on_refusal: Callable[[BaseException], None] = lambda _cause: None) -> Iterator[None]:
-    """Turn what the driver raises into our errors, none of which quotes a row or a parameter.
+def database_errors(on_unavailable: Callable[[BaseException], None] = lambda _cause: None) -> Iterator[None]:
+    """Translate the driver's errors into ours, none of which quotes a row or a parameter.
 
-    `on_refusal` is called with the driver's error where it becomes DATABASE_UNAVAILABLE.
+    `on_unavailable` is called with each driver error that becomes DATABASE_UNAVAILABLE.
     """
     try:
         yield
     except DBAPIError as error:
-        # SQLAlchemy wraps what it heard from the driver twice.
-        _raise_told(error.orig.__cause__ if error.orig else None, on_refusal)
+        # SQLAlchemy wraps the driver's error twice.
+        _raise_translated(error.orig.__cause__ if error.orig else None, on_unavailable)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        _raise_told(error, on_refusal)
+        _raise_translated(error, on_unavailable)
     except (OSError, TimeoutError) as error:
-        on_refusal(error)
+        on_unavailable(error)
         raise database_unavailable() from error
 
 
 def sqlstate_of(cause: BaseException | None) -> str:
-    """Return the SQLSTATE of an error of the driver, or an empty string."""
+    """Return the SQLSTATE of a driver error, or an empty string."""
     return str(getattr(cause, "sqlstate", None) or "")
 
 
-def _raise_told(cause: Any, on_refusal: Callable[[BaseException], None]) -> NoReturn:
-    """Raise an error of the driver as one of ours; a defect of ours loses its cause, which would be logged."""
-    told = _told(cause)
-    if isinstance(told, PointbookError) and told.reason is Reason.DATABASE_UNAVAILABLE:
-        on_refusal(cause)
-    raise told from (None if isinstance(told, DatabaseDefectError) else cause)
+def _raise_translated(cause: Any, on_unavailable: Callable[[BaseException], None]) -> NoReturn:
+    """Raise the translation of a driver error; a defect omits its cause, which would be logged with row values."""
+    error = _translated(cause)
+    if isinstance(error, PointbookError) and error.reason is Reason.DATABASE_UNAVAILABLE:
+        on_unavailable(cause)
+    raise error from (None if isinstance(error, DatabaseDefectError) else cause)
 
 
-def _told(cause: Any) -> Exception:
-    """Tell an error of the driver in our words."""
+def _translated(cause: Any) -> Exception:
+    """Return our error for a driver error."""
     sqlstate = sqlstate_of(cause)
     constraint = getattr(cause, "constraint_name", None) or ""
     is_released = sqlstate == FOREIGN_KEY_SQLSTATE and constraint in STORE_KEYS
-    # A migration changed what a statement returns that was prepared before; the next attempt prepares it anew.
+    # A migration changed the result of a prepared statement; the next attempt prepares it again.
     is_outdated = isinstance(cause, (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError))
     if sqlstate in CONFLICT_SQLSTATES or is_outdated or is_released:
         return RetryTransactionError()
     if isinstance(cause, asyncpg.DataError):
-        return DatabaseDefectError("a statement was given a parameter of another type")
-    # The driver loses its thread when the database ends a connection just as a statement begins on it.
+        return DatabaseDefectError("a statement got a parameter of the wrong type")
+    # The driver raises these when the database ends a connection just as a statement starts on it.
     is_driver = isinstance(cause, (asyncpg.InterfaceError, asyncpg.InternalClientError))
     if is_driver or sqlstate == LOCK_TIMEOUT_SQLSTATE or sqlstate.startswith(UNAVAILABLE_SQLSTATES):
         return database_unavailable()
@@ -412,9 +413,9 @@ def _told(cause: Any) -> Exception:
 
 
 def database_unavailable() -> PointbookError:
-    """Tell that the database is away or too busy."""
+    """Return the error for a database that is away or too busy."""
     return PointbookError(
         Reason.DATABASE_UNAVAILABLE,
-        "The database does not answer right now; retry.",
+        "The database is not available right now; retry.",
         retry_after_seconds=RETRY_AFTER_SECONDS,
     )

@@ -1,4 +1,4 @@
-"""The check, twice a second, whether the database can be served from, and what follows where it cannot."""
+"""The health check of the database, twice a second, and its consequences."""
 
 import asyncio
 import time
@@ -19,30 +19,32 @@ from pointbook_server.errors import UnusableDatabaseError
 
 INTERVAL_SECONDS = 0.5
 RETRY_SECONDS = 0.25
-"""How soon a failed check is repeated: calls wait for its success."""
+"""The interval after a failed check, shorter because calls are refused until one succeeds."""
 TIMEOUT_SECONDS = 1.5
 TICK_SECONDS = 0.25
-ANSWER_SECONDS_MAX = 1.0
-"""A call that the database answered so recently shows that it is slow, and does not hang."""
+RECENT_SECONDS = 1.0
+"""A statement that completed within this time shows that the database is slow but does not hang."""
 CANCEL_TIMEOUT_SECONDS = 0.5
-# A sort that does not fit into memory writes files, which needs no privilege and leaves nothing behind.
-ANY_ANSWER = Statement(text("SELECT"))
+PING = Statement(text("SELECT"))
 SMALL_MEMORY = Statement(text("SET work_mem = '64kB'"))
 USUAL_MEMORY = Statement(text("RESET work_mem"))
-FILL_DISK = Statement(text("SELECT count(*) FROM (SELECT n FROM generate_series(1, 50000) n ORDER BY -n OFFSET 1) t"))
+# A sort that does not fit into memory writes temporary files, which needs no privilege.
+SORT_ON_DISK = Statement(
+    text("SELECT count(*) FROM (SELECT n FROM generate_series(1, 50000) n ORDER BY -n OFFSET 1) t")
+)
 
 Check = Callable[[Connection], Awaitable[None]]
-"""Raises UnusableDatabaseError, whose message is the cause, where the database cannot be served from."""
+"""Raises UnusableDatabaseError, with the cause as its message, if the database cannot be used."""
 
 log = structlog.get_logger()
 
 
 class DatabaseHealth:
-    """Whether the database can be served from. `on_check` is called with that after each check.
+    """Whether the database can be used. `on_check` is called with the result of each check.
 
-    The checks run one after the other on a connection of their own. Where the database answers nothing on it in time,
-    and no call either, it hangs: the connections of all calls are terminated, and calls are refused until it answers
-    again, so that none waits in vain.
+    The checks run one after the other on a connection of their own. If neither they nor any call get a response in
+    time, the database hangs: the connections of all calls are terminated, and calls are refused until the database
+    responds again.
     """
 
     def __init__(
@@ -54,18 +56,18 @@ class DatabaseHealth:
         self._database = database
         self._on_check = on_check
         self._checks = tuple(checks)
-        self._suspicions: set[str] = set()
-        """SQLSTATEs with which the database refused calls since the last check."""
-        self._disk_is_full = False
-        self._answers = False
-        """Whether the database has answered anything since the running check began."""
+        self._outages: set[str] = set()
+        """The SQLSTATEs of DATABASE_UNAVAILABLE since the last check."""
+        self._is_disk_full = False
+        self._has_responded = False
+        """Whether the database has responded since the current check started."""
         self._watch: asyncio.Task[None] | None = None
         self.cause: str | None = None
-        """Why the database cannot be served from: empty where it can, None before the first check."""
-        database.on_refusal = self._suspicions.add
+        """Why the database cannot be used: empty if it can, None before the first check."""
+        database.on_unavailable = self._outages.add
 
     def start(self) -> None:
-        """Check from now on, until `close`."""
+        """Start checking, until `close`."""
         self._watch = asyncio.create_task(self._check_forever())
 
     async def close(self) -> None:
@@ -75,14 +77,14 @@ class DatabaseHealth:
             await asyncio.wait({self._watch})
 
     async def check(self) -> None:
-        """Check once, and log each change with its cause."""
+        """Check once, and log a change together with its cause."""
         cause = await self._find_cause()
         if cause != self.cause:
             self.cause = cause
             if cause:
-                log.error("the database cannot be served from", cause=cause)
+                log.error("the database cannot be used", cause=cause)
             else:
-                log.info("the database answers")
+                log.info("the database can be used")
         self._on_check(not cause)
 
     async def _check_forever(self) -> None:
@@ -91,57 +93,59 @@ class DatabaseHealth:
             try:
                 await self.check()
             except Exception:
-                log.exception("the health of the database was not checked")
+                log.exception("the health check of the database failed")
 
     async def _find_cause(self) -> str:
-        """Run the checks within their time, and cut the connections of calls where the database hangs."""
+        """Run the checks with a time limit, and cut the connections of calls if the database hangs."""
         attempt = asyncio.create_task(self._run_checks())
         try:
-            await _wait_awake(attempt)
+            await _wait_in_ticks(attempt)
             if attempt.done():
                 self._database.resume()
                 return attempt.result()
         finally:
             attempt.cancel()
             await asyncio.wait({attempt}, timeout=CANCEL_TIMEOUT_SECONDS)
-        if not self._answers and time.monotonic() - self._database.answered_at > ANSWER_SECONDS_MAX:
+        if not self._has_responded and time.monotonic() - self._database.answered_at > RECENT_SECONDS:
             self._database.cut()
-        return f"the database does not answer within {TIMEOUT_SECONDS:g} s"
+        return f"the database does not respond within {TIMEOUT_SECONDS:g} s"
 
     async def _run_checks(self) -> str:
-        """Return the first cause that a check finds, or an empty string."""
-        self._answers = False
-        suspicions = self._suspicions.copy()
-        self._suspicions.clear()
-        if READ_ONLY_SQLSTATE in suspicions or (suspicions and not self._database.has_connections):
-            # This connection may still lead to another server than those of calls do, or be the last one let in.
-            self._database.renew_pulse()
-        self._disk_is_full |= DISK_FULL_SQLSTATE in suspicions
+        """Return the cause that the first failing check reports, or an empty string."""
+        self._has_responded = False
+        outages = self._outages.copy()
+        self._outages.clear()
+        if READ_ONLY_SQLSTATE in outages or (outages and not self._database.has_connections):
+            # This connection may lead to another server than new ones would, or be the last login that was accepted.
+            self._database.renew_health_connection()
+        self._is_disk_full |= DISK_FULL_SQLSTATE in outages
         try:
-            async with self._database.pulse() as connection:
-                await connection.execute(ANY_ANSWER)
-                self._answers = True
+            async with self._database.health_connection() as connection:
+                await connection.execute(PING)
+                self._has_responded = True
                 for check in self._checks:
                     await check(connection)
-                if self._disk_is_full:
+                if self._is_disk_full:
                     await _check_disk(connection)
-                    self._disk_is_full = False
+                    self._is_disk_full = False
         except UnusableDatabaseError as error:
             return str(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, this server cannot serve
+        except Exception as error:  # noqa: BLE001 - after any error this server cannot serve
             return " ".join(filter(None, (type(error).__name__, sqlstate_of(error), str(error))))
         return ""
 
 
 async def _check_disk(connection: Connection) -> None:
-    """Write some files. Raises the driver's own error where the disk is full."""
+    """Sort on disk. Raises the driver's own error if the disk is full."""
     await connection.execute(SMALL_MEMORY)
-    await connection.fetch(FILL_DISK)
+    await connection.fetch(  # A sort that does not fit into memory writes temporary files, which needs no privilege.
+        SORT_ON_DISK
+    )
     await connection.execute(USUAL_MEMORY)
 
 
-async def _wait_awake(task: asyncio.Task[str]) -> None:
-    """Wait for a task, in ticks, so that time in which this process itself stood still does not count."""
+async def _wait_in_ticks(task: asyncio.Task[str]) -> None:
+    """Wait for a task in ticks, so that time during which this process was stopped does not count."""
     ticks = round(TIMEOUT_SECONDS / TICK_SECONDS)
     while ticks and not task.done():
         await asyncio.wait({task}, timeout=TICK_SECONDS)

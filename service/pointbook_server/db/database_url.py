@@ -1,4 +1,4 @@
-"""The URL of the database as the settings name it: how it must be written, and when it must demand TLS."""
+"""The check of POINTBOOK_DATABASE_URL: its form, and when it must require TLS."""
 
 import os
 from collections.abc import Mapping
@@ -8,24 +8,24 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 FORM = "must be postgresql://USER:PASSWORD@HOST:PORT/NAME"
 VERIFYING_MODE = "verify-full"
-"""The one sslmode with which a driver neither falls back to plaintext nor believes another server."""
+"""The only sslmode that neither falls back to plaintext nor accepts an unverified server."""
 _SCHEMES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _PORT_MAX = 65_535
 
 
 def check_database_url(url: str, *, allow_plaintext: bool, environment: Mapping[str, str] = os.environ) -> str:
-    """Return a database URL with the scheme postgresql. Raises ValueError, which never quotes it.
+    """Return a database URL with the scheme postgresql. Raises ValueError, whose message never quotes the URL.
 
-    Beyond loopback and Unix sockets it must demand a verified server, unless plaintext is allowed. The driver takes
-    what the URL leaves out from PG* variables, and the addresses of a service from a file.
+    Beyond loopback and Unix sockets it must require a verified server, unless plaintext is allowed. The driver reads
+    what the URL omits from PG* variables, and the addresses of a service from a file.
     """
     scheme, _, rest = url.partition("://")
     try:
         parts = urlsplit(f"postgresql://{rest}")
         query = {name: values[-1] for name, values in parse_qs(parts.query, strict_parsing=bool(parts.query)).items()}
         hosts = _hosts(parts.netloc, query, environment)
-        # One port, or as many as there are hosts: that they are as many is the driver's to say.
+        # One port, or one per host; the driver checks that the numbers match.
         for port in (query.get("port") or environment.get("PGPORT") or "0").split(","):
             _check_port(port)
     except ValueError:
@@ -38,25 +38,25 @@ def check_database_url(url: str, *, allow_plaintext: bool, environment: Mapping[
     if not allow_plaintext and query.get("sslmode") != VERIFYING_MODE and not all(map(_is_local, hosts)):
         raise ValueError(
             "is beyond loopback: add ?sslmode=verify-full&sslrootcert=FILE, or set POINTBOOK_ALLOW_PLAINTEXT=true if "
-            "the network encrypts by itself"
+            "the network encrypts traffic itself"
         )
     return f"postgresql://{rest}"
 
 
 def _hosts(netloc: str, query: Mapping[str, str], environment: Mapping[str, str]) -> list[str]:
-    """Return the hosts that the driver will try; none where it looks for a Unix socket. Raises ValueError."""
-    # The driver splits at the first @ as well, and decodes hosts of this place alone.
-    if named := netloc.partition("@")[2] if "@" in netloc else netloc:
-        return [unquote(_host(each)) for each in named.split(",")]
-    named = query.get("host", "")
-    if not named and (service := query.get("service") or environment.get("PGSERVICE")):
+    """Return the hosts that the driver will try, none for its default Unix socket. Raises ValueError."""
+    # Like the driver: split at the first @, and percent-decode only these hosts.
+    if hosts := netloc.partition("@")[2] if "@" in netloc else netloc:
+        return [unquote(_host(each)) for each in hosts.split(",")]
+    hosts = query.get("host", "")
+    if not hosts and (service := query.get("service") or environment.get("PGSERVICE")):
         return [f"service {service}"]
-    named = named or environment.get("PGHOST", "")
-    return [_host(each) for each in named.split(",")] if named else []
+    hosts = hosts or environment.get("PGHOST", "")
+    return [_host(each) for each in hosts.split(",")] if hosts else []
 
 
 def _host(text: str) -> str:
-    """Return the host of HOST, HOST:PORT or [IPv6]:PORT, or a folder of Unix sockets. Raises ValueError."""
+    """Return the host of HOST, HOST:PORT or [IPv6]:PORT, or a directory of Unix sockets. Raises ValueError."""
     if not text:
         raise ValueError
     if text.startswith("/"):
@@ -72,13 +72,13 @@ def _host(text: str) -> str:
 
 
 def _check_port(text: str) -> None:
-    """Raise ValueError where a text is no port."""
+    """Raise ValueError if a text is not a port number."""
     if not (text.isascii() and text.isdigit() and int(text) <= _PORT_MAX):
         raise ValueError
 
 
 def _is_local(host: str) -> bool:
-    """Return whether a host is this machine: a folder of Unix sockets, or a loopback address."""
+    """Return whether a host is this machine: a directory of Unix sockets, or a loopback address."""
     if host.startswith("/") or host == "localhost":
         return True
     try:

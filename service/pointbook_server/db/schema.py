@@ -1,4 +1,4 @@
-"""The check whether a database can be served from: its tables, their revision, and the privileges of its role."""
+"""The check of a database's schema: its tables, their revision, and the privileges of the role."""
 
 from functools import cache
 
@@ -10,7 +10,7 @@ from pointbook_server.db.tables import metadata
 from pointbook_server.errors import UnusableDatabaseError
 
 NEVER_INSERTED_INTO = {"api_tokens"}
-"""Tables whose rows commands create, which may run as another role."""
+"""Tables whose rows are inserted by commands, which can run as another role."""
 NEVER_UPDATED = {
     "points_checkpoints",
     "points_voidings",
@@ -39,7 +39,7 @@ DELETED_FROM = {
     "validation_tallies",
 }
 
-# A table that is not there, or not to be seen by the role, has no privileges either: NULL.
+# A table that does not exist, or is invisible to the role, has no privileges: NULL.
 UNUSABLE = Statement(
     text("""
         SELECT t.name, to_regclass(t.name) IS NULL AS is_missing
@@ -54,13 +54,13 @@ REVISION = Statement(
 
 
 class SchemaError(UnusableDatabaseError):
-    """The schema, or what the role may do with it, is not what this release needs."""
+    """The schema, or the privileges of the role, are not what this release needs."""
 
 
 async def check_schema(connection: Connection) -> None:
-    """Raise SchemaError where tables are missing, older than this release, read-only, or not the role's to use.
+    """Raise SchemaError if tables are missing, outdated, read-only or not accessible to the role.
 
-    A newer revision passes: the release before it goes on while its successor is rolled out.
+    A newer revision passes: the previous release continues to run while its successor is rolled out.
     """
     unusable = await connection.fetch(UNUSABLE, _needed())
     missing = sorted({row.name for row in unusable if row.is_missing})
@@ -87,7 +87,7 @@ async def check_schema(connection: Connection) -> None:
 
 
 def needed_privileges(table: str) -> tuple[str, ...]:
-    """Return the privileges on a table that the server's statements use."""
+    """Return the privileges that the server's statements need on a table."""
     insert = () if table in NEVER_INSERTED_INTO else ("INSERT",)
     update = () if table in NEVER_UPDATED else ("UPDATE",)
     delete = ("DELETE",) if table in DELETED_FROM else ()
@@ -96,7 +96,7 @@ def needed_privileges(table: str) -> tuple[str, ...]:
 
 @cache
 def _needed() -> dict[str, list[str]]:
-    """Return which privilege is needed on which table, as two columns."""
+    """Return the needed pairs of table and privilege, as two columns."""
     pairs = [(name, privilege) for name in metadata.tables for privilege in needed_privileges(name)]
     pairs.append(("alembic_version", "SELECT"))
     return {"names": [name for name, _ in pairs], "privileges": [privilege for _, privilege in pairs]}

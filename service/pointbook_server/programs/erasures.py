@@ -188,7 +188,7 @@ class StoreErasures:
                 rows = await connection.fetch(LIST_ERASURES, {**place, "merchant": merchant_id, "limit": limit})
         return [_to_erasure(row) for row in rows]
 
-    async def watch(self) -> None:
+    async def report_open(self) -> None:
         """Show in the metrics how many requests are open and overdue, and log an error for the overdue ones."""
         now = {"now": await self._database_ms()}
         row = await self._database.transaction(lambda connection: connection.fetch_one(SUM_OPEN, now))
@@ -206,7 +206,7 @@ class StoreErasures:
     async def _refresh(self) -> None:
         """Show a change in the metrics; where that fails, housekeeping does it later."""
         with suppress(PointbookError):
-            await self.watch()
+            await self.report_open()
 
     async def _erase_batch(self, merchant_id: str, store_id: str, reason: str, now_ms: int) -> tuple[StoreErasure, int]:
         """Erase one batch of a store, and return how far its erasure has come, and how many buyers were erased."""

@@ -1,4 +1,4 @@
-"""The migrations, and the one way to run them."""
+"""The migrations of the schema, and the functions that run them."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from sqlalchemy import Connection, text
 from pointbook_server.db.database import create_engine, database_errors
 
 LOCK_KEY = 0x706F696E74
-"""Names the lock that keeps two migrating processes apart."""
+"""The advisory lock that serializes migrating processes."""
 
 
 async def migrate(url: str) -> tuple[str | None, str | None]:
-    """Bring a database to the newest revision in one transaction; answers the revisions before and after.
+    """Migrate a database to the newest revision in one transaction; return the revisions before and after.
 
-    Raises DATABASE_UNAVAILABLE when the database is away.
+    Raises DATABASE_UNAVAILABLE.
     """
     engine = create_engine(url)
     try:
@@ -28,8 +28,8 @@ async def migrate(url: str) -> tuple[str | None, str | None]:
         await engine.dispose()
 
 
-async def pending(url: str) -> bool:
-    """Tell whether a database is not at the newest revision. Raises DATABASE_UNAVAILABLE when it is away."""
+async def is_pending(url: str) -> bool:
+    """Return whether a database is not at the newest revision. Raises DATABASE_UNAVAILABLE."""
     engine = create_engine(url)
     try:
         with database_errors():
@@ -46,7 +46,7 @@ def older_revisions() -> frozenset[str]:
 
 
 def _upgrade(connection: Connection) -> tuple[str | None, str | None]:
-    # A migration may take long, and waits for one that another process runs.
+    # No limits: a migration can take long, and waits for one that another process runs.
     connection.execute(text("SET LOCAL lock_timeout = 0"))
     connection.execute(text("SET LOCAL statement_timeout = 0"))
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})

@@ -1,4 +1,4 @@
-"""Alembic's environment: it runs on the connection that `migrate` hands over, inside its transaction."""
+"""Alembic's environment, which runs on the connection and in the transaction of `migrate`."""
 
 from alembic import context
 
