@@ -10,7 +10,7 @@ OUT    := gen
 AUDIT  := build/audit
 PROTOS := $(sort $(wildcard proto/pointbook/v1/*.proto))
 
-.PHONY: help setup clean run test soak lint format gen lock sbom audit bench growth
+.PHONY: help setup clean run test soak lint format gen docs tables lock sbom audit bench growth
 
 help: ## List the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,7 +34,7 @@ soak: setup ## Run the slow soak and chaos tests in full, and then `growth`.
 	$(BIN)/python -m pytest -m soak
 	$(BIN)/python bench/growth.py
 
-lint: setup ## Check style, types, layers, protos, the Dockerfile and that generated code is current.
+lint: setup ## Check style, types, layers, protos, the Dockerfile, the documentation and that generated code is current.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -44,6 +44,7 @@ lint: setup ## Check style, types, layers, protos, the Dockerfile and that gener
 	$(BIN)/hadolint Dockerfile
 	$(MAKE) --no-print-directory gen OUT=build/gen
 	diff -r -x __init__.py -x py.typed -x __pycache__ build/gen/pointbook gen/pointbook
+	$(MAKE) --no-print-directory docs
 
 format: setup ## Format the sources.
 	$(BIN)/ruff check --fix .
@@ -56,6 +57,12 @@ gen: setup ## Generate the stubs from proto/.
 	$(BIN)/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
 	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=$(OUT) --grpc_python_out=$(OUT) \
 	  --mypy_out=quiet:$(OUT) --mypy_grpc_out=quiet,generate_concrete_servicer_stubs:$(OUT) $(PROTOS)
+
+docs: setup ## Build the documentation into build/docs; broken links and unlisted pages fail.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
+
+tables: setup ## Write the generated tables of docs/ from the code.
+	$(BIN)/python .ci/docs_tables.py
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-package pointbook-stubs

@@ -1,5 +1,6 @@
-"""Every line that the README shows with a prompt, run as printed but for the ports, and its printed answer."""
+"""Every line that README.md and docs/ show with a prompt, run as printed but for the ports, and its printed answer."""
 
+import asyncio
 import json
 import re
 import signal
@@ -9,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from support.docs_pages import README, ShellLine, pages, shell_lines_of
 from support.processes import (
-    ROOT,
     Finished,
     Running,
     find_grpcurl,
@@ -21,40 +22,20 @@ from support.processes import (
     shell_environment,
 )
 
-README = (ROOT / "README.md").read_text()
 ASSIGNMENT = re.compile(r"([A-Z]+)=(.*)")
 VOLATILE = re.compile(r"(as_of|.*_time|settle_by|challenge_id|redemption_id|event_id|external_reference_number)")
 """Fields whose values are others in every run."""
 SHOWN_CODE = "364862"
-"""The code that the README shows, in place of which a reader types their own."""
+"""The code that README.md shows, in place of which a reader types their own."""
 REFUSED_FIELDS = ("event_id", "update_type", "updated_at", "store_id", "buyer_id", "updated_value")
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line to paste, and what the README prints below it; empty where it prints nothing."""
-
-    command: str
-    printed: str
-
-
-def lines_of(text: str) -> list[Line]:
-    """Return the lines that a text shows with a prompt, in their order."""
-    found = []
-    for block in re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        for item in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, _, printed = item.partition("\n")
-            found.append(Line(command, printed.strip()))
-    return found
-
-
-TOUR = lines_of(README[README.index("## A tour") : README.index("## The API")])
-LINES = lines_of(README)
+TOUR_CALLS = ("webhook send", "GetPointsAccount", "ValidateRedemption", "IssueValidationCode", "RedeemPoints")
+TOUR = shell_lines_of(README.read_text())
+LINES = [line for page in pages() for line in shell_lines_of(page.read_text())]
 
 
 @dataclass
 class Terminal:
-    """A shell in which a reader pastes line after line, beside a `pointbook dev`."""
+    """A shell in which a reader pastes line after line, next to a `pointbook dev`."""
 
     dev: Running
     grpc_port: int
@@ -62,12 +43,11 @@ class Terminal:
     variables: dict[str, str] = field(default_factory=dict)
     skipped: int = 0
 
-    async def paste(self, line: Line) -> Finished | None:
+    async def paste(self, line: ShellLine) -> Finished | None:
         """Run a line; None where it only sets a variable, or where grpcurl is not installed."""
         assignment = ASSIGNMENT.fullmatch(line.command)
         if assignment is not None:
-            name, value = assignment.groups()
-            self.variables[name] = value.replace(SHOWN_CODE, self.code()) if SHOWN_CODE in value else await echo(value)
+            await self._assign(*assignment.groups())
             return None
         if line.command.startswith("grpcurl") and find_grpcurl() is None:
             self.skipped += 1
@@ -80,14 +60,23 @@ class Terminal:
         }
         return await finish("bash", "-c", here, environment=environment | self.variables)
 
+    async def _assign(self, name: str, value: str) -> None:
+        """Set a variable. Readers take more than a second for a page, so that `date +%s` names another buyer."""
+        if SHOWN_CODE in value:
+            self.variables[name] = value.replace(SHOWN_CODE, self.code())
+            return
+        if name in self.variables:
+            await asyncio.sleep(1.0)
+        self.variables[name] = await echo(value)
+
     def code(self) -> str:
-        """Return the last one-time code that the console has shown; without grpcurl none was asked for."""
+        """Return the last one-time code that the console has shown; without grpcurl none was requested."""
         codes: list[str] = re.findall(r"message \(challenge \S+\): .*?\b(\d{6})\b", self.dev.err)
         return codes[-1] if codes else SHOWN_CODE
 
 
 async def echo(value: str) -> str:
-    """Return what a shell makes of a value."""
+    """Return the value as a shell expands it."""
     return (await finish("bash", "-c", f"echo {value}", environment=shell_environment())).out.strip()
 
 
@@ -110,7 +99,7 @@ def _stable_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     }
 
 
-async def paste_all(terminal: Terminal, lines: list[Line]) -> None:
+async def paste_all(terminal: Terminal, lines: list[ShellLine]) -> None:
     """Paste lines one after the other; each succeeds and answers what is printed below it."""
     for line in lines:
         finished = await terminal.paste(line)
@@ -126,18 +115,15 @@ async def paste_all(terminal: Terminal, lines: list[Line]) -> None:
             assert expected == stable(finished.out.strip(), terminal.variables), line.command
 
 
-def test_the_tour_has_lines() -> None:
-    """The tour shows a webhook, an account, a question, a code, a redemption by it, and an error."""
+def test_the_tour_has_five_calls_with_their_output() -> None:
     commands = "\n".join(line.command for line in TOUR)
 
-    for name in ("webhook send", "GetPointsAccount", "ValidateRedemption", "IssueValidationCode", "RedeemPoints"):
-        assert name in commands
+    assert [name for name in TOUR_CALLS if name not in commands] == []
     assert f"CODE={SHOWN_CODE}" in commands
-    assert len([line for line in TOUR if line.printed]) >= 6
+    assert len([line for line in TOUR if line.printed]) >= len(TOUR_CALLS)
 
 
 async def test_every_line_works_as_printed_and_the_tour_at_a_second_start(tmp_path: Path) -> None:
-    """A newcomer who pastes what the README shows sees what it says, and on another day the tour says it again."""
     grpc_port, http_port = free_port(), free_port()
     settings = {
         "DATA_DIR": str(tmp_path / "data"),
