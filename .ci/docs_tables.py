@@ -25,6 +25,7 @@ from shopline_shim.settings import ShimSettings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 MODULES = (points_pb2, redemption_pb2, programs_pb2, customers_pb2, benefits_pb2, webhooks_pb2, access_pb2)
+DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's own
 NO_ERROR_CODES = {Reason.REDEEMABLE: "OK", Reason.CODE_NOT_ISSUED: "OK, as a warning"}
 TABLE_GROUPS = {
     "Ledger": ("points_accounts", "points_entries", "points_checkpoints", "points_voidings"),
@@ -133,7 +134,7 @@ def _entity(table: Table) -> Iterator[str]:
     foreign = {column.name for key in _foreign_keys(table) for column in key.columns}
     yield f"    {table.name} {{"
     for column in table.columns:
-        kind = column.type.compile(dialect=postgresql.dialect()).lower()  # type: ignore[no-untyped-call]  # SQLAlchemy's
+        kind = column.type.compile(dialect=DIALECT).lower().partition(" collate")[0]
         marks = ", ".join(
             mark for mark, is_set in (("PK", column.primary_key), ("FK", column.name in foreign)) if is_set
         )
@@ -149,9 +150,10 @@ def _relations(table: Table, group: list[Table]) -> Iterator[str]:
         names = ", ".join(column.name for column in key.columns)
         yield f'    {key.referred_table.name} ||--o{{ {table.name} : "{names}"'
     for other in group:
-        names_of_key = [column.name for column in other.primary_key.columns]
-        if other.name not in related and len(names_of_key) > 1 and set(names_of_key) <= set(table.columns.keys()):
-            yield f'    {other.name} |o..o{{ {table.name} : "{", ".join(names_of_key)}"'
+        ids = [column.name for column in other.primary_key.columns]
+        is_key = len(ids) > 1 and all(name.endswith("_id") for name in ids)
+        if is_key and other.name not in related and set(ids) <= set(table.columns.keys()):
+            yield f'    {other.name} |o..o{{ {table.name} : "{", ".join(ids)}"'
 
 
 def _foreign_keys(table: Table) -> list[ForeignKeyConstraint]:

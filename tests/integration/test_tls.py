@@ -280,10 +280,10 @@ async def test_the_probe_of_a_server_without_tls_says_why_it_fails(service: Serv
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
-async def test_the_lines_of_the_readme_make_certificates_that_work(service: Service, tmp_path: Path) -> None:
+async def test_the_documented_openssl_lines_make_certificates_that_work(service: Service, tmp_path: Path) -> None:
     """Also the one of the server as its probe's, and the name that a token is bound to."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (lines,) = re.findall(r"^```bash\n(openssl .*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    (lines,) = re.findall(r"^```bash\n(openssl .*?)^```$", page, re.MULTILINE | re.DOTALL)
     made = await asyncio.create_subprocess_exec(
         "bash", "-euc", lines, cwd=tmp_path, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
     )

@@ -1,4 +1,4 @@
-"""The threat model names every scope and every secret that there is."""
+"""The threat model names every scope and every secret setting."""
 
 from pathlib import Path
 
@@ -13,12 +13,10 @@ PAGE = (Path(__file__).parents[2] / "docs" / "threat-model.md").read_text()
 
 
 @pytest.mark.parametrize("scope", Scope)
-def test_every_scope_has_a_line(scope: Scope) -> None:
-    """With what a stolen token of it can do."""
+def test_every_scope_has_a_row_with_what_a_stolen_token_can_do(scope: Scope) -> None:
     assert f"| `{scope}` | " in PAGE
 
 
 @pytest.mark.parametrize("name", sorted({*secret_file_fields(ServerSettings), *secret_file_fields(ShimSettings)}))
 def test_every_secret_setting_is_named(name: str) -> None:
-    """With what its holder can do."""
     assert f"`POINTBOOK_{name.upper()}`" in PAGE
