@@ -17,16 +17,13 @@ from sqlalchemy.dialects import postgresql
 from pointbook.v1 import access_pb2, benefits_pb2, customers_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
 from pointbook_server.access.model import METHODS
 from pointbook_server.db.tables import metadata
-from pointbook_server.errors import Reason
-from pointbook_server.redemption.rules import STATUS_CODES
-from pointbook_server.rpc.status_interceptor import code_of, retry_of
+from pointbook_server.errors import REASONS, Reason
 from pointbook_server.settings import ServerSettings
 from shopline_shim.settings import ShimSettings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 MODULES = (points_pb2, redemption_pb2, programs_pb2, customers_pb2, benefits_pb2, webhooks_pb2, access_pb2)
 DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's own
-NO_ERROR_CODES = {Reason.REDEEMABLE: "OK", Reason.CODE_NOT_ISSUED: "OK, as a warning"}
 TABLE_GROUPS = {
     "Ledger": ("points_accounts", "points_entries", "points_checkpoints", "points_voidings"),
     "Redemption": ("redemptions", "redemption_reversals", "redemption_refusals", "redemption_audit"),
@@ -63,9 +60,9 @@ def methods() -> Iterator[str]:
 def reasons() -> Iterator[str]:
     """Return a table of every reason: its gRPC code, its status, and whether a retry helps."""
     yield from ("| reason | gRPC code | status | does a retry help |", "|---|---|---|---|")
-    for reason in Reason:
-        code = NO_ERROR_CODES.get(reason) or code_of(reason).name
-        yield f"| {reason} | {code} | {STATUS_CODES.get(reason, '')} | {retry_of(reason)} |"
+    for reason, spec in REASONS.items():
+        code = f"{spec.grpc_code}, as a warning" if reason is Reason.CODE_NOT_ISSUED else spec.grpc_code
+        yield f"| {reason} | {code} | {spec.status_code or ''} | {spec.retry} |"
 
 
 def settings_of(settings: type[BaseSettings]) -> Iterator[str]:
