@@ -60,7 +60,7 @@ async def put_points(client: Client) -> Shop:
 
 
 @pytest.mark.parametrize("days", [4, -4])
-async def test_a_server_that_is_days_off_releases_no_hold_and_redeems_nothing(
+async def test_server_with_a_wrong_clock_releases_and_redeems_nothing(
     database_url: str, admin_token: str, days: int
 ) -> None:
     """All holds would be overdue by its clock, so that their points could be redeemed a second time."""
@@ -85,9 +85,7 @@ async def test_a_server_that_is_days_off_releases_no_hold_and_redeems_nothing(
     assert health_line["cause"] == wrong_line["cause"]
 
 
-async def test_a_clock_that_goes_wrong_and_right_again_is_told_once_each_time(
-    database_url: str, admin_token: str
-) -> None:
+async def test_each_change_of_the_clock_state_is_logged_once(database_url: str, admin_token: str) -> None:
     """Calls are answered as long as the difference is small, and again once it is."""
     clock = ShiftedClock()
     with json_logs(clock_skew_module) as written:
@@ -134,7 +132,7 @@ class Jobs:
 
 
 @pytest.mark.parametrize(("ahead_ms", "jobs_run"), [(0, 3), (1_000, 3), (3_000, 0), (-3_000, 0)])
-async def test_maintenance_goes_by_one_reading_of_the_databases_clock(
+async def test_maintenance_reads_the_databases_clock_once_per_round(
     database_url: str, ahead_ms: int, jobs_run: int
 ) -> None:
     """And waits while the clocks differ, but for what only counts."""
@@ -162,7 +160,7 @@ async def test_maintenance_goes_by_one_reading_of_the_databases_clock(
     assert jobs.watched == 1
 
 
-async def test_an_erasure_began_when_the_database_says(database_url: str, admin_token: str) -> None:
+async def test_erasure_starts_at_the_databases_time(database_url: str, admin_token: str) -> None:
     """By the clock of a server that is ahead, a request that came after the erasure would count as answered."""
     async with serving(database_url, admin_token, ShiftedClock(10_000)) as (_, client):
         shop = Shop(unique("merchant"), unique("store"))

@@ -42,7 +42,7 @@ async def isolation(database: Database) -> str:
     return await database.snapshot(work)
 
 
-async def test_a_call_that_goes_away_before_its_statement_runs_leaves_no_transaction(database: Database) -> None:
+async def test_call_cancelled_before_its_statement_leaves_no_transaction(database: Database) -> None:
     """The statement is prepared by then, and the database waits to hear what to do with it."""
     prepare = asyncpg.Connection._get_statement
 
@@ -59,7 +59,7 @@ async def test_a_call_that_goes_away_before_its_statement_runs_leaves_no_transac
     assert await isolation(database) == "repeatable read"
 
 
-async def test_a_call_that_goes_away_as_a_snapshot_begins_is_no_error(
+async def test_call_cancelled_as_a_snapshot_starts_is_not_an_error(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The driver would tell of a transaction that nobody has ended."""
@@ -91,7 +91,7 @@ def _tcp_options(driver: Any) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
-async def test_the_system_finds_dead_tcp_connections(database_url: str, run: Any) -> None:
+async def test_tcp_keepalive_detects_dead_connections(database_url: str, run: Any) -> None:
     """On both event loops: that of tests and that of the server."""
 
     async def look(url: str) -> dict[str, int]:
@@ -107,7 +107,7 @@ async def test_the_system_finds_dead_tcp_connections(database_url: str, run: Any
     assert found
 
 
-async def test_a_migration_under_prepared_statements_breaks_no_transaction(database_url: str) -> None:
+async def test_migration_during_prepared_statements_fails_no_transaction(database_url: str) -> None:
     """Each connection learns it by an error of its own, after which the transaction runs again."""
     operator = await asyncpg.connect(database_url)
     table = unique("changing").replace("-", "_")
@@ -135,7 +135,7 @@ async def test_a_migration_under_prepared_statements_breaks_no_transaction(datab
     await operator.close()
 
 
-async def test_a_database_that_lets_nobody_in_is_away(database_url: str) -> None:
+async def test_database_that_refuses_logins_is_unavailable(database_url: str) -> None:
     """Its operator closed it (55000): calls are to be retried, and health is told."""
     operator = await asyncpg.connect(database_url)
     name = unique("closed").replace("-", "_")

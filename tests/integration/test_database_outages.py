@@ -124,7 +124,7 @@ async def behind_proxy(own: Own) -> AsyncIterator[tuple[Site, DatabaseProxy]]:
         yield site, proxy
 
 
-async def test_frozen_connections_are_noticed_and_replaced(own: Own) -> None:
+async def test_frozen_connections_are_detected_and_replaced(own: Own) -> None:
     """Nothing is forwarded and nothing is closed, new connections included, and then all goes on."""
     async with behind_proxy(own) as (site, proxy):
         proxy.freeze()
@@ -145,7 +145,7 @@ async def test_frozen_connections_are_noticed_and_replaced(own: Own) -> None:
     assert recovery_seconds < RECOVERY_SECONDS_MAX
 
 
-async def test_a_failover_without_closed_connections_is_over_in_seconds(own: Own) -> None:
+async def test_failover_without_closed_connections_takes_seconds(own: Own) -> None:
     """The old connections are dead without a word, and new ones lead to a database that answers."""
     async with behind_proxy(own) as (site, proxy):
         proxy.abandon()
@@ -153,7 +153,7 @@ async def test_a_failover_without_closed_connections_is_over_in_seconds(own: Own
         assert site.server._database.connections_in_use == 0
 
 
-async def test_health_learns_that_calls_get_no_connections(own: Own) -> None:
+async def test_health_detects_that_calls_get_no_connections(own: Own) -> None:
     """Its own is older than the change: a new password, or a database that has no more connections to give."""
     async with behind_proxy(own) as (site, proxy):
         proxy.drops = True
@@ -167,7 +167,7 @@ async def test_health_learns_that_calls_get_no_connections(own: Own) -> None:
         assert await site.write_ok()
 
 
-async def test_a_call_that_goes_away_from_a_frozen_connection_frees_its_place(own: Own) -> None:
+async def test_call_cancelled_on_a_frozen_connection_frees_its_slot(own: Own) -> None:
     """What it left behind is ended within a moment, or its connection is."""
     async with proxied(own.url) as proxy:
         database = database_module.Database(proxy.url, pool_size=1)
@@ -189,7 +189,7 @@ async def test_a_call_that_goes_away_from_a_frozen_connection_frees_its_place(ow
         await database.dispose()
 
 
-async def test_connections_that_only_read_are_replaced_when_others_may_write(own: Own) -> None:
+async def test_read_only_connections_are_replaced_when_new_ones_can_write(own: Own) -> None:
     """After a failover that changed the roles behind one address, the old connections still lead to the standby."""
     async with operator_of(own.url) as operator:
         name = await operator.fetchval("SELECT current_database()")
@@ -203,7 +203,7 @@ async def test_connections_that_only_read_are_replaced_when_others_may_write(own
             await until(site.is_serving, RECOVERY_SECONDS_MAX)
 
 
-async def test_health_learns_from_calls_that_they_may_only_read(own: Own) -> None:
+async def test_health_detects_read_only_from_calls(own: Own) -> None:
     """Its own connection is older than the change, and leads to a database that may be written."""
     with json_logs(database_module, database_health_module) as written:
         async with operator_of(own.url) as operator, serving(own) as site:
@@ -238,7 +238,7 @@ REFUSE_ENTRIES = """
 """
 
 
-async def test_a_full_disk_is_told_by_health_until_there_is_room(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_health_reports_a_full_disk_until_space_is_free(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls meet it first; then health writes a file of its own to see whether it lasts."""
     fill = database_module.Statement(text("SELECT fill_disk()"))
     monkeypatch.setattr(database_health_module, "SORT_ON_DISK", fill)
@@ -258,7 +258,7 @@ async def test_a_full_disk_is_told_by_health_until_there_is_room(own: Own, monke
     assert ["53100" in line["cause"] for line in logged if line["level"] == "error"] == [True]
 
 
-async def test_a_file_of_health_finds_room(own: Own) -> None:
+async def test_disk_check_succeeds_with_free_space(own: Own) -> None:
     """The statement that looks for a full disk writes to it, and needs no privilege."""
     async with operator_of(own.url) as operator:
         role = unique("role").replace("-", "_")
@@ -279,7 +279,7 @@ async def test_a_file_of_health_finds_room(own: Own) -> None:
         await until(has_written)
 
 
-async def test_a_slow_database_keeps_its_calls(own: Own) -> None:
+async def test_slow_database_keeps_its_connections(own: Own) -> None:
     """Where a check waits for a lock, health says so, and calls that the database answers go on."""
     with json_logs(database_health_module) as written:
         async with operator_of(own.url) as operator, serving(own) as site:

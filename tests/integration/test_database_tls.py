@@ -88,7 +88,7 @@ async def test_a_verified_server_is_used(database_url: str, tmp_path: Path) -> N
     assert gateway.heard == SSL_REQUEST
 
 
-async def test_a_downgrade_gets_no_login(database_url: str, tmp_path: Path) -> None:
+async def test_server_without_tls_gets_no_login(database_url: str, tmp_path: Path) -> None:
     """A server, or somebody between, that says it has no TLS gets neither the user's name nor a password."""
     _, trusted = loopback_tls(tmp_path)
     async with TlsGateway(database_url, None) as gateway:
@@ -100,7 +100,7 @@ async def test_a_downgrade_gets_no_login(database_url: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("wrong", ["authority", "name"])
-async def test_an_impostor_gets_no_login(database_url: str, tmp_path: Path, wrong: str) -> None:
+async def test_unverified_server_gets_no_login(database_url: str, tmp_path: Path, wrong: str) -> None:
     """Neither a certificate of another authority nor one for another name is believed."""
     context, trusted = loopback_tls(tmp_path)
     if wrong == "authority":

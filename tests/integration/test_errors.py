@@ -92,7 +92,7 @@ def break_store(patch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-async def test_broken_bytes_are_the_callers_fault(client: Client, method: str) -> None:
+async def test_malformed_request_is_an_invalid_argument(client: Client, method: str) -> None:
     """What is no protobuf message is INVALID_ARGUMENT, and not an error of ours."""
     # A request without fields has no text that could be no UTF-8.
     no_text = () if METHODS[method].scope is None else (b"\x0a\x02\xff\xfe",)
@@ -259,7 +259,7 @@ def spoil(chance: random.Random, message: Any) -> None:
 
 
 @pytest.mark.parametrize("method", sorted(right_requests(Shop("", ""))))
-async def test_no_request_is_a_fault_of_ours(client: Client, shop: Shop, method: str) -> None:
+async def test_random_requests_never_cause_an_internal_error(client: Client, shop: Shop, method: str) -> None:
     """Whatever a caller sends is answered, or refused as the caller's fault, and never INTERNAL."""
     await client.put_program(shop.merchant_id, shop.store_id)
     await client.apply(shop.update())
@@ -293,7 +293,7 @@ async def test_an_error_has_one_error_info(client: Client, shop: Shop) -> None:
     assert found.retry_seconds is None
 
 
-async def test_a_request_id_comes_back(client: Client, shop: Shop) -> None:
+async def test_response_carries_a_request_id(client: Client, shop: Shop) -> None:
     """Ours, where the caller sends none, and every call has its own."""
     wrong = Shop(shop.merchant_id, "nowhere")
     first = request_id_of(await failed(get_store(client, wrong)))
@@ -304,7 +304,7 @@ async def test_a_request_id_comes_back(client: Client, shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("sent", ["order-17.a_B", "x" * 64])
-async def test_the_callers_request_id_is_kept(client: Client, shop: Shop, sent: str) -> None:
+async def test_callers_request_id_is_used(client: Client, shop: Shop, sent: str) -> None:
     """So that a call can be followed through several services' logs."""
     error = await failed(get_store(client, Shop(shop.merchant_id, "no"), metadata=(("x-request-id", sent),)))
 
@@ -312,14 +312,14 @@ async def test_the_callers_request_id_is_kept(client: Client, shop: Shop, sent: 
 
 
 @pytest.mark.parametrize("sent", ["", "x" * 65, "a b", 'a"b', "a=b", "{}"])
-async def test_a_request_id_that_could_harm_logs_is_replaced(client: Client, shop: Shop, sent: str) -> None:
+async def test_unsafe_request_id_is_replaced(client: Client, shop: Shop, sent: str) -> None:
     """Nobody writes into our logs what looks like something else."""
     error = await failed(get_store(client, Shop(shop.merchant_id, "no"), metadata=(("x-request-id", sent),)))
 
     assert sent != request_id_of(error)
 
 
-async def test_a_refused_caller_gets_a_request_id_too(service: Service, shop: Shop) -> None:
+async def test_refused_call_carries_a_request_id(service: Service, shop: Shop) -> None:
     """An operator can find out why a token was refused."""
     client = Client(service.server.port)
     error = await failed(get_store(client, shop, metadata=(("x-request-id", "r-1"),)))
@@ -328,7 +328,7 @@ async def test_a_refused_caller_gets_a_request_id_too(service: Service, shop: Sh
     assert request_id_of(error) == "r-1"
 
 
-async def test_a_fault_of_ours_hides_its_cause(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_internal_error_hides_its_cause(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller reads nothing but a request id, under which the log has the cause, without any local variable."""
     break_store(monkeypatch, RuntimeError("the cause"))
     with json_logs(status_module) as written:
@@ -347,7 +347,7 @@ async def test_a_fault_of_ours_hides_its_cause(client: Client, shop: Shop, monke
     assert shop.store_id not in written.getvalue()
 
 
-async def test_a_fault_in_sql_logs_no_parameters(
+async def test_sql_defect_logs_no_parameters(
     client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch, service: Service
 ) -> None:
     """What a statement was given may be personal data, so its error is logged without it."""
@@ -368,7 +368,9 @@ async def test_a_fault_in_sql_logs_no_parameters(
     assert "no_such_function" not in (error.details() or "") + str(error.trailing_metadata())
 
 
-async def test_a_stray_cancellation_is_answered(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stray_cancellation_ends_with_a_status(
+    client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A CancelledError that nobody asked for is a fault of ours; the caller must not wait for ever."""
     break_store(monkeypatch, asyncio.CancelledError())
 
@@ -377,7 +379,7 @@ async def test_a_stray_cancellation_is_answered(client: Client, shop: Shop, monk
     assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
 
 
-async def test_a_timeout_inside_is_not_the_calls_deadline(
+async def test_inner_timeout_is_not_the_calls_deadline(
     client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A TimeoutError of something else is a fault of ours while the call has time left."""
@@ -406,7 +408,7 @@ async def test_the_servers_deadline_bounds_every_call(
             assert ended.is_set()
 
 
-async def test_the_callers_deadline_ends_the_work(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_callers_deadline_ends_the_work(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody works on for a caller who has left."""
     ended = asyncio.Event()
 
@@ -439,7 +441,7 @@ async def test_large_metadata_is_refused(client: Client, shop: Shop) -> None:
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_an_unknown_service_of_health_is_no_fault(service: Service) -> None:
+async def test_unknown_health_service_logs_no_error(service: Service) -> None:
     """Health is open to everybody, so nobody may fill our log with errors by it."""
     with json_logs(status_module) as written:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{service.server.port}") as channel:
@@ -544,7 +546,7 @@ async def own_database(cluster: Cluster, database_url: str) -> str:  # noqa: ARG
 
 
 @pytest.mark.parametrize("drops", [False, True])
-async def test_a_database_that_goes_and_comes(own_database: str, *, drops: bool) -> None:
+async def test_database_goes_away_and_returns(own_database: str, *, drops: bool) -> None:
     """Health and calls tell of it, and both recover without a restart."""
     token = await make_token(own_database, [ALL_MERCHANTS], list(Scope))
     async with proxied(own_database) as proxy, running(proxy.url, token) as (_, client):
@@ -573,7 +575,7 @@ async def _stay_cut(proxy: DatabaseProxy, *, drops: bool) -> None:
         await proxy.mend()
 
 
-async def test_a_database_that_is_away_at_the_start(own_database: str) -> None:
+async def test_database_is_away_at_the_start(own_database: str) -> None:
     """The server waits for it: callers whom it cannot know yet hear UNAVAILABLE, and soon an answer."""
     token = await make_token(own_database, [ALL_MERCHANTS], list(Scope))
     async with proxied(own_database) as proxy:
@@ -588,7 +590,7 @@ async def test_a_database_that_is_away_at_the_start(own_database: str) -> None:
             assert (await failed(get_store(client, shop))).code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_database_that_only_reads(own_database: str) -> None:
+async def test_read_only_database(own_database: str) -> None:
     """Where the URL leads to a standby, as it does while another server takes over, callers come again."""
     operator = await asyncpg.connect(own_database)
     token = await make_token(own_database, [ALL_MERCHANTS], list(Scope))
@@ -601,7 +603,7 @@ async def test_a_database_that_only_reads(own_database: str) -> None:
     await operator.close()
 
 
-async def test_a_database_without_room(own_database: str, database_url: str) -> None:
+async def test_full_disk(own_database: str, database_url: str) -> None:
     """A database that takes no more connections is away, for now."""
     role = unique("role").replace("-", "_")
     token = await make_token(own_database, [ALL_MERCHANTS], list(Scope))
@@ -618,7 +620,7 @@ async def test_a_database_without_room(own_database: str, database_url: str) -> 
     await operator.close()
 
 
-async def test_a_database_without_tables(cluster: Cluster) -> None:
+async def test_database_without_tables(cluster: Cluster) -> None:
     """A fault of the installation is a rich status too, and the log has the cause once."""
     url = await cluster.clone("template0")
     with json_logs(token_cache_module) as written:
@@ -629,9 +631,7 @@ async def test_a_database_without_tables(cluster: Cluster) -> None:
     assert "api_tokens" in written.getvalue()
 
 
-async def test_an_exhausted_pool(
-    database_url: str, admin_token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_exhausted_pool(database_url: str, admin_token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that gets no connection in time hears UNAVAILABLE, and the next one is answered."""
     monkeypatch.setattr(connection_pool, "POOL_TIMEOUT_SECONDS", 0.2)
     async with running(database_url, admin_token, database_pool_size=1) as (server, client):
@@ -642,7 +642,7 @@ async def test_an_exhausted_pool(
         assert server._database.connections_in_use == 0
 
 
-async def test_a_transaction_that_others_keep_disturbing(
+async def test_transaction_with_permanent_conflicts(
     client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is run again as a whole, a bounded number of times, and then the caller may."""
@@ -661,7 +661,7 @@ async def test_a_transaction_that_others_keep_disturbing(
     assert runs == TRANSACTION_ATTEMPTS_MAX
 
 
-async def test_a_stopping_server(
+async def test_stopping_server(
     database_url: str, admin_token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Running calls end well; new ones hear that another server will answer."""
@@ -691,7 +691,7 @@ async def test_a_stopping_server(
     await client.close()
 
 
-async def test_tokens_that_cannot_be_read_are_no_bad_tokens(
+async def test_unreadable_tokens_are_not_invalid_tokens(
     database_url: str, admin_token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault of ours on the way to the tokens is logged once with its cause, and the last tokens stay in force."""
@@ -715,7 +715,7 @@ async def test_tokens_that_cannot_be_read_are_no_bad_tokens(
     assert "the cause" in written.getvalue()
 
 
-async def test_health_wants_our_tables(cluster: Cluster) -> None:
+async def test_health_requires_the_tables(cluster: Cluster) -> None:
     """A database that is not migrated cannot be served from, even when it is migrated only later."""
 
     async def leave_empty(_url: str) -> None:

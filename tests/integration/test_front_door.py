@@ -121,7 +121,7 @@ async def test_an_unread_watch_freezes_neither_health_nor_the_stop(cluster: Clus
                 await watching.read()
 
 
-async def test_a_watch_sees_the_latest_state_alone(database_url: str) -> None:
+async def test_watch_gets_only_the_latest_status(database_url: str) -> None:
     """What has changed back before it could be written is not written, and an unknown service is watched as such."""
     async with running(database_url) as server, calling(server.port) as client:
         stub = health_pb2_grpc.HealthStub(client.channel)
@@ -166,7 +166,7 @@ async def test_a_connection_has_a_bounded_number_of_watches(database_url: str) -
         assert not any(each.done() for each in watches)
 
 
-async def test_strangers_who_watch_keep_nobody_out(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_watches_of_strangers_lock_out_no_client(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all places are taken, the connection that has most loses its oldest watch."""
     monkeypatch.setattr(health_module, "WATCHES_MAX", 12)
     async with running(database_url) as server, http2(address_of(server), 3) as strangers:
@@ -183,7 +183,7 @@ async def test_strangers_who_watch_keep_nobody_out(database_url: str, monkeypatc
             assert await grpc_health(server_address) == "SERVING"
 
 
-async def test_unfinished_requests_of_health_end(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unfinished_health_requests_time_out(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of strangers do not keep a probe out, and end when they do not arrive."""
     monkeypatch.setattr(health_module, "READ_SECONDS_MAX", 0.5)
     monkeypatch.setattr(health_module, "READS_MAX", 8)
@@ -199,7 +199,7 @@ async def test_unfinished_requests_of_health_end(database_url: str, monkeypatch:
             await until(has_ended(stranger, stream))
 
 
-async def test_a_displaced_request_of_health_ends_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_displaced_health_request_ends_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would go on to take in bytes for as long as its refusal waits."""
     monkeypatch.setattr(health_module, "READS_MAX", 1)
     async with running(database_url) as server, http2(address_of(server), 2) as (first, second):
@@ -213,7 +213,7 @@ async def test_a_displaced_request_of_health_ends_at_once(database_url: str, mon
             task.cancel()
 
 
-async def test_a_large_request_of_health_is_refused(database_url: str) -> None:
+async def test_large_health_request_is_refused(database_url: str) -> None:
     """It is a name."""
     async with running(database_url) as server, calling(server.port) as client:
         check: Any = client.channel.unary_unary(HEALTH_CHECK)
@@ -240,7 +240,7 @@ async def test_strangers_are_refused_before_their_requests_arrive(database_url: 
         assert admitted not in stranger.ended
 
 
-async def test_a_refusal_before_the_request_is_rich(database_url: str) -> None:
+async def test_refusal_before_the_request_has_details(database_url: str) -> None:
     """It has our error, and the caller's request id."""
     async with running(database_url) as server, calling(server.port) as client:
         forever = asyncio.Event()
@@ -338,7 +338,7 @@ async def test_a_token_has_a_bounded_number_of_calls_a_second(database_url: str,
         assert (await account(client)).points_balance == 0
 
 
-async def test_busy_tokens_together_leave_places_for_others(
+async def test_busy_tokens_leave_calls_for_quiet_tokens(
     database_url: str, admin_token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last places are for tokens with few running calls."""
@@ -373,7 +373,7 @@ async def test_a_flood_of_refusals_is_logged_in_a_few_lines(database_url: str) -
     assert all("request_id" not in line for line in lines() if "count" in line)
 
 
-async def test_unknown_callers_are_paced_whatever_refuses_them(
+async def test_all_refusals_of_unknown_callers_are_paced(
     database_url: str, admin_token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also those for which no look-up has room: they could repeat at full speed. Known callers are not."""
@@ -414,7 +414,7 @@ async def test_a_flood_of_health_calls_is_logged_in_a_few_lines(database_url: st
     assert len(logged) <= (seconds + 2) * 2 * (refusal_limits_module.SAMPLES_MAX + 1)
 
 
-async def test_a_call_that_is_cancelled_before_its_request_is_no_refusal(database_url: str, admin_token: str) -> None:
+async def test_call_cancelled_before_its_request_is_not_logged_as_refused(database_url: str, admin_token: str) -> None:
     """Nobody is there to be refused, so that nothing is logged; and the call counts no more."""
     with json_logs(refusal_limits_module) as written:
         async with running(database_url) as server, http2(address_of(server)) as (hasty,):
@@ -427,7 +427,7 @@ async def test_a_call_that_is_cancelled_before_its_request_is_no_refusal(databas
     assert "call refused" not in written.getvalue()
 
 
-async def test_health_calls_to_one_listener_delay_no_probe_of_the_other(
+async def test_health_calls_to_one_listener_do_not_delay_the_other(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who may reach the one alone neither takes the places nor the time of the other."""
@@ -447,12 +447,12 @@ async def test_health_calls_to_one_listener_delay_no_probe_of_the_other(
         assert waiting not in stranger.ended
 
 
-def test_a_check_waits_less_than_a_probe_does() -> None:
+def test_check_is_delayed_less_than_a_probe_timeout() -> None:
     """Kubernetes gives a probe one second, and restarts a server that takes longer."""
     assert health_module.CHECKS_MAX / refusal_limits_module.PACED_CALLS_PER_SECOND < 0.5
 
 
-async def test_the_bound_on_connections_leaves_probes_an_address(database_url: str) -> None:
+async def test_connection_limit_does_not_block_the_health_address(database_url: str) -> None:
     """Connections beyond the bound are closed, and health answers on its own address, where nothing else does."""
     health_address = f"127.0.0.1:{free_port()}"
     settings = {"connections_max": 5, "health_address": health_address}
@@ -485,7 +485,7 @@ async def test_connections_that_speak_no_http2_are_closed(database_url: str, mon
             writer.close()
 
 
-async def test_a_paused_server_still_knows_its_callers(database_url: str, admin_token: str) -> None:
+async def test_paused_server_still_authenticates(database_url: str, admin_token: str) -> None:
     """While it stops, strangers learn no more than before, and known callers that another server answers."""
     shop = Shop(unique("merchant"), unique("store"))
     server = Server(server_settings(drain_seconds=1.0), database_url, senders={}, clock=TestClock())

@@ -77,7 +77,7 @@ async def role_url(operator: asyncpg.Connection, url: str, grants: str) -> tuple
 
 
 @pytest.mark.parametrize("grants", ["", "IN ROLE pg_read_all_data", "IN ROLE pg_write_all_data"])
-async def test_a_role_that_may_not_use_the_tables_is_not_served_from(own_url: str, grants: str) -> None:
+async def test_role_without_privileges_is_not_serving(own_url: str, grants: str) -> None:
     """Reading alone is not enough, and later grants count without a restart."""
     async with operator_of(own_url) as operator:
         role, url = await role_url(operator, own_url, grants)
@@ -93,7 +93,7 @@ async def test_a_role_that_may_not_use_the_tables_is_not_served_from(own_url: st
     assert [line["event"] for line in logged if line["level"] == "info"][-1] == "the database can be used"
 
 
-async def test_a_role_without_one_privilege_is_not_served_from(own_url: str) -> None:
+async def test_role_without_one_privilege_is_not_serving(own_url: str) -> None:
     """A single table that cannot be written stops what needs it, so that health names it."""
     async with operator_of(own_url) as operator:
         role, url = await role_url(operator, own_url, "IN ROLE pg_read_all_data")
@@ -158,7 +158,7 @@ async def _is_denied(connection: asyncpg.Connection, sql: str) -> bool:
     return False
 
 
-async def test_a_read_only_database_is_not_served_from(own_url: str) -> None:
+async def test_read_only_database_is_not_serving(own_url: str) -> None:
     """Every write would fail, as on a standby."""
     async with operator_of(own_url) as operator:
         name = await operator.fetchval("SELECT current_database()")
@@ -170,7 +170,7 @@ async def test_a_read_only_database_is_not_served_from(own_url: str) -> None:
     assert "read-only" in written.getvalue()
 
 
-async def test_a_database_that_hangs_is_not_served_from(own_url: str) -> None:
+async def test_hanging_database_is_not_serving(own_url: str) -> None:
     """Health changes within seconds where statements are accepted and never end, as on a disk that hangs."""
     async with serving(own_url) as address:
         assert await grpc_health(address) == "SERVING"
@@ -188,7 +188,7 @@ async def test_a_database_that_hangs_is_not_served_from(own_url: str) -> None:
                 os.kill(session["pid"], signal.SIGCONT)
 
 
-async def test_a_newer_revision_does_not_stop_the_start(own_url: str) -> None:
+async def test_newer_revision_is_accepted(own_url: str) -> None:
     """A server of the release before may be started again while the next one is rolled out."""
     async with operator_of(own_url) as operator:
         await operator.execute("UPDATE alembic_version SET version_num = '9999'")
@@ -198,7 +198,7 @@ async def test_a_newer_revision_does_not_stop_the_start(own_url: str) -> None:
             await check_database(own_url)
 
 
-async def test_a_role_that_looks_into_another_schema_is_not_served_from(own_url: str) -> None:
+async def test_role_with_another_search_path_is_not_serving(own_url: str) -> None:
     """The tables are there, and the role's search_path is not theirs."""
     async with operator_of(own_url) as operator:
         role, url = await role_url(operator, own_url, "IN ROLE pg_read_all_data, pg_write_all_data")
@@ -210,7 +210,7 @@ async def test_a_role_that_looks_into_another_schema_is_not_served_from(own_url:
     assert "search_path" in written.getvalue()
 
 
-async def test_an_older_revision_is_not_served_from(own_url: str) -> None:
+async def test_older_revision_is_not_serving(own_url: str) -> None:
     """A newer one is: it is there while a release is rolled out, and the release before it goes on."""
     async with operator_of(own_url) as operator, serving(own_url) as address:
         assert await grpc_health(address) == "SERVING"

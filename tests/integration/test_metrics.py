@@ -108,7 +108,7 @@ def raw(endpoint: MetricsEndpoint, request: bytes) -> bytes:
         ("\x16\x03\x01", 400),
     ],
 )
-def test_one_path_is_answered(endpoint: MetricsEndpoint, request_line: str, status: int) -> None:
+def test_only_the_metrics_path_is_served(endpoint: MetricsEndpoint, request_line: str, status: int) -> None:
     """Everything else is refused, and each connection is closed after its response."""
     head, _, body = raw(endpoint, request_line.encode() + b"\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
 
@@ -116,13 +116,13 @@ def test_one_path_is_answered(endpoint: MetricsEndpoint, request_line: str, stat
     assert (b"pointbook_refusals" in body) is (status == 200 and request_line.startswith("GET"))
 
 
-def test_a_head_without_end_is_cut_off(endpoint: MetricsEndpoint) -> None:
+def test_endless_head_is_cut_off(endpoint: MetricsEndpoint) -> None:
     """Nothing is held of what a client sends beyond 8 KiB."""
     with connect(endpoint) as client, pytest.raises((ConnectionResetError, BrokenPipeError)):
         client.sendall(b"x" * 13_000_000)
 
 
-def test_idle_clients_cost_no_threads_and_keep_nobody_out(
+def test_idle_clients_use_no_threads_and_lock_out_no_client(
     endpoint: MetricsEndpoint, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Of 200 connections that send nothing, or stop halfway, the oldest are closed at once and the others in time."""
@@ -167,7 +167,7 @@ async def test_a_blocked_event_loop_does_not_block_the_endpoint(endpoint: Metric
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
-def test_an_address_that_is_taken() -> None:
+def test_address_in_use() -> None:
     """Stops the start, and names the setting."""
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))

@@ -108,7 +108,7 @@ async def test_the_migrated_database_is_the_one_that_the_tables_describe(
     assert await catalogue(database_url, query) == described
 
 
-async def test_every_constraint_has_a_name_of_ours(database_url: str) -> None:
+async def test_every_constraint_is_named_by_us(database_url: str) -> None:
     """Errors name constraints, so that PostgreSQL invents none; a NOT NULL is no case for us."""
     names = [str(name) for _, name, definition in await catalogue(database_url, CONSTRAINTS) if definition]
     ours = {str(constraint.name) for table in metadata.tables.values() for constraint in table.constraints}
@@ -116,7 +116,7 @@ async def test_every_constraint_has_a_name_of_ours(database_url: str) -> None:
     assert {name for name in names if not name.endswith("_not_null")} == ours
 
 
-async def test_the_guards_of_the_entries_are_there(database_url: str) -> None:
+async def test_entry_triggers_exist(database_url: str) -> None:
     """Tables know nothing of triggers: the migration brings them."""
     guards = [("points_entries_no_delete",), ("points_entries_no_truncate",), ("points_entries_no_update",)]
 
@@ -136,7 +136,7 @@ async def test_migrating_twice_does_nothing_the_second_time(empty_url: str) -> N
     assert await catalogue(empty_url, CONSTRAINTS) == before
 
 
-async def test_migrations_at_the_same_time_wait_for_each_other(empty_url: str) -> None:
+async def test_concurrent_migrations_wait_for_each_other(empty_url: str) -> None:
     """Several processes that start together migrate once."""
     answers = await asyncio.gather(*(migrate(empty_url) for _ in range(3)))
 
@@ -173,7 +173,7 @@ async def test_a_failed_migration_leaves_nothing(empty_url: str) -> None:
     assert await is_pending(empty_url)
 
 
-async def test_pending_tells_whether_there_is_something_to_migrate(empty_url: str) -> None:
+async def test_is_pending_until_migrated(empty_url: str) -> None:
     """A server can tell before it serves, and asking changes nothing."""
     assert await is_pending(empty_url)
     assert await catalogue(empty_url, CONSTRAINTS) == []
@@ -192,7 +192,7 @@ async def test_another_revision_is_pending(empty_url: str) -> None:
     assert await is_pending(empty_url)
 
 
-async def test_a_database_that_is_away_says_so(database_url: str) -> None:
+async def test_unavailable_database_raises(database_url: str) -> None:
     """No stack of the driver's, but our own error."""
     scheme, _, host = database_url.partition("?")
     nowhere = f"{scheme}?{host.replace('host=', 'host=/nowhere')}"

@@ -54,7 +54,7 @@ async def migrated_before(cluster: Cluster, name: str) -> str:
     return url
 
 
-async def test_older_reversals_are_given_their_points_and_their_customer(cluster: Cluster) -> None:
+async def test_older_reversals_get_their_points_and_customer(cluster: Cluster) -> None:
     """A reversal of all that was left is given what was left."""
     url = await migrated_before(cluster, "redemption_history")
     connection: Any = await asyncpg.connect(url)

@@ -100,9 +100,7 @@ async def connection(database_url: str) -> AsyncIterator[Any]:
 
 
 @pytest.mark.parametrize(("name", "statement"), [pytest.param(*each, id=each[0]) for each in statements()])
-async def test_a_plan_made_for_an_empty_table_is_right_for_a_full_one(
-    connection: Any, name: str, statement: Statement
-) -> None:
+async def test_plan_made_for_an_empty_table_suits_a_full_one(connection: Any, name: str, statement: Statement) -> None:
     """Every table is entered by an index, from its first column on, and but for lists not by the merchant alone."""
     leading = {row["name"]: row["column"] for row in await connection.fetch(LEADING_COLUMNS)}
     for node in await _plan(connection, statement):
@@ -140,9 +138,7 @@ async def test_a_plan_made_for_an_empty_table_is_right_for_a_full_one(
         (redemptions.READ_REVERSALS, "ix_redemption_reversals_redemption"),
     ],
 )
-async def test_nothing_is_looked_for_among_all_of_its_merchant(
-    connection: Any, statement: Statement, index: str
-) -> None:
+async def test_no_plan_scans_all_rows_of_a_merchant(connection: Any, statement: Statement, index: str) -> None:
     """What a redemption or a code costs does not grow with how many there were: a merchant is no way to find one."""
     assert [node["Index Name"] for node in await _plan(connection, statement) if "Index Name" in node] == [index]
 

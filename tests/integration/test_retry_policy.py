@@ -87,7 +87,7 @@ def arrived(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ],
     ids=["no contact", "a number that gets no SMS", "no such channel", "a changed contact", "no key"],
 )
-async def test_what_cannot_succeed_is_sent_once(
+async def test_permanent_errors_are_not_retried(
     service: Service,
     admin_token: str,
     shop: Shop,
@@ -110,9 +110,7 @@ async def test_what_cannot_succeed_is_sent_once(
     assert sender.messages == []
 
 
-async def test_what_failed_for_now_is_repeated(
-    service: Service, admin_token: str, shop: Shop, arrived: list[str]
-) -> None:
+async def test_temporary_errors_are_retried(service: Service, admin_token: str, shop: Shop, arrived: list[str]) -> None:
     """A provider that cannot be reached once takes the code at the next attempt, which the caller does not notice."""
     await put_customer(service, shop, MOBILE)
 

@@ -83,7 +83,7 @@ async def client_ca(tmp_path: Path) -> Path:
     return path
 
 
-async def test_only_callers_that_speak_tls_and_trust_the_server_are_served(
+async def test_only_tls_callers_that_trust_the_server_are_served(
     service: Service, admin_token: str, tmp_path: Path
 ) -> None:
     """Plaintext, another CA and another name end before the token is sent."""
@@ -108,7 +108,7 @@ async def test_with_a_client_ca_only_clients_with_its_certificates_are_served(
         assert await outcome(server.port, admin_token, other) == "OK"
 
 
-async def test_a_bound_token_is_refused_from_other_clients_as_if_it_were_unknown(
+async def test_bound_token_looks_unknown_to_other_clients(
     service: Service, tmp_path: Path, client_ca: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The common name and every alternative name count, each exactly. The log names the token, once a minute."""
@@ -133,7 +133,7 @@ async def test_a_bound_token_is_refused_from_other_clients_as_if_it_were_unknown
     assert await outcome(service.server.port, by_name, None) == "TOKEN_INVALID"
 
 
-async def test_client_certificates_are_verified_again_before_long(
+async def test_resumed_sessions_verify_client_certificates_again(
     service: Service, tmp_path: Path, client_ca: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that resumes its session shows no certificate, so that an expired one would stay good for days."""
@@ -192,7 +192,7 @@ async def test_renewed_certificates_are_served_without_a_failed_call(
     assert set(outcomes) == {"OK"}
 
 
-async def test_files_that_do_not_fit_together_leave_the_old_certificate_in_force(
+async def test_mismatching_files_leave_the_previous_certificate(
     service: Service, admin_token: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A certificate without its key, half a file and no file are waited out, and each is logged once."""
@@ -215,7 +215,7 @@ async def test_files_that_do_not_fit_together_leave_the_old_certificate_in_force
     assert (logged.out + logged.err).count("changed TLS files are invalid, still using the previous ones") == 3
 
 
-async def test_the_metric_tells_when_the_served_certificate_expires(service: Service, tmp_path: Path) -> None:
+async def test_metric_has_the_expiry_of_the_served_certificate(service: Service, tmp_path: Path) -> None:
     """NaN without TLS, since 0 would be 1970."""
     name = "pointbook_tls_certificate_expiry_timestamp_seconds"
     async with tls_server(service.database_url, tmp_path) as server:
@@ -253,7 +253,7 @@ async def test_versions_before_tls_1_2_are_refused(service: Service, tmp_path: P
         ("clients.crt", b"", "POINTBOOK_TLS_CLIENT_CA_FILE: the file contains no certificate in PEM"),
     ],
 )
-async def test_wrong_files_stop_the_start(
+async def test_invalid_files_prevent_the_start(
     service: Service, tmp_path: Path, *, name: str, content: bytes | None, told: str
 ) -> None:
     """The error names the setting."""

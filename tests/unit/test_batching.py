@@ -55,7 +55,7 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_an_idle_line_sends_at_once() -> None:
+async def test_idle_batcher_sends_at_once() -> None:
     """There is no timer: a call at an idle server waits for nobody."""
     sender = Sender()
     batcher = new_batcher(sender)
@@ -68,7 +68,7 @@ async def test_an_idle_line_sends_at_once() -> None:
     assert sender.batches == [("a", ["1"])]
 
 
-async def test_who_waits_while_a_batch_is_on_its_way_shares_the_next_one() -> None:
+async def test_items_submitted_during_a_batch_share_the_next_batch() -> None:
     """The next batch leaves when the previous one has returned, and takes all that wait, in their order."""
     sender = Sender(is_open=False)
     batcher = new_batcher(sender)
@@ -86,7 +86,7 @@ async def test_who_waits_while_a_batch_is_on_its_way_shares_the_next_one() -> No
     assert answers == ["a:1", "a:2", "a:3", "a:4"]
 
 
-async def test_what_is_put_in_one_go_travels_together() -> None:
+async def test_items_submitted_together_share_a_batch() -> None:
     """Items of several calls of one moment share the very first batch."""
     sender = Sender()
     batcher = new_batcher(sender)
@@ -96,7 +96,7 @@ async def test_what_is_put_in_one_go_travels_together() -> None:
     assert sender.batches == [("a", ["1", "2"])]
 
 
-async def test_a_batch_holds_the_items_of_one_key() -> None:
+async def test_batch_contains_the_items_of_one_key() -> None:
     """A transaction touches one merchant."""
     sender = Sender()
     batcher = new_batcher(sender)
@@ -109,7 +109,7 @@ async def test_a_batch_holds_the_items_of_one_key() -> None:
     assert answers == ["a:1", "b:1", "a:2"]
 
 
-async def test_a_batch_is_bounded_and_keys_take_turns() -> None:
+async def test_batches_are_bounded_and_keys_take_turns() -> None:
     """Who sends thousands does not keep the others waiting: behind each of its batches it is their turn."""
     sender = Sender()
     batcher = new_batcher(sender, batch_max=2)
@@ -121,7 +121,7 @@ async def test_a_batch_is_bounded_and_keys_take_turns() -> None:
     assert sender.batches == [("a", ["1", "2"]), ("b", ["1"]), ("c", ["1"]), ("a", ["3", "4"]), ("a", ["5"])]
 
 
-async def test_lanes_serve_keys_side_by_side() -> None:
+async def test_batches_of_several_keys_run_concurrently() -> None:
     """A merchant whose transaction hangs keeps one lane, and the others go on."""
     sender = Sender(is_open=False)
     batcher = new_batcher(sender, max_concurrent_batches=2)
@@ -137,7 +137,7 @@ async def test_lanes_serve_keys_side_by_side() -> None:
     assert await slow[0] == "slow:1"
 
 
-async def test_there_are_no_more_lanes_than_there_may_be() -> None:
+async def test_concurrent_batches_are_limited() -> None:
     """Further keys wait until a lane is free."""
     sender = Sender(is_open=False)
     batcher = new_batcher(sender, max_concurrent_batches=2)
@@ -152,7 +152,7 @@ async def test_there_are_no_more_lanes_than_there_may_be() -> None:
     assert [key for key, _ in sender.batches] == ["a", "b", "c"]
 
 
-async def test_of_a_key_one_batch_is_on_its_way_at_a_time() -> None:
+async def test_one_batch_of_a_key_is_in_flight() -> None:
     """Free lanes do not overtake: the items of a key keep their order."""
     sender = Sender(is_open=False)
     batcher = new_batcher(sender, max_concurrent_batches=4, batch_max=1)
@@ -167,7 +167,7 @@ async def test_of_a_key_one_batch_is_on_its_way_at_a_time() -> None:
     assert [items for _, items in sender.batches] == [["1"], ["2"], ["3"]]
 
 
-async def test_waiting_keys_never_leave_a_lane_idle() -> None:
+async def test_queued_keys_use_every_worker() -> None:
     """Each lane that comes free takes the next of them."""
     sender = Sender(is_open=False)
     batcher = new_batcher(sender, max_concurrent_batches=2)
@@ -185,7 +185,7 @@ async def test_waiting_keys_never_leave_a_lane_idle() -> None:
 
 
 @pytest.mark.parametrize("max_concurrent_batches", [1, 2, 4])
-async def test_who_calls_again_as_soon_as_it_is_answered_is_served(max_concurrent_batches: int) -> None:
+async def test_item_submitted_right_after_a_result_is_sent(max_concurrent_batches: int) -> None:
     """A lane that is just ending is none that somebody could wait for."""
     sender = Sender(is_open=False)
     batcher = new_batcher(sender, max_concurrent_batches=max_concurrent_batches)
@@ -203,7 +203,7 @@ async def test_who_calls_again_as_soon_as_it_is_answered_is_served(max_concurren
         assert await asyncio.gather(*calls) == [[f"{key}:1", f"{key}:2"] for key in keys]
 
 
-async def test_a_full_line_takes_nothing() -> None:
+async def test_full_queue_accepts_nothing() -> None:
     """A call is admitted wholly or not at all, and told when to come again."""
     sender = Sender(is_open=False)
     batcher = new_batcher(sender, waiting_max=3)
@@ -225,7 +225,7 @@ async def test_a_full_line_takes_nothing() -> None:
     assert [items for _, items in sender.batches] == [["1"], ["2", "3"]]
 
 
-async def test_whoever_went_away_before_its_batch_is_not_sent() -> None:
+async def test_item_cancelled_before_its_batch_is_not_sent() -> None:
     """Its place in the batch is taken by the next one's, and its place in the line is free."""
     sender = Sender(is_open=False)
     batcher = new_batcher(sender, waiting_max=3)
@@ -242,7 +242,7 @@ async def test_whoever_went_away_before_its_batch_is_not_sent() -> None:
     batcher.check_capacity(3)
 
 
-async def test_a_batch_that_everybody_left_is_not_sent() -> None:
+async def test_batch_of_cancelled_items_is_not_sent() -> None:
     """There is no transaction for nobody, and the next key has its turn."""
     sender = Sender(is_open=False)
     batcher = new_batcher(sender)
@@ -258,7 +258,7 @@ async def test_a_batch_that_everybody_left_is_not_sent() -> None:
     assert sender.batches == [("a", ["0"]), ("b", ["1"])]
 
 
-async def test_whoever_goes_away_from_a_batch_on_its_way_disturbs_nobody() -> None:
+async def test_item_cancelled_in_flight_affects_no_other_item() -> None:
     """The batch is done to its end, and the others hear their answers."""
     sender = Sender(is_open=False)
     batcher = new_batcher(sender)
@@ -271,7 +271,7 @@ async def test_whoever_goes_away_from_a_batch_on_its_way_disturbs_nobody() -> No
     assert one.cancelled()
 
 
-async def test_an_error_of_the_batch_reaches_everybody_in_it() -> None:
+async def test_error_of_a_batch_fails_all_its_items() -> None:
     """A conflict or an outage is no single item's, and nothing is sent again."""
     sender = Sender(errors={"2": error()})
     batcher = new_batcher(sender)
@@ -282,7 +282,7 @@ async def test_an_error_of_the_batch_reaches_everybody_in_it() -> None:
     assert sender.batches == [("a", ["1", "2", "3"])]
 
 
-async def test_an_error_of_one_batch_is_not_the_next_ones() -> None:
+async def test_error_of_a_batch_does_not_fail_the_next_batch() -> None:
     """The lane goes on."""
     sender = Sender(errors={"1": error()})
     batcher = new_batcher(sender, batch_max=1)
@@ -294,7 +294,7 @@ async def test_an_error_of_one_batch_is_not_the_next_ones() -> None:
     assert answers == [sender.errors["1"], "a:2", "b:3"]
 
 
-async def test_a_defect_that_one_item_meets_is_its_own() -> None:
+async def test_defect_of_one_item_fails_only_that_item() -> None:
     """Where a batch breaks unexpectedly each item is sent by itself, so that the guilty one alone hears of it."""
     sender = Sender(errors={"2": ZeroDivisionError("a defect")})
     batcher = new_batcher(sender)
@@ -306,7 +306,7 @@ async def test_a_defect_that_one_item_meets_is_its_own() -> None:
     assert [items for _, items in sender.batches] == [["1", "2", "3"], ["1"], ["2"], ["3"]]
 
 
-async def test_a_defect_of_a_single_item_ends_no_lane() -> None:
+async def test_defect_of_a_single_item_ends_no_worker() -> None:
     """It is raised where its answer is awaited; if nobody awaits it any more, nowhere."""
     sender = Sender(is_open=False, errors={"1": ZeroDivisionError("a defect")})
     batcher = new_batcher(sender)
@@ -321,13 +321,13 @@ async def test_a_defect_of_a_single_item_ends_no_lane() -> None:
     assert await batcher.submit("a", ["3"])[0] == "a:3"
 
 
-async def test_an_idle_line_is_drained() -> None:
+async def test_idle_batcher_is_drained() -> None:
     """There is nothing to wait for."""
     async with asyncio.timeout(5.0):
         await new_batcher(Sender()).drain()
 
 
-async def test_a_line_is_drained_when_everything_has_been_answered() -> None:
+async def test_drain_waits_for_all_results() -> None:
     """Also what waits for its batch by then, and whether or not somebody waits for the answer."""
     sender = Sender(is_open=False)
     batcher = new_batcher(sender, batch_max=1, max_concurrent_batches=2)
@@ -348,7 +348,7 @@ async def test_a_line_is_drained_when_everything_has_been_answered() -> None:
     assert sender.batches == [("a", ["1"]), ("b", ["1"]), ("a", ["2"])]
 
 
-async def test_nothing_of_a_call_is_sent_behind_a_batch_that_failed() -> None:
+async def test_rest_of_a_call_is_not_sent_after_its_batch_failed() -> None:
     """An item is judged by those before it: sent without them, it would get an answer for good that is wrong."""
     away = error(Reason.DATABASE_UNAVAILABLE)
     sent: list[list[int]] = []

@@ -63,7 +63,7 @@ def test_material_stays_the_same_object_until_its_files_change(tmp_path: Path) -
     assert source.current().key == renewed.key
 
 
-def test_files_behind_links_are_renewed_when_a_link_turns(tmp_path: Path) -> None:
+def test_files_are_reloaded_when_a_symbolic_link_changes(tmp_path: Path) -> None:
     """As Kubernetes mounts its secrets: one link leads to the folder of both files."""
     for number in (1, 2):
         (tmp_path / str(number)).mkdir()
@@ -77,7 +77,7 @@ def test_files_behind_links_are_renewed_when_a_link_turns(tmp_path: Path) -> Non
     assert source.current().chain == renewed.chain
 
 
-def test_half_a_renewal_is_logged_once_and_waited_out(tmp_path: Path, logs: StringIO) -> None:
+def test_incomplete_renewal_is_logged_once(tmp_path: Path, logs: StringIO) -> None:
     """The old pair stays whole: never one's certificate with the other's key."""
     source = TlsSource(files_in(tmp_path, AUTHORITY.issue()))
     first, renewed = source.current(), AUTHORITY.issue()
@@ -93,7 +93,7 @@ def test_half_a_renewal_is_logged_once_and_waited_out(tmp_path: Path, logs: Stri
     ]
 
 
-def test_wrong_files_are_read_again_even_if_they_look_unchanged(
+def test_invalid_files_are_read_again_even_if_they_look_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two writes within one tick of the file system's clock look alike."""
@@ -140,7 +140,7 @@ def test_a_key_that_every_user_may_read_is_logged(tmp_path: Path, logs: StringIO
     assert "private key is readable by every user of this machine" in events(logs)
 
 
-def test_an_encrypted_key_is_refused_without_a_question(tmp_path: Path) -> None:
+def test_encrypted_key_is_refused_without_prompting(tmp_path: Path) -> None:
     """OpenSSL would ask the terminal for its password."""
     issued = AUTHORITY.issue()
     files = files_in(tmp_path, issued)
@@ -165,7 +165,7 @@ def test_an_encrypted_key_is_refused_without_a_question(tmp_path: Path) -> None:
         rsa.generate_private_key(65_537, 1_024),  # noqa: S505 - it is refused
     ],
 )
-def test_keys_that_grpc_does_not_speak_are_refused(tmp_path: Path, key: CertificateIssuerPrivateKeyTypes) -> None:
+def test_key_algorithms_that_grpc_lacks_are_refused(tmp_path: Path, key: CertificateIssuerPrivateKeyTypes) -> None:
     """Its server would name the address as the cause, or serve what none of its clients accepts."""
     files = files_in(tmp_path, AUTHORITY.issue(key=key))
 
@@ -173,7 +173,7 @@ def test_keys_that_grpc_does_not_speak_are_refused(tmp_path: Path, key: Certific
         load(files)
 
 
-def test_what_is_no_small_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_pipes_devices_and_large_files_are_refused_at_once(tmp_path: Path) -> None:
     """A pipe would be waited for, and of a large file the last certificates would be missing."""
     pipe, large = tmp_path / "pipe", tmp_path / "large"
     os.mkfifo(pipe)
@@ -188,7 +188,7 @@ def test_what_is_no_small_regular_file_is_refused_at_once(tmp_path: Path) -> Non
     ("names", "expected"),
     [(["a.example", "b.example"], "a.example"), (["*.a.example"], "any.a.example"), ([], "127.0.0.1")],
 )
-def test_a_name_of_a_certificate(names: list[str], expected: str) -> None:
+def test_name_of_a_certificate(names: list[str], expected: str) -> None:
     """A client that asks for it is shown nothing wrong."""
     certificate = x509.load_pem_x509_certificate(AUTHORITY.issue(names=names).chain)
 

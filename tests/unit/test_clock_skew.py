@@ -82,7 +82,7 @@ class Clocks:
         return self.database_ms
 
 
-async def test_the_difference_is_taken_at_the_middle_of_the_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_difference_is_measured_at_the_middle_of_the_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that takes 10 s leaves 5 s to be ahead or behind, so that equal clocks stay good."""
     clocks, metrics, elapsed = Clocks(), Metrics(), [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: elapsed[0])
@@ -100,7 +100,7 @@ async def test_the_difference_is_taken_at_the_middle_of_the_round_trip(monkeypat
     assert metrics.clock_skew_seconds._value.get() == 0
 
 
-async def test_nothing_is_trusted_and_no_call_is_answered_before_the_first_comparison() -> None:
+async def test_no_call_is_allowed_before_the_first_comparison() -> None:
     """A server that has never reached its database does not know its clock."""
     clocks = Clocks()
     skew = ClockSkew(clocks, Metrics())

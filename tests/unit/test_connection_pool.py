@@ -80,7 +80,7 @@ async def use(pool: ConnectionPool) -> Any:
         return driver
 
 
-async def test_the_connection_that_was_used_last_is_used_next(drivers: Drivers) -> None:
+async def test_most_recently_used_connection_is_reused_first(drivers: Drivers) -> None:
     """Others are there for calls at the same time."""
     pool = ConnectionPool(drivers.connect, 3)
     assert len({id(await use(pool)) for _ in range(5)}) == 1
@@ -91,14 +91,14 @@ async def test_the_connection_that_was_used_last_is_used_next(drivers: Drivers) 
     assert pool.connections_in_use == 0
 
 
-async def test_no_more_connections_are_open_than_the_pool_has_places(drivers: Drivers) -> None:
+async def test_open_connections_never_exceed_the_pool_size(drivers: Drivers) -> None:
     """Calls wait for them."""
     pool = ConnectionPool(drivers.connect, 3)
     await asyncio.gather(*(use(pool) for _ in range(50)))
     assert len(drivers.opened) == 3
 
 
-async def test_a_call_that_gets_no_place_in_time_gives_up(drivers: Drivers, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_for_a_connection_times_out(drivers: Drivers, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one behind it gets the place."""
     monkeypatch.setattr(connection_pool, "POOL_TIMEOUT_SECONDS", 0.01)
     pool = ConnectionPool(drivers.connect, 1)
@@ -108,7 +108,7 @@ async def test_a_call_that_gets_no_place_in_time_gives_up(drivers: Drivers, monk
     await use(pool)
 
 
-async def test_a_connection_that_cannot_be_opened_keeps_no_place(drivers: Drivers) -> None:
+async def test_failed_connect_frees_its_slot(drivers: Drivers) -> None:
     """The next call tries again."""
     pool = ConnectionPool(drivers.connect, 1)
     drivers.error = ConnectionRefusedError()
@@ -119,7 +119,7 @@ async def test_a_connection_that_cannot_be_opened_keeps_no_place(drivers: Driver
     await use(pool)
 
 
-async def test_cutting_ends_connections_and_waiting_calls_and_refuses_new_ones(drivers: Drivers) -> None:
+async def test_cut_terminates_connections_and_refuses_callers(drivers: Drivers) -> None:
     """Those that wait for a place, and those that wait for a connection to open."""
     pool = ConnectionPool(drivers.connect, 2)
     async with pool.acquire() as used:
@@ -152,7 +152,7 @@ async def test_a_closed_pool_stays_closed(drivers: Drivers) -> None:
         await use(pool)
 
 
-async def test_closing_waits_a_moment_and_then_terminates(drivers: Drivers, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_waits_a_moment_and_then_terminates(drivers: Drivers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Transactions whose callers are gone end in order where they can."""
     monkeypatch.setattr(connection_pool, "CLOSE_TIMEOUT_SECONDS", 0.05)
     pool = ConnectionPool(drivers.connect, 2)
@@ -188,9 +188,7 @@ async def test_expiry_replaces_all_connections_at_most_once_a_second(
     assert not kept.closed
 
 
-async def test_connections_are_replaced_when_they_are_old_or_unused(
-    drivers: Drivers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_worn_and_idle_connections_are_replaced(drivers: Drivers, monkeypatch: pytest.MonkeyPatch) -> None:
     """After many uses, and those that calls of now do not need."""
     pool = ConnectionPool(drivers.connect, 3)
     await asyncio.gather(*(use(pool) for _ in range(3)))
@@ -212,7 +210,7 @@ async def test_a_connection_whose_call_timed_out_is_terminated(drivers: Drivers)
     await use(pool)
 
 
-async def test_no_place_is_lost_whatever_happens_to_calls(drivers: Drivers) -> None:
+async def test_no_slot_is_lost_when_calls_fail_or_are_cancelled(drivers: Drivers) -> None:
     """Cancellation at any moment, cuts, expiries and failing connections."""
     pool = ConnectionPool(drivers.connect, 4)
     chance = random.Random(7)  # noqa: S311 - it need not be a secret

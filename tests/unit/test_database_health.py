@@ -69,7 +69,7 @@ def database() -> FakeDatabase:
     return FakeDatabase()
 
 
-async def test_connections_are_cut_where_nothing_answers(database: FakeDatabase) -> None:
+async def test_connections_are_cut_if_nothing_responds(database: FakeDatabase) -> None:
     """They are opened again with the first answer."""
     health = Health(database)
     await health.check()
@@ -83,7 +83,7 @@ async def test_connections_are_cut_where_nothing_answers(database: FakeDatabase)
 
 
 @pytest.mark.parametrize("answers", ["calls", "health"])
-async def test_connections_are_left_alone_where_anything_answers(database: FakeDatabase, answers: str) -> None:
+async def test_connections_are_kept_if_anything_responds(database: FakeDatabase, answers: str) -> None:
     """Another call just now, or the first statement of the check itself: the database is slow."""
 
     async def wait(_connection: object) -> None:
@@ -99,7 +99,7 @@ async def test_connections_are_left_alone_where_anything_answers(database: FakeD
     assert database.done == []
 
 
-async def test_a_stall_of_this_process_is_no_hang_of_the_database(database: FakeDatabase) -> None:
+async def test_stall_of_this_process_does_not_count_as_a_hang(database: FakeDatabase) -> None:
     """The answer was there all the while."""
     database.answer_seconds = 0.1
     health = Health(database)
@@ -111,7 +111,7 @@ async def test_a_stall_of_this_process_is_no_hang_of_the_database(database: Fake
     assert health.found == [True]
 
 
-async def test_a_refused_connection_is_no_hang(database: FakeDatabase) -> None:
+async def test_refused_connection_does_not_count_as_a_hang(database: FakeDatabase) -> None:
     """Calls find out by themselves, and at once, when it is over."""
 
     async def refuse(_connection: object) -> None:
@@ -123,7 +123,7 @@ async def test_a_refused_connection_is_no_hang(database: FakeDatabase) -> None:
     assert database.done == ["resume"]
 
 
-async def test_the_first_check_that_fails_gives_the_cause(database: FakeDatabase) -> None:
+async def test_first_failing_check_determines_the_cause(database: FakeDatabase) -> None:
     """Further ones are not run."""
 
     async def fail(_connection: object) -> None:
@@ -134,7 +134,7 @@ async def test_the_first_check_that_fails_gives_the_cause(database: FakeDatabase
     assert health.cause == "the clock is wrong"
 
 
-async def test_nothing_ends_the_checks_but_close(database: FakeDatabase) -> None:
+async def test_only_close_ends_the_checks(database: FakeDatabase) -> None:
     """Not even a fault in what is done with their result; and close does not wait for an answer."""
     health = Health(database)
     health._on_check = None  # type: ignore[assignment] # calling it is a fault

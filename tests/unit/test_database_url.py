@@ -72,7 +72,7 @@ def test_verified_tls_is_enough(url: str) -> None:
 @pytest.mark.parametrize(
     "variables", [{"PGHOST": "db.example.com"}, {"PGHOST": "%6cocalhost"}, {"PGSERVICE": "loyalty"}]
 )
-def test_hosts_of_the_environment_count(variables: dict[str, str]) -> None:
+def test_hosts_from_the_environment_are_checked(variables: dict[str, str]) -> None:
     """The driver takes them where the URL names no host."""
     with pytest.raises(ValueError, match="is beyond loopback"):
         check_database_url("postgresql:///pointbook", allow_plaintext=False, environment=variables)
@@ -93,7 +93,7 @@ def test_hosts_of_the_environment_count(variables: dict[str, str]) -> None:
         "postgresql://localhost/pointbook?port=5432,x",
     ],
 )
-def test_another_form_is_refused(url: str) -> None:
+def test_other_forms_are_refused(url: str) -> None:
     """In words that quote nothing of it."""
     with pytest.raises(ValueError, match=FORM):
         check_database_url(url, allow_plaintext=True, environment={})

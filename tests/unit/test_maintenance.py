@@ -5,7 +5,7 @@ from collections import Counter
 from pointbook_server.maintenance import merchant_by_merchant
 
 
-async def test_it_goes_on_to_the_merchants_that_were_not_found_at_first() -> None:
+async def test_work_continues_until_no_merchant_is_left() -> None:
     """Two are found at a time, and each has its work done in parts; what somebody holds is left."""
     left = Counter({"a": 250, "b": 100, "c": 1, "held": 7, "d": 30})
 

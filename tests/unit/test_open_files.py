@@ -32,7 +32,9 @@ def test_the_soft_limit_becomes_the_hard_one() -> None:
         (resource.RLIM_INFINITY, CONNECTIONS_MAX),
     ],
 )
-def test_connections_leave_files_for_the_rest(monkeypatch: pytest.MonkeyPatch, files: int, connections: int) -> None:
+def test_connection_limit_leaves_files_for_everything_else(
+    monkeypatch: pytest.MonkeyPatch, files: int, connections: int
+) -> None:
     """The database, logs and health can always open what they need."""
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (files, files))
     assert max_client_connections(10) == connections

@@ -15,7 +15,7 @@ async def test_a_single_caller_never_waits() -> None:
         await asyncio.wait_for(pacer.wait(), 0.5)
 
 
-async def test_callers_together_wait_for_their_number() -> None:
+async def test_delay_grows_with_the_number_of_waiting_callers() -> None:
     """However many they are, so many are answered in a second."""
     pacer = Pacer(calls_per_second=100.0)
     began = time.monotonic()
@@ -23,7 +23,7 @@ async def test_callers_together_wait_for_their_number() -> None:
     assert time.monotonic() - began >= 0.49
 
 
-async def test_only_a_bounded_number_waits() -> None:
+async def test_number_of_delayed_callers_is_bounded() -> None:
     """Those beyond it do not cost memory."""
     pacer = Pacer(calls_per_second=0.01, waiting_max=2)
     first = asyncio.create_task(pacer.wait())

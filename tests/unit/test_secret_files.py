@@ -78,7 +78,7 @@ def test_a_file_counts_as_a_required_setting(monkeypatch: pytest.MonkeyPatch, tm
     assert settings_problems([ServerSettings], environment, required=("database_url",), overrides={}) == []
 
 
-def test_what_is_no_secret_has_no_file() -> None:
+def test_only_secrets_can_come_from_files() -> None:
     """The variable is unknown, so that nobody believes in it."""
     (problem,) = settings_problems([ServerSettings], {"POINTBOOK_GRPC_ADDRESS_FILE": "/x"}, overrides={})
 
@@ -95,7 +95,7 @@ def test_what_is_no_secret_has_no_file() -> None:
         (None, "cannot be read: No such file or directory"),
     ],
 )
-def test_an_unusable_file_stops_the_start(
+def test_unusable_secret_file_prevents_the_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, problem: str
 ) -> None:
     """The error names the variable, and neither the file's content nor its path."""
@@ -114,7 +114,7 @@ def test_an_unusable_file_stops_the_start(
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
-def test_what_is_no_regular_file_stops_the_start_at_once(
+def test_pipe_as_secret_file_prevents_the_start_at_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
 ) -> None:
     """A pipe that nobody writes to would be waited for, and one that somebody does could be read only once."""
@@ -131,7 +131,7 @@ def test_what_is_no_regular_file_stops_the_start_at_once(
         ShimSettings()
 
 
-def test_a_secret_that_is_given_twice_stops_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_secret_set_twice_prevents_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Which of them would win is nothing to guess at."""
     file = tmp_path / "keys"
     file.write_text(KEY)

@@ -68,7 +68,7 @@ def test_code_keys_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
         f"k1:{NEW},k1:{OLD}",
     ],
 )
-def test_wrong_code_keys_stop_the_start(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
+def test_invalid_code_keys_prevent_the_start(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
     """A key that is too short, not base64, nameless or named twice would make guessable or unreadable codes."""
     monkeypatch.setenv("POINTBOOK_CODE_KEYS", keys)
 
@@ -131,7 +131,7 @@ def test_loopback(address: str, *, expected: bool) -> None:
     assert expected is is_loopback(address)
 
 
-def test_plaintext_beyond_loopback_must_be_wanted() -> None:
+def test_plaintext_beyond_loopback_must_be_allowed() -> None:
     """The server refuses to start on an open address in plaintext, unless it is told so."""
     with pytest.raises(ValidationError, match="POINTBOOK_ALLOW_PLAINTEXT"):
         ServerSettings(grpc_address="0.0.0.0:50051")
@@ -157,7 +157,7 @@ def test_with_tls_the_server_may_listen_beyond_loopback() -> None:
         ({"TLS_CLIENT_CA_FILE": "x"}, "tls_client_ca_file"),
     ],
 )
-def test_half_of_the_tls_settings_stops_the_start(
+def test_incomplete_tls_settings_prevent_the_start(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], wrong: str
 ) -> None:
     """A server that was meant to encrypt never runs without."""
@@ -204,7 +204,7 @@ def test_empty_tls_settings_are_unset(monkeypatch: pytest.MonkeyPatch) -> None:
         ("apprise_email_url", "json://localhost/"),
     ],
 )
-def test_other_values_are_wrong(name: str, value: Any) -> None:
+def test_other_values_are_refused(name: str, value: Any) -> None:
     """A wrong setting stops the start and is named."""
     with pytest.raises(ValidationError, match=name):
         ServerSettings(**{name: value})
@@ -230,7 +230,7 @@ def test_providers_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch
     assert (mail_sender.display_name, mail_sender.domain) == ("Points", "example.com")
 
 
-def test_without_providers_there_are_none() -> None:
+def test_no_providers_by_default() -> None:
     """Nothing is sent anywhere by itself."""
     settings = ServerSettings()
 
@@ -265,7 +265,7 @@ def test_smtp_needs_a_sender() -> None:
         ServerSettings(smtp_url=SecretStr("smtps://mail.example.com"))
 
 
-def test_codes_leave_loopback_encrypted_unless_told() -> None:
+def test_sms_gateway_beyond_loopback_needs_https_unless_allowed() -> None:
     """A gateway in a network that encrypts by itself is as good as a server in it."""
     with pytest.raises(ValidationError, match=r"sms_url[\s\S]*POINTBOOK_ALLOW_PLAINTEXT"):
         ServerSettings(sms_url=SecretStr("http://sms.example.com/"))
@@ -279,7 +279,7 @@ def test_codes_leave_loopback_encrypted_unless_told() -> None:
         assert ServerSettings(sms_url=SecretStr(url), allow_plaintext=allowed).sms_url is not None
 
 
-def test_settings_never_change() -> None:
+def test_settings_are_immutable() -> None:
     """What the server was started with is what it runs with."""
     with pytest.raises(ValidationError, match="frozen"):
         ServerSettings().workers = 2

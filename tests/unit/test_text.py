@@ -72,7 +72,7 @@ def test_visible_characters_and_blanks_stay(text: str) -> None:
         ("\u200b\n", ""),
     ],
 )
-def test_a_pasted_value_is_what_is_seen_of_it(text: str, expected: str) -> None:
+def test_pasted_value_is_its_visible_part(text: str, expected: str) -> None:
     """Blanks inside stay; what a control character separates is not joined."""
     assert pasted(text) == expected
 

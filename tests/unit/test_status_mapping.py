@@ -124,7 +124,7 @@ def test_every_reason_has_the_retry_of_its_comment() -> None:
     assert retries == {reason.value: REASONS[reason].retry.value for reason in Reason}
 
 
-def test_only_what_a_prompt_retry_can_mend_is_unavailable() -> None:
+def test_unavailable_is_only_for_causes_that_pass_soon() -> None:
     """A standard retry policy repeats UNAVAILABLE within seconds, for every reason."""
     retries = {reason: REASONS[reason].retry for reason in Reason if grpc_code(reason) is StatusCode.UNAVAILABLE}
 
@@ -138,7 +138,7 @@ def test_only_what_a_prompt_retry_can_mend_is_unavailable() -> None:
     }
 
 
-def test_what_a_retry_cannot_mend_has_no_code_that_callers_repeat() -> None:
+def test_retried_grpc_codes_mean_that_a_retry_can_help() -> None:
     """But for a stale etag, whose code the contract of gRPC prescribes."""
     helpful = {Retry.SOON, Retry.LATER}
     repeated = {reason for reason in Reason if REASONS[reason].retry not in helpful and grpc_code(reason) in REPEATED}
@@ -158,14 +158,14 @@ def test_an_error_names_its_reason_and_values() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "expected_ms"), [(0.0, 0), (1.0, 1_000), (59.25, 59_250), (1.009, 1_009)])
-def test_a_retry_is_told_when(seconds: float, expected_ms: int) -> None:
+def test_retry_info_names_the_delay(seconds: float, expected_ms: int) -> None:
     """RetryInfo tells when to come again, to the millisecond."""
     status = to_status(PointbookError(Reason.DELIVERY_FAILED, "No.", retry_after_seconds=seconds))
 
     assert expected_ms == detail(status, RetryInfo).retry_delay.ToMilliseconds()
 
 
-def test_few_violations_are_all_told() -> None:
+def test_few_violations_are_all_included() -> None:
     """A request is mended in one go: each wrong field by its path."""
     violations = [FieldViolation(f"field[{index}]", "must be shorter") for index in range(50)]
     status = to_status(invalid(violations))
@@ -175,7 +175,7 @@ def test_few_violations_are_all_told() -> None:
     assert "omitted_violations" not in detail(status, ErrorInfo).metadata
 
 
-def test_beyond_fifty_violations_the_rest_is_counted() -> None:
+def test_violations_beyond_fifty_are_counted() -> None:
     """The first fifty wrong fields are named, the others counted."""
     status = to_status(invalid([FieldViolation(f"f[{index}]", "is required") for index in range(200)]))
 

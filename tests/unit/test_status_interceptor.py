@@ -28,7 +28,7 @@ class LeavingCaller:
         raise grpc.aio.InternalError('Failed "execute_batch"')
 
 
-async def test_a_caller_that_goes_away_at_its_status_is_no_fault() -> None:
+async def test_caller_that_disconnects_at_its_status_is_not_an_error() -> None:
     """Any other exception than a cancellation is logged by gRPC as an error, with its trace."""
 
     async def refuse(_requests: object, _context: object) -> bytes:

@@ -20,7 +20,7 @@ def wrong_fields(fields: Fields) -> dict[str, str]:
     return {violation.field: violation.description for violation in caught.value.violations}
 
 
-def test_nothing_wrong_raises_nothing() -> None:
+def test_valid_fields_raise_nothing() -> None:
     """A right request passes."""
     fields = Fields()
     fields.identifier("a", "x")
@@ -28,7 +28,7 @@ def test_nothing_wrong_raises_nothing() -> None:
     fields.check()
 
 
-def test_every_wrong_field_is_named_at_once() -> None:
+def test_all_invalid_fields_are_named_at_once() -> None:
     """A caller mends a request in one go, and reads the first fields in the message."""
     fields = Fields()
     fields.identifier("a.id", "")
@@ -50,7 +50,7 @@ def test_ids_are_visible_ascii(value: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "x" * 65, "a b", "a\n", "\x00", "\x7f", "é", "\uff11"])
-def test_other_ids_are_wrong(value: str) -> None:
+def test_other_ids_are_invalid(value: str) -> None:
     """Spaces, control characters and other scripts are no ids."""
     fields = Fields()
     fields.identifier("id", value)
@@ -125,7 +125,7 @@ def test_decimals(value: str, expected: Decimal | None) -> None:
         f"0.{'1' * 13}",
     ],
 )
-def test_other_decimals_are_wrong(value: str) -> None:
+def test_other_decimals_are_invalid(value: str) -> None:
     """Only plain digits above zero are taken, so that no caller is misread."""
     fields = Fields()
 
@@ -150,7 +150,7 @@ def test_decimals_are_written_plainly() -> None:
 
 
 @pytest.mark.parametrize("time_ms", [-62_135_596_800_000, -1, 0, 1_780_000_000_123, 253_402_300_799_999])
-def test_times_survive(time_ms: int) -> None:
+def test_times_round_trip(time_ms: int) -> None:
     """A time is written and read to the millisecond, before 1970 too."""
     fields = Fields()
 
@@ -169,7 +169,7 @@ def test_times_survive(time_ms: int) -> None:
         Timestamp(seconds=-(2**63)),
     ],
 )
-def test_impossible_times_are_wrong(value: Timestamp) -> None:
+def test_impossible_times_are_invalid(value: Timestamp) -> None:
     """A timestamp outside of the years 1 to 9999 breaks nothing."""
     fields = Fields()
     fields.time_ms("time", value)
@@ -225,7 +225,7 @@ def test_lists_are_bounded_and_their_items_named() -> None:
     assert set(wrong_fields(fields)) == {"long", "short", "twice", "items[1]"}
 
 
-def test_a_page_token_names_its_place() -> None:
+def test_page_token_returns_its_position() -> None:
     """The next page starts where the last one ended; no token is the first page."""
     fields = Fields()
     token = pagination.write_token(("stores", "m"), ("s-1", 7))
@@ -256,7 +256,7 @@ def test_a_page_token_names_its_place() -> None:
         "W10=",
     ],
 )
-def test_other_page_tokens_are_wrong(token: str) -> None:
+def test_other_page_tokens_are_invalid(token: str) -> None:
     """A token of another list, or one that was tampered with, is refused instead of answered wrongly."""
     fields = Fields()
 
@@ -265,7 +265,7 @@ def test_other_page_tokens_are_wrong(token: str) -> None:
 
 
 @pytest.mark.parametrize("place", [2**63, -(2**63) - 1, 10**30])
-def test_numbers_beyond_the_database_are_no_place(place: int) -> None:
+def test_numbers_beyond_64_bits_are_invalid_positions(place: int) -> None:
     """No number in a token is larger than what the database can compare with."""
     fields = Fields()
 
