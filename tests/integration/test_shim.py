@@ -22,8 +22,8 @@ from pointbook.v1 import points_pb2, points_pb2_grpc, webhooks_pb2, webhooks_pb2
 from pointbook_server.errors import FieldViolation, PointbookError, Reason, store_not_found
 from pointbook_server.rpc.status_mapping import to_status
 from shopline_shim import signature
-from shopline_shim.app import Shim
-from shopline_shim.deadlines import DeadlineProtocol
+from shopline_shim.http_protocol import LimitedHttpProtocol
+from shopline_shim.server import ShimServer
 from shopline_shim.settings import ShimSettings
 from support.waiting import until
 
@@ -123,7 +123,7 @@ async def grpc_server(
 class Running:
     """A shim that serves, and the ways to talk to it."""
 
-    shim: Shim
+    shim: ShimServer
     client: httpx.AsyncClient
     points: FakePoints
     webhooks: FakeWebhooks
@@ -181,7 +181,7 @@ async def running(**changes: Any) -> AsyncIterator[Running]:
                 **changes,
             }
         )
-        shim, stop, ready = Shim(settings), asyncio.Event(), asyncio.Event()
+        shim, stop, ready = ShimServer(settings), asyncio.Event(), asyncio.Event()
         serving = asyncio.create_task(shim.serve(stop=stop, ready=ready))
         await asyncio.wait_for(ready.wait(), 5)
         async with httpx.AsyncClient(base_url=f"http://{shim.address}", trust_env=False) as client:
@@ -349,7 +349,7 @@ async def test_what_a_repetition_would_not_change_is_quarantined(shim: Running, 
 
     assert_quarantined(await shim.post())
     [kept] = shim.webhooks.kept
-    assert kept.detail == f"the points book answers {code.name}"
+    assert kept.detail == f"the server returned {code.name}"
 
 
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code.name not in {"OK", *DEFINITE}])
@@ -388,7 +388,7 @@ def elsewhere() -> PointbookError:
         (
             PointbookError(Reason.EVENT_ID_REUSED, "", metadata={"event_id": "e"}),
             "EVENT_ID_REUSED",
-            "the event must have the content that the book has under its id",
+            "the event must have the content that is stored under its id",
         ),
         (
             PointbookError(
@@ -405,7 +405,7 @@ def elsewhere() -> PointbookError:
         (
             PointbookError(Reason.INSUFFICIENT_POINTS, ""),
             "REFUSED",
-            "the points book answers FAILED_PRECONDITION INSUFFICIENT_POINTS",
+            "the server returned FAILED_PRECONDITION INSUFFICIENT_POINTS",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) and value.isupper() else "",
@@ -489,7 +489,7 @@ async def test_broken_details_of_an_error_are_no_details(shim: Running, monkeypa
     monkeypatch.setattr(rpc_status, "from_call", broken)
 
     assert_quarantined(await shim.post())
-    assert shim.webhooks.kept[0].detail == "the points book answers NOT_FOUND"
+    assert shim.webhooks.kept[0].detail == "the server returned NOT_FOUND"
 
 
 async def test_what_is_quarantined_is_counted(shim: Running) -> None:
@@ -881,13 +881,13 @@ async def test_stop_finishes_what_runs() -> None:
 async def test_stop_waits_for_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """What has not ended when the time to drain is over is answered 503."""
     received: list[bytes] = []
-    data_received = DeadlineProtocol.data_received
+    data_received = LimitedHttpProtocol.data_received
 
-    def note(self: DeadlineProtocol, data: bytes) -> None:
+    def note(self: LimitedHttpProtocol, data: bytes) -> None:
         data_received(self, data)
         received.append(data)
 
-    monkeypatch.setattr(DeadlineProtocol, "data_received", note)
+    monkeypatch.setattr(LimitedHttpProtocol, "data_received", note)
     async with running(drain_timeout_seconds=1) as shim:
         reader, writer = await shim.connect()
         writer.write(raw_request(RAW_BODY))

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from pointbook.v1 import webhooks_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from shopline_shim import signature
-from shopline_shim.endpoints import Endpoint
+from shopline_shim.endpoint_bindings import EndpointBinding
 from support.harness import Client, Service, Shop, make_token, unique
 from support.shims import PATH, SECRET, shim_before
 
@@ -27,8 +27,8 @@ POINTS_ID, CUSTOMERS_ID, UPDATE_ID = "points-endpoint-0001", "customers-endpoint
 async def http(service: Service, admin_token: str, shop: Shop) -> AsyncIterator[httpx.AsyncClient]:
     """A shim with three endpoints for a shop, beside the unbound one with a secret of its own."""
 
-    def endpoint(*topics: str) -> Endpoint:
-        return Endpoint(
+    def endpoint(*topics: str) -> EndpointBinding:
+        return EndpointBinding(
             merchant_id=shop.merchant_id,
             store_ids=(shop.store_id,),
             topics=topics,
@@ -140,7 +140,7 @@ async def test_two_topics_need_the_header(http: httpx.AsyncClient, client: Clien
 
 async def test_endpoints_alone_close_the_unbound_path(service: Service, admin_token: str, shop: Shop) -> None:
     """Without an app secret there is nothing at /webhooks/shopline."""
-    binding = Endpoint(
+    binding = EndpointBinding(
         merchant_id=shop.merchant_id, store_ids=(shop.store_id,), topics=(POINTS,), secrets=(SecretStr(OWN_SECRET),)
     )
     changes = {"shopline_secrets": (), "shopline_endpoints": {POINTS_ID: binding}}

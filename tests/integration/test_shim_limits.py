@@ -14,8 +14,8 @@ import uvicorn
 from prometheus_client import Counter
 from uvicorn.server import ServerState
 
-from shopline_shim.connections import Connections
-from shopline_shim.deadlines import DeadlineProtocol
+from shopline_shim.connection_limits import ConnectionLimits
+from shopline_shim.http_protocol import LimitedHttpProtocol
 from shopline_shim.settings import ShimSettings
 from support.harness import Service
 from support.shims import PATH, shim_before
@@ -96,10 +96,10 @@ class Cuttable:
         self.is_cut = True
 
 
-def connections(connections_max: int, bytes_max: int = 1_000) -> Connections:
+def connections(connections_max: int, bytes_max: int = 1_000) -> ConnectionLimits:
     """Return the bounds of a shim without connections."""
     evicted = Counter("evicted", "Test.", ("bound",), registry=None)
-    return Connections(connections_max=connections_max, bytes_max=bytes_max, evicted=evicted)
+    return ConnectionLimits(connections_max=connections_max, bytes_max=bytes_max, evicted=evicted)
 
 
 def test_strangers_cut_no_connection_that_brought_an_authentic_request() -> None:
@@ -167,8 +167,8 @@ async def test_the_largest_headers_and_body_arrive_together(service: Service) ->
 async def test_a_client_that_reads_nothing_is_cut(last: str) -> None:
     """A transport that closes waits for its client to read what is left, so that the wait has an end."""
     transport = UnreadTransport()
-    state = {"settings": ShimSettings(request_timeout_seconds=0.05), "connections": connections(10)}
-    protocol = DeadlineProtocol(uvicorn.Config(healthy, ws="none", log_config=None), ServerState(), state)
+    state = {"settings": ShimSettings(request_timeout_seconds=0.05), "connection_limits": connections(10)}
+    protocol = LimitedHttpProtocol(uvicorn.Config(healthy, ws="none", log_config=None), ServerState(), state)
     protocol.connection_made(transport)
     if last == "refused":
         protocol.data_received(b"no HTTP\r\n\r\n")
@@ -191,10 +191,10 @@ async def test_a_closed_connection_leaves_nothing_to_the_garbage_collector() -> 
         gc.enable()
 
 
-async def closed_connection() -> weakref.ref[DeadlineProtocol]:
+async def closed_connection() -> weakref.ref[LimitedHttpProtocol]:
     """Return a connection that was lost after three requests."""
-    state = {"settings": ShimSettings(), "connections": connections(10)}
-    protocol = DeadlineProtocol(uvicorn.Config(healthy, ws="none", log_config=None), ServerState(), state)
+    state = {"settings": ShimSettings(), "connection_limits": connections(10)}
+    protocol = LimitedHttpProtocol(uvicorn.Config(healthy, ws="none", log_config=None), ServerState(), state)
     protocol.connection_made(UnreadTransport())
     protocol.data_received(3 * b"GET / HTTP/1.1\r\nhost: shim\r\n\r\n")
     await until(lambda: protocol.cycle.response_complete, 1)

@@ -18,7 +18,7 @@ from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.access.model import Scope
 from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.server import Server
-from shopline_shim import app as app_module
+from shopline_shim import missed_calls_endpoint as app_module
 from support.codes import issue
 from support.database_proxy import proxied
 from support.harness import NOW_MS, Client, Service, Shop, make_token, refused, server_settings, unique

@@ -18,8 +18,8 @@ from pointbook_server.programs.model import Channel
 from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.server import Server
 from pointbook_server.webhooks import servicer as servicer_module
-from shopline_shim import app as app_module
 from shopline_shim import signature, translate
+from shopline_shim import webhooks_endpoint as app_module
 from support.harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, make_token, server_settings, unique
 from support.json_logs import json_logs
 from support.shims import PATH, SECRET, shim_before

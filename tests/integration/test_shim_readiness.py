@@ -13,7 +13,7 @@ from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
 from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.db.database import Database
 from pointbook_server.server import Server
-from shopline_shim.readiness import Readiness
+from shopline_shim.readiness import ReadinessCheck
 from shopline_shim.settings import ShimSettings
 from support.harness import NOW_MS, Client, Service, make_token, server_settings, unique
 from support.shims import shim_before
@@ -168,8 +168,8 @@ class CountingServer:
 
 async def test_probes_share_one_question_about_the_token() -> None:
     """However many come at once, or one after the other."""
-    server, shim = CountingServer(), Readiness(ShimSettings(shopline_secrets=(SecretStr("shop-secret"),)))
+    server, shim = CountingServer(), ReadinessCheck(ShimSettings(shopline_secrets=(SecretStr("shop-secret"),)))
 
-    assert set(await asyncio.gather(*(shim.cause(server) for _ in range(50)))) == {""}
-    assert {await shim.cause(server) for _ in range(50)} == {""}
+    assert set(await asyncio.gather(*(shim.find_cause(server) for _ in range(50)))) == {""}
+    assert {await shim.find_cause(server) for _ in range(50)} == {""}
     assert server.asked == 1

@@ -21,9 +21,9 @@ from pointbook_common import certificates
 from pointbook_common.errors import SettingError
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.server import Server
-from shopline_shim import grpc_channel, https
-from shopline_shim.app import Shim
+from shopline_shim import grpc_channel, tls_context
 from shopline_shim.grpc_channel import RenewingChannel, client_tls_source, open_aio_channel
+from shopline_shim.server import ShimServer
 from shopline_shim.settings import ShimSettings
 from shopline_shim.signature import sign
 from support.certificates import Authority, Issued, handshake, replace, serial_of, served_serial
@@ -59,7 +59,7 @@ def webhook(shop: Shop, buyer_id: str, value: int = 20) -> tuple[bytes, dict[str
 @contextlib.asynccontextmanager
 async def shim(settings: ShimSettings) -> AsyncIterator[str]:
     """Run a shim, and yield its address."""
-    running, stop, ready = Shim(settings), asyncio.Event(), asyncio.Event()
+    running, stop, ready = ShimServer(settings), asyncio.Event(), asyncio.Event()
     serving = asyncio.create_task(running.serve(stop=stop, ready=ready))
     await asyncio.wait_for(ready.wait(), 5)
     try:
@@ -198,7 +198,7 @@ async def test_a_renewed_client_certificate_is_used_without_a_failed_call(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The channel is opened again, and calls that run go on over the one before."""
-    monkeypatch.setattr(grpc_channel, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(grpc_channel, "TLS_CHECK_SECONDS", 0.0)
     tokens = [
         await make_token(service.database_url, [ALL_MERCHANTS], [Scope.REDEEM], client_names=[name])
         for name in ("first.internal", "second.internal")
@@ -235,14 +235,14 @@ async def test_files_that_openssl_refuses_are_logged_once_a_renewal(tmp_path: Pa
     (tmp_path / "ca.crt").write_bytes(AUTHORITY.pem)
     settings = shim_settings(tmp_path)
     weak = AUTHORITY.issue("weak", key=rsa.generate_private_key(65_537, 1_024))  # noqa: S505 - it is refused
-    with json_logs(https) as logged:
+    with json_logs(tls_context) as logged:
         async with shim(settings) as address:
             old = await asyncio.to_thread(served_serial, port_of(address))
             renewed = AUTHORITY.issue("shim")
             Issued(renewed.chain + weak.chain, renewed.key).write(tmp_path, "http")
             served = [await asyncio.to_thread(served_serial, port_of(address)) for _ in range(3)]
         with pytest.raises(OSError, match=r"POINTBOOK_HTTP_TLS_CERT_FILE: .*TOO_SMALL"):
-            https.server_context(settings)
+            tls_context.build_tls_context(settings)
 
     assert served == [old] * 3
     assert logged.getvalue().count("changed TLS files are invalid, still using the previous ones") == 1
@@ -255,7 +255,7 @@ async def test_wrong_files_stop_the_start(tmp_path: Path) -> None:
     replace(tmp_path / "http.key", AUTHORITY.issue().key)
 
     with pytest.raises(SettingError, match="POINTBOOK_HTTP_TLS_KEY_FILE: the key does not belong to"):
-        await Shim(settings).serve(stop=asyncio.Event())
+        await ShimServer(settings).serve(stop=asyncio.Event())
 
 
 async def test_connections_without_a_handshake_count(service: Service, tmp_path: Path) -> None:

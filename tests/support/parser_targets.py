@@ -17,7 +17,7 @@ from pointbook_common import text
 from pointbook_server.customers import emails, phones
 from pointbook_server.rpc import pagination
 from pointbook_server.rpc.request_fields import Fields, read_etag
-from shopline_shim import missed_calls, quarantine, signature, translate
+from shopline_shim import body_reader, callback_secret, quarantine_cause, signature, translate, translate_missed_call
 
 SECRET = "app-secret"
 NOW_MS = 1_780_000_000_000
@@ -81,16 +81,18 @@ def read_headers(data: bytes) -> None:
     value = data.decode("latin-1")
     translate.topic([value, value])
     translate.merchant_id({"X-Shopline-Merchant-Id": value})
-    for header in quarantine.keep_headers([(b"x-shopline-topic", data), (data, b"value")]):
+    for header in quarantine_cause.stored_headers([(b"x-shopline-topic", data), (data, b"value")]):
         header.SerializeToString()
 
 
 def read_missed_call(data: bytes) -> None:
     """Read a callback of either form."""
-    assert not missed_calls.knows_secret([SECRET], {"authorization": data.decode("latin-1")})
+    assert not callback_secret.verify([SECRET], {"authorization": data.decode("latin-1")})
     for kind in ("application/json", "application/x-www-form-urlencoded", data[:40].decode("latin-1")):
-        with contextlib.suppress(missed_calls.MalformedCall):
-            call = missed_calls.missed_call({"content-type": kind}, data[:60].decode("latin-1"), data, {}, NOW_MS)
+        with contextlib.suppress(translate_missed_call.MalformedCall):
+            call = translate_missed_call.confirm_missed_call(
+                {"content-type": kind}, data[:60].decode("latin-1"), data, {}, NOW_MS
+            )
             call.SerializeToString()
 
 
@@ -125,6 +127,19 @@ def read_tokens(data: bytes) -> None:
     pagination.read_token(Fields(), "page_token", written, "scope", (int, str))
 
 
+MODULES = (
+    body_reader,
+    callback_secret,
+    emails,
+    pagination,
+    phones,
+    quarantine_cause,
+    signature,
+    text,
+    translate,
+    translate_missed_call,
+)
+"""The modules that the coverage-guided fuzzer instruments."""
 TARGETS: tuple[Callable[[bytes], None], ...] = (
     read_points_update,
     read_customer_updates,
@@ -150,7 +165,7 @@ def fuzz(corpus: Path) -> None:
     for number, seed in enumerate(SEEDS):
         for target in range(len(TARGETS)):
             (corpus / f"seed-{number}-{target}").write_bytes(bytes((target,)) + seed)
-    for function in _functions(translate, missed_calls, signature, quarantine, phones, emails, text, pagination):
+    for function in _functions(*MODULES):
         atheris.instrument_func(function)
     atheris.Setup(sys.argv, read_all)
     atheris.Fuzz()

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 from pydantic import SecretStr
 
-from shopline_shim.app import Shim
+from shopline_shim.server import ShimServer
 from shopline_shim.settings import ShimSettings
 
 SECRET = "app-secret"
@@ -26,7 +26,7 @@ async def shim_before(port: int, token: str, **changes: Any) -> AsyncIterator[ht
         "token": SecretStr(token),
     }
     settings = ShimSettings(**{**values, **changes})
-    shim, stop, ready = Shim(settings), asyncio.Event(), asyncio.Event()
+    shim, stop, ready = ShimServer(settings), asyncio.Event(), asyncio.Event()
     serving = asyncio.create_task(shim.serve(stop=stop, ready=ready))
     await asyncio.wait_for(ready.wait(), 5)
     async with httpx.AsyncClient(base_url=f"http://{shim.address}", trust_env=False) as http:

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 import pytest
 
 from pointbook.v1 import redemption_pb2
-from shopline_shim import missed_calls
+from shopline_shim import callback_secret, translate_missed_call
 
 NOW_MS = 1_795_000_000_000
 CALL = {
@@ -29,12 +29,12 @@ def read(
     if isinstance(body, dict):
         body = json.dumps(body) if media_type == JSON else urlencode(body)
     raw_body = body.encode() if isinstance(body, str) else body
-    return missed_calls.missed_call({"content-type": media_type}, query, raw_body, names, NOW_MS)
+    return translate_missed_call.confirm_missed_call({"content-type": media_type}, query, raw_body, names, NOW_MS)
 
 
 def wrong(body: dict[str, Any] | str | bytes, media_type: str = JSON, query: str = "", **names: str) -> set[str]:
     """Tell which fields of a callback are wrong."""
-    with pytest.raises(missed_calls.MalformedCall) as caught:
+    with pytest.raises(translate_missed_call.MalformedCall) as caught:
         read(body, media_type, query, **names)
     return set(caught.value.violations)
 
@@ -173,7 +173,7 @@ def test_everything_wrong_is_named_and_nothing_quoted() -> None:
     """By the names that the provider has for it."""
     body = {"From": "private", "To": "1", "CallSid": "private id", "call_time": "private time"}
     names = {"caller_number": "From", "called_number": "To", "provider_call_id": "CallSid"}
-    with pytest.raises(missed_calls.MalformedCall) as caught:
+    with pytest.raises(translate_missed_call.MalformedCall) as caught:
         read(body, **names)
 
     assert list(caught.value.violations) == ["merchant_id", "From", "To", "CallSid", "call_time"]
@@ -245,7 +245,7 @@ def test_other_media_types(media_type: str) -> None:
 )
 def test_ways_to_know_a_secret(headers: dict[str, str]) -> None:
     """As providers can send it, by any of the secrets."""
-    assert missed_calls.knows_secret(["new", "old"], headers)
+    assert callback_secret.verify(["new", "old"], headers)
 
 
 @pytest.mark.parametrize(
@@ -269,8 +269,8 @@ def test_ways_to_know_a_secret(headers: dict[str, str]) -> None:
 )
 def test_strangers(headers: dict[str, str]) -> None:
     """Whatever is wrong with what they claim, nothing is raised."""
-    assert not missed_calls.knows_secret(["new", "old"], headers)
-    assert not missed_calls.knows_secret([], headers)
+    assert not callback_secret.verify(["new", "old"], headers)
+    assert not callback_secret.verify([], headers)
 
 
 @pytest.mark.parametrize("media_type", [JSON, FORM])

@@ -1,4 +1,7 @@
-"""Endpoints of their own for SHOPLINE's subscriptions, each bound to a merchant, its stores, topics and secrets."""
+"""Webhook endpoints that are bound to a merchant, stores, topics and secrets.
+
+Source: docs/reference/shopline-webhooks.md#what-the-signature-does-not-cover
+"""
 
 import json
 import re
@@ -14,8 +17,11 @@ _ENDPOINT_ID = re.compile(r"[A-Za-z0-9_-]{16,128}")
 _Id = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,64}$")]
 
 
-class Endpoint(BaseModel):
-    """What a webhook at one endpoint may be. SHOPLINE signs neither topic nor merchant, so the binding names them."""
+class EndpointBinding(BaseModel):
+    """The merchant, stores, topics and secrets of one endpoint.
+
+    SHOPLINE signs neither the topic nor the merchant, so the binding states them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, strict=True)
 
@@ -31,12 +37,12 @@ class Endpoint(BaseModel):
             raise ValueError(f"must be of {', '.join(sorted(translate.TRANSLATED_TOPICS))}")
         return topics
 
-    def topic_of(self, named: str) -> str:
-        """Return the topic of a webhook whose headers name one, or none where the binding leaves no choice."""
-        return self.topics[0] if not named and len(self.topics) == 1 else named
+    def resolve_topic(self, header_topic: str) -> str:
+        """Return the topic of the headers or, without one, the endpoint's only topic; empty if it has several."""
+        return self.topics[0] if not header_topic and len(self.topics) == 1 else header_topic
 
-    def complete(self, headers: Headers, topic: str) -> Headers:
-        """Return headers with what the binding knows where they lack it."""
+    def complete_headers(self, headers: Headers, topic: str) -> Headers:
+        """Return the headers with missing ones added from the binding."""
         completed = MutableHeaders(raw=list(headers.raw))
         completed.setdefault("X-Shopline-Topic", topic)
         completed.setdefault("X-Shopline-Merchant-Id", self.merchant_id)
@@ -44,32 +50,32 @@ class Endpoint(BaseModel):
             completed.setdefault("X-Shopline-Shop-Id", self.store_ids[0])
         return completed
 
-    def mismatch(self, headers: Headers, topic: str) -> str:
-        """Return what headers name that the endpoint is not for; empty where they fit."""
+    def find_mismatch(self, headers: Headers, topic: str) -> str:
+        """Return how the headers contradict the binding; empty if they do not."""
         if topic not in self.topics:
             return "X-Shopline-Topic must be a topic of the endpoint"
-        # Of a repeated header, the translation reads the last.
+        # Check every value of a repeated header, because the translation reads the last one.
         if any(merchant_id != self.merchant_id for merchant_id in headers.getlist("x-shopline-merchant-id")):
             return "X-Shopline-Merchant-Id must be the merchant of the endpoint"
         return ""
 
 
-def parse_endpoints(text: str) -> dict[str, Endpoint]:
-    """Read endpoints by their ids from a JSON object. Raises ValueError, which quotes nothing of it."""
+def parse_endpoint_bindings(text: str) -> dict[str, EndpointBinding]:
+    """Parse a JSON object of bindings by endpoint id. Raises ValueError, whose message quotes no value."""
     try:
-        given = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
-        given = None
-    if not isinstance(given, dict) or len(given) > ENDPOINTS_MAX:
+        parsed = None
+    if not isinstance(parsed, dict) or len(parsed) > ENDPOINTS_MAX:
         raise ValueError(f"must be a JSON object of at most {ENDPOINTS_MAX} endpoints")
-    endpoints = {}
-    for number, (endpoint_id, binding) in enumerate(given.items(), start=1):
+    bindings = {}
+    for number, (endpoint_id, value) in enumerate(parsed.items(), start=1):
         if not _ENDPOINT_ID.fullmatch(endpoint_id):
             raise ValueError(f"endpoint {number}: the id must be 16 to 128 letters, digits, - and _, hard to guess")
         try:
-            endpoints[endpoint_id] = Endpoint.model_validate(binding)
+            bindings[endpoint_id] = EndpointBinding.model_validate(value)
         except ValidationError as error:
-            problem = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(map(str, problem["loc"])) or "the binding"
-            raise ValueError(f"endpoint {number}: {field}: {problem['msg'].removeprefix('Value error, ')}") from None
-    return endpoints
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(map(str, first["loc"])) or "the binding"
+            raise ValueError(f"endpoint {number}: {field}: {first['msg'].removeprefix('Value error, ')}") from None
+    return bindings
