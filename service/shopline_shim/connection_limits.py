@@ -18,7 +18,7 @@ log = structlog.get_logger()
 class Connection(Protocol):
     """A connection that can be closed."""
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Close the connection at once, including any request in progress."""
 
 
@@ -91,7 +91,7 @@ class ConnectionLimits:
         if now >= self._logged_at + _LOG_INTERVAL_SECONDS:
             log.warning("connections closed at a limit", bound=limit, count=self._unlogged_count)
             self._unlogged_count, self._logged_at = 0, now
-        connection.cut()
+        connection.abort()
 
 
 def _open_files_max() -> int:

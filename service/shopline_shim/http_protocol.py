@@ -126,7 +126,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Release the bytes of a body that was verified."""
         self._limits.release(self, authentic=authentic)
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Close the connection at once, even before its handshake has ended."""
         if self.transport is not None:
             self.transport.abort()

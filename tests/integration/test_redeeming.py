@@ -27,7 +27,7 @@ from support.redemption import (
     redeem,
     reverse,
 )
-from support.shims import PATH, SECRET, shim_before
+from support.shims import PATH, SECRET, shim_client
 
 
 @pytest.fixture
@@ -482,7 +482,7 @@ async def test_shoplines_webhook_settles_a_redemption(
         "x-shopline-merchant-id": shop.merchant_id,
     }
 
-    async with shim_before(service.server.port, admin_token) as http:
+    async with shim_client(service.server.port, admin_token) as http:
         answers = [await http.post(PATH, content=body, headers=headers) for _ in range(2)]
 
     assert [answer.status_code for answer in answers] == [200, 200]

@@ -1,4 +1,4 @@
-"""Callers that insist, and what the ledger must hold of their events afterwards."""
+"""Callers that retry until they succeed, and a check of the ledger afterwards."""
 
 import asyncio
 import itertools
@@ -17,8 +17,8 @@ CONNECTIONS = 4
 NOW_MS = int(time.time() * 1_000)
 
 
-class Callers:
-    """Callers that each send one event after the other, and again as a retry where the answer was not OK."""
+class RetryingCallers:
+    """Concurrent callers that each send one event after the other and retry those that fail."""
 
     def __init__(self, address: str, token: str, shop: Shop) -> None:
         options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200))
@@ -28,21 +28,21 @@ class Callers:
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self.acknowledged: dict[str, str] = {}
-        self.answers: Counter[str] = Counter()
-        """How calls ended: OK, or the code of the error."""
+        self.codes: Counter[str] = Counter()
+        """The number of calls by status code."""
 
     def start(self, number: int) -> None:
-        """Begin to call."""
+        """Start a number of callers."""
         self._tasks = [asyncio.create_task(self._call(f"buyer-{index}", index)) for index in range(number)]
 
     async def stop(self) -> None:
-        """End when every caller has its last answer."""
+        """Stop after every running call has ended."""
         self._stopping = True
         await asyncio.gather(*self._tasks)
         await asyncio.gather(*(channel.close() for channel in self._channels))
 
-    async def answered(self, more: int, seconds: float = 30.0) -> None:
-        """Wait until so many more calls were acknowledged."""
+    async def wait_for_acknowledged(self, more: int, seconds: float = 30.0) -> None:
+        """Wait until `more` further calls were acknowledged."""
         goal = len(self.acknowledged) + more
 
         async def reached() -> bool:
@@ -66,15 +66,15 @@ class Callers:
         try:
             await points.ApplyPointsUpdate(request, metadata=self._metadata, timeout=20.0)
         except grpc.aio.AioRpcError as error:
-            self.answers[error.code().name] += 1
+            self.codes[error.code().name] += 1
             await asyncio.sleep(0.1)
         else:
-            self.answers["OK"] += 1
+            self.codes["OK"] += 1
             self.acknowledged[request.update.event_id] = request.update.buyer_id
 
 
-async def check_ledger(database_url: str, shop: Shop, callers: Callers) -> None:
-    """Check that every acknowledged event is in the ledger once, and that accounts' entries add up to balances."""
+async def check_ledger(database_url: str, shop: Shop, callers: RetryingCallers) -> None:
+    """Check that every acknowledged event is in the ledger once, and that balances are the sums of their entries."""
     connection = await asyncpg.connect(database_url)
     entries = await connection.fetch(
         "SELECT event_id, buyer_id, updated_value FROM points_entries WHERE merchant_id = $1", shop.merchant_id
@@ -83,12 +83,12 @@ async def check_ledger(database_url: str, shop: Shop, callers: Callers) -> None:
         "SELECT buyer_id, balance, opening, drift FROM points_accounts WHERE merchant_id = $1", shop.merchant_id
     )
     await connection.close()
-    booked = Counter(row["event_id"] for row in entries)
-    assert set(callers.acknowledged) <= set(booked)
-    assert set(booked.values()) == {1}
+    stored = Counter(row["event_id"] for row in entries)
+    assert set(callers.acknowledged) <= set(stored)
+    assert set(stored.values()) == {1}
     sums: Counter[str] = Counter()
     for row in entries:
         sums[row["buyer_id"]] += row["updated_value"]
-    # Each caller sent +1 after +1 from nothing: what is not in the sum was lost, what is twice in it was doubled.
+    # Each caller sent +1 after +1 from zero, so a wrong balance means a lost or doubled event.
     assert {row["buyer_id"]: row["balance"] for row in accounts} == dict(sums)
     assert {(row["opening"], row["drift"]) for row in accounts} == {(0, 0)}

@@ -1,6 +1,7 @@
-"""An honest client in a process of its own, so that what a test does to a server does not slow the clock of it.
+"""An honest client in a separate process, so that the test's own load does not distort its latencies.
 
-Run as a program it reads a number of seconds a line, calls for as long, and prints what it saw as one line of JSON.
+Run as a program, it reads a number of seconds per line, sends calls for that long, and prints a report as a line of
+JSON.
 """
 
 import asyncio
@@ -28,18 +29,18 @@ from pointbook.v1 import points_pb2, points_pb2_grpc
 CALLERS = 4
 PAUSE_SECONDS = 0.01
 CALL_SECONDS_MAX = 10.0
-CALLS_A_CONNECTION = 25
-"""Some calls come over new connections, as those of a client that has just started."""
+CALLS_PER_CONNECTION = 25
+"""Calls per connection, so that some calls use new connections, like a client that has just started."""
 P99_RATIO_MAX = 2.0
-"""How many times as long honest calls may take while, or after, strangers do what they can."""
+"""The maximum ratio of the p99 during or after an attack to the p99 before it."""
 P99_NOISE_MS = 10.0
-"""What a p99 of a few milliseconds may become on a machine whose processes share two cores."""
+"""A p99 that a few milliseconds may grow to without an attack, on a machine with two shared cores."""
 TOPIC = "app_memberSystem_points/challenged"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What honest callers saw: how long their calls took, and which failed."""
+class LatencyReport:
+    """Latencies and failures of honest calls."""
 
     calls: int
     p50_ms: float
@@ -48,58 +49,57 @@ class Seen:
 
     @property
     def failed(self) -> int:
-        """How many calls failed."""
+        """The number of failed calls."""
         return sum(self.failures.values())
 
 
-class Honest:
-    """The process, driven by a test."""
+class HonestClient:
+    """The client's process, controlled by a test."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
 
-    async def call(self, seconds: float) -> Seen:
-        """Have it call for some seconds."""
+    async def call(self, seconds: float) -> LatencyReport:
+        """Send calls for some seconds, and return the report."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{seconds}\n".encode())
         async with asyncio.timeout(seconds + 3 * CALL_SECONDS_MAX):
             line = await self._process.stdout.readline()
-        assert line, "the honest client ended; its message stands above"
-        return Seen(**json.loads(line))
+        assert line, "the honest client ended; its error is printed above"
+        return LatencyReport(**json.loads(line))
 
-    async def rounds(self, count: int, seconds: float) -> list[Seen]:
-        """Have it call several times."""
+    async def rounds(self, count: int, seconds: float) -> list[LatencyReport]:
+        """Return the reports of several rounds."""
         return [await self.call(seconds) for _ in range(count)]
 
 
 @asynccontextmanager
-async def honest_client(kind: str, address: str, secret: str, merchant_id: str, store_id: str) -> AsyncIterator[Honest]:
-    """Run an honest client: `grpc` with a token, or `webhooks` with an app secret."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+async def run_honest_client(
+    kind: str, address: str, secret: str, merchant_id: str, store_id: str
+) -> AsyncIterator[HonestClient]:
+    """Run an honest client during the block: `grpc` with a token, or `webhooks` with an app secret."""
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     arguments = (kind, address, merchant_id, store_id)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, __file__, *arguments, stdin=PIPE, stdout=PIPE, env={**kept, "HONEST_SECRET": secret}
+        sys.executable, __file__, *arguments, stdin=PIPE, stdout=PIPE, env={**environment, "HONEST_SECRET": secret}
     )
     try:
-        yield Honest(process)
+        yield HonestClient(process)
     finally:
         if process.returncode is None:
             process.kill()
         await process.wait()
 
 
-def typical_p99_ms(rounds: list[Seen]) -> float:
-    """Return the median of the rounds' p99: one that the machine spoiled does not count."""
+def median_p99_ms(rounds: list[LatencyReport]) -> float:
+    """Return the median of the rounds' p99, in which a single disturbed round does not count."""
     return statistics.median(each.p99_ms for each in rounds)
 
 
-def p99_ratio(before: list[Seen], after: list[Seen]) -> float:
-    """Return how many times as long the slowest of a hundred calls take, where that is more than noise."""
-    return typical_p99_ms(after) / max(typical_p99_ms(before), P99_NOISE_MS / P99_RATIO_MAX)
-
-
-# The program
+def p99_ratio(before: list[LatencyReport], after: list[LatencyReport]) -> float:
+    """Return the ratio of the median p99; it exceeds P99_RATIO_MAX only if the later p99 exceeds P99_NOISE_MS."""
+    return median_p99_ms(after) / max(median_p99_ms(before), P99_NOISE_MS / P99_RATIO_MAX)
 
 
 def _update(merchant_id: str, store_id: str, caller: int) -> points_pb2.PointsUpdate:
@@ -118,7 +118,7 @@ def _update(merchant_id: str, store_id: str, caller: int) -> points_pb2.PointsUp
 
 
 async def _grpc_calls(address: str, secret: str, merchant_id: str, store_id: str, caller: int) -> AsyncIterator[Any]:
-    """Yield calls to await, each with a name for what it failed of or an empty one."""
+    """Yield functions that make one call and return the name of its error, empty if it succeeded."""
     options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
     while True:
         async with grpc.aio.insecure_channel(address, options=options) as channel:
@@ -133,17 +133,17 @@ async def _grpc_calls(address: str, secret: str, merchant_id: str, store_id: str
                     return error.code().name
                 return ""
 
-            for _ in range(CALLS_A_CONNECTION):
+            for _ in range(CALLS_PER_CONNECTION):
                 yield call
 
 
 async def _webhook_calls(address: str, secret: str, merchant_id: str, store_id: str, caller: int) -> AsyncIterator[Any]:
-    """Yield webhooks to deliver, each with a name for what it failed of or an empty one."""
+    """Yield functions that deliver one webhook and return the name of its error, empty if it was applied."""
     host, _, port = address.rpartition(":")
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter | None = None
 
-    async def deliver(*, fresh: bool) -> str:
+    async def deliver(*, reconnect: bool) -> str:
         nonlocal reader, writer
         body = {
             "buyer_id": f"honest-{caller}",
@@ -156,7 +156,7 @@ async def _webhook_calls(address: str, secret: str, merchant_id: str, store_id: 
         }
         raw = json.dumps(body).encode()
         digest = base64.b64encode(hmac.digest(secret.encode(), raw, "sha256")).decode()
-        head = (
+        request_head = (
             f"POST /webhooks/shopline HTTP/1.1\r\nHost: {address}\r\nContent-Length: {len(raw)}\r\n"
             f"X-Shopline-Topic: {TOPIC}\r\nX-Shopline-Hmac-Sha256: {digest}\r\n"
             f"X-Shopline-Merchant-Id: {merchant_id}\r\nX-Shopline-Shop-Id: {store_id}\r\n"
@@ -164,33 +164,38 @@ async def _webhook_calls(address: str, secret: str, merchant_id: str, store_id: 
         )
         try:
             async with asyncio.timeout(CALL_SECONDS_MAX):
-                if fresh or writer is None:
+                if reconnect or writer is None:
                     if writer is not None:
                         writer.close()
                     reader, writer = await asyncio.open_connection(host, int(port))
-                writer.write(head.encode() + raw)
-                answer = await reader.readuntil(b"\r\n\r\n")
-                length = int(answer.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-                told = json.loads(await reader.readexactly(length))
+                writer.write(request_head.encode() + raw)
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+                response = json.loads(await reader.readexactly(length))
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             writer = None
             return type(error).__name__
-        # What is only quarantined is answered 200 too.
-        return "" if told.get("outcome") == "APPLIED" else f"{answer[9:12].decode()} {told.get('outcome', '')}".strip()
+        # Check the outcome: a quarantined webhook gets 200, too.
+        if response.get("outcome") == "APPLIED":
+            return ""
+        return f"{head[9:12].decode()} {response.get('outcome', '')}".strip()
 
     for number in itertools.count():
-        fresh = number % CALLS_A_CONNECTION == 0
-        yield lambda fresh=fresh: deliver(fresh=fresh)
+        reconnect = number % CALLS_PER_CONNECTION == 0
+        yield lambda reconnect=reconnect: deliver(reconnect=reconnect)
 
 
-async def _repeat(calls: AsyncIterator[Callable[[], Awaitable[str]]], end: float, into: list[float]) -> Counter[str]:
+async def _repeat(
+    calls: AsyncIterator[Callable[[], Awaitable[str]]], end: float, durations: list[float]
+) -> Counter[str]:
+    """Make calls until the end time, append their durations, and return the failures by name."""
     failures: Counter[str] = Counter()
     async for call in calls:
         if time.perf_counter() >= end:
             break
-        began = time.perf_counter()
+        started = time.perf_counter()
         failure = await call()
-        into.append(time.perf_counter() - began)
+        durations.append(time.perf_counter() - started)
         if failure:
             failures[failure] += 1
         await asyncio.sleep(PAUSE_SECONDS)
@@ -198,18 +203,19 @@ async def _repeat(calls: AsyncIterator[Callable[[], Awaitable[str]]], end: float
 
 
 async def _main(kind: str, address: str, merchant_id: str, store_id: str) -> None:
-    make = {"grpc": _grpc_calls, "webhooks": _webhook_calls}[kind]
+    make_calls = {"grpc": _grpc_calls, "webhooks": _webhook_calls}[kind]
     secret = os.environ["HONEST_SECRET"]
     while line := await asyncio.to_thread(sys.stdin.readline):
-        end, took = time.perf_counter() + float(line), list[float]()
-        every = [make(address, secret, merchant_id, store_id, caller) for caller in range(CALLERS)]
-        failures = sum(await asyncio.gather(*(_repeat(calls, end, took) for calls in every)), Counter[str]())
-        for calls in every:
-            await calls.aclose()  # type: ignore[attr-defined] # they are generators
-        took.sort()
-        p99_ms = took[min(len(took) - 1, len(took) * 99 // 100)] * 1_000
-        seen = Seen(len(took), took[len(took) // 2] * 1_000, p99_ms, dict(failures))
-        print(json.dumps(asdict(seen)), flush=True)  # noqa: T201 - its parent reads this
+        end, durations = time.perf_counter() + float(line), list[float]()
+        callers = [make_calls(address, secret, merchant_id, store_id, caller) for caller in range(CALLERS)]
+        failures = sum(await asyncio.gather(*(_repeat(calls, end, durations) for calls in callers)), Counter[str]())
+        for calls in callers:
+            await calls.aclose()  # type: ignore[attr-defined] # calls are generators
+        durations.sort()
+        count = len(durations)
+        p99_ms = durations[min(count - 1, count * 99 // 100)] * 1_000
+        report = LatencyReport(count, durations[count // 2] * 1_000, p99_ms, dict(failures))
+        print(json.dumps(asdict(report)), flush=True)  # noqa: T201 - the parent process reads this
 
 
 if __name__ == "__main__":
