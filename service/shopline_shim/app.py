@@ -85,7 +85,7 @@ def _sender_routes(settings: ShimSettings, metrics: Metrics) -> list[Route]:
 
 
 def _build_app(routes: list[Route], lifespan: Callable[[Starlette], Any]) -> Starlette:
-    """Build an application that answers 404 for unknown paths and methods."""
+    """Build an application that returns 404 for unknown paths and methods."""
     app = Starlette(
         routes=routes,
         middleware=[Middleware(RequestIdMiddleware)],

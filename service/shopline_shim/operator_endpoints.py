@@ -11,7 +11,7 @@ from shopline_shim.responses import RETRY_AFTER, Problem
 
 
 def health_route() -> Route:
-    """Return the route of `/healthz`, which answers 200 while the process runs."""
+    """Return the route of `/healthz`, which returns 200 while the process runs."""
 
     async def show_health(_: Request) -> Response:
         return PlainTextResponse("alive\n")
@@ -20,7 +20,7 @@ def health_route() -> Route:
 
 
 def readiness_route(check: ReadinessCheck) -> Route:
-    """Return the route of `/readyz`, which answers 503 while webhooks cannot be applied."""
+    """Return the route of `/readyz`, which returns 503 while webhooks cannot be applied."""
 
     async def show_readiness(request: Request) -> Response:
         cause = await check.find_cause(request.state.client)

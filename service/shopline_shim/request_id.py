@@ -13,7 +13,7 @@ log = structlog.get_logger()
 
 
 class RequestIdMiddleware:
-    """ASGI middleware that gives each request an id and answers uncaught exceptions with a problem.
+    """ASGI middleware that adds an id to each request and turns uncaught exceptions into problem responses.
 
     The id is `request.state.request_id` and the response header X-Request-Id.
     """

@@ -79,7 +79,7 @@ class ShimServer:
             ws="none",
             lifespan="on",
             log_config=None,
-            # At WARNING uvicorn logs every request that is not HTTP, which lets anyone fill the log.
+            # At WARNING uvicorn logs every request that is not HTTP, so anyone could fill the log.
             log_level="error",
             access_log=False,
             proxy_headers=False,

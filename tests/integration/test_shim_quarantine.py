@@ -190,12 +190,12 @@ async def test_quarantine_without_the_scope_is_503(service: Service, shop: Shop)
 
 
 async def test_parallel_deliveries_are_quarantined_once(sender: WebhookSender, shop: Shop) -> None:
-    answers = await asyncio.gather(
+    responses = await asyncio.gather(
         *(sender.send(shop, POINTS_TOPIC, b"not JSON of " + shop.store_id.encode()) for _ in range(40))
     )
     [webhook] = await sender.quarantined(shop.merchant_id)
 
-    assert answers == [QUARANTINED] * 40
+    assert responses == [QUARANTINED] * 40
     assert webhook.receive_count == 1
 
 
@@ -208,9 +208,9 @@ async def test_content_of_a_body_is_not_logged(sender: WebhookSender, shop: Shop
         body(shop, buyer_id="private-buyer", updated_scene="PRIVATE private"),
     ]
     with json_logs(endpoint_module, status_module, servicer_module) as written:
-        answers = [await sender.send(shop, POINTS_TOPIC, raw_body, x_other="private header") for raw_body in bodies]
+        responses = [await sender.send(shop, POINTS_TOPIC, raw_body, x_other="private header") for raw_body in bodies]
 
-    assert [answer for answer in answers if answer != QUARANTINED] == []
+    assert [response for response in responses if response != QUARANTINED] == []
     assert "webhook quarantined" in written.getvalue()
     assert "private" not in written.getvalue().lower()
     assert SECRET not in written.getvalue()

@@ -131,8 +131,8 @@ async def _first_status(address: str) -> str:
     async with grpc.aio.insecure_channel(address, options=options) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=5.0)
         try:
-            async for answer in watch:
-                return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+            async for response in watch:
+                return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
         except grpc.aio.AioRpcError as error:
             return error.code().name
     return "ENDED"

@@ -116,10 +116,10 @@ class CancellingCallers:
     async def repeat_all(self) -> None:
         """Repeat each call that writes points, then unvoid all entries."""
         for start in range(0, len(self._repeatable), CALLERS):
-            answers = await asyncio.gather(*(call() for call in self._repeatable[start : start + CALLERS]))
-            for answer in answers:
-                if isinstance(answer, points_pb2.BatchApplyPointsUpdatesResponse):
-                    assert not [result.error for result in answer.results if result.HasField("error")]
+            responses = await asyncio.gather(*(call() for call in self._repeatable[start : start + CALLERS]))
+            for response in responses:
+                if isinstance(response, points_pb2.BatchApplyPointsUpdatesResponse):
+                    assert not [result.error for result in response.results if result.HasField("error")]
         for event_id in self._voided:
             request = points_pb2.UnvoidPointsEntriesRequest(
                 merchant_id=self._shop.merchant_id, event_ids=[event_id], reason="Voided by mistake."
@@ -158,15 +158,15 @@ class CancellingCallers:
                 if kind >= 0.45:
                     task.cancel()
                 running = task
-            answer = await running
+            response = await running
         except asyncio.CancelledError:
             self.codes["CANCELLED"] += 1
         except grpc.aio.AioRpcError as error:
             self.codes[error.code().name] += 1
         else:
             self.codes["OK"] += 1
-            if isinstance(answer, redemption_pb2.RedeemPointsResponse):
-                self._redemption_ids.add(answer.redemption.redemption_id)
+            if isinstance(response, redemption_pb2.RedeemPointsResponse):
+                self._redemption_ids.add(response.redemption.redemption_id)
 
     @property
     def _call_makers(self) -> tuple[Callable[[], Call], ...]:

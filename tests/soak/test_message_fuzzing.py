@@ -18,7 +18,7 @@ from support.deployments import Deployment, error_lines
 from support.harness import NOW_MS, Client, Shop, at, refusal
 from support.honest_client import P99_RATIO_MAX, p99_ratio
 from support.http2 import HEALTH_CHECK
-from support.message_fuzzing import METHODS, MessageFuzzer, responses
+from support.message_fuzzing import METHODS, MessageFuzzer, response_classes
 from support.processes import grpc_health
 from support.provider_servers import http_server
 from support.randomness import printed_random
@@ -85,7 +85,7 @@ class FuzzingCallers:
     def __init__(self, deployment: Deployment, client: Client, generator: random.Random) -> None:
         self._deployment, self._client, self._random = deployment, client, generator
         self._fuzzer = MessageFuzzer(generator)
-        self._responses = dict(responses())
+        self._response_classes = dict(response_classes())
         self._metadata = ("authorization", f"Bearer {deployment.token}")
         self.codes: Counter[str] = Counter()
         self.undocumented: list[str] = []
@@ -157,16 +157,16 @@ class FuzzingCallers:
             metadata.append(self._random.choice(HOSTILE_METADATA))  # type: ignore[arg-type] # bytes for -bin
         call: Any = self._client.channel.unary_unary(path)
         try:
-            answer = await call(raw, metadata=metadata, timeout=30.0)
+            raw_response = await call(raw, metadata=metadata, timeout=30.0)
         except grpc.aio.AioRpcError as error:
             self._check_error(path, raw, error)
             return
         self.codes["OK"] += 1
         self.successful_methods.add(path)
-        self.possible_codes |= set(VALIDATION_CODE.findall(answer.decode(errors="replace")))
-        response = self._responses.get(path)
-        if response is not None:
-            self._fuzzer.learn(response.FromString(answer))
+        self.possible_codes |= set(VALIDATION_CODE.findall(raw_response.decode(errors="replace")))
+        response_class = self._response_classes.get(path)
+        if response_class is not None:
+            self._fuzzer.learn(response_class.FromString(raw_response))
 
     def _check_error(self, path: str, raw: bytes, error: grpc.aio.AioRpcError) -> None:
         code = error.code()
@@ -217,7 +217,11 @@ def examples_of(shop: Shop, program: programs_pb2.Program) -> dict[str, list[Mes
         benefits_pb2.DeleteBenefitRequest(**benefit_key),
         benefits_pb2.PreviewBenefitScheduleRequest(**benefit_key),
         customers_pb2.MoveIdentifierRequest(
-            **merchant, mobile=mobile, from_customer_id="customer-0", to_customer_id="customer-1", reason="As asked."
+            **merchant,
+            mobile=mobile,
+            from_customer_id="customer-0",
+            to_customer_id="customer-1",
+            reason="Requested by phone.",
         ),
         points_pb2.ApplyPointsUpdateRequest(update=shop.update("buyer-0", event_id="event-1")),
         points_pb2.VoidPointsEntriesRequest(**voided),

@@ -268,7 +268,7 @@ class MessageFuzzer:
         return self.random.randbytes(self.random.choice((0, 1, 7, 100, 5_000)))
 
 
-def responses() -> Iterator[tuple[str, type[Message]]]:
+def response_classes() -> Iterator[tuple[str, type[Message]]]:
     """Yield the path and the response class of every method."""
     for method in METHODS:
         yield f"/{method.containing_service.full_name}/{method.name}", GetMessageClass(method.output_type)
