@@ -65,7 +65,10 @@ class MalformedWebhook(ValueError):  # noqa: N818 - the webhook is wrong, not th
 
 
 class OutOfBoundsWebhook(MalformedWebhook):
-    """An authentic webhook whose only violations are times that a Timestamp cannot hold."""
+    """An authentic webhook with times that a Timestamp cannot hold.
+
+    It has no other violations.
+    """
 
 
 class BodyReader:
@@ -80,7 +83,10 @@ class BodyReader:
         self._only_out_of_bounds = not self._violations
 
     def check(self) -> None:
-        """Raise MalformedWebhook with all violations, OutOfBoundsWebhook if all of them are times out of bounds."""
+        """Raise MalformedWebhook if there are violations.
+
+        It is OutOfBoundsWebhook if all of them are times out of bounds.
+        """
         if self._violations:
             raise (OutOfBoundsWebhook if self._only_out_of_bounds else MalformedWebhook)(self._violations)
 
@@ -172,7 +178,9 @@ class BodyReader:
         return integer
 
     def read_expiry(self, name: str, *, relevant: bool) -> int | None:
-        """Read an expiry time, None if the points do not expire. An irrelevant one must be a long but is dropped.
+        """Read an expiry time, or None if the points do not expire.
+
+        An irrelevant one is dropped, but must be a long.
 
         Source: docs/reference/shopline-webhooks.md#points-expiry-time
         """
@@ -191,7 +199,9 @@ class BodyReader:
 
 
 def _parse(raw_body: bytes) -> tuple[dict[str, Any], list[Violation]]:
-    """Parse a JSON object with all numbers as Decimal, and return it with the violations of the JSON itself.
+    """Parse a JSON object, and return it with the violations of the JSON itself.
+
+    All numbers are Decimals.
 
     A repeated name is a violation because parsers differ in the value they use; so are NaN and Infinity, which JSON
     does not have. A leading byte-order mark is skipped (https://www.rfc-editor.org/rfc/rfc8259#section-8.1). Raises
@@ -227,7 +237,10 @@ def _parse(raw_body: bytes) -> tuple[dict[str, Any], list[Violation]]:
 
 
 def _decimal(literal: str) -> Decimal:
-    """Parse a number exactly: float() rounds longs, and int() rejects thousands of digits or is slow for them."""
+    """Parse a number exactly.
+
+    float() rounds longs, and int() rejects thousands of digits or is slow for them.
+    """
     try:
         return Decimal(literal)
     except InvalidOperation:  # The exponent is out of range.
@@ -235,7 +248,7 @@ def _decimal(literal: str) -> Decimal:
 
 
 def _integer(value: object) -> int | None:
-    """Return a long in any of its forms as an integer of 64 bits, or None if it is not one.
+    """Return a long in any notation as an integer, or None if it is not one.
 
     The exponent is checked before the digits are expanded: 1e999999999 is short as a Decimal and very long as an int.
     """

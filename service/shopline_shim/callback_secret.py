@@ -11,7 +11,7 @@ from hashlib import sha256
 
 
 def verify(secrets: Iterable[str], headers: Mapping[str, str]) -> bool:
-    """Return whether the headers hold any of the secrets. `headers` must find names in lower case.
+    """Return whether the headers, with names in lower case, hold any secret.
 
     A secret is the bearer token or the password of any user in `Authorization`: most providers support only a user and
     password in the callback's URL. It may also be in `X-Pointbook-Secret`, for gateways that use `Authorization`
@@ -30,7 +30,7 @@ def verify(secrets: Iterable[str], headers: Mapping[str, str]) -> bool:
 
 
 def _authorization_secret(authorization: str) -> bytes:
-    """Return the bearer token or password of an Authorization header; empty if it has none."""
+    """Return the token or password of an Authorization header, or no bytes."""
     scheme, _, credentials = authorization.partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip().encode()
@@ -41,5 +41,8 @@ def _authorization_secret(authorization: str) -> bytes:
 
 
 def _digest(secret: bytes) -> bytes:
-    """Return a digest: compare_digest takes longer for longer values, and digests have the same length."""
+    """Return a digest of a secret.
+
+    compare_digest takes longer for longer values, and digests have the same length.
+    """
     return sha256(secret).digest()

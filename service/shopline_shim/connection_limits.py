@@ -1,4 +1,4 @@
-"""Limits for unauthenticated clients: open connections, and buffered bytes of bodies that are not verified yet."""
+"""Limits for clients before authentication: connections and buffered bytes."""
 
 import itertools
 import resource
@@ -23,7 +23,9 @@ class Connection(Protocol):
 
 
 class ConnectionLimits:
-    """The open connections, unauthenticated ones and those with an authentic request, each in order of age.
+    """The open connections, unauthenticated and authenticated, each by age.
+
+    An authenticated connection has had an authentic request.
 
     When a limit is reached, the oldest unauthenticated connection is closed, and a new one is always accepted. So
     clients that hold idle connections or unfinished bodies displace only each other, and a connection whose request was
@@ -59,7 +61,10 @@ class ConnectionLimits:
         self._bytes -= self._unauthenticated.pop(connection, 0) + self._authenticated.pop(connection, 0)
 
     def hold(self, connection: Connection, size: int) -> None:
-        """Count bytes of an unverified body, and close other connections above their share if there are too many."""
+        """Count bytes of an unverified body.
+
+        At the limit, the oldest connections above their share are closed.
+        """
         group = self._group_of(connection)
         if group is None:
             return
@@ -70,7 +75,10 @@ class ConnectionLimits:
             self._evict(next(each for each, held in held_bytes if held > self._fair_share_bytes), "bytes")
 
     def release(self, connection: Connection, *, authentic: bool) -> None:
-        """Release the bytes of a verified body. An authentic one makes its connection the newest authenticated."""
+        """Release the bytes of a verified body.
+
+        An authentic body makes its connection the newest authenticated one.
+        """
         group = self._group_of(connection)
         if group is None:
             return

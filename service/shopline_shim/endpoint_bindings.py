@@ -38,7 +38,10 @@ class EndpointBinding(BaseModel):
         return topics
 
     def resolve_topic(self, header_topic: str) -> str:
-        """Return the topic of the headers or, without one, the endpoint's only topic; empty if it has several."""
+        """Return the topic of the headers, or else the endpoint's only topic.
+
+        It is empty if the endpoint has several.
+        """
         return self.topics[0] if not header_topic and len(self.topics) == 1 else header_topic
 
     def complete_headers(self, headers: Headers, topic: str) -> Headers:
@@ -61,7 +64,10 @@ class EndpointBinding(BaseModel):
 
 
 def parse_endpoint_bindings(text: str) -> dict[str, EndpointBinding]:
-    """Parse a JSON object of bindings by endpoint id. Raises ValueError, whose message quotes no value."""
+    """Parse a JSON object of bindings by endpoint id.
+
+    Raises ValueError, whose message quotes no value.
+    """
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError):

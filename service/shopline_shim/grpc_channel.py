@@ -1,4 +1,4 @@
-"""gRPC channels of the shim and of the commands, in plaintext or TLS by the settings."""
+"""gRPC channels of the shim and of the commands, in plaintext or TLS."""
 
 import asyncio
 import time
@@ -29,7 +29,7 @@ def open_channel(settings: ShimSettings, address: str) -> grpc.Channel:
 
 
 def open_aio_channel(settings: ShimSettings, address: str, options: Options, tls: TlsSource | None) -> grpc.aio.Channel:
-    """Open a channel in the running event loop, which follows changes of its TLS files."""
+    """Open a channel in the running event loop that follows its TLS files."""
     if tls is None:
         return grpc.aio.insecure_channel(address, options=options)
     all_options = (*options, *_server_name_options(settings))
@@ -41,7 +41,10 @@ def open_aio_channel(settings: ShimSettings, address: str, options: Options, tls
 
 
 def client_tls_source(settings: ShimSettings) -> TlsSource | None:
-    """Return the TLS material for the gRPC server, or None if no CA is set. Raises SettingError."""
+    """Return the TLS material for the gRPC server, or None if no CA is set.
+
+    Raises SettingError if the files are wrong.
+    """
     files = client_tls_files(settings)
     return None if files is None else TlsSource(files)
 
@@ -59,7 +62,7 @@ def client_tls_files(settings: ShimSettings) -> TlsFiles | None:
 
 
 def channel_credentials(ca: bytes | None, identity: TlsMaterial) -> grpc.ChannelCredentials:
-    """Build credentials that trust a CA and present the certificate of an identity, if it has one."""
+    """Build credentials from a CA and, if it has one, an identity's certificate."""
     return grpc.ssl_channel_credentials(ca, identity.key, identity.chain)
 
 
@@ -68,7 +71,9 @@ def _server_name_options(settings: ShimSettings) -> Options:
 
 
 class RenewingChannel(grpc.aio.Channel):
-    """A channel that is reopened when its TLS files change, because gRPC credentials are immutable.
+    """A channel that is reopened when its TLS files change.
+
+    gRPC credentials are immutable.
 
     Running calls finish on the replaced channel.
     """
@@ -95,7 +100,7 @@ class RenewingChannel(grpc.aio.Channel):
         return self._channel
 
     def unary_unary(self, method: str, *serializers: Any, **more: Any) -> Any:
-        """Return a callable that makes each call on the channel that is current at that time."""
+        """Return a callable that makes each call on the current channel."""
         last_channel, callable_ = self._channel, self._channel.unary_unary(method, *serializers, **more)
 
         def call(request: Any, **options: Any) -> Any:
@@ -146,7 +151,10 @@ class RenewingChannel(grpc.aio.Channel):
 
 
 async def _close_later(channel: grpc.aio.Channel) -> None:
-    """Close a replaced channel after its calls have ended. gRPC's own grace ignores calls that have just started."""
+    """Close a replaced channel after its calls have ended.
+
+    gRPC's own grace ignores calls that have just started.
+    """
     try:
         await asyncio.sleep(REPLACED_CHANNEL_SECONDS)
     finally:

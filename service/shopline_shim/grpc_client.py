@@ -41,7 +41,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """What all calls for one HTTP request share: the request's id and a deadline on the monotonic clock."""
+    """The id and deadline of an HTTP request, for all of its calls.
+
+    The deadline is on the monotonic clock.
+    """
 
     request_id: str
     deadline: float
@@ -52,7 +55,10 @@ class CallContext:
 
 
 class PointbookClient:
-    """Stubs of the Pointbook server over one channel. Must be created in the running event loop."""
+    """The stubs of the Pointbook server over one channel.
+
+    It must be created in the running event loop.
+    """
 
     def __init__(self, settings: ShimSettings, channel: grpc.aio.Channel) -> None:
         self.points = points_pb2_grpc.PointsServiceStub(channel)
@@ -67,7 +73,7 @@ class PointbookClient:
         self._logged_error = ""
 
     async def call(self, method: grpc.aio.UnaryUnaryMultiCallable[Q, R], request: Q, context: CallContext) -> R:
-        """Call a method of a stub. Pointbook's responses mean that the change is committed.
+        """Call a method; its response means that the change is committed.
 
         Raises grpc.aio.AioRpcError, with DEADLINE_EXCEEDED at the context's deadline.
         """
@@ -90,13 +96,16 @@ class PointbookClient:
         return bool(health.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def caller_access(self) -> access_pb2.GetCallerAccessResponse:
-        """Return the scopes and merchants of the shim's token, within a second. Raises grpc.aio.AioRpcError."""
+        """Return the scopes and merchants of the token, within a second.
+
+        Raises grpc.aio.AioRpcError.
+        """
         return await self._access.GetCallerAccess(
             access_pb2.GetCallerAccessRequest(), timeout=_PROBE_TIMEOUT_SECONDS, metadata=self._credentials
         )
 
     def _log_error(self, cause: str) -> None:
-        """Log why the server is unreachable if the cause is a new one; empty if it is reachable."""
+        """Log why the server is unreachable, if the cause is a new one."""
         if cause and cause != self._logged_error:
             log.warning("the gRPC server is unreachable", cause=cause)
         self._logged_error = cause

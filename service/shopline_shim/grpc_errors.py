@@ -11,7 +11,10 @@ ACCESS_DENIED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERM
 
 
 def error_details(error: grpc.RpcError) -> tuple[ErrorInfo, BadRequest]:
-    """Return the rich details of an error. Missing or unreadable details are empty messages."""
+    """Return the rich details of an error.
+
+    Missing or unreadable details are empty messages.
+    """
     info, bad_request = ErrorInfo(), BadRequest()
     try:
         status = rpc_status.from_call(error)  # type: ignore[arg-type] # the error of a call is also the call
@@ -23,7 +26,10 @@ def error_details(error: grpc.RpcError) -> tuple[ErrorInfo, BadRequest]:
 
 
 def log_unavailable(logger: Any, event: str, error: grpc.aio.AioRpcError) -> None:
-    """Log a call that failed for now: at ERROR if an operator has to change the token, else at WARNING."""
+    """Log a call that the sender should retry.
+
+    The level is ERROR if an operator has to change the token, else WARNING.
+    """
     code, (info, _) = error.code(), error_details(error)
     if code in ACCESS_DENIED:
         logger.error("the gRPC server denied access: check POINTBOOK_TOKEN", code=code.name)

@@ -1,4 +1,7 @@
-"""HTTP/1.1 connections with deadlines and size limits: uvicorn has no protection against slow clients."""
+"""HTTP/1.1 connections with deadlines and size limits.
+
+uvicorn itself has no protection against slow clients.
+"""
 
 import asyncio
 import contextlib
@@ -80,7 +83,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._in_headers = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn types its transport likewise
-        """Start the timer before the first byte, so that a client that sends none is closed too."""
+        """Start the timer, also for a client that sends nothing."""
         super().connection_made(transport)
         self._begin_request()
         self._limits.add(self)
@@ -98,7 +101,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.cycle = self.scope = None  # type: ignore[assignment] # as uvicorn itself has them before a request
 
     def data_received(self, data: bytes) -> None:
-        """Count the bytes, and start the timer if they begin a request after a keep-alive pause.
+        """Count the bytes, and start the timer if they begin a request.
 
         One read can exceed the limits, so the parser gets at most as many bytes as they allow.
         """
@@ -114,7 +117,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             super().data_received(part)
 
     def on_message_begin(self) -> None:
-        """Store the connection in the request's state, through which the endpoints call `hold` and `release`."""
+        """Store the connection in the request's state.
+
+        The endpoints call `hold` and `release` on it.
+        """
         super().on_message_begin()
         self.scope["state"]["connection"] = self
 
@@ -144,7 +150,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._start_timer(self._request_started + self._request_timeout)
 
     def on_message_complete(self) -> None:
-        """Reset the byte counter. Close the connection if its request was answered before the body ended."""
+        """Reset the byte counter.
+
+        A connection whose request was answered before the body ended is closed.
+        """
         super().on_message_complete()
         self._request_bytes = 0
         self._in_headers = True
@@ -152,7 +161,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._close()  # uvicorn's keep-alive timer has run out and is not started again.
 
     def on_response_complete(self) -> None:
-        """Stop the timer if the body has arrived in full; restart it if another request is pipelined."""
+        """Stop the timer, or restart it for the next pipelined request.
+
+        While the rest of the body is missing, the timer goes on.
+        """
         has_pipelined = bool(self.pipeline)
         super().on_response_complete()
         if self.transport.is_closing():
@@ -199,7 +211,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._close()
 
     def _close(self) -> None:
-        """Close the connection after its data is sent, and abort it if the client does not read that in time."""
+        """Close the connection after its data is sent.
+
+        It is aborted if the client does not read the data in time.
+        """
         self.transport.close()
         if self._abort_timer is None:
             self._abort_timer = self.loop.call_later(self._request_timeout, self.transport.abort)

@@ -1,4 +1,4 @@
-"""`POST /callbacks/missed-call`: authenticates and confirms missed calls that a telephony provider reports."""
+"""`POST /callbacks/missed-call`: confirms calls that a provider reports."""
 
 import time
 
@@ -40,7 +40,7 @@ class MissedCallsEndpoint:
         self._metrics = metrics
 
     async def receive(self, request: Request) -> Response:
-        """Handle and count one callback. Nothing of its content is logged, not even the call's id.
+        """Handle and count one callback, without logging its content.
 
         Providers may build the id of a call from phone numbers.
         """
@@ -69,7 +69,10 @@ class MissedCallsEndpoint:
             return "malformed", Problem(400, "malformed-call", "Bad Request", str(malformed)).response()
 
     async def _confirm(self, request: Request, call: redemption_pb2.ConfirmMissedCallRequest) -> tuple[str, Response]:
-        """Confirm a call. Raises MalformedCall if the server rejects fields, such as a number of no country."""
+        """Confirm a call, and return the outcome and the response.
+
+        Raises MalformedCall if the server rejects fields, such as a number of no country.
+        """
         client: PointbookClient = request.state.client
         context = CallContext(request.state.request_id, time.monotonic() + self._timeout_seconds)
         try:

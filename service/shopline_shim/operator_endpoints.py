@@ -20,7 +20,7 @@ def health_route() -> Route:
 
 
 def readiness_route(check: ReadinessCheck) -> Route:
-    """Return the route of `/readyz`, which returns 503 while webhooks cannot be applied."""
+    """Return the route of `/readyz`, which returns 503 while not ready."""
 
     async def show_readiness(request: Request) -> Response:
         cause = await check.find_cause(request.state.client)

@@ -95,7 +95,7 @@ def from_malformed(malformed: MalformedWebhook) -> QuarantineCause:
 
 
 def from_error(error: grpc.aio.AioRpcError) -> QuarantineCause | None:
-    """Return the cause for an event that the server rejects, or None if a retry may succeed."""
+    """Return the cause for a rejected event, or None if a retry may succeed."""
     if error.code() not in _DEFINITE_CODES:
         return None
     info, bad_request = error_details(error)
@@ -115,7 +115,9 @@ def from_error(error: grpc.aio.AioRpcError) -> QuarantineCause | None:
 
 
 def stored_headers(raw_headers: Iterable[tuple[bytes, bytes]]) -> list[webhooks_pb2.WebhookHeader]:
-    """Return SHOPLINE's headers without the signature: the first of each name whose value is not too long.
+    """Return SHOPLINE's headers without the signature.
+
+    Of a repeated name it is the first one whose value is not too long.
 
     Headers are not signed, so anyone on the way may have added or repeated some.
     """

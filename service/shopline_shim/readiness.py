@@ -1,4 +1,4 @@
-"""The readiness of the shim: the server is serving, and the shim's token has the scopes it needs."""
+"""The readiness of the shim: the server serves, and the token has the scopes."""
 
 import asyncio
 import time
@@ -31,7 +31,7 @@ class ServerProbe(Protocol):
         """Return whether the server's health is SERVING. Raises nothing."""
 
     async def caller_access(self) -> access_pb2.GetCallerAccessResponse:
-        """Return the scopes and merchants of the shim's token. Raises grpc.aio.AioRpcError."""
+        """Return the scopes and merchants of the token. Raises AioRpcError."""
 
 
 class ReadinessCheck:
@@ -45,7 +45,7 @@ class ReadinessCheck:
         self._logged_cause = ""
 
     async def find_cause(self, server: ServerProbe) -> str:
-        """Return why the shim is not ready, as a sentence without secrets; empty if it is ready."""
+        """Return why the shim is not ready, in a sentence; empty if it is ready."""
         cause = await self._find_cause(server)
         if cause != self._logged_cause:
             self._logged_cause = cause
@@ -74,7 +74,7 @@ class ReadinessCheck:
 
 
 def _token_cause(error: grpc.aio.AioRpcError) -> str:
-    """Return why the token cannot be used; empty if the server is too old for the check."""
+    """Return why the token is unusable; empty if the server is too old to check."""
     code = error.code()
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return ""

@@ -13,7 +13,7 @@ log = structlog.get_logger()
 
 
 class RequestIdMiddleware:
-    """ASGI middleware that adds an id to each request and turns uncaught exceptions into problem responses.
+    """ASGI middleware for request ids and uncaught exceptions.
 
     The id is `request.state.request_id` and the response header X-Request-Id.
     """

@@ -35,7 +35,7 @@ class ShimServer:
         self._app = create_app(settings)
 
     async def serve(self, *, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
-        """Serve until `stop` is set, then finish running requests within `drain_timeout_seconds`.
+        """Serve until `stop` is set, then drain for `drain_timeout_seconds` at most.
 
         Raises OSError if an address cannot be bound, and SettingError if TLS files are wrong.
         """
@@ -58,7 +58,7 @@ class ShimServer:
 
     @contextlib.asynccontextmanager
     async def _serve_metrics(self, listener: socket.socket | None) -> AsyncGenerator[None]:
-        """Serve the metrics during the block, so that they are available until the webhooks have drained."""
+        """Serve the metrics during the block."""
         if listener is None:
             yield
             return

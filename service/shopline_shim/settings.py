@@ -308,7 +308,10 @@ def secret_values(secrets: Iterable[SecretStr]) -> list[str]:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Return the host and the port, 0 to 65535, of `host:port` or `[IPv6]:port`. Raises ValueError."""
+    """Return the host and port of `host:port` or `[IPv6]:port`.
+
+    Raises ValueError if it has another form, or a port above 65535.
+    """
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not (port.isascii() and port.isdigit() and int(port) < 2**16):

@@ -1,4 +1,4 @@
-"""SHOPLINE's webhook signature: HMAC-SHA256 of the raw body with the app secret. Pure.
+"""SHOPLINE's webhook signature, HMAC-SHA256 of the raw body. Pure.
 
 SHOPLINE's documentation shows the digest in base64, its SDKs and deliveries use hexadecimal. Both are accepted.
 
@@ -20,7 +20,7 @@ def sign(secret: str, raw_body: bytes) -> str:
 
 
 def verify(secrets: Iterable[str], raw_body: bytes, header_value: str | None) -> bool:
-    """Return whether `header_value` is the signature of `raw_body` with any of the app secrets.
+    """Return whether a header is the signature of a body with any of the secrets.
 
     A missing or malformed X-Shopline-Hmac-Sha256 is a wrong signature. Every secret is compared in constant time, so
     that the duration does not reveal which one matched.

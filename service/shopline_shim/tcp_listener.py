@@ -6,7 +6,10 @@ from shopline_shim.settings import split_address
 
 
 def listen(address: str, *, reuse_port: bool = False) -> socket.socket:
-    """Listen on a `host:port` address, which workers may share. Raises OSError if that is not possible."""
+    """Listen on a `host:port` address, which workers may share.
+
+    Raises OSError if that is not possible.
+    """
     host, port = split_address(address)
     family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.create_server(target[:2], family=family, reuse_port=reuse_port)

@@ -13,7 +13,7 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 
 def epoch_ms(time: datetime) -> int | None:
-    """Return the milliseconds since 1970, or None for a time without an offset from UTC."""
+    """Return the milliseconds since 1970, or None for a time without an offset."""
     return None if time.tzinfo is None else (time - _EPOCH) // _MILLISECOND
 
 

@@ -1,4 +1,4 @@
-"""The TLS context of the shim's HTTPS, which follows changes of its certificate files."""
+"""The TLS context of the shim's HTTPS, which reloads renewed certificates."""
 
 import ssl
 from pathlib import Path
@@ -12,7 +12,7 @@ log = structlog.get_logger()
 
 
 def build_tls_context(settings: ShimSettings) -> ssl.SSLContext | None:
-    """Return a context that uses the newest certificate in each handshake, or None if the shim serves plain HTTP.
+    """Return a context that serves the newest certificate, or None for plain HTTP.
 
     Raises SettingError if the files are wrong, and OSError if OpenSSL rejects them.
     """

@@ -62,7 +62,10 @@ class TlsListener:
         self._loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
-        """Accept a batch of connections. Between batches the loop closes the connections evicted for them."""
+        """Accept a batch of connections.
+
+        Between batches the loop closes the connections that were evicted for them.
+        """
         for _ in range(_ACCEPT_BATCH):
             try:
                 accepted, _address = self._listener.accept()

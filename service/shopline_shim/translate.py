@@ -160,7 +160,9 @@ def customer_update(
 
 
 def store_erasure(headers: Mapping[str, str], raw_body: bytes) -> programs_pb2.RequestStoreErasureRequest:
-    """Translate a webhook of `merchants/redact`, which requests the erasure of a store's personal data.
+    """Translate a webhook of `merchants/redact`.
+
+    It requests the erasure of a store's personal data.
 
     It must have its own shape, `store_id`, `store_domain` and `update_time`, because the topic is not signed. The
     store is that of the body, the merchant that of the header. Raises MalformedWebhook with all violations.
@@ -183,7 +185,7 @@ def store_erasure(headers: Mapping[str, str], raw_body: bytes) -> programs_pb2.R
 
 
 def topic(values: Iterable[str]) -> str:
-    """Return the topic of the X-Shopline-Topic headers; empty if there is none, or if there are different ones.
+    """Return the only topic of the X-Shopline-Topic headers, or an empty text.
 
     A proxy may join repeated headers with commas (https://www.rfc-editor.org/rfc/rfc9110#section-5.3), so a list of
     equal names counts as one.
@@ -199,19 +201,25 @@ def merchant_id(headers: Mapping[str, str]) -> str:
 
 
 def _international(phone: str) -> str:
-    """Return a phone number with + instead of a leading 00, and any other text unchanged."""
+    """Return a phone number with + for a leading 00, any other text unchanged."""
     normalized = phone_text(phone)
     prefix = _INTERNATIONAL_PREFIX.match(normalized)
     return phone if prefix is None else f"+{normalized[prefix.end() :]}"
 
 
 def _event_id(*content: str | int | None) -> str:
-    """Return a digest of the content. As a JSON array, different contents always have different bytes."""
+    """Return a digest of the content.
+
+    As a JSON array, different contents always have different bytes.
+    """
     return "shopline-" + hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _metadata(value: str | None, max_length: int) -> str:
-    """Return a header that the API accepts, else an empty text: wrong unsigned metadata must not cost an event."""
+    """Return a header that the API accepts, else an empty text.
+
+    Wrong unsigned metadata must not cost an event.
+    """
     if value is None or len(value) > max_length or not re.fullmatch(r"[!-~]*", value):
         return ""
     return value

@@ -1,4 +1,4 @@
-"""Translation of a telephony provider's missed-call callback into a message of the Pointbook API. Pure.
+"""Translation of a missed-call callback into a message of the API. Pure.
 
 Providers differ in the form of a callback and in its field names, but every callback must identify a call.
 
@@ -78,7 +78,10 @@ def confirm_missed_call(
 
 
 class _CallbackReader:
-    """A reader of callback fields that collects all violations. Wrong fields are read as placeholders."""
+    """A reader of callback fields that collects all violations.
+
+    Wrong fields are read as placeholders.
+    """
 
     def __init__(self, pairs: Iterable[tuple[str, str]], field_names: Mapping[str, str]) -> None:
         self.violations: dict[str, str] = {}
@@ -130,7 +133,10 @@ def _parse(content_type: str, raw_body: bytes) -> list[tuple[str, str]]:
 
 
 def _parse_json(raw_body: bytes) -> list[tuple[str, str]]:
-    """Return the members of an object, numbers as they are written. A leading byte-order mark is skipped."""
+    """Return the members of an object, with numbers as they are written.
+
+    A leading byte-order mark is skipped.
+    """
     try:
         body = json.loads(raw_body.decode("utf-8-sig"), object_pairs_hook=tuple, parse_float=str, parse_int=str)
     except (ValueError, RecursionError):  # RecursionError: nested too deeply.
@@ -141,7 +147,10 @@ def _parse_json(raw_body: bytes) -> list[tuple[str, str]]:
 
 
 def _parse_form(raw_body: bytes) -> list[tuple[str, str]]:
-    """Return the fields of a form. Invalid UTF-8 is replaced, because it may be in a field that is not read."""
+    """Return the fields of a form.
+
+    Invalid UTF-8 is replaced, because it may be in a field that is not read.
+    """
     try:
         return parse_qsl(raw_body.decode("utf-8-sig", errors="replace"), max_num_fields=_FORM_FIELDS_MAX)
     except ValueError:
@@ -149,7 +158,7 @@ def _parse_form(raw_body: bytes) -> list[tuple[str, str]]:
 
 
 def _parse_time_ms(text: str) -> int | None:
-    """Return a time in milliseconds since 1970, or None if it is not a time with an offset."""
+    """Return a time in milliseconds since 1970, or None without an offset."""
     if _SINCE_1970.fullmatch(text):
         number = Decimal(text)
         return int(number if number >= _MILLISECONDS_MIN else number * SECOND_MS)

@@ -1,4 +1,4 @@
-"""`POST /webhooks/shopline`: authenticates, translates and applies SHOPLINE's webhooks."""
+"""`POST /webhooks/shopline`: authenticates and applies SHOPLINE's webhooks."""
 
 import re
 import secrets
@@ -88,7 +88,10 @@ class WebhooksEndpoint:
         }
 
     async def receive(self, request: Request) -> Response:
-        """Handle and count one request. Only the ids of webhook and merchant are logged of its content."""
+        """Handle and count one request.
+
+        Of its content only the ids of the webhook and the merchant are logged.
+        """
         started = time.perf_counter()
         topic = translate.topic(request.headers.getlist("x-shopline-topic"))
         if self._binding is not None:
@@ -136,7 +139,10 @@ class WebhooksEndpoint:
         return outcome.lower(), JSONResponse({"outcome": outcome}, headers=headers)
 
     def _check_headers(self, delivery: Delivery) -> None:
-        """Raise _NotApplicableError if there is no single topic, or if headers contradict the binding."""
+        """Raise _NotApplicableError if the topic or headers are not acceptable.
+
+        There must be exactly one topic, and no header may contradict the binding.
+        """
         if not delivery.topic:
             raise _NotApplicableError(quarantine_cause.TOPIC_MISSING)
         mismatch = self._binding.find_mismatch(delivery.headers, delivery.topic) if self._binding else ""
@@ -144,7 +150,10 @@ class WebhooksEndpoint:
             raise _NotApplicableError(quarantine_cause.from_endpoint_mismatch(mismatch))
 
     async def _apply_points_update(self, delivery: Delivery) -> tuple[str, Mapping[str, str]]:
-        """Return the outcome, and a header if the event was already applied from another webhook."""
+        """Apply a points webhook, and return the outcome and response headers.
+
+        A header marks an event that was already applied from another webhook.
+        """
         update = translate.points_update(delivery.headers, delivery.raw_body)
         self._check_store_and_age(delivery, update.store_id, update.updated_at)
         client = delivery.client
@@ -178,7 +187,7 @@ class WebhooksEndpoint:
         return outcome.removeprefix("STORE_ERASURE_OUTCOME_"), {}
 
     def _check_store_and_age(self, delivery: Delivery, store_id: str, event_time: Timestamp) -> None:
-        """Raise _NotApplicableError if a webhook is too old, or for another store than its headers or binding state.
+        """Raise _NotApplicableError if a webhook is too old or of the wrong store.
 
         The store header is not signed, and a missing one is accepted. The event's time is in the signed body. Erasure
         requests have no maximum age: they must be carried out however late they arrive, no other topic has their body,
@@ -203,7 +212,7 @@ class WebhooksEndpoint:
                 raise _NotApplicableError(quarantine_cause.OTHER_SHOP)
 
     async def _quarantine(self, delivery: Delivery, cause: QuarantineCause) -> tuple[str, Response]:
-        """Store a webhook in quarantine: 200 after the commit, else 503 so that SHOPLINE retries.
+        """Quarantine a webhook: 200 after the commit, else 503 for a retry.
 
         Source: docs/reference/shopline-webhooks.md#quarantine
         """
@@ -253,7 +262,7 @@ class BoundWebhooksEndpoint:
 
 
 def _request_log(request: Request) -> Any:
-    """Return a logger with the request's id, and the webhook's id if it is safe to log."""
+    """Return a logger with the id of the request and, if loggable, the webhook."""
     webhook_id = request.headers.get("x-shopline-webhook-id", "")
     return log.bind(
         request_id=request.state.request_id, webhook_id=webhook_id if _LOGGABLE_ID.fullmatch(webhook_id) else None

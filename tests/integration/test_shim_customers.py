@@ -1,4 +1,4 @@
-"""SHOPLINE's customer webhooks, from the HTTP request to the customer or the quarantine, without fakes.
+"""SHOPLINE's customer webhooks, from HTTP to the customer or the quarantine.
 
 Source: docs/reference/shopline-webhooks.md#customer-webhooks
 """
@@ -335,7 +335,7 @@ async def test_captured_update_replayed_as_a_deletion_is_quarantined(
 
 
 async def test_operator_can_override_a_forged_deletion(sender: WebhookSender, shop: Shop) -> None:
-    """The genuine update is quarantined, and later copies do not undo the operator's decision."""
+    """Later copies do not undo the operator's decision."""
     older = body(note=shop.store_id, updated_at="2026-05-01T07:00:00+08:00")
     raw_body = body(note=shop.store_id)
     assert await sender.send(shop, "customers/update", older) == APPLIED

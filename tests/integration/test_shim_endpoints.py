@@ -28,7 +28,7 @@ POINTS_ID, CUSTOMERS_ID, UPDATE_ID = "points-endpoint-0001", "customers-endpoint
 
 @pytest.fixture
 async def http(service: Service, admin_token: str, shop: Shop) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a shim with three endpoints for a shop, and the unbound one with another secret."""
+    """A client of a shim with three endpoints for a shop, and the unbound one."""
 
     def endpoint(*topics: str) -> EndpointBinding:
         return EndpointBinding(
@@ -62,7 +62,7 @@ def points(shop: Shop, **changes: Any) -> bytes:
 
 
 def customer(buyer_id: str) -> bytes:
-    """Return the body of a customer webhook, which names neither its topic nor its store."""
+    """Return the body of a customer webhook, which names no topic or store."""
     return json.dumps({"id": buyer_id, "updated_at": "2026-01-31T12:00:00Z", "phone": None, "email": None}).encode()
 
 

@@ -1,4 +1,4 @@
-"""HTTP of the shim: size limits, deadlines, pipelining, disconnects, draining and malformed requests."""
+"""HTTP of the shim: size limits, deadlines, disconnects, draining, corruption."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Limits of the shim for unauthenticated clients: connections, bodies, headers and log entries."""
+"""Limits for unauthenticated clients: connections, bodies, headers and logs."""
 
 import asyncio
 import contextlib

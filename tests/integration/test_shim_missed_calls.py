@@ -1,4 +1,4 @@
-"""A telephony provider's callbacks, from the HTTP request to the validated redemption, without fakes.
+"""A provider's missed-call callbacks, from HTTP to the validated redemption.
 
 Source: docs/reference/validation-codes.md#missed-calls
 """
@@ -52,7 +52,7 @@ VALIDATION = {
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> Shop:
-    """A shop whose program requires a missed call, with a customer who has 500 points and a phone number."""
+    """A shop whose program requires a missed call, and a customer with 500 points."""
     await service.client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=VALIDATION)
     await earn(service.client, shop, 500)
     buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")]
@@ -74,7 +74,7 @@ async def http(service: Service, token: str) -> AsyncIterator[httpx.AsyncClient]
 
 
 def call_of(shop: Shop, **changes: Any) -> dict[str, Any]:
-    """Return a callback for a call a millisecond after NOW_MS, without the fields that are None."""
+    """Return a callback for a call just after NOW_MS, without None fields."""
     values = {
         "merchant_id": shop.merchant_id,
         "caller_number": CALLER,
@@ -97,7 +97,7 @@ async def post(http: httpx.AsyncClient, shop: Shop, **changes: Any) -> tuple[int
 
 
 async def violation_codes(client: Client, shop: Shop, challenge_id: str) -> list[int]:
-    """Return the status codes of the violations of redeeming 100 points with a challenge."""
+    """Return the violations' codes of redeeming 100 points with a challenge."""
     response = await client.redemption.ValidateRedemption(question(shop, 100, challenge_id=challenge_id))
     return [violation.code for violation in response.violations]
 
@@ -222,7 +222,7 @@ async def test_repeated_callback_counts_once_and_not_for_a_later_challenge(
 
 
 def basic(user: str, password: str) -> str:
-    """Return the Authorization header that clients send for the user and password of a URL."""
+    """Return the Authorization header for the user and password of a URL."""
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
@@ -478,7 +478,7 @@ def random_value(generator: random.Random, shop: Shop) -> Any:
 
 
 def random_request(generator: random.Random, shop: Shop) -> tuple[str, bytes]:
-    """Return a media type and a body: a callback with changed fields or bytes, or truncated, or random bytes."""
+    """Return a media type and a callback with random changes, or random bytes."""
     call = call_of(shop)
     call |= {name: random_value(generator, shop) for name in generator.sample(sorted(call), generator.randrange(3))}
     is_form = generator.random() < 0.5

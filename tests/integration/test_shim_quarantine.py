@@ -1,4 +1,4 @@
-"""Webhooks that cannot be applied, from the HTTP request to the quarantine and the replay, without fakes.
+"""Webhooks that cannot be applied, from HTTP to quarantine and replay.
 
 Source: docs/reference/shopline-webhooks.md#quarantine
 """

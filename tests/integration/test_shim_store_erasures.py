@@ -1,4 +1,4 @@
-"""SHOPLINE's `merchants/redact`, from the HTTP request to an erasure request or the quarantine.
+"""SHOPLINE's `merchants/redact`, from HTTP to a stored request or quarantine.
 
 Source: docs/reference/shopline-webhooks.md#merchants-redact
 """
@@ -32,7 +32,7 @@ async def only_quarantined(sender: WebhookSender, merchant_id: str) -> webhooks_
 
 
 async def replay(sender: WebhookSender, merchant_id: str, as_merchant: str = "", as_topic: str = "") -> str:
-    """Replay a merchant's only quarantined webhook as the command does, and return the outcome."""
+    """Replay a merchant's only quarantined webhook, and return the outcome."""
     webhook = await only_quarantined(sender, merchant_id)
     request = translate_again(webhook, as_merchant, as_topic)
     request.merchant_id, request.quarantine_id = merchant_id, webhook.quarantine_id

@@ -1,4 +1,4 @@
-"""Webhooks to a shim with a fake gRPC server: signature, outcomes, errors, quarantine, metrics and logs.
+"""Webhooks to a shim with a fake gRPC server.
 
 Source: docs/reference/shopline-webhooks.md#answers
 """
@@ -488,7 +488,7 @@ def random_json(generator: random.Random, depth: int = 0) -> Any:
 
 
 def random_body(generator: random.Random) -> bytes:
-    """Return the example body with changed fields or bytes, or truncated, or random bytes."""
+    """Return the example body with random changes, or random bytes."""
     changes = {name: random_json(generator) for name in generator.sample(sorted(BODY), generator.randrange(4))}
     raw_body = bytearray(json.dumps(BODY | changes).encode())
     kind = generator.randrange(4)

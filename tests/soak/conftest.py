@@ -1,4 +1,4 @@
-"""Fixtures of the soak tests: a database that a test may stop, and a deployment on it."""
+"""Fixtures of the soak tests: a database that a test may stop, a deployment."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

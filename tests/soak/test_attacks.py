@@ -1,4 +1,4 @@
-"""Attacks by clients without a token: their effect on honest callers and on resources."""
+"""Attacks without a token: their effect on honest callers and resources."""
 
 import asyncio
 import base64
@@ -65,7 +65,10 @@ async def background(*coroutines: Awaitable[object]) -> AsyncIterator[None]:
 async def compare(
     honest: HonestClient, attack: contextlib.AbstractAsyncContextManager[object], rounds: int = ROUNDS
 ) -> tuple[float, list[LatencyReport], float]:
-    """Return the ratio of the honest p99 during an attack to that before and after, the reports, and the baseline."""
+    """Measure honest calls before, during and after an attack.
+
+    Returns the ratio of the p99 during the attack to the baseline, the reports during it, and the baseline.
+    """
     await honest.call(1.0)
     without = await honest.rounds(rounds - 1, ROUND_SECONDS)
     async with attack:
@@ -76,7 +79,7 @@ async def compare(
 
 
 def format_reports(during: list[LatencyReport], baseline: float) -> str:
-    """Return the p99 during an attack and before it, and the failed and all calls, as a figure."""
+    """Return the p99 and failures during an attack as a figure."""
     failed, calls = sum(each.failed for each in during), sum(each.calls for each in during)
     return f"{median_p99_ms(during):.1f}/{baseline:.1f} ms, {failed}/{calls}"
 
@@ -126,7 +129,7 @@ async def test_unread_health_watch_blocks_neither_health_nor_sigterm(
 
 
 async def _first_status(address: str) -> str:
-    """Watch health over a separate connection, and return the first status, or the code of the error."""
+    """Return the first status of a health watch, or the code of its error."""
     options = (("grpc.use_local_subchannel_pool", 1),)
     async with grpc.aio.insecure_channel(address, options=options) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=5.0)
@@ -176,7 +179,7 @@ async def unfinished_messages(address: str, connections: int) -> AsyncIterator[N
 
 
 async def test_unfinished_messages_use_little_memory(deployment: Deployment, figure: Figure) -> None:
-    """8 connections with 100 streams each send almost 1 MiB of a message without a token, and never end it."""
+    """800 streams without a token send almost 1 MiB each, and never end."""
     async with deployment.server() as server, deployment.honest_calls() as honest:
         client = await deployment.client()
         pid = server.process.pid
@@ -238,7 +241,7 @@ async def test_calls_with_forged_tokens_displace_no_honest_calls(deployment: Dep
 
 
 async def test_idle_connections_beyond_the_file_limit_stop_no_server(deployment: Deployment, figure: Figure) -> None:
-    """1,100 connections send nothing; the soft limit on open files is 1,024 at the start."""
+    """1,100 connections send nothing; the soft limit on open files is 1,024."""
     async with deployment.server_with_files(1_024) as server, deployment.honest_calls() as honest:
         client = await deployment.client()
         async with idle_connections(deployment.grpc_address, 1_100):
@@ -348,7 +351,10 @@ async def test_replays_of_one_webhook_fill_no_disk(deployment: Deployment, figur
 
 @contextlib.asynccontextmanager
 async def slow_connections(address: str, count: int, start: bytes, then: bytes) -> AsyncIterator[None]:
-    """Keep a number of connections open that send bytes every second, and reconnect when they are closed."""
+    """Keep a number of connections open that send bytes every second.
+
+    They reconnect when they are closed.
+    """
     host, _, port = address.rpartition(":")
 
     async def crawl(delay: float) -> None:
@@ -394,7 +400,7 @@ async def test_slow_http_headers_delay_no_webhook(deployment: Deployment, figure
 
 @pytest.mark.parametrize("part", ["preface", "settings"])
 async def test_slow_http2_frames_delay_no_call(deployment: Deployment, figure: Figure, part: str) -> None:
-    """1,000 connections to the gRPC port send a byte of the preface, or of a frame after it, per second."""
+    """1,000 connections send a byte of the preface or of a frame per second."""
     start, then = {"preface": (PREFACE[:1], b""), "settings": (PREFACE + b"\0\0\x10", b"\0")}[part]
     async with deployment.server(), deployment.honest_calls() as honest:
         client = await deployment.client()

@@ -1,4 +1,4 @@
-"""Calls that are cancelled at any moment: no partial writes, and no leaked resources."""
+"""Calls that are cancelled at any moment: no partial writes, no leaks."""
 
 import asyncio
 import random
@@ -73,7 +73,10 @@ async def test_cancelled_and_late_calls_are_done_once_or_not_at_all(
 
 
 class CancellingCallers:
-    """Callers of all methods that write. Most of them cancel a call or set a short deadline."""
+    """Callers of all methods that write, which cancel most calls.
+
+    A call may also have a short deadline.
+    """
 
     def __init__(self, client: Client, token: str, shop: Shop, generator: random.Random) -> None:
         self._client, self._shop, self._random = client, shop, generator

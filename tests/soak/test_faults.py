@@ -1,4 +1,4 @@
-"""The server while its database restarts, disconnects, hangs and slows down, and while the server is killed."""
+"""The server during faults of its database, and while it is killed."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Random gRPC messages to a real server: only documented codes, no exception in its log, and it keeps serving."""
+"""Random gRPC messages to a real server: only documented codes, no exceptions."""
 
 import asyncio
 import random
@@ -93,7 +93,7 @@ class FuzzingCallers:
         self.possible_codes: set[str] = set()
 
     async def prepare(self) -> None:
-        """Create a merchant with customers, points and a program, and set their ids as the fuzzer's values."""
+        """Create a merchant with customers and points, and set the fuzzer's values."""
         shop, client, set_values = self._deployment.shop, self._client, self._fuzzer.set_values
         program = await client.put_program(
             shop.merchant_id,
@@ -180,7 +180,10 @@ class FuzzingCallers:
 
 
 def examples_of(shop: Shop, program: programs_pb2.Program) -> dict[str, list[Message]]:
-    """Return valid requests of methods that generated ones rarely pass the field checks of."""
+    """Return valid requests, by message, of methods that need matching fields.
+
+    Generated requests rarely pass the field checks of these methods.
+    """
     mobile = "+12025550100"
     merchant: dict[str, Any] = {"merchant_id": shop.merchant_id}
     customer: dict[str, Any] = {**merchant, "mobile": mobile}

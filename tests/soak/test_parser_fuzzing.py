@@ -1,4 +1,4 @@
-"""Mutated and coverage-guided inputs for the parsers of untrusted input, without a server."""
+"""Mutated and coverage-guided inputs for the parsers of untrusted input."""
 
 import importlib.util
 import sys

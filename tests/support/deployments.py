@@ -17,7 +17,7 @@ LIMIT_FILES_AND_RUN = 'ulimit -Sn "$0" && exec "$@"'
 
 @dataclass
 class Deployment:
-    """The settings of a server and a shim on one database, and a merchant with a store."""
+    """Settings of a server and a shim on one database, and a merchant's store."""
 
     folder: Path
     database_url: str
@@ -112,5 +112,5 @@ def resident_mb(pid: int) -> float:
 
 
 def error_lines(log: str) -> list[str]:
-    """Return the first lines of a log that report an exception, which no caller may cause."""
+    """Return the first log lines with exceptions, which no caller may cause."""
     return [line[:2_000] for line in log.splitlines() if any(mark in line for mark in ERROR_MARKS)][:10]

@@ -136,7 +136,10 @@ class RunningShim:
         self.webhooks.reset()
 
     async def post(self, raw_body: bytes = RAW_BODY, **headers: str) -> httpx.Response:
-        """Deliver a signed webhook. Keywords replace headers, with underscores for hyphens."""
+        """Deliver a signed webhook.
+
+        Keywords replace headers, with underscores for hyphens.
+        """
         changes = {name.replace("_", "-"): value for name, value in headers.items()}
         return await self.client.post(PATH, content=raw_body, headers=signed_headers(raw_body) | changes)
 
@@ -148,7 +151,7 @@ class RunningShim:
         return reader, writer
 
     async def deliver_all(self, raw_bodies: Iterator[bytes]) -> set[bytes]:
-        """Deliver signed bodies in sequence over one connection, and return the set of statuses."""
+        """Deliver signed bodies over one connection, and return the set of statuses."""
         statuses = set()
         reader, writer = await self.connect()
         for raw_body in raw_bodies:

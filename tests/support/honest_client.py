@@ -1,4 +1,6 @@
-"""An honest client in a separate process, so that the test's own load does not distort its latencies.
+"""An honest client in a separate process.
+
+The load of the test does not distort its latencies.
 
 Run as a program, it reads a number of seconds per line, sends calls for that long, and prints a report as a line of
 JSON.
@@ -78,7 +80,10 @@ class HonestClient:
 async def run_honest_client(
     kind: str, address: str, secret: str, merchant_id: str, store_id: str
 ) -> AsyncIterator[HonestClient]:
-    """Run an honest client during the block: `grpc` with a token, or `webhooks` with an app secret."""
+    """Run an honest client during the block.
+
+    Its kind is `grpc`, with a token, or `webhooks`, with an app secret.
+    """
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     arguments = (kind, address, merchant_id, store_id)
     process = await asyncio.create_subprocess_exec(
@@ -93,12 +98,15 @@ async def run_honest_client(
 
 
 def median_p99_ms(rounds: list[LatencyReport]) -> float:
-    """Return the median of the rounds' p99, in which a single disturbed round does not count."""
+    """Return the median of the rounds' p99, to ignore a single disturbed round."""
     return statistics.median(each.p99_ms for each in rounds)
 
 
 def p99_ratio(before: list[LatencyReport], after: list[LatencyReport]) -> float:
-    """Return the ratio of the median p99; it exceeds P99_RATIO_MAX only if the later p99 exceeds P99_NOISE_MS."""
+    """Return the ratio of the median p99.
+
+    It exceeds P99_RATIO_MAX only if the later p99 exceeds P99_NOISE_MS.
+    """
     return median_p99_ms(after) / max(median_p99_ms(before), P99_NOISE_MS / P99_RATIO_MAX)
 
 
@@ -118,7 +126,7 @@ def _update(merchant_id: str, store_id: str, caller: int) -> points_pb2.PointsUp
 
 
 async def _grpc_calls(address: str, secret: str, merchant_id: str, store_id: str, caller: int) -> AsyncIterator[Any]:
-    """Yield functions that make one call and return the name of its error, empty if it succeeded."""
+    """Yield functions that make one call and return its error, empty for none."""
     options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
     while True:
         async with grpc.aio.insecure_channel(address, options=options) as channel:
@@ -138,7 +146,7 @@ async def _grpc_calls(address: str, secret: str, merchant_id: str, store_id: str
 
 
 async def _webhook_calls(address: str, secret: str, merchant_id: str, store_id: str, caller: int) -> AsyncIterator[Any]:
-    """Yield functions that deliver one webhook and return the name of its error, empty if it was applied."""
+    """Yield functions that deliver one webhook and return its error, or empty."""
     host, _, port = address.rpartition(":")
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter | None = None
@@ -188,7 +196,10 @@ async def _webhook_calls(address: str, secret: str, merchant_id: str, store_id: 
 async def _repeat(
     calls: AsyncIterator[Callable[[], Awaitable[str]]], end: float, durations: list[float]
 ) -> Counter[str]:
-    """Make calls until the end time, append their durations, and return the failures by name."""
+    """Make calls until the end time, and return the failures by name.
+
+    Appends the calls' durations to a list.
+    """
     failures: Counter[str] = Counter()
     async for call in calls:
         if time.perf_counter() >= end:

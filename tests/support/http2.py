@@ -1,4 +1,6 @@
-"""HTTP/2 frames for clients that misuse a gRPC server, which no client library sends.
+"""HTTP/2 frames for clients that misuse a gRPC server.
+
+No client library sends these.
 
 Of the header compression only plain literals are used.
 
@@ -51,7 +53,7 @@ def header_block(headers: Iterable[tuple[str, str]]) -> bytes:
 
 
 def call_headers(method: str, metadata: Iterable[tuple[str, str]] = ()) -> bytes:
-    """Return the header block of a gRPC call, such as `/pointbook.v1.PointsService/ApplyPointsUpdate`."""
+    """Return the header block of a call of a method, such as HEALTH_CHECK."""
     return header_block(
         [
             (":method", "POST"),
@@ -71,7 +73,7 @@ def grpc_message(payload: bytes = b"", *, declared_bytes: int | None = None) -> 
 
 
 class Http2Connection:
-    """A connection that obeys the server's flow control and otherwise sends what its methods are called with.
+    """A connection that obeys the server's flow control and no other rule.
 
     With `reads=False` nothing is read after the preface, so the server's data stays in the socket buffers.
     """
@@ -125,13 +127,16 @@ class Http2Connection:
         return stream_id
 
     async def call(self, method: str, message: bytes = b"", metadata: Iterable[tuple[str, str]] = ()) -> int:
-        """Start a call with its whole message, and return the id of its stream. Raises OSError."""
+        """Start a call with its message, and return its stream's id. Raises OSError."""
         stream_id = await self.start(method, metadata)
         await self.send(stream_id, grpc_message(message), end=True)
         return stream_id
 
     async def send(self, stream_id: int, data: bytes, *, end: bool = False) -> None:
-        """Send DATA as fast as the server's windows allow. Raises OSError if the stream or connection has ended."""
+        """Send DATA as fast as the server's windows allow.
+
+        Raises OSError if the stream or connection has ended.
+        """
         sent = 0
         while sent < len(data) or (end and not data):
             size = await self._reserve_window(stream_id, min(len(data) - sent, FRAME_BYTES_MAX))

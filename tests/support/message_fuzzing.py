@@ -1,4 +1,4 @@
-"""Random messages for every method of the API: valid values, hostile values, and corrupt bytes."""
+"""Random messages for every method: valid, hostile and corrupt."""
 
 import random
 import string
@@ -81,7 +81,10 @@ FIELD_NUMBER_MAX = 536_870_911
 
 @dataclass
 class MessageFuzzer:
-    """A generator of calls that learns ids, etags and tokens from responses, so that later calls use existing ones."""
+    """A generator of calls that learns from responses.
+
+    Later calls use ids, etags and tokens of earlier responses.
+    """
 
     random: random.Random
     known: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
@@ -153,7 +156,10 @@ class MessageFuzzer:
                 self._set(changed_message, changed, self.random.choice((0.0, 1.0)), DEPTH_MAX - 2)
 
     def _omit_probability(self, descriptor: Any, hostility: float, depth: int) -> float:
-        """Return the probability that a field is not set. Most calls without ids fail early, so ids are usually set."""
+        """Return the probability that a field is not set.
+
+        Most calls without ids fail early, so ids are usually set.
+        """
         if depth >= DEPTH_MAX:
             return 1.0
         if descriptor.name in RARELY_SET:

@@ -1,4 +1,6 @@
-"""Fuzz targets: the parsers of untrusted input, each as a function of bytes that raises only for a defect.
+"""Fuzz targets: the parsers of untrusted input, as functions of bytes.
+
+A target raises only for a defect.
 
 Run as a program, this is a coverage-guided fuzzer of all targets. It needs atheris, which is not a dependency of
 Pointbook (`pip install atheris`), and accepts libFuzzer's options, such as `-max_total_time=60 CORPUS_FOLDER`.

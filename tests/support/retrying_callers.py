@@ -18,7 +18,7 @@ NOW_MS = int(time.time() * 1_000)
 
 
 class RetryingCallers:
-    """Concurrent callers that each send one event after the other and retry those that fail."""
+    """Concurrent callers that send one event at a time and retry failed calls."""
 
     def __init__(self, address: str, token: str, shop: Shop) -> None:
         options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200))
@@ -74,7 +74,7 @@ class RetryingCallers:
 
 
 async def check_ledger(database_url: str, shop: Shop, callers: RetryingCallers) -> None:
-    """Check that every acknowledged event is in the ledger once, and that balances are the sums of their entries."""
+    """Check that acknowledged events are stored once, and that balances add up."""
     connection = await asyncpg.connect(database_url)
     entries = await connection.fetch(
         "SELECT event_id, buyer_id, updated_value FROM points_entries WHERE merchant_id = $1", shop.merchant_id

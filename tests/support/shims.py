@@ -1,4 +1,4 @@
-"""A shim in front of a server, over real HTTP, and a sender of SHOPLINE's webhooks."""
+"""A shim in front of a server, and a sender of SHOPLINE's webhooks."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ async def running_shim(settings: ShimSettings) -> AsyncIterator[ShimServer]:
 
 @asynccontextmanager
 async def shim_client(port: int, token: str, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """Run a shim for the server on a port, with changed settings, and yield an HTTP client of the shim."""
+    """Run a shim for the server on a port, and yield an HTTP client of the shim."""
     values: dict[str, Any] = {
         "http_address": "127.0.0.1:0",
         "shim_metrics_address": "127.0.0.1:0",
@@ -78,7 +78,7 @@ class WebhookSender:
     client: Client
 
     async def send(self, shop: Shop, topic: str, body: object, **headers: str) -> tuple[int, Any]:
-        """Deliver a signed webhook of a shop, and return the status and the JSON of the response.
+        """Deliver a signed webhook of a shop, and return the status and the JSON.
 
         Keywords replace headers, with underscores for hyphens.
         """

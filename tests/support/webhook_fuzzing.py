@@ -1,4 +1,4 @@
-"""Random HTTP requests for the shim: webhooks of all topics with random defects, half of them correctly signed."""
+"""Random webhooks with defects for the shim, half of them correctly signed."""
 
 import base64
 import hmac
@@ -69,7 +69,7 @@ CHUNK_BYTES = 1_000
 
 @dataclass(frozen=True, slots=True)
 class FuzzedRequest:
-    """An encoded request, whether its body is correctly signed, and the correct signature."""
+    """An encoded request, whether it is correctly signed, and the signature."""
 
     raw: bytes
     signed: bool

@@ -8,7 +8,7 @@ from shopline_shim import callback_secret
 
 
 def basic(user: str, password: str) -> str:
-    """Return the Authorization header that HTTP clients send for the user and password of a URL."""
+    """Return the Authorization header for the user and password of a URL."""
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 

@@ -88,7 +88,7 @@ def test_every_field_of_a_body_is_translated() -> None:
 
 
 def test_event_id_of_a_body_never_changes() -> None:
-    """The digest is stored, so a new release must compute the same one for an old event."""
+    """The digest is stored, so every release must compute the same one."""
     assert translate().event_id == "shopline-fb9fc7f909e0020bb824650e721094902a6fbc707fcc844a0aa7fed2917cf89b"
 
 
