@@ -17,7 +17,7 @@ from shopline_shim.metrics import Metrics
 from shopline_shim.missed_calls_endpoint import MissedCallsEndpoint
 from shopline_shim.operator_endpoints import health_route, metrics_route, readiness_route
 from shopline_shim.readiness import ReadinessCheck
-from shopline_shim.request_id import RequestIdMiddleware
+from shopline_shim.request_id_middleware import RequestIdMiddleware
 from shopline_shim.responses import NOT_FOUND
 from shopline_shim.settings import ShimSettings, secret_values
 from shopline_shim.webhooks_endpoint import BoundWebhooksEndpoint, WebhooksEndpoint

@@ -15,7 +15,8 @@ log = structlog.get_logger()
 class RequestIdMiddleware:
     """ASGI middleware for request ids and uncaught exceptions.
 
-    The id is `request.state.request_id` and the response header X-Request-Id.
+    The id is `request.state.request_id` and the response header X-Request-Id. An uncaught exception is logged with the
+    id, and the response is a problem without the exception's message.
     """
 
     def __init__(self, app: ASGIApp) -> None:
