@@ -41,7 +41,7 @@ class ConnectionLimits:
         self._fair_share_bytes = bytes_max // self._connections_max
         """At the byte limit some connection holds more than this. Those that hold less are not closed."""
         self._unauthenticated: dict[Connection, int] = {}
-        """Bytes held by connection, as in the next one."""
+        """The bytes that each connection holds, as in the next dictionary."""
         self._authenticated: dict[Connection, int] = {}
         self._bytes = 0
         self._evicted = evicted
