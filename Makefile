@@ -8,9 +8,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    := gen
 AUDIT  := build/audit
+RELEASED := proto/released.binpb
 PROTOS := $(sort $(wildcard proto/pointbook/v1/*.proto))
 
-.PHONY: help setup clean run test soak lint format gen docs tables lock sbom audit bench growth
+.PHONY: help setup clean run test soak lint format gen docs tables lock sbom audit bench growth released
 
 help: ## List the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +42,7 @@ lint: setup ## Check style, types, layers, protos, the Dockerfile, the documenta
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
+	$(BIN)/buf breaking --against $(RELEASED)
 	$(BIN)/hadolint Dockerfile
 	$(MAKE) --no-print-directory gen OUT=build/gen
 	diff -r -x __init__.py -x py.typed -x __pycache__ build/gen/pointbook gen/pointbook
@@ -63,6 +65,9 @@ docs: setup ## Build the documentation into build/docs; broken links and unliste
 
 tables: setup ## Write the generated tables of docs/ from the code.
 	$(BIN)/python .ci/docs_tables.py
+
+released: setup ## Make the protos the released contract that `lint` checks changes against; run it at a release.
+	$(BIN)/buf build --exclude-source-info --output $(RELEASED)
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-package pointbook-stubs
