@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    := gen
+PAGES  := docs/api-reference
 AUDIT  := build/audit
 RELEASED := proto/released.binpb
 PROTOS := $(sort $(wildcard proto/pointbook/v1/*.proto))
@@ -44,8 +45,9 @@ lint: setup ## Check style, types, layers, protos, the Dockerfile, the documenta
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/buf breaking --against $(RELEASED)
 	$(BIN)/hadolint Dockerfile
-	$(MAKE) --no-print-directory gen OUT=build/gen
+	$(MAKE) --no-print-directory gen OUT=build/gen PAGES=build/api-reference
 	diff -r -x __init__.py -x py.typed -x __pycache__ build/gen/pointbook gen/pointbook
+	diff -r build/api-reference docs/api-reference
 	$(MAKE) --no-print-directory docs
 
 format: setup ## Format the sources.
@@ -53,12 +55,15 @@ format: setup ## Format the sources.
 	$(BIN)/ruff format .
 	$(BIN)/buf format -w
 
-gen: setup ## Generate the stubs from proto/.
-	mkdir -p $(OUT)
+gen: setup ## Generate the stubs and the API reference from proto/.
+	mkdir -p build $(OUT)
 	rm -f $(OUT)/pointbook/v1/*_pb2*
 	$(BIN)/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
 	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=$(OUT) --grpc_python_out=$(OUT) \
 	  --mypy_out=quiet:$(OUT) --mypy_grpc_out=quiet,generate_concrete_servicer_stubs:$(OUT) $(PROTOS)
+	$(BIN)/buf build --output build/contract.binpb
+	rm -rf $(PAGES)
+	$(BIN)/python .ci/api_reference.py build/contract.binpb $(PAGES)
 
 docs: setup ## Build the documentation into build/docs; broken links and unlisted pages fail.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
