@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pointbook.v1 import points_pb2
+
 ROOT = Path(__file__).parents[2]
 BUF = str(Path(sys.executable).parent / "buf")
 REMOTE_PLUGIN = re.compile(r"remote: buf\.build/(\w+)/(\w+)")
@@ -63,3 +65,12 @@ def test_buf_generates_code_in_four_languages(tmp_path: Path) -> None:
     assert set(written.values()) == {
         str({("example.com/pointbook-client/pointbook/v1;pointbookv1", "com.pointbook.v1")})
     }
+
+
+def test_the_reference_lists_every_scene() -> None:
+    page = (ROOT / "docs/reference/shopline-webhooks.md").read_text()
+    names = [
+        name.removeprefix("POINTS_UPDATE_SCENE_") for name, number in points_pb2.PointsUpdateScene.items() if number
+    ]
+
+    assert re.findall(r"(?m)^\| `?([A-Z_]+)`? \| (?:increase|decrease) \|", page) == names
