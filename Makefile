@@ -9,10 +9,10 @@ BIN    := $(VENV)/bin
 OUT    := gen
 PAGES  := docs/api-reference
 AUDIT  := build/audit
-RELEASED := proto/released.binpb
 PROTOS := $(sort $(wildcard proto/pointbook/v1/*.proto))
+RELEASED := proto/released.binpb
 
-.PHONY: help setup clean run test soak lint format gen docs tables lock sbom audit bench growth released
+.PHONY: help setup clean run test soak lint current format gen docs tables released lock sbom audit bench growth
 
 help: ## List the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,10 +45,13 @@ lint: setup ## Check style, types, layers, protos, the Dockerfile, the documenta
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/buf breaking --against $(RELEASED)
 	$(BIN)/hadolint Dockerfile
+	$(MAKE) --no-print-directory current
+	$(MAKE) --no-print-directory docs
+
+current: setup ## Check that the stubs and the API reference are those of proto/.
 	$(MAKE) --no-print-directory gen OUT=build/gen PAGES=build/api-reference
 	diff -r -x __init__.py -x py.typed -x __pycache__ build/gen/pointbook gen/pointbook
 	diff -r build/api-reference docs/api-reference
-	$(MAKE) --no-print-directory docs
 
 format: setup ## Format the sources.
 	$(BIN)/ruff check --fix .
