@@ -1,4 +1,4 @@
-"""Every sender in delivery/ can be chosen, and only its own module imports its provider's library."""
+"""Every sender in delivery/ can be chosen, and import-linter knows it and its provider's library."""
 
 import ast
 import sys
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SERVER = ROOT / "service/pointbook_server"
-CONTRACT = "Each provider's library has one place"
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
 OWN = ("pointbook_common", "pointbook_server")
 SHARED_LIBRARIES = {"structlog"}
 SENDERS = sorted({path.stem for path in (SERVER / "delivery").glob("*.py")} - {"__init__", "sender", "senders"})
@@ -34,7 +34,14 @@ def test_the_sender_is_chosen(sender: str) -> None:
 def test_import_linter_watches_the_libraries_of_providers() -> None:
     libraries = {name.partition(".")[0] for sender in SENDERS for name in imported(SERVER / f"delivery/{sender}.py")}
     libraries -= {*sys.stdlib_module_names, *OWN, *SHARED_LIBRARIES}
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    [watched] = [contract["forbidden_modules"] for contract in contracts if contract["name"] == CONTRACT]
+    [watched] = [
+        each["forbidden_modules"] for each in CONTRACTS if each["name"] == "Each provider's library has one place"
+    ]
 
     assert libraries <= set(watched)
+
+
+def test_import_linter_knows_the_layer_of_every_sender() -> None:
+    [layers] = [each["layers"] for each in CONTRACTS if each.get("containers") == ["pointbook_server.delivery"]]
+
+    assert set(SENDERS) <= set(" ".join(layers).split())
