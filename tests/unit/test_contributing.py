@@ -19,9 +19,11 @@ def test_the_test_exists(path: str, test: str) -> None:
     assert re.search(rf"def {test}\(", (ROOT / path).read_text())
 
 
-@pytest.mark.parametrize(("name", "path"), re.findall(r"`([A-Z]\w+)` (?:in|of) `([\w./]+)`", GUIDE))
+@pytest.mark.parametrize(
+    ("name", "path"), re.findall(r"`([A-Z]\w+)` (?:in|of|and the sets next to it in) `([\w./]+)`", GUIDE)
+)
 def test_the_name_is_defined_in_the_file(name: str, path: str) -> None:
-    files = [ROOT / path, *(ROOT / "service").rglob(path)]
+    files = (ROOT / path).glob("*.py") if path.endswith("/") else [ROOT / path, *(ROOT / "service").rglob(path)]
 
     assert any(re.search(rf"\b{name}\b", file.read_text()) for file in files if file.is_file())
 
