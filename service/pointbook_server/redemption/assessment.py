@@ -6,14 +6,14 @@ from decimal import Decimal
 
 from pointbook_server.customers.model import (
     Customer,
+    CustomerKey,
     GroupKey,
     Identifier,
-    Key,
     UserGroup,
-    buyer_name,
-    customer_name,
-    normalised,
+    buyer_ref,
+    customer_ref,
 )
+from pointbook_server.customers.rules import normalize_identifier
 from pointbook_server.errors import Reason
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import Channel, Program
@@ -50,7 +50,7 @@ class RedemptionRequest:
 
     merchant_id: str
     identifier: str
-    key: Key | None
+    key: CustomerKey | None
     program_id: int
     points: int
     currency_value: Decimal | None
@@ -58,11 +58,11 @@ class RedemptionRequest:
     group: GroupRef | None
     channel: Channel | None
 
-    def key_in(self, program: Program | None) -> Key | None:
+    def key_in(self, program: Program | None) -> CustomerKey | None:
         """Write the identifier as it is kept, by the program's region; None where it has no valid form."""
         if self.key is None or isinstance(self.key, AccountKey):
             return self.key
-        value = normalised(self.key.kind, self.key.value, "" if program is None else program.default_region)
+        value = normalize_identifier(self.key.kind, self.key.value, "" if program is None else program.default_region)
         return None if value is None else replace(self.key, value=value)
 
 
@@ -78,7 +78,7 @@ class RedemptionContext:
     now_ms: int
     program: Program | None
     others: tuple[Program, ...]
-    key: Key | None
+    key: CustomerKey | None
     customer: Customer | None
     is_shop: bool
     group: UserGroup | None
@@ -92,9 +92,9 @@ class RedemptionContext:
     def redeemer(self) -> str:
         """Name who redeems: ids have no spaces, so that no two have one name. Empty where nobody is known."""
         if self.customer is not None:
-            return customer_name(self.customer.customer_id)
+            return customer_ref(self.customer.customer_id)
         if isinstance(self.key, AccountKey) and self.is_shop:
-            return buyer_name(self.key)
+            return buyer_ref(self.key)
         return ""
 
     @property
@@ -102,7 +102,7 @@ class RedemptionContext:
         """Name all under whom the same person has redeemed: a registered buyer's earlier redemptions are theirs."""
         if self.customer is None:
             return [self.redeemer] if self.redeemer else []
-        return [self.redeemer, *map(buyer_name, self.customer.buyers)]
+        return [self.redeemer, *map(buyer_ref, self.customer.buyers)]
 
     @property
     def account_keys(self) -> set[AccountKey]:
@@ -123,7 +123,7 @@ class RedemptionContext:
         return sum(self.accounts.get(source.key, NO_ACCOUNT).points_at(self.now_ms).active for source in sources)
 
 
-def own_sources(key: Key | None, customer: Customer | None) -> list[Source]:
+def own_sources(key: CustomerKey | None, customer: Customer | None) -> list[Source]:
     """Tell the redeemer's own accounts, wherever they are."""
     if customer is not None:
         return [Source(buyer, customer.customer_id) for buyer in customer.buyers]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from typing import Protocol
 
-from pointbook_server.customers.model import Customer, GroupKey, Identifier, Key, UserGroup, normalised
+from pointbook_server.customers.model import Customer, CustomerKey, GroupKey, Identifier, UserGroup
+from pointbook_server.customers.rules import normalize_identifier
 from pointbook_server.db.database import Connection
 from pointbook_server.ledger.holds import Hold
 from pointbook_server.ledger.model import Account, AccountKey, Expiry
@@ -34,13 +35,13 @@ BOOKINGS_MAX = 100
 class CustomerRepository(Protocol):
     """The part of a merchant's customers that redemption reads."""
 
-    async def find_all(self, keys: Collection[Key]) -> dict[Key, Customer]:
+    async def find_all(self, keys: Collection[CustomerKey]) -> dict[CustomerKey, Customer]:
         """Read the customers whom keys belong to."""
 
-    async def group(self, by: GroupKey, key: str) -> UserGroup | None:
+    async def find_group(self, by: GroupKey, key: str) -> UserGroup | None:
         """Read a group with its members and their buyers."""
 
-    async def groups(self, group_ids: Collection[str]) -> dict[str, UserGroup]:
+    async def find_groups(self, group_ids: Collection[str]) -> dict[str, UserGroup]:
         """Return groups by their ids, with their members and their buyers."""
 
     async def lock(self, customer_ids: Iterable[str]) -> set[str]:
@@ -57,7 +58,7 @@ class Programs(Protocol):
     async def read(self, connection: Connection, merchant_id: str, program_ids: Collection[int]) -> dict[int, Program]:
         """Read programs, as far as the merchant has them."""
 
-    async def allowing(self, connection: Connection, merchant_id: str) -> list[Program]:
+    async def read_cross_program(self, connection: Connection, merchant_id: str) -> list[Program]:
         """Read the merchant's programs that let their points be redeemed in others."""
 
     async def own_stores(self, connection: Connection, merchant_id: str, store_ids: Collection[str]) -> set[str]:
@@ -166,7 +167,7 @@ class ContextLoader:
     ) -> list[Program]:
         asked = (named.get(ask.program_id) for ask in asks if ask.group_redemption)
         if any(program is not None and program.allow_cross_program_redemption for program in asked):
-            return await self._programs.allowing(connection, merchant_id)
+            return await self._programs.read_cross_program(connection, merchant_id)
         return []
 
     async def _with_shops(
@@ -199,18 +200,18 @@ async def _groups(
     """Read what each selector chooses."""
     if wanted is None:
         return []
-    chosen = [await customers.group(by, key) for by, key in wanted.keys]
+    chosen = [await customers.find_group(by, key) for by, key in wanted.keys]
     if wanted.primary is not None:
         primary = await _customer_id(customers, wanted.primary, program)
-        chosen.append(None if primary is None else await customers.group(GroupKey.PRIMARY_CUSTOMER, primary))
+        chosen.append(None if primary is None else await customers.find_group(GroupKey.PRIMARY_CUSTOMER, primary))
     if wanted.use_default:
         known = None if customer is None else customer.customer_id
-        chosen.append(None if known is None else await customers.group(GroupKey.DEFAULT_OF_CUSTOMER, known))
+        chosen.append(None if known is None else await customers.find_group(GroupKey.DEFAULT_OF_CUSTOMER, known))
     return chosen
 
 
 async def _customer_id(customers: CustomerRepository, identifier: Identifier, program: Program | None) -> str | None:
-    value = normalised(identifier.kind, identifier.value, "" if program is None else program.default_region)
+    value = normalize_identifier(identifier.kind, identifier.value, "" if program is None else program.default_region)
     if value is None:
         return None
     key = replace(identifier, value=value)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pointbook.v1 import redemption_pb2
-from pointbook_server.customers.model import Key
+from pointbook_server.customers.model import CustomerKey
 from pointbook_server.rpc import pagination
 from pointbook_server.rpc.request_fields import TIME_MS_MAX, TIME_MS_MIN, Fields
 
@@ -15,7 +15,7 @@ WindowRequest = HistoryRequest | redemption_pb2.ListCustomerTimelineRequest
 class Window:
     """Between which times a list reads, and how long its pages are. The scope is what its tokens are good for."""
 
-    key: Key | None
+    key: CustomerKey | None
     start_ms: int
     end_ms: int
     size: int
@@ -26,13 +26,13 @@ class Window:
 class History:
     """A page to read of a list with one source."""
 
-    key: Key | None
+    key: CustomerKey | None
     query: pagination.PageQuery
     size: int
     scope: tuple[object, ...]
 
 
-def read_window(fields: Fields, name: str, request: WindowRequest, key: Key | None, *filters: object) -> Window:
+def read_window(fields: Fields, name: str, request: WindowRequest, key: CustomerKey | None, *filters: object) -> Window:
     """Read which part of a list is wanted, on any page."""
     fields.identifier("merchant_id", request.merchant_id)
     start_ms = fields.time_ms("start_time", request.start_time) if request.HasField("start_time") else TIME_MS_MIN
@@ -41,7 +41,9 @@ def read_window(fields: Fields, name: str, request: WindowRequest, key: Key | No
     return Window(key, start_ms, end_ms, size, (name, request.merchant_id, str(key), start_ms, end_ms, *filters))
 
 
-def read_history(fields: Fields, name: str, request: HistoryRequest, key: Key | None, *filters: object) -> History:
+def read_history(
+    fields: Fields, name: str, request: HistoryRequest, key: CustomerKey | None, *filters: object
+) -> History:
     """Read which page of a list is wanted; one more row than it has tells whether there is another page."""
     window = read_window(fields, name, request, key, *filters)
     place = pagination.read_token(fields, "page_token", request.page_token, window.scope, (int, str))

@@ -1,7 +1,7 @@
 """How what is stored of redemptions is written as messages."""
 
 from pointbook.v1 import identity_pb2, redemption_pb2
-from pointbook_server.customers.model import key_of_name
+from pointbook_server.customers.model import key_of_ref
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.assessment import RedemptionContext, own_sources
@@ -24,7 +24,7 @@ CLOSING_ACTIONS = {
 
 def write_customer(name: str) -> redemption_pb2.ResolvedCustomer:
     """Build the message of a customer's or a buyer's name."""
-    key = key_of_name(name)
+    key = key_of_ref(name)
     if isinstance(key, AccountKey):
         buyer = identity_pb2.Buyer(store_id=key.store_id, buyer_id=key.buyer_id)
         return redemption_pb2.ResolvedCustomer(buyer=buyer)

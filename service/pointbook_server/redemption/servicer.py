@@ -8,7 +8,8 @@ from typing import Protocol
 from pointbook.v1 import identity_pb2, redemption_pb2, redemption_pb2_grpc
 from pointbook_server.access.model import Scope, current_principal
 from pointbook_server.clock import Clock
-from pointbook_server.customers.model import Customer, GroupKey, Identifier, Key, Kind, normalised
+from pointbook_server.customers.model import Customer, CustomerKey, GroupKey, Identifier, IdentifierKind
+from pointbook_server.customers.rules import normalize_identifier
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.model import POINTS_MAX, Account, AccountKey
 from pointbook_server.programs.model import Channel
@@ -70,11 +71,11 @@ STATES = {
 }
 STATE_NAMES = {number: state for state, number in STATES.items()}
 OWN_KINDS = {
-    "mobile": Kind.MOBILE,
-    "email": Kind.EMAIL,
-    "external_id": Kind.EXTERNAL_ID,
-    "card_number": Kind.CARD_NUMBER,
-    "card_external_id": Kind.CARD_EXTERNAL_ID,
+    "mobile": IdentifierKind.MOBILE,
+    "email": IdentifierKind.EMAIL,
+    "external_id": IdentifierKind.EXTERNAL_ID,
+    "card_number": IdentifierKind.CARD_NUMBER,
+    "card_external_id": IdentifierKind.CARD_EXTERNAL_ID,
 }
 SOURCES = dict(identity_pb2.UserSource.items())
 IDENTIFIER_TYPES = dict(identity_pb2.IdentifierType.items())
@@ -390,7 +391,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
             response.next_expiry.time.CopyFrom(to_timestamp(expiry.at_ms))
         return response
 
-    async def _facts(self, merchant_id: str, key: Key | None) -> RedemptionContext:
+    async def _facts(self, merchant_id: str, key: CustomerKey | None) -> RedemptionContext:
         """Tell who a customer is, whatever the program. Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND."""
         assessment = await self._redemptions.assess(_asking(merchant_id, "customer", key, 0))
         _check_known(assessment, {Reason.IDENTIFIER_INVALID, Reason.CUSTOMER_NOT_FOUND})
@@ -463,7 +464,7 @@ def _names_a_call(request: AskRequest) -> bool:
     return is_open and bool(request.challenge_id) and not request.validation_code
 
 
-def _asking(merchant_id: str, identifier: str, key: Key | None, program_id: int) -> RedemptionRequest:
+def _asking(merchant_id: str, identifier: str, key: CustomerKey | None, program_id: int) -> RedemptionRequest:
     """Ask about a customer alone."""
     return RedemptionRequest(
         merchant_id, identifier, key, program_id, 0, None, group_redemption=False, group=None, channel=None
@@ -476,13 +477,13 @@ def _check_known(assessment: Assessment, reasons: set[Reason]) -> None:
         raise to_error(wrong)
 
 
-def _read_customer(fields: Fields, customer: identity_pb2.CustomerRef) -> tuple[str, Key | None]:
+def _read_customer(fields: Fields, customer: identity_pb2.CustomerRef) -> tuple[str, CustomerKey | None]:
     """Read who is meant. What has no valid form is answered (802); what is absent is an error of the request."""
     fields.identifier("customer.merchant_id", customer.merchant_id)
     return _read_identifier(fields, customer)
 
 
-def _read_identifier(fields: Fields, customer: identity_pb2.CustomerRef) -> tuple[str, Key | None]:
+def _read_identifier(fields: Fields, customer: identity_pb2.CustomerRef) -> tuple[str, CustomerKey | None]:
     """Read the identifier of a customer, and the key that it is looked up by."""
     identifier = customer.WhichOneof("identifier")
     fields.present("customer.identifier", is_present=identifier is not None)
@@ -544,7 +545,11 @@ def _read_primary(fields: Fields, group: identity_pb2.UserGroupRef) -> Identifie
     if not source or not kind:
         return None
     is_own = source == "INSTORE" and not account_id
-    return Identifier(Kind(kind), value) if is_own else Identifier(Kind(kind), value, source, account_id)
+    return (
+        Identifier(IdentifierKind(kind), value)
+        if is_own
+        else Identifier(IdentifierKind(kind), value, source, account_id)
+    )
 
 
 def _enum_name(names: Mapping[str, int], number: int, prefix: str) -> str:
@@ -552,12 +557,12 @@ def _enum_name(names: Mapping[str, int], number: int, prefix: str) -> str:
     return next((name.removeprefix(prefix) for name, value in names.items() if value == number and number), "")
 
 
-def _read_key(fields: Fields, request: KeyedRequest) -> Key | None:
+def _read_key(fields: Fields, request: KeyedRequest) -> CustomerKey | None:
     """Read the customer of a request by id or by identifier."""
     which = request.WhichOneof("key")
     fields.present("key", is_present=which is not None)
     if which == "customer_id":
-        return Identifier(Kind.CUSTOMER_ID, fields.identifier("customer_id", request.customer_id))
+        return Identifier(IdentifierKind.CUSTOMER_ID, fields.identifier("customer_id", request.customer_id))
     if which is None:
         return None
     if request.customer.merchant_id not in {"", request.merchant_id}:
@@ -609,7 +614,7 @@ def _read_code(fields: Fields, typed: str) -> str:
 
 
 def _read_number(fields: Fields, path: str, value: str) -> str:
-    number = normalised(Kind.MOBILE, value)
+    number = normalize_identifier(IdentifierKind.MOBILE, value)
     if number is None:
         fields.wrong(path, "must be a phone number in E.164 form, such as +8613812345678")
     return number or ""
