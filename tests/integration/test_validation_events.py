@@ -8,7 +8,8 @@ import grpc
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
-from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.access.rules import split_bearer
 from support.codes import CODES, WRONG, is_right, issue, issued
 from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refused, unique
 from support.points import superuser

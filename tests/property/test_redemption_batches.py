@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pointbook.v1 import customers_pb2
-from pointbook_server.customers.model import GroupKey, Identifier, Key, Kind
+from pointbook_server.customers.model import CustomerKey, GroupKey, Identifier, IdentifierKind
 from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.redemption.assessment import GroupRef, RedemptionRequest
@@ -89,7 +89,7 @@ async def open_shop(service: Service) -> list[Shop]:
 
 def order(shops: list[Shop], wish: Wish) -> RedeemCommand:
     """Write a wish down as an order of a shop."""
-    key: Key = Identifier(Kind.EXTERNAL_ID, wish.who)
+    key: CustomerKey = Identifier(IdentifierKind.EXTERNAL_ID, wish.who)
     if wish.who == "eve":
         key = AccountKey(shops[wish.points % 2].store_id, wish.who)
     ask = RedemptionRequest(
