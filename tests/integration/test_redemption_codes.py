@@ -13,7 +13,8 @@ import pytest
 from pointbook.v1 import redemption_pb2
 from pointbook_server.access.model import Scope
 from pointbook_server.errors import PointbookError
-from pointbook_server.redemption.transactions import PendingRedemption, RedemptionTransactions
+from pointbook_server.redemption.commands import PendingRedemption
+from pointbook_server.redemption.transactions import RedemptionTransactions
 from pointbook_server.validation_codes.service import ValidationCodes
 from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refused
 from support.points import superuser

@@ -19,11 +19,11 @@ from pointbook_server.delivery.sender import DeliveryFailedError
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Channel
-from pointbook_server.redemption import refusals as recording
-from pointbook_server.redemption.refusals import Refusals
-from pointbook_server.redemption.refusals_store import RefusalTransactions
-from pointbook_server.redemption.refused import Refusal, RefusalReason, RefusedMethod
+from pointbook_server.redemption.refusal import Refusal, RefusalReason, RefusedMethod
 from pointbook_server.server import Server
+from pointbook_server.support import recorder as recording
+from pointbook_server.support.recorder import RefusalRecorder
+from pointbook_server.support.transactions import RefusalTransactions
 from support.codes import WRONG, issue
 from support.harness import (
     NOW_MS,
@@ -221,7 +221,7 @@ async def test_failures_are_no_refusals(client: Client, shop: Shop) -> None:
     """Wrong fields, and a database that is away, say nothing about the customer."""
     await refused(client.redemption.ValidateRedemption(question(shop, 75, validation_type=99)))
     away = PointbookError(Reason.DATABASE_UNAVAILABLE, "away")
-    with patch("pointbook_server.redemption.transactions.RedemptionsStore.redeem", side_effect=away):
+    with patch("pointbook_server.redemption.transactions.RedemptionTransactions.redeem", side_effect=away):
         await refused(redeem(client, order(shop, 10)))
     assert not (await page(client, shop)).refusals
 
@@ -364,9 +364,9 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await database.dispose()
 
 
-def refusals_of(database: Database, clock: TestClock, *, keep_days: int = 30) -> Refusals:
+def refusals_of(database: Database, clock: TestClock, *, keep_days: int = 30) -> RefusalRecorder:
     """Make what notes and deletes refusals, on a database."""
-    return Refusals(RefusalTransactions(database), clock, Metrics(), keep_days=keep_days)
+    return RefusalRecorder(RefusalTransactions(database), clock, Metrics(), keep_days=keep_days)
 
 
 def refusal(merchant_id: str, at_ms: int = NOW_MS, reference: str = "") -> Refusal:
@@ -384,7 +384,7 @@ async def count_of(service: Service, merchant_id: str) -> int:
         return int(await connection.fetchval(query, merchant_id))
 
 
-def counted(refusals: Refusals) -> dict[str, int]:
+def counted(refusals: RefusalRecorder) -> dict[str, int]:
     """What the metric counted, by outcome."""
     samples = next(iter(refusals._metrics.refusals.collect())).samples
     return {sample.labels["outcome"]: int(sample.value) for sample in samples if sample.name.endswith("_total")}
@@ -397,10 +397,10 @@ async def test_what_is_older_than_it_is_kept_is_deleted(service: Service, databa
     old, young = unique("merchant"), unique("merchant")
     for merchant_id, age_ms, count in ((old, 2 * DAY_SECONDS * 1_000 + 1, 5), (young, 2 * DAY_SECONDS * 1_000, 3)):
         for _ in range(count):
-            refusals.note(refusal(merchant_id, clock.now_ms - age_ms))
+            refusals.record(refusal(merchant_id, clock.now_ms - age_ms))
     await refusals.flush()
 
-    with patch("pointbook_server.redemption.refusals_store.CLEAN_UP_COUNT", 2):
+    with patch("pointbook_server.support.transactions.CLEAN_UP_COUNT", 2):
         assert await refusals.clean_up(clock()) >= 5
     assert [await count_of(service, merchant_id) for merchant_id in (old, young)] == [0, 3]
 
@@ -421,10 +421,10 @@ async def test_of_one_merchant_only_so_many_are_stored_in_a_minute(service: Serv
     clock = TestClock()
     refusals = refusals_of(database, clock)
     loud, quiet = unique("merchant"), unique("merchant")
-    for _ in range(recording.REFUSALS_A_MINUTE_MAX + 50):
-        refusals.note(refusal(loud, clock.now_ms))
-    refusals.note(refusal(quiet, clock.now_ms))
-    refusals.note(refusal(loud, clock.now_ms + 60_000))
+    for _ in range(recording.REFUSALS_PER_MINUTE_MAX + 50):
+        refusals.record(refusal(loud, clock.now_ms))
+    refusals.record(refusal(quiet, clock.now_ms))
+    refusals.record(refusal(loud, clock.now_ms + 60_000))
     await refusals.close()
 
     assert [await count_of(service, merchant_id) for merchant_id in (loud, quiet)] == [601, 1]
@@ -438,13 +438,13 @@ async def test_what_waits_is_bounded_while_the_database_is_away_and_written_afte
     refusals = refusals_of(database, TestClock())
     merchants = [unique("merchant") for _ in range(3)]
     away = PointbookError(Reason.DATABASE_UNAVAILABLE, "away")
-    with patch.object(recording, "REFUSALS_WAITING_MAX", 20):
+    with patch.object(recording, "REFUSALS_QUEUED_MAX", 20):
         with patch.object(RefusalTransactions, "insert", side_effect=away):
             for number in range(30):
-                refusals.note(refusal(merchants[number % 3]))
+                refusals.record(refusal(merchants[number % 3]))
                 await refusals.flush()
         await refusals.flush()
-        refusals.note(refusal(merchants[0]))
+        refusals.record(refusal(merchants[0]))
         await refusals.close()
 
     assert sum([await count_of(service, merchant_id) for merchant_id in merchants]) == 21
@@ -468,14 +468,14 @@ async def test_what_a_stopping_server_cannot_write_is_logged_and_not_tried_again
     """Nothing is written after a server has stopped."""
     refusals = refusals_of(database, TestClock())
     with capture_logs() as logs, patch.object(RefusalTransactions, "insert", insert):
-        refusals.note(refusal(unique("merchant")))
+        refusals.record(refusal(unique("merchant")))
         with suppress(TimeoutError):
             async with asyncio.timeout(0.1):
                 await refusals.close()
-        assert refusals._writing is not None
-        await asyncio.wait([refusals._writing], timeout=5.0)
+        assert refusals._writer is not None
+        await asyncio.wait([refusals._writer], timeout=5.0)
 
-    assert refusals._writing.cancelled()
+    assert refusals._writer.cancelled()
     assert {"event": "refusals are lost", "log_level": "warning", "count": 1} in logs
 
 
@@ -489,9 +489,9 @@ async def test_refusals_are_written_in_no_calls_name(database: Database) -> None
 
     with patch.object(RefusalTransactions, "insert", insert), patch.object(recording, "WRITE_PAUSE_SECONDS", 0.0):
         with bound_contextvars(request_id="r-1"):
-            refusals.note(refusal(unique("merchant")))
-        assert refusals._writing is not None
-        await refusals._writing
+            refusals.record(refusal(unique("merchant")))
+        assert refusals._writer is not None
+        await refusals._writer
     assert names == [{}]
 
 
@@ -507,7 +507,7 @@ async def test_a_write_that_was_broken_off_is_written_once(service: Service, dat
         written.set()
         await asyncio.Event().wait()
 
-    refusals.note(refusal(merchant_id))
+    refusals.record(refusal(merchant_id))
     with patch.object(RefusalTransactions, "insert", slow_insert):
         flushing = asyncio.create_task(refusals.flush())
         await written.wait()

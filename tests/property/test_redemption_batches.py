@@ -11,9 +11,9 @@ from pointbook_server.customers.model import GroupKey, Identifier, Key, Kind
 from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.redemption.assessment import GroupRef, RedemptionRequest
+from pointbook_server.redemption.commands import PendingRedemption, RedeemCommand
 from pointbook_server.redemption.customer_validation import ValidationEvidence
-from pointbook_server.redemption.model import RedeemCommand, Redemption
-from pointbook_server.redemption.transactions import PendingRedemption
+from pointbook_server.redemption.model import Redemption
 from support.harness import NOW_MS, Service, Shop, at, unique
 from support.redemption import DAY_MS, earn
 

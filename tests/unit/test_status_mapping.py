@@ -11,7 +11,8 @@ from grpc import StatusCode
 
 from pointbook.v1 import errors_pb2
 from pointbook_server.errors import REASONS, FieldViolation, PointbookError, Reason, Retry, store_not_found
-from pointbook_server.redemption.rules import STATUS_CODES, finding, sort_violations, to_error
+from pointbook_server.redemption.rules import finding, sort_violations, to_error
+from pointbook_server.redemption.status_codes import STATUS_CODES
 from pointbook_server.rpc.status_mapping import grpc_code, to_status
 
 ERRORS_PROTO = Path(__file__).parents[2] / "proto/pointbook/v1/errors.proto"

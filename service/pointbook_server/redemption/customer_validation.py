@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pointbook_server.errors import Reason
+from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.redemption.assessment import Assessment
 from pointbook_server.redemption.rules import Violation, finding
 
@@ -47,3 +47,12 @@ class ValidationEvidence:
                 yield finding(Reason.SKIP_NOT_ALLOWED, "The validation must not be skipped here.")
         elif not self.is_given and not self.is_coming and demanding:
             yield finding(Reason.VALIDATION_REQUIRED, "The program wants the customer to be validated.")
+
+
+def code_not_issued(error: PointbookError) -> Violation:
+    """Return the warning that the points are redeemable, but that their code was not issued."""
+    return finding(
+        Reason.CODE_NOT_ISSUED,
+        "The points may be redeemed, but the code could not be issued.",
+        **{**error.metadata, "cause": error.reason.value},
+    )

@@ -6,7 +6,6 @@ accounts. Only an account whose row no longer shows what is active takes more, a
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from pointbook_server.customers.model import key_of_name
 from pointbook_server.db.database import Connection
@@ -15,20 +14,10 @@ from pointbook_server.redemption import queries
 from pointbook_server.redemption.allocation import Source
 from pointbook_server.redemption.assessment import GroupRef, RedemptionRequest, own_sources, sources_of
 from pointbook_server.redemption.context_loader import OpenCustomers, OpenLedger, Programs
-from pointbook_server.redemption.model import IdempotencyContent, Redemption, StoredReversal
+from pointbook_server.redemption.model import IdempotencyContent, Redemption, RedemptionDetails, StoredReversal
 
 REVERSALS_MAX = 100
 NO_ACCOUNT = Account()
-
-
-@dataclass(frozen=True, slots=True)
-class RedemptionDetails:
-    """A redemption with its newest reversals, and what its customer could redeem from now in the same way."""
-
-    redemption: Redemption
-    reversals: tuple[StoredReversal, ...]
-    has_more_reversals: bool
-    current_active_points: int
 
 
 class DetailsReader:

@@ -1,17 +1,15 @@
 """A redemption as it is kept: what it holds of which account, and what became of it."""
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.model import AccountKey
-from pointbook_server.programs.model import DEFAULT_SETTLEMENT_WINDOW_MS
-from pointbook_server.redemption.allocation import Allocation, points_by_account
-from pointbook_server.redemption.assessment import Assessment, RedemptionRequest
-from pointbook_server.redemption.rules import STATUS_CODES, worth_of
+from pointbook_server.redemption.allocation import Allocation
+from pointbook_server.redemption.status_codes import STATUS_CODES
 
 
 class RedemptionState(StrEnum):
@@ -156,79 +154,6 @@ class Redemption:
 
 
 @dataclass(frozen=True, slots=True)
-class RedeemCommand:
-    """What is to be redeemed once, under the caller's reference."""
-
-    ask: RedemptionRequest
-    reference: str
-    transaction_number: str
-    notes: str
-
-    def content(self, assessment: Assessment) -> IdempotencyContent:
-        """Tell what makes another call the same redemption."""
-        group = assessment.facts.group
-        return IdempotencyContent(
-            redeemer=assessment.facts.redeemer,
-            program_id=self.ask.program_id,
-            points=assessment.points,
-            group_redemption=self.ask.group_redemption,
-            group_id="" if group is None else group.group_id,
-            transaction_number=self.transaction_number,
-        )
-
-    def checked(self, stored: Redemption, assessment: Assessment) -> Redemption:
-        """Answer what is stored under the reference. Raises REFERENCE_REUSED where it is something else.
-
-        What a buyer redeemed before a customer took them is the customer's.
-        """
-        content = self.content(assessment)
-        if stored.content.redeemer in assessment.facts.redeemers:
-            content = replace(content, redeemer=stored.content.redeemer)
-        if stored.content != content:
-            raise reference_reused(self.reference)
-        return stored
-
-    def redemption(
-        self, assessment: Assessment, redemption_id: str, draws: Sequence[Allocation], *, actor: str = ""
-    ) -> Redemption:
-        """Write the redemption down with what it draws, and so holds until SHOPLINE books it, unless it has."""
-        program, now_ms = assessment.facts.program, assessment.facts.now_ms
-        if program is None:
-            raise LookupError("points are redeemed in a program")
-        worth = worth_of(assessment.points, program)
-        state = HoldState.OPEN if assessment.booking is None else HoldState.SETTLED
-        return Redemption(
-            merchant_id=self.ask.merchant_id,
-            redemption_id=redemption_id,
-            reference=self.reference,
-            content=self.content(assessment),
-            notes=self.notes,
-            redeem_value="" if worth is None else f"{worth.redeem_value:f}",
-            redeem_local_value="" if worth is None else f"{worth.redeem_local_value:f}",
-            points_currency_ratio="" if worth is None else f"{program.point_value:f}",
-            active_points=assessment.active_points_left,
-            draws=tuple(draws),
-            holds=tuple(AccountHold(*key, points, state) for key, points in points_by_account(draws).items()),
-            created_at_ms=now_ms,
-            settle_by_ms=now_ms + (program.settlement_window_ms or DEFAULT_SETTLEMENT_WINDOW_MS),
-            actor=actor,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Reversal:
-    """Points to give back once, under a reference of its own; 0 for all that is left."""
-
-    merchant_id: str
-    redemption_id: str
-    reference: str
-    points: int
-    notes: str
-    at_ms: int
-    actor: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class StoredReversal:
     """A reversal as it is stored: `points` is what it gave back."""
 
@@ -238,6 +163,16 @@ class StoredReversal:
     notes: str
     created_at_ms: int
     actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class RedemptionDetails:
+    """A redemption with its newest reversals, and what its customer could redeem from now in the same way."""
+
+    redemption: Redemption
+    reversals: tuple[StoredReversal, ...]
+    has_more_reversals: bool
+    current_active_points: int
 
 
 @dataclass(frozen=True, slots=True)

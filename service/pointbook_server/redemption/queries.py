@@ -230,6 +230,31 @@ LIST_OF_MERCHANT = list_statement(by_redeemer=False)
 LIST_OF_REDEEMER = list_statement(by_redeemer=True)
 
 
+def _newest(table: str, columns: str, at_ms: str, row_id: str) -> Statement:
+    """Build the statement for a page of the newest rows of some redeemers."""
+    return _statement(f"""
+        SELECT r.* FROM unnest(CAST(:redeemers AS text[])) AS v (redeemer) CROSS JOIN LATERAL (
+            SELECT {columns} FROM {table}
+            WHERE redeemer = v.redeemer AND merchant_id = :merchant_id AND {at_ms} >= CAST(:start_ms AS bigint)
+                AND ({at_ms}, {row_id}) < (CAST(:before_ms AS bigint), CAST(:before_id AS text))
+            ORDER BY {at_ms} DESC, {row_id} DESC LIMIT :limit
+        ) AS r
+        ORDER BY {at_ms} DESC, {row_id} DESC LIMIT :limit
+    """)
+
+
+LIST_NEWEST_REDEMPTIONS = _newest("redemptions", NAMES, "created_at_ms", "redemption_id")
+LIST_NEWEST_REVERSALS = _newest(
+    "redemption_reversals",
+    "redemption_id, reference, reversed_points, notes, created_at_ms, actor",
+    "created_at_ms",
+    "reference",
+)
+LIST_NEWEST_CLOSINGS = _newest(
+    "redemption_audit", "audit_id, redemption_id, at_ms, action, points, reason, actor", "at_ms", "audit_id"
+)
+
+
 def to_columns(redemptions: Sequence[Redemption]) -> dict[str, list[Any]]:
     """Write redemptions as one array a column."""
     rows = [_write(redemption) for redemption in redemptions]

@@ -8,12 +8,11 @@ from math import ceil, lcm
 
 from iso4217 import Currency
 
-from pointbook_server.errors import REASONS, PointbookError, Reason
+from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.model import POINTS_MAX
 from pointbook_server.programs.model import Channel, Criteria, Program
+from pointbook_server.redemption.status_codes import STATUS_CODES
 
-STATUS_CODES = {reason: spec.status_code for reason, spec in REASONS.items() if spec.status_code is not None}
-"""Capillary's status code of every reason that a redemption can have."""
 EXACT = Context(prec=100, rounding=ROUND_HALF_UP)
 """Wide enough that no product of points, point value and rate is ever rounded by accident."""
 CURRENCY_DECIMALS_MAX = 3

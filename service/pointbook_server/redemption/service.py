@@ -1,28 +1,34 @@
 """Validating and redeeming: what happens between the rules, the codes and the transactions, and in which order."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from pointbook_server.clock import Clock
+from pointbook_server.customers.model import Key
 from pointbook_server.errors import FieldViolation, PointbookError, Reason
 from pointbook_server.ledger.model import Expiry
 from pointbook_server.maintenance import merchant_by_merchant
 from pointbook_server.programs.model import Channel
-from pointbook_server.redemption.assessment import Assessment, RedemptionRequest
+from pointbook_server.redemption.assessment import Assessment, RedemptionContext, RedemptionRequest
+from pointbook_server.redemption.commands import (
+    PendingRedemption,
+    RedeemCommand,
+    RedemptionFilter,
+    Reversal,
+    ReverseCommand,
+)
 from pointbook_server.redemption.customer_validation import ValidationEvidence
-from pointbook_server.redemption.details import RedemptionDetails
-from pointbook_server.redemption.model import RedeemCommand, Redemption, Reversal, redemption_not_found
-from pointbook_server.redemption.refusals import Refusals
-from pointbook_server.redemption.refused import (
+from pointbook_server.redemption.model import Redemption, RedemptionDetails, redemption_not_found
+from pointbook_server.redemption.refusal import (
     Attempt,
+    Refusal,
     RefusalReason,
     RefusedMethod,
     reasons_of_error,
     reasons_of_findings,
 )
 from pointbook_server.redemption.rules import Violation, sort_violations, to_error
-from pointbook_server.redemption.transactions import PendingRedemption, RedemptionFilter, RedemptionTransactions
+from pointbook_server.redemption.transactions import RedemptionTransactions
 from pointbook_server.rpc.batching import Batcher
 from pointbook_server.validation_codes.model import Challenge, ChallengeSubject, Issued, Purpose
 
@@ -47,23 +53,17 @@ class Codes(Protocol):
         """Return a challenge whose missed call was seen."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReverseCommand:
-    """What a caller wants to give back, of a redemption by its id, or by the reference it was redeemed under."""
+class RefusalRecorder(Protocol):
+    """Records refused calls for support."""
 
-    merchant_id: str
-    redemption_id: str
-    redeemed_reference: str
-    reference: str
-    points: int
-    notes: str
-    actor: str = ""
+    def record(self, refusal: Refusal) -> None:
+        """Queue a refusal to be stored."""
 
 
 class Redemptions:
     """Answers asks and redeems."""
 
-    def __init__(self, store: RedemptionTransactions, codes: Codes, refusals: Refusals, clock: Clock) -> None:
+    def __init__(self, store: RedemptionTransactions, codes: Codes, refusals: RefusalRecorder, clock: Clock) -> None:
         self._store = store
         self._codes = codes
         self._refusals = refusals
@@ -87,9 +87,23 @@ class Redemptions:
             raise PointbookError(Reason.INVALID_FIELDS, "Wrong fields: user_group2.", violations=(violation,))
         return assessment
 
-    async def next_expiry(self, ask: RedemptionRequest, assessment: Assessment) -> Expiry | None:
-        """Read what expires soonest of what an ask may draw on."""
-        return await self._store.next_expiry(ask.merchant_id, assessment.facts)
+    async def find_customer(self, merchant_id: str, key: Key | None) -> RedemptionContext:
+        """Return the context of a customer, in no program. Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND."""
+        assessment = await self.assess(_customer_request(merchant_id, "customer", key))
+        _raise_violations(assessment, {Reason.IDENTIFIER_INVALID, Reason.CUSTOMER_NOT_FOUND})
+        return assessment.facts
+
+    async def customer_points(
+        self, merchant_id: str, identifier: str, key: Key | None, program_id: int
+    ) -> tuple[RedemptionContext, Expiry | None]:
+        """Return the context of a customer in a program, and which of their points expire next.
+
+        Raises IDENTIFIER_INVALID, CUSTOMER_NOT_FOUND and PROGRAM_NOT_FOUND.
+        """
+        request = _customer_request(merchant_id, identifier, key, program_id)
+        assessment = await self.assess(request)
+        _raise_violations(assessment, {Reason.IDENTIFIER_INVALID, Reason.CUSTOMER_NOT_FOUND, Reason.PROGRAM_NOT_FOUND})
+        return assessment.facts, await self._store.next_expiry(merchant_id, assessment.facts)
 
     async def validate(self, ask: RedemptionRequest, proof: ValidationEvidence) -> tuple[Assessment, list[Violation]]:
         """Check an ask and how the customer is validated, without using that up; tell all that is against it."""
@@ -103,7 +117,7 @@ class Redemptions:
             self._note(attempt, reasons_of_findings(violations))
         return assessment, violations
 
-    async def issue_alone(self, ask: RedemptionRequest, actor: str) -> Issued:
+    async def issue_code(self, ask: RedemptionRequest, actor: str) -> Issued:
         """Send the customer a code where the points may be redeemed. Raises the refusal otherwise."""
         return await self.issue(ask, await self.assess(ask), actor)
 
@@ -209,7 +223,7 @@ class Redemptions:
     def _note(self, attempt: Attempt, reasons: tuple[RefusalReason, ...]) -> None:
         """Note a refusal for support."""
         if found := attempt.refusal(reasons, self._clock()):
-            self._refusals.note(found)
+            self._refusals.record(found)
 
     async def _assess(self, _merchant_id: str, asks: Sequence[RedemptionRequest]) -> list[Assessment | PointbookError]:
         return [*await self._store.assess(asks, self._clock())]
@@ -246,3 +260,16 @@ def _proving(ask: RedemptionRequest, assessment: Assessment, actor: str) -> Chal
         group_id="" if facts.group is None else facts.group.group_id,
     )
     return ChallengeSubject(purpose, facts.program, facts.customer, actor)
+
+
+def _customer_request(merchant_id: str, identifier: str, key: Key | None, program_id: int = 0) -> RedemptionRequest:
+    """Build a request that looks up a customer without redeeming points."""
+    return RedemptionRequest(
+        merchant_id, identifier, key, program_id, 0, None, group_redemption=False, group=None, channel=None
+    )
+
+
+def _raise_violations(assessment: Assessment, reasons: set[Reason]) -> None:
+    """Raise the violations that have one of these reasons."""
+    if violations := sort_violations(found for found in assessment.violations if found.reason in reasons):
+        raise to_error(violations)

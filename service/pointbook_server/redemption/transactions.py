@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from pointbook_server.clock import Clock, time_ordered_id
@@ -16,6 +16,7 @@ from pointbook_server.redemption import queries
 from pointbook_server.redemption.allocation import Allocation, allocate, event_ids_of
 from pointbook_server.redemption.assessment import Assessment, RedemptionContext, RedemptionRequest, assess
 from pointbook_server.redemption.bookings import Booking, lead_ms_of
+from pointbook_server.redemption.commands import PendingRedemption, RedemptionFilter, Reversal
 from pointbook_server.redemption.context_loader import (
     AccountRepository,
     ContextLoader,
@@ -24,15 +25,12 @@ from pointbook_server.redemption.context_loader import (
     PoolChangedError,
     Programs,
 )
-from pointbook_server.redemption.customer_validation import ValidationEvidence
-from pointbook_server.redemption.details import DetailsReader, RedemptionDetails
+from pointbook_server.redemption.details import DetailsReader
 from pointbook_server.redemption.model import (
     AccountHold,
     HoldState,
-    RedeemCommand,
     Redemption,
-    RedemptionState,
-    Reversal,
+    RedemptionDetails,
     already_reversed,
     new_redemption_id,
     redemption_not_found,
@@ -46,26 +44,6 @@ CHANGED_MEANWHILE = finding(
 )
 SWEEP_COUNT = 100
 """How many redemptions one transaction releases at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class PendingRedemption:
-    """An order with the assessment that was made of it without locks, and the challenge of its right code or call."""
-
-    order: RedeemCommand
-    before: Assessment
-    proof: ValidationEvidence
-    challenge: Challenge | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RedemptionFilter:
-    """Which redemptions of a merchant to list; None keeps all."""
-
-    redeemers: tuple[str, ...] | None
-    state: RedemptionState | None
-    start_ms: int
-    end_ms: int
 
 
 class Codes(Protocol):

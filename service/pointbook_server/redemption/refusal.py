@@ -1,6 +1,5 @@
 """A refused call as it is stored: who wanted what, why it was refused, and under which values. Pure."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,13 +8,13 @@ from typing import NamedTuple
 from pointbook_server.clock import time_ordered_id
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.redemption.assessment import Assessment, RedemptionRequest
-from pointbook_server.redemption.rules import STATUS_CODES, RefusedError, Violation
+from pointbook_server.redemption.rules import RefusedError, Violation
+from pointbook_server.redemption.status_codes import STATUS_CODES
 
 REFUSING_REASONS = frozenset({*STATUS_CODES, Reason.SEND_LIMIT_REACHED, Reason.REFERENCE_REUSED})
 """For which a call is refused. All other errors are failures, which support finds in the log."""
 STATUS_KEYS = {"status_code", "violations"}
 """What the metadata of an error repeats of its reasons."""
-MINUTE_MS = 60_000
 
 
 class RefusedMethod(StrEnum):
@@ -80,23 +79,6 @@ class Attempt:
             reference=self.reference,
             actor=self.actor,
         )
-
-
-class Allowance:
-    """How many refusals of each merchant are still stored in this minute."""
-
-    def __init__(self, minute_max: int) -> None:
-        self._minute_max = minute_max
-        self._minute = 0
-        self._counts: Counter[str] = Counter()
-
-    def claim(self, merchant_id: str, at_ms: int) -> bool:
-        """Count one more; False where it is too many."""
-        if at_ms // MINUTE_MS != self._minute:
-            self._minute = at_ms // MINUTE_MS
-            self._counts.clear()
-        self._counts[merchant_id] += 1
-        return self._counts[merchant_id] <= self._minute_max
 
 
 def reasons_of_findings(findings: list[Violation]) -> tuple[RefusalReason, ...]:
