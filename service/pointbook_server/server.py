@@ -52,7 +52,7 @@ from pointbook_server.programs.model import Channel
 from pointbook_server.programs.servicer import ProgramsServicer
 from pointbook_server.programs.transactions import ProgramTransactions
 from pointbook_server.redemption.history import RedemptionHistory
-from pointbook_server.redemption.service import Redemptions
+from pointbook_server.redemption.service import RedemptionService
 from pointbook_server.redemption.servicer import RedemptionServicer
 from pointbook_server.redemption.transactions import RedemptionTransactions
 from pointbook_server.rpc.admission import Admission
@@ -257,7 +257,7 @@ class Server:
         self._refusals = RefusalRecorder(
             RefusalTransactions(self._database), clock, self.metrics, keep_days=self._settings.refusals_keep_days
         )
-        self._redemptions = Redemptions(kept, self._codes, self._refusals, clock)
+        self._redemptions = RedemptionService(kept, self._codes, self._refusals, clock)
         server = self._server
         points = PointsServicer(
             ledger, programs, self._points_batcher, clock, grpc_code=grpc_code, metrics=self.metrics

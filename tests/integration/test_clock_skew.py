@@ -116,12 +116,12 @@ class Jobs:
         self.times_ms: list[int] = []
         self.watched = 0
 
-    async def sweep(self, now_ms: int) -> int:
+    async def release_overdue(self, now_ms: int) -> int:
         """Keep the time."""
         self.times_ms.append(now_ms)
         return 0
 
-    clean_up = sweep
+    clean_up = release_overdue
 
     async def report_open(self) -> None:
         """Count the calls."""

@@ -41,7 +41,7 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
 
 async def sweep(service: Service) -> int:
     """Release what was not booked in time."""
-    return await service.server._redemptions.sweep(service.clock())
+    return await service.server._redemptions.release_overdue(service.clock())
 
 
 def listing(shop: Shop, **filters: Any) -> redemption_pb2.ListRedemptionsRequest:

@@ -176,7 +176,7 @@ async def test_what_is_released_still_counts(service: Service, client: Client, s
     await earn(client, shop, 1_000, updated_at=at(service.clock.now_ms - DAY_MS))
     redemption = await redeem(client, order(shop, 100))
     service.clock.move(4 * DAY_MS / 1_000)
-    await service.server._redemptions.sweep(service.clock())
+    await service.server._redemptions.release_overdue(service.clock())
 
     assert await findings(client, question(shop, 1)) == [819]
     await reverse(client, redemption)
@@ -312,7 +312,7 @@ async def test_a_redemption_that_is_still_running_counts(
     await earn(client, other, 1_000, "eve")
     await earn(client, shop, 1_000, "ada")
     own = [{"store_id": shop.store_id, "buyer_id": "ada"}]
-    is_running, may_go_on, draw = asyncio.Event(), asyncio.Event(), transactions._Redeeming._draws
+    is_running, may_go_on, draw = asyncio.Event(), asyncio.Event(), transactions._RedeemBatch._allocate
 
     async def draw_slowly(*arguments: Any) -> Any:
         if not is_running.is_set():
@@ -320,7 +320,7 @@ async def test_a_redemption_that_is_still_running_counts(
             await may_go_on.wait()
         return await draw(*arguments)
 
-    with patch.object(transactions._Redeeming, "_draws", draw_slowly):
+    with patch.object(transactions._RedeemBatch, "_allocate", draw_slowly):
         request = order(shop, 60, customer=customer_of(other, "eve"), group_redemption=True)
         first = asyncio.create_task(redeem(client, request))
         await is_running.wait()

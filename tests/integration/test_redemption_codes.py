@@ -374,7 +374,7 @@ async def test_codes_are_locked_in_one_order(service: Service, client: Client, s
         held = holder.transaction()
         await held.start()
         await holder.execute(lock, challenges["bert"])
-        store = service.server._redemptions._store
+        store = service.server._redemptions._transactions
         redeeming = asyncio.create_task(locked(store, shop.merchant_id, wanted, service.clock))
         with contextlib.suppress(asyncpg.LockNotAvailableError):
             async with asyncio.timeout(5):

@@ -100,7 +100,7 @@ async def test_nothing_waits_in_a_circle(service: Service, client: Client, shop:
 
     async def sweep() -> None:
         service.clock.move(1)
-        await service.server._redemptions.sweep(service.clock())
+        await service.server._redemptions.release_overdue(service.clock())
 
     before = await deadlocks(service)
     calls: list[Any] = [redeem_and_more(number) for number in range(120)]
@@ -173,8 +173,8 @@ async def test_a_booking_without_a_balance_that_is_refused_settles_nothing(clien
 async def test_several_sweeps_at_once_release_once(service: Service, client: Client, shop: Shop) -> None:
     """However many servers do it."""
     redemptions = await overdue(service, client, shop, 40)
-    await asyncio.gather(*(service.server._redemptions.sweep(service.clock()) for _ in range(5)))
-    await service.server._redemptions.sweep(service.clock())
+    await asyncio.gather(*(service.server._redemptions.release_overdue(service.clock()) for _ in range(5)))
+    await service.server._redemptions.release_overdue(service.clock())
 
     assert sorted(await audits(service, shop)) == sorted(each.redemption_id for each in redemptions)
     assert {(await get(client, each)).state for each in redemptions} == {UNSETTLED}
@@ -183,9 +183,9 @@ async def test_several_sweeps_at_once_release_once(service: Service, client: Cli
 async def test_a_sweep_releases_all_that_is_overdue(service: Service, client: Client, shop: Shop) -> None:
     """However much there is of it, in one transaction after another."""
     await overdue(service, client, shop, 120)
-    with patch.object(transactions, "SWEEP_COUNT", 25):
-        assert await service.server._redemptions.sweep(service.clock()) == 120
-        assert await service.server._redemptions.sweep(service.clock()) == 0
+    with patch.object(transactions, "RELEASE_COUNT", 25):
+        assert await service.server._redemptions.release_overdue(service.clock()) == 120
+        assert await service.server._redemptions.release_overdue(service.clock()) == 0
 
 
 async def overdue(service: Service, client: Client, shop: Shop, count: int) -> list[redemption_pb2.Redemption]:
@@ -209,9 +209,9 @@ async def test_a_sweep_leaves_what_somebody_works_on(service: Service, client: C
         await connection.execute("SELECT set_config('lock_timeout', '1s', true)")
         await connection.fetch(query, shop.merchant_id)
         async with asyncio.timeout(2):
-            await service.server._redemptions.sweep(service.clock())
+            await service.server._redemptions.release_overdue(service.clock())
         assert await audits(service, shop) == [other.redemption_id]
-    await service.server._redemptions.sweep(service.clock())
+    await service.server._redemptions.release_overdue(service.clock())
     assert sorted(await audits(service, shop)) == sorted([mine.redemption_id, other.redemption_id])
 
 

@@ -13,7 +13,7 @@ from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
 from pointbook_server.db.database import Connection, Database
 from pointbook_server.ledger.holds import RELEASED_KEPT
 from pointbook_server.redemption import queries
-from pointbook_server.redemption.audit import Difference, RedemptionsAudit
+from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
 from support.points import entries, superuser, unvoid, void
 from support.redemption import (
@@ -71,9 +71,9 @@ async def pair(client: Client, shop: Shop, **points: int) -> dict[str, Any]:
 
 async def check_book(service: Service, shop: Shop) -> None:
     """What `pointbook verify` says of a merchant's redemptions: nothing."""
-    found: list[Difference] = []
+    found: list[RedemptionMismatch] = []
     database = Database(service.database_url, pool_size=1)
-    await RedemptionsAudit(database).run(shop.merchant_id, "", "", service.clock.now_ms, found.append)
+    await RedemptionVerifier(database).run(shop.merchant_id, "", "", service.clock.now_ms, found.append)
     await database.dispose()
     assert found == []
 
@@ -502,7 +502,7 @@ async def test_a_released_hold_does_not_keep_a_decrease_from_its_redemption(
     assert (await get(client, old)).state == UNSETTLED
     assert await points_of(client, shop) == (30, 30, 0)
     assert await settled_by_event(client, shop) == {booked.event_id: redemption.redemption_id}
-    await service.server._redemptions.sweep(service.clock())
+    await service.server._redemptions.release_overdue(service.clock())
     assert (await get(client, old)).state == UNSETTLED
     assert (await redeem(client, order(shop, 20))).state == PENDING
 
@@ -516,7 +516,7 @@ async def test_a_released_hold_waits_again_when_its_decrease_is_claimed(
     old = await redeem(client, order(shop, 20))
     service.clock.move(70)
     if is_swept:
-        await service.server._redemptions.sweep(service.clock())
+        await service.server._redemptions.release_overdue(service.clock())
     await client.apply(booking(shop, 20, 30, 65_000))
     redemption = await redeem(client, order(shop, 20))
     late = booking(shop, 20, 30, 2_000)
@@ -535,7 +535,7 @@ async def test_of_the_holds_that_wait_again_the_newest_are_kept(service: Service
     await client.apply(booking(shop, 20, 30, RELEASED_KEPT * 60_000))
     await redeem(client, order(shop, 1))
     service.clock.move(60)
-    await service.server._redemptions.sweep(service.clock())
+    await service.server._redemptions.release_overdue(service.clock())
 
     assert (await redeem(client, order(shop, 20))).state == SETTLED
     async with superuser(service) as connection:

@@ -147,7 +147,7 @@ async def test_a_release_is_on_the_timeline(service: Service, client: Client, sh
     """When time took a hold back, with its points."""
     await redeem(client, order(shop, 120))
     service.clock.move(3 * 86_400 + 1)
-    await service.server._redemptions.sweep(service.clock())
+    await service.server._redemptions.release_overdue(service.clock())
     found = (await page(client, shop)).entries
 
     assert text_of(found[0]) == "release 120"

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pointbook_server.db.database import Database
-from pointbook_server.redemption.audit import Difference, RedemptionsAudit
+from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
 from support.harness import NOW_MS, Service, Shop
 from support.points import superuser
 from support.redemption import booking, customer_of, earn, order, redeem, reverse
@@ -40,8 +40,8 @@ async def shop(service: Service, shop: Shop) -> Shop:
 
 async def audit(database: Database, shop: Shop, *, store: str = "", buyer: str = "", now_ms: int = NOW_MS) -> list[str]:
     """Verify a merchant's redemptions."""
-    found: list[Difference] = []
-    await RedemptionsAudit(database).run(shop.merchant_id, store, buyer, now_ms, found.append)
+    found: list[RedemptionMismatch] = []
+    await RedemptionVerifier(database).run(shop.merchant_id, store, buyer, now_ms, found.append)
     assert {difference.merchant_id for difference in found} <= {shop.merchant_id}
     return [difference.text.removeprefix(f"store {shop.store_id}, buyer buyer: ") for difference in found]
 
@@ -59,7 +59,7 @@ async def test_a_true_book_has_no_differences(database: Database, service: Servi
     before = await audit(database, shop)
     due = await audit(database, shop, now_ms=after_ms)
     service.clock.now_ms = after_ms
-    await service.server._redemptions.sweep(service.clock())
+    await service.server._redemptions.release_overdue(service.clock())
     service.clock.now_ms = NOW_MS
     swept = await audit(database, shop, now_ms=after_ms)
     await service.client.apply(booking(shop, 30, 450, 2_000))

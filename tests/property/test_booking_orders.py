@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pointbook.v1 import points_pb2, redemption_pb2
 from pointbook_server.db.database import Database
-from pointbook_server.redemption.audit import Difference, RedemptionsAudit
+from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
 from support.harness import NOW_MS, Service, Shop, unique
 from support.redemption import SETTLED, UNSETTLED, booking, earn, get, order, points_of, redeem
 
@@ -126,8 +126,8 @@ async def test_every_order_of_decreases_and_redemptions_counts_each_once(
         listing = redemption_pb2.ListRedemptionsRequest(merchant_id=shop.merchant_id, state=UNSETTLED)
         old = (await service.client.redemption.ListRedemptions(listing)).redemptions
         assert len(old) == sum(size <= sum(sizes) for size in leftovers)
-        differences: list[Difference] = []
-        await RedemptionsAudit(database).run(shop.merchant_id, "", "", service.clock.now_ms, differences.append)
+        differences: list[RedemptionMismatch] = []
+        await RedemptionVerifier(database).run(shop.merchant_id, "", "", service.clock.now_ms, differences.append)
         assert differences == []
     finally:
         service.clock.now_ms = NOW_MS

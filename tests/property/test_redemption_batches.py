@@ -108,8 +108,8 @@ def order(shops: list[Shop], wish: Wish) -> RedeemCommand:
 
 async def redeem(service: Service, orders: Sequence[RedeemCommand]) -> list[Redemption | PointbookError]:
     """Redeem orders in one transaction."""
-    store = service.server._redemptions._store
-    asks = [order.ask for order in orders]
+    store = service.server._redemptions._transactions
+    asks = [order.request for order in orders]
     wanted = [
         PendingRedemption(order, before, ValidationEvidence())
         for order, before in zip(orders, await store.assess(asks, service.clock()), strict=True)

@@ -43,7 +43,7 @@ REFUSALS = {
 }
 """What a story may be told: nothing else goes wrong."""
 READ_REDEMPTIONS = Statement(
-    text(f"SELECT {queries.NAMES}, {queries.STATE} AS state FROM redemptions WHERE merchant_id = :merchant_id")  # noqa: S608 - names
+    text(f"SELECT {queries.ALL_COLUMNS}, {queries.STATE} AS state FROM redemptions WHERE merchant_id = :merchant_id")  # noqa: S608 - names
 )
 
 
@@ -174,13 +174,13 @@ class Story:
         """Time passes."""
         self.service.clock.now_ms += after_ms
 
-    async def sweep(self) -> None:
+    async def release_overdue(self) -> None:
         """What was not booked in time is released."""
-        await self.service.server._redemptions.sweep(self.service.clock())
+        await self.service.server._redemptions.release_overdue(self.service.clock())
 
     async def together(self, who: list[str], points: int) -> None:
         """Several redeem at once, and a sweep comes between them."""
-        await asyncio.gather(*(self.redeem(each, points, pools=each != "eve") for each in who), self.sweep())
+        await asyncio.gather(*(self.redeem(each, points, pools=each != "eve") for each in who), self.release_overdue())
 
 
 ORDERS = points_pb2.POINTS_UPDATE_SCENE_SUCCESSFUL_ORDERS
@@ -214,7 +214,7 @@ steps = st.one_of(
     step(Story.void, PLACES, is_void=ANY),
     step(Story.again, PLACES),
     step(Story.wait, st.sampled_from([1, 4_000, 30_000, WINDOW_MS])),
-    step(Story.sweep),
+    step(Story.release_overdue),
 )
 
 
@@ -258,9 +258,9 @@ async def read_redemptions(database: Database, story: Story) -> list[Redemption]
     named = {"merchant_id": story.shop.merchant_id, "now_ms": story.now_ms}
     async with database.autocommit() as connection:
         rows = await connection.fetch(READ_REDEMPTIONS, named)
-    redemptions = list(map(queries.read, rows))
+    redemptions = list(map(queries.read_redemption, rows))
     for row, redemption in zip(rows, redemptions, strict=True):
-        written = queries.write_changing(redemption)
+        written = queries.to_mutable_columns(redemption)
         kept = {name: row[name] for name in ("open_points", "released_points", "reversed_points")}
         assert kept == {name: written[name] for name in kept}
         assert row.state == redemption.state(story.now_ms)

@@ -11,7 +11,7 @@ from pointbook_server.ledger.lots import Lot
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import Program
 from pointbook_server.redemption.allocation import Allocation
-from pointbook_server.redemption.bookings import Booking, booking_of, first_draws, lead_ms_of
+from pointbook_server.redemption.bookings import Booking, find_booking, first_draws, settlement_lead_ms
 
 ONE, TWO = AccountKey("store", "one"), AccountKey("store", "two")
 NOW_MS = 1_000_000
@@ -35,7 +35,7 @@ def booking(event_id: str, **changes: Any) -> Booking:
 
 def found(*bookings: Booking, program: Program = PROGRAM, account: Account = EMPTY) -> str | None:
     """Name the one that is a redemption of five points of the first account."""
-    chosen = booking_of(5, program, {ONE: account}, bookings, NOW_MS)
+    chosen = find_booking(5, program, {ONE: account}, bookings, NOW_MS)
     return None if chosen is None else chosen.event_id
 
 
@@ -80,8 +80,8 @@ def test_points_that_others_hold_are_not_the_redemptions_own(left: int, held: in
 def test_both_orders_have_one_lead(lead_ms: int | None, off_ms: int) -> None:
     """A redemption finds a decrease just where a hold of that time would have been settled by it."""
     program = replace(PROGRAM, settlement_lead_ms=lead_ms)
-    at_ms = NOW_MS - lead_ms_of(program) - off_ms
-    hold = Hold("r", 5, NOW_MS, NOW_MS + 1, lead_ms=lead_ms_of(program))
+    at_ms = NOW_MS - settlement_lead_ms(program) - off_ms
+    hold = Hold("r", 5, NOW_MS, NOW_MS + 1, lead_ms=settlement_lead_ms(program))
 
     is_settled = settled_by([hold], 5, "CASHBACK", at_ms, NOW_MS) is not None
     assert is_settled is (found(booking("a", at_ms=at_ms), program=program) == "a") is (off_ms <= 0)

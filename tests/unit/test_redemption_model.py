@@ -7,23 +7,12 @@ import pytest
 
 from pointbook_server.errors import Reason
 from pointbook_server.programs.model import Criteria, Program
-from pointbook_server.redemption.rules import (
-    REDEEMABLE,
-    Eligibility,
-    Usage,
-    Violation,
-    check_amount,
-    check_caps,
-    check_program,
-    check_standing,
-    finding,
-    points_of,
-    sort_violations,
-    to_error,
-    worth_of,
-)
+from pointbook_server.redemption.cap_windows import Usage, check_caps
+from pointbook_server.redemption.currency import monetary_value, to_points
+from pointbook_server.redemption.rules import Eligibility, check_amount, check_eligibility, check_program
+from pointbook_server.redemption.violations import REDEEMABLE, Violation, sort_violations, to_error
 
-SEED = Program(
+EXAMPLE_PROGRAM = Program(
     "m",
     1,
     ("s",),
@@ -37,7 +26,7 @@ SEED = Program(
 
 def with_criteria(**limits: int) -> Program:
     """Make a program with some criteria."""
-    return replace(SEED, criteria=Criteria(**limits))
+    return replace(EXAMPLE_PROGRAM, criteria=Criteria(**limits))
 
 
 def amount_findings(points: int, program: Program) -> list[tuple[int, Reason]]:
@@ -48,8 +37,8 @@ def amount_findings(points: int, program: Program) -> list[tuple[int, Reason]]:
 
 def standing_findings(points: int, program: Program, *, active: int, lifetime: int) -> list[tuple[int, Reason]]:
     """Tell what speaks against a customer."""
-    standing = Eligibility(active_points=active, own_active_points=active, lifetime_points=lifetime)
-    return [(found.code, found.reason) for found in sort_violations(check_standing(points, program, standing))]
+    eligibility = Eligibility(active_points=active, own_active_points=active, lifetime_points=lifetime)
+    return [(found.code, found.reason) for found in sort_violations(check_eligibility(points, program, eligibility))]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +56,7 @@ def standing_findings(points: int, program: Program, *, active: int, lifetime: i
 )
 def test_the_seeds_example(points: int, expected: list[tuple[int, Reason]]) -> None:
     """Multiples of 10 and at most 200 points at a time."""
-    assert expected == amount_findings(points, SEED)
+    assert expected == amount_findings(points, EXAMPLE_PROGRAM)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +87,8 @@ def test_no_criteria_do_not_limit() -> None:
 
 def test_a_program_that_is_switched_off() -> None:
     """827, whatever the amount."""
-    assert [found.code for found in check_program(replace(SEED, redemption_enabled=False))] == [827]
-    assert not list(check_program(SEED))
+    assert [found.code for found in check_program(replace(EXAMPLE_PROGRAM, redemption_enabled=False))] == [827]
+    assert not list(check_program(EXAMPLE_PROGRAM))
 
 
 @pytest.mark.parametrize(
@@ -119,8 +108,8 @@ def test_each_criterion_of_a_customer(name: str, expected: tuple[int, Reason]) -
 
 def test_more_than_active() -> None:
     """All active points may go, and not one more."""
-    assert standing_findings(20, SEED, active=20, lifetime=20) == []
-    assert standing_findings(21, SEED, active=20, lifetime=20) == [(803, Reason.INSUFFICIENT_POINTS)]
+    assert standing_findings(20, EXAMPLE_PROGRAM, active=20, lifetime=20) == []
+    assert standing_findings(21, EXAMPLE_PROGRAM, active=20, lifetime=20) == [(803, Reason.INSUFFICIENT_POINTS)]
 
 
 def test_findings_are_ordered_by_code_then_reason() -> None:
@@ -134,7 +123,7 @@ def test_findings_are_ordered_by_code_then_reason() -> None:
         Reason.ABOVE_MAX_PER_MONTH,
         Reason.CUSTOMER_NOT_FOUND,
     ]
-    ordered = [found.reason for found in sort_violations(finding(reason, "") for reason in reasons)]
+    ordered = [found.reason for found in sort_violations(Violation.of(reason, "") for reason in reasons)]
 
     assert ordered == [
         Reason.INSUFFICIENT_POINTS,
@@ -149,7 +138,7 @@ def test_findings_are_ordered_by_code_then_reason() -> None:
 
 def test_findings_name_their_values() -> None:
     """An error says which limit was missed by which points."""
-    found = next(check_amount(15, SEED))
+    found = next(check_amount(15, EXAMPLE_PROGRAM))
 
     assert found.metadata == {"points": "15", "multiples_of": "10"}
     assert REDEEMABLE.code == 800
@@ -157,7 +146,7 @@ def test_findings_name_their_values() -> None:
 
 def test_a_refusal_is_the_first_violation() -> None:
     """The error of an RPC has the first violation's reason and values, and names the others."""
-    error = to_error(sort_violations(check_amount(205, SEED)))
+    error = to_error(sort_violations(check_amount(205, EXAMPLE_PROGRAM)))
 
     assert error.reason is Reason.NOT_A_MULTIPLE
     assert error.metadata == {
@@ -181,9 +170,9 @@ def test_a_refusal_is_the_first_violation() -> None:
 )
 def test_currency_becomes_points_exactly(point_value: str, currency_value: str, expected: int) -> None:
     """Rational arithmetic: no point is lost to binary fractions."""
-    program = replace(SEED, point_value=Decimal(point_value))
+    program = replace(EXAMPLE_PROGRAM, point_value=Decimal(point_value))
 
-    assert expected == points_of(Decimal(currency_value), program)
+    assert expected == to_points(Decimal(currency_value), program)
 
 
 @pytest.mark.parametrize(
@@ -192,8 +181,8 @@ def test_currency_becomes_points_exactly(point_value: str, currency_value: str, 
 )
 def test_no_whole_number_of_points(point_value: str | None, currency_value: str) -> None:
     """What is no whole number of points, or more than there can be, is 801; without a point value everything is."""
-    program = replace(SEED, point_value=None if point_value is None else Decimal(point_value))
-    found = points_of(Decimal(currency_value), program)
+    program = replace(EXAMPLE_PROGRAM, point_value=None if point_value is None else Decimal(point_value))
+    found = to_points(Decimal(currency_value), program)
 
     assert isinstance(found, Violation)
     assert (found.code, found.reason) == (801, Reason.CURRENCY_VALUE_NOT_WHOLE_POINTS)
@@ -247,21 +236,21 @@ def test_the_nearest_redeemable_currency_values_are_named(
     point_value: str, currency_value: str, criteria: dict[str, int], lower: Neighbour, higher: Neighbour
 ) -> None:
     """Below and above, as far as there are any, each with its points; asked for in turn they are those points."""
-    program = replace(SEED, point_value=Decimal(point_value), criteria=Criteria(**criteria))
-    found = points_of(Decimal(currency_value), program)
+    program = replace(EXAMPLE_PROGRAM, point_value=Decimal(point_value), criteria=Criteria(**criteria))
+    found = to_points(Decimal(currency_value), program)
 
     assert isinstance(found, Violation)
     for name, neighbour in (("lower", lower), ("higher", higher)):
         told = (found.metadata.get(f"{name}_currency_value"), found.metadata.get(f"{name}_points"))
         assert told == ((None, None) if neighbour is None else (neighbour[0], str(neighbour[1])))
         if neighbour is not None:
-            assert points_of(Decimal(neighbour[0]), program) == neighbour[1]
+            assert to_points(Decimal(neighbour[0]), program) == neighbour[1]
             assert amount_findings(neighbour[1], program) == []
 
 
 def test_a_program_without_a_point_value_has_no_redeemable_currency_values() -> None:
     """The answer names none."""
-    found = points_of(Decimal(1), replace(SEED, point_value=None))
+    found = to_points(Decimal(1), replace(EXAMPLE_PROGRAM, point_value=None))
 
     assert isinstance(found, Violation)
     assert found.metadata == {"currency_value": "1", "point_value": ""}
@@ -282,11 +271,13 @@ def test_a_program_without_a_point_value_has_no_redeemable_currency_values() -> 
 )
 def test_what_points_are_worth(local: str, rate: str | None, points: int, value: str, local_value: str) -> None:
     """The base currency is not rounded; the local one is, half up, to its minor unit."""
-    program = replace(SEED, local_currency_code=local, local_currency_rate=None if rate is None else Decimal(rate))
-    worth = worth_of(points, program)
+    program = replace(
+        EXAMPLE_PROGRAM, local_currency_code=local, local_currency_rate=None if rate is None else Decimal(rate)
+    )
+    value_of_points = monetary_value(points, program)
 
-    assert worth is not None
-    assert (value, local_value) == (f"{worth.redeem_value:f}", f"{worth.redeem_local_value:f}")
+    assert value_of_points is not None
+    assert (value, local_value) == (f"{value_of_points.redeem_value:f}", f"{value_of_points.redeem_local_value:f}")
 
 
 @pytest.mark.parametrize(
@@ -319,36 +310,36 @@ def test_what_points_are_worth(local: str, rate: str | None, points: int, value:
 def test_a_programs_own_decimals_take_the_place_of_the_minor_unit(
     local: str, decimals: int | None, rate: str | None, expected: str
 ) -> None:
-    """Of 150 points, worth 1.50; none at all is a choice, too."""
+    """Of 150 points, value_of_points 1.50; none at all is a choice, too."""
     program = replace(
-        SEED,
+        EXAMPLE_PROGRAM,
         local_currency_code=local,
         local_currency_rate=None if rate is None else Decimal(rate),
         local_currency_decimals=decimals,
     )
-    worth = worth_of(150, program)
+    value_of_points = monetary_value(150, program)
 
-    assert worth is not None
-    assert (f"{worth.redeem_value:f}", f"{worth.redeem_local_value:f}") == ("1.50", expected)
+    assert value_of_points is not None
+    assert (f"{value_of_points.redeem_value:f}", f"{value_of_points.redeem_local_value:f}") == ("1.50", expected)
 
 
 def test_the_base_value_is_never_rounded() -> None:
     """The smallest point value times the most points keeps every digit, and so does a product in another currency."""
     program = replace(
-        SEED,
+        EXAMPLE_PROGRAM,
         point_value=Decimal("999999999999.999999999999"),
         local_currency_code="BHD",
         local_currency_rate=Decimal("999999999999.999999999999"),
     )
-    worth = worth_of(10**15 - 1, program)
+    value_of_points = monetary_value(10**15 - 1, program)
 
-    assert worth is not None
-    assert f"{worth.redeem_value:f}" == "999999999999998999999999000.000000000001"
-    assert worth.redeem_local_value.as_tuple().exponent == -3
+    assert value_of_points is not None
+    assert f"{value_of_points.redeem_value:f}" == "999999999999998999999999000.000000000001"
+    assert value_of_points.redeem_local_value.as_tuple().exponent == -3
 
 
 @pytest.mark.parametrize("points", [0, -1])
 def test_no_points_are_worth_nothing(points: int) -> None:
     """No value is told of what cannot be redeemed, or has none."""
-    assert worth_of(points, SEED) is None
-    assert worth_of(10, replace(SEED, point_value=None)) is None
+    assert monetary_value(points, EXAMPLE_PROGRAM) is None
+    assert monetary_value(10, replace(EXAMPLE_PROGRAM, point_value=None)) is None

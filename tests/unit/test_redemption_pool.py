@@ -6,7 +6,7 @@ from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.holds import RELEASED_KEPT, Hold, released, settled_by
 from pointbook_server.ledger.lots import Lot
 from pointbook_server.ledger.model import Account, AccountKey
-from pointbook_server.redemption.allocation import Allocation, Source, allocate
+from pointbook_server.redemption.allocation import Allocation, SourceAccount, allocate
 from pointbook_server.redemption.model import (
     AccountHold,
     HoldState,
@@ -21,7 +21,7 @@ NOW_MS = 1_000
 
 def drawn(points: int, accounts: dict[AccountKey, Account], made_at_ms: dict[str, int] | None = None) -> list[str]:
     """Draw, and name what was drawn from which lot."""
-    sources = [Source(key, key.buyer_id) for key in accounts]
+    sources = [SourceAccount(key, key.buyer_id) for key in accounts]
     draws = allocate(points, sources, accounts, made_at_ms or {}, NOW_MS)
     return [f"{draw.points} of {draw.event_id}" for draw in draws]
 
@@ -53,7 +53,7 @@ def test_what_is_held_is_held_of_the_first_lots() -> None:
 
     assert drawn(3, {FIRST: held}) == ["3 of never"]
     assert held.points_at(NOW_MS) == (3, 7, 0)
-    with pytest.raises(ValueError, match="more"):
+    with pytest.raises(ValueError, match="fewer"):
         drawn(4, {FIRST: held})
 
 
@@ -133,25 +133,25 @@ def test_where_a_redemption_stands(states: tuple[HoldState, ...], now_ms: int, e
 
 def test_the_last_draws_are_given_back_first() -> None:
     """And none that SHOPLINE has booked."""
-    given_back = redemption(OPEN, SETTLED, OPEN).give_back(15)
+    given_back = redemption(OPEN, SETTLED, OPEN).reverse(15)
 
     assert [draw.reversed_points for draw in given_back.draws] == [5, 0, 10]
     assert [hold.points for hold in given_back.holds] == [5, 10, 0]
-    assert given_back.give_back(0).reversed_points == 20
-    assert given_back.give_back(0).state(0) is RedemptionState.SETTLED
+    assert given_back.reverse(0).reversed_points == 20
+    assert given_back.reverse(0).state(0) is RedemptionState.SETTLED
     with pytest.raises(PointbookError) as refused:
-        given_back.give_back(6)
+        given_back.reverse(6)
     assert refused.value.reason is Reason.REDEMPTION_SETTLED
     with pytest.raises(PointbookError) as refused:
-        given_back.give_back(16)
+        given_back.reverse(16)
     assert refused.value.reason is Reason.ALREADY_REVERSED
 
 
 def test_a_redemption_of_which_all_is_given_back() -> None:
     """Open or released; a second time there is nothing left."""
-    given_back = redemption(OPEN, RELEASED).give_back(0)
+    given_back = redemption(OPEN, RELEASED).reverse(0)
 
     assert given_back.state(0) is RedemptionState.REVERSED
     with pytest.raises(PointbookError) as refused:
-        given_back.give_back(0)
+        given_back.reverse(0)
     assert refused.value.metadata == {"redemption_id": "r", "left_points": "0", "status_code": "3802"}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointbook_server.redemption.cap_windows import windows_at
+from pointbook_server.redemption.cap_windows import cap_windows_at
 
 
 def ms(text: str) -> int:
@@ -74,7 +74,7 @@ def ms(text: str) -> int:
 )
 def test_where_days_weeks_and_months_begin(now: str, time_zone: str, day: str, week: str, month: str) -> None:
     """Also where clocks change."""
-    assert windows_at(ms(now), time_zone) == (ms(day), ms(week), ms(month))
+    assert cap_windows_at(ms(now), time_zone) == (ms(day), ms(week), ms(month))
 
 
 @given(
@@ -86,7 +86,7 @@ def test_where_days_weeks_and_months_begin(now: str, time_zone: str, day: str, w
 def test_a_moment_lies_in_its_windows(now: datetime, time_zone: str) -> None:
     """They begin before it, on its own date, its Monday and its first of the month."""
     zone = ZoneInfo(time_zone)
-    windows = windows_at(int(now.timestamp() * 1_000), time_zone)
+    windows = cap_windows_at(int(now.timestamp() * 1_000), time_zone)
     today = now.astimezone(zone).date()
     day, week, month = (datetime.fromtimestamp(each / 1_000, zone) for each in windows)
     before = [datetime.fromtimestamp(each / 1_000 - 1, zone).date() for each in windows]

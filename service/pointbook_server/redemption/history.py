@@ -22,7 +22,7 @@ class RedemptionHistory:
         """Return a page of redemptions."""
         async with self._database.autocommit() as connection:
             rows = await connection.fetch(queries.LIST_NEWEST_REDEMPTIONS, _params(merchant_id, redeemers, query))
-        return list(map(queries.read, rows))
+        return list(map(queries.read_redemption, rows))
 
     async def reversals(self, merchant_id: str, redeemers: Iterable[str], query: PageQuery) -> list[StoredReversal]:
         """Return a page of reversals."""

@@ -14,9 +14,10 @@ from pointbook_server.ledger.model import POINTS_MAX, Account, AccountKey, Expir
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.assessment import Assessment, GroupRef, RedemptionContext, RedemptionRequest
 from pointbook_server.redemption.commands import RedeemCommand, ReverseCommand
+from pointbook_server.redemption.currency import CURRENCY_DECIMALS_MAX, monetary_value
 from pointbook_server.redemption.customer_validation import ValidationEvidence
 from pointbook_server.redemption.model import Redemption, RedemptionDetails, RedemptionState, StoredReversal
-from pointbook_server.redemption.rules import CURRENCY_DECIMALS_MAX, REDEEMABLE, Violation, worth_of
+from pointbook_server.redemption.violations import REDEEMABLE, Violation
 from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, Fields, to_decimal_text, to_timestamp
 from pointbook_server.validation_codes.model import normalised_code
 
@@ -213,7 +214,7 @@ def read_evidence(
         challenge_id=request.challenge_id,
         skips=request.skip_validation,
         may_skip=Scope.REDEEM_SKIP in principal.scopes,
-        is_coming=issues_code,
+        issues_code=issues_code,
         actor=principal.token_id,
     )
 
@@ -232,7 +233,7 @@ def read_redeem_command(
 ) -> RedeemCommand:
     """Read the reference, transaction number and notes of a redemption."""
     return RedeemCommand(
-        ask=redemption_request,
+        request=redemption_request,
         reference=_read_reference(fields, request.external_reference_number),
         transaction_number=fields.ascii(
             "transaction_number", request.transaction_number, length_max=REFERENCE_LENGTH_MAX
@@ -299,11 +300,11 @@ def write_assessment(assessment: Assessment, violations: list[Violation]) -> red
         points=assessment.points,
         active_points=assessment.active_points,
     )
-    program = assessment.facts.program
-    worth = None if program is None else worth_of(assessment.points, program)
-    if program is not None and worth is not None:
-        response.redeem_value = to_decimal_text(worth.redeem_value)
-        response.redeem_local_value = to_decimal_text(worth.redeem_local_value)
+    program = assessment.context.program
+    value = None if program is None else monetary_value(assessment.points, program)
+    if program is not None and value is not None:
+        response.redeem_value = to_decimal_text(value.redeem_value)
+        response.redeem_local_value = to_decimal_text(value.redeem_local_value)
         response.points_currency_ratio = to_decimal_text(program.point_value)
     return response
 

@@ -1,6 +1,6 @@
-"""A refused call as it is stored: who wanted what, why it was refused, and under which values. Pure."""
+"""A refused call as it is stored for support: which points, for which reasons, under which values; pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -8,17 +8,17 @@ from typing import NamedTuple
 from pointbook_server.clock import time_ordered_id
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.redemption.assessment import Assessment, RedemptionRequest
-from pointbook_server.redemption.rules import RefusedError, Violation
 from pointbook_server.redemption.status_codes import STATUS_CODES
+from pointbook_server.redemption.violations import RefusedError, Violation
 
 REFUSING_REASONS = frozenset({*STATUS_CODES, Reason.SEND_LIMIT_REACHED, Reason.REFERENCE_REUSED})
-"""For which a call is refused. All other errors are failures, which support finds in the log."""
-STATUS_KEYS = {"status_code", "violations"}
-"""What the metadata of an error repeats of its reasons."""
+"""The reasons of refusals. All other errors are failures, which support finds in the log."""
+STATUS_METADATA = {"status_code", "violations"}
+"""The metadata of an error that repeat its reasons."""
 
 
 class RefusedMethod(StrEnum):
-    """The method that refused."""
+    """The method that refused a call."""
 
     VALIDATE = "VALIDATE"
     ISSUE = "ISSUE"
@@ -26,17 +26,17 @@ class RefusedMethod(StrEnum):
 
 
 class RefusalReason(NamedTuple):
-    """Why a call was refused, under which values. The code is 0 for reasons without a status code."""
+    """A reason of a refusal; its code is 0 if the reason has no status code."""
 
     code: int
     reason: str
     message: str
-    values: Mapping[str, str]
+    metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A refused call. It names the customer by id or buyer alone."""
+    """A refused call; the customer is identified only by their id or buyer."""
 
     refusal_id: str
     merchant_id: str
@@ -53,26 +53,26 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A call that may be refused: what was asked and found out, by which token, and under which reference."""
+    """A call that may be refused; `actor` is the id of its token."""
 
     method: RefusedMethod
-    ask: RedemptionRequest
+    request: RedemptionRequest
     assessment: Assessment
     actor: str
     reference: str = ""
 
-    def refusal(self, reasons: tuple[RefusalReason, ...], at_ms: int) -> Refusal | None:
-        """Return the refusal; None unless the call was about a customer and a program of the merchant."""
-        facts = self.assessment.facts
-        if not reasons or facts.program is None or not facts.redeemer:
+    def to_refusal(self, reasons: tuple[RefusalReason, ...], at_ms: int) -> Refusal | None:
+        """Return the refusal; None if the call names no customer or no program of the merchant."""
+        context = self.assessment.context
+        if not reasons or context.program is None or not context.redeemer:
             return None
         return Refusal(
             refusal_id=time_ordered_id(),
-            merchant_id=self.ask.merchant_id,
-            customer=facts.redeemer,
+            merchant_id=self.request.merchant_id,
+            customer=context.redeemer,
             at_ms=at_ms,
             method=self.method,
-            program_id=self.ask.program_id,
+            program_id=self.request.program_id,
             points=self.assessment.points,
             active_points=_active_points(reasons, self.assessment),
             reasons=reasons,
@@ -81,24 +81,27 @@ class Attempt:
         )
 
 
-def reasons_of_findings(findings: list[Violation]) -> tuple[RefusalReason, ...]:
-    """Return the reasons that findings are."""
-    return tuple(RefusalReason(found.code, found.reason, found.message, found.metadata) for found in findings)
+def reasons_of_violations(violations: Iterable[Violation]) -> tuple[RefusalReason, ...]:
+    """Return violations as the reasons of a refusal."""
+    return tuple(
+        RefusalReason(violation.code, violation.reason, violation.message, violation.metadata)
+        for violation in violations
+    )
 
 
 def reasons_of_error(error: PointbookError) -> tuple[RefusalReason, ...]:
-    """Return the reasons for which a call was refused; none where it failed."""
+    """Return an error's reasons; empty if the call failed rather than was refused."""
     if isinstance(error, RefusedError):
-        return reasons_of_findings(error.findings)
+        return reasons_of_violations(error.rule_violations)
     if error.reason not in REFUSING_REASONS:
         return ()
-    values = {name: value for name, value in error.metadata.items() if name not in STATUS_KEYS}
-    return (RefusalReason(STATUS_CODES.get(error.reason, 0), error.reason, str(error), values),)
+    metadata = {name: value for name, value in error.metadata.items() if name not in STATUS_METADATA}
+    return (RefusalReason(STATUS_CODES.get(error.reason, 0), error.reason, str(error), metadata),)
 
 
 def _active_points(reasons: tuple[RefusalReason, ...], assessment: Assessment) -> int:
-    """Return the active points under which it was refused: those under locks where they were too few."""
-    for each in reasons:
-        if each.reason == Reason.INSUFFICIENT_POINTS:
-            return int(each.values["active_points"])
+    """Return the active points at the refusal: if they were too few, as they were under the locks."""
+    for reason in reasons:
+        if reason.reason == Reason.INSUFFICIENT_POINTS:
+            return int(reason.metadata["active_points"])
     return assessment.active_points

@@ -28,7 +28,7 @@ from pointbook_server.redemption.messages import (
     write_redemption,
     write_status,
 )
-from pointbook_server.redemption.service import Redemptions
+from pointbook_server.redemption.service import RedemptionService
 from pointbook_server.rpc import pagination
 from pointbook_server.rpc.request_fields import TIME_MS_MAX, TIME_MS_MIN, Fields
 from pointbook_server.validation_codes.messages import write_issued_code
@@ -75,8 +75,8 @@ class SupportMethods(Protocol):
 class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
     """RedemptionService: its methods read a request, call the service, and write the response."""
 
-    def __init__(self, redemptions: Redemptions, codes: CodeMethods, support: SupportMethods, clock: Clock) -> None:
-        self._redemptions = redemptions
+    def __init__(self, service: RedemptionService, codes: CodeMethods, support: SupportMethods, clock: Clock) -> None:
+        self._service = service
         self._codes = codes
         self._support = support
         self._clock = clock
@@ -91,11 +91,11 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         if request.issue_otp and evidence.is_given:
             fields.wrong("issue_otp", "must not be set together with validation_code or challenge_id")
         fields.check()
-        assessment, violations = await self._redemptions.validate(redemption_request, evidence)
+        assessment, violations = await self._service.validate(redemption_request, evidence)
         response = write_assessment(assessment, violations)
         if request.issue_otp and not violations:
             try:
-                issued = await self._redemptions.issue(redemption_request, assessment, evidence.actor)
+                issued = await self._service.issue_code_for(redemption_request, assessment, evidence.actor)
             except PointbookError as error:
                 response.warnings.append(write_status(code_not_issued(error)))
             else:
@@ -111,7 +111,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         evidence = read_evidence(fields, request, current_principal.get())
         command = read_redeem_command(fields, request, redemption_request)
         fields.check()
-        redemption = await self._redemptions.redeem(command, evidence)
+        redemption = await self._service.redeem(command, evidence)
         return redemption_pb2.RedeemPointsResponse(redemption=write_redemption(redemption, self._clock()))
 
     async def ReverseRedemption(
@@ -121,7 +121,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         fields = Fields()
         command = read_reverse_command(fields, request, current_principal.get().token_id)
         fields.check()
-        redemption = await self._redemptions.reverse(command)
+        redemption = await self._service.reverse(command)
         return redemption_pb2.ReverseRedemptionResponse(redemption=write_redemption(redemption, self._clock()))
 
     async def SettleRedemption(
@@ -134,7 +134,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         reason = read_reason(fields, request.reason)
         fields.check()
         actor = current_principal.get().token_id
-        redemption = await self._redemptions.settle(merchant_id, redemption_id, reason, actor)
+        redemption = await self._service.settle(merchant_id, redemption_id, reason, actor)
         return redemption_pb2.SettleRedemptionResponse(redemption=write_redemption(redemption, self._clock()))
 
     async def GetRedemption(
@@ -144,7 +144,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         fields = Fields()
         merchant_id, redemption_id, reference = read_redemption_key(fields, request)
         fields.check()
-        details = await self._redemptions.redemption(merchant_id, redemption_id, reference)
+        details = await self._service.get_redemption(merchant_id, redemption_id, reference)
         return redemption_pb2.GetRedemptionResponse(redemption=write_details(details, self._clock()))
 
     async def ListRedemptions(
@@ -167,10 +167,10 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         fields.check()
         redeemers = None
         if request.HasField("customer"):
-            redeemers = tuple((await self._redemptions.find_customer(merchant_id, key)).redeemers)
+            redeemers = tuple((await self._service.find_customer(merchant_id, key)).redeemers)
         filters = RedemptionFilter(redeemers, STATES_BY_NUMBER.get(request.state), start_ms, end_ms)
         before = None if position is None else (int(position[0]), str(position[1]))
-        found = await self._redemptions.redemptions(merchant_id, filters, before=before, limit=size + 1)
+        found = await self._service.list_redemptions(merchant_id, filters, before=before, limit=size + 1)
         now_ms = self._clock()
         page = pagination.fit((write_details(details, now_ms) for details in found), size)
         response = redemption_pb2.ListRedemptionsResponse(redemptions=page)
@@ -189,7 +189,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         fields.check()
         merchant_id = request.customer.merchant_id
         return write_customer_points(
-            *await self._redemptions.customer_points(merchant_id, identifier, key, request.program_id)
+            *await self._service.get_customer_points(merchant_id, identifier, key, request.program_id)
         )
 
     async def IssueValidationCode(

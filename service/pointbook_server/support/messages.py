@@ -25,7 +25,7 @@ def write_refusal(refusal: Refusal) -> redemption_pb2.Refusal:
     """Build the message of a refused call."""
     violations = [
         redemption_pb2.RedemptionStatus(
-            code=reason.code, reason=reason.reason, message=reason.message, metadata=reason.values
+            code=reason.code, reason=reason.reason, message=reason.message, metadata=reason.metadata
         )
         for reason in refusal.reasons
     ]

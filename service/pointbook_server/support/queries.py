@@ -21,11 +21,11 @@ COLUMNS = {
     "reference": "text",
     "actor": "text",
 }
-NAMES = ", ".join(("merchant_id", *COLUMNS))
+ALL_COLUMNS = ", ".join(("merchant_id", *COLUMNS))
 # A refusal whose interrupted write is repeated is stored once.
 INSERT = Statement(
     text(f"""
-    INSERT INTO redemption_refusals ({NAMES})
+    INSERT INTO redemption_refusals ({ALL_COLUMNS})
     SELECT :merchant_id, {", ".join(COLUMNS)}
     FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in COLUMNS.items())}) AS v ({", ".join(COLUMNS)})
     ON CONFLICT DO NOTHING
@@ -39,7 +39,7 @@ IN_PAGE = """
 LIST_BY_CUSTOMERS = Statement(
     text(f"""
     SELECT r.* FROM unnest(CAST(:customers AS text[])) AS v (customer) CROSS JOIN LATERAL (
-        SELECT {NAMES} FROM redemption_refusals
+        SELECT {ALL_COLUMNS} FROM redemption_refusals
         WHERE customer = v.customer AND {IN_PAGE} AND (CAST(:reference AS text) = '' OR reference = :reference)
         ORDER BY at_ms DESC, refusal_id DESC LIMIT :limit
     ) AS r
@@ -48,7 +48,7 @@ LIST_BY_CUSTOMERS = Statement(
 )
 LIST_BY_REFERENCE = Statement(
     text(f"""
-    SELECT {NAMES} FROM redemption_refusals
+    SELECT {ALL_COLUMNS} FROM redemption_refusals
     WHERE reference = :reference AND reference <> '' AND {IN_PAGE}
     ORDER BY at_ms DESC, refusal_id DESC LIMIT :limit
 """)
@@ -80,7 +80,7 @@ def to_columns(refusals: Sequence[Refusal]) -> dict[str, list[Any]]:
 
 
 def _to_row(refusal: Refusal) -> dict[str, Any]:
-    reasons = [(reason.code, reason.reason, reason.message, dict(reason.values)) for reason in refusal.reasons]
+    reasons = [(reason.code, reason.reason, reason.message, dict(reason.metadata)) for reason in refusal.reasons]
     row = {name: getattr(refusal, name) for name in COLUMNS}
     return row | {"method": refusal.method.value, "reasons": json.dumps(reasons)}
 
