@@ -1,4 +1,4 @@
-"""Many redemptions at once by two server processes on one database: points are promised once, whatever ends."""
+"""Many concurrent redemptions by two server processes on one database: no point is drawn twice."""
 
 import asyncio
 import contextlib
@@ -29,15 +29,15 @@ Redemption = redemption_pb2.Redemption
 
 @dataclass
 class Servers:
-    """Two server processes, a client of each, and a shop whose one buyer has points for ten redemptions."""
+    """Two server processes with a client of each, and a shop whose one buyer has points for ten redemptions."""
 
     processes: list[Running]
     clients: list[Client]
     shop: Shop
     database_url: str
 
-    def order(self) -> redemption_pb2.RedeemPointsRequest:
-        """Ask for some of the points."""
+    def redeem_request(self) -> redemption_pb2.RedeemPointsRequest:
+        """Build a request to redeem some of the points."""
         buyer = identity_pb2.Buyer(store_id=self.shop.store_id, buyer_id="buyer")
         return redemption_pb2.RedeemPointsRequest(
             customer=identity_pb2.CustomerRef(merchant_id=self.shop.merchant_id, buyer=buyer),
@@ -47,7 +47,7 @@ class Servers:
         )
 
     async def redeem(self, request: redemption_pb2.RedeemPointsRequest, number: int) -> Redemption | None:
-        """Redeem as a caller does who repeats, at the next server, until there is an answer; None is a refusal."""
+        """Redeem with retries, each on the next server; return None for a refusal."""
         while True:
             number += 1
             try:
@@ -60,16 +60,16 @@ class Servers:
                 return None
             return answer.redemption
 
-    async def kept(self) -> list[Redemption]:
-        """All redemptions that the database has."""
+    async def stored(self) -> list[Redemption]:
+        """Return all stored redemptions."""
         request = redemption_pb2.ListRedemptionsRequest(merchant_id=self.shop.merchant_id, page_size=1_000)
         return list((await self.clients[0].redemption.ListRedemptions(request)).redemptions)
 
     async def check(self, redeemed: list[Redemption]) -> None:
-        """Ten were redeemed, each once, and what was acknowledged is what is kept and held."""
-        kept = await self.kept()
-        assert sorted(each.redemption_id for each in redeemed) == sorted(each.redemption_id for each in kept)
-        assert len(kept) == len({each.external_reference_number for each in kept}) == COVERED
+        """Check that ten redemptions are stored once, and are those that were acknowledged."""
+        stored = await self.stored()
+        assert sorted(each.redemption_id for each in redeemed) == sorted(each.redemption_id for each in stored)
+        assert len(stored) == len({each.external_reference_number for each in stored}) == COVERED
         account = await self.clients[0].account(self.shop.merchant_id, self.shop.store_id, "buyer")
         assert (account.points_balance, account.active_points) == (COVERED * POINTS, 0)
         assert account.held_points == COVERED * POINTS
@@ -78,7 +78,7 @@ class Servers:
 
 @pytest.fixture
 async def servers(database_url: str, tmp_path: Path) -> AsyncIterator[Servers]:
-    """Two servers that serve, and a shop with its points."""
+    """Start two servers and create the shop."""
     token = await make_token(database_url, [ALL_MERCHANTS], list(Scope))
     found = Servers([], [], Shop(unique("merchant"), unique("store")), database_url)
     async with contextlib.AsyncExitStack() as stack:
@@ -104,18 +104,17 @@ async def servers(database_url: str, tmp_path: Path) -> AsyncIterator[Servers]:
         yield found
 
 
-async def test_of_200_redemptions_ten_succeed(servers: Servers, record_property: Callable[[str, object], None]) -> None:
-    """Exactly as many as the balance covers, of two servers together."""
+async def test_ten_of_200_redemptions_succeed(servers: Servers, record_property: Callable[[str, object], None]) -> None:
     began = time.perf_counter()
     async with asyncio.timeout(SECONDS_MAX):
-        answers = await asyncio.gather(*(servers.redeem(servers.order(), number) for number in range(CALLS)))
+        answers = await asyncio.gather(*(servers.redeem(servers.redeem_request(), number) for number in range(CALLS)))
     record_property("redemptions_per_second", round(CALLS / (time.perf_counter() - began)))
 
     await servers.check([answer for answer in answers if answer is not None])
 
 
-async def test_a_server_that_is_killed_redeems_nothing_twice(servers: Servers) -> None:
-    """Whoever got no answer repeats the call at the other server: ten succeed, and each acknowledged one is kept."""
+async def test_killed_server_redeems_nothing_twice(servers: Servers) -> None:
+    """Calls without a response are repeated on the other server."""
     delay = random.uniform(0.02, 0.5)  # noqa: S311 - any moment will do
 
     async def kill() -> None:
@@ -124,15 +123,14 @@ async def test_a_server_that_is_killed_redeems_nothing_twice(servers: Servers) -
 
     async with asyncio.timeout(SECONDS_MAX):
         *answers, _ = await asyncio.gather(
-            *(servers.redeem(servers.order(), number) for number in range(CALLS)), kill()
+            *(servers.redeem(servers.redeem_request(), number) for number in range(CALLS)), kill()
         )
 
     await servers.check([answer for answer in answers if answer is not None])
 
 
-async def test_a_redemption_is_sent_to_both_servers_at_once(servers: Servers) -> None:
-    """A caller who is in a hurry gets one redemption, and one answer of both."""
-    orders = [servers.order() for _ in range(COVERED)]
+async def test_same_redemption_sent_to_both_servers_is_stored_once(servers: Servers) -> None:
+    orders = [servers.redeem_request() for _ in range(COVERED)]
 
     async with asyncio.timeout(SECONDS_MAX):
         answers = await asyncio.gather(*(servers.redeem(each, number) for each in orders for number in range(4)))

@@ -1,4 +1,4 @@
-"""Redeeming with a one-time code: used once, for exactly what it was issued for, and never burnt by anything else."""
+"""Redeeming with a one-time code: consumed once, for exactly its purpose, and by nothing else."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ WRONG = "0000000000"
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """A shop whose two programs send codes, with a buyer who has 500 points."""
+    """Create a shop with two programs that send codes, and a buyer with 500 points."""
     for program_id in (1, 2):
         await service.client.put_program(
             shop.merchant_id, shop.store_id, program_id=program_id, criteria={}, validation=CODES
@@ -38,8 +38,8 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
     service.clock.now_ms = NOW_MS
 
 
-async def issued(service: Service, shop: Shop, points: int = 100, **changes: Any) -> tuple[str, str]:
-    """Have a code issued; answers the code, as the customer reads it, and its challenge."""
+async def issue_code(service: Service, shop: Shop, points: int = 100, **changes: Any) -> tuple[str, str]:
+    """Issue a code, and return the code from the customer's message and its challenge."""
     count = len(service.outbox.messages)
     values: dict[str, Any] = {"customer": customer_of(shop), "program_id": 1, "points": points}
     request = redemption_pb2.IssueValidationCodeRequest(**{**values, **changes})
@@ -49,14 +49,14 @@ async def issued(service: Service, shop: Shop, points: int = 100, **changes: Any
 
 
 async def attempts(service: Service, challenge_id: str) -> tuple[str, int, int]:
-    """The state of a challenge, and how many attempts that name it, and do not, are used up."""
+    """Return a challenge's state and its attempts, with and without its challenge_id."""
     query = "SELECT state, attempts, unnamed_attempts FROM validation_challenges WHERE challenge_id = $1"
     async with superuser(service) as connection:
         return tuple(await connection.fetchrow(query, challenge_id))
 
 
 async def refused_with(status_code: int, call: Any) -> None:
-    """Check that a call is refused with one status code, and that a wrong code is always told alike."""
+    """Check that a call is refused with a status code; every wrong code has the same message."""
     found = await refused(call)
     assert (found.code, found.metadata["status_code"]) == (grpc.StatusCode.FAILED_PRECONDITION, str(status_code))
     if status_code == 808:
@@ -68,9 +68,8 @@ async def refused_with(status_code: int, call: Any) -> None:
 
 
 @pytest.mark.parametrize("names", [True, False], ids=["by its challenge", "without naming one"])
-async def test_a_right_code_is_used_once(service: Service, client: Client, shop: Shop, *, names: bool) -> None:
-    """A second redemption needs another code."""
-    code, challenge_id = await issued(service, shop)
+async def test_code_redeems_once(service: Service, client: Client, shop: Shop, *, names: bool) -> None:
+    code, challenge_id = await issue_code(service, shop)
     proof = {"validation_code": code, "challenge_id": challenge_id if names else ""}
 
     assert (await redeem(client, order(shop, 100, **proof))).state == PENDING
@@ -79,9 +78,8 @@ async def test_a_right_code_is_used_once(service: Service, client: Client, shop:
     assert await points_of(client, shop) == (500, 400, 100)
 
 
-async def test_asking_does_not_use_a_code_up(service: Service, client: Client, shop: Shop) -> None:
-    """ValidateRedemption compares; RedeemPoints consumes."""
-    code, challenge_id = await issued(service, shop)
+async def test_validating_does_not_consume_code(service: Service, client: Client, shop: Shop) -> None:
+    code, challenge_id = await issue_code(service, shop)
     for _ in range(6):
         assert await findings(client, question(shop, 100, validation_code=code)) == []
 
@@ -90,9 +88,10 @@ async def test_asking_does_not_use_a_code_up(service: Service, client: Client, s
     assert await findings(client, question(shop, 100, validation_code=code)) == [808]
 
 
-async def test_of_many_redemptions_with_one_code_one_succeeds(service: Service, client: Client, shop: Shop) -> None:
-    """100 at once, each under a reference of its own; the points would be enough for five."""
-    code, challenge_id = await issued(service, shop)
+async def test_one_of_many_concurrent_redemptions_with_one_code_succeeds(
+    service: Service, client: Client, shop: Shop
+) -> None:
+    code, challenge_id = await issue_code(service, shop)
     proof = {"validation_code": code, "challenge_id": challenge_id}
 
     answers = await asyncio.gather(
@@ -108,12 +107,11 @@ async def test_of_many_redemptions_with_one_code_one_succeeds(service: Service, 
 # Repetitions.
 
 
-async def test_a_repetition_burns_no_attempt(service: Service, client: Client, shop: Shop) -> None:
-    """Where the answer was lost, the same call gets it again, though its code is used and another one is on its way."""
-    code, challenge_id = await issued(service, shop)
+async def test_repeated_call_costs_no_attempt(service: Service, client: Client, shop: Shop) -> None:
+    code, challenge_id = await issue_code(service, shop)
     request = order(shop, 100, validation_code=code, challenge_id=challenge_id)
     first = await redeem(client, request)
-    _, newer = await issued(service, shop, 50)
+    _, newer = await issue_code(service, shop, 50)
     for proof in (code, WRONG):
         request.validation_code = proof
         request.challenge_id = ""
@@ -123,9 +121,8 @@ async def test_a_repetition_burns_no_attempt(service: Service, client: Client, s
     assert await points_of(client, shop) == (500, 400, 100)
 
 
-async def test_repetitions_at_once_get_one_answer(service: Service, client: Client, shop: Shop) -> None:
-    """None of as many as may guess at once is told that the code is wrong, because another one has used it."""
-    code, _ = await issued(service, shop)
+async def test_concurrent_repetitions_return_one_redemption(service: Service, client: Client, shop: Shop) -> None:
+    code, _ = await issue_code(service, shop)
     request = order(shop, 100, validation_code=code)
 
     answers = await asyncio.gather(*(redeem(client, request) for _ in range(5)))
@@ -133,9 +130,10 @@ async def test_repetitions_at_once_get_one_answer(service: Service, client: Clie
     assert await points_of(client, shop) == (500, 400, 100)
 
 
-async def test_a_repetition_while_the_first_call_is_still_at_it(service: Service, client: Client, shop: Shop) -> None:
-    """A caller whose deadline is over repeats; that the first call ends meanwhile is no reason to refuse."""
-    code, _ = await issued(service, shop)
+async def test_repetition_during_first_call_returns_its_redemption(
+    service: Service, client: Client, shop: Shop
+) -> None:
+    code, _ = await issue_code(service, shop)
     request = order(shop, 100, validation_code=code)
     check = ValidationCodes.check
     first: list[redemption_pb2.Redemption] = []
@@ -151,11 +149,10 @@ async def test_a_repetition_while_the_first_call_is_still_at_it(service: Service
     assert await points_of(client, shop) == (500, 400, 100)
 
 
-async def test_a_repetition_that_a_call_without_a_code_overtakes_burns_no_attempt(
+async def test_repetition_overtaken_by_call_without_code_costs_no_attempt(
     service: Service, client: Client, shop: Shop
 ) -> None:
-    """It is answered what is stored, and its code is as good as before."""
-    code, challenge_id = await issued(service, shop)
+    code, challenge_id = await issue_code(service, shop)
     request = order(shop, 100, validation_code=code)
     bare = order(shop, 100, external_reference_number=request.external_reference_number)
     check = ValidationCodes.check
@@ -179,11 +176,10 @@ async def test_a_repetition_that_a_call_without_a_code_overtakes_burns_no_attemp
     [(99, {}), (101, {}), (100, {"program_id": 2}), (100, {"validation_type": redemption_pb2.VALIDATION_TYPE_EMAIL})],
     ids=str,
 )
-async def test_a_code_for_something_else(
+async def test_code_for_another_purpose_counts_as_wrong(
     service: Service, client: Client, shop: Shop, points: int, changes: dict[str, Any]
 ) -> None:
-    """It is a wrong one, and counts as such; then the right redemption still succeeds."""
-    code, challenge_id = await issued(service, shop)
+    code, challenge_id = await issue_code(service, shop)
     proof = {"validation_code": code, "challenge_id": challenge_id}
     await refused_with(808, redeem(client, order(shop, points, **proof, **changes)))
     assert await attempts(service, challenge_id) == ("LIVE", 1, 0)
@@ -192,10 +188,9 @@ async def test_a_code_for_something_else(
     assert await points_of(client, shop) == (500, 400, 100)
 
 
-async def test_a_code_of_somebody_else(service: Service, client: Client, shop: Shop) -> None:
-    """It meets no challenge of this customer, and counts nowhere."""
+async def test_code_of_another_customer_meets_no_challenge(service: Service, client: Client, shop: Shop) -> None:
     await earn(client, shop, 500, "other")
-    code, challenge_id = await issued(service, shop)
+    code, challenge_id = await issue_code(service, shop)
     other = customer_of(shop, "other")
     for named in (challenge_id, ""):
         request = order(shop, 100, customer=other, validation_code=code, challenge_id=named)
@@ -204,9 +199,8 @@ async def test_a_code_of_somebody_else(service: Service, client: Client, shop: S
     assert await attempts(service, challenge_id) == ("LIVE", 0, 0)
 
 
-async def test_five_wrong_codes_end_a_challenge(service: Service, client: Client, shop: Shop) -> None:
-    """Redeeming guesses as asking does; the right code then is as wrong as the others."""
-    code, challenge_id = await issued(service, shop)
+async def test_challenge_locks_after_five_wrong_codes(service: Service, client: Client, shop: Shop) -> None:
+    code, challenge_id = await issue_code(service, shop)
     await asyncio.gather(
         *(
             refused_with(808, redeem(client, order(shop, 100, validation_code=WRONG, challenge_id=challenge_id)))
@@ -219,9 +213,8 @@ async def test_five_wrong_codes_end_a_challenge(service: Service, client: Client
     assert await points_of(client, shop) == (500, 500, 0)
 
 
-async def test_a_code_ends_with_its_life(service: Service, client: Client, shop: Shop) -> None:
-    """After 300 seconds, to the millisecond."""
-    code, _ = await issued(service, shop)
+async def test_code_expires_after_300_seconds(service: Service, client: Client, shop: Shop) -> None:
+    code, _ = await issue_code(service, shop)
     service.clock.move(300)
     await refused_with(808, redeem(client, order(shop, 100, validation_code=code)))
     service.clock.move(-0.001)
@@ -231,17 +224,15 @@ async def test_a_code_ends_with_its_life(service: Service, client: Client, shop:
 # When a code is wanted.
 
 
-async def test_a_program_that_requires_validation(service: Service, client: Client, shop: Shop) -> None:
-    """824 without a code."""
+async def test_required_validation_is_824(service: Service, client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation={"required": True, **CODES})
-    code, _ = await issued(service, shop)
+    code, _ = await issue_code(service, shop)
 
     await refused_with(824, redeem(client, order(shop, 100)))
     assert (await redeem(client, order(shop, 100, validation_code=code))).state == PENDING
 
 
-async def test_a_missing_validation_is_told_with_all_else(client: Client, shop: Shop) -> None:
-    """The status is the one that a question is answered, too: the first of all."""
+async def test_missing_validation_is_listed_with_other_violations(client: Client, shop: Shop) -> None:
     required: dict[str, Any] = {"criteria": {}, "validation": {"required": True}}
     await client.put_program(shop.merchant_id, shop.store_id, redemption_enabled=False, **required)
     skips = {"skip_validation": True}
@@ -253,8 +244,9 @@ async def test_a_missing_validation_is_told_with_all_else(client: Client, shop: 
         await refused_with(824, redeem(client, order(shop, 100, **proof)))
 
 
-async def test_skipping_the_validation(service: Service, client: Client, shop: Shop) -> None:
-    """It takes the program's permission and the token's scope, both."""
+async def test_skipping_validation_takes_program_permission_and_token_scope(
+    service: Service, client: Client, shop: Shop
+) -> None:
     bearer = await make_token(service.database_url, [shop.merchant_id], [Scope.REDEEM])
     plain = Client(service.server.port, bearer)
     for allow_skip in (True, False):
@@ -273,11 +265,8 @@ async def test_skipping_the_validation(service: Service, client: Client, shop: S
 # What burns no attempt.
 
 
-async def test_a_right_code_with_another_violation_keeps_its_attempt(
-    service: Service, client: Client, shop: Shop
-) -> None:
-    """The refusal tells the other one alone, and when that is over the code redeems."""
-    code, challenge_id = await issued(service, shop, 500)
+async def test_violation_leaves_right_code_usable(service: Service, client: Client, shop: Shop) -> None:
+    code, challenge_id = await issue_code(service, shop, 500)
     proof = {"validation_code": code, "challenge_id": challenge_id}
     await client.apply(booking(shop, 1, 499))
     for _ in range(6):
@@ -291,9 +280,8 @@ async def test_a_right_code_with_another_violation_keeps_its_attempt(
     assert (await redeem(client, order(shop, 500, **proof))).state == PENDING
 
 
-async def test_a_violation_under_the_locks_keeps_the_attempt(service: Service, client: Client, shop: Shop) -> None:
-    """The code is as good as before where somebody else was quicker with the points."""
-    code, challenge_id = await issued(service, shop, 500)
+async def test_violation_under_locks_leaves_code_usable(service: Service, client: Client, shop: Shop) -> None:
+    code, challenge_id = await issue_code(service, shop, 500)
     request = order(shop, 500, validation_code=code, challenge_id=challenge_id)
     locked = RedemptionTransactions.redeem
 
@@ -306,9 +294,8 @@ async def test_a_violation_under_the_locks_keeps_the_attempt(service: Service, c
     assert await attempts(service, challenge_id) == ("LIVE", 0, 0)
 
 
-async def test_a_caller_who_leaves_burns_no_attempt(service: Service, client: Client, shop: Shop) -> None:
-    """What was on its way is redeemed all the same, and the call's repetition is answered so."""
-    code, challenge_id = await issued(service, shop)
+async def test_cancelled_call_redeems_and_costs_no_attempt(service: Service, client: Client, shop: Shop) -> None:
+    code, challenge_id = await issue_code(service, shop)
     request = order(shop, 100, validation_code=code, challenge_id=challenge_id)
     is_there, may_go_on = asyncio.Event(), asyncio.Event()
     locked = RedemptionTransactions.redeem
@@ -331,10 +318,10 @@ async def test_a_caller_who_leaves_burns_no_attempt(service: Service, client: Cl
     assert await points_of(client, shop) == (500, 400, 100)
 
 
-async def test_callers_who_leave_at_any_moment_redeem_wholly_or_not_at_all(
+async def test_calls_cancelled_at_any_time_redeem_wholly_or_not_at_all(
     service: Service, client: Client, shop: Shop
 ) -> None:
-    """However long each of them waits, its repetition gets the one answer there is, and no connection stays in use."""
+    """Each repetition gets the one redemption, and no connection stays in use."""
     requests = []
     for number in range(40):
         request = order(shop, 10)
@@ -350,8 +337,8 @@ async def test_callers_who_leave_at_any_moment_redeem_wholly_or_not_at_all(
             await asyncio.sleep(0.01)
 
 
-async def test_codes_are_locked_in_one_order(service: Service, client: Client, shop: Shop) -> None:
-    """Whatever order redemptions came in: with guesses, which lock several codes too, they never wait in a circle."""
+async def test_codes_are_locked_in_sorted_order(service: Service, client: Client, shop: Shop) -> None:
+    """Otherwise redemptions could deadlock with guesses, which also lock several codes."""
     challenges, wanted = {}, []
     locked = RedemptionTransactions.redeem
 
@@ -364,7 +351,7 @@ async def test_codes_are_locked_in_one_order(service: Service, client: Client, s
     for name in ("bert", "anna"):
         await earn(client, shop, 500, name)
         customer = customer_of(shop, name)
-        code, challenges[name] = await issued(service, shop, 10, customer=customer)
+        code, challenges[name] = await issue_code(service, shop, 10, customer=customer)
         proof = {"validation_code": code, "challenge_id": challenges[name]}
         with patch.object(RedemptionTransactions, "redeem", note):
             await refused(redeem(client, order(shop, 10, customer=customer, **proof)))

@@ -1,4 +1,4 @@
-"""Everything at once: redemptions, bookings, reversals, sweeps and changes of customers never wait in a circle."""
+"""Concurrent redemptions, bookings, reversals, releases and changes of customers never deadlock."""
 
 import asyncio
 import itertools
@@ -24,7 +24,7 @@ EXPECTED = {"INSUFFICIENT_POINTS", "ALREADY_REVERSED", "REDEMPTION_SETTLED"}
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """A shop with four customers of 1,000 points each, every two of whom are a group."""
+    """Create a shop with four customers of 1,000 points each, every two of whom are a group."""
     client = service.client
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, allow_group_redemption=True)
     for name in NAMES:
@@ -43,7 +43,7 @@ async def put_customer(client: Client, shop: Shop, name: str) -> None:
 
 
 async def put_group(client: Client, shop: Shop, pair: tuple[str, str]) -> None:
-    """Put the group of two customers, without a primary member in common with other groups."""
+    """Put the group of two customers; no two groups have the same primary member."""
     members = [customers_pb2.UserGroup.Member(customer_id=name, can_redeem=True) for name in pair]
     group_id = "-".join(pair)
     primary = f"p-{group_id}"
@@ -58,7 +58,7 @@ async def put_group(client: Client, shop: Shop, pair: tuple[str, str]) -> None:
 
 
 async def deadlocks(service: Service) -> int:
-    """How many deadlocks the database has had to break."""
+    """Return how many deadlocks the database has broken."""
     async with superuser(service) as connection:
         await connection.execute("SELECT pg_stat_force_next_flush(), pg_stat_clear_snapshot()")
         return int(
@@ -66,19 +66,18 @@ async def deadlocks(service: Service) -> int:
         )
 
 
-async def audits(service: Service, shop: Shop) -> list[str]:
-    """Which redemptions were released, as often as they were."""
+async def released_ids(service: Service, shop: Shop) -> list[str]:
+    """Return the ids of released redemptions, once per release."""
     query = "SELECT redemption_id FROM redemption_audit WHERE merchant_id = $1 AND action = 'RELEASE'"
     async with superuser(service) as connection:
         return [row["redemption_id"] for row in await connection.fetch(query, shop.merchant_id)]
 
 
-async def test_nothing_waits_in_a_circle(service: Service, client: Client, shop: Shop) -> None:
-    """All locks are taken in one order: the database breaks no deadlock, and no call is told of a conflict."""
+async def test_concurrent_calls_of_every_kind_cause_no_deadlock(service: Service, client: Client, shop: Shop) -> None:
     rng = random.Random(7)  # noqa: S311 - any order will do
     kept: list[redemption_pb2.Redemption] = []
 
-    async def redeem_and_more(number: int) -> None:
+    async def redeem_book_and_reverse(number: int) -> None:
         pair = rng.choice(PAIRS)
         group = identity_pb2.UserGroupRef(id="-".join(pair)) if number % 3 else None
         customer = customer_of(shop, external_id=rng.choice(pair))
@@ -93,7 +92,7 @@ async def test_nothing_waits_in_a_circle(service: Service, client: Client, shop:
         else:
             await reverse(client, redemption, rng.choice([0, 1]))
 
-    async def change(number: int) -> None:
+    async def change_customer(number: int) -> None:
         await (
             put_customer(client, shop, rng.choice(NAMES)) if number % 2 else put_group(client, shop, rng.choice(PAIRS))
         )
@@ -103,8 +102,8 @@ async def test_nothing_waits_in_a_circle(service: Service, client: Client, shop:
         await service.server._redemptions.release_overdue(service.clock())
 
     before = await deadlocks(service)
-    calls: list[Any] = [redeem_and_more(number) for number in range(120)]
-    calls += [change(number) for number in range(40)] + [sweep() for _ in range(10)]
+    calls: list[Any] = [redeem_book_and_reverse(number) for number in range(120)]
+    calls += [change_customer(number) for number in range(40)] + [sweep() for _ in range(10)]
     rng.shuffle(calls)
     answers = await asyncio.gather(*calls, return_exceptions=True)
 
@@ -121,8 +120,7 @@ async def test_nothing_waits_in_a_circle(service: Service, client: Client, shop:
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["in one batch", "one by one"])
-async def test_bookings_settle_in_whatever_order_they_come(client: Client, shop: Shop, *, together: bool) -> None:
-    """Among others, late or not: each redemption is settled by its own, and the account is the fold all the same."""
+async def test_bookings_settle_redemptions_in_any_order(client: Client, shop: Shop, *, together: bool) -> None:
     for number, arrivals in enumerate(itertools.permutations(range(4))):
         buyer_id = f"buyer-{number}-{together}"
         await earn(client, shop, 1_000, buyer_id)
@@ -148,8 +146,7 @@ async def test_bookings_settle_in_whatever_order_they_come(client: Client, shop:
         assert (account.points_balance, account.drift, account.active_points, account.held_points) == (932, 0, 932, 0)
 
 
-async def test_a_booking_without_a_balance_that_is_refused_settles_nothing(client: Client, shop: Shop) -> None:
-    """The points are held as before."""
+async def test_refused_booking_without_balance_settles_nothing(client: Client, shop: Shop) -> None:
     redemption = await redeem(client, order(shop, 50, customer=customer_of(shop, external_id="ada")))
     await client.apply(
         shop.update(
@@ -170,26 +167,26 @@ async def test_a_booking_without_a_balance_that_is_refused_settles_nothing(clien
     assert (account.points_balance, account.active_points, account.held_points) == (10, 0, 50)
 
 
-async def test_several_sweeps_at_once_release_once(service: Service, client: Client, shop: Shop) -> None:
-    """However many servers do it."""
-    redemptions = await overdue(service, client, shop, 40)
+async def test_concurrent_sweeps_release_once(service: Service, client: Client, shop: Shop) -> None:
+    redemptions = await redeem_overdue(service, client, shop, 40)
     await asyncio.gather(*(service.server._redemptions.release_overdue(service.clock()) for _ in range(5)))
     await service.server._redemptions.release_overdue(service.clock())
 
-    assert sorted(await audits(service, shop)) == sorted(each.redemption_id for each in redemptions)
+    assert sorted(await released_ids(service, shop)) == sorted(each.redemption_id for each in redemptions)
     assert {(await get(client, each)).state for each in redemptions} == {UNSETTLED}
 
 
-async def test_a_sweep_releases_all_that_is_overdue(service: Service, client: Client, shop: Shop) -> None:
-    """However much there is of it, in one transaction after another."""
-    await overdue(service, client, shop, 120)
+async def test_sweep_releases_all_overdue_redemptions_in_several_transactions(
+    service: Service, client: Client, shop: Shop
+) -> None:
+    await redeem_overdue(service, client, shop, 120)
     with patch.object(transactions, "RELEASE_COUNT", 25):
         assert await service.server._redemptions.release_overdue(service.clock()) == 120
         assert await service.server._redemptions.release_overdue(service.clock()) == 0
 
 
-async def overdue(service: Service, client: Client, shop: Shop, count: int) -> list[redemption_pb2.Redemption]:
-    """Redeem a point many times, and let the time for SHOPLINE to book it go by."""
+async def redeem_overdue(service: Service, client: Client, shop: Shop, count: int) -> list[redemption_pb2.Redemption]:
+    """Redeem a point `count` times, and advance the clock past the settlement window."""
     people = [customer_of(shop, external_id=name) for name in NAMES]
     redemptions = await asyncio.gather(
         *(redeem(client, order(shop, 1, customer=people[number % len(people)])) for number in range(count))
@@ -198,8 +195,7 @@ async def overdue(service: Service, client: Client, shop: Shop, count: int) -> l
     return list(redemptions)
 
 
-async def test_a_sweep_leaves_what_somebody_works_on(service: Service, client: Client, shop: Shop) -> None:
-    """It does not wait; the next one comes for it."""
+async def test_sweep_skips_locked_accounts(service: Service, client: Client, shop: Shop) -> None:
     mine, other = [
         await redeem(client, order(shop, 1, customer=customer_of(shop, external_id=name))) for name in ("ada", "bob")
     ]
@@ -210,13 +206,14 @@ async def test_a_sweep_leaves_what_somebody_works_on(service: Service, client: C
         await connection.fetch(query, shop.merchant_id)
         async with asyncio.timeout(2):
             await service.server._redemptions.release_overdue(service.clock())
-        assert await audits(service, shop) == [other.redemption_id]
+        assert await released_ids(service, shop) == [other.redemption_id]
     await service.server._redemptions.release_overdue(service.clock())
-    assert sorted(await audits(service, shop)) == sorted([mine.redemption_id, other.redemption_id])
+    assert sorted(await released_ids(service, shop)) == sorted([mine.redemption_id, other.redemption_id])
 
 
-async def test_the_points_of_a_blocked_account_are_waited_for(service: Service, client: Client, shop: Shop) -> None:
-    """A database that is slow makes a call wait, and not redeem twice: whoever gives up and repeats gets one answer."""
+async def test_redeeming_waits_for_locked_account_and_redeems_once(
+    service: Service, client: Client, shop: Shop
+) -> None:
     request = order(shop, 50, customer=customer_of(shop, external_id="ada"), external_reference_number=unique("order"))
     async with superuser(service) as connection, connection.transaction():
         query = "SELECT 1 FROM points_accounts WHERE merchant_id = $1 AND buyer_id = 'ada' FOR UPDATE"

@@ -1,4 +1,4 @@
-"""Whether SHOPLINE's decrease or the redemption comes first, both are counted once, however often each is repeated."""
+"""Decreases and redemptions count once, in any order and however often they are repeated."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -26,14 +26,14 @@ SIZES = st.lists(st.sampled_from([10, 10, 20, 30]), min_size=1, max_size=5)
 
 @pytest.fixture(scope="module")
 async def database(service: Service) -> AsyncIterator[Database]:
-    """A pool of our own, beside the server's."""
+    """Open a database besides the server's."""
     pool = Database(service.database_url, pool_size=1)
     yield pool
     await pool.dispose()
 
 
-async def open_shop(service: Service, points: int, leftovers: Sequence[int]) -> Shop:
-    """A shop whose buyer has so many points, and old redemptions that SHOPLINE never booked."""
+async def create_shop(service: Service, points: int, leftovers: Sequence[int]) -> Shop:
+    """Create a shop whose buyer has some points, and old redemptions that SHOPLINE never booked."""
     client, shop = service.client, Shop(unique("merchant"), unique("store"))
     service.clock.now_ms = NOW_MS - LEAD_MS
     await client.put_store(shop.merchant_id, shop.store_id)
@@ -67,7 +67,7 @@ class Till:
         self.redemptions: dict[str, redemption_pb2.Redemption] = {}
 
     async def book(self) -> None:
-        """SHOPLINE books the next sale, and tells at once."""
+        """Book the next sale in SHOPLINE, and send its webhook."""
         if self._to_book:
             size = self._to_book.pop(0)
             self._balance -= size
@@ -76,19 +76,19 @@ class Till:
             await self._service.client.apply(self._booked[-1])
 
     async def redeem(self, place: int) -> None:
-        """Some sale is redeemed, again perhaps."""
+        """Redeem a sale, perhaps again."""
         request = self._orders[place % len(self._orders)]
         answer = await redeem(self._service.client, request)
         known = self.redemptions.setdefault(request.external_reference_number, answer)
         assert answer.redemption_id == known.redemption_id
 
     async def repeat(self, place: int) -> None:
-        """A webhook comes again."""
+        """Repeat a webhook."""
         if self._booked:
             await self._service.client.apply(self._booked[place % len(self._booked)])
 
     async def finish(self) -> None:
-        """What has not happened yet happens."""
+        """Book and redeem the sales that are left."""
         for place in range(len(self._orders)):
             await self.redeem(place)
             self._service.clock.now_ms += 1
@@ -108,11 +108,11 @@ STEPS = st.lists(
 
 @given(sizes=SIZES, leftovers=st.lists(st.sampled_from([10, 20]), max_size=2), steps=STEPS)
 @EXAMPLES
-async def test_every_order_of_decreases_and_redemptions_counts_each_once(
+async def test_decreases_and_redemptions_in_any_order_count_once(
     service: Service, database: Database, sizes: list[int], leftovers: list[int], steps: list[tuple[Any, int]]
 ) -> None:
-    """All points are sold: in the end none are left, none are held, and every sale is settled. Old ones are not."""
-    shop = await open_shop(service, sum(sizes), leftovers)
+    """In the end no points are active or held, and every sale is settled, but none of the old redemptions."""
+    shop = await create_shop(service, sum(sizes), leftovers)
     till = Till(service, shop, sizes)
     try:
         for (name, *places), after_ms in steps:

@@ -1,4 +1,4 @@
-"""Orders that share a transaction are answered as if each had come alone after the one before it."""
+"""Commands that share a transaction have the same results as one after the other."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -28,8 +28,8 @@ GROUPS = (("ada", "bob"), ("bob", "cyd"))
 CAP = 50
 
 
-class Wish(NamedTuple):
-    """What an order asks for, in any shop."""
+class CommandSpec(NamedTuple):
+    """A command for any shop."""
 
     who: str
     points: int
@@ -41,7 +41,7 @@ class Wish(NamedTuple):
 
 
 WISHES = st.builds(
-    Wish,
+    CommandSpec,
     who=st.sampled_from(NAMES),
     points=st.integers(0, 40),
     program_id=st.sampled_from([1, 1, 2, 3]),
@@ -52,10 +52,11 @@ WISHES = st.builds(
 )
 
 
-async def open_shop(service: Service) -> list[Shop]:
-    """Two stores of a merchant with a program each, which lend each other their points and cap them, and one of both.
+async def create_shops(service: Service) -> list[Shop]:
+    """Create two stores of a merchant with a program each, which lend points and cap them, and a program of both.
 
-    Everybody has points in both stores, which expire one after the other.
+    Each customer has points in both stores, which expire one after the other.
+
     """
     client, first = service.client, Shop(unique("merchant"), unique("store"))
     shops = [first, Shop(first.merchant_id, f"{first.store_id}-2")]
@@ -87,8 +88,8 @@ async def open_shop(service: Service) -> list[Shop]:
     return shops
 
 
-def order(shops: list[Shop], wish: Wish) -> RedeemCommand:
-    """Write a wish down as an order of a shop."""
+def to_command(shops: list[Shop], wish: CommandSpec) -> RedeemCommand:
+    """Build the command of a shop."""
     key: Key = Identifier(Kind.EXTERNAL_ID, wish.who)
     if wish.who == "eve":
         key = AccountKey(shops[wish.points % 2].store_id, wish.who)
@@ -107,7 +108,7 @@ def order(shops: list[Shop], wish: Wish) -> RedeemCommand:
 
 
 async def redeem(service: Service, orders: Sequence[RedeemCommand]) -> list[Redemption | PointbookError]:
-    """Redeem orders in one transaction."""
+    """Run commands in one transaction."""
     store = service.server._redemptions._transactions
     asks = [order.request for order in orders]
     wanted = [
@@ -117,8 +118,8 @@ async def redeem(service: Service, orders: Sequence[RedeemCommand]) -> list[Rede
     return await store.redeem(asks[0].merchant_id, wanted, service.clock)
 
 
-def told(shops: list[Shop], answers: Sequence[Redemption | PointbookError]) -> list[Any]:
-    """What answers say in any shop."""
+def summarise(shops: list[Shop], answers: Sequence[Redemption | PointbookError]) -> list[Any]:
+    """Return what results contain, without ids of the shop."""
     stores = {shop.store_id: number for number, shop in enumerate(shops)}
     return [
         (answer.reason, answer.metadata.get("violations"))
@@ -132,19 +133,18 @@ def told(shops: list[Shop], answers: Sequence[Redemption | PointbookError]) -> l
     ]
 
 
-async def held(service: Service, shops: list[Shop]) -> list[int]:
-    """What is held of every account."""
+async def held_points(service: Service, shops: list[Shop]) -> list[int]:
+    """Return what is held of every account."""
     accounts = [await service.client.account(shop.merchant_id, shop.store_id, name) for shop in shops for name in NAMES]
     return [account.held_points for account in accounts]
 
 
 @given(st.lists(WISHES, min_size=4, max_size=20))
 @EXAMPLES
-async def test_a_batch_answers_as_one_order_after_the_other(service: Service, wishes: list[Wish]) -> None:
-    """Caps, pools that overlap, references that come again and refusals: none spoils, or helps, its neighbours."""
-    together, alone = await open_shop(service), await open_shop(service)
-    answers = await redeem(service, [order(together, wish) for wish in wishes])
-    expected = [(await redeem(service, [order(alone, wish)]))[0] for wish in wishes]
+async def test_batch_has_same_results_as_single_commands(service: Service, wishes: list[CommandSpec]) -> None:
+    together, alone = await create_shops(service), await create_shops(service)
+    answers = await redeem(service, [to_command(together, wish) for wish in wishes])
+    expected = [(await redeem(service, [to_command(alone, wish)]))[0] for wish in wishes]
 
-    assert told(together, answers) == told(alone, expected)
-    assert await held(service, together) == await held(service, alone)
+    assert summarise(together, answers) == summarise(alone, expected)
+    assert await held_points(service, together) == await held_points(service, alone)

@@ -1,4 +1,4 @@
-"""Redemption's promise on a real database: whatever happens to some accounts, no point is promised twice or lost."""
+"""Redemption on a real database under random steps: no point is drawn twice or lost."""
 
 import asyncio
 from collections import Counter, defaultdict
@@ -49,7 +49,7 @@ READ_REDEMPTIONS = Statement(
 
 @dataclass
 class Story:
-    """What has happened to a shop's customers, and what there is to be repeated, booked, reversed or voided."""
+    """The history of a shop's customers, and what can be repeated, booked, reversed or voided."""
 
     service: Service
     shop: Shop
@@ -64,7 +64,7 @@ class Story:
         return self.service.clock.now_ms
 
     async def attempt(self, call: Any) -> Any:
-        """Await a call; what the rules refuse is none, and nothing else is."""
+        """Await a call, and return None if the rules refuse it."""
         try:
             return await call
         except grpc.aio.AioRpcError as error:
@@ -75,7 +75,7 @@ class Story:
     async def event(
         self, buyer_id: str, points: int, late_ms: int, life_ms: int | None, *, balanced: bool, scene: int
     ) -> None:
-        """Something that SHOPLINE tells: late perhaps, with or without a balance."""
+        """Send an event: perhaps late, with or without a balance."""
         self.balances[buyer_id] += points
         direction = points_pb2.POINTS_UPDATE_TYPE_INCREASE if points >= 0 else points_pb2.POINTS_UPDATE_TYPE_DECREASE
         update = self.shop.update(
@@ -92,8 +92,8 @@ class Story:
         if await self.attempt(self.service.client.apply(update)) is None:
             self.balances[buyer_id] -= points
 
-    async def again(self, place: int) -> None:
-        """An event comes once more, and an order."""
+    async def repeat(self, place: int) -> None:
+        """Repeat an event and a redemption."""
         if self.events:
             await self.attempt(self.service.client.apply(self.events[place % len(self.events)]))
         if self.redemptions:
@@ -124,7 +124,7 @@ class Story:
             self.redemptions.append(answer.redemption)
 
     async def book(self, place: int, late_ms: int, *, balanced: bool) -> None:
-        """SHOPLINE books what a redemption drew of an account, whatever has become of it."""
+        """Send SHOPLINE's decrease for what a redemption drew of an account, whatever its state."""
         if self.redemptions:
             redemption = self.redemptions[place % len(self.redemptions)]
             draw = redemption.draws[place % len(redemption.draws)]
@@ -133,12 +133,12 @@ class Story:
             await self.event(draw.buyer.buyer_id, -points, late_ms, None, balanced=balanced, scene=cashback)
 
     async def book_first(self, who: str, points: int, late_ms: int) -> None:
-        """SHOPLINE books what is about to be redeemed, or never will be."""
+        """Send SHOPLINE's decrease for a redemption that may follow."""
         cashback = points_pb2.POINTS_UPDATE_SCENE_CASHBACK
         await self.event(who, -points, late_ms, None, balanced=True, scene=cashback)
 
     async def reverse(self, place: int, points: int) -> None:
-        """Some of a redemption is given back, twice under one reference."""
+        """Reverse points of a redemption, twice under one reference."""
         if self.redemptions:
             redemption = self.redemptions[place % len(self.redemptions)]
             request = redemption_pb2.ReverseRedemptionRequest(
@@ -151,7 +151,7 @@ class Story:
             assert first == await self.attempt(self.service.client.redemption.ReverseRedemption(request))
 
     async def settle(self, place: int) -> None:
-        """An operator settles a redemption by hand."""
+        """Settle a redemption by hand."""
         if self.redemptions:
             redemption = self.redemptions[place % len(self.redemptions)]
             request = redemption_pb2.SettleRedemptionRequest(
@@ -160,7 +160,7 @@ class Story:
             await self.attempt(self.service.client.redemption.SettleRedemption(request))
 
     async def void(self, place: int, *, is_void: bool) -> None:
-        """An entry counts for nothing, or counts again."""
+        """Void an entry, or unvoid it."""
         if self.events:
             ids, points = [self.events[place % len(self.events)].event_id], self.service.client.points
             named: dict[str, Any] = {"merchant_id": self.shop.merchant_id, "event_ids": ids, "reason": "a test"}
@@ -171,15 +171,15 @@ class Story:
             )
 
     async def wait(self, after_ms: int) -> None:
-        """Time passes."""
+        """Advance the clock."""
         self.service.clock.now_ms += after_ms
 
     async def release_overdue(self) -> None:
-        """What was not booked in time is released."""
+        """Release what was not booked in time."""
         await self.service.server._redemptions.release_overdue(self.service.clock())
 
-    async def together(self, who: list[str], points: int) -> None:
-        """Several redeem at once, and a sweep comes between them."""
+    async def redeem_concurrently(self, who: list[str], points: int) -> None:
+        """Redeem for several customers at once, while overdue redemptions are released."""
         await asyncio.gather(*(self.redeem(each, points, pools=each != "eve") for each in who), self.release_overdue())
 
 
@@ -190,7 +190,7 @@ Step = Callable[[Story], Any]
 
 
 def step(method: Callable[..., Any], *places: st.SearchStrategy[Any], **names: st.SearchStrategy[Any]) -> Any:
-    """Make steps of a story of one of its methods, whose arguments are drawn."""
+    """Build a strategy of steps from a method of a story, whose arguments are drawn."""
     return st.builds(lambda *drawn, **named: lambda story: method(story, *drawn, **named), *places, **names)
 
 
@@ -205,14 +205,14 @@ steps = st.one_of(
     step(Story.event, WHO, SPENT, LATE_MS, st.none(), balanced=ANY, scene=st.sampled_from([TAKEN, EXPIRED])),
     step(Story.redeem, WHO, POINTS, pools=ANY),
     step(Story.redeem, WHO, POINTS, pools=ANY),
-    step(Story.together, st.lists(WHO, min_size=2, max_size=5), POINTS),
+    step(Story.redeem_concurrently, st.lists(WHO, min_size=2, max_size=5), POINTS),
     step(Story.book, PLACES, LATE_MS, balanced=ANY),
     step(Story.book_first, WHO, FEW_SIZES, LATE_MS),
     step(Story.redeem, WHO, FEW_SIZES, pools=ANY),
     step(Story.reverse, PLACES, st.sampled_from([0, 1, 5, 20])),
     step(Story.settle, PLACES),
     step(Story.void, PLACES, is_void=ANY),
-    step(Story.again, PLACES),
+    step(Story.repeat, PLACES),
     step(Story.wait, st.sampled_from([1, 4_000, 30_000, WINDOW_MS])),
     step(Story.release_overdue),
 )
@@ -220,14 +220,14 @@ steps = st.one_of(
 
 @pytest.fixture(scope="module")
 async def database(service: Service) -> AsyncIterator[Database]:
-    """A pool of our own, beside the server's."""
+    """Open a database besides the server's."""
     pool = Database(service.database_url, pool_size=2)
     yield pool
     await pool.dispose()
 
 
-async def begin(service: Service) -> Story:
-    """A shop whose customers may pool their points, each account with a few to begin with."""
+async def start_story(service: Service) -> Story:
+    """Create a shop whose customers may pool their points, with a few points in each account."""
     story = Story(service, Shop(unique("merchant"), unique("store")))
     client, shop = service.client, story.shop
     service.clock.now_ms = NOW_MS
@@ -254,7 +254,7 @@ async def begin(service: Service) -> Story:
 
 
 async def read_redemptions(database: Database, story: Story) -> list[Redemption]:
-    """Read a merchant's redemptions, whose columns for filters and whose state agree with what they tell."""
+    """Read a merchant's redemptions, and check that their derived columns and states agree."""
     named = {"merchant_id": story.shop.merchant_id, "now_ms": story.now_ms}
     async with database.autocommit() as connection:
         rows = await connection.fetch(READ_REDEMPTIONS, named)
@@ -268,14 +268,14 @@ async def read_redemptions(database: Database, story: Story) -> list[Redemption]
 
 
 def check_redemption(redemption: Redemption) -> None:
-    """It drew what was redeemed, and holds what it drew and did not give back, account by account."""
+    """Check that a redemption drew its points, and holds what it drew less what was reversed, per account."""
     assert sum(draw.points for draw in redemption.draws) == redemption.content.points
     assert all(0 <= draw.reversed_points <= draw.points for draw in redemption.draws)
     assert points_by_account(redemption.draws) == {hold.key: hold.points for hold in redemption.holds}
 
 
 def check_settlements(book: Mapping[AccountKey, Kept], redemptions: Sequence[Redemption]) -> None:
-    """What an entry settled of an account is settled, and no other entry settled it."""
+    """Check that the holds that entries settled, and no others, are settled by entries."""
     holds = [(redemption.redemption_id, hold) for redemption in redemptions for hold in redemption.holds]
     settled = {(redemption_id, hold.key) for redemption_id, hold in holds if hold.state is HoldState.SETTLED}
     claims = [(entry.settled_redemption_id, key) for key, kept in book.items() for entry in kept.entries]
@@ -285,7 +285,7 @@ def check_settlements(book: Mapping[AccountKey, Kept], redemptions: Sequence[Red
 
 
 async def check(database: Database, story: Story) -> None:
-    """No account promises what it does not have, and accounts and redemptions tell one story."""
+    """Check that no account holds more than it has, and that accounts and redemptions agree."""
     redemptions = await read_redemptions(database, story)
     usage: Counter[str] = Counter()
     expected: defaultdict[AccountKey, dict[str, tuple[int, bool]]] = defaultdict(dict)
@@ -311,7 +311,7 @@ async def check(database: Database, story: Story) -> None:
 
 
 async def check_listing(story: Story) -> None:
-    """A filter by state answers those that tell that state, and together the states answer all."""
+    """Check that lists by state have redemptions in that state, and together have all."""
     service, merchant_id = story.service.client.redemption, story.shop.merchant_id
     found = []
     for state in redemption_pb2.RedemptionState.values()[1:]:
@@ -324,11 +324,10 @@ async def check_listing(story: Story) -> None:
 
 @given(st.lists(steps, min_size=4, max_size=20))
 @EXAMPLES
-async def test_no_point_is_promised_twice_whatever_happens(
+async def test_no_point_is_held_twice_after_any_steps(
     service: Service, database: Database, story_steps: list[Step]
 ) -> None:
-    """Events, redemptions, bookings, reversals, settlements, voids, sweeps and time, in any order."""
-    story = await begin(service)
+    story = await start_story(service)
     try:
         for step in story_steps:
             await step(story)

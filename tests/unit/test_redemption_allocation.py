@@ -1,4 +1,4 @@
-"""Which points a redemption draws, and what becomes of what it holds: pure."""
+"""The allocation of points to lots, and the holds and states of redemptions."""
 
 import pytest
 
@@ -19,50 +19,47 @@ FIRST, SECOND = AccountKey("s", "a"), AccountKey("s", "b")
 NOW_MS = 1_000
 
 
-def drawn(points: int, accounts: dict[AccountKey, Account], made_at_ms: dict[str, int] | None = None) -> list[str]:
-    """Draw, and name what was drawn from which lot."""
+def draw(points: int, accounts: dict[AccountKey, Account], made_at_ms: dict[str, int] | None = None) -> list[str]:
+    """Allocate points, and describe the draws."""
     sources = [SourceAccount(key, key.buyer_id) for key in accounts]
     draws = allocate(points, sources, accounts, made_at_ms or {}, NOW_MS)
     return [f"{draw.points} of {draw.event_id}" for draw in draws]
 
 
-def lots(*given: tuple[int, int | None, str]) -> Account:
-    """Make an account of lots."""
+def make_account(*given: tuple[int, int | None, str]) -> Account:
+    """Build an account with lots."""
     kept = tuple(Lot(points, points, expires_at_ms, event_id) for points, expires_at_ms, event_id in given)
     return Account(opening=0, balance=sum(lot.remaining for lot in kept), lots=kept)
 
 
-def test_soonest_expiry_is_drawn_first_over_all_accounts() -> None:
-    """Then created earlier, then by customer id; what has expired by now never."""
+def test_points_are_drawn_by_expiry_then_age_then_customer_id() -> None:
     accounts = {
-        FIRST: lots((5, 1_000, "gone"), (5, 2_000, "sooner"), (5, None, "younger")),
-        SECOND: lots((5, 3_000, "later"), (5, None, "older")),
+        FIRST: make_account((5, 1_000, "gone"), (5, 2_000, "sooner"), (5, None, "younger")),
+        SECOND: make_account((5, 3_000, "later"), (5, None, "older")),
     }
     made_at_ms = {"younger": 20, "older": 10}
 
-    assert drawn(19, accounts, made_at_ms) == ["5 of sooner", "5 of later", "5 of older", "4 of younger"]
+    assert draw(19, accounts, made_at_ms) == ["5 of sooner", "5 of later", "5 of older", "4 of younger"]
     made_at_ms["younger"] = 10
-    assert drawn(19, accounts, made_at_ms) == ["5 of sooner", "5 of later", "5 of younger", "4 of older"]
+    assert draw(19, accounts, made_at_ms) == ["5 of sooner", "5 of later", "5 of younger", "4 of older"]
 
 
-def test_what_is_held_is_held_of_the_first_lots() -> None:
-    """So that no two redemptions draw the same points; a hold whose time is over holds nothing."""
-    account = lots((5, 2_000, "sooner"), (5, None, "never"))
+def test_open_holds_take_first_lots() -> None:
+    account = make_account((5, 2_000, "sooner"), (5, None, "never"))
     holds = (Hold("r-1", 7, 0, 2_000), Hold("r-2", 3, 0, NOW_MS))
     held = Account(opening=0, balance=10, lots=account.lots, holds=holds)
 
-    assert drawn(3, {FIRST: held}) == ["3 of never"]
+    assert draw(3, {FIRST: held}) == ["3 of never"]
     assert held.points_at(NOW_MS) == (3, 7, 0)
     with pytest.raises(ValueError, match="fewer"):
-        drawn(4, {FIRST: held})
+        draw(4, {FIRST: held})
 
 
 @pytest.mark.parametrize(
     ("at_ms", "now_ms", "expected"),
     [(0, 50, None), (95, 200, "old"), (195, 200, "new"), (195, 10_500, "new"), (195, 11_000, "new"), (94, 200, None)],
 )
-def test_the_newest_hold_that_existed_then_is_settled(at_ms: int, now_ms: int, expected: str | None) -> None:
-    """From five seconds before it was opened; open ones before those whose time is over."""
+def test_newest_hold_within_lead_is_settled(at_ms: int, now_ms: int, expected: str | None) -> None:
     lead = 5_000
     holds = [Hold("old", 5, 95 + lead, 10_000), Hold("new", 5, 195 + lead, 11_000)]
 
@@ -71,7 +68,6 @@ def test_the_newest_hold_that_existed_then_is_settled(at_ms: int, now_ms: int, e
 
 
 def test_an_open_hold_is_settled_before_a_newer_released_one() -> None:
-    """What is still waited for comes first."""
     holds = [Hold("open", 5, 10, 1_000), Hold("released", 5, 20, 1_000, is_released=True)]
 
     found = settled_by(holds, 5, "CASHBACK", 100, 100)
@@ -80,8 +76,7 @@ def test_an_open_hold_is_settled_before_a_newer_released_one() -> None:
     assert settled_by(holds, 5, "CASHBACK", 100, 1_000) == holds[1]
 
 
-def test_an_account_remembers_the_newest_released_holds() -> None:
-    """Others may still be settled by hand; open ones are never forgotten."""
+def test_account_keeps_open_and_newest_released_holds() -> None:
     holds = [Hold(f"r-{number}", 1, number, 100) for number in range(RELEASED_KEPT + 3)]
     still_open = Hold("open", 1, 0, 1_000)
 
@@ -91,8 +86,8 @@ def test_an_account_remembers_the_newest_released_holds() -> None:
     assert all(hold.is_released for hold in left[1:])
 
 
-def redemption(*states: HoldState, points: int = 10) -> Redemption:
-    """A redemption that drew so many points of each of some accounts."""
+def make_redemption(*states: HoldState, points: int = 10) -> Redemption:
+    """Build a redemption that drew the same number of points from each of some accounts."""
     keys = [AccountKey("s", f"b{number}") for number in range(len(states))]
     return Redemption(
         merchant_id="m",
@@ -126,14 +121,14 @@ OPEN, SETTLED, RELEASED = HoldState.OPEN, HoldState.SETTLED, HoldState.RELEASED
         ((SETTLED, SETTLED), 0, RedemptionState.SETTLED),
     ],
 )
-def test_where_a_redemption_stands(states: tuple[HoldState, ...], now_ms: int, expected: RedemptionState) -> None:
-    """An open hold ends by itself, swept or not."""
-    assert redemption(*states).state(now_ms) is expected
+def test_state_follows_from_holds_and_time(
+    states: tuple[HoldState, ...], now_ms: int, expected: RedemptionState
+) -> None:
+    assert make_redemption(*states).state(now_ms) is expected
 
 
-def test_the_last_draws_are_given_back_first() -> None:
-    """And none that SHOPLINE has booked."""
-    given_back = redemption(OPEN, SETTLED, OPEN).reverse(15)
+def test_last_unbooked_draws_are_reversed_first() -> None:
+    given_back = make_redemption(OPEN, SETTLED, OPEN).reverse(15)
 
     assert [draw.reversed_points for draw in given_back.draws] == [5, 0, 10]
     assert [hold.points for hold in given_back.holds] == [5, 10, 0]
@@ -147,9 +142,8 @@ def test_the_last_draws_are_given_back_first() -> None:
     assert refused.value.reason is Reason.ALREADY_REVERSED
 
 
-def test_a_redemption_of_which_all_is_given_back() -> None:
-    """Open or released; a second time there is nothing left."""
-    given_back = redemption(OPEN, RELEASED).reverse(0)
+def test_redemption_is_reversed_completely_once() -> None:
+    given_back = make_redemption(OPEN, RELEASED).reverse(0)
 
     assert given_back.state(0) is RedemptionState.REVERSED
     with pytest.raises(PointbookError) as refused:

@@ -1,4 +1,4 @@
-"""RedeemPoints, ReverseRedemption, SettleRedemption and what reads them, on a real database."""
+"""RedeemPoints, ReverseRedemption, SettleRedemption, and the methods that read redemptions."""
 
 import asyncio
 import json
@@ -32,26 +32,26 @@ from support.shims import PATH, SECRET, shim_client
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """A shop with program 1, whose one buyer has 500 points, at the beginning of time."""
+    """Create a shop with program 1, whose one buyer has 500 points."""
     await service.client.put_program(shop.merchant_id, shop.store_id, criteria={})
     await earn(service.client, shop, 500)
     yield shop
     service.clock.now_ms = NOW_MS
 
 
-async def sweep(service: Service) -> int:
+async def release_overdue(service: Service) -> int:
     """Release what was not booked in time."""
     return await service.server._redemptions.release_overdue(service.clock())
 
 
-def listing(shop: Shop, **filters: Any) -> redemption_pb2.ListRedemptionsRequest:
-    """Ask for a merchant's redemptions."""
+def list_request(shop: Shop, **filters: Any) -> redemption_pb2.ListRedemptionsRequest:
+    """Build a request for a merchant's redemptions."""
     return redemption_pb2.ListRedemptionsRequest(merchant_id=shop.merchant_id, **filters)
 
 
-async def ids(client: Client, shop: Shop, **filters: Any) -> list[str]:
-    """The ids of a merchant's redemptions, the newest first."""
-    found = (await client.redemption.ListRedemptions(listing(shop, **filters))).redemptions
+async def redemption_ids(client: Client, shop: Shop, **filters: Any) -> list[str]:
+    """Return the ids of a merchant's redemptions, the newest first."""
+    found = (await client.redemption.ListRedemptions(list_request(shop, **filters))).redemptions
     return [redemption.redemption_id for redemption in found]
 
 
@@ -59,7 +59,6 @@ async def ids(client: Client, shop: Shop, **filters: Any) -> list[str]:
 
 
 async def test_points_are_held_until_shopline_books_them(client: Client, shop: Shop) -> None:
-    """The balance is SHOPLINE's and stays; the points are no longer active."""
     event_id = await earn(client, shop, 500, "other")
     redemption = await redeem(
         client, order(shop, 120, customer=customer_of(shop, "other"), transaction_number="bill-7", notes="at the till")
@@ -82,8 +81,7 @@ async def test_points_are_held_until_shopline_books_them(client: Client, shop: S
     assert found == redemption
 
 
-async def test_what_is_held_cannot_be_redeemed_again(client: Client, shop: Shop) -> None:
-    """Nor does a question answer that it can."""
+async def test_held_points_are_not_redeemable(client: Client, shop: Shop) -> None:
     await redeem(client, order(shop, 400))
 
     found = await refused(redeem(client, order(shop, 101)))
@@ -96,8 +94,8 @@ async def test_what_is_held_cannot_be_redeemed_again(client: Client, shop: Shop)
     assert (await redeem(client, order(shop, 100))).active_points == 0
 
 
-async def test_a_repetition_is_answered_what_is_stored(client: Client, shop: Shop) -> None:
-    """Whatever has become of the account meanwhile; neither notes nor the way of validation make another content."""
+async def test_repetition_returns_stored_redemption(client: Client, shop: Shop) -> None:
+    """Notes and the way of validation do not change the content."""
     request = order(shop, 400)
     first = await redeem(client, request)
     request.notes = "again"
@@ -110,8 +108,7 @@ async def test_a_repetition_is_answered_what_is_stored(client: Client, shop: Sho
 @pytest.mark.parametrize(
     "changes", [{"points": 399}, {"transaction_number": "other"}, {"program_id": 2}, {"group_redemption": True}]
 )
-async def test_a_reference_is_for_one_content(client: Client, shop: Shop, changes: dict[str, Any]) -> None:
-    """Another content under the same reference is told apart, and changes nothing."""
+async def test_reference_with_other_content_is_refused(client: Client, shop: Shop, changes: dict[str, Any]) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, program_id=2)
     request = order(shop, 400)
     await redeem(client, request)
@@ -123,8 +120,7 @@ async def test_a_reference_is_for_one_content(client: Client, shop: Shop, change
     assert await points_of(client, shop) == (500, 100, 400)
 
 
-async def test_a_refused_attempt_stores_nothing(client: Client, shop: Shop) -> None:
-    """The same reference may try again."""
+async def test_refused_call_can_be_repeated_with_same_reference(client: Client, shop: Shop) -> None:
     request = order(shop, 501)
     await refused(redeem(client, request))
     request.points = 500
@@ -133,7 +129,6 @@ async def test_a_refused_attempt_stores_nothing(client: Client, shop: Shop) -> N
 
 
 async def test_every_wrong_field_is_named(client: Client) -> None:
-    """All at once."""
     found = await refused(redeem(client, redemption_pb2.RedeemPointsRequest(notes="x" * 501, currency_value="1")))
 
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
@@ -155,10 +150,9 @@ async def test_every_wrong_field_is_named(client: Client) -> None:
         ({"points": 501}, grpc.StatusCode.FAILED_PRECONDITION, "803"),
     ],
 )
-async def test_a_refusal_has_its_status_code(
+async def test_refusal_has_status_code_in_metadata(
     client: Client, shop: Shop, changes: dict[str, Any], code: grpc.StatusCode, status: str
 ) -> None:
-    """In the metadata of the error."""
     request = order(shop)
     for name, value in changes.items():
         setattr(request, name, value)
@@ -168,7 +162,6 @@ async def test_a_refusal_has_its_status_code(
 
 
 async def test_soonest_expiring_points_are_drawn_first(client: Client, shop: Shop) -> None:
-    """Behind what earlier redemptions hold; never what has expired."""
     later = shop.update("lots", updated_value=30, points_balance=30, points_expiry_time=at(NOW_MS + 2 * DAY_MS))
     sooner = shop.update("lots", updated_value=20, points_balance=50, points_expiry_time=at(NOW_MS + DAY_MS))
     gone = shop.update("lots", updated_value=10, points_balance=60, points_expiry_time=at(NOW_MS - 1))
@@ -190,8 +183,7 @@ async def test_soonest_expiring_points_are_drawn_first(client: Client, shop: Sho
 # Settlement.
 
 
-async def test_shoplines_booking_settles_the_hold(client: Client, shop: Shop) -> None:
-    """The points leave the balance and the hold in one step, and the entry names the redemption."""
+async def test_booking_settles_hold_and_names_redemption(client: Client, shop: Shop) -> None:
     redemption = await redeem(client, order(shop, 120))
     applied = await client.apply(booking(shop, 120, 380))
 
@@ -205,8 +197,7 @@ async def test_shoplines_booking_settles_the_hold(client: Client, shop: Shop) ->
     assert newest.settled_redemption_id == redemption.redemption_id
 
 
-async def test_a_booking_settles_one_hold_and_a_repetition_none(client: Client, shop: Shop) -> None:
-    """Two redemptions of the same size take two webhooks."""
+async def test_booking_settles_one_hold_and_repetition_none(client: Client, shop: Shop) -> None:
     first, second = await redeem(client, order(shop, 50)), await redeem(client, order(shop, 50))
     update = booking(shop, 50, 450)
     await client.apply(update)
@@ -217,10 +208,7 @@ async def test_a_booking_settles_one_hold_and_a_repetition_none(client: Client, 
     assert await points_of(client, shop) == (450, 400, 50)
 
 
-async def test_a_late_booking_does_not_settle_what_did_not_exist_then(
-    service: Service, client: Client, shop: Shop
-) -> None:
-    """A webhook about an earlier purchase finds the earlier hold, whatever the order they come in."""
+async def test_late_booking_settles_hold_of_its_time(service: Service, client: Client, shop: Shop) -> None:
     first = await redeem(client, order(shop, 50))
     service.clock.move(60)
     second = await redeem(client, order(shop, 50))
@@ -240,16 +228,14 @@ async def test_a_late_booking_does_not_settle_what_did_not_exist_then(
     ],
     ids=["another amount", "another scene", "too early", "an increase"],
 )
-async def test_what_settles_nothing(client: Client, shop: Shop, changes: dict[str, Any]) -> None:
-    """Only a decrease of the same size, by a scene of settlement, from five seconds before the hold on."""
+async def test_other_decreases_settle_nothing(client: Client, shop: Shop, changes: dict[str, Any]) -> None:
     redemption = await redeem(client, order(shop, 50))
     await client.apply(booking(shop, 50, 450, **changes))
 
     assert (await get(client, redemption)).state == PENDING
 
 
-async def test_a_program_may_name_its_settlement_scenes(client: Client, shop: Shop) -> None:
-    """Then those, and no others."""
+async def test_program_settings_replace_settlement_scenes(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, settlement_scenes=["IN_THE_APP"])
     redemption = await redeem(client, order(shop, 50))
     await client.apply(booking(shop, 50, 450))
@@ -261,29 +247,27 @@ async def test_a_program_may_name_its_settlement_scenes(client: Client, shop: Sh
     assert (await get(client, redemption)).state == SETTLED
 
 
-async def test_a_hold_ends_by_itself_and_may_be_booked_after_all(service: Service, client: Client, shop: Shop) -> None:
-    """At its settle_by, swept or not; a webhook that comes yet later still settles it."""
+async def test_hold_ends_at_settle_by_and_can_be_booked_later(service: Service, client: Client, shop: Shop) -> None:
     redemption = await redeem(client, order(shop, 50))
     service.clock.move(3 * DAY_MS / 1_000 - 0.001)
     assert (await get(client, redemption)).state == PENDING
-    assert await sweep(service) == 0
+    assert await release_overdue(service) == 0
     service.clock.move(0.001)
     assert (await get(client, redemption)).state == UNSETTLED
     assert await points_of(client, shop) == (500, 500, 0)
-    assert await ids(client, shop, state=UNSETTLED) == [redemption.redemption_id]
+    assert await redemption_ids(client, shop, state=UNSETTLED) == [redemption.redemption_id]
 
-    await sweep(service)
+    await release_overdue(service)
     assert (await get(client, redemption)).state == UNSETTLED
     async with superuser(service) as connection:
         query = "SELECT action FROM redemption_audit WHERE redemption_id = $1"
         assert [row["action"] for row in await connection.fetch(query, redemption.redemption_id)] == ["RELEASE"]
     await client.apply(booking(shop, 50, 450, 3 * DAY_MS + 5_000))
     assert (await get(client, redemption)).state == SETTLED
-    assert await ids(client, shop, state=UNSETTLED) == []
+    assert await redemption_ids(client, shop, state=UNSETTLED) == []
 
 
-async def test_several_servers_sweep_side_by_side(service: Service, client: Client, shop: Shop) -> None:
-    """Each redemption is released once, and nobody waits for an account that somebody works on."""
+async def test_concurrent_sweeps_release_each_redemption_once(service: Service, client: Client, shop: Shop) -> None:
     await earn(client, shop, 500, "busy")
     free = [await redeem(client, order(shop, 10)) for _ in range(20)]
     busy = await redeem(client, order(shop, 10, customer=customer_of(shop, "busy")))
@@ -295,16 +279,15 @@ async def test_several_servers_sweep_side_by_side(service: Service, client: Clie
         async with connection.transaction():
             await connection.execute(lock, shop.merchant_id)
             async with asyncio.timeout(4):
-                await asyncio.gather(*(sweep(service) for _ in range(4)))
+                await asyncio.gather(*(release_overdue(service) for _ in range(4)))
         swept = [row["redemption_id"] for row in await connection.fetch(audit, shop.merchant_id)]
         assert sorted(swept) == sorted(redemption.redemption_id for redemption in free)
-        await sweep(service)
+        await release_overdue(service)
         assert len(await connection.fetch(audit, shop.merchant_id)) == 21
     assert (await get(client, busy)).state == UNSETTLED
 
 
-async def test_an_operator_settles_by_hand(client: Client, shop: Shop) -> None:
-    """Where SHOPLINE booked it, but its webhook was lost; the reason is kept."""
+async def test_settling_by_hand_stores_reason(client: Client, shop: Shop) -> None:
     redemption = await redeem(client, order(shop, 50))
     request = redemption_pb2.SettleRedemptionRequest(
         merchant_id=shop.merchant_id, redemption_id=redemption.redemption_id, reason="seen in SHOPLINE"
@@ -319,8 +302,7 @@ async def test_an_operator_settles_by_hand(client: Client, shop: Shop) -> None:
 # Reversal.
 
 
-async def test_a_redemption_is_reversed_in_parts(client: Client, shop: Shop) -> None:
-    """The points are active again at once; together the parts never exceed the whole."""
+async def test_parts_of_reversal_never_exceed_whole(client: Client, shop: Shop) -> None:
     redemption = await redeem(client, order(shop, 100))
 
     part = await reverse(client, redemption, 30)
@@ -335,8 +317,7 @@ async def test_a_redemption_is_reversed_in_parts(client: Client, shop: Shop) -> 
     assert (await refused(reverse(client, redemption))).reason == "ALREADY_REVERSED"
 
 
-async def test_a_reversal_is_repeated_safely(client: Client, shop: Shop) -> None:
-    """Its own reference tells; with other content it is refused."""
+async def test_repeated_reversal_is_idempotent(client: Client, shop: Shop) -> None:
     redemption = await redeem(client, order(shop, 100))
     reference = unique("reversal")
     first = await reverse(client, redemption, 30, external_reference_number=reference)
@@ -346,8 +327,7 @@ async def test_a_reversal_is_repeated_safely(client: Client, shop: Shop) -> None
     assert (found.code, found.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REFERENCE_REUSED")
 
 
-async def test_a_redemption_is_reversed_by_its_reference(client: Client, shop: Shop) -> None:
-    """As callers know it; one that nobody knows is not found."""
+async def test_redemption_is_reversed_by_reference(client: Client, shop: Shop) -> None:
     redemption = await redeem(client, order(shop, 100))
     named: dict[str, Any] = {"redemption_id": None, "redeemed_reference_number": redemption.external_reference_number}
 
@@ -356,8 +336,7 @@ async def test_a_redemption_is_reversed_by_its_reference(client: Client, shop: S
     assert (await refused(reverse(client, redemption, **named))).reason == "REDEMPTION_NOT_FOUND"
 
 
-async def test_what_shopline_has_booked_is_reversed_there(client: Client, shop: Shop) -> None:
-    """The call says so."""
+async def test_booked_redemption_cannot_be_reversed(client: Client, shop: Shop) -> None:
     redemption = await redeem(client, order(shop, 100))
     await client.apply(booking(shop, 100, 400))
 
@@ -366,8 +345,7 @@ async def test_what_shopline_has_booked_is_reversed_there(client: Client, shop: 
     assert (await get(client, redemption)).reversed_points == 0
 
 
-async def test_a_booking_of_what_is_left_settles_a_partly_reversed_redemption(client: Client, shop: Shop) -> None:
-    """A booking of the whole would not: SHOPLINE books what the checkout asked for in the end."""
+async def test_booking_of_remaining_points_settles_partly_reversed_redemption(client: Client, shop: Shop) -> None:
     redemption = await redeem(client, order(shop, 100))
     await reverse(client, redemption, 30)
 
@@ -381,31 +359,32 @@ async def test_a_booking_of_what_is_left_settles_a_partly_reversed_redemption(cl
 
 
 async def test_redemptions_are_listed_by_customer_state_and_time(service: Service, client: Client, shop: Shop) -> None:
-    """The newest first, page by page."""
     await earn(client, shop, 500, "other")
     mine = []
     for _ in range(3):
         service.clock.move(1)
         mine.append((await redeem(client, order(shop, 10))).redemption_id)
     other = (await redeem(client, order(shop, 10, customer=customer_of(shop, "other")))).redemption_id
-    await reverse(client, (await client.redemption.ListRedemptions(listing(shop))).redemptions[0])
+    await reverse(client, (await client.redemption.ListRedemptions(list_request(shop))).redemptions[0])
 
-    assert set(await ids(client, shop)) == {*mine, other}
-    assert await ids(client, shop, customer=customer_of(shop)) == mine[::-1]
-    assert await ids(client, shop, customer=customer_of(shop), state=PENDING, end_time=at(NOW_MS + 2_000)) == mine[:1]
-    assert await ids(client, shop, start_time=at(NOW_MS + 3_001)) == []
-    page = await client.redemption.ListRedemptions(listing(shop, customer=customer_of(shop), page_size=2))
+    assert set(await redemption_ids(client, shop)) == {*mine, other}
+    assert await redemption_ids(client, shop, customer=customer_of(shop)) == mine[::-1]
+    assert (
+        await redemption_ids(client, shop, customer=customer_of(shop), state=PENDING, end_time=at(NOW_MS + 2_000))
+        == mine[:1]
+    )
+    assert await redemption_ids(client, shop, start_time=at(NOW_MS + 3_001)) == []
+    page = await client.redemption.ListRedemptions(list_request(shop, customer=customer_of(shop), page_size=2))
     assert [each.redemption_id for each in page.redemptions] == mine[:0:-1]
-    more = listing(shop, customer=customer_of(shop), page_size=2, page_token=page.next_page_token)
+    more = list_request(shop, customer=customer_of(shop), page_size=2, page_token=page.next_page_token)
     rest = await client.redemption.ListRedemptions(more)
     assert [each.redemption_id for each in rest.redemptions] == mine[:1]
     assert not rest.next_page_token
-    unknown = listing(shop, customer=customer_of(shop, mobile="+8613812345678"))
+    unknown = list_request(shop, customer=customer_of(shop, mobile="+8613812345678"))
     assert (await refused(client.redemption.ListRedemptions(unknown))).reason == "CUSTOMER_NOT_FOUND"
 
 
-async def test_a_redemption_of_another_merchant_is_not_found(client: Client, shop: Shop) -> None:
-    """By its id or by its reference."""
+async def test_redemption_of_another_merchant_is_not_found(client: Client, shop: Shop) -> None:
     redemption = await redeem(client, order(shop))
     redemption.merchant_id = "another"
 
@@ -413,8 +392,7 @@ async def test_a_redemption_of_another_merchant_is_not_found(client: Client, sho
     assert (await refused(reverse(client, redemption))).reason == "REDEMPTION_NOT_FOUND"
 
 
-async def test_a_call_centre_asks_what_a_customer_has(client: Client, shop: Shop) -> None:
-    """By mobile number, over all accounts of the program."""
+async def test_customer_points_by_mobile_number_sum_all_accounts(client: Client, shop: Shop) -> None:
     await earn(client, shop, 300, "second")
     buyers = [{"store_id": shop.store_id, "buyer_id": "second"}]
     await client.put_customer(shop.merchant_id, "c-1", mobile="+8613812345678", buyers=buyers)
@@ -430,8 +408,7 @@ async def test_a_call_centre_asks_what_a_customer_has(client: Client, shop: Shop
 # Many at once.
 
 
-async def test_parallel_redemptions_never_exceed_what_there_is(client: Client, shop: Shop) -> None:
-    """Of 60 of which the balance covers 10, exactly 10 succeed."""
+async def test_concurrent_redemptions_never_exceed_active_points(client: Client, shop: Shop) -> None:
     answers = await asyncio.gather(*(redeem(client, order(shop, 50)) for _ in range(60)), return_exceptions=True)
 
     redeemed = [answer for answer in answers if isinstance(answer, redemption_pb2.Redemption)]
@@ -440,8 +417,7 @@ async def test_parallel_redemptions_never_exceed_what_there_is(client: Client, s
     assert sorted(each.active_points for each in redeemed) == list(range(0, 500, 50))
 
 
-async def test_parallel_repetitions_redeem_once(client: Client, shop: Shop) -> None:
-    """All of them get the same answer."""
+async def test_concurrent_repetitions_redeem_once(client: Client, shop: Shop) -> None:
     request = order(shop, 50)
 
     answers = await asyncio.gather(*(redeem(client, request) for _ in range(30)))
@@ -449,8 +425,7 @@ async def test_parallel_repetitions_redeem_once(client: Client, shop: Shop) -> N
     assert await points_of(client, shop) == (500, 450, 50)
 
 
-async def test_parallel_reversals_never_exceed_the_whole(client: Client, shop: Shop) -> None:
-    """Of 30 parts of 10 of 100 points, 10 succeed."""
+async def test_concurrent_reversals_never_exceed_redemption(client: Client, shop: Shop) -> None:
     redemption = await redeem(client, order(shop, 100))
 
     answers = await asyncio.gather(*(reverse(client, redemption, 10) for _ in range(30)), return_exceptions=True)
@@ -459,10 +434,9 @@ async def test_parallel_reversals_never_exceed_the_whole(client: Client, shop: S
     assert await points_of(client, shop) == (500, 500, 0)
 
 
-async def test_shoplines_webhook_settles_a_redemption(
+async def test_signed_webhook_settles_redemption_once(
     service: Service, client: Client, shop: Shop, admin_token: str
 ) -> None:
-    """Signed, over HTTP, and as often as SHOPLINE sends it."""
     redemption = await redeem(client, order(shop, 120))
     body = json.dumps(
         {

@@ -1,4 +1,8 @@
-"""Every request parameter of the seed points/isredeemable, and every status code, each by its effect through gRPC."""
+"""Every request parameter of Capillary's points/isredeemable, and every status code, each by its effect.
+
+Source: docs/reference/capillary-isredeemable.md#request-parameters
+
+"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -25,8 +29,8 @@ Answer = redemption_pb2.ValidateRedemptionResponse
 
 
 @pytest.fixture
-async def world(service: Service, client: Client, shop: Shop) -> AsyncIterator[Shop]:
-    """Ada has 100 points in program 1 and 40 in program 2; she and Bea, who has 30, pool theirs in program 1."""
+async def merchant(service: Service, client: Client, shop: Shop) -> AsyncIterator[Shop]:
+    """Create a merchant where Ada has 100 points in program 1 and 40 in program 2, and pools with Bea, who has 30."""
     merchant_id, store_id = shop.merchant_id, shop.store_id
     other = replace(shop, store_id=unique("store"))
     await client.put_store(merchant_id, other.store_id)
@@ -88,29 +92,29 @@ async def world(service: Service, client: Client, shop: Shop) -> AsyncIterator[S
     service.clock.now_ms = NOW_MS
 
 
-def named(world: Shop, **identifier: Any) -> identity_pb2.CustomerRef:
-    """Name a customer by one identifier; Ada by her external id."""
-    return identity_pb2.CustomerRef(merchant_id=world.merchant_id, **identifier or {"external_id": "crm-1"})
+def customer_by(merchant: Shop, **identifier: Any) -> identity_pb2.CustomerRef:
+    """Build the reference of a customer by one identifier; Ada's external id by default."""
+    return identity_pb2.CustomerRef(merchant_id=merchant.merchant_id, **identifier or {"external_id": "crm-1"})
 
 
-def question(world: Shop, **changes: Any) -> redemption_pb2.ValidateRedemptionRequest:
-    """Ask whether Ada may redeem 10 points in program 1."""
-    values: dict[str, Any] = {"customer": named(world), "program_id": 1, "points": 10}
+def validate_request(merchant: Shop, **changes: Any) -> redemption_pb2.ValidateRedemptionRequest:
+    """Build a request to validate a redemption of 10 of Ada's points in program 1."""
+    values: dict[str, Any] = {"customer": customer_by(merchant), "program_id": 1, "points": 10}
     return redemption_pb2.ValidateRedemptionRequest(**values | changes)
 
 
-def group(**selector: Any) -> dict[str, Any]:
-    """Choose the group by one of its parameters."""
+def by_group(**selector: Any) -> dict[str, Any]:
+    """Return changes that select the group by a parameter."""
     return {"user_group2": identity_pb2.UserGroupRef(**selector)}
 
 
-def has(active_points: int) -> Callable[[Answer], bool]:
-    """So many points may be drawn on."""
+def has_active(active_points: int) -> Callable[[Answer], bool]:
+    """Return a check that so many points may be drawn on."""
     return lambda answer: answer.redeemable and answer.active_points == active_points
 
 
-def says(*codes: int) -> Callable[[Answer], bool]:
-    """Just these status codes speak against it."""
+def has_codes(*codes: int) -> Callable[[Answer], bool]:
+    """Return a check for exactly these status codes."""
     return lambda answer: [found.code for found in answer.violations] == list(codes)
 
 
@@ -126,18 +130,18 @@ OWN = {
     "primary_user_identifier_value": "138 0000 0001",
 }
 PARAMETERS: list[tuple[str, Callable[[Shop], dict[str, Any]], Callable[[Answer], bool]]] = [
-    ("mobile", lambda w: {"customer": named(w, mobile="138 1234 5678")}, has(100)),
-    ("email", lambda w: {"customer": named(w, email="ADA@Example.com")}, has(100)),
-    ("external_id", lambda w: {"customer": named(w, external_id="crm-1")}, has(100)),
-    ("card_number", lambda w: {"customer": named(w, card_number="card-1")}, has(100)),
-    ("card_external_id", lambda w: {"customer": named(w, card_external_id="card-x-1")}, has(100)),
-    ("program_id", lambda _: {"program_id": 2}, has(40)),
-    ("group_redemption", lambda _: {"group_redemption": True}, has(140)),
-    ("points", lambda _: {"points": 101}, says(803)),
+    ("mobile", lambda w: {"customer": customer_by(w, mobile="138 1234 5678")}, has_active(100)),
+    ("email", lambda w: {"customer": customer_by(w, email="ADA@Example.com")}, has_active(100)),
+    ("external_id", lambda w: {"customer": customer_by(w, external_id="crm-1")}, has_active(100)),
+    ("card_number", lambda w: {"customer": customer_by(w, card_number="card-1")}, has_active(100)),
+    ("card_external_id", lambda w: {"customer": customer_by(w, card_external_id="card-x-1")}, has_active(100)),
+    ("program_id", lambda _: {"program_id": 2}, has_active(40)),
+    ("group_redemption", lambda _: {"group_redemption": True}, has_active(140)),
+    ("points", lambda _: {"points": 101}, has_codes(803)),
     ("issue_otp", lambda _: {"issue_otp": True}, lambda answer: answer.issued_code.sent),
-    ("validation_code", lambda _: {"validation_code": "wrong"}, says(808)),
-    ("skip_validation", lambda _: {"program_id": REQUIRING, "skip_validation": True}, has(100)),
-    ("validation_type", lambda _: {"validation_type": MISSED_CALL, "issue_otp": True}, says(823)),
+    ("validation_code", lambda _: {"validation_code": "wrong"}, has_codes(808)),
+    ("skip_validation", lambda _: {"program_id": REQUIRING, "skip_validation": True}, has_active(100)),
+    ("validation_type", lambda _: {"validation_type": MISSED_CALL, "issue_otp": True}, has_codes(823)),
     ("validation_type", lambda _: {"validation_type": SMS, "issue_otp": True}, lambda answer: answer.issued_code.sent),
     (
         "validation_type",
@@ -147,24 +151,24 @@ PARAMETERS: list[tuple[str, Callable[[Shop], dict[str, Any]], Callable[[Answer],
     (
         "validation_type",
         lambda _: {"program_id": REQUIRING, "validation_type": INVALID, "skip_validation": True},
-        has(100),
+        has_active(100),
     ),
-    ("user_group2_primary_user_id", lambda _: group(primary_user_id="bea"), has(130)),
-    ("user_group2_id", lambda _: group(id="family"), has(130)),
-    ("user_group2_primary_user_source", lambda _: group(**SOURCE), has(130)),
+    ("user_group2_primary_user_id", lambda _: by_group(primary_user_id="bea"), has_active(130)),
+    ("user_group2_id", lambda _: by_group(id="family"), has_active(130)),
+    ("user_group2_primary_user_source", lambda _: by_group(**SOURCE), has_active(130)),
     (
         "user_group2_primary_user_accountId",
-        lambda _: group(**SOURCE | {"primary_user_account_id": "account-2"}),
-        says(1632),
+        lambda _: by_group(**SOURCE | {"primary_user_account_id": "account-2"}),
+        has_codes(1632),
     ),
-    ("user_group2_primary_user_identifier_type", lambda _: group(**OWN), has(130)),
+    ("user_group2_primary_user_identifier_type", lambda _: by_group(**OWN), has_active(130)),
     (
         "user_group2_primary_user_identifier_value",
-        lambda _: group(**OWN | {"primary_user_identifier_value": MOBILE}),
-        says(1632),
+        lambda _: by_group(**OWN | {"primary_user_identifier_value": MOBILE}),
+        has_codes(1632),
     ),
-    ("user_group2_external_id", lambda _: group(external_id="family-x"), has(130)),
-    ("use_default_user_group2", lambda _: group(use_default=True), has(130)),
+    ("user_group2_external_id", lambda _: by_group(external_id="family-x"), has_active(130)),
+    ("use_default_user_group2", lambda _: by_group(use_default=True), has_active(130)),
     (
         "currency_input",
         lambda _: {"points": 0, "currency_input": True, "currency_value": "0.5"},
@@ -180,93 +184,89 @@ SEED = {
 }
 
 
-def test_the_table_names_every_parameter_of_the_seed() -> None:
-    """None is accepted and ignored."""
+def test_every_parameter_is_covered() -> None:
     assert {name for name, _, _ in PARAMETERS} == SEED
 
 
 @pytest.mark.parametrize(("changes", "shows"), [pytest.param(*each[1:], id=each[0]) for each in PARAMETERS])
 async def test_every_parameter_has_its_effect(
-    client: Client, world: Shop, changes: Callable[[Shop], dict[str, Any]], shows: Callable[[Answer], bool]
+    client: Client, merchant: Shop, changes: Callable[[Shop], dict[str, Any]], shows: Callable[[Answer], bool]
 ) -> None:
-    """Without it Ada may redeem 10 of her 100 points."""
-    assert has(100)(await client.redemption.ValidateRedemption(question(world)))
+    assert has_active(100)(await client.redemption.ValidateRedemption(validate_request(merchant)))
 
-    answer = await client.redemption.ValidateRedemption(question(world, **changes(world)))
+    answer = await client.redemption.ValidateRedemption(validate_request(merchant, **changes(merchant)))
     assert shows(answer), answer
 
 
 ANSWERED: dict[int, tuple[str, Callable[[Shop], dict[str, Any]]]] = {
     800: ("REDEEMABLE", lambda _: {}),
     801: ("POINTS_NOT_POSITIVE", lambda _: {"points": 0}),
-    802: ("IDENTIFIER_INVALID", lambda w: {"customer": named(w, mobile="nobody's")}),
+    802: ("IDENTIFIER_INVALID", lambda w: {"customer": customer_by(w, mobile="nobody's")}),
     803: ("INSUFFICIENT_POINTS", lambda _: {"points": 101}),
     804: ("BALANCE_BELOW_REQUIRED", lambda _: {"program_id": STRICT, "points": 20}),
     805: ("LIFETIME_POINTS_BELOW_REQUIRED", lambda _: {"program_id": STRICT, "points": 20}),
     807: ("NOT_A_MULTIPLE", lambda _: {"program_id": STRICT, "points": 25}),
     808: ("CODE_INVALID", lambda _: {"validation_code": "wrong"}),
-    809: ("CUSTOMER_BLOCKED", lambda w: {"customer": named(w, external_id="crm-eve")}),
-    816: ("CUSTOMER_NOT_FOUND", lambda w: {"customer": named(w, external_id="nobody")}),
+    809: ("CUSTOMER_BLOCKED", lambda w: {"customer": customer_by(w, external_id="crm-eve")}),
+    816: ("CUSTOMER_NOT_FOUND", lambda w: {"customer": customer_by(w, external_id="nobody")}),
     819: ("ABOVE_MAX_PER_DAY", lambda _: {"program_id": STRICT, "points": 50}),
     821: ("BELOW_MIN_PER_REDEMPTION", lambda _: {"program_id": STRICT, "points": 10}),
     822: ("MISSED_CALL_NOT_SEEN", lambda _: {"challenge_id": "nobody-called"}),
     823: ("MISSED_CALL_NOT_ENABLED", lambda _: {"validation_type": MISSED_CALL, "issue_otp": True}),
     824: ("VALIDATION_REQUIRED", lambda _: {"program_id": REQUIRING}),
     827: ("REDEMPTION_DISABLED", lambda _: {"program_id": OFF}),
-    828: ("GROUP_REDEMPTION_NOT_ALLOWED", lambda _: {"program_id": POOR} | group(id="family")),
+    828: ("GROUP_REDEMPTION_NOT_ALLOWED", lambda _: {"program_id": POOR} | by_group(id="family")),
     1101: ("PROGRAM_NOT_FOUND", lambda _: {"program_id": 99}),
-    1620: ("NOT_A_GROUP_MEMBER", lambda w: {"customer": named(w, external_id="crm-zoe")} | group(id="family")),
-    1632: ("GROUP_NOT_FOUND", lambda _: group(id="strangers")),
+    1620: ("NOT_A_GROUP_MEMBER", lambda w: {"customer": customer_by(w, external_id="crm-zoe")} | by_group(id="family")),
+    1632: ("GROUP_NOT_FOUND", lambda _: by_group(id="strangers")),
     3316: ("CROSS_PROGRAM_MISCONFIGURED", lambda _: {"group_redemption": True}),
 }
 RAISED = {817, 860, 876, 3802}
 """The codes of other calls, and of a warning."""
 
 
-def test_the_tables_have_every_status_code() -> None:
-    """Of the specification."""
+def test_every_status_code_is_covered() -> None:
     codes = {800, 801, 802, 803, 804, 805, 807, 808, 809, 816, 817, 819, 821, 822, 823, 824, 827, 828}
     assert codes | {860, 876, 1101, 1620, 1632, 3316, 3802} == ANSWERED.keys() | RAISED
 
 
 @pytest.mark.parametrize("code", ANSWERED)
-async def test_every_status_code_is_answered(client: Client, world: Shop, code: int) -> None:
-    """Among all that speaks against it, or as the status."""
+async def test_every_status_code_is_returned(client: Client, merchant: Shop, code: int) -> None:
     reason, changes = ANSWERED[code]
-    await client.put_customer(world.merchant_id, "zoe", external_id="crm-zoe")
+    await client.put_customer(merchant.merchant_id, "zoe", external_id="crm-zoe")
     if code == 3316:
         odd = {"program_id": ODD, "point_value": "0.02", "allow_cross_program_redemption": True, "criteria": {}}
-        await client.put_program(world.merchant_id, world.store_id, **odd)
+        await client.put_program(merchant.merchant_id, merchant.store_id, **odd)
 
-    answer = await client.redemption.ValidateRedemption(question(world, **changes(world)))
+    answer = await client.redemption.ValidateRedemption(validate_request(merchant, **changes(merchant)))
     found = [(each.code, each.reason) for each in (answer.status, *answer.violations)]
     assert (code, reason) in found
     assert answer.redeemable is (code == 800)
 
 
-async def raise_failed(_service: Service, client: Client, world: Shop) -> Any:
-    """817: what a point is worth changes while the redemption waits for its turn."""
-    request = order(world, 0, customer=named(world), currency_input=True, currency_value="0.5")
+async def raise_failed(_service: Service, client: Client, merchant: Shop) -> Any:
+    """Redeem while the point value changes before the locks: 817."""
+    request = order(merchant, 0, customer=customer_by(merchant), currency_input=True, currency_value="0.5")
     locked = RedemptionTransactions.redeem
 
     async def be_overtaken(self: RedemptionTransactions, *arguments: Any) -> Any:
-        await client.put_program(world.merchant_id, world.store_id, criteria={}, point_value="0.05")
+        await client.put_program(merchant.merchant_id, merchant.store_id, criteria={}, point_value="0.05")
         return await locked(self, *arguments)
 
     with patch.object(RedemptionTransactions, "redeem", be_overtaken):
         return await refused(redeem(client, request))
 
 
-async def raise_not_issued(service: Service, client: Client, world: Shop) -> Any:
-    """860: the provider does not take the code."""
+async def raise_not_issued(service: Service, client: Client, merchant: Shop) -> Any:
+    """Issue a code that the provider refuses: 860."""
     service.outbox.error = DeliveryFailedError("refused")
-    request = redemption_pb2.IssueValidationCodeRequest(customer=named(world), program_id=1, points=10)
+    request = redemption_pb2.IssueValidationCodeRequest(customer=customer_by(merchant), program_id=1, points=10)
     return await refused(client.redemption.IssueValidationCode(request))
 
 
-async def raise_reversed(_service: Service, client: Client, world: Shop) -> Any:
-    """3802: a second time."""
-    redemption = await redeem(client, order(world, 10, customer=named(world)))
+async def raise_reversed(_service: Service, client: Client, merchant: Shop) -> Any:
+    """Reverse a redemption twice: 3802."""
+    redemption = await redeem(client, order(merchant, 10, customer=customer_by(merchant)))
     await reverse(client, redemption)
     return await refused(reverse(client, redemption))
 
@@ -274,26 +274,23 @@ async def raise_reversed(_service: Service, client: Client, world: Shop) -> Any:
 @pytest.mark.parametrize(
     ("code", "fail"), [(817, raise_failed), (860, raise_not_issued), (3802, raise_reversed)], ids=["817", "860", "3802"]
 )
-async def test_the_status_codes_of_other_calls_are_raised(
-    service: Service, client: Client, world: Shop, code: int, fail: Callable[..., Awaitable[Any]]
+async def test_status_codes_of_other_calls_are_in_error_metadata(
+    service: Service, client: Client, merchant: Shop, code: int, fail: Callable[..., Awaitable[Any]]
 ) -> None:
-    """In the error's metadata."""
-    assert (await fail(service, client, world)).metadata["status_code"] == str(code)
+    assert (await fail(service, client, merchant)).metadata["status_code"] == str(code)
 
 
-async def test_a_code_that_cannot_be_issued_is_a_warning(service: Service, client: Client, world: Shop) -> None:
-    """876, and the points may be redeemed all the same."""
+async def test_code_that_is_not_issued_is_warning_876(service: Service, client: Client, merchant: Shop) -> None:
     service.outbox.error = DeliveryFailedError("refused")
 
-    answer = await client.redemption.ValidateRedemption(question(world, issue_otp=True))
+    answer = await client.redemption.ValidateRedemption(validate_request(merchant, issue_otp=True))
     assert (answer.redeemable, answer.status.code) == (True, 800)
     assert [(warning.code, warning.reason) for warning in answer.warnings] == [(876, "CODE_NOT_ISSUED")]
 
 
-async def test_a_decrease_of_shoplines_own_counts_for_no_cap(client: Client, world: Shop) -> None:
-    """Caps count what Pointbook redeemed."""
+async def test_decreases_by_shopline_do_not_count_for_caps(client: Client, merchant: Shop) -> None:
     criteria = {"max_points_per_day": 40}
-    await client.put_program(world.merchant_id, world.store_id, criteria=criteria)
-    await client.apply(booking(world, 40, 60, buyer_id="ada"))
+    await client.put_program(merchant.merchant_id, merchant.store_id, criteria=criteria)
+    await client.apply(booking(merchant, 40, 60, buyer_id="ada"))
 
-    assert has(60)(await client.redemption.ValidateRedemption(question(world, points=40)))
+    assert has_active(60)(await client.redemption.ValidateRedemption(validate_request(merchant, points=40)))

@@ -1,4 +1,4 @@
-"""The rules of redemption as pure functions: the seed's criteria, the order of findings, and exact money."""
+"""The rules of redemption: criteria, order of violations, and exact monetary values."""
 
 from dataclasses import replace
 from decimal import Decimal
@@ -24,19 +24,19 @@ EXAMPLE_PROGRAM = Program(
 """The seed's example: multiples of 10, at most 200 points at a time."""
 
 
-def with_criteria(**limits: int) -> Program:
-    """Make a program with some criteria."""
+def make_program(**limits: int) -> Program:
+    """Build a program with some criteria."""
     return replace(EXAMPLE_PROGRAM, criteria=Criteria(**limits))
 
 
-def amount_findings(points: int, program: Program) -> list[tuple[int, Reason]]:
-    """Tell what speaks against an amount, where nothing was redeemed before."""
+def amount_violations(points: int, program: Program) -> list[tuple[int, Reason]]:
+    """Return the violations of an amount without earlier redemptions."""
     found = sort_violations([*check_amount(points, program), *check_caps(points, program, Usage())])
     return [(each.code, each.reason) for each in found]
 
 
-def standing_findings(points: int, program: Program, *, active: int, lifetime: int) -> list[tuple[int, Reason]]:
-    """Tell what speaks against a customer."""
+def eligibility_violations(points: int, program: Program, *, active: int, lifetime: int) -> list[tuple[int, Reason]]:
+    """Return the violations of a customer's eligibility."""
     eligibility = Eligibility(active_points=active, own_active_points=active, lifetime_points=lifetime)
     return [(found.code, found.reason) for found in sort_violations(check_eligibility(points, program, eligibility))]
 
@@ -54,9 +54,8 @@ def standing_findings(points: int, program: Program, *, active: int, lifetime: i
         (-5, [(801, Reason.POINTS_NOT_POSITIVE), (807, Reason.NOT_A_MULTIPLE)]),
     ],
 )
-def test_the_seeds_example(points: int, expected: list[tuple[int, Reason]]) -> None:
-    """Multiples of 10 and at most 200 points at a time."""
-    assert expected == amount_findings(points, EXAMPLE_PROGRAM)
+def test_example_criteria(points: int, expected: list[tuple[int, Reason]]) -> None:
+    assert expected == amount_violations(points, EXAMPLE_PROGRAM)
 
 
 @pytest.mark.parametrize(
@@ -70,23 +69,20 @@ def test_the_seeds_example(points: int, expected: list[tuple[int, Reason]]) -> N
         ("min_points_per_redemption", 50, 50, 49, (821, Reason.BELOW_MIN_PER_REDEMPTION)),
     ],
 )
-def test_each_criterion_of_an_amount(
+def test_limit_of_amount_is_inclusive(
     name: str, limit: int, right: int, wrong: int, expected: tuple[int, Reason]
 ) -> None:
-    """A limit itself is allowed; the next point is not."""
-    program = with_criteria(**{name: limit})
+    program = make_program(**{name: limit})
 
-    assert amount_findings(right, program) == []
-    assert [expected] == amount_findings(wrong, program)
-
-
-def test_no_criteria_do_not_limit() -> None:
-    """A program without criteria lets any amount through that is positive."""
-    assert amount_findings(10**15, with_criteria()) == []
+    assert amount_violations(right, program) == []
+    assert [expected] == amount_violations(wrong, program)
 
 
-def test_a_program_that_is_switched_off() -> None:
-    """827, whatever the amount."""
+def test_program_without_criteria_has_no_limits() -> None:
+    assert amount_violations(10**15, make_program()) == []
+
+
+def test_disabled_program_is_827() -> None:
     assert [found.code for found in check_program(replace(EXAMPLE_PROGRAM, redemption_enabled=False))] == [827]
     assert not list(check_program(EXAMPLE_PROGRAM))
 
@@ -98,22 +94,19 @@ def test_a_program_that_is_switched_off() -> None:
         ("min_lifetime_points", (805, Reason.LIFETIME_POINTS_BELOW_REQUIRED)),
     ],
 )
-def test_each_criterion_of_a_customer(name: str, expected: tuple[int, Reason]) -> None:
-    """The required points themselves suffice."""
-    program = with_criteria(**{name: 100})
+def test_required_points_are_inclusive(name: str, expected: tuple[int, Reason]) -> None:
+    program = make_program(**{name: 100})
 
-    assert standing_findings(10, program, active=100, lifetime=100) == []
-    assert [expected] == standing_findings(10, program, active=99, lifetime=99)
-
-
-def test_more_than_active() -> None:
-    """All active points may go, and not one more."""
-    assert standing_findings(20, EXAMPLE_PROGRAM, active=20, lifetime=20) == []
-    assert standing_findings(21, EXAMPLE_PROGRAM, active=20, lifetime=20) == [(803, Reason.INSUFFICIENT_POINTS)]
+    assert eligibility_violations(10, program, active=100, lifetime=100) == []
+    assert [expected] == eligibility_violations(10, program, active=99, lifetime=99)
 
 
-def test_findings_are_ordered_by_code_then_reason() -> None:
-    """The order is fixed, so that the first finding, which gives the status, is always the same."""
+def test_only_active_points_are_redeemable() -> None:
+    assert eligibility_violations(20, EXAMPLE_PROGRAM, active=20, lifetime=20) == []
+    assert eligibility_violations(21, EXAMPLE_PROGRAM, active=20, lifetime=20) == [(803, Reason.INSUFFICIENT_POINTS)]
+
+
+def test_violations_are_sorted_by_code_then_reason() -> None:
     reasons = [
         Reason.PROGRAM_NOT_FOUND,
         Reason.ABOVE_MAX_PER_WEEK,
@@ -136,16 +129,14 @@ def test_findings_are_ordered_by_code_then_reason() -> None:
     ]
 
 
-def test_findings_name_their_values() -> None:
-    """An error says which limit was missed by which points."""
+def test_violation_has_points_and_limit_in_metadata() -> None:
     found = next(check_amount(15, EXAMPLE_PROGRAM))
 
     assert found.metadata == {"points": "15", "multiples_of": "10"}
     assert REDEEMABLE.code == 800
 
 
-def test_a_refusal_is_the_first_violation() -> None:
-    """The error of an RPC has the first violation's reason and values, and names the others."""
+def test_error_has_first_violation_and_lists_all() -> None:
     error = to_error(sort_violations(check_amount(205, EXAMPLE_PROGRAM)))
 
     assert error.reason is Reason.NOT_A_MULTIPLE
@@ -168,8 +159,7 @@ def test_a_refusal_is_the_first_violation() -> None:
         ("0.001", "1000000000000", 10**15),
     ],
 )
-def test_currency_becomes_points_exactly(point_value: str, currency_value: str, expected: int) -> None:
-    """Rational arithmetic: no point is lost to binary fractions."""
+def test_currency_value_converts_to_points_exactly(point_value: str, currency_value: str, expected: int) -> None:
     program = replace(EXAMPLE_PROGRAM, point_value=Decimal(point_value))
 
     assert expected == to_points(Decimal(currency_value), program)
@@ -179,8 +169,7 @@ def test_currency_becomes_points_exactly(point_value: str, currency_value: str, 
     ("point_value", "currency_value"),
     [("0.01", "0.015"), ("3", "1"), ("0.03", "0.1"), ("0.000000000001", "999999999999"), (None, "1")],
 )
-def test_no_whole_number_of_points(point_value: str | None, currency_value: str) -> None:
-    """What is no whole number of points, or more than there can be, is 801; without a point value everything is."""
+def test_fractional_or_excessive_points_are_801(point_value: str | None, currency_value: str) -> None:
     program = replace(EXAMPLE_PROGRAM, point_value=None if point_value is None else Decimal(point_value))
     found = to_points(Decimal(currency_value), program)
 
@@ -232,10 +221,9 @@ Neighbour = tuple[str, int] | None
         ("0.013", "1.5", {"min_points_per_redemption": 10**14}, None, None),
     ],
 )
-def test_the_nearest_redeemable_currency_values_are_named(
+def test_violation_has_nearest_redeemable_currency_values(
     point_value: str, currency_value: str, criteria: dict[str, int], lower: Neighbour, higher: Neighbour
 ) -> None:
-    """Below and above, as far as there are any, each with its points; asked for in turn they are those points."""
     program = replace(EXAMPLE_PROGRAM, point_value=Decimal(point_value), criteria=Criteria(**criteria))
     found = to_points(Decimal(currency_value), program)
 
@@ -245,11 +233,10 @@ def test_the_nearest_redeemable_currency_values_are_named(
         assert told == ((None, None) if neighbour is None else (neighbour[0], str(neighbour[1])))
         if neighbour is not None:
             assert to_points(Decimal(neighbour[0]), program) == neighbour[1]
-            assert amount_findings(neighbour[1], program) == []
+            assert amount_violations(neighbour[1], program) == []
 
 
-def test_a_program_without_a_point_value_has_no_redeemable_currency_values() -> None:
-    """The answer names none."""
+def test_no_nearest_values_without_point_value() -> None:
     found = to_points(Decimal(1), replace(EXAMPLE_PROGRAM, point_value=None))
 
     assert isinstance(found, Violation)
@@ -269,8 +256,9 @@ def test_a_program_without_a_point_value_has_no_redeemable_currency_values() -> 
         ("CNY", "7.2499", 10, "0.10", "0.72"),
     ],
 )
-def test_what_points_are_worth(local: str, rate: str | None, points: int, value: str, local_value: str) -> None:
-    """The base currency is not rounded; the local one is, half up, to its minor unit."""
+def test_local_value_is_rounded_half_up_and_base_value_is_not(
+    local: str, rate: str | None, points: int, value: str, local_value: str
+) -> None:
     program = replace(
         EXAMPLE_PROGRAM, local_currency_code=local, local_currency_rate=None if rate is None else Decimal(rate)
     )
@@ -307,10 +295,10 @@ def test_what_points_are_worth(local: str, rate: str | None, points: int, value:
         ("", 3, None, "1.500"),
     ],
 )
-def test_a_programs_own_decimals_take_the_place_of_the_minor_unit(
+def test_program_setting_overrides_decimals_of_currency(
     local: str, decimals: int | None, rate: str | None, expected: str
 ) -> None:
-    """Of 150 points, value_of_points 1.50; none at all is a choice, too."""
+    """150 points are 1.50 in the base currency."""
     program = replace(
         EXAMPLE_PROGRAM,
         local_currency_code=local,
@@ -324,7 +312,6 @@ def test_a_programs_own_decimals_take_the_place_of_the_minor_unit(
 
 
 def test_the_base_value_is_never_rounded() -> None:
-    """The smallest point value times the most points keeps every digit, and so does a product in another currency."""
     program = replace(
         EXAMPLE_PROGRAM,
         point_value=Decimal("999999999999.999999999999"),
@@ -339,7 +326,6 @@ def test_the_base_value_is_never_rounded() -> None:
 
 
 @pytest.mark.parametrize("points", [0, -1])
-def test_no_points_are_worth_nothing(points: int) -> None:
-    """No value is told of what cannot be redeemed, or has none."""
+def test_no_value_without_points_or_point_value(points: int) -> None:
     assert monetary_value(points, EXAMPLE_PROGRAM) is None
     assert monetary_value(10, replace(EXAMPLE_PROGRAM, point_value=None)) is None

@@ -1,4 +1,4 @@
-"""ValidateRedemption on a real database: the seed's example, every status, exact money, and that nothing changes."""
+"""ValidateRedemption on a real database: criteria, every status, exact monetary values, and no changes."""
 
 from typing import Any
 
@@ -18,29 +18,29 @@ MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
 
 
 def customer_of(shop: Shop, buyer_id: str = "buyer") -> identity_pb2.CustomerRef:
-    """Name a buyer of a shop."""
+    """Build the reference of a buyer of a shop."""
     return identity_pb2.CustomerRef(
         merchant_id=shop.merchant_id, buyer=identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)
     )
 
 
-def ask(shop: Shop, points: int = 10, **changes: Any) -> redemption_pb2.ValidateRedemptionRequest:
-    """Ask whether points may be redeemed in program 1."""
+def validate_request(shop: Shop, points: int = 10, **changes: Any) -> redemption_pb2.ValidateRedemptionRequest:
+    """Build a request to validate a redemption in program 1."""
     values: dict[str, Any] = {"customer": customer_of(shop), "program_id": 1, "points": points}
     return redemption_pb2.ValidateRedemptionRequest(**{**values, **changes})
 
 
-def ask_currency(shop: Shop, value: str, **changes: Any) -> redemption_pb2.ValidateRedemptionRequest:
-    """Ask whether points of some worth may be redeemed."""
-    return ask(shop, 0, currency_input=True, currency_value=value, **changes)
+def currency_request(shop: Shop, value: str, **changes: Any) -> redemption_pb2.ValidateRedemptionRequest:
+    """Build a request for points of a currency value."""
+    return validate_request(shop, 0, currency_input=True, currency_value=value, **changes)
 
 
 async def validate(
     client: Client, request: redemption_pb2.ValidateRedemptionRequest
 ) -> redemption_pb2.ValidateRedemptionResponse:
-    """Ask, and check what holds of every answer."""
+    """Validate a redemption, and check what holds for every response."""
     answer: redemption_pb2.ValidateRedemptionResponse = await client.redemption.ValidateRedemption(request)
-    found = findings(answer)
+    found = statuses(answer)
     assert found == sorted(found)
     assert answer.redeemable is (not found)
     assert (answer.status.code, answer.status.reason) == (found[0] if found else (800, "REDEEMABLE"))
@@ -48,18 +48,18 @@ async def validate(
     return answer
 
 
-def findings(answer: redemption_pb2.ValidateRedemptionResponse) -> list[tuple[int, str]]:
-    """Read all that an answer has against the redemption."""
+def statuses(answer: redemption_pb2.ValidateRedemptionResponse) -> list[tuple[int, str]]:
+    """Return the code and reason of each violation of a response."""
     return [(found.code, found.reason) for found in answer.violations]
 
 
 async def earn(client: Client, shop: Shop, points: int, buyer_id: str = "buyer", **changes: Any) -> None:
-    """Give a new account its points."""
+    """Create an account with points."""
     await client.apply(shop.update(buyer_id, updated_value=points, points_balance=points, **changes))
 
 
 def wrong_fields(found: Refusal) -> set[str]:
-    """Tell which fields a refusal names."""
+    """Return the fields that a refusal names."""
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
     return set(found.fields)
 
@@ -82,20 +82,25 @@ def wrong_fields(found: Refusal) -> set[str]:
         (-(2**63), [(801, "POINTS_NOT_POSITIVE"), (807, "NOT_A_MULTIPLE")]),
     ],
 )
-async def test_the_seeds_example(client: Client, shop: Shop, points: int, expected: list[tuple[int, str]]) -> None:
-    """Multiples of 10, at most 200 at a time, out of 500 points: every violation by code, the first is the status."""
+async def test_capillarys_example_of_criteria(
+    client: Client, shop: Shop, points: int, expected: list[tuple[int, str]]
+) -> None:
+    """Multiples of 10, at most 200 at a time, out of 500 points.
+
+    Source: docs/reference/capillary-isredeemable.md#criteria-example
+
+    """
     await client.put_program(shop.merchant_id, shop.store_id)
     await earn(client, shop, 500)
 
-    answer = await validate(client, ask(shop, points))
+    answer = await validate(client, validate_request(shop, points))
 
-    assert expected == findings(answer)
+    assert expected == statuses(answer)
     assert points == answer.points
     assert answer.active_points == 500
 
 
-async def test_an_answer_tells_what_the_points_are_worth(client: Client, shop: Shop) -> None:
-    """In the base currency unrounded, in the local one rounded, and one point's worth."""
+async def test_response_has_value_of_points_in_base_and_local_currency(client: Client, shop: Shop) -> None:
     await client.put_program(
         shop.merchant_id,
         shop.store_id,
@@ -106,15 +111,14 @@ async def test_an_answer_tells_what_the_points_are_worth(client: Client, shop: S
     )
     await earn(client, shop, 500)
 
-    answer = await validate(client, ask(shop, 5))
+    answer = await validate(client, validate_request(shop, 5))
 
     assert (answer.redeem_value, answer.redeem_local_value, answer.points_currency_ratio) == ("0.075", "8", "0.015")
     assert not answer.warnings
     assert not answer.HasField("issued_code")
 
 
-async def test_three_decimals_of_a_dinar(client: Client, shop: Shop) -> None:
-    """The minor unit is the currency's own."""
+async def test_local_value_has_decimals_of_its_currency(client: Client, shop: Shop) -> None:
     await client.put_program(
         shop.merchant_id,
         shop.store_id,
@@ -125,13 +129,12 @@ async def test_three_decimals_of_a_dinar(client: Client, shop: Shop) -> None:
     )
     await earn(client, shop, 500)
 
-    answer = await validate(client, ask(shop, 7))
+    answer = await validate(client, validate_request(shop, 7))
 
     assert (answer.redeem_value, answer.redeem_local_value) == ("0.07", "0.026")
 
 
-async def test_a_program_rounds_as_its_country_does(client: Client, shop: Shop) -> None:
-    """In questions and in redemptions; what is stored keeps the value that it was told with."""
+async def test_local_currency_decimals_apply_to_later_calls_only(client: Client, shop: Shop) -> None:
     taiwan: dict[str, Any] = {
         "criteria": {},
         "point_value": "0.01",
@@ -144,58 +147,57 @@ async def test_a_program_rounds_as_its_country_does(client: Client, shop: Shop) 
     before = await redeem(client, request)
     await client.put_program(shop.merchant_id, shop.store_id, **taiwan, local_currency_decimals=0)
 
-    assert (await validate(client, ask(shop, 10))).redeem_local_value == "3"
+    assert (await validate(client, validate_request(shop, 10))).redeem_local_value == "3"
     assert (await redeem(client, order(shop, 10))).redeem_local_value == "3"
     again = await redeem(client, request)
     assert (again.redeem_local_value, again) == ("3.15", before)
 
 
 @pytest.mark.parametrize("currency", ["XAU", "CLF", "UYW", "USD"])
-async def test_every_currency_of_a_program_can_be_told(client: Client, shop: Shop, currency: str) -> None:
-    """Whatever PutProgram takes, ValidateRedemption can round to: gold has no minor unit."""
+async def test_every_currency_that_a_program_accepts_can_be_rounded_to(
+    client: Client, shop: Shop, currency: str
+) -> None:
+    """Gold, for one, has no minor unit."""
     await client.put_program(shop.merchant_id, shop.store_id, currency_code=currency)
     await earn(client, shop, 500)
 
-    assert (await validate(client, ask(shop, 10))).redeem_local_value != ""
+    assert (await validate(client, validate_request(shop, 10))).redeem_local_value != ""
 
 
-async def test_points_without_a_value(client: Client, shop: Shop) -> None:
-    """A program without a point value tells no worth, and takes none."""
+async def test_program_without_point_value_has_no_monetary_values(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, point_value="", currency_code="")
     await earn(client, shop, 500)
 
-    answer = await validate(client, ask(shop, 10))
+    answer = await validate(client, validate_request(shop, 10))
     assert (answer.redeemable, answer.redeem_value, answer.points_currency_ratio) == (True, "", "")
-    answer = await validate(client, ask_currency(shop, "1"))
-    assert findings(answer) == [(801, "CURRENCY_VALUE_NOT_WHOLE_POINTS")]
+    answer = await validate(client, currency_request(shop, "1"))
+    assert statuses(answer) == [(801, "CURRENCY_VALUE_NOT_WHOLE_POINTS")]
 
 
 @pytest.mark.parametrize(
     ("point_value", "currency_value", "points"),
     [("0.03", "0.09", 3), ("0.1", "0.3", 3), ("0.007", "0.7", 100), ("2.5", "5", 2), ("0.01", "1.000", 100)],
 )
-async def test_currency_becomes_points_exactly(
+async def test_currency_value_converts_to_points_exactly(
     client: Client, shop: Shop, point_value: str, currency_value: str, points: int
 ) -> None:
-    """No point is lost to binary fractions."""
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, point_value=point_value)
     await earn(client, shop, 500)
 
-    answer = await validate(client, ask_currency(shop, currency_value))
+    answer = await validate(client, currency_request(shop, currency_value))
 
     assert (answer.redeemable, answer.points) == (True, points)
 
 
-async def test_currency_that_is_no_whole_number_of_points(client: Client, shop: Shop) -> None:
-    """It is 801, and what else is wrong is told too: every check runs that can."""
+async def test_fractional_points_are_801_with_all_other_violations(client: Client, shop: Shop) -> None:
     await client.put_program(
         shop.merchant_id, shop.store_id, redemption_enabled=False, criteria={"min_balance_required": 501}
     )
     await earn(client, shop, 500)
 
-    answer = await validate(client, ask_currency(shop, "0.015"))
+    answer = await validate(client, currency_request(shop, "0.015"))
 
-    assert findings(answer) == [
+    assert statuses(answer) == [
         (801, "CURRENCY_VALUE_NOT_WHOLE_POINTS"),
         (804, "BALANCE_BELOW_REQUIRED"),
         (827, "REDEMPTION_DISABLED"),
@@ -211,8 +213,7 @@ async def test_currency_that_is_no_whole_number_of_points(client: Client, shop: 
     assert (answer.points, answer.redeem_value) == (0, "")
 
 
-async def test_a_refusal_names_the_nearest_redeemable_currency_values(client: Client, shop: Shop) -> None:
-    """RedeemPoints tells them in the error's metadata, and each of them may be redeemed."""
+async def test_refusal_metadata_have_nearest_redeemable_currency_values(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id)
     await earn(client, shop, 500)
     by_value: dict[str, Any] = {"points": 0, "currency_input": True}
@@ -225,15 +226,14 @@ async def test_a_refusal_names_the_nearest_redeemable_currency_values(client: Cl
         assert (await redeem(client, order(shop, currency_value=value, **by_value))).points == points
 
 
-async def test_currency_is_held_to_the_criteria(client: Client, shop: Shop) -> None:
-    """The computed points are checked as if they had been given."""
+async def test_criteria_apply_to_points_of_currency_value(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id)
     await earn(client, shop, 500)
 
-    answer = await validate(client, ask_currency(shop, "2.15"))
+    answer = await validate(client, currency_request(shop, "2.15"))
 
     assert answer.points == 215
-    assert findings(answer) == [(807, "NOT_A_MULTIPLE"), (819, "ABOVE_MAX_PER_REDEMPTION")]
+    assert statuses(answer) == [(807, "NOT_A_MULTIPLE"), (819, "ABOVE_MAX_PER_REDEMPTION")]
 
 
 @pytest.mark.parametrize(
@@ -250,21 +250,20 @@ async def test_currency_is_held_to_the_criteria(client: Client, shop: Shop) -> N
 async def test_each_criterion(
     client: Client, shop: Shop, criteria: dict[str, int], points: int, expected: tuple[int, str]
 ) -> None:
-    """A customer who earned 100 points and has 90 of them left."""
+    """The customer earned 100 points and has 90 of them left."""
     await earn(client, shop, 100)
     spent = shop.update(update_type=DECREASE, updated_value=10, points_balance=90, updated_at=at(NOW_MS - 1))
     await client.apply(spent)
     await client.put_program(shop.merchant_id, shop.store_id, criteria=criteria)
-    assert findings(await validate(client, ask(shop, points))) == [expected]
+    assert statuses(await validate(client, validate_request(shop, points))) == [expected]
 
     (name,) = criteria
     bound = criteria[name] + (1 if name.startswith("max") else -1)
     await client.put_program(shop.merchant_id, shop.store_id, criteria={name: bound})
-    assert findings(await validate(client, ask(shop, points))) == []
+    assert statuses(await validate(client, validate_request(shop, points))) == []
 
 
-async def test_everything_at_once(client: Client, shop: Shop) -> None:
-    """An answer tells all that speaks against a redemption, by ascending code, then reason."""
+async def test_all_violations_are_listed_by_code_then_reason(client: Client, shop: Shop) -> None:
     await client.put_program(
         shop.merchant_id,
         shop.store_id,
@@ -280,7 +279,7 @@ async def test_everything_at_once(client: Client, shop: Shop) -> None:
         },
         validation={"required": True},
     )
-    request = ask(
+    request = validate_request(
         shop,
         100,
         group_redemption=True,
@@ -289,7 +288,7 @@ async def test_everything_at_once(client: Client, shop: Shop) -> None:
     )
     answer = await validate(client, request)
 
-    assert findings(answer) == [
+    assert statuses(answer) == [
         (803, "INSUFFICIENT_POINTS"),
         (804, "BALANCE_BELOW_REQUIRED"),
         (805, "LIFETIME_POINTS_BELOW_REQUIRED"),
@@ -315,22 +314,23 @@ async def test_everything_at_once(client: Client, shop: Shop) -> None:
     found = await refused(client.redemption.IssueValidationCode(issue))
     assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "INSUFFICIENT_POINTS")
     assert found.metadata["status_code"] == "803"
-    told = [f"{code} {reason}" for code, reason in findings(answer) if reason != "VALIDATION_REQUIRED"]
+    told = [f"{code} {reason}" for code, reason in statuses(answer) if reason != "VALIDATION_REQUIRED"]
     assert told == found.metadata["violations"].split(", ")
 
 
 @pytest.mark.parametrize(
     ("store_id", "buyer_id"), [("s" * 65, "b"), ("s s", "b"), ("s", "b" * 65), ("s", "é"), ("\x00", "b")]
 )
-async def test_a_malformed_buyer(client: Client, shop: Shop, store_id: str, buyer_id: str) -> None:
-    """It is an answer, 802, which never quotes the id; what else is wrong is told too."""
+async def test_malformed_buyer_is_802_and_is_not_quoted(
+    client: Client, shop: Shop, store_id: str, buyer_id: str
+) -> None:
     await client.put_program(shop.merchant_id, shop.store_id)
     customer = identity_pb2.CustomerRef(
         merchant_id=shop.merchant_id, buyer=identity_pb2.Buyer(store_id=store_id, buyer_id=buyer_id)
     )
-    answer = await validate(client, ask(shop, 15, customer=customer))
+    answer = await validate(client, validate_request(shop, 15, customer=customer))
 
-    assert findings(answer) == [(802, "IDENTIFIER_INVALID"), (807, "NOT_A_MULTIPLE")]
+    assert statuses(answer) == [(802, "IDENTIFIER_INVALID"), (807, "NOT_A_MULTIPLE")]
     assert dict(answer.status.metadata) == {"identifier": "buyer"}
     issue = redemption_pb2.IssueValidationCodeRequest(customer=customer, program_id=1, points=10)
     found = await refused(client.redemption.IssueValidationCode(issue))
@@ -338,125 +338,129 @@ async def test_a_malformed_buyer(client: Client, shop: Shop, store_id: str, buye
     assert found.metadata["status_code"] == "802"
 
 
-async def test_an_unknown_store(client: Client, shop: Shop) -> None:
-    """A store that nobody registered, and another merchant's, have no customers of this merchant: 816."""
+async def test_unregistered_store_and_store_of_another_merchant_are_816(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id)
     other = Shop(unique("merchant"), unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
     await earn(client, other, 500)
     for store_id in (unique("store"), other.store_id):
-        answer = await validate(client, ask(shop, 10, customer=customer_of(Shop(shop.merchant_id, store_id))))
-        assert findings(answer) == [(816, "CUSTOMER_NOT_FOUND")]
+        answer = await validate(
+            client, validate_request(shop, 10, customer=customer_of(Shop(shop.merchant_id, store_id)))
+        )
+        assert statuses(answer) == [(816, "CUSTOMER_NOT_FOUND")]
         assert answer.active_points == 0
 
 
-async def test_an_unknown_program(client: Client, shop: Shop) -> None:
-    """1101, for a program that is not there and for another merchant's; it may come with 816."""
+async def test_unknown_program_is_1101_and_may_come_with_816(client: Client, shop: Shop) -> None:
     other = Shop(unique("merchant"), unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
     await client.put_program(other.merchant_id, other.store_id)
     for program_id in (1, -1, 2**63 - 1):
-        answer = await validate(client, ask(shop, 10, program_id=program_id))
-        assert findings(answer) == [(1101, "PROGRAM_NOT_FOUND")]
+        answer = await validate(client, validate_request(shop, 10, program_id=program_id))
+        assert statuses(answer) == [(1101, "PROGRAM_NOT_FOUND")]
         assert dict(answer.status.metadata) == {"program_id": str(program_id)}
-    answer = await validate(client, ask(shop, 10, customer=customer_of(Shop(shop.merchant_id, unique("store")))))
-    assert findings(answer) == [(816, "CUSTOMER_NOT_FOUND"), (1101, "PROGRAM_NOT_FOUND")]
+    answer = await validate(
+        client, validate_request(shop, 10, customer=customer_of(Shop(shop.merchant_id, unique("store"))))
+    )
+    assert statuses(answer) == [(816, "CUSTOMER_NOT_FOUND"), (1101, "PROGRAM_NOT_FOUND")]
 
     issue = redemption_pb2.IssueValidationCodeRequest(customer=customer_of(shop), program_id=1, points=10)
     found = await refused(client.redemption.IssueValidationCode(issue))
     assert (found.code, found.metadata["status_code"]) == (grpc.StatusCode.NOT_FOUND, "1101")
 
 
-async def test_a_buyer_without_an_account(client: Client, shop: Shop) -> None:
-    """Whom no event has named yet has no points; that is no unknown customer."""
+async def test_buyer_without_events_has_zero_points(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id)
 
-    answer = await validate(client, ask(shop))
+    answer = await validate(client, validate_request(shop))
 
-    assert findings(answer) == [(803, "INSUFFICIENT_POINTS")]
+    assert statuses(answer) == [(803, "INSUFFICIENT_POINTS")]
     assert dict(answer.status.metadata) == {"points": "10", "active_points": "0"}
 
 
-async def test_points_of_a_store_outside_of_the_program(client: Client, shop: Shop) -> None:
-    """They do not count in it."""
+async def test_points_of_store_outside_of_program_do_not_count(client: Client, shop: Shop) -> None:
     outside = Shop(shop.merchant_id, unique("store"))
     await client.put_store(outside.merchant_id, outside.store_id)
     await client.put_program(shop.merchant_id, shop.store_id)
     await earn(client, outside, 500)
 
-    answer = await validate(client, ask(shop, 10, customer=customer_of(outside)))
+    answer = await validate(client, validate_request(shop, 10, customer=customer_of(outside)))
 
-    assert findings(answer) == [(803, "INSUFFICIENT_POINTS")]
+    assert statuses(answer) == [(803, "INSUFFICIENT_POINTS")]
     assert answer.active_points == 0
 
 
-async def test_a_lot_stops_counting_at_its_very_millisecond(service: Service, client: Client, shop: Shop) -> None:
-    """No webhook needs to come for it."""
+async def test_lot_expires_on_its_millisecond_without_webhook(service: Service, client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id)
     now_ms = service.clock.now_ms
     await earn(client, shop, 100, points_expiry_time=at(now_ms + 1))
-    assert (await validate(client, ask(shop, 100))).redeemable
+    assert (await validate(client, validate_request(shop, 100))).redeemable
 
     service.clock.move(0.001)
-    answer = await validate(client, ask(shop, 100))
+    answer = await validate(client, validate_request(shop, 100))
 
-    assert findings(answer) == [(803, "INSUFFICIENT_POINTS")]
+    assert statuses(answer) == [(803, "INSUFFICIENT_POINTS")]
     assert answer.active_points == 0
 
 
-async def test_redemption_that_is_switched_off(client: Client, shop: Shop) -> None:
-    """827 alone, where all else is right."""
+async def test_disabled_redemption_is_827_alone(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, redemption_enabled=False)
     await earn(client, shop, 500)
 
-    assert findings(await validate(client, ask(shop))) == [(827, "REDEMPTION_DISABLED")]
+    assert statuses(await validate(client, validate_request(shop))) == [(827, "REDEMPTION_DISABLED")]
 
 
-async def test_pools_that_a_program_does_not_allow(client: Client, shop: Shop) -> None:
-    """828, with a reason for each kind of pool."""
+async def test_pools_that_program_does_not_allow_are_828(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id)
     await earn(client, shop, 500)
     group = identity_pb2.UserGroupRef(id="g-1")
 
-    assert findings(await validate(client, ask(shop, group_redemption=True))) == [
+    assert statuses(await validate(client, validate_request(shop, group_redemption=True))) == [
         (828, "CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED")
     ]
-    assert findings(await validate(client, ask(shop, user_group2=group))) == [(828, "GROUP_REDEMPTION_NOT_ALLOWED")]
+    assert statuses(await validate(client, validate_request(shop, user_group2=group))) == [
+        (828, "GROUP_REDEMPTION_NOT_ALLOWED")
+    ]
 
 
-async def test_a_customer_without_an_identifier(client: Client, shop: Shop) -> None:
-    """Whose points are asked for must be said."""
+async def test_identifier_is_required(client: Client, shop: Shop) -> None:
     customer = identity_pb2.CustomerRef(merchant_id=shop.merchant_id)
-    found = await refused(client.redemption.ValidateRedemption(ask(shop, customer=customer)))
+    found = await refused(client.redemption.ValidateRedemption(validate_request(shop, customer=customer)))
     assert wrong_fields(found) == {"customer.identifier"}
 
 
-async def test_a_missed_call_that_a_program_does_not_enable(client: Client, shop: Shop) -> None:
-    """823."""
+async def test_missed_call_that_program_does_not_enable_is_823(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id)
     await earn(client, shop, 500)
 
-    answer = await validate(client, ask(shop, issue_otp=True, validation_type=MISSED_CALL))
+    answer = await validate(client, validate_request(shop, issue_otp=True, validation_type=MISSED_CALL))
 
-    assert findings(answer) == [(823, "MISSED_CALL_NOT_ENABLED")]
+    assert statuses(answer) == [(823, "MISSED_CALL_NOT_ENABLED")]
     assert not answer.HasField("issued_code")
 
 
-async def test_validation_that_a_program_requires(service: Service, client: Client, shop: Shop) -> None:
-    """824, unless a code is asked for, or given; the answer tells what else is wrong."""
+async def test_required_validation_is_824_unless_code_is_given_or_issued(
+    service: Service, client: Client, shop: Shop
+) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, validation={"required": True})
     await earn(client, shop, 500)
 
-    assert findings(await validate(client, ask(shop))) == [(824, "VALIDATION_REQUIRED")]
-    assert findings(await validate(client, ask(shop, 15))) == [(807, "NOT_A_MULTIPLE"), (824, "VALIDATION_REQUIRED")]
-    assert findings(await validate(client, ask(shop, validation_type=SMS))) == [(824, "VALIDATION_REQUIRED")]
-    assert (await validate(client, ask(shop, issue_otp=True))).redeemable
+    assert statuses(await validate(client, validate_request(shop))) == [(824, "VALIDATION_REQUIRED")]
+    assert statuses(await validate(client, validate_request(shop, 15))) == [
+        (807, "NOT_A_MULTIPLE"),
+        (824, "VALIDATION_REQUIRED"),
+    ]
+    assert statuses(await validate(client, validate_request(shop, validation_type=SMS))) == [
+        (824, "VALIDATION_REQUIRED")
+    ]
+    assert (await validate(client, validate_request(shop, issue_otp=True))).redeemable
     code = service.outbox.messages[-1].text[:6]
-    assert (await validate(client, ask(shop, validation_code=code))).redeemable
+    assert (await validate(client, validate_request(shop, validation_code=code))).redeemable
 
 
-async def test_skipping_the_validation(service: Service, client: Client, shop: Shop) -> None:
-    """It takes the program's permission and the token's scope, both."""
+async def test_skipping_validation_takes_program_permission_and_token_scope(
+    service: Service, client: Client, shop: Shop
+) -> None:
     await earn(client, shop, 500)
     merchants = [shop.merchant_id]
     plain = Client(service.server.port, await make_token(service.database_url, merchants, [Scope.REDEEM]))
@@ -469,8 +473,8 @@ async def test_skipping_the_validation(service: Service, client: Client, shop: S
         validation = {"required": True, "allow_skip": allow_skip}
         await client.put_program(shop.merchant_id, shop.store_id, validation=validation)
         for validation_type in (redemption_pb2.VALIDATION_TYPE_UNSPECIFIED, INVALID):
-            request = ask(shop, skip_validation=True, validation_type=validation_type)
-            assert expected == findings(await validate(caller, request))
+            request = validate_request(shop, skip_validation=True, validation_type=validation_type)
+            assert expected == statuses(await validate(caller, request))
     await plain.close()
 
 
@@ -508,11 +512,14 @@ async def test_skipping_the_validation(service: Service, client: Client, shop: S
         ),
     ],
 )
-async def test_contradictions(client: Client, shop: Shop, changes: dict[str, Any], expected: set[str]) -> None:
-    """What makes no sense is an error of the request that names every field, not an answer."""
+async def test_contradictory_fields_are_errors_that_name_every_field(
+    client: Client, shop: Shop, changes: dict[str, Any], expected: set[str]
+) -> None:
     await client.put_program(shop.merchant_id, shop.store_id)
 
-    assert expected == wrong_fields(await refused(client.redemption.ValidateRedemption(ask(shop, **changes))))
+    assert expected == wrong_fields(
+        await refused(client.redemption.ValidateRedemption(validate_request(shop, **changes)))
+    )
 
 
 @pytest.mark.parametrize(
@@ -523,18 +530,16 @@ async def test_contradictions(client: Client, shop: Shop, changes: dict[str, Any
         ("", "", {"customer.buyer.store_id", "customer.buyer.buyer_id"}),
     ],
 )
-async def test_absent_ids_of_a_buyer(
+async def test_absent_buyer_ids_are_request_errors(
     client: Client, shop: Shop, store_id: str, buyer_id: str, expected: set[str]
 ) -> None:
-    """What is absent is an error of the request; only what is malformed is answered with 802."""
     buyer = identity_pb2.Buyer(store_id=store_id, buyer_id=buyer_id)
-    request = ask(shop, customer=identity_pb2.CustomerRef(merchant_id=shop.merchant_id, buyer=buyer))
+    request = validate_request(shop, customer=identity_pb2.CustomerRef(merchant_id=shop.merchant_id, buyer=buyer))
 
     assert expected == wrong_fields(await refused(client.redemption.ValidateRedemption(request)))
 
 
-async def test_a_code_is_not_issued_without_a_channel(client: Client, shop: Shop) -> None:
-    """IssueValidationCode names the channel, or leaves it to the program; INVALID is none."""
+async def test_issuing_a_code_rejects_validation_type_invalid(client: Client, shop: Shop) -> None:
     request = redemption_pb2.IssueValidationCodeRequest(
         customer=customer_of(shop), program_id=1, points=10, validation_type=INVALID
     )
@@ -542,8 +547,7 @@ async def test_a_code_is_not_issued_without_a_channel(client: Client, shop: Shop
     assert wrong_fields(await refused(client.redemption.IssueValidationCode(request))) == {"validation_type"}
 
 
-async def test_a_question_changes_nothing(client: Client, shop: Shop, database_url: str) -> None:
-    """Neither accounts nor entries, however it is answered, and no account comes into being."""
+async def test_validating_changes_no_accounts_or_entries(client: Client, shop: Shop, database_url: str) -> None:
     await client.put_program(shop.merchant_id, shop.store_id)
     await earn(client, shop, 500)
     connection = await asyncpg.connect(database_url)
@@ -557,13 +561,13 @@ async def test_a_question_changes_nothing(client: Client, shop: Shop, database_u
 
     before = await book()
     for request in (
-        ask(shop),
-        ask(shop, 15),
-        ask(shop, 10_000),
-        ask(shop, issue_otp=True),
-        ask(shop, validation_code="wrong"),
-        ask(shop, customer=customer_of(shop, "nobody")),
-        ask_currency(shop, "1"),
+        validate_request(shop),
+        validate_request(shop, 15),
+        validate_request(shop, 10_000),
+        validate_request(shop, issue_otp=True),
+        validate_request(shop, validation_code="wrong"),
+        validate_request(shop, customer=customer_of(shop, "nobody")),
+        currency_request(shop, "1"),
     ):
         await validate(client, request)
     assert len(before) == 2
@@ -571,21 +575,19 @@ async def test_a_question_changes_nothing(client: Client, shop: Shop, database_u
     await connection.close()
 
 
-async def test_a_currency_value_of_zero_is_an_answer(client: Client, shop: Shop) -> None:
-    """Zero points cannot be redeemed, however they are asked for."""
+async def test_currency_value_of_zero_is_801(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id)
 
-    answer = await validate(client, ask_currency(shop, "0.00"))
+    answer = await validate(client, currency_request(shop, "0.00"))
 
     assert answer.status.code == 801
     assert answer.status.reason == "POINTS_NOT_POSITIVE"
 
 
-async def test_a_program_without_a_point_value_says_so(client: Client, shop: Shop) -> None:
-    """The answer tells the true reason why a currency value cannot be redeemed."""
+async def test_violation_names_missing_point_value(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, point_value="", currency_code="")
 
-    answer = await validate(client, ask_currency(shop, "1"))
+    answer = await validate(client, currency_request(shop, "1"))
 
     assert answer.status.code == 801
     assert answer.status.message == "The program gives points no value."
