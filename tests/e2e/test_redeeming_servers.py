@@ -51,14 +51,14 @@ class Servers:
         while True:
             number += 1
             try:
-                answer = await self.clients[number % len(self.clients)].redemption.RedeemPoints(request, timeout=10)
+                response = await self.clients[number % len(self.clients)].redemption.RedeemPoints(request, timeout=10)
             except grpc.aio.AioRpcError as error:
                 if error.code() in TRANSIENT:
                     await asyncio.sleep(0.05)
                     continue
-                assert refusal(error).reason == "INSUFFICIENT_POINTS"  # noqa: PT017 - there is no other one
+                assert refusal(error).reason == "INSUFFICIENT_POINTS"  # noqa: PT017 - the only refusal expected
                 return None
-            return answer.redemption
+            return response.redemption
 
     async def stored(self) -> list[Redemption]:
         """Return all stored redemptions."""
@@ -80,7 +80,7 @@ class Servers:
 async def servers(database_url: str, tmp_path: Path) -> AsyncIterator[Servers]:
     """Start two servers and create the shop."""
     token = await make_token(database_url, [ALL_MERCHANTS], list(Scope))
-    found = Servers([], [], Shop(unique("merchant"), unique("store")), database_url)
+    started = Servers([], [], Shop(unique("merchant"), unique("store")), database_url)
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(2):
             address = f"127.0.0.1:{free_port()}"
@@ -93,47 +93,47 @@ async def servers(database_url: str, tmp_path: Path) -> AsyncIterator[Servers]:
             await process.until(serves)
             client = Client(int(address.rpartition(":")[2]), token)
             stack.push_async_callback(client.close)
-            found.processes.append(process)
-            found.clients.append(client)
-        first, shop = found.clients[0], found.shop
+            started.processes.append(process)
+            started.clients.append(client)
+        first, shop = started.clients[0], started.shop
         await first.put_store(shop.merchant_id, shop.store_id)
         await first.put_program(shop.merchant_id, shop.store_id, criteria={})
         yesterday = at(int(time.time() * 1_000) - 86_400_000)
         points = COVERED * POINTS
         await first.apply(shop.update(updated_value=points, points_balance=points, updated_at=yesterday))
-        yield found
+        yield started
 
 
 async def test_ten_of_200_redemptions_succeed(servers: Servers, record_property: Callable[[str, object], None]) -> None:
     began = time.perf_counter()
     async with asyncio.timeout(SECONDS_MAX):
-        answers = await asyncio.gather(*(servers.redeem(servers.redeem_request(), number) for number in range(CALLS)))
+        responses = await asyncio.gather(*(servers.redeem(servers.redeem_request(), number) for number in range(CALLS)))
     record_property("redemptions_per_second", round(CALLS / (time.perf_counter() - began)))
 
-    await servers.check([answer for answer in answers if answer is not None])
+    await servers.check([response for response in responses if response is not None])
 
 
 async def test_killed_server_redeems_nothing_twice(servers: Servers) -> None:
     """Calls without a response are repeated on the other server."""
-    delay = random.uniform(0.02, 0.5)  # noqa: S311 - any moment will do
+    delay = random.uniform(0.02, 0.5)  # noqa: S311 - any time will do
 
     async def kill() -> None:
         await asyncio.sleep(delay)
         await servers.processes[1].kill()
 
     async with asyncio.timeout(SECONDS_MAX):
-        *answers, _ = await asyncio.gather(
+        *responses, _ = await asyncio.gather(
             *(servers.redeem(servers.redeem_request(), number) for number in range(CALLS)), kill()
         )
 
-    await servers.check([answer for answer in answers if answer is not None])
+    await servers.check([response for response in responses if response is not None])
 
 
 async def test_same_redemption_sent_to_both_servers_is_stored_once(servers: Servers) -> None:
     orders = [servers.redeem_request() for _ in range(COVERED)]
 
     async with asyncio.timeout(SECONDS_MAX):
-        answers = await asyncio.gather(*(servers.redeem(each, number) for each in orders for number in range(4)))
-    assert len({answer.redemption_id for answer in answers if answer is not None}) == COVERED
-    distinct = {answer.redemption_id: answer for answer in answers if answer is not None}
+        responses = await asyncio.gather(*(servers.redeem(each, number) for each in orders for number in range(4)))
+    assert len({response.redemption_id for response in responses if response is not None}) == COVERED
+    distinct = {response.redemption_id: response for response in responses if response is not None}
     await servers.check(list(distinct.values()))

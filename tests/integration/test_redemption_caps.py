@@ -79,8 +79,8 @@ def ms(text: str) -> int:
 
 async def left_today(client: Client, shop: Shop, customer: identity_pb2.CustomerRef) -> int:
     """Return how many of the day's 100 points a customer may still redeem, from a violation's metadata."""
-    answer = await client.redemption.ValidateRedemption(question(shop, 101, customer=customer))
-    (cap,) = (found for found in answer.violations if found.reason == REASONS[DAY])
+    response = await client.redemption.ValidateRedemption(question(shop, 101, customer=customer))
+    (cap,) = (violation for violation in response.violations if violation.reason == REASONS[DAY])
     return int(cap.metadata[DAY]) - int(cap.metadata["redeemed_points"])
 
 
@@ -110,9 +110,9 @@ async def test_cap_counts_only_redemptions_within_its_window(
     service.clock.now_ms = start_ms
     await redeem(client, order(shop, 60))
     service.clock.now_ms = end_ms - 1
-    answer = await client.redemption.ValidateRedemption(question(shop, 41))
-    assert [(found.code, found.reason) for found in answer.violations] == [(819, REASONS[cap])]
-    assert dict(answer.status.metadata) == {"points": "41", "redeemed_points": "60", cap: "100"}
+    response = await client.redemption.ValidateRedemption(question(shop, 41))
+    assert [(violation.code, violation.reason) for violation in response.violations] == [(819, REASONS[cap])]
+    assert dict(response.status.metadata) == {"points": "41", "redeemed_points": "60", cap: "100"}
     assert (await refused(redeem(client, order(shop, 41)))).metadata["violations"] == f"819 {REASONS[cap]}"
     await redeem(client, order(shop, 40))
 
@@ -127,15 +127,15 @@ async def test_week_cap_spans_months(service: Service, client: Client, shop: Sho
     await earn(client, shop, 1_000, updated_at=at(service.clock.now_ms - DAY_MS))
     await redeem(client, order(shop, 50))
     service.clock.now_ms = ms("2026-06-30T16:00")
-    answer = await client.redemption.ValidateRedemption(question(shop, 101))
+    response = await client.redemption.ValidateRedemption(question(shop, 101))
 
-    assert [found.reason for found in answer.violations] == [REASONS[cap] for cap in (DAY, MONTH, WEEK)]
-    assert [found.metadata["redeemed_points"] for found in answer.violations] == ["0", "0", "50"]
+    assert [violation.reason for violation in response.violations] == [REASONS[cap] for cap in (DAY, MONTH, WEEK)]
+    assert [violation.metadata["redeemed_points"] for violation in response.violations] == ["0", "0", "50"]
     await redeem(client, order(shop, 30))
     assert await findings(client, question(shop, 1)) == [819]
 
 
-# What counts.
+# Usage.
 
 
 async def test_reversal_lowers_usage_on_day_of_redemption(service: Service, client: Client, shop: Shop) -> None:
@@ -149,8 +149,8 @@ async def test_reversal_lowers_usage_on_day_of_redemption(service: Service, clie
     service.clock.move(DAY_MS / 1_000)
     await redeem(client, order(shop, 100))
     await reverse(client, first)
-    answer = await client.redemption.ValidateRedemption(question(shop, 300))
-    redeemed = [(found.reason, found.metadata["redeemed_points"]) for found in answer.violations]
+    response = await client.redemption.ValidateRedemption(question(shop, 300))
+    redeemed = [(violation.reason, violation.metadata["redeemed_points"]) for violation in response.violations]
     assert redeemed == [(REASONS[DAY], "100"), (REASONS[WEEK], "140")]
 
 
@@ -211,13 +211,13 @@ async def test_cap_is_shared_by_all_buyers_of_customer(client: Client, shop: Sho
     assert await left_today(client, shop, customer_of(other, "ada")) == 40
 
 
-# Many at once.
+# Concurrency.
 
 
-def succeeded(answers: list[Any]) -> int:
+def succeeded(responses: list[Any]) -> int:
     """Return how many calls redeemed; all others must have been refused for the cap alone."""
-    redeemed = [answer for answer in answers if isinstance(answer, redemption_pb2.Redemption)]
-    assert {answer.details() for answer in answers if answer not in redeemed} <= {
+    redeemed = [response for response in responses if isinstance(response, redemption_pb2.Redemption)]
+    assert {response.details() for response in responses if response not in redeemed} <= {
         "At most 100 points are redeemed a day."
     }
     return len(redeemed)
@@ -241,8 +241,8 @@ async def test_cap_holds_for_customer_in_two_groups_under_concurrency(client: Cl
     pools = [identity_pb2.UserGroupRef(id="of-bob"), identity_pb2.UserGroupRef(id="of-cyd"), None]
     orders = [order(shop, 10, customer=ada, user_group2=pools[number % 3]) for number in range(60)]
 
-    answers = await asyncio.gather(*(redeem(client, each) for each in orders), return_exceptions=True)
-    assert succeeded(answers) == 10
+    responses = await asyncio.gather(*(redeem(client, each) for each in orders), return_exceptions=True)
+    assert succeeded(responses) == 10
     assert await left_today(client, shop, ada) == 0
     assert await left_today(client, shop, customer_of(shop, external_id="bob")) == 100
 
@@ -320,7 +320,7 @@ async def test_running_redemption_of_buyer_counts_after_registration(
         await is_running.wait()
         buyers = [*own, {"store_id": other.store_id, "buyer_id": "eve"}]
         await client.put_customer(shop.merchant_id, "c-ada", buyers=buyers)
-        # Another server, since one lets a merchant's redemptions wait for each other anyway.
+        # On a second server: within one, a merchant's redemptions wait for each other anyway.
         async with second_server(service, admin_token) as elsewhere:
             request = order(shop, 60, customer=customer_of(shop, "ada"))
             second = asyncio.create_task(refused(redeem(elsewhere, request)))

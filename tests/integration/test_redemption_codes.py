@@ -21,7 +21,7 @@ from support.points import superuser
 from support.redemption import PENDING, booking, customer_of, earn, findings, order, points_of, question, redeem
 
 CODES = {"code_length": 10, "alphanumeric": True, "message_templates": {"": "$code"}}
-"""Codes that nobody guesses by chance, and messages that are nothing but the code."""
+"""Codes that are not guessed by chance, and messages that contain only the code."""
 WRONG = "0000000000"
 """What no code of letters and digits can be: it has zeros."""
 
@@ -43,9 +43,9 @@ async def issue_code(service: Service, shop: Shop, points: int = 100, **changes:
     count = len(service.outbox.messages)
     values: dict[str, Any] = {"customer": customer_of(shop), "program_id": 1, "points": points}
     request = redemption_pb2.IssueValidationCodeRequest(**{**values, **changes})
-    answer = await service.client.redemption.IssueValidationCode(request)
+    response = await service.client.redemption.IssueValidationCode(request)
     (message,) = service.outbox.messages[count:]
-    return message.text, answer.issued_code.challenge_id
+    return message.text, response.issued_code.challenge_id
 
 
 async def attempts(service: Service, challenge_id: str) -> tuple[str, int, int]:
@@ -57,14 +57,14 @@ async def attempts(service: Service, challenge_id: str) -> tuple[str, int, int]:
 
 async def refused_with(status_code: int, call: Any) -> None:
     """Check that a call is refused with a status code; every wrong code has the same message."""
-    found = await refused(call)
-    assert (found.code, found.metadata["status_code"]) == (grpc.StatusCode.FAILED_PRECONDITION, str(status_code))
+    refusal = await refused(call)
+    assert (refusal.code, refusal.metadata["status_code"]) == (grpc.StatusCode.FAILED_PRECONDITION, str(status_code))
     if status_code == 808:
-        assert found.metadata == {"status_code": "808", "violations": "808 CODE_INVALID"}
-        assert found.message == "The code is not valid for this redemption."
+        assert refusal.metadata == {"status_code": "808", "violations": "808 CODE_INVALID"}
+        assert refusal.message == "The code is not valid for this redemption."
 
 
-# Once.
+# Single use.
 
 
 @pytest.mark.parametrize("names", [True, False], ids=["by its challenge", "without naming one"])
@@ -94,10 +94,10 @@ async def test_one_of_many_concurrent_redemptions_with_one_code_succeeds(
     code, challenge_id = await issue_code(service, shop)
     proof = {"validation_code": code, "challenge_id": challenge_id}
 
-    answers = await asyncio.gather(
+    responses = await asyncio.gather(
         *(redeem(client, order(shop, 100, **proof)) for _ in range(100)), return_exceptions=True
     )
-    refusals = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    refusals = [response for response in responses if isinstance(response, grpc.aio.AioRpcError)]
     assert len(refusals) == 99
     assert {refusal.details() for refusal in refusals} == {"The code is not valid for this redemption."}
     assert await points_of(client, shop) == (500, 400, 100)
@@ -125,8 +125,8 @@ async def test_concurrent_repetitions_return_one_redemption(service: Service, cl
     code, _ = await issue_code(service, shop)
     request = order(shop, 100, validation_code=code)
 
-    answers = await asyncio.gather(*(redeem(client, request) for _ in range(5)))
-    assert len({answer.redemption_id for answer in answers}) == 1
+    responses = await asyncio.gather(*(redeem(client, request) for _ in range(5)))
+    assert len({response.redemption_id for response in responses}) == 1
     assert await points_of(client, shop) == (500, 400, 100)
 
 
@@ -168,7 +168,7 @@ async def test_repetition_overtaken_by_call_without_code_costs_no_attempt(
     assert await attempts(service, challenge_id) == ("LIVE", 0, 0)
 
 
-# Exactly what it was issued for.
+# Binding.
 
 
 @pytest.mark.parametrize(
@@ -192,8 +192,8 @@ async def test_code_of_another_customer_meets_no_challenge(service: Service, cli
     await earn(client, shop, 500, "other")
     code, challenge_id = await issue_code(service, shop)
     other = customer_of(shop, "other")
-    for named in (challenge_id, ""):
-        request = order(shop, 100, customer=other, validation_code=code, challenge_id=named)
+    for sent_id in (challenge_id, ""):
+        request = order(shop, 100, customer=other, validation_code=code, challenge_id=sent_id)
         await refused_with(808, redeem(client, request))
 
     assert await attempts(service, challenge_id) == ("LIVE", 0, 0)
@@ -221,7 +221,7 @@ async def test_code_expires_after_300_seconds(service: Service, client: Client, 
     await redeem(client, order(shop, 100, validation_code=code))
 
 
-# When a code is wanted.
+# Required validation.
 
 
 async def test_required_validation_is_824(service: Service, client: Client, shop: Shop) -> None:
@@ -238,9 +238,9 @@ async def test_missing_validation_is_listed_with_other_violations(client: Client
     skips = {"skip_validation": True}
     for reason, proof in (("VALIDATION_REQUIRED", {}), ("SKIP_NOT_ALLOWED", skips)):
         assert await findings(client, question(shop, 501, **proof)) == [803, 824, 827]
-        found = await refused(redeem(client, order(shop, 501, **proof)))
+        refusal = await refused(redeem(client, order(shop, 501, **proof)))
         expected = f"803 INSUFFICIENT_POINTS, 824 {reason}, 827 REDEMPTION_DISABLED"
-        assert (found.metadata["status_code"], found.metadata["violations"]) == ("803", expected)
+        assert (refusal.metadata["status_code"], refusal.metadata["violations"]) == ("803", expected)
         await refused_with(824, redeem(client, order(shop, 100, **proof)))
 
 
@@ -262,7 +262,7 @@ async def test_skipping_validation_takes_program_permission_and_token_scope(
     assert await points_of(client, shop) == (500, 490, 10)
 
 
-# What burns no attempt.
+# Calls that cost no attempt.
 
 
 async def test_violation_leaves_right_code_usable(service: Service, client: Client, shop: Shop) -> None:
@@ -270,10 +270,10 @@ async def test_violation_leaves_right_code_usable(service: Service, client: Clie
     proof = {"validation_code": code, "challenge_id": challenge_id}
     await client.apply(booking(shop, 1, 499))
     for _ in range(6):
-        found = await refused(redeem(client, order(shop, 500, **proof)))
-        assert found.metadata["violations"] == "803 INSUFFICIENT_POINTS"
-    found = await refused(redeem(client, order(shop, 500, validation_code=WRONG, challenge_id=challenge_id)))
-    assert found.metadata["violations"] == "803 INSUFFICIENT_POINTS, 808 CODE_INVALID"
+        refusal = await refused(redeem(client, order(shop, 500, **proof)))
+        assert refusal.metadata["violations"] == "803 INSUFFICIENT_POINTS"
+    refusal = await refused(redeem(client, order(shop, 500, validation_code=WRONG, challenge_id=challenge_id)))
+    assert refusal.metadata["violations"] == "803 INSUFFICIENT_POINTS, 808 CODE_INVALID"
     assert await attempts(service, challenge_id) == ("LIVE", 1, 0)
 
     await client.apply(shop.update(updated_value=1, points_balance=500, updated_at=at(NOW_MS + 2_000)))
@@ -329,23 +329,23 @@ async def test_calls_cancelled_at_any_time_redeem_wholly_or_not_at_all(
         call = client.redemption.RedeemPoints(request, timeout=0.0005 * number)
         await asyncio.gather(call, return_exceptions=True)
 
-    answers = await asyncio.gather(*(redeem(client, request) for request in requests))
-    assert len({answer.redemption_id for answer in answers}) == 40
+    responses = await asyncio.gather(*(redeem(client, request) for request in requests))
+    assert len({response.redemption_id for response in responses}) == 40
     assert await points_of(client, shop) == (500, 100, 400)
     async with asyncio.timeout(5):
-        while service.server._database.connections_in_use:  # noqa: ASYNC110 - no event tells of it
+        while service.server._database.connections_in_use:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
 
 
 async def test_codes_are_locked_in_sorted_order(service: Service, client: Client, shop: Shop) -> None:
     """Otherwise redemptions could deadlock with guesses, which also lock several codes."""
-    challenges, wanted = {}, []
+    challenges, pending = {}, []
     locked = RedemptionTransactions.redeem
 
     async def note(
         _self: RedemptionTransactions, _merchant_id: str, orders: list[PendingRedemption], _clock: Any
     ) -> Any:
-        wanted.extend(orders)
+        pending.extend(orders)
         raise OSError("not now")
 
     for name in ("bert", "anna"):
@@ -357,16 +357,16 @@ async def test_codes_are_locked_in_sorted_order(service: Service, client: Client
             await refused(redeem(client, order(shop, 10, customer=customer, **proof)))
 
     lock = "SELECT FROM validation_challenges WHERE challenge_id = $1 FOR UPDATE"
-    async with superuser(service) as holder, superuser(service) as looker:
-        held = holder.transaction()
-        await held.start()
-        await holder.execute(lock, challenges["bert"])
+    async with superuser(service) as locker, superuser(service) as observer:
+        transaction = locker.transaction()
+        await transaction.start()
+        await locker.execute(lock, challenges["bert"])
         store = service.server._redemptions._transactions
-        redeeming = asyncio.create_task(locked(store, shop.merchant_id, wanted, service.clock))
+        redeeming = asyncio.create_task(locked(store, shop.merchant_id, pending, service.clock))
         with contextlib.suppress(asyncpg.LockNotAvailableError):
             async with asyncio.timeout(5):
                 while True:
-                    await looker.execute(f"{lock} NOWAIT", challenges["anna"])
+                    await observer.execute(f"{lock} NOWAIT", challenges["anna"])
                     await asyncio.sleep(0.01)
-        await held.rollback()
-    assert not any(isinstance(answer, PointbookError) for answer in await redeeming)
+        await transaction.rollback()
+    assert not any(isinstance(response, PointbookError) for response in await redeeming)

@@ -74,15 +74,15 @@ async def released_ids(service: Service, shop: Shop) -> list[str]:
 
 
 async def test_concurrent_calls_of_every_kind_cause_no_deadlock(service: Service, client: Client, shop: Shop) -> None:
-    rng = random.Random(7)  # noqa: S311 - any order will do
-    kept: list[redemption_pb2.Redemption] = []
+    rng = random.Random(7)  # noqa: S311 - only the order is random
+    redemptions: list[redemption_pb2.Redemption] = []
 
     async def redeem_book_and_reverse(number: int) -> None:
         pair = rng.choice(PAIRS)
         group = identity_pb2.UserGroupRef(id="-".join(pair)) if number % 3 else None
         customer = customer_of(shop, external_id=rng.choice(pair))
         redemption = await redeem(client, order(shop, rng.randrange(1, 1_200), customer=customer, user_group2=group))
-        kept.append(redemption)
+        redemptions.append(redemption)
         drawn = redemption.draws[0]
         if number % 2:
             after_ms = service.clock.now_ms - NOW_MS
@@ -105,13 +105,13 @@ async def test_concurrent_calls_of_every_kind_cause_no_deadlock(service: Service
     calls: list[Any] = [redeem_book_and_reverse(number) for number in range(120)]
     calls += [change_customer(number) for number in range(40)] + [sweep() for _ in range(10)]
     rng.shuffle(calls)
-    answers = await asyncio.gather(*calls, return_exceptions=True)
+    responses = await asyncio.gather(*calls, return_exceptions=True)
 
-    errors = [answer for answer in answers if answer is not None]
+    errors = [response for response in responses if response is not None]
     assert all(isinstance(error, grpc.aio.AioRpcError) for error in errors), errors
     assert {refusal(error).reason for error in errors if isinstance(error, grpc.aio.AioRpcError)} <= EXPECTED
     assert await deadlocks(service) == before
-    assert kept
+    assert redemptions
     book = await check_book(service.database_url, shop.merchant_id)
     for account in (each.account for each in book.values()):
         points = account.points_at(service.clock.now_ms)
@@ -223,7 +223,7 @@ async def test_redeeming_waits_for_locked_account_and_redeems_once(
     codes = {error.code() for error in given_up if isinstance(error, grpc.aio.AioRpcError)}
     assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED}
 
-    answers = [await redeem(client, request) for _ in range(3)]
-    assert len({answer.redemption_id for answer in answers}) == 1
+    responses = [await redeem(client, request) for _ in range(3)]
+    assert len({response.redemption_id for response in responses}) == 1
     account = await client.account(shop.merchant_id, shop.store_id, "ada")
     assert (account.active_points, account.held_points) == (950, 50)

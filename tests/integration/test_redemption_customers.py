@@ -61,8 +61,8 @@ def customer_by(shop: Shop, **identifier: str) -> identity_pb2.CustomerRef:
     return customer_of(shop, **identifier)
 
 
-def get_points(customer: identity_pb2.CustomerRef, program_id: int = 1) -> redemption_pb2.GetCustomerPointsRequest:
-    """Return a customer's points in a program."""
+def points_request(customer: identity_pb2.CustomerRef, program_id: int = 1) -> redemption_pb2.GetCustomerPointsRequest:
+    """Build a request for a customer's points in a program."""
     return redemption_pb2.GetCustomerPointsRequest(customer=customer, program_id=program_id)
 
 
@@ -81,7 +81,6 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
     """Create a merchant whose program covers two of three stores, with a customer who has a buyer in each.
 
     She has 100 points in each store of the program, 1,000 in the other, and every kind of identifier.
-
     """
     client = service.client
     shops = [shop, second_store(shop), outside_store(shop)]
@@ -105,20 +104,20 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
     service.clock.now_ms = NOW_MS
 
 
-# Every identifier.
+# Identifiers.
 
 
 @pytest.mark.parametrize("identifier", IDENTIFIERS, ids=str)
 async def test_customer_is_found_by_every_identifier(client: Client, shop: Shop, identifier: dict[str, str]) -> None:
     customer = customer_by(shop, **identifier)
-    answer = await client.redemption.ValidateRedemption(question(shop, 200, customer=customer))
-    assert (answer.redeemable, answer.active_points) == (True, 200)
+    response = await client.redemption.ValidateRedemption(question(shop, 200, customer=customer))
+    assert (response.redeemable, response.active_points) == (True, 200)
     assert await findings(client, question(shop, 201, customer=customer)) == [803]
     redemption = await redeem(client, order(shop, 150, customer=customer))
     assert (redemption.active_points, drawn(redemption)) == (50, [("ada", 100), ("ada", 50)])
     assert {draw.buyer.store_id for draw in redemption.draws} == {shop.store_id, second_store(shop).store_id}
 
-    points = await client.redemption.GetCustomerPoints(get_points(customer))
+    points = await client.redemption.GetCustomerPoints(points_request(customer))
     assert (points.points_balance, points.active_points, points.held_points) == (200, 50, 150)
     assert [buyer.store_id for buyer in points.buyers] == [shop.store_id, second_store(shop).store_id]
     assert await points_of(client, outside_store(shop), "ada") == (1_000, 1_000, 0)
@@ -127,8 +126,8 @@ async def test_customer_is_found_by_every_identifier(client: Client, shop: Shop,
 async def test_national_number_needs_region_of_program(client: Client, shop: Shop) -> None:
     for region, expected in (("", 802), ("FR", 802), ("CN", 0)):
         await client.put_program(shop.merchant_id, shop.store_id, default_region=region, criteria={})
-        found = await findings(client, question(shop, customer=customer_by(shop, mobile="13812345678")))
-        assert found == ([expected] if expected else [])
+        codes = await findings(client, question(shop, customer=customer_by(shop, mobile="13812345678")))
+        assert codes == ([expected] if expected else [])
         assert await findings(client, question(shop, customer=customer_by(shop, mobile=MOBILE))) == []
 
 
@@ -137,31 +136,31 @@ async def test_malformed_identifier_is_802_and_is_not_quoted(
     client: Client, shop: Shop, identifier: dict[str, str]
 ) -> None:
     customer, (kind,) = customer_by(shop, **identifier), identifier
-    answer = await client.redemption.ValidateRedemption(question(shop, customer=customer))
-    assert [found.code for found in answer.violations] == [802]
-    assert dict(answer.status.metadata) == {"identifier": kind}
+    response = await client.redemption.ValidateRedemption(question(shop, customer=customer))
+    assert [violation.code for violation in response.violations] == [802]
+    assert dict(response.status.metadata) == {"identifier": kind}
     for call in (
         redeem(client, order(shop, customer=customer)),
-        client.redemption.GetCustomerPoints(get_points(customer)),
+        client.redemption.GetCustomerPoints(points_request(customer)),
     ):
-        found = await refused(call)
-        assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "IDENTIFIER_INVALID")
-        assert (found.metadata["status_code"], found.metadata["identifier"]) == ("802", kind)
+        refusal = await refused(call)
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "IDENTIFIER_INVALID")
+        assert (refusal.metadata["status_code"], refusal.metadata["identifier"]) == ("802", kind)
 
 
 @pytest.mark.parametrize("identifier", UNKNOWN, ids=str)
 async def test_unknown_identifier_is_816(client: Client, shop: Shop, identifier: dict[str, str]) -> None:
     customer, (kind,) = customer_by(shop, **identifier), identifier
-    answer = await client.redemption.ValidateRedemption(question(shop, customer=customer))
-    assert [found.code for found in answer.violations] == [816]
-    assert (dict(answer.status.metadata), answer.active_points) == ({"identifier": kind}, 0)
+    response = await client.redemption.ValidateRedemption(question(shop, customer=customer))
+    assert [violation.code for violation in response.violations] == [816]
+    assert (dict(response.status.metadata), response.active_points) == ({"identifier": kind}, 0)
     for call in (
         redeem(client, order(shop, customer=customer)),
-        client.redemption.GetCustomerPoints(get_points(customer)),
+        client.redemption.GetCustomerPoints(points_request(customer)),
     ):
-        found = await refused(call)
-        assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
-        assert found.metadata["status_code"] == "816"
+        refusal = await refused(call)
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
+        assert refusal.metadata["status_code"] == "816"
 
 
 @pytest.mark.usefixtures("shop")
@@ -177,17 +176,17 @@ async def test_customer_of_another_merchant_is_unknown(client: Client) -> None:
 async def test_blocked_customer_is_809_and_has_readable_points(
     client: Client, shop: Shop, identifier: dict[str, str]
 ) -> None:
-    kept = await client.customer(shop.merchant_id, "c-ada")
-    kept.fraud_blocked = True
-    await client.customers.PutCustomer(customers_pb2.PutCustomerRequest(customer=kept))
+    stored = await client.customer(shop.merchant_id, "c-ada")
+    stored.fraud_blocked = True
+    await client.customers.PutCustomer(customers_pb2.PutCustomerRequest(customer=stored))
     customer = customer_by(shop, **identifier)
 
     assert await findings(client, question(shop, customer=customer)) == [809]
     assert await findings(client, question(shop, 201, customer=customer)) == [803, 809]
-    found = await refused(redeem(client, order(shop, customer=customer)))
-    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CUSTOMER_BLOCKED")
-    assert found.metadata["status_code"] == "809"
-    assert (await client.redemption.GetCustomerPoints(get_points(customer))).active_points == 200
+    refusal = await refused(redeem(client, order(shop, customer=customer)))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CUSTOMER_BLOCKED")
+    assert refusal.metadata["status_code"] == "809"
+    assert (await client.redemption.GetCustomerPoints(points_request(customer))).active_points == 200
 
 
 async def test_unregistered_buyer_has_points_of_one_account(client: Client, shop: Shop) -> None:
@@ -198,7 +197,7 @@ async def test_unregistered_buyer_has_points_of_one_account(client: Client, shop
     assert drawn(await redeem(client, order(shop, 70, customer=customer_of(shop, "eve")))) == [("eve", 70)]
     outside = customer_of(outside_store(shop), "eve")
     assert await findings(client, question(shop, 1, customer=outside)) == [803]
-    points = await client.redemption.GetCustomerPoints(get_points(outside))
+    points = await client.redemption.GetCustomerPoints(points_request(outside))
     assert points == redemption_pb2.GetCustomerPointsResponse()
 
 
@@ -209,9 +208,9 @@ async def test_registered_buyer_outside_of_program_finds_customer(client: Client
 
 
 async def test_points_in_unknown_program_are_not_found(client: Client, shop: Shop) -> None:
-    found = await refused(client.redemption.GetCustomerPoints(get_points(customer_by(shop, mobile=MOBILE), 99)))
+    refusal = await refused(client.redemption.GetCustomerPoints(points_request(customer_by(shop, mobile=MOBILE), 99)))
 
-    assert (found.code, found.metadata["status_code"]) == (grpc.StatusCode.NOT_FOUND, "1101")
+    assert (refusal.code, refusal.metadata["status_code"]) == (grpc.StatusCode.NOT_FOUND, "1101")
 
 
 # Several accounts.
@@ -234,11 +233,11 @@ async def test_points_of_all_accounts_are_drawn_by_expiry_then_age(client: Clien
     await client.put_customer(shop.merchant_id, "c-bob", mobile="+8613812345670", buyers=buyers)
     bob = customer_by(shop, mobile="+8613812345670")
 
-    def told(redemption: redemption_pb2.Redemption) -> list[tuple[bool, int]]:
+    def drawn_from(redemption: redemption_pb2.Redemption) -> list[tuple[bool, int]]:
         return [(draw.buyer.store_id == first.store_id, draw.points) for draw in redemption.draws]
 
-    assert told(await redeem(client, order(shop, 65, customer=bob))) == [(False, 50), (True, 10), (False, 5)]
-    assert told(await redeem(client, order(shop, 80, customer=bob))) == [(False, 15), (False, 30), (True, 35)]
+    assert drawn_from(await redeem(client, order(shop, 65, customer=bob))) == [(False, 50), (True, 10), (False, 5)]
+    assert drawn_from(await redeem(client, order(shop, 80, customer=bob))) == [(False, 15), (False, 30), (True, 35)]
     assert await findings(client, question(shop, 6, customer=bob)) == [803]
     assert (await redeem(client, order(shop, 5, customer=bob))).active_points == 0
 
@@ -251,7 +250,7 @@ async def test_balance_and_lifetime_criteria_sum_accounts_in_program(client: Cli
             assert await findings(client, question(shop, customer=customer_by(shop, mobile=MOBILE))) == expected
 
 
-# What changes in between.
+# Changes between assessment and locks.
 
 
 async def test_repetition_by_another_identifier_has_same_content(client: Client, shop: Shop) -> None:
@@ -292,17 +291,17 @@ async def test_buyer_registered_before_locks_is_refused_for_retry(client: Client
     await earn(client, shop, 70, "eve")
     request = order(shop, 50, customer=customer_of(shop, "eve"))
     buyers = [{"store_id": shop.store_id, "buyer_id": "eve"}]
-    found = await refused_after_change(
+    refusal = await refused_after_change(
         client, request, lambda: client.put_customer(shop.merchant_id, "c-eve", buyers=buyers)
     )
 
-    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REDEMPTION_FAILED")
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REDEMPTION_FAILED")
     assert await points_of(client, shop, "eve") == (70, 70, 0)
     assert (await redeem(client, request)).state == PENDING
 
 
 async def test_customer_blocked_before_locks_is_809(client: Client, shop: Shop) -> None:
-    found = await refused_after_change(
+    refusal = await refused_after_change(
         client,
         order(shop, 50, customer=customer_of(shop, "ada")),
         lambda: client.put_customer(
@@ -310,7 +309,7 @@ async def test_customer_blocked_before_locks_is_809(client: Client, shop: Shop) 
         ),
     )
 
-    assert found.metadata["status_code"] == "809"
+    assert refusal.metadata["status_code"] == "809"
     assert await points_of(client, shop, "ada") == (100, 100, 0)
 
 

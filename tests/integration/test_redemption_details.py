@@ -48,12 +48,12 @@ async def test_reference_of_another_merchant_or_of_reversal_is_not_found(client:
     other = Shop(unique("merchant"), unique("store"))
 
     for shop_asked, reference in ((other, "mine"), (shop, "back"), (shop, "Mine")):
-        found = await refused(get_by_reference(client, shop_asked, reference))
-        assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "REDEMPTION_NOT_FOUND")
+        refusal = await refused(get_by_reference(client, shop_asked, reference))
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "REDEMPTION_NOT_FOUND")
 
 
 @pytest.mark.parametrize(
-    ("named", "field"),
+    ("key", "field"),
     [
         ({}, "redemption"),
         ({"redemption_id": ""}, "redemption_id"),
@@ -63,11 +63,11 @@ async def test_reference_of_another_merchant_or_of_reversal_is_not_found(client:
         ({"external_reference_number": "x" * 129}, "external_reference_number"),
     ],
 )
-async def test_either_id_or_reference_is_required(client: Client, shop: Shop, named: Any, field: str) -> None:
-    request = redemption_pb2.GetRedemptionRequest(merchant_id=shop.merchant_id, **named)
-    found = await refused(client.redemption.GetRedemption(request))
+async def test_either_id_or_reference_is_required(client: Client, shop: Shop, key: Any, field: str) -> None:
+    request = redemption_pb2.GetRedemptionRequest(merchant_id=shop.merchant_id, **key)
+    refusal = await refused(client.redemption.GetRedemption(request))
 
-    assert set(found.fields) == {field}
+    assert set(refusal.fields) == {field}
 
 
 async def test_redemption_id_keeps_its_field_number(client: Client, shop: Shop) -> None:
@@ -104,17 +104,17 @@ async def test_reversals_are_listed_with_reversed_points(service: Service, clien
         await reverse(client, made, points, external_reference_number=reference, notes=f"about {reference}")
     await reverse(client, made, 30, external_reference_number="return-1")
 
-    for found in (await get(client, made), *await list_redemptions(client, shop)):
+    for redemption in (await get(client, made), *await list_redemptions(client, shop)):
         assert [
             (each.external_reference_number, each.points, each.notes, each.create_time.ToMilliseconds() - NOW_MS)
-            for each in found.reversals
+            for each in redemption.reversals
         ] == [
             ("return-3", 50, "about return-3", 180_000),
             ("return-2", 20, "about return-2", 120_000),
             ("return-1", 30, "about return-1", 60_000),
         ]
-        assert {each.redemption_id for each in found.reversals} == {made.redemption_id}
-        assert not found.reversals_truncated
+        assert {each.redemption_id for each in redemption.reversals} == {made.redemption_id}
+        assert not redemption.reversals_truncated
 
 
 async def test_at_most_hundred_newest_reversals_are_listed(client: Client, shop: Shop) -> None:
@@ -122,10 +122,10 @@ async def test_at_most_hundred_newest_reversals_are_listed(client: Client, shop:
     for number in range(102):
         await reverse(client, made, 1, external_reference_number=f"return-{number:03}")
 
-    found = await get(client, made)
-    assert len(found.reversals) == 100
-    assert found.reversals_truncated
-    assert found.reversed_points == 102
+    redemption = await get(client, made)
+    assert len(redemption.reversals) == 100
+    assert redemption.reversals_truncated
+    assert redemption.reversed_points == 102
 
 
 async def test_redemptions_reversals_and_settlements_have_id_of_their_token(service: Service, shop: Shop) -> None:
@@ -133,7 +133,7 @@ async def test_redemptions_reversals_and_settlements_have_id_of_their_token(serv
     till, desk = (Client(service.server.port, bearer) for bearer in bearers)
     made = await redeem(till, order(shop, 100))
     await reverse(desk, made, 40)
-    found = await get(desk, made)
+    redemption = await get(desk, made)
     request = redemption_pb2.SettleRedemptionRequest(
         merchant_id=shop.merchant_id, redemption_id=made.redemption_id, reason="its webhook was lost"
     )
@@ -142,8 +142,8 @@ async def test_redemptions_reversals_and_settlements_have_id_of_their_token(serv
     await desk.close()
 
     token_ids = [split_bearer(bearer)[0] for bearer in bearers]
-    assert [made.actor, found.actor] == [token_ids[0]] * 2
-    assert [each.actor for each in found.reversals] == [token_ids[1]]
+    assert [made.actor, redemption.actor] == [token_ids[0]] * 2
+    assert [each.actor for each in redemption.reversals] == [token_ids[1]]
     connection = await asyncpg.connect(service.database_url)
     audit = await connection.fetchrow(
         "SELECT action, points, actor, redeemer FROM redemption_audit WHERE redemption_id = $1", made.redemption_id
@@ -157,23 +157,23 @@ async def test_current_active_points_change_and_active_points_do_not(
 ) -> None:
     made = await redeem(client, order(shop, 100))
     assert not made.HasField("current_active_points")
-    seen = []
+    active_points = []
     for act in (
         lambda: redeem(client, order(shop, 150)),
         lambda: reverse(client, made, 40),
         lambda: client.apply(booking(shop, 60, 440)),
     ):
-        seen.append((await get(client, made)).current_active_points)
+        active_points.append((await get(client, made)).current_active_points)
         await act()
-    found = await get(client, made)
+    redemption = await get(client, made)
 
-    assert [*seen, found.current_active_points] == [400, 250, 290, 290]
-    assert (found.active_points, found.state) == (400, SETTLED)
+    assert [*active_points, redemption.current_active_points] == [400, 250, 290, 290]
+    assert (redemption.active_points, redemption.state) == (400, SETTLED)
     assert [each.current_active_points for each in await list_redemptions(client, shop)] == [290, 290]
     service.clock.move(3 * 86_400 + 1)
-    found_late = await list_redemptions(client, shop)
-    assert {each.state for each in found_late} == {SETTLED, UNSETTLED}
-    assert [each.current_active_points for each in found_late] == [440, 440]
+    released = await list_redemptions(client, shop)
+    assert {each.state for each in released} == {SETTLED, UNSETTLED}
+    assert [each.current_active_points for each in released] == [440, 440]
 
 
 async def test_current_active_points_cover_group_and_other_programs(client: Client, shop: Shop) -> None:
@@ -223,8 +223,8 @@ async def test_page_takes_as_many_statements_as_one_redemption(client: Client, s
     for number in range(2, 12):
         await redeem_and_reverse(number)
     with counted_statements(shop) as of_many:
-        found = await list_redemptions(client, shop)
+        redemption = await list_redemptions(client, shop)
 
-    assert [each.current_active_points for each in found] == [94] * 11
-    assert all(each.reversals for each in found)
+    assert [each.current_active_points for each in redemption] == [94] * 11
+    assert all(each.reversals for each in redemption)
     assert len(of_many) == len(of_one) <= 8

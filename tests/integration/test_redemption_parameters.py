@@ -1,7 +1,6 @@
 """Every request parameter of Capillary's points/isredeemable, and every status code, each by its effect.
 
 Source: docs/reference/capillary-isredeemable.md#request-parameters
-
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,10 +21,9 @@ EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
 INVALID = redemption_pb2.VALIDATION_TYPE_INVALID
 MOBILE = "+8613812345678"
-REQUIRING, POOR, STRICT, ODD, OFF = 3, 4, 5, 6, 7
-"""Programs beside 1 and 2: one requires a validation, one allows nothing, one has criteria, one has another point value
-and one is switched off."""
-Answer = redemption_pb2.ValidateRedemptionResponse
+REQUIRING, RESTRICTED, STRICT, OTHER_VALUE, DISABLED = 3, 4, 5, 6, 7
+"""Programs besides 1 and 2; the setting in which each one differs is its name."""
+Response = redemption_pb2.ValidateRedemptionResponse
 
 
 @pytest.fixture
@@ -34,18 +32,18 @@ async def merchant(service: Service, client: Client, shop: Shop) -> AsyncIterato
     merchant_id, store_id = shop.merchant_id, shop.store_id
     other = replace(shop, store_id=unique("store"))
     await client.put_store(merchant_id, other.store_id)
-    rich: dict[str, Any] = {
+    permissions: dict[str, Any] = {
         "criteria": {},
         "default_region": "CN",
         "allow_group_redemption": True,
         "allow_cross_program_redemption": True,
         "validation": {"allow_skip": True},
     }
-    await client.put_program(merchant_id, store_id, **rich)
-    await client.put_program(merchant_id, other.store_id, **rich | {"program_id": 2})
+    await client.put_program(merchant_id, store_id, **permissions)
+    await client.put_program(merchant_id, other.store_id, **permissions | {"program_id": 2})
     requires = {"required": True, "allow_skip": True}
     await client.put_program(merchant_id, store_id, program_id=REQUIRING, criteria={}, validation=requires)
-    await client.put_program(merchant_id, store_id, program_id=POOR, criteria={})
+    await client.put_program(merchant_id, store_id, program_id=RESTRICTED, criteria={})
     limits = {
         "multiples_of": 10,
         "min_points_per_redemption": 20,
@@ -57,7 +55,7 @@ async def merchant(service: Service, client: Client, shop: Shop) -> AsyncIterato
         "max_points_per_month": 40,
     }
     await client.put_program(merchant_id, store_id, program_id=STRICT, criteria=limits)
-    await client.put_program(merchant_id, store_id, program_id=OFF, criteria={}, redemption_enabled=False)
+    await client.put_program(merchant_id, store_id, program_id=DISABLED, criteria={}, redemption_enabled=False)
     await earn(client, shop, 100, "ada")
     await earn(client, other, 40, "ada-2")
     await earn(client, shop, 30, "bea")
@@ -108,14 +106,14 @@ def by_group(**selector: Any) -> dict[str, Any]:
     return {"user_group2": identity_pb2.UserGroupRef(**selector)}
 
 
-def has_active(active_points: int) -> Callable[[Answer], bool]:
+def has_active(active_points: int) -> Callable[[Response], bool]:
     """Return a check that so many points may be drawn on."""
-    return lambda answer: answer.redeemable and answer.active_points == active_points
+    return lambda response: response.redeemable and response.active_points == active_points
 
 
-def has_codes(*codes: int) -> Callable[[Answer], bool]:
+def has_codes(*codes: int) -> Callable[[Response], bool]:
     """Return a check for exactly these status codes."""
-    return lambda answer: [found.code for found in answer.violations] == list(codes)
+    return lambda response: [violation.code for violation in response.violations] == list(codes)
 
 
 SOURCE = {
@@ -129,7 +127,7 @@ OWN = {
     "primary_user_identifier_type": identity_pb2.IDENTIFIER_TYPE_MOBILE,
     "primary_user_identifier_value": "138 0000 0001",
 }
-PARAMETERS: list[tuple[str, Callable[[Shop], dict[str, Any]], Callable[[Answer], bool]]] = [
+PARAMETERS: list[tuple[str, Callable[[Shop], dict[str, Any]], Callable[[Response], bool]]] = [
     ("mobile", lambda w: {"customer": customer_by(w, mobile="138 1234 5678")}, has_active(100)),
     ("email", lambda w: {"customer": customer_by(w, email="ADA@Example.com")}, has_active(100)),
     ("external_id", lambda w: {"customer": customer_by(w, external_id="crm-1")}, has_active(100)),
@@ -138,15 +136,19 @@ PARAMETERS: list[tuple[str, Callable[[Shop], dict[str, Any]], Callable[[Answer],
     ("program_id", lambda _: {"program_id": 2}, has_active(40)),
     ("group_redemption", lambda _: {"group_redemption": True}, has_active(140)),
     ("points", lambda _: {"points": 101}, has_codes(803)),
-    ("issue_otp", lambda _: {"issue_otp": True}, lambda answer: answer.issued_code.sent),
+    ("issue_otp", lambda _: {"issue_otp": True}, lambda response: response.issued_code.sent),
     ("validation_code", lambda _: {"validation_code": "wrong"}, has_codes(808)),
     ("skip_validation", lambda _: {"program_id": REQUIRING, "skip_validation": True}, has_active(100)),
     ("validation_type", lambda _: {"validation_type": MISSED_CALL, "issue_otp": True}, has_codes(823)),
-    ("validation_type", lambda _: {"validation_type": SMS, "issue_otp": True}, lambda answer: answer.issued_code.sent),
+    (
+        "validation_type",
+        lambda _: {"validation_type": SMS, "issue_otp": True},
+        lambda response: response.issued_code.sent,
+    ),
     (
         "validation_type",
         lambda _: {"validation_type": EMAIL, "issue_otp": True},
-        lambda answer: answer.issued_code.sent,
+        lambda response: response.issued_code.sent,
     ),
     (
         "validation_type",
@@ -172,10 +174,10 @@ PARAMETERS: list[tuple[str, Callable[[Shop], dict[str, Any]], Callable[[Answer],
     (
         "currency_input",
         lambda _: {"points": 0, "currency_input": True, "currency_value": "0.5"},
-        lambda answer: answer.redeemable and answer.points == 50,
+        lambda response: response.redeemable and response.points == 50,
     ),
 ]
-SEED = {
+CAPILLARY_PARAMETERS = {
     *("mobile", "email", "external_id", "card_number", "card_external_id", "program_id", "group_redemption", "points"),
     *("issue_otp", "validation_code", "skip_validation", "validation_type", "user_group2_primary_user_id"),
     *("user_group2_id", "user_group2_primary_user_source", "user_group2_primary_user_accountId"),
@@ -185,37 +187,37 @@ SEED = {
 
 
 def test_every_parameter_is_covered() -> None:
-    assert {name for name, _, _ in PARAMETERS} == SEED
+    assert {name for name, _, _ in PARAMETERS} == CAPILLARY_PARAMETERS
 
 
 @pytest.mark.parametrize(("changes", "shows"), [pytest.param(*each[1:], id=each[0]) for each in PARAMETERS])
 async def test_every_parameter_has_its_effect(
-    client: Client, merchant: Shop, changes: Callable[[Shop], dict[str, Any]], shows: Callable[[Answer], bool]
+    client: Client, merchant: Shop, changes: Callable[[Shop], dict[str, Any]], shows: Callable[[Response], bool]
 ) -> None:
     assert has_active(100)(await client.redemption.ValidateRedemption(validate_request(merchant)))
 
-    answer = await client.redemption.ValidateRedemption(validate_request(merchant, **changes(merchant)))
-    assert shows(answer), answer
+    response = await client.redemption.ValidateRedemption(validate_request(merchant, **changes(merchant)))
+    assert shows(response), response
 
 
 ANSWERED: dict[int, tuple[str, Callable[[Shop], dict[str, Any]]]] = {
     800: ("REDEEMABLE", lambda _: {}),
     801: ("POINTS_NOT_POSITIVE", lambda _: {"points": 0}),
-    802: ("IDENTIFIER_INVALID", lambda w: {"customer": customer_by(w, mobile="nobody's")}),
+    802: ("IDENTIFIER_INVALID", lambda w: {"customer": customer_by(w, mobile="not a number")}),
     803: ("INSUFFICIENT_POINTS", lambda _: {"points": 101}),
     804: ("BALANCE_BELOW_REQUIRED", lambda _: {"program_id": STRICT, "points": 20}),
     805: ("LIFETIME_POINTS_BELOW_REQUIRED", lambda _: {"program_id": STRICT, "points": 20}),
     807: ("NOT_A_MULTIPLE", lambda _: {"program_id": STRICT, "points": 25}),
     808: ("CODE_INVALID", lambda _: {"validation_code": "wrong"}),
     809: ("CUSTOMER_BLOCKED", lambda w: {"customer": customer_by(w, external_id="crm-eve")}),
-    816: ("CUSTOMER_NOT_FOUND", lambda w: {"customer": customer_by(w, external_id="nobody")}),
+    816: ("CUSTOMER_NOT_FOUND", lambda w: {"customer": customer_by(w, external_id="unknown")}),
     819: ("ABOVE_MAX_PER_DAY", lambda _: {"program_id": STRICT, "points": 50}),
     821: ("BELOW_MIN_PER_REDEMPTION", lambda _: {"program_id": STRICT, "points": 10}),
-    822: ("MISSED_CALL_NOT_SEEN", lambda _: {"challenge_id": "nobody-called"}),
+    822: ("MISSED_CALL_NOT_SEEN", lambda _: {"challenge_id": "unknown"}),
     823: ("MISSED_CALL_NOT_ENABLED", lambda _: {"validation_type": MISSED_CALL, "issue_otp": True}),
     824: ("VALIDATION_REQUIRED", lambda _: {"program_id": REQUIRING}),
-    827: ("REDEMPTION_DISABLED", lambda _: {"program_id": OFF}),
-    828: ("GROUP_REDEMPTION_NOT_ALLOWED", lambda _: {"program_id": POOR} | by_group(id="family")),
+    827: ("REDEMPTION_DISABLED", lambda _: {"program_id": DISABLED}),
+    828: ("GROUP_REDEMPTION_NOT_ALLOWED", lambda _: {"program_id": RESTRICTED} | by_group(id="family")),
     1101: ("PROGRAM_NOT_FOUND", lambda _: {"program_id": 99}),
     1620: ("NOT_A_GROUP_MEMBER", lambda w: {"customer": customer_by(w, external_id="crm-zoe")} | by_group(id="family")),
     1632: ("GROUP_NOT_FOUND", lambda _: by_group(id="strangers")),
@@ -235,13 +237,13 @@ async def test_every_status_code_is_returned(client: Client, merchant: Shop, cod
     reason, changes = ANSWERED[code]
     await client.put_customer(merchant.merchant_id, "zoe", external_id="crm-zoe")
     if code == 3316:
-        odd = {"program_id": ODD, "point_value": "0.02", "allow_cross_program_redemption": True, "criteria": {}}
+        odd = {"program_id": OTHER_VALUE, "point_value": "0.02", "allow_cross_program_redemption": True, "criteria": {}}
         await client.put_program(merchant.merchant_id, merchant.store_id, **odd)
 
-    answer = await client.redemption.ValidateRedemption(validate_request(merchant, **changes(merchant)))
-    found = [(each.code, each.reason) for each in (answer.status, *answer.violations)]
-    assert (code, reason) in found
-    assert answer.redeemable is (code == 800)
+    response = await client.redemption.ValidateRedemption(validate_request(merchant, **changes(merchant)))
+    statuses = [(each.code, each.reason) for each in (response.status, *response.violations)]
+    assert (code, reason) in statuses
+    assert response.redeemable is (code == 800)
 
 
 async def raise_failed(_service: Service, client: Client, merchant: Shop) -> Any:
@@ -283,9 +285,9 @@ async def test_status_codes_of_other_calls_are_in_error_metadata(
 async def test_code_that_is_not_issued_is_warning_876(service: Service, client: Client, merchant: Shop) -> None:
     service.outbox.error = DeliveryFailedError("refused")
 
-    answer = await client.redemption.ValidateRedemption(validate_request(merchant, issue_otp=True))
-    assert (answer.redeemable, answer.status.code) == (True, 800)
-    assert [(warning.code, warning.reason) for warning in answer.warnings] == [(876, "CODE_NOT_ISSUED")]
+    response = await client.redemption.ValidateRedemption(validate_request(merchant, issue_otp=True))
+    assert (response.redeemable, response.status.code) == (True, 800)
+    assert [(warning.code, warning.reason) for warning in response.warnings] == [(876, "CODE_NOT_ISSUED")]
 
 
 async def test_decreases_by_shopline_do_not_count_for_caps(client: Client, merchant: Shop) -> None:

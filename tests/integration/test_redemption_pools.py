@@ -61,7 +61,7 @@ NOBODYS = [
     GroupRef(id="Family"),
     GroupRef(external_id="family"),
     GroupRef(primary_user_id="bob"),
-    GroupRef(primary_user_id="nobody"),
+    GroupRef(primary_user_id="unknown"),
     by_primary("INSTORE", "MOBILE", "139 1234 5678"),
     by_primary("INSTORE", "MOBILE", "no number"),
     by_primary("INSTORE", "CARD_NUMBER", "till-card"),
@@ -147,7 +147,6 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
     """Create a shop whose program allows groups, and a family of Ada, Bob, Cyd (blocked) and Dan (a fraud).
 
     Eve is in no group. Each has a number of points of their own, so that a sum shows whose points are in it.
-
     """
     client = service.client
     await client.put_program(
@@ -190,7 +189,7 @@ def _identity(kind: str, value: str) -> dict[str, str]:
     return {"identifier_type": f"IDENTIFIER_TYPE_{kind}", "value": value}
 
 
-# Which group.
+# Selectors.
 
 
 @pytest.mark.parametrize("selector", SELECTORS.values(), ids=SELECTORS)
@@ -216,9 +215,9 @@ async def test_group_is_selected_by_identifier_of_primary_member(
 @pytest.mark.parametrize("selector", NOBODYS, ids=selector_id)
 async def test_unknown_group_is_1632(client: Client, shop: Shop, selector: GroupRef) -> None:
     assert await findings(client, group_request(shop, 1, selector)) == [1632]
-    found = await refused(redeem(client, order(shop, 1, customer=customer_by_name(shop), user_group2=selector)))
-    assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "GROUP_NOT_FOUND")
-    assert found.metadata["status_code"] == "1632"
+    refusal = await refused(redeem(client, order(shop, 1, customer=customer_by_name(shop), user_group2=selector)))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "GROUP_NOT_FOUND")
+    assert refusal.metadata["status_code"] == "1632"
 
 
 async def test_customer_without_default_group_is_1632(client: Client, shop: Shop) -> None:
@@ -249,9 +248,9 @@ async def test_contradictory_selectors_are_request_errors(client: Client, shop: 
         client.redemption.ValidateRedemption(group_request(shop, 1, group)),
         redeem(client, order(shop, 1, customer=customer_by_name(shop), user_group2=group)),
     ):
-        found = await refused(call)
-        assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
-        assert set(found.fields) == {"user_group2"}
+        refusal = await refused(call)
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+        assert set(refusal.fields) == {"user_group2"}
 
 
 async def test_selectors_that_disagree_under_locks_are_refused_for_retry(client: Client, shop: Shop) -> None:
@@ -272,12 +271,12 @@ async def test_selectors_that_disagree_under_locks_are_refused_for_retry(client:
 async def test_incomplete_selector_names_missing_fields(
     client: Client, shop: Shop, selector: GroupRef, fields: set[str]
 ) -> None:
-    found = await refused(client.redemption.ValidateRedemption(group_request(shop, 1, selector)))
+    refusal = await refused(client.redemption.ValidateRedemption(group_request(shop, 1, selector)))
 
-    assert (found.reason, set(found.fields)) == ("INVALID_FIELDS", fields)
+    assert (refusal.reason, set(refusal.fields)) == ("INVALID_FIELDS", fields)
 
 
-# Who may redeem from it.
+# Members.
 
 
 async def test_only_redeeming_members_redeem_from_group(client: Client, shop: Shop) -> None:
@@ -286,9 +285,9 @@ async def test_only_redeeming_members_redeem_from_group(client: Client, shop: Sh
     strangers = [customer_by_name(shop, name) for name in ("ada", "cyd", "eve")] + [customer_of(shop, "stranger")]
     for customer in strangers:
         assert await findings(client, question(shop, 1, customer=customer, user_group2=FAMILY)) == [1620]
-        found = await refused(redeem(client, order(shop, 1, customer=customer, user_group2=FAMILY)))
-        assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NOT_A_GROUP_MEMBER")
-        assert found.metadata["status_code"] == "1620"
+        refusal = await refused(redeem(client, order(shop, 1, customer=customer, user_group2=FAMILY)))
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NOT_A_GROUP_MEMBER")
+        assert refusal.metadata["status_code"] == "1620"
 
     assert await findings(client, group_request(shop, 30, FAMILY, "bob")) == []
     assert await findings(client, group_request(shop, 1, FAMILY, "dan")) == [809, 1620]
@@ -298,8 +297,8 @@ async def test_program_without_group_redemption_is_828_with_own_points_only(clie
     await client.put_program(shop.merchant_id, shop.store_id, criteria={})
 
     assert await findings(client, group_request(shop, 11, FAMILY)) == [803, 828]
-    found = await refused(redeem(client, order(shop, 10, customer=customer_by_name(shop), user_group2=FAMILY)))
-    assert (found.reason, found.metadata["status_code"]) == ("GROUP_REDEMPTION_NOT_ALLOWED", "828")
+    refusal = await refused(redeem(client, order(shop, 10, customer=customer_by_name(shop), user_group2=FAMILY)))
+    assert (refusal.reason, refusal.metadata["status_code"]) == ("GROUP_REDEMPTION_NOT_ALLOWED", "828")
 
 
 async def test_balance_and_lifetime_criteria_exclude_pool(client: Client, shop: Shop) -> None:
@@ -314,8 +313,8 @@ async def test_balance_and_lifetime_criteria_exclude_pool(client: Client, shop: 
 async def test_pool_points_are_held_and_reversed_in_their_accounts(client: Client, shop: Shop) -> None:
     redemption = await redeem(client, order(shop, 25, customer=customer_by_name(shop), user_group2=FAMILY))
     assert redemption.active_points == 5
-    found = await refused(redeem(client, order(shop, 21, customer=customer_by_name(shop, "bob"))))
-    assert found.reason == "INSUFFICIENT_POINTS"
+    refusal = await refused(redeem(client, order(shop, 21, customer=customer_by_name(shop, "bob"))))
+    assert refusal.reason == "INSUFFICIENT_POINTS"
     assert await active_points(client, group_request(shop, 1, FAMILY, "bob")) == 5
 
     held = [(await points_of(client, shop, name))[2] for name in ("ada", "bob", "cyd")]
@@ -354,7 +353,6 @@ async def chain(client: Client, shop: Shop) -> Shop:
     """Create a shop with more programs: 2 with another store and the same one, 3 that lends nothing, 4 without buyers.
 
     Ada has 10 points in program 1, 100 in program 2 only, and 1,000 in program 3.
-
     """
     stores = [f"{shop.store_id}-{number}" for number in (2, 3, 4)]
     for store_id, points in zip(stores, (100, 1_000, 0), strict=True):
@@ -425,8 +423,8 @@ async def test_program_without_cross_program_redemption_is_828(client: Client, c
     await put_programs(client, chain, one={"allow_cross_program_redemption": False})
 
     assert await findings(client, cross_program_request(chain, 11)) == [803, 828]
-    found = await refused(redeem(client, order(chain, 1, customer=customer_by_name(chain), group_redemption=True)))
-    assert (found.reason, found.metadata["status_code"]) == ("CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED", "828")
+    refusal = await refused(redeem(client, order(chain, 1, customer=customer_by_name(chain), group_redemption=True)))
+    assert (refusal.reason, refusal.metadata["status_code"]) == ("CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED", "828")
     await put_programs(client, chain, two={"allow_cross_program_redemption": False})
     assert await findings(client, cross_program_request(chain, 11)) == [803]
 
@@ -439,10 +437,10 @@ async def test_allowing_program_with_other_point_value_is_3316(
     assert await findings(client, cross_program_request(chain, 110)) == []
 
     await put_programs(client, chain, two=changes)
-    answer = await client.redemption.ValidateRedemption(cross_program_request(chain, 110))
-    assert [(found.code, found.metadata["program_id"]) for found in answer.violations] == [(3316, "2")]
-    found = await refused(redeem(client, order(chain, 1, customer=customer_by_name(chain), group_redemption=True)))
-    assert (found.reason, found.metadata["status_code"]) == ("CROSS_PROGRAM_MISCONFIGURED", "3316")
+    response = await client.redemption.ValidateRedemption(cross_program_request(chain, 110))
+    assert [(violation.code, violation.metadata["program_id"]) for violation in response.violations] == [(3316, "2")]
+    refusal = await refused(redeem(client, order(chain, 1, customer=customer_by_name(chain), group_redemption=True)))
+    assert (refusal.reason, refusal.metadata["status_code"]) == ("CROSS_PROGRAM_MISCONFIGURED", "3316")
     assert await findings(client, question(chain, 10, customer=customer_by_name(chain))) == []
 
 
@@ -487,11 +485,11 @@ async def test_program_drawn_on_may_require_validation(client: Client, chain: Sh
     assert await findings(client, question(chain, 10, customer=customer_by_name(chain))) == []
     assert await findings(client, cross_program_request(chain, 110)) == [824]
     assert await findings(client, cross_program_request(chain, 20, "bob")) == []
-    found = await refused(redeem(client, order(chain, 110, customer=customer_by_name(chain), group_redemption=True)))
-    assert found.metadata["status_code"] == "824"
+    refusal = await refused(redeem(client, order(chain, 110, customer=customer_by_name(chain), group_redemption=True)))
+    assert refusal.metadata["status_code"] == "824"
 
 
-# Both.
+# Group and programs together.
 
 
 async def test_group_pools_points_of_all_allowing_programs(client: Client, chain: Shop) -> None:

@@ -51,8 +51,8 @@ def list_request(shop: Shop, **filters: Any) -> redemption_pb2.ListRedemptionsRe
 
 async def redemption_ids(client: Client, shop: Shop, **filters: Any) -> list[str]:
     """Return the ids of a merchant's redemptions, the newest first."""
-    found = (await client.redemption.ListRedemptions(list_request(shop, **filters))).redemptions
-    return [redemption.redemption_id for redemption in found]
+    redemptions = (await client.redemption.ListRedemptions(list_request(shop, **filters))).redemptions
+    return [redemption.redemption_id for redemption in redemptions]
 
 
 # Redeeming.
@@ -75,22 +75,22 @@ async def test_points_are_held_until_shopline_books_them(client: Client, shop: S
     assert (draw.buyer.store_id, draw.buyer.buyer_id) == (shop.store_id, "other")
     assert (draw.points, draw.event_id) == (120, event_id)
     assert await points_of(client, shop, "other") == (500, 380, 120)
-    found = await get(client, redemption)
-    assert found.current_active_points == 380
-    found.ClearField("current_active_points")
-    assert found == redemption
+    details = await get(client, redemption)
+    assert details.current_active_points == 380
+    details.ClearField("current_active_points")
+    assert details == redemption
 
 
 async def test_held_points_are_not_redeemable(client: Client, shop: Shop) -> None:
     await redeem(client, order(shop, 400))
 
-    found = await refused(redeem(client, order(shop, 101)))
-    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "INSUFFICIENT_POINTS")
-    assert found.metadata["status_code"] == "803"
-    assert found.metadata["active_points"] == "100"
+    refusal = await refused(redeem(client, order(shop, 101)))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "INSUFFICIENT_POINTS")
+    assert refusal.metadata["status_code"] == "803"
+    assert refusal.metadata["active_points"] == "100"
     question = redemption_pb2.ValidateRedemptionRequest(customer=customer_of(shop), program_id=1, points=101)
-    answer = await client.redemption.ValidateRedemption(question)
-    assert (answer.redeemable, answer.active_points) == (False, 100)
+    response = await client.redemption.ValidateRedemption(question)
+    assert (response.redeemable, response.active_points) == (False, 100)
     assert (await redeem(client, order(shop, 100))).active_points == 0
 
 
@@ -114,9 +114,9 @@ async def test_reference_with_other_content_is_refused(client: Client, shop: Sho
     await redeem(client, request)
     request.MergeFrom(redemption_pb2.RedeemPointsRequest(**changes))
 
-    found = await refused(redeem(client, request))
-    assert (found.code, found.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REFERENCE_REUSED")
-    assert found.metadata == {"external_reference_number": request.external_reference_number}
+    refusal = await refused(redeem(client, request))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REFERENCE_REUSED")
+    assert refusal.metadata == {"external_reference_number": request.external_reference_number}
     assert await points_of(client, shop) == (500, 100, 400)
 
 
@@ -129,10 +129,10 @@ async def test_refused_call_can_be_repeated_with_same_reference(client: Client, 
 
 
 async def test_every_wrong_field_is_named(client: Client) -> None:
-    found = await refused(redeem(client, redemption_pb2.RedeemPointsRequest(notes="x" * 501, currency_value="1")))
+    refusal = await refused(redeem(client, redemption_pb2.RedeemPointsRequest(notes="x" * 501, currency_value="1")))
 
-    assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
-    assert set(found.fields) == {
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+    assert set(refusal.fields) == {
         "customer.merchant_id",
         "customer.identifier",
         "program_id",
@@ -157,8 +157,8 @@ async def test_refusal_has_status_code_in_metadata(
     for name, value in changes.items():
         setattr(request, name, value)
 
-    found = await refused(redeem(client, request))
-    assert (found.code, found.metadata["status_code"]) == (code, status)
+    refusal = await refused(redeem(client, request))
+    assert (refusal.code, refusal.metadata["status_code"]) == (code, status)
 
 
 async def test_soonest_expiring_points_are_drawn_first(client: Client, shop: Shop) -> None:
@@ -280,8 +280,8 @@ async def test_concurrent_sweeps_release_each_redemption_once(service: Service, 
             await connection.execute(lock, shop.merchant_id)
             async with asyncio.timeout(4):
                 await asyncio.gather(*(release_overdue(service) for _ in range(4)))
-        swept = [row["redemption_id"] for row in await connection.fetch(audit, shop.merchant_id)]
-        assert sorted(swept) == sorted(redemption.redemption_id for redemption in free)
+        released_ids = [row["redemption_id"] for row in await connection.fetch(audit, shop.merchant_id)]
+        assert sorted(released_ids) == sorted(redemption.redemption_id for redemption in free)
         await release_overdue(service)
         assert len(await connection.fetch(audit, shop.merchant_id)) == 21
     assert (await get(client, busy)).state == UNSETTLED
@@ -290,7 +290,7 @@ async def test_concurrent_sweeps_release_each_redemption_once(service: Service, 
 async def test_settling_by_hand_stores_reason(client: Client, shop: Shop) -> None:
     redemption = await redeem(client, order(shop, 50))
     request = redemption_pb2.SettleRedemptionRequest(
-        merchant_id=shop.merchant_id, redemption_id=redemption.redemption_id, reason="seen in SHOPLINE"
+        merchant_id=shop.merchant_id, redemption_id=redemption.redemption_id, reason="booked in SHOPLINE"
     )
 
     settled = (await client.redemption.SettleRedemption(request)).redemption
@@ -308,9 +308,9 @@ async def test_parts_of_reversal_never_exceed_whole(client: Client, shop: Shop) 
     part = await reverse(client, redemption, 30)
     assert (part.state, part.reversed_points) == (PENDING, 30)
     assert await points_of(client, shop) == (500, 430, 70)
-    found = await refused(reverse(client, redemption, 71))
-    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ALREADY_REVERSED")
-    assert found.metadata["status_code"] == "3802"
+    refusal = await refused(reverse(client, redemption, 71))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ALREADY_REVERSED")
+    assert refusal.metadata["status_code"] == "3802"
     whole = await reverse(client, redemption)
     assert (whole.state, whole.reversed_points) == (REVERSED, 100)
     assert await points_of(client, shop) == (500, 500, 0)
@@ -323,25 +323,25 @@ async def test_repeated_reversal_is_idempotent(client: Client, shop: Shop) -> No
     first = await reverse(client, redemption, 30, external_reference_number=reference)
 
     assert await reverse(client, redemption, 30, external_reference_number=reference) == first
-    found = await refused(reverse(client, redemption, 31, external_reference_number=reference))
-    assert (found.code, found.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REFERENCE_REUSED")
+    refusal = await refused(reverse(client, redemption, 31, external_reference_number=reference))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REFERENCE_REUSED")
 
 
 async def test_redemption_is_reversed_by_reference(client: Client, shop: Shop) -> None:
     redemption = await redeem(client, order(shop, 100))
-    named: dict[str, Any] = {"redemption_id": None, "redeemed_reference_number": redemption.external_reference_number}
+    changes: dict[str, Any] = {"redemption_id": None, "redeemed_reference_number": redemption.external_reference_number}
 
-    assert (await reverse(client, redemption, **named)).state == REVERSED
-    named["redeemed_reference_number"] = "unknown"
-    assert (await refused(reverse(client, redemption, **named))).reason == "REDEMPTION_NOT_FOUND"
+    assert (await reverse(client, redemption, **changes)).state == REVERSED
+    changes["redeemed_reference_number"] = "unknown"
+    assert (await refused(reverse(client, redemption, **changes))).reason == "REDEMPTION_NOT_FOUND"
 
 
 async def test_booked_redemption_cannot_be_reversed(client: Client, shop: Shop) -> None:
     redemption = await redeem(client, order(shop, 100))
     await client.apply(booking(shop, 100, 400))
 
-    found = await refused(reverse(client, redemption))
-    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REDEMPTION_SETTLED")
+    refusal = await refused(reverse(client, redemption))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REDEMPTION_SETTLED")
     assert (await get(client, redemption)).reversed_points == 0
 
 
@@ -405,13 +405,13 @@ async def test_customer_points_by_mobile_number_sum_all_accounts(client: Client,
     assert [buyer.buyer_id for buyer in points.buyers] == ["second"]
 
 
-# Many at once.
+# Concurrency.
 
 
 async def test_concurrent_redemptions_never_exceed_active_points(client: Client, shop: Shop) -> None:
-    answers = await asyncio.gather(*(redeem(client, order(shop, 50)) for _ in range(60)), return_exceptions=True)
+    responses = await asyncio.gather(*(redeem(client, order(shop, 50)) for _ in range(60)), return_exceptions=True)
 
-    redeemed = [answer for answer in answers if isinstance(answer, redemption_pb2.Redemption)]
+    redeemed = [response for response in responses if isinstance(response, redemption_pb2.Redemption)]
     assert len(redeemed) == 10
     assert await points_of(client, shop) == (500, 0, 500)
     assert sorted(each.active_points for each in redeemed) == list(range(0, 500, 50))
@@ -420,16 +420,16 @@ async def test_concurrent_redemptions_never_exceed_active_points(client: Client,
 async def test_concurrent_repetitions_redeem_once(client: Client, shop: Shop) -> None:
     request = order(shop, 50)
 
-    answers = await asyncio.gather(*(redeem(client, request) for _ in range(30)))
-    assert len({answer.redemption_id for answer in answers}) == 1
+    responses = await asyncio.gather(*(redeem(client, request) for _ in range(30)))
+    assert len({response.redemption_id for response in responses}) == 1
     assert await points_of(client, shop) == (500, 450, 50)
 
 
 async def test_concurrent_reversals_never_exceed_redemption(client: Client, shop: Shop) -> None:
     redemption = await redeem(client, order(shop, 100))
 
-    answers = await asyncio.gather(*(reverse(client, redemption, 10) for _ in range(30)), return_exceptions=True)
-    assert sum(isinstance(answer, redemption_pb2.Redemption) for answer in answers) == 10
+    responses = await asyncio.gather(*(reverse(client, redemption, 10) for _ in range(30)), return_exceptions=True)
+    assert sum(isinstance(response, redemption_pb2.Redemption) for response in responses) == 10
     assert (await get(client, redemption)).state == REVERSED
     assert await points_of(client, shop) == (500, 500, 0)
 
@@ -457,8 +457,8 @@ async def test_signed_webhook_settles_redemption_once(
     }
 
     async with shim_client(service.server.port, admin_token) as http:
-        answers = [await http.post(PATH, content=body, headers=headers) for _ in range(2)]
+        responses = [await http.post(PATH, content=body, headers=headers) for _ in range(2)]
 
-    assert [answer.status_code for answer in answers] == [200, 200]
+    assert [response.status_code for response in responses] == [200, 200]
     assert (await get(client, redemption)).state == SETTLED
     assert await points_of(client, shop) == (380, 380, 0)

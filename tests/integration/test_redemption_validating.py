@@ -39,18 +39,18 @@ async def validate(
     client: Client, request: redemption_pb2.ValidateRedemptionRequest
 ) -> redemption_pb2.ValidateRedemptionResponse:
     """Validate a redemption, and check what holds for every response."""
-    answer: redemption_pb2.ValidateRedemptionResponse = await client.redemption.ValidateRedemption(request)
-    found = statuses(answer)
-    assert found == sorted(found)
-    assert answer.redeemable is (not found)
-    assert (answer.status.code, answer.status.reason) == (found[0] if found else (800, "REDEEMABLE"))
-    assert all(status.message for status in (answer.status, *answer.violations, *answer.warnings))
-    return answer
+    response: redemption_pb2.ValidateRedemptionResponse = await client.redemption.ValidateRedemption(request)
+    violations = statuses(response)
+    assert violations == sorted(violations)
+    assert response.redeemable is (not violations)
+    assert (response.status.code, response.status.reason) == (violations[0] if violations else (800, "REDEEMABLE"))
+    assert all(status.message for status in (response.status, *response.violations, *response.warnings))
+    return response
 
 
-def statuses(answer: redemption_pb2.ValidateRedemptionResponse) -> list[tuple[int, str]]:
+def statuses(response: redemption_pb2.ValidateRedemptionResponse) -> list[tuple[int, str]]:
     """Return the code and reason of each violation of a response."""
-    return [(found.code, found.reason) for found in answer.violations]
+    return [(violation.code, violation.reason) for violation in response.violations]
 
 
 async def earn(client: Client, shop: Shop, points: int, buyer_id: str = "buyer", **changes: Any) -> None:
@@ -58,10 +58,10 @@ async def earn(client: Client, shop: Shop, points: int, buyer_id: str = "buyer",
     await client.apply(shop.update(buyer_id, updated_value=points, points_balance=points, **changes))
 
 
-def wrong_fields(found: Refusal) -> set[str]:
+def wrong_fields(refusal: Refusal) -> set[str]:
     """Return the fields that a refusal names."""
-    assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
-    return set(found.fields)
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+    return set(refusal.fields)
 
 
 @pytest.mark.parametrize(
@@ -88,16 +88,15 @@ async def test_capillarys_example_of_criteria(
     """Multiples of 10, at most 200 at a time, out of 500 points.
 
     Source: docs/reference/capillary-isredeemable.md#criteria-example
-
     """
     await client.put_program(shop.merchant_id, shop.store_id)
     await earn(client, shop, 500)
 
-    answer = await validate(client, validate_request(shop, points))
+    response = await validate(client, validate_request(shop, points))
 
-    assert expected == statuses(answer)
-    assert points == answer.points
-    assert answer.active_points == 500
+    assert expected == statuses(response)
+    assert points == response.points
+    assert response.active_points == 500
 
 
 async def test_response_has_value_of_points_in_base_and_local_currency(client: Client, shop: Shop) -> None:
@@ -111,11 +110,15 @@ async def test_response_has_value_of_points_in_base_and_local_currency(client: C
     )
     await earn(client, shop, 500)
 
-    answer = await validate(client, validate_request(shop, 5))
+    response = await validate(client, validate_request(shop, 5))
 
-    assert (answer.redeem_value, answer.redeem_local_value, answer.points_currency_ratio) == ("0.075", "8", "0.015")
-    assert not answer.warnings
-    assert not answer.HasField("issued_code")
+    assert (response.redeem_value, response.redeem_local_value, response.points_currency_ratio) == (
+        "0.075",
+        "8",
+        "0.015",
+    )
+    assert not response.warnings
+    assert not response.HasField("issued_code")
 
 
 async def test_local_value_has_decimals_of_its_currency(client: Client, shop: Shop) -> None:
@@ -129,9 +132,9 @@ async def test_local_value_has_decimals_of_its_currency(client: Client, shop: Sh
     )
     await earn(client, shop, 500)
 
-    answer = await validate(client, validate_request(shop, 7))
+    response = await validate(client, validate_request(shop, 7))
 
-    assert (answer.redeem_value, answer.redeem_local_value) == ("0.07", "0.026")
+    assert (response.redeem_value, response.redeem_local_value) == ("0.07", "0.026")
 
 
 async def test_local_currency_decimals_apply_to_later_calls_only(client: Client, shop: Shop) -> None:
@@ -168,10 +171,10 @@ async def test_program_without_point_value_has_no_monetary_values(client: Client
     await client.put_program(shop.merchant_id, shop.store_id, point_value="", currency_code="")
     await earn(client, shop, 500)
 
-    answer = await validate(client, validate_request(shop, 10))
-    assert (answer.redeemable, answer.redeem_value, answer.points_currency_ratio) == (True, "", "")
-    answer = await validate(client, currency_request(shop, "1"))
-    assert statuses(answer) == [(801, "CURRENCY_VALUE_NOT_WHOLE_POINTS")]
+    response = await validate(client, validate_request(shop, 10))
+    assert (response.redeemable, response.redeem_value, response.points_currency_ratio) == (True, "", "")
+    response = await validate(client, currency_request(shop, "1"))
+    assert statuses(response) == [(801, "CURRENCY_VALUE_NOT_WHOLE_POINTS")]
 
 
 @pytest.mark.parametrize(
@@ -184,9 +187,9 @@ async def test_currency_value_converts_to_points_exactly(
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, point_value=point_value)
     await earn(client, shop, 500)
 
-    answer = await validate(client, currency_request(shop, currency_value))
+    response = await validate(client, currency_request(shop, currency_value))
 
-    assert (answer.redeemable, answer.points) == (True, points)
+    assert (response.redeemable, response.points) == (True, points)
 
 
 async def test_fractional_points_are_801_with_all_other_violations(client: Client, shop: Shop) -> None:
@@ -195,14 +198,14 @@ async def test_fractional_points_are_801_with_all_other_violations(client: Clien
     )
     await earn(client, shop, 500)
 
-    answer = await validate(client, currency_request(shop, "0.015"))
+    response = await validate(client, currency_request(shop, "0.015"))
 
-    assert statuses(answer) == [
+    assert statuses(response) == [
         (801, "CURRENCY_VALUE_NOT_WHOLE_POINTS"),
         (804, "BALANCE_BELOW_REQUIRED"),
         (827, "REDEMPTION_DISABLED"),
     ]
-    assert dict(answer.status.metadata) == {
+    assert dict(response.status.metadata) == {
         "currency_value": "0.015",
         "point_value": "0.01",
         "lower_currency_value": "0.01",
@@ -210,7 +213,7 @@ async def test_fractional_points_are_801_with_all_other_violations(client: Clien
         "higher_currency_value": "0.02",
         "higher_points": "2",
     }
-    assert (answer.points, answer.redeem_value) == (0, "")
+    assert (response.points, response.redeem_value) == (0, "")
 
 
 async def test_refusal_metadata_have_nearest_redeemable_currency_values(client: Client, shop: Shop) -> None:
@@ -218,11 +221,11 @@ async def test_refusal_metadata_have_nearest_redeemable_currency_values(client: 
     await earn(client, shop, 500)
     by_value: dict[str, Any] = {"points": 0, "currency_input": True}
 
-    found = await refused(redeem(client, order(shop, currency_value="0.125", **by_value)))
-    assert (found.code, found.metadata["status_code"]) == (grpc.StatusCode.INVALID_ARGUMENT, "801")
+    refusal = await refused(redeem(client, order(shop, currency_value="0.125", **by_value)))
+    assert (refusal.code, refusal.metadata["status_code"]) == (grpc.StatusCode.INVALID_ARGUMENT, "801")
     for name, points in (("lower", 10), ("higher", 20)):
-        assert found.metadata[f"{name}_points"] == str(points)
-        value = found.metadata[f"{name}_currency_value"]
+        assert refusal.metadata[f"{name}_points"] == str(points)
+        value = refusal.metadata[f"{name}_currency_value"]
         assert (await redeem(client, order(shop, currency_value=value, **by_value))).points == points
 
 
@@ -230,10 +233,10 @@ async def test_criteria_apply_to_points_of_currency_value(client: Client, shop: 
     await client.put_program(shop.merchant_id, shop.store_id)
     await earn(client, shop, 500)
 
-    answer = await validate(client, currency_request(shop, "2.15"))
+    response = await validate(client, currency_request(shop, "2.15"))
 
-    assert answer.points == 215
-    assert statuses(answer) == [(807, "NOT_A_MULTIPLE"), (819, "ABOVE_MAX_PER_REDEMPTION")]
+    assert response.points == 215
+    assert statuses(response) == [(807, "NOT_A_MULTIPLE"), (819, "ABOVE_MAX_PER_REDEMPTION")]
 
 
 @pytest.mark.parametrize(
@@ -286,9 +289,9 @@ async def test_all_violations_are_listed_by_code_then_reason(client: Client, sho
         validation_type=MISSED_CALL,
         user_group2=identity_pb2.UserGroupRef(use_default=True),
     )
-    answer = await validate(client, request)
+    response = await validate(client, request)
 
-    assert statuses(answer) == [
+    assert statuses(response) == [
         (803, "INSUFFICIENT_POINTS"),
         (804, "BALANCE_BELOW_REQUIRED"),
         (805, "LIFETIME_POINTS_BELOW_REQUIRED"),
@@ -311,11 +314,11 @@ async def test_all_violations_are_listed_by_code_then_reason(client: Client, sho
         validation_type=MISSED_CALL,
         user_group2=request.user_group2,
     )
-    found = await refused(client.redemption.IssueValidationCode(issue))
-    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "INSUFFICIENT_POINTS")
-    assert found.metadata["status_code"] == "803"
-    told = [f"{code} {reason}" for code, reason in statuses(answer) if reason != "VALIDATION_REQUIRED"]
-    assert told == found.metadata["violations"].split(", ")
+    refusal = await refused(client.redemption.IssueValidationCode(issue))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "INSUFFICIENT_POINTS")
+    assert refusal.metadata["status_code"] == "803"
+    expected = [f"{code} {reason}" for code, reason in statuses(response) if reason != "VALIDATION_REQUIRED"]
+    assert expected == refusal.metadata["violations"].split(", ")
 
 
 @pytest.mark.parametrize(
@@ -328,14 +331,14 @@ async def test_malformed_buyer_is_802_and_is_not_quoted(
     customer = identity_pb2.CustomerRef(
         merchant_id=shop.merchant_id, buyer=identity_pb2.Buyer(store_id=store_id, buyer_id=buyer_id)
     )
-    answer = await validate(client, validate_request(shop, 15, customer=customer))
+    response = await validate(client, validate_request(shop, 15, customer=customer))
 
-    assert statuses(answer) == [(802, "IDENTIFIER_INVALID"), (807, "NOT_A_MULTIPLE")]
-    assert dict(answer.status.metadata) == {"identifier": "buyer"}
+    assert statuses(response) == [(802, "IDENTIFIER_INVALID"), (807, "NOT_A_MULTIPLE")]
+    assert dict(response.status.metadata) == {"identifier": "buyer"}
     issue = redemption_pb2.IssueValidationCodeRequest(customer=customer, program_id=1, points=10)
-    found = await refused(client.redemption.IssueValidationCode(issue))
-    assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "IDENTIFIER_INVALID")
-    assert found.metadata["status_code"] == "802"
+    refusal = await refused(client.redemption.IssueValidationCode(issue))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "IDENTIFIER_INVALID")
+    assert refusal.metadata["status_code"] == "802"
 
 
 async def test_unregistered_store_and_store_of_another_merchant_are_816(client: Client, shop: Shop) -> None:
@@ -344,11 +347,11 @@ async def test_unregistered_store_and_store_of_another_merchant_are_816(client: 
     await client.put_store(other.merchant_id, other.store_id)
     await earn(client, other, 500)
     for store_id in (unique("store"), other.store_id):
-        answer = await validate(
+        response = await validate(
             client, validate_request(shop, 10, customer=customer_of(Shop(shop.merchant_id, store_id)))
         )
-        assert statuses(answer) == [(816, "CUSTOMER_NOT_FOUND")]
-        assert answer.active_points == 0
+        assert statuses(response) == [(816, "CUSTOMER_NOT_FOUND")]
+        assert response.active_points == 0
 
 
 async def test_unknown_program_is_1101_and_may_come_with_816(client: Client, shop: Shop) -> None:
@@ -356,26 +359,26 @@ async def test_unknown_program_is_1101_and_may_come_with_816(client: Client, sho
     await client.put_store(other.merchant_id, other.store_id)
     await client.put_program(other.merchant_id, other.store_id)
     for program_id in (1, -1, 2**63 - 1):
-        answer = await validate(client, validate_request(shop, 10, program_id=program_id))
-        assert statuses(answer) == [(1101, "PROGRAM_NOT_FOUND")]
-        assert dict(answer.status.metadata) == {"program_id": str(program_id)}
-    answer = await validate(
+        response = await validate(client, validate_request(shop, 10, program_id=program_id))
+        assert statuses(response) == [(1101, "PROGRAM_NOT_FOUND")]
+        assert dict(response.status.metadata) == {"program_id": str(program_id)}
+    response = await validate(
         client, validate_request(shop, 10, customer=customer_of(Shop(shop.merchant_id, unique("store"))))
     )
-    assert statuses(answer) == [(816, "CUSTOMER_NOT_FOUND"), (1101, "PROGRAM_NOT_FOUND")]
+    assert statuses(response) == [(816, "CUSTOMER_NOT_FOUND"), (1101, "PROGRAM_NOT_FOUND")]
 
     issue = redemption_pb2.IssueValidationCodeRequest(customer=customer_of(shop), program_id=1, points=10)
-    found = await refused(client.redemption.IssueValidationCode(issue))
-    assert (found.code, found.metadata["status_code"]) == (grpc.StatusCode.NOT_FOUND, "1101")
+    refusal = await refused(client.redemption.IssueValidationCode(issue))
+    assert (refusal.code, refusal.metadata["status_code"]) == (grpc.StatusCode.NOT_FOUND, "1101")
 
 
 async def test_buyer_without_events_has_zero_points(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id)
 
-    answer = await validate(client, validate_request(shop))
+    response = await validate(client, validate_request(shop))
 
-    assert statuses(answer) == [(803, "INSUFFICIENT_POINTS")]
-    assert dict(answer.status.metadata) == {"points": "10", "active_points": "0"}
+    assert statuses(response) == [(803, "INSUFFICIENT_POINTS")]
+    assert dict(response.status.metadata) == {"points": "10", "active_points": "0"}
 
 
 async def test_points_of_store_outside_of_program_do_not_count(client: Client, shop: Shop) -> None:
@@ -384,10 +387,10 @@ async def test_points_of_store_outside_of_program_do_not_count(client: Client, s
     await client.put_program(shop.merchant_id, shop.store_id)
     await earn(client, outside, 500)
 
-    answer = await validate(client, validate_request(shop, 10, customer=customer_of(outside)))
+    response = await validate(client, validate_request(shop, 10, customer=customer_of(outside)))
 
-    assert statuses(answer) == [(803, "INSUFFICIENT_POINTS")]
-    assert answer.active_points == 0
+    assert statuses(response) == [(803, "INSUFFICIENT_POINTS")]
+    assert response.active_points == 0
 
 
 async def test_lot_expires_on_its_millisecond_without_webhook(service: Service, client: Client, shop: Shop) -> None:
@@ -397,10 +400,10 @@ async def test_lot_expires_on_its_millisecond_without_webhook(service: Service, 
     assert (await validate(client, validate_request(shop, 100))).redeemable
 
     service.clock.move(0.001)
-    answer = await validate(client, validate_request(shop, 100))
+    response = await validate(client, validate_request(shop, 100))
 
-    assert statuses(answer) == [(803, "INSUFFICIENT_POINTS")]
-    assert answer.active_points == 0
+    assert statuses(response) == [(803, "INSUFFICIENT_POINTS")]
+    assert response.active_points == 0
 
 
 async def test_disabled_redemption_is_827_alone(client: Client, shop: Shop) -> None:
@@ -425,18 +428,18 @@ async def test_pools_that_program_does_not_allow_are_828(client: Client, shop: S
 
 async def test_identifier_is_required(client: Client, shop: Shop) -> None:
     customer = identity_pb2.CustomerRef(merchant_id=shop.merchant_id)
-    found = await refused(client.redemption.ValidateRedemption(validate_request(shop, customer=customer)))
-    assert wrong_fields(found) == {"customer.identifier"}
+    refusal = await refused(client.redemption.ValidateRedemption(validate_request(shop, customer=customer)))
+    assert wrong_fields(refusal) == {"customer.identifier"}
 
 
 async def test_missed_call_that_program_does_not_enable_is_823(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id)
     await earn(client, shop, 500)
 
-    answer = await validate(client, validate_request(shop, issue_otp=True, validation_type=MISSED_CALL))
+    response = await validate(client, validate_request(shop, issue_otp=True, validation_type=MISSED_CALL))
 
-    assert statuses(answer) == [(823, "MISSED_CALL_NOT_ENABLED")]
-    assert not answer.HasField("issued_code")
+    assert statuses(response) == [(823, "MISSED_CALL_NOT_ENABLED")]
+    assert not response.HasField("issued_code")
 
 
 async def test_required_validation_is_824_unless_code_is_given_or_issued(
@@ -552,42 +555,42 @@ async def test_validating_changes_no_accounts_or_entries(client: Client, shop: S
     await earn(client, shop, 500)
     connection = await asyncpg.connect(database_url)
 
-    async def book() -> list[str]:
+    async def read_rows() -> list[str]:
         queries = [
-            f"SELECT t::text FROM {table} t WHERE merchant_id = $1 ORDER BY 1"  # noqa: S608 - names of ours
+            f"SELECT t::text FROM {table} t WHERE merchant_id = $1 ORDER BY 1"  # noqa: S608 - constant table names
             for table in ("points_accounts", "points_entries")
         ]
         return [row[0] for query in queries for row in await connection.fetch(query, shop.merchant_id)]
 
-    before = await book()
+    before = await read_rows()
     for request in (
         validate_request(shop),
         validate_request(shop, 15),
         validate_request(shop, 10_000),
         validate_request(shop, issue_otp=True),
         validate_request(shop, validation_code="wrong"),
-        validate_request(shop, customer=customer_of(shop, "nobody")),
+        validate_request(shop, customer=customer_of(shop, "unknown")),
         currency_request(shop, "1"),
     ):
         await validate(client, request)
     assert len(before) == 2
-    assert before == await book()
+    assert before == await read_rows()
     await connection.close()
 
 
 async def test_currency_value_of_zero_is_801(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id)
 
-    answer = await validate(client, currency_request(shop, "0.00"))
+    response = await validate(client, currency_request(shop, "0.00"))
 
-    assert answer.status.code == 801
-    assert answer.status.reason == "POINTS_NOT_POSITIVE"
+    assert response.status.code == 801
+    assert response.status.reason == "POINTS_NOT_POSITIVE"
 
 
 async def test_violation_names_missing_point_value(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, point_value="", currency_code="")
 
-    answer = await validate(client, currency_request(shop, "1"))
+    response = await validate(client, currency_request(shop, "1"))
 
-    assert answer.status.code == 801
-    assert answer.status.message == "The program gives points no value."
+    assert response.status.code == 801
+    assert response.status.message == "The program gives points no value."

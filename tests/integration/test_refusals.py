@@ -76,7 +76,7 @@ async def has_no_refusals(client: Client, shop: Shop) -> bool:
 async def list_reasons(client: Client, shop: Shop, **changes: Any) -> list[tuple[str, list[str]]]:
     """Return the method and the reasons of each refusal, the newest first."""
     return [
-        (METHODS.Name(each.method).removeprefix("REFUSED_METHOD_"), [found.reason for found in each.violations])
+        (METHODS.Name(each.method).removeprefix("REFUSED_METHOD_"), [violation.reason for violation in each.violations])
         for each in (await list_page(client, shop, **changes)).refusals
     ]
 
@@ -101,7 +101,7 @@ async def test_refusal_has_customer_points_reasons_metadata_and_token(service: S
     till = Client(service.server.port, bearer)
     service.clock.move(7)
     await refused(redeem(till, order(shop, 75, external_reference_number="order-1")))
-    (found,) = (await list_page(till, shop)).refusals
+    (refusal,) = (await list_page(till, shop)).refusals
     await till.close()
 
     violations = [
@@ -119,7 +119,7 @@ async def test_refusal_has_customer_points_reasons_metadata_and_token(service: S
         ),
     ]
     buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")
-    assert found == redemption_pb2.Refusal(
+    assert refusal == redemption_pb2.Refusal(
         time=at(NOW_MS + 7_000),
         method=METHODS.REFUSED_METHOD_REDEEM_POINTS,
         customer=redemption_pb2.ResolvedCustomer(buyer=buyer),
@@ -152,8 +152,8 @@ async def test_every_kind_of_reason_is_stored(
     await client.redemption.ValidateRedemption(question(shop, points, **changes))
     await refused(redeem(client, order(shop, points, **changes)))
 
-    for found in (await list_page(client, shop)).refusals:
-        assert (reason, code) in [(each.reason, each.code) for each in found.violations]
+    for refusal in (await list_page(client, shop)).refusals:
+        assert (reason, code) in [(each.reason, each.code) for each in refusal.violations]
 
 
 async def test_reused_reference_and_unissued_code_are_refusals(client: Client, shop: Shop) -> None:
@@ -164,12 +164,12 @@ async def test_reused_reference_and_unissued_code_are_refusals(client: Client, s
     )
     await refused(issue(client, shop, 10, validation_type=redemption_pb2.VALIDATION_TYPE_SMS))
 
-    found = (await list_page(client, shop)).refusals
-    assert [(each.status.reason, each.status.code) for each in found] == [
+    refusals = (await list_page(client, shop)).refusals
+    assert [(each.status.reason, each.status.code) for each in refusals] == [
         ("CHANNEL_NOT_ENABLED", 860),
         ("REFERENCE_REUSED", 0),
     ]
-    assert found[0].status.metadata == {"validation_type": "SMS"}
+    assert refusals[0].status.metadata == {"validation_type": "SMS"}
 
 
 async def test_code_not_issued_while_validating_is_refusal(service: Service, client: Client, shop: Shop) -> None:
@@ -177,22 +177,22 @@ async def test_code_not_issued_while_validating_is_refusal(service: Service, cli
         shop.merchant_id, shop.store_id, criteria={}, validation={"channels": [redemption_pb2.VALIDATION_TYPE_SMS]}
     )
     service.outbox.error = DeliveryFailedError("no")
-    answer = await client.redemption.ValidateRedemption(question(shop, 10, issue_otp=True))
+    response = await client.redemption.ValidateRedemption(question(shop, 10, issue_otp=True))
     await refused(issue(client, shop, 10))
     service.outbox.error = None
 
-    assert (answer.redeemable, [warning.metadata["cause"] for warning in answer.warnings]) == (
+    assert (response.redeemable, [warning.metadata["cause"] for warning in response.warnings]) == (
         True,
         ["DELIVERY_FAILED"],
     )
-    issued, asked = (await list_page(client, shop)).refusals
-    assert asked.status.reason == "DELIVERY_FAILED"
-    assert asked == issued
+    issued, validated = (await list_page(client, shop)).refusals
+    assert validated.status.reason == "DELIVERY_FAILED"
+    assert validated == issued
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"customer": {"external_id": "nobody"}}, {"customer": {"mobile": "12"}}, {"program_id": 99}],
+    [{"customer": {"external_id": "unknown"}}, {"customer": {"mobile": "12"}}, {"program_id": 99}],
     ids=["no customer", "no identifier", "no program"],
 )
 async def test_calls_without_known_customer_or_program_are_not_stored(
@@ -224,9 +224,9 @@ async def test_refusals_are_found_by_reference_and_by_customer(client: Client, s
         await refused(redeem(client, order(shop, 75, customer=customer, external_reference_number=reference)))
     await client.redemption.ValidateRedemption(question(shop, 75))
 
-    found = [
-        len((await list_page(client, shop, **named)).refusals)
-        for named in (
+    counts = [
+        len((await list_page(client, shop, **filters)).refusals)
+        for filters in (
             {"external_reference_number": "a"},
             {"external_reference_number": "a", "customer": customer_of(shop)},
             {"external_reference_number": "b", "customer": customer_of(shop, "other")},
@@ -234,7 +234,7 @@ async def test_refusals_are_found_by_reference_and_by_customer(client: Client, s
             {"external_reference_number": "none"},
         )
     ]
-    assert found == [2, 1, 0, 3, 0]
+    assert counts == [2, 1, 0, 3, 0]
     other = Shop(unique("merchant"), unique("store"))
     assert not (await list_page(client, other, external_reference_number="a")).refusals
 
@@ -250,9 +250,9 @@ async def test_refusals_are_filtered_by_time_and_paged(service: Service, client:
     token = ""
     references: list[str] = []
     while token or not references:
-        answer = await list_page(client, shop, page_size=2, page_token=token)
-        references += [each.external_reference_number for each in answer.refusals]
-        token = answer.next_page_token
+        response = await list_page(client, shop, page_size=2, page_token=token)
+        references += [each.external_reference_number for each in response.refusals]
+        token = response.next_page_token
     assert references == [f"order-{number}" for number in reversed(range(5))]
 
 
@@ -265,7 +265,7 @@ async def test_list_requires_customer_or_reference(client: Client, shop: Shop) -
     for values, field in wrong:
         request = redemption_pb2.ListRefusalsRequest(merchant_id=shop.merchant_id, **values)
         assert set((await refused(client.redemption.ListRefusals(request))).fields) == {field}
-    unknown = await refused(list_page(client, shop, customer_id="nobody"))
+    unknown = await refused(list_page(client, shop, customer_id="unknown"))
     assert (unknown.code, unknown.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
 
 
@@ -288,7 +288,7 @@ async def test_refusals_contain_no_personal_data_after_redaction(service: Servic
     assert "13812345678" not in row[0]
 
 
-# Stored for a time.
+# Retention.
 
 
 async def start_server(database_url: str, clock: TestClock, keep_days: int) -> Server:

@@ -1,7 +1,6 @@
 """Decreases that SHOPLINE booked before the redemption that they belong to.
 
 Source: docs/reference/ledger.md#settlement
-
 """
 
 import asyncio
@@ -75,11 +74,11 @@ async def put_pair(client: Client, shop: Shop, **points: int) -> dict[str, Any]:
 
 async def verify(service: Service, shop: Shop) -> None:
     """Check that the verifier finds no mismatch in a merchant's redemptions."""
-    found: list[RedemptionMismatch] = []
+    mismatches: list[RedemptionMismatch] = []
     database = Database(service.database_url, pool_size=1)
-    await RedemptionVerifier(database).run(shop.merchant_id, "", "", service.clock.now_ms, found.append)
+    await RedemptionVerifier(database).run(shop.merchant_id, "", "", service.clock.now_ms, mismatches.append)
     await database.dispose()
-    assert found == []
+    assert mismatches == []
 
 
 async def settled_by_event(client: Client, shop: Shop) -> dict[str, str]:
@@ -91,7 +90,7 @@ async def settled_by_event(client: Client, shop: Shop) -> dict[str, str]:
     }
 
 
-# The decrease comes first.
+# Decrease first.
 
 
 async def test_redemption_of_booked_points_is_settled_at_once(client: Client, shop: Shop) -> None:
@@ -105,10 +104,10 @@ async def test_redemption_of_booked_points_is_settled_at_once(client: Client, sh
     assert [(draw.points, draw.event_id) for draw in redemption.draws] == [(50, earned.update.event_id)]
     assert await points_of(client, shop) == (0, 0, 0)
     assert await settled_by_event(client, shop) == {booked.event_id: redemption.redemption_id}
-    found = await get(client, redemption)
-    assert found.current_active_points == 0
-    found.ClearField("current_active_points")
-    assert found == redemption
+    details = await get(client, redemption)
+    assert details.current_active_points == 0
+    details.ClearField("current_active_points")
+    assert details == redemption
 
 
 async def test_remaining_points_stay_active(client: Client, shop: Shop) -> None:
@@ -134,9 +133,11 @@ async def test_call_is_idempotent_if_no_points_are_left(client: Client, shop: Sh
     await client.apply(booking(shop, 50, 0, -1_000))
     request = order(shop, 50)
 
-    answers = await asyncio.gather(*(redeem(client, request) for _ in range(12)))
-    assert [answer.state for answer in answers] == [SETTLED] * 12
-    assert {answer.redemption_id for answer in [*answers, await redeem(client, request)]} == {answers[0].redemption_id}
+    responses = await asyncio.gather(*(redeem(client, request) for _ in range(12)))
+    assert [response.state for response in responses] == [SETTLED] * 12
+    assert {response.redemption_id for response in [*responses, await redeem(client, request)]} == {
+        responses[0].redemption_id
+    }
     assert (await refused(redeem(client, order(shop, 50)))).metadata["active_points"] == "0"
 
 
@@ -210,8 +211,8 @@ async def test_decrease_of_expired_points_is_not_claimed(client: Client, shop: S
     await earn(client, shop, 30, "late", points_expiry_time=at(NOW_MS - HOUR_MS))
     await client.apply(booking(shop, 30, 0, -1_000, buyer_id="late"))
 
-    found = await refused(redeem(client, order(shop, 30, customer=customer_of(shop, "late"))))
-    assert (found.reason, found.metadata["active_points"]) == ("INSUFFICIENT_POINTS", "0")
+    refusal = await refused(redeem(client, order(shop, 30, customer=customer_of(shop, "late"))))
+    assert (refusal.reason, refusal.metadata["active_points"]) == ("INSUFFICIENT_POINTS", "0")
 
 
 async def test_points_that_expired_after_booking_are_redeemed(client: Client, shop: Shop) -> None:
@@ -234,8 +235,8 @@ async def test_decrease_of_held_points_is_not_claimed(client: Client, shop: Shop
     await redeem(client, order(shop, 40))
     await client.apply(booking(shop, 20, 30, -1_000))
 
-    found = await refused(redeem(client, order(shop, 20)))
-    assert (found.reason, found.metadata["active_points"]) == ("INSUFFICIENT_POINTS", "0")
+    refusal = await refused(redeem(client, order(shop, 20)))
+    assert (refusal.reason, refusal.metadata["active_points"]) == ("INSUFFICIENT_POINTS", "0")
     assert await points_of(client, shop) == (30, 0, 40)
 
 
@@ -251,9 +252,9 @@ async def test_criteria_apply_to_points_before_decrease(client: Client, shop: Sh
 async def test_decrease_settles_one_of_many_concurrent_redemptions(client: Client, shop: Shop) -> None:
     await client.apply(booking(shop, 20, 30, -1_000))
 
-    answers = await asyncio.gather(*(redeem(client, order(shop, 20)) for _ in range(12)), return_exceptions=True)
-    redeemed = [answer for answer in answers if isinstance(answer, REDEMPTION)]
-    assert sorted(answer.state for answer in redeemed) == [PENDING, SETTLED]
+    responses = await asyncio.gather(*(redeem(client, order(shop, 20)) for _ in range(12)), return_exceptions=True)
+    redeemed = [response for response in responses if isinstance(response, REDEMPTION)]
+    assert sorted(response.state for response in redeemed) == [PENDING, SETTLED]
     assert await points_of(client, shop) == (30, 10, 20)
     assert len(await settled_by_event(client, shop)) == 1
 
@@ -271,7 +272,7 @@ async def test_concurrent_decrease_and_redemption_count_once(client: Client, sho
             client.apply(booking(shop, 20, 0, -1_000, buyer_id=name)),
         )
     ]
-    redeemed = [answer for answer in await asyncio.gather(*calls) if isinstance(answer, REDEMPTION)]
+    redeemed = [response for response in await asyncio.gather(*calls) if isinstance(response, REDEMPTION)]
     assert {(await get(client, each)).state for each in redeemed} == {SETTLED}
     assert {await points_of(client, shop, name) for name in buyers} == {(0, 0, 0)}
 
@@ -342,8 +343,8 @@ async def test_redemption_of_booked_points_is_not_reversible(client: Client, sho
     await client.apply(booking(shop, 20, 30, -1_000))
     redemption = await redeem(client, order(shop, 20))
 
-    found = await refused(reverse(client, redemption))
-    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REDEMPTION_SETTLED")
+    refusal = await refused(reverse(client, redemption))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REDEMPTION_SETTLED")
     request = redemption_pb2.SettleRedemptionRequest(
         merchant_id=shop.merchant_id, redemption_id=redemption.redemption_id, reason="a test"
     )
@@ -353,8 +354,8 @@ async def test_redemption_of_booked_points_is_not_reversible(client: Client, sho
 async def test_validating_considers_earlier_decrease(client: Client, shop: Shop) -> None:
     await client.apply(booking(shop, 50, 0, -1_000))
 
-    answer = await client.redemption.ValidateRedemption(question(shop, 50))
-    assert (answer.redeemable, answer.active_points) == (True, 0)
+    response = await client.redemption.ValidateRedemption(question(shop, 50))
+    assert (response.redeemable, response.active_points) == (True, 0)
     assert await findings(client, question(shop, 49)) == [803]
     currency = question(shop, 0, currency_input=True, currency_value="0.5")
     assert (await client.redemption.ValidateRedemption(currency)).redeemable
@@ -418,7 +419,7 @@ async def test_decrease_in_account_of_another_program_is_claimed(client: Client,
     assert redemption.active_points == 50
 
 
-# The decrease comes second.
+# Decrease second.
 
 
 async def test_hold_keeps_lead_of_its_time(client: Client, shop: Shop) -> None:
@@ -525,7 +526,7 @@ async def test_late_webhook_keeps_redemption_of_its_time(service: Service, clien
     assert (await get(client, old)).state == SETTLED
 
 
-# What it costs.
+# Cost.
 
 
 @pytest.mark.parametrize(("lead_ms", "expected"), [(None, 0), (DAY_MS - 1_000, 0), (DAY_MS, 2)])

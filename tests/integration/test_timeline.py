@@ -45,16 +45,16 @@ async def read_page(client: Client, shop: Shop, **changes: Any) -> redemption_pb
 
 async def read_all(client: Client, shop: Shop, size: int, **changes: Any) -> list[Entry]:
     """Read a whole timeline in pages."""
-    found: list[Entry] = []
+    entries: list[Entry] = []
     token = ""
-    while token or not found:
-        answer = await read_page(client, shop, page_size=size, page_token=token, **changes)
-        assert len(answer.entries) <= size
-        found += answer.entries
-        token = answer.next_page_token
+    while token or not entries:
+        response = await read_page(client, shop, page_size=size, page_token=token, **changes)
+        assert len(response.entries) <= size
+        entries += response.entries
+        token = response.next_page_token
         if not token:
             break
-    return found
+    return entries
 
 
 def summarise(entry: Entry) -> str:
@@ -117,10 +117,10 @@ LIFE = [
 
 async def test_entries_of_all_sources_are_listed_newest_first(service: Service, client: Client, shop: Shop) -> None:
     await record_everything(service, shop)
-    found = (await read_page(client, shop)).entries
+    entries = (await read_page(client, shop)).entries
 
-    assert [summarise(each) for each in found] == LIFE
-    times = [each.time.ToMilliseconds() for each in found]
+    assert [summarise(each) for each in entries] == LIFE
+    times = [each.time.ToMilliseconds() for each in entries]
     assert times == sorted(times, reverse=True)
 
 
@@ -128,11 +128,11 @@ async def test_entries_name_settled_redemption_with_its_current_state(
     service: Service, client: Client, shop: Shop
 ) -> None:
     await record_everything(service, shop)
-    found = (await read_page(client, shop)).entries
-    redemptions = {summarise(each): each.redemption for each in found if each.HasField("redemption")}
-    (booked,) = [each.points_entry for each in found if summarise(each) == "-70"]
-    (reversal,) = [each.reversal for each in found if each.HasField("reversal")]
-    (closing,) = [each.closing for each in found if each.HasField("closing")]
+    entries = (await read_page(client, shop)).entries
+    redemptions = {summarise(each): each.redemption for each in entries if each.HasField("redemption")}
+    (booked,) = [each.points_entry for each in entries if summarise(each) == "-70"]
+    (reversal,) = [each.reversal for each in entries if each.HasField("reversal")]
+    (closing,) = [each.closing for each in entries if each.HasField("closing")]
 
     first, second = redemptions["redeem 100"], redemptions["redeem 50"]
     assert booked.settled_redemption_id == reversal.redemption_id == first.redemption_id
@@ -145,11 +145,11 @@ async def test_release_is_listed_with_points(service: Service, client: Client, s
     await redeem(client, order(shop, 120))
     service.clock.move(3 * 86_400 + 1)
     await service.server._redemptions.release_overdue(service.clock())
-    found = (await read_page(client, shop)).entries
+    entries = (await read_page(client, shop)).entries
 
-    assert summarise(found[0]) == "release 120"
-    assert found[0].time == at(service.clock.now_ms)
-    assert found[0].closing.reason == "not booked in time"
+    assert summarise(entries[0]) == "release 120"
+    assert entries[0].time == at(service.clock.now_ms)
+    assert entries[0].closing.reason == "not booked in time"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 13])
@@ -251,11 +251,11 @@ async def test_customer_has_masked_contacts(client: Client, shop: Shop) -> None:
     assert (customer.masked_mobile, customer.masked_email) == ("+86******5678", "b***@example.com")
     assert {each.buyer_id for each in customer.buyers} == {"buyer", "b-2"}
 
-    await earn(client, shop, 20, "nobodys")
-    answer = await read_page(client, shop, customer=customer_of(shop, "nobodys"))
-    assert answer.customer.customer.buyer.buyer_id == "nobodys"
-    assert (answer.customer.masked_mobile, answer.customer.masked_email) == ("", "")
-    assert [summarise(each) for each in answer.entries] == ["+20"]
+    await earn(client, shop, 20, "unknowns")
+    response = await read_page(client, shop, customer=customer_of(shop, "unknowns"))
+    assert response.customer.customer.buyer.buyer_id == "unknowns"
+    assert (response.customer.masked_mobile, response.customer.masked_email) == ("", "")
+    assert [summarise(each) for each in response.entries] == ["+20"]
 
 
 async def test_timeline_includes_history_of_buyer_before_registration(client: Client, shop: Shop) -> None:
@@ -268,8 +268,8 @@ async def test_timeline_includes_history_of_buyer_before_registration(client: Cl
     )
     await redeem(client, order(shop, 50, customer=customer))
 
-    found = await read_all(client, shop, 1, customer_id="c-2")
-    assert sorted(summarise(each) for each in found) == ["+300", "redeem 100", "redeem 50", "refuse 803"]
+    entries = await read_all(client, shop, 1, customer_id="c-2")
+    assert sorted(summarise(each) for each in entries) == ["+300", "redeem 100", "redeem 50", "refuse 803"]
 
 
 async def test_page_takes_fixed_number_of_statements(service: Service, client: Client, shop: Shop) -> None:
@@ -295,6 +295,6 @@ async def test_wrong_requests_and_unknown_customers_are_refused(service: Service
     ]
     for changes, fields in wrong:
         assert set((await refused(read_page(client, shop, **changes))).fields) == fields
-    for who in ({"customer_id": "nobody"}, {"customer": identity_pb2.CustomerRef(email="nobody@example.com")}):
-        found = await refused(read_page(client, shop, **who))
-        assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
+    for who in ({"customer_id": "unknown"}, {"customer": identity_pb2.CustomerRef(email="unknown@example.com")}):
+        refusal = await refused(read_page(client, shop, **who))
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")

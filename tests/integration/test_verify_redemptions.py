@@ -42,10 +42,10 @@ async def verify(
     database: Database, shop: Shop, *, store: str = "", buyer: str = "", now_ms: int = NOW_MS
 ) -> list[str]:
     """Verify a merchant's redemptions."""
-    found: list[RedemptionMismatch] = []
-    await RedemptionVerifier(database).run(shop.merchant_id, store, buyer, now_ms, found.append)
-    assert {difference.merchant_id for difference in found} <= {shop.merchant_id}
-    return [difference.text.removeprefix(f"store {shop.store_id}, buyer buyer: ") for difference in found]
+    mismatches: list[RedemptionMismatch] = []
+    await RedemptionVerifier(database).run(shop.merchant_id, store, buyer, now_ms, mismatches.append)
+    assert {mismatch.merchant_id for mismatch in mismatches} <= {shop.merchant_id}
+    return [mismatch.text.removeprefix(f"store {shop.store_id}, buyer buyer: ") for mismatch in mismatches]
 
 
 async def tamper(service: Service, shop: Shop, change: str) -> None:
@@ -62,10 +62,10 @@ async def test_untampered_redemptions_have_no_mismatches(database: Database, ser
     service.clock.now_ms = after_ms
     await service.server._redemptions.release_overdue(service.clock())
     service.clock.now_ms = NOW_MS
-    swept = await verify(database, shop, now_ms=after_ms)
+    released = await verify(database, shop, now_ms=after_ms)
     await service.client.apply(booking(shop, 30, 450, 2_000))
 
-    assert [before, due, swept, await verify(database, shop, now_ms=after_ms)] == [[], [], [], []]
+    assert [before, due, released, await verify(database, shop, now_ms=after_ms)] == [[], [], [], []]
 
 
 TAMPERINGS = {

@@ -78,9 +78,9 @@ class Till:
     async def redeem(self, place: int) -> None:
         """Redeem a sale, perhaps again."""
         request = self._orders[place % len(self._orders)]
-        answer = await redeem(self._service.client, request)
-        known = self.redemptions.setdefault(request.external_reference_number, answer)
-        assert answer.redemption_id == known.redemption_id
+        response = await redeem(self._service.client, request)
+        known = self.redemptions.setdefault(request.external_reference_number, response)
+        assert response.redemption_id == known.redemption_id
 
     async def repeat(self, place: int) -> None:
         """Repeat a webhook."""
@@ -126,8 +126,8 @@ async def test_decreases_and_redemptions_in_any_order_count_once(
         listing = redemption_pb2.ListRedemptionsRequest(merchant_id=shop.merchant_id, state=UNSETTLED)
         old = (await service.client.redemption.ListRedemptions(listing)).redemptions
         assert len(old) == sum(size <= sum(sizes) for size in leftovers)
-        differences: list[RedemptionMismatch] = []
-        await RedemptionVerifier(database).run(shop.merchant_id, "", "", service.clock.now_ms, differences.append)
-        assert differences == []
+        mismatches: list[RedemptionMismatch] = []
+        await RedemptionVerifier(database).run(shop.merchant_id, "", "", service.clock.now_ms, mismatches.append)
+        assert mismatches == []
     finally:
         service.clock.now_ms = NOW_MS

@@ -23,7 +23,7 @@ EXAMPLES = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 NAMES = ("ada", "bob", "cyd", "eve")
-"""All but Eve are registered; of those, every two neighbours are a group."""
+"""All but Eve are registered; of those, every two neighbours share a group."""
 GROUPS = (("ada", "bob"), ("bob", "cyd"))
 CAP = 50
 
@@ -40,7 +40,7 @@ class CommandSpec(NamedTuple):
     transaction_number: str
 
 
-WISHES = st.builds(
+SPECS = st.builds(
     CommandSpec,
     who=st.sampled_from(NAMES),
     points=st.integers(0, 40),
@@ -56,7 +56,6 @@ async def create_shops(service: Service) -> list[Shop]:
     """Create two stores of a merchant with a program each, which lend points and cap them, and a program of both.
 
     Each customer has points in both stores, which expire one after the other.
-
     """
     client, first = service.client, Shop(unique("merchant"), unique("store"))
     shops = [first, Shop(first.merchant_id, f"{first.store_id}-2")]
@@ -88,48 +87,48 @@ async def create_shops(service: Service) -> list[Shop]:
     return shops
 
 
-def to_command(shops: list[Shop], wish: CommandSpec) -> RedeemCommand:
+def to_command(shops: list[Shop], spec: CommandSpec) -> RedeemCommand:
     """Build the command of a shop."""
-    key: Key = Identifier(Kind.EXTERNAL_ID, wish.who)
-    if wish.who == "eve":
-        key = AccountKey(shops[wish.points % 2].store_id, wish.who)
-    ask = RedemptionRequest(
+    key: Key = Identifier(Kind.EXTERNAL_ID, spec.who)
+    if spec.who == "eve":
+        key = AccountKey(shops[spec.points % 2].store_id, spec.who)
+    request = RedemptionRequest(
         merchant_id=shops[0].merchant_id,
         identifier="",
         key=key,
-        program_id=wish.program_id,
-        points=wish.points,
+        program_id=spec.program_id,
+        points=spec.points,
         currency_value=None,
-        group_redemption=wish.lends,
-        group=None if wish.group is None else GroupRef(((GroupKey.ID, f"g-{wish.group}"),)),
+        group_redemption=spec.lends,
+        group=None if spec.group is None else GroupRef(((GroupKey.ID, f"g-{spec.group}"),)),
         channel=None,
     )
-    return RedeemCommand(ask, f"order-{wish.reference}", wish.transaction_number, "")
+    return RedeemCommand(request, f"order-{spec.reference}", spec.transaction_number, "")
 
 
 async def redeem(service: Service, orders: Sequence[RedeemCommand]) -> list[Redemption | PointbookError]:
     """Run commands in one transaction."""
     store = service.server._redemptions._transactions
-    asks = [order.request for order in orders]
-    wanted = [
+    requests = [order.request for order in orders]
+    pending = [
         PendingRedemption(order, before, ValidationEvidence())
-        for order, before in zip(orders, await store.assess(asks, service.clock()), strict=True)
+        for order, before in zip(orders, await store.assess(requests, service.clock()), strict=True)
     ]
-    return await store.redeem(asks[0].merchant_id, wanted, service.clock)
+    return await store.redeem(requests[0].merchant_id, pending, service.clock)
 
 
-def summarise(shops: list[Shop], answers: Sequence[Redemption | PointbookError]) -> list[Any]:
+def summarise(shops: list[Shop], responses: Sequence[Redemption | PointbookError]) -> list[Any]:
     """Return what results contain, without ids of the shop."""
     stores = {shop.store_id: number for number, shop in enumerate(shops)}
     return [
-        (answer.reason, answer.metadata.get("violations"))
-        if isinstance(answer, PointbookError)
+        (response.reason, response.metadata.get("violations"))
+        if isinstance(response, PointbookError)
         else (
-            answer.content.points,
-            answer.active_points,
-            [(stores[draw.store_id], *draw[1:4]) for draw in answer.draws],
+            response.content.points,
+            response.active_points,
+            [(stores[draw.store_id], *draw[1:4]) for draw in response.draws],
         )
-        for answer in answers
+        for response in responses
     ]
 
 
@@ -139,12 +138,12 @@ async def held_points(service: Service, shops: list[Shop]) -> list[int]:
     return [account.held_points for account in accounts]
 
 
-@given(st.lists(WISHES, min_size=4, max_size=20))
+@given(st.lists(SPECS, min_size=4, max_size=20))
 @EXAMPLES
-async def test_batch_has_same_results_as_single_commands(service: Service, wishes: list[CommandSpec]) -> None:
+async def test_batch_has_same_results_as_single_commands(service: Service, specs: list[CommandSpec]) -> None:
     together, alone = await create_shops(service), await create_shops(service)
-    answers = await redeem(service, [to_command(together, wish) for wish in wishes])
-    expected = [(await redeem(service, [to_command(alone, wish)]))[0] for wish in wishes]
+    responses = await redeem(service, [to_command(together, spec) for spec in specs])
+    expected = [(await redeem(service, [to_command(alone, spec)]))[0] for spec in specs]
 
-    assert summarise(together, answers) == summarise(alone, expected)
+    assert summarise(together, responses) == summarise(alone, expected)
     assert await held_points(service, together) == await held_points(service, alone)

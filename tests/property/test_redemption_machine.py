@@ -27,10 +27,10 @@ EXAMPLES = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 NAMES = ("ada", "bob", "eve")
-"""Ada and Bob are registered, and a group; Eve is a buyer whom nobody registered."""
+"""Ada and Bob are registered, and a group; Eve is an unregistered buyer."""
 CAP = 120
 WINDOW_MS = 60_000
-"""How long a redemption waits for SHOPLINE to book it."""
+"""The settlement window of the program."""
 LEAD_MS = 20_000
 """How much earlier than a redemption SHOPLINE may have booked it."""
 REFUSALS = {
@@ -41,7 +41,7 @@ REFUSALS = {
     "NOT_A_GROUP_MEMBER",
     "ENTRY_NOT_FOUND",
 }
-"""What a story may be told: nothing else goes wrong."""
+"""The reasons for which a call may be refused."""
 READ_REDEMPTIONS = Statement(
     text(f"SELECT {queries.ALL_COLUMNS}, {queries.STATE} AS state FROM redemptions WHERE merchant_id = :merchant_id")  # noqa: S608 - names
 )
@@ -101,11 +101,11 @@ class Story:
             (request,) = (
                 each for each in self.orders if each.external_reference_number == stored.external_reference_number
             )
-            answer = await self.service.client.redemption.RedeemPoints(request)
-            assert answer.redemption.redemption_id == stored.redemption_id
+            response = await self.service.client.redemption.RedeemPoints(request)
+            assert response.redemption.redemption_id == stored.redemption_id
 
     async def redeem(self, who: str, points: int, *, pools: bool) -> None:
-        """Somebody redeems their own points, or a group's."""
+        """Redeem a customer's own points, or a group's."""
         customer = identity_pb2.CustomerRef(merchant_id=self.shop.merchant_id)
         if who == "eve":
             customer.buyer.store_id, customer.buyer.buyer_id = self.shop.store_id, "eve"
@@ -119,9 +119,9 @@ class Story:
             user_group2=identity_pb2.UserGroupRef(id="all") if pools else None,
         )
         self.orders.append(request)
-        answer = await self.attempt(self.service.client.redemption.RedeemPoints(request))
-        if answer is not None:
-            self.redemptions.append(answer.redemption)
+        response = await self.attempt(self.service.client.redemption.RedeemPoints(request))
+        if response is not None:
+            self.redemptions.append(response.redemption)
 
     async def book(self, place: int, late_ms: int, *, balanced: bool) -> None:
         """Send SHOPLINE's decrease for what a redemption drew of an account, whatever its state."""
@@ -163,11 +163,11 @@ class Story:
         """Void an entry, or unvoid it."""
         if self.events:
             ids, points = [self.events[place % len(self.events)].event_id], self.service.client.points
-            named: dict[str, Any] = {"merchant_id": self.shop.merchant_id, "event_ids": ids, "reason": "a test"}
+            fields: dict[str, Any] = {"merchant_id": self.shop.merchant_id, "event_ids": ids, "reason": "a test"}
             await self.attempt(
-                points.VoidPointsEntries(points_pb2.VoidPointsEntriesRequest(**named))
+                points.VoidPointsEntries(points_pb2.VoidPointsEntriesRequest(**fields))
                 if is_void
-                else points.UnvoidPointsEntries(points_pb2.UnvoidPointsEntriesRequest(**named))
+                else points.UnvoidPointsEntries(points_pb2.UnvoidPointsEntriesRequest(**fields))
             )
 
     async def wait(self, after_ms: int) -> None:
@@ -255,14 +255,14 @@ async def start_story(service: Service) -> Story:
 
 async def read_redemptions(database: Database, story: Story) -> list[Redemption]:
     """Read a merchant's redemptions, and check that their derived columns and states agree."""
-    named = {"merchant_id": story.shop.merchant_id, "now_ms": story.now_ms}
+    params = {"merchant_id": story.shop.merchant_id, "now_ms": story.now_ms}
     async with database.autocommit() as connection:
-        rows = await connection.fetch(READ_REDEMPTIONS, named)
+        rows = await connection.fetch(READ_REDEMPTIONS, params)
     redemptions = list(map(queries.read_redemption, rows))
     for row, redemption in zip(rows, redemptions, strict=True):
         written = queries.to_mutable_columns(redemption)
-        kept = {name: row[name] for name in ("open_points", "released_points", "reversed_points")}
-        assert kept == {name: written[name] for name in kept}
+        stored = {name: row[name] for name in ("open_points", "released_points", "reversed_points")}
+        assert stored == {name: written[name] for name in stored}
         assert row.state == redemption.state(story.now_ms)
     return redemptions
 
@@ -313,13 +313,13 @@ async def check(database: Database, story: Story) -> None:
 async def check_listing(story: Story) -> None:
     """Check that lists by state have redemptions in that state, and together have all."""
     service, merchant_id = story.service.client.redemption, story.shop.merchant_id
-    found = []
+    redemption_ids = []
     for state in redemption_pb2.RedemptionState.values()[1:]:
         request = redemption_pb2.ListRedemptionsRequest(merchant_id=merchant_id, state=state, page_size=1_000)
         page = list((await service.ListRedemptions(request)).redemptions)
         assert all(redemption.state == state for redemption in page)
-        found += [redemption.redemption_id for redemption in page]
-    assert sorted(found) == sorted(redemption.redemption_id for redemption in story.redemptions)
+        redemption_ids += [redemption.redemption_id for redemption in page]
+    assert sorted(redemption_ids) == sorted(redemption.redemption_id for redemption in story.redemptions)
 
 
 @given(st.lists(steps, min_size=4, max_size=20))

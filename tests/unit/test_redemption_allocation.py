@@ -19,17 +19,17 @@ FIRST, SECOND = AccountKey("s", "a"), AccountKey("s", "b")
 NOW_MS = 1_000
 
 
-def draw(points: int, accounts: dict[AccountKey, Account], made_at_ms: dict[str, int] | None = None) -> list[str]:
+def draw(points: int, accounts: dict[AccountKey, Account], created_at_ms: dict[str, int] | None = None) -> list[str]:
     """Allocate points, and describe the draws."""
     sources = [SourceAccount(key, key.buyer_id) for key in accounts]
-    draws = allocate(points, sources, accounts, made_at_ms or {}, NOW_MS)
+    draws = allocate(points, sources, accounts, created_at_ms or {}, NOW_MS)
     return [f"{draw.points} of {draw.event_id}" for draw in draws]
 
 
 def make_account(*given: tuple[int, int | None, str]) -> Account:
     """Build an account with lots."""
-    kept = tuple(Lot(points, points, expires_at_ms, event_id) for points, expires_at_ms, event_id in given)
-    return Account(opening=0, balance=sum(lot.remaining for lot in kept), lots=kept)
+    account_lots = tuple(Lot(points, points, expires_at_ms, event_id) for points, expires_at_ms, event_id in given)
+    return Account(opening=0, balance=sum(lot.remaining for lot in account_lots), lots=account_lots)
 
 
 def test_points_are_drawn_by_expiry_then_age_then_customer_id() -> None:
@@ -37,11 +37,11 @@ def test_points_are_drawn_by_expiry_then_age_then_customer_id() -> None:
         FIRST: make_account((5, 1_000, "gone"), (5, 2_000, "sooner"), (5, None, "younger")),
         SECOND: make_account((5, 3_000, "later"), (5, None, "older")),
     }
-    made_at_ms = {"younger": 20, "older": 10}
+    created_at_ms = {"younger": 20, "older": 10}
 
-    assert draw(19, accounts, made_at_ms) == ["5 of sooner", "5 of later", "5 of older", "4 of younger"]
-    made_at_ms["younger"] = 10
-    assert draw(19, accounts, made_at_ms) == ["5 of sooner", "5 of later", "5 of younger", "4 of older"]
+    assert draw(19, accounts, created_at_ms) == ["5 of sooner", "5 of later", "5 of older", "4 of younger"]
+    created_at_ms["younger"] = 10
+    assert draw(19, accounts, created_at_ms) == ["5 of sooner", "5 of later", "5 of younger", "4 of older"]
 
 
 def test_open_holds_take_first_lots() -> None:
@@ -63,16 +63,16 @@ def test_newest_hold_within_lead_is_settled(at_ms: int, now_ms: int, expected: s
     lead = 5_000
     holds = [Hold("old", 5, 95 + lead, 10_000), Hold("new", 5, 195 + lead, 11_000)]
 
-    found = settled_by(holds, 5, "CASHBACK", at_ms, now_ms)
-    assert (None if found is None else found.redemption_id) == expected
+    hold = settled_by(holds, 5, "CASHBACK", at_ms, now_ms)
+    assert (None if hold is None else hold.redemption_id) == expected
 
 
 def test_an_open_hold_is_settled_before_a_newer_released_one() -> None:
     holds = [Hold("open", 5, 10, 1_000), Hold("released", 5, 20, 1_000, is_released=True)]
 
-    found = settled_by(holds, 5, "CASHBACK", 100, 100)
-    assert found is not None
-    assert found.redemption_id == "open"
+    hold = settled_by(holds, 5, "CASHBACK", 100, 100)
+    assert hold is not None
+    assert hold.redemption_id == "open"
     assert settled_by(holds, 5, "CASHBACK", 100, 1_000) == holds[1]
 
 
@@ -128,24 +128,24 @@ def test_state_follows_from_holds_and_time(
 
 
 def test_last_unbooked_draws_are_reversed_first() -> None:
-    given_back = make_redemption(OPEN, SETTLED, OPEN).reverse(15)
+    reversed_once = make_redemption(OPEN, SETTLED, OPEN).reverse(15)
 
-    assert [draw.reversed_points for draw in given_back.draws] == [5, 0, 10]
-    assert [hold.points for hold in given_back.holds] == [5, 10, 0]
-    assert given_back.reverse(0).reversed_points == 20
-    assert given_back.reverse(0).state(0) is RedemptionState.SETTLED
+    assert [draw.reversed_points for draw in reversed_once.draws] == [5, 0, 10]
+    assert [hold.points for hold in reversed_once.holds] == [5, 10, 0]
+    assert reversed_once.reverse(0).reversed_points == 20
+    assert reversed_once.reverse(0).state(0) is RedemptionState.SETTLED
     with pytest.raises(PointbookError) as refused:
-        given_back.reverse(6)
+        reversed_once.reverse(6)
     assert refused.value.reason is Reason.REDEMPTION_SETTLED
     with pytest.raises(PointbookError) as refused:
-        given_back.reverse(16)
+        reversed_once.reverse(16)
     assert refused.value.reason is Reason.ALREADY_REVERSED
 
 
 def test_redemption_is_reversed_completely_once() -> None:
-    given_back = make_redemption(OPEN, RELEASED).reverse(0)
+    reversed_once = make_redemption(OPEN, RELEASED).reverse(0)
 
-    assert given_back.state(0) is RedemptionState.REVERSED
+    assert reversed_once.state(0) is RedemptionState.REVERSED
     with pytest.raises(PointbookError) as refused:
-        given_back.reverse(0)
+        reversed_once.reverse(0)
     assert refused.value.metadata == {"redemption_id": "r", "left_points": "0", "status_code": "3802"}

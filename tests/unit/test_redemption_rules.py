@@ -21,7 +21,10 @@ EXAMPLE_PROGRAM = Program(
     point_value=Decimal("0.01"),
     currency_code="USD",
 )
-"""The seed's example: multiples of 10, at most 200 points at a time."""
+"""Capillary's example: multiples of 10, at most 200 points at a time.
+
+Source: docs/reference/capillary-isredeemable.md#criteria-example
+"""
 
 
 def make_program(**limits: int) -> Program:
@@ -31,14 +34,17 @@ def make_program(**limits: int) -> Program:
 
 def amount_violations(points: int, program: Program) -> list[tuple[int, Reason]]:
     """Return the violations of an amount without earlier redemptions."""
-    found = sort_violations([*check_amount(points, program), *check_caps(points, program, Usage())])
-    return [(each.code, each.reason) for each in found]
+    violations = sort_violations([*check_amount(points, program), *check_caps(points, program, Usage())])
+    return [(violation.code, violation.reason) for violation in violations]
 
 
 def eligibility_violations(points: int, program: Program, *, active: int, lifetime: int) -> list[tuple[int, Reason]]:
     """Return the violations of a customer's eligibility."""
     eligibility = Eligibility(active_points=active, own_active_points=active, lifetime_points=lifetime)
-    return [(found.code, found.reason) for found in sort_violations(check_eligibility(points, program, eligibility))]
+    return [
+        (violation.code, violation.reason)
+        for violation in sort_violations(check_eligibility(points, program, eligibility))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +89,7 @@ def test_program_without_criteria_has_no_limits() -> None:
 
 
 def test_disabled_program_is_827() -> None:
-    assert [found.code for found in check_program(replace(EXAMPLE_PROGRAM, redemption_enabled=False))] == [827]
+    assert [violation.code for violation in check_program(replace(EXAMPLE_PROGRAM, redemption_enabled=False))] == [827]
     assert not list(check_program(EXAMPLE_PROGRAM))
 
 
@@ -116,7 +122,7 @@ def test_violations_are_sorted_by_code_then_reason() -> None:
         Reason.ABOVE_MAX_PER_MONTH,
         Reason.CUSTOMER_NOT_FOUND,
     ]
-    ordered = [found.reason for found in sort_violations(Violation.of(reason, "") for reason in reasons)]
+    ordered = [violation.reason for violation in sort_violations(Violation.of(reason, "") for reason in reasons)]
 
     assert ordered == [
         Reason.INSUFFICIENT_POINTS,
@@ -130,9 +136,9 @@ def test_violations_are_sorted_by_code_then_reason() -> None:
 
 
 def test_violation_has_points_and_limit_in_metadata() -> None:
-    found = next(check_amount(15, EXAMPLE_PROGRAM))
+    violation = next(check_amount(15, EXAMPLE_PROGRAM))
 
-    assert found.metadata == {"points": "15", "multiples_of": "10"}
+    assert violation.metadata == {"points": "15", "multiples_of": "10"}
     assert REDEEMABLE.code == 800
 
 
@@ -171,15 +177,15 @@ def test_currency_value_converts_to_points_exactly(point_value: str, currency_va
 )
 def test_fractional_or_excessive_points_are_801(point_value: str | None, currency_value: str) -> None:
     program = replace(EXAMPLE_PROGRAM, point_value=None if point_value is None else Decimal(point_value))
-    found = to_points(Decimal(currency_value), program)
+    violation = to_points(Decimal(currency_value), program)
 
-    assert isinstance(found, Violation)
-    assert (found.code, found.reason) == (801, Reason.CURRENCY_VALUE_NOT_WHOLE_POINTS)
+    assert isinstance(violation, Violation)
+    assert (violation.code, violation.reason) == (801, Reason.CURRENCY_VALUE_NOT_WHOLE_POINTS)
     expected = {"currency_value": currency_value, "point_value": point_value or ""}
-    assert expected.items() <= found.metadata.items()
+    assert expected.items() <= violation.metadata.items()
 
 
-Neighbour = tuple[str, int] | None
+NearestValue = tuple[str, int] | None
 
 
 @pytest.mark.parametrize(
@@ -191,19 +197,19 @@ Neighbour = tuple[str, int] | None
         ("0.333333333333", "1", {}, None, ("333333333.333", 10**9)),  # Fewer points have a value of more decimals.
         ("3", "1000", {}, ("999", 333), ("1002", 334)),
         ("12.5", "30", {}, ("25.0", 2), ("37.5", 3)),
-        # Nothing can be redeemed for 0, nor for less than the minimum.
+        # Neither 0 nor less than the minimum is redeemable.
         ("3", "1", {}, None, ("3", 1)),
         ("0.01", "0.005", {}, None, ("0.01", 1)),
         ("0.01", "0.555", {"min_points_per_redemption": 100}, None, ("1.00", 100)),
         ("0.01", "0.555", {"min_points_per_redemption": 95, "multiples_of": 10}, None, ("1.00", 100)),
-        # Nothing above the maximum, whichever it is.
+        # Nothing above any maximum.
         ("0.01", "1.995", {"max_points_per_redemption": 199}, ("1.99", 199), None),
         ("0.01", "1.995", {"max_points_per_redemption": 200}, ("1.99", 199), ("2.00", 200)),
         ("0.01", "9.999", {"max_points_per_redemption": 205, "multiples_of": 10}, ("2.00", 200), None),
         ("0.01", "9.999", {"max_points_per_day": 300}, ("3.00", 300), None),
         ("0.01", "9.999", {"max_points_per_week": 400, "max_points_per_day": 500}, ("4.00", 400), None),
         ("0.01", "9.999", {"max_points_per_month": 999}, ("9.99", 999), None),
-        # Multiples.
+        # Only multiples.
         ("0.01", "0.155", {"multiples_of": 10}, ("0.10", 10), ("0.20", 20)),
         ("0.01", "0.055", {"multiples_of": 10}, None, ("0.10", 10)),
         ("0.03", "1", {"multiples_of": 7}, ("0.84", 28), ("1.05", 35)),
@@ -214,7 +220,7 @@ Neighbour = tuple[str, int] | None
         ("0.0004", "0.005", {}, ("0.004", 10), ("0.006", 15)),
         ("0.0125", "0.02", {}, None, ("0.025", 2)),
         ("0.000000000007", "0.01", {}, ("0.007", 10**9), ("0.014", 2 * 10**9)),
-        # And at most twelve digits before them, and there are at most so many points.
+        # It has at most twelve digits before them, and points have a maximum.
         ("400000000000", "900000000000", {}, ("800000000000", 2), None),
         ("0.013", "999999999999.999", {}, ("999999999999.988", 76_923_076_923_076), None),
         ("0.000000000001", "999999999999", {}, ("1000.000", 10**15), None),
@@ -222,25 +228,25 @@ Neighbour = tuple[str, int] | None
     ],
 )
 def test_violation_has_nearest_redeemable_currency_values(
-    point_value: str, currency_value: str, criteria: dict[str, int], lower: Neighbour, higher: Neighbour
+    point_value: str, currency_value: str, criteria: dict[str, int], lower: NearestValue, higher: NearestValue
 ) -> None:
     program = replace(EXAMPLE_PROGRAM, point_value=Decimal(point_value), criteria=Criteria(**criteria))
-    found = to_points(Decimal(currency_value), program)
+    violation = to_points(Decimal(currency_value), program)
 
-    assert isinstance(found, Violation)
-    for name, neighbour in (("lower", lower), ("higher", higher)):
-        told = (found.metadata.get(f"{name}_currency_value"), found.metadata.get(f"{name}_points"))
-        assert told == ((None, None) if neighbour is None else (neighbour[0], str(neighbour[1])))
-        if neighbour is not None:
-            assert to_points(Decimal(neighbour[0]), program) == neighbour[1]
-            assert amount_violations(neighbour[1], program) == []
+    assert isinstance(violation, Violation)
+    for name, expected in (("lower", lower), ("higher", higher)):
+        nearest = (violation.metadata.get(f"{name}_currency_value"), violation.metadata.get(f"{name}_points"))
+        assert nearest == ((None, None) if expected is None else (expected[0], str(expected[1])))
+        if expected is not None:
+            assert to_points(Decimal(expected[0]), program) == expected[1]
+            assert amount_violations(expected[1], program) == []
 
 
 def test_no_nearest_values_without_point_value() -> None:
-    found = to_points(Decimal(1), replace(EXAMPLE_PROGRAM, point_value=None))
+    violation = to_points(Decimal(1), replace(EXAMPLE_PROGRAM, point_value=None))
 
-    assert isinstance(found, Violation)
-    assert found.metadata == {"currency_value": "1", "point_value": ""}
+    assert isinstance(violation, Violation)
+    assert violation.metadata == {"currency_value": "1", "point_value": ""}
 
 
 @pytest.mark.parametrize(
