@@ -452,7 +452,7 @@ async def test_unwritten_refusals_are_logged_when_server_stops(database: Databas
         await asyncio.wait([refusals._writer], timeout=5.0)
 
     assert refusals._writer.cancelled()
-    assert {"event": "refusals are lost", "log_level": "warning", "count": 1} in logs
+    assert {"event": "refusals lost", "log_level": "warning", "count": 1} in logs
 
 
 async def test_writer_has_no_logging_context_of_a_call(database: Database) -> None:

@@ -102,7 +102,7 @@ class RefusalRecorder:
             if self._writer is not None:
                 self._writer.cancel()
             if self._queued_count:
-                log.warning("refusals are lost", count=self._queued_count)
+                log.warning("refusals lost", count=self._queued_count)
 
     async def _write_until_empty(self) -> None:
         while self._queued_count:
@@ -114,10 +114,10 @@ class RefusalRecorder:
         try:
             await self._transactions.insert(merchant_id, refusals)
         except PointbookError as error:
-            log.warning("refusals are written later", reason=error.reason.value, count=self._queued_count)
+            log.warning("refusals not written, retrying later", reason=error.reason.value, count=self._queued_count)
             return ""
         except Exception:
-            log.exception("refusals were not written", count=len(refusals))
+            log.exception("refusals not written", count=len(refusals))
             return "FAILED"
         return "KEPT"
 
