@@ -10,19 +10,19 @@ from unittest.mock import patch
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+from pointbook_common.durations import DAY_MS
 from pointbook_server.redemption import transactions
 from pointbook_server.server import Server
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, server_settings
 from support.redemption import (
-    DAY_MS,
     booking,
-    customer_of,
+    customer_ref,
     earn,
-    findings,
-    order,
-    question,
     redeem,
+    redeem_request,
     reverse,
+    validate_request,
+    violation_codes,
 )
 from support.waiting import until_locks_are_awaited
 
@@ -79,7 +79,7 @@ def ms(text: str) -> int:
 
 async def left_today(client: Client, shop: Shop, customer: identity_pb2.CustomerRef) -> int:
     """Return how many of the day's 100 points a customer may still redeem, from a violation's metadata."""
-    response = await client.redemption.ValidateRedemption(question(shop, 101, customer=customer))
+    response = await client.redemption.ValidateRedemption(validate_request(shop, 101, customer=customer))
     (cap,) = (violation for violation in response.violations if violation.reason == REASONS[DAY])
     return int(cap.metadata[DAY]) - int(cap.metadata["redeemed_points"])
 
@@ -104,20 +104,20 @@ async def test_cap_counts_only_redemptions_within_its_window(
     await client.put_program(shop.merchant_id, shop.store_id, criteria={cap: 100}, time_zone=window.zone)
     service.clock.now_ms = start_ms - 1
     await earn(client, shop, 1_000, updated_at=at(start_ms - DAY_MS))
-    await redeem(client, order(shop, 100))
-    assert await findings(client, question(shop, 1)) == [819]
+    await redeem(client, redeem_request(shop, 100))
+    assert await violation_codes(client, validate_request(shop, 1)) == [819]
 
     service.clock.now_ms = start_ms
-    await redeem(client, order(shop, 60))
+    await redeem(client, redeem_request(shop, 60))
     service.clock.now_ms = end_ms - 1
-    response = await client.redemption.ValidateRedemption(question(shop, 41))
+    response = await client.redemption.ValidateRedemption(validate_request(shop, 41))
     assert [(violation.code, violation.reason) for violation in response.violations] == [(819, REASONS[cap])]
     assert dict(response.status.metadata) == {"points": "41", "redeemed_points": "60", cap: "100"}
-    assert (await refused(redeem(client, order(shop, 41)))).metadata["violations"] == f"819 {REASONS[cap]}"
-    await redeem(client, order(shop, 40))
+    assert (await refused(redeem(client, redeem_request(shop, 41)))).metadata["violations"] == f"819 {REASONS[cap]}"
+    await redeem(client, redeem_request(shop, 40))
 
     service.clock.now_ms = end_ms
-    await redeem(client, order(shop, 100))
+    await redeem(client, redeem_request(shop, 100))
 
 
 async def test_week_cap_spans_months(service: Service, client: Client, shop: Shop) -> None:
@@ -125,14 +125,14 @@ async def test_week_cap_spans_months(service: Service, client: Client, shop: Sho
     await client.put_program(shop.merchant_id, shop.store_id, criteria=caps, time_zone=SHANGHAI)
     service.clock.now_ms = ms("2026-06-29T16:00")
     await earn(client, shop, 1_000, updated_at=at(service.clock.now_ms - DAY_MS))
-    await redeem(client, order(shop, 50))
+    await redeem(client, redeem_request(shop, 50))
     service.clock.now_ms = ms("2026-06-30T16:00")
-    response = await client.redemption.ValidateRedemption(question(shop, 101))
+    response = await client.redemption.ValidateRedemption(validate_request(shop, 101))
 
     assert [violation.reason for violation in response.violations] == [REASONS[cap] for cap in (DAY, MONTH, WEEK)]
     assert [violation.metadata["redeemed_points"] for violation in response.violations] == ["0", "0", "50"]
-    await redeem(client, order(shop, 30))
-    assert await findings(client, question(shop, 1)) == [819]
+    await redeem(client, redeem_request(shop, 30))
+    assert await violation_codes(client, validate_request(shop, 1)) == [819]
 
 
 # Usage.
@@ -141,15 +141,15 @@ async def test_week_cap_spans_months(service: Service, client: Client, shop: Sho
 async def test_reversal_lowers_usage_on_day_of_redemption(service: Service, client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, criteria={DAY: 100, WEEK: 400})
     await earn(client, shop, 1_000)
-    first = await redeem(client, order(shop, 100))
+    first = await redeem(client, redeem_request(shop, 100))
     await reverse(client, first, 40)
-    assert await left_today(client, shop, customer_of(shop)) == 40
-    await redeem(client, order(shop, 40))
+    assert await left_today(client, shop, customer_ref(shop)) == 40
+    await redeem(client, redeem_request(shop, 40))
 
     service.clock.move(DAY_MS / 1_000)
-    await redeem(client, order(shop, 100))
+    await redeem(client, redeem_request(shop, 100))
     await reverse(client, first)
-    response = await client.redemption.ValidateRedemption(question(shop, 300))
+    response = await client.redemption.ValidateRedemption(validate_request(shop, 300))
     redeemed = [(violation.reason, violation.metadata["redeemed_points"]) for violation in response.violations]
     assert redeemed == [(REASONS[DAY], "100"), (REASONS[WEEK], "140")]
 
@@ -157,44 +157,44 @@ async def test_reversal_lowers_usage_on_day_of_redemption(service: Service, clie
 async def test_caps_count_only_redemptions_of_their_program(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, program_id=2, criteria={})
     await earn(client, shop, 1_000)
-    await redeem(client, order(shop, 300, program_id=2))
-    await refused(redeem(client, order(shop, 101)))
+    await redeem(client, redeem_request(shop, 300, program_id=2))
+    await refused(redeem(client, redeem_request(shop, 101)))
     await client.apply(booking(shop, 33, 967))
-    assert await left_today(client, shop, customer_of(shop)) == 100
+    assert await left_today(client, shop, customer_ref(shop)) == 100
 
-    await redeem(client, order(shop, 70))
+    await redeem(client, redeem_request(shop, 70))
     await client.apply(booking(shop, 70, 897, 2_000))
-    assert await left_today(client, shop, customer_of(shop)) == 30
+    assert await left_today(client, shop, customer_ref(shop)) == 30
 
 
 async def test_released_redemption_counts_until_reversed(service: Service, client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, criteria={MONTH: 100})
     service.clock.now_ms = ms("2026-06-01T00:00")
     await earn(client, shop, 1_000, updated_at=at(service.clock.now_ms - DAY_MS))
-    redemption = await redeem(client, order(shop, 100))
+    redemption = await redeem(client, redeem_request(shop, 100))
     service.clock.move(4 * DAY_MS / 1_000)
     await service.server._redemptions.release_overdue(service.clock())
 
-    assert await findings(client, question(shop, 1)) == [819]
+    assert await violation_codes(client, validate_request(shop, 1)) == [819]
     await reverse(client, redemption)
-    assert await findings(client, question(shop, 100)) == []
+    assert await violation_codes(client, validate_request(shop, 100)) == []
 
 
 async def test_redemptions_of_unregistered_buyer_follow_buyer_to_customer(client: Client, shop: Shop) -> None:
     for buyer_id in ("eve", "ada", "bob"):
         await earn(client, shop, 1_000, buyer_id)
-    await redeem(client, order(shop, 60, customer=customer_of(shop, "eve")))
+    await redeem(client, redeem_request(shop, 60, customer=customer_ref(shop, "eve")))
     eve = [{"store_id": shop.store_id, "buyer_id": "eve"}]
     await client.put_customer(shop.merchant_id, "c-ada", external_id="ada", buyers=eve)
     await client.put_customer(shop.merchant_id, "c-bob", external_id="bob")
-    ada, bob = (customer_of(shop, external_id=name) for name in ("ada", "bob"))
+    ada, bob = (customer_ref(shop, external_id=name) for name in ("ada", "bob"))
     assert await left_today(client, shop, ada) == 40
-    await redeem(client, order(shop, 15, customer=ada))
+    await redeem(client, redeem_request(shop, 15, customer=ada))
     assert (await left_today(client, shop, ada), await left_today(client, shop, bob)) == (25, 100)
 
     await move_buyer(client, shop, "c-ada", "c-bob", "eve")
     assert (await left_today(client, shop, ada), await left_today(client, shop, bob)) == (85, 40)
-    assert await left_today(client, shop, customer_of(shop, "eve")) == 40
+    assert await left_today(client, shop, customer_ref(shop, "eve")) == 40
 
 
 async def test_cap_is_shared_by_all_buyers_of_customer(client: Client, shop: Shop) -> None:
@@ -207,8 +207,8 @@ async def test_cap_is_shared_by_all_buyers_of_customer(client: Client, shop: Sho
     buyers = [{"store_id": store_id, "buyer_id": "ada"} for store_id in stores]
     await client.put_customer(shop.merchant_id, "c-ada", buyers=buyers)
 
-    await redeem(client, order(shop, 60, customer=customer_of(shop, "ada")))
-    assert await left_today(client, shop, customer_of(other, "ada")) == 40
+    await redeem(client, redeem_request(shop, 60, customer=customer_ref(shop, "ada")))
+    assert await left_today(client, shop, customer_ref(other, "ada")) == 40
 
 
 # Concurrency.
@@ -237,14 +237,14 @@ async def test_cap_holds_for_customer_in_two_groups_under_concurrency(client: Cl
             members=[customers_pb2.UserGroup.Member(customer_id=each, can_redeem=True) for each in ("ada", name)],
         )
         await client.customers.PutUserGroup(customers_pb2.PutUserGroupRequest(user_group=group))
-    ada = customer_of(shop, external_id="ada")
+    ada = customer_ref(shop, external_id="ada")
     pools = [identity_pb2.UserGroupRef(id="of-bob"), identity_pb2.UserGroupRef(id="of-cyd"), None]
-    orders = [order(shop, 10, customer=ada, user_group2=pools[number % 3]) for number in range(60)]
+    orders = [redeem_request(shop, 10, customer=ada, user_group2=pools[number % 3]) for number in range(60)]
 
     responses = await asyncio.gather(*(redeem(client, each) for each in orders), return_exceptions=True)
     assert succeeded(responses) == 10
     assert await left_today(client, shop, ada) == 0
-    assert await left_today(client, shop, customer_of(shop, external_id="bob")) == 100
+    assert await left_today(client, shop, customer_ref(shop, external_id="bob")) == 100
 
 
 async def test_cap_holds_while_buyer_is_registered_to_customer(client: Client, shop: Shop) -> None:
@@ -261,15 +261,15 @@ async def test_cap_holds_while_buyer_is_registered_to_customer(client: Client, s
     await earn(client, other, 1_000, "ada")
     own = [{"store_id": other.store_id, "buyer_id": "ada"}]
     await client.put_customer(shop.merchant_id, "c-ada", external_id="ada", buyers=own)
-    eve, ada = customer_of(shop, "eve"), customer_of(shop, external_id="ada")
+    eve, ada = customer_ref(shop, "eve"), customer_ref(shop, external_id="ada")
 
     async def take_and_redeem() -> None:
         buyers = [*own, {"store_id": shop.store_id, "buyer_id": "eve"}]
         await client.put_customer(shop.merchant_id, "c-ada", external_id="ada", buyers=buyers)
-        later = [redeem(client, order(shop, 30, customer=ada)) for _ in range(10)]
+        later = [redeem(client, redeem_request(shop, 30, customer=ada)) for _ in range(10)]
         await asyncio.gather(*later, return_exceptions=True)
 
-    calls = [redeem(client, order(shop, 30, customer=eve)) for _ in range(10)]
+    calls = [redeem(client, redeem_request(shop, 30, customer=eve)) for _ in range(10)]
     await asyncio.gather(*calls, take_and_redeem(), return_exceptions=True)
     request = redemption_pb2.ListRedemptionsRequest(merchant_id=shop.merchant_id, customer=ada)
     redeemed = (await client.redemption.ListRedemptions(request)).redemptions
@@ -315,14 +315,14 @@ async def test_running_redemption_of_buyer_counts_after_registration(
         return await draw(*arguments)
 
     with patch.object(transactions._RedeemBatch, "_allocate", draw_slowly):
-        request = order(shop, 60, customer=customer_of(other, "eve"), group_redemption=True)
+        request = redeem_request(shop, 60, customer=customer_ref(other, "eve"), group_redemption=True)
         first = asyncio.create_task(redeem(client, request))
         await is_running.wait()
         buyers = [*own, {"store_id": other.store_id, "buyer_id": "eve"}]
         await client.put_customer(shop.merchant_id, "c-ada", buyers=buyers)
         # On a second server: within one, a merchant's redemptions wait for each other anyway.
         async with second_server(service, admin_token) as elsewhere:
-            request = order(shop, 60, customer=customer_of(shop, "ada"))
+            request = redeem_request(shop, 60, customer=customer_ref(shop, "ada"))
             second = asyncio.create_task(refused(redeem(elsewhere, request)))
             await until_locks_are_awaited(service.database_url)
             may_go_on.set()

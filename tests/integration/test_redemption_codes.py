@@ -18,7 +18,17 @@ from pointbook_server.redemption.transactions import RedemptionTransactions
 from pointbook_server.validation_codes.service import ValidationCodes
 from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refused
 from support.points import superuser
-from support.redemption import PENDING, booking, customer_of, earn, findings, order, points_of, question, redeem
+from support.redemption import (
+    PENDING,
+    account_points,
+    booking,
+    customer_ref,
+    earn,
+    redeem,
+    redeem_request,
+    validate_request,
+    violation_codes,
+)
 
 CODES = {"code_length": 10, "alphanumeric": True, "message_templates": {"": "$code"}}
 """Codes that are not guessed by chance, and messages that contain only the code."""
@@ -41,7 +51,7 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
 async def issue_code(service: Service, shop: Shop, points: int = 100, **changes: Any) -> tuple[str, str]:
     """Issue a code, and return the code from the customer's message and its challenge."""
     count = len(service.outbox.messages)
-    values: dict[str, Any] = {"customer": customer_of(shop), "program_id": 1, "points": points}
+    values: dict[str, Any] = {"customer": customer_ref(shop), "program_id": 1, "points": points}
     request = redemption_pb2.IssueValidationCodeRequest(**{**values, **changes})
     response = await service.client.redemption.IssueValidationCode(request)
     (message,) = service.outbox.messages[count:]
@@ -72,20 +82,20 @@ async def test_code_redeems_once(service: Service, client: Client, shop: Shop, *
     code, challenge_id = await issue_code(service, shop)
     proof = {"validation_code": code, "challenge_id": challenge_id if names else ""}
 
-    assert (await redeem(client, order(shop, 100, **proof))).state == PENDING
+    assert (await redeem(client, redeem_request(shop, 100, **proof))).state == PENDING
     assert await attempts(service, challenge_id) == ("USED", 0, 0)
-    await refused_with(808, redeem(client, order(shop, 100, **proof)))
-    assert await points_of(client, shop) == (500, 400, 100)
+    await refused_with(808, redeem(client, redeem_request(shop, 100, **proof)))
+    assert await account_points(client, shop) == (500, 400, 100)
 
 
 async def test_validating_does_not_consume_code(service: Service, client: Client, shop: Shop) -> None:
     code, challenge_id = await issue_code(service, shop)
     for _ in range(6):
-        assert await findings(client, question(shop, 100, validation_code=code)) == []
+        assert await violation_codes(client, validate_request(shop, 100, validation_code=code)) == []
 
     assert await attempts(service, challenge_id) == ("LIVE", 0, 0)
-    await redeem(client, order(shop, 100, validation_code=code))
-    assert await findings(client, question(shop, 100, validation_code=code)) == [808]
+    await redeem(client, redeem_request(shop, 100, validation_code=code))
+    assert await violation_codes(client, validate_request(shop, 100, validation_code=code)) == [808]
 
 
 async def test_one_of_many_concurrent_redemptions_with_one_code_succeeds(
@@ -95,12 +105,12 @@ async def test_one_of_many_concurrent_redemptions_with_one_code_succeeds(
     proof = {"validation_code": code, "challenge_id": challenge_id}
 
     responses = await asyncio.gather(
-        *(redeem(client, order(shop, 100, **proof)) for _ in range(100)), return_exceptions=True
+        *(redeem(client, redeem_request(shop, 100, **proof)) for _ in range(100)), return_exceptions=True
     )
     refusals = [response for response in responses if isinstance(response, grpc.aio.AioRpcError)]
     assert len(refusals) == 99
     assert {refusal.details() for refusal in refusals} == {"The code is not valid for this redemption."}
-    assert await points_of(client, shop) == (500, 400, 100)
+    assert await account_points(client, shop) == (500, 400, 100)
     assert (await attempts(service, challenge_id))[0] == "USED"
 
 
@@ -109,7 +119,7 @@ async def test_one_of_many_concurrent_redemptions_with_one_code_succeeds(
 
 async def test_repeated_call_costs_no_attempt(service: Service, client: Client, shop: Shop) -> None:
     code, challenge_id = await issue_code(service, shop)
-    request = order(shop, 100, validation_code=code, challenge_id=challenge_id)
+    request = redeem_request(shop, 100, validation_code=code, challenge_id=challenge_id)
     first = await redeem(client, request)
     _, newer = await issue_code(service, shop, 50)
     for proof in (code, WRONG):
@@ -118,23 +128,23 @@ async def test_repeated_call_costs_no_attempt(service: Service, client: Client, 
         assert await redeem(client, request) == first
 
     assert await attempts(service, newer) == ("LIVE", 0, 0)
-    assert await points_of(client, shop) == (500, 400, 100)
+    assert await account_points(client, shop) == (500, 400, 100)
 
 
 async def test_concurrent_repetitions_return_one_redemption(service: Service, client: Client, shop: Shop) -> None:
     code, _ = await issue_code(service, shop)
-    request = order(shop, 100, validation_code=code)
+    request = redeem_request(shop, 100, validation_code=code)
 
     responses = await asyncio.gather(*(redeem(client, request) for _ in range(5)))
     assert len({response.redemption_id for response in responses}) == 1
-    assert await points_of(client, shop) == (500, 400, 100)
+    assert await account_points(client, shop) == (500, 400, 100)
 
 
 async def test_repetition_during_first_call_returns_its_redemption(
     service: Service, client: Client, shop: Shop
 ) -> None:
     code, _ = await issue_code(service, shop)
-    request = order(shop, 100, validation_code=code)
+    request = redeem_request(shop, 100, validation_code=code)
     check = ValidationCodes.check
     first: list[redemption_pb2.Redemption] = []
 
@@ -146,15 +156,15 @@ async def test_repetition_during_first_call_returns_its_redemption(
 
     with patch.object(ValidationCodes, "check", be_overtaken):
         assert await redeem(client, request) == first[0]
-    assert await points_of(client, shop) == (500, 400, 100)
+    assert await account_points(client, shop) == (500, 400, 100)
 
 
 async def test_repetition_overtaken_by_call_without_code_costs_no_attempt(
     service: Service, client: Client, shop: Shop
 ) -> None:
     code, challenge_id = await issue_code(service, shop)
-    request = order(shop, 100, validation_code=code)
-    bare = order(shop, 100, external_reference_number=request.external_reference_number)
+    request = redeem_request(shop, 100, validation_code=code)
+    bare = redeem_request(shop, 100, external_reference_number=request.external_reference_number)
     check = ValidationCodes.check
     first: list[redemption_pb2.Redemption] = []
 
@@ -181,19 +191,19 @@ async def test_code_for_another_purpose_counts_as_wrong(
 ) -> None:
     code, challenge_id = await issue_code(service, shop)
     proof = {"validation_code": code, "challenge_id": challenge_id}
-    await refused_with(808, redeem(client, order(shop, points, **proof, **changes)))
+    await refused_with(808, redeem(client, redeem_request(shop, points, **proof, **changes)))
     assert await attempts(service, challenge_id) == ("LIVE", 1, 0)
 
-    assert (await redeem(client, order(shop, 100, **proof))).state == PENDING
-    assert await points_of(client, shop) == (500, 400, 100)
+    assert (await redeem(client, redeem_request(shop, 100, **proof))).state == PENDING
+    assert await account_points(client, shop) == (500, 400, 100)
 
 
 async def test_code_of_another_customer_meets_no_challenge(service: Service, client: Client, shop: Shop) -> None:
     await earn(client, shop, 500, "other")
     code, challenge_id = await issue_code(service, shop)
-    other = customer_of(shop, "other")
+    other = customer_ref(shop, "other")
     for sent_id in (challenge_id, ""):
-        request = order(shop, 100, customer=other, validation_code=code, challenge_id=sent_id)
+        request = redeem_request(shop, 100, customer=other, validation_code=code, challenge_id=sent_id)
         await refused_with(808, redeem(client, request))
 
     assert await attempts(service, challenge_id) == ("LIVE", 0, 0)
@@ -203,22 +213,24 @@ async def test_challenge_locks_after_five_wrong_codes(service: Service, client: 
     code, challenge_id = await issue_code(service, shop)
     await asyncio.gather(
         *(
-            refused_with(808, redeem(client, order(shop, 100, validation_code=WRONG, challenge_id=challenge_id)))
+            refused_with(
+                808, redeem(client, redeem_request(shop, 100, validation_code=WRONG, challenge_id=challenge_id))
+            )
             for _ in range(20)
         )
     )
 
     assert await attempts(service, challenge_id) == ("LIVE", 5, 0)
-    await refused_with(808, redeem(client, order(shop, 100, validation_code=code, challenge_id=challenge_id)))
-    assert await points_of(client, shop) == (500, 500, 0)
+    await refused_with(808, redeem(client, redeem_request(shop, 100, validation_code=code, challenge_id=challenge_id)))
+    assert await account_points(client, shop) == (500, 500, 0)
 
 
 async def test_code_expires_after_300_seconds(service: Service, client: Client, shop: Shop) -> None:
     code, _ = await issue_code(service, shop)
     service.clock.move(300)
-    await refused_with(808, redeem(client, order(shop, 100, validation_code=code)))
+    await refused_with(808, redeem(client, redeem_request(shop, 100, validation_code=code)))
     service.clock.move(-0.001)
-    await redeem(client, order(shop, 100, validation_code=code))
+    await redeem(client, redeem_request(shop, 100, validation_code=code))
 
 
 # Required validation.
@@ -228,8 +240,8 @@ async def test_required_validation_is_824(service: Service, client: Client, shop
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation={"required": True, **CODES})
     code, _ = await issue_code(service, shop)
 
-    await refused_with(824, redeem(client, order(shop, 100)))
-    assert (await redeem(client, order(shop, 100, validation_code=code))).state == PENDING
+    await refused_with(824, redeem(client, redeem_request(shop, 100)))
+    assert (await redeem(client, redeem_request(shop, 100, validation_code=code))).state == PENDING
 
 
 async def test_missing_validation_is_listed_with_other_violations(client: Client, shop: Shop) -> None:
@@ -237,11 +249,11 @@ async def test_missing_validation_is_listed_with_other_violations(client: Client
     await client.put_program(shop.merchant_id, shop.store_id, redemption_enabled=False, **required)
     skips = {"skip_validation": True}
     for reason, proof in (("VALIDATION_REQUIRED", {}), ("SKIP_NOT_ALLOWED", skips)):
-        assert await findings(client, question(shop, 501, **proof)) == [803, 824, 827]
-        refusal = await refused(redeem(client, order(shop, 501, **proof)))
+        assert await violation_codes(client, validate_request(shop, 501, **proof)) == [803, 824, 827]
+        refusal = await refused(redeem(client, redeem_request(shop, 501, **proof)))
         expected = f"803 INSUFFICIENT_POINTS, 824 {reason}, 827 REDEMPTION_DISABLED"
         assert (refusal.metadata["status_code"], refusal.metadata["violations"]) == ("803", expected)
-        await refused_with(824, redeem(client, order(shop, 100, **proof)))
+        await refused_with(824, redeem(client, redeem_request(shop, 100, **proof)))
 
 
 async def test_skipping_validation_takes_program_permission_and_token_scope(
@@ -253,13 +265,13 @@ async def test_skipping_validation_takes_program_permission_and_token_scope(
         validation = {"required": True, "allow_skip": allow_skip}
         await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=validation)
         for caller, may_skip in ((client, allow_skip), (plain, False)):
-            request = order(shop, 10, skip_validation=True)
+            request = redeem_request(shop, 10, skip_validation=True)
             if may_skip:
                 assert (await redeem(caller, request)).state == PENDING
             else:
                 await refused_with(824, redeem(caller, request))
     await plain.close()
-    assert await points_of(client, shop) == (500, 490, 10)
+    assert await account_points(client, shop) == (500, 490, 10)
 
 
 # Calls that cost no attempt.
@@ -270,19 +282,19 @@ async def test_violation_leaves_right_code_usable(service: Service, client: Clie
     proof = {"validation_code": code, "challenge_id": challenge_id}
     await client.apply(booking(shop, 1, 499))
     for _ in range(6):
-        refusal = await refused(redeem(client, order(shop, 500, **proof)))
+        refusal = await refused(redeem(client, redeem_request(shop, 500, **proof)))
         assert refusal.metadata["violations"] == "803 INSUFFICIENT_POINTS"
-    refusal = await refused(redeem(client, order(shop, 500, validation_code=WRONG, challenge_id=challenge_id)))
+    refusal = await refused(redeem(client, redeem_request(shop, 500, validation_code=WRONG, challenge_id=challenge_id)))
     assert refusal.metadata["violations"] == "803 INSUFFICIENT_POINTS, 808 CODE_INVALID"
     assert await attempts(service, challenge_id) == ("LIVE", 1, 0)
 
     await client.apply(shop.update(updated_value=1, points_balance=500, updated_at=at(NOW_MS + 2_000)))
-    assert (await redeem(client, order(shop, 500, **proof))).state == PENDING
+    assert (await redeem(client, redeem_request(shop, 500, **proof))).state == PENDING
 
 
 async def test_violation_under_locks_leaves_code_usable(service: Service, client: Client, shop: Shop) -> None:
     code, challenge_id = await issue_code(service, shop, 500)
-    request = order(shop, 500, validation_code=code, challenge_id=challenge_id)
+    request = redeem_request(shop, 500, validation_code=code, challenge_id=challenge_id)
     locked = RedemptionTransactions.redeem
 
     async def be_overtaken(self: RedemptionTransactions, *arguments: Any) -> Any:
@@ -296,7 +308,7 @@ async def test_violation_under_locks_leaves_code_usable(service: Service, client
 
 async def test_cancelled_call_redeems_and_costs_no_attempt(service: Service, client: Client, shop: Shop) -> None:
     code, challenge_id = await issue_code(service, shop)
-    request = order(shop, 100, validation_code=code, challenge_id=challenge_id)
+    request = redeem_request(shop, 100, validation_code=code, challenge_id=challenge_id)
     is_there, may_go_on = asyncio.Event(), asyncio.Event()
     locked = RedemptionTransactions.redeem
 
@@ -315,7 +327,7 @@ async def test_cancelled_call_redeems_and_costs_no_attempt(service: Service, cli
         may_go_on.set()
         assert (await redeem(client, request)).state == PENDING
     assert await attempts(service, challenge_id) == ("USED", 0, 0)
-    assert await points_of(client, shop) == (500, 400, 100)
+    assert await account_points(client, shop) == (500, 400, 100)
 
 
 async def test_calls_cancelled_at_any_time_redeem_wholly_or_not_at_all(
@@ -324,14 +336,14 @@ async def test_calls_cancelled_at_any_time_redeem_wholly_or_not_at_all(
     """Each repetition gets the one redemption, and no connection stays in use."""
     requests = []
     for number in range(40):
-        request = order(shop, 10)
+        request = redeem_request(shop, 10)
         requests.append(request)
         call = client.redemption.RedeemPoints(request, timeout=0.0005 * number)
         await asyncio.gather(call, return_exceptions=True)
 
     responses = await asyncio.gather(*(redeem(client, request) for request in requests))
     assert len({response.redemption_id for response in responses}) == 40
-    assert await points_of(client, shop) == (500, 100, 400)
+    assert await account_points(client, shop) == (500, 100, 400)
     async with asyncio.timeout(5):
         while service.server._database.connections_in_use:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
@@ -350,11 +362,11 @@ async def test_codes_are_locked_in_sorted_order(service: Service, client: Client
 
     for name in ("bert", "anna"):
         await earn(client, shop, 500, name)
-        customer = customer_of(shop, name)
+        customer = customer_ref(shop, name)
         code, challenges[name] = await issue_code(service, shop, 10, customer=customer)
         proof = {"validation_code": code, "challenge_id": challenges[name]}
         with patch.object(RedemptionTransactions, "redeem", note):
-            await refused(redeem(client, order(shop, 10, customer=customer, **proof)))
+            await refused(redeem(client, redeem_request(shop, 10, customer=customer, **proof)))
 
     lock = "SELECT FROM validation_challenges WHERE challenge_id = $1 FOR UPDATE"
     async with superuser(service) as locker, superuser(service) as observer:

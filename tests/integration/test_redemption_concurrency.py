@@ -11,11 +11,22 @@ import grpc
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
+from pointbook_common.durations import DAY_MS
 from pointbook_server.redemption import transactions
 from support.harness import NOW_MS, Client, Service, Shop, at, refusal, unique
 from support.ledger import check_book
 from support.points import ORDERS, send, superuser
-from support.redemption import DAY_MS, SETTLED, UNSETTLED, booking, customer_of, earn, get, order, redeem, reverse
+from support.redemption import (
+    SETTLED,
+    UNSETTLED,
+    booking,
+    customer_ref,
+    earn,
+    get_redemption,
+    redeem,
+    redeem_request,
+    reverse,
+)
 
 NAMES = ("ada", "bob", "cyd", "dan")
 PAIRS = list(itertools.combinations(NAMES, 2))
@@ -80,8 +91,10 @@ async def test_concurrent_calls_of_every_kind_cause_no_deadlock(service: Service
     async def redeem_book_and_reverse(number: int) -> None:
         pair = rng.choice(PAIRS)
         group = identity_pb2.UserGroupRef(id="-".join(pair)) if number % 3 else None
-        customer = customer_of(shop, external_id=rng.choice(pair))
-        redemption = await redeem(client, order(shop, rng.randrange(1, 1_200), customer=customer, user_group2=group))
+        customer = customer_ref(shop, external_id=rng.choice(pair))
+        redemption = await redeem(
+            client, redeem_request(shop, rng.randrange(1, 1_200), customer=customer, user_group2=group)
+        )
         redemptions.append(redemption)
         drawn = redemption.draws[0]
         if number % 2:
@@ -125,7 +138,8 @@ async def test_bookings_settle_redemptions_in_any_order(client: Client, shop: Sh
         buyer_id = f"buyer-{number}-{together}"
         await earn(client, shop, 1_000, buyer_id)
         redemptions = [
-            await redeem(client, order(shop, points, customer=customer_of(shop, buyer_id))) for points in (30, 40)
+            await redeem(client, redeem_request(shop, points, customer=customer_ref(shop, buyer_id)))
+            for points in (30, 40)
         ]
         updates = [
             booking(shop, 30, 970, 1_000, buyer_id=buyer_id),
@@ -141,13 +155,13 @@ async def test_bookings_settle_redemptions_in_any_order(client: Client, shop: Sh
             for place in arrivals:
                 await client.apply(updates[place])
 
-        assert [(await get(client, each)).state for each in redemptions] == [SETTLED, SETTLED]
+        assert [(await get_redemption(client, each)).state for each in redemptions] == [SETTLED, SETTLED]
         account = await client.account(shop.merchant_id, shop.store_id, buyer_id)
         assert (account.points_balance, account.drift, account.active_points, account.held_points) == (932, 0, 932, 0)
 
 
 async def test_refused_booking_without_balance_settles_nothing(client: Client, shop: Shop) -> None:
-    redemption = await redeem(client, order(shop, 50, customer=customer_of(shop, external_id="ada")))
+    redemption = await redeem(client, redeem_request(shop, 50, customer=customer_ref(shop, external_id="ada")))
     await client.apply(
         shop.update(
             "ada",
@@ -162,7 +176,7 @@ async def test_refused_booking_without_balance_settles_nothing(client: Client, s
     (result,) = await send(client, update)
 
     assert result.error.reason == "INSUFFICIENT_POINTS"
-    assert not (await get(client, redemption)).reversed_points
+    assert not (await get_redemption(client, redemption)).reversed_points
     account = await client.account(shop.merchant_id, shop.store_id, "ada")
     assert (account.points_balance, account.active_points, account.held_points) == (10, 0, 50)
 
@@ -173,7 +187,7 @@ async def test_concurrent_sweeps_release_once(service: Service, client: Client, 
     await service.server._redemptions.release_overdue(service.clock())
 
     assert sorted(await released_ids(service, shop)) == sorted(each.redemption_id for each in redemptions)
-    assert {(await get(client, each)).state for each in redemptions} == {UNSETTLED}
+    assert {(await get_redemption(client, each)).state for each in redemptions} == {UNSETTLED}
 
 
 async def test_sweep_releases_all_overdue_redemptions_in_several_transactions(
@@ -187,9 +201,9 @@ async def test_sweep_releases_all_overdue_redemptions_in_several_transactions(
 
 async def redeem_overdue(service: Service, client: Client, shop: Shop, count: int) -> list[redemption_pb2.Redemption]:
     """Redeem a point `count` times, and advance the clock past the settlement window."""
-    people = [customer_of(shop, external_id=name) for name in NAMES]
+    people = [customer_ref(shop, external_id=name) for name in NAMES]
     redemptions = await asyncio.gather(
-        *(redeem(client, order(shop, 1, customer=people[number % len(people)])) for number in range(count))
+        *(redeem(client, redeem_request(shop, 1, customer=people[number % len(people)])) for number in range(count))
     )
     service.clock.move(4 * DAY_MS / 1_000)
     return list(redemptions)
@@ -197,7 +211,8 @@ async def redeem_overdue(service: Service, client: Client, shop: Shop, count: in
 
 async def test_sweep_skips_locked_accounts(service: Service, client: Client, shop: Shop) -> None:
     mine, other = [
-        await redeem(client, order(shop, 1, customer=customer_of(shop, external_id=name))) for name in ("ada", "bob")
+        await redeem(client, redeem_request(shop, 1, customer=customer_ref(shop, external_id=name)))
+        for name in ("ada", "bob")
     ]
     service.clock.move(4 * DAY_MS / 1_000)
     async with superuser(service) as connection, connection.transaction():
@@ -214,7 +229,9 @@ async def test_sweep_skips_locked_accounts(service: Service, client: Client, sho
 async def test_redeeming_waits_for_locked_account_and_redeems_once(
     service: Service, client: Client, shop: Shop
 ) -> None:
-    request = order(shop, 50, customer=customer_of(shop, external_id="ada"), external_reference_number=unique("order"))
+    request = redeem_request(
+        shop, 50, customer=customer_ref(shop, external_id="ada"), external_reference_number=unique("order")
+    )
     async with superuser(service) as connection, connection.transaction():
         query = "SELECT 1 FROM points_accounts WHERE merchant_id = $1 AND buyer_id = 'ada' FOR UPDATE"
         await connection.fetch(query, shop.merchant_id)

@@ -8,19 +8,19 @@ import grpc
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, programs_pb2, redemption_pb2
+from pointbook_common.durations import DAY_MS
 from pointbook_server.redemption.transactions import RedemptionTransactions
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
 from support.redemption import (
-    DAY_MS,
     PENDING,
-    customer_of,
-    drawn,
+    account_points,
+    customer_ref,
+    draws_by_buyer,
     earn,
-    findings,
-    order,
-    points_of,
-    question,
     redeem,
+    redeem_request,
+    validate_request,
+    violation_codes,
 )
 
 MOBILE = "+8613812345678"
@@ -57,8 +57,8 @@ UNKNOWN = [
 def customer_by(shop: Shop, **identifier: str) -> identity_pb2.CustomerRef:
     """Build the reference of a customer by one identifier."""
     if "buyer" in identifier:
-        return customer_of(shop, identifier["buyer"])
-    return customer_of(shop, **identifier)
+        return customer_ref(shop, identifier["buyer"])
+    return customer_ref(shop, **identifier)
 
 
 def points_request(customer: identity_pb2.CustomerRef, program_id: int = 1) -> redemption_pb2.GetCustomerPointsRequest:
@@ -110,25 +110,25 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
 @pytest.mark.parametrize("identifier", IDENTIFIERS, ids=str)
 async def test_customer_is_found_by_every_identifier(client: Client, shop: Shop, identifier: dict[str, str]) -> None:
     customer = customer_by(shop, **identifier)
-    response = await client.redemption.ValidateRedemption(question(shop, 200, customer=customer))
+    response = await client.redemption.ValidateRedemption(validate_request(shop, 200, customer=customer))
     assert (response.redeemable, response.active_points) == (True, 200)
-    assert await findings(client, question(shop, 201, customer=customer)) == [803]
-    redemption = await redeem(client, order(shop, 150, customer=customer))
-    assert (redemption.active_points, drawn(redemption)) == (50, [("ada", 100), ("ada", 50)])
+    assert await violation_codes(client, validate_request(shop, 201, customer=customer)) == [803]
+    redemption = await redeem(client, redeem_request(shop, 150, customer=customer))
+    assert (redemption.active_points, draws_by_buyer(redemption)) == (50, [("ada", 100), ("ada", 50)])
     assert {draw.buyer.store_id for draw in redemption.draws} == {shop.store_id, second_store(shop).store_id}
 
     points = await client.redemption.GetCustomerPoints(points_request(customer))
     assert (points.points_balance, points.active_points, points.held_points) == (200, 50, 150)
     assert [buyer.store_id for buyer in points.buyers] == [shop.store_id, second_store(shop).store_id]
-    assert await points_of(client, outside_store(shop), "ada") == (1_000, 1_000, 0)
+    assert await account_points(client, outside_store(shop), "ada") == (1_000, 1_000, 0)
 
 
 async def test_national_number_needs_region_of_program(client: Client, shop: Shop) -> None:
     for region, expected in (("", 802), ("FR", 802), ("CN", 0)):
         await client.put_program(shop.merchant_id, shop.store_id, default_region=region, criteria={})
-        codes = await findings(client, question(shop, customer=customer_by(shop, mobile="13812345678")))
+        codes = await violation_codes(client, validate_request(shop, customer=customer_by(shop, mobile="13812345678")))
         assert codes == ([expected] if expected else [])
-        assert await findings(client, question(shop, customer=customer_by(shop, mobile=MOBILE))) == []
+        assert await violation_codes(client, validate_request(shop, customer=customer_by(shop, mobile=MOBILE))) == []
 
 
 @pytest.mark.parametrize("identifier", MALFORMED, ids=str)
@@ -136,11 +136,11 @@ async def test_malformed_identifier_is_802_and_is_not_quoted(
     client: Client, shop: Shop, identifier: dict[str, str]
 ) -> None:
     customer, (kind,) = customer_by(shop, **identifier), identifier
-    response = await client.redemption.ValidateRedemption(question(shop, customer=customer))
+    response = await client.redemption.ValidateRedemption(validate_request(shop, customer=customer))
     assert [violation.code for violation in response.violations] == [802]
     assert dict(response.status.metadata) == {"identifier": kind}
     for call in (
-        redeem(client, order(shop, customer=customer)),
+        redeem(client, redeem_request(shop, customer=customer)),
         client.redemption.GetCustomerPoints(points_request(customer)),
     ):
         refusal = await refused(call)
@@ -151,11 +151,11 @@ async def test_malformed_identifier_is_802_and_is_not_quoted(
 @pytest.mark.parametrize("identifier", UNKNOWN, ids=str)
 async def test_unknown_identifier_is_816(client: Client, shop: Shop, identifier: dict[str, str]) -> None:
     customer, (kind,) = customer_by(shop, **identifier), identifier
-    response = await client.redemption.ValidateRedemption(question(shop, customer=customer))
+    response = await client.redemption.ValidateRedemption(validate_request(shop, customer=customer))
     assert [violation.code for violation in response.violations] == [816]
     assert (dict(response.status.metadata), response.active_points) == ({"identifier": kind}, 0)
     for call in (
-        redeem(client, order(shop, customer=customer)),
+        redeem(client, redeem_request(shop, customer=customer)),
         client.redemption.GetCustomerPoints(points_request(customer)),
     ):
         refusal = await refused(call)
@@ -169,7 +169,9 @@ async def test_customer_of_another_merchant_is_unknown(client: Client) -> None:
     await client.put_store(other.merchant_id, other.store_id)
     await client.put_program(other.merchant_id, other.store_id, default_region="CN")
     for identifier in IDENTIFIERS[:-1]:
-        assert await findings(client, question(other, customer=customer_by(other, **identifier))) == [816]
+        assert await violation_codes(client, validate_request(other, customer=customer_by(other, **identifier))) == [
+            816
+        ]
 
 
 @pytest.mark.parametrize("identifier", [{"mobile": MOBILE}, {"buyer": "ada"}], ids=str)
@@ -181,9 +183,9 @@ async def test_blocked_customer_is_809_and_has_readable_points(
     await client.customers.PutCustomer(customers_pb2.PutCustomerRequest(customer=stored))
     customer = customer_by(shop, **identifier)
 
-    assert await findings(client, question(shop, customer=customer)) == [809]
-    assert await findings(client, question(shop, 201, customer=customer)) == [803, 809]
-    refusal = await refused(redeem(client, order(shop, customer=customer)))
+    assert await violation_codes(client, validate_request(shop, customer=customer)) == [809]
+    assert await violation_codes(client, validate_request(shop, 201, customer=customer)) == [803, 809]
+    refusal = await refused(redeem(client, redeem_request(shop, customer=customer)))
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CUSTOMER_BLOCKED")
     assert refusal.metadata["status_code"] == "809"
     assert (await client.redemption.GetCustomerPoints(points_request(customer))).active_points == 200
@@ -193,16 +195,18 @@ async def test_unregistered_buyer_has_points_of_one_account(client: Client, shop
     await earn(client, shop, 70, "eve")
     await earn(client, outside_store(shop), 70, "eve")
 
-    assert await findings(client, question(shop, 71, customer=customer_of(shop, "eve"))) == [803]
-    assert drawn(await redeem(client, order(shop, 70, customer=customer_of(shop, "eve")))) == [("eve", 70)]
-    outside = customer_of(outside_store(shop), "eve")
-    assert await findings(client, question(shop, 1, customer=outside)) == [803]
+    assert await violation_codes(client, validate_request(shop, 71, customer=customer_ref(shop, "eve"))) == [803]
+    assert draws_by_buyer(await redeem(client, redeem_request(shop, 70, customer=customer_ref(shop, "eve")))) == [
+        ("eve", 70)
+    ]
+    outside = customer_ref(outside_store(shop), "eve")
+    assert await violation_codes(client, validate_request(shop, 1, customer=outside)) == [803]
     points = await client.redemption.GetCustomerPoints(points_request(outside))
     assert points == redemption_pb2.GetCustomerPointsResponse()
 
 
 async def test_registered_buyer_outside_of_program_finds_customer(client: Client, shop: Shop) -> None:
-    request = order(shop, 200, customer=customer_of(outside_store(shop), "ada"))
+    request = redeem_request(shop, 200, customer=customer_ref(outside_store(shop), "ada"))
 
     assert (await redeem(client, request)).active_points == 0
 
@@ -236,10 +240,18 @@ async def test_points_of_all_accounts_are_drawn_by_expiry_then_age(client: Clien
     def drawn_from(redemption: redemption_pb2.Redemption) -> list[tuple[bool, int]]:
         return [(draw.buyer.store_id == first.store_id, draw.points) for draw in redemption.draws]
 
-    assert drawn_from(await redeem(client, order(shop, 65, customer=bob))) == [(False, 50), (True, 10), (False, 5)]
-    assert drawn_from(await redeem(client, order(shop, 80, customer=bob))) == [(False, 15), (False, 30), (True, 35)]
-    assert await findings(client, question(shop, 6, customer=bob)) == [803]
-    assert (await redeem(client, order(shop, 5, customer=bob))).active_points == 0
+    assert drawn_from(await redeem(client, redeem_request(shop, 65, customer=bob))) == [
+        (False, 50),
+        (True, 10),
+        (False, 5),
+    ]
+    assert drawn_from(await redeem(client, redeem_request(shop, 80, customer=bob))) == [
+        (False, 15),
+        (False, 30),
+        (True, 35),
+    ]
+    assert await violation_codes(client, validate_request(shop, 6, customer=bob)) == [803]
+    assert (await redeem(client, redeem_request(shop, 5, customer=bob))).active_points == 0
 
 
 async def test_balance_and_lifetime_criteria_sum_accounts_in_program(client: Client, shop: Shop) -> None:
@@ -247,14 +259,17 @@ async def test_balance_and_lifetime_criteria_sum_accounts_in_program(client: Cli
     for name, code in (("min_balance_required", 804), ("min_lifetime_points", 805)):
         for least, expected in ((200, []), (201, [code])):
             await client.put_program(shop.merchant_id, shop.store_id, store_ids=stores, criteria={name: least})
-            assert await findings(client, question(shop, customer=customer_by(shop, mobile=MOBILE))) == expected
+            assert (
+                await violation_codes(client, validate_request(shop, customer=customer_by(shop, mobile=MOBILE)))
+                == expected
+            )
 
 
 # Changes between assessment and locks.
 
 
 async def test_repetition_by_another_identifier_has_same_content(client: Client, shop: Shop) -> None:
-    request = order(shop, 50, customer=customer_by(shop, mobile=MOBILE))
+    request = redeem_request(shop, 50, customer=customer_by(shop, mobile=MOBILE))
     first = await redeem(client, request)
     for identifier in IDENTIFIERS:
         request.customer.CopyFrom(customer_by(shop, **identifier))
@@ -263,7 +278,7 @@ async def test_repetition_by_another_identifier_has_same_content(client: Client,
 
 async def test_repetition_after_registration_returns_redemption_of_buyer(client: Client, shop: Shop) -> None:
     await earn(client, shop, 70, "eve")
-    request = order(shop, 50, customer=customer_of(shop, "eve"))
+    request = redeem_request(shop, 50, customer=customer_ref(shop, "eve"))
     first = await redeem(client, request)
     buyers = [{"store_id": shop.store_id, "buyer_id": "eve"}]
     await client.put_customer(shop.merchant_id, "c-eve", external_id="eve", buyers=buyers)
@@ -289,28 +304,28 @@ async def refused_after_change(client: Client, request: redemption_pb2.RedeemPoi
 
 async def test_buyer_registered_before_locks_is_refused_for_retry(client: Client, shop: Shop) -> None:
     await earn(client, shop, 70, "eve")
-    request = order(shop, 50, customer=customer_of(shop, "eve"))
+    request = redeem_request(shop, 50, customer=customer_ref(shop, "eve"))
     buyers = [{"store_id": shop.store_id, "buyer_id": "eve"}]
     refusal = await refused_after_change(
         client, request, lambda: client.put_customer(shop.merchant_id, "c-eve", buyers=buyers)
     )
 
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REDEMPTION_FAILED")
-    assert await points_of(client, shop, "eve") == (70, 70, 0)
+    assert await account_points(client, shop, "eve") == (70, 70, 0)
     assert (await redeem(client, request)).state == PENDING
 
 
 async def test_customer_blocked_before_locks_is_809(client: Client, shop: Shop) -> None:
     refusal = await refused_after_change(
         client,
-        order(shop, 50, customer=customer_of(shop, "ada")),
+        redeem_request(shop, 50, customer=customer_ref(shop, "ada")),
         lambda: client.put_customer(
             shop.merchant_id, "c-ada", fraud_blocked=True, buyers=[{"store_id": shop.store_id, "buyer_id": "ada"}]
         ),
     )
 
     assert refusal.metadata["status_code"] == "809"
-    assert await points_of(client, shop, "ada") == (100, 100, 0)
+    assert await account_points(client, shop, "ada") == (100, 100, 0)
 
 
 async def test_buyer_added_before_locks_is_drawn_on_and_removed_one_is_not(client: Client, shop: Shop) -> None:
@@ -326,14 +341,14 @@ async def test_buyer_added_before_locks_is_drawn_on_and_removed_one_is_not(clien
         return await locked(*arguments)
 
     with patch.object(RedemptionTransactions, "redeem", take_and_redeem):
-        redemption = await redeem(client, order(shop, 290, customer=customer))
+        redemption = await redeem(client, redeem_request(shop, 290, customer=customer))
     assert redemption.active_points == 60
 
 
 async def test_currency_value_is_refused_for_retry_if_point_value_changes_before_locks(
     client: Client, shop: Shop
 ) -> None:
-    request = order(shop, 0, customer=customer_of(shop, "ada"), currency_input=True, currency_value="1")
+    request = redeem_request(shop, 0, customer=customer_ref(shop, "ada"), currency_input=True, currency_value="1")
 
     async def change() -> programs_pb2.Program:
         return await client.put_program(shop.merchant_id, shop.store_id, criteria={}, point_value="0.02")

@@ -10,7 +10,17 @@ import pytest
 from pointbook.v1 import redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
 from support.harness import NOW_MS, Client, Service, Shop, make_token, refused, unique
-from support.redemption import SETTLED, UNSETTLED, booking, customer_of, earn, get, order, redeem, reverse
+from support.redemption import (
+    SETTLED,
+    UNSETTLED,
+    booking,
+    customer_ref,
+    earn,
+    get_redemption,
+    redeem,
+    redeem_request,
+    reverse,
+)
 from support.statements import counted_statements
 
 
@@ -37,13 +47,13 @@ async def list_redemptions(client: Client, shop: Shop, **changes: Any) -> list[r
 
 @pytest.mark.parametrize("reference", ["order-17", "a/b?c=d&e", "x" * 128, "17"])
 async def test_redemption_is_found_by_reference_and_by_id(client: Client, shop: Shop, reference: str) -> None:
-    made = await redeem(client, order(shop, 100, external_reference_number=reference))
+    made = await redeem(client, redeem_request(shop, 100, external_reference_number=reference))
 
-    assert await get_by_reference(client, shop, reference) == await get(client, made)
+    assert await get_by_reference(client, shop, reference) == await get_redemption(client, made)
 
 
 async def test_reference_of_another_merchant_or_of_reversal_is_not_found(client: Client, shop: Shop) -> None:
-    made = await redeem(client, order(shop, 100, external_reference_number="mine"))
+    made = await redeem(client, redeem_request(shop, 100, external_reference_number="mine"))
     await reverse(client, made, external_reference_number="back")
     other = Shop(unique("merchant"), unique("store"))
 
@@ -71,7 +81,7 @@ async def test_either_id_or_reference_is_required(client: Client, shop: Shop, ke
 
 
 async def test_redemption_id_keeps_its_field_number(client: Client, shop: Shop) -> None:
-    made = await redeem(client, order(shop, 100))
+    made = await redeem(client, redeem_request(shop, 100))
     ids = [made.merchant_id.encode(), made.redemption_id.encode()]
     wire = b"".join(bytes([number << 3 | 2, len(text)]) + text for number, text in enumerate(ids, 1))
 
@@ -85,26 +95,26 @@ async def test_redemption_has_customer_id_or_buyer(client: Client, shop: Shop) -
         shop.merchant_id, "c-2", email="ada@example.com", buyers=[{"store_id": shop.store_id, "buyer_id": "ada"}]
     )
     await earn(client, shop, 500, "ada")
-    unregistered = await redeem(client, order(shop, 100))
-    registered = await redeem(client, order(shop, 100, customer=customer_of(shop, email="ada@example.com")))
+    unregistered = await redeem(client, redeem_request(shop, 100))
+    registered = await redeem(client, redeem_request(shop, 100, customer=customer_ref(shop, email="ada@example.com")))
 
     assert (unregistered.customer.buyer.store_id, unregistered.customer.buyer.buyer_id) == (shop.store_id, "buyer")
     assert registered.customer.customer_id == "c-2"
     for made in (unregistered, registered):
-        assert (await get(client, made)).customer == made.customer
+        assert (await get_redemption(client, made)).customer == made.customer
     assert {each.redemption_id: each.customer for each in await list_redemptions(client, shop)} == {
         made.redemption_id: made.customer for made in (unregistered, registered)
     }
 
 
 async def test_reversals_are_listed_with_reversed_points(service: Service, client: Client, shop: Shop) -> None:
-    made = await redeem(client, order(shop, 100))
+    made = await redeem(client, redeem_request(shop, 100))
     for points, reference in ((30, "return-1"), (20, "return-2"), (0, "return-3")):
         service.clock.move(60)
         await reverse(client, made, points, external_reference_number=reference, notes=f"about {reference}")
     await reverse(client, made, 30, external_reference_number="return-1")
 
-    for redemption in (await get(client, made), *await list_redemptions(client, shop)):
+    for redemption in (await get_redemption(client, made), *await list_redemptions(client, shop)):
         assert [
             (each.external_reference_number, each.points, each.notes, each.create_time.ToMilliseconds() - NOW_MS)
             for each in redemption.reversals
@@ -118,11 +128,11 @@ async def test_reversals_are_listed_with_reversed_points(service: Service, clien
 
 
 async def test_at_most_hundred_newest_reversals_are_listed(client: Client, shop: Shop) -> None:
-    made = await redeem(client, order(shop, 200))
+    made = await redeem(client, redeem_request(shop, 200))
     for number in range(102):
         await reverse(client, made, 1, external_reference_number=f"return-{number:03}")
 
-    redemption = await get(client, made)
+    redemption = await get_redemption(client, made)
     assert len(redemption.reversals) == 100
     assert redemption.reversals_truncated
     assert redemption.reversed_points == 102
@@ -131,9 +141,9 @@ async def test_at_most_hundred_newest_reversals_are_listed(client: Client, shop:
 async def test_redemptions_reversals_and_settlements_have_id_of_their_token(service: Service, shop: Shop) -> None:
     bearers = [await make_token(service.database_url, [ALL_MERCHANTS], list(Scope)) for _ in range(2)]
     till, desk = (Client(service.server.port, bearer) for bearer in bearers)
-    made = await redeem(till, order(shop, 100))
+    made = await redeem(till, redeem_request(shop, 100))
     await reverse(desk, made, 40)
-    redemption = await get(desk, made)
+    redemption = await get_redemption(desk, made)
     request = redemption_pb2.SettleRedemptionRequest(
         merchant_id=shop.merchant_id, redemption_id=made.redemption_id, reason="its webhook was lost"
     )
@@ -155,17 +165,17 @@ async def test_redemptions_reversals_and_settlements_have_id_of_their_token(serv
 async def test_current_active_points_change_and_active_points_do_not(
     service: Service, client: Client, shop: Shop
 ) -> None:
-    made = await redeem(client, order(shop, 100))
+    made = await redeem(client, redeem_request(shop, 100))
     assert not made.HasField("current_active_points")
     active_points = []
     for act in (
-        lambda: redeem(client, order(shop, 150)),
+        lambda: redeem(client, redeem_request(shop, 150)),
         lambda: reverse(client, made, 40),
         lambda: client.apply(booking(shop, 60, 440)),
     ):
-        active_points.append((await get(client, made)).current_active_points)
+        active_points.append((await get_redemption(client, made)).current_active_points)
         await act()
-    redemption = await get(client, made)
+    redemption = await get_redemption(client, made)
 
     assert [*active_points, redemption.current_active_points] == [400, 250, 290, 290]
     assert (redemption.active_points, redemption.state) == (400, SETTLED)
@@ -188,15 +198,15 @@ async def test_current_active_points_cover_group_and_other_programs(client: Clie
         await earn(client, Shop(shop.merchant_id, store_id), points, f"b-{number}")
     members = [{"customer_id": f"c-{number}", "can_redeem": True} for number in (1, 2)]
     await client.put_group(shop.merchant_id, "family", primary_customer_id="c-1", members=members)
-    customer = customer_of(shop, external_id="x-1")
-    alone = await redeem(client, order(shop, 10, customer=customer))
+    customer = customer_ref(shop, external_id="x-1")
+    alone = await redeem(client, redeem_request(shop, 10, customer=customer))
     pooled = await redeem(
-        client, order(shop, 10, customer=customer, user_group2={"id": "family"}, group_redemption=True)
+        client, redeem_request(shop, 10, customer=customer, user_group2={"id": "family"}, group_redemption=True)
     )
 
-    assert [(await get(client, made)).current_active_points for made in (alone, pooled)] == [280, 350]
+    assert [(await get_redemption(client, made)).current_active_points for made in (alone, pooled)] == [280, 350]
     await client.put_program(shop.merchant_id, store, program_id=2, criteria={})
-    assert [(await get(client, made)).current_active_points for made in (alone, pooled)] == [280, 280]
+    assert [(await get_redemption(client, made)).current_active_points for made in (alone, pooled)] == [280, 280]
 
 
 async def test_page_takes_as_many_statements_as_one_redemption(client: Client, shop: Shop) -> None:
@@ -213,8 +223,8 @@ async def test_page_takes_as_many_statements_as_one_redemption(client: Client, s
             primary_customer_id=f"c-{number}",
             members=[{"customer_id": f"c-{number}", "can_redeem": True}],
         )
-        customer = customer_of(shop, external_id=f"x-{number}")
-        made = await redeem(client, order(shop, 10, customer=customer, user_group2={"id": f"group-{number}"}))
+        customer = customer_ref(shop, external_id=f"x-{number}")
+        made = await redeem(client, redeem_request(shop, 10, customer=customer, user_group2={"id": f"group-{number}"}))
         await reverse(client, made, 4)
 
     await redeem_and_reverse(1)

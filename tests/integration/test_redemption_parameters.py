@@ -14,7 +14,7 @@ from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.delivery.sender import DeliveryFailedError
 from pointbook_server.redemption.transactions import RedemptionTransactions
 from support.harness import NOW_MS, Client, Service, Shop, refused, unique
-from support.redemption import booking, earn, order, redeem, reverse
+from support.redemption import booking, earn, redeem, redeem_request, reverse
 
 SMS = redemption_pb2.VALIDATION_TYPE_SMS
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
@@ -95,7 +95,7 @@ def customer_by(merchant: Shop, **identifier: Any) -> identity_pb2.CustomerRef:
     return identity_pb2.CustomerRef(merchant_id=merchant.merchant_id, **identifier or {"external_id": "crm-1"})
 
 
-def validate_request(merchant: Shop, **changes: Any) -> redemption_pb2.ValidateRedemptionRequest:
+def ada_request(merchant: Shop, **changes: Any) -> redemption_pb2.ValidateRedemptionRequest:
     """Build a request to validate a redemption of 10 of Ada's points in program 1."""
     values: dict[str, Any] = {"customer": customer_by(merchant), "program_id": 1, "points": 10}
     return redemption_pb2.ValidateRedemptionRequest(**values | changes)
@@ -194,9 +194,9 @@ def test_every_parameter_is_covered() -> None:
 async def test_every_parameter_has_its_effect(
     client: Client, merchant: Shop, changes: Callable[[Shop], dict[str, Any]], shows: Callable[[Response], bool]
 ) -> None:
-    assert has_active(100)(await client.redemption.ValidateRedemption(validate_request(merchant)))
+    assert has_active(100)(await client.redemption.ValidateRedemption(ada_request(merchant)))
 
-    response = await client.redemption.ValidateRedemption(validate_request(merchant, **changes(merchant)))
+    response = await client.redemption.ValidateRedemption(ada_request(merchant, **changes(merchant)))
     assert shows(response), response
 
 
@@ -240,7 +240,7 @@ async def test_every_status_code_is_returned(client: Client, merchant: Shop, cod
         odd = {"program_id": OTHER_VALUE, "point_value": "0.02", "allow_cross_program_redemption": True, "criteria": {}}
         await client.put_program(merchant.merchant_id, merchant.store_id, **odd)
 
-    response = await client.redemption.ValidateRedemption(validate_request(merchant, **changes(merchant)))
+    response = await client.redemption.ValidateRedemption(ada_request(merchant, **changes(merchant)))
     statuses = [(each.code, each.reason) for each in (response.status, *response.violations)]
     assert (code, reason) in statuses
     assert response.redeemable is (code == 800)
@@ -248,7 +248,7 @@ async def test_every_status_code_is_returned(client: Client, merchant: Shop, cod
 
 async def raise_failed(_service: Service, client: Client, merchant: Shop) -> Any:
     """Redeem while the point value changes before the locks: 817."""
-    request = order(merchant, 0, customer=customer_by(merchant), currency_input=True, currency_value="0.5")
+    request = redeem_request(merchant, 0, customer=customer_by(merchant), currency_input=True, currency_value="0.5")
     locked = RedemptionTransactions.redeem
 
     async def be_overtaken(self: RedemptionTransactions, *arguments: Any) -> Any:
@@ -268,7 +268,7 @@ async def raise_not_issued(service: Service, client: Client, merchant: Shop) -> 
 
 async def raise_reversed(_service: Service, client: Client, merchant: Shop) -> Any:
     """Reverse a redemption twice: 3802."""
-    redemption = await redeem(client, order(merchant, 10, customer=customer_by(merchant)))
+    redemption = await redeem(client, redeem_request(merchant, 10, customer=customer_by(merchant)))
     await reverse(client, redemption)
     return await refused(reverse(client, redemption))
 
@@ -285,7 +285,7 @@ async def test_status_codes_of_other_calls_are_in_error_metadata(
 async def test_code_that_is_not_issued_is_warning_876(service: Service, client: Client, merchant: Shop) -> None:
     service.outbox.error = DeliveryFailedError("refused")
 
-    response = await client.redemption.ValidateRedemption(validate_request(merchant, issue_otp=True))
+    response = await client.redemption.ValidateRedemption(ada_request(merchant, issue_otp=True))
     assert (response.redeemable, response.status.code) == (True, 800)
     assert [(warning.code, warning.reason) for warning in response.warnings] == [(876, "CODE_NOT_ISSUED")]
 
@@ -295,4 +295,4 @@ async def test_decreases_by_shopline_do_not_count_for_caps(client: Client, merch
     await client.put_program(merchant.merchant_id, merchant.store_id, criteria=criteria)
     await client.apply(booking(merchant, 40, 60, buyer_id="ada"))
 
-    assert has_active(60)(await client.redemption.ValidateRedemption(validate_request(merchant, points=40)))
+    assert has_active(60)(await client.redemption.ValidateRedemption(ada_request(merchant, points=40)))

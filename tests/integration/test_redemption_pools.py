@@ -8,19 +8,19 @@ import grpc
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+from pointbook_common.durations import DAY_MS
 from pointbook_server.redemption.transactions import RedemptionTransactions
 from support.harness import NOW_MS, Client, Service, Shop, at, refused
 from support.redemption import (
-    DAY_MS,
-    customer_of,
-    drawn,
+    account_points,
+    customer_ref,
+    draws_by_buyer,
     earn,
-    findings,
-    order,
-    points_of,
-    question,
     redeem,
+    redeem_request,
     reverse,
+    validate_request,
+    violation_codes,
 )
 
 POINTS = {"ada": 10, "bob": 20, "cyd": 40, "dan": 80, "eve": 160}
@@ -124,14 +124,14 @@ async def put_group(
 
 def customer_by_name(shop: Shop, name: str = "ada") -> identity_pb2.CustomerRef:
     """Build the reference of one of the shop's customers."""
-    return customer_of(shop, external_id=name)
+    return customer_ref(shop, external_id=name)
 
 
 def group_request(
     shop: Shop, points: int, group: GroupRef, name: str = "ada", **changes: Any
 ) -> redemption_pb2.ValidateRedemptionRequest:
     """Build a request to validate a redemption from a group's pool."""
-    return question(shop, points, customer=customer_by_name(shop, name), user_group2=group, **changes)
+    return validate_request(shop, points, customer=customer_by_name(shop, name), user_group2=group, **changes)
 
 
 async def active_points(client: Client, request: redemption_pb2.ValidateRedemptionRequest) -> int:
@@ -198,10 +198,10 @@ async def test_group_is_selected_by_every_selector(client: Client, shop: Shop, s
     group = GroupRef(**selector)
 
     assert await active_points(client, group_request(shop, 30, group)) == 30
-    assert await findings(client, group_request(shop, 30, group)) == []
-    assert await findings(client, group_request(shop, 31, group)) == [803]
-    redemption = await redeem(client, order(shop, 30, customer=customer_by_name(shop), user_group2=group))
-    assert sorted(drawn(redemption)) == [("ada", 10), ("bob", 20)]
+    assert await violation_codes(client, group_request(shop, 30, group)) == []
+    assert await violation_codes(client, group_request(shop, 31, group)) == [803]
+    redemption = await redeem(client, redeem_request(shop, 30, customer=customer_by_name(shop), user_group2=group))
+    assert sorted(draws_by_buyer(redemption)) == [("ada", 10), ("bob", 20)]
 
 
 @pytest.mark.parametrize("selector", PRIMARIES, ids=selector_id)
@@ -209,13 +209,15 @@ async def test_group_is_selected_by_identifier_of_primary_member(
     client: Client, shop: Shop, selector: GroupRef
 ) -> None:
     assert await active_points(client, group_request(shop, 1, selector)) == 30
-    assert await findings(client, group_request(shop, 30, selector, "bob")) == []
+    assert await violation_codes(client, group_request(shop, 30, selector, "bob")) == []
 
 
 @pytest.mark.parametrize("selector", NOBODYS, ids=selector_id)
 async def test_unknown_group_is_1632(client: Client, shop: Shop, selector: GroupRef) -> None:
-    assert await findings(client, group_request(shop, 1, selector)) == [1632]
-    refusal = await refused(redeem(client, order(shop, 1, customer=customer_by_name(shop), user_group2=selector)))
+    assert await violation_codes(client, group_request(shop, 1, selector)) == [1632]
+    refusal = await refused(
+        redeem(client, redeem_request(shop, 1, customer=customer_by_name(shop), user_group2=selector))
+    )
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "GROUP_NOT_FOUND")
     assert refusal.metadata["status_code"] == "1632"
 
@@ -224,10 +226,10 @@ async def test_customer_without_default_group_is_1632(client: Client, shop: Shop
     await earn(client, shop, 5, "stranger")
     default = GroupRef(use_default=True)
 
-    assert await findings(client, group_request(shop, 1, default, "bob")) == [1632]
-    assert await findings(client, question(shop, 1, customer=customer_of(shop, "stranger"), user_group2=default)) == [
-        1632
-    ]
+    assert await violation_codes(client, group_request(shop, 1, default, "bob")) == [1632]
+    assert await violation_codes(
+        client, validate_request(shop, 1, customer=customer_ref(shop, "stranger"), user_group2=default)
+    ) == [1632]
 
 
 @pytest.mark.parametrize(
@@ -246,7 +248,7 @@ async def test_contradictory_selectors_are_request_errors(client: Client, shop: 
 
     for call in (
         client.redemption.ValidateRedemption(group_request(shop, 1, group)),
-        redeem(client, order(shop, 1, customer=customer_by_name(shop), user_group2=group)),
+        redeem(client, redeem_request(shop, 1, customer=customer_by_name(shop), user_group2=group)),
     ):
         refusal = await refused(call)
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
@@ -260,11 +262,13 @@ async def test_selectors_that_disagree_under_locks_are_refused_for_retry(client:
         await put_group(client, shop, member("ada"), member("bob"), external_id="Renamed")
         return await locked(*arguments)
 
-    request = order(shop, 30, customer=customer_by_name(shop), user_group2=GroupRef(id="family", external_id="Fam-1"))
+    request = redeem_request(
+        shop, 30, customer=customer_by_name(shop), user_group2=GroupRef(id="family", external_id="Fam-1")
+    )
     with patch.object(RedemptionTransactions, "redeem", rename_and_redeem):
         assert (await refused(redeem(client, request))).reason == "REDEMPTION_FAILED"
     assert (await refused(redeem(client, request))).reason == "INVALID_FIELDS"
-    assert await points_of(client, shop, "ada") == (10, 10, 0)
+    assert await account_points(client, shop, "ada") == (10, 10, 0)
 
 
 @pytest.mark.parametrize(("selector", "fields"), PARTIAL.values(), ids=PARTIAL)
@@ -282,22 +286,24 @@ async def test_incomplete_selector_names_missing_fields(
 async def test_only_redeeming_members_redeem_from_group(client: Client, shop: Shop) -> None:
     await put_group(client, shop, member("ada", can_redeem=False), member("bob"), member("cyd", blocked=True))
     await earn(client, shop, 5, "stranger")
-    strangers = [customer_by_name(shop, name) for name in ("ada", "cyd", "eve")] + [customer_of(shop, "stranger")]
+    strangers = [customer_by_name(shop, name) for name in ("ada", "cyd", "eve")] + [customer_ref(shop, "stranger")]
     for customer in strangers:
-        assert await findings(client, question(shop, 1, customer=customer, user_group2=FAMILY)) == [1620]
-        refusal = await refused(redeem(client, order(shop, 1, customer=customer, user_group2=FAMILY)))
+        assert await violation_codes(client, validate_request(shop, 1, customer=customer, user_group2=FAMILY)) == [1620]
+        refusal = await refused(redeem(client, redeem_request(shop, 1, customer=customer, user_group2=FAMILY)))
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NOT_A_GROUP_MEMBER")
         assert refusal.metadata["status_code"] == "1620"
 
-    assert await findings(client, group_request(shop, 30, FAMILY, "bob")) == []
-    assert await findings(client, group_request(shop, 1, FAMILY, "dan")) == [809, 1620]
+    assert await violation_codes(client, group_request(shop, 30, FAMILY, "bob")) == []
+    assert await violation_codes(client, group_request(shop, 1, FAMILY, "dan")) == [809, 1620]
 
 
 async def test_program_without_group_redemption_is_828_with_own_points_only(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, criteria={})
 
-    assert await findings(client, group_request(shop, 11, FAMILY)) == [803, 828]
-    refusal = await refused(redeem(client, order(shop, 10, customer=customer_by_name(shop), user_group2=FAMILY)))
+    assert await violation_codes(client, group_request(shop, 11, FAMILY)) == [803, 828]
+    refusal = await refused(
+        redeem(client, redeem_request(shop, 10, customer=customer_by_name(shop), user_group2=FAMILY))
+    )
     assert (refusal.reason, refusal.metadata["status_code"]) == ("GROUP_REDEMPTION_NOT_ALLOWED", "828")
 
 
@@ -307,20 +313,20 @@ async def test_balance_and_lifetime_criteria_exclude_pool(client: Client, shop: 
             await client.put_program(
                 shop.merchant_id, shop.store_id, criteria={name: least}, allow_group_redemption=True
             )
-            assert await findings(client, group_request(shop, 30, FAMILY)) == expected
+            assert await violation_codes(client, group_request(shop, 30, FAMILY)) == expected
 
 
 async def test_pool_points_are_held_and_reversed_in_their_accounts(client: Client, shop: Shop) -> None:
-    redemption = await redeem(client, order(shop, 25, customer=customer_by_name(shop), user_group2=FAMILY))
+    redemption = await redeem(client, redeem_request(shop, 25, customer=customer_by_name(shop), user_group2=FAMILY))
     assert redemption.active_points == 5
-    refusal = await refused(redeem(client, order(shop, 21, customer=customer_by_name(shop, "bob"))))
+    refusal = await refused(redeem(client, redeem_request(shop, 21, customer=customer_by_name(shop, "bob"))))
     assert refusal.reason == "INSUFFICIENT_POINTS"
     assert await active_points(client, group_request(shop, 1, FAMILY, "bob")) == 5
 
-    held = [(await points_of(client, shop, name))[2] for name in ("ada", "bob", "cyd")]
+    held = [(await account_points(client, shop, name))[2] for name in ("ada", "bob", "cyd")]
     assert (sum(held), held[2]) == (25, 0)
     await reverse(client, redemption)
-    assert [(await points_of(client, shop, name))[2] for name in ("ada", "bob", "cyd")] == [0, 0, 0]
+    assert [(await account_points(client, shop, name))[2] for name in ("ada", "bob", "cyd")] == [0, 0, 0]
     assert await active_points(client, group_request(shop, 1, FAMILY, "bob")) == 30
 
 
@@ -340,9 +346,15 @@ async def test_pool_is_drawn_by_expiry_then_age_then_customer_id(client: Client,
     await put_group(client, shop, *(member(name) for name, *_ in lots), group_id="many")
 
     redemption = await redeem(
-        client, order(shop, 45, customer=customer_by_name(shop, "zed"), user_group2=GroupRef(id="many"))
+        client, redeem_request(shop, 45, customer=customer_by_name(shop, "zed"), user_group2=GroupRef(id="many"))
     )
-    assert drawn(redemption) == [("e-buyer", 10), ("b-buyer", 10), ("d-buyer", 10), ("c-buyer", 10), ("a-buyer", 5)]
+    assert draws_by_buyer(redemption) == [
+        ("e-buyer", 10),
+        ("b-buyer", 10),
+        ("d-buyer", 10),
+        ("c-buyer", 10),
+        ("a-buyer", 5),
+    ]
 
 
 # The merchant's other programs.
@@ -389,19 +401,23 @@ def cross_program_request(
     shop: Shop, points: int, name: str = "ada", **changes: Any
 ) -> redemption_pb2.ValidateRedemptionRequest:
     """Build a request to redeem points of any program in program 1."""
-    return question(shop, points, customer=customer_by_name(shop, name), group_redemption=True, **changes)
+    return validate_request(shop, points, customer=customer_by_name(shop, name), group_redemption=True, **changes)
 
 
 async def test_points_of_other_allowing_programs_count_once(client: Client, chain: Shop) -> None:
-    assert await active_points(client, question(chain, 1, customer=customer_by_name(chain))) == 10
+    assert await active_points(client, validate_request(chain, 1, customer=customer_by_name(chain))) == 10
     assert await active_points(client, cross_program_request(chain, 1)) == 110
-    assert await findings(client, cross_program_request(chain, 111)) == [803]
-    two = question(chain, 1, customer=customer_by_name(chain), program_id=2)
+    assert await violation_codes(client, cross_program_request(chain, 111)) == [803]
+    two = validate_request(chain, 1, customer=customer_by_name(chain), program_id=2)
     assert await active_points(client, two) == 110
 
-    redemption = await redeem(client, order(chain, 110, customer=customer_by_name(chain), group_redemption=True))
-    assert sorted(drawn(redemption)) == [("ada", 10), ("ada", 100)]
-    assert await findings(client, question(chain, 1, customer=customer_by_name(chain), program_id=2)) == [803]
+    redemption = await redeem(
+        client, redeem_request(chain, 110, customer=customer_by_name(chain), group_redemption=True)
+    )
+    assert sorted(draws_by_buyer(redemption)) == [("ada", 10), ("ada", 100)]
+    assert await violation_codes(
+        client, validate_request(chain, 1, customer=customer_by_name(chain), program_id=2)
+    ) == [803]
 
 
 async def test_points_of_all_programs_are_drawn_by_expiry(client: Client, chain: Shop) -> None:
@@ -415,18 +431,22 @@ async def test_points_of_all_programs_are_drawn_by_expiry(client: Client, chain:
     await earn(client, chain, 10, "yaf", points_expiry_time=at(NOW_MS + 2 * DAY_MS))
     await earn(client, other, 10, "fay", points_expiry_time=at(NOW_MS + DAY_MS))
 
-    redemption = await redeem(client, order(chain, 15, customer=customer_by_name(chain, "fay"), group_redemption=True))
-    assert drawn(redemption) == [("fay", 10), ("yaf", 5)]
+    redemption = await redeem(
+        client, redeem_request(chain, 15, customer=customer_by_name(chain, "fay"), group_redemption=True)
+    )
+    assert draws_by_buyer(redemption) == [("fay", 10), ("yaf", 5)]
 
 
 async def test_program_without_cross_program_redemption_is_828(client: Client, chain: Shop) -> None:
     await put_programs(client, chain, one={"allow_cross_program_redemption": False})
 
-    assert await findings(client, cross_program_request(chain, 11)) == [803, 828]
-    refusal = await refused(redeem(client, order(chain, 1, customer=customer_by_name(chain), group_redemption=True)))
+    assert await violation_codes(client, cross_program_request(chain, 11)) == [803, 828]
+    refusal = await refused(
+        redeem(client, redeem_request(chain, 1, customer=customer_by_name(chain), group_redemption=True))
+    )
     assert (refusal.reason, refusal.metadata["status_code"]) == ("CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED", "828")
     await put_programs(client, chain, two={"allow_cross_program_redemption": False})
-    assert await findings(client, cross_program_request(chain, 11)) == [803]
+    assert await violation_codes(client, cross_program_request(chain, 11)) == [803]
 
 
 @pytest.mark.parametrize("changes", [{"point_value": "0.02"}, {"currency_code": "EUR"}], ids=str)
@@ -434,24 +454,26 @@ async def test_allowing_program_with_other_point_value_is_3316(
     client: Client, chain: Shop, changes: dict[str, str]
 ) -> None:
     await put_programs(client, chain, two={"point_value": "0.0100"}, three=changes)
-    assert await findings(client, cross_program_request(chain, 110)) == []
+    assert await violation_codes(client, cross_program_request(chain, 110)) == []
 
     await put_programs(client, chain, two=changes)
     response = await client.redemption.ValidateRedemption(cross_program_request(chain, 110))
     assert [(violation.code, violation.metadata["program_id"]) for violation in response.violations] == [(3316, "2")]
-    refusal = await refused(redeem(client, order(chain, 1, customer=customer_by_name(chain), group_redemption=True)))
+    refusal = await refused(
+        redeem(client, redeem_request(chain, 1, customer=customer_by_name(chain), group_redemption=True))
+    )
     assert (refusal.reason, refusal.metadata["status_code"]) == ("CROSS_PROGRAM_MISCONFIGURED", "3316")
-    assert await findings(client, question(chain, 10, customer=customer_by_name(chain))) == []
+    assert await violation_codes(client, validate_request(chain, 10, customer=customer_by_name(chain))) == []
 
 
 async def test_criteria_and_caps_are_those_of_requested_program(client: Client, chain: Shop) -> None:
     strict = {"max_points_per_redemption": 1, "max_points_per_day": 1, "min_balance_required": 10_000}
     await put_programs(client, chain, two={"criteria": strict, "redemption_enabled": False})
-    assert await findings(client, cross_program_request(chain, 110)) == []
+    assert await violation_codes(client, cross_program_request(chain, 110)) == []
 
     await put_programs(client, chain, one={"criteria": {"max_points_per_day": 50, "min_balance_required": 10}})
-    await redeem(client, order(chain, 50, customer=customer_by_name(chain), group_redemption=True))
-    assert 819 in await findings(client, cross_program_request(chain, 1))
+    await redeem(client, redeem_request(chain, 50, customer=customer_by_name(chain), group_redemption=True))
+    assert 819 in await violation_codes(client, cross_program_request(chain, 1))
 
 
 async def test_program_without_active_points_requires_no_validation(client: Client, chain: Shop) -> None:
@@ -463,29 +485,31 @@ async def test_program_without_active_points_requires_no_validation(client: Clie
     ]
     await client.put_customer(chain.merchant_id, "fay", external_id="fay", buyers=buyers)
     await earn(client, chain, 50, "fay")
-    assert await findings(client, cross_program_request(chain, 10, "fay")) == []
+    assert await violation_codes(client, cross_program_request(chain, 10, "fay")) == []
 
     await earn(client, other, 1, "fay")
-    assert await findings(client, cross_program_request(chain, 10, "fay")) == [824]
+    assert await violation_codes(client, cross_program_request(chain, 10, "fay")) == [824]
 
 
 async def test_every_program_drawn_on_must_allow_skipping(client: Client, chain: Shop) -> None:
     may_skip = {"allow_skip": True}
     wants = {"validation": {"required": True}}
     await put_programs(client, chain, one={"validation": may_skip}, two=wants)
-    assert await findings(client, cross_program_request(chain, 110, skip_validation=True)) == [824]
+    assert await violation_codes(client, cross_program_request(chain, 110, skip_validation=True)) == [824]
 
     await put_programs(client, chain, one={"validation": may_skip}, two={"validation": {"required": True, **may_skip}})
-    assert await findings(client, cross_program_request(chain, 110, skip_validation=True)) == []
+    assert await violation_codes(client, cross_program_request(chain, 110, skip_validation=True)) == []
 
 
 async def test_program_drawn_on_may_require_validation(client: Client, chain: Shop) -> None:
     await put_programs(client, chain, two={"validation": {"required": True}}, three={"validation": {"required": True}})
 
-    assert await findings(client, question(chain, 10, customer=customer_by_name(chain))) == []
-    assert await findings(client, cross_program_request(chain, 110)) == [824]
-    assert await findings(client, cross_program_request(chain, 20, "bob")) == []
-    refusal = await refused(redeem(client, order(chain, 110, customer=customer_by_name(chain), group_redemption=True)))
+    assert await violation_codes(client, validate_request(chain, 10, customer=customer_by_name(chain))) == []
+    assert await violation_codes(client, cross_program_request(chain, 110)) == [824]
+    assert await violation_codes(client, cross_program_request(chain, 20, "bob")) == []
+    refusal = await refused(
+        redeem(client, redeem_request(chain, 110, customer=customer_by_name(chain), group_redemption=True))
+    )
     assert refusal.metadata["status_code"] == "824"
 
 
@@ -494,12 +518,14 @@ async def test_program_drawn_on_may_require_validation(client: Client, chain: Sh
 
 async def test_group_pools_points_of_all_allowing_programs(client: Client, chain: Shop) -> None:
     assert await active_points(client, cross_program_request(chain, 130, user_group2=FAMILY)) == 130
-    assert await findings(client, cross_program_request(chain, 130, "bob", user_group2=FAMILY)) == []
-    assert await findings(client, cross_program_request(chain, 131, "bob", user_group2=FAMILY)) == [803]
+    assert await violation_codes(client, cross_program_request(chain, 130, "bob", user_group2=FAMILY)) == []
+    assert await violation_codes(client, cross_program_request(chain, 131, "bob", user_group2=FAMILY)) == [803]
 
-    request = order(chain, 130, customer=customer_by_name(chain, "bob"), group_redemption=True, user_group2=FAMILY)
+    request = redeem_request(
+        chain, 130, customer=customer_by_name(chain, "bob"), group_redemption=True, user_group2=FAMILY
+    )
     redemption = await redeem(client, request)
-    assert sorted(drawn(redemption)) == [("ada", 10), ("ada", 100), ("bob", 20)]
+    assert sorted(draws_by_buyer(redemption)) == [("ada", 10), ("ada", 100), ("bob", 20)]
     assert await redeem(client, request) == redemption
     request.ClearField("user_group2")
     assert (await refused(redeem(client, request))).reason == "REFERENCE_REUSED"

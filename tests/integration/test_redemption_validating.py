@@ -9,25 +9,12 @@ import pytest
 from pointbook.v1 import identity_pb2, points_pb2, redemption_pb2
 from pointbook_server.access.model import Scope
 from support.harness import NOW_MS, Client, Refusal, Service, Shop, at, make_token, refused, unique
-from support.redemption import order, redeem
+from support.redemption import customer_ref, earn, redeem, redeem_request, validate_request
 
 DECREASE = points_pb2.POINTS_UPDATE_TYPE_DECREASE
 SMS = redemption_pb2.VALIDATION_TYPE_SMS
 INVALID = redemption_pb2.VALIDATION_TYPE_INVALID
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
-
-
-def customer_of(shop: Shop, buyer_id: str = "buyer") -> identity_pb2.CustomerRef:
-    """Build the reference of a buyer of a shop."""
-    return identity_pb2.CustomerRef(
-        merchant_id=shop.merchant_id, buyer=identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)
-    )
-
-
-def validate_request(shop: Shop, points: int = 10, **changes: Any) -> redemption_pb2.ValidateRedemptionRequest:
-    """Build a request to validate a redemption in program 1."""
-    values: dict[str, Any] = {"customer": customer_of(shop), "program_id": 1, "points": points}
-    return redemption_pb2.ValidateRedemptionRequest(**{**values, **changes})
 
 
 def currency_request(shop: Shop, value: str, **changes: Any) -> redemption_pb2.ValidateRedemptionRequest:
@@ -51,11 +38,6 @@ async def validate(
 def statuses(response: redemption_pb2.ValidateRedemptionResponse) -> list[tuple[int, str]]:
     """Return the code and reason of each violation of a response."""
     return [(violation.code, violation.reason) for violation in response.violations]
-
-
-async def earn(client: Client, shop: Shop, points: int, buyer_id: str = "buyer", **changes: Any) -> None:
-    """Create an account with points."""
-    await client.apply(shop.update(buyer_id, updated_value=points, points_balance=points, **changes))
 
 
 def wrong_fields(refusal: Refusal) -> set[str]:
@@ -146,12 +128,12 @@ async def test_local_currency_decimals_apply_to_later_calls_only(client: Client,
     }
     await client.put_program(shop.merchant_id, shop.store_id, **taiwan)
     await earn(client, shop, 500)
-    request = order(shop, 10)
+    request = redeem_request(shop, 10)
     before = await redeem(client, request)
     await client.put_program(shop.merchant_id, shop.store_id, **taiwan, local_currency_decimals=0)
 
     assert (await validate(client, validate_request(shop, 10))).redeem_local_value == "3"
-    assert (await redeem(client, order(shop, 10))).redeem_local_value == "3"
+    assert (await redeem(client, redeem_request(shop, 10))).redeem_local_value == "3"
     again = await redeem(client, request)
     assert (again.redeem_local_value, again) == ("3.15", before)
 
@@ -221,12 +203,12 @@ async def test_refusal_metadata_have_nearest_redeemable_currency_values(client: 
     await earn(client, shop, 500)
     by_value: dict[str, Any] = {"points": 0, "currency_input": True}
 
-    refusal = await refused(redeem(client, order(shop, currency_value="0.125", **by_value)))
+    refusal = await refused(redeem(client, redeem_request(shop, currency_value="0.125", **by_value)))
     assert (refusal.code, refusal.metadata["status_code"]) == (grpc.StatusCode.INVALID_ARGUMENT, "801")
     for name, points in (("lower", 10), ("higher", 20)):
         assert refusal.metadata[f"{name}_points"] == str(points)
         value = refusal.metadata[f"{name}_currency_value"]
-        assert (await redeem(client, order(shop, currency_value=value, **by_value))).points == points
+        assert (await redeem(client, redeem_request(shop, currency_value=value, **by_value))).points == points
 
 
 async def test_criteria_apply_to_points_of_currency_value(client: Client, shop: Shop) -> None:
@@ -348,7 +330,7 @@ async def test_unregistered_store_and_store_of_another_merchant_are_816(client: 
     await earn(client, other, 500)
     for store_id in (unique("store"), other.store_id):
         response = await validate(
-            client, validate_request(shop, 10, customer=customer_of(Shop(shop.merchant_id, store_id)))
+            client, validate_request(shop, 10, customer=customer_ref(Shop(shop.merchant_id, store_id)))
         )
         assert statuses(response) == [(816, "CUSTOMER_NOT_FOUND")]
         assert response.active_points == 0
@@ -363,11 +345,11 @@ async def test_unknown_program_is_1101_and_may_come_with_816(client: Client, sho
         assert statuses(response) == [(1101, "PROGRAM_NOT_FOUND")]
         assert dict(response.status.metadata) == {"program_id": str(program_id)}
     response = await validate(
-        client, validate_request(shop, 10, customer=customer_of(Shop(shop.merchant_id, unique("store"))))
+        client, validate_request(shop, 10, customer=customer_ref(Shop(shop.merchant_id, unique("store"))))
     )
     assert statuses(response) == [(816, "CUSTOMER_NOT_FOUND"), (1101, "PROGRAM_NOT_FOUND")]
 
-    issue = redemption_pb2.IssueValidationCodeRequest(customer=customer_of(shop), program_id=1, points=10)
+    issue = redemption_pb2.IssueValidationCodeRequest(customer=customer_ref(shop), program_id=1, points=10)
     refusal = await refused(client.redemption.IssueValidationCode(issue))
     assert (refusal.code, refusal.metadata["status_code"]) == (grpc.StatusCode.NOT_FOUND, "1101")
 
@@ -387,7 +369,7 @@ async def test_points_of_store_outside_of_program_do_not_count(client: Client, s
     await client.put_program(shop.merchant_id, shop.store_id)
     await earn(client, outside, 500)
 
-    response = await validate(client, validate_request(shop, 10, customer=customer_of(outside)))
+    response = await validate(client, validate_request(shop, 10, customer=customer_ref(outside)))
 
     assert statuses(response) == [(803, "INSUFFICIENT_POINTS")]
     assert response.active_points == 0
@@ -544,7 +526,7 @@ async def test_absent_buyer_ids_are_request_errors(
 
 async def test_issuing_a_code_rejects_validation_type_invalid(client: Client, shop: Shop) -> None:
     request = redemption_pb2.IssueValidationCodeRequest(
-        customer=customer_of(shop), program_id=1, points=10, validation_type=INVALID
+        customer=customer_ref(shop), program_id=1, points=10, validation_type=INVALID
     )
 
     assert wrong_fields(await refused(client.redemption.IssueValidationCode(request))) == {"validation_type"}
@@ -569,7 +551,7 @@ async def test_validating_changes_no_accounts_or_entries(client: Client, shop: S
         validate_request(shop, 10_000),
         validate_request(shop, issue_otp=True),
         validate_request(shop, validation_code="wrong"),
-        validate_request(shop, customer=customer_of(shop, "unknown")),
+        validate_request(shop, customer=customer_ref(shop, "unknown")),
         currency_request(shop, "1"),
     ):
         await validate(client, request)

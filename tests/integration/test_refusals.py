@@ -39,7 +39,7 @@ from support.harness import (
     unique,
 )
 from support.points import superuser
-from support.redemption import customer_of, earn, order, question, redeem
+from support.redemption import customer_ref, earn, redeem, redeem_request, validate_request
 from support.waiting import until
 
 DAY_SECONDS = 86_400
@@ -59,7 +59,7 @@ async def list_page(client: Client, shop: Shop, **changes: Any) -> redemption_pb
     """Read a page of refusals, by default of the shop's buyer."""
     values: dict[str, Any] = {"merchant_id": shop.merchant_id} | changes
     if not {"customer", "customer_id", "external_reference_number"} & set(values):
-        values["customer"] = customer_of(shop)
+        values["customer"] = customer_ref(shop)
     return await client.redemption.ListRefusals(redemption_pb2.ListRefusalsRequest(**values))
 
 
@@ -83,11 +83,11 @@ async def list_reasons(client: Client, shop: Shop, **changes: Any) -> list[tuple
 
 async def test_each_refused_call_is_listed_with_every_reason(client: Client, shop: Shop) -> None:
     both = ["INSUFFICIENT_POINTS", "NOT_A_MULTIPLE"]
-    await client.redemption.ValidateRedemption(question(shop, 20))
-    await client.redemption.ValidateRedemption(question(shop, 75))
+    await client.redemption.ValidateRedemption(validate_request(shop, 20))
+    await client.redemption.ValidateRedemption(validate_request(shop, 75))
     await refused(issue(client, shop, 75))
-    await refused(redeem(client, order(shop, 75)))
-    await redeem(client, order(shop, 20))
+    await refused(redeem(client, redeem_request(shop, 75)))
+    await redeem(client, redeem_request(shop, 20))
 
     assert await list_reasons(client, shop) == [
         ("REDEEM_POINTS", both),
@@ -100,7 +100,7 @@ async def test_refusal_has_customer_points_reasons_metadata_and_token(service: S
     bearer = await make_token(service.database_url, [ALL_MERCHANTS], list(Scope))
     till = Client(service.server.port, bearer)
     service.clock.move(7)
-    await refused(redeem(till, order(shop, 75, external_reference_number="order-1")))
+    await refused(redeem(till, redeem_request(shop, 75, external_reference_number="order-1")))
     (refusal,) = (await list_page(till, shop)).refusals
     await till.close()
 
@@ -149,16 +149,16 @@ async def test_every_kind_of_reason_is_stored(
     client: Client, shop: Shop, changes: dict[str, Any], reason: str, code: int
 ) -> None:
     points = changes.pop("points", 10) if "points" in changes else 10
-    await client.redemption.ValidateRedemption(question(shop, points, **changes))
-    await refused(redeem(client, order(shop, points, **changes)))
+    await client.redemption.ValidateRedemption(validate_request(shop, points, **changes))
+    await refused(redeem(client, redeem_request(shop, points, **changes)))
 
     for refusal in (await list_page(client, shop)).refusals:
         assert (reason, code) in [(each.reason, each.code) for each in refusal.violations]
 
 
 async def test_reused_reference_and_unissued_code_are_refusals(client: Client, shop: Shop) -> None:
-    await redeem(client, order(shop, 10, external_reference_number="mine"))
-    await refused(redeem(client, order(shop, 20, external_reference_number="mine")))
+    await redeem(client, redeem_request(shop, 10, external_reference_number="mine"))
+    await refused(redeem(client, redeem_request(shop, 20, external_reference_number="mine")))
     await client.put_program(
         shop.merchant_id, shop.store_id, validation={"channels": [redemption_pb2.VALIDATION_TYPE_EMAIL]}
     )
@@ -177,7 +177,7 @@ async def test_code_not_issued_while_validating_is_refusal(service: Service, cli
         shop.merchant_id, shop.store_id, criteria={}, validation={"channels": [redemption_pb2.VALIDATION_TYPE_SMS]}
     )
     service.outbox.error = DeliveryFailedError("no")
-    response = await client.redemption.ValidateRedemption(question(shop, 10, issue_otp=True))
+    response = await client.redemption.ValidateRedemption(validate_request(shop, 10, issue_otp=True))
     await refused(issue(client, shop, 10))
     service.outbox.error = None
 
@@ -201,8 +201,8 @@ async def test_calls_without_known_customer_or_program_are_not_stored(
     """Otherwise a caller could fill the table."""
     if "customer" in changes:
         changes = {"customer": identity_pb2.CustomerRef(merchant_id=shop.merchant_id, **changes["customer"])}
-    assert not (await client.redemption.ValidateRedemption(question(shop, 75, **changes))).redeemable
-    await refused(redeem(client, order(shop, 75, **changes)))
+    assert not (await client.redemption.ValidateRedemption(validate_request(shop, 75, **changes))).redeemable
+    await refused(redeem(client, redeem_request(shop, 75, **changes)))
 
     assert not (await list_page(client, shop)).refusals
     async with superuser(service) as connection:
@@ -211,26 +211,30 @@ async def test_calls_without_known_customer_or_program_are_not_stored(
 
 
 async def test_failed_calls_are_not_refusals(client: Client, shop: Shop) -> None:
-    await refused(client.redemption.ValidateRedemption(question(shop, 75, validation_type=99)))
+    await refused(client.redemption.ValidateRedemption(validate_request(shop, 75, validation_type=99)))
     away = PointbookError(Reason.DATABASE_UNAVAILABLE, "away")
     with patch("pointbook_server.redemption.transactions.RedemptionTransactions.redeem", side_effect=away):
-        await refused(redeem(client, order(shop, 10)))
+        await refused(redeem(client, redeem_request(shop, 10)))
     assert not (await list_page(client, shop)).refusals
 
 
 async def test_refusals_are_found_by_reference_and_by_customer(client: Client, shop: Shop) -> None:
     await earn(client, shop, 50, "other")
-    for customer, reference in ((customer_of(shop), "a"), (customer_of(shop, "other"), "a"), (customer_of(shop), "b")):
-        await refused(redeem(client, order(shop, 75, customer=customer, external_reference_number=reference)))
-    await client.redemption.ValidateRedemption(question(shop, 75))
+    for customer, reference in (
+        (customer_ref(shop), "a"),
+        (customer_ref(shop, "other"), "a"),
+        (customer_ref(shop), "b"),
+    ):
+        await refused(redeem(client, redeem_request(shop, 75, customer=customer, external_reference_number=reference)))
+    await client.redemption.ValidateRedemption(validate_request(shop, 75))
 
     counts = [
         len((await list_page(client, shop, **filters)).refusals)
         for filters in (
             {"external_reference_number": "a"},
-            {"external_reference_number": "a", "customer": customer_of(shop)},
-            {"external_reference_number": "b", "customer": customer_of(shop, "other")},
-            {"customer": customer_of(shop)},
+            {"external_reference_number": "a", "customer": customer_ref(shop)},
+            {"external_reference_number": "b", "customer": customer_ref(shop, "other")},
+            {"customer": customer_ref(shop)},
             {"external_reference_number": "none"},
         )
     ]
@@ -241,7 +245,7 @@ async def test_refusals_are_found_by_reference_and_by_customer(client: Client, s
 
 async def test_refusals_are_filtered_by_time_and_paged(service: Service, client: Client, shop: Shop) -> None:
     for number in range(5):
-        await refused(redeem(client, order(shop, 75, external_reference_number=f"order-{number}")))
+        await refused(redeem(client, redeem_request(shop, 75, external_reference_number=f"order-{number}")))
         service.clock.move(60)
 
     middle = at(NOW_MS + 120_000)
@@ -276,7 +280,9 @@ async def test_refusals_contain_no_personal_data_after_redaction(service: Servic
         mobile="+8613812345678",
         buyers=[{"store_id": shop.store_id, "buyer_id": "buyer"}],
     )
-    await client.redemption.ValidateRedemption(question(shop, 75, customer=customer_of(shop, mobile="+8613812345678")))
+    await client.redemption.ValidateRedemption(
+        validate_request(shop, 75, customer=customer_ref(shop, mobile="+8613812345678"))
+    )
     request = customers_pb2.RedactCustomerRequest(merchant_id=shop.merchant_id, customer_id="c-1", reason="asked")
     await client.customers.RedactCustomer(request)
 
@@ -305,7 +311,7 @@ async def test_refusals_are_written_when_the_server_stops(
     server = await start_server(service.database_url, service.clock, 30)
     other = Client(server.port, admin_token)
     with patch.object(recording, "WRITE_PAUSE_SECONDS", 1_000.0):
-        await other.redemption.ValidateRedemption(question(shop, 75))
+        await other.redemption.ValidateRedemption(validate_request(shop, 75))
         await other.close()
         assert not (await list_page(client, shop)).refusals
         await server.stop()
@@ -318,7 +324,7 @@ async def test_refusals_are_written_in_the_background(
     server = await start_server(service.database_url, service.clock, 30)
     other = Client(server.port, admin_token)
     with patch.object(recording, "WRITE_PAUSE_SECONDS", 0.01):
-        await other.redemption.ValidateRedemption(question(shop, 75))
+        await other.redemption.ValidateRedemption(validate_request(shop, 75))
         await until(lambda: has_refusals(client, shop))
     await other.close()
     await server.stop()
@@ -327,11 +333,11 @@ async def test_refusals_are_written_in_the_background(
 async def test_zero_days_store_none_and_delete_stored_ones(
     service: Service, database: Database, client: Client, shop: Shop, admin_token: str
 ) -> None:
-    await client.redemption.ValidateRedemption(question(shop, 75))
+    await client.redemption.ValidateRedemption(validate_request(shop, 75))
     assert (await list_page(client, shop)).refusals
     server = await start_server(service.database_url, service.clock, 0)
     other = Client(server.port, admin_token)
-    await other.redemption.ValidateRedemption(question(shop, 75))
+    await other.redemption.ValidateRedemption(validate_request(shop, 75))
     await other.close()
     await server.stop()
     assert len((await list_page(client, shop)).refusals) == 1
@@ -390,7 +396,7 @@ async def test_clean_up_deletes_older_refusals_in_bounded_parts(service: Service
 
 
 async def test_maintenance_deletes_old_refusals(service: Service, client: Client, shop: Shop) -> None:
-    await client.redemption.ValidateRedemption(question(shop, 75))
+    await client.redemption.ValidateRedemption(validate_request(shop, 75))
     assert (await list_page(client, shop)).refusals
     service.clock.move(31 * DAY_SECONDS)
     with patch.object(pointbook_server.maintenance, "INTERVAL_SECONDS", 0.02):
@@ -508,7 +514,7 @@ async def test_refused_validation_sends_no_extra_statement(service: Service, sho
         patch.object(recording, "WRITE_PAUSE_SECONDS", 60.0),
     ):
         for _ in range(5):
-            await client.redemption.ValidateRedemption(question(shop, 75))
+            await client.redemption.ValidateRedemption(validate_request(shop, 75))
         assert sent == []
         await list_page(client, shop)
     assert sent == [shop.merchant_id]

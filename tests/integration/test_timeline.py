@@ -7,9 +7,10 @@ import grpc
 import pytest
 
 from pointbook.v1 import identity_pb2, redemption_pb2
+from pointbook_common.durations import DAY_MS
 from support.codes import CODES, WRONG, is_right, issued
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
-from support.redemption import DAY_MS, booking, customer_of, earn, order, question, redeem, reverse
+from support.redemption import booking, customer_ref, earn, redeem, redeem_request, reverse, validate_request
 from support.statements import counted_statements
 
 Entry = redemption_pb2.TimelineEntry
@@ -81,15 +82,15 @@ async def record_everything(service: Service, shop: Shop) -> None:
     clock.move(60)
     assert not await is_right(client, shop, WRONG, challenge_id=challenge_id)
     clock.move(60)
-    first = await redeem(client, order(shop, 100, validation_code=code))
+    first = await redeem(client, redeem_request(shop, 100, validation_code=code))
     clock.move(60)
     await reverse(client, first, 30)
     clock.move(60)
     await client.apply(booking(shop, 70, 430, after_ms=clock.now_ms - NOW_MS))
     clock.move(60)
-    await refused(redeem(client, order(shop, 999)))
+    await refused(redeem(client, redeem_request(shop, 999)))
     clock.move(60)
-    second = await redeem(client, order(shop, 50))
+    second = await redeem(client, redeem_request(shop, 50))
     clock.move(60)
     request = redemption_pb2.SettleRedemptionRequest(
         merchant_id=shop.merchant_id, redemption_id=second.redemption_id, reason="its webhook was lost"
@@ -142,7 +143,7 @@ async def test_entries_name_settled_redemption_with_its_current_state(
 
 
 async def test_release_is_listed_with_points(service: Service, client: Client, shop: Shop) -> None:
-    await redeem(client, order(shop, 120))
+    await redeem(client, redeem_request(shop, 120))
     service.clock.move(3 * 86_400 + 1)
     await service.server._redemptions.release_overdue(service.clock())
     entries = (await read_page(client, shop)).entries
@@ -163,9 +164,12 @@ async def test_pages_of_any_size_make_the_same_timeline(
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 async def test_entries_of_one_millisecond_are_paged(service: Service, client: Client, shop: Shop, size: int) -> None:
     for _ in range(3):
-        await client.redemption.ValidateRedemption(question(shop, 999))
+        await client.redemption.ValidateRedemption(validate_request(shop, 999))
     _, code = await issued(service, shop)
-    made = [await redeem(client, order(shop, 100, validation_code=code)), await redeem(client, order(shop, 20))]
+    made = [
+        await redeem(client, redeem_request(shop, 100, validation_code=code)),
+        await redeem(client, redeem_request(shop, 20)),
+    ]
     for each in made:
         await reverse(client, each, 5)
         await reverse(client, each, 6)
@@ -190,7 +194,7 @@ async def test_new_entries_between_pages_do_not_move_later_pages(service: Servic
     whole = list((await read_page(client, shop)).entries)
     first = await read_page(client, shop, page_size=4)
     service.clock.move(60)
-    await redeem(client, order(shop, 10))
+    await redeem(client, redeem_request(shop, 10))
     await client.apply(booking(shop, 10, 420, after_ms=service.clock.now_ms - NOW_MS))
     rest = await read_page(client, shop, page_token=first.next_page_token, page_size=4)
 
@@ -252,7 +256,7 @@ async def test_customer_has_masked_contacts(client: Client, shop: Shop) -> None:
     assert {each.buyer_id for each in customer.buyers} == {"buyer", "b-2"}
 
     await earn(client, shop, 20, "unknowns")
-    response = await read_page(client, shop, customer=customer_of(shop, "unknowns"))
+    response = await read_page(client, shop, customer=customer_ref(shop, "unknowns"))
     assert response.customer.customer.buyer.buyer_id == "unknowns"
     assert (response.customer.masked_mobile, response.customer.masked_email) == ("", "")
     assert [summarise(each) for each in response.entries] == ["+20"]
@@ -260,13 +264,13 @@ async def test_customer_has_masked_contacts(client: Client, shop: Shop) -> None:
 
 async def test_timeline_includes_history_of_buyer_before_registration(client: Client, shop: Shop) -> None:
     await earn(client, shop, 300, "late")
-    customer = customer_of(shop, "late")
-    await redeem(client, order(shop, 100, customer=customer))
-    await client.redemption.ValidateRedemption(question(shop, 999, customer=customer))
+    customer = customer_ref(shop, "late")
+    await redeem(client, redeem_request(shop, 100, customer=customer))
+    await client.redemption.ValidateRedemption(validate_request(shop, 999, customer=customer))
     await client.put_customer(
         shop.merchant_id, "c-2", external_id="x-2", buyers=[{"store_id": shop.store_id, "buyer_id": "late"}]
     )
-    await redeem(client, order(shop, 50, customer=customer))
+    await redeem(client, redeem_request(shop, 50, customer=customer))
 
     entries = await read_all(client, shop, 1, customer_id="c-2")
     assert sorted(summarise(each) for each in entries) == ["+300", "redeem 100", "redeem 50", "refuse 803"]

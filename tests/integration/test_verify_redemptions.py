@@ -8,7 +8,7 @@ from pointbook_server.db.database import Database
 from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
 from support.harness import NOW_MS, Service, Shop
 from support.points import superuser
-from support.redemption import booking, customer_of, earn, order, redeem, reverse
+from support.redemption import booking, customer_ref, earn, redeem, redeem_request, reverse
 
 DEFAULT_WINDOW_MS = 72 * 3_600_000
 OPEN, BOOKED, PART = "points = 30", "points = 20", "points = 10"
@@ -31,10 +31,10 @@ async def shop(service: Service, shop: Shop) -> Shop:
     await earn(client, shop, 500)
     await earn(client, shop, 500, "other")
     for points in (30, 20, 10):
-        redeemed = await redeem(client, order(shop, points))
+        redeemed = await redeem(client, redeem_request(shop, points))
     await reverse(client, redeemed, 4)
     await client.apply(booking(shop, 20, 480))
-    await redeem(client, order(shop, 70, customer=customer_of(shop, "other")))
+    await redeem(client, redeem_request(shop, 70, customer=customer_ref(shop, "other")))
     return shop
 
 

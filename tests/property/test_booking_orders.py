@@ -11,7 +11,7 @@ from pointbook.v1 import points_pb2, redemption_pb2
 from pointbook_server.db.database import Database
 from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
 from support.harness import NOW_MS, Service, Shop, unique
-from support.redemption import SETTLED, UNSETTLED, booking, earn, get, order, points_of, redeem
+from support.redemption import SETTLED, UNSETTLED, account_points, booking, earn, get_redemption, redeem, redeem_request
 
 EXAMPLES = settings(
     max_examples=40,
@@ -47,7 +47,7 @@ async def create_shop(service: Service, points: int, leftovers: Sequence[int]) -
     await earn(client, shop, points)
     for size in leftovers:
         if size <= points:
-            await redeem(client, order(shop, size))
+            await redeem(client, redeem_request(shop, size))
             service.clock.now_ms += 60_000
     service.clock.now_ms = NOW_MS
     await client.put_program(
@@ -61,7 +61,7 @@ class Till:
 
     def __init__(self, service: Service, shop: Shop, sizes: Sequence[int]) -> None:
         self._service, self._shop = service, shop
-        self._orders = [order(shop, size) for size in sizes]
+        self._orders = [redeem_request(shop, size) for size in sizes]
         self._to_book, self._balance = list(sizes), sum(sizes)
         self._booked: list[points_pb2.PointsUpdate] = []
         self.redemptions: dict[str, redemption_pb2.Redemption] = {}
@@ -120,9 +120,9 @@ async def test_decreases_and_redemptions_in_any_order_count_once(
             service.clock.now_ms += after_ms
         await till.finish()
 
-        states = [(await get(service.client, each)).state for each in till.redemptions.values()]
+        states = [(await get_redemption(service.client, each)).state for each in till.redemptions.values()]
         assert states == [SETTLED] * len(sizes)
-        assert await points_of(service.client, shop) == (0, 0, 0)
+        assert await account_points(service.client, shop) == (0, 0, 0)
         listing = redemption_pb2.ListRedemptionsRequest(merchant_id=shop.merchant_id, state=UNSETTLED)
         old = (await service.client.redemption.ListRedemptions(listing)).redemptions
         assert len(old) == sum(size <= sum(sizes) for size in leftovers)

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pointbook.v1 import customers_pb2
+from pointbook_common.durations import DAY_MS
 from pointbook_server.customers.model import GroupKey, Identifier, Key, Kind
 from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.model import AccountKey
@@ -15,7 +16,7 @@ from pointbook_server.redemption.commands import PendingRedemption, RedeemComman
 from pointbook_server.redemption.customer_validation import ValidationEvidence
 from pointbook_server.redemption.model import Redemption
 from support.harness import NOW_MS, Service, Shop, at, unique
-from support.redemption import DAY_MS, earn
+from support.redemption import earn
 
 EXAMPLES = settings(
     max_examples=25,
