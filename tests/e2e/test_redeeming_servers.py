@@ -1,4 +1,4 @@
-"""Many concurrent redemptions by two server processes on one database: no point is drawn twice."""
+"""Many concurrent redemptions by two server processes on one database."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ Redemption = redemption_pb2.Redemption
 
 @dataclass
 class Servers:
-    """Two server processes with a client of each, and a shop whose one buyer has points for ten redemptions."""
+    """Two server processes with clients, and a shop with points for ten redemptions."""
 
     processes: list[Running]
     clients: list[Client]
@@ -66,7 +66,7 @@ class Servers:
         return list((await self.clients[0].redemption.ListRedemptions(request)).redemptions)
 
     async def check(self, redeemed: list[Redemption]) -> None:
-        """Check that ten redemptions are stored once, and are those that were acknowledged."""
+        """Check that ten redemptions are stored once, and were acknowledged."""
         stored = await self.stored()
         assert sorted(each.redemption_id for each in redeemed) == sorted(each.redemption_id for each in stored)
         assert len(stored) == len({each.external_reference_number for each in stored}) == COVERED

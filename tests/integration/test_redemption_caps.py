@@ -1,4 +1,4 @@
-"""Caps per day, week and month: whole windows of the program's calendar, which cannot be evaded."""
+"""Caps per day, week and month in the program's calendar."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -66,7 +66,7 @@ WINDOWS = {
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """Create a shop whose program, in UTC, caps a customer's redemptions at 100 points a day."""
+    """Create a shop whose program caps redemptions at 100 points a day, in UTC."""
     await service.client.put_program(shop.merchant_id, shop.store_id, criteria={DAY: 100})
     yield shop
     service.clock.now_ms = NOW_MS
@@ -78,7 +78,7 @@ def ms(text: str) -> int:
 
 
 async def left_today(client: Client, shop: Shop, customer: identity_pb2.CustomerRef) -> int:
-    """Return how many of the day's 100 points a customer may still redeem, from a violation's metadata."""
+    """Return how many of the day's 100 points are left, from a violation."""
     response = await client.redemption.ValidateRedemption(validate_request(shop, 101, customer=customer))
     (cap,) = (violation for violation in response.violations if violation.reason == REASONS[DAY])
     return int(cap.metadata[DAY]) - int(cap.metadata["redeemed_points"])
@@ -215,7 +215,7 @@ async def test_cap_is_shared_by_all_buyers_of_customer(client: Client, shop: Sho
 
 
 def succeeded(responses: list[Any]) -> int:
-    """Return how many calls redeemed; all others must have been refused for the cap alone."""
+    """Return how many calls redeemed; all others were refused for the cap."""
     redeemed = [response for response in responses if isinstance(response, redemption_pb2.Redemption)]
     assert {response.details() for response in responses if response not in redeemed} <= {
         "At most 100 points are redeemed a day."
@@ -248,7 +248,7 @@ async def test_cap_holds_for_customer_in_two_groups_under_concurrency(client: Cl
 
 
 async def test_cap_holds_while_buyer_is_registered_to_customer(client: Client, shop: Shop) -> None:
-    """Redemptions of the buyer that run during the registration count for the customer's later ones.
+    """Redemptions that run during the registration count for the customer.
 
     The customer redeems only afterwards: until then their redemptions are another person's.
     """
@@ -292,7 +292,10 @@ async def second_server(service: Service, admin_token: str) -> AsyncIterator[Cli
 async def test_running_redemption_of_buyer_counts_after_registration(
     service: Service, client: Client, shop: Shop, admin_token: str
 ) -> None:
-    """The buyer draws on points of another program, while the customer takes the buyer and redeems in the first one."""
+    """The buyer draws on points of another program.
+
+    Meanwhile the customer takes the buyer and redeems in the first program.
+    """
     other = Shop(shop.merchant_id, f"{shop.store_id}-2")
     await client.put_store(other.merchant_id, other.store_id)
     for number, store_id in enumerate((shop.store_id, other.store_id), start=1):

@@ -1,4 +1,4 @@
-"""Redeeming with a one-time code: consumed once, for exactly its purpose, and by nothing else."""
+"""Redeeming with a one-time code: consumed once, for exactly its purpose."""
 
 import asyncio
 import contextlib
@@ -66,7 +66,10 @@ async def attempts(service: Service, challenge_id: str) -> tuple[str, int, int]:
 
 
 async def refused_with(status_code: int, call: Any) -> None:
-    """Check that a call is refused with a status code; every wrong code has the same message."""
+    """Check that a call is refused with a status code.
+
+    Every wrong code has the same message.
+    """
     refusal = await refused(call)
     assert (refusal.code, refusal.metadata["status_code"]) == (grpc.StatusCode.FAILED_PRECONDITION, str(status_code))
     if status_code == 808:
@@ -350,7 +353,7 @@ async def test_calls_cancelled_at_any_time_redeem_wholly_or_not_at_all(
 
 
 async def test_codes_are_locked_in_sorted_order(service: Service, client: Client, shop: Shop) -> None:
-    """Otherwise redemptions could deadlock with guesses, which also lock several codes."""
+    """Otherwise redemptions could deadlock with guesses, which lock several codes."""
     challenges, pending = {}, []
     locked = RedemptionTransactions.redeem
 

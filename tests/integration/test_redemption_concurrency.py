@@ -1,4 +1,4 @@
-"""Concurrent redemptions, bookings, reversals, releases and changes of customers never deadlock."""
+"""Concurrent calls of every kind never deadlock."""
 
 import asyncio
 import itertools
@@ -35,7 +35,7 @@ EXPECTED = {"INSUFFICIENT_POINTS", "ALREADY_REVERSED", "REDEMPTION_SETTLED"}
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """Create a shop with four customers of 1,000 points each, every two of whom are a group."""
+    """Create a shop with four customers of 1,000 points, each two of them a group."""
     client = service.client
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, allow_group_redemption=True)
     for name in NAMES:

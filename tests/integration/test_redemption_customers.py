@@ -1,4 +1,4 @@
-"""Redeeming customers, by any of their identifiers, with the points of all their buyers in the program's stores."""
+"""Customers by any of their identifiers, with the points of all their buyers."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -78,7 +78,7 @@ def outside_store(shop: Shop) -> Shop:
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """Create a merchant whose program covers two of three stores, with a customer who has a buyer in each.
+    """Create a merchant with three stores, two of them in a program, and a customer.
 
     She has 100 points in each store of the program, 1,000 in the other, and every kind of identifier.
     """

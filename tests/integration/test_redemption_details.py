@@ -1,4 +1,4 @@
-"""What support reads of a redemption: by id or reference, with its customer, its reversals and its active points."""
+"""What GetRedemption and ListRedemptions return of a redemption."""
 
 from collections.abc import AsyncIterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every request parameter of Capillary's points/isredeemable, and every status code, each by its effect.
+"""Every parameter and status code of Capillary's points/isredeemable.
 
 Source: docs/reference/capillary-isredeemable.md#request-parameters
 """
@@ -28,7 +28,10 @@ Response = redemption_pb2.ValidateRedemptionResponse
 
 @pytest.fixture
 async def merchant(service: Service, client: Client, shop: Shop) -> AsyncIterator[Shop]:
-    """Create a merchant where Ada has 100 points in program 1 and 40 in program 2, and pools with Bea, who has 30."""
+    """Create a merchant with seven programs, and a group of Ada and Bea.
+
+    Ada has 100 points in program 1 and 40 in program 2, Bea 30 in program 1.
+    """
     merchant_id, store_id = shop.merchant_id, shop.store_id
     other = replace(shop, store_id=unique("store"))
     await client.put_store(merchant_id, other.store_id)
@@ -91,7 +94,7 @@ async def merchant(service: Service, client: Client, shop: Shop) -> AsyncIterato
 
 
 def customer_by(merchant: Shop, **identifier: Any) -> identity_pb2.CustomerRef:
-    """Build the reference of a customer by one identifier; Ada's external id by default."""
+    """Build the reference of a customer by one identifier; Ada's by default."""
     return identity_pb2.CustomerRef(merchant_id=merchant.merchant_id, **identifier or {"external_id": "crm-1"})
 
 

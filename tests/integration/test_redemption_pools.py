@@ -1,4 +1,4 @@
-"""Pools: the points of a user group's members, and those of a merchant's other programs."""
+"""Pools: the points of a group's members, and of a merchant's other programs."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -144,7 +144,7 @@ FAMILY = GroupRef(id="family")
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """Create a shop whose program allows groups, and a family of Ada, Bob, Cyd (blocked) and Dan (a fraud).
+    """Create a shop with a group of Ada, Bob, Cyd (blocked) and Dan (a fraud).
 
     Eve is in no group. Each has a number of points of their own, so that a sum shows whose points are in it.
     """
@@ -194,7 +194,7 @@ def _identity(kind: str, value: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("selector", SELECTORS.values(), ids=SELECTORS)
 async def test_group_is_selected_by_every_selector(client: Client, shop: Shop, selector: dict[str, Any]) -> None:
-    """The pool has the points of Ada and Bob: blocked members and frauds contribute none."""
+    """The pool excludes blocked members and frauds."""
     group = GroupRef(**selector)
 
     assert await active_points(client, group_request(shop, 30, group)) == 30
@@ -362,8 +362,9 @@ async def test_pool_is_drawn_by_expiry_then_age_then_customer_id(client: Client,
 
 @pytest.fixture
 async def chain(client: Client, shop: Shop) -> Shop:
-    """Create a shop with more programs: 2 with another store and the same one, 3 that lends nothing, 4 without buyers.
+    """Create a shop with more programs.
 
+    Program 2 has another store besides the same one, 3 lends nothing, 4 has no buyers.
     Ada has 10 points in program 1, 100 in program 2 only, and 1,000 in program 3.
     """
     stores = [f"{shop.store_id}-{number}" for number in (2, 3, 4)]
@@ -378,7 +379,10 @@ async def chain(client: Client, shop: Shop) -> Shop:
 
 
 async def put_programs(client: Client, shop: Shop, **changes: dict[str, Any]) -> None:
-    """Put four programs, all but 3 of which lend their points, with changes by name: one, two, three, four."""
+    """Put four programs, all but 3 of which lend their points.
+
+    Their changes are named one, two, three, four.
+    """
     stores = {
         "one": [shop.store_id],
         "two": [f"{shop.store_id}-2", shop.store_id],

@@ -1,4 +1,4 @@
-"""RedeemPoints, ReverseRedemption, SettleRedemption, and the methods that read redemptions."""
+"""RedeemPoints, ReverseRedemption, SettleRedemption, and their readers."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""ValidateRedemption on a real database: criteria, every status, exact monetary values, and no changes."""
+"""ValidateRedemption: criteria, every status, and exact monetary values."""
 
 from typing import Any
 

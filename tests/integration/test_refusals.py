@@ -1,4 +1,4 @@
-"""Refused redemptions, validations and codes: stored for support, bounded, without delaying callers."""
+"""Refused calls: stored for support, bounded, without delaying callers."""
 
 import asyncio
 from collections.abc import AsyncIterator

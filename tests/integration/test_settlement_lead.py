@@ -44,7 +44,7 @@ CODES = {"required": True, "message_templates": {"": "$code"}}
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """Create a shop with program 1, whose settlement lead is an hour, and a buyer with 50 points."""
+    """Create a shop with a settlement lead of an hour, and a buyer with 50 points."""
     await put_program(service.client, shop)
     await earn(service.client, shop, 50)
     yield shop
@@ -60,7 +60,10 @@ async def put_program(client: Client, shop: Shop, lead_ms: int | None = HOUR_MS,
 
 
 async def put_pair(client: Client, shop: Shop, **points: int) -> dict[str, Any]:
-    """Put two customers who pool points, and return the changes of a request by the first one."""
+    """Put two customers who pool points.
+
+    Returns the changes of a request by the first one.
+    """
     await put_program(client, shop, allow_group_redemption=True)
     for name, earned in points.items():
         await earn(client, shop, earned, name)

@@ -1,4 +1,4 @@
-"""A customer's timeline: entries, redemptions, reversals, closed holds, codes and refusals in one order, in pages."""
+"""A customer's timeline: entries of all sources in one order, in pages."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,7 +18,7 @@ Entry = redemption_pb2.TimelineEntry
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """Create a shop whose program sends codes, with a customer of two buyers, one of whom has 500 points."""
+    """Create a shop that sends codes, with a customer of two buyers and 500 points."""
     client = service.client
     second = unique("store")
     await client.put_store(shop.merchant_id, second)

@@ -1,4 +1,4 @@
-"""Verification of redemptions: accounts hold what redemptions drew, and every redemption adds up."""
+"""Verification of redemptions against accounts, entries and their own sums."""
 
 from collections.abc import AsyncIterator
 

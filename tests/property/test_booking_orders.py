@@ -1,4 +1,4 @@
-"""Decreases and redemptions count once, in any order and however often they are repeated."""
+"""Decreases and redemptions count once, in any order and with repetitions."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -33,7 +33,7 @@ async def database(service: Service) -> AsyncIterator[Database]:
 
 
 async def create_shop(service: Service, points: int, leftovers: Sequence[int]) -> Shop:
-    """Create a shop whose buyer has some points, and old redemptions that SHOPLINE never booked."""
+    """Create a shop with a buyer's points, and old redemptions never booked."""
     client, shop = service.client, Shop(unique("merchant"), unique("store"))
     service.clock.now_ms = NOW_MS - LEAD_MS
     await client.put_store(shop.merchant_id, shop.store_id)
@@ -111,7 +111,10 @@ STEPS = st.lists(
 async def test_decreases_and_redemptions_in_any_order_count_once(
     service: Service, database: Database, sizes: list[int], leftovers: list[int], steps: list[tuple[Any, int]]
 ) -> None:
-    """In the end no points are active or held, and every sale is settled, but none of the old redemptions."""
+    """In the end no points are active or held, and every sale is settled.
+
+    None of the old redemptions is.
+    """
     shop = await create_shop(service, sum(sizes), leftovers)
     till = Till(service, shop, sizes)
     try:

@@ -54,7 +54,7 @@ SPECS = st.builds(
 
 
 async def create_shops(service: Service) -> list[Shop]:
-    """Create two stores of a merchant with a program each, which lend points and cap them, and a program of both.
+    """Create two stores with a program each, which lend points, and one of both.
 
     Each customer has points in both stores, which expire one after the other.
     """

@@ -1,4 +1,4 @@
-"""Redemption on a real database under random steps: no point is drawn twice or lost."""
+"""Redemption under random steps: no point is drawn twice or lost."""
 
 import asyncio
 from collections import Counter, defaultdict
@@ -49,7 +49,7 @@ READ_REDEMPTIONS = Statement(
 
 @dataclass
 class Story:
-    """The history of a shop's customers, and what can be repeated, booked, reversed or voided."""
+    """The history of a shop's customers, and what can be repeated or changed."""
 
     service: Service
     shop: Shop
@@ -124,7 +124,10 @@ class Story:
             self.redemptions.append(response.redemption)
 
     async def book(self, place: int, late_ms: int, *, balanced: bool) -> None:
-        """Send SHOPLINE's decrease for what a redemption drew of an account, whatever its state."""
+        """Send SHOPLINE's decrease for what a redemption drew of an account.
+
+        The redemption may be in any state.
+        """
         if self.redemptions:
             redemption = self.redemptions[place % len(self.redemptions)]
             draw = redemption.draws[place % len(redemption.draws)]
@@ -227,7 +230,7 @@ async def database(service: Service) -> AsyncIterator[Database]:
 
 
 async def start_story(service: Service) -> Story:
-    """Create a shop whose customers may pool their points, with a few points in each account."""
+    """Create a shop whose customers may pool their few points."""
     story = Story(service, Shop(unique("merchant"), unique("store")))
     client, shop = service.client, story.shop
     service.clock.now_ms = NOW_MS
@@ -254,7 +257,7 @@ async def start_story(service: Service) -> Story:
 
 
 async def read_redemptions(database: Database, story: Story) -> list[Redemption]:
-    """Read a merchant's redemptions, and check that their derived columns and states agree."""
+    """Read a merchant's redemptions, and check their derived columns."""
     params = {"merchant_id": story.shop.merchant_id, "now_ms": story.now_ms}
     async with database.autocommit() as connection:
         rows = await connection.fetch(READ_REDEMPTIONS, params)
@@ -268,14 +271,14 @@ async def read_redemptions(database: Database, story: Story) -> list[Redemption]
 
 
 def check_redemption(redemption: Redemption) -> None:
-    """Check that a redemption drew its points, and holds what it drew less what was reversed, per account."""
+    """Check that a redemption's draws and holds add up."""
     assert sum(draw.points for draw in redemption.draws) == redemption.content.points
     assert all(0 <= draw.reversed_points <= draw.points for draw in redemption.draws)
     assert points_by_account(redemption.draws) == {hold.key: hold.points for hold in redemption.holds}
 
 
 def check_settlements(book: Mapping[AccountKey, Kept], redemptions: Sequence[Redemption]) -> None:
-    """Check that the holds that entries settled, and no others, are settled by entries."""
+    """Check that each settled hold was settled by one entry."""
     holds = [(redemption.redemption_id, hold) for redemption in redemptions for hold in redemption.holds]
     settled = {(redemption_id, hold.key) for redemption_id, hold in holds if hold.state is HoldState.SETTLED}
     claims = [(entry.settled_redemption_id, key) for key, kept in book.items() for entry in kept.entries]
@@ -285,7 +288,7 @@ def check_settlements(book: Mapping[AccountKey, Kept], redemptions: Sequence[Red
 
 
 async def check(database: Database, story: Story) -> None:
-    """Check that no account holds more than it has, and that accounts and redemptions agree."""
+    """Check that accounts and redemptions agree, and no point is held twice."""
     redemptions = await read_redemptions(database, story)
     usage: Counter[str] = Counter()
     expected: defaultdict[AccountKey, dict[str, tuple[int, bool]]] = defaultdict(dict)

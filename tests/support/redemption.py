@@ -1,4 +1,4 @@
-"""Helpers of redemption: requests of a shop's customers, and the reading of responses."""
+"""Helpers of redemption: requests, and the reading of responses."""
 
 from typing import Any
 
@@ -80,7 +80,7 @@ async def get_redemption(client: Client, redemption: redemption_pb2.Redemption) 
 
 
 def booking(shop: Shop, points: int, balance: int, after_ms: int = 1_000, **changes: Any) -> points_pb2.PointsUpdate:
-    """Build SHOPLINE's decrease for a redemption, some time after the start of the test's clock."""
+    """Build SHOPLINE's decrease for a redemption, after the clock's start."""
     values: dict[str, Any] = {
         "update_type": points_pb2.POINTS_UPDATE_TYPE_DECREASE,
         "updated_scene": points_pb2.POINTS_UPDATE_SCENE_CASHBACK,

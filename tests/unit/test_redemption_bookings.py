@@ -1,4 +1,4 @@
-"""The choice of the decrease that a redemption claims, and the points that it took."""
+"""The choice of the decrease that a redemption claims."""
 
 from dataclasses import replace
 from typing import Any
@@ -34,7 +34,7 @@ def booking(event_id: str, **changes: Any) -> Booking:
 
 
 def find(*bookings: Booking, program: Program = PROGRAM, account: Account = EMPTY) -> str | None:
-    """Return the event id that a redemption of five points of the first account claims."""
+    """Return the event id that a redemption of five points claims."""
     chosen = find_booking(5, program, {ONE: account}, bookings, NOW_MS)
     return None if chosen is None else chosen.event_id
 
@@ -75,7 +75,7 @@ def test_booking_is_not_claimed_if_other_holds_need_its_points(left: int, held: 
 @pytest.mark.parametrize("lead_ms", [None, 0, 1, 5_000, 86_400_000])
 @pytest.mark.parametrize("off_ms", [-1, 0, 1, -10_000])
 def test_lead_is_the_same_as_that_of_holds(lead_ms: int | None, off_ms: int) -> None:
-    """A redemption claims a decrease exactly if it would have settled a hold opened at the redemption's time."""
+    """A redemption claims what would have settled a hold of its time."""
     program = replace(PROGRAM, settlement_lead_ms=lead_ms)
     at_ms = NOW_MS - settlement_lead_ms(program) - off_ms
     hold = Hold("r", 5, NOW_MS, NOW_MS + 1, lead_ms=settlement_lead_ms(program))

@@ -1,4 +1,4 @@
-"""The calendar of caps: days, weeks from Monday and months in a program's time zone."""
+"""The calendar of caps in a program's time zone."""
 
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo

@@ -9,7 +9,7 @@ from pointbook_server.redemption.model import AccountHold, HoldState, Idempotenc
 
 
 def make_redemption(*states: HoldState, points: int = 10) -> Redemption:
-    """Build a redemption that drew the same number of points from each of some accounts."""
+    """Build a redemption that drew equal points from each of some accounts."""
     keys = [AccountKey("s", f"b{number}") for number in range(len(states))]
     return Redemption(
         merchant_id="m",

@@ -1,4 +1,4 @@
-"""The accounts that a redemption may draw on, and the allocation of its points to their lots.
+"""The accounts that a redemption draws on, and the allocation to their lots.
 
 Source: docs/reference/redemption.md#order-of-drawing
 """
@@ -10,14 +10,14 @@ from pointbook_server.ledger.model import Account, AccountKey
 
 
 class SourceAccount(NamedTuple):
-    """An account that a redemption may draw on, and its customer, empty for an unregistered buyer."""
+    """An account that may be drawn on, with its customer; empty if unregistered."""
 
     key: AccountKey
     customer_id: str = ""
 
 
 class Allocation(NamedTuple):
-    """The points that a redemption draws from one lot of an account, and how many of them were reversed since."""
+    """The points drawn from one lot of an account, and how many were reversed."""
 
     store_id: str
     buyer_id: str
@@ -52,7 +52,7 @@ def allocate(
     created_at_ms: Mapping[str, int],
     now_ms: int,
 ) -> list[Allocation]:
-    """Draw points from lots: the soonest expiry first, then the oldest, then by customer id.
+    """Draw points from lots by expiry, then age, then customer id.
 
     Points held by earlier redemptions are those of an account's first lots. `created_at_ms` has the times of the lots
     by event id; it is needed only if several accounts are drawn on. Raises ValueError if the points are not there.

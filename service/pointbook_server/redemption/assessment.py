@@ -1,4 +1,4 @@
-"""The assessment of a redemption request: every rule, applied to the context that was loaded for it; pure."""
+"""The assessment of a redemption request by every rule, in a loaded context; pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,7 +61,10 @@ class RedemptionRequest:
     channel: Channel | None
 
     def normalised_key(self, program: Program | None) -> Key | None:
-        """Return the key in its stored form, by the program's region; None if it is malformed."""
+        """Return the key in its stored form; None if it is malformed.
+
+        National phone numbers are read in the program's region.
+        """
         if self.key is None or isinstance(self.key, AccountKey):
             return self.key
         value = normalised(self.key.kind, self.key.value, "" if program is None else program.default_region)
@@ -102,7 +105,10 @@ class RedemptionContext:
 
     @property
     def redeemers(self) -> list[str]:
-        """All names of the same person: a customer also has the redemptions that their buyers made unregistered."""
+        """All names under which the same person has redeemed.
+
+        A customer also has the redemptions that their buyers made while unregistered.
+        """
         if self.customer is None:
             return [self.redeemer] if self.redeemer else []
         return [self.redeemer, *map(buyer_name, self.customer.buyers)]
@@ -135,8 +141,9 @@ def own_sources(key: Key | None, customer: Customer | None) -> list[SourceAccoun
 def redeemable_sources(
     request: RedemptionRequest, programs: Sequence[Program], own: Sequence[SourceAccount], group: UserGroup | None
 ) -> tuple[SourceAccount, ...]:
-    """Return the accounts that may be drawn on: the redeemer's own, or those of a group's members.
+    """Return the accounts that may be drawn on.
 
+    They are the redeemer's own, or those of a group's members.
     Only accounts in stores of the programs count; the first program is the requested one.
     """
     sources = own
@@ -153,7 +160,7 @@ def redeemable_sources(
 
 
 def draws_on_group(request: RedemptionRequest, program: Program) -> bool:
-    """Return whether the request draws on a group's points, and the program allows that."""
+    """Return whether the request may draw on a group's points."""
     return request.group is not None and program.allow_group_redemption
 
 
@@ -178,7 +185,10 @@ class Assessment:
 
     @property
     def programs_requiring_validation(self) -> list[Program]:
-        """The programs that require validation, out of the requested one and those whose points may be drawn."""
+        """The programs that require validation.
+
+        Only the requested program and those whose points may be drawn are considered.
+        """
         context, program = self.context, self.context.program
         if program is None:
             return []
@@ -219,14 +229,14 @@ def assess(request: RedemptionRequest, context: RedemptionContext) -> Assessment
 
 
 def requested_points(request: RedemptionRequest, program: Program) -> int | Violation:
-    """Return the requested points; a violation if the currency value is not a whole number of points."""
+    """Return the requested points; a violation if they are not a whole number."""
     return request.points if request.currency_value is None else to_points(request.currency_value, program)
 
 
 def _check_program_rules(
     request: RedemptionRequest, context: RedemptionContext, program: Program
 ) -> tuple[int, list[Violation]]:
-    """Return the requested points, and the violations of the program's rules that hold for every customer."""
+    """Return the requested points, and the violations for every customer."""
     violations = [*_check_features(request, context, program), *check_program(program)]
     points = requested_points(request, program)
     if isinstance(points, Violation):

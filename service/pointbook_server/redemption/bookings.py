@@ -36,7 +36,7 @@ class Booking(NamedTuple):
         return sum(draw.points for draw in unexpired) == self.points
 
     def undo(self, account: Account) -> Account:
-        """Return its account without it; only the active points of the result are meaningful."""
+        """Return its account without this decrease; only its active points are exact."""
         return account.with_unexpired(self.points, self.event_id)
 
 
@@ -46,14 +46,14 @@ def settlement_lead_ms(program: Program) -> int:
 
 
 def settlement_scenes(program: Program) -> frozenset[str]:
-    """Return the scenes of the decreases by which SHOPLINE books the program's redemptions."""
+    """Return the scenes of decreases by which SHOPLINE books redemptions."""
     return frozenset(program.settlement_scenes) or SETTLEMENT_SCENES
 
 
 def find_booking(
     points: int, program: Program, accounts: Mapping[AccountKey, Account], bookings: Iterable[Booking], now_ms: int
 ) -> Booking | None:
-    """Return the newest booking of so many points that a redemption made now can claim.
+    """Return the newest booking that a redemption of so many points can claim.
 
     The booking's account must have the points without it, and without what other redemptions hold, even if a pool's
     other accounts have enough. This mirrors the ledger's `settled_by`, which finds the hold if the booking comes
@@ -78,7 +78,10 @@ def find_booking(
 
 
 def first_draws(account: AccountKey, points: int, draws: Iterable[EntryDraw]) -> tuple[Allocation, ...]:
-    """Return the draws of a decrease's own points: an entry draws them first, and then those of its gap."""
+    """Return the draws of a decrease's own points.
+
+    An entry draws them first, and then those of its gap.
+    """
     first = []
     for draw in draws:
         drawn = min(points, draw.points)

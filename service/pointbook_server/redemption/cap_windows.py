@@ -1,4 +1,4 @@
-"""The caps on what a customer redeems in a day, a week and a month, and the calendar in which they count: pure.
+"""The caps per day, week and month, and the calendar in which they count: pure.
 
 Source: docs/reference/redemption.md#caps
 """
@@ -15,7 +15,7 @@ from pointbook_server.redemption.violations import Violation
 
 
 class CapWindows(NamedTuple):
-    """The starts of a day, of its week (Monday) and of its month, in milliseconds since 1970 (UTC)."""
+    """The starts of a day, of its week (Monday) and of its month, in Unix ms."""
 
     day_ms: int
     week_ms: int
@@ -24,7 +24,7 @@ class CapWindows(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The points that a customer has redeemed in a program today, this week and this month, less reversed ones."""
+    """The points redeemed in a program today, this week and this month, net."""
 
     day_points: int = 0
     week_points: int = 0
@@ -36,7 +36,10 @@ class Usage:
 
 
 def cap_windows_at(now_ms: int, time_zone: str) -> CapWindows:
-    """Return the windows of a moment in a time zone, in which a day may have 23 or 25 hours."""
+    """Return the windows of a time in a time zone.
+
+    A day may have 23 or 25 hours.
+    """
     zone = ZoneInfo(time_zone)
     today = datetime.fromtimestamp(now_ms / 1_000, zone).date()
     monday = today - timedelta(days=today.weekday())

@@ -41,8 +41,9 @@ class RedeemCommand:
         )
 
     def check_stored(self, stored: Redemption, assessment: Assessment) -> Redemption:
-        """Return what is stored under the reference. Raises REFERENCE_REUSED if its content differs.
+        """Return the stored redemption of the reference.
 
+        Raises REFERENCE_REUSED if its content differs.
         The redemptions of an unregistered buyer become those of the customer who registers the buyer.
         Source: docs/reference/redemption.md#idempotency
         """
@@ -62,7 +63,10 @@ class RedeemCommand:
         *,
         actor: str = "",
     ) -> Redemption:
-        """Build the redemption; it holds what it draws until SHOPLINE books it, unless that has happened."""
+        """Build the redemption.
+
+        It holds what it draws until SHOPLINE books it, unless SHOPLINE has.
+        """
         now_ms = assessment.context.now_ms
         value = monetary_value(assessment.points, program)
         state = HoldState.OPEN if assessment.booking is None else HoldState.SETTLED
@@ -99,7 +103,7 @@ class PendingRedemption:
 
 @dataclass(frozen=True, slots=True)
 class ReverseCommand:
-    """Points to reverse of a redemption, which is given by its id, or by the reference it was redeemed under."""
+    """Points to reverse of a redemption, given by its id or by its reference."""
 
     merchant_id: str
     redemption_id: str

@@ -1,4 +1,4 @@
-"""The loading of what a request is assessed by: programs, customers, groups, accounts and redemptions.
+"""The loading of the context that a request is assessed in.
 
 Most batches of a merchant's requests take three statements, whatever their size: programs, customers, accounts.
 Decreases are searched only in accounts whose newest entry is not older than the program's settlement lead.
@@ -76,10 +76,10 @@ class AccountRepository(Protocol):
         """Read accounts without locks."""
 
     async def lock(self, keys: Iterable[AccountKey], *, skip_locked: bool = False) -> None:
-        """Lock accounts and read them; with `skip_locked`, leave out those that are locked."""
+        """Lock accounts and read them; `skip_locked` leaves out locked ones."""
 
     async def complete(self, key: AccountKey, account: Account, at_ms: int, *, points: int = 0) -> Account:
-        """Load enough lots to know the active points at a time, and to draw so many points."""
+        """Load enough lots for the active points, and to draw so many points."""
 
     async def next_expiry(self, key: AccountKey, account: Account, at_ms: int) -> Expiry | None:
         """Return the soonest expiry of an account after a time; None if nothing expires."""
@@ -91,7 +91,10 @@ class AccountRepository(Protocol):
         """Write the holds of locked accounts."""
 
     async def settle(self, event_id: str, redemption_id: str, settled_redemption_id: str) -> None:
-        """Record that an entry settled a redemption instead of another one, which is empty if there is none."""
+        """Record that an entry settled a redemption.
+
+        `settled_redemption_id` is the one that it settled before, empty for none.
+        """
 
 
 OpenLedger = Callable[[Connection, str], AccountRepository]
@@ -168,7 +171,7 @@ class ContextLoader:
         requests: Sequence[RedemptionRequest],
         requested: Mapping[int, Program],
     ) -> list[Program]:
-        """Return the merchant's programs that other programs may draw on, if a request may do so."""
+        """Return the programs that others may draw on, if a request may do so."""
         crossing = (requested.get(request.program_id) for request in requests if request.group_redemption)
         if any(program is not None and program.allow_cross_program_redemption for program in crossing):
             return await self._programs.allowing(connection, merchant_id)
@@ -177,7 +180,7 @@ class ContextLoader:
     async def _with_stores(
         self, connection: Connection, merchant_id: str, contexts: Sequence[RedemptionContext]
     ) -> list[RedemptionContext]:
-        """Check whether the stores of unregistered buyers without an account are the merchant's."""
+        """Check whether the stores of unregistered buyers are the merchant's."""
         unknown = {
             context.key.store_id
             for context in contexts
@@ -237,7 +240,7 @@ async def _load_accounts(
     now_ms: int,
     locked: Collection[AccountKey] | None,
 ) -> dict[AccountKey, Account]:
-    """Return the accounts of all contexts, with enough lots to know their active points."""
+    """Return the accounts of all contexts, with enough lots for active points."""
     keys = {key for context in contexts for key in context.account_keys}
     if locked is None:
         await ledger.read(keys)
@@ -252,7 +255,7 @@ async def _with_bookings(
     requests: Sequence[RedemptionRequest],
     contexts: Sequence[RedemptionContext],
 ) -> list[RedemptionContext]:
-    """Load the decreases by which SHOPLINE may already have booked the requested redemptions."""
+    """Load the decreases by which SHOPLINE may have booked the requests."""
     searches = {
         search
         for request, context in zip(requests, contexts, strict=True)
@@ -271,7 +274,7 @@ async def _with_bookings(
 
 
 def _booking_searches(request: RedemptionRequest, context: RedemptionContext) -> Iterator[tuple[str, str, int, int]]:
-    """Yield where to search for a request's booking: store, buyer, points and earliest time."""
+    """Yield store, buyer, points and earliest time of a request's booking."""
     program = context.program
     points = 0 if program is None else requested_points(request, program)
     if program is None or isinstance(points, Violation) or points <= 0:

@@ -26,7 +26,10 @@ CURRENCY_VALUE_LIMIT = 10**12
 
 @dataclass(frozen=True, slots=True)
 class MonetaryValue:
-    """The value of points: exact in the base currency, rounded to the program's decimals in the local currency."""
+    """The value of points in the base and in the local currency.
+
+    It is exact in the base currency, and rounded to the program's decimals in the local one.
+    """
 
     redeem_value: Decimal
     redeem_local_value: Decimal
@@ -43,14 +46,14 @@ def monetary_value(points: int, program: Program) -> MonetaryValue | None:
 
 
 def _local_decimals(program: Program) -> int:
-    """Return the decimals of local values: the program's setting, else those of ISO 4217."""
+    """Return the decimals of local values: the program's, else those of ISO 4217."""
     if program.local_currency_decimals is not None:
         return program.local_currency_decimals
     return Currency(program.local_currency_code or program.currency_code).exponent or 0
 
 
 def to_points(currency_value: Decimal, program: Program) -> int | Violation:
-    """Convert a value in the base currency to points; a violation if it is not a whole number of points.
+    """Convert a base currency value to points; a violation if they are not whole.
 
     The violation's metadata contain the nearest values that can be requested instead.
     """
@@ -73,7 +76,7 @@ def to_points(currency_value: Decimal, program: Program) -> int | Violation:
 
 
 def _nearest_values(points: Fraction, point_value: Decimal, criteria: Criteria) -> Iterator[tuple[str, object]]:
-    """Yield the next lower and the next higher number of points and their values, if they exist.
+    """Yield the next lower and higher points with their values, if they exist.
 
     Both satisfy the program's criteria for one redemption, and their values fit into a request.
     """

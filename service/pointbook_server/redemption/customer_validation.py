@@ -16,7 +16,7 @@ MISSED_CALL_NOT_SEEN = Violation.of(Reason.MISSED_CALL_NOT_SEEN, "No missed call
 
 @dataclass(frozen=True, slots=True)
 class ValidationEvidence:
-    """The way in which a caller validates the customer: by a code, by a missed call, or not at all.
+    """How the caller validates the customer: by code, by missed call, or not at all.
 
     A challenge_id without a code is that of a missed call. `skips` means that the caller asks to skip the validation,
     and `may_skip` that its token allows that; `issues_code` that the same call issues a code. `actor` is the id of the
@@ -41,7 +41,10 @@ class ValidationEvidence:
         return CODE_INVALID if self.code else MISSED_CALL_NOT_SEEN
 
     def violations(self, assessment: Assessment) -> Iterator[Violation]:
-        """Yield the violations of the way of validation; the code or the missed call itself is not checked."""
+        """Yield the violations of the way of validation.
+
+        The code or the missed call itself is not checked.
+        """
         program = assessment.context.program
         if program is None:
             return
@@ -54,7 +57,7 @@ class ValidationEvidence:
 
 
 def code_not_issued(error: PointbookError) -> Violation:
-    """Return the warning that the points are redeemable, but that their code was not issued."""
+    """Return the warning that a code was not issued for redeemable points."""
     return Violation.of(
         Reason.CODE_NOT_ISSUED,
         "The points may be redeemed, but the code could not be issued.",

@@ -1,4 +1,4 @@
-"""The details that GetRedemption and ListRedemptions add: reversals, and the points that are active now.
+"""The details of redemptions: their reversals, and the points that are active now.
 
 For any number of redemptions they take a fixed number of statements: reversals, programs, customers, groups and
 accounts. Only an account whose row no longer shows its active points takes more.

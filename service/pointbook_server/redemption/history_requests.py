@@ -1,4 +1,4 @@
-"""The paging fields of the lists about a customer's history: newest first, between two times."""
+"""The paging fields of the lists about a customer's history."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ HistoryRequest = PagedRequest | redemption_pb2.ListCustomerTimelineRequest
 
 @dataclass(frozen=True, slots=True)
 class HistoryWindow:
-    """The time range and page size of a list; `scope` binds its page tokens to the list."""
+    """The time range and page size of a list; `scope` binds its page tokens."""
 
     start_ms: int
     end_ms: int
@@ -31,7 +31,7 @@ class PageRequest:
 
 
 def read_window(fields: Fields, name: str, request: HistoryRequest, key: Key | None, *filters: object) -> HistoryWindow:
-    """Read the time range and the page size of a list; violations are added to `fields`."""
+    """Read the time range and the page size of a list."""
     fields.identifier("merchant_id", request.merchant_id)
     start_ms = fields.time_ms("start_time", request.start_time) if request.HasField("start_time") else TIME_MS_MIN
     end_ms = fields.time_ms("end_time", request.end_time) if request.HasField("end_time") else TIME_MS_MAX + 1
@@ -42,7 +42,10 @@ def read_window(fields: Fields, name: str, request: HistoryRequest, key: Key | N
 def read_page_request(
     fields: Fields, name: str, request: PagedRequest, key: Key | None, *filters: object
 ) -> PageRequest:
-    """Read a page of a list; its query asks for one more row, which shows whether another page follows."""
+    """Read a page of a list.
+
+    Its query has one more row than the page, which shows whether another page follows.
+    """
     window = read_window(fields, name, request, key, *filters)
     position = pagination.read_token(fields, "page_token", request.page_token, window.scope, (int, str))
     before_ms, before_id = (window.end_ms, "") if position is None else (int(position[0]), str(position[1]))

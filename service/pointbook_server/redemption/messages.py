@@ -83,7 +83,10 @@ def read_redemption_request(fields: Fields, request: AssessedRequest) -> Redempt
 
 
 def _names_missed_call(request: AssessedRequest) -> bool:
-    """Return whether the challenge_id is that of a missed call: it has no code, and no type that sends one."""
+    """Return whether the challenge_id is that of a missed call.
+
+    It then has no code, and no type that sends one.
+    """
     if isinstance(request, redemption_pb2.IssueValidationCodeRequest):
         return False
     has_no_type = request.validation_type == redemption_pb2.VALIDATION_TYPE_UNSPECIFIED
@@ -104,7 +107,7 @@ def _read_currency_value(fields: Fields, request: AssessedRequest) -> Decimal | 
 
 
 def read_customer(fields: Fields, customer: identity_pb2.CustomerRef) -> tuple[str, Key | None]:
-    """Read a customer: the name of the identifier's field, and the key to look the customer up by.
+    """Read the name of the identifier's field, and the key of the customer.
 
     A malformed identifier is no field violation: its key is None, which the rules report as 802.
     """
@@ -165,7 +168,10 @@ def _read_group(fields: Fields, group: identity_pb2.UserGroupRef) -> GroupRef:
 
 
 def _read_primary(fields: Fields, group: identity_pb2.UserGroupRef) -> Identifier | None:
-    """Read the primary member's identifier: a customer's own one for INSTORE without an account, else a source's."""
+    """Read the identifier of a group's primary member.
+
+    It is a customer's own one for INSTORE without an account, else a source's.
+    """
     parts = (
         group.primary_user_source,
         group.primary_user_account_id,
@@ -193,7 +199,7 @@ def _read_primary(fields: Fields, group: identity_pb2.UserGroupRef) -> Identifie
 
 
 def _enum_name(numbers: Mapping[str, int], number: int, prefix: str) -> str:
-    """Return an enum value's name without its prefix; empty if the value is unset or unknown."""
+    """Return an enum value's name without its prefix; empty if unset or unknown."""
     return next((name.removeprefix(prefix) for name, value in numbers.items() if value == number and number), "")
 
 
@@ -220,7 +226,10 @@ def read_evidence(
 
 
 def _read_code(fields: Fields, typed: str) -> str:
-    """Read a typed code in the form in which it was issued; it needs at least one digit or letter."""
+    """Read a typed code in the form in which it was issued.
+
+    It needs at least one digit or letter.
+    """
     fields.text("validation_code", _BLANK.sub(" ", typed), length_max=CODE_LENGTH_MAX)
     code = normalised_code(typed)
     if typed and not any(character.isdecimal() or character.isalpha() for character in code):
@@ -259,7 +268,7 @@ def read_reverse_command(
 
 
 def read_redemption_key(fields: Fields, request: redemption_pb2.GetRedemptionRequest) -> tuple[str, str, str]:
-    """Read the merchant_id, and either the id or the reference of a redemption; the other one is empty."""
+    """Read the merchant_id, the redemption's id, and its reference; one is empty."""
     fields.present("redemption", is_present=request.WhichOneof("redemption") is not None)
     return (
         fields.identifier("merchant_id", request.merchant_id),
@@ -363,7 +372,7 @@ def write_redemption(redemption: Redemption, now_ms: int) -> redemption_pb2.Rede
 
 
 def write_details(details: RedemptionDetails, now_ms: int) -> redemption_pb2.Redemption:
-    """Build the message of a redemption with its reversals and the points that are active now."""
+    """Build the message of a redemption with its details."""
     message = write_redemption(details.redemption, now_ms)
     message.reversals.extend(map(write_reversal, details.reversals))
     message.reversals_truncated = details.has_more_reversals

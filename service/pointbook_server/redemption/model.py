@@ -1,4 +1,4 @@
-"""A redemption as it is stored: what it drew from which account, what it still holds, and its state."""
+"""The stored redemption: what it drew, what it still holds, and its state."""
 
 import secrets
 from collections.abc import Iterable
@@ -25,7 +25,10 @@ class RedemptionState(StrEnum):
 
 
 class HoldState(StrEnum):
-    """Whether SHOPLINE has booked what a redemption holds of an account; it may still book a released hold."""
+    """Whether SHOPLINE has booked what a redemption holds of an account.
+
+    It may still book a released hold.
+    """
 
     OPEN = "OPEN"
     SETTLED = "SETTLED"
@@ -33,7 +36,7 @@ class HoldState(StrEnum):
 
 
 class AccountHold(NamedTuple):
-    """The points that a redemption holds of one account: what it drew, less what was reversed."""
+    """What a redemption holds of one account: drawn less reversed points."""
 
     store_id: str
     buyer_id: str
@@ -48,8 +51,9 @@ class AccountHold(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyContent:
-    """The content by which repeated calls are recognised: everything except the code and the notes.
+    """The content by which repeated calls are recognised.
 
+    It excludes the code and the notes.
     Source: docs/reference/redemption.md#idempotency
     """
 
@@ -119,8 +123,9 @@ class Redemption:
         return replace(self, holds=holds)
 
     def reverse(self, points: int) -> "Redemption":
-        """Return a copy with reversed points, 0 for all that are left; the last draws are reversed first.
+        """Return a copy with reversed points, 0 for all that are left.
 
+        The last draws are reversed first.
         Raises ALREADY_REVERSED if fewer are left, and REDEMPTION_SETTLED if SHOPLINE has booked too many of them.
         Source: docs/reference/redemption.md#reversing
         """
@@ -168,7 +173,10 @@ class StoredReversal:
 
 @dataclass(frozen=True, slots=True)
 class RedemptionDetails:
-    """A redemption with its newest reversals, and the points that its customer could redeem now in the same way."""
+    """A redemption with its newest reversals and its current active points.
+
+    These are the points that its customer could redeem now in the same way.
+    """
 
     redemption: Redemption
     reversals: tuple[StoredReversal, ...]
@@ -178,7 +186,7 @@ class RedemptionDetails:
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """An audit record of holds that an operator settled by hand, or that were released."""
+    """An audit record of holds that were settled by hand, or released."""
 
     closing_id: str
     redemption_id: str
@@ -210,7 +218,7 @@ def reference_reused(reference: str) -> PointbookError:
 
 
 def already_reversed(redemption: Redemption) -> PointbookError:
-    """Return the error for a redemption with too few points left to reverse, or none to settle."""
+    """Return the error for a redemption with too few points left."""
     left = redemption.content.points - redemption.reversed_points
     message = "The redemption has too few points that are not reversed yet."
     return _refused(Reason.ALREADY_REVERSED, message, redemption, left_points=left)

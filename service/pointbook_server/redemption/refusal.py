@@ -1,4 +1,4 @@
-"""A refused call as it is stored for support: which points, for which reasons, under which values; pure."""
+"""A refused call as it is stored for support; pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class Attempt:
     reference: str = ""
 
     def to_refusal(self, reasons: tuple[RefusalReason, ...], at_ms: int) -> Refusal | None:
-        """Return the refusal; None if the call names no customer or no program of the merchant."""
+        """Return the refusal; None without a known customer and program."""
         context = self.assessment.context
         if not reasons or context.program is None or not context.redeemer:
             return None
@@ -100,7 +100,10 @@ def reasons_of_error(error: PointbookError) -> tuple[RefusalReason, ...]:
 
 
 def _active_points(reasons: tuple[RefusalReason, ...], assessment: Assessment) -> int:
-    """Return the active points at the refusal: if they were too few, as they were under the locks."""
+    """Return the active points at the refusal.
+
+    INSUFFICIENT_POINTS has the number under the locks, which the assessment may not have.
+    """
     for reason in reasons:
         if reason.reason == Reason.INSUFFICIENT_POINTS:
             return int(reason.metadata["active_points"])

@@ -1,4 +1,4 @@
-"""The rules of redemption as pure functions, each of which yields the violations that it finds.
+"""The rules of redemption: pure functions that yield violations.
 
 The rules of the caps for a day, a week and a month are in cap_windows.py.
 Source: docs/reference/redemption.md#criteria

@@ -1,4 +1,4 @@
-"""Validating and redeeming: the order of work between rules, one-time codes and transactions."""
+"""The order of work between rules, one-time codes and transactions."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -42,12 +42,12 @@ class CodeService(Protocol):
     """The part of one-time codes that issues and checks them."""
 
     async def issue(self, proving: ChallengeSubject, channel: Channel | None) -> Issued:
-        """Send the customer a code, unless the last one was sent recently and is still valid."""
+        """Send the customer a code, unless a recent one is still valid."""
 
     async def check(
         self, proving: ChallengeSubject, channel: Channel | None, challenge_id: str, code: str
     ) -> Challenge | None:
-        """Return the challenge of a right code, without consuming it; None for a wrong code."""
+        """Return the challenge of a right code, not consumed; None for a wrong one."""
 
     async def seen_call(self, proving: ChallengeSubject, challenge_id: str) -> Challenge | None:
         """Return a challenge whose missed call was seen; None if it was not."""
@@ -84,7 +84,10 @@ class RedemptionService:
         )
 
     async def assess(self, request: RedemptionRequest) -> Assessment:
-        """Assess a request, in a batch with concurrent ones. Raises INVALID_FIELDS if its fields contradict."""
+        """Assess a request, in a batch with concurrent ones.
+
+        Raises INVALID_FIELDS if the selectors of a group contradict each other.
+        """
         self._assess_batcher.check_capacity(1)
         (result,) = self._assess_batcher.submit(request.merchant_id, [request])
         assessment = await result
@@ -96,7 +99,10 @@ class RedemptionService:
         return assessment
 
     async def find_customer(self, merchant_id: str, key: Key | None) -> RedemptionContext:
-        """Return the context of a customer, in no program. Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND."""
+        """Return the context of a customer, in no program.
+
+        Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND.
+        """
         assessment = await self.assess(_customer_request(merchant_id, "customer", key))
         _raise_violations(assessment, {Reason.IDENTIFIER_INVALID, Reason.CUSTOMER_NOT_FOUND})
         return assessment.context
@@ -104,7 +110,7 @@ class RedemptionService:
     async def get_customer_points(
         self, merchant_id: str, identifier: str, key: Key | None, program_id: int
     ) -> tuple[RedemptionContext, Expiry | None]:
-        """Return the context of a customer in a program, and which of their points expire next.
+        """Return the context of a customer in a program, and their next expiry.
 
         Raises IDENTIFIER_INVALID, CUSTOMER_NOT_FOUND and PROGRAM_NOT_FOUND.
         """
@@ -115,7 +121,10 @@ class RedemptionService:
     async def validate(
         self, request: RedemptionRequest, evidence: ValidationEvidence
     ) -> tuple[Assessment, list[Violation]]:
-        """Assess a request and its evidence, which is not consumed, and return the sorted violations."""
+        """Assess a request and its evidence, and return the sorted violations.
+
+        The evidence is not consumed.
+        """
         assessment = await self.assess(request)
         violations = [*assessment.violations, *evidence.violations(assessment)]
         if evidence.is_given and await self._find_challenge(request, assessment, evidence) is None:
@@ -127,11 +136,17 @@ class RedemptionService:
         return assessment, violations
 
     async def issue_code(self, request: RedemptionRequest, actor: str) -> Issued:
-        """Send the customer a code if the points are redeemable. Raises the refusal otherwise."""
+        """Send the customer a code if the points are redeemable.
+
+        Raises the refusal otherwise.
+        """
         return await self.issue_code_for(request, await self.assess(request), actor)
 
     async def issue_code_for(self, request: RedemptionRequest, assessment: Assessment, actor: str) -> Issued:
-        """Send the customer a code for an assessed request. Raises the refusal if it has violations."""
+        """Send the customer a code for an assessed request.
+
+        Raises the refusal if it has violations.
+        """
         try:
             if assessment.violations:
                 raise to_error(sort_violations(assessment.violations))
@@ -144,8 +159,9 @@ class RedemptionService:
             raise
 
     async def redeem(self, command: RedeemCommand, evidence: ValidationEvidence) -> Redemption:
-        """Redeem points once per reference; a repeated call returns the stored redemption and costs no attempt.
+        """Redeem points once per reference.
 
+        A repeated call returns the stored redemption and costs no attempt.
         Raises the refusal with every violation, and REFERENCE_REUSED.
         Source: docs/reference/redemption.md#redeeming
         """
@@ -188,7 +204,7 @@ class RedemptionService:
         return redemption
 
     async def release_overdue(self, now_ms: int) -> int:
-        """Release what SHOPLINE has not booked by the database's time, and return how many redemptions that were."""
+        """Release what SHOPLINE has not booked in time, and return how many."""
         transactions = self._transactions
         return await merchant_by_merchant(
             lambda: transactions.overdue_merchants(now_ms),
@@ -196,7 +212,10 @@ class RedemptionService:
         )
 
     async def get_redemption(self, merchant_id: str, redemption_id: str, reference: str) -> RedemptionDetails:
-        """Return a redemption by its id, or by its reference if the id is empty. Raises REDEMPTION_NOT_FOUND."""
+        """Return a redemption by its id, or by its reference if the id is empty.
+
+        Raises REDEMPTION_NOT_FOUND.
+        """
         return await self._transactions.get_redemption(merchant_id, redemption_id, reference, self._clock())
 
     async def list_redemptions(
@@ -231,7 +250,10 @@ class RedemptionService:
         )
 
     async def settle(self, merchant_id: str, redemption_id: str, reason: str, actor: str) -> Redemption:
-        """Settle a redemption by hand that SHOPLINE has booked. Raises REDEMPTION_NOT_FOUND and ALREADY_REVERSED."""
+        """Settle by hand a redemption that SHOPLINE has booked.
+
+        Raises REDEMPTION_NOT_FOUND and ALREADY_REVERSED.
+        """
         return await self._transactions.settle_by_hand(merchant_id, redemption_id, reason, actor, self._clock())
 
     async def drain(self) -> None:
@@ -257,7 +279,7 @@ class RedemptionService:
     async def _find_challenge(
         self, request: RedemptionRequest, assessment: Assessment, evidence: ValidationEvidence
     ) -> Challenge | None:
-        """Return the challenge of a right code or of a seen missed call; None if the evidence is rejected."""
+        """Return the challenge of the evidence; None if the evidence is rejected."""
         subject = _challenge_subject(request, assessment, evidence.actor)
         if subject is None:
             return None
@@ -267,8 +289,9 @@ class RedemptionService:
 
 
 def _challenge_subject(request: RedemptionRequest, assessment: Assessment, actor: str) -> ChallengeSubject | None:
-    """Return everything that a code is bound to; None without a redeemer, a program or points.
+    """Return everything that a code is bound to.
 
+    None without a redeemer, a program or points.
     Source: docs/reference/validation-codes.md#binding
     """
     context = assessment.context

@@ -73,7 +73,7 @@ class SupportMethods(Protocol):
 
 
 class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
-    """RedemptionService: its methods read a request, call the service, and write the response."""
+    """The methods of RedemptionService."""
 
     def __init__(self, service: RedemptionService, codes: CodeMethods, support: SupportMethods, clock: Clock) -> None:
         self._service = service
@@ -84,7 +84,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
     async def ValidateRedemption(
         self, request: redemption_pb2.ValidateRedemptionRequest, _context: object
     ) -> redemption_pb2.ValidateRedemptionResponse:
-        """Return whether points are redeemable, and issue a code if that is requested and nothing is violated."""
+        """Return whether points are redeemable, and issue a code on request."""
         fields = Fields()
         redemption_request = read_redemption_request(fields, request)
         evidence = read_evidence(fields, request, current_principal.get(), issues_code=request.issue_otp)

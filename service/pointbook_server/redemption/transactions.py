@@ -57,7 +57,7 @@ class CodeTransactions(Protocol):
         """Lock customers' live challenges, in sorted order."""
 
     async def consume(self, connection: Connection, challenge: Challenge, actor: str, now_ms: int) -> bool:
-        """Consume a code or a missed call; return False if it has been consumed or has ended."""
+        """Consume a code or a missed call; return False if it is no longer live."""
 
 
 class RedemptionTransactions:
@@ -86,7 +86,7 @@ class RedemptionTransactions:
         return [assess(request, context) for request, context in zip(requests, contexts, strict=True)]
 
     async def next_expiry(self, merchant_id: str, context: RedemptionContext) -> Expiry | None:
-        """Return the soonest expiry in the accounts that may be drawn on, with the sum of its points."""
+        """Return the soonest expiry in the accounts that may be drawn on."""
         keys = {source.key for source in context.sources} & context.accounts.keys()
         expiries = []
         async with self._database.autocommit() as connection:
@@ -103,8 +103,9 @@ class RedemptionTransactions:
     async def redeem(
         self, merchant_id: str, batch: Sequence[PendingRedemption], clock: Clock
     ) -> list[Redemption | PointbookError]:
-        """Run commands of one merchant in one transaction, which assesses each of them again under its locks.
+        """Run commands of one merchant in one transaction.
 
+        Each is assessed again under the locks.
         Returns for each command the redemption that is stored under its reference, or an error: REFERENCE_REUSED, the
         refusal of its violations, or REDEMPTION_FAILED if its content has changed since its first assessment.
         """
@@ -146,7 +147,10 @@ class RedemptionTransactions:
     async def get_redemption(
         self, merchant_id: str, redemption_id: str, reference: str, now_ms: int
     ) -> RedemptionDetails:
-        """Return a redemption by its id, or by its reference if the id is empty. Raises REDEMPTION_NOT_FOUND."""
+        """Return a redemption by its id, or by its reference if the id is empty.
+
+        Raises REDEMPTION_NOT_FOUND.
+        """
         async with self._database.autocommit() as connection:
             if redemption_id:
                 params = {"merchant_id": merchant_id, "redemption_id": redemption_id}
@@ -162,7 +166,10 @@ class RedemptionTransactions:
     async def list_redemptions(
         self, merchant_id: str, filters: RedemptionFilter, now_ms: int, *, before: tuple[int, str] | None, limit: int
     ) -> list[RedemptionDetails]:
-        """Return a page of a merchant's redemptions, the newest first, before a position (time in ms, id)."""
+        """Return a page of a merchant's redemptions, the newest first.
+
+        `before` is the position (time in ms, id) of the last one on the previous page.
+        """
         before_ms, before_id = before or (filters.end_ms, "")
         params = {
             "merchant_id": merchant_id,
@@ -215,7 +222,7 @@ class RedemptionTransactions:
     async def settle_by_hand(
         self, merchant_id: str, redemption_id: str, reason: str, actor: str, now_ms: int
     ) -> Redemption:
-        """Settle the open and released holds of a redemption, as SHOPLINE's webhook would have.
+        """Settle the open and released holds of a redemption, as a webhook would.
 
         Raises REDEMPTION_NOT_FOUND, and ALREADY_REVERSED if nothing is left to settle.
         """
@@ -239,7 +246,10 @@ class RedemptionTransactions:
         return await self._database.transaction(work, planned_once=True)
 
     async def settle(self, connection: Connection, merchant_id: str, settlements: Sequence[Settlement]) -> None:
-        """Settle holds in the transaction that writes SHOPLINE's events, which has locked their accounts."""
+        """Settle holds in the transaction that writes SHOPLINE's events.
+
+        It has locked the accounts.
+        """
         keys: defaultdict[str, list[AccountKey]] = defaultdict(list)
         for settlement in settlements:
             keys[settlement.hold.redemption_id].append(settlement.account)
@@ -248,13 +258,13 @@ class RedemptionTransactions:
             await _update(connection, redemption.with_settled(keys[redemption.redemption_id]))
 
     async def overdue_merchants(self, now_ms: int) -> list[str]:
-        """Return merchants with redemptions that SHOPLINE has not booked in time, without locks."""
+        """Return merchants with overdue redemptions, without locks."""
         async with self._database.autocommit() as connection:
             params = {"now_ms": now_ms, "limit": RELEASE_COUNT}
             return [row.merchant_id for row in await connection.fetch(queries.LIST_OVERDUE_MERCHANTS, params)]
 
     async def release_overdue(self, merchant_id: str, now_ms: int) -> int:
-        """Release the open holds of a merchant's overdue redemptions, and return how many redemptions had any.
+        """Release a merchant's overdue redemptions, and return how many.
 
         Redemptions with locked accounts are skipped, so that servers do not wait for each other.
         """
@@ -284,7 +294,10 @@ class RedemptionTransactions:
     async def _lock_redemption(
         self, connection: Connection, merchant_id: str, redemption_id: str
     ) -> tuple[Redemption, AccountRepository]:
-        """Lock a redemption after the accounts that it holds; which accounts these are never changes."""
+        """Lock a redemption after the accounts that it holds.
+
+        Which accounts these are never changes.
+        """
         params = {"merchant_id": merchant_id, "redemption_id": redemption_id}
         row = await connection.fetch_one(queries.READ_BY_ID, params)
         if row is None:
@@ -301,7 +314,7 @@ async def _find_by_references(connection: Connection, merchant_id: str, referenc
 
 
 class _ClaimedBooking(NamedTuple):
-    """A booking that settles a redemption from its start, and the program by whose settings it was found."""
+    """A booking claimed by a redemption, and the program that it was found by."""
 
     booking: Booking
     redemption: Redemption
@@ -309,7 +322,10 @@ class _ClaimedBooking(NamedTuple):
 
 
 class _RedeemBatch:
-    """Commands that run one after the other on locked accounts; each sees the effects of those before it."""
+    """Commands that run one after the other on locked accounts.
+
+    Each sees the effects of those before it.
+    """
 
     def __init__(
         self,
@@ -339,7 +355,10 @@ class _RedeemBatch:
             return error
 
     async def write(self, merchant_id: str, now_ms: int) -> None:
-        """Write the new redemptions and the holds; retry the transaction if a reference was inserted meanwhile."""
+        """Write the new redemptions and the holds.
+
+        The transaction is retried if a reference was inserted meanwhile.
+        """
         if not self._new:
             return
         columns = queries.to_columns(self._new)
@@ -354,8 +373,9 @@ class _RedeemBatch:
             await self._ledger.put_holds({key: self._accounts[key].holds for key in keys})
 
     async def _release_again(self, merchant_id: str, now_ms: int) -> set[AccountKey]:
-        """Release the earlier redemptions that lose their bookings to new ones, and return the accounts concerned.
+        """Release the redemptions that lose their bookings to new ones.
 
+        Returns the accounts concerned.
         Their holds wait for other decreases again, with the settings of the claiming program: those of their own
         program at the time are not stored.
         """
@@ -404,7 +424,10 @@ class _RedeemBatch:
         return redemption
 
     async def _consume(self, pending: PendingRedemption, now_ms: int) -> None:
-        """Consume the code or the missed call, which may have been consumed or have ended since it was checked."""
+        """Consume the code or the missed call.
+
+        It may have been consumed or have ended since it was checked.
+        """
         challenge, evidence = pending.challenge, pending.evidence
         if challenge is None:
             return
@@ -412,7 +435,7 @@ class _RedeemBatch:
             raise to_error([evidence.rejection])
 
     def _current_context(self, context: RedemptionContext) -> RedemptionContext:
-        """Return a context with the new redemptions, and without the bookings that they claimed."""
+        """Return a context with the effects of the commands so far."""
         program_id = 0 if context.program is None else context.program.program_id
         new_points = sum(self._new_points[name, program_id] for name in context.redeemers)
         bookings = tuple(booking for booking in context.bookings if booking.event_id not in self._claimed)

@@ -1,4 +1,4 @@
-"""Verification of redemptions: their own sums, and what accounts and entries record of them."""
+"""Verification of redemptions against their own sums, accounts and entries."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from pointbook_server.redemption.model import HoldState, Redemption
 
 
 class RedemptionMismatch(NamedTuple):
-    """A contradiction between a redemption and an account or an entry, or within a redemption."""
+    """A contradiction within a redemption, or with an account or an entry."""
 
     merchant_id: str
     redemption_id: str
@@ -32,8 +32,9 @@ class RedemptionVerifier:
         now_ms: int,
         report: Callable[[RedemptionMismatch], None],
     ) -> None:
-        """Verify the redemptions that drew from some accounts, on one snapshot of the database; empty ids mean all.
+        """Verify the redemptions that drew from some accounts, on one snapshot.
 
+        Empty ids match all.
         Raises DATABASE_UNAVAILABLE.
         """
         params = {"merchant_id": merchant_id, "store_id": store_id, "buyer_id": buyer_id, "now_ms": now_ms}
@@ -54,7 +55,7 @@ class RedemptionVerifier:
 
 
 def _contradictions(redemption: Redemption, sums: tuple[int, int, int]) -> Iterator[str]:
-    """Yield the contradictions between a redemption's points, draws and holds, and its stored sums."""
+    """Yield the contradictions between a redemption's points, draws and holds."""
     drawn = sum(draw.points for draw in redemption.draws)
     if drawn != redemption.content.points:
         yield f"drew {drawn} for {redemption.content.points} points"

@@ -1,4 +1,4 @@
-"""Violations of the rules of redemption: what they are, their order, and the error that they make."""
+"""Violations of the rules of redemption: their order, and their error."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -45,7 +45,10 @@ class RefusedError(PointbookError):
 
 
 def to_error(violations: list[Violation], *, retry_after_seconds: float | None = None) -> RefusedError:
-    """Return the RPC error of sorted violations: the reason is that of the first, the metadata list them all."""
+    """Return the RPC error of sorted violations.
+
+    The reason is that of the first one; the metadata list them all.
+    """
     first = violations[0]
     error = RefusedError(
         first.reason,

@@ -20,7 +20,7 @@ class EntryRank(IntEnum):
 
 
 class TimelinePosition(NamedTuple):
-    """The position of an entry in a timeline: its time, its rank, and its id among the entries of that rank."""
+    """The position of a timeline's entry: time, rank, and id within the rank."""
 
     at_ms: int
     rank: int

@@ -1,4 +1,4 @@
-"""The recorder of refused calls: calls queue their refusals in memory, and a task writes them in batches.
+"""The recorder of refused calls, which a task writes in batches.
 
 No call waits for the write. Refusals above a limit, per merchant and minute or in total, are counted and dropped.
 A crash loses the last seconds.
@@ -32,7 +32,10 @@ log = structlog.get_logger()
 
 
 class RefusalRecorder:
-    """Records refusals in the background, lists them and deletes old ones; `keep_days` of 0 records none."""
+    """Records refusals in the background, lists them and deletes old ones.
+
+    With `keep_days` of 0 it records none.
+    """
 
     def __init__(self, transactions: RefusalTransactions, clock: Clock, metrics: Metrics, *, keep_days: int) -> None:
         self._transactions = transactions
@@ -64,17 +67,23 @@ class RefusalRecorder:
     async def list_by_customers(
         self, merchant_id: str, customers: Iterable[str], reference: str, query: PageQuery
     ) -> list[Refusal]:
-        """Return a page of the refusals of some customer names, the newest first, with those queued here."""
+        """Return a page of the refusals of some customer names, the newest first.
+
+        It includes the refusals that are queued here.
+        """
         await self.flush()
         return await self._transactions.list_by_customers(merchant_id, customers, reference, query)
 
     async def list_by_reference(self, merchant_id: str, reference: str, query: PageQuery) -> list[Refusal]:
-        """Return a page of the refusals of a reference, the newest first, with those queued here."""
+        """Return a page of the refusals of a reference, the newest first.
+
+        It includes the refusals that are queued here.
+        """
         await self.flush()
         return await self._transactions.list_by_reference(merchant_id, reference, query)
 
     async def clean_up(self, now_ms: int) -> int:
-        """Delete refusals past their retention by the database's time, and return how many."""
+        """Delete refusals past their retention, and return how many."""
         before_ms, transactions = now_ms - self._keep_ms, self._transactions
         return await merchant_by_merchant(
             lambda: transactions.old_merchants(before_ms),
@@ -95,7 +104,10 @@ class RefusalRecorder:
                 del self._queued[merchant_id]
 
     async def close(self) -> None:
-        """Write queued refusals and stop; those that the database does not accept now are lost, which is logged."""
+        """Write queued refusals and stop.
+
+        Those that the database does not accept now are lost, which is logged.
+        """
         try:
             await self.flush()
         finally:
@@ -110,7 +122,7 @@ class RefusalRecorder:
             await self.flush()
 
     async def _write(self, merchant_id: str, refusals: list[Refusal]) -> str:
-        """Write refusals, and return the outcome for the metric; empty if they must be written again."""
+        """Write refusals, and return the metric's outcome; empty to retry."""
         try:
             await self._transactions.insert(merchant_id, refusals)
         except PointbookError as error:

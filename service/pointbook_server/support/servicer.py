@@ -22,7 +22,10 @@ class Customers(Protocol):
     """Finds customers."""
 
     async def find_customer(self, merchant_id: str, key: Key | None) -> RedemptionContext:
-        """Return the context of a customer. Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND."""
+        """Return the context of a customer.
+
+        Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND.
+        """
 
 
 class SupportServicer:
@@ -36,7 +39,7 @@ class SupportServicer:
     async def ListRefusals(
         self, request: redemption_pb2.ListRefusalsRequest, _context: object
     ) -> redemption_pb2.ListRefusalsResponse:
-        """Return a page of the refused calls of a customer or a reference, the newest first."""
+        """Return a page of the refused calls of a customer or a reference."""
         fields = Fields()
         reference = fields.ascii(
             "external_reference_number", request.external_reference_number, length_max=REFERENCE_LENGTH_MAX

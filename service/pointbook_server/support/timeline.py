@@ -1,4 +1,4 @@
-"""A customer's timeline: rows of several sources, merged by time, the newest first, in pages.
+"""A customer's timeline: rows of several sources, merged by time, in pages.
 
 Each source reads at most one page before the same position, and the merge keeps the newest of them all.
 """
@@ -80,7 +80,10 @@ class Timeline:
     async def page(
         self, merchant_id: str, context: RedemptionContext, *, start_ms: int, before: TimelinePosition, limit: int
     ) -> list[TimelineItem]:
-        """Return the newest items before a position, with redemptions in their state at the context's time."""
+        """Return the newest items before a position.
+
+        Redemptions are in their state at the context's time.
+        """
         names, now_ms, redemptions = context.redeemers, context.now_ms, self._redemptions
         accounts = {source.key for source in own_sources(context.key, context.customer)}
 
@@ -133,7 +136,10 @@ class Timeline:
 
 
 def source_query(rank: EntryRank, before: TimelinePosition, start_ms: int, limit: int) -> PageQuery:
-    """Return the query for the rows of a source before a position: none is read twice or skipped."""
+    """Return the query for the rows of a source before a position.
+
+    No row is read twice or skipped.
+    """
     at_ms = min(before.at_ms, TIME_MS_MAX + 1)
     if rank < before.rank:
         return PageQuery(start_ms, at_ms + 1, "", limit)
@@ -141,7 +147,10 @@ def source_query(rank: EntryRank, before: TimelinePosition, start_ms: int, limit
 
 
 def merge(sources: Iterable[Sequence[TimelineItem]], limit: int) -> list[TimelineItem]:
-    """Merge sources by time and rank, the newest first; the order within a source is kept."""
+    """Merge sources by time and rank, the newest first.
+
+    The order within a source stays.
+    """
     items = sorted(chain.from_iterable(sources), key=lambda item: item.position[:2], reverse=True)
     return items[:limit]
 

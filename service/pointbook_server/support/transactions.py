@@ -27,7 +27,10 @@ class RefusalTransactions:
     async def list_by_customers(
         self, merchant_id: str, customers: Iterable[str], reference: str, query: PageQuery
     ) -> list[Refusal]:
-        """Return a page of the refusals of some customer names, the newest first; an empty reference means any."""
+        """Return a page of the refusals of some customer names, the newest first.
+
+        An empty reference matches any.
+        """
         params = {"merchant_id": merchant_id, "customers": sorted(customers), "reference": reference, **asdict(query)}
         async with self._database.autocommit() as connection:
             return list(map(queries.read_refusal, await connection.fetch(queries.LIST_BY_CUSTOMERS, params)))
@@ -45,7 +48,7 @@ class RefusalTransactions:
             return [row.merchant_id for row in await connection.fetch(queries.LIST_OLD_MERCHANTS, params)]
 
     async def delete_old(self, merchant_id: str, before_ms: int) -> int:
-        """Delete a merchant's refusals older than a time, up to a limit, and return how many; skip locked rows."""
+        """Delete a merchant's unlocked older refusals up to a limit; return how many."""
         params = {"merchant_id": merchant_id, "before_ms": before_ms, "limit": CLEAN_UP_COUNT}
 
         async def work(connection: Connection) -> int:

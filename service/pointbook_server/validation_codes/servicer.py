@@ -21,20 +21,26 @@ from pointbook_server.validation_codes.model import Issued, MissedCall, Validati
 
 
 class Redemptions(Protocol):
-    """The part of redemption that issues codes for assessed redemptions and finds customers."""
+    """The part of redemption that issues codes and finds customers."""
 
     async def issue_code(self, request: RedemptionRequest, actor: str) -> Issued:
-        """Send the customer a code if the points are redeemable. Raises the refusal otherwise."""
+        """Send the customer a code if the points are redeemable.
+
+        Raises the refusal otherwise.
+        """
 
     async def find_customer(self, merchant_id: str, key: Key | None) -> RedemptionContext:
-        """Return the context of a customer. Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND."""
+        """Return the context of a customer.
+
+        Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND.
+        """
 
 
 class Codes(Protocol):
     """The part of one-time codes that these methods call directly."""
 
     async def confirm(self, call: MissedCall, actor: str) -> str:
-        """Confirm the caller's newest live challenge, once per call, and return its id, empty for none."""
+        """Confirm the caller's newest live challenge; return its id, or an empty one."""
 
     async def events(
         self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: pagination.PageQuery
