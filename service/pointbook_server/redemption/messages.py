@@ -10,9 +10,15 @@ from decimal import Decimal
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.access.model import Principal, Scope
 from pointbook_server.customers.model import GroupKey, Identifier, Key, Kind, key_of_name
-from pointbook_server.ledger.model import POINTS_MAX, Account, AccountKey, Expiry
+from pointbook_server.ledger.model import POINTS_MAX, AccountKey, Expiry
 from pointbook_server.programs.model import Channel
-from pointbook_server.redemption.assessment import Assessment, GroupRef, RedemptionContext, RedemptionRequest
+from pointbook_server.redemption.assessment import (
+    NO_ACCOUNT,
+    Assessment,
+    GroupRef,
+    RedemptionContext,
+    RedemptionRequest,
+)
 from pointbook_server.redemption.commands import RedeemCommand, ReverseCommand
 from pointbook_server.redemption.currency import CURRENCY_DECIMALS_MAX, monetary_value
 from pointbook_server.redemption.customer_validation import ValidationEvidence
@@ -47,7 +53,6 @@ IDENTIFIER_KINDS = {
 }
 USER_SOURCES = dict(identity_pb2.UserSource.items())
 IDENTIFIER_TYPES = dict(identity_pb2.IdentifierType.items())
-NO_ACCOUNT = Account()
 _BLANK = re.compile(r"\s")
 
 AssessedRequest = (
