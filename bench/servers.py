@@ -22,7 +22,7 @@ from pointbook_server.delivery.sender import Message
 from pointbook_server.logs import configure_logs
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server, grpc_options
-from shopline_shim.app import Shim
+from shopline_shim.server import ShimServer
 from shopline_shim.settings import ShimSettings
 
 HOST = "127.0.0.1"
@@ -88,7 +88,7 @@ async def serve_plain(stop: asyncio.Event) -> None:
 
 async def serve_shim(stop: asyncio.Event) -> None:
     """Run the real shim."""
-    shim = Shim(load_settings(ShimSettings, http_address=ANY_PORT))
+    shim = ShimServer(load_settings(ShimSettings, http_address=ANY_PORT))
     ready = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(shim.serve(stop=stop, ready=ready))

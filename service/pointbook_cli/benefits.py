@@ -34,7 +34,7 @@ from pointbook_server.benefits.messages import ENUM_NAMES, ENUM_NUMBERS
 from pointbook_server.benefits.model import CONTEXT_FIELDS
 from pointbook_server.errors import PointbookError
 from shopline_shim.grpc_channel import open_channel
-from shopline_shim.quarantine import details_of
+from shopline_shim.grpc_errors import error_details
 from shopline_shim.settings import ShimSettings
 
 M = TypeVar("M", bound=Message)
@@ -98,7 +98,7 @@ class Catalogue(ABC, Generic[M]):
         try:
             return self._get(item_id)
         except grpc.RpcError as error:
-            if details_of(error)[0].reason == self.missing:
+            if error_details(error)[0].reason == self.missing:
                 return None
             raise
 
@@ -108,7 +108,7 @@ class Catalogue(ABC, Generic[M]):
             self._put(item, etag)
         except grpc.RpcError as error:
             # What is too big as a message is refused by gRPC itself, without a reason of ours.
-            is_too_big = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and not details_of(error)[0].reason
+            is_too_big = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and not error_details(error)[0].reason
             if is_too_big or error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                 raise RefusedError(explain(error)) from None
             if error.code() is not grpc.StatusCode.ABORTED:
@@ -121,7 +121,7 @@ class Catalogue(ABC, Generic[M]):
         try:
             self._delete(item_id)
         except grpc.RpcError as error:
-            if details_of(error)[0].reason != self.missing:
+            if error_details(error)[0].reason != self.missing:
                 raise
 
     def vanished(self, count: int) -> list[str]:

@@ -27,7 +27,7 @@ from pointbook_cli.tokens import read_duration_ms
 from pointbook_common.text import phone_text
 from pointbook_server.rpc.request_fields import TIME_MS_MAX, TIME_MS_MIN
 from shopline_shim.grpc_channel import open_channel
-from shopline_shim.quarantine import details_of
+from shopline_shim.grpc_errors import error_details
 from shopline_shim.settings import ShimSettings
 
 CALL_TIMEOUT_SECONDS = 30.0
@@ -120,7 +120,7 @@ def read_view(settings: ShimSettings, wanted: CustomerQuery) -> CustomerView:
         try:
             return _Reader(channel, settings.token.get_secret_value(), wanted).read()
         except grpc.RpcError as error:
-            if details_of(error)[0].reason in NOT_FOUND_REASONS:
+            if error_details(error)[0].reason in NOT_FOUND_REASONS:
                 raise CustomerNotFoundError from error
             raise OSError(explain(error)) from error
 
@@ -148,7 +148,7 @@ class _Reader:
             if wanted.program_id is not None and customer.buyers:
                 program_points = self._program_points(customer.buyers[0], wanted.program_id)
         except grpc.RpcError as error:
-            if details_of(error)[0].reason != "SCOPE_MISSING":
+            if error_details(error)[0].reason != "SCOPE_MISSING":
                 raise
             accounts = None
             notes.append("the token lacks the scope points.read, which shows points")

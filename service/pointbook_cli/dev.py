@@ -28,7 +28,7 @@ from pointbook_server.delivery.senders import senders_of
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 from pointbook_server.settings import KEY_BYTES, ServerSettings
-from shopline_shim.app import Shim
+from shopline_shim.server import ShimServer
 from shopline_shim.settings import ShimSettings
 
 MERCHANT_ID = "2000001234"
@@ -91,7 +91,7 @@ async def _run(settings: ServerSettings, shim_settings: ShimSettings, stop: asyn
             changes["missed_call_secrets"] = (SecretStr(SECRET),)
         if not shim_settings.shim_metrics_address:
             changes["shim_metrics_address"] = shim_settings.http_address
-        shim = Shim(shim_settings.model_copy(update=changes))
+        shim = ShimServer(shim_settings.model_copy(update=changes))
         await _serve_shim(stack, shim)
         _print_welcome(
             grpc_address=grpc_address,
@@ -120,7 +120,7 @@ def _check_addresses(**addresses: str) -> None:
         raise OSError("; ".join(problems))
 
 
-async def _serve_shim(stack: contextlib.AsyncExitStack, shim: Shim) -> None:
+async def _serve_shim(stack: contextlib.AsyncExitStack, shim: ShimServer) -> None:
     """Run the shim beside the server until the stack unwinds."""
     ready, stop = asyncio.Event(), asyncio.Event()
     serving = asyncio.create_task(shim.serve(stop=stop, ready=ready))

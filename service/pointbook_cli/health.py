@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import field_validator
 
 from pointbook_common.certificates import SettingFile, TlsFiles, load, name_of
-from shopline_shim.grpc_channel import client_tls_files, credentials, open_channel
+from shopline_shim.grpc_channel import channel_credentials, client_tls_files, open_channel
 from shopline_shim.settings import ShimSettings, split_address
 
 TIMEOUT_SECONDS = 3.0
@@ -67,7 +67,7 @@ def _channel(settings: ProbeSettings, address: str) -> grpc.Channel:
         ("grpc.enable_http_proxy", 0),
         ("grpc.ssl_target_name_override", name_of(x509.load_pem_x509_certificate(shown))),
     )
-    return grpc.secure_channel(address, credentials(shown, identity), options=options)
+    return grpc.secure_channel(address, channel_credentials(shown, identity), options=options)
 
 
 def shim_state(settings: ShimSettings) -> tuple[bool, str]:

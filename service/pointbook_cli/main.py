@@ -207,9 +207,9 @@ def shim(
 
         run_until_stopped(lambda stop: run_shim_workers(settings, stop))
     else:
-        from shopline_shim.app import Shim
+        from shopline_shim.server import ShimServer
 
-        run_until_stopped(lambda stop: Shim(settings).serve(stop=stop))
+        run_until_stopped(lambda stop: ShimServer(settings).serve(stop=stop))
 
 
 @app.command(hidden=True)
@@ -219,12 +219,12 @@ def shim_worker(
     """Run one of several shim processes that share a socket; `pointbook shim --workers` starts it."""
     from pointbook_cli.supervisor import run_as_worker
     from pointbook_server.logs import configure_logs
-    from shopline_shim.app import Shim
+    from shopline_shim.server import ShimServer
     from shopline_shim.settings import ShimSettings
 
     settings = load_settings(ShimSettings, "shopline_secrets")
     configure_logs(settings.log_level, json=True)
-    shim = Shim(settings, socket.socket(fileno=listener))
+    shim = ShimServer(settings, socket.socket(fileno=listener))
     run_until_stopped(
         lambda stop: run_as_worker(lambda stop, ready: shim.serve(stop=stop, ready=ready), stop),
     )

@@ -14,7 +14,7 @@ from pointbook.v1 import customers_pb2, points_pb2, programs_pb2, webhooks_pb2, 
 from pointbook_cli.health import local_address
 from shopline_shim import translate
 from shopline_shim.grpc_channel import open_channel
-from shopline_shim.quarantine import details_of
+from shopline_shim.grpc_errors import error_details
 from shopline_shim.settings import ShimSettings
 
 CALL_TIMEOUT_SECONDS = 30.0
@@ -93,7 +93,7 @@ class Quarantine:
                 request, timeout=CALL_TIMEOUT_SECONDS, metadata=self._metadata
             )
         except grpc.RpcError as error:
-            if error.code() in HOPELESS and details_of(error)[0].reason != "CODE_KEY_UNKNOWN":
+            if error.code() in HOPELESS and error_details(error)[0].reason != "CODE_KEY_UNKNOWN":
                 raise
             raise NotReplayedError(explain(error)) from None
         if answer.HasField("points_update"):
@@ -211,7 +211,7 @@ def names_of(enum: str) -> list[str]:
 
 def explain(error: grpc.RpcError) -> str:
     """Tell an error of the server in one line."""
-    info, bad_request = details_of(error)
+    info, bad_request = error_details(error)
     wrong = "; ".join(f"{violation.field} {violation.description}" for violation in bad_request.field_violations)
     text = " ".join((error.details() or "").split())
     return printable(f"{info.reason or error.code().name}: {wrong or text}")

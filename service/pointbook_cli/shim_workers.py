@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from pointbook_cli.addresses import reserved_for_workers, worker_addresses
 from pointbook_cli.supervisor import Supervisor, WorkerCommand, pointbook
-from shopline_shim.https import server_context
-from shopline_shim.listening import listen
 from shopline_shim.settings import ShimSettings
+from shopline_shim.tcp_listener import listen
+from shopline_shim.tls_context import build_tls_context
 
 
 async def run_shim_workers(settings: ShimSettings, stop: asyncio.Event) -> None:
@@ -17,7 +17,7 @@ async def run_shim_workers(settings: ShimSettings, stop: asyncio.Event) -> None:
     with SO_REUSEPORT those that wait for a worker would be lost when it ends, and wait as long as it hangs.
     """
     # Problems of TLS files are reported once, and not by each worker.
-    server_context(settings)
+    build_tls_context(settings)
     name = "POINTBOOK_SHIM_METRICS_ADDRESS"
     if settings.shim_metrics_address == settings.http_address:
         raise OSError(f"{name}: the metrics of workers need ports of their own, beside POINTBOOK_HTTP_ADDRESS")

@@ -30,7 +30,7 @@ class Tokens(Protocol):
 class Redemptions(Protocol):
     """Releases the holds of overdue redemptions."""
 
-    async def sweep(self, now_ms: int) -> int:
+    async def release_overdue(self, now_ms: int) -> int:
         """Release the redemptions that SHOPLINE did not book in time; return how many."""
 
 
@@ -110,7 +110,7 @@ class Maintenance:
 
     async def _release_overdue(self, now_ms: int) -> None:
         """Release the redemptions that SHOPLINE did not book in time; their holds no longer count."""
-        if released := await self._redemptions.sweep(now_ms):
+        if released := await self._redemptions.release_overdue(now_ms):
             log.warning("redemptions not booked in time, released", count=released)
 
     async def _clean_up(self, now_ms: int) -> None:

@@ -1,1 +1,1 @@
-"""The HTTP shim between SHOPLINE's webhooks and the gRPC server."""
+"""The HTTP shim: translates SHOPLINE's webhooks into gRPC calls."""

@@ -1,4 +1,4 @@
-"""Channels to the gRPC server, in plaintext or TLS as the settings say: of the shim, and of the commands."""
+"""gRPC channels of the shim and of the commands, in plaintext or TLS."""
 
 import asyncio
 import time
@@ -10,44 +10,47 @@ import grpc
 from pointbook_common.certificates import SettingFile, TlsFiles, TlsMaterial, TlsSource, load
 from shopline_shim.settings import ShimSettings
 
-CHECK_SECONDS = 1.0
-"""How long a channel goes on without a look at its TLS files."""
-OLD_CALLS_SECONDS_MAX = 60.0
-"""When a channel that has been replaced is closed: no caller waits longer for a call."""
+TLS_CHECK_SECONDS = 1.0
+"""The interval at which a channel checks its TLS files."""
+REPLACED_CHANNEL_SECONDS = 60.0
+"""How long a replaced channel stays open for its calls, which all have shorter timeouts."""
 
 Options = Sequence[tuple[str, Any]]
 
 
 def open_channel(settings: ShimSettings, address: str) -> grpc.Channel:
-    """Open a channel of a command. Raises SettingError where TLS files are wrong."""
-    options = (("grpc.enable_http_proxy", 0), *_name_options(settings))
+    """Open a channel for a command. Raises SettingError if TLS files are wrong."""
+    options = (("grpc.enable_http_proxy", 0), *_server_name_options(settings))
     files = client_tls_files(settings)
     if files is None:
         return grpc.insecure_channel(address, options=options)
     material = load(files)
-    return grpc.secure_channel(address, credentials(material.ca, material), options=options)
+    return grpc.secure_channel(address, channel_credentials(material.ca, material), options=options)
 
 
 def open_aio_channel(settings: ShimSettings, address: str, options: Options, tls: TlsSource | None) -> grpc.aio.Channel:
-    """Open a channel that lives long, and follows its TLS files, inside the running event loop."""
+    """Open a channel in the running event loop that follows its TLS files."""
     if tls is None:
         return grpc.aio.insecure_channel(address, options=options)
-    all_options = (*options, *_name_options(settings))
+    all_options = (*options, *_server_name_options(settings))
 
-    def opened(material: TlsMaterial) -> grpc.aio.Channel:
-        return grpc.aio.secure_channel(address, credentials(material.ca, material), all_options)
+    def open_with(material: TlsMaterial) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(address, channel_credentials(material.ca, material), all_options)
 
-    return RenewingChannel(tls, opened)
+    return RenewingChannel(tls, open_with)
 
 
 def client_tls_source(settings: ShimSettings) -> TlsSource | None:
-    """Return the TLS material for the gRPC server; None where the settings name no CA. Raises SettingError."""
+    """Return the TLS material for the gRPC server, or None if no CA is set.
+
+    Raises SettingError if the files are wrong.
+    """
     files = client_tls_files(settings)
     return None if files is None else TlsSource(files)
 
 
 def client_tls_files(settings: ShimSettings) -> TlsFiles | None:
-    """Return the files of TLS to the gRPC server; None where the settings name no CA."""
+    """Return the TLS files for the gRPC server, or None if no CA is set."""
     ca, cert, key = settings.server_ca_file, settings.client_cert_file, settings.client_key_file
     if ca is None:
         return None
@@ -58,32 +61,34 @@ def client_tls_files(settings: ShimSettings) -> TlsFiles | None:
     )
 
 
-def credentials(ca: bytes | None, identity: TlsMaterial) -> grpc.ChannelCredentials:
-    """Build credentials that trust a CA, with the certificate of an identity if it has one."""
+def channel_credentials(ca: bytes | None, identity: TlsMaterial) -> grpc.ChannelCredentials:
+    """Build credentials from a CA and, if it has one, an identity's certificate."""
     return grpc.ssl_channel_credentials(ca, identity.key, identity.chain)
 
 
-def _name_options(settings: ShimSettings) -> Options:
+def _server_name_options(settings: ShimSettings) -> Options:
     return (("grpc.ssl_target_name_override", settings.server_name),) if settings.server_name else ()
 
 
 class RenewingChannel(grpc.aio.Channel):
-    """A channel that is opened again when its TLS files change: gRPC's own credentials never change.
+    """A channel that is reopened when its TLS files change.
 
-    Calls that run go on over the channel before it.
+    gRPC credentials are immutable.
+
+    Running calls finish on the replaced channel.
     """
 
-    def __init__(self, source: TlsSource, open_: Callable[[TlsMaterial], grpc.aio.Channel]) -> None:
+    def __init__(self, source: TlsSource, open_with: Callable[[TlsMaterial], grpc.aio.Channel]) -> None:
         self._source = source
-        self._open = open_
+        self._open_with = open_with
         self._material = source.current()
-        self._channel = open_(self._material)
+        self._channel = open_with(self._material)
         self._checked_at = time.monotonic()
         self._closing: set[asyncio.Task[None]] = set()
 
     def current(self) -> grpc.aio.Channel:
         """Return the channel for new calls."""
-        if time.monotonic() - self._checked_at < CHECK_SECONDS:
+        if time.monotonic() - self._checked_at < TLS_CHECK_SECONDS:
             return self._channel
         self._checked_at = time.monotonic()
         material = self._source.current()
@@ -91,48 +96,48 @@ class RenewingChannel(grpc.aio.Channel):
             closing = asyncio.create_task(_close_later(self._channel))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
-            self._material, self._channel = material, self._open(material)
+            self._material, self._channel = material, self._open_with(material)
         return self._channel
 
     def unary_unary(self, method: str, *serializers: Any, **more: Any) -> Any:
-        """Return a callable that makes each call over the channel of its moment."""
-        made_by, made = self._channel, self._channel.unary_unary(method, *serializers, **more)
+        """Return a callable that makes each call on the current channel."""
+        last_channel, callable_ = self._channel, self._channel.unary_unary(method, *serializers, **more)
 
         def call(request: Any, **options: Any) -> Any:
-            nonlocal made_by, made
+            nonlocal last_channel, callable_
             channel = self.current()
-            if channel is not made_by:
-                made_by, made = channel, channel.unary_unary(method, *serializers, **more)
-            return made(request, **options)
+            if channel is not last_channel:
+                last_channel, callable_ = channel, channel.unary_unary(method, *serializers, **more)
+            return callable_(request, **options)
 
         return call
 
     def unary_stream(self, method: str, *serializers: Any, **more: Any) -> Any:
-        """Return the callable of the present channel."""
+        """Return a callable of the current channel."""
         return self.current().unary_stream(method, *serializers, **more)
 
     def stream_unary(self, method: str, *serializers: Any, **more: Any) -> Any:
-        """Return the callable of the present channel."""
+        """Return a callable of the current channel."""
         return self.current().stream_unary(method, *serializers, **more)
 
     def stream_stream(self, method: str, *serializers: Any, **more: Any) -> Any:
-        """Return the callable of the present channel."""
+        """Return a callable of the current channel."""
         return self.current().stream_stream(method, *serializers, **more)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:  # noqa: FBT001, FBT002 - gRPC's own
-        """Return the state of the present channel."""
+        """Return the state of the current channel."""
         return self._channel.get_state(try_to_connect)
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        """Wait until the present channel has another state."""
+        """Wait until the current channel has another state."""
         await self._channel.wait_for_state_change(last_observed_state)
 
     async def channel_ready(self) -> None:
-        """Wait until the present channel is connected."""
+        """Wait until the current channel is connected."""
         await self._channel.channel_ready()
 
     async def close(self, grace: float | None = None) -> None:
-        """Close the channel, and those that it has replaced."""
+        """Close the current and all replaced channels."""
         await self._channel.close(grace)
         for closing in self._closing:
             closing.cancel()
@@ -146,8 +151,11 @@ class RenewingChannel(grpc.aio.Channel):
 
 
 async def _close_later(channel: grpc.aio.Channel) -> None:
-    """Close a channel when its calls have ended: gRPC's own grace would overlook those that have just begun."""
+    """Close a replaced channel after its calls have ended.
+
+    gRPC's own grace ignores calls that have just started.
+    """
     try:
-        await asyncio.sleep(OLD_CALLS_SECONDS_MAX)
+        await asyncio.sleep(REPLACED_CHANNEL_SECONDS)
     finally:
         await channel.close()

@@ -1,4 +1,4 @@
-"""Whether webhooks could be applied now: the server is serving, and the shim's token has the scopes it needs."""
+"""The readiness of the shim: the server serves, and the token has the scopes."""
 
 import asyncio
 import time
@@ -8,11 +8,11 @@ import grpc
 import structlog
 
 from pointbook.v1 import access_pb2
-from shopline_shim import quarantine
+from shopline_shim.grpc_errors import error_details
 from shopline_shim.settings import ShimSettings
 
-MAX_AGE_SECONDS = 1.0
-"""How long the result of a token check is used, so that frequent probes do not load the server."""
+TOKEN_CHECK_SECONDS = 1.0
+"""How long the result of a token check is reused, so that frequent probes do not load the server."""
 _WEBHOOK_SCOPES = ("points.write", "webhooks")
 _MISSED_CALL_SCOPE = "telephony"
 _TOKEN_CAUSES = {
@@ -24,29 +24,29 @@ _TOKEN_CAUSES = {
 log = structlog.get_logger()
 
 
-class Server(Protocol):
-    """The gRPC server, as far as readiness depends on it."""
+class ServerProbe(Protocol):
+    """The calls to the gRPC server that readiness depends on."""
 
     async def is_serving(self) -> bool:
         """Return whether the server's health is SERVING. Raises nothing."""
 
     async def caller_access(self) -> access_pb2.GetCallerAccessResponse:
-        """Return what the shim's token allows. Raises grpc.aio.AioRpcError."""
+        """Return the scopes and merchants of the token. Raises AioRpcError."""
 
 
-class Readiness:
-    """Answers `/readyz`, and logs every change of the cause."""
+class ReadinessCheck:
+    """The check behind `/readyz`. It logs every change of its result."""
 
     def __init__(self, settings: ShimSettings) -> None:
         self._scopes = (*_WEBHOOK_SCOPES, *((_MISSED_CALL_SCOPE,) if settings.missed_call_secrets else ()))
         self._token_cause = ""
         self._checked_at = float("-inf")
-        self._checking = asyncio.Lock()
+        self._check_lock = asyncio.Lock()
         self._logged_cause = ""
 
-    async def cause(self, server: Server) -> str:
-        """Return why the shim is not ready, in one sentence without secrets; empty where it is."""
-        cause = await self._cause(server)
+    async def find_cause(self, server: ServerProbe) -> str:
+        """Return why the shim is not ready, in a sentence; empty if it is ready."""
+        cause = await self._find_cause(server)
         if cause != self._logged_cause:
             self._logged_cause = cause
             if cause:
@@ -55,30 +55,30 @@ class Readiness:
                 log.info("ready")
         return cause
 
-    async def _cause(self, server: Server) -> str:
+    async def _find_cause(self, server: ServerProbe) -> str:
         if not await server.is_serving():
             return "The gRPC server is not serving."
-        async with self._checking:
-            if time.monotonic() - self._checked_at >= MAX_AGE_SECONDS:
+        async with self._check_lock:
+            if time.monotonic() - self._checked_at >= TOKEN_CHECK_SECONDS:
                 self._token_cause = await self._check_token(server)
                 self._checked_at = time.monotonic()
             return self._token_cause
 
-    async def _check_token(self, server: Server) -> str:
+    async def _check_token(self, server: ServerProbe) -> str:
         try:
             access = await server.caller_access()
         except grpc.aio.AioRpcError as error:
-            return _cause_of(error)
+            return _token_cause(error)
         missing = [scope for scope in self._scopes if scope not in access.scopes]
         return f"POINTBOOK_TOKEN lacks scopes: {', '.join(missing)}." if missing else ""
 
 
-def _cause_of(error: grpc.aio.AioRpcError) -> str:
-    """Return why the token cannot be used; empty for a server that is too old to check it."""
+def _token_cause(error: grpc.aio.AioRpcError) -> str:
+    """Return why the token is unusable; empty if the server is too old to check."""
     code = error.code()
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return ""
     if code is grpc.StatusCode.UNAUTHENTICATED:
-        reason = quarantine.details_of(error)[0].reason
-        return _TOKEN_CAUSES.get(reason, "The gRPC server refuses POINTBOOK_TOKEN.")
-    return f"POINTBOOK_TOKEN cannot be checked: the gRPC server answers {code.name}."
+        reason = error_details(error)[0].reason
+        return _TOKEN_CAUSES.get(reason, "The gRPC server rejects POINTBOOK_TOKEN.")
+    return f"POINTBOOK_TOKEN cannot be checked: the gRPC server returned {code.name}."

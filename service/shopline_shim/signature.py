@@ -1,7 +1,8 @@
-"""SHOPLINE's webhook signature: HMAC-SHA256 over the raw body, keyed with the app secret.
+"""SHOPLINE's webhook signature, HMAC-SHA256 of the raw body. Pure.
 
-Pure: bytes and strings in, a verdict out. Source: SHOPLINE facts, Signature. Its documentation shows the digest in
-base64, while its SDKs and live deliveries carry it in hexadecimal, so both are read.
+SHOPLINE's documentation shows the digest in base64, its SDKs and deliveries use hexadecimal. Both are accepted.
+
+Source: docs/reference/shopline-webhooks.md#signature
 """
 
 import base64
@@ -14,23 +15,18 @@ _BASE64 = re.compile(r"[0-9A-Za-z+/]{43}=")
 
 
 def sign(secret: str, raw_body: bytes) -> str:
-    """Sign a body as SHOPLINE does: 64 hexadecimal digits, the value of `X-Shopline-Hmac-Sha256`.
-
-    Raises nothing. Source: SHOPLINE facts, Signature.
-    """
+    """Return the X-Shopline-Hmac-Sha256 header of a body: 64 hexadecimal digits."""
     return _digest(secret, raw_body).hex()
 
 
 def verify(secrets: Iterable[str], raw_body: bytes, header_value: str | None) -> bool:
-    """Tell whether `header_value` is the signature of `raw_body` under any of the app secrets.
+    """Return whether a header is the signature of a body with any of the secrets.
 
-    `header_value` is `X-Shopline-Hmac-Sha256`: 64 hexadecimal digits or 44 base64 characters, None where the header is
-    missing. A malformed value is simply a wrong signature; nothing is raised. Source: SHOPLINE facts, Signature.
-
-    Every secret is tried, in constant time each, so that the time taken tells nothing about which one matched.
+    A missing or malformed X-Shopline-Hmac-Sha256 is a wrong signature. Every secret is compared in constant time, so
+    that the duration does not reveal which one matched.
     """
-    claimed = _decode(header_value or "")
-    matches = [hmac.compare_digest(_digest(secret, raw_body), claimed) for secret in secrets]
+    header_digest = _decode(header_value or "")
+    matches = [hmac.compare_digest(_digest(secret, raw_body), header_digest) for secret in secrets]
     return any(matches)
 
 
@@ -39,7 +35,7 @@ def _digest(secret: str, raw_body: bytes) -> bytes:
 
 
 def _decode(header_value: str) -> bytes:
-    """Read the digest that a header claims: 32 bytes, or none where the value is malformed."""
+    """Return the 32 bytes of a signature header, or no bytes if it is malformed."""
     if _HEX.fullmatch(header_value):
         return bytes.fromhex(header_value)
     if _BASE64.fullmatch(header_value):

@@ -20,9 +20,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db.migrations import migrate
-from support.callers import Callers, check_ledger
 from support.harness import Client, Shop, at, make_token, unique
 from support.processes import Finished, Running, free_port, grpc_health, http_get, one_line, pointbook, running
+from support.retrying_callers import RetryingCallers, check_ledger
 from support.waiting import until, until_locks_are_awaited
 
 SECRET = "app-secret"
@@ -272,19 +272,19 @@ async def test_sigterm_under_load_is_a_clean_end(postgres: EmbeddedPostgres, sit
     """SIGTERM with hundreds of calls in flight: callers see OK or UNAVAILABLE, exit code 0 in time, nothing is lost."""
     async with site.server() as server:
         client = await site.client()
-        callers = Callers(site.grpc_address, site.admin_token, site.shop)
+        callers = RetryingCallers(site.grpc_address, site.admin_token, site.shop)
         callers.start(CALLERS)
-        await callers.answered(CALLERS)
+        await callers.wait_for_acknowledged(CALLERS)
 
         exit_code, stop_seconds = await server.terminate()
 
         assert exit_code == 0, server.err
         assert stop_seconds < STOP_SECONDS_MAX
-        assert set(callers.answers) <= {"OK", "UNAVAILABLE"}
+        assert set(callers.codes) <= {"OK", "UNAVAILABLE"}
         async with site.server():
-            await callers.answered(CALLERS)
+            await callers.wait_for_acknowledged(CALLERS)
             await callers.stop()
-        assert set(callers.answers) <= {"OK", "UNAVAILABLE"}
+        assert set(callers.codes) <= {"OK", "UNAVAILABLE"}
         await check_ledger(postgres.url(), site.shop, callers)
         await client.close()
 
@@ -297,7 +297,7 @@ async def test_sigterm_does_not_wait_for_calls_that_hang(postgres: EmbeddedPostg
         lock = blocker.transaction()
         await lock.start()
         await blocker.execute("LOCK TABLE points_accounts IN ACCESS EXCLUSIVE MODE")
-        callers = Callers(site.grpc_address, site.admin_token, site.shop)
+        callers = RetryingCallers(site.grpc_address, site.admin_token, site.shop)
         callers.start(CALLERS)
         await until_locks_are_awaited(site.database_url)
         stopping = asyncio.create_task(server.terminate())
@@ -315,7 +315,7 @@ async def test_sigterm_does_not_wait_for_calls_that_hang(postgres: EmbeddedPostg
         assert exit_code == 0, server.err
         assert stop_seconds < STOP_SECONDS_MAX
         await callers.stop()
-        assert set(callers.answers) == {"UNAVAILABLE"}
+        assert set(callers.codes) == {"UNAVAILABLE"}
         assert "internal error" not in server.err
         await lock.rollback()
         await blocker.close()
@@ -324,19 +324,19 @@ async def test_sigterm_does_not_wait_for_calls_that_hang(postgres: EmbeddedPostg
 
 async def test_sigkill_under_load_loses_and_doubles_nothing(postgres: EmbeddedPostgres, site: Site) -> None:
     """A server without workers that is killed under load: what was acknowledged is in the ledger exactly once."""
-    callers, some = Callers(site.grpc_address, site.admin_token, site.shop), CALLERS // 3
+    callers, some = RetryingCallers(site.grpc_address, site.admin_token, site.shop), CALLERS // 3
     for number in range(3):
         async with site.server() as server:
             if number == 0:
                 client = await site.client()
                 await client.close()
                 callers.start(some)
-            await callers.answered(some)
+            await callers.wait_for_acknowledged(some)
             await server.kill()
     async with site.server():
-        await callers.answered(some)
+        await callers.wait_for_acknowledged(some)
         await callers.stop()
-    assert set(callers.answers) <= {"OK", "UNAVAILABLE"}
+    assert set(callers.codes) <= {"OK", "UNAVAILABLE"}
     await check_ledger(postgres.url(), site.shop, callers)
 
 
@@ -344,14 +344,14 @@ async def test_a_database_restart_under_load_loses_and_doubles_nothing(postgres:
     """While the database restarts callers see UNAVAILABLE and nothing worse; afterwards all retried events are in."""
     async with site.server():
         client = await site.client()
-        callers = Callers(site.grpc_address, site.admin_token, site.shop)
+        callers = RetryingCallers(site.grpc_address, site.admin_token, site.shop)
         callers.start(CALLERS)
-        await callers.answered(CALLERS)
+        await callers.wait_for_acknowledged(CALLERS)
         await postgres.stop()
-        await until(lambda: callers.answers["UNAVAILABLE"] > 0)
+        await until(lambda: callers.codes["UNAVAILABLE"] > 0)
         await postgres.start()
-        await callers.answered(CALLERS)
+        await callers.wait_for_acknowledged(CALLERS)
         await callers.stop()
-        assert set(callers.answers) <= {"OK", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"}
+        assert set(callers.codes) <= {"OK", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"}
         await check_ledger(postgres.url(), site.shop, callers)
         await client.close()

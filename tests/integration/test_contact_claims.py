@@ -49,7 +49,7 @@ from support.harness import (
     server_settings,
     unique,
 )
-from support.redemption import customer_of, earn, findings, order, question
+from support.redemption import customer_ref, earn, redeem_request, validate_request, violation_codes
 from support.waiting import until_locks_are_awaited
 
 TYPES = {"mobile": TYPE_MOBILE, "email": TYPE_EMAIL}
@@ -211,7 +211,7 @@ async def test_a_released_contact_changes_its_claimants_etag_and_pauses_codes(
     assert int(after.etag) == int(before.etag) + 1
     assert await found(client, shop, mobile=number) == "bob"
     assert await needless_claims(service, shop) == []
-    error = await refused(issue(client, shop, 10, customer=customer_of(shop, mobile=number), validation_type=SMS))
+    error = await refused(issue(client, shop, 10, customer=customer_ref(shop, mobile=number), validation_type=SMS))
     assert error.reason == "CONTACT_CHANGED"
 
 
@@ -404,12 +404,12 @@ async def test_an_open_code_ends_when_its_contact_is_detached(
     await client.put_customer(shop.merchant_id, "other", **{field: theirs})
     await put(client, shop, "alice", **{field: NEW[field]()})
     channel = redemption_pb2.VALIDATION_TYPE_SMS if field == "mobile" else redemption_pb2.VALIDATION_TYPE_EMAIL
-    of_alice = customer_of(shop, "a")
+    of_alice = customer_ref(shop, "a")
     challenge_id, code = await issued(service, shop, customer=of_alice, validation_type=channel)
     await apply(client, stated(shop, "a", 5, **{field: {"taken": theirs}.get(value, value)}))
 
     assert not await is_right(client, shop, code, customer=of_alice)
-    redeeming = order(shop, 100, customer=of_alice, validation_code=code, challenge_id=challenge_id)
+    redeeming = redeem_request(shop, 100, customer=of_alice, validation_code=code, challenge_id=challenge_id)
     assert (await refused(client.redemption.RedeemPoints(redeeming))).metadata["status_code"] == "808"
     assert (await issue(client, shop, customer=of_alice, validation_type=channel)).destination == ""
 
@@ -422,14 +422,14 @@ async def test_the_claimants_open_code_ends_and_the_number_is_theirs(
     await put(client, shop, "alice", mobile=number)
     await put(client, shop, "bob", email=email())
     await apply(client, stated(shop, "b", 5, mobile=number))
-    of_bob = customer_of(shop, "b")
+    of_bob = customer_ref(shop, "b")
     _, code = await issued(service, shop, customer=of_bob, validation_type=redemption_pb2.VALIDATION_TYPE_EMAIL)
     await apply(client, stated(shop, "a", 6, mobile="call me"))
 
     assert not await is_right(client, shop, code, customer=of_bob)
     await client.apply(shop.update("b", updated_value=450, points_balance=50, update_type=2, updated_at=at(NOW_MS)))
-    by_number = customer_of(shop, mobile=number)
-    assert 803 in await findings(client, question(shop, 100, customer=by_number))
+    by_number = customer_ref(shop, mobile=number)
+    assert 803 in await violation_codes(client, validate_request(shop, 100, customer=by_number))
     service.clock.move(86_400)
     count = len(service.outbox.messages)
     await issue(client, shop, 10, customer=of_bob, validation_type=SMS)
@@ -446,7 +446,7 @@ async def test_a_call_from_a_detached_number_confirms_no_challenge(client: Clien
     await client.put_program(shop.merchant_id, shop.store_id, validation=settings)
     await put(client, shop, "alice", mobile=number)
     await put(client, shop, "bob")
-    await issue(client, shop, customer=customer_of(shop, "a"))
+    await issue(client, shop, customer=customer_ref(shop, "a"))
     await apply(client, stated(shop, "b", 5, mobile=number), stated(shop, "a", 6, mobile="call me"))
     call = redemption_pb2.ConfirmMissedCallRequest(
         merchant_id=shop.merchant_id,

@@ -19,7 +19,7 @@ from support.customers import (
     update,
 )
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
-from support.redemption import customer_of, earn, findings, order, question, redeem
+from support.redemption import customer_ref, earn, redeem, redeem_request, validate_request, violation_codes
 
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
@@ -159,8 +159,8 @@ async def test_source_identities_are_returned_as_written(client: Client, shop: S
     )
 
     assert list(stored.source_identities) == [known]
-    assert await findings(client, question(shop, user_group2=group)) == await findings(
-        client, question(shop, user_group2={"id": "g"})
+    assert await violation_codes(client, validate_request(shop, user_group2=group)) == await violation_codes(
+        client, validate_request(shop, user_group2={"id": "g"})
     )
 
 
@@ -177,7 +177,7 @@ async def test_every_form_of_a_number_finds_the_same_customer(
 
     for number, form in enumerate(forms):
         assert await found(client, shop, mobile=form) == "c-1"
-        request = redemption_pb2.GetCustomerPointsRequest(customer=customer_of(shop, mobile=form), program_id=1)
+        request = redemption_pb2.GetCustomerPointsRequest(customer=customer_ref(shop, mobile=form), program_id=1)
         assert (await client.redemption.GetCustomerPoints(request)).active_points == 500
         assert (await refused(put(client, shop, "c-2", mobile=form))).reason == "IDENTIFIER_TAKEN"
         applied = update(shop, f"other-{number}", kind=CREATED, mobile=form.replace(" ", ""))
@@ -198,8 +198,8 @@ async def test_national_forms_are_read_by_the_region_of_the_program(
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, default_region=region)
     await put(client, shop, mobile=stored)
 
-    assert await findings(client, question(shop, customer=customer_of(shop, mobile=national))) == []
-    answer = await redeem(client, order(shop, customer=customer_of(shop, mobile=f"\u202a{national}\u202c")))
+    assert await violation_codes(client, validate_request(shop, customer=customer_ref(shop, mobile=national))) == []
+    answer = await redeem(client, redeem_request(shop, customer=customer_ref(shop, mobile=f"\u202a{national}\u202c")))
     assert answer.points == 10
 
 
@@ -268,7 +268,7 @@ async def test_a_missed_call_confirms_its_challenge_in_every_form(
     )
     assert (await client.redemption.ConfirmMissedCall(call)).challenge_id == challenge.challenge_id
     proof = {"challenge_id": challenge.challenge_id, "validation_type": MISSED_CALL}
-    assert await findings(client, question(shop, 100, **proof)) == []
+    assert await violation_codes(client, validate_request(shop, 100, **proof)) == []
 
 
 # Pasted identifiers.
@@ -298,7 +298,7 @@ async def test_pasted_identifiers_are_found_and_stored_without_invisible_charact
     }
     for written in (clean, pasted, f" {clean}\u200b"):
         assert await found(client, shop, **{name: written}) == "c-1"
-        points = redemption_pb2.GetCustomerPointsRequest(customer=customer_of(shop, **{name: written}), program_id=1)
+        points = redemption_pb2.GetCustomerPointsRequest(customer=customer_ref(shop, **{name: written}), program_id=1)
         assert (await client.redemption.GetCustomerPoints(points)).active_points == 500
 
 

@@ -1,4 +1,7 @@
-"""A telephony provider's callbacks, from HTTP to the redemption that they validate: no fakes."""
+"""A provider's missed-call callbacks, from HTTP to the validated redemption.
+
+Source: docs/reference/validation-codes.md#missed-calls
+"""
 
 import asyncio
 import base64
@@ -18,13 +21,14 @@ from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.access.model import Scope
 from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.server import Server
-from shopline_shim import app as app_module
+from shopline_shim import missed_calls_endpoint as endpoint_module
 from support.codes import issue
 from support.database_proxy import proxied
+from support.fake_servers import assert_problem
 from support.harness import NOW_MS, Client, Service, Shop, make_token, refused, server_settings, unique
 from support.json_logs import json_logs
-from support.redemption import PENDING, earn, order, question, redeem
-from support.shims import shim_before
+from support.redemption import PENDING, earn, redeem, redeem_request, validate_request
+from support.shims import shim_client
 from support.waiting import until
 
 PATH = "/callbacks/missed-call"
@@ -48,7 +52,7 @@ VALIDATION = {
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> Shop:
-    """A shop whose program wants a missed call, with a customer who has 500 points and a number."""
+    """A shop whose program requires a missed call, and a customer with 500 points."""
     await service.client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=VALIDATION)
     await earn(service.client, shop, 500)
     buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")]
@@ -58,19 +62,19 @@ async def shop(service: Service, shop: Shop) -> Shop:
 
 @pytest.fixture(scope="module")
 async def token(service: Service) -> str:
-    """A token that is good for missed calls alone, of all merchants."""
+    """A token with the scope for missed calls of all merchants."""
     return await make_token(service.database_url, ["*"], [Scope.TELEPHONY])
 
 
 @pytest.fixture(scope="module")
 async def http(service: Service, token: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A shim before the file's server, as most tests want it."""
-    async with shim_before(service.server.port, token, missed_call_secrets=SECRETS) as client:
+    """A client of a shim in front of the module's server."""
+    async with shim_client(service.server.port, token, missed_call_secrets=SECRETS) as client:
         yield client
 
 
 def call_of(shop: Shop, **changes: Any) -> dict[str, Any]:
-    """Write a callback, a millisecond after the tests' beginning; what is None is left out."""
+    """Return a callback for a call just after NOW_MS, without None fields."""
     values = {
         "merchant_id": shop.merchant_id,
         "caller_number": CALLER,
@@ -82,76 +86,74 @@ def call_of(shop: Shop, **changes: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def answer_of(response: httpx.Response) -> tuple[int, Any]:
-    """Read an answer: the status and the JSON."""
+def status_and_json(response: httpx.Response) -> tuple[int, Any]:
+    """Return the status and the JSON of a response."""
     return response.status_code, response.json()
 
 
 async def post(http: httpx.AsyncClient, shop: Shop, **changes: Any) -> tuple[int, Any]:
-    """Tell of a call as JSON."""
-    return answer_of(await http.post(PATH, json=call_of(shop, **changes), headers=BEARER))
+    """Send a callback as JSON, and return the status and the JSON of the response."""
+    return status_and_json(await http.post(PATH, json=call_of(shop, **changes), headers=BEARER))
 
 
-async def codes(client: Client, shop: Shop, challenge_id: str) -> list[int]:
-    """Tell what speaks against redeeming 100 points with a challenge."""
-    answer = await client.redemption.ValidateRedemption(question(shop, 100, challenge_id=challenge_id))
-    return [found.code for found in answer.violations]
+async def violation_codes(client: Client, shop: Shop, challenge_id: str) -> list[int]:
+    """Return the violations' codes of redeeming 100 points with a challenge."""
+    response = await client.redemption.ValidateRedemption(validate_request(shop, 100, challenge_id=challenge_id))
+    return [violation.code for violation in response.violations]
 
 
-async def counted(http: httpx.AsyncClient, outcome: str) -> float:
-    """Read how many callbacks ended in some way."""
+async def callback_count(http: httpx.AsyncClient, outcome: str) -> float:
+    """Return the number of callbacks with an outcome."""
     start = f'pointbook_missed_call_callbacks_total{{outcome="{outcome}"}} '
     lines = (await http.get("/metrics")).text.splitlines()
     return sum(float(line.removeprefix(start)) for line in lines if line.startswith(start))
 
 
-def problem_of(response: httpx.Response, status: int) -> dict[str, Any]:
-    """Check that an answer is a problem body, and read it."""
-    assert response.status_code == status
-    assert response.headers["content-type"] == "application/problem+json"
-    problem: dict[str, Any] = response.json()
-    assert problem["status"] == status
-    return problem
-
-
-async def test_a_call_validates_a_redemption(client: Client, http: httpx.AsyncClient, shop: Shop) -> None:
-    """Issue, call, callback, redeem: 822 until the call was seen, and the provider never learns the challenge."""
+async def test_missed_call_validates_a_redemption_without_revealing_the_challenge(
+    client: Client, http: httpx.AsyncClient, shop: Shop
+) -> None:
     issued = await issue(client, shop)
     assert issued.missed_call_number == CALLED
-    assert await codes(client, shop, issued.challenge_id) == [822]
-    found = await refused(redeem(client, order(shop, 100, challenge_id=issued.challenge_id)))
-    assert found.metadata["status_code"] == "822"
+    assert await violation_codes(client, shop, issued.challenge_id) == [822]
+    refusal = await refused(redeem(client, redeem_request(shop, 100, challenge_id=issued.challenge_id)))
+    assert refusal.metadata["status_code"] == "822"
 
     response = await http.post(PATH, json=call_of(shop), headers=BEARER)
-    assert answer_of(response) == SEEN
+    assert status_and_json(response) == SEEN
     assert issued.challenge_id not in f"{response.text}{response.headers}"
-    assert await codes(client, shop, issued.challenge_id) == []
-    assert (await redeem(client, order(shop, 100, challenge_id=issued.challenge_id))).state == PENDING
+    assert await violation_codes(client, shop, issued.challenge_id) == []
+    assert (await redeem(client, redeem_request(shop, 100, challenge_id=issued.challenge_id))).state == PENDING
 
 
 @pytest.mark.parametrize(
     "changes", [{}, {"caller_number": CALLER[1:]}, {"called_number": "0086 21-1234 5678"}], ids=str
 )
-async def test_a_form(client: Client, http: httpx.AsyncClient, shop: Shop, changes: dict[str, Any]) -> None:
-    """As most providers post it, with the merchant in the URL, and numbers as they write them."""
+async def test_form_with_the_merchant_in_the_query_is_accepted(
+    client: Client, http: httpx.AsyncClient, shop: Shop, changes: dict[str, Any]
+) -> None:
     await issue(client, shop)
     form = call_of(shop, merchant_id=None, **changes)
 
-    assert answer_of(await http.post(PATH, params={"merchant_id": shop.merchant_id}, data=form, headers=BEARER)) == SEEN
+    assert (
+        status_and_json(await http.post(PATH, params={"merchant_id": shop.merchant_id}, data=form, headers=BEARER))
+        == SEEN
+    )
 
 
-async def test_a_plus_that_a_form_lost(client: Client, http: httpx.AsyncClient, shop: Shop) -> None:
-    """A form that does not encode it means a blank."""
+async def test_form_that_does_not_encode_the_plus_is_accepted(
+    client: Client, http: httpx.AsyncClient, shop: Shop
+) -> None:
     await issue(client, shop)
     form = "&".join(f"{name}={value}" for name, value in call_of(shop).items())
     assert "caller_number=+86" in form
     headers = {**BEARER, "Content-Type": "application/x-www-form-urlencoded"}
 
-    assert answer_of(await http.post(PATH, content=form, headers=headers)) == SEEN
+    assert status_and_json(await http.post(PATH, content=form, headers=headers)) == SEEN
 
 
-async def test_mapped_names(service: Service, client: Client, token: str, shop: Shop) -> None:
-    """Twilio's form, with all that it tells beside the call."""
+async def test_form_with_the_field_names_of_the_provider_is_accepted(
+    service: Service, client: Client, token: str, shop: Shop
+) -> None:
     await issue(client, shop)
     form = {
         "CallSid": unique("CA"),
@@ -163,14 +165,15 @@ async def test_mapped_names(service: Service, client: Client, token: str, shop: 
         "FromCity": "",
     }
     params = {"merchant_id": shop.merchant_id}
-    async with shim_before(service.server.port, token, missed_call_secrets=SECRETS, missed_call_fields=TWILIO) as http:
-        assert answer_of(await http.post(PATH, params=params, data=form, headers=BEARER)) == SEEN
-        problem = problem_of(await http.post(PATH, params=params, data=call_of(shop), headers=BEARER), 400)
+    async with shim_client(service.server.port, token, missed_call_secrets=SECRETS, missed_call_fields=TWILIO) as http:
+        assert status_and_json(await http.post(PATH, params=params, data=form, headers=BEARER)) == SEEN
+        problem = assert_problem(await http.post(PATH, params=params, data=call_of(shop), headers=BEARER), 400)
     assert [part.partition(" ")[0] for part in problem["detail"].split("; ")] == ["From", "To", "CallSid"]
 
 
-async def test_a_callback_without_a_time(service: Service, client: Client, http: httpx.AsyncClient, shop: Shop) -> None:
-    """Tells of a call of just now: it is good for a challenge from before, by the server's clock, and no other."""
+async def test_callback_without_a_time_counts_as_a_call_of_now(
+    service: Service, client: Client, http: httpx.AsyncClient, shop: Shop
+) -> None:
     service.clock.now_ms = time.time_ns() // 1_000_000 - 1_000
     try:
         await issue(client, shop)
@@ -193,33 +196,33 @@ async def test_a_callback_without_a_time(service: Service, client: Client, http:
     ],
     ids=str,
 )
-async def test_a_call_that_meets_nothing(
+async def test_call_with_another_number_merchant_or_earlier_time_matches_no_challenge(
     client: Client, http: httpx.AsyncClient, shop: Shop, change: dict[str, Any]
 ) -> None:
-    """Another caller, another number, a call from before, or another merchant's: taken, and good for nothing."""
     challenge_id = (await issue(client, shop)).challenge_id
 
     assert await post(http, shop, **change) == NO_CHALLENGE
-    assert await codes(client, shop, challenge_id) == [822]
+    assert await violation_codes(client, shop, challenge_id) == [822]
 
 
-async def test_a_repeated_callback(client: Client, http: httpx.AsyncClient, shop: Shop) -> None:
-    """A provider may tell many times of one call, also at once; a later challenge wants another call."""
+async def test_repeated_callback_counts_once_and_not_for_a_later_challenge(
+    client: Client, http: httpx.AsyncClient, shop: Shop
+) -> None:
     first = (await issue(client, shop)).challenge_id
     call_id = unique("call")
-    answers = await asyncio.gather(*(post(http, shop, provider_call_id=call_id) for _ in range(20)))
-    assert answers == [SEEN] * 20
-    await redeem(client, order(shop, 100, challenge_id=first))
+    responses = await asyncio.gather(*(post(http, shop, provider_call_id=call_id) for _ in range(20)))
+    assert responses == [SEEN] * 20
+    await redeem(client, redeem_request(shop, 100, challenge_id=first))
     second = (await issue(client, shop)).challenge_id
 
     assert await post(http, shop, provider_call_id=call_id) == SEEN
-    assert await codes(client, shop, second) == [822]
+    assert await violation_codes(client, shop, second) == [822]
     assert await post(http, shop) == SEEN
-    assert await codes(client, shop, second) == []
+    assert await violation_codes(client, shop, second) == []
 
 
 def basic(user: str, password: str) -> str:
-    """Write user and password as clients do that find them in a URL."""
+    """Return the Authorization header for the user and password of a URL."""
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
@@ -233,18 +236,19 @@ def basic(user: str, password: str) -> str:
     ],
     ids=str,
 )
-async def test_ways_to_send_a_secret(http: httpx.AsyncClient, shop: Shop, headers: dict[str, str]) -> None:
-    """As a provider can, by either secret while one is rotated."""
-    assert answer_of(await http.post(PATH, json=call_of(shop), headers=headers)) == NO_CHALLENGE
+async def test_secret_in_every_supported_header_is_accepted(
+    http: httpx.AsyncClient, shop: Shop, headers: dict[str, str]
+) -> None:
+    assert status_and_json(await http.post(PATH, json=call_of(shop), headers=headers)) == NO_CHALLENGE
 
 
-async def test_a_password_in_the_url(http: httpx.AsyncClient, shop: Shop) -> None:
-    """Providers that know no headers take it there, and may send it only when they are asked."""
-    unasked = await http.post(PATH, json=call_of(shop))
-    assert unasked.headers["www-authenticate"].startswith("Basic ")
+async def test_password_in_the_url_is_accepted(http: httpx.AsyncClient, shop: Shop) -> None:
+    """Providers that support no headers may send it only after a challenge."""
+    challenge = await http.post(PATH, json=call_of(shop))
+    assert challenge.headers["www-authenticate"].startswith("Basic ")
 
     url = httpx.URL(str(http.base_url)).copy_with(path=PATH, username="any", password="call-secret")
-    assert answer_of(await http.post(url, json=call_of(shop))) == NO_CHALLENGE
+    assert status_and_json(await http.post(url, json=call_of(shop))) == NO_CHALLENGE
 
 
 @pytest.mark.parametrize(
@@ -262,67 +266,69 @@ async def test_a_password_in_the_url(http: httpx.AsyncClient, shop: Shop) -> Non
     ],
     ids=str,
 )
-async def test_strangers(client: Client, http: httpx.AsyncClient, shop: Shop, headers: dict[str, Any]) -> None:
-    """Are 401, whatever they tell, and learn nothing."""
+async def test_callback_without_a_valid_secret_is_401_and_has_no_effect(
+    client: Client, http: httpx.AsyncClient, shop: Shop, headers: dict[str, Any]
+) -> None:
     challenge_id = (await issue(client, shop)).challenge_id
-    before = await counted(http, "forged")
+    before = await callback_count(http, "forged")
 
-    problem = problem_of(await http.post(PATH, json=call_of(shop), headers=headers), 401)
-    problem_of(await http.post(PATH, content=b"a" * 300_000, headers=headers), 401)
+    problem = assert_problem(await http.post(PATH, json=call_of(shop), headers=headers), 401)
+    assert_problem(await http.post(PATH, content=b"a" * 300_000, headers=headers), 401)
 
-    assert "secret" not in problem["detail"].replace("the secret of", "")
-    assert await codes(client, shop, challenge_id) == [822]
-    assert await counted(http, "forged") == before + 2
+    assert "secret" not in problem["detail"]
+    assert await violation_codes(client, shop, challenge_id) == [822]
+    assert await callback_count(http, "forged") == before + 2
 
 
-async def test_without_secrets_there_is_no_such_path(service: Service, token: str, shop: Shop) -> None:
-    """404 as everything else, whatever is sent along."""
-    async with shim_before(service.server.port, token) as http:
+async def test_callback_path_is_404_without_configured_secrets(service: Service, token: str, shop: Shop) -> None:
+    async with shim_client(service.server.port, token) as http:
         for headers in (BEARER, {"Authorization": "Bearer"}, {}):
-            problem_of(await http.post(PATH, json=call_of(shop), headers=headers), 404)
+            assert_problem(await http.post(PATH, json=call_of(shop), headers=headers), 404)
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", PATH), ("PUT", PATH), ("POST", f"{PATH}/")])
-async def test_other_methods_and_paths(http: httpx.AsyncClient, shop: Shop, method: str, path: str) -> None:
-    """Are 404, also for who knows the secret."""
-    problem_of(await http.request(method, path, json=call_of(shop), headers=BEARER), 404)
+async def test_other_methods_and_paths_are_404(http: httpx.AsyncClient, shop: Shop, method: str, path: str) -> None:
+    assert_problem(await http.request(method, path, json=call_of(shop), headers=BEARER), 404)
 
 
-async def test_malformed_callbacks(http: httpx.AsyncClient, shop: Shop) -> None:
-    """Every wrong field is named and none quoted, in the answer and for the operator; nobody has to send it again."""
+async def test_malformed_callback_is_400_with_every_wrong_field_and_no_value(
+    http: httpx.AsyncClient, shop: Shop
+) -> None:
     body = {"caller_number": "13912345678 private", "called_number": "private", "call_time": "private"}
-    before = await counted(http, "malformed")
-    with json_logs(app_module) as written:
-        problem = problem_of(await http.post(PATH, json=body, headers=BEARER), 400)
-        problem_of(await http.post(PATH, content=b"private", headers=BEARER), 400)
-        problem_of(
+    before = await callback_count(http, "malformed")
+    with json_logs(endpoint_module) as written:
+        problem = assert_problem(await http.post(PATH, json=body, headers=BEARER), 400)
+        assert_problem(await http.post(PATH, content=b"private", headers=BEARER), 400)
+        assert_problem(
             await http.post(PATH, content=b"private", headers={**BEARER, "Content-Type": "application/json"}), 400
         )
-        problem_of(await http.post(PATH, json=[call_of(shop)], headers=BEARER), 400)
+        assert_problem(await http.post(PATH, json=[call_of(shop)], headers=BEARER), 400)
 
-    named = [part.partition(" ")[0] for part in problem["detail"].split("; ")]
-    assert named == ["merchant_id", "caller_number", "called_number", "provider_call_id", "call_time"]
+    wrong_fields = [part.partition(" ")[0] for part in problem["detail"].split("; ")]
+    assert wrong_fields == ["merchant_id", "caller_number", "called_number", "provider_call_id", "call_time"]
     assert "private" not in problem["detail"] + written.getvalue()
     assert problem["detail"] in written.getvalue()
-    assert await counted(http, "malformed") == before + 4
+    assert await callback_count(http, "malformed") == before + 4
 
 
-async def test_what_the_server_finds_wrong(service: Service, token: str, http: httpx.AsyncClient, shop: Shop) -> None:
-    """A number that no country has is named as well, by the provider's name."""
-    nowhere = "+8611111111111"
-    problem = problem_of(await http.post(PATH, json=call_of(shop, caller_number=nowhere), headers=BEARER), 400)
+async def test_field_that_the_server_rejects_is_400_with_the_name_of_the_provider(
+    service: Service, token: str, http: httpx.AsyncClient, shop: Shop
+) -> None:
+    invalid_number = "+8611111111111"
+    problem = assert_problem(
+        await http.post(PATH, json=call_of(shop, caller_number=invalid_number), headers=BEARER), 400
+    )
     assert problem["detail"].startswith("caller_number must be ")
-    assert nowhere[1:] not in problem["detail"]
+    assert invalid_number[1:] not in problem["detail"]
 
     names = {"caller_number": "From"}
-    async with shim_before(service.server.port, token, missed_call_secrets=SECRETS, missed_call_fields=names) as mapped:
-        body = call_of(shop, caller_number=None, From=nowhere)
-        problem = problem_of(await mapped.post(PATH, json=body, headers=BEARER), 400)
+    async with shim_client(service.server.port, token, missed_call_secrets=SECRETS, missed_call_fields=names) as mapped:
+        body = call_of(shop, caller_number=None, From=invalid_number)
+        problem = assert_problem(await mapped.post(PATH, json=body, headers=BEARER), 400)
     assert problem["detail"].startswith("From must be ")
 
 
-async def test_large_bodies(http: httpx.AsyncClient, shop: Shop) -> None:
-    """The webhooks' limit, with a length or in chunks."""
+async def test_body_above_the_limit_is_413(http: httpx.AsyncClient, shop: Shop) -> None:
     raw_body = json.dumps(call_of(shop)).encode()
     headers = {**BEARER, "Content-Type": "application/json"}
 
@@ -335,11 +341,10 @@ async def test_large_bodies(http: httpx.AsyncClient, shop: Shop) -> None:
         assert (await http.post(PATH, content=chunks(body), headers=headers)).status_code == status
 
 
-async def test_slow_bodies_and_clients_that_leave(service: Service, token: str) -> None:
-    """End as those of webhooks do."""
+async def test_slow_and_disconnecting_clients_are_408_or_incomplete(service: Service, token: str) -> None:
     settings = {"missed_call_secrets": SECRETS, "header_timeout_seconds": 0.3, "request_timeout_seconds": 0.6}
     head = f"POST {PATH} HTTP/1.1\r\nhost: shim\r\nauthorization: Bearer call-secret\r\n"
-    async with shim_before(service.server.port, token, **settings) as http:
+    async with shim_client(service.server.port, token, **settings) as http:
         for request in (head, f"{head}content-length: 100\r\n\r\nmerchant_id="):
             reader, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port)
             writer.write(request.encode())
@@ -350,15 +355,15 @@ async def test_slow_bodies_and_clients_that_leave(service: Service, token: str) 
         await writer.drain()
         writer.close()
 
-        async def are_counted() -> bool:
-            return await counted(http, "incomplete") == 2
+        async def both_are_counted() -> bool:
+            return await callback_count(http, "incomplete") == 2
 
-        await until(are_counted)
+        await until(both_are_counted)
 
 
 @contextlib.asynccontextmanager
 async def server_on(service: Service, database_url: str, port: int = 0) -> AsyncIterator[Server]:
-    """Run another server with the clock of the file's own."""
+    """Run another server with the clock of the module's server during the block."""
     settings = server_settings(grpc_address=f"127.0.0.1:{port}")
     server = Server(settings, database_url, senders={}, clock=service.clock)
     await server.start()
@@ -368,65 +373,67 @@ async def server_on(service: Service, database_url: str, port: int = 0) -> Async
         await server.stop()
 
 
-async def until_seen(send: Callable[[], Awaitable[tuple[int, Any]]]) -> None:
-    """Send a callback again, as a provider does, until it is taken."""
+async def retry_until_seen(send: Callable[[], Awaitable[tuple[int, Any]]]) -> None:
+    """Send a callback until it is not 503, and check that its outcome is SEEN."""
     deadline = time.monotonic() + 10
-    while (answer := await send())[0] == 503:
+    while (response := await send())[0] == 503:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.1)
-    assert answer == SEEN
+    assert response == SEEN
 
 
-async def test_a_server_that_is_away(service: Service, client: Client, token: str, shop: Shop) -> None:
-    """503 and when to come again; the same callback then is a success."""
+async def test_unavailable_server_is_503_and_a_retry_succeeds(
+    service: Service, client: Client, token: str, shop: Shop
+) -> None:
     challenge_id = (await issue(client, shop)).challenge_id
     body = call_of(shop)
     async with server_on(service, service.database_url) as server:
         port = server.port
-    async with shim_before(port, token, missed_call_secrets=SECRETS) as http:
+    async with shim_client(port, token, missed_call_secrets=SECRETS) as http:
         response = await http.post(PATH, json=body, headers=BEARER)
-        problem_of(response, 503)
+        assert_problem(response, 503)
         assert response.headers["retry-after"] == "5"
-        assert await counted(http, "unavailable") == 1
-        assert await codes(client, shop, challenge_id) == [822]
+        assert await callback_count(http, "unavailable") == 1
+        assert await violation_codes(client, shop, challenge_id) == [822]
         async with server_on(service, service.database_url, port):
-            await until_seen(lambda: post(http, shop, **body))
-    assert await codes(client, shop, challenge_id) == []
+            await retry_until_seen(lambda: post(http, shop, **body))
+    assert await violation_codes(client, shop, challenge_id) == []
 
 
-async def test_a_database_that_is_away(service: Service, client: Client, token: str, shop: Shop) -> None:
-    """Is told like a server that is away."""
+async def test_unavailable_database_is_503_and_a_retry_succeeds(
+    service: Service, client: Client, token: str, shop: Shop
+) -> None:
     challenge_id = (await issue(client, shop)).challenge_id
     body = call_of(shop)
     async with (
         proxied(service.database_url) as proxy,
         server_on(service, proxy.url) as server,
-        shim_before(server.port, token, missed_call_secrets=SECRETS) as http,
+        shim_client(server.port, token, missed_call_secrets=SECRETS) as http,
     ):
         assert await post(http, shop, provider_call_id=unique("call"), caller_number="+8613912345679") == NO_CHALLENGE
         await proxy.cut()
-        problem_of(await http.post(PATH, json=body, headers=BEARER), 503)
-        assert await codes(client, shop, challenge_id) == [822]
+        assert_problem(await http.post(PATH, json=body, headers=BEARER), 503)
+        assert await violation_codes(client, shop, challenge_id) == [822]
         await proxy.mend()
-        await until_seen(lambda: post(http, shop, **body))
-    assert await codes(client, shop, challenge_id) == []
+        await retry_until_seen(lambda: post(http, shop, **body))
+    assert await violation_codes(client, shop, challenge_id) == []
 
 
-async def test_a_token_without_the_scope(service: Service, shop: Shop) -> None:
-    """The provider shall send again; the operator reads which setting to look at."""
+async def test_token_without_the_scope_is_503_and_logged(service: Service, shop: Shop) -> None:
     token = await make_token(service.database_url, [shop.merchant_id], [Scope.POINTS_WRITE, Scope.WEBHOOKS])
-    async with shim_before(service.server.port, token, missed_call_secrets=SECRETS) as http:
-        with json_logs(app_module) as written:
-            problem_of(await http.post(PATH, json=call_of(shop), headers=BEARER), 503)
+    async with shim_client(service.server.port, token, missed_call_secrets=SECRETS) as http:
+        with json_logs(endpoint_module) as written:
+            assert_problem(await http.post(PATH, json=call_of(shop), headers=BEARER), 503)
     assert "check POINTBOOK_TOKEN" in written.getvalue()
 
 
-async def test_no_number_is_told(client: Client, http: httpx.AsyncClient, shop: Shop) -> None:
-    """Neither in logs nor in metrics nor in answers, whatever becomes of a callback."""
+async def test_phone_numbers_are_in_no_log_metric_or_response(
+    client: Client, http: httpx.AsyncClient, shop: Shop
+) -> None:
     await issue(client, shop)
     call_id = f"{CALLER}-{CALLED}"
-    told = ""
-    with json_logs(app_module, status_module) as written:
+    received = ""
+    with json_logs(endpoint_module, status_module) as written:
         for changes in (
             {"provider_call_id": call_id},
             {"caller_number": "+86139123456780"},
@@ -435,19 +442,19 @@ async def test_no_number_is_told(client: Client, http: httpx.AsyncClient, shop: 
             {"provider_call_id": f"{CALLER} {CALLED}"},
         ):
             response = await http.post(PATH, json=call_of(shop, **changes), headers=BEARER)
-            told += f"{response.text}{response.headers}"
+            received += f"{response.text}{response.headers}"
         headers = {**BEARER, "X-Shopline-Webhook-Id": CALLER, "X-Shopline-Topic": CALLER}
-        told += (await http.post(PATH, json=call_of(shop), headers=headers)).text
-        told += (await http.post(PATH, json=call_of(shop))).text
-        told += (await http.get("/metrics")).text
+        received += (await http.post(PATH, json=call_of(shop), headers=headers)).text
+        received += (await http.post(PATH, json=call_of(shop))).text
+        received += (await http.get("/metrics")).text
 
     assert written.getvalue()
     for private in ("3912345678", "2112345678", "call-secret", "next-secret"):
-        assert private not in told + written.getvalue()
+        assert private not in received + written.getvalue()
 
 
 def random_value(generator: random.Random, shop: Shop) -> Any:
-    """Make up what a field may hold."""
+    """Return a random value of a field."""
     return generator.choice(
         [
             None,
@@ -471,7 +478,7 @@ def random_value(generator: random.Random, shop: Shop) -> Any:
 
 
 def random_request(generator: random.Random, shop: Shop) -> tuple[str, bytes]:
-    """Make up a media type and a body: a callback with fields changed, bytes cut or swapped, or plain noise."""
+    """Return a media type and a callback with random changes, or random bytes."""
     call = call_of(shop)
     call |= {name: random_value(generator, shop) for name in generator.sample(sorted(call), generator.randrange(3))}
     is_form = generator.random() < 0.5
@@ -488,9 +495,8 @@ def random_request(generator: random.Random, shop: Shop) -> tuple[str, bytes]:
     return generator.choice(media_types), bytes(raw_body)
 
 
-async def test_random_bodies(http: httpx.AsyncClient, shop: Shop) -> None:
-    """A thousand authentic but random callbacks are 200 or 400, and the log knows neither an error nor a number."""
-    generator = random.Random(20260601)  # noqa: S311 - the same in every run
+async def test_random_callbacks_are_200_or_400_and_log_no_errors(http: httpx.AsyncClient, shop: Shop) -> None:
+    generator = random.Random(20260601)  # noqa: S311 - repeatable
     requests = iter([random_request(generator, shop) for _ in range(1_000)])
     statuses: dict[int, int] = {}
 
@@ -500,7 +506,7 @@ async def test_random_bodies(http: httpx.AsyncClient, shop: Shop) -> None:
             response = await http.post(PATH, content=raw_body, headers=headers)
             statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
 
-    with json_logs(app_module, status_module) as written:
+    with json_logs(endpoint_module, status_module) as written:
         await asyncio.gather(*(send_all() for _ in range(8)))
 
     assert set(statuses) == {200, 400}

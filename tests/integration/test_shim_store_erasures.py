@@ -1,76 +1,55 @@
-"""SHOPLINE's `merchants/redact`, from HTTP to a request that operators list, and to the quarantine and back."""
+"""SHOPLINE's `merchants/redact`, from HTTP to a stored request or quarantine.
+
+Source: docs/reference/shopline-webhooks.md#merchants-redact
+"""
 
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, programs_pb2, webhooks_pb2
 from pointbook_cli.quarantine import translate_again
-from shopline_shim import signature
+from shopline_shim.translate import STORE_ERASURE_TOPIC
 from support.harness import NOW_MS, Client, Service, Shop, unique
-from support.shims import PATH, SECRET, shim_before
+from support.shims import QUARANTINED, WebhookSender, webhook_sender
 
 REQUESTED = (200, {"outcome": "REQUESTED"})
-QUARANTINED = (200, {"outcome": "QUARANTINED"})
-TOPIC = "merchants/redact"
+ALREADY_REQUESTED = (200, {"outcome": "ALREADY_REQUESTED"})
 
 
-class Site:
-    """A shim before a real server."""
+async def requested_stores(sender: WebhookSender, merchant_id: str) -> list[str]:
+    """Return the stores for which a merchant has erasure requests."""
+    request = programs_pb2.ListStoreErasuresRequest(merchant_id=merchant_id)
+    return [erasure.store_id for erasure in (await sender.client.programs.ListStoreErasures(request)).erasures]
 
-    def __init__(self, http: httpx.AsyncClient, client: Client) -> None:
-        self.http = http
-        self.client = client
 
-    async def send(self, shop: Shop, body: object, **headers: str) -> tuple[int, Any]:
-        """Deliver a signed body in the name of a shop, and return the status and the JSON."""
-        raw_body = body if isinstance(body, bytes) else json.dumps(body).encode()
-        signed = {
-            "x-shopline-topic": TOPIC,
-            "x-shopline-hmac-sha256": signature.sign(SECRET, raw_body),
-            "x-shopline-shop-id": shop.store_id,
-            "x-shopline-merchant-id": shop.merchant_id,
-        }
-        changed = {name.replace("_", "-"): value for name, value in headers.items()}
-        answer = await self.http.post(PATH, content=raw_body, headers=signed | changed)
-        return answer.status_code, answer.json()
+async def only_quarantined(sender: WebhookSender, merchant_id: str) -> webhooks_pb2.QuarantinedWebhook:
+    """Return a merchant's only quarantined webhook."""
+    [webhook] = await sender.quarantined(merchant_id)
+    return webhook
 
-    async def requests(self, merchant_id: str) -> list[str]:
-        """Return the stores for which a merchant has requests."""
-        request = programs_pb2.ListStoreErasuresRequest(merchant_id=merchant_id)
-        return [erasure.store_id for erasure in (await self.client.programs.ListStoreErasures(request)).erasures]
 
-    async def quarantined(self, merchant_id: str) -> webhooks_pb2.QuarantinedWebhook:
-        """Return the one webhook in a merchant's quarantine, whole."""
-        listed = await self.client.webhooks.ListQuarantinedWebhooks(
-            webhooks_pb2.ListQuarantinedWebhooksRequest(merchant_id=merchant_id)
-        )
-        [kept] = listed.webhooks
-        request = webhooks_pb2.GetQuarantinedWebhookRequest(merchant_id=merchant_id, quarantine_id=kept.quarantine_id)
-        return (await self.client.webhooks.GetQuarantinedWebhook(request)).webhook
-
-    async def replay(self, merchant_id: str, as_merchant: str = "", as_topic: str = "") -> str:
-        """Replay the one webhook in a merchant's quarantine as the command does, and return the outcome."""
-        kept = await self.quarantined(merchant_id)
-        request = translate_again(kept, as_merchant, as_topic)
-        request.merchant_id, request.quarantine_id = merchant_id, kept.quarantine_id
-        answer = await self.client.webhooks.ReplayQuarantinedWebhook(request)
-        outcome = programs_pb2.StoreErasureOutcome.Name(answer.store_erasure.outcome)
-        return outcome.removeprefix("STORE_ERASURE_OUTCOME_")
+async def replay(sender: WebhookSender, merchant_id: str, as_merchant: str = "", as_topic: str = "") -> str:
+    """Replay a merchant's only quarantined webhook, and return the outcome."""
+    webhook = await only_quarantined(sender, merchant_id)
+    request = translate_again(webhook, as_merchant, as_topic)
+    request.merchant_id, request.quarantine_id = merchant_id, webhook.quarantine_id
+    response = await sender.client.webhooks.ReplayQuarantinedWebhook(request)
+    outcome = programs_pb2.StoreErasureOutcome.Name(response.store_erasure.outcome)
+    return outcome.removeprefix("STORE_ERASURE_OUTCOME_")
 
 
 @pytest.fixture(scope="module")
-async def site(service: Service, admin_token: str) -> AsyncIterator[Site]:
-    """A shim for all merchants before the file's server."""
-    async with shim_before(service.server.port, admin_token) as http:
-        yield Site(http, service.client)
+async def sender(service: Service, admin_token: str) -> AsyncIterator[WebhookSender]:
+    """A sender to a shim with a token for all merchants."""
+    async with webhook_sender(service.server.port, admin_token, service.client) as sender:
+        yield sender
 
 
 def body(shop: Shop, **changes: Any) -> dict[str, Any]:
-    """Write the body of a request to erase a store."""
+    """Return the body of a request to erase a store."""
     values = {
         "store_id": shop.store_id,
         "store_domain": "example.myshopline.com",
@@ -79,36 +58,35 @@ def body(shop: Shop, **changes: Any) -> dict[str, Any]:
     return values | changes
 
 
-async def test_a_request_is_kept_and_nothing_is_erased(site: Site, shop: Shop) -> None:
-    """The topic is not signed: an operator erases, and a repetition adds nothing."""
+async def test_request_is_stored_once_and_erases_nothing_by_itself(sender: WebhookSender, shop: Shop) -> None:
+    """The topic is not signed, so an operator approves the request."""
     buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id="17")
-    await site.client.put_customer(shop.merchant_id, "alice", email=f"{unique('a')}@example.com", buyers=[buyer])
+    await sender.client.put_customer(shop.merchant_id, "alice", email=f"{unique('a')}@example.com", buyers=[buyer])
 
-    assert await site.send(shop, body(shop)) == REQUESTED
-    assert await site.send(shop, body(shop)) == (200, {"outcome": "ALREADY_REQUESTED"})
-    assert await site.send(shop, body(shop, update_time="2026-05-03T08:00:00Z")) == (
-        200,
-        {"outcome": "ALREADY_REQUESTED"},
+    assert await sender.send(shop, STORE_ERASURE_TOPIC, body(shop)) == REQUESTED
+    assert await sender.send(shop, STORE_ERASURE_TOPIC, body(shop)) == ALREADY_REQUESTED
+    assert (
+        await sender.send(shop, STORE_ERASURE_TOPIC, body(shop, update_time="2026-05-03T08:00:00Z"))
+        == ALREADY_REQUESTED
     )
-    assert await site.requests(shop.merchant_id) == [shop.store_id]
-    alice = await site.client.customers.GetCustomer(
+    assert await requested_stores(sender, shop.merchant_id) == [shop.store_id]
+    alice = await sender.client.customers.GetCustomer(
         customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer_id="alice")
     )
     assert alice.customer.email
 
 
-@pytest.mark.parametrize("written", ["{}", "{}.0", "{}e0"])
-async def test_a_store_id_may_be_a_number(site: Site, client: Client, written: str) -> None:
-    """As other ids of SHOPLINE."""
+@pytest.mark.parametrize("notation", ["{}", "{}.0", "{}e0"])
+async def test_store_id_may_be_a_number(sender: WebhookSender, client: Client, notation: str) -> None:
     digits = str(int.from_bytes(unique("store").encode()[-6:]) + 10**15)
     shop = Shop(unique("merchant"), digits)
     await client.put_store(shop.merchant_id, shop.store_id)
-    raw_body = json.dumps(body(shop, store_id="@")).replace('"@"', written.format(digits)).encode()
+    raw_body = json.dumps(body(shop, store_id="@")).replace('"@"', notation.format(digits)).encode()
 
-    assert await site.send(shop, raw_body) == REQUESTED
-    assert await site.send(shop, b"\xef\xbb\xbf" + json.dumps(body(shop)).encode()) == (
-        200,
-        {"outcome": "ALREADY_REQUESTED"},
+    assert await sender.send(shop, STORE_ERASURE_TOPIC, raw_body) == REQUESTED
+    assert (
+        await sender.send(shop, STORE_ERASURE_TOPIC, b"\xef\xbb\xbf" + json.dumps(body(shop)).encode())
+        == ALREADY_REQUESTED
     )
 
 
@@ -125,16 +103,15 @@ async def test_a_store_id_may_be_a_number(site: Site, client: Client, written: s
         ({"update_time": "", "store_id": []}, {"update_time", "store_id"}),
     ],
 )
-async def test_what_is_no_request_is_kept_as_malformed(
-    site: Site, shop: Shop, changes: dict[str, Any], fields: set[str]
+async def test_malformed_request_is_quarantined_with_every_wrong_field(
+    sender: WebhookSender, shop: Shop, changes: dict[str, Any], fields: set[str]
 ) -> None:
-    """Every wrong field is named, and nothing requested."""
-    assert await site.send(shop, body(shop, **changes)) == QUARANTINED
-    kept = await site.quarantined(shop.merchant_id)
+    assert await sender.send(shop, STORE_ERASURE_TOPIC, body(shop, **changes)) == QUARANTINED
+    webhook = await only_quarantined(sender, shop.merchant_id)
 
-    assert (kept.reason, kept.topic) == (webhooks_pb2.QUARANTINE_REASON_MALFORMED, TOPIC)
-    assert {part.split()[0] for part in kept.detail.split("; ")} == fields
-    assert await site.requests(shop.merchant_id) == []
+    assert (webhook.reason, webhook.topic) == (webhooks_pb2.QUARANTINE_REASON_MALFORMED, STORE_ERASURE_TOPIC)
+    assert {part.split()[0] for part in webhook.detail.split("; ")} == fields
+    assert await requested_stores(sender, shop.merchant_id) == []
 
 
 @pytest.mark.parametrize(
@@ -146,35 +123,38 @@ async def test_what_is_no_request_is_kept_as_malformed(
         {"store_id": "1", "operate": "UNINSTALL", "created_at": "2026-05-01T08:00:00+08:00"},
     ],
 )
-async def test_no_body_of_another_topic_requests_an_erasure(site: Site, shop: Shop, other: dict[str, Any]) -> None:
-    """A captured webhook may be sent again under any topic."""
-    changed = {name: shop.store_id if name in {"store_id", "shop_id"} else value for name, value in other.items()}
+async def test_body_of_another_topic_requests_no_erasure(
+    sender: WebhookSender, shop: Shop, other: dict[str, Any]
+) -> None:
+    """A captured webhook can be sent again with any topic."""
+    changed_body = {name: shop.store_id if name in {"store_id", "shop_id"} else value for name, value in other.items()}
 
-    assert await site.send(shop, changed) == QUARANTINED
-    assert await site.requests(shop.merchant_id) == []
+    assert await sender.send(shop, STORE_ERASURE_TOPIC, changed_body) == QUARANTINED
+    assert await requested_stores(sender, shop.merchant_id) == []
 
 
-async def test_an_unknown_store_waits_for_its_registration(site: Site) -> None:
-    """Replayed, the request is kept from when SHOPLINE made it."""
+async def test_request_of_an_unknown_store_is_replayed_after_its_registration(sender: WebhookSender) -> None:
     shop = Shop(unique("merchant"), unique("store"))
-    assert await site.send(shop, body(shop)) == QUARANTINED
-    kept = await site.quarantined(shop.merchant_id)
-    assert kept.reason == webhooks_pb2.QUARANTINE_REASON_STORE_UNKNOWN
-    await site.client.put_store(shop.merchant_id, shop.store_id)
+    assert await sender.send(shop, STORE_ERASURE_TOPIC, body(shop)) == QUARANTINED
+    webhook = await only_quarantined(sender, shop.merchant_id)
+    assert webhook.reason == webhooks_pb2.QUARANTINE_REASON_STORE_UNKNOWN
+    await sender.client.put_store(shop.merchant_id, shop.store_id)
 
-    assert await site.replay(shop.merchant_id) == "REQUESTED"
-    assert await site.requests(shop.merchant_id) == [shop.store_id]
+    assert await replay(sender, shop.merchant_id) == "REQUESTED"
+    assert await requested_stores(sender, shop.merchant_id) == [shop.store_id]
 
 
-async def test_another_merchants_store_is_replayed_in_its_merchants_name(site: Site, shop: Shop) -> None:
-    """The store of the body is the truth; the merchant's header is not signed."""
+async def test_request_with_a_wrong_merchant_is_replayed_for_the_right_one(sender: WebhookSender, shop: Shop) -> None:
     wrong = Shop(unique("merchant"), shop.store_id)
-    assert await site.send(wrong, body(shop)) == QUARANTINED
-    kept = await site.quarantined(wrong.merchant_id)
-    assert kept.reason == webhooks_pb2.QUARANTINE_REASON_MERCHANT_MISMATCH
+    assert await sender.send(wrong, STORE_ERASURE_TOPIC, body(shop)) == QUARANTINED
+    webhook = await only_quarantined(sender, wrong.merchant_id)
+    assert webhook.reason == webhooks_pb2.QUARANTINE_REASON_MERCHANT_MISMATCH
 
-    assert await site.replay(wrong.merchant_id, as_merchant=shop.merchant_id) == "REQUESTED"
-    assert (await site.requests(wrong.merchant_id), await site.requests(shop.merchant_id)) == ([], [shop.store_id])
+    assert await replay(sender, wrong.merchant_id, as_merchant=shop.merchant_id) == "REQUESTED"
+    assert (await requested_stores(sender, wrong.merchant_id), await requested_stores(sender, shop.merchant_id)) == (
+        [],
+        [shop.store_id],
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,27 +165,23 @@ async def test_another_merchants_store_is_replayed_in_its_merchants_name(site: S
         ({}, {"x_shopline_topic": ""}, webhooks_pb2.QUARANTINE_REASON_TOPIC_MISSING),
     ],
 )
-async def test_what_cannot_be_requested_is_kept(
-    site: Site, shop: Shop, changes: dict[str, Any], headers: dict[str, str], reason: int
+async def test_request_that_cannot_be_stored_is_quarantined_with_its_reason(
+    sender: WebhookSender, shop: Shop, changes: dict[str, Any], headers: dict[str, str], reason: int
 ) -> None:
-    """For the reasons that other webhooks have."""
-    assert await site.send(shop, body(shop, **changes), **headers) == QUARANTINED
-    assert (await site.quarantined(shop.merchant_id)).reason == reason
+    assert await sender.send(shop, STORE_ERASURE_TOPIC, body(shop, **changes), **headers) == QUARANTINED
+    assert (await only_quarantined(sender, shop.merchant_id)).reason == reason
 
 
-async def test_a_request_without_a_topic_is_replayed_as_one(site: Site, shop: Shop) -> None:
-    """By the topic that the operator names."""
-    await site.send(shop, body(shop), x_shopline_topic="")
+async def test_request_without_a_topic_is_replayed_with_a_topic(sender: WebhookSender, shop: Shop) -> None:
+    await sender.send(shop, STORE_ERASURE_TOPIC, body(shop), x_shopline_topic="")
 
-    assert await site.replay(shop.merchant_id, as_topic=TOPIC) == "REQUESTED"
-
-
-async def test_a_forged_request_is_401(site: Site, shop: Shop) -> None:
-    """Nothing is kept of it."""
-    assert (await site.send(shop, body(shop), x_shopline_hmac_sha256="0" * 64))[0] == 401
-    assert await site.requests(shop.merchant_id) == []
+    assert await replay(sender, shop.merchant_id, as_topic=STORE_ERASURE_TOPIC) == "REQUESTED"
 
 
-async def test_the_clock_of_the_tests() -> None:
-    """The bodies above are of the past of the servers' clock."""
+async def test_wrongly_signed_request_is_401(sender: WebhookSender, shop: Shop) -> None:
+    assert (await sender.send(shop, STORE_ERASURE_TOPIC, body(shop), x_shopline_hmac_sha256="0" * 64))[0] == 401
+    assert await requested_stores(sender, shop.merchant_id) == []
+
+
+async def test_times_in_the_bodies_are_before_the_test_clock() -> None:
     assert NOW_MS > 1_777_700_000_000

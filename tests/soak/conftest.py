@@ -1,4 +1,4 @@
-"""What the soak tests share: a database in a folder of its own, which a test may stop, and a site on it."""
+"""Fixtures of the soak tests: a database that a test may stop, a deployment."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,12 +7,12 @@ import pytest
 
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from pointbook_server.db.migrations import migrate
-from support.sites import Site
+from support.deployments import Deployment
 
 
 @pytest.fixture(scope="module")
 async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedPostgres]:
-    """A migrated database for the tests of a file."""
+    """A migrated database for the tests of a module."""
     database = EmbeddedPostgres(tmp_path_factory.mktemp("soak") / "postgres", fsync=False)
     await database.start()
     await migrate(database.url())
@@ -21,7 +21,7 @@ async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Em
 
 
 @pytest.fixture
-async def site(postgres: EmbeddedPostgres, tmp_path: Path) -> Site:
-    """A place for a server and a shim; the database runs, whatever the test before did to it."""
+async def deployment(postgres: EmbeddedPostgres, tmp_path: Path) -> Deployment:
+    """A deployment whose database runs, even if the previous test stopped it."""
     await postgres.start()
-    return await Site.on(postgres.url(), tmp_path)
+    return await Deployment.create(postgres.url(), tmp_path)

@@ -1,4 +1,4 @@
-"""Callers that go away at any moment: nothing is half done, and nothing stays behind."""
+"""Calls that are cancelled at any moment: no partial writes, no leaks."""
 
 import asyncio
 import random
@@ -19,79 +19,81 @@ from pointbook.v1 import (
     webhooks_pb2,
 )
 from support.harness import NOW_MS, Client, Service, Shop, at, unique
-from support.redemption import customer_of
+from support.randomness import printed_random
+from support.redemption import customer_ref
 from support.verification import verify
 from support.waiting import until
 
 CALLERS = 64
 BUYERS = 40
-GIVE_UP_SECONDS_MAX = 0.3
+CANCEL_SECONDS_MAX = 0.3
 CALL_SECONDS_MAX = 30.0
-OPEN = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state <> 'idle' AND pid <> $1"
+OPEN_SESSIONS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state <> 'idle' AND pid <> $1"
+)
 ENTRIES = "SELECT event_id, buyer_id, updated_value FROM points_entries WHERE merchant_id = $1"
-REFUSED = ("ALREADY_EXISTS", "FAILED_PRECONDITION", "NOT_FOUND", "RESOURCE_EXHAUSTED")
-"""What the data allow no call to do: a buyer has another customer, nothing is left to reverse, too many codes."""
+REFUSED_CODES = ("ALREADY_EXISTS", "FAILED_PRECONDITION", "NOT_FOUND", "RESOURCE_EXHAUSTED")
+"""The codes of refused calls, such as for a buyer of another customer, a reversed redemption, or too many codes."""
 
 Call = Callable[..., Any]
 
 
 @pytest.mark.parametrize("calls", [500, pytest.param(10_000, marks=pytest.mark.soak)])
-async def test_callers_that_go_away(
+async def test_cancelled_and_late_calls_are_done_once_or_not_at_all(
     service: Service, admin_token: str, shop: Shop, figure: Callable[[str, float | str, str], None], calls: int
 ) -> None:
-    """Cancelled or late, a call is done or not done, and its repetition makes it done once."""
-    seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")  # noqa: T201 - pytest shows it where the test fails
-    # Without interceptors: those of the client's library complain of calls that were given up.
+    # Without interceptors: those of grpcio log errors for cancelled calls.
     client = Client(service.server.port)
-    source = random.Random(seed)  # noqa: S311 - it is to be repeatable
-    quitters = Quitters(client, admin_token, shop, source)
-    await quitters.prepare(service.client)
+    callers = CancellingCallers(client, admin_token, shop, printed_random())
+    await callers.prepare(service.client)
     database = service.server._database
     connection = await asyncpg.connect(service.database_url)
     sessions = await _open_sessions(connection)
     tasks = len(asyncio.all_tasks())
     try:
-        await quitters.run(calls)
+        await callers.run(calls)
         await until(lambda: database.connections_in_use == 0, seconds=20.0)
         await until(lambda: len(asyncio.all_tasks()) <= tasks, seconds=20.0)
         assert await _open_sessions(connection) == sessions
-        await quitters.repeat_all()
+        await callers.repeat_all()
         await until(lambda: database.connections_in_use == 0, seconds=20.0)
         entries = await connection.fetch(ENTRIES, shop.merchant_id)
     finally:
         await connection.close()
     applied = Counter(row["event_id"] for row in entries)
-    assert set(applied) == quitters.events
+    assert set(applied) == callers.events
     assert set(applied.values()) == {1}
-    await quitters.check_accounts(service.client, entries)
-    await quitters.check_redemptions(service.client)
+    await callers.check_accounts(service.client, entries)
+    await callers.check_redemptions(service.client)
     await client.close()
     await verify(service.database_url, shop.merchant_id)
-    ends = " ".join(f"{name} {count}" for name, count in quitters.ends.most_common())
-    figure(f"{calls:,} calls that were cancelled or late: how they ended", ends, "no half, no leak")
-    assert set(quitters.ends) <= {"OK", "CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", *REFUSED}
+    codes = " ".join(f"{name} {count}" for name, count in callers.codes.most_common())
+    figure(f"{calls:,} cancelled or late calls: status codes", codes, "no partial write, no leak")
+    assert set(callers.codes) <= {"OK", "CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", *REFUSED_CODES}
 
 
-class Quitters:
-    """Callers of all methods that write, most of which do not wait for the answer."""
+class CancellingCallers:
+    """Callers of all methods that write, which cancel most calls.
 
-    def __init__(self, client: Client, token: str, shop: Shop, source: random.Random) -> None:
-        self._client, self._shop, self._random = client, shop, source
+    A call may also have a short deadline.
+    """
+
+    def __init__(self, client: Client, token: str, shop: Shop, generator: random.Random) -> None:
+        self._client, self._shop, self._random = client, shop, generator
         self._options: dict[str, Any] = {
             "timeout": CALL_SECONDS_MAX,
             "metadata": (("authorization", f"Bearer {token}"),),
         }
-        self._unanswered: list[Call] = []
+        self._repeatable: list[Call] = []
         self._redemption_ids: set[str] = set()
         self._references: set[str] = set()
         self._voidable: set[str] = set()
         self._voided: set[str] = set()
         self.events: set[str] = set()
-        self.ends: Counter[str] = Counter()
+        self.codes: Counter[str] = Counter()
 
     async def prepare(self, client: Client) -> None:
-        """Give every buyer points, and customers to some of them."""
+        """Add points for every buyer."""
         shop = self._shop
         self._program = await client.put_program(
             shop.merchant_id,
@@ -105,30 +107,30 @@ class Quitters:
             self.events.add(update.event_id)
 
     async def run(self, calls: int) -> None:
-        """Make so many calls, and give most of them up."""
-        left = iter(range(calls))
+        """Make a number of calls, and cancel most of them."""
+        remaining = iter(range(calls))
 
         async def caller() -> None:
-            for _ in left:
-                await self._call_and_give_up(self._random.choice(self._ways)())
+            for _ in remaining:
+                await self._call_and_cancel(self._random.choice(self._call_makers)())
 
         await asyncio.gather(*(caller() for _ in range(CALLERS)))
 
     async def repeat_all(self) -> None:
-        """Repeat each call that wrote points and had no answer; then let all entries count again."""
-        for start in range(0, len(self._unanswered), CALLERS):
-            answers = await asyncio.gather(*(call() for call in self._unanswered[start : start + CALLERS]))
-            for answer in answers:
-                if isinstance(answer, points_pb2.BatchApplyPointsUpdatesResponse):
-                    assert not [result.error for result in answer.results if result.HasField("error")]
+        """Repeat each call that writes points, then unvoid all entries."""
+        for start in range(0, len(self._repeatable), CALLERS):
+            responses = await asyncio.gather(*(call() for call in self._repeatable[start : start + CALLERS]))
+            for response in responses:
+                if isinstance(response, points_pb2.BatchApplyPointsUpdatesResponse):
+                    assert not [result.error for result in response.results if result.HasField("error")]
         for event_id in self._voided:
             request = points_pb2.UnvoidPointsEntriesRequest(
-                merchant_id=self._shop.merchant_id, event_ids=[event_id], reason="It was none."
+                merchant_id=self._shop.merchant_id, event_ids=[event_id], reason="Voided by mistake."
             )
             await self._client.points.UnvoidPointsEntries(request, **self._options)
 
     async def check_accounts(self, client: Client, entries: list[Any]) -> None:
-        """Check that every account has the sum of its entries."""
+        """Check that every balance is the sum of the account's entries."""
         sums: Counter[str] = Counter()
         for row in entries:
             sums[row["buyer_id"]] += row["updated_value"]
@@ -149,31 +151,31 @@ class Quitters:
         assert set(found) == self._references
         assert set(found.values()) <= {1}
 
-    async def _call_and_give_up(self, call: Call) -> None:
-        seconds = GIVE_UP_SECONDS_MAX * self._random.random() ** 2
-        manner = self._random.random()
-        running: Any = call(timeout=seconds) if manner < 0.45 else call()
+    async def _call_and_cancel(self, call: Call) -> None:
+        seconds = CANCEL_SECONDS_MAX * self._random.random() ** 2
+        kind = self._random.random()
+        running: Any = call(timeout=seconds) if kind < 0.45 else call()
         try:
-            if manner < 0.9:
+            if kind < 0.9:
                 await asyncio.wait([task := asyncio.ensure_future(running)], timeout=seconds)
-                if manner >= 0.45:
+                if kind >= 0.45:
                     task.cancel()
                 running = task
-            answer = await running
+            response = await running
         except asyncio.CancelledError:
-            self.ends["CANCELLED"] += 1
+            self.codes["CANCELLED"] += 1
         except grpc.aio.AioRpcError as error:
-            self.ends[error.code().name] += 1
+            self.codes[error.code().name] += 1
         else:
-            self.ends["OK"] += 1
-            if isinstance(answer, redemption_pb2.RedeemPointsResponse):
-                self._redemption_ids.add(answer.redemption.redemption_id)
+            self.codes["OK"] += 1
+            if isinstance(response, redemption_pb2.RedeemPointsResponse):
+                self._redemption_ids.add(response.redemption.redemption_id)
 
     @property
-    def _ways(self) -> tuple[Callable[[], Call], ...]:
-        several = (self._apply, self._batch, self._redeem, self._redeem)
+    def _call_makers(self) -> tuple[Callable[[], Call], ...]:
+        frequent = (self._apply, self._batch, self._redeem, self._redeem)
         return (
-            *several,
+            *frequent,
             self._reverse,
             self._settle,
             self._void,
@@ -193,13 +195,13 @@ class Quitters:
         return f"buyer-{self._random.randrange(BUYERS)}"
 
     def _apply(self) -> Call:
-        return self._once(
+        return self._repeatable_call(
             self._client.points.ApplyPointsUpdate, points_pb2.ApplyPointsUpdateRequest(update=self._update())
         )
 
     def _batch(self) -> Call:
         updates = [self._update() for _ in range(3)]
-        return self._once(
+        return self._repeatable_call(
             self._client.points.BatchApplyPointsUpdates, points_pb2.BatchApplyPointsUpdatesRequest(updates=updates)
         )
 
@@ -207,23 +209,23 @@ class Quitters:
         reference = unique("order")
         self._references.add(reference)
         request = redemption_pb2.RedeemPointsRequest(
-            customer=customer_of(self._shop, self._buyer()),
+            customer=customer_ref(self._shop, self._buyer()),
             program_id=1,
             points=10,
             external_reference_number=reference,
         )
-        return self._once(self._client.redemption.RedeemPoints, request)
+        return self._repeatable_call(self._client.redemption.RedeemPoints, request)
 
-    def _once(self, method: Any, request: Any) -> Call:
-        """Make a call that is repeated until it is answered, under the same id."""
+    def _repeatable_call(self, method: Any, request: Any) -> Call:
+        """Return a call that `repeat_all` repeats with the same id."""
         call = self._call(method, request)
-        self._unanswered.append(call)
+        self._repeatable.append(call)
         return call
 
     def _reverse(self) -> Call:
         request = redemption_pb2.ReverseRedemptionRequest(
             merchant_id=self._shop.merchant_id,
-            redeemed_reference_number=self._some(self._references),
+            redeemed_reference_number=self._choose(self._references),
             points=1,
             external_reference_number=unique("reversal"),
         )
@@ -232,15 +234,15 @@ class Quitters:
     def _settle(self) -> Call:
         request = redemption_pb2.SettleRedemptionRequest(
             merchant_id=self._shop.merchant_id,
-            redemption_id=self._some(self._redemption_ids),
-            reason="Booked by hand.",
+            redemption_id=self._choose(self._redemption_ids),
+            reason="Entered manually.",
         )
         return self._call(self._client.redemption.SettleRedemption, request)
 
     def _void(self) -> Call:
         if not self._voidable:
             return self._apply()
-        event_id = self._some(self._voidable)
+        event_id = self._choose(self._voidable)
         self._voided.add(event_id)
         request = points_pb2.VoidPointsEntriesRequest(
             merchant_id=self._shop.merchant_id, event_ids=[event_id], reason="A test till."
@@ -249,24 +251,24 @@ class Quitters:
 
     def _issue(self) -> Call:
         request = redemption_pb2.IssueValidationCodeRequest(
-            customer=customer_of(self._shop, self._buyer()), program_id=1, points=10
+            customer=customer_ref(self._shop, self._buyer()), program_id=1, points=10
         )
         return self._call(self._client.redemption.IssueValidationCode, request)
 
     def _put(self) -> Call:
-        own: dict[str, Any] = {"merchant_id": self._shop.merchant_id}
+        merchant: dict[str, Any] = {"merchant_id": self._shop.merchant_id}
         number = self._random.randrange(BUYERS)
         customer_id, buyer_id = f"customer-{number}", f"buyer-{number}"
         buyer: Any = {"store_id": self._shop.store_id, "buyer_id": buyer_id}
         member: Any = {"customer_id": customer_id, "can_redeem": True}
         customer = customers_pb2.Customer(
-            **own, customer_id=customer_id, mobile=f"+12025550{number:03}", buyers=[buyer]
+            **merchant, customer_id=customer_id, mobile=f"+12025550{number:03}", buyers=[buyer]
         )
         group = customers_pb2.UserGroup(
-            **own, group_id=f"group-{number}", primary_customer_id=customer_id, members=[member]
+            **merchant, group_id=f"group-{number}", primary_customer_id=customer_id, members=[member]
         )
-        benefit = benefits_pb2.Benefit(**own, benefit_id=f"benefit-{number}")
-        store = programs_pb2.Store(**own, store_id=self._shop.store_id)
+        benefit = benefits_pb2.Benefit(**merchant, benefit_id=f"benefit-{number}")
+        store = programs_pb2.Store(**merchant, store_id=self._shop.store_id)
         client = self._client
         puts: tuple[tuple[Any, Any], ...] = (
             (client.customers.PutCustomer, customers_pb2.PutCustomerRequest(customer=customer)),
@@ -304,10 +306,10 @@ class Quitters:
 
         return call
 
-    def _some(self, values: set[str]) -> str:
+    def _choose(self, values: set[str]) -> str:
         return self._random.choice(sorted(values)) if values else "none"
 
 
 async def _open_sessions(connection: Any) -> int:
-    count: int = await connection.fetchval(OPEN, connection.get_server_pid())
+    count: int = await connection.fetchval(OPEN_SESSIONS, connection.get_server_pid())
     return count

@@ -1,4 +1,4 @@
-"""The server while its database restarts, vanishes, hangs and slows down, and while it is killed itself."""
+"""The server during faults of its database, and while it is killed."""
 
 import asyncio
 import os
@@ -12,10 +12,10 @@ import asyncpg
 import pytest
 
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
-from support.callers import Callers, check_ledger
 from support.database_proxy import DatabaseProxy, proxied
+from support.deployments import Deployment, error_lines
 from support.processes import HAS_PROC, Running, is_alive
-from support.sites import Site, faults
+from support.retrying_callers import RetryingCallers, check_ledger
 from support.verification import verify
 from support.waiting import until
 
@@ -23,7 +23,7 @@ CALLERS = 100
 RECOVERY_SECONDS_MAX = 60.0
 POOL_SIZE = 10
 RESERVED_CONNECTIONS_MAX = 3
-"""Those that health and tokens have beside the pool."""
+"""The connections of health and tokens outside the pool."""
 ALLOWED = {"OK", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"}
 SESSIONS = """
     SELECT count(*) AS open, count(*) FILTER (WHERE state <> 'idle') AS busy
@@ -36,25 +36,25 @@ LOCKS = """
 """
 
 KILLS = ("worker", "parent", "worker", "worker", "all")
-"""What is killed, over and over: a worker that is killed again and again is replaced ever later."""
+"""What is killed, in turn. A worker that is killed repeatedly is replaced with increasing delay."""
 SERVING = '"event": "serving"'
-"""What each worker logs when it has begun to serve."""
+"""The log event of a worker that has started."""
 
 Figure = Callable[[str, float | str, str], None]
 
 
-class Faults:
-    """What can go wrong on the way to a database, each for a moment."""
+class DatabaseFaults:
+    """Temporary faults of a database and of the connections to it."""
 
-    def __init__(self, postgres: EmbeddedPostgres, proxy: DatabaseProxy, source: random.Random) -> None:
-        self._postgres, self._proxy, self._random = postgres, proxy, source
+    def __init__(self, postgres: EmbeddedPostgres, proxy: DatabaseProxy, generator: random.Random) -> None:
+        self._postgres, self._proxy, self._random = postgres, proxy, generator
 
-    def some(self, count: int) -> Sequence[Callable[[], Awaitable[None]]]:
-        """Return so many in any order, the quick ones first chosen."""
+    def choose(self, count: int) -> Sequence[Callable[[], Awaitable[None]]]:
+        """Return a number of faults in random order; a small number has the quick ones."""
         faults = [self.cut, self.slow_down, self.restart, self.freeze, self.abandon]
-        chosen = [faults[number % len(faults)] for number in range(count)]
-        self._random.shuffle(chosen)
-        return chosen
+        selected = [faults[number % len(faults)] for number in range(count)]
+        self._random.shuffle(selected)
+        return selected
 
     async def restart(self) -> None:
         """Stop and start the database."""
@@ -69,124 +69,123 @@ class Faults:
         await self._proxy.mend()
 
     async def slow_down(self) -> None:
-        """Let everything take longer."""
+        """Delay all data for a while."""
         self._proxy.delay_seconds = self._random.uniform(0.05, 0.5)
         await asyncio.sleep(2.0)
         self._proxy.delay_seconds = 0.0
 
     async def freeze(self) -> None:
-        """Let nothing through."""
+        """Stop all data for a while."""
         self._proxy.freeze()
         await asyncio.sleep(self._random.uniform(0.5, 4.0))
         self._proxy.thaw()
 
     async def abandon(self) -> None:
-        """Let nothing through on the connections of now, for good."""
+        """Stop all data on the current connections for good."""
         self._proxy.abandon()
         await asyncio.sleep(0.5)
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(30, marks=pytest.mark.soak)])
-async def test_database_faults_lose_and_double_nothing(
-    postgres: EmbeddedPostgres, site: Site, figure: Figure, count: int
+async def test_database_faults_neither_lose_nor_duplicate_events(
+    postgres: EmbeddedPostgres, deployment: Deployment, figure: Figure, count: int
 ) -> None:
-    """Callers see nothing worse than UNAVAILABLE; afterwards all retried events are in, and nothing is left open."""
-    source = random.Random(count)  # noqa: S311 - it is to be repeatable
+    generator = random.Random(count)  # noqa: S311 - repeatable
     async with proxied(postgres.url()) as proxy:
-        behind = replace(site, database_url=proxy.url)
-        async with behind.server(DATABASE_POOL_SIZE=str(POOL_SIZE)) as server:
-            client = await behind.client()
-            callers = Callers(site.grpc_address, site.token, site.shop)
+        proxied_deployment = replace(deployment, database_url=proxy.url)
+        async with proxied_deployment.server(DATABASE_POOL_SIZE=str(POOL_SIZE)) as server:
+            client = await proxied_deployment.client()
+            callers = RetryingCallers(deployment.grpc_address, deployment.token, deployment.shop)
             callers.start(CALLERS)
-            await callers.answered(CALLERS)
+            await callers.wait_for_acknowledged(CALLERS)
             recoveries = []
-            for fault in Faults(postgres, proxy, source).some(count):
+            for fault in DatabaseFaults(postgres, proxy, generator).choose(count):
                 await fault()
-                began = asyncio.get_running_loop().time()
-                await callers.answered(CALLERS, RECOVERY_SECONDS_MAX)
-                recoveries.append(asyncio.get_running_loop().time() - began)
+                started = asyncio.get_running_loop().time()
+                await callers.wait_for_acknowledged(CALLERS, RECOVERY_SECONDS_MAX)
+                recoveries.append(asyncio.get_running_loop().time() - started)
             await callers.stop()
             await proxy.cut()
             await proxy.mend()
-            await until(behind.serves, seconds=RECOVERY_SECONDS_MAX)
-            await _check_nothing_is_open(postgres.url())
+            await until(proxied_deployment.is_serving, seconds=RECOVERY_SECONDS_MAX)
+            await _check_no_open_sessions(postgres.url())
             await client.close()
-        assert faults(server.err) == []
-    answers = " ".join(f"{name} {count}" for name, count in callers.answers.most_common())
-    figure(f"{count} faults of the database: answers", answers, "no others")
-    figure(f"{count} faults of the database: slowest {CALLERS} calls afterwards, s", max(recoveries), "")
-    assert set(callers.answers) <= ALLOWED
-    await check_ledger(postgres.url(), site.shop, callers)
-    await verify(postgres.url(), site.shop.merchant_id)
+        assert error_lines(server.err) == []
+    codes = " ".join(f"{name} {count}" for name, count in callers.codes.most_common())
+    figure(f"{count} faults of the database: status codes", codes, "no others")
+    figure(f"{count} faults of the database: slowest {CALLERS} calls after one, s", max(recoveries), "")
+    assert set(callers.codes) <= ALLOWED
+    await check_ledger(postgres.url(), deployment.shop, callers)
+    await verify(postgres.url(), deployment.shop.merchant_id)
 
 
-async def _check_nothing_is_open(database_url: str) -> None:
+async def _check_no_open_sessions(database_url: str) -> None:
     connection = await asyncpg.connect(database_url)
 
-    async def nothing_is_open() -> bool:
+    async def is_idle() -> bool:
         sessions, locks = await connection.fetchrow(SESSIONS), await connection.fetchval(LOCKS)
         return bool(sessions["busy"] == 0 and locks == 0 and sessions["open"] <= POOL_SIZE + RESERVED_CONNECTIONS_MAX)
 
     try:
-        await until(nothing_is_open, seconds=20.0)
+        await until(is_idle, seconds=20.0)
     finally:
         await connection.close()
 
 
 @pytest.mark.skipif(not HAS_PROC, reason="workers are found in /proc")
 @pytest.mark.parametrize("times", [2, pytest.param(50, marks=pytest.mark.soak)])
-async def test_sigkill_with_two_workers_loses_and_doubles_nothing(
-    postgres: EmbeddedPostgres, site: Site, figure: Figure, times: int
+async def test_sigkill_with_two_workers_neither_loses_nor_duplicates_events(
+    postgres: EmbeddedPostgres, deployment: Deployment, figure: Figure, times: int
 ) -> None:
-    """Workers, their parent, or all of them are killed under load: what was acknowledged is in the ledger once."""
-    source = random.Random(times)  # noqa: S311 - it is to be repeatable
-    callers = Callers(site.grpc_address, site.token, site.shop)
+    """Workers, their parent, or all of them are killed under load."""
+    generator = random.Random(times)  # noqa: S311 - repeatable
+    callers = RetryingCallers(deployment.grpc_address, deployment.token, deployment.shop)
     async with AsyncExitStack() as stack:
         server: Running | None = None
         for number in range(times):
             if server is None:
-                server = await stack.enter_async_context(site.server(WORKERS="2"))
-                await _workers_serve(server, 2)
+                server = await stack.enter_async_context(deployment.server(WORKERS="2"))
+                await _wait_for_workers(server, 2)
             if number == 0:
-                client = await site.client()
+                client = await deployment.client()
                 await client.close()
                 callers.start(CALLERS)
-            await callers.answered(CALLERS, RECOVERY_SECONDS_MAX)
+            await callers.wait_for_acknowledged(CALLERS, RECOVERY_SECONDS_MAX)
             kill = KILLS[number % len(KILLS)]
             if kill == "worker":
-                served = server.err.count(SERVING)
-                _kill_a_worker(server, source)
-                await _workers_serve(server, served + 1)
+                started_count = server.err.count(SERVING)
+                _kill_a_worker(server, generator)
+                await _wait_for_workers(server, started_count + 1)
                 continue
             await _kill_server(server, with_workers=kill == "all")
             server = None
         if server is None:
-            await stack.enter_async_context(site.server(WORKERS="2"))
-        await callers.answered(CALLERS, RECOVERY_SECONDS_MAX)
+            await stack.enter_async_context(deployment.server(WORKERS="2"))
+        await callers.wait_for_acknowledged(CALLERS, RECOVERY_SECONDS_MAX)
         await callers.stop()
-    answers = " ".join(f"{name} {count}" for name, count in callers.answers.most_common())
-    figure(f"{times} x SIGKILL with two workers: answers", answers, "OK, UNAVAILABLE")
-    assert set(callers.answers) <= {"OK", "UNAVAILABLE"}
-    await check_ledger(postgres.url(), site.shop, callers)
-    await verify(postgres.url(), site.shop.merchant_id)
+    codes = " ".join(f"{name} {count}" for name, count in callers.codes.most_common())
+    figure(f"{times} x SIGKILL with two workers: status codes", codes, "OK, UNAVAILABLE")
+    assert set(callers.codes) <= {"OK", "UNAVAILABLE"}
+    await check_ledger(postgres.url(), deployment.shop, callers)
+    await verify(postgres.url(), deployment.shop.merchant_id)
 
 
-async def _workers_serve(server: Running, count: int) -> None:
-    """Wait until so many workers have begun to serve since the server's start."""
+async def _wait_for_workers(server: Running, count: int) -> None:
+    """Wait until a number of workers have started since the server's start."""
 
-    async def serve() -> bool:
+    async def have_started() -> bool:
         return server.err.count(SERVING) >= count
 
-    await server.until(serve, RECOVERY_SECONDS_MAX)
+    await server.until(have_started, RECOVERY_SECONDS_MAX)
 
 
-def _kill_a_worker(server: Running, source: random.Random) -> None:
-    """Kill one worker."""
-    os.kill(source.choice(server.workers()), signal.SIGKILL)
+def _kill_a_worker(server: Running, generator: random.Random) -> None:
+    """Kill a random worker."""
+    os.kill(generator.choice(server.workers()), signal.SIGKILL)
 
 
 async def _kill_server(server: Running, *, with_workers: bool) -> None:
-    """Kill the parent, and its workers either with it or by themselves, as they notice that it is gone."""
+    """Kill the parent, and wait until its workers, killed or on their own, have ended."""
     workers = server.workers()
     if with_workers:
         os.killpg(server.process.pid, signal.SIGKILL)

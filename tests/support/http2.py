@@ -1,6 +1,10 @@
-"""HTTP/2 frames for clients that break the rules of a gRPC server: no client library sends these.
+"""HTTP/2 frames for clients that misuse a gRPC server.
 
-Source: RFC 9113 (frames, flow control) and RFC 7541 (header compression, of which only plain literals are used).
+No client library sends these.
+
+Of the header compression only plain literals are used.
+
+Source: https://www.rfc-editor.org/rfc/rfc9113 and https://www.rfc-editor.org/rfc/rfc7541
 """
 
 import asyncio
@@ -21,7 +25,7 @@ HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 
 
 class Frame(IntEnum):
-    """The types of frames."""
+    """The frame types."""
 
     DATA = 0
     HEADERS = 1
@@ -34,22 +38,22 @@ class Frame(IntEnum):
 
 
 def frame(kind: Frame, payload: bytes = b"", *, flags: int = 0, stream_id: int = 0) -> bytes:
-    """Build one frame."""
+    """Return an encoded frame."""
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream_id) + payload
 
 
 def settings_frame(settings: Mapping[int, int]) -> bytes:
-    """Build a SETTINGS frame."""
+    """Return a SETTINGS frame."""
     return frame(Frame.SETTINGS, b"".join(struct.pack(">HI", *item) for item in settings.items()))
 
 
 def header_block(headers: Iterable[tuple[str, str]]) -> bytes:
-    """Build a header block of literals that need no table."""
+    """Return a header block of literals that use no table."""
     return b"".join(b"\x00" + _literal(name) + _literal(value) for name, value in headers)
 
 
 def call_headers(method: str, metadata: Iterable[tuple[str, str]] = ()) -> bytes:
-    """Build the header block of a gRPC call, such as `/pointbook.v1.PointsService/ApplyPointsUpdate`."""
+    """Return the header block of a call of a method, such as HEALTH_CHECK."""
     return header_block(
         [
             (":method", "POST"),
@@ -64,14 +68,14 @@ def call_headers(method: str, metadata: Iterable[tuple[str, str]] = ()) -> bytes
 
 
 def grpc_message(payload: bytes = b"", *, declared_bytes: int | None = None) -> bytes:
-    """Build a gRPC message; one that declares more bytes than it has never ends."""
+    """Return a gRPC message. One that declares more bytes than it has never ends."""
     return b"\x00" + struct.pack(">I", len(payload) if declared_bytes is None else declared_bytes) + payload
 
 
 class Http2Connection:
-    """A connection that keeps to the server's flow control, and to nothing else unless it is told to.
+    """A connection that obeys the server's flow control and no other rule.
 
-    With `reads=False` no byte is read after the preface: what the server writes stays in the sockets' buffers.
+    With `reads=False` nothing is read after the preface, so the server's data stays in the socket buffers.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, reads: bool) -> None:
@@ -81,20 +85,20 @@ class Http2Connection:
         self._windows: dict[int, int] = {0: WINDOW_BYTES}
         self._window_grew = asyncio.Event()
         self.received: dict[int, bytes] = {}
-        """The DATA of each stream so far."""
+        """The DATA by stream."""
         self.ended: set[int] = set()
         """The streams that the server has ended."""
         self.closed = asyncio.Event()
         """Set when the server has closed the connection."""
         self.stream_ended = asyncio.Event()
-        """Set whenever a stream has ended; clear it before waiting for the next one."""
+        """Set when any stream ends. Clear it before waiting for the next one."""
         self._reading = asyncio.create_task(self._read()) if reads else None
 
     @classmethod
     async def open(
         cls, address: str, *, settings: Mapping[int, int] | None = None, reads: bool = True
     ) -> "Http2Connection":
-        """Connect, and send the preface and the settings. Raises OSError."""
+        """Connect, and send the preface and settings. Raises OSError."""
         host, _, port = address.rpartition(":")
         reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
         writer.write(PREFACE + settings_frame(settings or {}))
@@ -102,7 +106,7 @@ class Http2Connection:
 
     @property
     def started(self) -> int:
-        """How many streams were started."""
+        """The number of started streams."""
         return (self._stream_id + 1) // 2
 
     async def close(self) -> None:
@@ -113,7 +117,7 @@ class Http2Connection:
         self._writer.transport.abort()
 
     async def start(self, method: str, metadata: Iterable[tuple[str, str]] = ()) -> int:
-        """Begin a call, and return the id of its stream. Raises OSError."""
+        """Start a call, and return the id of its stream. Raises OSError."""
         self._stream_id += 2
         stream_id = self._stream_id
         self._windows[stream_id] = self._initial_window
@@ -123,16 +127,19 @@ class Http2Connection:
         return stream_id
 
     async def call(self, method: str, message: bytes = b"", metadata: Iterable[tuple[str, str]] = ()) -> int:
-        """Begin a call with its whole message, and return the id of its stream. Raises OSError."""
+        """Start a call with its message, and return its stream's id. Raises OSError."""
         stream_id = await self.start(method, metadata)
         await self.send(stream_id, grpc_message(message), end=True)
         return stream_id
 
     async def send(self, stream_id: int, data: bytes, *, end: bool = False) -> None:
-        """Send DATA as fast as the server's windows allow. Raises OSError where the stream or connection has ended."""
+        """Send DATA as fast as the server's windows allow.
+
+        Raises OSError if the stream or connection has ended.
+        """
         sent = 0
         while sent < len(data) or (end and not data):
-            size = await self._room(stream_id, min(len(data) - sent, FRAME_BYTES_MAX))
+            size = await self._reserve_window(stream_id, min(len(data) - sent, FRAME_BYTES_MAX))
             flags = END_STREAM if end and sent + size == len(data) else 0
             self._writer.write(frame(Frame.DATA, data[sent : sent + size], flags=flags, stream_id=stream_id))
             await self._writer.drain()
@@ -146,16 +153,17 @@ class Http2Connection:
         await self._writer.drain()
 
     async def write(self, data: bytes) -> None:
-        """Send bytes as they are. Raises OSError."""
+        """Send raw bytes. Raises OSError."""
         self._writer.write(data)
         await self._writer.drain()
 
-    async def _room(self, stream_id: int, wanted: int) -> int:
+    async def _reserve_window(self, stream_id: int, size_max: int) -> int:
+        """Wait until the windows allow DATA, and return how many bytes of it."""
         while True:
             if self.closed.is_set() or stream_id in self.ended:
                 raise ConnectionResetError
-            size = min(wanted, self._windows[0], self._windows[stream_id])
-            if size > 0 or wanted == 0:
+            size = min(size_max, self._windows[0], self._windows[stream_id])
+            if size > 0 or size_max == 0:
                 self._windows[0] -= size
                 self._windows[stream_id] -= size
                 return size
@@ -177,7 +185,7 @@ class Http2Connection:
         if kind == Frame.SETTINGS and not flags & ACK:
             for number, value in struct.iter_unpack(">HI", payload):
                 if number == INITIAL_WINDOW_SIZE:
-                    self._widen(value)
+                    self._set_initial_window(value)
             self._writer.write(frame(Frame.SETTINGS, flags=ACK))
         elif kind == Frame.PING and not flags & ACK:
             self._writer.write(frame(Frame.PING, payload, flags=ACK))
@@ -194,7 +202,7 @@ class Http2Connection:
             self.stream_ended.set()
             self._window_grew.set()
 
-    def _widen(self, initial_window: int) -> None:
+    def _set_initial_window(self, initial_window: int) -> None:
         growth, self._initial_window = initial_window - self._initial_window, initial_window
         for stream_id in self._windows.keys() - {0}:
             self._windows[stream_id] += growth
@@ -205,11 +213,11 @@ class Http2Connection:
 async def http2(
     address: str, count: int = 1, *, settings: Mapping[int, int] | None = None, reads: bool = True
 ) -> AsyncIterator[list[Http2Connection]]:
-    """Open several connections, and close them after the block. Raises OSError."""
+    """Open a number of connections, and close them after the block. Raises OSError."""
     connections: list[Http2Connection] = []
     try:
         for _ in range(count):
-            connections.append(await Http2Connection.open(address, settings=settings, reads=reads))  # noqa: PERF401 - those that are open shall be closed
+            connections.append(await Http2Connection.open(address, settings=settings, reads=reads))  # noqa: PERF401 - close the opened ones even if one fails
         yield connections
     finally:
         for connection in connections:

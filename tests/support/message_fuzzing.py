@@ -1,4 +1,4 @@
-"""Random messages for every method of the API: valid values, hostile values, and bytes that are no message."""
+"""Random messages for every method: valid, hostile and corrupt."""
 
 import random
 import string
@@ -29,12 +29,12 @@ METHODS: tuple[MethodDescriptor, ...] = tuple(
 )
 DEPTH_MAX = 6
 REPEATS_MAX = 4
-KNOWN_MAX = 40
-SELDOM = {"etag", "page_token", "validation_code", "challenge_id", "user_group2", "unrecognized_scene"}
-"""Fields that make a call fail unless they fit all others."""
+KNOWN_VALUES_MAX = 40
+RARELY_SET = {"etag", "page_token", "validation_code", "challenge_id", "user_group2", "unrecognized_scene"}
+"""Fields that make most calls fail, because they must match other fields."""
 SURROGATES = b"\xed\xa0\x80\xed\xb0\x80"
-PLACE_OF_SURROGATES = "SURRGT"
-"""As long as two surrogates, which no Python string can be encoded with, and put in their place in the bytes."""
+SURROGATES_PLACEHOLDER = "SURRGT"
+"""A text that is replaced by SURROGATES, of the same length, after encoding: Python cannot encode surrogates."""
 INTEGERS = (0, 1, -1, 2, 10, 20, 50, 100, 1_000, 10**9, 10**15, 10**15 + 1, 10**18, 2**31 - 1, 2**31, 2**63 - 1)
 SECONDS = (0, 1, -1, 1_780_000_000, 1_779_999_000, 4_102_415_999, 253_402_300_799, 253_402_300_800, -(2**63), 2**63 - 1)
 TEXTS = (
@@ -47,7 +47,7 @@ TEXTS = (
     "x" * 10_000,
     "\u202e\u200b\ufeff",
     "😀" * 32,
-    PLACE_OF_SURROGATES,
+    SURROGATES_PLACEHOLDER,
     "'; DROP TABLE points_entries; --",
     "%s%n{0}{}",
     "../../etc/passwd",
@@ -75,22 +75,25 @@ TEXTS = (
     "13-45",
     "2404721679",
 )
-LARGE_NUMBER = 536_870_911
-"""The largest number that a field can have."""
+FIELD_NUMBER_MAX = 536_870_911
+"""The largest field number."""
 
 
 @dataclass
 class MessageFuzzer:
-    """Makes calls. It learns ids, etags and tokens out of answers, so that what it makes up later names what exists."""
+    """A generator of calls that learns from responses.
+
+    Later calls use ids, etags and tokens of earlier responses.
+    """
 
     random: random.Random
     known: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     examples: dict[str, list[Message]] = field(default_factory=dict)
-    """Requests that are valid, by the name of their message."""
-    _given: set[str] = field(default_factory=set)
+    """Valid requests by the name of their message."""
+    _fixed: set[str] = field(default_factory=set)
 
     def call(self) -> tuple[str, bytes]:
-        """Return the path of a method, and what to send to it."""
+        """Return the path of a method and an encoded request."""
         method = self.random.choice(METHODS)
         message = GetMessageClass(method.input_type)()
         examples = self.examples.get(method.input_type.name, ())
@@ -100,13 +103,13 @@ class MessageFuzzer:
                 self._change(message)
         else:
             self._fill(message, self.random.choice((0.0, 0.0, 0.02, 0.1, 0.5)), 0)
-        raw = message.SerializeToString().replace(PLACE_OF_SURROGATES.encode(), SURROGATES)
+        raw = message.SerializeToString().replace(SURROGATES_PLACEHOLDER.encode(), SURROGATES)
         if self.random.random() < 0.15:
-            raw = self._spoil(raw)
+            raw = self._corrupt(raw)
         return f"/{method.containing_service.full_name}/{method.name}", raw
 
     def learn(self, message: Message) -> None:
-        """Keep what an answer holds, by the names of its fields."""
+        """Store the texts of a response by the names of their fields."""
         for descriptor, value in message.ListFields():
             if descriptor.type == FieldDescriptor.TYPE_MESSAGE:
                 if _is_map(descriptor):
@@ -114,22 +117,22 @@ class MessageFuzzer:
                 for item in list(value)[:3] if descriptor.is_repeated else [value]:
                     self.learn(item)
             elif descriptor.type == FieldDescriptor.TYPE_STRING:
-                self._keep(descriptor.name.removeprefix("next_"), value if descriptor.is_repeated else [value])
+                self._add_values(descriptor.name.removeprefix("next_"), value if descriptor.is_repeated else [value])
 
-    def know(self, name: str, *values: Any) -> None:
-        """Make values of a field known; answers add none to them."""
-        self._keep(name, values)
-        self._given.add(name)
+    def set_values(self, name: str, *values: Any) -> None:
+        """Set the values of a field, to which responses add none."""
+        self._add_values(name, values)
+        self._fixed.add(name)
 
-    def _keep(self, name: str, values: Iterable[Any]) -> None:
-        """Keep values of a field, of which some are forgotten when there are too many."""
-        if name in self._given:
+    def _add_values(self, name: str, values: Iterable[Any]) -> None:
+        """Add values of a field, and drop a random one if there are too many."""
+        if name in self._fixed:
             return
         known = self.known[name]
         for value in values:
             if value not in known:
                 known.append(value)
-        if len(known) > KNOWN_MAX:
+        if len(known) > KNOWN_VALUES_MAX:
             del known[self.random.randrange(len(known))]
 
     def _fill(self, message: Message, hostility: float, depth: int) -> None:
@@ -139,24 +142,27 @@ class MessageFuzzer:
             one = descriptor.containing_oneof
             if one is not None and len(one.fields) > 1 and oneofs[one.name] != descriptor.name:
                 continue
-            if self.random.random() < self._absence(descriptor, hostility, depth):
+            if self.random.random() < self._omit_probability(descriptor, hostility, depth):
                 continue
             self._set(message, descriptor, hostility, depth)
 
     def _change(self, message: Message) -> None:
-        """Change one field, somewhere."""
-        place = self.random.choice(list(_with_inner(message)))
-        if place.DESCRIPTOR.fields:
-            changed: Any = self.random.choice(place.DESCRIPTOR.fields)
-            place.ClearField(changed.name)
+        """Change one random field of the message or of a nested message."""
+        changed_message = self.random.choice(list(_with_nested(message)))
+        if changed_message.DESCRIPTOR.fields:
+            changed: Any = self.random.choice(changed_message.DESCRIPTOR.fields)
+            changed_message.ClearField(changed.name)
             if self.random.random() < 0.8:
-                self._set(place, changed, self.random.choice((0.0, 1.0)), DEPTH_MAX - 2)
+                self._set(changed_message, changed, self.random.choice((0.0, 1.0)), DEPTH_MAX - 2)
 
-    def _absence(self, descriptor: Any, hostility: float, depth: int) -> float:
-        """Return how often a field is left out: what names something stays, as without it nothing else is read."""
+    def _omit_probability(self, descriptor: Any, hostility: float, depth: int) -> float:
+        """Return the probability that a field is not set.
+
+        Most calls without ids fail early, so ids are usually set.
+        """
         if depth >= DEPTH_MAX:
             return 1.0
-        if descriptor.name in SELDOM:
+        if descriptor.name in RARELY_SET:
             return 0.8
         if descriptor.name in self.known or descriptor.type == FieldDescriptor.TYPE_MESSAGE:
             return max(0.04, hostility / 2)
@@ -216,7 +222,8 @@ class MessageFuzzer:
                 return self.random.choice((0, 99, -1, 2**31 - 1, -(2**31)))
             return self.random.choice(descriptor.enum_type.values[1:] or descriptor.enum_type.values).number
         if kind in {FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT}:
-            return self.random.choice((0.0, 1.5, -1.0, float("nan"), float("inf"), 1e308))  # of a Struct
+            # Only Struct has numbers of this type.
+            return self.random.choice((0.0, 1.5, -1.0, float("nan"), float("inf"), 1e308))
         values = [value for value in self.known.get(descriptor.name, ()) if isinstance(value, int)]
         if values and self.random.random() >= hostility:
             return self.random.choice(values)
@@ -234,30 +241,30 @@ class MessageFuzzer:
             return self.random.choice(TEXTS)
         return "".join(self.random.choices(string.ascii_lowercase, k=self.random.choice((1, 8, 30))))
 
-    def _spoil(self, raw: bytes) -> bytes:
-        """Make something of a message that may be none."""
-        ways = (self._flip, self._truncate, self._double, self._append_unknown, self._nest, self._garbage)
-        return self.random.choice(ways)(raw)
+    def _corrupt(self, raw: bytes) -> bytes:
+        """Corrupt an encoded message."""
+        changes = (self._flip, self._truncate, self._double, self._append_unknown, self._nest, self._garbage)
+        return self.random.choice(changes)(raw)
 
     def _flip(self, raw: bytes) -> bytes:
-        spoiled = bytearray(raw)
+        flipped = bytearray(raw)
         for _ in range(self.random.randint(1, 8) if raw else 0):
-            spoiled[self.random.randrange(len(spoiled))] = self.random.randrange(256)
-        return bytes(spoiled)
+            flipped[self.random.randrange(len(flipped))] = self.random.randrange(256)
+        return bytes(flipped)
 
     def _truncate(self, raw: bytes) -> bytes:
         return raw[: self.random.randrange(len(raw) + 1)]
 
     def _double(self, raw: bytes) -> bytes:
-        """Say every field twice, of which the last one counts, and messages are merged."""
+        """Repeat every field. Parsers use the last value, and merge messages."""
         return raw + raw
 
     def _append_unknown(self, raw: bytes) -> bytes:
-        number = self.random.choice((99, 19_000, LARGE_NUMBER))
+        number = self.random.choice((99, 19_000, FIELD_NUMBER_MAX))
         return raw + _varint(number << 3 | 2) + _varint(4) + self.random.randbytes(4)
 
     def _nest(self, raw: bytes) -> bytes:
-        """Nest a field in itself, more deeply than parsers go."""
+        """Nest a field in itself beyond the depth limit of parsers."""
         number, inner = self.random.randint(1, 30), raw
         for _ in range(self.random.choice((10, 99, 101, 2_000))):
             inner = _varint(number << 3 | 2) + _varint(len(inner)) + inner
@@ -267,18 +274,18 @@ class MessageFuzzer:
         return self.random.randbytes(self.random.choice((0, 1, 7, 100, 5_000)))
 
 
-def responses() -> Iterator[tuple[str, type[Message]]]:
-    """Return the class of every method's answer, by the method's path."""
+def response_classes() -> Iterator[tuple[str, type[Message]]]:
+    """Yield the path and the response class of every method."""
     for method in METHODS:
         yield f"/{method.containing_service.full_name}/{method.name}", GetMessageClass(method.output_type)
 
 
-def _with_inner(message: Message) -> Iterator[Message]:
+def _with_nested(message: Message) -> Iterator[Message]:
     yield message
     for descriptor, value in message.ListFields():
         if descriptor.type == FieldDescriptor.TYPE_MESSAGE and not _is_map(descriptor):
             for inner in value if descriptor.is_repeated else [value]:
-                yield from _with_inner(inner)
+                yield from _with_nested(inner)
 
 
 def _is_map(descriptor: Any) -> bool:

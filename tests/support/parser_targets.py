@@ -1,7 +1,9 @@
-"""What reads bytes and texts of strangers, each as a function of bytes that raises only where there is a defect.
+"""Fuzz targets: the parsers of untrusted input, as functions of bytes.
 
-Run as a program it is a coverage-guided fuzzer of all of them: it takes atheris, which is no dependency of Pointbook's
-(`pip install atheris`), and libFuzzer's options, such as `-max_total_time=60 CORPUS_FOLDER`.
+A target raises only for a defect.
+
+Run as a program, this is a coverage-guided fuzzer of all targets. It needs atheris, which is not a dependency of
+Pointbook (`pip install atheris`), and accepts libFuzzer's options, such as `-max_total_time=60 CORPUS_FOLDER`.
 """
 
 import contextlib
@@ -17,7 +19,7 @@ from pointbook_common import text
 from pointbook_server.customers import emails, phones
 from pointbook_server.rpc import pagination
 from pointbook_server.rpc.request_fields import Fields, read_etag
-from shopline_shim import missed_calls, quarantine, signature, translate
+from shopline_shim import body_reader, callback_secret, quarantine_cause, signature, translate, translate_missed_call
 
 SECRET = "app-secret"
 NOW_MS = 1_780_000_000_000
@@ -37,7 +39,7 @@ REDACT = {"customer": {"id": "1"}, "shop_id": "1", "update_time": "2026-05-01T00
 ERASURE = {"store_id": "1", "store_domain": "a.myshopline.com", "update_time": "2026-05-01T00:00:00Z"}
 CALL = {"merchant_id": "2", "caller_number": "+886912345678", "called_number": "+886212345678", "provider_call_id": "c"}
 CALL_FORM = b"merchant_id=2&caller_number=%2B886912345678&called_number=+886212345678&provider_call_id=c&call_time=1"
-SEEDS = (
+CORPUS = (
     *(json.dumps(body).encode() for body in (POINTS, CUSTOMER, REDACT, ERASURE, CALL)),
     CALL_FORM,
     b"+886 912-345-678",
@@ -49,67 +51,69 @@ SEEDS = (
 )
 
 
-def read_points_update(data: bytes) -> None:
-    """Read a points webhook: what is answered can be sent on."""
+def translate_points_update(data: bytes) -> None:
+    """Translate a points webhook; the message survives a round trip."""
     with contextlib.suppress(translate.MalformedWebhook):
         update = translate.points_update(HEADERS, data)
         assert update.updated_value >= 0
         assert type(update).FromString(update.SerializeToString()) == update
 
 
-def read_customer_updates(data: bytes) -> None:
-    """Read customer webhooks of every topic."""
+def translate_customer_updates(data: bytes) -> None:
+    """Translate a customer webhook of every topic."""
     for topic in translate.CUSTOMER_TOPICS:
         with contextlib.suppress(translate.MalformedWebhook):
             update = translate.customer_update(topic, HEADERS, data)
             assert type(update).FromString(update.SerializeToString()) == update
 
 
-def read_store_erasure(data: bytes) -> None:
-    """Read a webhook that asks for an erasure."""
+def translate_store_erasure(data: bytes) -> None:
+    """Translate a store erasure."""
     with contextlib.suppress(translate.MalformedWebhook):
         translate.store_erasure(HEADERS, data).SerializeToString()
 
 
-def read_signature(data: bytes) -> None:
-    """Verify any header: none fits by chance."""
+def verify_signature(data: bytes) -> None:
+    """Verify a signature header; none matches by chance."""
     assert not signature.verify([SECRET], b"another body", data.decode("latin-1"))
 
 
 def read_headers(data: bytes) -> None:
-    """Read the headers of a delivery, as the quarantine keeps them."""
+    """Read the topic and merchant of the headers, and select those that are stored."""
     value = data.decode("latin-1")
     translate.topic([value, value])
     translate.merchant_id({"X-Shopline-Merchant-Id": value})
-    for header in quarantine.keep_headers([(b"x-shopline-topic", data), (data, b"value")]):
+    for header in quarantine_cause.stored_headers([(b"x-shopline-topic", data), (data, b"value")]):
         header.SerializeToString()
 
 
-def read_missed_call(data: bytes) -> None:
-    """Read a callback of either form."""
-    assert not missed_calls.knows_secret([SECRET], {"authorization": data.decode("latin-1")})
+def translate_callback(data: bytes) -> None:
+    """Translate a callback of every media type."""
+    assert not callback_secret.verify([SECRET], {"authorization": data.decode("latin-1")})
     for kind in ("application/json", "application/x-www-form-urlencoded", data[:40].decode("latin-1")):
-        with contextlib.suppress(missed_calls.MalformedCall):
-            call = missed_calls.missed_call({"content-type": kind}, data[:60].decode("latin-1"), data, {}, NOW_MS)
+        with contextlib.suppress(translate_missed_call.MalformedCall):
+            call = translate_missed_call.confirm_missed_call(
+                {"content-type": kind}, data[:60].decode("latin-1"), data, {}, NOW_MS
+            )
             call.SerializeToString()
 
 
-def read_phone(data: bytes) -> None:
-    """Read a phone number: what it is read as is read as itself."""
+def parse_phone(data: bytes) -> None:
+    """Parse a phone number; the result parses as itself."""
     written = data.decode("utf-8", "replace")
     for region in ("", "US", "AR"):
         phone = phones.read(written, region)
         if phone is not None:
             again = phones.read(phone.e164)
-            assert again is not None, f"{phone.e164} of {region} is none"
+            assert again is not None, f"{phone.e164} of {region} does not parse"
             assert again.key == phone.key
             assert phone.e164 in phones.forms(phone.key) or phones.number_type(phone.e164) >= 0
     text.pasted(written)
     text.phone_text(written)
 
 
-def read_email(data: bytes) -> None:
-    """Read an e-mail address: what it is read as is read as itself."""
+def parse_email(data: bytes) -> None:
+    """Parse an email address; the result parses as itself."""
     address = emails.read(data.decode("utf-8", "replace"))
     if address is not None:
         again = emails.read(address.written)
@@ -117,47 +121,60 @@ def read_email(data: bytes) -> None:
         assert again.key == address.key
 
 
-def read_tokens(data: bytes) -> None:
-    """Read page tokens and etags, which callers may make up."""
+def parse_tokens(data: bytes) -> None:
+    """Parse a page token and an etag."""
     written = data.decode("utf-8", "replace")
     revision = read_etag(written)
     assert revision is None or -1 <= revision < 2**63
     pagination.read_token(Fields(), "page_token", written, "scope", (int, str))
 
 
+MODULES = (
+    body_reader,
+    callback_secret,
+    emails,
+    pagination,
+    phones,
+    quarantine_cause,
+    signature,
+    text,
+    translate,
+    translate_missed_call,
+)
+"""The modules that the coverage-guided fuzzer instruments."""
 TARGETS: tuple[Callable[[bytes], None], ...] = (
-    read_points_update,
-    read_customer_updates,
-    read_store_erasure,
-    read_signature,
+    translate_points_update,
+    translate_customer_updates,
+    translate_store_erasure,
+    verify_signature,
     read_headers,
-    read_missed_call,
-    read_phone,
-    read_email,
-    read_tokens,
+    translate_callback,
+    parse_phone,
+    parse_email,
+    parse_tokens,
 )
 
 
-def read_all(data: bytes) -> None:
-    """Read bytes in the way that the first of them names."""
+def run_target(data: bytes) -> None:
+    """Run the target that the first byte selects on the rest."""
     if data:
         TARGETS[data[0] % len(TARGETS)](data[1:])
 
 
-def fuzz(corpus: Path) -> None:
-    """Have atheris look for bytes that break a target, from the seeds on. It ends the process."""
+def fuzz(corpus_folder: Path) -> None:
+    """Write the corpus, and run atheris on all targets. It ends the process."""
     atheris: Any = importlib.import_module("atheris")
-    for number, seed in enumerate(SEEDS):
+    for number, data in enumerate(CORPUS):
         for target in range(len(TARGETS)):
-            (corpus / f"seed-{number}-{target}").write_bytes(bytes((target,)) + seed)
-    for function in _functions(translate, missed_calls, signature, quarantine, phones, emails, text, pagination):
+            (corpus_folder / f"input-{number}-{target}").write_bytes(bytes((target,)) + data)
+    for function in _functions(*MODULES):
         atheris.instrument_func(function)
-    atheris.Setup(sys.argv, read_all)
+    atheris.Setup(sys.argv, run_target)
     atheris.Fuzz()
 
 
 def _functions(*modules: ModuleType) -> Iterator[FunctionType]:
-    """Yield the functions of modules and the methods of their classes."""
+    """Yield the functions of the modules and the methods of their classes."""
     for module in modules:
         own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
         methods = [value for each in own if isinstance(each, type) for value in vars(each).values()]

@@ -1,4 +1,4 @@
-"""Random HTTP requests for the shim: webhooks of all topics, half of them correctly signed, and what is no webhook."""
+"""Random webhooks with defects for the shim, half of them correctly signed."""
 
 import base64
 import hmac
@@ -62,14 +62,14 @@ LITERALS = (
     "\ufeff1",
 )
 HEADER_VALUES = ("", " ", "x" * 65, "x" * 8_000, "a,b", "null", "\xff\xfe", "%00", "2000001234", "../..")
-STATUSES = {200, 400, 401, 404, 408, 413, 431}
-"""Every answer that the README allows a request to bring about by itself."""
-CHUNK = 1_000
+EXPECTED_STATUSES = {200, 400, 401, 404, 408, 413, 431}
+"""The statuses that a request alone may cause. Source: docs/reference/shopline-webhooks.md#answers"""
+CHUNK_BYTES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class FuzzedRequest:
-    """A request as bytes, and whether its body is signed by a secret that the shim knows."""
+    """An encoded request, whether it is correctly signed, and the signature."""
 
     raw: bytes
     signed: bool
@@ -78,7 +78,7 @@ class FuzzedRequest:
 
 @dataclass
 class WebhookFuzzer:
-    """Makes requests; the same source of chance makes the same ones."""
+    """A generator of requests, determined by the state of `random`."""
 
     random: random.Random
     secret: str
@@ -86,23 +86,23 @@ class WebhookFuzzer:
     store_id: str
 
     def request(self) -> FuzzedRequest:
-        """Make a request: mostly a webhook with something wrong, at times one with nothing wrong."""
+        """Return a request: usually a webhook with a defect, sometimes one without."""
         topic = self.random.choice(TOPICS) if self.random.random() < 0.9 else self.random.choice(OTHER_TOPICS)
         body = self._body(topic)
         signed = self.random.random() < 0.5
         digest = hmac.digest(self.secret.encode(), body, "sha256")
-        written = digest.hex() if self.random.random() < 0.5 else base64.b64encode(digest).decode()
+        digest_text = digest.hex() if self.random.random() < 0.5 else base64.b64encode(digest).decode()
         headers = [
             ("Host", "shim"),
             ("X-Shopline-Topic", topic),
-            ("X-Shopline-Hmac-Sha256", written if signed else self._wrong(written)),
+            ("X-Shopline-Hmac-Sha256", digest_text if signed else self._wrong_signature(digest_text)),
             ("X-Shopline-Merchant-Id", self.merchant_id),
             ("X-Shopline-Shop-Id", self.store_id),
             ("X-Shopline-Shop-Domain", "shop.myshopline.com"),
             ("X-Shopline-Api-Version", "v20250601"),
             ("X-Shopline-Webhook-Id", f"{self.random.getrandbits(64):x}"),
         ]
-        return FuzzedRequest(self._write(self._spoil_headers(headers, signed=signed), body), signed, written)
+        return FuzzedRequest(self._encode(self._corrupt_headers(headers, signed=signed), body), signed, digest_text)
 
     def _body(self, topic: str) -> bytes:
         members = {name: json.dumps(value) for name, value in self._content(topic).items()}
@@ -117,7 +117,7 @@ class WebhookFuzzer:
             pairs.append(self.random.choice(pairs))
         text = "{" + ", ".join(pairs) + "}"
         raw = text.encode("utf-8", "surrogatepass")
-        return self._spoil(raw) if self.random.random() < 0.15 else raw
+        return self._corrupt(raw) if self.random.random() < 0.15 else raw
 
     def _content(self, topic: str) -> dict[str, Any]:
         number = self.random.randrange(50)
@@ -146,15 +146,15 @@ class WebhookFuzzer:
             "updated_value": self.random.randrange(1_000),
         }
 
-    def _spoil(self, raw: bytes) -> bytes:
-        place = self.random.randrange(len(raw) + 1)
+    def _corrupt(self, raw: bytes) -> bytes:
+        position = self.random.randrange(len(raw) + 1)
         return self.random.choice(
             (
                 b"",
                 b"\xef\xbb\xbf" + raw,
                 raw.decode("utf-8", "replace").encode("utf-16"),
-                raw[:place],
-                raw[:place] + self.random.randbytes(3) + raw[place:],
+                raw[:position],
+                raw[:position] + self.random.randbytes(3) + raw[position:],
                 raw + raw,
                 self.random.randbytes(200),
                 b"[" * 100_000,
@@ -163,41 +163,41 @@ class WebhookFuzzer:
             )
         )
 
-    def _wrong(self, written: str) -> str:
+    def _wrong_signature(self, digest_text: str) -> str:
         return self.random.choice(
             (
                 "",
-                written[:-1],
-                written[::-1],
-                f"sha256={written}",
+                digest_text[:-1],
+                digest_text[::-1],
+                f"sha256={digest_text}",
                 "0" * 64,
                 "=" * 44,
                 "\xe9" * 64,
-                f"{written},{written}",
+                f"{digest_text},{digest_text}",
                 base64.b64encode(self.random.randbytes(32)).decode(),
             )
         )
 
-    def _spoil_headers(self, headers: list[tuple[str, str]], *, signed: bool) -> list[tuple[str, str]]:
-        """Change, double or drop a header now and then, but never what makes a request signed or not."""
+    def _corrupt_headers(self, headers: list[tuple[str, str]], *, signed: bool) -> list[tuple[str, str]]:
+        """Sometimes change, repeat or drop a header, but keep a correct signature."""
         if self.random.random() < 0.6:
             return headers
-        place = self.random.randrange(1, len(headers))
-        name, _ = headers[place]
+        position = self.random.randrange(1, len(headers))
+        name, _ = headers[position]
         if name == "X-Shopline-Hmac-Sha256" and signed:
             return headers
-        way = self.random.randrange(3)
-        if way == 0:
-            return headers[:place] + headers[place + 1 :]
-        if way == 1:
-            return [*headers, (name, self.random.choice(HEADER_VALUES))] if not signed or place > 2 else headers
-        headers[place] = (name, self.random.choice(HEADER_VALUES))
+        change = self.random.randrange(3)
+        if change == 0:
+            return headers[:position] + headers[position + 1 :]
+        if change == 1:
+            return [*headers, (name, self.random.choice(HEADER_VALUES))] if not signed or position > 2 else headers
+        headers[position] = (name, self.random.choice(HEADER_VALUES))
         return headers
 
-    def _write(self, headers: list[tuple[str, str]], body: bytes) -> bytes:
+    def _encode(self, headers: list[tuple[str, str]], body: bytes) -> bytes:
         path = "/webhooks/shopline" if self.random.random() < 0.98 else self.random.choice(("/", "/metrics/..", "/%00"))
         if self.random.random() < 0.1:
-            chunks = [body[start : start + CHUNK] for start in range(0, len(body), CHUNK)]
+            chunks = [body[start : start + CHUNK_BYTES] for start in range(0, len(body), CHUNK_BYTES)]
             framed = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
             headers = [*headers, ("Transfer-Encoding", "chunked")]
         else:

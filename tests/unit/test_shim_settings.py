@@ -1,4 +1,4 @@
-"""The shim's settings: read from the environment, checked at once, and silent about secrets."""
+"""Settings of the shim."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,12 @@ from shopline_shim.settings import ShimSettings, split_address
 
 @pytest.fixture(autouse=True)
 def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what the machine's environment says about Pointbook."""
+    """Delete POINTBOOK_* variables of the machine."""
     for name in ShimSettings.model_fields:
         monkeypatch.delenv(f"POINTBOOK_{name.upper()}", raising=False)
 
 
-def test_defaults_serve_loopback() -> None:
-    """Without any setting, nothing leaves the machine."""
+def test_defaults_use_loopback_only() -> None:
     settings = ShimSettings()
 
     assert settings.http_address == "127.0.0.1:8080"
@@ -28,14 +27,12 @@ def test_defaults_serve_loopback() -> None:
     assert settings.max_body_bytes == 256 * 1024
 
 
-def test_every_field_is_described() -> None:
-    """The README's table is made of the fields' descriptions."""
+def test_every_setting_has_a_description() -> None:
     assert all(field.description for field in ShimSettings.model_fields.values())
 
 
 @pytest.mark.parametrize("name", ["shopline_secrets", "missed_call_secrets"])
 def test_secrets_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Spaces around a secret and a last comma are an operator's habit, not part of it."""
     monkeypatch.setenv(f"POINTBOOK_{name.upper()}", "new-secret, old-secret,")
 
     actual = [secret.get_secret_value() for secret in getattr(ShimSettings(), name)]
@@ -43,15 +40,13 @@ def test_secrets_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, name: 
     assert actual == ["new-secret", "old-secret"]
 
 
-def test_names_are_a_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the telephony provider writes them."""
+def test_missed_call_field_names_are_a_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POINTBOOK_MISSED_CALL_FIELDS", '{"caller_number": "From", "call_time": "Timestamp"}')
 
     assert ShimSettings().missed_call_fields == {"caller_number": "From", "call_time": "Timestamp"}
 
 
-def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the settings' text nor an error about them holds a secret."""
+def test_secrets_are_in_neither_repr_nor_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POINTBOOK_SHOPLINE_SECRETS", "hidden-secret")
     monkeypatch.setenv("POINTBOOK_MISSED_CALL_SECRETS", "hidden-secret")
     monkeypatch.setenv("POINTBOOK_TOKEN", "hidden-token")
@@ -86,8 +81,7 @@ def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("MISSED_CALL_FIELDS", '{"caller_number": ""}'),
     ],
 )
-def test_wrong_settings_stop_the_start(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    """A wrong setting is one error that names it."""
+def test_wrong_setting_is_one_error_that_names_it(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"POINTBOOK_{name}", value)
 
     with pytest.raises(ValidationError) as caught:
@@ -97,8 +91,7 @@ def test_wrong_settings_stop_the_start(monkeypatch: pytest.MonkeyPatch, name: st
     assert caught.value.error_count() == 1
 
 
-def test_plaintext_leaves_loopback_only_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Listening everywhere, or sending the token elsewhere, wants a word from the operator."""
+def test_plaintext_beyond_loopback_must_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POINTBOOK_TOKEN", "token")
     monkeypatch.setenv("POINTBOOK_GRPC_ADDRESS", "pointbook.internal:50051")
     with pytest.raises(ValidationError, match="POINTBOOK_GRPC_ADDRESS"):
@@ -109,8 +102,7 @@ def test_plaintext_leaves_loopback_only_when_told(monkeypatch: pytest.MonkeyPatc
     assert ShimSettings().http_address == "[::]:8080"
 
 
-def test_with_tls_no_plaintext_need_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither for the token nor for listening."""
+def test_tls_needs_no_allowed_plaintext(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "TOKEN": "token",
         "GRPC_ADDRESS": "pointbook.internal:50051",
@@ -136,10 +128,9 @@ def test_with_tls_no_plaintext_need_be_allowed(monkeypatch: pytest.MonkeyPatch) 
         ({"SERVER_CA_FILE": "x", "SERVER_NAME": "point book"}, "server_name"),
     ],
 )
-def test_half_of_the_tls_settings_stops_the_start(
+def test_incomplete_tls_settings_are_an_error(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], wrong: str
 ) -> None:
-    """A shim that was meant to encrypt, or to be known by its certificate, never runs without."""
     for name, value in variables.items():
         monkeypatch.setenv(f"POINTBOOK_{name}", value)
 
@@ -147,14 +138,12 @@ def test_half_of_the_tls_settings_stops_the_start(
         ShimSettings()
 
 
-def test_addresses() -> None:
-    """An IPv6 address stands in brackets, as in a URL."""
+def test_split_address_reads_ipv6_in_brackets() -> None:
     assert split_address("localhost:0") == ("localhost", 0)
     assert split_address("[::1]:8080") == ("::1", 8080)
 
 
-def test_no_start_without_a_secret() -> None:
-    """Without a secret nothing could be told from a forgery."""
+def test_app_without_any_secret_is_an_error() -> None:
     with pytest.raises(ValueError, match="POINTBOOK_SHOPLINE_SECRETS"):
         create_app(ShimSettings())
 
@@ -163,8 +152,7 @@ ENDPOINT = {"merchant_id": "m", "store_ids": ["s"], "topics": ["customers/update
 ENDPOINT_ID = "an-endpoint-000001"
 
 
-def test_endpoints_are_a_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their secrets are never shown, and the whole setting may come from a file."""
+def test_endpoints_are_a_json_object_whose_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POINTBOOK_SHOPLINE_ENDPOINTS", json.dumps({ENDPOINT_ID: ENDPOINT}))
     settings = ShimSettings()
 
@@ -195,8 +183,10 @@ def test_endpoints_are_a_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
         ({ENDPOINT_ID: ENDPOINT | {"stores": ["s"]}}, "endpoint 1: stores: "),
     ],
 )
-def test_wrong_endpoints_stop_the_start(monkeypatch: pytest.MonkeyPatch, endpoints: object, problem: str) -> None:
-    """The error names the endpoint by its number, since its id is a secret, and the field."""
+def test_wrong_endpoint_is_an_error_that_names_its_number_and_field(
+    monkeypatch: pytest.MonkeyPatch, endpoints: object, problem: str
+) -> None:
+    """The id of an endpoint is a secret, so it is not in the error."""
     text = endpoints if isinstance(endpoints, str) else json.dumps(endpoints)
     monkeypatch.setenv("POINTBOOK_SHOPLINE_SECRETS", "shared-secret")
     monkeypatch.setenv("POINTBOOK_SHOPLINE_ENDPOINTS", text)
@@ -209,8 +199,7 @@ def test_wrong_endpoints_stop_the_start(monkeypatch: pytest.MonkeyPatch, endpoin
     assert "-secret" not in str(caught.value)
 
 
-def test_metrics_on_the_webhooks_port_have_its_tls(tmp_path: Path) -> None:
-    """Beyond loopback an address of their own is in clear, and needs leave."""
+def test_metrics_on_the_webhooks_address_use_its_tls(tmp_path: Path) -> None:
     files: dict[str, Any] = {"http_tls_cert_file": tmp_path / "shim.crt", "http_tls_key_file": tmp_path / "shim.key"}
     address = "192.0.2.1:8443"
     assert ShimSettings(http_address=address, shim_metrics_address=address, **files).shim_metrics_address == address

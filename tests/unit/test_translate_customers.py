@@ -1,4 +1,7 @@
-"""The customer webhooks' translation: SHOPLINE's own bodies, and everything that is wrong named at once."""
+"""Translation of SHOPLINE's customer webhooks.
+
+Source: docs/reference/shopline-webhooks.md#customer-webhooks
+"""
 
 import json
 from typing import Any
@@ -31,13 +34,13 @@ SECONDS = 1_653_982_366
 
 
 def translate(topic: str = "customers/update", **changes: Any) -> customers_pb2.ApplyCustomerUpdateRequest:
-    """Translate the sample body with some fields changed."""
+    """Translate the example body of a topic with changed fields."""
     body = REDACTION if topic == "customers/redact" else BODY
     return customer_update(topic, HEADERS, json.dumps(body | changes).encode())
 
 
 def wrong_fields(topic: str, body: object, headers: dict[str, str] = HEADERS) -> set[str]:
-    """Name the fields that the translation of a body refuses."""
+    """Return the names of the wrong fields of a body."""
     with pytest.raises(MalformedWebhook) as caught:
         customer_update(topic, headers, json.dumps(body).encode())
     assert "ada@example.com" not in str(caught.value)
@@ -45,26 +48,24 @@ def wrong_fields(topic: str, body: object, headers: dict[str, str] = HEADERS) ->
 
 
 @pytest.mark.parametrize("topic", CUSTOMER_TOPICS)
-def test_sample_bodies(topic: str) -> None:
-    """Each topic is its kind; only what is created or updated tells of a number and an address."""
+def test_every_topic_is_translated_to_its_kind(topic: str) -> None:
     actual = translate(topic)
 
-    told = topic in {"customers/create", "customers/update"}
+    has_contacts = topic in {"customers/create", "customers/update"}
     expected = customers_pb2.ApplyCustomerUpdateRequest(
         event_id=actual.event_id,
         merchant_id="2000001234",
         store_id="1718263946864",
         buyer_id="2404721679",
         kind=CUSTOMER_TOPICS[topic],
-        mobile="+8613800000000" if told else None,
-        email="ada@example.com" if told else None,
+        mobile="+8613800000000" if has_contacts else None,
+        email="ada@example.com" if has_contacts else None,
     )
     expected.updated_at.FromSeconds(SECONDS)
     assert actual == expected
 
 
-def test_the_event_id_is_a_digest_of_the_content() -> None:
-    """Another spelling is the same event, other content another one; what is ignored does not count."""
+def test_event_id_depends_on_the_content_and_not_on_its_notation() -> None:
     same = [translate(first_name="Bea"), translate(id=2404721679), translate(updated_at="2022-05-31T07:32:46Z")]
     other = [
         translate(id="1"),
@@ -99,13 +100,11 @@ def test_the_event_id_is_a_digest_of_the_content() -> None:
         (None, ""),
     ],
 )
-def test_phone_numbers(phone: str | None, expected: str) -> None:
-    """SHOPLINE's own examples have 00 for the +; null is no number."""
+def test_phone_number_is_normalized_to_international_form(phone: str | None, expected: str) -> None:
     assert translate(phone=phone).mobile == expected
 
 
-def test_what_is_absent_is_not_told() -> None:
-    """The customer's number stays as it is then."""
+def test_absent_phone_and_email_are_not_set() -> None:
     body = {name: value for name, value in BODY.items() if name not in {"phone", "email"}}
     update = customer_update("customers/update", HEADERS, json.dumps(body).encode())
 
@@ -113,15 +112,14 @@ def test_what_is_absent_is_not_told() -> None:
     assert not update.HasField("email")
 
 
-def test_a_redaction_has_its_own_shape() -> None:
-    """Topics are not signed: no other body erases anybody's data, and a redaction is no update."""
+def test_body_of_another_topic_is_no_redaction_and_vice_versa() -> None:
+    """Topics are not signed, so no other body may erase personal data."""
     assert wrong_fields("customers/redact", BODY) == {"customer.id", "shop_id", "update_time"}
     for topic in ("customers/create", "customers/update", "customers/delete"):
         assert wrong_fields(topic, REDACTION) == {"id", "updated_at"}
 
 
-def test_everything_wrong_is_named_at_once() -> None:
-    """Of the headers too, which name the store where the body does not."""
+def test_all_violations_are_named_including_headers() -> None:
     wrong = {"id": "", "phone": 13800000000, "email": ["ada@example.com"], "updated_at": "yesterday"}
     names = {"X-Shopline-Merchant-Id", "X-Shopline-Shop-Id", "id", "phone", "email", "updated_at"}
     assert wrong_fields("customers/update", wrong, {}) == names
@@ -137,13 +135,11 @@ def test_everything_wrong_is_named_at_once() -> None:
 @pytest.mark.parametrize(
     "time", ["2022-05-31T15:32:46", "2022-05-31", "", None, 1653982366000, "0001-01-01T00:00:00+23:59", "10000-01-01"]
 )
-def test_times_need_their_offset(time: object) -> None:
-    """A time without one may be any of two dozen moments; one before 1970 is none of SHOPLINE's."""
+def test_time_without_offset_or_out_of_range_is_wrong(time: object) -> None:
     assert wrong_fields("customers/update", BODY | {"updated_at": time}) == {"updated_at"}
 
 
-def test_half_a_character_is_no_text() -> None:
-    """JSON can escape what no message can carry."""
+def test_text_with_a_lone_surrogate_is_wrong() -> None:
     raw = json.dumps(BODY).replace("ada@", "\\ud800@").encode()
     with pytest.raises(MalformedWebhook) as caught:
         customer_update("customers/update", HEADERS, raw)
@@ -157,11 +153,10 @@ def test_half_a_character_is_no_text() -> None:
         lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*BODY, *REDACTION]), inner),
     ),
 )
-def test_whatever_the_body_there_is_an_answer(topic: str, body: object) -> None:
-    """A message, or a list of what is wrong."""
+def test_any_json_body_is_translated_or_malformed(topic: str, body: object) -> None:
     try:
         update = customer_update(topic, HEADERS, json.dumps(body).encode())
     except MalformedWebhook as malformed:
-        assert malformed.violations  # noqa: PT017 - it may as well be translated
+        assert malformed.violations  # noqa: PT017 - the body may also be valid
     else:
         assert update.SerializeToString()

@@ -1,0 +1,129 @@
+"""Why a webhook is quarantined, and which of its headers are stored. Pure.
+
+A detail names fields and their rules, never values, which may be personal data.
+
+Source: docs/reference/shopline-webhooks.md#quarantine
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import grpc
+
+from pointbook.v1 import webhooks_pb2
+from shopline_shim.body_reader import MalformedWebhook, OutOfBoundsWebhook
+from shopline_shim.grpc_errors import error_details
+
+_DETAIL_LENGTH_MAX = 1_000
+_STORED_HEADERS = frozenset(
+    {
+        "x-shopline-topic",
+        "x-shopline-shop-domain",
+        "x-shopline-shop-id",
+        "x-shopline-merchant-id",
+        "x-shopline-api-version",
+        "x-shopline-webhook-id",
+    }
+)
+"""SHOPLINE's headers except the signature, with which a reader of the quarantine could send the webhook again."""
+_HEADER_LENGTH_MAX = 255
+
+_RETRYABLE_REASON = "KEY_NOT_CONFIGURED"
+"""The reason of a definite error that SHOPLINE's retries overcome once the server has a key."""
+
+# The server read the event and rejects it: a retry would get the same result.
+_DEFINITE_CODES = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineCause:
+    """The reason for a quarantine, and a detail for operators."""
+
+    reason: webhooks_pb2.QuarantineReason.ValueType
+    detail: str
+
+    @property
+    def name(self) -> str:
+        """The reason without its prefix, for logs and metrics."""
+        return webhooks_pb2.QuarantineReason.Name(self.reason).removeprefix("QUARANTINE_REASON_")
+
+
+OTHER_SHOP = QuarantineCause(
+    webhooks_pb2.QUARANTINE_REASON_SHOP_ID_MISMATCH, "X-Shopline-Shop-Id must be the store of the body"
+)
+TOPIC_MISSING = QuarantineCause(
+    webhooks_pb2.QUARANTINE_REASON_TOPIC_MISSING,
+    "X-Shopline-Topic must name exactly one topic; choose it when you replay",
+)
+TOO_OLD = QuarantineCause(
+    webhooks_pb2.QUARANTINE_REASON_TOO_OLD, "the body's time must be within POINTBOOK_WEBHOOK_MAX_AGE_HOURS"
+)
+OTHER_STORE = QuarantineCause(
+    webhooks_pb2.QUARANTINE_REASON_ENDPOINT_MISMATCH, "the store must be one of the endpoint's stores"
+)
+_STORE_UNKNOWN = QuarantineCause(
+    webhooks_pb2.QUARANTINE_REASON_STORE_UNKNOWN, "store_id must be registered with ProgramsService.PutStore"
+)
+_MERCHANT_MISMATCH = QuarantineCause(
+    webhooks_pb2.QUARANTINE_REASON_MERCHANT_MISMATCH,
+    "X-Shopline-Merchant-Id must be the merchant that the store is registered with",
+)
+_EVENT_ID_REUSED = QuarantineCause(
+    webhooks_pb2.QUARANTINE_REASON_EVENT_ID_REUSED, "the event must have the content that is stored under its id"
+)
+
+
+def from_endpoint_mismatch(detail: str) -> QuarantineCause:
+    """Return the cause for a webhook that contradicts the binding of its endpoint."""
+    return QuarantineCause(webhooks_pb2.QUARANTINE_REASON_ENDPOINT_MISMATCH, detail)
+
+
+def from_malformed(malformed: MalformedWebhook) -> QuarantineCause:
+    """Return the cause for a webhook with wrong fields, each with the rule it breaks."""
+    reason = webhooks_pb2.QUARANTINE_REASON_MALFORMED
+    if isinstance(malformed, OutOfBoundsWebhook):
+        reason = webhooks_pb2.QUARANTINE_REASON_OUT_OF_BOUNDS
+    return QuarantineCause(reason, str(malformed)[:_DETAIL_LENGTH_MAX])
+
+
+def from_error(error: grpc.aio.AioRpcError) -> QuarantineCause | None:
+    """Return the cause for a rejected event, or None if a retry may succeed."""
+    if error.code() not in _DEFINITE_CODES:
+        return None
+    info, bad_request = error_details(error)
+    if info.reason == _RETRYABLE_REASON:
+        return None
+    if info.reason == "STORE_NOT_FOUND":
+        return _MERCHANT_MISMATCH if info.metadata.get("registered_elsewhere") == "true" else _STORE_UNKNOWN
+    if info.reason == "EVENT_ID_REUSED":
+        return _EVENT_ID_REUSED
+    status = f"the server returned {error.code().name} {info.reason}".rstrip()
+    if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+        violations = "; ".join(
+            f"{item.field.removeprefix('update.')} {item.description}" for item in bad_request.field_violations
+        )
+        return QuarantineCause(webhooks_pb2.QUARANTINE_REASON_OUT_OF_BOUNDS, violations[:_DETAIL_LENGTH_MAX] or status)
+    return QuarantineCause(webhooks_pb2.QUARANTINE_REASON_REFUSED, status[:_DETAIL_LENGTH_MAX])
+
+
+def stored_headers(raw_headers: Iterable[tuple[bytes, bytes]]) -> list[webhooks_pb2.WebhookHeader]:
+    """Return SHOPLINE's headers without the signature.
+
+    Of a repeated name it is the first one whose value is not too long.
+
+    Headers are not signed, so anyone on the way may have added or repeated some.
+    """
+    stored: dict[str, webhooks_pb2.WebhookHeader] = {}
+    for raw_name, raw_value in raw_headers:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        if name.lower() in _STORED_HEADERS and len(value) <= _HEADER_LENGTH_MAX:
+            stored.setdefault(name.lower(), webhooks_pb2.WebhookHeader(name=name, value=value))
+    return list(stored.values())

@@ -1,0 +1,269 @@
+"""`POST /webhooks/shopline`: authenticates and applies SHOPLINE's webhooks."""
+
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, programs_pb2, webhooks_pb2
+from pointbook_common.durations import HOUR_MS
+from shopline_shim import quarantine_cause, signature, translate
+from shopline_shim.endpoint_bindings import EndpointBinding
+from shopline_shim.grpc_client import CallContext, PointbookClient
+from shopline_shim.grpc_errors import ACCESS_DENIED, error_details, log_unavailable
+from shopline_shim.metrics import Metrics
+from shopline_shim.quarantine_cause import QuarantineCause
+from shopline_shim.request_body import BodyError, read_body
+from shopline_shim.responses import RETRY_AFTER, UNAVAILABLE, WRONG_SIGNATURE
+from shopline_shim.settings import ShimSettings, secret_values
+
+log = structlog.get_logger()
+
+_IGNORED_TOPICS = frozenset(
+    {"app_memberSystem_points/update", "apps/installed_uninstalled", "customers/disable", "customers/enable"}
+)
+"""Topics that are ignored on purpose, and counted by name. Source: docs/reference/shopline-webhooks.md#other-topics"""
+_TOPIC_LABELS = {topic: topic for topic in translate.TRANSLATED_TOPICS | _IGNORED_TOPICS} | {"": "missing"}
+"""Metric labels by topic. All others count as `other`, so that a sender cannot create labels."""
+_LOGGABLE_ID = re.compile(r"[!-~]{1,64}")
+_WEBHOOK_ID_DIFFERS = {"X-Pointbook-Webhook-Id-Differs": "true"}
+
+
+class _NotApplicableError(Exception):
+    """An authentic webhook that must not be applied."""
+
+    def __init__(self, cause: QuarantineCause) -> None:
+        super().__init__(cause.detail)
+        self.cause = cause
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An authentic webhook, and what its gRPC calls need."""
+
+    request: Request
+    topic: str
+    headers: Headers
+    raw_body: bytes
+    client: PointbookClient
+    context: CallContext
+
+
+class WebhooksEndpoint:
+    """The handler of one webhook path.
+
+    It checks the body's size, the signature and the topic, translates the webhook, and calls the server. A webhook that
+    cannot be applied is quarantined. With a `binding` the endpoint accepts only webhooks that match it.
+
+    Source: docs/reference/shopline-webhooks.md#answers
+    """
+
+    def __init__(
+        self,
+        settings: ShimSettings,
+        metrics: Metrics,
+        app_secrets: Sequence[str],
+        binding: EndpointBinding | None = None,
+    ) -> None:
+        self._app_secrets = app_secrets
+        self._binding = binding
+        self._max_body_bytes = settings.max_body_bytes
+        self._timeout_seconds = settings.grpc_timeout_seconds
+        self._max_age_ms = settings.webhook_max_age_hours * HOUR_MS
+        self._quarantines_shop_mismatch = settings.shop_id_mismatch == "quarantine"
+        self._metrics = metrics
+        self._apply_by_topic = {
+            translate.POINTS_TOPIC: self._apply_points_update,
+            translate.STORE_ERASURE_TOPIC: self._request_store_erasure,
+            **dict.fromkeys(translate.CUSTOMER_TOPICS, self._apply_customer_update),
+        }
+
+    async def receive(self, request: Request) -> Response:
+        """Handle and count one request.
+
+        Of its content only the ids of the webhook and the merchant are logged.
+        """
+        started = time.perf_counter()
+        topic = translate.topic(request.headers.getlist("x-shopline-topic"))
+        if self._binding is not None:
+            topic = self._binding.resolve_topic(topic)
+        label = _TOPIC_LABELS.get(topic, "other")
+        outcome = "error"
+        try:
+            outcome, response = await self._handle(request, topic)
+        finally:
+            self._metrics.webhooks.labels(label, outcome).inc()
+            self._metrics.seconds.labels(label).observe(time.perf_counter() - started)
+        _request_log(request).debug("webhook", topic=label, outcome=outcome, status=response.status_code)
+        return response
+
+    async def _handle(self, request: Request, topic: str) -> tuple[str, Response]:
+        try:
+            raw_body = await read_body(request, self._max_body_bytes)
+        except BodyError as error:
+            return error.outcome, error.response
+        authentic = signature.verify(self._app_secrets, raw_body, request.headers.get("x-shopline-hmac-sha256"))
+        request.state.connection.release(authentic=authentic)
+        if not authentic:
+            return "forged", WRONG_SIGNATURE.response()
+        headers = request.headers if self._binding is None else self._binding.complete_headers(request.headers, topic)
+        context = CallContext(request.state.request_id, time.monotonic() + self._timeout_seconds)
+        return await self._apply(Delivery(request, topic, headers, raw_body, request.state.client, context))
+
+    async def _apply(self, delivery: Delivery) -> tuple[str, Response]:
+        """Apply an authentic webhook, or quarantine it if it cannot be applied."""
+        if delivery.topic and delivery.topic not in translate.TRANSLATED_TOPICS:
+            return "ignored", JSONResponse({"outcome": "IGNORED"})
+        try:
+            self._check_headers(delivery)
+            outcome, headers = await self._apply_by_topic[delivery.topic](delivery)
+        except translate.MalformedWebhook as malformed:
+            return await self._quarantine(delivery, quarantine_cause.from_malformed(malformed))
+        except _NotApplicableError as error:
+            return await self._quarantine(delivery, error.cause)
+        except grpc.aio.AioRpcError as error:
+            cause = quarantine_cause.from_error(error)
+            if cause is None:
+                log_unavailable(_request_log(delivery.request), "webhook not applied", error)
+                return "unavailable", UNAVAILABLE.response(RETRY_AFTER)
+            return await self._quarantine(delivery, cause)
+        return outcome.lower(), JSONResponse({"outcome": outcome}, headers=headers)
+
+    def _check_headers(self, delivery: Delivery) -> None:
+        """Raise _NotApplicableError if the topic or headers are not acceptable.
+
+        There must be exactly one topic, and no header may contradict the binding.
+        """
+        if not delivery.topic:
+            raise _NotApplicableError(quarantine_cause.TOPIC_MISSING)
+        mismatch = self._binding.find_mismatch(delivery.headers, delivery.topic) if self._binding else ""
+        if mismatch:
+            raise _NotApplicableError(quarantine_cause.from_endpoint_mismatch(mismatch))
+
+    async def _apply_points_update(self, delivery: Delivery) -> tuple[str, Mapping[str, str]]:
+        """Apply a points webhook, and return the outcome and response headers.
+
+        A header marks an event that was already applied from another webhook.
+        """
+        update = translate.points_update(delivery.headers, delivery.raw_body)
+        self._check_store_and_age(delivery, update.store_id, update.updated_at)
+        client = delivery.client
+        response = await client.call(
+            client.points.ApplyPointsUpdate, points_pb2.ApplyPointsUpdateRequest(update=update), delivery.context
+        )
+        if response.webhook_id_differs:
+            self._metrics.duplicates_with_other_webhook_id.inc()
+        headers = _WEBHOOK_ID_DIFFERS if response.webhook_id_differs else {}
+        return points_pb2.ApplyOutcome.Name(response.outcome).removeprefix("APPLY_OUTCOME_"), headers
+
+    async def _apply_customer_update(self, delivery: Delivery) -> tuple[str, Mapping[str, str]]:
+        update = translate.customer_update(delivery.topic, delivery.headers, delivery.raw_body)
+        self._check_store_and_age(delivery, update.store_id, update.updated_at)
+        client = delivery.client
+        response = await client.call(client.customers.ApplyCustomerUpdate, update, delivery.context)
+        for skipped in response.skipped_identifiers:
+            identifier_type = identity_pb2.IdentifierType.Name(skipped.identifier_type).removeprefix("IDENTIFIER_TYPE_")
+            cause = customers_pb2.SkippedIdentifierCause.Name(skipped.cause)
+            cause = cause.removeprefix("SKIPPED_IDENTIFIER_CAUSE_")
+            self._metrics.identifiers_skipped.labels(identifier_type.lower(), cause.lower()).inc()
+        return customers_pb2.CustomerUpdateOutcome.Name(response.outcome).removeprefix("CUSTOMER_UPDATE_OUTCOME_"), {}
+
+    async def _request_store_erasure(self, delivery: Delivery) -> tuple[str, Mapping[str, str]]:
+        """Store the request. An operator approves it, because the topic is not signed."""
+        erasure = translate.store_erasure(delivery.headers, delivery.raw_body)
+        self._check_store_and_age(delivery, erasure.store_id, erasure.request_time)
+        client = delivery.client
+        response = await client.call(client.programs.RequestStoreErasure, erasure, delivery.context)
+        outcome = programs_pb2.StoreErasureOutcome.Name(response.outcome)
+        return outcome.removeprefix("STORE_ERASURE_OUTCOME_"), {}
+
+    def _check_store_and_age(self, delivery: Delivery, store_id: str, event_time: Timestamp) -> None:
+        """Raise _NotApplicableError if a webhook is too old or of the wrong store.
+
+        The store header is not signed, and a missing one is accepted. The event's time is in the signed body. Erasure
+        requests have no maximum age: they must be carried out however late they arrive, no other topic has their body,
+        and a repeated one changes nothing.
+
+        Source: docs/reference/shopline-webhooks.md#what-the-signature-does-not-cover
+        """
+        if self._binding is not None and store_id not in self._binding.store_ids:
+            raise _NotApplicableError(quarantine_cause.OTHER_STORE)
+        has_max_age = self._max_age_ms > 0 and delivery.topic not in translate.ERASURE_TOPICS
+        if has_max_age and event_time.ToMilliseconds() < time.time_ns() // 1_000_000 - self._max_age_ms:
+            raise _NotApplicableError(quarantine_cause.TOO_OLD)
+        header_store_id = delivery.headers.get("x-shopline-shop-id")
+        if header_store_id is None:
+            _request_log(delivery.request).warning("webhook without shop id")
+        elif header_store_id != store_id:
+            self._metrics.shop_id_mismatches.inc()
+            _request_log(delivery.request).warning(
+                "webhook shop id mismatch", applied=not self._quarantines_shop_mismatch
+            )
+            if self._quarantines_shop_mismatch:
+                raise _NotApplicableError(quarantine_cause.OTHER_SHOP)
+
+    async def _quarantine(self, delivery: Delivery, cause: QuarantineCause) -> tuple[str, Response]:
+        """Quarantine a webhook: 200 after the commit, else 503 for a retry.
+
+        Source: docs/reference/shopline-webhooks.md#quarantine
+        """
+        binding, client = self._binding, delivery.client
+        request = webhooks_pb2.QuarantineWebhookRequest(
+            merchant_id=translate.merchant_id(delivery.headers) if binding is None else binding.merchant_id,
+            topic=delivery.topic,
+            headers=quarantine_cause.stored_headers(delivery.headers.raw),
+            body=delivery.raw_body,
+            reason=cause.reason,
+            detail=cause.detail,
+        )
+        # Operators look up quarantined webhooks by merchant, so log it.
+        bound_log = _request_log(delivery.request).bind(
+            merchant_id=request.merchant_id, reason=cause.name, detail=cause.detail
+        )
+        try:
+            response = await client.call(client.webhooks.QuarantineWebhook, request, delivery.context)
+        except grpc.aio.AioRpcError as error:
+            code, (info, _) = error.code(), error_details(error)
+            hint = "check the scopes and merchants of POINTBOOK_TOKEN" if code in ACCESS_DENIED else None
+            bound_log.error("webhook not quarantined", code=code.name, cause=info.reason, hint=hint)
+            return "quarantine_failed", UNAVAILABLE.response(RETRY_AFTER)
+        self._metrics.quarantined.labels(cause.name.lower()).inc()
+        bound_log.warning(
+            "webhook quarantined", quarantine_id=response.quarantine_id, again=response.already_quarantined
+        )
+        return "quarantined", JSONResponse({"outcome": "QUARANTINED"})
+
+
+class BoundWebhooksEndpoint:
+    """The handler of `POST /webhooks/shopline/{endpoint}`.
+
+    An unknown endpoint gets the same response as a wrong signature, so that endpoint ids cannot be probed.
+    """
+
+    def __init__(self, settings: ShimSettings, metrics: Metrics) -> None:
+        self._endpoints = {
+            endpoint_id: WebhooksEndpoint(settings, metrics, secret_values(binding.secrets), binding)
+            for endpoint_id, binding in settings.shopline_endpoints.items()
+        }
+        self._unknown = WebhooksEndpoint(settings, metrics, [secrets.token_hex()])
+
+    async def receive(self, request: Request) -> Response:
+        """Handle one request with the endpoint of its path."""
+        return await self._endpoints.get(request.path_params["endpoint"], self._unknown).receive(request)
+
+
+def _request_log(request: Request) -> Any:
+    """Return a logger with the id of the request and, if loggable, the webhook."""
+    webhook_id = request.headers.get("x-shopline-webhook-id", "")
+    return log.bind(
+        request_id=request.state.request_id, webhook_id=webhook_id if _LOGGABLE_ID.fullmatch(webhook_id) else None
+    )
