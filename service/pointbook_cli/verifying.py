@@ -12,7 +12,7 @@ from pointbook_server.clock import system_clock
 from pointbook_server.db.database import Database
 from pointbook_server.ledger.audit import Audit, AuditScope, Place, Size
 from pointbook_server.ledger.verification import Mismatch
-from pointbook_server.redemption.audit import Difference, RedemptionsAudit
+from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
 
 EXIT_DIFFERENT = 1
 EXIT_STOPPED = 130
@@ -51,7 +51,7 @@ class Findings:
         name = f"merchant {place.merchant_id}, store {place.key.store_id}, buyer {place.key.buyer_id}"
         self._keep(f"{name}: {mismatch.what}: stored {mismatch.stored}, folded {mismatch.folded}")
 
-    def tell_redemption(self, difference: Difference) -> None:
+    def tell_redemption(self, difference: RedemptionMismatch) -> None:
         """Count what is different of a redemption."""
         self._keep(f"merchant {difference.merchant_id}, redemption {difference.redemption_id}: {difference.text}")
 
@@ -80,7 +80,7 @@ class Findings:
 async def _verify(database: Database, wanted: AuditScope, findings: Findings) -> None:
     await Audit(database).run(wanted, findings)
     ids = (wanted.merchant_id, wanted.store_id, wanted.buyer_id)
-    await RedemptionsAudit(database).run(*ids, system_clock(), findings.tell_redemption)
+    await RedemptionVerifier(database).run(*ids, system_clock(), findings.tell_redemption)
 
 
 async def run_verify(database_url: str, wanted: AuditScope, limit: int, stop: asyncio.Event) -> int:

@@ -23,14 +23,14 @@ log = structlog.get_logger()
 class Tokens(Protocol):
     """Writes when tokens were last used."""
 
-    async def write_use(self) -> None:
+    async def write_last_used(self) -> None:
         """Write when tokens were last used."""
 
 
 class Redemptions(Protocol):
     """Releases the holds of overdue redemptions."""
 
-    async def sweep(self, now_ms: int) -> int:
+    async def release_overdue(self, now_ms: int) -> int:
         """Release the redemptions that SHOPLINE did not book in time; return how many."""
 
 
@@ -96,7 +96,7 @@ class Maintenance:
     async def write_token_use(self) -> None:
         """Write when tokens were last used; log a failure."""
         if self._tokens is not None:
-            await _log_failure(self._tokens.write_use())
+            await _log_failure(self._tokens.write_last_used())
 
     async def _run_timed_jobs(self) -> None:
         """Release and delete by the database's clock, unless the server's clock differs from it."""
@@ -110,7 +110,7 @@ class Maintenance:
 
     async def _release_overdue(self, now_ms: int) -> None:
         """Release the redemptions that SHOPLINE did not book in time; their holds no longer count."""
-        if released := await self._redemptions.sweep(now_ms):
+        if released := await self._redemptions.release_overdue(now_ms):
             log.warning("redemptions not booked in time, released", count=released)
 
     async def _clean_up(self, now_ms: int) -> None:

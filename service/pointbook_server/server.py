@@ -32,9 +32,9 @@ from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.benefits.servicer import BenefitsServicer
 from pointbook_server.benefits.transactions import BenefitTransactions
 from pointbook_server.customers.customer_repository import CustomerRepository
-from pointbook_server.customers.groups import UserGroupTransactions
-from pointbook_server.customers.model import Tombstones
+from pointbook_server.customers.group_transactions import UserGroupTransactions
 from pointbook_server.customers.servicer import CustomersServicer
+from pointbook_server.customers.tombstones import Tombstones
 from pointbook_server.customers.transactions import CustomerTransactions
 from pointbook_server.db.clock_skew import SYSTEM_CLOCK, ClockSkew, ServerClock
 from pointbook_server.db.database import Database
@@ -47,16 +47,13 @@ from pointbook_server.ledger.servicer import PointsServicer
 from pointbook_server.ledger.transactions import LedgerTransactions
 from pointbook_server.maintenance import Maintenance
 from pointbook_server.metrics import Metrics, MetricsEndpoint
-from pointbook_server.programs.erasures import StoreErasures
+from pointbook_server.programs.erasures.transactions import StoreErasureTransactions
 from pointbook_server.programs.model import Channel
 from pointbook_server.programs.servicer import ProgramsServicer
 from pointbook_server.programs.transactions import ProgramTransactions
-from pointbook_server.redemption.refusals import Refusals
-from pointbook_server.redemption.refusals_store import RefusalTransactions
-from pointbook_server.redemption.service import Redemptions
+from pointbook_server.redemption.history import RedemptionHistory
+from pointbook_server.redemption.service import RedemptionService
 from pointbook_server.redemption.servicer import RedemptionServicer
-from pointbook_server.redemption.timeline import Timeline
-from pointbook_server.redemption.timeline_store import TimelineStore
 from pointbook_server.redemption.transactions import RedemptionTransactions
 from pointbook_server.rpc.admission import Admission
 from pointbook_server.rpc.auth_interceptor import AuthInterceptor
@@ -69,8 +66,13 @@ from pointbook_server.rpc.status_interceptor import StatusInterceptor
 from pointbook_server.rpc.status_mapping import grpc_code
 from pointbook_server.rpc.tls import server_credentials, tls_source
 from pointbook_server.settings import ServerSettings
+from pointbook_server.support.recorder import RefusalRecorder
+from pointbook_server.support.servicer import SupportServicer
+from pointbook_server.support.timeline import Timeline
+from pointbook_server.support.transactions import RefusalTransactions
 from pointbook_server.validation_codes.model import KeyRing
 from pointbook_server.validation_codes.service import Rules, ValidationCodes
+from pointbook_server.validation_codes.servicer import ValidationCodesServicer
 from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
 from pointbook_server.webhooks.encryption import PayloadCipher
 from pointbook_server.webhooks.model import Bounds, Limits
@@ -252,24 +254,30 @@ class Server:
                 merchant_sends_max=self._settings.merchant_sends_max,
             ),
         )
-        self._refusals = Refusals(
+        self._refusals = RefusalRecorder(
             RefusalTransactions(self._database), clock, self.metrics, keep_days=self._settings.refusals_keep_days
         )
-        self._redemptions = Redemptions(kept, self._codes, self._refusals, clock)
+        self._redemptions = RedemptionService(kept, self._codes, self._refusals, clock)
         server = self._server
         points = PointsServicer(
             ledger, programs, self._points_batcher, clock, grpc_code=grpc_code, metrics=self.metrics
         )
         points_pb2_grpc.add_PointsServiceServicer_to_server(points, server)
-        timeline = Timeline(TimelineStore(self._database), points, self._codes, self._refusals)
+        timeline = Timeline(points, RedemptionHistory(self._database), self._codes, self._refusals)
         redemption_pb2_grpc.add_RedemptionServiceServicer_to_server(
-            RedemptionServicer(self._redemptions, self._codes, self._refusals, timeline, clock), server
+            RedemptionServicer(
+                self._redemptions,
+                ValidationCodesServicer(self._redemptions, self._codes),
+                SupportServicer(self._redemptions, self._refusals, timeline),
+                clock,
+            ),
+            server,
         )
         tombstones = Tombstones(list(self._settings.code_key_bytes().values()))
         known = CustomerTransactions(self._database, quarantine, challenges, tombstones, register_stores=development)
         customers = CustomersServicer(known, UserGroupTransactions(self._database), clock)
         customers_pb2_grpc.add_CustomersServiceServicer_to_server(customers, server)
-        self._store_erasures = StoreErasures(self._database, known, quarantine, clock, self.metrics)
+        self._store_erasures = StoreErasureTransactions(self._database, known, quarantine, clock, self.metrics)
         stores = ProgramsServicer(programs, self._store_erasures, clock)
         programs_pb2_grpc.add_ProgramsServiceServicer_to_server(stores, server)
         benefits = BenefitsServicer(BenefitTransactions(self._database, programs), clock)

@@ -25,7 +25,7 @@ from support.codes import CODES, WRONG, issue
 from support.harness import CODE_KEY, Client, Shop, at, make_token, refusal, unique
 from support.processes import Running, free_port, grpc_health, running
 from support.provider_servers import HttpServer, MailServer, http_server, mail_server
-from support.redemption import customer_of, order, question
+from support.redemption import customer_ref, redeem_request, validate_request
 from support.waiting import until
 
 SECONDS_MAX = 20.0
@@ -105,7 +105,7 @@ class Servers:
 
     def guesses(self, shop: Shop, count: int, code: str = WRONG, points: int = 100, **changes: Any) -> Iterable[Any]:
         """Guess a code so often, at both servers in turn."""
-        request = question(shop, points, validation_code=code, **changes)
+        request = validate_request(shop, points, validation_code=code, **changes)
         return (self.clients[number % 2].redemption.ValidateRedemption(request) for number in range(count))
 
 
@@ -173,7 +173,7 @@ async def test_of_200_right_ones_one_redeems(servers: Servers, shop: Shop) -> No
     challenge_id, code = await servers.issued(shop)
     proof = {"validation_code": code, "challenge_id": challenge_id}
     answers = await at_once(
-        servers.clients[number % 2].redemption.RedeemPoints(order(shop, 100, **proof)) for number in range(200)
+        servers.clients[number % 2].redemption.RedeemPoints(redeem_request(shop, 100, **proof)) for number in range(200)
     )
 
     errors = [refusal(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
@@ -222,7 +222,7 @@ async def test_a_thousand_messages_of_a_merchant(servers: Servers, shop: Shop) -
         now_ms,
     )
     answers = await at_once(
-        issue(servers.clients[number % 2], shop, customer=customer_of(shop, name)) for number, name in enumerate(names)
+        issue(servers.clients[number % 2], shop, customer=customer_ref(shop, name)) for number, name in enumerate(names)
     )
     errors = [refusal(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
 
@@ -249,7 +249,7 @@ async def test_ten_wrong_guesses_an_hour(servers: Servers, shop: Shop) -> None:
 async def test_whoever_leaves_has_guessed(servers: Servers, shop: Shop) -> None:
     """By a deadline or by themselves, at any moment: what was compared is counted, and five times is the end."""
     challenge_id, code = await servers.issued(shop)
-    request = question(shop, 100, validation_code=WRONG, challenge_id=challenge_id)
+    request = validate_request(shop, 100, validation_code=WRONG, challenge_id=challenge_id)
     before = await servers.compared()
     rng = random.Random(7)  # noqa: S311 - any moment will do
 
@@ -278,7 +278,7 @@ async def test_whoever_leaves_has_guessed(servers: Servers, shop: Shop) -> None:
 async def test_a_count_outlives_its_server(servers: Servers, shop: Shop) -> None:
     """It is killed as soon as anybody else can see the count; the challenge is asked for anew meanwhile."""
     challenge_id, code = await servers.issued(shop)
-    request = question(shop, 100, validation_code=WRONG, challenge_id=challenge_id)
+    request = validate_request(shop, 100, validation_code=WRONG, challenge_id=challenge_id)
     async with contextlib.AsyncExitStack() as stack:
         process, client = await servers.start(stack)
         guessing = asyncio.ensure_future(client.redemption.ValidateRedemption(request))
@@ -325,7 +325,7 @@ async def test_a_provider_that_hangs(
     seconds = []
     while time.monotonic() < began + 4.0:
         asked = time.monotonic()
-        assert (await client.redemption.ValidateRedemption(question(shop, 100))).redeemable
+        assert (await client.redemption.ValidateRedemption(validate_request(shop, 100))).redeemable
         seconds.append(time.monotonic() - asked)
     ((open_transactions,),) = await servers.fetch(OPEN_TRANSACTIONS)
 

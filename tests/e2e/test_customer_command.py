@@ -21,13 +21,14 @@ from pointbook_cli.customer import (
     read_view,
 )
 from pointbook_cli.main import app, read_time_zone
+from pointbook_common.durations import DAY_MS
 from pointbook_server.access.model import Scope
 from pointbook_server.rpc.request_fields import TIME_MS_MAX
 from shopline_shim.settings import ShimSettings
 from support.codes import CODES, WRONG, is_right, issued
 from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refused
 from support.processes import POINTBOOK, Finished, clean_environment, finish, pointbook
-from support.redemption import DAY_MS, booking, customer_of, earn, order, redeem, reverse
+from support.redemption import booking, customer_ref, earn, redeem, redeem_request, reverse
 
 MOBILE = "+8613812345678"
 
@@ -51,13 +52,13 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
     clock.move(60)
     assert not await is_right(client, shop, WRONG)
     clock.move(60)
-    made = await redeem(client, order(shop, 100, validation_code=code, external_reference_number="order-1"))
+    made = await redeem(client, redeem_request(shop, 100, validation_code=code, external_reference_number="order-1"))
     clock.move(60)
     await reverse(client, made, 30, external_reference_number="return-1")
     clock.move(60)
     await client.apply(booking(shop, 70, 430, after_ms=clock.now_ms - NOW_MS))
     clock.move(60)
-    await refused(redeem(client, order(shop, 999, external_reference_number="order-2")))
+    await refused(redeem(client, redeem_request(shop, 999, external_reference_number="order-2")))
     yield shop
     clock.now_ms = NOW_MS
 
@@ -369,7 +370,7 @@ def test_since_is_a_duration_a_day_or_a_time(text: str, since_ms: int | None) ->
 async def test_a_buyer_that_no_customer_owns_is_shown(client: Client, shop: Shop, settings: dict[str, str]) -> None:
     """And text of others cannot move the terminal's cursor."""
     await earn(client, shop, 50, "nobodys")
-    request = order(shop, 10, customer=customer_of(shop, "nobodys"), notes="said \u202ered")
+    request = redeem_request(shop, 10, customer=customer_ref(shop, "nobodys"), notes="said \u202ered")
     made: Any = await redeem(client, request)
     assert made.state == redemption_pb2.REDEMPTION_STATE_PENDING
     shown = await show(shop, settings, f"{shop.store_id}/nobodys")

@@ -1,4 +1,4 @@
-"""Many redemptions at once by two server processes on one database: points are promised once, whatever ends."""
+"""Many concurrent redemptions by two server processes on one database."""
 
 import asyncio
 import contextlib
@@ -29,15 +29,15 @@ Redemption = redemption_pb2.Redemption
 
 @dataclass
 class Servers:
-    """Two server processes, a client of each, and a shop whose one buyer has points for ten redemptions."""
+    """Two server processes with clients, and a shop with points for ten redemptions."""
 
     processes: list[Running]
     clients: list[Client]
     shop: Shop
     database_url: str
 
-    def order(self) -> redemption_pb2.RedeemPointsRequest:
-        """Ask for some of the points."""
+    def redeem_request(self) -> redemption_pb2.RedeemPointsRequest:
+        """Build a request to redeem some of the points."""
         buyer = identity_pb2.Buyer(store_id=self.shop.store_id, buyer_id="buyer")
         return redemption_pb2.RedeemPointsRequest(
             customer=identity_pb2.CustomerRef(merchant_id=self.shop.merchant_id, buyer=buyer),
@@ -47,29 +47,29 @@ class Servers:
         )
 
     async def redeem(self, request: redemption_pb2.RedeemPointsRequest, number: int) -> Redemption | None:
-        """Redeem as a caller does who repeats, at the next server, until there is an answer; None is a refusal."""
+        """Redeem with retries, each on the next server; return None for a refusal."""
         while True:
             number += 1
             try:
-                answer = await self.clients[number % len(self.clients)].redemption.RedeemPoints(request, timeout=10)
+                response = await self.clients[number % len(self.clients)].redemption.RedeemPoints(request, timeout=10)
             except grpc.aio.AioRpcError as error:
                 if error.code() in TRANSIENT:
                     await asyncio.sleep(0.05)
                     continue
-                assert refusal(error).reason == "INSUFFICIENT_POINTS"  # noqa: PT017 - there is no other one
+                assert refusal(error).reason == "INSUFFICIENT_POINTS"  # noqa: PT017 - the only refusal expected
                 return None
-            return answer.redemption
+            return response.redemption
 
-    async def kept(self) -> list[Redemption]:
-        """All redemptions that the database has."""
+    async def stored(self) -> list[Redemption]:
+        """Return all stored redemptions."""
         request = redemption_pb2.ListRedemptionsRequest(merchant_id=self.shop.merchant_id, page_size=1_000)
         return list((await self.clients[0].redemption.ListRedemptions(request)).redemptions)
 
     async def check(self, redeemed: list[Redemption]) -> None:
-        """Ten were redeemed, each once, and what was acknowledged is what is kept and held."""
-        kept = await self.kept()
-        assert sorted(each.redemption_id for each in redeemed) == sorted(each.redemption_id for each in kept)
-        assert len(kept) == len({each.external_reference_number for each in kept}) == COVERED
+        """Check that ten redemptions are stored once, and were acknowledged."""
+        stored = await self.stored()
+        assert sorted(each.redemption_id for each in redeemed) == sorted(each.redemption_id for each in stored)
+        assert len(stored) == len({each.external_reference_number for each in stored}) == COVERED
         account = await self.clients[0].account(self.shop.merchant_id, self.shop.store_id, "buyer")
         assert (account.points_balance, account.active_points) == (COVERED * POINTS, 0)
         assert account.held_points == COVERED * POINTS
@@ -78,9 +78,9 @@ class Servers:
 
 @pytest.fixture
 async def servers(database_url: str, tmp_path: Path) -> AsyncIterator[Servers]:
-    """Two servers that serve, and a shop with its points."""
+    """Start two servers and create the shop."""
     token = await make_token(database_url, [ALL_MERCHANTS], list(Scope))
-    found = Servers([], [], Shop(unique("merchant"), unique("store")), database_url)
+    started = Servers([], [], Shop(unique("merchant"), unique("store")), database_url)
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(2):
             address = f"127.0.0.1:{free_port()}"
@@ -93,49 +93,47 @@ async def servers(database_url: str, tmp_path: Path) -> AsyncIterator[Servers]:
             await process.until(serves)
             client = Client(int(address.rpartition(":")[2]), token)
             stack.push_async_callback(client.close)
-            found.processes.append(process)
-            found.clients.append(client)
-        first, shop = found.clients[0], found.shop
+            started.processes.append(process)
+            started.clients.append(client)
+        first, shop = started.clients[0], started.shop
         await first.put_store(shop.merchant_id, shop.store_id)
         await first.put_program(shop.merchant_id, shop.store_id, criteria={})
         yesterday = at(int(time.time() * 1_000) - 86_400_000)
         points = COVERED * POINTS
         await first.apply(shop.update(updated_value=points, points_balance=points, updated_at=yesterday))
-        yield found
+        yield started
 
 
-async def test_of_200_redemptions_ten_succeed(servers: Servers, record_property: Callable[[str, object], None]) -> None:
-    """Exactly as many as the balance covers, of two servers together."""
+async def test_ten_of_200_redemptions_succeed(servers: Servers, record_property: Callable[[str, object], None]) -> None:
     began = time.perf_counter()
     async with asyncio.timeout(SECONDS_MAX):
-        answers = await asyncio.gather(*(servers.redeem(servers.order(), number) for number in range(CALLS)))
+        responses = await asyncio.gather(*(servers.redeem(servers.redeem_request(), number) for number in range(CALLS)))
     record_property("redemptions_per_second", round(CALLS / (time.perf_counter() - began)))
 
-    await servers.check([answer for answer in answers if answer is not None])
+    await servers.check([response for response in responses if response is not None])
 
 
-async def test_a_server_that_is_killed_redeems_nothing_twice(servers: Servers) -> None:
-    """Whoever got no answer repeats the call at the other server: ten succeed, and each acknowledged one is kept."""
-    delay = random.uniform(0.02, 0.5)  # noqa: S311 - any moment will do
+async def test_killed_server_redeems_nothing_twice(servers: Servers) -> None:
+    """Calls without a response are repeated on the other server."""
+    delay = random.uniform(0.02, 0.5)  # noqa: S311 - any time will do
 
     async def kill() -> None:
         await asyncio.sleep(delay)
         await servers.processes[1].kill()
 
     async with asyncio.timeout(SECONDS_MAX):
-        *answers, _ = await asyncio.gather(
-            *(servers.redeem(servers.order(), number) for number in range(CALLS)), kill()
+        *responses, _ = await asyncio.gather(
+            *(servers.redeem(servers.redeem_request(), number) for number in range(CALLS)), kill()
         )
 
-    await servers.check([answer for answer in answers if answer is not None])
+    await servers.check([response for response in responses if response is not None])
 
 
-async def test_a_redemption_is_sent_to_both_servers_at_once(servers: Servers) -> None:
-    """A caller who is in a hurry gets one redemption, and one answer of both."""
-    orders = [servers.order() for _ in range(COVERED)]
+async def test_same_redemption_sent_to_both_servers_is_stored_once(servers: Servers) -> None:
+    orders = [servers.redeem_request() for _ in range(COVERED)]
 
     async with asyncio.timeout(SECONDS_MAX):
-        answers = await asyncio.gather(*(servers.redeem(each, number) for each in orders for number in range(4)))
-    assert len({answer.redemption_id for answer in answers if answer is not None}) == COVERED
-    distinct = {answer.redemption_id: answer for answer in answers if answer is not None}
+        responses = await asyncio.gather(*(servers.redeem(each, number) for each in orders for number in range(4)))
+    assert len({response.redemption_id for response in responses if response is not None}) == COVERED
+    distinct = {response.redemption_id: response for response in responses if response is not None}
     await servers.check(list(distinct.values()))

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from integration.test_store_erasures import ask, erase, outcome
 from pointbook_server.db import clock_skew as clock_skew_module
 from pointbook_server.db import database_health as database_health_module
 from pointbook_server.db.clock_skew import ClockState, SystemClock
@@ -19,7 +18,8 @@ from pointbook_server.server import Server
 from support.harness import Client, Outbox, Shop, at, refused, server_settings, unique
 from support.json_logs import json_logs
 from support.processes import grpc_health
-from support.redemption import PENDING, get, order, redeem
+from support.redemption import PENDING, get_redemption, redeem, redeem_request
+from support.store_erasures import erase, outcome, request_erasure
 from support.waiting import until
 
 DAY_MS = 86_400_000
@@ -66,16 +66,16 @@ async def test_server_with_a_wrong_clock_releases_and_redeems_nothing(
     """All holds would be overdue by its clock, so that their points could be redeemed a second time."""
     async with serving(database_url, admin_token, ShiftedClock()) as (_, good):
         shop = await put_points(good)
-        held = await redeem(good, order(shop, 100))
+        held = await redeem(good, redeem_request(shop, 100))
         with json_logs(database_health_module, clock_skew_module) as written:
             async with serving(database_url, admin_token, ShiftedClock(days * DAY_MS)) as (server, wrong):
                 assert await grpc_health(f"127.0.0.1:{server.port}") == "NOT_SERVING"
                 await server._maintenance.run_jobs()
-                again = await refused(redeem(wrong, order(shop, 100)))
+                again = await refused(redeem(wrong, redeem_request(shop, 100)))
 
         assert (again.code, again.reason, again.retry_seconds) == (grpc.StatusCode.UNAVAILABLE, "CLOCK_WRONG", 1.0)
-        assert (await get(good, held)).state == PENDING
-        assert (await refused(redeem(good, order(shop, 100)))).reason == "INSUFFICIENT_POINTS"
+        assert (await get_redemption(good, held)).state == PENDING
+        assert (await refused(redeem(good, redeem_request(shop, 100)))).reason == "INSUFFICIENT_POINTS"
     lines = [json.loads(line) for line in written.getvalue().splitlines()]
     (wrong_line,) = [line for line in lines if line["event"] == "clock is wrong, refusing calls"]
     assert wrong_line["level"] == "error"
@@ -116,12 +116,12 @@ class Jobs:
         self.times_ms: list[int] = []
         self.watched = 0
 
-    async def sweep(self, now_ms: int) -> int:
+    async def release_overdue(self, now_ms: int) -> int:
         """Keep the time."""
         self.times_ms.append(now_ms)
         return 0
 
-    clean_up = sweep
+    clean_up = release_overdue
 
     async def report_open(self) -> None:
         """Count the calls."""
@@ -167,6 +167,6 @@ async def test_erasure_starts_at_the_databases_time(database_url: str, admin_tok
         await client.put_store(shop.merchant_id, shop.store_id)
         erased = await erase(client, shop)
         assert erased.erasure.HasField("close_time")
-        later = await ask(client, shop, request_time=at(SystemClock()() + 1_000))
+        later = await request_erasure(client, shop, request_time=at(SystemClock()() + 1_000))
 
     assert outcome(later) == "REQUESTED"

@@ -11,7 +11,7 @@ from pointbook_server.validation_codes.commands import Verdict
 from support.codes import CODES, WRONG, audit, is_right, issue, issued
 from support.harness import NOW_MS, Client, Service, Shop
 from support.points import superuser
-from support.redemption import customer_of, earn, order, question, redeem, reverse
+from support.redemption import customer_ref, earn, redeem, redeem_request, reverse, validate_request
 
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
 SMS = redemption_pb2.VALIDATION_TYPE_SMS
@@ -59,7 +59,7 @@ async def expired(service: Service, shop: Shop) -> Guess:
 async def used(service: Service, shop: Shop) -> Guess:
     """The code has redeemed already, though the points have come back since."""
     challenge_id, code = await issued(service, shop)
-    redeemed = await redeem(service.client, order(shop, 100, validation_code=code))
+    redeemed = await redeem(service.client, redeem_request(shop, 100, validation_code=code))
     await reverse(service.client, redeemed)
     return challenge_id, code
 
@@ -116,7 +116,7 @@ async def other_channel(service: Service, shop: Shop) -> Guess:
 async def other_customer(service: Service, shop: Shop) -> Guess:
     """The code is somebody else's."""
     await earn(service.client, shop, 500, "other")
-    return await issued(service, shop, customer=customer_of(shop, "other"))
+    return await issued(service, shop, customer=customer_ref(shop, "other"))
 
 
 async def other_contact(service: Service, shop: Shop) -> Guess:
@@ -145,10 +145,10 @@ WAYS: list[tuple[Callable[[Service, Shop], Awaitable[Guess]], Verdict]] = [
 async def told(client: Client, shop: Shop, challenge_id: str, code: str) -> list[bytes]:
     """All that two calls tell of a wrong code: the bytes of an answer, and the status with its details."""
     proof: dict[str, Any] = {"validation_code": code, "challenge_id": challenge_id, "validation_type": SMS}
-    answer = await client.redemption.ValidateRedemption(question(shop, 100, **proof))
+    answer = await client.redemption.ValidateRedemption(validate_request(shop, 100, **proof))
     found = [answer.SerializeToString(deterministic=True)]
     try:
-        await redeem(client, order(shop, 100, **proof))
+        await redeem(client, redeem_request(shop, 100, **proof))
     except grpc.aio.AioRpcError as error:
         metadata = {key: value for key, value in error.trailing_metadata() or () if key != "x-request-id"}
         found += [repr((error.code(), error.details(), sorted(metadata.items()))).encode()]

@@ -30,7 +30,7 @@ from support.codes import CODES, WRONG, is_right, issue, issued
 from support.harness import NOW_MS, Service, Shop, refused
 from support.points import superuser
 from support.provider_servers import loop_delays
-from support.redemption import customer_of, earn
+from support.redemption import customer_ref, earn
 from support.waiting import until
 
 BUYERS = [f"buyer-{number:02}" for number in range(20)]
@@ -144,7 +144,7 @@ async def test_repeated_events_of_the_same_customers_are_counted_at_once(service
 
 async def test_a_caller_who_leaves_is_counted(service: Service, shop: Shop) -> None:
     """By the metrics too, or nobody would see somebody guess who never waits for an answer."""
-    challenge_id, _ = await issued(service, shop, customer=customer_of(shop, BUYERS[0]))
+    challenge_id, _ = await issued(service, shop, customer=customer_ref(shop, BUYERS[0]))
     compared = service.server.metrics.comparisons.labels("WRONG")._value
     before, run = compared.get(), ValidationCodeTransactions.run
     is_done, has_left = asyncio.Event(), asyncio.Event()
@@ -156,7 +156,7 @@ async def test_a_caller_who_leaves_is_counted(service: Service, shop: Shop) -> N
         return answers
 
     with patch.object(ValidationCodeTransactions, "run", slowly):
-        guess = is_right(service.client, shop, WRONG, challenge_id=challenge_id, customer=customer_of(shop, BUYERS[0]))
+        guess = is_right(service.client, shop, WRONG, challenge_id=challenge_id, customer=customer_ref(shop, BUYERS[0]))
         leaving = asyncio.ensure_future(guess)
         await is_done.wait()
         leaving.cancel()
@@ -181,7 +181,8 @@ async def test_senders_that_hang_keep_nobody_waiting(
     monkeypatch.setattr(codes_module, "DELIVERY_TIMEOUT_SECONDS", 1.5)
     monkeypatch.setattr(service.outbox, "send", hang)
     hanging = [
-        asyncio.ensure_future(refused(issue(service.client, shop, customer=customer_of(shop, name)))) for name in BUYERS
+        asyncio.ensure_future(refused(issue(service.client, shop, customer=customer_ref(shop, name))))
+        for name in BUYERS
     ]
     await until(lambda: len(messages) == len(BUYERS))
     seconds = []
@@ -189,7 +190,7 @@ async def test_senders_that_hang_keep_nobody_waiting(
         assert service.server._database.connections_in_use == 0
         for _ in range(50):
             began = time.monotonic()
-            assert not await is_right(service.client, shop, WRONG, customer=customer_of(shop, BUYERS[0]))
+            assert not await is_right(service.client, shop, WRONG, customer=customer_ref(shop, BUYERS[0]))
             seconds.append(time.monotonic() - began)
             await asyncio.sleep(0.005)
         assert not any(each.done() for each in hanging)

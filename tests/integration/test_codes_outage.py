@@ -11,7 +11,7 @@ from support.codes import CODES, WRONG, issued
 from support.database_proxy import proxied
 from support.harness import Client, Service, Shop, refusal, server_settings
 from support.points import superuser
-from support.redemption import customer_of, earn, question
+from support.redemption import customer_ref, earn, validate_request
 
 ROUNDS = 20
 GUESSES = 8
@@ -29,11 +29,13 @@ async def test_no_answer_without_its_count(service: Service, shop: Shop, admin_t
         for number in range(ROUNDS):
             buyer_id = f"buyer-{number}"
             await earn(service.client, shop, 500, buyer_id)
-            challenge_id, _ = await issued(service, shop, customer=customer_of(shop, buyer_id))
+            challenge_id, _ = await issued(service, shop, customer=customer_ref(shop, buyer_id))
             # Its connections are there again.
-            await client.redemption.ValidateRedemption(question(shop, 100, customer=customer_of(shop, buyer_id)))
+            await client.redemption.ValidateRedemption(
+                validate_request(shop, 100, customer=customer_ref(shop, buyer_id))
+            )
             proof = {"validation_code": WRONG, "challenge_id": challenge_id}
-            request = question(shop, 100, customer=customer_of(shop, buyer_id), **proof)
+            request = validate_request(shop, 100, customer=customer_ref(shop, buyer_id), **proof)
             guesses = [
                 asyncio.ensure_future(client.redemption.ValidateRedemption(request, timeout=10)) for _ in range(GUESSES)
             ]

@@ -11,7 +11,7 @@ from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 from support.codes import CODES, WRONG, is_right, issue
 from support.harness import CODE_KEY, NOW_MS, Client, Service, Shop, at, refused, server_settings, unique
-from support.redemption import earn, order, question, redeem
+from support.redemption import earn, redeem, redeem_request, validate_request
 
 NEW_KEY = base64.b64encode(b"n" * 32).decode()
 OLD, NEW = {"k1": CODE_KEY}, {"k2": NEW_KEY}
@@ -88,7 +88,7 @@ async def test_servers_with_and_without_the_new_key(
             call_time=at(service.clock.now_ms),
         )
         assert (await other.redemption.ConfirmMissedCall(call)).challenge_id == opened.challenge_id
-        assert (await redeem(one, order(shop, 100, challenge_id=opened.challenge_id))).points == 100
+        assert (await redeem(one, redeem_request(shop, 100, challenge_id=opened.challenge_id))).points == 100
 
 
 async def test_the_old_key_goes(service: Service, shop: Shop, admin_token: str) -> None:
@@ -96,7 +96,7 @@ async def test_the_old_key_goes(service: Service, shop: Shop, admin_token: str) 
     async with servers(service, admin_token, NEW | OLD, NEW) as (one, other):
         await issue(one, shop)
         code = service.outbox.messages[-1].text
-        answer = await other.redemption.ValidateRedemption(question(shop, 100, validation_code=code))
+        answer = await other.redemption.ValidateRedemption(validate_request(shop, 100, validation_code=code))
 
         assert answer.redeemable
         assert not (await issue(other, shop)).sent

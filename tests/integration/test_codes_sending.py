@@ -9,7 +9,7 @@ import pytest
 from pointbook.v1 import identity_pb2, programs_pb2, redemption_pb2
 from support.codes import audit, issue
 from support.harness import NOW_MS, Client, Service, Shop, refused
-from support.redemption import customer_of, earn, question
+from support.redemption import customer_ref, earn, validate_request
 
 SMS = redemption_pb2.VALIDATION_TYPE_SMS
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
@@ -67,7 +67,7 @@ async def test_no_sms_is_sent_to_a_number_that_gets_none(
         assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_DESTINATION")
         assert found.metadata == {"status_code": "860", "validation_type": "SMS", "number_type": number_type}
         assert found.retry_seconds is None
-    answer = await client.redemption.ValidateRedemption(question(shop, 100, issue_otp=True))
+    answer = await client.redemption.ValidateRedemption(validate_request(shop, 100, issue_otp=True))
 
     assert (answer.redeemable, answer.status.code, answer.HasField("issued_code")) == (True, 800, False)
     ((code, metadata),) = [(warning.code, dict(warning.metadata)) for warning in answer.warnings]
@@ -98,7 +98,7 @@ async def test_a_program_names_the_types_that_it_sends_sms_to(service: Service, 
     await earn(client, shop, 500, "other")
     buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="other")]
     await client.put_customer(shop.merchant_id, "c-2", mobile=MOBILE, buyers=buyers)
-    found = await refused(issue(client, shop, customer=customer_of(shop, "other")))
+    found = await refused(issue(client, shop, customer=customer_ref(shop, "other")))
     assert found.metadata["number_type"] == "MOBILE"
 
 

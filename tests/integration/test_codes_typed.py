@@ -10,7 +10,7 @@ from pointbook_server.validation_codes.model import DIGITS, LETTERS_AND_DIGITS, 
 from support.codes import audit, is_right, issued
 from support.harness import NOW_MS, Client, Service, Shop, refused
 from support.points import superuser
-from support.redemption import PENDING, earn, order, question, redeem
+from support.redemption import PENDING, earn, redeem, redeem_request, validate_request
 
 PLAIN = {"": "$code"}
 DIGIT_CODES = {"message_templates": PLAIN}
@@ -84,7 +84,7 @@ async def test_points_are_redeemed_by_a_code_as_it_was_typed(
 ) -> None:
     """And a repetition of the call that types it in another way is answered what is stored."""
     challenge_id, code = await issued(service, till)
-    request = order(till, 100, validation_code=TYPED[name](code), challenge_id=challenge_id)
+    request = redeem_request(till, 100, validation_code=TYPED[name](code), challenge_id=challenge_id)
     redemption = await redeem(client, request)
     request.validation_code = code
 
@@ -112,8 +112,8 @@ async def test_what_has_no_digit_or_letter_is_no_guess(
     challenge_id, code = await issued(service, till)
     for _ in range(6):
         for call in (
-            client.redemption.ValidateRedemption(question(till, 100, validation_code=typed)),
-            redeem(client, order(till, 100, validation_code=typed, challenge_id=challenge_id)),
+            client.redemption.ValidateRedemption(validate_request(till, 100, validation_code=typed)),
+            redeem(client, redeem_request(till, 100, validation_code=typed, challenge_id=challenge_id)),
         ):
             found = await refused(call)
             assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
@@ -176,7 +176,7 @@ async def test_the_lookalike_of_a_letter_is_wrong(
 )
 async def test_what_was_typed_is_bounded_as_it_came(client: Client, till: Shop, *, typed: str, is_wrong: bool) -> None:
     """32 characters, those that count for nothing included, and no control characters but tabs and line breaks."""
-    call: Any = client.redemption.ValidateRedemption(question(till, 100, validation_code=typed))
+    call: Any = client.redemption.ValidateRedemption(validate_request(till, 100, validation_code=typed))
     if is_wrong:
         found = await refused(call)
         assert set(found.fields) == {"validation_code"}

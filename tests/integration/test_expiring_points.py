@@ -14,7 +14,7 @@ from pointbook_server.rpc.pagination import write_token
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
 from support.ledger import ledger_store
 from support.points import DAY_MS, buyer, decrease, increase, send, void
-from support.redemption import booking, customer_of, earn, order, redeem, reverse
+from support.redemption import booking, customer_ref, earn, redeem, redeem_request, reverse
 
 SOON_MS = NOW_MS + 10 * DAY_MS
 LATER_MS = NOW_MS + 20 * DAY_MS
@@ -46,7 +46,7 @@ async def expiring(client: Client, shop: Shop, **changes: Any) -> list[Item]:
 
 async def customer_points(client: Client, shop: Shop, **customer: str) -> redemption_pb2.GetCustomerPointsResponse:
     """What a customer has in program 1."""
-    request = redemption_pb2.GetCustomerPointsRequest(customer=customer_of(shop, **customer), program_id=1)
+    request = redemption_pb2.GetCustomerPointsRequest(customer=customer_ref(shop, **customer), program_id=1)
     return await client.redemption.GetCustomerPoints(request)
 
 
@@ -105,9 +105,9 @@ async def test_held_spent_and_void_points_are_left_out(client: Client, shop: Sho
     await client.apply(increase(shop, 1, 30, 50, points_expiry_time=at(LATER_MS)))
     await client.apply(brought)
 
-    small = await redeem(client, order(shop, 10))
+    small = await redeem(client, redeem_request(shop, 10))
     assert await expiring(client, shop) == [("buyer", SOON_MS, 10), ("buyer", LATER_MS, 37)]
-    large = await redeem(client, order(shop, 20))
+    large = await redeem(client, redeem_request(shop, 20))
     assert await expiring(client, shop) == [("buyer", LATER_MS, 27)]
     assert (await buyer(client, shop)).next_expiry == expiry(LATER_MS, 27)
     await reverse(client, large)
@@ -126,7 +126,7 @@ async def test_expired_points_are_not_held(client: Client, shop: Shop, service: 
     await client.put_program(shop.merchant_id, shop.store_id)
     await client.apply(increase(shop, 0, 20, 20, points_expiry_time=at(NOW_MS + 1_000)))
     await client.apply(increase(shop, 1, 30, 50, points_expiry_time=at(SOON_MS)))
-    await redeem(client, order(shop, 10))
+    await redeem(client, redeem_request(shop, 10))
     service.clock.move(5)
     try:
         assert await expiring(client, shop) == [("buyer", SOON_MS, 20)]
@@ -213,7 +213,7 @@ async def test_the_next_expiry_of_a_customer_is_that_of_all_accounts_together(cl
     more: dict[str, Any] = {"points_balance": 37, "updated_at": at(NOW_MS - 1_000)}
     await earn(client, other, 7, points_expiry_time=at(SOON_MS), **more)
     assert (await customer_points(client, shop, external_id="x-1")).next_expiry == expiry(SOON_MS, 17)
-    await redeem(client, order(shop, 10, customer=customer_of(shop, external_id="x-1")))
+    await redeem(client, redeem_request(shop, 10, customer=customer_ref(shop, external_id="x-1")))
     assert (await customer_points(client, shop, external_id="x-1")).next_expiry == expiry(SOON_MS, 7)
 
 

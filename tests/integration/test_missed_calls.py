@@ -11,7 +11,7 @@ from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.access.model import Scope
 from support.codes import CODES, WRONG, audit, is_right, issue, issued
 from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refusal, refused, unique
-from support.redemption import PENDING, customer_of, earn, order, question, redeem
+from support.redemption import PENDING, customer_ref, earn, redeem, redeem_request, validate_request
 
 CALLER, CALLED = "+8613812345678", "+862112345678"
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
@@ -50,7 +50,7 @@ async def call(client: Client, shop: Shop, **changes: Any) -> str:
 
 async def told(client: Client, shop: Shop, points: Any = 100, **changes: Any) -> list[tuple[int, str]]:
     """What speaks against a redemption."""
-    answer = await client.redemption.ValidateRedemption(question(shop, points, **changes))
+    answer = await client.redemption.ValidateRedemption(validate_request(shop, points, **changes))
     return [(found.code, found.reason) for found in answer.violations]
 
 
@@ -65,16 +65,16 @@ async def test_a_call_redeems_once(service: Service, client: Client, shop: Shop)
     assert before == len(service.outbox.messages)
     proof = {"challenge_id": issued.challenge_id}
     assert await told(client, shop, **proof) == NOT_SEEN
-    found = await refused(redeem(client, order(shop, 100, **proof)))
+    found = await refused(redeem(client, redeem_request(shop, 100, **proof)))
     assert (found.code, found.metadata["status_code"]) == (grpc.StatusCode.FAILED_PRECONDITION, "822")
 
     assert await call(client, shop) == issued.challenge_id
     assert await told(client, shop, **proof) == []
-    request = order(shop, 100, **proof)
+    request = redeem_request(shop, 100, **proof)
     first = await redeem(client, request)
     assert first.state == PENDING
     assert await redeem(client, request) == first
-    found = await refused(redeem(client, order(shop, 100, **proof)))
+    found = await refused(redeem(client, redeem_request(shop, 100, **proof)))
     assert found.metadata["status_code"] == "822"
     assert [line[:2] for line in await audit(service, shop)] == [
         ("ISSUE", "OPENED"),
@@ -106,7 +106,7 @@ async def test_a_call_is_for_one_thing(client: Client, shop: Shop, change: dict[
     challenge_id = (await issue(client, shop)).challenge_id
     await call(client, shop)
     if "customer" in change:
-        change = {"customer": customer_of(shop, "other")}
+        change = {"customer": customer_ref(shop, "other")}
     asked = {"points": 100, "challenge_id": challenge_id, **change}
 
     assert await told(client, shop, asked.pop("points"), **asked) == NOT_SEEN
@@ -136,7 +136,7 @@ async def test_each_call_counts_once(client: Client, shop: Shop) -> None:
     first = (await issue(client, shop)).challenge_id
     named = {"provider_call_id": unique("call")}
     assert await call(client, shop, **named) == first
-    await redeem(client, order(shop, 100, challenge_id=first))
+    await redeem(client, redeem_request(shop, 100, challenge_id=first))
     second = (await issue(client, shop)).challenge_id
     assert await call(client, shop, **named) == first
     assert await told(client, shop, challenge_id=second) == NOT_SEEN
@@ -193,8 +193,8 @@ async def test_a_missed_call_and_a_sent_code_stand_side_by_side(service: Service
     assert not await is_right(client, shop, code)
     assert await call(client, shop) == call_id
     assert await told(client, shop, 110, challenge_id=call_id) == []
-    await redeem(client, order(shop, 110, challenge_id=call_id))
-    await redeem(client, order(shop, 120, validation_code=newer))
+    await redeem(client, redeem_request(shop, 110, challenge_id=call_id))
+    await redeem(client, redeem_request(shop, 120, validation_code=newer))
 
 
 async def test_a_guess_meets_no_missed_call(service: Service, client: Client, shop: Shop) -> None:
@@ -229,7 +229,7 @@ async def test_challenges_for_missed_calls_are_limited(service: Service, client:
     assert met in {each.challenge_id for each in challenges}
     assert (await issue(client, shop, validation_type=SMS)).sent
 
-    customer = customer_of(shop)
+    customer = customer_ref(shop)
     await client.redemption.ResetValidationLimits(
         redemption_pb2.ResetValidationLimitsRequest(customer=customer, reason="the customer called")
     )
@@ -271,7 +271,7 @@ async def test_a_program_without_missed_calls(client: Client, shop: Shop) -> Non
 async def test_a_customer_without_a_number(client: Client, shop: Shop) -> None:
     """860: nobody could tell that it is them who call."""
     await earn(client, shop, 500, "other")
-    found = await refused(issue(client, shop, customer=customer_of(shop, "other")))
+    found = await refused(issue(client, shop, customer=customer_ref(shop, "other")))
 
     assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_DESTINATION")
 
@@ -336,4 +336,6 @@ async def test_only_telephony_tells_of_calls(service: Service, shop: Shop) -> No
 )
 async def test_contradictions(client: Client, shop: Shop, changes: dict[str, Any], fields: set[str]) -> None:
     """A challenge without a code is a missed call's, and goes with no other way of validation."""
-    assert set((await refused(client.redemption.ValidateRedemption(question(shop, **changes)))).fields) == fields
+    assert (
+        set((await refused(client.redemption.ValidateRedemption(validate_request(shop, **changes)))).fields) == fields
+    )

@@ -1,4 +1,4 @@
-"""Caps a day, a week and a month: whole windows of a program's own calendar, and nobody gets round them."""
+"""Caps per day, week and month in the program's calendar."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,19 +10,19 @@ from unittest.mock import patch
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+from pointbook_common.durations import DAY_MS
 from pointbook_server.redemption import transactions
 from pointbook_server.server import Server
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, server_settings
 from support.redemption import (
-    DAY_MS,
     booking,
-    customer_of,
+    customer_ref,
     earn,
-    findings,
-    order,
-    question,
     redeem,
+    redeem_request,
     reverse,
+    validate_request,
+    violation_codes,
 )
 from support.waiting import until_locks_are_awaited
 
@@ -32,7 +32,7 @@ NEW_YORK, SHANGHAI, SAO_PAULO, CAIRO = "America/New_York", "Asia/Shanghai", "Ame
 
 
 class Window(NamedTuple):
-    """A window of a cap in a time zone: from when until when, in UTC."""
+    """A cap with one of its windows in a time zone, from its start to its end in UTC."""
 
     zone: str
     cap: str
@@ -66,25 +66,25 @@ WINDOWS = {
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """A shop whose program, in UTC, lets a customer redeem 100 points a day."""
+    """Create a shop whose program caps redemptions at 100 points a day, in UTC."""
     await service.client.put_program(shop.merchant_id, shop.store_id, criteria={DAY: 100})
     yield shop
     service.clock.now_ms = NOW_MS
 
 
 def ms(text: str) -> int:
-    """Tell a moment of UTC in milliseconds."""
+    """Convert a UTC time to milliseconds."""
     return int(datetime.fromisoformat(f"{text}+00:00").timestamp()) * 1_000
 
 
-async def left(client: Client, shop: Shop, customer: identity_pb2.CustomerRef) -> int:
-    """How much of the day's 100 points a customer may still redeem, as an answer to too much tells it."""
-    answer = await client.redemption.ValidateRedemption(question(shop, 101, customer=customer))
-    (cap,) = (found for found in answer.violations if found.reason == REASONS[DAY])
+async def left_today(client: Client, shop: Shop, customer: identity_pb2.CustomerRef) -> int:
+    """Return how many of the day's 100 points are left, from a violation."""
+    response = await client.redemption.ValidateRedemption(validate_request(shop, 101, customer=customer))
+    (cap,) = (violation for violation in response.violations if violation.reason == REASONS[DAY])
     return int(cap.metadata[DAY]) - int(cap.metadata["redeemed_points"])
 
 
-async def move(client: Client, shop: Shop, giver: str, receiver: str, buyer_id: str) -> None:
+async def move_buyer(client: Client, shop: Shop, giver: str, receiver: str, buyer_id: str) -> None:
     """Move a buyer from one customer to another."""
     buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)
     request = customers_pb2.MoveIdentifierRequest(
@@ -97,112 +97,107 @@ async def move(client: Client, shop: Shop, giver: str, receiver: str, buyer_id: 
 
 
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
-async def test_a_cap_counts_one_window(service: Service, client: Client, shop: Shop, window: Window) -> None:
-    """From its first millisecond to its last: what was redeemed before it does not count, nor does it after it."""
+async def test_cap_counts_only_redemptions_within_its_window(
+    service: Service, client: Client, shop: Shop, window: Window
+) -> None:
     cap, start_ms, end_ms = window.cap, ms(window.start), ms(window.end)
     await client.put_program(shop.merchant_id, shop.store_id, criteria={cap: 100}, time_zone=window.zone)
     service.clock.now_ms = start_ms - 1
     await earn(client, shop, 1_000, updated_at=at(start_ms - DAY_MS))
-    await redeem(client, order(shop, 100))
-    assert await findings(client, question(shop, 1)) == [819]
+    await redeem(client, redeem_request(shop, 100))
+    assert await violation_codes(client, validate_request(shop, 1)) == [819]
 
     service.clock.now_ms = start_ms
-    await redeem(client, order(shop, 60))
+    await redeem(client, redeem_request(shop, 60))
     service.clock.now_ms = end_ms - 1
-    answer = await client.redemption.ValidateRedemption(question(shop, 41))
-    assert [(found.code, found.reason) for found in answer.violations] == [(819, REASONS[cap])]
-    assert dict(answer.status.metadata) == {"points": "41", "redeemed_points": "60", cap: "100"}
-    assert (await refused(redeem(client, order(shop, 41)))).metadata["violations"] == f"819 {REASONS[cap]}"
-    await redeem(client, order(shop, 40))
+    response = await client.redemption.ValidateRedemption(validate_request(shop, 41))
+    assert [(violation.code, violation.reason) for violation in response.violations] == [(819, REASONS[cap])]
+    assert dict(response.status.metadata) == {"points": "41", "redeemed_points": "60", cap: "100"}
+    assert (await refused(redeem(client, redeem_request(shop, 41)))).metadata["violations"] == f"819 {REASONS[cap]}"
+    await redeem(client, redeem_request(shop, 40))
 
     service.clock.now_ms = end_ms
-    await redeem(client, order(shop, 100))
+    await redeem(client, redeem_request(shop, 100))
 
 
-async def test_each_cap_has_its_own_window(service: Service, client: Client, shop: Shop) -> None:
-    """A week that began in the last month goes on when the month's cap begins anew."""
+async def test_week_cap_spans_months(service: Service, client: Client, shop: Shop) -> None:
     caps = {DAY: 50, WEEK: 80, MONTH: 100}
     await client.put_program(shop.merchant_id, shop.store_id, criteria=caps, time_zone=SHANGHAI)
     service.clock.now_ms = ms("2026-06-29T16:00")
     await earn(client, shop, 1_000, updated_at=at(service.clock.now_ms - DAY_MS))
-    await redeem(client, order(shop, 50))
+    await redeem(client, redeem_request(shop, 50))
     service.clock.now_ms = ms("2026-06-30T16:00")
-    answer = await client.redemption.ValidateRedemption(question(shop, 101))
+    response = await client.redemption.ValidateRedemption(validate_request(shop, 101))
 
-    assert [found.reason for found in answer.violations] == [REASONS[cap] for cap in (DAY, MONTH, WEEK)]
-    assert [found.metadata["redeemed_points"] for found in answer.violations] == ["0", "0", "50"]
-    await redeem(client, order(shop, 30))
-    assert await findings(client, question(shop, 1)) == [819]
-
-
-# What counts.
+    assert [violation.reason for violation in response.violations] == [REASONS[cap] for cap in (DAY, MONTH, WEEK)]
+    assert [violation.metadata["redeemed_points"] for violation in response.violations] == ["0", "0", "50"]
+    await redeem(client, redeem_request(shop, 30))
+    assert await violation_codes(client, validate_request(shop, 1)) == [819]
 
 
-async def test_a_reversal_lowers_the_day_of_the_redemption(service: Service, client: Client, shop: Shop) -> None:
-    """And not the day that it comes on."""
+# Usage.
+
+
+async def test_reversal_lowers_usage_on_day_of_redemption(service: Service, client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, criteria={DAY: 100, WEEK: 400})
     await earn(client, shop, 1_000)
-    first = await redeem(client, order(shop, 100))
+    first = await redeem(client, redeem_request(shop, 100))
     await reverse(client, first, 40)
-    assert await left(client, shop, customer_of(shop)) == 40
-    await redeem(client, order(shop, 40))
+    assert await left_today(client, shop, customer_ref(shop)) == 40
+    await redeem(client, redeem_request(shop, 40))
 
     service.clock.move(DAY_MS / 1_000)
-    await redeem(client, order(shop, 100))
+    await redeem(client, redeem_request(shop, 100))
     await reverse(client, first)
-    answer = await client.redemption.ValidateRedemption(question(shop, 300))
-    redeemed = [(found.reason, found.metadata["redeemed_points"]) for found in answer.violations]
+    response = await client.redemption.ValidateRedemption(validate_request(shop, 300))
+    redeemed = [(violation.reason, violation.metadata["redeemed_points"]) for violation in response.violations]
     assert redeemed == [(REASONS[DAY], "100"), (REASONS[WEEK], "140")]
 
 
-async def test_only_redemptions_of_this_program_count(client: Client, shop: Shop) -> None:
-    """Booked or not; neither refused ones, nor those of other programs, nor SHOPLINE's own decreases."""
+async def test_caps_count_only_redemptions_of_their_program(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, program_id=2, criteria={})
     await earn(client, shop, 1_000)
-    await redeem(client, order(shop, 300, program_id=2))
-    await refused(redeem(client, order(shop, 101)))
+    await redeem(client, redeem_request(shop, 300, program_id=2))
+    await refused(redeem(client, redeem_request(shop, 101)))
     await client.apply(booking(shop, 33, 967))
-    assert await left(client, shop, customer_of(shop)) == 100
+    assert await left_today(client, shop, customer_ref(shop)) == 100
 
-    await redeem(client, order(shop, 70))
+    await redeem(client, redeem_request(shop, 70))
     await client.apply(booking(shop, 70, 897, 2_000))
-    assert await left(client, shop, customer_of(shop)) == 30
+    assert await left_today(client, shop, customer_ref(shop)) == 30
 
 
-async def test_what_is_released_still_counts(service: Service, client: Client, shop: Shop) -> None:
-    """A redemption that SHOPLINE did not book in time was one all the same, until it is reversed."""
+async def test_released_redemption_counts_until_reversed(service: Service, client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, criteria={MONTH: 100})
     service.clock.now_ms = ms("2026-06-01T00:00")
     await earn(client, shop, 1_000, updated_at=at(service.clock.now_ms - DAY_MS))
-    redemption = await redeem(client, order(shop, 100))
+    redemption = await redeem(client, redeem_request(shop, 100))
     service.clock.move(4 * DAY_MS / 1_000)
-    await service.server._redemptions.sweep(service.clock())
+    await service.server._redemptions.release_overdue(service.clock())
 
-    assert await findings(client, question(shop, 1)) == [819]
+    assert await violation_codes(client, validate_request(shop, 1)) == [819]
     await reverse(client, redemption)
-    assert await findings(client, question(shop, 100)) == []
+    assert await violation_codes(client, validate_request(shop, 100)) == []
 
 
-async def test_a_buyers_redemptions_follow_the_buyer(client: Client, shop: Shop) -> None:
-    """To the customer who takes them, and further; a customer's own stay with the customer."""
+async def test_redemptions_of_unregistered_buyer_follow_buyer_to_customer(client: Client, shop: Shop) -> None:
     for buyer_id in ("eve", "ada", "bob"):
         await earn(client, shop, 1_000, buyer_id)
-    await redeem(client, order(shop, 60, customer=customer_of(shop, "eve")))
+    await redeem(client, redeem_request(shop, 60, customer=customer_ref(shop, "eve")))
     eve = [{"store_id": shop.store_id, "buyer_id": "eve"}]
     await client.put_customer(shop.merchant_id, "c-ada", external_id="ada", buyers=eve)
     await client.put_customer(shop.merchant_id, "c-bob", external_id="bob")
-    ada, bob = (customer_of(shop, external_id=name) for name in ("ada", "bob"))
-    assert await left(client, shop, ada) == 40
-    await redeem(client, order(shop, 15, customer=ada))
-    assert (await left(client, shop, ada), await left(client, shop, bob)) == (25, 100)
+    ada, bob = (customer_ref(shop, external_id=name) for name in ("ada", "bob"))
+    assert await left_today(client, shop, ada) == 40
+    await redeem(client, redeem_request(shop, 15, customer=ada))
+    assert (await left_today(client, shop, ada), await left_today(client, shop, bob)) == (25, 100)
 
-    await move(client, shop, "c-ada", "c-bob", "eve")
-    assert (await left(client, shop, ada), await left(client, shop, bob)) == (85, 40)
-    assert await left(client, shop, customer_of(shop, "eve")) == 40
+    await move_buyer(client, shop, "c-ada", "c-bob", "eve")
+    assert (await left_today(client, shop, ada), await left_today(client, shop, bob)) == (85, 40)
+    assert await left_today(client, shop, customer_ref(shop, "eve")) == 40
 
 
-async def test_the_cap_is_a_customers_and_not_an_accounts(client: Client, shop: Shop) -> None:
-    """Whichever of their buyers they redeem by."""
+async def test_cap_is_shared_by_all_buyers_of_customer(client: Client, shop: Shop) -> None:
     other = Shop(shop.merchant_id, f"{shop.store_id}-2")
     await client.put_store(other.merchant_id, other.store_id)
     stores = [shop.store_id, other.store_id]
@@ -212,24 +207,23 @@ async def test_the_cap_is_a_customers_and_not_an_accounts(client: Client, shop: 
     buyers = [{"store_id": store_id, "buyer_id": "ada"} for store_id in stores]
     await client.put_customer(shop.merchant_id, "c-ada", buyers=buyers)
 
-    await redeem(client, order(shop, 60, customer=customer_of(shop, "ada")))
-    assert await left(client, shop, customer_of(other, "ada")) == 40
+    await redeem(client, redeem_request(shop, 60, customer=customer_ref(shop, "ada")))
+    assert await left_today(client, shop, customer_ref(other, "ada")) == 40
 
 
-# Many at once.
+# Concurrency.
 
 
-def succeeded(answers: list[Any]) -> int:
-    """Count the redemptions; all others were refused for the cap alone."""
-    redeemed = [answer for answer in answers if isinstance(answer, redemption_pb2.Redemption)]
-    assert {answer.details() for answer in answers if answer not in redeemed} <= {
+def succeeded(responses: list[Any]) -> int:
+    """Return how many calls redeemed; all others were refused for the cap."""
+    redeemed = [response for response in responses if isinstance(response, redemption_pb2.Redemption)]
+    assert {response.details() for response in responses if response not in redeemed} <= {
         "At most 100 points are redeemed a day."
     }
     return len(redeemed)
 
 
-async def test_two_groups_that_share_a_customer_share_the_customers_cap(client: Client, shop: Shop) -> None:
-    """Of 60 redemptions of 10 points at once, from two groups and on their own, 10 succeed."""
+async def test_cap_holds_for_customer_in_two_groups_under_concurrency(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, criteria={DAY: 100}, allow_group_redemption=True)
     for name in ("ada", "bob", "cyd"):
         await earn(client, shop, 1_000, name)
@@ -243,20 +237,20 @@ async def test_two_groups_that_share_a_customer_share_the_customers_cap(client: 
             members=[customers_pb2.UserGroup.Member(customer_id=each, can_redeem=True) for each in ("ada", name)],
         )
         await client.customers.PutUserGroup(customers_pb2.PutUserGroupRequest(user_group=group))
-    ada = customer_of(shop, external_id="ada")
+    ada = customer_ref(shop, external_id="ada")
     pools = [identity_pb2.UserGroupRef(id="of-bob"), identity_pb2.UserGroupRef(id="of-cyd"), None]
-    orders = [order(shop, 10, customer=ada, user_group2=pools[number % 3]) for number in range(60)]
+    orders = [redeem_request(shop, 10, customer=ada, user_group2=pools[number % 3]) for number in range(60)]
 
-    answers = await asyncio.gather(*(redeem(client, each) for each in orders), return_exceptions=True)
-    assert succeeded(answers) == 10
-    assert await left(client, shop, ada) == 0
-    assert await left(client, shop, customer_of(shop, external_id="bob")) == 100
+    responses = await asyncio.gather(*(redeem(client, each) for each in orders), return_exceptions=True)
+    assert succeeded(responses) == 10
+    assert await left_today(client, shop, ada) == 0
+    assert await left_today(client, shop, customer_ref(shop, external_id="bob")) == 100
 
 
-async def test_a_buyers_cap_holds_while_a_customer_takes_the_buyer(client: Client, shop: Shop) -> None:
-    """The buyer's redemptions that still run while the customer takes the buyer count for the customer's next ones.
+async def test_cap_holds_while_buyer_is_registered_to_customer(client: Client, shop: Shop) -> None:
+    """Redemptions that run during the registration count for the customer.
 
-    Those of the customer that come before are another person's, so that the customer redeems afterwards.
+    The customer redeems only afterwards: until then their redemptions are another person's.
     """
     for name in ("ada", "eve"):
         await earn(client, shop, 1_000, name)
@@ -267,24 +261,24 @@ async def test_a_buyers_cap_holds_while_a_customer_takes_the_buyer(client: Clien
     await earn(client, other, 1_000, "ada")
     own = [{"store_id": other.store_id, "buyer_id": "ada"}]
     await client.put_customer(shop.merchant_id, "c-ada", external_id="ada", buyers=own)
-    eve, ada = customer_of(shop, "eve"), customer_of(shop, external_id="ada")
+    eve, ada = customer_ref(shop, "eve"), customer_ref(shop, external_id="ada")
 
     async def take_and_redeem() -> None:
         buyers = [*own, {"store_id": shop.store_id, "buyer_id": "eve"}]
         await client.put_customer(shop.merchant_id, "c-ada", external_id="ada", buyers=buyers)
-        later = [redeem(client, order(shop, 30, customer=ada)) for _ in range(10)]
+        later = [redeem(client, redeem_request(shop, 30, customer=ada)) for _ in range(10)]
         await asyncio.gather(*later, return_exceptions=True)
 
-    calls = [redeem(client, order(shop, 30, customer=eve)) for _ in range(10)]
+    calls = [redeem(client, redeem_request(shop, 30, customer=eve)) for _ in range(10)]
     await asyncio.gather(*calls, take_and_redeem(), return_exceptions=True)
     request = redemption_pb2.ListRedemptionsRequest(merchant_id=shop.merchant_id, customer=ada)
     redeemed = (await client.redemption.ListRedemptions(request)).redemptions
-    assert 0 <= await left(client, shop, ada) == 100 - sum(each.points for each in redeemed)
+    assert 0 <= await left_today(client, shop, ada) == 100 - sum(each.points for each in redeemed)
 
 
 @asynccontextmanager
-async def another_server(service: Service, admin_token: str) -> AsyncIterator[Client]:
-    """Run a second server on the same database, and answer a client of it."""
+async def second_server(service: Service, admin_token: str) -> AsyncIterator[Client]:
+    """Run a second server on the same database, and yield a client of it."""
     server = Server(server_settings(), service.database_url, senders={}, clock=service.clock)
     await server.start()
     client = Client(server.port, admin_token)
@@ -295,10 +289,13 @@ async def another_server(service: Service, admin_token: str) -> AsyncIterator[Cl
         await server.stop()
 
 
-async def test_a_redemption_that_is_still_running_counts(
+async def test_running_redemption_of_buyer_counts_after_registration(
     service: Service, client: Client, shop: Shop, admin_token: str
 ) -> None:
-    """A buyer's, of points of another program, while a customer takes the buyer and redeems their own elsewhere."""
+    """The buyer draws on points of another program.
+
+    Meanwhile the customer takes the buyer and redeems in the first program.
+    """
     other = Shop(shop.merchant_id, f"{shop.store_id}-2")
     await client.put_store(other.merchant_id, other.store_id)
     for number, store_id in enumerate((shop.store_id, other.store_id), start=1):
@@ -312,7 +309,7 @@ async def test_a_redemption_that_is_still_running_counts(
     await earn(client, other, 1_000, "eve")
     await earn(client, shop, 1_000, "ada")
     own = [{"store_id": shop.store_id, "buyer_id": "ada"}]
-    is_running, may_go_on, draw = asyncio.Event(), asyncio.Event(), transactions._Redeeming._draws
+    is_running, may_go_on, draw = asyncio.Event(), asyncio.Event(), transactions._RedeemBatch._allocate
 
     async def draw_slowly(*arguments: Any) -> Any:
         if not is_running.is_set():
@@ -320,15 +317,15 @@ async def test_a_redemption_that_is_still_running_counts(
             await may_go_on.wait()
         return await draw(*arguments)
 
-    with patch.object(transactions._Redeeming, "_draws", draw_slowly):
-        request = order(shop, 60, customer=customer_of(other, "eve"), group_redemption=True)
+    with patch.object(transactions._RedeemBatch, "_allocate", draw_slowly):
+        request = redeem_request(shop, 60, customer=customer_ref(other, "eve"), group_redemption=True)
         first = asyncio.create_task(redeem(client, request))
         await is_running.wait()
         buyers = [*own, {"store_id": other.store_id, "buyer_id": "eve"}]
         await client.put_customer(shop.merchant_id, "c-ada", buyers=buyers)
-        # Another server, since one lets a merchant's redemptions wait for each other anyway.
-        async with another_server(service, admin_token) as elsewhere:
-            request = order(shop, 60, customer=customer_of(shop, "ada"))
+        # On a second server: within one, a merchant's redemptions wait for each other anyway.
+        async with second_server(service, admin_token) as elsewhere:
+            request = redeem_request(shop, 60, customer=customer_ref(shop, "ada"))
             second = asyncio.create_task(refused(redeem(elsewhere, request)))
             await until_locks_are_awaited(service.database_url)
             may_go_on.set()

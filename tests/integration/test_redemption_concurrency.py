@@ -1,4 +1,4 @@
-"""Everything at once: redemptions, bookings, reversals, sweeps and changes of customers never wait in a circle."""
+"""Concurrent calls of every kind never deadlock."""
 
 import asyncio
 import itertools
@@ -11,11 +11,22 @@ import grpc
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
+from pointbook_common.durations import DAY_MS
 from pointbook_server.redemption import transactions
 from support.harness import NOW_MS, Client, Service, Shop, at, refusal, unique
 from support.ledger import check_book
 from support.points import ORDERS, send, superuser
-from support.redemption import DAY_MS, SETTLED, UNSETTLED, booking, customer_of, earn, get, order, redeem, reverse
+from support.redemption import (
+    SETTLED,
+    UNSETTLED,
+    booking,
+    customer_ref,
+    earn,
+    get_redemption,
+    redeem,
+    redeem_request,
+    reverse,
+)
 
 NAMES = ("ada", "bob", "cyd", "dan")
 PAIRS = list(itertools.combinations(NAMES, 2))
@@ -24,7 +35,7 @@ EXPECTED = {"INSUFFICIENT_POINTS", "ALREADY_REVERSED", "REDEMPTION_SETTLED"}
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """A shop with four customers of 1,000 points each, every two of whom are a group."""
+    """Create a shop with four customers of 1,000 points, each two of them a group."""
     client = service.client
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, allow_group_redemption=True)
     for name in NAMES:
@@ -43,7 +54,7 @@ async def put_customer(client: Client, shop: Shop, name: str) -> None:
 
 
 async def put_group(client: Client, shop: Shop, pair: tuple[str, str]) -> None:
-    """Put the group of two customers, without a primary member in common with other groups."""
+    """Put the group of two customers; no two groups have the same primary member."""
     members = [customers_pb2.UserGroup.Member(customer_id=name, can_redeem=True) for name in pair]
     group_id = "-".join(pair)
     primary = f"p-{group_id}"
@@ -58,7 +69,7 @@ async def put_group(client: Client, shop: Shop, pair: tuple[str, str]) -> None:
 
 
 async def deadlocks(service: Service) -> int:
-    """How many deadlocks the database has had to break."""
+    """Return how many deadlocks the database has broken."""
     async with superuser(service) as connection:
         await connection.execute("SELECT pg_stat_force_next_flush(), pg_stat_clear_snapshot()")
         return int(
@@ -66,24 +77,25 @@ async def deadlocks(service: Service) -> int:
         )
 
 
-async def audits(service: Service, shop: Shop) -> list[str]:
-    """Which redemptions were released, as often as they were."""
+async def released_ids(service: Service, shop: Shop) -> list[str]:
+    """Return the ids of released redemptions, once per release."""
     query = "SELECT redemption_id FROM redemption_audit WHERE merchant_id = $1 AND action = 'RELEASE'"
     async with superuser(service) as connection:
         return [row["redemption_id"] for row in await connection.fetch(query, shop.merchant_id)]
 
 
-async def test_nothing_waits_in_a_circle(service: Service, client: Client, shop: Shop) -> None:
-    """All locks are taken in one order: the database breaks no deadlock, and no call is told of a conflict."""
-    rng = random.Random(7)  # noqa: S311 - any order will do
-    kept: list[redemption_pb2.Redemption] = []
+async def test_concurrent_calls_of_every_kind_cause_no_deadlock(service: Service, client: Client, shop: Shop) -> None:
+    rng = random.Random(7)  # noqa: S311 - only the order is random
+    redemptions: list[redemption_pb2.Redemption] = []
 
-    async def redeem_and_more(number: int) -> None:
+    async def redeem_book_and_reverse(number: int) -> None:
         pair = rng.choice(PAIRS)
         group = identity_pb2.UserGroupRef(id="-".join(pair)) if number % 3 else None
-        customer = customer_of(shop, external_id=rng.choice(pair))
-        redemption = await redeem(client, order(shop, rng.randrange(1, 1_200), customer=customer, user_group2=group))
-        kept.append(redemption)
+        customer = customer_ref(shop, external_id=rng.choice(pair))
+        redemption = await redeem(
+            client, redeem_request(shop, rng.randrange(1, 1_200), customer=customer, user_group2=group)
+        )
+        redemptions.append(redemption)
         drawn = redemption.draws[0]
         if number % 2:
             after_ms = service.clock.now_ms - NOW_MS
@@ -93,26 +105,26 @@ async def test_nothing_waits_in_a_circle(service: Service, client: Client, shop:
         else:
             await reverse(client, redemption, rng.choice([0, 1]))
 
-    async def change(number: int) -> None:
+    async def change_customer(number: int) -> None:
         await (
             put_customer(client, shop, rng.choice(NAMES)) if number % 2 else put_group(client, shop, rng.choice(PAIRS))
         )
 
     async def sweep() -> None:
         service.clock.move(1)
-        await service.server._redemptions.sweep(service.clock())
+        await service.server._redemptions.release_overdue(service.clock())
 
     before = await deadlocks(service)
-    calls: list[Any] = [redeem_and_more(number) for number in range(120)]
-    calls += [change(number) for number in range(40)] + [sweep() for _ in range(10)]
+    calls: list[Any] = [redeem_book_and_reverse(number) for number in range(120)]
+    calls += [change_customer(number) for number in range(40)] + [sweep() for _ in range(10)]
     rng.shuffle(calls)
-    answers = await asyncio.gather(*calls, return_exceptions=True)
+    responses = await asyncio.gather(*calls, return_exceptions=True)
 
-    errors = [answer for answer in answers if answer is not None]
+    errors = [response for response in responses if response is not None]
     assert all(isinstance(error, grpc.aio.AioRpcError) for error in errors), errors
     assert {refusal(error).reason for error in errors if isinstance(error, grpc.aio.AioRpcError)} <= EXPECTED
     assert await deadlocks(service) == before
-    assert kept
+    assert redemptions
     book = await check_book(service.database_url, shop.merchant_id)
     for account in (each.account for each in book.values()):
         points = account.points_at(service.clock.now_ms)
@@ -121,13 +133,13 @@ async def test_nothing_waits_in_a_circle(service: Service, client: Client, shop:
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["in one batch", "one by one"])
-async def test_bookings_settle_in_whatever_order_they_come(client: Client, shop: Shop, *, together: bool) -> None:
-    """Among others, late or not: each redemption is settled by its own, and the account is the fold all the same."""
+async def test_bookings_settle_redemptions_in_any_order(client: Client, shop: Shop, *, together: bool) -> None:
     for number, arrivals in enumerate(itertools.permutations(range(4))):
         buyer_id = f"buyer-{number}-{together}"
         await earn(client, shop, 1_000, buyer_id)
         redemptions = [
-            await redeem(client, order(shop, points, customer=customer_of(shop, buyer_id))) for points in (30, 40)
+            await redeem(client, redeem_request(shop, points, customer=customer_ref(shop, buyer_id)))
+            for points in (30, 40)
         ]
         updates = [
             booking(shop, 30, 970, 1_000, buyer_id=buyer_id),
@@ -143,14 +155,13 @@ async def test_bookings_settle_in_whatever_order_they_come(client: Client, shop:
             for place in arrivals:
                 await client.apply(updates[place])
 
-        assert [(await get(client, each)).state for each in redemptions] == [SETTLED, SETTLED]
+        assert [(await get_redemption(client, each)).state for each in redemptions] == [SETTLED, SETTLED]
         account = await client.account(shop.merchant_id, shop.store_id, buyer_id)
         assert (account.points_balance, account.drift, account.active_points, account.held_points) == (932, 0, 932, 0)
 
 
-async def test_a_booking_without_a_balance_that_is_refused_settles_nothing(client: Client, shop: Shop) -> None:
-    """The points are held as before."""
-    redemption = await redeem(client, order(shop, 50, customer=customer_of(shop, external_id="ada")))
+async def test_refused_booking_without_balance_settles_nothing(client: Client, shop: Shop) -> None:
+    redemption = await redeem(client, redeem_request(shop, 50, customer=customer_ref(shop, external_id="ada")))
     await client.apply(
         shop.update(
             "ada",
@@ -165,43 +176,43 @@ async def test_a_booking_without_a_balance_that_is_refused_settles_nothing(clien
     (result,) = await send(client, update)
 
     assert result.error.reason == "INSUFFICIENT_POINTS"
-    assert not (await get(client, redemption)).reversed_points
+    assert not (await get_redemption(client, redemption)).reversed_points
     account = await client.account(shop.merchant_id, shop.store_id, "ada")
     assert (account.points_balance, account.active_points, account.held_points) == (10, 0, 50)
 
 
-async def test_several_sweeps_at_once_release_once(service: Service, client: Client, shop: Shop) -> None:
-    """However many servers do it."""
-    redemptions = await overdue(service, client, shop, 40)
-    await asyncio.gather(*(service.server._redemptions.sweep(service.clock()) for _ in range(5)))
-    await service.server._redemptions.sweep(service.clock())
+async def test_concurrent_sweeps_release_once(service: Service, client: Client, shop: Shop) -> None:
+    redemptions = await redeem_overdue(service, client, shop, 40)
+    await asyncio.gather(*(service.server._redemptions.release_overdue(service.clock()) for _ in range(5)))
+    await service.server._redemptions.release_overdue(service.clock())
 
-    assert sorted(await audits(service, shop)) == sorted(each.redemption_id for each in redemptions)
-    assert {(await get(client, each)).state for each in redemptions} == {UNSETTLED}
-
-
-async def test_a_sweep_releases_all_that_is_overdue(service: Service, client: Client, shop: Shop) -> None:
-    """However much there is of it, in one transaction after another."""
-    await overdue(service, client, shop, 120)
-    with patch.object(transactions, "SWEEP_COUNT", 25):
-        assert await service.server._redemptions.sweep(service.clock()) == 120
-        assert await service.server._redemptions.sweep(service.clock()) == 0
+    assert sorted(await released_ids(service, shop)) == sorted(each.redemption_id for each in redemptions)
+    assert {(await get_redemption(client, each)).state for each in redemptions} == {UNSETTLED}
 
 
-async def overdue(service: Service, client: Client, shop: Shop, count: int) -> list[redemption_pb2.Redemption]:
-    """Redeem a point many times, and let the time for SHOPLINE to book it go by."""
-    people = [customer_of(shop, external_id=name) for name in NAMES]
+async def test_sweep_releases_all_overdue_redemptions_in_several_transactions(
+    service: Service, client: Client, shop: Shop
+) -> None:
+    await redeem_overdue(service, client, shop, 120)
+    with patch.object(transactions, "RELEASE_COUNT", 25):
+        assert await service.server._redemptions.release_overdue(service.clock()) == 120
+        assert await service.server._redemptions.release_overdue(service.clock()) == 0
+
+
+async def redeem_overdue(service: Service, client: Client, shop: Shop, count: int) -> list[redemption_pb2.Redemption]:
+    """Redeem a point `count` times, and advance the clock past the settlement window."""
+    people = [customer_ref(shop, external_id=name) for name in NAMES]
     redemptions = await asyncio.gather(
-        *(redeem(client, order(shop, 1, customer=people[number % len(people)])) for number in range(count))
+        *(redeem(client, redeem_request(shop, 1, customer=people[number % len(people)])) for number in range(count))
     )
     service.clock.move(4 * DAY_MS / 1_000)
     return list(redemptions)
 
 
-async def test_a_sweep_leaves_what_somebody_works_on(service: Service, client: Client, shop: Shop) -> None:
-    """It does not wait; the next one comes for it."""
+async def test_sweep_skips_locked_accounts(service: Service, client: Client, shop: Shop) -> None:
     mine, other = [
-        await redeem(client, order(shop, 1, customer=customer_of(shop, external_id=name))) for name in ("ada", "bob")
+        await redeem(client, redeem_request(shop, 1, customer=customer_ref(shop, external_id=name)))
+        for name in ("ada", "bob")
     ]
     service.clock.move(4 * DAY_MS / 1_000)
     async with superuser(service) as connection, connection.transaction():
@@ -209,15 +220,18 @@ async def test_a_sweep_leaves_what_somebody_works_on(service: Service, client: C
         await connection.execute("SELECT set_config('lock_timeout', '1s', true)")
         await connection.fetch(query, shop.merchant_id)
         async with asyncio.timeout(2):
-            await service.server._redemptions.sweep(service.clock())
-        assert await audits(service, shop) == [other.redemption_id]
-    await service.server._redemptions.sweep(service.clock())
-    assert sorted(await audits(service, shop)) == sorted([mine.redemption_id, other.redemption_id])
+            await service.server._redemptions.release_overdue(service.clock())
+        assert await released_ids(service, shop) == [other.redemption_id]
+    await service.server._redemptions.release_overdue(service.clock())
+    assert sorted(await released_ids(service, shop)) == sorted([mine.redemption_id, other.redemption_id])
 
 
-async def test_the_points_of_a_blocked_account_are_waited_for(service: Service, client: Client, shop: Shop) -> None:
-    """A database that is slow makes a call wait, and not redeem twice: whoever gives up and repeats gets one answer."""
-    request = order(shop, 50, customer=customer_of(shop, external_id="ada"), external_reference_number=unique("order"))
+async def test_redeeming_waits_for_locked_account_and_redeems_once(
+    service: Service, client: Client, shop: Shop
+) -> None:
+    request = redeem_request(
+        shop, 50, customer=customer_ref(shop, external_id="ada"), external_reference_number=unique("order")
+    )
     async with superuser(service) as connection, connection.transaction():
         query = "SELECT 1 FROM points_accounts WHERE merchant_id = $1 AND buyer_id = 'ada' FOR UPDATE"
         await connection.fetch(query, shop.merchant_id)
@@ -226,7 +240,7 @@ async def test_the_points_of_a_blocked_account_are_waited_for(service: Service, 
     codes = {error.code() for error in given_up if isinstance(error, grpc.aio.AioRpcError)}
     assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED}
 
-    answers = [await redeem(client, request) for _ in range(3)]
-    assert len({answer.redemption_id for answer in answers}) == 1
+    responses = [await redeem(client, request) for _ in range(3)]
+    assert len({response.redemption_id for response in responses}) == 1
     account = await client.account(shop.merchant_id, shop.store_id, "ada")
     assert (account.active_points, account.held_points) == (950, 50)

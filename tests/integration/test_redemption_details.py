@@ -1,4 +1,4 @@
-"""What support reads of a redemption: found by either name, with its customer, its reversals and the points of now."""
+"""What GetRedemption and ListRedemptions return of a redemption."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -8,54 +8,63 @@ import grpc
 import pytest
 
 from pointbook.v1 import redemption_pb2
-from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.access.rules import split_bearer
 from support.harness import NOW_MS, Client, Service, Shop, make_token, refused, unique
-from support.redemption import SETTLED, UNSETTLED, booking, customer_of, earn, get, order, redeem, reverse
+from support.redemption import (
+    SETTLED,
+    UNSETTLED,
+    booking,
+    customer_ref,
+    earn,
+    get_redemption,
+    redeem,
+    redeem_request,
+    reverse,
+)
 from support.statements import counted_statements
 
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """A shop with a program without criteria, and a buyer who has 500 points."""
+    """Create a shop with a program without criteria, and a buyer with 500 points."""
     await service.client.put_program(shop.merchant_id, shop.store_id, criteria={})
     await earn(service.client, shop, 500)
     yield shop
     service.clock.now_ms = NOW_MS
 
 
-async def by_reference(client: Client, shop: Shop, reference: str) -> redemption_pb2.Redemption:
-    """Read a redemption by the reference that it was redeemed under."""
+async def get_by_reference(client: Client, shop: Shop, reference: str) -> redemption_pb2.Redemption:
+    """Read a redemption by its reference."""
     request = redemption_pb2.GetRedemptionRequest(merchant_id=shop.merchant_id, external_reference_number=reference)
     return (await client.redemption.GetRedemption(request)).redemption
 
 
-async def listed(client: Client, shop: Shop, **changes: Any) -> list[redemption_pb2.Redemption]:
-    """List a merchant's redemptions."""
+async def list_redemptions(client: Client, shop: Shop, **changes: Any) -> list[redemption_pb2.Redemption]:
+    """Return a merchant's redemptions."""
     request = redemption_pb2.ListRedemptionsRequest(merchant_id=shop.merchant_id, **changes)
     return list((await client.redemption.ListRedemptions(request)).redemptions)
 
 
 @pytest.mark.parametrize("reference", ["order-17", "a/b?c=d&e", "x" * 128, "17"])
-async def test_a_redemption_is_found_by_its_reference_as_by_its_id(client: Client, shop: Shop, reference: str) -> None:
-    """Both names return the same redemption."""
-    made = await redeem(client, order(shop, 100, external_reference_number=reference))
+async def test_redemption_is_found_by_reference_and_by_id(client: Client, shop: Shop, reference: str) -> None:
+    made = await redeem(client, redeem_request(shop, 100, external_reference_number=reference))
 
-    assert await by_reference(client, shop, reference) == await get(client, made)
+    assert await get_by_reference(client, shop, reference) == await get_redemption(client, made)
 
 
-async def test_a_reference_of_another_merchant_or_of_a_reversal_finds_nothing(client: Client, shop: Shop) -> None:
-    """A reference is exact, and belongs to one merchant and one kind of call."""
-    made = await redeem(client, order(shop, 100, external_reference_number="mine"))
+async def test_reference_of_another_merchant_or_of_reversal_is_not_found(client: Client, shop: Shop) -> None:
+    made = await redeem(client, redeem_request(shop, 100, external_reference_number="mine"))
     await reverse(client, made, external_reference_number="back")
     other = Shop(unique("merchant"), unique("store"))
 
     for shop_asked, reference in ((other, "mine"), (shop, "back"), (shop, "Mine")):
-        found = await refused(by_reference(client, shop_asked, reference))
-        assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "REDEMPTION_NOT_FOUND")
+        refusal = await refused(get_by_reference(client, shop_asked, reference))
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "REDEMPTION_NOT_FOUND")
 
 
 @pytest.mark.parametrize(
-    ("named", "field"),
+    ("key", "field"),
     [
         ({}, "redemption"),
         ({"redemption_id": ""}, "redemption_id"),
@@ -65,17 +74,15 @@ async def test_a_reference_of_another_merchant_or_of_a_reversal_finds_nothing(cl
         ({"external_reference_number": "x" * 129}, "external_reference_number"),
     ],
 )
-async def test_exactly_one_valid_name_is_required(client: Client, shop: Shop, named: Any, field: str) -> None:
-    """The error names the field that is wrong."""
-    request = redemption_pb2.GetRedemptionRequest(merchant_id=shop.merchant_id, **named)
-    found = await refused(client.redemption.GetRedemption(request))
+async def test_either_id_or_reference_is_required(client: Client, shop: Shop, key: Any, field: str) -> None:
+    request = redemption_pb2.GetRedemptionRequest(merchant_id=shop.merchant_id, **key)
+    refusal = await refused(client.redemption.GetRedemption(request))
 
-    assert set(found.fields) == {field}
+    assert set(refusal.fields) == {field}
 
 
-async def test_a_request_of_an_older_client_is_read_as_before(client: Client, shop: Shop) -> None:
-    """The id keeps its number on the wire."""
-    made = await redeem(client, order(shop, 100))
+async def test_redemption_id_keeps_its_field_number(client: Client, shop: Shop) -> None:
+    made = await redeem(client, redeem_request(shop, 100))
     ids = [made.merchant_id.encode(), made.redemption_id.encode()]
     wire = b"".join(bytes([number << 3 | 2, len(text)]) + text for number, text in enumerate(ids, 1))
 
@@ -83,69 +90,61 @@ async def test_a_request_of_an_older_client_is_read_as_before(client: Client, sh
     assert (await client.redemption.GetRedemption(request)).redemption.redemption_id == made.redemption_id
 
 
-async def test_a_redemption_names_its_customer(client: Client, shop: Shop) -> None:
-    """A registered customer by id, any other buyer by store and buyer."""
+async def test_redemption_has_customer_id_or_buyer(client: Client, shop: Shop) -> None:
     await client.put_customer(shop.merchant_id, "c-1", mobile="+8613812345678")
     await client.put_customer(
         shop.merchant_id, "c-2", email="ada@example.com", buyers=[{"store_id": shop.store_id, "buyer_id": "ada"}]
     )
     await earn(client, shop, 500, "ada")
-    unregistered = await redeem(client, order(shop, 100))
-    registered = await redeem(client, order(shop, 100, customer=customer_of(shop, email="ada@example.com")))
+    unregistered = await redeem(client, redeem_request(shop, 100))
+    registered = await redeem(client, redeem_request(shop, 100, customer=customer_ref(shop, email="ada@example.com")))
 
     assert (unregistered.customer.buyer.store_id, unregistered.customer.buyer.buyer_id) == (shop.store_id, "buyer")
     assert registered.customer.customer_id == "c-2"
     for made in (unregistered, registered):
-        assert (await get(client, made)).customer == made.customer
-    assert {each.redemption_id: each.customer for each in await listed(client, shop)} == {
+        assert (await get_redemption(client, made)).customer == made.customer
+    assert {each.redemption_id: each.customer for each in await list_redemptions(client, shop)} == {
         made.redemption_id: made.customer for made in (unregistered, registered)
     }
 
 
-async def test_a_redemption_lists_its_reversals_with_what_each_gave_back(
-    service: Service, client: Client, shop: Shop
-) -> None:
-    """Points of 0 are listed as what they came to; a repetition adds nothing."""
-    made = await redeem(client, order(shop, 100))
+async def test_reversals_are_listed_with_reversed_points(service: Service, client: Client, shop: Shop) -> None:
+    made = await redeem(client, redeem_request(shop, 100))
     for points, reference in ((30, "return-1"), (20, "return-2"), (0, "return-3")):
         service.clock.move(60)
         await reverse(client, made, points, external_reference_number=reference, notes=f"about {reference}")
     await reverse(client, made, 30, external_reference_number="return-1")
 
-    for found in (await get(client, made), *await listed(client, shop)):
+    for redemption in (await get_redemption(client, made), *await list_redemptions(client, shop)):
         assert [
             (each.external_reference_number, each.points, each.notes, each.create_time.ToMilliseconds() - NOW_MS)
-            for each in found.reversals
+            for each in redemption.reversals
         ] == [
             ("return-3", 50, "about return-3", 180_000),
             ("return-2", 20, "about return-2", 120_000),
             ("return-1", 30, "about return-1", 60_000),
         ]
-        assert {each.redemption_id for each in found.reversals} == {made.redemption_id}
-        assert not found.reversals_truncated
+        assert {each.redemption_id for each in redemption.reversals} == {made.redemption_id}
+        assert not redemption.reversals_truncated
 
 
-async def test_only_the_newest_hundred_reversals_are_listed(client: Client, shop: Shop) -> None:
-    """A redemption stays smaller than a message may be."""
-    made = await redeem(client, order(shop, 200))
+async def test_at_most_hundred_newest_reversals_are_listed(client: Client, shop: Shop) -> None:
+    made = await redeem(client, redeem_request(shop, 200))
     for number in range(102):
         await reverse(client, made, 1, external_reference_number=f"return-{number:03}")
 
-    found = await get(client, made)
-    assert len(found.reversals) == 100
-    assert found.reversals_truncated
-    assert found.reversed_points == 102
+    redemption = await get_redemption(client, made)
+    assert len(redemption.reversals) == 100
+    assert redemption.reversals_truncated
+    assert redemption.reversed_points == 102
 
 
-async def test_redemptions_reversals_and_settlements_keep_the_token_that_made_them(
-    service: Service, shop: Shop
-) -> None:
-    """Support sees which till it was."""
+async def test_redemptions_reversals_and_settlements_have_id_of_their_token(service: Service, shop: Shop) -> None:
     bearers = [await make_token(service.database_url, [ALL_MERCHANTS], list(Scope)) for _ in range(2)]
     till, desk = (Client(service.server.port, bearer) for bearer in bearers)
-    made = await redeem(till, order(shop, 100))
+    made = await redeem(till, redeem_request(shop, 100))
     await reverse(desk, made, 40)
-    found = await get(desk, made)
+    redemption = await get_redemption(desk, made)
     request = redemption_pb2.SettleRedemptionRequest(
         merchant_id=shop.merchant_id, redemption_id=made.redemption_id, reason="its webhook was lost"
     )
@@ -154,8 +153,8 @@ async def test_redemptions_reversals_and_settlements_keep_the_token_that_made_th
     await desk.close()
 
     token_ids = [split_bearer(bearer)[0] for bearer in bearers]
-    assert [made.actor, found.actor] == [token_ids[0]] * 2
-    assert [each.actor for each in found.reversals] == [token_ids[1]]
+    assert [made.actor, redemption.actor] == [token_ids[0]] * 2
+    assert [each.actor for each in redemption.reversals] == [token_ids[1]]
     connection = await asyncpg.connect(service.database_url)
     audit = await connection.fetchrow(
         "SELECT action, points, actor, redeemer FROM redemption_audit WHERE redemption_id = $1", made.redemption_id
@@ -164,35 +163,31 @@ async def test_redemptions_reversals_and_settlements_keep_the_token_that_made_th
     assert tuple(audit) == ("SETTLE", 60, token_ids[1], f"buyer {shop.store_id} buyer")
 
 
-async def test_current_active_points_follow_the_account_while_active_points_stay(
+async def test_current_active_points_change_and_active_points_do_not(
     service: Service, client: Client, shop: Shop
 ) -> None:
-    """Other redemptions, reversals, bookings and time move them."""
-    made = await redeem(client, order(shop, 100))
+    made = await redeem(client, redeem_request(shop, 100))
     assert not made.HasField("current_active_points")
-    seen = []
+    active_points = []
     for act in (
-        lambda: redeem(client, order(shop, 150)),
+        lambda: redeem(client, redeem_request(shop, 150)),
         lambda: reverse(client, made, 40),
         lambda: client.apply(booking(shop, 60, 440)),
     ):
-        seen.append((await get(client, made)).current_active_points)
+        active_points.append((await get_redemption(client, made)).current_active_points)
         await act()
-    found = await get(client, made)
+    redemption = await get_redemption(client, made)
 
-    assert [*seen, found.current_active_points] == [400, 250, 290, 290]
-    assert (found.active_points, found.state) == (400, SETTLED)
-    assert [each.current_active_points for each in await listed(client, shop)] == [290, 290]
+    assert [*active_points, redemption.current_active_points] == [400, 250, 290, 290]
+    assert (redemption.active_points, redemption.state) == (400, SETTLED)
+    assert [each.current_active_points for each in await list_redemptions(client, shop)] == [290, 290]
     service.clock.move(3 * 86_400 + 1)
-    found_late = await listed(client, shop)
-    assert {each.state for each in found_late} == {SETTLED, UNSETTLED}
-    assert [each.current_active_points for each in found_late] == [440, 440]
+    released = await list_redemptions(client, shop)
+    assert {each.state for each in released} == {SETTLED, UNSETTLED}
+    assert [each.current_active_points for each in released] == [440, 440]
 
 
-async def test_current_active_points_are_those_of_the_group_and_the_programs_drawn_from(
-    client: Client, shop: Shop
-) -> None:
-    """By the settings of now."""
+async def test_current_active_points_cover_group_and_other_programs(client: Client, shop: Shop) -> None:
     store = unique("store")
     await client.put_store(shop.merchant_id, store)
     lends = {"criteria": {}, "allow_cross_program_redemption": True, "allow_group_redemption": True}
@@ -204,19 +199,18 @@ async def test_current_active_points_are_those_of_the_group_and_the_programs_dra
         await earn(client, Shop(shop.merchant_id, store_id), points, f"b-{number}")
     members = [{"customer_id": f"c-{number}", "can_redeem": True} for number in (1, 2)]
     await client.put_group(shop.merchant_id, "family", primary_customer_id="c-1", members=members)
-    customer = customer_of(shop, external_id="x-1")
-    alone = await redeem(client, order(shop, 10, customer=customer))
+    customer = customer_ref(shop, external_id="x-1")
+    alone = await redeem(client, redeem_request(shop, 10, customer=customer))
     pooled = await redeem(
-        client, order(shop, 10, customer=customer, user_group2={"id": "family"}, group_redemption=True)
+        client, redeem_request(shop, 10, customer=customer, user_group2={"id": "family"}, group_redemption=True)
     )
 
-    assert [(await get(client, made)).current_active_points for made in (alone, pooled)] == [280, 350]
+    assert [(await get_redemption(client, made)).current_active_points for made in (alone, pooled)] == [280, 350]
     await client.put_program(shop.merchant_id, store, program_id=2, criteria={})
-    assert [(await get(client, made)).current_active_points for made in (alone, pooled)] == [280, 280]
+    assert [(await get_redemption(client, made)).current_active_points for made in (alone, pooled)] == [280, 280]
 
 
-async def test_a_page_takes_as_many_statements_as_one_redemption(client: Client, shop: Shop) -> None:
-    """However many customers and groups the page has."""
+async def test_page_takes_as_many_statements_as_one_redemption(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, allow_group_redemption=True)
 
     async def redeem_and_reverse(number: int) -> None:
@@ -230,18 +224,18 @@ async def test_a_page_takes_as_many_statements_as_one_redemption(client: Client,
             primary_customer_id=f"c-{number}",
             members=[{"customer_id": f"c-{number}", "can_redeem": True}],
         )
-        customer = customer_of(shop, external_id=f"x-{number}")
-        made = await redeem(client, order(shop, 10, customer=customer, user_group2={"id": f"group-{number}"}))
+        customer = customer_ref(shop, external_id=f"x-{number}")
+        made = await redeem(client, redeem_request(shop, 10, customer=customer, user_group2={"id": f"group-{number}"}))
         await reverse(client, made, 4)
 
     await redeem_and_reverse(1)
     with counted_statements(shop) as of_one:
-        assert len(await listed(client, shop)) == 1
+        assert len(await list_redemptions(client, shop)) == 1
     for number in range(2, 12):
         await redeem_and_reverse(number)
     with counted_statements(shop) as of_many:
-        found = await listed(client, shop)
+        redemption = await list_redemptions(client, shop)
 
-    assert [each.current_active_points for each in found] == [94] * 11
-    assert all(each.reversals for each in found)
+    assert [each.current_active_points for each in redemption] == [94] * 11
+    assert all(each.reversals for each in redemption)
     assert len(of_many) == len(of_one) <= 8

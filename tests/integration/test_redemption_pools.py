@@ -1,4 +1,4 @@
-"""Pools: the points of a user group's members, and those of a merchant's other programs."""
+"""Pools: the points of a group's members, and of a merchant's other programs."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -8,19 +8,19 @@ import grpc
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+from pointbook_common.durations import DAY_MS
 from pointbook_server.redemption.transactions import RedemptionTransactions
 from support.harness import NOW_MS, Client, Service, Shop, at, refused
 from support.redemption import (
-    DAY_MS,
-    customer_of,
-    drawn,
+    account_points,
+    customer_ref,
+    draws_by_buyer,
     earn,
-    findings,
-    order,
-    points_of,
-    question,
     redeem,
+    redeem_request,
     reverse,
+    validate_request,
+    violation_codes,
 )
 
 POINTS = {"ada": 10, "bob": 20, "cyd": 40, "dan": 80, "eve": 160}
@@ -35,8 +35,8 @@ GroupRef = identity_pb2.UserGroupRef
 Member = customers_pb2.UserGroup.Member
 
 
-def primary(source: str, kind: str, value: str, account_id: str = "") -> GroupRef:
-    """Choose a group by its primary member's identifier in a source."""
+def by_primary(source: str, kind: str, value: str, account_id: str = "") -> GroupRef:
+    """Build a selector of a group by its primary member's identifier in a source."""
     return GroupRef(
         primary_user_source=identity_pb2.UserSource.Value(f"USER_SOURCE_{source}"),
         primary_user_account_id=account_id,
@@ -46,34 +46,34 @@ def primary(source: str, kind: str, value: str, account_id: str = "") -> GroupRe
 
 
 PRIMARIES = [
-    primary("INSTORE", "MOBILE", "138 1234 5678"),
-    primary("INSTORE", "MOBILE", "+8613812345678"),
-    primary("INSTORE", "EMAIL", "ADA@example.com"),
-    primary("INSTORE", "CARD_NUMBER", "4711"),
-    primary("INSTORE", "CARD_EXTERNAL_ID", "Card-1"),
-    primary("INSTORE", "CUSTOMER_ID", "ada"),
-    primary("INSTORE", "CARD_NUMBER", "till-card", "till-7"),
-    primary("LINE", "CUSTOMER_ID", "U-ada"),
-    primary("WECHAT", "MOBILE", "139 1234 5678", "wx-1"),
-    primary("TMALL", "EMAIL", "ADA@tmall.example"),
+    by_primary("INSTORE", "MOBILE", "138 1234 5678"),
+    by_primary("INSTORE", "MOBILE", "+8613812345678"),
+    by_primary("INSTORE", "EMAIL", "ADA@example.com"),
+    by_primary("INSTORE", "CARD_NUMBER", "4711"),
+    by_primary("INSTORE", "CARD_EXTERNAL_ID", "Card-1"),
+    by_primary("INSTORE", "CUSTOMER_ID", "ada"),
+    by_primary("INSTORE", "CARD_NUMBER", "till-card", "till-7"),
+    by_primary("LINE", "CUSTOMER_ID", "U-ada"),
+    by_primary("WECHAT", "MOBILE", "139 1234 5678", "wx-1"),
+    by_primary("TMALL", "EMAIL", "ADA@tmall.example"),
 ]
 NOBODYS = [
     GroupRef(id="Family"),
     GroupRef(external_id="family"),
     GroupRef(primary_user_id="bob"),
-    GroupRef(primary_user_id="nobody"),
-    primary("INSTORE", "MOBILE", "139 1234 5678"),
-    primary("INSTORE", "MOBILE", "no number"),
-    primary("INSTORE", "CARD_NUMBER", "till-card"),
-    primary("LINE", "CUSTOMER_ID", "u-ada"),
-    primary("LINE", "CUSTOMER_ID", "U-ada", "other"),
-    primary("WECHAT", "MOBILE", "139 1234 5678", "wx-2"),
-    primary("FACEBOOK", "CUSTOMER_ID", "U-ada"),
+    GroupRef(primary_user_id="unknown"),
+    by_primary("INSTORE", "MOBILE", "139 1234 5678"),
+    by_primary("INSTORE", "MOBILE", "no number"),
+    by_primary("INSTORE", "CARD_NUMBER", "till-card"),
+    by_primary("LINE", "CUSTOMER_ID", "u-ada"),
+    by_primary("LINE", "CUSTOMER_ID", "U-ada", "other"),
+    by_primary("WECHAT", "MOBILE", "139 1234 5678", "wx-2"),
+    by_primary("FACEBOOK", "CUSTOMER_ID", "U-ada"),
 ]
 PARTIAL = {
     "nothing": (GroupRef(), {"user_group2"}),
     "WECHAT without its account": (
-        primary("WECHAT", "MOBILE", "+8613912345678"),
+        by_primary("WECHAT", "MOBILE", "+8613912345678"),
         {"user_group2.primary_user_account_id"},
     ),
     "no source": (
@@ -97,13 +97,13 @@ PARTIAL = {
 }
 
 
-def name_of(selector: GroupRef) -> str:
-    """Name a selector in a test's id."""
+def selector_id(selector: GroupRef) -> str:
+    """Return a selector as a test's id."""
     return " ".join(str(value) for _, value in selector.ListFields())
 
 
 def member(name: str, **changes: bool) -> customers_pb2.UserGroup.Member:
-    """Make a member who may redeem."""
+    """Build a member who may redeem."""
     values: dict[str, Any] = {"customer_id": name, "can_redeem": True, **changes}
     return Member(**values)
 
@@ -111,7 +111,7 @@ def member(name: str, **changes: bool) -> customers_pb2.UserGroup.Member:
 async def put_group(
     client: Client, shop: Shop, *members: customers_pb2.UserGroup.Member, group_id: str = "family", **changes: Any
 ) -> None:
-    """Put a group, whose first member is the primary one."""
+    """Put a group whose first member is the primary one."""
     group = customers_pb2.UserGroup(
         merchant_id=shop.merchant_id,
         group_id=group_id,
@@ -122,20 +122,20 @@ async def put_group(
     await client.customers.PutUserGroup(customers_pb2.PutUserGroupRequest(user_group=group))
 
 
-def by(shop: Shop, name: str = "ada") -> identity_pb2.CustomerRef:
-    """Name one of the shop's customers."""
-    return customer_of(shop, external_id=name)
+def customer_by_name(shop: Shop, name: str = "ada") -> identity_pb2.CustomerRef:
+    """Build the reference of one of the shop's customers."""
+    return customer_ref(shop, external_id=name)
 
 
-def ask(
+def group_request(
     shop: Shop, points: int, group: GroupRef, name: str = "ada", **changes: Any
 ) -> redemption_pb2.ValidateRedemptionRequest:
-    """Ask whether a customer may redeem points of a group's pool."""
-    return question(shop, points, customer=by(shop, name), user_group2=group, **changes)
+    """Build a request to validate a redemption from a group's pool."""
+    return validate_request(shop, points, customer=customer_by_name(shop, name), user_group2=group, **changes)
 
 
 async def active_points(client: Client, request: redemption_pb2.ValidateRedemptionRequest) -> int:
-    """How many points an ask may draw on."""
+    """Return how many points a request may draw on."""
     return (await client.redemption.ValidateRedemption(request)).active_points
 
 
@@ -144,9 +144,9 @@ FAMILY = GroupRef(id="family")
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """A shop whose program lets groups pool points, and a family of Ada, Bob, Cyd who is blocked, and Dan, a fraud.
+    """Create a shop with a group of Ada, Bob, Cyd (blocked) and Dan (a fraud).
 
-    Eve is of no group. Each has points of their own, which tell whose are in a pool by their sum.
+    Eve is in no group. Each has a number of points of their own, so that a sum shows whose points are in it.
     """
     client = service.client
     await client.put_program(
@@ -189,48 +189,47 @@ def _identity(kind: str, value: str) -> dict[str, str]:
     return {"identifier_type": f"IDENTIFIER_TYPE_{kind}", "value": value}
 
 
-# Which group.
+# Selectors.
 
 
 @pytest.mark.parametrize("selector", SELECTORS.values(), ids=SELECTORS)
-async def test_a_group_is_chosen_by_every_selector(client: Client, shop: Shop, selector: dict[str, Any]) -> None:
-    """The pool is what Ada and Bob have: neither blocked members nor frauds contribute."""
+async def test_group_is_selected_by_every_selector(client: Client, shop: Shop, selector: dict[str, Any]) -> None:
+    """The pool excludes blocked members and frauds."""
     group = GroupRef(**selector)
 
-    assert await active_points(client, ask(shop, 30, group)) == 30
-    assert await findings(client, ask(shop, 30, group)) == []
-    assert await findings(client, ask(shop, 31, group)) == [803]
-    redemption = await redeem(client, order(shop, 30, customer=by(shop), user_group2=group))
-    assert sorted(drawn(redemption)) == [("ada", 10), ("bob", 20)]
+    assert await active_points(client, group_request(shop, 30, group)) == 30
+    assert await violation_codes(client, group_request(shop, 30, group)) == []
+    assert await violation_codes(client, group_request(shop, 31, group)) == [803]
+    redemption = await redeem(client, redeem_request(shop, 30, customer=customer_by_name(shop), user_group2=group))
+    assert sorted(draws_by_buyer(redemption)) == [("ada", 10), ("bob", 20)]
 
 
-@pytest.mark.parametrize("selector", PRIMARIES, ids=name_of)
-async def test_a_group_is_chosen_by_its_primary_members_identifier(
+@pytest.mark.parametrize("selector", PRIMARIES, ids=selector_id)
+async def test_group_is_selected_by_identifier_of_primary_member(
     client: Client, shop: Shop, selector: GroupRef
 ) -> None:
-    """Their own ones are INSTORE's without an account, written as every identifier is; the others a source's."""
-    assert await active_points(client, ask(shop, 1, selector)) == 30
-    assert await findings(client, ask(shop, 30, selector, "bob")) == []
+    assert await active_points(client, group_request(shop, 1, selector)) == 30
+    assert await violation_codes(client, group_request(shop, 30, selector, "bob")) == []
 
 
-@pytest.mark.parametrize("selector", NOBODYS, ids=name_of)
-async def test_there_is_no_such_group(client: Client, shop: Shop, selector: GroupRef) -> None:
-    """1632: an answer to a question, NOT_FOUND where points are to be redeemed."""
-    assert await findings(client, ask(shop, 1, selector)) == [1632]
-    found = await refused(redeem(client, order(shop, 1, customer=by(shop), user_group2=selector)))
-    assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "GROUP_NOT_FOUND")
-    assert found.metadata["status_code"] == "1632"
+@pytest.mark.parametrize("selector", NOBODYS, ids=selector_id)
+async def test_unknown_group_is_1632(client: Client, shop: Shop, selector: GroupRef) -> None:
+    assert await violation_codes(client, group_request(shop, 1, selector)) == [1632]
+    refusal = await refused(
+        redeem(client, redeem_request(shop, 1, customer=customer_by_name(shop), user_group2=selector))
+    )
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "GROUP_NOT_FOUND")
+    assert refusal.metadata["status_code"] == "1632"
 
 
-async def test_whoever_has_no_default_group(client: Client, shop: Shop) -> None:
-    """Is answered like an unknown group, a buyer whom nobody registered too."""
+async def test_customer_without_default_group_is_1632(client: Client, shop: Shop) -> None:
     await earn(client, shop, 5, "stranger")
     default = GroupRef(use_default=True)
 
-    assert await findings(client, ask(shop, 1, default, "bob")) == [1632]
-    assert await findings(client, question(shop, 1, customer=customer_of(shop, "stranger"), user_group2=default)) == [
-        1632
-    ]
+    assert await violation_codes(client, group_request(shop, 1, default, "bob")) == [1632]
+    assert await violation_codes(
+        client, validate_request(shop, 1, customer=customer_ref(shop, "stranger"), user_group2=default)
+    ) == [1632]
 
 
 @pytest.mark.parametrize(
@@ -243,97 +242,95 @@ async def test_whoever_has_no_default_group(client: Client, shop: Shop) -> None:
     ],
     ids=str,
 )
-async def test_selectors_that_disagree(client: Client, shop: Shop, selector: dict[str, Any]) -> None:
-    """They are an error of the request, whatever is asked."""
+async def test_contradictory_selectors_are_request_errors(client: Client, shop: Shop, selector: dict[str, Any]) -> None:
     await put_group(client, shop, member("bob"), member("ada"), group_id="other", external_id="Other")
     group = GroupRef(**selector)
 
     for call in (
-        client.redemption.ValidateRedemption(ask(shop, 1, group)),
-        redeem(client, order(shop, 1, customer=by(shop), user_group2=group)),
+        client.redemption.ValidateRedemption(group_request(shop, 1, group)),
+        redeem(client, redeem_request(shop, 1, customer=customer_by_name(shop), user_group2=group)),
     ):
-        found = await refused(call)
-        assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
-        assert set(found.fields) == {"user_group2"}
+        refusal = await refused(call)
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+        assert set(refusal.fields) == {"user_group2"}
 
 
-async def test_selectors_that_come_to_disagree_in_between(client: Client, shop: Shop) -> None:
-    """The call is to be repeated, which then is told so; it holds nothing."""
+async def test_selectors_that_disagree_under_locks_are_refused_for_retry(client: Client, shop: Shop) -> None:
     locked = RedemptionTransactions.redeem
 
     async def rename_and_redeem(*arguments: Any) -> Any:
         await put_group(client, shop, member("ada"), member("bob"), external_id="Renamed")
         return await locked(*arguments)
 
-    request = order(shop, 30, customer=by(shop), user_group2=GroupRef(id="family", external_id="Fam-1"))
+    request = redeem_request(
+        shop, 30, customer=customer_by_name(shop), user_group2=GroupRef(id="family", external_id="Fam-1")
+    )
     with patch.object(RedemptionTransactions, "redeem", rename_and_redeem):
         assert (await refused(redeem(client, request))).reason == "REDEMPTION_FAILED"
     assert (await refused(redeem(client, request))).reason == "INVALID_FIELDS"
-    assert await points_of(client, shop, "ada") == (10, 10, 0)
+    assert await account_points(client, shop, "ada") == (10, 10, 0)
 
 
 @pytest.mark.parametrize(("selector", "fields"), PARTIAL.values(), ids=PARTIAL)
-async def test_half_a_selector(client: Client, shop: Shop, selector: GroupRef, fields: set[str]) -> None:
-    """Every field that is missing is named."""
-    found = await refused(client.redemption.ValidateRedemption(ask(shop, 1, selector)))
+async def test_incomplete_selector_names_missing_fields(
+    client: Client, shop: Shop, selector: GroupRef, fields: set[str]
+) -> None:
+    refusal = await refused(client.redemption.ValidateRedemption(group_request(shop, 1, selector)))
 
-    assert (found.reason, set(found.fields)) == ("INVALID_FIELDS", fields)
-
-
-# Who may redeem from it.
+    assert (refusal.reason, set(refusal.fields)) == ("INVALID_FIELDS", fields)
 
 
-async def test_only_members_redeem_from_a_group(client: Client, shop: Shop) -> None:
-    """1620 for whoever is no member, may not redeem, is blocked in it, or is not registered."""
+# Members.
+
+
+async def test_only_redeeming_members_redeem_from_group(client: Client, shop: Shop) -> None:
     await put_group(client, shop, member("ada", can_redeem=False), member("bob"), member("cyd", blocked=True))
     await earn(client, shop, 5, "stranger")
-    strangers = [by(shop, name) for name in ("ada", "cyd", "eve")] + [customer_of(shop, "stranger")]
+    strangers = [customer_by_name(shop, name) for name in ("ada", "cyd", "eve")] + [customer_ref(shop, "stranger")]
     for customer in strangers:
-        assert await findings(client, question(shop, 1, customer=customer, user_group2=FAMILY)) == [1620]
-        found = await refused(redeem(client, order(shop, 1, customer=customer, user_group2=FAMILY)))
-        assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NOT_A_GROUP_MEMBER")
-        assert found.metadata["status_code"] == "1620"
+        assert await violation_codes(client, validate_request(shop, 1, customer=customer, user_group2=FAMILY)) == [1620]
+        refusal = await refused(redeem(client, redeem_request(shop, 1, customer=customer, user_group2=FAMILY)))
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NOT_A_GROUP_MEMBER")
+        assert refusal.metadata["status_code"] == "1620"
 
-    assert await findings(client, ask(shop, 30, FAMILY, "bob")) == []
-    assert await findings(client, ask(shop, 1, FAMILY, "dan")) == [809, 1620]
+    assert await violation_codes(client, group_request(shop, 30, FAMILY, "bob")) == []
+    assert await violation_codes(client, group_request(shop, 1, FAMILY, "dan")) == [809, 1620]
 
 
-async def test_a_program_that_lets_no_groups_pool_points(client: Client, shop: Shop) -> None:
-    """828, and only one's own points count."""
+async def test_program_without_group_redemption_is_828_with_own_points_only(client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, criteria={})
 
-    assert await findings(client, ask(shop, 11, FAMILY)) == [803, 828]
-    found = await refused(redeem(client, order(shop, 10, customer=by(shop), user_group2=FAMILY)))
-    assert (found.reason, found.metadata["status_code"]) == ("GROUP_REDEMPTION_NOT_ALLOWED", "828")
+    assert await violation_codes(client, group_request(shop, 11, FAMILY)) == [803, 828]
+    refusal = await refused(
+        redeem(client, redeem_request(shop, 10, customer=customer_by_name(shop), user_group2=FAMILY))
+    )
+    assert (refusal.reason, refusal.metadata["status_code"]) == ("GROUP_REDEMPTION_NOT_ALLOWED", "828")
 
 
-async def test_what_is_required_of_a_member_is_their_own(client: Client, shop: Shop) -> None:
-    """A balance and earned points are not those of the pool."""
+async def test_balance_and_lifetime_criteria_exclude_pool(client: Client, shop: Shop) -> None:
     for name, code in (("min_balance_required", 804), ("min_lifetime_points", 805)):
         for least, expected in ((10, []), (11, [code])):
             await client.put_program(
                 shop.merchant_id, shop.store_id, criteria={name: least}, allow_group_redemption=True
             )
-            assert await findings(client, ask(shop, 30, FAMILY)) == expected
+            assert await violation_codes(client, group_request(shop, 30, FAMILY)) == expected
 
 
-async def test_a_pools_points_are_held_where_they_are_drawn(client: Client, shop: Shop) -> None:
-    """A member's points are promised once, whoever redeems them, and given back to whom they belong."""
-    redemption = await redeem(client, order(shop, 25, customer=by(shop), user_group2=FAMILY))
+async def test_pool_points_are_held_and_reversed_in_their_accounts(client: Client, shop: Shop) -> None:
+    redemption = await redeem(client, redeem_request(shop, 25, customer=customer_by_name(shop), user_group2=FAMILY))
     assert redemption.active_points == 5
-    found = await refused(redeem(client, order(shop, 21, customer=by(shop, "bob"))))
-    assert found.reason == "INSUFFICIENT_POINTS"
-    assert await active_points(client, ask(shop, 1, FAMILY, "bob")) == 5
+    refusal = await refused(redeem(client, redeem_request(shop, 21, customer=customer_by_name(shop, "bob"))))
+    assert refusal.reason == "INSUFFICIENT_POINTS"
+    assert await active_points(client, group_request(shop, 1, FAMILY, "bob")) == 5
 
-    held = [(await points_of(client, shop, name))[2] for name in ("ada", "bob", "cyd")]
+    held = [(await account_points(client, shop, name))[2] for name in ("ada", "bob", "cyd")]
     assert (sum(held), held[2]) == (25, 0)
     await reverse(client, redemption)
-    assert [(await points_of(client, shop, name))[2] for name in ("ada", "bob", "cyd")] == [0, 0, 0]
-    assert await active_points(client, ask(shop, 1, FAMILY, "bob")) == 30
+    assert [(await account_points(client, shop, name))[2] for name in ("ada", "bob", "cyd")] == [0, 0, 0]
+    assert await active_points(client, group_request(shop, 1, FAMILY, "bob")) == 30
 
 
-async def test_the_order_in_which_a_pool_is_drawn(client: Client, shop: Shop) -> None:
-    """Soonest expiry first, then created earlier, then by customer id: not by whose store or buyer it is."""
+async def test_pool_is_drawn_by_expiry_then_age_then_customer_id(client: Client, shop: Shop) -> None:
     moment, soon = NOW_MS - DAY_MS, at(NOW_MS + DAY_MS)
     lots = (
         ("zed", "a-buyer", moment, None),
@@ -348,8 +345,16 @@ async def test_the_order_in_which_a_pool_is_drawn(client: Client, shop: Shop) ->
         await client.put_customer(shop.merchant_id, name, external_id=name, buyers=buyers)
     await put_group(client, shop, *(member(name) for name, *_ in lots), group_id="many")
 
-    redemption = await redeem(client, order(shop, 45, customer=by(shop, "zed"), user_group2=GroupRef(id="many")))
-    assert drawn(redemption) == [("e-buyer", 10), ("b-buyer", 10), ("d-buyer", 10), ("c-buyer", 10), ("a-buyer", 5)]
+    redemption = await redeem(
+        client, redeem_request(shop, 45, customer=customer_by_name(shop, "zed"), user_group2=GroupRef(id="many"))
+    )
+    assert draws_by_buyer(redemption) == [
+        ("e-buyer", 10),
+        ("b-buyer", 10),
+        ("d-buyer", 10),
+        ("c-buyer", 10),
+        ("a-buyer", 5),
+    ]
 
 
 # The merchant's other programs.
@@ -357,9 +362,10 @@ async def test_the_order_in_which_a_pool_is_drawn(client: Client, shop: Shop) ->
 
 @pytest.fixture
 async def chain(client: Client, shop: Shop) -> Shop:
-    """A shop with more programs: 2 of another store and the same one, 3 which gives nothing away, 4 of no buyer's.
+    """Create a shop with more programs.
 
-    Ada has 10 points in program 1, 100 in program 2 alone, and 1,000 in program 3.
+    Program 2 has another store besides the same one, 3 lends nothing, 4 has no buyers.
+    Ada has 10 points in program 1, 100 in program 2 only, and 1,000 in program 3.
     """
     stores = [f"{shop.store_id}-{number}" for number in (2, 3, 4)]
     for store_id, points in zip(stores, (100, 1_000, 0), strict=True):
@@ -373,7 +379,10 @@ async def chain(client: Client, shop: Shop) -> Shop:
 
 
 async def put_programs(client: Client, shop: Shop, **changes: dict[str, Any]) -> None:
-    """Put four programs of which all but 3 give their points away, with changes by name: one, two, three, four."""
+    """Put four programs, all but 3 of which lend their points.
+
+    Their changes are named one, two, three, four.
+    """
     stores = {
         "one": [shop.store_id],
         "two": [f"{shop.store_id}-2", shop.store_id],
@@ -392,26 +401,30 @@ async def put_programs(client: Client, shop: Shop, **changes: dict[str, Any]) ->
         await client.put_program(shop.merchant_id, shop.store_id, **values)
 
 
-def across(shop: Shop, points: int, name: str = "ada", **changes: Any) -> redemption_pb2.ValidateRedemptionRequest:
-    """Ask whether a customer may redeem points of any program in program 1."""
-    return question(shop, points, customer=by(shop, name), group_redemption=True, **changes)
+def cross_program_request(
+    shop: Shop, points: int, name: str = "ada", **changes: Any
+) -> redemption_pb2.ValidateRedemptionRequest:
+    """Build a request to redeem points of any program in program 1."""
+    return validate_request(shop, points, customer=customer_by_name(shop, name), group_redemption=True, **changes)
 
 
-async def test_points_of_other_allowing_programs(client: Client, chain: Shop) -> None:
-    """They count where they are asked for; an account in two programs counts once."""
-    assert await active_points(client, question(chain, 1, customer=by(chain))) == 10
-    assert await active_points(client, across(chain, 1)) == 110
-    assert await findings(client, across(chain, 111)) == [803]
-    two = question(chain, 1, customer=by(chain), program_id=2)
+async def test_points_of_other_allowing_programs_count_once(client: Client, chain: Shop) -> None:
+    assert await active_points(client, validate_request(chain, 1, customer=customer_by_name(chain))) == 10
+    assert await active_points(client, cross_program_request(chain, 1)) == 110
+    assert await violation_codes(client, cross_program_request(chain, 111)) == [803]
+    two = validate_request(chain, 1, customer=customer_by_name(chain), program_id=2)
     assert await active_points(client, two) == 110
 
-    redemption = await redeem(client, order(chain, 110, customer=by(chain), group_redemption=True))
-    assert sorted(drawn(redemption)) == [("ada", 10), ("ada", 100)]
-    assert await findings(client, question(chain, 1, customer=by(chain), program_id=2)) == [803]
+    redemption = await redeem(
+        client, redeem_request(chain, 110, customer=customer_by_name(chain), group_redemption=True)
+    )
+    assert sorted(draws_by_buyer(redemption)) == [("ada", 10), ("ada", 100)]
+    assert await violation_codes(
+        client, validate_request(chain, 1, customer=customer_by_name(chain), program_id=2)
+    ) == [803]
 
 
-async def test_points_of_other_programs_are_drawn_soonest_expiring_first(client: Client, chain: Shop) -> None:
-    """Whichever program they are of."""
+async def test_points_of_all_programs_are_drawn_by_expiry(client: Client, chain: Shop) -> None:
     other = Shop(chain.merchant_id, f"{chain.store_id}-2")
     await client.put_customer(
         chain.merchant_id,
@@ -422,50 +435,52 @@ async def test_points_of_other_programs_are_drawn_soonest_expiring_first(client:
     await earn(client, chain, 10, "yaf", points_expiry_time=at(NOW_MS + 2 * DAY_MS))
     await earn(client, other, 10, "fay", points_expiry_time=at(NOW_MS + DAY_MS))
 
-    redemption = await redeem(client, order(chain, 15, customer=by(chain, "fay"), group_redemption=True))
-    assert drawn(redemption) == [("fay", 10), ("yaf", 5)]
+    redemption = await redeem(
+        client, redeem_request(chain, 15, customer=customer_by_name(chain, "fay"), group_redemption=True)
+    )
+    assert draws_by_buyer(redemption) == [("fay", 10), ("yaf", 5)]
 
 
-async def test_a_program_that_takes_no_points_of_others(client: Client, chain: Shop) -> None:
-    """828 for the named program alone: of the others only the points of those that allow it are drawn."""
+async def test_program_without_cross_program_redemption_is_828(client: Client, chain: Shop) -> None:
     await put_programs(client, chain, one={"allow_cross_program_redemption": False})
 
-    assert await findings(client, across(chain, 11)) == [803, 828]
-    found = await refused(redeem(client, order(chain, 1, customer=by(chain), group_redemption=True)))
-    assert (found.reason, found.metadata["status_code"]) == ("CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED", "828")
+    assert await violation_codes(client, cross_program_request(chain, 11)) == [803, 828]
+    refusal = await refused(
+        redeem(client, redeem_request(chain, 1, customer=customer_by_name(chain), group_redemption=True))
+    )
+    assert (refusal.reason, refusal.metadata["status_code"]) == ("CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED", "828")
     await put_programs(client, chain, two={"allow_cross_program_redemption": False})
-    assert await findings(client, across(chain, 11)) == [803]
+    assert await violation_codes(client, cross_program_request(chain, 11)) == [803]
 
 
 @pytest.mark.parametrize("changes", [{"point_value": "0.02"}, {"currency_code": "EUR"}], ids=str)
-async def test_an_allowing_program_whose_points_are_worth_something_else(
+async def test_allowing_program_with_other_point_value_is_3316(
     client: Client, chain: Shop, changes: dict[str, str]
 ) -> None:
-    """3316, which names the program; the same value written otherwise is the same."""
     await put_programs(client, chain, two={"point_value": "0.0100"}, three=changes)
-    assert await findings(client, across(chain, 110)) == []
+    assert await violation_codes(client, cross_program_request(chain, 110)) == []
 
     await put_programs(client, chain, two=changes)
-    answer = await client.redemption.ValidateRedemption(across(chain, 110))
-    assert [(found.code, found.metadata["program_id"]) for found in answer.violations] == [(3316, "2")]
-    found = await refused(redeem(client, order(chain, 1, customer=by(chain), group_redemption=True)))
-    assert (found.reason, found.metadata["status_code"]) == ("CROSS_PROGRAM_MISCONFIGURED", "3316")
-    assert await findings(client, question(chain, 10, customer=by(chain))) == []
+    response = await client.redemption.ValidateRedemption(cross_program_request(chain, 110))
+    assert [(violation.code, violation.metadata["program_id"]) for violation in response.violations] == [(3316, "2")]
+    refusal = await refused(
+        redeem(client, redeem_request(chain, 1, customer=customer_by_name(chain), group_redemption=True))
+    )
+    assert (refusal.reason, refusal.metadata["status_code"]) == ("CROSS_PROGRAM_MISCONFIGURED", "3316")
+    assert await violation_codes(client, validate_request(chain, 10, customer=customer_by_name(chain))) == []
 
 
-async def test_the_named_programs_criteria_and_caps_apply(client: Client, chain: Shop) -> None:
-    """Not those of the programs that are drawn on."""
+async def test_criteria_and_caps_are_those_of_requested_program(client: Client, chain: Shop) -> None:
     strict = {"max_points_per_redemption": 1, "max_points_per_day": 1, "min_balance_required": 10_000}
     await put_programs(client, chain, two={"criteria": strict, "redemption_enabled": False})
-    assert await findings(client, across(chain, 110)) == []
+    assert await violation_codes(client, cross_program_request(chain, 110)) == []
 
     await put_programs(client, chain, one={"criteria": {"max_points_per_day": 50, "min_balance_required": 10}})
-    await redeem(client, order(chain, 50, customer=by(chain), group_redemption=True))
-    assert 819 in await findings(client, across(chain, 1))
+    await redeem(client, redeem_request(chain, 50, customer=customer_by_name(chain), group_redemption=True))
+    assert 819 in await violation_codes(client, cross_program_request(chain, 1))
 
 
-async def test_a_program_without_points_requires_nothing(client: Client, chain: Shop) -> None:
-    """Nothing of it can be drawn; with the first point it is asked."""
+async def test_program_without_active_points_requires_no_validation(client: Client, chain: Shop) -> None:
     await put_programs(client, chain, two={"validation": {"required": True}})
     other = Shop(chain.merchant_id, f"{chain.store_id}-2")
     buyers = [
@@ -474,46 +489,47 @@ async def test_a_program_without_points_requires_nothing(client: Client, chain: 
     ]
     await client.put_customer(chain.merchant_id, "fay", external_id="fay", buyers=buyers)
     await earn(client, chain, 50, "fay")
-    assert await findings(client, across(chain, 10, "fay")) == []
+    assert await violation_codes(client, cross_program_request(chain, 10, "fay")) == []
 
     await earn(client, other, 1, "fay")
-    assert await findings(client, across(chain, 10, "fay")) == [824]
+    assert await violation_codes(client, cross_program_request(chain, 10, "fay")) == [824]
 
 
-async def test_every_program_that_is_drawn_on_must_let_the_validation_be_skipped(client: Client, chain: Shop) -> None:
-    """The named program cannot waive what another one wants for its points."""
+async def test_every_program_drawn_on_must_allow_skipping(client: Client, chain: Shop) -> None:
     may_skip = {"allow_skip": True}
     wants = {"validation": {"required": True}}
     await put_programs(client, chain, one={"validation": may_skip}, two=wants)
-    assert await findings(client, across(chain, 110, skip_validation=True)) == [824]
+    assert await violation_codes(client, cross_program_request(chain, 110, skip_validation=True)) == [824]
 
     await put_programs(client, chain, one={"validation": may_skip}, two={"validation": {"required": True, **may_skip}})
-    assert await findings(client, across(chain, 110, skip_validation=True)) == []
+    assert await violation_codes(client, cross_program_request(chain, 110, skip_validation=True)) == []
 
 
-async def test_a_program_that_is_drawn_on_may_require_validation(client: Client, chain: Shop) -> None:
-    """824 for whoever has points there, and nobody else."""
+async def test_program_drawn_on_may_require_validation(client: Client, chain: Shop) -> None:
     await put_programs(client, chain, two={"validation": {"required": True}}, three={"validation": {"required": True}})
 
-    assert await findings(client, question(chain, 10, customer=by(chain))) == []
-    assert await findings(client, across(chain, 110)) == [824]
-    assert await findings(client, across(chain, 20, "bob")) == []
-    found = await refused(redeem(client, order(chain, 110, customer=by(chain), group_redemption=True)))
-    assert found.metadata["status_code"] == "824"
+    assert await violation_codes(client, validate_request(chain, 10, customer=customer_by_name(chain))) == []
+    assert await violation_codes(client, cross_program_request(chain, 110)) == [824]
+    assert await violation_codes(client, cross_program_request(chain, 20, "bob")) == []
+    refusal = await refused(
+        redeem(client, redeem_request(chain, 110, customer=customer_by_name(chain), group_redemption=True))
+    )
+    assert refusal.metadata["status_code"] == "824"
 
 
-# Both.
+# Group and programs together.
 
 
-async def test_a_groups_points_of_all_programs(client: Client, chain: Shop) -> None:
-    """The members' points of all allowing programs are one pool."""
-    assert await active_points(client, across(chain, 130, user_group2=FAMILY)) == 130
-    assert await findings(client, across(chain, 130, "bob", user_group2=FAMILY)) == []
-    assert await findings(client, across(chain, 131, "bob", user_group2=FAMILY)) == [803]
+async def test_group_pools_points_of_all_allowing_programs(client: Client, chain: Shop) -> None:
+    assert await active_points(client, cross_program_request(chain, 130, user_group2=FAMILY)) == 130
+    assert await violation_codes(client, cross_program_request(chain, 130, "bob", user_group2=FAMILY)) == []
+    assert await violation_codes(client, cross_program_request(chain, 131, "bob", user_group2=FAMILY)) == [803]
 
-    request = order(chain, 130, customer=by(chain, "bob"), group_redemption=True, user_group2=FAMILY)
+    request = redeem_request(
+        chain, 130, customer=customer_by_name(chain, "bob"), group_redemption=True, user_group2=FAMILY
+    )
     redemption = await redeem(client, request)
-    assert sorted(drawn(redemption)) == [("ada", 10), ("ada", 100), ("bob", 20)]
+    assert sorted(draws_by_buyer(redemption)) == [("ada", 10), ("ada", 100), ("bob", 20)]
     assert await redeem(client, request) == redemption
     request.ClearField("user_group2")
     assert (await refused(redeem(client, request))).reason == "REFERENCE_REUSED"

@@ -1,4 +1,4 @@
-"""Refused redemptions, validations and codes: stored for support, bounded, and never in a caller's way."""
+"""Refused calls: stored for support, bounded, without delaying callers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,17 +13,18 @@ from structlog.testing import capture_logs
 
 import pointbook_server.maintenance
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
-from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.access.rules import split_bearer
 from pointbook_server.db.database import Database
 from pointbook_server.delivery.sender import DeliveryFailedError
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Channel
-from pointbook_server.redemption import refusals as recording
-from pointbook_server.redemption.refusals import Refusals
-from pointbook_server.redemption.refusals_store import RefusalTransactions
-from pointbook_server.redemption.refused import Refusal, RefusalReason, RefusedMethod
+from pointbook_server.redemption.refusal import Refusal, RefusalReason, RefusedMethod
 from pointbook_server.server import Server
+from pointbook_server.support import recorder as recording
+from pointbook_server.support.recorder import RefusalRecorder
+from pointbook_server.support.transactions import RefusalTransactions
 from support.codes import WRONG, issue
 from support.harness import (
     NOW_MS,
@@ -39,7 +40,7 @@ from support.harness import (
     unique,
 )
 from support.points import superuser
-from support.redemption import customer_of, earn, order, question, redeem
+from support.redemption import customer_ref, earn, redeem, redeem_request, validate_request
 from support.waiting import until
 
 DAY_SECONDS = 86_400
@@ -48,62 +49,60 @@ METHODS = redemption_pb2.RefusedMethod
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """A shop with the seed's program, and a buyer who has 50 points."""
+    """Create a shop with the example program, and a buyer with 50 points."""
     await service.client.put_program(shop.merchant_id, shop.store_id)
     await earn(service.client, shop, 50)
     yield shop
     service.clock.now_ms = NOW_MS
 
 
-async def page(client: Client, shop: Shop, **changes: Any) -> redemption_pb2.ListRefusalsResponse:
-    """Read a page of refusals, of the shop's buyer unless something else is named."""
+async def list_page(client: Client, shop: Shop, **changes: Any) -> redemption_pb2.ListRefusalsResponse:
+    """Read a page of refusals, by default of the shop's buyer."""
     values: dict[str, Any] = {"merchant_id": shop.merchant_id} | changes
     if not {"customer", "customer_id", "external_reference_number"} & set(values):
-        values["customer"] = customer_of(shop)
+        values["customer"] = customer_ref(shop)
     return await client.redemption.ListRefusals(redemption_pb2.ListRefusalsRequest(**values))
 
 
 async def has_refusals(client: Client, shop: Shop) -> bool:
-    """Whether refusals of the shop's buyer are stored."""
-    return bool((await page(client, shop)).refusals)
+    """Return whether refusals of the shop's buyer are stored."""
+    return bool((await list_page(client, shop)).refusals)
 
 
 async def has_no_refusals(client: Client, shop: Shop) -> bool:
-    """Whether none are."""
+    """Return whether no refusals of the shop's buyer are stored."""
     return not await has_refusals(client, shop)
 
 
-async def reasons(client: Client, shop: Shop, **changes: Any) -> list[tuple[str, list[str]]]:
-    """The method and the reasons of each refusal, the newest first."""
+async def list_reasons(client: Client, shop: Shop, **changes: Any) -> list[tuple[str, list[str]]]:
+    """Return the method and the reasons of each refusal, the newest first."""
     return [
-        (METHODS.Name(each.method).removeprefix("REFUSED_METHOD_"), [found.reason for found in each.violations])
-        for each in (await page(client, shop, **changes)).refusals
+        (METHODS.Name(each.method).removeprefix("REFUSED_METHOD_"), [violation.reason for violation in each.violations])
+        for each in (await list_page(client, shop, **changes)).refusals
     ]
 
 
 async def test_each_refused_call_is_listed_with_every_reason(client: Client, shop: Shop) -> None:
-    """The newest first, even in one millisecond; what was allowed is not there."""
     both = ["INSUFFICIENT_POINTS", "NOT_A_MULTIPLE"]
-    await client.redemption.ValidateRedemption(question(shop, 20))
-    await client.redemption.ValidateRedemption(question(shop, 75))
+    await client.redemption.ValidateRedemption(validate_request(shop, 20))
+    await client.redemption.ValidateRedemption(validate_request(shop, 75))
     await refused(issue(client, shop, 75))
-    await refused(redeem(client, order(shop, 75)))
-    await redeem(client, order(shop, 20))
+    await refused(redeem(client, redeem_request(shop, 75)))
+    await redeem(client, redeem_request(shop, 20))
 
-    assert await reasons(client, shop) == [
+    assert await list_reasons(client, shop) == [
         ("REDEEM_POINTS", both),
         ("ISSUE_VALIDATION_CODE", both),
         ("VALIDATE_REDEMPTION", both),
     ]
 
 
-async def test_a_refusal_tells_who_what_why_under_which_values_and_by_whom(service: Service, shop: Shop) -> None:
-    """All that support needs to explain it."""
+async def test_refusal_has_customer_points_reasons_metadata_and_token(service: Service, shop: Shop) -> None:
     bearer = await make_token(service.database_url, [ALL_MERCHANTS], list(Scope))
     till = Client(service.server.port, bearer)
     service.clock.move(7)
-    await refused(redeem(till, order(shop, 75, external_reference_number="order-1")))
-    (found,) = (await page(till, shop)).refusals
+    await refused(redeem(till, redeem_request(shop, 75, external_reference_number="order-1")))
+    (refusal,) = (await list_page(till, shop)).refusals
     await till.close()
 
     violations = [
@@ -121,7 +120,7 @@ async def test_a_refusal_tells_who_what_why_under_which_values_and_by_whom(servi
         ),
     ]
     buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")
-    assert found == redemption_pb2.Refusal(
+    assert refusal == redemption_pb2.Refusal(
         time=at(NOW_MS + 7_000),
         method=METHODS.REFUSED_METHOD_REDEEM_POINTS,
         customer=redemption_pb2.ResolvedCustomer(buyer=buyer),
@@ -147,127 +146,122 @@ async def test_a_refusal_tells_who_what_why_under_which_values_and_by_whom(servi
         ({"user_group2": {"id": "none"}}, "GROUP_REDEMPTION_NOT_ALLOWED", 828),
     ],
 )
-async def test_every_kind_of_reason_is_kept(
+async def test_every_kind_of_reason_is_stored(
     client: Client, shop: Shop, changes: dict[str, Any], reason: str, code: int
 ) -> None:
-    """Criteria, codes, validation and groups, of questions and of redemptions."""
     points = changes.pop("points", 10) if "points" in changes else 10
-    await client.redemption.ValidateRedemption(question(shop, points, **changes))
-    await refused(redeem(client, order(shop, points, **changes)))
+    await client.redemption.ValidateRedemption(validate_request(shop, points, **changes))
+    await refused(redeem(client, redeem_request(shop, points, **changes)))
 
-    for found in (await page(client, shop)).refusals:
-        assert (reason, code) in [(each.reason, each.code) for each in found.violations]
+    for refusal in (await list_page(client, shop)).refusals:
+        assert (reason, code) in [(each.reason, each.code) for each in refusal.violations]
 
 
-async def test_a_reused_reference_and_a_code_that_is_not_issued_are_refusals(client: Client, shop: Shop) -> None:
-    """Though neither has findings; a code that cannot be sent has its status code."""
-    await redeem(client, order(shop, 10, external_reference_number="mine"))
-    await refused(redeem(client, order(shop, 20, external_reference_number="mine")))
+async def test_reused_reference_and_unissued_code_are_refusals(client: Client, shop: Shop) -> None:
+    await redeem(client, redeem_request(shop, 10, external_reference_number="mine"))
+    await refused(redeem(client, redeem_request(shop, 20, external_reference_number="mine")))
     await client.put_program(
         shop.merchant_id, shop.store_id, validation={"channels": [redemption_pb2.VALIDATION_TYPE_EMAIL]}
     )
     await refused(issue(client, shop, 10, validation_type=redemption_pb2.VALIDATION_TYPE_SMS))
 
-    found = (await page(client, shop)).refusals
-    assert [(each.status.reason, each.status.code) for each in found] == [
+    refusals = (await list_page(client, shop)).refusals
+    assert [(each.status.reason, each.status.code) for each in refusals] == [
         ("CHANNEL_NOT_ENABLED", 860),
         ("REFERENCE_REUSED", 0),
     ]
-    assert found[0].status.metadata == {"validation_type": "SMS"}
+    assert refusals[0].status.metadata == {"validation_type": "SMS"}
 
 
-async def test_a_code_that_a_question_asked_for_and_did_not_get_is_a_refusal(
-    service: Service, client: Client, shop: Shop
-) -> None:
-    """As IssueValidationCode would have refused it, though the points may be redeemed."""
+async def test_code_not_issued_while_validating_is_refusal(service: Service, client: Client, shop: Shop) -> None:
     await client.put_program(
         shop.merchant_id, shop.store_id, criteria={}, validation={"channels": [redemption_pb2.VALIDATION_TYPE_SMS]}
     )
     service.outbox.error = DeliveryFailedError("no")
-    answer = await client.redemption.ValidateRedemption(question(shop, 10, issue_otp=True))
+    response = await client.redemption.ValidateRedemption(validate_request(shop, 10, issue_otp=True))
     await refused(issue(client, shop, 10))
     service.outbox.error = None
 
-    assert (answer.redeemable, [warning.metadata["cause"] for warning in answer.warnings]) == (
+    assert (response.redeemable, [warning.metadata["cause"] for warning in response.warnings]) == (
         True,
         ["DELIVERY_FAILED"],
     )
-    issued, asked = (await page(client, shop)).refusals
-    assert asked.status.reason == "DELIVERY_FAILED"
-    assert asked == issued
+    issued, validated = (await list_page(client, shop)).refusals
+    assert validated.status.reason == "DELIVERY_FAILED"
+    assert validated == issued
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"customer": {"external_id": "nobody"}}, {"customer": {"mobile": "12"}}, {"program_id": 99}],
+    [{"customer": {"external_id": "unknown"}}, {"customer": {"mobile": "12"}}, {"program_id": 99}],
     ids=["no customer", "no identifier", "no program"],
 )
-async def test_what_names_no_customer_or_program_is_not_stored(
+async def test_calls_without_known_customer_or_program_are_not_stored(
     service: Service, client: Client, shop: Shop, changes: dict[str, Any]
 ) -> None:
-    """Else a caller could fill the table with anything."""
+    """Otherwise a caller could fill the table."""
     if "customer" in changes:
         changes = {"customer": identity_pb2.CustomerRef(merchant_id=shop.merchant_id, **changes["customer"])}
-    assert not (await client.redemption.ValidateRedemption(question(shop, 75, **changes))).redeemable
-    await refused(redeem(client, order(shop, 75, **changes)))
+    assert not (await client.redemption.ValidateRedemption(validate_request(shop, 75, **changes))).redeemable
+    await refused(redeem(client, redeem_request(shop, 75, **changes)))
 
-    assert not (await page(client, shop)).refusals
+    assert not (await list_page(client, shop)).refusals
     async with superuser(service) as connection:
         query = "SELECT count(*) FROM redemption_refusals WHERE merchant_id = $1"
         assert await connection.fetchval(query, shop.merchant_id) == 0
 
 
-async def test_failures_are_no_refusals(client: Client, shop: Shop) -> None:
-    """Wrong fields, and a database that is away, say nothing about the customer."""
-    await refused(client.redemption.ValidateRedemption(question(shop, 75, validation_type=99)))
+async def test_failed_calls_are_not_refusals(client: Client, shop: Shop) -> None:
+    await refused(client.redemption.ValidateRedemption(validate_request(shop, 75, validation_type=99)))
     away = PointbookError(Reason.DATABASE_UNAVAILABLE, "away")
-    with patch("pointbook_server.redemption.transactions.RedemptionsStore.redeem", side_effect=away):
-        await refused(redeem(client, order(shop, 10)))
-    assert not (await page(client, shop)).refusals
+    with patch("pointbook_server.redemption.transactions.RedemptionTransactions.redeem", side_effect=away):
+        await refused(redeem(client, redeem_request(shop, 10)))
+    assert not (await list_page(client, shop)).refusals
 
 
-async def test_refusals_are_found_by_reference_alone_and_with_the_customer(client: Client, shop: Shop) -> None:
-    """A till that knows its own number is enough; two customers may share one."""
+async def test_refusals_are_found_by_reference_and_by_customer(client: Client, shop: Shop) -> None:
     await earn(client, shop, 50, "other")
-    for customer, reference in ((customer_of(shop), "a"), (customer_of(shop, "other"), "a"), (customer_of(shop), "b")):
-        await refused(redeem(client, order(shop, 75, customer=customer, external_reference_number=reference)))
-    await client.redemption.ValidateRedemption(question(shop, 75))
+    for customer, reference in (
+        (customer_ref(shop), "a"),
+        (customer_ref(shop, "other"), "a"),
+        (customer_ref(shop), "b"),
+    ):
+        await refused(redeem(client, redeem_request(shop, 75, customer=customer, external_reference_number=reference)))
+    await client.redemption.ValidateRedemption(validate_request(shop, 75))
 
-    found = [
-        len((await page(client, shop, **named)).refusals)
-        for named in (
+    counts = [
+        len((await list_page(client, shop, **filters)).refusals)
+        for filters in (
             {"external_reference_number": "a"},
-            {"external_reference_number": "a", "customer": customer_of(shop)},
-            {"external_reference_number": "b", "customer": customer_of(shop, "other")},
-            {"customer": customer_of(shop)},
+            {"external_reference_number": "a", "customer": customer_ref(shop)},
+            {"external_reference_number": "b", "customer": customer_ref(shop, "other")},
+            {"customer": customer_ref(shop)},
             {"external_reference_number": "none"},
         )
     ]
-    assert found == [2, 1, 0, 3, 0]
+    assert counts == [2, 1, 0, 3, 0]
     other = Shop(unique("merchant"), unique("store"))
-    assert not (await page(client, other, external_reference_number="a")).refusals
+    assert not (await list_page(client, other, external_reference_number="a")).refusals
 
 
 async def test_refusals_are_filtered_by_time_and_paged(service: Service, client: Client, shop: Shop) -> None:
-    """The start counts, the end does not; each is on one page."""
     for number in range(5):
-        await refused(redeem(client, order(shop, 75, external_reference_number=f"order-{number}")))
+        await refused(redeem(client, redeem_request(shop, 75, external_reference_number=f"order-{number}")))
         service.clock.move(60)
 
     middle = at(NOW_MS + 120_000)
-    assert len((await page(client, shop, start_time=middle)).refusals) == 3
-    assert len((await page(client, shop, end_time=middle)).refusals) == 2
+    assert len((await list_page(client, shop, start_time=middle)).refusals) == 3
+    assert len((await list_page(client, shop, end_time=middle)).refusals) == 2
     token = ""
     references: list[str] = []
     while token or not references:
-        answer = await page(client, shop, page_size=2, page_token=token)
-        references += [each.external_reference_number for each in answer.refusals]
-        token = answer.next_page_token
+        response = await list_page(client, shop, page_size=2, page_token=token)
+        references += [each.external_reference_number for each in response.refusals]
+        token = response.next_page_token
     assert references == [f"order-{number}" for number in reversed(range(5))]
 
 
-async def test_a_list_of_refusals_names_a_customer_or_a_reference(client: Client, shop: Shop) -> None:
-    """One is required; a wrong field is named."""
+async def test_list_requires_customer_or_reference(client: Client, shop: Shop) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({}, "key"),
         ({"external_reference_number": "two words"}, "external_reference_number"),
@@ -276,23 +270,24 @@ async def test_a_list_of_refusals_names_a_customer_or_a_reference(client: Client
     for values, field in wrong:
         request = redemption_pb2.ListRefusalsRequest(merchant_id=shop.merchant_id, **values)
         assert set((await refused(client.redemption.ListRefusals(request))).fields) == {field}
-    unknown = await refused(page(client, shop, customer_id="nobody"))
+    unknown = await refused(list_page(client, shop, customer_id="unknown"))
     assert (unknown.code, unknown.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
 
 
-async def test_a_redaction_leaves_refusals_without_personal_data(service: Service, client: Client, shop: Shop) -> None:
-    """They name the customer by id, as redemptions do; the test file's own leak check reads the table, too."""
+async def test_refusals_contain_no_personal_data_after_redaction(service: Service, client: Client, shop: Shop) -> None:
     await client.put_customer(
         shop.merchant_id,
         "c-1",
         mobile="+8613812345678",
         buyers=[{"store_id": shop.store_id, "buyer_id": "buyer"}],
     )
-    await client.redemption.ValidateRedemption(question(shop, 75, customer=customer_of(shop, mobile="+8613812345678")))
+    await client.redemption.ValidateRedemption(
+        validate_request(shop, 75, customer=customer_ref(shop, mobile="+8613812345678"))
+    )
     request = customers_pb2.RedactCustomerRequest(merchant_id=shop.merchant_id, customer_id="c-1", reason="asked")
     await client.customers.RedactCustomer(request)
 
-    assert len((await page(client, shop, customer_id="c-1")).refusals) == 1
+    assert len((await list_page(client, shop, customer_id="c-1")).refusals) == 1
     async with superuser(service) as connection:
         query = "SELECT r::text FROM redemption_refusals r WHERE merchant_id = $1"
         (row,) = await connection.fetch(query, shop.merchant_id)
@@ -300,10 +295,10 @@ async def test_a_redaction_leaves_refusals_without_personal_data(service: Servic
     assert "13812345678" not in row[0]
 
 
-# Stored for a time.
+# Retention.
 
 
-async def start(database_url: str, clock: TestClock, keep_days: int) -> Server:
+async def start_server(database_url: str, clock: TestClock, keep_days: int) -> Server:
     """Start a server that keeps refusals for some days."""
     settings = server_settings(refusals_keep_days=keep_days)
     server = Server(settings, database_url, senders={Channel.SMS: Outbox()}, clock=clock)
@@ -314,174 +309,161 @@ async def start(database_url: str, clock: TestClock, keep_days: int) -> Server:
 async def test_refusals_are_written_when_the_server_stops(
     service: Service, client: Client, shop: Shop, admin_token: str
 ) -> None:
-    """A restart loses none."""
-    server = await start(service.database_url, service.clock, 30)
+    server = await start_server(service.database_url, service.clock, 30)
     other = Client(server.port, admin_token)
     with patch.object(recording, "WRITE_PAUSE_SECONDS", 1_000.0):
-        await other.redemption.ValidateRedemption(question(shop, 75))
+        await other.redemption.ValidateRedemption(validate_request(shop, 75))
         await other.close()
-        assert not (await page(client, shop)).refusals
+        assert not (await list_page(client, shop)).refusals
         await server.stop()
-    assert len((await page(client, shop)).refusals) == 1
+    assert len((await list_page(client, shop)).refusals) == 1
 
 
 async def test_refusals_are_written_in_the_background(
     service: Service, client: Client, shop: Shop, admin_token: str
 ) -> None:
-    """Another server lists them soon."""
-    server = await start(service.database_url, service.clock, 30)
+    server = await start_server(service.database_url, service.clock, 30)
     other = Client(server.port, admin_token)
     with patch.object(recording, "WRITE_PAUSE_SECONDS", 0.01):
-        await other.redemption.ValidateRedemption(question(shop, 75))
+        await other.redemption.ValidateRedemption(validate_request(shop, 75))
         await until(lambda: has_refusals(client, shop))
     await other.close()
     await server.stop()
 
 
-async def test_with_zero_days_none_is_kept(
+async def test_zero_days_store_none_and_delete_stored_ones(
     service: Service, database: Database, client: Client, shop: Shop, admin_token: str
 ) -> None:
-    """Those that were kept before go, too."""
-    await client.redemption.ValidateRedemption(question(shop, 75))
-    assert (await page(client, shop)).refusals
-    server = await start(service.database_url, service.clock, 0)
+    await client.redemption.ValidateRedemption(validate_request(shop, 75))
+    assert (await list_page(client, shop)).refusals
+    server = await start_server(service.database_url, service.clock, 0)
     other = Client(server.port, admin_token)
-    await other.redemption.ValidateRedemption(question(shop, 75))
+    await other.redemption.ValidateRedemption(validate_request(shop, 75))
     await other.close()
     await server.stop()
-    assert len((await page(client, shop)).refusals) == 1
+    assert len((await list_page(client, shop)).refusals) == 1
 
     service.clock.move(1)
-    assert await refusals_of(database, service.clock, keep_days=0).clean_up(service.clock()) >= 1
-    assert not (await page(client, shop)).refusals
+    assert await make_recorder(database, service.clock, keep_days=0).clean_up(service.clock()) >= 1
+    assert not (await list_page(client, shop)).refusals
 
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    """The database, for a test that needs no server."""
+    """Open a database for a test without a server."""
     database = Database(database_url, pool_size=2)
     yield database
     await database.dispose()
 
 
-def refusals_of(database: Database, clock: TestClock, *, keep_days: int = 30) -> Refusals:
-    """Make what notes and deletes refusals, on a database."""
-    return Refusals(RefusalTransactions(database), clock, Metrics(), keep_days=keep_days)
+def make_recorder(database: Database, clock: TestClock, *, keep_days: int = 30) -> RefusalRecorder:
+    """Create a recorder on a database."""
+    return RefusalRecorder(RefusalTransactions(database), clock, Metrics(), keep_days=keep_days)
 
 
-def refusal(merchant_id: str, at_ms: int = NOW_MS, reference: str = "") -> Refusal:
-    """Make a refusal."""
+def make_refusal(merchant_id: str, at_ms: int = NOW_MS, reference: str = "") -> Refusal:
+    """Build a refusal."""
     why = (RefusalReason(807, "NOT_A_MULTIPLE", "Points are redeemed in multiples of 10.", {"points": "75"}),)
     return Refusal(
         unique("refusal"), merchant_id, "customer c", at_ms, RefusedMethod.REDEEM, 1, 75, 50, why, reference, ""
     )
 
 
-async def count_of(service: Service, merchant_id: str) -> int:
-    """Count what is stored of a merchant."""
+async def count_stored(service: Service, merchant_id: str) -> int:
+    """Return how many refusals of a merchant are stored."""
     async with superuser(service) as connection:
         query = "SELECT count(*) FROM redemption_refusals WHERE merchant_id = $1"
         return int(await connection.fetchval(query, merchant_id))
 
 
-def counted(refusals: Refusals) -> dict[str, int]:
-    """What the metric counted, by outcome."""
+def read_metric(refusals: RefusalRecorder) -> dict[str, int]:
+    """Return the metric's counts by outcome."""
     samples = next(iter(refusals._metrics.refusals.collect())).samples
     return {sample.labels["outcome"]: int(sample.value) for sample in samples if sample.name.endswith("_total")}
 
 
-async def test_what_is_older_than_it_is_kept_is_deleted(service: Service, database: Database) -> None:
-    """To the millisecond, merchant by merchant, in bounded parts; what another server deletes is left to it."""
+async def test_clean_up_deletes_older_refusals_in_bounded_parts(service: Service, database: Database) -> None:
     clock = TestClock()
-    refusals = refusals_of(database, clock, keep_days=2)
+    refusals = make_recorder(database, clock, keep_days=2)
     old, young = unique("merchant"), unique("merchant")
     for merchant_id, age_ms, count in ((old, 2 * DAY_SECONDS * 1_000 + 1, 5), (young, 2 * DAY_SECONDS * 1_000, 3)):
         for _ in range(count):
-            refusals.note(refusal(merchant_id, clock.now_ms - age_ms))
+            refusals.record(make_refusal(merchant_id, clock.now_ms - age_ms))
     await refusals.flush()
 
-    with patch("pointbook_server.redemption.refusals_store.CLEAN_UP_COUNT", 2):
+    with patch("pointbook_server.support.transactions.CLEAN_UP_COUNT", 2):
         assert await refusals.clean_up(clock()) >= 5
-    assert [await count_of(service, merchant_id) for merchant_id in (old, young)] == [0, 3]
+    assert [await count_stored(service, merchant_id) for merchant_id in (old, young)] == [0, 3]
 
 
-async def test_a_server_deletes_old_refusals_by_itself(service: Service, client: Client, shop: Shop) -> None:
-    """Its maintenance does, not a command."""
-    await client.redemption.ValidateRedemption(question(shop, 75))
-    assert (await page(client, shop)).refusals
+async def test_maintenance_deletes_old_refusals(service: Service, client: Client, shop: Shop) -> None:
+    await client.redemption.ValidateRedemption(validate_request(shop, 75))
+    assert (await list_page(client, shop)).refusals
     service.clock.move(31 * DAY_SECONDS)
     with patch.object(pointbook_server.maintenance, "INTERVAL_SECONDS", 0.02):
-        server = await start(service.database_url, service.clock, 30)
+        server = await start_server(service.database_url, service.clock, 30)
         await until(lambda: has_no_refusals(client, shop))
         await server.stop()
 
 
-async def test_of_one_merchant_only_so_many_are_stored_in_a_minute(service: Service, database: Database) -> None:
-    """Another merchant's, and the next minute's, are; what was left out is counted."""
+async def test_refusals_of_merchant_are_limited_per_minute(service: Service, database: Database) -> None:
     clock = TestClock()
-    refusals = refusals_of(database, clock)
+    refusals = make_recorder(database, clock)
     loud, quiet = unique("merchant"), unique("merchant")
-    for _ in range(recording.REFUSALS_A_MINUTE_MAX + 50):
-        refusals.note(refusal(loud, clock.now_ms))
-    refusals.note(refusal(quiet, clock.now_ms))
-    refusals.note(refusal(loud, clock.now_ms + 60_000))
+    for _ in range(recording.REFUSALS_PER_MINUTE_MAX + 50):
+        refusals.record(make_refusal(loud, clock.now_ms))
+    refusals.record(make_refusal(quiet, clock.now_ms))
+    refusals.record(make_refusal(loud, clock.now_ms + 60_000))
     await refusals.close()
 
-    assert [await count_of(service, merchant_id) for merchant_id in (loud, quiet)] == [601, 1]
-    assert counted(refusals) == {"KEPT": 602, "RATE_LIMITED": 50}
+    assert [await count_stored(service, merchant_id) for merchant_id in (loud, quiet)] == [601, 1]
+    assert read_metric(refusals) == {"KEPT": 602, "RATE_LIMITED": 50}
 
 
-async def test_what_waits_is_bounded_while_the_database_is_away_and_written_afterwards(
-    service: Service, database: Database
-) -> None:
-    """The oldest are kept, and none is written twice."""
-    refusals = refusals_of(database, TestClock())
+async def test_queue_is_bounded_during_outage_and_written_afterwards(service: Service, database: Database) -> None:
+    refusals = make_recorder(database, TestClock())
     merchants = [unique("merchant") for _ in range(3)]
     away = PointbookError(Reason.DATABASE_UNAVAILABLE, "away")
-    with patch.object(recording, "REFUSALS_WAITING_MAX", 20):
+    with patch.object(recording, "REFUSALS_QUEUED_MAX", 20):
         with patch.object(RefusalTransactions, "insert", side_effect=away):
             for number in range(30):
-                refusals.note(refusal(merchants[number % 3]))
+                refusals.record(make_refusal(merchants[number % 3]))
                 await refusals.flush()
         await refusals.flush()
-        refusals.note(refusal(merchants[0]))
+        refusals.record(make_refusal(merchants[0]))
         await refusals.close()
 
-    assert sum([await count_of(service, merchant_id) for merchant_id in merchants]) == 21
-    assert counted(refusals) == {"KEPT": 21, "BUFFER_FULL": 10}
+    assert sum([await count_stored(service, merchant_id) for merchant_id in merchants]) == 21
+    assert read_metric(refusals) == {"KEPT": 21, "BUFFER_FULL": 10}
 
 
-async def away(*_: Any) -> None:
-    """Write nothing, as where the database is away."""
+async def fail(*_: Any) -> None:
+    """Fail like an unavailable database."""
     raise PointbookError(Reason.DATABASE_UNAVAILABLE, "away")
 
 
 async def hang(*_: Any) -> None:
-    """Write nothing, as where the database hangs."""
+    """Hang like a database that does not respond."""
     await asyncio.Event().wait()
 
 
-@pytest.mark.parametrize("insert", [away, hang])
-async def test_what_a_stopping_server_cannot_write_is_logged_and_not_tried_again(
-    database: Database, insert: Any
-) -> None:
-    """Nothing is written after a server has stopped."""
-    refusals = refusals_of(database, TestClock())
+@pytest.mark.parametrize("insert", [fail, hang])
+async def test_unwritten_refusals_are_logged_when_server_stops(database: Database, insert: Any) -> None:
+    refusals = make_recorder(database, TestClock())
     with capture_logs() as logs, patch.object(RefusalTransactions, "insert", insert):
-        refusals.note(refusal(unique("merchant")))
+        refusals.record(make_refusal(unique("merchant")))
         with suppress(TimeoutError):
             async with asyncio.timeout(0.1):
                 await refusals.close()
-        assert refusals._writing is not None
-        await asyncio.wait([refusals._writing], timeout=5.0)
+        assert refusals._writer is not None
+        await asyncio.wait([refusals._writer], timeout=5.0)
 
-    assert refusals._writing.cancelled()
-    assert {"event": "refusals are lost", "log_level": "warning", "count": 1} in logs
+    assert refusals._writer.cancelled()
+    assert {"event": "refusals lost", "log_level": "warning", "count": 1} in logs
 
 
-async def test_refusals_are_written_in_no_calls_name(database: Database) -> None:
-    """Or the log would blame the call that happened to begin the writing."""
-    refusals = refusals_of(database, TestClock())
+async def test_writer_has_no_logging_context_of_a_call(database: Database) -> None:
+    refusals = make_recorder(database, TestClock())
     names: list[dict[str, Any]] = []
 
     async def insert(*_: Any) -> None:
@@ -489,15 +471,14 @@ async def test_refusals_are_written_in_no_calls_name(database: Database) -> None
 
     with patch.object(RefusalTransactions, "insert", insert), patch.object(recording, "WRITE_PAUSE_SECONDS", 0.0):
         with bound_contextvars(request_id="r-1"):
-            refusals.note(refusal(unique("merchant")))
-        assert refusals._writing is not None
-        await refusals._writing
+            refusals.record(make_refusal(unique("merchant")))
+        assert refusals._writer is not None
+        await refusals._writer
     assert names == [{}]
 
 
-async def test_a_write_that_was_broken_off_is_written_once(service: Service, database: Database) -> None:
-    """A caller that goes away while its list is being read loses no refusal."""
-    refusals = refusals_of(database, TestClock())
+async def test_interrupted_write_is_stored_once(service: Service, database: Database) -> None:
+    refusals = make_recorder(database, TestClock())
     merchant_id = unique("merchant")
     insert = RefusalTransactions.insert
     written = asyncio.Event()
@@ -507,7 +488,7 @@ async def test_a_write_that_was_broken_off_is_written_once(service: Service, dat
         written.set()
         await asyncio.Event().wait()
 
-    refusals.note(refusal(merchant_id))
+    refusals.record(make_refusal(merchant_id))
     with patch.object(RefusalTransactions, "insert", slow_insert):
         flushing = asyncio.create_task(refusals.flush())
         await written.wait()
@@ -515,14 +496,12 @@ async def test_a_write_that_was_broken_off_is_written_once(service: Service, dat
         await asyncio.gather(flushing, return_exceptions=True)
     await refusals.close()
 
-    assert await count_of(service, merchant_id) == 1
+    assert await count_stored(service, merchant_id) == 1
 
 
-async def test_a_question_sends_no_statement_more_where_it_is_refused(
-    service: Service, shop: Shop, admin_token: str
-) -> None:
-    """Recording is not in the caller's way. The server is new: no write of earlier refusals is about to begin."""
-    server = await start(service.database_url, service.clock, 30)
+async def test_refused_validation_sends_no_extra_statement(service: Service, shop: Shop, admin_token: str) -> None:
+    """The server is new, so that no write of earlier refusals is pending."""
+    server = await start_server(service.database_url, service.clock, 30)
     client = Client(server.port, admin_token)
     sent: list[str] = []
     insert = RefusalTransactions.insert
@@ -536,9 +515,9 @@ async def test_a_question_sends_no_statement_more_where_it_is_refused(
         patch.object(recording, "WRITE_PAUSE_SECONDS", 60.0),
     ):
         for _ in range(5):
-            await client.redemption.ValidateRedemption(question(shop, 75))
+            await client.redemption.ValidateRedemption(validate_request(shop, 75))
         assert sent == []
-        await page(client, shop)
+        await list_page(client, shop)
     assert sent == [shop.merchant_id]
     await client.close()
     await server.stop()

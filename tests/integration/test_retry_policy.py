@@ -10,7 +10,7 @@ import pytest
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.delivery.sender import DeliveryFailedError
 from pointbook_server.programs.model import Channel
-from pointbook_server.redemption.service import Redemptions
+from pointbook_server.redemption.service import RedemptionService
 from pointbook_server.server import Server
 from support.codes import issue
 from support.harness import CODE_KEY, NOW_MS, Client, Outbox, Service, Shop, refused, server_settings
@@ -66,13 +66,13 @@ async def repeating(service: Service, token: str, sender: Outbox, **settings: An
 def arrived(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The calls for a code that reached a server, by their merchants."""
     calls: list[str] = []
-    issue_code = Redemptions.issue
+    issue_code = RedemptionService.issue_code_for
 
-    async def counted(self: Redemptions, ask: Any, assessment: Any, actor: str) -> Any:
+    async def counted(self: RedemptionService, ask: Any, assessment: Any, actor: str) -> Any:
         calls.append(ask.merchant_id)
         return await issue_code(self, ask, assessment, actor)
 
-    monkeypatch.setattr(Redemptions, "issue", counted)
+    monkeypatch.setattr(RedemptionService, "issue_code_for", counted)
     return calls
 
 

@@ -27,7 +27,7 @@ from support.database_proxy import proxied
 from support.fake_servers import assert_problem
 from support.harness import NOW_MS, Client, Service, Shop, make_token, refused, server_settings, unique
 from support.json_logs import json_logs
-from support.redemption import PENDING, earn, order, question, redeem
+from support.redemption import PENDING, earn, redeem, redeem_request, validate_request
 from support.shims import shim_client
 from support.waiting import until
 
@@ -98,7 +98,7 @@ async def post(http: httpx.AsyncClient, shop: Shop, **changes: Any) -> tuple[int
 
 async def violation_codes(client: Client, shop: Shop, challenge_id: str) -> list[int]:
     """Return the violations' codes of redeeming 100 points with a challenge."""
-    response = await client.redemption.ValidateRedemption(question(shop, 100, challenge_id=challenge_id))
+    response = await client.redemption.ValidateRedemption(validate_request(shop, 100, challenge_id=challenge_id))
     return [violation.code for violation in response.violations]
 
 
@@ -115,14 +115,14 @@ async def test_missed_call_validates_a_redemption_without_revealing_the_challeng
     issued = await issue(client, shop)
     assert issued.missed_call_number == CALLED
     assert await violation_codes(client, shop, issued.challenge_id) == [822]
-    refusal = await refused(redeem(client, order(shop, 100, challenge_id=issued.challenge_id)))
+    refusal = await refused(redeem(client, redeem_request(shop, 100, challenge_id=issued.challenge_id)))
     assert refusal.metadata["status_code"] == "822"
 
     response = await http.post(PATH, json=call_of(shop), headers=BEARER)
     assert status_and_json(response) == SEEN
     assert issued.challenge_id not in f"{response.text}{response.headers}"
     assert await violation_codes(client, shop, issued.challenge_id) == []
-    assert (await redeem(client, order(shop, 100, challenge_id=issued.challenge_id))).state == PENDING
+    assert (await redeem(client, redeem_request(shop, 100, challenge_id=issued.challenge_id))).state == PENDING
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ async def test_repeated_callback_counts_once_and_not_for_a_later_challenge(
     call_id = unique("call")
     responses = await asyncio.gather(*(post(http, shop, provider_call_id=call_id) for _ in range(20)))
     assert responses == [SEEN] * 20
-    await redeem(client, order(shop, 100, challenge_id=first))
+    await redeem(client, redeem_request(shop, 100, challenge_id=first))
     second = (await issue(client, shop)).challenge_id
 
     assert await post(http, shop, provider_call_id=call_id) == SEEN

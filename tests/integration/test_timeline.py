@@ -1,4 +1,4 @@
-"""A customer's timeline: entries, redemptions, reversals, closed holds, codes and refusals in one order, by pages."""
+"""A customer's timeline: entries of all sources in one order, in pages."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -7,9 +7,10 @@ import grpc
 import pytest
 
 from pointbook.v1 import identity_pb2, redemption_pb2
+from pointbook_common.durations import DAY_MS
 from support.codes import CODES, WRONG, is_right, issued
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
-from support.redemption import DAY_MS, booking, customer_of, earn, order, question, redeem, reverse
+from support.redemption import booking, customer_ref, earn, redeem, redeem_request, reverse, validate_request
 from support.statements import counted_statements
 
 Entry = redemption_pb2.TimelineEntry
@@ -17,7 +18,7 @@ Entry = redemption_pb2.TimelineEntry
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """A shop whose program sends codes, with a customer who has two buyers, one of whom has 500 points."""
+    """Create a shop that sends codes, with a customer of two buyers and 500 points."""
     client = service.client
     second = unique("store")
     await client.put_store(shop.merchant_id, second)
@@ -35,30 +36,30 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
     service.clock.now_ms = NOW_MS
 
 
-async def page(client: Client, shop: Shop, **changes: Any) -> redemption_pb2.ListCustomerTimelineResponse:
-    """Read a page of a timeline, of the shop's customer unless another one is named."""
+async def read_page(client: Client, shop: Shop, **changes: Any) -> redemption_pb2.ListCustomerTimelineResponse:
+    """Read a page of a timeline, by default of the shop's customer."""
     values: dict[str, Any] = {"merchant_id": shop.merchant_id} | changes
     if not {"customer", "customer_id"} & set(values):
         values["customer_id"] = "c-1"
     return await client.redemption.ListCustomerTimeline(redemption_pb2.ListCustomerTimelineRequest(**values))
 
 
-async def pages(client: Client, shop: Shop, size: int, **changes: Any) -> list[Entry]:
-    """Read a whole timeline by pages."""
-    found: list[Entry] = []
+async def read_all(client: Client, shop: Shop, size: int, **changes: Any) -> list[Entry]:
+    """Read a whole timeline in pages."""
+    entries: list[Entry] = []
     token = ""
-    while token or not found:
-        answer = await page(client, shop, page_size=size, page_token=token, **changes)
-        assert len(answer.entries) <= size
-        found += answer.entries
-        token = answer.next_page_token
+    while token or not entries:
+        response = await read_page(client, shop, page_size=size, page_token=token, **changes)
+        assert len(response.entries) <= size
+        entries += response.entries
+        token = response.next_page_token
         if not token:
             break
-    return found
+    return entries
 
 
-def text_of(entry: Entry) -> str:
-    """Write an entry in a few words."""
+def summarise(entry: Entry) -> str:
+    """Return an entry in a few words."""
     which = entry.WhichOneof("entry")
     if which == "points_entry":
         update = entry.points_entry.update
@@ -74,22 +75,22 @@ def text_of(entry: Entry) -> str:
     return entry.validation_event.outcome
 
 
-async def lead_a_life(service: Service, shop: Shop) -> None:
-    """Do all that a timeline shows, a minute apart."""
+async def record_everything(service: Service, shop: Shop) -> None:
+    """Make every kind of entry, a minute apart."""
     client, clock = service.client, service.clock
     challenge_id, code = await issued(service, shop)
     clock.move(60)
     assert not await is_right(client, shop, WRONG, challenge_id=challenge_id)
     clock.move(60)
-    first = await redeem(client, order(shop, 100, validation_code=code))
+    first = await redeem(client, redeem_request(shop, 100, validation_code=code))
     clock.move(60)
     await reverse(client, first, 30)
     clock.move(60)
     await client.apply(booking(shop, 70, 430, after_ms=clock.now_ms - NOW_MS))
     clock.move(60)
-    await refused(redeem(client, order(shop, 999)))
+    await refused(redeem(client, redeem_request(shop, 999)))
     clock.move(60)
-    second = await redeem(client, order(shop, 50))
+    second = await redeem(client, redeem_request(shop, 50))
     clock.move(60)
     request = redemption_pb2.SettleRedemptionRequest(
         merchant_id=shop.merchant_id, redemption_id=second.redemption_id, reason="its webhook was lost"
@@ -115,26 +116,24 @@ LIFE = [
 ]
 
 
-async def test_all_that_happened_is_in_one_order(service: Service, client: Client, shop: Shop) -> None:
-    """The newest first, from all accounts and every source."""
-    await lead_a_life(service, shop)
-    found = (await page(client, shop)).entries
+async def test_entries_of_all_sources_are_listed_newest_first(service: Service, client: Client, shop: Shop) -> None:
+    await record_everything(service, shop)
+    entries = (await read_page(client, shop)).entries
 
-    assert [text_of(each) for each in found] == LIFE
-    times = [each.time.ToMilliseconds() for each in found]
+    assert [summarise(each) for each in entries] == LIFE
+    times = [each.time.ToMilliseconds() for each in entries]
     assert times == sorted(times, reverse=True)
 
 
-async def test_entries_name_what_they_settled_and_redemptions_stand_as_now(
+async def test_entries_name_settled_redemption_with_its_current_state(
     service: Service, client: Client, shop: Shop
 ) -> None:
-    """So that support sees what became of a hold."""
-    await lead_a_life(service, shop)
-    found = (await page(client, shop)).entries
-    redemptions = {text_of(each): each.redemption for each in found if each.HasField("redemption")}
-    (booked,) = [each.points_entry for each in found if text_of(each) == "-70"]
-    (reversal,) = [each.reversal for each in found if each.HasField("reversal")]
-    (closing,) = [each.closing for each in found if each.HasField("closing")]
+    await record_everything(service, shop)
+    entries = (await read_page(client, shop)).entries
+    redemptions = {summarise(each): each.redemption for each in entries if each.HasField("redemption")}
+    (booked,) = [each.points_entry for each in entries if summarise(each) == "-70"]
+    (reversal,) = [each.reversal for each in entries if each.HasField("reversal")]
+    (closing,) = [each.closing for each in entries if each.HasField("closing")]
 
     first, second = redemptions["redeem 100"], redemptions["redeem 50"]
     assert booked.settled_redemption_id == reversal.redemption_id == first.redemption_id
@@ -143,73 +142,71 @@ async def test_entries_name_what_they_settled_and_redemptions_stand_as_now(
     assert first.customer.customer_id == "c-1"
 
 
-async def test_a_release_is_on_the_timeline(service: Service, client: Client, shop: Shop) -> None:
-    """When time took a hold back, with its points."""
-    await redeem(client, order(shop, 120))
+async def test_release_is_listed_with_points(service: Service, client: Client, shop: Shop) -> None:
+    await redeem(client, redeem_request(shop, 120))
     service.clock.move(3 * 86_400 + 1)
-    await service.server._redemptions.sweep(service.clock())
-    found = (await page(client, shop)).entries
+    await service.server._redemptions.release_overdue(service.clock())
+    entries = (await read_page(client, shop)).entries
 
-    assert text_of(found[0]) == "release 120"
-    assert found[0].time == at(service.clock.now_ms)
-    assert found[0].closing.reason == "not booked in time"
+    assert summarise(entries[0]) == "release 120"
+    assert entries[0].time == at(service.clock.now_ms)
+    assert entries[0].closing.reason == "not booked in time"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 13])
 async def test_pages_of_any_size_make_the_same_timeline(
     service: Service, client: Client, shop: Shop, size: int
 ) -> None:
-    """Nothing twice and nothing left out, across sources and accounts."""
-    await lead_a_life(service, shop)
-    assert await pages(client, shop, size) == list((await page(client, shop)).entries)
+    await record_everything(service, shop)
+    assert await read_all(client, shop, size) == list((await read_page(client, shop)).entries)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
-async def test_what_happened_in_one_millisecond_is_paged_like_the_rest(
-    service: Service, client: Client, shop: Shop, size: int
-) -> None:
-    """The clock stands still: consequences come before their causes, in every source."""
+async def test_entries_of_one_millisecond_are_paged(service: Service, client: Client, shop: Shop, size: int) -> None:
     for _ in range(3):
-        await client.redemption.ValidateRedemption(question(shop, 999))
+        await client.redemption.ValidateRedemption(validate_request(shop, 999))
     _, code = await issued(service, shop)
-    made = [await redeem(client, order(shop, 100, validation_code=code)), await redeem(client, order(shop, 20))]
+    made = [
+        await redeem(client, redeem_request(shop, 100, validation_code=code)),
+        await redeem(client, redeem_request(shop, 20)),
+    ]
     for each in made:
         await reverse(client, each, 5)
         await reverse(client, each, 6)
     for points, balance in ((89, 411), (9, 402), (1, 401), (1, 400)):
         await client.apply(booking(shop, points, balance, after_ms=0))
-    whole = list((await page(client, shop)).entries)
+    whole = list((await read_page(client, shop)).entries)
 
     kinds = [str(each.WhichOneof("entry")) for each in whole if each.time == at(NOW_MS)]
     assert list(dict.fromkeys(kinds)) == ["points_entry", "reversal", "redemption", "refusal", "validation_event"]
-    assert [text_of(each) for each in whole[:4]] == ["-1", "-1", "-9", "-89"]
+    assert [summarise(each) for each in whole[:4]] == ["-1", "-1", "-9", "-89"]
     assert [each.validation_event.outcome for each in whole if each.HasField("validation_event")] == [
         "USED",
         "RIGHT",
         "SENT",
         "OPENED",
     ]
-    assert await pages(client, shop, size) == whole
+    assert await read_all(client, shop, size) == whole
 
 
-async def test_what_is_recorded_between_pages_moves_no_later_page(service: Service, client: Client, shop: Shop) -> None:
-    """The rest of the timeline is as it was."""
-    await lead_a_life(service, shop)
-    whole = list((await page(client, shop)).entries)
-    first = await page(client, shop, page_size=4)
+async def test_new_entries_between_pages_do_not_move_later_pages(service: Service, client: Client, shop: Shop) -> None:
+    await record_everything(service, shop)
+    whole = list((await read_page(client, shop)).entries)
+    first = await read_page(client, shop, page_size=4)
     service.clock.move(60)
-    await redeem(client, order(shop, 10))
+    await redeem(client, redeem_request(shop, 10))
     await client.apply(booking(shop, 10, 420, after_ms=service.clock.now_ms - NOW_MS))
-    rest = await page(client, shop, page_token=first.next_page_token, page_size=4)
+    rest = await read_page(client, shop, page_token=first.next_page_token, page_size=4)
 
-    assert [text_of(each) for each in (*first.entries, *rest.entries)] == [text_of(each) for each in whole[:8]]
+    assert [summarise(each) for each in (*first.entries, *rest.entries)] == [summarise(each) for each in whole[:8]]
 
 
 @pytest.mark.parametrize("late", ["buyer", "b-2"])
 @pytest.mark.parametrize("size", range(1, 6))
-async def test_a_late_event_moves_no_entry_of_another_account(client: Client, shop: Shop, size: int, late: str) -> None:
-    """Though both accounts have entries of its millisecond, on this page and the next."""
-    customer = (await page(client, shop)).customer
+async def test_late_event_does_not_move_entries_of_another_account(
+    client: Client, shop: Shop, size: int, late: str
+) -> None:
+    customer = (await read_page(client, shop)).customer
     shops = {buyer.buyer_id: Shop(shop.merchant_id, buyer.store_id) for buyer in customer.buyers}
 
     async def receive(buyer_id: str, number: int, balance: int) -> None:
@@ -220,10 +217,10 @@ async def test_a_late_event_moves_no_entry_of_another_account(client: Client, sh
     for number in (1, 2, 3):
         await receive("buyer", number, 501 + number)
         await receive("b-2", number, 71 + number)
-    whole = list((await page(client, shop)).entries)
-    first = await page(client, shop, page_size=size)
+    whole = list((await read_page(client, shop)).entries)
+    first = await read_page(client, shop, page_size=size)
     await receive(late, 0, 501 if late == "buyer" else 71)
-    rest = await page(client, shop, page_token=first.next_page_token)
+    rest = await read_page(client, shop, page_token=first.next_page_token)
 
     event_ids = [each.points_entry.update.event_id for each in (*first.entries, *rest.entries)]
     assert [event_id for event_id in event_ids if event_id != f"{shop.merchant_id}-{late}-0"] == [
@@ -231,70 +228,65 @@ async def test_a_late_event_moves_no_entry_of_another_account(client: Client, sh
     ]
 
 
-async def test_times_bound_the_timeline(service: Service, client: Client, shop: Shop) -> None:
-    """The start counts, the end does not, in every source and on every page."""
-    await lead_a_life(service, shop)
-    whole = list((await page(client, shop)).entries)
+async def test_start_time_is_inclusive_and_end_time_exclusive(service: Service, client: Client, shop: Shop) -> None:
+    await record_everything(service, shop)
+    whole = list((await read_page(client, shop)).entries)
     for minute in range(-1, 9):
         moment = at(NOW_MS + minute * 60_000)
         time_ms = moment.ToMilliseconds()
         older = [each for each in whole if each.time.ToMilliseconds() < time_ms]
         newer = [each for each in whole if each.time.ToMilliseconds() >= time_ms]
-        assert await pages(client, shop, 2, end_time=moment) == older
-        assert list((await page(client, shop, start_time=moment)).entries) == newer
+        assert await read_all(client, shop, 2, end_time=moment) == older
+        assert list((await read_page(client, shop, start_time=moment)).entries) == newer
 
 
-async def test_void_entries_and_late_ones_stand_in_their_place(client: Client, shop: Shop) -> None:
-    """As in ListPointsEntries; a remembered refusal of an event is no entry."""
+async def test_void_and_late_entries_are_listed_in_order(client: Client, shop: Shop) -> None:
     update = shop.update(updated_value=900, points_balance=None, update_type=2, updated_at=at(NOW_MS - 5_000))
     assert (await refused(client.apply(update))).reason == "INSUFFICIENT_POINTS"
     await client.apply(booking(shop, 30, 470, after_ms=-1_000))
     await client.apply(shop.update(updated_value=5, points_balance=505, updated_at=at(NOW_MS - 10_000)))
 
-    assert [text_of(each) for each in (await page(client, shop)).entries] == ["-30", "+5", "+500", "+70"]
+    assert [summarise(each) for each in (await read_page(client, shop)).entries] == ["-30", "+5", "+500", "+70"]
 
 
-async def test_the_customer_is_shown_with_masked_contacts(client: Client, shop: Shop) -> None:
-    """With all accounts; a buyer that no customer owns has neither contacts nor an id."""
-    customer = (await page(client, shop, customer=identity_pb2.CustomerRef(mobile="+86 138 1234 5678"))).customer
+async def test_customer_has_masked_contacts(client: Client, shop: Shop) -> None:
+    customer = (await read_page(client, shop, customer=identity_pb2.CustomerRef(mobile="+86 138 1234 5678"))).customer
     assert customer.customer.customer_id == "c-1"
     assert (customer.masked_mobile, customer.masked_email) == ("+86******5678", "b***@example.com")
     assert {each.buyer_id for each in customer.buyers} == {"buyer", "b-2"}
 
-    await earn(client, shop, 20, "nobodys")
-    answer = await page(client, shop, customer=customer_of(shop, "nobodys"))
-    assert answer.customer.customer.buyer.buyer_id == "nobodys"
-    assert (answer.customer.masked_mobile, answer.customer.masked_email) == ("", "")
-    assert [text_of(each) for each in answer.entries] == ["+20"]
+    await earn(client, shop, 20, "unknowns")
+    response = await read_page(client, shop, customer=customer_ref(shop, "unknowns"))
+    assert response.customer.customer.buyer.buyer_id == "unknowns"
+    assert (response.customer.masked_mobile, response.customer.masked_email) == ("", "")
+    assert [summarise(each) for each in response.entries] == ["+20"]
 
 
-async def test_what_a_buyer_did_before_registration_is_on_the_customers_timeline(client: Client, shop: Shop) -> None:
-    """Redemptions, refusals and codes under the buyer's name count as the customer's."""
+async def test_timeline_includes_history_of_buyer_before_registration(client: Client, shop: Shop) -> None:
     await earn(client, shop, 300, "late")
-    customer = customer_of(shop, "late")
-    await redeem(client, order(shop, 100, customer=customer))
-    await client.redemption.ValidateRedemption(question(shop, 999, customer=customer))
+    customer = customer_ref(shop, "late")
+    await redeem(client, redeem_request(shop, 100, customer=customer))
+    await client.redemption.ValidateRedemption(validate_request(shop, 999, customer=customer))
     await client.put_customer(
         shop.merchant_id, "c-2", external_id="x-2", buyers=[{"store_id": shop.store_id, "buyer_id": "late"}]
     )
-    await redeem(client, order(shop, 50, customer=customer))
+    await redeem(client, redeem_request(shop, 50, customer=customer))
 
-    found = await pages(client, shop, 1, customer_id="c-2")
-    assert sorted(text_of(each) for each in found) == ["+300", "redeem 100", "redeem 50", "refuse 803"]
+    entries = await read_all(client, shop, 1, customer_id="c-2")
+    assert sorted(summarise(each) for each in entries) == ["+300", "redeem 100", "redeem 50", "refuse 803"]
 
 
-async def test_a_page_takes_a_fixed_number_of_statements(service: Service, client: Client, shop: Shop) -> None:
-    """Three to find the customer, and one a source."""
+async def test_page_takes_fixed_number_of_statements(service: Service, client: Client, shop: Shop) -> None:
+    """Three find the customer, and each source takes one."""
     with counted_statements(shop) as of_few:
-        await page(client, shop)
-    await lead_a_life(service, shop)
+        await read_page(client, shop)
+    await record_everything(service, shop)
     with counted_statements(shop) as of_more:
-        await page(client, shop)
+        await read_page(client, shop)
     assert len(of_more) == len(of_few) <= 9
 
 
 async def test_wrong_requests_and_unknown_customers_are_refused(service: Service, client: Client, shop: Shop) -> None:
-    """Every wrong field at once; a token of another list is no token of this one."""
     events = redemption_pb2.ListValidationEventsRequest(merchant_id=shop.merchant_id, customer_id="c-1", page_size=1)
     await issued(service, shop)
     strange = (await client.redemption.ListValidationEvents(events)).next_page_token
@@ -306,7 +298,7 @@ async def test_wrong_requests_and_unknown_customers_are_refused(service: Service
         ({"customer_id": "two words"}, {"customer_id"}),
     ]
     for changes, fields in wrong:
-        assert set((await refused(page(client, shop, **changes))).fields) == fields
-    for who in ({"customer_id": "nobody"}, {"customer": identity_pb2.CustomerRef(email="nobody@example.com")}):
-        found = await refused(page(client, shop, **who))
-        assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
+        assert set((await refused(read_page(client, shop, **changes))).fields) == fields
+    for who in ({"customer_id": "unknown"}, {"customer": identity_pb2.CustomerRef(email="unknown@example.com")}):
+        refusal = await refused(read_page(client, shop, **who))
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")

@@ -8,11 +8,12 @@ import grpc
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
-from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.access.rules import split_bearer
 from support.codes import CODES, WRONG, is_right, issue, issued
 from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refused, unique
 from support.points import superuser
-from support.redemption import customer_of, earn, order, question, redeem
+from support.redemption import customer_ref, earn, redeem, redeem_request, validate_request
 
 ACTIONS = redemption_pb2.ValidationAction
 
@@ -54,7 +55,7 @@ async def test_every_event_of_a_code_is_listed_in_its_order(service: Service, cl
     await issue(client, shop)
     assert not await is_right(client, shop, WRONG, challenge_id=challenge_id)
     assert await is_right(client, shop, code)
-    await redeem(client, order(shop, 100, validation_code=code))
+    await redeem(client, redeem_request(shop, 100, validation_code=code))
     assert not await is_right(client, shop, code)
 
     assert await events(client, shop) == [
@@ -98,7 +99,7 @@ async def test_an_event_tells_time_customer_program_points_channel_and_token(ser
 
 async def test_resets_and_ends_tell_their_reason(service: Service, client: Client, shop: Shop) -> None:
     """The operator's words, and our own where a contact has changed."""
-    customer = customer_of(shop, external_id="x-1")
+    customer = customer_ref(shop, external_id="x-1")
     reset = redemption_pb2.ResetValidationLimitsRequest(customer=customer, reason="asked by phone")
     await client.redemption.ResetValidationLimits(reset)
     await issued(service, shop)
@@ -135,7 +136,7 @@ async def test_the_customer_is_found_by_every_identifier(
 
 async def test_what_happened_before_a_buyer_was_registered_is_the_customers(client: Client, shop: Shop) -> None:
     """Under both names, merged in the order of time, page by page."""
-    customer = customer_of(shop, "late")
+    customer = customer_ref(shop, "late")
     await earn(client, shop, 500, "late")
     assert not await is_right(client, shop, WRONG, customer=customer)
     buyers = [{"store_id": shop.store_id, "buyer_id": "late"}]
@@ -230,7 +231,7 @@ async def test_a_new_lock_is_a_new_event(service: Service, client: Client, shop:
     challenge_id = await lock(service, shop)
     await guess_locked(service, shop, challenge_id, 3)
     service.clock.move(1)
-    request = redemption_pb2.ResetValidationLimitsRequest(customer=customer_of(shop), reason="asked by phone")
+    request = redemption_pb2.ResetValidationLimitsRequest(customer=customer_ref(shop), reason="asked by phone")
     await client.redemption.ResetValidationLimits(request)
     for _ in range(5):
         assert not await is_right(client, shop, WRONG, challenge_id=challenge_id)
@@ -243,7 +244,7 @@ async def test_a_new_lock_is_a_new_event(service: Service, client: Client, shop:
 async def test_refusals_that_are_repeated_add_no_rows(service: Service, client: Client, shop: Shop) -> None:
     """A code that is held, limits, guesses without a code, after its end, and of a buyer who has none."""
     challenge_id, code = await issued(service, shop)
-    other, sms = customer_of(shop, "other"), redemption_pb2.VALIDATION_TYPE_SMS
+    other, sms = customer_ref(shop, "other"), redemption_pb2.VALIDATION_TYPE_SMS
     await earn(client, shop, 500, "other")
     for points in (90, 100):
         await issue(client, shop, points)
@@ -265,7 +266,7 @@ async def test_guesses_for_invented_buyers_add_no_rows(service: Service, client:
     """Who has neither an account nor a record cannot have been sent a code; the answer is that of any wrong one."""
     before = await row_count(service, shop)
     for number in range(20):
-        request = question(shop, 100, customer=customer_of(shop, f"invented-{number}"), validation_code=WRONG)
+        request = validate_request(shop, 100, customer=customer_ref(shop, f"invented-{number}"), validation_code=WRONG)
         answer = await client.redemption.ValidateRedemption(request)
         assert 808 in [found.code for found in answer.violations]
 

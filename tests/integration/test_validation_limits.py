@@ -15,7 +15,7 @@ from pointbook_server.validation_codes import rate_limits
 from support.codes import CODES, WRONG, audit, is_right, issue, issued
 from support.harness import NOW_MS, Client, Service, Shop, refused, server_settings
 from support.points import superuser
-from support.redemption import customer_of, earn, question
+from support.redemption import customer_ref, earn, validate_request
 
 MOBILE, EMAIL = "+8613812345678", "buyer@example.com"
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
@@ -129,7 +129,7 @@ async def test_a_limit_is_a_warning_to_a_question(client: Client, shop: Shop) ->
     """876: the points may be redeemed all the same."""
     for points in (1, 2, 3):
         await issue(client, shop, points)
-    answer = await client.redemption.ValidateRedemption(question(shop, issue_otp=True))
+    answer = await client.redemption.ValidateRedemption(validate_request(shop, issue_otp=True))
 
     assert answer.redeemable
     assert [(warning.code, warning.metadata["cause"]) for warning in answer.warnings] == [(876, "SEND_LIMIT_REACHED")]
@@ -148,7 +148,7 @@ async def test_messages_of_a_merchant(service: Service, client: Client, shop: Sh
         owned = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)]
         await client.put_customer(shop.merchant_id, f"c-{buyer_id}", mobile=f"+86138123400{number:02}", buyers=owned)
     answers = await asyncio.gather(
-        *(issue(caller, shop, customer=customer_of(shop, buyer_id)) for buyer_id in buyers), return_exceptions=True
+        *(issue(caller, shop, customer=customer_ref(shop, buyer_id)) for buyer_id in buyers), return_exceptions=True
     )
 
     assert sum(isinstance(answer, redemption_pb2.IssuedCode) and answer.sent for answer in answers) == 8
@@ -244,7 +244,7 @@ async def test_a_guess_that_names_another_challenge(service: Service, client: Cl
 
 async def reset(client: Client, shop: Shop, reason: str = "the customer called", **identifier: str) -> None:
     """Forget what was counted for a customer."""
-    request = redemption_pb2.ResetValidationLimitsRequest(customer=customer_of(shop, **identifier), reason=reason)
+    request = redemption_pb2.ResetValidationLimitsRequest(customer=customer_ref(shop, **identifier), reason=reason)
     await client.redemption.ResetValidationLimits(request)
 
 
@@ -272,7 +272,7 @@ async def test_limits_are_reset(service: Service, client: Client, shop: Shop) ->
 async def test_whose_limits_cannot_be_reset(client: Client, shop: Shop) -> None:
     """Nobody's, nobody's in particular, and never without a reason."""
     nobody = redemption_pb2.ResetValidationLimitsRequest(
-        customer=customer_of(shop, mobile="+8613800000000"), reason="x"
+        customer=customer_ref(shop, mobile="+8613800000000"), reason="x"
     )
     found = await refused(client.redemption.ResetValidationLimits(nobody))
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
@@ -336,7 +336,7 @@ async def test_a_moved_contact_has_changed(service: Service, client: Client, sho
         )
     )
     assert not await is_right(client, shop, code)
-    two = customer_of(shop, mobile=MOBILE)
+    two = customer_ref(shop, mobile=MOBILE)
     await earn(client, shop, 500, "second")
     owned = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="second")]
     await client.put_customer(shop.merchant_id, "c-2", external_id="two", mobile=MOBILE, buyers=owned)

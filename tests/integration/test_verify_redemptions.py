@@ -1,14 +1,14 @@
-"""Redemptions are verified: what accounts hold is what was promised, and every redemption adds up."""
+"""Verification of redemptions against accounts, entries and their own sums."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 
 from pointbook_server.db.database import Database
-from pointbook_server.redemption.audit import Difference, RedemptionsAudit
+from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
 from support.harness import NOW_MS, Service, Shop
 from support.points import superuser
-from support.redemption import booking, customer_of, earn, order, redeem, reverse
+from support.redemption import booking, customer_ref, earn, redeem, redeem_request, reverse
 
 DEFAULT_WINDOW_MS = 72 * 3_600_000
 OPEN, BOOKED, PART = "points = 30", "points = 20", "points = 10"
@@ -17,7 +17,7 @@ OPEN, BOOKED, PART = "points = 30", "points = 20", "points = 10"
 
 @pytest.fixture
 async def database(service: Service) -> AsyncIterator[Database]:
-    """A pool as the command has one."""
+    """Open a database as the command does."""
     pool = Database(service.database_url, pool_size=1)
     yield pool
     await pool.dispose()
@@ -25,46 +25,47 @@ async def database(service: Service) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> Shop:
-    """A buyer with an open redemption, one that SHOPLINE booked, and one given back in part."""
+    """Create a buyer with an open, a booked and a partly reversed redemption."""
     client = service.client
     await client.put_program(shop.merchant_id, shop.store_id, criteria={})
     await earn(client, shop, 500)
     await earn(client, shop, 500, "other")
     for points in (30, 20, 10):
-        redeemed = await redeem(client, order(shop, points))
+        redeemed = await redeem(client, redeem_request(shop, points))
     await reverse(client, redeemed, 4)
     await client.apply(booking(shop, 20, 480))
-    await redeem(client, order(shop, 70, customer=customer_of(shop, "other")))
+    await redeem(client, redeem_request(shop, 70, customer=customer_ref(shop, "other")))
     return shop
 
 
-async def audit(database: Database, shop: Shop, *, store: str = "", buyer: str = "", now_ms: int = NOW_MS) -> list[str]:
+async def verify(
+    database: Database, shop: Shop, *, store: str = "", buyer: str = "", now_ms: int = NOW_MS
+) -> list[str]:
     """Verify a merchant's redemptions."""
-    found: list[Difference] = []
-    await RedemptionsAudit(database).run(shop.merchant_id, store, buyer, now_ms, found.append)
-    assert {difference.merchant_id for difference in found} <= {shop.merchant_id}
-    return [difference.text.removeprefix(f"store {shop.store_id}, buyer buyer: ") for difference in found]
+    mismatches: list[RedemptionMismatch] = []
+    await RedemptionVerifier(database).run(shop.merchant_id, store, buyer, now_ms, mismatches.append)
+    assert {mismatch.merchant_id for mismatch in mismatches} <= {shop.merchant_id}
+    return [mismatch.text.removeprefix(f"store {shop.store_id}, buyer buyer: ") for mismatch in mismatches]
 
 
 async def tamper(service: Service, shop: Shop, change: str) -> None:
-    """Change one of a merchant's rows behind the back of the service."""
+    """Change one of a merchant's rows with SQL."""
     async with superuser(service) as connection:
         status: str = await connection.execute(f"{change} AND merchant_id = $1", shop.merchant_id)
     assert status.endswith(" 1")
 
 
-async def test_a_true_book_has_no_differences(database: Database, service: Service, shop: Shop) -> None:
-    """Before its time is up and after it, swept or not, and whatever was released or booked late."""
+async def test_untampered_redemptions_have_no_mismatches(database: Database, service: Service, shop: Shop) -> None:
     after_ms = NOW_MS + DEFAULT_WINDOW_MS
-    before = await audit(database, shop)
-    due = await audit(database, shop, now_ms=after_ms)
+    before = await verify(database, shop)
+    due = await verify(database, shop, now_ms=after_ms)
     service.clock.now_ms = after_ms
-    await service.server._redemptions.sweep(service.clock())
+    await service.server._redemptions.release_overdue(service.clock())
     service.clock.now_ms = NOW_MS
-    swept = await audit(database, shop, now_ms=after_ms)
+    released = await verify(database, shop, now_ms=after_ms)
     await service.client.apply(booking(shop, 30, 450, 2_000))
 
-    assert [before, due, swept, await audit(database, shop, now_ms=after_ms)] == [[], [], [], []]
+    assert [before, due, released, await verify(database, shop, now_ms=after_ms)] == [[], [], [], []]
 
 
 TAMPERINGS = {
@@ -106,26 +107,23 @@ TAMPERINGS = {
 
 
 @pytest.mark.parametrize(("tampering", "text"), TAMPERINGS.values(), ids=TAMPERINGS)
-async def test_each_thing_that_was_changed_is_found(
+async def test_each_tampered_value_is_found(
     tampering: str, text: str, database: Database, service: Service, shop: Shop
 ) -> None:
-    """Whatever is not as it was promised is told, in words that say what is where."""
     await tamper(service, shop, f"UPDATE {tampering}")
 
-    assert any(text in found for found in await audit(database, shop))
+    assert any(text in found for found in await verify(database, shop))
 
 
-async def test_a_hold_of_no_redemption_is_found(database: Database, service: Service, shop: Shop) -> None:
-    """Points that nobody redeemed are locked up, as where a redemption was deleted."""
+async def test_hold_of_deleted_redemption_is_found(database: Database, service: Service, shop: Shop) -> None:
     await tamper(service, shop, "DELETE FROM redemptions WHERE points = 30")
 
-    assert await audit(database, shop) == ["the account holds 30 open, the redemption nothing"]
+    assert await verify(database, shop) == ["the account holds 30 open, the redemption nothing"]
 
 
-async def test_an_account_is_verified_alone(database: Database, service: Service, shop: Shop) -> None:
-    """The redemptions of other accounts are not looked at."""
+async def test_verification_of_one_account_skips_others(database: Database, service: Service, shop: Shop) -> None:
     await tamper(service, shop, "UPDATE points_accounts SET holds = NULL WHERE buyer_id = 'buyer'")
 
-    assert await audit(database, shop, store=shop.store_id, buyer="other") == []
-    assert len(await audit(database, shop, store=shop.store_id, buyer="buyer")) == 2
-    assert len(await audit(database, shop)) == 2
+    assert await verify(database, shop, store=shop.store_id, buyer="other") == []
+    assert len(await verify(database, shop, store=shop.store_id, buyer="buyer")) == 2
+    assert len(await verify(database, shop)) == 2

@@ -1,4 +1,4 @@
-"""Whether SHOPLINE's decrease or the redemption comes first, both are counted once, however often each is repeated."""
+"""Decreases and redemptions count once, in any order and with repetitions."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from pointbook.v1 import points_pb2, redemption_pb2
 from pointbook_server.db.database import Database
-from pointbook_server.redemption.audit import Difference, RedemptionsAudit
+from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
 from support.harness import NOW_MS, Service, Shop, unique
-from support.redemption import SETTLED, UNSETTLED, booking, earn, get, order, points_of, redeem
+from support.redemption import SETTLED, UNSETTLED, account_points, booking, earn, get_redemption, redeem, redeem_request
 
 EXAMPLES = settings(
     max_examples=40,
@@ -26,14 +26,14 @@ SIZES = st.lists(st.sampled_from([10, 10, 20, 30]), min_size=1, max_size=5)
 
 @pytest.fixture(scope="module")
 async def database(service: Service) -> AsyncIterator[Database]:
-    """A pool of our own, beside the server's."""
+    """Open a database besides the server's."""
     pool = Database(service.database_url, pool_size=1)
     yield pool
     await pool.dispose()
 
 
-async def open_shop(service: Service, points: int, leftovers: Sequence[int]) -> Shop:
-    """A shop whose buyer has so many points, and old redemptions that SHOPLINE never booked."""
+async def create_shop(service: Service, points: int, leftovers: Sequence[int]) -> Shop:
+    """Create a shop with a buyer's points, and old redemptions never booked."""
     client, shop = service.client, Shop(unique("merchant"), unique("store"))
     service.clock.now_ms = NOW_MS - LEAD_MS
     await client.put_store(shop.merchant_id, shop.store_id)
@@ -47,7 +47,7 @@ async def open_shop(service: Service, points: int, leftovers: Sequence[int]) -> 
     await earn(client, shop, points)
     for size in leftovers:
         if size <= points:
-            await redeem(client, order(shop, size))
+            await redeem(client, redeem_request(shop, size))
             service.clock.now_ms += 60_000
     service.clock.now_ms = NOW_MS
     await client.put_program(
@@ -61,13 +61,13 @@ class Till:
 
     def __init__(self, service: Service, shop: Shop, sizes: Sequence[int]) -> None:
         self._service, self._shop = service, shop
-        self._orders = [order(shop, size) for size in sizes]
+        self._orders = [redeem_request(shop, size) for size in sizes]
         self._to_book, self._balance = list(sizes), sum(sizes)
         self._booked: list[points_pb2.PointsUpdate] = []
         self.redemptions: dict[str, redemption_pb2.Redemption] = {}
 
     async def book(self) -> None:
-        """SHOPLINE books the next sale, and tells at once."""
+        """Book the next sale in SHOPLINE, and send its webhook."""
         if self._to_book:
             size = self._to_book.pop(0)
             self._balance -= size
@@ -76,19 +76,19 @@ class Till:
             await self._service.client.apply(self._booked[-1])
 
     async def redeem(self, place: int) -> None:
-        """Some sale is redeemed, again perhaps."""
+        """Redeem a sale, perhaps again."""
         request = self._orders[place % len(self._orders)]
-        answer = await redeem(self._service.client, request)
-        known = self.redemptions.setdefault(request.external_reference_number, answer)
-        assert answer.redemption_id == known.redemption_id
+        response = await redeem(self._service.client, request)
+        known = self.redemptions.setdefault(request.external_reference_number, response)
+        assert response.redemption_id == known.redemption_id
 
     async def repeat(self, place: int) -> None:
-        """A webhook comes again."""
+        """Repeat a webhook."""
         if self._booked:
             await self._service.client.apply(self._booked[place % len(self._booked)])
 
     async def finish(self) -> None:
-        """What has not happened yet happens."""
+        """Book and redeem the sales that are left."""
         for place in range(len(self._orders)):
             await self.redeem(place)
             self._service.clock.now_ms += 1
@@ -108,11 +108,14 @@ STEPS = st.lists(
 
 @given(sizes=SIZES, leftovers=st.lists(st.sampled_from([10, 20]), max_size=2), steps=STEPS)
 @EXAMPLES
-async def test_every_order_of_decreases_and_redemptions_counts_each_once(
+async def test_decreases_and_redemptions_in_any_order_count_once(
     service: Service, database: Database, sizes: list[int], leftovers: list[int], steps: list[tuple[Any, int]]
 ) -> None:
-    """All points are sold: in the end none are left, none are held, and every sale is settled. Old ones are not."""
-    shop = await open_shop(service, sum(sizes), leftovers)
+    """In the end no points are active or held, and every sale is settled.
+
+    None of the old redemptions is.
+    """
+    shop = await create_shop(service, sum(sizes), leftovers)
     till = Till(service, shop, sizes)
     try:
         for (name, *places), after_ms in steps:
@@ -120,14 +123,14 @@ async def test_every_order_of_decreases_and_redemptions_counts_each_once(
             service.clock.now_ms += after_ms
         await till.finish()
 
-        states = [(await get(service.client, each)).state for each in till.redemptions.values()]
+        states = [(await get_redemption(service.client, each)).state for each in till.redemptions.values()]
         assert states == [SETTLED] * len(sizes)
-        assert await points_of(service.client, shop) == (0, 0, 0)
+        assert await account_points(service.client, shop) == (0, 0, 0)
         listing = redemption_pb2.ListRedemptionsRequest(merchant_id=shop.merchant_id, state=UNSETTLED)
         old = (await service.client.redemption.ListRedemptions(listing)).redemptions
         assert len(old) == sum(size <= sum(sizes) for size in leftovers)
-        differences: list[Difference] = []
-        await RedemptionsAudit(database).run(shop.merchant_id, "", "", service.clock.now_ms, differences.append)
-        assert differences == []
+        mismatches: list[RedemptionMismatch] = []
+        await RedemptionVerifier(database).run(shop.merchant_id, "", "", service.clock.now_ms, mismatches.append)
+        assert mismatches == []
     finally:
         service.clock.now_ms = NOW_MS

@@ -1,4 +1,4 @@
-"""Orders that share a transaction are answered as if each had come alone after the one before it."""
+"""Commands that share a transaction have the same results as one after the other."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,15 +7,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pointbook.v1 import customers_pb2
-from pointbook_server.customers.model import GroupKey, Identifier, Key, Kind
+from pointbook_common.durations import DAY_MS
+from pointbook_server.customers.model import CustomerKey, GroupKey, Identifier, IdentifierKind
 from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.redemption.assessment import GroupRef, RedemptionRequest
+from pointbook_server.redemption.commands import PendingRedemption, RedeemCommand
 from pointbook_server.redemption.customer_validation import ValidationEvidence
-from pointbook_server.redemption.model import RedeemCommand, Redemption
-from pointbook_server.redemption.transactions import PendingRedemption
+from pointbook_server.redemption.model import Redemption
 from support.harness import NOW_MS, Service, Shop, at, unique
-from support.redemption import DAY_MS, earn
+from support.redemption import earn
 
 EXAMPLES = settings(
     max_examples=25,
@@ -23,13 +24,13 @@ EXAMPLES = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 NAMES = ("ada", "bob", "cyd", "eve")
-"""All but Eve are registered; of those, every two neighbours are a group."""
+"""All but Eve are registered; of those, every two neighbours share a group."""
 GROUPS = (("ada", "bob"), ("bob", "cyd"))
 CAP = 50
 
 
-class Wish(NamedTuple):
-    """What an order asks for, in any shop."""
+class CommandSpec(NamedTuple):
+    """A command for any shop."""
 
     who: str
     points: int
@@ -40,8 +41,8 @@ class Wish(NamedTuple):
     transaction_number: str
 
 
-WISHES = st.builds(
-    Wish,
+SPECS = st.builds(
+    CommandSpec,
     who=st.sampled_from(NAMES),
     points=st.integers(0, 40),
     program_id=st.sampled_from([1, 1, 2, 3]),
@@ -52,10 +53,10 @@ WISHES = st.builds(
 )
 
 
-async def open_shop(service: Service) -> list[Shop]:
-    """Two stores of a merchant with a program each, which lend each other their points and cap them, and one of both.
+async def create_shops(service: Service) -> list[Shop]:
+    """Create two stores with a program each, which lend points, and one of both.
 
-    Everybody has points in both stores, which expire one after the other.
+    Each customer has points in both stores, which expire one after the other.
     """
     client, first = service.client, Shop(unique("merchant"), unique("store"))
     shops = [first, Shop(first.merchant_id, f"{first.store_id}-2")]
@@ -87,64 +88,63 @@ async def open_shop(service: Service) -> list[Shop]:
     return shops
 
 
-def order(shops: list[Shop], wish: Wish) -> RedeemCommand:
-    """Write a wish down as an order of a shop."""
-    key: Key = Identifier(Kind.EXTERNAL_ID, wish.who)
-    if wish.who == "eve":
-        key = AccountKey(shops[wish.points % 2].store_id, wish.who)
-    ask = RedemptionRequest(
+def to_command(shops: list[Shop], spec: CommandSpec) -> RedeemCommand:
+    """Build the command of a shop."""
+    key: CustomerKey = Identifier(IdentifierKind.EXTERNAL_ID, spec.who)
+    if spec.who == "eve":
+        key = AccountKey(shops[spec.points % 2].store_id, spec.who)
+    request = RedemptionRequest(
         merchant_id=shops[0].merchant_id,
         identifier="",
         key=key,
-        program_id=wish.program_id,
-        points=wish.points,
+        program_id=spec.program_id,
+        points=spec.points,
         currency_value=None,
-        group_redemption=wish.lends,
-        group=None if wish.group is None else GroupRef(((GroupKey.ID, f"g-{wish.group}"),)),
+        group_redemption=spec.lends,
+        group=None if spec.group is None else GroupRef(((GroupKey.ID, f"g-{spec.group}"),)),
         channel=None,
     )
-    return RedeemCommand(ask, f"order-{wish.reference}", wish.transaction_number, "")
+    return RedeemCommand(request, f"order-{spec.reference}", spec.transaction_number, "")
 
 
 async def redeem(service: Service, orders: Sequence[RedeemCommand]) -> list[Redemption | PointbookError]:
-    """Redeem orders in one transaction."""
-    store = service.server._redemptions._store
-    asks = [order.ask for order in orders]
-    wanted = [
+    """Run commands in one transaction."""
+    store = service.server._redemptions._transactions
+    requests = [order.request for order in orders]
+    pending = [
         PendingRedemption(order, before, ValidationEvidence())
-        for order, before in zip(orders, await store.assess(asks, service.clock()), strict=True)
+        for order, before in zip(orders, await store.assess(requests, service.clock()), strict=True)
     ]
-    return await store.redeem(asks[0].merchant_id, wanted, service.clock)
+    return await store.redeem(requests[0].merchant_id, pending, service.clock)
 
 
-def told(shops: list[Shop], answers: Sequence[Redemption | PointbookError]) -> list[Any]:
-    """What answers say in any shop."""
+def summarise(shops: list[Shop], responses: Sequence[Redemption | PointbookError]) -> list[Any]:
+    """Return what results contain, without ids of the shop."""
     stores = {shop.store_id: number for number, shop in enumerate(shops)}
     return [
-        (answer.reason, answer.metadata.get("violations"))
-        if isinstance(answer, PointbookError)
+        (response.reason, response.metadata.get("violations"))
+        if isinstance(response, PointbookError)
         else (
-            answer.content.points,
-            answer.active_points,
-            [(stores[draw.store_id], *draw[1:4]) for draw in answer.draws],
+            response.content.points,
+            response.active_points,
+            [(stores[draw.store_id], *draw[1:4]) for draw in response.draws],
         )
-        for answer in answers
+        for response in responses
     ]
 
 
-async def held(service: Service, shops: list[Shop]) -> list[int]:
-    """What is held of every account."""
+async def held_points(service: Service, shops: list[Shop]) -> list[int]:
+    """Return what is held of every account."""
     accounts = [await service.client.account(shop.merchant_id, shop.store_id, name) for shop in shops for name in NAMES]
     return [account.held_points for account in accounts]
 
 
-@given(st.lists(WISHES, min_size=4, max_size=20))
+@given(st.lists(SPECS, min_size=4, max_size=20))
 @EXAMPLES
-async def test_a_batch_answers_as_one_order_after_the_other(service: Service, wishes: list[Wish]) -> None:
-    """Caps, pools that overlap, references that come again and refusals: none spoils, or helps, its neighbours."""
-    together, alone = await open_shop(service), await open_shop(service)
-    answers = await redeem(service, [order(together, wish) for wish in wishes])
-    expected = [(await redeem(service, [order(alone, wish)]))[0] for wish in wishes]
+async def test_batch_has_same_results_as_single_commands(service: Service, specs: list[CommandSpec]) -> None:
+    together, alone = await create_shops(service), await create_shops(service)
+    responses = await redeem(service, [to_command(together, spec) for spec in specs])
+    expected = [(await redeem(service, [to_command(alone, spec)]))[0] for spec in specs]
 
-    assert told(together, answers) == told(alone, expected)
-    assert await held(service, together) == await held(service, alone)
+    assert summarise(together, responses) == summarise(alone, expected)
+    assert await held_points(service, together) == await held_points(service, alone)

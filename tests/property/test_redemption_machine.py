@@ -1,4 +1,4 @@
-"""Redemption's promise on a real database: whatever happens to some accounts, no point is promised twice or lost."""
+"""Redemption under random steps: no point is drawn twice or lost."""
 
 import asyncio
 from collections import Counter, defaultdict
@@ -27,10 +27,10 @@ EXAMPLES = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 NAMES = ("ada", "bob", "eve")
-"""Ada and Bob are registered, and a group; Eve is a buyer whom nobody registered."""
+"""Ada and Bob are registered, and a group; Eve is an unregistered buyer."""
 CAP = 120
 WINDOW_MS = 60_000
-"""How long a redemption waits for SHOPLINE to book it."""
+"""The settlement window of the program."""
 LEAD_MS = 20_000
 """How much earlier than a redemption SHOPLINE may have booked it."""
 REFUSALS = {
@@ -41,15 +41,15 @@ REFUSALS = {
     "NOT_A_GROUP_MEMBER",
     "ENTRY_NOT_FOUND",
 }
-"""What a story may be told: nothing else goes wrong."""
+"""The reasons for which a call may be refused."""
 READ_REDEMPTIONS = Statement(
-    text(f"SELECT {queries.NAMES}, {queries.STATE} AS state FROM redemptions WHERE merchant_id = :merchant_id")  # noqa: S608 - names
+    text(f"SELECT {queries.ALL_COLUMNS}, {queries.STATE} AS state FROM redemptions WHERE merchant_id = :merchant_id")  # noqa: S608 - names
 )
 
 
 @dataclass
 class Story:
-    """What has happened to a shop's customers, and what there is to be repeated, booked, reversed or voided."""
+    """The history of a shop's customers, and what can be repeated or changed."""
 
     service: Service
     shop: Shop
@@ -64,7 +64,7 @@ class Story:
         return self.service.clock.now_ms
 
     async def attempt(self, call: Any) -> Any:
-        """Await a call; what the rules refuse is none, and nothing else is."""
+        """Await a call, and return None if the rules refuse it."""
         try:
             return await call
         except grpc.aio.AioRpcError as error:
@@ -75,7 +75,7 @@ class Story:
     async def event(
         self, buyer_id: str, points: int, late_ms: int, life_ms: int | None, *, balanced: bool, scene: int
     ) -> None:
-        """Something that SHOPLINE tells: late perhaps, with or without a balance."""
+        """Send an event: perhaps late, with or without a balance."""
         self.balances[buyer_id] += points
         direction = points_pb2.POINTS_UPDATE_TYPE_INCREASE if points >= 0 else points_pb2.POINTS_UPDATE_TYPE_DECREASE
         update = self.shop.update(
@@ -92,8 +92,8 @@ class Story:
         if await self.attempt(self.service.client.apply(update)) is None:
             self.balances[buyer_id] -= points
 
-    async def again(self, place: int) -> None:
-        """An event comes once more, and an order."""
+    async def repeat(self, place: int) -> None:
+        """Repeat an event and a redemption."""
         if self.events:
             await self.attempt(self.service.client.apply(self.events[place % len(self.events)]))
         if self.redemptions:
@@ -101,11 +101,11 @@ class Story:
             (request,) = (
                 each for each in self.orders if each.external_reference_number == stored.external_reference_number
             )
-            answer = await self.service.client.redemption.RedeemPoints(request)
-            assert answer.redemption.redemption_id == stored.redemption_id
+            response = await self.service.client.redemption.RedeemPoints(request)
+            assert response.redemption.redemption_id == stored.redemption_id
 
     async def redeem(self, who: str, points: int, *, pools: bool) -> None:
-        """Somebody redeems their own points, or a group's."""
+        """Redeem a customer's own points, or a group's."""
         customer = identity_pb2.CustomerRef(merchant_id=self.shop.merchant_id)
         if who == "eve":
             customer.buyer.store_id, customer.buyer.buyer_id = self.shop.store_id, "eve"
@@ -119,12 +119,15 @@ class Story:
             user_group2=identity_pb2.UserGroupRef(id="all") if pools else None,
         )
         self.orders.append(request)
-        answer = await self.attempt(self.service.client.redemption.RedeemPoints(request))
-        if answer is not None:
-            self.redemptions.append(answer.redemption)
+        response = await self.attempt(self.service.client.redemption.RedeemPoints(request))
+        if response is not None:
+            self.redemptions.append(response.redemption)
 
     async def book(self, place: int, late_ms: int, *, balanced: bool) -> None:
-        """SHOPLINE books what a redemption drew of an account, whatever has become of it."""
+        """Send SHOPLINE's decrease for what a redemption drew of an account.
+
+        The redemption may be in any state.
+        """
         if self.redemptions:
             redemption = self.redemptions[place % len(self.redemptions)]
             draw = redemption.draws[place % len(redemption.draws)]
@@ -133,12 +136,12 @@ class Story:
             await self.event(draw.buyer.buyer_id, -points, late_ms, None, balanced=balanced, scene=cashback)
 
     async def book_first(self, who: str, points: int, late_ms: int) -> None:
-        """SHOPLINE books what is about to be redeemed, or never will be."""
+        """Send SHOPLINE's decrease for a redemption that may follow."""
         cashback = points_pb2.POINTS_UPDATE_SCENE_CASHBACK
         await self.event(who, -points, late_ms, None, balanced=True, scene=cashback)
 
     async def reverse(self, place: int, points: int) -> None:
-        """Some of a redemption is given back, twice under one reference."""
+        """Reverse points of a redemption, twice under one reference."""
         if self.redemptions:
             redemption = self.redemptions[place % len(self.redemptions)]
             request = redemption_pb2.ReverseRedemptionRequest(
@@ -151,7 +154,7 @@ class Story:
             assert first == await self.attempt(self.service.client.redemption.ReverseRedemption(request))
 
     async def settle(self, place: int) -> None:
-        """An operator settles a redemption by hand."""
+        """Settle a redemption by hand."""
         if self.redemptions:
             redemption = self.redemptions[place % len(self.redemptions)]
             request = redemption_pb2.SettleRedemptionRequest(
@@ -160,27 +163,27 @@ class Story:
             await self.attempt(self.service.client.redemption.SettleRedemption(request))
 
     async def void(self, place: int, *, is_void: bool) -> None:
-        """An entry counts for nothing, or counts again."""
+        """Void an entry, or unvoid it."""
         if self.events:
             ids, points = [self.events[place % len(self.events)].event_id], self.service.client.points
-            named: dict[str, Any] = {"merchant_id": self.shop.merchant_id, "event_ids": ids, "reason": "a test"}
+            fields: dict[str, Any] = {"merchant_id": self.shop.merchant_id, "event_ids": ids, "reason": "a test"}
             await self.attempt(
-                points.VoidPointsEntries(points_pb2.VoidPointsEntriesRequest(**named))
+                points.VoidPointsEntries(points_pb2.VoidPointsEntriesRequest(**fields))
                 if is_void
-                else points.UnvoidPointsEntries(points_pb2.UnvoidPointsEntriesRequest(**named))
+                else points.UnvoidPointsEntries(points_pb2.UnvoidPointsEntriesRequest(**fields))
             )
 
     async def wait(self, after_ms: int) -> None:
-        """Time passes."""
+        """Advance the clock."""
         self.service.clock.now_ms += after_ms
 
-    async def sweep(self) -> None:
-        """What was not booked in time is released."""
-        await self.service.server._redemptions.sweep(self.service.clock())
+    async def release_overdue(self) -> None:
+        """Release what was not booked in time."""
+        await self.service.server._redemptions.release_overdue(self.service.clock())
 
-    async def together(self, who: list[str], points: int) -> None:
-        """Several redeem at once, and a sweep comes between them."""
-        await asyncio.gather(*(self.redeem(each, points, pools=each != "eve") for each in who), self.sweep())
+    async def redeem_concurrently(self, who: list[str], points: int) -> None:
+        """Redeem for several customers at once, while overdue redemptions are released."""
+        await asyncio.gather(*(self.redeem(each, points, pools=each != "eve") for each in who), self.release_overdue())
 
 
 ORDERS = points_pb2.POINTS_UPDATE_SCENE_SUCCESSFUL_ORDERS
@@ -190,7 +193,7 @@ Step = Callable[[Story], Any]
 
 
 def step(method: Callable[..., Any], *places: st.SearchStrategy[Any], **names: st.SearchStrategy[Any]) -> Any:
-    """Make steps of a story of one of its methods, whose arguments are drawn."""
+    """Build a strategy of steps from a method of a story, whose arguments are drawn."""
     return st.builds(lambda *drawn, **named: lambda story: method(story, *drawn, **named), *places, **names)
 
 
@@ -205,29 +208,29 @@ steps = st.one_of(
     step(Story.event, WHO, SPENT, LATE_MS, st.none(), balanced=ANY, scene=st.sampled_from([TAKEN, EXPIRED])),
     step(Story.redeem, WHO, POINTS, pools=ANY),
     step(Story.redeem, WHO, POINTS, pools=ANY),
-    step(Story.together, st.lists(WHO, min_size=2, max_size=5), POINTS),
+    step(Story.redeem_concurrently, st.lists(WHO, min_size=2, max_size=5), POINTS),
     step(Story.book, PLACES, LATE_MS, balanced=ANY),
     step(Story.book_first, WHO, FEW_SIZES, LATE_MS),
     step(Story.redeem, WHO, FEW_SIZES, pools=ANY),
     step(Story.reverse, PLACES, st.sampled_from([0, 1, 5, 20])),
     step(Story.settle, PLACES),
     step(Story.void, PLACES, is_void=ANY),
-    step(Story.again, PLACES),
+    step(Story.repeat, PLACES),
     step(Story.wait, st.sampled_from([1, 4_000, 30_000, WINDOW_MS])),
-    step(Story.sweep),
+    step(Story.release_overdue),
 )
 
 
 @pytest.fixture(scope="module")
 async def database(service: Service) -> AsyncIterator[Database]:
-    """A pool of our own, beside the server's."""
+    """Open a database besides the server's."""
     pool = Database(service.database_url, pool_size=2)
     yield pool
     await pool.dispose()
 
 
-async def begin(service: Service) -> Story:
-    """A shop whose customers may pool their points, each account with a few to begin with."""
+async def start_story(service: Service) -> Story:
+    """Create a shop whose customers may pool their few points."""
     story = Story(service, Shop(unique("merchant"), unique("store")))
     client, shop = service.client, story.shop
     service.clock.now_ms = NOW_MS
@@ -254,28 +257,28 @@ async def begin(service: Service) -> Story:
 
 
 async def read_redemptions(database: Database, story: Story) -> list[Redemption]:
-    """Read a merchant's redemptions, whose columns for filters and whose state agree with what they tell."""
-    named = {"merchant_id": story.shop.merchant_id, "now_ms": story.now_ms}
+    """Read a merchant's redemptions, and check their derived columns."""
+    params = {"merchant_id": story.shop.merchant_id, "now_ms": story.now_ms}
     async with database.autocommit() as connection:
-        rows = await connection.fetch(READ_REDEMPTIONS, named)
-    redemptions = list(map(queries.read, rows))
+        rows = await connection.fetch(READ_REDEMPTIONS, params)
+    redemptions = list(map(queries.read_redemption, rows))
     for row, redemption in zip(rows, redemptions, strict=True):
-        written = queries.write_changing(redemption)
-        kept = {name: row[name] for name in ("open_points", "released_points", "reversed_points")}
-        assert kept == {name: written[name] for name in kept}
+        written = queries.to_mutable_columns(redemption)
+        stored = {name: row[name] for name in ("open_points", "released_points", "reversed_points")}
+        assert stored == {name: written[name] for name in stored}
         assert row.state == redemption.state(story.now_ms)
     return redemptions
 
 
 def check_redemption(redemption: Redemption) -> None:
-    """It drew what was redeemed, and holds what it drew and did not give back, account by account."""
+    """Check that a redemption's draws and holds add up."""
     assert sum(draw.points for draw in redemption.draws) == redemption.content.points
     assert all(0 <= draw.reversed_points <= draw.points for draw in redemption.draws)
     assert points_by_account(redemption.draws) == {hold.key: hold.points for hold in redemption.holds}
 
 
 def check_settlements(book: Mapping[AccountKey, Kept], redemptions: Sequence[Redemption]) -> None:
-    """What an entry settled of an account is settled, and no other entry settled it."""
+    """Check that each settled hold was settled by one entry."""
     holds = [(redemption.redemption_id, hold) for redemption in redemptions for hold in redemption.holds]
     settled = {(redemption_id, hold.key) for redemption_id, hold in holds if hold.state is HoldState.SETTLED}
     claims = [(entry.settled_redemption_id, key) for key, kept in book.items() for entry in kept.entries]
@@ -285,7 +288,7 @@ def check_settlements(book: Mapping[AccountKey, Kept], redemptions: Sequence[Red
 
 
 async def check(database: Database, story: Story) -> None:
-    """No account promises what it does not have, and accounts and redemptions tell one story."""
+    """Check that accounts and redemptions agree, and no point is held twice."""
     redemptions = await read_redemptions(database, story)
     usage: Counter[str] = Counter()
     expected: defaultdict[AccountKey, dict[str, tuple[int, bool]]] = defaultdict(dict)
@@ -311,24 +314,23 @@ async def check(database: Database, story: Story) -> None:
 
 
 async def check_listing(story: Story) -> None:
-    """A filter by state answers those that tell that state, and together the states answer all."""
+    """Check that lists by state have redemptions in that state, and together have all."""
     service, merchant_id = story.service.client.redemption, story.shop.merchant_id
-    found = []
+    redemption_ids = []
     for state in redemption_pb2.RedemptionState.values()[1:]:
         request = redemption_pb2.ListRedemptionsRequest(merchant_id=merchant_id, state=state, page_size=1_000)
         page = list((await service.ListRedemptions(request)).redemptions)
         assert all(redemption.state == state for redemption in page)
-        found += [redemption.redemption_id for redemption in page]
-    assert sorted(found) == sorted(redemption.redemption_id for redemption in story.redemptions)
+        redemption_ids += [redemption.redemption_id for redemption in page]
+    assert sorted(redemption_ids) == sorted(redemption.redemption_id for redemption in story.redemptions)
 
 
 @given(st.lists(steps, min_size=4, max_size=20))
 @EXAMPLES
-async def test_no_point_is_promised_twice_whatever_happens(
+async def test_no_point_is_held_twice_after_any_steps(
     service: Service, database: Database, story_steps: list[Step]
 ) -> None:
-    """Events, redemptions, bookings, reversals, settlements, voids, sweeps and time, in any order."""
-    story = await begin(service)
+    story = await start_story(service)
     try:
         for step in story_steps:
             await step(story)

@@ -20,7 +20,7 @@ from pointbook.v1 import (
 )
 from support.harness import NOW_MS, Client, Service, Shop, at, unique
 from support.randomness import printed_random
-from support.redemption import customer_of
+from support.redemption import customer_ref
 from support.verification import verify
 from support.waiting import until
 
@@ -209,7 +209,7 @@ class CancellingCallers:
         reference = unique("order")
         self._references.add(reference)
         request = redemption_pb2.RedeemPointsRequest(
-            customer=customer_of(self._shop, self._buyer()),
+            customer=customer_ref(self._shop, self._buyer()),
             program_id=1,
             points=10,
             external_reference_number=reference,
@@ -251,7 +251,7 @@ class CancellingCallers:
 
     def _issue(self) -> Call:
         request = redemption_pb2.IssueValidationCodeRequest(
-            customer=customer_of(self._shop, self._buyer()), program_id=1, points=10
+            customer=customer_ref(self._shop, self._buyer()), program_id=1, points=10
         )
         return self._call(self._client.redemption.IssueValidationCode, request)
 

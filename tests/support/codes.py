@@ -5,7 +5,7 @@ from typing import Any
 from pointbook.v1 import redemption_pb2
 from support.harness import Client, Service, Shop
 from support.points import superuser
-from support.redemption import customer_of, question
+from support.redemption import customer_ref, validate_request
 
 CODES = {"code_length": 10, "alphanumeric": True, "message_templates": {"": "$code"}}
 """Codes that nobody guesses by chance, and messages that are nothing but the code."""
@@ -15,7 +15,7 @@ WRONG = "0000000000"
 
 async def issue(client: Client, shop: Shop, points: int = 100, **changes: Any) -> redemption_pb2.IssuedCode:
     """Ask for a code."""
-    values: dict[str, Any] = {"customer": customer_of(shop), "program_id": 1, "points": points}
+    values: dict[str, Any] = {"customer": customer_ref(shop), "program_id": 1, "points": points}
     request = redemption_pb2.IssueValidationCodeRequest(**{**values, **changes})
     return (await client.redemption.IssueValidationCode(request)).issued_code
 
@@ -30,7 +30,7 @@ async def issued(service: Service, shop: Shop, points: int = 100, **changes: Any
 
 async def is_right(client: Client, shop: Shop, code: str, points: Any = 100, **changes: Any) -> bool:
     """Guess a code."""
-    request = question(shop, points, **{"validation_code": code, **changes})
+    request = validate_request(shop, points, **{"validation_code": code, **changes})
     return (await client.redemption.ValidateRedemption(request)).redeemable
 
 

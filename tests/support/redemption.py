@@ -1,19 +1,19 @@
-"""What the files of redemption tests share: orders of one shop's customers, and what becomes of them."""
+"""Helpers of redemption: requests, and the reading of responses."""
 
 from typing import Any
 
 from pointbook.v1 import identity_pb2, points_pb2, redemption_pb2
+from pointbook_common.durations import DAY_MS
 from support.harness import NOW_MS, Client, Shop, at, unique
 
-DAY_MS = 24 * 60 * 60 * 1_000
 PENDING = redemption_pb2.REDEMPTION_STATE_PENDING
 SETTLED = redemption_pb2.REDEMPTION_STATE_SETTLED
 REVERSED = redemption_pb2.REDEMPTION_STATE_REVERSED
 UNSETTLED = redemption_pb2.REDEMPTION_STATE_UNSETTLED
 
 
-def customer_of(shop: Shop, buyer_id: str = "buyer", **identifier: str) -> identity_pb2.CustomerRef:
-    """Name a buyer of a shop, or a customer by an identifier."""
+def customer_ref(shop: Shop, buyer_id: str = "buyer", **identifier: str) -> identity_pb2.CustomerRef:
+    """Build the reference of a buyer of a shop, or of a customer by an identifier."""
     if identifier:
         return identity_pb2.CustomerRef(merchant_id=shop.merchant_id, **identifier)  # type: ignore[arg-type] # names
     buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)
@@ -21,17 +21,17 @@ def customer_of(shop: Shop, buyer_id: str = "buyer", **identifier: str) -> ident
 
 
 async def earn(client: Client, shop: Shop, points: int, buyer_id: str = "buyer", **changes: Any) -> str:
-    """Give a new account its points; answers the event's id."""
+    """Create an account with points, and return the event's id."""
     changes.setdefault("updated_at", at(NOW_MS - DAY_MS))
     update = shop.update(buyer_id, **{"updated_value": points, "points_balance": points, **changes})
     await client.apply(update)
     return update.event_id
 
 
-def order(shop: Shop, points: int = 10, **changes: Any) -> redemption_pb2.RedeemPointsRequest:
-    """Ask to redeem points in program 1."""
+def redeem_request(shop: Shop, points: int = 10, **changes: Any) -> redemption_pb2.RedeemPointsRequest:
+    """Build a request to redeem points in program 1."""
     values: dict[str, Any] = {
-        "customer": customer_of(shop),
+        "customer": customer_ref(shop),
         "program_id": 1,
         "points": points,
         "external_reference_number": unique("order"),
@@ -39,28 +39,28 @@ def order(shop: Shop, points: int = 10, **changes: Any) -> redemption_pb2.Redeem
     return redemption_pb2.RedeemPointsRequest(**{**values, **changes})
 
 
-def question(shop: Shop, points: int = 10, **changes: Any) -> redemption_pb2.ValidateRedemptionRequest:
-    """Ask whether points may be redeemed in program 1."""
-    values: dict[str, Any] = {"customer": customer_of(shop), "program_id": 1, "points": points}
+def validate_request(shop: Shop, points: int = 10, **changes: Any) -> redemption_pb2.ValidateRedemptionRequest:
+    """Build a request to validate a redemption in program 1."""
+    values: dict[str, Any] = {"customer": customer_ref(shop), "program_id": 1, "points": points}
     return redemption_pb2.ValidateRedemptionRequest(**{**values, **changes})
 
 
-async def findings(client: Client, request: redemption_pb2.ValidateRedemptionRequest) -> list[int]:
-    """The status codes of all that speaks against a redemption."""
-    answer = await client.redemption.ValidateRedemption(request)
-    assert answer.redeemable is (not answer.violations)
-    return [found.code for found in answer.violations]
+async def violation_codes(client: Client, request: redemption_pb2.ValidateRedemptionRequest) -> list[int]:
+    """Return the status codes of a redemption's violations."""
+    response = await client.redemption.ValidateRedemption(request)
+    assert response.redeemable is (not response.violations)
+    return [violation.code for violation in response.violations]
 
 
 async def redeem(client: Client, request: redemption_pb2.RedeemPointsRequest) -> redemption_pb2.Redemption:
-    """Redeem."""
+    """Redeem points."""
     return (await client.redemption.RedeemPoints(request)).redemption
 
 
 async def reverse(
     client: Client, redemption: redemption_pb2.Redemption, points: int = 0, **changes: Any
 ) -> redemption_pb2.Redemption:
-    """Give points of a redemption back."""
+    """Reverse points of a redemption."""
     values: dict[str, Any] = {
         "merchant_id": redemption.merchant_id,
         "redemption_id": redemption.redemption_id,
@@ -71,8 +71,8 @@ async def reverse(
     return (await client.redemption.ReverseRedemption(request)).redemption
 
 
-async def get(client: Client, redemption: redemption_pb2.Redemption) -> redemption_pb2.Redemption:
-    """Read a redemption as it now stands."""
+async def get_redemption(client: Client, redemption: redemption_pb2.Redemption) -> redemption_pb2.Redemption:
+    """Read a redemption in its current state."""
     request = redemption_pb2.GetRedemptionRequest(
         merchant_id=redemption.merchant_id, redemption_id=redemption.redemption_id
     )
@@ -80,7 +80,7 @@ async def get(client: Client, redemption: redemption_pb2.Redemption) -> redempti
 
 
 def booking(shop: Shop, points: int, balance: int, after_ms: int = 1_000, **changes: Any) -> points_pb2.PointsUpdate:
-    """SHOPLINE's own decrease for a redemption, some time after the tests' beginning."""
+    """Build SHOPLINE's decrease for a redemption, after the clock's start."""
     values: dict[str, Any] = {
         "update_type": points_pb2.POINTS_UPDATE_TYPE_DECREASE,
         "updated_scene": points_pb2.POINTS_UPDATE_SCENE_CASHBACK,
@@ -91,12 +91,12 @@ def booking(shop: Shop, points: int, balance: int, after_ms: int = 1_000, **chan
     return shop.update(**{"buyer_id": "buyer"} | values | changes)
 
 
-async def points_of(client: Client, shop: Shop, buyer_id: str = "buyer", **more: Any) -> tuple[int, int, int]:
-    """The balance, the active and the held points of a buyer."""
+async def account_points(client: Client, shop: Shop, buyer_id: str = "buyer", **more: Any) -> tuple[int, int, int]:
+    """Return the balance, the active and the held points of a buyer."""
     account = await client.account(shop.merchant_id, shop.store_id, buyer_id, **more)
     return account.points_balance, account.active_points, account.held_points
 
 
-def drawn(redemption: redemption_pb2.Redemption) -> list[tuple[str, int]]:
-    """What a redemption drew of which buyer, in its order."""
+def draws_by_buyer(redemption: redemption_pb2.Redemption) -> list[tuple[str, int]]:
+    """Return the buyer and the points of each draw, in order."""
     return [(draw.buyer.buyer_id, draw.points) for draw in redemption.draws]

@@ -1,4 +1,4 @@
-"""Which decrease that came first is a redemption's own, and which points it took: pure."""
+"""The choice of the decrease that a redemption claims."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ from pointbook_server.ledger.lots import Lot
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import Program
 from pointbook_server.redemption.allocation import Allocation
-from pointbook_server.redemption.bookings import Booking, booking_of, first_draws, lead_ms_of
+from pointbook_server.redemption.bookings import Booking, find_booking, first_draws, settlement_lead_ms
 
 ONE, TWO = AccountKey("store", "one"), AccountKey("store", "two")
 NOW_MS = 1_000_000
@@ -20,7 +20,7 @@ PROGRAM = Program("merchant", 1, ("store",))
 
 
 def booking(event_id: str, **changes: Any) -> Booking:
-    """A decrease of five points, a second ago."""
+    """Build a decrease of five points, one second ago."""
     values: dict[str, Any] = {
         "account": ONE,
         "event_id": event_id,
@@ -33,18 +33,17 @@ def booking(event_id: str, **changes: Any) -> Booking:
     return Booking(**{**values, **changes})
 
 
-def found(*bookings: Booking, program: Program = PROGRAM, account: Account = EMPTY) -> str | None:
-    """Name the one that is a redemption of five points of the first account."""
-    chosen = booking_of(5, program, {ONE: account}, bookings, NOW_MS)
+def find(*bookings: Booking, program: Program = PROGRAM, account: Account = EMPTY) -> str | None:
+    """Return the event id that a redemption of five points claims."""
+    chosen = find_booking(5, program, {ONE: account}, bookings, NOW_MS)
     return None if chosen is None else chosen.event_id
 
 
-def test_the_newest_booking_is_chosen_whatever_the_order() -> None:
-    """Inside a millisecond it is the last one of the ledger."""
+def test_newest_booking_is_claimed_in_any_order() -> None:
     older, newer, last = booking("a", at_ms=NOW_MS - 2_000), booking("b"), booking("c", ordinal=1)
 
-    assert found(older, newer) == found(newer, older) == "b"
-    assert found(last, newer, older) == found(older, newer, last) == "c"
+    assert find(older, newer) == find(newer, older) == "b"
+    assert find(last, newer, older) == find(older, newer, last) == "c"
 
 
 @pytest.mark.parametrize(
@@ -59,36 +58,33 @@ def test_the_newest_booking_is_chosen_whatever_the_order() -> None:
         {"draws": (Allocation(*ONE, 3, None, "lot"), Allocation(*ONE, 2, NOW_MS - 1_000, "expired"))},
     ],
 )
-def test_what_is_not_the_redemptions_own(changes: dict[str, Any]) -> None:
-    """Another account, size, scene or time, and points that were not active."""
-    assert found(booking("a", **changes)) is None
+def test_bookings_that_do_not_match_are_not_claimed(changes: dict[str, Any]) -> None:
+    assert find(booking("a", **changes)) is None
 
 
 @pytest.mark.parametrize(
     ("left", "held", "expected"), [(0, 0, "a"), (3, 3, "a"), (3, 4, None), (0, 1, None), (9, 2, "a")]
 )
-def test_points_that_others_hold_are_not_the_redemptions_own(left: int, held: int, expected: str | None) -> None:
-    """Those that are left to the account must be as many as it has promised."""
+def test_booking_is_not_claimed_if_other_holds_need_its_points(left: int, held: int, expected: str | None) -> None:
     lots = (Lot(left, left, None, "left"),) if left else ()
     account = Account(lots=lots, holds=(Hold("r", held, NOW_MS, NOW_MS + 1),))
 
-    assert found(booking("a"), account=account) == expected
+    assert find(booking("a"), account=account) == expected
 
 
 @pytest.mark.parametrize("lead_ms", [None, 0, 1, 5_000, 86_400_000])
 @pytest.mark.parametrize("off_ms", [-1, 0, 1, -10_000])
-def test_both_orders_have_one_lead(lead_ms: int | None, off_ms: int) -> None:
-    """A redemption finds a decrease just where a hold of that time would have been settled by it."""
+def test_lead_is_the_same_as_that_of_holds(lead_ms: int | None, off_ms: int) -> None:
+    """A redemption claims what would have settled a hold of its time."""
     program = replace(PROGRAM, settlement_lead_ms=lead_ms)
-    at_ms = NOW_MS - lead_ms_of(program) - off_ms
-    hold = Hold("r", 5, NOW_MS, NOW_MS + 1, lead_ms=lead_ms_of(program))
+    at_ms = NOW_MS - settlement_lead_ms(program) - off_ms
+    hold = Hold("r", 5, NOW_MS, NOW_MS + 1, lead_ms=settlement_lead_ms(program))
 
     is_settled = settled_by([hold], 5, "CASHBACK", at_ms, NOW_MS) is not None
-    assert is_settled is (found(booking("a", at_ms=at_ms), program=program) == "a") is (off_ms <= 0)
+    assert is_settled is (find(booking("a", at_ms=at_ms), program=program) == "a") is (off_ms <= 0)
 
 
-def test_a_decreases_own_points_are_the_first_that_its_entry_drew() -> None:
-    """What a gap cost comes behind them, of the same lot perhaps."""
+def test_first_draws_of_entry_are_those_of_decrease() -> None:
     drawn = [EntryDraw(3, 10, "a"), EntryDraw(4, None, "b"), EntryDraw(2, None, "c")]
 
     assert first_draws(ONE, 5, drawn) == (Allocation(*ONE, 3, 10, "a"), Allocation(*ONE, 2, None, "b"))

@@ -9,7 +9,8 @@ from grpc import StatusCode
 
 from pointbook.v1 import errors_pb2
 from pointbook_server.errors import REASONS, FieldViolation, PointbookError, Reason, Retry, store_not_found
-from pointbook_server.redemption.rules import STATUS_CODES, finding, sort_violations, to_error
+from pointbook_server.redemption.status_codes import STATUS_CODES
+from pointbook_server.redemption.violations import Violation, sort_violations, to_error
 from pointbook_server.rpc.status_mapping import grpc_code, to_status
 
 STATUS_BYTES_MAX = 4_096
@@ -175,7 +176,7 @@ def test_a_status_stays_under_four_kib(letter: str) -> None:
 
 def test_a_refusal_names_every_violation() -> None:
     """An error has one reason, yet its metadata names all that speaks against the redemption."""
-    everything = sort_violations(finding(reason, "No.") for reason in STATUS_CODES if reason not in NEVER_ERRORS)
+    everything = sort_violations(Violation.of(reason, "No.") for reason in STATUS_CODES if reason not in NEVER_ERRORS)
     metadata = detail(to_status(to_error(everything)), ErrorInfo).metadata
 
     assert metadata["status_code"] == "801"

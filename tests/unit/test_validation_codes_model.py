@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pointbook_server.customers.model import Customer, Identifier, Kind
+from pointbook_server.customers.model import Customer, Identifier, IdentifierKind
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.programs.model import Channel, PhoneNumberType, Program, Validation
+from pointbook_server.programs.model import Channel, PhoneNumberType, Program, ValidationSettings
 from pointbook_server.validation_codes.model import (
     ATTEMPTS_MAX,
     COOLDOWN_MS,
@@ -58,7 +58,7 @@ def digest(
 
 def test_a_code_is_six_digits() -> None:
     """Digits that anyone can type, unless the program says otherwise; leading zeros are kept."""
-    codes = [new_code(Validation()) for _ in range(2_000)]
+    codes = [new_code(ValidationSettings()) for _ in range(2_000)]
 
     assert {6} == {len(code) for code in codes}
     assert all(code.isascii() and code.isdigit() for code in codes)
@@ -68,7 +68,7 @@ def test_a_code_is_six_digits() -> None:
 @pytest.mark.parametrize("length", [6, 7, 8, 9, 10])
 def test_a_code_is_as_long_as_the_program_says(length: int) -> None:
     """Six to ten characters, of letters and digits where the program says so."""
-    code = new_code(Validation(code_length=length, alphanumeric=True))
+    code = new_code(ValidationSettings(code_length=length, alphanumeric=True))
 
     assert length == len(code)
     assert set(code) <= set(LETTERS_AND_DIGITS)
@@ -134,7 +134,7 @@ def test_a_typed_code_is_read_as_it_was_issued(typed: str, expected: str) -> Non
 def test_every_code_is_read_as_itself(*, alphanumeric: bool) -> None:
     """As it is, grouped, and in small letters."""
     for _ in range(200):
-        code = new_code(Validation(alphanumeric=alphanumeric, code_length=10))
+        code = new_code(ValidationSettings(alphanumeric=alphanumeric, code_length=10))
         assert {code} == {normalised_code(typed) for typed in (code, code.lower(), f"{code[:3]}-{code[3:]} ")}
 
 
@@ -149,7 +149,7 @@ def chi_square(seen: Counter[str], cells: int) -> float:
 @pytest.mark.parametrize("alphanumeric", [False, True])
 def test_every_code_is_equally_likely(*, alphanumeric: bool) -> None:
     """A million codes: each position has each character about as often, and of digits each code comes as often."""
-    validation = Validation(alphanumeric=alphanumeric)
+    validation = ValidationSettings(alphanumeric=alphanumeric)
     codes = [new_code(validation) for _ in range(1_000_000)]
     characters = "".join(codes)
 
@@ -251,7 +251,7 @@ def test_challenge_ids_are_all_different() -> None:
 )
 def test_the_message_says_what_the_code_is_for(templates: dict[str, str], expected: str) -> None:
     """The program's text, or our own; a name in a value is never replaced again."""
-    assert expected == message_text(Validation(message_templates=templates), "", "012345", 100, "Club $code")
+    assert expected == message_text(ValidationSettings(message_templates=templates), "", "012345", 100, "Club $code")
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_the_message_says_what_the_code_is_for(templates: dict[str, str], expect
 def test_the_message_is_in_the_customers_language(language: str, expected: str) -> None:
     """The nearest there is: the tag, its language, the text for everybody."""
     templates = {"zh-TW": "tw", "zh": "zh", "": "any", "en": "en"}
-    assert expected == message_text(Validation(message_templates=templates), language, "012345", 100, "")
+    assert expected == message_text(ValidationSettings(message_templates=templates), language, "012345", 100, "")
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_the_message_is_in_the_customers_language(language: str, expected: str) 
 def test_the_language_of_a_message_is_looked_up(keys: tuple[str, ...], language: str, expected: str) -> None:
     """By RFC 4647, section 3.4: the tag loses its last subtag until it is one of the program's."""
     templates = {key: f"<{key}> $code" for key in keys}
-    assert message_text(Validation(message_templates=templates), language, "1", 1, "") == f"<{expected}> 1"
+    assert message_text(ValidationSettings(message_templates=templates), language, "1", 1, "") == f"<{expected}> 1"
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,10 @@ def test_a_destination_is_masked(channel: Channel, destination: str, expected: s
     assert masked(Route(channel, destination)) == expected
 
 
-NUMBER, ADDRESS = Identifier(Kind.MOBILE, "+8613812345678"), Identifier(Kind.EMAIL, "buyer@example.com")
+NUMBER, ADDRESS = (
+    Identifier(IdentifierKind.MOBILE, "+8613812345678"),
+    Identifier(IdentifierKind.EMAIL, "buyer@example.com"),
+)
 BOTH = {Channel.SMS: True, Channel.EMAIL: True}
 DAY_MS = 86_400_000
 
@@ -333,7 +336,7 @@ def choose(
     **changes: Any,
 ) -> Route:
     """Choose a route for 100 points in a program."""
-    validation = Validation(**changes.pop("validation", {}))
+    validation = ValidationSettings(**changes.pop("validation", {}))
     program = Program("m", 1, ("s",), validation=validation, **changes)
     return choose_route(
         program, customer, channel, BOTH if senders is None else senders, points=100, pause_ms=DAY_MS, now_ms=NOW_MS
@@ -342,7 +345,7 @@ def choose(
 
 def customer(*identifiers: Identifier, **changed_at_ms: int) -> Customer:
     """A customer with contacts, some of which have changed."""
-    since_ms = {Kind[name.upper()]: at_ms for name, at_ms in changed_at_ms.items()}
+    since_ms = {IdentifierKind[name.upper()]: at_ms for name, at_ms in changed_at_ms.items()}
     return Customer("m", "c", identifiers=identifiers, contacts_since_ms=since_ms)
 
 
@@ -415,7 +418,7 @@ NUMBERS = (
 @pytest.mark.parametrize(("number", "number_type"), NUMBERS)
 def test_sms_go_to_mobile_numbers_unless_the_program_names_other_types(number: str, number_type: str) -> None:
     """Any other number is no destination; a program that names types names all of them."""
-    reached = customer(Identifier(Kind.MOBILE, number))
+    reached = customer(Identifier(IdentifierKind.MOBILE, number))
 
     own = PhoneNumberType(number_type)
     others = tuple(set(PhoneNumberType) - {own})
@@ -433,7 +436,7 @@ def test_sms_go_to_mobile_numbers_unless_the_program_names_other_types(number: s
         assert caught.value.metadata == {"validation_type": "SMS", "number_type": number_type}
 
 
-LANDLINE = Identifier(Kind.MOBILE, "+862112345678")
+LANDLINE = Identifier(IdentifierKind.MOBILE, "+862112345678")
 
 
 def test_a_number_that_gets_no_sms_leaves_the_other_channels() -> None:

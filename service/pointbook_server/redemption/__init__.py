@@ -1,1 +1,1 @@
-"""Whether a customer may redeem points now."""
+"""Redemption: validating, redeeming, reversing and settling points."""

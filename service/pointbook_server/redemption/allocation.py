@@ -1,4 +1,7 @@
-"""The points that a redemption may draw on, and which of them it draws."""
+"""The accounts that a redemption draws on, and the allocation to their lots.
+
+Source: docs/reference/redemption.md#order-of-drawing
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -6,15 +9,15 @@ from typing import NamedTuple
 from pointbook_server.ledger.model import Account, AccountKey
 
 
-class Source(NamedTuple):
-    """An account that a redemption may draw on, and whose it is: empty for a buyer that nobody has registered."""
+class SourceAccount(NamedTuple):
+    """An account that may be drawn on, with its customer; empty if unregistered."""
 
     key: AccountKey
     customer_id: str = ""
 
 
 class Allocation(NamedTuple):
-    """Points that a redemption takes from one lot of one account, and how many of them were given back since."""
+    """The points drawn from one lot of an account, and how many were reversed."""
 
     store_id: str
     buyer_id: str
@@ -29,14 +32,14 @@ class Allocation(NamedTuple):
         return AccountKey(self.store_id, self.buyer_id)
 
 
-class _Part(NamedTuple):
-    """What one lot has for a redemption, with what it is sorted by."""
+class _FreeLot(NamedTuple):
+    """The free points of a lot; the order of its fields is the order of drawing."""
 
     order_ms: int
-    made_at_ms: int
+    created_at_ms: int
     customer_id: str
     key: AccountKey
-    place: int
+    position: int
     points: int
     expires_at_ms: int | None
     event_id: str
@@ -44,45 +47,47 @@ class _Part(NamedTuple):
 
 def allocate(
     points: int,
-    sources: Iterable[Source],
+    sources: Iterable[SourceAccount],
     accounts: Mapping[AccountKey, Account],
-    made_at_ms: Mapping[str, int],
+    created_at_ms: Mapping[str, int],
     now_ms: int,
 ) -> list[Allocation]:
-    """Draw points that are there: soonest expiry first, then created earlier, then by customer id.
+    """Draw points from lots by expiry, then age, then customer id.
 
-    What earlier redemptions hold of an account they hold of its first lots. `made_at_ms` tells by event_id when a lot
-    was made, where several accounts are drawn on. Source: redemption.md, who and where.
+    Points held by earlier redemptions are those of an account's first lots. `created_at_ms` has the times of the lots
+    by event id; it is needed only if several accounts are drawn on. Raises ValueError if the points are not there.
     """
-    parts = [part for source in sources for part in _parts(source, accounts.get(source.key), made_at_ms, now_ms)]
+    lots = [lot for source in sources for lot in _free_lots(source, accounts.get(source.key), created_at_ms, now_ms)]
     draws = []
-    for part in sorted(parts):
-        taken = min(points, part.points)
-        if taken:
-            draws.append(Allocation(*part.key, taken, part.expires_at_ms, part.event_id))
-        points -= taken
+    for lot in sorted(lots):
+        drawn = min(points, lot.points)
+        if drawn:
+            draws.append(Allocation(*lot.key, drawn, lot.expires_at_ms, lot.event_id))
+        points -= drawn
     if points:
-        raise ValueError("more was to be drawn than there is")
+        raise ValueError("the accounts have fewer points than are to be drawn")
     return draws
 
 
-def event_ids_of(accounts: Iterable[Account]) -> list[str]:
-    """Name the events that made the lots of some accounts."""
+def lot_event_ids(accounts: Iterable[Account]) -> list[str]:
+    """Return the sorted ids of the events that created the lots of some accounts."""
     return sorted({lot.event_id for account in accounts for lot in account.lots})
 
 
-def _parts(source: Source, account: Account | None, made_at_ms: Mapping[str, int], now_ms: int) -> Iterator[_Part]:
+def _free_lots(
+    source: SourceAccount, account: Account | None, created_at_ms: Mapping[str, int], now_ms: int
+) -> Iterator[_FreeLot]:
     if account is None:
         return
-    for place, lot in enumerate(account.free_lots(now_ms)):
+    for position, lot in enumerate(account.free_lots(now_ms)):
         if lot.order_ms <= now_ms:
             continue
-        yield _Part(
+        yield _FreeLot(
             order_ms=lot.order_ms,
-            made_at_ms=made_at_ms.get(lot.event_id, 0),
+            created_at_ms=created_at_ms.get(lot.event_id, 0),
             customer_id=source.customer_id,
             key=source.key,
-            place=place,
+            position=position,
             points=lot.remaining,
             expires_at_ms=lot.expires_at_ms,
             event_id=lot.event_id,
@@ -90,7 +95,7 @@ def _parts(source: Source, account: Account | None, made_at_ms: Mapping[str, int
 
 
 def points_by_account(draws: Sequence[Allocation]) -> dict[AccountKey, int]:
-    """Sum what is drawn, and was not given back, by account."""
+    """Return the drawn points that were not reversed, by account."""
     points: dict[AccountKey, int] = {}
     for draw in draws:
         points[draw.key] = points.get(draw.key, 0) + draw.points - draw.reversed_points

@@ -1,4 +1,4 @@
-"""Who asks to redeem what, and what the rules say to it: pure, on facts that were read before."""
+"""The assessment of a redemption request by every rule, in a loaded context; pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,38 +6,36 @@ from decimal import Decimal
 
 from pointbook_server.customers.model import (
     Customer,
+    CustomerKey,
     GroupKey,
     Identifier,
-    Key,
     UserGroup,
-    buyer_name,
-    customer_name,
-    normalised,
+    buyer_ref,
+    customer_ref,
 )
+from pointbook_server.customers.rules import normalize_identifier
 from pointbook_server.errors import Reason
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import Channel, Program
-from pointbook_server.redemption.allocation import Source
-from pointbook_server.redemption.bookings import Booking, booking_of
+from pointbook_server.redemption.allocation import SourceAccount
+from pointbook_server.redemption.bookings import Booking, find_booking
+from pointbook_server.redemption.cap_windows import Usage, check_caps
+from pointbook_server.redemption.currency import to_points
 from pointbook_server.redemption.rules import (
     Eligibility,
-    Usage,
-    Violation,
     check_amount,
-    check_caps,
+    check_eligibility,
     check_missed_call,
     check_program,
-    check_standing,
-    finding,
-    points_of,
 )
+from pointbook_server.redemption.violations import Violation
 
 NO_ACCOUNT = Account()
 
 
 @dataclass(frozen=True, slots=True)
 class GroupRef:
-    """By what a user group is chosen: every selector that is given must choose the same one."""
+    """The selectors of a user group, all of which must select the same group."""
 
     keys: tuple[tuple[GroupKey, str], ...] = ()
     primary: Identifier | None = None
@@ -46,11 +44,15 @@ class GroupRef:
 
 @dataclass(frozen=True, slots=True)
 class RedemptionRequest:
-    """Who wants to redeem what, where. `key` is None when a buyer's ids have no valid form; others are as they came."""
+    """Who wants to redeem which points in which program.
+
+    `key` is None if a buyer's ids are malformed; other identifiers are as they were sent. `identifier` is the name of
+    its field.
+    """
 
     merchant_id: str
     identifier: str
-    key: Key | None
+    key: CustomerKey | None
     program_id: int
     points: int
     currency_value: Decimal | None
@@ -58,90 +60,97 @@ class RedemptionRequest:
     group: GroupRef | None
     channel: Channel | None
 
-    def key_in(self, program: Program | None) -> Key | None:
-        """Write the identifier as it is kept, by the program's region; None where it has no valid form."""
+    def normalised_key(self, program: Program | None) -> CustomerKey | None:
+        """Return the key in its stored form; None if it is malformed.
+
+        National phone numbers are read in the program's region.
+        """
         if self.key is None or isinstance(self.key, AccountKey):
             return self.key
-        value = normalised(self.key.kind, self.key.value, "" if program is None else program.default_region)
+        value = normalize_identifier(self.key.kind, self.key.value, "" if program is None else program.default_region)
         return None if value is None else replace(self.key, value=value)
 
 
 @dataclass(frozen=True, slots=True)
 class RedemptionContext:
-    """What there is to an ask. `others` are the merchant's other programs that allow their points to be redeemed.
+    """What was loaded for the assessment of a request.
 
-    `is_shop` tells whether the store of a buyer whom nobody registered is the merchant's, `one_group` whether all
-    selectors choose the same group, and `sources` the accounts that may be drawn on, each once. `bookings` are the
-    decreases that the redemption may claim, among others.
+    `other_programs` are the merchant's other programs that allow their points to be redeemed. `is_own_store` is false
+    if an unregistered buyer's store is not the merchant's, `selects_one_group` if the group's selectors disagree.
+    `sources` are the accounts that may be drawn on, each once. `bookings` include the decreases that the redemption
+    may claim.
     """
 
     now_ms: int
     program: Program | None
-    others: tuple[Program, ...]
-    key: Key | None
+    other_programs: tuple[Program, ...]
+    key: CustomerKey | None
     customer: Customer | None
-    is_shop: bool
+    is_own_store: bool
     group: UserGroup | None
-    one_group: bool
-    sources: tuple[Source, ...]
+    selects_one_group: bool
+    sources: tuple[SourceAccount, ...]
     accounts: Mapping[AccountKey, Account]
     usage: Usage
     bookings: tuple[Booking, ...] = ()
 
     @property
     def redeemer(self) -> str:
-        """Name who redeems: ids have no spaces, so that no two have one name. Empty where nobody is known."""
+        """The unique name of the customer or buyer who redeems; empty if there is none."""
         if self.customer is not None:
-            return customer_name(self.customer.customer_id)
-        if isinstance(self.key, AccountKey) and self.is_shop:
-            return buyer_name(self.key)
+            return customer_ref(self.customer.customer_id)
+        if isinstance(self.key, AccountKey) and self.is_own_store:
+            return buyer_ref(self.key)
         return ""
 
     @property
     def redeemers(self) -> list[str]:
-        """Name all under whom the same person has redeemed: a registered buyer's earlier redemptions are theirs."""
+        """All names under which the same person has redeemed.
+
+        A customer also has the redemptions that their buyers made while unregistered.
+        """
         if self.customer is None:
             return [self.redeemer] if self.redeemer else []
-        return [self.redeemer, *map(buyer_name, self.customer.buyers)]
+        return [self.redeemer, *map(buyer_ref, self.customer.buyers)]
 
     @property
     def account_keys(self) -> set[AccountKey]:
-        """Name the accounts that count: those of the pool, and the redeemer's own.
+        """The accounts to load: those that may be drawn on, and the redeemer's own.
 
-        All of their own, since a redemption that is still running may be of a buyer who was nobody's when it began.
+        All of the redeemer's own accounts, since a running redemption may be one of a buyer who was unregistered when
+        it began.
         """
         return {source.key for source in (*self.sources, *own_sources(self.key, self.customer))}
 
-    def before(self, booking: Booking) -> "RedemptionContext":
-        """Return the facts as they would be without a booking: what it took is active."""
-        return replace(
-            self, accounts={**self.accounts, booking.account: booking.before(self.accounts[booking.account])}
-        )
+    def without_booking(self, booking: Booking) -> "RedemptionContext":
+        """Return the context without a booking: the points that it took are active."""
+        return replace(self, accounts={**self.accounts, booking.account: booking.undo(self.accounts[booking.account])})
 
-    def active_points(self, sources: Iterable[Source]) -> int:
-        """Sum what some accounts have active."""
+    def active_points(self, sources: Iterable[SourceAccount]) -> int:
+        """Return the sum of the active points of some accounts."""
         return sum(self.accounts.get(source.key, NO_ACCOUNT).points_at(self.now_ms).active for source in sources)
 
 
-def own_sources(key: Key | None, customer: Customer | None) -> list[Source]:
-    """Tell the redeemer's own accounts, wherever they are."""
+def own_sources(key: CustomerKey | None, customer: Customer | None) -> list[SourceAccount]:
+    """Return the redeemer's own accounts, in every store."""
     if customer is not None:
-        return [Source(buyer, customer.customer_id) for buyer in customer.buyers]
-    return [Source(key)] if isinstance(key, AccountKey) else []
+        return [SourceAccount(buyer, customer.customer_id) for buyer in customer.buyers]
+    return [SourceAccount(key)] if isinstance(key, AccountKey) else []
 
 
-def sources_of(
-    ask: RedemptionRequest, programs: Sequence[Program], own: Sequence[Source], group: UserGroup | None
-) -> tuple[Source, ...]:
-    """Tell the accounts that may be drawn on: the redeemer's own, or those of a group's members.
+def redeemable_sources(
+    request: RedemptionRequest, programs: Sequence[Program], own: Sequence[SourceAccount], group: UserGroup | None
+) -> tuple[SourceAccount, ...]:
+    """Return the accounts that may be drawn on.
 
-    The first of the programs is the one that the ask names; all of them lend their stores.
+    They are the redeemer's own, or those of a group's members.
+    Only accounts in stores of the programs count; the first program is the requested one.
     """
     sources = own
-    if programs and pools(ask, programs[0]):
+    if programs and draws_on_group(request, programs[0]):
         members = group.members if group is not None else ()
         sources = [
-            Source(key, member.customer_id)
+            SourceAccount(key, member.customer_id)
             for member in members
             if not member.blocked and not member.fraud_blocked
             for key in member.buyers
@@ -150,20 +159,20 @@ def sources_of(
     return tuple(sorted({source for source in sources if source.key.store_id in stores}))
 
 
-def pools(ask: RedemptionRequest, program: Program) -> bool:
-    """Tell whether a group's points are asked for, and may be."""
-    return ask.group is not None and program.allow_group_redemption
+def draws_on_group(request: RedemptionRequest, program: Program) -> bool:
+    """Return whether the request may draw on a group's points."""
+    return request.group is not None and program.allow_group_redemption
 
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """The outcome of the rules for an ask: how many points it is for, and every violation, with the facts behind it.
+    """The outcome of all rules for a request: its points, and every violation.
 
-    Where SHOPLINE has already booked the redemption as `booking`, the facts are those of before the booking;
-    `active_points` are the points that are active now.
+    If SHOPLINE has already booked the redemption as `booking`, `context` is without the booking. `active_points` are
+    active now, with the booking.
     """
 
-    facts: RedemptionContext
+    context: RedemptionContext
     points: int
     active_points: int
     violations: tuple[Violation, ...]
@@ -171,108 +180,124 @@ class Assessment:
 
     @property
     def active_points_left(self) -> int:
-        """What is active after the redemption."""
+        """The active points after the redemption."""
         return self.active_points - (self.points if self.booking is None else 0)
 
     @property
-    def demanding(self) -> list[Program]:
-        """The programs that want the customer to be validated: the named one, and others whose points may be drawn."""
-        facts, program = self.facts, self.facts.program
+    def programs_requiring_validation(self) -> list[Program]:
+        """The programs that require validation.
+
+        Only the requested program and those whose points may be drawn are considered.
+        """
+        context, program = self.context, self.context.program
         if program is None:
             return []
-        foreign = [source for source in facts.sources if source.key.store_id not in program.store_ids]
-        drawn = {source.key.store_id for source in foreign if facts.active_points([source])}
-        others = (other for other in facts.others if drawn.intersection(other.store_ids))
+        foreign = [source for source in context.sources if source.key.store_id not in program.store_ids]
+        stores = {source.key.store_id for source in foreign if context.active_points([source])}
+        others = (other for other in context.other_programs if stores.intersection(other.store_ids))
         return [each for each in (program, *others) if each.validation.required]
 
 
-def assess(ask: RedemptionRequest, facts: RedemptionContext) -> Assessment:
-    """Check an ask against all that there is to it; every check runs that can."""
-    points, violations, booking = ask.points, [], None
-    active_points = redeemable_points = facts.active_points(facts.sources)
-    if facts.program is None:
+def assess(request: RedemptionRequest, context: RedemptionContext) -> Assessment:
+    """Apply every rule that the context allows to a request.
+
+    Source: docs/reference/redemption.md#validating-a-redemption
+    """
+    points, violations, booking = request.points, [], None
+    active_points = redeemable_points = context.active_points(context.sources)
+    if context.program is None:
         violations.append(
-            finding(Reason.PROGRAM_NOT_FOUND, "The merchant has no such program.", program_id=ask.program_id)
+            Violation.of(Reason.PROGRAM_NOT_FOUND, "The merchant has no such program.", program_id=request.program_id)
         )
     else:
-        points, violations = _check_rules(ask, facts, facts.program)
-        accounts = {source.key: facts.accounts.get(source.key, NO_ACCOUNT) for source in facts.sources}
-        booking = booking_of(points, facts.program, accounts, facts.bookings, facts.now_ms)
+        points, violations = _check_program_rules(request, context, context.program)
+        accounts = {source.key: context.accounts.get(source.key, NO_ACCOUNT) for source in context.sources}
+        booking = find_booking(points, context.program, accounts, context.bookings, context.now_ms)
         if booking is not None:
-            facts = facts.before(booking)
-            redeemable_points = facts.active_points(facts.sources)
-    violations += _check_customer(ask, facts)
-    if facts.program is not None and facts.redeemer:
-        outsider = list(_check_group(facts)) if pools(ask, facts.program) else []
-        violations += outsider
-        if not outsider:
-            violations += check_standing(points, facts.program, _standing(facts, facts.program, redeemable_points))
-    if facts.program is not None:
-        violations += check_caps(points, facts.program, facts.usage)
-    return Assessment(facts, points, active_points, tuple(violations), booking)
+            context = context.without_booking(booking)
+            redeemable_points = context.active_points(context.sources)
+    violations += _check_customer(request, context)
+    if context.program is not None and context.redeemer:
+        group_violations = list(_check_group(context)) if draws_on_group(request, context.program) else []
+        violations += group_violations
+        if not group_violations:
+            eligibility = _eligibility(context, context.program, redeemable_points)
+            violations += check_eligibility(points, context.program, eligibility)
+    if context.program is not None:
+        violations += check_caps(points, context.program, context.usage)
+    return Assessment(context, points, active_points, tuple(violations), booking)
 
 
-def requested_points(ask: RedemptionRequest, program: Program) -> int | Violation:
-    """Return how many points an ask is for, or that its currency value is no whole number of them."""
-    return ask.points if ask.currency_value is None else points_of(ask.currency_value, program)
+def requested_points(request: RedemptionRequest, program: Program) -> int | Violation:
+    """Return the requested points; a violation if they are not a whole number."""
+    return request.points if request.currency_value is None else to_points(request.currency_value, program)
 
 
-def _check_rules(ask: RedemptionRequest, facts: RedemptionContext, program: Program) -> tuple[int, list[Violation]]:
-    """Tell how many points are asked for, and what the program has against them, whoever the customer is."""
-    violations = [*_check_features(ask, facts, program), *check_program(program)]
-    points = requested_points(ask, program)
+def _check_program_rules(
+    request: RedemptionRequest, context: RedemptionContext, program: Program
+) -> tuple[int, list[Violation]]:
+    """Return the requested points, and the violations for every customer."""
+    violations = [*_check_features(request, context, program), *check_program(program)]
+    points = requested_points(request, program)
     if isinstance(points, Violation):
         return 0, [*violations, points]
     violations += check_amount(points, program)
-    if ask.channel is Channel.MISSED_CALL:
+    if request.channel is Channel.MISSED_CALL:
         violations += check_missed_call(points, program)
     return points, violations
 
 
-def _check_features(ask: RedemptionRequest, facts: RedemptionContext, program: Program) -> Iterator[Violation]:
-    """Find what the program does not allow."""
-    if ask.group_redemption and not program.allow_cross_program_redemption:
-        yield finding(
-            Reason.CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED, "The program does not take points of other programs."
+def _check_features(request: RedemptionRequest, context: RedemptionContext, program: Program) -> Iterator[Violation]:
+    """Check that the program allows what the request uses.
+
+    Source: docs/reference/redemption.md#cross-program-redemption
+    """
+    if request.group_redemption and not program.allow_cross_program_redemption:
+        yield Violation.of(
+            Reason.CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED, "The program does not accept points of other programs."
         )
-    if ask.group is not None and not program.allow_group_redemption:
-        yield finding(Reason.GROUP_REDEMPTION_NOT_ALLOWED, "The program does not let groups pool points.")
-    worth = (program.point_value, program.currency_code)
-    for other in facts.others:
-        if (other.point_value, other.currency_code) != worth:
-            yield finding(
+    if request.group is not None and not program.allow_group_redemption:
+        yield Violation.of(Reason.GROUP_REDEMPTION_NOT_ALLOWED, "The program does not allow groups to pool points.")
+    terms = (program.point_value, program.currency_code)
+    for other in context.other_programs:
+        if (other.point_value, other.currency_code) != terms:
+            yield Violation.of(
                 Reason.CROSS_PROGRAM_MISCONFIGURED,
                 "Another program that allows its points to be redeemed gives them another value or currency.",
                 program_id=other.program_id,
             )
 
 
-def _check_customer(ask: RedemptionRequest, facts: RedemptionContext) -> list[Violation]:
-    """Find out that nobody is known who could redeem, or that they must not."""
-    if facts.key is None:
-        return [finding(Reason.IDENTIFIER_INVALID, "The identifier has no valid form.", identifier=ask.identifier)]
-    if not facts.redeemer:
-        return [finding(Reason.CUSTOMER_NOT_FOUND, "Nobody has this identifier.", identifier=ask.identifier)]
-    if facts.customer is not None and facts.customer.fraud_blocked:
-        return [finding(Reason.CUSTOMER_BLOCKED, "The customer is blocked.")]
+def _check_customer(request: RedemptionRequest, context: RedemptionContext) -> list[Violation]:
+    """Check that there is a customer or a buyer who may redeem."""
+    if context.key is None:
+        return [
+            Violation.of(Reason.IDENTIFIER_INVALID, "The identifier has no valid form.", identifier=request.identifier)
+        ]
+    if not context.redeemer:
+        return [
+            Violation.of(Reason.CUSTOMER_NOT_FOUND, "No customer has this identifier.", identifier=request.identifier)
+        ]
+    if context.customer is not None and context.customer.fraud_blocked:
+        return [Violation.of(Reason.CUSTOMER_BLOCKED, "The customer is blocked.")]
     return []
 
 
-def _check_group(facts: RedemptionContext) -> Iterator[Violation]:
-    """Find out that there is no such group, or that the customer may not redeem from its pool."""
-    if facts.group is None:
-        yield finding(Reason.GROUP_NOT_FOUND, "There is no such user group.")
+def _check_group(context: RedemptionContext) -> Iterator[Violation]:
+    """Check that the group exists, and that the customer may redeem from its pool."""
+    if context.group is None:
+        yield Violation.of(Reason.GROUP_NOT_FOUND, "The merchant has no such user group.")
         return
-    customer_id = facts.customer.customer_id if facts.customer is not None else None
-    may_redeem = {member.customer_id for member in facts.group.members if member.can_redeem and not member.blocked}
-    if customer_id not in may_redeem:
-        yield finding(Reason.NOT_A_GROUP_MEMBER, "The customer is no member who may redeem from this group.")
+    customer_id = context.customer.customer_id if context.customer is not None else None
+    redeeming = {member.customer_id for member in context.group.members if member.can_redeem and not member.blocked}
+    if customer_id not in redeeming:
+        yield Violation.of(Reason.NOT_A_GROUP_MEMBER, "The customer is not a member who may redeem from this group.")
 
 
-def _standing(facts: RedemptionContext, program: Program, active_points: int) -> Eligibility:
-    own = [source for source in own_sources(facts.key, facts.customer) if source.key.store_id in program.store_ids]
+def _eligibility(context: RedemptionContext, program: Program, active_points: int) -> Eligibility:
+    own = [source for source in own_sources(context.key, context.customer) if source.key.store_id in program.store_ids]
     return Eligibility(
         active_points=active_points,
-        own_active_points=active_points if facts.sources == tuple(own) else facts.active_points(own),
-        lifetime_points=sum(facts.accounts.get(source.key, NO_ACCOUNT).lifetime_points for source in own),
+        own_active_points=active_points if context.sources == tuple(own) else context.active_points(own),
+        lifetime_points=sum(context.accounts.get(source.key, NO_ACCOUNT).lifetime_points for source in own),
     )

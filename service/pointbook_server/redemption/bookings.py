@@ -1,4 +1,7 @@
-"""Decreases that SHOPLINE booked before the redemptions that they are for: pure."""
+"""Decreases that SHOPLINE booked before the redemptions that they belong to: pure.
+
+Source: docs/reference/ledger.md#settlement
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -11,10 +14,10 @@ from pointbook_server.redemption.allocation import Allocation
 
 
 class Booking(NamedTuple):
-    """A decrease of the ledger that a redemption may still claim.
+    """A decrease in the ledger that a redemption may still claim.
 
-    `draws` are the lots that its points came from. `settled_redemption_id` names a redemption that it settled for want
-    of a better one, since its hold had been released before; empty where it settled none.
+    `draws` are the lots that its points came from. `settled_redemption_id` is a redemption whose released hold it
+    settled for lack of an open one; empty if it settled none.
     """
 
     account: AccountKey
@@ -32,32 +35,32 @@ class Booking(NamedTuple):
         unexpired = (draw for draw in self.draws if draw.expires_at_ms is None or draw.expires_at_ms > self.at_ms)
         return sum(draw.points for draw in unexpired) == self.points
 
-    def before(self, account: Account) -> Account:
-        """Return its account as it would be without it: only good for asking what is active."""
+    def undo(self, account: Account) -> Account:
+        """Return its account without this decrease; only its active points are exact."""
         return account.with_unexpired(self.points, self.event_id)
 
 
-def lead_ms_of(program: Program) -> int:
-    """Return how much earlier than a redemption its decrease may have been booked."""
+def settlement_lead_ms(program: Program) -> int:
+    """Return how much earlier than a redemption its decrease may be booked."""
     return SETTLEMENT_LEAD_MS if program.settlement_lead_ms is None else program.settlement_lead_ms
 
 
-def scenes_of(program: Program) -> frozenset[str]:
-    """Return the scenes by which SHOPLINE books the program's redemptions."""
+def settlement_scenes(program: Program) -> frozenset[str]:
+    """Return the scenes of decreases by which SHOPLINE books redemptions."""
     return frozenset(program.settlement_scenes) or SETTLEMENT_SCENES
 
 
-def booking_of(
+def find_booking(
     points: int, program: Program, accounts: Mapping[AccountKey, Account], bookings: Iterable[Booking], now_ms: int
 ) -> Booking | None:
-    """Return the newest booking of a redemption that is made now, of so many points, from one of some accounts.
+    """Return the newest booking that a redemption of so many points can claim.
 
-    Points that other redemptions hold of its account are theirs, even where a pool's other accounts have enough. It
-    mirrors `settled_by`, which finds the hold where the booking comes second. A redemption from several accounts is
-    never matched in parts: its answer alone says what each of them gives, so a caller that books parts redeems first.
-    Source: ledger.md, holds and settlement.
+    The booking's account must have the points without it, and without what other redemptions hold, even if a pool's
+    other accounts have enough. This mirrors the ledger's `settled_by`, which finds the hold if the booking comes
+    second. A redemption from several accounts is never matched in parts: only its response says how many points each
+    account gives, so a caller that books parts redeems first.
     """
-    since_ms, scenes = now_ms - lead_ms_of(program), scenes_of(program)
+    since_ms, scenes = now_ms - settlement_lead_ms(program), settlement_scenes(program)
     candidates = [
         booking
         for booking in bookings
@@ -68,20 +71,21 @@ def booking_of(
         and booking.took_active_points
     ]
     candidates.sort(key=lambda booking: (booking.at_ms, booking.ordinal, booking.event_id), reverse=True)
-    free = (
-        booking
-        for booking in candidates
-        if booking.before(accounts[booking.account]).points_at(now_ms).active >= points
+    claimable = (
+        booking for booking in candidates if booking.undo(accounts[booking.account]).points_at(now_ms).active >= points
     )
-    return next(free, None)
+    return next(claimable, None)
 
 
 def first_draws(account: AccountKey, points: int, draws: Iterable[EntryDraw]) -> tuple[Allocation, ...]:
-    """Return where a decrease's own points came from: an entry draws them first, then what a gap costs."""
+    """Return the draws of a decrease's own points.
+
+    An entry draws them first, and then those of its gap.
+    """
     first = []
     for draw in draws:
-        taken = min(points, draw.points)
-        if taken:
-            first.append(Allocation(*account, taken, draw.expires_at_ms, draw.event_id))
-        points -= taken
+        drawn = min(points, draw.points)
+        if drawn:
+            first.append(Allocation(*account, drawn, draw.expires_at_ms, draw.event_id))
+        points -= drawn
     return tuple(first)

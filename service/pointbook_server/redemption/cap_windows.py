@@ -1,27 +1,78 @@
-"""The calendar in which caps count: a program's days, weeks and months."""
+"""The caps per day, week and month, and the calendar in which they count: pure.
 
+Source: docs/reference/redemption.md#caps
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
+from pointbook_server.errors import Reason
+from pointbook_server.programs.model import Program
+from pointbook_server.redemption.violations import Violation
 
-class Windows(NamedTuple):
-    """When the day, the week (from Monday) and the month began that a moment lies in: milliseconds since 1970 (UTC)."""
+
+class CapWindows(NamedTuple):
+    """The starts of a day, of its week (Monday) and of its month, in Unix ms."""
 
     day_ms: int
     week_ms: int
     month_ms: int
 
 
-def windows_at(now_ms: int, time_zone: str) -> Windows:
-    """Tell the windows of a moment in a time zone, whose days may have 23 or 25 hours."""
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The points redeemed in a program today, this week and this month, net."""
+
+    day_points: int = 0
+    week_points: int = 0
+    month_points: int = 0
+
+    def plus(self, points: int) -> "Usage":
+        """Return the usage after more points were redeemed."""
+        return Usage(self.day_points + points, self.week_points + points, self.month_points + points)
+
+
+def cap_windows_at(now_ms: int, time_zone: str) -> CapWindows:
+    """Return the windows of a time in a time zone.
+
+    A day may have 23 or 25 hours.
+    """
     zone = ZoneInfo(time_zone)
     today = datetime.fromtimestamp(now_ms / 1_000, zone).date()
     monday = today - timedelta(days=today.weekday())
-    return Windows(_start_ms(today, zone), _start_ms(monday, zone), _start_ms(today.replace(day=1), zone))
+    return CapWindows(_start_ms(today, zone), _start_ms(monday, zone), _start_ms(today.replace(day=1), zone))
 
 
 def _start_ms(day: date, zone: ZoneInfo) -> int:
-    """Tell when a day begins; where clocks skip its midnight, that is when they do."""
+    """Return when a day starts; if clocks skip midnight, when they do so."""
     midnight = datetime(day.year, day.month, day.day, tzinfo=zone)
     return int(midnight.astimezone(UTC).timestamp()) * 1_000
+
+
+def has_caps(program: Program) -> bool:
+    """Return whether the program caps what a customer redeems over time."""
+    criteria = program.criteria
+    caps = (criteria.max_points_per_day, criteria.max_points_per_week, criteria.max_points_per_month)
+    return any(cap is not None for cap in caps)
+
+
+def check_caps(points: int, program: Program, usage: Usage) -> Iterator[Violation]:
+    """Check that the points, with those already redeemed, stay within the caps."""
+    criteria = program.criteria
+    for reason, name, window, redeemed, cap in (
+        (Reason.ABOVE_MAX_PER_DAY, "max_points_per_day", "day", usage.day_points, criteria.max_points_per_day),
+        (Reason.ABOVE_MAX_PER_WEEK, "max_points_per_week", "week", usage.week_points, criteria.max_points_per_week),
+        (
+            Reason.ABOVE_MAX_PER_MONTH,
+            "max_points_per_month",
+            "month",
+            usage.month_points,
+            criteria.max_points_per_month,
+        ),
+    ):
+        if cap is not None and points + redeemed > cap:
+            message = f"At most {cap} points are redeemed a {window}."
+            yield Violation.of(reason, message, **{"points": points, "redeemed_points": redeemed, name: cap})

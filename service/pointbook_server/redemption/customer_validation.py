@@ -1,49 +1,65 @@
-"""How callers want customers to be validated, and what speaks against it: pure."""
+"""How a caller validates the customer, and which violations that has: pure.
+
+Source: docs/reference/redemption.md#required-validation
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pointbook_server.errors import Reason
+from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.redemption.assessment import Assessment
-from pointbook_server.redemption.rules import Violation, finding
+from pointbook_server.redemption.violations import Violation
 
-CODE_INVALID = finding(Reason.CODE_INVALID, "The code is not valid for this redemption.")
-MISSED_CALL_NOT_SEEN = finding(Reason.MISSED_CALL_NOT_SEEN, "No missed call was seen for this redemption.")
+CODE_INVALID = Violation.of(Reason.CODE_INVALID, "The code is not valid for this redemption.")
+MISSED_CALL_NOT_SEEN = Violation.of(Reason.MISSED_CALL_NOT_SEEN, "No missed call was seen for this redemption.")
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationEvidence:
-    """How a caller wants the customer to be validated: by a code, by a missed call, or by going without.
+    """How the caller validates the customer: by code, by missed call, or not at all.
 
-    A challenge_id without a code is that of a missed call. `may_skip` is whether the caller may go without at all,
-    `is_coming` whether a code is to be issued by the same call, `actor` the id of the caller's token.
+    A challenge_id without a code is that of a missed call. `skips` means that the caller asks to skip the validation,
+    and `may_skip` that its token allows that; `issues_code` that the same call issues a code. `actor` is the id of the
+    caller's token.
     """
 
     code: str = ""
     challenge_id: str = ""
     skips: bool = False
     may_skip: bool = False
-    is_coming: bool = False
+    issues_code: bool = False
     actor: str = ""
 
     @property
     def is_given(self) -> bool:
-        """Whether there is something to check."""
+        """Whether there is a code or a missed call to check."""
         return bool(self.code or self.challenge_id)
 
     @property
-    def wrong(self) -> Violation:
-        """What is against it where it is wrong."""
+    def rejection(self) -> Violation:
+        """The violation if the code or the missed call is rejected."""
         return CODE_INVALID if self.code else MISSED_CALL_NOT_SEEN
 
-    def findings(self, assessment: Assessment) -> Iterator[Violation]:
-        """Find what speaks against the way of validation, but for the code or the call itself."""
-        program = assessment.facts.program
+    def violations(self, assessment: Assessment) -> Iterator[Violation]:
+        """Yield the violations of the way of validation.
+
+        The code or the missed call itself is not checked.
+        """
+        program = assessment.context.program
         if program is None:
             return
-        demanding = assessment.demanding
+        requiring = assessment.programs_requiring_validation
         if self.skips:
-            if not self.may_skip or not all(each.validation.allow_skip for each in (program, *demanding)):
-                yield finding(Reason.SKIP_NOT_ALLOWED, "The validation must not be skipped here.")
-        elif not self.is_given and not self.is_coming and demanding:
-            yield finding(Reason.VALIDATION_REQUIRED, "The program wants the customer to be validated.")
+            if not self.may_skip or not all(each.validation.allow_skip for each in (program, *requiring)):
+                yield Violation.of(Reason.SKIP_NOT_ALLOWED, "The validation must not be skipped here.")
+        elif not self.is_given and not self.issues_code and requiring:
+            yield Violation.of(Reason.VALIDATION_REQUIRED, "The program requires that the customer is validated.")
+
+
+def code_not_issued(error: PointbookError) -> Violation:
+    """Return the warning that a code was not issued for redeemable points."""
+    return Violation.of(
+        Reason.CODE_NOT_ISSUED,
+        "The points may be redeemed, but the code could not be issued.",
+        **{**error.metadata, "cause": error.reason.value},
+    )

@@ -1,103 +1,99 @@
-"""What GetRedemption and ListRedemptions add to redemptions: their reversals, and the points that are active now.
+"""The details of redemptions: their reversals, and the points that are active now.
 
-However many redemptions there are, they take a fixed number of statements: reversals, programs, customers, groups and
-accounts. Only an account whose row no longer shows what is active takes more, as in every answer about it.
+For any number of redemptions they take a fixed number of statements: reversals, programs, customers, groups and
+accounts. Only an account whose row no longer shows its active points takes more.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from pointbook_server.customers.model import key_of_name
+from pointbook_server.customers.model import key_of_ref
 from pointbook_server.db.database import Connection
-from pointbook_server.ledger.model import Account
 from pointbook_server.redemption import queries
-from pointbook_server.redemption.allocation import Source
-from pointbook_server.redemption.assessment import GroupRef, RedemptionRequest, own_sources, sources_of
+from pointbook_server.redemption.allocation import SourceAccount
+from pointbook_server.redemption.assessment import (
+    NO_ACCOUNT,
+    GroupRef,
+    RedemptionRequest,
+    own_sources,
+    redeemable_sources,
+)
 from pointbook_server.redemption.context_loader import OpenCustomers, OpenLedger, Programs
-from pointbook_server.redemption.model import IdempotencyContent, Redemption, StoredReversal
+from pointbook_server.redemption.model import IdempotencyContent, Redemption, RedemptionDetails, StoredReversal
 
 REVERSALS_MAX = 100
-NO_ACCOUNT = Account()
+"""The most reversals that a redemption is shown with."""
 
 
-@dataclass(frozen=True, slots=True)
-class RedemptionDetails:
-    """A redemption with its newest reversals, and what its customer could redeem from now in the same way."""
-
-    redemption: Redemption
-    reversals: tuple[StoredReversal, ...]
-    has_more_reversals: bool
-    current_active_points: int
-
-
-class DetailsReader:
-    """Reads the details of redemptions of one merchant on one connection."""
+class DetailsLoader:
+    """Loads the details of redemptions of one merchant on one connection."""
 
     def __init__(self, programs: Programs, open_customers: OpenCustomers, open_ledger: OpenLedger) -> None:
         self._programs = programs
         self._open_customers = open_customers
         self._open_ledger = open_ledger
 
-    async def read(
+    async def load(
         self, connection: Connection, merchant_id: str, redemptions: Sequence[Redemption], now_ms: int
     ) -> list[RedemptionDetails]:
         """Return the details of each redemption, in the same order."""
         if not redemptions:
             return []
-        reversals = await _reversals(connection, merchant_id, redemptions)
-        active = await self._active_points(connection, merchant_id, {each.content for each in redemptions}, now_ms)
+        reversals = await _load_reversals(connection, merchant_id, redemptions)
+        contents = {redemption.content for redemption in redemptions}
+        active_points = await self._load_active_points(connection, merchant_id, contents, now_ms)
         return [
             RedemptionDetails(
                 redemption=redemption,
                 reversals=tuple(reversals[redemption.redemption_id][:REVERSALS_MAX]),
                 has_more_reversals=len(reversals[redemption.redemption_id]) > REVERSALS_MAX,
-                current_active_points=active[redemption.content],
+                current_active_points=active_points[redemption.content],
             )
             for redemption in redemptions
         ]
 
-    async def _active_points(
+    async def _load_active_points(
         self, connection: Connection, merchant_id: str, contents: Iterable[IdempotencyContent], now_ms: int
     ) -> dict[IdempotencyContent, int]:
         """Return the points that are active now for each content."""
-        sources = await self._sources(connection, merchant_id, list(contents))
+        sources = await self._load_sources(connection, merchant_id, list(contents))
         ledger = self._open_ledger(connection, merchant_id)
-        await ledger.read({source.key for pool in sources.values() for source in pool})
+        await ledger.read({source.key for content_sources in sources.values() for source in content_sources})
         accounts = {key: await ledger.complete(key, account, now_ms) for key, account in ledger.accounts.items()}
         return {
-            content: sum(accounts.get(source.key, NO_ACCOUNT).points_at(now_ms).active for source in pool)
-            for content, pool in sources.items()
+            content: sum(accounts.get(source.key, NO_ACCOUNT).points_at(now_ms).active for source in content_sources)
+            for content, content_sources in sources.items()
         }
 
-    async def _sources(
+    async def _load_sources(
         self, connection: Connection, merchant_id: str, contents: Sequence[IdempotencyContent]
-    ) -> dict[IdempotencyContent, tuple[Source, ...]]:
+    ) -> dict[IdempotencyContent, tuple[SourceAccount, ...]]:
         """Return the accounts that each content could draw on now."""
         programs = await self._programs.read(connection, merchant_id, {content.program_id for content in contents})
         crosses = any(content.group_redemption for content in contents)
-        allowing = await self._programs.allowing(connection, merchant_id) if crosses else []
+        allowing = await self._programs.read_cross_program(connection, merchant_id) if crosses else []
         customers = self._open_customers(connection, merchant_id)
-        keys = {content.redeemer: key_of_name(content.redeemer) for content in contents}
+        keys = {content.redeemer: key_of_ref(content.redeemer) for content in contents}
         found = await customers.find_all(set(keys.values()))
         group_ids = {content.group_id for content in contents if content.group_id}
-        groups = await customers.groups(group_ids) if group_ids else {}
+        groups = await customers.find_groups(group_ids) if group_ids else {}
         sources = {}
         for content in contents:
             program, key = programs.get(content.program_id), keys[content.redeemer]
             others = allowing if content.group_redemption and program and program.allow_cross_program_redemption else []
-            lenders = () if program is None else (program, *others)
+            drawable = () if program is None else (program, *others)
             own = own_sources(key, found.get(key))
-            sources[content] = sources_of(_ask(merchant_id, content), lenders, own, groups.get(content.group_id))
+            request = _to_request(merchant_id, content)
+            sources[content] = redeemable_sources(request, drawable, own, groups.get(content.group_id))
         return sources
 
 
-def _ask(merchant_id: str, content: IdempotencyContent) -> RedemptionRequest:
-    """Build the question that a redemption answered."""
+def _to_request(merchant_id: str, content: IdempotencyContent) -> RedemptionRequest:
+    """Build the request that a redemption came from."""
     return RedemptionRequest(
         merchant_id=merchant_id,
         identifier="",
-        key=key_of_name(content.redeemer),
+        key=key_of_ref(content.redeemer),
         program_id=content.program_id,
         points=content.points,
         currency_value=None,
@@ -107,15 +103,15 @@ def _ask(merchant_id: str, content: IdempotencyContent) -> RedemptionRequest:
     )
 
 
-async def _reversals(
+async def _load_reversals(
     connection: Connection, merchant_id: str, redemptions: Iterable[Redemption]
 ) -> dict[str, list[StoredReversal]]:
-    """Return the newest reversals by redemption, one more than are shown."""
+    """Return the newest reversals by redemption, one more than is shown."""
     redemption_ids = sorted({redemption.redemption_id for redemption in redemptions if redemption.reversed_points})
     reversals: defaultdict[str, list[StoredReversal]] = defaultdict(list)
     if not redemption_ids:
         return reversals
-    values = {"merchant_id": merchant_id, "redemption_ids": redemption_ids, "limit": REVERSALS_MAX + 1}
-    for reversal in map(queries.read_reversal, await connection.fetch(queries.READ_REVERSALS, values)):
+    params = {"merchant_id": merchant_id, "redemption_ids": redemption_ids, "limit": REVERSALS_MAX + 1}
+    for reversal in map(queries.read_reversal, await connection.fetch(queries.READ_REVERSALS, params)):
         reversals[reversal.redemption_id].append(reversal)
     return reversals

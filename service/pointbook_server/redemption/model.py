@@ -1,21 +1,22 @@
-"""A redemption as it is kept: what it holds of which account, and what became of it."""
+"""The stored redemption: what it drew, what it still holds, and its state."""
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.model import AccountKey
-from pointbook_server.programs.model import DEFAULT_SETTLEMENT_WINDOW_MS
 from pointbook_server.redemption.allocation import Allocation, points_by_account
-from pointbook_server.redemption.assessment import Assessment, RedemptionRequest
-from pointbook_server.redemption.rules import STATUS_CODES, worth_of
+from pointbook_server.redemption.status_codes import STATUS_CODES
 
 
 class RedemptionState(StrEnum):
-    """Where a redemption stands."""
+    """The state of a redemption.
+
+    Source: docs/reference/redemption.md#states-of-a-redemption
+    """
 
     PENDING = "PENDING"
     SETTLED = "SETTLED"
@@ -24,7 +25,10 @@ class RedemptionState(StrEnum):
 
 
 class HoldState(StrEnum):
-    """Whether SHOPLINE has booked what a redemption holds of an account; a released hold may be booked yet."""
+    """Whether SHOPLINE has booked what a redemption holds of an account.
+
+    It may still book a released hold.
+    """
 
     OPEN = "OPEN"
     SETTLED = "SETTLED"
@@ -32,7 +36,7 @@ class HoldState(StrEnum):
 
 
 class AccountHold(NamedTuple):
-    """What a redemption holds of one account: what it drew, less what was reversed."""
+    """What a redemption holds of one account: drawn less reversed points."""
 
     store_id: str
     buyer_id: str
@@ -47,7 +51,11 @@ class AccountHold(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyContent:
-    """What makes two calls the same redemption: neither the code nor the notes."""
+    """The content by which repeated calls are recognised.
+
+    It excludes the code and the notes.
+    Source: docs/reference/redemption.md#idempotency
+    """
 
     redeemer: str
     program_id: int
@@ -59,7 +67,7 @@ class IdempotencyContent:
 
 @dataclass(frozen=True, slots=True)
 class Redemption:
-    """Points redeemed once; `active_points` is what was left then."""
+    """Points redeemed once; `active_points` were left after that."""
 
     merchant_id: str
     redemption_id: str
@@ -79,158 +87,81 @@ class Redemption:
 
     @property
     def reversed_points(self) -> int:
-        """What was given back."""
+        """The sum of all reversals."""
         return sum(draw.reversed_points for draw in self.draws)
 
-    def held(self, *states: HoldState) -> int:
-        """Sum what is held in some states."""
+    def held_points(self, *states: HoldState) -> int:
+        """Return the sum of the holds in some states."""
         return sum(hold.points for hold in self.holds if hold.state in states)
 
     def state(self, now_ms: int) -> RedemptionState:
-        """Tell where it stands at a moment: an open hold ends by itself. Source: redemption.md."""
-        open_points = self.held(HoldState.OPEN)
+        """Return the state at a time; an open hold ends without a write."""
+        open_points = self.held_points(HoldState.OPEN)
         if open_points and now_ms < self.settle_by_ms:
             return RedemptionState.PENDING
         if self.reversed_points == self.content.points:
             return RedemptionState.REVERSED
-        if open_points or self.held(HoldState.RELEASED):
+        if open_points or self.held_points(HoldState.RELEASED):
             return RedemptionState.UNSETTLED
         return RedemptionState.SETTLED
 
-    def settled(self, keys: Iterable[AccountKey]) -> "Redemption":
-        """Tell it as SHOPLINE has booked what it holds of some accounts."""
-        return self._with_state(keys, HoldState.SETTLED)
+    def with_settled(self, keys: Iterable[AccountKey]) -> "Redemption":
+        """Return a copy whose holds of some accounts are settled."""
+        return self._with_state(HoldState.SETTLED, keys)
 
-    def unsettled(self, keys: Iterable[AccountKey]) -> "Redemption":
-        """Return a copy whose holds of some accounts are released again, since SHOPLINE has not booked them."""
-        return self._with_state(keys, HoldState.RELEASED)
+    def with_released(self, keys: Iterable[AccountKey]) -> "Redemption":
+        """Return a copy whose holds of some accounts are released."""
+        return self._with_state(HoldState.RELEASED, keys)
 
-    def _with_state(self, keys: Iterable[AccountKey], state: HoldState) -> "Redemption":
-        wanted = set(keys)
-        return replace(
-            self, holds=tuple(hold._replace(state=state) if hold.key in wanted else hold for hold in self.holds)
-        )
+    def with_open_released(self) -> "Redemption":
+        """Return a copy whose open holds are released."""
+        return self.with_released(hold.key for hold in self.holds if hold.state is HoldState.OPEN)
 
-    def released(self) -> "Redemption":
-        """Tell it as SHOPLINE has not booked it in time."""
-        return replace(
-            self,
-            holds=tuple(
-                hold._replace(state=HoldState.RELEASED) if hold.state is HoldState.OPEN else hold for hold in self.holds
-            ),
-        )
+    def _with_state(self, state: HoldState, keys: Iterable[AccountKey]) -> "Redemption":
+        changed = set(keys)
+        holds = tuple(hold._replace(state=state) if hold.key in changed else hold for hold in self.holds)
+        return replace(self, holds=holds)
 
-    def give_back(self, points: int) -> "Redemption":
-        """Give points back, 0 for all that is left: the last draws first, and none that SHOPLINE has booked.
+    def reverse(self, points: int) -> "Redemption":
+        """Return a copy with reversed points, 0 for all that are left.
 
-        Raises ALREADY_REVERSED where fewer are left, and REDEMPTION_SETTLED where SHOPLINE has booked too many of them.
+        The last draws are reversed first.
+        Raises ALREADY_REVERSED if fewer are left, and REDEMPTION_SETTLED if SHOPLINE has booked too many of them.
+        Source: docs/reference/redemption.md#reversing
         """
         left = self.content.points - self.reversed_points
-        reversible = self.held(HoldState.OPEN, HoldState.RELEASED)
+        reversible = self.held_points(HoldState.OPEN, HoldState.RELEASED)
         if not left or points > left:
             raise already_reversed(self)
         if not reversible or points > reversible:
             raise _refused(
                 Reason.REDEMPTION_SETTLED,
-                "SHOPLINE has booked it: reverse it there, and its webhook gives the points back.",
+                "SHOPLINE has booked the redemption: reverse it there, and its webhook returns the points.",
                 self,
                 reversible_points=reversible,
             )
-        return self._given_back(points or reversible)
+        return self._reverse_draws(points or reversible)
 
-    def _given_back(self, points: int) -> "Redemption":
+    def _reverse_draws(self, points: int) -> "Redemption":
         states = {hold.key: hold.state for hold in self.holds}
         draws = []
         for draw in reversed(self.draws):
-            may_return = 0 if states[draw.key] is HoldState.SETTLED else draw.points - draw.reversed_points
-            returned = min(points, may_return)
-            points -= returned
-            draws.append(draw._replace(reversed_points=draw.reversed_points + returned))
+            reversible = 0 if states[draw.key] is HoldState.SETTLED else draw.points - draw.reversed_points
+            reversed_points = min(points, reversible)
+            points -= reversed_points
+            draws.append(draw._replace(reversed_points=draw.reversed_points + reversed_points))
         draws.reverse()
-        left: dict[AccountKey, int] = dict.fromkeys(states, 0)
-        for draw in draws:
-            left[draw.key] += draw.points - draw.reversed_points
+        left = points_by_account(draws)
         return replace(
-            self, draws=tuple(draws), holds=tuple(hold._replace(points=left[hold.key]) for hold in self.holds)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class RedeemCommand:
-    """What is to be redeemed once, under the caller's reference."""
-
-    ask: RedemptionRequest
-    reference: str
-    transaction_number: str
-    notes: str
-
-    def content(self, assessment: Assessment) -> IdempotencyContent:
-        """Tell what makes another call the same redemption."""
-        group = assessment.facts.group
-        return IdempotencyContent(
-            redeemer=assessment.facts.redeemer,
-            program_id=self.ask.program_id,
-            points=assessment.points,
-            group_redemption=self.ask.group_redemption,
-            group_id="" if group is None else group.group_id,
-            transaction_number=self.transaction_number,
-        )
-
-    def checked(self, stored: Redemption, assessment: Assessment) -> Redemption:
-        """Answer what is stored under the reference. Raises REFERENCE_REUSED where it is something else.
-
-        What a buyer redeemed before a customer took them is the customer's.
-        """
-        content = self.content(assessment)
-        if stored.content.redeemer in assessment.facts.redeemers:
-            content = replace(content, redeemer=stored.content.redeemer)
-        if stored.content != content:
-            raise reference_reused(self.reference)
-        return stored
-
-    def redemption(
-        self, assessment: Assessment, redemption_id: str, draws: Sequence[Allocation], *, actor: str = ""
-    ) -> Redemption:
-        """Write the redemption down with what it draws, and so holds until SHOPLINE books it, unless it has."""
-        program, now_ms = assessment.facts.program, assessment.facts.now_ms
-        if program is None:
-            raise LookupError("points are redeemed in a program")
-        worth = worth_of(assessment.points, program)
-        state = HoldState.OPEN if assessment.booking is None else HoldState.SETTLED
-        return Redemption(
-            merchant_id=self.ask.merchant_id,
-            redemption_id=redemption_id,
-            reference=self.reference,
-            content=self.content(assessment),
-            notes=self.notes,
-            redeem_value="" if worth is None else f"{worth.redeem_value:f}",
-            redeem_local_value="" if worth is None else f"{worth.redeem_local_value:f}",
-            points_currency_ratio="" if worth is None else f"{program.point_value:f}",
-            active_points=assessment.active_points_left,
+            self,
             draws=tuple(draws),
-            holds=tuple(AccountHold(*key, points, state) for key, points in points_by_account(draws).items()),
-            created_at_ms=now_ms,
-            settle_by_ms=now_ms + (program.settlement_window_ms or DEFAULT_SETTLEMENT_WINDOW_MS),
-            actor=actor,
+            holds=tuple(hold._replace(points=left.get(hold.key, 0)) for hold in self.holds),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Reversal:
-    """Points to give back once, under a reference of its own; 0 for all that is left."""
-
-    merchant_id: str
-    redemption_id: str
-    reference: str
-    points: int
-    notes: str
-    at_ms: int
-    actor: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredReversal:
-    """A reversal as it is stored: `points` is what it gave back."""
+    """A reversal as it is stored; `points` are those that it returned."""
 
     redemption_id: str
     reference: str
@@ -241,8 +172,21 @@ class StoredReversal:
 
 
 @dataclass(frozen=True, slots=True)
+class RedemptionDetails:
+    """A redemption with its newest reversals and its current active points.
+
+    These are the points that its customer could redeem now in the same way.
+    """
+
+    redemption: Redemption
+    reversals: tuple[StoredReversal, ...]
+    has_more_reversals: bool
+    current_active_points: int
+
+
+@dataclass(frozen=True, slots=True)
 class Closing:
-    """Holds of a redemption that an operator settled by hand, or that were released."""
+    """An audit record of holds that were settled by hand, or released."""
 
     closing_id: str
     redemption_id: str
@@ -254,34 +198,34 @@ class Closing:
 
 
 def new_redemption_id() -> str:
-    """Make an id that no other server makes."""
+    """Return a new random id."""
     return f"r-{secrets.token_hex(12)}"
 
 
 def redemption_not_found(redemption_id: str) -> PointbookError:
-    """Tell that the merchant has no such redemption."""
+    """Return the error for a redemption that the merchant does not have."""
     metadata = {"redemption_id": redemption_id} if redemption_id else {}
     return PointbookError(Reason.REDEMPTION_NOT_FOUND, "The merchant has no such redemption.", metadata=metadata)
 
 
 def reference_reused(reference: str) -> PointbookError:
-    """Tell that a reference belongs to a call with other content."""
+    """Return the error for a reference that belongs to a call with other content."""
     return PointbookError(
         Reason.REFERENCE_REUSED,
-        "This external_reference_number belongs to a call with other content; give every one a number of its own.",
+        "This external_reference_number belongs to a call with other content; use a new one for each call.",
         metadata={"external_reference_number": reference},
     )
 
 
 def already_reversed(redemption: Redemption) -> PointbookError:
-    """Tell that fewer points are left than are to be reversed, or none to be settled."""
+    """Return the error for a redemption with too few points left."""
     left = redemption.content.points - redemption.reversed_points
-    message = "No more than what is left of it can be reversed."
+    message = "The redemption has too few points that are not reversed yet."
     return _refused(Reason.ALREADY_REVERSED, message, redemption, left_points=left)
 
 
-def _refused(reason: Reason, message: str, redemption: Redemption, **values: int) -> PointbookError:
-    metadata = {"redemption_id": redemption.redemption_id} | {name: str(value) for name, value in values.items()}
+def _refused(reason: Reason, message: str, redemption: Redemption, **points: int) -> PointbookError:
+    metadata = {"redemption_id": redemption.redemption_id} | {name: str(value) for name, value in points.items()}
     if reason in STATUS_CODES:
         metadata["status_code"] = str(STATUS_CODES[reason])
     return PointbookError(reason, message, metadata=metadata)

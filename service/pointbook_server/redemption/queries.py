@@ -1,4 +1,4 @@
-"""The SQL of redemption, and how its rows are read and written."""
+"""SQL of redemption, and the codecs of its rows."""
 
 import json
 from collections.abc import Sequence
@@ -36,9 +36,9 @@ COLUMNS = {
     "reversed_points": "bigint",
     "actor": "text",
 }
-CHANGING = ("draws", "holds", "open_points", "released_points", "reversed_points")
-NAMES = ", ".join(("merchant_id", *COLUMNS))
-# Where a redemption stands, as redeemed.py tells it.
+MUTABLE_COLUMNS = ("draws", "holds", "open_points", "released_points", "reversed_points")
+ALL_COLUMNS = ", ".join(("merchant_id", *COLUMNS))
+# The state of a redemption at :now_ms, as in Redemption.state.
 STATE = """
     CASE
         WHEN open_points > 0 AND :now_ms < settle_by_ms THEN 'PENDING'
@@ -53,40 +53,40 @@ def _statement(sql: str) -> Statement:
     return Statement(text(sql))
 
 
-def _any_or(name: str, value: str = "") -> str:
-    """Write that a value is the one that is wanted, of which empty means any."""
-    return f"(CAST(:{name} AS text) = '' OR {value or name} = :{name})"
+def _matches(param: str, value: str = "") -> str:
+    """Return the condition that a value equals a parameter, of which empty means any."""
+    return f"(CAST(:{param} AS text) = '' OR {value or param} = :{param})"
 
 
 READ_BY_ID = _statement(f"""
-    SELECT {NAMES} FROM redemptions WHERE redemption_id = :redemption_id AND merchant_id = :merchant_id
+    SELECT {ALL_COLUMNS} FROM redemptions WHERE redemption_id = :redemption_id AND merchant_id = :merchant_id
 """)
 READ_BY_REFERENCES = _statement(f"""
-    SELECT {NAMES} FROM redemptions
+    SELECT {ALL_COLUMNS} FROM redemptions
     WHERE reference = ANY(CAST(:references AS text[])) AND merchant_id = :merchant_id
 """)
 LOCK = _statement(f"""
-    SELECT {NAMES} FROM redemptions
+    SELECT {ALL_COLUMNS} FROM redemptions
     WHERE redemption_id = ANY(CAST(:redemption_ids AS text[])) AND merchant_id = :merchant_id
     ORDER BY redemption_id FOR UPDATE
 """)
-LOCK_FREE = _statement(f"""
-    SELECT {NAMES} FROM redemptions
+LOCK_UNLOCKED = _statement(f"""
+    SELECT {ALL_COLUMNS} FROM redemptions
     WHERE redemption_id = ANY(CAST(:redemption_ids AS text[])) AND merchant_id = :merchant_id
     ORDER BY redemption_id FOR UPDATE SKIP LOCKED
 """)
-# Who inserts a redemption has taken its reference, in sorted order.
+# Inserting a redemption claims its reference; sorted, so that concurrent inserts cannot deadlock.
 INSERT = _statement(f"""
-    INSERT INTO redemptions ({NAMES})
+    INSERT INTO redemptions ({ALL_COLUMNS})
     SELECT :merchant_id, {", ".join(COLUMNS)}
     FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in COLUMNS.items())}) AS v ({", ".join(COLUMNS)})
     ORDER BY reference ON CONFLICT DO NOTHING
 """)
 UPDATE = _statement(f"""
-    UPDATE redemptions SET {", ".join(f"{name} = :{name}" for name in CHANGING)}
+    UPDATE redemptions SET {", ".join(f"{name} = :{name}" for name in MUTABLE_COLUMNS)}
     WHERE redemption_id = :redemption_id AND merchant_id = :merchant_id
 """)
-# What each of some redeemers has redeemed in a program since its day, its week and its month began.
+# What each redeemer has redeemed in a program, less reversed points, since the starts of a day, a week and a month.
 READ_USAGE = _statement("""
     SELECT v.redeemer, v.program_id, used.* FROM unnest(
         CAST(:redeemers AS text[]), CAST(:program_ids AS bigint[]), CAST(:days AS bigint[]), CAST(:weeks AS bigint[]),
@@ -103,9 +103,9 @@ READ_USAGE = _statement("""
             AND created_at_ms >= least(v.week_ms, v.month_ms)
     ) AS used
 """)
-# The newest decreases of so many points, since a moment, of each of some accounts, that settled no redemption, or one
-# whose hold had been released before they happened: they happened by the time they were received, however far their own
-# time is ahead. Each account is looked up by itself, whatever a plan expects.
+# The newest decreases of so many points since a time, of each account, that settled no redemption, or one whose hold
+# had been released before they happened. A decrease happened no later than it was received, even if its own time is
+# ahead. LATERAL makes every plan look up each account by itself.
 FIND_BOOKINGS = _statement("""
     SELECT e.* FROM unnest(
         CAST(:store_ids AS text[]), CAST(:buyer_ids AS text[]), CAST(:points AS bigint[]), CAST(:since_ms AS bigint[])
@@ -137,7 +137,7 @@ INSERT_REVERSAL = _statement("""
     )
     ON CONFLICT DO NOTHING
 """)
-# The newest reversals of each of some redemptions.
+# The newest reversals of each redemption.
 READ_REVERSALS = _statement("""
     SELECT r.* FROM unnest(CAST(:redemption_ids AS text[])) AS v (redemption_id) CROSS JOIN LATERAL (
         SELECT redemption_id, reference, reversed_points, notes, created_at_ms, actor FROM redemption_reversals
@@ -159,32 +159,32 @@ LIST_OVERDUE_MERCHANTS = _statement("""
     ) AS overdue
 """)
 FIND_OVERDUE = _statement(f"""
-    SELECT {NAMES} FROM redemptions
+    SELECT {ALL_COLUMNS} FROM redemptions
     WHERE open_points > 0 AND settle_by_ms <= :now_ms AND merchant_id = :merchant_id
     ORDER BY settle_by_ms LIMIT :limit
 """)
 
-# Redemptions that drew from some accounts; empty ids mean all.
+# Redemptions that drew from some accounts; empty ids match all.
 STREAM_REDEMPTIONS = _statement(f"""
-    SELECT {NAMES} FROM redemptions
-    WHERE {_any_or("merchant_id")} AND EXISTS (
+    SELECT {ALL_COLUMNS} FROM redemptions
+    WHERE {_matches("merchant_id")} AND EXISTS (
         SELECT FROM jsonb_array_elements(draws) AS v (draw)
-        WHERE {_any_or("store_id", "draw->>0")} AND {_any_or("buyer_id", "draw->>1")}
+        WHERE {_matches("store_id", "draw->>0")} AND {_matches("buyer_id", "draw->>1")}
     )
 """)
 HOLDS_OF_REDEMPTIONS = f"""
     SELECT merchant_id, hold->>0 AS store_id, hold->>1 AS buyer_id, redemption_id, (hold->>2)::bigint AS points,
         hold->>3 AS state, hold->>3 = 'OPEN' AND (hold->>2)::bigint > 0 AND :now_ms < settle_by_ms AS is_open
     FROM redemptions CROSS JOIN LATERAL jsonb_array_elements(holds) AS v (hold)
-    WHERE {_any_or("merchant_id")} AND {_any_or("store_id", "hold->>0")} AND {_any_or("buyer_id", "hold->>1")}
+    WHERE {_matches("merchant_id")} AND {_matches("store_id", "hold->>0")} AND {_matches("buyer_id", "hold->>1")}
 """
-# An account holds what a redemption has not settled, and nothing else. It may have forgotten what was released.
-STREAM_DIFFERING_HOLDS = _statement(f"""
+# An account must hold exactly what a redemption has not settled; it may have dropped a released hold.
+STREAM_HOLD_MISMATCHES = _statement(f"""
     WITH redeemed AS ({HOLDS_OF_REDEMPTIONS}), held AS (
         SELECT merchant_id, store_id, buyer_id, hold->>0 AS redemption_id, (hold->>1)::bigint AS points,
             NOT (hold->>5)::boolean AND :now_ms < (hold->>3)::bigint AS is_open
         FROM points_accounts CROSS JOIN LATERAL jsonb_array_elements(holds) AS v (hold)
-        WHERE {_any_or("merchant_id")} AND {_any_or("store_id")} AND {_any_or("buyer_id")}
+        WHERE {_matches("merchant_id")} AND {_matches("store_id")} AND {_matches("buyer_id")}
     )
     SELECT merchant_id, store_id, buyer_id, redemption_id, format(
         'the account holds %s, the redemption %s',
@@ -198,12 +198,12 @@ STREAM_DIFFERING_HOLDS = _statement(f"""
         ELSE (held.points, held.is_open) <> (redeemed.points, redeemed.is_open) OR redeemed.state = 'SETTLED'
     END
 """)
-# Where an entry settled a hold, the redemption says so.
-STREAM_DIFFERING_SETTLEMENTS = _statement(f"""
+# If an entry settled a hold, the redemption's hold must be settled.
+STREAM_SETTLEMENT_MISMATCHES = _statement(f"""
     WITH redeemed AS ({HOLDS_OF_REDEMPTIONS}), settling AS (
         SELECT merchant_id, store_id, buyer_id, settled_redemption_id AS redemption_id, event_id FROM points_entries
         WHERE settled_redemption_id IS NOT NULL
-            AND {_any_or("merchant_id")} AND {_any_or("store_id")} AND {_any_or("buyer_id")}
+            AND {_matches("merchant_id")} AND {_matches("store_id")} AND {_matches("buyer_id")}
     )
     SELECT merchant_id, store_id, buyer_id, redemption_id, format(
         'entry %s settled what is %s', event_id, coalesce(lower(state), 'not there')
@@ -213,12 +213,11 @@ STREAM_DIFFERING_SETTLEMENTS = _statement(f"""
 """)
 
 
-def list_statement(*, by_redeemer: bool) -> Statement:
-    """List a page of redemptions, the newest first: a merchant's, or those under some names."""
-    whose = "redeemer = ANY(CAST(:redeemers AS text[])) AND merchant_id = :merchant_id"
+def _list_statement(condition: str) -> Statement:
+    """Build the statement for a page of redemptions, the newest first."""
     return _statement(f"""
-        SELECT {NAMES} FROM redemptions
-        WHERE {whose if by_redeemer else "points > 0 AND merchant_id = :merchant_id"}
+        SELECT {ALL_COLUMNS} FROM redemptions
+        WHERE {condition} AND merchant_id = :merchant_id
             AND created_at_ms >= :start_ms AND created_at_ms < :end_ms
             AND (created_at_ms, redemption_id) < (CAST(:before_ms AS bigint), CAST(:before_id AS text))
             AND (CAST(:state AS text) = '' OR {STATE} = :state)
@@ -226,17 +225,42 @@ def list_statement(*, by_redeemer: bool) -> Statement:
     """)
 
 
-LIST_OF_MERCHANT = list_statement(by_redeemer=False)
-LIST_OF_REDEEMER = list_statement(by_redeemer=True)
+LIST_BY_MERCHANT = _list_statement("points > 0")
+LIST_BY_REDEEMERS = _list_statement("redeemer = ANY(CAST(:redeemers AS text[]))")
+
+
+def _newest(table: str, columns: str, at_ms: str, row_id: str) -> Statement:
+    """Build the statement for a page of the newest rows of some redeemers."""
+    return _statement(f"""
+        SELECT r.* FROM unnest(CAST(:redeemers AS text[])) AS v (redeemer) CROSS JOIN LATERAL (
+            SELECT {columns} FROM {table}
+            WHERE redeemer = v.redeemer AND merchant_id = :merchant_id AND {at_ms} >= CAST(:start_ms AS bigint)
+                AND ({at_ms}, {row_id}) < (CAST(:before_ms AS bigint), CAST(:before_id AS text))
+            ORDER BY {at_ms} DESC, {row_id} DESC LIMIT :limit
+        ) AS r
+        ORDER BY {at_ms} DESC, {row_id} DESC LIMIT :limit
+    """)
+
+
+LIST_NEWEST_REDEMPTIONS = _newest("redemptions", ALL_COLUMNS, "created_at_ms", "redemption_id")
+LIST_NEWEST_REVERSALS = _newest(
+    "redemption_reversals",
+    "redemption_id, reference, reversed_points, notes, created_at_ms, actor",
+    "created_at_ms",
+    "reference",
+)
+LIST_NEWEST_CLOSINGS = _newest(
+    "redemption_audit", "audit_id, redemption_id, at_ms, action, points, reason, actor", "at_ms", "audit_id"
+)
 
 
 def to_columns(redemptions: Sequence[Redemption]) -> dict[str, list[Any]]:
-    """Write redemptions as one array a column."""
-    rows = [_write(redemption) for redemption in redemptions]
+    """Convert redemptions to one array per column."""
+    rows = [_to_row(redemption) for redemption in redemptions]
     return {name: [row[name] for row in rows] for name in COLUMNS}
 
 
-def _write(redemption: Redemption) -> dict[str, Any]:
+def _to_row(redemption: Redemption) -> dict[str, Any]:
     content = redemption.content
     return {
         "redemption_id": redemption.redemption_id,
@@ -255,23 +279,23 @@ def _write(redemption: Redemption) -> dict[str, Any]:
         "created_at_ms": redemption.created_at_ms,
         "settle_by_ms": redemption.settle_by_ms,
         "actor": redemption.actor,
-        **write_changing(redemption),
+        **to_mutable_columns(redemption),
     }
 
 
-def write_changing(redemption: Redemption) -> dict[str, Any]:
-    """Write what of a redemption changes, as its columns."""
+def to_mutable_columns(redemption: Redemption) -> dict[str, Any]:
+    """Convert what can change of a redemption to its columns."""
     return {
         "draws": json.dumps(redemption.draws),
         "holds": json.dumps(redemption.holds),
-        "open_points": redemption.held(HoldState.OPEN),
-        "released_points": redemption.held(HoldState.RELEASED),
+        "open_points": redemption.held_points(HoldState.OPEN),
+        "released_points": redemption.held_points(HoldState.RELEASED),
         "reversed_points": redemption.reversed_points,
     }
 
 
-def read(row: Row) -> Redemption:
-    """Read a row of redemptions."""
+def read_redemption(row: Row) -> Redemption:
+    """Build a redemption from its row."""
     return Redemption(
         merchant_id=row.merchant_id,
         redemption_id=row.redemption_id,
@@ -298,7 +322,7 @@ def read(row: Row) -> Redemption:
 
 
 def read_reversal(row: Row) -> StoredReversal:
-    """Build a reversal from a row of READ_REVERSALS."""
+    """Build a reversal from its row."""
     return StoredReversal(
         redemption_id=row.redemption_id,
         reference=row.reference,
@@ -310,7 +334,7 @@ def read_reversal(row: Row) -> StoredReversal:
 
 
 def read_booking(row: Row) -> Booking:
-    """Read a row of FIND_BOOKINGS."""
+    """Build a booking from a row of FIND_BOOKINGS."""
     account = AccountKey(row.store_id, row.buyer_id)
     return Booking(
         account=account,

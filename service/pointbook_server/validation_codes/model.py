@@ -13,9 +13,9 @@ import phonenumbers
 
 from pointbook_common.text import ascii_digits, without_invisible
 from pointbook_server.customers import phones
-from pointbook_server.customers.model import Customer, Kind
+from pointbook_server.customers.model import Customer, IdentifierKind
 from pointbook_server.errors import PointbookError, Reason, key_not_configured
-from pointbook_server.programs.model import Channel, PhoneNumberType, Program, Validation, language_key
+from pointbook_server.programs.model import Channel, PhoneNumberType, Program, ValidationSettings, language_key
 
 ATTEMPTS_MAX = 5
 COOLDOWN_MS = 60_000
@@ -30,7 +30,11 @@ DIGEST_BYTES = 32
 CODE_DOMAIN = "pointbook.code.v1"
 DESTINATION_DOMAIN = "pointbook.destination.v1"
 DEFAULT_TEMPLATE = "$code is your code to redeem $points points. It is valid for $minutes minutes."
-CONTACT_KINDS = {Channel.SMS: Kind.MOBILE, Channel.EMAIL: Kind.EMAIL, Channel.MISSED_CALL: Kind.MOBILE}
+CONTACT_KINDS = {
+    Channel.SMS: IdentifierKind.MOBILE,
+    Channel.EMAIL: IdentifierKind.EMAIL,
+    Channel.MISSED_CALL: IdentifierKind.MOBILE,
+}
 MASK = "*" * 6
 RETRY_AFTER_SECONDS = 1.0
 REGION_RETRY_SECONDS = 86_400.0
@@ -202,7 +206,7 @@ def new_challenge_id() -> str:
     return secrets.token_urlsafe(18)
 
 
-def new_code(validation: Validation) -> str:
+def new_code(validation: ValidationSettings) -> str:
     """Make a code of which every one is equally likely, leading zeros included."""
     alphabet = LETTERS_AND_DIGITS if validation.alphanumeric else DIGITS
     length, code = validation.code_length_or_default, ""
@@ -368,7 +372,7 @@ def route_to(customer: Customer | None, channel: Channel) -> Route:
     kind = CONTACT_KINDS[channel]
     for contact in () if customer is None else customer.contacts:
         if contact.kind is kind:
-            return Route(channel, contact.form, contact.value if contact.written else "")
+            return Route(channel, contact.written_form, contact.value if contact.written else "")
     return Route(channel)
 
 
@@ -385,13 +389,13 @@ def _check_destination(program: Program, customer: Customer, route: Route, pause
             metadata={"validation_type": route.channel.value},
             retry_after_seconds=(free_at_ms - now_ms) / 1_000,
         )
-    if kind is Kind.MOBILE and program.allowed_regions:
+    if kind is IdentifierKind.MOBILE and program.allowed_regions:
         region = phonenumbers.region_code_for_number(phonenumbers.parse(route.destination))
         if region not in program.allowed_regions:
             raise send_limit_reached("allowed_regions", REGION_RETRY_SECONDS)
 
 
-def _check_number_type(validation: Validation, number: str) -> None:
+def _check_number_type(validation: ValidationSettings, number: str) -> None:
     """Raise NO_DESTINATION where the program sends no SMS to numbers of this type."""
     name = phonenumbers.PhoneNumberType.to_string(phones.number_type(number))
     if PhoneNumberType(name) not in validation.sms_number_types_or_default:
@@ -415,7 +419,7 @@ def masked(route: Route) -> str:
     return ""
 
 
-def message_text(validation: Validation, language: str, code: str, points: int, program_name: str) -> str:
+def message_text(validation: ValidationSettings, language: str, code: str, points: int, program_name: str) -> str:
     """Return the message of a code in a language: from the program's templates, or our own."""
     return Template(_template(validation.message_templates, language)).safe_substitute(
         code=code, points=points, program=program_name, minutes=validation.code_life_ms // 60_000

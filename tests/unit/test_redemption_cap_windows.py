@@ -1,4 +1,4 @@
-"""The calendar of caps: days, weeks from Monday and months of a program's own time zone."""
+"""The calendar of caps in a program's time zone."""
 
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointbook_server.redemption.cap_windows import windows_at
+from pointbook_server.redemption.cap_windows import cap_windows_at
 
 
 def ms(text: str) -> int:
-    """Read a moment with its offset."""
+    """Convert a time with an offset to milliseconds."""
     return int(datetime.fromisoformat(text).timestamp() * 1_000)
 
 
@@ -72,9 +72,10 @@ def ms(text: str) -> int:
         ),
     ],
 )
-def test_where_days_weeks_and_months_begin(now: str, time_zone: str, day: str, week: str, month: str) -> None:
-    """Also where clocks change."""
-    assert windows_at(ms(now), time_zone) == (ms(day), ms(week), ms(month))
+def test_windows_start_at_local_midnight_or_when_clocks_skip_it(
+    now: str, time_zone: str, day: str, week: str, month: str
+) -> None:
+    assert cap_windows_at(ms(now), time_zone) == (ms(day), ms(week), ms(month))
 
 
 @given(
@@ -83,10 +84,9 @@ def test_where_days_weeks_and_months_begin(now: str, time_zone: str, day: str, w
         ["UTC", "Asia/Shanghai", "America/New_York", "America/Sao_Paulo", "Africa/Cairo", "Asia/Kathmandu"]
     ),
 )
-def test_a_moment_lies_in_its_windows(now: datetime, time_zone: str) -> None:
-    """They begin before it, on its own date, its Monday and its first of the month."""
+def test_time_lies_within_its_windows(now: datetime, time_zone: str) -> None:
     zone = ZoneInfo(time_zone)
-    windows = windows_at(int(now.timestamp() * 1_000), time_zone)
+    windows = cap_windows_at(int(now.timestamp() * 1_000), time_zone)
     today = now.astimezone(zone).date()
     day, week, month = (datetime.fromtimestamp(each / 1_000, zone) for each in windows)
     before = [datetime.fromtimestamp(each / 1_000 - 1, zone).date() for each in windows]

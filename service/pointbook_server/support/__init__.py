@@ -1,0 +1,1 @@
+"""What support staff read of the past: refused calls and the customer timeline."""

@@ -1,0 +1,84 @@
+"""The gRPC methods of support: refused calls and the customer timeline.
+
+They are methods of RedemptionService, whose servicer delegates them to this one.
+"""
+
+from typing import Protocol
+
+from pointbook.v1 import redemption_pb2
+from pointbook_server.customers.model import CustomerKey
+from pointbook_server.redemption.assessment import RedemptionContext
+from pointbook_server.redemption.history_requests import read_page_request, read_window
+from pointbook_server.redemption.messages import REFERENCE_LENGTH_MAX, read_customer_key
+from pointbook_server.rpc import pagination
+from pointbook_server.rpc.request_fields import Fields
+from pointbook_server.support.messages import write_refusal, write_timeline_customer
+from pointbook_server.support.model import EntryRank, TimelinePosition
+from pointbook_server.support.recorder import RefusalRecorder
+from pointbook_server.support.timeline import Timeline
+
+
+class Customers(Protocol):
+    """Finds customers."""
+
+    async def find_customer(self, merchant_id: str, key: CustomerKey | None) -> RedemptionContext:
+        """Return the context of a customer.
+
+        Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND.
+        """
+
+
+class SupportServicer:
+    """The methods of support."""
+
+    def __init__(self, customers: Customers, refusals: RefusalRecorder, timeline: Timeline) -> None:
+        self._customers = customers
+        self._refusals = refusals
+        self._timeline = timeline
+
+    async def ListRefusals(
+        self, request: redemption_pb2.ListRefusalsRequest, _context: object
+    ) -> redemption_pb2.ListRefusalsResponse:
+        """Return a page of the refused calls of a customer or a reference."""
+        fields = Fields()
+        reference = fields.ascii(
+            "external_reference_number", request.external_reference_number, length_max=REFERENCE_LENGTH_MAX
+        )
+        has_key = request.WhichOneof("key") is not None
+        key = read_customer_key(fields, request) if has_key or not reference else None
+        page_request = read_page_request(fields, "refusals", request, key, reference)
+        fields.check()
+        merchant_id = request.merchant_id
+        if has_key:
+            names = (await self._customers.find_customer(merchant_id, key)).redeemers
+            refusals = await self._refusals.list_by_customers(merchant_id, names, reference, page_request.query)
+        else:
+            refusals = await self._refusals.list_by_reference(merchant_id, reference, page_request.query)
+        page = pagination.fit(map(write_refusal, refusals), page_request.size)
+        response = redemption_pb2.ListRefusalsResponse(refusals=page)
+        if len(refusals) > len(page):
+            last = refusals[len(page) - 1]
+            response.next_page_token = pagination.write_token(page_request.scope, (last.at_ms, last.refusal_id))
+        return response
+
+    async def ListCustomerTimeline(
+        self, request: redemption_pb2.ListCustomerTimelineRequest, _context: object
+    ) -> redemption_pb2.ListCustomerTimelineResponse:
+        """Return a page of a customer's timeline, the newest first."""
+        fields = Fields()
+        key = read_customer_key(fields, request)
+        window = read_window(fields, "timeline", request, key)
+        position = pagination.read_token(fields, "page_token", request.page_token, window.scope, (int, int, str))
+        fields.check()
+        before = TimelinePosition(window.end_ms, EntryRank.FIRST_PAGE, "")
+        if position is not None:
+            before = TimelinePosition(int(position[0]), int(position[1]), str(position[2]))
+        context = await self._customers.find_customer(request.merchant_id, key)
+        items = await self._timeline.page(
+            request.merchant_id, context, start_ms=window.start_ms, before=before, limit=window.size + 1
+        )
+        page = pagination.fit((item.entry for item in items), window.size)
+        response = redemption_pb2.ListCustomerTimelineResponse(customer=write_timeline_customer(context), entries=page)
+        if len(items) > len(page):
+            response.next_page_token = pagination.write_token(window.scope, items[len(page) - 1].position)
+        return response
