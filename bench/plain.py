@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from pointbook.v1 import points_pb2, points_pb2_grpc
 from pointbook_server.db.tables import points_accounts, points_entries
+from pointbook_server.ledger.fold import fold
 from pointbook_server.ledger.lots import Lot
-from pointbook_server.ledger.model import Account, AccountKey, Entry, Event, UpdateType, fold
+from pointbook_server.ledger.model import Account, AccountKey, Entry, Event, UpdateType
 
 
 class PlainPointsServicer(points_pb2_grpc.PointsServiceServicer):
@@ -29,17 +30,17 @@ class PlainPointsServicer(points_pb2_grpc.PointsServiceServicer):
         """Lock the account, insert the entry, and update the account."""
         merchant_id, event = request.update.merchant_id, _read_event(request.update)
         async with self._engine.begin() as connection:
-            account = await _lock_account(connection, merchant_id, event.account)
+            account = await _lock_account(connection, merchant_id, event.account_key)
             after, entries = fold(account, [event])
             if not await _insert_entry(connection, merchant_id, entries[0]):
                 return points_pb2.ApplyPointsUpdateResponse(outcome=points_pb2.APPLY_OUTCOME_DUPLICATE)
-            await _update_account(connection, merchant_id, event.account, after)
+            await _update_account(connection, merchant_id, event.account_key, after)
         return points_pb2.ApplyPointsUpdateResponse(
             outcome=points_pb2.APPLY_OUTCOME_APPLIED,
             account=points_pb2.PointsAccount(
                 merchant_id=merchant_id,
-                store_id=event.account.store_id,
-                buyer_id=event.account.buyer_id,
+                store_id=event.account_key.store_id,
+                buyer_id=event.account_key.buyer_id,
                 points_balance=after.balance,
             ),
             drift=entries[0].drift,
@@ -50,7 +51,7 @@ def _read_event(message: points_pb2.PointsUpdate) -> Event:
     increases = message.update_type == points_pb2.POINTS_UPDATE_TYPE_INCREASE
     return Event(
         event_id=message.event_id,
-        account=AccountKey(message.store_id, message.buyer_id),
+        account_key=AccountKey(message.store_id, message.buyer_id),
         update_type=UpdateType.INCREASE if increases else UpdateType.DECREASE,
         scene=points_pb2.PointsUpdateScene.Name(message.updated_scene).removeprefix("POINTS_UPDATE_SCENE_"),
         value=message.updated_value,
@@ -82,8 +83,8 @@ async def _insert_entry(connection: AsyncConnection, merchant_id: str, entry: En
         .values(
             event_id=event.event_id,
             merchant_id=merchant_id,
-            store_id=event.account.store_id,
-            buyer_id=event.account.buyer_id,
+            store_id=event.account_key.store_id,
+            buyer_id=event.account_key.buyer_id,
             update_type=event.update_type.value,
             scene=event.scene,
             updated_value=event.value,

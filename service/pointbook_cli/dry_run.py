@@ -4,8 +4,8 @@ from pointbook.v1 import points_pb2
 from pointbook_cli.points_file import Refused
 from pointbook_cli.progress import counted
 from pointbook_cli.sorted_lines import SortedLine, disk_errors, open_private_database
-from pointbook_server.ledger.balances import Balances
 from pointbook_server.ledger.model import AccountKey, Event, UpdateType
+from pointbook_server.ledger.running_balances import RunningBalances
 
 REOPENED = "Another line of the file opens this account at the same time with another balance; keep one of them."
 REUSED = "Another line of the file has this event_id with other content; give every event an id of its own."
@@ -25,7 +25,7 @@ class DryRun:
         self._account = b""
         self._balance = 0
         self._updated_at_ms = 0
-        self._millisecond = Balances(0, ())
+        self._millisecond = RunningBalances(0, ())
         self._content: tuple[bytes, bytes] | None = None
         self._claims = open_private_database()
         self._claims.execute("CREATE TABLE claims (name BLOB PRIMARY KEY, account BLOB, place BLOB) WITHOUT ROWID")
@@ -86,10 +86,10 @@ class DryRun:
         if line.account != self._account:
             self._account, self._balance, self._updated_at_ms = line.account, 0, 0
         if event.updated_at_ms != self._updated_at_ms:
-            self._updated_at_ms, self._millisecond = event.updated_at_ms, Balances(self._balance, ())
+            self._updated_at_ms, self._millisecond = event.updated_at_ms, RunningBalances(self._balance, ())
         if event.balance is not None:
             self._balance = event.balance
-        elif self._millisecond.cover(event):
+        elif self._millisecond.covers(event):
             self._millisecond.add(event)
             self._balance += event.delta
         else:
@@ -101,7 +101,7 @@ def _event_of(update: points_pb2.PointsUpdate) -> Event:
     increases = update.update_type == points_pb2.POINTS_UPDATE_TYPE_INCREASE
     return Event(
         event_id=update.event_id,
-        account=AccountKey(update.store_id, update.buyer_id),
+        account_key=AccountKey(update.store_id, update.buyer_id),
         update_type=UpdateType.INCREASE if increases else UpdateType.DECREASE,
         scene="",
         value=update.updated_value,

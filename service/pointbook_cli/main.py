@@ -294,10 +294,10 @@ def verify(
 ) -> None:
     """Fold every account of the database again from its entries, and show where the book says anything else."""
     from pointbook_cli.verifying import run_verify
-    from pointbook_server.ledger.audit import AuditScope
+    from pointbook_server.ledger.verifier import VerificationScope
 
     _, url = load_server_settings()
-    sys.exit(run_until_stopped(lambda stop: run_verify(url, AuditScope(merchant, store, buyer), limit, stop)))
+    sys.exit(run_until_stopped(lambda stop: run_verify(url, VerificationScope(merchant, store, buyer), limit, stop)))
 
 
 @app.command()

@@ -27,8 +27,8 @@ from pointbook_cli.spreadsheets import (
 )
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError
+from pointbook_server.ledger.messages import SCENES, read_event
 from pointbook_server.ledger.model import Event
-from pointbook_server.ledger.servicer import SCENES, read_event
 from pointbook_server.rpc.request_fields import TIME_MS_MAX, TIME_MS_MIN, Fields, to_timestamp
 
 ACCOUNT_COLUMNS = ("merchant_id", "store_id", "buyer_id")
@@ -345,7 +345,7 @@ class PointsFile:
         at a moment, so that another balance then is refused as another content of the same event.
         """
         if self._manner.opening_balances:
-            place = (merchant_id, event.account.store_id, event.account.buyer_id, event.updated_at_ms)
+            place = (merchant_id, event.account_key.store_id, event.account_key.buyer_id, event.updated_at_ms)
             return f"opening-{_digest(place)}"
         return "" if event.balance is None else f"import-{_digest(content_of(merchant_id, event))}"
 
@@ -362,7 +362,7 @@ class _LineError(ValueError):
 
 def content_of(merchant_id: str, event: Event) -> tuple[object, ...]:
     """Return what distinguishes a line's event from others besides its id."""
-    key = event.account
+    key = event.account_key
     place = (merchant_id, key.store_id, key.buyer_id, event.updated_at_ms)
     return (*place, event.delta, event.balance, event.expires_at_ms, event.scene)
 

@@ -182,7 +182,7 @@ def disk_errors() -> Iterator[None]:
 
 def _to_row(line: Line) -> tuple[int, bytes, bytes, bytes, bytes | None, str | None, bytes]:
     update, event = line.update, line.event
-    account = "\0".join((update.merchant_id, *event.account))
+    account = "\0".join((update.merchant_id, *event.account_key))
     identical = None
     if not update.event_id:
         identical = json.dumps(content_of(update.merchant_id, event))

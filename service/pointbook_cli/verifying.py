@@ -10,8 +10,8 @@ from pointbook_cli.database_checks import check_migrated
 from pointbook_cli.progress import Meter, counted
 from pointbook_server.clock import system_clock
 from pointbook_server.db.database import Database
-from pointbook_server.ledger.audit import Audit, AuditScope, Place, Size
 from pointbook_server.ledger.verification import Mismatch
+from pointbook_server.ledger.verifier import LedgerVerifier, MerchantAccountKey, VerificationScope, VerificationSize
 from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
 
 EXIT_DIFFERENT = 1
@@ -35,20 +35,20 @@ class Findings:
         with self._meters:
             yield
 
-    def begin(self, size: Size) -> None:
+    def on_start(self, total: VerificationSize) -> None:
         """Hear how much there is to verify."""
-        self._meter = self._meters.enter_context(Meter(size.accounts + size.entries, self.told))
+        self._meter = self._meters.enter_context(Meter(total.accounts + total.entries, self.told))
 
-    def advance(self, size: Size) -> None:
+    def on_progress(self, done: VerificationSize) -> None:
         """Count what has been verified."""
-        self._accounts += size.accounts
-        self._entries += size.entries
+        self._accounts += done.accounts
+        self._entries += done.entries
         if self._meter is not None:
-            self._meter.advance(size.accounts + size.entries)
+            self._meter.advance(done.accounts + done.entries)
 
-    def tell(self, place: Place, mismatch: Mismatch) -> None:
+    def on_mismatch(self, account: MerchantAccountKey, mismatch: Mismatch) -> None:
         """Count what is different of an account."""
-        name = f"merchant {place.merchant_id}, store {place.key.store_id}, buyer {place.key.buyer_id}"
+        name = f"merchant {account.merchant_id}, store {account.key.store_id}, buyer {account.key.buyer_id}"
         self._keep(f"{name}: {mismatch.what}: stored {mismatch.stored}, folded {mismatch.folded}")
 
     def tell_redemption(self, difference: RedemptionMismatch) -> None:
@@ -77,13 +77,13 @@ class Findings:
         typer.echo(f"{self.told()}.")
 
 
-async def _verify(database: Database, wanted: AuditScope, findings: Findings) -> None:
-    await Audit(database).run(wanted, findings)
+async def _verify(database: Database, wanted: VerificationScope, findings: Findings) -> None:
+    await LedgerVerifier(database).run(wanted, findings)
     ids = (wanted.merchant_id, wanted.store_id, wanted.buyer_id)
     await RedemptionVerifier(database).run(*ids, system_clock(), findings.tell_redemption)
 
 
-async def run_verify(database_url: str, wanted: AuditScope, limit: int, stop: asyncio.Event) -> int:
+async def run_verify(database_url: str, wanted: VerificationScope, limit: int, stop: asyncio.Event) -> int:
     """Verify accounts, print what is different, and answer the exit code. Raises DATABASE_UNAVAILABLE."""
     await check_migrated(database_url)
     findings = Findings(limit)

@@ -14,7 +14,7 @@ import pytest
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from support.harness import Client, Shop, at, make_token, refusal, unique
-from support.ledger import check_book
+from support.ledger import check_ledger
 from support.processes import Running, free_port, grpc_health, running
 
 CALLS = 200
@@ -73,7 +73,7 @@ class Servers:
         account = await self.clients[0].account(self.shop.merchant_id, self.shop.store_id, "buyer")
         assert (account.points_balance, account.active_points) == (COVERED * POINTS, 0)
         assert account.held_points == COVERED * POINTS
-        await check_book(self.database_url, self.shop.merchant_id)
+        await check_ledger(self.database_url, self.shop.merchant_id)
 
 
 @pytest.fixture

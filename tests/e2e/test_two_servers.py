@@ -11,7 +11,7 @@ from pathlib import Path
 from pointbook.v1 import points_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from support.harness import Client, Shop, at, make_token, unique
-from support.ledger import check_book
+from support.ledger import check_ledger
 from support.processes import free_port, grpc_health, running
 
 INCREASE = points_pb2.POINTS_UPDATE_TYPE_INCREASE
@@ -87,7 +87,7 @@ async def test_a_thousand_events_from_many_callers_of_two_processes(
         for client in clients:
             await client.close()
 
-    book = await check_book(database_url, shop.merchant_id)
+    book = await check_ledger(database_url, shop.merchant_id)
     assert sum(len(kept.entries) for kept in book.values()) == EVENTS
     assert outcomes[points_pb2.APPLY_OUTCOME_DUPLICATE] == CALLERS * EVENTS - EVENTS
     assert outcomes[points_pb2.APPLY_OUTCOME_UNSPECIFIED] == 0, "no update got an error"

@@ -17,7 +17,7 @@ import pytest
 from pointbook.v1 import points_pb2
 from shopline_shim.signature import sign
 from support.harness import Client, Service, Shop
-from support.ledger import check_book
+from support.ledger import check_ledger
 from support.processes import (
     HAS_PROC,
     POINTBOOK,
@@ -131,7 +131,7 @@ async def kill_suspend_and_stop(process: Running, load: Load) -> None:
 
 async def check_once(database_url: str, shop: Shop, load: Load) -> None:
     """Check that every acknowledged event is in the ledger, and each once."""
-    book = await check_book(database_url, shop.merchant_id)
+    book = await check_ledger(database_url, shop.merchant_id)
     entries = {key.buyer_id: len(kept.entries) for key, kept in book.items()}
     assert set(entries.values()) == {1}
     assert set(load.acknowledged) <= entries.keys()

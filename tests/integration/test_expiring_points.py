@@ -1,4 +1,4 @@
-"""ListExpiringPoints and next_expiry over gRPC: whose points expire when, beside what is held."""
+"""ListExpiringPoints and next_expiry over gRPC."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import identity_pb2, points_pb2, redemption_pb2
+from pointbook_common.durations import DAY_MS
 from pointbook_server.db.database import Database
-from pointbook_server.ledger.model import AccountKey, Event, UpdateType, WebhookOrigin
-from pointbook_server.ledger.transactions import ReceivedEvent
+from pointbook_server.ledger.model import AccountKey, Event, ReceivedEvent, UpdateType, WebhookOrigin
 from pointbook_server.rpc.pagination import write_token
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
-from support.ledger import ledger_store
-from support.points import DAY_MS, buyer, decrease, increase, send, void
+from support.ledger import ledger_transactions
+from support.points import buyer_account, decrease, increase, send, void
 from support.redemption import booking, customer_ref, earn, redeem, redeem_request, reverse
 
 SOON_MS = NOW_MS + 10 * DAY_MS
@@ -21,8 +21,8 @@ LATER_MS = NOW_MS + 20 * DAY_MS
 Item = tuple[str, int, int]
 
 
-def listing(shop: Shop, **changes: Any) -> points_pb2.ListExpiringPointsRequest:
-    """Ask what of a shop's store expires in a month."""
+def expiring_request(shop: Shop, **changes: Any) -> points_pb2.ListExpiringPointsRequest:
+    """Build a request for the points of a store that expire within a month."""
     values: dict[str, Any] = {
         "merchant_id": shop.merchant_id,
         "store_id": shop.store_id,
@@ -32,10 +32,10 @@ def listing(shop: Shop, **changes: Any) -> points_pb2.ListExpiringPointsRequest:
     return points_pb2.ListExpiringPointsRequest(**{name: value for name, value in values.items() if value is not None})
 
 
-async def expiring(client: Client, shop: Shop, **changes: Any) -> list[Item]:
-    """What expires, over all pages: whose, when and how much."""
+async def expiring_items(client: Client, shop: Shop, **changes: Any) -> list[Item]:
+    """Return the items of all pages: buyer, time and points."""
     items: list[Item] = []
-    request = listing(shop, **changes)
+    request = expiring_request(shop, **changes)
     while True:
         page = await client.points.ListExpiringPoints(request)
         items += [(item.buyer_id, item.time.ToMilliseconds(), item.points) for item in page.items]
@@ -45,18 +45,18 @@ async def expiring(client: Client, shop: Shop, **changes: Any) -> list[Item]:
 
 
 async def customer_points(client: Client, shop: Shop, **customer: str) -> redemption_pb2.GetCustomerPointsResponse:
-    """What a customer has in program 1."""
+    """Return the points of a customer in program 1."""
     request = redemption_pb2.GetCustomerPointsRequest(customer=customer_ref(shop, **customer), program_id=1)
     return await client.redemption.GetCustomerPoints(request)
 
 
 def expiry(time_ms: int, points: int) -> points_pb2.PointsExpiry:
-    """Points that expire together."""
+    """Build points that expire together."""
     return points_pb2.PointsExpiry(points=points, time=at(time_ms))
 
 
-async def test_the_soonest_expiry_comes_first_and_then_the_account(client: Client, shop: Shop) -> None:
-    """What an account loses at one moment is one item, however many lots it is."""
+async def test_items_are_sorted_by_expiry_and_then_by_account(client: Client, shop: Shop) -> None:
+    """Points of an account with the same expiry are one item."""
     for name in ("b", "a"):
         await earn(client, shop, 10, name, points_expiry_time=at(LATER_MS), updated_at=at(NOW_MS - 2 * DAY_MS))
         await earn(client, shop, 5, name, points_balance=15, points_expiry_time=at(SOON_MS))
@@ -65,9 +65,9 @@ async def test_the_soonest_expiry_comes_first_and_then_the_account(client: Clien
     await earn(client, shop, 40, "never")
 
     everything = [("a", SOON_MS, 5), ("b", SOON_MS, 5), ("a", LATER_MS, 12), ("b", LATER_MS, 12)]
-    assert await expiring(client, shop) == everything
+    assert await expiring_items(client, shop) == everything
     for size in (1, 2, 3, 4, 1_000):
-        assert await expiring(client, shop, page_size=size) == everything
+        assert await expiring_items(client, shop, page_size=size) == everything
 
 
 @pytest.mark.parametrize(
@@ -83,67 +83,70 @@ async def test_the_soonest_expiry_comes_first_and_then_the_account(client: Clien
         (LATER_MS + 1, LATER_MS + 2, []),
     ],
 )
-async def test_a_window_has_its_beginning_and_not_its_end(
+async def test_a_window_includes_its_start_and_excludes_its_end(
     client: Client, shop: Shop, start_ms: int | None, end_ms: int, listed: list[int]
 ) -> None:
-    """Without a beginning it is what has not expired yet; with an earlier one what SHOPLINE has not booked as well."""
+    """By default, it starts after now.
+
+    An earlier start includes expired points that no event has deducted.
+    """
     for number, expires_at_ms in enumerate((NOW_MS - 5_000, NOW_MS, SOON_MS, LATER_MS)):
         update = increase(shop, number, 10, 10 * (number + 1), points_expiry_time=at(expires_at_ms))
         await client.apply(update)
 
     start = None if start_ms is None else at(start_ms)
-    found = await expiring(client, shop, from_time=start, until_time=at(end_ms))
+    found = await expiring_items(client, shop, from_time=start, until_time=at(end_ms))
 
     assert found == [("buyer", expires_at_ms, 10) for expires_at_ms in listed]
 
 
-async def test_held_spent_and_void_points_are_left_out(client: Client, shop: Shop) -> None:
-    """Holds take from what expires soonest, until they are settled or reversed."""
+async def test_held_spent_and_void_points_are_not_listed(client: Client, shop: Shop) -> None:
+    """Holds cover the points that expire soonest, until they are settled or reversed."""
     await client.put_program(shop.merchant_id, shop.store_id)
-    brought = increase(shop, 3, 7, 57, points_expiry_time=at(LATER_MS))
+    voided = increase(shop, 3, 7, 57, points_expiry_time=at(LATER_MS))
     await client.apply(increase(shop, 0, 20, 20, points_expiry_time=at(SOON_MS)))
     await client.apply(increase(shop, 1, 30, 50, points_expiry_time=at(LATER_MS)))
-    await client.apply(brought)
+    await client.apply(voided)
 
     small = await redeem(client, redeem_request(shop, 10))
-    assert await expiring(client, shop) == [("buyer", SOON_MS, 10), ("buyer", LATER_MS, 37)]
+    assert await expiring_items(client, shop) == [("buyer", SOON_MS, 10), ("buyer", LATER_MS, 37)]
     large = await redeem(client, redeem_request(shop, 20))
-    assert await expiring(client, shop) == [("buyer", LATER_MS, 27)]
-    assert (await buyer(client, shop)).next_expiry == expiry(LATER_MS, 27)
+    assert await expiring_items(client, shop) == [("buyer", LATER_MS, 27)]
+    assert (await buyer_account(client, shop)).next_expiry == expiry(LATER_MS, 27)
     await reverse(client, large)
-    assert await expiring(client, shop) == [("buyer", SOON_MS, 10), ("buyer", LATER_MS, 37)]
+    assert await expiring_items(client, shop) == [("buyer", SOON_MS, 10), ("buyer", LATER_MS, 37)]
     await client.apply(booking(shop, small.points, 47))
-    assert await expiring(client, shop) == [("buyer", SOON_MS, 10), ("buyer", LATER_MS, 37)]
-    # SHOPLINE's balance still has the 7 points, so that they become points of unknown origin, which never expire.
-    await void(client, shop, brought.event_id)
-    assert await expiring(client, shop) == [("buyer", SOON_MS, 10), ("buyer", LATER_MS, 30)]
+    assert await expiring_items(client, shop) == [("buyer", SOON_MS, 10), ("buyer", LATER_MS, 37)]
+    # SHOPLINE's balance still includes the 7 points, so they become a gap, whose points never expire.
+    await void(client, shop, voided.event_id)
+    assert await expiring_items(client, shop) == [("buyer", SOON_MS, 10), ("buyer", LATER_MS, 30)]
     await client.apply(decrease(shop, 2 * DAY_MS, 47, 0))
-    assert await expiring(client, shop) == []
+    assert await expiring_items(client, shop) == []
 
 
-async def test_expired_points_are_not_held(client: Client, shop: Shop, service: Service) -> None:
-    """A hold keeps no point alive, and takes of those that can still be redeemed."""
+async def test_a_hold_does_not_cover_expired_points(client: Client, shop: Shop, service: Service) -> None:
+    """It covers points that can still be redeemed."""
     await client.put_program(shop.merchant_id, shop.store_id)
     await client.apply(increase(shop, 0, 20, 20, points_expiry_time=at(NOW_MS + 1_000)))
     await client.apply(increase(shop, 1, 30, 50, points_expiry_time=at(SOON_MS)))
     await redeem(client, redeem_request(shop, 10))
     service.clock.move(5)
     try:
-        assert await expiring(client, shop) == [("buyer", SOON_MS, 20)]
+        assert await expiring_items(client, shop) == [("buyer", SOON_MS, 20)]
         expired = ("buyer", NOW_MS + 1_000, 20)
-        assert await expiring(client, shop, from_time=at(NOW_MS)) == [expired, ("buyer", SOON_MS, 20)]
+        assert await expiring_items(client, shop, from_time=at(NOW_MS)) == [expired, ("buyer", SOON_MS, 20)]
     finally:
         service.clock.now_ms = NOW_MS
 
 
-async def test_pages_count_holds_as_of_the_first_one(client: Client, shop: Shop, service: Service) -> None:
-    """So that what expires while somebody turns the pages is not missed."""
+async def test_all_pages_use_the_time_of_the_first_page(client: Client, shop: Shop, service: Service) -> None:
+    """Points that expire between two pages are not missed."""
     for name in ("a", "b", "c"):
         await earn(client, shop, 10, name, points_expiry_time=at(NOW_MS + 1_000))
-    first = await client.points.ListExpiringPoints(listing(shop, page_size=1))
+    first = await client.points.ListExpiringPoints(expiring_request(shop, page_size=1))
     service.clock.move(5)
     try:
-        rest = await expiring(client, shop, page_size=1, page_token=first.next_page_token)
+        rest = await expiring_items(client, shop, page_size=1, page_token=first.next_page_token)
     finally:
         service.clock.now_ms = NOW_MS
 
@@ -151,8 +154,7 @@ async def test_pages_count_holds_as_of_the_first_one(client: Client, shop: Shop,
     assert rest == [("b", NOW_MS + 1_000, 10), ("c", NOW_MS + 1_000, 10)]
 
 
-async def test_a_program_lists_all_its_stores_and_no_others(client: Client, shop: Shop) -> None:
-    """In one order; a store has its own list."""
+async def test_a_program_lists_the_points_of_all_its_stores(client: Client, shop: Shop) -> None:
     own = [shop, *(Shop(shop.merchant_id, unique("store")) for _ in range(2))]
     outside = Shop(shop.merchant_id, unique("outside"))
     for each in (*own[1:], outside):
@@ -163,20 +165,20 @@ async def test_a_program_lists_all_its_stores_and_no_others(client: Client, shop
         more: dict[str, Any] = {"points_balance": 15 + number, "updated_at": at(NOW_MS - 1_000)}
         await earn(client, each, 5 + number, **more, points_expiry_time=at(LATER_MS - number))
 
-    request = listing(shop, store_id=None, program_id=1)
+    request = expiring_request(shop, store_id=None, program_id=1)
     page = await client.points.ListExpiringPoints(request)
 
     soon = [(store_id, SOON_MS, 10) for store_id in sorted(each.store_id for each in own)]
     later = [(own[number].store_id, LATER_MS - number, 5 + number) for number in (2, 1, 0)]
     assert [(item.store_id, item.time.ToMilliseconds(), item.points) for item in page.items] == [*soon, *later]
-    assert await expiring(client, shop, store_id=None, program_id=1, page_size=1) == [
+    assert await expiring_items(client, shop, store_id=None, program_id=1, page_size=1) == [
         ("buyer", time_ms, points) for _, time_ms, points in (*soon, *later)
     ]
-    assert await expiring(client, outside) == [("buyer", SOON_MS, 10), ("buyer", LATER_MS - 3, 8)]
+    assert await expiring_items(client, outside) == [("buyer", SOON_MS, 10), ("buyer", LATER_MS - 3, 8)]
 
 
-async def test_accounts_with_more_lots_than_their_row_holds(client: Client, shop: Shop) -> None:
-    """2,000 lots: 700 of one expiry, and one each day after it; all are told, and the soonest once some are spent."""
+async def test_overflow_lots_are_listed(client: Client, shop: Shop) -> None:
+    """2,000 lots: 700 with one expiry, and then one each millisecond."""
     expiries = [SOON_MS] * 700 + [SOON_MS + number for number in range(1, 1_301)]
     updates = [
         increase(shop, number, 1, number + 1, points_expiry_time=at(expires_at_ms))
@@ -186,18 +188,17 @@ async def test_accounts_with_more_lots_than_their_row_holds(client: Client, shop
         await send(client, *updates[start : start + 1_000])
 
     later = [("buyer", SOON_MS + number, 1) for number in range(1, 1_301)]
-    assert await expiring(client, shop, page_size=1_000) == [("buyer", SOON_MS, 700), *later]
-    assert (await buyer(client, shop)).next_expiry == expiry(SOON_MS, 700)
+    assert await expiring_items(client, shop, page_size=1_000) == [("buyer", SOON_MS, 700), *later]
+    assert (await buyer_account(client, shop)).next_expiry == expiry(SOON_MS, 700)
     await client.apply(decrease(shop, 5_000, 300, 1_700))
-    assert (await buyer(client, shop)).next_expiry == expiry(SOON_MS, 400)
-    assert (await expiring(client, shop, page_size=1_000))[0] == ("buyer", SOON_MS, 400)
-    assert (await buyer(client, shop, at_time=at(SOON_MS + 9))).next_expiry == expiry(SOON_MS + 10, 1)
+    assert (await buyer_account(client, shop)).next_expiry == expiry(SOON_MS, 400)
+    assert (await expiring_items(client, shop, page_size=1_000))[0] == ("buyer", SOON_MS, 400)
+    assert (await buyer_account(client, shop, at_time=at(SOON_MS + 9))).next_expiry == expiry(SOON_MS + 10, 1)
     await void(client, shop, updates[699].event_id, updates[702].event_id)
-    assert (await expiring(client, shop, page_size=1_000))[:4] == [("buyer", SOON_MS, 399), *later[:2], later[3]]
+    assert (await expiring_items(client, shop, page_size=1_000))[:4] == [("buyer", SOON_MS, 399), *later[:2], later[3]]
 
 
-async def test_the_next_expiry_of_a_customer_is_that_of_all_accounts_together(client: Client, shop: Shop) -> None:
-    """Of the soonest moment alone, in the program's stores alone."""
+async def test_the_next_expiry_of_a_customer_includes_all_accounts_of_the_program(client: Client, shop: Shop) -> None:
     other, outside = (Shop(shop.merchant_id, unique(name)) for name in ("store", "outside"))
     for each in (other, outside):
         await client.put_store(each.merchant_id, each.store_id)
@@ -217,13 +218,12 @@ async def test_the_next_expiry_of_a_customer_is_that_of_all_accounts_together(cl
     assert (await customer_points(client, shop, external_id="x-1")).next_expiry == expiry(SOON_MS, 7)
 
 
-async def test_points_that_never_expire_have_no_next_expiry(client: Client, shop: Shop) -> None:
-    """Nor have those that have expired."""
+async def test_points_that_never_expire_or_have_expired_are_not_the_next_expiry(client: Client, shop: Shop) -> None:
     await client.apply(increase(shop, 0, 20, 20))
     await client.apply(increase(shop, 1, 5, 25, points_expiry_time=at(NOW_MS)))
 
-    assert not (await buyer(client, shop)).HasField("next_expiry")
-    assert (await buyer(client, shop, at_time=at(NOW_MS - 1))).next_expiry == expiry(NOW_MS, 5)
+    assert not (await buyer_account(client, shop)).HasField("next_expiry")
+    assert (await buyer_account(client, shop, at_time=at(NOW_MS - 1))).next_expiry == expiry(NOW_MS, 5)
 
 
 @pytest.mark.parametrize(
@@ -244,22 +244,26 @@ async def test_points_that_never_expire_have_no_next_expiry(client: Client, shop
         ({"merchant_id": "", "store_id": "", "page_size": -1}, {"merchant_id", "store_id", "page_size"}),
     ],
 )
-async def test_wrong_fields_are_named(client: Client, shop: Shop, changes: dict[str, Any], fields: set[str]) -> None:
-    """All of them at once."""
-    found = await refused(client.points.ListExpiringPoints(listing(shop, **changes)))
+async def test_all_wrong_fields_are_named(
+    client: Client, shop: Shop, changes: dict[str, Any], fields: set[str]
+) -> None:
+    refusal = await refused(client.points.ListExpiringPoints(expiring_request(shop, **changes)))
 
-    assert found.code == grpc.StatusCode.INVALID_ARGUMENT
-    assert set(found.fields) == fields
+    assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert set(refusal.fields) == fields
 
 
-async def test_a_page_token_is_good_for_its_request_alone(client: Client, shop: Shop) -> None:
-    """Other stores, times and forged places are refused; another page size is not."""
+async def test_a_page_token_is_valid_for_its_own_request_only(client: Client, shop: Shop) -> None:
+    """Other stores, times and forged positions are refused; the page size may change."""
     for name in ("a", "b", "c"):
         await earn(client, shop, 10, name, points_expiry_time=at(SOON_MS))
-    token = (await client.points.ListExpiringPoints(listing(shop, page_size=1))).next_page_token
+    token = (await client.points.ListExpiringPoints(expiring_request(shop, page_size=1))).next_page_token
     scope = ("expiring", shop.merchant_id, shop.store_id, 0, (False, "", str(at(NOW_MS + 30 * DAY_MS))))
-    assert len(await expiring(client, shop, page_token=token, page_size=2)) == 2
-    assert len(await expiring(client, shop, page_token=write_token(scope, (NOW_MS, SOON_MS, shop.store_id, "a")))) == 2
+    assert len(await expiring_items(client, shop, page_token=token, page_size=2)) == 2
+    assert (
+        len(await expiring_items(client, shop, page_token=write_token(scope, (NOW_MS, SOON_MS, shop.store_id, "a"))))
+        == 2
+    )
 
     forged = [(NOW_MS, 2**63 - 1, "s", "b"), (2**63 - 1, SOON_MS, "s", "b"), (-(2**63), -(2**63), "s", "b")]
     others: list[dict[str, Any]] = [
@@ -267,47 +271,51 @@ async def test_a_page_token_is_good_for_its_request_alone(client: Client, shop: 
         {"from_time": at(NOW_MS), "page_token": token},
         {"from_time": at(0), "page_token": token},
         {"store_id": None, "program_id": 1, "page_token": token},
-        *({"page_token": write_token(scope, place)} for place in forged),
+        *({"page_token": write_token(scope, position)} for position in forged),
     ]
     for changes in others:
-        found = await refused(client.points.ListExpiringPoints(listing(shop, **changes)))
-        assert (found.code, set(found.fields) & {"page_token"}) == (grpc.StatusCode.INVALID_ARGUMENT, {"page_token"})
+        refusal = await refused(client.points.ListExpiringPoints(expiring_request(shop, **changes)))
+        assert (refusal.code, set(refusal.fields) & {"page_token"}) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            {"page_token"},
+        )
 
 
-async def test_what_is_not_the_merchants_is_not_found(client: Client, shop: Shop) -> None:
-    """A store that is not registered, another merchant's, and an unknown program."""
+async def test_unknown_stores_and_programs_and_those_of_other_merchants_are_not_found(
+    client: Client, shop: Shop
+) -> None:
     other = Shop(unique("merchant"), unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
     await client.put_program(other.merchant_id, other.store_id)
 
     missing: list[tuple[dict[str, Any], str]] = [
-        ({"store_id": "nowhere"}, "STORE_NOT_FOUND"),
+        ({"store_id": "unknown"}, "STORE_NOT_FOUND"),
         ({"store_id": other.store_id}, "STORE_NOT_FOUND"),
         ({"store_id": None, "program_id": 1}, "PROGRAM_NOT_FOUND"),
     ]
     for changes, reason in missing:
-        found = await refused(client.points.ListExpiringPoints(listing(shop, **changes)))
-        assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, reason)
+        refusal = await refused(client.points.ListExpiringPoints(expiring_request(shop, **changes)))
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, reason)
 
 
-async def test_points_that_an_earlier_release_took_as_expired_in_1970_are_found_and_mended(
+async def test_points_stored_by_an_earlier_release_with_an_expiry_in_1970_can_be_found_and_corrected(
     client: Client, service: Service, shop: Shop
 ) -> None:
-    """Their entries are voided, and the events sent again under other ids with the time that was meant."""
+    """Their entries are voided, and the events sent again with the right expiry."""
     key, at_ms = AccountKey(shop.store_id, "buyer"), NOW_MS - DAY_MS
-    meant = increase(shop, 0, 20, 20, points_expiry_time=at(SOON_MS))
-    born_expired = Event("born-expired", key, UpdateType.INCREASE, "SUCCESSFUL_ORDERS", 20, 20, SOON_MS // 1_000, at_ms)
+    corrected = increase(shop, 0, 20, 20, points_expiry_time=at(SOON_MS))
+    wrong = Event("wrong", key, UpdateType.INCREASE, "SUCCESSFUL_ORDERS", 20, 20, SOON_MS // 1_000, at_ms)
     database = Database(service.database_url, pool_size=1)
-    await ledger_store(database).apply(shop.merchant_id, [ReceivedEvent(born_expired, WebhookOrigin(), NOW_MS)])
+    await ledger_transactions(database).apply(shop.merchant_id, [ReceivedEvent(wrong, WebhookOrigin(), NOW_MS)])
     await database.dispose()
     await client.apply(increase(shop, 1_000, 5, 25))
 
     window = {"from_time": Timestamp(seconds=-2_208_988_800), "until_time": Timestamp(seconds=946_684_800)}
-    assert await expiring(client, shop, **window) == [("buyer", SOON_MS // 1_000, 20)]
-    await void(client, shop, "born-expired")
-    await client.apply(meant)
+    assert await expiring_items(client, shop, **window) == [("buyer", SOON_MS // 1_000, 20)]
+    await void(client, shop, "wrong")
+    await client.apply(corrected)
 
-    account = await buyer(client, shop)
+    account = await buyer_account(client, shop)
     assert (account.active_points, account.expired_points, account.drift) == (25, 0, 0)
     assert account.next_expiry == expiry(SOON_MS, 20)
-    assert await expiring(client, shop, **window) == []
+    assert await expiring_items(client, shop, **window) == []

@@ -1,4 +1,4 @@
-"""What a page of expiring points reads: blocks of the database, which grow with the page and not with the book."""
+"""The cost of a page of expiring points, in database blocks."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -8,12 +8,12 @@ from unittest.mock import patch
 import asyncpg
 import pytest
 
+from pointbook_common.durations import DAY_MS
 from pointbook_server.db.database import PLANNED_EACH_TIME, SESSION_SETTINGS, Connection, Row, Statement
 from pointbook_server.ledger import expiring_points
 from pointbook_server.ledger.expiring_points import ExpiringPage, ExpiryReader, ExpiryWindow
 from support.harness import NOW_MS, Client, Service, Shop, unique
 
-DAY_MS = 24 * 60 * 60 * 1_000
 MONTH_MS = 30 * DAY_MS
 FILL_ENTRIES = """
     INSERT INTO points_entries (merchant_id, store_id, buyer_id, event_id, update_type, scene, updated_value,
@@ -31,8 +31,11 @@ FILL_ACCOUNTS = """
 """
 
 
-class Counting(Connection):
-    """A connection that counts the blocks that its statements touch, and plans each as the server's snapshots do."""
+class CountingConnection(Connection):
+    """A connection that counts the blocks touched.
+
+    It plans each statement as the server's snapshots do.
+    """
 
     def __init__(self, driver: Any) -> None:
         super().__init__(driver)
@@ -48,74 +51,81 @@ class Counting(Connection):
 
 
 @pytest.fixture
-async def counting(service: Service) -> AsyncIterator[Counting]:
-    """A connection that counts."""
+async def connection(service: Service) -> AsyncIterator[CountingConnection]:
+    """A connection that counts blocks."""
     driver = await asyncpg.connect(service.database_url, server_settings=SESSION_SETTINGS, record_class=Row)
     await driver.execute(PLANNED_EACH_TIME.replace("SET LOCAL", "SET"))
-    yield Counting(driver)
+    yield CountingConnection(driver)
     await driver.close()
 
 
-async def fill(counting: Counting, shop: Shop, prefix: str, count: int, *, after_ms: int, spent: bool = False) -> None:
-    """Give a store accounts with one lot each, or with one that was spent; number n expires n ms after a moment."""
-    arguments = (shop.merchant_id, shop.store_id, prefix, NOW_MS + after_ms, NOW_MS - DAY_MS, count)
-    await counting.driver.execute(FILL_ENTRIES, *arguments)
-    await counting.driver.execute(FILL_ACCOUNTS, *arguments, spent)
-    await counting.driver.execute("ANALYZE points_entries, points_accounts")
-
-
-async def page(counting: Counting, shop: Shop, size: int) -> tuple[ExpiringPage, int]:
-    """Read the first page of a month, and tell how many blocks it touched."""
-    window = ExpiryWindow((shop.store_id,), NOW_MS + 1, NOW_MS + MONTH_MS, NOW_MS)
-    counting.blocks = 0
-    found = await ExpiryReader(counting, shop.merchant_id, window, None).page(size)
-    return found, counting.blocks
-
-
-async def test_a_page_reads_as_much_of_a_large_book_as_of_a_small_one(
-    client: Client, shop: Shop, counting: Counting
+async def fill(
+    connection: CountingConnection, shop: Shop, prefix: str, count: int, *, after_ms: int, spent: bool = False
 ) -> None:
-    """Twenty times as many accounts, in the window and outside of it, in the store and in others."""
+    """Add accounts with one lot each, spent or not.
+
+    Number n expires n ms after `after_ms`.
+    """
+    arguments = (shop.merchant_id, shop.store_id, prefix, NOW_MS + after_ms, NOW_MS - DAY_MS, count)
+    await connection.driver.execute(FILL_ENTRIES, *arguments)
+    await connection.driver.execute(FILL_ACCOUNTS, *arguments, spent)
+    await connection.driver.execute("ANALYZE points_entries, points_accounts")
+
+
+async def read_first_page(connection: CountingConnection, shop: Shop, size: int) -> tuple[ExpiringPage, int]:
+    """Return the first page of a month, and how many blocks it touched."""
+    window = ExpiryWindow((shop.store_id,), NOW_MS + 1, NOW_MS + MONTH_MS, NOW_MS)
+    connection.blocks = 0
+    found = await ExpiryReader(connection, shop.merchant_id, window, None).read_page(size)
+    return found, connection.blocks
+
+
+async def test_the_cost_of_a_page_does_not_grow_with_the_ledger(
+    client: Client, shop: Shop, connection: CountingConnection
+) -> None:
+    """The additional accounts are inside and outside of the window and the store."""
     neighbour = Shop(shop.merchant_id, unique("store"))
     await client.put_store(neighbour.merchant_id, neighbour.store_id)
-    await fill(counting, shop, "a", 1_000, after_ms=DAY_MS)
-    small, small_blocks = await page(counting, shop, 100)
+    await fill(connection, shop, "a", 1_000, after_ms=DAY_MS)
+    small, small_blocks = await read_first_page(connection, shop, 100)
 
-    await fill(counting, shop, "b", 10_000, after_ms=2 * DAY_MS)
-    await fill(counting, shop, "c", 5_000, after_ms=2 * MONTH_MS)
-    await fill(counting, neighbour, "d", 5_000, after_ms=DAY_MS)
-    large, large_blocks = await page(counting, shop, 100)
+    await fill(connection, shop, "b", 10_000, after_ms=2 * DAY_MS)
+    await fill(connection, shop, "c", 5_000, after_ms=2 * MONTH_MS)
+    await fill(connection, neighbour, "d", 5_000, after_ms=DAY_MS)
+    large, large_blocks = await read_first_page(connection, shop, 100)
 
-    assert [item.place for item in large.items] == [item.place for item in small.items]
+    assert [item.position for item in large.items] == [item.position for item in small.items]
     assert len(large.items) == 100
-    # An index of more levels is what may be added: some blocks for each account.
+    # A larger index may have one more level, which adds a few blocks for each account.
     assert large_blocks < 2 * small_blocks
     assert large_blocks < 15 * 100
 
 
-async def test_what_a_page_reads_grows_with_its_size(shop: Shop, counting: Counting) -> None:
-    """Ten times as many items, about ten times as many blocks."""
-    await fill(counting, shop, "a", 5_000, after_ms=DAY_MS)
-    few, few_blocks = await page(counting, shop, 50)
-    many, many_blocks = await page(counting, shop, 500)
+async def test_the_cost_of_a_page_grows_linearly_with_its_size(shop: Shop, connection: CountingConnection) -> None:
+    """Ten times as many items touch about ten times as many blocks."""
+    await fill(connection, shop, "a", 5_000, after_ms=DAY_MS)
+    few, few_blocks = await read_first_page(connection, shop, 50)
+    many, many_blocks = await read_first_page(connection, shop, 500)
 
     assert (len(few.items), len(many.items)) == (50, 500)
     assert many_blocks < 15 * few_blocks
 
 
-async def test_a_page_is_bounded_where_most_of_a_window_has_been_spent(shop: Shop, counting: Counting) -> None:
-    """It ends early, and the next ones go on behind it until all is told."""
-    await fill(counting, shop, "spent", 3_000, after_ms=DAY_MS, spent=True)
-    await fill(counting, shop, "left", 5, after_ms=2 * DAY_MS)
+async def test_a_page_is_bounded_if_most_points_of_the_window_are_spent(
+    shop: Shop, connection: CountingConnection
+) -> None:
+    """It ends early, and the next pages continue after it."""
+    await fill(connection, shop, "spent", 3_000, after_ms=DAY_MS, spent=True)
+    await fill(connection, shop, "left", 5, after_ms=2 * DAY_MS)
 
     with patch.object(expiring_points, "CANDIDATES_MAX", 500):
-        first, blocks = await page(counting, shop, 50)
+        first, blocks = await read_first_page(connection, shop, 50)
         items, pages, end = [*first.items], 1, first.end
         window = ExpiryWindow((shop.store_id,), NOW_MS + 1, NOW_MS + MONTH_MS, NOW_MS)
         while end is not None:
-            following = await ExpiryReader(counting, shop.merchant_id, window, end).page(50)
-            items += following.items
-            pages, end = pages + 1, following.end
+            next_page = await ExpiryReader(connection, shop.merchant_id, window, end).read_page(50)
+            items += next_page.items
+            pages, end = pages + 1, next_page.end
 
     assert blocks < 15 * 500
     assert first.items == []

@@ -44,8 +44,8 @@ MODULES = (
 READS_ALL = {"READ_TOKENS", "SUM_USAGE"}
 """Reads a small table whole, every two seconds, or once a second at most."""
 IN_TRANSACTIONS = {
-    "MOVE_ENTRIES",
-    "DROP_CHECKPOINTS",
+    "UPDATE_DERIVED_VALUES",
+    "DELETE_CHECKPOINTS",
     "READ_HISTORIES",
     "DELETE_UPDATES",
     "READ_NEWEST_UPDATE",
@@ -59,7 +59,7 @@ IN_TRANSACTIONS = {
     "DELETE_OLD_REFUSALS",
 }
 """Transactions plan each time, by what the tables hold by then."""
-AUDIT = re.compile("COUNT_BOOK|STREAM_.*|LIFT_TIME_LIMIT")
+AUDIT = re.compile("COUNT_ACCOUNTS_AND_ENTRIES|STREAM_.*|LIFT_TIME_LIMIT")
 """An audit reads the whole book in a transaction of its own."""
 LISTS = ("LIST_", "READ_CROSS_PROGRAM")
 """Statements that read all that a merchant has of something."""

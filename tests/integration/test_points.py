@@ -1,4 +1,4 @@
-"""PointsService on a real database: one update, its fields, identity, and stores."""
+"""PointsService on a real database: a single update."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,22 +9,22 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import points_pb2
+from pointbook_common.durations import DAY_MS
 from pointbook_server.server import Server
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, server_settings, unique
 from support.points import (
     APPLIED,
-    DAY_MS,
     DECREASE,
     DUPLICATE,
     LATE,
     ORDERS,
     START_MS,
-    buyer,
+    buyer_account,
+    count_rows,
     decrease,
     entries,
     event_ids,
     increase,
-    rows_of,
 )
 
 POINTS_MAX = 10**15
@@ -34,8 +34,11 @@ YEAR_2000_MS = 946_684_800_000
 # One update.
 
 
-async def test_an_update_becomes_the_balance(client: Client, shop: Shop) -> None:
-    """The seed's update, made consistent, opens an account of 20 points."""
+async def test_an_update_sets_the_balance(client: Client, shop: Shop) -> None:
+    """SHOPLINE's example of the points webhook, made consistent.
+
+    Source: docs/reference/shopline-webhooks.md#points-webhook.
+    """
     response = await client.apply(shop.update())
 
     assert response.outcome == APPLIED
@@ -46,8 +49,7 @@ async def test_an_update_becomes_the_balance(client: Client, shop: Shop) -> None
     assert not response.account.lots
 
 
-async def test_the_answer_names_the_account_and_its_moment(client: Client, shop: Shop) -> None:
-    """A caller needs no second call to know whose points they are, and as of when."""
+async def test_the_response_has_the_account_and_its_time(client: Client, shop: Shop) -> None:
     account = (await client.apply(shop.update())).account
 
     assert (account.merchant_id, account.store_id, account.buyer_id) == (shop.merchant_id, shop.store_id, "buyer")
@@ -55,8 +57,7 @@ async def test_the_answer_names_the_account_and_its_moment(client: Client, shop:
     assert account.held_points == 0
 
 
-async def test_an_entry_keeps_the_event_and_how_it_came(client: Client, shop: Shop) -> None:
-    """The book holds the event as it was sent, its webhook, and when it was received."""
+async def test_an_entry_has_the_event_its_webhook_and_its_receive_time(client: Client, shop: Shop) -> None:
     update = shop.update(
         points_expiry_time=at(NOW_MS + DAY_MS),
         webhook={"webhook_id": "w-1", "shop_domain": "example.myshopline.com", "api_version": "v20250601"},
@@ -70,8 +71,8 @@ async def test_an_entry_keeps_the_event_and_how_it_came(client: Client, shop: Sh
     )
 
 
-async def test_the_widest_values_are_taken(client: Client, shop: Shop) -> None:
-    """Points within 10^15 and times from 2000 to a day ahead are right, to the last one."""
+async def test_the_extreme_values_are_accepted(client: Client, shop: Shop) -> None:
+    """Source: docs/reference/ledger.md#bounds."""
     first = shop.update(updated_value=POINTS_MAX, points_balance=-POINTS_MAX, updated_at=at(YEAR_2000_MS))
     last = shop.update(updated_value=POINTS_MAX, points_balance=POINTS_MAX, updated_at=at(NOW_MS + DAY_MS))
 
@@ -83,8 +84,7 @@ async def test_the_widest_values_are_taken(client: Client, shop: Shop) -> None:
     assert response.drift == POINTS_MAX
 
 
-async def test_the_longest_names_are_taken(client: Client, shop: Shop) -> None:
-    """Names may be as long as their fields' comments say."""
+async def test_the_longest_names_are_accepted(client: Client, shop: Shop) -> None:
     update = shop.update(
         buyer_id="b" * 64,
         event_id=unique("e").ljust(128, "e"),
@@ -98,8 +98,8 @@ async def test_the_longest_names_are_taken(client: Client, shop: Shop) -> None:
     assert response.outcome == APPLIED
 
 
-async def test_sums_stop_at_64_bits(client: Client, shop: Shop, service: Service) -> None:
-    """No true history gets there, and an event that carries a balance is accepted even so."""
+async def test_sums_are_limited_to_64_bits(client: Client, shop: Shop, service: Service) -> None:
+    """An event that carries a balance is accepted even then."""
     await client.apply(shop.update())
     connection = await asyncpg.connect(service.database_url)
     await connection.execute(
@@ -116,8 +116,9 @@ async def test_sums_stop_at_64_bits(client: Client, shop: Shop, service: Service
 # Wrong fields.
 
 
-async def test_every_wrong_field_is_named_at_once(client: Client, shop: Shop, service: Service) -> None:
-    """A caller can mend a request in one go, and nothing of it is written."""
+async def test_all_wrong_fields_are_named_at_once_and_nothing_is_written(
+    client: Client, shop: Shop, service: Service
+) -> None:
     update = points_pb2.PointsUpdate(
         event_id="e" * 129,
         merchant_id=shop.merchant_id,
@@ -152,11 +153,10 @@ async def test_every_wrong_field_is_named_at_once(client: Client, shop: Shop, se
         "update.webhook.shop_domain",
         "update.webhook.api_version",
     }
-    assert await rows_of(service, shop.merchant_id) == (0, 0)
+    assert await count_rows(service, shop.merchant_id) == (0, 0)
 
 
-async def test_an_empty_update_names_what_is_required(client: Client) -> None:
-    """What has no default must be there; a value of 0 and an absent balance are right."""
+async def test_an_empty_update_names_all_required_fields(client: Client) -> None:
     refusal = await refused(client.apply(points_pb2.PointsUpdate()))
 
     assert set(refusal.fields) == {
@@ -170,8 +170,7 @@ async def test_an_empty_update_names_what_is_required(client: Client) -> None:
     }
 
 
-async def test_a_request_without_an_update_says_so(client: Client) -> None:
-    """The update itself is required."""
+async def test_a_request_without_an_update_names_the_update(client: Client) -> None:
     refusal = await refused(client.points.ApplyPointsUpdate(points_pb2.ApplyPointsUpdateRequest()))
 
     assert refusal.reason == "INVALID_FIELDS"
@@ -200,8 +199,9 @@ async def test_a_request_without_an_update_says_so(client: Client) -> None:
         ("points_expiry_time", {"points_expiry_time": Timestamp(seconds=2**62)}),
     ],
 )
-async def test_a_wrong_field_is_named(client: Client, shop: Shop, field: str, changes: Mapping[str, Any]) -> None:
-    """Each limit of the contract is kept, and its field named alone."""
+async def test_only_the_wrong_field_is_named(
+    client: Client, shop: Shop, field: str, changes: Mapping[str, Any]
+) -> None:
     refusal = await refused(client.apply(shop.update(**changes)))
 
     assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
@@ -210,28 +210,26 @@ async def test_a_wrong_field_is_named(client: Client, shop: Shop, field: str, ch
 
 @pytest.mark.parametrize("expires_at_ms", [-62_135_596_800_000, -1, 0, 1, 1_798_761_600, YEAR_2000_MS - 1])
 async def test_an_expiry_before_2000_is_refused(client: Client, shop: Shop, expires_at_ms: int) -> None:
-    """It was most often written in seconds: its points would be born expired."""
+    """It is most likely in seconds: its points would have expired from the start."""
     refusal = await refused(client.apply(shop.update(points_expiry_time=at(expires_at_ms))))
 
     assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
     assert list(refusal.fields) == ["update.points_expiry_time"]
-    told = refusal.fields["update.points_expiry_time"]
-    assert "before 2000: a value in seconds may have been taken for milliseconds" in told
+    description = refusal.fields["update.points_expiry_time"]
+    assert "before 2000: a value in seconds may have been taken for milliseconds" in description
 
 
 @pytest.mark.parametrize("expires_at_ms", [YEAR_2000_MS, NOW_MS - DAY_MS, 253_402_300_799_999])
-async def test_an_expiry_from_2000_on_is_kept_even_where_it_is_before_the_event(
+async def test_an_expiry_from_2000_on_is_accepted_even_if_it_is_before_the_event(
     client: Client, shop: Shop, expires_at_ms: int
 ) -> None:
-    """SHOPLINE may tell of points late, and of points that will outlive all of us."""
     await client.apply(shop.update(points_expiry_time=at(expires_at_ms)))
 
     (lot,) = (await client.account(shop.merchant_id, shop.store_id, "buyer")).lots
     assert lot.points_expiry_time == at(expires_at_ms)
 
 
-async def test_the_expiry_of_a_decrease_may_be_anything(client: Client, shop: Shop) -> None:
-    """SHOPLINE calls it irrelevant, so that its unit is, too."""
+async def test_the_expiry_of_a_decrease_may_be_before_2000(client: Client, shop: Shop) -> None:
     update = shop.update(update_type=points_pb2.POINTS_UPDATE_TYPE_DECREASE, points_expiry_time=at(1_798_761_600))
 
     assert (await client.apply(update)).outcome == APPLIED
@@ -240,8 +238,7 @@ async def test_the_expiry_of_a_decrease_may_be_anything(client: Client, shop: Sh
 # Identity.
 
 
-async def test_the_same_event_again_changes_nothing(client: Client, shop: Shop) -> None:
-    """One event_id with one content is one event, however often it comes."""
+async def test_a_repeated_event_changes_nothing(client: Client, shop: Shop) -> None:
     update = shop.update()
     await client.apply(update)
 
@@ -253,8 +250,7 @@ async def test_the_same_event_again_changes_nothing(client: Client, shop: Shop) 
     assert [lot.remaining_points for lot in account.lots] == [20]
 
 
-async def test_a_duplicate_answers_the_account_as_it_stands_now(client: Client, shop: Shop) -> None:
-    """A repeated event tells the newest balance and its own drift of now."""
+async def test_a_duplicate_returns_the_current_account_and_drift(client: Client, shop: Shop) -> None:
     gap = increase(shop, 20, 5, 55)
     await client.apply(increase(shop, 0, 20, 20))
     assert (await client.apply(gap)).drift == 30
@@ -268,8 +264,7 @@ async def test_a_duplicate_answers_the_account_as_it_stands_now(client: Client, 
     assert again.account.points_balance == 40
 
 
-async def test_the_webhook_is_no_content(client: Client, shop: Shop) -> None:
-    """The same event by another webhook is the same event, and the first one is kept."""
+async def test_the_webhook_is_not_part_of_the_content(client: Client, shop: Shop) -> None:
     update = shop.update(webhook={"webhook_id": "first"})
     await client.apply(update)
     update.webhook.webhook_id = "second"
@@ -294,24 +289,24 @@ async def test_the_webhook_is_no_content(client: Client, shop: Shop) -> None:
         {"buyer_id": "another"},
     ],
 )
-async def test_an_event_id_means_one_content(client: Client, shop: Shop, changes: Mapping[str, Any]) -> None:
-    """A known id with other content, another account's included, is a mistake of the caller and changes nothing."""
+async def test_an_event_id_with_different_content_is_refused(
+    client: Client, shop: Shop, changes: Mapping[str, Any]
+) -> None:
     update = shop.update()
     await client.apply(update)
-    before = await buyer(client, shop)
+    before = await buyer_account(client, shop)
 
     refusal = await refused(client.apply(shop.update(event_id=update.event_id, **changes)))
 
     assert refusal.code == grpc.StatusCode.ALREADY_EXISTS
     assert refusal.reason == "EVENT_ID_REUSED"
     assert refusal.metadata == {"event_id": update.event_id}
-    assert await buyer(client, shop) == before
+    assert await buyer_account(client, shop) == before
     assert await event_ids(client, shop) == [update.event_id]
     assert (await client.account(shop.merchant_id, shop.store_id, "another")).points_balance == 0
 
 
-async def test_an_event_id_is_the_merchants_in_all_its_stores(client: Client, shop: Shop) -> None:
-    """The same id in another store of the merchant is reused."""
+async def test_an_event_id_is_unique_across_the_stores_of_a_merchant(client: Client, shop: Shop) -> None:
     update, other_store = shop.update(), unique("store")
     await client.put_store(shop.merchant_id, other_store)
     await client.apply(update)
@@ -322,7 +317,6 @@ async def test_an_event_id_is_the_merchants_in_all_its_stores(client: Client, sh
 
 
 async def test_two_merchants_may_use_the_same_event_id(client: Client, shop: Shop) -> None:
-    """Ids are named by callers of one merchant, who know nothing of another's."""
     other = Shop(unique("merchant"), unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
     update = shop.update()
@@ -331,27 +325,25 @@ async def test_two_merchants_may_use_the_same_event_id(client: Client, shop: Sho
     response = await client.apply(other.update(event_id=update.event_id, updated_value=7, points_balance=7))
 
     assert response.outcome == APPLIED
-    assert (await buyer(client, other)).points_balance == 7
-    assert (await buyer(client, shop)).points_balance == 20
+    assert (await buyer_account(client, other)).points_balance == 7
+    assert (await buyer_account(client, shop)).points_balance == 20
 
 
-async def test_the_same_content_under_another_id_is_the_same_event(client: Client, shop: Shop) -> None:
-    """With SHOPLINE's balance, time and change a second delivery is known under any id, which is not remembered."""
+async def test_the_same_content_with_another_event_id_is_a_duplicate(client: Client, shop: Shop) -> None:
+    """The other event_id stays free."""
     await client.apply(increase(shop, 0, 20, 20, event_id="first"))
     await client.apply(increase(shop, 1, 5, 25))
 
     again = await client.apply(increase(shop, 0, 20, 20, event_id="second"))
-    # The id is free: another content may still take it.
     other = await client.apply(increase(shop, 2, 1, 26, event_id="second"))
 
     assert again.outcome == DUPLICATE
     assert again.account.points_balance == 25
     assert other.outcome == APPLIED
-    assert (await buyer(client, shop)).points_balance == 26
+    assert (await buyer_account(client, shop)).points_balance == 26
 
 
-async def test_without_a_balance_only_the_id_tells_events_apart(client: Client, shop: Shop) -> None:
-    """Two equal changes of one moment under two ids both count."""
+async def test_events_without_a_balance_differ_by_event_id_only(client: Client, shop: Shop) -> None:
     await client.apply(increase(shop, 0, 20, None))
 
     second = await client.apply(increase(shop, 0, 20, None))
@@ -360,8 +352,7 @@ async def test_without_a_balance_only_the_id_tells_events_apart(client: Client, 
     assert second.account.points_balance == 40
 
 
-async def test_the_parts_below_a_millisecond_are_cut_off(client: Client, shop: Shop) -> None:
-    """Times are whole milliseconds, so that two that differ only below are the same."""
+async def test_times_are_truncated_to_milliseconds(client: Client, shop: Shop) -> None:
     fine, finer = (Timestamp(seconds=START_MS // 1_000, nanos=nanos) for nanos in (123_000_001, 123_999_999))
     expiry = Timestamp(seconds=NOW_MS // 1_000, nanos=7_999_999)
     update = shop.update(updated_at=fine, points_expiry_time=expiry)
@@ -380,17 +371,15 @@ async def test_the_parts_below_a_millisecond_are_cut_off(client: Client, shop: S
 
 
 async def test_an_unknown_store_is_not_found(client: Client, shop: Shop, service: Service) -> None:
-    """A store must be registered before its events: nothing is written for any other."""
-    refusal = await refused(client.apply(shop.update(store_id="nowhere")))
+    refusal = await refused(client.apply(shop.update(store_id="unknown")))
 
     assert refusal.code == grpc.StatusCode.NOT_FOUND
     assert refusal.reason == "STORE_NOT_FOUND"
-    assert refusal.metadata == {"store_id": "nowhere"}
-    assert await rows_of(service, shop.merchant_id) == (0, 0)
+    assert refusal.metadata == {"store_id": "unknown"}
+    assert await count_rows(service, shop.merchant_id) == (0, 0)
 
 
-async def test_another_merchants_store_is_not_found(client: Client, shop: Shop, service: Service) -> None:
-    """The answer does not tell whether a store exists elsewhere, and its account is untouched."""
+async def test_the_store_of_another_merchant_is_not_found(client: Client, shop: Shop, service: Service) -> None:
     await client.apply(shop.update())
     stranger = unique("merchant")
 
@@ -398,12 +387,12 @@ async def test_another_merchants_store_is_not_found(client: Client, shop: Shop, 
 
     assert refusal.code == grpc.StatusCode.NOT_FOUND
     assert refusal.reason == "STORE_NOT_FOUND"
-    assert await rows_of(service, stranger) == (0, 0)
-    assert (await buyer(client, shop)).points_balance == 20
+    assert await count_rows(service, stranger) == (0, 0)
+    assert (await buyer_account(client, shop)).points_balance == 20
 
 
-async def test_development_registers_a_store_on_first_sight(service: Service, shop: Shop) -> None:
-    """`pointbook dev` needs no PutStore, but takes no store away from its merchant."""
+async def test_development_registers_unknown_stores(service: Service, shop: Shop) -> None:
+    """A store of another merchant stays with that merchant."""
     server = Server(server_settings(), service.database_url, senders={}, development=True, clock=service.clock)
     await server.start()
     developer = Client(server.port)

@@ -1,19 +1,19 @@
-"""PointsService on a real database: what an account comes to, its order and drift, and what is refused."""
+"""PointsService on a real database: accounts, order, drift and refusals."""
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import points_pb2
+from pointbook_common.durations import DAY_MS
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
 from support.points import (
     APPLIED,
-    DAY_MS,
     DUPLICATE,
     LATE,
     ORDERS,
     REDEEM_COUPON,
     START_MS,
-    buyer,
+    buyer_account,
     decrease,
     entries,
     event_ids,
@@ -24,8 +24,8 @@ from support.points import (
 # Scenes and expiry.
 
 
-async def test_an_unknown_scene_is_kept_by_name_and_applied(client: Client, shop: Shop) -> None:
-    """SHOPLINE may name new scenes at any time: they count, in either direction, and contradict nothing."""
+async def test_an_unknown_scene_is_stored_by_name_and_applied(client: Client, shop: Shop) -> None:
+    """Source: docs/reference/shopline-webhooks.md#unknown-scenes."""
     await client.apply(increase(shop, 0, 20, 20, updated_scene=None, unrecognized_scene="LUCKY_DRAW"))
     await client.apply(decrease(shop, 1, 5, 15, updated_scene=None, unrecognized_scene="UNLUCKY_DRAW"))
 
@@ -35,11 +35,10 @@ async def test_an_unknown_scene_is_kept_by_name_and_applied(client: Client, shop
     assert (oldest.update.unrecognized_scene, oldest.update.updated_scene) == ("LUCKY_DRAW", 0)
     assert not newest.scene_disagrees
     assert not oldest.scene_disagrees
-    assert (await buyer(client, shop)).points_balance == 15
+    assert (await buyer_account(client, shop)).points_balance == 15
 
 
-async def test_a_known_name_counts_as_its_scene(client: Client, shop: Shop) -> None:
-    """A caller that sends every scene by name sends the same content."""
+async def test_the_name_of_a_known_scene_is_the_same_content_as_its_number(client: Client, shop: Shop) -> None:
     update = increase(shop, 0, 20, 20)
     await client.apply(update)
     update.updated_scene = points_pb2.POINTS_UPDATE_SCENE_UNSPECIFIED
@@ -53,7 +52,6 @@ async def test_a_known_name_counts_as_its_scene(client: Client, shop: Shop) -> N
 
 
 async def test_a_scene_that_disagrees_is_applied_and_marked(client: Client, shop: Shop) -> None:
-    """The sign comes from the type alone."""
     response = await client.apply(increase(shop, 0, 20, 20, updated_scene=REDEEM_COUPON))
 
     assert response.account.points_balance == 20
@@ -61,7 +59,6 @@ async def test_a_scene_that_disagrees_is_applied_and_marked(client: Client, shop
 
 
 async def test_the_expiry_of_a_decrease_is_ignored(client: Client, shop: Shop) -> None:
-    """SHOPLINE calls it irrelevant: with and without it is the same event."""
     await client.apply(increase(shop, 0, 20, 20))
     update = decrease(shop, 1, 5, 15, points_expiry_time=at(START_MS))
     await client.apply(update)
@@ -74,7 +71,6 @@ async def test_the_expiry_of_a_decrease_is_ignored(client: Client, shop: Shop) -
 
 
 async def test_a_decrease_draws_the_soonest_expiry_first(client: Client, shop: Shop) -> None:
-    """An entry tells which lots it took from, and the account what is left of them."""
     await client.apply(increase(shop, 0, 10, 10, event_id="never"))
     await client.apply(increase(shop, 1, 10, 20, event_id="late", points_expiry_time=at(NOW_MS + 2_000)))
     await client.apply(increase(shop, 2, 10, 30, event_id="soon", points_expiry_time=at(NOW_MS + 1_000)))
@@ -86,7 +82,7 @@ async def test_a_decrease_draws_the_soonest_expiry_first(client: Client, shop: S
         points_pb2.PointsDraw(event_id="soon", points=10, points_expiry_time=at(NOW_MS + 1_000)),
         points_pb2.PointsDraw(event_id="late", points=5, points_expiry_time=at(NOW_MS + 2_000)),
     ]
-    assert list((await buyer(client, shop)).lots) == [
+    assert list((await buyer_account(client, shop)).lots) == [
         points_pb2.PointsLot(
             remaining_points=5, original_points=10, points_expiry_time=at(NOW_MS + 2_000), event_id="late"
         ),
@@ -97,14 +93,14 @@ async def test_a_decrease_draws_the_soonest_expiry_first(client: Client, shop: S
 # Accounts.
 
 
-async def test_an_account_that_no_event_named_is_empty(client: Client, shop: Shop) -> None:
-    """Unknown buyers, unknown stores and other merchants' stores all answer zeros."""
+async def test_an_account_without_events_is_empty(client: Client, shop: Shop) -> None:
+    """This includes unknown stores, and stores of other merchants."""
     await client.apply(shop.update())
     stranger = unique("merchant")
 
     for merchant_id, store_id, buyer_id in (
-        (shop.merchant_id, shop.store_id, "nobody"),
-        (shop.merchant_id, "nowhere", "buyer"),
+        (shop.merchant_id, shop.store_id, "unknown"),
+        (shop.merchant_id, "unknown", "buyer"),
         (stranger, shop.store_id, "buyer"),
     ):
         assert await client.account(merchant_id, store_id, buyer_id) == points_pb2.PointsAccount(
@@ -112,23 +108,22 @@ async def test_an_account_that_no_event_named_is_empty(client: Client, shop: Sho
         )
 
 
-async def test_a_lot_stops_counting_at_the_very_millisecond(client: Client, shop: Shop) -> None:
-    """at_time moves the clock and nothing else: the balance stays, the points turn from active to expired."""
+async def test_points_expire_at_their_expiry_millisecond_and_not_before(client: Client, shop: Shop) -> None:
+    """`at_time` changes the active and expired points, but not the balance."""
     expiry_ms = NOW_MS + DAY_MS
     await client.apply(increase(shop, 0, 20, 20, points_expiry_time=at(expiry_ms)))
     await client.apply(increase(shop, 1, 5, 25))
 
-    before = await buyer(client, shop, at_time=at(expiry_ms - 1))
-    then = await buyer(client, shop, at_time=at(expiry_ms))
+    before = await buyer_account(client, shop, at_time=at(expiry_ms - 1))
+    at_expiry = await buyer_account(client, shop, at_time=at(expiry_ms))
 
     assert (before.points_balance, before.active_points, before.expired_points) == (25, 25, 0)
-    assert (then.points_balance, then.active_points, then.expired_points) == (25, 5, 20)
-    assert (before.as_of, then.as_of) == (at(expiry_ms - 1), at(expiry_ms))
-    assert [lot.remaining_points for lot in then.lots] == [20, 5]
+    assert (at_expiry.points_balance, at_expiry.active_points, at_expiry.expired_points) == (25, 5, 20)
+    assert (before.as_of, at_expiry.as_of) == (at(expiry_ms - 1), at(expiry_ms))
+    assert [lot.remaining_points for lot in at_expiry.lots] == [20, 5]
 
 
-async def test_an_account_below_zero_has_no_active_points(client: Client, shop: Shop) -> None:
-    """SHOPLINE's balance is told as it is; nobody can redeem a debt."""
+async def test_an_account_with_a_negative_balance_has_no_active_points(client: Client, shop: Shop) -> None:
     await client.apply(increase(shop, 0, 20, 20))
 
     response = await client.apply(decrease(shop, 1, 50, -30))
@@ -136,11 +131,10 @@ async def test_an_account_below_zero_has_no_active_points(client: Client, shop: 
     assert response.outcome == APPLIED
     assert (response.account.points_balance, response.account.active_points) == (-30, 0)
     assert response.drift == 0
-    assert not (await buyer(client, shop)).lots
+    assert not (await buyer_account(client, shop)).lots
 
 
-async def test_an_account_shows_five_hundred_lots(client: Client, shop: Shop, service: Service) -> None:
-    """An answer is bounded, and says when it does not show everything."""
+async def test_a_response_has_at_most_five_hundred_lots(client: Client, shop: Shop, service: Service) -> None:
     await client.apply(shop.update())
     async with superuser(service) as connection:
         for count in (500, 501):
@@ -153,15 +147,14 @@ async def test_an_account_shows_five_hundred_lots(client: Client, shop: Shop, se
                 count,
                 NOW_MS,
             )
-            account = await buyer(client, shop)
+            account = await buyer_account(client, shop)
             expiries = [lot.points_expiry_time.ToMilliseconds() for lot in account.lots]
             assert expiries == list(range(NOW_MS - count, NOW_MS))[:500]
             assert account.lots_truncated == (count > 500)
             assert account.expired_points == count
 
 
-async def test_a_wrong_account_request_names_every_field(client: Client) -> None:
-    """Reading is checked as writing is."""
+async def test_a_wrong_account_request_names_all_wrong_fields(client: Client) -> None:
     request = points_pb2.GetPointsAccountRequest(store_id="a store", at_time=Timestamp(nanos=-1))
 
     refusal = await refused(client.points.GetPointsAccount(request))
@@ -173,8 +166,7 @@ async def test_a_wrong_account_request_names_every_field(client: Client) -> None
 # Order and drift.
 
 
-async def test_drift_appears_with_a_gap_and_vanishes_with_the_missing_event(client: Client, shop: Shop) -> None:
-    """A lost webhook shows at once, and is forgotten when it arrives after all."""
+async def test_drift_appears_with_a_gap_and_disappears_with_the_missing_event(client: Client, shop: Shop) -> None:
     await client.apply(increase(shop, 0, 20, 20))
 
     gap = await client.apply(increase(shop, 20, 5, 55))
@@ -191,8 +183,7 @@ async def test_drift_appears_with_a_gap_and_vanishes_with_the_missing_event(clie
     ]
 
 
-async def test_points_that_expire_without_an_event_are_no_drift(client: Client, shop: Shop) -> None:
-    """SHOPLINE may send nothing at an expiry: the next event shows it."""
+async def test_points_that_expire_without_an_event_are_not_drift(client: Client, shop: Shop) -> None:
     await client.apply(increase(shop, 0, 20, 20, points_expiry_time=at(START_MS + 5)))
 
     response = await client.apply(increase(shop, 10, 3, 3))
@@ -204,8 +195,7 @@ async def test_points_that_expire_without_an_event_are_no_drift(client: Client, 
     assert [(draw.points, draw.points_expiry_time) for draw in newest.draws] == [(20, at(START_MS + 5))]
 
 
-async def test_an_expiry_event_books_what_expired(client: Client, shop: Shop) -> None:
-    """Where SHOPLINE sends POINTS_EXPIRED, it takes the expired lot and not one that still counts."""
+async def test_an_expiry_event_takes_the_expired_lot(client: Client, shop: Shop) -> None:
     await client.apply(increase(shop, 0, 20, 20, points_expiry_time=at(START_MS + 5)))
     await client.apply(increase(shop, 1, 30, 50, points_expiry_time=at(NOW_MS + 5)))
 
@@ -219,7 +209,7 @@ async def test_an_expiry_event_books_what_expired(client: Client, shop: Shop) ->
 
 
 async def test_a_millisecond_is_ordered_by_its_balances(client: Client, shop: Shop) -> None:
-    """+10, -10, +20 arrive in the worst order, and stand in the only order that fits."""
+    """+10, -10, +20 arrive in another order than the only one that fits."""
     await client.apply(decrease(shop, 0, 5, 0))
     for update in (
         increase(shop, 1, 20, 20, event_id="third"),
@@ -229,28 +219,29 @@ async def test_a_millisecond_is_ordered_by_its_balances(client: Client, shop: Sh
         await client.apply(update)
 
     assert (await event_ids(client, shop))[:3] == ["third", "second", "first"]
-    account = await buyer(client, shop)
+    account = await buyer_account(client, shop)
     assert (account.points_balance, account.drift) == (20, 0)
 
 
-async def test_an_event_before_the_first_moves_the_opening(client: Client, shop: Shop) -> None:
-    """The account then is as if it had begun there."""
+async def test_an_event_before_the_first_changes_the_opening(client: Client, shop: Shop) -> None:
     await client.apply(increase(shop, 10, 5, 25))
 
     response = await client.apply(increase(shop, 0, 20, 20))
 
     assert response.outcome == LATE
     assert response.account.lifetime_points == 25
-    assert [lot.remaining_points for lot in (await buyer(client, shop)).lots] == [20, 5]
+    assert [lot.remaining_points for lot in (await buyer_account(client, shop)).lots] == [20, 5]
 
 
 # Refusals.
 
 
-async def test_a_redemption_without_a_balance_is_refused_below_zero(client: Client, shop: Shop) -> None:
-    """Nothing changes and nothing is listed: a refused event is no entry."""
+async def test_a_decrease_without_a_balance_is_refused_if_the_balance_would_be_negative(
+    client: Client, shop: Shop
+) -> None:
+    """A refused event is not an entry."""
     await client.apply(increase(shop, 0, 20, 20))
-    before = await buyer(client, shop)
+    before = await buyer_account(client, shop)
     update = decrease(shop, 1, 21, None)
 
     refusal = await refused(client.apply(update))
@@ -258,12 +249,12 @@ async def test_a_redemption_without_a_balance_is_refused_below_zero(client: Clie
     assert refusal.code == grpc.StatusCode.FAILED_PRECONDITION
     assert refusal.reason == "INSUFFICIENT_POINTS"
     assert refusal.metadata == {"event_id": update.event_id, "updated_value": "21"}
-    assert await buyer(client, shop) == before
+    assert await buyer_account(client, shop) == before
     assert len(await entries(client, shop)) == 1
 
 
-async def test_a_refusal_is_remembered(client: Client, shop: Shop) -> None:
-    """A retry gets the same answer, also when there are points enough by then; under a new id it is a new try."""
+async def test_a_refusal_is_stored(client: Client, shop: Shop) -> None:
+    """A retry gets the same error even if there are enough points now."""
     await client.apply(increase(shop, 0, 20, 20))
     update = decrease(shop, 5, 30, None)
     await refused(client.apply(update))
@@ -271,15 +262,14 @@ async def test_a_refusal_is_remembered(client: Client, shop: Shop) -> None:
 
     again = await refused(client.apply(update))
     update.event_id = unique("event")
-    anew = await client.apply(update)
+    accepted = await client.apply(update)
 
     assert again.reason == "INSUFFICIENT_POINTS"
-    assert anew.outcome == APPLIED
-    assert anew.account.points_balance == 70
+    assert accepted.outcome == APPLIED
+    assert accepted.account.points_balance == 70
 
 
-async def test_a_refused_id_means_its_content_too(client: Client, shop: Shop) -> None:
-    """What was refused cannot be slipped in with other content under the same id."""
+async def test_the_event_id_of_a_refusal_cannot_be_used_with_different_content(client: Client, shop: Shop) -> None:
     update = decrease(shop, 5, 30, None)
     await refused(client.apply(update))
     update.points_balance = 0
@@ -289,10 +279,9 @@ async def test_a_refused_id_means_its_content_too(client: Client, shop: Shop) ->
     assert refusal.reason == "EVENT_ID_REUSED"
 
 
-async def test_a_refused_first_event_leaves_the_account_unopened(client: Client, shop: Shop) -> None:
-    """The account opens with the first event that is accepted."""
+async def test_a_refused_first_event_does_not_open_the_account(client: Client, shop: Shop) -> None:
     await refused(client.apply(decrease(shop, 5, 30, None)))
-    empty = await buyer(client, shop)
+    empty = await buyer_account(client, shop)
 
     response = await client.apply(increase(shop, 0, 20, 50))
 
@@ -302,8 +291,10 @@ async def test_a_refused_first_event_leaves_the_account_unopened(client: Client,
     assert response.account.lifetime_points == 50
 
 
-async def test_a_late_redemption_without_a_balance_answers_for_what_follows(client: Client, shop: Shop) -> None:
-    """There are points at its place, but they were spent since."""
+async def test_a_late_decrease_without_a_balance_is_refused_if_its_points_were_spent_later(
+    client: Client, shop: Shop
+) -> None:
+    """There are enough points at its own position."""
     await client.apply(increase(shop, 0, 20, 20))
     await client.apply(decrease(shop, 10, 15, None))
 

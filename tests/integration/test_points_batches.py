@@ -1,4 +1,4 @@
-"""BatchApplyPointsUpdates and ListDriftingAccounts on a real database: many events share what one costs."""
+"""BatchApplyPointsUpdates and ListDriftingAccounts on a real database."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,32 +14,32 @@ from pointbook_server.access.queries import READ_TOKENS
 from pointbook_server.db.database import Connection, Statement
 from pointbook_server.db.database_health import PING
 from pointbook_server.db.schema import REVISION, UNUSABLE
-from pointbook_server.ledger import model
+from pointbook_server.ledger import fold
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
-from support.ledger import check_book
+from support.ledger import check_ledger
 from support.points import (
     START_MS,
-    buyer,
+    buyer_account,
+    count_rows,
     decrease,
     entries,
     event_ids,
     increase,
-    listing,
-    rows_of,
+    list_request,
+    outcomes_of,
     send,
-    told,
 )
 
 OWN_STATEMENTS = {PING, READ_TOKENS, REVISION, UNUSABLE}
-"""What the server sends by itself, at any moment."""
+"""Statements that the server runs by itself at any time."""
 
 
 @contextmanager
 def statements() -> Iterator[list[str]]:
-    """Record the SQL that is run meanwhile."""
+    """Record the SQL that runs in the meantime."""
     ran: list[str] = []
 
-    def recorded(method: Any) -> Any:
+    def recording(method: Any) -> Any:
         async def record(self: Connection, statement: Statement, values: Mapping[str, Any] | None = None) -> Any:
             if statement not in OWN_STATEMENTS:
                 ran.append(" ".join(statement.sql.split()))
@@ -47,22 +47,23 @@ def statements() -> Iterator[list[str]]:
 
         return record
 
-    methods = {name: recorded(getattr(Connection, name)) for name in ("fetch", "fetch_one", "execute")}
+    methods = {name: recording(getattr(Connection, name)) for name in ("fetch", "fetch_one", "execute")}
     with patch.multiple(Connection, **methods):
         yield ran
 
 
-async def drifting(client: Client, shop: Shop, **more: Any) -> points_pb2.ListDriftingAccountsResponse:
-    """Ask for the accounts of a shop's merchant whose drift is not zero."""
-    request = points_pb2.ListDriftingAccountsRequest(merchant_id=shop.merchant_id, **more)
+async def drifting(client: Client, shop: Shop, **filters: Any) -> points_pb2.ListDriftingAccountsResponse:
+    """Return a page of a merchant's drifting accounts."""
+    request = points_pb2.ListDriftingAccountsRequest(merchant_id=shop.merchant_id, **filters)
     return await client.points.ListDriftingAccounts(request)
 
 
 # Batches.
 
 
-async def test_a_batch_answers_each_update_in_its_place(client: Client, shop: Shop, service: Service) -> None:
-    """Outcomes, accounts and drift stand where their updates stood, whatever the accounts."""
+async def test_the_results_of_a_batch_are_in_the_order_of_its_updates(
+    client: Client, shop: Shop, service: Service
+) -> None:
     updates = [
         increase(shop, 0, 20, 20),
         increase(shop, 0, 7, 7, buyer_id="another"),
@@ -73,21 +74,21 @@ async def test_a_batch_answers_each_update_in_its_place(client: Client, shop: Sh
 
     results = await send(client, *updates)
 
-    assert told(results) == ["APPLIED", "APPLIED", "APPLIED", "LATE", "APPLIED"]
+    assert outcomes_of(results) == ["APPLIED", "APPLIED", "APPLIED", "LATE", "APPLIED"]
     assert [result.response.account.buyer_id for result in results] == ["buyer", "another", "buyer", "buyer", "buyer"]
     assert [result.response.account.points_balance for result in results] == [20, 7, 55, 55, 40]
     assert [result.response.drift for result in results] == [0] * 5
     assert {result.response.account.merchant_id for result in results} == {shop.merchant_id}
-    await check_book(service.database_url, shop.merchant_id)
+    await check_ledger(service.database_url, shop.merchant_id)
 
 
-async def test_one_bad_update_spoils_nobody(client: Client, shop: Shop, service: Service) -> None:
-    """Each error is its own update's, with the code, the reason and the metadata that a single call gives."""
+async def test_a_failed_update_does_not_affect_the_others(client: Client, shop: Shop, service: Service) -> None:
+    """Its error has the code, reason and metadata of a single call."""
     known = increase(shop, 0, 20, 20)
     await client.apply(known)
     updates = [
         increase(shop, 10, 5, 25),
-        increase(shop, 11, 5, 30, store_id="nowhere"),
+        increase(shop, 11, 5, 30, store_id="unknown"),
         increase(shop, 12, 5, 30, event_id=known.event_id),
         decrease(shop, 13, 26, None),
         increase(shop, 14, -1, 30),
@@ -96,7 +97,7 @@ async def test_one_bad_update_spoils_nobody(client: Client, shop: Shop, service:
 
     results = await send(client, *updates)
 
-    assert told(results) == [
+    assert outcomes_of(results) == [
         "APPLIED",
         "STORE_NOT_FOUND",
         "EVENT_ID_REUSED",
@@ -106,31 +107,31 @@ async def test_one_bad_update_spoils_nobody(client: Client, shop: Shop, service:
     ]
     codes = [grpc.StatusCode[name].value[0] for name in ("NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION")]
     assert [result.error.code for result in results[1:4]] == codes
-    assert dict(results[1].error.metadata) == {"store_id": "nowhere"}
+    assert dict(results[1].error.metadata) == {"store_id": "unknown"}
     assert dict(results[2].error.metadata) == {"event_id": known.event_id}
     assert dict(results[3].error.metadata) == {"event_id": updates[3].event_id, "updated_value": "26"}
     assert all(result.error.message for result in results[1:5])
     assert results[5].response.account.points_balance == 20
-    # The refusal is remembered as a single call's is.
+    # The refusal is stored, as for a single call.
     assert (await refused(client.apply(updates[3]))).reason == "INSUFFICIENT_POINTS"
-    await check_book(service.database_url, shop.merchant_id)
+    await check_ledger(service.database_url, shop.merchant_id)
 
 
-async def test_the_wrong_fields_of_an_update_are_named_in_its_own_error(client: Client, shop: Shop) -> None:
-    """By the path that a single call names them by."""
+async def test_the_wrong_fields_of_an_update_have_the_same_paths_as_in_a_single_call(
+    client: Client, shop: Shop
+) -> None:
     wrong = shop.update(event_id="an event", updated_value=-1, updated_at=at(NOW_MS + 86_400_001))
 
     right, error = await send(client, shop.update(), wrong)
 
     assert right.response.account.points_balance == 20
     assert error.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
-    named = {violation.field: violation.description for violation in error.error.violations}
-    assert set(named) == {"update.event_id", "update.updated_value", "update.updated_at"}
-    assert all(named.values())
+    violations = {violation.field: violation.description for violation in error.error.violations}
+    assert set(violations) == {"update.event_id", "update.updated_value", "update.updated_at"}
+    assert all(violations.values())
 
 
-async def test_merchants_share_a_call_and_not_a_transaction(client: Client, shop: Shop, service: Service) -> None:
-    """Where one merchant's updates fail, those of the others stand, each answered in its place."""
+async def test_merchants_in_one_call_do_not_share_a_transaction(client: Client, shop: Shop, service: Service) -> None:
     other = Shop(unique("merchant"), unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
     stranger = Shop(unique("merchant"), shop.store_id)
@@ -145,15 +146,14 @@ async def test_merchants_share_a_call_and_not_a_transaction(client: Client, shop
         shop.update(event_id=event_id),
     )
 
-    assert told(results) == ["APPLIED", "STORE_NOT_FOUND", "APPLIED", "STORE_NOT_FOUND", "DUPLICATE"]
-    assert [results[place].response.account.points_balance for place in (0, 2, 4)] == [20, 7, 20]
-    assert await rows_of(service, stranger.merchant_id) == (0, 0)
+    assert outcomes_of(results) == ["APPLIED", "STORE_NOT_FOUND", "APPLIED", "STORE_NOT_FOUND", "DUPLICATE"]
+    assert [results[index].response.account.points_balance for index in (0, 2, 4)] == [20, 7, 20]
+    assert await count_rows(service, stranger.merchant_id) == (0, 0)
 
 
-async def test_a_merchants_transaction_that_fails_is_its_own(
+async def test_a_failed_transaction_of_a_merchant_does_not_affect_other_merchants(
     client: Client, shop: Shop, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its updates carry the error, and may be sent again."""
     other = Shop(unique("merchant"), unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
     fetch = Connection.fetch
@@ -167,16 +167,15 @@ async def test_a_merchants_transaction_that_fails_is_its_own(
         patched.setattr(Connection, "fetch", broken)
         results = await send(client, shop.update(), other.update(), shop.update("another"))
 
-    assert told(results) == ["APPLIED", "DATABASE_UNAVAILABLE", "APPLIED"]
+    assert outcomes_of(results) == ["APPLIED", "DATABASE_UNAVAILABLE", "APPLIED"]
     assert results[1].error.code == grpc.StatusCode.UNAVAILABLE.value[0]
-    assert await rows_of(service, other.merchant_id) == (0, 0)
-    assert told(await send(client, other.update())) == ["APPLIED"]
+    assert await count_rows(service, other.merchant_id) == (0, 0)
+    assert outcomes_of(await send(client, other.update())) == ["APPLIED"]
 
 
-async def test_an_update_that_meets_a_defect_is_alone_with_it(
+async def test_a_defect_affects_only_its_own_update_and_is_not_disclosed(
     client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its neighbours are written all the same; it is told no more than that something broke."""
     fetch_one, guilty = Connection.fetch_one, shop.update("guilty")
 
     async def broken(self: Connection, statement: Statement, values: Mapping[str, Any] | None = None) -> Any:
@@ -187,19 +186,20 @@ async def test_an_update_that_meets_a_defect_is_alone_with_it(
     monkeypatch.setattr(Connection, "fetch_one", broken)
     results = await send(client, shop.update(), guilty, shop.update("another"))
 
-    assert told(results) == ["APPLIED", "INTERNAL", "APPLIED"]
+    assert outcomes_of(results) == ["APPLIED", "INTERNAL", "APPLIED"]
     assert "defect" not in results[1].error.message
 
 
-async def test_ids_may_repeat_inside_a_batch(client: Client, shop: Shop, service: Service) -> None:
-    """The same rules hold inside a call as between calls."""
+async def test_repeated_event_ids_follow_the_same_rules_in_a_batch_as_between_calls(
+    client: Client, shop: Shop, service: Service
+) -> None:
     first, refused_one = increase(shop, 0, 20, 20), decrease(shop, 10, 25, None)
     other_content = increase(shop, 0, 21, 21, event_id=first.event_id)
     same_content = increase(shop, 0, 20, 20)
 
     results = await send(client, first, first, other_content, same_content, refused_one, refused_one)
 
-    assert told(results) == [
+    assert outcomes_of(results) == [
         "APPLIED",
         "DUPLICATE",
         "EVENT_ID_REUSED",
@@ -208,88 +208,84 @@ async def test_ids_may_repeat_inside_a_batch(client: Client, shop: Shop, service
         "INSUFFICIENT_POINTS",
     ]
     assert await event_ids(client, shop) == [first.event_id]
-    # The id of the second delivery is free.
+    # The event_id of the duplicate is free.
     same_content.updated_at.CopyFrom(at(NOW_MS))
     same_content.points_balance = 40
-    assert told(await send(client, same_content)) == ["APPLIED"]
-    await check_book(service.database_url, shop.merchant_id)
+    assert outcomes_of(await send(client, same_content)) == ["APPLIED"]
+    await check_ledger(service.database_url, shop.merchant_id)
 
 
-async def test_refusals_are_judged_in_the_order_of_the_request(client: Client, shop: Shop) -> None:
-    """Who comes first spends the points, whatever times the events carry."""
+async def test_events_without_a_balance_are_checked_in_the_order_of_the_request(client: Client, shop: Shop) -> None:
     await client.apply(increase(shop, 0, 20, 20))
 
     results = await send(client, decrease(shop, 20, 15, None), decrease(shop, 10, 15, None), decrease(shop, 5, 5, None))
 
-    assert told(results) == ["APPLIED", "INSUFFICIENT_POINTS", "LATE"]
-    assert (await buyer(client, shop)).points_balance == 0
+    assert outcomes_of(results) == ["APPLIED", "INSUFFICIENT_POINTS", "LATE"]
+    assert (await buyer_account(client, shop)).points_balance == 0
 
 
-async def test_a_thousand_updates_in_any_order(client: Client, shop: Shop, service: Service) -> None:
-    """The newest first, ten accounts in turn: each becomes what its events say."""
+async def test_a_thousand_updates_in_reverse_order(client: Client, shop: Shop, service: Service) -> None:
     updates = [increase(shop, n, 1, n, buyer_id=f"buyer-{number}") for n in range(100, 0, -1) for number in range(10)]
 
     results = await send(client, *updates)
 
     assert len(results) == 1_000
-    assert Counter(told(results)) == {"APPLIED": 10, "LATE": 990}
-    book = await check_book(service.database_url, shop.merchant_id)
-    assert {(kept.account.balance, kept.account.drift) for kept in book.values()} == {(100, 0)}
-    assert sum(len(kept.entries) for kept in book.values()) == 1_000
-    assert set(told(await send(client, *reversed(updates)))) == {"DUPLICATE"}
+    assert Counter(outcomes_of(results)) == {"APPLIED": 10, "LATE": 990}
+    stored_ledger = await check_ledger(service.database_url, shop.merchant_id)
+    assert {(stored.account.balance, stored.account.drift) for stored in stored_ledger.values()} == {(100, 0)}
+    assert sum(len(stored.entries) for stored in stored_ledger.values()) == 1_000
+    assert set(outcomes_of(await send(client, *reversed(updates)))) == {"DUPLICATE"}
 
 
-async def test_late_events_are_folded_from_a_state_before_the_first_of_them(
+async def test_late_events_are_folded_from_a_checkpoint_before_the_first_of_them(
     client: Client, shop: Shop, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever of them the batch names last, and also where one has the very time of a state that is kept."""
-    monkeypatch.setattr(model, "CHECKPOINT_ENTRIES", 2)
+    """Also if it is not the first of the batch, or has the time of a checkpoint."""
+    monkeypatch.setattr(fold, "CHECKPOINT_ENTRIES", 2)
     await send(client, *(increase(shop, 10 * n, 1, 2 * n) for n in range(1, 11)))
 
     results = await send(client, increase(shop, 25, 1, 5), increase(shop, 95, 1, 19), increase(shop, 75, 1, 15))
-    assert told(results) == ["LATE"] * 3
-    (kept,) = (await check_book(service.database_url, shop.merchant_id)).values()
-    await send(client, increase(shop, sorted(kept.checkpoints)[3] - START_MS, 3, None))
+    assert outcomes_of(results) == ["LATE"] * 3
+    (stored,) = (await check_ledger(service.database_url, shop.merchant_id)).values()
+    await send(client, increase(shop, sorted(stored.checkpoints)[3] - START_MS, 3, None))
 
-    (kept,) = (await check_book(service.database_url, shop.merchant_id)).values()
-    assert len(kept.entries) == 14
-    assert len(kept.checkpoints) >= 5
+    (stored,) = (await check_ledger(service.database_url, shop.merchant_id)).values()
+    assert len(stored.entries) == 14
+    assert len(stored.checkpoints) >= 5
 
 
 @pytest.mark.parametrize("count", [0, 1_001])
 async def test_a_batch_has_one_to_a_thousand_updates(client: Client, shop: Shop, service: Service, count: int) -> None:
-    """Any other number is a mistake of the whole call."""
     refusal = await refused(send(client, *(increase(shop, n, 1, n) for n in range(count))))
 
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
     assert set(refusal.fields) == {"updates"}
-    assert await rows_of(service, shop.merchant_id) == (0, 0)
+    assert await count_rows(service, shop.merchant_id) == (0, 0)
 
 
-async def test_a_call_that_does_not_fit_is_not_taken_at_all(
+async def test_a_call_that_does_not_fit_in_the_queue_is_refused_as_a_whole(
     client: Client, shop: Shop, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The line is bounded: such a call is told when to come again, and nothing of it is written."""
     monkeypatch.setattr(service.server._points_batcher, "_waiting_max", 2)
 
     refusal = await refused(send(client, *(increase(shop, n, 1, n) for n in range(1, 4))))
 
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
     assert refusal.retry_seconds
-    assert await rows_of(service, shop.merchant_id) == (0, 0)
-    assert told(await send(client, increase(shop, 1, 1, 1), increase(shop, 2, 1, 2))) == ["APPLIED"] * 2
+    assert await count_rows(service, shop.merchant_id) == (0, 0)
+    assert outcomes_of(await send(client, increase(shop, 1, 1, 1), increase(shop, 2, 1, 2))) == ["APPLIED"] * 2
 
 
 async def statements_of(client: Client, updates: list[points_pb2.PointsUpdate]) -> list[str]:
-    """The statements that a batch takes."""
+    """Return the statements that a batch takes."""
     with statements() as ran:
         results = await send(client, *updates)
-    assert set(told(results)) <= {"APPLIED", "LATE"}
+    assert set(outcomes_of(results)) <= {"APPLIED", "LATE"}
     return ran
 
 
 async def test_a_batch_takes_as_many_statements_as_one_update(client: Client, shop: Shop) -> None:
-    """One and the same for 1, 10 and 500 updates: opening accounts, moving them, and moving them late."""
+    """For new accounts, for events applied directly, and for late events."""
     kinds: dict[str, list[list[str]]] = {"opening": [], "direct": [], "late": []}
     for count in (1, 10, 500):
         names = [f"{count}-{number}" for number in range(count)]
@@ -304,7 +300,7 @@ async def test_a_batch_takes_as_many_statements_as_one_update(client: Client, sh
 
 
 async def test_many_events_of_one_account_take_as_many_statements_as_one(client: Client, shop: Shop) -> None:
-    """Also where states are kept on the way, which are written with the rest."""
+    """Checkpoints are written with the rest."""
     one = await statements_of(client, [increase(shop, 0, 1, 1)])
     many = await statements_of(client, [increase(shop, n, 1, n, buyer_id="many") for n in range(1, 501)])
 
@@ -316,31 +312,33 @@ async def test_many_events_of_one_account_take_as_many_statements_as_one(client:
 # Pages, while entries arrive.
 
 
-@pytest.mark.parametrize("place", [9_999, 5, -5])
-async def test_pages_show_what_was_there_while_entries_arrive(client: Client, shop: Shop, place: int) -> None:
-    """Newer ones, late ones and ones before the first: nothing that was there is missed or shown twice."""
+@pytest.mark.parametrize("after_ms", [9_999, 5, -5])
+async def test_pages_show_each_earlier_entry_once_while_entries_arrive(
+    client: Client, shop: Shop, after_ms: int
+) -> None:
+    """The new entries are newer than the others, between them, or older."""
     await send(client, *(increase(shop, n * 10, 1, n + 1) for n in range(10)))
     ids = await event_ids(client, shop)
 
     found: list[str] = []
     token = ""
     for number in range(20):
-        page = await client.points.ListPointsEntries(listing(shop, page_size=2, page_token=token))
+        page = await client.points.ListPointsEntries(list_request(shop, page_size=2, page_token=token))
         found += [entry.update.event_id for entry in page.entries]
         token = page.next_page_token
         if not token:
             break
-        await client.apply(increase(shop, place + number * 10, 0, None))
+        await client.apply(increase(shop, after_ms + number * 10, 0, None))
 
     assert [event_id for event_id in found if event_id in ids] == ids
     assert len(set(found)) == len(found)
 
 
-async def test_a_page_ends_at_an_entry_and_not_at_its_place(client: Client, shop: Shop) -> None:
-    """A late event of the same millisecond moves the others up, and none of them is missed."""
+async def test_a_page_continues_after_its_last_entry_even_if_its_ordinal_changes(client: Client, shop: Shop) -> None:
+    """A late event of the same millisecond changes the ordinals."""
     await send(client, *(increase(shop, 0, 1, n + 1) for n in range(4)))
     ids = await event_ids(client, shop)
-    page = await client.points.ListPointsEntries(listing(shop, page_size=2))
+    page = await client.points.ListPointsEntries(list_request(shop, page_size=2))
     late = increase(shop, 0, 1, None)
     await client.apply(late)
 
@@ -353,8 +351,9 @@ async def test_a_page_ends_at_an_entry_and_not_at_its_place(client: Client, shop
 
 
 async def test_drifting_accounts_are_listed_until_the_missing_event_arrives(client: Client, shop: Shop) -> None:
-    """Whoever reconciles sees the accounts that lack something, each as it stands, and no others."""
-    await send(client, increase(shop, 0, 20, 20), increase(shop, 20, 5, 55), increase(shop, 0, 1, 1, buyer_id="right"))
+    await send(
+        client, increase(shop, 0, 20, 20), increase(shop, 20, 5, 55), increase(shop, 0, 1, 1, buyer_id="no-drift")
+    )
 
     (account,) = (await drifting(client, shop)).accounts
 
@@ -365,12 +364,12 @@ async def test_drifting_accounts_are_listed_until_the_missing_event_arrives(clie
     assert not (await drifting(client, shop)).accounts
 
 
-async def test_drifting_accounts_come_in_pages(client: Client, shop: Shop) -> None:
-    """In the order of store and buyer, each once, of one store where it is asked for; a token is its own list's."""
+async def test_drifting_accounts_are_listed_in_pages(client: Client, shop: Shop) -> None:
+    """By store and buyer; a page token is valid for its own list only."""
     other_store = f"{shop.store_id}-2"
     await client.put_store(shop.merchant_id, other_store)
-    places = [(store_id, f"buyer-{number}") for store_id in (shop.store_id, other_store) for number in range(3)]
-    for store_id, name in places:
+    accounts = [(store_id, f"buyer-{number}") for store_id in (shop.store_id, other_store) for number in range(3)]
+    for store_id, name in accounts:
         await send(
             client,
             increase(shop, 0, 20, 20, store_id=store_id, buyer_id=name),
@@ -384,17 +383,16 @@ async def test_drifting_accounts_come_in_pages(client: Client, shop: Shop) -> No
         found += [(account.store_id, account.buyer_id) for account in page.accounts]
         tokens.append(page.next_page_token)
 
-    assert found == places
+    assert found == accounts
     assert len(tokens) == 4
     of_store = await drifting(client, shop, store_id=other_store, page_size=3)
-    assert [(account.store_id, account.buyer_id) for account in of_store.accounts] == places[3:]
+    assert [(account.store_id, account.buyer_id) for account in of_store.accounts] == accounts[3:]
     assert not of_store.next_page_token
     refusal = await refused(drifting(client, shop, store_id=other_store, page_token=tokens[1]))
     assert set(refusal.fields) == {"page_token"}
 
 
-async def test_a_wrong_request_for_drifting_accounts_names_every_field(client: Client) -> None:
-    """Each has its limits."""
+async def test_a_wrong_request_for_drifting_accounts_names_all_wrong_fields(client: Client) -> None:
     request = points_pb2.ListDriftingAccountsRequest(store_id="a store", page_size=1_001, page_token="x")
 
     refusal = await refused(client.points.ListDriftingAccounts(request))
@@ -402,8 +400,7 @@ async def test_a_wrong_request_for_drifting_accounts_names_every_field(client: C
     assert set(refusal.fields) == {"merchant_id", "store_id", "page_size", "page_token"}
 
 
-async def test_another_merchants_drift_is_not_listed(client: Client, shop: Shop) -> None:
-    """A list is one merchant's."""
+async def test_drifting_accounts_of_other_merchants_are_not_listed(client: Client, shop: Shop) -> None:
     other = Shop(unique("merchant"), unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
     await send(client, increase(other, 0, 20, 20), increase(other, 20, 5, 55))

@@ -1,4 +1,4 @@
-"""Many callers at once: every event counts once, and whoever goes away leaves nothing half done."""
+"""Concurrent callers and cancelled calls."""
 
 import asyncio
 import random
@@ -13,24 +13,21 @@ from pointbook.v1 import points_pb2
 from pointbook_server.ledger.model import Account, Entry
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from support import ledger
 from support.harness import NOW_MS, Client, Outbox, Service, Shop, at, refusal, server_settings, unique
+from support.ledger import check_ledger
+from support.points import DECREASE, DUPLICATE, INCREASE
 from support.waiting import until
 
-APPLIED = points_pb2.APPLY_OUTCOME_APPLIED
-DUPLICATE = points_pb2.APPLY_OUTCOME_DUPLICATE
-INCREASE = points_pb2.POINTS_UPDATE_TYPE_INCREASE
-DECREASE = points_pb2.POINTS_UPDATE_TYPE_DECREASE
 CALLERS = 32
 EVENTS = 200
 BUYERS = [f"buyer-{number}" for number in range(8)]
 CANCELS = 400
 QUIET_SECONDS = 10.0
-"""How long the server may take to clean up after callers that went away."""
+"""How long the server may take to clean up after cancelled calls."""
 
 
 def true_history(shop: Shop, count: int, rng: random.Random) -> list[points_pb2.PointsUpdate]:
-    """What SHOPLINE did to some accounts, several events a millisecond, in its own order."""
+    """Build events of some accounts, several in a millisecond, in SHOPLINE's order."""
     balances = dict.fromkeys(BUYERS, 0)
     updates = []
     for number in range(count):
@@ -45,21 +42,24 @@ def true_history(shop: Shop, count: int, rng: random.Random) -> list[points_pb2.
                 updated_value=abs(change),
                 points_balance=balances[buyer_id],
                 points_expiry_time=None if expires_at_ms is None else at(expires_at_ms),
-                # Three events of an account share a millisecond; its first one stands alone.
+                # Three events of an account share a millisecond, except the first one.
                 updated_at=at(NOW_MS - 100_000 + (number // len(BUYERS) + 2) // 3),
             )
         )
     return updates
 
 
-async def check_book(service: Service, shop: Shop) -> dict[str, tuple[Account, list[Entry]]]:
-    """Every account is the fold of its own entries, and every derived value with it; by buyer."""
-    book = await ledger.check_book(service.database_url, shop.merchant_id)
-    return {key.buyer_id: (kept.account, [received.entry for received in kept.entries]) for key, kept in book.items()}
+async def read_accounts(service: Service, shop: Shop) -> dict[str, tuple[Account, list[Entry]]]:
+    """Check the ledger; return each account and its entries by buyer."""
+    accounts = await check_ledger(service.database_url, shop.merchant_id)
+    return {
+        key.buyer_id: (account.account, [stored.entry for stored in account.entries])
+        for key, account in accounts.items()
+    }
 
 
 async def is_quiet(service: Service) -> bool:
-    """Tell whether nothing of the server is open: no transaction, no lock, no connection in use."""
+    """Return whether the server has no open transaction, lock or connection in use."""
     connection = await asyncpg.connect(service.database_url)
     try:
         open_transactions: int = await connection.fetchval(
@@ -72,8 +72,8 @@ async def is_quiet(service: Service) -> bool:
 
 
 async def test_the_same_events_from_many_callers_count_once(client: Client, shop: Shop, service: Service) -> None:
-    """32 callers send the same 200 events, each in an order of its own: the book has each of them once."""
-    rng = random.Random(1)  # noqa: S311 - any order will do, the same one each time
+    """32 callers send the same 200 events, each in a different order."""
+    rng = random.Random(1)  # noqa: S311 - not for security
     history = true_history(shop, EVENTS, rng)
 
     async def send(updates: Sequence[points_pb2.PointsUpdate]) -> Counter[int]:
@@ -84,29 +84,30 @@ async def test_the_same_events_from_many_callers_count_once(client: Client, shop
     total = sum(outcomes, Counter())
     assert total[DUPLICATE] == (CALLERS - 1) * EVENTS
     assert total.total() == CALLERS * EVENTS
-    book = await check_book(service, shop)
+    accounts = await read_accounts(service, shop)
     newest = {update.buyer_id: update.points_balance for update in history}
-    assert {buyer_id: account.balance for buyer_id, (account, _) in book.items()} == newest
-    assert sum(len(entries) for _, entries in book.values()) == EVENTS
-    assert {account.drift for account, _ in book.values()} == {0}
+    assert {buyer_id: account.balance for buyer_id, (account, _) in accounts.items()} == newest
+    assert sum(len(entries) for _, entries in accounts.values()) == EVENTS
+    assert {account.drift for account, _ in accounts.values()} == {0}
 
 
-async def test_one_event_id_for_two_accounts_at_once_is_one_event(client: Client, shop: Shop, service: Service) -> None:
-    """Whoever comes first has the id; the other one is told so, and its account stays as it is."""
+async def test_one_event_id_sent_for_several_accounts_concurrently_is_one_event(
+    client: Client, shop: Shop, service: Service
+) -> None:
     for number in range(20):
         event_id, updated_at = unique("event"), at(NOW_MS - 1_000 + number)
         calls = [client.apply(shop.update(name, event_id=event_id, updated_at=updated_at)) for name in BUYERS]
 
-        answers = await asyncio.gather(*calls, return_exceptions=True)
+        responses = await asyncio.gather(*calls, return_exceptions=True)
 
-        errors = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+        errors = [response for response in responses if isinstance(response, grpc.aio.AioRpcError)]
         assert [refusal(error).reason for error in errors] == ["EVENT_ID_REUSED"] * (len(BUYERS) - 1)
-    book = await check_book(service, shop)
-    assert sum(len(entries) for _, entries in book.values()) == 20
+    accounts = await read_accounts(service, shop)
+    assert sum(len(entries) for _, entries in accounts.values()) == 20
 
 
-async def test_redemptions_at_once_never_spend_a_point_twice(client: Client, shop: Shop) -> None:
-    """Of forty decreases by 10 that race for 200 points, twenty are accepted."""
+async def test_concurrent_decreases_never_spend_a_point_twice(client: Client, shop: Shop) -> None:
+    """Of forty decreases by 10 from 200 points, twenty are accepted."""
     await client.apply(shop.update(updated_value=200, points_balance=200))
     decreases = [
         shop.update(
@@ -119,21 +120,23 @@ async def test_redemptions_at_once_never_spend_a_point_twice(client: Client, sho
         for number in range(40)
     ]
 
-    answers = await asyncio.gather(*(client.apply(update) for update in decreases), return_exceptions=True)
+    responses = await asyncio.gather(*(client.apply(update) for update in decreases), return_exceptions=True)
 
-    errors = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    errors = [response for response in responses if isinstance(response, grpc.aio.AioRpcError)]
     assert [refusal(error).reason for error in errors] == ["INSUFFICIENT_POINTS"] * 20
     account = await client.account(shop.merchant_id, shop.store_id, "buyer")
     assert (account.points_balance, account.drift) == (0, 0)
     retries = await asyncio.gather(*(client.apply(update) for update in decreases), return_exceptions=True)
-    assert [isinstance(answer, grpc.aio.AioRpcError) for answer in retries] == [
-        isinstance(answer, grpc.aio.AioRpcError) for answer in answers
+    assert [isinstance(response, grpc.aio.AioRpcError) for response in retries] == [
+        isinstance(response, grpc.aio.AioRpcError) for response in responses
     ]
 
 
-async def test_callers_that_go_away_leave_nothing_half_done(client: Client, shop: Shop, service: Service) -> None:
-    """Cancelled and late calls are in the book wholly or not at all, and give back what they held."""
-    rng = random.Random(2)  # noqa: S311 - any moments will do
+async def test_cancelled_calls_are_applied_as_a_whole_or_not_at_all(
+    client: Client, shop: Shop, service: Service
+) -> None:
+    """They also release their locks and connections."""
+    rng = random.Random(2)  # noqa: S311 - not for security
     history = true_history(shop, CANCELS, rng)
     arrivals = rng.sample(history, len(history))
 
@@ -154,25 +157,25 @@ async def test_callers_that_go_away_leave_nothing_half_done(client: Client, shop
             return ""
         return update.event_id
 
-    answered: set[str] = set()
+    completed: set[str] = set()
     for start in range(0, len(arrivals), 16):
-        answered |= set(await asyncio.gather(*(send(update) for update in arrivals[start : start + 16])))
+        completed |= set(await asyncio.gather(*(send(update) for update in arrivals[start : start + 16])))
 
     await until(lambda: is_quiet(service), QUIET_SECONDS)
-    book = await check_book(service, shop)
-    in_book = {entry.event.event_id for _, entries in book.values() for entry in entries}
-    assert answered - {""} <= in_book
-    assert CANCELS - len(answered) >= CANCELS // 8, "too few of these callers went away to prove anything"
-    # Sent once more to the end, all of it is there as if nobody had gone.
+    accounts = await read_accounts(service, shop)
+    stored_ids = {entry.event.event_id for _, entries in accounts.values() for entry in entries}
+    assert completed - {""} <= stored_ids
+    assert CANCELS - len(completed) >= CANCELS // 8, "enough calls were cancelled for the test to be meaningful"
+    # Once all events are sent again, the accounts are complete.
     await asyncio.gather(*(client.apply(update) for update in history))
-    complete = await check_book(service, shop)
+    complete = await read_accounts(service, shop)
     assert sum(len(entries) for _, entries in complete.values()) == CANCELS
     assert {account.drift for account, _ in complete.values()} == {0}
     await until(lambda: is_quiet(service), QUIET_SECONDS)
 
 
 async def test_a_late_event_of_a_long_history(client: Client, shop: Shop) -> None:
-    """An account with hundreds of entries is folded aside, and answers as ever."""
+    """It is folded in a thread, with the same result."""
     count = 250
     updates = [
         shop.update(updated_value=1, points_balance=number, updated_at=at(NOW_MS - 10_000_000 + number * 1_000))
@@ -191,14 +194,14 @@ async def test_a_late_event_of_a_long_history(client: Client, shop: Shop) -> Non
     assert (response.account.points_balance, response.account.drift) == (count, 0)
 
 
-async def test_two_servers_that_get_the_same_events_at_once(
+async def test_two_servers_that_get_the_same_events_concurrently_apply_each_once(
     client: Client, shop: Shop, service: Service, admin_token: str
 ) -> None:
-    """Both open the same accounts and claim the same ids: one of them has each, and the other runs again."""
+    """Both open the same accounts and claim the same event_ids."""
     other = Server(server_settings(), service.database_url, senders={Channel.SMS: Outbox()}, clock=service.clock)
     await other.start()
     clients = [client, Client(other.port, admin_token)]
-    rng = random.Random(3)  # noqa: S311 - any order will do
+    rng = random.Random(3)  # noqa: S311 - not for security
     outcomes: Counter[int] = Counter()
     for _ in range(5):
         own = Shop(unique("merchant"), shop.store_id + unique("x"))
@@ -213,35 +216,37 @@ async def test_two_servers_that_get_the_same_events_at_once(
 
         await asyncio.gather(*(send(one, rng.sample(history, EVENTS)) for one in clients for _ in range(2)))
 
-        book = await check_book(service, own)
-        assert sum(len(entries) for _, entries in book.values()) == EVENTS
-        assert {account.drift for account, _ in book.values()} == {0}
+        accounts = await read_accounts(service, own)
+        assert sum(len(entries) for _, entries in accounts.values()) == EVENTS
+        assert {account.drift for account, _ in accounts.values()} == {0}
     await clients[1].close()
     await other.stop()
     assert outcomes[DUPLICATE] == 5 * 3 * EVENTS
     assert outcomes[points_pb2.APPLY_OUTCOME_UNSPECIFIED] == 0, "no update got an error"
 
 
-async def test_many_events_without_a_balance_hold_up_nobody(client: Client, shop: Shop, service: Service) -> None:
-    """Each is judged by a fold of its own, the newest first in particular: they are folded aside, too."""
+async def test_many_events_without_a_balance_do_not_block_the_event_loop(
+    client: Client, shop: Shop, service: Service
+) -> None:
+    """Each needs a fold of its own, so they are folded in a thread."""
     updates = [
         shop.update(updated_value=1, points_balance=None, updated_at=at(NOW_MS - 1_000_000 - number))
         for number in range(500)
     ]
     request = points_pb2.BatchApplyPointsUpdatesRequest(updates=updates)
-    longest = 0.0
+    longest_block = 0.0
 
     async def watch() -> None:
-        nonlocal longest
+        nonlocal longest_block
         while True:
-            began = time.monotonic()
+            started = time.monotonic()
             await asyncio.sleep(0.001)
-            longest = max(longest, time.monotonic() - began)
+            longest_block = max(longest_block, time.monotonic() - started)
 
     watching = asyncio.create_task(watch())
     await client.points.BatchApplyPointsUpdates(request)
     watching.cancel()
 
-    assert longest < 0.8
+    assert longest_block < 0.8
     assert (await client.account(shop.merchant_id, shop.store_id, "buyer")).points_balance == len(updates)
     await until(lambda: is_quiet(service), QUIET_SECONDS)

@@ -1,4 +1,4 @@
-"""Events that are later than all of their account: read without a lock, written where nothing has changed since."""
+"""Events that are later than all of their account: they are applied without locks."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -8,16 +8,24 @@ import pytest
 
 from pointbook_server.db.database import Database, RetryTransactionError
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.ledger.model import AccountKey, ApplyOutcome, ApplyResult, Event, UpdateType, WebhookOrigin
-from pointbook_server.ledger.transactions import ReceivedEvent, _Batch
+from pointbook_server.ledger.event_batch import EventBatch
+from pointbook_server.ledger.model import (
+    AccountKey,
+    ApplyOutcome,
+    ApplyResult,
+    Event,
+    ReceivedEvent,
+    UpdateType,
+    WebhookOrigin,
+)
 from support.harness import Client, Service, Shop
-from support.ledger import check_book, ledger_store
+from support.ledger import check_ledger, ledger_transactions
 from support.points import START_MS, increase
 
 
 @pytest.fixture
 async def database(service: Service) -> AsyncIterator[Database]:
-    """A way to the database beside the server's own, as another server has it."""
+    """A pool separate from the server's, as another server has one."""
     database = Database(service.database_url, pool_size=4)
     yield database
     await database.dispose()
@@ -31,10 +39,10 @@ async def shop(client: Client, shop: Shop) -> Shop:
 
 
 def received(shop: Shop, event_id: str, buyer_id: str, after_ms: int, balance: int) -> ReceivedEvent:
-    """One point more for a buyer, so many ms after the start."""
+    """Build an increase by one point at `after_ms` after the start."""
     event = Event(
         event_id=event_id,
-        account=AccountKey(shop.store_id, buyer_id),
+        account_key=AccountKey(shop.store_id, buyer_id),
         update_type=UpdateType.INCREASE,
         scene="SUCCESSFUL_ORDERS",
         value=1,
@@ -45,99 +53,99 @@ def received(shop: Shop, event_id: str, buyer_id: str, after_ms: int, balance: i
     return ReceivedEvent(event, WebhookOrigin(), START_MS + after_ms)
 
 
-async def run_directly(database: Database, shop: Shop, *batch: ReceivedEvent) -> list[Any] | None:
-    """Post a batch without locks, once."""
+async def apply_directly(database: Database, shop: Shop, *batch: ReceivedEvent) -> list[Any] | None:
+    """Apply a batch without locks, once."""
     async with database.autocommit() as connection:
-        return await _Batch(
-            shop.merchant_id, batch, ledger_store(database)._redemptions, register_stores=False
-        ).run_directly(connection)
+        return await EventBatch(
+            shop.merchant_id, batch, ledger_transactions(database)._redemptions, register_stores=False
+        ).apply_directly(connection)
 
 
 async def balances(service: Service, shop: Shop) -> dict[str, int]:
-    """The balance of every account, by buyer, in a book that is sound."""
-    book = await check_book(service.database_url, shop.merchant_id)
-    return {key.buyer_id: kept.account.balance for key, kept in book.items()}
+    """Return the balance of each account by buyer, and check the ledger."""
+    stored_ledger = await check_ledger(service.database_url, shop.merchant_id)
+    return {key.buyer_id: stored.account.balance for key, stored in stored_ledger.items()}
 
 
-async def test_an_event_that_is_not_later_is_left_to_a_transaction(
+async def test_an_event_that_is_not_the_latest_needs_a_transaction(
     database: Database, service: Service, shop: Shop
 ) -> None:
-    """It may be late, or in the book already; nothing of its batch is written yet."""
+    """It may be late or a duplicate; nothing of its batch is written."""
     later, late = received(shop, "later", "buyer", 10, 2), received(shop, "late", "buyer", -10, 0)
 
-    assert await run_directly(database, shop, later, late) is None
+    assert await apply_directly(database, shop, later, late) is None
     assert await balances(service, shop) == {"buyer": 1}
 
 
-async def test_an_event_that_repeats_another_in_its_batch_is_left_to_a_transaction(
+async def test_an_event_that_repeats_another_in_its_batch_needs_a_transaction(
     database: Database, service: Service, shop: Shop
 ) -> None:
-    """Its event_id may be in the book with other content, and nothing that is written would claim it."""
-    store = ledger_store(database)
-    await store.apply(shop.merchant_id, [received(shop, "used", "second", 5, 1)])
+    """It makes no row that would claim its event_id."""
+    ledger = ledger_transactions(database)
+    await ledger.apply(shop.merchant_id, [received(shop, "used", "second", 5, 1)])
     batch = [received(shop, "new", "buyer", 10, 2), received(shop, "used", "buyer", 10, 2)]
 
-    assert await run_directly(database, shop, *batch) is None
+    assert await apply_directly(database, shop, *batch) is None
 
-    applied, reused = await store.apply(shop.merchant_id, batch)
+    applied, reused = await ledger.apply(shop.merchant_id, batch)
     assert isinstance(applied, ApplyResult)
     assert isinstance(reused, PointbookError)
     assert (applied.outcome, reused.reason) == (ApplyOutcome.APPLIED, Reason.EVENT_ID_REUSED)
     assert await balances(service, shop) == {"buyer": 2, "second": 1}
 
 
-async def test_an_account_that_another_server_opens_and_checkpoints_meanwhile(
+async def test_an_account_that_another_server_opens_with_checkpoints_concurrently(
     database: Database, service: Service, shop: Shop
 ) -> None:
-    """Both come to the same state to keep: whose is second finds that everything is in the book."""
-    store = ledger_store(database)
+    """Both compute the same checkpoints; the second finds all events in the ledger."""
+    ledger = ledger_transactions(database)
     batch = [received(shop, f"at-{number}", "second", number, number) for number in range(1, 301)]
-    post = _Batch._post
-    overtakes = iter([True])
+    post = EventBatch._post
+    overtaking = iter([True])
 
-    async def post_and_be_overtaken(self: _Batch, *arguments: Any) -> Any:
-        result = await post(self, *arguments)
-        if next(overtakes, False):
-            await store.apply(shop.merchant_id, batch)
-        return result
+    async def post_with_concurrent_write(self: EventBatch, *arguments: Any) -> Any:
+        posted = await post(self, *arguments)
+        if next(overtaking, False):
+            await ledger.apply(shop.merchant_id, batch)
+        return posted
 
-    with patch.object(_Batch, "_post", post_and_be_overtaken):
-        answers = await store.apply(shop.merchant_id, batch)
+    with patch.object(EventBatch, "_post", post_with_concurrent_write):
+        results = await ledger.apply(shop.merchant_id, batch)
 
-    assert {answer.outcome for answer in answers if isinstance(answer, ApplyResult)} == {ApplyOutcome.DUPLICATE}
+    assert {result.outcome for result in results if isinstance(result, ApplyResult)} == {ApplyOutcome.DUPLICATE}
     assert await balances(service, shop) == {"buyer": 1, "second": 300}
 
 
 @pytest.mark.parametrize(
-    ("theirs", "then"),
+    ("concurrent", "expected"),
     [
         (("theirs", "buyer", 5, 2), {"buyer": 2}),
         (("theirs", "second", 5, 1), {"buyer": 1, "second": 1}),
         (("mine", "third", 5, 1), {"buyer": 1, "third": 1}),
     ],
-    ids=["an account moved", "an account was opened", "an event_id was claimed"],
+    ids=["an account changed", "an account was opened", "an event_id was claimed"],
 )
-async def test_what_changes_between_read_and_write_leaves_nothing_half_done(
-    database: Database, service: Service, shop: Shop, theirs: tuple[str, str, int, int], then: dict[str, int]
+async def test_a_change_between_read_and_write_rolls_back_the_batch(
+    database: Database, service: Service, shop: Shop, concurrent: tuple[str, str, int, int], expected: dict[str, int]
 ) -> None:
-    """Nothing of the batch is written then; done again under locks, all of it is that may be."""
-    store = ledger_store(database)
+    """The retry under locks writes all that is possible."""
+    ledger = ledger_transactions(database)
     mine = [received(shop, "mine", "buyer", 10, 2), received(shop, "other", "second", 10, 1)]
-    post = _Batch._post
+    post = EventBatch._post
 
-    async def post_and_be_overtaken(self: _Batch, *arguments: Any) -> Any:
-        result = await post(self, *arguments)
+    async def post_with_concurrent_write(self: EventBatch, *arguments: Any) -> Any:
+        posted = await post(self, *arguments)
         if self._batch == (*mine,):
-            await store.apply(shop.merchant_id, [received(shop, *theirs)])
-        return result
+            await ledger.apply(shop.merchant_id, [received(shop, *concurrent)])
+        return posted
 
-    with patch.object(_Batch, "_post", post_and_be_overtaken), pytest.raises(RetryTransactionError) as overtaken:
-        await run_directly(database, shop, *mine)
-    # What happens to busy accounts all the time must not fill the database's log with errors.
-    assert (overtaken.value.__cause__ is None) is (theirs[1] == "buyer")
-    assert await balances(service, shop) == then
+    with patch.object(EventBatch, "_post", post_with_concurrent_write), pytest.raises(RetryTransactionError) as retry:
+        await apply_directly(database, shop, *mine)
+    # Changed accounts are common, so they must not cause errors in the database's log.
+    assert (retry.value.__cause__ is None) is (concurrent[1] == "buyer")
+    assert await balances(service, shop) == expected
 
-    answers = await store.apply(shop.merchant_id, mine)
-    refused = [answer.reason for answer in answers if isinstance(answer, PointbookError)]
-    assert refused == ([Reason.EVENT_ID_REUSED] if theirs[0] == "mine" else [])
-    assert (await balances(service, shop)).keys() == {"buyer", "second"} | then.keys()
+    results = await ledger.apply(shop.merchant_id, mine)
+    errors = [result.reason for result in results if isinstance(result, PointbookError)]
+    assert errors == ([Reason.EVENT_ID_REUSED] if concurrent[0] == "mine" else [])
+    assert (await balances(service, shop)).keys() == {"buyer", "second"} | expected.keys()

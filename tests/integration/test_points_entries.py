@@ -1,4 +1,4 @@
-"""PointsService on a real database: the lists of entries, and the book that stands."""
+"""ListPointsEntries on a real database, and the immutability of entries."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +11,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pointbook.v1 import points_pb2
 from pointbook_server.db.tables import points_entries
 from support.harness import NOW_MS, Client, Service, Shop, at, refused
-from support.points import DECREASE, INCREASE, START_MS, decrease, entries, event_ids, increase, listing, superuser
+from support.points import DECREASE, INCREASE, START_MS, decrease, entries, event_ids, increase, list_request, superuser
 
-DERIVED = (
+DERIVED_COLUMNS = (
     "ordinal",
     "balance_before",
     "balance_after",
@@ -29,7 +29,10 @@ DERIVED = (
 
 
 async def fill(client: Client, shop: Shop) -> list[str]:
-    """Seven entries, two of them in one millisecond; their ids, the newest first."""
+    """Write seven entries, and return their event_ids, newest first.
+
+    Two of them are in one millisecond.
+    """
     updates = [
         increase(shop, 0, 10, 10),
         increase(shop, 1, 10, 20, updated_scene=None, unrecognized_scene="LUCKY_DRAW"),
@@ -44,8 +47,8 @@ async def fill(client: Client, shop: Shop) -> list[str]:
     return [update.event_id for update in reversed(updates)]
 
 
-async def test_entries_are_listed_newest_first_in_the_order_of_the_book(client: Client, shop: Shop) -> None:
-    """Also inside a millisecond; other accounts' entries are theirs."""
+async def test_entries_are_listed_newest_first_in_ledger_order(client: Client, shop: Shop) -> None:
+    """Also inside a millisecond; entries of other accounts are not listed."""
     ids = await fill(client, shop)
     await client.apply(increase(shop, 2, 1, 1, buyer_id="another"))
 
@@ -54,14 +57,13 @@ async def test_entries_are_listed_newest_first_in_the_order_of_the_book(client: 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6, 7, 1_000])
 async def test_pages_show_every_entry_once(client: Client, shop: Shop, size: int) -> None:
-    """Pages follow each other without a gap, and the last one says that it is the last."""
     ids = await fill(client, shop)
 
     found: list[str] = []
     lengths: list[int] = []
     token = ""
     while True:
-        page = await client.points.ListPointsEntries(listing(shop, page_size=size, page_token=token))
+        page = await client.points.ListPointsEntries(list_request(shop, page_size=size, page_token=token))
         found += [entry.update.event_id for entry in page.entries]
         lengths.append(len(page.entries))
         token = page.next_page_token
@@ -73,21 +75,19 @@ async def test_pages_show_every_entry_once(client: Client, shop: Shop, size: int
     assert max(lengths) <= size
 
 
-async def test_a_page_has_fifty_entries_unless_asked(client: Client, shop: Shop) -> None:
-    """Size 0 is the default."""
+async def test_a_page_has_fifty_entries_by_default(client: Client, shop: Shop) -> None:
     for number in range(51):
         await client.apply(increase(shop, number, 1, number + 1))
 
-    page = await client.points.ListPointsEntries(listing(shop))
+    page = await client.points.ListPointsEntries(list_request(shop))
 
     assert len(page.entries) == 50
     assert page.next_page_token
 
 
-async def test_a_page_goes_on_where_it_stopped_while_the_book_grows(client: Client, shop: Shop) -> None:
-    """Newer entries do not push the older ones across pages."""
+async def test_newer_entries_do_not_shift_the_next_page(client: Client, shop: Shop) -> None:
     ids = await fill(client, shop)
-    page = await client.points.ListPointsEntries(listing(shop, page_size=3))
+    page = await client.points.ListPointsEntries(list_request(shop, page_size=3))
     await client.apply(increase(shop, 9, 1, 26))
 
     rest = await event_ids(client, shop, page_token=page.next_page_token)
@@ -96,13 +96,13 @@ async def test_a_page_goes_on_where_it_stopped_while_the_book_grows(client: Clie
 
 
 @pytest.mark.parametrize(
-    ("filters", "places"),
+    ("filters", "indexes"),
     [
         ({"update_type": INCREASE}, [0, 2, 5, 6]),
         ({"update_type": DECREASE}, [1, 3, 4]),
         ({"scenes": ["LUCKY_DRAW"]}, [5]),
         ({"scenes": ["CASHBACK", "LUCKY_DRAW"]}, [1, 5]),
-        ({"scenes": ["NEVER_SEEN"]}, []),
+        ({"scenes": ["UNUSED_SCENE"]}, []),
         ({"start_time": at(START_MS + 3)}, [0, 1, 2]),
         ({"end_time": at(START_MS + 2)}, [5, 6]),
         ({"start_time": at(START_MS + 2), "end_time": at(START_MS + 3)}, [3, 4]),
@@ -110,25 +110,24 @@ async def test_a_page_goes_on_where_it_stopped_while_the_book_grows(client: Clie
         ({"update_type": DECREASE, "scenes": ["REDEEM_COUPON"], "start_time": at(START_MS + 2)}, [3, 4]),
     ],
 )
-async def test_filters_keep_what_they_say(
-    client: Client, shop: Shop, filters: Mapping[str, Any], places: list[int]
+async def test_filters_by_type_scene_and_time(
+    client: Client, shop: Shop, filters: Mapping[str, Any], indexes: list[int]
 ) -> None:
-    """Type, scenes by name, and times from a start to before an end; all of them together."""
     ids = await fill(client, shop)
 
-    assert await event_ids(client, shop, **filters) == [ids[place] for place in places]
-    first = await client.points.ListPointsEntries(listing(shop, page_size=1, **filters))
-    if len(places) > 1:
+    assert await event_ids(client, shop, **filters) == [ids[index] for index in indexes]
+    first = await client.points.ListPointsEntries(list_request(shop, page_size=1, **filters))
+    if len(indexes) > 1:
         rest = await event_ids(client, shop, page_token=first.next_page_token, **filters)
-        assert rest == [ids[place] for place in places[1:]]
+        assert rest == [ids[index] for index in indexes[1:]]
     else:
         assert not first.next_page_token
 
 
-async def test_a_token_is_good_for_its_own_list_only(client: Client, shop: Shop) -> None:
-    """With other filters or another account it is refused, and not answered wrongly; a page size may change."""
+async def test_a_page_token_is_valid_for_its_own_list_only(client: Client, shop: Shop) -> None:
+    """The page size may change."""
     await fill(client, shop)
-    token = (await client.points.ListPointsEntries(listing(shop, page_size=2))).next_page_token
+    token = (await client.points.ListPointsEntries(list_request(shop, page_size=2))).next_page_token
 
     for other in (
         {"update_type": INCREASE},
@@ -139,22 +138,20 @@ async def test_a_token_is_good_for_its_own_list_only(client: Client, shop: Shop)
         {"store_id": "another"},
         {"merchant_id": "another"},
     ):
-        refusal = await refused(client.points.ListPointsEntries(listing(shop, page_token=token, **other)))
+        refusal = await refused(client.points.ListPointsEntries(list_request(shop, page_token=token, **other)))
         assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
         assert set(refusal.fields) == {"page_token"}
     assert len(await entries(client, shop, page_size=4, page_token=token)) == 4
 
 
 @pytest.mark.parametrize("token", ["x", "é", "AAAA", "W10=", "e30=", "bnVsbA==", "A" * 5_000])
-async def test_a_broken_token_is_a_wrong_field(client: Client, shop: Shop, token: str) -> None:
-    """Whatever is no token of ours is named, never an error of the server."""
-    refusal = await refused(client.points.ListPointsEntries(listing(shop, page_token=token)))
+async def test_an_invalid_page_token_is_a_wrong_field(client: Client, shop: Shop, token: str) -> None:
+    refusal = await refused(client.points.ListPointsEntries(list_request(shop, page_token=token)))
 
     assert set(refusal.fields) == {"page_token"}
 
 
-async def test_a_wrong_list_request_names_every_field(client: Client) -> None:
-    """Each filter has its limits."""
+async def test_a_wrong_list_request_names_all_wrong_fields(client: Client) -> None:
     request = points_pb2.ListPointsEntriesRequest(
         store_id="a store",
         page_size=1_001,
@@ -185,28 +182,26 @@ async def test_a_wrong_list_request_names_every_field(client: Client) -> None:
 @pytest.mark.parametrize(
     "filters", [{"page_size": -1}, {"scenes": [f"SCENE_{number}" for number in range(101)]}, {"scenes": ["A", "A"]}]
 )
-async def test_a_list_request_is_bounded(client: Client, shop: Shop, filters: Mapping[str, Any]) -> None:
-    """No page is negative, no list of scenes endless."""
-    refusal = await refused(client.points.ListPointsEntries(listing(shop, **filters)))
+async def test_page_size_and_scenes_are_bounded(client: Client, shop: Shop, filters: Mapping[str, Any]) -> None:
+    refusal = await refused(client.points.ListPointsEntries(list_request(shop, **filters)))
 
     assert set(refusal.fields) == set(filters)
 
 
-async def test_an_account_that_no_event_named_has_no_entries(client: Client, shop: Shop) -> None:
-    """An empty list is an answer."""
-    page = await client.points.ListPointsEntries(listing(shop))
+async def test_an_account_without_events_has_no_entries(client: Client, shop: Shop) -> None:
+    page = await client.points.ListPointsEntries(list_request(shop))
 
     assert page == points_pb2.ListPointsEntriesResponse()
 
 
-# The book stands.
+# Immutable entries.
 
 
-async def test_the_event_of_an_entry_never_changes(client: Client, shop: Shop, service: Service) -> None:
-    """Not even the database's superuser changes what was received, a remembered refusal included."""
+async def test_the_event_of_an_entry_cannot_be_changed(client: Client, shop: Shop, service: Service) -> None:
+    """Not even by a superuser; this includes stored refusals."""
     await client.apply(shop.update())
     await refused(client.apply(decrease(shop, 5, 3_000, None)))
-    columns = [column for column in points_entries.c if column.name not in DERIVED]
+    columns = [column for column in points_entries.c if column.name not in DERIVED_COLUMNS]
     changed = {str: "'changed'", int: "7"}
 
     async with superuser(service) as connection:
@@ -220,8 +215,7 @@ async def test_the_event_of_an_entry_never_changes(client: Client, shop: Shop, s
 
 
 @pytest.mark.parametrize("statement", ["DELETE FROM points_entries", "TRUNCATE points_entries"])
-async def test_entries_are_never_removed(client: Client, shop: Shop, service: Service, statement: str) -> None:
-    """Neither one by one nor all at once."""
+async def test_entries_cannot_be_deleted(client: Client, shop: Shop, service: Service, statement: str) -> None:
     await client.apply(shop.update())
 
     async with superuser(service) as connection:
@@ -231,8 +225,8 @@ async def test_entries_are_never_removed(client: Client, shop: Shop, service: Se
     assert len(await entries(client, shop)) == 1
 
 
-async def test_what_is_derived_may_be_rewritten(client: Client, shop: Shop, service: Service) -> None:
-    """A late event moves others: their place, balances, drift and draws are no part of what was received."""
+async def test_derived_values_may_be_updated(client: Client, shop: Shop, service: Service) -> None:
+    """A late event changes them."""
     await client.apply(shop.update())
 
     async with superuser(service) as connection:

@@ -1,4 +1,4 @@
-"""`forget_refusal`: a refusal for lack of points is answered, stored nowhere, and lifts one that was stored before."""
+"""`forget_refusal`: refusals are not stored, and stored ones are lifted."""
 
 import asyncio
 from typing import Any
@@ -8,43 +8,46 @@ import pytest
 
 from pointbook.v1 import points_pb2
 from support.harness import Client, Service, Shop
-from support.ledger import check_book
-from support.points import decrease, event_ids, increase, rows_of, send, superuser, told
+from support.ledger import check_ledger
+from support.points import count_rows, decrease, event_ids, increase, outcomes_of, send, superuser
 
 REFUSALS = "SELECT event_id FROM points_entries WHERE merchant_id = $1 AND outcome = 'REFUSED' ORDER BY event_id"
 
 
 async def apply(client: Client, *updates: points_pb2.PointsUpdate) -> list[str]:
-    """Send updates one by one, and return the outcome or the error's reason of each."""
-    return [told(await send(client, update))[0] for update in updates]
+    """Apply updates one by one; return the outcome or the error reason of each."""
+    return [outcomes_of(await send(client, update))[0] for update in updates]
 
 
-async def remembered(service: Service, shop: Shop) -> list[str]:
-    """The event_ids under which a refusal is stored."""
+async def stored_refusals(service: Service, shop: Shop) -> list[str]:
+    """Return the event_ids of stored refusals."""
     async with superuser(service) as connection:
         return [row["event_id"] for row in await connection.fetch(REFUSALS, shop.merchant_id)]
 
 
-def forgetful(shop: Shop, after_ms: int, value: int, **changes: Any) -> points_pb2.PointsUpdate:
-    """Points go out without a balance, and a refusal is not remembered."""
+def forgetting_decrease(shop: Shop, after_ms: int, value: int, **changes: Any) -> points_pb2.PointsUpdate:
+    """Build a decrease without a balance whose refusal is not stored."""
     return decrease(shop, after_ms, value, None, forget_refusal=True, **changes)
 
 
 async def test_a_forgotten_refusal_stores_nothing(client: Client, shop: Shop, service: Service) -> None:
-    """Neither an account nor a row, on an account that is new and on one that is not."""
-    assert await apply(client, forgetful(shop, 0, 5)) == ["INSUFFICIENT_POINTS"]
-    assert await rows_of(service, shop.merchant_id) == (0, 0)
+    """Neither on a new account nor on an existing one."""
+    assert await apply(client, forgetting_decrease(shop, 0, 5)) == ["INSUFFICIENT_POINTS"]
+    assert await count_rows(service, shop.merchant_id) == (0, 0)
 
-    assert await apply(client, increase(shop, 10, 4, 4), forgetful(shop, 20, 5)) == ["APPLIED", "INSUFFICIENT_POINTS"]
-    assert await rows_of(service, shop.merchant_id) == (1, 1)
+    assert await apply(client, increase(shop, 10, 4, 4), forgetting_decrease(shop, 20, 5)) == [
+        "APPLIED",
+        "INSUFFICIENT_POINTS",
+    ]
+    assert await count_rows(service, shop.merchant_id) == (1, 1)
 
 
 @pytest.mark.parametrize("after_ms", [5, 10, 15])
-async def test_an_update_that_was_refused_is_judged_anew(
+async def test_a_forgotten_refusal_is_checked_again_on_retry(
     after_ms: int, client: Client, shop: Shop, service: Service
 ) -> None:
-    """In whatever order it comes with the points that it takes, before and after entries that are there."""
-    update = forgetful(shop, after_ms, 5)
+    """Before, at and after the time of other entries."""
+    update = forgetting_decrease(shop, after_ms, 5)
     earlier, later = increase(shop, 0, 5, None), increase(shop, 20, 1, None)
 
     assert await apply(client, update, later, update, earlier) == [
@@ -52,77 +55,76 @@ async def test_an_update_that_was_refused_is_judged_anew(
     ]
     assert await apply(client, update, update) == ["LATE", "DUPLICATE"]
     assert await event_ids(client, shop) == [later.event_id, update.event_id, earlier.event_id]
-    await check_book(service.database_url, shop.merchant_id)
+    await check_ledger(service.database_url, shop.merchant_id)
 
 
-async def test_a_remembered_refusal_is_lifted_once_the_update_is_accepted(
+async def test_a_stored_refusal_is_lifted_once_the_update_is_accepted(
     client: Client, shop: Shop, service: Service
 ) -> None:
-    """Until then it stays, and other callers get the answer that they got before."""
+    """Until then it stays, also for callers that do not ask to forget it."""
     update = decrease(shop, 10, 5, None)
-    asking = points_pb2.PointsUpdate()
-    asking.CopyFrom(update)
-    asking.forget_refusal = True
+    forgetting = points_pb2.PointsUpdate()
+    forgetting.CopyFrom(update)
+    forgetting.forget_refusal = True
 
-    assert await apply(client, update, asking, update) == ["INSUFFICIENT_POINTS"] * 3
-    assert await remembered(service, shop) == [update.event_id]
+    assert await apply(client, update, forgetting, update) == ["INSUFFICIENT_POINTS"] * 3
+    assert await stored_refusals(service, shop) == [update.event_id]
     assert await apply(client, increase(shop, 0, 5, None), update) == ["APPLIED", "INSUFFICIENT_POINTS"]
-    assert await remembered(service, shop) == [update.event_id]
-    assert await apply(client, asking, update, asking) == ["APPLIED", "DUPLICATE", "DUPLICATE"]
-    assert await remembered(service, shop) == []
+    assert await stored_refusals(service, shop) == [update.event_id]
+    assert await apply(client, forgetting, update, forgetting) == ["APPLIED", "DUPLICATE", "DUPLICATE"]
+    assert await stored_refusals(service, shop) == []
     assert (await client.account(shop.merchant_id, shop.store_id, "buyer")).points_balance == 0
-    await check_book(service.database_url, shop.merchant_id)
+    await check_ledger(service.database_url, shop.merchant_id)
 
 
-async def test_other_content_under_a_known_id_is_still_reused(client: Client, shop: Shop, service: Service) -> None:
-    """Also where the refusal would have been forgotten, and the id stands with another account or a refusal."""
+async def test_a_known_event_id_with_different_content_is_refused_even_if_refusals_are_forgotten(
+    client: Client, shop: Shop, service: Service
+) -> None:
     known = increase(shop, 0, 5, 5, buyer_id="another")
     refused = decrease(shop, 0, 7, None, buyer_id="third")
     assert await apply(client, known, refused) == ["APPLIED", "INSUFFICIENT_POINTS"]
 
-    reusing = [forgetful(shop, 10, 5, event_id=each.event_id) for each in (known, refused)]
+    reusing = [forgetting_decrease(shop, 10, 5, event_id=each.event_id) for each in (known, refused)]
 
     assert await apply(client, *reusing) == ["EVENT_ID_REUSED"] * 2
-    assert await remembered(service, shop) == [refused.event_id]
+    assert await stored_refusals(service, shop) == [refused.event_id]
 
 
-async def test_a_batch_mixes_both_kinds(client: Client, shop: Shop, service: Service) -> None:
-    """Each update says for itself whether its refusal is remembered."""
-    kept, forgotten = decrease(shop, 10, 5, None), forgetful(shop, 20, 5)
+async def test_a_batch_may_mix_stored_and_forgotten_refusals(client: Client, shop: Shop, service: Service) -> None:
+    stored, forgotten = decrease(shop, 10, 5, None), forgetting_decrease(shop, 20, 5)
 
-    results = await send(client, kept, forgotten, increase(shop, 0, 5, None), kept, forgotten)
+    results = await send(client, stored, forgotten, increase(shop, 0, 5, None), stored, forgotten)
 
     refused = "INSUFFICIENT_POINTS"
-    assert told(results) == [refused, refused, "APPLIED", refused, "APPLIED"]
-    assert await remembered(service, shop) == [kept.event_id]
+    assert outcomes_of(results) == [refused, refused, "APPLIED", refused, "APPLIED"]
+    assert await stored_refusals(service, shop) == [stored.event_id]
     assert await event_ids(client, shop, page_size=1) == [forgotten.event_id]
-    await check_book(service.database_url, shop.merchant_id)
+    await check_ledger(service.database_url, shop.merchant_id)
 
 
-async def test_callers_who_lift_a_refusal_at_the_same_time_apply_it_once(client: Client, shop: Shop) -> None:
-    """One entry, whichever call is first."""
+async def test_concurrent_calls_that_lift_a_refusal_apply_the_event_once(client: Client, shop: Shop) -> None:
     update = decrease(shop, 10, 5, None)
     assert await apply(client, update, increase(shop, 0, 9, None)) == ["INSUFFICIENT_POINTS", "APPLIED"]
     update.forget_refusal = True
 
-    answers = await asyncio.gather(*(apply(client, update) for _ in range(20)))
+    results = await asyncio.gather(*(apply(client, update) for _ in range(20)))
 
-    assert sorted(word for answer in answers for word in answer) == ["APPLIED"] + ["DUPLICATE"] * 19
+    assert sorted(outcome for call_outcomes in results for outcome in call_outcomes) == ["APPLIED"] + ["DUPLICATE"] * 19
     assert (await client.account(shop.merchant_id, shop.store_id, "buyer")).points_balance == 4
 
 
-async def test_the_flag_means_nothing_beside_a_balance(client: Client, shop: Shop) -> None:
-    """Such an update is never refused for its balance, and its content is the same with and without the flag."""
+async def test_forget_refusal_has_no_effect_on_an_update_with_a_balance(client: Client, shop: Shop) -> None:
+    """It is not part of the content either."""
     update = decrease(shop, 0, 5, -5)
-    asking = points_pb2.PointsUpdate()
-    asking.CopyFrom(update)
-    asking.forget_refusal = True
+    forgetting = points_pb2.PointsUpdate()
+    forgetting.CopyFrom(update)
+    forgetting.forget_refusal = True
 
-    assert await apply(client, asking, update, asking) == ["APPLIED", "DUPLICATE", "DUPLICATE"]
+    assert await apply(client, forgetting, update, forgetting) == ["APPLIED", "DUPLICATE", "DUPLICATE"]
 
 
-async def test_the_database_deletes_refusals_alone(client: Client, shop: Shop, service: Service) -> None:
-    """An entry of the book stays, even against a superuser's DELETE."""
+async def test_only_refusals_can_be_deleted_from_the_database(client: Client, shop: Shop, service: Service) -> None:
+    """An entry cannot be deleted even by a superuser."""
     entry, refusal = increase(shop, 0, 5, 5), decrease(shop, 10, 9, None)
     assert await apply(client, entry, refusal) == ["APPLIED", "INSUFFICIENT_POINTS"]
     async with superuser(service) as connection:

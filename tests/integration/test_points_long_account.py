@@ -1,4 +1,4 @@
-"""An account with very many entries: a late event costs what lies behind it, never what lies before."""
+"""The cost of a late event of an account with very many entries."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -6,30 +6,38 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from pointbook_server.db.database import Database
-from pointbook_server.ledger.model import AccountKey, ApplyOutcome, ApplyResult, Event, UpdateType, WebhookOrigin
-from pointbook_server.ledger.transactions import LedgerTransactions, ReceivedEvent
+from pointbook_server.ledger.model import (
+    AccountKey,
+    ApplyOutcome,
+    ApplyResult,
+    Event,
+    ReceivedEvent,
+    UpdateType,
+    WebhookOrigin,
+)
+from pointbook_server.ledger.transactions import LedgerTransactions
 from support.harness import NOW_MS, Client, Service, Shop, unique
-from support.ledger import ledger_store
+from support.ledger import ledger_transactions
 
 ENTRIES = 100_000
 LATE_BY = 256
 SECONDS_MAX = 0.5
-"""Ten times what the ledger promises: test machines are shared."""
+"""Ten times the target, because test machines are shared."""
 
 
 @pytest.fixture
 async def ledger(service: Service) -> AsyncIterator[LedgerTransactions]:
-    """A store on a pool of its own."""
+    """The ledger's transactions on a separate pool."""
     database = Database(service.database_url, pool_size=1)
-    yield ledger_store(database)
+    yield ledger_transactions(database)
     await database.dispose()
 
 
 @pytest.mark.soak
-async def test_a_late_event_of_a_very_long_account(
+async def test_a_late_event_of_a_very_long_account_is_fast(
     client: Client, shop: Shop, ledger: LedgerTransactions, record_property: Callable[[str, object], None]
 ) -> None:
-    """With 100,000 entries, an event that is late by up to 256 is folded from a kept state."""
+    """An event that is late by up to 256 entries is folded from a checkpoint."""
     key = AccountKey(shop.store_id, "buyer")
     start_ms = NOW_MS - 10 * ENTRIES
 
@@ -37,8 +45,8 @@ async def test_a_late_event_of_a_very_long_account(
         increases = number % 2 == 1
         update_type = UpdateType.INCREASE if increases else UpdateType.DECREASE
         scene = "SUCCESSFUL_ORDERS" if increases else "REDEEM_COUPON"
-        own = Event(unique("event"), key, update_type, scene, 1, int(increases), None, start_ms + number * 10)
-        return ReceivedEvent(own, WebhookOrigin(), NOW_MS)
+        new = Event(unique("event"), key, update_type, scene, 1, int(increases), None, start_ms + number * 10)
+        return ReceivedEvent(new, WebhookOrigin(), NOW_MS)
 
     missing = [ENTRIES - LATE_BY, ENTRIES - 100, ENTRIES - 1]
     events = [event(number) for number in range(1, ENTRIES + 1)]
@@ -48,11 +56,11 @@ async def test_a_late_event_of_a_very_long_account(
 
     seconds = []
     for number in missing:
-        began = time.perf_counter()
-        (answer,) = await ledger.apply(shop.merchant_id, [events[number - 1]])
-        seconds.append(time.perf_counter() - began)
-        assert isinstance(answer, ApplyResult)
-        assert answer.outcome is ApplyOutcome.LATE
+        started = time.perf_counter()
+        (result,) = await ledger.apply(shop.merchant_id, [events[number - 1]])
+        seconds.append(time.perf_counter() - started)
+        assert isinstance(result, ApplyResult)
+        assert result.outcome is ApplyOutcome.LATE
 
     record_property("late_ms", [round(each * 1_000, 1) for each in seconds])
     assert max(seconds) < SECONDS_MAX

@@ -1,4 +1,4 @@
-"""Voiding on a real database: entries that a faulty caller wrote count for nothing, and may count again."""
+"""VoidPointsEntries and UnvoidPointsEntries on a real database."""
 
 import asyncpg
 import grpc
@@ -6,25 +6,25 @@ import pytest
 
 from pointbook.v1 import points_pb2
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
-from support.ledger import check_book
+from support.ledger import check_ledger
 from support.points import (
     DUPLICATE,
-    buyer,
+    buyer_account,
+    count_rows,
     decrease,
     entries,
     event_ids,
     increase,
-    rows_of,
+    outcomes_of,
     send,
     superuser,
-    told,
     unvoid,
     void,
 )
 
 
 async def fill(client: Client, shop: Shop) -> None:
-    """Three entries, of which the second is wrong: it says 30 points came in that nobody else knows of."""
+    """Write three entries; the second contradicts the balance of the third."""
     await send(
         client,
         increase(shop, 0, 20, 20, event_id=f"{shop.store_id}-first"),
@@ -33,11 +33,11 @@ async def fill(client: Client, shop: Shop) -> None:
     )
 
 
-async def test_a_void_entry_counts_for_nothing(client: Client, shop: Shop, service: Service) -> None:
-    """The account is folded again without it; it stays listed, and says why and since when."""
+async def test_a_void_entry_does_not_count(client: Client, shop: Shop, service: Service) -> None:
+    """It is still listed, with the reason and the time."""
     await fill(client, shop)
     wrong = f"{shop.store_id}-wrong"
-    assert (await buyer(client, shop)).drift == -30
+    assert (await buyer_account(client, shop)).drift == -30
 
     (account,) = await void(client, shop, wrong, reason="Sent by a test till.")
 
@@ -49,27 +49,26 @@ async def test_a_void_entry_counts_for_nothing(client: Client, shop: Shop, servi
     assert (middle.balance_before, middle.balance_after, middle.drift) == (20, 20, 0)
     assert not first.HasField("void")
     assert (last.balance_before, last.drift, last.HasField("void")) == (20, 0, False)
-    await check_book(service.database_url, shop.merchant_id)
+    await check_ledger(service.database_url, shop.merchant_id)
 
 
-async def test_an_entry_may_count_again(client: Client, shop: Shop, service: Service) -> None:
-    """What was voided by mistake is as it was before, its place and derived values included."""
+async def test_unvoiding_restores_the_account_and_its_entries(client: Client, shop: Shop, service: Service) -> None:
     await fill(client, shop)
-    before = (await buyer(client, shop), await entries(client, shop))
+    before = (await buyer_account(client, shop), await entries(client, shop))
     ids = await event_ids(client, shop)
     await void(client, shop, *ids)
-    emptied = await buyer(client, shop)
+    emptied = await buyer_account(client, shop)
 
     (account,) = await unvoid(client, shop, *ids)
 
     assert (emptied.points_balance, emptied.drift, list(emptied.lots)) == (0, 0, [])
     assert account.drift == -30
-    assert (await buyer(client, shop), await entries(client, shop)) == before
-    await check_book(service.database_url, shop.merchant_id)
+    assert (await buyer_account(client, shop), await entries(client, shop)) == before
+    await check_ledger(service.database_url, shop.merchant_id)
 
 
-async def test_entries_of_many_accounts_are_voided_at_once(client: Client, shop: Shop, service: Service) -> None:
-    """The answer has each account that changed, sorted, without lots; others stay as they are."""
+async def test_entries_of_several_accounts_are_voided_in_one_call(client: Client, shop: Shop, service: Service) -> None:
+    """The response has the changed accounts, sorted, without lots."""
     names = ("c", "a", "b")
     updates = [increase(shop, 0, 20, 20, buyer_id=name) for name in names]
     await send(client, *updates)
@@ -79,37 +78,35 @@ async def test_entries_of_many_accounts_are_voided_at_once(client: Client, shop:
     assert [(account.buyer_id, account.points_balance) for account in accounts] == [("a", 0), ("c", 0)]
     assert all(not account.lots for account in accounts)
     assert (await client.account(shop.merchant_id, shop.store_id, "b")).points_balance == 20
-    await check_book(service.database_url, shop.merchant_id)
+    await check_ledger(service.database_url, shop.merchant_id)
 
 
 async def test_all_entries_are_voided_or_none(client: Client, shop: Shop, service: Service) -> None:
-    """One that is not in the book is named, and the others go on counting."""
     await fill(client, shop)
 
     for method in (void, unvoid):
-        refusal = await refused(method(client, shop, f"{shop.store_id}-last", "nobody-knows"))
+        refusal = await refused(method(client, shop, f"{shop.store_id}-last", "unknown"))
 
         assert refusal.code == grpc.StatusCode.NOT_FOUND
         assert refusal.reason == "ENTRY_NOT_FOUND"
-        assert refusal.metadata == {"event_id": "nobody-knows"}
+        assert refusal.metadata == {"event_id": "unknown"}
     assert not any(entry.HasField("void") for entry in await entries(client, shop))
     async with superuser(service) as connection:
         voidings = "SELECT count(*) FROM points_voidings WHERE merchant_id = $1"
         assert await connection.fetchval(voidings, shop.merchant_id) == 0
 
 
-async def test_an_entry_that_nobody_knows_is_not_found(client: Client, shop: Shop) -> None:
-    """Also where it is the only one that is named, and where it is another merchant's."""
+async def test_unknown_entries_and_entries_of_other_merchants_are_not_found(client: Client, shop: Shop) -> None:
     await fill(client, shop)
     stranger = Shop(unique("merchant"), shop.store_id)
 
-    for owner, event_id in ((shop, "nobody-knows"), (stranger, f"{shop.store_id}-last")):
+    for owner, event_id in ((shop, "unknown"), (stranger, f"{shop.store_id}-last")):
         refusal = await refused(void(client, owner, event_id))
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "ENTRY_NOT_FOUND")
 
 
 async def test_a_refused_event_cannot_be_voided(client: Client, shop: Shop) -> None:
-    """It is no entry: nothing of it counts."""
+    """It is not an entry."""
     update = decrease(shop, 0, 20, None)
     await refused(client.apply(update))
 
@@ -120,24 +117,23 @@ async def test_a_refused_event_cannot_be_voided(client: Client, shop: Shop) -> N
 
 
 async def test_voiding_twice_changes_nothing(client: Client, shop: Shop, service: Service) -> None:
-    """The first reason stays, and no account is told to have changed; letting count what counts is as idle."""
+    """The first reason stays, and no account is returned; also when unvoiding."""
     await fill(client, shop)
     last = f"{shop.store_id}-last"
     await void(client, shop, last, reason="The first reason.")
-    before = await buyer(client, shop)
+    before = await buyer_account(client, shop)
 
     assert await void(client, shop, last, reason="Another reason.") == []
     assert await unvoid(client, shop, f"{shop.store_id}-first") == []
 
-    assert await buyer(client, shop) == before
+    assert await buyer_account(client, shop) == before
     assert [entry.void.reason for entry in await entries(client, shop)] == ["The first reason.", "", ""]
     async with superuser(service) as connection:
         voidings = await connection.fetch("SELECT reason FROM points_voidings WHERE merchant_id = $1", shop.merchant_id)
     assert [row["reason"] for row in voidings] == ["The first reason."]
 
 
-async def test_every_voiding_is_told_for_good(client: Client, shop: Shop, service: Service) -> None:
-    """Who voided what, why and when cannot be changed by anybody."""
+async def test_the_records_of_voiding_cannot_be_changed(client: Client, shop: Shop, service: Service) -> None:
     await fill(client, shop)
     last = f"{shop.store_id}-last"
     await void(client, shop, last, reason="A mistake.")
@@ -161,8 +157,8 @@ async def test_every_voiding_is_told_for_good(client: Client, shop: Shop, servic
                 await connection.execute(statement)
 
 
-async def test_what_is_void_is_still_known(client: Client, shop: Shop) -> None:
-    """A faulty caller that sends the event again, under its id or another one, does not bring it back."""
+async def test_a_void_entry_still_makes_repeated_events_duplicates(client: Client, shop: Shop) -> None:
+    """With the same event_id or another one."""
     update = increase(shop, 0, 20, 20)
     await client.apply(update)
     await client.apply(increase(shop, 10, 5, 5))
@@ -178,24 +174,23 @@ async def test_what_is_void_is_still_known(client: Client, shop: Shop) -> None:
     assert len(await entries(client, shop)) == 2
 
 
-async def test_the_reason_of_a_void_entry_outlives_later_folds(client: Client, shop: Shop, service: Service) -> None:
-    """A late event moves the void entry's place, and nothing of why it is void."""
+async def test_a_late_event_keeps_the_reason_of_a_void_entry(client: Client, shop: Shop, service: Service) -> None:
     await fill(client, shop)
     wrong = f"{shop.store_id}-wrong"
     await void(client, shop, wrong, reason="Sent by a test till.")
 
-    # Of one millisecond with the void entry, which stands behind all that count.
+    # The first has the millisecond of the void entry, which stays behind all entries that count.
     results = await send(client, increase(shop, 10, 1, 21), increase(shop, 5, 2, 22))
 
-    assert told(results) == ["LATE", "LATE"]
+    assert outcomes_of(results) == ["LATE", "LATE"]
     found = {entry.update.event_id: entry for entry in await entries(client, shop)}
     assert found[wrong].void.reason == "Sent by a test till."
     assert found[wrong].balance_before == 21
-    await check_book(service.database_url, shop.merchant_id)
+    await check_ledger(service.database_url, shop.merchant_id)
 
 
-async def test_a_decrease_that_is_void_gives_its_points_back(client: Client, shop: Shop) -> None:
-    """What was refused for want of them stays refused under its id, and may be tried under another."""
+async def test_voiding_a_decrease_returns_its_points(client: Client, shop: Shop) -> None:
+    """A refused event stays refused, and may be sent with another event_id."""
     await client.apply(increase(shop, 0, 20, 20))
     wrong, refused_one = decrease(shop, 10, 20, None), decrease(shop, 20, 5, None)
     await client.apply(wrong)
@@ -208,8 +203,9 @@ async def test_a_decrease_that_is_void_gives_its_points_back(client: Client, sho
     assert (await client.apply(refused_one)).account.points_balance == 15
 
 
-async def test_an_account_whose_entries_are_all_void_begins_anew(client: Client, shop: Shop, service: Service) -> None:
-    """The next event opens it, and one that comes before the void ones does so, too."""
+async def test_the_next_event_opens_an_account_whose_entries_are_all_void(
+    client: Client, shop: Shop, service: Service
+) -> None:
     await fill(client, shop)
     await void(client, shop, *await event_ids(client, shop))
 
@@ -218,14 +214,13 @@ async def test_an_account_whose_entries_are_all_void_begins_anew(client: Client,
 
     assert (later.account.points_balance, later.account.lifetime_points, later.drift) == (110, 110, 0)
     assert (earlier.account.points_balance, earlier.account.lifetime_points, earlier.account.drift) == (110, 110, 0)
-    await check_book(service.database_url, shop.merchant_id)
+    await check_ledger(service.database_url, shop.merchant_id)
 
 
 @pytest.mark.parametrize("method", ["VoidPointsEntries", "UnvoidPointsEntries"])
-async def test_a_wrong_request_to_void_names_every_field(
+async def test_a_wrong_request_to_void_names_all_wrong_fields(
     client: Client, shop: Shop, method: str, service: Service
 ) -> None:
-    """One to a thousand ids, each once, and a reason: nothing is voided without one."""
     await fill(client, shop)
     request_type = getattr(points_pb2, f"{method}Request")
     last = f"{shop.store_id}-last"
@@ -241,5 +236,5 @@ async def test_a_wrong_request_to_void_names_every_field(
     assert await wrong_fields([last], "r" * 501) == {"reason"}
     refusal = await refused(getattr(client.points, method)(request_type(event_ids=[last], reason="Why.")))
     assert set(refusal.fields) == {"merchant_id"}
-    assert await rows_of(service, shop.merchant_id) == (1, 3)
+    assert await count_rows(service, shop.merchant_id) == (1, 3)
     assert not any(entry.HasField("void") for entry in await entries(client, shop))

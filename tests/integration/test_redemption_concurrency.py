@@ -14,7 +14,7 @@ from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
 from pointbook_common.durations import DAY_MS
 from pointbook_server.redemption import transactions
 from support.harness import NOW_MS, Client, Service, Shop, at, refusal, unique
-from support.ledger import check_book
+from support.ledger import check_ledger
 from support.points import ORDERS, send, superuser
 from support.redemption import (
     SETTLED,
@@ -125,7 +125,7 @@ async def test_concurrent_calls_of_every_kind_cause_no_deadlock(service: Service
     assert {refusal(error).reason for error in errors if isinstance(error, grpc.aio.AioRpcError)} <= EXPECTED
     assert await deadlocks(service) == before
     assert redemptions
-    book = await check_book(service.database_url, shop.merchant_id)
+    book = await check_ledger(service.database_url, shop.merchant_id)
     for account in (each.account for each in book.values()):
         points = account.points_at(service.clock.now_ms)
         assert points.held <= max(account.balance, 0)

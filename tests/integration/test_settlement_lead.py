@@ -15,7 +15,7 @@ import pytest
 from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
 from pointbook_common.durations import DAY_MS
 from pointbook_server.db.database import Connection, Database
-from pointbook_server.ledger.holds import RELEASED_KEPT
+from pointbook_server.ledger.holds import RELEASED_HOLDS_MAX
 from pointbook_server.redemption import queries
 from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
@@ -507,10 +507,10 @@ async def test_released_hold_waits_again_after_losing_its_decrease(
 
 async def test_newest_waiting_holds_are_kept(service: Service, client: Client, shop: Shop) -> None:
     await put_program(client, shop, settlement_window={"seconds": 60})
-    for number in range(RELEASED_KEPT):
+    for number in range(RELEASED_HOLDS_MAX):
         await redeem(client, redeem_request(shop, 20 if number == 0 else 1))
         service.clock.move(60)
-    await client.apply(booking(shop, 20, 30, RELEASED_KEPT * 60_000))
+    await client.apply(booking(shop, 20, 30, RELEASED_HOLDS_MAX * 60_000))
     await redeem(client, redeem_request(shop, 1))
     service.clock.move(60)
     await service.server._redemptions.release_overdue(service.clock())
@@ -518,7 +518,7 @@ async def test_newest_waiting_holds_are_kept(service: Service, client: Client, s
     assert (await redeem(client, redeem_request(shop, 20))).state == SETTLED
     async with superuser(service) as connection:
         query = "SELECT jsonb_array_length(holds) FROM points_accounts WHERE merchant_id = $1"
-        assert await connection.fetchval(query, shop.merchant_id) == RELEASED_KEPT
+        assert await connection.fetchval(query, shop.merchant_id) == RELEASED_HOLDS_MAX
 
 
 async def test_late_webhook_keeps_redemption_of_its_time(service: Service, client: Client, shop: Shop) -> None:

@@ -1,4 +1,4 @@
-"""The book is verified: whatever it keeps beside the events is what a fold from the very beginning says."""
+"""Verification of the ledger on a real database."""
 
 import asyncio
 import random
@@ -10,12 +10,11 @@ import pytest
 
 from pointbook.v1 import points_pb2
 from pointbook_server.db.database import Database
-from pointbook_server.ledger.audit import Audit, AuditScope, Place, Size
 from pointbook_server.ledger.verification import Mismatch
+from pointbook_server.ledger.verifier import LedgerVerifier, MerchantAccountKey, VerificationScope, VerificationSize
 from support.harness import NOW_MS, Client, Service, Shop, at, unique
+from support.points import DECREASE, INCREASE, send, unvoid, void
 
-INCREASE = points_pb2.POINTS_UPDATE_TYPE_INCREASE
-DECREASE = points_pb2.POINTS_UPDATE_TYPE_DECREASE
 START_MS = NOW_MS - 10_000_000
 STEP_MS = 1_000
 LOTS = 300
@@ -28,69 +27,64 @@ CHECKPOINT = """
 
 
 @dataclass
-class Heard:
-    """What an audit told."""
+class Report:
+    """The progress and the mismatches of a verification."""
 
-    total: Size | None = None
+    total: VerificationSize | None = None
     accounts: int = 0
     entries: int = 0
-    mismatches: list[tuple[Place, Mismatch]] = field(default_factory=list)
+    mismatches: list[tuple[MerchantAccountKey, Mismatch]] = field(default_factory=list)
 
-    def begin(self, size: Size) -> None:
-        """Hear how much there is."""
-        self.total = size
+    def on_start(self, total: VerificationSize) -> None:
+        """Record the total."""
+        self.total = total
 
-    def advance(self, size: Size) -> None:
-        """Hear what more was done."""
-        self.accounts += size.accounts
-        self.entries += size.entries
+    def on_progress(self, done: VerificationSize) -> None:
+        """Add the progress."""
+        self.accounts += done.accounts
+        self.entries += done.entries
 
-    def tell(self, place: Place, mismatch: Mismatch) -> None:
-        """Hear what is wrong."""
-        self.mismatches.append((place, mismatch))
+    def on_mismatch(self, account: MerchantAccountKey, mismatch: Mismatch) -> None:
+        """Record a mismatch."""
+        self.mismatches.append((account, mismatch))
 
     @property
-    def whats(self) -> set[str]:
-        """What is wrong, without the ids of entries and the moments of checkpoints."""
-        found = set()
+    def columns(self) -> set[str]:
+        """The mismatched columns, without event_ids and times of checkpoints."""
+        columns = set()
         for _, mismatch in self.mismatches:
-            kind, colon, what = mismatch.what.rpartition(": ")
-            found.add(f"{kind.split()[0]} {what}" if colon else mismatch.what)
-        return found
+            row, colon, column = mismatch.what.rpartition(": ")
+            columns.add(f"{row.split()[0]} {column}" if colon else mismatch.what)
+        return columns
 
 
 @pytest.fixture
 async def database(service: Service) -> AsyncIterator[Database]:
-    """A pool as the command has one."""
+    """A pool as the command uses it."""
     pool = Database(service.database_url, pool_size=1)
     yield pool
     await pool.dispose()
 
 
-async def audit(database: Database, shop: Shop) -> Heard:
-    """Verify a merchant."""
-    heard = Heard()
-    await Audit(database).run(AuditScope(merchant_id=shop.merchant_id), heard)
-    return heard
+async def verify(database: Database, shop: Shop) -> Report:
+    """Verify the accounts of a merchant."""
+    report = Report()
+    await LedgerVerifier(database).run(VerificationScope(merchant_id=shop.merchant_id), report)
+    return report
 
 
 async def tamper(service: Service, shop: Shop, statement: str) -> None:
-    """Change a merchant's rows behind the back of the service; something must have changed."""
+    """Change a merchant's rows directly in the database; at least one must change."""
     connection = await asyncpg.connect(service.database_url)
     status: str = await connection.execute(statement, shop.merchant_id)
     await connection.close()
     assert status.rpartition(" ")[2] != "0"
 
 
-async def send(client: Client, updates: list[points_pb2.PointsUpdate]) -> None:
-    """Send updates in one call."""
-    await client.points.BatchApplyPointsUpdates(points_pb2.BatchApplyPointsUpdatesRequest(updates=updates))
-
-
 @pytest.fixture
-async def wide(client: Client, shop: Shop) -> Shop:
-    """A shop whose one account has more lots than its row keeps, checkpoints, a draw and a void entry."""
-    run = unique("wide")
+async def many_lots(client: Client, shop: Shop) -> Shop:
+    """A shop with an account with overflow lots, checkpoints, a draw and a void."""
+    run = unique("many-lots")
     updates = [
         shop.update(
             event_id=f"{run}-{n}",
@@ -119,24 +113,22 @@ async def wide(client: Client, shop: Shop) -> Shop:
             updated_at=at(START_MS + (LOTS + 1) * STEP_MS),
         )
     )
-    await send(client, updates)
-    await client.points.VoidPointsEntries(
-        points_pb2.VoidPointsEntriesRequest(merchant_id=shop.merchant_id, event_ids=[f"{run}-void"], reason="test")
-    )
+    await send(client, *updates)
+    await void(client, shop, f"{run}-void")
     return shop
 
 
-async def test_a_true_book_is_all_right(database: Database, wide: Shop) -> None:
-    """Lots that are kept as a sum, checkpoints, draws and void entries are as the fold says; all of it is counted."""
-    heard = await audit(database, wide)
+async def test_a_correct_ledger_has_no_mismatches(database: Database, many_lots: Shop) -> None:
+    """With overflow lots, checkpoints, draws and void entries."""
+    report = await verify(database, many_lots)
 
-    assert heard.mismatches == []
-    assert (heard.accounts, heard.entries) == (1, LOTS + 2)
-    assert heard.total == Size(1, LOTS + 2)
+    assert report.mismatches == []
+    assert (report.accounts, report.entries) == (1, LOTS + 2)
+    assert report.total == VerificationSize(1, LOTS + 2)
 
 
 @pytest.mark.parametrize(
-    ("statement", "what"),
+    ("statement", "column"),
     [
         (ACCOUNT.format("opening = opening + 1"), "opening"),
         (ACCOUNT.format("opening = NULL"), "opening"),
@@ -171,55 +163,52 @@ async def test_a_true_book_is_all_right(database: Database, wide: Shop) -> None:
         (CHECKPOINT.format("""far_lots = '[10, null, "e"]'"""), "checkpoint far_lots"),
     ],
 )
-async def test_each_thing_that_was_changed_is_found(
-    statement: str, what: str, database: Database, service: Service, wide: Shop
+async def test_each_changed_column_is_the_only_mismatch(
+    statement: str, column: str, database: Database, service: Service, many_lots: Shop
 ) -> None:
-    """One column that is not what the fold says is one difference: that column, and nothing else."""
-    await tamper(service, wide, statement)
+    await tamper(service, many_lots, statement)
 
-    heard = await audit(database, wide)
+    report = await verify(database, many_lots)
 
-    assert heard.whats == {what}
-    assert {place.merchant_id for place, _ in heard.mismatches} == {wide.merchant_id}
-
-
-async def test_a_checkpoint_of_no_entry_is_found(database: Database, service: Service, wide: Shop) -> None:
-    """A checkpoint stands after an entry of its moment; one in between, or behind the end, was not made by a fold."""
-    await tamper(service, wide, CHECKPOINT.format("newest_at_ms = newest_at_ms + 1"))
-    between = await audit(database, wide)
-    await tamper(service, wide, CHECKPOINT.format(f"newest_at_ms = {NOW_MS}"))
-    behind = await audit(database, wide)
-
-    for heard in (between, behind):
-        assert [mismatch.folded for _, mismatch in heard.mismatches] == ["has no entry of its time"]
+    assert report.columns == {column}
+    assert {account.merchant_id for account, _ in report.mismatches} == {many_lots.merchant_id}
 
 
-async def test_more_lots_than_there_are_is_found(database: Database, service: Service, wide: Shop) -> None:
-    """A lot that no entry has made is a difference, behind the last one as well."""
+async def test_a_checkpoint_without_an_entry_at_its_time_is_a_mismatch(
+    database: Database, service: Service, many_lots: Shop
+) -> None:
+    await tamper(service, many_lots, CHECKPOINT.format("newest_at_ms = newest_at_ms + 1"))
+    between = await verify(database, many_lots)
+    await tamper(service, many_lots, CHECKPOINT.format(f"newest_at_ms = {NOW_MS}"))
+    after = await verify(database, many_lots)
+
+    for report in (between, after):
+        assert [mismatch.folded for _, mismatch in report.mismatches] == ["no entry at its time"]
+
+
+async def test_an_additional_lot_is_a_mismatch(database: Database, service: Service, many_lots: Shop) -> None:
     lots = """lots || '[[1, 1, null, "forged"]]'"""
-    await tamper(service, wide, ACCOUNT.format(f"lots = {lots}"))
+    await tamper(service, many_lots, ACCOUNT.format(f"lots = {lots}"))
 
-    heard = await audit(database, wide)
+    report = await verify(database, many_lots)
 
-    assert len(heard.mismatches) == 1
-    assert heard.mismatches[0][1].what.startswith("lots[")
+    assert len(report.mismatches) == 1
+    assert report.mismatches[0][1].what.startswith("lots[")
 
 
-async def test_an_entry_that_counts_or_not_changes_what_follows(
-    database: Database, service: Service, wide: Shop
+async def test_an_entry_voided_or_unvoided_in_the_database_is_a_mismatch(
+    database: Database, service: Service, many_lots: Shop
 ) -> None:
-    """Voiding behind the back of the service shows in the account."""
-    await tamper(service, wide, ENTRY.format("voided_at_ms = NULL, void_reason = NULL", "void"))
-    counting = await audit(database, wide)
-    await tamper(service, wide, ENTRY.format("voided_at_ms = 1, void_reason = ''", 200))
-    voided = await audit(database, wide)
+    await tamper(service, many_lots, ENTRY.format("voided_at_ms = NULL, void_reason = NULL", "void"))
+    counting = await verify(database, many_lots)
+    await tamper(service, many_lots, ENTRY.format("voided_at_ms = 1, void_reason = ''", 200))
+    voided = await verify(database, many_lots)
 
-    assert {"balance", "lifetime_points"} <= counting.whats
-    assert "entry drift" in voided.whats
+    assert {"balance", "lifetime_points"} <= counting.columns
+    assert "entry drift" in voided.columns
 
 
-async def test_an_account_without_entries_is_found(database: Database, service: Service, shop: Shop) -> None:
-    """An account comes with its first entry, so that one alone is forged."""
+async def test_an_account_without_entries_is_a_mismatch(database: Database, service: Service, shop: Shop) -> None:
     await tamper(
         service,
         shop,
@@ -227,32 +216,33 @@ async def test_an_account_without_entries_is_found(database: Database, service: 
         f" SELECT $1, '{shop.store_id}', 'forged', 5",
     )
 
-    heard = await audit(database, shop)
+    report = await verify(database, shop)
 
-    ((place, mismatch),) = heard.mismatches
-    assert (place.key.buyer_id, mismatch.what, mismatch.folded) == ("forged", "account", "has no entries")
+    ((account, mismatch),) = report.mismatches
+    assert (account.key.buyer_id, mismatch.what, mismatch.folded) == ("forged", "account", "no entries")
 
 
-async def test_entries_without_an_account_are_found(database: Database, service: Service, wide: Shop) -> None:
-    """Entries stay when their account is taken away, and say what it held."""
-    await tamper(service, wide, "DELETE FROM points_accounts WHERE merchant_id = $1")
+async def test_entries_without_an_account_are_a_mismatch(database: Database, service: Service, many_lots: Shop) -> None:
+    await tamper(service, many_lots, "DELETE FROM points_accounts WHERE merchant_id = $1")
 
-    heard = await audit(database, wide)
+    report = await verify(database, many_lots)
 
-    ((_, mismatch),) = heard.mismatches
+    ((_, mismatch),) = report.mismatches
     assert (mismatch.what, mismatch.stored) == ("account", "nothing")
     assert str(10 * LOTS - 15) in mismatch.folded
 
 
-async def test_a_refused_event_is_no_entry(client: Client, database: Database, shop: Shop) -> None:
-    """What is remembered only to be refused again belongs to no account."""
-    await send(client, [shop.update(update_type=DECREASE, points_balance=None)])
+async def test_a_stored_refusal_is_not_an_entry(client: Client, database: Database, shop: Shop) -> None:
+    await send(client, shop.update(update_type=DECREASE, points_balance=None))
 
-    assert await audit(database, shop) == Heard(Size(0, 0))
+    assert await verify(database, shop) == Report(VerificationSize(0, 0))
 
 
 def random_updates(shop: Shop, count: int, rng: random.Random) -> list[points_pb2.PointsUpdate]:
-    """Events of a few accounts that are true by chance alone: many share a millisecond, some have no balance."""
+    """Build random events of a few accounts.
+
+    Many share a millisecond, some have no balance.
+    """
     updates = []
     for _ in range(count):
         at_ms = START_MS + rng.randrange(count)
@@ -270,61 +260,56 @@ def random_updates(shop: Shop, count: int, rng: random.Random) -> list[points_pb
     return updates
 
 
-async def stir(client: Client, shop: Shop, seed: int) -> None:
-    """Send events late and again, and void some of them and take it back."""
-    rng = random.Random(seed)  # noqa: S311 - a test repeats it
+async def stir(client: Client, shop: Shop, random_state: int) -> None:
+    """Send events late and repeatedly, and void and unvoid some of them."""
+    rng = random.Random(random_state)  # noqa: S311 - not for security
     updates = random_updates(shop, 600, rng)
     for start in range(0, len(updates), 40):
-        await send(client, updates[start : start + 40])
+        await send(client, *updates[start : start + 40])
         known = [update.event_id for update in updates[:start] if update.HasField("points_balance")]
         if known:
             ids = rng.sample(known, min(5, len(known)))
-            void = points_pb2.VoidPointsEntriesRequest(merchant_id=shop.merchant_id, event_ids=ids, reason="test")
-            await client.points.VoidPointsEntries(void)
-            unvoid = points_pb2.UnvoidPointsEntriesRequest(
-                merchant_id=shop.merchant_id, event_ids=ids[:2], reason="test"
-            )
-            await client.points.UnvoidPointsEntries(unvoid)
+            await void(client, shop, *ids)
+            await unvoid(client, shop, *ids[:2])
 
 
-@pytest.mark.parametrize("seed", range(4))
-async def test_a_stirred_book_is_all_right(seed: int, client: Client, database: Database, shop: Shop) -> None:
-    """After many late events, repetitions and voids every account and checkpoint is still what its entries say."""
-    await stir(client, shop, seed)
+@pytest.mark.parametrize("random_state", range(4))
+async def test_a_ledger_after_late_repeated_and_void_events_has_no_mismatches(
+    random_state: int, client: Client, database: Database, shop: Shop
+) -> None:
+    await stir(client, shop, random_state)
 
-    heard = await audit(database, shop)
+    report = await verify(database, shop)
 
-    assert heard.mismatches == []
-    assert heard.accounts == 3
-    assert heard.entries > 300
+    assert report.mismatches == []
+    assert report.accounts == 3
+    assert report.entries > 300
 
 
-async def test_a_book_is_verified_while_it_is_written(client: Client, database: Database, shop: Shop) -> None:
-    """An audit sees one moment of the book: what is written meanwhile makes no difference."""
-    stirring = asyncio.create_task(stir(client, shop, seed=9))
-    audits = 0
+async def test_a_ledger_is_verified_while_it_is_written(client: Client, database: Database, shop: Shop) -> None:
+    stirring = asyncio.create_task(stir(client, shop, random_state=9))
+    runs = 0
     while not stirring.done():
-        assert (await audit(database, shop)).mismatches == []
-        audits += 1
+        assert (await verify(database, shop)).mismatches == []
+        runs += 1
     await stirring
 
-    assert audits >= 3
+    assert runs >= 3
 
 
-async def test_only_what_is_wanted_is_verified(client: Client, database: Database, shop: Shop) -> None:
-    """A merchant, a store and a buyer each narrow the audit."""
-    await send(client, [shop.update(f"buyer-{n}", points_balance=20) for n in range(3)])
-    wanted = [
-        AuditScope(shop.merchant_id),
-        AuditScope(shop.merchant_id, shop.store_id, "buyer-1"),
-        AuditScope(store_id=shop.store_id),
-        AuditScope("nobody"),
+async def test_only_the_given_accounts_are_verified(client: Client, database: Database, shop: Shop) -> None:
+    await send(client, *(shop.update(f"buyer-{n}", points_balance=20) for n in range(3)))
+    scopes = [
+        VerificationScope(shop.merchant_id),
+        VerificationScope(shop.merchant_id, shop.store_id, "buyer-1"),
+        VerificationScope(store_id=shop.store_id),
+        VerificationScope("unknown"),
     ]
 
     accounts = []
-    for some in wanted:
-        heard = Heard()
-        await Audit(database).run(some, heard)
-        accounts.append(heard.accounts)
+    for scope in scopes:
+        report = Report()
+        await LedgerVerifier(database).run(scope, report)
+        accounts.append(report.accounts)
 
     assert accounts == [3, 1, 3, 0]

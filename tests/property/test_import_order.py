@@ -1,4 +1,4 @@
-"""An import does not depend on the order of a file's lines: any permutation gives the same outcomes and accounts."""
+"""Imports do not depend on the order of a file's lines."""
 
 import asyncio
 import csv
@@ -19,13 +19,13 @@ from pointbook_cli.importing import Plan, run_import
 from pointbook_cli.points_file import Format, Manner
 from shopline_shim.settings import ShimSettings
 from support.harness import NOW_MS, Client, Service, Shop, unique
-from support.ledger import check_book
+from support.ledger import check_ledger
 
 COLUMNS = ("event_id", "buyer_id", "update_type", "updated_scene", "updated_value", "points_balance", "updated_at")
 START_MS = NOW_MS - 1_000_000
 TABLES = ("points_accounts", "points_entries", "points_checkpoints")
 VARYING = {"received_at_ms", "revision"}
-"""Columns that say when and in how many steps something was written."""
+"""Columns that depend on when and in how many steps a row was written."""
 SETTINGS = settings(
     max_examples=12,
     deadline=None,
@@ -41,14 +41,14 @@ def row(
     points: int = 1,
     balance: int | None = None,
     after_ms: int = 0,
-    word: str = "",
+    update_type: str = "",
 ) -> Row:
-    """A line of a file."""
-    update_type = "INCREASE" if points >= 0 else "DECREASE"
-    told = "" if balance is None else str(balance)
+    """Build a line of a file."""
+    update_type = update_type or ("INCREASE" if points >= 0 else "DECREASE")
+    balance_text = "" if balance is None else str(balance)
     return (
-        *(event_id, buyer, word or update_type, "LUCKY_DRAW"),
-        *(str(abs(points)), told, str(START_MS + after_ms)),
+        *(event_id, buyer, update_type, "LUCKY_DRAW"),
+        *(str(abs(points)), balance_text, str(START_MS + after_ms)),
     )
 
 
@@ -64,8 +64,8 @@ files = st.lists(rows, min_size=1, max_size=12)
 
 
 @dataclass
-class Book:
-    """A place for one file after the other: a shop whose points are wiped in between."""
+class ImportTarget:
+    """A shop for imports, whose points are deleted between two imports."""
 
     service: Service
     shop: Shop
@@ -73,7 +73,7 @@ class Book:
     folder: Path
 
     async def wipe(self) -> None:
-        """Delete all of the shop's points, entries included, which the database refuses otherwise."""
+        """Delete all points of the shop, bypassing the triggers that protect entries."""
         connection = await asyncpg.connect(self.service.database_url)
         await connection.execute("SET session_replication_role = replica")
         for table in TABLES:
@@ -81,18 +81,18 @@ class Book:
         await connection.close()
 
     async def read(self) -> list[dict[str, object]]:
-        """Everything that the database has of the shop's points."""
+        """Return all rows of the shop's points."""
         connection = await asyncpg.connect(self.service.database_url)
         found = []
         for table in TABLES:
             query = f"SELECT * FROM {table} AS t WHERE merchant_id = $1 ORDER BY t::text"  # noqa: S608
             found += [dict(record) for record in await connection.fetch(query, self.shop.merchant_id)]
         await connection.close()
-        told = [{name: value for name, value in each.items() if name not in VARYING} for each in found]
-        return sorted(told, key=str)
+        comparable = [{name: value for name, value in each.items() if name not in VARYING} for each in found]
+        return sorted(comparable, key=str)
 
     async def run(self, lines: Sequence[Row], batch_size: int = 2) -> tuple[int, Counter[tuple[Row, str]]]:
-        """Import lines; return the exit code, and which of them were refused and why."""
+        """Import lines; return the exit code, and the refused lines with their reasons."""
         text = io.StringIO()
         csv.writer(text).writerows([COLUMNS, *lines])
         file, report = self.folder / "events.csv", self.folder / "report.jsonl"
@@ -111,62 +111,64 @@ class Book:
         return code, Counter((lines[each["line"] - 2], each["reason"]) for each in refused)
 
 
-def moment_of(line: Row) -> tuple[str, str]:
-    """The account and the time of a line."""
+def account_and_time(line: Row) -> tuple[str, str]:
+    """Return the account and the time of a line."""
     return line[1], line[6]
 
 
 @pytest.fixture
-async def book(service: Service, client: Client, admin_token: str, tmp_path: Path) -> Book:
-    """A book of its own."""
+async def target(service: Service, client: Client, admin_token: str, tmp_path: Path) -> ImportTarget:
+    """A new shop."""
     shop = Shop(unique("merchant"), unique("store"))
     await client.put_store(shop.merchant_id, shop.store_id)
-    return Book(service, shop, admin_token, tmp_path)
+    return ImportTarget(service, shop, admin_token, tmp_path)
 
 
 @given(files, st.randoms(use_true_random=False), st.integers(1, 4))
 @example([row(points=-3, after_ms=2), row(points=3, after_ms=1)], None, 1)
 @example([row("e-1", "b"), row("e-1", "a"), row("e-1", "a", after_ms=1)], None, 1)
 @example(
-    [row(balance=3, points=3), row(balance=3, points=3, word="increase"), row("e-1", points=3, balance=3)], None, 1
+    [row(balance=3, points=3), row(balance=3, points=3, update_type="increase"), row("e-1", points=3, balance=3)],
+    None,
+    1,
 )
-@example([row(points=-1, word="decrease"), row(points=-1), row(points=1, after_ms=-1)], None, 1)
+@example([row(points=-1, update_type="decrease"), row(points=-1), row(points=1, after_ms=-1)], None, 1)
 @SETTINGS
-async def test_any_permutation_of_a_file_gives_the_same(
-    book: Book, lines: list[Row], random: object, batch_size: int
+async def test_any_permutation_of_a_file_gives_the_same_result(
+    target: ImportTarget, lines: list[Row], random: object, batch_size: int
 ) -> None:
-    """The lines that are refused, and every entry and account; a second run of the file changes nothing either."""
+    """Refused lines, entries and accounts; importing again changes nothing."""
     permuted = lines[::-1]
     if random is not None:
         random.shuffle(permuted)  # type: ignore[attr-defined] # it is a Random
-    await book.wipe()
-    first = await book.run(lines, batch_size)
-    kept = await book.read()
-    again = await book.run(permuted)
-    after_again = await book.read()
-    await book.wipe()
-    second = await book.run(permuted)
+    await target.wipe()
+    first = await target.run(lines, batch_size)
+    stored = await target.read()
+    again = await target.run(permuted)
+    after_again = await target.read()
+    await target.wipe()
+    second = await target.run(permuted)
 
     assert second == first
-    assert await book.read() == kept
+    assert await target.read() == stored
     assert again == first
-    assert after_again == kept
-    await check_book(book.service.database_url, book.shop.merchant_id)
+    assert after_again == stored
+    await check_ledger(target.service.database_url, target.shop.merchant_id)
 
 
 @given(files, st.integers(0, 12))
 @example([*[row(points=0, after_ms=2)] * 6, row(points=1, after_ms=2), row(points=0, balance=-1)], 1)
 @SETTINGS
-async def test_a_file_that_was_imported_in_part_gives_the_same(book: Book, lines: list[Row], count: int) -> None:
-    """The first accounts and times of a file are what an interrupted import leaves."""
-    await book.wipe()
-    whole = await book.run(lines)
-    kept = await book.read()
-    await book.wipe()
-    moments = sorted({moment_of(each) for each in lines})
-    begun = [each for each in lines if moment_of(each) in moments[:count]]
-    if begun:
-        await book.run(begun)
+async def test_a_partly_imported_file_gives_the_same_result(target: ImportTarget, lines: list[Row], count: int) -> None:
+    """An interrupted import leaves the first accounts and times of a file."""
+    await target.wipe()
+    whole = await target.run(lines)
+    stored = await target.read()
+    await target.wipe()
+    accounts_and_times = sorted({account_and_time(each) for each in lines})
+    first_part = [each for each in lines if account_and_time(each) in accounts_and_times[:count]]
+    if first_part:
+        await target.run(first_part)
 
-    assert await book.run(lines) == whole
-    assert await book.read() == kept
+    assert await target.run(lines) == whole
+    assert await target.read() == stored

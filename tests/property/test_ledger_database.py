@@ -1,4 +1,4 @@
-"""The ledger's promise on a real database: whatever way events come, what is read back is the pure fold of them."""
+"""The ledger on a real database compared with the pure fold."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,21 +12,23 @@ from hypothesis import strategies as st
 
 from pointbook_server.db.database import Database
 from pointbook_server.errors import PointbookError
-from pointbook_server.ledger import account_repository, lots, model, transactions
+from pointbook_server.ledger import account_repository, event_batch, lots, voiding
+from pointbook_server.ledger import fold as fold_module
+from pointbook_server.ledger.fold import fold
 from pointbook_server.ledger.model import (
     Account,
     AccountKey,
     ApplyOutcome,
     ApplyResult,
     Event,
+    ReceivedEvent,
     UpdateType,
+    Void,
     WebhookOrigin,
-    fold,
 )
-from pointbook_server.ledger.queries import Void
-from pointbook_server.ledger.transactions import LedgerTransactions, ReceivedEvent
+from pointbook_server.ledger.transactions import LedgerTransactions
 from support.harness import NOW_MS, Client, Service, unique
-from support.ledger import check_is_the_fold, ledger_store, read_book, without_ids
+from support.ledger import assert_is_fold, ledger_transactions, read_ledger, without_lot_ids
 
 START_MS = NOW_MS - 1_000
 BUYERS = ("one", "two")
@@ -39,21 +41,21 @@ EXAMPLES = settings(
 
 @contextmanager
 def tiny_limits() -> Iterator[None]:
-    """Let the ledger keep states often and lots seldom, so that a few events meet what thousands do otherwise."""
+    """Use tiny limits, so that a few events reach what otherwise takes thousands."""
     with (
-        patch.object(model, "CHECKPOINT_ENTRIES", 2),
-        patch.object(lots, "NEAR_LOTS_MAX", 2),
-        patch.object(lots, "NEAR_LOTS_KEPT", 1),
-        patch.object(account_repository, "FAR_LOTS_READ", 2),
-        patch.object(account_repository, "LONG_FOLD", 8),
-        patch.object(transactions, "LONG_FOLD", 8),
+        patch.object(fold_module, "CHECKPOINT_ENTRIES", 2),
+        patch.object(lots, "STORED_LOTS_MAX", 2),
+        patch.object(lots, "STORED_LOTS_AFTER_TRIM", 1),
+        patch.object(account_repository, "OVERFLOW_LOTS_READ_MIN", 2),
+        patch.object(voiding, "LONG_FOLD_ENTRIES", 8),
+        patch.object(event_batch, "LONG_FOLD_ENTRIES", 8),
     ):
         yield
 
 
 @pytest.fixture(scope="module")
 async def database(service: Service) -> AsyncIterator[Database]:
-    """A pool of our own, beside the server's."""
+    """A pool separate from the server's."""
     pool = Database(service.database_url, pool_size=2)
     yield pool
     await pool.dispose()
@@ -61,7 +63,7 @@ async def database(service: Service) -> AsyncIterator[Database]:
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to an account, before its balance is known."""
+    """A change to an account, before its balance is known."""
 
     buyer_id: str
     points: int
@@ -80,7 +82,7 @@ changes = st.builds(
     st.sampled_from(["SUCCESSFUL_ORDERS", "POINTS_EXPIRED"]),
     st.just(value=True),
 )
-loose_changes = st.one_of(
+changes_without_balance = st.one_of(
     changes,
     st.builds(
         Change,
@@ -92,7 +94,7 @@ loose_changes = st.one_of(
 
 
 def events_of(story: Sequence[Change], store_id: str) -> list[Event]:
-    """The events of a story, with the right balances; some are missing a balance, none is the first of its account."""
+    """Build the events of a story; each balance that is present is right."""
     at_ms, balances = START_MS, dict.fromkeys(BUYERS, 20)
     events = []
     for number, change in enumerate(story):
@@ -115,7 +117,7 @@ def events_of(story: Sequence[Change], store_id: str) -> list[Event]:
 
 
 async def new_store(client: Client) -> tuple[str, str]:
-    """Register a merchant's store for one example alone."""
+    """Register a store of a new merchant."""
     merchant_id, store_id = unique("merchant"), unique("store")
     await client.put_store(merchant_id, store_id)
     return merchant_id, store_id
@@ -124,88 +126,90 @@ async def new_store(client: Client) -> tuple[str, str]:
 async def post(
     ledger: LedgerTransactions, merchant_id: str, events: Sequence[Event]
 ) -> list[ApplyResult | PointbookError]:
-    """Write one batch."""
+    """Apply one batch."""
     return await ledger.apply(merchant_id, [ReceivedEvent(event, WebhookOrigin(), NOW_MS) for event in events])
 
 
 def split(data: st.DataObject, events: Sequence[Event]) -> list[Sequence[Event]]:
     """Split events into batches of any size."""
     cuts = data.draw(st.sets(st.integers(1, max(len(events) - 1, 1)), max_size=6))
-    places = [0, *sorted(cut for cut in cuts if cut < len(events)), len(events)]
-    return [events[start:end] for start, end in pairwise(places)]
+    bounds = [0, *sorted(cut for cut in cuts if cut < len(events)), len(events)]
+    return [events[start:end] for start, end in pairwise(bounds)]
 
 
 @given(st.lists(changes, min_size=1, max_size=14), st.data())
 @EXAMPLES
-async def test_events_of_any_order_in_any_batches_are_the_fold(
+async def test_events_in_any_order_and_any_batches_give_the_fold(
     client: Client, database: Database, story: list[Change], data: st.DataObject
 ) -> None:
-    """Shuffled, repeated, under new ids, in batches: account, entries and kept states are those of the fold."""
+    """Shuffled and repeated: accounts, entries and checkpoints are those of the fold."""
     merchant_id, store_id = await new_store(client)
     events = events_of(story, store_id)
     again = data.draw(st.lists(st.sampled_from(events), max_size=4))
     arrivals = data.draw(st.permutations([*events, *again]))
-    ledger = ledger_store(database)
+    ledger = ledger_transactions(database)
 
     with tiny_limits():
         for batch in split(data, arrivals):
-            assert not any(isinstance(answer, PointbookError) for answer in await post(ledger, merchant_id, batch))
-        book = await read_book(database, merchant_id)
+            assert not any(isinstance(result, PointbookError) for result in await post(ledger, merchant_id, batch))
+        stored_ledger = await read_ledger(database, merchant_id)
 
-    check_is_the_fold(book)
+    assert_is_fold(stored_ledger)
     distinct = {event.content: event for event in events}.values()
-    for key, kept in book.items():
-        account, _ = fold(Account(), [event for event in distinct if event.account == key])
-        assert without_ids(kept.account) == without_ids(account)
-    assert sum(len(kept.entries) for kept in book.values()) == len(distinct)
+    for key, stored_account in stored_ledger.items():
+        account, _ = fold(Account(), [event for event in distinct if event.account_key == key])
+        assert without_lot_ids(stored_account.account) == without_lot_ids(account)
+    assert sum(len(stored_account.entries) for stored_account in stored_ledger.values()) == len(distinct)
 
 
-@given(st.lists(loose_changes, min_size=1, max_size=14), st.data())
+@given(st.lists(changes_without_balance, min_size=1, max_size=14), st.data())
 @EXAMPLES
-async def test_what_is_refused_or_void_is_not_folded(
+async def test_refused_and_void_events_are_not_folded(
     client: Client, database: Database, story: list[Change], data: st.DataObject
 ) -> None:
-    """Events without a balance, voids and their reverse, in between batches: the book is the fold of what counts."""
+    """With events without a balance, voiding and unvoiding between batches."""
     merchant_id, store_id = await new_store(client)
     events = events_of(story, store_id)
-    ledger, void = ledger_store(database), Void(NOW_MS, "A test.")
+    ledger, void = ledger_transactions(database), Void(NOW_MS, "A test.")
     accepted: set[str] = set()
     voided: set[str] = set()
 
     with tiny_limits():
         for batch in split(data, data.draw(st.permutations(events))):
-            for event, answer in zip(batch, await post(ledger, merchant_id, batch), strict=True):
-                if isinstance(answer, ApplyResult) and answer.outcome is not ApplyOutcome.DUPLICATE:
+            for event, result in zip(batch, await post(ledger, merchant_id, batch), strict=True):
+                if isinstance(result, ApplyResult) and result.outcome is not ApplyOutcome.DUPLICATE:
                     accepted.add(event.event_id)
             for is_void in (True, False) if accepted else ():
                 chosen = data.draw(st.lists(st.sampled_from(sorted(accepted)), max_size=3, unique=True))
                 if chosen:
                     await ledger.set_void(merchant_id, chosen, void, is_void=is_void)
                     voided = voided.union(chosen) if is_void else voided.difference(chosen)
-            book = await read_book(database, merchant_id)
-            check_is_the_fold(book)
+            stored_ledger = await read_ledger(database, merchant_id)
+            assert_is_fold(stored_ledger)
 
-    entries = [received for kept in book.values() for received in kept.entries]
-    assert {received.entry.event.event_id for received in entries} == accepted
-    assert {received.entry.event.event_id for received in entries if received.void} == voided
+    entries = [stored for stored_account in stored_ledger.values() for stored in stored_account.entries]
+    assert {stored.entry.event.event_id for stored in entries} == accepted
+    assert {stored.entry.event.event_id for stored in entries if stored.void} == voided
 
 
 @given(st.lists(changes, min_size=2, max_size=14), st.data())
 @EXAMPLES
-async def test_what_is_read_at_any_time_does_not_depend_on_what_is_kept(
+async def test_an_account_read_from_the_database_has_the_points_and_lots_of_the_fold(
     client: Client, database: Database, story: list[Change], data: st.DataObject
 ) -> None:
-    """An account with few of its lots at hand tells the same points and lots as one that has them all."""
+    """However few of its lots the row stores."""
     merchant_id, store_id = await new_store(client)
     events = events_of(story, store_id)
-    ledger = ledger_store(database)
+    ledger = ledger_transactions(database)
     with tiny_limits():
         for batch in split(data, data.draw(st.permutations(events))):
             await post(ledger, merchant_id, batch)
 
-        for key in {event.account for event in events}:
-            account, _ = fold(Account(), {event.content: event for event in events if event.account == key}.values())
+        for key in {event.account_key for event in events}:
+            account, _ = fold(
+                Account(), {event.content: event for event in events if event.account_key == key}.values()
+            )
             for at_ms in range(START_MS, START_MS + 60, 4):
                 read = await ledger.account(merchant_id, key, at_ms, lots=3)
                 assert read.points_at(at_ms) == account.points_at(at_ms)
-                assert without_ids(read).lots[:3] == without_ids(account).lots[:3]
+                assert without_lot_ids(read).lots[:3] == without_lot_ids(account).lots[:3]

@@ -1,56 +1,30 @@
-"""The ledger's promise on the pure domain: the account is a function of the set of events, whatever way they come.
+"""The pure ledger: an account is a function of the set of its events.
 
-True histories come from a small model of SHOPLINE that knows its own points by their expiry and books every change;
-the ledger must find the same points again from nothing but the events.
+True histories come from a small model of SHOPLINE that tracks its points by expiry and sends every change. The ledger
+must compute the same points from the events alone.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import groupby, pairwise, permutations, takewhile
-from unittest.mock import patch
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import groupby, pairwise, takewhile
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pointbook_server.errors import PointbookError
-from pointbook_server.ledger import lots, model
-from pointbook_server.ledger.journal import AccountChange, Journal, PostedEvent
-from pointbook_server.ledger.lots import Lot, OverflowLots, OverflowLotsNeededError
-from pointbook_server.ledger.model import Account, AccountKey, ApplyOutcome, ApplyResult, Entry, Event, UpdateType, fold
-from pointbook_server.ledger.posting import AccountHistory, KnownEvent, LotsMissingError, post_batch
-
-ACCOUNT = AccountKey("store", "buyer")
-READ_AT_MS = 1_006
-"""What the answers' accounts must be able to tell: what is active at this moment."""
-POINTS_EXPIRED = "POINTS_EXPIRED"
-NEVER = float("inf")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """After how many entries a state is kept, how many lots stand in an account's row, and how many are read."""
-
-    checkpoint_entries: int = model.CHECKPOINT_ENTRIES
-    near_lots_max: int = lots.NEAR_LOTS_MAX
-    near_lots_kept: int = lots.NEAR_LOTS_KEPT
-    far_lots_read: int = 1_000
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Let the ledger keep to these limits."""
-        with (
-            patch.object(model, "CHECKPOINT_ENTRIES", self.checkpoint_entries),
-            patch.object(lots, "NEAR_LOTS_MAX", self.near_lots_max),
-            patch.object(lots, "NEAR_LOTS_KEPT", self.near_lots_kept),
-        ):
-            yield
-
+from pointbook_server.ledger.fold import fold
+from pointbook_server.ledger.journal import Journal
+from pointbook_server.ledger.model import Account, ApplyOutcome, ApplyResult, Entry, Event, UpdateType
+from pointbook_server.ledger.scenes import EXPIRED_SCENE
+from support.ledger import without_lot_ids
+from support.ledger_events import ACCOUNT
+from support.memory_ledger import READ_AT_MS, Ledger, Limits
+from support.shopline_model import NEVER, Shopline, true_histories
 
 tiny_limits = st.builds(
-    lambda checkpoint_entries, near_lots_max, fewer, far_lots_read: Limits(
-        checkpoint_entries, near_lots_max, max(near_lots_max - fewer, 1), far_lots_read
+    lambda checkpoint_entries, stored_lots_max, fewer, overflow_lots_read_min: Limits(
+        checkpoint_entries, stored_lots_max, max(stored_lots_max - fewer, 1), overflow_lots_read_min
     ),
     st.integers(1, 4),
     st.integers(1, 4),
@@ -60,327 +34,24 @@ tiny_limits = st.builds(
 limits_of_any_size = st.one_of(st.just(Limits()), tiny_limits, tiny_limits)
 
 
-@dataclass
-class Book:
-    """A book in memory: what the store keeps, reads and writes of one account, through the same posting."""
-
-    limits: Limits = field(default_factory=Limits)
-    account: Account = field(default_factory=Account)
-    checkpoints: dict[int, Account] = field(default_factory=dict)
-    entries: dict[str, Entry] = field(default_factory=dict)
-    refused: dict[str, Entry] = field(default_factory=dict)
-
-    @property
-    def history(self) -> list[Entry]:
-        """The entries in the order of the book."""
-        return sorted(self.entries.values(), key=_place)
-
-    def apply(self, event: Event) -> ApplyOutcome:
-        """Write one event into the book, as a call by itself does."""
-        return outcome_of(self.post([event])[0])
-
-    def post(self, events: Sequence[Event]) -> list[ApplyResult | PointbookError]:
-        """Write a batch into the book, as one transaction of the store does."""
-        ids = {event.event_id for event in events}
-        found = [(ApplyOutcome.APPLIED, self.entries[name]) for name in ids & self.entries.keys()]
-        found += [(ApplyOutcome.REFUSED, self.refused[name]) for name in ids & self.refused.keys()]
-        known = {
-            entry.event.event_id: KnownEvent(entry.event, PostedEvent(outcome, entry.event.event_id, entry))
-            for outcome, entry in found
-        }
-        since = [
-            event.updated_at_ms
-            for event in events
-            if not self.account.is_before(event.updated_at_ms) and event.event_id not in known
-        ]
-        page = self._page(min(since)) if since else AccountHistory(self.account)
-        with self.limits.hold():
-            while True:
-                try:
-                    result = post_batch(events, {ACCOUNT: page}, known, {}, READ_AT_MS)
-                    break
-                except LotsMissingError:
-                    page = page._replace(base=self.with_more_lots(page.base))
-        for verdict in result.entries.values():
-            kind = self.refused if verdict.outcome is ApplyOutcome.REFUSED else self.entries
-            assert verdict.entry.event.event_id not in {**self.entries, **self.refused}
-            kind[verdict.entry.event.event_id] = verdict.entry
-        posting = result.postings[ACCOUNT]
-        if posting.moved or any(verdict.outcome is not ApplyOutcome.REFUSED for verdict in result.entries.values()):
-            self._write(posting)
-        return result.answers
-
-    def set_void(self, event_ids: Collection[str], *, is_void: bool) -> None:
-        """Let entries count for nothing, or count again."""
-        changing = [entry.event for name, entry in self.entries.items() if name in event_ids]
-        changing = [event for event in changing if self.entries[event.event_id].is_void is not is_void]
-        if not changing:
-            return
-        page = self._page(min(event.updated_at_ms for event in changing))
-        with self.limits.hold():
-            while True:
-                journal = Journal(page.base, page.history)
-                (journal.void if is_void else journal.unvoid)([event.event_id for event in changing])
-                try:
-                    posting = journal.close()
-                    break
-                except OverflowLotsNeededError:
-                    page = page._replace(base=self.with_more_lots(page.base))
-        self._write(posting)
-
-    def with_more_lots(self, account: Account) -> Account:
-        """Read some of the far lots from the entries that made them."""
-        far_lots = account.far_lots
-        assert far_lots is not None, "lots are only missing where there are far ones"
-        entries = [entry for entry in self.history if entry.event.updated_at_ms <= (account.newest_at_ms or 0)]
-        made = sorted(_lots_made(entries), key=lambda place_and_lot: place_and_lot[0])
-        first = (far_lots.order_ms, *_place(self.entries[far_lots.event_id]))
-        count = max(self.limits.far_lots_read, 3 * len(account.lots))
-        far = [lot for place, lot in made if place[:3] >= first][: count + 1]
-        if len(far) <= count:
-            return replace(account, lots=(*account.lots, *far), far_lots=None)
-        end = count - (far[count].event_id == far[count - 1].event_id)
-        points = far_lots.points - sum(lot.remaining for lot in far[:end])
-        beyond = OverflowLots(points, far[end].expires_at_ms, far[end].event_id)
-        return replace(account, lots=(*account.lots, *far[:end]), far_lots=beyond)
-
-    def complete(self, account: Account | None = None) -> Account:
-        """An account, or the one that is kept, with all its lots."""
-        account = self.account if account is None else account
-        while account.far_lots is not None:
-            account = self.with_more_lots(account)
-        return account
-
-    def _page(self, since_ms: int) -> AccountHistory:
-        kept = [at_ms for at_ms in self.checkpoints if at_ms < since_ms]
-        base = self.checkpoints[max(kept)] if kept else Account()
-        after_ms = base.newest_at_ms or 0
-        return AccountHistory(base, [entry for entry in self.history if entry.event.updated_at_ms > after_ms])
-
-    def _write(self, posting: AccountChange) -> None:
-        self.entries |= {entry.event.event_id: entry for entry in posting.moved}
-        self.account = posting.account
-        valid_to_ms = posting.checkpoints_valid_to_ms
-        if valid_to_ms is not None:
-            self.checkpoints = {ms: account for ms, account in self.checkpoints.items() if ms <= valid_to_ms}
-        for account in posting.checkpoints:
-            assert account.newest_at_ms is not None
-            assert account.newest_at_ms not in self.checkpoints, "the key of the table"
-            self.checkpoints[account.newest_at_ms] = replace(account, uncheckpointed=0)
+def outcome_of(result: ApplyResult | PointbookError) -> ApplyOutcome:
+    """Return the outcome of a result; an error is a refusal."""
+    return ApplyOutcome.REFUSED if isinstance(result, PointbookError) else result.outcome
 
 
-def _place(entry: Entry) -> tuple[int, int]:
-    return entry.event.updated_at_ms, entry.ordinal
-
-
-def _lots_made(entries: Sequence[Entry]) -> Iterator[tuple[tuple[int, int, int, int], Lot]]:
-    """The lots that entries made, with where they stand: by expiry, then in the order in which they were made."""
-    counting = [entry for entry in entries if not entry.is_void]
-    for entry in counting:
-        event = entry.event
-        opening = entry.balance_before if entry is counting[0] else 0
-        brought = event.value if event.update_type is UpdateType.INCREASE else 0
-        parts = ((opening, None), (entry.drift, None), (brought, event.expires_at_ms))
-        for part, (points, expires_at_ms) in enumerate(parts):
-            if points > 0:
-                lot = Lot(points, points, expires_at_ms, event.event_id)
-                yield (lot.order_ms, *_place(entry), part), lot
-
-
-def outcome_of(answer: ApplyResult | PointbookError) -> ApplyOutcome:
-    """What became of an event; an error is a refusal."""
-    return ApplyOutcome.REFUSED if isinstance(answer, PointbookError) else answer.outcome
-
-
-def kind_of(answer: ApplyResult | PointbookError) -> str:
-    """What was answered, whatever place the event has in time."""
-    if isinstance(answer, PointbookError):
-        return answer.reason.value
-    return "DUPLICATE" if answer.outcome is ApplyOutcome.DUPLICATE else "ACCEPTED"
-
-
-@dataclass
-class Shopline:
-    """Who owns the points: what it holds by expiry, and the events that it has sent."""
-
-    balance: int
-    points: Counter[float]
-    events: list[Event]
-    silently_expired: int = 0
-    lifetime_points: int = 0
-
-    @classmethod
-    def opened(cls, opening: int) -> "Shopline":
-        """An account with points from before the first event."""
-        held = max(opening, 0)
-        return cls(opening, Counter({NEVER: held}), [], lifetime_points=held)
-
-    def expired_points(self, at_ms: int) -> int:
-        """Points that have expired by then and are still in the balance."""
-        return sum(points for expiry, points in self.points.items() if expiry <= at_ms)
-
-    def expire_silently(self, by_ms: int) -> None:
-        """Take what has expired, without telling anybody."""
-        expired = self.expired_points(by_ms)
-        self.points = Counter({expiry: points for expiry, points in self.points.items() if expiry > by_ms})
-        self.balance -= expired
-        self.silently_expired += expired
-
-    def book(self, event: Event) -> None:
-        """Move the points by an event, which is told."""
-        self.balance += event.delta
-        at_ms = event.updated_at_ms
-        if event.update_type is UpdateType.INCREASE:
-            self.points[NEVER if event.expires_at_ms is None else event.expires_at_ms] += event.value
-            self.lifetime_points += event.value
-        else:
-            self._take(event.value, at_ms, expired_first=event.scene == POINTS_EXPIRED)
-        self._take(self.points.total() - max(self.balance, 0), at_ms, expired_first=True)
-        self.events.append(event)
-
-    def held(self, at_ms: int) -> Counter[float]:
-        """What is held by expiry, expired points as one: nothing tells them apart any more."""
-        held: Counter[float] = Counter()
-        for expiry, points in self.points.items():
-            held[max(expiry, at_ms)] += points
-        return +held
-
-    def _take(self, points: int, at_ms: int, *, expired_first: bool) -> None:
-        for expiry in sorted(self.points, key=lambda expiry: ((expiry <= at_ms) != expired_first, expiry)):
-            taken = max(min(points, self.points[expiry]), 0)
-            self.points[expiry] -= taken
-            points -= taken
-
-
-@dataclass(frozen=True)
-class Move:
-    """One change that a shop makes, before its balance is known."""
-
-    update_type: UpdateType
-    value: int
-    life_ms: int | None
-    scene: str
-
-
-moves = st.one_of(
-    st.builds(
-        Move,
-        st.just(UpdateType.INCREASE),
-        st.integers(0, 12),
-        st.sampled_from([None, 0, 1, 2, 3, 5, 9]),
-        st.sampled_from(["SUCCESSFUL_ORDERS", "LUCKY_DRAW"]),
-    ),
-    st.builds(
-        Move,
-        st.just(UpdateType.DECREASE),
-        st.integers(0, 16),
-        st.none(),
-        st.sampled_from(["REDEEM_COUPON", POINTS_EXPIRED]),
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Millisecond:
-    """What happens in one millisecond: silent expiry up to some time before it, then changes.
-
-    With `returns` a last change leads back to the balance that it began with.
-    """
-
-    moves: tuple[Move, ...]
-    after_ms: int
-    silent_until_ms: int | None
-    returns: bool
-
-
-milliseconds = st.builds(
-    Millisecond,
-    st.lists(moves, min_size=1, max_size=5).map(tuple),
-    st.integers(1, 4),
-    st.one_of(st.none(), st.integers(0, 2)),
-    st.booleans(),
-)
-
-
-def smallest_trail(events: Sequence[Event], start: int) -> list[Event]:
-    """Of all orders that fit the balances, return the one that the ledger defines, by trying every one."""
-
-    def content(event: Event) -> tuple[object, ...]:
-        expiry = NEVER if event.expires_at_ms is None else event.expires_at_ms
-        return (event.delta, event.balance, expiry, event.scene)
-
-    def follows(order: Sequence[Event]) -> bool:
-        balances = [start, *(event.balance for event in order)]
-        return all(
-            before is not None and before + event.delta == event.balance
-            for before, event in zip(balances, order, strict=False)
-        )
-
-    orders = [order for order in permutations(events) if follows(order)]
-    return list(min(orders, key=lambda order: [content(event) for event in order]))
-
-
-def play(shop: Shopline, happening: Millisecond, at_ms: int) -> Shopline | None:
-    """Let a millisecond happen; None where it is one of the ledger's known limits."""
-    after = replace(shop, points=shop.points.copy(), events=[*shop.events])
-    if happening.silent_until_ms is not None:
-        after.expire_silently(at_ms - happening.silent_until_ms)
-    is_silent = after.balance < shop.balance
-    start = balance = after.balance
-    events: list[Event] = []
-    for number, move in enumerate(happening.moves):
-        is_expiry = move.scene == POINTS_EXPIRED
-        value = min(move.value, after.expired_points(at_ms)) if is_expiry else move.value
-        expires_at_ms = None if move.life_ms is None else at_ms + move.life_ms
-        event_id = f"{at_ms}-{number}"
-        event = Event(event_id, ACCOUNT, move.update_type, move.scene, value, None, expires_at_ms, at_ms)
-        balance += event.delta
-        events.append(replace(event, balance=balance))
-    if happening.returns:
-        update_type = UpdateType.INCREASE if start >= balance else UpdateType.DECREASE
-        back = abs(start - balance)
-        events.append(Event(f"{at_ms}-back", ACCOUNT, update_type, "MANUALLY", back, start, None, at_ms))
-        balance = start
-    if len({event.content for event in events}) < len(events):
-        return None  # Two identical events of one millisecond count once.
-    trail = smallest_trail(events, start)
-    is_loop = len(trail) > 1 and balance == start
-    if is_loop and not shop.events:
-        return None  # Nobody can order an account's first millisecond when it is a loop.
-    if is_silent:
-        # Where a loop starts, only the balance before tells, and that has changed unseen.
-        is_partial = after.expired_points(at_ms) > 0
-        if is_loop and (is_partial or shop.balance in {event.balance for event in trail}):
-            return None
-        # Expired points are gone before the event, but the fold lets the event draw on them.
-        first = trail[0]
-        if first.update_type is UpdateType.DECREASE and (first.scene == POINTS_EXPIRED or first.value > start):
-            return None
-    for event in trail:
-        after.book(event)
-    return after
-
-
-@st.composite
-def true_histories(draw: st.DrawFn, count_max: int = 5) -> Shopline:
-    """What a shop did: every event was sent, and every balance in it was right."""
-    shop = Shopline.opened(draw(st.integers(-10, 30)))
-    at_ms = 1_000
-    for happening in draw(st.lists(milliseconds, min_size=1, max_size=count_max)):
-        at_ms += happening.after_ms
-        alone = replace(happening, moves=happening.moves[:1], silent_until_ms=None, returns=False)
-        after = play(shop, happening, at_ms) or play(shop, alone, at_ms)
-        assert after is not None, "one event alone is never a known limit"
-        shop = after
-    return shop
+def kind_of(result: ApplyResult | PointbookError) -> str:
+    """Return the kind of a result, regardless of the position in time."""
+    if isinstance(result, PointbookError):
+        return result.reason.value
+    return "DUPLICATE" if result.outcome is ApplyOutcome.DUPLICATE else "ACCEPTED"
 
 
 free_events = st.builds(
     Event,
     event_id=st.uuids().map(str),
-    account=st.just(ACCOUNT),
+    account_key=st.just(ACCOUNT),
     update_type=st.sampled_from(UpdateType),
-    scene=st.sampled_from(["SUCCESSFUL_ORDERS", POINTS_EXPIRED, "LUCKY_DRAW"]),
+    scene=st.sampled_from(["SUCCESSFUL_ORDERS", EXPIRED_SCENE, "LUCKY_DRAW"]),
     value=st.integers(0, 6),
     balance=st.one_of(st.none(), st.integers(-4, 12)),
     expires_at_ms=st.one_of(st.none(), st.integers(1_000, 1_012)),
@@ -390,7 +61,10 @@ balanced_events = free_events.filter(lambda event: event.balance is not None)
 
 
 def check_invariants(account: Account, entries: Sequence[Entry]) -> None:
-    """What holds always, for the account and for every entry."""
+    """Check the invariants of an account and of its entries.
+
+    Source: docs/reference/ledger.md#invariants.
+    """
     deltas = sum(entry.event.delta for entry in entries)
     assert account.balance == (account.opening or 0) + deltas - account.silently_expired + account.drift
     assert sum(lot.remaining for lot in account.lots) == max(account.balance, 0)
@@ -398,8 +72,8 @@ def check_invariants(account: Account, entries: Sequence[Entry]) -> None:
     assert account.drift == sum(entry.drift for entry in entries)
     assert account.silently_expired == sum(entry.silently_expired for entry in entries)
     for entry in entries:
-        moved = entry.balance_before + entry.event.delta - entry.silently_expired + entry.drift
-        assert entry.balance_after == moved
+        expected = entry.balance_before + entry.event.delta - entry.silently_expired + entry.drift
+        assert entry.balance_after == expected
         assert entry.event.balance in {None, entry.balance_after}
         assert entry.silently_expired >= 0
     for before, after in pairwise(entries):
@@ -410,35 +84,33 @@ def check_invariants(account: Account, entries: Sequence[Entry]) -> None:
         assert active <= max(account.balance, 0) - expired
 
 
-def check_is_the_fold(book: Book) -> None:
-    """The book is what the fold over its events says, every derived value and every kept state included."""
-    history = book.history
-    void = {entry.event.event_id for entry in history if entry.is_void}
-    account, entries = fold(Account(), [entry.event for entry in history], void)
-    assert book.complete() == account
+def assert_is_fold(ledger: Ledger) -> None:
+    """Check that the account, the entries and the checkpoints are the fold."""
+    history = ledger.history
+    void_ids = {entry.event.event_id for entry in history if entry.is_void}
+    account, entries = fold(Account(), [entry.event for entry in history], void_ids)
+    assert ledger.load_all_lots() == account
     assert history == entries
-    for at_ms, checkpoint in book.checkpoints.items():
+    for at_ms, checkpoint in ledger.checkpoints.items():
         earlier = [entry.event for entry in history if entry.event.updated_at_ms <= at_ms]
-        assert book.complete(checkpoint) == fold(Account(), earlier, void)[0]
-    check_checkpoints_are_near(book)
+        assert ledger.load_all_lots(checkpoint) == fold(Account(), earlier, void_ids)[0]
+    assert_checkpoints_are_close(ledger)
 
 
-def check_checkpoints_are_near(book: Book) -> None:
-    """No more entries lie between two kept states than there may, but for those that share the last millisecond."""
+def assert_checkpoints_are_close(ledger: Ledger) -> None:
+    """Check that checkpoints are close enough.
+
+    Entries of the last millisecond may exceed the limit.
+    """
     count = 0
-    for at_ms, group in groupby(book.history, key=lambda entry: entry.event.updated_at_ms):
-        assert count < book.limits.checkpoint_entries
+    for at_ms, group in groupby(ledger.history, key=lambda entry: entry.event.updated_at_ms):
+        assert count < ledger.limits.checkpoint_entries
         count += len(list(group))
-        if at_ms in book.checkpoints:
+        if at_ms in ledger.checkpoints:
             count = 0
-        elif count >= book.limits.checkpoint_entries:
-            assert at_ms == book.account.newest_at_ms, "a full stretch ends in a kept state"
-    assert book.account.uncheckpointed == count
-
-
-def without_ids(account: Account) -> Account:
-    """An account but for the ids of its lots: of two ids for one content, the first to arrive names the event."""
-    return replace(account, lots=tuple(lot._replace(event_id="") for lot in account.lots))
+        elif count >= ledger.limits.checkpoint_entries:
+            assert at_ms == ledger.account.newest_at_ms, "a checkpoint follows enough entries"
+    assert ledger.account.uncheckpointed == count
 
 
 def split(data: st.DataObject, events: Sequence[Event]) -> list[Sequence[Event]]:
@@ -449,28 +121,28 @@ def split(data: st.DataObject, events: Sequence[Event]) -> list[Sequence[Event]]
     return [events[start:end] for start, end in pairwise([0, *sorted(cuts), len(events)])]
 
 
-def fed(batches: Iterable[Sequence[Event]], limits: Limits | None = None) -> Book:
-    """Write batches into a new book."""
-    book = Book(limits or Limits())
+def ledger_after(batches: Iterable[Sequence[Event]], limits: Limits | None = None) -> Ledger:
+    """Apply batches to a new ledger."""
+    ledger = Ledger(limits or Limits())
     for batch in batches:
-        book.post(batch)
-    return book
+        ledger.post(batch)
+    return ledger
 
 
 @given(true_histories())
 @settings(max_examples=150, deadline=None)
-def test_the_fold_finds_the_points_that_shopline_holds(shop: Shopline) -> None:
-    """Balance, lots by expiry, silent expiry and lifetime points are SHOPLINE's own, and nothing drifts."""
+def test_the_fold_computes_the_points_that_shopline_has(shop: Shopline) -> None:
+    """Balance, lots, silent expiry and lifetime points agree, without drift."""
     account, entries = fold(Account(), shop.events)
 
     assert account.drift == 0
     assert account.balance == shop.balance
     assert [entry.event for entry in entries] == shop.events
     at_ms = shop.events[-1].updated_at_ms
-    held: Counter[float] = Counter()
+    points: Counter[float] = Counter()
     for lot in account.lots:
-        held[NEVER if lot.expires_at_ms is None else max(lot.expires_at_ms, at_ms)] += lot.remaining
-    assert held == shop.held(at_ms)
+        points[NEVER if lot.expires_at_ms is None else max(lot.expires_at_ms, at_ms)] += lot.remaining
+    assert points == shop.points_by_expiry(at_ms)
     assert account.silently_expired == shop.silently_expired
     assert account.lifetime_points == shop.lifetime_points
     check_invariants(account, entries)
@@ -478,85 +150,84 @@ def test_the_fold_finds_the_points_that_shopline_holds(shop: Shopline) -> None:
 
 @given(true_histories(), limits_of_any_size, st.data())
 @settings(max_examples=150, deadline=None)
-def test_any_order_repetition_and_batches_give_the_same_account(
+def test_the_account_depends_on_neither_order_nor_repetition_nor_batches(
     shop: Shopline, limits: Limits, data: st.DataObject
 ) -> None:
-    """However webhooks come, the account is the one that they would have made in time, without drift."""
     again = data.draw(st.lists(st.sampled_from(shop.events), max_size=6))
     renamed = [replace(event, event_id=f"again:{event.event_id}") for event in again]
     arrivals = data.draw(st.permutations([*shop.events, *again, *renamed]))
 
-    book = Book(limits)
-    answers = [answer for batch in split(data, arrivals) for answer in book.post(batch)]
+    ledger = Ledger(limits)
+    results = [result for batch in split(data, arrivals) for result in ledger.post(batch)]
 
-    assert without_ids(book.complete()) == without_ids(fold(Account(), shop.events)[0])
-    assert book.account.drift == 0
-    assert [entry.event.content for entry in book.history] == [event.content for event in shop.events]
-    assert [kind_of(answer) for answer in answers].count("DUPLICATE") == len(arrivals) - len(shop.events)
-    check_is_the_fold(book)
+    assert without_lot_ids(ledger.load_all_lots()) == without_lot_ids(fold(Account(), shop.events)[0])
+    assert ledger.account.drift == 0
+    assert [entry.event.content for entry in ledger.history] == [event.content for event in shop.events]
+    assert [kind_of(result) for result in results].count("DUPLICATE") == len(arrivals) - len(shop.events)
+    assert_is_fold(ledger)
 
 
 @given(true_histories(), limits_of_any_size, st.data())
 @settings(max_examples=150, deadline=None)
-def test_missing_events_drift_until_they_arrive(shop: Shopline, limits: Limits, data: st.DataObject) -> None:
-    """With any part of a history the invariants hold after every batch; with the rest of it the drift is gone."""
+def test_drift_disappears_once_all_events_have_arrived(shop: Shopline, limits: Limits, data: st.DataObject) -> None:
+    """The invariants hold after every batch."""
     arrivals = data.draw(st.permutations(shop.events))
 
-    book = Book(limits)
+    ledger = Ledger(limits)
     for batch in split(data, arrivals):
-        book.post(batch)
-        check_invariants(book.complete(), book.history)
-        check_is_the_fold(book)
+        ledger.post(batch)
+        check_invariants(ledger.load_all_lots(), ledger.history)
+        assert_is_fold(ledger)
 
-    assert book.account.drift == 0
-    assert book.complete() == fold(Account(), shop.events)[0]
+    assert ledger.account.drift == 0
+    assert ledger.load_all_lots() == fold(Account(), shop.events)[0]
 
 
 @given(true_histories(), st.data())
 @settings(max_examples=150, deadline=None)
-def test_increases_without_a_balance_do_not_depend_on_the_order_either(shop: Shopline, data: st.DataObject) -> None:
-    """Where nothing can go below zero, other callers' events may arrive at any place among SHOPLINE's."""
+def test_an_increase_without_a_balance_may_arrive_in_any_order(shop: Shopline, data: st.DataObject) -> None:
+    """This holds for histories without negative balances, where nothing is refused."""
     balances = [fold(Account(), shop.events[:1])[0].opening or 0, *(event.balance or 0 for event in shop.events)]
     assume(min(balances) >= 0)
     value, at_ms = data.draw(st.integers(0, 9)), data.draw(st.sampled_from(shop.events)).updated_at_ms
     other = Event("other", ACCOUNT, UpdateType.INCREASE, "LUCKY_DRAW", value, None, None, at_ms)
     arrivals = data.draw(st.permutations([*shop.events, other]))
 
-    book = fed(split(data, arrivals))
+    ledger = ledger_after(split(data, arrivals))
 
-    assert book.refused == {}
-    assert book.complete() == fold(Account(), [*shop.events, other])[0]
-    check_is_the_fold(book)
+    assert ledger.refused == {}
+    assert ledger.load_all_lots() == fold(Account(), [*shop.events, other])[0]
+    assert_is_fold(ledger)
 
 
 @given(st.lists(free_events, max_size=10), limits_of_any_size)
 @settings(max_examples=150, deadline=None)
-def test_whatever_comes_the_book_is_the_fold_of_what_it_accepted(events: list[Event], limits: Limits) -> None:
-    """Also of events that no true history has: applied directly or folded again, the result agrees."""
-    book = Book(limits)
+def test_the_ledger_is_the_fold_of_the_accepted_events(events: list[Event], limits: Limits) -> None:
+    """Also for events that no true history has, applied directly or folded again."""
+    ledger = Ledger(limits)
 
     for event in events:
-        outcome = book.apply(event)
-        check_is_the_fold(book)
-        check_invariants(book.complete(), book.history)
+        outcome = ledger.apply(event)
+        assert_is_fold(ledger)
+        check_invariants(ledger.load_all_lots(), ledger.history)
         if event.balance is not None:
             assert outcome is not ApplyOutcome.REFUSED
         elif outcome is not ApplyOutcome.REFUSED:
-            place = next(i for i, entry in enumerate(book.history) if entry.event is event)
-            unbalanced = takewhile(lambda entry: entry.event.balance is None, book.history[place:])
+            position = next(i for i, entry in enumerate(ledger.history) if entry.event is event)
+            unbalanced = takewhile(lambda entry: entry.event.balance is None, ledger.history[position:])
             assert all(entry.balance_after >= 0 for entry in unbalanced)
-        if book.history and outcome is ApplyOutcome.APPLIED:
-            assert book.history[-1].event is event
+        if ledger.history and outcome is ApplyOutcome.APPLIED:
+            assert ledger.history[-1].event is event
         if outcome is ApplyOutcome.LATE:
-            assert book.history[-1].event is not event
+            assert ledger.history[-1].event is not event
 
 
 @given(st.lists(free_events, max_size=10), st.data())
 @settings(max_examples=400, deadline=None)
-def test_an_event_without_a_balance_is_refused_where_the_fold_would_fall_below_zero(
+def test_an_event_without_a_balance_is_refused_only_if_the_fold_would_become_negative(
     events: list[Event], data: st.DataObject
 ) -> None:
-    """And nowhere else, whatever came before it in the same batch or earlier."""
+    """Regardless of what arrived before it, in the same batch or earlier."""
     start = data.draw(st.integers(0, len(events)))
     accepted = [event for event in events[:start] if event.balance is not None]
     journal = Journal(Account(), fold(Account(), accepted)[1])
@@ -564,48 +235,48 @@ def test_an_event_without_a_balance_is_refused_where_the_fold_would_fall_below_z
     for event in events[start:]:
         post = journal.post(event)
         entries = fold(Account(), [*accepted, event])[1]
-        place = next(i for i, entry in enumerate(entries) if entry.event is event)
-        unbalanced = [entries[place], *takewhile(lambda entry: entry.event.balance is None, entries[place + 1 :])]
+        position = next(i for i, entry in enumerate(entries) if entry.event is event)
+        unbalanced = [entries[position], *takewhile(lambda entry: entry.event.balance is None, entries[position + 1 :])]
         if post.outcome is ApplyOutcome.DUPLICATE:
             assert event.content in {known.content for known in accepted}
             continue
         is_short = event.balance is None and min(entry.balance_after for entry in unbalanced) < 0
         assert (post.outcome is ApplyOutcome.REFUSED) is is_short
         if post.entry is not None:
-            assert post.entry.balance_before == entries[place].balance_before
-            assert post.entry.balance_after == entries[place].balance_after
+            assert post.entry.balance_before == entries[position].balance_before
+            assert post.entry.balance_after == entries[position].balance_after
         if not is_short:
             accepted.append(event)
 
 
 @given(st.lists(balanced_events, max_size=8, unique_by=lambda event: event.content), limits_of_any_size, st.data())
 @settings(max_examples=200, deadline=None)
-def test_whatever_carries_a_balance_may_come_in_any_order(
+def test_events_with_a_balance_may_arrive_in_any_order(
     events: list[Event], limits: Limits, data: st.DataObject
 ) -> None:
-    """The account is a pure function of the set of accepted events, true or not."""
-    one = fed([[event] for event in events])
-    other = fed(split(data, data.draw(st.permutations(events))), limits)
+    """Also events that no true history has."""
+    in_order = ledger_after([[event] for event in events])
+    permuted = ledger_after(split(data, data.draw(st.permutations(events))), limits)
 
-    assert one.complete() == other.complete()
-    assert one.history == other.history
-    assert len(one.entries) == len(events)
+    assert in_order.load_all_lots() == permuted.load_all_lots()
+    assert in_order.history == permuted.history
+    assert len(in_order.entries) == len(events)
 
 
 @given(st.lists(free_events, max_size=8), limits_of_any_size, st.data())
 @settings(max_examples=150, deadline=None)
-def test_a_second_time_changes_nothing(events: list[Event], limits: Limits, data: st.DataObject) -> None:
-    """Everything may be sent again: each event gets the answer that it had, and the account stays."""
-    book = fed(split(data, events), limits)
-    account, history, refused = book.account, book.history, dict(book.refused)
-    checkpoints = dict(book.checkpoints)
+def test_sending_everything_again_changes_nothing(events: list[Event], limits: Limits, data: st.DataObject) -> None:
+    """Each event gets a duplicate, or the refusal that it got before."""
+    ledger = ledger_after(split(data, events), limits)
+    account, history, refused = ledger.account, ledger.history, dict(ledger.refused)
+    checkpoints = dict(ledger.checkpoints)
     again = data.draw(st.permutations(events))
 
-    answers = [answer for batch in split(data, again) for answer in book.post(batch)]
+    results = [result for batch in split(data, again) for result in ledger.post(batch)]
 
-    assert (book.account, book.history, book.refused) == (account, history, refused)
-    assert book.checkpoints == checkpoints
-    outcomes = {event.event_id: outcome_of(answer) for event, answer in zip(again, answers, strict=True)}
+    assert (ledger.account, ledger.history, ledger.refused) == (account, history, refused)
+    assert ledger.checkpoints == checkpoints
+    outcomes = {event.event_id: outcome_of(result) for event, result in zip(again, results, strict=True)}
     assert {event_id for event_id, outcome in outcomes.items() if outcome is ApplyOutcome.REFUSED} == set(refused)
     assert set(outcomes.values()) <= {ApplyOutcome.DUPLICATE, ApplyOutcome.REFUSED}
 
@@ -615,122 +286,127 @@ named_events = st.builds(replace, free_events, event_id=st.sampled_from("abcdefg
 
 @given(st.lists(named_events, max_size=10), limits_of_any_size, st.data())
 @settings(max_examples=200, deadline=None)
-def test_a_batch_answers_as_single_calls_do(events: list[Event], limits: Limits, data: st.DataObject) -> None:
-    """Refusals are judged in the order of the request, and ids may repeat and be reused: batches tell no difference."""
-    single, batched = Book(limits), Book(limits)
+def test_a_batch_gives_the_same_results_as_single_calls(
+    events: list[Event], limits: Limits, data: st.DataObject
+) -> None:
+    """Also with repeated and reused event_ids."""
+    single, batched = Ledger(limits), Ledger(limits)
 
-    answers = [answer for event in events for answer in single.post([event])]
-    in_batches = [answer for batch in split(data, events) for answer in batched.post(batch)]
+    results = [result for event in events for result in single.post([event])]
+    in_batches = [result for batch in split(data, events) for result in batched.post(batch)]
 
-    assert list(map(kind_of, in_batches)) == list(map(kind_of, answers))
-    assert batched.complete() == single.complete()
+    assert list(map(kind_of, in_batches)) == list(map(kind_of, results))
+    assert batched.load_all_lots() == single.load_all_lots()
     assert batched.history == single.history
     assert batched.refused.keys() == single.refused.keys()
-    check_is_the_fold(batched)
+    assert_is_fold(batched)
 
 
 @given(st.lists(free_events, max_size=8, unique_by=lambda event: event.updated_at_ms), limits_of_any_size)
 @settings(max_examples=150, deadline=None)
-def test_a_batch_in_time_tells_each_event_its_own_account(events: list[Event], limits: Limits) -> None:
-    """Events that come in the order of their times hear the account that a single call would have told them."""
+def test_events_in_order_of_time_get_the_same_account_in_a_batch_as_in_single_calls(
+    events: list[Event], limits: Limits
+) -> None:
     events.sort(key=lambda event: event.updated_at_ms)
-    single, batched = Book(limits), Book(limits)
+    single, batched = Ledger(limits), Ledger(limits)
 
-    answers = [single.post([event])[0] for event in events]
+    results = [single.post([event])[0] for event in events]
     in_batch = batched.post(events) if events else []
 
-    for one, other in zip(answers, in_batch, strict=True):
+    for one, other in zip(results, in_batch, strict=True):
         assert isinstance(one, ApplyResult) == isinstance(other, ApplyResult)
         if isinstance(one, ApplyResult) and isinstance(other, ApplyResult):
             assert (one.outcome, one.entry) == (other.outcome, other.entry)
-            assert batched.complete(one.account) == batched.complete(other.account)
+            assert batched.load_all_lots(one.account) == batched.load_all_lots(other.account)
 
 
 @given(st.lists(free_events, min_size=1, max_size=8), limits_of_any_size, st.data())
 @settings(max_examples=150, deadline=None)
-def test_the_last_answer_of_a_batch_is_the_account_as_it_stands(
+def test_the_last_result_of_a_batch_has_the_current_account(
     events: list[Event], limits: Limits, data: st.DataObject
 ) -> None:
-    """Whatever came before it, and whatever was late; and every answer can tell what is active now."""
-    book = Book(limits)
+    """And every result has the lots that the active points need."""
+    ledger = Ledger(limits)
     for batch in split(data, events):
-        answers = book.post(batch)
+        results = ledger.post(batch)
 
-        for answer in answers:
-            if isinstance(answer, ApplyResult):
-                active, _, expired = answer.account.points_at(READ_AT_MS)
-                assert active + expired == max(answer.account.balance, 0)
-        if isinstance(answers[-1], ApplyResult):
-            assert book.complete(answers[-1].account) == book.complete()
+        for result in results:
+            if isinstance(result, ApplyResult):
+                active, _, expired = result.account.points_at(READ_AT_MS)
+                assert active + expired == max(result.account.balance, 0)
+        if isinstance(results[-1], ApplyResult):
+            assert ledger.load_all_lots(results[-1].account) == ledger.load_all_lots()
 
 
 @given(st.lists(free_events, max_size=9), limits_of_any_size, st.data())
 @settings(max_examples=200, deadline=None)
-def test_a_void_entry_counts_for_nothing_until_it_counts_again(
+def test_voiding_gives_the_fold_without_the_entries_and_unvoiding_restores_it(
     events: list[Event], limits: Limits, data: st.DataObject
 ) -> None:
-    """Voiding gives the fold without the entries, and unvoiding what was before."""
-    book = fed(split(data, events), limits)
-    before, history = book.complete(), book.history
-    ids = data.draw(st.sets(st.sampled_from(sorted(book.entries)))) if book.entries else set()
+    """Only the newest time stays."""
+    ledger = ledger_after(split(data, events), limits)
+    before, history = ledger.load_all_lots(), ledger.history
+    ids = data.draw(st.sets(st.sampled_from(sorted(ledger.entries)))) if ledger.entries else set()
 
-    book.set_void(ids, is_void=True)
+    ledger.set_void(ids, is_void=True)
 
-    check_is_the_fold(book)
-    counting = [entry for entry in book.history if not entry.is_void]
-    without = fold(Account(), [entry.event for entry in history if entry.event.event_id not in ids])
-    assert replace(book.complete(), newest_at_ms=None) == replace(without[0], newest_at_ms=None)
-    assert counting == without[1]
-    assert book.account.newest_at_ms == before.newest_at_ms
-    check_invariants(book.complete(), counting)
-    book.set_void(data.draw(st.permutations(sorted(ids))), is_void=False)
-    assert book.complete() == before
-    assert book.history == history
-    check_is_the_fold(book)
+    assert_is_fold(ledger)
+    counting = [entry for entry in ledger.history if not entry.is_void]
+    expected = fold(Account(), [entry.event for entry in history if entry.event.event_id not in ids])
+    assert replace(ledger.load_all_lots(), newest_at_ms=None) == replace(expected[0], newest_at_ms=None)
+    assert counting == expected[1]
+    assert ledger.account.newest_at_ms == before.newest_at_ms
+    check_invariants(ledger.load_all_lots(), counting)
+    ledger.set_void(data.draw(st.permutations(sorted(ids))), is_void=False)
+    assert ledger.load_all_lots() == before
+    assert ledger.history == history
+    assert_is_fold(ledger)
 
 
 @given(st.lists(free_events, min_size=1, max_size=9), limits_of_any_size, st.data())
 @settings(max_examples=150, deadline=None)
-def test_the_book_goes_on_over_void_entries(events: list[Event], limits: Limits, data: st.DataObject) -> None:
-    """Events come before, between and behind void entries, and what is void is known under its id and content."""
+def test_events_may_arrive_before_between_and_after_void_entries(
+    events: list[Event], limits: Limits, data: st.DataObject
+) -> None:
+    """Void entries are still known by their event_id and content."""
     half = data.draw(st.integers(0, len(events)))
-    book = fed(split(data, events[:half]), limits)
-    ids = data.draw(st.sets(st.sampled_from(sorted(book.entries)))) if book.entries else set()
-    book.set_void(ids, is_void=True)
+    ledger = ledger_after(split(data, events[:half]), limits)
+    ids = data.draw(st.sets(st.sampled_from(sorted(ledger.entries)))) if ledger.entries else set()
+    ledger.set_void(ids, is_void=True)
 
     for batch in split(data, events[half:]):
-        book.post(batch)
-        check_is_the_fold(book)
+        ledger.post(batch)
+        assert_is_fold(ledger)
 
-    assert {entry.event.event_id for entry in book.history if entry.is_void} == ids
+    assert {entry.event.event_id for entry in ledger.history if entry.is_void} == ids
     for event in events[:half]:
         known = replace(event, event_id=f"again:{event.event_id}")
         if event.event_id in ids:
-            assert book.apply(event) is ApplyOutcome.DUPLICATE
-            assert event.balance is None or book.apply(known) is ApplyOutcome.DUPLICATE
-    book.set_void(ids, is_void=False)
-    check_is_the_fold(book)
+            assert ledger.apply(event) is ApplyOutcome.DUPLICATE
+            assert event.balance is None or ledger.apply(known) is ApplyOutcome.DUPLICATE
+    ledger.set_void(ids, is_void=False)
+    assert_is_fold(ledger)
 
 
 @given(st.lists(free_events, max_size=10), tiny_limits, st.data())
 @settings(max_examples=150, deadline=None)
-def test_far_lots_are_the_lots_beyond(events: list[Event], limits: Limits, data: st.DataObject) -> None:
-    """The near lots and the far ones' sum are all lots: what is kept tells the same points, or that it must read."""
-    book = fed(split(data, events), limits)
+def test_stored_lots_and_the_overflow_are_all_lots(events: list[Event], limits: Limits, data: st.DataObject) -> None:
+    """The stored account gives the same active points, unless it needs overflow lots."""
+    ledger = ledger_after(split(data, events), limits)
 
-    kept, account = book.account, book.complete()
+    stored, account = ledger.account, ledger.load_all_lots()
 
-    assert account.lots[: len(kept.lots)] == kept.lots
-    beyond = account.lots[len(kept.lots) :]
-    if kept.far_lots is None:
-        assert beyond == ()
+    assert account.lots[: len(stored.lots)] == stored.lots
+    rest = account.lots[len(stored.lots) :]
+    if stored.overflow is None:
+        assert rest == ()
     else:
-        assert kept.far_lots == (sum(lot.remaining for lot in beyond), beyond[0].expires_at_ms, beyond[0].event_id)
-        assert all(lot.remaining == lot.original for lot in beyond)
-        for at_ms in range(1_000, beyond[0].order_ms if beyond[0].expires_at_ms else 1_014):
-            assert kept.points_at(at_ms) == account.points_at(at_ms)
-    if len(kept.lots) > limits.near_lots_max:
-        behind = kept.lots[limits.near_lots_kept :]
-        pairs = 2 if kept.lots[-1].expires_at_ms is None else 0
-        drawn = sum(lot.order_ms <= kept.drawn_to_ms for lot in behind)
-        assert len(behind) <= drawn + pairs, "no more is kept than was drawn from"
+        assert stored.overflow == (sum(lot.remaining for lot in rest), rest[0].expires_at_ms, rest[0].event_id)
+        assert all(lot.remaining == lot.original for lot in rest)
+        for at_ms in range(1_000, rest[0].expiry_or_never_ms if rest[0].expires_at_ms else 1_014):
+            assert stored.points_at(at_ms) == account.points_at(at_ms)
+    if len(stored.lots) > limits.stored_lots_max:
+        extra = stored.lots[limits.stored_lots_after_trim :]
+        pairs = 2 if stored.lots[-1].expires_at_ms is None else 0
+        drawn = sum(lot.expiry_or_never_ms <= stored.drawn_to_ms for lot in extra)
+        assert len(extra) <= drawn + pairs, "only lots up to the latest drawn expiry are stored in addition"

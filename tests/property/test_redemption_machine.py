@@ -19,7 +19,7 @@ from pointbook_server.redemption import queries
 from pointbook_server.redemption.allocation import points_by_account
 from pointbook_server.redemption.model import HoldState, Redemption
 from support.harness import NOW_MS, Service, Shop, at, refusal, unique
-from support.ledger import Kept, check_is_the_fold, read_book
+from support.ledger import StoredAccount, assert_is_fold, read_ledger
 
 EXAMPLES = settings(
     max_examples=60,
@@ -277,7 +277,7 @@ def check_redemption(redemption: Redemption) -> None:
     assert points_by_account(redemption.draws) == {hold.key: hold.points for hold in redemption.holds}
 
 
-def check_settlements(book: Mapping[AccountKey, Kept], redemptions: Sequence[Redemption]) -> None:
+def check_settlements(book: Mapping[AccountKey, StoredAccount], redemptions: Sequence[Redemption]) -> None:
     """Check that each settled hold was settled by one entry."""
     holds = [(redemption.redemption_id, hold) for redemption in redemptions for hold in redemption.holds]
     settled = {(redemption_id, hold.key) for redemption_id, hold in holds if hold.state is HoldState.SETTLED}
@@ -301,8 +301,8 @@ async def check(database: Database, story: Story) -> None:
                 expected[hold.key][redemption.redemption_id] = (hold.points, is_open)
     assert all(points <= CAP for points in usage.values())
 
-    book = await read_book(database, story.shop.merchant_id)
-    check_is_the_fold(book)
+    book = await read_ledger(database, story.shop.merchant_id)
+    assert_is_fold(book)
     check_settlements(book, redemptions)
     for key, kept in book.items():
         account = kept.account

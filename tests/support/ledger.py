@@ -1,4 +1,4 @@
-"""What a database holds of a merchant's points, read back and compared with the pure fold."""
+"""A merchant's points as the database stores them, compared with the pure fold."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -7,10 +7,10 @@ from sqlalchemy import text
 
 from pointbook_server.customers.customer_repository import CustomerRepository
 from pointbook_server.db.database import Connection, Database, Statement
-from pointbook_server.ledger import queries
+from pointbook_server.ledger import queries, rows
 from pointbook_server.ledger.account_repository import AccountRepository
-from pointbook_server.ledger.model import Account, AccountKey, ApplyOutcome, fold
-from pointbook_server.ledger.queries import StoredEntry
+from pointbook_server.ledger.fold import fold
+from pointbook_server.ledger.model import Account, AccountKey, ApplyOutcome, StoredEntry
 from pointbook_server.ledger.transactions import LedgerTransactions
 from pointbook_server.programs.transactions import ProgramTransactions
 from pointbook_server.redemption.transactions import RedemptionTransactions
@@ -19,8 +19,8 @@ from pointbook_server.validation_codes.transactions import ValidationCodeTransac
 ALL_LOTS = 10**9
 
 
-def ledger_store(database: Database) -> LedgerTransactions:
-    """Make a store as the server has it."""
+def ledger_transactions(database: Database) -> LedgerTransactions:
+    """Build the ledger's transactions as the server does."""
     redemptions = RedemptionTransactions(
         database,
         ProgramTransactions(database),
@@ -42,8 +42,8 @@ _ACCOUNTS, _CHECKPOINTS, _ENTRIES = (
 
 
 @dataclass
-class Kept:
-    """One account as the database keeps it: its row, and with all lots, its checkpoints with all lots, its entries."""
+class StoredAccount:
+    """A stored account: its row, its entries, and all lots of it and its checkpoints."""
 
     row: Account = field(default_factory=Account)
     account: Account = field(default_factory=Account)
@@ -51,48 +51,52 @@ class Kept:
     entries: list[StoredEntry] = field(default_factory=list)
 
 
-async def read_book(database: Database, merchant_id: str) -> dict[AccountKey, Kept]:
-    """Read a merchant's accounts, their checkpoints and entries, refused events left out."""
+async def read_ledger(database: Database, merchant_id: str) -> dict[AccountKey, StoredAccount]:
+    """Read a merchant's accounts with their checkpoints and entries, without refusals."""
 
-    async def read(connection: Connection) -> dict[AccountKey, Kept]:
-        store, named = AccountRepository(connection, merchant_id), {"merchant_id": merchant_id}
-        book: dict[AccountKey, Kept] = {}
-        for key, account in map(queries.read_account, await connection.fetch(_ACCOUNTS, named)):
-            book[key] = Kept(account, await store.complete(key, account, 0, lots=ALL_LOTS))
-        for key, account in map(queries.read_account, await connection.fetch(_CHECKPOINTS, named)):
-            complete = await store.complete(key, account, 0, lots=ALL_LOTS)
-            book[key].checkpoints[account.newest_at_ms or 0] = complete
-        for received in map(queries.read_entry, await connection.fetch(_ENTRIES, named)):
-            if received.outcome is not ApplyOutcome.REFUSED:
-                book[received.entry.event.account].entries.append(received)
-        return book
+    async def read(connection: Connection) -> dict[AccountKey, StoredAccount]:
+        repository, params = AccountRepository(connection, merchant_id), {"merchant_id": merchant_id}
+        ledger: dict[AccountKey, StoredAccount] = {}
+        for key, account in map(rows.account_from_row, await connection.fetch(_ACCOUNTS, params)):
+            ledger[key] = StoredAccount(account, await repository.load_lots(key, account, 0, lots=ALL_LOTS))
+        for key, account in map(rows.account_from_row, await connection.fetch(_CHECKPOINTS, params)):
+            complete = await repository.load_lots(key, account, 0, lots=ALL_LOTS)
+            ledger[key].checkpoints[account.newest_at_ms or 0] = complete
+        for stored in map(rows.entry_from_row, await connection.fetch(_ENTRIES, params)):
+            if stored.outcome is not ApplyOutcome.REFUSED:
+                ledger[stored.entry.event.account_key].entries.append(stored)
+        return ledger
 
     return await database.snapshot(read)
 
 
-def check_is_the_fold(book: Mapping[AccountKey, Kept]) -> None:
-    """Every account is the fold of its entries, so are their derived values, and so is every kept state."""
-    for kept in book.values():
-        events = [received.entry.event for received in kept.entries]
-        void = {received.entry.event.event_id for received in kept.entries if received.void is not None}
-        account, entries = fold(Account(), events, void)
-        assert kept.account == account
-        assert [received.entry for received in kept.entries] == entries
-        for at_ms, checkpoint in kept.checkpoints.items():
-            assert checkpoint == fold(Account(), [event for event in events if event.updated_at_ms <= at_ms], void)[0]
+def assert_is_fold(ledger: Mapping[AccountKey, StoredAccount]) -> None:
+    """Check that accounts, derived values and checkpoints are the fold of entries."""
+    for stored_account in ledger.values():
+        events = [stored.entry.event for stored in stored_account.entries]
+        void_ids = {stored.entry.event.event_id for stored in stored_account.entries if stored.void is not None}
+        account, entries = fold(Account(), events, void_ids)
+        assert stored_account.account == account
+        assert [stored.entry for stored in stored_account.entries] == entries
+        for at_ms, checkpoint in stored_account.checkpoints.items():
+            earlier = [event for event in events if event.updated_at_ms <= at_ms]
+            assert checkpoint == fold(Account(), earlier, void_ids)[0]
 
 
-async def check_book(database_url: str, merchant_id: str) -> dict[AccountKey, Kept]:
-    """Read a merchant's book, and check it."""
+async def check_ledger(database_url: str, merchant_id: str) -> dict[AccountKey, StoredAccount]:
+    """Read a merchant's accounts, and check that they are the fold of their entries."""
     database = Database(database_url, pool_size=1)
     try:
-        book = await read_book(database, merchant_id)
+        ledger = await read_ledger(database, merchant_id)
     finally:
         await database.dispose()
-    check_is_the_fold(book)
-    return book
+    assert_is_fold(ledger)
+    return ledger
 
 
-def without_ids(account: Account) -> Account:
-    """An account but for the ids of its lots: of two ids for one content, the first to arrive names the event."""
+def without_lot_ids(account: Account) -> Account:
+    """Return an account without the event_ids of its lots.
+
+    If two events have the same content, the lots have the event_id of the one that arrived first.
+    """
     return replace(account, lots=tuple(lot._replace(event_id="") for lot in account.lots))

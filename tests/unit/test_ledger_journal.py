@@ -1,72 +1,64 @@
-"""Events posted to one account, one small example each: who is judged when, and what is told and kept."""
+"""The journal: the checks of posted events, and the results after the fold."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import pytest
 
-from pointbook_server.ledger import model
+from pointbook_server.ledger import fold as fold_module
+from pointbook_server.ledger.fold import fold
 from pointbook_server.ledger.journal import Journal
-from pointbook_server.ledger.model import (
-    EXPIRED_SCENE,
-    Account,
-    AccountKey,
-    ApplyOutcome,
-    Entry,
-    Event,
-    UpdateType,
-    fold,
-)
-
-ACCOUNT = AccountKey("store", "buyer")
+from pointbook_server.ledger.model import Account, ApplyOutcome, Entry, Event, UpdateType
+from pointbook_server.ledger.scenes import EXPIRED_SCENE
+from support.ledger_events import ACCOUNT, account_after, decrease, increase
 
 
 def event(at_ms: int, delta: int, balance: int | None, event_id: str = "") -> Event:
-    """Points come in, or go out."""
+    """Build an increase or a decrease by its sign."""
     update_type = UpdateType.INCREASE if delta >= 0 else UpdateType.DECREASE
     scene = "SUCCESSFUL_ORDERS" if delta >= 0 else "REDEEM_COUPON"
     return Event(event_id or f"at-{at_ms}", ACCOUNT, update_type, scene, abs(delta), balance, None, at_ms)
 
 
-def history(*events: Event, void: tuple[str, ...] = ()) -> list[Entry]:
-    """The entries of some events."""
-    return fold(Account(), events, void)[1]
+def history(*events: Event, void_ids: tuple[str, ...] = ()) -> list[Entry]:
+    """Return the entries of some events."""
+    return fold(Account(), events, void_ids)[1]
 
 
-def ids(entries: list[Entry]) -> list[str]:
-    """Whose entries they are."""
+def event_ids(entries: list[Entry]) -> list[str]:
+    """Return the event_ids of some entries."""
     return [entry.event.event_id for entry in entries]
 
 
-def test_every_post_is_answered_in_its_place() -> None:
-    """With what became of it, its entry, and the account after the newest entry that was there by then."""
+def test_results_are_in_the_order_of_the_posts() -> None:
+    """Each has the account after the newest entry that existed when it arrived."""
     journal = Journal(Account())
-    for each in (event(10, 20, 20), event(30, 5, 25), event(20, 0, 20), event(40, 1, 26)):
-        journal.post(each)
+    for posted in (event(10, 20, 20), event(30, 5, 25), event(20, 0, 20), event(40, 1, 26)):
+        journal.post(posted)
 
-    verdicts = journal.close().verdicts
+    results = journal.close().results
 
-    assert [verdict.outcome for verdict in verdicts] == [
+    assert [result.outcome for result in results] == [
         ApplyOutcome.APPLIED,
         ApplyOutcome.APPLIED,
         ApplyOutcome.LATE,
         ApplyOutcome.APPLIED,
     ]
-    assert [verdict.entry.event.updated_at_ms for verdict in verdicts] == [10, 30, 20, 40]
-    assert [verdict.account.balance for verdict in verdicts] == [20, 25, 25, 26]
+    assert [result.entry.event.updated_at_ms for result in results] == [10, 30, 20, 40]
+    assert [result.account.balance for result in results] == [20, 25, 25, 26]
 
 
-def test_nothing_posted_is_the_account_as_it_was() -> None:
-    """There is nothing to write."""
+def test_closing_without_posts_changes_nothing() -> None:
     base = fold(Account(), [event(10, 20, 20)])[0]
 
-    posting = Journal(base).close()
+    change = Journal(base).close()
 
-    assert (posting.account, posting.verdicts, posting.moved, posting.checkpoints) == (base, [], [], [])
+    assert (change.account, change.results, change.changed_entries, change.checkpoints) == (base, [], [], [])
 
 
-def test_a_repetition_tells_the_account_as_it_is_by_then() -> None:
-    """What became of the event stays: it is known, or refused."""
+def test_a_repeated_post_returns_the_current_account_and_the_same_outcome() -> None:
+    """An applied event is a duplicate from then on, a refused event stays refused."""
     journal = Journal(Account())
     known, refused = journal.post(event(10, 20, 20)), journal.post(event(20, -21, None))
     journal.repeat(known)
@@ -74,33 +66,36 @@ def test_a_repetition_tells_the_account_as_it_is_by_then() -> None:
     journal.post(event(30, 5, 25))
     journal.repeat(known)
 
-    verdicts = journal.close().verdicts
+    results = journal.close().results
 
-    outcomes = [verdict.outcome for verdict in verdicts]
+    outcomes = [result.outcome for result in results]
     assert outcomes[:2] == [ApplyOutcome.APPLIED, ApplyOutcome.REFUSED]
     assert outcomes[2:] == [ApplyOutcome.DUPLICATE, ApplyOutcome.REFUSED, ApplyOutcome.APPLIED, ApplyOutcome.DUPLICATE]
-    assert [verdict.account.balance for verdict in verdicts] == [20, 20, 20, 20, 25, 25]
-    assert verdicts[3].entry == verdicts[1].entry
+    assert [result.account.balance for result in results] == [20, 20, 20, 20, 25, 25]
+    assert results[3].entry == results[1].entry
 
 
-def test_the_same_content_is_known_whether_it_was_there_or_has_just_come() -> None:
-    """The answer is the entry that was accepted, under its own id."""
+def test_the_same_content_is_a_duplicate_of_the_history_or_of_an_earlier_post() -> None:
+    """The result has the accepted entry, with its own event_id."""
     journal = Journal(Account(), history(event(10, 20, 20)))
-    for each in (event(10, 20, 20, "again"), event(30, 5, 25), event(30, 5, 25, "once more")):
-        journal.post(each)
+    for posted in (event(10, 20, 20, "again"), event(30, 5, 25), event(30, 5, 25, "once more")):
+        journal.post(posted)
 
-    posting = journal.close()
+    change = journal.close()
 
-    assert [verdict.outcome for verdict in posting.verdicts] == [
+    assert [result.outcome for result in change.results] == [
         ApplyOutcome.DUPLICATE,
         ApplyOutcome.APPLIED,
         ApplyOutcome.DUPLICATE,
     ]
-    assert [verdict.entry.event.event_id for verdict in posting.verdicts] == ["at-10", "at-30", "at-30"]
+    assert [result.entry.event.event_id for result in change.results] == ["at-10", "at-30", "at-30"]
 
 
-def test_events_without_a_balance_are_judged_as_they_come() -> None:
-    """Who comes first has the points, wherever in time; what carries a balance later does not change the judgement."""
+def test_events_without_a_balance_are_checked_in_order_of_arrival() -> None:
+    """The first to arrive gets the points, even if another event is earlier.
+
+    A balance that arrives later does not change the outcome.
+    """
     journal = Journal(fold(Account(), [event(10, 20, 20)])[0])
     posts = [
         journal.post(event(30, -15, None)),
@@ -120,14 +115,14 @@ def test_events_without_a_balance_are_judged_as_they_come() -> None:
     assert journal.close().account.balance == 105
 
 
-def test_what_comes_before_a_millisecond_may_turn_its_order_round() -> None:
-    """Points come in and go out in one millisecond: which is last, and what is left, depends on what there was."""
+def test_an_earlier_event_may_reverse_the_order_of_a_later_millisecond() -> None:
+    """A loop of two events ends differently depending on the balance before it."""
     journal = Journal(fold(Account(), [event(10, 1, 1), event(11, -1, 0)])[0])
     loop = [event(20, 10, 10, "in"), event(20, -10, 0, "out")]
     posts = [
         journal.post(event(15, -1, None)),
         *map(journal.post, loop),
-        journal.post(event(30, -5, None, "in vain")),
+        journal.post(event(30, -5, None, "refused")),
         journal.post(event(15, 10, None, "before")),
         journal.post(event(30, -5, None)),
     ]
@@ -136,34 +131,32 @@ def test_what_comes_before_a_millisecond_may_turn_its_order_round() -> None:
     assert journal.close().account.balance == 5
 
 
-def test_points_that_expire_before_a_millisecond_may_turn_its_order_round() -> None:
-    """Even where a balance between them says what is left: a loop may begin behind what has expired by then."""
+def test_an_earlier_expiry_may_reverse_the_order_of_a_later_millisecond() -> None:
+    """A loop may start at the balance without expired points."""
     lot = replace(event(1, 10, 10), expires_at_ms=5)
     loop = [event(10, 10, 30, "in"), event(10, -10, 20, "out")]
     journal = Journal(Account(), history(lot, event(2, 40, 50), event(6, -10, 40), *loop))
     spent = replace(event(3, -10, None), scene=EXPIRED_SCENE)
 
-    posts = [journal.post(each) for each in (event(20, -1, None), spent, event(21, -25, None))]
+    posts = [journal.post(posted) for posted in (event(20, -1, None), spent, event(21, -25, None))]
 
     assert [post.outcome for post in posts] == [ApplyOutcome.APPLIED, ApplyOutcome.APPLIED, ApplyOutcome.REFUSED]
     assert journal.close().account.balance == 19
 
 
-def test_a_refusal_tells_the_entry_that_it_would_have_been() -> None:
-    """It is remembered with it, and leaves no trace in the account."""
+def test_a_refusal_has_the_entry_that_the_event_would_have_made() -> None:
     base = fold(Account(), [event(10, 20, 20)])[0]
     journal = Journal(base)
     post = journal.post(event(20, -21, None))
 
     assert post.entry is not None
     assert (post.entry.balance_before, post.entry.balance_after) == (20, -1)
-    posting = journal.close()
-    assert (posting.account, posting.moved) == (base, [])
+    change = journal.close()
+    assert (change.account, change.changed_entries) == (base, [])
 
 
-def test_a_void_entry_is_in_nobodys_way() -> None:
-    """It has a place behind those that count, and a refusal looks past it."""
-    entries = history(event(10, 20, 20), event(20, -20, 0, "void"), event(30, -15, None), void=("void",))
+def test_a_void_entry_does_not_affect_balance_checks() -> None:
+    entries = history(event(10, 20, 20), event(20, -20, 0, "void"), event(30, -15, None), void_ids=("void",))
     assert entries[1].is_void
     assert entries[1].balance_after == 20
 
@@ -172,45 +165,43 @@ def test_a_void_entry_is_in_nobodys_way() -> None:
 
 
 def test_a_void_entry_keeps_its_time() -> None:
-    """An event of the same millisecond is not later than all entries, and is looked for among them."""
+    """An event of the same millisecond is not later than all entries."""
     account, _ = fold(Account(), [event(10, 20, 20), event(20, 5, 25, "void")], {"void"})
 
     assert account.newest_at_ms == 20
     assert not account.is_before(20)
 
 
-def test_voiding_and_its_reverse_tell_what_moved() -> None:
-    """The entries that changed, the void ones among them, and those alone."""
+def test_voiding_and_unvoiding_return_only_the_changed_entries() -> None:
     entries = history(event(10, 20, 20), event(20, 30, None), event(30, 5, 25), event(40, 1, 26))
     journal = Journal(Account(), entries)
     journal.void(["at-20"])
-    posting = journal.close()
+    change = journal.close()
 
-    assert ids(posting.moved) == ["at-20", "at-30"]
-    assert [entry.is_void for entry in posting.moved] == [True, False]
-    assert (posting.account.balance, posting.account.drift) == (26, 0)
-    back = Journal(Account(), [entries[0], *posting.moved, entries[3]])
-    back.unvoid(["at-20"])
-    assert back.close().moved == entries[1:3]
+    assert event_ids(change.changed_entries) == ["at-20", "at-30"]
+    assert [entry.is_void for entry in change.changed_entries] == [True, False]
+    assert (change.account.balance, change.account.drift) == (26, 0)
+    restored = Journal(Account(), [entries[0], *change.changed_entries, entries[3]])
+    restored.unvoid(["at-20"])
+    assert restored.close().changed_entries == entries[1:3]
 
 
-def test_a_state_is_kept_between_two_milliseconds() -> None:
-    """As soon as there are entries enough; those of one millisecond stay together."""
+def test_a_checkpoint_lies_between_two_milliseconds() -> None:
+    """Entries of one millisecond stay together even if there are more of them."""
     events = [event(10, 1, 1), event(20, 1, 2), event(20, 1, 3, "same"), event(30, 1, 4), event(40, 1, 5)]
-    with patch.object(model, "CHECKPOINT_ENTRIES", 2):
+    with patch.object(fold_module, "CHECKPOINT_ENTRIES", 2):
         journal = Journal(Account())
-        for each in events:
-            journal.post(each)
-        posting = journal.close()
+        for posted in events:
+            journal.post(posted)
+        change = journal.close()
 
-    assert [account.newest_at_ms for account in posting.checkpoints] == [20]
-    assert posting.checkpoints[0] == fold(Account(), events[:3])[0]
-    assert posting.account.uncheckpointed == 2
+    assert [account.newest_at_ms for account in change.checkpoints] == [20]
+    assert change.checkpoints[0] == fold(Account(), events[:3])[0]
+    assert change.account.uncheckpointed == 2
 
 
 @pytest.mark.parametrize(("at_ms", "valid_to_ms"), [(50, None), (35, 20), (20, 0)])
-def test_states_behind_a_late_event_hold_no_more(at_ms: int, valid_to_ms: int | None) -> None:
-    """Those up to where the fold began do; where it is not late, all do."""
+def test_a_late_event_makes_later_checkpoints_stale(at_ms: int, valid_to_ms: int | None) -> None:
     first, rest = [event(20, 1, 1)], [event(30, 1, 2), event(40, 1, 3)]
     base = fold(Account(), first)[0]
     if valid_to_ms is None:
@@ -222,3 +213,193 @@ def test_states_behind_a_late_event_hold_no_more(at_ms: int, valid_to_ms: int | 
     journal.post(event(at_ms, 1, 9, "new"))
 
     assert journal.close().checkpoints_valid_to_ms == valid_to_ms
+
+
+@dataclass(frozen=True)
+class PostResult:
+    """The result of posting one event, and the entries that it changed."""
+
+    outcome: ApplyOutcome
+    account: Account
+    entry: Entry
+    changed_entries: list[Entry]
+
+
+def post_event(account: Account, history: Sequence[Entry], event: Event) -> PostResult:
+    """Post an event to an account, or to the history that led to it."""
+    journal = Journal(Account() if history else account, history)
+    journal.post(event)
+    change = journal.close()
+    (result,) = change.results
+    assert result.account == change.account
+    return PostResult(result.outcome, result.account, result.entry, change.changed_entries)
+
+
+def post_to_ledger(events: Sequence[Event], event: Event) -> tuple[ApplyOutcome, list[str], Account]:
+    """Post an event to the history of others.
+
+    Return the outcome, the event_ids of changed entries, and the account.
+    """
+    result = post_event(Account(), fold(Account(), events)[1], event)
+    return result.outcome, event_ids(result.changed_entries), result.account
+
+
+def test_an_event_later_than_all_entries_needs_no_history() -> None:
+    account = account_after(increase(10, 20, 20))
+
+    result = post_event(account, (), decrease(20, 5, 15))
+
+    assert result.outcome is ApplyOutcome.APPLIED
+    assert result.account.balance == 15
+    assert result.changed_entries == []
+    assert (result.entry.balance_before, result.entry.balance_after) == (20, 15)
+
+
+def test_a_missing_event_that_arrives_late_removes_the_drift() -> None:
+    events = [increase(10, 20, 20), increase(30, 5, 55)]
+    late = increase(20, 30, 50)
+
+    outcome, changed_ids, account = post_to_ledger(events, late)
+
+    assert outcome is ApplyOutcome.LATE
+    assert changed_ids == ["at-30"]
+    assert account == account_after(*events, late)
+    assert account.drift == 0
+
+
+def test_an_event_before_the_first_changes_the_opening() -> None:
+    outcome, changed_ids, account = post_to_ledger([increase(30, 5, 55)], increase(20, 30, 50))
+
+    assert outcome is ApplyOutcome.LATE
+    assert changed_ids == []
+    assert account.opening == 20
+    assert account.drift == 0
+
+
+def test_an_event_of_the_newest_millisecond_is_late_only_before_another_entry() -> None:
+    """Late means before the newest entry; the same time is not enough."""
+    events = [increase(10, 20, 20), increase(20, 10, 30, event_id="first")]
+
+    after = post_to_ledger(events, decrease(20, 5, 25, event_id="second"))
+    before = post_to_ledger(events, increase(20, 0, 20, event_id="zeroth"))
+
+    assert after[:2] == (ApplyOutcome.APPLIED, [])
+    assert before[:2] == (ApplyOutcome.LATE, ["first"])
+
+
+def test_an_entry_whose_ordinal_changes_is_returned_as_changed() -> None:
+    events = [increase(10, 20, 20), increase(20, 10, 40, event_id="second")]
+    account, history = fold(Account(), events)
+
+    result = post_event(account, history, increase(20, 10, 30, event_id="first"))
+
+    assert [(entry.event.event_id, entry.ordinal, entry.drift) for entry in result.changed_entries] == [
+        ("second", 1, 0)
+    ]
+
+
+def test_the_same_content_with_another_event_id_is_a_duplicate() -> None:
+    events = [increase(10, 20, 20, 900), increase(20, 5, 25)]
+    account, history = fold(Account(), events)
+
+    result = post_event(account, history, increase(10, 20, 20, 900, event_id="again"))
+
+    assert result.outcome is ApplyOutcome.DUPLICATE
+    assert result.account == account
+    assert result.entry == history[0]
+    assert result.changed_entries == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        increase(11, 20, 20, 900, event_id="other"),
+        increase(10, 21, 20, 900, event_id="other"),
+        increase(10, 20, 21, 900, event_id="other"),
+        increase(10, 20, 20, 901, event_id="other"),
+        increase(10, 20, 20, event_id="other"),
+        increase(10, 20, 20, 900, event_id="other", scene="LUCKY_DRAW"),
+    ],
+)
+def test_different_content_is_a_different_event(other: Event) -> None:
+    outcome, _, account = post_to_ledger([increase(10, 20, 20, 900), increase(50, 5, 25)], other)
+
+    assert outcome is ApplyOutcome.LATE
+    assert account == account_after(increase(10, 20, 20, 900), increase(50, 5, 25), other)
+
+
+def test_a_different_direction_is_a_different_event() -> None:
+    events = [increase(10, 20, 20), increase(50, 5, 25)]
+
+    outcome, _, _ = post_to_ledger(events, decrease(10, 20, 20, event_id="other", scene="SUCCESSFUL_ORDERS"))
+
+    assert outcome is ApplyOutcome.LATE
+
+
+def test_events_without_a_balance_differ_by_event_id_only() -> None:
+    """Two equal changes of one millisecond may both have happened."""
+    events = [increase(10, 20, 20), decrease(20, 5, None)]
+
+    outcome, _, account = post_to_ledger(events, decrease(20, 5, None, event_id="zz-another"))
+
+    assert outcome is ApplyOutcome.APPLIED
+    assert account.balance == 10
+
+
+def test_an_event_without_a_balance_is_refused_if_the_balance_would_be_negative() -> None:
+    account = account_after(increase(10, 20, 20))
+
+    result = post_event(account, (), decrease(20, 21, None))
+
+    assert result.outcome is ApplyOutcome.REFUSED
+    assert result.account == account
+    assert result.changed_entries == []
+
+
+def test_an_event_without_a_balance_may_take_the_last_point() -> None:
+    result = post_event(account_after(increase(10, 20, 20)), (), decrease(20, 20, None))
+
+    assert result.outcome is ApplyOutcome.APPLIED
+    assert result.account.balance == 0
+
+
+def test_a_new_account_refuses_a_decrease_without_a_balance() -> None:
+    assert post_event(Account(), (), decrease(20, 1, None)).outcome is ApplyOutcome.REFUSED
+    assert post_event(Account(), (), increase(20, 1, None)).outcome is ApplyOutcome.APPLIED
+
+
+def test_an_event_with_a_balance_is_never_refused() -> None:
+    result = post_event(account_after(increase(10, 20, 20)), (), decrease(20, 50, -30))
+
+    assert result.outcome is ApplyOutcome.APPLIED
+    assert result.account.balance == -30
+
+
+def test_a_late_event_without_a_balance_is_refused_if_a_later_balance_would_be_negative() -> None:
+    """There are enough points at its own position."""
+    events = [increase(10, 20, 20), decrease(30, 15, None), increase(40, 100, None)]
+
+    outcome, changed_ids, account = post_to_ledger(events, decrease(20, 10, None))
+
+    assert outcome is ApplyOutcome.REFUSED
+    assert changed_ids == []
+    assert account == account_after(*events)
+
+
+def test_a_late_event_without_a_balance_is_checked_up_to_the_next_balance_only() -> None:
+    """It has no effect on balances after an event that carries one."""
+    events = [increase(10, 20, 20), decrease(30, 5, 0), decrease(40, 1, None)]
+
+    # The balance after 0 is negative with or without it.
+    outcome, _, account = post_to_ledger(events, decrease(20, 15, None))
+
+    assert outcome is ApplyOutcome.LATE
+    assert account.balance == -1
+    assert account.drift == 0
+
+
+def test_an_event_without_a_balance_is_checked_at_its_position_in_its_millisecond() -> None:
+    """It precedes events with a balance, so it cannot spend their points."""
+    outcome, _, _ = post_to_ledger([increase(10, 20, 20), increase(20, 50, 70)], decrease(20, 30, None, event_id="d"))
+
+    assert outcome is ApplyOutcome.REFUSED

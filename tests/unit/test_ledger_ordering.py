@@ -1,4 +1,4 @@
-"""The order inside a millisecond: the smallest trail of balances, found without trying every order."""
+"""The order inside a millisecond: the smallest trail of balances."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from pointbook_server.ledger.ordering import order_millisecond
 
 SECONDS_MAX = 0.5
-"""Ten times what the ledger promises for 1,000 events of one millisecond: test machines are shared."""
+"""Ten times the target for 1,000 events of one millisecond, because test machines are shared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What the order looks at in an event."""
+    """The attributes of an event that determine the order."""
 
     delta: int
     balance: int
@@ -31,13 +31,13 @@ class Change:
 
     @property
     def content(self) -> tuple[int, int, float, str]:
-        """What the smallest of several trails is chosen by: no expiry is the largest."""
+        """The sort key: no expiry sorts last."""
         expiry = float("inf") if self.expires_at_ms is None else self.expires_at_ms
         return (self.delta, self.balance, expiry, self.scene)
 
 
 def is_trail(changes: Sequence[Change]) -> bool:
-    """Tell whether each change starts at the balance that the one before it left."""
+    """Return whether each change starts at the balance after the previous one."""
     return all(change.balance == after.before for change, after in pairwise(changes))
 
 
@@ -46,22 +46,25 @@ def smallest(trails: Sequence[Sequence[Change]]) -> list[Change]:
     return list(min(trails, key=lambda trail: [change.content for change in trail]))
 
 
-def order_by_trying(changes: Sequence[Change], balance: int | None, expired: int) -> list[Change]:
-    """Order by trying every permutation: what the ledger defines, word for word."""
+def order_by_brute_force(changes: Sequence[Change], balance: int | None, expired: int) -> list[Change]:
+    """Return the defined order by trying all permutations.
+
+    Source: docs/reference/ledger.md#trail-of-balances.
+    """
     trails = [trail for trail in permutations(changes) if is_trail(trail)]
     for start in [] if balance is None else [balance, balance - expired]:
-        from_here = [trail for trail in trails if trail[0].before == start]
-        if from_here:
-            return smallest(from_here)
+        starting_trails = [trail for trail in trails if trail[0].before == start]
+        if starting_trails:
+            return smallest(starting_trails)
     if not trails:
         return sorted(changes, key=lambda change: change.content)
-    # Trails that are not closed share one start, so that the smallest start is Euler's as well.
+    # All open trails have the same start, so the smallest start is also the only possible one.
     start = min(trail[0].before for trail in trails)
     return smallest([trail for trail in trails if trail[0].before == start])
 
 
 def distinct(changes: Sequence[Change]) -> list[Change]:
-    """Keep one of each content, as the book does."""
+    """Return the changes without duplicates."""
     return list(dict.fromkeys(changes))
 
 
@@ -76,7 +79,10 @@ free_changes = st.builds(
 
 @st.composite
 def walks(draw: st.DrawFn, count_max: int = 6) -> list[Change]:
-    """Changes that have at least one trail, over so few balances that loops and parallel changes are common."""
+    """Generate changes that have at least one trail.
+
+    There are few balances, so loops and parallel changes are common.
+    """
     balance = draw(st.integers(-1, 2))
     changes: list[Change] = []
     for _ in range(draw(st.integers(1, count_max))):
@@ -87,8 +93,8 @@ def walks(draw: st.DrawFn, count_max: int = 6) -> list[Change]:
     return changes
 
 
-def test_a_greedy_choice_would_end_in_a_dead_end() -> None:
-    """+10, -10, +20 from 0: the smallest first step leads to 20 and leaves the others out."""
+def test_the_trail_avoids_dead_ends() -> None:
+    """+10, -10, +20 from 0: starting with the smallest step omits the others."""
     changes = [Change(20, 20), Change(-10, 0), Change(10, 10)]
 
     ordered = order_millisecond(changes, balance=0, expired=0)
@@ -96,16 +102,15 @@ def test_a_greedy_choice_would_end_in_a_dead_end() -> None:
     assert [change.delta for change in ordered] == [10, -10, 20]
 
 
-def test_the_trail_starts_at_the_running_balance() -> None:
-    """A closed loop is entered where the account stands."""
+def test_the_trail_starts_at_the_balance_before() -> None:
     loop = [Change(10, 10), Change(10, 20), Change(-20, 0)]
 
     assert [change.delta for change in order_millisecond(loop, balance=10, expired=0)] == [10, -20, 10]
     assert [change.delta for change in order_millisecond(loop, balance=20, expired=0)] == [-20, 10, 10]
 
 
-def test_the_trail_may_start_below_the_running_balance_by_what_has_expired() -> None:
-    """SHOPLINE may have taken expired points without an event: a loop is then entered at what is left."""
+def test_the_trail_may_start_at_the_balance_without_expired_points() -> None:
+    """SHOPLINE may have taken expired points without an event."""
     loop = [Change(10, 10), Change(10, 20), Change(-20, 0)]
 
     ordered = order_millisecond(loop, balance=40, expired=20)
@@ -113,8 +118,7 @@ def test_the_trail_may_start_below_the_running_balance_by_what_has_expired() -> 
     assert [change.delta for change in ordered] == [-20, 10, 10]
 
 
-def test_the_running_balance_is_tried_before_the_balance_less_expired_points() -> None:
-    """Where both are possible, nothing has been taken without an event."""
+def test_the_balance_before_is_tried_before_the_balance_without_expired_points() -> None:
     loop = [Change(10, 10), Change(10, 20), Change(-20, 0)]
 
     ordered = order_millisecond(loop, balance=20, expired=10)
@@ -123,8 +127,8 @@ def test_the_running_balance_is_tried_before_the_balance_less_expired_points() -
 
 
 @pytest.mark.parametrize("balance", [None, 7, 30])
-def test_an_open_trail_starts_where_it_must(balance: int | None) -> None:
-    """When the running balance is unknown or does not fit, Euler's condition names the start."""
+def test_an_open_trail_starts_at_its_only_possible_start(balance: int | None) -> None:
+    """Even if the balance before is unknown or does not fit."""
     changes = [Change(20, 20), Change(-10, 0), Change(10, 10)]
 
     ordered = order_millisecond(changes, balance=balance, expired=0)
@@ -134,7 +138,7 @@ def test_an_open_trail_starts_where_it_must(balance: int | None) -> None:
 
 @pytest.mark.parametrize("balance", [None, 7])
 def test_a_closed_trail_without_a_known_start_starts_at_the_smallest_balance(balance: int | None) -> None:
-    """Nobody can tell where a loop began, so that every server begins at the same place."""
+    """The true start is unknown, so all servers use the same rule."""
     loop = [Change(-15, 5), Change(10, 15), Change(5, 20)]
 
     ordered = order_millisecond(loop, balance=balance, expired=0)
@@ -142,8 +146,7 @@ def test_a_closed_trail_without_a_known_start_starts_at_the_smallest_balance(bal
     assert [change.delta for change in ordered] == [10, 5, -15]
 
 
-def test_of_parallel_changes_the_earlier_expiry_comes_first_and_never_last() -> None:
-    """Between the same two balances expiry and then scene decide, and points that never expire come last."""
+def test_parallel_changes_are_sorted_by_expiry_and_then_by_scene() -> None:
     back = Change(-10, 0)
     soon, late, never = Change(10, 10, 1), Change(10, 10, 2), Change(10, 10, None, "A")
     back_again = Change(-10, 0, None, "T")
@@ -154,8 +157,7 @@ def test_of_parallel_changes_the_earlier_expiry_comes_first_and_never_last() -> 
 
 
 @pytest.mark.parametrize("balance", [None, 0, 5])
-def test_without_a_trail_the_content_decides(balance: int | None) -> None:
-    """Events that cannot follow each other are sorted by change, balance, expiry and scene."""
+def test_without_a_trail_events_are_sorted_by_content(balance: int | None) -> None:
     ordered = [
         Change(-5, 3),
         Change(10, 50, 7),
@@ -167,8 +169,7 @@ def test_without_a_trail_the_content_decides(balance: int | None) -> None:
     assert order_millisecond(ordered[::-1], balance=balance, expired=0) == ordered
 
 
-def test_changes_of_nothing_are_loops_at_their_balance() -> None:
-    """An update of value 0 is used where its balance is passed."""
+def test_a_change_of_zero_is_placed_where_the_trail_passes_its_balance() -> None:
     changes = [Change(5, 15), Change(0, 10), Change(0, 15), Change(10, 10)]
 
     ordered = order_millisecond(changes, balance=0, expired=0)
@@ -176,21 +177,19 @@ def test_changes_of_nothing_are_loops_at_their_balance() -> None:
     assert [change.delta for change in ordered] == [10, 0, 5, 0]
 
 
-def test_none_and_one_have_one_order() -> None:
-    """There is nothing to choose, whatever the balance says."""
+def test_no_event_and_one_event_have_only_one_order() -> None:
     assert order_millisecond([], balance=3, expired=1) == []
     assert order_millisecond([Change(1, 1)], balance=3, expired=1) == [Change(1, 1)]
 
 
 @given(st.data())
 @settings(max_examples=500, deadline=None)
-def test_it_is_the_smallest_trail(data: st.DataObject) -> None:
-    """For events that form a trail, the order is what trying every permutation finds, from every start."""
+def test_the_order_is_the_smallest_of_all_permutations_that_form_a_trail(data: st.DataObject) -> None:
     changes = distinct(data.draw(walks()))
     balance = data.draw(st.one_of(st.none(), st.integers(-2, 4)))
     expired = data.draw(st.integers(0, 3))
 
-    expected = order_by_trying(changes, balance, expired)
+    expected = order_by_brute_force(changes, balance, expired)
 
     assert order_millisecond(data.draw(st.permutations(changes)), balance=balance, expired=expired) == expected
 
@@ -202,17 +201,17 @@ def test_it_is_the_smallest_trail(data: st.DataObject) -> None:
 )
 @settings(max_examples=300, deadline=None)
 @example([Change(1, 1), Change(-1, 0), Change(1, 3), Change(-1, 2)], 0, 0)
-def test_any_changes_are_ordered_as_defined(changes: list[Change], balance: int | None, expired: int) -> None:
-    """Also where no trail exists, and where loops are apart from each other."""
-    expected = order_by_trying(changes, balance, expired)
+def test_any_changes_have_the_defined_order(changes: list[Change], balance: int | None, expired: int) -> None:
+    """Including changes without a trail, and separate loops."""
+    expected = order_by_brute_force(changes, balance, expired)
 
     assert order_millisecond(changes, balance=balance, expired=expired) == expected
 
 
-def test_a_thousand_events_of_one_millisecond_are_ordered_at_once(
+def test_a_thousand_events_of_one_millisecond_are_ordered_fast(
     record_property: Callable[[str, object], None],
 ) -> None:
-    """The way is polynomial: loops over loops, where trying orders would never end."""
+    """They form loops over loops; trying all orders would never end."""
     changes = [Change(10, 10, expiry) for expiry in range(500)] + [Change(-10, 0, expiry) for expiry in range(500)]
 
     start = time.perf_counter()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pointbook_server.ledger.holds import RELEASED_KEPT, Hold, released, settled_by
+from pointbook_server.ledger.holds import RELEASED_HOLDS_MAX, Hold, find_settled_hold, release_overdue
 from pointbook_server.ledger.lots import Lot
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.redemption.allocation import SourceAccount, allocate
@@ -55,24 +55,24 @@ def test_newest_hold_within_lead_is_settled(at_ms: int, now_ms: int, expected: s
     lead = 5_000
     holds = [Hold("old", 5, 95 + lead, 10_000), Hold("new", 5, 195 + lead, 11_000)]
 
-    hold = settled_by(holds, 5, "CASHBACK", at_ms, now_ms)
+    hold = find_settled_hold(holds, 5, "CASHBACK", at_ms, now_ms)
     assert (None if hold is None else hold.redemption_id) == expected
 
 
 def test_an_open_hold_is_settled_before_a_newer_released_one() -> None:
     holds = [Hold("open", 5, 10, 1_000), Hold("released", 5, 20, 1_000, is_released=True)]
 
-    hold = settled_by(holds, 5, "CASHBACK", 100, 100)
+    hold = find_settled_hold(holds, 5, "CASHBACK", 100, 100)
     assert hold is not None
     assert hold.redemption_id == "open"
-    assert settled_by(holds, 5, "CASHBACK", 100, 1_000) == holds[1]
+    assert find_settled_hold(holds, 5, "CASHBACK", 100, 1_000) == holds[1]
 
 
 def test_account_keeps_open_and_newest_released_holds() -> None:
-    holds = [Hold(f"r-{number}", 1, number, 100) for number in range(RELEASED_KEPT + 3)]
+    holds = [Hold(f"r-{number}", 1, number, 100) for number in range(RELEASED_HOLDS_MAX + 3)]
     still_open = Hold("open", 1, 0, 1_000)
 
-    left = released([still_open, *holds], 500)
+    left = release_overdue([still_open, *holds], 500)
     assert left[0] == still_open
     assert [hold.redemption_id for hold in left[1:]] == [hold.redemption_id for hold in holds[3:]]
     assert all(hold.is_released for hold in left[1:])

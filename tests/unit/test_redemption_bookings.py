@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pointbook_server.ledger.holds import Hold, settled_by
+from pointbook_server.ledger.holds import Hold, find_settled_hold
 from pointbook_server.ledger.lots import Draw as EntryDraw
 from pointbook_server.ledger.lots import Lot
 from pointbook_server.ledger.model import Account, AccountKey
@@ -80,7 +80,7 @@ def test_lead_is_the_same_as_that_of_holds(lead_ms: int | None, off_ms: int) -> 
     at_ms = NOW_MS - settlement_lead_ms(program) - off_ms
     hold = Hold("r", 5, NOW_MS, NOW_MS + 1, lead_ms=settlement_lead_ms(program))
 
-    is_settled = settled_by([hold], 5, "CASHBACK", at_ms, NOW_MS) is not None
+    is_settled = find_settled_hold([hold], 5, "CASHBACK", at_ms, NOW_MS) is not None
     assert is_settled is (find(booking("a", at_ms=at_ms), program=program) == "a") is (off_ms <= 0)
 
 

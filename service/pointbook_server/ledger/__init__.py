@@ -1,1 +1,1 @@
-"""The points book: accounts, entries, and the fold that makes one of the other."""
+"""The points ledger: accounts, entries, and the fold of entries to accounts."""

@@ -1,35 +1,31 @@
-"""The accounts of one merchant on one connection: how they are read, locked, folded again and written."""
+"""The repository of one merchant's accounts."""
 
-import asyncio
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pointbook_server.db.database import Connection, RetryTransactionError, Row, Statement
-from pointbook_server.ledger import queries
-from pointbook_server.ledger.holds import Hold, held_at
-from pointbook_server.ledger.journal import AccountChange, Journal
-from pointbook_server.ledger.lots import Lot, OverflowLots, OverflowLotsNeededError
-from pointbook_server.ledger.model import Account, AccountKey, ApplyOutcome, Event, Expiry
+from pointbook_server.ledger import queries, rows
+from pointbook_server.ledger.holds import Hold, sum_held
+from pointbook_server.ledger.journal import AccountChange
+from pointbook_server.ledger.lots import Lot, OverflowLots
+from pointbook_server.ledger.model import Account, AccountKey, ApplyOutcome, Expiry, StoredEntry, Void
 from pointbook_server.ledger.posting import AccountHistory
-from pointbook_server.ledger.queries import StoredEntry, Void
 
 NO_REVISION = -1
-"""The revision of an account that is not there; the first one is 0."""
-LONG_FOLD = 1_000
-"""From how many entries on a fold must not make all other callers wait: it is handed to a thread."""
-FAR_LOTS_READ = 1_000
-"""How many far lots are read at first; each further time it is three times as many as there are by then.
+"""The revision of an account that does not exist; the first revision is 0."""
+OVERFLOW_LOTS_READ_MIN = 1_000
+"""How many overflow lots are loaded at first; each further time it is three times as many as are loaded already.
 
-It is 2 at least, so that two lots that stay together are read at once.
+At least 2, so that two lots that stay together are loaded at once.
 """
 
 
 class AccountRepository:
-    """The accounts of one merchant on one connection, inside whatever transaction it is in.
+    """The accounts of one merchant on one connection, inside its current transaction.
 
-    `accounts` are those that are there, once read, and `holds` those of them that have any, as they are to be written.
-    `webhook_ids` are the webhooks that brought the entries which were read, by event_id.
+    `accounts` are the existing accounts that were read, `holds` the holds to write with those that have any.
+    `webhook_ids` has the id of the webhook that delivered each entry that was read, by event_id.
     """
 
     def __init__(self, connection: Connection, merchant_id: str) -> None:
@@ -42,283 +38,261 @@ class AccountRepository:
         self._voids: dict[str, Void | None] = {}
 
     async def read(self, keys: Iterable[AccountKey]) -> None:
-        """Read accounts without locking them: what is written then takes effect only where none has changed."""
+        """Read accounts without locking them.
+
+        A later `write` fails if one of them has changed.
+        """
         await self._read(queries.READ_ACCOUNTS, keys)
 
     async def lock(self, keys: Iterable[AccountKey], *, skip_locked: bool = False) -> None:
-        """Lock accounts, and read them as they are under the lock; those that are locked may be left out."""
-        await self._read(queries.LOCK_FREE_ACCOUNTS if skip_locked else queries.LOCK_ACCOUNTS, keys)
+        """Lock accounts, and read them under the lock.
+
+        With `skip_locked`, accounts that are locked already are left out.
+        """
+        await self._read(queries.LOCK_AVAILABLE_ACCOUNTS if skip_locked else queries.LOCK_ACCOUNTS, keys)
 
     async def _read(self, statement: Statement, keys: Iterable[AccountKey]) -> None:
-        rows = await self._connection.fetch(statement, self._values(queries.keys_to_columns(sorted(keys))))
-        for row in rows:
-            key, account = queries.read_account(row)
+        for row in await self._connection.fetch(statement, self._params(rows.keys_to_columns(sorted(keys)))):
+            key, account = rows.account_from_row(row)
             self.accounts[key] = account
             self._revisions[key] = row.revision
             if account.holds:
                 self.holds[key] = account.holds
 
-    async def account(self, key: AccountKey) -> Account:
-        """Read an account without locking it; one that is not there is empty."""
-        row = await self._connection.fetch_one(queries.READ_ACCOUNT, _named(self._merchant_id, key))
-        return Account() if row is None else queries.read_account(row)[1]
+    async def read_one(self, key: AccountKey) -> Account:
+        """Return an account without locking it; an empty one if it does not exist."""
+        row = await self._connection.fetch_one(queries.READ_ACCOUNT, self._params(key._asdict()))
+        return Account() if row is None else rows.account_from_row(row)[1]
 
     async def register_stores(self, store_ids: Sequence[str], now_ms: int) -> None:
-        """Register stores that are not registered yet."""
-        await self._connection.execute(
-            queries.REGISTER_STORES, self._values({"store_ids": list(store_ids), "now_ms": now_ms})
-        )
+        """Register the stores that are not registered yet."""
+        params = self._params({"store_ids": list(store_ids), "now_ms": now_ms})
+        await self._connection.execute(queries.REGISTER_STORES, params)
 
-    async def store_owners(self, store_ids: Sequence[str]) -> dict[str, str]:
-        """Tell which merchants stores are registered for."""
-        rows = await self._connection.fetch(queries.READ_STORES, {"store_ids": list(store_ids)})
-        return {row.store_id: row.merchant_id for row in rows}
+    async def find_store_owners(self, store_ids: Sequence[str]) -> dict[str, str]:
+        """Return the merchants for which stores are registered, by store_id."""
+        found = await self._connection.fetch(queries.READ_STORE_OWNERS, {"store_ids": list(store_ids)})
+        return {row.store_id: row.merchant_id for row in found}
 
-    async def find(self, event_ids: Iterable[str]) -> dict[str, StoredEntry]:
-        """Read what is known under event_ids, remembered refusals included."""
-        rows = await self._connection.fetch(queries.FIND_ENTRIES, self._values({"event_ids": sorted(set(event_ids))}))
-        return {received.entry.event.event_id: received for received in self._read_entries(rows)}
+    async def find_entries(self, event_ids: Iterable[str]) -> dict[str, StoredEntry]:
+        """Return the entries with some event_ids, including stored refusals."""
+        params = self._params({"event_ids": sorted(set(event_ids))})
+        found = await self._connection.fetch(queries.FIND_ENTRIES, params)
+        return {stored.entry.event.event_id: stored for stored in self._entries_from_rows(found)}
 
-    async def pages(self, since: Mapping[AccountKey, int]) -> dict[AccountKey, AccountHistory]:
-        """Read what it takes to fold accounts again from a moment on, each from the newest checkpoint before it."""
+    async def read_histories(self, since: Mapping[AccountKey, int]) -> dict[AccountKey, AccountHistory]:
+        """Return the newest checkpoints before given times, and the later entries.
+
+        Source: docs/reference/ledger.md#late-events-and-checkpoints.
+        """
         if not since:
             return {}
-        columns = queries.to_columns(
-            queries.KEY | {"ms": ""}, [(key.store_id, key.buyer_id, ms) for key, ms in since.items()]
+        columns = rows.to_columns(
+            queries.KEY_COLUMNS | {"ms": ""}, [(key.store_id, key.buyer_id, ms) for key, ms in since.items()]
         )
         before_ms = columns.pop("ms")
-        rows = await self._connection.fetch(queries.FIND_CHECKPOINTS, self._values(columns | {"before_ms": before_ms}))
-        bases = dict.fromkeys(since, Account()) | dict(map(queries.read_account, rows))
-        after_ms = [bases[key].newest_at_ms or 0 for key in since]
-        rows = await self._connection.fetch(queries.READ_HISTORIES, self._values(columns | {"after_ms": after_ms}))
-        histories: dict[AccountKey, list[StoredEntry]] = {key: [] for key in since}
-        for received in self._read_entries(rows):
-            histories[received.entry.event.account].append(received)
-            self._voids[received.entry.event.event_id] = received.void
-        return {key: AccountHistory(bases[key], [received.entry for received in histories[key]]) for key in since}
+        params = self._params(columns | {"before_ms": before_ms})
+        checkpoints = await self._connection.fetch(queries.READ_NEWEST_CHECKPOINTS, params)
+        bases = dict.fromkeys(since, Account()) | dict(map(rows.account_from_row, checkpoints))
+        params = self._params(columns | {"after_ms": [bases[key].newest_at_ms or 0 for key in since]})
+        entry_rows = await self._connection.fetch(queries.READ_HISTORIES, params)
+        entries: dict[AccountKey, list[StoredEntry]] = {key: [] for key in since}
+        for stored in self._entries_from_rows(entry_rows):
+            entries[stored.entry.event.account_key].append(stored)
+            self._voids[stored.entry.event.event_id] = stored.void
+        return {key: AccountHistory(bases[key], [stored.entry for stored in entries[key]]) for key in since}
 
-    def _read_entries(self, rows: Iterable[Row]) -> list[StoredEntry]:
-        entries = [queries.read_entry(row) for row in rows]
-        self.webhook_ids |= {received.entry.event.event_id: received.webhook.webhook_id for received in entries}
+    def _entries_from_rows(self, entry_rows: Iterable[Row]) -> list[StoredEntry]:
+        entries = [rows.entry_from_row(row) for row in entry_rows]
+        self.webhook_ids |= {stored.entry.event.event_id: stored.webhook.webhook_id for stored in entries}
         return entries
 
-    async def with_more_lots(self, key: AccountKey, account: Account) -> Account:
-        """Read some of the lots that are not kept with a state, and return the state with them."""
-        far_lots = account.far_lots
-        if far_lots is None:
+    async def load_more_lots(self, key: AccountKey, account: Account) -> Account:
+        """Load some of the overflow lots of an account, and return the account with them."""
+        overflow = account.overflow
+        if overflow is None:
             return account
-        count = max(FAR_LOTS_READ, 3 * len(account.lots))
-        values = _named(self._merchant_id, key) | {
+        count = max(OVERFLOW_LOTS_READ_MIN, 3 * len(account.lots))
+        params = {
             "newest_at_ms": account.newest_at_ms,
-            "first_event_id": far_lots.event_id,
-            "first_expires_at_ms": far_lots.order_ms,
+            "first_event_id": overflow.first_event_id,
+            "first_expires_at_ms": overflow.first_expiry_or_never_ms,
             "count": count + 1,
         }
-        lots = [Lot(*row) for row in await self._connection.fetch(queries.READ_FAR_LOTS, values)]
+        found = await self._connection.fetch(queries.READ_OVERFLOW_LOTS, self._params(key._asdict() | params))
+        lots = [Lot(*row) for row in found]
         if len(lots) <= count:
-            return replace(account, lots=(*account.lots, *lots), far_lots=None)
-        # The two lots that an event may have made stay together.
+            return replace(account, lots=(*account.lots, *lots), overflow=None)
+        # The two lots that one event may have made stay together.
         end = count - (lots[count].event_id == lots[count - 1].event_id)
-        points = far_lots.points - sum(lot.remaining for lot in lots[:end])
-        beyond = OverflowLots(points, lots[end].expires_at_ms, lots[end].event_id)
-        return replace(account, lots=(*account.lots, *lots[:end]), far_lots=beyond)
+        points = overflow.points - sum(lot.remaining for lot in lots[:end])
+        rest = OverflowLots(points, lots[end].expires_at_ms, lots[end].event_id)
+        return replace(account, lots=(*account.lots, *lots[:end]), overflow=rest)
 
-    async def with_free_points(self, key: AccountKey, account: Account, at_ms: int, points: int) -> Account:
-        """Read as many far lots as it takes to have so many unexpired points at a moment, beside what is held."""
-        while lacks_points(account, at_ms, points):
-            account = await self.with_more_lots(key, account)
+    async def load_lots(
+        self, key: AccountKey, account: Account, at_ms: int, *, lots: int = 0, points: int = 0
+    ) -> Account:
+        """Load the overflow lots that `points_at` needs.
+
+        With `lots` and `points`, also enough for so many lots and so many unheld, unexpired points.
+        """
+        while lacks_lots(account, at_ms, lots) or lacks_points(account, at_ms, points):
+            account = await self.load_more_lots(key, account)
         return account
 
-    async def far_points(
+    async def load_points(self, key: AccountKey, account: Account, at_ms: int, points: int) -> Account:
+        """Load overflow lots until there are so many unheld, unexpired points."""
+        while lacks_points(account, at_ms, points):
+            account = await self.load_more_lots(key, account)
+        return account
+
+    async def sum_overflow_points(
         self, accounts: Mapping[AccountKey, Account], expiries: Iterable[tuple[AccountKey, int]]
     ) -> dict[tuple[AccountKey, int], int]:
-        """Sum what the far lots of accounts hold that expires at given moments, without reading the other lots."""
-        rows = []
+        """Return the points of overflow lots that expire at given times.
+
+        The lots are not loaded.
+        """
+        lookups = []
         for key, at_ms in expiries:
-            far_lots = accounts[key].far_lots
-            if far_lots is not None and far_lots.order_ms <= at_ms:
-                rows.append((*key, at_ms, far_lots.order_ms, far_lots.event_id))
-        if not rows:
+            overflow = accounts[key].overflow
+            if overflow is not None and overflow.first_expiry_or_never_ms <= at_ms:
+                lookups.append((*key, at_ms, overflow.first_expiry_or_never_ms, overflow.first_event_id))
+        if not lookups:
             return {}
-        values = self._values(queries.to_columns(queries.FAR_POINTS, rows))
-        found = await self._connection.fetch(queries.SUM_FAR_POINTS, values)
+        params = self._params(rows.to_columns(queries.OVERFLOW_COLUMNS, lookups))
+        found = await self._connection.fetch(queries.SUM_OVERFLOW_POINTS, params)
         return {(AccountKey(row.store_id, row.buyer_id), row.expires_at_ms): row.points for row in found}
 
     async def next_expiry(self, key: AccountKey, account: Account, at_ms: int) -> Expiry | None:
-        """Read what of an account expires soonest after a moment, beside what is held; None where nothing does."""
-        account = await self.with_free_points(key, account, at_ms, 1)
+        """Return the next expiry of unheld points of an account after a time, if any."""
+        account = await self.load_points(key, account, at_ms, 1)
         expiry = account.next_expiry(at_ms)
         if expiry is None:
             return None
-        far_points = await self.far_points({key: account}, [(key, expiry.at_ms)])
-        return expiry._replace(points=expiry.points + far_points.get((key, expiry.at_ms), 0))
+        overflow_points = await self.sum_overflow_points({key: account}, [(key, expiry.at_ms)])
+        return expiry._replace(points=expiry.points + overflow_points.get((key, expiry.at_ms), 0))
 
-    async def set_void(self, events: Sequence[Event], void: Void, *, is_void: bool) -> dict[AccountKey, Account]:
-        """Fold the accounts of some events again without them, or with them; `void` tells why and when."""
-        since: dict[AccountKey, int] = {}
-        for event in events:
-            since[event.account] = min(since.get(event.account, event.updated_at_ms), event.updated_at_ms)
-        pages = await self.pages(since)
-        changed = [event.event_id for event in events]
-        self._voids |= dict.fromkeys(changed, void if is_void else None)
-        postings = {}
-        for key, page in pages.items():
-            postings[key] = await self._refold(key, page, changed, is_void=is_void)
-        await self.write([], postings)
-        await self._connection.execute(
-            queries.TELL_VOIDINGS,
-            self._values(
-                {
-                    "voiding_id": secrets.token_hex(8),
-                    "event_ids": changed,
-                    "action": "VOID" if is_void else "UNVOID",
-                    "reason": void.reason,
-                    "at_ms": void.at_ms,
-                }
-            ),
-        )
-        accounts = {key: replace(posting.account, holds=self.holds.get(key, ())) for key, posting in postings.items()}
-        return {key: await self.complete(key, account, void.at_ms) for key, account in accounts.items()}
+    def set_voids(self, event_ids: Sequence[str], void: Void | None) -> None:
+        """Set the void of entries for the next `write`; None for entries that count."""
+        self._voids |= dict.fromkeys(event_ids, void)
 
-    async def _refold(
-        self, key: AccountKey, page: AccountHistory, event_ids: Sequence[str], *, is_void: bool
-    ) -> AccountChange:
-        while True:
-            journal = Journal(page.base, page.history)
-            (journal.void if is_void else journal.unvoid)(event_ids)
-            try:
-                if len(page.history) < LONG_FOLD:
-                    return journal.close()
-                return await asyncio.to_thread(journal.close)
-            except OverflowLotsNeededError:
-                page = page._replace(base=await self.with_more_lots(key, page.base))
+    async def insert_voidings(self, event_ids: Sequence[str], void: Void, *, is_void: bool) -> None:
+        """Record that entries were voided or unvoided, when and why."""
+        params = {
+            "voiding_id": secrets.token_hex(8),
+            "event_ids": event_ids,
+            "action": "VOID" if is_void else "UNVOID",
+            "reason": void.reason,
+            "at_ms": void.at_ms,
+        }
+        await self._connection.execute(queries.INSERT_VOIDINGS, self._params(params))
 
-    async def complete(
-        self, key: AccountKey, account: Account, at_ms: int, *, lots: int = 0, points: int = 0
-    ) -> Account:
-        """Read as many far lots as it takes to tell what is active at a moment, and to show so many lots, or points.
+    async def find_event_times(self, event_ids: Iterable[str]) -> dict[str, int]:
+        """Return the `updated_at_ms` of events by event_id."""
+        params = self._params({"event_ids": sorted(set(event_ids))})
+        found = await self._connection.fetch(queries.READ_EVENT_TIMES, params)
+        return {row.event_id: row.updated_at_ms for row in found}
 
-        The points are unexpired ones, beside what is held.
-        """
-        while lacks_lots(account, at_ms, lots) or lacks_points(account, at_ms, points):
-            account = await self.with_more_lots(key, account)
-        return account
-
-    async def made_at_ms(self, event_ids: Iterable[str]) -> dict[str, int]:
-        """Tell when events of the book happened."""
-        rows = await self._connection.fetch(
-            queries.READ_EVENT_TIMES, self._values({"event_ids": sorted(set(event_ids))})
-        )
-        return {row.event_id: row.updated_at_ms for row in rows}
-
-    async def lift_refusals(self, event_ids: Collection[str]) -> None:
-        """Delete remembered refusals, whose event_ids entries are about to claim."""
+    async def delete_refusals(self, event_ids: Collection[str]) -> None:
+        """Delete stored refusals so that new entries can claim their event_ids."""
         if event_ids:
-            await self._connection.execute(queries.LIFT_REFUSALS, self._values({"event_ids": sorted(event_ids)}))
+            await self._connection.execute(queries.DELETE_REFUSALS, self._params({"event_ids": sorted(event_ids)}))
 
-    async def put_holds(self, holds: Mapping[AccountKey, tuple[Hold, ...]]) -> None:
+    async def write_holds(self, holds: Mapping[AccountKey, tuple[Hold, ...]]) -> None:
         """Write the holds of locked accounts."""
-        rows = [(*key, queries.write_holds(its_holds)) for key, its_holds in sorted(holds.items())]
-        await self._connection.execute(
-            queries.PUT_HOLDS, self._values(queries.to_columns(queries.KEY | {"holds": ""}, rows))
-        )
+        values = [(*key, rows.holds_to_json(account_holds)) for key, account_holds in sorted(holds.items())]
+        params = self._params(rows.to_columns(queries.KEY_COLUMNS | {"holds": ""}, values))
+        await self._connection.execute(queries.WRITE_HOLDS, params)
         self.holds |= holds
 
-    async def settle(self, event_id: str, redemption_id: str, settled_redemption_id: str) -> None:
-        """Record that an entry of a locked account settled a redemption, in place of another one, empty for none.
+    async def record_settlement(self, event_id: str, redemption_id: str, settled_redemption_id: str) -> None:
+        """Record that an entry of a locked account settled a redemption.
 
-        Raises RetryTransactionError where the entry is void, or has not settled that other one.
+        It replaces `settled_redemption_id`, which is empty if it settled none. Raises RetryTransactionError if the
+        entry is void or has not settled that other redemption.
         """
-        values = {
+        params = {
             "event_id": event_id,
             "redemption_id": redemption_id,
             "settled_redemption_id": settled_redemption_id,
         }
-        if not await self._connection.execute(queries.SETTLE_ENTRY, self._values(values)):
+        if not await self._connection.execute(queries.RECORD_SETTLEMENT, self._params(params)):
             raise RetryTransactionError
 
-    async def write(self, entries: Sequence[StoredEntry], postings: Mapping[AccountKey, AccountChange]) -> None:
-        """Write new entries, and what they changed.
+    async def write(self, entries: Sequence[StoredEntry], changes: Mapping[AccountKey, AccountChange]) -> None:
+        """Write new entries and the changed accounts.
 
-        Raises RetryTransactionError, and then nothing is written: where an account has changed since it was read, was
-        opened, or an event_id was claimed.
+        Raises RetryTransactionError, and then writes nothing, if an account has changed or was opened since it was
+        read, or an event_id was claimed.
         """
-        touched = {entry.entry.event.account for entry in entries if entry.outcome is not ApplyOutcome.REFUSED}
-        touched |= {key for key, posting in postings.items() if posting.moved}
-        changed = {key: postings[key] for key in sorted(touched)}
-        await self._write_moved(changed)
-        await self._drop_checkpoints(changed)
+        touched = {stored.entry.event.account_key for stored in entries if stored.outcome is not ApplyOutcome.REFUSED}
+        touched |= {key for key, change in changes.items() if change.changed_entries}
+        changed = {key: changes[key] for key in sorted(touched)}
+        await self._update_derived_values(changed)
+        await self._delete_stale_checkpoints(changed)
         await self._write_batch(entries, changed)
 
     async def _write_batch(self, entries: Sequence[StoredEntry], changed: Mapping[AccountKey, AccountChange]) -> None:
-        """Write new entries, accounts and checkpoints."""
-        rows = [queries.write_entry(entry) for entry in entries]
-        accounts = [
-            queries.write_account(
-                key, posting.account, self.holds.get(key, ()), self._revisions.get(key, NO_REVISION) + 1
-            )
-            for key, posting in changed.items()
+        """Write new entries, accounts and checkpoints in one statement."""
+        entry_rows = [rows.entry_to_row(stored) for stored in entries]
+        account_rows = [
+            rows.account_to_row(key, change.account, self.holds.get(key, ()), self._revisions.get(key, NO_REVISION) + 1)
+            for key, change in changed.items()
         ]
-        kept = [
-            queries.write_checkpoint(key, account)
-            for key, posting in changed.items()
-            for account in posting.checkpoints
+        checkpoint_rows = [
+            rows.state_to_row(key, account) for key, change in changed.items() for account in change.checkpoints
         ]
-        if not rows and not accounts:
+        if not entry_rows and not account_rows:
             return
-        values: dict[str, object] = {
+        params: dict[str, object] = {
             "merchant_id": self._merchant_id,
-            "known_count": sum(key in self._revisions for key in changed),
-            "row_count": len(rows) + len(accounts) + len(kept),
-            **queries.to_columns(queries.ENTRY_COLUMNS, rows, "entry_"),
-            **queries.to_columns(queries.ACCOUNT_COLUMNS, accounts, "account_"),
+            "existing_count": sum(key in self._revisions for key in changed),
+            "row_count": len(entry_rows) + len(account_rows) + len(checkpoint_rows),
+            **rows.to_columns(queries.ENTRY_COLUMNS, entry_rows, "entry_"),
+            **rows.to_columns(queries.ACCOUNT_COLUMNS, account_rows, "account_"),
         }
         statement = queries.WRITE_BATCH
-        if kept:
+        if checkpoint_rows:
             statement = queries.WRITE_BATCH_AND_CHECKPOINTS
-            values |= queries.to_columns(queries.CHECKPOINT_COLUMNS, kept, "kept_")
-        if await self._connection.fetch_one(statement, values) is None:
+            params |= rows.to_columns(queries.CHECKPOINT_COLUMNS, checkpoint_rows, "checkpoint_")
+        if await self._connection.fetch_one(statement, params) is None:
             raise RetryTransactionError
 
-    async def _write_moved(self, changed: Mapping[AccountKey, AccountChange]) -> None:
-        """Rewrite what the fold derives for earlier entries whose place or effect is another one now."""
-        rows = [
-            (entry.event.event_id, *queries.write_derived(entry, self._voids[entry.event.event_id]))
-            for posting in changed.values()
-            for entry in posting.moved
+    async def _update_derived_values(self, changed: Mapping[AccountKey, AccountChange]) -> None:
+        """Update the earlier entries whose derived values have changed."""
+        values = [
+            (entry.event.event_id, *rows.derived_to_row(entry, self._voids[entry.event.event_id]))
+            for change in changed.values()
+            for entry in change.changed_entries
         ]
-        if rows:
-            columns = queries.to_columns({"event_id": "", **queries.DERIVED}, rows)
-            await self._connection.execute(queries.MOVE_ENTRIES, self._values(columns))
+        if values:
+            columns = rows.to_columns({"event_id": "", **queries.DERIVED_COLUMNS}, values)
+            await self._connection.execute(queries.UPDATE_DERIVED_VALUES, self._params(columns))
 
-    async def _drop_checkpoints(self, changed: Mapping[AccountKey, AccountChange]) -> None:
-        """Drop the checkpoints that no longer hold."""
+    async def _delete_stale_checkpoints(self, changed: Mapping[AccountKey, AccountChange]) -> None:
         stale = [
-            (key.store_id, key.buyer_id, posting.checkpoints_valid_to_ms)
-            for key, posting in changed.items()
-            if posting.checkpoints_valid_to_ms is not None
+            (key.store_id, key.buyer_id, change.checkpoints_valid_to_ms)
+            for key, change in changed.items()
+            if change.checkpoints_valid_to_ms is not None
         ]
         if stale:
-            columns = queries.to_columns(queries.KEY | {"after_ms": ""}, stale)
-            await self._connection.execute(queries.DROP_CHECKPOINTS, self._values(columns))
+            columns = rows.to_columns(queries.KEY_COLUMNS | {"after_ms": ""}, stale)
+            await self._connection.execute(queries.DELETE_CHECKPOINTS, self._params(columns))
 
-    def _values(self, values: Mapping[str, object]) -> dict[str, object]:
-        return {"merchant_id": self._merchant_id, **values}
+    def _params(self, params: Mapping[str, object]) -> dict[str, object]:
+        return {"merchant_id": self._merchant_id, **params}
 
 
 def lacks_points(account: Account, at_ms: int, points: int) -> bool:
-    """Tell whether far lots are needed to draw so many points beside what is held."""
-    if account.far_lots is None:
+    """Return whether drawing so many unheld points needs overflow lots."""
+    if account.overflow is None:
         return False
-    near = sum(lot.remaining for lot in account.lots if lot.order_ms > at_ms)
-    return near - held_at(account.holds, at_ms) < points
+    unexpired = sum(lot.remaining for lot in account.lots if lot.expiry_or_never_ms > at_ms)
+    return unexpired - sum_held(account.holds, at_ms) < points
 
 
 def lacks_lots(account: Account, at_ms: int, lots: int) -> bool:
-    """Tell whether far lots are needed to tell what is active at a moment, or to show so many lots."""
-    far_lots = account.far_lots
-    return far_lots is not None and (far_lots.order_ms <= at_ms or len(account.lots) < lots)
-
-
-def _named(merchant_id: str, key: AccountKey) -> dict[str, object]:
-    return {"merchant_id": merchant_id, "store_id": key.store_id, "buyer_id": key.buyer_id}
+    """Return whether `points_at`, or a list of so many lots, needs overflow lots."""
+    overflow = account.overflow
+    return overflow is not None and (overflow.first_expiry_or_never_ms <= at_ms or len(account.lots) < lots)

@@ -1,8 +1,8 @@
-"""Whose points expire when: pages over the accounts of some stores, on one unchanging state of the database.
+"""Pages of the points that expire in a window of time, on one snapshot.
 
-The index of entries by expiry finds candidates: accounts that ever got points of an expiry. What is left of those
-points stands in the account's row, or for lots beyond it with their entries. What a candidate costs does not grow with
-the book.
+The index of entries by expiry yields candidates: accounts that ever received points with an expiry. The points left of
+them are in the account's row or, for overflow lots, with their entries. The cost of a candidate does not grow with the
+size of the ledger.
 """
 
 from collections import defaultdict, deque
@@ -13,20 +13,21 @@ from heapq import heappop, heappush
 from typing import NamedTuple
 
 from pointbook_server.db.database import Connection
-from pointbook_server.ledger import queries
+from pointbook_server.ledger import queries, rows
 from pointbook_server.ledger.account_repository import AccountRepository
 from pointbook_server.ledger.model import AccountKey
 
 CANDIDATES_MAX = 5_000
-"""How many candidates one page looks at: it ends there where most of them have nothing left."""
-PORTION_MAX = 250
+"""How many candidates one page examines; it ends after these even if it is not full."""
+CHUNK_MAX = 250
 """How many candidates' accounts are in memory at a time."""
-AHEAD = (16, 1_000)
-"""How many candidates are read of a store at first, and at most at a time."""
+READ_AHEAD_MIN = 16
+"""How many candidates of a store the first read fetches; each further read fetches twice as many."""
+READ_AHEAD_MAX = 1_000
 
 
-class Place(NamedTuple):
-    """Where something stands in the list: soonest expiry first, then by account."""
+class ExpiringPosition(NamedTuple):
+    """A position in the list, which is sorted by expiry, then by account."""
 
     at_ms: int
     store_id: str
@@ -39,15 +40,15 @@ class Place(NamedTuple):
 
 
 class ExpiringPoints(NamedTuple):
-    """Points of an account that expire at the same moment."""
+    """Points of an account that expire at the same time."""
 
-    place: Place
+    position: ExpiringPosition
     points: int
 
 
 @dataclass(frozen=True, slots=True)
 class ExpiryWindow:
-    """The stores whose points are listed, between which moments they expire, and the moment to count holds at."""
+    """The stores and the expiries to list, and the time at which holds count."""
 
     store_ids: tuple[str, ...]
     start_ms: int
@@ -56,45 +57,47 @@ class ExpiryWindow:
 
 
 class ExpiringPage(NamedTuple):
-    """A page, and the place behind which the next one begins; None where this is the last one."""
+    """A page, and the position after which the next page begins, if any."""
 
     items: list[ExpiringPoints]
-    end: Place | None
+    end: ExpiringPosition | None
 
 
 class ExpiryReader:
-    """Reads one page on a connection inside a snapshot, behind a place or from the beginning."""
+    """A reader of one page on a connection with a snapshot."""
 
-    def __init__(self, connection: Connection, merchant_id: str, window: ExpiryWindow, after: Place | None) -> None:
+    def __init__(
+        self, connection: Connection, merchant_id: str, window: ExpiryWindow, after: ExpiringPosition | None
+    ) -> None:
         self._connection = connection
         self._merchant_id = merchant_id
         self._window = window
-        self._after = {store_id: _start(window, store_id, after) for store_id in window.store_ids}
-        """Behind which expiry and buyer to read on, of each store that may have more."""
-        self._ahead: defaultdict[str, deque[Place]] = defaultdict(deque)
+        self._read_to = {store_id: _start(window, store_id, after) for store_id in window.store_ids}
+        """The expiry and buyer of the last candidate read, for each store that may have more."""
+        self._ahead: defaultdict[str, deque[ExpiringPosition]] = defaultdict(deque)
         self._ahead_count = 0
 
-    async def page(self, size: int) -> ExpiringPage:
-        """Read so many items, or fewer where most candidates have nothing left."""
+    async def read_page(self, size: int) -> ExpiringPage:
+        """Return up to `size` items; fewer if most candidates have no points left."""
         items: list[ExpiringPoints] = []
         examined = 0
-        self._ahead_count = max(AHEAD[0], (size + 1) // len(self._window.store_ids))
+        self._ahead_count = max(READ_AHEAD_MIN, (size + 1) // len(self._window.store_ids))
         async with aclosing(self._candidates()) as candidates:
             while examined < CANDIDATES_MAX:
-                # As many as the rest of the page probably takes, by how many of those before had points left.
+                # Estimate how many candidates the rest of the page needs from how many so far had points left.
                 count = (size + 1 - len(items)) * (examined + 1) // (len(items) + 1)
-                count = min(count, PORTION_MAX, CANDIDATES_MAX - examined)
-                portion = await _take(candidates, count)
-                items += await self._weigh(portion)
-                examined += len(portion)
+                count = min(count, CHUNK_MAX, CANDIDATES_MAX - examined)
+                chunk = await _next_candidates(candidates, count)
+                items += await self._find_points(chunk)
+                examined += len(chunk)
                 if len(items) > size:
-                    return ExpiringPage(items[:size], items[size - 1].place)
-                if len(portion) < count:
+                    return ExpiringPage(items[:size], items[size - 1].position)
+                if len(chunk) < count:
                     return ExpiringPage(items, None)
-        return ExpiringPage(items, portion[-1])
+        return ExpiringPage(items, chunk[-1])
 
-    async def _candidates(self) -> AsyncGenerator[Place]:
-        """Merge the candidates of all stores, reading on where a store has none ahead."""
+    async def _candidates(self) -> AsyncGenerator[ExpiringPosition]:
+        """Merge the candidates of all stores in list order."""
         heads: list[tuple[int, str]] = []
         without_head: Sequence[str] = self._window.store_ids
         while True:
@@ -109,57 +112,60 @@ class ExpiryReader:
             without_head = [store_id]
 
     async def _read_ahead(self, store_ids: Sequence[str]) -> None:
-        """Read the next candidates of those stores that have none ahead, and may have more."""
-        store_ids = [store_id for store_id in store_ids if store_id in self._after and not self._ahead[store_id]]
+        """Read the next candidates of the stores that have none left in memory."""
+        store_ids = [store_id for store_id in store_ids if store_id in self._read_to and not self._ahead[store_id]]
         if not store_ids:
             return
-        count = min(self._ahead_count, AHEAD[1])
+        count = min(self._ahead_count, READ_AHEAD_MAX)
         self._ahead_count *= 2
-        rows = [(store_id, *self._after[store_id]) for store_id in store_ids]
-        values = queries.to_columns({"store_id": "", "after_ms": "", "after_buyer_id": ""}, rows)
-        values |= {"merchant_id": self._merchant_id, "end_ms": self._window.end_ms, "count": count}
-        for row in await self._connection.fetch(queries.FIND_EXPIRIES, values):
-            self._ahead[row.store_id].append(Place(row.expires_at_ms, row.store_id, row.buyer_id))
+        lookups = [(store_id, *self._read_to[store_id]) for store_id in store_ids]
+        params = rows.to_columns({"store_id": "", "after_ms": "", "after_buyer_id": ""}, lookups)
+        params |= {"merchant_id": self._merchant_id, "end_ms": self._window.end_ms, "count": count}
+        for row in await self._connection.fetch(queries.FIND_EXPIRY_CANDIDATES, params):
+            self._ahead[row.store_id].append(ExpiringPosition(row.expires_at_ms, row.store_id, row.buyer_id))
         for store_id in store_ids:
             ahead = self._ahead[store_id]
             if len(ahead) < count:
-                del self._after[store_id]
+                del self._read_to[store_id]
             else:
-                self._after[store_id] = (ahead[-1].at_ms, ahead[-1].buyer_id)
+                self._read_to[store_id] = (ahead[-1].at_ms, ahead[-1].buyer_id)
 
-    async def _weigh(self, places: Sequence[Place]) -> list[ExpiringPoints]:
-        """Return the candidates that have points left beside what is held, and how many."""
+    async def _find_points(self, candidates: Sequence[ExpiringPosition]) -> list[ExpiringPoints]:
+        """Return the candidates that have unheld points left, with those points."""
         now_ms = self._window.now_ms
-        book = AccountRepository(self._connection, self._merchant_id)
-        await book.read({place.key for place in places})
-        for key, account in book.accounts.items():
-            # Holds may take of lots that are not kept with the account.
-            book.accounts[key] = await book.with_free_points(key, account, now_ms, 0)
-        far_points = await book.far_points(
-            book.accounts, [(place.key, place.at_ms) for place in places if place.key in book.accounts]
+        repository = AccountRepository(self._connection, self._merchant_id)
+        await repository.read({candidate.key for candidate in candidates})
+        accounts = {
+            # Holds may cover overflow lots, so all lots that they may cover are loaded.
+            key: await repository.load_points(key, account, now_ms, 0)
+            for key, account in repository.accounts.items()
+        }
+        overflow_points = await repository.sum_overflow_points(
+            accounts, [(candidate.key, candidate.at_ms) for candidate in candidates if candidate.key in accounts]
         )
-        near_points = {key: account.expiries(now_ms) for key, account in book.accounts.items()}
+        loaded_points = {key: account.unheld_points_by_expiry(now_ms) for key, account in accounts.items()}
         items = []
-        for place in places:
-            points = near_points.get(place.key, {}).get(place.at_ms, 0) + far_points.get((place.key, place.at_ms), 0)
+        for candidate in candidates:
+            points = loaded_points.get(candidate.key, {}).get(candidate.at_ms, 0)
+            points += overflow_points.get((candidate.key, candidate.at_ms), 0)
             if points:
-                items.append(ExpiringPoints(place, points))
+                items.append(ExpiringPoints(candidate, points))
         return items
 
 
-async def _take(candidates: AsyncIterator[Place], count: int) -> list[Place]:
-    """Return the next candidates: `count` of them, or all that are left."""
-    taken: list[Place] = []
-    while len(taken) < count and (place := await anext(candidates, None)) is not None:
-        taken.append(place)
-    return taken
+async def _next_candidates(candidates: AsyncIterator[ExpiringPosition], count: int) -> list[ExpiringPosition]:
+    """Return the next `count` candidates, or all that are left."""
+    chunk: list[ExpiringPosition] = []
+    while len(chunk) < count and (candidate := await anext(candidates, None)) is not None:
+        chunk.append(candidate)
+    return chunk
 
 
-def _start(window: ExpiryWindow, store_id: str, after: Place | None) -> tuple[int, str]:
-    """Return the expiry and buyer behind which a store's part of the list begins."""
+def _start(window: ExpiryWindow, store_id: str, after: ExpiringPosition | None) -> tuple[int, str]:
+    """Return the expiry and buyer after which a store's part of the list begins."""
     if after is None or after.at_ms < window.start_ms:
         return window.start_ms, ""
     if store_id == after.store_id:
         return after.at_ms, after.buyer_id
-    # Of the same expiry come first the stores before, which are done, and then those behind.
+    # At the same expiry, smaller store_ids are already listed, and greater ones are not.
     return (after.at_ms + (store_id < after.store_id), "")

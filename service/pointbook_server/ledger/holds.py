@@ -1,4 +1,8 @@
-"""Points that are promised to a redemption which SHOPLINE has not booked yet. Holds are no part of the fold."""
+"""Points that redemptions hold until SHOPLINE's webhook books them.
+
+Holds are not part of the fold.
+Source: docs/reference/ledger.md#holds.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -14,18 +18,18 @@ SETTLEMENT_SCENES = frozenset(
         "MANUALLY_DECREASE",
     }
 )
-"""The scenes by which SHOPLINE books a redemption, unless a program names others."""
+"""The scenes by which SHOPLINE books a redemption; a program may configure others."""
 SETTLEMENT_LEAD_MS = 5_000
-"""How much earlier than a hold an event may be that settles it, unless a program says otherwise: clocks differ."""
-RELEASED_KEPT = 32
-"""How many of an account's released holds wait for a webhook that comes after all: the newest."""
+"""How much earlier than its hold an event may be and still settle it, because clocks differ; the default."""
+RELEASED_HOLDS_MAX = 32
+"""How many released holds an account keeps for webhooks that arrive after all; the newest are kept."""
 
 
 class Hold(NamedTuple):
-    """What a redemption holds of one account: `points` are what has not been reversed.
+    """Points of one account that a redemption holds, without reversed points.
 
-    `scenes` are the program's settlement scenes, empty for SETTLEMENT_SCENES, and `lead_ms` is its settlement lead, as
-    they were when the hold was opened. A released hold holds nothing any more.
+    `scenes` (empty for SETTLEMENT_SCENES) and `lead_ms` are the program's settlement settings at the time when the
+    hold was opened. A released hold no longer holds any points.
     """
 
     redemption_id: str
@@ -37,11 +41,11 @@ class Hold(NamedTuple):
     lead_ms: int = SETTLEMENT_LEAD_MS
 
     def is_open(self, at_ms: int) -> bool:
-        """Tell whether it holds its points at a moment, which ends by itself."""
+        """Return whether the hold is open at a time; it ends at `settle_by_ms`."""
         return not self.is_released and at_ms < self.settle_by_ms
 
     def may_be_settled_by(self, points: int, scene: str, at_ms: int) -> bool:
-        """Tell whether a decrease may be SHOPLINE's booking of it: so many points, of a scene, at a time."""
+        """Return whether a decrease may be SHOPLINE's booking of this redemption."""
         return (
             self.points == points
             and self.opened_at_ms <= at_ms + self.lead_ms
@@ -49,28 +53,32 @@ class Hold(NamedTuple):
         )
 
 
-def held_at(holds: Iterable[Hold], at_ms: int) -> int:
-    """Sum the points that are held at a moment."""
+def sum_held(holds: Iterable[Hold], at_ms: int) -> int:
+    """Return the points that are held at a time."""
     return sum(hold.points for hold in holds if hold.is_open(at_ms))
 
 
-def settled_by(holds: Sequence[Hold], points: int, scene: str, at_ms: int, now_ms: int) -> Hold | None:
-    """Find the hold that a decrease settles: the newest that is open now, else the newest that was released.
+def find_settled_hold(holds: Sequence[Hold], points: int, scene: str, at_ms: int, now_ms: int) -> Hold | None:
+    """Return the hold that a decrease settles, if any.
 
-    Not the oldest, since a late webhook about an earlier purchase must not settle a hold that did not exist then.
-    Source: ledger.md, holds and settlement.
+    It is the newest hold that is open now, else the newest released one. Not the oldest: a late webhook about an
+    earlier purchase must not settle a hold that did not exist then.
+    Source: docs/reference/ledger.md#settlement.
     """
     candidates = [hold for hold in holds if hold.may_be_settled_by(points, scene, at_ms)]
     return max(candidates, key=lambda hold: (hold.is_open(now_ms), hold.opened_at_ms), default=None)
 
 
-def without(holds: Iterable[Hold], redemption_id: str) -> tuple[Hold, ...]:
-    """Leave out what a redemption holds."""
+def without_redemption(holds: Iterable[Hold], redemption_id: str) -> tuple[Hold, ...]:
+    """Return the holds without the one of a redemption."""
     return tuple(hold for hold in holds if hold.redemption_id != redemption_id)
 
 
-def released(holds: Sequence[Hold], now_ms: int) -> tuple[Hold, ...]:
-    """Release the holds that SHOPLINE has not booked in time, and forget the first of very many: the oldest."""
-    told = [hold if hold.is_open(now_ms) else hold._replace(is_released=True) for hold in holds]
-    over = [hold for hold in told if hold.is_released][:-RELEASED_KEPT]
-    return tuple(hold for hold in told if hold not in over)
+def release_overdue(holds: Sequence[Hold], now_ms: int) -> tuple[Hold, ...]:
+    """Return the holds with overdue ones marked as released.
+
+    Of the released holds, only the newest RELEASED_HOLDS_MAX remain.
+    """
+    marked = [hold if hold.is_open(now_ms) else hold._replace(is_released=True) for hold in holds]
+    dropped = [hold for hold in marked if hold.is_released][:-RELEASED_HOLDS_MAX]
+    return tuple(hold for hold in marked if hold not in dropped)

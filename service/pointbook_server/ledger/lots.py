@@ -1,7 +1,9 @@
-"""The open lots of an account, in the order in which they are drawn: soonest expiry first, never-expiring last.
+"""The open lots of an account, in draw order.
 
-An account may hold very many lots. The first ones are kept with the account; those beyond, which no draw has touched
-yet, are kept as a sum alone, because they can be read from the entries that made them when a draw comes to them.
+The soonest expiry comes first, and lots that never expire come last. An account may have very many lots. The first ones
+are stored in the account's row. The rest (the overflow), which no draw has touched yet, are stored as a sum only: a
+draw that reaches them reads them from the entries that made them.
+Source: docs/reference/ledger.md#lots-and-draws.
 """
 
 from bisect import bisect_left, bisect_right
@@ -9,13 +11,15 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 NEVER_MS = 2**63 - 1
-"""Sorts what never expires behind all that does."""
-NEAR_LOTS_MAX = 256
-NEAR_LOTS_KEPT = 128
+"""Sorts lots that never expire behind all others."""
+STORED_LOTS_MAX = 256
+"""An account's row stores at most this many lots, and more only where no split is allowed (`LotPool.stored`)."""
+STORED_LOTS_AFTER_TRIM = 128
+"""How many lots remain in the row when there were too many, so that not every event trims it again."""
 
 
 class Lot(NamedTuple):
-    """Points that came in together and expire together; `remaining` is at least 1."""
+    """Points that were added together and expire together; `remaining` is at least 1."""
 
     remaining: int
     original: int
@@ -23,8 +27,8 @@ class Lot(NamedTuple):
     event_id: str
 
     @property
-    def order_ms(self) -> int:
-        """What lots are sorted by; those made earlier in the fold come first on a tie."""
+    def expiry_or_never_ms(self) -> int:
+        """The sort key of lots; on a tie, the lot that the fold made first comes first."""
         return NEVER_MS if self.expires_at_ms is None else self.expires_at_ms
 
 
@@ -37,132 +41,146 @@ class Draw(NamedTuple):
 
 
 class OverflowLots(NamedTuple):
-    """The lots beyond those that are kept with the account: what they hold, and which one is the first of them."""
+    """The sum of the lots that are not stored in the account's row.
+
+    The expiry and the event are those of the first of these lots.
+    """
 
     points: int
-    expires_at_ms: int | None
-    event_id: str
+    first_expires_at_ms: int | None
+    first_event_id: str
 
     @property
-    def order_ms(self) -> int:
-        """What the first of them is sorted by: none of them expires sooner."""
-        return NEVER_MS if self.expires_at_ms is None else self.expires_at_ms
+    def first_expiry_or_never_ms(self) -> int:
+        """The sort key of the first lot: no overflow lot expires sooner."""
+        return NEVER_MS if self.first_expires_at_ms is None else self.first_expires_at_ms
 
 
 class OverflowLotsNeededError(Exception):
-    """A question or a draw reaches the lots that are not kept with the account: read them, and begin again."""
+    """The computation needs overflow lots: load them and start again."""
 
 
 class LotPool:
-    """The lots while a fold moves them. `drawn_to_ms` is the latest expiry that was ever drawn from."""
+    """The lots of an account during a fold.
 
-    def __init__(self, near: Iterable[Lot], far: OverflowLots | None, drawn_to_ms: int) -> None:
-        self._near = list(near)
-        self._far = far
+    `drawn_to_ms` is the latest expiry that any draw has reached.
+    """
+
+    def __init__(self, lots: Iterable[Lot], overflow: OverflowLots | None, drawn_to_ms: int) -> None:
+        self._lots = list(lots)
+        self._overflow = overflow
         self._drawn_to_ms = drawn_to_ms
-        self.held = sum(lot.remaining for lot in self._near) + (far.points if far else 0)
+        self.total = sum(lot.remaining for lot in self._lots) + (overflow.points if overflow else 0)
 
     def add(self, points: int, expires_at_ms: int | None, event_id: str) -> None:
-        """Add a lot, if it holds anything."""
+        """Add a lot unless it is empty."""
         if not points:
             return
-        self.held += points
+        self.total += points
         lot = Lot(points, points, expires_at_ms, event_id)
-        if self._far is not None and lot.order_ms >= self._far.order_ms:
-            self._far = self._far._replace(points=self._far.points + points)
+        if self._overflow is not None and lot.expiry_or_never_ms >= self._overflow.first_expiry_or_never_ms:
+            self._overflow = self._overflow._replace(points=self._overflow.points + points)
         else:
-            self._near.insert(bisect_right(self._near, lot.order_ms, key=_order), lot)
+            self._lots.insert(bisect_right(self._lots, lot.expiry_or_never_ms, key=_sort_key), lot)
 
-    def take(self, points: int, at_ms: int, draws: list[Draw], *, expired_first: bool) -> int:
-        """Take points, as far as there are any, and return how many of them came from lots expired by a moment.
+    def draw(self, points: int, at_ms: int, draws: list[Draw], *, expired_first: bool) -> int:
+        """Draw up to `points`, and return how many of them came from expired lots.
 
-        Unexpired lots are drawn first, or expired ones, and in each of the two the soonest expiry. The draws are
-        noted in `draws`. Raises FarLotsNeededError.
+        The draws are appended to `draws`. Unexpired lots are drawn first, or expired ones with `expired_first`; within
+        each group, the soonest expiry. Raises OverflowLotsNeededError.
         """
-        points = min(points, self.held)
+        points = min(points, self.total)
         if points <= 0:
             return 0
-        split = bisect_right(self._near, at_ms, key=_order)
+        split = bisect_right(self._lots, at_ms, key=_sort_key)
         if expired_first:
-            from_expired = self._draw(0, split, points, draws)
+            from_expired = self._draw_range(0, split, points, draws)
             if from_expired < points:
-                self._check_far(at_ms)
-                # What is behind the expired lots has moved up to where they were.
-                self._draw_all(0, points - from_expired, draws)
+                self._check_overflow(at_ms)
+                # The unexpired lots now start at 0: all expired lots are used up.
+                self._draw_unexpired(points - from_expired, draws)
             return from_expired
-        from_unexpired = self._draw(split, len(self._near), points, draws)
+        from_unexpired = self._draw_range(split, len(self._lots), points, draws)
         if from_unexpired == points:
             return 0
-        if self._far is not None:
+        if self._overflow is not None:
             raise OverflowLotsNeededError
-        return self._draw(0, split, points - from_unexpired, draws)
+        return self._draw_range(0, split, points - from_unexpired, draws)
 
-    def expired(self, at_ms: int) -> int:
-        """Sum the points of lots expired by a moment. Raises FarLotsNeededError."""
-        self._check_far(at_ms)
-        return sum(lot.remaining for lot in self._near[: bisect_right(self._near, at_ms, key=_order)])
+    def sum_expired(self, at_ms: int) -> int:
+        """Return the points of the lots that have expired at a time.
 
-    def all(self) -> tuple[tuple[Lot, ...], OverflowLots | None, int]:
-        """Return the near lots, what lies beyond, and how far draws have come."""
-        return tuple(self._near), self._far, self._drawn_to_ms
-
-    def kept(self) -> tuple[tuple[Lot, ...], OverflowLots | None, int]:
-        """Return the same as it is kept with the account: where there are many near lots, the first of them alone.
-
-        Only lots behind all that were ever drawn from are left to be read from their entries: those of a later expiry,
-        and of the same one all but the oldest that is left, since inside one expiry the older ones are drawn first.
+        Raises OverflowLotsNeededError.
         """
-        near, far = self._near, self._far
-        place = len(near)
-        if place > NEAR_LOTS_MAX:
-            place = max(NEAR_LOTS_KEPT, bisect_left(near, self._drawn_to_ms, key=_order))
-            while place < len(near) and not self._may_begin_far(near[place - 1], near[place]):
-                place += 1
-        if place < len(near):
-            points = self.held - sum(lot.remaining for lot in near[:place])
-            far = OverflowLots(points, near[place].expires_at_ms, near[place].event_id)
-        return tuple(near[:place]), far, self._drawn_to_ms
+        self._check_overflow(at_ms)
+        return sum(lot.remaining for lot in self._lots[: bisect_right(self._lots, at_ms, key=_sort_key)])
 
-    def _draw_all(self, start: int, points: int, draws: list[Draw]) -> None:
-        if self._draw(start, len(self._near), points, draws) < points:
+    def loaded(self) -> tuple[tuple[Lot, ...], OverflowLots | None, int]:
+        """Return all loaded lots, the overflow, and `drawn_to_ms`."""
+        return tuple(self._lots), self._overflow, self._drawn_to_ms
+
+    def stored(self) -> tuple[tuple[Lot, ...], OverflowLots | None, int]:
+        """Return the lots to store in the account's row, the overflow, and `drawn_to_ms`.
+
+        Only untouched lots may overflow, because they are later read back from their entries: lots that expire later
+        than any lot ever drawn, and lots of the same expiry behind the oldest open one (older lots are drawn first).
+        """
+        lots, overflow = self._lots, self._overflow
+        end = len(lots)
+        if end > STORED_LOTS_MAX:
+            end = max(STORED_LOTS_AFTER_TRIM, bisect_left(lots, self._drawn_to_ms, key=_sort_key))
+            while end < len(lots) and not self._can_split(lots[end - 1], lots[end]):
+                end += 1
+        if end < len(lots):
+            points = self.total - sum(lot.remaining for lot in lots[:end])
+            overflow = OverflowLots(points, lots[end].expires_at_ms, lots[end].event_id)
+        return tuple(lots[:end]), overflow, self._drawn_to_ms
+
+    def _draw_unexpired(self, points: int, draws: list[Draw]) -> None:
+        if self._draw_range(0, len(self._lots), points, draws) < points:
             raise OverflowLotsNeededError
 
-    def _draw(self, start: int, stop: int, points: int, draws: list[Draw]) -> int:
-        """Draw from the near lots of a range in turn, and return how many points they gave."""
-        near = self._near
-        wanted, index = points, start
-        while wanted and index < stop:
-            lot = near[index]
-            taken = min(wanted, lot.remaining)
-            wanted -= taken
-            draws.append(Draw(taken, lot.expires_at_ms, lot.event_id))
-            self._drawn_to_ms = max(self._drawn_to_ms, lot.order_ms)
-            if taken < lot.remaining:
-                near[index] = lot._replace(remaining=lot.remaining - taken)
+    def _draw_range(self, start: int, stop: int, points: int, draws: list[Draw]) -> int:
+        """Draw from a range of the loaded lots, and return the points drawn."""
+        lots = self._lots
+        missing, index = points, start
+        while missing and index < stop:
+            lot = lots[index]
+            drawn = min(missing, lot.remaining)
+            missing -= drawn
+            draws.append(Draw(drawn, lot.expires_at_ms, lot.event_id))
+            self._drawn_to_ms = max(self._drawn_to_ms, lot.expiry_or_never_ms)
+            if drawn < lot.remaining:
+                lots[index] = lot._replace(remaining=lot.remaining - drawn)
                 break
             index += 1
-        del near[start:index]
-        self.held -= points - wanted
-        return points - wanted
+        del lots[start:index]
+        self.total -= points - missing
+        return points - missing
 
-    def _may_begin_far(self, before: Lot, lot: Lot) -> bool:
-        is_untouched = lot.order_ms > self._drawn_to_ms or before.order_ms == lot.order_ms
-        # An event may have made two lots that never expire: they stay together.
-        return is_untouched and (before.event_id != lot.event_id or before.order_ms != lot.order_ms)
+    def _can_split(self, last: Lot, first: Lot) -> bool:
+        """Return whether the overflow may begin between two adjacent lots."""
+        same_expiry = last.expiry_or_never_ms == first.expiry_or_never_ms
+        is_untouched = first.expiry_or_never_ms > self._drawn_to_ms or same_expiry
+        # One event may have made two lots that never expire: they stay together.
+        return is_untouched and not (same_expiry and last.event_id == first.event_id)
 
-    def _check_far(self, at_ms: int) -> None:
-        if self._far is not None and self._far.order_ms <= at_ms:
+    def _check_overflow(self, at_ms: int) -> None:
+        if self._overflow is not None and self._overflow.first_expiry_or_never_ms <= at_ms:
             raise OverflowLotsNeededError
 
 
-def _order(lot: Lot) -> int:
-    return lot.order_ms
+def _sort_key(lot: Lot) -> int:
+    return lot.expiry_or_never_ms
 
 
-def points_at(near: Sequence[Lot], far: OverflowLots | None, at_ms: int) -> tuple[int, int]:
-    """Sum the points of unexpired and of expired lots at a moment. Raises FarLotsNeededError."""
-    if far is not None and far.order_ms <= at_ms:
+def sum_unexpired_and_expired(lots: Sequence[Lot], overflow: OverflowLots | None, at_ms: int) -> tuple[int, int]:
+    """Return the points of unexpired and of expired lots at a time.
+
+    Raises OverflowLotsNeededError.
+    """
+    if overflow is not None and overflow.first_expiry_or_never_ms <= at_ms:
         raise OverflowLotsNeededError
-    split = bisect_right(near, at_ms, key=_order)
-    active = sum(lot.remaining for lot in near[split:]) + (far.points if far else 0)
-    return active, sum(lot.remaining for lot in near[:split])
+    split = bisect_right(lots, at_ms, key=_sort_key)
+    unexpired = sum(lot.remaining for lot in lots[split:]) + (overflow.points if overflow else 0)
+    return unexpired, sum(lot.remaining for lot in lots[:split])

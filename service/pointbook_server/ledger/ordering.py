@@ -1,8 +1,9 @@
-"""The order of events that share a millisecond, read from the balances that they carry.
+"""The order of events that share a millisecond, derived from their balances.
 
-Balances are nodes, and an event is the edge from the balance before it to the balance after it. The true order uses
+Balances are nodes, and an event is an edge from the balance before it to the balance after it. The true order uses
 every event once: an Eulerian trail, which Hierholzer's algorithm finds in linear time once a start is chosen. Taking
 the smallest edge first at every node makes it the smallest trail from that start.
+Source: docs/reference/ledger.md#trail-of-balances.
 """
 
 from collections import Counter, defaultdict
@@ -11,7 +12,7 @@ from typing import Protocol, TypeVar
 
 
 class BalancedEvent(Protocol):
-    """What the order looks at. `balance` is there for every event that is ordered."""
+    """The attributes of an event that determine the order; it has a balance."""
 
     @property
     def delta(self) -> int:
@@ -23,41 +24,40 @@ class BalancedEvent(Protocol):
 
     @property
     def expires_at_ms(self) -> int | None:
-        """When the points expire."""
+        """The expiry of the points."""
 
     @property
     def scene(self) -> str:
-        """Why the points changed."""
+        """The reason for the change."""
 
 
 E = TypeVar("E", bound=BalancedEvent)
 
 
 def order_millisecond(events: Sequence[E], *, balance: int | None, expired: int) -> list[E]:
-    """Order events of one millisecond that all carry a balance.
+    """Return the events of one millisecond in ledger order; all carry a balance.
 
-    `balance` is the running balance before them (None when nothing precedes), `expired` the points of it whose lots
-    have expired by then, which SHOPLINE may have taken without an event. Where no trail exists, the events are sorted
-    by their content.
+    `balance` is the balance before them (None for a new account). `expired` are those of its points whose lots have
+    expired, which SHOPLINE may have deducted without an event. If there is no trail, the events are sorted by content.
     """
     ordered = sorted(events, key=_content)
     if len(ordered) < 2:  # noqa: PLR2004 - one event has one order
         return ordered
     for start in _starts(ordered, balance, expired):
-        trail = _trail(ordered, start)
+        trail = _find_trail(ordered, start)
         if trail is not None:
             return trail
     return ordered
 
 
 def _content(event: BalancedEvent) -> tuple[int, int, bool, int, str]:
-    """Compare by (change, balance, expiry, scene), where no expiry is the latest."""
+    """Return the sort key (change, balance, expiry, scene); no expiry sorts last."""
     expiry = event.expires_at_ms
     return (event.delta, _after(event), expiry is None, expiry or 0, event.scene)
 
 
 def _after(event: BalancedEvent) -> int:
-    assert event.balance is not None, "events without a balance have their place before the trail"  # noqa: S101 - narrows
+    assert event.balance is not None, "events without a balance are not part of the trail"  # noqa: S101 - narrows
     return event.balance
 
 
@@ -66,7 +66,7 @@ def _before(event: BalancedEvent) -> int:
 
 
 def _starts(events: Sequence[BalancedEvent], balance: int | None, expired: int) -> list[int]:
-    """Name the balances to start a trail from, in the order in which they are tried."""
+    """Return the balances from which a trail may start, in the order to try them."""
     starts = [] if balance is None else [balance, balance - expired]
     surplus = Counter(_before(event) for event in events)
     surplus.subtract(_after(event) for event in events)
@@ -78,8 +78,11 @@ def _starts(events: Sequence[BalancedEvent], balance: int | None, expired: int) 
     return starts
 
 
-def _trail(events: Sequence[E], start: int) -> list[E] | None:
-    """Find the smallest trail from a start through all events, which come sorted; None where there is none."""
+def _find_trail(events: Sequence[E], start: int) -> list[E] | None:
+    """Return the smallest trail from a start through all events, if there is one.
+
+    The events must be sorted.
+    """
     leaving: defaultdict[int, list[E]] = defaultdict(list)
     for event in reversed(events):
         leaving[_before(event)].append(event)

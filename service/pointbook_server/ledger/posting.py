@@ -1,58 +1,60 @@
-"""A batch of events and the accounts that they are posted to: what is to be answered, and what is to be written."""
+"""Posting a batch of events to accounts, without I/O."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.ledger.holds import Hold, settled_by, without
+from pointbook_server.ledger.holds import Hold, find_settled_hold, without_redemption
 from pointbook_server.ledger.journal import AccountChange, Journal, PostedEvent
 from pointbook_server.ledger.lots import OverflowLotsNeededError
 from pointbook_server.ledger.model import Account, AccountKey, ApplyOutcome, ApplyResult, Entry, Event, UpdateType
 
 
 class KnownEvent(NamedTuple):
-    """An event whose id is in the book, or was posted earlier in the same batch."""
+    """An event whose event_id is in the ledger, or occurred earlier in the batch."""
 
     event: Event
     post: PostedEvent
 
 
 class AccountHistory(NamedTuple):
-    """What is known of one account: a state, the entries since then (none on the direct way), and its holds by now."""
+    """A state of an account, the entries since then, and its current holds.
+
+    No entries are needed if all new events are later.
+    """
 
     base: Account
-    history: Sequence[Entry] = ()
+    entries: Sequence[Entry] = ()
     holds: tuple[Hold, ...] = ()
 
 
 class Settlement(NamedTuple):
-    """A hold that SHOPLINE has booked, and the event by which it did."""
+    """A hold that SHOPLINE has booked, and the event that booked it."""
 
-    account: AccountKey
+    account_key: AccountKey
     hold: Hold
     event_id: str
 
 
 @dataclass(slots=True)
-class Result:
-    """What a batch comes to: an answer for each event in turn, what each account comes to, and the new entries."""
+class BatchResult:
+    """The results of a batch, one for each event in order, and all changes to write."""
 
-    answers: list[ApplyResult | PointbookError] = field(default_factory=list)
-    postings: dict[AccountKey, AccountChange] = field(default_factory=dict)
-    entries: dict[int, ApplyResult] = field(default_factory=dict)
-    """The verdicts that make a row of the book, by the place of their events in the batch."""
+    results: list[ApplyResult | PointbookError] = field(default_factory=list)
+    changes: dict[AccountKey, AccountChange] = field(default_factory=dict)
+    new_rows: dict[int, ApplyResult] = field(default_factory=dict)
+    """The results that become rows of the ledger, by the index of their event in the batch."""
     settlements: list[Settlement] = field(default_factory=list)
-    holds: dict[AccountKey, tuple[Hold, ...]] = field(default_factory=dict)
-    """What is left of the holds."""
+    remaining_holds: dict[AccountKey, tuple[Hold, ...]] = field(default_factory=dict)
     leaves_ids_unclaimed: bool = False
-    """Whether an event makes no row, so that writing the batch does not check its event_id against the book."""
-    lifted: frozenset[str] = frozenset()
-    """The event_ids of the book whose remembered refusal gives way to an entry."""
+    """Whether an event makes no row, so that writing the batch does not check its event_id against the ledger."""
+    lifted_refusals: frozenset[str] = frozenset()
+    """The event_ids whose stored refusal is replaced by a new row."""
 
 
 class LotsMissingError(Exception):
-    """An account's far lots are needed: read more of them, and post the batch again."""
+    """An account lacks overflow lots: load more, and post the batch again."""
 
     def __init__(self, key: AccountKey) -> None:
         super().__init__()
@@ -61,123 +63,135 @@ class LotsMissingError(Exception):
 
 def post_batch(
     events: Sequence[Event],
-    pages: Mapping[AccountKey, AccountHistory],
-    known: Mapping[str, KnownEvent],
-    refused: Mapping[AccountKey, PointbookError],
+    histories: Mapping[AccountKey, AccountHistory],
+    known_events: Mapping[str, KnownEvent],
+    account_errors: Mapping[AccountKey, PointbookError],
     now_ms: int,
     *,
-    forgetting: Collection[int] = (),
-) -> Result:
-    """Post events in the order in which they came.
+    forget_refusal_of: Collection[int] = (),
+) -> BatchResult:
+    """Post events in order of arrival, and return their results and the changes.
 
-    `known` are the events of the book that share an event_id with these, `refused` the accounts that cannot be posted
-    to, `forgetting` the places of events whose refusal is not remembered. The answers' accounts can tell what is active
-    at `now_ms`. Raises LotsMissingError.
+    Raises LotsMissingError. `known_events` are the events of the ledger that share an event_id with these,
+    `account_errors` the accounts that accept no events, `forget_refusal_of` the indexes of events whose refusal is not
+    stored. The accounts in the results have the lots that `points_at(now_ms)` needs.
     """
-    journals = {key: Journal(page.base, page.history) for key, page in pages.items()}
-    met = dict(known)
-    rows: dict[str, int] = {}
-    places: list[PointbookError | tuple[AccountKey, int]] = []
+    journals = {key: Journal(history.base, history.entries) for key, history in histories.items()}
+    known = dict(known_events)
+    row_indexes: dict[str, int] = {}
+    # The error of each event, or the account and the index of its post.
+    posts: list[PointbookError | tuple[AccountKey, int]] = []
     leaves_ids_unclaimed = False
-    for number, event in enumerate(events):
-        key = event.account
-        seen = met.get(event.event_id)
-        forgets = number in forgetting
-        if key in refused:
-            places.append(refused[key])
-        elif seen is not None and seen.event.content != event.content:
-            places.append(_reused(event.event_id))
+    for index, event in enumerate(events):
+        key = event.account_key
+        earlier = known.get(event.event_id)
+        forget_refusal = index in forget_refusal_of
+        if key in account_errors:
+            posts.append(account_errors[key])
+        elif earlier is not None and earlier.event.content != event.content:
+            posts.append(_event_id_reused(event.event_id))
         else:
             journal = journals[key]
-            if seen is not None and not is_judged_anew(seen, forgets=forgets):
-                journal.repeat(seen.post)
+            if earlier is not None and not is_checked_again(earlier, forget_refusal=forget_refusal):
+                journal.repeat(earlier.post)
             else:
-                post = _post(journal, event)
-                if _makes_row(post, forgets=forgets):
-                    met[event.event_id] = KnownEvent(event, post)
-                    rows[event.event_id] = number
+                posted = _post(journal, event)
+                if _makes_row(posted, forget_refusal=forget_refusal):
+                    known[event.event_id] = KnownEvent(event, posted)
+                    row_indexes[event.event_id] = index
                 else:
                     leaves_ids_unclaimed = True
-            places.append((key, len(journal) - 1))
-    postings = {key: _close(key, journal, now_ms) for key, journal in journals.items()}
-    lifted = frozenset(rows.keys() & known.keys())
-    result = Result(postings=postings, leaves_ids_unclaimed=leaves_ids_unclaimed, lifted=lifted)
-    for number, place in enumerate(places):
-        if isinstance(place, PointbookError):
-            result.answers.append(place)
+            posts.append((key, len(journal) - 1))
+    changes = {key: _close(key, journal, now_ms) for key, journal in journals.items()}
+    lifted_refusals = frozenset(row_indexes.keys() & known_events.keys())
+    batch_result = BatchResult(
+        changes=changes, leaves_ids_unclaimed=leaves_ids_unclaimed, lifted_refusals=lifted_refusals
+    )
+    for index, (event, post) in enumerate(zip(events, posts, strict=True)):
+        if isinstance(post, PointbookError):
+            batch_result.results.append(post)
             continue
-        key, index = place
-        verdict = result.postings[key].verdicts[index]
-        is_refused = verdict.outcome is ApplyOutcome.REFUSED
-        result.answers.append(_refusal(verdict, forgets=number in forgetting) if is_refused else verdict)
-        if rows.get(events[number].event_id) == number:
-            result.entries[number] = verdict
-    if any(page.holds for page in pages.values()):
-        _settle(result, pages, now_ms)
-    return result
+        key, post_index = post
+        result = changes[key].results[post_index]
+        is_refused = result.outcome is ApplyOutcome.REFUSED
+        batch_result.results.append(
+            _insufficient_points(result, forget_refusal=index in forget_refusal_of) if is_refused else result
+        )
+        if row_indexes.get(event.event_id) == index:
+            batch_result.new_rows[index] = result
+    if any(history.holds for history in histories.values()):
+        _settle(batch_result, histories, now_ms)
+    return batch_result
 
 
-def _settle(result: Result, pages: Mapping[AccountKey, AccountHistory], now_ms: int) -> None:
-    """Let each new decrease settle one hold at most, and tell all accounts with the holds that are left."""
-    left = {key: page.holds for key, page in pages.items() if page.holds}
-    for verdict in result.entries.values():
-        event = verdict.entry.event
-        key = event.account
-        if key not in left or verdict.outcome is ApplyOutcome.REFUSED or event.update_type is not UpdateType.DECREASE:
+def _settle(batch_result: BatchResult, histories: Mapping[AccountKey, AccountHistory], now_ms: int) -> None:
+    """Settle at most one hold for each new decrease.
+
+    The accounts in the results get the remaining holds.
+    """
+    remaining = {key: history.holds for key, history in histories.items() if history.holds}
+    for result in batch_result.new_rows.values():
+        event = result.entry.event
+        key = event.account_key
+        is_decrease = result.outcome is not ApplyOutcome.REFUSED and event.update_type is UpdateType.DECREASE
+        if key not in remaining or not is_decrease:
             continue
-        hold = settled_by(left[key], event.value, event.scene, event.updated_at_ms, now_ms)
+        hold = find_settled_hold(remaining[key], event.value, event.scene, event.updated_at_ms, now_ms)
         if hold is not None:
-            left[key] = without(left[key], hold.redemption_id)
-            result.settlements.append(Settlement(key, hold, event.event_id))
-    result.holds = left
-    for number, answer in enumerate(result.answers):
-        if isinstance(answer, ApplyResult) and answer.entry.event.account in left:
-            account = replace(answer.account, holds=left[answer.entry.event.account])
-            result.answers[number] = answer._replace(account=account)
+            remaining[key] = without_redemption(remaining[key], hold.redemption_id)
+            batch_result.settlements.append(Settlement(key, hold, event.event_id))
+    batch_result.remaining_holds = remaining
+    for index, result_or_error in enumerate(batch_result.results):
+        if isinstance(result_or_error, ApplyResult) and result_or_error.entry.event.account_key in remaining:
+            account = replace(result_or_error.account, holds=remaining[result_or_error.entry.event.account_key])
+            batch_result.results[index] = result_or_error._replace(account=account)
 
 
-def is_judged_anew(seen: KnownEvent, *, forgets: bool) -> bool:
-    """Return whether an event that was refused before is judged again, as its caller asks."""
-    return forgets and seen.post.outcome is ApplyOutcome.REFUSED
+def is_checked_again(known: KnownEvent, *, forget_refusal: bool) -> bool:
+    """Return whether a refused event is checked again.
+
+    Its caller asks for that by `forget_refusal`.
+    """
+    return forget_refusal and known.post.outcome is ApplyOutcome.REFUSED
 
 
-def _makes_row(post: PostedEvent, *, forgets: bool) -> bool:
-    """Return whether a post makes a row of the book, which claims its event_id."""
-    return post.outcome is ApplyOutcome.APPLIED or (post.outcome is ApplyOutcome.REFUSED and not forgets)
+def _makes_row(post: PostedEvent, *, forget_refusal: bool) -> bool:
+    """Return whether a post becomes a row of the ledger, which claims its event_id."""
+    return post.outcome is ApplyOutcome.APPLIED or (post.outcome is ApplyOutcome.REFUSED and not forget_refusal)
 
 
 def _post(journal: Journal, event: Event) -> PostedEvent:
     try:
         return journal.post(event)
     except OverflowLotsNeededError:
-        raise LotsMissingError(event.account) from None
+        raise LotsMissingError(event.account_key) from None
 
 
 def _close(key: AccountKey, journal: Journal, now_ms: int) -> AccountChange:
     try:
-        posting = journal.close()
+        change = journal.close()
     except OverflowLotsNeededError:
         raise LotsMissingError(key) from None
-    for verdict in posting.verdicts:
-        far_lots = verdict.account.far_lots
-        if far_lots is not None and far_lots.order_ms <= now_ms:
+    for result in change.results:
+        overflow = result.account.overflow
+        if overflow is not None and overflow.first_expiry_or_never_ms <= now_ms:
             raise LotsMissingError(key)
-    return posting
+    return change
 
 
-def _reused(event_id: str) -> PointbookError:
+def _event_id_reused(event_id: str) -> PointbookError:
     return PointbookError(
         Reason.EVENT_ID_REUSED,
-        "This event_id is in the book with other content; give every event an id of its own.",
+        "The ledger has another event with this event_id; use a unique event_id for each event.",
         metadata={"event_id": event_id},
     )
 
 
-def _refusal(verdict: ApplyResult, *, forgets: bool) -> PointbookError:
-    event = verdict.entry.event
-    again = "It is judged anew when it is sent again." if forgets else "The answer stays the same for this event_id."
+def _insufficient_points(result: ApplyResult, *, forget_refusal: bool) -> PointbookError:
+    event = result.entry.event
+    retry = "A retry is checked again." if forget_refusal else "A retry with this event_id gets the same error."
     return PointbookError(
         Reason.INSUFFICIENT_POINTS,
-        f"The update would take the account below zero. {again}",
+        f"The update would make the account's balance negative. {retry}",
         metadata={"event_id": event.event_id, "updated_value": str(event.value)},
     )

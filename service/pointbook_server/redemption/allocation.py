@@ -79,11 +79,11 @@ def _free_lots(
 ) -> Iterator[_FreeLot]:
     if account is None:
         return
-    for position, lot in enumerate(account.free_lots(now_ms)):
-        if lot.order_ms <= now_ms:
+    for position, lot in enumerate(account.unheld_lots(now_ms)):
+        if lot.expiry_or_never_ms <= now_ms:
             continue
         yield _FreeLot(
-            order_ms=lot.order_ms,
+            order_ms=lot.expiry_or_never_ms,
             created_at_ms=created_at_ms.get(lot.event_id, 0),
             customer_id=source.customer_id,
             key=source.key,

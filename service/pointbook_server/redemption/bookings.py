@@ -37,7 +37,7 @@ class Booking(NamedTuple):
 
     def undo(self, account: Account) -> Account:
         """Return its account without this decrease; only its active points are exact."""
-        return account.with_unexpired(self.points, self.event_id)
+        return account.with_extra_points(self.points, self.event_id)
 
 
 def settlement_lead_ms(program: Program) -> int:
@@ -56,7 +56,7 @@ def find_booking(
     """Return the newest booking that a redemption of so many points can claim.
 
     The booking's account must have the points without it, and without what other redemptions hold, even if a pool's
-    other accounts have enough. This mirrors the ledger's `settled_by`, which finds the hold if the booking comes
+    other accounts have enough. This mirrors the ledger's `find_settled_hold`, which finds the hold if the booking comes
     second. A redemption from several accounts is never matched in parts: only its response says how many points each
     account gives, so a caller that books parts redeems first.
     """

@@ -79,19 +79,19 @@ class AccountRepository(Protocol):
     async def lock(self, keys: Iterable[AccountKey], *, skip_locked: bool = False) -> None:
         """Lock accounts and read them; `skip_locked` leaves out locked ones."""
 
-    async def complete(self, key: AccountKey, account: Account, at_ms: int, *, points: int = 0) -> Account:
+    async def load_lots(self, key: AccountKey, account: Account, at_ms: int, *, points: int = 0) -> Account:
         """Load enough lots for the active points, and to draw so many points."""
 
     async def next_expiry(self, key: AccountKey, account: Account, at_ms: int) -> Expiry | None:
         """Return the soonest expiry of an account after a time; None if nothing expires."""
 
-    async def made_at_ms(self, event_ids: Iterable[str]) -> dict[str, int]:
+    async def find_event_times(self, event_ids: Iterable[str]) -> dict[str, int]:
         """Return the times of events."""
 
-    async def put_holds(self, holds: Mapping[AccountKey, tuple[Hold, ...]]) -> None:
+    async def write_holds(self, holds: Mapping[AccountKey, tuple[Hold, ...]]) -> None:
         """Write the holds of locked accounts."""
 
-    async def settle(self, event_id: str, redemption_id: str, settled_redemption_id: str) -> None:
+    async def record_settlement(self, event_id: str, redemption_id: str, settled_redemption_id: str) -> None:
         """Record that an entry settled a redemption.
 
         `settled_redemption_id` is the one that it settled before, empty for none.
@@ -249,7 +249,9 @@ async def _load_accounts(
         await ledger.read(keys)
     elif missing := keys.difference(locked):
         raise AccountsNotLockedError(missing)
-    return {key: await ledger.complete(key, account, now_ms) for key, account in ledger.accounts.items() if key in keys}
+    return {
+        key: await ledger.load_lots(key, account, now_ms) for key, account in ledger.accounts.items() if key in keys
+    }
 
 
 async def _with_bookings(

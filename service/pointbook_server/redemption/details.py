@@ -59,7 +59,7 @@ class DetailsLoader:
         sources = await self._load_sources(connection, merchant_id, list(contents))
         ledger = self._open_ledger(connection, merchant_id)
         await ledger.read({source.key for content_sources in sources.values() for source in content_sources})
-        accounts = {key: await ledger.complete(key, account, now_ms) for key, account in ledger.accounts.items()}
+        accounts = {key: await ledger.load_lots(key, account, now_ms) for key, account in ledger.accounts.items()}
         return {
             content: sum(accounts.get(source.key, NO_ACCOUNT).points_at(now_ms).active for source in content_sources)
             for content, content_sources in sources.items()

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from pointbook_server.clock import Clock, time_ordered_id
 from pointbook_server.db.database import Connection, Database, RetryTransactionError
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.ledger.holds import Hold, released, without
+from pointbook_server.ledger.holds import Hold, release_overdue, without_redemption
 from pointbook_server.ledger.model import Account, AccountKey, Expiry
 from pointbook_server.ledger.posting import Settlement
 from pointbook_server.programs.model import Program
@@ -214,7 +214,7 @@ class RedemptionTransactions:
             if not await connection.execute(queries.INSERT_REVERSAL, params):
                 raise RetryTransactionError  # A concurrent call has inserted the reference.
             await _update(connection, reversed_redemption)
-            await ledger.put_holds(_holds_after_reversal(ledger, reversed_redemption))
+            await ledger.write_holds(_holds_after_reversal(ledger, reversed_redemption))
             return reversed_redemption
 
         return await self._database.transaction(work, planned_once=True)
@@ -238,8 +238,8 @@ class RedemptionTransactions:
             await _update(connection, settled)
             points = redemption.held_points(HoldState.OPEN, HoldState.RELEASED)
             await _insert_audit(connection, redemption, "SETTLE", reason, now_ms, points=points, actor=actor)
-            await ledger.put_holds(
-                {key: without(holds, redemption_id) for key, holds in ledger.holds.items() if key in keys}
+            await ledger.write_holds(
+                {key: without_redemption(holds, redemption_id) for key, holds in ledger.holds.items() if key in keys}
             )
             return settled
 
@@ -252,7 +252,7 @@ class RedemptionTransactions:
         """
         keys: defaultdict[str, list[AccountKey]] = defaultdict(list)
         for settlement in settlements:
-            keys[settlement.hold.redemption_id].append(settlement.account)
+            keys[settlement.hold.redemption_id].append(settlement.account_key)
         params = {"merchant_id": merchant_id, "redemption_ids": sorted(keys)}
         for redemption in map(queries.read_redemption, await connection.fetch(queries.LOCK, params)):
             await _update(connection, redemption.with_settled(keys[redemption.redemption_id]))
@@ -286,7 +286,7 @@ class RedemptionTransactions:
                     await _update(connection, redemption.with_open_released())
                     await _insert_audit(connection, redemption, "RELEASE", "not booked in time", now_ms, points=points)
                     count += 1
-            await ledger.put_holds({key: released(holds, now_ms) for key, holds in ledger.holds.items()})
+            await ledger.write_holds({key: release_overdue(holds, now_ms) for key, holds in ledger.holds.items()})
             return count
 
         return await self._database.transaction(work, planned_once=True)
@@ -366,11 +366,13 @@ class _RedeemBatch:
             raise RetryTransactionError
         for claimed in self._claimed.values():
             booking = claimed.booking
-            await self._ledger.settle(booking.event_id, claimed.redemption.redemption_id, booking.settled_redemption_id)
+            await self._ledger.record_settlement(
+                booking.event_id, claimed.redemption.redemption_id, booking.settled_redemption_id
+            )
         keys = {hold.key for redemption in self._new for hold in redemption.holds if hold.state is HoldState.OPEN}
         keys |= await self._release_again(merchant_id, now_ms)
         if keys:
-            await self._ledger.put_holds({key: self._accounts[key].holds for key in keys})
+            await self._ledger.write_holds({key: self._accounts[key].holds for key in keys})
 
     async def _release_again(self, merchant_id: str, now_ms: int) -> set[AccountKey]:
         """Release the redemptions that lose their bookings to new ones.
@@ -394,7 +396,7 @@ class _RedeemBatch:
                     hold = _to_hold(earlier, account_hold, programs[account_hold.key])
                     account = self._accounts[account_hold.key]
                     holds = sorted((*account.holds, hold._replace(is_released=True)), key=_opened_at_ms)
-                    self._accounts[account_hold.key] = replace(account, holds=released(holds, now_ms))
+                    self._accounts[account_hold.key] = replace(account, holds=release_overdue(holds, now_ms))
         return {key for programs in losing.values() for key in programs}
 
     async def _redeem(self, pending: PendingRedemption, context: RedemptionContext) -> Redemption:
@@ -445,9 +447,9 @@ class _RedeemBatch:
         points, now_ms = assessment.points, assessment.context.now_ms
         keys = [source.key for source in assessment.context.sources if source.key in self._accounts]
         for key in keys:
-            self._accounts[key] = await self._ledger.complete(key, self._accounts[key], now_ms, points=points)
+            self._accounts[key] = await self._ledger.load_lots(key, self._accounts[key], now_ms, points=points)
         event_ids = lot_event_ids(self._accounts[key] for key in keys) if len(keys) > 1 else []
-        created_at_ms = await self._ledger.made_at_ms(event_ids) if event_ids else {}
+        created_at_ms = await self._ledger.find_event_times(event_ids) if event_ids else {}
         return allocate(points, assessment.context.sources, self._accounts, created_at_ms, now_ms)
 
     def _add(self, redemption: Redemption) -> None:

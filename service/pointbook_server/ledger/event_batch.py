@@ -1,0 +1,214 @@
+"""A batch of received events, applied directly if possible, else under locks."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Protocol
+
+from pointbook_server.db.database import Connection
+from pointbook_server.errors import PointbookError, store_not_found
+from pointbook_server.ledger.account_repository import AccountRepository
+from pointbook_server.ledger.fold import LONG_FOLD_ENTRIES
+from pointbook_server.ledger.journal import PostedEvent
+from pointbook_server.ledger.model import (
+    Account,
+    AccountKey,
+    ApplyOutcome,
+    ApplyResult,
+    Event,
+    ReceivedEvent,
+    StoredEntry,
+    UpdateType,
+)
+from pointbook_server.ledger.posting import (
+    AccountHistory,
+    BatchResult,
+    KnownEvent,
+    LotsMissingError,
+    Settlement,
+    is_checked_again,
+    post_batch,
+)
+
+
+class Redemptions(Protocol):
+    """The part of redemption that settles holds."""
+
+    async def settle(self, connection: Connection, merchant_id: str, settlements: Sequence[Settlement]) -> None:
+        """Settle holds in the transaction that writes their events.
+
+        Their accounts are locked.
+        """
+
+
+class EventBatch:
+    """A batch of a merchant's events.
+
+    Each attempt applies the whole batch, so attempts can be repeated.
+    """
+
+    def __init__(
+        self, merchant_id: str, batch: Sequence[ReceivedEvent], redemptions: Redemptions, *, register_stores: bool
+    ) -> None:
+        self._merchant_id = merchant_id
+        self._batch = batch
+        self._redemptions = redemptions
+        self._events = [received.event for received in batch]
+        self._forget_refusal_of = {index for index, received in enumerate(batch) if received.forget_refusal}
+        self._register_stores = register_stores
+
+    async def apply_directly(self, connection: Connection) -> list[ApplyResult | PointbookError] | None:
+        """Apply the batch without locks, with one read and one atomic write.
+
+        The write takes effect only if no account has changed since the read. Return None if the batch needs `apply`:
+        if an event is not later than all entries of its account, or may settle a hold, or makes no row (it repeats the
+        content of another, or its refusal is not stored), so that the ledger may have its event_id. Raises
+        RetryTransactionError if an account has changed, or the ledger has an event_id.
+        """
+        repository = AccountRepository(connection, self._merchant_id)
+        await repository.read({event.account_key for event in self._events})
+        if not all(self._is_direct(event, repository.accounts.get(event.account_key)) for event in self._events):
+            return None
+        result = await self._post(repository, {}, {})
+        if result.leaves_ids_unclaimed:
+            return None
+        return await self._write(repository, result)
+
+    def _is_direct(self, event: Event, account: Account | None) -> bool:
+        if account is None:
+            return True
+        may_settle = bool(account.holds) and event.update_type is UpdateType.DECREASE
+        return account.is_before(event.updated_at_ms) and not may_settle
+
+    async def apply(self, connection: Connection) -> list[ApplyResult | PointbookError]:
+        """Apply any batch in a transaction with locks."""
+        repository = AccountRepository(connection, self._merchant_id)
+        await repository.lock({event.account_key for event in self._events})
+        known_events = await self._find_known_events(repository)
+        histories = await repository.read_histories(self._refold_times(repository, known_events))
+        result = await self._post(repository, known_events, histories)
+        await repository.delete_refusals(result.lifted_refusals)
+        results = await self._write(repository, result)
+        if result.settlements:
+            await self._redemptions.settle(connection, self._merchant_id, result.settlements)
+        return results
+
+    async def _find_known_events(self, repository: AccountRepository) -> dict[str, KnownEvent]:
+        """Return what the ledger has under the event_ids of the batch."""
+        found = await repository.find_entries(event.event_id for event in self._events)
+        return {
+            event_id: KnownEvent(stored.entry.event, PostedEvent(stored.outcome, event_id, stored.entry))
+            for event_id, stored in found.items()
+        }
+
+    def _refold_times(
+        self, repository: AccountRepository, known_events: Mapping[str, KnownEvent]
+    ) -> dict[AccountKey, int]:
+        """Return the times from which accounts must be folded again."""
+        since: dict[AccountKey, int] = {}
+        for index, event in enumerate(self._events):
+            account = repository.accounts.get(event.account_key)
+            if account is None or account.is_before(event.updated_at_ms):
+                continue
+            known = known_events.get(event.event_id)
+            if known is not None and not is_checked_again(known, forget_refusal=index in self._forget_refusal_of):
+                continue
+            since[event.account_key] = min(since.get(event.account_key, event.updated_at_ms), event.updated_at_ms)
+        return since
+
+    async def _post(
+        self,
+        repository: AccountRepository,
+        known_events: Mapping[str, KnownEvent],
+        histories: dict[AccountKey, AccountHistory],
+    ) -> BatchResult:
+        """Post the events, and load overflow lots until there are enough."""
+        account_errors = await self._find_unknown_stores(repository)
+        for event in self._events:
+            if event.account_key not in histories:
+                histories[event.account_key] = AccountHistory(repository.accounts.get(event.account_key, Account()))
+        for key, holds in repository.holds.items():
+            histories[key] = histories[key]._replace(holds=holds)
+        post = partial(
+            post_batch,
+            self._events,
+            histories,
+            known_events,
+            account_errors,
+            max(received.received_at_ms for received in self._batch),
+            forget_refusal_of=self._forget_refusal_of,
+        )
+        while True:
+            try:
+                is_long = self._count_folded_entries(histories) >= LONG_FOLD_ENTRIES
+                return await asyncio.to_thread(post) if is_long else post()
+            except LotsMissingError as error:
+                history = histories[error.key]
+                base = await repository.load_more_lots(error.key, history.base)
+                histories[error.key] = history._replace(base=base)
+
+    async def _find_unknown_stores(self, repository: AccountRepository) -> dict[AccountKey, PointbookError]:
+        """Return the errors of accounts whose store the merchant does not have."""
+        missing = sorted({event.account_key for event in self._events} - repository.accounts.keys())
+        if not missing:
+            return {}
+        store_ids = sorted({key.store_id for key in missing})
+        if self._register_stores:
+            await repository.register_stores(store_ids, min(received.received_at_ms for received in self._batch))
+        owners = await repository.find_store_owners(store_ids)
+        return {
+            key: store_not_found(key.store_id, registered_elsewhere=key.store_id in owners)
+            for key in missing
+            if owners.get(key.store_id) != self._merchant_id
+        }
+
+    def _count_folded_entries(self, histories: Mapping[AccountKey, AccountHistory]) -> int:
+        """Return the most entries that may be folded.
+
+        Each event without a balance may fold its whole account.
+        """
+        counts = Counter(event.account_key for event in self._events)
+        unbalanced = Counter(event.account_key for event in self._events if event.balance is None)
+        return sum((unbalanced[key] or 1) * (len(history.entries) + counts[key]) for key, history in histories.items())
+
+    async def _write(self, repository: AccountRepository, result: BatchResult) -> list[ApplyResult | PointbookError]:
+        repository.holds |= result.remaining_holds
+        settled = {settlement.event_id: settlement.hold.redemption_id for settlement in result.settlements}
+        entries = [self._stored_entry(index, row, settled) for index, row in result.new_rows.items()]
+        await repository.write(entries, result.changes)
+        return self._add_entry_webhook_ids(repository, result)
+
+    def _stored_entry(self, index: int, result: ApplyResult, settled: Mapping[str, str]) -> StoredEntry:
+        received = self._batch[index]
+        return StoredEntry(
+            entry=result.entry,
+            webhook=received.webhook,
+            received_at_ms=received.received_at_ms,
+            outcome=result.outcome,
+            settled_redemption_id=settled.get(received.event.event_id),
+        )
+
+    def _add_entry_webhook_ids(
+        self, repository: AccountRepository, result: BatchResult
+    ) -> list[ApplyResult | PointbookError]:
+        """Return the results with the webhook of each DUPLICATE's entry, if different.
+
+        The entry is in the ledger, or comes from an earlier event of the batch.
+        """
+        duplicates = [
+            (index, duplicate)
+            for index, duplicate in enumerate(result.results)
+            if isinstance(duplicate, ApplyResult) and duplicate.outcome is ApplyOutcome.DUPLICATE
+        ]
+        if not duplicates:
+            return result.results
+        new = {self._batch[index].event.event_id: self._batch[index].webhook.webhook_id for index in result.new_rows}
+        webhook_ids = repository.webhook_ids | new
+        results = list(result.results)
+        for index, duplicate in duplicates:
+            webhook_id = self._batch[index].webhook.webhook_id
+            entry_webhook_id = webhook_ids[duplicate.entry.event.event_id]
+            if webhook_id and entry_webhook_id and webhook_id != entry_webhook_id:
+                results[index] = duplicate._replace(entry_webhook_id=entry_webhook_id)
+        return results

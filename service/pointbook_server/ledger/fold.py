@@ -1,0 +1,179 @@
+"""The fold: it computes an account's state from its entries, in ledger order.
+
+Source: docs/reference/ledger.md#fold.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from itertools import groupby
+
+from pointbook_server.ledger.lots import Draw, Lot, LotPool, OverflowLots
+from pointbook_server.ledger.model import Account, Entry, Event, UpdateType
+from pointbook_server.ledger.ordering import order_millisecond
+from pointbook_server.ledger.scenes import EXPIRED_SCENE, REFUND_SCENES
+
+SUM_MAX = 2**63 - 1
+"""The bound of all sums, where the database's integers end. Only an attack gets near it.
+
+Events that carry a balance are accepted even then.
+"""
+LONG_FOLD_ENTRIES = 1_000
+"""A fold of this many entries runs in a thread, so that it does not block the event loop."""
+CHECKPOINT_ENTRIES = 128
+"""A checkpoint is stored every so many entries, so that a late event does not require a fold from the beginning."""
+
+
+def fold(account: Account, events: Iterable[Event], void_ids: Collection[str] = ()) -> tuple[Account, list[Entry]]:
+    """Return an account after more events, and their entries.
+
+    Raises OverflowLotsNeededError. All events must be later than the account's newest entry. Those in `void_ids` change
+    nothing.
+    """
+    folding = Fold(account)
+    folding.apply(events, void_ids)
+    return folding.account(), folding.entries
+
+
+class Fold:
+    """An account to which events are applied, with the entries that they make.
+
+    `snapshots` has the account after each event that `apply` was asked to remember. `checkpoints` are the states to
+    store: each lies between two milliseconds, so a millisecond with many events may make them more than
+    CHECKPOINT_ENTRIES entries apart.
+    """
+
+    def __init__(self, account: Account) -> None:
+        self.entries: list[Entry] = []
+        self.checkpoints: list[Account] = []
+        self.snapshots: dict[str, Account] = {}
+        self._opening = account.opening
+        self._balance = account.balance
+        self._drift = account.drift
+        self._silently_expired = account.silently_expired
+        self._lifetime_points = account.lifetime_points
+        self._newest_at_ms = account.newest_at_ms
+        self._uncheckpointed = account.uncheckpointed
+        self._pool = LotPool(account.lots, account.overflow, account.drawn_to_ms)
+
+    def is_before(self, at_ms: int) -> bool:
+        """Return whether all entries are before a time."""
+        return self._newest_at_ms is None or self._newest_at_ms < at_ms
+
+    def account(self) -> Account:
+        """Return the current account with all loaded lots."""
+        return self._state(*self._pool.loaded())
+
+    def stored_account(self) -> Account:
+        """Return the current account as its row stores it, with the first lots only."""
+        return self._state(*self._pool.stored())
+
+    def _state(self, lots: tuple[Lot, ...], overflow: OverflowLots | None, drawn_to_ms: int) -> Account:
+        return Account(
+            opening=self._opening,
+            balance=self._balance,
+            drift=self._drift,
+            silently_expired=self._silently_expired,
+            lifetime_points=self._lifetime_points,
+            newest_at_ms=self._newest_at_ms,
+            lots=lots,
+            overflow=overflow,
+            drawn_to_ms=drawn_to_ms,
+            uncheckpointed=self._uncheckpointed,
+        )
+
+    def apply(
+        self, events: Iterable[Event], void_ids: Collection[str] = (), snapshot_ids: Collection[str] = ()
+    ) -> None:
+        """Apply events, all later than the newest entry, in ledger order.
+
+        Raises OverflowLotsNeededError. `snapshot_ids` are the event_ids after which to take a snapshot.
+        """
+        for at_ms, same_time in groupby(sorted(events, key=_updated_at_ms), key=_updated_at_ms):
+            if self._uncheckpointed >= CHECKPOINT_ENTRIES:
+                self._uncheckpointed = 0
+                self.checkpoints.append(self.stored_account())
+            group = list(same_time)
+            if len(group) == 1 and not void_ids:
+                self._apply_event(group[0], 0)
+            else:
+                self._apply_millisecond(at_ms, group, void_ids)
+            self._uncheckpointed += len(group)
+            for event in group:
+                if event.event_id in snapshot_ids:
+                    self.snapshots[event.event_id] = self.account()
+
+    def _apply_millisecond(self, at_ms: int, events: Sequence[Event], void_ids: Collection[str]) -> None:
+        """Apply the events of one millisecond in ledger order.
+
+        Events without a balance come first by event_id, then the trail, then void events.
+        Source: docs/reference/ledger.md#order-of-events.
+        """
+        counting = [event for event in events if event.event_id not in void_ids]
+        ordinal = 0
+        for event in sorted((event for event in counting if event.balance is None), key=_event_id):
+            self._apply_event(event, ordinal)
+            ordinal += 1
+        balanced = [event for event in counting if event.balance is not None]
+        if len(balanced) > 1:
+            balance = None if self._opening is None else self._balance
+            balanced = order_millisecond(balanced, balance=balance, expired=self._pool.sum_expired(at_ms))
+        for event in balanced:
+            self._apply_event(event, ordinal)
+            ordinal += 1
+        for event in sorted((event for event in events if event.event_id in void_ids), key=_event_id):
+            self._newest_at_ms = at_ms
+            self.entries.append(Entry(event, ordinal, self._balance, self._balance, 0, 0, (), is_void=True))
+            ordinal += 1
+
+    def _apply_event(self, event: Event, ordinal: int) -> None:
+        """Apply one event. Source: docs/reference/ledger.md#gaps-and-drift."""
+        at_ms, value = event.updated_at_ms, event.value
+        increases = event.update_type is UpdateType.INCREASE
+        if self._opening is None:
+            self._open(event)
+        balance_before = self._balance
+        expected = balance_before + (value if increases else -value)
+        gap = 0 if event.balance is None else event.balance - expected
+
+        pool = self._pool
+        draws: list[Draw] = []
+        if gap > 0:
+            pool.add(gap, None, event.event_id)
+        if increases:
+            pool.add(value, event.expires_at_ms, event.event_id)
+        else:
+            pool.draw(value, at_ms, draws, expired_first=event.scene == EXPIRED_SCENE)
+        silently_expired = pool.draw(-gap, at_ms, draws, expired_first=True) if gap < 0 else 0
+        balance = clamp(expected + gap)
+        pool.draw(pool.total - max(balance, 0), at_ms, draws, expired_first=True)
+
+        drift = clamp(gap + silently_expired)
+        self._balance = balance
+        self._drift = clamp(self._drift + drift)
+        self._silently_expired = clamp(self._silently_expired + silently_expired)
+        if increases and event.scene not in REFUND_SCENES:
+            self._lifetime_points = clamp(self._lifetime_points + value)
+        self._newest_at_ms = at_ms
+        self.entries.append(Entry(event, ordinal, balance_before, balance, drift, silently_expired, tuple(draws)))
+
+    def _open(self, event: Event) -> None:
+        """Open the account at its first event.
+
+        The balance before that becomes a lot that never expires.
+        """
+        opening = 0 if event.balance is None else event.balance - event.delta
+        self._opening = self._balance = opening
+        self._lifetime_points = max(opening, 0)
+        self._pool.add(max(opening, 0), None, event.event_id)
+
+
+def clamp(points: int) -> int:
+    """Return a sum limited to the range of the database's integers."""
+    return max(-SUM_MAX, min(points, SUM_MAX))
+
+
+def _updated_at_ms(event: Event) -> int:
+    return event.updated_at_ms
+
+
+def _event_id(event: Event) -> str:
+    return event.event_id
