@@ -10,8 +10,10 @@ from pointbook_server.db.migrations import migrate
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 from support.embedded_database import Cluster
+from support.forked import FORKS
 from support.harness import Client, Outbox, Service, Shop, TestClock, make_token, server_settings, unique
 from support.leaks import leaks
+from support.servers import stop_idle
 
 TEMPLATE = "pointbook_template"
 FIGURE = "figure"
@@ -46,6 +48,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("figures")
     for what, value, goal in rows:
         terminalreporter.line(f"{what:<76} {value:>14}   {goal}")
+
+
+def pytest_sessionfinish() -> None:
+    """End the server of forks."""
+    FORKS.stop()
 
 
 @pytest.fixture
@@ -98,7 +105,7 @@ async def service(
     client = Client(server.port, admin_token)
     yield Service(server, client, clock, outbox, database_url)
     await client.close()
-    await server.stop()
+    await stop_idle(server)
     logs = request.config.stash.get(LOGS, {}).get(str(request.path), [])
     assert not await leaks(database_url, outbox.messages, "\n".join([*logs, cluster.log]))
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import asyncpg
 import grpc
-import httpx
 import pytest
 
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from support.codes import CODES, WRONG, issue
 from support.harness import CODE_KEY, Client, Shop, at, make_token, refusal, unique
+from support.http_clients import http_client
 from support.processes import Running, free_port, grpc_health, running
 from support.provider_servers import HttpServer, MailServer, http_server, mail_server
 from support.redemption import customer_ref, redeem_request, validate_request
@@ -76,7 +76,7 @@ class Servers:
     async def compared(self) -> dict[str, int]:
         """How many codes the two have compared, as their metrics tell, by the result."""
         sums = {"RIGHT": 0, "WRONG": 0}
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with http_client() as http:
             for metrics in self.metrics[:2]:
                 for outcome, count in COMPARED.findall((await http.get(f"http://{metrics}/metrics")).text):
                     sums[outcome] += int(count)

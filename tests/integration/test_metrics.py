@@ -15,6 +15,7 @@ from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 from support.codes import CODES, WRONG, is_right, issue
 from support.harness import Client, Service, Shop, server_settings
+from support.http_clients import http_client
 from support.redemption import earn
 
 
@@ -37,7 +38,7 @@ async def counting(service: Service, admin_token: str) -> AsyncIterator[tuple[Cl
 
 async def read(url: str) -> str:
     """Read the metrics."""
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with http_client() as http:
         answer = await http.get(url)
     assert answer.status_code == 200
     return answer.text
