@@ -32,6 +32,7 @@ test: setup ## Run the tests.
 
 soak: setup ## Run the slow soak and chaos tests in full, and then `growth`.
 	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -n 2 -m "not soak" --hypothesis-profile full tests/property tests/unit
 	$(BIN)/python bench/growth.py
 
 lint: setup ## Check style, types, layers, protos, the Dockerfile, the documentation and that generated code is current.

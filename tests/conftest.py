@@ -4,12 +4,14 @@ from collections.abc import AsyncIterator, Callable, Generator
 
 import pytest
 import structlog
+from hypothesis import settings
 
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db.migrations import migrate
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 from support.embedded_database import Cluster
+from support.examples import QUICK
 from support.forked import FORKS
 from support.harness import Client, Outbox, Service, Shop, TestClock, make_token, server_settings, unique
 from support.leaks import leaks
@@ -19,6 +21,9 @@ TEMPLATE = "pointbook_template"
 FIGURE = "figure"
 LOGS: pytest.StashKey[dict[str, list[str]]] = pytest.StashKey()
 """What was logged and printed while the tests of each file ran."""
+
+# `--hypothesis-profile` comes after this.
+settings.load_profile(QUICK)
 
 # As in production, no traceback shows locals.
 structlog.configure(

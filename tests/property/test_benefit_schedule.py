@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pointbook_server.benefits.model import Benefit
 from pointbook_server.benefits.schedule import Issue, Member, ScheduleState, preview
+from support.examples import examples
 
 CASES = 10_000
 KINDS = ("EXACTLY_BIRTH", "FIXED_BEFORE", "FIXED_DATE", "AFTER_PURCHASE", "DAYS", "MONTHS", "SPECIFIC_DATE")
@@ -187,7 +188,7 @@ members = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(benefits, members, moments)
 def test_issues_follow_each_other_inside_the_membership(benefit: Benefit, member: Member, start_ms: int) -> None:
     """Whatever the range is, to the last year: none comes early or late, and each expires after it was issued."""
@@ -201,7 +202,7 @@ def test_issues_follow_each_other_inside_the_membership(benefit: Benefit, member
     assert sorted(issue.issue_ms for issue in issues) == [issue.issue_ms for issue in issues]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(benefits, members, moments)
 def test_a_later_question_goes_on_where_the_first_one_ended(benefit: Benefit, member: Member, start_ms: int) -> None:
     """What was issued does not depend on when one asks."""
@@ -213,7 +214,7 @@ def test_a_later_question_goes_on_where_the_first_one_ended(benefit: Benefit, me
         assert preview(benefit, member, issues[0].issue_ms + 1, 5).issues == issues[1:]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(benefits, members, moments)
 def test_days_begin_where_the_member_is(benefit: Benefit, member: Member, start_ms: int) -> None:
     """A moment before it is issued, the member's calendar shows another day; but for the purchase itself."""

@@ -19,6 +19,7 @@ from pointbook_server.ledger.lots import Lot
 from pointbook_server.ledger.model import Account, AccountKey, Event, Expiry, UpdateType, WebhookOrigin, fold
 from pointbook_server.ledger.queries import Void
 from pointbook_server.ledger.transactions import LedgerTransactions, ReceivedEvent
+from support.examples import examples
 from support.harness import NOW_MS, Client, Service, unique
 from support.ledger import ledger_store, read_book
 
@@ -26,7 +27,7 @@ START_MS = NOW_MS - 1_000
 END_MS = START_MS + 80
 BUYERS = ("one", "two")
 EXAMPLES = settings(
-    max_examples=50,
+    max_examples=examples(50),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

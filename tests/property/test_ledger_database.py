@@ -25,13 +25,14 @@ from pointbook_server.ledger.model import (
 )
 from pointbook_server.ledger.queries import Void
 from pointbook_server.ledger.transactions import LedgerTransactions, ReceivedEvent
+from support.examples import examples
 from support.harness import NOW_MS, Client, Service, unique
 from support.ledger import check_is_the_fold, ledger_store, read_book, without_ids
 
 START_MS = NOW_MS - 1_000
 BUYERS = ("one", "two")
 EXAMPLES = settings(
-    max_examples=50,
+    max_examples=examples(50),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

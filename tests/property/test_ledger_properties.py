@@ -20,6 +20,7 @@ from pointbook_server.ledger.journal import AccountChange, Journal, PostedEvent
 from pointbook_server.ledger.lots import Lot, OverflowLots, OverflowLotsNeededError
 from pointbook_server.ledger.model import Account, AccountKey, ApplyOutcome, ApplyResult, Entry, Event, UpdateType, fold
 from pointbook_server.ledger.posting import AccountHistory, KnownEvent, LotsMissingError, post_batch
+from support.examples import examples
 
 ACCOUNT = AccountKey("store", "buyer")
 READ_AT_MS = 1_006
@@ -458,7 +459,7 @@ def fed(batches: Iterable[Sequence[Event]], limits: Limits | None = None) -> Boo
 
 
 @given(true_histories())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_the_fold_finds_the_points_that_shopline_holds(shop: Shopline) -> None:
     """Balance, lots by expiry, silent expiry and lifetime points are SHOPLINE's own, and nothing drifts."""
     account, entries = fold(Account(), shop.events)
@@ -477,7 +478,7 @@ def test_the_fold_finds_the_points_that_shopline_holds(shop: Shopline) -> None:
 
 
 @given(true_histories(), limits_of_any_size, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_any_order_repetition_and_batches_give_the_same_account(
     shop: Shopline, limits: Limits, data: st.DataObject
 ) -> None:
@@ -497,7 +498,7 @@ def test_any_order_repetition_and_batches_give_the_same_account(
 
 
 @given(true_histories(), limits_of_any_size, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_missing_events_drift_until_they_arrive(shop: Shopline, limits: Limits, data: st.DataObject) -> None:
     """With any part of a history the invariants hold after every batch; with the rest of it the drift is gone."""
     arrivals = data.draw(st.permutations(shop.events))
@@ -513,7 +514,7 @@ def test_missing_events_drift_until_they_arrive(shop: Shopline, limits: Limits, 
 
 
 @given(true_histories(), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_increases_without_a_balance_do_not_depend_on_the_order_either(shop: Shopline, data: st.DataObject) -> None:
     """Where nothing can go below zero, other callers' events may arrive at any place among SHOPLINE's."""
     balances = [fold(Account(), shop.events[:1])[0].opening or 0, *(event.balance or 0 for event in shop.events)]
@@ -530,7 +531,7 @@ def test_increases_without_a_balance_do_not_depend_on_the_order_either(shop: Sho
 
 
 @given(st.lists(free_events, max_size=10), limits_of_any_size)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_whatever_comes_the_book_is_the_fold_of_what_it_accepted(events: list[Event], limits: Limits) -> None:
     """Also of events that no true history has: applied directly or folded again, the result agrees."""
     book = Book(limits)
@@ -552,7 +553,7 @@ def test_whatever_comes_the_book_is_the_fold_of_what_it_accepted(events: list[Ev
 
 
 @given(st.lists(free_events, max_size=10), st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 def test_an_event_without_a_balance_is_refused_where_the_fold_would_fall_below_zero(
     events: list[Event], data: st.DataObject
 ) -> None:
@@ -579,7 +580,7 @@ def test_an_event_without_a_balance_is_refused_where_the_fold_would_fall_below_z
 
 
 @given(st.lists(balanced_events, max_size=8, unique_by=lambda event: event.content), limits_of_any_size, st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_whatever_carries_a_balance_may_come_in_any_order(
     events: list[Event], limits: Limits, data: st.DataObject
 ) -> None:
@@ -593,7 +594,7 @@ def test_whatever_carries_a_balance_may_come_in_any_order(
 
 
 @given(st.lists(free_events, max_size=8), limits_of_any_size, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_a_second_time_changes_nothing(events: list[Event], limits: Limits, data: st.DataObject) -> None:
     """Everything may be sent again: each event gets the answer that it had, and the account stays."""
     book = fed(split(data, events), limits)
@@ -614,7 +615,7 @@ named_events = st.builds(replace, free_events, event_id=st.sampled_from("abcdefg
 
 
 @given(st.lists(named_events, max_size=10), limits_of_any_size, st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_a_batch_answers_as_single_calls_do(events: list[Event], limits: Limits, data: st.DataObject) -> None:
     """Refusals are judged in the order of the request, and ids may repeat and be reused: batches tell no difference."""
     single, batched = Book(limits), Book(limits)
@@ -630,7 +631,7 @@ def test_a_batch_answers_as_single_calls_do(events: list[Event], limits: Limits,
 
 
 @given(st.lists(free_events, max_size=8, unique_by=lambda event: event.updated_at_ms), limits_of_any_size)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_a_batch_in_time_tells_each_event_its_own_account(events: list[Event], limits: Limits) -> None:
     """Events that come in the order of their times hear the account that a single call would have told them."""
     events.sort(key=lambda event: event.updated_at_ms)
@@ -647,7 +648,7 @@ def test_a_batch_in_time_tells_each_event_its_own_account(events: list[Event], l
 
 
 @given(st.lists(free_events, min_size=1, max_size=8), limits_of_any_size, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_the_last_answer_of_a_batch_is_the_account_as_it_stands(
     events: list[Event], limits: Limits, data: st.DataObject
 ) -> None:
@@ -665,7 +666,7 @@ def test_the_last_answer_of_a_batch_is_the_account_as_it_stands(
 
 
 @given(st.lists(free_events, max_size=9), limits_of_any_size, st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_a_void_entry_counts_for_nothing_until_it_counts_again(
     events: list[Event], limits: Limits, data: st.DataObject
 ) -> None:
@@ -690,7 +691,7 @@ def test_a_void_entry_counts_for_nothing_until_it_counts_again(
 
 
 @given(st.lists(free_events, min_size=1, max_size=9), limits_of_any_size, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_the_book_goes_on_over_void_entries(events: list[Event], limits: Limits, data: st.DataObject) -> None:
     """Events come before, between and behind void entries, and what is void is known under its id and content."""
     half = data.draw(st.integers(0, len(events)))
@@ -713,7 +714,7 @@ def test_the_book_goes_on_over_void_entries(events: list[Event], limits: Limits,
 
 
 @given(st.lists(free_events, max_size=10), tiny_limits, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_far_lots_are_the_lots_beyond(events: list[Event], limits: Limits, data: st.DataObject) -> None:
     """The near lots and the far ones' sum are all lots: what is kept tells the same points, or that it must read."""
     book = fed(split(data, events), limits)

@@ -36,6 +36,7 @@ from pointbook_server.validation_codes.rate_limits import (
     SlidingWindowCounter,
 )
 from pointbook_server.validation_codes.service import Rules, ValidationCodes
+from support.examples import examples
 from support.harness import NOW_MS, Outbox, Service, TestClock, unique
 
 T = TypeVar("T")
@@ -155,7 +156,7 @@ def typed(code: str, how: str, other: str) -> str:
 
 
 @given(st.lists(CHANGES, min_size=50, max_size=50), st.integers(20, 500))
-@settings(EXAMPLES, max_examples=200)
+@settings(EXAMPLES, max_examples=examples(200))
 async def test_nothing_else_is_right(changes: list[Change], points: int) -> None:
     """10,000 guesses that differ in some ways, or in none; each wrong one counts where its customer has a challenge."""
     for change in changes:
@@ -209,7 +210,7 @@ WAITS_MS = st.one_of(
 
 
 @given(st.sampled_from([SENDS_TO_DESTINATION, WRONG_GUESSES_OF_CUSTOMER]), st.lists(WAITS_MS, max_size=40))
-@settings(EXAMPLES, max_examples=500)
+@settings(EXAMPLES, max_examples=examples(500))
 def test_windows_slide_exactly(limits: Sequence[Limit], waits_ms: list[int]) -> None:
     """To the millisecond: when it is too often, and from when it is not any more."""
     tally, times_ms, now_ms = SlidingWindowCounter(), list[int](), NOW_MS
@@ -225,7 +226,7 @@ def test_windows_slide_exactly(limits: Sequence[Limit], waits_ms: list[int]) -> 
 
 
 @given(st.lists(st.integers(0, MINUTE_MS), max_size=60), st.integers(1, 12))
-@settings(EXAMPLES, max_examples=300)
+@settings(EXAMPLES, max_examples=examples(300))
 def test_a_merchant_never_sends_too_much(waits_ms: list[int], count_max: int) -> None:
     """Messages that are counted together for a while leave their window a while later, never earlier."""
     limit = Limit(count_max, MERCHANT_WINDOW_MS)
@@ -405,7 +406,7 @@ class World:
 
 
 @given(st.lists(ACTS, min_size=20, max_size=60))
-@settings(EXAMPLES, max_examples=150)
+@settings(EXAMPLES, max_examples=examples(150))
 async def test_no_guess_and_no_message_too_many(acts: list[Act]) -> None:
     """Whatever comes when: what is right, what is sent, and when, is what the plainest account of it says."""
     world = World(*codes_in_memory(), Purpose("m", "customer c-1", 1, 100))
@@ -414,7 +415,7 @@ async def test_no_guess_and_no_message_too_many(acts: list[Act]) -> None:
 
 
 @given(st.lists(ACTS, min_size=20, max_size=30))
-@settings(EXAMPLES, max_examples=20)
+@settings(EXAMPLES, max_examples=examples(20))
 async def test_no_guess_and_no_message_too_many_in_the_database(service: Service, acts: list[Act]) -> None:
     """The same by the real one."""
     codes = service.server._codes

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pointbook_server.ledger.ordering import order_millisecond
+from support.examples import examples
 
 SECONDS_MAX = 0.5
 """Ten times what the ledger promises for 1,000 events of one millisecond: test machines are shared."""
@@ -183,7 +184,7 @@ def test_none_and_one_have_one_order() -> None:
 
 
 @given(st.data())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 def test_it_is_the_smallest_trail(data: st.DataObject) -> None:
     """For events that form a trail, the order is what trying every permutation finds, from every start."""
     changes = distinct(data.draw(walks()))
@@ -200,7 +201,7 @@ def test_it_is_the_smallest_trail(data: st.DataObject) -> None:
     st.one_of(st.none(), st.integers(-2, 4)),
     st.integers(0, 3),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @example([Change(1, 1), Change(-1, 0), Change(1, 3), Change(-1, 2)], 0, 0)
 def test_any_changes_are_ordered_as_defined(changes: list[Change], balance: int | None, expired: int) -> None:
     """Also where no trail exists, and where loops are apart from each other."""
