@@ -13,4 +13,4 @@ settings.register_profile(FULL, max_examples=_FULL_EXAMPLES, deadline=None)
 
 def examples(count: int) -> int:
     """Return the profile's share of the examples that a property is tested with in full."""
-    return min(count, max(EXAMPLES_MIN, count * settings.default.max_examples // _FULL_EXAMPLES))
+    return min(count, max(EXAMPLES_MIN, count * settings().max_examples // _FULL_EXAMPLES))
