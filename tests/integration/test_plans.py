@@ -19,8 +19,7 @@ import pointbook_server.programs.transactions
 import pointbook_server.redemption.queries
 import pointbook_server.support.queries
 import pointbook_server.validation_codes.queries
-import pointbook_server.webhooks.quota
-import pointbook_server.webhooks.transactions
+import pointbook_server.webhooks.queries
 from pointbook_server.customers import queries as customers
 from pointbook_server.db.database import PLANNED_ONCE, SESSION_SETTINGS, Statement
 from pointbook_server.redemption import queries as redemptions
@@ -38,8 +37,7 @@ MODULES = (
     pointbook_server.support.queries,
     pointbook_server.redemption.queries,
     pointbook_server.validation_codes.queries,
-    pointbook_server.webhooks.quota,
-    pointbook_server.webhooks.transactions,
+    pointbook_server.webhooks.queries,
 )
 READS_ALL = {"READ_TOKENS", "SUM_USAGE"}
 """Reads a small table whole, every two seconds, or once a second at most."""
