@@ -155,7 +155,7 @@ async def test_a_provider_that_hangs_holds_nothing_up(provider: HttpServer) -> N
 
 async def test_what_no_thread_has_begun_is_unreachable(provider: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind others that hang, a message fails definitely and in time, and is not sent later either."""
-    monkeypatch.setattr(apprise, "READY_SECONDS", 0.2)
+    monkeypatch.setattr(apprise, "HANDOVER_TIMEOUT_SECONDS", 0.2)
     provider.manner = "hang"
     sender = sender_to(provider.port, "rto=2")
     running = [asyncio.create_task(sender.send(SMS)) for _ in range(THREADS_MAX)]

@@ -196,7 +196,7 @@ async def test_a_connection_that_ends_without_an_answer_is_uncertain(gateway: Ht
 
 async def test_no_answer_is_uncertain(gateway: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gateway has the message, and may have sent it on."""
-    monkeypatch.setattr(http_gateway, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(http_gateway, "RESPONSE_TIMEOUT_SECONDS", 0.2)
     gateway.manner = "hang"
     with pytest.raises(DeliveryUncertainError):
         await sender_to(gateway.port).send(SMS)
@@ -204,7 +204,7 @@ async def test_no_answer_is_uncertain(gateway: HttpServer, monkeypatch: pytest.M
 
 async def test_no_free_connection_is_unreachable(gateway: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind others that hang, a message fails definitely and in time: it never left."""
-    monkeypatch.setattr(http_gateway, "STEP_SECONDS", 0.2)
+    monkeypatch.setattr(http_gateway, "CONNECT_STEP_TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr(http_gateway, "CONNECTIONS_MAX", 1)
     gateway.manner = "hang"
     sender = sender_to(gateway.port)

@@ -10,7 +10,7 @@ from pointbook_server.delivery.apprise import AppriseSender
 from pointbook_server.delivery.console import ConsoleSender
 from pointbook_server.delivery.http_gateway import HttpGatewaySender
 from pointbook_server.delivery.sender import Message, Sender
-from pointbook_server.delivery.senders import close_senders, senders_of
+from pointbook_server.delivery.senders import build_senders, close_senders
 from pointbook_server.delivery.smtp import SmtpSender
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:Deprecati
 )
 async def test_the_settings_choose(settings: dict[str, Any], chosen: dict[Channel, type]) -> None:
     """A channel has the sender that is set, and none where none is."""
-    senders = senders_of(server_settings(**settings))
+    senders = build_senders(server_settings(**settings))
 
     assert {channel: type(sender) for channel, sender in senders.items()} == chosen
     assert all(sender.needs_destination for sender in senders.values())
@@ -67,7 +67,7 @@ def test_every_sender_that_cannot_be_made_is_named() -> None:
     """An operator mends all of them at once."""
     settings = {"apprise_sms_url": "nothing://localhost/{to}", "apprise_email_url": "nought://localhost/{to}"}
     with pytest.raises(SettingError) as caught:
-        senders_of(server_settings(**settings))
+        build_senders(server_settings(**settings))
 
     assert "POINTBOOK_APPRISE_SMS_URL" in str(caught.value)
     assert "POINTBOOK_APPRISE_EMAIL_URL" in str(caught.value)

@@ -204,7 +204,7 @@ async def test_a_closed_port_is_unreachable() -> None:
 
 async def test_a_server_that_never_greets_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     """What ends before the message is handed over is definite, and ends in time."""
-    monkeypatch.setattr(smtp, "READY_SECONDS", 0.2)
+    monkeypatch.setattr(smtp, "HANDOVER_TIMEOUT_SECONDS", 0.2)
 
     async def keep_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -220,7 +220,7 @@ async def test_a_server_that_never_greets_is_unreachable(monkeypatch: pytest.Mon
 
 async def test_no_answer_after_the_content_is_uncertain(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server has it, and may have sent it on."""
-    monkeypatch.setattr(smtp, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(smtp, "RESPONSE_TIMEOUT_SECONDS", 0.2)
     async with mail_server() as server:
         server.at_data = "hang"
         with pytest.raises(DeliveryUncertainError) as caught:
