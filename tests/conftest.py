@@ -11,7 +11,7 @@ from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 from support.embedded_database import Cluster
 from support.harness import Client, Outbox, Service, Shop, TestClock, make_token, server_settings, unique
-from support.leaks import leaks
+from support.leaks import find_leaks
 
 TEMPLATE = "pointbook_template"
 FIGURE = "figure"
@@ -100,7 +100,7 @@ async def service(
     await client.close()
     await server.stop()
     logs = request.config.stash.get(LOGS, {}).get(str(request.path), [])
-    assert not await leaks(database_url, outbox.messages, "\n".join([*logs, cluster.log]))
+    assert not await find_leaks(database_url, outbox.messages, "\n".join([*logs, cluster.log]))
 
 
 @pytest.fixture

@@ -70,8 +70,8 @@ from pointbook_server.support.recorder import RefusalRecorder
 from pointbook_server.support.servicer import SupportServicer
 from pointbook_server.support.timeline import Timeline
 from pointbook_server.support.transactions import RefusalTransactions
-from pointbook_server.validation_codes.model import KeyRing
-from pointbook_server.validation_codes.service import Rules, ValidationCodes
+from pointbook_server.validation_codes.key_ring import KeyRing
+from pointbook_server.validation_codes.service import CodePolicy, ValidationCodes
 from pointbook_server.validation_codes.servicer import ValidationCodesServicer
 from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
 from pointbook_server.webhooks.encryption import PayloadCipher
@@ -250,8 +250,8 @@ class Server:
             senders,
             clock,
             metrics=self.metrics,
-            rules=Rules(
-                pause_ms=0 if development else int(self._settings.contact_pause_seconds * 1_000),
+            policy=CodePolicy(
+                contact_pause_ms=0 if development else int(self._settings.contact_pause_seconds * 1_000),
                 merchant_sends_max=self._settings.merchant_sends_max,
             ),
         )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
-from support.codes import CODES, is_right, issue, issued
+from support.codes import CODE_SETTINGS, guess_code, issue_and_read_code, issue_code
 from support.customers import (
     CREATED,
     TAKEN,
@@ -23,7 +23,7 @@ from support.redemption import customer_ref, earn, redeem, redeem_request, valid
 
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
-VALIDATION = {**CODES, "required": True, "channels": [redemption_pb2.VALIDATION_TYPE_SMS, EMAIL]}
+VALIDATION = {**CODE_SETTINGS, "required": True, "channels": [redemption_pb2.VALIDATION_TYPE_SMS, EMAIL]}
 CALLED = "+862112345678"
 ADDRESSES = [
     "stra\u00df@example.com",
@@ -71,7 +71,7 @@ async def put(client: Client, shop: Shop, customer_id: str = "c-1", **identifier
 async def test_a_code_goes_to_exactly_the_address_that_was_given(service: Service, shop: Shop, address: str) -> None:
     """It is answered as it was given, too."""
     kept = await put(service.client, shop, email=address)
-    await issued(service, shop, validation_type=EMAIL)
+    await issue_and_read_code(service, shop, validation_type=EMAIL)
 
     assert (kept.email, service.outbox.messages[-1].destination) == (address, address)
     assert (await service.client.customer(shop.merchant_id, "c-1")).email == address
@@ -117,14 +117,14 @@ async def test_a_new_spelling_is_kept_and_changes_no_contact(service: Service, s
     """PutCustomer and webhooks: the open code stays right, no pause begins, and the next code goes to the new form."""
     client = service.client
     await put(client, shop, email="Ada@example.com")
-    _, code = await issued(service, shop, validation_type=EMAIL)
+    _, code = await issue_and_read_code(service, shop, validation_type=EMAIL)
 
     assert (await put(client, shop, email="ADA@Example.com")).email == "ADA@Example.com"
-    assert await is_right(client, shop, code)
+    assert await guess_code(client, shop, code)
     told = await client.customers.ApplyCustomerUpdate(update(shop, email=" ada@example.com\u200b"))
     assert (outcome(told), skipped(told), (await of_buyer(client, shop))[1]) == ("APPLIED", {}, "ada@example.com")
-    assert await is_right(client, shop, code)
-    await issued(service, shop, 50, validation_type=EMAIL)
+    assert await guess_code(client, shop, code)
+    await issue_and_read_code(service, shop, 50, validation_type=EMAIL)
     assert service.outbox.messages[-1].destination == "ada@example.com"
 
 
@@ -143,10 +143,10 @@ async def test_spellings_of_an_address_share_its_send_limit(client: Client, shop
     """Three messages in ten minutes, however the address is written."""
     for points, address in enumerate(("ada@example.com", "Ada@example.com", "ADA@example.com"), start=1):
         await put(client, shop, email=address)
-        assert (await issue(client, shop, points, validation_type=EMAIL)).sent
+        assert (await issue_code(client, shop, points, validation_type=EMAIL)).sent
     await put(client, shop, email="aDa@example.com")
 
-    assert (await refused(issue(client, shop, 4, validation_type=EMAIL))).reason == "SEND_LIMIT_REACHED"
+    assert (await refused(issue_code(client, shop, 4, validation_type=EMAIL))).reason == "SEND_LIMIT_REACHED"
 
 
 async def test_identities_of_sources_are_answered_as_written(client: Client, shop: Shop) -> None:
@@ -179,7 +179,7 @@ async def test_every_form_of_a_number_is_one_number(
 ) -> None:
     """Found, redeemed by, and taken for everybody else; and it is sent to in a form that works."""
     assert (await put(client, shop, mobile=written)).mobile == forms[written]
-    await issued(service, shop)
+    await issue_and_read_code(service, shop)
     assert service.outbox.messages[-1].destination == forms[written]
 
     for number, form in enumerate(forms):
@@ -236,14 +236,14 @@ async def test_another_form_of_a_number_changes_no_contact(service: Service, sho
     client = service.client
     await put(client, shop, mobile="+541123456789")
     assert (await put(client, shop, mobile="+5491123456789")).mobile == "+5491123456789"
-    _, code = await issued(service, shop)
+    _, code = await issue_and_read_code(service, shop)
     assert service.outbox.messages[-1].destination == "+5491123456789"
 
     told = await client.customers.ApplyCustomerUpdate(update(shop, mobile="+541123456789"))
     assert (outcome(told), await of_buyer(client, shop)) == ("APPLIED", ("+541123456789", ""))
-    assert await is_right(client, shop, code)
+    assert await guess_code(client, shop, code)
     await put(client, shop, mobile="+54 11 15 2345 6789")
-    await issued(service, shop, 50)
+    await issue_and_read_code(service, shop, 50)
     assert service.outbox.messages[-1].destination == "+5491123456789"
 
 
@@ -267,7 +267,7 @@ async def test_a_missed_call_meets_its_challenge_in_every_form(
     validation = {**VALIDATION, "channels": [MISSED_CALL], "missed_call_number": called[0]}
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=validation)
     await put(client, shop, mobile=caller[0])
-    challenge = await issue(client, shop)
+    challenge = await issue_code(client, shop)
     assert challenge.missed_call_number == called[0]
 
     call = redemption_pb2.ConfirmMissedCallRequest(

@@ -52,7 +52,7 @@ IN_TRANSACTIONS = {
     "READ_USES",
     "SHARE_STORES",
     "DELETE_OLD.challenges",
-    "DELETE_OLD.tallies",
+    "DELETE_OLD.counters",
     "DELETE_OLD.missed_calls",
     "DELETE_OLD_REFUSALS",
 }
@@ -122,7 +122,7 @@ async def test_plan_made_for_an_empty_table_suits_a_full_one(connection: Any, na
         (codes.READ_LIVE, "uq_validation_challenges_live"),
         (codes.CONSUME, "uq_validation_challenges_live"),
         (codes.LOCK_CALLED, "ix_validation_challenges_called"),
-        (codes.LOCK_TALLIES, "pk_validation_tallies"),
+        (codes.LOCK_COUNTERS, "pk_validation_tallies"),
         (codes.READ_CALL, "pk_missed_calls"),
         (codes.LIST_EVENTS, "pk_validation_audit"),
         (refusals.LIST_BY_CUSTOMERS, "pk_redemption_refusals"),

@@ -30,7 +30,7 @@ from pointbook_server.redemption.refusal import (
 from pointbook_server.redemption.transactions import RedemptionTransactions
 from pointbook_server.redemption.violations import Violation, sort_violations, to_error
 from pointbook_server.rpc.batching import Batcher
-from pointbook_server.validation_codes.model import Challenge, ChallengeSubject, Issued, Purpose
+from pointbook_server.validation_codes.model import Challenge, ChallengeSubject, IssuedChallenge, Purpose
 
 REQUESTS_IN_BATCH_MAX = 100
 REQUESTS_WAITING_MAX = 10_000
@@ -41,8 +41,8 @@ CONCURRENT_BATCHES_MAX = 4
 class CodeService(Protocol):
     """The part of one-time codes that issues and checks them."""
 
-    async def issue(self, proving: ChallengeSubject, channel: Channel | None) -> Issued:
-        """Send the customer a code, unless a recent one is still valid."""
+    async def issue(self, proving: ChallengeSubject, channel: Channel | None) -> IssuedChallenge:
+        """Send the customer a code, unless the last one was sent recently and is still valid."""
 
     async def check(
         self, proving: ChallengeSubject, channel: Channel | None, challenge_id: str, code: str
@@ -135,18 +135,12 @@ class RedemptionService:
             self._record(attempt, reasons_of_violations(violations))
         return assessment, violations
 
-    async def issue_code(self, request: RedemptionRequest, actor: str) -> Issued:
-        """Send the customer a code if the points are redeemable.
-
-        Raises the refusal otherwise.
-        """
+    async def issue_code(self, request: RedemptionRequest, actor: str) -> IssuedChallenge:
+        """Send the customer a code if the points are redeemable. Raises the refusal otherwise."""
         return await self.issue_code_for(request, await self.assess(request), actor)
 
-    async def issue_code_for(self, request: RedemptionRequest, assessment: Assessment, actor: str) -> Issued:
-        """Send the customer a code for an assessed request.
-
-        Raises the refusal if it has violations.
-        """
+    async def issue_code_for(self, request: RedemptionRequest, assessment: Assessment, actor: str) -> IssuedChallenge:
+        """Send the customer a code for an assessed request. Raises the refusal if it has violations."""
         try:
             if assessment.violations:
                 raise to_error(sort_violations(assessment.violations))
