@@ -93,8 +93,8 @@ class Servers:
     async def read_attempts(self, challenge_id: str) -> tuple[str, int, int]:
         """Return the state of a challenge, and its attempts with and without its id."""
         query = "SELECT state, attempts, unnamed_attempts FROM validation_challenges WHERE challenge_id = $1"
-        ((state, named, unnamed),) = await self.fetch(query, challenge_id)
-        return state, named, unnamed
+        ((state, attempts, unnamed_attempts),) = await self.fetch(query, challenge_id)
+        return state, attempts, unnamed_attempts
 
     async def issue(self, shop: Shop, points: int = 100, **changes: Any) -> tuple[str, str]:
         """Issue a code, and return its challenge_id and the code from the gateway."""
@@ -154,27 +154,27 @@ def reasons_of(answers: list[Any]) -> set[str]:
     return {found.reason for answer in answers for found in answer.violations}
 
 
-@pytest.mark.parametrize("names", [True, False], ids=["naming the challenge", "naming none"])
-async def test_five_of_500_concurrent_guesses_are_compared(servers: Servers, shop: Shop, *, names: bool) -> None:
+@pytest.mark.parametrize("with_id", [True, False], ids=["with challenge_id", "without challenge_id"])
+async def test_five_of_500_concurrent_guesses_are_compared(servers: Servers, shop: Shop, *, with_id: bool) -> None:
     """After them the right code is not compared either."""
     challenge_id, code = await servers.issue(shop)
-    named: dict[str, Any] = {"challenge_id": challenge_id} if names else {}
+    evidence: dict[str, Any] = {"challenge_id": challenge_id} if with_id else {}
     before = await servers.count_comparisons()
-    answers = await run_at_once(servers.guesses(shop, 500, **named))
+    answers = await run_at_once(servers.guesses(shop, 500, **evidence))
     after = await servers.count_comparisons()
 
     assert reasons_of(answers) == {"CODE_INVALID"}
     assert {**before, "WRONG": before["WRONG"] + 5} == after
-    assert await servers.read_attempts(challenge_id) == (("LIVE", 5, 0) if names else ("LIVE", 0, 5))
-    assert reasons_of(await run_at_once(servers.guesses(shop, 2, code, **named))) == {"CODE_INVALID"}
+    assert await servers.read_attempts(challenge_id) == (("LIVE", 5, 0) if with_id else ("LIVE", 0, 5))
+    assert reasons_of(await run_at_once(servers.guesses(shop, 2, code, **evidence))) == {"CODE_INVALID"}
     assert await servers.count_comparisons() == after
 
 
 async def test_one_of_200_concurrent_redemptions_uses_the_code(servers: Servers, shop: Shop) -> None:
     challenge_id, code = await servers.issue(shop)
-    proof = {"validation_code": code, "challenge_id": challenge_id}
+    evidence = {"validation_code": code, "challenge_id": challenge_id}
     answers = await run_at_once(
-        servers.clients[number % 2].redemption.RedeemPoints(redeem_request(shop, 100, **proof)) for number in range(200)
+        servers.clients[number % 2].redemption.RedeemPoints(order(shop, 100, **evidence)) for number in range(200)
     )
 
     errors = [refusal(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
@@ -326,9 +326,9 @@ async def test_hanging_provider_delays_only_its_own_caller(
     await until(lambda: len(servers.gateway.requests) + len(servers.mail.emails) > sent)
     seconds = []
     while time.monotonic() < started + 4.0:
-        asked = time.monotonic()
-        assert (await client.redemption.ValidateRedemption(validate_request(shop, 100))).redeemable
-        seconds.append(time.monotonic() - asked)
+        asked_at = time.monotonic()
+        assert (await client.redemption.ValidateRedemption(question(shop, 100))).redeemable
+        seconds.append(time.monotonic() - asked_at)
     ((open_transactions,),) = await servers.fetch(OPEN_TRANSACTIONS)
 
     assert not hanging.done()

@@ -67,9 +67,9 @@ async def used_code(service: Service, shop: Shop) -> ChallengeAndCode:
 async def locked_challenge(service: Service, shop: Shop) -> ChallengeAndCode:
     """All attempts of the challenge are used up."""
     challenge_id, code = await issue_and_read_code(service, shop)
-    for named in ("", challenge_id):
+    for sent_id in ("", challenge_id):
         for _ in range(5):
-            assert not await guess_code(service.client, shop, WRONG_CODE, challenge_id=named)
+            assert not await guess_code(service.client, shop, WRONG_CODE, challenge_id=sent_id)
     return challenge_id, code
 
 
@@ -77,9 +77,9 @@ async def limited_customer(service: Service, shop: Shop) -> ChallengeAndCode:
     """All wrong guesses of the customer for this hour are used up."""
     for points in (10, 20):
         challenge_id, _ = await issue_and_read_code(service, shop, points)
-        for named in ("", challenge_id):
+        for sent_id in ("", challenge_id):
             for _ in range(5):
-                assert not await guess_code(service.client, shop, WRONG_CODE, points, challenge_id=named)
+                assert not await guess_code(service.client, shop, WRONG_CODE, points, challenge_id=sent_id)
     return await issue_and_read_code(service, shop)
 
 
@@ -175,5 +175,5 @@ async def test_answer_does_not_reveal_why_a_code_is_wrong(
     assert await read_answers(client, shop, challenge_id, code) == expected
     assert (await read_audit(service, shop))[-1] == ("GUESS", outcome, "customer c-1")
 
-    for named in ("", "unknown"):
-        assert await read_answers(client, shop, named, code) == expected
+    for sent_id in ("", "unknown"):
+        assert await read_answers(client, shop, sent_id, code) == expected

@@ -131,11 +131,11 @@ async def test_call_of_another_number_time_or_merchant_confirms_nothing(
 
 async def test_repeated_report_of_a_call_confirms_one_challenge(client: Client, shop: Shop) -> None:
     first = (await issue_code(client, shop)).challenge_id
-    named = {"provider_call_id": unique("call")}
-    assert await report_call(client, shop, **named) == first
-    await redeem(client, redeem_request(shop, 100, challenge_id=first))
+    same_call = {"provider_call_id": unique("call")}
+    assert await report_call(client, shop, **same_call) == first
+    await redeem(client, order(shop, 100, challenge_id=first))
     second = (await issue_code(client, shop)).challenge_id
-    assert await report_call(client, shop, **named) == first
+    assert await report_call(client, shop, **same_call) == first
     assert await read_violations(client, shop, challenge_id=second) == NOT_SEEN
     assert await report_call(client, shop) == second
 
@@ -194,8 +194,8 @@ async def test_missed_call_and_code_do_not_replace_each_other(service: Service, 
 
 async def test_guess_is_not_compared_with_a_missed_call(service: Service, client: Client, shop: Shop) -> None:
     challenge_id = (await issue_code(client, shop)).challenge_id
-    for named in ("", challenge_id):
-        assert not await guess_code(client, shop, WRONG_CODE, challenge_id=named)
+    for sent_id in ("", challenge_id):
+        assert not await guess_code(client, shop, WRONG_CODE, challenge_id=sent_id)
     assert [record[:2] for record in await read_audit(service, shop)] == [
         ("ISSUE", "OPENED"),
         ("GUESS", "NO_CHALLENGE"),

@@ -221,13 +221,19 @@ async def test_body_takes_one_shared_row_and_one_of_its_merchant(
     for body in (owned_body(shop, "x"), customer_body(), b"noise " + merchant.encode()):
         calls = [
             webhook(
-                named,
+                merchant_id,
                 body=body,
                 topic=topic,
                 reason=reason,
                 headers=[webhooks_pb2.WebhookHeader(name="X-Shopline-Webhook-Id", value=unique("w"))],
             )
-            for named in (shop.merchant_id, other.merchant_id, "", merchant, *(unique("merchant") for _ in range(5)))
+            for merchant_id in (
+                shop.merchant_id,
+                other.merchant_id,
+                "",
+                merchant,
+                *(unique("merchant") for _ in range(5)),
+            )
             for topic in (POINTS, CUSTOMERS)
             for reason in (MALFORMED, STORE_UNKNOWN)
         ]
@@ -244,9 +250,9 @@ async def test_body_takes_one_shared_row_and_one_of_its_merchant(
 
 async def test_repeated_copies_write_nothing(client: Client, service: Service, merchant: str) -> None:
     for _ in range(2):
-        for named, topic in ((merchant, POINTS), (unique("merchant"), CUSTOMERS)):
+        for merchant_id, topic in ((merchant, POINTS), (unique("merchant"), CUSTOMERS)):
             body = b"one of " + merchant.encode()
-            await client.webhooks.QuarantineWebhook(webhook(named, topic=topic, body=body))
+            await client.webhooks.QuarantineWebhook(webhook(merchant_id, topic=topic, body=body))
     connection = await asyncpg.connect(service.database_url)
     query = "SELECT ctid::text, xmin::text FROM quarantined_webhooks WHERE claimed_merchant_id = $1"
     try:
@@ -309,7 +315,8 @@ async def test_token_for_some_merchants_does_not_use_the_shared_quarantine(
     """It learns nothing of other merchants' webhooks, contests none, and uses no shared space."""
     other_merchant, body = unique("merchant"), customer_body()
     tokens = {
-        named: await make_token(service.database_url, [named], list(Scope)) for named in (merchant, other_merchant)
+        merchant_id: await make_token(service.database_url, [merchant_id], list(Scope))
+        for merchant_id in (merchant, other_merchant)
     }
     mine = await quarantine(client, merchant, body=body, topic=CUSTOMERS)
     full = await count_webhooks(service, "")
@@ -667,11 +674,11 @@ async def test_webhook_can_be_replayed_differently_after_a_refusal(client: Clien
     quarantine_id = await quarantine(client, shop.merchant_id)
     taken = shop.update()
     await client.apply(taken)
-    stranger = points_pb2.PointsUpdate()
-    stranger.CopyFrom(taken)
-    stranger.updated_value = 7
+    other_update = points_pb2.PointsUpdate()
+    other_update.CopyFrom(taken)
+    other_update.updated_value = 7
 
-    reused = await refused(replay(client, shop.merchant_id, quarantine_id, stranger))
+    reused = await refused(replay(client, shop.merchant_id, quarantine_id, other_update))
     answer = await replay(client, shop.merchant_id, quarantine_id, shop.update(updated_value=7, points_balance=27))
 
     assert reused.reason == "EVENT_ID_REUSED"
@@ -735,8 +742,8 @@ async def test_refusal_releases_the_webhook_only_after_all_other_replays_ended(
 
 async def test_last_of_concurrent_refused_replays_releases_the_webhook(client: Client, shop: Shop) -> None:
     quarantine_id = await quarantine(client, shop.merchant_id)
-    stranger = shop.update(store_id=unique("store"))
-    calls = [refused(replay(client, shop.merchant_id, quarantine_id, stranger)) for _ in range(20)]
+    other_update = shop.update(store_id=unique("store"))
+    calls = [refused(replay(client, shop.merchant_id, quarantine_id, other_update)) for _ in range(20)]
     reasons = {found.reason for found in await asyncio.gather(*calls)}
     answer = await replay(client, shop.merchant_id, quarantine_id, shop.update())
 
@@ -757,10 +764,10 @@ async def test_violations_of_a_replay_have_paths_of_its_request(client: Client, 
 async def test_update_of_another_kind_is_refused(client: Client, shop: Shop) -> None:
     quarantine_id = await quarantine(client, shop.merchant_id, topic=CUSTOMERS)
     points_id = await quarantine(client, shop.merchant_id, body=owned_body(shop, "points"))
-    named: dict[str, Any] = {"merchant_id": shop.merchant_id, "quarantine_id": quarantine_id}
+    key: dict[str, Any] = {"merchant_id": shop.merchant_id, "quarantine_id": quarantine_id}
 
     async def refuse(**update: Any) -> Refusal:
-        request = webhooks_pb2.ReplayQuarantinedWebhookRequest(**(named | update))
+        request = webhooks_pb2.ReplayQuarantinedWebhookRequest(**(key | update))
         return await refused(client.webhooks.ReplayQuarantinedWebhook(request))
 
     kind = await refused(replay(client, shop.merchant_id, quarantine_id, shop.update()))
@@ -779,9 +786,9 @@ async def test_update_of_another_kind_is_refused(client: Client, shop: Shop) -> 
 
 
 async def test_webhook_without_a_topic_can_be_replayed_as_any_kind(client: Client, shop: Shop) -> None:
-    named = {"topic": "", "reason": TOPIC_MISSING}
-    points_id = await quarantine(client, shop.merchant_id, **named)
-    customer_id = await quarantine(client, shop.merchant_id, body=customer_body(), **named)
+    without_topic = {"topic": "", "reason": TOPIC_MISSING}
+    points_id = await quarantine(client, shop.merchant_id, **without_topic)
+    customer_id = await quarantine(client, shop.merchant_id, body=customer_body(), **without_topic)
     customer = customers_pb2.ApplyCustomerUpdateRequest(
         event_id="e",
         merchant_id=shop.merchant_id,
@@ -904,12 +911,16 @@ async def test_drop_needs_a_reason_in_one_line(client: Client, merchant: str) ->
 
 
 async def test_replay_needs_a_token_for_both_merchants(service: Service, shop: Shop) -> None:
-    named = unique("merchant")
-    quarantine_id = await quarantine(service.client, named)
+    header_merchant = unique("merchant")
+    quarantine_id = await quarantine(service.client, header_merchant)
     scopes = [Scope.WEBHOOKS]
-    for merchants, allowed in (([named], False), ([shop.merchant_id], False), ([named, shop.merchant_id], True)):
+    for merchants, allowed in (
+        ([header_merchant], False),
+        ([shop.merchant_id], False),
+        ([header_merchant, shop.merchant_id], True),
+    ):
         client = Client(service.server.port, await make_token(service.database_url, merchants, scopes))
-        call = replay(client, named, quarantine_id, shop.update())
+        call = replay(client, header_merchant, quarantine_id, shop.update())
         if allowed:
             assert (await call).points_update.outcome == points_pb2.APPLY_OUTCOME_APPLIED
         else:

@@ -72,11 +72,11 @@ async def test_events_are_listed_in_order_even_within_a_millisecond(
 
 async def test_event_has_all_fields_but_neither_code_nor_contact(service: Service, shop: Shop) -> None:
     bearer = await make_token(service.database_url, [ALL_MERCHANTS], list(Scope))
-    till = Client(service.server.port, bearer)
+    client = Client(service.server.port, bearer)
     service.clock.move(5)
-    issued_code = await issue_code(till, shop, 70)
-    answer = await read_page(till, shop)
-    await till.close()
+    issued_code = await issue_code(client, shop, 70)
+    answer = await read_page(client, shop)
+    await client.close()
 
     first = answer.events[-1]
     assert first == redemption_pb2.ValidationEvent(
@@ -130,10 +130,10 @@ async def test_customer_is_found_by_every_identifier(
         "external_id": {"external_id": "x-1"},
         "buyer": {"buyer": identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")},
     }
-    named: dict[str, Any] = {"customer_id": "c-1"}
+    key: dict[str, Any] = {"customer_id": "c-1"}
     if identifier in values:
-        named = {"customer": identity_pb2.CustomerRef(**values[identifier])}
-    assert len(await read_events(client, shop, **named)) == 2
+        key = {"customer": identity_pb2.CustomerRef(**values[identifier])}
+    assert len(await read_events(client, shop, **key)) == 2
 
 
 async def test_events_before_a_buyer_was_registered_belong_to_the_customer(client: Client, shop: Shop) -> None:
@@ -302,11 +302,11 @@ async def test_events_need_the_support_scope(service: Service, shop: Shop) -> No
         await make_token(service.database_url, [ALL_MERCHANTS], scopes)
         for scopes in (sorted(set(Scope) - {Scope.SUPPORT}), [Scope.SUPPORT])
     ]
-    till, desk = (Client(service.server.port, bearer) for bearer in bearers)
-    denied = await refused(read_page(till, shop))
+    redeeming_client, support_client = (Client(service.server.port, bearer) for bearer in bearers)
+    denied = await refused(read_page(redeeming_client, shop))
     assert (denied.code, denied.metadata["scope"]) == (grpc.StatusCode.PERMISSION_DENIED, "support")
-    assert (await read_page(desk, shop)).events is not None
+    assert (await read_page(support_client, shop)).events is not None
     request = customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer_id="c-1")
-    assert (await refused(desk.customers.GetCustomer(request))).reason == "SCOPE_MISSING"
-    await till.close()
-    await desk.close()
+    assert (await refused(support_client.customers.GetCustomer(request))).reason == "SCOPE_MISSING"
+    await redeeming_client.close()
+    await support_client.close()

@@ -172,34 +172,34 @@ async def test_sms_go_to_allowed_regions_only(client: Client, shop: Shop) -> Non
 # Guesses.
 
 
-async def guess_wrong(service: Service, shop: Shop, count: int, *, named: bool) -> None:
+async def guess_wrong(service: Service, shop: Shop, count: int, *, with_id: bool) -> None:
     """Make some wrong guesses, with a new challenge after every five."""
     for first in range(0, count, 5):
         service.clock.move(10 * MINUTE)
         challenge_id, _ = await issue_and_read_code(service, shop, 100 + first)
         for _ in range(min(5, count - first)):
-            evidence = {"challenge_id": challenge_id if named else ""}
+            evidence = {"challenge_id": challenge_id if with_id else ""}
             assert not await guess_code(service.client, shop, WRONG_CODE, 100 + first, **evidence)
 
 
-@pytest.mark.parametrize("named", [True, False], ids=["naming the challenge", "naming none"])
+@pytest.mark.parametrize("with_id", [True, False], ids=["with challenge_id", "without challenge_id"])
 async def test_ten_wrong_guesses_an_hour_are_compared(
-    service: Service, client: Client, shop: Shop, *, named: bool
+    service: Service, client: Client, shop: Shop, *, with_id: bool
 ) -> None:
     """Over all challenges of a customer; after that a right code is wrong too."""
-    await guess_wrong(service, shop, 10, named=named)
+    await guess_wrong(service, shop, 10, with_id=with_id)
     last_ms = service.clock.now_ms
     service.clock.move(10 * MINUTE)
     challenge_id, code = await issue_and_read_code(service, shop)
-    evidence = {"challenge_id": challenge_id if named else ""}
-    other = {"challenge_id": "" if named else challenge_id}
+    evidence = {"challenge_id": challenge_id if with_id else ""}
+    other = {"challenge_id": "" if with_id else challenge_id}
 
     assert not await guess_code(client, shop, code, **evidence)
     assert await guess_code(client, shop, code, **other)
     # The first five guesses were ten minutes before the last five.
     service.clock.now_ms = last_ms + (HOUR - 10 * MINUTE) * 1_000 - 1
     challenge_id, code = await issue_and_read_code(service, shop)
-    evidence = {"challenge_id": challenge_id if named else ""}
+    evidence = {"challenge_id": challenge_id if with_id else ""}
     assert not await guess_code(client, shop, code, **evidence)
     service.clock.move(0.001)
     assert await guess_code(client, shop, code, **evidence)
@@ -250,9 +250,9 @@ async def test_reset_clears_guesses_and_messages(service: Service, client: Clien
     for points in (1, 2):
         await issue_code(client, shop, points)
     challenge_id, code = await issue_and_read_code(service, shop)
-    for named in (challenge_id, ""):
+    for sent_id in (challenge_id, ""):
         for _ in range(5):
-            assert not await guess_code(client, shop, WRONG_CODE, challenge_id=named)
+            assert not await guess_code(client, shop, WRONG_CODE, challenge_id=sent_id)
     assert not await guess_code(client, shop, code, challenge_id=challenge_id)
     await read_limit(client, shop, 3)
     await reset_limits(client, shop, mobile=MOBILE)

@@ -116,7 +116,7 @@ class GuessChange(NamedTuple):
     group_id: str
     mobile: str
     channel: Channel | None
-    named: str
+    challenge: str
     code: str
 
     @property
@@ -134,7 +134,7 @@ CHANGES = st.builds(
     customer=st.sampled_from(["c-1", "c-1", "c-1", "c-2"]),
     mobile=st.sampled_from([MOBILE, MOBILE, MOBILE, "+8613812345679"]),
     channel=st.sampled_from([None, Channel.SMS, Channel.EMAIL]),
-    named=st.sampled_from(["", "it", "it", "other"]),
+    challenge=st.sampled_from(["", "it", "it", "other"]),
     code=st.sampled_from(["same", "same", "same", "shorter", "longer", "padded", "lower", "another", "of another"]),
 )
 
@@ -171,21 +171,21 @@ async def test_only_the_issued_code_for_its_purpose_is_right(changes: list[Guess
             change.group_redemption,
             change.group_id,
         )
-        named = {"": "", "it": mine.challenge_id, "other": theirs.challenge_id}[change.named]
+        challenge_id = {"": "", "it": mine.challenge_id, "other": theirs.challenge_id}[change.challenge]
         code = type_code(outbox.messages[0].text, change.code, outbox.messages[1].text)
         guess = ChallengeSubject(guessed, program_of(guessed), customer_of(guessed, change.mobile), "a")
-        found = await codes.check(guess, change.channel, named, code)
+        found = await codes.check(guess, change.channel, challenge_id, code)
 
         is_right = (
             code == outbox.messages[message_index].text
-            and named in {"", challenge.challenge_id}
+            and challenge_id in {"", challenge.challenge_id}
             and not change.is_for_other_purpose
         )
         assert (found is not None) is is_right
         live = await codes._transactions.read_live("m", change.customer, ChallengeKind.CODE)
         assert live is not None
         counted = (live.attempts, live.unnamed_attempts)
-        assert counted == ((0, 0) if is_right else (1, 0) if named == challenge.challenge_id else (0, 1))
+        assert counted == ((0, 0) if is_right else (1, 0) if challenge_id == challenge.challenge_id else (0, 1))
 
 
 # Limits.
@@ -249,7 +249,7 @@ class Step(NamedTuple):
     action: str
     times: int
     points: int
-    named: str
+    challenge: str
     is_known: bool
 
 
@@ -266,7 +266,7 @@ STEPS = st.builds(
     action=st.sampled_from([*["issue"] * 4, "fail", *["call"] * 3, *["guess"] * 12, "reset"]),
     times=st.sampled_from([1, 1, 2, 4, 5]),
     points=st.sampled_from([100, 100, 100, 200]),
-    named=st.sampled_from(["", "it", "it", "it", "old", "call"]),
+    challenge=st.sampled_from(["", "it", "it", "it", "old", "call"]),
     is_known=st.booleans(),
 )
 
@@ -391,15 +391,17 @@ class Model:
         """Guess a code."""
         now_ms, live = self.clock.now_ms, self.live_code
         call_id = self.call.challenge_id if self.call else "call"
-        named = {"": "", "old": self.old_id, "it": live.challenge_id if live else "it", "call": call_id}[step.named]
-        names_it = live is not None and named == live.challenge_id
+        challenge_id = {"": "", "old": self.old_id, "it": live.challenge_id if live else "it", "call": call_id}[
+            step.challenge
+        ]
+        names_it = live is not None and challenge_id == live.challenge_id
         code = live.code if live is not None and step.is_known and live.code else "2222222222"
-        found = await self.codes.check(self.subject(step.points), None, named, code)
+        found = await self.codes.check(self.subject(step.points), None, challenge_id, code)
         is_right = False
         if live is not None and now_ms < live.expires_at_ms and live.wrong[True] < 5 and live.wrong[names_it] < 5:
             wrong_ms = self.wrong_ms[names_it]
             if allowed_at_ms(wrong_ms, WRONG_GUESSES_OF_CUSTOMER, now_ms) == now_ms:
-                is_right = live.points == step.points and code == live.code and named in {"", live.challenge_id}
+                is_right = live.points == step.points and code == live.code and challenge_id in {"", live.challenge_id}
                 if not is_right:
                     wrong_ms.append(now_ms)
                     live.wrong[names_it] += 1

@@ -107,7 +107,7 @@ def test_customer_webhook_without_any_key_is_refused() -> None:
 
 
 def test_body_digests_are_keyed_and_cover_rotated_keys() -> None:
-    """Without a key nobody can search for a body."""
+    """A body cannot be searched for without a key."""
     before = PayloadCipher(OLD_KEY).body_digests(CUSTOMER_WEBHOOK)
     after = PayloadCipher(NEW_KEY | OLD_KEY).body_digests(CUSTOMER_WEBHOOK)
 

@@ -1,6 +1,6 @@
 """The interface of senders, and the outcomes of an attempt to deliver a message.
 
-An attempt fails in one of three ways, which are decided here alone:
+An attempt fails in one of three ways, which only this module decides:
 
 - *Refused*: the provider answered that it does not take the message. Definite.
 - *Unreachable*: the attempt ended before the message was handed over (no connection, a wrong certificate, no free

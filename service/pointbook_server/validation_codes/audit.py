@@ -51,7 +51,7 @@ class AuditRecord(NamedTuple):
     """An action, its customer, purpose, actor and outcome. It contains no code and no contact.
 
     Records that callers can repeat without limit have a `period`. In a period, records of the same action, outcome,
-    customer, challenge and actor are one row with a count, whatever their program and points are.
+    customer, challenge and actor are one row with a count, even for different programs and points.
     """
 
     action: AuditAction

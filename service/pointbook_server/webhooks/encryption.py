@@ -1,7 +1,7 @@
 """Encryption of webhooks at rest, and the keyed digests by which they are found.
 
 Three keys are derived from each configured one, one for encryption and two for digests, so that no use weakens
-another. Without the key, nobody can search a copy of the table by guessing bodies.
+another. A copy of the table cannot be searched by guessing bodies without the key.
 
 Because the topic is not signed, a customer's data may arrive under any topic. Without a key only webhooks with a
 customer topic, or with no topic, are refused.

@@ -20,7 +20,7 @@ PAGE_BYTES_MAX = 1024 * 1024 - 4 * 1024
 QUARANTINE_FULL_RETRY_SECONDS = 60.0
 """An operator must make space first."""
 QUARANTINE_FULL_LOG_SECONDS = 60.0
-"""A server logs a full quarantine once in this time, because strangers decide how many webhooks are refused."""
+"""A server logs a full quarantine once in this time, because senders decide how many webhooks are refused."""
 
 log = structlog.get_logger()
 

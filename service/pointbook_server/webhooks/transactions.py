@@ -221,7 +221,7 @@ class QuarantineTransactions:
         """Return the owner of a new webhook, and the capacity that it may use.
 
         Webhooks that name a merchant without stores, which anyone can invent, use half of the shared capacity at most.
-        A token that is limited to some merchants uses no shared space: it can neither fill it nor learn what is there.
+        A token that is limited to some merchants uses no shared space; it can neither fill it nor read it.
         """
         if webhook.is_merchant_proven:
             return webhook.merchant_id, self._limits.merchant
