@@ -41,15 +41,15 @@ CONCURRENT_BATCHES_MAX = 4
 class CodeService(Protocol):
     """The part of one-time codes that issues and checks them."""
 
-    async def issue(self, proving: ChallengeSubject, channel: Channel | None) -> IssuedChallenge:
+    async def issue(self, subject: ChallengeSubject, channel: Channel | None) -> IssuedChallenge:
         """Send the customer a code, unless the last one was sent recently and is still valid."""
 
     async def check(
-        self, proving: ChallengeSubject, channel: Channel | None, challenge_id: str, code: str
+        self, subject: ChallengeSubject, channel: Channel | None, challenge_id: str, code: str
     ) -> Challenge | None:
         """Return the challenge of a right code, not consumed; None for a wrong one."""
 
-    async def seen_call(self, proving: ChallengeSubject, challenge_id: str) -> Challenge | None:
+    async def find_confirmed_call(self, subject: ChallengeSubject, challenge_id: str) -> Challenge | None:
         """Return a challenge whose missed call was seen; None if it was not."""
 
 
@@ -279,7 +279,7 @@ class RedemptionService:
             return None
         if evidence.code:
             return await self._codes.check(subject, request.channel, evidence.challenge_id, evidence.code)
-        return await self._codes.seen_call(subject, evidence.challenge_id)
+        return await self._codes.find_confirmed_call(subject, evidence.challenge_id)
 
 
 def _challenge_subject(request: RedemptionRequest, assessment: Assessment, actor: str) -> ChallengeSubject | None:

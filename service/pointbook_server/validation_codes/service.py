@@ -135,7 +135,7 @@ class ValidationCodes:
             raise key_unknown()
         return result.challenge if result.outcome is GuessOutcome.RIGHT else None
 
-    async def seen_call(self, subject: ChallengeSubject, challenge_id: str) -> Challenge | None:
+    async def find_confirmed_call(self, subject: ChallengeSubject, challenge_id: str) -> Challenge | None:
         """Return a challenge whose missed call is confirmed, or None if it is not, or is for another purpose."""
         purpose, now_ms = subject.purpose, self._clock()
         live = await self._transactions.read_live(purpose.merchant_id, purpose.customer, ChallengeKind.MISSED_CALL)
