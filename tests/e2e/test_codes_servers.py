@@ -1,4 +1,4 @@
-"""One-time codes by two server processes on one database, with an SMTP server and an HTTP gateway.
+"""One-time codes by two server processes on one database.
 
 The limits hold for both processes together, and counts survive a killed process.
 """
@@ -39,7 +39,7 @@ OPEN_TRANSACTIONS = """
 
 @dataclass
 class Servers:
-    """Two server processes with their clients and metrics addresses, and the providers that receive messages."""
+    """Two server processes, their clients, and the providers of messages."""
 
     database_url: str
     gateway: HttpServer
@@ -74,7 +74,7 @@ class Servers:
         return process, client
 
     async def count_comparisons(self) -> dict[str, int]:
-        """Return how many codes the first two processes have compared, by result, from their metrics."""
+        """Return how many codes two processes have compared, from their metrics."""
         sums = {"RIGHT": 0, "WRONG": 0}
         async with httpx.AsyncClient(trust_env=False) as http:
             for metrics in self.metrics[:2]:
@@ -131,7 +131,7 @@ async def servers(database_url: str, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 async def shop(servers: Servers) -> Shop:
-    """A shop whose program sends codes, with a customer who has 50,000 points, a number and an address."""
+    """A shop whose program sends codes, with a customer who has two contacts."""
     client, shop = servers.clients[0], Shop(unique("merchant"), unique("store"))
     await client.put_store(shop.merchant_id, shop.store_id)
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODE_SETTINGS)
@@ -174,7 +174,8 @@ async def test_one_of_200_concurrent_redemptions_uses_the_code(servers: Servers,
     challenge_id, code = await servers.issue(shop)
     evidence = {"validation_code": code, "challenge_id": challenge_id}
     answers = await run_at_once(
-        servers.clients[number % 2].redemption.RedeemPoints(order(shop, 100, **evidence)) for number in range(200)
+        servers.clients[number % 2].redemption.RedeemPoints(redeem_request(shop, 100, **evidence))
+        for number in range(200)
     )
 
     errors = [refusal(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
@@ -327,7 +328,7 @@ async def test_hanging_provider_delays_only_its_own_caller(
     seconds = []
     while time.monotonic() < started + 4.0:
         asked_at = time.monotonic()
-        assert (await client.redemption.ValidateRedemption(question(shop, 100))).redeemable
+        assert (await client.redemption.ValidateRedemption(validate_request(shop, 100))).redeemable
         seconds.append(time.monotonic() - asked_at)
     ((open_transactions,),) = await servers.fetch(OPEN_TRANSACTIONS)
 

@@ -1,4 +1,4 @@
-"""Two servers work on the codes of the same customers at once, without deadlocks and without blocking others."""
+"""Two servers work on the codes of the same customers at once."""
 
 import asyncio
 import itertools
@@ -54,7 +54,10 @@ async def count_deadlocks(service: Service) -> int:
 
 
 async def close(service: Service, databases: Sequence[Database]) -> None:
-    """Close databases, and wait until their sessions have ended, which is when they report deadlocks."""
+    """Close databases, and wait until their sessions have ended.
+
+    Sessions report their deadlocks when they end.
+    """
     own = Statement(text("SELECT pg_backend_pid() AS pid"))
     pids = []
     for database in databases:
@@ -116,7 +119,7 @@ async def test_opening_challenges_of_the_same_customers_never_deadlocks(
 
 
 async def test_counting_repeated_events_of_the_same_customers_never_deadlocks(service: Service, shop: Shop) -> None:
-    """Each transaction adds to rows that the other has locked, in any order of the calls."""
+    """Each transaction adds to rows that the other has locked."""
     databases = [Database(service.database_url, pool_size=1) for _ in range(2)]
     before, names = await count_deadlocks(service), [f"unknown {index:03}" for index in range(100)]
 

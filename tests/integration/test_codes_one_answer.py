@@ -21,7 +21,7 @@ ChallengeAndCode = tuple[str, str]
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """A shop whose two programs send codes, with a customer who has 500 points, a number and an address."""
+    """A shop whose two programs send codes, with a customer who has two contacts."""
     for program_id in (1, 2):
         await service.client.put_program(
             shop.merchant_id, shop.store_id, program_id=program_id, criteria={}, validation=CODE_SETTINGS
@@ -143,7 +143,7 @@ CASES: list[tuple[Callable[[Service, Shop], Awaitable[ChallengeAndCode]], GuessO
 
 
 async def read_answers(client: Client, shop: Shop, challenge_id: str, code: str) -> list[bytes]:
-    """Return the bytes of the answer of ValidateRedemption, and the status of RedeemPoints with its details."""
+    """Return the bytes of the responses of ValidateRedemption and RedeemPoints."""
     evidence: dict[str, Any] = {"validation_code": code, "challenge_id": challenge_id, "validation_type": SMS}
     answer = await client.redemption.ValidateRedemption(validate_request(shop, 100, **evidence))
     answers = [answer.SerializeToString(deterministic=True)]

@@ -18,7 +18,7 @@ GUESSES = 8
 
 
 async def test_every_answered_guess_was_counted(service: Service, shop: Shop, admin_token: str) -> None:
-    """Callers see wrong codes or UNAVAILABLE, at every moment at which the connection is cut."""
+    """Callers see wrong codes or UNAVAILABLE at any time of the cut."""
     random_moments = random.Random(11)  # noqa: S311 - moments, no secrets
     await service.client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODE_SETTINGS)
     answered = counted = 0

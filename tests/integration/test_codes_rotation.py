@@ -23,7 +23,7 @@ MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """A shop with codes and missed calls, and a customer with 500 points and a mobile number."""
+    """A shop with codes and missed calls, and a customer with a mobile number."""
     channels = [redemption_pb2.VALIDATION_TYPE_SMS, MISSED_CALL]
     validation = {**CODE_SETTINGS, "channels": channels, "missed_call_number": CALLED}
     await service.client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=validation)

@@ -20,7 +20,7 @@ ALPHABETS = {"digits": DIGIT_CODES, "letters": LETTER_CODES}
 
 @pytest.fixture(params=ALPHABETS)
 async def code_shop(request: pytest.FixtureRequest, service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """A shop whose program sends codes of one alphabet, with a buyer who has 500 points."""
+    """A shop whose program sends codes of one alphabet."""
     validation = ALPHABETS[request.param]
     await service.client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=validation)
     await earn(service.client, shop, 500)
@@ -150,7 +150,7 @@ async def test_wrong_code_is_not_repaired(
 async def test_lookalike_of_a_letter_is_wrong(
     service: Service, client: Client, shop: Shop, letter: str, lookalike: str
 ) -> None:
-    """Unicode case mapping turns the long s into S and the Kelvin sign into k; codes have neither."""
+    """Unicode case mapping turns the long s into S and the Kelvin sign into k."""
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=LETTER_CODES)
     await earn(client, shop, 500)
     code = ""
@@ -178,7 +178,7 @@ async def test_lookalike_of_a_letter_is_wrong(
 async def test_length_limit_applies_to_the_text_as_typed(
     client: Client, code_shop: Shop, *, typed: str, is_wrong: bool
 ) -> None:
-    """32 characters, ignored ones included, and no control characters but tabs and line breaks."""
+    """32 characters, ignored ones included, without most control characters."""
     call: Any = client.redemption.ValidateRedemption(validate_request(code_shop, 100, validation_code=typed))
     if is_wrong:
         found = await refused(call)

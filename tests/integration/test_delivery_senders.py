@@ -1,4 +1,4 @@
-"""The choice of senders from the settings, and their release when the server stops."""
+"""The choice of senders from the settings, and their release at the end."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""E-mail by SMTP: the messages that arrive, and the outcome of every kind of failure."""
+"""E-mail by SMTP: the messages that arrive, and every kind of failure."""
 
 import asyncio
 import logging
@@ -122,7 +122,7 @@ async def test_addresses_beyond_ascii_are_supported(destination: str, arrives_at
     ],
 )
 async def test_rcpt_and_to_name_exactly_the_given_mailbox(destination: str, sent_to: str) -> None:
-    """Local parts that need quotes are quoted, and the domain is in ASCII; nothing else changes."""
+    """Local parts that need quotes are quoted, and the domain is in ASCII."""
     async with mail_server() as server:
         await build_sender(server.port).send(replace(MESSAGE, destination=destination))
         envelope, email = server.emails[0]

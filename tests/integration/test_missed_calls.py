@@ -26,7 +26,7 @@ async def put_program(client: Client, shop: Shop, **validation: Any) -> None:
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """A shop whose program requires a missed call, with a customer who has 500 points and a mobile number."""
+    """A shop whose program requires a missed call, with a customer who can call."""
     await put_program(service.client, shop)
     await earn(service.client, shop, 500)
     buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")]
@@ -133,7 +133,7 @@ async def test_repeated_report_of_a_call_confirms_one_challenge(client: Client, 
     first = (await issue_code(client, shop)).challenge_id
     same_call = {"provider_call_id": unique("call")}
     assert await report_call(client, shop, **same_call) == first
-    await redeem(client, order(shop, 100, challenge_id=first))
+    await redeem(client, redeem_request(shop, 100, challenge_id=first))
     second = (await issue_code(client, shop)).challenge_id
     assert await report_call(client, shop, **same_call) == first
     assert await read_violations(client, shop, challenge_id=second) == NOT_SEEN
@@ -205,7 +205,7 @@ async def test_guess_is_not_compared_with_a_missed_call(service: Service, client
 
 
 async def test_challenges_for_missed_calls_are_limited(service: Service, client: Client, shop: Shop) -> None:
-    """3 in 10 minutes, 5 an hour and 10 a day for a customer; the last challenge stays live."""
+    """3 in 10 minutes, 5 an hour and 10 a day; the last challenge stays live."""
     await put_program(client, shop, channels=[SMS, MISSED_CALL])
     opened = 1
     for after_seconds, count, wait in ((0, 3, 600), (600, 2, 3_000), (3_000, 3, 600), (600, 2, 86_400 - 4_200)):

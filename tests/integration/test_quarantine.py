@@ -1,4 +1,4 @@
-"""The quarantine: webhooks are stored once and within bounds, replayed once, and never logged."""
+"""The quarantine: webhooks are stored and replayed once, and never logged."""
 
 import asyncio
 import base64
@@ -312,7 +312,7 @@ async def test_contested_webhook_is_visible_to_operators_only(client: Client, se
 async def test_token_for_some_merchants_does_not_use_the_shared_quarantine(
     service: Service, client: Client, admin_token: str, merchant: str
 ) -> None:
-    """It learns nothing of other merchants' webhooks, contests none, and uses no shared space."""
+    """It neither sees nor contests other merchants' webhooks."""
     other_merchant, body = unique("merchant"), customer_body()
     tokens = {
         merchant_id: await make_token(service.database_url, [merchant_id], list(Scope))

@@ -1,4 +1,4 @@
-"""ListValidationEvents: every event of a customer's codes in order, without codes and contacts."""
+"""ListValidationEvents: all events in order, without codes and contacts."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -194,7 +194,7 @@ async def lock_challenge(service: Service, shop: Shop) -> str:
 
 
 async def guess_locked(service: Service, shop: Shop, challenge_id: str, count: int) -> None:
-    """Guess the code of a locked challenge at once, with and without its id, for several amounts."""
+    """Guess the code of a locked challenge at once, with and without its id."""
     guesses = [
         guess_code(service.client, shop, WRONG_CODE, 100 + number, challenge_id=("", challenge_id)[number % 2])
         for number in range(count)

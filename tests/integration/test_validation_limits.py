@@ -1,4 +1,4 @@
-"""Limits of messages and guesses, resets, changed contacts, clean-up and the audit."""
+"""Limits of messages and guesses, changed contacts, clean-up and the audit."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ MINUTE, HOUR, DAY = 60, 3_600, 86_400
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """A shop whose program sends codes, with a customer who has 500 points, a number and an address."""
+    """A shop whose program sends codes, with a customer who has two contacts."""
     client = service.client
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODE_SETTINGS)
     await earn(client, shop, 500)

@@ -1,4 +1,4 @@
-"""Properties of one-time codes: only the sent code is right, and every limit is exact."""
+"""Properties of one-time codes: only the sent code is right, limits are exact."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -107,7 +107,7 @@ def customer_of(purpose: Purpose, mobile: str = MOBILE) -> Customer:
 
 
 class GuessChange(NamedTuple):
-    """How a guess differs from the issued code: in the customer, the points, and so on."""
+    """How a guess differs from the issued code."""
 
     customer: str
     points: int
@@ -156,7 +156,10 @@ def type_code(code: str, how: str, other: str) -> str:
 @given(st.lists(CHANGES, min_size=50, max_size=50), st.integers(20, 500))
 @settings(EXAMPLES, max_examples=200)
 async def test_only_the_issued_code_for_its_purpose_is_right(changes: list[GuessChange], points: int) -> None:
-    """10,000 guesses that differ in some ways or in none. Each wrong guess counts if its customer has a challenge."""
+    """10,000 guesses that differ in some ways or in none.
+
+    Each wrong guess counts if its customer has a challenge.
+    """
     for change in changes:
         codes, outbox, _ = build_codes()
         purposes = [Purpose("m", name, 1, points) for name in ("c-1", "c-2")]
@@ -192,7 +195,7 @@ async def test_only_the_issued_code_for_its_purpose_is_right(changes: list[Guess
 
 
 def allowed_at_ms(times_ms: list[int], limits: Sequence[Limit], now_ms: int) -> int:
-    """Return the earliest time from now at which one more event keeps to the limits, by brute force."""
+    """Return the earliest allowed time of one more event, by brute force."""
     for at_ms in sorted({now_ms, *(time_ms + limit.window_ms for time_ms in times_ms for limit in limits)}):
         inside = [sum(time_ms > at_ms - limit.window_ms for time_ms in times_ms) for limit in limits]
         if at_ms >= now_ms and all(count < limit.count_max for count, limit in zip(inside, limits, strict=True)):
@@ -243,7 +246,7 @@ def test_merchant_counter_never_allows_too_early(waits_ms: list[int], count_max:
 
 
 class Step(NamedTuple):
-    """A wait, and then a request for a code or a missed call, guesses, a failed message, or a reset."""
+    """A wait, and then an action."""
 
     wait_ms: int
     action: str
@@ -273,7 +276,7 @@ STEPS = st.builds(
 
 @dataclass
 class ExpectedChallenge:
-    """The live challenge as the model expects it: the right code, and the wrong guesses."""
+    """The live challenge as the model expects it."""
 
     challenge_id: str
     points: int

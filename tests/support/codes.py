@@ -1,4 +1,4 @@
-"""One-time codes of a shop's customers: issuing, guessing and the read_audit."""
+"""One-time codes of a shop's customers: issuing, guessing and the audit."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ async def issue_code(client: Client, shop: Shop, points: int = 100, **changes: A
 
 
 async def issue_and_read_code(service: Service, shop: Shop, points: int = 100, **changes: Any) -> tuple[str, str]:
-    """Issue a code, and return its challenge_id and the code from the customer's message."""
+    """Issue a code, and return its challenge_id and the code that was sent."""
     count = len(service.outbox.messages)
     answer = await issue_code(service.client, shop, points, **changes)
     (message,) = service.outbox.messages[count:]
@@ -35,7 +35,10 @@ async def guess_code(client: Client, shop: Shop, code: str, points: Any = 100, *
 
 
 async def read_audit(service: Service, shop: Shop) -> list[tuple[str, ...]]:
-    """Return a merchant's read_audit in order: action, outcome and customer, repeated events one by one."""
+    """Return a merchant's audit in order: action, outcome and customer.
+
+    A repeated event is returned as often as it happened.
+    """
     query = """
         SELECT action, outcome, customer FROM validation_audit, generate_series(1, event_count)
         WHERE merchant_id = $1 ORDER BY at_ms, audit_id

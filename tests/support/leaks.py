@@ -19,7 +19,10 @@ CONTACTS = """
 
 
 async def find_leaks(database_url: str, messages: Iterable[Message], logs: str) -> list[str]:
-    """Return the codes of some messages and all customers' contacts that a database or logs contain, and where."""
+    """Return codes and contacts that a database or logs contain, and where.
+
+    The codes are those of some messages, the contacts those of all customers.
+    """
     connection = await asyncpg.connect(database_url)
     try:
         texts = {"logs": logs}

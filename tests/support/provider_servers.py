@@ -1,4 +1,4 @@
-"""Providers on loopback: an SMTP server and an HTTP server that can also hang, refuse and close connections."""
+"""An SMTP server and an HTTP server on loopback that can also fail."""
 
 import asyncio
 import contextlib
@@ -200,7 +200,10 @@ async def http_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[HttpSe
 
 @contextlib.asynccontextmanager
 async def loop_delays() -> AsyncIterator[Callable[[], float]]:
-    """Yield a function that returns how much later the event loop wakes up than a thread, in seconds."""
+    """Yield a function that returns the delay of the event loop in seconds.
+
+    It is the delay in excess of that of a thread, since a busy machine delays both.
+    """
     loop_late, thread_late = 0.0, 0.0
     is_done = threading.Event()
 

@@ -86,7 +86,10 @@ def test_normalizing_keeps_every_generated_code(*, alphanumeric: bool) -> None:
 
 
 def chi_square_deviation(counts: Counter[str], cells: int) -> float:
-    """Return how far counts are from a uniform distribution, in standard deviations of their chi-square."""
+    """Return the deviation of counts from a uniform distribution.
+
+    It is measured in standard deviations of their chi-square.
+    """
     expected = counts.total() / cells
     missing = expected * (cells - len(counts))
     square = sum((count - expected) ** 2 for count in counts.values()) / expected + missing

@@ -1,4 +1,4 @@
-"""Counters over sliding windows: what they store, and how events are removed from them."""
+"""Counters over sliding windows: what they store, and how they shrink."""
 
 import pytest
 
@@ -37,7 +37,10 @@ def test_counter_drops_events_outside_the_longest_window() -> None:
 
 @pytest.mark.parametrize("delivery", list(Delivery))
 def test_only_a_failed_message_is_removed_from_its_counter(delivery: Delivery) -> None:
-    """During a key rotation another server may count under the old key; only the signing key's counter changes."""
+    """Only the counter of the signing key changes.
+
+    During a key rotation another server may count under the old key.
+    """
     sends = SendCounter.of(KEYS, "m", "+8613812345678")
     one_event = SlidingWindowCounter(((NOW_MS, 1),), 1)
     challenge = Challenge(

@@ -142,7 +142,10 @@ def test_sms_go_to_mobile_numbers_unless_the_program_names_other_types(number: s
 
 
 def test_number_that_gets_no_sms_leaves_the_other_channels() -> None:
-    """A missed call may come from any phone. A sender without destinations checks the type too."""
+    """A missed call may come from any phone.
+
+    A sender without destinations checks the type too.
+    """
     call = {"channels": (Channel.SMS, Channel.MISSED_CALL), "missed_call_number": "+8613800000000"}
 
     assert choose(build_customer(LANDLINE, ADDRESS)) == Route(Channel.EMAIL, ADDRESS.value)

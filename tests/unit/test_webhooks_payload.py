@@ -1,4 +1,4 @@
-"""Which headers of a webhook are stored, and which buyer and store a body is about."""
+"""The stored headers of a webhook, and the buyer and store of a body."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from pointbook_server.webhooks.payload import read_buyer_id, read_signed_store_i
 
 
 def test_only_shoplines_headers_without_the_signature_are_selected() -> None:
-    """The first of each name, in any case of letters, in their order, unless its value is too long."""
+    """The first of each name, unless its value is too long."""
     headers = [
         ("Authorization", "Bearer x"),
         ("X-SHOPLINE-WEBHOOK-ID", "w"),
@@ -71,5 +71,5 @@ def test_signed_store_is_read_from_the_body(body: bytes, expected: str) -> None:
     ],
 )
 def test_buyer_is_read_from_any_body(body: bytes, expected: str) -> None:
-    """A redaction finds webhooks by this id, so that no body, however malformed, may fail."""
+    """A redaction finds webhooks by this id, so no malformed body may fail."""
     assert read_buyer_id(body) == expected

@@ -1,4 +1,4 @@
-"""The capacity of all quarantines together, while webhooks are stored or refused during the read of the sum."""
+"""The total capacity, while webhooks are stored during the read of the sum."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ from pointbook_server.webhooks.quota import TotalQuota
 
 
 class SlowDatabase:
-    """A database that returns the usage at the time of the query, when the test sets `may_return`."""
+    """A database that returns an old usage when the test sets `may_return`."""
 
     def __init__(self) -> None:
         self.stored = 0
@@ -38,7 +38,7 @@ class SlowDatabase:
 
 @pytest.mark.parametrize("is_stored", [True, False])
 async def test_webhook_stored_during_the_read_of_the_sum_counts(is_stored: bool) -> None:  # noqa: FBT001 - a parameter
-    """The sum does not include it and its reservation has ended; it counts until the next read."""
+    """The sum does not include it; it counts until the next read."""
     database = SlowDatabase()
     quota = TotalQuota(cast("Database", database), Capacity(1, 1), Metrics())
     assert await quota.reserve(1)

@@ -32,7 +32,9 @@ LEAKY_LOGGERS = ("apprise", "urllib3", "requests", "requests_oauthlib", "oauthli
 
 
 class AppriseSender:
-    """A sender that builds an Apprise service for each message, with the destination in its URL.
+    """A sender that builds an Apprise service for each message.
+
+    The destination is part of the service's URL.
 
     Apprise reports only whether a provider took a message: it returns False for a refusal, an unreachable provider and
     a timeout alike, so all of them are uncertain. Only a message that never reached an Apprise service is a definite
@@ -76,7 +78,10 @@ class AppriseSender:
             job.cancel()
 
     def _send(self, message: Message) -> DeliveryFailedError | DeliveryUncertainError | None:
-        """Send from a thread, and return the failure: asyncio would log an exception that is no longer awaited."""
+        """Send from a thread, and return the failure.
+
+        An exception that is no longer awaited would be logged by asyncio.
+        """
         try:
             service = self._build_service(self._address(message.destination))
             if service is None:
@@ -90,7 +95,10 @@ class AppriseSender:
         return DeliveryUncertainError(f"{PROVIDER} does not know that the message was taken")
 
     def _address(self, destination: str) -> str:
-        """Return a destination in the form that providers take: an e-mail address with its domain in ASCII."""
+        """Return a destination in the form that providers take.
+
+        An e-mail address has its domain in ASCII.
+        """
         address = emails.read(destination) if self._channel is Channel.EMAIL else None
         return destination if address is None else address.envelope
 

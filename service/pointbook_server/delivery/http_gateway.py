@@ -62,7 +62,10 @@ class HttpGatewaySender:
             raise failure
 
     async def _attempt(self, message: Message) -> DeliveryFailedError | DeliveryUncertainError | None:
-        """Make one attempt, and return its failure, so that it is raised without the library's error as its cause."""
+        """Make one attempt, and return its failure.
+
+        It is raised later, so that the library's error is not its cause.
+        """
         try:
             status = await self._post(message)
         except _NOT_SENT_ERRORS as error:
@@ -76,7 +79,10 @@ class HttpGatewaySender:
         return DeliveryUncertainError(f"{PROVIDER} answered with status {status}")
 
     async def _post(self, message: Message) -> int:
-        """Return the status of the gateway's answer. Its body is never read, because only the status decides."""
+        """Return the status of the gateway's answer.
+
+        Its body is never read, because only the status decides.
+        """
         content = json.dumps(fill_template(self._gateway.body, message), ensure_ascii=False).encode()
         async with self._client.stream(self._gateway.method, self._gateway.url, content=content) as response:
             return response.status_code

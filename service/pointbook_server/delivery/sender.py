@@ -34,7 +34,10 @@ class FailureKind(StrEnum):
 
 
 class DeliveryFailedError(Exception):
-    """The provider definitely did not take the message. The text is logged, so it must not quote the message."""
+    """The provider definitely did not take the message.
+
+    The text is logged, so it must not quote the message.
+    """
 
     def __init__(self, text: str, kind: FailureKind = FailureKind.REFUSED) -> None:
         super().__init__(text)
@@ -42,7 +45,10 @@ class DeliveryFailedError(Exception):
 
 
 class DeliveryUncertainError(Exception):
-    """The provider may have taken the message. The text is logged, so it must not quote the message."""
+    """The provider may have taken the message.
+
+    The text is logged, so it must not quote the message.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +86,25 @@ class ClosableSender(Protocol):
 
 
 def unreachable_error(provider: str, error: Exception) -> DeliveryFailedError:
-    """Return the error for a message that was not handed over, with the type of its cause."""
+    """Return the error for a message that was not handed over."""
     return DeliveryFailedError(f"{provider} could not be reached ({_root_cause_name(error)})", FailureKind.UNREACHABLE)
 
 
 def refused_error(provider: str, status: int) -> DeliveryFailedError:
-    """Return the error for a message that a provider refused, with the status of its answer."""
+    """Return the error for a message that a provider refused, with the status."""
     return DeliveryFailedError(f"{provider} refused the message with status {status}", FailureKind.REFUSED)
 
 
 def uncertain_error(provider: str, error: Exception) -> DeliveryUncertainError:
-    """Return the error for a message that was handed over and not answered, with the type of its cause."""
+    """Return the error for a message that was handed over and not answered."""
     return DeliveryUncertainError(f"{provider} did not answer ({_root_cause_name(error)})")
 
 
 def _root_cause_name(error: BaseException) -> str:
-    """Return the type of the first error of a chain; it says more than the error that a library made of it."""
+    """Return the type of the first error of a chain.
+
+    It says more than the error that a library made of it.
+    """
     while isinstance(cause := error.__cause__ or error.__context__, Exception):
         error = cause
     return type(error).__name__

@@ -12,7 +12,9 @@ from pointbook_server.settings import ServerSettings
 
 
 def build_senders(settings: ServerSettings) -> dict[Channel, Sender]:
-    """Build the senders that the settings name, for the running event loop; each process has its own.
+    """Build the senders that the settings name.
+
+    They belong to the running event loop; each process has its own.
 
     Raises SettingError, which names every setting without a working sender.
     """

@@ -57,7 +57,10 @@ class SmtpSender:
             raise failure
 
     async def _attempt(self, message: Message) -> DeliveryFailedError | DeliveryUncertainError | None:
-        """Make one attempt, and return its failure, so that it is raised without the library's error as its cause."""
+        """Make one attempt, and return its failure.
+
+        It is raised later, so that the library's error is not its cause.
+        """
         destination = emails.read(message.destination)
         if destination is None:
             return DeliveryFailedError("the destination is no e-mail address")
@@ -86,7 +89,10 @@ class SmtpSender:
         return None
 
     def _build_client(self) -> SMTP:
-        """Build a client for one message. Its EHLO names the domain of our address, which costs no look-up."""
+        """Build a client for one message.
+
+        Its EHLO names the domain of our address, which costs no look-up.
+        """
         server = self._server
         return SMTP(
             hostname=server.host,
@@ -111,7 +117,10 @@ class SmtpSender:
 
 
 def compose(mail_sender: MailSender, address: str, message: Message) -> bytes:
-    """Build an e-mail in plain text. Its Message-ID is random, so it reveals nothing and is new for each attempt."""
+    """Build an e-mail in plain text.
+
+    Its Message-ID is random, so it reveals nothing and is new for each attempt.
+    """
     # Seven bits pass unchanged through every server, even one that claims 8BITMIME.
     policy = (SMTP_POLICY if address.isascii() else SMTPUTF8_POLICY).clone(cte_type="7bit")
     email = EmailMessage(policy)

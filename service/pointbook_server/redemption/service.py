@@ -42,7 +42,7 @@ class CodeService(Protocol):
     """The part of one-time codes that issues and checks them."""
 
     async def issue(self, subject: ChallengeSubject, channel: Channel | None) -> IssuedChallenge:
-        """Send the customer a code, unless the last one was sent recently and is still valid."""
+        """Send the customer a code, unless a recent one is still valid."""
 
     async def check(
         self, subject: ChallengeSubject, channel: Channel | None, challenge_id: str, code: str
@@ -136,11 +136,17 @@ class RedemptionService:
         return assessment, violations
 
     async def issue_code(self, request: RedemptionRequest, actor: str) -> IssuedChallenge:
-        """Send the customer a code if the points are redeemable. Raises the refusal otherwise."""
+        """Send the customer a code if the points are redeemable.
+
+        Raises the refusal otherwise.
+        """
         return await self.issue_code_for(request, await self.assess(request), actor)
 
     async def issue_code_for(self, request: RedemptionRequest, assessment: Assessment, actor: str) -> IssuedChallenge:
-        """Send the customer a code for an assessed request. Raises the refusal if it has violations."""
+        """Send the customer a code for an assessed request.
+
+        Raises the refusal if it has violations.
+        """
         try:
             if assessment.violations:
                 raise to_error(sort_violations(assessment.violations))

@@ -1,1 +1,1 @@
-"""One-time codes and missed calls that prove a customer's identity before a redemption."""
+"""One-time codes and missed calls that prove a customer's identity."""

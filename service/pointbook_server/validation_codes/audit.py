@@ -48,7 +48,7 @@ COUNTED_ONE_BY_ONE = {GuessOutcome.RIGHT, GuessOutcome.WRONG, GuessOutcome.OTHER
 
 
 class AuditRecord(NamedTuple):
-    """An action, its customer, purpose, actor and outcome. It contains no code and no contact.
+    """An action, its customer, purpose, actor and outcome, without code and contact.
 
     Records that callers can repeat without limit have a `period`. In a period, records of the same action, outcome,
     customer, challenge and actor are one row with a count, even for different programs and points.
@@ -90,5 +90,5 @@ def purpose_record(
 
 
 def day_period(now_ms: int) -> str:
-    """Return the name of the longest period in which repeated records are counted together."""
+    """Return the longest period in which repeated records are counted together."""
     return f"day {now_ms // DAY_MS}"

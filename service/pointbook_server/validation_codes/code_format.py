@@ -20,7 +20,10 @@ OTHER_DASHES = "\u2053\u207b\u208b\u2212\u30fc\uff70"
 
 
 def generate_code(validation: Validation) -> str:
-    """Return a random code of the program's form; every code is equally likely, leading zeros included."""
+    """Return a random code of the program's form.
+
+    Every code is equally likely, leading zeros included.
+    """
     alphabet = LETTERS_AND_DIGITS if validation.alphanumeric else DIGITS
     length, code = validation.code_length_or_default, ""
     # One draw from all possible codes, so that they are equally likely by construction.

@@ -1,4 +1,4 @@
-"""Commands on customers' live challenges and counters: pure changes of the locked rows.
+"""Commands: pure changes of a customer's locked challenges and counters.
 
 The commands of several calls run one after the other in one transaction, so each sees the changes of those before it.
 """
@@ -56,7 +56,10 @@ class Command(Protocol[T_co]):
 
 
 class IssueResult(NamedTuple):
-    """A customer's live challenge, and whether this call must send its code. Only one call must."""
+    """A customer's live challenge, and whether this call must send its code.
+
+    Only one of the calls that share a challenge must.
+    """
 
     challenge: Challenge
     must_send: bool
@@ -213,7 +216,7 @@ class GuessResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GuessCommand:
-    """Compares a code with the customer's live challenge of sent codes, while holding its lock.
+    """Compares a code with the customer's live challenge, while holding its lock.
 
     A missed call has no code: a guess with its challenge_id names another challenge. Guesses without the live
     challenge's id have counters of their own, so that callers who do not know the id cannot lock out those who do.
@@ -249,7 +252,10 @@ class GuessCommand:
         return GuessResult(outcome, live)
 
     def _period(self, state: LockedState, outcome: GuessOutcome) -> str:
-        """Return the period in which uncompared guesses are counted together; each lock starts a new one."""
+        """Return the period in which uncompared guesses are counted together.
+
+        Each lock starts a new period.
+        """
         day = day_period(state.now_ms)
         if outcome is not GuessOutcome.LOCKED:
             return day
@@ -278,7 +284,7 @@ class GuessCommand:
 
 @dataclass(frozen=True, slots=True)
 class ResetCommand:
-    """Resets a customer's counters of wrong guesses, missed calls and messages to their contacts."""
+    """Resets a customer's counters of guesses, missed calls and messages."""
 
     customer: str
     sends: tuple[SendCounter, ...]
@@ -305,7 +311,10 @@ class ResetCommand:
 
 
 def wrong_guess_counters(customer: str) -> tuple[str, str]:
-    """Return the names of a customer's counters of wrong guesses: those that name their challenge, and the others."""
+    """Return the names of a customer's two counters of wrong guesses.
+
+    The first counts guesses that name their challenge, the second all others.
+    """
     return f"guesses {customer}", f"unnamed guesses {customer}"
 
 
@@ -315,5 +324,5 @@ def missed_call_counter(customer: str) -> str:
 
 
 def counter_names_of(commands: Iterable[Command[object]]) -> list[str]:
-    """Return the names of all counters to lock for some commands, in the order in which they must be locked."""
+    """Return the names of the counters to lock for some commands, in lock order."""
     return sorted({name for command in commands for name in command.counter_names})

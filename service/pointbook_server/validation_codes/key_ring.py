@@ -58,6 +58,9 @@ class KeyRing:
 
 
 def _digest(key: bytes, *parts: str) -> bytes:
-    """Return the digest of some fields. Each has its length before it, so that no text can move between fields."""
+    """Return the digest of some fields.
+
+    Each field has its length before it, so that no text can move between fields.
+    """
     encoded = [part.encode() for part in parts]
     return hmac.digest(key, b"".join(len(part).to_bytes(4, "big") + part for part in encoded), "sha256")

@@ -21,7 +21,7 @@ MERCHANT_SENDS = "sends"
 
 @dataclass
 class LockedState:
-    """The live challenges and counters that some commands have locked, and their changes."""
+    """The locked challenges and counters of some commands, and their changes."""
 
     now_ms: int
     live: dict[tuple[str, ChallengeKind], Challenge]
@@ -53,18 +53,27 @@ class LockedState:
 
 
 class SendCounter(NamedTuple):
-    """The counters of messages to a destination: one for its digest under each key, the signing key first."""
+    """The counters of messages to a destination.
+
+    There is one for its digest under each key, the signing key first.
+    """
 
     names: tuple[str, ...]
 
     @classmethod
     def of(cls, keys: KeyRing, merchant_id: str, destination: str) -> "SendCounter":
-        """Return the counters of a destination. Without one, as for a console, only the merchant's messages count."""
+        """Return the counters of a destination.
+
+        Without a destination, as for a console, only the merchant's messages count.
+        """
         digests = keys.destination_digests(merchant_id, destination) if destination else []
         return cls(tuple(f"sends {digest.hex()}" for digest in digests))
 
     def check(self, state: LockedState, merchant_max: int) -> None:
-        """Raise SEND_LIMIT_REACHED if one more message exceeds a limit of the destination or of the merchant."""
+        """Raise SEND_LIMIT_REACHED if one more message exceeds a limit.
+
+        There are limits of the destination and of the merchant.
+        """
         counts = sorted(count for name in self.names for count in state.counters[name].counts)
         for limit_name, counter, limits in (
             ("destination", SlidingWindowCounter(tuple(counts)), SENDS_TO_DESTINATION),

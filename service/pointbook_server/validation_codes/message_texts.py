@@ -14,7 +14,7 @@ DEFAULT_TITLE = "Your code"
 
 
 def message_text(program: Program, language: str, code: str, points: int) -> str:
-    """Return the text of a message in a language, from the program's templates or the default one."""
+    """Return the text of a message, from the program's templates or the default."""
     template = _find_template(program.validation.message_templates, language)
     return Template(template).safe_substitute(
         code=code,
@@ -30,7 +30,10 @@ def message_title(program: Program) -> str:
 
 
 def _find_template(templates: Mapping[str, str], language: str) -> str:
-    """Return the template that matches a language best, else the one for every language, else the English one."""
+    """Return the template that matches a language best.
+
+    Else it is the template for every language, else the English one.
+    """
     by_tag = {language_key(tag): template for tag, template in templates.items()}
     tags = (*_lookup_tags(language), "", "en")
     return next((by_tag[tag] for tag in tags if tag in by_tag), DEFAULT_TEMPLATE)

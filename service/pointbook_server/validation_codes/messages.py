@@ -35,7 +35,10 @@ def _read_number(fields: Fields, path: str, value: str) -> str:
 
 
 def write_issued_code(issued: IssuedChallenge) -> redemption_pb2.IssuedCode:
-    """Build the message of an issued code, without the code; a missed call has no destination."""
+    """Build the message of an issued code, without the code.
+
+    A missed call has no destination.
+    """
     challenge = issued.challenge
     return redemption_pb2.IssuedCode(
         challenge_id=challenge.challenge_id,

@@ -37,7 +37,10 @@ class ChallengeState(StrEnum):
 
 
 class ChallengeKind(StrEnum):
-    """The two kinds of challenges. A customer has at most one live challenge of each; neither replaces the other."""
+    """The two kinds of challenges.
+
+    A customer has at most one live challenge of each; neither replaces the other.
+    """
 
     CODE = "CODE"
     MISSED_CALL = "MISSED_CALL"
@@ -62,7 +65,7 @@ class Purpose:
 
 @dataclass(frozen=True, slots=True)
 class ChallengeSubject:
-    """A customer to be validated, the purpose, and the actor who asks for it: the id of a token."""
+    """A customer to be validated, the purpose, and the actor: the id of a token."""
 
     purpose: Purpose
     program: Program
@@ -90,7 +93,9 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """An issued code, or a request for a missed call. Of code and destination only the digests are stored.
+    """An issued code, or a request for a missed call.
+
+    Only the digests of code and destination are stored.
 
     The code_digest of a missed call matches no code. `attempts` counts the wrong guesses that named the challenge_id,
     `unnamed_attempts` those that did not.
@@ -128,7 +133,10 @@ class Challenge:
 
     @property
     def may_resend_at_ms(self) -> int:
-        """The time from which a new code may be sent; a locked challenge gets none, since no guess could use it."""
+        """The time from which a new code may be sent.
+
+        A locked challenge gets none, because no guess could use it.
+        """
         return self.resend_at_ms if self.attempts < ATTEMPTS_MAX else self.expires_at_ms
 
 
@@ -152,7 +160,7 @@ class IssuedChallenge:
 
 
 class ValidationEvent(NamedTuple):
-    """An entry of the audit: what happened to a customer's code, by which actor, the outcome and the count.
+    """An entry of the audit of a customer's codes.
 
     All fields describe the first occurrence, except `event_count` and `last_at_ms`, the time of the last one.
     """

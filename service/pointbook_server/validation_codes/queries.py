@@ -191,7 +191,7 @@ LIST_OLD_MERCHANTS = _statement("""
 
 
 def _delete_old(table: str, key: str, time: str, is_indexed: str) -> Statement:
-    """Return the statement that deletes some of a merchant's old rows that are not locked."""
+    """Return the statement that deletes some unlocked old rows of a merchant."""
     return _statement(f"""
         DELETE FROM {table} WHERE merchant_id = :merchant_id AND {key} = ANY(ARRAY(
             SELECT {key} FROM {table} WHERE {time} <= :before_ms AND merchant_id = :merchant_id AND {is_indexed}

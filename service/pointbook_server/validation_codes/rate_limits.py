@@ -41,7 +41,7 @@ class SlidingWindowCounter(NamedTuple):
         return self.counts[-1][0] if self.counts else 0
 
     def allowed_at_ms(self, limits: Iterable[Limit], now_ms: int) -> int:
-        """Return the earliest time from `now_ms` on at which one more event keeps to all limits."""
+        """Return the earliest time at which one more event keeps to all limits."""
         return max((self._allowed_at_ms(limit, now_ms) for limit in limits), default=now_ms)
 
     def add(self, now_ms: int, *, window_ms: int = LONGEST_WINDOW_MS, grain_ms: int = 1) -> "SlidingWindowCounter":

@@ -32,7 +32,7 @@ def choose_route(
     pause_ms: int,
     now_ms: int,
 ) -> Route:
-    """Return the route by the requested channel, or by the program's first channel that reaches the customer.
+    """Return the route by the requested channel, or by the first usable one.
 
     `needs_destination` has the channels for which this server has senders. A contact that changed less than `pause_ms`
     ago gets no code.
@@ -58,7 +58,7 @@ def choose_route(
 def _check_channel(
     program: Program, channel: Channel, needs_destination: Mapping[Channel, bool], points: int, *, is_requested: bool
 ) -> None:
-    """Raise CHANNEL_NOT_ENABLED if the program or this server does not use a channel for so many points.
+    """Raise CHANNEL_NOT_ENABLED if a channel is not used for so many points.
 
     A channel that was not requested raises NO_DESTINATION instead.
     """
@@ -80,7 +80,10 @@ def _check_channel(
 def _route_with_destination(
     customer: Customer | None, channel: Channel, needs_destination: Mapping[Channel, bool]
 ) -> Route:
-    """Return the route by a channel. Raises NO_DESTINATION if the channel needs one and the customer has none."""
+    """Return the route by a channel.
+
+    Raises NO_DESTINATION if the channel needs a destination and the customer has none.
+    """
     route = route_by(customer, channel)
     if not route.destination and needs_destination.get(channel, True):
         raise no_destination()
@@ -88,7 +91,10 @@ def _route_with_destination(
 
 
 def route_by(customer: Customer | None, channel: Channel) -> Route:
-    """Return the route to a customer by a channel, without a destination if the customer has no such contact."""
+    """Return the route to a customer by a channel.
+
+    It has no destination if the customer has no such contact.
+    """
     kind = CONTACT_KINDS[channel]
     for contact in () if customer is None else customer.contacts:
         if contact.kind is kind:
@@ -97,7 +103,10 @@ def route_by(customer: Customer | None, channel: Channel) -> Route:
 
 
 def _check_destination(program: Program, customer: Customer, route: Route, pause_ms: int, now_ms: int) -> None:
-    """Raise NO_DESTINATION, CONTACT_CHANGED or SEND_LIMIT_REACHED if a contact may get no code now."""
+    """Raise an error if a contact may get no code now.
+
+    The errors are NO_DESTINATION, CONTACT_CHANGED and SEND_LIMIT_REACHED.
+    """
     if route.channel is Channel.SMS:
         _check_number_type(program.validation, route.destination)
     kind = CONTACT_KINDS[route.channel]
@@ -127,7 +136,7 @@ def _check_number_type(validation: Validation, number: str) -> None:
 
 
 def mask_destination(route: Route) -> str:
-    """Return a hint at a destination that does not reveal it: +86******5678 or b***@example.com."""
+    """Return a masked destination, such as +86******5678 or b***@example.com."""
     if route.channel is Channel.EMAIL and route.destination:
         local_part, _, domain = route.destination.rpartition("@")
         return f"{local_part[:1]}***@{domain}"

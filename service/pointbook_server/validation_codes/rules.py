@@ -1,4 +1,4 @@
-"""Rules of challenges: how one is made, and whether it holds for a purpose and route."""
+"""Rules of challenges: how one is made, and what it holds for."""
 
 import secrets
 

@@ -1,4 +1,4 @@
-"""Issuing and checking one-time codes: the order of work between transactions and providers."""
+"""Issuing and checking one-time codes: transactions and providers in order."""
 
 import asyncio
 import hmac
@@ -60,7 +60,10 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class CodePolicy:
-    """The server's limits: how long a changed contact gets no codes, and a merchant's messages in ten minutes."""
+    """The server's limits for codes.
+
+    They are the time for which a changed contact gets no codes, and the most messages of a merchant in ten minutes.
+    """
 
     contact_pause_ms: int
     merchant_sends_max: int
@@ -95,7 +98,9 @@ class ValidationCodes:
         )
 
     async def issue(self, subject: ChallengeSubject, channel: Channel | None) -> IssuedChallenge:
-        """Send a code, or open a challenge for a missed call. In its cooldown, return the live challenge unchanged.
+        """Send a code, or open a challenge for a missed call.
+
+        In its cooldown, the live challenge is returned unchanged.
 
         The challenge is committed before the provider is called, and no transaction is open during that call. Raises
         CHANNEL_NOT_ENABLED, NO_DESTINATION, CONTACT_CHANGED, SEND_LIMIT_REACHED, DELIVERY_FAILED, KEY_NOT_CONFIGURED.
@@ -116,7 +121,7 @@ class ValidationCodes:
     async def check(
         self, subject: ChallengeSubject, channel: Channel | None, challenge_id: str, code: str
     ) -> Challenge | None:
-        """Return the challenge of a right code, or None for a wrong one. Does not use the code.
+        """Return the challenge of a right code, or None. Does not use the code.
 
         No channel matches every channel. A wrong guess is counted before this returns. Raises CODE_KEY_UNKNOWN, which
         counts nothing. Source: docs/reference/validation-codes.md#checking-a-code
@@ -136,7 +141,10 @@ class ValidationCodes:
         return result.challenge if result.outcome is GuessOutcome.RIGHT else None
 
     async def find_confirmed_call(self, subject: ChallengeSubject, challenge_id: str) -> Challenge | None:
-        """Return a challenge whose missed call is confirmed, or None if it is not, or is for another purpose."""
+        """Return a challenge whose missed call is confirmed, or None.
+
+        It is None for another purpose, too.
+        """
         purpose, now_ms = subject.purpose, self._clock()
         live = await self._transactions.read_live(purpose.merchant_id, purpose.customer, ChallengeKind.MISSED_CALL)
         if live is None or live.challenge_id != challenge_id or live.confirmed_at_ms is None:
@@ -145,7 +153,9 @@ class ValidationCodes:
         return live if holds_for(live, purpose, route, self._keys, now_ms) else None
 
     async def confirm(self, call: MissedCall, actor: str) -> str:
-        """Confirm the caller's newest live challenge, once per call, and return its id, or "" if there is none.
+        """Confirm the caller's newest live challenge, and return its id or "".
+
+        Each call confirms at most one challenge.
 
         Source: docs/reference/validation-codes.md#missed-calls
         """
@@ -155,7 +165,7 @@ class ValidationCodes:
         return challenge_id
 
     async def reset(self, merchant_id: str, name: str, customer: Customer | None, actor: str, reason: str) -> None:
-        """Reset a customer's counters of wrong guesses, missed calls and messages to their contacts."""
+        """Reset a customer's counters of guesses, missed calls and messages."""
         contacts = {route_by(customer, channel).bound_to for channel in Channel} - {""}
         sends = tuple(SendCounter.of(self._keys, merchant_id, contact) for contact in sorted(contacts))
         await self._submit(merchant_id, ResetCommand(name, sends, actor, reason))
@@ -163,7 +173,10 @@ class ValidationCodes:
     async def events(
         self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: PageQuery
     ) -> list[ValidationEvent]:
-        """Return a page of the events of some customer names, the newest first; "" matches every challenge."""
+        """Return a page of some customers' events, the newest first.
+
+        An empty challenge_id matches every challenge.
+        """
         return await self._transactions.events(merchant_id, customers, challenge_id, query)
 
     async def clean_up(self, now_ms: int) -> int:
@@ -232,7 +245,7 @@ class ValidationCodes:
         return Delivery.SENT
 
     async def _submit(self, merchant_id: str, command: Command[T]) -> T:
-        """Run a command in a transaction that it shares with the merchant's other commands."""
+        """Run a command in a transaction shared with the merchant's other commands."""
         self._batcher.check_capacity(1)
         (future,) = self._batcher.submit(merchant_id, [command])
         result: T | PointbookError = await future
@@ -250,7 +263,10 @@ class ValidationCodes:
         return results
 
     def _consume_exception(self, task: asyncio.Task[IssuedChallenge]) -> None:
-        """Retrieve the exception so that asyncio does not log it if the caller was cancelled."""
+        """Retrieve the exception so that asyncio does not log it as unhandled.
+
+        The caller of the task may have been cancelled.
+        """
         self._issue_tasks.discard(task)
         if not task.cancelled():
             task.exception()

@@ -21,10 +21,13 @@ from pointbook_server.validation_codes.model import IssuedChallenge, MissedCall,
 
 
 class Redemptions(Protocol):
-    """The methods of redemption that issue codes for assessed redemptions and find customers."""
+    """The methods of redemption that issue codes and find customers."""
 
     async def issue_code(self, request: RedemptionRequest, actor: str) -> IssuedChallenge:
-        """Send the customer a code if the points are redeemable. Raises the refusal otherwise."""
+        """Send the customer a code if the points are redeemable.
+
+        Raises the refusal otherwise.
+        """
 
     async def find_customer(self, merchant_id: str, key: Key | None) -> RedemptionContext:
         """Return the context of a customer.
@@ -37,7 +40,10 @@ class Codes(Protocol):
     """The methods of ValidationCodes that the gRPC methods call directly."""
 
     async def confirm(self, call: MissedCall, actor: str) -> str:
-        """Confirm the caller's newest live challenge, once per call, and return its id, or "" if there is none."""
+        """Confirm the caller's newest live challenge, and return its id or "".
+
+        Each call confirms at most one challenge.
+        """
 
     async def events(
         self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: pagination.PageQuery
@@ -45,7 +51,7 @@ class Codes(Protocol):
         """Return a page of the events of some customer names, the newest first."""
 
     async def reset(self, merchant_id: str, name: str, customer: Customer | None, actor: str, reason: str) -> None:
-        """Reset a customer's counters of wrong guesses, missed calls and messages to their contacts."""
+        """Reset a customer's counters of guesses, missed calls and messages."""
 
 
 class ValidationCodesServicer:

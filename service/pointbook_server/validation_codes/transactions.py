@@ -1,4 +1,7 @@
-"""Transactions of one-time codes. Each locks live challenges by customer first, then counters by name."""
+"""Transactions of one-time codes.
+
+Each locks live challenges by customer first, then counters by name.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -40,7 +43,7 @@ class ValidationCodeTransactions:
         self._database = database
 
     async def run(self, merchant_id: str, commands: Sequence[Command[T]], now_ms: int) -> list[T | PointbookError]:
-        """Run the commands of one merchant in one transaction, and return a result or an error for each.
+        """Run a merchant's commands in one transaction, and return their results.
 
         A refused command changes nothing but the audit, and does not affect the others.
         """
@@ -61,11 +64,13 @@ class ValidationCodeTransactions:
         return None if row is None else queries.to_challenge(row)
 
     async def lock(self, connection: Connection, merchant_id: str, customers: Iterable[str]) -> None:
-        """Lock customers' live challenges in the caller's transaction, in the order of all transactions."""
+        """Lock customers' live challenges in the caller's transaction, in lock order."""
         await connection.fetch(queries.LOCK_LIVE, {"merchant_id": merchant_id, "customers": sorted(customers)})
 
     async def consume(self, connection: Connection, challenge: Challenge, actor: str, now_ms: int) -> bool:
-        """Use a challenge in the caller's transaction; return False if it is no longer live, or was renewed.
+        """Use a challenge in the caller's transaction.
+
+        Returns False if it is no longer live, or was renewed.
 
         Source: docs/reference/validation-codes.md#single-use
         """
@@ -85,7 +90,10 @@ class ValidationCodeTransactions:
         return True
 
     async def end(self, connection: Connection, merchant_id: str, customer: str, reason: str, now_ms: int) -> None:
-        """End a customer's live challenges in the caller's transaction, which holds the customer's lock."""
+        """End a customer's live challenges in the caller's transaction.
+
+        That transaction holds the customer's lock.
+        """
         rows = await connection.fetch(queries.END_LIVE, {"merchant_id": merchant_id, "customer": customer})
         records = [
             AuditRecord(
@@ -96,7 +104,7 @@ class ValidationCodeTransactions:
         await _insert_audit(connection, merchant_id, records, now_ms)
 
     async def confirm(self, call: MissedCall, caller_digests: list[bytes], actor: str, now_ms: int) -> str:
-        """Confirm the caller's newest live challenge, and return its id, or "" if there is none.
+        """Confirm the caller's newest live challenge, and return its id or "".
 
         A call confirms one challenge: a repeated report returns the same id.
         """
@@ -130,7 +138,10 @@ class ValidationCodeTransactions:
     async def events(
         self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: PageQuery
     ) -> list[ValidationEvent]:
-        """Return a page of the events of some customer names, the newest first; "" matches every challenge."""
+        """Return a page of some customers' events, the newest first.
+
+        An empty challenge_id matches every challenge.
+        """
         params = {"merchant_id": merchant_id, "customers": sorted(customers), "challenge_id": challenge_id}
         async with self._database.autocommit() as connection:
             rows = await connection.fetch(queries.LIST_EVENTS, params | asdict(query))
@@ -176,7 +187,10 @@ def _run_command(command: Command[T], state: LockedState) -> T | PointbookError:
 
 
 async def _write(connection: Connection, merchant_id: str, state: LockedState) -> None:
-    """Write the changes of some commands. Raises RetryTransactionError if another transaction inserted a row first."""
+    """Write the changes of some commands.
+
+    Raises RetryTransactionError if another transaction inserted a row first.
+    """
     changes = state.changed_challenges.items()
     updated = [challenge for challenge_id, challenge in changes if challenge_id not in state.opened_ids]
     opened = [challenge for challenge_id, challenge in changes if challenge_id in state.opened_ids]
@@ -209,7 +223,10 @@ async def _write_counters(connection: Connection, merchant_id: str, state: Locke
 
 
 async def _insert_audit(connection: Connection, merchant_id: str, records: Iterable[AuditRecord], now_ms: int) -> None:
-    """Write records of the audit. A record that repeats one of its period is added to that one's count."""
+    """Write records of the audit.
+
+    A record that repeats one of its period is added to that one's count.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for record in records:
         audit_id, repeat_key = time_ordered_id(), _repeat_key(record)
@@ -221,7 +238,7 @@ async def _insert_audit(connection: Connection, merchant_id: str, records: Itera
 
 
 def _repeat_key(record: AuditRecord) -> str:
-    """Return the key that the repetitions of a record share, or "" if each is a row of its own."""
+    """Return the key that repetitions of a record share, or "" for a row of its own."""
     if not record.period:
         return ""
     parts = (record.action, record.outcome, record.challenge_id, record.actor, record.period)

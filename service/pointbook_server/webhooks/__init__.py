@@ -1,1 +1,1 @@
-"""The quarantine: authentic webhooks that could not be applied, until an operator replays or drops them."""
+"""The quarantine: authentic webhooks that could not be applied."""

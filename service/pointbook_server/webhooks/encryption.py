@@ -34,7 +34,7 @@ KEY_UNKNOWN_RETRY_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class EncryptedPayload:
-    """A webhook's content as it is stored: encrypted with a key, or in clear if `key_id` is None."""
+    """A webhook's content as stored: encrypted, or in clear if `key_id` is None."""
 
     key_id: str | None
     headers: bytes
@@ -47,7 +47,7 @@ class EncryptedPayload:
 
 
 class PayloadCipher:
-    """A cipher with several keys: the first one encrypts, and each decrypts what it encrypted."""
+    """A cipher with several keys: the first encrypts, each decrypts its own."""
 
     def __init__(self, keys: Mapping[str, bytes]) -> None:
         self._ciphers = {key_id: AESGCM(_derive_key(key, ENCRYPTION_DOMAIN)) for key_id, key in keys.items()}
@@ -55,7 +55,9 @@ class PayloadCipher:
         self._subject_digest_keys = [_derive_key(key, SUBJECT_DIGEST_DOMAIN) for key in keys.values()]
 
     def body_digests(self, webhook: Webhook) -> list[bytes]:
-        """Return every digest under which a body may be stored, the one for new webhooks first.
+        """Return the digests of a body, the one for new webhooks first.
+
+        Bodies are stored under the digest of the key that was the first one then.
 
         Raises KEY_NOT_CONFIGURED for a webhook with a customer topic, or with no topic, if there is no key.
         """
@@ -68,12 +70,15 @@ class PayloadCipher:
         return keyed
 
     def subject_digests(self, subject: str) -> list[bytes]:
-        """Return every digest under which a buyer or store may be stored, the one for new webhooks first."""
+        """Return the digests of a buyer or store, the one for new webhooks first."""
         keyed = [hmac.digest(key, subject.encode(), "sha256") for key in self._subject_digest_keys]
         return [*keyed, sha256(subject.encode()).digest()]
 
     def encrypt(self, webhook: Webhook, owner_id: str, quarantine_id: str) -> EncryptedPayload:
-        """Encrypt a webhook for one row; `body_digests` has checked that there is a key if one is required."""
+        """Encrypt a webhook for one row.
+
+        `body_digests` has checked that there is a key if one is required.
+        """
         headers = json.dumps(webhook.headers, ensure_ascii=False).encode()
         if not self._ciphers:
             return EncryptedPayload(None, headers, webhook.body)
@@ -86,7 +91,10 @@ class PayloadCipher:
         return EncryptedPayload(key_id, encrypt_part("headers", headers), encrypt_part("body", webhook.body))
 
     def decrypt(self, payload: EncryptedPayload, owner_id: str, quarantine_id: str) -> WebhookContent:
-        """Decrypt the content of a row. Raises CODE_KEY_UNKNOWN if this server lacks its key."""
+        """Decrypt the content of a row.
+
+        Raises CODE_KEY_UNKNOWN if this server lacks its key.
+        """
         if payload.key_id is None:
             return WebhookContent(_decode_headers(payload.headers), payload.body)
         cipher = self._ciphers.get(payload.key_id)

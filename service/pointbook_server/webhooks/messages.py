@@ -1,4 +1,4 @@
-"""Translation between the messages of WebhooksService and the quarantine's entities."""
+"""Translation between WebhooksService's messages and the quarantine's entities."""
 
 from collections.abc import Sequence
 
@@ -137,7 +137,10 @@ def write_webhook(
 
 
 def _read_topic(fields: Fields, request: webhooks_pb2.QuarantineWebhookRequest) -> str:
-    """Read the topic, which must be empty for the reason TOPIC_MISSING and is required otherwise."""
+    """Read the topic, which is required unless the reason is TOPIC_MISSING.
+
+    With that reason it must be empty.
+    """
     if request.reason != webhooks_pb2.QUARANTINE_REASON_TOPIC_MISSING:
         return fields.identifier("topic", request.topic, length_max=TOPIC_LENGTH_MAX)
     if request.topic:

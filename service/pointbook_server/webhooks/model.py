@@ -23,7 +23,7 @@ Header = tuple[str, str]
 
 
 class QuarantineReason(StrEnum):
-    """Why a webhook could not be applied: the names of QuarantineReason in webhooks.proto."""
+    """Why a webhook could not be applied: the names in webhooks.proto."""
 
     MALFORMED = "MALFORMED"
     OUT_OF_BOUNDS = "OUT_OF_BOUNDS"
@@ -46,7 +46,10 @@ class QuarantineState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WebhookContent:
-    """The headers and body of a request; the body is None after it was erased with its customer."""
+    """The headers and body of a request.
+
+    The body is None after it was erased with its customer.
+    """
 
     headers: tuple[Header, ...]
     body: bytes | None
@@ -68,13 +71,19 @@ class Webhook:
 
     @property
     def is_personal(self) -> bool:
-        """Whether the webhook may carry personal data, and so is stored encrypted or not at all."""
+        """Whether the webhook may carry personal data.
+
+        Such a webhook is stored encrypted or not at all.
+        """
         return self.topic == NO_TOPIC or self.topic.lower().startswith(CUSTOMER_TOPIC_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedWebhook:
-    """A webhook in quarantine without its content; `merchant_id` is the merchant that its header named."""
+    """A webhook in quarantine without its content.
+
+    `merchant_id` is the merchant that its header named.
+    """
 
     merchant_id: str
     quarantine_id: str
@@ -115,7 +124,7 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class QuarantineLimits:
-    """The capacity of each merchant's own quarantine, of the shared one, and of all quarantines together."""
+    """The capacity of a merchant's quarantine, of the shared one, and of all."""
 
     merchant: Capacity
     shared: Capacity
@@ -136,7 +145,10 @@ class Visibility:
 
 @dataclass(frozen=True, slots=True)
 class ReplayClaim:
-    """The right to replay a webhook as one event; a server claims it before it applies the event."""
+    """The right to replay a webhook as one event.
+
+    A server claims it before it applies the event.
+    """
 
     owner_id: str
     quarantine_id: str

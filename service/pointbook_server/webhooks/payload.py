@@ -1,4 +1,4 @@
-"""The headers and bodies of webhooks: which headers are stored, and which customer and store a body is about."""
+"""Reading of the headers and bodies of webhooks."""
 
 import json
 import re
@@ -27,7 +27,10 @@ _ID = re.compile(rf"[!-~]{{1,{ID_LENGTH_MAX}}}")
 
 
 def select_headers(headers: Iterable[Header]) -> tuple[Header, ...]:
-    """Return the headers to store, in their order: the first of each name whose value is not too long."""
+    """Return the headers to store, in their order.
+
+    They are the first of each name whose value is not too long.
+    """
     selected: dict[str, Header] = {}
     for name, value in headers:
         if name.lower() in STORED_HEADERS and len(value) <= STORED_VALUE_LENGTH_MAX:
@@ -36,7 +39,7 @@ def select_headers(headers: Iterable[Header]) -> tuple[Header, ...]:
 
 
 def read_buyer_id(body: bytes) -> str:
-    """Return the id of the buyer that a body is about, or "" if it has none that can be read.
+    """Return the id of the buyer that a body is about, or "".
 
     The topic is not signed, so every body is searched. `customers/redact` names its customer in an object `customer`;
     the bodies of the other customer topics are the customer's own fields.
@@ -47,7 +50,9 @@ def read_buyer_id(body: bytes) -> str:
 
 
 def read_signed_store_id(body: bytes) -> str:
-    """Return the id of the store that a body names, or "". The body is signed; the headers are not.
+    """Return the id of the store that a body names, or "".
+
+    The body is signed; the headers are not.
 
     Points webhooks and `merchants/redact` have `store_id`, `customers/redact` has `shop_id`.
     """
@@ -79,7 +84,10 @@ def _parse_object(body: bytes) -> dict[str, Any]:
 
 
 def _read_id(value: object) -> str:
-    """Return an id written as a string or as a whole number in any notation, or "" for any other value."""
+    """Return an id, or "" for any other value.
+
+    An id may be a string, or a whole number in any notation.
+    """
     # 1e999999999 is short as text and very long as digits.
     if isinstance(value, Decimal) and value.adjusted() < ID_LENGTH_MAX and value == value.to_integral_value():
         value = int(value)

@@ -266,7 +266,7 @@ LIST_WEBHOOKS = Statement(
 def to_row(
     webhook: Webhook, owner_id: str, quarantine_id: str, body_digest: bytes, payload: EncryptedPayload
 ) -> dict[str, object]:
-    """Convert a new webhook to the columns of its row, without the digests of its customer and store."""
+    """Convert a new webhook to its row, without the digests for look-ups."""
     return {
         "quarantine_id": quarantine_id,
         "merchant_id": owner_id,

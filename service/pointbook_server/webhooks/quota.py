@@ -29,7 +29,10 @@ class TotalQuota:
         self._reserved_webhooks = self._reserved_bytes = 0
 
     async def reserve(self, size: int) -> bool:
-        """Reserve space for one webhook; return False if there is none. `settle` ends the reservation."""
+        """Reserve space for one webhook; return False if there is none.
+
+        `settle` ends the reservation.
+        """
         async with self._lock:
             if time.monotonic() >= self._sum_expires_at:
                 await self._read_sum()
@@ -42,7 +45,10 @@ class TotalQuota:
         return True
 
     def settle(self, size: int, *, may_be_stored: bool) -> None:
-        """End a reservation; free its space at once if the webhook is certainly not stored."""
+        """End a reservation.
+
+        Its space is free at once if the webhook is certainly not stored.
+        """
         self._reserved_webhooks -= 1
         self._reserved_bytes -= size
         if not may_be_stored:

@@ -1,4 +1,4 @@
-"""Replay: an operator's update for a webhook in quarantine, applied as the webhook would have been.
+"""Replay of webhooks in quarantine by an operator's update.
 
 The services that apply updates take messages, so that a replay is checked like any other call.
 """
@@ -110,7 +110,10 @@ class Replayer:
     async def _apply(
         self, claim: ReplayClaim, request: webhooks_pb2.ReplayQuarantinedWebhookRequest, context: object
     ) -> webhooks_pb2.ReplayQuarantinedWebhookResponse:
-        """Apply the update of a claimed webhook. Violations name the fields by their paths in this request."""
+        """Apply the update of a claimed webhook.
+
+        Violations name the fields by their paths in this request.
+        """
         fields = Fields()
         kind = request.WhichOneof("update")
         if claim.topic != NO_TOPIC:
@@ -149,7 +152,10 @@ class Replayer:
 
 
 def _read_request(request: webhooks_pb2.ReplayQuarantinedWebhookRequest) -> tuple[str, str, str]:
-    """Return the merchant, the webhook's id, and the id of the event to apply. Raises INVALID_FIELDS."""
+    """Return the merchant, the webhook's id, and the event's id.
+
+    Raises INVALID_FIELDS.
+    """
     fields = Fields()
     merchant_id, quarantine_id = read_key(fields, request)
     kind = request.WhichOneof("update")
@@ -164,7 +170,7 @@ def _read_request(request: webhooks_pb2.ReplayQuarantinedWebhookRequest) -> tupl
 
 
 def _check_kind(fields: Fields, topic: str, request: webhooks_pb2.ReplayQuarantinedWebhookRequest) -> None:
-    """Add a violation if the update is not of the kind that the webhook's topic requires."""
+    """Add a violation if the update is not of the kind that the topic requires."""
     kind = request.WhichOneof("update")
     if kind == "points_update" and topic != POINTS_TOPIC:
         fields.wrong(kind, "must be the update of a points webhook, which this one is not")

@@ -110,7 +110,7 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
         return webhooks_pb2.DropQuarantinedWebhookResponse()
 
     def _log_full(self, webhook: Webhook) -> None:
-        """Log that a quarantine is full, with the number of webhooks refused since the last log line."""
+        """Log that a quarantine is full, and how many webhooks were refused meanwhile."""
         self._refused_since_log += 1
         now = time.monotonic()
         if now >= self._log_full_again_at:

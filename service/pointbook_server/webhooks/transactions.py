@@ -91,7 +91,7 @@ class QuarantineTransactions:
         await self._quota.refresh()
 
     async def proves(self, connection: Connection, merchant_id: str, store_id: str) -> bool:
-        """Return whether webhooks in quarantine prove that an unknown store is this merchant's.
+        """Return whether webhooks prove that an unknown store is this merchant's.
 
         One must name the store in its signed body, and the merchant in a header, which is not signed. So it must be in
         the shared quarantine, where only tokens for all merchants, such as the shim's, put webhooks, and none of its
@@ -121,7 +121,10 @@ class QuarantineTransactions:
         return [queries.to_quarantined_webhook(row) for row in rows]
 
     async def get(self, visibility: Visibility, quarantine_id: str) -> tuple[QuarantinedWebhook, WebhookContent]:
-        """Return a webhook with its content. Raises WEBHOOK_NOT_FOUND and CODE_KEY_UNKNOWN."""
+        """Return a webhook with its content.
+
+        Raises WEBHOOK_NOT_FOUND and CODE_KEY_UNKNOWN.
+        """
         async with self._database.autocommit() as connection:
             params = _visibility_params(visibility) | {"id": quarantine_id}
             row = await connection.fetch_one(queries.READ_WEBHOOK, params)
@@ -157,7 +160,10 @@ class QuarantineTransactions:
         return await self._database.transaction(claim_once)
 
     async def release(self, claim: ReplayClaim) -> None:
-        """Release a claim whose event was refused; the webhook stays claimed while another replay may apply it."""
+        """Release a claim whose event was refused.
+
+        The webhook stays claimed while another replay may apply the event.
+        """
         async with self._database.autocommit() as connection:
             await connection.execute(queries.RELEASE_WEBHOOK, _claim_params(claim))
 
@@ -171,7 +177,10 @@ class QuarantineTransactions:
         return now_ms if row is None else int(row.replayed_at_ms)
 
     async def drop(self, visibility: Visibility, quarantine_id: str) -> QuarantineReason:
-        """Delete a webhook, release its space, and return its reason. Raises WEBHOOK_NOT_FOUND."""
+        """Delete a webhook, release its space, and return its reason.
+
+        Raises WEBHOOK_NOT_FOUND.
+        """
 
         async def delete(connection: Connection) -> QuarantineReason:
             key = await _find_key(connection, visibility, quarantine_id)
@@ -233,7 +242,10 @@ class QuarantineTransactions:
         return SHARED, self._limits.shared if has_stores else self._limits.shared.half()
 
     def _lookup_digests(self, webhook: Webhook) -> dict[str, bytes | None]:
-        """Return the digests by which a webhook is found: its customer, the customer's store, its signed store."""
+        """Return the digests by which a webhook is found.
+
+        They are of its customer, the customer's store, and its signed store.
+        """
         subjects = {
             "subject_digest": read_buyer_id(webhook.body),
             "store_digest": read_customer_store_id(webhook),
@@ -254,7 +266,7 @@ async def _erase_bodies(
     lock: Statement,
     limit: int | None = None,
 ) -> int:
-    """Erase the bodies that `lock` returns for SHARED and for a merchant, and return how many.
+    """Erase the bodies of SHARED and of a merchant that `lock` returns; count them.
 
     The shared quarantine is locked only if `find` returns a body there, so that merchants do not wait for each other.
     """
@@ -290,7 +302,10 @@ async def _reserve_space(connection: Connection, owner_id: str, size: int, capac
 
 
 async def _count_repetition(connection: Connection, found: Row, webhook: Webhook) -> None:
-    """Write what a copy of a stored webhook adds: a count, another topic or another merchant."""
+    """Write what a copy adds to a stored webhook.
+
+    It adds a count, another topic or another merchant.
+    """
     is_counted = webhook.received_at_ms >= found.last_received_at_ms + RECOUNT_MS
     has_other_topic = found.state == QuarantineState.QUARANTINED and found.topic not in {NO_TOPIC, webhook.topic}
     has_other_merchant = found.claimed != webhook.merchant_id and not found.is_contested
@@ -316,7 +331,10 @@ def _claim_params(claim: ReplayClaim) -> dict[str, object]:
 
 
 async def _find_key(connection: Connection, visibility: Visibility, quarantine_id: str) -> dict[str, str]:
-    """Return the parameters of IS_WEBHOOK for a visible webhook. Raises WEBHOOK_NOT_FOUND."""
+    """Return the parameters of IS_WEBHOOK for a visible webhook.
+
+    Raises WEBHOOK_NOT_FOUND.
+    """
     params = _visibility_params(visibility) | {"id": quarantine_id}
     row = await connection.fetch_one(queries.FIND_OWNER, params)
     if row is None:
