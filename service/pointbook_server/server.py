@@ -32,9 +32,9 @@ from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.benefits.servicer import BenefitsServicer
 from pointbook_server.benefits.transactions import BenefitTransactions
 from pointbook_server.customers.customer_repository import CustomerRepository
-from pointbook_server.customers.groups import UserGroupTransactions
-from pointbook_server.customers.model import Tombstones
+from pointbook_server.customers.group_transactions import UserGroupTransactions
 from pointbook_server.customers.servicer import CustomersServicer
+from pointbook_server.customers.tombstones import Tombstones
 from pointbook_server.customers.transactions import CustomerTransactions
 from pointbook_server.db.clock_skew import SYSTEM_CLOCK, ClockSkew, ServerClock
 from pointbook_server.db.database import Database
@@ -47,7 +47,7 @@ from pointbook_server.ledger.servicer import PointsServicer
 from pointbook_server.ledger.transactions import LedgerTransactions
 from pointbook_server.maintenance import Maintenance
 from pointbook_server.metrics import Metrics, MetricsEndpoint
-from pointbook_server.programs.erasures import StoreErasures
+from pointbook_server.programs.erasures.transactions import StoreErasureTransactions
 from pointbook_server.programs.model import Channel
 from pointbook_server.programs.servicer import ProgramsServicer
 from pointbook_server.programs.transactions import ProgramTransactions
@@ -278,7 +278,7 @@ class Server:
         known = CustomerTransactions(self._database, quarantine, challenges, tombstones, register_stores=development)
         customers = CustomersServicer(known, UserGroupTransactions(self._database), clock)
         customers_pb2_grpc.add_CustomersServiceServicer_to_server(customers, server)
-        self._store_erasures = StoreErasures(self._database, known, quarantine, clock, self.metrics)
+        self._store_erasures = StoreErasureTransactions(self._database, known, quarantine, clock, self.metrics)
         stores = ProgramsServicer(programs, self._store_erasures, clock)
         programs_pb2_grpc.add_ProgramsServiceServicer_to_server(stores, server)
         benefits = BenefitsServicer(BenefitTransactions(self._database, programs), clock)

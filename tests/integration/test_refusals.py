@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 
 import pointbook_server.maintenance
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
-from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.access.rules import split_bearer
 from pointbook_server.db.database import Database
 from pointbook_server.delivery.sender import DeliveryFailedError
 from pointbook_server.errors import PointbookError, Reason

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pointbook_common.durations import DAY_MS, HOUR_MS, MINUTE_MS
-from pointbook_server.customers.model import Customer, Identifier, Kind
+from pointbook_server.customers.model import Customer, Identifier, IdentifierKind
 from pointbook_server.delivery.sender import DeliveryFailedError
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.metrics import Metrics
-from pointbook_server.programs.model import Channel, Program, Validation
+from pointbook_server.programs.model import Channel, Program, ValidationSettings
 from pointbook_server.validation_codes.commands import Command, counter_names_of
 from pointbook_server.validation_codes.key_ring import KeyRing
 from pointbook_server.validation_codes.locked_state import LockedState
@@ -44,7 +44,7 @@ EXAMPLES = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 MOBILE = "+8613812345678"
-CODES = Validation(
+CODES = ValidationSettings(
     code_length=10,
     alphanumeric=True,
     message_templates={"": "$code"},
@@ -99,7 +99,7 @@ def program_of(purpose: Purpose) -> Program:
 
 def customer_of(purpose: Purpose, mobile: str = MOBILE) -> Customer:
     """Return the customer of a purpose, with a number and an address."""
-    contacts = (Identifier(Kind.MOBILE, mobile), Identifier(Kind.EMAIL, "b@example.com"))
+    contacts = (Identifier(IdentifierKind.MOBILE, mobile), Identifier(IdentifierKind.EMAIL, "b@example.com"))
     return Customer(purpose.merchant_id, purpose.customer, contacts)
 
 

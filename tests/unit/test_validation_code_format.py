@@ -4,12 +4,12 @@ from collections import Counter
 
 import pytest
 
-from pointbook_server.programs.model import Validation
+from pointbook_server.programs.model import ValidationSettings
 from pointbook_server.validation_codes.code_format import LETTERS_AND_DIGITS, generate_code, normalize_code
 
 
 def test_code_has_six_digits_by_default() -> None:
-    codes = [generate_code(Validation()) for _ in range(2_000)]
+    codes = [generate_code(ValidationSettings()) for _ in range(2_000)]
 
     assert {6} == {len(code) for code in codes}
     assert all(code.isascii() and code.isdigit() for code in codes)
@@ -18,7 +18,7 @@ def test_code_has_six_digits_by_default() -> None:
 
 @pytest.mark.parametrize("length", [6, 7, 8, 9, 10])
 def test_code_has_the_length_and_alphabet_of_the_program(length: int) -> None:
-    code = generate_code(Validation(code_length=length, alphanumeric=True))
+    code = generate_code(ValidationSettings(code_length=length, alphanumeric=True))
 
     assert length == len(code)
     assert set(code) <= set(LETTERS_AND_DIGITS)
@@ -81,7 +81,7 @@ def test_typed_code_is_normalized(typed: str, expected: str) -> None:
 @pytest.mark.parametrize("alphanumeric", [False, True])
 def test_normalizing_keeps_every_generated_code(*, alphanumeric: bool) -> None:
     for _ in range(200):
-        code = generate_code(Validation(alphanumeric=alphanumeric, code_length=10))
+        code = generate_code(ValidationSettings(alphanumeric=alphanumeric, code_length=10))
         assert {code} == {normalize_code(typed) for typed in (code, code.lower(), f"{code[:3]}-{code[3:]} ")}
 
 
@@ -98,7 +98,7 @@ def chi_square_deviation(counts: Counter[str], cells: int) -> float:
 
 @pytest.mark.parametrize("alphanumeric", [False, True])
 def test_codes_are_uniformly_distributed(*, alphanumeric: bool) -> None:
-    validation = Validation(alphanumeric=alphanumeric)
+    validation = ValidationSettings(alphanumeric=alphanumeric)
     codes = [generate_code(validation) for _ in range(1_000_000)]
     characters = "".join(codes)
 

@@ -2,13 +2,15 @@
 
 import pytest
 
-from pointbook_server.programs.model import Program, Validation
+from pointbook_server.programs.model import Program, ValidationSettings
 from pointbook_server.validation_codes.message_texts import message_text
 
 
 def write(templates: dict[str, str], language: str = "", program_name: str = "") -> str:
     """Return the message of code 012345 for 100 points."""
-    program = Program("m", 1, ("s",), display_name=program_name, validation=Validation(message_templates=templates))
+    program = Program(
+        "m", 1, ("s",), display_name=program_name, validation=ValidationSettings(message_templates=templates)
+    )
     return message_text(program, language, "012345", 100)
 
 

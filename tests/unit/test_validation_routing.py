@@ -5,15 +5,18 @@ from typing import Any
 import pytest
 
 from pointbook_common.durations import DAY_MS
-from pointbook_server.customers.model import Customer, Identifier, Kind
+from pointbook_server.customers.model import Customer, Identifier, IdentifierKind
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.programs.model import Channel, PhoneNumberType, Program, Validation
+from pointbook_server.programs.model import Channel, PhoneNumberType, Program, ValidationSettings
 from pointbook_server.validation_codes.model import Route
 from pointbook_server.validation_codes.routing import choose_route, mask_destination
 
 NOW_MS = 1_780_000_000_000
-NUMBER, ADDRESS = Identifier(Kind.MOBILE, "+8613812345678"), Identifier(Kind.EMAIL, "buyer@example.com")
-LANDLINE = Identifier(Kind.MOBILE, "+862112345678")
+NUMBER, ADDRESS = (
+    Identifier(IdentifierKind.MOBILE, "+8613812345678"),
+    Identifier(IdentifierKind.EMAIL, "buyer@example.com"),
+)
+LANDLINE = Identifier(IdentifierKind.MOBILE, "+862112345678")
 BOTH = {Channel.SMS: True, Channel.EMAIL: True}
 NUMBERS = (
     ("+8613812345678", "MOBILE"),
@@ -43,7 +46,7 @@ def choose(
     **changes: Any,
 ) -> Route:
     """Return the route for 100 points in a program."""
-    validation = Validation(**changes.pop("validation", {}))
+    validation = ValidationSettings(**changes.pop("validation", {}))
     program = Program("m", 1, ("s",), validation=validation, **changes)
     return choose_route(
         program, customer, channel, BOTH if senders is None else senders, points=100, pause_ms=DAY_MS, now_ms=NOW_MS
@@ -52,7 +55,7 @@ def choose(
 
 def build_customer(*identifiers: Identifier, **changed_at_ms: int) -> Customer:
     """Build a customer with contacts, some of which have changed."""
-    since_ms = {Kind[name.upper()]: at_ms for name, at_ms in changed_at_ms.items()}
+    since_ms = {IdentifierKind[name.upper()]: at_ms for name, at_ms in changed_at_ms.items()}
     return Customer("m", "c", identifiers=identifiers, contacts_since_ms=since_ms)
 
 
@@ -123,7 +126,7 @@ def test_most_helpful_error_is_raised_if_no_channel_is_usable(
 
 @pytest.mark.parametrize(("number", "number_type"), NUMBERS)
 def test_sms_go_to_mobile_numbers_unless_the_program_names_other_types(number: str, number_type: str) -> None:
-    contact_owner = build_customer(Identifier(Kind.MOBILE, number))
+    contact_owner = build_customer(Identifier(IdentifierKind.MOBILE, number))
 
     own = PhoneNumberType(number_type)
     others = tuple(set(PhoneNumberType) - {own})

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from pointbook_server.clock import Clock
-from pointbook_server.customers.model import Key
+from pointbook_server.customers.model import CustomerKey
 from pointbook_server.errors import FieldViolation, PointbookError, Reason
 from pointbook_server.ledger.model import Expiry
 from pointbook_server.maintenance import merchant_by_merchant
@@ -98,7 +98,7 @@ class RedemptionService:
             raise PointbookError(Reason.INVALID_FIELDS, "Wrong fields: user_group2.", violations=(violation,))
         return assessment
 
-    async def find_customer(self, merchant_id: str, key: Key | None) -> RedemptionContext:
+    async def find_customer(self, merchant_id: str, key: CustomerKey | None) -> RedemptionContext:
         """Return the context of a customer, in no program.
 
         Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND.
@@ -108,7 +108,7 @@ class RedemptionService:
         return assessment.context
 
     async def get_customer_points(
-        self, merchant_id: str, identifier: str, key: Key | None, program_id: int
+        self, merchant_id: str, identifier: str, key: CustomerKey | None, program_id: int
     ) -> tuple[RedemptionContext, Expiry | None]:
         """Return the context of a customer in a program, and their next expiry.
 
@@ -311,7 +311,9 @@ def _challenge_subject(request: RedemptionRequest, assessment: Assessment, actor
     return ChallengeSubject(purpose, context.program, context.customer, actor)
 
 
-def _customer_request(merchant_id: str, identifier: str, key: Key | None, program_id: int = 0) -> RedemptionRequest:
+def _customer_request(
+    merchant_id: str, identifier: str, key: CustomerKey | None, program_id: int = 0
+) -> RedemptionRequest:
     """Build a request that looks up a customer without redeeming points."""
     return RedemptionRequest(
         merchant_id, identifier, key, program_id, 0, None, group_redemption=False, group=None, channel=None

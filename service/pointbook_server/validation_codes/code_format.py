@@ -8,7 +8,7 @@ import unicodedata
 from string import ascii_lowercase, ascii_uppercase
 
 from pointbook_common.text import ascii_digits, without_invisible
-from pointbook_server.programs.model import Validation
+from pointbook_server.programs.model import ValidationSettings
 
 DIGITS = "0123456789"
 LETTERS_AND_DIGITS = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"
@@ -19,7 +19,7 @@ OTHER_DASHES = "\u2053\u207b\u208b\u2212\u30fc\uff70"
 """Dashes outside category Pd: swung, superscript, subscript and minus; Japanese keyboards type U+30FC for a dash."""
 
 
-def generate_code(validation: Validation) -> str:
+def generate_code(validation: ValidationSettings) -> str:
     """Return a random code of the program's form.
 
     Every code is equally likely, leading zeros included.

@@ -1,7 +1,8 @@
 """Translation between the messages about one-time codes and the domain."""
 
 from pointbook.v1 import redemption_pb2
-from pointbook_server.customers.model import Kind, normalised
+from pointbook_server.customers.model import IdentifierKind
+from pointbook_server.customers.rules import normalize_identifier
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.messages import write_customer
 from pointbook_server.rpc.request_fields import YEAR_2000_MS, Fields, to_timestamp
@@ -28,7 +29,7 @@ def read_missed_call(fields: Fields, request: redemption_pb2.ConfirmMissedCallRe
 
 
 def _read_number(fields: Fields, path: str, value: str) -> str:
-    number = normalised(Kind.MOBILE, value)
+    number = normalize_identifier(IdentifierKind.MOBILE, value)
     if number is None:
         fields.wrong(path, "must be a phone number in E.164 form, such as +8613812345678")
     return number or ""

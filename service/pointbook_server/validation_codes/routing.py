@@ -9,13 +9,17 @@ import phonenumbers
 
 from pointbook_common.durations import DAY_MS
 from pointbook_server.customers import phones
-from pointbook_server.customers.model import Customer, Kind
+from pointbook_server.customers.model import Customer, IdentifierKind
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.programs.model import Channel, PhoneNumberType, Program, Validation
+from pointbook_server.programs.model import Channel, PhoneNumberType, Program, ValidationSettings
 from pointbook_server.validation_codes.code_errors import no_destination, send_limit_reached
 from pointbook_server.validation_codes.model import Route
 
-CONTACT_KINDS = {Channel.SMS: Kind.MOBILE, Channel.EMAIL: Kind.EMAIL, Channel.MISSED_CALL: Kind.MOBILE}
+CONTACT_KINDS = {
+    Channel.SMS: IdentifierKind.MOBILE,
+    Channel.EMAIL: IdentifierKind.EMAIL,
+    Channel.MISSED_CALL: IdentifierKind.MOBILE,
+}
 MASK = "*" * 6
 SHOWN_DIGITS_MAX = 4
 REGION_RETRY_SECONDS = DAY_MS / 1_000
@@ -98,7 +102,7 @@ def route_by(customer: Customer | None, channel: Channel) -> Route:
     kind = CONTACT_KINDS[channel]
     for contact in () if customer is None else customer.contacts:
         if contact.kind is kind:
-            return Route(channel, contact.form, contact.value if contact.written else "")
+            return Route(channel, contact.written_form, contact.value if contact.written else "")
     return Route(channel)
 
 
@@ -118,13 +122,13 @@ def _check_destination(program: Program, customer: Customer, route: Route, pause
             metadata={"validation_type": route.channel.value},
             retry_after_seconds=(pause_ends_at_ms - now_ms) / 1_000,
         )
-    if kind is Kind.MOBILE and program.allowed_regions:
+    if kind is IdentifierKind.MOBILE and program.allowed_regions:
         region = phonenumbers.region_code_for_number(phonenumbers.parse(route.destination))
         if region not in program.allowed_regions:
             raise send_limit_reached("allowed_regions", REGION_RETRY_SECONDS)
 
 
-def _check_number_type(validation: Validation, number: str) -> None:
+def _check_number_type(validation: ValidationSettings, number: str) -> None:
     """Raise NO_DESTINATION if the program sends no SMS to numbers of this type."""
     name = phonenumbers.PhoneNumberType.to_string(phones.number_type(number))
     if PhoneNumberType(name) not in validation.sms_number_types_or_default:

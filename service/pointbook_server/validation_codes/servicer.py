@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pointbook.v1 import redemption_pb2
 from pointbook_server.access.model import current_principal
-from pointbook_server.customers.model import Customer, Key
+from pointbook_server.customers.model import Customer, CustomerKey
 from pointbook_server.errors import PointbookError
 from pointbook_server.redemption.assessment import RedemptionContext, RedemptionRequest
 from pointbook_server.redemption.history_requests import read_page_request
@@ -29,7 +29,7 @@ class Redemptions(Protocol):
         Raises the refusal otherwise.
         """
 
-    async def find_customer(self, merchant_id: str, key: Key | None) -> RedemptionContext:
+    async def find_customer(self, merchant_id: str, key: CustomerKey | None) -> RedemptionContext:
         """Return the context of a customer.
 
         Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND.
