@@ -7,10 +7,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    := gen
+PAGES  := docs/api-reference
 AUDIT  := build/audit
 PROTOS := $(sort $(wildcard proto/pointbook/v1/*.proto))
+RELEASED := proto/released.binpb
 
-.PHONY: help setup clean run test soak lint format gen docs tables lock sbom audit bench growth
+.PHONY: help setup clean run test soak lint current format gen docs tables released lock sbom audit bench growth
 
 help: ## List the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,28 +47,39 @@ lint: setup ## Check style, types, layers, protos, the Dockerfile, the documenta
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
+	$(BIN)/buf breaking --against $(RELEASED)
 	$(BIN)/hadolint Dockerfile
-	$(MAKE) --no-print-directory gen OUT=build/gen
-	diff -r -x __init__.py -x py.typed -x __pycache__ build/gen/pointbook gen/pointbook
+	$(MAKE) --no-print-directory current
 	$(MAKE) --no-print-directory docs
+
+current: setup ## Check that the stubs and the API reference are those of proto/.
+	$(MAKE) --no-print-directory gen OUT=build/gen PAGES=build/api-reference
+	diff -r -x __init__.py -x py.typed -x __pycache__ build/gen/pointbook gen/pointbook
+	diff -r build/api-reference docs/api-reference
 
 format: setup ## Format the sources.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/buf format -w
 
-gen: setup ## Generate the stubs from proto/.
-	mkdir -p $(OUT)
+gen: setup ## Generate the stubs and the API reference from proto/.
+	mkdir -p build $(OUT)
 	rm -f $(OUT)/pointbook/v1/*_pb2*
 	$(BIN)/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
 	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=$(OUT) --grpc_python_out=$(OUT) \
 	  --mypy_out=quiet:$(OUT) --mypy_grpc_out=quiet,generate_concrete_servicer_stubs:$(OUT) $(PROTOS)
+	$(BIN)/buf build --output build/contract.binpb
+	rm -rf $(PAGES)
+	$(BIN)/python .ci/api_reference.py build/contract.binpb $(PAGES)
 
 docs: setup ## Build the documentation into build/docs; broken links and unlisted pages fail.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
 
 tables: setup ## Write the generated tables of docs/ from the code.
 	$(BIN)/python .ci/docs_tables.py
+
+released: setup ## Make the protos the released contract that `lint` checks changes against; run it at a release.
+	$(BIN)/buf build --exclude-source-info --output $(RELEASED)
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-package pointbook-stubs

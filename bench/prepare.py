@@ -11,12 +11,13 @@ import asyncpg
 
 from calls import PROGRAM_ID
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
-from pointbook_server.access.model import ALL_MERCHANTS, Scope, new_token
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.access.rules import new_token
 from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.clock import system_clock
 from pointbook_server.db.database import Database
 from pointbook_server.db.migrations import migrate
-from pointbook_server.programs.model import Channel, Criteria, Program, Validation
+from pointbook_server.programs.model import Channel, Criteria, Program, ValidationSettings
 from pointbook_server.programs.transactions import ProgramTransactions
 from shops import Population
 
@@ -85,6 +86,6 @@ async def _put_program(database: Database, population: Population) -> None:
         criteria=Criteria(multiples_of=10, max_points_per_redemption=200),
         point_value=Decimal("0.01"),
         currency_code="USD",
-        validation=Validation(channels=(Channel.SMS,)),
+        validation=ValidationSettings(channels=(Channel.SMS,)),
     )
     await ProgramTransactions(database).put_program(program, None, system_clock())

@@ -14,7 +14,7 @@ from support.embedded_database import Cluster
 from support.examples import QUICK
 from support.forked import FORKS
 from support.harness import Client, Outbox, Service, Shop, TestClock, make_token, server_settings, unique
-from support.leaks import leaks
+from support.leaks import find_leaks
 from support.servers import stop_idle
 
 TEMPLATE = "pointbook_template"
@@ -112,7 +112,7 @@ async def service(
     await client.close()
     await stop_idle(server)
     logs = request.config.stash.get(LOGS, {}).get(str(request.path), [])
-    assert not await leaks(database_url, outbox.messages, "\n".join([*logs, cluster.log]))
+    assert not await find_leaks(database_url, outbox.messages, "\n".join([*logs, cluster.log]))
 
 
 @pytest.fixture

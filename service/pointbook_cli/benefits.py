@@ -30,8 +30,8 @@ from pointbook_cli.benefits_file import (
 from pointbook_cli.health import local_address
 from pointbook_cli.progress import counted
 from pointbook_cli.quarantine import explain, printable
-from pointbook_server.benefits.messages import NAMES, NUMBERS
-from pointbook_server.benefits.model import CONTEXT
+from pointbook_server.benefits.messages import ENUM_NAMES, ENUM_NUMBERS
+from pointbook_server.benefits.model import CONTEXT_FIELDS
 from pointbook_server.errors import PointbookError
 from shopline_shim.grpc_channel import open_channel
 from shopline_shim.grpc_errors import error_details
@@ -306,10 +306,12 @@ def _context(plan: Plan, benefit_id: str, kept: benefits_pb2.Benefit) -> benefit
         store_ids=kept.store_ids,
         membership_type=kept.membership_type,
         reward_scene=kept.reward_scene,
-        unrecognized_values={name: kept.unrecognized_values[name] for name in CONTEXT & set(kept.unrecognized_values)},
+        unrecognized_values={
+            name: kept.unrecognized_values[name] for name in CONTEXT_FIELDS & set(kept.unrecognized_values)
+        },
     )
     if plan.membership_type:
-        context.membership_type = NUMBERS["membership_type"][plan.membership_type]  # type: ignore[assignment] # the table has plain numbers
+        context.membership_type = ENUM_NUMBERS["membership_type"][plan.membership_type]  # type: ignore[assignment] # the table has plain numbers
         context.unrecognized_values.pop("membership_type", None)
     return context
 
@@ -330,7 +332,7 @@ def _shown(item: Message) -> dict[str, str]:
     values: dict[str, Any] = MessageToDict(item, preserving_proto_field_name=True)
     unrecognized, aside = values.pop("unrecognized_values", {}), values.pop("irrelevant_values", {})
     shown = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
-    shown |= {name: NAMES[name][getattr(item, name)] for name in NAMES.keys() & shown.keys()}
+    shown |= {name: ENUM_NAMES[name][getattr(item, name)] for name in ENUM_NAMES.keys() & shown.keys()}
     shown |= unrecognized
     return shown | {f"{name}, set aside": json.dumps(value, ensure_ascii=False) for name, value in aside.items()}
 

@@ -15,8 +15,9 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from pointbook.v1 import benefits_pb2
-from pointbook_server.benefits.messages import NAMES, NUMBERS
-from pointbook_server.benefits.model import CONTEXT, irrelevant_fields, rule_of
+from pointbook_server.benefits.messages import ENUM_NAMES, ENUM_NUMBERS
+from pointbook_server.benefits.model import CONTEXT_FIELDS
+from pointbook_server.benefits.relevance import describe_rule, irrelevant_fields
 from pointbook_server.rpc.request_fields import Fields
 
 M = TypeVar("M", bound=Message)
@@ -124,7 +125,7 @@ def _notes(told: Mapping[str, object], irrelevant: Collection[str], benefit: ben
     """Tell what became of values that no field could take."""
     for json_name, field in FIELDS.items():
         if field.name in irrelevant:
-            yield f"set aside: {json_name}, which is {rule_of(field.name)}"
+            yield f"set aside: {json_name}, which is {describe_rule(field.name)}"
         elif field.name in benefit.unrecognized_values:
             yield f"kept by its name: {json_name} {benefit.unrecognized_values[field.name]}"
     yield from _left_out(told, FIELDS, "BenefitsInfo")
@@ -146,7 +147,7 @@ def _refuse(_: str) -> NoReturn:
 
 def _names_of(context: benefits_pb2.Benefit) -> dict[str, str]:
     """Tell the names of the context that rules cite."""
-    names = {name: NAMES[name].get(getattr(context, name), "") for name in CONTEXT}
+    names = {name: ENUM_NAMES[name].get(getattr(context, name), "") for name in CONTEXT_FIELDS}
     return {name: known or context.unrecognized_values.get(name, "") for name, known in names.items()}
 
 
@@ -154,12 +155,12 @@ def _set(fields: Fields, path: str, benefit: benefits_pb2.Benefit, field: FieldD
     """Set a field to what the file says."""
     if field.is_repeated:
         getattr(benefit, field.name).extend(_ids(fields, path, value))
-    elif field.name not in NUMBERS:
+    elif field.name not in ENUM_NUMBERS:
         setattr(benefit, field.name, READERS[field.type](fields, path, value))
     elif not isinstance(value, str):
         fields.wrong(path, "must be a name")
-    elif value in NUMBERS[field.name]:
-        setattr(benefit, field.name, NUMBERS[field.name][value])
+    elif value in ENUM_NUMBERS[field.name]:
+        setattr(benefit, field.name, ENUM_NUMBERS[field.name][value])
     else:
         benefit.unrecognized_values[field.name] = _text(fields, path, value)
 

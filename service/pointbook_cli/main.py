@@ -328,7 +328,8 @@ def create_token(
     ] = None,
 ) -> None:
     """Make a token and print it once: only its hash is kept."""
-    from pointbook_server.access.model import Scope, new_token
+    from pointbook_server.access.model import Scope
+    from pointbook_server.access.rules import new_token
     from pointbook_server.clock import system_clock
 
     unknown = set(scope) - set(Scope)
@@ -355,7 +356,7 @@ def list_tokens(
     """List all tokens with their last use, never their secrets."""
     from pointbook_cli.tokens import json_of, print_table
 
-    tokens = with_access_store(lambda store: store.tokens())
+    tokens = with_access_store(lambda store: store.read_all())
     if as_json:
         typer.echo(json_of(tokens))
     else:

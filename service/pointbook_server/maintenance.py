@@ -23,7 +23,7 @@ log = structlog.get_logger()
 class Tokens(Protocol):
     """Writes when tokens were last used."""
 
-    async def write_use(self) -> None:
+    async def write_last_used(self) -> None:
         """Write when tokens were last used."""
 
 
@@ -96,7 +96,7 @@ class Maintenance:
     async def write_token_use(self) -> None:
         """Write when tokens were last used; log a failure."""
         if self._tokens is not None:
-            await _log_failure(self._tokens.write_use())
+            await _log_failure(self._tokens.write_last_used())
 
     async def _run_timed_jobs(self) -> None:
         """Release and delete by the database's clock, unless the server's clock differs from it."""

@@ -1,4 +1,4 @@
-"""Deny by default: every method of every service, for every kind of caller that must not use it."""
+"""Access denied by default: every method, for every caller that must not use it."""
 
 import asyncio
 import time
@@ -23,7 +23,9 @@ from pointbook.v1 import (
     redemption_pb2,
     webhooks_pb2,
 )
-from pointbook_server.access.model import METHODS, Scope, split_bearer
+from pointbook_server.access.methods import METHODS
+from pointbook_server.access.model import Scope
+from pointbook_server.access.rules import split_bearer
 from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.db.database import Database
 from pointbook_server.programs.model import Channel
@@ -55,13 +57,13 @@ GARBAGE = b"\xff\xff\xff"
 PAST_ACCESS = {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT}
 every_method = pytest.mark.parametrize("method", sorted(METHODS))
 SCOPES = {method: access.scope for method, access in METHODS.items() if access.scope is not None}
-"""The scope of every method but of those that any valid token may call."""
+"""The scope of every method that requires one."""
 every_scoped_method = pytest.mark.parametrize("method", sorted(SCOPES))
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The bearer tokens of the file, for one merchant unless named otherwise."""
+    """The bearer tokens of the file, for one merchant unless stated otherwise."""
 
     merchant_id: str
     everything: str
@@ -72,7 +74,7 @@ class Tokens:
 
 
 def request_of(method: str, *merchants: str) -> bytes:
-    """Build a request that names merchants where the table of methods says, and nothing else."""
+    """Return a request that names only merchants, at the path of its method."""
     request = GetMessageClass(DESCRIPTORS[method].input_type)()
     *path, name = METHODS[method].merchant_path.split(".")
     for merchant_id in merchants if method in SCOPES else ():
@@ -92,7 +94,7 @@ def call(channel: Any, method: str, request: bytes, *authorization: str) -> Any:
 
 
 async def code_of(answer: Any) -> grpc.StatusCode:
-    """Await a call, and tell its code."""
+    """Return the status code of a call."""
     try:
         await answer
     except grpc.aio.AioRpcError as error:
@@ -101,7 +103,7 @@ async def code_of(answer: Any) -> grpc.StatusCode:
 
 
 def denial(refusal: Refusal) -> tuple[grpc.StatusCode, str]:
-    """Tell how a call was refused."""
+    """Return the code and reason of a refusal."""
     return refusal.code, refusal.reason
 
 
@@ -146,15 +148,15 @@ async def revoke(database_url: str, bearer: str) -> None:
     await database.dispose()
 
 
-def test_the_table_names_exactly_the_methods_of_the_contract() -> None:
-    """A method that is forgotten in the table would be closed, one that is gone would be a leftover."""
+def test_the_table_of_methods_matches_the_protos() -> None:
     assert set(DESCRIPTORS) == set(METHODS)
     assert set(SERVICES) == {method.containing_service.full_name for method in DESCRIPTORS.values()}
 
 
 @every_method
-async def test_unknown_callers_are_refused(channel: grpc.aio.Channel, tokens: Tokens, method: str) -> None:
-    """Without a good token nothing of a request is looked at, be it right or garbage."""
+async def test_callers_without_a_valid_token_are_refused_before_parsing(
+    channel: grpc.aio.Channel, tokens: Tokens, method: str
+) -> None:
     token_id, secret = split_bearer(tokens.everything)
     for request in (request_of(method, tokens.merchant_id), GARBAGE):
         assert denial(await refused(call(channel, method, request))) == MISSING
@@ -167,7 +169,6 @@ async def test_unknown_callers_are_refused(channel: grpc.aio.Channel, tokens: To
 
 
 async def test_unknown_tokens_are_refused(channel: grpc.aio.Channel, tokens: Tokens) -> None:
-    """A token that nobody made opens no method."""
     bearer = f"Bearer pb_unknown_{split_bearer(tokens.everything)[1]}"
     calls = [call(channel, method, request, bearer) for method in METHODS for request in (GARBAGE, b"")]
 
@@ -175,8 +176,9 @@ async def test_unknown_tokens_are_refused(channel: grpc.aio.Channel, tokens: Tok
 
 
 @every_scoped_method
-async def test_callers_without_the_scope_are_refused(channel: grpc.aio.Channel, tokens: Tokens, method: str) -> None:
-    """All other scopes together do not open a method, and the request is not even parsed."""
+async def test_callers_without_the_scope_are_refused_before_parsing(
+    channel: grpc.aio.Channel, tokens: Tokens, method: str
+) -> None:
     lacking = f"Bearer {tokens.lacking[SCOPES[method]]}"
     for request in (request_of(method, tokens.merchant_id), GARBAGE):
         found = await refused(call(channel, method, request, lacking))
@@ -186,21 +188,19 @@ async def test_callers_without_the_scope_are_refused(channel: grpc.aio.Channel, 
 
 @every_scoped_method
 async def test_other_merchants_are_refused(channel: grpc.aio.Channel, tokens: Tokens, method: str) -> None:
-    """A token for one merchant opens no other, nor a request that names none."""
     bearer = f"Bearer {tokens.everything}"
 
-    found = await refused(call(channel, method, request_of(method, "somebody-else"), bearer))
+    found = await refused(call(channel, method, request_of(method, "another-merchant"), bearer))
     assert denial(found) == FORBIDDEN
-    assert found.metadata == {"merchant_id": "" if METHODS[method].for_all_merchants else "somebody-else"}
+    assert found.metadata == {"merchant_id": "" if METHODS[method].for_all_merchants else "another-merchant"}
     assert denial(await refused(call(channel, method, request_of(method), bearer))) == FORBIDDEN
     assert denial(await refused(call(channel, method, request_of(method, ""), bearer))) == FORBIDDEN
 
 
 @every_scoped_method
-async def test_the_right_token_passes(
+async def test_the_scope_and_the_merchant_suffice(
     service: Service, channel: grpc.aio.Channel, tokens: Tokens, admin_token: str, method: str
 ) -> None:
-    """The one scope and the merchant suffice; a token for all merchants may leave it to the fields' check."""
     only, request = f"bearer {tokens.only[SCOPES[method]]}", request_of(method, tokens.merchant_id)
 
     if METHODS[method].for_all_merchants:
@@ -212,7 +212,6 @@ async def test_the_right_token_passes(
 
 
 async def test_a_batch_with_one_foreign_merchant_is_refused(channel: grpc.aio.Channel, tokens: Tokens) -> None:
-    """No update of such a batch is looked at, wherever the foreign one stands."""
     method, own = "PointsService/BatchApplyPointsUpdates", tokens.merchant_id
     for merchants in ([own] * 99 + ["foreign"], ["foreign"] + [own] * 99, [own, "", own]):
         request = request_of(method, *merchants)
@@ -220,7 +219,6 @@ async def test_a_batch_with_one_foreign_merchant_is_refused(channel: grpc.aio.Ch
 
 
 async def test_the_first_bearer_counts(channel: grpc.aio.Channel, tokens: Tokens) -> None:
-    """Of two tokens the first is heard, so that nobody can smuggle one in behind it."""
     method = "PointsService/GetPointsAccount"
     request = request_of(method, tokens.merchant_id)
 
@@ -228,15 +226,13 @@ async def test_the_first_bearer_counts(channel: grpc.aio.Channel, tokens: Tokens
     assert denial(found) == INVALID
 
 
-async def test_unknown_methods_are_closed(channel: grpc.aio.Channel, tokens: Tokens) -> None:
-    """Without a token nobody learns which methods there are."""
+async def test_unknown_methods_require_a_token(channel: grpc.aio.Channel, tokens: Tokens) -> None:
     assert denial(await refused(call(channel, "PointsService/Nothing", b""))) == MISSING
     answer = call(channel, "PointsService/Nothing", b"", f"Bearer {tokens.everything}")
     assert await code_of(answer) is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_health_is_open(channel: grpc.aio.Channel) -> None:
-    """A load balancer needs no token, to ask or to watch."""
+async def test_health_requires_no_token(channel: grpc.aio.Channel) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
     for service in ("", *SERVICES):
         answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
@@ -248,14 +244,13 @@ async def test_health_is_open(channel: grpc.aio.Channel) -> None:
 
 
 async def test_health_of_an_unknown_service_is_not_found(channel: grpc.aio.Channel) -> None:
-    """The health protocol says so; it is no fault of ours that an operator is to look for."""
     answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="nothing"))
 
     assert await code_of(answer) is grpc.StatusCode.NOT_FOUND
 
 
 async def reflect(channel: Any, bearer: str = "") -> tuple[grpc.StatusCode, set[str]]:
-    """Ask by reflection which services there are."""
+    """Return the services that reflection lists."""
     metadata = (("authorization", f"Bearer {bearer}"),) if bearer else ()
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
@@ -267,14 +262,12 @@ async def reflect(channel: Any, bearer: str = "") -> tuple[grpc.StatusCode, set[
     return grpc.StatusCode.OK, names
 
 
-async def test_reflection_is_off(channel: grpc.aio.Channel, tokens: Tokens) -> None:
-    """Production does not explain itself, unless it is told to."""
+async def test_reflection_is_off_by_default(channel: grpc.aio.Channel, tokens: Tokens) -> None:
     assert await reflect(channel) == (grpc.StatusCode.UNAUTHENTICATED, set())
     assert await reflect(channel, tokens.everything) == (grpc.StatusCode.UNIMPLEMENTED, set())
 
 
 async def test_reflection_needs_a_token(database_url: str, tokens: Tokens) -> None:
-    """Where it is on, holders of any token may explore."""
     server = Server(server_settings(reflection=True), database_url, senders={}, clock=TestClock())
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -288,8 +281,7 @@ async def test_reflection_needs_a_token(database_url: str, tokens: Tokens) -> No
     await server.stop()
 
 
-async def test_development_asks_for_no_token(database_url: str) -> None:
-    """`pointbook dev` on loopback lets everybody do everything, and explains itself."""
+async def test_development_requires_no_token(database_url: str) -> None:
     server = Server(server_settings(), database_url, senders={}, development=True, clock=TestClock())
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -302,7 +294,6 @@ async def test_development_asks_for_no_token(database_url: str) -> None:
 async def test_a_revoked_token_is_refused_within_two_seconds(
     database_url: str, channel: grpc.aio.Channel, tokens: Tokens
 ) -> None:
-    """Tokens are kept in memory, but not for long."""
     bearer = await make_token(database_url, [tokens.merchant_id], [Scope.POINTS_READ])
     method = "PointsService/GetPointsAccount"
     request = request_of(method, tokens.merchant_id)
@@ -317,7 +308,6 @@ async def test_a_revoked_token_is_refused_within_two_seconds(
 
 
 async def test_a_new_token_works_at_once(database_url: str, channel: grpc.aio.Channel, tokens: Tokens) -> None:
-    """Also where the tokens were read just before it was made."""
     method = "PointsService/GetPointsAccount"
     request = request_of(method, tokens.merchant_id)
     for _ in range(5):
@@ -326,19 +316,16 @@ async def test_a_new_token_works_at_once(database_url: str, channel: grpc.aio.Ch
         assert await code_of(call(channel, method, request, f"Bearer {bearer}")) in PAST_ACCESS
 
 
-async def test_forged_tokens_do_not_wear_the_database_out(
-    channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A flood of unknown tokens reads the table a few times, not once for each."""
+async def test_forged_tokens_share_loads(channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = 0
-    original: Callable[[TokenTransactions], Any] = TokenTransactions.tokens
+    original: Callable[[TokenTransactions], Any] = TokenTransactions.read_all
 
     async def counted(store: TokenTransactions) -> Any:
         nonlocal reads
         reads += 1
         return await original(store)
 
-    monkeypatch.setattr(TokenTransactions, "tokens", counted)
+    monkeypatch.setattr(TokenTransactions, "read_all", counted)
     started = time.monotonic()
     calls = [call(channel, "PointsService/GetPointsAccount", b"", f"Bearer pb_{n}_x") for n in range(300)]
 
@@ -347,7 +334,6 @@ async def test_forged_tokens_do_not_wear_the_database_out(
 
 
 async def test_the_database_holds_no_secret(database_url: str, tokens: Tokens) -> None:
-    """Whoever reads a dump can call nothing."""
     connection = await asyncpg.connect(database_url)
     rows = [row[0] for row in await connection.fetch("SELECT t::text FROM api_tokens t")]
     await connection.close()
@@ -360,8 +346,8 @@ async def test_the_database_holds_no_secret(database_url: str, tokens: Tokens) -
         assert secret.encode().hex() not in dump
 
 
-async def test_known_tokens_work_while_the_database_is_away(cluster: Cluster, database_url: str) -> None:
-    """Callers hear UNAVAILABLE and retry, instead of believing that their tokens are bad."""
+async def test_known_tokens_are_valid_while_the_database_is_unavailable(cluster: Cluster, database_url: str) -> None:
+    """Callers get UNAVAILABLE and retry."""
     own_url = await cluster.clone("pointbook_template")
     merchant_id = unique("merchant")
     bearer = await make_token(own_url, ["*"], list(Scope))
@@ -375,17 +361,17 @@ async def test_known_tokens_work_while_the_database_is_away(cluster: Cluster, da
         await client.put_store(shop.merchant_id, shop.store_id)
 
         await proxy.cut()
-        # Long enough for the book of tokens to be read again in vain.
+        # Long enough for several failed reloads of the tokens.
         deadline = time.monotonic() + 2.6
         while time.monotonic() < deadline:
             found = await refused(client.account(merchant_id, shop.store_id, "buyer"))
             assert denial(found) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
             await asyncio.sleep(0.1)
-        stranger = Client(server.port, "pb_unknown_token")
-        assert denial(await refused(stranger.account(merchant_id, shop.store_id, "buyer"))) == INVALID
+        unknown_client = Client(server.port, "pb_unknown_token")
+        assert denial(await refused(unknown_client.account(merchant_id, shop.store_id, "buyer"))) == INVALID
 
         await proxy.mend()
         assert (await client.account(merchant_id, shop.store_id, "buyer")).points_balance == 0
-        await stranger.close()
+        await unknown_client.close()
         await client.close()
         await server.stop()

@@ -1,4 +1,4 @@
-"""PreviewBenefitSchedule: when members get a benefit and lose it, as callers ask for it."""
+"""PreviewBenefitSchedule: when benefits are issued and expire."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ NONE, KNOWN, UNKNOWN = (
 
 
 def moment(text: str) -> Timestamp:
-    """Read a time."""
+    """Return a time from its text."""
     timestamp = Timestamp()
     timestamp.FromJsonString(text)
     return timestamp
@@ -44,7 +44,7 @@ async def put(client: Client, shop: Shop, **values: Any) -> None:
 
 
 async def preview(client: Client, shop: Shop, **values: Any) -> benefits_pb2.PreviewBenefitScheduleResponse:
-    """Preview the benefit that was put."""
+    """Preview the stored benefit."""
     request = benefits_pb2.PreviewBenefitScheduleRequest(
         **{"merchant_id": shop.merchant_id, "benefit_id": "gold:1", **values}
     )
@@ -53,15 +53,14 @@ async def preview(client: Client, shop: Shop, **values: Any) -> benefits_pb2.Pre
 
 
 def times(answer: benefits_pb2.PreviewBenefitScheduleResponse) -> list[tuple[str, str]]:
-    """Tell the issues as texts."""
+    """Return the issues as texts."""
     return [
         (issue.issue_time.ToJsonString(), issue.expiry_time.ToJsonString() if issue.HasField("expiry_time") else "")
         for issue in answer.issues
     ]
 
 
-async def test_a_benefit_that_comes_with_the_purchase(client: Client, shop: Shop) -> None:
-    """Once, at that moment, and for as long as the membership lasts."""
+async def test_a_benefit_after_purchase_is_issued_once(client: Client, shop: Shop) -> None:
     await put(
         client,
         shop,
@@ -83,8 +82,7 @@ async def test_a_benefit_that_comes_with_the_purchase(client: Client, shop: Shop
     assert times(await preview(client, shop, member=member, start_time=moment("2026-05-10T14:30:00.501Z"))) == []
 
 
-async def test_the_31st_of_every_month(client: Client, shop: Shop) -> None:
-    """The last day of a month that is too short, and the 31st again after it; days are the member's own."""
+async def test_monthly_issues_on_the_31st_use_the_last_day_of_short_months(client: Client, shop: Shop) -> None:
     await put(
         client,
         shop,
@@ -107,8 +105,8 @@ async def test_the_31st_of_every_month(client: Client, shop: Shop) -> None:
     ]
 
 
-async def test_every_so_many_days(client: Client, shop: Shop) -> None:
-    """A day has 23 hours when clocks go forward; 30 days later is the same time of day."""
+async def test_periods_of_days_use_the_members_days(client: Client, shop: Shop) -> None:
+    """A day has 23 hours when clocks go forward."""
     await put(
         client,
         shop,
@@ -156,10 +154,10 @@ async def test_every_so_many_days(client: Client, shop: Shop) -> None:
         ),
     ],
 )
-async def test_days_of_every_year(
+async def test_yearly_dates_and_birthdays(
     client: Client, shop: Shop, values: dict[str, Any], birthday: str, expected: list[str]
 ) -> None:
-    """Birthdays in all three ways, and a date, with 29 February in years that have none."""
+    """29 February is 28 February in other years."""
     await put(client, shop, membership_type=PAID, reward_scene=BIRTH, **values)
     member = benefits_pb2.BenefitMember(birthday=birthday)
     answer = await preview(
@@ -188,10 +186,9 @@ async def test_days_of_every_year(
         ),
     ],
 )
-async def test_what_hides_a_schedule_is_named(
+async def test_fields_that_leave_a_schedule_unknown_are_named(
     client: Client, shop: Shop, values: dict[str, Any], fields: list[str]
 ) -> None:
-    """Nothing is guessed: fields that are missing, contradictory or unknown are answered instead."""
     await put(client, shop, **values)
     member = benefits_pb2.BenefitMember(birthday="02-10", joined_time=at(NOW_MS))
     answer = await preview(client, shop, member=member)
@@ -200,8 +197,7 @@ async def test_what_hides_a_schedule_is_named(
     assert list(answer.unknown_fields) == fields
 
 
-async def test_an_expiry_that_nobody_knows(client: Client, shop: Shop) -> None:
-    """The issues are known all the same."""
+async def test_issues_with_an_unknown_expiry(client: Client, shop: Shop) -> None:
     await put(client, shop, benefits_issurance_type=AFTER_PURCHASE, benefits_expiry_date_type=BY_DAYS)
     answer = await preview(client, shop, member=benefits_pb2.BenefitMember(joined_time=at(NOW_MS)))
 
@@ -209,16 +205,14 @@ async def test_an_expiry_that_nobody_knows(client: Client, shop: Shop) -> None:
     assert list(answer.unknown_fields) == ["benefits_expiry_date_value"]
 
 
-async def test_a_benefit_without_a_schedule(client: Client, shop: Shop) -> None:
-    """A discount of a level follows no calendar."""
+async def test_a_benefit_without_a_calendar_has_no_issues(client: Client, shop: Shop) -> None:
     await put(client, shop, reward_type=benefits_pb2.REWARD_TYPE_PERCENTAGE_DISCOUNT, benefits_details="5")
     answer = await preview(client, shop)
 
     assert (answer.schedule_state, times(answer), list(answer.unknown_fields)) == (NONE, [], [])
 
 
-async def test_issues_begin_now_and_are_ten(client: Client, shop: Shop) -> None:
-    """Where the request says nothing else."""
+async def test_by_default_ten_issues_from_now_on(client: Client, shop: Shop) -> None:
     await put(client, shop, benefits_issurance_type=PERIODICALLY, periodically_days=1)
     member = benefits_pb2.BenefitMember(joined_time=at(NOW_MS - 10**10))
     answer = await preview(client, shop, member=member)
@@ -229,7 +223,6 @@ async def test_issues_begin_now_and_are_ten(client: Client, shop: Shop) -> None:
 
 
 async def test_nothing_is_issued_after_the_last_year(client: Client, shop: Shop) -> None:
-    """However long a period is."""
     await put(client, shop, benefits_issurance_type=PERIODICALLY, periodically_months="1200")
     member = benefits_pb2.BenefitMember(membership_start_time=moment("2000-01-01T00:00:00Z"))
     start = moment("2000-01-01T00:00:00Z")
@@ -249,29 +242,26 @@ async def test_nothing_is_issued_after_the_last_year(client: Client, shop: Shop)
         ({"benefits_issurance_type": PERIODICALLY, "periodically_months": "1"}, "member.membership_start_time"),
     ],
 )
-async def test_what_a_schedule_needs_of_the_member(
+async def test_a_missing_field_of_the_member_is_named(
     client: Client, shop: Shop, values: dict[str, Any], field: str
 ) -> None:
-    """It is a wrong field of the request where it is missing."""
     await put(client, shop, **values)
     found = await refused(preview(client, shop))
 
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
-    assert dict(found.fields) == {field: "is required: the schedule of this benefit goes by it"}
+    assert dict(found.fields) == {field: "is required: the schedule of this benefit depends on it"}
 
 
 @pytest.mark.parametrize(
     "birthday", ["02-30", "2025-02-29", "2-9", "02/10", "20250210", "0000-01-01", "x", "2025-W01-1"]
 )
-async def test_wrong_birthdays(client: Client, shop: Shop, birthday: str) -> None:
-    """A day that there never was is nobody's birthday."""
+async def test_invalid_birthdays_are_refused(client: Client, shop: Shop, birthday: str) -> None:
     found = await refused(preview(client, shop, member=benefits_pb2.BenefitMember(birthday=birthday)))
 
     assert set(found.fields) == {"member.birthday"}
 
 
-async def test_every_wrong_field_is_named(client: Client, shop: Shop) -> None:
-    """All at once; and a benefit that is not there is not found."""
+async def test_every_invalid_field_is_named_at_once(client: Client, shop: Shop) -> None:
     late = Timestamp(seconds=253_402_300_799)
     member = benefits_pb2.BenefitMember(
         time_zone="Mars/Olympus",

@@ -1,4 +1,4 @@
-"""BenefitsService on a real database: benefits are kept as they were put, replaced, listed and deleted."""
+"""BenefitsService on a real database: put, get, list and delete."""
 
 import asyncio
 from typing import Any
@@ -7,12 +7,12 @@ import grpc
 import pytest
 
 from pointbook.v1 import benefits_pb2
-from pointbook_server.benefits import servicer
+from pointbook_server.rpc import pagination
 from support.harness import Client, Refusal, Shop, refused, unique
 
 
 def benefit_of(shop: Shop, **changes: Any) -> benefits_pb2.Benefit:
-    """Make a benefit that says nothing but who it is, and what is changed."""
+    """Return a benefit with only its ids and some values."""
     values: dict[str, Any] = {"merchant_id": shop.merchant_id, "benefit_id": "gold:1"}
     return benefits_pb2.Benefit(**{**values, **changes})
 
@@ -25,23 +25,21 @@ async def put(client: Client, benefit: benefits_pb2.Benefit, etag: str = "") -> 
 
 
 async def get(client: Client, merchant_id: str, benefit_id: str) -> benefits_pb2.GetBenefitResponse:
-    """Get a benefit."""
+    """Return a benefit."""
     request = benefits_pb2.GetBenefitRequest(merchant_id=merchant_id, benefit_id=benefit_id)
     answer: benefits_pb2.GetBenefitResponse = await client.benefits.GetBenefit(request)
     return answer
 
 
-async def test_a_plain_benefit_says_nothing_that_it_was_not_told(client: Client, shop: Shop) -> None:
-    """SHOPLINE leaves most fields out, and what was left out stays left out."""
+async def test_absent_fields_of_a_benefit_stay_absent(client: Client, shop: Shop) -> None:
     answer = await put(client, benefit_of(shop))
-    kept = await get(client, shop.merchant_id, "gold:1")
+    stored = await get(client, shop.merchant_id, "gold:1")
 
-    assert answer.benefit == kept.benefit == benefit_of(shop)
-    assert answer.etag == kept.etag != ""
+    assert answer.benefit == stored.benefit == benefit_of(shop)
+    assert answer.etag == stored.etag != ""
 
 
-async def test_a_full_benefit_is_kept_as_it_was_put(client: Client, shop: Shop) -> None:
-    """A birthday benefit of a paid membership has all but what contradicts it."""
+async def test_put_and_get_return_every_field_of_a_benefit(client: Client, shop: Shop) -> None:
     benefit = benefit_of(
         shop,
         store_ids=[shop.store_id],
@@ -72,13 +70,12 @@ async def test_a_full_benefit_is_kept_as_it_was_put(client: Client, shop: Shop) 
         irrelevant_values={"fixed_date": "15", "specific_product_ids": ["p", None], "specific_date": 2.5},
     )
     answer = await put(client, benefit)
-    kept = await get(client, shop.merchant_id, "gold:1")
+    stored = await get(client, shop.merchant_id, "gold:1")
 
-    assert benefit == answer.benefit == kept.benefit
+    assert benefit == answer.benefit == stored.benefit
 
 
-async def test_an_unknown_benefit(client: Client, shop: Shop) -> None:
-    """Another merchant's is unknown too."""
+async def test_an_unknown_benefit_is_not_found(client: Client, shop: Shop) -> None:
     await put(client, benefit_of(shop))
     for merchant_id, benefit_id in ((shop.merchant_id, "gold:2"), (unique("merchant"), "gold:1")):
         found = await refused(get(client, merchant_id, benefit_id))
@@ -87,7 +84,7 @@ async def test_an_unknown_benefit(client: Client, shop: Shop) -> None:
 
 
 def wrong_fields(found: Refusal) -> set[str]:
-    """Tell which fields a refusal names."""
+    """Return the fields that a refusal names."""
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
     return set(found.fields)
 
@@ -99,8 +96,7 @@ async def delete(client: Client, shop: Shop, benefit_id: str = "gold:1", etag: s
     )
 
 
-async def test_a_benefit_is_replaced_whole(client: Client, shop: Shop) -> None:
-    """What the second request leaves out is gone, and the etag is another."""
+async def test_putting_a_benefit_replaces_every_field(client: Client, shop: Shop) -> None:
     first = await put(client, benefit_of(shop, benefits_icon="a", reward_type=benefits_pb2.REWARD_TYPE_POINTS))
     second = await put(client, benefit_of(shop))
 
@@ -109,7 +105,6 @@ async def test_a_benefit_is_replaced_whole(client: Client, shop: Shop) -> None:
 
 
 async def test_a_stale_etag_changes_nothing(client: Client, shop: Shop) -> None:
-    """Nobody overwrites or deletes what they have not seen."""
     first = await put(client, benefit_of(shop))
     second = await put(client, benefit_of(shop), first.etag)
 
@@ -117,12 +112,11 @@ async def test_a_stale_etag_changes_nothing(client: Client, shop: Shop) -> None:
         for call in (put(client, benefit_of(shop, benefits_icon="lost"), etag), delete(client, shop, etag=etag)):
             found = await refused(call)
             assert (found.code, found.reason) == (grpc.StatusCode.ABORTED, "STALE_ETAG")
-    kept = await get(client, shop.merchant_id, "gold:1")
-    assert (kept.benefit, kept.etag) == (benefit_of(shop), second.etag)
+    stored = await get(client, shop.merchant_id, "gold:1")
+    assert (stored.benefit, stored.etag) == (benefit_of(shop), second.etag)
 
 
-async def test_of_concurrent_puts_with_one_etag_one_wins(client: Client, shop: Shop) -> None:
-    """The others hear that it changed."""
+async def test_one_of_several_concurrent_puts_with_an_etag_succeeds(client: Client, shop: Shop) -> None:
     etag = (await put(client, benefit_of(shop))).etag
     puts = [put(client, benefit_of(shop, benefits_icon=f"icon-{index}"), etag) for index in range(20)]
     answers = await asyncio.gather(*puts, return_exceptions=True)
@@ -130,19 +124,18 @@ async def test_of_concurrent_puts_with_one_etag_one_wins(client: Client, shop: S
     [winner] = [answer for answer in answers if isinstance(answer, benefits_pb2.PutBenefitResponse)]
     errors = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
     assert {grpc.StatusCode.ABORTED} == {error.code() for error in errors}
-    kept = await get(client, shop.merchant_id, "gold:1")
-    assert (kept.benefit, kept.etag) == (winner.benefit, winner.etag)
+    stored = await get(client, shop.merchant_id, "gold:1")
+    assert (stored.benefit, stored.etag) == (winner.benefit, winner.etag)
 
 
 async def test_concurrent_first_puts_all_succeed(client: Client, shop: Shop) -> None:
-    """Without an etag the last one stands, and no call fails because of another."""
     answers = await asyncio.gather(*(put(client, benefit_of(shop, benefits_icon=f"{n}")) for n in range(20)))
 
     assert len({answer.etag for answer in answers}) == 20
 
 
 async def test_a_deleted_benefit_is_gone(client: Client, shop: Shop) -> None:
-    """It is unknown from then on, to be deleted again too, and its etag is none of the one that takes its id."""
+    """The etag of the deleted benefit does not match its successor."""
     etag = (await put(client, benefit_of(shop))).etag
     await delete(client, shop, etag=etag)
 
@@ -154,8 +147,7 @@ async def test_a_deleted_benefit_is_gone(client: Client, shop: Shop) -> None:
     assert (await put(client, benefit_of(shop))).etag != etag
 
 
-async def test_a_store_of_another_merchant_has_no_benefit_of_ours(client: Client, shop: Shop) -> None:
-    """The first such store is named, to put and to list."""
+async def test_stores_of_a_benefit_must_be_the_merchants(client: Client, shop: Shop) -> None:
     other = Shop(unique("merchant"), unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
     for store_id in ("nowhere", other.store_id):
@@ -168,7 +160,7 @@ async def test_a_store_of_another_merchant_has_no_benefit_of_ours(client: Client
 
 
 async def listed(client: Client, shop: Shop, **filters: Any) -> list[str]:
-    """List benefits through all pages, by their ids."""
+    """Return the ids of benefits, through all pages."""
     ids: list[str] = []
     request = benefits_pb2.ListBenefitsRequest(merchant_id=shop.merchant_id, **filters)
     while True:
@@ -183,8 +175,7 @@ async def listed(client: Client, shop: Shop, **filters: Any) -> list[str]:
 async def test_benefits_are_listed_by_pages(
     client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch, portion: int
 ) -> None:
-    """Each once, in the order of their ids, and none of another merchant's, in whatever portions they are read."""
-    monkeypatch.setattr(servicer, "PORTION", portion)
+    monkeypatch.setattr(pagination, "PORTION_ROWS", portion)
     for index in range(7):
         await put(client, benefit_of(shop, benefit_id=f"b-{index}"))
     await put(client, benefit_of(Shop(unique("merchant"), "")))
@@ -205,10 +196,9 @@ async def test_benefits_are_listed_by_pages(
         ({"reward_type": benefits_pb2.REWARD_TYPE_POINTS, "level_code": "MLC9"}, []),
     ],
 )
-async def test_filters_keep_what_fits_exactly(
+async def test_every_filter_that_is_set_must_match(
     client: Client, shop: Shop, filters: dict[str, Any], expected: list[str]
 ) -> None:
-    """All filters that are set must hold."""
     points = benefits_pb2.REWARD_TYPE_POINTS
     scene, paid = benefits_pb2.REWARD_SCENE_BIRTH_BENEFITS, benefits_pb2.MEMBERSHIP_TYPE_PAID
     inactive = benefits_pb2.BENEFITS_STATUS_INACTIVE
@@ -222,8 +212,7 @@ async def test_filters_keep_what_fits_exactly(
     assert await listed(client, shop, **filters) == expected
 
 
-async def test_benefits_of_a_store_or_a_program(client: Client, shop: Shop) -> None:
-    """A benefit that names no store is every store's."""
+async def test_a_benefit_without_stores_is_listed_for_every_store(client: Client, shop: Shop) -> None:
     outlet = unique("store")
     await client.put_store(shop.merchant_id, outlet)
     await client.put_program(shop.merchant_id, shop.store_id)
@@ -238,8 +227,7 @@ async def test_benefits_of_a_store_or_a_program(client: Client, shop: Shop) -> N
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "PROGRAM_NOT_FOUND")
 
 
-async def test_a_page_token_is_good_for_its_list_alone(client: Client, shop: Shop) -> None:
-    """Of other filters, or broken, it is a wrong field; and so is whatever is out of bounds."""
+async def test_a_page_token_is_valid_only_for_its_own_list(client: Client, shop: Shop) -> None:
     for index in range(3):
         await put(client, benefit_of(shop, benefit_id=f"b-{index}"))
     first = benefits_pb2.ListBenefitsRequest(merchant_id=shop.merchant_id, page_size=1)
@@ -261,11 +249,10 @@ async def test_a_page_token_is_good_for_its_list_alone(client: Client, shop: Sho
 
 
 @pytest.mark.parametrize("portion", [1, 8, 200])
-async def test_a_page_fits_into_an_answer(
+async def test_a_page_fits_into_a_response(
     client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch, portion: int
 ) -> None:
-    """However much benefits say, every client can read a page of them, in whatever portions they are read."""
-    monkeypatch.setattr(servicer, "PORTION", portion)
+    monkeypatch.setattr(pagination, "PORTION_ROWS", portion)
     heavy = {"irrelevant_values": {"specific_product_ids": ["x" * 1_000] * 64}}
     for index in range(40):
         await put(client, benefit_of(shop, benefit_id=f"b-{index:02}", **heavy))

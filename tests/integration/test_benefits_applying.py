@@ -1,4 +1,4 @@
-"""ListApplicableBenefits: which benefits apply to a cart, and for each that does not, all that speaks against it."""
+"""ListApplicableBenefits: benefits, a cart, and the obstacles."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ CART: dict[str, Any] = {
 
 
 def condition(kind: Any, value: str | None) -> dict[str, Any]:
-    """Make a condition of using a discount."""
+    """Return a condition of using a discount."""
     return {
         "benefits_usage_instruction_type": kind,
         "benefits_usage_instruction_value": value,
@@ -46,7 +46,7 @@ def condition(kind: Any, value: str | None) -> dict[str, Any]:
 
 
 def limited(times: int | None) -> dict[str, Any]:
-    """Limit the uses of a benefit."""
+    """Return a limit of uses."""
     return {"usage_limits_type": LIMITS, "usage_limits_times": times}
 
 
@@ -57,15 +57,15 @@ async def put(client: Client, shop: Shop, benefit_id: str = "gold:1", **values: 
     await client.benefits.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=benefit))
 
 
-async def ask(client: Client, shop: Shop, **values: Any) -> benefits_pb2.ListApplicableBenefitsResponse:
-    """Ask for the benefits of a cart."""
+async def list_for_cart(client: Client, shop: Shop, **values: Any) -> benefits_pb2.ListApplicableBenefitsResponse:
+    """List the benefits for a cart."""
     request = benefits_pb2.ListApplicableBenefitsRequest(**{"merchant_id": shop.merchant_id, **values})
     answer: benefits_pb2.ListApplicableBenefitsResponse = await client.benefits.ListApplicableBenefits(request)
     return answer
 
 
-def told(obstacles: Any) -> list[tuple[str, str, str, str]]:
-    """Tell obstacles as texts."""
+def described(obstacles: Any) -> list[tuple[str, str, str, str]]:
+    """Return obstacles as texts."""
     name = benefits_pb2.BenefitObstacleReason.Name
     return [
         (name(each.reason).removeprefix("BENEFIT_OBSTACLE_REASON_"), each.field, each.limit, each.actual)
@@ -94,14 +94,15 @@ FITTING: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("values", "changes"), FITTING)
-async def test_a_benefit_applies(client: Client, shop: Shop, values: dict[str, Any], changes: dict[str, Any]) -> None:
-    """Each limit itself is allowed."""
+async def test_a_benefit_applies_at_each_limit(
+    client: Client, shop: Shop, values: dict[str, Any], changes: dict[str, Any]
+) -> None:
     await put(client, shop, **values)
-    answer = await ask(client, shop, cart=CART | changes, uses={"gold:1": 2})
+    answer = await list_for_cart(client, shop, cart=CART | changes, uses={"gold:1": 2})
 
-    assert [(each.applicability, told(each.obstacles), told(each.uncertainties)) for each in answer.benefits] == [
-        (APPLIES, [], [])
-    ]
+    assert [
+        (each.applicability, described(each.obstacles), described(each.uncertainties)) for each in answer.benefits
+    ] == [(APPLIES, [], [])]
 
 
 OBSTACLES: list[tuple[dict[str, Any], dict[str, Any], tuple[str, str, str, str]]] = [
@@ -138,14 +139,17 @@ OBSTACLES: list[tuple[dict[str, Any], dict[str, Any], tuple[str, str, str, str]]
 
 
 @pytest.mark.parametrize(("values", "changes", "expected"), OBSTACLES)
-async def test_every_reason_for_not_applying(
+async def test_each_obstacle_names_field_limit_and_actual_value(
     client: Client, shop: Shop, values: dict[str, Any], changes: dict[str, Any], expected: tuple[str, str, str, str]
 ) -> None:
-    """The answer names the field, its limit and the actual value."""
     await put(client, shop, **values)
-    [found] = (await ask(client, shop, cart=CART | changes, uses={"gold:1": 2})).benefits
+    [found] = (await list_for_cart(client, shop, cart=CART | changes, uses={"gold:1": 2})).benefits
 
-    assert (found.applicability, told(found.obstacles), told(found.uncertainties)) == (DOES_NOT_APPLY, [expected], [])
+    assert (found.applicability, described(found.obstacles), described(found.uncertainties)) == (
+        DOES_NOT_APPLY,
+        [expected],
+        [],
+    )
 
 
 UNCERTAINTIES: list[tuple[dict[str, Any], dict[str, Any], tuple[str, str, str, str]]] = [
@@ -182,18 +186,20 @@ UNCERTAINTIES: list[tuple[dict[str, Any], dict[str, Any], tuple[str, str, str, s
 
 
 @pytest.mark.parametrize(("values", "changes", "expected"), UNCERTAINTIES)
-async def test_what_nobody_tells_is_uncertain(
+async def test_unknown_facts_are_uncertainties(
     client: Client, shop: Shop, values: dict[str, Any], changes: dict[str, Any], expected: tuple[str, str, str, str]
 ) -> None:
-    """What the benefit or the caller leaves open is marked, and never guessed."""
     await put(client, shop, **values)
-    [found] = (await ask(client, shop, cart=CART | changes, uses={"gold:1": 2})).benefits
+    [found] = (await list_for_cart(client, shop, cart=CART | changes, uses={"gold:1": 2})).benefits
 
-    assert (found.applicability, told(found.obstacles), told(found.uncertainties)) == (UNCERTAIN, [], [expected])
+    assert (found.applicability, described(found.obstacles), described(found.uncertainties)) == (
+        UNCERTAIN,
+        [],
+        [expected],
+    )
 
 
 def test_every_reason_is_tested() -> None:
-    """Of the contract none is forgotten."""
     names = {
         name.removeprefix("BENEFIT_OBSTACLE_REASON_")
         for name in benefits_pb2.BenefitObstacleReason.DESCRIPTOR.values_by_name
@@ -203,8 +209,7 @@ def test_every_reason_is_tested() -> None:
     assert {expected[0] for *_, expected in UNCERTAINTIES} == names - {"UNSPECIFIED", "MIN_ITEM_QUANTITY"}
 
 
-async def test_all_reasons_are_told_at_once(client: Client, shop: Shop) -> None:
-    """What is certain decides, and what is not is told beside it."""
+async def test_all_obstacles_are_returned_at_once(client: Client, shop: Shop) -> None:
     await put(
         client,
         shop,
@@ -216,20 +221,19 @@ async def test_all_reasons_are_told_at_once(client: Client, shop: Shop) -> None:
         **limited(1),
     )
     cart = {"automatic_discount_used": True, "discount_code_used": True}
-    [found] = (await ask(client, shop, cart=cart, uses={"gold:1": 1})).benefits
+    [found] = (await list_for_cart(client, shop, cart=cart, uses={"gold:1": 1})).benefits
 
     assert found.applicability == DOES_NOT_APPLY
-    assert [reason for reason, *_ in told(found.obstacles)] == [
+    assert [reason for reason, *_ in described(found.obstacles)] == [
         "INACTIVE",
         "PRODUCT_SCOPE",
         "DISCOUNT_CODE",
         "USAGE_LIMIT",
     ]
-    assert [reason for reason, *_ in told(found.uncertainties)] == ["MIN_PURCHASE_AMOUNT", "AUTOMATIC_DISCOUNT"]
+    assert [reason for reason, *_ in described(found.uncertainties)] == ["MIN_PURCHASE_AMOUNT", "AUTOMATIC_DISCOUNT"]
 
 
-async def test_benefits_of_a_membership(client: Client, shop: Shop) -> None:
-    """What a benefit leaves open fits every membership and store; what it names must be what is asked for."""
+async def test_open_values_of_a_benefit_match_every_membership_and_store(client: Client, shop: Shop) -> None:
     outlet = unique("store")
     await client.put_store(shop.merchant_id, outlet)
     await client.put_program(shop.merchant_id, shop.store_id)
@@ -242,7 +246,7 @@ async def test_benefits_of_a_membership(client: Client, shop: Shop) -> None:
     await put(client, shop, "vip", unrecognized_values={"membership_type": "VIP"})
 
     async def ids(**values: Any) -> list[str]:
-        return [each.benefit.benefit_id for each in (await ask(client, shop, **values)).benefits]
+        return [each.benefit.benefit_id for each in (await list_for_cart(client, shop, **values)).benefits]
 
     assert await ids() == ["birthday", "everyone", "gold", "outlet", "paid", "vip"]
     assert await ids(membership_type=paid) == ["birthday", "everyone", "outlet", "paid"]
@@ -253,21 +257,19 @@ async def test_benefits_of_a_membership(client: Client, shop: Shop) -> None:
     assert await ids(program_id=1, membership_type=paid) == ["birthday", "everyone", "paid"]
 
 
-async def test_a_cart_is_asked_for_by_pages(client: Client, shop: Shop) -> None:
-    """A token is good for the same cart alone."""
+async def test_a_page_token_is_valid_only_for_the_same_cart(client: Client, shop: Shop) -> None:
     for index in range(5):
         await put(client, shop, f"b-{index}")
-    first = await ask(client, shop, cart=CART, page_size=3)
-    second = await ask(client, shop, cart=CART, page_size=3, page_token=first.next_page_token)
+    first = await list_for_cart(client, shop, cart=CART, page_size=3)
+    second = await list_for_cart(client, shop, cart=CART, page_size=3, page_token=first.next_page_token)
 
     assert [each.benefit.benefit_id for each in (*first.benefits, *second.benefits)] == [f"b-{n}" for n in range(5)]
     assert second.next_page_token == ""
-    found = await refused(ask(client, shop, cart=CART | {"amount": "1"}, page_token=first.next_page_token))
+    found = await refused(list_for_cart(client, shop, cart=CART | {"amount": "1"}, page_token=first.next_page_token))
     assert set(found.fields) == {"page_token"}
 
 
-async def test_every_wrong_field_of_a_cart_is_named(client: Client, shop: Shop) -> None:
-    """All at once, with their paths."""
+async def test_every_invalid_field_of_a_cart_is_named_at_once(client: Client, shop: Shop) -> None:
     cart = {
         "products": [
             {"product_id": "p", "category_ids": ["c"] * 2, "quantity": 1},
@@ -277,7 +279,7 @@ async def test_every_wrong_field_of_a_cart_is_named(client: Client, shop: Shop) 
         "amount": "-1",
         "points": 10**15 + 1,
     }
-    found = await refused(ask(client, shop, cart=cart, uses={"b": -1}, program_id=-1, page_size=-1))
+    found = await refused(list_for_cart(client, shop, cart=cart, uses={"b": -1}, program_id=-1, page_size=-1))
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
     assert set(found.fields) == {
         "cart.products",
@@ -294,5 +296,7 @@ async def test_every_wrong_field_of_a_cart_is_named(client: Client, shop: Shop) 
         "page_size",
     }
     many: Any = [{"product_id": f"p-{n}", "quantity": 1} for n in range(1_001)]
-    found = await refused(ask(client, shop, cart={"products": many}, uses={f"b-{n}": 1 for n in range(1_001)}))
+    found = await refused(
+        list_for_cart(client, shop, cart={"products": many}, uses={f"b-{n}": 1 for n in range(1_001)})
+    )
     assert set(found.fields) == {"cart.products", "uses"}

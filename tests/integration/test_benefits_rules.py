@@ -1,4 +1,7 @@
-"""Every field, every enum value and every "only relevant when" of BenefitsInfo, as callers of PutBenefit meet them."""
+"""Every field, enum value and relevance rule of BenefitsInfo, through PutBenefit.
+
+Source: docs/reference/shopline-benefits.md#relevance
+"""
 
 import math
 from collections.abc import Iterator
@@ -86,21 +89,24 @@ RELEVANT: dict[str, tuple[dict[str, str], ...]] = {
     "usage_limits_times": ({"usage_limits_type": "LIMITS"},),
     "usage_limits_type": ({},),
 }
-"""Beside what each field is relevant, written down from the seed, one page after the other."""
+"""The contexts in which each field is relevant.
+
+Source: docs/reference/shopline-benefits.md#relevance
+"""
 CONDITIONAL = {name for name, contexts in RELEVANT.items() if contexts != ({},)}
 ELSEWHERE = {"membership_type": "LEVEL", "reward_scene": "LEVEL_UPGRADE"}
-"""A context beside which nothing that has a rule is relevant by the context."""
+"""A context in which no field is relevant because of the membership type or the scene."""
 
 
 def constant(field: str, name: str) -> int:
-    """Tell the number of an enum's value."""
+    """Return the number of an enum value."""
     enum: Any = benefits_pb2.Benefit.DESCRIPTOR.fields_by_name[field].enum_type
     prefix = enum.values[0].name.removesuffix("UNSPECIFIED")
     return int(enum.values_by_name[prefix + name].number)
 
 
 def benefit_of(shop: Shop, **values: Any) -> benefits_pb2.Benefit:
-    """Make a benefit of values, enums by SHOPLINE's names."""
+    """Return a benefit with some values; enum values are SHOPLINE's names."""
     numbers: dict[str, Any] = {
         name: constant(name, value) if name in ENUMS and isinstance(value, str) else value
         for name, value in values.items()
@@ -109,21 +115,20 @@ def benefit_of(shop: Shop, **values: Any) -> benefits_pb2.Benefit:
 
 
 async def put(client: Client, benefit: benefits_pb2.Benefit) -> benefits_pb2.Benefit:
-    """Put a benefit, and read it again as it is kept."""
+    """Put a benefit, and return it as it is stored."""
     await client.benefits.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=benefit))
     request = benefits_pb2.GetBenefitRequest(merchant_id=benefit.merchant_id, benefit_id=benefit.benefit_id)
     return (await client.benefits.GetBenefit(request)).benefit
 
 
 async def wrong_fields(client: Client, benefit: benefits_pb2.Benefit) -> dict[str, str]:
-    """Put a benefit that is wrong, and tell what its fields must be."""
+    """Put an invalid benefit, and return its violations."""
     found = await refused(client.benefits.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=benefit)))
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
-    return {path.removeprefix("benefit."): told for path, told in found.fields.items()}
+    return {path.removeprefix("benefit."): violations for path, violations in found.fields.items()}
 
 
-def test_the_tables_are_the_contract() -> None:
-    """Of each enum all values are here, and all 24 fields."""
+def test_the_tables_have_every_field_and_enum_value() -> None:
     for field, names in ENUMS.items():
         enum: Any = benefits_pb2.Benefit.DESCRIPTOR.fields_by_name[field].enum_type
         assert len(enum.values) - 1 == len([constant(field, name) for name in names.split()])
@@ -133,15 +138,14 @@ def test_the_tables_are_the_contract() -> None:
 
 
 def enum_values() -> Iterator[Any]:
-    """Tell every value of every enum, with a context that it is relevant beside."""
+    """Return every enum value, with a context in which it is relevant."""
     for field, names in ENUMS.items():
         for name in names.split():
             yield pytest.param(field, name, id=f"{field}-{name}")
 
 
 @pytest.mark.parametrize(("field", "name"), list(enum_values()))
-async def test_every_enum_value_is_kept(client: Client, shop: Shop, field: str, name: str) -> None:
-    """By its number, and by its name where a caller believes that we do not know it."""
+async def test_every_enum_value_is_stored_by_number_or_name(client: Client, shop: Shop, field: str, name: str) -> None:
     context = RELEVANT.get(field, ({},))[0]
     benefit = benefit_of(shop, **{**context, field: name})
 
@@ -149,56 +153,54 @@ async def test_every_enum_value_is_kept(client: Client, shop: Shop, field: str, 
     assert await put(client, benefit_of(shop, **context, unrecognized_values={field: name})) == benefit
 
 
-@pytest.mark.parametrize(("field", "beside"), [(name, each) for name, all_ in RELEVANT.items() for each in all_])
-async def test_every_field_is_kept_where_it_is_relevant(
-    client: Client, shop: Shop, field: str, beside: dict[str, str]
+@pytest.mark.parametrize(("field", "context"), [(name, each) for name, all_ in RELEVANT.items() for each in all_])
+async def test_every_field_is_stored_where_it_is_relevant(
+    client: Client, shop: Shop, field: str, context: dict[str, str]
 ) -> None:
-    """Beside each of the values that make it relevant."""
-    benefit = benefit_of(shop, **{**ELSEWHERE, **beside, field: EVERYTHING[field]})
+    benefit = benefit_of(shop, **{**ELSEWHERE, **context, field: EVERYTHING[field]})
 
     assert await put(client, benefit) == benefit
 
 
 def irrelevant_contexts() -> Iterator[Any]:
-    """Tell, for each field that has a rule, every listed value of the fields it depends on that it does not ask for."""
+    """Return every context in which a field with a rule is irrelevant."""
     for field in sorted(CONDITIONAL):
-        wanted = RELEVANT[field]
-        for beside in wanted:
-            for name in beside:
+        relevant_contexts = RELEVANT[field]
+        for relevant in relevant_contexts:
+            for name in relevant:
                 for value in (*ENUMS[name].split(), None):
-                    context = {**ELSEWHERE, **beside, name: value}
+                    context = {**ELSEWHERE, **relevant, name: value}
                     context = {key: item for key, item in context.items() if item is not None}
                     undecided = name in ELSEWHERE and value is None
-                    if not undecided and not any(each.items() <= context.items() for each in wanted):
+                    if not undecided and not any(each.items() <= context.items() for each in relevant_contexts):
                         yield pytest.param(field, context, id=f"{field}-{name}-{value}")
 
 
-@pytest.mark.parametrize(("field", "beside"), list(irrelevant_contexts()))
-async def test_no_field_is_taken_where_it_is_irrelevant(
-    client: Client, shop: Shop, field: str, beside: dict[str, str]
+@pytest.mark.parametrize(("field", "context"), list(irrelevant_contexts()))
+async def test_a_field_is_refused_where_it_is_irrelevant(
+    client: Client, shop: Shop, field: str, context: dict[str, str]
 ) -> None:
-    """Beside each other value; and there the same value may be set aside."""
-    told = await wrong_fields(client, benefit_of(shop, **{**beside, field: EVERYTHING[field]}))
-    assert told[field].startswith("must be absent: it is only relevant when ")
+    """The same value may be in irrelevant_values."""
+    violations = await wrong_fields(client, benefit_of(shop, **{**context, field: EVERYTHING[field]}))
+    assert violations[field].startswith("must be absent: it is only relevant when ")
 
-    others = {name: value for name, value in beside.items() if name not in told}
+    others = {name: value for name, value in context.items() if name not in violations}
     benefit = benefit_of(shop, **others, irrelevant_values={field: EVERYTHING[field]})
     assert await put(client, benefit) == benefit
 
 
 @pytest.mark.parametrize("field", sorted(CONDITIONAL))
-async def test_what_is_relevant_is_not_set_aside(client: Client, shop: Shop, field: str) -> None:
-    """Nor what may be, nor what has a value in its field; so nothing that counts is hidden."""
-    for beside in RELEVANT[field]:
-        aside: Any = {field: EVERYTHING[field]}
-        benefit = benefit_of(shop, **ELSEWHERE | beside, irrelevant_values=aside)
+async def test_a_value_that_is_or_may_be_relevant_cannot_be_set_aside(client: Client, shop: Shop, field: str) -> None:
+    for context in RELEVANT[field]:
+        set_aside: Any = {field: EVERYTHING[field]}
+        benefit = benefit_of(shop, **ELSEWHERE | context, irrelevant_values=set_aside)
         assert list(await wrong_fields(client, benefit)) == [f"irrelevant_values.{field}"]
-        benefit = benefit_of(shop, **{**ELSEWHERE, **beside, field: EVERYTHING[field]}, irrelevant_values=aside)
+        benefit = benefit_of(shop, **{**ELSEWHERE, **context, field: EVERYTHING[field]}, irrelevant_values=set_aside)
         assert list(await wrong_fields(client, benefit)) == [f"irrelevant_values.{field}"]
 
 
-async def test_a_context_that_is_not_known_leaves_rules_open(client: Client, shop: Shop) -> None:
-    """SHOPLINE tells neither membership type nor scene with a benefit, so that what they decide may be there."""
+async def test_an_unset_context_leaves_rules_open(client: Client, shop: Shop) -> None:
+    """SHOPLINE returns neither membership type nor scene with a benefit."""
     benefit = benefit_of(
         shop,
         benefits_name="n",
@@ -227,10 +229,7 @@ async def test_a_context_that_is_not_known_leaves_rules_open(client: Client, sho
         ("usage_limits_type", ["usage_limits_times"]),
     ],
 )
-async def test_a_name_that_we_do_not_know_leaves_rules_open(
-    client: Client, shop: Shop, name: str, fields: list[str]
-) -> None:
-    """Nobody can tell what it makes relevant."""
+async def test_an_unlisted_name_leaves_rules_open(client: Client, shop: Shop, name: str, fields: list[str]) -> None:
     context = {key: value for key, value in (PAID | BIRTHDAY).items() if key != name}
     values = {field: EVERYTHING[field] for field in fields}
     benefit = benefit_of(shop, **context, **values, unrecognized_values={name: "SOMETHING_NEW"})
@@ -239,12 +238,14 @@ async def test_a_name_that_we_do_not_know_leaves_rules_open(
 
 
 async def test_all_irrelevant_values_are_named_at_once(client: Client, shop: Shop) -> None:
-    """Also those that only another irrelevant value would make relevant."""
-    told = await wrong_fields(client, benefit_of(shop, **ELSEWHERE, **EVERYTHING))
+    violations = await wrong_fields(client, benefit_of(shop, **ELSEWHERE, **EVERYTHING))
 
-    assert set(told) == CONDITIONAL - {"usage_limits_times"}
-    assert told["days_before"] == "must be absent: it is only relevant when birth_benefits_release_type = FIXED_BEFORE"
-    assert told["products_applicable_type"] == (
+    assert set(violations) == CONDITIONAL - {"usage_limits_times"}
+    assert (
+        violations["days_before"]
+        == "must be absent: it is only relevant when birth_benefits_release_type = FIXED_BEFORE"
+    )
+    assert violations["products_applicable_type"] == (
         "must be absent: it is only relevant when reward_scene = BIRTH_BENEFITS, "
         "or reward_type = PERCENTAGE_DISCOUNT, CASH_VOUCHER or FREE_SHIPPING"
     )
@@ -272,15 +273,14 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
 
 @pytest.mark.parametrize("field", sorted(LIMITS))
 async def test_every_limit_of_a_field(client: Client, shop: Shop, field: str) -> None:
-    """Each limit itself is allowed, and what is beyond it is named."""
     right, wrong = LIMITS[field]
-    beside = RELEVANT[field][0]
+    context = RELEVANT[field][0]
     for value in right:
-        benefit = benefit_of(shop, **{**beside, field: value})
+        benefit = benefit_of(shop, **{**context, field: value})
         assert await put(client, benefit) == benefit
     for value in wrong:
-        told = await wrong_fields(client, benefit_of(shop, **{**beside, field: value}))
-        assert {path.partition("[")[0] for path in told} == {field}, value
+        violations = await wrong_fields(client, benefit_of(shop, **{**context, field: value}))
+        assert {path.partition("[")[0] for path in violations} == {field}, value
 
 
 MEASURED_BY = {
@@ -306,8 +306,7 @@ MEASURES: dict[tuple[str, str], tuple[list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize(("field", "name"), list(MEASURES))
-async def test_values_by_type_are_exact_decimals(client: Client, shop: Shop, field: str, name: str) -> None:
-    """They are kept as they are written."""
+async def test_quantities_are_stored_as_written(client: Client, shop: Shop, field: str, name: str) -> None:
     right, wrong = MEASURES[field, name]
     context = {"reward_type": "CASH_VOUCHER", MEASURED_BY[field]: name}
     for text in right:
@@ -317,8 +316,7 @@ async def test_values_by_type_are_exact_decimals(client: Client, shop: Shop, fie
         assert list(await wrong_fields(client, benefit_of(shop, **{**context, field: text}))) == [field], text
 
 
-async def test_every_wrong_field_is_named_at_once(client: Client, shop: Shop) -> None:
-    """Limits and rules together, with those of the context."""
+async def test_every_invalid_field_is_named_at_once(client: Client, shop: Shop) -> None:
     benefit = benefit_of(
         shop,
         membership_type="LEVEL",
@@ -356,25 +354,22 @@ async def test_every_wrong_field_is_named_at_once(client: Client, shop: Shop) ->
 @pytest.mark.parametrize(
     "value", [math.nan, math.inf, "\0", {"\0": 1}, ["x", {"y": "\0"}], "x" * 65_536], ids=lambda value: repr(value)[:9]
 )
-async def test_what_is_set_aside_can_be_kept(client: Client, shop: Shop, value: Any) -> None:
-    """JSON has no NaN, the database no NUL, and everything has a limit."""
-    aside = Struct()
-    aside.update({"days_before": value})
-    benefit = benefit_of(shop, **ELSEWHERE, irrelevant_values=aside)
+async def test_irrelevant_values_must_fit_into_json_and_the_database(client: Client, shop: Shop, value: Any) -> None:
+    set_aside = Struct()
+    set_aside.update({"days_before": value})
+    benefit = benefit_of(shop, **ELSEWHERE, irrelevant_values=set_aside)
 
     assert set(await wrong_fields(client, benefit)) == {"irrelevant_values"}
 
 
-async def test_anything_else_may_be_set_aside(client: Client, shop: Shop) -> None:
-    """As SHOPLINE wrote it, however strange."""
-    aside = {"days_before": "\uff13 days\n\\u0000", "fixed_date": {"a": [1.5, None, True]}, "benefits_name": None}
-    benefit = benefit_of(shop, **ELSEWHERE, irrelevant_values=aside)
+async def test_any_other_irrelevant_value_is_stored(client: Client, shop: Shop) -> None:
+    set_aside = {"days_before": "\uff13 days\n\\u0000", "fixed_date": {"a": [1.5, None, True]}, "benefits_name": None}
+    benefit = benefit_of(shop, **ELSEWHERE, irrelevant_values=set_aside)
 
     assert await put(client, benefit) == benefit
 
 
-async def test_a_level_is_kept_without_its_prefix(client: Client, shop: Shop) -> None:
-    """SHOPLINE asks by the one and tells the other."""
-    kept = await put(client, benefit_of(shop, level_code="gid://shopline/Membership/" + "M" * 128))
+async def test_a_level_is_stored_without_its_prefix(client: Client, shop: Shop) -> None:
+    stored = await put(client, benefit_of(shop, level_code="gid://shopline/Membership/" + "M" * 128))
 
-    assert kept.level_code == "M" * 128
+    assert stored.level_code == "M" * 128

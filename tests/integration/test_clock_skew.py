@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from integration.test_store_erasures import ask, erase, outcome
 from pointbook_server.db import clock_skew as clock_skew_module
 from pointbook_server.db import database_health as database_health_module
 from pointbook_server.db.clock_skew import ClockState, SystemClock
@@ -20,6 +19,7 @@ from support.harness import Client, Outbox, Shop, at, refused, server_settings, 
 from support.json_logs import json_logs
 from support.processes import grpc_health
 from support.redemption import PENDING, get_redemption, redeem, redeem_request
+from support.store_erasures import erase, outcome, request_erasure
 from support.waiting import until
 
 DAY_MS = 86_400_000
@@ -167,6 +167,6 @@ async def test_erasure_starts_at_the_databases_time(database_url: str, admin_tok
         await client.put_store(shop.merchant_id, shop.store_id)
         erased = await erase(client, shop)
         assert erased.erasure.HasField("close_time")
-        later = await ask(client, shop, request_time=at(SystemClock()() + 1_000))
+        later = await request_erasure(client, shop, request_time=at(SystemClock()() + 1_000))
 
     assert outcome(later) == "REQUESTED"

@@ -1,4 +1,4 @@
-"""Contacts that customers lose and others get: the newest webhook decides, whatever it says and whenever it comes."""
+"""Claims to contacts: the newest webhook decides, in every order of arrival."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ from pointbook_server.customers import queries
 from pointbook_server.db.database import Connection, Statement
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from support.codes import CODES, is_right, issue, issued
+from support.codes import CODE_SETTINGS, guess_code, issue_and_read_code, issue_code
 from support.customers import (
     CREATED,
     DELETED,
@@ -65,28 +65,28 @@ UNREADABLE = {
         "1" * 65,
         "+8" * 5_000,
     ],
-    "email": ["nobody", "@example.com", "ada@", "a@b@example.com", "ada@exa mple.com", "x" * 321],
+    "email": ["not-an-address", "@example.com", "ada@", "a@b@example.com", "ada@exa mple.com", "x" * 321],
 }
 SMS = redemption_pb2.VALIDATION_TYPE_SMS
 
 
-def told(shop: Shop, buyer_id: str, second: int, **changes: Any) -> customers_pb2.ApplyCustomerUpdateRequest:
-    """Make an update of a second."""
+def stated(shop: Shop, buyer_id: str, second: int, **changes: Any) -> customers_pb2.ApplyCustomerUpdateRequest:
+    """Return an update with contacts at a second."""
     return update(shop, buyer_id, updated_at=at(NOW_MS - 60_000 + second * 1_000), **changes)
 
 
 async def apply(client: Client, *updates: customers_pb2.ApplyCustomerUpdateRequest) -> list[str]:
-    """Apply updates one after another, and return the customers that they are about."""
+    """Apply updates one after another, and return their customer ids."""
     return [(await client.customers.ApplyCustomerUpdate(sent)).customer_id for sent in updates]
 
 
 async def contact(client: Client, shop: Shop, buyer_id: str, field: str) -> str:
-    """Read a buyer's contact."""
+    """Return a contact of a buyer's customer."""
     return dict(zip(("mobile", "email"), await of_buyer(client, shop, buyer_id), strict=True))[field]
 
 
 def buyer_of(shop: Shop, buyer_id: str) -> identity_pb2.Buyer:
-    """Name a buyer of a shop."""
+    """Return a buyer of a shop."""
     return identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)
 
 
@@ -108,19 +108,18 @@ def _changes() -> list[Any]:
 
 
 @pytest.mark.parametrize(("field", "value"), _changes())
-async def test_a_contact_that_a_customer_lost_goes_to_the_next_one_in_every_order(
+async def test_a_released_contact_goes_to_its_claimant_in_every_order(
     client: Client, shop: Shop, field: str, value: str
 ) -> None:
-    """Whatever the newest webhook has instead, and also where the claim comes before it."""
     theirs = NEW[field]()
     await client.put_customer(shop.merchant_id, "other", **{field: theirs})
     for number, arrival in enumerate(permutations(range(3))):
         newest = {"new": NEW[field](), "taken": theirs}.get(value, value)
         freed, a, b = NEW[field](), f"a-{number}", f"b-{number}"
         updates = [
-            told(shop, a, 1, kind=CREATED, **{field: freed}),
-            told(shop, a, 2, **{field: newest}),
-            told(shop, b, 3, kind=CREATED, **{field: freed}),
+            stated(shop, a, 1, kind=CREATED, **{field: freed}),
+            stated(shop, a, 2, **{field: newest}),
+            stated(shop, b, 3, kind=CREATED, **{field: freed}),
         ]
         answers = [await client.customers.ApplyCustomerUpdate(updates[index]) for index in arrival]
 
@@ -135,31 +134,30 @@ async def test_a_contact_that_a_customer_lost_goes_to_the_next_one_in_every_orde
 
 
 async def test_an_absent_field_detaches_nothing(client: Client, shop: Shop) -> None:
-    """Only what a webhook has decides."""
     number, address = mobile(), email()
-    await apply(client, told(shop, "a", 1, mobile=number, email=address), told(shop, "a", 2, email="nobody"))
-    await apply(client, told(shop, "a", 3), told(shop, "b", 4, mobile=number, email=address))
+    await apply(
+        client, stated(shop, "a", 1, mobile=number, email=address), stated(shop, "a", 2, email="not-an-address")
+    )
+    await apply(client, stated(shop, "a", 3), stated(shop, "b", 4, mobile=number, email=address))
 
     assert await of_buyer(client, shop, "a") == (number, "")
     assert await of_buyer(client, shop, "b") == ("", address)
 
 
-async def test_an_older_unreadable_value_detaches_nothing(client: Client, shop: Shop) -> None:
-    """It is as outdated as a readable one."""
+async def test_an_older_invalid_value_detaches_nothing(client: Client, shop: Shop) -> None:
     number = mobile()
-    await apply(client, told(shop, "a", 5, mobile=number))
-    late = await client.customers.ApplyCustomerUpdate(told(shop, "a", 4, mobile="call me"))
-    taken = await client.customers.ApplyCustomerUpdate(told(shop, "b", 3, mobile=number))
+    await apply(client, stated(shop, "a", 5, mobile=number))
+    late = await client.customers.ApplyCustomerUpdate(stated(shop, "a", 4, mobile="call me"))
+    taken = await client.customers.ApplyCustomerUpdate(stated(shop, "b", 3, mobile=number))
 
     assert (outcome(late), skipped(late)) == ("OUTDATED", {TYPE_MOBILE: INVALID})
     assert (outcome(taken), skipped(taken)) == ("APPLIED", {TYPE_MOBILE: TAKEN})
     assert await of_buyer(client, shop, "a") == (number, "")
 
 
-async def test_a_readable_value_that_is_older_than_an_unreadable_one_is_ignored(client: Client, shop: Shop) -> None:
-    """The unreadable one has decided."""
-    await apply(client, told(shop, "a", 5, mobile="call me"))
-    late = await client.customers.ApplyCustomerUpdate(told(shop, "a", 4, mobile=mobile()))
+async def test_a_valid_value_older_than_an_invalid_one_is_ignored(client: Client, shop: Shop) -> None:
+    await apply(client, stated(shop, "a", 5, mobile="call me"))
+    late = await client.customers.ApplyCustomerUpdate(stated(shop, "a", 4, mobile=mobile()))
 
     assert outcome(late) == "OUTDATED"
     assert await of_buyer(client, shop, "a") == ("", "")
@@ -175,18 +173,18 @@ async def put(client: Client, shop: Shop, customer_id: str, **changes: Any) -> N
 
 
 async def move_another(client: Client, shop: Shop, _number: str) -> None:
-    """Give alice another customer's number."""
+    """Move another customer's number to alice."""
     other = mobile()
     await client.put_customer(shop.merchant_id, "giver", mobile=other)
     await move(client, shop, "giver", "alice", mobile=other)
 
 
 FREEING: dict[str, Act] = {
-    "another number": lambda client, shop, _: apply(client, told(shop, "a", 20, mobile=mobile())),
-    "an empty number": lambda client, shop, _: apply(client, told(shop, "a", 20, mobile="")),
-    "an unreadable number": lambda client, shop, _: apply(client, told(shop, "a", 20, mobile="+1")),
-    "a deletion": lambda client, shop, _: apply(client, told(shop, "a", 20, kind=DELETED)),
-    "a redaction webhook": lambda client, shop, _: apply(client, told(shop, "a", 20, kind=REDACTED)),
+    "another number": lambda client, shop, _: apply(client, stated(shop, "a", 20, mobile=mobile())),
+    "an empty number": lambda client, shop, _: apply(client, stated(shop, "a", 20, mobile="")),
+    "an unreadable number": lambda client, shop, _: apply(client, stated(shop, "a", 20, mobile="+1")),
+    "a deletion": lambda client, shop, _: apply(client, stated(shop, "a", 20, kind=DELETED)),
+    "a redaction webhook": lambda client, shop, _: apply(client, stated(shop, "a", 20, kind=REDACTED)),
     "RedactCustomer": lambda client, shop, _: redact(client, shop, "alice"),
     "PutCustomer without it": lambda client, shop, _: put(client, shop, "alice"),
     "PutCustomer with another": lambda client, shop, _: put(client, shop, "alice", mobile=mobile()),
@@ -195,16 +193,15 @@ FREEING: dict[str, Act] = {
 
 
 @pytest.mark.parametrize("act", FREEING.values(), ids=FREEING)
-async def test_a_contact_that_becomes_free_passes_to_its_claimant(
+async def test_a_released_contact_changes_its_claimants_etag_and_pauses_codes(
     service: Service, client: Client, shop: Shop, act: Act
 ) -> None:
-    """It is a change of the claimant: another etag, and no codes for a while."""
     number = mobile()
-    await client.put_program(shop.merchant_id, shop.store_id, validation={"required": True, **CODES})
+    await client.put_program(shop.merchant_id, shop.store_id, validation={"required": True, **CODE_SETTINGS})
     await earn(client, shop, 500, "b")
     await put(client, shop, "alice", mobile=number)
     await put(client, shop, "bob", language="zh", fraud_blocked=False)
-    assert await apply(client, told(shop, "b", 10, mobile=number)) == ["bob"]
+    assert await apply(client, stated(shop, "b", 10, mobile=number)) == ["bob"]
     by_id = customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer_id="bob")
     before = await client.customers.GetCustomer(by_id)
     await act(client, shop, number)
@@ -214,7 +211,7 @@ async def test_a_contact_that_becomes_free_passes_to_its_claimant(
     assert int(after.etag) == int(before.etag) + 1
     assert await found(client, shop, mobile=number) == "bob"
     assert await needless_claims(service, shop) == []
-    error = await refused(issue(client, shop, 10, customer=customer_ref(shop, mobile=number), validation_type=SMS))
+    error = await refused(issue_code(client, shop, 10, customer=customer_ref(shop, mobile=number), validation_type=SMS))
     assert error.reason == "CONTACT_CHANGED"
 
 
@@ -225,18 +222,18 @@ async def move_buyer(client: Client, shop: Shop, _number: str) -> None:
 
 
 async def move_to_bob(client: Client, shop: Shop, _number: str) -> None:
-    """Give bob another customer's number."""
+    """Move another customer's number to bob."""
     other = mobile()
     await client.put_customer(shop.merchant_id, "giver", mobile=other)
     await move(client, shop, "giver", "bob", mobile=other)
 
 
 ENDING: dict[str, Act] = {
-    "another number": lambda client, shop, _: apply(client, told(shop, "b", 20, mobile=mobile())),
-    "an empty number": lambda client, shop, _: apply(client, told(shop, "b", 20, mobile="")),
-    "an unreadable number": lambda client, shop, _: apply(client, told(shop, "b", 20, mobile="call me")),
-    "a deletion": lambda client, shop, _: apply(client, told(shop, "b", 20, kind=DELETED)),
-    "a redaction webhook": lambda client, shop, _: apply(client, told(shop, "b", 20, kind=REDACTED)),
+    "another number": lambda client, shop, _: apply(client, stated(shop, "b", 20, mobile=mobile())),
+    "an empty number": lambda client, shop, _: apply(client, stated(shop, "b", 20, mobile="")),
+    "an unreadable number": lambda client, shop, _: apply(client, stated(shop, "b", 20, mobile="call me")),
+    "a deletion": lambda client, shop, _: apply(client, stated(shop, "b", 20, kind=DELETED)),
+    "a redaction webhook": lambda client, shop, _: apply(client, stated(shop, "b", 20, kind=REDACTED)),
     "RedactCustomer": lambda client, shop, _: redact(client, shop, "bob"),
     "PutCustomer with another": lambda client, shop, _: put(client, shop, "bob", mobile=mobile()),
     "PutCustomer without the buyer": lambda client, shop, _: client.put_customer(shop.merchant_id, "bob"),
@@ -246,17 +243,16 @@ ENDING: dict[str, Act] = {
 
 
 @pytest.mark.parametrize("act", ENDING.values(), ids=ENDING)
-async def test_a_claim_ends_with_what_decides_the_contact_anew(
+async def test_a_claim_ends_when_a_newer_change_decides_the_contact(
     service: Service, client: Client, shop: Shop, act: Act
 ) -> None:
-    """Whichever way it is decided, the contact then becomes free for nobody."""
     number = mobile()
     await put(client, shop, "alice", mobile=number)
     await put(client, shop, "bob")
-    await apply(client, told(shop, "b", 10, mobile=number))
+    await apply(client, stated(shop, "b", 10, mobile=number))
     await act(client, shop, number)
     assert await rows(service, "SELECT * FROM customer_claims WHERE merchant_id = $1", shop.merchant_id) == []
-    await apply(client, told(shop, "a", 30, mobile=""))
+    await apply(client, stated(shop, "a", 30, mobile=""))
 
     assert await found(client, shop, mobile=number) == ""
 
@@ -270,33 +266,31 @@ async def pass_on(client: Client, shop: Shop, number: str) -> None:
 
 
 KEEPING: dict[str, Act] = {
-    "an update without a number": lambda client, shop, _: apply(client, told(shop, "b", 20, email=email())),
-    "an older number": lambda client, shop, _: apply(client, told(shop, "b", 5, mobile=mobile())),
-    "an older redaction": lambda client, shop, _: apply(client, told(shop, "b", 5, kind=REDACTED)),
+    "an update without a number": lambda client, shop, _: apply(client, stated(shop, "b", 20, email=email())),
+    "an older number": lambda client, shop, _: apply(client, stated(shop, "b", 5, mobile=mobile())),
+    "an older redaction": lambda client, shop, _: apply(client, stated(shop, "b", 5, kind=REDACTED)),
     "PutCustomer without a number": lambda client, shop, _: put(client, shop, "bob", email=email()),
     "the owner's move": pass_on,
 }
 
 
 @pytest.mark.parametrize("act", KEEPING.values(), ids=KEEPING)
-async def test_a_claim_outlives_what_says_nothing_of_the_contact(client: Client, shop: Shop, act: Act) -> None:
-    """Nor does it matter which customer loses the contact in the end."""
+async def test_a_claim_outlives_changes_that_do_not_concern_the_contact(client: Client, shop: Shop, act: Act) -> None:
     number = mobile()
     await put(client, shop, "alice", mobile=number)
     await put(client, shop, "bob")
-    await apply(client, told(shop, "b", 10, mobile=number))
+    await apply(client, stated(shop, "b", 10, mobile=number))
     await act(client, shop, number)
-    await apply(client, told(shop, "a", 30, mobile=""))
+    await apply(client, stated(shop, "a", 30, mobile=""))
 
     assert await found(client, shop, mobile=number) == "bob"
 
 
 async def test_a_claim_to_a_moved_contact_is_fulfilled(service: Service, client: Client, shop: Shop) -> None:
-    """Nothing of it is left."""
     number = mobile()
     await put(client, shop, "alice", mobile=number)
     await put(client, shop, "bob")
-    await apply(client, told(shop, "b", 10, mobile=number))
+    await apply(client, stated(shop, "b", 10, mobile=number))
     await move(client, shop, "alice", "bob", mobile=number)
 
     assert await found(client, shop, mobile=number) == "bob"
@@ -304,42 +298,40 @@ async def test_a_claim_to_a_moved_contact_is_fulfilled(service: Service, client:
 
 
 async def test_the_newest_claim_wins_in_every_order(client: Client, shop: Shop) -> None:
-    """Of one second the later kind does, then the greater event id; the next newest waits for the winner."""
+    """In the same second, the later kind wins, then the greater event id."""
     for arrival in permutations(range(4)):
         number, owner, names = mobile(), unique("owner"), [unique("b") for _ in range(4)]
         await client.put_customer(shop.merchant_id, owner, mobile=number)
         claims = [
-            told(shop, names[0], 2, mobile=number),
-            told(shop, names[1], 3, mobile=number, kind=CREATED),
-            told(shop, names[2], 3, mobile=number, event_id=f"{names[0]}-a"),
-            told(shop, names[3], 3, mobile=number, event_id=f"{names[0]}-b"),
+            stated(shop, names[0], 2, mobile=number),
+            stated(shop, names[1], 3, mobile=number, kind=CREATED),
+            stated(shop, names[2], 3, mobile=number, event_id=f"{names[0]}-a"),
+            stated(shop, names[3], 3, mobile=number, event_id=f"{names[0]}-b"),
         ]
         customers = dict(zip(arrival, await apply(client, *(claims[index] for index in arrival)), strict=True))
         await client.put_customer(shop.merchant_id, owner)
 
         for loser in (3, 2, 1, 0):
             assert await found(client, shop, mobile=number) == customers[loser]
-            await apply(client, told(shop, names[loser], 9, mobile=""))
+            await apply(client, stated(shop, names[loser], 9, mobile=""))
         assert await found(client, shop, mobile=number) == ""
 
 
-async def test_an_owner_keeps_what_newer_webhooks_of_others_claim(client: Client, shop: Shop) -> None:
-    """Webhooks never move a contact that its owner's newest webhook still names."""
+async def test_newer_claims_do_not_detach_an_owners_contact(client: Client, shop: Shop) -> None:
     number = mobile()
-    [first, *_] = await apply(client, *(told(shop, f"b-{second}", second, mobile=number) for second in (5, 9, 1)))
-    await apply(client, told(shop, "b-5", 20, mobile=number))
+    [first, *_] = await apply(client, *(stated(shop, f"b-{second}", second, mobile=number) for second in (5, 9, 1)))
+    await apply(client, stated(shop, "b-5", 20, mobile=number))
 
     assert await found(client, shop, mobile=number) == first
 
 
-async def test_a_customer_of_two_buyers_claims_what_the_newest_of_them_names(client: Client, shop: Shop) -> None:
-    """An older claim by the other buyer is none any more."""
+async def test_the_newest_buyer_of_a_customer_decides_its_claim(client: Client, shop: Shop) -> None:
     number, other = mobile(), mobile()
     second = Shop(shop.merchant_id, unique("store"))
     await client.put_store(second.merchant_id, second.store_id)
     await client.put_customer(shop.merchant_id, "alice", mobile=number)
     await client.put_customer(shop.merchant_id, "bob", buyers=[buyer_of(shop, "b"), buyer_of(second, "b")])
-    await apply(client, told(shop, "b", 5, mobile=number), told(second, "b", 6, mobile=other))
+    await apply(client, stated(shop, "b", 5, mobile=number), stated(second, "b", 6, mobile=other))
     await client.put_customer(shop.merchant_id, "alice")
 
     assert await of_buyer(client, shop, "b") == (other, "")
@@ -347,15 +339,14 @@ async def test_a_customer_of_two_buyers_claims_what_the_newest_of_them_names(cli
 
 
 async def test_a_redaction_erases_claims_and_their_owners_stay(client: Client, service: Service, shop: Shop) -> None:
-    """A claim is personal data: its value and its event id go, and no late webhook brings them back."""
     theirs = await client.put_customer(shop.merchant_id, "other", mobile=mobile(), email=email())
     for by_webhook in (False, True):
         buyer_id, claim = unique("b"), {"mobile": theirs.mobile, "email": theirs.email}
-        sent = told(shop, buyer_id, 5, event_id=unique("digest"), **claim)
+        sent = stated(shop, buyer_id, 5, event_id=unique("digest"), **claim)
         [customer_id] = await apply(client, sent)
         assert sent.event_id in await everything(service)
         if by_webhook:
-            await apply(client, told(shop, buyer_id, 6, kind=REDACTED))
+            await apply(client, stated(shop, buyer_id, 6, kind=REDACTED))
         else:
             await redact(client, shop, customer_id)
         late = await client.customers.ApplyCustomerUpdate(sent)
@@ -371,25 +362,25 @@ async def test_a_redaction_erases_claims_and_their_owners_stay(client: Client, s
 async def test_a_redaction_erases_claims_of_copies_for_other_stores(
     client: Client, service: Service, shop: Shop, *, by_webhook: bool
 ) -> None:
-    """The store is not signed: a copy's customer must not get what is to be erased. Newer claims stay."""
+    """The store of a webhook is not signed."""
     other = Shop(shop.merchant_id, unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
-    number, address, kept = mobile(), email(), mobile()
-    await client.put_customer(shop.merchant_id, "kept", mobile=kept)
+    number, address, newer_number = mobile(), email(), mobile()
+    await client.put_customer(shop.merchant_id, "newer_number", mobile=newer_number)
     contacts = {"mobile": number, "email": address}
-    [customer_id] = await apply(client, told(shop, "b", 5, **contacts))
-    await apply(client, told(other, "b", 5, **contacts))
-    newer = update(other, "b", mobile=kept, updated_at=at(NOW_MS + 60_000))
+    [customer_id] = await apply(client, stated(shop, "b", 5, **contacts))
+    await apply(client, stated(other, "b", 5, **contacts))
+    newer = update(other, "b", mobile=newer_number, updated_at=at(NOW_MS + 60_000))
     if by_webhook:
-        await apply(client, newer, told(shop, "b", 6, kind=REDACTED))
+        await apply(client, newer, stated(shop, "b", 6, kind=REDACTED))
     else:
         await redact(client, shop, customer_id)
         await apply(client, newer)
 
     left = await everything(service)
     assert (number in left, address in left) == (False, False)
-    await client.put_customer(shop.merchant_id, "kept")
-    assert await of_buyer(client, other, "b") == (kept, "")
+    await client.put_customer(shop.merchant_id, "newer_number")
+    assert await of_buyer(client, other, "b") == (newer_number, "")
 
 
 # Codes go with the contact.
@@ -397,8 +388,8 @@ async def test_a_redaction_erases_claims_of_copies_for_other_stores(
 
 @pytest.fixture
 async def program(client: Client, shop: Shop) -> None:
-    """A program that asks for codes, and two customers with points, of whom the first has the number."""
-    await client.put_program(shop.merchant_id, shop.store_id, validation={"required": True, **CODES})
+    """A program that requires codes, and two customers; the first has the number."""
+    await client.put_program(shop.merchant_id, shop.store_id, validation={"required": True, **CODE_SETTINGS})
     for buyer_id in ("a", "b"):
         await earn(client, shop, 500, buyer_id)
 
@@ -409,57 +400,56 @@ async def program(client: Client, shop: Shop) -> None:
 async def test_an_open_code_ends_when_its_contact_is_detached(
     service: Service, client: Client, shop: Shop, field: str, value: str
 ) -> None:
-    """It redeems nothing, and no new code goes to the old contact."""
     theirs = NEW[field]()
     await client.put_customer(shop.merchant_id, "other", **{field: theirs})
     await put(client, shop, "alice", **{field: NEW[field]()})
     channel = redemption_pb2.VALIDATION_TYPE_SMS if field == "mobile" else redemption_pb2.VALIDATION_TYPE_EMAIL
     of_alice = customer_ref(shop, "a")
-    challenge_id, code = await issued(service, shop, customer=of_alice, validation_type=channel)
-    await apply(client, told(shop, "a", 5, **{field: {"taken": theirs}.get(value, value)}))
+    challenge_id, code = await issue_and_read_code(service, shop, customer=of_alice, validation_type=channel)
+    await apply(client, stated(shop, "a", 5, **{field: {"taken": theirs}.get(value, value)}))
 
-    assert not await is_right(client, shop, code, customer=of_alice)
+    assert not await guess_code(client, shop, code, customer=of_alice)
     redeeming = redeem_request(shop, 100, customer=of_alice, validation_code=code, challenge_id=challenge_id)
     assert (await refused(client.redemption.RedeemPoints(redeeming))).metadata["status_code"] == "808"
-    assert (await issue(client, shop, customer=of_alice, validation_type=channel)).destination == ""
+    assert (await issue_code(client, shop, customer=of_alice, validation_type=channel)).destination == ""
 
 
 @pytest.mark.usefixtures("program")
 async def test_the_claimants_open_code_ends_and_the_number_is_theirs(
     service: Service, client: Client, shop: Shop
 ) -> None:
-    """ValidateRedemption by the number is about its new owner, whose codes go there once the pause is over."""
     number = mobile()
     await put(client, shop, "alice", mobile=number)
     await put(client, shop, "bob", email=email())
-    await apply(client, told(shop, "b", 5, mobile=number))
+    await apply(client, stated(shop, "b", 5, mobile=number))
     of_bob = customer_ref(shop, "b")
-    _, code = await issued(service, shop, customer=of_bob, validation_type=redemption_pb2.VALIDATION_TYPE_EMAIL)
-    await apply(client, told(shop, "a", 6, mobile="call me"))
+    _, code = await issue_and_read_code(
+        service, shop, customer=of_bob, validation_type=redemption_pb2.VALIDATION_TYPE_EMAIL
+    )
+    await apply(client, stated(shop, "a", 6, mobile="call me"))
 
-    assert not await is_right(client, shop, code, customer=of_bob)
+    assert not await guess_code(client, shop, code, customer=of_bob)
     await client.apply(shop.update("b", updated_value=450, points_balance=50, update_type=2, updated_at=at(NOW_MS)))
     by_number = customer_ref(shop, mobile=number)
     assert 803 in await violation_codes(client, validate_request(shop, 100, customer=by_number))
     service.clock.move(86_400)
     count = len(service.outbox.messages)
-    await issue(client, shop, 10, customer=of_bob, validation_type=SMS)
+    await issue_code(client, shop, 10, customer=of_bob, validation_type=SMS)
     [message] = service.outbox.messages[count:]
     service.clock.move(-86_400)
     assert message.destination == number
 
 
 @pytest.mark.usefixtures("program")
-async def test_a_call_from_a_detached_number_meets_no_challenge(client: Client, shop: Shop) -> None:
-    """Its challenge has ended."""
+async def test_a_call_from_a_detached_number_confirms_no_challenge(client: Client, shop: Shop) -> None:
     number, called = mobile(), "+862112345678"
     missed_call = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
     settings = {"required": True, "channels": [missed_call], "missed_call_number": called}
     await client.put_program(shop.merchant_id, shop.store_id, validation=settings)
     await put(client, shop, "alice", mobile=number)
     await put(client, shop, "bob")
-    await issue(client, shop, customer=customer_ref(shop, "a"))
-    await apply(client, told(shop, "b", 5, mobile=number), told(shop, "a", 6, mobile="call me"))
+    await issue_code(client, shop, customer=customer_ref(shop, "a"))
+    await apply(client, stated(shop, "b", 5, mobile=number), stated(shop, "a", 6, mobile="call me"))
     call = redemption_pb2.ConfirmMissedCallRequest(
         merchant_id=shop.merchant_id,
         caller_number=number,
@@ -475,19 +465,18 @@ async def test_a_call_from_a_detached_number_meets_no_challenge(client: Client, 
 
 
 async def deadlocks(service: Service) -> int:
-    """Read how many deadlocks the database has ended."""
+    """Return how many deadlocks the database has ended."""
     query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     return int((await rows(service, query))[0]["deadlocks"])
 
 
-async def test_no_hand_over_is_lost_between_two_servers(clients: list[Client], service: Service, shop: Shop) -> None:
-    """One frees contacts while the other one claims them: the claimant has them in the end."""
+async def test_no_claim_is_lost_between_two_servers(clients: list[Client], service: Service, shop: Shop) -> None:
     chance = random.Random(12)  # noqa: S311 - only chance
     for round_number in range(40):
         contacts = {"mobile": mobile(), "email": email()}
         a, b = f"a-{round_number}", f"b-{round_number}"
-        await apply(clients[0], told(shop, a, 1, **contacts))
-        freeing, claiming = told(shop, a, 2, mobile="call me", email=""), told(shop, b, 3, **contacts)
+        await apply(clients[0], stated(shop, a, 1, **contacts))
+        freeing, claiming = stated(shop, a, 2, mobile="call me", email=""), stated(shop, b, 3, **contacts)
         calls = [(clients[round_number % 2], freeing), (clients[1 - round_number % 2], claiming)]
         chance.shuffle(calls)
         await asyncio.gather(*(one.customers.ApplyCustomerUpdate(sent) for one, sent in calls))
@@ -498,13 +487,12 @@ async def test_no_hand_over_is_lost_between_two_servers(clients: list[Client], s
 
 
 @pytest.mark.parametrize("held", ["claim", "hand-over"])
-async def test_no_hand_over_is_lost_while_the_other_transaction_is_open(
+async def test_no_claim_is_lost_while_the_other_transaction_is_open(
     clients: list[Client], service: Service, shop: Shop, monkeypatch: pytest.MonkeyPatch, held: str
 ) -> None:
-    """The one that writes its claim, or has found none, is not committed when the other one begins."""
     number = mobile()
-    await apply(clients[0], told(shop, "a", 1, mobile=number))
-    calls = {"claim": told(shop, "b", 3, mobile=number), "hand-over": told(shop, "a", 2, mobile="")}
+    await apply(clients[0], stated(shop, "a", 1, mobile=number))
+    calls = {"claim": stated(shop, "b", 3, mobile=number), "hand-over": stated(shop, "a", 2, mobile="")}
     first = calls.pop(held)
     [second] = calls.values()
     run = {"claim": Connection.execute, "hand-over": Connection.fetch}[held]
@@ -512,7 +500,7 @@ async def test_no_hand_over_is_lost_while_the_other_transaction_is_open(
 
     async def begin_other(self: Connection, statement: Statement, values: Any = None) -> Any:
         answer = await run(self, statement, values)
-        if statement is {"claim": queries.INSERT_CLAIMS, "hand-over": queries.READ_HEIRS}[held] and not running:
+        if statement is {"claim": queries.INSERT_CLAIMS, "hand-over": queries.READ_CLAIMANTS}[held] and not running:
             running.append(asyncio.ensure_future(clients[1].customers.ApplyCustomerUpdate(second)))
             await until_locks_are_awaited(service.database_url)
         return answer
@@ -526,18 +514,17 @@ async def test_no_hand_over_is_lost_while_the_other_transaction_is_open(
 
 
 @pytest.mark.parametrize("count", [2, 5])
-async def test_contacts_that_change_round_in_parallel(
+async def test_concurrent_rotations_of_contacts_do_not_deadlock(
     clients: list[Client], service: Service, shop: Shop, count: int
 ) -> None:
-    """Each of some customers gets the number of the next one and the address of the one before, without a deadlock."""
     before = await deadlocks(service)
     for round_number in range(8):
         names = [f"b-{round_number}-{index}" for index in range(count)]
         numbers, addresses = [mobile() for _ in names], [email() for _ in names]
         for index, name in enumerate(names):
-            await apply(clients[0], told(shop, name, 1, mobile=numbers[index], email=addresses[index]))
+            await apply(clients[0], stated(shop, name, 1, mobile=numbers[index], email=addresses[index]))
         updates = [
-            told(shop, name, 2, mobile=numbers[(index + 1) % count], email=addresses[index - 1])
+            stated(shop, name, 2, mobile=numbers[(index + 1) % count], email=addresses[index - 1])
             for index, name in enumerate(names)
         ] * 2
         random.shuffle(updates)
@@ -552,18 +539,17 @@ async def test_contacts_that_change_round_in_parallel(
     assert await deadlocks(service) == before
 
 
-async def test_putting_a_buyer_that_claims_the_number_at_once(
+async def test_a_put_and_a_concurrent_claim_of_one_number_do_not_deadlock(
     clients: list[Client], service: Service, shop: Shop
 ) -> None:
-    """The number is replaced while the buyer's own webhook waits for it: neither waits for the other for good."""
     before = await deadlocks(service)
     for round_number in range(25):
         name, old, buyer_id = unique("customer"), mobile(), f"b-{round_number}"
-        await apply(clients[0], told(shop, buyer_id, 1, kind=DELETED))
+        await apply(clients[0], stated(shop, buyer_id, 1, kind=DELETED))
         await clients[0].put_customer(shop.merchant_id, name, mobile=old)
         calls: list[Any] = [
             clients[0].put_customer(shop.merchant_id, name, mobile=mobile(), buyers=[buyer_of(shop, buyer_id)]),
-            clients[1].customers.ApplyCustomerUpdate(told(shop, buyer_id, 2, mobile=old)),
+            clients[1].customers.ApplyCustomerUpdate(stated(shop, buyer_id, 2, mobile=old)),
         ]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         errors = {refusal(answer).reason for answer in answers if isinstance(answer, grpc.aio.AioRpcError)}
@@ -572,14 +558,13 @@ async def test_putting_a_buyer_that_claims_the_number_at_once(
     assert await deadlocks(service) == before
 
 
-async def test_a_contact_that_many_claim_in_parallel_passes_through_all(
+async def test_a_contact_with_many_concurrent_claims_reaches_the_last_claimant(
     clients: list[Client], service: Service, shop: Shop
 ) -> None:
-    """Those who lose it again right away included: in the end it belongs to the only one that still names it."""
     number, keeper = mobile(), "keeper"
-    updates = [told(shop, keeper, 1, mobile=number)]
+    updates = [stated(shop, keeper, 1, mobile=number)]
     for index in range(12):
-        updates += [told(shop, f"b-{index}", 2, mobile=number), told(shop, f"b-{index}", 3, mobile="")]
+        updates += [stated(shop, f"b-{index}", 2, mobile=number), stated(shop, f"b-{index}", 3, mobile="")]
     random.shuffle(updates)
     await asyncio.gather(
         *(clients[index % 2].customers.ApplyCustomerUpdate(sent) for index, sent in enumerate(updates))

@@ -1,4 +1,4 @@
-"""Custom privileges on a real database: kept as they were put, replaced, listed by level, and deleted."""
+"""Custom privileges on a real database: put, get, list and delete."""
 
 import asyncio
 from typing import Any
@@ -11,7 +11,7 @@ from support.harness import Client, Shop, refused, unique
 
 
 def privilege_of(shop: Shop, privilege_id: str = "gold:p1", **changes: Any) -> benefits_pb2.CustomPrivilege:
-    """Make a privilege that says nothing but what is changed."""
+    """Return a privilege with only its ids and some values."""
     return benefits_pb2.CustomPrivilege(merchant_id=shop.merchant_id, privilege_id=privilege_id, **changes)
 
 
@@ -25,7 +25,7 @@ async def put(
 
 
 async def get(client: Client, merchant_id: str, privilege_id: str) -> benefits_pb2.GetCustomPrivilegeResponse:
-    """Get a privilege."""
+    """Return a privilege."""
     request = benefits_pb2.GetCustomPrivilegeRequest(merchant_id=merchant_id, privilege_id=privilege_id)
     answer: benefits_pb2.GetCustomPrivilegeResponse = await client.benefits.GetCustomPrivilege(request)
     return answer
@@ -38,7 +38,7 @@ async def delete(client: Client, shop: Shop, etag: str = "") -> None:
 
 
 async def listed(client: Client, shop: Shop, **filters: Any) -> list[str]:
-    """List the ids of privileges, through all pages."""
+    """Return the ids of privileges, through all pages."""
     request = benefits_pb2.ListCustomPrivilegesRequest(merchant_id=shop.merchant_id, **filters)
     ids = []
     while True:
@@ -64,19 +64,20 @@ async def listed(client: Client, shop: Shop, **filters: Any) -> list[str]:
         },
     ],
 )
-async def test_a_privilege_is_kept_as_it_was_put(values: dict[str, str], client: Client, shop: Shop) -> None:
-    """What is absent stays absent, and what is empty stays empty."""
+async def test_put_and_get_return_every_field_of_a_privilege(
+    values: dict[str, str], client: Client, shop: Shop
+) -> None:
+    """An absent field stays absent, and an empty one stays empty."""
     privilege = privilege_of(shop, **values)
 
     answer = await put(client, privilege)
-    kept = await get(client, shop.merchant_id, "gold:p1")
+    stored = await get(client, shop.merchant_id, "gold:p1")
 
-    assert answer.custom_privilege == kept.custom_privilege == privilege
-    assert answer.etag == kept.etag != ""
+    assert answer.custom_privilege == stored.custom_privilege == privilege
+    assert answer.etag == stored.etag != ""
 
 
-async def test_every_wrong_field_of_a_privilege_is_named(client: Client, shop: Shop) -> None:
-    """At once, by its path."""
+async def test_every_invalid_field_of_a_privilege_is_named_at_once(client: Client, shop: Shop) -> None:
     wrong = benefits_pb2.CustomPrivilege(
         privilege_id="two words",
         level_code="é",
@@ -99,8 +100,7 @@ def _named(shop: Shop, privilege: benefits_pb2.CustomPrivilege) -> benefits_pb2.
     return benefits_pb2.PutCustomPrivilegeRequest(custom_privilege=privilege)
 
 
-async def test_a_privilege_is_replaced_whole(client: Client, shop: Shop) -> None:
-    """What the second request leaves out is gone, and the etag is another."""
+async def test_putting_a_privilege_replaces_every_field(client: Client, shop: Shop) -> None:
     first = await put(client, privilege_of(shop, level_code="gold", privilege_name="Lounge"))
     second = await put(client, privilege_of(shop), first.etag)
 
@@ -109,7 +109,6 @@ async def test_a_privilege_is_replaced_whole(client: Client, shop: Shop) -> None
 
 
 async def test_a_stale_etag_neither_replaces_nor_deletes(client: Client, shop: Shop) -> None:
-    """Also that of a privilege that was deleted since, and of one that was never there."""
     first = await put(client, privilege_of(shop))
     second = await put(client, privilege_of(shop, privilege_name="Lounge"))
     for etag in (first.etag, "x", "9" * 30):
@@ -123,7 +122,6 @@ async def test_a_stale_etag_neither_replaces_nor_deletes(client: Client, shop: S
 
 
 async def test_an_unknown_privilege_is_not_found(client: Client, shop: Shop) -> None:
-    """Another merchant's is unknown too, and so is one that is deleted already."""
     await put(client, privilege_of(shop))
     await delete(client, shop)
     for call in (
@@ -137,8 +135,7 @@ async def test_an_unknown_privilege_is_not_found(client: Client, shop: Shop) -> 
 
 
 @pytest.mark.parametrize("page_size", [0, 1, 2, 1_000])
-async def test_privileges_are_listed_with_their_level(page_size: int, client: Client, shop: Shop) -> None:
-    """By their ids, of one level or of all, a level with or without SHOPLINE's prefix."""
+async def test_privileges_are_listed_by_level(page_size: int, client: Client, shop: Shop) -> None:
     for privilege_id, level_code in (
         ("b", "gold"),
         ("a", "gold"),
@@ -153,8 +150,7 @@ async def test_privileges_are_listed_with_their_level(page_size: int, client: Cl
     assert await listed(client, shop, page_size=page_size, level_code="bronze") == []
 
 
-async def test_a_page_of_privileges_stays_small(client: Client, shop: Shop) -> None:
-    """However long their texts are, an answer has at most 2 MiB, and the pages have them all."""
+async def test_a_page_of_privileges_fits_into_a_response(client: Client, shop: Shop) -> None:
     texts = {"privilege_description": "名" * 2_000, "benefits_icon": "名" * 2_048}
     await asyncio.gather(*(put(client, privilege_of(shop, f"p{number:03}", **texts)) for number in range(200)))
     request = benefits_pb2.ListCustomPrivilegesRequest(merchant_id=shop.merchant_id, page_size=1_000)
@@ -165,8 +161,7 @@ async def test_a_page_of_privileges_stays_small(client: Client, shop: Shop) -> N
     assert await listed(client, shop, page_size=1_000) == [f"p{number:03}" for number in range(200)]
 
 
-async def test_a_page_token_is_good_for_its_own_level(client: Client, shop: Shop) -> None:
-    """And for nothing else."""
+async def test_a_page_token_is_valid_only_for_its_own_level(client: Client, shop: Shop) -> None:
     for privilege_id in ("a", "b"):
         await put(client, privilege_of(shop, privilege_id, level_code="gold"))
     request = benefits_pb2.ListCustomPrivilegesRequest(merchant_id=shop.merchant_id, level_code="gold", page_size=1)
@@ -181,8 +176,7 @@ async def _list(client: Client, shop: Shop, filters: dict[str, str]) -> Any:
     return await client.benefits.ListCustomPrivileges(request)
 
 
-async def test_callers_who_create_the_same_privilege_leave_one(client: Client, shop: Shop) -> None:
-    """Each is answered, and the last one stands."""
+async def test_concurrent_first_puts_leave_one_privilege(client: Client, shop: Shop) -> None:
     answers = await asyncio.gather(*(put(client, privilege_of(shop, privilege_name=str(n))) for n in range(20)))
 
     assert len({answer.etag for answer in answers}) == 20

@@ -1,4 +1,4 @@
-"""Customers through real gRPC and a real database: put, found, told of by webhooks, moved and redacted."""
+"""CustomersService on a real database: puts, webhooks, moves and redactions."""
 
 import asyncio
 import itertools
@@ -17,7 +17,7 @@ from pointbook_server.db.database import Connection, Statement
 from pointbook_server.programs.model import Channel
 from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.server import Server
-from pointbook_server.webhooks.transactions import LOCK_ABOUT
+from pointbook_server.webhooks.queries import LOCK_BUYERS_BODIES
 from support.customers import (
     CREATED,
     DELETED,
@@ -60,7 +60,7 @@ from support.json_logs import json_logs
 
 
 def full_customer(shop: Shop, **changes: Any) -> customers_pb2.Customer:
-    """A customer with a value in every field."""
+    """Return a customer with a value in every field."""
     values: dict[str, Any] = {
         "merchant_id": shop.merchant_id,
         "customer_id": "alice",
@@ -86,18 +86,17 @@ async def put(client: Client, customer: customers_pb2.Customer, etag: str = "") 
     return await client.customers.PutCustomer(customers_pb2.PutCustomerRequest(customer=customer, etag=etag))
 
 
-async def test_a_full_customer_is_kept_as_it_was_put(client: Client, shop: Shop) -> None:
-    """Every field survives, Put and Get answer the same, and every identifier finds the customer."""
+async def test_put_and_get_return_every_field_of_a_customer(client: Client, shop: Shop) -> None:
     customer = full_customer(shop)
     assert {field.name for field, _ in customer.ListFields()} == set(customers_pb2.Customer.DESCRIPTOR.fields_by_name)
 
     answer = await put(client, customer)
-    kept = await client.customers.GetCustomer(
+    stored = await client.customers.GetCustomer(
         customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer_id="alice")
     )
 
-    assert customer == answer.customer == kept.customer
-    assert answer.etag == kept.etag == "1"
+    assert customer == answer.customer == stored.customer
+    assert answer.etag == stored.etag == "1"
     for identifier in (
         {"mobile": customer.mobile},
         {"email": customer.email.upper()},
@@ -110,7 +109,7 @@ async def test_a_full_customer_is_kept_as_it_was_put(client: Client, shop: Shop)
 
 
 async def test_a_lookup_is_one_statement(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a customer is found by: redemption looks up on every call."""
+    """Every redemption looks up its customer."""
     customer = full_customer(shop)
     await put(client, customer)
     statements: list[str] = []
@@ -127,20 +126,18 @@ async def test_a_lookup_is_one_statement(client: Client, shop: Shop, monkeypatch
     assert len(statements) == 3
 
 
-async def test_identifiers_are_found_however_they_are_written(client: Client, shop: Shop) -> None:
-    """Numbers are answered in E.164, addresses as they were given."""
+async def test_identifiers_are_found_in_every_written_form(client: Client, shop: Shop) -> None:
     number, address = mobile(), email()
     spaced = f"{number[:3]} {number[3:6]}-{number[6:]}"
 
-    kept = await client.put_customer(shop.merchant_id, "alice", mobile=spaced, email=address.upper())
+    stored = await client.put_customer(shop.merchant_id, "alice", mobile=spaced, email=address.upper())
 
-    assert (kept.mobile, kept.email) == (number, address.upper())
+    assert (stored.mobile, stored.email) == (number, address.upper())
     assert await found(client, shop, mobile=f"{number[:3]}({number[3:6]}) {number[6:]}") == "alice"
     assert await found(client, shop, email=address.title()) == "alice"
 
 
-async def test_a_customer_is_replaced_whole(client: Client, shop: Shop) -> None:
-    """What the second request leaves out is taken from the customer, and free for others."""
+async def test_putting_a_customer_replaces_every_field(client: Client, shop: Shop) -> None:
     customer = full_customer(shop)
     await put(client, customer)
     bare = customers_pb2.Customer(merchant_id=shop.merchant_id, customer_id="alice")
@@ -154,8 +151,7 @@ async def test_a_customer_is_replaced_whole(client: Client, shop: Shop) -> None:
     assert await client.customer(shop.merchant_id, "alice") == bare
 
 
-async def test_merchants_are_apart(client: Client, shop: Shop) -> None:
-    """Two merchants may use the same ids and identifiers; neither sees the other's."""
+async def test_merchants_may_use_the_same_ids_and_identifiers(client: Client, shop: Shop) -> None:
     other = Shop(unique("merchant"), unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
     ours = await client.put_customer(shop.merchant_id, "alice", mobile=mobile())
@@ -166,7 +162,6 @@ async def test_merchants_are_apart(client: Client, shop: Shop) -> None:
 
 
 async def test_an_etag_guards_against_lost_updates(client: Client, shop: Shop) -> None:
-    """Nobody overwrites a customer that they have not seen, nor one that is not there."""
     customer = full_customer(shop)
     for etag in ("1", "x", "-1"):
         error = await refused(put(client, customer, etag))
@@ -190,7 +185,7 @@ TAKEN_FIELDS = (
 
 
 async def test_every_taken_identifier_is_named_by_its_field(client: Client, shop: Shop) -> None:
-    """The error tells where they stand, never what they are, and nothing is changed."""
+    """The error names the fields, and quotes no value."""
     theirs = full_customer(shop)
     await put(client, theirs)
     ours = full_customer(shop, customer_id="bob", card_numbers=["own", "card-2"])
@@ -208,8 +203,7 @@ async def test_every_taken_identifier_is_named_by_its_field(client: Client, shop
     assert await client.customer(shop.merchant_id, "alice") == theirs
 
 
-async def test_two_customers_cannot_swap_by_putting(client: Client, shop: Shop) -> None:
-    """Each wants the other's number, alone or at once: it stays where it is, and nobody waits for good."""
+async def test_two_customers_cannot_swap_identifiers_by_puts(client: Client, shop: Shop) -> None:
     numbers = {"alice": mobile(), "bob": mobile()}
     for customer_id, number in numbers.items():
         await client.put_customer(shop.merchant_id, customer_id, mobile=number)
@@ -236,7 +230,7 @@ WRONG: tuple[tuple[str, Any, str], ...] = (
     ("mobile", "+86 12", "mobile"),
     ("mobile", "+" + "1" * 40, "mobile"),
     ("mobile", "\x00", "mobile"),
-    ("email", "nobody", "email"),
+    ("email", "unknown", "email"),
     ("email", "a@b@example.com", "email"),
     ("email", "Some One <one@example.com>", "email"),
     ("email", f"{'a' * 250}@example.com", "email"),
@@ -267,8 +261,9 @@ WRONG: tuple[tuple[str, Any, str], ...] = (
 
 
 @pytest.mark.parametrize(("name", "value", "path"), WRONG, ids=[f"{name}-{n}" for n, (name, _, _) in enumerate(WRONG)])
-async def test_each_limit_of_a_customer(client: Client, shop: Shop, name: str, value: Any, path: str) -> None:
-    """A wrong field is named by its path, and only it, and its value is not quoted."""
+async def test_each_limit_of_a_customer_is_named_by_its_path(
+    client: Client, shop: Shop, name: str, value: Any, path: str
+) -> None:
     changes: dict[str, Any] = {"buyers": [], name: value}
     error = await refused(put(client, full_customer(shop, **changes)))
 
@@ -278,7 +273,6 @@ async def test_each_limit_of_a_customer(client: Client, shop: Shop, name: str, v
 
 
 async def test_every_wrong_field_is_named_at_once(client: Client) -> None:
-    """A caller mends a request in one go."""
     wrong = customers_pb2.Customer(mobile="1", email="x", card_numbers=[""], language="?")
     error = await refused(put(client, wrong))
     nothing = await refused(client.customers.PutCustomer(customers_pb2.PutCustomerRequest()))
@@ -288,8 +282,7 @@ async def test_every_wrong_field_is_named_at_once(client: Client) -> None:
     assert set(nothing.fields) == {"customer", "customer.merchant_id", "customer.customer_id"}
 
 
-async def test_a_buyer_is_of_a_store_of_the_merchant(client: Client, shop: Shop) -> None:
-    """An unknown store and another merchant's are answered alike."""
+async def test_a_buyers_store_must_be_the_merchants(client: Client, shop: Shop) -> None:
     other = Shop(unique("merchant"), unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
     for store_id in (unique("store"), other.store_id):
@@ -299,16 +292,14 @@ async def test_a_buyer_is_of_a_store_of_the_merchant(client: Client, shop: Shop)
         assert error.metadata == {"store_id": store_id}
 
 
-async def test_whom_nobody_knows_is_not_found(client: Client, shop: Shop) -> None:
-    """By id, by identifier, and by a buyer that no customer owns; a wrong form is a wrong field."""
-
+async def test_unknown_customers_are_not_found(client: Client, shop: Shop) -> None:
     async def get(**key: Any) -> Refusal:
         request = customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, **key)
         return await refused(client.customers.GetCustomer(request))
 
-    buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id="nobody")
+    buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id="unknown")
     for key in (
-        {"customer_id": "nobody"},
+        {"customer_id": "unknown"},
         {"customer": {"mobile": mobile()}},
         {"customer": {"buyer": buyer, "merchant_id": shop.merchant_id}},
     ):
@@ -320,8 +311,7 @@ async def test_whom_nobody_knows_is_not_found(client: Client, shop: Shop) -> Non
     assert set((await get(customer={"mobile": mobile(), "merchant_id": "x"})).fields) == {"customer.merchant_id"}
 
 
-async def test_of_parallel_puts_for_one_number_one_wins(client: Client, shop: Shop) -> None:
-    """The others hear that it is taken: no deadlock, no internal error, and one customer has it."""
+async def test_one_of_several_concurrent_puts_gets_a_number(client: Client, shop: Shop) -> None:
     for _ in range(5):
         number = mobile()
         names = [unique("customer") for _ in range(12)]
@@ -335,8 +325,7 @@ async def test_of_parallel_puts_for_one_number_one_wins(client: Client, shop: Sh
         assert errors == {grpc.StatusCode.ALREADY_EXISTS}
 
 
-async def test_parallel_puts_of_one_customer_all_succeed(client: Client, shop: Shop) -> None:
-    """The first ones, too: without an etag the last one stands, with all of its identifiers."""
+async def test_concurrent_puts_of_one_customer_all_succeed(client: Client, shop: Shop) -> None:
     puts = [full_customer(shop, language="de" if n % 2 else "fr") for n in range(16)]
     answers = await asyncio.gather(*(put(client, customer) for customer in puts))
 
@@ -345,8 +334,7 @@ async def test_parallel_puts_of_one_customer_all_succeed(client: Client, shop: S
     assert await client.customer(shop.merchant_id, "alice") == last.customer
 
 
-async def test_parallel_puts_that_cross_never_fail_inside(client: Client, shop: Shop) -> None:
-    """Customers take and free the same numbers, cards and buyers in all orders: taken is the worst that happens."""
+async def test_concurrent_puts_of_the_same_keys_never_fail_internally(client: Client, shop: Shop) -> None:
     numbers, cards = [mobile() for _ in range(4)], ["c1", "c2", "c3", "c4"]
     chance = random.Random(7)  # noqa: S311 - only chance
 
@@ -373,7 +361,7 @@ async def test_parallel_puts_that_cross_never_fail_inside(client: Client, shop: 
 
 
 async def test_an_update_creates_the_customer_of_a_buyer(client: Client, shop: Shop) -> None:
-    """And the next one changes what it tells: absent stays, empty is taken away."""
+    """An absent contact stays, and an empty one is removed."""
     first, second = mobile(), mobile()
     address = email()
     created = await client.customers.ApplyCustomerUpdate(
@@ -392,8 +380,7 @@ async def test_an_update_creates_the_customer_of_a_buyer(client: Client, shop: S
     assert (outcome(repeated), repeated.customer_id) == ("DUPLICATE", created.customer_id)
 
 
-async def test_an_event_id_means_one_content(client: Client, shop: Shop) -> None:
-    """Another content under a known id is refused, for another buyer too."""
+async def test_an_event_id_with_other_content_is_refused(client: Client, shop: Shop) -> None:
     sent = update(shop, mobile=mobile())
     await client.customers.ApplyCustomerUpdate(sent)
     for change in ({"mobile": mobile()}, {"buyer_id": "other"}, {"kind": CREATED}, {"updated_at": at(NOW_MS)}):
@@ -411,8 +398,7 @@ async def test_an_event_id_means_one_content(client: Client, shop: Shop) -> None
 
 
 @pytest.mark.parametrize("kind", [DELETED, REDACTED])
-async def test_what_is_ignored_is_no_content(client: Client, shop: Shop, kind: Any) -> None:
-    """A deletion or redaction is the same with and without contacts, of which it leaves no digest."""
+async def test_ignored_contacts_are_not_part_of_the_digest(client: Client, shop: Shop, kind: Any) -> None:
     sent = update(shop, kind=kind, mobile=mobile(), email=email())
     bare = update(shop, kind=kind, event_id=sent.event_id)
 
@@ -420,8 +406,8 @@ async def test_what_is_ignored_is_no_content(client: Client, shop: Shop, kind: A
     assert outcome(await client.customers.ApplyCustomerUpdate(bare)) == "DUPLICATE"
 
 
-async def test_an_update_moves_nothing(client: Client, shop: Shop) -> None:
-    """An identifier of another customer stays there and is reported; like an unreadable one it detaches the old one."""
+async def test_an_update_never_moves_an_identifier(client: Client, shop: Shop) -> None:
+    """An identifier that is taken or invalid detaches the old one."""
     theirs = await client.put_customer(shop.merchant_id, "alice", mobile=mobile(), email=email())
     address, number = email(), mobile()
 
@@ -431,7 +417,7 @@ async def test_an_update_moves_nothing(client: Client, shop: Shop) -> None:
             update(shop, mobile="13800000000", email=theirs.email, updated_at=at(NOW_MS - 8_000))
         )
         third = await client.customers.ApplyCustomerUpdate(
-            update(shop, mobile=number, email="nobody", updated_at=at(NOW_MS - 7_000))
+            update(shop, mobile=number, email="unknown", updated_at=at(NOW_MS - 7_000))
         )
 
     assert (outcome(first), skipped(first)) == ("APPLIED", {TYPE_MOBILE: TAKEN})
@@ -445,8 +431,7 @@ async def test_an_update_moves_nothing(client: Client, shop: Shop) -> None:
         assert private not in written
 
 
-async def test_what_an_older_update_tells_is_ignored(client: Client, shop: Shop) -> None:
-    """Unless no newer one has told it."""
+async def test_an_older_update_sets_only_contacts_that_no_newer_one_has(client: Client, shop: Shop) -> None:
     number, address = mobile(), email()
     await client.customers.ApplyCustomerUpdate(update(shop, mobile=number, updated_at=at(NOW_MS - 5_000)))
     older = await client.customers.ApplyCustomerUpdate(update(shop, mobile=mobile(), updated_at=at(NOW_MS - 6_000)))
@@ -459,7 +444,6 @@ async def test_what_an_older_update_tells_is_ignored(client: Client, shop: Shop)
 
 
 async def test_a_deletion_detaches_and_a_newer_update_restores(client: Client, shop: Shop) -> None:
-    """Even where the deletion comes first, nothing older comes back."""
     number = mobile()
     customer = await client.put_customer(
         shop.merchant_id,
@@ -488,7 +472,7 @@ async def test_a_deletion_detaches_and_a_newer_update_restores(client: Client, s
 
 
 async def test_an_update_of_an_unknown_store_is_refused(client: Client, shop: Shop) -> None:
-    """It is told whether another merchant has the store, so that the quarantine can name the reason."""
+    """The error says whether another merchant has the store, for the quarantine."""
     other = Shop(unique("merchant"), shop.store_id)
     unknown = await refused(client.customers.ApplyCustomerUpdate(update(Shop(shop.merchant_id, unique("store")))))
     elsewhere = await refused(client.customers.ApplyCustomerUpdate(update(other)))
@@ -498,8 +482,7 @@ async def test_an_update_of_an_unknown_store_is_refused(client: Client, shop: Sh
     assert elsewhere.metadata == {"store_id": shop.store_id, "registered_elsewhere": "true"}
 
 
-async def test_each_limit_of_an_update(client: Client, shop: Shop) -> None:
-    """Every wrong field is named at once; an unreadable number or address is none, however long it is."""
+async def test_each_limit_of_an_update_is_named_by_its_path(client: Client, shop: Shop) -> None:
     nothing = await refused(client.customers.ApplyCustomerUpdate(customers_pb2.ApplyCustomerUpdateRequest()))
     wrong = update(shop, kind=9, mobile="1" * 65, email="x" * 321, updated_at=at(NOW_MS + 2 * 86_400_000))
     error = await refused(client.customers.ApplyCustomerUpdate(wrong))
@@ -510,8 +493,7 @@ async def test_each_limit_of_an_update(client: Client, shop: Shop) -> None:
     assert set(old.fields) == {"updated_at"}
 
 
-async def test_the_same_update_in_parallel_is_applied_once(client: Client, shop: Shop) -> None:
-    """SHOPLINE may deliver a webhook several times at once."""
+async def test_concurrent_copies_of_an_update_are_applied_once(client: Client, shop: Shop) -> None:
     sent = update(shop, mobile=mobile(), email=email())
     answers = await asyncio.gather(*(client.customers.ApplyCustomerUpdate(sent) for _ in range(30)))
 
@@ -520,8 +502,7 @@ async def test_the_same_update_in_parallel_is_applied_once(client: Client, shop:
     assert await of_buyer(client, shop) == (sent.mobile, sent.email)
 
 
-async def test_different_updates_in_parallel_leave_the_newest(client: Client, shop: Shop) -> None:
-    """Whichever of them is committed first, of one buyer and of two of one customer."""
+async def test_the_newest_of_several_concurrent_updates_remains(client: Client, shop: Shop) -> None:
     for _ in range(4):
         buyer_ids = [unique("buyer"), unique("buyer")]
         second = Shop(shop.merchant_id, unique("store"))
@@ -543,8 +524,7 @@ async def test_different_updates_in_parallel_leave_the_newest(client: Client, sh
         assert await of_buyer(client, shop, buyer_ids[0]) == (newest.mobile, "")
 
 
-async def test_parallel_updates_of_buyers_with_one_number(client: Client, shop: Shop) -> None:
-    """One buyer's customer gets the number, the others are told that it is taken."""
+async def test_one_of_several_concurrent_updates_gets_a_number(client: Client, shop: Shop) -> None:
     number = mobile()
     answers = await asyncio.gather(
         *(client.customers.ApplyCustomerUpdate(update(shop, f"b{n}", mobile=number)) for n in range(20))
@@ -554,8 +534,8 @@ async def test_parallel_updates_of_buyers_with_one_number(client: Client, shop: 
     assert len({answer.customer_id for answer in answers}) == 20
 
 
-async def test_every_kind_of_identifier_moves(client: Client, service: Service, shop: Shop) -> None:
-    """It finds the receiver from then on; the receiver's own number is replaced, and free; the audit tells no value."""
+async def test_every_kind_of_key_can_be_moved(client: Client, service: Service, shop: Shop) -> None:
+    """The receiver's own number is released, and the audit has no value."""
     customer = full_customer(shop)
     await put(client, customer)
     old = mobile()
@@ -590,8 +570,7 @@ async def test_every_kind_of_identifier_moves(client: Client, service: Service, 
     assert customer.mobile not in str(audit)
 
 
-async def test_the_audit_is_for_good(client: Client, service: Service, shop: Shop) -> None:
-    """Nobody changes, deletes or empties it, whoever asks the database."""
+async def test_audit_rows_cannot_be_changed(client: Client, service: Service, shop: Shop) -> None:
     await client.put_customer(shop.merchant_id, "alice")
     await redact(client, shop, "alice")
     for query in ("UPDATE customer_audit SET reason = ''", "DELETE FROM customer_audit", "TRUNCATE customer_audit"):
@@ -599,8 +578,7 @@ async def test_the_audit_is_for_good(client: Client, service: Service, shop: Sho
             await rows(service, query)
 
 
-async def test_what_cannot_be_moved(client: Client, shop: Shop) -> None:
-    """Unknown customers, identifiers that nobody or a third one owns, and lists that are full."""
+async def test_moves_that_are_refused(client: Client, shop: Shop) -> None:
     customer = full_customer(shop)
     await put(client, customer)
     full = [f"card {n}".replace(" ", "-") for n in range(10, 60)]
@@ -614,8 +592,8 @@ async def test_what_cannot_be_moved(client: Client, shop: Shop) -> None:
         return error.reason, set(error.fields) or dict(error.metadata)
 
     number = {"mobile": customer.mobile}
-    assert await why("alice", "nobody", **number) == ("CUSTOMER_NOT_FOUND", {"field": "to_customer_id"})
-    assert await why("nobody", "alice", **number) == ("CUSTOMER_NOT_FOUND", {"field": "from_customer_id"})
+    assert await why("alice", "unknown", **number) == ("CUSTOMER_NOT_FOUND", {"field": "to_customer_id"})
+    assert await why("unknown", "alice", **number) == ("CUSTOMER_NOT_FOUND", {"field": "from_customer_id"})
     assert await why("alice", "bob", mobile=mobile()) == ("CUSTOMER_NOT_FOUND", {"field": "identifier"})
     assert await why("bob", "carol", **number) == ("IDENTIFIER_TAKEN", {"mobile"})
     assert await why("alice", "bob", card_number="card-1") == ("INVALID_FIELDS", {"card_number"})
@@ -628,8 +606,7 @@ async def test_what_cannot_be_moved(client: Client, shop: Shop) -> None:
     assert await client.customer(shop.merchant_id, "alice") == customer
 
 
-async def test_parallel_moves_in_a_circle(client: Client, shop: Shop) -> None:
-    """Nobody waits for good, and the card belongs to one customer at the end."""
+async def test_concurrent_moves_in_a_circle_end_with_one_owner(client: Client, shop: Shop) -> None:
     names = ["alice", "bob", "carol"]
     for name in names:
         await client.put_customer(shop.merchant_id, name, card_numbers=["card"] if name == "alice" else [])
@@ -659,7 +636,7 @@ async def quarantine(client: Client, shop: Shop, body: bytes, topic: str = "cust
 
 
 async def quarantined(client: Client, shop: Shop, quarantine_id: str) -> webhooks_pb2.QuarantinedWebhook:
-    """Read a quarantined webhook."""
+    """Return a quarantined webhook."""
     request = webhooks_pb2.GetQuarantinedWebhookRequest(merchant_id=shop.merchant_id, quarantine_id=quarantine_id)
     return (await client.webhooks.GetQuarantinedWebhook(request)).webhook
 
@@ -668,11 +645,10 @@ async def quarantined(client: Client, shop: Shop, quarantine_id: str) -> webhook
 async def test_a_redaction_leaves_no_personal_data(
     client: Client, service: Service, shop: Shop, *, by_webhook: bool
 ) -> None:
-    """Neither here nor in the quarantine, nor by a late update; the ledger and the bare customer stay."""
     customer = full_customer(shop, external_id="crm-private-7", card_numbers=["card-private-7"])
     await put(client, customer)
-    told, old_mobile = email(), mobile()
-    sent = update(shop, mobile=old_mobile, email=told, event_id=unique("digest"))
+    contacts, old_mobile = email(), mobile()
+    sent = update(shop, mobile=old_mobile, email=contacts, event_id=unique("digest"))
     await client.customers.ApplyCustomerUpdate(sent)
     await client.apply(shop.update("buyer"))
     note = b', "x": "%s"}' % shop.store_id.encode()
@@ -696,7 +672,7 @@ async def test_a_redaction_leaves_no_personal_data(
 
     left = await everything(service)
     for private in (
-        customer.mobile, customer.email, old_mobile, told, "crm-private-7", "card-private-7",
+        customer.mobile, customer.email, old_mobile, contacts, "crm-private-7", "card-private-7",
         customer.source_identities[0].value, sent.event_id,
     ):  # fmt: skip
         assert private not in left
@@ -706,14 +682,14 @@ async def test_a_redaction_leaves_no_personal_data(
     assert await client.customer(shop.merchant_id, "alice") == bare
     assert (await client.account(shop.merchant_id, shop.store_id, "buyer")).points_balance == 20
     for quarantine_id in (ours, also, elsewhere):
-        kept = await quarantined(client, shop, quarantine_id)
-        assert (kept.body, kept.body_erased) == (b"", True)
+        stored = await quarantined(client, shop, quarantine_id)
+        assert (stored.body, stored.body_erased) == (b"", True)
     assert (await quarantined(client, shop, other)).body == b'{"id": "other"' + note
     late = await client.customers.ApplyCustomerUpdate(sent)
     assert (outcome(late), late.customer_id) == ("REDACTED", "alice")
     assert await client.customer(shop.merchant_id, "alice") == bare
     audit = await rows(service, "SELECT reason FROM customer_audit WHERE merchant_id = $1", shop.merchant_id)
-    assert [row["reason"] for row in audit] == ["customers/redact" if by_webhook else "asked by letter"]
+    assert [row["reason"] for row in audit] == ["customers/redact" if by_webhook else "requested by letter"]
     for place in ("", shop.merchant_id):
         query = """
             SELECT bytes, (SELECT coalesce(sum(kept_bytes), 0) FROM quarantined_webhooks WHERE merchant_id = $1) AS s
@@ -725,8 +701,8 @@ async def test_a_redaction_leaves_no_personal_data(
     assert outcome(newer) == "APPLIED"
 
 
-async def test_a_redaction_erases_copies_of_nobody(client: Client, shop: Shop) -> None:
-    """A captured body under an invented merchant, or none, is erased with its customer; another merchant's is not."""
+async def test_a_redaction_erases_copies_under_unknown_merchants(client: Client, shop: Shop) -> None:
+    """Copies under another registered merchant stay."""
     buyer_id, other = unique("buyer"), Shop(unique("merchant"), unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
     nobodys = [Shop(unique("merchant"), ""), Shop("", "")]
@@ -742,23 +718,21 @@ async def test_a_redaction_erases_copies_of_nobody(client: Client, shop: Shop) -
     assert (await quarantined(client, other, ids[other])).body == bodies[other]
 
 
-async def test_a_redaction_of_a_stranger_leaves_a_hash_alone(client: Client, service: Service, shop: Shop) -> None:
-    """A buyer whom nobody owns is not remembered by name, and late updates are ignored all the same."""
-    redaction = update(shop, "stranger-9", kind=REDACTED)
+async def test_a_redaction_of_an_unknown_buyer_stores_only_a_hash(client: Client, service: Service, shop: Shop) -> None:
+    redaction = update(shop, "unregistered-9", kind=REDACTED)
     redacted = await client.customers.ApplyCustomerUpdate(redaction)
     assert (outcome(redacted), redacted.customer_id) == ("APPLIED", "")
-    kept = await rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'stranger-9'")
+    stored = await rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'unregistered-9'")
     late = await client.customers.ApplyCustomerUpdate(
-        update(shop, "stranger-9", mobile=mobile(), updated_at=at(NOW_MS - 99_000))
+        update(shop, "unregistered-9", mobile=mobile(), updated_at=at(NOW_MS - 99_000))
     )
     again = await client.customers.ApplyCustomerUpdate(redaction)
-    still = await rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'stranger-9'")
+    still = await rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'unregistered-9'")
 
-    assert (outcome(late), outcome(again), kept, still) == ("REDACTED", "DUPLICATE", [], [])
+    assert (outcome(late), outcome(again), stored, still) == ("REDACTED", "DUPLICATE", [], [])
 
 
-async def test_a_redaction_keeps_what_a_newer_update_told(client: Client, shop: Shop) -> None:
-    """Who registered again after the redaction keeps what came after it, whichever webhook arrives first."""
+async def test_a_redaction_keeps_contacts_of_newer_updates(client: Client, shop: Shop) -> None:
     number, address = mobile(), email()
     await client.customers.ApplyCustomerUpdate(update(shop, email=address, updated_at=at(NOW_MS - 9_000)))
     await client.customers.ApplyCustomerUpdate(update(shop, mobile=number, updated_at=at(NOW_MS - 5_000)))
@@ -767,8 +741,8 @@ async def test_a_redaction_keeps_what_a_newer_update_told(client: Client, shop: 
     assert await of_buyer(client, shop) == (number, "")
 
 
-async def test_an_operators_redaction_erases_what_is_told_of_the_future(client: Client, shop: Shop) -> None:
-    """SHOPLINE's clock may be ahead: all that the book knows goes, and does not come back by a retry."""
+async def test_an_operators_redaction_erases_updates_dated_in_the_future(client: Client, shop: Shop) -> None:
+    """SHOPLINE's clock may be ahead."""
     ahead = update(shop, mobile=mobile(), updated_at=at(NOW_MS + 60_000))
     applied = await client.customers.ApplyCustomerUpdate(ahead)
 
@@ -777,10 +751,9 @@ async def test_an_operators_redaction_erases_what_is_told_of_the_future(client: 
     assert await of_buyer(client, shop) == ("", "")
 
 
-async def test_an_operators_redaction_erases_what_was_left_out_of_the_future(
+async def test_an_operators_redaction_erases_digests_of_skipped_future_updates(
     client: Client, service: Service, shop: Shop
 ) -> None:
-    """An update tells something even where all of it was left out, and its digest is personal data."""
     theirs = (await client.put_customer(shop.merchant_id, "other", mobile=mobile())).mobile
     ahead = update(shop, mobile=theirs, updated_at=at(NOW_MS + 60_000))
     applied = await client.customers.ApplyCustomerUpdate(ahead)
@@ -790,9 +763,8 @@ async def test_an_operators_redaction_erases_what_was_left_out_of_the_future(
     assert ahead.event_id not in await everything(service)
 
 
-async def test_whom_to_redact(client: Client, shop: Shop) -> None:
-    """Nobody unknown, and for a reason."""
-    error = await refused(redact(client, shop, "nobody"))
+async def test_a_redaction_needs_a_known_customer_and_a_reason(client: Client, shop: Shop) -> None:
+    error = await refused(redact(client, shop, "unknown"))
     nothing = await refused(client.customers.RedactCustomer(customers_pb2.RedactCustomerRequest()))
 
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
@@ -800,7 +772,6 @@ async def test_whom_to_redact(client: Client, shop: Shop) -> None:
 
 
 async def test_tombstones_outlive_a_key_rotation(service: Service, admin_token: str, shop: Shop) -> None:
-    """The first key signs and all verify; without any, a redaction is refused and not half done."""
     old, new = "b2xkLWtleS1vbGQta2V5LW9sZC1rZXktb2xkLWtleS0=", "bmV3LWtleS1uZXcta2V5LW5ldy1rZXktbmV3LWtleS0="
 
     async def ask(code_keys: dict[str, str], sent: customers_pb2.ApplyCustomerUpdateRequest) -> Any:
@@ -824,8 +795,9 @@ async def test_tombstones_outlive_a_key_rotation(service: Service, admin_token: 
     assert await ask({"new": new}, late) == "APPLIED"
 
 
-async def test_a_redaction_among_parallel_updates(client: Client, service: Service, shop: Shop) -> None:
-    """Whatever comes before or after it, nothing older is left."""
+async def test_no_older_update_remains_after_a_concurrent_redaction(
+    client: Client, service: Service, shop: Shop
+) -> None:
     for _ in range(6):
         buyer = unique("buyer")
         older = [update(shop, buyer, mobile=mobile(), updated_at=at(NOW_MS - 9_000 - n)) for n in range(8)]
@@ -838,15 +810,14 @@ async def test_a_redaction_among_parallel_updates(client: Client, service: Servi
         assert not any(sent.mobile in left or sent.event_id in left for sent in older)
 
 
-async def test_a_redaction_during_a_merchants_first_quarantined_webhook(
+async def test_quarantine_usage_is_right_after_a_concurrent_redaction(
     client: Client, service: Service, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The room that is said to be taken is what is there, wherever the webhook comes in."""
     fetch, first = Connection.fetch, []
 
     async def keep_in_between(self: Connection, statement: Statement, values: Any = None) -> Any:
         answer = await fetch(self, statement, values)
-        if statement is LOCK_ABOUT:
+        if statement is LOCK_BUYERS_BODIES:
             first.append(
                 asyncio.ensure_future(
                     quarantine(client, shop, b'{"id": "buyer", "store_id": "%s"}' % shop.store_id.encode())
@@ -866,13 +837,12 @@ async def test_a_redaction_during_a_merchants_first_quarantined_webhook(
 
 
 async def test_identifiers_never_reach_errors_or_logs(client: Client, shop: Shop) -> None:
-    """Whatever is wrong with a request."""
     theirs = await client.put_customer(shop.merchant_id, "alice", mobile=mobile(), email=email())
     with json_logs(servicer_module, status_module) as logs:
         errors = [
             await refused(client.put_customer(shop.merchant_id, "bob", mobile=theirs.mobile, email=theirs.email)),
             await refused(client.put_customer(shop.merchant_id, "bob", mobile=f"{theirs.mobile}x")),
-            await refused(move(client, shop, "alice", "nobody", mobile=theirs.mobile)),
+            await refused(move(client, shop, "alice", "unknown", mobile=theirs.mobile)),
         ]
     written = logs.getvalue() + str(errors)
 
@@ -884,7 +854,6 @@ async def test_the_databases_own_log_quotes_no_identifier(
     cluster: Cluster,
     database_url: str,  # noqa: ARG001 - it makes the template
 ) -> None:
-    """Not even where it tells of errors as it does by default, and calls compete for the same identifiers."""
     url = await cluster.clone("pointbook_template")
     connection = await asyncpg.connect(url)
     database = await connection.fetchval("SELECT current_database()")
@@ -902,9 +871,9 @@ async def test_the_databases_own_log_quotes_no_identifier(
         "external_id": unique("crm"),
         "card_numbers": [unique("card")],
     }
-    told = {name: shared[name] for name in ("mobile", "email")}
+    contacts = {name: shared[name] for name in ("mobile", "email")}
     puts = [client.put_customer(shop.merchant_id, f"c-{number}", **shared) for number in range(20)]
-    updates = [client.customers.ApplyCustomerUpdate(update(shop, f"b-{number}", **told)) for number in range(20)]
+    updates = [client.customers.ApplyCustomerUpdate(update(shop, f"b-{number}", **contacts)) for number in range(20)]
     await asyncio.gather(*puts, *updates, return_exceptions=True)
     await client.close()
     await server.stop()
@@ -919,8 +888,9 @@ async def test_the_databases_own_log_quotes_no_identifier(
         assert private not in cluster.log
 
 
-async def test_everything_at_once(client: Client, service: Service, shop: Shop) -> None:
-    """Puts, webhooks, moves and redactions of the same few people: each is answered in order, and none deadlocks."""
+async def test_concurrent_puts_updates_moves_and_redactions_never_deadlock(
+    client: Client, service: Service, shop: Shop
+) -> None:
     chance = random.Random(11)  # noqa: S311 - only chance
     names, buyers = [f"c-{n}" for n in range(5)], [f"b-{n}" for n in range(10)]
     numbers, cards = [mobile() for _ in range(15)], [f"card-{n}" for n in range(25)]

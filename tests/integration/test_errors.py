@@ -17,7 +17,8 @@ from sqlalchemy import text
 
 from pointbook.v1 import benefits_pb2, identity_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
 from pointbook_server.access import token_cache as token_cache_module
-from pointbook_server.access.model import ALL_MERCHANTS, METHODS, Scope
+from pointbook_server.access.methods import METHODS
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db import connection_pool
 from pointbook_server.db.database import TRANSACTION_ATTEMPTS_MAX, RetryTransactionError, Statement
 from pointbook_server.db.migrations import migrate
@@ -88,7 +89,7 @@ def break_store(patch: pytest.MonkeyPatch, error: BaseException) -> None:
     async def broken(_store: ProgramTransactions, _merchant_id: str, _store_id: str) -> Any:
         raise error
 
-    patch.setattr(ProgramTransactions, "store", broken)
+    patch.setattr(ProgramTransactions, "read_store", broken)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -358,7 +359,7 @@ async def test_sql_defect_logs_no_parameters(
                 Statement(text("SELECT no_such_function(CAST(:mobile AS text))")), {"mobile": SECRET}
             )
 
-    monkeypatch.setattr(ProgramTransactions, "store", broken)
+    monkeypatch.setattr(ProgramTransactions, "read_store", broken)
     with json_logs(status_module) as written:
         error = await failed(get_store(client, shop))
 
@@ -400,7 +401,7 @@ async def test_the_servers_deadline_bounds_every_call(
         finally:
             ended.set()
 
-    monkeypatch.setattr(ProgramTransactions, "store", slow)
+    monkeypatch.setattr(ProgramTransactions, "read_store", slow)
     async with running(database_url, admin_token, call_deadline_seconds=0.3) as (_, client):
         for timeout in (None, 50):
             found = await refused(get_store(client, shop, timeout=timeout))
@@ -418,7 +419,7 @@ async def test_callers_deadline_ends_the_work(client: Client, shop: Shop, monkey
         finally:
             ended.set()
 
-    monkeypatch.setattr(ProgramTransactions, "store", slow)
+    monkeypatch.setattr(ProgramTransactions, "read_store", slow)
     error = await failed(get_store(client, shop, timeout=0.2))
 
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -666,14 +667,14 @@ async def test_stopping_server(
 ) -> None:
     """Running calls end well; new ones hear that another server will answer."""
     arrived, goes_on = asyncio.Event(), asyncio.Event()
-    original = ProgramTransactions.store
+    original = ProgramTransactions.read_store
 
     async def slow(store: ProgramTransactions, merchant_id: str, store_id: str) -> Any:
         arrived.set()
         await goes_on.wait()
         return await original(store, merchant_id, store_id)
 
-    monkeypatch.setattr(ProgramTransactions, "store", slow)
+    monkeypatch.setattr(ProgramTransactions, "read_store", slow)
     server = Server(server_settings(drain_seconds=1.0), database_url, senders={}, clock=TestClock())
     await server.start()
     client = Client(server.port, admin_token)
@@ -702,12 +703,12 @@ async def test_unreadable_tokens_are_not_invalid_tokens(
         loads += 1
         raise RuntimeError("the cause")
 
-    monkeypatch.setattr(token_cache_module, "RETRY_SECONDS", 0.25)
+    monkeypatch.setattr(token_cache_module, "RETRY_INTERVAL_SECONDS", 0.25)
     async with running(database_url, admin_token) as (server, client):
         with json_logs(token_cache_module) as written:
             assert server._tokens is not None
             # The other servers of this process load their tokens as ever.
-            monkeypatch.setattr(server._tokens._store, "tokens", broken)
+            monkeypatch.setattr(server._tokens._store, "read_all", broken)
             await until(lambda: loads >= 2)
             await get_store(client, shop)
 

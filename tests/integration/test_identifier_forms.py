@@ -1,4 +1,4 @@
-"""Identifiers as they are written, compared and sent to: through real gRPC and a real database."""
+"""Written forms of identifiers: look-up, comparison and sending."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
-from support.codes import CODES, is_right, issue, issued
+from support.codes import CODE_SETTINGS, guess_code, issue_and_read_code, issue_code
 from support.customers import (
     CREATED,
     TAKEN,
@@ -23,7 +23,7 @@ from support.redemption import customer_ref, earn, redeem, redeem_request, valid
 
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
-VALIDATION = {**CODES, "required": True, "channels": [redemption_pb2.VALIDATION_TYPE_SMS, EMAIL]}
+VALIDATION = {**CODE_SETTINGS, "required": True, "channels": [redemption_pb2.VALIDATION_TYPE_SMS, EMAIL]}
 CALLED = "+862112345678"
 ADDRESSES = [
     "stra\u00df@example.com",
@@ -39,7 +39,7 @@ ADDRESSES = [
     ".A..b.@t.vodafone.ne.jp",
 ]
 SUBSCRIBERS = [
-    # How each form is answered and sent to.
+    # The form in responses and for sending.
     {"+5491123456789": "+5491123456789", "+541123456789": "+541123456789", "+54 11 15 2345 6789": "+5491123456789"},
     {"+5215512345678": "+525512345678", "+525512345678": "+525512345678", "+52 044 55 1234 5678": "+525512345678"},
     {"+551187654321": "+5511987654321", "+5511987654321": "+5511987654321"},
@@ -50,7 +50,7 @@ FORMS = [(forms, written) for forms in SUBSCRIBERS for written in forms]
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """A shop whose program wants codes by SMS or e-mail, with a buyer who has 500 points."""
+    """A shop whose program requires codes, with a buyer who has 500 points."""
     await service.client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=VALIDATION)
     await earn(service.client, shop, 500)
     yield shop
@@ -68,17 +68,15 @@ async def put(client: Client, shop: Shop, customer_id: str = "c-1", **identifier
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-async def test_a_code_goes_to_exactly_the_address_that_was_given(service: Service, shop: Shop, address: str) -> None:
-    """It is answered as it was given, too."""
-    kept = await put(service.client, shop, email=address)
-    await issued(service, shop, validation_type=EMAIL)
+async def test_a_code_is_sent_to_the_address_as_written(service: Service, shop: Shop, address: str) -> None:
+    stored = await put(service.client, shop, email=address)
+    await issue_and_read_code(service, shop, validation_type=EMAIL)
 
-    assert (kept.email, service.outbox.messages[-1].destination) == (address, address)
+    assert (stored.email, service.outbox.messages[-1].destination) == (address, address)
     assert (await service.client.customer(shop.merchant_id, "c-1")).email == address
 
 
-async def test_an_address_is_found_in_any_case_and_no_other_spelling(client: Client, shop: Shop) -> None:
-    """By NFC and lower case; never by casefold or NFKC."""
+async def test_an_address_is_found_in_any_case_but_no_other_folding(client: Client, shop: Shop) -> None:
     await put(client, shop, "c-1", email="Stra\u00dfe@Example.com")
     await put(client, shop, "c-2", email="strasse@example.com")
     await put(client, shop, "c-3", email="CAFE\u0301@b\u00fccher.example")
@@ -97,12 +95,11 @@ async def test_an_address_is_found_in_any_case_and_no_other_spelling(client: Cli
         assert (written, await found(client, shop, email=written)) == (written, owner)
 
 
-async def test_another_spelling_of_an_address_belongs_to_the_same_customer(client: Client, shop: Shop) -> None:
-    """For PutCustomer as for webhooks."""
+async def test_another_case_of_an_address_is_taken(client: Client, shop: Shop) -> None:
     await put(client, shop, email="Ada@example.com")
     taken = await refused(put(client, shop, "c-2", email="aDA@Example.com"))
-    told = update(shop, "other", kind=CREATED, email="ADA@example.com")
-    left_out = await client.customers.ApplyCustomerUpdate(told)
+    applied = update(shop, "other", kind=CREATED, email="ADA@example.com")
+    left_out = await client.customers.ApplyCustomerUpdate(applied)
 
     assert (taken.reason, set(taken.fields)) == ("IDENTIFIER_TAKEN", {"customer.email"})
     assert skipped(left_out) == {TYPE_EMAIL: TAKEN}
@@ -113,48 +110,45 @@ async def test_another_spelling_of_an_address_belongs_to_the_same_customer(clien
     assert set((await refused(put(client, shop, source_identities=twice))).fields) == {"customer.source_identities[1]"}
 
 
-async def test_a_new_spelling_is_kept_and_changes_no_contact(service: Service, shop: Shop) -> None:
-    """PutCustomer and webhooks: the open code stays right, no pause begins, and the next code goes to the new form."""
+async def test_a_new_written_form_of_an_address_starts_no_pause(service: Service, shop: Shop) -> None:
+    """The open code stays valid, and the next code goes to the new form."""
     client = service.client
     await put(client, shop, email="Ada@example.com")
-    _, code = await issued(service, shop, validation_type=EMAIL)
+    _, code = await issue_and_read_code(service, shop, validation_type=EMAIL)
 
     assert (await put(client, shop, email="ADA@Example.com")).email == "ADA@Example.com"
-    assert await is_right(client, shop, code)
-    told = await client.customers.ApplyCustomerUpdate(update(shop, email=" ada@example.com\u200b"))
-    assert (outcome(told), skipped(told), (await of_buyer(client, shop))[1]) == ("APPLIED", {}, "ada@example.com")
-    assert await is_right(client, shop, code)
-    await issued(service, shop, 50, validation_type=EMAIL)
+    assert await guess_code(client, shop, code)
+    applied = await client.customers.ApplyCustomerUpdate(update(shop, email=" ada@example.com\u200b"))
+    assert (outcome(applied), skipped(applied), (await of_buyer(client, shop))[1]) == ("APPLIED", {}, "ada@example.com")
+    assert await guess_code(client, shop, code)
+    await issue_and_read_code(service, shop, 50, validation_type=EMAIL)
     assert service.outbox.messages[-1].destination == "ada@example.com"
 
 
-async def test_a_claimed_contact_comes_in_the_spelling_of_its_heir(service: Service, shop: Shop) -> None:
-    """Not in that of the customer who has lost it."""
+async def test_a_claimed_contact_has_the_written_form_of_its_claimant(service: Service, shop: Shop) -> None:
     client = service.client
     await put(client, shop, "c-2", email="ada@example.com", mobile="+541123456789")
-    told = update(shop, "heir", kind=CREATED, email="ADA@Example.com", mobile="+5491123456789")
-    assert skipped(await client.customers.ApplyCustomerUpdate(told)) == {TYPE_EMAIL: TAKEN, TYPE_MOBILE: TAKEN}
+    applied = update(shop, "claimant", kind=CREATED, email="ADA@Example.com", mobile="+5491123456789")
+    assert skipped(await client.customers.ApplyCustomerUpdate(applied)) == {TYPE_EMAIL: TAKEN, TYPE_MOBILE: TAKEN}
     await put(client, shop, "c-2")
 
-    assert await of_buyer(client, shop, "heir") == ("+5491123456789", "ADA@Example.com")
+    assert await of_buyer(client, shop, "claimant") == ("+5491123456789", "ADA@Example.com")
 
 
-async def test_spellings_of_an_address_share_its_send_limit(client: Client, shop: Shop) -> None:
-    """Three messages in ten minutes, however the address is written."""
+async def test_written_forms_of_an_address_share_its_send_limit(client: Client, shop: Shop) -> None:
     for points, address in enumerate(("ada@example.com", "Ada@example.com", "ADA@example.com"), start=1):
         await put(client, shop, email=address)
-        assert (await issue(client, shop, points, validation_type=EMAIL)).sent
+        assert (await issue_code(client, shop, points, validation_type=EMAIL)).sent
     await put(client, shop, email="aDa@example.com")
 
-    assert (await refused(issue(client, shop, 4, validation_type=EMAIL))).reason == "SEND_LIMIT_REACHED"
+    assert (await refused(issue_code(client, shop, 4, validation_type=EMAIL))).reason == "SEND_LIMIT_REACHED"
 
 
-async def test_identities_of_sources_are_answered_as_written(client: Client, shop: Shop) -> None:
-    """And found in every form."""
+async def test_source_identities_are_returned_as_written(client: Client, shop: Shop) -> None:
     known = identity_pb2.SourceIdentity(
         source=identity_pb2.USER_SOURCE_LINE, identifier_type=TYPE_EMAIL, value="Stra\u00dfe@example.com"
     )
-    kept = await put(client, shop, source_identities=[known])
+    stored = await put(client, shop, source_identities=[known])
     await client.put_group(
         shop.merchant_id, "g", primary_customer_id="c-1", members=[{"customer_id": "c-1", "can_redeem": True}]
     )
@@ -164,7 +158,7 @@ async def test_identities_of_sources_are_answered_as_written(client: Client, sho
         primary_user_identifier_value=" STRA\u1e9eE@example.com\u200b",
     )
 
-    assert list(kept.source_identities) == [known]
+    assert list(stored.source_identities) == [known]
     assert await violation_codes(client, validate_request(shop, user_group2=group)) == await violation_codes(
         client, validate_request(shop, user_group2={"id": "g"})
     )
@@ -174,12 +168,11 @@ async def test_identities_of_sources_are_answered_as_written(client: Client, sho
 
 
 @pytest.mark.parametrize(("forms", "written"), FORMS)
-async def test_every_form_of_a_number_is_one_number(
+async def test_every_form_of_a_number_finds_the_same_customer(
     service: Service, client: Client, shop: Shop, forms: dict[str, str], written: str
 ) -> None:
-    """Found, redeemed by, and taken for everybody else; and it is sent to in a form that works."""
     assert (await put(client, shop, mobile=written)).mobile == forms[written]
-    await issued(service, shop)
+    await issue_and_read_code(service, shop)
     assert service.outbox.messages[-1].destination == forms[written]
 
     for number, form in enumerate(forms):
@@ -187,12 +180,12 @@ async def test_every_form_of_a_number_is_one_number(
         request = redemption_pb2.GetCustomerPointsRequest(customer=customer_ref(shop, mobile=form), program_id=1)
         assert (await client.redemption.GetCustomerPoints(request)).active_points == 500
         assert (await refused(put(client, shop, "c-2", mobile=form))).reason == "IDENTIFIER_TAKEN"
-        told = update(shop, f"other-{number}", kind=CREATED, mobile=form.replace(" ", ""))
-        assert skipped(await client.customers.ApplyCustomerUpdate(told)) == {TYPE_MOBILE: TAKEN}
+        applied = update(shop, f"other-{number}", kind=CREATED, mobile=form.replace(" ", ""))
+        assert skipped(await client.customers.ApplyCustomerUpdate(applied)) == {TYPE_MOBILE: TAKEN}
 
 
 @pytest.mark.parametrize(
-    ("region", "kept", "national"),
+    ("region", "stored", "national"),
     [
         ("AR", "+541123456789", "011 15-2345-6789"),
         ("MX", "+525512345678", "044 55 1234 5678"),
@@ -200,11 +193,10 @@ async def test_every_form_of_a_number_is_one_number(
     ],
 )
 async def test_national_forms_are_read_by_the_region_of_the_program(
-    client: Client, shop: Shop, region: str, kept: str, national: str
+    client: Client, shop: Shop, region: str, stored: str, national: str
 ) -> None:
-    """As people type them."""
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, default_region=region)
-    await put(client, shop, mobile=kept)
+    await put(client, shop, mobile=stored)
 
     assert await violation_codes(client, validate_request(shop, customer=customer_ref(shop, mobile=national))) == []
     answer = await redeem(client, redeem_request(shop, customer=customer_ref(shop, mobile=f"\u202a{national}\u202c")))
@@ -219,10 +211,9 @@ async def test_national_forms_are_read_by_the_region_of_the_program(
         ("+551178123456", "+5511978123456"),
     ],
 )
-async def test_a_number_that_got_no_ninth_digit_and_a_mobile_number_are_two_people(
+async def test_brazils_trunked_radio_numbers_get_no_ninth_digit(
     client: Client, shop: Shop, without: str, mobile: str
 ) -> None:
-    """Of Brazil's numbers only those that begin with 6, 8 or 9 got a ninth digit; 7 is trunked radio."""
     await put(client, shop, "c-1", mobile=without)
     await put(client, shop, "c-2", mobile=mobile)
 
@@ -231,19 +222,18 @@ async def test_a_number_that_got_no_ninth_digit_and_a_mobile_number_are_two_peop
     assert await found(client, shop, mobile=mobile) == "c-2"
 
 
-async def test_another_form_of_a_number_changes_no_contact(service: Service, shop: Shop) -> None:
-    """The code stays right, and the next one goes to the newest form."""
+async def test_a_new_written_form_of_a_number_starts_no_pause(service: Service, shop: Shop) -> None:
     client = service.client
     await put(client, shop, mobile="+541123456789")
     assert (await put(client, shop, mobile="+5491123456789")).mobile == "+5491123456789"
-    _, code = await issued(service, shop)
+    _, code = await issue_and_read_code(service, shop)
     assert service.outbox.messages[-1].destination == "+5491123456789"
 
-    told = await client.customers.ApplyCustomerUpdate(update(shop, mobile="+541123456789"))
-    assert (outcome(told), await of_buyer(client, shop)) == ("APPLIED", ("+541123456789", ""))
-    assert await is_right(client, shop, code)
+    applied = await client.customers.ApplyCustomerUpdate(update(shop, mobile="+541123456789"))
+    assert (outcome(applied), await of_buyer(client, shop)) == ("APPLIED", ("+541123456789", ""))
+    assert await guess_code(client, shop, code)
     await put(client, shop, mobile="+54 11 15 2345 6789")
-    await issued(service, shop, 50)
+    await issue_and_read_code(service, shop, 50)
     assert service.outbox.messages[-1].destination == "+5491123456789"
 
 
@@ -260,14 +250,13 @@ async def test_another_form_of_a_number_changes_no_contact(service: Service, sho
         (("+5491123456789", "+5491123456789"), ("+541143210000", "+5491143210000")),
     ],
 )
-async def test_a_missed_call_meets_its_challenge_in_every_form(
+async def test_a_missed_call_confirms_its_challenge_in_every_form(
     client: Client, shop: Shop, caller: tuple[str, str], called: tuple[str, str]
 ) -> None:
-    """Both numbers: as they are kept, and as the carrier tells them."""
     validation = {**VALIDATION, "channels": [MISSED_CALL], "missed_call_number": called[0]}
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=validation)
     await put(client, shop, mobile=caller[0])
-    challenge = await issue(client, shop)
+    challenge = await issue_code(client, shop)
     assert challenge.missed_call_number == called[0]
 
     call = redemption_pb2.ConfirmMissedCallRequest(
@@ -282,11 +271,11 @@ async def test_a_missed_call_meets_its_challenge_in_every_form(
     assert await violation_codes(client, validate_request(shop, 100, **proof)) == []
 
 
-# What is pasted.
+# Pasted identifiers.
 
 
 @pytest.mark.parametrize(
-    ("name", "kept", "pasted"),
+    ("name", "clean", "pasted"),
     [
         ("mobile", "+85291236001", "\u202a+852\u00a09123\u20116001\u202c"),
         ("mobile", "+85291236002", "\uff0b\uff18\uff15\uff12\uff19\uff11\uff12\uff13\uff16\uff10\uff10\uff12"),
@@ -296,19 +285,18 @@ async def test_a_missed_call_meets_its_challenge_in_every_form(
         ("card_external_id", "Card-1", "Card-\u00ad1\t"),
     ],
 )
-async def test_identifiers_are_found_as_they_are_pasted(
-    client: Client, shop: Shop, name: str, kept: str, pasted: str
+async def test_pasted_identifiers_are_found_and_stored_without_invisible_characters(
+    client: Client, shop: Shop, name: str, clean: str, pasted: str
 ) -> None:
-    """And kept without what nobody sees, by the same rule."""
-    stored: dict[str, Any] = {
+    fields: dict[str, Any] = {
         f"{name}s" if name.startswith("card") else name: [pasted] if name.startswith("card") else pasted
     }
-    customer = await put(client, shop, **stored)
+    customer = await put(client, shop, **fields)
 
-    assert kept in {customer.mobile, customer.email, customer.external_id, *customer.card_numbers} | {
+    assert clean in {customer.mobile, customer.email, customer.external_id, *customer.card_numbers} | {
         *customer.card_external_ids
     }
-    for written in (kept, pasted, f" {kept}\u200b"):
+    for written in (clean, pasted, f" {clean}\u200b"):
         assert await found(client, shop, **{name: written}) == "c-1"
         points = redemption_pb2.GetCustomerPointsRequest(customer=customer_ref(shop, **{name: written}), program_id=1)
         assert (await client.redemption.GetCustomerPoints(points)).active_points == 500
@@ -324,8 +312,9 @@ async def test_identifiers_are_found_as_they_are_pasted(
         {"external_id": "a\u0000b"},
     ],
 )
-async def test_two_values_are_not_joined_to_one(client: Client, shop: Shop, identifier: dict[str, str]) -> None:
-    """A line break or another control character inside makes a value invalid."""
+async def test_control_characters_inside_a_value_make_it_invalid(
+    client: Client, shop: Shop, identifier: dict[str, str]
+) -> None:
     ref = identity_pb2.CustomerRef(**identifier)  # type: ignore[arg-type] # names
     request = customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer=ref)
     found = await refused(client.customers.GetCustomer(request))

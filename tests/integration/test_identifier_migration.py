@@ -1,4 +1,4 @@
-"""The migration that gives identifiers a key and a form: on a database with customers in it."""
+"""The migration that adds keys and written forms of identifiers."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from support.embedded_database import Cluster
 
 EMPTY = "pointbook_without_forms"
 ROWS = [
-    # customer, kind, source, value as it was kept
+    # customer, kind, source, stored value
     ("ar-mobile", "MOBILE", "", "+5491123456789"),
     ("ar-landline", "MOBILE", "", "+541143215678"),
     ("br-old", "MOBILE", "", "+551187650000"),
@@ -34,7 +34,7 @@ ROWS = [
     ("greek", "EMAIL", "", "\u03b9\u0308\u0301@example.com"),  # As casefold writes U+0390.
     ("cherokee", "EMAIL", "", "\u13a0@example.com"),  # Casefold makes upper case of it, and lower case the other one.
     ("card", "CARD_NUMBER", "", "+5491123456789"),
-    # Two customers with forms of one number: the one whose form is the key keeps it.
+    # Two customers with forms of one number: it stays with the one whose form is the key.
     ("keeps-ar", "MOBILE", "", "+543515123456"),
     ("loses-ar", "MOBILE", "", "+5493515123456"),
     ("keeps-br", "MOBILE", "", "+5511987651111"),
@@ -69,7 +69,7 @@ EXPECTED = {
 
 @pytest.fixture
 async def old_url(cluster: Cluster) -> str:
-    """A database as the migrations before left it."""
+    """A database before the migration."""
 
     async def leave_empty(_url: str) -> None:
         pass
@@ -81,25 +81,25 @@ async def old_url(cluster: Cluster) -> str:
 
 
 def before() -> str:
-    """Name the revision before the one that is tested."""
+    """Return the revision before the tested one."""
     [tested] = [script for script in scripts().walk_revisions() if script.path.endswith("identifier_forms.py")]
     return str(tested.down_revision)
 
 
 def scripts() -> ScriptDirectory:
-    """Read the migrations that there are."""
+    """Return the migrations."""
     return ScriptDirectory.from_config(config())
 
 
 def config() -> Config:
-    """Make Alembic's configuration."""
+    """Return Alembic's configuration."""
     made = Config()
     made.set_main_option("script_location", str(Path(migrations.__file__).parent))
     return made
 
 
 async def upgrade_to(url: str, revision: str) -> None:
-    """Run migrations up to one."""
+    """Run migrations up to a revision."""
 
     def run(connection: Connection) -> None:
         made = config()
@@ -115,7 +115,7 @@ async def upgrade_to(url: str, revision: str) -> None:
 
 
 async def insert(connection: Any, merchant_id: str, rows: list[tuple[str, str, str, str]]) -> None:
-    """Write customers of a merchant as an earlier release did."""
+    """Insert customers of a merchant as an earlier release did."""
     await connection.executemany(
         "INSERT INTO customers VALUES ($1, $2, '', false, 1, 0, 0) ON CONFLICT DO NOTHING",
         [(customer_id, merchant_id) for customer_id, *_ in rows],
@@ -130,7 +130,7 @@ async def insert(connection: Any, merchant_id: str, rows: list[tuple[str, str, s
 
 
 async def test_rows_get_their_keys_keep_their_forms_and_are_never_merged(old_url: str) -> None:
-    """Each merchant by itself; who loses a number is named by the audit, which never names the number."""
+    """The audit names customers who lose a number, but not the number."""
     connection = await asyncpg.connect(old_url)
     try:
         for merchant_id in ("m-1", "m-2"):
@@ -142,17 +142,17 @@ async def test_rows_get_their_keys_keep_their_forms_and_are_never_merged(old_url
         await migrations.migrate(old_url)
 
         for merchant_id in ("m-1", "m-2"):
-            kept = await connection.fetch(
+            stored = await connection.fetch(
                 """
                 SELECT customer_id, source, value, written FROM customer_identifiers
                 WHERE merchant_id = $1 AND since_ms = 7
                 """,
                 merchant_id,
             )
-            assert sorted(map(tuple, kept), key=str) == sorted(EXPECTED, key=str)
+            assert sorted(map(tuple, stored), key=str) == sorted(EXPECTED, key=str)
             audit = await connection.fetch("SELECT * FROM customer_audit WHERE merchant_id = $1", merchant_id)
-            told = {(row["customer_id"], row["to_customer_id"], row["action"], row["kind"]) for row in audit}
-            assert told == {
+            audited = {(row["customer_id"], row["to_customer_id"], row["action"], row["kind"]) for row in audit}
+            assert audited == {
                 ("loses-ar", "keeps-ar", "DETACH", "MOBILE"),
                 ("loses-br", "keeps-br", "DETACH", "MOBILE"),
             }
@@ -173,7 +173,6 @@ async def test_rows_get_their_keys_keep_their_forms_and_are_never_merged(old_url
 
 
 async def test_more_rows_than_a_page_are_migrated(old_url: str) -> None:
-    """Numbers between them stay as they are."""
     rows = [(f"c-{number}", "MOBILE", "", f"+5491123{number:06}") for number in range(2_500)]
     rows += [(f"d-{number}", "MOBILE", "", f"+861380{number:07}") for number in range(100)]
     connection = await asyncpg.connect(old_url)
@@ -181,8 +180,8 @@ async def test_more_rows_than_a_page_are_migrated(old_url: str) -> None:
         await insert(connection, "m-1", rows)
         await migrations.migrate(old_url)
 
-        kept = await connection.fetch("SELECT customer_id, value, written FROM customer_identifiers")
+        stored = await connection.fetch("SELECT customer_id, value, written FROM customer_identifiers")
     finally:
         await connection.close()
     expected = {(c, value.replace("+549", "+54"), value if c.startswith("c") else None) for c, _, _, value in rows}
-    assert {tuple(row) for row in kept} == expected
+    assert {tuple(row) for row in stored} == expected

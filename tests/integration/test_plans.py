@@ -9,18 +9,17 @@ from typing import Any
 import asyncpg
 import pytest
 
-import pointbook_server.access.transactions
-import pointbook_server.benefits.transactions
+import pointbook_server.access.queries
+import pointbook_server.benefits.queries
 import pointbook_server.customers.queries
 import pointbook_server.db.clock_skew
 import pointbook_server.ledger.queries
-import pointbook_server.programs.erasures
-import pointbook_server.programs.transactions
+import pointbook_server.programs.erasures.queries
+import pointbook_server.programs.queries
 import pointbook_server.redemption.queries
 import pointbook_server.support.queries
 import pointbook_server.validation_codes.queries
-import pointbook_server.webhooks.quota
-import pointbook_server.webhooks.transactions
+import pointbook_server.webhooks.queries
 from pointbook_server.customers import queries as customers
 from pointbook_server.db.database import PLANNED_ONCE, SESSION_SETTINGS, Statement
 from pointbook_server.redemption import queries as redemptions
@@ -28,18 +27,17 @@ from pointbook_server.support import queries as refusals
 from pointbook_server.validation_codes import queries as codes
 
 MODULES = (
-    pointbook_server.access.transactions,
-    pointbook_server.benefits.transactions,
+    pointbook_server.access.queries,
+    pointbook_server.benefits.queries,
     pointbook_server.db.clock_skew,
     pointbook_server.customers.queries,
     pointbook_server.ledger.queries,
-    pointbook_server.programs.erasures,
-    pointbook_server.programs.transactions,
+    pointbook_server.programs.erasures.queries,
+    pointbook_server.programs.queries,
     pointbook_server.support.queries,
     pointbook_server.redemption.queries,
     pointbook_server.validation_codes.queries,
-    pointbook_server.webhooks.quota,
-    pointbook_server.webhooks.transactions,
+    pointbook_server.webhooks.queries,
 )
 READS_ALL = {"READ_TOKENS", "SUM_USAGE"}
 """Reads a small table whole, every two seconds, or once a second at most."""
@@ -50,18 +48,18 @@ IN_TRANSACTIONS = {
     "DELETE_UPDATES",
     "READ_NEWEST_UPDATE",
     "LOCK_BUYERS",
-    "SUM_OPEN",
+    "COUNT_OPEN",
     "READ_USES",
     "SHARE_STORES",
     "DELETE_OLD.challenges",
-    "DELETE_OLD.tallies",
+    "DELETE_OLD.counters",
     "DELETE_OLD.missed_calls",
     "DELETE_OLD_REFUSALS",
 }
 """Transactions plan each time, by what the tables hold by then."""
 AUDIT = re.compile("COUNT_BOOK|STREAM_.*|LIFT_TIME_LIMIT")
 """An audit reads the whole book in a transaction of its own."""
-LISTS = ("LIST_", "READ_ALLOWING")
+LISTS = ("LIST_", "READ_CROSS_PROGRAM")
 """Statements that read all that a merchant has of something."""
 KEYED_BY_MERCHANT = {"pk_quarantine_usage", "uq_stores_merchant_id_store_id"}
 """Indexes in which a merchant is one row, or of which one row of a merchant is enough."""
@@ -113,7 +111,7 @@ async def test_plan_made_for_an_empty_table_suits_a_full_one(connection: Any, na
     ("statement", "index"),
     [
         (customers.LOCK_IDENTIFIERS, "pk_customer_identifiers"),
-        (customers.READ_HEIRS, "ix_customer_claims_value"),
+        (customers.READ_CLAIMANTS, "ix_customer_claims_value"),
         (customers.DELETE_CLAIMS_UNTIL, "ix_customer_claims_buyer"),
         (redemptions.READ_BY_ID, "pk_redemptions"),
         (redemptions.READ_BY_REFERENCES, "uq_redemptions_reference"),
@@ -124,7 +122,7 @@ async def test_plan_made_for_an_empty_table_suits_a_full_one(connection: Any, na
         (codes.READ_LIVE, "uq_validation_challenges_live"),
         (codes.CONSUME, "uq_validation_challenges_live"),
         (codes.LOCK_CALLED, "ix_validation_challenges_called"),
-        (codes.LOCK_TALLIES, "pk_validation_tallies"),
+        (codes.LOCK_COUNTERS, "pk_validation_tallies"),
         (codes.READ_CALL, "pk_missed_calls"),
         (codes.LIST_EVENTS, "pk_validation_audit"),
         (refusals.LIST_BY_CUSTOMERS, "pk_redemption_refusals"),

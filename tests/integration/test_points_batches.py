@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from pointbook.v1 import points_pb2
-from pointbook_server.access.transactions import READ_TOKENS
+from pointbook_server.access.queries import READ_TOKENS
 from pointbook_server.db.database import Connection, Statement
 from pointbook_server.db.database_health import PING
 from pointbook_server.db.schema import REVISION, UNUSABLE

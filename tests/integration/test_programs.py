@@ -1,4 +1,4 @@
-"""ProgramsService on a real database: stores and programs, each limit of their fields, etags, and lists."""
+"""ProgramsService on a real database: stores, programs, etags and lists."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,7 +34,7 @@ SMS_NUMBER_TYPES = [programs_pb2.PHONE_NUMBER_TYPE_VOIP, programs_pb2.PHONE_NUMB
 
 
 def full_program(shop: Shop, **changes: Any) -> programs_pb2.Program:
-    """Make a program whose every field is set."""
+    """Return a program with a value in every field."""
     values: dict[str, Any] = {
         "merchant_id": shop.merchant_id,
         "program_id": 2**63 - 1,
@@ -81,7 +81,7 @@ def full_program(shop: Shop, **changes: Any) -> programs_pb2.Program:
 
 
 def plain_program(shop: Shop, **changes: Any) -> programs_pb2.Program:
-    """Make a program with nothing but what is required."""
+    """Return a program with only the required fields."""
     values: dict[str, Any] = {"merchant_id": shop.merchant_id, "program_id": 1, "store_ids": [shop.store_id]}
     return programs_pb2.Program(**{**values, **changes})
 
@@ -94,7 +94,7 @@ async def put(client: Client, program: programs_pb2.Program, etag: str = "") -> 
 
 
 async def get(client: Client, merchant_id: str, program_id: int) -> programs_pb2.GetProgramResponse:
-    """Get a program."""
+    """Return a program."""
     request = programs_pb2.GetProgramRequest(merchant_id=merchant_id, program_id=program_id)
     answer: programs_pb2.GetProgramResponse = await client.programs.GetProgram(request)
     return answer
@@ -109,20 +109,19 @@ async def put_store(client: Client, store: programs_pb2.Store, etag: str = "") -
 
 
 async def get_store(client: Client, merchant_id: str, store_id: str) -> programs_pb2.GetStoreResponse:
-    """Get a store."""
+    """Return a store."""
     request = programs_pb2.GetStoreRequest(merchant_id=merchant_id, store_id=store_id)
     answer: programs_pb2.GetStoreResponse = await client.programs.GetStore(request)
     return answer
 
 
 def wrong_fields(found: Refusal) -> set[str]:
-    """Tell which fields a refusal names."""
+    """Return the fields that a refusal names."""
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
     return set(found.fields)
 
 
-async def test_a_store_is_kept_as_it_was_put(client: Client) -> None:
-    """Put and Get answer the same store and etag."""
+async def test_put_and_get_return_the_same_store_and_etag(client: Client) -> None:
     store = programs_pb2.Store(
         merchant_id=unique("merchant"),
         store_id=unique("store"),
@@ -130,14 +129,13 @@ async def test_a_store_is_kept_as_it_was_put(client: Client) -> None:
         display_name="Café 点",
     )
     answer = await put_store(client, store)
-    kept = await get_store(client, store.merchant_id, store.store_id)
+    stored = await get_store(client, store.merchant_id, store.store_id)
 
-    assert store == answer.store == kept.store
-    assert answer.etag == kept.etag != ""
+    assert store == answer.store == stored.store
+    assert answer.etag == stored.etag != ""
 
 
-async def test_a_store_is_replaced_whole(client: Client, shop: Shop) -> None:
-    """What the second request leaves out is gone, and the etag is another."""
+async def test_putting_a_store_replaces_every_field(client: Client, shop: Shop) -> None:
     store = programs_pb2.Store(merchant_id=shop.merchant_id, store_id=shop.store_id, display_name="Old")
     first = await put_store(client, store)
     store.ClearField("display_name")
@@ -147,8 +145,7 @@ async def test_a_store_is_replaced_whole(client: Client, shop: Shop) -> None:
     assert (await get_store(client, shop.merchant_id, shop.store_id)).store == store
 
 
-async def test_every_wrong_field_of_a_store_is_named(client: Client) -> None:
-    """All at once, by their paths."""
+async def test_every_invalid_field_of_a_store_is_named_at_once(client: Client) -> None:
     store = programs_pb2.Store(merchant_id="m m", store_id="s" * 65, shop_domain="d" * 256, display_name="n" * 201)
     found = await refused(put_store(client, store))
 
@@ -161,8 +158,7 @@ async def test_every_wrong_field_of_a_store_is_named(client: Client) -> None:
     assert wrong_fields(await refused(get_store(client, "", ""))) == {"merchant_id", "store_id"}
 
 
-async def test_the_longest_store_is_kept(client: Client) -> None:
-    """Each limit itself is allowed."""
+async def test_each_limit_of_a_store_is_allowed(client: Client) -> None:
     store = programs_pb2.Store(
         merchant_id=unique("m").ljust(64, "~"),
         store_id=unique("s").ljust(64, "!"),
@@ -175,7 +171,6 @@ async def test_the_longest_store_is_kept(client: Client) -> None:
 
 
 async def test_a_store_belongs_to_one_merchant(client: Client, shop: Shop) -> None:
-    """Another merchant can neither take nor see it."""
     thief = unique("merchant")
     found = await refused(put_store(client, programs_pb2.Store(merchant_id=thief, store_id=shop.store_id)))
     assert (found.code, found.reason) == (grpc.StatusCode.ALREADY_EXISTS, "STORE_TAKEN")
@@ -216,7 +211,7 @@ async def limited(service: Service, merchants: list[str], *scopes: Scope) -> Asy
 async def test_a_store_is_first_registered_by_an_operator(
     service: Service, client: Client, shop: Shop, token: tuple[list[str], list[Scope]]
 ) -> None:
-    """Another token is refused alike, whether the store is free or another merchant's; it may change its own."""
+    """Other tokens get the same error for a free store and for another merchant's."""
     mine, free = unique("merchant"), unique("store")
     merchants, scopes = token
     async with limited(service, merchants or [mine], *scopes) as other:
@@ -232,8 +227,7 @@ async def test_a_store_is_first_registered_by_an_operator(
         await put_store(other, programs_pb2.Store(merchant_id=mine, store_id=free, display_name="Mine"))
 
 
-async def test_a_waiting_webhook_proves_whose_a_store_is(service: Service, client: Client) -> None:
-    """For its store and its merchant alone, and once: a store that has an owner needs no proof, and takes none."""
+async def test_a_waiting_webhook_proves_that_a_store_is_the_merchants(service: Service, client: Client) -> None:
     mine, store_id, thief = unique("merchant"), unique("store"), unique("merchant")
     await quarantine(client, mine, store_id)
     async with limited(service, [mine], Scope.STORES) as owner, limited(service, [thief], Scope.STORES) as other:
@@ -246,8 +240,7 @@ async def test_a_waiting_webhook_proves_whose_a_store_is(service: Service, clien
 
 
 @pytest.mark.parametrize("case", ["copy", "other_body", "unvouched", "other_reason", "dropped", "body_of_no_store"])
-async def test_what_is_no_proof(service: Service, client: Client, case: str) -> None:
-    """A copy or another webhook of the store under another merchant, or a webhook that the token brought itself."""
+async def test_webhooks_that_prove_nothing(service: Service, client: Client, case: str) -> None:
     mine, store_id, victim = unique("merchant"), unique("store"), unique("merchant")
     async with limited(service, [mine], Scope.STORES, Scope.WEBHOOKS) as own:
         if case == "unvouched":
@@ -280,7 +273,6 @@ async def release(client: Client, shop: Shop, reason: str = "a wrong merchant") 
 
 
 async def test_a_released_store_is_free(service: Service, client: Client, shop: Shop) -> None:
-    """For any merchant, and by an operator for all merchants alone, who says why."""
     other = Shop(unique("merchant"), shop.store_id)
     async with limited(service, [shop.merchant_id], *Scope) as own:
         assert (await refused(release(own, shop))).reason == "MERCHANT_FORBIDDEN"
@@ -304,7 +296,7 @@ async def points(client: Client, shop: Shop) -> None:
 
 
 async def erasure(client: Client, shop: Shop) -> None:
-    """Ask for the erasure of a store."""
+    """Request the erasure of a store."""
     request = programs_pb2.RequestStoreErasureRequest(
         event_id="e", merchant_id=shop.merchant_id, store_id=shop.store_id, request_time=at(NOW_MS)
     )
@@ -336,10 +328,9 @@ async def program(client: Client, shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("use", [points, erasure, customer, customer_update, program])
-async def test_the_first_use_of_a_store_at_its_release(
+async def test_a_concurrent_first_use_and_release_leave_no_orphan(
     service: Service, client: Client, shop: Shop, use: Callable[[Client, Shop], Awaitable[None]]
 ) -> None:
-    """It comes before the release, or finds no store; nothing is left of a store that its merchant does not have."""
     connection = await asyncpg.connect(service.database_url)
     try:
         async with connection.transaction():
@@ -352,8 +343,8 @@ async def test_the_first_use_of_a_store_at_its_release(
     assert (await using).reason == "STORE_NOT_FOUND"
 
 
-async def test_nobody_waits_for_another_merchants_store(service: Service, client: Client, shop: Shop) -> None:
-    """The wait would tell that the store is there, and would make its owner wait."""
+async def test_calls_do_not_wait_for_another_merchants_store(service: Service, client: Client, shop: Shop) -> None:
+    """Waiting would reveal that the store exists, and delay its owner."""
     thief = Shop(unique("merchant"), shop.store_id)
     connection = await asyncpg.connect(service.database_url)
     try:
@@ -368,8 +359,9 @@ async def test_nobody_waits_for_another_merchants_store(service: Service, client
         await connection.close()
 
 
-async def test_who_has_a_store_is_for_tokens_for_all_merchants(service: Service, client: Client, shop: Shop) -> None:
-    """Such as the shim's, which names the reason in the quarantine; another token is told the same of every store."""
+async def test_only_tokens_for_all_merchants_see_that_another_merchant_has_a_store(
+    service: Service, client: Client, shop: Shop
+) -> None:
     thief, free = Shop(unique("merchant"), shop.store_id), Shop(unique("merchant"), unique("store"))
     batch = points_pb2.BatchApplyPointsUpdatesRequest(updates=[thief.update()])
     async with limited(service, [thief.merchant_id, free.merchant_id], *Scope) as other:
@@ -384,8 +376,7 @@ async def test_who_has_a_store_is_for_tokens_for_all_merchants(service: Service,
 
 
 @pytest.mark.parametrize("use", ["points_accounts", "customer_buyers", "store_erasures", "programs", "benefits"])
-async def test_a_store_with_data_stays_with_its_merchant(client: Client, shop: Shop, use: str) -> None:
-    """Whatever names it, no other merchant gets it."""
+async def test_a_store_with_data_cannot_be_released(client: Client, shop: Shop, use: str) -> None:
     uses = {"points_accounts": points, "customer_buyers": customer, "store_erasures": erasure, "programs": program}
     if use in uses:
         await uses[use](client, shop)
@@ -399,8 +390,7 @@ async def test_a_store_with_data_stays_with_its_merchant(client: Client, shop: S
     assert (await get_store(client, shop.merchant_id, shop.store_id)).store.merchant_id == shop.merchant_id
 
 
-async def test_of_two_merchants_one_gets_a_store(client: Client) -> None:
-    """However close their requests are."""
+async def test_one_of_two_concurrent_merchants_gets_a_store(client: Client) -> None:
     store_id = unique("store")
     merchants = [unique("merchant") for _ in range(10)]
     stores = [programs_pb2.Store(merchant_id=merchant_id, store_id=store_id) for merchant_id in merchants]
@@ -412,7 +402,6 @@ async def test_of_two_merchants_one_gets_a_store(client: Client) -> None:
 
 
 async def test_a_stale_etag_changes_nothing(client: Client, shop: Shop) -> None:
-    """Nobody overwrites what they have not seen."""
     store = programs_pb2.Store(merchant_id=shop.merchant_id, store_id=shop.store_id, display_name="First")
     first = await put_store(client, store)
     second = await put_store(client, store, first.etag)
@@ -421,12 +410,11 @@ async def test_a_stale_etag_changes_nothing(client: Client, shop: Shop) -> None:
     for etag in (first.etag, "0", "x", "-1", "9" * 30, " " + second.etag):
         found = await refused(put_store(client, store, etag))
         assert (found.code, found.reason) == (grpc.StatusCode.ABORTED, "STALE_ETAG")
-    kept = await get_store(client, shop.merchant_id, shop.store_id)
-    assert (kept.store.display_name, kept.etag) == ("First", second.etag)
+    stored = await get_store(client, shop.merchant_id, shop.store_id)
+    assert (stored.store.display_name, stored.etag) == ("First", second.etag)
 
 
-async def test_of_concurrent_puts_with_one_etag_one_wins(client: Client, shop: Shop) -> None:
-    """The others hear that it changed."""
+async def test_one_of_several_concurrent_puts_with_an_etag_succeeds(client: Client, shop: Shop) -> None:
     etag = (await put(client, plain_program(shop))).etag
     puts = [put(client, plain_program(shop, display_name=f"name {index}"), etag) for index in range(20)]
     answers = await asyncio.gather(*puts, return_exceptions=True)
@@ -434,36 +422,34 @@ async def test_of_concurrent_puts_with_one_etag_one_wins(client: Client, shop: S
     (winner,) = [answer for answer in answers if isinstance(answer, programs_pb2.PutProgramResponse)]
     errors = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
     assert {grpc.StatusCode.ABORTED} == {error.code() for error in errors}
-    kept = await get(client, shop.merchant_id, 1)
-    assert (kept.program.display_name, kept.etag) == (winner.program.display_name, winner.etag)
+    stored = await get(client, shop.merchant_id, 1)
+    assert (stored.program.display_name, stored.etag) == (winner.program.display_name, winner.etag)
 
 
 async def test_concurrent_first_puts_all_succeed(client: Client, shop: Shop) -> None:
-    """Without an etag the last one stands, and no call fails because of another."""
     puts = [put(client, plain_program(shop, display_name=f"name {index}")) for index in range(20)]
     answers = await asyncio.gather(*puts)
 
     assert len({answer.etag for answer in answers}) == 20
 
 
-async def test_a_full_program_is_kept_as_it_was_put(client: Client, shop: Shop) -> None:
-    """Every field survives, and Put and Get answer the same."""
+async def test_put_and_get_return_every_field_of_a_program(client: Client, shop: Shop) -> None:
     program = full_program(shop)
     assert {field.name for field, _ in program.ListFields()} == set(programs_pb2.Program.DESCRIPTOR.fields_by_name)
     answer = await put(client, program)
-    kept = await get(client, shop.merchant_id, program.program_id)
+    stored = await get(client, shop.merchant_id, program.program_id)
 
-    assert program == answer.program == kept.program
-    assert answer.etag == kept.etag != ""
+    assert program == answer.program == stored.program
+    assert answer.etag == stored.etag != ""
 
 
-async def test_a_plain_program_says_no_defaults(client: Client, shop: Shop) -> None:
-    """What was left out stays left out, so that a client can put back what it got."""
+async def test_defaults_of_a_program_stay_unset(client: Client, shop: Shop) -> None:
+    """A client can put back the program that it got."""
     answer = await put(client, plain_program(shop))
-    kept = await get(client, shop.merchant_id, 1)
+    stored = await get(client, shop.merchant_id, 1)
 
-    assert answer.program == kept.program
-    for program in (answer.program, kept.program):
+    assert answer.program == stored.program
+    for program in (answer.program, stored.program):
         assert not program.redemption_enabled
         assert program.time_zone == ""
         assert not program.HasField("settlement_window")
@@ -471,23 +457,21 @@ async def test_a_plain_program_says_no_defaults(client: Client, shop: Shop) -> N
         assert not program.HasField("local_currency_decimals")
         assert program.criteria == programs_pb2.RedemptionCriteria()
         assert program.validation == programs_pb2.ValidationSettings()
-    assert (await put(client, kept.program, kept.etag)).program == kept.program
+    assert (await put(client, stored.program, stored.etag)).program == stored.program
 
 
-async def test_a_program_is_replaced_whole(client: Client, shop: Shop) -> None:
-    """What the second request leaves out is switched off."""
+async def test_putting_a_program_replaces_every_field(client: Client, shop: Shop) -> None:
     await put(client, full_program(shop, program_id=1))
     await put(client, plain_program(shop))
 
-    kept = (await get(client, shop.merchant_id, 1)).program
-    assert not kept.redemption_enabled
-    assert not kept.validation.required
-    assert kept.criteria == programs_pb2.RedemptionCriteria()
-    assert kept.point_value == ""
+    stored = (await get(client, shop.merchant_id, 1)).program
+    assert not stored.redemption_enabled
+    assert not stored.validation.required
+    assert stored.criteria == programs_pb2.RedemptionCriteria()
+    assert stored.point_value == ""
 
 
-async def test_a_stale_program_changes_nothing(client: Client, shop: Shop) -> None:
-    """Nobody overwrites a program that they have not seen, nor one that is not there."""
+async def test_a_stale_etag_of_a_program_changes_nothing(client: Client, shop: Shop) -> None:
     found = await refused(put(client, plain_program(shop), "1"))
     assert (found.code, found.reason) == (grpc.StatusCode.ABORTED, "STALE_ETAG")
     first = await put(client, plain_program(shop, display_name="First"))
@@ -499,7 +483,6 @@ async def test_a_stale_program_changes_nothing(client: Client, shop: Shop) -> No
 
 
 async def test_a_program_covers_only_the_merchants_stores(client: Client, shop: Shop) -> None:
-    """An unknown store and another merchant's are answered alike."""
     other = Shop(unique("merchant"), unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
     for store_id in (unique("store"), other.store_id):
@@ -511,8 +494,7 @@ async def test_a_program_covers_only_the_merchants_stores(client: Client, shop: 
     assert found.metadata == {"program_id": "1"}
 
 
-async def test_programs_of_merchants_are_apart(client: Client, shop: Shop) -> None:
-    """Two merchants may use the same program_id; neither sees the other's."""
+async def test_merchants_may_use_the_same_program_id(client: Client, shop: Shop) -> None:
     other = Shop(unique("merchant"), unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
     await put(client, plain_program(shop, display_name="Ours"))
@@ -628,8 +610,9 @@ WRONG: tuple[tuple[str, Any, str], ...] = (
 
 
 @pytest.mark.parametrize(("name", "value", "path"), WRONG, ids=[f"{name}-{n}" for n, (name, _, _) in enumerate(WRONG)])
-async def test_each_limit_of_a_program(client: Client, shop: Shop, name: str, value: Any, path: str) -> None:
-    """A wrong field is named by its path, and only it."""
+async def test_each_limit_of_a_program_is_named_by_its_path(
+    client: Client, shop: Shop, name: str, value: Any, path: str
+) -> None:
     program = full_program(shop, **nested(name)(value))
     found = await refused(put(client, program))
 
@@ -646,10 +629,9 @@ async def test_each_limit_of_a_program(client: Client, shop: Shop, name: str, va
         (["zh-Hant", "zh-Hant-TW", "zh", "zh-TW", "en-x-a", "en_GB", ""], set()),
     ],
 )
-async def test_languages_of_templates_differ_in_more_than_case(
+async def test_templates_of_the_same_language_are_all_named(
     client: Client, shop: Shop, tags: list[str], wrong: set[str]
 ) -> None:
-    """Every one of those that are the same language is named, since nobody could say which of them counts."""
     program = plain_program(shop, validation={"message_templates": dict.fromkeys(tags, "$code")})
     if not wrong:
         assert dict((await put(client, program)).program.validation.message_templates) == dict.fromkeys(tags, "$code")
@@ -659,18 +641,17 @@ async def test_languages_of_templates_differ_in_more_than_case(
     assert wrong_fields(found) == {f"program.validation.message_templates[{tag!r}]" for tag in wrong}
 
 
-async def test_a_program_of_an_earlier_release_names_no_number_types(
+async def test_a_row_of_an_earlier_release_has_the_default_number_types(
     service: Service, client: Client, shop: Shop
 ) -> None:
-    """Its row has no such list, which means the default."""
     await put(client, full_program(shop))
     async with superuser(service) as connection:
         query = "UPDATE programs SET validation = validation - 'sms_number_types' WHERE merchant_id = $1"
         await connection.execute(query, shop.merchant_id)
-    kept = (await get(client, shop.merchant_id, full_program(shop).program_id)).program
+    stored = (await get(client, shop.merchant_id, full_program(shop).program_id)).program
 
-    assert list(kept.validation.sms_number_types) == []
-    assert dict(kept.validation.message_templates) == dict(full_program(shop).validation.message_templates)
+    assert list(stored.validation.sms_number_types) == []
+    assert dict(stored.validation.message_templates) == dict(full_program(shop).validation.message_templates)
 
 
 @pytest.mark.parametrize("name", ["per_redemption", "per_day", "per_week", "per_month"])
@@ -682,10 +663,9 @@ async def test_a_program_of_an_earlier_release_names_no_number_types(
         ({"multiples_of": 7, "min_points_per_redemption": 10}, 14),
     ],
 )
-async def test_no_maximum_is_below_the_fewest_points_that_may_be_redeemed(
+async def test_maxima_must_allow_the_fewest_points_of_a_redemption(
     client: Client, shop: Shop, name: str, criteria: dict[str, int], fewest: int
 ) -> None:
-    """Such a program would refuse every redemption."""
     least = criteria | {f"max_points_{name}": fewest}
     found = await refused(put(client, plain_program(shop, criteria=least | {f"max_points_{name}": fewest - 1})))
 
@@ -693,8 +673,7 @@ async def test_no_maximum_is_below_the_fewest_points_that_may_be_redeemed(
     await put(client, plain_program(shop, criteria=least))
 
 
-async def test_every_wrong_field_of_a_program_is_named_at_once(client: Client, shop: Shop) -> None:
-    """A caller mends a request in one go."""
+async def test_every_invalid_field_of_a_program_is_named_at_once(client: Client, shop: Shop) -> None:
     program = full_program(
         shop,
         program_id=0,
@@ -725,16 +704,14 @@ async def test_every_wrong_field_of_a_program_is_named_at_once(client: Client, s
     }
 
 
-async def test_a_request_without_a_program(client: Client) -> None:
-    """It says what is missing."""
+async def test_a_request_without_a_program_is_refused(client: Client) -> None:
     found = await refused(client.programs.PutProgram(programs_pb2.PutProgramRequest()))
 
     assert wrong_fields(found) >= {"program", "program.merchant_id", "program.program_id", "program.store_ids"}
     assert wrong_fields(await refused(get(client, "", 0))) == {"merchant_id", "program_id"}
 
 
-async def test_many_wrong_items_stay_readable(client: Client, shop: Shop) -> None:
-    """The first are named, the others counted, and the status arrives."""
+async def test_many_invalid_items_are_named_and_counted(client: Client, shop: Shop) -> None:
     found = await refused(put(client, plain_program(shop, store_ids=[f"s {n}" for n in range(1_000)])))
 
     assert "program.store_ids[0]" in wrong_fields(found)
@@ -742,7 +719,6 @@ async def test_many_wrong_items_stay_readable(client: Client, shop: Shop) -> Non
 
 
 async def test_a_program_may_cover_a_thousand_stores(client: Client, shop: Shop) -> None:
-    """As many as a merchant may name at once; a store may be in several programs."""
     stores = [unique("store") for _ in range(1_000)]
     for start in range(0, 1_000, 100):
         await asyncio.gather(
@@ -755,7 +731,6 @@ async def test_a_program_may_cover_a_thousand_stores(client: Client, shop: Shop)
 
 
 async def test_stores_are_listed_by_page(client: Client) -> None:
-    """Each store once, by store_id, of this merchant only."""
     shop = Shop(unique("merchant"), "")
     stores = sorted(unique("store") for _ in range(5))
     for store_id in reversed(stores):
@@ -774,7 +749,6 @@ async def test_stores_are_listed_by_page(client: Client) -> None:
 
 
 async def test_programs_are_listed_by_page(client: Client, shop: Shop) -> None:
-    """Each program once and whole, by program_id; a full last page has no next one."""
     for program_id in (2**63 - 1, 10, 9, 1):
         await put(client, full_program(shop, program_id=program_id))
 
@@ -789,15 +763,13 @@ async def test_programs_are_listed_by_page(client: Client, shop: Shop) -> None:
     assert second.next_page_token == ""
 
 
-async def test_an_empty_list(client: Client) -> None:
-    """A merchant whom nobody knows has nothing."""
+async def test_an_unknown_merchant_has_empty_lists(client: Client) -> None:
     answer = await client.programs.ListPrograms(programs_pb2.ListProgramsRequest(merchant_id=unique("merchant")))
 
     assert (list(answer.programs), answer.next_page_token) == ([], "")
 
 
-async def test_wrong_pages_are_refused(client: Client, shop: Shop) -> None:
-    """A page token of another list or merchant, or one that somebody made up, breaks nothing."""
+async def test_invalid_page_tokens_are_refused(client: Client, shop: Shop) -> None:
     await client.put_store(shop.merchant_id, unique("store"))
     answer = await client.programs.ListStores(programs_pb2.ListStoresRequest(merchant_id=shop.merchant_id, page_size=1))
     assert answer.next_page_token
@@ -819,8 +791,7 @@ async def test_wrong_pages_are_refused(client: Client, shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("page_size", [-1, 1_001])
-async def test_wrong_page_sizes_are_refused(client: Client, shop: Shop, page_size: int) -> None:
-    """A page has at most 1,000 items."""
+async def test_invalid_page_sizes_are_refused(client: Client, shop: Shop, page_size: int) -> None:
     stores = programs_pb2.ListStoresRequest(merchant_id=shop.merchant_id, page_size=page_size)
     programs = programs_pb2.ListProgramsRequest(merchant_id="", page_size=page_size)
 
@@ -828,8 +799,7 @@ async def test_wrong_page_sizes_are_refused(client: Client, shop: Shop, page_siz
     assert wrong_fields(await refused(client.programs.ListPrograms(programs))) == {"merchant_id", "page_size"}
 
 
-async def test_a_flood_of_channels_is_refused_at_once(client: Client, shop: Shop) -> None:
-    """A list that can only be wrong is named once, not item by item."""
+async def test_a_list_that_is_too_long_is_one_violation(client: Client, shop: Shop) -> None:
     program = programs_pb2.Program(merchant_id=shop.merchant_id, program_id=1, store_ids=[shop.store_id])
     program.validation.channels.extend([redemption_pb2.VALIDATION_TYPE_SMS] * 100_000)
 
@@ -840,8 +810,7 @@ async def test_a_flood_of_channels_is_refused_at_once(client: Client, shop: Shop
 
 
 @pytest.mark.parametrize("name", ["localtime", "Factory", "Mars/Olympus", "right/UTC", "posix/UTC"])
-async def test_a_time_zone_means_the_same_everywhere(client: Client, shop: Shop, name: str) -> None:
-    """A zone that each machine reads differently would cap differently."""
+async def test_time_zones_that_differ_between_machines_are_refused(client: Client, shop: Shop, name: str) -> None:
     program = programs_pb2.Program(
         merchant_id=shop.merchant_id, program_id=1, store_ids=[shop.store_id], time_zone=name
     )
@@ -851,8 +820,7 @@ async def test_a_time_zone_means_the_same_everywhere(client: Client, shop: Shop,
     assert set(error.fields) == {"program.time_zone"}
 
 
-async def test_a_rate_takes_another_currency(client: Client, shop: Shop) -> None:
-    """One dollar is one dollar."""
+async def test_a_rate_requires_another_currency(client: Client, shop: Shop) -> None:
     program = programs_pb2.Program(
         merchant_id=shop.merchant_id,
         program_id=1,
@@ -867,8 +835,7 @@ async def test_a_rate_takes_another_currency(client: Client, shop: Shop) -> None
     assert set(error.fields) == {"program.local_currency_rate"}
 
 
-async def test_a_page_fits_into_an_answer(client: Client, shop: Shop) -> None:
-    """Programs that are very large together come on several pages, and none is lost."""
+async def test_a_page_fits_into_a_response(client: Client, shop: Shop) -> None:
     templates = {f"l{chr(97 + n // 26)}{chr(97 + n % 26)}": "$code " + "x" * 490 for n in range(50)}
     settings = {"message_templates": templates}
     for number in range(1, 111):

@@ -8,7 +8,8 @@ import grpc
 import pytest
 
 from pointbook.v1 import redemption_pb2
-from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.access.rules import split_bearer
 from support.harness import NOW_MS, Client, Service, Shop, make_token, refused, unique
 from support.redemption import (
     SETTLED,

@@ -9,7 +9,8 @@ from pydantic import SecretStr
 
 from pointbook.v1 import access_pb2
 from pointbook_cli.health import shim_state
-from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.access.rules import split_bearer
 from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.db.database import Database
 from pointbook_server.server import Server

@@ -1,4 +1,4 @@
-"""Tokens in memory: no call waits for them, strangers cost nothing, and revoked ones go whatever calls do."""
+"""The cache of tokens: known, new, forged, revoked and stale ones."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,8 @@ import pytest
 
 from pointbook.v1 import access_pb2
 from pointbook_server.access import token_cache as token_cache_module
-from pointbook_server.access.model import ALL_MERCHANTS, Scope, split_bearer
+from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.access.rules import split_bearer
 from pointbook_server.access.token_cache import TokenCache
 from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.db.database import Database
@@ -27,20 +28,20 @@ NOW_MS = 1_780_000_000_000
 
 
 class Loads:
-    """The tokens of a database, whose loads are counted and can be held up."""
+    """The loads of tokens, which are counted and can be paused."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
         self.goes_on = asyncio.Event()
         self.goes_on.set()
-        original: Callable[[TokenTransactions], Any] = TokenTransactions.tokens
+        original: Callable[[TokenTransactions], Any] = TokenTransactions.read_all
 
         async def counted(store: TokenTransactions) -> Any:
             self.count += 1
             await self.goes_on.wait()
             return await original(store)
 
-        monkeypatch.setattr(TokenTransactions, "tokens", counted)
+        monkeypatch.setattr(TokenTransactions, "read_all", counted)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
 
 @pytest.fixture
 async def bearer(database_url: str) -> str:
-    """A token for one test alone."""
+    """A token for one test."""
     return await make_token(database_url, [ALL_MERCHANTS], [Scope.POINTS_READ])
 
 
@@ -69,16 +70,16 @@ async def caching(database_url: str, staleness_seconds: float = 30.0) -> AsyncIt
 
 
 async def reason_of(cache: TokenCache, bearer: str) -> Reason | None:
-    """Return why a bearer string is refused, or None where it is admitted."""
+    """Return why a bearer string is refused; None if it is not."""
     try:
-        await cache.admit(bearer)
+        await cache.authenticate(bearer)
     except PointbookError as error:
         return error.reason
     return None
 
 
 def forged() -> str:
-    """Make a bearer string that looks like one of ours."""
+    """Return a bearer string with a valid form."""
     return f"pb_{secrets.token_hex(8)}_{secrets.token_urlsafe(32)}"
 
 
@@ -98,8 +99,7 @@ async def revoke(database_url: str, bearer: str) -> None:
     await database.dispose()
 
 
-async def test_a_revoked_token_goes_while_calls_have_all_connections(database_url: str, bearer: str) -> None:
-    """Tokens are read over a connection that calls cannot take."""
+async def test_a_revoked_token_is_refused_while_calls_use_all_connections(database_url: str, bearer: str) -> None:
     server = Server(
         server_settings(database_pool_size=1), database_url, senders={Channel.SMS: Outbox()}, clock=TestClock()
     )
@@ -125,7 +125,6 @@ async def test_a_revoked_token_goes_while_calls_have_all_connections(database_ur
 
 
 async def test_a_known_token_waits_for_no_load(database_url: str, bearer: str, loads: Loads) -> None:
-    """The load may take as long as it takes; the tokens of the last one are there."""
     async with caching(database_url) as cache:
         loads.goes_on.clear()
         before = loads.count
@@ -135,8 +134,7 @@ async def test_a_known_token_waits_for_no_load(database_url: str, bearer: str, l
         loads.goes_on.set()
 
 
-async def test_tokens_that_cannot_be_read_are_refused_once_they_are_stale(database_url: str) -> None:
-    """The last ones stay in force for as long as the setting says, and are good again after the outage."""
+async def test_stale_tokens_are_refused_until_they_are_loaded_again(database_url: str) -> None:
     bearer = await make_token(database_url, [ALL_MERCHANTS], [Scope.POINTS_READ])
     async with proxied(database_url) as proxy, caching(proxy.url, staleness_seconds=3.0) as cache:
         proxy.freeze()
@@ -151,7 +149,7 @@ async def test_tokens_that_cannot_be_read_are_refused_once_they_are_stale(databa
         await until(is_refused)
         stale_seconds = time.monotonic() - frozen_at
         with pytest.raises(PointbookError) as refusal:
-            await cache.admit(bearer)
+            await cache.authenticate(bearer)
         proxy.thaw()
         good_seconds = await until(is_admitted)
 
@@ -161,8 +159,7 @@ async def test_tokens_that_cannot_be_read_are_refused_once_they_are_stale(databa
     assert good_seconds < 3.0
 
 
-async def test_an_unknown_token_may_be_good_while_the_tokens_cannot_be_read(database_url: str, loads: Loads) -> None:
-    """It is not refused as invalid, and not admitted either."""
+async def test_an_unknown_token_is_not_invalid_while_tokens_cannot_be_loaded(database_url: str, loads: Loads) -> None:
     async with caching(database_url) as cache:
         loads.goes_on.clear()
         unknown = asyncio.create_task(reason_of(cache, forged()))
@@ -171,10 +168,9 @@ async def test_an_unknown_token_may_be_good_while_the_tokens_cannot_be_read(data
     assert unknown.result() is Reason.DATABASE_UNAVAILABLE
 
 
-async def test_forged_tokens_do_not_pile_up(
+async def test_a_bounded_number_of_forged_tokens_waits(
     database_url: str, bearer: str, loads: Loads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 1,200 at once a bounded number waits, and they share loads; a good token is admitted meanwhile."""
     monkeypatch.setattr(token_cache_module, "WAITING_MAX", 20)
     async with caching(database_url) as cache:
         before, began = loads.count, time.monotonic()
@@ -191,8 +187,7 @@ async def test_forged_tokens_do_not_pile_up(
     assert seconds < 1.0
 
 
-async def test_strangers_make_no_more_than_five_loads_a_second(database_url: str, loads: Loads) -> None:
-    """Each of their tokens is new, and each waits for the next load."""
+async def test_forged_tokens_cause_at_most_five_loads_a_second(database_url: str, loads: Loads) -> None:
     async with caching(database_url) as cache:
         before, began = loads.count, time.monotonic()
         while time.monotonic() - began < 1.0:
@@ -204,7 +199,6 @@ async def test_strangers_make_no_more_than_five_loads_a_second(database_url: str
 async def test_a_token_that_cannot_be_new_is_refused_at_once(
     database_url: str, bearer: str, loads: Loads, kind: str
 ) -> None:
-    """No load could change the answer."""
     async with caching(database_url) as cache:
         token = {
             "missed before": forged(),
@@ -222,7 +216,6 @@ async def test_a_token_that_cannot_be_new_is_refused_at_once(
 async def test_remembered_misses_are_bounded_and_never_hide_a_token(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is loaded counts, also where its id was looked for in vain before."""
     monkeypatch.setattr(token_cache_module, "MISSES_MAX", 3)
     bearer = await make_token(database_url, [ALL_MERCHANTS], [Scope.POINTS_READ])
     async with caching(database_url) as cache:
@@ -235,7 +228,6 @@ async def test_remembered_misses_are_bounded_and_never_hide_a_token(
 
 
 async def test_calls_that_wait_for_tokens_end_when_the_server_stops(database_url: str, loads: Loads) -> None:
-    """They hear that they may try elsewhere."""
     async with caching(database_url) as cache:
         loads.goes_on.clear()
         before = loads.count

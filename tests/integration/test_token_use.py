@@ -1,4 +1,4 @@
-"""When tokens were last used, and how one takes another's place: on a real database, with several servers."""
+"""The last use of tokens, and their rotation, with several servers."""
 
 import asyncio
 import contextlib
@@ -10,9 +10,12 @@ import pytest
 
 import pointbook_server.maintenance
 from pointbook.v1 import points_pb2
-from pointbook_server.access.model import ALL_MERCHANTS, Scope, Token, new_token, split_bearer
+from pointbook_common.durations import DAY_MS, MINUTE_MS
+from pointbook_server.access.model import ALL_MERCHANTS, Scope, Token
+from pointbook_server.access.queries import LOCK_TOKEN
+from pointbook_server.access.rules import new_token, split_bearer
 from pointbook_server.access.token_cache import TokenCache
-from pointbook_server.access.transactions import LOCK_TOKEN, NotRotatableError, TokenTransactions
+from pointbook_server.access.transactions import NotRotatableError, TokenTransactions
 from pointbook_server.db.database import Connection, Database
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.programs.model import Channel
@@ -20,13 +23,10 @@ from pointbook_server.server import Server
 from support.harness import NOW_MS, Client, Outbox, TestClock, make_token, refused, server_settings, unique
 from support.waiting import until
 
-DAY_MS = 86_400_000
-MINUTE_MS = 60_000
-
 
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[TokenTransactions]:
-    """The tokens of the file's database."""
+    """The transactions of tokens."""
     database = Database(database_url, pool_size=4)
     yield TokenTransactions(database)
     await database.dispose()
@@ -49,91 +49,84 @@ async def tokens_of(store: TokenTransactions, clock: TestClock) -> AsyncIterator
         await cache.close()
 
 
-async def kept(store: TokenTransactions, bearer: str) -> Token:
-    """The token of a bearer string, as it is stored."""
-    return next(token for token in await store.tokens() if token.token_id == split_bearer(bearer)[0])
+async def stored(store: TokenTransactions, bearer: str) -> Token:
+    """Return the stored token of a bearer string."""
+    return next(token for token in await store.read_all() if token.token_id == split_bearer(bearer)[0])
 
 
 async def used(store: TokenTransactions, bearer: str) -> int | None:
-    """When a token was last used, counted from the tests' beginning."""
-    last_used_at_ms = (await kept(store, bearer)).last_used_at_ms
+    """Return when a token was last used, in milliseconds since NOW_MS."""
+    last_used_at_ms = (await stored(store, bearer)).last_used_at_ms
     return None if last_used_at_ms is None else last_used_at_ms - NOW_MS
 
 
 async def is_used(store: TokenTransactions, bearer: str) -> bool:
-    """Whether a token was ever used."""
+    """Return whether a token was ever used."""
     return await used(store, bearer) is not None
 
 
 async def test_the_last_use_is_written_when_it_is_flushed(store: TokenTransactions, bearer: str) -> None:
-    """Calls only note it."""
     clock = TestClock()
     async with tokens_of(store, clock) as cache:
         for _ in range(3):
             clock.move(10)
-            await cache.admit(bearer)
+            await cache.authenticate(bearer)
         assert await used(store, bearer) is None
-        await cache.write_use()
+        await cache.write_last_used()
     assert await used(store, bearer) == 30_000
 
 
-async def test_the_last_use_is_written_once_a_minute_by_however_many_servers(
-    store: TokenTransactions, bearer: str
-) -> None:
-    """What another server wrote within the minute stays; an older use never replaces a newer one."""
+async def test_the_last_use_is_written_once_a_minute_over_all_servers(store: TokenTransactions, bearer: str) -> None:
     clock = TestClock()
-    seen = []
+    used_at = []
     async with tokens_of(store, clock) as one, tokens_of(store, clock) as two, tokens_of(store, clock) as three:
         for seconds, cache in ((0, one), (40, two), (10, one), (10, three), (70, two)):
             clock.move(seconds)
-            await cache.admit(bearer)
-            await cache.write_use()
-            seen.append(await used(store, bearer))
-        assert seen == [0, 0, 0, MINUTE_MS, 130_000]
+            await cache.authenticate(bearer)
+            await cache.write_last_used()
+            used_at.append(await used(store, bearer))
+        assert used_at == [0, 0, 0, MINUTE_MS, 130_000]
 
         clock.now_ms -= 10 * MINUTE_MS
-        await one.admit(bearer)
-        await one.write_use()
+        await one.authenticate(bearer)
+        await one.write_last_used()
     assert await used(store, bearer) == 130_000
 
 
-async def test_a_refused_bearer_is_no_use(store: TokenTransactions, bearer: str) -> None:
-    """Neither a wrong secret nor a revoked token counts."""
+async def test_a_refused_bearer_string_is_not_a_use(store: TokenTransactions, bearer: str) -> None:
     token_id, secret = split_bearer(bearer)
     async with tokens_of(store, TestClock()) as cache:
         for wrong in (f"pb_{token_id}_{secret[::-1]}x", f"pb_{token_id[::-1]}_{secret}", "nonsense"):
             with pytest.raises(PointbookError):
-                await cache.admit(wrong)
-        await cache.write_use()
+                await cache.authenticate(wrong)
+        await cache.write_last_used()
     assert await used(store, bearer) is None
 
 
-async def test_a_use_is_not_lost_while_the_database_is_away(store: TokenTransactions, bearer: str) -> None:
-    """It is written the next time."""
+async def test_a_use_is_not_lost_while_the_database_is_unavailable(store: TokenTransactions, bearer: str) -> None:
     async with tokens_of(store, TestClock()) as cache:
-        await cache.admit(bearer)
+        await cache.authenticate(bearer)
         away = PointbookError(Reason.DATABASE_UNAVAILABLE, "away")
-        with patch.object(TokenTransactions, "write_use", side_effect=away), pytest.raises(PointbookError):
-            await cache.write_use()
-        await cache.write_use()
+        with patch.object(TokenTransactions, "write_last_used", side_effect=away), pytest.raises(PointbookError):
+            await cache.write_last_used()
+        await cache.write_last_used()
     assert await used(store, bearer) == 0
 
 
 async def test_servers_that_write_the_same_tokens_do_not_wait_for_each_other(
     store: TokenTransactions, database_url: str
 ) -> None:
-    """A row that another transaction holds is left for the next time, and the others are written."""
     bearers = [await make_token(database_url, [ALL_MERCHANTS], [Scope.POINTS_READ]) for _ in range(3)]
     database = Database(database_url, pool_size=1)
     async with tokens_of(store, TestClock()) as cache:
         for each in bearers:
-            await cache.admit(each)
+            await cache.authenticate(each)
 
         async def hold(connection: Connection) -> None:
             token_id = split_bearer(bearers[0])[0]
             await connection.fetch(LOCK_TOKEN, {"token": token_id})
             async with asyncio.timeout(2):
-                await cache.write_use()
+                await cache.write_last_used()
 
         await database.transaction(hold)
     await database.dispose()
@@ -141,8 +134,9 @@ async def test_servers_that_write_the_same_tokens_do_not_wait_for_each_other(
 
 
 @pytest.mark.parametrize("by", ["maintenance", "stop"])
-async def test_a_server_writes_the_last_use(store: TokenTransactions, database_url: str, bearer: str, by: str) -> None:
-    """While it runs, and once more when it stops."""
+async def test_a_server_writes_the_last_use_at_intervals_and_when_it_stops(
+    store: TokenTransactions, database_url: str, bearer: str, by: str
+) -> None:
     interval = 0.02 if by == "maintenance" else 1_000.0
     with patch.object(pointbook_server.maintenance, "INTERVAL_SECONDS", interval):
         clock = TestClock()
@@ -166,19 +160,18 @@ async def test_a_server_writes_the_last_use(store: TokenTransactions, database_u
         (30, 25 * DAY_MS, 30 * DAY_MS, 40 * DAY_MS),
     ],
 )
-async def test_a_rotated_token_has_a_successor_with_the_same_rights_and_life(
+async def test_a_rotated_token_has_a_successor_with_the_same_rights_and_lifetime(
     store: TokenTransactions, days: int | None, overlap_ms: int, old_expires: int, new_expires: int | None
 ) -> None:
-    """Name, merchants and scopes are the same; the old one expires after the overlap, never later than before."""
     made, bearer = new_token(
         "till", ["m-1", "m-2"], [Scope.REDEEM, Scope.CODES], NOW_MS, None if days is None else NOW_MS + days * DAY_MS
     )
     await store.create(made)
     at_ms = NOW_MS + 10 * DAY_MS
     _, new, fresh = await store.rotate(made.token_id, at_ms, overlap_ms)
-    old = await kept(store, bearer)
+    old = await stored(store, bearer)
 
-    assert await kept(store, fresh) == new
+    assert await stored(store, fresh) == new
     assert (new.name, new.merchants, new.scopes) == (made.name, made.merchants, made.scopes)
     assert (new.token_id != old.token_id, new.secret_hash != old.secret_hash) == (True, True)
     expected = old_expires if days else at_ms - NOW_MS + old_expires
@@ -187,10 +180,9 @@ async def test_a_rotated_token_has_a_successor_with_the_same_rights_and_life(
     assert old.rotated_to == new.token_id
 
 
-async def test_both_tokens_are_good_during_the_overlap_and_one_after_it(
+async def test_both_tokens_are_valid_during_the_overlap(
     store: TokenTransactions, database_url: str, bearer: str
 ) -> None:
-    """A caller changes its token without an outage."""
     clock = TestClock()
     _, _, fresh = await store.rotate(split_bearer(bearer)[0], clock.now_ms, MINUTE_MS)
     server = Server(server_settings(), database_url, senders={Channel.SMS: Outbox()}, clock=clock)
@@ -212,12 +204,11 @@ async def test_both_tokens_are_good_during_the_overlap_and_one_after_it(
 async def test_a_token_that_is_revoked_rotated_expired_or_unknown_is_not_rotated(
     store: TokenTransactions, database_url: str
 ) -> None:
-    """The message says why, and names the token to rotate instead."""
     bearers = [await make_token(database_url, ["m"], [Scope.REDEEM], NOW_MS + 1) for _ in range(3)]
     revoked, first, expired = (split_bearer(each)[0] for each in bearers)
     await store.revoke(revoked, NOW_MS)
     _, second, _ = await store.rotate(first, NOW_MS, DAY_MS)
-    count = len(await store.tokens())
+    count = len(await store.read_all())
 
     for token_id, at_ms, why in (
         (revoked, NOW_MS, "is revoked"),
@@ -227,11 +218,10 @@ async def test_a_token_that_is_revoked_rotated_expired_or_unknown_is_not_rotated
     ):
         with pytest.raises(NotRotatableError, match=why):
             await store.rotate(token_id, at_ms, DAY_MS)
-    assert len(await store.tokens()) == count
+    assert len(await store.read_all()) == count
 
 
-async def test_of_two_rotations_at_once_one_succeeds(store: TokenTransactions, bearer: str) -> None:
-    """No token has two successors."""
+async def test_one_of_several_concurrent_rotations_succeeds(store: TokenTransactions, bearer: str) -> None:
     token_id = split_bearer(bearer)[0]
     answers = await asyncio.gather(*(store.rotate(token_id, NOW_MS, DAY_MS) for _ in range(4)), return_exceptions=True)
     assert sum(isinstance(answer, tuple) for answer in answers) == 1

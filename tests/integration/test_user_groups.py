@@ -1,4 +1,4 @@
-"""User groups through real gRPC and a real database, and the look-ups that a redemption makes of them."""
+"""User groups on a real database, and how redemptions look them up."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,14 +9,15 @@ import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2
 from pointbook_server.customers.customer_repository import CustomerRepository
-from pointbook_server.customers.model import GroupKey, Identifier, Kind, Tombstones
+from pointbook_server.customers.model import GroupKey, Identifier, IdentifierKind
+from pointbook_server.customers.tombstones import Tombstones
 from pointbook_server.customers.transactions import CustomerTransactions
 from pointbook_server.db.database import Connection, Database, Statement
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.metrics import Metrics
 from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
 from pointbook_server.webhooks.encryption import PayloadCipher
-from pointbook_server.webhooks.model import Bounds, Limits
+from pointbook_server.webhooks.model import Capacity, QuarantineLimits
 from pointbook_server.webhooks.transactions import QuarantineTransactions
 from support.harness import Client, Service, Shop, refused, unique
 
@@ -25,7 +26,7 @@ NAMES = ("ada", "bob", "cyd", "dan")
 
 @pytest.fixture
 async def people(client: Client, shop: Shop) -> Shop:
-    """A shop with four customers, each of one buyer."""
+    """A shop with four customers, each with one buyer."""
     for name in NAMES:
         buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id=f"buyer-{name}")]
         await client.put_customer(shop.merchant_id, name, buyers=buyers, fraud_blocked=name == "dan")
@@ -34,16 +35,16 @@ async def people(client: Client, shop: Shop) -> Shop:
 
 @pytest.fixture(scope="module")
 async def store(service: Service) -> AsyncIterator[CustomerTransactions]:
-    """The store of customers, as a redemption is given it."""
+    """The transactions of customers."""
     database = Database(service.database_url, pool_size=2)
-    limits = Limits(merchant=Bounds(1, 1), shared=Bounds(1, 1), total=Bounds(1, 1))
+    limits = QuarantineLimits(merchant=Capacity(1, 1), shared=Capacity(1, 1), total=Capacity(1, 1))
     quarantine = QuarantineTransactions(database, PayloadCipher({}), limits, Metrics())
     yield CustomerTransactions(database, quarantine, ValidationCodeTransactions(database), Tombstones([]))
     await database.dispose()
 
 
 def group(shop: Shop, *members: str, group_id: str = "g", **changes: Any) -> customers_pb2.UserGroup:
-    """Make a group, whose first member is the primary one."""
+    """Return a group whose first member is the primary one."""
     values: dict[str, Any] = {
         "merchant_id": shop.merchant_id,
         "group_id": group_id,
@@ -54,20 +55,20 @@ def group(shop: Shop, *members: str, group_id: str = "g", **changes: Any) -> cus
 
 
 def defaults(shop: Shop, *members: str, group_id: str) -> customers_pb2.UserGroup:
-    """Make a group that is the default one of all its members."""
+    """Return a group that is the default group of all its members."""
     made = group(shop, *members, group_id=group_id)
     for member in made.members:
         member.is_default = True
     return made
 
 
-async def put(client: Client, wanted: customers_pb2.UserGroup, etag: str = "") -> customers_pb2.PutUserGroupResponse:
+async def put(client: Client, groups: customers_pb2.UserGroup, etag: str = "") -> customers_pb2.PutUserGroupResponse:
     """Put a group."""
-    return await client.customers.PutUserGroup(customers_pb2.PutUserGroupRequest(user_group=wanted, etag=etag))
+    return await client.customers.PutUserGroup(customers_pb2.PutUserGroupRequest(user_group=groups, etag=etag))
 
 
 async def get(client: Client, shop: Shop, group_id: str = "g") -> customers_pb2.GetUserGroupResponse:
-    """Read a group."""
+    """Return a group."""
     request = customers_pb2.GetUserGroupRequest(merchant_id=shop.merchant_id, group_id=group_id)
     return await client.customers.GetUserGroup(request)
 
@@ -78,24 +79,23 @@ async def delete(client: Client, shop: Shop, group_id: str = "g", etag: str = ""
     await client.customers.DeleteUserGroup(request)
 
 
-async def test_a_group_is_kept_as_it_was_put(client: Client, people: Shop) -> None:
-    """Every field survives; replaced, what is left out is gone."""
+async def test_put_and_get_return_every_field_of_a_group(client: Client, people: Shop) -> None:
     full = group(people, "ada", "bob", external_id="family-1")
     full.members[1].can_redeem = False
     full.members[1].blocked = True
     full.members[0].is_default = True
 
     first = await put(client, full)
-    kept = await get(client, people)
+    stored = await get(client, people)
     second = await put(client, group(people, "ada", "cyd"), first.etag)
 
-    assert full == first.user_group == kept.user_group
-    assert first.etag == kept.etag != second.etag
+    assert full == first.user_group == stored.user_group
+    assert first.etag == stored.etag != second.etag
     assert (await get(client, people)).user_group == group(people, "ada", "cyd")
 
 
 async def test_the_primary_member_never_changes(client: Client, people: Shop) -> None:
-    """Nor is anybody that of two groups, nor has a group the external id of another."""
+    """Two groups share neither the primary member nor the external id."""
     await put(client, group(people, "ada", "bob", external_id="family-1"))
 
     changed = await refused(put(client, group(people, "bob", "ada")))
@@ -107,8 +107,7 @@ async def test_the_primary_member_never_changes(client: Client, people: Shop) ->
     assert set(taken.fields) == {"user_group.external_id", "user_group.primary_customer_id"}
 
 
-async def test_only_what_another_group_has_is_named(client: Client, people: Shop) -> None:
-    """Two groups without an external id do not share one."""
+async def test_only_the_conflicting_fields_of_a_group_are_named(client: Client, people: Shop) -> None:
     await put(client, group(people, "ada", "bob"))
 
     taken = await refused(put(client, group(people, "ada", "cyd", group_id="h")))
@@ -117,8 +116,7 @@ async def test_only_what_another_group_has_is_named(client: Client, people: Shop
     assert taken.metadata == {"identifier": "user_group.primary_customer_id"}
 
 
-async def test_stale_etags_and_unknown_groups(client: Client, people: Shop) -> None:
-    """Nobody overwrites or deletes what they have not seen, and what is deleted is not found."""
+async def test_stale_etags_and_unknown_groups_are_refused(client: Client, people: Shop) -> None:
     assert (await refused(put(client, group(people, "ada"), "1"))).reason == "STALE_ETAG"
     first = await put(client, group(people, "ada"), "0")
     second = await put(client, group(people, "ada", "bob"))
@@ -132,8 +130,7 @@ async def test_stale_etags_and_unknown_groups(client: Client, people: Shop) -> N
         assert error.metadata == {"group_id": "g"}
 
 
-async def test_an_etag_is_of_one_group_only(client: Client, people: Shop) -> None:
-    """Whoever read a group that was deleted since overwrites and deletes none that was put in its place."""
+async def test_the_etag_of_a_deleted_group_does_not_match_its_successor(client: Client, people: Shop) -> None:
     gone = await put(client, group(people, "ada", "bob"))
     await delete(client, people)
     await put(client, group(people, "ada", "cyd"))
@@ -143,9 +140,8 @@ async def test_an_etag_is_of_one_group_only(client: Client, people: Shop) -> Non
     assert (await get(client, people)).user_group == group(people, "ada", "cyd")
 
 
-async def test_members_are_customers_of_the_merchant(client: Client, people: Shop) -> None:
-    """An unknown one, and another merchant's, is named by its field."""
-    error = await refused(put(client, group(people, "ada", "nobody")))
+async def test_members_must_be_customers_of_the_merchant(client: Client, people: Shop) -> None:
+    error = await refused(put(client, group(people, "ada", "unknown")))
 
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
     assert error.metadata == {"field": "user_group.members[1].customer_id"}
@@ -153,8 +149,7 @@ async def test_members_are_customers_of_the_merchant(client: Client, people: Sho
     assert (await refused(put(client, group(other, "ada")))).reason == "CUSTOMER_NOT_FOUND"
 
 
-async def test_every_wrong_field_is_named_at_once(client: Client, people: Shop) -> None:
-    """A caller mends a request in one go."""
+async def test_every_invalid_field_of_a_group_is_named_at_once(client: Client, people: Shop) -> None:
     nothing = await refused(client.customers.PutUserGroup(customers_pb2.PutUserGroupRequest()))
     wrong = group(people, "ada", "ada", "b b", external_id="x y", primary_customer_id="bob")
     error = await refused(put(client, wrong))
@@ -165,13 +160,13 @@ async def test_every_wrong_field_is_named_at_once(client: Client, people: Shop) 
     assert set(nothing.fields) == names | {"user_group.primary_customer_id", "user_group.members"}
     assert set(error.fields) == {"user_group.external_id", "user_group.members", "user_group.members[2].customer_id"}
     assert many.fields == {"user_group.members": "must have at most 100 items"}
-    assert without.fields == {"user_group.members": "must have the primary member among them"}
+    assert without.fields == {"user_group.members": "must include the primary member"}
     assert set((await refused(get(client, Shop("", ""), ""))).fields) == {"merchant_id", "group_id"}
     assert set((await refused(delete(client, Shop("", ""), ""))).fields) == {"merchant_id", "group_id"}
 
 
 async def test_a_customer_has_one_default_group(client: Client, people: Shop) -> None:
-    """A group that is put takes the mark from the former one, whose etag is another then."""
+    """A new default group clears the mark of the former one, and changes its etag."""
     first = await put(client, defaults(people, "ada", "bob", group_id="g"))
     await put(client, defaults(people, "bob", "cyd", group_id="h"))
 
@@ -181,26 +176,24 @@ async def test_a_customer_has_one_default_group(client: Client, people: Shop) ->
     assert [member.is_default for member in (await get(client, people, "h")).user_group.members] == [True, True]
 
 
-async def test_parallel_puts_leave_one_default_group_each(client: Client, people: Shop) -> None:
-    """Groups that share members, put at once again and again: none fails, and no mark is doubled."""
-    wanted = [
+async def test_concurrent_puts_leave_one_default_group_per_customer(client: Client, people: Shop) -> None:
+    groups = [
         defaults(people, "ada", "bob", group_id="g1"),
         defaults(people, "bob", "cyd", group_id="g2"),
         defaults(people, "cyd", "ada", group_id="g3"),
     ]
-    await asyncio.gather(*(put(client, made) for made in wanted * 8))
+    await asyncio.gather(*(put(client, made) for made in groups * 8))
 
-    kept = [(await get(client, people, made.group_id)).user_group for made in wanted]
-    marked = [member.customer_id for made in kept for member in made.members if member.is_default]
+    stored = [(await get(client, people, made.group_id)).user_group for made in groups]
+    marked = [member.customer_id for made in stored for member in made.members if member.is_default]
     assert sorted(marked) == ["ada", "bob", "cyd"]
 
 
-async def test_of_parallel_puts_for_one_external_id_one_wins(client: Client, people: Shop) -> None:
-    """The others hear that it is taken; so with one primary member, and while groups come and go."""
-    wanted = [group(people, name, group_id=f"g-{name}", external_id="one") for name in NAMES]
-    answers = await asyncio.gather(*(put(client, made) for made in wanted), return_exceptions=True)
+async def test_one_of_several_concurrent_puts_gets_an_external_id(client: Client, people: Shop) -> None:
+    groups = [group(people, name, group_id=f"g-{name}", external_id="one") for name in NAMES]
+    answers = await asyncio.gather(*(put(client, made) for made in groups), return_exceptions=True)
     same = [group(people, "ada", group_id=f"same-{n}") for n in range(8)]
-    await asyncio.gather(*(delete(client, people, made.group_id) for made in wanted), return_exceptions=True)
+    await asyncio.gather(*(delete(client, people, made.group_id) for made in groups), return_exceptions=True)
     again = await asyncio.gather(*(put(client, made) for made in same), return_exceptions=True)
 
     for outcomes in (answers, again):
@@ -208,9 +201,7 @@ async def test_of_parallel_puts_for_one_external_id_one_wins(client: Client, peo
         assert errors == [grpc.StatusCode.ALREADY_EXISTS] * (len(outcomes) - 1)
 
 
-async def test_parallel_puts_and_deletes_of_one_group(client: Client, people: Shop) -> None:
-    """Every call ends in order, with whatever members."""
-
+async def test_concurrent_puts_and_deletes_of_one_group_never_fail_internally(client: Client, people: Shop) -> None:
     async def some(number: int) -> str:
         try:
             if number % 3 == 0:
@@ -227,7 +218,6 @@ async def test_parallel_puts_and_deletes_of_one_group(client: Client, people: Sh
 async def test_a_redemption_finds_a_group_in_one_statement(
     client: Client, store: CustomerTransactions, people: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By id, external id, primary member, and whose default it is: with what the pool takes of each member."""
     made = group(people, "ada", "bob", "dan", external_id="family-1")
     made.members[1].blocked = made.members[1].is_default = True
     await put(client, made)
@@ -240,7 +230,7 @@ async def test_a_redemption_finds_a_group_in_one_statement(
 
     monkeypatch.setattr(Connection, "fetch_one", record)
     found = [
-        await store.group(people.merchant_id, by, key)
+        await store.find_group(people.merchant_id, by, key)
         for by, key in (
             (GroupKey.ID, "g"),
             (GroupKey.EXTERNAL_ID, "family-1"),
@@ -260,23 +250,24 @@ async def test_a_redemption_finds_a_group_in_one_statement(
         ("bob", True, True, True, False, (AccountKey(people.store_id, "buyer-bob"),)),
         ("dan", True, False, False, True, (AccountKey(people.store_id, "buyer-dan"),)),
     ]
-    assert await store.group(people.merchant_id, GroupKey.DEFAULT_OF_CUSTOMER, "ada") is None
-    assert await store.group(people.merchant_id, GroupKey.EXTERNAL_ID, "") is None
+    assert await store.find_group(people.merchant_id, GroupKey.DEFAULT_OF_CUSTOMER, "ada") is None
+    assert await store.find_group(people.merchant_id, GroupKey.EXTERNAL_ID, "") is None
 
 
-async def test_a_redemption_reads_under_its_locks(service: Service, store: CustomerTransactions, people: Shop) -> None:
-    """On a connection of its own transaction, after it has locked the customer."""
+async def test_the_repository_reads_inside_the_callers_transaction(
+    service: Service, store: CustomerTransactions, people: Shop
+) -> None:
     database = Database(service.database_url, pool_size=1)
 
     async def work(connection: Connection) -> Any:
-        book = CustomerRepository(connection, people.merchant_id)
-        locked = await book.lock(["ada", "nobody"])
-        found = await book.find(Identifier(Kind.CUSTOMER_ID, "ada"))
-        of_buyer = await book.find(AccountKey(people.store_id, "buyer-ada"))
-        return locked, found, of_buyer, await book.group(GroupKey.PRIMARY_CUSTOMER, "ada")
+        repository = CustomerRepository(connection, people.merchant_id)
+        locked = await repository.lock(["ada", "unknown"])
+        found = await repository.find(Identifier(IdentifierKind.CUSTOMER_ID, "ada"))
+        of_buyer = await repository.find(AccountKey(people.store_id, "buyer-ada"))
+        return locked, found, of_buyer, await repository.find_group(GroupKey.PRIMARY_CUSTOMER, "ada")
 
     locked, found, of_buyer, made = await database.transaction(work)
     await database.dispose()
 
     assert (locked, found.customer_id, of_buyer, made) == ({"ada"}, "ada", found, None)
-    assert await store.find(people.merchant_id, AccountKey(people.store_id, "nobody")) is None
+    assert await store.find(people.merchant_id, AccountKey(people.store_id, "unknown")) is None

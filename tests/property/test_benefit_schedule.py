@@ -1,4 +1,4 @@
-"""When benefits are issued and expire: held against dateutil's rules of recurrence, and against itself."""
+"""Issue and expiry dates, compared with dateutil's recurrence rules."""
 
 import itertools
 import random
@@ -15,6 +15,7 @@ from dateutil.rrule import DAILY, MONTHLY, YEARLY, rrule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pointbook_common.durations import DAY_MS
 from pointbook_server.benefits.model import Benefit
 from pointbook_server.benefits.schedule import Issue, Member, ScheduleState, preview
 from support.examples import examples
@@ -32,16 +33,15 @@ ZONES = (
     "Asia/Kathmandu",
     "Australia/Lord_Howe",  # Half an hour of daylight saving.
     "Europe/Dublin",
-    "Pacific/Apia",  # 30 December 2011 was left out.
+    "Pacific/Apia",  # It skipped 30 December 2011.
 )
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 YEAR_2000_MS = 946_684_800_000
-DAY_MS = 24 * 60 * 60 * 1_000
 MONTH_LENGTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
 def benefit_of(kind: str, number: int, month_day: tuple[int, int], expiry: int | None) -> Benefit:
-    """Make a benefit of a kind; the number is its days, its months, or the day of a month."""
+    """Return a benefit of a kind; the number is days, months, or a day of a month."""
     month, day = month_day
     changes: dict[str, dict[str, Any]] = {
         "EXACTLY_BIRTH": {},
@@ -66,7 +66,7 @@ def benefit_of(kind: str, number: int, month_day: tuple[int, int], expiry: int |
 
 
 class Oracle:
-    """The same calendar by another library: rules of RFC 5545, and another implementation of time zones."""
+    """The same calendar by another library, with RFC 5545 rules."""
 
     def __init__(self, benefit: Benefit, member: Member) -> None:
         self._benefit = benefit
@@ -77,7 +77,7 @@ class Oracle:
         self._purchase = purchase.astimezone(self._zone).replace(tzinfo=None, fold=0)
 
     def issues(self, start_ms: int, issue_count: int) -> list[Issue]:
-        """Tell the next issues from a moment on."""
+        """Return the next issues from a time on."""
         first_ms = max(start_ms, self._member.joined_ms or 0, self._purchase_ms)
         end_ms = self._member.membership_end_ms
         found = (issue for issue in self._all() if issue.issue_ms >= first_ms)
@@ -121,7 +121,7 @@ class Oracle:
 
 
 def _up_to(day: int) -> Any:
-    """Tell the days of which the last one that a month has is meant."""
+    """Return the days of which a month's last one is meant."""
     return tuple(range(28, day + 1)) or day
 
 
@@ -130,7 +130,7 @@ def _every_year(month: int, day: int) -> Any:
 
 
 def random_case(chance: random.Random) -> tuple[Benefit, Member, int, int]:
-    """Make a benefit, a member, the moment to look from, and how far."""
+    """Return a benefit, a member, a start and a number of issues."""
     kind = chance.choice(KINDS)
     month = chance.randint(1, 12)
     day = chance.choice((MONTH_LENGTHS[month - 1], chance.randint(1, MONTH_LENGTHS[month - 1])))
@@ -155,8 +155,8 @@ def random_case(chance: random.Random) -> tuple[Benefit, Member, int, int]:
     return benefit, member, start_ms, chance.randint(1, 8)
 
 
-def test_ten_thousand_members_get_what_the_calendar_says() -> None:
-    """Month ends, leap years, clocks that change at midnight: two libraries that know nothing of each other agree."""
+def test_ten_thousand_schedules_match_dateutil() -> None:
+    """Month ends, leap years, and clocks that change at midnight."""
     chance = random.Random(7)  # noqa: S311 - the same members in every run
     issued = 0
     for number in range(CASES):
@@ -190,8 +190,7 @@ members = st.builds(
 
 @settings(max_examples=examples(400), deadline=None)
 @given(benefits, members, moments)
-def test_issues_follow_each_other_inside_the_membership(benefit: Benefit, member: Member, start_ms: int) -> None:
-    """Whatever the range is, to the last year: none comes early or late, and each expires after it was issued."""
+def test_issues_are_ordered_and_within_the_membership(benefit: Benefit, member: Member, start_ms: int) -> None:
     issues = preview(benefit, member, start_ms, 12).issues
 
     for issue in issues:
@@ -204,8 +203,7 @@ def test_issues_follow_each_other_inside_the_membership(benefit: Benefit, member
 
 @settings(max_examples=examples(400), deadline=None)
 @given(benefits, members, moments)
-def test_a_later_question_goes_on_where_the_first_one_ended(benefit: Benefit, member: Member, start_ms: int) -> None:
-    """What was issued does not depend on when one asks."""
+def test_issues_do_not_depend_on_the_start_of_the_preview(benefit: Benefit, member: Member, start_ms: int) -> None:
     issues = preview(benefit, member, start_ms, 6).issues
 
     for index, issue in enumerate(issues):
@@ -216,8 +214,7 @@ def test_a_later_question_goes_on_where_the_first_one_ended(benefit: Benefit, me
 
 @settings(max_examples=examples(400), deadline=None)
 @given(benefits, members, moments)
-def test_days_begin_where_the_member_is(benefit: Benefit, member: Member, start_ms: int) -> None:
-    """A moment before it is issued, the member's calendar shows another day; but for the purchase itself."""
+def test_issues_are_at_the_start_of_the_members_day(benefit: Benefit, member: Member, start_ms: int) -> None:
     zone = ZoneInfo(member.time_zone)
     for issue in preview(benefit, member, start_ms, 12).issues:
         before, then = (
@@ -227,8 +224,7 @@ def test_days_begin_where_the_member_is(benefit: Benefit, member: Member, start_
 
 
 @pytest.mark.parametrize("zone", ZONES)
-def test_a_member_of_another_zone_gets_it_at_another_time(zone: str) -> None:
-    """The birthday is the member's own."""
+def test_issues_depend_on_the_members_time_zone(zone: str) -> None:
     benefit = benefit_of("EXACTLY_BIRTH", 1, (1, 1), 1)
     member = Member(time_zone=zone, birthday=(2, 29))
     [issue] = preview(benefit, member, YEAR_2000_MS + 365 * DAY_MS, 1).issues
@@ -240,8 +236,7 @@ def test_a_member_of_another_zone_gets_it_at_another_time(zone: str) -> None:
     )
 
 
-def test_a_membership_ends_before_what_would_be_issued_then() -> None:
-    """Nothing is issued from its end on."""
+def test_nothing_is_issued_from_the_end_of_the_membership_on() -> None:
     benefit = benefit_of("DAYS", 1, (1, 1), None)
     [purchase, next_day] = preview(benefit, Member(joined_ms=YEAR_2000_MS + 1), YEAR_2000_MS, 2).issues
 
@@ -250,8 +245,8 @@ def test_a_membership_ends_before_what_would_be_issued_then() -> None:
         assert len(preview(benefit, member, YEAR_2000_MS, 10).issues) == expected
 
 
-def test_a_day_that_a_zone_has_left_out_is_not_lost() -> None:
-    """30 December 2011 never was in Samoa: what was to be issued then was issued when the next day began."""
+def test_an_issue_on_a_day_that_the_zone_skipped_is_at_the_next_day() -> None:
+    """Samoa had no 30 December 2011."""
     benefit = benefit_of("DAYS", 1, (1, 1), None)
     member = Member(time_zone="Pacific/Apia", joined_ms=YEAR_2000_MS)
     began_ms = 1_325_239_200_000

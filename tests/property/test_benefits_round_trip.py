@@ -1,4 +1,4 @@
-"""Whatever SHOPLINE answers for a level, it is imported, exported and imported again without a change."""
+"""Any response of SHOPLINE survives import, export and a second import."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pointbook.v1 import benefits_pb2
 from pointbook_cli.benefits import Benefits, Outcome, Plan, import_one
 from pointbook_cli.benefits_file import read_answer
-from pointbook_server.benefits.messages import NAMES
+from pointbook_server.benefits.messages import ENUM_NAMES
 from pointbook_server.benefits.model import MembershipType
 from support.benefits import FIELDS, answer, exported
 from support.examples import examples
@@ -29,17 +29,17 @@ IDS = st.lists(st.one_of(st.none(), st.sampled_from(("a", "b", 17)), st.text(max
 
 
 def values_of(json_name: str) -> st.SearchStrategy[Any]:
-    """Make values of a field: mostly right ones, and null most of all."""
+    """Return values of a field: mostly valid ones, and often null."""
     field = FIELDS[json_name]
-    if field.name in NAMES:
-        told: st.SearchStrategy[Any] = st.sampled_from([*NAMES[field.name].values(), "NEW_NAME"])
+    if field.name in ENUM_NAMES:
+        values: st.SearchStrategy[Any] = st.sampled_from([*ENUM_NAMES[field.name].values(), "NEW_NAME"])
     elif field.is_repeated:
-        told = IDS
+        values = IDS
     elif field.type == field.TYPE_BOOL:
-        told = st.sampled_from((True, False, "true", "false", "x"))
+        values = st.sampled_from((True, False, "true", "false", "x"))
     else:
-        told = NUMBERS if field.type == field.TYPE_INT32 or field.name == "periodically_months" else TEXTS
-    return st.one_of(st.none(), st.just(""), told)
+        values = NUMBERS if field.type == field.TYPE_INT32 or field.name == "periodically_months" else TEXTS
+    return st.one_of(st.none(), st.just(""), values)
 
 
 infos = st.fixed_dictionaries({name: values_of(name) for name in FIELDS})
@@ -47,7 +47,7 @@ memberships = st.sampled_from(["", *MembershipType])
 
 
 def import_all(address: str, token: str, plan: Plan, text: str) -> list[Outcome]:
-    """Import what a file says."""
+    """Import the benefits of a file."""
     with grpc.insecure_channel(address) as channel:
         benefits = Benefits(channel, token, plan)
         items = read_answer(text.encode()).benefits
@@ -56,10 +56,10 @@ def import_all(address: str, token: str, plan: Plan, text: str) -> list[Outcome]
 
 @settings(max_examples=examples(80), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(infos, min_size=1, max_size=5), memberships)
-async def test_an_import_is_repeated_without_a_change(
-    service: Service, admin_token: str, told: list[dict[str, Any]], membership_type: str
+async def test_a_repeated_import_changes_nothing(
+    service: Service, admin_token: str, infos: list[dict[str, Any]], membership_type: str
 ) -> None:
-    """What is refused is refused again; and nothing else than refusing, creating and leaving alone happens."""
+    """The same benefits are refused again."""
     plan = Plan(Path("-"), unique("merchant"), "MLC7", membership_type, prune=False)
     address = f"127.0.0.1:{service.server.port}"
 
@@ -70,17 +70,17 @@ async def test_an_import_is_repeated_without_a_change(
         request = benefits_pb2.ListBenefitsRequest(merchant_id=plan.merchant_id)
         return list((await service.client.benefits.ListBenefits(request)).benefits)
 
-    first = await imported(json.dumps(answer(*told)))
-    kept = await listed()
+    first = await imported(json.dumps(answer(*infos)))
+    stored = await listed()
     assert set(first) <= {"created", "refused"}
-    assert first.count("created") == len(kept)
+    assert first.count("created") == len(stored)
 
     expected = ["unchanged" if what == "created" else "refused" for what in first]
-    assert await imported(json.dumps(answer(*told))) == expected
+    assert await imported(json.dumps(answer(*infos))) == expected
 
-    places = {int(benefit.benefit_id.rpartition(":")[2]): benefit for benefit in kept}
-    back = json.loads(exported([places.get(n + 1, benefits_pb2.Benefit()) for n in range(len(told))]))
+    places = {int(benefit.benefit_id.rpartition(":")[2]): benefit for benefit in stored}
+    back = json.loads(exported([places.get(n + 1, benefits_pb2.Benefit()) for n in range(len(infos))]))
     infos_back = back["data"]["benefitsOfMembership"]["benefitsInfo"]
-    items = [infos_back[n] if n + 1 in places else None for n in range(len(told))]
+    items = [infos_back[n] if n + 1 in places else None for n in range(len(infos))]
     assert await imported(json.dumps(answer(*items))) == expected
-    assert await listed() == kept
+    assert await listed() == stored

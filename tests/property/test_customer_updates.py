@@ -1,4 +1,4 @@
-"""Customer webhooks on a real database: whatever way they come, the customer is the same in the end."""
+"""Customer webhooks on a real database: the order of arrival does not matter."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ TAKEN = "+8613800000009"
 MOBILES = [None, "", "+8613800000001", "+541123456789", "+5491123456789", TAKEN, "13800000001"]
 EMAILS = [None, "", "one@example.com", "Two@Example.com", "two@example.com", "no address"]
 LEFT_OUT = {TAKEN, "13800000001", "no address"}
-"""Values that another customer owns or that are unreadable: they leave a customer without a contact."""
+"""Values that are invalid or belong to another customer: they leave a customer without a contact."""
 KINDS = [
     customers_pb2.CUSTOMER_UPDATE_KIND_CREATED,
     customers_pb2.CUSTOMER_UPDATE_KIND_UPDATED,
@@ -36,8 +36,8 @@ FIELDS = ("mobile", "email")
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a webhook tells, of which second."""
+class Stated:
+    """The contacts that a webhook states, and its second."""
 
     kind: Any
     mobile: str | None
@@ -46,22 +46,22 @@ class Told:
     place: str
 
 
-def consistent(told: list[Told]) -> list[Told]:
-    """Leave out what contradicts an earlier one: of a deletion and an update of one moment, the first alone counts."""
+def consistent(updates: list[Stated]) -> list[Stated]:
+    """Drop updates that contradict an earlier one: the first of a time counts."""
     deletes: dict[tuple[int, str], bool] = {}
-    kept = []
-    for item in told:
+    accepted = []
+    for item in updates:
         is_deletion = item.kind == customers_pb2.CUSTOMER_UPDATE_KIND_DELETED
         moment = (item.second, item.place if item.place in PEOPLE else "")
         is_redaction = item.kind == customers_pb2.CUSTOMER_UPDATE_KIND_REDACTED
         if is_redaction or deletes.setdefault(moment, is_deletion) == is_deletion:
-            kept.append(item)
-    return kept
+            accepted.append(item)
+    return accepted
 
 
-any_tellings = st.lists(
+any_updates = st.lists(
     st.builds(
-        Told,
+        Stated,
         st.sampled_from(KINDS),
         st.sampled_from(MOBILES),
         st.sampled_from(EMAILS),
@@ -71,11 +71,11 @@ any_tellings = st.lists(
     min_size=1,
     max_size=7,
 )
-tellings = any_tellings.map(consistent)
+consistent_updates = any_updates.map(consistent)
 
 
-def update(shop: Shop, buyer_id: str, number: int, item: Told) -> customers_pb2.ApplyCustomerUpdateRequest:
-    """Make the update of a buyer."""
+def update(shop: Shop, buyer_id: str, number: int, item: Stated) -> customers_pb2.ApplyCustomerUpdateRequest:
+    """Return the update of a buyer."""
     return customers_pb2.ApplyCustomerUpdateRequest(
         event_id=f"e-{number}",
         merchant_id=shop.merchant_id,
@@ -88,8 +88,10 @@ def update(shop: Shop, buyer_id: str, number: int, item: Told) -> customers_pb2.
     )
 
 
-async def final(client: Client, told: list[tuple[int, Told]], *, registered: bool, at_once: bool) -> tuple[str, ...]:
-    """Tell of a new merchant's customer, and read what they are in the end: nobody is like one without anything."""
+async def final(
+    client: Client, updates: list[tuple[int, Stated]], *, registered: bool, at_once: bool
+) -> tuple[str, ...]:
+    """Apply updates to a new merchant's customer, and return its final state."""
     merchant_id = unique("merchant")
     stores = {place: unique("store") for place in BUYERS}
     for store_id in stores.values():
@@ -99,7 +101,7 @@ async def final(client: Client, told: list[tuple[int, Told]], *, registered: boo
         buyers = [identity_pb2.Buyer(store_id=stores[place], buyer_id=BUYERS[place]) for place in BUYERS]
         await client.put_customer(merchant_id, "alice", buyers=buyers, external_id="crm")
     calls = []
-    for number, item in told:
+    for number, item in updates:
         # The buyers of an unregistered customer would be two customers.
         place = item.place if registered else "here"
         calls.append(update(Shop(merchant_id, stores[place]), BUYERS[place], number, item))
@@ -124,15 +126,15 @@ async def final(client: Client, told: list[tuple[int, Told]], *, registered: boo
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(tellings, st.data(), st.booleans())
+@given(consistent_updates, st.data(), st.booleans())
 async def test_the_order_of_webhooks_decides_nothing(
     client: Client,
-    told: list[Told],
+    updates: list[Stated],
     data: st.DataObject,
     registered: bool,  # noqa: FBT001 - Hypothesis gives it
 ) -> None:
-    """Neither do repetitions, nor whether they come one by one or all at once."""
-    numbered = list(enumerate(told))
+    """Neither do repetitions, nor concurrency."""
+    numbered = list(enumerate(updates))
     order = data.draw(st.permutations(numbered))
     again = data.draw(st.permutations(numbered + numbered[:3]))
 
@@ -143,12 +145,12 @@ async def test_the_order_of_webhooks_decides_nothing(
     assert one == other == parallel
 
 
-def newest(told: list[tuple[int, Told]]) -> dict[str, tuple[tuple[int, int, str], str]]:
-    """Return the newest value of each contact of one customer, with its stamp, whatever order they arrive in."""
-    redactions = [item.second for _, item in told if item.kind == customers_pb2.CUSTOMER_UPDATE_KIND_REDACTED]
+def newest(updates: list[tuple[int, Stated]]) -> dict[str, tuple[tuple[int, int, str], str]]:
+    """Return the newest value of each contact of a customer, with its stamp."""
+    redactions = [item.second for _, item in updates if item.kind == customers_pb2.CUSTOMER_UPDATE_KIND_REDACTED]
     redacted = max(redactions, default=-1)
     found = dict.fromkeys(FIELDS, ((-1, 0, ""), ""))
-    for number, item in told:
+    for number, item in updates:
         if item.second <= redacted:
             continue
         says = {"mobile": item.mobile, "email": item.email}
@@ -161,11 +163,11 @@ def newest(told: list[tuple[int, Told]]) -> dict[str, tuple[tuple[int, int, str]
     return found
 
 
-def expected(told: list[Told], *, registered: bool) -> tuple[str, str, str]:
-    """Return what a customer is in the end by all webhooks together."""
-    values = [value for _, value in newest(list(enumerate(told))).values()]
+def expected(updates: list[Stated], *, registered: bool) -> tuple[str, str, str]:
+    """Return the final state of a customer after all webhooks."""
+    values = [value for _, value in newest(list(enumerate(updates))).values()]
     mobile, email = ("" if value in LEFT_OUT else value for value in values)
-    is_redacted = any(item.kind == customers_pb2.CUSTOMER_UPDATE_KIND_REDACTED for item in told)
+    is_redacted = any(item.kind == customers_pb2.CUSTOMER_UPDATE_KIND_REDACTED for item in updates)
     return mobile, email, "crm" if registered and not is_redacted else ""
 
 
@@ -175,20 +177,20 @@ def expected(told: list[Told], *, registered: bool) -> tuple[str, str, str]:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
-    any_tellings.filter(lambda told: len(consistent(told)) >= 4).map(lambda told: consistent(told)[:4]), st.booleans()
+    any_updates.filter(lambda updates: len(consistent(updates)) >= 4).map(lambda updates: consistent(updates)[:4]),
+    st.booleans(),
 )
-async def test_every_order_of_four_webhooks_ends_as_they_say(
+async def test_every_order_of_four_webhooks_has_the_same_result(
     client: Client,
-    told: list[Told],
+    updates: list[Stated],
     registered: bool,  # noqa: FBT001 - Hypothesis gives it
 ) -> None:
-    """All twenty-four, each with a repetition of one that has come before."""
-    orders = [(*order, order[number % 4]) for number, order in enumerate(permutations(enumerate(told)))]
+    orders = [(*order, order[number % 4]) for number, order in enumerate(permutations(enumerate(updates)))]
     found = await asyncio.gather(
         *(final(client, list(order), registered=registered, at_once=False) for order in orders)
     )
 
-    assert set(found) == {expected(told, registered=registered)}
+    assert set(found) == {expected(updates, registered=registered)}
 
 
 @settings(
@@ -196,16 +198,15 @@ async def test_every_order_of_four_webhooks_ends_as_they_say(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(any_tellings, st.data())
-async def test_of_a_deletion_and_an_update_of_one_moment_the_first_stays(
-    client: Client, told: list[Told], data: st.DataObject
+@given(any_updates, st.data())
+async def test_the_first_of_a_deletion_and_an_update_of_the_same_time_stays(
+    client: Client, updates: list[Stated], data: st.DataObject
 ) -> None:
-    """In every order and with every repetition: the other one is refused each time, and changes nothing."""
     shop = Shop(unique("merchant"), unique("store"))
     await client.put_store(shop.merchant_id, shop.store_id)
     await client.put_customer(shop.merchant_id, "other", mobile=TAKEN)
-    numbered = list(enumerate(told))
-    accepted: dict[int, Told] = {}
+    numbered = list(enumerate(updates))
+    accepted: dict[int, Stated] = {}
     redacted = -1
     for number, item in data.draw(st.permutations(numbered + numbered[:4])):
         rivals = [each for each in accepted.values() if each.second == item.second > redacted]
@@ -236,7 +237,7 @@ async def test_of_a_deletion_and_an_update_of_one_moment_the_first_stays(
 
 rivalries = st.lists(
     st.builds(
-        Told,
+        Stated,
         st.sampled_from(KINDS[:4] * 2 + KINDS[4:]),
         st.sampled_from([None, "", "+8613800000001", "+8613800000002", TAKEN, "13800000001"]),
         st.sampled_from([None, "one@example.com", "ONE@Example.com", "two@example.com", "no address"]),
@@ -263,21 +264,22 @@ Named = dict[str, tuple[str, str]]
 """The mobile number and the e-mail address of each person."""
 
 
-def check(told: list[tuple[int, Told]], named: Named) -> None:
-    """Check that a contact that one person's newest webhook names is theirs, and one that several name is one's."""
-    claims = {person: newest([each for each in told if each[1].place == person]) for person in PEOPLE}
+def check(updates: list[tuple[int, Stated]], named: Named) -> None:
+    """Check that each contact belongs to one customer whose newest webhook names it."""
+    claims = {person: newest([each for each in updates if each[1].place == person]) for person in PEOPLE}
     for index, field in enumerate(FIELDS):
-        wanted = {person: "" if claims[person][field][1] in LEFT_OUT else claims[person][field][1] for person in PEOPLE}
+        values = {person: claims[person][field][1] for person in PEOPLE}
+        newest_values = {person: "" if value in LEFT_OUT else value for person, value in values.items()}
         owned = {person: contacts[index] for person, contacts in named.items()}
         for person in PEOPLE:
-            assert owned[person] in {wanted[person], ""}
-        for value in {value.lower() for value in wanted.values()} - {""}:
+            assert owned[person] in {newest_values[person], ""}
+        for value in {value.lower() for value in newest_values.values()} - {""}:
             assert [contact.lower() for contact in owned.values()].count(value) == 1
 
 
-def heir(told: list[tuple[int, Told]]) -> str:
-    """Return whose newest webhook names the number that another customer has, and is the newest of those."""
-    claims = [(newest([each for each in told if each[1].place == person])["mobile"], person) for person in PEOPLE]
+def claimant(updates: list[tuple[int, Stated]]) -> str:
+    """Return the owner of the newest webhook that names another customer's number."""
+    claims = [(newest([each for each in updates if each[1].place == person])["mobile"], person) for person in PEOPLE]
     return max([(stamp, person) for (stamp, value), person in claims if value == TAKEN], default=((), ""))[1]
 
 
@@ -287,27 +289,27 @@ def heir(told: list[tuple[int, Told]]) -> str:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(rivalries, st.data())
-async def test_the_newest_webhooks_decide_whose_a_contact_is(
-    clients: list[Client], service: Service, told: list[Told], data: st.DataObject
+async def test_the_newest_webhook_decides_the_owner_of_a_contact(
+    clients: list[Client], service: Service, updates: list[Stated], data: st.DataObject
 ) -> None:
-    """In every order, with repetitions, one by one or all at once over two servers; and so once its owner loses it."""
-    client, numbered = clients[0], list(enumerate(told))
+    """In every order, with repetitions, one by one and concurrently over two servers."""
+    client, numbered = clients[0], list(enumerate(updates))
     for at_once in (False, True):
         shop = Shop(unique("merchant"), unique("store"))
         await client.put_store(shop.merchant_id, shop.store_id)
         await client.put_customer(shop.merchant_id, "other", mobile=TAKEN)
         order = data.draw(st.permutations(numbered + numbered[:3]))
-        updates = [update(shop, item.place, number, item) for number, item in order]
+        requests = [update(shop, item.place, number, item) for number, item in order]
         if at_once:
-            calls = [clients[index % 2].customers.ApplyCustomerUpdate(sent) for index, sent in enumerate(updates)]
+            calls = [clients[index % 2].customers.ApplyCustomerUpdate(sent) for index, sent in enumerate(requests)]
             await asyncio.gather(*calls)
         else:
-            for sent in updates:
+            for sent in requests:
                 await client.customers.ApplyCustomerUpdate(sent)
 
         check(numbered, {person: await of_buyer(client, shop, person) for person in PEOPLE})
         assert await found(client, shop, mobile=TAKEN) == "other"
         await client.put_customer(shop.merchant_id, "other")
         after = {person: await of_buyer(client, shop, person) for person in PEOPLE}
-        assert {person for person in PEOPLE if after[person][0] == TAKEN} == {heir(numbered)} - {""}
+        assert {person for person in PEOPLE if after[person][0] == TAKEN} == {claimant(numbered)} - {""}
         assert await needless_claims(service, shop) == []

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pointbook.v1 import customers_pb2
 from pointbook_common.durations import DAY_MS
-from pointbook_server.customers.model import GroupKey, Identifier, Key, Kind
+from pointbook_server.customers.model import CustomerKey, GroupKey, Identifier, IdentifierKind
 from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.redemption.assessment import GroupRef, RedemptionRequest
@@ -91,7 +91,7 @@ async def create_shops(service: Service) -> list[Shop]:
 
 def to_command(shops: list[Shop], spec: CommandSpec) -> RedeemCommand:
     """Build the command of a shop."""
-    key: Key = Identifier(Kind.EXTERNAL_ID, spec.who)
+    key: CustomerKey = Identifier(IdentifierKind.EXTERNAL_ID, spec.who)
     if spec.who == "eve":
         key = AccountKey(shops[spec.points % 2].store_id, spec.who)
     request = RedemptionRequest(

@@ -1,4 +1,4 @@
-"""What the files of customer tests share: updates of a shop's buyers, and what the customers are after them."""
+"""Customer updates, and what customers are after them."""
 
 import itertools
 from typing import Any
@@ -22,12 +22,12 @@ _digits = itertools.count(1_234)
 
 
 def mobile() -> str:
-    """Make a mobile number that no other test uses."""
+    """Return a mobile number that no other test uses."""
     return f"+86138{next(_digits) % 100_000_000:08}"
 
 
 def email() -> str:
-    """Make an e-mail address that no other test uses."""
+    """Return an e-mail address that no other test uses."""
     return f"{unique('person')}@example.com"
 
 
@@ -37,12 +37,12 @@ def outcome(answer: customers_pb2.ApplyCustomerUpdateResponse) -> str:
 
 
 def skipped(answer: customers_pb2.ApplyCustomerUpdateResponse) -> dict[int, int]:
-    """Return the identifiers that an update left out, with the causes."""
+    """Return the identifiers that an update skipped, with the causes."""
     return {item.identifier_type: item.cause for item in answer.skipped_identifiers}
 
 
 def update(shop: Shop, buyer_id: str = "buyer", **changes: Any) -> customers_pb2.ApplyCustomerUpdateRequest:
-    """Make a customer update."""
+    """Return a customer update."""
     values: dict[str, Any] = {
         "event_id": unique("event"),
         "merchant_id": shop.merchant_id,
@@ -55,7 +55,7 @@ def update(shop: Shop, buyer_id: str = "buyer", **changes: Any) -> customers_pb2
 
 
 async def customer_or_none(client: Client, request: customers_pb2.GetCustomerRequest) -> customers_pb2.Customer:
-    """Read a customer; an empty one where there is none."""
+    """Return a customer; an empty message without one."""
     try:
         return (await client.customers.GetCustomer(request)).customer
     except grpc.aio.AioRpcError as error:
@@ -65,7 +65,7 @@ async def customer_or_none(client: Client, request: customers_pb2.GetCustomerReq
 
 
 async def found(client: Client, shop: Shop, **identifier: Any) -> str:
-    """Return the id of the customer who owns an identifier; empty where no customer does."""
+    """Return the id of an identifier's owner; empty without one."""
     ref = identity_pb2.CustomerRef(**identifier)
     request = customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer=ref)
     return (await customer_or_none(client, request)).customer_id
@@ -81,7 +81,7 @@ async def of_buyer(client: Client, shop: Shop, buyer_id: str = "buyer") -> tuple
 
 
 async def move(client: Client, shop: Shop, giver: str, receiver: str, **identifier: Any) -> tuple[str, str]:
-    """Move an identifier, and answer both etags."""
+    """Move an identifier, and return both etags."""
     request = customers_pb2.MoveIdentifierRequest(
         merchant_id=shop.merchant_id,
         from_customer_id=giver,
@@ -94,15 +94,15 @@ async def move(client: Client, shop: Shop, giver: str, receiver: str, **identifi
 
 
 async def redact(client: Client, shop: Shop, customer_id: str) -> int:
-    """Redact a customer, and answer up to when."""
+    """Redact a customer, and return up to which time."""
     request = customers_pb2.RedactCustomerRequest(
-        merchant_id=shop.merchant_id, customer_id=customer_id, reason="asked by letter"
+        merchant_id=shop.merchant_id, customer_id=customer_id, reason="requested by letter"
     )
     return (await client.customers.RedactCustomer(request)).redact_time.ToMilliseconds()
 
 
 async def rows(service: Service, query: str, *values: Any) -> list[Any]:
-    """Ask the database itself."""
+    """Run a query on the service's database."""
     connection = await asyncpg.connect(service.database_url)
     try:
         return list(await connection.fetch(query, *values))
@@ -111,14 +111,17 @@ async def rows(service: Service, query: str, *values: Any) -> list[Any]:
 
 
 async def everything(service: Service) -> str:
-    """Write out every row of every table."""
+    """Return every row of every table as text."""
     tables = await rows(service, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
     written = [await rows(service, f"SELECT t.*::text AS row FROM {table['tablename']} AS t") for table in tables]  # noqa: S608 - names of our tables
     return "\n".join(row["row"] for table in written for row in table)
 
 
 async def needless_claims(service: Service, shop: Shop) -> list[Any]:
-    """Read the claims to contacts that no other customer owns, and those of customers that have such a contact."""
+    """Return the claims that should have ended.
+
+    No other customer owns their contact, or their customer has such a contact.
+    """
     return await rows(
         service,
         """

@@ -24,7 +24,8 @@ from pointbook.v1 import (
     redemption_pb2_grpc,
     webhooks_pb2_grpc,
 )
-from pointbook_server.access.model import Scope, new_token
+from pointbook_server.access.model import Scope
+from pointbook_server.access.rules import new_token
 from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.db.database import Connection, Database
 from pointbook_server.delivery.sender import Message

@@ -1,4 +1,4 @@
-"""Who may call what, as pure functions: tokens, scopes, and the merchants that a request names."""
+"""Tokens, scopes, and the merchants that a request names: the pure rules."""
 
 import contextlib
 import re
@@ -7,19 +7,9 @@ from pathlib import Path
 import pytest
 
 from pointbook.v1 import points_pb2, redemption_pb2, webhooks_pb2
-from pointbook_server.access.model import (
-    ALL_MERCHANTS,
-    EVERYBODY,
-    METHODS,
-    Principal,
-    Scope,
-    Token,
-    admit,
-    merchants_named,
-    merchants_of,
-    new_token,
-    split_bearer,
-)
+from pointbook_server.access.methods import METHODS, merchants_at, merchants_of
+from pointbook_server.access.model import ALL_MERCHANTS, UNRESTRICTED, Principal, Scope, Token
+from pointbook_server.access.rules import authenticate, new_token, split_bearer
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.server import SERVICES
 
@@ -28,79 +18,73 @@ PROTOS = Path(__file__).parents[2] / "proto/pointbook/v1"
 
 
 def make(expires_at_ms: int | None = None) -> tuple[Token, str]:
-    """Make a token: what is kept, and the secret of its bearer string."""
-    kept, bearer = new_token("pos", ["m-2", "m-1", "m-2"], [Scope.REDEEM, Scope.CODES], NOW_MS, expires_at_ms)
+    """Return a token and the secret of its bearer string."""
+    token, bearer = new_token("pos", ["m-2", "m-1", "m-2"], [Scope.REDEEM, Scope.CODES], NOW_MS, expires_at_ms)
     token_id, secret = split_bearer(bearer)
-    assert token_id == kept.token_id
-    return kept, secret
+    assert token_id == token.token_id
+    return token, secret
 
 
-def reason_of(kept: Token | None, secret: str, now_ms: int = NOW_MS) -> Reason:
-    """Tell why a bearer is not admitted."""
+def reason_of(token: Token | None, secret: str, now_ms: int = NOW_MS) -> Reason:
+    """Return why a secret is refused."""
     with pytest.raises(PointbookError) as caught:
-        admit(kept, secret, now_ms)
+        authenticate(token, secret, now_ms)
     return caught.value.reason
 
 
-def test_the_holder_of_the_secret_is_admitted() -> None:
-    """With the merchants and scopes that the token was made for, and no others."""
-    kept, secret = make()
-    principal = admit(kept, secret, NOW_MS)
+def test_a_secret_authenticates_with_the_tokens_merchants_and_scopes() -> None:
+    token, secret = make()
+    principal = authenticate(token, secret, NOW_MS)
 
-    assert principal == Principal(frozenset({"m-1", "m-2"}), frozenset({"redeem", "codes"}), kept.token_id)
+    assert principal == Principal(frozenset({"m-1", "m-2"}), frozenset({"redeem", "codes"}), token.token_id)
 
 
-def test_what_is_kept_holds_no_secret() -> None:
-    """A leaked table of tokens opens nothing."""
-    kept, secret = make()
+def test_a_stored_token_does_not_reveal_its_secret() -> None:
+    token, secret = make()
 
-    assert secret not in repr(kept)
-    assert secret.encode() not in kept.secret_hash
+    assert secret not in repr(token)
+    assert secret.encode() not in token.secret_hash
     assert len(secret) >= 43
-    assert (kept.merchants, kept.scopes) == (("m-1", "m-2"), ("codes", "redeem"))
+    assert (token.merchants, token.scopes) == (("m-1", "m-2"), ("codes", "redeem"))
 
 
 def test_another_secret_is_refused() -> None:
-    """Knowing a token's id is not enough."""
-    kept, secret = make()
+    token, secret = make()
 
-    assert reason_of(kept, make()[1]) is Reason.TOKEN_INVALID
-    assert reason_of(kept, "") is Reason.TOKEN_INVALID
+    assert reason_of(token, make()[1]) is Reason.TOKEN_INVALID
+    assert reason_of(token, "") is Reason.TOKEN_INVALID
     assert reason_of(None, secret) is Reason.TOKEN_INVALID
 
 
 def test_a_revoked_token_is_refused() -> None:
-    """For good, and like an unknown one."""
-    kept, secret = make()
-    revoked = Token(**{name: getattr(kept, name) for name in kept.__slots__} | {"revoked_at_ms": NOW_MS})
+    token, secret = make()
+    revoked = Token(**{name: getattr(token, name) for name in token.__slots__} | {"revoked_at_ms": NOW_MS})
 
     assert reason_of(revoked, secret) is Reason.TOKEN_INVALID
 
 
-def test_a_token_expires_at_its_very_millisecond() -> None:
-    """It is admitted until then; a wrong secret is not told about the expiry."""
-    kept, secret = make(expires_at_ms=2_000)
+def test_a_token_is_expired_from_its_expiry_on() -> None:
+    """A wrong secret does not reveal the expiry."""
+    token, secret = make(expires_at_ms=2_000)
 
-    assert admit(kept, secret, 1_999)
-    assert reason_of(kept, secret, 2_000) is Reason.TOKEN_EXPIRED
-    assert reason_of(kept, "guess", 2_000) is Reason.TOKEN_INVALID
+    assert authenticate(token, secret, 1_999)
+    assert reason_of(token, secret, 2_000) is Reason.TOKEN_EXPIRED
+    assert reason_of(token, "guess", 2_000) is Reason.TOKEN_INVALID
 
 
 @pytest.mark.parametrize(
     "bearer", ["", "pb", "pb_", "pb__", "pb_id", "pb_id_", "pb__secret", "xx_id_secret", "PB_id_secret", "_id_secret"]
 )
-def test_other_strings_are_no_tokens(bearer: str) -> None:
-    """Whatever has not the form of a token names none."""
+def test_malformed_bearer_strings_have_no_token_id(bearer: str) -> None:
     assert split_bearer(bearer) == ("", "")
 
 
-def test_a_secret_may_have_any_letters() -> None:
-    """Secrets are URL-safe base64, which has underscores too."""
+def test_a_secret_may_contain_underscores() -> None:
+    """Secrets are URL-safe base64."""
     assert split_bearer("pb_id_a_b-c_") == ("id", "a_b-c_")
 
 
-def test_scopes() -> None:
-    """A scope that is not named is not there."""
+def test_a_missing_scope_is_refused() -> None:
     principal = Principal(frozenset({"m"}), frozenset({Scope.REDEEM}))
 
     principal.check_scope(Scope.REDEEM)
@@ -125,8 +109,7 @@ def test_scopes() -> None:
         ({ALL_MERCHANTS}, set(), True),
     ],
 )
-def test_merchants(allowed: set[str], named: set[str], *, is_right: bool) -> None:
-    """Every merchant of a request must be the token's; a request that names none is for tokens of all merchants."""
+def test_a_token_must_be_for_every_named_merchant(allowed: set[str], named: set[str], *, is_right: bool) -> None:
     principal = Principal(frozenset(allowed), frozenset())
     expectation = contextlib.nullcontext() if is_right else pytest.raises(PointbookError, match="not for the merchant")
 
@@ -134,15 +117,13 @@ def test_merchants(allowed: set[str], named: set[str], *, is_right: bool) -> Non
         principal.check_merchants(named)
 
 
-def test_everybody_may_do_everything() -> None:
-    """Only `pointbook dev` has this caller."""
+def test_the_unrestricted_caller_passes_every_check() -> None:
     for scope in Scope:
-        EVERYBODY.check_scope(scope)
-    EVERYBODY.check_merchants(["anyone"])
+        UNRESTRICTED.check_scope(scope)
+    UNRESTRICTED.check_merchants(["anyone"])
 
 
-def test_merchants_are_found_where_requests_name_them() -> None:
-    """At the top, in a message, and in each item of a list."""
+def test_merchants_are_found_at_every_depth_of_a_request() -> None:
     account = points_pb2.GetPointsAccountRequest(merchant_id="m")
     ask = redemption_pb2.ValidateRedemptionRequest()
     ask.customer.merchant_id = "m"
@@ -150,14 +131,13 @@ def test_merchants_are_found_where_requests_name_them() -> None:
     for merchant_id in ("m", "n", "m"):
         batch.updates.add(merchant_id=merchant_id)
 
-    assert list(merchants_named(account, "merchant_id")) == ["m"]
-    assert list(merchants_named(ask, "customer.merchant_id")) == ["m"]
-    assert list(merchants_named(batch, "updates.merchant_id")) == ["m", "n", "m"]
-    assert list(merchants_named(redemption_pb2.ValidateRedemptionRequest(), "customer.merchant_id")) == []
+    assert list(merchants_at(account, "merchant_id")) == ["m"]
+    assert list(merchants_at(ask, "customer.merchant_id")) == ["m"]
+    assert list(merchants_at(batch, "updates.merchant_id")) == ["m", "n", "m"]
+    assert list(merchants_at(redemption_pb2.ValidateRedemptionRequest(), "customer.merchant_id")) == []
 
 
-def test_a_replay_names_two_merchants() -> None:
-    """The quarantine's and the update's, of whichever kind it is; an update that is not there names none."""
+def test_a_replay_names_the_merchants_of_the_quarantine_and_of_its_update() -> None:
     access = METHODS["WebhooksService/ReplayQuarantinedWebhook"]
     points = webhooks_pb2.ReplayQuarantinedWebhookRequest(merchant_id="m")
     assert merchants_of(points, access) == {"m"}
@@ -171,8 +151,7 @@ def test_a_replay_names_two_merchants() -> None:
     assert merchants_of(customers, access) == {"m", ""}
 
 
-def test_every_method_asks_for_the_scope_of_its_comment() -> None:
-    """The comments of the proto are the reference manual."""
+def test_every_method_requires_the_scope_that_its_proto_comment_states() -> None:
     comments = [line for proto in PROTOS.glob("*.proto") for line in proto.read_text().splitlines()]
     documented: dict[str, str] = {}
     service = scope = ""
@@ -189,6 +168,6 @@ def test_every_method_asks_for_the_scope_of_its_comment() -> None:
 
 
 def test_every_scope_is_used() -> None:
-    """A scope that no method asks for would promise something; `redeem.skip` is asked for by a field."""
+    """`redeem.skip` is required by a field, not by a method."""
     assert {access.scope for access in METHODS.values()} - {None} == set(Scope) - {Scope.REDEEM_SKIP}
     assert {method.partition("/")[0] for method in METHODS} == {name.rpartition(".")[2] for name in SERVICES}

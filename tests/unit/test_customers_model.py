@@ -1,4 +1,4 @@
-"""What customers are found by, and what their webhooks say, as pure rules."""
+"""Identifiers, customer webhooks and tombstones: the pure rules."""
 
 import hashlib
 import hmac
@@ -9,21 +9,19 @@ from hypothesis import strategies as st
 
 from pointbook_server.customers.model import (
     NEVER,
+    BuyerState,
+    CannotReceiveError,
     Customer,
     CustomerUpdate,
     Identifier,
-    Kind,
-    KnownBuyer,
-    NoRoomError,
+    IdentifierKind,
     Stamp,
-    Tombstones,
     UpdateKind,
-    newest,
-    normalised,
-    read_identifier,
-    read_stamp,
-    write_stamp,
+    format_stamp,
+    parse_stamp,
 )
+from pointbook_server.customers.rules import newest_stamps, normalize_identifier, read_identifier, stated_contacts
+from pointbook_server.customers.tombstones import Tombstones
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.model import AccountKey
 
@@ -31,7 +29,7 @@ BUYER = AccountKey("s", "b")
 
 
 def update(**changes: object) -> CustomerUpdate:
-    """Make an update."""
+    """Return a customer update."""
     values: dict[str, object] = {
         "event_id": "e",
         "merchant_id": "m",
@@ -72,9 +70,8 @@ def update(**changes: object) -> CustomerUpdate:
         ("+8613800000000" + " " * 1_000, "", None),
     ],
 )
-def test_mobile_numbers(written: str, region: str, expected: str | None) -> None:
-    """E.164 or nothing; a national number needs its region."""
-    assert normalised(Kind.MOBILE, written, region) == expected
+def test_mobile_numbers_are_normalized_to_e164(written: str, region: str, expected: str | None) -> None:
+    assert normalize_identifier(IdentifierKind.MOBILE, written, region) == expected
 
 
 @pytest.mark.parametrize(
@@ -86,7 +83,7 @@ def test_mobile_numbers(written: str, region: str, expected: str | None) -> None
         ("a@xn--bcher-kva.example", "a@bücher.example"),
         ("strasse@straße.de", "strasse@straße.de"),
         ("a+b@example.com", "a+b@example.com"),
-        ("nobody", None),
+        ("unknown", None),
         ("", None),
         ("a@b", None),
         ("a@@example.com", None),
@@ -97,9 +94,8 @@ def test_mobile_numbers(written: str, region: str, expected: str | None) -> None
         (f"a@{'b' * 250}.com", None),
     ],
 )
-def test_email_addresses(written: str, expected: str | None) -> None:
-    """In lower case before the @, and behind it as the domain's own rules say."""
-    assert normalised(Kind.EMAIL, written) == expected
+def test_email_addresses_are_compared_in_lower_case_and_idna(written: str, expected: str | None) -> None:
+    assert normalize_identifier(IdentifierKind.EMAIL, written) == expected
 
 
 @pytest.mark.parametrize(
@@ -119,75 +115,83 @@ def test_email_addresses(written: str, expected: str | None) -> None:
         ("a" * 65, None),
     ],
 )
-def test_other_identifiers_are_compared_exactly(value: str, expected: str | None) -> None:
-    """But for what is pasted along with them and nobody sees, and digits of other scripts."""
-    for kind in (Kind.EXTERNAL_ID, Kind.CARD_NUMBER, Kind.CARD_EXTERNAL_ID, Kind.CUSTOMER_ID):
-        assert normalised(kind, value) == expected
+def test_other_identifiers_are_compared_exactly_but_for_invisible_characters(value: str, expected: str | None) -> None:
+    for kind in (
+        IdentifierKind.EXTERNAL_ID,
+        IdentifierKind.CARD_NUMBER,
+        IdentifierKind.CARD_EXTERNAL_ID,
+        IdentifierKind.CUSTOMER_ID,
+    ):
+        assert normalize_identifier(kind, value) == expected
 
 
 def test_an_identifier_is_compared_by_its_value_alone() -> None:
-    """Another spelling is the same identifier, of which a customer knows the form that counts."""
-    one, other = (read_identifier(Kind.EMAIL, address) for address in ("Ada@example.com", "aDA@example.com"))
+    one, other = (read_identifier(IdentifierKind.EMAIL, address) for address in ("Ada@example.com", "aDA@example.com"))
     assert one is not None
     assert other is not None
     assert (one, hash(one)) == (other, hash(other))
-    assert (one.form, other.form) == ("Ada@example.com", "aDA@example.com")
+    assert (one.written_form, other.written_form) == ("Ada@example.com", "aDA@example.com")
     customer = Customer("m", "c", (one,))
-    assert customer.own(Kind.EMAIL) == ["ada@example.com"]
-    assert customer.own_forms(Kind.EMAIL) == ["Ada@example.com"]
-    assert [new.form for new in customer.respelled([other])] == ["aDA@example.com"]
-    assert customer.respelled([one]) == set()
-    assert customer.respelled([Identifier(Kind.EMAIL, "b@example.com")]) == set()
+    assert customer.own_values(IdentifierKind.EMAIL) == ["ada@example.com"]
+    assert customer.own_written_forms(IdentifierKind.EMAIL) == ["Ada@example.com"]
+    assert [new.written_form for new in customer.rewritten([other])] == ["aDA@example.com"]
+    assert customer.rewritten([one]) == set()
+    assert customer.rewritten([Identifier(IdentifierKind.EMAIL, "b@example.com")]) == set()
 
 
-def test_argentinas_nine_is_a_spelling() -> None:
-    """It tells which kind a number is, never whose."""
-    with_nine, without = (read_identifier(Kind.MOBILE, number) for number in ("+5491123456789", "+541123456789"))
+def test_argentinas_nine_is_part_of_the_written_form_only() -> None:
+    with_nine, without = (
+        read_identifier(IdentifierKind.MOBILE, number) for number in ("+5491123456789", "+541123456789")
+    )
     assert with_nine is not None
     assert without is not None
     assert with_nine == without
-    assert [new.form for new in Customer("m", "c", (with_nine,)).respelled([without])] == ["+541123456789"]
-    assert [new.form for new in Customer("m", "c", (without,)).respelled([with_nine])] == ["+5491123456789"]
+    assert [new.written_form for new in Customer("m", "c", (with_nine,)).rewritten([without])] == ["+541123456789"]
+    assert [new.written_form for new in Customer("m", "c", (without,)).rewritten([with_nine])] == ["+5491123456789"]
 
 
-@given(st.sampled_from([Kind.MOBILE, Kind.EMAIL]), st.text(max_size=40), st.sampled_from(["", "CN", "DE"]))
-def test_normalising_twice_changes_nothing(kind: Kind, value: str, region: str) -> None:
-    """And never fails, whatever the text."""
-    once = normalised(kind, value, region)
-    assert once is None or normalised(kind, once) == once
+@given(
+    st.sampled_from([IdentifierKind.MOBILE, IdentifierKind.EMAIL]),
+    st.text(max_size=40),
+    st.sampled_from(["", "CN", "DE"]),
+)
+def test_normalizing_is_idempotent_and_never_fails(kind: IdentifierKind, value: str, region: str) -> None:
+    once = normalize_identifier(kind, value, region)
+    assert once is None or normalize_identifier(kind, once) == once
 
 
 @given(
     st.integers(0, 2**53), st.integers(0, 3), st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1)
 )
-def test_stamps_are_read_as_written(at_ms: int, rank: int, event_id: str) -> None:
-    """And what was never told is written as nothing."""
+def test_stamps_survive_formatting_and_parsing(at_ms: int, rank: int, event_id: str) -> None:
     stamp = Stamp(at_ms, rank, event_id)
-    assert read_stamp(write_stamp(stamp)) == stamp
-    assert read_stamp(write_stamp(NEVER)) == NEVER < stamp
+    assert parse_stamp(format_stamp(stamp)) == stamp
+    assert parse_stamp(format_stamp(NEVER)) == NEVER < stamp
 
 
-def test_what_an_update_says() -> None:
-    """Absent is not told, empty takes away, what is none is None; deletions take both, redactions tell nothing."""
-    told = {"mobile": "+8613800000000", "email": "nobody"}
-    assert update(**told).says() == {Kind.MOBILE: "+8613800000000", Kind.EMAIL: None}
-    assert update(email=" Stra\u00dfe@Example.com\u200b").says() == {Kind.EMAIL: "Stra\u00dfe@Example.com"}
-    assert update(mobile="").says() == {Kind.MOBILE: ""}
-    assert update().says() == {}
-    assert update(kind=UpdateKind.DELETED, **told).says() == {Kind.MOBILE: "", Kind.EMAIL: ""}
-    assert update(kind=UpdateKind.REDACTED, **told).says() == {}
+def test_contacts_stated_by_an_update() -> None:
+    contacts = {"mobile": "+8613800000000", "email": "unknown"}
+    assert stated_contacts(update(**contacts)) == {IdentifierKind.MOBILE: "+8613800000000", IdentifierKind.EMAIL: None}
+    assert stated_contacts(update(email=" Stra\u00dfe@Example.com\u200b")) == {
+        IdentifierKind.EMAIL: "Stra\u00dfe@Example.com"
+    }
+    assert stated_contacts(update(mobile="")) == {IdentifierKind.MOBILE: ""}
+    assert stated_contacts(update()) == {}
+    assert stated_contacts(update(kind=UpdateKind.DELETED, **contacts)) == {
+        IdentifierKind.MOBILE: "",
+        IdentifierKind.EMAIL: "",
+    }
+    assert stated_contacts(update(kind=UpdateKind.REDACTED, **contacts)) == {}
 
 
-def test_the_order_of_one_moment() -> None:
-    """A redaction is newer than a deletion, that than an update, and the ids tell the others apart."""
+def test_updates_of_the_same_time_are_ordered_by_kind_and_event_id() -> None:
     stamps = [update(kind=kind, event_id="z").stamp for kind in UpdateKind]
     assert stamps == sorted(stamps)
     assert update(event_id="b").stamp > update(event_id="a").stamp
     assert update(updated_at_ms=1_001).stamp > stamps[-1]
 
 
-def test_a_digest_is_of_the_whole_content() -> None:
-    """Each field counts, and absent is not empty."""
+def test_the_digest_covers_every_field() -> None:
     changes: list[dict[str, object]] = [
         {},
         {"buyer": AccountKey("sb", "")},
@@ -200,18 +204,19 @@ def test_a_digest_is_of_the_whole_content() -> None:
     assert update(event_id="f").digest == update().digest
 
 
-def test_the_newest_of_all_buyers_counts() -> None:
-    """And what is forgotten since a moment is as if it was never told."""
-    one = KnownBuyer("c", {Kind.MOBILE: Stamp(5, 1, "a"), Kind.EMAIL: NEVER})
-    two = KnownBuyer("c", {Kind.MOBILE: Stamp(7, 1, "b"), Kind.EMAIL: Stamp(3, 1, "c")})
+def test_the_newest_stamp_of_all_buyers_counts() -> None:
+    one = BuyerState("c", {IdentifierKind.MOBILE: Stamp(5, 1, "a"), IdentifierKind.EMAIL: NEVER})
+    two = BuyerState("c", {IdentifierKind.MOBILE: Stamp(7, 1, "b"), IdentifierKind.EMAIL: Stamp(3, 1, "c")})
 
-    assert newest([one, two]) == {Kind.MOBILE: Stamp(7, 1, "b"), Kind.EMAIL: Stamp(3, 1, "c")}
-    assert two.since(3).as_of == {Kind.MOBILE: Stamp(7, 1, "b"), Kind.EMAIL: NEVER}
-    assert newest([]) == {Kind.MOBILE: NEVER, Kind.EMAIL: NEVER}
+    assert newest_stamps([one, two]) == {
+        IdentifierKind.MOBILE: Stamp(7, 1, "b"),
+        IdentifierKind.EMAIL: Stamp(3, 1, "c"),
+    }
+    assert two.without_stamps_until(3).as_of == {IdentifierKind.MOBILE: Stamp(7, 1, "b"), IdentifierKind.EMAIL: NEVER}
+    assert newest_stamps([]) == {IdentifierKind.MOBILE: NEVER, IdentifierKind.EMAIL: NEVER}
 
 
-def test_tombstones() -> None:
-    """HMAC-SHA256 of the length-prefixed parts; the first key signs, all verify, and without one none is signed."""
+def test_the_first_key_signs_tombstones_and_all_keys_verify() -> None:
     parts = [b"pointbook.tombstone.v1", b"m", b"s", b"b"]
     message = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
     new, old = (hmac.new(key, message, hashlib.sha256).digest() for key in (b"new", b"old"))
@@ -226,17 +231,20 @@ def test_tombstones() -> None:
     assert caught.value.reason is Reason.KEY_NOT_CONFIGURED
 
 
-def test_room_for_what_is_moved() -> None:
-    """A customer has one number, which is replaced, fifty cards, and one buyer for each store."""
-    cards = tuple(Identifier(Kind.CARD_NUMBER, str(number)) for number in range(50))
-    known = tuple(Identifier(Kind.CUSTOMER_ID, str(number), "LINE") for number in range(50))
-    mobile = Identifier(Kind.MOBILE, "+8613800000000")
+def test_limits_of_keys_that_a_customer_can_receive() -> None:
+    cards = tuple(Identifier(IdentifierKind.CARD_NUMBER, str(number)) for number in range(50))
+    known = tuple(Identifier(IdentifierKind.CUSTOMER_ID, str(number), "LINE") for number in range(50))
+    mobile = Identifier(IdentifierKind.MOBILE, "+8613800000000")
     customer = Customer("m", "c", (*cards, *known, mobile), (BUYER,))
 
-    assert customer.replaced_by(Identifier(Kind.MOBILE, "+12025550123")) == {mobile}
-    assert customer.replaced_by(Identifier(Kind.MOBILE, "+12025550123", "LINE")) == set()
-    customer.check_room(Identifier(Kind.CARD_EXTERNAL_ID, "x"))
-    customer.check_room(AccountKey("t", "b"))
-    for key in (Identifier(Kind.CARD_NUMBER, "x"), Identifier(Kind.MOBILE, "x", "LINE"), AccountKey("s", "c")):
-        with pytest.raises(NoRoomError):
-            customer.check_room(key)
+    assert customer.keys_replaced_by(Identifier(IdentifierKind.MOBILE, "+12025550123")) == {mobile}
+    assert customer.keys_replaced_by(Identifier(IdentifierKind.MOBILE, "+12025550123", "LINE")) == set()
+    customer.check_can_receive(Identifier(IdentifierKind.CARD_EXTERNAL_ID, "x"))
+    customer.check_can_receive(AccountKey("t", "b"))
+    for key in (
+        Identifier(IdentifierKind.CARD_NUMBER, "x"),
+        Identifier(IdentifierKind.MOBILE, "x", "LINE"),
+        AccountKey("s", "c"),
+    ):
+        with pytest.raises(CannotReceiveError):
+            customer.check_can_receive(key)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pointbook_server.access.model import METHODS, Scope
+from pointbook_server.access.methods import METHODS
+from pointbook_server.access.model import Scope
 from pointbook_server.access.servicer import AccessServicer
 from pointbook_server.benefits.servicer import BenefitsServicer
 from pointbook_server.customers.servicer import CustomersServicer

@@ -36,7 +36,6 @@ NUMBER = "+8613800000000"
     ],
 )
 def test_invisible_characters_and_digits_of_every_script_are_read(written: str) -> None:
-    """As word processors, messengers and input methods leave them."""
     assert phones.read(written) == (NUMBER, NUMBER)
 
 
@@ -56,15 +55,14 @@ def test_invisible_characters_and_digits_of_every_script_are_read(written: str) 
         "+" + "1" * 40,
     ],
 )
-def test_what_is_no_number_stays_none(written: str) -> None:
-    """Two lines are two values, circled digits are no digits, and extensions are not dropped."""
+def test_other_texts_are_not_numbers(written: str) -> None:
     assert phones.read(written) is None
 
 
 @pytest.mark.parametrize(
     ("written", "region", "e164", "key"),
     [
-        # Argentina: the 9 of mobile numbers, and the 15 behind the area code, of two, three and four digits.
+        # Argentina: the 9 of mobile numbers, and the 15 after the area code of two, three and four digits.
         ("+5491123456789", "", "+5491123456789", "+541123456789"),
         ("+54 9 11 2345-6789", "", "+5491123456789", "+541123456789"),
         ("+541123456789", "", "+541123456789", "+541123456789"),
@@ -81,7 +79,7 @@ def test_what_is_no_number_stays_none(written: str) -> None:
         ("02982 15-42-3456", "AR", "+5492982423456", "+542982423456"),
         ("+546751234567", "", "+546751234567", "+546751234567"),  # A mobile number without a 9.
         ("+548001234567", "", "+548001234567", "+548001234567"),
-        # Mexico: 1 until 2019, and 01, 044 and 045 inside the country.
+        # Mexico: 1 until 2019, and 01, 044 and 045 in national form.
         ("+5215512345678", "", "+525512345678", "+525512345678"),
         ("+52 1 55 1234 5678", "", "+525512345678", "+525512345678"),
         ("+525512345678", "", "+525512345678", "+525512345678"),
@@ -107,7 +105,7 @@ def test_what_is_no_number_stays_none(written: str) -> None:
     ],
 )
 def test_forms_of_one_number_have_one_key(written: str, region: str, e164: str, key: str) -> None:
-    """And each is sent to in a form that works: with Argentina's 9, without Mexico's 1, with Brazil's ninth digit."""
+    """The form for sending has Argentina's 9, Brazil's ninth digit, and no Mexican 1."""
     assert phones.read(written, region) == (e164, key)
 
 
@@ -127,8 +125,7 @@ def test_forms_of_one_number_have_one_key(written: str, region: str, e164: str, 
         ("+525512345678", "+5511987654321"),
     ],
 )
-def test_numbers_of_two_people_have_two_keys(one: str, other: str) -> None:
-    """No fixed-line number becomes a mobile one, and Brazil's trunked radio (7) got no ninth digit."""
+def test_numbers_of_different_subscribers_have_different_keys(one: str, other: str) -> None:
     first, second = phones.read(one), phones.read(other)
     assert first is not None
     assert second is not None
@@ -138,13 +135,11 @@ def test_numbers_of_two_people_have_two_keys(one: str, other: str) -> None:
 @pytest.mark.parametrize(
     "written", ["+521 800 123 4567", "+521 200 123 4567", "+549 800 123 4567", "+55 11 1234-5678", "+55 10 8765-4321"]
 )
-def test_a_mobile_digit_before_what_is_no_mobile_number_is_not_read(written: str) -> None:
-    """Toll-free numbers and area codes that there are not get none."""
+def test_a_mobile_digit_before_a_number_that_is_not_mobile_is_invalid(written: str) -> None:
     assert phones.read(written) is None
 
 
-def test_numbers_of_other_regions_are_what_the_library_says() -> None:
-    """Of every region and type; only three regions have several forms."""
+def test_numbers_of_other_regions_have_one_form() -> None:
     types = [PhoneNumberType.FIXED_LINE, PhoneNumberType.MOBILE, PhoneNumberType.TOLL_FREE, PhoneNumberType.VOIP]
     examples = [
         phonenumbers.format_number(number, PhoneNumberFormat.E164)
@@ -172,14 +167,12 @@ def test_numbers_of_other_regions_are_what_the_library_says() -> None:
         ("+12025550123", PhoneNumberType.FIXED_LINE_OR_MOBILE),
     ],
 )
-def test_an_argentine_number_without_its_nine_may_be_a_mobile_one(number: str, expected: int) -> None:
-    """Both kinds share one plan there; every other number has the library's type."""
+def test_an_argentine_number_without_its_nine_may_be_mobile(number: str, expected: int) -> None:
     assert phones.number_type(number) == expected
 
 
 @given(st.text(max_size=40), st.sampled_from(["", "AR", "BR", "CN", "DE", "MX"]))
-def test_reading_never_fails_and_twice_changes_nothing(text: str, region: str) -> None:
-    """Whatever the text: the form and the key are read as themselves."""
+def test_reading_is_idempotent_and_never_fails(text: str, region: str) -> None:
     found = phones.read(text, region)
     if found is not None:
         assert phones.read(found.e164) == found
@@ -187,8 +180,7 @@ def test_reading_never_fails_and_twice_changes_nothing(text: str, region: str) -
 
 
 @given(st.sampled_from(["+5411", "+54351", "+5255", "+5281", "+5511", "+5551"]), st.data())
-def test_every_form_of_a_subscriber_meets_in_one_key(start: str, data: st.DataObject) -> None:
-    """Whichever subscriber it is, as carriers and shops write their number."""
+def test_every_form_of_a_generated_number_has_one_key(start: str, data: st.DataObject) -> None:
     digits = 10 - len(start) + 3
     rest = data.draw(st.text("0123456789", min_size=digits, max_size=digits))
     found = phones.read(start + rest)

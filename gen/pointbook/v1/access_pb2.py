@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19pointbook/v1/access.proto\x12\x0cpointbook.v1\"\x18\n\x16GetCallerAccessRequest\"Q\n\x17GetCallerAccessResponse\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x14\n\x0cmerchant_ids\x18\x02 \x03(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t2o\n\rAccessService\x12^\n\x0fGetCallerAccess\x12$.pointbook.v1.GetCallerAccessRequest\x1a%.pointbook.v1.GetCallerAccessResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19pointbook/v1/access.proto\x12\x0cpointbook.v1\"\x18\n\x16GetCallerAccessRequest\"Q\n\x17GetCallerAccessResponse\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x14\n\x0cmerchant_ids\x18\x02 \x03(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t2o\n\rAccessService\x12^\n\x0fGetCallerAccess\x12$.pointbook.v1.GetCallerAccessRequest\x1a%.pointbook.v1.GetCallerAccessResponseB;\n\x10\x63om.pointbook.v1B\x0b\x41\x63\x63\x65ssProtoP\x01Z\x18pointbook/v1;pointbookv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pointbook.v1.access_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\020com.pointbook.v1B\013AccessProtoP\001Z\030pointbook/v1;pointbookv1'
   _globals['_GETCALLERACCESSREQUEST']._serialized_start=43
   _globals['_GETCALLERACCESSREQUEST']._serialized_end=67
   _globals['_GETCALLERACCESSRESPONSE']._serialized_start=69

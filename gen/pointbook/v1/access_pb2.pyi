@@ -20,7 +20,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class GetCallerAccessRequest(_message.Message):
-    """GetCallerAccessRequest asks AccessService.GetCallerAccess."""
+    """GetCallerAccessRequest is the request of AccessService.GetCallerAccess."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -37,7 +37,7 @@ Global___GetCallerAccessRequest: _TypeAlias = GetCallerAccessRequest  # noqa: Y0
 
 @_typing.final
 class GetCallerAccessResponse(_message.Message):
-    """GetCallerAccessResponse answers AccessService.GetCallerAccess."""
+    """GetCallerAccessResponse is the response of AccessService.GetCallerAccess."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -45,16 +45,16 @@ class GetCallerAccessResponse(_message.Message):
     MERCHANT_IDS_FIELD_NUMBER: _builtins.int
     SCOPES_FIELD_NUMBER: _builtins.int
     token_id: _builtins.str
-    """token_id is the token's id, as `pointbook token list` shows it, never the token itself; empty where the server has
-    no tokens.
+    """token_id is the id of the token, as `pointbook token list` shows it, never the token itself. Empty if the server
+    has no tokens.
     """
     @_builtins.property
     def merchant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """merchant_ids are the merchants that the token is for, sorted; `*` stands for all."""
+        """merchant_ids are the merchants that the token covers, sorted; `*` means all merchants."""
 
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """scopes are the scopes that the token has, sorted, such as points.write."""
+        """scopes are the scopes of the token, sorted, such as points.write."""
 
     def __init__(
         self,

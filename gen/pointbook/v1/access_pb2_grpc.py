@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AccessServiceStub:
-    """AccessService answers what a caller may do.
+    """AccessService returns what a caller may do.
     """
 
     def __init__(self, channel):
@@ -43,14 +43,14 @@ class AccessServiceStub:
 
 
 class AccessServiceServicer:
-    """AccessService answers what a caller may do.
+    """AccessService returns what a caller may do.
     """
 
     def GetCallerAccess(self, request, context):
-        """GetCallerAccess answers what the token of the call allows, so that a client can check its token before it needs it.
-        A server without tokens (`pointbook dev`) answers every scope and every merchant.
+        """GetCallerAccess returns the merchants and scopes of the caller's token, so that a client can check its token at
+        start-up. A server without tokens (`pointbook dev`) returns every scope and every merchant.
 
-        Any valid token may call it, whatever its scopes and merchants. Errors: UNAUTHENTICATED (TOKEN_MISSING,
+        Any valid token may call it, with any scopes and merchants. Errors: UNAUTHENTICATED (TOKEN_MISSING,
         TOKEN_INVALID, TOKEN_EXPIRED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -74,7 +74,7 @@ def add_AccessServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AccessService:
-    """AccessService answers what a caller may do.
+    """AccessService returns what a caller may do.
     """
 
     @staticmethod

@@ -27,45 +27,45 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AccessServiceStub:
-    """AccessService answers what a caller may do."""
+    """AccessService returns what a caller may do."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AccessServiceAsyncStub: ...
     GetCallerAccess: _grpc.UnaryUnaryMultiCallable[_access_pb2.GetCallerAccessRequest, _access_pb2.GetCallerAccessResponse]
-    """GetCallerAccess answers what the token of the call allows, so that a client can check its token before it needs it.
-    A server without tokens (`pointbook dev`) answers every scope and every merchant.
+    """GetCallerAccess returns the merchants and scopes of the caller's token, so that a client can check its token at
+    start-up. A server without tokens (`pointbook dev`) returns every scope and every merchant.
 
-    Any valid token may call it, whatever its scopes and merchants. Errors: UNAUTHENTICATED (TOKEN_MISSING,
+    Any valid token may call it, with any scopes and merchants. Errors: UNAUTHENTICATED (TOKEN_MISSING,
     TOKEN_INVALID, TOKEN_EXPIRED).
     """
 
 @_typing.type_check_only
 class AccessServiceAsyncStub(AccessServiceStub):
-    """AccessService answers what a caller may do."""
+    """AccessService returns what a caller may do."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCallerAccess: _aio.UnaryUnaryMultiCallable[_access_pb2.GetCallerAccessRequest, _access_pb2.GetCallerAccessResponse]  # type: ignore[assignment]
-    """GetCallerAccess answers what the token of the call allows, so that a client can check its token before it needs it.
-    A server without tokens (`pointbook dev`) answers every scope and every merchant.
+    """GetCallerAccess returns the merchants and scopes of the caller's token, so that a client can check its token at
+    start-up. A server without tokens (`pointbook dev`) returns every scope and every merchant.
 
-    Any valid token may call it, whatever its scopes and merchants. Errors: UNAUTHENTICATED (TOKEN_MISSING,
+    Any valid token may call it, with any scopes and merchants. Errors: UNAUTHENTICATED (TOKEN_MISSING,
     TOKEN_INVALID, TOKEN_EXPIRED).
     """
 
 class AccessServiceServicer:
-    """AccessService answers what a caller may do."""
+    """AccessService returns what a caller may do."""
 
     def GetCallerAccess(
         self,
         request: _access_pb2.GetCallerAccessRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_access_pb2.GetCallerAccessResponse, _abc.Awaitable[_access_pb2.GetCallerAccessResponse]]:
-        """GetCallerAccess answers what the token of the call allows, so that a client can check its token before it needs it.
-        A server without tokens (`pointbook dev`) answers every scope and every merchant.
+        """GetCallerAccess returns the merchants and scopes of the caller's token, so that a client can check its token at
+        start-up. A server without tokens (`pointbook dev`) returns every scope and every merchant.
 
-        Any valid token may call it, whatever its scopes and merchants. Errors: UNAUTHENTICATED (TOKEN_MISSING,
+        Any valid token may call it, with any scopes and merchants. Errors: UNAUTHENTICATED (TOKEN_MISSING,
         TOKEN_INVALID, TOKEN_EXPIRED).
         """
 

@@ -28,21 +28,21 @@ class _BenefitsExpiryDateType:
 class _BenefitsExpiryDateTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BenefitsExpiryDateType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     BENEFITS_EXPIRY_DATE_TYPE_UNSPECIFIED: _BenefitsExpiryDateType.ValueType  # 0
-    """BENEFITS_EXPIRY_DATE_TYPE_UNSPECIFIED means absent, or unrecognized where `unrecognized_values` names it."""
+    """BENEFITS_EXPIRY_DATE_TYPE_UNSPECIFIED means absent, or unrecognized if `unrecognized_values` has the field."""
     BENEFITS_EXPIRY_DATE_TYPE_SPECIFIC_DATE: _BenefitsExpiryDateType.ValueType  # 1
-    """BENEFITS_EXPIRY_DATE_TYPE_SPECIFIC_DATE: the benefit expires benefits_expiry_date_value days after it was issued."""
+    """BENEFITS_EXPIRY_DATE_TYPE_SPECIFIC_DATE: the benefit expires `benefits_expiry_date_value` days after its issue."""
     BENEFITS_EXPIRY_DATE_TYPE_FOLLOW_MEMBERSHIP: _BenefitsExpiryDateType.ValueType  # 2
     """BENEFITS_EXPIRY_DATE_TYPE_FOLLOW_MEMBERSHIP: the benefit expires with the membership."""
 
 class BenefitsExpiryDateType(_BenefitsExpiryDateType, metaclass=_BenefitsExpiryDateTypeEnumTypeWrapper):
-    """BenefitsExpiryDateType is how the expiry of an issued benefit is told. The values are those of SHOPLINE's enum
-    BenefitsExpiryDateType.
+    """BenefitsExpiryDateType is how the expiry of an issued benefit is determined. The values are those of SHOPLINE's
+    enum BenefitsExpiryDateType. See docs/reference/shopline-benefits.md#expiry.
     """
 
 BENEFITS_EXPIRY_DATE_TYPE_UNSPECIFIED: BenefitsExpiryDateType.ValueType  # 0
-"""BENEFITS_EXPIRY_DATE_TYPE_UNSPECIFIED means absent, or unrecognized where `unrecognized_values` names it."""
+"""BENEFITS_EXPIRY_DATE_TYPE_UNSPECIFIED means absent, or unrecognized if `unrecognized_values` has the field."""
 BENEFITS_EXPIRY_DATE_TYPE_SPECIFIC_DATE: BenefitsExpiryDateType.ValueType  # 1
-"""BENEFITS_EXPIRY_DATE_TYPE_SPECIFIC_DATE: the benefit expires benefits_expiry_date_value days after it was issued."""
+"""BENEFITS_EXPIRY_DATE_TYPE_SPECIFIC_DATE: the benefit expires `benefits_expiry_date_value` days after its issue."""
 BENEFITS_EXPIRY_DATE_TYPE_FOLLOW_MEMBERSHIP: BenefitsExpiryDateType.ValueType  # 2
 """BENEFITS_EXPIRY_DATE_TYPE_FOLLOW_MEMBERSHIP: the benefit expires with the membership."""
 Global___BenefitsExpiryDateType: _TypeAlias = BenefitsExpiryDateType  # noqa: Y015
@@ -54,27 +54,31 @@ class _BenefitsIssuranceType:
 class _BenefitsIssuranceTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BenefitsIssuranceType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     BENEFITS_ISSURANCE_TYPE_UNSPECIFIED: _BenefitsIssuranceType.ValueType  # 0
-    """BENEFITS_ISSURANCE_TYPE_UNSPECIFIED means absent, or unrecognized where `unrecognized_values` names it."""
+    """BENEFITS_ISSURANCE_TYPE_UNSPECIFIED means absent, or unrecognized if `unrecognized_values` has the field."""
     BENEFITS_ISSURANCE_TYPE_AFTER_PURCHASE: _BenefitsIssuranceType.ValueType  # 1
-    """BENEFITS_ISSURANCE_TYPE_AFTER_PURCHASE: once, after the membership was bought."""
+    """BENEFITS_ISSURANCE_TYPE_AFTER_PURCHASE: once, after the purchase of the membership."""
     BENEFITS_ISSURANCE_TYPE_PERIODICALLY: _BenefitsIssuranceType.ValueType  # 2
-    """BENEFITS_ISSURANCE_TYPE_PERIODICALLY: every periodically_days days, or every periodically_months calendar months."""
+    """BENEFITS_ISSURANCE_TYPE_PERIODICALLY: every `periodically_days` days, or every `periodically_months` calendar
+    months.
+    """
     BENEFITS_ISSURANCE_TYPE_SPECIFIC_DATE: _BenefitsIssuranceType.ValueType  # 3
-    """BENEFITS_ISSURANCE_TYPE_SPECIFIC_DATE: every year on specific_date."""
+    """BENEFITS_ISSURANCE_TYPE_SPECIFIC_DATE: every year on `specific_date`."""
 
 class BenefitsIssuranceType(_BenefitsIssuranceType, metaclass=_BenefitsIssuranceTypeEnumTypeWrapper):
-    """BenefitsIssuranceType is when the benefits of a paid membership are issued. The values, and the spelling, are those
+    """BenefitsIssuranceType is when the benefits of a paid membership are issued. The values and the spelling are those
     of SHOPLINE's enum BenefitsIssuranceType.
     """
 
 BENEFITS_ISSURANCE_TYPE_UNSPECIFIED: BenefitsIssuranceType.ValueType  # 0
-"""BENEFITS_ISSURANCE_TYPE_UNSPECIFIED means absent, or unrecognized where `unrecognized_values` names it."""
+"""BENEFITS_ISSURANCE_TYPE_UNSPECIFIED means absent, or unrecognized if `unrecognized_values` has the field."""
 BENEFITS_ISSURANCE_TYPE_AFTER_PURCHASE: BenefitsIssuranceType.ValueType  # 1
-"""BENEFITS_ISSURANCE_TYPE_AFTER_PURCHASE: once, after the membership was bought."""
+"""BENEFITS_ISSURANCE_TYPE_AFTER_PURCHASE: once, after the purchase of the membership."""
 BENEFITS_ISSURANCE_TYPE_PERIODICALLY: BenefitsIssuranceType.ValueType  # 2
-"""BENEFITS_ISSURANCE_TYPE_PERIODICALLY: every periodically_days days, or every periodically_months calendar months."""
+"""BENEFITS_ISSURANCE_TYPE_PERIODICALLY: every `periodically_days` days, or every `periodically_months` calendar
+months.
+"""
 BENEFITS_ISSURANCE_TYPE_SPECIFIC_DATE: BenefitsIssuranceType.ValueType  # 3
-"""BENEFITS_ISSURANCE_TYPE_SPECIFIC_DATE: every year on specific_date."""
+"""BENEFITS_ISSURANCE_TYPE_SPECIFIC_DATE: every year on `specific_date`."""
 Global___BenefitsIssuranceType: _TypeAlias = BenefitsIssuranceType  # noqa: Y015
 
 class _BenefitsStatus:
@@ -84,21 +88,21 @@ class _BenefitsStatus:
 class _BenefitsStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BenefitsStatus.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     BENEFITS_STATUS_UNSPECIFIED: _BenefitsStatus.ValueType  # 0
-    """BENEFITS_STATUS_UNSPECIFIED means absent, or unrecognized where `unrecognized_values` names it."""
+    """BENEFITS_STATUS_UNSPECIFIED means absent, or unrecognized if `unrecognized_values` has the field."""
     BENEFITS_STATUS_ACTIVE: _BenefitsStatus.ValueType  # 1
     """BENEFITS_STATUS_ACTIVE: the benefit is active."""
     BENEFITS_STATUS_INACTIVE: _BenefitsStatus.ValueType  # 2
-    """BENEFITS_STATUS_INACTIVE: the benefit is switched off, and never applies."""
+    """BENEFITS_STATUS_INACTIVE: the benefit is switched off and never applies."""
 
 class BenefitsStatus(_BenefitsStatus, metaclass=_BenefitsStatusEnumTypeWrapper):
     """BenefitsStatus is whether a benefit is active. The values are those of SHOPLINE's enum BenefitsStatus."""
 
 BENEFITS_STATUS_UNSPECIFIED: BenefitsStatus.ValueType  # 0
-"""BENEFITS_STATUS_UNSPECIFIED means absent, or unrecognized where `unrecognized_values` names it."""
+"""BENEFITS_STATUS_UNSPECIFIED means absent, or unrecognized if `unrecognized_values` has the field."""
 BENEFITS_STATUS_ACTIVE: BenefitsStatus.ValueType  # 1
 """BENEFITS_STATUS_ACTIVE: the benefit is active."""
 BENEFITS_STATUS_INACTIVE: BenefitsStatus.ValueType  # 2
-"""BENEFITS_STATUS_INACTIVE: the benefit is switched off, and never applies."""
+"""BENEFITS_STATUS_INACTIVE: the benefit is switched off and never applies."""
 Global___BenefitsStatus: _TypeAlias = BenefitsStatus  # noqa: Y015
 
 class _BenefitsUsageInstructionType:
@@ -108,7 +112,7 @@ class _BenefitsUsageInstructionType:
 class _BenefitsUsageInstructionTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BenefitsUsageInstructionType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     BENEFITS_USAGE_INSTRUCTION_TYPE_UNSPECIFIED: _BenefitsUsageInstructionType.ValueType  # 0
-    """BENEFITS_USAGE_INSTRUCTION_TYPE_UNSPECIFIED means absent, or unrecognized where `unrecognized_values` names it."""
+    """BENEFITS_USAGE_INSTRUCTION_TYPE_UNSPECIFIED means absent, or unrecognized if `unrecognized_values` has the field."""
     BENEFITS_USAGE_INSTRUCTION_TYPE_MAX_POINTS: _BenefitsUsageInstructionType.ValueType  # 1
     """BENEFITS_USAGE_INSTRUCTION_TYPE_MAX_POINTS: at most benefits_usage_instruction_value points."""
     BENEFITS_USAGE_INSTRUCTION_TYPE_MIN_ITEM_QUANTITY: _BenefitsUsageInstructionType.ValueType  # 2
@@ -119,12 +123,12 @@ class _BenefitsUsageInstructionTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeW
     """BENEFITS_USAGE_INSTRUCTION_TYPE_NONE: there is no condition."""
 
 class BenefitsUsageInstructionType(_BenefitsUsageInstructionType, metaclass=_BenefitsUsageInstructionTypeEnumTypeWrapper):
-    """BenefitsUsageInstructionType is the condition of using a benefit. The values are those of SHOPLINE's enum
+    """BenefitsUsageInstructionType is the condition for using a benefit. The values are those of SHOPLINE's enum
     BenefitsUsageInstructionType.
     """
 
 BENEFITS_USAGE_INSTRUCTION_TYPE_UNSPECIFIED: BenefitsUsageInstructionType.ValueType  # 0
-"""BENEFITS_USAGE_INSTRUCTION_TYPE_UNSPECIFIED means absent, or unrecognized where `unrecognized_values` names it."""
+"""BENEFITS_USAGE_INSTRUCTION_TYPE_UNSPECIFIED means absent, or unrecognized if `unrecognized_values` has the field."""
 BENEFITS_USAGE_INSTRUCTION_TYPE_MAX_POINTS: BenefitsUsageInstructionType.ValueType  # 1
 """BENEFITS_USAGE_INSTRUCTION_TYPE_MAX_POINTS: at most benefits_usage_instruction_value points."""
 BENEFITS_USAGE_INSTRUCTION_TYPE_MIN_ITEM_QUANTITY: BenefitsUsageInstructionType.ValueType  # 2
@@ -142,27 +146,27 @@ class _BirthBenefitsReleaseType:
 class _BirthBenefitsReleaseTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BirthBenefitsReleaseType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     BIRTH_BENEFITS_RELEASE_TYPE_UNSPECIFIED: _BirthBenefitsReleaseType.ValueType  # 0
-    """BIRTH_BENEFITS_RELEASE_TYPE_UNSPECIFIED means absent, or unrecognized where `unrecognized_values` names it."""
+    """BIRTH_BENEFITS_RELEASE_TYPE_UNSPECIFIED means absent, or unrecognized if `unrecognized_values` has the field."""
     BIRTH_BENEFITS_RELEASE_TYPE_EXACTLY_BIRTH: _BirthBenefitsReleaseType.ValueType  # 1
     """BIRTH_BENEFITS_RELEASE_TYPE_EXACTLY_BIRTH: on the birthday."""
     BIRTH_BENEFITS_RELEASE_TYPE_FIXED_BEFORE: _BirthBenefitsReleaseType.ValueType  # 2
-    """BIRTH_BENEFITS_RELEASE_TYPE_FIXED_BEFORE: days_before days before the birthday."""
+    """BIRTH_BENEFITS_RELEASE_TYPE_FIXED_BEFORE: `days_before` days before the birthday."""
     BIRTH_BENEFITS_RELEASE_TYPE_FIXED_DATE: _BirthBenefitsReleaseType.ValueType  # 3
-    """BIRTH_BENEFITS_RELEASE_TYPE_FIXED_DATE: on the day fixed_date of the month of the birthday."""
+    """BIRTH_BENEFITS_RELEASE_TYPE_FIXED_DATE: on day `fixed_date` of the month of the birthday."""
 
 class BirthBenefitsReleaseType(_BirthBenefitsReleaseType, metaclass=_BirthBenefitsReleaseTypeEnumTypeWrapper):
     """BirthBenefitsReleaseType is when a birthday benefit is issued. The values are those of SHOPLINE's enum
-    BirthBenefitsReleaseType.
+    BirthBenefitsReleaseType. See docs/reference/shopline-benefits.md#birthday-benefits.
     """
 
 BIRTH_BENEFITS_RELEASE_TYPE_UNSPECIFIED: BirthBenefitsReleaseType.ValueType  # 0
-"""BIRTH_BENEFITS_RELEASE_TYPE_UNSPECIFIED means absent, or unrecognized where `unrecognized_values` names it."""
+"""BIRTH_BENEFITS_RELEASE_TYPE_UNSPECIFIED means absent, or unrecognized if `unrecognized_values` has the field."""
 BIRTH_BENEFITS_RELEASE_TYPE_EXACTLY_BIRTH: BirthBenefitsReleaseType.ValueType  # 1
 """BIRTH_BENEFITS_RELEASE_TYPE_EXACTLY_BIRTH: on the birthday."""
 BIRTH_BENEFITS_RELEASE_TYPE_FIXED_BEFORE: BirthBenefitsReleaseType.ValueType  # 2
-"""BIRTH_BENEFITS_RELEASE_TYPE_FIXED_BEFORE: days_before days before the birthday."""
+"""BIRTH_BENEFITS_RELEASE_TYPE_FIXED_BEFORE: `days_before` days before the birthday."""
 BIRTH_BENEFITS_RELEASE_TYPE_FIXED_DATE: BirthBenefitsReleaseType.ValueType  # 3
-"""BIRTH_BENEFITS_RELEASE_TYPE_FIXED_DATE: on the day fixed_date of the month of the birthday."""
+"""BIRTH_BENEFITS_RELEASE_TYPE_FIXED_DATE: on day `fixed_date` of the month of the birthday."""
 Global___BirthBenefitsReleaseType: _TypeAlias = BirthBenefitsReleaseType  # noqa: Y015
 
 class _ProductsApplicableType:
@@ -172,23 +176,23 @@ class _ProductsApplicableType:
 class _ProductsApplicableTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProductsApplicableType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PRODUCTS_APPLICABLE_TYPE_UNSPECIFIED: _ProductsApplicableType.ValueType  # 0
-    """PRODUCTS_APPLICABLE_TYPE_UNSPECIFIED means absent, or unrecognized where `unrecognized_values` names it."""
+    """PRODUCTS_APPLICABLE_TYPE_UNSPECIFIED means absent, or unrecognized if `unrecognized_values` has the field."""
     PRODUCTS_APPLICABLE_TYPE_SPECIFIC_CATEGORY: _ProductsApplicableType.ValueType  # 1
-    """PRODUCTS_APPLICABLE_TYPE_SPECIFIC_CATEGORY: the products of the categories of specific_category_list."""
+    """PRODUCTS_APPLICABLE_TYPE_SPECIFIC_CATEGORY: products in the categories of `specific_category_list`."""
     PRODUCTS_APPLICABLE_TYPE_SPECIFIC_PRODUCT: _ProductsApplicableType.ValueType  # 2
-    """PRODUCTS_APPLICABLE_TYPE_SPECIFIC_PRODUCT: the products of specific_product_ids."""
+    """PRODUCTS_APPLICABLE_TYPE_SPECIFIC_PRODUCT: the products of `specific_product_ids`."""
 
 class ProductsApplicableType(_ProductsApplicableType, metaclass=_ProductsApplicableTypeEnumTypeWrapper):
-    """ProductsApplicableType is the range of products that a benefit applies to. SHOPLINE's enum ProductsApplicableType has
-    further values that nobody could find documented; they are kept by name in `unrecognized_values`.
+    """ProductsApplicableType is the range of products that a benefit applies to. SHOPLINE's enum ProductsApplicableType
+    has more values, which are undocumented; `unrecognized_values` stores their names.
     """
 
 PRODUCTS_APPLICABLE_TYPE_UNSPECIFIED: ProductsApplicableType.ValueType  # 0
-"""PRODUCTS_APPLICABLE_TYPE_UNSPECIFIED means absent, or unrecognized where `unrecognized_values` names it."""
+"""PRODUCTS_APPLICABLE_TYPE_UNSPECIFIED means absent, or unrecognized if `unrecognized_values` has the field."""
 PRODUCTS_APPLICABLE_TYPE_SPECIFIC_CATEGORY: ProductsApplicableType.ValueType  # 1
-"""PRODUCTS_APPLICABLE_TYPE_SPECIFIC_CATEGORY: the products of the categories of specific_category_list."""
+"""PRODUCTS_APPLICABLE_TYPE_SPECIFIC_CATEGORY: products in the categories of `specific_category_list`."""
 PRODUCTS_APPLICABLE_TYPE_SPECIFIC_PRODUCT: ProductsApplicableType.ValueType  # 2
-"""PRODUCTS_APPLICABLE_TYPE_SPECIFIC_PRODUCT: the products of specific_product_ids."""
+"""PRODUCTS_APPLICABLE_TYPE_SPECIFIC_PRODUCT: the products of `specific_product_ids`."""
 Global___ProductsApplicableType: _TypeAlias = ProductsApplicableType  # noqa: Y015
 
 class _RewardType:
@@ -198,33 +202,33 @@ class _RewardType:
 class _RewardTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RewardType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     REWARD_TYPE_UNSPECIFIED: _RewardType.ValueType  # 0
-    """REWARD_TYPE_UNSPECIFIED means absent, or unrecognized where `unrecognized_values` names it."""
+    """REWARD_TYPE_UNSPECIFIED means absent, or unrecognized if `unrecognized_values` has the field."""
     REWARD_TYPE_PERCENTAGE_DISCOUNT: _RewardType.ValueType  # 1
-    """REWARD_TYPE_PERCENTAGE_DISCOUNT: a discount of benefits_details percent."""
+    """REWARD_TYPE_PERCENTAGE_DISCOUNT: a discount of `benefits_details` percent."""
     REWARD_TYPE_POINTS: _RewardType.ValueType  # 2
-    """REWARD_TYPE_POINTS: benefits_details points."""
+    """REWARD_TYPE_POINTS: `benefits_details` points."""
     REWARD_TYPE_CASHBACK: _RewardType.ValueType  # 3
-    """REWARD_TYPE_CASHBACK: cash back."""
+    """REWARD_TYPE_CASHBACK: cashback."""
     REWARD_TYPE_CASH_VOUCHER: _RewardType.ValueType  # 4
-    """REWARD_TYPE_CASH_VOUCHER: a voucher of benefits_details."""
+    """REWARD_TYPE_CASH_VOUCHER: a voucher worth `benefits_details`."""
     REWARD_TYPE_FREE_PRODUCT: _RewardType.ValueType  # 5
     """REWARD_TYPE_FREE_PRODUCT: a free product."""
     REWARD_TYPE_FREE_SHIPPING: _RewardType.ValueType  # 6
     """REWARD_TYPE_FREE_SHIPPING: free shipping."""
 
 class RewardType(_RewardType, metaclass=_RewardTypeEnumTypeWrapper):
-    """RewardType is what a benefit gives. The values are those of SHOPLINE's enum RewardType."""
+    """RewardType is the kind of reward of a benefit. The values are those of SHOPLINE's enum RewardType."""
 
 REWARD_TYPE_UNSPECIFIED: RewardType.ValueType  # 0
-"""REWARD_TYPE_UNSPECIFIED means absent, or unrecognized where `unrecognized_values` names it."""
+"""REWARD_TYPE_UNSPECIFIED means absent, or unrecognized if `unrecognized_values` has the field."""
 REWARD_TYPE_PERCENTAGE_DISCOUNT: RewardType.ValueType  # 1
-"""REWARD_TYPE_PERCENTAGE_DISCOUNT: a discount of benefits_details percent."""
+"""REWARD_TYPE_PERCENTAGE_DISCOUNT: a discount of `benefits_details` percent."""
 REWARD_TYPE_POINTS: RewardType.ValueType  # 2
-"""REWARD_TYPE_POINTS: benefits_details points."""
+"""REWARD_TYPE_POINTS: `benefits_details` points."""
 REWARD_TYPE_CASHBACK: RewardType.ValueType  # 3
-"""REWARD_TYPE_CASHBACK: cash back."""
+"""REWARD_TYPE_CASHBACK: cashback."""
 REWARD_TYPE_CASH_VOUCHER: RewardType.ValueType  # 4
-"""REWARD_TYPE_CASH_VOUCHER: a voucher of benefits_details."""
+"""REWARD_TYPE_CASH_VOUCHER: a voucher worth `benefits_details`."""
 REWARD_TYPE_FREE_PRODUCT: RewardType.ValueType  # 5
 """REWARD_TYPE_FREE_PRODUCT: a free product."""
 REWARD_TYPE_FREE_SHIPPING: RewardType.ValueType  # 6
@@ -238,21 +242,21 @@ class _UsageLimitsType:
 class _UsageLimitsTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageLimitsType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     USAGE_LIMITS_TYPE_UNSPECIFIED: _UsageLimitsType.ValueType  # 0
-    """USAGE_LIMITS_TYPE_UNSPECIFIED means absent, or unrecognized where `unrecognized_values` names it."""
+    """USAGE_LIMITS_TYPE_UNSPECIFIED means absent, or unrecognized if `unrecognized_values` has the field."""
     USAGE_LIMITS_TYPE_LIMITS: _UsageLimitsType.ValueType  # 1
-    """USAGE_LIMITS_TYPE_LIMITS: the benefit can be used usage_limits_times times."""
+    """USAGE_LIMITS_TYPE_LIMITS: the benefit can be used `usage_limits_times` times."""
     USAGE_LIMITS_TYPE_UNLIMITED: _UsageLimitsType.ValueType  # 2
     """USAGE_LIMITS_TYPE_UNLIMITED: the benefit can be used without limit."""
 
 class UsageLimitsType(_UsageLimitsType, metaclass=_UsageLimitsTypeEnumTypeWrapper):
-    """UsageLimitsType is whether the uses of a benefit are limited. The values are those of SHOPLINE's enum
+    """UsageLimitsType is whether the number of uses of a benefit is limited. The values are those of SHOPLINE's enum
     UsageLimitsType.
     """
 
 USAGE_LIMITS_TYPE_UNSPECIFIED: UsageLimitsType.ValueType  # 0
-"""USAGE_LIMITS_TYPE_UNSPECIFIED means absent, or unrecognized where `unrecognized_values` names it."""
+"""USAGE_LIMITS_TYPE_UNSPECIFIED means absent, or unrecognized if `unrecognized_values` has the field."""
 USAGE_LIMITS_TYPE_LIMITS: UsageLimitsType.ValueType  # 1
-"""USAGE_LIMITS_TYPE_LIMITS: the benefit can be used usage_limits_times times."""
+"""USAGE_LIMITS_TYPE_LIMITS: the benefit can be used `usage_limits_times` times."""
 USAGE_LIMITS_TYPE_UNLIMITED: UsageLimitsType.ValueType  # 2
 """USAGE_LIMITS_TYPE_UNLIMITED: the benefit can be used without limit."""
 Global___UsageLimitsType: _TypeAlias = UsageLimitsType  # noqa: Y015
@@ -264,25 +268,25 @@ class _RewardScene:
 class _RewardSceneEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RewardScene.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     REWARD_SCENE_UNSPECIFIED: _RewardScene.ValueType  # 0
-    """REWARD_SCENE_UNSPECIFIED means not known, or unrecognized where `unrecognized_values` names it."""
+    """REWARD_SCENE_UNSPECIFIED means unknown, or unrecognized if `unrecognized_values` has the field."""
     REWARD_SCENE_BIRTH_BENEFITS: _RewardScene.ValueType  # 1
     """REWARD_SCENE_BIRTH_BENEFITS: the customer's birthday."""
     REWARD_SCENE_ENTERED_PHONE: _RewardScene.ValueType  # 2
-    """REWARD_SCENE_ENTERED_PHONE: the customer filled in the phone number."""
+    """REWARD_SCENE_ENTERED_PHONE: the customer entered a phone number."""
     REWARD_SCENE_FOLLOW_FB: _RewardScene.ValueType  # 3
-    """REWARD_SCENE_FOLLOW_FB: the customer follows on Facebook."""
+    """REWARD_SCENE_FOLLOW_FB: the customer followed the shop on Facebook."""
     REWARD_SCENE_POINTS_REDEMPTION: _RewardScene.ValueType  # 4
     """REWARD_SCENE_POINTS_REDEMPTION: the customer redeems points."""
     REWARD_SCENE_SUCCESSFUL_BEING_REFERRED: _RewardScene.ValueType  # 5
-    """REWARD_SCENE_SUCCESSFUL_BEING_REFERRED: the customer was referred by another one."""
+    """REWARD_SCENE_SUCCESSFUL_BEING_REFERRED: another customer referred the customer."""
     REWARD_SCENE_SUCCESSFUL_REFERRAL: _RewardScene.ValueType  # 6
-    """REWARD_SCENE_SUCCESSFUL_REFERRAL: the customer referred another one."""
+    """REWARD_SCENE_SUCCESSFUL_REFERRAL: the customer referred another customer."""
     REWARD_SCENE_EMAIL_SUBSCRIPTION: _RewardScene.ValueType  # 7
-    """REWARD_SCENE_EMAIL_SUBSCRIPTION: the customer subscribed by e-mail."""
+    """REWARD_SCENE_EMAIL_SUBSCRIPTION: the customer subscribed with an e-mail address."""
     REWARD_SCENE_ENTERED_BIRTHDAY: _RewardScene.ValueType  # 8
-    """REWARD_SCENE_ENTERED_BIRTHDAY: the customer filled in the birthday."""
+    """REWARD_SCENE_ENTERED_BIRTHDAY: the customer entered a birthday."""
     REWARD_SCENE_FOLLOW_INS: _RewardScene.ValueType  # 9
-    """REWARD_SCENE_FOLLOW_INS: the customer follows on Instagram."""
+    """REWARD_SCENE_FOLLOW_INS: the customer followed the shop on Instagram."""
     REWARD_SCENE_LEVEL_UPGRADE: _RewardScene.ValueType  # 10
     """REWARD_SCENE_LEVEL_UPGRADE: the customer reached a higher level."""
     REWARD_SCENE_MEMBERSHIP_BENEFITS: _RewardScene.ValueType  # 11
@@ -293,30 +297,31 @@ class _RewardSceneEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RewardSce
     """REWARD_SCENE_SUCCESSFUL_ORDERS: the customer placed an order."""
 
 class RewardScene(_RewardScene, metaclass=_RewardSceneEnumTypeWrapper):
-    """RewardScene is what a benefit rewards. The values are those of SHOPLINE's enum RewardScene, which is another one than
-    PointsUpdateScene: it has ENTERED_PHONE where that has ENTER_PHONE.
+    """RewardScene is what a benefit rewards. The values are those of SHOPLINE's enum RewardScene, which differs from
+    PointsUpdateScene: it has ENTERED_PHONE where PointsUpdateScene has ENTER_PHONE. See
+    docs/reference/shopline-benefits.md#reward-scenes.
     """
 
 REWARD_SCENE_UNSPECIFIED: RewardScene.ValueType  # 0
-"""REWARD_SCENE_UNSPECIFIED means not known, or unrecognized where `unrecognized_values` names it."""
+"""REWARD_SCENE_UNSPECIFIED means unknown, or unrecognized if `unrecognized_values` has the field."""
 REWARD_SCENE_BIRTH_BENEFITS: RewardScene.ValueType  # 1
 """REWARD_SCENE_BIRTH_BENEFITS: the customer's birthday."""
 REWARD_SCENE_ENTERED_PHONE: RewardScene.ValueType  # 2
-"""REWARD_SCENE_ENTERED_PHONE: the customer filled in the phone number."""
+"""REWARD_SCENE_ENTERED_PHONE: the customer entered a phone number."""
 REWARD_SCENE_FOLLOW_FB: RewardScene.ValueType  # 3
-"""REWARD_SCENE_FOLLOW_FB: the customer follows on Facebook."""
+"""REWARD_SCENE_FOLLOW_FB: the customer followed the shop on Facebook."""
 REWARD_SCENE_POINTS_REDEMPTION: RewardScene.ValueType  # 4
 """REWARD_SCENE_POINTS_REDEMPTION: the customer redeems points."""
 REWARD_SCENE_SUCCESSFUL_BEING_REFERRED: RewardScene.ValueType  # 5
-"""REWARD_SCENE_SUCCESSFUL_BEING_REFERRED: the customer was referred by another one."""
+"""REWARD_SCENE_SUCCESSFUL_BEING_REFERRED: another customer referred the customer."""
 REWARD_SCENE_SUCCESSFUL_REFERRAL: RewardScene.ValueType  # 6
-"""REWARD_SCENE_SUCCESSFUL_REFERRAL: the customer referred another one."""
+"""REWARD_SCENE_SUCCESSFUL_REFERRAL: the customer referred another customer."""
 REWARD_SCENE_EMAIL_SUBSCRIPTION: RewardScene.ValueType  # 7
-"""REWARD_SCENE_EMAIL_SUBSCRIPTION: the customer subscribed by e-mail."""
+"""REWARD_SCENE_EMAIL_SUBSCRIPTION: the customer subscribed with an e-mail address."""
 REWARD_SCENE_ENTERED_BIRTHDAY: RewardScene.ValueType  # 8
-"""REWARD_SCENE_ENTERED_BIRTHDAY: the customer filled in the birthday."""
+"""REWARD_SCENE_ENTERED_BIRTHDAY: the customer entered a birthday."""
 REWARD_SCENE_FOLLOW_INS: RewardScene.ValueType  # 9
-"""REWARD_SCENE_FOLLOW_INS: the customer follows on Instagram."""
+"""REWARD_SCENE_FOLLOW_INS: the customer followed the shop on Instagram."""
 REWARD_SCENE_LEVEL_UPGRADE: RewardScene.ValueType  # 10
 """REWARD_SCENE_LEVEL_UPGRADE: the customer reached a higher level."""
 REWARD_SCENE_MEMBERSHIP_BENEFITS: RewardScene.ValueType  # 11
@@ -334,31 +339,36 @@ class _MembershipType:
 class _MembershipTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MembershipType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MEMBERSHIP_TYPE_UNSPECIFIED: _MembershipType.ValueType  # 0
-    """MEMBERSHIP_TYPE_UNSPECIFIED means not known, or unrecognized where `unrecognized_values` names it."""
+    """MEMBERSHIP_TYPE_UNSPECIFIED means unknown, or unrecognized if `unrecognized_values` has the field."""
     MEMBERSHIP_TYPE_LEVEL: _MembershipType.ValueType  # 1
-    """MEMBERSHIP_TYPE_LEVEL: a membership by level (older reference)."""
+    """MEMBERSHIP_TYPE_LEVEL: a membership by level. Older reference only."""
     MEMBERSHIP_TYPE_PAID: _MembershipType.ValueType  # 2
-    """MEMBERSHIP_TYPE_PAID: a membership that is bought."""
+    """MEMBERSHIP_TYPE_PAID: a purchased membership."""
     MEMBERSHIP_TYPE_BASIC: _MembershipType.ValueType  # 3
-    """MEMBERSHIP_TYPE_BASIC is SHOPLINE's BASIC (newer reference)."""
+    """MEMBERSHIP_TYPE_BASIC: SHOPLINE's BASIC. Newer reference only."""
     MEMBERSHIP_TYPE_DUAL: _MembershipType.ValueType  # 4
-    """MEMBERSHIP_TYPE_DUAL is SHOPLINE's DUAL (newer reference). It is not PAID for the rules that ask for PAID."""
+    """MEMBERSHIP_TYPE_DUAL: SHOPLINE's DUAL. Newer reference only. It does not count as PAID in "only relevant when"
+    rules.
+    """
 
 class MembershipType(_MembershipType, metaclass=_MembershipTypeEnumTypeWrapper):
     """MembershipType is the kind of membership that a benefit belongs to. SHOPLINE's older reference has LEVEL and PAID,
-    its newer one BASIC, DUAL and PAID; here is the union.
+    its newer reference BASIC, DUAL and PAID; this enum has all of them. See
+    docs/reference/shopline-benefits.md#membership-types.
     """
 
 MEMBERSHIP_TYPE_UNSPECIFIED: MembershipType.ValueType  # 0
-"""MEMBERSHIP_TYPE_UNSPECIFIED means not known, or unrecognized where `unrecognized_values` names it."""
+"""MEMBERSHIP_TYPE_UNSPECIFIED means unknown, or unrecognized if `unrecognized_values` has the field."""
 MEMBERSHIP_TYPE_LEVEL: MembershipType.ValueType  # 1
-"""MEMBERSHIP_TYPE_LEVEL: a membership by level (older reference)."""
+"""MEMBERSHIP_TYPE_LEVEL: a membership by level. Older reference only."""
 MEMBERSHIP_TYPE_PAID: MembershipType.ValueType  # 2
-"""MEMBERSHIP_TYPE_PAID: a membership that is bought."""
+"""MEMBERSHIP_TYPE_PAID: a purchased membership."""
 MEMBERSHIP_TYPE_BASIC: MembershipType.ValueType  # 3
-"""MEMBERSHIP_TYPE_BASIC is SHOPLINE's BASIC (newer reference)."""
+"""MEMBERSHIP_TYPE_BASIC: SHOPLINE's BASIC. Newer reference only."""
 MEMBERSHIP_TYPE_DUAL: MembershipType.ValueType  # 4
-"""MEMBERSHIP_TYPE_DUAL is SHOPLINE's DUAL (newer reference). It is not PAID for the rules that ask for PAID."""
+"""MEMBERSHIP_TYPE_DUAL: SHOPLINE's DUAL. Newer reference only. It does not count as PAID in "only relevant when"
+rules.
+"""
 Global___MembershipType: _TypeAlias = MembershipType  # noqa: Y015
 
 class _BenefitScheduleState:
@@ -368,32 +378,32 @@ class _BenefitScheduleState:
 class _BenefitScheduleStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BenefitScheduleState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     BENEFIT_SCHEDULE_STATE_UNSPECIFIED: _BenefitScheduleState.ValueType  # 0
-    """BENEFIT_SCHEDULE_STATE_UNSPECIFIED is never answered."""
+    """BENEFIT_SCHEDULE_STATE_UNSPECIFIED is never returned."""
     BENEFIT_SCHEDULE_STATE_NONE: _BenefitScheduleState.ValueType  # 1
-    """BENEFIT_SCHEDULE_STATE_NONE: the benefit has neither a birth_benefits_release_type nor a benefits_issurance_type,
-    so it follows no calendar.
+    """BENEFIT_SCHEDULE_STATE_NONE: the benefit has neither a `birth_benefits_release_type` nor a
+    `benefits_issurance_type`, so it has no schedule.
     """
     BENEFIT_SCHEDULE_STATE_KNOWN: _BenefitScheduleState.ValueType  # 2
-    """BENEFIT_SCHEDULE_STATE_KNOWN: the times of issue follow from the benefit and the member."""
+    """BENEFIT_SCHEDULE_STATE_KNOWN: the benefit and the member determine the issue times."""
     BENEFIT_SCHEDULE_STATE_UNKNOWN: _BenefitScheduleState.ValueType  # 3
-    """BENEFIT_SCHEDULE_STATE_UNKNOWN: the benefit has a schedule, but fields that are unrecognized, missing or
-    contradictory hide when: `unknown_fields` names them.
+    """BENEFIT_SCHEDULE_STATE_UNKNOWN: the benefit has a schedule, but unrecognized, missing or contradictory fields
+    prevent its computation; `unknown_fields` lists them.
     """
 
 class BenefitScheduleState(_BenefitScheduleState, metaclass=_BenefitScheduleStateEnumTypeWrapper):
-    """BenefitScheduleState is what can be said about when a benefit is issued."""
+    """BenefitScheduleState is whether the issue times of a benefit can be computed."""
 
 BENEFIT_SCHEDULE_STATE_UNSPECIFIED: BenefitScheduleState.ValueType  # 0
-"""BENEFIT_SCHEDULE_STATE_UNSPECIFIED is never answered."""
+"""BENEFIT_SCHEDULE_STATE_UNSPECIFIED is never returned."""
 BENEFIT_SCHEDULE_STATE_NONE: BenefitScheduleState.ValueType  # 1
-"""BENEFIT_SCHEDULE_STATE_NONE: the benefit has neither a birth_benefits_release_type nor a benefits_issurance_type,
-so it follows no calendar.
+"""BENEFIT_SCHEDULE_STATE_NONE: the benefit has neither a `birth_benefits_release_type` nor a
+`benefits_issurance_type`, so it has no schedule.
 """
 BENEFIT_SCHEDULE_STATE_KNOWN: BenefitScheduleState.ValueType  # 2
-"""BENEFIT_SCHEDULE_STATE_KNOWN: the times of issue follow from the benefit and the member."""
+"""BENEFIT_SCHEDULE_STATE_KNOWN: the benefit and the member determine the issue times."""
 BENEFIT_SCHEDULE_STATE_UNKNOWN: BenefitScheduleState.ValueType  # 3
-"""BENEFIT_SCHEDULE_STATE_UNKNOWN: the benefit has a schedule, but fields that are unrecognized, missing or
-contradictory hide when: `unknown_fields` names them.
+"""BENEFIT_SCHEDULE_STATE_UNKNOWN: the benefit has a schedule, but unrecognized, missing or contradictory fields
+prevent its computation; `unknown_fields` lists them.
 """
 Global___BenefitScheduleState: _TypeAlias = BenefitScheduleState  # noqa: Y015
 
@@ -404,28 +414,28 @@ class _BenefitApplicability:
 class _BenefitApplicabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BenefitApplicability.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     BENEFIT_APPLICABILITY_UNSPECIFIED: _BenefitApplicability.ValueType  # 0
-    """BENEFIT_APPLICABILITY_UNSPECIFIED is never answered."""
+    """BENEFIT_APPLICABILITY_UNSPECIFIED is never returned."""
     BENEFIT_APPLICABILITY_APPLIES: _BenefitApplicability.ValueType  # 1
-    """BENEFIT_APPLICABILITY_APPLIES: nothing speaks against it."""
+    """BENEFIT_APPLICABILITY_APPLIES: the benefit applies."""
     BENEFIT_APPLICABILITY_DOES_NOT_APPLY: _BenefitApplicability.ValueType  # 2
-    """BENEFIT_APPLICABILITY_DOES_NOT_APPLY: `obstacles` tells why."""
+    """BENEFIT_APPLICABILITY_DOES_NOT_APPLY: `obstacles` lists the reasons."""
     BENEFIT_APPLICABILITY_UNCERTAIN: _BenefitApplicability.ValueType  # 3
-    """BENEFIT_APPLICABILITY_UNCERTAIN: nothing certain speaks against it, but the benefit or the request leaves something
-    open: `uncertainties` tells what.
+    """BENEFIT_APPLICABILITY_UNCERTAIN: there is no certain obstacle, but the benefit or the request lacks data;
+    `uncertainties` lists it.
     """
 
 class BenefitApplicability(_BenefitApplicability, metaclass=_BenefitApplicabilityEnumTypeWrapper):
     """BenefitApplicability is whether a benefit applies to a cart."""
 
 BENEFIT_APPLICABILITY_UNSPECIFIED: BenefitApplicability.ValueType  # 0
-"""BENEFIT_APPLICABILITY_UNSPECIFIED is never answered."""
+"""BENEFIT_APPLICABILITY_UNSPECIFIED is never returned."""
 BENEFIT_APPLICABILITY_APPLIES: BenefitApplicability.ValueType  # 1
-"""BENEFIT_APPLICABILITY_APPLIES: nothing speaks against it."""
+"""BENEFIT_APPLICABILITY_APPLIES: the benefit applies."""
 BENEFIT_APPLICABILITY_DOES_NOT_APPLY: BenefitApplicability.ValueType  # 2
-"""BENEFIT_APPLICABILITY_DOES_NOT_APPLY: `obstacles` tells why."""
+"""BENEFIT_APPLICABILITY_DOES_NOT_APPLY: `obstacles` lists the reasons."""
 BENEFIT_APPLICABILITY_UNCERTAIN: BenefitApplicability.ValueType  # 3
-"""BENEFIT_APPLICABILITY_UNCERTAIN: nothing certain speaks against it, but the benefit or the request leaves something
-open: `uncertainties` tells what.
+"""BENEFIT_APPLICABILITY_UNCERTAIN: there is no certain obstacle, but the benefit or the request lacks data;
+`uncertainties` lists it.
 """
 Global___BenefitApplicability: _TypeAlias = BenefitApplicability  # noqa: Y015
 
@@ -436,72 +446,83 @@ class _BenefitObstacleReason:
 class _BenefitObstacleReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BenefitObstacleReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     BENEFIT_OBSTACLE_REASON_UNSPECIFIED: _BenefitObstacleReason.ValueType  # 0
-    """BENEFIT_OBSTACLE_REASON_UNSPECIFIED is never answered."""
+    """BENEFIT_OBSTACLE_REASON_UNSPECIFIED is never returned."""
     BENEFIT_OBSTACLE_REASON_INACTIVE: _BenefitObstacleReason.ValueType  # 1
-    """BENEFIT_OBSTACLE_REASON_INACTIVE: benefits_status is INACTIVE. The limit is ACTIVE, the actual value the status."""
+    """BENEFIT_OBSTACLE_REASON_INACTIVE: `benefits_status` is INACTIVE. The limit is ACTIVE, the actual value is the
+    status.
+    """
     BENEFIT_OBSTACLE_REASON_PRODUCT_SCOPE: _BenefitObstacleReason.ValueType  # 2
-    """BENEFIT_OBSTACLE_REASON_PRODUCT_SCOPE: no product of the cart is one of specific_product_ids, or in a category of
-    specific_category_list. The limit and the actual value are ids.
+    """BENEFIT_OBSTACLE_REASON_PRODUCT_SCOPE: no product of the cart is in `specific_product_ids` or in a category of
+    `specific_category_list`. The limit and the actual value are ids.
     """
     BENEFIT_OBSTACLE_REASON_MIN_PURCHASE_AMOUNT: _BenefitObstacleReason.ValueType  # 3
-    """BENEFIT_OBSTACLE_REASON_MIN_PURCHASE_AMOUNT: the cart's amount is less than benefits_usage_instruction_value."""
+    """BENEFIT_OBSTACLE_REASON_MIN_PURCHASE_AMOUNT: the amount of the cart is below `benefits_usage_instruction_value`."""
     BENEFIT_OBSTACLE_REASON_MIN_ITEM_QUANTITY: _BenefitObstacleReason.ValueType  # 4
-    """BENEFIT_OBSTACLE_REASON_MIN_ITEM_QUANTITY: the cart has fewer items than benefits_usage_instruction_value."""
+    """BENEFIT_OBSTACLE_REASON_MIN_ITEM_QUANTITY: the cart has fewer items than `benefits_usage_instruction_value`."""
     BENEFIT_OBSTACLE_REASON_MAX_POINTS: _BenefitObstacleReason.ValueType  # 5
-    """BENEFIT_OBSTACLE_REASON_MAX_POINTS: more points are to be used than benefits_usage_instruction_value."""
+    """BENEFIT_OBSTACLE_REASON_MAX_POINTS: more points would be used than `benefits_usage_instruction_value`."""
     BENEFIT_OBSTACLE_REASON_USAGE_INSTRUCTION: _BenefitObstacleReason.ValueType  # 6
-    """BENEFIT_OBSTACLE_REASON_USAGE_INSTRUCTION: a condition of using the benefit that is unrecognized or has no value.
+    """BENEFIT_OBSTACLE_REASON_USAGE_INSTRUCTION: the condition for using the benefit is unrecognized or has no value.
     It is always an uncertainty.
     """
     BENEFIT_OBSTACLE_REASON_AUTOMATIC_DISCOUNT: _BenefitObstacleReason.ValueType  # 7
-    """BENEFIT_OBSTACLE_REASON_AUTOMATIC_DISCOUNT: an automatic discount is used already, and auto_stack_limit is false."""
+    """BENEFIT_OBSTACLE_REASON_AUTOMATIC_DISCOUNT: an automatic discount is already applied, and `auto_stack_limit` is
+    false.
+    """
     BENEFIT_OBSTACLE_REASON_DISCOUNT_CODE: _BenefitObstacleReason.ValueType  # 8
-    """BENEFIT_OBSTACLE_REASON_DISCOUNT_CODE: a discount code is used already, and code_stack_limit is false."""
+    """BENEFIT_OBSTACLE_REASON_DISCOUNT_CODE: a discount code is already applied, and `code_stack_limit` is false."""
     BENEFIT_OBSTACLE_REASON_USAGE_LIMIT: _BenefitObstacleReason.ValueType  # 9
-    """BENEFIT_OBSTACLE_REASON_USAGE_LIMIT: the benefit was used usage_limits_times times already."""
+    """BENEFIT_OBSTACLE_REASON_USAGE_LIMIT: the benefit has already been used `usage_limits_times` times."""
 
 class BenefitObstacleReason(_BenefitObstacleReason, metaclass=_BenefitObstacleReasonEnumTypeWrapper):
-    """BenefitObstacleReason is what speaks, or may speak, against using a benefit."""
+    """BenefitObstacleReason is why a benefit does not apply, or may not apply, to a cart."""
 
 BENEFIT_OBSTACLE_REASON_UNSPECIFIED: BenefitObstacleReason.ValueType  # 0
-"""BENEFIT_OBSTACLE_REASON_UNSPECIFIED is never answered."""
+"""BENEFIT_OBSTACLE_REASON_UNSPECIFIED is never returned."""
 BENEFIT_OBSTACLE_REASON_INACTIVE: BenefitObstacleReason.ValueType  # 1
-"""BENEFIT_OBSTACLE_REASON_INACTIVE: benefits_status is INACTIVE. The limit is ACTIVE, the actual value the status."""
+"""BENEFIT_OBSTACLE_REASON_INACTIVE: `benefits_status` is INACTIVE. The limit is ACTIVE, the actual value is the
+status.
+"""
 BENEFIT_OBSTACLE_REASON_PRODUCT_SCOPE: BenefitObstacleReason.ValueType  # 2
-"""BENEFIT_OBSTACLE_REASON_PRODUCT_SCOPE: no product of the cart is one of specific_product_ids, or in a category of
-specific_category_list. The limit and the actual value are ids.
+"""BENEFIT_OBSTACLE_REASON_PRODUCT_SCOPE: no product of the cart is in `specific_product_ids` or in a category of
+`specific_category_list`. The limit and the actual value are ids.
 """
 BENEFIT_OBSTACLE_REASON_MIN_PURCHASE_AMOUNT: BenefitObstacleReason.ValueType  # 3
-"""BENEFIT_OBSTACLE_REASON_MIN_PURCHASE_AMOUNT: the cart's amount is less than benefits_usage_instruction_value."""
+"""BENEFIT_OBSTACLE_REASON_MIN_PURCHASE_AMOUNT: the amount of the cart is below `benefits_usage_instruction_value`."""
 BENEFIT_OBSTACLE_REASON_MIN_ITEM_QUANTITY: BenefitObstacleReason.ValueType  # 4
-"""BENEFIT_OBSTACLE_REASON_MIN_ITEM_QUANTITY: the cart has fewer items than benefits_usage_instruction_value."""
+"""BENEFIT_OBSTACLE_REASON_MIN_ITEM_QUANTITY: the cart has fewer items than `benefits_usage_instruction_value`."""
 BENEFIT_OBSTACLE_REASON_MAX_POINTS: BenefitObstacleReason.ValueType  # 5
-"""BENEFIT_OBSTACLE_REASON_MAX_POINTS: more points are to be used than benefits_usage_instruction_value."""
+"""BENEFIT_OBSTACLE_REASON_MAX_POINTS: more points would be used than `benefits_usage_instruction_value`."""
 BENEFIT_OBSTACLE_REASON_USAGE_INSTRUCTION: BenefitObstacleReason.ValueType  # 6
-"""BENEFIT_OBSTACLE_REASON_USAGE_INSTRUCTION: a condition of using the benefit that is unrecognized or has no value.
+"""BENEFIT_OBSTACLE_REASON_USAGE_INSTRUCTION: the condition for using the benefit is unrecognized or has no value.
 It is always an uncertainty.
 """
 BENEFIT_OBSTACLE_REASON_AUTOMATIC_DISCOUNT: BenefitObstacleReason.ValueType  # 7
-"""BENEFIT_OBSTACLE_REASON_AUTOMATIC_DISCOUNT: an automatic discount is used already, and auto_stack_limit is false."""
+"""BENEFIT_OBSTACLE_REASON_AUTOMATIC_DISCOUNT: an automatic discount is already applied, and `auto_stack_limit` is
+false.
+"""
 BENEFIT_OBSTACLE_REASON_DISCOUNT_CODE: BenefitObstacleReason.ValueType  # 8
-"""BENEFIT_OBSTACLE_REASON_DISCOUNT_CODE: a discount code is used already, and code_stack_limit is false."""
+"""BENEFIT_OBSTACLE_REASON_DISCOUNT_CODE: a discount code is already applied, and `code_stack_limit` is false."""
 BENEFIT_OBSTACLE_REASON_USAGE_LIMIT: BenefitObstacleReason.ValueType  # 9
-"""BENEFIT_OBSTACLE_REASON_USAGE_LIMIT: the benefit was used usage_limits_times times already."""
+"""BENEFIT_OBSTACLE_REASON_USAGE_LIMIT: the benefit has already been used `usage_limits_times` times."""
 Global___BenefitObstacleReason: _TypeAlias = BenefitObstacleReason  # noqa: Y015
 
 @_typing.final
 class Benefit(_message.Message):
-    """Benefit is one benefit of a merchant's membership: its context, and the 24 fields of SHOPLINE's BenefitsInfo.
+    """Benefit is one benefit of a merchant's membership: its context and the 24 fields of SHOPLINE's BenefitsInfo.
 
-    Of BenefitsInfo all fields may be absent, as they mostly are in SHOPLINE's answers: enums by their UNSPECIFIED value,
-    lists by being empty, the others by presence.
+    All fields of BenefitsInfo may be absent, as most are in SHOPLINE's responses. An absent enum is UNSPECIFIED, an
+    absent list is empty, and other absent fields are unset.
 
-    Sixteen fields are "only relevant when" another field has a certain value; the rule stands in the field's comment. A
-    rule looks at the other fields as they stand after their own rules: what an irrelevant field says makes nothing
-    relevant. Where a rule does not hold, its field must be absent, and a value of it may stand in `irrelevant_values`. A
-    field that is absent makes the rules that cite it fail, with two exceptions, because they cannot be decided and then
-    the value stays: `membership_type` and `reward_scene`, which SHOPLINE does not tell with a benefit, while they are
-    unspecified; and a field whose value is unrecognized. The limits of a field are checked where it is relevant.
+    Sixteen fields are "only relevant when" another field has a certain value; the comment of each field states its
+    rule. A rule uses the other fields after their own rules: an irrelevant field makes no other field relevant. If the
+    rule of a field is not met, the field must be absent; `irrelevant_values` can store its value.
+
+    A rule that refers to an absent field is not met, with two exceptions, in which the rule cannot be decided and the
+    value is allowed: `membership_type` and `reward_scene`, which SHOPLINE does not return with a benefit, if they are
+    unspecified; and a field with an unrecognized value. The limits of a field are checked if it is relevant.
+
+    See docs/reference/shopline-benefits.md#fields and docs/reference/shopline-benefits.md#relevance.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -559,137 +580,141 @@ class Benefit(_message.Message):
     UNRECOGNIZED_VALUES_FIELD_NUMBER: _builtins.int
     IRRELEVANT_VALUES_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is SHOPLINE's merchant: 1 to 64 visible ASCII characters, required."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     benefit_id: _builtins.str
-    """benefit_id names the benefit inside its merchant: 1 to 64 visible ASCII characters, required. It is the caller's
-    choice, since SHOPLINE's benefits have no id.
+    """benefit_id identifies the benefit within its merchant: 1 to 64 visible ASCII characters. Required. The caller
+    chooses it, because SHOPLINE's benefits have no id.
     """
     level_code: _builtins.str
-    """level_code is the membership level that has this benefit, as SHOPLINE writes it, with or without
-    `gid://shopline/Membership/`, which is not kept: at most 128 visible ASCII characters. Where empty, all levels have
-    it.
+    """level_code is the membership level with this benefit, as SHOPLINE writes it: at most 128 visible ASCII
+    characters. A leading `gid://shopline/Membership/` is removed. Default: all levels, if empty.
     """
     membership_type: Global___MembershipType.ValueType
-    """membership_type is the membership that has this benefit. It is context: the rules of BenefitsInfo cite it, but
-    BenefitsInfo does not contain it.
+    """membership_type is the kind of membership with this benefit. It is context: the rules of BenefitsInfo refer to
+    it, but BenefitsInfo does not contain it.
     """
     reward_scene: Global___RewardScene.ValueType
-    """reward_scene is what the benefit rewards. It is context, as membership_type is."""
+    """reward_scene is what the benefit rewards. It is context, like `membership_type`."""
     auto_stack_limit: _builtins.bool
-    """auto_stack_limit is `autoStackLimit`: true where the reward may be stacked with automatic discounts."""
+    """auto_stack_limit is `autoStackLimit`: true if the reward can be combined with automatic discounts."""
     benefits_description: _builtins.str
-    """benefits_description is `benefitsDescription`, the description of the benefit: at most 500 characters, line breaks
-    and tabs among them. Only relevant when membership_type = PAID.
+    """benefits_description is `benefitsDescription`, the description of the benefit: at most 500 characters, including
+    line breaks and tabs. Only relevant when membership_type = PAID.
     """
     benefits_details: _builtins.str
-    """benefits_details is `benefitsDetails`: for PERCENTAGE_DISCOUNT the percentage off, a decimal above 0 and up to 100;
-    for CASH_VOUCHER and FREE_SHIPPING an amount of the store's currency, a decimal above 0, for FREE_SHIPPING also 0;
-    for POINTS whole points, 1 to 10^15. Decimals have at most 12 digits before the point (points 16) and 12 after it,
-    and are kept as they are written. For other reward types it has no known meaning: any text of at most 500
-    characters.
+    """benefits_details is `benefitsDetails`:
+
+    - PERCENTAGE_DISCOUNT: the percentage off, a decimal above 0 and up to 100.
+    - CASH_VOUCHER: an amount in the store's currency, a decimal above 0.
+    - FREE_SHIPPING: an amount in the store's currency, a decimal of at least 0.
+    - POINTS: whole points, 1 to 10^15.
+    - Other reward types: no known meaning, any text of at most 500 characters.
+
+    Decimals have at most 12 digits before the point (points 16) and 12 after it, and are stored as written.
     """
     benefits_expiry_date_type: Global___BenefitsExpiryDateType.ValueType
-    """benefits_expiry_date_type is `benefitsExpiryDateType`, how the expiry of the benefit is told. Only relevant when
-    membership_type = PAID.
+    """benefits_expiry_date_type is `benefitsExpiryDateType`, how the expiry of the benefit is determined. Only relevant
+    when membership_type = PAID.
     """
     benefits_expiry_date_value: _builtins.int
-    """benefits_expiry_date_value is `benefitsExpiryDateValue`, in how many days after its issue the benefit expires: 1 to
+    """benefits_expiry_date_value is `benefitsExpiryDateValue`, how many days after its issue the benefit expires: 1 to
     36,500. Only relevant when benefits_expiry_date_type = SPECIFIC_DATE.
     """
     benefits_icon: _builtins.str
     """benefits_icon is `benefitsIcon`, the URL of the icon: at most 2,048 characters."""
     benefits_issurance_type: Global___BenefitsIssuranceType.ValueType
-    """benefits_issurance_type is `benefitsIssuranceType` (the spelling is SHOPLINE's), when the benefit is issued. Only
+    """benefits_issurance_type is `benefitsIssuranceType` (SHOPLINE's spelling), when the benefit is issued. Only
     relevant when membership_type = PAID.
     """
     benefits_name: _builtins.str
-    """benefits_name is `benefitsName`, the name of the benefit: at most 25 characters. Only relevant when membership_type
-    = PAID.
+    """benefits_name is `benefitsName`, the name of the benefit: at most 25 characters. Only relevant when
+    membership_type = PAID.
     """
     benefits_status: Global___BenefitsStatus.ValueType
     """benefits_status is `benefitsStatus`, whether the benefit is active."""
     benefits_usage_instruction_type: Global___BenefitsUsageInstructionType.ValueType
-    """benefits_usage_instruction_type is `benefitsUsageInstructionType`, the condition of using the benefit. Where it is
-    absent, there is none.
+    """benefits_usage_instruction_type is `benefitsUsageInstructionType`, the condition for using the benefit. Default:
+    none, if absent.
     """
     benefits_usage_instruction_value: _builtins.str
-    """benefits_usage_instruction_value is `benefitsUsageInstructionValue`, the value that belongs to
-    benefits_usage_instruction_type: for MAX_POINTS whole points, 1 to 10^15; for MIN_ITEM_QUANTITY a whole number, 1
-    to 1,000,000,000; for MIN_PURCHASE_AMOUNT a decimal above 0, as in benefits_details; otherwise any text of at most
-    64 characters, which limits nothing. Kept as it is written. Only relevant when reward_type = PERCENTAGE_DISCOUNT,
-    CASH_VOUCHER or FREE_SHIPPING.
+    """benefits_usage_instruction_value is `benefitsUsageInstructionValue`, the value of the condition:
+
+    - MAX_POINTS: whole points, 1 to 10^15.
+    - MIN_ITEM_QUANTITY: a whole number, 1 to 1,000,000,000.
+    - MIN_PURCHASE_AMOUNT: a decimal above 0, as in `benefits_details`.
+    - Otherwise: any text of at most 64 characters, which sets no limit.
+
+    Stored as written. Only relevant when reward_type = PERCENTAGE_DISCOUNT, CASH_VOUCHER or FREE_SHIPPING.
     """
     birth_benefits_release_type: Global___BirthBenefitsReleaseType.ValueType
     """birth_benefits_release_type is `birthBenefitsReleaseType`, when a birthday benefit is issued. Only relevant when
     reward_scene = BIRTH_BENEFITS.
     """
     code_stack_limit: _builtins.bool
-    """code_stack_limit is `codeStackLimit`: true where the reward may be stacked with discount codes."""
+    """code_stack_limit is `codeStackLimit`: true if the reward can be combined with discount codes."""
     days_before: _builtins.int
-    """days_before is `daysBefore`, how many days before the birthday the benefit is issued: 1 to 366. Only relevant when
-    birth_benefits_release_type = FIXED_BEFORE.
+    """days_before is `daysBefore`, how many days before the birthday the benefit is issued: 1 to 366. Only relevant
+    when birth_benefits_release_type = FIXED_BEFORE.
     """
     fixed_date: _builtins.int
-    """fixed_date is `fixedDate`, the day of the month on which the benefit is issued: 1 to 31. In a shorter month its
-    last day is meant. Only relevant when birth_benefits_release_type = FIXED_DATE.
+    """fixed_date is `fixedDate`, the day of the month on which the benefit is issued: 1 to 31. In a shorter month it is
+    the last day. Only relevant when birth_benefits_release_type = FIXED_DATE.
     """
     periodically_days: _builtins.int
-    """periodically_days is `periodicallyDays`, every how many days the benefit is issued: 1 to 36,500. Only relevant when
+    """periodically_days is `periodicallyDays`, the interval between issues in days: 1 to 36,500. Only relevant when
     benefits_issurance_type = PERIODICALLY.
     """
     periodically_months: _builtins.str
-    """periodically_months is `periodicallyMonths`, every how many calendar months the benefit is issued: a decimal whole
-    number from "1" to "1200", a string as SHOPLINE writes it. Only relevant when benefits_issurance_type =
-    PERIODICALLY.
+    """periodically_months is `periodicallyMonths`, the interval between issues in calendar months: a whole number from
+    "1" to "1200", as a string like SHOPLINE's. Only relevant when benefits_issurance_type = PERIODICALLY.
     """
     products_applicable_type: Global___ProductsApplicableType.ValueType
-    """products_applicable_type is `productsApplicableType`, the range of products that the benefit applies to. Only
-    relevant when reward_scene = BIRTH_BENEFITS, or reward_type = PERCENTAGE_DISCOUNT, CASH_VOUCHER or FREE_SHIPPING.
-    Where it is absent, the benefit is taken to apply to all products.
+    """products_applicable_type is `productsApplicableType`, the range of products that the benefit applies to. Default:
+    all products, if absent. Only relevant when reward_scene = BIRTH_BENEFITS, or reward_type = PERCENTAGE_DISCOUNT,
+    CASH_VOUCHER or FREE_SHIPPING.
     """
     reward_type: Global___RewardType.ValueType
-    """reward_type is `rewardType`, what the benefit gives."""
+    """reward_type is `rewardType`, the kind of reward."""
     specific_date: _builtins.str
-    """specific_date is `specificDate`, the day of the year on which the benefit is issued, as MM-DD. 02-29 means 02-28 in
-    a year without it. Only relevant when benefits_issurance_type = SPECIFIC_DATE.
+    """specific_date is `specificDate`, the day of the year on which the benefit is issued, as MM-DD. 02-29 is 02-28 in
+    a non-leap year. Only relevant when benefits_issurance_type = SPECIFIC_DATE.
     """
     usage_limits_times: _builtins.int
-    """usage_limits_times is `usageLimitsTimes`, how many times the benefit can be used: 1 to 1,000,000,000. Only relevant
-    when usage_limits_type = LIMITS.
+    """usage_limits_times is `usageLimitsTimes`, how many times the benefit can be used: 1 to 1,000,000,000. Only
+    relevant when usage_limits_type = LIMITS.
     """
     usage_limits_type: Global___UsageLimitsType.ValueType
-    """usage_limits_type is `usageLimitsType`, whether the uses of the benefit are limited. Where it is absent, they are
-    not.
-    """
+    """usage_limits_type is `usageLimitsType`, whether the number of uses is limited. Default: unlimited, if absent."""
     @_builtins.property
     def store_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """store_ids are the merchant's stores that have this benefit, each once: at most 1,000. Where empty, all have it."""
+        """store_ids are the merchant's stores with this benefit: at most 1,000, unique. Default: all stores, if empty."""
 
     @_builtins.property
     def specific_category_list(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """specific_category_list is `specificCategoryList`, the ids of the product categories that the benefit applies to: at
-        most 1,000, each once, each 1 to 64 visible ASCII characters. Only relevant when products_applicable_type =
+        """specific_category_list is `specificCategoryList`, the ids of the product categories that the benefit applies to:
+        at most 1,000, unique, each 1 to 64 visible ASCII characters. Only relevant when products_applicable_type =
         SPECIFIC_CATEGORY.
         """
 
     @_builtins.property
     def specific_product_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """specific_product_ids is `specificProductIds`, the ids of the products that the benefit applies to: at most 1,000,
-        each once, each 1 to 64 visible ASCII characters. Only relevant when products_applicable_type = SPECIFIC_PRODUCT.
+        unique, each 1 to 64 visible ASCII characters. Only relevant when products_applicable_type = SPECIFIC_PRODUCT.
         """
 
     @_builtins.property
     def unrecognized_values(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """unrecognized_values are the names of enum values that this release does not list, by the enum field of this
-        message, such as {"products_applicable_type": "ALL_PRODUCTS"}: names of 1 to 64 visible ASCII characters, for a
-        field that is itself unspecified. A name that the enum does list counts as that value.
+        """unrecognized_values are names of enum values that this release does not list, by the enum field of this message,
+        such as {"products_applicable_type": "ALL_PRODUCTS"}: names of 1 to 64 visible ASCII characters, for fields that
+        are unspecified. A name that the enum does list is treated as that value.
         """
 
     @_builtins.property
     def irrelevant_values(self) -> _struct_pb2.Struct:
-        """irrelevant_values are values of fields whose "only relevant when" rule does not hold, by the field of this message,
-        as SHOPLINE wrote them, such as {"benefits_name": "Gold", "days_before": "3"}. A field that is relevant, or may be,
-        cannot stand here. At most 64 KiB as JSON, without NUL characters. They take no part in any answer but this.
+        """irrelevant_values are values of fields whose "only relevant when" rule is not met, by the field of this message,
+        as SHOPLINE wrote them, such as {"benefits_name": "Gold", "days_before": "3"}: at most 64 KiB as JSON, without
+        NUL characters. A field that is relevant, or may be, is not allowed here. The values are stored and returned, and
+        have no other effect.
         """
 
     def __init__(
@@ -793,17 +818,19 @@ Global___Benefit: _TypeAlias = Benefit  # noqa: Y015
 
 @_typing.final
 class PutBenefitRequest(_message.Message):
-    """PutBenefitRequest asks BenefitsService.PutBenefit."""
+    """PutBenefitRequest is the request of BenefitsService.PutBenefit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BENEFIT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag, where given, must be the one last answered for this benefit; otherwise ABORTED (STALE_ETAG)."""
+    """etag, if set, must be the etag last returned for this benefit; otherwise the call fails with ABORTED
+    (STALE_ETAG). Empty skips the check.
+    """
     @_builtins.property
     def benefit(self) -> Global___Benefit:
-        """benefit is the benefit; required."""
+        """benefit is the benefit. Required."""
 
     def __init__(
         self,
@@ -821,17 +848,17 @@ Global___PutBenefitRequest: _TypeAlias = PutBenefitRequest  # noqa: Y015
 
 @_typing.final
 class PutBenefitResponse(_message.Message):
-    """PutBenefitResponse answers BenefitsService.PutBenefit."""
+    """PutBenefitResponse is the response of BenefitsService.PutBenefit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BENEFIT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag names this state of the benefit."""
+    """etag identifies this revision of the benefit."""
     @_builtins.property
     def benefit(self) -> Global___Benefit:
-        """benefit is the benefit as it is kept."""
+        """benefit is the stored benefit."""
 
     def __init__(
         self,
@@ -849,16 +876,16 @@ Global___PutBenefitResponse: _TypeAlias = PutBenefitResponse  # noqa: Y015
 
 @_typing.final
 class GetBenefitRequest(_message.Message):
-    """GetBenefitRequest asks BenefitsService.GetBenefit."""
+    """GetBenefitRequest is the request of BenefitsService.GetBenefit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MERCHANT_ID_FIELD_NUMBER: _builtins.int
     BENEFIT_ID_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     benefit_id: _builtins.str
-    """benefit_id is required: 1 to 64 visible ASCII characters."""
+    """benefit_id is the id of the benefit: 1 to 64 visible ASCII characters. Required."""
     def __init__(
         self,
         *,
@@ -875,14 +902,14 @@ Global___GetBenefitRequest: _TypeAlias = GetBenefitRequest  # noqa: Y015
 
 @_typing.final
 class GetBenefitResponse(_message.Message):
-    """GetBenefitResponse answers BenefitsService.GetBenefit."""
+    """GetBenefitResponse is the response of BenefitsService.GetBenefit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BENEFIT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag names this state of the benefit."""
+    """etag identifies this revision of the benefit."""
     @_builtins.property
     def benefit(self) -> Global___Benefit:
         """benefit is the benefit."""
@@ -903,7 +930,7 @@ Global___GetBenefitResponse: _TypeAlias = GetBenefitResponse  # noqa: Y015
 
 @_typing.final
 class ListBenefitsRequest(_message.Message):
-    """ListBenefitsRequest asks BenefitsService.ListBenefits. Filters that are set must all hold."""
+    """ListBenefitsRequest is the request of BenefitsService.ListBenefits. The filters are combined with AND."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -918,31 +945,31 @@ class ListBenefitsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     store_id: _builtins.str
-    """store_id keeps only benefits that name this store, or no store, where it is set: at most 64 visible ASCII
-    characters.
-    """
+    """store_id, if set, selects benefits of this store, and those of all stores: at most 64 visible ASCII characters."""
     program_id: _builtins.int
-    """program_id keeps only benefits that name a store of this program, or no store, where it is set."""
+    """program_id, if set, selects benefits of any store of this program, and those of all stores."""
     level_code: _builtins.str
-    """level_code keeps only benefits of exactly this level where it is set: at most 128 visible ASCII characters, with or
-    without `gid://shopline/Membership/`.
+    """level_code, if set, selects benefits of exactly this level: at most 128 visible ASCII characters, with or without
+    `gid://shopline/Membership/`.
     """
     membership_type: Global___MembershipType.ValueType
-    """membership_type keeps only benefits of exactly this membership type where it is set."""
+    """membership_type, if set, selects benefits of exactly this membership type."""
     reward_scene: Global___RewardScene.ValueType
-    """reward_scene keeps only benefits of exactly this scene where it is set."""
+    """reward_scene, if set, selects benefits of exactly this scene."""
     reward_type: Global___RewardType.ValueType
-    """reward_type keeps only benefits of exactly this reward type where it is set."""
+    """reward_type, if set, selects benefits of exactly this reward type."""
     benefits_status: Global___BenefitsStatus.ValueType
-    """benefits_status keeps only benefits of exactly this status where it is set."""
+    """benefits_status, if set, selects benefits with exactly this status."""
     page_size: _builtins.int
-    """page_size is how many benefits to answer at most: 1 to 1,000; 0 means 50. A page may hold fewer, so that the answer
-    stays under 2 MiB.
+    """page_size is the maximum number of benefits to return: 1 to 1,000. Default: 50, if 0. A page may be shorter, with
+    a `next_page_token`, to keep the response under 2 MiB.
     """
     page_token: _builtins.str
-    """page_token is the next_page_token of the previous answer, with the same filters; empty for the first page."""
+    """page_token is the `next_page_token` of the previous response, sent with the same filters; empty for the first
+    page.
+    """
     def __init__(
         self,
         *,
@@ -967,17 +994,17 @@ Global___ListBenefitsRequest: _TypeAlias = ListBenefitsRequest  # noqa: Y015
 
 @_typing.final
 class ListBenefitsResponse(_message.Message):
-    """ListBenefitsResponse answers BenefitsService.ListBenefits."""
+    """ListBenefitsResponse is the response of BenefitsService.ListBenefits."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BENEFITS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """next_page_token asks for the next page; empty when this is the last one."""
+    """next_page_token requests the next page; empty on the last page."""
     @_builtins.property
     def benefits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Benefit]:
-        """benefits are the page."""
+        """benefits are the items of this page."""
 
     def __init__(
         self,
@@ -995,7 +1022,7 @@ Global___ListBenefitsResponse: _TypeAlias = ListBenefitsResponse  # noqa: Y015
 
 @_typing.final
 class DeleteBenefitRequest(_message.Message):
-    """DeleteBenefitRequest asks BenefitsService.DeleteBenefit."""
+    """DeleteBenefitRequest is the request of BenefitsService.DeleteBenefit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1003,11 +1030,13 @@ class DeleteBenefitRequest(_message.Message):
     BENEFIT_ID_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     benefit_id: _builtins.str
-    """benefit_id is required: 1 to 64 visible ASCII characters."""
+    """benefit_id is the id of the benefit: 1 to 64 visible ASCII characters. Required."""
     etag: _builtins.str
-    """etag, where given, must be the one last answered for this benefit; otherwise ABORTED (STALE_ETAG)."""
+    """etag, if set, must be the etag last returned for this benefit; otherwise the call fails with ABORTED
+    (STALE_ETAG). Empty skips the check.
+    """
     def __init__(
         self,
         *,
@@ -1025,7 +1054,7 @@ Global___DeleteBenefitRequest: _TypeAlias = DeleteBenefitRequest  # noqa: Y015
 
 @_typing.final
 class DeleteBenefitResponse(_message.Message):
-    """DeleteBenefitResponse answers BenefitsService.DeleteBenefit."""
+    """DeleteBenefitResponse is the response of BenefitsService.DeleteBenefit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1042,13 +1071,15 @@ Global___DeleteBenefitResponse: _TypeAlias = DeleteBenefitResponse  # noqa: Y015
 
 @_typing.final
 class BenefitMember(_message.Message):
-    """BenefitMember is what the schedule of a benefit depends on besides the benefit.
+    """BenefitMember is the data of a member that the schedule of a benefit depends on.
 
-    A birth_benefits_release_type gives the schedule where the benefit has one, otherwise the benefits_issurance_type.
-    AFTER_PURCHASE issues once, when the membership starts; PERIODICALLY issues then, and again at the start of the day
-    that is every so many days or calendar months later, in a month that is too short on its last day. Birthdays and
-    SPECIFIC_DATE issue every year at the start of the day. Days begin in the member's own `time_zone`; where clocks skip
-    midnight, a day begins when they do. Nothing is issued before the membership starts, nor from its end on.
+    A benefit with a birth_benefits_release_type follows it; otherwise it follows the benefits_issurance_type.
+    AFTER_PURCHASE issues once, when the membership starts. PERIODICALLY issues then, and again at the start of the day
+    every so many days or calendar months later, in a month that is too short on its last day. Birthdays and
+    SPECIFIC_DATE issue every year at the start of the day.
+
+    Days start in the member's `time_zone`; if the clocks skip midnight, a day starts when they do. Nothing is issued
+    before the membership starts, or at or after its end.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1059,27 +1090,27 @@ class BenefitMember(_message.Message):
     MEMBERSHIP_START_TIME_FIELD_NUMBER: _builtins.int
     MEMBERSHIP_END_TIME_FIELD_NUMBER: _builtins.int
     time_zone: _builtins.str
-    """time_zone is the IANA name of the zone that the member's days begin in, such as Asia/Shanghai; UTC where empty."""
+    """time_zone is the IANA name of the time zone of the member's days, such as Asia/Shanghai. Default: UTC, if empty."""
     birthday: _builtins.str
-    """birthday is the member's, as MM-DD or YYYY-MM-DD, of which the year does not matter. 02-29 means 02-28 in a year
-    without it. Birthday benefits need it.
+    """birthday is the member's birthday, as MM-DD or YYYY-MM-DD; the year is ignored. 02-29 is 02-28 in a non-leap
+    year. Required for birthday benefits.
     """
     @_builtins.property
     def joined_time(self) -> _timestamp_pb2.Timestamp:
-        """joined_time is when the member joined: from the year 2000 to 2199. Nothing is issued before it, and it stands for
-        membership_start_time where that is absent.
+        """joined_time is when the member joined: from the year 2000 to 2199. Nothing is issued before it. It is the default
+        of `membership_start_time`.
         """
 
     @_builtins.property
     def membership_start_time(self) -> _timestamp_pb2.Timestamp:
-        """membership_start_time is when the membership starts, which for a paid one is its purchase: from the year 2000 to
-        2199. AFTER_PURCHASE and PERIODICALLY need it, or joined_time.
+        """membership_start_time is when the membership starts; for a paid membership, its purchase: from the year 2000 to
+        2199. AFTER_PURCHASE and PERIODICALLY require it or `joined_time`.
         """
 
     @_builtins.property
     def membership_end_time(self) -> _timestamp_pb2.Timestamp:
-        """membership_end_time is when the membership ends, after both of the others, to the year 2199; absent means that it
-        is not known. It is when benefits with FOLLOW_MEMBERSHIP expire.
+        """membership_end_time is when the membership ends: after both other times, up to the year 2199. Absent means
+        unknown. Benefits with FOLLOW_MEMBERSHIP expire then.
         """
 
     def __init__(
@@ -1101,7 +1132,7 @@ Global___BenefitMember: _TypeAlias = BenefitMember  # noqa: Y015
 
 @_typing.final
 class BenefitIssue(_message.Message):
-    """BenefitIssue is one time that a benefit is issued."""
+    """BenefitIssue is one issue of a benefit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1109,12 +1140,12 @@ class BenefitIssue(_message.Message):
     EXPIRY_TIME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def issue_time(self) -> _timestamp_pb2.Timestamp:
-        """issue_time is when the member gets it."""
+        """issue_time is when the member gets the benefit."""
 
     @_builtins.property
     def expiry_time(self) -> _timestamp_pb2.Timestamp:
-        """expiry_time is when the member loses it: benefits_expiry_date_value calendar days of the member later, at the same
-        time of day; or with the membership. Absent where nothing tells.
+        """expiry_time is when the issue expires: `benefits_expiry_date_value` calendar days of the member later, at the
+        same time of day; or with the membership. Absent if it cannot be determined.
         """
 
     def __init__(
@@ -1133,7 +1164,7 @@ Global___BenefitIssue: _TypeAlias = BenefitIssue  # noqa: Y015
 
 @_typing.final
 class PreviewBenefitScheduleRequest(_message.Message):
-    """PreviewBenefitScheduleRequest asks BenefitsService.PreviewBenefitSchedule."""
+    """PreviewBenefitScheduleRequest is the request of BenefitsService.PreviewBenefitSchedule."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1143,18 +1174,18 @@ class PreviewBenefitScheduleRequest(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     ISSUE_COUNT_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     benefit_id: _builtins.str
-    """benefit_id is required: 1 to 64 visible ASCII characters."""
+    """benefit_id is the id of the benefit: 1 to 64 visible ASCII characters. Required."""
     issue_count: _builtins.int
-    """issue_count is how many issues to answer at most: 1 to 1,000; 0 means 10."""
+    """issue_count is the maximum number of issues to return: 1 to 1,000. Default: 10, if 0."""
     @_builtins.property
     def member(self) -> Global___BenefitMember:
-        """member is whom it is computed for. Absent means that nothing is known of them."""
+        """member is the member. Absent means that nothing is known about the member."""
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """start_time is from when on issues are answered: from the year 2000 to 2199; now where absent."""
+        """start_time is the earliest issue time to return: from the year 2000 to 2199. Default: now."""
 
     def __init__(
         self,
@@ -1175,7 +1206,7 @@ Global___PreviewBenefitScheduleRequest: _TypeAlias = PreviewBenefitScheduleReque
 
 @_typing.final
 class PreviewBenefitScheduleResponse(_message.Message):
-    """PreviewBenefitScheduleResponse answers BenefitsService.PreviewBenefitSchedule."""
+    """PreviewBenefitScheduleResponse is the response of BenefitsService.PreviewBenefitSchedule."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1183,17 +1214,17 @@ class PreviewBenefitScheduleResponse(_message.Message):
     ISSUES_FIELD_NUMBER: _builtins.int
     UNKNOWN_FIELDS_FIELD_NUMBER: _builtins.int
     schedule_state: Global___BenefitScheduleState.ValueType
-    """schedule_state is what can be said about when the benefit is issued."""
+    """schedule_state is whether the issue times can be computed."""
     @_builtins.property
     def issues(self) -> _containers.RepeatedCompositeFieldContainer[Global___BenefitIssue]:
-        """issues are the next ones, the earliest first; fewer than asked for where the schedule or the membership ends, and
-        none from the year 2200 on. Empty unless the state is KNOWN.
+        """issues are the next issues, earliest first: fewer than requested if the schedule or the membership ends, and none
+        from the year 2200 on. Empty unless the state is KNOWN.
         """
 
     @_builtins.property
     def unknown_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """unknown_fields are the fields of the benefit that are missing, unrecognized or contradictory, so that its issues
-        (state UNKNOWN) or the expiry of each issue cannot be told, such as "periodically_days".
+        """unknown_fields are the fields of the benefit that are missing, unrecognized or contradictory, such as
+        "periodically_days", so that its issues (state UNKNOWN) or their expiry cannot be computed.
         """
 
     def __init__(
@@ -1213,7 +1244,7 @@ Global___PreviewBenefitScheduleResponse: _TypeAlias = PreviewBenefitScheduleResp
 
 @_typing.final
 class BenefitCartProduct(_message.Message):
-    """BenefitCartProduct is a product of a cart."""
+    """BenefitCartProduct is one product in a cart."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1221,12 +1252,12 @@ class BenefitCartProduct(_message.Message):
     CATEGORY_IDS_FIELD_NUMBER: _builtins.int
     QUANTITY_FIELD_NUMBER: _builtins.int
     product_id: _builtins.str
-    """product_id is required, and named once in a cart: 1 to 64 visible ASCII characters."""
+    """product_id is the id of the product, unique within the cart: 1 to 64 visible ASCII characters. Required."""
     quantity: _builtins.int
-    """quantity is how many items of it are in the cart: 1 to 1,000,000."""
+    """quantity is the number of items of the product: 1 to 1,000,000."""
     @_builtins.property
     def category_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """category_ids are the categories of the product, each once: at most 100, each 1 to 64 visible ASCII characters."""
+        """category_ids are the categories of the product: at most 100, unique, each 1 to 64 visible ASCII characters."""
 
     def __init__(
         self,
@@ -1245,9 +1276,9 @@ Global___BenefitCartProduct: _TypeAlias = BenefitCartProduct  # noqa: Y015
 
 @_typing.final
 class BenefitCart(_message.Message):
-    """BenefitCart is what a member is about to buy. Minimum amounts and quantities are those of the whole cart, also for a
-    benefit of specific products: SHOPLINE does not tell otherwise, and a caller who knows better sends those products
-    alone.
+    """BenefitCart is the cart of a member. Minimum amounts and quantities are compared with the whole cart, even for a
+    benefit of specific products, because SHOPLINE does not define it otherwise. To compare only those products, send
+    only them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1258,18 +1289,18 @@ class BenefitCart(_message.Message):
     AUTOMATIC_DISCOUNT_USED_FIELD_NUMBER: _builtins.int
     DISCOUNT_CODE_USED_FIELD_NUMBER: _builtins.int
     amount: _builtins.str
-    """amount is what the cart costs in the store's currency: a decimal of at most 12 digits before and 12 after the
-    point. Where empty, benefits with a minimum amount are uncertain.
+    """amount is the total of the cart in the store's currency: a decimal of at most 12 digits before and 12 after the
+    point. If empty, benefits with a minimum amount are uncertain.
     """
     points: _builtins.int
-    """points are how many points are to be used: 0 to 10^15. Where absent, benefits with a cap on points are uncertain."""
+    """points is how many points would be used: 0 to 10^15. If absent, benefits with a maximum of points are uncertain."""
     automatic_discount_used: _builtins.bool
-    """automatic_discount_used tells that an automatic discount is applied already."""
+    """automatic_discount_used is true if an automatic discount is already applied."""
     discount_code_used: _builtins.bool
-    """discount_code_used tells that a discount code is applied already."""
+    """discount_code_used is true if a discount code is already applied."""
     @_builtins.property
     def products(self) -> _containers.RepeatedCompositeFieldContainer[Global___BenefitCartProduct]:
-        """products are the products: at most 1,000."""
+        """products are the products in the cart: at most 1,000."""
 
     def __init__(
         self,
@@ -1292,10 +1323,11 @@ Global___BenefitCart: _TypeAlias = BenefitCart  # noqa: Y015
 
 @_typing.final
 class ListApplicableBenefitsRequest(_message.Message):
-    """ListApplicableBenefitsRequest asks BenefitsService.ListApplicableBenefits.
+    """ListApplicableBenefitsRequest is the request of BenefitsService.ListApplicableBenefits.
 
-    Benefits are looked at that fit the membership and the store: what the request leaves out does not filter, and what
-    a benefit leaves open (no store, no level, an unspecified membership type or reward scene) fits.
+    It selects the benefits that match the membership and the store. A value that the request leaves out does not
+    filter, and a value that a benefit leaves out (no store, no level, an unspecified membership type or reward scene)
+    matches.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1331,33 +1363,35 @@ class ListApplicableBenefitsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     store_id: _builtins.str
-    """store_id is the store in question: at most 64 visible ASCII characters."""
+    """store_id, if set, is SHOPLINE's id of the store: at most 64 visible ASCII characters."""
     program_id: _builtins.int
-    """program_id is the program whose stores are in question."""
+    """program_id, if set, selects the stores of this program."""
     level_code: _builtins.str
     """level_code is the member's level: at most 128 visible ASCII characters, with or without
     `gid://shopline/Membership/`.
     """
     membership_type: Global___MembershipType.ValueType
-    """membership_type is the member's membership."""
+    """membership_type is the member's kind of membership."""
     reward_scene: Global___RewardScene.ValueType
-    """reward_scene is what happened."""
+    """reward_scene is the occasion."""
     page_size: _builtins.int
-    """page_size is how many benefits to answer at most: 1 to 1,000; 0 means 50. A page may hold fewer, so that the answer
-    stays under 2 MiB.
+    """page_size is the maximum number of benefits to return: 1 to 1,000. Default: 50, if 0. A page may be shorter, with
+    a `next_page_token`, to keep the response under 2 MiB.
     """
     page_token: _builtins.str
-    """page_token is the next_page_token of the previous answer, with the same request; empty for the first page."""
+    """page_token is the `next_page_token` of the previous response, sent with otherwise the same request; empty for the
+    first page.
+    """
     @_builtins.property
     def cart(self) -> Global___BenefitCart:
-        """cart is the cart in question; absent means an empty one."""
+        """cart is the cart. Default: an empty cart, if absent."""
 
     @_builtins.property
     def uses(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """uses are how often the member has used benefits so far, by benefit_id: at most 1,000 of them, each 0 to
-        1,000,000,000. What is not named was not used.
+        """uses is how often the member has used each benefit, by benefit_id: at most 1,000 of them, each 0 to
+        1,000,000,000. Default: 0 for a benefit that is not listed.
         """
 
     def __init__(
@@ -1384,17 +1418,17 @@ Global___ListApplicableBenefitsRequest: _TypeAlias = ListApplicableBenefitsReque
 
 @_typing.final
 class ListApplicableBenefitsResponse(_message.Message):
-    """ListApplicableBenefitsResponse answers BenefitsService.ListApplicableBenefits."""
+    """ListApplicableBenefitsResponse is the response of BenefitsService.ListApplicableBenefits."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BENEFITS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """next_page_token asks for the next page; empty when this is the last one."""
+    """next_page_token requests the next page; empty on the last page."""
     @_builtins.property
     def benefits(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApplicableBenefit]:
-        """benefits are the page."""
+        """benefits are the items of this page."""
 
     def __init__(
         self,
@@ -1412,7 +1446,7 @@ Global___ListApplicableBenefitsResponse: _TypeAlias = ListApplicableBenefitsResp
 
 @_typing.final
 class ApplicableBenefit(_message.Message):
-    """ApplicableBenefit is a benefit, and whether it applies to the cart."""
+    """ApplicableBenefit is a benefit and whether it applies to the cart."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1421,19 +1455,19 @@ class ApplicableBenefit(_message.Message):
     OBSTACLES_FIELD_NUMBER: _builtins.int
     UNCERTAINTIES_FIELD_NUMBER: _builtins.int
     applicability: Global___BenefitApplicability.ValueType
-    """applicability is whether it applies."""
+    """applicability is whether the benefit applies."""
     @_builtins.property
     def benefit(self) -> Global___Benefit:
         """benefit is the benefit."""
 
     @_builtins.property
     def obstacles(self) -> _containers.RepeatedCompositeFieldContainer[Global___BenefitObstacle]:
-        """obstacles are all that speaks against it for certain."""
+        """obstacles are all certain reasons why the benefit does not apply."""
 
     @_builtins.property
     def uncertainties(self) -> _containers.RepeatedCompositeFieldContainer[Global___BenefitObstacle]:
-        """uncertainties are all that may speak against it: what the benefit does not tell, what is unrecognized of it, or
-        what the request leaves out.
+        """uncertainties are all possible reasons why the benefit may not apply: what the benefit lacks, what is
+        unrecognized in it, or what the request lacks.
         """
 
     def __init__(
@@ -1454,7 +1488,7 @@ Global___ApplicableBenefit: _TypeAlias = ApplicableBenefit  # noqa: Y015
 
 @_typing.final
 class BenefitObstacle(_message.Message):
-    """BenefitObstacle is one thing that speaks, or may speak, against using a benefit."""
+    """BenefitObstacle is one reason why a benefit does not apply, or may not apply."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1463,15 +1497,15 @@ class BenefitObstacle(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     ACTUAL_FIELD_NUMBER: _builtins.int
     reason: Global___BenefitObstacleReason.ValueType
-    """reason is what it is."""
+    """reason is the kind of obstacle."""
     field: _builtins.str
-    """field is the field of the benefit that says so, such as "benefits_usage_instruction_value"."""
+    """field is the field of the benefit that causes it, such as "benefits_usage_instruction_value"."""
     limit: _builtins.str
-    """limit is what the benefit asks for, such as "100.00" or "p-1, p-2", of ids the first 10; empty where the benefit
-    does not tell.
+    """limit is the requirement of the benefit, such as "100.00" or "p-1, p-2", with at most 10 ids; empty if the
+    benefit lacks it.
     """
     actual: _builtins.str
-    """actual is what there is instead, of ids the first 10; empty where the request does not tell."""
+    """actual is the value of the request, with at most 10 ids; empty if the request lacks it."""
     def __init__(
         self,
         *,
@@ -1491,7 +1525,7 @@ Global___BenefitObstacle: _TypeAlias = BenefitObstacle  # noqa: Y015
 @_typing.final
 class CustomPrivilege(_message.Message):
     """CustomPrivilege is a privilege of a membership level that the shop describes in its own words: an item of
-    `customPrivileges` in SHOPLINE's `benefitsOfMembership`. It affects neither schedules nor what applies to a cart.
+    `customPrivileges` in SHOPLINE's `benefitsOfMembership`. It affects neither schedules nor the benefits of a cart.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1504,10 +1538,10 @@ class CustomPrivilege(_message.Message):
     BENEFITS_ICON_FIELD_NUMBER: _builtins.int
     PREVILEGE_STATUS_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     privilege_id: _builtins.str
-    """privilege_id names the privilege inside its merchant; SHOPLINE gives it no id. Required: 1 to 64 visible ASCII
-    characters. An import names the first of a level `LEVEL:p1`.
+    """privilege_id identifies the privilege within its merchant; SHOPLINE's privileges have no id: 1 to 64 visible
+    ASCII characters. Required. An import names the first one of a level `LEVEL:p1`.
     """
     level_code: _builtins.str
     """level_code is the membership level: at most 128 visible ASCII characters. A leading `gid://shopline/Membership/`
@@ -1516,13 +1550,13 @@ class CustomPrivilege(_message.Message):
     privilege_name: _builtins.str
     """privilege_name is `privilegeName`: at most 255 characters without control characters."""
     privilege_description: _builtins.str
-    """privilege_description is `privilegeDescription`: at most 2,000 characters, without control characters but for line
+    """privilege_description is `privilegeDescription`: at most 2,000 characters, without control characters except line
     breaks and tabs.
     """
     benefits_icon: _builtins.str
     """benefits_icon is `benefitsIcon`, the URL of the icon: at most 2,048 characters without control characters."""
     previlege_status: _builtins.str
-    """previlege_status is `previlegeStatus` (the spelling is SHOPLINE's) by SHOPLINE's name, such as ACTIVE: at most 64
+    """previlege_status is `previlegeStatus` (SHOPLINE's spelling), a name of SHOPLINE's such as ACTIVE: at most 64
     visible ASCII characters.
     """
     def __init__(
@@ -1561,17 +1595,19 @@ Global___CustomPrivilege: _TypeAlias = CustomPrivilege  # noqa: Y015
 
 @_typing.final
 class PutCustomPrivilegeRequest(_message.Message):
-    """PutCustomPrivilegeRequest asks BenefitsService.PutCustomPrivilege."""
+    """PutCustomPrivilegeRequest is the request of BenefitsService.PutCustomPrivilege."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CUSTOM_PRIVILEGE_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag, where given, must be the one last answered for this privilege; otherwise ABORTED (STALE_ETAG)."""
+    """etag, if set, must be the etag last returned for this privilege; otherwise the call fails with ABORTED
+    (STALE_ETAG). Empty skips the check.
+    """
     @_builtins.property
     def custom_privilege(self) -> Global___CustomPrivilege:
-        """custom_privilege is the custom privilege; required."""
+        """custom_privilege is the custom privilege. Required."""
 
     def __init__(
         self,
@@ -1589,17 +1625,17 @@ Global___PutCustomPrivilegeRequest: _TypeAlias = PutCustomPrivilegeRequest  # no
 
 @_typing.final
 class PutCustomPrivilegeResponse(_message.Message):
-    """PutCustomPrivilegeResponse answers BenefitsService.PutCustomPrivilege."""
+    """PutCustomPrivilegeResponse is the response of BenefitsService.PutCustomPrivilege."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CUSTOM_PRIVILEGE_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag names this state of the privilege."""
+    """etag identifies this revision of the privilege."""
     @_builtins.property
     def custom_privilege(self) -> Global___CustomPrivilege:
-        """custom_privilege is the custom privilege as it is kept."""
+        """custom_privilege is the stored custom privilege."""
 
     def __init__(
         self,
@@ -1617,16 +1653,16 @@ Global___PutCustomPrivilegeResponse: _TypeAlias = PutCustomPrivilegeResponse  # 
 
 @_typing.final
 class GetCustomPrivilegeRequest(_message.Message):
-    """GetCustomPrivilegeRequest asks BenefitsService.GetCustomPrivilege."""
+    """GetCustomPrivilegeRequest is the request of BenefitsService.GetCustomPrivilege."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MERCHANT_ID_FIELD_NUMBER: _builtins.int
     PRIVILEGE_ID_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     privilege_id: _builtins.str
-    """privilege_id is required: 1 to 64 visible ASCII characters."""
+    """privilege_id is the id of the privilege: 1 to 64 visible ASCII characters. Required."""
     def __init__(
         self,
         *,
@@ -1643,14 +1679,14 @@ Global___GetCustomPrivilegeRequest: _TypeAlias = GetCustomPrivilegeRequest  # no
 
 @_typing.final
 class GetCustomPrivilegeResponse(_message.Message):
-    """GetCustomPrivilegeResponse answers BenefitsService.GetCustomPrivilege."""
+    """GetCustomPrivilegeResponse is the response of BenefitsService.GetCustomPrivilege."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CUSTOM_PRIVILEGE_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag names this state of the privilege."""
+    """etag identifies this revision of the privilege."""
     @_builtins.property
     def custom_privilege(self) -> Global___CustomPrivilege:
         """custom_privilege is the custom privilege."""
@@ -1671,7 +1707,7 @@ Global___GetCustomPrivilegeResponse: _TypeAlias = GetCustomPrivilegeResponse  # 
 
 @_typing.final
 class ListCustomPrivilegesRequest(_message.Message):
-    """ListCustomPrivilegesRequest asks BenefitsService.ListCustomPrivileges."""
+    """ListCustomPrivilegesRequest is the request of BenefitsService.ListCustomPrivileges."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1680,17 +1716,17 @@ class ListCustomPrivilegesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     level_code: _builtins.str
-    """level_code keeps only privileges of exactly this level where it is set: at most 128 visible ASCII characters, with
-    or without `gid://shopline/Membership/`.
+    """level_code, if set, selects privileges of exactly this level: at most 128 visible ASCII characters, with or
+    without `gid://shopline/Membership/`.
     """
     page_size: _builtins.int
-    """page_size is the maximum number of privileges to return: 1 to 1,000; 0 means 50. A page may hold fewer, so that
-    the response stays under 2 MiB.
+    """page_size is the maximum number of privileges to return: 1 to 1,000. Default: 50, if 0. A page may be shorter,
+    with a `next_page_token`, to keep the response under 2 MiB.
     """
     page_token: _builtins.str
-    """page_token is the next_page_token of the previous answer, for the same level; empty for the first page."""
+    """page_token is the `next_page_token` of the previous response, sent with the same level; empty for the first page."""
     def __init__(
         self,
         *,
@@ -1709,17 +1745,17 @@ Global___ListCustomPrivilegesRequest: _TypeAlias = ListCustomPrivilegesRequest  
 
 @_typing.final
 class ListCustomPrivilegesResponse(_message.Message):
-    """ListCustomPrivilegesResponse answers BenefitsService.ListCustomPrivileges."""
+    """ListCustomPrivilegesResponse is the response of BenefitsService.ListCustomPrivileges."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CUSTOM_PRIVILEGES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """next_page_token asks for the next page; empty when this is the last one."""
+    """next_page_token requests the next page; empty on the last page."""
     @_builtins.property
     def custom_privileges(self) -> _containers.RepeatedCompositeFieldContainer[Global___CustomPrivilege]:
-        """custom_privileges are the page."""
+        """custom_privileges are the items of this page."""
 
     def __init__(
         self,
@@ -1737,7 +1773,7 @@ Global___ListCustomPrivilegesResponse: _TypeAlias = ListCustomPrivilegesResponse
 
 @_typing.final
 class DeleteCustomPrivilegeRequest(_message.Message):
-    """DeleteCustomPrivilegeRequest asks BenefitsService.DeleteCustomPrivilege."""
+    """DeleteCustomPrivilegeRequest is the request of BenefitsService.DeleteCustomPrivilege."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1745,11 +1781,13 @@ class DeleteCustomPrivilegeRequest(_message.Message):
     PRIVILEGE_ID_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     privilege_id: _builtins.str
-    """privilege_id is required: 1 to 64 visible ASCII characters."""
+    """privilege_id is the id of the privilege: 1 to 64 visible ASCII characters. Required."""
     etag: _builtins.str
-    """etag, where given, must be the one last answered for this privilege; otherwise ABORTED (STALE_ETAG)."""
+    """etag, if set, must be the etag last returned for this privilege; otherwise the call fails with ABORTED
+    (STALE_ETAG). Empty skips the check.
+    """
     def __init__(
         self,
         *,
@@ -1767,7 +1805,7 @@ Global___DeleteCustomPrivilegeRequest: _TypeAlias = DeleteCustomPrivilegeRequest
 
 @_typing.final
 class DeleteCustomPrivilegeResponse(_message.Message):
-    """DeleteCustomPrivilegeResponse answers BenefitsService.DeleteCustomPrivilege."""
+    """DeleteCustomPrivilegeResponse is the response of BenefitsService.DeleteCustomPrivilege."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -26,8 +26,11 @@ if _version_not_supported:
 
 
 class BenefitsServiceStub:
-    """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
-    which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
+    """BenefitsService stores the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and
+    computes which of them apply and when they are issued. It describes benefits; it grants no rewards and changes no
+    points.
+
+    See docs/reference/shopline-benefits.md#where-benefits-come-from.
     """
 
     def __init__(self, channel):
@@ -89,80 +92,91 @@ class BenefitsServiceStub:
 
 
 class BenefitsServiceServicer:
-    """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
-    which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
+    """BenefitsService stores the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and
+    computes which of them apply and when they are issued. It describes benefits; it grants no rewards and changes no
+    points.
+
+    See docs/reference/shopline-benefits.md#where-benefits-come-from.
     """
 
     def PutBenefit(self, request, context):
-        """PutBenefit creates a benefit, or replaces it whole. It is strict: a value in a field whose "only relevant when"
-        rule does not hold is a wrong field, and every wrong field is named at once. Such values may stand in
-        `irrelevant_values`, where an import keeps them.
+        """PutBenefit creates a benefit or replaces it as a whole. It is strict: a value in a field whose "only relevant
+        when" rule is not met is invalid, and all invalid fields are reported at once. `irrelevant_values` can store such
+        values, as an import does.
 
-        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store
-        that is not the merchant's, ABORTED (STALE_ETAG).
+        Scope `admin`. The call is idempotent without an etag. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid
+        field; NOT_FOUND (STORE_NOT_FOUND) for a store that the merchant does not have; ABORTED (STALE_ETAG).
+
+        See docs/reference/shopline-benefits.md#relevance.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetBenefit(self, request, context):
-        """GetBenefit answers one benefit.
+        """GetBenefit returns one benefit.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (BENEFIT_NOT_FOUND).
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND
+        (BENEFIT_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListBenefits(self, request, context):
-        """ListBenefits pages through a merchant's benefits by benefit_id, active or not.
+        """ListBenefits lists a merchant's benefits by benefit_id, active or not.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
-        broken or was given for other filters; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that
-        is not the merchant's.
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for a page_token that is
+        malformed or belongs to other filters; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) if the merchant does not
+        have the store or program.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteBenefit(self, request, context):
-        """DeleteBenefit deletes a benefit for good. To switch one off and keep it, put it with BENEFITS_STATUS_INACTIVE.
+        """DeleteBenefit deletes a benefit permanently. To switch a benefit off, store it with BENEFITS_STATUS_INACTIVE.
 
-        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (BENEFIT_NOT_FOUND), also for
-        one that is deleted already, ABORTED (STALE_ETAG).
+        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND (BENEFIT_NOT_FOUND),
+        also for a benefit that is already deleted; ABORTED (STALE_ETAG).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PreviewBenefitSchedule(self, request, context):
-        """PreviewBenefitSchedule computes when a member gets a benefit the next times, and loses it again. It looks neither
-        at `benefits_status`, so that a benefit can be tried before it is switched on, nor at any stored customer.
+        """PreviewBenefitSchedule computes when a benefit is next issued to a member, and when each issue expires. It
+        ignores `benefits_status`, so that a benefit can be tested before it is activated, and uses no stored customer.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for what this benefit's
-        schedule needs to know of the member and the request does not give; NOT_FOUND (BENEFIT_NOT_FOUND).
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for data of the member
+        that the schedule of this benefit needs and the request lacks; NOT_FOUND (BENEFIT_NOT_FOUND).
+
+        See docs/reference/shopline-benefits.md#issue-dates.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListApplicableBenefits(self, request, context):
-        """ListApplicableBenefits pages by benefit_id through the benefits of a membership, and tells of each whether it
-        applies to a cart, and otherwise everything that speaks against it. What cannot be told for certain is marked,
-        never guessed; only a benefit without any range of products, condition or limit of uses is taken to have none.
+        """ListApplicableBenefits lists the benefits of a membership by benefit_id, and states for each whether it applies
+        to a cart or which obstacles prevent it. What cannot be determined is reported as an uncertainty. Only a benefit
+        without any product range, condition or usage limit is assumed to have none.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
-        broken or was given for another cart; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that is
-        not the merchant's.
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for a page_token that is
+        malformed or belongs to another cart; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) if the merchant does not
+        have the store or program.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PutCustomPrivilege(self, request, context):
-        """PutCustomPrivilege creates a custom privilege of a membership level, or replaces it whole.
+        """PutCustomPrivilege creates a custom privilege of a membership level or replaces it as a whole.
 
-        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, ABORTED (STALE_ETAG).
+        Scope `admin`. The call is idempotent without an etag. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid
+        field, ABORTED (STALE_ETAG).
+
+        See docs/reference/shopline-benefits.md#custom-privileges.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -171,7 +185,7 @@ class BenefitsServiceServicer:
     def GetCustomPrivilege(self, request, context):
         """GetCustomPrivilege returns one custom privilege.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND
         (CUSTOM_PRIVILEGE_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -179,20 +193,20 @@ class BenefitsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListCustomPrivileges(self, request, context):
-        """ListCustomPrivileges pages by privilege_id through the custom privileges of a level, or of all levels.
+        """ListCustomPrivileges lists the custom privileges of a level, or of all levels, by privilege_id.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is broken
-        or was given for another level.
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for a page_token that is
+        malformed or belongs to another level.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCustomPrivilege(self, request, context):
-        """DeleteCustomPrivilege deletes a custom privilege for good.
+        """DeleteCustomPrivilege deletes a custom privilege permanently.
 
-        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (CUSTOM_PRIVILEGE_NOT_FOUND),
-        also for one that is deleted already, ABORTED (STALE_ETAG).
+        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND
+        (CUSTOM_PRIVILEGE_NOT_FOUND), also for a privilege that is already deleted; ABORTED (STALE_ETAG).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -260,8 +274,11 @@ def add_BenefitsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BenefitsService:
-    """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
-    which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
+    """BenefitsService stores the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and
+    computes which of them apply and when they are issued. It describes benefits; it grants no rewards and changes no
+    points.
+
+    See docs/reference/shopline-benefits.md#where-benefits-come-from.
     """
 
     @staticmethod

@@ -27,8 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class BenefitsServiceStub:
-    """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
-    which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
+    """BenefitsService stores the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and
+    computes which of them apply and when they are issued. It describes benefits; it grants no rewards and changes no
+    points.
+
+    See docs/reference/shopline-benefits.md#where-benefits-come-from.
     """
 
     @_typing.overload
@@ -36,147 +39,169 @@ class BenefitsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> BenefitsServiceAsyncStub: ...
     PutBenefit: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.PutBenefitRequest, _benefits_pb2.PutBenefitResponse]
-    """PutBenefit creates a benefit, or replaces it whole. It is strict: a value in a field whose "only relevant when"
-    rule does not hold is a wrong field, and every wrong field is named at once. Such values may stand in
-    `irrelevant_values`, where an import keeps them.
+    """PutBenefit creates a benefit or replaces it as a whole. It is strict: a value in a field whose "only relevant
+    when" rule is not met is invalid, and all invalid fields are reported at once. `irrelevant_values` can store such
+    values, as an import does.
 
-    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store
-    that is not the merchant's, ABORTED (STALE_ETAG).
+    Scope `admin`. The call is idempotent without an etag. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid
+    field; NOT_FOUND (STORE_NOT_FOUND) for a store that the merchant does not have; ABORTED (STALE_ETAG).
+
+    See docs/reference/shopline-benefits.md#relevance.
     """
     GetBenefit: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.GetBenefitRequest, _benefits_pb2.GetBenefitResponse]
-    """GetBenefit answers one benefit.
+    """GetBenefit returns one benefit.
 
-    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (BENEFIT_NOT_FOUND).
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND
+    (BENEFIT_NOT_FOUND).
     """
     ListBenefits: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.ListBenefitsRequest, _benefits_pb2.ListBenefitsResponse]
-    """ListBenefits pages through a merchant's benefits by benefit_id, active or not.
+    """ListBenefits lists a merchant's benefits by benefit_id, active or not.
 
-    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
-    broken or was given for other filters; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that
-    is not the merchant's.
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for a page_token that is
+    malformed or belongs to other filters; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) if the merchant does not
+    have the store or program.
     """
     DeleteBenefit: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.DeleteBenefitRequest, _benefits_pb2.DeleteBenefitResponse]
-    """DeleteBenefit deletes a benefit for good. To switch one off and keep it, put it with BENEFITS_STATUS_INACTIVE.
+    """DeleteBenefit deletes a benefit permanently. To switch a benefit off, store it with BENEFITS_STATUS_INACTIVE.
 
-    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (BENEFIT_NOT_FOUND), also for
-    one that is deleted already, ABORTED (STALE_ETAG).
+    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND (BENEFIT_NOT_FOUND),
+    also for a benefit that is already deleted; ABORTED (STALE_ETAG).
     """
     PreviewBenefitSchedule: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.PreviewBenefitScheduleRequest, _benefits_pb2.PreviewBenefitScheduleResponse]
-    """PreviewBenefitSchedule computes when a member gets a benefit the next times, and loses it again. It looks neither
-    at `benefits_status`, so that a benefit can be tried before it is switched on, nor at any stored customer.
+    """PreviewBenefitSchedule computes when a benefit is next issued to a member, and when each issue expires. It
+    ignores `benefits_status`, so that a benefit can be tested before it is activated, and uses no stored customer.
 
-    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for what this benefit's
-    schedule needs to know of the member and the request does not give; NOT_FOUND (BENEFIT_NOT_FOUND).
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for data of the member
+    that the schedule of this benefit needs and the request lacks; NOT_FOUND (BENEFIT_NOT_FOUND).
+
+    See docs/reference/shopline-benefits.md#issue-dates.
     """
     ListApplicableBenefits: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.ListApplicableBenefitsRequest, _benefits_pb2.ListApplicableBenefitsResponse]
-    """ListApplicableBenefits pages by benefit_id through the benefits of a membership, and tells of each whether it
-    applies to a cart, and otherwise everything that speaks against it. What cannot be told for certain is marked,
-    never guessed; only a benefit without any range of products, condition or limit of uses is taken to have none.
+    """ListApplicableBenefits lists the benefits of a membership by benefit_id, and states for each whether it applies
+    to a cart or which obstacles prevent it. What cannot be determined is reported as an uncertainty. Only a benefit
+    without any product range, condition or usage limit is assumed to have none.
 
-    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
-    broken or was given for another cart; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that is
-    not the merchant's.
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for a page_token that is
+    malformed or belongs to another cart; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) if the merchant does not
+    have the store or program.
     """
     PutCustomPrivilege: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.PutCustomPrivilegeRequest, _benefits_pb2.PutCustomPrivilegeResponse]
-    """PutCustomPrivilege creates a custom privilege of a membership level, or replaces it whole.
+    """PutCustomPrivilege creates a custom privilege of a membership level or replaces it as a whole.
 
-    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, ABORTED (STALE_ETAG).
+    Scope `admin`. The call is idempotent without an etag. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid
+    field, ABORTED (STALE_ETAG).
+
+    See docs/reference/shopline-benefits.md#custom-privileges.
     """
     GetCustomPrivilege: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.GetCustomPrivilegeRequest, _benefits_pb2.GetCustomPrivilegeResponse]
     """GetCustomPrivilege returns one custom privilege.
 
-    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND
     (CUSTOM_PRIVILEGE_NOT_FOUND).
     """
     ListCustomPrivileges: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.ListCustomPrivilegesRequest, _benefits_pb2.ListCustomPrivilegesResponse]
-    """ListCustomPrivileges pages by privilege_id through the custom privileges of a level, or of all levels.
+    """ListCustomPrivileges lists the custom privileges of a level, or of all levels, by privilege_id.
 
-    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is broken
-    or was given for another level.
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for a page_token that is
+    malformed or belongs to another level.
     """
     DeleteCustomPrivilege: _grpc.UnaryUnaryMultiCallable[_benefits_pb2.DeleteCustomPrivilegeRequest, _benefits_pb2.DeleteCustomPrivilegeResponse]
-    """DeleteCustomPrivilege deletes a custom privilege for good.
+    """DeleteCustomPrivilege deletes a custom privilege permanently.
 
-    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (CUSTOM_PRIVILEGE_NOT_FOUND),
-    also for one that is deleted already, ABORTED (STALE_ETAG).
+    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND
+    (CUSTOM_PRIVILEGE_NOT_FOUND), also for a privilege that is already deleted; ABORTED (STALE_ETAG).
     """
 
 @_typing.type_check_only
 class BenefitsServiceAsyncStub(BenefitsServiceStub):
-    """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
-    which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
+    """BenefitsService stores the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and
+    computes which of them apply and when they are issued. It describes benefits; it grants no rewards and changes no
+    points.
+
+    See docs/reference/shopline-benefits.md#where-benefits-come-from.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PutBenefit: _aio.UnaryUnaryMultiCallable[_benefits_pb2.PutBenefitRequest, _benefits_pb2.PutBenefitResponse]  # type: ignore[assignment]
-    """PutBenefit creates a benefit, or replaces it whole. It is strict: a value in a field whose "only relevant when"
-    rule does not hold is a wrong field, and every wrong field is named at once. Such values may stand in
-    `irrelevant_values`, where an import keeps them.
+    """PutBenefit creates a benefit or replaces it as a whole. It is strict: a value in a field whose "only relevant
+    when" rule is not met is invalid, and all invalid fields are reported at once. `irrelevant_values` can store such
+    values, as an import does.
 
-    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store
-    that is not the merchant's, ABORTED (STALE_ETAG).
+    Scope `admin`. The call is idempotent without an etag. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid
+    field; NOT_FOUND (STORE_NOT_FOUND) for a store that the merchant does not have; ABORTED (STALE_ETAG).
+
+    See docs/reference/shopline-benefits.md#relevance.
     """
     GetBenefit: _aio.UnaryUnaryMultiCallable[_benefits_pb2.GetBenefitRequest, _benefits_pb2.GetBenefitResponse]  # type: ignore[assignment]
-    """GetBenefit answers one benefit.
+    """GetBenefit returns one benefit.
 
-    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (BENEFIT_NOT_FOUND).
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND
+    (BENEFIT_NOT_FOUND).
     """
     ListBenefits: _aio.UnaryUnaryMultiCallable[_benefits_pb2.ListBenefitsRequest, _benefits_pb2.ListBenefitsResponse]  # type: ignore[assignment]
-    """ListBenefits pages through a merchant's benefits by benefit_id, active or not.
+    """ListBenefits lists a merchant's benefits by benefit_id, active or not.
 
-    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
-    broken or was given for other filters; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that
-    is not the merchant's.
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for a page_token that is
+    malformed or belongs to other filters; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) if the merchant does not
+    have the store or program.
     """
     DeleteBenefit: _aio.UnaryUnaryMultiCallable[_benefits_pb2.DeleteBenefitRequest, _benefits_pb2.DeleteBenefitResponse]  # type: ignore[assignment]
-    """DeleteBenefit deletes a benefit for good. To switch one off and keep it, put it with BENEFITS_STATUS_INACTIVE.
+    """DeleteBenefit deletes a benefit permanently. To switch a benefit off, store it with BENEFITS_STATUS_INACTIVE.
 
-    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (BENEFIT_NOT_FOUND), also for
-    one that is deleted already, ABORTED (STALE_ETAG).
+    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND (BENEFIT_NOT_FOUND),
+    also for a benefit that is already deleted; ABORTED (STALE_ETAG).
     """
     PreviewBenefitSchedule: _aio.UnaryUnaryMultiCallable[_benefits_pb2.PreviewBenefitScheduleRequest, _benefits_pb2.PreviewBenefitScheduleResponse]  # type: ignore[assignment]
-    """PreviewBenefitSchedule computes when a member gets a benefit the next times, and loses it again. It looks neither
-    at `benefits_status`, so that a benefit can be tried before it is switched on, nor at any stored customer.
+    """PreviewBenefitSchedule computes when a benefit is next issued to a member, and when each issue expires. It
+    ignores `benefits_status`, so that a benefit can be tested before it is activated, and uses no stored customer.
 
-    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for what this benefit's
-    schedule needs to know of the member and the request does not give; NOT_FOUND (BENEFIT_NOT_FOUND).
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for data of the member
+    that the schedule of this benefit needs and the request lacks; NOT_FOUND (BENEFIT_NOT_FOUND).
+
+    See docs/reference/shopline-benefits.md#issue-dates.
     """
     ListApplicableBenefits: _aio.UnaryUnaryMultiCallable[_benefits_pb2.ListApplicableBenefitsRequest, _benefits_pb2.ListApplicableBenefitsResponse]  # type: ignore[assignment]
-    """ListApplicableBenefits pages by benefit_id through the benefits of a membership, and tells of each whether it
-    applies to a cart, and otherwise everything that speaks against it. What cannot be told for certain is marked,
-    never guessed; only a benefit without any range of products, condition or limit of uses is taken to have none.
+    """ListApplicableBenefits lists the benefits of a membership by benefit_id, and states for each whether it applies
+    to a cart or which obstacles prevent it. What cannot be determined is reported as an uncertainty. Only a benefit
+    without any product range, condition or usage limit is assumed to have none.
 
-    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
-    broken or was given for another cart; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that is
-    not the merchant's.
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for a page_token that is
+    malformed or belongs to another cart; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) if the merchant does not
+    have the store or program.
     """
     PutCustomPrivilege: _aio.UnaryUnaryMultiCallable[_benefits_pb2.PutCustomPrivilegeRequest, _benefits_pb2.PutCustomPrivilegeResponse]  # type: ignore[assignment]
-    """PutCustomPrivilege creates a custom privilege of a membership level, or replaces it whole.
+    """PutCustomPrivilege creates a custom privilege of a membership level or replaces it as a whole.
 
-    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, ABORTED (STALE_ETAG).
+    Scope `admin`. The call is idempotent without an etag. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid
+    field, ABORTED (STALE_ETAG).
+
+    See docs/reference/shopline-benefits.md#custom-privileges.
     """
     GetCustomPrivilege: _aio.UnaryUnaryMultiCallable[_benefits_pb2.GetCustomPrivilegeRequest, _benefits_pb2.GetCustomPrivilegeResponse]  # type: ignore[assignment]
     """GetCustomPrivilege returns one custom privilege.
 
-    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND
     (CUSTOM_PRIVILEGE_NOT_FOUND).
     """
     ListCustomPrivileges: _aio.UnaryUnaryMultiCallable[_benefits_pb2.ListCustomPrivilegesRequest, _benefits_pb2.ListCustomPrivilegesResponse]  # type: ignore[assignment]
-    """ListCustomPrivileges pages by privilege_id through the custom privileges of a level, or of all levels.
+    """ListCustomPrivileges lists the custom privileges of a level, or of all levels, by privilege_id.
 
-    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is broken
-    or was given for another level.
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for a page_token that is
+    malformed or belongs to another level.
     """
     DeleteCustomPrivilege: _aio.UnaryUnaryMultiCallable[_benefits_pb2.DeleteCustomPrivilegeRequest, _benefits_pb2.DeleteCustomPrivilegeResponse]  # type: ignore[assignment]
-    """DeleteCustomPrivilege deletes a custom privilege for good.
+    """DeleteCustomPrivilege deletes a custom privilege permanently.
 
-    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (CUSTOM_PRIVILEGE_NOT_FOUND),
-    also for one that is deleted already, ABORTED (STALE_ETAG).
+    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND
+    (CUSTOM_PRIVILEGE_NOT_FOUND), also for a privilege that is already deleted; ABORTED (STALE_ETAG).
     """
 
 class BenefitsServiceServicer:
-    """BenefitsService keeps the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and tells
-    which of them apply and when they are issued. It describes benefits; it gives no reward and changes no points.
+    """BenefitsService stores the benefits of a merchant's memberships, as SHOPLINE's BenefitsInfo describes them, and
+    computes which of them apply and when they are issued. It describes benefits; it grants no rewards and changes no
+    points.
+
+    See docs/reference/shopline-benefits.md#where-benefits-come-from.
     """
 
     def PutBenefit(
@@ -184,12 +209,14 @@ class BenefitsServiceServicer:
         request: _benefits_pb2.PutBenefitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_benefits_pb2.PutBenefitResponse, _abc.Awaitable[_benefits_pb2.PutBenefitResponse]]:
-        """PutBenefit creates a benefit, or replaces it whole. It is strict: a value in a field whose "only relevant when"
-        rule does not hold is a wrong field, and every wrong field is named at once. Such values may stand in
-        `irrelevant_values`, where an import keeps them.
+        """PutBenefit creates a benefit or replaces it as a whole. It is strict: a value in a field whose "only relevant
+        when" rule is not met is invalid, and all invalid fields are reported at once. `irrelevant_values` can store such
+        values, as an import does.
 
-        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store
-        that is not the merchant's, ABORTED (STALE_ETAG).
+        Scope `admin`. The call is idempotent without an etag. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid
+        field; NOT_FOUND (STORE_NOT_FOUND) for a store that the merchant does not have; ABORTED (STALE_ETAG).
+
+        See docs/reference/shopline-benefits.md#relevance.
         """
 
     def GetBenefit(
@@ -197,9 +224,10 @@ class BenefitsServiceServicer:
         request: _benefits_pb2.GetBenefitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_benefits_pb2.GetBenefitResponse, _abc.Awaitable[_benefits_pb2.GetBenefitResponse]]:
-        """GetBenefit answers one benefit.
+        """GetBenefit returns one benefit.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (BENEFIT_NOT_FOUND).
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND
+        (BENEFIT_NOT_FOUND).
         """
 
     def ListBenefits(
@@ -207,11 +235,11 @@ class BenefitsServiceServicer:
         request: _benefits_pb2.ListBenefitsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_benefits_pb2.ListBenefitsResponse, _abc.Awaitable[_benefits_pb2.ListBenefitsResponse]]:
-        """ListBenefits pages through a merchant's benefits by benefit_id, active or not.
+        """ListBenefits lists a merchant's benefits by benefit_id, active or not.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
-        broken or was given for other filters; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that
-        is not the merchant's.
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for a page_token that is
+        malformed or belongs to other filters; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) if the merchant does not
+        have the store or program.
         """
 
     def DeleteBenefit(
@@ -219,10 +247,10 @@ class BenefitsServiceServicer:
         request: _benefits_pb2.DeleteBenefitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_benefits_pb2.DeleteBenefitResponse, _abc.Awaitable[_benefits_pb2.DeleteBenefitResponse]]:
-        """DeleteBenefit deletes a benefit for good. To switch one off and keep it, put it with BENEFITS_STATUS_INACTIVE.
+        """DeleteBenefit deletes a benefit permanently. To switch a benefit off, store it with BENEFITS_STATUS_INACTIVE.
 
-        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (BENEFIT_NOT_FOUND), also for
-        one that is deleted already, ABORTED (STALE_ETAG).
+        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND (BENEFIT_NOT_FOUND),
+        also for a benefit that is already deleted; ABORTED (STALE_ETAG).
         """
 
     def PreviewBenefitSchedule(
@@ -230,11 +258,13 @@ class BenefitsServiceServicer:
         request: _benefits_pb2.PreviewBenefitScheduleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_benefits_pb2.PreviewBenefitScheduleResponse, _abc.Awaitable[_benefits_pb2.PreviewBenefitScheduleResponse]]:
-        """PreviewBenefitSchedule computes when a member gets a benefit the next times, and loses it again. It looks neither
-        at `benefits_status`, so that a benefit can be tried before it is switched on, nor at any stored customer.
+        """PreviewBenefitSchedule computes when a benefit is next issued to a member, and when each issue expires. It
+        ignores `benefits_status`, so that a benefit can be tested before it is activated, and uses no stored customer.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for what this benefit's
-        schedule needs to know of the member and the request does not give; NOT_FOUND (BENEFIT_NOT_FOUND).
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for data of the member
+        that the schedule of this benefit needs and the request lacks; NOT_FOUND (BENEFIT_NOT_FOUND).
+
+        See docs/reference/shopline-benefits.md#issue-dates.
         """
 
     def ListApplicableBenefits(
@@ -242,13 +272,13 @@ class BenefitsServiceServicer:
         request: _benefits_pb2.ListApplicableBenefitsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_benefits_pb2.ListApplicableBenefitsResponse, _abc.Awaitable[_benefits_pb2.ListApplicableBenefitsResponse]]:
-        """ListApplicableBenefits pages by benefit_id through the benefits of a membership, and tells of each whether it
-        applies to a cart, and otherwise everything that speaks against it. What cannot be told for certain is marked,
-        never guessed; only a benefit without any range of products, condition or limit of uses is taken to have none.
+        """ListApplicableBenefits lists the benefits of a membership by benefit_id, and states for each whether it applies
+        to a cart or which obstacles prevent it. What cannot be determined is reported as an uncertainty. Only a benefit
+        without any product range, condition or usage limit is assumed to have none.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is
-        broken or was given for another cart; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for a store or program that is
-        not the merchant's.
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for a page_token that is
+        malformed or belongs to another cart; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) if the merchant does not
+        have the store or program.
         """
 
     def PutCustomPrivilege(
@@ -256,9 +286,12 @@ class BenefitsServiceServicer:
         request: _benefits_pb2.PutCustomPrivilegeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_benefits_pb2.PutCustomPrivilegeResponse, _abc.Awaitable[_benefits_pb2.PutCustomPrivilegeResponse]]:
-        """PutCustomPrivilege creates a custom privilege of a membership level, or replaces it whole.
+        """PutCustomPrivilege creates a custom privilege of a membership level or replaces it as a whole.
 
-        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, ABORTED (STALE_ETAG).
+        Scope `admin`. The call is idempotent without an etag. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid
+        field, ABORTED (STALE_ETAG).
+
+        See docs/reference/shopline-benefits.md#custom-privileges.
         """
 
     def GetCustomPrivilege(
@@ -268,7 +301,7 @@ class BenefitsServiceServicer:
     ) -> _typing.Union[_benefits_pb2.GetCustomPrivilegeResponse, _abc.Awaitable[_benefits_pb2.GetCustomPrivilegeResponse]]:
         """GetCustomPrivilege returns one custom privilege.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND
         (CUSTOM_PRIVILEGE_NOT_FOUND).
         """
 
@@ -277,10 +310,10 @@ class BenefitsServiceServicer:
         request: _benefits_pb2.ListCustomPrivilegesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_benefits_pb2.ListCustomPrivilegesResponse, _abc.Awaitable[_benefits_pb2.ListCustomPrivilegesResponse]]:
-        """ListCustomPrivileges pages by privilege_id through the custom privileges of a level, or of all levels.
+        """ListCustomPrivileges lists the custom privileges of a level, or of all levels, by privilege_id.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is broken
-        or was given for another level.
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for a page_token that is
+        malformed or belongs to another level.
         """
 
     def DeleteCustomPrivilege(
@@ -288,10 +321,10 @@ class BenefitsServiceServicer:
         request: _benefits_pb2.DeleteCustomPrivilegeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_benefits_pb2.DeleteCustomPrivilegeResponse, _abc.Awaitable[_benefits_pb2.DeleteCustomPrivilegeResponse]]:
-        """DeleteCustomPrivilege deletes a custom privilege for good.
+        """DeleteCustomPrivilege deletes a custom privilege permanently.
 
-        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (CUSTOM_PRIVILEGE_NOT_FOUND),
-        also for one that is deleted already, ABORTED (STALE_ETAG).
+        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND
+        (CUSTOM_PRIVILEGE_NOT_FOUND), also for a privilege that is already deleted; ABORTED (STALE_ETAG).
         """
 
 def add_BenefitsServiceServicer_to_server(servicer: BenefitsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -30,38 +30,40 @@ class _CustomerUpdateKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cu
     CUSTOMER_UPDATE_KIND_UNSPECIFIED: _CustomerUpdateKind.ValueType  # 0
     """CUSTOMER_UPDATE_KIND_UNSPECIFIED is refused with INVALID_ARGUMENT (INVALID_FIELDS)."""
     CUSTOMER_UPDATE_KIND_CREATED: _CustomerUpdateKind.ValueType  # 1
-    """CUSTOMER_UPDATE_KIND_CREATED is `customers/create`. It is applied as UPDATED is, since either may come first."""
+    """CUSTOMER_UPDATE_KIND_CREATED is `customers/create`. It is applied like UPDATED, because either may arrive first."""
     CUSTOMER_UPDATE_KIND_UPDATED: _CustomerUpdateKind.ValueType  # 2
-    """CUSTOMER_UPDATE_KIND_UPDATED is `customers/update`: the customer of the buyer is created where there is none, and
+    """CUSTOMER_UPDATE_KIND_UPDATED is `customers/update`: the customer of the buyer is created if there is none, and
     gets the mobile number and the e-mail address.
     """
     CUSTOMER_UPDATE_KIND_DELETED: _CustomerUpdateKind.ValueType  # 3
-    """CUSTOMER_UPDATE_KIND_DELETED is `customers/delete`: the mobile number and the e-mail address are taken from the
-    customer of the buyer. Nothing is erased for good: the next newer update brings them back.
+    """CUSTOMER_UPDATE_KIND_DELETED is `customers/delete`: the mobile number and the e-mail address are removed from the
+    customer of the buyer. Nothing is erased permanently; the next newer update restores them.
     """
     CUSTOMER_UPDATE_KIND_REDACTED: _CustomerUpdateKind.ValueType  # 4
-    """CUSTOMER_UPDATE_KIND_REDACTED is `customers/redact`: the personal data of the customer of the buyer is erased, as
-    RedactCustomer does it, but for what a newer update told.
+    """CUSTOMER_UPDATE_KIND_REDACTED is `customers/redact`: the personal data of the customer of the buyer is erased as
+    by RedactCustomer, except for data of a newer update.
     """
 
 class CustomerUpdateKind(_CustomerUpdateKind, metaclass=_CustomerUpdateKindEnumTypeWrapper):
-    """CustomerUpdateKind is what happened to SHOPLINE's customer: which customer webhook reports it."""
+    """CustomerUpdateKind is the kind of SHOPLINE's customer webhook. See
+    docs/reference/shopline-webhooks.md#customer-webhooks.
+    """
 
 CUSTOMER_UPDATE_KIND_UNSPECIFIED: CustomerUpdateKind.ValueType  # 0
 """CUSTOMER_UPDATE_KIND_UNSPECIFIED is refused with INVALID_ARGUMENT (INVALID_FIELDS)."""
 CUSTOMER_UPDATE_KIND_CREATED: CustomerUpdateKind.ValueType  # 1
-"""CUSTOMER_UPDATE_KIND_CREATED is `customers/create`. It is applied as UPDATED is, since either may come first."""
+"""CUSTOMER_UPDATE_KIND_CREATED is `customers/create`. It is applied like UPDATED, because either may arrive first."""
 CUSTOMER_UPDATE_KIND_UPDATED: CustomerUpdateKind.ValueType  # 2
-"""CUSTOMER_UPDATE_KIND_UPDATED is `customers/update`: the customer of the buyer is created where there is none, and
+"""CUSTOMER_UPDATE_KIND_UPDATED is `customers/update`: the customer of the buyer is created if there is none, and
 gets the mobile number and the e-mail address.
 """
 CUSTOMER_UPDATE_KIND_DELETED: CustomerUpdateKind.ValueType  # 3
-"""CUSTOMER_UPDATE_KIND_DELETED is `customers/delete`: the mobile number and the e-mail address are taken from the
-customer of the buyer. Nothing is erased for good: the next newer update brings them back.
+"""CUSTOMER_UPDATE_KIND_DELETED is `customers/delete`: the mobile number and the e-mail address are removed from the
+customer of the buyer. Nothing is erased permanently; the next newer update restores them.
 """
 CUSTOMER_UPDATE_KIND_REDACTED: CustomerUpdateKind.ValueType  # 4
-"""CUSTOMER_UPDATE_KIND_REDACTED is `customers/redact`: the personal data of the customer of the buyer is erased, as
-RedactCustomer does it, but for what a newer update told.
+"""CUSTOMER_UPDATE_KIND_REDACTED is `customers/redact`: the personal data of the customer of the buyer is erased as
+by RedactCustomer, except for data of a newer update.
 """
 Global___CustomerUpdateKind: _TypeAlias = CustomerUpdateKind  # noqa: Y015
 
@@ -72,27 +74,27 @@ class _CustomerUpdateOutcome:
 class _CustomerUpdateOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CustomerUpdateOutcome.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     CUSTOMER_UPDATE_OUTCOME_UNSPECIFIED: _CustomerUpdateOutcome.ValueType  # 0
-    """CUSTOMER_UPDATE_OUTCOME_UNSPECIFIED is never answered."""
+    """CUSTOMER_UPDATE_OUTCOME_UNSPECIFIED is never returned."""
     CUSTOMER_UPDATE_OUTCOME_APPLIED: _CustomerUpdateOutcome.ValueType  # 1
-    """CUSTOMER_UPDATE_OUTCOME_APPLIED: the update is applied, but for the identifiers in `skipped_identifiers`."""
+    """CUSTOMER_UPDATE_OUTCOME_APPLIED: the update is applied, except for the identifiers in `skipped_identifiers`."""
     CUSTOMER_UPDATE_OUTCOME_DUPLICATE: _CustomerUpdateOutcome.ValueType  # 2
-    """CUSTOMER_UPDATE_OUTCOME_DUPLICATE: the update was seen before; nothing changed."""
+    """CUSTOMER_UPDATE_OUTCOME_DUPLICATE: the update was already received; nothing changed."""
     CUSTOMER_UPDATE_OUTCOME_OUTDATED: _CustomerUpdateOutcome.ValueType  # 3
-    """CUSTOMER_UPDATE_OUTCOME_OUTDATED: newer updates have decided all that this one has; nothing changed."""
+    """CUSTOMER_UPDATE_OUTCOME_OUTDATED: newer updates determine all values of this one; nothing changed."""
     CUSTOMER_UPDATE_OUTCOME_REDACTED: _CustomerUpdateOutcome.ValueType  # 4
     """CUSTOMER_UPDATE_OUTCOME_REDACTED: the customer was redacted after updated_at; nothing changed."""
 
 class CustomerUpdateOutcome(_CustomerUpdateOutcome, metaclass=_CustomerUpdateOutcomeEnumTypeWrapper):
-    """CustomerUpdateOutcome is what became of a customer update."""
+    """CustomerUpdateOutcome is the result of a customer update."""
 
 CUSTOMER_UPDATE_OUTCOME_UNSPECIFIED: CustomerUpdateOutcome.ValueType  # 0
-"""CUSTOMER_UPDATE_OUTCOME_UNSPECIFIED is never answered."""
+"""CUSTOMER_UPDATE_OUTCOME_UNSPECIFIED is never returned."""
 CUSTOMER_UPDATE_OUTCOME_APPLIED: CustomerUpdateOutcome.ValueType  # 1
-"""CUSTOMER_UPDATE_OUTCOME_APPLIED: the update is applied, but for the identifiers in `skipped_identifiers`."""
+"""CUSTOMER_UPDATE_OUTCOME_APPLIED: the update is applied, except for the identifiers in `skipped_identifiers`."""
 CUSTOMER_UPDATE_OUTCOME_DUPLICATE: CustomerUpdateOutcome.ValueType  # 2
-"""CUSTOMER_UPDATE_OUTCOME_DUPLICATE: the update was seen before; nothing changed."""
+"""CUSTOMER_UPDATE_OUTCOME_DUPLICATE: the update was already received; nothing changed."""
 CUSTOMER_UPDATE_OUTCOME_OUTDATED: CustomerUpdateOutcome.ValueType  # 3
-"""CUSTOMER_UPDATE_OUTCOME_OUTDATED: newer updates have decided all that this one has; nothing changed."""
+"""CUSTOMER_UPDATE_OUTCOME_OUTDATED: newer updates determine all values of this one; nothing changed."""
 CUSTOMER_UPDATE_OUTCOME_REDACTED: CustomerUpdateOutcome.ValueType  # 4
 """CUSTOMER_UPDATE_OUTCOME_REDACTED: the customer was redacted after updated_at; nothing changed."""
 Global___CustomerUpdateOutcome: _TypeAlias = CustomerUpdateOutcome  # noqa: Y015
@@ -104,35 +106,35 @@ class _SkippedIdentifierCause:
 class _SkippedIdentifierCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SkippedIdentifierCause.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SKIPPED_IDENTIFIER_CAUSE_UNSPECIFIED: _SkippedIdentifierCause.ValueType  # 0
-    """SKIPPED_IDENTIFIER_CAUSE_UNSPECIFIED is never answered."""
+    """SKIPPED_IDENTIFIER_CAUSE_UNSPECIFIED is never returned."""
     SKIPPED_IDENTIFIER_CAUSE_INVALID: _SkippedIdentifierCause.ValueType  # 1
-    """SKIPPED_IDENTIFIER_CAUSE_INVALID: the value is no e-mail address, or no mobile number in international form. If the
-    update is the newest that has the identifier, the customer has none.
+    """SKIPPED_IDENTIFIER_CAUSE_INVALID: the value is not an e-mail address, or not a mobile number in international
+    form. If the update is the newest with this identifier, the customer has none.
     """
     SKIPPED_IDENTIFIER_CAUSE_TAKEN: _SkippedIdentifierCause.ValueType  # 2
-    """SKIPPED_IDENTIFIER_CAUSE_TAKEN: another customer owns the identifier, and keeps it. The customer of the update has
+    """SKIPPED_IDENTIFIER_CAUSE_TAKEN: another customer owns the identifier and keeps it. The customer of the update has
     none, and gets this one when its owner loses it.
     """
 
 class SkippedIdentifierCause(_SkippedIdentifierCause, metaclass=_SkippedIdentifierCauseEnumTypeWrapper):
-    """SkippedIdentifierCause is why an identifier of a customer update was left out."""
+    """SkippedIdentifierCause is why an identifier of a customer update was not applied."""
 
 SKIPPED_IDENTIFIER_CAUSE_UNSPECIFIED: SkippedIdentifierCause.ValueType  # 0
-"""SKIPPED_IDENTIFIER_CAUSE_UNSPECIFIED is never answered."""
+"""SKIPPED_IDENTIFIER_CAUSE_UNSPECIFIED is never returned."""
 SKIPPED_IDENTIFIER_CAUSE_INVALID: SkippedIdentifierCause.ValueType  # 1
-"""SKIPPED_IDENTIFIER_CAUSE_INVALID: the value is no e-mail address, or no mobile number in international form. If the
-update is the newest that has the identifier, the customer has none.
+"""SKIPPED_IDENTIFIER_CAUSE_INVALID: the value is not an e-mail address, or not a mobile number in international
+form. If the update is the newest with this identifier, the customer has none.
 """
 SKIPPED_IDENTIFIER_CAUSE_TAKEN: SkippedIdentifierCause.ValueType  # 2
-"""SKIPPED_IDENTIFIER_CAUSE_TAKEN: another customer owns the identifier, and keeps it. The customer of the update has
+"""SKIPPED_IDENTIFIER_CAUSE_TAKEN: another customer owns the identifier and keeps it. The customer of the update has
 none, and gets this one when its owner loses it.
 """
 Global___SkippedIdentifierCause: _TypeAlias = SkippedIdentifierCause  # noqa: Y015
 
 @_typing.final
 class Customer(_message.Message):
-    """Customer is a person inside a merchant, with everything that the person is found by. A customer may have no
-    identifier at all, for instance after a redaction.
+    """Customer is a person within a merchant, with all identifiers. A customer may have no identifier, for example after
+    a redaction.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -149,55 +151,55 @@ class Customer(_message.Message):
     LANGUAGE_FIELD_NUMBER: _builtins.int
     FRAUD_BLOCKED_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is SHOPLINE's merchant: 1 to 64 visible ASCII characters, required."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     customer_id: _builtins.str
-    """customer_id names the customer inside its merchant: 1 to 64 visible ASCII characters, required. It is the caller's
-    choice in PutCustomer, and Pointbook's where a customer webhook created the customer. It stays after a redaction,
-    so it should name no person. Repeated fields are answered sorted, whatever their order was.
+    """customer_id identifies the customer within its merchant: 1 to 64 visible ASCII characters. Required. The caller
+    chooses it in PutCustomer; Pointbook generates it when a customer webhook creates the customer. It remains after
+    a redaction, so it should not name a person. Repeated fields are returned sorted.
     """
     mobile: _builtins.str
-    """mobile is the mobile number in international form ("+86…"), at most 32 characters; empty for none. It is read as
-    in CustomerRef, and answered and sent to in E.164: without Mexico's 1, with Brazil's ninth digit, and with
-    Argentina's 9 if the newest form has it. An Argentine number without the 9 may be a mobile or a fixed-line number;
-    its type is FIXED_LINE_OR_MOBILE. Another form of the same number is not a changed contact.
+    """mobile is the mobile number in international form ("+86…"): at most 32 characters. Empty if none. It is read as
+    in CustomerRef, and returned and used in E.164: without Mexico's 1, with Brazil's ninth digit, and with
+    Argentina's 9 if the newest form has it. An Argentine number without the 9 may be a mobile or a fixed-line
+    number; its type is FIXED_LINE_OR_MOBILE. An equivalent form of the same number is not a changed contact.
     """
     email: _builtins.str
-    """email is the e-mail address, at most 254 characters; empty for none. It is read and compared as in CustomerRef, so
-    that two customers of a merchant cannot have two spellings of one address; it is answered as it was written, and
-    codes are sent to exactly that mailbox, the domain in the form that IDNA gives it. Another spelling of the same
-    address replaces the old one and is not a changed contact: no pause begins, and an open code stays valid.
+    """email is the e-mail address: at most 254 characters. Empty if none. It is read and compared as in CustomerRef, so
+    that two customers of a merchant cannot have two spellings of one address. It is returned as written, and codes
+    are sent to exactly that mailbox, with the domain in its IDNA form. Another spelling of the same address replaces
+    the old one and is not a changed contact: codes are not paused, and an active code stays valid.
     """
     external_id: _builtins.str
     """external_id is the customer's id in the merchant's own systems, read as in CustomerRef: at most 64 visible ASCII
-    characters; empty for none.
+    characters. Empty if none.
     """
     language: _builtins.str
-    """language is the BCP 47 tag of the language that the customer's messages are sent in, such as "zh-Hant" or "zh_TW":
-    at most 35 characters; empty for the program's own text. A program's message_templates say how it is looked up.
+    """language is the BCP 47 tag of the language of messages to the customer, such as "zh-Hant" or "zh_TW": at most 35
+    characters. Default: the program's own text, if empty. ValidationSettings.message_templates describes the lookup.
     """
     fraud_blocked: _builtins.bool
-    """fraud_blocked is true when the customer may not redeem (status 809) and contributes no points to a group."""
+    """fraud_blocked is true if the customer may not redeem (status 809) and contributes no points to a group."""
     @_builtins.property
     def card_numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """card_numbers are the numbers of the customer's loyalty cards: at most 50, each once, each 1 to 64 visible ASCII
+        """card_numbers are the numbers of the customer's loyalty cards: at most 50, unique, each 1 to 64 visible ASCII
         characters.
         """
 
     @_builtins.property
     def card_external_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """card_external_ids are the ids of the customer's loyalty cards in the merchant's own systems: at most 50, each once,
+        """card_external_ids are the ids of the customer's loyalty cards in the merchant's own systems: at most 50, unique,
         each 1 to 64 visible ASCII characters.
         """
 
     @_builtins.property
     def buyers(self) -> _containers.RepeatedCompositeFieldContainer[_identity_pb2.Buyer]:
-        """buyers are the customer's SHOPLINE customers, at most one for each store, in stores of the merchant: at most 100.
-        Their accounts are the customer's points.
+        """buyers are the customer's SHOPLINE customers: at most 100, and at most one in each store of the merchant. Their
+        accounts hold the customer's points.
         """
 
     @_builtins.property
     def source_identities(self) -> _containers.RepeatedCompositeFieldContainer[_identity_pb2.SourceIdentity]:
-        """source_identities are the identifiers of the customer in outside sources: at most 50, each once."""
+        """source_identities are the customer's identifiers in external sources: at most 50, unique."""
 
     def __init__(
         self,
@@ -224,17 +226,19 @@ Global___Customer: _TypeAlias = Customer  # noqa: Y015
 
 @_typing.final
 class PutCustomerRequest(_message.Message):
-    """PutCustomerRequest asks CustomersService.PutCustomer."""
+    """PutCustomerRequest is the request of CustomersService.PutCustomer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CUSTOMER_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag, where given, must be the one last answered for this customer; otherwise ABORTED (STALE_ETAG)."""
+    """etag, if set, must be the etag last returned for this customer; otherwise the call fails with ABORTED
+    (STALE_ETAG). Empty skips the check.
+    """
     @_builtins.property
     def customer(self) -> Global___Customer:
-        """customer is the customer; required."""
+        """customer is the customer. Required."""
 
     def __init__(
         self,
@@ -252,17 +256,17 @@ Global___PutCustomerRequest: _TypeAlias = PutCustomerRequest  # noqa: Y015
 
 @_typing.final
 class PutCustomerResponse(_message.Message):
-    """PutCustomerResponse answers CustomersService.PutCustomer."""
+    """PutCustomerResponse is the response of CustomersService.PutCustomer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CUSTOMER_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag names this state of the customer."""
+    """etag identifies this revision of the customer."""
     @_builtins.property
     def customer(self) -> Global___Customer:
-        """customer is the customer as it is kept."""
+        """customer is the stored customer."""
 
     def __init__(
         self,
@@ -280,7 +284,7 @@ Global___PutCustomerResponse: _TypeAlias = PutCustomerResponse  # noqa: Y015
 
 @_typing.final
 class GetCustomerRequest(_message.Message):
-    """GetCustomerRequest asks CustomersService.GetCustomer."""
+    """GetCustomerRequest is the request of CustomersService.GetCustomer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -288,13 +292,13 @@ class GetCustomerRequest(_message.Message):
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     CUSTOMER_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     customer_id: _builtins.str
     """customer_id is the customer's id: 1 to 64 visible ASCII characters."""
     @_builtins.property
     def customer(self) -> _identity_pb2.CustomerRef:
-        """customer is one of the customer's identifiers. Its merchant_id is empty or the one of this request; its mobile
-        number is in international form.
+        """customer is one of the customer's identifiers. Its merchant_id must be empty or that of the request; a mobile
+        number must be in international form.
         """
 
     def __init__(
@@ -316,14 +320,14 @@ Global___GetCustomerRequest: _TypeAlias = GetCustomerRequest  # noqa: Y015
 
 @_typing.final
 class GetCustomerResponse(_message.Message):
-    """GetCustomerResponse answers CustomersService.GetCustomer."""
+    """GetCustomerResponse is the response of CustomersService.GetCustomer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CUSTOMER_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag names this state of the customer."""
+    """etag identifies this revision of the customer."""
     @_builtins.property
     def customer(self) -> Global___Customer:
         """customer is the customer."""
@@ -344,8 +348,8 @@ Global___GetCustomerResponse: _TypeAlias = GetCustomerResponse  # noqa: Y015
 
 @_typing.final
 class ApplyCustomerUpdateRequest(_message.Message):
-    """ApplyCustomerUpdateRequest asks CustomersService.ApplyCustomerUpdate: one customer webhook, as the shim translates
-    it.
+    """ApplyCustomerUpdateRequest is the request of CustomersService.ApplyCustomerUpdate: one customer webhook, as the
+    webhook shim translates it.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -359,38 +363,40 @@ class ApplyCustomerUpdateRequest(_message.Message):
     EMAIL_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
-    """event_id names the update inside its merchant: 1 to 128 visible ASCII characters, required. The same id always
-    means the same content, which is all the other fields; the webhook shim uses a digest of the content.
+    """event_id identifies the update within its merchant: 1 to 128 visible ASCII characters. Required. The same id
+    always means the same content, which is all other fields. The webhook shim uses a digest of the content.
     """
     merchant_id: _builtins.str
-    """merchant_id is SHOPLINE's merchant: 1 to 64 visible ASCII characters, required."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     store_id: _builtins.str
-    """store_id is the buyer's store, registered by PutStore for this merchant: 1 to 64 visible ASCII characters,
-    required.
+    """store_id is SHOPLINE's id of the buyer's store: 1 to 64 visible ASCII characters. Required. The store must be
+    registered for this merchant with ProgramsService.PutStore.
     """
     buyer_id: _builtins.str
-    """buyer_id is SHOPLINE's customer id in that store, the `id` of the webhook's customer: 1 to 64 visible ASCII
-    characters, required.
+    """buyer_id is SHOPLINE's id of the customer in that store, the `id` of the webhook's customer: 1 to 64 visible
+    ASCII characters. Required.
     """
     kind: Global___CustomerUpdateKind.ValueType
-    """kind is what happened; required."""
+    """kind is the kind of the webhook. Required."""
     mobile: _builtins.str
-    """mobile is the webhook's `phone`, read as in CustomerRef. Absent leaves the customer's mobile number as it is, and
-    empty takes it away. A value that is not a number in international form, or too long for one, is counted, not
-    refused, and takes the old number away as well. It is ignored for DELETED and REDACTED.
+    """mobile is the webhook's `phone`, read as in CustomerRef. Absent keeps the customer's mobile number; empty removes
+    it. A value that is not a number in international form, or too long, is counted instead of refused, and also
+    removes the old number. Ignored for DELETED and REDACTED.
     """
     email: _builtins.str
-    """email is the webhook's `email`, read as in CustomerRef. Absent leaves the customer's e-mail address as it is, and
-    empty takes it away. A value that is not an e-mail address, or too long for one, is counted, not refused, and takes
-    the old address away as well. It is ignored for DELETED and REDACTED.
+    """email is the webhook's `email`, read as in CustomerRef. Absent keeps the customer's e-mail address; empty removes
+    it. A value that is not an e-mail address, or too long, is counted instead of refused, and also removes the old
+    address. Ignored for DELETED and REDACTED.
     """
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
-        """updated_at is when SHOPLINE's customer changed: from the year 2000 to 24 hours from now, required. What a newer
-        update decided is not changed by an older one. Of two updates of one moment a redaction is the newest, then
-        UPDATED, then CREATED. A deletion and an update of one moment and buyer are one event, since they have the same body
-        and the topic is not signed: the first that comes stays, whichever it is, and the other is refused (EVENT_ID_REUSED)
-        until an operator decides (ReplayQuarantinedWebhookRequest.overrides_contradiction).
+        """updated_at is when SHOPLINE's customer changed: from the year 2000 to 24 hours from now. Required. An older
+        update does not change what a newer one determined. Among updates of the same moment a redaction is the newest,
+        then UPDATED, then CREATED.
+
+        A deletion and an update of the same moment and buyer are indistinguishable, because they have the same body and
+        the topic is not signed: the first to arrive stays, and the other is refused (EVENT_ID_REUSED) until an operator
+        decides (ReplayQuarantinedWebhookRequest.overrides_contradiction).
         """
 
     def __init__(
@@ -422,7 +428,7 @@ Global___ApplyCustomerUpdateRequest: _TypeAlias = ApplyCustomerUpdateRequest  # 
 
 @_typing.final
 class ApplyCustomerUpdateResponse(_message.Message):
-    """ApplyCustomerUpdateResponse answers CustomersService.ApplyCustomerUpdate."""
+    """ApplyCustomerUpdateResponse is the response of CustomersService.ApplyCustomerUpdate."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -430,12 +436,12 @@ class ApplyCustomerUpdateResponse(_message.Message):
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     SKIPPED_IDENTIFIERS_FIELD_NUMBER: _builtins.int
     outcome: Global___CustomerUpdateOutcome.ValueType
-    """outcome is what became of the update."""
+    """outcome is the result of the update."""
     customer_id: _builtins.str
-    """customer_id is the customer of the buyer; empty where there is none and the outcome created none."""
+    """customer_id is the customer of the buyer; empty if there is none and the update created none."""
     @_builtins.property
     def skipped_identifiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkippedIdentifier]:
-        """skipped_identifiers are the identifiers of the update that were left out: at most one for each type."""
+        """skipped_identifiers are the identifiers of the update that were not applied: at most one of each type."""
 
     def __init__(
         self,
@@ -454,7 +460,7 @@ Global___ApplyCustomerUpdateResponse: _TypeAlias = ApplyCustomerUpdateResponse  
 
 @_typing.final
 class SkippedIdentifier(_message.Message):
-    """SkippedIdentifier is an identifier of a customer update that was left out, without its value."""
+    """SkippedIdentifier is an identifier of a customer update that was not applied, without its value."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -463,7 +469,7 @@ class SkippedIdentifier(_message.Message):
     identifier_type: _identity_pb2.IdentifierType.ValueType
     """identifier_type is MOBILE or EMAIL."""
     cause: Global___SkippedIdentifierCause.ValueType
-    """cause is why."""
+    """cause is why the identifier was not applied."""
     def __init__(
         self,
         *,
@@ -480,7 +486,7 @@ Global___SkippedIdentifier: _TypeAlias = SkippedIdentifier  # noqa: Y015
 
 @_typing.final
 class MoveIdentifierRequest(_message.Message):
-    """MoveIdentifierRequest asks CustomersService.MoveIdentifier."""
+    """MoveIdentifierRequest is the request of CustomersService.MoveIdentifier."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -496,7 +502,7 @@ class MoveIdentifierRequest(_message.Message):
     TO_CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     mobile: _builtins.str
     """mobile is a mobile number in international form: 1 to 32 characters."""
     email: _builtins.str
@@ -508,22 +514,22 @@ class MoveIdentifierRequest(_message.Message):
     card_external_id: _builtins.str
     """card_external_id is the id of a loyalty card in the merchant's own systems: 1 to 64 visible ASCII characters."""
     from_customer_id: _builtins.str
-    """from_customer_id is the customer that owns the identifier: 1 to 64 visible ASCII characters, required."""
+    """from_customer_id is the customer that owns the identifier: 1 to 64 visible ASCII characters. Required."""
     to_customer_id: _builtins.str
-    """to_customer_id is the customer that receives the identifier: 1 to 64 visible ASCII characters, required, and not
-    from_customer_id.
+    """to_customer_id is the customer that receives the identifier: 1 to 64 visible ASCII characters, different from
+    `from_customer_id`. Required.
     """
     reason: _builtins.str
-    """reason is kept in the audit log, so it should name no person: 1 to 500 characters, required."""
+    """reason is recorded in the audit log, so it should not name a person: 1 to 500 characters. Required."""
     @_builtins.property
     def buyer(self) -> _identity_pb2.Buyer:
-        """buyer is SHOPLINE's customer of one store. Where the receiver has another buyer in that store, the move is
-        refused with INVALID_ARGUMENT (INVALID_FIELDS).
+        """buyer is a SHOPLINE customer of one store. If the receiver has another buyer in that store, the move is refused
+        with INVALID_ARGUMENT (INVALID_FIELDS).
         """
 
     @_builtins.property
     def source_identity(self) -> _identity_pb2.SourceIdentity:
-        """source_identity is an identifier in an outside source."""
+        """source_identity is an identifier in an external source."""
 
     def __init__(
         self,
@@ -552,16 +558,16 @@ Global___MoveIdentifierRequest: _TypeAlias = MoveIdentifierRequest  # noqa: Y015
 
 @_typing.final
 class MoveIdentifierResponse(_message.Message):
-    """MoveIdentifierResponse answers CustomersService.MoveIdentifier."""
+    """MoveIdentifierResponse is the response of CustomersService.MoveIdentifier."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FROM_ETAG_FIELD_NUMBER: _builtins.int
     TO_ETAG_FIELD_NUMBER: _builtins.int
     from_etag: _builtins.str
-    """from_etag names the state of the customer that owned the identifier."""
+    """from_etag identifies the new revision of the customer that owned the identifier."""
     to_etag: _builtins.str
-    """to_etag names the state of the customer that owns it now."""
+    """to_etag identifies the new revision of the customer that owns it now."""
     def __init__(
         self,
         *,
@@ -578,7 +584,7 @@ Global___MoveIdentifierResponse: _TypeAlias = MoveIdentifierResponse  # noqa: Y0
 
 @_typing.final
 class RedactCustomerRequest(_message.Message):
-    """RedactCustomerRequest asks CustomersService.RedactCustomer."""
+    """RedactCustomerRequest is the request of CustomersService.RedactCustomer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -586,11 +592,11 @@ class RedactCustomerRequest(_message.Message):
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     customer_id: _builtins.str
-    """customer_id is required: 1 to 64 visible ASCII characters."""
+    """customer_id is the id of the customer: 1 to 64 visible ASCII characters. Required."""
     reason: _builtins.str
-    """reason is kept in the audit log, so it should name no person: 1 to 500 characters, required."""
+    """reason is recorded in the audit log, so it should not name a person: 1 to 500 characters. Required."""
     def __init__(
         self,
         *,
@@ -608,15 +614,15 @@ Global___RedactCustomerRequest: _TypeAlias = RedactCustomerRequest  # noqa: Y015
 
 @_typing.final
 class RedactCustomerResponse(_message.Message):
-    """RedactCustomerResponse answers CustomersService.RedactCustomer."""
+    """RedactCustomerResponse is the response of CustomersService.RedactCustomer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REDACT_TIME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def redact_time(self) -> _timestamp_pb2.Timestamp:
-        """redact_time is when the customer was last redacted: now, or the newest updated_at that was known where that is
-        later. Customer webhooks with an updated_at up to then are ignored.
+        """redact_time is when the customer was last redacted: now, or the newest known `updated_at` if that is later.
+        Customer webhooks with an `updated_at` up to it are ignored.
         """
 
     def __init__(
@@ -649,16 +655,16 @@ class UserGroup(_message.Message):
         BLOCKED_FIELD_NUMBER: _builtins.int
         IS_DEFAULT_FIELD_NUMBER: _builtins.int
         customer_id: _builtins.str
-        """customer_id is the customer: 1 to 64 visible ASCII characters, required."""
+        """customer_id is the id of the customer: 1 to 64 visible ASCII characters. Required."""
         can_redeem: _builtins.bool
-        """can_redeem is true when the member may redeem the group's points. The member's own points are in the pool either
-        way.
+        """can_redeem is true if the member may redeem points of the group. The member's own points are in the pool in
+        either case.
         """
         blocked: _builtins.bool
-        """blocked is true when the member neither redeems from the group nor contributes points to it."""
+        """blocked is true if the member neither redeems from the group nor contributes points to it."""
         is_default: _builtins.bool
-        """is_default is true when this is the group that `use_default` means for the member. A customer has at most one: a
-        group that is put takes the mark from the customer's former default group.
+        """is_default is true if `use_default` selects this group for the member. A customer has at most one default
+        group: storing a group with this flag removes it from the customer's previous default group.
         """
         def __init__(
             self,
@@ -680,20 +686,22 @@ class UserGroup(_message.Message):
     PRIMARY_CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is SHOPLINE's merchant: 1 to 64 visible ASCII characters, required."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     group_id: _builtins.str
-    """group_id names the group inside its merchant: 1 to 64 visible ASCII characters, required, the caller's choice."""
+    """group_id identifies the group within its merchant: 1 to 64 visible ASCII characters, chosen by the caller.
+    Required.
+    """
     external_id: _builtins.str
-    """external_id is the group's id in the merchant's own systems, unique inside the merchant: at most 64 visible ASCII
-    characters; empty for none.
+    """external_id is the group's id in the merchant's own systems, unique within the merchant: at most 64 visible ASCII
+    characters. Empty if none.
     """
     primary_customer_id: _builtins.str
-    """primary_customer_id is the primary member: 1 to 64 visible ASCII characters, required, one of members. It never
-    changes, and nobody is the primary member of two groups.
+    """primary_customer_id is the primary member, one of `members`: 1 to 64 visible ASCII characters. Required. It never
+    changes, and a customer is the primary member of at most one group.
     """
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___UserGroup.Member]:
-        """members are the customers in the group, the primary member included, each once: 1 to 100."""
+        """members are the customers in the group, including the primary member: 1 to 100, unique."""
 
     def __init__(
         self,
@@ -714,17 +722,19 @@ Global___UserGroup: _TypeAlias = UserGroup  # noqa: Y015
 
 @_typing.final
 class PutUserGroupRequest(_message.Message):
-    """PutUserGroupRequest asks CustomersService.PutUserGroup."""
+    """PutUserGroupRequest is the request of CustomersService.PutUserGroup."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_GROUP_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag, where given, must be the one last answered for this group; otherwise ABORTED (STALE_ETAG)."""
+    """etag, if set, must be the etag last returned for this group; otherwise the call fails with ABORTED (STALE_ETAG).
+    Empty skips the check.
+    """
     @_builtins.property
     def user_group(self) -> Global___UserGroup:
-        """user_group is the group; required."""
+        """user_group is the group. Required."""
 
     def __init__(
         self,
@@ -742,17 +752,17 @@ Global___PutUserGroupRequest: _TypeAlias = PutUserGroupRequest  # noqa: Y015
 
 @_typing.final
 class PutUserGroupResponse(_message.Message):
-    """PutUserGroupResponse answers CustomersService.PutUserGroup."""
+    """PutUserGroupResponse is the response of CustomersService.PutUserGroup."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_GROUP_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag names this state of the group."""
+    """etag identifies this revision of the group."""
     @_builtins.property
     def user_group(self) -> Global___UserGroup:
-        """user_group is the group as it is kept."""
+        """user_group is the stored group."""
 
     def __init__(
         self,
@@ -770,16 +780,16 @@ Global___PutUserGroupResponse: _TypeAlias = PutUserGroupResponse  # noqa: Y015
 
 @_typing.final
 class GetUserGroupRequest(_message.Message):
-    """GetUserGroupRequest asks CustomersService.GetUserGroup."""
+    """GetUserGroupRequest is the request of CustomersService.GetUserGroup."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MERCHANT_ID_FIELD_NUMBER: _builtins.int
     GROUP_ID_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     group_id: _builtins.str
-    """group_id is required: 1 to 64 visible ASCII characters."""
+    """group_id is the id of the group: 1 to 64 visible ASCII characters. Required."""
     def __init__(
         self,
         *,
@@ -796,14 +806,14 @@ Global___GetUserGroupRequest: _TypeAlias = GetUserGroupRequest  # noqa: Y015
 
 @_typing.final
 class GetUserGroupResponse(_message.Message):
-    """GetUserGroupResponse answers CustomersService.GetUserGroup."""
+    """GetUserGroupResponse is the response of CustomersService.GetUserGroup."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_GROUP_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag names this state of the group."""
+    """etag identifies this revision of the group."""
     @_builtins.property
     def user_group(self) -> Global___UserGroup:
         """user_group is the group."""
@@ -824,7 +834,7 @@ Global___GetUserGroupResponse: _TypeAlias = GetUserGroupResponse  # noqa: Y015
 
 @_typing.final
 class DeleteUserGroupRequest(_message.Message):
-    """DeleteUserGroupRequest asks CustomersService.DeleteUserGroup."""
+    """DeleteUserGroupRequest is the request of CustomersService.DeleteUserGroup."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -832,11 +842,13 @@ class DeleteUserGroupRequest(_message.Message):
     GROUP_ID_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     group_id: _builtins.str
-    """group_id is required: 1 to 64 visible ASCII characters."""
+    """group_id is the id of the group: 1 to 64 visible ASCII characters. Required."""
     etag: _builtins.str
-    """etag, where given, must be the one last answered for this group; otherwise ABORTED (STALE_ETAG)."""
+    """etag, if set, must be the etag last returned for this group; otherwise the call fails with ABORTED (STALE_ETAG).
+    Empty skips the check.
+    """
     def __init__(
         self,
         *,
@@ -854,7 +866,7 @@ Global___DeleteUserGroupRequest: _TypeAlias = DeleteUserGroupRequest  # noqa: Y0
 
 @_typing.final
 class DeleteUserGroupResponse(_message.Message):
-    """DeleteUserGroupResponse answers CustomersService.DeleteUserGroup."""
+    """DeleteUserGroupResponse is the response of CustomersService.DeleteUserGroup."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

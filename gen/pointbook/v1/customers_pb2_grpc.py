@@ -26,8 +26,10 @@ if _version_not_supported:
 
 
 class CustomersServiceStub:
-    """CustomersService keeps a merchant's customers, the identifiers that they are found by, and the groups in which they
-    pool points. One identifier belongs to at most one customer of a merchant, and only MoveIdentifier moves it.
+    """CustomersService manages a merchant's customers, their identifiers, and the groups in which they pool points. An
+    identifier belongs to at most one customer of a merchant, and only MoveIdentifier moves it.
+
+    See docs/reference/customers.md#identifiers.
     """
 
     def __init__(self, channel):
@@ -79,116 +81,133 @@ class CustomersServiceStub:
 
 
 class CustomersServiceServicer:
-    """CustomersService keeps a merchant's customers, the identifiers that they are found by, and the groups in which they
-    pool points. One identifier belongs to at most one customer of a merchant, and only MoveIdentifier moves it.
+    """CustomersService manages a merchant's customers, their identifiers, and the groups in which they pool points. An
+    identifier belongs to at most one customer of a merchant, and only MoveIdentifier moves it.
+
+    See docs/reference/customers.md#identifiers.
     """
 
     def PutCustomer(self, request, context):
-        """PutCustomer creates a customer, or replaces it whole: an identifier that the request leaves out is taken from the
-        customer and free again; a mobile number or an e-mail address goes to the customer that claims it, if any
-        (ApplyCustomerUpdate). A buyer that nobody owned comes with its account and its redemptions. A changed mobile
-        number or e-mail address ends the customer's open validation codes, and gets no codes for a while (24 hours unless
-        configured otherwise). An identifier of another customer is refused: BadRequest names every such field.
+        """PutCustomer creates a customer or replaces it as a whole. An identifier that the request leaves out is removed
+        from the customer and becomes free; a mobile number or e-mail address then passes to the customer that claims it,
+        if any (see ApplyCustomerUpdate). A buyer that belonged to no customer brings its account and its redemptions.
 
-        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a buyer
-        of a store that is not the merchant's, ALREADY_EXISTS (IDENTIFIER_TAKEN) for an identifier of another customer,
-        ABORTED (STALE_ETAG).
+        A changed mobile number or e-mail address ends the customer's active validation codes, and gets no codes for a
+        while (24 hours by default).
+
+        Scope `admin`. The call is idempotent without an etag. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid
+        field; NOT_FOUND (STORE_NOT_FOUND) for a buyer of a store that the merchant does not have; ALREADY_EXISTS
+        (IDENTIFIER_TAKEN) for identifiers of other customers, all of which BadRequest lists; ABORTED (STALE_ETAG).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetCustomer(self, request, context):
-        """GetCustomer answers one customer, found by its id or by any of its identifiers.
+        """GetCustomer returns one customer, by its id or by any of its identifiers.
 
-        Scope `admin`, since the answer is personal data. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
-        NOT_FOUND (CUSTOMER_NOT_FOUND), also for a buyer that no customer owns.
+        Scope `admin`, because the response contains personal data. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an
+        invalid field; NOT_FOUND (CUSTOMER_NOT_FOUND), also for a buyer that belongs to no customer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ApplyCustomerUpdate(self, request, context):
-        """ApplyCustomerUpdate applies one customer webhook of SHOPLINE to the customer of that buyer, once, and answers after
-        it is durably committed. It never merges customers and never moves an identifier, because which store and topic a
-        customer webhook belongs to stands in headers that SHOPLINE does not sign. Updates may come in any order: the
-        newest update of any of the customer's buyers that has a mobile number or an e-mail address decides it. It detaches
-        the old value even where its own is empty, unreadable or another customer's. A changed or detached contact ends the
-        open validation codes, and gets no codes for a while, as in PutCustomer.
+        """ApplyCustomerUpdate applies one customer webhook of SHOPLINE to the customer of its buyer, once, and returns
+        after the transaction is committed. It never merges customers and never moves an identifier, because SHOPLINE
+        does not sign the headers that state the store and the topic of a customer webhook.
 
-        A value that another customer owns becomes a claim. When the owner loses it in any way, the claim of the newest
-        update is fulfilled in the same transaction: the customer has a contact that has changed, and another etag. A claim
-        ends when a newer update of the customer decides that contact, when PutCustomer or MoveIdentifier sets it, when the
-        buyer of the update leaves the customer, and with a redaction. Where the newest updates of several customers name
-        one contact, the customer that has it keeps it.
+        Updates may arrive in any order. A mobile number or e-mail address is determined by the newest update, of any of
+        the customer's buyers, that has one. That update removes the old value even if its own value is empty, invalid or
+        another customer's. A changed or removed contact ends the active validation codes and gets no codes for a while,
+        as in PutCustomer.
 
-        Scope `points.write`. It is safe to repeat: the same update again answers DUPLICATE and changes nothing. Errors:
-        INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not registered
-        or belongs to another merchant, ALREADY_EXISTS (EVENT_ID_REUSED) for a known event_id with other content,
-        and for a deletion and an update of the same buyer and updated_at, of which the first one stays,
-        FAILED_PRECONDITION (KEY_NOT_CONFIGURED) for a redaction where the server has no code key, and, both worth a retry,
-        UNAVAILABLE (DATABASE_UNAVAILABLE) and ABORTED (TRANSACTION_CONFLICT).
+        A value that another customer owns becomes a claim. When the owner loses the value in any way, the claim of the
+        newest update is fulfilled in the same transaction: the claiming customer gets the contact as a changed contact,
+        and a new etag. A claim ends when a newer update of the customer determines that contact, when PutCustomer or
+        MoveIdentifier sets it, when the buyer of the update leaves the customer, and with a redaction. If the newest
+        updates of several customers have the same contact, the customer that owns it keeps it.
+
+        Scope `points.write`. The call is idempotent: the same update again returns DUPLICATE and changes nothing.
+        Errors:
+
+        - INVALID_ARGUMENT (INVALID_FIELDS): a field is invalid.
+        - NOT_FOUND (STORE_NOT_FOUND): the store is not registered or belongs to another merchant.
+        - ALREADY_EXISTS (EVENT_ID_REUSED): the event_id is stored with different content; or the update is a deletion
+        and an update of the same buyer and `updated_at` is stored, or the reverse, in which case the first one stays.
+        - FAILED_PRECONDITION (KEY_NOT_CONFIGURED): a redaction needs a code key, and the server has none.
+        - UNAVAILABLE (DATABASE_UNAVAILABLE) and ABORTED (TRANSACTION_CONFLICT): retry.
+
+        See docs/reference/customers.md#updates-from-webhooks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def MoveIdentifier(self, request, context):
-        """MoveIdentifier moves one identifier from the customer that owns it to another customer of the same merchant, as an
-        operator decides it, and as the audit keeps for good. A buyer moves with its account and its redemptions. A moved
-        mobile number or e-mail address ends the open validation codes of both customers, and gets no codes for a while, as
-        in PutCustomer.
+        """MoveIdentifier moves one identifier from the customer that owns it to another customer of the same merchant. The
+        decision is an operator's, and is recorded in the audit log. A buyer moves with its account and its redemptions.
+        A moved mobile number or e-mail address ends the active validation codes of both customers and gets no codes for
+        a while, as in PutCustomer.
 
-        Scope `admin`. It is safe to repeat: where the identifier is the receiver's already, nothing changes. Errors:
-        INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a list of the receiver that is full; NOT_FOUND
-        (CUSTOMER_NOT_FOUND) for an unknown customer, and for an identifier that nobody owns; ALREADY_EXISTS
-        (IDENTIFIER_TAKEN) for an identifier that a third customer owns.
+        Scope `admin`. The call is idempotent: if the identifier already belongs to the receiver, nothing changes.
+        Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and if the receiver's list is full; NOT_FOUND
+        (CUSTOMER_NOT_FOUND) for an unknown customer, and for an identifier without an owner; ALREADY_EXISTS
+        (IDENTIFIER_TAKEN) for an identifier of a third customer.
+
+        See docs/reference/customers.md#moving-an-identifier.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RedactCustomer(self, request, context):
-        """RedactCustomer erases a customer's personal data for good: mobile number, e-mail address, external id, cards,
-        source identities, claims and language, here, in the customer webhooks that the merchant's quarantine holds of its
-        buyers, and in claims that webhooks of the same buyer ids made in the merchant's other stores. What stays is the bare
-        customer with its buyers and fraud_blocked, the ledger, the redemptions, and for each buyer a keyed hash by which a
-        late customer webhook from before the redaction is ignored.
+        """RedactCustomer erases a customer's personal data permanently: mobile number, e-mail address, external id, cards,
+        source identities, claims and language; the customer webhooks of its buyers in the merchant's quarantine; and
+        claims that webhooks of the same buyer ids made in the merchant's other stores.
 
-        Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
-        (CUSTOMER_NOT_FOUND), FAILED_PRECONDITION (KEY_NOT_CONFIGURED) where the server has no code key for the hash.
+        The bare customer remains, with its buyers and `fraud_blocked`, the ledger, the redemptions, and for each buyer a
+        keyed hash by which late customer webhooks from before the redaction are ignored.
+
+        Scope `admin`. The call is idempotent. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND
+        (CUSTOMER_NOT_FOUND), FAILED_PRECONDITION (KEY_NOT_CONFIGURED) if the server has no code key for the hash.
+
+        See docs/reference/customers.md#deleting-and-redacting.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PutUserGroup(self, request, context):
-        """PutUserGroup creates a user group, or replaces it whole but for its primary member, which never changes.
+        """PutUserGroup creates a user group or replaces it as a whole, except for its primary member, which never changes.
 
-        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for another primary member than
-        before; NOT_FOUND (CUSTOMER_NOT_FOUND) for a member that is no customer of the merchant; ALREADY_EXISTS
-        (IDENTIFIER_TAKEN) for an external_id of another group, and for a primary member of another group; ABORTED
-        (STALE_ETAG).
+        Scope `admin`. The call is idempotent without an etag. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid
+        field, and for a different primary member; NOT_FOUND (CUSTOMER_NOT_FOUND) for a member that is not a customer of
+        the merchant; ALREADY_EXISTS (IDENTIFIER_TAKEN) for the external_id or the primary member of another group;
+        ABORTED (STALE_ETAG).
+
+        See docs/reference/customers.md#user-groups.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetUserGroup(self, request, context):
-        """GetUserGroup answers one user group.
+        """GetUserGroup returns one user group.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (GROUP_NOT_FOUND).
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (GROUP_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteUserGroup(self, request, context):
-        """DeleteUserGroup deletes a user group. Its members keep their points, and redemptions that drew from the group stay
-        as they are.
+        """DeleteUserGroup deletes a user group. Its members keep their points, and redemptions from the group stay as they
+        are.
 
-        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (GROUP_NOT_FOUND), also for
-        one that is deleted already, ABORTED (STALE_ETAG).
+        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND (GROUP_NOT_FOUND), also
+        for a group that is already deleted; ABORTED (STALE_ETAG).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -246,8 +265,10 @@ def add_CustomersServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CustomersService:
-    """CustomersService keeps a merchant's customers, the identifiers that they are found by, and the groups in which they
-    pool points. One identifier belongs to at most one customer of a merchant, and only MoveIdentifier moves it.
+    """CustomersService manages a merchant's customers, their identifiers, and the groups in which they pool points. An
+    identifier belongs to at most one customer of a merchant, and only MoveIdentifier moves it.
+
+    See docs/reference/customers.md#identifiers.
     """
 
     @staticmethod

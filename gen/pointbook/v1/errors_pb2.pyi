@@ -23,665 +23,1149 @@ class _ErrorReason:
 class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
-    """ERROR_REASON_UNSPECIFIED is never answered."""
+    """ERROR_REASON_UNSPECIFIED is never returned."""
     ERROR_REASON_INVALID_FIELDS: _ErrorReason.ValueType  # 1
-    """ERROR_REASON_INVALID_FIELDS: fields are missing, malformed, out of bounds or contradict each other; BadRequest
-    names them. Example: INVALID_ARGUMENT, BadRequest{update.updated_value: "must be 0 to 10^15"}.
-    Retry: no, the request must change.
+    """ERROR_REASON_INVALID_FIELDS: fields are missing, malformed, out of bounds or contradictory.
+
+    - Cure: correct every field that BadRequest lists by path, such as `update.updated_value: "must be 0 to
+      10^15"`.
+    - gRPC code: INVALID_ARGUMENT.
+    - Metadata: `omitted_violations`, only if BadRequest could not hold all of them: how many are left out.
+    - Retry: no, the request must change.
     """
     ERROR_REASON_TOKEN_MISSING: _ErrorReason.ValueType  # 2
-    """ERROR_REASON_TOKEN_MISSING: the call has no bearer token. Example: UNAUTHENTICATED, "send `authorization: Bearer
-    TOKEN` metadata".
-    Retry: no, the request must change.
+    """ERROR_REASON_TOKEN_MISSING: the call has no bearer token.
+
+    - Cure: send the metadata `authorization: Bearer TOKEN`.
+    - gRPC code: UNAUTHENTICATED.
+    - Metadata: none.
+    - Retry: no, the request must change.
     """
     ERROR_REASON_TOKEN_INVALID: _ErrorReason.ValueType  # 3
-    """ERROR_REASON_TOKEN_INVALID: the bearer token is unknown or revoked. Example: UNAUTHENTICATED.
-    Retry: no, an operator must act.
+    """ERROR_REASON_TOKEN_INVALID: the bearer token is unknown or revoked.
+
+    - Cure: create a token with `pointbook token create` and configure the client with it.
+    - gRPC code: UNAUTHENTICATED.
+    - Metadata: none.
+    - Retry: no, an operator must act.
     """
     ERROR_REASON_TOKEN_EXPIRED: _ErrorReason.ValueType  # 4
-    """ERROR_REASON_TOKEN_EXPIRED: the bearer token has expired. Example: UNAUTHENTICATED, {token_id: "3f9c…"}.
-    Retry: no, an operator must act.
+    """ERROR_REASON_TOKEN_EXPIRED: the bearer token has expired.
+
+    - Cure: create a new token with `pointbook token create` and replace the old one.
+    - gRPC code: UNAUTHENTICATED.
+    - Metadata: `token_id`, such as "3f9c…".
+    - Retry: no, an operator must act.
     """
     ERROR_REASON_SCOPE_MISSING: _ErrorReason.ValueType  # 5
-    """ERROR_REASON_SCOPE_MISSING: the token does not have the scope of this method. Example: PERMISSION_DENIED,
-    {scope: "points.write"}.
-    Retry: no, an operator must act.
+    """ERROR_REASON_SCOPE_MISSING: the token does not have the scope of the method.
+
+    - Cure: use a token with the scope that the method's comment names.
+    - gRPC code: PERMISSION_DENIED.
+    - Metadata: `scope`, the missing one, such as "points.write".
+    - Retry: no, an operator must act.
     """
     ERROR_REASON_MERCHANT_FORBIDDEN: _ErrorReason.ValueType  # 6
-    """ERROR_REASON_MERCHANT_FORBIDDEN: the token is not for this merchant. Example: PERMISSION_DENIED,
-    {merchant_id: "2000009999"}.
-    Retry: no, an operator must act.
+    """ERROR_REASON_MERCHANT_FORBIDDEN: the token does not cover the merchant of the request.
+
+    - Cure: correct the `merchant_id`, or use a token for this merchant or for all merchants.
+    - gRPC code: PERMISSION_DENIED.
+    - Metadata: `merchant_id`, such as "2000009999".
+    - Retry: no, an operator must act.
     """
     ERROR_REASON_STORE_NOT_FOUND: _ErrorReason.ValueType  # 20
-    """ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant. Only an update with a
-    token for all merchants shows which, by registered_elsewhere. Example: NOT_FOUND, {store_id: "1718263946864", registered_elsewhere: "true"}.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant.
+
+    - Cure: register the store with ProgramsService.PutStore, or correct the `merchant_id` or `store_id`.
+    - gRPC code: NOT_FOUND. Resource: pointbook.v1.Store, named by `store_id`.
+    - Metadata: `store_id`, such as "1718263946864"; `registered_elsewhere`: "true" if another merchant has the
+      store, only in responses to updates, and only to tokens for all merchants.
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_PROGRAM_NOT_FOUND: _ErrorReason.ValueType  # 21
-    """ERROR_REASON_PROGRAM_NOT_FOUND: 1101, the merchant has no such program. Example: NOT_FOUND, {program_id: "7"}.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_PROGRAM_NOT_FOUND: the merchant has no such program.
+
+    - Cure: create the program with ProgramsService.PutProgram, or correct the `program_id`.
+    - gRPC code: NOT_FOUND. Status code: 1101. Resource: pointbook.v1.Program, named by `program_id`.
+    - Metadata: `program_id`, such as "7".
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_CUSTOMER_NOT_FOUND: _ErrorReason.ValueType  # 22
-    """ERROR_REASON_CUSTOMER_NOT_FOUND: 816, nobody has this identifier; where a request names several customers, the field
-    is told. Example: NOT_FOUND, {field: "to_customer_id"}.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_CUSTOMER_NOT_FOUND: no customer of the merchant has this identifier.
+
+    - Cure: create the customer with CustomersService.PutCustomer, or correct the identifier.
+    - gRPC code: NOT_FOUND. Status code: 816.
+    - Metadata: `identifier`, the kind of identifier in a redemption request, such as "mobile"; or `field`, the
+      path of the field that names the customer, if the request names several, such as "to_customer_id".
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_GROUP_NOT_FOUND: _ErrorReason.ValueType  # 23
-    """ERROR_REASON_GROUP_NOT_FOUND: 1632, there is no such user group. Example: NOT_FOUND, {group_id: "12"}.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_GROUP_NOT_FOUND: the merchant has no such user group, or the customer has no default group.
+
+    - Cure: create the group with CustomersService.PutUserGroup, or correct the reference.
+    - gRPC code: NOT_FOUND. Status code: 1632. Resource: pointbook.v1.UserGroup, named by `group_id`.
+    - Metadata: `group_id`, such as "12"; absent from refused redemptions.
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_ENTRY_NOT_FOUND: _ErrorReason.ValueType  # 24
-    """ERROR_REASON_ENTRY_NOT_FOUND: no entry of the book has this event_id. Example: NOT_FOUND, {event_id: "e-1"}.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_ENTRY_NOT_FOUND: the ledger has no entry with this event_id.
+
+    - Cure: correct the `event_id`; ListPointsEntries lists the entries of an account.
+    - gRPC code: NOT_FOUND. Resource: pointbook.v1.PointsEntry, named by `event_id`.
+    - Metadata: `event_id`, such as "e-1".
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_REDEMPTION_NOT_FOUND: _ErrorReason.ValueType  # 25
-    """ERROR_REASON_REDEMPTION_NOT_FOUND: there is no such redemption. Example: NOT_FOUND, {redemption_id: "r-1"}.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_REDEMPTION_NOT_FOUND: the merchant has no such redemption.
+
+    - Cure: correct the `redemption_id` or the reference number; ListRedemptions lists them.
+    - gRPC code: NOT_FOUND. Resource: pointbook.v1.Redemption, named by `redemption_id`.
+    - Metadata: `redemption_id`, such as "r-1"; absent if the request named a reference number.
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_BENEFIT_NOT_FOUND: _ErrorReason.ValueType  # 26
-    """ERROR_REASON_BENEFIT_NOT_FOUND: there is no such benefit. Example: NOT_FOUND, {benefit_id: "b-1"}.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_BENEFIT_NOT_FOUND: the merchant has no such benefit.
+
+    - Cure: correct the `benefit_id`; ListBenefits lists them.
+    - gRPC code: NOT_FOUND. Resource: pointbook.v1.Benefit, named by `benefit_id`.
+    - Metadata: `benefit_id`, such as "b-1".
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_WEBHOOK_NOT_FOUND: _ErrorReason.ValueType  # 27
-    """ERROR_REASON_WEBHOOK_NOT_FOUND: no such webhook is in quarantine. Example: NOT_FOUND, {quarantine_id: "q-1"}.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_WEBHOOK_NOT_FOUND: the merchant's quarantine has no such webhook.
+
+    - Cure: correct the `merchant_id` of the quarantine or the `quarantine_id`; ListQuarantinedWebhooks lists them.
+    - gRPC code: NOT_FOUND. Resource: pointbook.v1.QuarantinedWebhook, named by `quarantine_id`.
+    - Metadata: `quarantine_id`, such as "q-1".
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_CUSTOM_PRIVILEGE_NOT_FOUND: _ErrorReason.ValueType  # 28
-    """ERROR_REASON_CUSTOM_PRIVILEGE_NOT_FOUND: there is no such custom privilege. Example: NOT_FOUND, {privilege_id: "p-1"}.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_CUSTOM_PRIVILEGE_NOT_FOUND: the merchant has no such custom privilege.
+
+    - Cure: correct the `privilege_id`; ListCustomPrivileges lists them.
+    - gRPC code: NOT_FOUND. Resource: pointbook.v1.CustomPrivilege, named by `privilege_id`.
+    - Metadata: `privilege_id`, such as "p-1".
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_EVENT_ID_REUSED: _ErrorReason.ValueType  # 40
-    """ERROR_REASON_EVENT_ID_REUSED: the event_id is in the book with other content. Example: ALREADY_EXISTS,
-    {event_id: "e-1"}.
-    Retry: no, the request must change.
+    """ERROR_REASON_EVENT_ID_REUSED: the event_id is already stored with different content.
+
+    - Cure: use a unique `event_id` for each event. For a deletion and an update of one buyer and moment, have an
+      operator decide: ReplayQuarantinedWebhookRequest.overrides_contradiction.
+    - gRPC code: ALREADY_EXISTS.
+    - Metadata: `event_id`, such as "e-1".
+    - Retry: no, the request must change.
     """
     ERROR_REASON_REFERENCE_REUSED: _ErrorReason.ValueType  # 41
-    """ERROR_REASON_REFERENCE_REUSED: the external_reference_number belongs to a call with other content. Example:
-    ALREADY_EXISTS, {external_reference_number: "order-17"}.
-    Retry: no, the request must change.
+    """ERROR_REASON_REFERENCE_REUSED: the external_reference_number belongs to a call with different content.
+
+    - Cure: use a unique `external_reference_number` for each redemption and each reversal.
+    - gRPC code: ALREADY_EXISTS.
+    - Metadata: `external_reference_number`, such as "order-17".
+    - Retry: no, the request must change.
     """
     ERROR_REASON_IDENTIFIER_TAKEN: _ErrorReason.ValueType  # 42
-    """ERROR_REASON_IDENTIFIER_TAKEN: the identifier belongs to another customer, or names another group; BadRequest names
-    every such field. Example: ALREADY_EXISTS, {identifier: "customer.mobile"}, BadRequest{customer.mobile: "belongs to
-    another one already"}.
-    Retry: no, the request must change.
+    """ERROR_REASON_IDENTIFIER_TAKEN: an identifier in the request belongs to another customer or group.
+
+    - Cure: move the identifier with CustomersService.MoveIdentifier, or leave it out. BadRequest lists every such
+      field.
+    - gRPC code: ALREADY_EXISTS.
+    - Metadata: `identifier`, the path of the first such field, such as "customer.mobile".
+    - Retry: no, the request must change.
     """
     ERROR_REASON_STORE_TAKEN: _ErrorReason.ValueType  # 43
-    """ERROR_REASON_STORE_TAKEN: the store belongs to another merchant. Only tokens that may register any store get this.
-    Example: ALREADY_EXISTS,
-    {store_id: "1718263946864"}.
-    Retry: no, the request must change.
+    """ERROR_REASON_STORE_TAKEN: the store belongs to another merchant. Only tokens that may register any store get this
+    error; others get STORE_UNPROVEN.
+
+    - Cure: correct the `merchant_id`, or release the store with ProgramsService.ReleaseStore.
+    - gRPC code: ALREADY_EXISTS.
+    - Metadata: `store_id`, such as "1718263946864".
+    - Retry: no, the request must change.
     """
     ERROR_REASON_STALE_ETAG: _ErrorReason.ValueType  # 60
-    """ERROR_REASON_STALE_ETAG: the resource changed since its etag was read; read it again. Example: ABORTED.
-    Retry: no, the request must change.
+    """ERROR_REASON_STALE_ETAG: the resource has changed since the etag was read.
+
+    - Cure: read the resource again, reapply the change, and send the new etag.
+    - gRPC code: ABORTED.
+    - Metadata: none.
+    - Retry: no, the request must change.
     """
     ERROR_REASON_TRANSACTION_CONFLICT: _ErrorReason.ValueType  # 61
-    """ERROR_REASON_TRANSACTION_CONFLICT: the database kept refusing the transaction because of others; retry.
-    Example: ABORTED with RetryInfo.
-    Retry: yes, soon.
+    """ERROR_REASON_TRANSACTION_CONFLICT: concurrent transactions kept conflicting with this one.
+
+    - Cure: send the same request again after RetryInfo.
+    - gRPC code: ABORTED.
+    - Metadata: none.
+    - Retry: yes, soon.
     """
     ERROR_REASON_SEND_LIMIT_REACHED: _ErrorReason.ValueType  # 62
-    """ERROR_REASON_SEND_LIMIT_REACHED: too many codes were sent to this destination or by this merchant, too many missed
-    calls were asked for of this customer, or the program does not let codes be sent to its region. Example:
-    RESOURCE_EXHAUSTED with RetryInfo, {limit: "destination"}; the others are "merchant", "missed_calls" and
-    "allowed_regions".
-    Retry: yes, later (RetryInfo).
+    """ERROR_REASON_SEND_LIMIT_REACHED: a send limit is reached: too many messages to this destination or for this
+    merchant, too many missed calls for this customer, or a region that the program does not allow.
+
+    - Cure: wait for RetryInfo. For "allowed_regions", change Program.allowed_regions. ResetValidationLimits clears
+      a customer's counters.
+    - gRPC code: RESOURCE_EXHAUSTED.
+    - Metadata: `limit`: "destination", "merchant", "missed_calls" or "allowed_regions".
+    - Retry: yes, later (RetryInfo).
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 63
-    """ERROR_REASON_QUEUE_FULL: too many calls run or wait, also for an unknown token to be looked up, or the quarantine
-    is full; nothing of this call was taken. Example: RESOURCE_EXHAUSTED with RetryInfo.
-    Retry: yes, soon.
+    """ERROR_REASON_QUEUE_FULL: too many calls are running or waiting, too many unknown tokens are waiting for a lookup,
+    or the quarantine is full. Nothing of this call was stored.
+
+    - Cure: send the same request again after RetryInfo. Drop or replay webhooks if the quarantine is full.
+    - gRPC code: RESOURCE_EXHAUSTED.
+    - Metadata: none.
+    - Retry: yes, soon.
     """
     ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 64
-    """ERROR_REASON_DATABASE_UNAVAILABLE: the database is away, hangs, cannot be written or is too busy, or tokens could
-    not be read for too long. Example: UNAVAILABLE with RetryInfo.
-    Retry: yes, soon.
+    """ERROR_REASON_DATABASE_UNAVAILABLE: the database is unreachable, unresponsive, read-only or overloaded, or tokens
+    could not be read for too long.
+
+    - Cure: send the same request again after RetryInfo.
+    - gRPC code: UNAVAILABLE.
+    - Metadata: none.
+    - Retry: yes, soon.
     """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 65
-    """ERROR_REASON_SHUTTING_DOWN: this server is stopping; another one will answer. Example: UNAVAILABLE with
-    RetryInfo.
-    Retry: yes, soon.
+    """ERROR_REASON_SHUTTING_DOWN: this server is stopping.
+
+    - Cure: send the same request again; another server will accept it.
+    - gRPC code: UNAVAILABLE.
+    - Metadata: none.
+    - Retry: yes, soon.
     """
     ERROR_REASON_CODE_KEY_UNKNOWN: _ErrorReason.ValueType  # 66
-    """ERROR_REASON_CODE_KEY_UNKNOWN: it takes a key that this server does not have, and another one may: the one that a
-    code was signed with, or that a webhook in quarantine was encrypted with. Example: UNAVAILABLE with RetryInfo,
-    {key_id: "2026-05"}.
-    Retry: yes, soon.
+    """ERROR_REASON_CODE_KEY_UNKNOWN: this server lacks the key that a code was signed with or that a quarantined
+    webhook was encrypted with. Another server may have it.
+
+    - Cure: send the same request again. If it keeps failing, an operator adds the key to POINTBOOK_CODE_KEYS or
+      POINTBOOK_QUARANTINE_KEYS.
+    - gRPC code: UNAVAILABLE.
+    - Metadata: `key_id`, such as "2026-05"; only for webhooks.
+    - Retry: yes, soon.
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 67
-    """ERROR_REASON_DEADLINE_EXCEEDED: the call ran into its deadline. Example: DEADLINE_EXCEEDED.
-    Retry: yes, soon.
+    """ERROR_REASON_DEADLINE_EXCEEDED: the call reached its deadline. A write may or may not have been committed.
+
+    - Cure: send the same request again; every write is safe to repeat.
+    - gRPC code: DEADLINE_EXCEEDED.
+    - Metadata: none.
+    - Retry: yes, soon.
     """
     ERROR_REASON_KEY_NOT_CONFIGURED: _ErrorReason.ValueType  # 69
-    """ERROR_REASON_KEY_NOT_CONFIGURED: this server has no key at all, where it takes one to sign a code, to encrypt a
-    customer webhook, or for the hash that a redaction leaves. Example: FAILED_PRECONDITION,
-    {setting: "POINTBOOK_CODE_KEYS"}.
-    Retry: no, an operator must act.
+    """ERROR_REASON_KEY_NOT_CONFIGURED: this server has no key to sign a code, to encrypt a customer webhook, or to hash
+    a redacted customer.
+
+    - Cure: an operator sets the named setting.
+    - gRPC code: FAILED_PRECONDITION.
+    - Metadata: `setting`, such as "POINTBOOK_CODE_KEYS".
+    - Retry: no, an operator must act.
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 68
-    """ERROR_REASON_INTERNAL: something broke on our side; the log has the cause under the request id. Example:
-    INTERNAL, {request_id: "6f1c…"}.
-    Retry: no, an operator must act.
+    """ERROR_REASON_INTERNAL: the server failed unexpectedly. Its log has the cause under the request id.
+
+    - Cure: report the request id to the operator of the server.
+    - gRPC code: INTERNAL.
+    - Metadata: `request_id`, such as "6f1c…".
+    - Retry: no, an operator must act.
     """
     ERROR_REASON_REDEEMABLE: _ErrorReason.ValueType  # 80
-    """ERROR_REASON_REDEEMABLE: 800, the points may be redeemed. It is a status, never an error.
-    Retry: no error.
+    """ERROR_REASON_REDEEMABLE: the points may be redeemed. It is a status, never an error.
+
+    - Cure: none needed.
+    - gRPC code: OK. Status code: 800.
+    - Metadata: none.
+    - Retry: no error.
     """
     ERROR_REASON_POINTS_NOT_POSITIVE: _ErrorReason.ValueType  # 81
-    """ERROR_REASON_POINTS_NOT_POSITIVE: 801, at least one point must be redeemed. Example: INVALID_ARGUMENT,
-    {points: "0"}.
-    Retry: no, the request must change.
+    """ERROR_REASON_POINTS_NOT_POSITIVE: fewer than one point would be redeemed.
+
+    - Cure: ask for at least one point.
+    - gRPC code: INVALID_ARGUMENT. Status code: 801.
+    - Metadata: `points`, such as "0".
+    - Retry: no, the request must change.
     """
     ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: _ErrorReason.ValueType  # 82
-    """ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: 801, the currency value is no whole number of points. Example:
-    INVALID_ARGUMENT, {currency_value: "0.015", point_value: "0.01", lower_currency_value: "0.01", lower_points: "1",
-    higher_currency_value: "0.02", higher_points: "2"}: the nearest values that may be asked for. They are whole points
-    that keep to the program's multiples_of, minimum and maxima (a redemption, day, week and month), and have at most 3
-    decimals and 12 digits before them; one that does not exist is left out.
-    Retry: no, the request must change.
+    """ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: the currency value is not a whole number of points.
+
+    - Cure: ask for one of the nearest values in the metadata. They are whole points within the program's
+      `multiples_of`, minimum and maxima (per redemption, day, week and month), with at most 3 decimals and 12 digits
+      before the point. A value that does not exist is left out.
+    - gRPC code: INVALID_ARGUMENT. Status code: 801.
+    - Metadata: `currency_value`: "0.015", `point_value`: "0.01", `lower_currency_value`: "0.01", `lower_points`:
+      "1", `higher_currency_value`: "0.02", `higher_points`: "2".
+    - Retry: no, the request must change.
     """
     ERROR_REASON_IDENTIFIER_INVALID: _ErrorReason.ValueType  # 83
-    """ERROR_REASON_IDENTIFIER_INVALID: 802, the identifier has no valid form. Example: INVALID_ARGUMENT,
-    {identifier: "mobile"}.
-    Retry: no, the request must change.
+    """ERROR_REASON_IDENTIFIER_INVALID: the customer's identifier is malformed.
+
+    - Cure: correct the identifier; CustomerRef describes the accepted forms.
+    - gRPC code: INVALID_ARGUMENT. Status code: 802.
+    - Metadata: `identifier`, the kind of identifier, such as "mobile".
+    - Retry: no, the request must change.
     """
     ERROR_REASON_INSUFFICIENT_POINTS: _ErrorReason.ValueType  # 84
-    """ERROR_REASON_INSUFFICIENT_POINTS: 803, fewer points are active than asked for; for an update without a balance,
-    the account would fall below zero. Example: FAILED_PRECONDITION, {active_points: "20", points: "210"}.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_INSUFFICIENT_POINTS: fewer points are active than requested; or an update without a balance would
+    take the account below zero.
+
+    - Cure: redeem fewer points, or wait until the customer has more. An update that was refused once stays refused
+      under its `event_id`, unless it sets `forget_refusal`.
+    - gRPC code: FAILED_PRECONDITION. Status code: 803.
+    - Metadata: `active_points`: "20", `points`: "210" for a redemption; `event_id`, `updated_value` for an update.
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_BALANCE_BELOW_REQUIRED: _ErrorReason.ValueType  # 85
-    """ERROR_REASON_BALANCE_BELOW_REQUIRED: 804, the customer's active points are under min_balance_required. Example:
-    FAILED_PRECONDITION, {active_points: "20", min_balance_required: "100"}.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_BALANCE_BELOW_REQUIRED: the customer has fewer active points than `min_balance_required`.
+
+    - Cure: wait until the customer has enough points.
+    - gRPC code: FAILED_PRECONDITION. Status code: 804.
+    - Metadata: `active_points`: "20", `min_balance_required`: "100".
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_LIFETIME_POINTS_BELOW_REQUIRED: _ErrorReason.ValueType  # 86
-    """ERROR_REASON_LIFETIME_POINTS_BELOW_REQUIRED: 805, the customer earned fewer points than min_lifetime_points.
-    Example: FAILED_PRECONDITION, {lifetime_points: "20", min_lifetime_points: "100"}.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_LIFETIME_POINTS_BELOW_REQUIRED: the customer has earned fewer points than `min_lifetime_points`.
+
+    - Cure: wait until the customer has earned enough points.
+    - gRPC code: FAILED_PRECONDITION. Status code: 805.
+    - Metadata: `lifetime_points`: "20", `min_lifetime_points`: "100".
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_NOT_A_MULTIPLE: _ErrorReason.ValueType  # 87
-    """ERROR_REASON_NOT_A_MULTIPLE: 807, the points are no multiple of multiples_of. Example: FAILED_PRECONDITION,
-    {points: "15", multiples_of: "10"}.
-    Retry: no, the request must change.
+    """ERROR_REASON_NOT_A_MULTIPLE: the points are not a multiple of `multiples_of`.
+
+    - Cure: ask for a multiple.
+    - gRPC code: FAILED_PRECONDITION. Status code: 807.
+    - Metadata: `points`: "15", `multiples_of`: "10".
+    - Retry: no, the request must change.
     """
     ERROR_REASON_CODE_INVALID: _ErrorReason.ValueType  # 88
-    """ERROR_REASON_CODE_INVALID: 808, the code is wrong, expired, used, locked, or for something else. Example:
-    FAILED_PRECONDITION.
-    Retry: no, the request must change.
+    """ERROR_REASON_CODE_INVALID: the code is wrong, expired, already used, locked, or issued for another redemption.
+    The response does not say which.
+
+    - Cure: check the code with the customer, or issue a new one.
+    - gRPC code: FAILED_PRECONDITION. Status code: 808.
+    - Metadata: none.
+    - Retry: no, the request must change.
     """
     ERROR_REASON_CUSTOMER_BLOCKED: _ErrorReason.ValueType  # 89
-    """ERROR_REASON_CUSTOMER_BLOCKED: 809, the customer is blocked as fraud. Example: FAILED_PRECONDITION.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_CUSTOMER_BLOCKED: the customer is blocked (Customer.fraud_blocked).
+
+    - Cure: an operator unblocks the customer with CustomersService.PutCustomer.
+    - gRPC code: FAILED_PRECONDITION. Status code: 809.
+    - Metadata: none.
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_REDEMPTION_FAILED: _ErrorReason.ValueType  # 90
-    """ERROR_REASON_REDEMPTION_FAILED: 817, the points could not be redeemed, because the customer, the group or the
-    program changed while the call was on its way. Example: FAILED_PRECONDITION.
-    Retry: yes, soon.
+    """ERROR_REASON_REDEMPTION_FAILED: the customer, the group or the program changed while the call was running.
+
+    - Cure: send the same request again.
+    - gRPC code: FAILED_PRECONDITION. Status code: 817.
+    - Metadata: none.
+    - Retry: yes, soon.
     """
     ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: _ErrorReason.ValueType  # 91
-    """ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: 819, more than max_points_per_redemption. Example: FAILED_PRECONDITION,
-    {points: "210", max_points_per_redemption: "200"}.
-    Retry: no, the request must change.
+    """ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: more points are requested than `max_points_per_redemption`.
+
+    - Cure: ask for fewer points.
+    - gRPC code: FAILED_PRECONDITION. Status code: 819.
+    - Metadata: `points`: "210", `max_points_per_redemption`: "200".
+    - Retry: no, the request must change.
     """
     ERROR_REASON_ABOVE_MAX_PER_DAY: _ErrorReason.ValueType  # 92
-    """ERROR_REASON_ABOVE_MAX_PER_DAY: 819, more than max_points_per_day. Example: FAILED_PRECONDITION,
-    {points: "60", redeemed_points: "450", max_points_per_day: "500"}.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_ABOVE_MAX_PER_DAY: the customer would redeem more points in this day than `max_points_per_day`, in
+    the program's time zone.
+
+    - Cure: ask for fewer points, or wait for the next day.
+    - gRPC code: FAILED_PRECONDITION. Status code: 819.
+    - Metadata: `points`: "60", `redeemed_points`: "450" (already redeemed in this day), `max_points_per_day`:
+      "500".
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_ABOVE_MAX_PER_WEEK: _ErrorReason.ValueType  # 93
-    """ERROR_REASON_ABOVE_MAX_PER_WEEK: 819, more than max_points_per_week. Example: as ABOVE_MAX_PER_DAY.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_ABOVE_MAX_PER_WEEK: the customer would redeem more points in this week than `max_points_per_week`,
+    in the program's time zone.
+
+    - Cure: ask for fewer points, or wait for the next week.
+    - gRPC code: FAILED_PRECONDITION. Status code: 819.
+    - Metadata: `points`: "60", `redeemed_points`: "450" (already redeemed in this week), `max_points_per_week`:
+      "500".
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_ABOVE_MAX_PER_MONTH: _ErrorReason.ValueType  # 94
-    """ERROR_REASON_ABOVE_MAX_PER_MONTH: 819, more than max_points_per_month. Example: as ABOVE_MAX_PER_DAY.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_ABOVE_MAX_PER_MONTH: the customer would redeem more points in this month than
+    `max_points_per_month`, in the program's time zone.
+
+    - Cure: ask for fewer points, or wait for the next month.
+    - gRPC code: FAILED_PRECONDITION. Status code: 819.
+    - Metadata: `points`: "60", `redeemed_points`: "450" (already redeemed in this month), `max_points_per_month`:
+      "500".
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_BELOW_MIN_PER_REDEMPTION: _ErrorReason.ValueType  # 95
-    """ERROR_REASON_BELOW_MIN_PER_REDEMPTION: 821, fewer than min_points_per_redemption. Example: FAILED_PRECONDITION,
-    {points: "10", min_points_per_redemption: "50"}.
-    Retry: no, the request must change.
+    """ERROR_REASON_BELOW_MIN_PER_REDEMPTION: fewer points are requested than `min_points_per_redemption`.
+
+    - Cure: ask for more points.
+    - gRPC code: FAILED_PRECONDITION. Status code: 821.
+    - Metadata: `points`: "10", `min_points_per_redemption`: "50".
+    - Retry: no, the request must change.
     """
     ERROR_REASON_MISSED_CALL_NOT_SEEN: _ErrorReason.ValueType  # 96
-    """ERROR_REASON_MISSED_CALL_NOT_SEEN: 822, the customer has not called yet. Example: FAILED_PRECONDITION.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_MISSED_CALL_NOT_SEEN: the customer has not called the number yet.
+
+    - Cure: have the customer call, and send the same request again.
+    - gRPC code: FAILED_PRECONDITION. Status code: 822.
+    - Metadata: none.
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_MISSED_CALL_NOT_ENABLED: _ErrorReason.ValueType  # 97
-    """ERROR_REASON_MISSED_CALL_NOT_ENABLED: 823, the program does not validate by missed call. Example:
-    FAILED_PRECONDITION.
-    Retry: no, the request must change.
+    """ERROR_REASON_MISSED_CALL_NOT_ENABLED: the program does not validate by missed call.
+
+    - Cure: choose another `validation_type`, or add MISSED_CALL to the program's channels.
+    - gRPC code: FAILED_PRECONDITION. Status code: 823.
+    - Metadata: none.
+    - Retry: no, the request must change.
     """
     ERROR_REASON_VALIDATION_REQUIRED: _ErrorReason.ValueType  # 98
-    """ERROR_REASON_VALIDATION_REQUIRED: 824, the program wants the customer to be validated. Example:
-    FAILED_PRECONDITION.
-    Retry: no, the request must change.
+    """ERROR_REASON_VALIDATION_REQUIRED: the program requires a validation and the request has none.
+
+    - Cure: issue a code and send it, or confirm a missed call.
+    - gRPC code: FAILED_PRECONDITION. Status code: 824.
+    - Metadata: none.
+    - Retry: no, the request must change.
     """
     ERROR_REASON_SKIP_NOT_ALLOWED: _ErrorReason.ValueType  # 99
-    """ERROR_REASON_SKIP_NOT_ALLOWED: 824, the program does not allow skipping, or the token lacks `redeem.skip`.
-    Example: FAILED_PRECONDITION.
-    Retry: no, the request must change.
+    """ERROR_REASON_SKIP_NOT_ALLOWED: the program does not allow skipping the validation, or the token lacks the scope
+    `redeem.skip`.
+
+    - Cure: send a validation code, or use a token and a program that allow skipping.
+    - gRPC code: FAILED_PRECONDITION. Status code: 824.
+    - Metadata: none.
+    - Retry: no, the request must change.
     """
     ERROR_REASON_REDEMPTION_DISABLED: _ErrorReason.ValueType  # 100
-    """ERROR_REASON_REDEMPTION_DISABLED: 827, the program's redemption is switched off. Example: FAILED_PRECONDITION.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_REDEMPTION_DISABLED: redemption is switched off for the program.
+
+    - Cure: set Program.redemption_enabled.
+    - gRPC code: FAILED_PRECONDITION. Status code: 827.
+    - Metadata: none.
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_GROUP_REDEMPTION_NOT_ALLOWED: _ErrorReason.ValueType  # 101
-    """ERROR_REASON_GROUP_REDEMPTION_NOT_ALLOWED: 828, the program does not let groups pool points. Example:
-    FAILED_PRECONDITION.
-    Retry: no, the request must change.
+    """ERROR_REASON_GROUP_REDEMPTION_NOT_ALLOWED: the program does not allow group redemption.
+
+    - Cure: leave out `user_group2`, or set Program.allow_group_redemption.
+    - gRPC code: FAILED_PRECONDITION. Status code: 828.
+    - Metadata: none.
+    - Retry: no, the request must change.
     """
     ERROR_REASON_CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED: _ErrorReason.ValueType  # 102
-    """ERROR_REASON_CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED: 828, the program does not take points of other programs.
-    Example: FAILED_PRECONDITION.
-    Retry: no, the request must change.
+    """ERROR_REASON_CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED: the program does not accept points of other programs.
+
+    - Cure: leave out `group_redemption`, or set Program.allow_cross_program_redemption.
+    - gRPC code: FAILED_PRECONDITION. Status code: 828.
+    - Metadata: none.
+    - Retry: no, the request must change.
     """
     ERROR_REASON_NO_DESTINATION: _ErrorReason.ValueType  # 103
-    """ERROR_REASON_NO_DESTINATION: 860, there is nowhere to send a code to: the customer has no contact, this server does
-    not use the program's channels, or the program sends no SMS to phone numbers of this type (sms_number_types).
-    Example: FAILED_PRECONDITION, {validation_type: "SMS", number_type: "FIXED_LINE"}.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_NO_DESTINATION: the code cannot be sent: the customer has no contact, this server does not use any
+    of the program's channels, or the program sends no SMS to this type of phone number (sms_number_types).
+
+    - Cure: add a mobile number or e-mail address to the customer, or change the program's channels.
+    - gRPC code: FAILED_PRECONDITION. Status code: 860.
+    - Metadata: `validation_type`: "SMS", `number_type`: "FIXED_LINE", only for a phone number of the wrong type.
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_CHANNEL_NOT_ENABLED: _ErrorReason.ValueType  # 104
-    """ERROR_REASON_CHANNEL_NOT_ENABLED: 860, the program or this server does not send codes by this channel. Example:
-    FAILED_PRECONDITION, {validation_type: "EMAIL"}.
-    Retry: no, the request must change.
+    """ERROR_REASON_CHANNEL_NOT_ENABLED: the program or this server does not send codes by the requested channel.
+
+    - Cure: choose another `validation_type`, or leave it unset.
+    - gRPC code: FAILED_PRECONDITION. Status code: 860.
+    - Metadata: `validation_type`, such as "EMAIL".
+    - Retry: no, the request must change.
     """
     ERROR_REASON_DELIVERY_FAILED: _ErrorReason.ValueType  # 105
-    """ERROR_REASON_DELIVERY_FAILED: 860, the provider did not take the code, or may not have: RetryInfo has the delay after
-    which another one is sent. Example: UNAVAILABLE with RetryInfo.
-    Retry: yes, soon.
+    """ERROR_REASON_DELIVERY_FAILED: the provider did not accept the message, or it is unknown whether it did.
+
+    - Cure: send the same request again after RetryInfo; it then sends another message.
+    - gRPC code: UNAVAILABLE. Status code: 860.
+    - Metadata: none.
+    - Retry: yes, soon.
     """
     ERROR_REASON_CODE_NOT_ISSUED: _ErrorReason.ValueType  # 106
-    """ERROR_REASON_CODE_NOT_ISSUED: 876, a warning: the points may be redeemed, but the code could not be issued. Its
-    metadata has the cause, and what the error of that reason has, for example {cause: "NO_DESTINATION"}.
-    Retry: no error.
+    """ERROR_REASON_CODE_NOT_ISSUED: a warning: the points may be redeemed, but the code could not be issued. It is
+    never an error.
+
+    - Cure: act on the cause.
+    - gRPC code: OK. Status code: 876.
+    - Metadata: `cause`, the reason without prefix, such as "NO_DESTINATION", and the metadata of that reason.
+    - Retry: no error.
     """
     ERROR_REASON_NOT_A_GROUP_MEMBER: _ErrorReason.ValueType  # 107
-    """ERROR_REASON_NOT_A_GROUP_MEMBER: 1620, the customer is not a member of the group. Example: FAILED_PRECONDITION.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_NOT_A_GROUP_MEMBER: the customer is not a member who may redeem from the group.
+
+    - Cure: add the customer to the group with `can_redeem`, or unblock the member, with PutUserGroup.
+    - gRPC code: FAILED_PRECONDITION. Status code: 1620.
+    - Metadata: none.
+    - Retry: no, until the state has changed.
     """
     ERROR_REASON_CROSS_PROGRAM_MISCONFIGURED: _ErrorReason.ValueType  # 108
-    """ERROR_REASON_CROSS_PROGRAM_MISCONFIGURED: 3316, an allowing program has another point value or currency. Example:
-    FAILED_PRECONDITION, {program_id: "2"}.
-    Retry: no, an operator must act.
+    """ERROR_REASON_CROSS_PROGRAM_MISCONFIGURED: another program that allows its points to be redeemed here has a
+    different point value or currency.
+
+    - Cure: an operator gives both programs the same `point_value` and `currency_code`, or disallows one.
+    - gRPC code: FAILED_PRECONDITION. Status code: 3316.
+    - Metadata: `program_id` of the other program, such as "2".
+    - Retry: no, an operator must act.
     """
     ERROR_REASON_ALREADY_REVERSED: _ErrorReason.ValueType  # 109
-    """ERROR_REASON_ALREADY_REVERSED: 3802, nothing of the redemption is left to reverse. Example: FAILED_PRECONDITION,
-    {redemption_id: "r-1"}.
-    Retry: no, the request must change.
+    """ERROR_REASON_ALREADY_REVERSED: fewer points of the redemption are left than the call would reverse, or none.
+
+    - Cure: ask for at most the points that are left.
+    - gRPC code: FAILED_PRECONDITION. Status code: 3802.
+    - Metadata: `redemption_id`, such as "r-1"; `left_points`, how many can still be reversed.
+    - Retry: no, the request must change.
     """
     ERROR_REASON_REDEMPTION_SETTLED: _ErrorReason.ValueType  # 110
-    """ERROR_REASON_REDEMPTION_SETTLED: SHOPLINE has booked the redemption; reverse it there. Example:
-    FAILED_PRECONDITION, {redemption_id: "r-1"}.
-    Retry: no, the request must change.
+    """ERROR_REASON_REDEMPTION_SETTLED: SHOPLINE has already deducted the points, so the hold cannot be released.
+
+    - Cure: refund the points in SHOPLINE; its webhook returns them to the account.
+    - gRPC code: FAILED_PRECONDITION.
+    - Metadata: `redemption_id`, such as "r-1"; `reversible_points`, how many can still be reversed here.
+    - Retry: no, the request must change.
     """
     ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: _ErrorReason.ValueType  # 111
-    """ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: 819, more points than the program lets a missed call validate. Example:
-    FAILED_PRECONDITION, {points: "600", max_points_missed_call: "500"}.
-    Retry: no, the request must change.
+    """ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: more points are requested than a missed call may validate in this program
+    (max_points_missed_call).
+
+    - Cure: ask for fewer points, or validate by a code.
+    - gRPC code: FAILED_PRECONDITION. Status code: 819.
+    - Metadata: `points`: "600", `max_points_missed_call`: "500".
+    - Retry: no, the request must change.
     """
     ERROR_REASON_CONTACT_CHANGED: _ErrorReason.ValueType  # 112
-    """ERROR_REASON_CONTACT_CHANGED: 860, the customer's mobile number or e-mail address has changed lately, and gets no
-    codes until then. Example: FAILED_PRECONDITION with RetryInfo, {validation_type: "SMS"}.
-    Retry: yes, later (RetryInfo).
+    """ERROR_REASON_CONTACT_CHANGED: the customer's mobile number or e-mail address changed recently, and gets no codes
+    for a while (24 hours by default).
+
+    - Cure: use the other channel, or wait for RetryInfo.
+    - gRPC code: FAILED_PRECONDITION. Status code: 860.
+    - Metadata: `validation_type`, such as "SMS".
+    - Retry: yes, later (RetryInfo).
     """
     ERROR_REASON_TOKEN_LIMIT_REACHED: _ErrorReason.ValueType  # 113
-    """ERROR_REASON_TOKEN_LIMIT_REACHED: the token has as many calls under way, or has made as many within a second, as
-    the operator lets one token; nothing of this call was taken. Example: RESOURCE_EXHAUSTED with RetryInfo, {limit:
-    "concurrent_calls", max: "500"}; the other limit is "calls_per_second".
-    Retry: yes, later (RetryInfo).
+    """ERROR_REASON_TOKEN_LIMIT_REACHED: the token has too many calls running, or has made too many calls within a
+    second. Nothing of this call was stored.
+
+    - Cure: send the same request again after RetryInfo, with fewer calls at a time.
+    - gRPC code: RESOURCE_EXHAUSTED.
+    - Metadata: `limit`: "concurrent_calls" or "calls_per_second", `max`: "500".
+    - Retry: yes, later (RetryInfo).
     """
     ERROR_REASON_CLOCK_WRONG: _ErrorReason.ValueType  # 117
-    """ERROR_REASON_CLOCK_WRONG: the clock of this server differs from the database's by more than 30 s, so that it answers
-    no calls; another server may. Example: UNAVAILABLE with RetryInfo.
-    Retry: yes, soon.
+    """ERROR_REASON_CLOCK_WRONG: the clocks of this server and the database differ by more than 30 seconds, so the
+    server rejects calls.
+
+    - Cure: send the same request again; another server may accept it. An operator corrects the clock.
+    - gRPC code: UNAVAILABLE.
+    - Metadata: none.
+    - Retry: yes, soon.
     """
     ERROR_REASON_STORE_UNPROVEN: _ErrorReason.ValueType  # 119
-    """ERROR_REASON_STORE_UNPROVEN: the merchant does not have the store, and the token may not register it: it is not for
-    all merchants with the scope `admin`, and no webhook that waits in quarantine proves whose the store is. The
-    error is the same whether another merchant has it or not. Example: FAILED_PRECONDITION, {store_id: "1718263946864"}.
-    Retry: no, an operator must act.
+    """ERROR_REASON_STORE_UNPROVEN: the merchant does not have the store, and the token may not register it: the token
+    is not for all merchants with the scope `admin`, and no quarantined webhook proves the owner. The error is the
+    same whether another merchant has the store or not.
+
+    - Cure: an operator registers the store, see ProgramsService.PutStore.
+    - gRPC code: FAILED_PRECONDITION.
+    - Metadata: `store_id`, such as "1718263946864".
+    - Retry: no, an operator must act.
     """
     ERROR_REASON_STORE_IN_USE: _ErrorReason.ValueType  # 120
-    """ERROR_REASON_STORE_IN_USE: the store has data of its merchant, and stays with it. Example: FAILED_PRECONDITION,
-    {store_id: "1718263946864", used_by: "points_accounts"}.
-    Retry: no, until the state has changed.
+    """ERROR_REASON_STORE_IN_USE: the store cannot be released, because its merchant has data of it.
+
+    - Cure: delete the data, if it may be deleted; otherwise the store stays with its merchant.
+    - gRPC code: FAILED_PRECONDITION.
+    - Metadata: `store_id`, such as "1718263946864"; `used_by`, the table with the data, such as "points_accounts".
+    - Retry: no, until the state has changed.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """ErrorReason is why a call failed or a redemption was refused. It stands without its prefix in
-    google.rpc.ErrorInfo.reason (domain "pointbook"), in RedemptionStatus.reason and in UpdateError.reason. Metadata
-    names the values that it is about, never an identifier of a person. The number in front of some comments is the
-    redemption status code. "Retry" says whether the same call can succeed when it is repeated: "soon" means with the
-    usual pauses, and not before RetryInfo where there is one. UNAVAILABLE is used only for these, so that a retry policy
-    of gRPC makes no useless calls.
+    """ErrorReason is why a call failed or a redemption was refused. Its name without the prefix is the `reason` of
+    google.rpc.ErrorInfo (domain "pointbook"), RedemptionStatus and UpdateError.
+
+    Each comment below states the cause, the cure, the gRPC code, the redemption status code if there is one, the
+    resource that google.rpc.ResourceInfo names, and the metadata of ErrorInfo with examples. Metadata never contains
+    an identifier of a person. The last line states whether the same call can succeed when it is repeated: "soon" means
+    with exponential backoff, and not before google.rpc.RetryInfo if the error has one. UNAVAILABLE is used only for
+    reasons with "yes, soon", so that a standard gRPC retry policy makes no useless calls.
+
+    Refused redemptions carry two more metadata keys: `status_code`, and `violations` with every code and reason.
+
+    See docs/reference/errors.md#grpc-codes-by-cause and docs/reference/redemption.md#status-codes.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
-"""ERROR_REASON_UNSPECIFIED is never answered."""
+"""ERROR_REASON_UNSPECIFIED is never returned."""
 ERROR_REASON_INVALID_FIELDS: ErrorReason.ValueType  # 1
-"""ERROR_REASON_INVALID_FIELDS: fields are missing, malformed, out of bounds or contradict each other; BadRequest
-names them. Example: INVALID_ARGUMENT, BadRequest{update.updated_value: "must be 0 to 10^15"}.
-Retry: no, the request must change.
+"""ERROR_REASON_INVALID_FIELDS: fields are missing, malformed, out of bounds or contradictory.
+
+- Cure: correct every field that BadRequest lists by path, such as `update.updated_value: "must be 0 to
+  10^15"`.
+- gRPC code: INVALID_ARGUMENT.
+- Metadata: `omitted_violations`, only if BadRequest could not hold all of them: how many are left out.
+- Retry: no, the request must change.
 """
 ERROR_REASON_TOKEN_MISSING: ErrorReason.ValueType  # 2
-"""ERROR_REASON_TOKEN_MISSING: the call has no bearer token. Example: UNAUTHENTICATED, "send `authorization: Bearer
-TOKEN` metadata".
-Retry: no, the request must change.
+"""ERROR_REASON_TOKEN_MISSING: the call has no bearer token.
+
+- Cure: send the metadata `authorization: Bearer TOKEN`.
+- gRPC code: UNAUTHENTICATED.
+- Metadata: none.
+- Retry: no, the request must change.
 """
 ERROR_REASON_TOKEN_INVALID: ErrorReason.ValueType  # 3
-"""ERROR_REASON_TOKEN_INVALID: the bearer token is unknown or revoked. Example: UNAUTHENTICATED.
-Retry: no, an operator must act.
+"""ERROR_REASON_TOKEN_INVALID: the bearer token is unknown or revoked.
+
+- Cure: create a token with `pointbook token create` and configure the client with it.
+- gRPC code: UNAUTHENTICATED.
+- Metadata: none.
+- Retry: no, an operator must act.
 """
 ERROR_REASON_TOKEN_EXPIRED: ErrorReason.ValueType  # 4
-"""ERROR_REASON_TOKEN_EXPIRED: the bearer token has expired. Example: UNAUTHENTICATED, {token_id: "3f9c…"}.
-Retry: no, an operator must act.
+"""ERROR_REASON_TOKEN_EXPIRED: the bearer token has expired.
+
+- Cure: create a new token with `pointbook token create` and replace the old one.
+- gRPC code: UNAUTHENTICATED.
+- Metadata: `token_id`, such as "3f9c…".
+- Retry: no, an operator must act.
 """
 ERROR_REASON_SCOPE_MISSING: ErrorReason.ValueType  # 5
-"""ERROR_REASON_SCOPE_MISSING: the token does not have the scope of this method. Example: PERMISSION_DENIED,
-{scope: "points.write"}.
-Retry: no, an operator must act.
+"""ERROR_REASON_SCOPE_MISSING: the token does not have the scope of the method.
+
+- Cure: use a token with the scope that the method's comment names.
+- gRPC code: PERMISSION_DENIED.
+- Metadata: `scope`, the missing one, such as "points.write".
+- Retry: no, an operator must act.
 """
 ERROR_REASON_MERCHANT_FORBIDDEN: ErrorReason.ValueType  # 6
-"""ERROR_REASON_MERCHANT_FORBIDDEN: the token is not for this merchant. Example: PERMISSION_DENIED,
-{merchant_id: "2000009999"}.
-Retry: no, an operator must act.
+"""ERROR_REASON_MERCHANT_FORBIDDEN: the token does not cover the merchant of the request.
+
+- Cure: correct the `merchant_id`, or use a token for this merchant or for all merchants.
+- gRPC code: PERMISSION_DENIED.
+- Metadata: `merchant_id`, such as "2000009999".
+- Retry: no, an operator must act.
 """
 ERROR_REASON_STORE_NOT_FOUND: ErrorReason.ValueType  # 20
-"""ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant. Only an update with a
-token for all merchants shows which, by registered_elsewhere. Example: NOT_FOUND, {store_id: "1718263946864", registered_elsewhere: "true"}.
-Retry: no, until the state has changed.
+"""ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant.
+
+- Cure: register the store with ProgramsService.PutStore, or correct the `merchant_id` or `store_id`.
+- gRPC code: NOT_FOUND. Resource: pointbook.v1.Store, named by `store_id`.
+- Metadata: `store_id`, such as "1718263946864"; `registered_elsewhere`: "true" if another merchant has the
+  store, only in responses to updates, and only to tokens for all merchants.
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_PROGRAM_NOT_FOUND: ErrorReason.ValueType  # 21
-"""ERROR_REASON_PROGRAM_NOT_FOUND: 1101, the merchant has no such program. Example: NOT_FOUND, {program_id: "7"}.
-Retry: no, until the state has changed.
+"""ERROR_REASON_PROGRAM_NOT_FOUND: the merchant has no such program.
+
+- Cure: create the program with ProgramsService.PutProgram, or correct the `program_id`.
+- gRPC code: NOT_FOUND. Status code: 1101. Resource: pointbook.v1.Program, named by `program_id`.
+- Metadata: `program_id`, such as "7".
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_CUSTOMER_NOT_FOUND: ErrorReason.ValueType  # 22
-"""ERROR_REASON_CUSTOMER_NOT_FOUND: 816, nobody has this identifier; where a request names several customers, the field
-is told. Example: NOT_FOUND, {field: "to_customer_id"}.
-Retry: no, until the state has changed.
+"""ERROR_REASON_CUSTOMER_NOT_FOUND: no customer of the merchant has this identifier.
+
+- Cure: create the customer with CustomersService.PutCustomer, or correct the identifier.
+- gRPC code: NOT_FOUND. Status code: 816.
+- Metadata: `identifier`, the kind of identifier in a redemption request, such as "mobile"; or `field`, the
+  path of the field that names the customer, if the request names several, such as "to_customer_id".
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_GROUP_NOT_FOUND: ErrorReason.ValueType  # 23
-"""ERROR_REASON_GROUP_NOT_FOUND: 1632, there is no such user group. Example: NOT_FOUND, {group_id: "12"}.
-Retry: no, until the state has changed.
+"""ERROR_REASON_GROUP_NOT_FOUND: the merchant has no such user group, or the customer has no default group.
+
+- Cure: create the group with CustomersService.PutUserGroup, or correct the reference.
+- gRPC code: NOT_FOUND. Status code: 1632. Resource: pointbook.v1.UserGroup, named by `group_id`.
+- Metadata: `group_id`, such as "12"; absent from refused redemptions.
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_ENTRY_NOT_FOUND: ErrorReason.ValueType  # 24
-"""ERROR_REASON_ENTRY_NOT_FOUND: no entry of the book has this event_id. Example: NOT_FOUND, {event_id: "e-1"}.
-Retry: no, until the state has changed.
+"""ERROR_REASON_ENTRY_NOT_FOUND: the ledger has no entry with this event_id.
+
+- Cure: correct the `event_id`; ListPointsEntries lists the entries of an account.
+- gRPC code: NOT_FOUND. Resource: pointbook.v1.PointsEntry, named by `event_id`.
+- Metadata: `event_id`, such as "e-1".
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_REDEMPTION_NOT_FOUND: ErrorReason.ValueType  # 25
-"""ERROR_REASON_REDEMPTION_NOT_FOUND: there is no such redemption. Example: NOT_FOUND, {redemption_id: "r-1"}.
-Retry: no, until the state has changed.
+"""ERROR_REASON_REDEMPTION_NOT_FOUND: the merchant has no such redemption.
+
+- Cure: correct the `redemption_id` or the reference number; ListRedemptions lists them.
+- gRPC code: NOT_FOUND. Resource: pointbook.v1.Redemption, named by `redemption_id`.
+- Metadata: `redemption_id`, such as "r-1"; absent if the request named a reference number.
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_BENEFIT_NOT_FOUND: ErrorReason.ValueType  # 26
-"""ERROR_REASON_BENEFIT_NOT_FOUND: there is no such benefit. Example: NOT_FOUND, {benefit_id: "b-1"}.
-Retry: no, until the state has changed.
+"""ERROR_REASON_BENEFIT_NOT_FOUND: the merchant has no such benefit.
+
+- Cure: correct the `benefit_id`; ListBenefits lists them.
+- gRPC code: NOT_FOUND. Resource: pointbook.v1.Benefit, named by `benefit_id`.
+- Metadata: `benefit_id`, such as "b-1".
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_WEBHOOK_NOT_FOUND: ErrorReason.ValueType  # 27
-"""ERROR_REASON_WEBHOOK_NOT_FOUND: no such webhook is in quarantine. Example: NOT_FOUND, {quarantine_id: "q-1"}.
-Retry: no, until the state has changed.
+"""ERROR_REASON_WEBHOOK_NOT_FOUND: the merchant's quarantine has no such webhook.
+
+- Cure: correct the `merchant_id` of the quarantine or the `quarantine_id`; ListQuarantinedWebhooks lists them.
+- gRPC code: NOT_FOUND. Resource: pointbook.v1.QuarantinedWebhook, named by `quarantine_id`.
+- Metadata: `quarantine_id`, such as "q-1".
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_CUSTOM_PRIVILEGE_NOT_FOUND: ErrorReason.ValueType  # 28
-"""ERROR_REASON_CUSTOM_PRIVILEGE_NOT_FOUND: there is no such custom privilege. Example: NOT_FOUND, {privilege_id: "p-1"}.
-Retry: no, until the state has changed.
+"""ERROR_REASON_CUSTOM_PRIVILEGE_NOT_FOUND: the merchant has no such custom privilege.
+
+- Cure: correct the `privilege_id`; ListCustomPrivileges lists them.
+- gRPC code: NOT_FOUND. Resource: pointbook.v1.CustomPrivilege, named by `privilege_id`.
+- Metadata: `privilege_id`, such as "p-1".
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_EVENT_ID_REUSED: ErrorReason.ValueType  # 40
-"""ERROR_REASON_EVENT_ID_REUSED: the event_id is in the book with other content. Example: ALREADY_EXISTS,
-{event_id: "e-1"}.
-Retry: no, the request must change.
+"""ERROR_REASON_EVENT_ID_REUSED: the event_id is already stored with different content.
+
+- Cure: use a unique `event_id` for each event. For a deletion and an update of one buyer and moment, have an
+  operator decide: ReplayQuarantinedWebhookRequest.overrides_contradiction.
+- gRPC code: ALREADY_EXISTS.
+- Metadata: `event_id`, such as "e-1".
+- Retry: no, the request must change.
 """
 ERROR_REASON_REFERENCE_REUSED: ErrorReason.ValueType  # 41
-"""ERROR_REASON_REFERENCE_REUSED: the external_reference_number belongs to a call with other content. Example:
-ALREADY_EXISTS, {external_reference_number: "order-17"}.
-Retry: no, the request must change.
+"""ERROR_REASON_REFERENCE_REUSED: the external_reference_number belongs to a call with different content.
+
+- Cure: use a unique `external_reference_number` for each redemption and each reversal.
+- gRPC code: ALREADY_EXISTS.
+- Metadata: `external_reference_number`, such as "order-17".
+- Retry: no, the request must change.
 """
 ERROR_REASON_IDENTIFIER_TAKEN: ErrorReason.ValueType  # 42
-"""ERROR_REASON_IDENTIFIER_TAKEN: the identifier belongs to another customer, or names another group; BadRequest names
-every such field. Example: ALREADY_EXISTS, {identifier: "customer.mobile"}, BadRequest{customer.mobile: "belongs to
-another one already"}.
-Retry: no, the request must change.
+"""ERROR_REASON_IDENTIFIER_TAKEN: an identifier in the request belongs to another customer or group.
+
+- Cure: move the identifier with CustomersService.MoveIdentifier, or leave it out. BadRequest lists every such
+  field.
+- gRPC code: ALREADY_EXISTS.
+- Metadata: `identifier`, the path of the first such field, such as "customer.mobile".
+- Retry: no, the request must change.
 """
 ERROR_REASON_STORE_TAKEN: ErrorReason.ValueType  # 43
-"""ERROR_REASON_STORE_TAKEN: the store belongs to another merchant. Only tokens that may register any store get this.
-Example: ALREADY_EXISTS,
-{store_id: "1718263946864"}.
-Retry: no, the request must change.
+"""ERROR_REASON_STORE_TAKEN: the store belongs to another merchant. Only tokens that may register any store get this
+error; others get STORE_UNPROVEN.
+
+- Cure: correct the `merchant_id`, or release the store with ProgramsService.ReleaseStore.
+- gRPC code: ALREADY_EXISTS.
+- Metadata: `store_id`, such as "1718263946864".
+- Retry: no, the request must change.
 """
 ERROR_REASON_STALE_ETAG: ErrorReason.ValueType  # 60
-"""ERROR_REASON_STALE_ETAG: the resource changed since its etag was read; read it again. Example: ABORTED.
-Retry: no, the request must change.
+"""ERROR_REASON_STALE_ETAG: the resource has changed since the etag was read.
+
+- Cure: read the resource again, reapply the change, and send the new etag.
+- gRPC code: ABORTED.
+- Metadata: none.
+- Retry: no, the request must change.
 """
 ERROR_REASON_TRANSACTION_CONFLICT: ErrorReason.ValueType  # 61
-"""ERROR_REASON_TRANSACTION_CONFLICT: the database kept refusing the transaction because of others; retry.
-Example: ABORTED with RetryInfo.
-Retry: yes, soon.
+"""ERROR_REASON_TRANSACTION_CONFLICT: concurrent transactions kept conflicting with this one.
+
+- Cure: send the same request again after RetryInfo.
+- gRPC code: ABORTED.
+- Metadata: none.
+- Retry: yes, soon.
 """
 ERROR_REASON_SEND_LIMIT_REACHED: ErrorReason.ValueType  # 62
-"""ERROR_REASON_SEND_LIMIT_REACHED: too many codes were sent to this destination or by this merchant, too many missed
-calls were asked for of this customer, or the program does not let codes be sent to its region. Example:
-RESOURCE_EXHAUSTED with RetryInfo, {limit: "destination"}; the others are "merchant", "missed_calls" and
-"allowed_regions".
-Retry: yes, later (RetryInfo).
+"""ERROR_REASON_SEND_LIMIT_REACHED: a send limit is reached: too many messages to this destination or for this
+merchant, too many missed calls for this customer, or a region that the program does not allow.
+
+- Cure: wait for RetryInfo. For "allowed_regions", change Program.allowed_regions. ResetValidationLimits clears
+  a customer's counters.
+- gRPC code: RESOURCE_EXHAUSTED.
+- Metadata: `limit`: "destination", "merchant", "missed_calls" or "allowed_regions".
+- Retry: yes, later (RetryInfo).
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 63
-"""ERROR_REASON_QUEUE_FULL: too many calls run or wait, also for an unknown token to be looked up, or the quarantine
-is full; nothing of this call was taken. Example: RESOURCE_EXHAUSTED with RetryInfo.
-Retry: yes, soon.
+"""ERROR_REASON_QUEUE_FULL: too many calls are running or waiting, too many unknown tokens are waiting for a lookup,
+or the quarantine is full. Nothing of this call was stored.
+
+- Cure: send the same request again after RetryInfo. Drop or replay webhooks if the quarantine is full.
+- gRPC code: RESOURCE_EXHAUSTED.
+- Metadata: none.
+- Retry: yes, soon.
 """
 ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 64
-"""ERROR_REASON_DATABASE_UNAVAILABLE: the database is away, hangs, cannot be written or is too busy, or tokens could
-not be read for too long. Example: UNAVAILABLE with RetryInfo.
-Retry: yes, soon.
+"""ERROR_REASON_DATABASE_UNAVAILABLE: the database is unreachable, unresponsive, read-only or overloaded, or tokens
+could not be read for too long.
+
+- Cure: send the same request again after RetryInfo.
+- gRPC code: UNAVAILABLE.
+- Metadata: none.
+- Retry: yes, soon.
 """
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 65
-"""ERROR_REASON_SHUTTING_DOWN: this server is stopping; another one will answer. Example: UNAVAILABLE with
-RetryInfo.
-Retry: yes, soon.
+"""ERROR_REASON_SHUTTING_DOWN: this server is stopping.
+
+- Cure: send the same request again; another server will accept it.
+- gRPC code: UNAVAILABLE.
+- Metadata: none.
+- Retry: yes, soon.
 """
 ERROR_REASON_CODE_KEY_UNKNOWN: ErrorReason.ValueType  # 66
-"""ERROR_REASON_CODE_KEY_UNKNOWN: it takes a key that this server does not have, and another one may: the one that a
-code was signed with, or that a webhook in quarantine was encrypted with. Example: UNAVAILABLE with RetryInfo,
-{key_id: "2026-05"}.
-Retry: yes, soon.
+"""ERROR_REASON_CODE_KEY_UNKNOWN: this server lacks the key that a code was signed with or that a quarantined
+webhook was encrypted with. Another server may have it.
+
+- Cure: send the same request again. If it keeps failing, an operator adds the key to POINTBOOK_CODE_KEYS or
+  POINTBOOK_QUARANTINE_KEYS.
+- gRPC code: UNAVAILABLE.
+- Metadata: `key_id`, such as "2026-05"; only for webhooks.
+- Retry: yes, soon.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 67
-"""ERROR_REASON_DEADLINE_EXCEEDED: the call ran into its deadline. Example: DEADLINE_EXCEEDED.
-Retry: yes, soon.
+"""ERROR_REASON_DEADLINE_EXCEEDED: the call reached its deadline. A write may or may not have been committed.
+
+- Cure: send the same request again; every write is safe to repeat.
+- gRPC code: DEADLINE_EXCEEDED.
+- Metadata: none.
+- Retry: yes, soon.
 """
 ERROR_REASON_KEY_NOT_CONFIGURED: ErrorReason.ValueType  # 69
-"""ERROR_REASON_KEY_NOT_CONFIGURED: this server has no key at all, where it takes one to sign a code, to encrypt a
-customer webhook, or for the hash that a redaction leaves. Example: FAILED_PRECONDITION,
-{setting: "POINTBOOK_CODE_KEYS"}.
-Retry: no, an operator must act.
+"""ERROR_REASON_KEY_NOT_CONFIGURED: this server has no key to sign a code, to encrypt a customer webhook, or to hash
+a redacted customer.
+
+- Cure: an operator sets the named setting.
+- gRPC code: FAILED_PRECONDITION.
+- Metadata: `setting`, such as "POINTBOOK_CODE_KEYS".
+- Retry: no, an operator must act.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 68
-"""ERROR_REASON_INTERNAL: something broke on our side; the log has the cause under the request id. Example:
-INTERNAL, {request_id: "6f1c…"}.
-Retry: no, an operator must act.
+"""ERROR_REASON_INTERNAL: the server failed unexpectedly. Its log has the cause under the request id.
+
+- Cure: report the request id to the operator of the server.
+- gRPC code: INTERNAL.
+- Metadata: `request_id`, such as "6f1c…".
+- Retry: no, an operator must act.
 """
 ERROR_REASON_REDEEMABLE: ErrorReason.ValueType  # 80
-"""ERROR_REASON_REDEEMABLE: 800, the points may be redeemed. It is a status, never an error.
-Retry: no error.
+"""ERROR_REASON_REDEEMABLE: the points may be redeemed. It is a status, never an error.
+
+- Cure: none needed.
+- gRPC code: OK. Status code: 800.
+- Metadata: none.
+- Retry: no error.
 """
 ERROR_REASON_POINTS_NOT_POSITIVE: ErrorReason.ValueType  # 81
-"""ERROR_REASON_POINTS_NOT_POSITIVE: 801, at least one point must be redeemed. Example: INVALID_ARGUMENT,
-{points: "0"}.
-Retry: no, the request must change.
+"""ERROR_REASON_POINTS_NOT_POSITIVE: fewer than one point would be redeemed.
+
+- Cure: ask for at least one point.
+- gRPC code: INVALID_ARGUMENT. Status code: 801.
+- Metadata: `points`, such as "0".
+- Retry: no, the request must change.
 """
 ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: ErrorReason.ValueType  # 82
-"""ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: 801, the currency value is no whole number of points. Example:
-INVALID_ARGUMENT, {currency_value: "0.015", point_value: "0.01", lower_currency_value: "0.01", lower_points: "1",
-higher_currency_value: "0.02", higher_points: "2"}: the nearest values that may be asked for. They are whole points
-that keep to the program's multiples_of, minimum and maxima (a redemption, day, week and month), and have at most 3
-decimals and 12 digits before them; one that does not exist is left out.
-Retry: no, the request must change.
+"""ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: the currency value is not a whole number of points.
+
+- Cure: ask for one of the nearest values in the metadata. They are whole points within the program's
+  `multiples_of`, minimum and maxima (per redemption, day, week and month), with at most 3 decimals and 12 digits
+  before the point. A value that does not exist is left out.
+- gRPC code: INVALID_ARGUMENT. Status code: 801.
+- Metadata: `currency_value`: "0.015", `point_value`: "0.01", `lower_currency_value`: "0.01", `lower_points`:
+  "1", `higher_currency_value`: "0.02", `higher_points`: "2".
+- Retry: no, the request must change.
 """
 ERROR_REASON_IDENTIFIER_INVALID: ErrorReason.ValueType  # 83
-"""ERROR_REASON_IDENTIFIER_INVALID: 802, the identifier has no valid form. Example: INVALID_ARGUMENT,
-{identifier: "mobile"}.
-Retry: no, the request must change.
+"""ERROR_REASON_IDENTIFIER_INVALID: the customer's identifier is malformed.
+
+- Cure: correct the identifier; CustomerRef describes the accepted forms.
+- gRPC code: INVALID_ARGUMENT. Status code: 802.
+- Metadata: `identifier`, the kind of identifier, such as "mobile".
+- Retry: no, the request must change.
 """
 ERROR_REASON_INSUFFICIENT_POINTS: ErrorReason.ValueType  # 84
-"""ERROR_REASON_INSUFFICIENT_POINTS: 803, fewer points are active than asked for; for an update without a balance,
-the account would fall below zero. Example: FAILED_PRECONDITION, {active_points: "20", points: "210"}.
-Retry: no, until the state has changed.
+"""ERROR_REASON_INSUFFICIENT_POINTS: fewer points are active than requested; or an update without a balance would
+take the account below zero.
+
+- Cure: redeem fewer points, or wait until the customer has more. An update that was refused once stays refused
+  under its `event_id`, unless it sets `forget_refusal`.
+- gRPC code: FAILED_PRECONDITION. Status code: 803.
+- Metadata: `active_points`: "20", `points`: "210" for a redemption; `event_id`, `updated_value` for an update.
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_BALANCE_BELOW_REQUIRED: ErrorReason.ValueType  # 85
-"""ERROR_REASON_BALANCE_BELOW_REQUIRED: 804, the customer's active points are under min_balance_required. Example:
-FAILED_PRECONDITION, {active_points: "20", min_balance_required: "100"}.
-Retry: no, until the state has changed.
+"""ERROR_REASON_BALANCE_BELOW_REQUIRED: the customer has fewer active points than `min_balance_required`.
+
+- Cure: wait until the customer has enough points.
+- gRPC code: FAILED_PRECONDITION. Status code: 804.
+- Metadata: `active_points`: "20", `min_balance_required`: "100".
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_LIFETIME_POINTS_BELOW_REQUIRED: ErrorReason.ValueType  # 86
-"""ERROR_REASON_LIFETIME_POINTS_BELOW_REQUIRED: 805, the customer earned fewer points than min_lifetime_points.
-Example: FAILED_PRECONDITION, {lifetime_points: "20", min_lifetime_points: "100"}.
-Retry: no, until the state has changed.
+"""ERROR_REASON_LIFETIME_POINTS_BELOW_REQUIRED: the customer has earned fewer points than `min_lifetime_points`.
+
+- Cure: wait until the customer has earned enough points.
+- gRPC code: FAILED_PRECONDITION. Status code: 805.
+- Metadata: `lifetime_points`: "20", `min_lifetime_points`: "100".
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_NOT_A_MULTIPLE: ErrorReason.ValueType  # 87
-"""ERROR_REASON_NOT_A_MULTIPLE: 807, the points are no multiple of multiples_of. Example: FAILED_PRECONDITION,
-{points: "15", multiples_of: "10"}.
-Retry: no, the request must change.
+"""ERROR_REASON_NOT_A_MULTIPLE: the points are not a multiple of `multiples_of`.
+
+- Cure: ask for a multiple.
+- gRPC code: FAILED_PRECONDITION. Status code: 807.
+- Metadata: `points`: "15", `multiples_of`: "10".
+- Retry: no, the request must change.
 """
 ERROR_REASON_CODE_INVALID: ErrorReason.ValueType  # 88
-"""ERROR_REASON_CODE_INVALID: 808, the code is wrong, expired, used, locked, or for something else. Example:
-FAILED_PRECONDITION.
-Retry: no, the request must change.
+"""ERROR_REASON_CODE_INVALID: the code is wrong, expired, already used, locked, or issued for another redemption.
+The response does not say which.
+
+- Cure: check the code with the customer, or issue a new one.
+- gRPC code: FAILED_PRECONDITION. Status code: 808.
+- Metadata: none.
+- Retry: no, the request must change.
 """
 ERROR_REASON_CUSTOMER_BLOCKED: ErrorReason.ValueType  # 89
-"""ERROR_REASON_CUSTOMER_BLOCKED: 809, the customer is blocked as fraud. Example: FAILED_PRECONDITION.
-Retry: no, until the state has changed.
+"""ERROR_REASON_CUSTOMER_BLOCKED: the customer is blocked (Customer.fraud_blocked).
+
+- Cure: an operator unblocks the customer with CustomersService.PutCustomer.
+- gRPC code: FAILED_PRECONDITION. Status code: 809.
+- Metadata: none.
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_REDEMPTION_FAILED: ErrorReason.ValueType  # 90
-"""ERROR_REASON_REDEMPTION_FAILED: 817, the points could not be redeemed, because the customer, the group or the
-program changed while the call was on its way. Example: FAILED_PRECONDITION.
-Retry: yes, soon.
+"""ERROR_REASON_REDEMPTION_FAILED: the customer, the group or the program changed while the call was running.
+
+- Cure: send the same request again.
+- gRPC code: FAILED_PRECONDITION. Status code: 817.
+- Metadata: none.
+- Retry: yes, soon.
 """
 ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: ErrorReason.ValueType  # 91
-"""ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: 819, more than max_points_per_redemption. Example: FAILED_PRECONDITION,
-{points: "210", max_points_per_redemption: "200"}.
-Retry: no, the request must change.
+"""ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: more points are requested than `max_points_per_redemption`.
+
+- Cure: ask for fewer points.
+- gRPC code: FAILED_PRECONDITION. Status code: 819.
+- Metadata: `points`: "210", `max_points_per_redemption`: "200".
+- Retry: no, the request must change.
 """
 ERROR_REASON_ABOVE_MAX_PER_DAY: ErrorReason.ValueType  # 92
-"""ERROR_REASON_ABOVE_MAX_PER_DAY: 819, more than max_points_per_day. Example: FAILED_PRECONDITION,
-{points: "60", redeemed_points: "450", max_points_per_day: "500"}.
-Retry: no, until the state has changed.
+"""ERROR_REASON_ABOVE_MAX_PER_DAY: the customer would redeem more points in this day than `max_points_per_day`, in
+the program's time zone.
+
+- Cure: ask for fewer points, or wait for the next day.
+- gRPC code: FAILED_PRECONDITION. Status code: 819.
+- Metadata: `points`: "60", `redeemed_points`: "450" (already redeemed in this day), `max_points_per_day`:
+  "500".
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_ABOVE_MAX_PER_WEEK: ErrorReason.ValueType  # 93
-"""ERROR_REASON_ABOVE_MAX_PER_WEEK: 819, more than max_points_per_week. Example: as ABOVE_MAX_PER_DAY.
-Retry: no, until the state has changed.
+"""ERROR_REASON_ABOVE_MAX_PER_WEEK: the customer would redeem more points in this week than `max_points_per_week`,
+in the program's time zone.
+
+- Cure: ask for fewer points, or wait for the next week.
+- gRPC code: FAILED_PRECONDITION. Status code: 819.
+- Metadata: `points`: "60", `redeemed_points`: "450" (already redeemed in this week), `max_points_per_week`:
+  "500".
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_ABOVE_MAX_PER_MONTH: ErrorReason.ValueType  # 94
-"""ERROR_REASON_ABOVE_MAX_PER_MONTH: 819, more than max_points_per_month. Example: as ABOVE_MAX_PER_DAY.
-Retry: no, until the state has changed.
+"""ERROR_REASON_ABOVE_MAX_PER_MONTH: the customer would redeem more points in this month than
+`max_points_per_month`, in the program's time zone.
+
+- Cure: ask for fewer points, or wait for the next month.
+- gRPC code: FAILED_PRECONDITION. Status code: 819.
+- Metadata: `points`: "60", `redeemed_points`: "450" (already redeemed in this month), `max_points_per_month`:
+  "500".
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_BELOW_MIN_PER_REDEMPTION: ErrorReason.ValueType  # 95
-"""ERROR_REASON_BELOW_MIN_PER_REDEMPTION: 821, fewer than min_points_per_redemption. Example: FAILED_PRECONDITION,
-{points: "10", min_points_per_redemption: "50"}.
-Retry: no, the request must change.
+"""ERROR_REASON_BELOW_MIN_PER_REDEMPTION: fewer points are requested than `min_points_per_redemption`.
+
+- Cure: ask for more points.
+- gRPC code: FAILED_PRECONDITION. Status code: 821.
+- Metadata: `points`: "10", `min_points_per_redemption`: "50".
+- Retry: no, the request must change.
 """
 ERROR_REASON_MISSED_CALL_NOT_SEEN: ErrorReason.ValueType  # 96
-"""ERROR_REASON_MISSED_CALL_NOT_SEEN: 822, the customer has not called yet. Example: FAILED_PRECONDITION.
-Retry: no, until the state has changed.
+"""ERROR_REASON_MISSED_CALL_NOT_SEEN: the customer has not called the number yet.
+
+- Cure: have the customer call, and send the same request again.
+- gRPC code: FAILED_PRECONDITION. Status code: 822.
+- Metadata: none.
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_MISSED_CALL_NOT_ENABLED: ErrorReason.ValueType  # 97
-"""ERROR_REASON_MISSED_CALL_NOT_ENABLED: 823, the program does not validate by missed call. Example:
-FAILED_PRECONDITION.
-Retry: no, the request must change.
+"""ERROR_REASON_MISSED_CALL_NOT_ENABLED: the program does not validate by missed call.
+
+- Cure: choose another `validation_type`, or add MISSED_CALL to the program's channels.
+- gRPC code: FAILED_PRECONDITION. Status code: 823.
+- Metadata: none.
+- Retry: no, the request must change.
 """
 ERROR_REASON_VALIDATION_REQUIRED: ErrorReason.ValueType  # 98
-"""ERROR_REASON_VALIDATION_REQUIRED: 824, the program wants the customer to be validated. Example:
-FAILED_PRECONDITION.
-Retry: no, the request must change.
+"""ERROR_REASON_VALIDATION_REQUIRED: the program requires a validation and the request has none.
+
+- Cure: issue a code and send it, or confirm a missed call.
+- gRPC code: FAILED_PRECONDITION. Status code: 824.
+- Metadata: none.
+- Retry: no, the request must change.
 """
 ERROR_REASON_SKIP_NOT_ALLOWED: ErrorReason.ValueType  # 99
-"""ERROR_REASON_SKIP_NOT_ALLOWED: 824, the program does not allow skipping, or the token lacks `redeem.skip`.
-Example: FAILED_PRECONDITION.
-Retry: no, the request must change.
+"""ERROR_REASON_SKIP_NOT_ALLOWED: the program does not allow skipping the validation, or the token lacks the scope
+`redeem.skip`.
+
+- Cure: send a validation code, or use a token and a program that allow skipping.
+- gRPC code: FAILED_PRECONDITION. Status code: 824.
+- Metadata: none.
+- Retry: no, the request must change.
 """
 ERROR_REASON_REDEMPTION_DISABLED: ErrorReason.ValueType  # 100
-"""ERROR_REASON_REDEMPTION_DISABLED: 827, the program's redemption is switched off. Example: FAILED_PRECONDITION.
-Retry: no, until the state has changed.
+"""ERROR_REASON_REDEMPTION_DISABLED: redemption is switched off for the program.
+
+- Cure: set Program.redemption_enabled.
+- gRPC code: FAILED_PRECONDITION. Status code: 827.
+- Metadata: none.
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_GROUP_REDEMPTION_NOT_ALLOWED: ErrorReason.ValueType  # 101
-"""ERROR_REASON_GROUP_REDEMPTION_NOT_ALLOWED: 828, the program does not let groups pool points. Example:
-FAILED_PRECONDITION.
-Retry: no, the request must change.
+"""ERROR_REASON_GROUP_REDEMPTION_NOT_ALLOWED: the program does not allow group redemption.
+
+- Cure: leave out `user_group2`, or set Program.allow_group_redemption.
+- gRPC code: FAILED_PRECONDITION. Status code: 828.
+- Metadata: none.
+- Retry: no, the request must change.
 """
 ERROR_REASON_CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED: ErrorReason.ValueType  # 102
-"""ERROR_REASON_CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED: 828, the program does not take points of other programs.
-Example: FAILED_PRECONDITION.
-Retry: no, the request must change.
+"""ERROR_REASON_CROSS_PROGRAM_REDEMPTION_NOT_ALLOWED: the program does not accept points of other programs.
+
+- Cure: leave out `group_redemption`, or set Program.allow_cross_program_redemption.
+- gRPC code: FAILED_PRECONDITION. Status code: 828.
+- Metadata: none.
+- Retry: no, the request must change.
 """
 ERROR_REASON_NO_DESTINATION: ErrorReason.ValueType  # 103
-"""ERROR_REASON_NO_DESTINATION: 860, there is nowhere to send a code to: the customer has no contact, this server does
-not use the program's channels, or the program sends no SMS to phone numbers of this type (sms_number_types).
-Example: FAILED_PRECONDITION, {validation_type: "SMS", number_type: "FIXED_LINE"}.
-Retry: no, until the state has changed.
+"""ERROR_REASON_NO_DESTINATION: the code cannot be sent: the customer has no contact, this server does not use any
+of the program's channels, or the program sends no SMS to this type of phone number (sms_number_types).
+
+- Cure: add a mobile number or e-mail address to the customer, or change the program's channels.
+- gRPC code: FAILED_PRECONDITION. Status code: 860.
+- Metadata: `validation_type`: "SMS", `number_type`: "FIXED_LINE", only for a phone number of the wrong type.
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_CHANNEL_NOT_ENABLED: ErrorReason.ValueType  # 104
-"""ERROR_REASON_CHANNEL_NOT_ENABLED: 860, the program or this server does not send codes by this channel. Example:
-FAILED_PRECONDITION, {validation_type: "EMAIL"}.
-Retry: no, the request must change.
+"""ERROR_REASON_CHANNEL_NOT_ENABLED: the program or this server does not send codes by the requested channel.
+
+- Cure: choose another `validation_type`, or leave it unset.
+- gRPC code: FAILED_PRECONDITION. Status code: 860.
+- Metadata: `validation_type`, such as "EMAIL".
+- Retry: no, the request must change.
 """
 ERROR_REASON_DELIVERY_FAILED: ErrorReason.ValueType  # 105
-"""ERROR_REASON_DELIVERY_FAILED: 860, the provider did not take the code, or may not have: RetryInfo has the delay after
-which another one is sent. Example: UNAVAILABLE with RetryInfo.
-Retry: yes, soon.
+"""ERROR_REASON_DELIVERY_FAILED: the provider did not accept the message, or it is unknown whether it did.
+
+- Cure: send the same request again after RetryInfo; it then sends another message.
+- gRPC code: UNAVAILABLE. Status code: 860.
+- Metadata: none.
+- Retry: yes, soon.
 """
 ERROR_REASON_CODE_NOT_ISSUED: ErrorReason.ValueType  # 106
-"""ERROR_REASON_CODE_NOT_ISSUED: 876, a warning: the points may be redeemed, but the code could not be issued. Its
-metadata has the cause, and what the error of that reason has, for example {cause: "NO_DESTINATION"}.
-Retry: no error.
+"""ERROR_REASON_CODE_NOT_ISSUED: a warning: the points may be redeemed, but the code could not be issued. It is
+never an error.
+
+- Cure: act on the cause.
+- gRPC code: OK. Status code: 876.
+- Metadata: `cause`, the reason without prefix, such as "NO_DESTINATION", and the metadata of that reason.
+- Retry: no error.
 """
 ERROR_REASON_NOT_A_GROUP_MEMBER: ErrorReason.ValueType  # 107
-"""ERROR_REASON_NOT_A_GROUP_MEMBER: 1620, the customer is not a member of the group. Example: FAILED_PRECONDITION.
-Retry: no, until the state has changed.
+"""ERROR_REASON_NOT_A_GROUP_MEMBER: the customer is not a member who may redeem from the group.
+
+- Cure: add the customer to the group with `can_redeem`, or unblock the member, with PutUserGroup.
+- gRPC code: FAILED_PRECONDITION. Status code: 1620.
+- Metadata: none.
+- Retry: no, until the state has changed.
 """
 ERROR_REASON_CROSS_PROGRAM_MISCONFIGURED: ErrorReason.ValueType  # 108
-"""ERROR_REASON_CROSS_PROGRAM_MISCONFIGURED: 3316, an allowing program has another point value or currency. Example:
-FAILED_PRECONDITION, {program_id: "2"}.
-Retry: no, an operator must act.
+"""ERROR_REASON_CROSS_PROGRAM_MISCONFIGURED: another program that allows its points to be redeemed here has a
+different point value or currency.
+
+- Cure: an operator gives both programs the same `point_value` and `currency_code`, or disallows one.
+- gRPC code: FAILED_PRECONDITION. Status code: 3316.
+- Metadata: `program_id` of the other program, such as "2".
+- Retry: no, an operator must act.
 """
 ERROR_REASON_ALREADY_REVERSED: ErrorReason.ValueType  # 109
-"""ERROR_REASON_ALREADY_REVERSED: 3802, nothing of the redemption is left to reverse. Example: FAILED_PRECONDITION,
-{redemption_id: "r-1"}.
-Retry: no, the request must change.
+"""ERROR_REASON_ALREADY_REVERSED: fewer points of the redemption are left than the call would reverse, or none.
+
+- Cure: ask for at most the points that are left.
+- gRPC code: FAILED_PRECONDITION. Status code: 3802.
+- Metadata: `redemption_id`, such as "r-1"; `left_points`, how many can still be reversed.
+- Retry: no, the request must change.
 """
 ERROR_REASON_REDEMPTION_SETTLED: ErrorReason.ValueType  # 110
-"""ERROR_REASON_REDEMPTION_SETTLED: SHOPLINE has booked the redemption; reverse it there. Example:
-FAILED_PRECONDITION, {redemption_id: "r-1"}.
-Retry: no, the request must change.
+"""ERROR_REASON_REDEMPTION_SETTLED: SHOPLINE has already deducted the points, so the hold cannot be released.
+
+- Cure: refund the points in SHOPLINE; its webhook returns them to the account.
+- gRPC code: FAILED_PRECONDITION.
+- Metadata: `redemption_id`, such as "r-1"; `reversible_points`, how many can still be reversed here.
+- Retry: no, the request must change.
 """
 ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: ErrorReason.ValueType  # 111
-"""ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: 819, more points than the program lets a missed call validate. Example:
-FAILED_PRECONDITION, {points: "600", max_points_missed_call: "500"}.
-Retry: no, the request must change.
+"""ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: more points are requested than a missed call may validate in this program
+(max_points_missed_call).
+
+- Cure: ask for fewer points, or validate by a code.
+- gRPC code: FAILED_PRECONDITION. Status code: 819.
+- Metadata: `points`: "600", `max_points_missed_call`: "500".
+- Retry: no, the request must change.
 """
 ERROR_REASON_CONTACT_CHANGED: ErrorReason.ValueType  # 112
-"""ERROR_REASON_CONTACT_CHANGED: 860, the customer's mobile number or e-mail address has changed lately, and gets no
-codes until then. Example: FAILED_PRECONDITION with RetryInfo, {validation_type: "SMS"}.
-Retry: yes, later (RetryInfo).
+"""ERROR_REASON_CONTACT_CHANGED: the customer's mobile number or e-mail address changed recently, and gets no codes
+for a while (24 hours by default).
+
+- Cure: use the other channel, or wait for RetryInfo.
+- gRPC code: FAILED_PRECONDITION. Status code: 860.
+- Metadata: `validation_type`, such as "SMS".
+- Retry: yes, later (RetryInfo).
 """
 ERROR_REASON_TOKEN_LIMIT_REACHED: ErrorReason.ValueType  # 113
-"""ERROR_REASON_TOKEN_LIMIT_REACHED: the token has as many calls under way, or has made as many within a second, as
-the operator lets one token; nothing of this call was taken. Example: RESOURCE_EXHAUSTED with RetryInfo, {limit:
-"concurrent_calls", max: "500"}; the other limit is "calls_per_second".
-Retry: yes, later (RetryInfo).
+"""ERROR_REASON_TOKEN_LIMIT_REACHED: the token has too many calls running, or has made too many calls within a
+second. Nothing of this call was stored.
+
+- Cure: send the same request again after RetryInfo, with fewer calls at a time.
+- gRPC code: RESOURCE_EXHAUSTED.
+- Metadata: `limit`: "concurrent_calls" or "calls_per_second", `max`: "500".
+- Retry: yes, later (RetryInfo).
 """
 ERROR_REASON_CLOCK_WRONG: ErrorReason.ValueType  # 117
-"""ERROR_REASON_CLOCK_WRONG: the clock of this server differs from the database's by more than 30 s, so that it answers
-no calls; another server may. Example: UNAVAILABLE with RetryInfo.
-Retry: yes, soon.
+"""ERROR_REASON_CLOCK_WRONG: the clocks of this server and the database differ by more than 30 seconds, so the
+server rejects calls.
+
+- Cure: send the same request again; another server may accept it. An operator corrects the clock.
+- gRPC code: UNAVAILABLE.
+- Metadata: none.
+- Retry: yes, soon.
 """
 ERROR_REASON_STORE_UNPROVEN: ErrorReason.ValueType  # 119
-"""ERROR_REASON_STORE_UNPROVEN: the merchant does not have the store, and the token may not register it: it is not for
-all merchants with the scope `admin`, and no webhook that waits in quarantine proves whose the store is. The
-error is the same whether another merchant has it or not. Example: FAILED_PRECONDITION, {store_id: "1718263946864"}.
-Retry: no, an operator must act.
+"""ERROR_REASON_STORE_UNPROVEN: the merchant does not have the store, and the token may not register it: the token
+is not for all merchants with the scope `admin`, and no quarantined webhook proves the owner. The error is the
+same whether another merchant has the store or not.
+
+- Cure: an operator registers the store, see ProgramsService.PutStore.
+- gRPC code: FAILED_PRECONDITION.
+- Metadata: `store_id`, such as "1718263946864".
+- Retry: no, an operator must act.
 """
 ERROR_REASON_STORE_IN_USE: ErrorReason.ValueType  # 120
-"""ERROR_REASON_STORE_IN_USE: the store has data of its merchant, and stays with it. Example: FAILED_PRECONDITION,
-{store_id: "1718263946864", used_by: "points_accounts"}.
-Retry: no, until the state has changed.
+"""ERROR_REASON_STORE_IN_USE: the store cannot be released, because its merchant has data of it.
+
+- Cure: delete the data, if it may be deleted; otherwise the store stays with its merchant.
+- gRPC code: FAILED_PRECONDITION.
+- Metadata: `store_id`, such as "1718263946864"; `used_by`, the table with the data, such as "points_accounts".
+- Retry: no, until the state has changed.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

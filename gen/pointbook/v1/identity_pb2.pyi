@@ -24,7 +24,7 @@ class _UserSource:
 class _UserSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UserSource.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     USER_SOURCE_UNSPECIFIED: _UserSource.ValueType  # 0
-    """USER_SOURCE_UNSPECIFIED means that no source was named. It is refused with INVALID_ARGUMENT (INVALID_FIELDS) where
+    """USER_SOURCE_UNSPECIFIED means that no source is given. It is refused with INVALID_ARGUMENT (INVALID_FIELDS) where
     a source is required.
     """
     USER_SOURCE_FACEBOOK: _UserSource.ValueType  # 1
@@ -32,10 +32,10 @@ class _UserSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UserSource
     USER_SOURCE_WEB_ENGAGE: _UserSource.ValueType  # 2
     """USER_SOURCE_WEB_ENGAGE is Capillary's WEB_ENGAGE."""
     USER_SOURCE_WECHAT: _UserSource.ValueType  # 3
-    """USER_SOURCE_WECHAT is Capillary's WECHAT. It has several accounts, therefore it always needs an account id."""
+    """USER_SOURCE_WECHAT is Capillary's WECHAT. It has several accounts, so it always requires an account id."""
     USER_SOURCE_INSTORE: _UserSource.ValueType  # 4
-    """USER_SOURCE_INSTORE is Capillary's INSTORE. Without an account id it means the customers' own identifiers (mobile,
-    e-mail, cards, customer id) and not their source identities.
+    """USER_SOURCE_INSTORE is Capillary's INSTORE. Without an account id it refers to the customer's own identifiers
+    (mobile number, e-mail address, cards, customer_id), not to source identities.
     """
     USER_SOURCE_MARTJACK: _UserSource.ValueType  # 5
     """USER_SOURCE_MARTJACK is Capillary's MARTJACK."""
@@ -55,12 +55,13 @@ class _UserSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UserSource
     """USER_SOURCE_MOBILE_APP is Capillary's MOBILE_APP."""
 
 class UserSource(_UserSource, metaclass=_UserSourceEnumTypeWrapper):
-    """UserSource is the source in which a customer's identifier is known. The values are the twelve of
-    `user_group2_primary_user_source` of Capillary's points/isredeemable, in its order.
+    """UserSource is the external source in which a customer's identifier is known. The values are the twelve of
+    `user_group2_primary_user_source` of Capillary's points/isredeemable, in its order. See
+    docs/reference/capillary-isredeemable.md#user-sources.
     """
 
 USER_SOURCE_UNSPECIFIED: UserSource.ValueType  # 0
-"""USER_SOURCE_UNSPECIFIED means that no source was named. It is refused with INVALID_ARGUMENT (INVALID_FIELDS) where
+"""USER_SOURCE_UNSPECIFIED means that no source is given. It is refused with INVALID_ARGUMENT (INVALID_FIELDS) where
 a source is required.
 """
 USER_SOURCE_FACEBOOK: UserSource.ValueType  # 1
@@ -68,10 +69,10 @@ USER_SOURCE_FACEBOOK: UserSource.ValueType  # 1
 USER_SOURCE_WEB_ENGAGE: UserSource.ValueType  # 2
 """USER_SOURCE_WEB_ENGAGE is Capillary's WEB_ENGAGE."""
 USER_SOURCE_WECHAT: UserSource.ValueType  # 3
-"""USER_SOURCE_WECHAT is Capillary's WECHAT. It has several accounts, therefore it always needs an account id."""
+"""USER_SOURCE_WECHAT is Capillary's WECHAT. It has several accounts, so it always requires an account id."""
 USER_SOURCE_INSTORE: UserSource.ValueType  # 4
-"""USER_SOURCE_INSTORE is Capillary's INSTORE. Without an account id it means the customers' own identifiers (mobile,
-e-mail, cards, customer id) and not their source identities.
+"""USER_SOURCE_INSTORE is Capillary's INSTORE. Without an account id it refers to the customer's own identifiers
+(mobile number, e-mail address, cards, customer_id), not to source identities.
 """
 USER_SOURCE_MARTJACK: UserSource.ValueType  # 5
 """USER_SOURCE_MARTJACK is Capillary's MARTJACK."""
@@ -98,7 +99,7 @@ class _IdentifierType:
 class _IdentifierTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IdentifierType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     IDENTIFIER_TYPE_UNSPECIFIED: _IdentifierType.ValueType  # 0
-    """IDENTIFIER_TYPE_UNSPECIFIED means that no type was named. It is refused with INVALID_ARGUMENT (INVALID_FIELDS)
+    """IDENTIFIER_TYPE_UNSPECIFIED means that no type is given. It is refused with INVALID_ARGUMENT (INVALID_FIELDS)
     where a type is required.
     """
     IDENTIFIER_TYPE_MOBILE: _IdentifierType.ValueType  # 1
@@ -115,12 +116,12 @@ class _IdentifierTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Identi
     """
 
 class IdentifierType(_IdentifierType, metaclass=_IdentifierTypeEnumTypeWrapper):
-    """IdentifierType is the kind of identifier that a value is. The values are the five of
-    `user_group2_primary_user_identifier_type` of Capillary's points/isredeemable, in its order.
+    """IdentifierType is the kind of an identifier. The values are the five of `user_group2_primary_user_identifier_type`
+    of Capillary's points/isredeemable, in its order. See docs/reference/capillary-isredeemable.md#identifier-types.
     """
 
 IDENTIFIER_TYPE_UNSPECIFIED: IdentifierType.ValueType  # 0
-"""IDENTIFIER_TYPE_UNSPECIFIED means that no type was named. It is refused with INVALID_ARGUMENT (INVALID_FIELDS)
+"""IDENTIFIER_TYPE_UNSPECIFIED means that no type is given. It is refused with INVALID_ARGUMENT (INVALID_FIELDS)
 where a type is required.
 """
 IDENTIFIER_TYPE_MOBILE: IdentifierType.ValueType  # 1
@@ -148,12 +149,12 @@ class Buyer(_message.Message):
     STORE_ID_FIELD_NUMBER: _builtins.int
     BUYER_ID_FIELD_NUMBER: _builtins.int
     store_id: _builtins.str
-    """store_id is SHOPLINE's id of the store, the `store_id` of the points webhook: 1 to 64 visible ASCII characters,
-    required. Another merchant's store is answered like an unknown one.
+    """store_id is SHOPLINE's id of the store, the `store_id` of the points webhook: 1 to 64 visible ASCII characters.
+    Required. A store of another merchant is treated like an unknown one.
     """
     buyer_id: _builtins.str
     """buyer_id is SHOPLINE's id of the customer in that store, the `buyer_id` of the points webhook: 1 to 64 visible
-    ASCII characters, required.
+    ASCII characters. Required.
     """
     def __init__(
         self,
@@ -171,12 +172,14 @@ Global___Buyer: _TypeAlias = Buyer  # noqa: Y015
 
 @_typing.final
 class CustomerRef(_message.Message):
-    """CustomerRef names one customer of one merchant by exactly one identifier. It is Capillary's
-    "mobile/email/external_id/card_number/card_external_id" of points/isredeemable, and additionally SHOPLINE's buyer.
+    """CustomerRef identifies one customer of one merchant by exactly one identifier: Capillary's mobile, email,
+    external_id, card_number or card_external_id of points/isredeemable, or a SHOPLINE buyer.
 
-    A reference without a merchant or without any identifier is refused with INVALID_ARGUMENT (INVALID_FIELDS). Whether
-    an identifier that is malformed or that nobody owns is an answer (status 802 or 816) or an error stands at each
-    method.
+    A reference without a merchant or without an identifier is refused with INVALID_ARGUMENT (INVALID_FIELDS). Each
+    method states whether an identifier that is malformed or unknown is a status of the response (802 or 816) or an
+    error.
+
+    See docs/reference/customers.md#identifiers.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -189,38 +192,44 @@ class CustomerRef(_message.Message):
     CARD_EXTERNAL_ID_FIELD_NUMBER: _builtins.int
     BUYER_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is the merchant (SHOPLINE's merchant id) within which the identifier is looked up: 1 to 64 visible
-    ASCII characters, required. The caller's token must be allowed for this merchant.
+    """merchant_id is SHOPLINE's id of the merchant in which the identifier is looked up: 1 to 64 visible ASCII
+    characters. Required. The caller's token must cover this merchant.
     """
     mobile: _builtins.str
-    """mobile is the customer's mobile number, at most 32 characters, compared in E.164: by the program's default region
-    where the request names a program, otherwise only the international form ("+86…") is read. The forms that one
-    country has for one number are the same number: with and without Argentina's 9 (+54 9 11 … and +54 11 …), with
-    and without Mexico's 1 (+52 1 55 … and +52 55 …), and Brazil's mobile numbers before and after the ninth digit
-    (+55 11 8… and +55 11 98…; 6 and 9 likewise, but not 7, which was also trunked radio without a ninth digit).
-    Digits of every script, full-width plus signs and parentheses, and every kind of dash and blank are read.
+    """mobile is the customer's mobile number: at most 32 characters. It is compared in E.164. If the request names a
+    program, national numbers are read in the program's default region; otherwise only the international form
+    ("+86…") is valid.
+
+    Equivalent forms of a number match: with and without Argentina's 9 (+54 9 11 … and +54 11 …), with and without
+    Mexico's 1 (+52 1 55 … and +52 55 …), and Brazil's mobile numbers with and without the ninth digit (+55 11 8…
+    and +55 11 98…; 6 and 9 likewise, but not 7, which trunked radio used without a ninth digit). Digits of every
+    script, full-width plus signs and parentheses, and all dashes and blanks are accepted. See
+    docs/reference/customers.md#mobile-numbers.
     """
     email: _builtins.str
-    """email is the customer's e-mail address, at most 254 characters. The part before the @ is compared by Unicode's
-    normal form C and lower case and no further, so that different mailboxes stay different (straße is
-    not strasse); the domain is compared as IDNA writes it. Quoted local parts are not read; dots in a row, at the
-    beginning or before the @ are read at the domains of Japanese mobile carriers (docomo.ne.jp, ezweb.ne.jp, au.com,
-    softbank.ne.jp and theirs), which gave out such addresses. An address with a zero width joiner (U+200C, U+200D)
-    between two letters outside ASCII is invalid: without the joiner it would be another address.
+    """email is the customer's e-mail address: at most 254 characters. The local part is compared in Unicode normal
+    form C and lower case only, so that distinct mailboxes stay distinct (straße is not strasse). The domain is
+    compared in its IDNA form.
+
+    Quoted local parts are invalid. Consecutive dots, and dots at the start or before the @, are valid only for the
+    domains of Japanese mobile carriers that issued such addresses (docomo.ne.jp, ezweb.ne.jp, au.com,
+    softbank.ne.jp and related domains). An address with a zero-width joiner or non-joiner (U+200D, U+200C) between
+    two non-ASCII letters is invalid: without it, it would be another address. See
+    docs/reference/customers.md#email-addresses.
     """
     external_id: _builtins.str
     """external_id is the customer's id in the merchant's own systems: 1 to 64 visible ASCII characters, compared
-    exactly. Decimal digits of other scripts are read as ASCII.
+    exactly. Decimal digits of other scripts are read as ASCII digits.
     """
     card_number: _builtins.str
-    """card_number is the number of one of the customer's loyalty cards: read and compared like external_id."""
+    """card_number is the number of one of the customer's loyalty cards, read and compared like `external_id`."""
     card_external_id: _builtins.str
-    """card_external_id is the id of one of the customer's loyalty cards in the merchant's own systems: read and
-    compared like external_id.
+    """card_external_id is the id of one of the customer's loyalty cards in the merchant's own systems, read and
+    compared like `external_id`.
     """
     @_builtins.property
     def buyer(self) -> Global___Buyer:
-        """buyer is SHOPLINE's own customer of one store. It needs no registration: a buyer that no customer owns stands for
+        """buyer is a SHOPLINE customer of one store. It needs no registration: a buyer without a customer represents
         itself, with the points of its one account.
         """
 
@@ -247,8 +256,8 @@ Global___CustomerRef: _TypeAlias = CustomerRef  # noqa: Y015
 
 @_typing.final
 class SourceIdentity(_message.Message):
-    """SourceIdentity is one identifier under which a customer is known in an outside source. Within a merchant the four
-    fields together belong to at most one customer.
+    """SourceIdentity is an identifier of a customer in an external source. The four fields together belong to at most one
+    customer of a merchant.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -258,17 +267,17 @@ class SourceIdentity(_message.Message):
     IDENTIFIER_TYPE_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     source: Global___UserSource.ValueType
-    """source is the source in which the identifier is known: required, not USER_SOURCE_UNSPECIFIED."""
+    """source is the source in which the identifier is known. Required, not USER_SOURCE_UNSPECIFIED."""
     account_id: _builtins.str
-    """account_id is the account within the source, for sources that have several: at most 64 visible ASCII characters,
-    empty for none. USER_SOURCE_WECHAT requires it, and so does USER_SOURCE_INSTORE, whose identifiers without an
-    account id are the customer's own fields.
+    """account_id is the account within the source, for sources with several accounts: at most 64 visible ASCII
+    characters. Empty if none. USER_SOURCE_WECHAT requires it. So does USER_SOURCE_INSTORE, whose identifiers without
+    an account id are the customer's own fields.
     """
     identifier_type: Global___IdentifierType.ValueType
-    """identifier_type is the kind of identifier that `value` is: required, not IDENTIFIER_TYPE_UNSPECIFIED."""
+    """identifier_type is the kind of `value`. Required, not IDENTIFIER_TYPE_UNSPECIFIED."""
     value: _builtins.str
-    """value is the identifier itself: 1 to 254 characters, required. It is read and compared by its type as in
-    CustomerRef, a mobile number in international form only, and answered as Customer's are.
+    """value is the identifier: 1 to 254 characters. Required. It is read and compared by its type as in CustomerRef,
+    mobile numbers in international form only, and returned like the fields of Customer.
     """
     def __init__(
         self,
@@ -288,13 +297,15 @@ Global___SourceIdentity: _TypeAlias = SourceIdentity  # noqa: Y015
 
 @_typing.final
 class UserGroupRef(_message.Message):
-    """UserGroupRef selects the user group whose pooled points are meant: the `user_group2` parameters of Capillary's
-    points/isredeemable. A group is selected by `id`, by `external_id`, by its primary member (`primary_user_id`, or the
-    four fields of an identifier in a source), or by `use_default`. One selector suffices.
+    """UserGroupRef selects the user group whose pooled points are redeemed: the `user_group2` parameters of Capillary's
+    points/isredeemable. The selectors are `id`, `external_id`, the primary member (`primary_user_id`, or the four
+    fields of an identifier in a source), and `use_default`. One selector suffices.
 
-    A reference without any selector, with two selectors that name different groups, or with only a part of the primary
-    member's identifier is refused with INVALID_ARGUMENT (INVALID_FIELDS). Outside of ValidateRedemption, whose answer
-    carries status 1632 or 1620, an unknown group is NOT_FOUND (GROUP_NOT_FOUND).
+    A reference without a selector, with selectors that match different groups, or with only a part of the primary
+    member's identifier is refused with INVALID_ARGUMENT (INVALID_FIELDS). ValidateRedemption returns an unknown group
+    as status 1632 and a non-member as 1620; other methods fail with NOT_FOUND (GROUP_NOT_FOUND) for an unknown group.
+
+    See docs/reference/customers.md#selecting-a-group.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -309,38 +320,38 @@ class UserGroupRef(_message.Message):
     USE_DEFAULT_FIELD_NUMBER: _builtins.int
     primary_user_id: _builtins.str
     """primary_user_id is the `customer_id` of the group's primary member, Capillary's `user_group2_primary_user_id`: at
-    most 64 visible ASCII characters, empty when not used as the selector.
+    most 64 visible ASCII characters. Empty if it is not the selector.
     """
     id: _builtins.str
-    """id is the group's `group_id`, Capillary's `user_group2_id`: at most 64 visible ASCII characters, empty when not
-    used as the selector.
+    """id is the `group_id`, Capillary's `user_group2_id`: at most 64 visible ASCII characters. Empty if it is not the
+    selector.
     """
     external_id: _builtins.str
     """external_id is the group's id in the merchant's own systems, Capillary's `user_group2_external_id`: at most 64
-    visible ASCII characters, empty when not used as the selector.
+    visible ASCII characters. Empty if it is not the selector.
     """
     primary_user_source: Global___UserSource.ValueType
     """primary_user_source is the source in which the primary member's identifier is known, Capillary's
-    `user_group2_primary_user_source`. It is required together with the identifier's type and value, and unspecified
-    otherwise. USER_SOURCE_INSTORE without an account id searches the customers' own identifiers, every other source
-    searches their `source_identities`.
+    `user_group2_primary_user_source`. Required with the identifier's type and value, unspecified otherwise.
+    USER_SOURCE_INSTORE without an account id searches the customers' own identifiers; every other source searches
+    their `source_identities`.
     """
     primary_user_account_id: _builtins.str
-    """primary_user_account_id is the account within the source, Capillary's `user_group2_primary_user_accountId`: at most
-    64 visible ASCII characters. USER_SOURCE_WECHAT requires it, other sources may leave it empty.
+    """primary_user_account_id is the account within the source, Capillary's `user_group2_primary_user_accountId`: at
+    most 64 visible ASCII characters. USER_SOURCE_WECHAT requires it; it is optional for other sources.
     """
     primary_user_identifier_type: Global___IdentifierType.ValueType
-    """primary_user_identifier_type is the kind of identifier used for the primary member, Capillary's
-    `user_group2_primary_user_identifier_type`. It is required together with the source and the value.
+    """primary_user_identifier_type is the kind of the primary member's identifier, Capillary's
+    `user_group2_primary_user_identifier_type`. Required with the source and the value.
     """
     primary_user_identifier_value: _builtins.str
     """primary_user_identifier_value is the primary member's identifier, Capillary's
-    `user_group2_primary_user_identifier_value`: at most 254 characters. It is read and compared by its type as in
-    CustomerRef. It is required together with the source and the type.
+    `user_group2_primary_user_identifier_value`: at most 254 characters, read and compared by its type as in
+    CustomerRef. Required with the source and the type.
     """
     use_default: _builtins.bool
-    """use_default selects the default group of the customer of the request, Capillary's `use_default_user_group2`. A
-    customer without a default group is answered like an unknown group.
+    """use_default selects the default group of the request's customer, Capillary's `use_default_user_group2`. A
+    customer without a default group is treated as one with an unknown group.
     """
     def __init__(
         self,

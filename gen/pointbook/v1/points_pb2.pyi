@@ -27,23 +27,23 @@ class _PointsUpdateType:
 class _PointsUpdateTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PointsUpdateType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     POINTS_UPDATE_TYPE_UNSPECIFIED: _PointsUpdateType.ValueType  # 0
-    """POINTS_UPDATE_TYPE_UNSPECIFIED is refused."""
+    """POINTS_UPDATE_TYPE_UNSPECIFIED is refused with INVALID_ARGUMENT (INVALID_FIELDS)."""
     POINTS_UPDATE_TYPE_INCREASE: _PointsUpdateType.ValueType  # 1
     """POINTS_UPDATE_TYPE_INCREASE adds points."""
     POINTS_UPDATE_TYPE_DECREASE: _PointsUpdateType.ValueType  # 2
-    """POINTS_UPDATE_TYPE_DECREASE takes points."""
+    """POINTS_UPDATE_TYPE_DECREASE deducts points."""
 
 class PointsUpdateType(_PointsUpdateType, metaclass=_PointsUpdateTypeEnumTypeWrapper):
-    """PointsUpdateType says whether an update adds or takes points. The sign of an update comes from here alone, never
-    from its scene.
+    """PointsUpdateType is whether an update adds or deducts points. It alone determines the sign of an update; the scene
+    does not. See docs/reference/shopline-webhooks.md#sign-of-an-update.
     """
 
 POINTS_UPDATE_TYPE_UNSPECIFIED: PointsUpdateType.ValueType  # 0
-"""POINTS_UPDATE_TYPE_UNSPECIFIED is refused."""
+"""POINTS_UPDATE_TYPE_UNSPECIFIED is refused with INVALID_ARGUMENT (INVALID_FIELDS)."""
 POINTS_UPDATE_TYPE_INCREASE: PointsUpdateType.ValueType  # 1
 """POINTS_UPDATE_TYPE_INCREASE adds points."""
 POINTS_UPDATE_TYPE_DECREASE: PointsUpdateType.ValueType  # 2
-"""POINTS_UPDATE_TYPE_DECREASE takes points."""
+"""POINTS_UPDATE_TYPE_DECREASE deducts points."""
 Global___PointsUpdateType: _TypeAlias = PointsUpdateType  # noqa: Y015
 
 class _PointsUpdateScene:
@@ -53,142 +53,148 @@ class _PointsUpdateScene:
 class _PointsUpdateSceneEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PointsUpdateScene.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     POINTS_UPDATE_SCENE_UNSPECIFIED: _PointsUpdateScene.ValueType  # 0
-    """POINTS_UPDATE_SCENE_UNSPECIFIED goes with unrecognized_scene, and is refused without it."""
+    """POINTS_UPDATE_SCENE_UNSPECIFIED requires `unrecognized_scene`; without it the update is refused with
+    INVALID_ARGUMENT (INVALID_FIELDS).
+    """
     POINTS_UPDATE_SCENE_REDEEM_COUPON_CODE: _PointsUpdateScene.ValueType  # 1
     """POINTS_UPDATE_SCENE_REDEEM_COUPON_CODE: the customer redeemed a coupon code; points are deducted."""
     POINTS_UPDATE_SCENE_FOLLOW_FB: _PointsUpdateScene.ValueType  # 2
-    """POINTS_UPDATE_SCENE_FOLLOW_FB: the customer got points by following on Facebook."""
+    """POINTS_UPDATE_SCENE_FOLLOW_FB: the customer earned points by following the shop on Facebook."""
     POINTS_UPDATE_SCENE_MANUALLY_DECREASE: _PointsUpdateScene.ValueType  # 3
-    """POINTS_UPDATE_SCENE_MANUALLY_DECREASE: the shop deducted points by hand."""
+    """POINTS_UPDATE_SCENE_MANUALLY_DECREASE: the shop deducted points manually."""
     POINTS_UPDATE_SCENE_POINTS_EXPIRED: _PointsUpdateScene.ValueType  # 4
-    """POINTS_UPDATE_SCENE_POINTS_EXPIRED: points passed their expiry time; they are taken from the expired lots first."""
+    """POINTS_UPDATE_SCENE_POINTS_EXPIRED: points expired; they are deducted from expired lots first."""
     POINTS_UPDATE_SCENE_CUSTOMER_IMPORT_INCREASE: _PointsUpdateScene.ValueType  # 5
-    """POINTS_UPDATE_SCENE_CUSTOMER_IMPORT_INCREASE: an import of customers brought points."""
+    """POINTS_UPDATE_SCENE_CUSTOMER_IMPORT_INCREASE: a customer import added points."""
     POINTS_UPDATE_SCENE_FOLLOW_INS: _PointsUpdateScene.ValueType  # 6
-    """POINTS_UPDATE_SCENE_FOLLOW_INS: the customer got points by following on Instagram."""
+    """POINTS_UPDATE_SCENE_FOLLOW_INS: the customer earned points by following the shop on Instagram."""
     POINTS_UPDATE_SCENE_REDEEM_COUPON: _PointsUpdateScene.ValueType  # 7
     """POINTS_UPDATE_SCENE_REDEEM_COUPON: the customer redeemed a coupon; points are deducted."""
     POINTS_UPDATE_SCENE_REDEEM_PRODUCTS: _PointsUpdateScene.ValueType  # 8
     """POINTS_UPDATE_SCENE_REDEEM_PRODUCTS: the customer redeemed products; points are deducted."""
     POINTS_UPDATE_SCENE_EMAIL_SUBSCRIPTION: _PointsUpdateScene.ValueType  # 9
-    """POINTS_UPDATE_SCENE_EMAIL_SUBSCRIPTION: the customer got points by subscribing with an e-mail address."""
+    """POINTS_UPDATE_SCENE_EMAIL_SUBSCRIPTION: the customer earned points by subscribing with an e-mail address."""
     POINTS_UPDATE_SCENE_ORDER_RETURN: _PointsUpdateScene.ValueType  # 10
-    """POINTS_UPDATE_SCENE_ORDER_RETURN: an order was refunded, and the points used on it were given back. It does not
-    count as lifetime points.
+    """POINTS_UPDATE_SCENE_ORDER_RETURN: an order was refunded and the points spent on it were returned. The points do
+    not count as lifetime points.
     """
     POINTS_UPDATE_SCENE_SHARE_FB: _PointsUpdateScene.ValueType  # 11
-    """POINTS_UPDATE_SCENE_SHARE_FB: the customer got points by sharing on Facebook."""
+    """POINTS_UPDATE_SCENE_SHARE_FB: the customer earned points by sharing on Facebook."""
     POINTS_UPDATE_SCENE_POS_DECREASE: _PointsUpdateScene.ValueType  # 12
-    """POINTS_UPDATE_SCENE_POS_DECREASE: the point of sale deducted points."""
+    """POINTS_UPDATE_SCENE_POS_DECREASE: a point of sale deducted points."""
     POINTS_UPDATE_SCENE_CASHBACK: _PointsUpdateScene.ValueType  # 13
-    """POINTS_UPDATE_SCENE_CASHBACK: the customer used points for cashback; points are deducted."""
+    """POINTS_UPDATE_SCENE_CASHBACK: the customer spent points on cashback; points are deducted."""
     POINTS_UPDATE_SCENE_CUSTOMER_IMPORT_DECREASE: _PointsUpdateScene.ValueType  # 14
-    """POINTS_UPDATE_SCENE_CUSTOMER_IMPORT_DECREASE: an import of customers deducted points."""
+    """POINTS_UPDATE_SCENE_CUSTOMER_IMPORT_DECREASE: a customer import deducted points."""
     POINTS_UPDATE_SCENE_DAILY_ATTENDANCE: _PointsUpdateScene.ValueType  # 15
-    """POINTS_UPDATE_SCENE_DAILY_ATTENDANCE: the customer got points by signing in daily."""
+    """POINTS_UPDATE_SCENE_DAILY_ATTENDANCE: the customer earned points by checking in daily."""
     POINTS_UPDATE_SCENE_ENTER_PHONE: _PointsUpdateScene.ValueType  # 16
-    """POINTS_UPDATE_SCENE_ENTER_PHONE: the customer got points by filling in a phone number."""
+    """POINTS_UPDATE_SCENE_ENTER_PHONE: the customer earned points by entering a phone number."""
     POINTS_UPDATE_SCENE_REDEEM_FREE_SHIPPING: _PointsUpdateScene.ValueType  # 17
     """POINTS_UPDATE_SCENE_REDEEM_FREE_SHIPPING: the customer redeemed free shipping; points are deducted."""
     POINTS_UPDATE_SCENE_SUCCESSFUL_REFERRAL: _PointsUpdateScene.ValueType  # 18
-    """POINTS_UPDATE_SCENE_SUCCESSFUL_REFERRAL: the customer got points by referring somebody."""
+    """POINTS_UPDATE_SCENE_SUCCESSFUL_REFERRAL: the customer earned points by referring another customer."""
     POINTS_UPDATE_SCENE_SUCCESSFUL_REGISTRATION: _PointsUpdateScene.ValueType  # 19
-    """POINTS_UPDATE_SCENE_SUCCESSFUL_REGISTRATION: the customer got points by registering."""
+    """POINTS_UPDATE_SCENE_SUCCESSFUL_REGISTRATION: the customer earned points by registering."""
     POINTS_UPDATE_SCENE_TOP_REVIEWS: _PointsUpdateScene.ValueType  # 20
-    """POINTS_UPDATE_SCENE_TOP_REVIEWS: the customer got points for a review that was selected as a good one."""
+    """POINTS_UPDATE_SCENE_TOP_REVIEWS: the customer earned points because a review was selected as a top review."""
     POINTS_UPDATE_SCENE_CUSTOMERS_BIRTHDAY: _PointsUpdateScene.ValueType  # 21
-    """POINTS_UPDATE_SCENE_CUSTOMERS_BIRTHDAY: the customer got points on a birthday."""
+    """POINTS_UPDATE_SCENE_CUSTOMERS_BIRTHDAY: the customer earned points on a birthday."""
     POINTS_UPDATE_SCENE_ENTER_BIRTHDAY: _PointsUpdateScene.ValueType  # 22
-    """POINTS_UPDATE_SCENE_ENTER_BIRTHDAY: the customer got points by filling in a birthday."""
+    """POINTS_UPDATE_SCENE_ENTER_BIRTHDAY: the customer earned points by entering a birthday."""
     POINTS_UPDATE_SCENE_MANUALLY_INCREASE: _PointsUpdateScene.ValueType  # 23
-    """POINTS_UPDATE_SCENE_MANUALLY_INCREASE: the shop added points by hand."""
+    """POINTS_UPDATE_SCENE_MANUALLY_INCREASE: the shop added points manually."""
     POINTS_UPDATE_SCENE_PRODUCT_REVIEWS: _PointsUpdateScene.ValueType  # 24
-    """POINTS_UPDATE_SCENE_PRODUCT_REVIEWS: the customer got points by reviewing products."""
+    """POINTS_UPDATE_SCENE_PRODUCT_REVIEWS: the customer earned points by reviewing products."""
     POINTS_UPDATE_SCENE_LEVEL_MEM_BENEFITS: _PointsUpdateScene.ValueType  # 25
-    """POINTS_UPDATE_SCENE_LEVEL_MEM_BENEFITS: a benefit of the membership level brought points."""
+    """POINTS_UPDATE_SCENE_LEVEL_MEM_BENEFITS: a benefit of the membership level added points."""
     POINTS_UPDATE_SCENE_LOGIN_SUCCESS: _PointsUpdateScene.ValueType  # 26
-    """POINTS_UPDATE_SCENE_LOGIN_SUCCESS: the customer got points by logging in."""
+    """POINTS_UPDATE_SCENE_LOGIN_SUCCESS: the customer earned points by logging in."""
     POINTS_UPDATE_SCENE_PAID_MEM_BENEFITS: _PointsUpdateScene.ValueType  # 27
-    """POINTS_UPDATE_SCENE_PAID_MEM_BENEFITS: a benefit of the paid membership brought points."""
+    """POINTS_UPDATE_SCENE_PAID_MEM_BENEFITS: a benefit of the paid membership added points."""
     POINTS_UPDATE_SCENE_SUCCESSFUL_ORDERS: _PointsUpdateScene.ValueType  # 28
-    """POINTS_UPDATE_SCENE_SUCCESSFUL_ORDERS: the customer got points by placing an order."""
+    """POINTS_UPDATE_SCENE_SUCCESSFUL_ORDERS: the customer earned points by placing an order."""
     POINTS_UPDATE_SCENE_CUSTOMIZED_RULE: _PointsUpdateScene.ValueType  # 29
-    """POINTS_UPDATE_SCENE_CUSTOMIZED_RULE: a rule of the shop's own brought points (newer reference)."""
+    """POINTS_UPDATE_SCENE_CUSTOMIZED_RULE: a custom rule of the shop added points. Newer reference only."""
     POINTS_UPDATE_SCENE_REFUND_POINT_BY_EXCHANGE: _PointsUpdateScene.ValueType  # 30
-    """POINTS_UPDATE_SCENE_REFUND_POINT_BY_EXCHANGE: a redemption was revoked and its points given back (newer
-    reference). It does not count as lifetime points.
+    """POINTS_UPDATE_SCENE_REFUND_POINT_BY_EXCHANGE: a redemption was revoked and its points were returned. The points
+    do not count as lifetime points. Newer reference only.
     """
 
 class PointsUpdateScene(_PointsUpdateScene, metaclass=_PointsUpdateSceneEnumTypeWrapper):
-    """PointsUpdateScene is why points changed: SHOPLINE's PointsUpdateScene, with the two names of its newer reference.
-    A scene that is not listed here travels by name in PointsUpdate.unrecognized_scene.
+    """PointsUpdateScene is why points changed. The values are those of SHOPLINE's PointsUpdateScene, including the two
+    that only its newer reference has. The name of any other scene goes into PointsUpdate.unrecognized_scene.
+
+    See docs/reference/shopline-webhooks.md#scenes and docs/reference/shopline-webhooks.md#unknown-scenes.
     """
 
 POINTS_UPDATE_SCENE_UNSPECIFIED: PointsUpdateScene.ValueType  # 0
-"""POINTS_UPDATE_SCENE_UNSPECIFIED goes with unrecognized_scene, and is refused without it."""
+"""POINTS_UPDATE_SCENE_UNSPECIFIED requires `unrecognized_scene`; without it the update is refused with
+INVALID_ARGUMENT (INVALID_FIELDS).
+"""
 POINTS_UPDATE_SCENE_REDEEM_COUPON_CODE: PointsUpdateScene.ValueType  # 1
 """POINTS_UPDATE_SCENE_REDEEM_COUPON_CODE: the customer redeemed a coupon code; points are deducted."""
 POINTS_UPDATE_SCENE_FOLLOW_FB: PointsUpdateScene.ValueType  # 2
-"""POINTS_UPDATE_SCENE_FOLLOW_FB: the customer got points by following on Facebook."""
+"""POINTS_UPDATE_SCENE_FOLLOW_FB: the customer earned points by following the shop on Facebook."""
 POINTS_UPDATE_SCENE_MANUALLY_DECREASE: PointsUpdateScene.ValueType  # 3
-"""POINTS_UPDATE_SCENE_MANUALLY_DECREASE: the shop deducted points by hand."""
+"""POINTS_UPDATE_SCENE_MANUALLY_DECREASE: the shop deducted points manually."""
 POINTS_UPDATE_SCENE_POINTS_EXPIRED: PointsUpdateScene.ValueType  # 4
-"""POINTS_UPDATE_SCENE_POINTS_EXPIRED: points passed their expiry time; they are taken from the expired lots first."""
+"""POINTS_UPDATE_SCENE_POINTS_EXPIRED: points expired; they are deducted from expired lots first."""
 POINTS_UPDATE_SCENE_CUSTOMER_IMPORT_INCREASE: PointsUpdateScene.ValueType  # 5
-"""POINTS_UPDATE_SCENE_CUSTOMER_IMPORT_INCREASE: an import of customers brought points."""
+"""POINTS_UPDATE_SCENE_CUSTOMER_IMPORT_INCREASE: a customer import added points."""
 POINTS_UPDATE_SCENE_FOLLOW_INS: PointsUpdateScene.ValueType  # 6
-"""POINTS_UPDATE_SCENE_FOLLOW_INS: the customer got points by following on Instagram."""
+"""POINTS_UPDATE_SCENE_FOLLOW_INS: the customer earned points by following the shop on Instagram."""
 POINTS_UPDATE_SCENE_REDEEM_COUPON: PointsUpdateScene.ValueType  # 7
 """POINTS_UPDATE_SCENE_REDEEM_COUPON: the customer redeemed a coupon; points are deducted."""
 POINTS_UPDATE_SCENE_REDEEM_PRODUCTS: PointsUpdateScene.ValueType  # 8
 """POINTS_UPDATE_SCENE_REDEEM_PRODUCTS: the customer redeemed products; points are deducted."""
 POINTS_UPDATE_SCENE_EMAIL_SUBSCRIPTION: PointsUpdateScene.ValueType  # 9
-"""POINTS_UPDATE_SCENE_EMAIL_SUBSCRIPTION: the customer got points by subscribing with an e-mail address."""
+"""POINTS_UPDATE_SCENE_EMAIL_SUBSCRIPTION: the customer earned points by subscribing with an e-mail address."""
 POINTS_UPDATE_SCENE_ORDER_RETURN: PointsUpdateScene.ValueType  # 10
-"""POINTS_UPDATE_SCENE_ORDER_RETURN: an order was refunded, and the points used on it were given back. It does not
-count as lifetime points.
+"""POINTS_UPDATE_SCENE_ORDER_RETURN: an order was refunded and the points spent on it were returned. The points do
+not count as lifetime points.
 """
 POINTS_UPDATE_SCENE_SHARE_FB: PointsUpdateScene.ValueType  # 11
-"""POINTS_UPDATE_SCENE_SHARE_FB: the customer got points by sharing on Facebook."""
+"""POINTS_UPDATE_SCENE_SHARE_FB: the customer earned points by sharing on Facebook."""
 POINTS_UPDATE_SCENE_POS_DECREASE: PointsUpdateScene.ValueType  # 12
-"""POINTS_UPDATE_SCENE_POS_DECREASE: the point of sale deducted points."""
+"""POINTS_UPDATE_SCENE_POS_DECREASE: a point of sale deducted points."""
 POINTS_UPDATE_SCENE_CASHBACK: PointsUpdateScene.ValueType  # 13
-"""POINTS_UPDATE_SCENE_CASHBACK: the customer used points for cashback; points are deducted."""
+"""POINTS_UPDATE_SCENE_CASHBACK: the customer spent points on cashback; points are deducted."""
 POINTS_UPDATE_SCENE_CUSTOMER_IMPORT_DECREASE: PointsUpdateScene.ValueType  # 14
-"""POINTS_UPDATE_SCENE_CUSTOMER_IMPORT_DECREASE: an import of customers deducted points."""
+"""POINTS_UPDATE_SCENE_CUSTOMER_IMPORT_DECREASE: a customer import deducted points."""
 POINTS_UPDATE_SCENE_DAILY_ATTENDANCE: PointsUpdateScene.ValueType  # 15
-"""POINTS_UPDATE_SCENE_DAILY_ATTENDANCE: the customer got points by signing in daily."""
+"""POINTS_UPDATE_SCENE_DAILY_ATTENDANCE: the customer earned points by checking in daily."""
 POINTS_UPDATE_SCENE_ENTER_PHONE: PointsUpdateScene.ValueType  # 16
-"""POINTS_UPDATE_SCENE_ENTER_PHONE: the customer got points by filling in a phone number."""
+"""POINTS_UPDATE_SCENE_ENTER_PHONE: the customer earned points by entering a phone number."""
 POINTS_UPDATE_SCENE_REDEEM_FREE_SHIPPING: PointsUpdateScene.ValueType  # 17
 """POINTS_UPDATE_SCENE_REDEEM_FREE_SHIPPING: the customer redeemed free shipping; points are deducted."""
 POINTS_UPDATE_SCENE_SUCCESSFUL_REFERRAL: PointsUpdateScene.ValueType  # 18
-"""POINTS_UPDATE_SCENE_SUCCESSFUL_REFERRAL: the customer got points by referring somebody."""
+"""POINTS_UPDATE_SCENE_SUCCESSFUL_REFERRAL: the customer earned points by referring another customer."""
 POINTS_UPDATE_SCENE_SUCCESSFUL_REGISTRATION: PointsUpdateScene.ValueType  # 19
-"""POINTS_UPDATE_SCENE_SUCCESSFUL_REGISTRATION: the customer got points by registering."""
+"""POINTS_UPDATE_SCENE_SUCCESSFUL_REGISTRATION: the customer earned points by registering."""
 POINTS_UPDATE_SCENE_TOP_REVIEWS: PointsUpdateScene.ValueType  # 20
-"""POINTS_UPDATE_SCENE_TOP_REVIEWS: the customer got points for a review that was selected as a good one."""
+"""POINTS_UPDATE_SCENE_TOP_REVIEWS: the customer earned points because a review was selected as a top review."""
 POINTS_UPDATE_SCENE_CUSTOMERS_BIRTHDAY: PointsUpdateScene.ValueType  # 21
-"""POINTS_UPDATE_SCENE_CUSTOMERS_BIRTHDAY: the customer got points on a birthday."""
+"""POINTS_UPDATE_SCENE_CUSTOMERS_BIRTHDAY: the customer earned points on a birthday."""
 POINTS_UPDATE_SCENE_ENTER_BIRTHDAY: PointsUpdateScene.ValueType  # 22
-"""POINTS_UPDATE_SCENE_ENTER_BIRTHDAY: the customer got points by filling in a birthday."""
+"""POINTS_UPDATE_SCENE_ENTER_BIRTHDAY: the customer earned points by entering a birthday."""
 POINTS_UPDATE_SCENE_MANUALLY_INCREASE: PointsUpdateScene.ValueType  # 23
-"""POINTS_UPDATE_SCENE_MANUALLY_INCREASE: the shop added points by hand."""
+"""POINTS_UPDATE_SCENE_MANUALLY_INCREASE: the shop added points manually."""
 POINTS_UPDATE_SCENE_PRODUCT_REVIEWS: PointsUpdateScene.ValueType  # 24
-"""POINTS_UPDATE_SCENE_PRODUCT_REVIEWS: the customer got points by reviewing products."""
+"""POINTS_UPDATE_SCENE_PRODUCT_REVIEWS: the customer earned points by reviewing products."""
 POINTS_UPDATE_SCENE_LEVEL_MEM_BENEFITS: PointsUpdateScene.ValueType  # 25
-"""POINTS_UPDATE_SCENE_LEVEL_MEM_BENEFITS: a benefit of the membership level brought points."""
+"""POINTS_UPDATE_SCENE_LEVEL_MEM_BENEFITS: a benefit of the membership level added points."""
 POINTS_UPDATE_SCENE_LOGIN_SUCCESS: PointsUpdateScene.ValueType  # 26
-"""POINTS_UPDATE_SCENE_LOGIN_SUCCESS: the customer got points by logging in."""
+"""POINTS_UPDATE_SCENE_LOGIN_SUCCESS: the customer earned points by logging in."""
 POINTS_UPDATE_SCENE_PAID_MEM_BENEFITS: PointsUpdateScene.ValueType  # 27
-"""POINTS_UPDATE_SCENE_PAID_MEM_BENEFITS: a benefit of the paid membership brought points."""
+"""POINTS_UPDATE_SCENE_PAID_MEM_BENEFITS: a benefit of the paid membership added points."""
 POINTS_UPDATE_SCENE_SUCCESSFUL_ORDERS: PointsUpdateScene.ValueType  # 28
-"""POINTS_UPDATE_SCENE_SUCCESSFUL_ORDERS: the customer got points by placing an order."""
+"""POINTS_UPDATE_SCENE_SUCCESSFUL_ORDERS: the customer earned points by placing an order."""
 POINTS_UPDATE_SCENE_CUSTOMIZED_RULE: PointsUpdateScene.ValueType  # 29
-"""POINTS_UPDATE_SCENE_CUSTOMIZED_RULE: a rule of the shop's own brought points (newer reference)."""
+"""POINTS_UPDATE_SCENE_CUSTOMIZED_RULE: a custom rule of the shop added points. Newer reference only."""
 POINTS_UPDATE_SCENE_REFUND_POINT_BY_EXCHANGE: PointsUpdateScene.ValueType  # 30
-"""POINTS_UPDATE_SCENE_REFUND_POINT_BY_EXCHANGE: a redemption was revoked and its points given back (newer
-reference). It does not count as lifetime points.
+"""POINTS_UPDATE_SCENE_REFUND_POINT_BY_EXCHANGE: a redemption was revoked and its points were returned. The points
+do not count as lifetime points. Newer reference only.
 """
 Global___PointsUpdateScene: _TypeAlias = PointsUpdateScene  # noqa: Y015
 
@@ -199,38 +205,36 @@ class _ApplyOutcome:
 class _ApplyOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ApplyOutcome.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     APPLY_OUTCOME_UNSPECIFIED: _ApplyOutcome.ValueType  # 0
-    """APPLY_OUTCOME_UNSPECIFIED is never answered."""
+    """APPLY_OUTCOME_UNSPECIFIED is never returned."""
     APPLY_OUTCOME_APPLIED: _ApplyOutcome.ValueType  # 1
-    """APPLY_OUTCOME_APPLIED: the event is in the book, as the newest of its account."""
+    """APPLY_OUTCOME_APPLIED: the event is stored as the newest of its account."""
     APPLY_OUTCOME_DUPLICATE: _ApplyOutcome.ValueType  # 2
-    """APPLY_OUTCOME_DUPLICATE: the event was in the book already; nothing changed. ApplyPointsUpdateResponse's
-    webhook_id_differs marks those that came with another webhook id.
+    """APPLY_OUTCOME_DUPLICATE: the event was already stored; nothing changed.
+    ApplyPointsUpdateResponse.webhook_id_differs marks a duplicate with another webhook id.
     """
     APPLY_OUTCOME_LATE: _ApplyOutcome.ValueType  # 3
-    """APPLY_OUTCOME_LATE: the event is in the book, before an entry that had arrived earlier; the account was computed
-    again.
-    """
+    """APPLY_OUTCOME_LATE: the event is stored before an entry that arrived earlier, and the account was recomputed."""
 
 class ApplyOutcome(_ApplyOutcome, metaclass=_ApplyOutcomeEnumTypeWrapper):
-    """ApplyOutcome is what became of an event that was sent."""
+    """ApplyOutcome is the result of an accepted event."""
 
 APPLY_OUTCOME_UNSPECIFIED: ApplyOutcome.ValueType  # 0
-"""APPLY_OUTCOME_UNSPECIFIED is never answered."""
+"""APPLY_OUTCOME_UNSPECIFIED is never returned."""
 APPLY_OUTCOME_APPLIED: ApplyOutcome.ValueType  # 1
-"""APPLY_OUTCOME_APPLIED: the event is in the book, as the newest of its account."""
+"""APPLY_OUTCOME_APPLIED: the event is stored as the newest of its account."""
 APPLY_OUTCOME_DUPLICATE: ApplyOutcome.ValueType  # 2
-"""APPLY_OUTCOME_DUPLICATE: the event was in the book already; nothing changed. ApplyPointsUpdateResponse's
-webhook_id_differs marks those that came with another webhook id.
+"""APPLY_OUTCOME_DUPLICATE: the event was already stored; nothing changed.
+ApplyPointsUpdateResponse.webhook_id_differs marks a duplicate with another webhook id.
 """
 APPLY_OUTCOME_LATE: ApplyOutcome.ValueType  # 3
-"""APPLY_OUTCOME_LATE: the event is in the book, before an entry that had arrived earlier; the account was computed
-again.
-"""
+"""APPLY_OUTCOME_LATE: the event is stored before an entry that arrived earlier, and the account was recomputed."""
 Global___ApplyOutcome: _TypeAlias = ApplyOutcome  # noqa: Y015
 
 @_typing.final
 class PointsUpdate(_message.Message):
-    """PointsUpdate is one change of one account's points, as SHOPLINE's points webhook reports it."""
+    """PointsUpdate is one change of one account's points, as SHOPLINE's points webhook reports it. See
+    docs/reference/shopline-webhooks.md#points-webhook.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -248,54 +252,58 @@ class PointsUpdate(_message.Message):
     WEBHOOK_FIELD_NUMBER: _builtins.int
     FORGET_REFUSAL_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
-    """event_id names the event inside its merchant: 1 to 128 visible ASCII characters, required. The same id always
-    means the same content; the webhook shim uses a digest of the content.
+    """event_id identifies the event within its merchant: 1 to 128 visible ASCII characters. Required. The same id
+    always means the same content. The webhook shim uses a digest of the content.
     """
     merchant_id: _builtins.str
-    """merchant_id is SHOPLINE's merchant: 1 to 64 visible ASCII characters, required."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     store_id: _builtins.str
-    """store_id is the store of the account, registered by PutStore for this merchant: 1 to 64 visible ASCII
-    characters, required.
+    """store_id is SHOPLINE's id of the account's store: 1 to 64 visible ASCII characters. Required. The store must be
+    registered for this merchant with ProgramsService.PutStore.
     """
     buyer_id: _builtins.str
-    """buyer_id is SHOPLINE's customer id in that store: 1 to 64 visible ASCII characters, required."""
+    """buyer_id is SHOPLINE's id of the customer in that store: 1 to 64 visible ASCII characters. Required."""
     update_type: Global___PointsUpdateType.ValueType
-    """update_type gives the sign of the change; required."""
+    """update_type determines the sign of the change. Required."""
     updated_scene: Global___PointsUpdateScene.ValueType
-    """updated_scene is why the points changed. Either this or unrecognized_scene is required."""
+    """updated_scene is why the points changed. Exactly one of this and `unrecognized_scene` is required."""
     unrecognized_scene: _builtins.str
     """unrecognized_scene is the name of a scene that PointsUpdateScene does not list: 1 to 64 visible ASCII characters.
-    The change is applied all the same. A name that PointsUpdateScene does list counts as that scene. Never together
-    with updated_scene.
+    The change is applied all the same. A name that PointsUpdateScene does list is treated as that scene. It must be
+    empty if `updated_scene` is set.
     """
     updated_value: _builtins.int
     """updated_value is the magnitude of the change in points: 0 to 10^15."""
     points_balance: _builtins.int
-    """points_balance is the balance after this change, as SHOPLINE says: within ±10^15. Always there in a webhook;
-    a caller that does not know it leaves it out, and the event is then judged by the balance we know.
+    """points_balance is SHOPLINE's balance after this change, in points: within ±10^15. Every webhook has it. A client
+    that does not know it leaves it unset; the event is then judged against the balance in the ledger.
     """
     forget_refusal: _builtins.bool
-    """forget_refusal, if true, keeps INSUFFICIENT_POINTS from being remembered: the update is judged again each time it is
-    sent, even if an earlier refusal of the same event_id and content is remembered. That refusal is removed once the
-    update is accepted. It is for callers that derive event_ids from the content, as imports do, and cannot give the
-    same event another id. It is not part of the content, has no effect if points_balance is set, and is not stored.
+    """forget_refusal, if true, prevents an INSUFFICIENT_POINTS refusal from being stored: the update is judged again
+    each time it is sent, even if an earlier refusal of the same event_id and content is stored. That refusal is
+    deleted once the update is accepted. It is for clients that derive event_ids from the content, such as imports,
+    and cannot choose another id. It is not part of the content, has no effect if `points_balance` is set, and is not
+    stored.
     """
     @_builtins.property
     def points_expiry_time(self) -> _timestamp_pb2.Timestamp:
-        """points_expiry_time is when the points of an INCREASE expire, from the year 2000 on; absent means never. It may lie
-        before updated_at. An earlier one is refused: it is usually a value in seconds that was taken for milliseconds, or 0,
-        and its points would expire at once. It is ignored for a DECREASE, where SHOPLINE calls it irrelevant.
+        """points_expiry_time is when the points of an INCREASE expire: from the year 2000 on. Absent means never. It may be
+        before `updated_at`. An earlier time is refused: it is usually a value in seconds read as milliseconds, or 0, and
+        the points would expire at once. It is ignored for a DECREASE. See
+        docs/reference/shopline-webhooks.md#points-expiry-time.
         """
 
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
-        """updated_at is when the points changed, and gives the event its place in the account: from the year 2000 to 24
-        hours from now, required.
+        """updated_at is when the points changed, and determines the position of the event in the account: from the year
+        2000 to 24 hours from now. Required.
         """
 
     @_builtins.property
     def webhook(self) -> Global___WebhookMetadata:
-        """webhook is how the event reached us. It is metadata, not content: it does not tell events apart."""
+        """webhook is the metadata of the webhook that delivered the event. It is not part of the content, so it does not
+        distinguish events.
+        """
 
     def __init__(
         self,
@@ -326,7 +334,7 @@ Global___PointsUpdate: _TypeAlias = PointsUpdate  # noqa: Y015
 
 @_typing.final
 class WebhookMetadata(_message.Message):
-    """WebhookMetadata says which webhook brought an event."""
+    """WebhookMetadata identifies the webhook that delivered an event."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -334,11 +342,11 @@ class WebhookMetadata(_message.Message):
     SHOP_DOMAIN_FIELD_NUMBER: _builtins.int
     API_VERSION_FIELD_NUMBER: _builtins.int
     webhook_id: _builtins.str
-    """webhook_id is X-Shopline-Webhook-Id: at most 128 visible ASCII characters."""
+    """webhook_id is the header X-Shopline-Webhook-Id: at most 128 visible ASCII characters."""
     shop_domain: _builtins.str
-    """shop_domain is X-Shopline-Shop-Domain: at most 255 visible ASCII characters."""
+    """shop_domain is the header X-Shopline-Shop-Domain: at most 255 visible ASCII characters."""
     api_version: _builtins.str
-    """api_version is X-Shopline-API-Version: at most 64 visible ASCII characters."""
+    """api_version is the header X-Shopline-API-Version: at most 64 visible ASCII characters."""
     def __init__(
         self,
         *,
@@ -356,14 +364,14 @@ Global___WebhookMetadata: _TypeAlias = WebhookMetadata  # noqa: Y015
 
 @_typing.final
 class ApplyPointsUpdateRequest(_message.Message):
-    """ApplyPointsUpdateRequest asks PointsService.ApplyPointsUpdate."""
+    """ApplyPointsUpdateRequest is the request of PointsService.ApplyPointsUpdate."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     UPDATE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def update(self) -> Global___PointsUpdate:
-        """update is the event; required."""
+        """update is the event. Required."""
 
     def __init__(
         self,
@@ -380,7 +388,7 @@ Global___ApplyPointsUpdateRequest: _TypeAlias = ApplyPointsUpdateRequest  # noqa
 
 @_typing.final
 class ApplyPointsUpdateResponse(_message.Message):
-    """ApplyPointsUpdateResponse answers PointsService.ApplyPointsUpdate."""
+    """ApplyPointsUpdateResponse is the response of PointsService.ApplyPointsUpdate."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -389,22 +397,22 @@ class ApplyPointsUpdateResponse(_message.Message):
     DRIFT_FIELD_NUMBER: _builtins.int
     WEBHOOK_ID_DIFFERS_FIELD_NUMBER: _builtins.int
     outcome: Global___ApplyOutcome.ValueType
-    """outcome is what became of the event."""
+    """outcome is the result of the event."""
     drift: _builtins.int
-    """drift is this entry's drift, in points: what SHOPLINE's balance says beyond what we could explain. A positive
-    one came in, a negative one went out, by events that did not reach us (yet).
+    """drift is the drift of this entry, in points: the difference between SHOPLINE's balance and the balance that the
+    known events explain. A positive drift was added, a negative one deducted, by events that have not arrived (yet).
     """
     webhook_id_differs: _builtins.bool
-    """webhook_id_differs is true for a DUPLICATE whose webhook_id differs from that of the entry in the book, if both are
-    set. SHOPLINE repeats a webhook under the same id, so this may be a second event with exactly the same content in
-    the same millisecond (+5, -5, +5), of which the book keeps only one. A signed body that an attacker replays under
-    another id looks the same, since the id is not signed. Nothing is booked in either case: if an event is missing, the
-    account's next event shows it as drift.
+    """webhook_id_differs is true for a DUPLICATE whose webhook_id differs from that of the stored entry, if both are
+    set. SHOPLINE repeats a webhook under the same id, so this may be a second event with the same content in the
+    same millisecond (+5, -5, +5), of which the ledger stores only one. A captured body that is replayed under
+    another id looks the same, since the id is not signed. Nothing is stored in either case; if an event is missing,
+    the next event of the account shows it as drift. See docs/reference/ledger.md#indistinguishable-events.
     """
     @_builtins.property
     def account(self) -> Global___PointsAccount:
         """account is the account after the event, without its lots. In a batch it is the account after this event and those
-        before it in the batch, as far as later ones of the batch did not change the past.
+        before it in the batch, except for changes that later events of the batch make to the past.
         """
 
     def __init__(
@@ -425,14 +433,14 @@ Global___ApplyPointsUpdateResponse: _TypeAlias = ApplyPointsUpdateResponse  # no
 
 @_typing.final
 class BatchApplyPointsUpdatesRequest(_message.Message):
-    """BatchApplyPointsUpdatesRequest asks PointsService.BatchApplyPointsUpdates."""
+    """BatchApplyPointsUpdatesRequest is the request of PointsService.BatchApplyPointsUpdates."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     UPDATES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointsUpdate]:
-        """updates are the events: 1 to 1,000, of any merchants."""
+        """updates are the events: 1 to 1,000, of any merchants that the token covers."""
 
     def __init__(
         self,
@@ -449,7 +457,7 @@ Global___BatchApplyPointsUpdatesRequest: _TypeAlias = BatchApplyPointsUpdatesReq
 
 @_typing.final
 class BatchApplyPointsUpdatesResponse(_message.Message):
-    """BatchApplyPointsUpdatesResponse answers PointsService.BatchApplyPointsUpdates."""
+    """BatchApplyPointsUpdatesResponse is the response of PointsService.BatchApplyPointsUpdates."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -473,7 +481,7 @@ Global___BatchApplyPointsUpdatesResponse: _TypeAlias = BatchApplyPointsUpdatesRe
 
 @_typing.final
 class PointsUpdateResult(_message.Message):
-    """PointsUpdateResult is the answer to one event of a batch."""
+    """PointsUpdateResult is the result of one event of a batch."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -481,11 +489,11 @@ class PointsUpdateResult(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def response(self) -> Global___ApplyPointsUpdateResponse:
-        """response is what ApplyPointsUpdate would have answered."""
+        """response is the response that ApplyPointsUpdate would have returned."""
 
     @_builtins.property
     def error(self) -> Global___UpdateError:
-        """error is why this event was not applied."""
+        """error is why this event was not stored."""
 
     def __init__(
         self,
@@ -505,7 +513,7 @@ Global___PointsUpdateResult: _TypeAlias = PointsUpdateResult  # noqa: Y015
 
 @_typing.final
 class UpdateError(_message.Message):
-    """UpdateError is the error of one event inside a batch: what ApplyPointsUpdate would have failed with."""
+    """UpdateError is the error of one event in a batch: the error that ApplyPointsUpdate would have returned."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -535,18 +543,20 @@ class UpdateError(_message.Message):
     VIOLATIONS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     code: _builtins.int
-    """code is the gRPC status code, a number of google.rpc.Code."""
+    """code is the gRPC status code, as a number of google.rpc.Code."""
     reason: _builtins.str
-    """reason is the ErrorReason's name without its prefix, for example EVENT_ID_REUSED."""
+    """reason is the name of the ErrorReason without its prefix, such as EVENT_ID_REUSED."""
     message: _builtins.str
-    """message says in English what is wrong and what to change."""
+    """message explains the error in English, for developers. Do not parse it."""
     @_builtins.property
     def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldViolation]:
-        """violations are the wrong fields: at most 50, by their paths."""
+        """violations are the invalid fields: at most 50."""
 
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """metadata names the values that the reason is about, never an identifier of a person."""
+        """metadata has the values that the reason refers to, as ErrorReason documents them. It never contains an identifier
+        of a person.
+        """
 
     def __init__(
         self,
@@ -567,16 +577,16 @@ Global___UpdateError: _TypeAlias = UpdateError  # noqa: Y015
 
 @_typing.final
 class FieldViolation(_message.Message):
-    """FieldViolation names one wrong field."""
+    """FieldViolation is one invalid field."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FIELD_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     field: _builtins.str
-    """field is the path of the field, for example `update.updated_value`."""
+    """field is the path of the field, such as `update.updated_value`."""
     description: _builtins.str
-    """description says what the field must be."""
+    """description is the requirement that the field does not meet."""
     def __init__(
         self,
         *,
@@ -593,7 +603,7 @@ Global___FieldViolation: _TypeAlias = FieldViolation  # noqa: Y015
 
 @_typing.final
 class PointsAccount(_message.Message):
-    """PointsAccount is an account as it stands at one moment. All amounts are points."""
+    """PointsAccount is the state of an account at one moment. All amounts are points."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -612,44 +622,44 @@ class PointsAccount(_message.Message):
     LOTS_TRUNCATED_FIELD_NUMBER: _builtins.int
     NEXT_EXPIRY_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is the account's merchant."""
+    """merchant_id is SHOPLINE's id of the merchant."""
     store_id: _builtins.str
-    """store_id is the account's store."""
+    """store_id is SHOPLINE's id of the store."""
     buyer_id: _builtins.str
-    """buyer_id is SHOPLINE's customer id in that store."""
+    """buyer_id is SHOPLINE's id of the customer in that store."""
     points_balance: _builtins.int
-    """points_balance is the balance after the newest entry. It may be negative when SHOPLINE's is."""
+    """points_balance is the balance after the newest entry. It is negative if SHOPLINE's is."""
     active_points: _builtins.int
-    """active_points are those that may be redeemed at `as_of`: not expired, not held, never negative."""
+    """active_points are the points that may be redeemed at `as_of`: neither expired nor held. Never negative."""
     held_points: _builtins.int
-    """held_points are promised to redemptions that SHOPLINE has not booked yet."""
+    """held_points are reserved for redemptions that SHOPLINE has not deducted yet."""
     expired_points: _builtins.int
-    """expired_points stand in the balance but passed their expiry time by `as_of`."""
+    """expired_points are still in the balance but have expired by `as_of`."""
     drift: _builtins.int
-    """drift is the sum of the entries' drift. It is zero when every event has reached us, and vanishes when missing
-    events arrive late.
+    """drift is the sum of the drift of all entries. It is zero if every event has arrived, and returns to zero when
+    missing events arrive late.
     """
     silently_expired_points: _builtins.int
-    """silently_expired_points are those that SHOPLINE took at their expiry without an event."""
+    """silently_expired_points are the points that SHOPLINE deducted at their expiry without an event."""
     lifetime_points: _builtins.int
-    """lifetime_points are all points ever earned: the INCREASE entries but for ORDER_RETURN and
+    """lifetime_points are all points ever earned: the INCREASE entries except ORDER_RETURN and
     REFUND_POINT_BY_EXCHANGE, and a positive balance from before the first entry.
     """
     lots_truncated: _builtins.bool
-    """lots_truncated is true when there are more lots than `lots` shows."""
+    """lots_truncated is true if the account has more lots than `lots` contains."""
     @_builtins.property
     def as_of(self) -> _timestamp_pb2.Timestamp:
-        """as_of is the moment that active, held and expired points are told for."""
+        """as_of is the moment for which active, held and expired points are computed."""
 
     @_builtins.property
     def lots(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointsLot]:
-        """lots are the points that are left by when they expire: soonest expiry first, never-expiring last, expired ones
-        included, at most 500.
+        """lots are the remaining points by expiry: soonest expiry first, points that never expire last, expired ones
+        included. At most 500.
         """
 
     @_builtins.property
     def next_expiry(self) -> Global___PointsExpiry:
-        """next_expiry is the points that expire soonest after `as_of`, excluding held points, even if `lots` does not list
+        """next_expiry is the points that expire next after `as_of`, excluding held points, even if `lots` does not contain
         them. Only GetPointsAccount sets it. It is absent if no points expire, or if all that do are held.
         """
 
@@ -688,12 +698,12 @@ class PointsExpiry(_message.Message):
     POINTS_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     points: _builtins.int
-    """points is how many expire, excluding held points; at least 1. Holds take from unexpired points, soonest expiry
-    first.
+    """points is how many points expire, excluding held points: at least 1. Holds take unexpired points with the soonest
+    expiry first.
     """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """time is when they stop counting."""
+        """time is when the points expire."""
 
     def __init__(
         self,
@@ -711,7 +721,7 @@ Global___PointsExpiry: _TypeAlias = PointsExpiry  # noqa: Y015
 
 @_typing.final
 class PointsLot(_message.Message):
-    """PointsLot is points that came in together and expire together."""
+    """PointsLot is points that were added together and expire together. See docs/reference/ledger.md#lots-and-draws."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -720,16 +730,16 @@ class PointsLot(_message.Message):
     POINTS_EXPIRY_TIME_FIELD_NUMBER: _builtins.int
     EVENT_ID_FIELD_NUMBER: _builtins.int
     remaining_points: _builtins.int
-    """remaining_points are what is left of the lot; at least 1."""
+    """remaining_points are the points left in the lot: at least 1."""
     original_points: _builtins.int
-    """original_points are what came in."""
+    """original_points are the points that were added."""
     event_id: _builtins.str
-    """event_id is the event that brought them. For points from before the first entry, and for points that a missing
-    event brought, it is the event that revealed them.
+    """event_id is the event that added the points. For points from before the first entry, and for points that a
+    missing event added, it is the event that revealed them.
     """
     @_builtins.property
     def points_expiry_time(self) -> _timestamp_pb2.Timestamp:
-        """points_expiry_time is when they stop counting; absent means never."""
+        """points_expiry_time is when the points expire. Absent means never."""
 
     def __init__(
         self,
@@ -749,7 +759,7 @@ Global___PointsLot: _TypeAlias = PointsLot  # noqa: Y015
 
 @_typing.final
 class PointsDraw(_message.Message):
-    """PointsDraw is points that an entry took from one lot."""
+    """PointsDraw is points that an entry deducted from one lot."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -757,12 +767,12 @@ class PointsDraw(_message.Message):
     POINTS_FIELD_NUMBER: _builtins.int
     POINTS_EXPIRY_TIME_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
-    """event_id is the lot's event."""
+    """event_id is the event_id of the lot."""
     points: _builtins.int
-    """points were taken; at least 1."""
+    """points is how many points were deducted: at least 1."""
     @_builtins.property
     def points_expiry_time(self) -> _timestamp_pb2.Timestamp:
-        """points_expiry_time is the lot's; absent means never."""
+        """points_expiry_time is the expiry time of the lot. Absent means never."""
 
     def __init__(
         self,
@@ -781,7 +791,7 @@ Global___PointsDraw: _TypeAlias = PointsDraw  # noqa: Y015
 
 @_typing.final
 class GetPointsAccountRequest(_message.Message):
-    """GetPointsAccountRequest asks PointsService.GetPointsAccount."""
+    """GetPointsAccountRequest is the request of PointsService.GetPointsAccount."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -790,15 +800,15 @@ class GetPointsAccountRequest(_message.Message):
     BUYER_ID_FIELD_NUMBER: _builtins.int
     AT_TIME_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     store_id: _builtins.str
-    """store_id is required: 1 to 64 visible ASCII characters."""
+    """store_id is SHOPLINE's id of the store: 1 to 64 visible ASCII characters. Required."""
     buyer_id: _builtins.str
-    """buyer_id is required: 1 to 64 visible ASCII characters."""
+    """buyer_id is SHOPLINE's id of the customer in that store: 1 to 64 visible ASCII characters. Required."""
     @_builtins.property
     def at_time(self) -> _timestamp_pb2.Timestamp:
-        """at_time is the moment to tell active, held and expired points for; now where absent. It moves only the clock:
-        the entries are those of now.
+        """at_time is the moment for which active, held and expired points are computed. Default: now. It moves only the
+        clock: the entries are always the current ones.
         """
 
     def __init__(
@@ -819,14 +829,14 @@ Global___GetPointsAccountRequest: _TypeAlias = GetPointsAccountRequest  # noqa: 
 
 @_typing.final
 class GetPointsAccountResponse(_message.Message):
-    """GetPointsAccountResponse answers PointsService.GetPointsAccount."""
+    """GetPointsAccountResponse is the response of PointsService.GetPointsAccount."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def account(self) -> Global___PointsAccount:
-        """account is the account, with its lots."""
+        """account is the account with its lots."""
 
     def __init__(
         self,
@@ -843,7 +853,7 @@ Global___GetPointsAccountResponse: _TypeAlias = GetPointsAccountResponse  # noqa
 
 @_typing.final
 class ListPointsEntriesRequest(_message.Message):
-    """ListPointsEntriesRequest asks PointsService.ListPointsEntries."""
+    """ListPointsEntriesRequest is the request of PointsService.ListPointsEntries."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -857,33 +867,34 @@ class ListPointsEntriesRequest(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     store_id: _builtins.str
-    """store_id is required: 1 to 64 visible ASCII characters."""
+    """store_id is SHOPLINE's id of the store: 1 to 64 visible ASCII characters. Required."""
     buyer_id: _builtins.str
-    """buyer_id is required: 1 to 64 visible ASCII characters."""
+    """buyer_id is SHOPLINE's id of the customer in that store: 1 to 64 visible ASCII characters. Required."""
     page_size: _builtins.int
-    """page_size is how many entries to answer at most: 1 to 1,000; 0 means 50. A page ends earlier, with a
-    next_page_token, where its entries are very large.
+    """page_size is the maximum number of entries to return: 1 to 1,000. Default: 50, if 0. A page of very large entries
+    is shorter, and has a `next_page_token`.
     """
     page_token: _builtins.str
-    """page_token is the next_page_token of the previous answer, with the same filters; empty for the first page."""
+    """page_token is the `next_page_token` of the previous response, sent with the same filters; empty for the first
+    page.
+    """
     update_type: Global___PointsUpdateType.ValueType
-    """update_type keeps only entries of this type where it is set."""
+    """update_type, if set, selects entries of this type."""
     @_builtins.property
     def scenes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """scenes keeps only entries of these scenes where it is not empty: names as SHOPLINE writes them, such as
-        SUCCESSFUL_ORDERS, also names that PointsUpdateScene does not list; at most 100, each 1 to 64 visible ASCII
-        characters.
+        """scenes, if not empty, selects entries of these scenes: SHOPLINE's names, such as SUCCESSFUL_ORDERS, including
+        names that PointsUpdateScene does not list. At most 100, each 1 to 64 visible ASCII characters.
         """
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """start_time keeps only entries with updated_at at or after it."""
+        """start_time, if set, selects entries with `updated_at` at or after it."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """end_time keeps only entries with updated_at before it."""
+        """end_time, if set, selects entries with `updated_at` before it."""
 
     def __init__(
         self,
@@ -908,17 +919,17 @@ Global___ListPointsEntriesRequest: _TypeAlias = ListPointsEntriesRequest  # noqa
 
 @_typing.final
 class ListPointsEntriesResponse(_message.Message):
-    """ListPointsEntriesResponse answers PointsService.ListPointsEntries."""
+    """ListPointsEntriesResponse is the response of PointsService.ListPointsEntries."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """next_page_token asks for the next page; empty when this is the last one."""
+    """next_page_token requests the next page; empty on the last page."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointsEntry]:
-        """entries are the page, the newest first."""
+        """entries are the items of this page, newest first."""
 
     def __init__(
         self,
@@ -936,8 +947,8 @@ Global___ListPointsEntriesResponse: _TypeAlias = ListPointsEntriesResponse  # no
 
 @_typing.final
 class PointsEntry(_message.Message):
-    """PointsEntry is an accepted event as it stands in the book. Its event and how it was received never change; what is
-    derived from its place among the others may change when an earlier event arrives late.
+    """PointsEntry is an accepted event in the ledger. The event and its receipt never change. The values derived from its
+    position may change when an earlier event arrives late.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -955,40 +966,40 @@ class PointsEntry(_message.Message):
     VOID_FIELD_NUMBER: _builtins.int
     DRAWS_TRUNCATED_FIELD_NUMBER: _builtins.int
     outcome: Global___ApplyOutcome.ValueType
-    """outcome is what was answered when the event was accepted: APPLIED or LATE."""
+    """outcome is the result that was returned when the event was accepted: APPLIED or LATE."""
     balance_before: _builtins.int
-    """balance_before is the account's balance before this entry."""
+    """balance_before is the balance of the account before this entry, in points."""
     balance_after: _builtins.int
-    """balance_after is the account's balance after this entry."""
+    """balance_after is the balance of the account after this entry, in points."""
     drift: _builtins.int
-    """drift is what this entry's balance says beyond what we could explain."""
+    """drift is the difference, in points, between this entry's balance and the balance that the known events explain."""
     silently_expired: _builtins.int
-    """silently_expired is how many points SHOPLINE took at their expiry without an event before this entry."""
+    """silently_expired is how many points SHOPLINE deducted at their expiry, without an event, before this entry."""
     scene_disagrees: _builtins.bool
-    """scene_disagrees is true when the scene describes the other direction than update_type says. The entry is applied
-    as its update_type says.
+    """scene_disagrees is true if the scene implies the opposite sign to `update_type`. The entry is applied with the
+    sign of `update_type`.
     """
     settled_redemption_id: _builtins.str
-    """settled_redemption_id is the redemption that this entry settled; empty where none. It is set later where the entry
-    came before its redemption.
+    """settled_redemption_id is the redemption that this entry settled; empty if none. If the entry arrived before its
+    redemption, it is set when the redemption is made.
     """
     draws_truncated: _builtins.bool
-    """draws_truncated is true when there are more draws than `draws` shows."""
+    """draws_truncated is true if the entry has more draws than `draws` contains."""
     @_builtins.property
     def update(self) -> Global___PointsUpdate:
         """update is the event."""
 
     @_builtins.property
     def receive_time(self) -> _timestamp_pb2.Timestamp:
-        """receive_time is when we accepted the event."""
+        """receive_time is when the event was accepted."""
 
     @_builtins.property
     def draws(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointsDraw]:
-        """draws are the lots that this entry took points from, in the order in which it did; the first 500 of them."""
+        """draws are the lots that this entry deducted points from, in the order of deduction. At most 500."""
 
     @_builtins.property
     def void(self) -> Global___EntryVoid:
-        """void is there when the entry is voided."""
+        """void is set if the entry is void."""
 
     def __init__(
         self,
@@ -1016,17 +1027,17 @@ Global___PointsEntry: _TypeAlias = PointsEntry  # noqa: Y015
 
 @_typing.final
 class EntryVoid(_message.Message):
-    """EntryVoid says why and when an entry was voided."""
+    """EntryVoid is why and when an entry was voided."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """reason is the operator's, at most 500 characters."""
+    """reason is the operator's reason: at most 500 characters."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """time is when it was voided."""
+        """time is when the entry was voided."""
 
     def __init__(
         self,
@@ -1044,7 +1055,7 @@ Global___EntryVoid: _TypeAlias = EntryVoid  # noqa: Y015
 
 @_typing.final
 class ListDriftingAccountsRequest(_message.Message):
-    """ListDriftingAccountsRequest asks PointsService.ListDriftingAccounts."""
+    """ListDriftingAccountsRequest is the request of PointsService.ListDriftingAccounts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1053,13 +1064,13 @@ class ListDriftingAccountsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     store_id: _builtins.str
-    """store_id keeps only the accounts of this store where it is set."""
+    """store_id, if set, selects the accounts of this store."""
     page_size: _builtins.int
-    """page_size is how many accounts to answer at most: 1 to 1,000; 0 means 50."""
+    """page_size is the maximum number of accounts to return: 1 to 1,000. Default: 50, if 0."""
     page_token: _builtins.str
-    """page_token is the next_page_token of the previous answer; empty for the first page."""
+    """page_token is the `next_page_token` of the previous response; empty for the first page."""
     def __init__(
         self,
         *,
@@ -1078,17 +1089,17 @@ Global___ListDriftingAccountsRequest: _TypeAlias = ListDriftingAccountsRequest  
 
 @_typing.final
 class ListDriftingAccountsResponse(_message.Message):
-    """ListDriftingAccountsResponse answers PointsService.ListDriftingAccounts."""
+    """ListDriftingAccountsResponse is the response of PointsService.ListDriftingAccounts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """next_page_token asks for the next page; empty when this is the last one."""
+    """next_page_token requests the next page; empty on the last page."""
     @_builtins.property
     def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointsAccount]:
-        """accounts are the page, without their lots, by (store_id, buyer_id)."""
+        """accounts are the items of this page, without their lots, ordered by store_id and buyer_id."""
 
     def __init__(
         self,
@@ -1106,7 +1117,7 @@ Global___ListDriftingAccountsResponse: _TypeAlias = ListDriftingAccountsResponse
 
 @_typing.final
 class ListExpiringPointsRequest(_message.Message):
-    """ListExpiringPointsRequest asks PointsService.ListExpiringPoints."""
+    """ListExpiringPointsRequest is the request of PointsService.ListExpiringPoints."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1118,24 +1129,24 @@ class ListExpiringPointsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     store_id: _builtins.str
-    """store_id is one store: 1 to 64 visible ASCII characters."""
+    """store_id is SHOPLINE's id of one store: 1 to 64 visible ASCII characters."""
     program_id: _builtins.int
-    """program_id is all stores of a program."""
+    """program_id selects all stores of a program."""
     page_size: _builtins.int
-    """page_size is the maximum number of items to return: 1 to 1,000; 0 means 50."""
+    """page_size is the maximum number of items to return: 1 to 1,000. Default: 50, if 0."""
     page_token: _builtins.str
-    """page_token is the next_page_token of the previous answer, with the same stores and times; empty for the first
-    page.
+    """page_token is the `next_page_token` of the previous response, sent with the same stores and times; empty for the
+    first page.
     """
     @_builtins.property
     def from_time(self) -> _timestamp_pb2.Timestamp:
-        """from_time keeps only points that expire at or after it; if it is absent, points that have not expired yet."""
+        """from_time, if set, selects points that expire at or after it. Default: points that have not expired yet."""
 
     @_builtins.property
     def until_time(self) -> _timestamp_pb2.Timestamp:
-        """until_time keeps only points that expire before it; required, and after from_time."""
+        """until_time selects points that expire before it. Required, and after `from_time`."""
 
     def __init__(
         self,
@@ -1160,17 +1171,17 @@ Global___ListExpiringPointsRequest: _TypeAlias = ListExpiringPointsRequest  # no
 
 @_typing.final
 class ListExpiringPointsResponse(_message.Message):
-    """ListExpiringPointsResponse answers PointsService.ListExpiringPoints."""
+    """ListExpiringPointsResponse is the response of PointsService.ListExpiringPoints."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEMS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """next_page_token asks for the next page; empty when this is the last one."""
+    """next_page_token requests the next page; empty on the last page."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExpiringPoints]:
-        """items are the page."""
+        """items are the items of this page."""
 
     def __init__(
         self,
@@ -1188,7 +1199,7 @@ Global___ListExpiringPointsResponse: _TypeAlias = ListExpiringPointsResponse  # 
 
 @_typing.final
 class ExpiringPoints(_message.Message):
-    """ExpiringPoints is what one account loses at one moment."""
+    """ExpiringPoints is the points that one account loses at one moment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1197,11 +1208,11 @@ class ExpiringPoints(_message.Message):
     TIME_FIELD_NUMBER: _builtins.int
     POINTS_FIELD_NUMBER: _builtins.int
     store_id: _builtins.str
-    """store_id is the account's store."""
+    """store_id is SHOPLINE's id of the store."""
     buyer_id: _builtins.str
-    """buyer_id is SHOPLINE's customer id in that store."""
+    """buyer_id is SHOPLINE's id of the customer in that store."""
     points: _builtins.int
-    """points is how many expire then, excluding held points; at least 1."""
+    """points is how many points expire, excluding held points: at least 1."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """time is when the points expire."""
@@ -1224,7 +1235,7 @@ Global___ExpiringPoints: _TypeAlias = ExpiringPoints  # noqa: Y015
 
 @_typing.final
 class VoidPointsEntriesRequest(_message.Message):
-    """VoidPointsEntriesRequest asks PointsService.VoidPointsEntries."""
+    """VoidPointsEntriesRequest is the request of PointsService.VoidPointsEntries."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1232,9 +1243,9 @@ class VoidPointsEntriesRequest(_message.Message):
     EVENT_IDS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     reason: _builtins.str
-    """reason is kept with the entries: 1 to 500 characters."""
+    """reason is stored with the entries: 1 to 500 characters. Required."""
     @_builtins.property
     def event_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """event_ids are the entries to void: 1 to 1,000, of any accounts of the merchant."""
@@ -1256,14 +1267,14 @@ Global___VoidPointsEntriesRequest: _TypeAlias = VoidPointsEntriesRequest  # noqa
 
 @_typing.final
 class VoidPointsEntriesResponse(_message.Message):
-    """VoidPointsEntriesResponse answers PointsService.VoidPointsEntries."""
+    """VoidPointsEntriesResponse is the response of PointsService.VoidPointsEntries."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointsAccount]:
-        """accounts are those that changed, without their lots."""
+        """accounts are the accounts that changed, without their lots."""
 
     def __init__(
         self,
@@ -1280,7 +1291,7 @@ Global___VoidPointsEntriesResponse: _TypeAlias = VoidPointsEntriesResponse  # no
 
 @_typing.final
 class UnvoidPointsEntriesRequest(_message.Message):
-    """UnvoidPointsEntriesRequest asks PointsService.UnvoidPointsEntries."""
+    """UnvoidPointsEntriesRequest is the request of PointsService.UnvoidPointsEntries."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1288,12 +1299,12 @@ class UnvoidPointsEntriesRequest(_message.Message):
     EVENT_IDS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     reason: _builtins.str
-    """reason is kept with the entries: 1 to 500 characters."""
+    """reason is stored with the entries: 1 to 500 characters. Required."""
     @_builtins.property
     def event_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """event_ids are the entries to count again: 1 to 1,000, of any accounts of the merchant."""
+        """event_ids are the entries to restore: 1 to 1,000, of any accounts of the merchant."""
 
     def __init__(
         self,
@@ -1312,14 +1323,14 @@ Global___UnvoidPointsEntriesRequest: _TypeAlias = UnvoidPointsEntriesRequest  # 
 
 @_typing.final
 class UnvoidPointsEntriesResponse(_message.Message):
-    """UnvoidPointsEntriesResponse answers PointsService.UnvoidPointsEntries."""
+    """UnvoidPointsEntriesResponse is the response of PointsService.UnvoidPointsEntries."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointsAccount]:
-        """accounts are those that changed, without their lots."""
+        """accounts are the accounts that changed, without their lots."""
 
     def __init__(
         self,

@@ -26,14 +26,16 @@ if _version_not_supported:
 
 
 class PointsServiceStub:
-    """PointsService keeps the mirror of SHOPLINE's member points.
+    """PointsService keeps a ledger that mirrors SHOPLINE's member points.
 
-    An account is named by (merchant_id, store_id, buyer_id), an event is one points update, and an entry is an accepted
-    event as it stands in the book. The state of an account is a pure function of the set of its accepted events: any
-    arrival order and any repetition give the same account.
+    An account is identified by (merchant_id, store_id, buyer_id). An event is one points update. An entry is an
+    accepted event in the ledger. The state of an account is a pure function of the set of its accepted events: every
+    order of arrival and any number of repetitions give the same account.
 
-    Limits that hold everywhere: ids are 1 to 64 visible ASCII characters (event ids up to 128), points lie within
-    ±10^15, and times are kept in whole milliseconds (finer parts are cut off).
+    Limits that apply everywhere: ids are 1 to 64 visible ASCII characters (event ids up to 128), points are within
+    ±10^15, and times are stored in whole milliseconds (finer parts are truncated).
+
+    See docs/reference/ledger.md#accounts-events-and-entries.
     """
 
     def __init__(self, channel):
@@ -85,114 +87,135 @@ class PointsServiceStub:
 
 
 class PointsServiceServicer:
-    """PointsService keeps the mirror of SHOPLINE's member points.
+    """PointsService keeps a ledger that mirrors SHOPLINE's member points.
 
-    An account is named by (merchant_id, store_id, buyer_id), an event is one points update, and an entry is an accepted
-    event as it stands in the book. The state of an account is a pure function of the set of its accepted events: any
-    arrival order and any repetition give the same account.
+    An account is identified by (merchant_id, store_id, buyer_id). An event is one points update. An entry is an
+    accepted event in the ledger. The state of an account is a pure function of the set of its accepted events: every
+    order of arrival and any number of repetitions give the same account.
 
-    Limits that hold everywhere: ids are 1 to 64 visible ASCII characters (event ids up to 128), points lie within
-    ±10^15, and times are kept in whole milliseconds (finer parts are cut off).
+    Limits that apply everywhere: ids are 1 to 64 visible ASCII characters (event ids up to 128), points are within
+    ±10^15, and times are stored in whole milliseconds (finer parts are truncated).
+
+    See docs/reference/ledger.md#accounts-events-and-entries.
     """
 
     def ApplyPointsUpdate(self, request, context):
-        """ApplyPointsUpdate writes one event into the book, once, and answers after it is durably committed.
+        """ApplyPointsUpdate stores one event in the ledger, once, and returns after the transaction is committed.
 
-        Scope `points.write`. It is safe to repeat: the same event again answers DUPLICATE and changes nothing. An event
-        that carries SHOPLINE's balance is always accepted. An event without a balance is judged once, when it first
-        arrives, and the verdict is remembered under its event_id, unless the update sets `forget_refusal`.
+        Scope `points.write`. The call is idempotent: the same event again returns DUPLICATE and changes nothing. An
+        event with SHOPLINE's balance is always accepted. An event without a balance is judged once, on first arrival,
+        and the refusal is stored under its `event_id`, unless the update sets `forget_refusal`.
 
-        Calls that wait at the same time share a transaction. A caller that goes away does not disturb the others, and its
-        event is either wholly in the book or not at all.
+        Concurrent calls share a transaction. A call that is cancelled does not affect the others; its event is either
+        stored as a whole or not at all.
 
-        Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not
-        registered or belongs to another merchant (then, for a token for all merchants, with registered_elsewhere: "true"), ALREADY_EXISTS
-        (EVENT_ID_REUSED) for a known event_id with other content, FAILED_PRECONDITION (INSUFFICIENT_POINTS) for an event
-        without a balance that would take the account below zero, RESOURCE_EXHAUSTED (QUEUE_FULL) where too many updates
-        wait, UNAVAILABLE (DATABASE_UNAVAILABLE) and ABORTED (TRANSACTION_CONFLICT), all three worth a retry.
+        Errors:
+
+        - INVALID_ARGUMENT (INVALID_FIELDS): a field is invalid.
+        - NOT_FOUND (STORE_NOT_FOUND): the store is not registered or belongs to another merchant. In the second case,
+        a token for all merchants gets the metadata `registered_elsewhere`: "true".
+        - ALREADY_EXISTS (EVENT_ID_REUSED): the `event_id` is already stored with different content.
+        - FAILED_PRECONDITION (INSUFFICIENT_POINTS): an event without a balance would take the account below zero.
+        - RESOURCE_EXHAUSTED (QUEUE_FULL): too many updates are waiting. Retry.
+        - UNAVAILABLE (DATABASE_UNAVAILABLE) and ABORTED (TRANSACTION_CONFLICT): retry.
+
+        See docs/reference/ledger.md#event-identity and docs/reference/ledger.md#events-without-a-balance.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchApplyPointsUpdates(self, request, context):
-        """BatchApplyPointsUpdates writes up to 1,000 events and answers each by itself, in order: one bad event never spoils
-        its neighbours.
+        """BatchApplyPointsUpdates stores up to 1,000 events and returns one result for each, in the order of the request.
+        An event that fails does not affect the others.
 
-        Scope `points.write`. The call is split by merchant; where one merchant's transaction fails, its items carry that
-        error and the others stand. Errors of single events are in `results`; the call itself fails only with
-        INVALID_ARGUMENT for an empty or too long list and RESOURCE_EXHAUSTED (QUEUE_FULL).
+        Scope `points.write`. Each merchant's events are stored in a transaction of their own. If a merchant's
+        transaction fails, the results of its events have that error, and the events of other merchants are stored. The
+        call is idempotent for each event, like ApplyPointsUpdate.
+
+        Errors of single events are in `results`. The call itself fails only with INVALID_ARGUMENT (INVALID_FIELDS) for
+        an empty or too long list, and RESOURCE_EXHAUSTED (QUEUE_FULL).
+
+        See docs/reference/ledger.md#batching.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPointsAccount(self, request, context):
-        """GetPointsAccount answers an account as it stands: balance, active, held and expired points, and its lots.
+        """GetPointsAccount returns an account: its balance, its active, held and expired points, and its lots.
 
-        Scope `points.read`. An account that no event has named answers zeros, and so does an unknown store or a store of
-        another merchant. Errors: INVALID_ARGUMENT for wrong fields.
+        Scope `points.read`. An account without events has zero points. So has an account of an unknown store, or of
+        another merchant's store. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field.
+
+        See docs/reference/ledger.md#active-points.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPointsEntries(self, request, context):
-        """ListPointsEntries pages through an account's entries, the newest first, in the order of the book.
+        """ListPointsEntries lists the entries of an account in ledger order, newest first.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT for wrong fields, and for a page_token that is broken or was given
-        for other filters.
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for a page_token that is
+        malformed or belongs to other filters.
+
+        See docs/reference/ledger.md#order-of-events.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListDriftingAccounts(self, request, context):
-        """ListDriftingAccounts pages through the accounts whose drift is not zero: webhooks of theirs were lost, and the
-        account wants reconciliation.
+        """ListDriftingAccounts lists the accounts whose drift is not zero. Webhooks of these accounts were lost, so they
+        need reconciliation.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT for wrong fields.
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field.
+
+        See docs/reference/ledger.md#gaps-and-drift.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListExpiringPoints(self, request, context):
-        """ListExpiringPoints pages through the points of one store, or of all stores of a program, that expire in a window of
-        time: soonest first, then by store_id and buyer_id.
+        """ListExpiringPoints lists the points of one store, or of all stores of a program, that expire in a time range,
+        ordered by expiry time, store_id and buyer_id.
 
-        Scope `points.read`. An item is what one account loses at one moment, excluding held points. Holds take from unexpired
-        points, soonest expiry first, as redemptions do. With a from_time in the past, points that have already expired are
-        listed too, until SHOPLINE takes them off the balance. The cost of a page grows with its size, not with the book: a
-        page examines at most 5,000 expiries. If most of those points have been spent, it ends early with a
-        next_page_token, and may be empty.
+        Scope `points.read`. An item is the points that one account loses at one moment, excluding held points. Holds
+        take unexpired points with the soonest expiry first, as redemptions do. With a `from_time` in the past, points
+        that have already expired are listed too, until SHOPLINE deducts them from the balance.
 
-        All pages count holds as of the time of the first page, which the page_token carries. Nothing is listed twice.
-        Points earned or spent between two pages may or may not be reflected.
+        A page examines at most 5,000 expiries. If most of those points are spent, the page ends early with a
+        `next_page_token`, and may be empty. All pages count holds as of the time of the first page, which the page_token
+        carries. No item is listed twice. Points earned or spent between two pages may or may not be included.
 
-        Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is broken or was given for
-        another request, NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) for what is not the merchant's.
+        Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for a page_token that is malformed or belongs
+        to another request; NOT_FOUND (STORE_NOT_FOUND, PROGRAM_NOT_FOUND) if the merchant does not have the store or
+        program.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def VoidPointsEntries(self, request, context):
-        """VoidPointsEntries marks entries as void, so that the account is computed without them. That repairs what a faulty
-        caller wrote without rewriting history: the entries stay in the book.
+        """VoidPointsEntries marks entries as void, so that the account is computed without them. This corrects what a
+        faulty client wrote without rewriting history: the entries stay in the ledger.
 
-        Scope `admin`. All entries are voided, or none; one that is void already stays as it is. Whatever was voided is
-        logged for good. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND
-        (ENTRY_NOT_FOUND) for an event_id that is not in the book.
+        Scope `admin`. The call is atomic and idempotent: it voids all entries or none, and an entry that is already void
+        stays as it is. Every voided entry is recorded in the audit log. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an
+        invalid field, NOT_FOUND (ENTRY_NOT_FOUND) for an event_id that is not in the ledger.
+
+        See docs/reference/ledger.md#voiding-entries.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnvoidPointsEntries(self, request, context):
-        """UnvoidPointsEntries takes the voiding of entries back.
+        """UnvoidPointsEntries reverts the voiding of entries, so that they count again.
 
-        Scope `admin`. Errors: as VoidPointsEntries.
+        Scope `admin`. The call is atomic and idempotent. Errors: as for VoidPointsEntries.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -250,14 +273,16 @@ def add_PointsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PointsService:
-    """PointsService keeps the mirror of SHOPLINE's member points.
+    """PointsService keeps a ledger that mirrors SHOPLINE's member points.
 
-    An account is named by (merchant_id, store_id, buyer_id), an event is one points update, and an entry is an accepted
-    event as it stands in the book. The state of an account is a pure function of the set of its accepted events: any
-    arrival order and any repetition give the same account.
+    An account is identified by (merchant_id, store_id, buyer_id). An event is one points update. An entry is an
+    accepted event in the ledger. The state of an account is a pure function of the set of its accepted events: every
+    order of arrival and any number of repetitions give the same account.
 
-    Limits that hold everywhere: ids are 1 to 64 visible ASCII characters (event ids up to 128), points lie within
-    ±10^15, and times are kept in whole milliseconds (finer parts are cut off).
+    Limits that apply everywhere: ids are 1 to 64 visible ASCII characters (event ids up to 128), points are within
+    ±10^15, and times are stored in whole milliseconds (finer parts are truncated).
+
+    See docs/reference/ledger.md#accounts-events-and-entries.
     """
 
     @staticmethod

@@ -29,25 +29,25 @@ class _StoreErasureOutcome:
 class _StoreErasureOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StoreErasureOutcome.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     STORE_ERASURE_OUTCOME_UNSPECIFIED: _StoreErasureOutcome.ValueType  # 0
-    """STORE_ERASURE_OUTCOME_UNSPECIFIED is never answered."""
+    """STORE_ERASURE_OUTCOME_UNSPECIFIED is never returned."""
     STORE_ERASURE_OUTCOME_REQUESTED: _StoreErasureOutcome.ValueType  # 1
-    """STORE_ERASURE_OUTCOME_REQUESTED: the request is kept, and waits for an operator."""
+    """STORE_ERASURE_OUTCOME_REQUESTED: the request is stored and waits for an operator."""
     STORE_ERASURE_OUTCOME_ALREADY_REQUESTED: _StoreErasureOutcome.ValueType  # 2
-    """STORE_ERASURE_OUTCOME_ALREADY_REQUESTED: the store has an open request, to which nothing was added."""
+    """STORE_ERASURE_OUTCOME_ALREADY_REQUESTED: the store already has an open request, which is unchanged."""
     STORE_ERASURE_OUTCOME_ALREADY_ERASED: _StoreErasureOutcome.ValueType  # 3
-    """STORE_ERASURE_OUTCOME_ALREADY_ERASED: the store was erased since the request's time."""
+    """STORE_ERASURE_OUTCOME_ALREADY_ERASED: the store has been erased since the time of the request."""
 
 class StoreErasureOutcome(_StoreErasureOutcome, metaclass=_StoreErasureOutcomeEnumTypeWrapper):
-    """StoreErasureOutcome is what became of a request to erase a store."""
+    """StoreErasureOutcome is the result of a request to erase a store."""
 
 STORE_ERASURE_OUTCOME_UNSPECIFIED: StoreErasureOutcome.ValueType  # 0
-"""STORE_ERASURE_OUTCOME_UNSPECIFIED is never answered."""
+"""STORE_ERASURE_OUTCOME_UNSPECIFIED is never returned."""
 STORE_ERASURE_OUTCOME_REQUESTED: StoreErasureOutcome.ValueType  # 1
-"""STORE_ERASURE_OUTCOME_REQUESTED: the request is kept, and waits for an operator."""
+"""STORE_ERASURE_OUTCOME_REQUESTED: the request is stored and waits for an operator."""
 STORE_ERASURE_OUTCOME_ALREADY_REQUESTED: StoreErasureOutcome.ValueType  # 2
-"""STORE_ERASURE_OUTCOME_ALREADY_REQUESTED: the store has an open request, to which nothing was added."""
+"""STORE_ERASURE_OUTCOME_ALREADY_REQUESTED: the store already has an open request, which is unchanged."""
 STORE_ERASURE_OUTCOME_ALREADY_ERASED: StoreErasureOutcome.ValueType  # 3
-"""STORE_ERASURE_OUTCOME_ALREADY_ERASED: the store was erased since the request's time."""
+"""STORE_ERASURE_OUTCOME_ALREADY_ERASED: the store has been erased since the time of the request."""
 Global___StoreErasureOutcome: _TypeAlias = StoreErasureOutcome  # noqa: Y015
 
 class _PhoneNumberType:
@@ -57,65 +57,69 @@ class _PhoneNumberType:
 class _PhoneNumberTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PhoneNumberType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PHONE_NUMBER_TYPE_UNSPECIFIED: _PhoneNumberType.ValueType  # 0
-    """PHONE_NUMBER_TYPE_UNSPECIFIED is refused."""
+    """PHONE_NUMBER_TYPE_UNSPECIFIED is refused with INVALID_ARGUMENT (INVALID_FIELDS)."""
     PHONE_NUMBER_TYPE_FIXED_LINE: _PhoneNumberType.ValueType  # 1
     """PHONE_NUMBER_TYPE_FIXED_LINE is a fixed line."""
     PHONE_NUMBER_TYPE_MOBILE: _PhoneNumberType.ValueType  # 2
     """PHONE_NUMBER_TYPE_MOBILE is a mobile phone."""
     PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE: _PhoneNumberType.ValueType  # 3
-    """PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE is either, where a region numbers both alike, as the United States do, and
-    as Argentina does where the 9 of mobile numbers is left out.
+    """PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE is either, in regions whose number ranges do not distinguish them, such as
+    the United States, and for Argentine numbers without the 9 of mobile numbers.
     """
     PHONE_NUMBER_TYPE_TOLL_FREE: _PhoneNumberType.ValueType  # 4
-    """PHONE_NUMBER_TYPE_TOLL_FREE costs the caller nothing."""
+    """PHONE_NUMBER_TYPE_TOLL_FREE is free of charge for the caller."""
     PHONE_NUMBER_TYPE_PREMIUM_RATE: _PhoneNumberType.ValueType  # 5
-    """PHONE_NUMBER_TYPE_PREMIUM_RATE costs more than the call, and pays the number's owner."""
+    """PHONE_NUMBER_TYPE_PREMIUM_RATE costs more than a normal call and pays the owner of the number."""
     PHONE_NUMBER_TYPE_SHARED_COST: _PhoneNumberType.ValueType  # 6
-    """PHONE_NUMBER_TYPE_SHARED_COST costs caller and owner a share each."""
+    """PHONE_NUMBER_TYPE_SHARED_COST splits the cost between the caller and the owner."""
     PHONE_NUMBER_TYPE_VOIP: _PhoneNumberType.ValueType  # 7
-    """PHONE_NUMBER_TYPE_VOIP is telephony over the Internet; some of its providers take SMS."""
+    """PHONE_NUMBER_TYPE_VOIP is telephony over the Internet; some providers accept SMS."""
     PHONE_NUMBER_TYPE_PERSONAL_NUMBER: _PhoneNumberType.ValueType  # 8
-    """PHONE_NUMBER_TYPE_PERSONAL_NUMBER forwards to another number of a person."""
+    """PHONE_NUMBER_TYPE_PERSONAL_NUMBER forwards to another number of the same person."""
     PHONE_NUMBER_TYPE_PAGER: _PhoneNumberType.ValueType  # 9
     """PHONE_NUMBER_TYPE_PAGER is a pager."""
     PHONE_NUMBER_TYPE_UAN: _PhoneNumberType.ValueType  # 10
     """PHONE_NUMBER_TYPE_UAN is a company's universal access number."""
     PHONE_NUMBER_TYPE_VOICEMAIL: _PhoneNumberType.ValueType  # 11
-    """PHONE_NUMBER_TYPE_VOICEMAIL is a voice mailbox."""
+    """PHONE_NUMBER_TYPE_VOICEMAIL is a voicemail box."""
     PHONE_NUMBER_TYPE_UNKNOWN: _PhoneNumberType.ValueType  # 12
-    """PHONE_NUMBER_TYPE_UNKNOWN is a number that fits no type any more, since it was kept under older tables."""
+    """PHONE_NUMBER_TYPE_UNKNOWN is a number that no longer matches any type, because it was stored under older number
+    ranges.
+    """
 
 class PhoneNumberType(_PhoneNumberType, metaclass=_PhoneNumberTypeEnumTypeWrapper):
-    """PhoneNumberType is the type that libphonenumber derives from a phone number."""
+    """PhoneNumberType is the type of a phone number, as libphonenumber determines it."""
 
 PHONE_NUMBER_TYPE_UNSPECIFIED: PhoneNumberType.ValueType  # 0
-"""PHONE_NUMBER_TYPE_UNSPECIFIED is refused."""
+"""PHONE_NUMBER_TYPE_UNSPECIFIED is refused with INVALID_ARGUMENT (INVALID_FIELDS)."""
 PHONE_NUMBER_TYPE_FIXED_LINE: PhoneNumberType.ValueType  # 1
 """PHONE_NUMBER_TYPE_FIXED_LINE is a fixed line."""
 PHONE_NUMBER_TYPE_MOBILE: PhoneNumberType.ValueType  # 2
 """PHONE_NUMBER_TYPE_MOBILE is a mobile phone."""
 PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE: PhoneNumberType.ValueType  # 3
-"""PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE is either, where a region numbers both alike, as the United States do, and
-as Argentina does where the 9 of mobile numbers is left out.
+"""PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE is either, in regions whose number ranges do not distinguish them, such as
+the United States, and for Argentine numbers without the 9 of mobile numbers.
 """
 PHONE_NUMBER_TYPE_TOLL_FREE: PhoneNumberType.ValueType  # 4
-"""PHONE_NUMBER_TYPE_TOLL_FREE costs the caller nothing."""
+"""PHONE_NUMBER_TYPE_TOLL_FREE is free of charge for the caller."""
 PHONE_NUMBER_TYPE_PREMIUM_RATE: PhoneNumberType.ValueType  # 5
-"""PHONE_NUMBER_TYPE_PREMIUM_RATE costs more than the call, and pays the number's owner."""
+"""PHONE_NUMBER_TYPE_PREMIUM_RATE costs more than a normal call and pays the owner of the number."""
 PHONE_NUMBER_TYPE_SHARED_COST: PhoneNumberType.ValueType  # 6
-"""PHONE_NUMBER_TYPE_SHARED_COST costs caller and owner a share each."""
+"""PHONE_NUMBER_TYPE_SHARED_COST splits the cost between the caller and the owner."""
 PHONE_NUMBER_TYPE_VOIP: PhoneNumberType.ValueType  # 7
-"""PHONE_NUMBER_TYPE_VOIP is telephony over the Internet; some of its providers take SMS."""
+"""PHONE_NUMBER_TYPE_VOIP is telephony over the Internet; some providers accept SMS."""
 PHONE_NUMBER_TYPE_PERSONAL_NUMBER: PhoneNumberType.ValueType  # 8
-"""PHONE_NUMBER_TYPE_PERSONAL_NUMBER forwards to another number of a person."""
+"""PHONE_NUMBER_TYPE_PERSONAL_NUMBER forwards to another number of the same person."""
 PHONE_NUMBER_TYPE_PAGER: PhoneNumberType.ValueType  # 9
 """PHONE_NUMBER_TYPE_PAGER is a pager."""
 PHONE_NUMBER_TYPE_UAN: PhoneNumberType.ValueType  # 10
 """PHONE_NUMBER_TYPE_UAN is a company's universal access number."""
 PHONE_NUMBER_TYPE_VOICEMAIL: PhoneNumberType.ValueType  # 11
-"""PHONE_NUMBER_TYPE_VOICEMAIL is a voice mailbox."""
+"""PHONE_NUMBER_TYPE_VOICEMAIL is a voicemail box."""
 PHONE_NUMBER_TYPE_UNKNOWN: PhoneNumberType.ValueType  # 12
-"""PHONE_NUMBER_TYPE_UNKNOWN is a number that fits no type any more, since it was kept under older tables."""
+"""PHONE_NUMBER_TYPE_UNKNOWN is a number that no longer matches any type, because it was stored under older number
+ranges.
+"""
 Global___PhoneNumberType: _TypeAlias = PhoneNumberType  # noqa: Y015
 
 @_typing.final
@@ -129,13 +133,15 @@ class Store(_message.Message):
     SHOP_DOMAIN_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is SHOPLINE's merchant: 1 to 64 visible ASCII characters, required."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     store_id: _builtins.str
-    """store_id is SHOPLINE's store: 1 to 64 visible ASCII characters, required. It is unique over all merchants."""
+    """store_id is SHOPLINE's id of the store: 1 to 64 visible ASCII characters. Required. It is unique across all
+    merchants.
+    """
     shop_domain: _builtins.str
-    """shop_domain is the store's domain, such as example.myshopline.com: at most 255 visible ASCII characters."""
+    """shop_domain is the domain of the store, such as example.myshopline.com: at most 255 visible ASCII characters."""
     display_name: _builtins.str
-    """display_name is for people: at most 200 characters."""
+    """display_name is the name shown to people: at most 200 characters."""
     def __init__(
         self,
         *,
@@ -154,17 +160,19 @@ Global___Store: _TypeAlias = Store  # noqa: Y015
 
 @_typing.final
 class PutStoreRequest(_message.Message):
-    """PutStoreRequest asks ProgramsService.PutStore."""
+    """PutStoreRequest is the request of ProgramsService.PutStore."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STORE_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag, where given, must be the one last answered for this store; otherwise ABORTED (STALE_ETAG)."""
+    """etag, if set, must be the etag last returned for this store; otherwise the call fails with ABORTED (STALE_ETAG).
+    Empty skips the check.
+    """
     @_builtins.property
     def store(self) -> Global___Store:
-        """store is the store; required."""
+        """store is the store. Required."""
 
     def __init__(
         self,
@@ -182,17 +190,17 @@ Global___PutStoreRequest: _TypeAlias = PutStoreRequest  # noqa: Y015
 
 @_typing.final
 class PutStoreResponse(_message.Message):
-    """PutStoreResponse answers ProgramsService.PutStore."""
+    """PutStoreResponse is the response of ProgramsService.PutStore."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STORE_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag names this state of the store."""
+    """etag identifies this revision of the store."""
     @_builtins.property
     def store(self) -> Global___Store:
-        """store is the store as it is kept."""
+        """store is the stored store."""
 
     def __init__(
         self,
@@ -210,7 +218,7 @@ Global___PutStoreResponse: _TypeAlias = PutStoreResponse  # noqa: Y015
 
 @_typing.final
 class ReleaseStoreRequest(_message.Message):
-    """ReleaseStoreRequest asks ProgramsService.ReleaseStore."""
+    """ReleaseStoreRequest is the request of ProgramsService.ReleaseStore."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -218,11 +226,11 @@ class ReleaseStoreRequest(_message.Message):
     STORE_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is the merchant that has the store: 1 to 64 visible ASCII characters, required."""
+    """merchant_id is SHOPLINE's id of the merchant that has the store: 1 to 64 visible ASCII characters. Required."""
     store_id: _builtins.str
-    """store_id is required: 1 to 64 visible ASCII characters."""
+    """store_id is SHOPLINE's id of the store: 1 to 64 visible ASCII characters. Required."""
     reason: _builtins.str
-    """reason is kept in the audit log, so it should name no person: 1 to 500 characters, required."""
+    """reason is recorded in the audit log, so it should not name a person: 1 to 500 characters. Required."""
     def __init__(
         self,
         *,
@@ -240,7 +248,7 @@ Global___ReleaseStoreRequest: _TypeAlias = ReleaseStoreRequest  # noqa: Y015
 
 @_typing.final
 class ReleaseStoreResponse(_message.Message):
-    """ReleaseStoreResponse answers ProgramsService.ReleaseStore."""
+    """ReleaseStoreResponse is the response of ProgramsService.ReleaseStore."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -257,16 +265,16 @@ Global___ReleaseStoreResponse: _TypeAlias = ReleaseStoreResponse  # noqa: Y015
 
 @_typing.final
 class GetStoreRequest(_message.Message):
-    """GetStoreRequest asks ProgramsService.GetStore."""
+    """GetStoreRequest is the request of ProgramsService.GetStore."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MERCHANT_ID_FIELD_NUMBER: _builtins.int
     STORE_ID_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     store_id: _builtins.str
-    """store_id is required: 1 to 64 visible ASCII characters."""
+    """store_id is SHOPLINE's id of the store: 1 to 64 visible ASCII characters. Required."""
     def __init__(
         self,
         *,
@@ -283,14 +291,14 @@ Global___GetStoreRequest: _TypeAlias = GetStoreRequest  # noqa: Y015
 
 @_typing.final
 class GetStoreResponse(_message.Message):
-    """GetStoreResponse answers ProgramsService.GetStore."""
+    """GetStoreResponse is the response of ProgramsService.GetStore."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STORE_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag names this state of the store."""
+    """etag identifies this revision of the store."""
     @_builtins.property
     def store(self) -> Global___Store:
         """store is the store."""
@@ -311,7 +319,7 @@ Global___GetStoreResponse: _TypeAlias = GetStoreResponse  # noqa: Y015
 
 @_typing.final
 class ListStoresRequest(_message.Message):
-    """ListStoresRequest asks ProgramsService.ListStores."""
+    """ListStoresRequest is the request of ProgramsService.ListStores."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -319,13 +327,13 @@ class ListStoresRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     page_size: _builtins.int
-    """page_size is how many stores to answer at most: 1 to 1,000; 0 means 50. A page ends earlier, with a
-    next_page_token, where its stores are very large.
+    """page_size is the maximum number of stores to return: 1 to 1,000. Default: 50, if 0. A page of very large stores
+    is shorter, and has a `next_page_token`.
     """
     page_token: _builtins.str
-    """page_token is the next_page_token of the previous answer; empty for the first page."""
+    """page_token is the `next_page_token` of the previous response; empty for the first page."""
     def __init__(
         self,
         *,
@@ -343,17 +351,17 @@ Global___ListStoresRequest: _TypeAlias = ListStoresRequest  # noqa: Y015
 
 @_typing.final
 class ListStoresResponse(_message.Message):
-    """ListStoresResponse answers ProgramsService.ListStores."""
+    """ListStoresResponse is the response of ProgramsService.ListStores."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STORES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """next_page_token asks for the next page; empty when this is the last one."""
+    """next_page_token requests the next page; empty on the last page."""
     @_builtins.property
     def stores(self) -> _containers.RepeatedCompositeFieldContainer[Global___Store]:
-        """stores are the page."""
+        """stores are the items of this page."""
 
     def __init__(
         self,
@@ -371,7 +379,7 @@ Global___ListStoresResponse: _TypeAlias = ListStoresResponse  # noqa: Y015
 
 @_typing.final
 class StoreErasure(_message.Message):
-    """StoreErasure is a request to erase the personal data of a store's customers, and what became of it."""
+    """StoreErasure is a request to erase the personal data of a store's customers, and its progress."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -383,23 +391,23 @@ class StoreErasure(_message.Message):
     CLOSE_TIME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is the merchant whose store it is."""
+    """merchant_id is SHOPLINE's id of the merchant that has the store."""
     store_id: _builtins.str
-    """store_id is the store."""
+    """store_id is SHOPLINE's id of the store."""
     reason: _builtins.str
     """reason is the operator's reason; empty before the first call of EraseStore."""
     @_builtins.property
     def request_time(self) -> _timestamp_pb2.Timestamp:
-        """request_time is when the erasure was requested: the webhook's update_time, or when an operator began it."""
+        """request_time is when the erasure was requested: the webhook's update_time, or when an operator started it."""
 
     @_builtins.property
     def due_time(self) -> _timestamp_pb2.Timestamp:
-        """due_time is when it has to be done: 30 days after the request_time."""
+        """due_time is when the erasure must be complete: 30 days after `request_time`."""
 
     @_builtins.property
     def begin_time(self) -> _timestamp_pb2.Timestamp:
-        """begin_time is when EraseStore was first called, or first after a newer request: customer webhooks of the store from before it are ignored. Absent
-        before the first call.
+        """begin_time is when EraseStore was first called, or first called after a newer request. Customer webhooks of the
+        store from before it are ignored. Absent before the first call.
         """
 
     @_builtins.property
@@ -427,7 +435,7 @@ Global___StoreErasure: _TypeAlias = StoreErasure  # noqa: Y015
 
 @_typing.final
 class RequestStoreErasureRequest(_message.Message):
-    """RequestStoreErasureRequest asks ProgramsService.RequestStoreErasure."""
+    """RequestStoreErasureRequest is the request of ProgramsService.RequestStoreErasure."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -436,14 +444,14 @@ class RequestStoreErasureRequest(_message.Message):
     STORE_ID_FIELD_NUMBER: _builtins.int
     REQUEST_TIME_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
-    """event_id names the request: 1 to 128 visible ASCII characters, required."""
+    """event_id identifies the request: 1 to 128 visible ASCII characters. Required."""
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     store_id: _builtins.str
-    """store_id is required: 1 to 64 visible ASCII characters."""
+    """store_id is SHOPLINE's id of the store: 1 to 64 visible ASCII characters. Required."""
     @_builtins.property
     def request_time(self) -> _timestamp_pb2.Timestamp:
-        """request_time is when the erasure was requested: from the year 2000 to 24 hours from now, required."""
+        """request_time is when the erasure was requested: from the year 2000 to 24 hours from now. Required."""
 
     def __init__(
         self,
@@ -463,17 +471,17 @@ Global___RequestStoreErasureRequest: _TypeAlias = RequestStoreErasureRequest  # 
 
 @_typing.final
 class RequestStoreErasureResponse(_message.Message):
-    """RequestStoreErasureResponse answers ProgramsService.RequestStoreErasure."""
+    """RequestStoreErasureResponse is the response of ProgramsService.RequestStoreErasure."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     OUTCOME_FIELD_NUMBER: _builtins.int
     ERASURE_FIELD_NUMBER: _builtins.int
     outcome: Global___StoreErasureOutcome.ValueType
-    """outcome is what became of the request."""
+    """outcome is the result of the request."""
     @_builtins.property
     def erasure(self) -> Global___StoreErasure:
-        """erasure is the store's open request, or the erasure that has settled this one."""
+        """erasure is the open request of the store, or the erasure that already covers this request."""
 
     def __init__(
         self,
@@ -491,7 +499,7 @@ Global___RequestStoreErasureResponse: _TypeAlias = RequestStoreErasureResponse  
 
 @_typing.final
 class ListStoreErasuresRequest(_message.Message):
-    """ListStoreErasuresRequest asks ProgramsService.ListStoreErasures."""
+    """ListStoreErasuresRequest is the request of ProgramsService.ListStoreErasures."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -499,13 +507,13 @@ class ListStoreErasuresRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is the merchant whose stores are meant: at most 64 visible ASCII characters; empty for all merchants,
-    which takes a token for all merchants.
+    """merchant_id is SHOPLINE's id of the merchant: at most 64 visible ASCII characters. Empty selects all merchants,
+    which requires a token for all merchants.
     """
     page_size: _builtins.int
-    """page_size is how many requests to answer at most: 1 to 1,000; 0 means 50."""
+    """page_size is the maximum number of requests to return: 1 to 1,000. Default: 50, if 0."""
     page_token: _builtins.str
-    """page_token is the next_page_token of the previous answer; empty for the first page."""
+    """page_token is the `next_page_token` of the previous response; empty for the first page."""
     def __init__(
         self,
         *,
@@ -523,17 +531,17 @@ Global___ListStoreErasuresRequest: _TypeAlias = ListStoreErasuresRequest  # noqa
 
 @_typing.final
 class ListStoreErasuresResponse(_message.Message):
-    """ListStoreErasuresResponse answers ProgramsService.ListStoreErasures."""
+    """ListStoreErasuresResponse is the response of ProgramsService.ListStoreErasures."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ERASURES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """next_page_token asks for the next page; empty when this is the last one."""
+    """next_page_token requests the next page; empty on the last page."""
     @_builtins.property
     def erasures(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreErasure]:
-        """erasures are the page."""
+        """erasures are the items of this page."""
 
     def __init__(
         self,
@@ -551,7 +559,7 @@ Global___ListStoreErasuresResponse: _TypeAlias = ListStoreErasuresResponse  # no
 
 @_typing.final
 class EraseStoreRequest(_message.Message):
-    """EraseStoreRequest asks ProgramsService.EraseStore."""
+    """EraseStoreRequest is the request of ProgramsService.EraseStore."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -559,11 +567,11 @@ class EraseStoreRequest(_message.Message):
     STORE_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     store_id: _builtins.str
-    """store_id is required: 1 to 64 visible ASCII characters."""
+    """store_id is SHOPLINE's id of the store: 1 to 64 visible ASCII characters. Required."""
     reason: _builtins.str
-    """reason is kept in the audit, so it should name no person: 1 to 500 characters, required."""
+    """reason is recorded in the audit log, so it should not name a person: 1 to 500 characters. Required."""
     def __init__(
         self,
         *,
@@ -581,7 +589,7 @@ Global___EraseStoreRequest: _TypeAlias = EraseStoreRequest  # noqa: Y015
 
 @_typing.final
 class EraseStoreResponse(_message.Message):
-    """EraseStoreResponse answers ProgramsService.EraseStore."""
+    """EraseStoreResponse is the response of ProgramsService.EraseStore."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -589,12 +597,14 @@ class EraseStoreResponse(_message.Message):
     REMAINING_FIELD_NUMBER: _builtins.int
     ERASURE_FIELD_NUMBER: _builtins.int
     erased: _builtins.int
-    """erased is how many of the store's buyers lost personal data in this call."""
+    """erased is how many buyers of the store lost personal data in this call."""
     remaining: _builtins.int
-    """remaining is how many buyers and quarantined webhooks of the store are left to look at; 0 when the store is erased."""
+    """remaining is how many buyers and quarantined webhooks of the store are still to be examined; 0 if the store is
+    erased.
+    """
     @_builtins.property
     def erasure(self) -> Global___StoreErasure:
-        """erasure is the request, which is closed when nothing remains."""
+        """erasure is the request, which is closed if `remaining` is 0."""
 
     def __init__(
         self,
@@ -613,7 +623,7 @@ Global___EraseStoreResponse: _TypeAlias = EraseStoreResponse  # noqa: Y015
 
 @_typing.final
 class Program(_message.Message):
-    """Program is a loyalty program of a merchant: the stores it covers, and the rules by which points are redeemed."""
+    """Program is a loyalty program of a merchant: the stores it covers and the rules of redemption."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -638,80 +648,85 @@ class Program(_message.Message):
     LOCAL_CURRENCY_DECIMALS_FIELD_NUMBER: _builtins.int
     SETTLEMENT_LEAD_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is SHOPLINE's merchant: 1 to 64 visible ASCII characters, required."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     program_id: _builtins.int
-    """program_id names the program inside its merchant: at least 1, required."""
+    """program_id identifies the program within its merchant: at least 1. Required."""
     display_name: _builtins.str
-    """display_name is for people: at most 200 characters."""
+    """display_name is the name shown to people: at most 200 characters."""
     redemption_enabled: _builtins.bool
-    """redemption_enabled lets points be redeemed; where false every redemption is refused (827)."""
+    """redemption_enabled allows redemption. If false, every redemption is refused with status 827."""
     time_zone: _builtins.str
-    """time_zone is the IANA name of the zone that days, weeks and months of caps are counted in, such as
-    Asia/Shanghai; UTC where empty.
+    """time_zone is the IANA name of the time zone in which the days, weeks and months of caps are counted, such as
+    Asia/Shanghai. Default: UTC, if empty. See docs/reference/redemption.md#caps.
     """
     default_region: _builtins.str
-    """default_region is the two-letter region (CLDR) that national mobile numbers are read in, such as CN; where empty
-    only international numbers are read.
+    """default_region is the two-letter CLDR region in which national mobile numbers are read, such as CN. If empty,
+    only international numbers are valid.
     """
     point_value: _builtins.str
-    """point_value is what one point is worth in the base currency: a decimal above 0 with at most 12 digits before and
-    12 after the point, such as "0.01". Without it no currency values are told or taken.
+    """point_value is the value of one point in the base currency: a decimal above 0 with at most 12 digits before and
+    12 after the point, such as "0.01". If empty, currency values are neither returned nor accepted.
     """
     currency_code: _builtins.str
-    """currency_code is the base currency: an ISO 4217 code such as USD. Required with point_value."""
+    """currency_code is the base currency: an ISO 4217 code such as USD. Required with `point_value`."""
     local_currency_code: _builtins.str
-    """local_currency_code is the currency of redeem_local_value: an ISO 4217 code; the base currency where empty."""
+    """local_currency_code is the currency of redeem_local_value: an ISO 4217 code. Default: the base currency, if
+    empty.
+    """
     local_currency_rate: _builtins.str
-    """local_currency_rate is how many local units one base unit is: a decimal above 0 like point_value. Required where
-    local_currency_code differs from currency_code, empty otherwise.
+    """local_currency_rate is how many local units one base unit is worth: a decimal above 0 with at most 12 digits
+    before and 12 after the point. Required if `local_currency_code` differs from `currency_code`, empty otherwise.
     """
     allow_group_redemption: _builtins.bool
-    """allow_group_redemption lets groups of customers (user_group2) pool their points; 828 where false."""
+    """allow_group_redemption allows groups of customers (user_group2) to pool their points. If false, status 828."""
     allow_cross_program_redemption: _builtins.bool
-    """allow_cross_program_redemption lets points of the merchant's other allowing programs be redeemed here
-    (group_redemption); 828 where false.
+    """allow_cross_program_redemption allows points of the merchant's other programs with this flag to be redeemed here
+    (group_redemption). If false, status 828.
     """
     local_currency_decimals: _builtins.int
-    """local_currency_decimals is how many decimals redeem_local_value is rounded to, half up: 0 to 4. Where absent, the
-    minor unit that ISO 4217 gives the local currency, which not every country uses: Taiwan's dollar has 2 decimals
-    there and is used with none. A change applies to later answers and redemptions, never to stored ones.
+    """local_currency_decimals is the number of decimals that redeem_local_value is rounded to, half up: 0 to 4.
+    Default: the minor unit of the local currency in ISO 4217, which not every country uses: Taiwan's dollar has 2
+    decimals there and is used with none. A change applies to later responses and redemptions, not to stored ones.
     """
     @_builtins.property
     def store_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """store_ids are the stores whose accounts count: 1 to 1,000 of the merchant's, each once. A store may be in several
+        """store_ids are the stores of the merchant whose accounts count: 1 to 1,000, unique. A store may be in several
         programs.
         """
 
     @_builtins.property
     def allowed_regions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """allowed_regions are the two-letter regions that codes may be sent to; where empty all are: at most 300."""
+        """allowed_regions are the two-letter regions that codes may be sent to: at most 300. Default: all regions, if
+        empty.
+        """
 
     @_builtins.property
     def criteria(self) -> Global___RedemptionCriteria:
-        """criteria are the redemption criteria; absent ones do not limit."""
+        """criteria are the redemption criteria. An absent criterion sets no limit."""
 
     @_builtins.property
     def settlement_window(self) -> _duration_pb2.Duration:
-        """settlement_window is how long a redemption waits for SHOPLINE to book it: 1 minute to 30 days; 72 hours where
-        absent.
+        """settlement_window is how long a redemption waits for SHOPLINE to deduct the points: 1 minute to 30 days. Default:
+        72 hours, if absent. See docs/reference/ledger.md#settlement.
         """
 
     @_builtins.property
     def settlement_scenes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """settlement_scenes are the scenes of the entries that settle a redemption, by name; where empty: the redemption
-        scenes, CASHBACK, POS_DECREASE and MANUALLY_DECREASE. At most 100, each 1 to 64 visible ASCII characters.
+        """settlement_scenes are the names of the scenes whose entries settle a redemption: at most 100, each 1 to 64
+        visible ASCII characters. Default, if empty: the redemption scenes, CASHBACK, POS_DECREASE and MANUALLY_DECREASE.
         """
 
     @_builtins.property
     def validation(self) -> Global___ValidationSettings:
-        """validation says how customers prove that it is them."""
+        """validation is how customers authenticate redemptions."""
 
     @_builtins.property
     def settlement_lead(self) -> _duration_pb2.Duration:
-        """settlement_lead is how much earlier than its redemption SHOPLINE may have booked the decrease that settles it: 0 to
-        24 hours in whole seconds; 5 seconds where absent. Set it where a till books in SHOPLINE before it calls
-        RedeemPoints, to the longest time between the two and no longer: an unrelated decrease of the same size inside it
-        is taken for the redemption's own. A redemption keeps the lead that the program had when it was made.
+        """settlement_lead is how long before its redemption SHOPLINE may have made the decrease that settles it: 0 to 24
+        hours, in whole seconds. Default: 5 seconds, if absent. Set it if a point of sale deducts points in SHOPLINE
+        before it calls RedeemPoints, to the longest time between the two and no longer: within that time, an unrelated
+        decrease of the same amount is taken for that of the redemption. A redemption keeps the lead that the program had
+        when it was made.
         """
 
     def __init__(
@@ -750,8 +765,10 @@ Global___Program: _TypeAlias = Program  # noqa: Y015
 
 @_typing.final
 class RedemptionCriteria(_message.Message):
-    """RedemptionCriteria are the limits of a program's redemptions. An absent one does not limit; a present one is 1 to
-    10^15 points. No maximum may be below the fewest points that multiples_of and min_points_per_redemption let redeem.
+    """RedemptionCriteria are the limits of a program's redemptions, in points: 1 to 10^15 each. An absent criterion sets
+    no limit. No maximum may be below the fewest points that `multiples_of` and `min_points_per_redemption` allow.
+
+    See docs/reference/redemption.md#criteria.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -765,21 +782,31 @@ class RedemptionCriteria(_message.Message):
     MAX_POINTS_PER_WEEK_FIELD_NUMBER: _builtins.int
     MAX_POINTS_PER_MONTH_FIELD_NUMBER: _builtins.int
     multiples_of: _builtins.int
-    """multiples_of wants the points to be a multiple of it (807)."""
+    """multiples_of requires the points to be a multiple of it; otherwise status 807."""
     min_points_per_redemption: _builtins.int
-    """min_points_per_redemption is the least at a time (821)."""
+    """min_points_per_redemption is the minimum for one redemption; otherwise status 821."""
     max_points_per_redemption: _builtins.int
-    """max_points_per_redemption is the most at a time (819). Not below min_points_per_redemption."""
+    """max_points_per_redemption is the maximum for one redemption, not below `min_points_per_redemption`; otherwise
+    status 819.
+    """
     min_balance_required: _builtins.int
-    """min_balance_required is the active points a customer must have before redeeming (804)."""
+    """min_balance_required is the minimum of active points that a customer must have before redeeming; otherwise status
+    804.
+    """
     min_lifetime_points: _builtins.int
-    """min_lifetime_points is what a customer must have earned altogether (805)."""
+    """min_lifetime_points is the minimum of points that a customer must have earned in total; otherwise status 805."""
     max_points_per_day: _builtins.int
-    """max_points_per_day caps a customer's redemptions of one day in the program's time zone (819)."""
+    """max_points_per_day is the maximum for all redemptions of a customer in one day, in the program's time zone;
+    otherwise status 819.
+    """
     max_points_per_week: _builtins.int
-    """max_points_per_week caps those of one calendar week, from Monday (819)."""
+    """max_points_per_week is the maximum for all redemptions of a customer in one calendar week, starting on Monday;
+    otherwise status 819.
+    """
     max_points_per_month: _builtins.int
-    """max_points_per_month caps those of one calendar month (819)."""
+    """max_points_per_month is the maximum for all redemptions of a customer in one calendar month; otherwise status
+    819.
+    """
     def __init__(
         self,
         *,
@@ -833,7 +860,7 @@ Global___RedemptionCriteria: _TypeAlias = RedemptionCriteria  # noqa: Y015
 
 @_typing.final
 class ValidationSettings(_message.Message):
-    """ValidationSettings say how a program's customers prove that it is them."""
+    """ValidationSettings are how customers of a program authenticate redemptions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -868,46 +895,49 @@ class ValidationSettings(_message.Message):
     MESSAGE_TEMPLATES_FIELD_NUMBER: _builtins.int
     SMS_NUMBER_TYPES_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
-    """required refuses redemptions without a validation (824)."""
+    """required refuses redemptions without a validation with status 824. See
+    docs/reference/redemption.md#required-validation.
+    """
     allow_skip: _builtins.bool
-    """allow_skip lets callers with the scope `redeem.skip` skip the validation."""
+    """allow_skip allows callers with the scope `redeem.skip` to skip the validation."""
     code_length: _builtins.int
-    """code_length is how many characters a code has: 6 to 10; 6 where 0."""
+    """code_length is the number of characters of a code: 6 to 10. Default: 6, if 0."""
     alphanumeric: _builtins.bool
-    """alphanumeric makes codes of letters and digits without 0, O, 1 and I, instead of digits."""
+    """alphanumeric makes codes of letters and digits, without 0, O, 1 and I, instead of digits only."""
     missed_call_number: _builtins.str
-    """missed_call_number is the number to call, in E.164 form. Required with MISSED_CALL among the channels."""
+    """missed_call_number is the number to call, in E.164. Required if `channels` has MISSED_CALL."""
     max_points_missed_call: _builtins.int
-    """max_points_missed_call is the most that a missed call validates at a time, since caller ids can be forged: 0 to
-    10^15 points, 0 for no limit.
+    """max_points_missed_call is the maximum that a missed call validates in one redemption, because caller ids can be
+    forged: 0 to 10^15 points. 0 means no limit.
     """
     @_builtins.property
     def channels(self) -> _containers.RepeatedScalarFieldContainer[_redemption_pb2.ValidationType.ValueType]:
-        """channels are how codes may be sent, the preferred one first, each once; SMS, then EMAIL where empty. MISSED_CALL
-        enables missed calls; INVALID is refused here.
+        """channels are the channels for codes in order of preference, unique. Default, if empty: SMS, then EMAIL.
+        MISSED_CALL enables missed calls. INVALID is refused.
         """
 
     @_builtins.property
     def code_life(self) -> _duration_pb2.Duration:
-        """code_life is how long a code is valid: 60 to 600 seconds; 300 where absent."""
+        """code_life is how long a code is valid: 60 to 600 seconds. Default: 300 seconds, if absent."""
 
     @_builtins.property
     def message_templates(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """message_templates are the texts of a code's message by language tag, such as "en": at most 50 of at most 500
-        characters, where $code, $points, $program and $minutes are replaced and $code is required. No two tags may differ
-        only in case, or in - and _.
+        """message_templates are the texts of the message with a code, by language tag, such as "en": at most 50, each at
+        most 500 characters. $code, $points, $program and $minutes are replaced; $code is required. No two tags may
+        differ only in case, or in - and _.
 
-        The customer's language is looked up as RFC 4647, section 3.4, says, in any case and with _ for -: as it is, then
-        without its last subtag, and so on, a single character going together with the subtag after it. zh-Hant-TW finds
-        zh-Hant-TW, zh-Hant or zh; zh-TW does not find zh-Hant, since no subtag is ever added. Without a match,
-        the text for "" is sent, then that for "en", then a built-in English one.
+        The customer's language is looked up as in section 3.4 of RFC 4647, ignoring case and reading _ as -: first the
+        whole tag, then the tag without its last subtag, and so on; a single-character subtag is removed together with
+        the one after it. zh-Hant-TW matches zh-Hant-TW, zh-Hant or zh; zh-TW does not match zh-Hant, because no subtag
+        is ever added. If nothing matches, the text for "" is used, then the text for "en", then a built-in English text.
+        See docs/reference/validation-codes.md#message-texts.
         """
 
     @_builtins.property
     def sms_number_types(self) -> _containers.RepeatedScalarFieldContainer[Global___PhoneNumberType.ValueType]:
-        """sms_number_types are the types of phone numbers that SMS are sent to, each once; MOBILE and FIXED_LINE_OR_MOBILE
-        where empty. The other numbers have no destination for SMS (860, NO_DESTINATION), and the program's next channel is
-        used. Missed calls are not restricted: the customer may call from any phone.
+        """sms_number_types are the types of phone numbers that SMS are sent to, unique. Default, if empty: MOBILE and
+        FIXED_LINE_OR_MOBILE. Other numbers are no destination for SMS (status 860, NO_DESTINATION), and the program's
+        next channel is used. Missed calls are not restricted: the customer may call from any phone.
         """
 
     def __init__(
@@ -934,17 +964,19 @@ Global___ValidationSettings: _TypeAlias = ValidationSettings  # noqa: Y015
 
 @_typing.final
 class PutProgramRequest(_message.Message):
-    """PutProgramRequest asks ProgramsService.PutProgram."""
+    """PutProgramRequest is the request of ProgramsService.PutProgram."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PROGRAM_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag, where given, must be the one last answered for this program; otherwise ABORTED (STALE_ETAG)."""
+    """etag, if set, must be the etag last returned for this program; otherwise the call fails with ABORTED
+    (STALE_ETAG). Empty skips the check.
+    """
     @_builtins.property
     def program(self) -> Global___Program:
-        """program is the program; required."""
+        """program is the program. Required."""
 
     def __init__(
         self,
@@ -962,17 +994,17 @@ Global___PutProgramRequest: _TypeAlias = PutProgramRequest  # noqa: Y015
 
 @_typing.final
 class PutProgramResponse(_message.Message):
-    """PutProgramResponse answers ProgramsService.PutProgram."""
+    """PutProgramResponse is the response of ProgramsService.PutProgram."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PROGRAM_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag names this state of the program."""
+    """etag identifies this revision of the program."""
     @_builtins.property
     def program(self) -> Global___Program:
-        """program is the program as it is kept."""
+        """program is the stored program."""
 
     def __init__(
         self,
@@ -990,16 +1022,16 @@ Global___PutProgramResponse: _TypeAlias = PutProgramResponse  # noqa: Y015
 
 @_typing.final
 class GetProgramRequest(_message.Message):
-    """GetProgramRequest asks ProgramsService.GetProgram."""
+    """GetProgramRequest is the request of ProgramsService.GetProgram."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MERCHANT_ID_FIELD_NUMBER: _builtins.int
     PROGRAM_ID_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     program_id: _builtins.int
-    """program_id is required: at least 1."""
+    """program_id is the id of the program: at least 1. Required."""
     def __init__(
         self,
         *,
@@ -1016,14 +1048,14 @@ Global___GetProgramRequest: _TypeAlias = GetProgramRequest  # noqa: Y015
 
 @_typing.final
 class GetProgramResponse(_message.Message):
-    """GetProgramResponse answers ProgramsService.GetProgram."""
+    """GetProgramResponse is the response of ProgramsService.GetProgram."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PROGRAM_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """etag names this state of the program."""
+    """etag identifies this revision of the program."""
     @_builtins.property
     def program(self) -> Global___Program:
         """program is the program."""
@@ -1044,7 +1076,7 @@ Global___GetProgramResponse: _TypeAlias = GetProgramResponse  # noqa: Y015
 
 @_typing.final
 class ListProgramsRequest(_message.Message):
-    """ListProgramsRequest asks ProgramsService.ListPrograms."""
+    """ListProgramsRequest is the request of ProgramsService.ListPrograms."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1052,13 +1084,13 @@ class ListProgramsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     page_size: _builtins.int
-    """page_size is how many programs to answer at most: 1 to 1,000; 0 means 50. A page ends earlier, with a
-    next_page_token, where its programs are very large.
+    """page_size is the maximum number of programs to return: 1 to 1,000. Default: 50, if 0. A page of very large
+    programs is shorter, and has a `next_page_token`.
     """
     page_token: _builtins.str
-    """page_token is the next_page_token of the previous answer; empty for the first page."""
+    """page_token is the `next_page_token` of the previous response; empty for the first page."""
     def __init__(
         self,
         *,
@@ -1076,17 +1108,17 @@ Global___ListProgramsRequest: _TypeAlias = ListProgramsRequest  # noqa: Y015
 
 @_typing.final
 class ListProgramsResponse(_message.Message):
-    """ListProgramsResponse answers ProgramsService.ListPrograms."""
+    """ListProgramsResponse is the response of ProgramsService.ListPrograms."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PROGRAMS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """next_page_token asks for the next page; empty when this is the last one."""
+    """next_page_token requests the next page; empty on the last page."""
     @_builtins.property
     def programs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Program]:
-        """programs are the page."""
+        """programs are the items of this page."""
 
     def __init__(
         self,

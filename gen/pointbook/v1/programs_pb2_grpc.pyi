@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ProgramsServiceStub:
-    """ProgramsService keeps a merchant's stores and loyalty programs: which stores there are, and by which rules their
-    points are redeemed.
+    """ProgramsService manages a merchant's stores and loyalty programs.
+
+    See docs/reference/redemption.md#merchants-stores-and-programs.
     """
 
     @_typing.overload
@@ -36,191 +37,215 @@ class ProgramsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ProgramsServiceAsyncStub: ...
     PutStore: _grpc.UnaryUnaryMultiCallable[_programs_pb2.PutStoreRequest, _programs_pb2.PutStoreResponse]
-    """PutStore registers a store for a merchant, or replaces its details. A store belongs to one merchant until it is
+    """PutStore registers a store for a merchant or replaces its details. A store belongs to one merchant until it is
     released.
 
-    Scope `stores`. To register a store that the merchant does not have takes a token for all merchants with the scope
-    `admin`, or a proof: a webhook of reason STORE_UNKNOWN waits in quarantine whose signed body names the store and
-    whose header names the merchant; a token for all merchants, as the shim has, quarantined it; and no webhook or copy
-    of one that such a token quarantined names the store with another merchant. The header is not signed: the proof is as good as that no
-    stranger delivers a captured body of the store in the merchant's name before SHOPLINE does in its owner's.
+    Scope `stores`. Registering a store that the merchant does not have requires a token for all merchants with the
+    scope `admin`, or a proof. A proof is a quarantined webhook with the reason STORE_UNKNOWN whose signed body names
+    the store and whose header names the merchant, and which a token for all merchants, such as the shim's,
+    quarantined. There must be no webhook, or copy of one, quarantined with such a token that names the store with
+    another merchant. The header is not signed, so the proof holds only if no attacker delivers a captured body of
+    the store in the merchant's name before SHOPLINE delivers one in its owner's.
 
-    Errors: INVALID_ARGUMENT for wrong fields, FAILED_PRECONDITION (STORE_UNPROVEN) for a store that the merchant does
-    not have, alike whether another merchant has it, ALREADY_EXISTS (STORE_TAKEN) in place of that for a token that may
-    register any store, ABORTED (STALE_ETAG).
+    The call is idempotent without an etag. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field;
+    FAILED_PRECONDITION (STORE_UNPROVEN) for a store that the merchant does not have, whether another merchant has it
+    or not; ALREADY_EXISTS (STORE_TAKEN) instead of it for a token that may register any store; ABORTED (STALE_ETAG).
+
+    See docs/reference/shopline-webhooks.md#what-the-signature-does-not-cover.
     """
     ReleaseStore: _grpc.UnaryUnaryMultiCallable[_programs_pb2.ReleaseStoreRequest, _programs_pb2.ReleaseStoreResponse]
-    """ReleaseStore takes a store from its merchant, so that another one can register it. It is refused while the merchant
-    has data of the store: points accounts, buyers, requests to erase it, or programs or benefits that name it. Such a
-    store never passes to another merchant. The audit log keeps that it was released, and why.
+    """ReleaseStore removes a store from its merchant, so that another merchant can register it. It is refused while the
+    merchant has data of the store: points accounts, buyers, erasure requests, or programs or benefits that name it.
+    Such a store never passes to another merchant. The release and its reason are recorded in the audit log.
 
-    Scope `admin`, for all merchants. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for
-    another merchant's store and for one that is released already, FAILED_PRECONDITION (STORE_IN_USE).
+    Scope `admin`, with a token for all merchants. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field;
+    NOT_FOUND (STORE_NOT_FOUND), also for another merchant's store and for a store that is already released;
+    FAILED_PRECONDITION (STORE_IN_USE).
     """
     GetStore: _grpc.UnaryUnaryMultiCallable[_programs_pb2.GetStoreRequest, _programs_pb2.GetStoreResponse]
-    """GetStore answers one store.
+    """GetStore returns one store.
 
-    Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for another
-    merchant's store.
+    Scope `stores`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND (STORE_NOT_FOUND), also
+    for another merchant's store.
     """
     ListStores: _grpc.UnaryUnaryMultiCallable[_programs_pb2.ListStoresRequest, _programs_pb2.ListStoresResponse]
-    """ListStores pages through a merchant's stores by store_id.
+    """ListStores lists a merchant's stores by store_id.
 
-    Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields.
+    Scope `stores`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field.
     """
     RequestStoreErasure: _grpc.UnaryUnaryMultiCallable[_programs_pb2.RequestStoreErasureRequest, _programs_pb2.RequestStoreErasureResponse]
-    """RequestStoreErasure keeps a request to erase the personal data of a store's customers, such as SHOPLINE's webhook
-    merchants/redact. Nothing is erased: topics are not signed, so an operator decides, and calls EraseStore by the
-    due_time. A store has at most one open request.
+    """RequestStoreErasure stores a request to erase the personal data of a store's customers, such as SHOPLINE's
+    webhook merchants/redact. It erases nothing: topics are not signed, so an operator decides and calls EraseStore
+    by the `due_time`. A store has at most one open request.
 
-    Scope `webhooks`. It is safe to repeat: a store with an open request keeps that one, and a request from before the
-    store was last erased opens none. An erasure that began before the request starts from the beginning again. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) with
-    registered_elsewhere where the store is another merchant's and the token for all merchants.
+    Scope `webhooks`. The call is idempotent: an open request of the store stays, and a request from before the
+    store's last erasure opens none. An erasure that began before the request starts over. Errors: INVALID_ARGUMENT
+    (INVALID_FIELDS) for an invalid field; NOT_FOUND (STORE_NOT_FOUND), with `registered_elsewhere` if the store is
+    another merchant's and the token is for all merchants.
+
+    See docs/reference/shopline-webhooks.md#merchants-redact.
     """
     ListStoreErasures: _grpc.UnaryUnaryMultiCallable[_programs_pb2.ListStoreErasuresRequest, _programs_pb2.ListStoreErasuresResponse]
-    """ListStoreErasures pages through the requests to erase stores: the open ones first, those that are due soonest
-    before the others, then the closed ones, the latest first.
+    """ListStoreErasures lists the requests to erase stores: open ones first, soonest due first, then closed ones,
+    newest first.
 
-    Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields.
+    Scope `stores`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field.
     """
     EraseStore: _grpc.UnaryUnaryMultiCallable[_programs_pb2.EraseStoreRequest, _programs_pb2.EraseStoreResponse]
-    """EraseStore erases the personal data of a store's customers: what reached Pointbook through this store.
+    """EraseStore erases the personal data of a store's customers: the data that reached Pointbook through this store.
 
-    A customer with buyers in this store alone is redacted as by CustomersService.RedactCustomer: all identifiers and
-    the language are erased, and a bare customer stays. A customer with buyers in other stores loses the buyer of this
-    store. The mobile number is erased if the newest webhook that set it was of this store, and so is the e-mail
-    address; contacts from other stores or PutCustomer stay, and a later webhook of another store may set a contact
-    again. An erased contact passes to the newest claim to it; claims of this store's webhooks end. Open one-time codes
-    of customers who lose a contact end.
+    A customer with buyers in this store only is redacted as by CustomersService.RedactCustomer: all identifiers and
+    the language are erased, and a bare customer remains. A customer with buyers in other stores loses the buyer of
+    this store. The mobile number is erased if the newest webhook that set it came from this store, and so is the
+    e-mail address; contacts from other stores or from PutCustomer stay, and a later webhook of another store may set
+    a contact again. An erased contact passes to the newest claim to it; claims of this store's webhooks end. Active
+    one-time codes of customers who lose a contact end.
 
-    Webhooks in quarantine lose their bodies where these are about one of the store's buyers, or are a customer's and name
-    the store. A webhook without a topic counts as a customer's, unless its body has a store_id. Customer webhooks of the
-    store from before the erasure that arrive later are ignored: by a tombstone for each buyer, and by the time at
-    which the erasure began. The ledger's accounts and entries, redemptions and their notes stay as they are.
+    A quarantined webhook loses its body if it is about one of the store's buyers, or is a customer webhook that
+    names the store. A webhook without a topic counts as a customer webhook, unless its body has a `store_id`.
+    Customer webhooks of the store from before the erasure that arrive later are ignored, by a tombstone for each
+    buyer and by the time at which the erasure began. Accounts, entries, redemptions and their notes stay as they
+    are.
 
-    One call erases up to 1,000 buyers in transactions of 100, and answers how much remains. Call it until nothing does:
-    each call resumes where the last one ended, also after a crash, and the last one closes the request. Without an open
-    request it opens one of its own; it changes nothing in a store that has nothing left to erase. The audit keeps a line for each customer and
-    one for the store, with the reason.
+    One call erases up to 1,000 buyers, in transactions of 100, and returns how many remain. Repeat it until none
+    remain: each call resumes where the previous one ended, also after a crash, and the last one closes the request.
+    If there is no open request, the call opens one; it changes nothing if the store has nothing left to erase. The
+    audit log has a record for each customer and one for the store, with the reason.
 
-    Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for
-    another merchant's store, FAILED_PRECONDITION (KEY_NOT_CONFIGURED) where the server has no key for tombstones.
+    Scope `admin`. The call is idempotent. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND
+    (STORE_NOT_FOUND), also for another merchant's store; FAILED_PRECONDITION (KEY_NOT_CONFIGURED) if the server has
+    no key for tombstones.
+
+    See docs/reference/customers.md#erasing-a-store.
     """
     PutProgram: _grpc.UnaryUnaryMultiCallable[_programs_pb2.PutProgramRequest, _programs_pb2.PutProgramResponse]
-    """PutProgram creates a program, or replaces it whole: what the request leaves out is switched off.
+    """PutProgram creates a program or replaces it as a whole: a setting that the request leaves out is switched off.
 
-    Scope `admin`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not the
-    merchant's, ABORTED (STALE_ETAG).
+    Scope `admin`. The call is idempotent without an etag. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid
+    field; NOT_FOUND (STORE_NOT_FOUND) for a store that the merchant does not have; ABORTED (STALE_ETAG).
     """
     GetProgram: _grpc.UnaryUnaryMultiCallable[_programs_pb2.GetProgramRequest, _programs_pb2.GetProgramResponse]
-    """GetProgram answers one program.
+    """GetProgram returns one program.
 
-    Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (PROGRAM_NOT_FOUND).
+    Scope `redeem`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (PROGRAM_NOT_FOUND).
     """
     ListPrograms: _grpc.UnaryUnaryMultiCallable[_programs_pb2.ListProgramsRequest, _programs_pb2.ListProgramsResponse]
-    """ListPrograms pages through a merchant's programs by program_id.
+    """ListPrograms lists a merchant's programs by program_id.
 
-    Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields.
+    Scope `redeem`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field.
     """
 
 @_typing.type_check_only
 class ProgramsServiceAsyncStub(ProgramsServiceStub):
-    """ProgramsService keeps a merchant's stores and loyalty programs: which stores there are, and by which rules their
-    points are redeemed.
+    """ProgramsService manages a merchant's stores and loyalty programs.
+
+    See docs/reference/redemption.md#merchants-stores-and-programs.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PutStore: _aio.UnaryUnaryMultiCallable[_programs_pb2.PutStoreRequest, _programs_pb2.PutStoreResponse]  # type: ignore[assignment]
-    """PutStore registers a store for a merchant, or replaces its details. A store belongs to one merchant until it is
+    """PutStore registers a store for a merchant or replaces its details. A store belongs to one merchant until it is
     released.
 
-    Scope `stores`. To register a store that the merchant does not have takes a token for all merchants with the scope
-    `admin`, or a proof: a webhook of reason STORE_UNKNOWN waits in quarantine whose signed body names the store and
-    whose header names the merchant; a token for all merchants, as the shim has, quarantined it; and no webhook or copy
-    of one that such a token quarantined names the store with another merchant. The header is not signed: the proof is as good as that no
-    stranger delivers a captured body of the store in the merchant's name before SHOPLINE does in its owner's.
+    Scope `stores`. Registering a store that the merchant does not have requires a token for all merchants with the
+    scope `admin`, or a proof. A proof is a quarantined webhook with the reason STORE_UNKNOWN whose signed body names
+    the store and whose header names the merchant, and which a token for all merchants, such as the shim's,
+    quarantined. There must be no webhook, or copy of one, quarantined with such a token that names the store with
+    another merchant. The header is not signed, so the proof holds only if no attacker delivers a captured body of
+    the store in the merchant's name before SHOPLINE delivers one in its owner's.
 
-    Errors: INVALID_ARGUMENT for wrong fields, FAILED_PRECONDITION (STORE_UNPROVEN) for a store that the merchant does
-    not have, alike whether another merchant has it, ALREADY_EXISTS (STORE_TAKEN) in place of that for a token that may
-    register any store, ABORTED (STALE_ETAG).
+    The call is idempotent without an etag. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field;
+    FAILED_PRECONDITION (STORE_UNPROVEN) for a store that the merchant does not have, whether another merchant has it
+    or not; ALREADY_EXISTS (STORE_TAKEN) instead of it for a token that may register any store; ABORTED (STALE_ETAG).
+
+    See docs/reference/shopline-webhooks.md#what-the-signature-does-not-cover.
     """
     ReleaseStore: _aio.UnaryUnaryMultiCallable[_programs_pb2.ReleaseStoreRequest, _programs_pb2.ReleaseStoreResponse]  # type: ignore[assignment]
-    """ReleaseStore takes a store from its merchant, so that another one can register it. It is refused while the merchant
-    has data of the store: points accounts, buyers, requests to erase it, or programs or benefits that name it. Such a
-    store never passes to another merchant. The audit log keeps that it was released, and why.
+    """ReleaseStore removes a store from its merchant, so that another merchant can register it. It is refused while the
+    merchant has data of the store: points accounts, buyers, erasure requests, or programs or benefits that name it.
+    Such a store never passes to another merchant. The release and its reason are recorded in the audit log.
 
-    Scope `admin`, for all merchants. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for
-    another merchant's store and for one that is released already, FAILED_PRECONDITION (STORE_IN_USE).
+    Scope `admin`, with a token for all merchants. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field;
+    NOT_FOUND (STORE_NOT_FOUND), also for another merchant's store and for a store that is already released;
+    FAILED_PRECONDITION (STORE_IN_USE).
     """
     GetStore: _aio.UnaryUnaryMultiCallable[_programs_pb2.GetStoreRequest, _programs_pb2.GetStoreResponse]  # type: ignore[assignment]
-    """GetStore answers one store.
+    """GetStore returns one store.
 
-    Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for another
-    merchant's store.
+    Scope `stores`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND (STORE_NOT_FOUND), also
+    for another merchant's store.
     """
     ListStores: _aio.UnaryUnaryMultiCallable[_programs_pb2.ListStoresRequest, _programs_pb2.ListStoresResponse]  # type: ignore[assignment]
-    """ListStores pages through a merchant's stores by store_id.
+    """ListStores lists a merchant's stores by store_id.
 
-    Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields.
+    Scope `stores`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field.
     """
     RequestStoreErasure: _aio.UnaryUnaryMultiCallable[_programs_pb2.RequestStoreErasureRequest, _programs_pb2.RequestStoreErasureResponse]  # type: ignore[assignment]
-    """RequestStoreErasure keeps a request to erase the personal data of a store's customers, such as SHOPLINE's webhook
-    merchants/redact. Nothing is erased: topics are not signed, so an operator decides, and calls EraseStore by the
-    due_time. A store has at most one open request.
+    """RequestStoreErasure stores a request to erase the personal data of a store's customers, such as SHOPLINE's
+    webhook merchants/redact. It erases nothing: topics are not signed, so an operator decides and calls EraseStore
+    by the `due_time`. A store has at most one open request.
 
-    Scope `webhooks`. It is safe to repeat: a store with an open request keeps that one, and a request from before the
-    store was last erased opens none. An erasure that began before the request starts from the beginning again. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) with
-    registered_elsewhere where the store is another merchant's and the token for all merchants.
+    Scope `webhooks`. The call is idempotent: an open request of the store stays, and a request from before the
+    store's last erasure opens none. An erasure that began before the request starts over. Errors: INVALID_ARGUMENT
+    (INVALID_FIELDS) for an invalid field; NOT_FOUND (STORE_NOT_FOUND), with `registered_elsewhere` if the store is
+    another merchant's and the token is for all merchants.
+
+    See docs/reference/shopline-webhooks.md#merchants-redact.
     """
     ListStoreErasures: _aio.UnaryUnaryMultiCallable[_programs_pb2.ListStoreErasuresRequest, _programs_pb2.ListStoreErasuresResponse]  # type: ignore[assignment]
-    """ListStoreErasures pages through the requests to erase stores: the open ones first, those that are due soonest
-    before the others, then the closed ones, the latest first.
+    """ListStoreErasures lists the requests to erase stores: open ones first, soonest due first, then closed ones,
+    newest first.
 
-    Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields.
+    Scope `stores`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field.
     """
     EraseStore: _aio.UnaryUnaryMultiCallable[_programs_pb2.EraseStoreRequest, _programs_pb2.EraseStoreResponse]  # type: ignore[assignment]
-    """EraseStore erases the personal data of a store's customers: what reached Pointbook through this store.
+    """EraseStore erases the personal data of a store's customers: the data that reached Pointbook through this store.
 
-    A customer with buyers in this store alone is redacted as by CustomersService.RedactCustomer: all identifiers and
-    the language are erased, and a bare customer stays. A customer with buyers in other stores loses the buyer of this
-    store. The mobile number is erased if the newest webhook that set it was of this store, and so is the e-mail
-    address; contacts from other stores or PutCustomer stay, and a later webhook of another store may set a contact
-    again. An erased contact passes to the newest claim to it; claims of this store's webhooks end. Open one-time codes
-    of customers who lose a contact end.
+    A customer with buyers in this store only is redacted as by CustomersService.RedactCustomer: all identifiers and
+    the language are erased, and a bare customer remains. A customer with buyers in other stores loses the buyer of
+    this store. The mobile number is erased if the newest webhook that set it came from this store, and so is the
+    e-mail address; contacts from other stores or from PutCustomer stay, and a later webhook of another store may set
+    a contact again. An erased contact passes to the newest claim to it; claims of this store's webhooks end. Active
+    one-time codes of customers who lose a contact end.
 
-    Webhooks in quarantine lose their bodies where these are about one of the store's buyers, or are a customer's and name
-    the store. A webhook without a topic counts as a customer's, unless its body has a store_id. Customer webhooks of the
-    store from before the erasure that arrive later are ignored: by a tombstone for each buyer, and by the time at
-    which the erasure began. The ledger's accounts and entries, redemptions and their notes stay as they are.
+    A quarantined webhook loses its body if it is about one of the store's buyers, or is a customer webhook that
+    names the store. A webhook without a topic counts as a customer webhook, unless its body has a `store_id`.
+    Customer webhooks of the store from before the erasure that arrive later are ignored, by a tombstone for each
+    buyer and by the time at which the erasure began. Accounts, entries, redemptions and their notes stay as they
+    are.
 
-    One call erases up to 1,000 buyers in transactions of 100, and answers how much remains. Call it until nothing does:
-    each call resumes where the last one ended, also after a crash, and the last one closes the request. Without an open
-    request it opens one of its own; it changes nothing in a store that has nothing left to erase. The audit keeps a line for each customer and
-    one for the store, with the reason.
+    One call erases up to 1,000 buyers, in transactions of 100, and returns how many remain. Repeat it until none
+    remain: each call resumes where the previous one ended, also after a crash, and the last one closes the request.
+    If there is no open request, the call opens one; it changes nothing if the store has nothing left to erase. The
+    audit log has a record for each customer and one for the store, with the reason.
 
-    Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for
-    another merchant's store, FAILED_PRECONDITION (KEY_NOT_CONFIGURED) where the server has no key for tombstones.
+    Scope `admin`. The call is idempotent. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND
+    (STORE_NOT_FOUND), also for another merchant's store; FAILED_PRECONDITION (KEY_NOT_CONFIGURED) if the server has
+    no key for tombstones.
+
+    See docs/reference/customers.md#erasing-a-store.
     """
     PutProgram: _aio.UnaryUnaryMultiCallable[_programs_pb2.PutProgramRequest, _programs_pb2.PutProgramResponse]  # type: ignore[assignment]
-    """PutProgram creates a program, or replaces it whole: what the request leaves out is switched off.
+    """PutProgram creates a program or replaces it as a whole: a setting that the request leaves out is switched off.
 
-    Scope `admin`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not the
-    merchant's, ABORTED (STALE_ETAG).
+    Scope `admin`. The call is idempotent without an etag. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid
+    field; NOT_FOUND (STORE_NOT_FOUND) for a store that the merchant does not have; ABORTED (STALE_ETAG).
     """
     GetProgram: _aio.UnaryUnaryMultiCallable[_programs_pb2.GetProgramRequest, _programs_pb2.GetProgramResponse]  # type: ignore[assignment]
-    """GetProgram answers one program.
+    """GetProgram returns one program.
 
-    Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (PROGRAM_NOT_FOUND).
+    Scope `redeem`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (PROGRAM_NOT_FOUND).
     """
     ListPrograms: _aio.UnaryUnaryMultiCallable[_programs_pb2.ListProgramsRequest, _programs_pb2.ListProgramsResponse]  # type: ignore[assignment]
-    """ListPrograms pages through a merchant's programs by program_id.
+    """ListPrograms lists a merchant's programs by program_id.
 
-    Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields.
+    Scope `redeem`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field.
     """
 
 class ProgramsServiceServicer:
-    """ProgramsService keeps a merchant's stores and loyalty programs: which stores there are, and by which rules their
-    points are redeemed.
+    """ProgramsService manages a merchant's stores and loyalty programs.
+
+    See docs/reference/redemption.md#merchants-stores-and-programs.
     """
 
     def PutStore(
@@ -228,18 +253,21 @@ class ProgramsServiceServicer:
         request: _programs_pb2.PutStoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_programs_pb2.PutStoreResponse, _abc.Awaitable[_programs_pb2.PutStoreResponse]]:
-        """PutStore registers a store for a merchant, or replaces its details. A store belongs to one merchant until it is
+        """PutStore registers a store for a merchant or replaces its details. A store belongs to one merchant until it is
         released.
 
-        Scope `stores`. To register a store that the merchant does not have takes a token for all merchants with the scope
-        `admin`, or a proof: a webhook of reason STORE_UNKNOWN waits in quarantine whose signed body names the store and
-        whose header names the merchant; a token for all merchants, as the shim has, quarantined it; and no webhook or copy
-        of one that such a token quarantined names the store with another merchant. The header is not signed: the proof is as good as that no
-        stranger delivers a captured body of the store in the merchant's name before SHOPLINE does in its owner's.
+        Scope `stores`. Registering a store that the merchant does not have requires a token for all merchants with the
+        scope `admin`, or a proof. A proof is a quarantined webhook with the reason STORE_UNKNOWN whose signed body names
+        the store and whose header names the merchant, and which a token for all merchants, such as the shim's,
+        quarantined. There must be no webhook, or copy of one, quarantined with such a token that names the store with
+        another merchant. The header is not signed, so the proof holds only if no attacker delivers a captured body of
+        the store in the merchant's name before SHOPLINE delivers one in its owner's.
 
-        Errors: INVALID_ARGUMENT for wrong fields, FAILED_PRECONDITION (STORE_UNPROVEN) for a store that the merchant does
-        not have, alike whether another merchant has it, ALREADY_EXISTS (STORE_TAKEN) in place of that for a token that may
-        register any store, ABORTED (STALE_ETAG).
+        The call is idempotent without an etag. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field;
+        FAILED_PRECONDITION (STORE_UNPROVEN) for a store that the merchant does not have, whether another merchant has it
+        or not; ALREADY_EXISTS (STORE_TAKEN) instead of it for a token that may register any store; ABORTED (STALE_ETAG).
+
+        See docs/reference/shopline-webhooks.md#what-the-signature-does-not-cover.
         """
 
     def ReleaseStore(
@@ -247,12 +275,13 @@ class ProgramsServiceServicer:
         request: _programs_pb2.ReleaseStoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_programs_pb2.ReleaseStoreResponse, _abc.Awaitable[_programs_pb2.ReleaseStoreResponse]]:
-        """ReleaseStore takes a store from its merchant, so that another one can register it. It is refused while the merchant
-        has data of the store: points accounts, buyers, requests to erase it, or programs or benefits that name it. Such a
-        store never passes to another merchant. The audit log keeps that it was released, and why.
+        """ReleaseStore removes a store from its merchant, so that another merchant can register it. It is refused while the
+        merchant has data of the store: points accounts, buyers, erasure requests, or programs or benefits that name it.
+        Such a store never passes to another merchant. The release and its reason are recorded in the audit log.
 
-        Scope `admin`, for all merchants. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for
-        another merchant's store and for one that is released already, FAILED_PRECONDITION (STORE_IN_USE).
+        Scope `admin`, with a token for all merchants. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field;
+        NOT_FOUND (STORE_NOT_FOUND), also for another merchant's store and for a store that is already released;
+        FAILED_PRECONDITION (STORE_IN_USE).
         """
 
     def GetStore(
@@ -260,10 +289,10 @@ class ProgramsServiceServicer:
         request: _programs_pb2.GetStoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_programs_pb2.GetStoreResponse, _abc.Awaitable[_programs_pb2.GetStoreResponse]]:
-        """GetStore answers one store.
+        """GetStore returns one store.
 
-        Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for another
-        merchant's store.
+        Scope `stores`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND (STORE_NOT_FOUND), also
+        for another merchant's store.
         """
 
     def ListStores(
@@ -271,9 +300,9 @@ class ProgramsServiceServicer:
         request: _programs_pb2.ListStoresRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_programs_pb2.ListStoresResponse, _abc.Awaitable[_programs_pb2.ListStoresResponse]]:
-        """ListStores pages through a merchant's stores by store_id.
+        """ListStores lists a merchant's stores by store_id.
 
-        Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields.
+        Scope `stores`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field.
         """
 
     def RequestStoreErasure(
@@ -281,13 +310,16 @@ class ProgramsServiceServicer:
         request: _programs_pb2.RequestStoreErasureRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_programs_pb2.RequestStoreErasureResponse, _abc.Awaitable[_programs_pb2.RequestStoreErasureResponse]]:
-        """RequestStoreErasure keeps a request to erase the personal data of a store's customers, such as SHOPLINE's webhook
-        merchants/redact. Nothing is erased: topics are not signed, so an operator decides, and calls EraseStore by the
-        due_time. A store has at most one open request.
+        """RequestStoreErasure stores a request to erase the personal data of a store's customers, such as SHOPLINE's
+        webhook merchants/redact. It erases nothing: topics are not signed, so an operator decides and calls EraseStore
+        by the `due_time`. A store has at most one open request.
 
-        Scope `webhooks`. It is safe to repeat: a store with an open request keeps that one, and a request from before the
-        store was last erased opens none. An erasure that began before the request starts from the beginning again. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) with
-        registered_elsewhere where the store is another merchant's and the token for all merchants.
+        Scope `webhooks`. The call is idempotent: an open request of the store stays, and a request from before the
+        store's last erasure opens none. An erasure that began before the request starts over. Errors: INVALID_ARGUMENT
+        (INVALID_FIELDS) for an invalid field; NOT_FOUND (STORE_NOT_FOUND), with `registered_elsewhere` if the store is
+        another merchant's and the token is for all merchants.
+
+        See docs/reference/shopline-webhooks.md#merchants-redact.
         """
 
     def ListStoreErasures(
@@ -295,10 +327,10 @@ class ProgramsServiceServicer:
         request: _programs_pb2.ListStoreErasuresRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_programs_pb2.ListStoreErasuresResponse, _abc.Awaitable[_programs_pb2.ListStoreErasuresResponse]]:
-        """ListStoreErasures pages through the requests to erase stores: the open ones first, those that are due soonest
-        before the others, then the closed ones, the latest first.
+        """ListStoreErasures lists the requests to erase stores: open ones first, soonest due first, then closed ones,
+        newest first.
 
-        Scope `stores`. Errors: INVALID_ARGUMENT for wrong fields.
+        Scope `stores`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field.
         """
 
     def EraseStore(
@@ -306,27 +338,31 @@ class ProgramsServiceServicer:
         request: _programs_pb2.EraseStoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_programs_pb2.EraseStoreResponse, _abc.Awaitable[_programs_pb2.EraseStoreResponse]]:
-        """EraseStore erases the personal data of a store's customers: what reached Pointbook through this store.
+        """EraseStore erases the personal data of a store's customers: the data that reached Pointbook through this store.
 
-        A customer with buyers in this store alone is redacted as by CustomersService.RedactCustomer: all identifiers and
-        the language are erased, and a bare customer stays. A customer with buyers in other stores loses the buyer of this
-        store. The mobile number is erased if the newest webhook that set it was of this store, and so is the e-mail
-        address; contacts from other stores or PutCustomer stay, and a later webhook of another store may set a contact
-        again. An erased contact passes to the newest claim to it; claims of this store's webhooks end. Open one-time codes
-        of customers who lose a contact end.
+        A customer with buyers in this store only is redacted as by CustomersService.RedactCustomer: all identifiers and
+        the language are erased, and a bare customer remains. A customer with buyers in other stores loses the buyer of
+        this store. The mobile number is erased if the newest webhook that set it came from this store, and so is the
+        e-mail address; contacts from other stores or from PutCustomer stay, and a later webhook of another store may set
+        a contact again. An erased contact passes to the newest claim to it; claims of this store's webhooks end. Active
+        one-time codes of customers who lose a contact end.
 
-        Webhooks in quarantine lose their bodies where these are about one of the store's buyers, or are a customer's and name
-        the store. A webhook without a topic counts as a customer's, unless its body has a store_id. Customer webhooks of the
-        store from before the erasure that arrive later are ignored: by a tombstone for each buyer, and by the time at
-        which the erasure began. The ledger's accounts and entries, redemptions and their notes stay as they are.
+        A quarantined webhook loses its body if it is about one of the store's buyers, or is a customer webhook that
+        names the store. A webhook without a topic counts as a customer webhook, unless its body has a `store_id`.
+        Customer webhooks of the store from before the erasure that arrive later are ignored, by a tombstone for each
+        buyer and by the time at which the erasure began. Accounts, entries, redemptions and their notes stay as they
+        are.
 
-        One call erases up to 1,000 buyers in transactions of 100, and answers how much remains. Call it until nothing does:
-        each call resumes where the last one ended, also after a crash, and the last one closes the request. Without an open
-        request it opens one of its own; it changes nothing in a store that has nothing left to erase. The audit keeps a line for each customer and
-        one for the store, with the reason.
+        One call erases up to 1,000 buyers, in transactions of 100, and returns how many remain. Repeat it until none
+        remain: each call resumes where the previous one ended, also after a crash, and the last one closes the request.
+        If there is no open request, the call opens one; it changes nothing if the store has nothing left to erase. The
+        audit log has a record for each customer and one for the store, with the reason.
 
-        Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND), also for
-        another merchant's store, FAILED_PRECONDITION (KEY_NOT_CONFIGURED) where the server has no key for tombstones.
+        Scope `admin`. The call is idempotent. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND
+        (STORE_NOT_FOUND), also for another merchant's store; FAILED_PRECONDITION (KEY_NOT_CONFIGURED) if the server has
+        no key for tombstones.
+
+        See docs/reference/customers.md#erasing-a-store.
         """
 
     def PutProgram(
@@ -334,10 +370,10 @@ class ProgramsServiceServicer:
         request: _programs_pb2.PutProgramRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_programs_pb2.PutProgramResponse, _abc.Awaitable[_programs_pb2.PutProgramResponse]]:
-        """PutProgram creates a program, or replaces it whole: what the request leaves out is switched off.
+        """PutProgram creates a program or replaces it as a whole: a setting that the request leaves out is switched off.
 
-        Scope `admin`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (STORE_NOT_FOUND) for a store that is not the
-        merchant's, ABORTED (STALE_ETAG).
+        Scope `admin`. The call is idempotent without an etag. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid
+        field; NOT_FOUND (STORE_NOT_FOUND) for a store that the merchant does not have; ABORTED (STALE_ETAG).
         """
 
     def GetProgram(
@@ -345,9 +381,9 @@ class ProgramsServiceServicer:
         request: _programs_pb2.GetProgramRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_programs_pb2.GetProgramResponse, _abc.Awaitable[_programs_pb2.GetProgramResponse]]:
-        """GetProgram answers one program.
+        """GetProgram returns one program.
 
-        Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (PROGRAM_NOT_FOUND).
+        Scope `redeem`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (PROGRAM_NOT_FOUND).
         """
 
     def ListPrograms(
@@ -355,9 +391,9 @@ class ProgramsServiceServicer:
         request: _programs_pb2.ListProgramsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_programs_pb2.ListProgramsResponse, _abc.Awaitable[_programs_pb2.ListProgramsResponse]]:
-        """ListPrograms pages through a merchant's programs by program_id.
+        """ListPrograms lists a merchant's programs by program_id.
 
-        Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields.
+        Scope `redeem`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field.
         """
 
 def add_ProgramsServiceServicer_to_server(servicer: ProgramsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

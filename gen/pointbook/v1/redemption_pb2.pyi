@@ -29,27 +29,29 @@ class _ValidationType:
 class _ValidationTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ValidationType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     VALIDATION_TYPE_UNSPECIFIED: _ValidationType.ValueType  # 0
-    """VALIDATION_TYPE_UNSPECIFIED leaves the choice to the program: its first channel with a destination."""
+    """VALIDATION_TYPE_UNSPECIFIED selects the program's first channel for which the customer has a destination."""
     VALIDATION_TYPE_SMS: _ValidationType.ValueType  # 1
     """VALIDATION_TYPE_SMS sends the code to the customer's mobile number."""
     VALIDATION_TYPE_MISSED_CALL: _ValidationType.ValueType  # 2
-    """VALIDATION_TYPE_MISSED_CALL has the customer call a number instead of typing a code."""
+    """VALIDATION_TYPE_MISSED_CALL has the customer call a number instead of entering a code."""
     VALIDATION_TYPE_INVALID: _ValidationType.ValueType  # 3
-    """VALIDATION_TYPE_INVALID goes with skip_validation, and only with it."""
+    """VALIDATION_TYPE_INVALID may be set only together with `skip_validation`."""
     VALIDATION_TYPE_EMAIL: _ValidationType.ValueType  # 4
     """VALIDATION_TYPE_EMAIL sends the code to the customer's e-mail address."""
 
 class ValidationType(_ValidationType, metaclass=_ValidationTypeEnumTypeWrapper):
-    """ValidationType is how a customer proves that it is them: Capillary's validation_type, and EMAIL."""
+    """ValidationType is how a customer authenticates a redemption: Capillary's validation_type, plus EMAIL. See
+    docs/reference/capillary-isredeemable.md#validation-types.
+    """
 
 VALIDATION_TYPE_UNSPECIFIED: ValidationType.ValueType  # 0
-"""VALIDATION_TYPE_UNSPECIFIED leaves the choice to the program: its first channel with a destination."""
+"""VALIDATION_TYPE_UNSPECIFIED selects the program's first channel for which the customer has a destination."""
 VALIDATION_TYPE_SMS: ValidationType.ValueType  # 1
 """VALIDATION_TYPE_SMS sends the code to the customer's mobile number."""
 VALIDATION_TYPE_MISSED_CALL: ValidationType.ValueType  # 2
-"""VALIDATION_TYPE_MISSED_CALL has the customer call a number instead of typing a code."""
+"""VALIDATION_TYPE_MISSED_CALL has the customer call a number instead of entering a code."""
 VALIDATION_TYPE_INVALID: ValidationType.ValueType  # 3
-"""VALIDATION_TYPE_INVALID goes with skip_validation, and only with it."""
+"""VALIDATION_TYPE_INVALID may be set only together with `skip_validation`."""
 VALIDATION_TYPE_EMAIL: ValidationType.ValueType  # 4
 """VALIDATION_TYPE_EMAIL sends the code to the customer's e-mail address."""
 Global___ValidationType: _TypeAlias = ValidationType  # noqa: Y015
@@ -61,29 +63,29 @@ class _RedemptionState:
 class _RedemptionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RedemptionState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     REDEMPTION_STATE_UNSPECIFIED: _RedemptionState.ValueType  # 0
-    """REDEMPTION_STATE_UNSPECIFIED is never answered; in a filter it means any."""
+    """REDEMPTION_STATE_UNSPECIFIED is never returned. In a filter it selects every state."""
     REDEMPTION_STATE_PENDING: _RedemptionState.ValueType  # 1
-    """REDEMPTION_STATE_PENDING: at least one hold waits for SHOPLINE to book it."""
+    """REDEMPTION_STATE_PENDING: at least one hold is open, waiting for SHOPLINE to deduct the points."""
     REDEMPTION_STATE_SETTLED: _RedemptionState.ValueType  # 2
-    """REDEMPTION_STATE_SETTLED: SHOPLINE booked all of it that was not reversed, before the redemption or after it."""
+    """REDEMPTION_STATE_SETTLED: SHOPLINE deducted all points that were not reversed, before or after the redemption."""
     REDEMPTION_STATE_REVERSED: _RedemptionState.ValueType  # 3
-    """REDEMPTION_STATE_REVERSED: all of it was reversed."""
+    """REDEMPTION_STATE_REVERSED: all points were reversed."""
     REDEMPTION_STATE_UNSETTLED: _RedemptionState.ValueType  # 4
-    """REDEMPTION_STATE_UNSETTLED: a hold was released because SHOPLINE did not book it in time."""
+    """REDEMPTION_STATE_UNSETTLED: a hold was released because SHOPLINE did not deduct the points in time."""
 
 class RedemptionState(_RedemptionState, metaclass=_RedemptionStateEnumTypeWrapper):
-    """RedemptionState is where a redemption stands."""
+    """RedemptionState is the state of a redemption. See docs/reference/redemption.md#states-of-a-redemption."""
 
 REDEMPTION_STATE_UNSPECIFIED: RedemptionState.ValueType  # 0
-"""REDEMPTION_STATE_UNSPECIFIED is never answered; in a filter it means any."""
+"""REDEMPTION_STATE_UNSPECIFIED is never returned. In a filter it selects every state."""
 REDEMPTION_STATE_PENDING: RedemptionState.ValueType  # 1
-"""REDEMPTION_STATE_PENDING: at least one hold waits for SHOPLINE to book it."""
+"""REDEMPTION_STATE_PENDING: at least one hold is open, waiting for SHOPLINE to deduct the points."""
 REDEMPTION_STATE_SETTLED: RedemptionState.ValueType  # 2
-"""REDEMPTION_STATE_SETTLED: SHOPLINE booked all of it that was not reversed, before the redemption or after it."""
+"""REDEMPTION_STATE_SETTLED: SHOPLINE deducted all points that were not reversed, before or after the redemption."""
 REDEMPTION_STATE_REVERSED: RedemptionState.ValueType  # 3
-"""REDEMPTION_STATE_REVERSED: all of it was reversed."""
+"""REDEMPTION_STATE_REVERSED: all points were reversed."""
 REDEMPTION_STATE_UNSETTLED: RedemptionState.ValueType  # 4
-"""REDEMPTION_STATE_UNSETTLED: a hold was released because SHOPLINE did not book it in time."""
+"""REDEMPTION_STATE_UNSETTLED: a hold was released because SHOPLINE did not deduct the points in time."""
 Global___RedemptionState: _TypeAlias = RedemptionState  # noqa: Y015
 
 class _ValidationAction:
@@ -95,47 +97,47 @@ class _ValidationActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Vali
     VALIDATION_ACTION_UNSPECIFIED: _ValidationAction.ValueType  # 0
     """VALIDATION_ACTION_UNSPECIFIED is never returned."""
     VALIDATION_ACTION_ISSUE: _ValidationAction.ValueType  # 1
-    """VALIDATION_ACTION_ISSUE: a code was asked for. Outcomes: OPENED (a new challenge), RENEWED (a new code under the
-    same challenge), HELD (the one that was sent still holds), or the ErrorReason for which there was none.
+    """VALIDATION_ACTION_ISSUE: a code was requested. Outcomes: OPENED (a new challenge), RENEWED (a new code under the
+    same challenge), HELD (the code that was sent is still valid), or the ErrorReason that prevented it.
     """
     VALIDATION_ACTION_DELIVER: _ValidationAction.ValueType  # 2
-    """VALIDATION_ACTION_DELIVER: its message was given to the provider. Outcomes: SENT, FAILED, UNCERTAIN."""
+    """VALIDATION_ACTION_DELIVER: the message was handed to the provider. Outcomes: SENT, FAILED, UNCERTAIN."""
     VALIDATION_ACTION_GUESS: _ValidationAction.ValueType  # 3
-    """VALIDATION_ACTION_GUESS: a code was compared. Outcomes: RIGHT, WRONG, OTHER_CHALLENGE (it named another challenge),
-    LOCKED (after too many wrong ones), EXPIRED, NO_CHALLENGE (there is no live one), KEY_UNKNOWN.
+    """VALIDATION_ACTION_GUESS: a code was compared. Outcomes: RIGHT, WRONG, OTHER_CHALLENGE (the request named another
+    challenge), LOCKED (after too many wrong guesses), EXPIRED, NO_CHALLENGE (none is active), KEY_UNKNOWN.
     """
     VALIDATION_ACTION_USE: _ValidationAction.ValueType  # 4
-    """VALIDATION_ACTION_USE: a redemption used the code, or the missed call. Outcome: USED."""
+    """VALIDATION_ACTION_USE: a redemption consumed the code or the missed call. Outcome: USED."""
     VALIDATION_ACTION_CONFIRM: _ValidationAction.ValueType  # 5
-    """VALIDATION_ACTION_CONFIRM: the customer's missed call was seen. Outcome: SEEN."""
+    """VALIDATION_ACTION_CONFIRM: the customer's missed call was confirmed. Outcome: SEEN."""
     VALIDATION_ACTION_RESET: _ValidationAction.ValueType  # 6
-    """VALIDATION_ACTION_RESET: ResetValidationLimits was called, for the `reason` of the event. Outcome: DONE."""
+    """VALIDATION_ACTION_RESET: ResetValidationLimits was called; the event has its `reason`. Outcome: DONE."""
     VALIDATION_ACTION_END: _ValidationAction.ValueType  # 7
-    """VALIDATION_ACTION_END: a live challenge was ended, for the `reason` of the event. Outcome: ENDED."""
+    """VALIDATION_ACTION_END: an active challenge was ended; the event has the `reason`. Outcome: ENDED."""
 
 class ValidationAction(_ValidationAction, metaclass=_ValidationActionEnumTypeWrapper):
-    """ValidationAction is what was done to a one-time code."""
+    """ValidationAction is an action on a one-time code."""
 
 VALIDATION_ACTION_UNSPECIFIED: ValidationAction.ValueType  # 0
 """VALIDATION_ACTION_UNSPECIFIED is never returned."""
 VALIDATION_ACTION_ISSUE: ValidationAction.ValueType  # 1
-"""VALIDATION_ACTION_ISSUE: a code was asked for. Outcomes: OPENED (a new challenge), RENEWED (a new code under the
-same challenge), HELD (the one that was sent still holds), or the ErrorReason for which there was none.
+"""VALIDATION_ACTION_ISSUE: a code was requested. Outcomes: OPENED (a new challenge), RENEWED (a new code under the
+same challenge), HELD (the code that was sent is still valid), or the ErrorReason that prevented it.
 """
 VALIDATION_ACTION_DELIVER: ValidationAction.ValueType  # 2
-"""VALIDATION_ACTION_DELIVER: its message was given to the provider. Outcomes: SENT, FAILED, UNCERTAIN."""
+"""VALIDATION_ACTION_DELIVER: the message was handed to the provider. Outcomes: SENT, FAILED, UNCERTAIN."""
 VALIDATION_ACTION_GUESS: ValidationAction.ValueType  # 3
-"""VALIDATION_ACTION_GUESS: a code was compared. Outcomes: RIGHT, WRONG, OTHER_CHALLENGE (it named another challenge),
-LOCKED (after too many wrong ones), EXPIRED, NO_CHALLENGE (there is no live one), KEY_UNKNOWN.
+"""VALIDATION_ACTION_GUESS: a code was compared. Outcomes: RIGHT, WRONG, OTHER_CHALLENGE (the request named another
+challenge), LOCKED (after too many wrong guesses), EXPIRED, NO_CHALLENGE (none is active), KEY_UNKNOWN.
 """
 VALIDATION_ACTION_USE: ValidationAction.ValueType  # 4
-"""VALIDATION_ACTION_USE: a redemption used the code, or the missed call. Outcome: USED."""
+"""VALIDATION_ACTION_USE: a redemption consumed the code or the missed call. Outcome: USED."""
 VALIDATION_ACTION_CONFIRM: ValidationAction.ValueType  # 5
-"""VALIDATION_ACTION_CONFIRM: the customer's missed call was seen. Outcome: SEEN."""
+"""VALIDATION_ACTION_CONFIRM: the customer's missed call was confirmed. Outcome: SEEN."""
 VALIDATION_ACTION_RESET: ValidationAction.ValueType  # 6
-"""VALIDATION_ACTION_RESET: ResetValidationLimits was called, for the `reason` of the event. Outcome: DONE."""
+"""VALIDATION_ACTION_RESET: ResetValidationLimits was called; the event has its `reason`. Outcome: DONE."""
 VALIDATION_ACTION_END: ValidationAction.ValueType  # 7
-"""VALIDATION_ACTION_END: a live challenge was ended, for the `reason` of the event. Outcome: ENDED."""
+"""VALIDATION_ACTION_END: an active challenge was ended; the event has the `reason`. Outcome: ENDED."""
 Global___ValidationAction: _TypeAlias = ValidationAction  # noqa: Y015
 
 class _RefusedMethod:
@@ -147,21 +149,25 @@ class _RefusedMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Refused
     REFUSED_METHOD_UNSPECIFIED: _RefusedMethod.ValueType  # 0
     """REFUSED_METHOD_UNSPECIFIED is never returned."""
     REFUSED_METHOD_VALIDATE_REDEMPTION: _RefusedMethod.ValueType  # 1
-    """REFUSED_METHOD_VALIDATE_REDEMPTION: ValidateRedemption answered that the points may not be redeemed."""
+    """REFUSED_METHOD_VALIDATE_REDEMPTION: ValidateRedemption returned `redeemable` false."""
     REFUSED_METHOD_ISSUE_VALIDATION_CODE: _RefusedMethod.ValueType  # 2
-    """REFUSED_METHOD_ISSUE_VALIDATION_CODE: IssueValidationCode, or ValidateRedemption with `issue_otp`, issued no code."""
+    """REFUSED_METHOD_ISSUE_VALIDATION_CODE: IssueValidationCode, or ValidateRedemption with `issue_otp`, issued no
+    code.
+    """
     REFUSED_METHOD_REDEEM_POINTS: _RefusedMethod.ValueType  # 3
     """REFUSED_METHOD_REDEEM_POINTS: RedeemPoints redeemed nothing."""
 
 class RefusedMethod(_RefusedMethod, metaclass=_RefusedMethodEnumTypeWrapper):
-    """RefusedMethod is the method that refused."""
+    """RefusedMethod is the method that refused a call."""
 
 REFUSED_METHOD_UNSPECIFIED: RefusedMethod.ValueType  # 0
 """REFUSED_METHOD_UNSPECIFIED is never returned."""
 REFUSED_METHOD_VALIDATE_REDEMPTION: RefusedMethod.ValueType  # 1
-"""REFUSED_METHOD_VALIDATE_REDEMPTION: ValidateRedemption answered that the points may not be redeemed."""
+"""REFUSED_METHOD_VALIDATE_REDEMPTION: ValidateRedemption returned `redeemable` false."""
 REFUSED_METHOD_ISSUE_VALIDATION_CODE: RefusedMethod.ValueType  # 2
-"""REFUSED_METHOD_ISSUE_VALIDATION_CODE: IssueValidationCode, or ValidateRedemption with `issue_otp`, issued no code."""
+"""REFUSED_METHOD_ISSUE_VALIDATION_CODE: IssueValidationCode, or ValidateRedemption with `issue_otp`, issued no
+code.
+"""
 REFUSED_METHOD_REDEEM_POINTS: RefusedMethod.ValueType  # 3
 """REFUSED_METHOD_REDEEM_POINTS: RedeemPoints redeemed nothing."""
 Global___RefusedMethod: _TypeAlias = RefusedMethod  # noqa: Y015
@@ -175,24 +181,26 @@ class _ClosingActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Closing
     CLOSING_ACTION_UNSPECIFIED: _ClosingAction.ValueType  # 0
     """CLOSING_ACTION_UNSPECIFIED is never returned."""
     CLOSING_ACTION_SETTLE: _ClosingAction.ValueType  # 1
-    """CLOSING_ACTION_SETTLE: an operator settled them by SettleRedemption."""
+    """CLOSING_ACTION_SETTLE: an operator settled them with SettleRedemption."""
     CLOSING_ACTION_RELEASE: _ClosingAction.ValueType  # 2
-    """CLOSING_ACTION_RELEASE: SHOPLINE did not book them in time, and they hold nothing any more."""
+    """CLOSING_ACTION_RELEASE: SHOPLINE did not deduct the points in time, so the points were released."""
 
 class ClosingAction(_ClosingAction, metaclass=_ClosingActionEnumTypeWrapper):
-    """ClosingAction is how a redemption's holds were closed without a webhook."""
+    """ClosingAction is how the holds of a redemption were closed without a webhook."""
 
 CLOSING_ACTION_UNSPECIFIED: ClosingAction.ValueType  # 0
 """CLOSING_ACTION_UNSPECIFIED is never returned."""
 CLOSING_ACTION_SETTLE: ClosingAction.ValueType  # 1
-"""CLOSING_ACTION_SETTLE: an operator settled them by SettleRedemption."""
+"""CLOSING_ACTION_SETTLE: an operator settled them with SettleRedemption."""
 CLOSING_ACTION_RELEASE: ClosingAction.ValueType  # 2
-"""CLOSING_ACTION_RELEASE: SHOPLINE did not book them in time, and they hold nothing any more."""
+"""CLOSING_ACTION_RELEASE: SHOPLINE did not deduct the points in time, so the points were released."""
 Global___ClosingAction: _TypeAlias = ClosingAction  # noqa: Y015
 
 @_typing.final
 class RedemptionStatus(_message.Message):
-    """RedemptionStatus is one finding about a redemption."""
+    """RedemptionStatus is one status of a redemption: redeemable, or the reason why not. See
+    docs/reference/redemption.md#status-codes.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -221,14 +229,16 @@ class RedemptionStatus(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     code: _builtins.int
-    """code is Capillary's status code, for example 807."""
+    """code is Capillary's status code, such as 807."""
     reason: _builtins.str
-    """reason is the ErrorReason's name without its prefix, for example NOT_A_MULTIPLE."""
+    """reason is the name of the ErrorReason without its prefix, such as NOT_A_MULTIPLE."""
     message: _builtins.str
-    """message says it in English."""
+    """message explains the status in English, for developers. Do not parse it."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """metadata names the values that it is about, never an identifier of a person."""
+        """metadata has the values that the status refers to, as ErrorReason documents them. It never contains an identifier
+        of a person.
+        """
 
     def __init__(
         self,
@@ -248,7 +258,7 @@ Global___RedemptionStatus: _TypeAlias = RedemptionStatus  # noqa: Y015
 
 @_typing.final
 class IssuedCode(_message.Message):
-    """IssuedCode says what became of a one-time code. It never has the code."""
+    """IssuedCode is the result of issuing a one-time code. It never contains the code."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -259,24 +269,24 @@ class IssuedCode(_message.Message):
     RESEND_TIME_FIELD_NUMBER: _builtins.int
     MISSED_CALL_NUMBER_FIELD_NUMBER: _builtins.int
     challenge_id: _builtins.str
-    """challenge_id names the challenge. A guess that sends it along is counted apart from those that do not, which
-    cannot lock it out; a missed call is named by it alone.
+    """challenge_id identifies the challenge. Guesses that include it are counted separately from guesses that do not,
+    so the latter cannot lock it. A missed call can be referred to only by it.
     """
     sent: _builtins.bool
-    """sent is true when this call sent a message, and false when an earlier one still holds, or for MISSED_CALL."""
+    """sent is true if this call sent a message. It is false if an earlier code is still valid, and for MISSED_CALL."""
     destination: _builtins.str
-    """destination is where the code went, masked: +86******5678 or b***@example.com; empty for MISSED_CALL, and where
-    the console shows a code of a customer without a contact.
+    """destination is where the code was sent, masked: +86******5678 or b***@example.com. Empty for MISSED_CALL, and if
+    the code of a customer without a contact is shown on the console.
     """
     missed_call_number: _builtins.str
-    """missed_call_number is the number to call, for MISSED_CALL."""
+    """missed_call_number is the number to call, for MISSED_CALL; otherwise empty."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """expire_time is until when the code is valid."""
+        """expire_time is when the code expires."""
 
     @_builtins.property
     def resend_time(self) -> _timestamp_pb2.Timestamp:
-        """resend_time is from when the same request sends a new code, or opens a new challenge."""
+        """resend_time is when the same request sends a new code or opens a new challenge, at the earliest."""
 
     def __init__(
         self,
@@ -298,7 +308,7 @@ Global___IssuedCode: _TypeAlias = IssuedCode  # noqa: Y015
 
 @_typing.final
 class ValidateRedemptionRequest(_message.Message):
-    """ValidateRedemptionRequest asks RedemptionService.ValidateRedemption."""
+    """ValidateRedemptionRequest is the request of RedemptionService.ValidateRedemption."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -315,51 +325,55 @@ class ValidateRedemptionRequest(_message.Message):
     VALIDATION_TYPE_FIELD_NUMBER: _builtins.int
     USER_GROUP2_FIELD_NUMBER: _builtins.int
     program_id: _builtins.int
-    """program_id is the program to redeem in; required."""
+    """program_id is the program to redeem in. Required."""
     points: _builtins.int
-    """points are the points to redeem. Left out with currency_input; 0 without it is answered with 801."""
+    """points are the points to redeem. Leave it unset with `currency_input`; otherwise 0 returns status 801."""
     currency_input: _builtins.bool
-    """currency_input says that currency_value is given instead of points."""
+    """currency_input is true if `currency_value` is given instead of `points`."""
     currency_value: _builtins.str
-    """currency_value is the worth to redeem in the base currency: a decimal of at least 0 with at most 12 digits before
-    and 3 after the point, such as "2.5". Only with currency_input. 0, and no whole number of points, is answered with
-    801; for the latter the metadata name the nearest values that may be asked for (lower_currency_value and
-    lower_points, higher_currency_value and higher_points).
+    """currency_value is the value to redeem, in the base currency: a decimal of at least 0 with at most 12 digits
+    before and 3 after the point, such as "2.5". Only with `currency_input`. A value of 0, and one that is not a
+    whole number of points, returns status 801; for the latter the metadata has the nearest valid values
+    (lower_currency_value and lower_points, higher_currency_value and higher_points). See
+    docs/reference/redemption.md#currency-input.
     """
     group_redemption: _builtins.bool
-    """group_redemption lets points of the merchant's other allowing programs be redeemed too."""
+    """group_redemption also redeems points of the merchant's other programs that allow it. See
+    docs/reference/redemption.md#cross-program-redemption.
+    """
     issue_otp: _builtins.bool
-    """issue_otp issues a code in the same call when the points are redeemable. Not together with validation_code or
-    challenge_id.
+    """issue_otp issues a code in the same call if the points are redeemable. It excludes `validation_code` and
+    `challenge_id`.
     """
     validation_code: _builtins.str
-    """validation_code is the code that the customer got, as it was typed: at most 32 characters, with a digit or a letter
-    among them. Before it is compared, blanks, dashes and invisible characters are dropped, digits of every script and
-    full-width letters become ASCII, and ASCII letters upper case; nothing else is repaired. It is compared, not
-    consumed. Five wrong guesses lock its challenge, ten an hour or twenty a day all codes of the customer; right ones
-    cost nothing. Whatever is wrong with a code, the answer is the same (808).
+    """validation_code is the code as the customer entered it: at most 32 characters, with at least one digit or letter.
+    Blanks, dashes and invisible characters are removed; digits of every script and full-width letters become ASCII,
+    and ASCII letters upper case. It is compared, not consumed.
+
+    Five wrong guesses lock the challenge; ten an hour or twenty a day lock all codes of the customer. Correct
+    guesses do not count. Every invalid code returns the same status (808). See
+    docs/reference/validation-codes.md#checking-a-code and docs/reference/validation-codes.md#attempt-limits.
     """
     challenge_id: _builtins.str
-    """challenge_id names the challenge of validation_code; where empty, the customer's live challenge of sent codes is
-    meant, never that of a missed call, which has no code. Without validation_code
-    it is that of a missed call (822 until the call was seen), and validation_type MISSED_CALL or unset. At most 64
-    visible ASCII characters.
+    """challenge_id is the challenge of `validation_code`: at most 64 visible ASCII characters. Default: the customer's
+    active challenge of sent codes. Without `validation_code` it is the challenge of a missed call (status 822 until
+    the call is confirmed), and `validation_type` must be MISSED_CALL or unset.
     """
     skip_validation: _builtins.bool
-    """skip_validation asks to go without a validation: only where the program allows it and the token has the scope
-    `redeem.skip`, else 824. Not together with validation_code or challenge_id.
+    """skip_validation skips the validation. The program must allow it and the token must have the scope `redeem.skip`;
+    otherwise the status is 824. It excludes `validation_code` and `challenge_id`.
     """
     validation_type: Global___ValidationType.ValueType
-    """validation_type is the preferred way of validation; with validation_code, the one that the code went by. INVALID
-    only together with skip_validation.
+    """validation_type is the preferred way of validation; with `validation_code`, the channel that the code was sent
+    by. INVALID is valid only together with `skip_validation`.
     """
     @_builtins.property
     def customer(self) -> _identity_pb2.CustomerRef:
-        """customer is who wants to redeem; required."""
+        """customer is the customer who wants to redeem. Required."""
 
     @_builtins.property
     def user_group2(self) -> _identity_pb2.UserGroupRef:
-        """user_group2 redeems from a group's pool of points."""
+        """user_group2 redeems from the pool of a user group."""
 
     def __init__(
         self,
@@ -387,7 +401,7 @@ Global___ValidateRedemptionRequest: _TypeAlias = ValidateRedemptionRequest  # no
 
 @_typing.final
 class ValidateRedemptionResponse(_message.Message):
-    """ValidateRedemptionResponse answers RedemptionService.ValidateRedemption."""
+    """ValidateRedemptionResponse is the response of RedemptionService.ValidateRedemption."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -402,22 +416,22 @@ class ValidateRedemptionResponse(_message.Message):
     ISSUED_CODE_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     redeemable: _builtins.bool
-    """redeemable says whether the points may be redeemed now, by this request."""
+    """redeemable is true if this request may redeem the points now."""
     points: _builtins.int
-    """points are the points asked for, computed where currency_input was given."""
+    """points are the requested points, converted from `currency_value` if `currency_input` is set."""
     redeem_value: _builtins.str
-    """redeem_value is their worth in the base currency, not rounded; empty where the program has no point value, and
-    where they are not above 0.
+    """redeem_value is the value of the points in the base currency, not rounded. Empty if the program has no point
+    value, or if the points are not positive.
     """
     redeem_local_value: _builtins.str
-    """redeem_local_value is their worth in the local currency, rounded half up to the program's local_currency_decimals,
-    or else to the currency's minor unit; empty likewise.
+    """redeem_local_value is the value of the points in the local currency, rounded half up to the program's
+    local_currency_decimals or, if unset, to the minor unit of the currency. Empty like `redeem_value`.
     """
     points_currency_ratio: _builtins.str
-    """points_currency_ratio is what one point is worth in the base currency; empty likewise."""
+    """points_currency_ratio is the value of one point in the base currency. Empty like `redeem_value`."""
     active_points: _builtins.int
-    """active_points are the points that the customer could redeem from. Points that SHOPLINE has booked for this very
-    redemption are active no longer, but may be redeemed by it.
+    """active_points are the points that the customer can redeem from. Points that SHOPLINE has already deducted for
+    this redemption are no longer active, but can be redeemed by it.
     """
     @_builtins.property
     def status(self) -> Global___RedemptionStatus:
@@ -425,15 +439,17 @@ class ValidateRedemptionResponse(_message.Message):
 
     @_builtins.property
     def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___RedemptionStatus]:
-        """violations are all reasons against, by ascending code, then reason."""
+        """violations are all reasons against the redemption, by ascending code, then reason. See
+        docs/reference/redemption.md#order-of-violations.
+        """
 
     @_builtins.property
     def issued_code(self) -> Global___IssuedCode:
-        """issued_code says what was sent, with issue_otp."""
+        """issued_code is the result of `issue_otp`; absent otherwise."""
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___RedemptionStatus]:
-        """warnings are findings that do not stop the redemption, such as 876."""
+        """warnings are statuses that do not prevent the redemption, such as 876."""
 
     def __init__(
         self,
@@ -459,7 +475,7 @@ Global___ValidateRedemptionResponse: _TypeAlias = ValidateRedemptionResponse  # 
 
 @_typing.final
 class IssueValidationCodeRequest(_message.Message):
-    """IssueValidationCodeRequest asks RedemptionService.IssueValidationCode."""
+    """IssueValidationCodeRequest is the request of RedemptionService.IssueValidationCode."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -472,24 +488,26 @@ class IssueValidationCodeRequest(_message.Message):
     USER_GROUP2_FIELD_NUMBER: _builtins.int
     VALIDATION_TYPE_FIELD_NUMBER: _builtins.int
     program_id: _builtins.int
-    """program_id is the program to redeem in; required."""
+    """program_id is the program to redeem in. Required."""
     points: _builtins.int
-    """points are the points to redeem, or left out with currency_input."""
+    """points are the points to redeem. Leave it unset with `currency_input`."""
     currency_input: _builtins.bool
-    """currency_input says that currency_value is given instead of points."""
+    """currency_input is true if `currency_value` is given instead of `points`."""
     currency_value: _builtins.str
-    """currency_value is the worth to redeem in the base currency, as in ValidateRedemptionRequest."""
+    """currency_value is the value to redeem, in the base currency, as in ValidateRedemptionRequest."""
     group_redemption: _builtins.bool
-    """group_redemption lets points of the merchant's other allowing programs be redeemed too."""
+    """group_redemption also redeems points of the merchant's other programs that allow it."""
     validation_type: Global___ValidationType.ValueType
-    """validation_type is how to send the code; the program's first channel with a destination where unset."""
+    """validation_type is the channel for the code. Default: the program's first channel for which the customer has a
+    destination. See docs/reference/validation-codes.md#channels-and-destinations.
+    """
     @_builtins.property
     def customer(self) -> _identity_pb2.CustomerRef:
-        """customer is who wants to redeem; required."""
+        """customer is the customer who wants to redeem. Required."""
 
     @_builtins.property
     def user_group2(self) -> _identity_pb2.UserGroupRef:
-        """user_group2 redeems from a group's pool of points."""
+        """user_group2 redeems from the pool of a user group."""
 
     def __init__(
         self,
@@ -513,14 +531,14 @@ Global___IssueValidationCodeRequest: _TypeAlias = IssueValidationCodeRequest  # 
 
 @_typing.final
 class IssueValidationCodeResponse(_message.Message):
-    """IssueValidationCodeResponse answers RedemptionService.IssueValidationCode."""
+    """IssueValidationCodeResponse is the response of RedemptionService.IssueValidationCode."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ISSUED_CODE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def issued_code(self) -> Global___IssuedCode:
-        """issued_code says where the code went and until when it is valid."""
+        """issued_code says where the code was sent and when it expires."""
 
     def __init__(
         self,
@@ -537,7 +555,7 @@ Global___IssueValidationCodeResponse: _TypeAlias = IssueValidationCodeResponse  
 
 @_typing.final
 class ConfirmMissedCallRequest(_message.Message):
-    """ConfirmMissedCallRequest asks RedemptionService.ConfirmMissedCall."""
+    """ConfirmMissedCallRequest is the request of RedemptionService.ConfirmMissedCall."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -547,20 +565,20 @@ class ConfirmMissedCallRequest(_message.Message):
     PROVIDER_CALL_ID_FIELD_NUMBER: _builtins.int
     CALL_TIME_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     caller_number: _builtins.str
-    """caller_number is who called, in international form; required. It is read as CustomerRef's mobile, so that any form
-    that a carrier has for the number meets the customer's.
+    """caller_number is the number of the caller, in international form. Required. It is read like CustomerRef.mobile,
+    so that every equivalent form matches the customer's number.
     """
     called_number: _builtins.str
-    """called_number is the number that was called, in international form; required. It is compared with the program's in
-    the same way.
+    """called_number is the number that was called, in international form. Required. It is compared with the program's
+    number in the same way.
     """
     provider_call_id: _builtins.str
-    """provider_call_id is the telephony provider's name of the call: 1 to 128 visible ASCII characters, required."""
+    """provider_call_id is the telephony provider's id of the call: 1 to 128 visible ASCII characters. Required."""
     @_builtins.property
     def call_time(self) -> _timestamp_pb2.Timestamp:
-        """call_time is when the call came in, from the year 2000 on; required."""
+        """call_time is when the call arrived: from the year 2000 on. Required."""
 
     def __init__(
         self,
@@ -581,13 +599,13 @@ Global___ConfirmMissedCallRequest: _TypeAlias = ConfirmMissedCallRequest  # noqa
 
 @_typing.final
 class ConfirmMissedCallResponse(_message.Message):
-    """ConfirmMissedCallResponse answers RedemptionService.ConfirmMissedCall."""
+    """ConfirmMissedCallResponse is the response of RedemptionService.ConfirmMissedCall."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CHALLENGE_ID_FIELD_NUMBER: _builtins.int
     challenge_id: _builtins.str
-    """challenge_id is the challenge that the call met; empty when it met none."""
+    """challenge_id is the challenge that the call confirmed; empty if none."""
     def __init__(
         self,
         *,
@@ -603,17 +621,17 @@ Global___ConfirmMissedCallResponse: _TypeAlias = ConfirmMissedCallResponse  # no
 
 @_typing.final
 class ResetValidationLimitsRequest(_message.Message):
-    """ResetValidationLimitsRequest asks RedemptionService.ResetValidationLimits."""
+    """ResetValidationLimitsRequest is the request of RedemptionService.ResetValidationLimits."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CUSTOMER_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """reason is kept in the audit log: 1 to 500 characters, required."""
+    """reason is recorded in the audit log: 1 to 500 characters. Required."""
     @_builtins.property
     def customer(self) -> _identity_pb2.CustomerRef:
-        """customer is whose guesses to forget; required."""
+        """customer is the customer whose counters are deleted. Required."""
 
     def __init__(
         self,
@@ -631,7 +649,7 @@ Global___ResetValidationLimitsRequest: _TypeAlias = ResetValidationLimitsRequest
 
 @_typing.final
 class ResetValidationLimitsResponse(_message.Message):
-    """ResetValidationLimitsResponse answers RedemptionService.ResetValidationLimits."""
+    """ResetValidationLimitsResponse is the response of RedemptionService.ResetValidationLimits."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -648,7 +666,7 @@ Global___ResetValidationLimitsResponse: _TypeAlias = ResetValidationLimitsRespon
 
 @_typing.final
 class RedeemPointsRequest(_message.Message):
-    """RedeemPointsRequest asks RedemptionService.RedeemPoints."""
+    """RedeemPointsRequest is the request of RedemptionService.RedeemPoints."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -667,38 +685,38 @@ class RedeemPointsRequest(_message.Message):
     TRANSACTION_NUMBER_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
     program_id: _builtins.int
-    """program_id is the program to redeem in; required."""
+    """program_id is the program to redeem in. Required."""
     points: _builtins.int
-    """points are the points to redeem, or left out with currency_input."""
+    """points are the points to redeem. Leave it unset with `currency_input`."""
     currency_input: _builtins.bool
-    """currency_input says that currency_value is given instead of points."""
+    """currency_input is true if `currency_value` is given instead of `points`."""
     currency_value: _builtins.str
-    """currency_value is the worth to redeem in the base currency, as in ValidateRedemptionRequest."""
+    """currency_value is the value to redeem, in the base currency, as in ValidateRedemptionRequest."""
     group_redemption: _builtins.bool
-    """group_redemption lets points of the merchant's other allowing programs be redeemed too."""
+    """group_redemption also redeems points of the merchant's other programs that allow it."""
     validation_code: _builtins.str
-    """validation_code is as in ValidateRedemptionRequest, but consumed, too."""
+    """validation_code is as in ValidateRedemptionRequest, but the code is also consumed."""
     challenge_id: _builtins.str
-    """challenge_id is as in ValidateRedemptionRequest; a missed call is consumed, too."""
+    """challenge_id is as in ValidateRedemptionRequest, but a missed call is also consumed."""
     validation_type: Global___ValidationType.ValueType
     """validation_type is as in ValidateRedemptionRequest."""
     skip_validation: _builtins.bool
     """skip_validation is as in ValidateRedemptionRequest."""
     external_reference_number: _builtins.str
-    """external_reference_number names this redemption for the caller and makes the call safe to repeat: 1 to 128
-    visible ASCII characters, required, unique inside the merchant.
+    """external_reference_number identifies this redemption for the caller and makes the call idempotent: 1 to 128
+    visible ASCII characters, unique within the merchant. Required.
     """
     transaction_number: _builtins.str
-    """transaction_number is the caller's bill or order: at most 128 visible ASCII characters."""
+    """transaction_number is the caller's bill or order number: at most 128 visible ASCII characters."""
     notes: _builtins.str
-    """notes are kept with the redemption: at most 500 characters."""
+    """notes are stored with the redemption: at most 500 characters."""
     @_builtins.property
     def customer(self) -> _identity_pb2.CustomerRef:
-        """customer is who redeems; required."""
+        """customer is the customer who redeems. Required."""
 
     @_builtins.property
     def user_group2(self) -> _identity_pb2.UserGroupRef:
-        """user_group2 redeems from a group's pool of points."""
+        """user_group2 redeems from the pool of a user group."""
 
     def __init__(
         self,
@@ -728,14 +746,14 @@ Global___RedeemPointsRequest: _TypeAlias = RedeemPointsRequest  # noqa: Y015
 
 @_typing.final
 class RedeemPointsResponse(_message.Message):
-    """RedeemPointsResponse answers RedemptionService.RedeemPoints."""
+    """RedeemPointsResponse is the response of RedemptionService.RedeemPoints."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REDEMPTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def redemption(self) -> Global___Redemption:
-        """redemption is the redemption as it is kept."""
+        """redemption is the stored redemption."""
 
     def __init__(
         self,
@@ -752,7 +770,7 @@ Global___RedeemPointsResponse: _TypeAlias = RedeemPointsResponse  # noqa: Y015
 
 @_typing.final
 class ResolvedCustomer(_message.Message):
-    """ResolvedCustomer is the customer that an identifier was resolved to."""
+    """ResolvedCustomer is the customer that an identifier resolved to."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -762,7 +780,7 @@ class ResolvedCustomer(_message.Message):
     """customer_id is the id of a registered customer."""
     @_builtins.property
     def buyer(self) -> _identity_pb2.Buyer:
-        """buyer is a SHOPLINE buyer that no customer owned."""
+        """buyer is a SHOPLINE buyer that belonged to no customer."""
 
     def __init__(
         self,
@@ -782,7 +800,7 @@ Global___ResolvedCustomer: _TypeAlias = ResolvedCustomer  # noqa: Y015
 
 @_typing.final
 class Redemption(_message.Message):
-    """Redemption is points redeemed once."""
+    """Redemption is one redemption of points."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -808,61 +826,67 @@ class Redemption(_message.Message):
     REVERSALS_TRUNCATED_FIELD_NUMBER: _builtins.int
     CURRENT_ACTIVE_POINTS_FIELD_NUMBER: _builtins.int
     redemption_id: _builtins.str
-    """redemption_id names the redemption."""
+    """redemption_id identifies the redemption within its merchant."""
     merchant_id: _builtins.str
-    """merchant_id is the redemption's merchant."""
+    """merchant_id is SHOPLINE's id of the merchant."""
     program_id: _builtins.int
-    """program_id is the program that it was redeemed in."""
+    """program_id is the program of the redemption."""
     state: Global___RedemptionState.ValueType
-    """state is where it stands."""
+    """state is the current state of the redemption."""
     points: _builtins.int
-    """points were redeemed."""
+    """points are the redeemed points."""
     reversed_points: _builtins.int
-    """reversed_points were given back since."""
+    """reversed_points are the points that have been reversed."""
     redeem_value: _builtins.str
-    """redeem_value is the points' worth in the base currency, not rounded; empty without a point value."""
+    """redeem_value is the value of the points in the base currency, not rounded. Empty if the program had no point
+    value.
+    """
     redeem_local_value: _builtins.str
-    """redeem_local_value is their worth in the local currency, rounded half up to the decimals that the program had then."""
+    """redeem_local_value is the value of the points in the local currency, rounded half up to the decimals that the
+    program had at the time.
+    """
     points_currency_ratio: _builtins.str
-    """points_currency_ratio is what one point was worth in the base currency."""
+    """points_currency_ratio is the value of one point in the base currency at the time."""
     active_points: _builtins.int
-    """active_points are what was left to redeem from when it was redeemed; current_active_points are what is left now."""
+    """active_points are the points that the customer could still redeem from right after this redemption.
+    `current_active_points` has the current value.
+    """
     external_reference_number: _builtins.str
-    """external_reference_number is the caller's."""
+    """external_reference_number is the caller's reference."""
     transaction_number: _builtins.str
-    """transaction_number is the caller's."""
+    """transaction_number is the caller's bill or order number."""
     notes: _builtins.str
-    """notes are the caller's."""
+    """notes are the caller's notes."""
     actor: _builtins.str
-    """actor is the id of the token that redeemed; empty where the server runs without tokens, and for redemptions made
-    by a release that did not keep it.
+    """actor is the id of the token that redeemed. Empty if the server runs without tokens, or if a release that did not
+    store it made the redemption.
     """
     reversals_truncated: _builtins.bool
-    """reversals_truncated says that there are more than 100 reversals."""
+    """reversals_truncated is true if the redemption has more than 100 reversals."""
     current_active_points: _builtins.int
-    """current_active_points are the points that the same customer could redeem from now, in this program and group, with
-    this `group_redemption` and by the program's current settings. Only GetRedemption and ListRedemptions fill it; it
-    is absent from other answers, since it takes more reads.
+    """current_active_points are the points that the same customer can redeem from now, in this program and group, with
+    this `group_redemption` and the program's current settings. Only GetRedemption and ListRedemptions set it,
+    because it takes additional reads.
     """
     @_builtins.property
     def draws(self) -> _containers.RepeatedCompositeFieldContainer[Global___RedemptionDraw]:
-        """draws are what was taken from which account and lot."""
+        """draws are the points taken from each account and lot. See docs/reference/redemption.md#order-of-drawing."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """create_time is when it was redeemed."""
+        """create_time is when the points were redeemed."""
 
     @_builtins.property
     def settle_by(self) -> _timestamp_pb2.Timestamp:
-        """settle_by is until when SHOPLINE must have booked it."""
+        """settle_by is the time by which SHOPLINE must have deducted the points; open holds are released then."""
 
     @_builtins.property
     def customer(self) -> Global___ResolvedCustomer:
-        """customer is the customer that redeemed."""
+        """customer is the customer who redeemed."""
 
     @_builtins.property
     def reversals(self) -> _containers.RepeatedCompositeFieldContainer[Global___RedemptionReversal]:
-        """reversals are the newest 100 reversals, the newest first. Only GetRedemption and ListRedemptions fill it."""
+        """reversals are the newest 100 reversals, newest first. Only GetRedemption and ListRedemptions set it."""
 
     def __init__(
         self,
@@ -901,7 +925,7 @@ Global___Redemption: _TypeAlias = Redemption  # noqa: Y015
 
 @_typing.final
 class RedemptionReversal(_message.Message):
-    """RedemptionReversal is points of a redemption that were given back once."""
+    """RedemptionReversal is one reversal of a redemption."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -912,22 +936,22 @@ class RedemptionReversal(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     REDEMPTION_ID_FIELD_NUMBER: _builtins.int
     external_reference_number: _builtins.str
-    """external_reference_number is the reversal's own."""
+    """external_reference_number is the caller's reference of the reversal."""
     points: _builtins.int
-    """points is how many points were given back: at least 1, also where the caller asked for all that was left; 0 where a
-    server of the release before, which did not store it, made the reversal after `pointbook migrate`.
+    """points is how many points were reversed: at least 1, also if the caller asked for all that were left. It is 0 if
+    a server of the previous release, which did not store it, made the reversal after `pointbook migrate`.
     """
     notes: _builtins.str
-    """notes are the caller's."""
+    """notes are the caller's notes."""
     actor: _builtins.str
-    """actor is the id of the token that reversed; empty where the server runs without tokens, and for reversals made
-    by a release that did not keep it.
+    """actor is the id of the token that reversed. Empty if the server runs without tokens, or if a release that did not
+    store it made the reversal.
     """
     redemption_id: _builtins.str
-    """redemption_id is the redemption whose points were given back."""
+    """redemption_id is the redemption that was reversed."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """create_time is when the points were given back."""
+        """create_time is when the points were reversed."""
 
     def __init__(
         self,
@@ -958,16 +982,16 @@ class RedemptionDraw(_message.Message):
     POINTS_EXPIRY_TIME_FIELD_NUMBER: _builtins.int
     EVENT_ID_FIELD_NUMBER: _builtins.int
     points: _builtins.int
-    """points were taken; at least 1."""
+    """points is how many points were taken: at least 1."""
     event_id: _builtins.str
-    """event_id is the lot's event."""
+    """event_id is the event_id of the lot."""
     @_builtins.property
     def buyer(self) -> _identity_pb2.Buyer:
-        """buyer is the account drawn from."""
+        """buyer is the account."""
 
     @_builtins.property
     def points_expiry_time(self) -> _timestamp_pb2.Timestamp:
-        """points_expiry_time is the lot's; absent means never."""
+        """points_expiry_time is the expiry time of the lot. Absent means never."""
 
     def __init__(
         self,
@@ -987,7 +1011,7 @@ Global___RedemptionDraw: _TypeAlias = RedemptionDraw  # noqa: Y015
 
 @_typing.final
 class ReverseRedemptionRequest(_message.Message):
-    """ReverseRedemptionRequest asks RedemptionService.ReverseRedemption."""
+    """ReverseRedemptionRequest is the request of RedemptionService.ReverseRedemption."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -998,17 +1022,23 @@ class ReverseRedemptionRequest(_message.Message):
     EXTERNAL_REFERENCE_NUMBER_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     redemption_id: _builtins.str
-    """redemption_id is the redemption's own id: 1 to 128 visible ASCII characters."""
+    """redemption_id is the id of the redemption: 1 to 128 visible ASCII characters."""
     redeemed_reference_number: _builtins.str
-    """redeemed_reference_number is the external_reference_number that it was redeemed under: likewise."""
+    """redeemed_reference_number is the external_reference_number of the redemption: 1 to 128 visible ASCII
+    characters.
+    """
     points: _builtins.int
-    """points are how many to give back: 0 to 10^15, 0 for all that is left and that SHOPLINE has not booked."""
+    """points is how many points to reverse: 0 to 10^15. Default: all that are left and that SHOPLINE has not deducted,
+    if 0.
+    """
     external_reference_number: _builtins.str
-    """external_reference_number names this reversal, not the redemption: 1 to 128 visible ASCII characters, required."""
+    """external_reference_number identifies this reversal, not the redemption, and makes the call idempotent: 1 to 128
+    visible ASCII characters, unique within the merchant. Required.
+    """
     notes: _builtins.str
-    """notes are kept with the reversal: at most 500 characters."""
+    """notes are stored with the reversal: at most 500 characters."""
     def __init__(
         self,
         *,
@@ -1031,14 +1061,14 @@ Global___ReverseRedemptionRequest: _TypeAlias = ReverseRedemptionRequest  # noqa
 
 @_typing.final
 class ReverseRedemptionResponse(_message.Message):
-    """ReverseRedemptionResponse answers RedemptionService.ReverseRedemption."""
+    """ReverseRedemptionResponse is the response of RedemptionService.ReverseRedemption."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REDEMPTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def redemption(self) -> Global___Redemption:
-        """redemption is the redemption as it now stands."""
+        """redemption is the redemption after the reversal."""
 
     def __init__(
         self,
@@ -1055,7 +1085,7 @@ Global___ReverseRedemptionResponse: _TypeAlias = ReverseRedemptionResponse  # no
 
 @_typing.final
 class SettleRedemptionRequest(_message.Message):
-    """SettleRedemptionRequest asks RedemptionService.SettleRedemption."""
+    """SettleRedemptionRequest is the request of RedemptionService.SettleRedemption."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1063,11 +1093,11 @@ class SettleRedemptionRequest(_message.Message):
     REDEMPTION_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     redemption_id: _builtins.str
-    """redemption_id is required: 1 to 64 visible ASCII characters."""
+    """redemption_id is the id of the redemption: 1 to 64 visible ASCII characters. Required."""
     reason: _builtins.str
-    """reason is kept in the audit log: 1 to 500 characters, required."""
+    """reason is recorded in the audit log: 1 to 500 characters. Required."""
     def __init__(
         self,
         *,
@@ -1085,14 +1115,14 @@ Global___SettleRedemptionRequest: _TypeAlias = SettleRedemptionRequest  # noqa: 
 
 @_typing.final
 class SettleRedemptionResponse(_message.Message):
-    """SettleRedemptionResponse answers RedemptionService.SettleRedemption."""
+    """SettleRedemptionResponse is the response of RedemptionService.SettleRedemption."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REDEMPTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def redemption(self) -> Global___Redemption:
-        """redemption is the redemption as it now stands."""
+        """redemption is the redemption after the settlement."""
 
     def __init__(
         self,
@@ -1109,7 +1139,7 @@ Global___SettleRedemptionResponse: _TypeAlias = SettleRedemptionResponse  # noqa
 
 @_typing.final
 class GetRedemptionRequest(_message.Message):
-    """GetRedemptionRequest asks RedemptionService.GetRedemption."""
+    """GetRedemptionRequest is the request of RedemptionService.GetRedemption."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1117,11 +1147,11 @@ class GetRedemptionRequest(_message.Message):
     REDEMPTION_ID_FIELD_NUMBER: _builtins.int
     EXTERNAL_REFERENCE_NUMBER_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     redemption_id: _builtins.str
-    """redemption_id is the redemption's own id: 1 to 64 visible ASCII characters."""
+    """redemption_id is the id of the redemption: 1 to 64 visible ASCII characters."""
     external_reference_number: _builtins.str
-    """external_reference_number is the one that it was redeemed under: 1 to 128 visible ASCII characters."""
+    """external_reference_number is the reference number of the redemption: 1 to 128 visible ASCII characters."""
     def __init__(
         self,
         *,
@@ -1141,7 +1171,7 @@ Global___GetRedemptionRequest: _TypeAlias = GetRedemptionRequest  # noqa: Y015
 
 @_typing.final
 class GetRedemptionResponse(_message.Message):
-    """GetRedemptionResponse answers RedemptionService.GetRedemption."""
+    """GetRedemptionResponse is the response of RedemptionService.GetRedemption."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1165,7 +1195,7 @@ Global___GetRedemptionResponse: _TypeAlias = GetRedemptionResponse  # noqa: Y015
 
 @_typing.final
 class ListRedemptionsRequest(_message.Message):
-    """ListRedemptionsRequest asks RedemptionService.ListRedemptions."""
+    """ListRedemptionsRequest is the request of RedemptionService.ListRedemptions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1177,26 +1207,28 @@ class ListRedemptionsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     state: Global___RedemptionState.ValueType
-    """state keeps only redemptions in this state where it is set."""
+    """state, if set, selects redemptions in this state."""
     page_size: _builtins.int
-    """page_size is how many redemptions to answer at most: 1 to 1,000; 0 means 50. A page ends earlier, with a
-    next_page_token, where its redemptions are very large.
+    """page_size is the maximum number of redemptions to return: 1 to 1,000. Default: 50, if 0. A page of very large
+    redemptions is shorter, and has a `next_page_token`.
     """
     page_token: _builtins.str
-    """page_token is the next_page_token of the previous answer, with the same filters; empty for the first page."""
+    """page_token is the `next_page_token` of the previous response, sent with the same filters; empty for the first
+    page.
+    """
     @_builtins.property
     def customer(self) -> _identity_pb2.CustomerRef:
-        """customer keeps only this customer's redemptions where it is set; its merchant_id must be the same."""
+        """customer, if set, selects redemptions of this customer. Its merchant_id must be that of the request."""
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """start_time keeps only redemptions created at or after it."""
+        """start_time, if set, selects redemptions created at or after it."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """end_time keeps only redemptions created before it."""
+        """end_time, if set, selects redemptions created before it."""
 
     def __init__(
         self,
@@ -1219,17 +1251,17 @@ Global___ListRedemptionsRequest: _TypeAlias = ListRedemptionsRequest  # noqa: Y0
 
 @_typing.final
 class ListRedemptionsResponse(_message.Message):
-    """ListRedemptionsResponse answers RedemptionService.ListRedemptions."""
+    """ListRedemptionsResponse is the response of RedemptionService.ListRedemptions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REDEMPTIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """next_page_token asks for the next page; empty when this is the last one."""
+    """next_page_token requests the next page; empty on the last page."""
     @_builtins.property
     def redemptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Redemption]:
-        """redemptions are the page."""
+        """redemptions are the items of this page."""
 
     def __init__(
         self,
@@ -1247,12 +1279,13 @@ Global___ListRedemptionsResponse: _TypeAlias = ListRedemptionsResponse  # noqa: 
 
 @_typing.final
 class ValidationEvent(_message.Message):
-    """ValidationEvent is one thing that happened to a customer's one-time codes.
+    """ValidationEvent is one event of a customer's one-time codes.
 
-    What may be repeated without limit is one event with a count: guesses that were not compared (LOCKED, EXPIRED,
-    NO_CHALLENGE, KEY_UNKNOWN), codes that were asked for and not issued (HELD, or an ErrorReason), and calls that were
-    seen. Repetitions on the same day (UTC) with the same outcome, challenge and token are counted together, LOCKED only
-    until another wrong guess is compared; the program and the points are those of the first.
+    Actions that can be repeated without limit are stored as one event with a count: guesses that were not compared
+    (LOCKED, EXPIRED, NO_CHALLENGE, KEY_UNKNOWN), codes that were requested and not issued (HELD, or an ErrorReason),
+    and calls that were confirmed. Repetitions on the same UTC day with the same outcome, challenge and token are
+    counted together, LOCKED only until another wrong guess is compared. The program and the points are those of the
+    first one.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1270,34 +1303,36 @@ class ValidationEvent(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     LAST_TIME_FIELD_NUMBER: _builtins.int
     action: Global___ValidationAction.ValueType
-    """action is what was done."""
+    """action is the action."""
     outcome: _builtins.str
-    """outcome is how it ended: one of the words that the action's comment lists."""
+    """outcome is the result: one of the words that the comment of the action lists."""
     challenge_id: _builtins.str
-    """challenge_id names the challenge; empty where there was none."""
+    """challenge_id is the challenge; empty if there was none."""
     program_id: _builtins.int
-    """program_id is the program that the code was for; 0 where there was no challenge to reset."""
+    """program_id is the program of the code; 0 if a reset found no challenge."""
     points: _builtins.int
-    """points are the points that the code was for; 0 likewise."""
+    """points are the points of the code; 0 if a reset found no challenge."""
     validation_type: Global___ValidationType.ValueType
-    """validation_type is how the code went; unspecified where there was no challenge."""
+    """validation_type is the channel of the code; unspecified if there was no challenge."""
     actor: _builtins.str
-    """actor is the id of the caller's token; empty where the server runs without tokens, and where no caller ended it."""
+    """actor is the id of the caller's token. Empty if the server runs without tokens, or if no caller ended the
+    challenge.
+    """
     reason: _builtins.str
-    """reason is why it was reset or ended."""
+    """reason is why the challenge was reset or ended."""
     count: _builtins.int
-    """count is how often it happened: 1, or more where it was repeated."""
+    """count is how often the event happened: at least 1."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """time is when it happened, for the first time where it was repeated."""
+        """time is when the event happened; for repetitions, when it happened first."""
 
     @_builtins.property
     def customer(self) -> Global___ResolvedCustomer:
-        """customer is the customer whose code it was."""
+        """customer is the customer of the code."""
 
     @_builtins.property
     def last_time(self) -> _timestamp_pb2.Timestamp:
-        """last_time is when it happened for the last time; the same as time where count is 1."""
+        """last_time is when the event happened last; equal to `time` if `count` is 1."""
 
     def __init__(
         self,
@@ -1325,7 +1360,7 @@ Global___ValidationEvent: _TypeAlias = ValidationEvent  # noqa: Y015
 
 @_typing.final
 class ListValidationEventsRequest(_message.Message):
-    """ListValidationEventsRequest asks RedemptionService.ListValidationEvents."""
+    """ListValidationEventsRequest is the request of RedemptionService.ListValidationEvents."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1338,26 +1373,30 @@ class ListValidationEventsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     customer_id: _builtins.str
     """customer_id is the customer's id: 1 to 64 visible ASCII characters."""
     challenge_id: _builtins.str
-    """challenge_id keeps only the events of this challenge where it is set: at most 64 visible ASCII characters."""
+    """challenge_id, if set, selects the events of this challenge: at most 64 visible ASCII characters."""
     page_size: _builtins.int
-    """page_size is how many events to return at most: 1 to 1,000; 0 means 50."""
+    """page_size is the maximum number of events to return: 1 to 1,000. Default: 50, if 0."""
     page_token: _builtins.str
-    """page_token is the next_page_token of the previous answer, with the same filters; empty for the first page."""
+    """page_token is the `next_page_token` of the previous response, sent with the same filters; empty for the first
+    page.
+    """
     @_builtins.property
     def customer(self) -> _identity_pb2.CustomerRef:
-        """customer is one of the customer's identifiers, or a buyer. Its merchant_id is empty or the one of this request."""
+        """customer is one of the customer's identifiers, or a buyer. Its merchant_id must be empty or that of the
+        request.
+        """
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """start_time keeps only events whose last_time is at or after it."""
+        """start_time, if set, selects events with `last_time` at or after it."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """end_time keeps only events whose time is before it."""
+        """end_time, if set, selects events with `time` before it."""
 
     def __init__(
         self,
@@ -1383,17 +1422,17 @@ Global___ListValidationEventsRequest: _TypeAlias = ListValidationEventsRequest  
 
 @_typing.final
 class ListValidationEventsResponse(_message.Message):
-    """ListValidationEventsResponse answers RedemptionService.ListValidationEvents."""
+    """ListValidationEventsResponse is the response of RedemptionService.ListValidationEvents."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """next_page_token asks for the next page; empty when this is the last one."""
+    """next_page_token requests the next page; empty on the last page."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValidationEvent]:
-        """events are the page, the newest first."""
+        """events are the items of this page, newest first."""
 
     def __init__(
         self,
@@ -1411,7 +1450,7 @@ Global___ListValidationEventsResponse: _TypeAlias = ListValidationEventsResponse
 
 @_typing.final
 class Refusal(_message.Message):
-    """Refusal is a call that was refused."""
+    """Refusal is a refused call."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1430,16 +1469,16 @@ class Refusal(_message.Message):
     program_id: _builtins.int
     """program_id is the program of the call."""
     points: _builtins.int
-    """points are the points that were asked for, computed where currency_input was given."""
+    """points are the requested points, converted from `currency_value` if `currency_input` was set."""
     active_points: _builtins.int
     """active_points are the points that the customer could have redeemed from."""
     external_reference_number: _builtins.str
-    """external_reference_number is that of RedeemPoints; empty for the other methods."""
+    """external_reference_number is that of RedeemPoints; empty for other methods."""
     actor: _builtins.str
-    """actor is the id of the caller's token; empty where the server runs without tokens."""
+    """actor is the id of the caller's token. Empty if the server runs without tokens."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """time is when it was refused."""
+        """time is when the call was refused."""
 
     @_builtins.property
     def customer(self) -> Global___ResolvedCustomer:
@@ -1451,8 +1490,8 @@ class Refusal(_message.Message):
 
     @_builtins.property
     def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___RedemptionStatus]:
-        """violations are all reasons, in the order of the answer, with the values that they are about in their metadata. The
-        code is 0 for reasons without a status code, such as REFERENCE_REUSED.
+        """violations are all reasons, in the order of the response, with the values that they refer to in their metadata.
+        The code is 0 for reasons without a status code, such as REFERENCE_REUSED.
         """
 
     def __init__(
@@ -1479,7 +1518,9 @@ Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
 
 @_typing.final
 class ListRefusalsRequest(_message.Message):
-    """ListRefusalsRequest asks RedemptionService.ListRefusals. It names a customer, a reference, or both."""
+    """ListRefusalsRequest is the request of RedemptionService.ListRefusals. It identifies a customer, a reference, or
+    both.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1492,30 +1533,34 @@ class ListRefusalsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     customer_id: _builtins.str
     """customer_id is the customer's id: 1 to 64 visible ASCII characters."""
     external_reference_number: _builtins.str
-    """external_reference_number keeps only refusals of RedeemPoints under this reference where it is set: at most 128
-    visible ASCII characters.
+    """external_reference_number, if set, selects refusals of RedeemPoints under this reference: at most 128 visible
+    ASCII characters.
     """
     page_size: _builtins.int
-    """page_size is how many refusals to return at most: 1 to 1,000; 0 means 50. A page ends earlier, with a
-    next_page_token, where its refusals are very large.
+    """page_size is the maximum number of refusals to return: 1 to 1,000. Default: 50, if 0. A page of very large
+    refusals is shorter, and has a `next_page_token`.
     """
     page_token: _builtins.str
-    """page_token is the next_page_token of the previous answer, with the same filters; empty for the first page."""
+    """page_token is the `next_page_token` of the previous response, sent with the same filters; empty for the first
+    page.
+    """
     @_builtins.property
     def customer(self) -> _identity_pb2.CustomerRef:
-        """customer is one of the customer's identifiers, or a buyer. Its merchant_id is empty or the one of this request."""
+        """customer is one of the customer's identifiers, or a buyer. Its merchant_id must be empty or that of the
+        request.
+        """
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """start_time keeps only refusals at or after it."""
+        """start_time, if set, selects refusals at or after it."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """end_time keeps only refusals before it."""
+        """end_time, if set, selects refusals before it."""
 
     def __init__(
         self,
@@ -1541,17 +1586,17 @@ Global___ListRefusalsRequest: _TypeAlias = ListRefusalsRequest  # noqa: Y015
 
 @_typing.final
 class ListRefusalsResponse(_message.Message):
-    """ListRefusalsResponse answers RedemptionService.ListRefusals."""
+    """ListRefusalsResponse is the response of RedemptionService.ListRefusals."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REFUSALS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """next_page_token asks for the next page; empty when this is the last one."""
+    """next_page_token requests the next page; empty on the last page."""
     @_builtins.property
     def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]:
-        """refusals are the page, the newest first."""
+        """refusals are the items of this page, newest first."""
 
     def __init__(
         self,
@@ -1569,7 +1614,7 @@ Global___ListRefusalsResponse: _TypeAlias = ListRefusalsResponse  # noqa: Y015
 
 @_typing.final
 class RedemptionClosing(_message.Message):
-    """RedemptionClosing is holds of a redemption that were closed without a webhook."""
+    """RedemptionClosing is the closing of a redemption's holds without a webhook."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1582,16 +1627,16 @@ class RedemptionClosing(_message.Message):
     redemption_id: _builtins.str
     """redemption_id is the redemption."""
     action: Global___ClosingAction.ValueType
-    """action is how they were closed."""
+    """action is how the holds were closed."""
     points: _builtins.int
-    """points are what they held; 0 where they were closed by a release that did not store it."""
+    """points are the points that were held; 0 if a release that did not store it closed the holds."""
     reason: _builtins.str
-    """reason is the operator's, or Pointbook's own for CLOSING_ACTION_RELEASE."""
+    """reason is the operator's reason, or Pointbook's own for CLOSING_ACTION_RELEASE."""
     actor: _builtins.str
-    """actor is the id of the operator's token; empty where the server runs without tokens, and for CLOSING_ACTION_RELEASE."""
+    """actor is the id of the operator's token. Empty if the server runs without tokens, and for CLOSING_ACTION_RELEASE."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """time is when they were closed."""
+        """time is when the holds were closed."""
 
     def __init__(
         self,
@@ -1613,7 +1658,7 @@ Global___RedemptionClosing: _TypeAlias = RedemptionClosing  # noqa: Y015
 
 @_typing.final
 class TimelineEntry(_message.Message):
-    """TimelineEntry is one thing that happened to a customer."""
+    """TimelineEntry is one item of a customer's history."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1626,7 +1671,7 @@ class TimelineEntry(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """time is when it happened: for an entry of an account its updated_at."""
+        """time is when it happened; for an entry of an account, its `updated_at`."""
 
     @_builtins.property
     def points_entry(self) -> _points_pb2.PointsEntry:
@@ -1634,19 +1679,19 @@ class TimelineEntry(_message.Message):
 
     @_builtins.property
     def redemption(self) -> Global___Redemption:
-        """redemption is a redemption as it stands now, as RedeemPoints returns it."""
+        """redemption is a redemption in its current state, as RedeemPoints returns it."""
 
     @_builtins.property
     def reversal(self) -> Global___RedemptionReversal:
-        """reversal is points of a redemption that were given back."""
+        """reversal is a reversal of a redemption."""
 
     @_builtins.property
     def closing(self) -> Global___RedemptionClosing:
-        """closing is holds that were settled by hand, or released."""
+        """closing is holds that were settled manually or released."""
 
     @_builtins.property
     def validation_event(self) -> Global___ValidationEvent:
-        """validation_event is what happened to a one-time code."""
+        """validation_event is an event of a one-time code."""
 
     @_builtins.property
     def refusal(self) -> Global___Refusal:
@@ -1675,7 +1720,7 @@ Global___TimelineEntry: _TypeAlias = TimelineEntry  # noqa: Y015
 
 @_typing.final
 class TimelineCustomer(_message.Message):
-    """TimelineCustomer is the customer that a timeline is of, with contacts that are masked."""
+    """TimelineCustomer is the customer of a timeline, with masked contacts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1685,18 +1730,18 @@ class TimelineCustomer(_message.Message):
     MASKED_EMAIL_FIELD_NUMBER: _builtins.int
     FRAUD_BLOCKED_FIELD_NUMBER: _builtins.int
     masked_mobile: _builtins.str
-    """masked_mobile is the mobile number as +86******5678; empty where there is none."""
+    """masked_mobile is the mobile number, such as +86******5678; empty if there is none."""
     masked_email: _builtins.str
-    """masked_email is the e-mail address as b***@example.com; empty where there is none."""
+    """masked_email is the e-mail address, such as b***@example.com; empty if there is none."""
     fraud_blocked: _builtins.bool
-    """fraud_blocked says that the customer may not redeem."""
+    """fraud_blocked is true if the customer may not redeem."""
     @_builtins.property
     def customer(self) -> Global___ResolvedCustomer:
-        """customer is the customer, or a buyer that no customer owns."""
+        """customer is the customer, or a buyer that belongs to no customer."""
 
     @_builtins.property
     def buyers(self) -> _containers.RepeatedCompositeFieldContainer[_identity_pb2.Buyer]:
-        """buyers are the customer's accounts, in all stores."""
+        """buyers are the customer's accounts in all stores."""
 
     def __init__(
         self,
@@ -1717,7 +1762,7 @@ Global___TimelineCustomer: _TypeAlias = TimelineCustomer  # noqa: Y015
 
 @_typing.final
 class ListCustomerTimelineRequest(_message.Message):
-    """ListCustomerTimelineRequest asks RedemptionService.ListCustomerTimeline."""
+    """ListCustomerTimelineRequest is the request of RedemptionService.ListCustomerTimeline."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1729,26 +1774,30 @@ class ListCustomerTimelineRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is required: 1 to 64 visible ASCII characters."""
+    """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     customer_id: _builtins.str
     """customer_id is the customer's id: 1 to 64 visible ASCII characters."""
     page_size: _builtins.int
-    """page_size is how many entries to return at most: 1 to 1,000; 0 means 50. A page ends earlier, with a
-    next_page_token, where its entries are very large.
+    """page_size is the maximum number of entries to return: 1 to 1,000. Default: 50, if 0. A page of very large entries
+    is shorter, and has a `next_page_token`.
     """
     page_token: _builtins.str
-    """page_token is the next_page_token of the previous answer, with the same filters; empty for the first page."""
+    """page_token is the `next_page_token` of the previous response, sent with the same filters; empty for the first
+    page.
+    """
     @_builtins.property
     def customer(self) -> _identity_pb2.CustomerRef:
-        """customer is one of the customer's identifiers, or a buyer. Its merchant_id is empty or the one of this request."""
+        """customer is one of the customer's identifiers, or a buyer. Its merchant_id must be empty or that of the
+        request.
+        """
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """start_time keeps only what happened at or after it."""
+        """start_time, if set, selects items at or after it."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """end_time keeps only what happened before it."""
+        """end_time, if set, selects items before it."""
 
     def __init__(
         self,
@@ -1773,7 +1822,7 @@ Global___ListCustomerTimelineRequest: _TypeAlias = ListCustomerTimelineRequest  
 
 @_typing.final
 class ListCustomerTimelineResponse(_message.Message):
-    """ListCustomerTimelineResponse answers RedemptionService.ListCustomerTimeline."""
+    """ListCustomerTimelineResponse is the response of RedemptionService.ListCustomerTimeline."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1781,14 +1830,14 @@ class ListCustomerTimelineResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """next_page_token asks for the next page; empty when this is the last one."""
+    """next_page_token requests the next page; empty on the last page."""
     @_builtins.property
     def customer(self) -> Global___TimelineCustomer:
         """customer is the customer."""
 
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimelineEntry]:
-        """entries are the page, the newest first."""
+        """entries are the items of this page, newest first."""
 
     def __init__(
         self,
@@ -1807,17 +1856,17 @@ Global___ListCustomerTimelineResponse: _TypeAlias = ListCustomerTimelineResponse
 
 @_typing.final
 class GetCustomerPointsRequest(_message.Message):
-    """GetCustomerPointsRequest asks RedemptionService.GetCustomerPoints."""
+    """GetCustomerPointsRequest is the request of RedemptionService.GetCustomerPoints."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CUSTOMER_FIELD_NUMBER: _builtins.int
     PROGRAM_ID_FIELD_NUMBER: _builtins.int
     program_id: _builtins.int
-    """program_id is the program whose stores count; required."""
+    """program_id is the program whose stores are counted. Required."""
     @_builtins.property
     def customer(self) -> _identity_pb2.CustomerRef:
-        """customer is whose points to tell; required."""
+        """customer is the customer. Required."""
 
     def __init__(
         self,
@@ -1835,7 +1884,7 @@ Global___GetCustomerPointsRequest: _TypeAlias = GetCustomerPointsRequest  # noqa
 
 @_typing.final
 class GetCustomerPointsResponse(_message.Message):
-    """GetCustomerPointsResponse answers RedemptionService.GetCustomerPoints."""
+    """GetCustomerPointsResponse is the response of RedemptionService.GetCustomerPoints."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1849,11 +1898,11 @@ class GetCustomerPointsResponse(_message.Message):
     points_balance: _builtins.int
     """points_balance is the sum of the customer's balances in the program's stores."""
     active_points: _builtins.int
-    """active_points may be redeemed now."""
+    """active_points are the points that may be redeemed now."""
     held_points: _builtins.int
-    """held_points are promised to redemptions that SHOPLINE has not booked yet."""
+    """held_points are reserved for redemptions that SHOPLINE has not deducted yet."""
     expired_points: _builtins.int
-    """expired_points stand in the balances but have expired."""
+    """expired_points are still in the balances but have expired."""
     lifetime_points: _builtins.int
     """lifetime_points are all points ever earned in the program's stores."""
     @_builtins.property
@@ -1862,8 +1911,8 @@ class GetCustomerPointsResponse(_message.Message):
 
     @_builtins.property
     def next_expiry(self) -> _points_pb2.PointsExpiry:
-        """next_expiry is the points that expire soonest in all of these accounts together, excluding held points. It is
-        absent if no points expire, or if all that do are held.
+        """next_expiry is the points that expire next in all of these accounts together, excluding held points. It is absent
+        if no points expire, or if all that do are held.
         """
 
     def __init__(

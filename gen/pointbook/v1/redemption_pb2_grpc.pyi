@@ -27,13 +27,15 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RedemptionServiceStub:
-    """RedemptionService answers whether a customer may redeem points now, proves by one-time codes that it is the
-    customer, and redeems.
+    """RedemptionService validates redemptions, authenticates customers with one-time codes, and redeems points.
 
     It is modelled on Capillary's points/isredeemable, points/validationcode, points/redeem and points/reverse, and
-    uses their status codes. Where a status becomes an RPC error, 801 and 802 are INVALID_ARGUMENT, 816, 1101 and 1632
-    NOT_FOUND, 860 UNAVAILABLE where a repetition may help (DELIVERY_FAILED), and all others FAILED_PRECONDITION, always
-    with `status_code` in the ErrorInfo's metadata.
+    uses their status codes. When a status becomes an RPC error, 801 and 802 are INVALID_ARGUMENT; 816, 1101 and 1632
+    are NOT_FOUND; 860 is UNAVAILABLE if a retry may help (DELIVERY_FAILED); all others are FAILED_PRECONDITION. The
+    metadata of ErrorInfo always has `status_code`.
+
+    See docs/reference/redemption.md#status-codes-as-grpc-codes and
+    docs/reference/capillary-isredeemable.md#differences.
     """
 
     @_typing.overload
@@ -41,287 +43,335 @@ class RedemptionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RedemptionServiceAsyncStub: ...
     ValidateRedemption: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.ValidateRedemptionRequest, _redemption_pb2.ValidateRedemptionResponse]
-    """ValidateRedemption answers whether a customer may redeem points in a program now. It never changes points.
+    """ValidateRedemption returns whether a customer may redeem points in a program now. It never changes points.
 
-    "No" is an answer, not an error: `redeemable` is false, `status` has the first reason and `violations` every one.
-    Where SHOPLINE has booked these very points already, the answer is the one that RedeemPoints would give.
-    With `issue_otp` a redeemable answer also issues a code; should that fail, the answer stays redeemable with
-    warning 876. With `validation_code` the code is compared, which counts a wrong guess, but is not consumed.
+    A refusal is a response, not an error: `redeemable` is false, `status` is the first violation and `violations`
+    has all of them. If SHOPLINE has already deducted these points, the response is the one that RedeemPoints would
+    give.
 
-    Scope `redeem`, and `redeem.skip` for `skip_validation` to be heard. Errors: INVALID_ARGUMENT for absent or
-    contradictory fields, UNAVAILABLE (CODE_KEY_UNKNOWN, DATABASE_UNAVAILABLE).
+    With `issue_otp`, a redeemable response also issues a code. If that fails, the response stays redeemable and has
+    the warning 876. With `validation_code`, the code is compared but not consumed; a wrong code counts as an
+    attempt.
+
+    Scope `redeem`; `skip_validation` also requires `redeem.skip`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for a
+    missing, invalid or contradictory field, UNAVAILABLE (CODE_KEY_UNKNOWN, DATABASE_UNAVAILABLE).
+
+    See docs/reference/redemption.md#validating-a-redemption.
     """
     IssueValidationCode: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.IssueValidationCodeRequest, _redemption_pb2.IssueValidationCodeResponse]
-    """IssueValidationCode runs the same validation and then sends the customer a one-time code for exactly this
-    program and amount. The answer says where the code went and until when it is valid, never the code.
+    """IssueValidationCode validates a redemption and sends the customer a one-time code for exactly this program and
+    amount. The response says where the code was sent and when it expires; it never contains the code.
 
-    The same request again within the cooldown answers the same challenge with `sent` false; later it sends a new
-    code under the same challenge. A request for anything else replaces the customer's challenge of the same kind: a
-    customer has at most one live challenge of sent codes (SMS and e-mail) and one of a missed call, and neither
+    The same request within the cooldown returns the same challenge with `sent` false. After the cooldown it sends a
+    new code under the same challenge. A different request replaces the customer's challenge of the same kind: a
+    customer has at most one active challenge of sent codes (SMS and e-mail) and one of a missed call, and neither
     replaces the other.
 
-    MISSED_CALL opens a challenge and answers the number to call; nothing is sent. 3 in 10 minutes, 5 an hour and 10 a
-    day are opened for a customer at most. A mobile number or e-mail address
-    that has changed gets no codes for a while (CONTACT_CHANGED). To one destination go 3 messages in 10 minutes, 5 an
-    hour and 10 a day at most, and 1,000 in 10 minutes for a merchant.
+    MISSED_CALL opens a challenge and returns the number to call; nothing is sent.
 
-    SMS go to mobile numbers, or to the types of numbers that the program names (sms_number_types).
+    Limits: 3 messages in 10 minutes, 5 an hour and 10 a day to one destination; 1,000 in 10 minutes for a merchant;
+    3 missed call challenges in 10 minutes, 5 an hour and 10 a day for a customer. A mobile number or e-mail address
+    that changed recently gets no codes for a while (CONTACT_CHANGED). SMS are sent to mobile numbers, or to the
+    types of numbers in ValidationSettings.sms_number_types.
 
-    Scope `codes`. Errors: the status's RPC error when the points are not redeemable; with status 860 UNAVAILABLE
-    (DELIVERY_FAILED) with RetryInfo, and FAILED_PRECONDITION (NO_DESTINATION, CHANNEL_NOT_ENABLED, and CONTACT_CHANGED
-    with RetryInfo); RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo, FAILED_PRECONDITION (KEY_NOT_CONFIGURED),
-    and those of ValidateRedemption.
+    Scope `codes`. Errors:
+
+    - The RPC error of the status if the points are not redeemable.
+    - Status 860: UNAVAILABLE (DELIVERY_FAILED) with RetryInfo; FAILED_PRECONDITION (NO_DESTINATION,
+      CHANNEL_NOT_ENABLED, and CONTACT_CHANGED with RetryInfo).
+    - RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo.
+    - FAILED_PRECONDITION (KEY_NOT_CONFIGURED).
+    - The errors of ValidateRedemption.
+
+    See docs/reference/validation-codes.md#issuing-again and docs/reference/validation-codes.md#send-limits.
     """
     ConfirmMissedCall: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.ConfirmMissedCallRequest, _redemption_pb2.ConfirmMissedCallResponse]
-    """ConfirmMissedCall tells that a customer called the number that a challenge named. It meets the newest live
-    challenge of the caller and the called number that was opened before the call, once per provider_call_id.
+    """ConfirmMissedCall reports that a customer called the number of a missed call challenge. It confirms the newest
+    active challenge of the caller and the called number that was opened before the call.
 
-    Scope `telephony`. Errors: INVALID_ARGUMENT for wrong fields.
+    Scope `telephony`. The call is idempotent: each provider_call_id counts once. Errors: INVALID_ARGUMENT
+    (INVALID_FIELDS) for an invalid field.
+
+    See docs/reference/validation-codes.md#missed-calls.
     """
     ResetValidationLimits: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.ResetValidationLimitsRequest, _redemption_pb2.ResetValidationLimitsResponse]
-    """ResetValidationLimits forgets a customer's wrong guesses, and the messages to their contacts, so that codes work
-    again. It is audited.
+    """ResetValidationLimits deletes the counters of a customer's wrong guesses and of the messages to their contacts,
+    so that the customer can use codes again. The reset is recorded in the audit log.
 
-    Scope `admin`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
     RedeemPoints: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.RedeemPointsRequest, _redemption_pb2.RedeemPointsResponse]
-    """RedeemPoints redeems points once for an external reference number, and holds them until SHOPLINE books them.
+    """RedeemPoints redeems points, once for each external_reference_number, and holds them until SHOPLINE deducts them.
 
-    Scope `redeem`, and `redeem.skip` for `skip_validation` to be heard. It is safe to repeat: the same reference with
-    the same content answers the stored redemption. The content is the customer, the program, the points,
-    `group_redemption`, the group and `transaction_number`, the customer, points and group as they are understood when
-    the call is made.
+    Scope `redeem`; `skip_validation` also requires `redeem.skip`. The call is idempotent: the same reference with
+    the same content returns the stored redemption. The content is the customer, the program, the points,
+    `group_redemption`, the group and `transaction_number`, with the customer, points and group as resolved at the
+    time of the call.
 
-    SHOPLINE may have booked the points before: the newest decrease of exactly as many points, by one of the program's
-    settlement scenes, not older than its settlement_lead, in one of the accounts that may be drawn on, is the
-    redemption's own, unless it is void, has settled another redemption, or took points which had expired or which other
-    redemptions hold. Then the criteria are checked as before that decrease, the draws are those of its entry, and the
-    redemption is SETTLED at once. It is matched in one account and as a whole: a caller that books a pool's redemption
-    in several accounts redeems first, and books what the draws say. A decrease that settled an earlier redemption for
-    want of a better one, booked when that one's hold had already been released, is taken over, and the earlier one is
-    UNSETTLED again, as if the decrease had not been booked.
+    SHOPLINE may have deducted the points already. The redemption then adopts the newest decrease of exactly as many
+    points that has one of the program's settlement scenes, is not older than its settlement_lead, and is in one of
+    the accounts that the redemption may draw on. A decrease is not adopted if it is void, has settled another
+    redemption, or deducted points that had expired or that other redemptions hold. The criteria are then checked as
+    of before the decrease, the draws are those of its entry, and the redemption is SETTLED at once.
 
-    Errors: ALREADY_EXISTS (REFERENCE_REUSED), the status's RPC error when refused, and those of
-    ValidateRedemption.
+    A decrease is matched in one account and as a whole. A client that deducts a pooled redemption in several
+    accounts must redeem first and then deduct what the draws say. A decrease that settled an earlier redemption
+    whose hold had already been released can be adopted; the earlier redemption is then UNSETTLED again, as if the
+    decrease had not been made.
+
+    Errors: ALREADY_EXISTS (REFERENCE_REUSED), the RPC error of the status if the redemption is refused, and the
+    errors of ValidateRedemption.
+
+    See docs/reference/redemption.md#redeeming, docs/reference/redemption.md#idempotency and
+    docs/reference/ledger.md#settlement.
     """
     ReverseRedemption: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.ReverseRedemptionRequest, _redemption_pb2.ReverseRedemptionResponse]
-    """ReverseRedemption gives the points of a redemption back that SHOPLINE has not booked, whole or in parts.
+    """ReverseRedemption returns points of a redemption that SHOPLINE has not deducted, all or some of them.
 
-    Scope `redeem`. It is safe to repeat under its own reference number. Errors: INVALID_ARGUMENT for wrong fields,
-    NOT_FOUND (REDEMPTION_NOT_FOUND), ALREADY_EXISTS (REFERENCE_REUSED), FAILED_PRECONDITION (ALREADY_REVERSED,
-    REDEMPTION_SETTLED).
+    Scope `redeem`. The call is idempotent under its own external_reference_number. Errors: INVALID_ARGUMENT
+    (INVALID_FIELDS) for an invalid field, NOT_FOUND (REDEMPTION_NOT_FOUND), ALREADY_EXISTS (REFERENCE_REUSED),
+    FAILED_PRECONDITION (ALREADY_REVERSED, REDEMPTION_SETTLED).
+
+    See docs/reference/redemption.md#reversing.
     """
     SettleRedemption: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.SettleRedemptionRequest, _redemption_pb2.SettleRedemptionResponse]
-    """SettleRedemption settles a redemption's holds by hand, open and released ones, when SHOPLINE booked it but its
-    webhook was lost. Should the webhook come after all, it settles nothing any more, but another redemption of the
-    same size inside its settlement_lead may claim it.
+    """SettleRedemption settles the holds of a redemption manually, both open and released ones. Use it when SHOPLINE
+    deducted the points but its webhook was lost. If the webhook arrives later, it settles nothing, but another
+    redemption of the same size within its settlement_lead may adopt it.
 
-    Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (REDEMPTION_NOT_FOUND),
-    FAILED_PRECONDITION (ALREADY_REVERSED).
+    Scope `admin`. The call is idempotent. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND
+    (REDEMPTION_NOT_FOUND), FAILED_PRECONDITION (ALREADY_REVERSED).
     """
     GetRedemption: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.GetRedemptionRequest, _redemption_pb2.GetRedemptionResponse]
-    """GetRedemption returns one redemption, found by its id or by the reference that it was redeemed under, with its
-    reversals and with the points that are active now.
+    """GetRedemption returns one redemption, by its id or by its reference number, with its reversals and the points
+    that are active now.
 
-    Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (REDEMPTION_NOT_FOUND).
+    Scope `redeem`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (REDEMPTION_NOT_FOUND).
     """
     ListRedemptions: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.ListRedemptionsRequest, _redemption_pb2.ListRedemptionsResponse]
-    """ListRedemptions pages through a merchant's redemptions, the newest first, each as GetRedemption returns it.
+    """ListRedemptions lists a merchant's redemptions, newest first, each as GetRedemption returns it.
 
-    Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+    Scope `redeem`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
     ListValidationEvents: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.ListValidationEventsRequest, _redemption_pb2.ListValidationEventsResponse]
-    """ListValidationEvents pages through what happened to a customer's one-time codes, the newest first: each time that
-    one was issued, delivered, guessed, used, confirmed, reset or ended, with the caller's token and the outcome. It
-    returns neither codes nor contacts, but it does say why a guess was wrong, which the answer to a guess does not.
-    It therefore has a scope of its own, which a till does not need.
+    """ListValidationEvents lists the events of a customer's one-time codes, newest first: each time that a code was
+    issued, delivered, compared, used, confirmed, reset or ended, with the caller's token and the outcome. It returns
+    neither codes nor contacts, but it states why a guess was wrong, which the response to a guess does not. Its
+    scope is therefore separate from those of a till.
 
-    Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+    Scope `support`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
     ListRefusals: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.ListRefusalsRequest, _redemption_pb2.ListRefusalsResponse]
-    """ListRefusals pages through the refused calls of a customer, or those under a reference, the newest first:
-    redemptions, validations that were answered with `redeemable` false, and codes that were not issued, each with
-    every reason and the values under which it was refused.
+    """ListRefusals lists the refused calls of a customer or under a reference, newest first: redemptions, validations
+    with `redeemable` false, and codes that were not issued, each with all reasons and the values that led to the
+    refusal.
 
-    Refusals are kept for POINTBOOK_REFUSALS_KEEP_DAYS. Each server writes them in the background within seconds; a
-    crash loses the newest ones. Only calls that name a customer and a program of the merchant are kept, at most 600 a
-    minute for each merchant and server; `pointbook_refusals_total` counts all by outcome. Calls that fail, for example
-    while the database is down, are not refusals.
+    Refusals are stored for POINTBOOK_REFUSALS_KEEP_DAYS. Each server writes them in the background within seconds; a
+    crash loses the newest ones. Only calls with a known customer and program of the merchant are stored, at most 600
+    a minute for each merchant and server. The metric `pointbook_refusals_total` counts all of them by outcome. Calls
+    that fail, such as those during a database outage, are not refusals.
 
-    Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+    Scope `support`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
     ListCustomerTimeline: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.ListCustomerTimelineRequest, _redemption_pb2.ListCustomerTimelineResponse]
-    """ListCustomerTimeline pages through all that happened to a customer, the newest first: the entries of all of their
-    accounts, redemptions (whose holds begin with them), reversals, holds that were settled by hand or released,
-    events of one-time codes, and refusals. A hold that SHOPLINE's webhook settled is settled by the entry that names
-    the redemption in `settled_redemption_id`.
+    """ListCustomerTimeline lists the history of a customer, newest first: the entries of all accounts, redemptions
+    (whose holds start with them), reversals, holds that were settled manually or released, events of one-time codes,
+    and refusals. A hold that SHOPLINE's webhook settled is represented by the entry that names the redemption in
+    `settled_redemption_id`.
 
-    Points that other members of a group redeemed from this customer's accounts appear as the entries that settle them.
-    Within one millisecond effects come before their causes: an entry before the redemption that it settles, the
-    redemption before the events of its code, and a refusal before the guess that was wrong; entries of several
-    accounts are ordered by account. Nothing that is recorded while pages are read makes a later page repeat or skip an
-    entry.
+    Points that other members of a group redeemed from this customer's accounts appear as the entries that settle
+    them. Within one millisecond, effects are listed before their causes: an entry before the redemption that it
+    settles, the redemption before the events of its code, and a refusal before the wrong guess; entries of several
+    accounts are ordered by account. Records added while pages are read do not make a later page repeat or skip an
+    item.
 
-    Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+    Scope `support`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
     GetCustomerPoints: _grpc.UnaryUnaryMultiCallable[_redemption_pb2.GetCustomerPointsRequest, _redemption_pb2.GetCustomerPointsResponse]
-    """GetCustomerPoints answers what a customer has in a program: what a call centre asks by mobile number.
+    """GetCustomerPoints returns the points of a customer in a program, by any identifier. A call centre uses it with
+    the mobile number.
 
-    Scope `points.read`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND,
-    PROGRAM_NOT_FOUND).
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND
+    (CUSTOMER_NOT_FOUND, PROGRAM_NOT_FOUND).
     """
 
 @_typing.type_check_only
 class RedemptionServiceAsyncStub(RedemptionServiceStub):
-    """RedemptionService answers whether a customer may redeem points now, proves by one-time codes that it is the
-    customer, and redeems.
+    """RedemptionService validates redemptions, authenticates customers with one-time codes, and redeems points.
 
     It is modelled on Capillary's points/isredeemable, points/validationcode, points/redeem and points/reverse, and
-    uses their status codes. Where a status becomes an RPC error, 801 and 802 are INVALID_ARGUMENT, 816, 1101 and 1632
-    NOT_FOUND, 860 UNAVAILABLE where a repetition may help (DELIVERY_FAILED), and all others FAILED_PRECONDITION, always
-    with `status_code` in the ErrorInfo's metadata.
+    uses their status codes. When a status becomes an RPC error, 801 and 802 are INVALID_ARGUMENT; 816, 1101 and 1632
+    are NOT_FOUND; 860 is UNAVAILABLE if a retry may help (DELIVERY_FAILED); all others are FAILED_PRECONDITION. The
+    metadata of ErrorInfo always has `status_code`.
+
+    See docs/reference/redemption.md#status-codes-as-grpc-codes and
+    docs/reference/capillary-isredeemable.md#differences.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ValidateRedemption: _aio.UnaryUnaryMultiCallable[_redemption_pb2.ValidateRedemptionRequest, _redemption_pb2.ValidateRedemptionResponse]  # type: ignore[assignment]
-    """ValidateRedemption answers whether a customer may redeem points in a program now. It never changes points.
+    """ValidateRedemption returns whether a customer may redeem points in a program now. It never changes points.
 
-    "No" is an answer, not an error: `redeemable` is false, `status` has the first reason and `violations` every one.
-    Where SHOPLINE has booked these very points already, the answer is the one that RedeemPoints would give.
-    With `issue_otp` a redeemable answer also issues a code; should that fail, the answer stays redeemable with
-    warning 876. With `validation_code` the code is compared, which counts a wrong guess, but is not consumed.
+    A refusal is a response, not an error: `redeemable` is false, `status` is the first violation and `violations`
+    has all of them. If SHOPLINE has already deducted these points, the response is the one that RedeemPoints would
+    give.
 
-    Scope `redeem`, and `redeem.skip` for `skip_validation` to be heard. Errors: INVALID_ARGUMENT for absent or
-    contradictory fields, UNAVAILABLE (CODE_KEY_UNKNOWN, DATABASE_UNAVAILABLE).
+    With `issue_otp`, a redeemable response also issues a code. If that fails, the response stays redeemable and has
+    the warning 876. With `validation_code`, the code is compared but not consumed; a wrong code counts as an
+    attempt.
+
+    Scope `redeem`; `skip_validation` also requires `redeem.skip`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for a
+    missing, invalid or contradictory field, UNAVAILABLE (CODE_KEY_UNKNOWN, DATABASE_UNAVAILABLE).
+
+    See docs/reference/redemption.md#validating-a-redemption.
     """
     IssueValidationCode: _aio.UnaryUnaryMultiCallable[_redemption_pb2.IssueValidationCodeRequest, _redemption_pb2.IssueValidationCodeResponse]  # type: ignore[assignment]
-    """IssueValidationCode runs the same validation and then sends the customer a one-time code for exactly this
-    program and amount. The answer says where the code went and until when it is valid, never the code.
+    """IssueValidationCode validates a redemption and sends the customer a one-time code for exactly this program and
+    amount. The response says where the code was sent and when it expires; it never contains the code.
 
-    The same request again within the cooldown answers the same challenge with `sent` false; later it sends a new
-    code under the same challenge. A request for anything else replaces the customer's challenge of the same kind: a
-    customer has at most one live challenge of sent codes (SMS and e-mail) and one of a missed call, and neither
+    The same request within the cooldown returns the same challenge with `sent` false. After the cooldown it sends a
+    new code under the same challenge. A different request replaces the customer's challenge of the same kind: a
+    customer has at most one active challenge of sent codes (SMS and e-mail) and one of a missed call, and neither
     replaces the other.
 
-    MISSED_CALL opens a challenge and answers the number to call; nothing is sent. 3 in 10 minutes, 5 an hour and 10 a
-    day are opened for a customer at most. A mobile number or e-mail address
-    that has changed gets no codes for a while (CONTACT_CHANGED). To one destination go 3 messages in 10 minutes, 5 an
-    hour and 10 a day at most, and 1,000 in 10 minutes for a merchant.
+    MISSED_CALL opens a challenge and returns the number to call; nothing is sent.
 
-    SMS go to mobile numbers, or to the types of numbers that the program names (sms_number_types).
+    Limits: 3 messages in 10 minutes, 5 an hour and 10 a day to one destination; 1,000 in 10 minutes for a merchant;
+    3 missed call challenges in 10 minutes, 5 an hour and 10 a day for a customer. A mobile number or e-mail address
+    that changed recently gets no codes for a while (CONTACT_CHANGED). SMS are sent to mobile numbers, or to the
+    types of numbers in ValidationSettings.sms_number_types.
 
-    Scope `codes`. Errors: the status's RPC error when the points are not redeemable; with status 860 UNAVAILABLE
-    (DELIVERY_FAILED) with RetryInfo, and FAILED_PRECONDITION (NO_DESTINATION, CHANNEL_NOT_ENABLED, and CONTACT_CHANGED
-    with RetryInfo); RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo, FAILED_PRECONDITION (KEY_NOT_CONFIGURED),
-    and those of ValidateRedemption.
+    Scope `codes`. Errors:
+
+    - The RPC error of the status if the points are not redeemable.
+    - Status 860: UNAVAILABLE (DELIVERY_FAILED) with RetryInfo; FAILED_PRECONDITION (NO_DESTINATION,
+      CHANNEL_NOT_ENABLED, and CONTACT_CHANGED with RetryInfo).
+    - RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo.
+    - FAILED_PRECONDITION (KEY_NOT_CONFIGURED).
+    - The errors of ValidateRedemption.
+
+    See docs/reference/validation-codes.md#issuing-again and docs/reference/validation-codes.md#send-limits.
     """
     ConfirmMissedCall: _aio.UnaryUnaryMultiCallable[_redemption_pb2.ConfirmMissedCallRequest, _redemption_pb2.ConfirmMissedCallResponse]  # type: ignore[assignment]
-    """ConfirmMissedCall tells that a customer called the number that a challenge named. It meets the newest live
-    challenge of the caller and the called number that was opened before the call, once per provider_call_id.
+    """ConfirmMissedCall reports that a customer called the number of a missed call challenge. It confirms the newest
+    active challenge of the caller and the called number that was opened before the call.
 
-    Scope `telephony`. Errors: INVALID_ARGUMENT for wrong fields.
+    Scope `telephony`. The call is idempotent: each provider_call_id counts once. Errors: INVALID_ARGUMENT
+    (INVALID_FIELDS) for an invalid field.
+
+    See docs/reference/validation-codes.md#missed-calls.
     """
     ResetValidationLimits: _aio.UnaryUnaryMultiCallable[_redemption_pb2.ResetValidationLimitsRequest, _redemption_pb2.ResetValidationLimitsResponse]  # type: ignore[assignment]
-    """ResetValidationLimits forgets a customer's wrong guesses, and the messages to their contacts, so that codes work
-    again. It is audited.
+    """ResetValidationLimits deletes the counters of a customer's wrong guesses and of the messages to their contacts,
+    so that the customer can use codes again. The reset is recorded in the audit log.
 
-    Scope `admin`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
     RedeemPoints: _aio.UnaryUnaryMultiCallable[_redemption_pb2.RedeemPointsRequest, _redemption_pb2.RedeemPointsResponse]  # type: ignore[assignment]
-    """RedeemPoints redeems points once for an external reference number, and holds them until SHOPLINE books them.
+    """RedeemPoints redeems points, once for each external_reference_number, and holds them until SHOPLINE deducts them.
 
-    Scope `redeem`, and `redeem.skip` for `skip_validation` to be heard. It is safe to repeat: the same reference with
-    the same content answers the stored redemption. The content is the customer, the program, the points,
-    `group_redemption`, the group and `transaction_number`, the customer, points and group as they are understood when
-    the call is made.
+    Scope `redeem`; `skip_validation` also requires `redeem.skip`. The call is idempotent: the same reference with
+    the same content returns the stored redemption. The content is the customer, the program, the points,
+    `group_redemption`, the group and `transaction_number`, with the customer, points and group as resolved at the
+    time of the call.
 
-    SHOPLINE may have booked the points before: the newest decrease of exactly as many points, by one of the program's
-    settlement scenes, not older than its settlement_lead, in one of the accounts that may be drawn on, is the
-    redemption's own, unless it is void, has settled another redemption, or took points which had expired or which other
-    redemptions hold. Then the criteria are checked as before that decrease, the draws are those of its entry, and the
-    redemption is SETTLED at once. It is matched in one account and as a whole: a caller that books a pool's redemption
-    in several accounts redeems first, and books what the draws say. A decrease that settled an earlier redemption for
-    want of a better one, booked when that one's hold had already been released, is taken over, and the earlier one is
-    UNSETTLED again, as if the decrease had not been booked.
+    SHOPLINE may have deducted the points already. The redemption then adopts the newest decrease of exactly as many
+    points that has one of the program's settlement scenes, is not older than its settlement_lead, and is in one of
+    the accounts that the redemption may draw on. A decrease is not adopted if it is void, has settled another
+    redemption, or deducted points that had expired or that other redemptions hold. The criteria are then checked as
+    of before the decrease, the draws are those of its entry, and the redemption is SETTLED at once.
 
-    Errors: ALREADY_EXISTS (REFERENCE_REUSED), the status's RPC error when refused, and those of
-    ValidateRedemption.
+    A decrease is matched in one account and as a whole. A client that deducts a pooled redemption in several
+    accounts must redeem first and then deduct what the draws say. A decrease that settled an earlier redemption
+    whose hold had already been released can be adopted; the earlier redemption is then UNSETTLED again, as if the
+    decrease had not been made.
+
+    Errors: ALREADY_EXISTS (REFERENCE_REUSED), the RPC error of the status if the redemption is refused, and the
+    errors of ValidateRedemption.
+
+    See docs/reference/redemption.md#redeeming, docs/reference/redemption.md#idempotency and
+    docs/reference/ledger.md#settlement.
     """
     ReverseRedemption: _aio.UnaryUnaryMultiCallable[_redemption_pb2.ReverseRedemptionRequest, _redemption_pb2.ReverseRedemptionResponse]  # type: ignore[assignment]
-    """ReverseRedemption gives the points of a redemption back that SHOPLINE has not booked, whole or in parts.
+    """ReverseRedemption returns points of a redemption that SHOPLINE has not deducted, all or some of them.
 
-    Scope `redeem`. It is safe to repeat under its own reference number. Errors: INVALID_ARGUMENT for wrong fields,
-    NOT_FOUND (REDEMPTION_NOT_FOUND), ALREADY_EXISTS (REFERENCE_REUSED), FAILED_PRECONDITION (ALREADY_REVERSED,
-    REDEMPTION_SETTLED).
+    Scope `redeem`. The call is idempotent under its own external_reference_number. Errors: INVALID_ARGUMENT
+    (INVALID_FIELDS) for an invalid field, NOT_FOUND (REDEMPTION_NOT_FOUND), ALREADY_EXISTS (REFERENCE_REUSED),
+    FAILED_PRECONDITION (ALREADY_REVERSED, REDEMPTION_SETTLED).
+
+    See docs/reference/redemption.md#reversing.
     """
     SettleRedemption: _aio.UnaryUnaryMultiCallable[_redemption_pb2.SettleRedemptionRequest, _redemption_pb2.SettleRedemptionResponse]  # type: ignore[assignment]
-    """SettleRedemption settles a redemption's holds by hand, open and released ones, when SHOPLINE booked it but its
-    webhook was lost. Should the webhook come after all, it settles nothing any more, but another redemption of the
-    same size inside its settlement_lead may claim it.
+    """SettleRedemption settles the holds of a redemption manually, both open and released ones. Use it when SHOPLINE
+    deducted the points but its webhook was lost. If the webhook arrives later, it settles nothing, but another
+    redemption of the same size within its settlement_lead may adopt it.
 
-    Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (REDEMPTION_NOT_FOUND),
-    FAILED_PRECONDITION (ALREADY_REVERSED).
+    Scope `admin`. The call is idempotent. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND
+    (REDEMPTION_NOT_FOUND), FAILED_PRECONDITION (ALREADY_REVERSED).
     """
     GetRedemption: _aio.UnaryUnaryMultiCallable[_redemption_pb2.GetRedemptionRequest, _redemption_pb2.GetRedemptionResponse]  # type: ignore[assignment]
-    """GetRedemption returns one redemption, found by its id or by the reference that it was redeemed under, with its
-    reversals and with the points that are active now.
+    """GetRedemption returns one redemption, by its id or by its reference number, with its reversals and the points
+    that are active now.
 
-    Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (REDEMPTION_NOT_FOUND).
+    Scope `redeem`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (REDEMPTION_NOT_FOUND).
     """
     ListRedemptions: _aio.UnaryUnaryMultiCallable[_redemption_pb2.ListRedemptionsRequest, _redemption_pb2.ListRedemptionsResponse]  # type: ignore[assignment]
-    """ListRedemptions pages through a merchant's redemptions, the newest first, each as GetRedemption returns it.
+    """ListRedemptions lists a merchant's redemptions, newest first, each as GetRedemption returns it.
 
-    Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+    Scope `redeem`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
     ListValidationEvents: _aio.UnaryUnaryMultiCallable[_redemption_pb2.ListValidationEventsRequest, _redemption_pb2.ListValidationEventsResponse]  # type: ignore[assignment]
-    """ListValidationEvents pages through what happened to a customer's one-time codes, the newest first: each time that
-    one was issued, delivered, guessed, used, confirmed, reset or ended, with the caller's token and the outcome. It
-    returns neither codes nor contacts, but it does say why a guess was wrong, which the answer to a guess does not.
-    It therefore has a scope of its own, which a till does not need.
+    """ListValidationEvents lists the events of a customer's one-time codes, newest first: each time that a code was
+    issued, delivered, compared, used, confirmed, reset or ended, with the caller's token and the outcome. It returns
+    neither codes nor contacts, but it states why a guess was wrong, which the response to a guess does not. Its
+    scope is therefore separate from those of a till.
 
-    Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+    Scope `support`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
     ListRefusals: _aio.UnaryUnaryMultiCallable[_redemption_pb2.ListRefusalsRequest, _redemption_pb2.ListRefusalsResponse]  # type: ignore[assignment]
-    """ListRefusals pages through the refused calls of a customer, or those under a reference, the newest first:
-    redemptions, validations that were answered with `redeemable` false, and codes that were not issued, each with
-    every reason and the values under which it was refused.
+    """ListRefusals lists the refused calls of a customer or under a reference, newest first: redemptions, validations
+    with `redeemable` false, and codes that were not issued, each with all reasons and the values that led to the
+    refusal.
 
-    Refusals are kept for POINTBOOK_REFUSALS_KEEP_DAYS. Each server writes them in the background within seconds; a
-    crash loses the newest ones. Only calls that name a customer and a program of the merchant are kept, at most 600 a
-    minute for each merchant and server; `pointbook_refusals_total` counts all by outcome. Calls that fail, for example
-    while the database is down, are not refusals.
+    Refusals are stored for POINTBOOK_REFUSALS_KEEP_DAYS. Each server writes them in the background within seconds; a
+    crash loses the newest ones. Only calls with a known customer and program of the merchant are stored, at most 600
+    a minute for each merchant and server. The metric `pointbook_refusals_total` counts all of them by outcome. Calls
+    that fail, such as those during a database outage, are not refusals.
 
-    Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+    Scope `support`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
     ListCustomerTimeline: _aio.UnaryUnaryMultiCallable[_redemption_pb2.ListCustomerTimelineRequest, _redemption_pb2.ListCustomerTimelineResponse]  # type: ignore[assignment]
-    """ListCustomerTimeline pages through all that happened to a customer, the newest first: the entries of all of their
-    accounts, redemptions (whose holds begin with them), reversals, holds that were settled by hand or released,
-    events of one-time codes, and refusals. A hold that SHOPLINE's webhook settled is settled by the entry that names
-    the redemption in `settled_redemption_id`.
+    """ListCustomerTimeline lists the history of a customer, newest first: the entries of all accounts, redemptions
+    (whose holds start with them), reversals, holds that were settled manually or released, events of one-time codes,
+    and refusals. A hold that SHOPLINE's webhook settled is represented by the entry that names the redemption in
+    `settled_redemption_id`.
 
-    Points that other members of a group redeemed from this customer's accounts appear as the entries that settle them.
-    Within one millisecond effects come before their causes: an entry before the redemption that it settles, the
-    redemption before the events of its code, and a refusal before the guess that was wrong; entries of several
-    accounts are ordered by account. Nothing that is recorded while pages are read makes a later page repeat or skip an
-    entry.
+    Points that other members of a group redeemed from this customer's accounts appear as the entries that settle
+    them. Within one millisecond, effects are listed before their causes: an entry before the redemption that it
+    settles, the redemption before the events of its code, and a refusal before the wrong guess; entries of several
+    accounts are ordered by account. Records added while pages are read do not make a later page repeat or skip an
+    item.
 
-    Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+    Scope `support`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (CUSTOMER_NOT_FOUND).
     """
     GetCustomerPoints: _aio.UnaryUnaryMultiCallable[_redemption_pb2.GetCustomerPointsRequest, _redemption_pb2.GetCustomerPointsResponse]  # type: ignore[assignment]
-    """GetCustomerPoints answers what a customer has in a program: what a call centre asks by mobile number.
+    """GetCustomerPoints returns the points of a customer in a program, by any identifier. A call centre uses it with
+    the mobile number.
 
-    Scope `points.read`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND,
-    PROGRAM_NOT_FOUND).
+    Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND
+    (CUSTOMER_NOT_FOUND, PROGRAM_NOT_FOUND).
     """
 
 class RedemptionServiceServicer:
-    """RedemptionService answers whether a customer may redeem points now, proves by one-time codes that it is the
-    customer, and redeems.
+    """RedemptionService validates redemptions, authenticates customers with one-time codes, and redeems points.
 
     It is modelled on Capillary's points/isredeemable, points/validationcode, points/redeem and points/reverse, and
-    uses their status codes. Where a status becomes an RPC error, 801 and 802 are INVALID_ARGUMENT, 816, 1101 and 1632
-    NOT_FOUND, 860 UNAVAILABLE where a repetition may help (DELIVERY_FAILED), and all others FAILED_PRECONDITION, always
-    with `status_code` in the ErrorInfo's metadata.
+    uses their status codes. When a status becomes an RPC error, 801 and 802 are INVALID_ARGUMENT; 816, 1101 and 1632
+    are NOT_FOUND; 860 is UNAVAILABLE if a retry may help (DELIVERY_FAILED); all others are FAILED_PRECONDITION. The
+    metadata of ErrorInfo always has `status_code`.
+
+    See docs/reference/redemption.md#status-codes-as-grpc-codes and
+    docs/reference/capillary-isredeemable.md#differences.
     """
 
     def ValidateRedemption(
@@ -329,15 +379,20 @@ class RedemptionServiceServicer:
         request: _redemption_pb2.ValidateRedemptionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_pb2.ValidateRedemptionResponse, _abc.Awaitable[_redemption_pb2.ValidateRedemptionResponse]]:
-        """ValidateRedemption answers whether a customer may redeem points in a program now. It never changes points.
+        """ValidateRedemption returns whether a customer may redeem points in a program now. It never changes points.
 
-        "No" is an answer, not an error: `redeemable` is false, `status` has the first reason and `violations` every one.
-        Where SHOPLINE has booked these very points already, the answer is the one that RedeemPoints would give.
-        With `issue_otp` a redeemable answer also issues a code; should that fail, the answer stays redeemable with
-        warning 876. With `validation_code` the code is compared, which counts a wrong guess, but is not consumed.
+        A refusal is a response, not an error: `redeemable` is false, `status` is the first violation and `violations`
+        has all of them. If SHOPLINE has already deducted these points, the response is the one that RedeemPoints would
+        give.
 
-        Scope `redeem`, and `redeem.skip` for `skip_validation` to be heard. Errors: INVALID_ARGUMENT for absent or
-        contradictory fields, UNAVAILABLE (CODE_KEY_UNKNOWN, DATABASE_UNAVAILABLE).
+        With `issue_otp`, a redeemable response also issues a code. If that fails, the response stays redeemable and has
+        the warning 876. With `validation_code`, the code is compared but not consumed; a wrong code counts as an
+        attempt.
+
+        Scope `redeem`; `skip_validation` also requires `redeem.skip`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for a
+        missing, invalid or contradictory field, UNAVAILABLE (CODE_KEY_UNKNOWN, DATABASE_UNAVAILABLE).
+
+        See docs/reference/redemption.md#validating-a-redemption.
         """
 
     def IssueValidationCode(
@@ -345,25 +400,31 @@ class RedemptionServiceServicer:
         request: _redemption_pb2.IssueValidationCodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_pb2.IssueValidationCodeResponse, _abc.Awaitable[_redemption_pb2.IssueValidationCodeResponse]]:
-        """IssueValidationCode runs the same validation and then sends the customer a one-time code for exactly this
-        program and amount. The answer says where the code went and until when it is valid, never the code.
+        """IssueValidationCode validates a redemption and sends the customer a one-time code for exactly this program and
+        amount. The response says where the code was sent and when it expires; it never contains the code.
 
-        The same request again within the cooldown answers the same challenge with `sent` false; later it sends a new
-        code under the same challenge. A request for anything else replaces the customer's challenge of the same kind: a
-        customer has at most one live challenge of sent codes (SMS and e-mail) and one of a missed call, and neither
+        The same request within the cooldown returns the same challenge with `sent` false. After the cooldown it sends a
+        new code under the same challenge. A different request replaces the customer's challenge of the same kind: a
+        customer has at most one active challenge of sent codes (SMS and e-mail) and one of a missed call, and neither
         replaces the other.
 
-        MISSED_CALL opens a challenge and answers the number to call; nothing is sent. 3 in 10 minutes, 5 an hour and 10 a
-        day are opened for a customer at most. A mobile number or e-mail address
-        that has changed gets no codes for a while (CONTACT_CHANGED). To one destination go 3 messages in 10 minutes, 5 an
-        hour and 10 a day at most, and 1,000 in 10 minutes for a merchant.
+        MISSED_CALL opens a challenge and returns the number to call; nothing is sent.
 
-        SMS go to mobile numbers, or to the types of numbers that the program names (sms_number_types).
+        Limits: 3 messages in 10 minutes, 5 an hour and 10 a day to one destination; 1,000 in 10 minutes for a merchant;
+        3 missed call challenges in 10 minutes, 5 an hour and 10 a day for a customer. A mobile number or e-mail address
+        that changed recently gets no codes for a while (CONTACT_CHANGED). SMS are sent to mobile numbers, or to the
+        types of numbers in ValidationSettings.sms_number_types.
 
-        Scope `codes`. Errors: the status's RPC error when the points are not redeemable; with status 860 UNAVAILABLE
-        (DELIVERY_FAILED) with RetryInfo, and FAILED_PRECONDITION (NO_DESTINATION, CHANNEL_NOT_ENABLED, and CONTACT_CHANGED
-        with RetryInfo); RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo, FAILED_PRECONDITION (KEY_NOT_CONFIGURED),
-        and those of ValidateRedemption.
+        Scope `codes`. Errors:
+
+        - The RPC error of the status if the points are not redeemable.
+        - Status 860: UNAVAILABLE (DELIVERY_FAILED) with RetryInfo; FAILED_PRECONDITION (NO_DESTINATION,
+          CHANNEL_NOT_ENABLED, and CONTACT_CHANGED with RetryInfo).
+        - RESOURCE_EXHAUSTED (SEND_LIMIT_REACHED) with RetryInfo.
+        - FAILED_PRECONDITION (KEY_NOT_CONFIGURED).
+        - The errors of ValidateRedemption.
+
+        See docs/reference/validation-codes.md#issuing-again and docs/reference/validation-codes.md#send-limits.
         """
 
     def ConfirmMissedCall(
@@ -371,10 +432,13 @@ class RedemptionServiceServicer:
         request: _redemption_pb2.ConfirmMissedCallRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_pb2.ConfirmMissedCallResponse, _abc.Awaitable[_redemption_pb2.ConfirmMissedCallResponse]]:
-        """ConfirmMissedCall tells that a customer called the number that a challenge named. It meets the newest live
-        challenge of the caller and the called number that was opened before the call, once per provider_call_id.
+        """ConfirmMissedCall reports that a customer called the number of a missed call challenge. It confirms the newest
+        active challenge of the caller and the called number that was opened before the call.
 
-        Scope `telephony`. Errors: INVALID_ARGUMENT for wrong fields.
+        Scope `telephony`. The call is idempotent: each provider_call_id counts once. Errors: INVALID_ARGUMENT
+        (INVALID_FIELDS) for an invalid field.
+
+        See docs/reference/validation-codes.md#missed-calls.
         """
 
     def ResetValidationLimits(
@@ -382,10 +446,10 @@ class RedemptionServiceServicer:
         request: _redemption_pb2.ResetValidationLimitsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_pb2.ResetValidationLimitsResponse, _abc.Awaitable[_redemption_pb2.ResetValidationLimitsResponse]]:
-        """ResetValidationLimits forgets a customer's wrong guesses, and the messages to their contacts, so that codes work
-        again. It is audited.
+        """ResetValidationLimits deletes the counters of a customer's wrong guesses and of the messages to their contacts,
+        so that the customer can use codes again. The reset is recorded in the audit log.
 
-        Scope `admin`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (CUSTOMER_NOT_FOUND).
         """
 
     def RedeemPoints(
@@ -393,24 +457,29 @@ class RedemptionServiceServicer:
         request: _redemption_pb2.RedeemPointsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_pb2.RedeemPointsResponse, _abc.Awaitable[_redemption_pb2.RedeemPointsResponse]]:
-        """RedeemPoints redeems points once for an external reference number, and holds them until SHOPLINE books them.
+        """RedeemPoints redeems points, once for each external_reference_number, and holds them until SHOPLINE deducts them.
 
-        Scope `redeem`, and `redeem.skip` for `skip_validation` to be heard. It is safe to repeat: the same reference with
-        the same content answers the stored redemption. The content is the customer, the program, the points,
-        `group_redemption`, the group and `transaction_number`, the customer, points and group as they are understood when
-        the call is made.
+        Scope `redeem`; `skip_validation` also requires `redeem.skip`. The call is idempotent: the same reference with
+        the same content returns the stored redemption. The content is the customer, the program, the points,
+        `group_redemption`, the group and `transaction_number`, with the customer, points and group as resolved at the
+        time of the call.
 
-        SHOPLINE may have booked the points before: the newest decrease of exactly as many points, by one of the program's
-        settlement scenes, not older than its settlement_lead, in one of the accounts that may be drawn on, is the
-        redemption's own, unless it is void, has settled another redemption, or took points which had expired or which other
-        redemptions hold. Then the criteria are checked as before that decrease, the draws are those of its entry, and the
-        redemption is SETTLED at once. It is matched in one account and as a whole: a caller that books a pool's redemption
-        in several accounts redeems first, and books what the draws say. A decrease that settled an earlier redemption for
-        want of a better one, booked when that one's hold had already been released, is taken over, and the earlier one is
-        UNSETTLED again, as if the decrease had not been booked.
+        SHOPLINE may have deducted the points already. The redemption then adopts the newest decrease of exactly as many
+        points that has one of the program's settlement scenes, is not older than its settlement_lead, and is in one of
+        the accounts that the redemption may draw on. A decrease is not adopted if it is void, has settled another
+        redemption, or deducted points that had expired or that other redemptions hold. The criteria are then checked as
+        of before the decrease, the draws are those of its entry, and the redemption is SETTLED at once.
 
-        Errors: ALREADY_EXISTS (REFERENCE_REUSED), the status's RPC error when refused, and those of
-        ValidateRedemption.
+        A decrease is matched in one account and as a whole. A client that deducts a pooled redemption in several
+        accounts must redeem first and then deduct what the draws say. A decrease that settled an earlier redemption
+        whose hold had already been released can be adopted; the earlier redemption is then UNSETTLED again, as if the
+        decrease had not been made.
+
+        Errors: ALREADY_EXISTS (REFERENCE_REUSED), the RPC error of the status if the redemption is refused, and the
+        errors of ValidateRedemption.
+
+        See docs/reference/redemption.md#redeeming, docs/reference/redemption.md#idempotency and
+        docs/reference/ledger.md#settlement.
         """
 
     def ReverseRedemption(
@@ -418,11 +487,13 @@ class RedemptionServiceServicer:
         request: _redemption_pb2.ReverseRedemptionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_pb2.ReverseRedemptionResponse, _abc.Awaitable[_redemption_pb2.ReverseRedemptionResponse]]:
-        """ReverseRedemption gives the points of a redemption back that SHOPLINE has not booked, whole or in parts.
+        """ReverseRedemption returns points of a redemption that SHOPLINE has not deducted, all or some of them.
 
-        Scope `redeem`. It is safe to repeat under its own reference number. Errors: INVALID_ARGUMENT for wrong fields,
-        NOT_FOUND (REDEMPTION_NOT_FOUND), ALREADY_EXISTS (REFERENCE_REUSED), FAILED_PRECONDITION (ALREADY_REVERSED,
-        REDEMPTION_SETTLED).
+        Scope `redeem`. The call is idempotent under its own external_reference_number. Errors: INVALID_ARGUMENT
+        (INVALID_FIELDS) for an invalid field, NOT_FOUND (REDEMPTION_NOT_FOUND), ALREADY_EXISTS (REFERENCE_REUSED),
+        FAILED_PRECONDITION (ALREADY_REVERSED, REDEMPTION_SETTLED).
+
+        See docs/reference/redemption.md#reversing.
         """
 
     def SettleRedemption(
@@ -430,12 +501,12 @@ class RedemptionServiceServicer:
         request: _redemption_pb2.SettleRedemptionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_pb2.SettleRedemptionResponse, _abc.Awaitable[_redemption_pb2.SettleRedemptionResponse]]:
-        """SettleRedemption settles a redemption's holds by hand, open and released ones, when SHOPLINE booked it but its
-        webhook was lost. Should the webhook come after all, it settles nothing any more, but another redemption of the
-        same size inside its settlement_lead may claim it.
+        """SettleRedemption settles the holds of a redemption manually, both open and released ones. Use it when SHOPLINE
+        deducted the points but its webhook was lost. If the webhook arrives later, it settles nothing, but another
+        redemption of the same size within its settlement_lead may adopt it.
 
-        Scope `admin`. It is safe to repeat. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (REDEMPTION_NOT_FOUND),
-        FAILED_PRECONDITION (ALREADY_REVERSED).
+        Scope `admin`. The call is idempotent. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND
+        (REDEMPTION_NOT_FOUND), FAILED_PRECONDITION (ALREADY_REVERSED).
         """
 
     def GetRedemption(
@@ -443,10 +514,10 @@ class RedemptionServiceServicer:
         request: _redemption_pb2.GetRedemptionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_pb2.GetRedemptionResponse, _abc.Awaitable[_redemption_pb2.GetRedemptionResponse]]:
-        """GetRedemption returns one redemption, found by its id or by the reference that it was redeemed under, with its
-        reversals and with the points that are active now.
+        """GetRedemption returns one redemption, by its id or by its reference number, with its reversals and the points
+        that are active now.
 
-        Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (REDEMPTION_NOT_FOUND).
+        Scope `redeem`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (REDEMPTION_NOT_FOUND).
         """
 
     def ListRedemptions(
@@ -454,9 +525,9 @@ class RedemptionServiceServicer:
         request: _redemption_pb2.ListRedemptionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_pb2.ListRedemptionsResponse, _abc.Awaitable[_redemption_pb2.ListRedemptionsResponse]]:
-        """ListRedemptions pages through a merchant's redemptions, the newest first, each as GetRedemption returns it.
+        """ListRedemptions lists a merchant's redemptions, newest first, each as GetRedemption returns it.
 
-        Scope `redeem`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+        Scope `redeem`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (CUSTOMER_NOT_FOUND).
         """
 
     def ListValidationEvents(
@@ -464,12 +535,12 @@ class RedemptionServiceServicer:
         request: _redemption_pb2.ListValidationEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_pb2.ListValidationEventsResponse, _abc.Awaitable[_redemption_pb2.ListValidationEventsResponse]]:
-        """ListValidationEvents pages through what happened to a customer's one-time codes, the newest first: each time that
-        one was issued, delivered, guessed, used, confirmed, reset or ended, with the caller's token and the outcome. It
-        returns neither codes nor contacts, but it does say why a guess was wrong, which the answer to a guess does not.
-        It therefore has a scope of its own, which a till does not need.
+        """ListValidationEvents lists the events of a customer's one-time codes, newest first: each time that a code was
+        issued, delivered, compared, used, confirmed, reset or ended, with the caller's token and the outcome. It returns
+        neither codes nor contacts, but it states why a guess was wrong, which the response to a guess does not. Its
+        scope is therefore separate from those of a till.
 
-        Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+        Scope `support`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (CUSTOMER_NOT_FOUND).
         """
 
     def ListRefusals(
@@ -477,16 +548,16 @@ class RedemptionServiceServicer:
         request: _redemption_pb2.ListRefusalsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_pb2.ListRefusalsResponse, _abc.Awaitable[_redemption_pb2.ListRefusalsResponse]]:
-        """ListRefusals pages through the refused calls of a customer, or those under a reference, the newest first:
-        redemptions, validations that were answered with `redeemable` false, and codes that were not issued, each with
-        every reason and the values under which it was refused.
+        """ListRefusals lists the refused calls of a customer or under a reference, newest first: redemptions, validations
+        with `redeemable` false, and codes that were not issued, each with all reasons and the values that led to the
+        refusal.
 
-        Refusals are kept for POINTBOOK_REFUSALS_KEEP_DAYS. Each server writes them in the background within seconds; a
-        crash loses the newest ones. Only calls that name a customer and a program of the merchant are kept, at most 600 a
-        minute for each merchant and server; `pointbook_refusals_total` counts all by outcome. Calls that fail, for example
-        while the database is down, are not refusals.
+        Refusals are stored for POINTBOOK_REFUSALS_KEEP_DAYS. Each server writes them in the background within seconds; a
+        crash loses the newest ones. Only calls with a known customer and program of the merchant are stored, at most 600
+        a minute for each merchant and server. The metric `pointbook_refusals_total` counts all of them by outcome. Calls
+        that fail, such as those during a database outage, are not refusals.
 
-        Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+        Scope `support`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (CUSTOMER_NOT_FOUND).
         """
 
     def ListCustomerTimeline(
@@ -494,18 +565,18 @@ class RedemptionServiceServicer:
         request: _redemption_pb2.ListCustomerTimelineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_pb2.ListCustomerTimelineResponse, _abc.Awaitable[_redemption_pb2.ListCustomerTimelineResponse]]:
-        """ListCustomerTimeline pages through all that happened to a customer, the newest first: the entries of all of their
-        accounts, redemptions (whose holds begin with them), reversals, holds that were settled by hand or released,
-        events of one-time codes, and refusals. A hold that SHOPLINE's webhook settled is settled by the entry that names
-        the redemption in `settled_redemption_id`.
+        """ListCustomerTimeline lists the history of a customer, newest first: the entries of all accounts, redemptions
+        (whose holds start with them), reversals, holds that were settled manually or released, events of one-time codes,
+        and refusals. A hold that SHOPLINE's webhook settled is represented by the entry that names the redemption in
+        `settled_redemption_id`.
 
-        Points that other members of a group redeemed from this customer's accounts appear as the entries that settle them.
-        Within one millisecond effects come before their causes: an entry before the redemption that it settles, the
-        redemption before the events of its code, and a refusal before the guess that was wrong; entries of several
-        accounts are ordered by account. Nothing that is recorded while pages are read makes a later page repeat or skip an
-        entry.
+        Points that other members of a group redeemed from this customer's accounts appear as the entries that settle
+        them. Within one millisecond, effects are listed before their causes: an entry before the redemption that it
+        settles, the redemption before the events of its code, and a refusal before the wrong guess; entries of several
+        accounts are ordered by account. Records added while pages are read do not make a later page repeat or skip an
+        item.
 
-        Scope `support`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND).
+        Scope `support`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (CUSTOMER_NOT_FOUND).
         """
 
     def GetCustomerPoints(
@@ -513,10 +584,11 @@ class RedemptionServiceServicer:
         request: _redemption_pb2.GetCustomerPointsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_pb2.GetCustomerPointsResponse, _abc.Awaitable[_redemption_pb2.GetCustomerPointsResponse]]:
-        """GetCustomerPoints answers what a customer has in a program: what a call centre asks by mobile number.
+        """GetCustomerPoints returns the points of a customer in a program, by any identifier. A call centre uses it with
+        the mobile number.
 
-        Scope `points.read`. Errors: INVALID_ARGUMENT for wrong fields, NOT_FOUND (CUSTOMER_NOT_FOUND,
-        PROGRAM_NOT_FOUND).
+        Scope `points.read`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND
+        (CUSTOMER_NOT_FOUND, PROGRAM_NOT_FOUND).
         """
 
 def add_RedemptionServiceServicer_to_server(servicer: RedemptionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

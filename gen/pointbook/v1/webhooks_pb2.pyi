@@ -32,34 +32,36 @@ class _QuarantineReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Quar
     QUARANTINE_REASON_UNSPECIFIED: _QuarantineReason.ValueType  # 0
     """QUARANTINE_REASON_UNSPECIFIED is refused with INVALID_ARGUMENT (INVALID_FIELDS)."""
     QUARANTINE_REASON_MALFORMED: _QuarantineReason.ValueType  # 1
-    """QUARANTINE_REASON_MALFORMED: the body is not what its topic prescribes: no JSON, a field missing, a field of
-    another kind, or a redaction without the body of one.
+    """QUARANTINE_REASON_MALFORMED: the body is not valid for its topic: not JSON, a field missing, a field of the wrong
+    type, or not the body of a redaction.
     """
     QUARANTINE_REASON_OUT_OF_BOUNDS: _QuarantineReason.ValueType  # 2
-    """QUARANTINE_REASON_OUT_OF_BOUNDS: a value lies beyond what the book takes, such as an updated_at in the far future,
-    or a time in seconds where milliseconds are expected.
+    """QUARANTINE_REASON_OUT_OF_BOUNDS: a value is outside the accepted range, such as an `updated_at` in the far
+    future, or a time in seconds where milliseconds are expected. See docs/reference/ledger.md#bounds.
     """
     QUARANTINE_REASON_STORE_UNKNOWN: _QuarantineReason.ValueType  # 3
-    """QUARANTINE_REASON_STORE_UNKNOWN: the store is not registered. Register it with PutStore and replay."""
+    """QUARANTINE_REASON_STORE_UNKNOWN: the store is not registered. Register it with ProgramsService.PutStore and
+    replay the webhook.
+    """
     QUARANTINE_REASON_MERCHANT_MISMATCH: _QuarantineReason.ValueType  # 4
-    """QUARANTINE_REASON_MERCHANT_MISMATCH: X-Shopline-Merchant-Id is not the merchant that the store is registered with."""
+    """QUARANTINE_REASON_MERCHANT_MISMATCH: X-Shopline-Merchant-Id is not the merchant that the store is registered for."""
     QUARANTINE_REASON_SHOP_ID_MISMATCH: _QuarantineReason.ValueType  # 5
-    """QUARANTINE_REASON_SHOP_ID_MISMATCH: X-Shopline-Shop-Id is not the body's store_id."""
+    """QUARANTINE_REASON_SHOP_ID_MISMATCH: X-Shopline-Shop-Id is not the `store_id` of the body."""
     QUARANTINE_REASON_EVENT_ID_REUSED: _QuarantineReason.ValueType  # 6
-    """QUARANTINE_REASON_EVENT_ID_REUSED: the event_id is in the book with other content."""
+    """QUARANTINE_REASON_EVENT_ID_REUSED: the event_id is already stored with different content."""
     QUARANTINE_REASON_REFUSED: _QuarantineReason.ValueType  # 7
-    """QUARANTINE_REASON_REFUSED: the server refused the update for another reason, which `detail` tells."""
+    """QUARANTINE_REASON_REFUSED: the server refused the update for another reason, stated in `detail`."""
     QUARANTINE_REASON_TOPIC_MISSING: _QuarantineReason.ValueType  # 8
-    """QUARANTINE_REASON_TOPIC_MISSING: no X-Shopline-Topic names a topic, or several name different ones. Replay
-    the webhook as the topic that its body shows it to be.
+    """QUARANTINE_REASON_TOPIC_MISSING: the webhook has no X-Shopline-Topic, or several different ones. Replay it as the
+    topic that its body indicates.
     """
     QUARANTINE_REASON_TOO_OLD: _QuarantineReason.ValueType  # 9
-    """QUARANTINE_REASON_TOO_OLD: the time in the body lies before POINTBOOK_WEBHOOK_MAX_AGE_HOURS of the shim, so that
-    it may be a captured webhook that is sent again.
+    """QUARANTINE_REASON_TOO_OLD: the time in the body is older than the shim's POINTBOOK_WEBHOOK_MAX_AGE_HOURS, so the
+    webhook may be a replayed capture.
     """
     QUARANTINE_REASON_ENDPOINT_MISMATCH: _QuarantineReason.ValueType  # 10
-    """QUARANTINE_REASON_ENDPOINT_MISMATCH: the webhook came to an endpoint of its own, which is bound to another merchant,
-    other stores or other topics than the webhook names.
+    """QUARANTINE_REASON_ENDPOINT_MISMATCH: the webhook was sent to a dedicated endpoint that is bound to another
+    merchant, other stores or other topics.
     """
 
 class QuarantineReason(_QuarantineReason, metaclass=_QuarantineReasonEnumTypeWrapper):
@@ -68,34 +70,36 @@ class QuarantineReason(_QuarantineReason, metaclass=_QuarantineReasonEnumTypeWra
 QUARANTINE_REASON_UNSPECIFIED: QuarantineReason.ValueType  # 0
 """QUARANTINE_REASON_UNSPECIFIED is refused with INVALID_ARGUMENT (INVALID_FIELDS)."""
 QUARANTINE_REASON_MALFORMED: QuarantineReason.ValueType  # 1
-"""QUARANTINE_REASON_MALFORMED: the body is not what its topic prescribes: no JSON, a field missing, a field of
-another kind, or a redaction without the body of one.
+"""QUARANTINE_REASON_MALFORMED: the body is not valid for its topic: not JSON, a field missing, a field of the wrong
+type, or not the body of a redaction.
 """
 QUARANTINE_REASON_OUT_OF_BOUNDS: QuarantineReason.ValueType  # 2
-"""QUARANTINE_REASON_OUT_OF_BOUNDS: a value lies beyond what the book takes, such as an updated_at in the far future,
-or a time in seconds where milliseconds are expected.
+"""QUARANTINE_REASON_OUT_OF_BOUNDS: a value is outside the accepted range, such as an `updated_at` in the far
+future, or a time in seconds where milliseconds are expected. See docs/reference/ledger.md#bounds.
 """
 QUARANTINE_REASON_STORE_UNKNOWN: QuarantineReason.ValueType  # 3
-"""QUARANTINE_REASON_STORE_UNKNOWN: the store is not registered. Register it with PutStore and replay."""
+"""QUARANTINE_REASON_STORE_UNKNOWN: the store is not registered. Register it with ProgramsService.PutStore and
+replay the webhook.
+"""
 QUARANTINE_REASON_MERCHANT_MISMATCH: QuarantineReason.ValueType  # 4
-"""QUARANTINE_REASON_MERCHANT_MISMATCH: X-Shopline-Merchant-Id is not the merchant that the store is registered with."""
+"""QUARANTINE_REASON_MERCHANT_MISMATCH: X-Shopline-Merchant-Id is not the merchant that the store is registered for."""
 QUARANTINE_REASON_SHOP_ID_MISMATCH: QuarantineReason.ValueType  # 5
-"""QUARANTINE_REASON_SHOP_ID_MISMATCH: X-Shopline-Shop-Id is not the body's store_id."""
+"""QUARANTINE_REASON_SHOP_ID_MISMATCH: X-Shopline-Shop-Id is not the `store_id` of the body."""
 QUARANTINE_REASON_EVENT_ID_REUSED: QuarantineReason.ValueType  # 6
-"""QUARANTINE_REASON_EVENT_ID_REUSED: the event_id is in the book with other content."""
+"""QUARANTINE_REASON_EVENT_ID_REUSED: the event_id is already stored with different content."""
 QUARANTINE_REASON_REFUSED: QuarantineReason.ValueType  # 7
-"""QUARANTINE_REASON_REFUSED: the server refused the update for another reason, which `detail` tells."""
+"""QUARANTINE_REASON_REFUSED: the server refused the update for another reason, stated in `detail`."""
 QUARANTINE_REASON_TOPIC_MISSING: QuarantineReason.ValueType  # 8
-"""QUARANTINE_REASON_TOPIC_MISSING: no X-Shopline-Topic names a topic, or several name different ones. Replay
-the webhook as the topic that its body shows it to be.
+"""QUARANTINE_REASON_TOPIC_MISSING: the webhook has no X-Shopline-Topic, or several different ones. Replay it as the
+topic that its body indicates.
 """
 QUARANTINE_REASON_TOO_OLD: QuarantineReason.ValueType  # 9
-"""QUARANTINE_REASON_TOO_OLD: the time in the body lies before POINTBOOK_WEBHOOK_MAX_AGE_HOURS of the shim, so that
-it may be a captured webhook that is sent again.
+"""QUARANTINE_REASON_TOO_OLD: the time in the body is older than the shim's POINTBOOK_WEBHOOK_MAX_AGE_HOURS, so the
+webhook may be a replayed capture.
 """
 QUARANTINE_REASON_ENDPOINT_MISMATCH: QuarantineReason.ValueType  # 10
-"""QUARANTINE_REASON_ENDPOINT_MISMATCH: the webhook came to an endpoint of its own, which is bound to another merchant,
-other stores or other topics than the webhook names.
+"""QUARANTINE_REASON_ENDPOINT_MISMATCH: the webhook was sent to a dedicated endpoint that is bound to another
+merchant, other stores or other topics.
 """
 Global___QuarantineReason: _TypeAlias = QuarantineReason  # noqa: Y015
 
@@ -106,35 +110,35 @@ class _QuarantineState:
 class _QuarantineStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_QuarantineState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     QUARANTINE_STATE_UNSPECIFIED: _QuarantineState.ValueType  # 0
-    """QUARANTINE_STATE_UNSPECIFIED is never answered."""
+    """QUARANTINE_STATE_UNSPECIFIED is never returned."""
     QUARANTINE_STATE_QUARANTINED: _QuarantineState.ValueType  # 1
     """QUARANTINE_STATE_QUARANTINED: the webhook waits for an operator."""
     QUARANTINE_STATE_REPLAYED: _QuarantineState.ValueType  # 2
-    """QUARANTINE_STATE_REPLAYED: the webhook was replayed, and its update applied."""
+    """QUARANTINE_STATE_REPLAYED: the webhook was replayed and its update applied."""
 
 class QuarantineState(_QuarantineState, metaclass=_QuarantineStateEnumTypeWrapper):
-    """QuarantineState is how far a quarantined webhook has come."""
+    """QuarantineState is the state of a quarantined webhook."""
 
 QUARANTINE_STATE_UNSPECIFIED: QuarantineState.ValueType  # 0
-"""QUARANTINE_STATE_UNSPECIFIED is never answered."""
+"""QUARANTINE_STATE_UNSPECIFIED is never returned."""
 QUARANTINE_STATE_QUARANTINED: QuarantineState.ValueType  # 1
 """QUARANTINE_STATE_QUARANTINED: the webhook waits for an operator."""
 QUARANTINE_STATE_REPLAYED: QuarantineState.ValueType  # 2
-"""QUARANTINE_STATE_REPLAYED: the webhook was replayed, and its update applied."""
+"""QUARANTINE_STATE_REPLAYED: the webhook was replayed and its update applied."""
 Global___QuarantineState: _TypeAlias = QuarantineState  # noqa: Y015
 
 @_typing.final
 class WebhookHeader(_message.Message):
-    """WebhookHeader is one header of a webhook, as it was received."""
+    """WebhookHeader is one header of a webhook, as received."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is the header's name: 1 to 128 visible ASCII characters, required. Case does not matter."""
+    """name is the name of the header: 1 to 128 visible ASCII characters, case-insensitive. Required."""
     value: _builtins.str
-    """value is the header's value, its bytes read as ISO 8859-1, which keeps every one: at most 8,192 characters."""
+    """value is the value of the header, its bytes read as ISO 8859-1, which is lossless: at most 8,192 characters."""
     def __init__(
         self,
         *,
@@ -151,7 +155,7 @@ Global___WebhookHeader: _TypeAlias = WebhookHeader  # noqa: Y015
 
 @_typing.final
 class QuarantinedWebhook(_message.Message):
-    """QuarantinedWebhook is a webhook in quarantine: the whole request, why it could not be applied, and what became of it."""
+    """QuarantinedWebhook is a webhook in quarantine: the request, why it could not be applied, and its state."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -170,36 +174,38 @@ class QuarantinedWebhook(_message.Message):
     RECEIVE_COUNT_FIELD_NUMBER: _builtins.int
     REPLAY_TIME_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is the X-Shopline-Merchant-Id of the webhook's first copy, which is not signed; empty where it names
+    """merchant_id is the X-Shopline-Merchant-Id of the webhook's first copy, which is not signed; empty if there is
     none.
     """
     quarantine_id: _builtins.str
-    """quarantine_id names the webhook inside its merchant: 1 to 64 visible ASCII characters, made by Pointbook."""
+    """quarantine_id identifies the webhook within its merchant: 1 to 64 visible ASCII characters, generated by
+    Pointbook.
+    """
     reason: Global___QuarantineReason.ValueType
     """reason is why the webhook could not be applied."""
     detail: _builtins.str
-    """detail says more about the reason, without any personal data."""
+    """detail explains the reason, without personal data."""
     topic: _builtins.str
-    """topic is the webhook's X-Shopline-Topic, such as app_memberSystem_points/challenged; empty where it names none, or
-    its copies name different ones.
+    """topic is the webhook's X-Shopline-Topic, such as app_memberSystem_points/challenged; empty if there is none, or
+    if its copies have different ones.
     """
     body: _builtins.bytes
-    """body is the raw body, byte for byte. Lists leave it out, and it is empty when body_erased. Headers and
-    bodies are kept encrypted where the server has a key, those of customer topics and of no topic only so.
+    """body is the raw body. Not set in lists, and empty if `body_erased`. Headers and bodies are stored encrypted if
+    the server has a key; those of customer webhooks and of webhooks without a topic always are.
     """
     body_size: _builtins.int
-    """body_size is the length of the body as it was received, in bytes."""
+    """body_size is the length of the received body in bytes."""
     body_erased: _builtins.bool
-    """body_erased is true when the body was erased because its customer was redacted, or its store erased."""
+    """body_erased is true if the body was erased because its customer was redacted or its store erased."""
     state: Global___QuarantineState.ValueType
-    """state is how far the webhook has come."""
+    """state is the state of the webhook."""
     receive_count: _builtins.int
-    """receive_count is how many times it was counted, which is at most once a minute; at least 1."""
+    """receive_count is how many times the body was counted, at most once a minute: at least 1."""
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WebhookHeader]:
-        """headers are SHOPLINE's own headers of the first copy, in the order of the request: X-Shopline-Topic, -Shop-Domain,
-        -Shop-Id, -Merchant-Id, -API-Version and -Webhook-Id, each once, with values of at most 255 characters. The signature
-        is not kept: with it a reader could send the webhook again. Lists leave headers out.
+        """headers are SHOPLINE's own headers of the first copy, in the order of the request: X-Shopline-Topic,
+        -Shop-Domain, -Shop-Id, -Merchant-Id, -API-Version and -Webhook-Id, each once, with values of at most 255
+        characters. The signature is not stored, because a reader could replay the webhook with it. Not set in lists.
         """
 
     @_builtins.property
@@ -212,7 +218,7 @@ class QuarantinedWebhook(_message.Message):
 
     @_builtins.property
     def replay_time(self) -> _timestamp_pb2.Timestamp:
-        """replay_time is when the webhook was first replayed; absent when it was not."""
+        """replay_time is when the webhook was first replayed; absent if it was not."""
 
     def __init__(
         self,
@@ -242,7 +248,7 @@ Global___QuarantinedWebhook: _TypeAlias = QuarantinedWebhook  # noqa: Y015
 
 @_typing.final
 class QuarantineWebhookRequest(_message.Message):
-    """QuarantineWebhookRequest asks WebhooksService.QuarantineWebhook."""
+    """QuarantineWebhookRequest is the request of WebhooksService.QuarantineWebhook."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -254,28 +260,28 @@ class QuarantineWebhookRequest(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     RECEIVE_TIME_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is the webhook's X-Shopline-Merchant-Id: at most 64 visible ASCII characters, empty where the webhook
-    has none or none of that form.
+    """merchant_id is the webhook's X-Shopline-Merchant-Id: at most 64 visible ASCII characters. Empty if the webhook
+    has none or a malformed one.
     """
     topic: _builtins.str
-    """topic is the webhook's X-Shopline-Topic: 1 to 128 visible ASCII characters, required, but for the reason
+    """topic is the webhook's X-Shopline-Topic: 1 to 128 visible ASCII characters. Required, except for the reason
     TOPIC_MISSING, for which it must be empty.
     """
     body: _builtins.bytes
     """body is the raw body, byte for byte: at most 256 KiB (262,144 bytes). It may be empty."""
     reason: Global___QuarantineReason.ValueType
-    """reason is why the webhook cannot be applied; required."""
+    """reason is why the webhook cannot be applied. Required."""
     detail: _builtins.str
-    """detail says more about the reason, without any personal data: at most 1,000 characters."""
+    """detail explains the reason, without personal data: at most 1,000 characters."""
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WebhookHeader]:
-        """headers are headers in the order of the request: at most 100, with names and values of at most 32 KiB together. Those
-        that QuarantinedWebhook lists are kept, the first of each name.
+        """headers are the headers in the order of the request: at most 100, with names and values of at most 32 KiB in
+        total. Those that QuarantinedWebhook lists are stored, the first of each name.
         """
 
     @_builtins.property
     def receive_time(self) -> _timestamp_pb2.Timestamp:
-        """receive_time is when the webhook was received: from the year 2000 to 24 hours from now; now where absent."""
+        """receive_time is when the webhook was received: from the year 2000 to 24 hours from now. Default: now."""
 
     def __init__(
         self,
@@ -298,16 +304,16 @@ Global___QuarantineWebhookRequest: _TypeAlias = QuarantineWebhookRequest  # noqa
 
 @_typing.final
 class QuarantineWebhookResponse(_message.Message):
-    """QuarantineWebhookResponse answers WebhooksService.QuarantineWebhook."""
+    """QuarantineWebhookResponse is the response of WebhooksService.QuarantineWebhook."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     QUARANTINE_ID_FIELD_NUMBER: _builtins.int
     ALREADY_QUARANTINED_FIELD_NUMBER: _builtins.int
     quarantine_id: _builtins.str
-    """quarantine_id names the webhook inside its merchant."""
+    """quarantine_id identifies the webhook within its merchant."""
     already_quarantined: _builtins.bool
-    """already_quarantined is true when the same body was in quarantine, replayed or not."""
+    """already_quarantined is true if the same body was already in quarantine, replayed or not."""
     def __init__(
         self,
         *,
@@ -324,7 +330,9 @@ Global___QuarantineWebhookResponse: _TypeAlias = QuarantineWebhookResponse  # no
 
 @_typing.final
 class ListQuarantinedWebhooksRequest(_message.Message):
-    """ListQuarantinedWebhooksRequest asks WebhooksService.ListQuarantinedWebhooks. Filters that are set must all hold."""
+    """ListQuarantinedWebhooksRequest is the request of WebhooksService.ListQuarantinedWebhooks. The filters are combined
+    with AND.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -337,28 +345,30 @@ class ListQuarantinedWebhooksRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is the merchant whose quarantine is meant: at most 64 visible ASCII characters, empty for the webhooks
-    that name none.
+    """merchant_id selects the quarantine of this merchant: at most 64 visible ASCII characters. Empty selects the whole
+    shared quarantine.
     """
     state: Global___QuarantineState.ValueType
-    """state keeps only webhooks of this state; QUARANTINED where it is not set."""
+    """state selects webhooks in this state. Default: QUARANTINED."""
     reason: Global___QuarantineReason.ValueType
-    """reason keeps only webhooks with this reason where it is set."""
+    """reason, if set, selects webhooks with this reason."""
     topic: _builtins.str
-    """topic keeps only webhooks of this topic where it is set: at most 128 visible ASCII characters."""
+    """topic, if set, selects webhooks of this topic: at most 128 visible ASCII characters."""
     page_size: _builtins.int
-    """page_size is how many webhooks to answer at most: 1 to 1,000; 0 means 50. A page may hold fewer, so that the answer
-    stays under 1 MiB.
+    """page_size is the maximum number of webhooks to return: 1 to 1,000. Default: 50, if 0. A page may be shorter, with
+    a `next_page_token`, to keep the response under 1 MiB.
     """
     page_token: _builtins.str
-    """page_token is the next_page_token of the previous answer, with the same filters; empty for the first page."""
+    """page_token is the `next_page_token` of the previous response, sent with the same filters; empty for the first
+    page.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """start_time keeps only webhooks first received at or after it."""
+        """start_time, if set, selects webhooks first received at or after it."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """end_time keeps only webhooks first received before it."""
+        """end_time, if set, selects webhooks first received before it."""
 
     def __init__(
         self,
@@ -382,17 +392,17 @@ Global___ListQuarantinedWebhooksRequest: _TypeAlias = ListQuarantinedWebhooksReq
 
 @_typing.final
 class ListQuarantinedWebhooksResponse(_message.Message):
-    """ListQuarantinedWebhooksResponse answers WebhooksService.ListQuarantinedWebhooks."""
+    """ListQuarantinedWebhooksResponse is the response of WebhooksService.ListQuarantinedWebhooks."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     WEBHOOKS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """next_page_token asks for the next page; empty when this is the last one."""
+    """next_page_token requests the next page; empty on the last page."""
     @_builtins.property
     def webhooks(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuarantinedWebhook]:
-        """webhooks are the page, without headers and bodies."""
+        """webhooks are the items of this page, without headers and bodies."""
 
     def __init__(
         self,
@@ -410,18 +420,18 @@ Global___ListQuarantinedWebhooksResponse: _TypeAlias = ListQuarantinedWebhooksRe
 
 @_typing.final
 class GetQuarantinedWebhookRequest(_message.Message):
-    """GetQuarantinedWebhookRequest asks WebhooksService.GetQuarantinedWebhook."""
+    """GetQuarantinedWebhookRequest is the request of WebhooksService.GetQuarantinedWebhook."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MERCHANT_ID_FIELD_NUMBER: _builtins.int
     QUARANTINE_ID_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is the merchant whose quarantine is meant: at most 64 visible ASCII characters, empty for the webhooks
-    that name none.
+    """merchant_id selects the quarantine of this merchant: at most 64 visible ASCII characters. Empty selects the whole
+    shared quarantine.
     """
     quarantine_id: _builtins.str
-    """quarantine_id is required: 1 to 64 visible ASCII characters."""
+    """quarantine_id is the id of the webhook: 1 to 64 visible ASCII characters. Required."""
     def __init__(
         self,
         *,
@@ -438,7 +448,7 @@ Global___GetQuarantinedWebhookRequest: _TypeAlias = GetQuarantinedWebhookRequest
 
 @_typing.final
 class GetQuarantinedWebhookResponse(_message.Message):
-    """GetQuarantinedWebhookResponse answers WebhooksService.GetQuarantinedWebhook."""
+    """GetQuarantinedWebhookResponse is the response of WebhooksService.GetQuarantinedWebhook."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -462,8 +472,8 @@ Global___GetQuarantinedWebhookResponse: _TypeAlias = GetQuarantinedWebhookRespon
 
 @_typing.final
 class ReplayQuarantinedWebhookRequest(_message.Message):
-    """ReplayQuarantinedWebhookRequest asks WebhooksService.ReplayQuarantinedWebhook. The caller's token must be allowed for
-    the merchant of the quarantine and for the merchant of the update, which differ where the webhook named the wrong
+    """ReplayQuarantinedWebhookRequest is the request of WebhooksService.ReplayQuarantinedWebhook. The caller's token must
+    cover the merchant of the quarantine and the merchant of the update, which differ if the webhook named the wrong
     one.
     """
 
@@ -476,15 +486,15 @@ class ReplayQuarantinedWebhookRequest(_message.Message):
     STORE_ERASURE_FIELD_NUMBER: _builtins.int
     OVERRIDES_CONTRADICTION_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is the merchant whose quarantine holds the webhook: at most 64 visible ASCII characters, empty for the
-    webhooks that name none.
+    """merchant_id selects the quarantine of this merchant: at most 64 visible ASCII characters. Empty selects the whole
+    shared quarantine.
     """
     quarantine_id: _builtins.str
-    """quarantine_id is required: 1 to 64 visible ASCII characters."""
+    """quarantine_id is the id of the webhook: 1 to 64 visible ASCII characters. Required."""
     overrides_contradiction: _builtins.bool
-    """overrides_contradiction applies a customer_update although another kind of the same buyer and moment was applied
-    (CustomersService.ApplyCustomerUpdate), and ranks it above that one: the caller has decided which of the two is
-    true. It must be false for other updates.
+    """overrides_contradiction applies a `customer_update` although another kind for the same buyer and moment was
+    applied (CustomersService.ApplyCustomerUpdate), and ranks it above that one: the operator has decided which of
+    the two is true. It must be false for other updates.
     """
     @_builtins.property
     def points_update(self) -> _points_pb2.PointsUpdate:
@@ -496,7 +506,7 @@ class ReplayQuarantinedWebhookRequest(_message.Message):
 
     @_builtins.property
     def store_erasure(self) -> _programs_pb2.RequestStoreErasureRequest:
-        """store_erasure is the request of a webhook to erase a store, with the limits of
+        """store_erasure is the request of a store erasure webhook, with the limits of
         ProgramsService.RequestStoreErasure.
         """
 
@@ -522,7 +532,7 @@ Global___ReplayQuarantinedWebhookRequest: _TypeAlias = ReplayQuarantinedWebhookR
 
 @_typing.final
 class ReplayQuarantinedWebhookResponse(_message.Message):
-    """ReplayQuarantinedWebhookResponse answers WebhooksService.ReplayQuarantinedWebhook."""
+    """ReplayQuarantinedWebhookResponse is the response of WebhooksService.ReplayQuarantinedWebhook."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -532,15 +542,15 @@ class ReplayQuarantinedWebhookResponse(_message.Message):
     REPLAY_TIME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def points_update(self) -> _points_pb2.ApplyPointsUpdateResponse:
-        """points_update is what ApplyPointsUpdate answered."""
+        """points_update is the response of ApplyPointsUpdate."""
 
     @_builtins.property
     def customer_update(self) -> _customers_pb2.ApplyCustomerUpdateResponse:
-        """customer_update is what ApplyCustomerUpdate answered."""
+        """customer_update is the response of ApplyCustomerUpdate."""
 
     @_builtins.property
     def store_erasure(self) -> _programs_pb2.RequestStoreErasureResponse:
-        """store_erasure is what RequestStoreErasure answered."""
+        """store_erasure is the response of RequestStoreErasure."""
 
     @_builtins.property
     def replay_time(self) -> _timestamp_pb2.Timestamp:
@@ -566,7 +576,7 @@ Global___ReplayQuarantinedWebhookResponse: _TypeAlias = ReplayQuarantinedWebhook
 
 @_typing.final
 class DropQuarantinedWebhookRequest(_message.Message):
-    """DropQuarantinedWebhookRequest asks WebhooksService.DropQuarantinedWebhook."""
+    """DropQuarantinedWebhookRequest is the request of WebhooksService.DropQuarantinedWebhook."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -574,13 +584,13 @@ class DropQuarantinedWebhookRequest(_message.Message):
     QUARANTINE_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
-    """merchant_id is the merchant whose quarantine is meant: at most 64 visible ASCII characters, empty for the webhooks
-    that name none.
+    """merchant_id selects the quarantine of this merchant: at most 64 visible ASCII characters. Empty selects the whole
+    shared quarantine.
     """
     quarantine_id: _builtins.str
-    """quarantine_id is required: 1 to 64 visible ASCII characters."""
+    """quarantine_id is the id of the webhook: 1 to 64 visible ASCII characters. Required."""
     reason: _builtins.str
-    """reason is kept in the audit log, so it should name no person: 1 to 500 characters, required."""
+    """reason is recorded in the audit log, so it should not name a person: 1 to 500 characters. Required."""
     def __init__(
         self,
         *,
@@ -598,7 +608,7 @@ Global___DropQuarantinedWebhookRequest: _TypeAlias = DropQuarantinedWebhookReque
 
 @_typing.final
 class DropQuarantinedWebhookResponse(_message.Message):
-    """DropQuarantinedWebhookResponse answers WebhooksService.DropQuarantinedWebhook."""
+    """DropQuarantinedWebhookResponse is the response of WebhooksService.DropQuarantinedWebhook."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -27,14 +27,16 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class WebhooksServiceStub:
-    """WebhooksService keeps the authentic webhooks that could not be applied, with a reason, until an operator has replayed or
-    dropped them. Nothing in quarantine ages out.
+    """WebhooksService quarantines authentic webhooks that cannot be applied, with the reason, until an operator replays
+    or drops them. Nothing in quarantine expires.
 
-    Only bodies are signed. So a webhook is in a merchant's own quarantine only where its body names a store of that
-    merchant (`store_id`, or `shop_id`), or where the token that brings it is for some merchants only, which proves the
-    merchant. All others are in one shared quarantine, in which they belong to the merchant that their first copy named;
-    where another copy named another merchant, only a token for all merchants finds the webhook. The empty merchant_id names
-    the whole shared quarantine, for which a token must be allowed for every merchant.
+    Only bodies are signed. A webhook is therefore in a merchant's own quarantine only if its body names a store of
+    that merchant (`store_id` or `shop_id`), or if the token that delivers it covers only some merchants, which proves
+    the merchant. All others are in one shared quarantine, where a webhook belongs to the merchant that its first copy
+    named. If another copy named another merchant, only a token for all merchants can access the webhook. An empty
+    merchant_id selects the whole shared quarantine, and requires a token for all merchants.
+
+    See docs/reference/shopline-webhooks.md#quarantine.
     """
 
     @_typing.overload
@@ -42,111 +44,115 @@ class WebhooksServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WebhooksServiceAsyncStub: ...
     QuarantineWebhook: _grpc.UnaryUnaryMultiCallable[_webhooks_pb2.QuarantineWebhookRequest, _webhooks_pb2.QuarantineWebhookResponse]
-    """QuarantineWebhook keeps a webhook whose signature was right but that cannot be applied, and answers after it is
-    durably committed. A quarantine has a body once, for all merchants, topics, reasons and headers of its copies, so
-    that one body from a shim takes two rows at most: one of the owner of its store, and one in the shared quarantine. A
-    repetition is counted, once a minute at most.
+    """QuarantineWebhook stores a webhook with a valid signature that cannot be applied, and returns after the
+    transaction is committed. A quarantine stores each body once, for all merchants, topics, reasons and headers of
+    its copies, so that one body takes at most two records: one for the owner of its store, and one in the shared
+    quarantine. A repetition is counted, at most once a minute.
 
-    Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
-    RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine, or all of them together, is full, FAILED_PRECONDITION (KEY_NOT_CONFIGURED)
-    where the server has no key to encrypt a customer webhook, or one without a topic, which may be a customer's,
-    UNAVAILABLE (DATABASE_UNAVAILABLE).
+    Scope `webhooks`. The call is idempotent. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field;
+    RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo if this quarantine, or all of them together, are full;
+    FAILED_PRECONDITION (KEY_NOT_CONFIGURED) if the server has no key to encrypt a customer webhook, or a webhook
+    without a topic, which may be one; UNAVAILABLE (DATABASE_UNAVAILABLE).
     """
     ListQuarantinedWebhooks: _grpc.UnaryUnaryMultiCallable[_webhooks_pb2.ListQuarantinedWebhooksRequest, _webhooks_pb2.ListQuarantinedWebhooksResponse]
-    """ListQuarantinedWebhooks pages through a merchant's quarantined webhooks without their headers and bodies, the
-    oldest first.
+    """ListQuarantinedWebhooks lists a merchant's quarantined webhooks, oldest first, without headers and bodies.
 
-    Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is broken
-    or was given for other filters.
+    Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for a page_token that is
+    malformed or belongs to other filters.
     """
     GetQuarantinedWebhook: _grpc.UnaryUnaryMultiCallable[_webhooks_pb2.GetQuarantinedWebhookRequest, _webhooks_pb2.GetQuarantinedWebhookResponse]
-    """GetQuarantinedWebhook answers one quarantined webhook, headers and body included. The body of a customer webhook is
-    personal data.
+    """GetQuarantinedWebhook returns one quarantined webhook with its headers and body. The body of a customer webhook
+    is personal data.
 
-    Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND),
-    UNAVAILABLE (CODE_KEY_UNKNOWN) where the server lacks the key that encrypted it.
+    Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (WEBHOOK_NOT_FOUND),
+    UNAVAILABLE (CODE_KEY_UNKNOWN) if the server lacks the key that encrypted it.
     """
     ReplayQuarantinedWebhook: _grpc.UnaryUnaryMultiCallable[_webhooks_pb2.ReplayQuarantinedWebhookRequest, _webhooks_pb2.ReplayQuarantinedWebhookResponse]
-    """ReplayQuarantinedWebhook applies what the caller translated a quarantined webhook to, once, and marks the webhook
-    as replayed. Where the update is refused again, its error is answered and the webhook stays quarantined.
+    """ReplayQuarantinedWebhook applies the update that a quarantined webhook translates to, once, and marks the webhook
+    as replayed. The caller translates the webhook. If the update is refused again, the call fails with its error and
+    the webhook stays quarantined.
 
-    Scope `webhooks`. It is safe to repeat: the same update again answers its outcome DUPLICATE. Errors:
-    INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND), ALREADY_EXISTS (EVENT_ID_REUSED)
-    for a webhook that was replayed as another update, and every error of PointsService.ApplyPointsUpdate,
-    CustomersService.ApplyCustomerUpdate or ProgramsService.RequestStoreErasure.
+    Scope `webhooks`. The call is idempotent: the same update again returns the outcome DUPLICATE. Errors:
+    INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND (WEBHOOK_NOT_FOUND); ALREADY_EXISTS
+    (EVENT_ID_REUSED) for a webhook that was replayed as another update; and every error of
+    PointsService.ApplyPointsUpdate, CustomersService.ApplyCustomerUpdate or ProgramsService.RequestStoreErasure.
     """
     DropQuarantinedWebhook: _grpc.UnaryUnaryMultiCallable[_webhooks_pb2.DropQuarantinedWebhookRequest, _webhooks_pb2.DropQuarantinedWebhookResponse]
-    """DropQuarantinedWebhook deletes a quarantined webhook for good, replayed or not. The audit log keeps that it was
-    dropped, and why.
+    """DropQuarantinedWebhook deletes a quarantined webhook permanently, replayed or not. The audit log records the
+    deletion and its reason.
 
-    Scope `admin`, since only an operator drops. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
-    (WEBHOOK_NOT_FOUND), also for one that is dropped already.
+    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND (WEBHOOK_NOT_FOUND),
+    also for a webhook that is already dropped.
     """
 
 @_typing.type_check_only
 class WebhooksServiceAsyncStub(WebhooksServiceStub):
-    """WebhooksService keeps the authentic webhooks that could not be applied, with a reason, until an operator has replayed or
-    dropped them. Nothing in quarantine ages out.
+    """WebhooksService quarantines authentic webhooks that cannot be applied, with the reason, until an operator replays
+    or drops them. Nothing in quarantine expires.
 
-    Only bodies are signed. So a webhook is in a merchant's own quarantine only where its body names a store of that
-    merchant (`store_id`, or `shop_id`), or where the token that brings it is for some merchants only, which proves the
-    merchant. All others are in one shared quarantine, in which they belong to the merchant that their first copy named;
-    where another copy named another merchant, only a token for all merchants finds the webhook. The empty merchant_id names
-    the whole shared quarantine, for which a token must be allowed for every merchant.
+    Only bodies are signed. A webhook is therefore in a merchant's own quarantine only if its body names a store of
+    that merchant (`store_id` or `shop_id`), or if the token that delivers it covers only some merchants, which proves
+    the merchant. All others are in one shared quarantine, where a webhook belongs to the merchant that its first copy
+    named. If another copy named another merchant, only a token for all merchants can access the webhook. An empty
+    merchant_id selects the whole shared quarantine, and requires a token for all merchants.
+
+    See docs/reference/shopline-webhooks.md#quarantine.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     QuarantineWebhook: _aio.UnaryUnaryMultiCallable[_webhooks_pb2.QuarantineWebhookRequest, _webhooks_pb2.QuarantineWebhookResponse]  # type: ignore[assignment]
-    """QuarantineWebhook keeps a webhook whose signature was right but that cannot be applied, and answers after it is
-    durably committed. A quarantine has a body once, for all merchants, topics, reasons and headers of its copies, so
-    that one body from a shim takes two rows at most: one of the owner of its store, and one in the shared quarantine. A
-    repetition is counted, once a minute at most.
+    """QuarantineWebhook stores a webhook with a valid signature that cannot be applied, and returns after the
+    transaction is committed. A quarantine stores each body once, for all merchants, topics, reasons and headers of
+    its copies, so that one body takes at most two records: one for the owner of its store, and one in the shared
+    quarantine. A repetition is counted, at most once a minute.
 
-    Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
-    RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine, or all of them together, is full, FAILED_PRECONDITION (KEY_NOT_CONFIGURED)
-    where the server has no key to encrypt a customer webhook, or one without a topic, which may be a customer's,
-    UNAVAILABLE (DATABASE_UNAVAILABLE).
+    Scope `webhooks`. The call is idempotent. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field;
+    RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo if this quarantine, or all of them together, are full;
+    FAILED_PRECONDITION (KEY_NOT_CONFIGURED) if the server has no key to encrypt a customer webhook, or a webhook
+    without a topic, which may be one; UNAVAILABLE (DATABASE_UNAVAILABLE).
     """
     ListQuarantinedWebhooks: _aio.UnaryUnaryMultiCallable[_webhooks_pb2.ListQuarantinedWebhooksRequest, _webhooks_pb2.ListQuarantinedWebhooksResponse]  # type: ignore[assignment]
-    """ListQuarantinedWebhooks pages through a merchant's quarantined webhooks without their headers and bodies, the
-    oldest first.
+    """ListQuarantinedWebhooks lists a merchant's quarantined webhooks, oldest first, without headers and bodies.
 
-    Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is broken
-    or was given for other filters.
+    Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for a page_token that is
+    malformed or belongs to other filters.
     """
     GetQuarantinedWebhook: _aio.UnaryUnaryMultiCallable[_webhooks_pb2.GetQuarantinedWebhookRequest, _webhooks_pb2.GetQuarantinedWebhookResponse]  # type: ignore[assignment]
-    """GetQuarantinedWebhook answers one quarantined webhook, headers and body included. The body of a customer webhook is
-    personal data.
+    """GetQuarantinedWebhook returns one quarantined webhook with its headers and body. The body of a customer webhook
+    is personal data.
 
-    Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND),
-    UNAVAILABLE (CODE_KEY_UNKNOWN) where the server lacks the key that encrypted it.
+    Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (WEBHOOK_NOT_FOUND),
+    UNAVAILABLE (CODE_KEY_UNKNOWN) if the server lacks the key that encrypted it.
     """
     ReplayQuarantinedWebhook: _aio.UnaryUnaryMultiCallable[_webhooks_pb2.ReplayQuarantinedWebhookRequest, _webhooks_pb2.ReplayQuarantinedWebhookResponse]  # type: ignore[assignment]
-    """ReplayQuarantinedWebhook applies what the caller translated a quarantined webhook to, once, and marks the webhook
-    as replayed. Where the update is refused again, its error is answered and the webhook stays quarantined.
+    """ReplayQuarantinedWebhook applies the update that a quarantined webhook translates to, once, and marks the webhook
+    as replayed. The caller translates the webhook. If the update is refused again, the call fails with its error and
+    the webhook stays quarantined.
 
-    Scope `webhooks`. It is safe to repeat: the same update again answers its outcome DUPLICATE. Errors:
-    INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND), ALREADY_EXISTS (EVENT_ID_REUSED)
-    for a webhook that was replayed as another update, and every error of PointsService.ApplyPointsUpdate,
-    CustomersService.ApplyCustomerUpdate or ProgramsService.RequestStoreErasure.
+    Scope `webhooks`. The call is idempotent: the same update again returns the outcome DUPLICATE. Errors:
+    INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND (WEBHOOK_NOT_FOUND); ALREADY_EXISTS
+    (EVENT_ID_REUSED) for a webhook that was replayed as another update; and every error of
+    PointsService.ApplyPointsUpdate, CustomersService.ApplyCustomerUpdate or ProgramsService.RequestStoreErasure.
     """
     DropQuarantinedWebhook: _aio.UnaryUnaryMultiCallable[_webhooks_pb2.DropQuarantinedWebhookRequest, _webhooks_pb2.DropQuarantinedWebhookResponse]  # type: ignore[assignment]
-    """DropQuarantinedWebhook deletes a quarantined webhook for good, replayed or not. The audit log keeps that it was
-    dropped, and why.
+    """DropQuarantinedWebhook deletes a quarantined webhook permanently, replayed or not. The audit log records the
+    deletion and its reason.
 
-    Scope `admin`, since only an operator drops. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
-    (WEBHOOK_NOT_FOUND), also for one that is dropped already.
+    Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND (WEBHOOK_NOT_FOUND),
+    also for a webhook that is already dropped.
     """
 
 class WebhooksServiceServicer:
-    """WebhooksService keeps the authentic webhooks that could not be applied, with a reason, until an operator has replayed or
-    dropped them. Nothing in quarantine ages out.
+    """WebhooksService quarantines authentic webhooks that cannot be applied, with the reason, until an operator replays
+    or drops them. Nothing in quarantine expires.
 
-    Only bodies are signed. So a webhook is in a merchant's own quarantine only where its body names a store of that
-    merchant (`store_id`, or `shop_id`), or where the token that brings it is for some merchants only, which proves the
-    merchant. All others are in one shared quarantine, in which they belong to the merchant that their first copy named;
-    where another copy named another merchant, only a token for all merchants finds the webhook. The empty merchant_id names
-    the whole shared quarantine, for which a token must be allowed for every merchant.
+    Only bodies are signed. A webhook is therefore in a merchant's own quarantine only if its body names a store of
+    that merchant (`store_id` or `shop_id`), or if the token that delivers it covers only some merchants, which proves
+    the merchant. All others are in one shared quarantine, where a webhook belongs to the merchant that its first copy
+    named. If another copy named another merchant, only a token for all merchants can access the webhook. An empty
+    merchant_id selects the whole shared quarantine, and requires a token for all merchants.
+
+    See docs/reference/shopline-webhooks.md#quarantine.
     """
 
     def QuarantineWebhook(
@@ -154,15 +160,15 @@ class WebhooksServiceServicer:
         request: _webhooks_pb2.QuarantineWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhooks_pb2.QuarantineWebhookResponse, _abc.Awaitable[_webhooks_pb2.QuarantineWebhookResponse]]:
-        """QuarantineWebhook keeps a webhook whose signature was right but that cannot be applied, and answers after it is
-        durably committed. A quarantine has a body once, for all merchants, topics, reasons and headers of its copies, so
-        that one body from a shim takes two rows at most: one of the owner of its store, and one in the shared quarantine. A
-        repetition is counted, once a minute at most.
+        """QuarantineWebhook stores a webhook with a valid signature that cannot be applied, and returns after the
+        transaction is committed. A quarantine stores each body once, for all merchants, topics, reasons and headers of
+        its copies, so that one body takes at most two records: one for the owner of its store, and one in the shared
+        quarantine. A repetition is counted, at most once a minute.
 
-        Scope `webhooks`. It is safe to repeat. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields,
-        RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo when the quarantine, or all of them together, is full, FAILED_PRECONDITION (KEY_NOT_CONFIGURED)
-        where the server has no key to encrypt a customer webhook, or one without a topic, which may be a customer's,
-        UNAVAILABLE (DATABASE_UNAVAILABLE).
+        Scope `webhooks`. The call is idempotent. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field;
+        RESOURCE_EXHAUSTED (QUEUE_FULL) with RetryInfo if this quarantine, or all of them together, are full;
+        FAILED_PRECONDITION (KEY_NOT_CONFIGURED) if the server has no key to encrypt a customer webhook, or a webhook
+        without a topic, which may be one; UNAVAILABLE (DATABASE_UNAVAILABLE).
         """
 
     def ListQuarantinedWebhooks(
@@ -170,11 +176,10 @@ class WebhooksServiceServicer:
         request: _webhooks_pb2.ListQuarantinedWebhooksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhooks_pb2.ListQuarantinedWebhooksResponse, _abc.Awaitable[_webhooks_pb2.ListQuarantinedWebhooksResponse]]:
-        """ListQuarantinedWebhooks pages through a merchant's quarantined webhooks without their headers and bodies, the
-        oldest first.
+        """ListQuarantinedWebhooks lists a merchant's quarantined webhooks, oldest first, without headers and bodies.
 
-        Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, and for a page_token that is broken
-        or was given for other filters.
+        Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, and for a page_token that is
+        malformed or belongs to other filters.
         """
 
     def GetQuarantinedWebhook(
@@ -182,11 +187,11 @@ class WebhooksServiceServicer:
         request: _webhooks_pb2.GetQuarantinedWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhooks_pb2.GetQuarantinedWebhookResponse, _abc.Awaitable[_webhooks_pb2.GetQuarantinedWebhookResponse]]:
-        """GetQuarantinedWebhook answers one quarantined webhook, headers and body included. The body of a customer webhook is
-        personal data.
+        """GetQuarantinedWebhook returns one quarantined webhook with its headers and body. The body of a customer webhook
+        is personal data.
 
-        Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND),
-        UNAVAILABLE (CODE_KEY_UNKNOWN) where the server lacks the key that encrypted it.
+        Scope `webhooks`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field, NOT_FOUND (WEBHOOK_NOT_FOUND),
+        UNAVAILABLE (CODE_KEY_UNKNOWN) if the server lacks the key that encrypted it.
         """
 
     def ReplayQuarantinedWebhook(
@@ -194,13 +199,14 @@ class WebhooksServiceServicer:
         request: _webhooks_pb2.ReplayQuarantinedWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhooks_pb2.ReplayQuarantinedWebhookResponse, _abc.Awaitable[_webhooks_pb2.ReplayQuarantinedWebhookResponse]]:
-        """ReplayQuarantinedWebhook applies what the caller translated a quarantined webhook to, once, and marks the webhook
-        as replayed. Where the update is refused again, its error is answered and the webhook stays quarantined.
+        """ReplayQuarantinedWebhook applies the update that a quarantined webhook translates to, once, and marks the webhook
+        as replayed. The caller translates the webhook. If the update is refused again, the call fails with its error and
+        the webhook stays quarantined.
 
-        Scope `webhooks`. It is safe to repeat: the same update again answers its outcome DUPLICATE. Errors:
-        INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND (WEBHOOK_NOT_FOUND), ALREADY_EXISTS (EVENT_ID_REUSED)
-        for a webhook that was replayed as another update, and every error of PointsService.ApplyPointsUpdate,
-        CustomersService.ApplyCustomerUpdate or ProgramsService.RequestStoreErasure.
+        Scope `webhooks`. The call is idempotent: the same update again returns the outcome DUPLICATE. Errors:
+        INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND (WEBHOOK_NOT_FOUND); ALREADY_EXISTS
+        (EVENT_ID_REUSED) for a webhook that was replayed as another update; and every error of
+        PointsService.ApplyPointsUpdate, CustomersService.ApplyCustomerUpdate or ProgramsService.RequestStoreErasure.
         """
 
     def DropQuarantinedWebhook(
@@ -208,11 +214,11 @@ class WebhooksServiceServicer:
         request: _webhooks_pb2.DropQuarantinedWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhooks_pb2.DropQuarantinedWebhookResponse, _abc.Awaitable[_webhooks_pb2.DropQuarantinedWebhookResponse]]:
-        """DropQuarantinedWebhook deletes a quarantined webhook for good, replayed or not. The audit log keeps that it was
-        dropped, and why.
+        """DropQuarantinedWebhook deletes a quarantined webhook permanently, replayed or not. The audit log records the
+        deletion and its reason.
 
-        Scope `admin`, since only an operator drops. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for wrong fields, NOT_FOUND
-        (WEBHOOK_NOT_FOUND), also for one that is dropped already.
+        Scope `admin`. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field; NOT_FOUND (WEBHOOK_NOT_FOUND),
+        also for a webhook that is already dropped.
         """
 
 def add_WebhooksServiceServicer_to_server(servicer: WebhooksServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

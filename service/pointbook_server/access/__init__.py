@@ -1,1 +1,1 @@
-"""Who may call what: tokens, scopes and merchants."""
+"""Tokens, scopes, and the merchants that a caller may name."""

@@ -1,11 +1,11 @@
-"""The gRPC face of access: what a caller's token allows."""
+"""The gRPC face of access."""
 
 from pointbook.v1 import access_pb2, access_pb2_grpc
 from pointbook_server.access.model import current_principal
 
 
 class AccessServicer(access_pb2_grpc.AccessServiceServicer):
-    """AccessService, about the caller of each call."""
+    """AccessService: what the token of each call permits."""
 
     async def GetCallerAccess(
         self, _request: access_pb2.GetCallerAccessRequest, _context: object

@@ -1,4 +1,4 @@
-"""The tokens in memory, so that no call waits for the database to know its caller."""
+"""A cache of all tokens, so that no call waits for the database."""
 
 import asyncio
 import contextlib
@@ -7,36 +7,36 @@ import time
 
 import structlog
 
-from pointbook_server.access.model import Principal, Token, admit, split_bearer
+from pointbook_server.access.model import Principal, Token
+from pointbook_server.access.rules import authenticate, split_bearer
 from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.clock import Clock
 from pointbook_server.db.database import database_unavailable
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError, Reason
 
-RELOAD_SECONDS = 1.0
-"""How long after the last load the tokens are loaded again: how long a revoked one stays good."""
-RETRY_SECONDS = 0.5
-"""The same after a load that failed."""
-UNKNOWN_PAUSE_SECONDS = 0.2
-"""How soon an unknown token, which may be brand new, makes us load again, however many there are."""
+RELOAD_INTERVAL_SECONDS = 1.0
+"""The time between two loads, and so how long a revoked token may stay valid."""
+RETRY_INTERVAL_SECONDS = 0.5
+"""The time between a load that failed and the next one."""
+LOAD_INTERVAL_SECONDS_MIN = 0.2
+"""The least time between two loads. An unknown token, which may be new, causes a load after this time."""
 LOAD_TIMEOUT_SECONDS = 2.0
 WAITING_MAX = 100
-"""How many calls with unknown tokens may wait for the next load; others are sent away."""
+"""How many calls with unknown tokens may wait for the next load; further ones get QUEUE_FULL."""
 MISSES_MAX = 10_000
 MISS_SECONDS = 300.0
-"""How long an id that no token has waits for no other load: ids are random, so that none is made for it."""
-RETRY_AFTER_SECONDS = 1.0
+"""How long a token id that was not found causes no further load. Ids are random, so no token gets it later."""
 _TOKEN_ID = re.compile(r"[0-9a-f]{16}")
-"""What ids are made of. Others are found where they are stored, and are worth no extra load."""
+"""The form of generated ids. An id of another form may be stored as well, but is not worth an extra load."""
 
 log = structlog.get_logger()
 
 
 class TokenCache:
-    """All tokens as they were a moment ago. `start` it, and `close` it in the same event loop.
+    """All tokens as of the last load. Call `start` and `close` in the same event loop.
 
-    A known token never waits. While the database is away the last tokens stay in force for a while, after which
-    every call is refused with DATABASE_UNAVAILABLE: what is revoked meanwhile must not stay good.
+    A call with a known token never waits. While the database is unavailable, the last tokens stay valid for
+    `staleness_seconds`; after that every call gets DATABASE_UNAVAILABLE, since a token may have been revoked meanwhile.
     """
 
     def __init__(self, store: TokenTransactions, clock: Clock, *, staleness_seconds: float) -> None:
@@ -44,83 +44,94 @@ class TokenCache:
         self._clock = clock
         self._staleness_seconds = staleness_seconds
         self._tokens: dict[str, Token] = {}
-        self._read_at = float("-inf")
+        self._loaded_at = float("-inf")
         self._misses: dict[str, float] = {}
-        """When ids were looked for in vain, the oldest first."""
-        self._wanted = asyncio.Event()
+        """When each token id was not found, the oldest first."""
+        self._load_requested = asyncio.Event()
         self._next_load: asyncio.Future[bool]
         """Whether the load that begins next succeeds."""
         self._waiting = 0
         """How many calls wait for a load."""
         self._has_defect = False
-        """Whether a load met a defect of ours, which is logged once, and none has succeeded since."""
+        """Whether the last loads failed because of a defect, which is logged once."""
         self._reloading: asyncio.Task[None] | None = None
         self._used_at_ms: dict[str, int] = {}
-        """When each token was last used since that was written: of known tokens alone, so that it is bounded."""
+        """When tokens were used since the last write. Only known tokens are in it, which bounds its size."""
 
     async def start(self) -> None:
-        """Load the tokens, if the database answers in time, and again and again from now on."""
+        """Load the tokens, and start to reload them at intervals.
+
+        If the database takes too long, the tokens come with a later load.
+        """
         self._next_load = asyncio.get_running_loop().create_future()
         loaded = await self._load()
         self._reloading = asyncio.create_task(self._reload_forever(loaded=loaded))
 
     async def close(self) -> None:
-        """Stop loading, and refuse calls that wait for a load."""
+        """Stop reloading, and refuse the calls that wait for a load."""
         if self._reloading is None:
             return
         self._reloading.cancel()
         await asyncio.wait({self._reloading})
         self._next_load.set_result(False)
 
-    async def admit(self, bearer: str) -> Principal:
-        """Return who calls with a bearer string.
+    async def authenticate(self, bearer: str) -> Principal:
+        """Return the caller that presents a bearer string.
 
-        Raises TOKEN_INVALID, TOKEN_EXPIRED, DATABASE_UNAVAILABLE, and QUEUE_FULL where too many unknown tokens wait.
+        Raises TOKEN_INVALID, TOKEN_EXPIRED, DATABASE_UNAVAILABLE, and QUEUE_FULL if too many unknown tokens wait.
         """
         token_id, secret = split_bearer(bearer)
         token = self._fresh_tokens().get(token_id)
         if token is None and self._may_be_new(token_id):
             token = await self._find_new(token_id)
         now_ms = self._clock()
-        principal = admit(token, secret, now_ms)
+        principal = authenticate(token, secret, now_ms)
         self._used_at_ms[principal.token_id] = now_ms
         return principal
 
-    async def write_use(self) -> None:
-        """Write when tokens were last used, which calls only note. Raises DATABASE_UNAVAILABLE, and keeps it then."""
+    async def write_last_used(self) -> None:
+        """Write when tokens were last used.
+
+        If that raises DATABASE_UNAVAILABLE, the times stay for the next write.
+        """
         used_at_ms, self._used_at_ms = self._used_at_ms, {}
         if not used_at_ms:
             return
         try:
-            await self._store.write_use(used_at_ms)
+            await self._store.write_last_used(used_at_ms)
         except BaseException:
             self._used_at_ms = used_at_ms | self._used_at_ms
             raise
 
     def _fresh_tokens(self) -> dict[str, Token]:
-        """Return the tokens in memory. Raises DATABASE_UNAVAILABLE where they are too old, or were never loaded."""
-        if time.monotonic() - self._read_at > self._staleness_seconds:
+        """Return the cached tokens.
+
+        Raises DATABASE_UNAVAILABLE if they are stale or were never loaded.
+        """
+        if time.monotonic() - self._loaded_at > self._staleness_seconds:
             raise database_unavailable()
         return self._tokens
 
     def _may_be_new(self, token_id: str) -> bool:
-        """Return whether a token of this id may have been made since the last load."""
+        """Return whether a token with this id may have been created since the last load."""
         missed_at = self._misses.get(token_id, float("-inf"))
         return _TOKEN_ID.fullmatch(token_id) is not None and time.monotonic() - missed_at > MISS_SECONDS
 
     async def _find_new(self, token_id: str) -> Token | None:
-        """Return a token after one more load, which all that wait share, and remember where there is none.
+        """Return a token after the next load; None if it does not exist.
 
-        Raises QUEUE_FULL, and DATABASE_UNAVAILABLE where the load fails: the token may be good.
+        All waiting calls share the load.
+
+        Raises QUEUE_FULL, and DATABASE_UNAVAILABLE if the load fails, since the token may be valid.
         """
         if self._waiting >= WAITING_MAX:
             raise PointbookError(
                 Reason.QUEUE_FULL,
-                "Too many calls with unknown tokens wait; retry.",
+                "Too many calls with unknown tokens are waiting; retry.",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
         self._waiting += 1
-        self._wanted.set()
+        self._load_requested.set()
         try:
             loaded = await asyncio.shield(self._next_load)
         finally:
@@ -140,14 +151,14 @@ class TokenCache:
 
     async def _reload_forever(self, *, loaded: bool) -> None:
         while True:
-            # However many unknown tokens come, this pause passes between two loads.
-            await asyncio.sleep(UNKNOWN_PAUSE_SECONDS)
-            interval = RELOAD_SECONDS if loaded else RETRY_SECONDS
+            # A flood of unknown tokens cannot make loads more frequent than this.
+            await asyncio.sleep(LOAD_INTERVAL_SECONDS_MIN)
+            interval = RELOAD_INTERVAL_SECONDS if loaded else RETRY_INTERVAL_SECONDS
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(interval - UNKNOWN_PAUSE_SECONDS):
-                    await self._wanted.wait()
-            self._wanted.clear()
-            # A call that comes from now on may have a token that this load does not see.
+                async with asyncio.timeout(interval - LOAD_INTERVAL_SECONDS_MIN):
+                    await self._load_requested.wait()
+            self._load_requested.clear()
+            # This load may not see the token of a call that arrives from now on, so that call waits for the next one.
             load, self._next_load = self._next_load, asyncio.get_running_loop().create_future()
             loaded = False
             try:
@@ -156,11 +167,14 @@ class TokenCache:
                 load.set_result(loaded)
 
     async def _load(self) -> bool:
-        """Load all tokens, and return whether that succeeded; otherwise the old ones stay."""
+        """Load all tokens, and return whether that succeeded.
+
+        If it fails, the tokens of the last load stay.
+        """
         started = time.monotonic()
         try:
             async with asyncio.timeout(LOAD_TIMEOUT_SECONDS):
-                tokens = await self._store.tokens()
+                tokens = await self._store.read_all()
         except (PointbookError, TimeoutError):
             return False
         except Exception:
@@ -169,6 +183,6 @@ class TokenCache:
             self._has_defect = True
             return False
         self._tokens = {token.token_id: token for token in tokens}
-        self._read_at = started
+        self._loaded_at = started
         self._has_defect = False
         return True

@@ -1,1 +1,1 @@
-"""Benefits: the catalogue of what memberships give, when it is issued, and whether it applies."""
+"""The catalogue of membership benefits, their issue dates and applicability."""

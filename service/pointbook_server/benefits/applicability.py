@@ -1,4 +1,7 @@
-"""Whether benefits apply to a cart, and all that speaks against it: what nobody tells is uncertain, and not guessed."""
+"""Whether a benefit applies to a cart.
+
+An unknown fact makes the result uncertain; it is never guessed.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +20,7 @@ from pointbook_server.benefits.model import (
     UsageLimitsType,
 )
 
-IDS_TOLD = 10
+IDS_SHOWN_MAX = 10
 
 
 class Applicability(StrEnum):
@@ -29,7 +32,7 @@ class Applicability(StrEnum):
 
 
 class ObstacleReason(StrEnum):
-    """What speaks against using a benefit."""
+    """Why a benefit does not apply, or may not."""
 
     INACTIVE = "INACTIVE"
     PRODUCT_SCOPE = "PRODUCT_SCOPE"
@@ -43,7 +46,7 @@ class ObstacleReason(StrEnum):
 
 
 class Obstacle(NamedTuple):
-    """What speaks against using a benefit: the field that says so, what it asks for, and what there is instead."""
+    """A reason against a benefit: a field, the required value and the actual one."""
 
     reason: ObstacleReason
     field: str
@@ -62,7 +65,7 @@ class Product(NamedTuple):
 
 @dataclass(frozen=True)
 class Cart:
-    """What a member is about to buy, and how often they have used benefits; None is what the caller does not tell."""
+    """A member's purchase, and how often they have used benefits; None is unknown."""
 
     products: tuple[Product, ...] = ()
     amount: Decimal | None = None
@@ -73,29 +76,29 @@ class Cart:
 
     @cached_property
     def quantity(self) -> int:
-        """How many items there are."""
+        """The number of items."""
         return sum(product.quantity for product in self.products)
 
     @cached_property
     def product_ids(self) -> dict[str, None]:
-        """The products, in their order."""
+        """The ids of the products, in order."""
         return dict.fromkeys(product.product_id for product in self.products)
 
     @cached_property
     def category_ids(self) -> dict[str, None]:
-        """The categories of all products, in their order."""
+        """The ids of the categories of all products, in order."""
         return dict.fromkeys(chain.from_iterable(product.category_ids for product in self.products))
 
 
 def applicability_of(obstacles: Sequence[Obstacle]) -> Applicability:
-    """Tell whether a benefit applies, by what speaks against it."""
+    """Return whether a benefit with these obstacles applies."""
     if any(obstacle.is_certain for obstacle in obstacles):
         return Applicability.DOES_NOT_APPLY
     return Applicability.UNCERTAIN if obstacles else Applicability.APPLIES
 
 
-def obstacles_of(benefit: Benefit, cart: Cart) -> list[Obstacle]:
-    """Tell all that speaks, or may speak, against using a benefit for a cart."""
+def find_obstacles(benefit: Benefit, cart: Cart) -> list[Obstacle]:
+    """Return all obstacles to using a benefit for a cart, certain and uncertain ones."""
     return [
         *_status(benefit),
         *_scope(benefit, cart),
@@ -113,24 +116,27 @@ def _status(benefit: Benefit) -> Iterator[Obstacle]:
 
 
 def _scope(benefit: Benefit, cart: Cart) -> Iterator[Obstacle]:
-    """Tell whether no product of the cart is in the range of the benefit; one that tells no range is for all."""
+    """Yield an obstacle if no product is in the benefit's range.
+
+    A benefit without a range is for all products.
+    """
     reason = ObstacleReason.PRODUCT_SCOPE
     match benefit.products_applicable_type:
         case "":
             return
         case ProductsApplicableType.SPECIFIC_CATEGORY:
-            name, wanted, there = "specific_category_list", benefit.specific_category_list, cart.category_ids
+            name, applicable, actual = "specific_category_list", benefit.specific_category_list, cart.category_ids
         case ProductsApplicableType.SPECIFIC_PRODUCT:
-            name, wanted, there = "specific_product_ids", benefit.specific_product_ids, cart.product_ids
+            name, applicable, actual = "specific_product_ids", benefit.specific_product_ids, cart.product_ids
         case unlisted:
-            yield _open(reason, "products_applicable_type", unlisted, _ids(cart.product_ids))
+            yield _uncertain(reason, "products_applicable_type", unlisted, _ids(cart.product_ids))
             return
-    if there.keys().isdisjoint(wanted):
-        yield Obstacle(reason, name, _ids(wanted), _ids(there), is_certain=bool(wanted))
+    if actual.keys().isdisjoint(applicable):
+        yield Obstacle(reason, name, _ids(applicable), _ids(actual), is_certain=bool(applicable))
 
 
 def _condition(benefit: Benefit, cart: Cart) -> Iterator[Obstacle]:
-    """Tell whether the condition of using the benefit fails: "the value corresponding to" its type."""
+    """Yield an obstacle if the condition of using the benefit is not met."""
     name, text = benefit.benefits_usage_instruction_type, benefit.benefits_usage_instruction_value or ""
     if name in {"", BenefitsUsageInstructionType.NONE}:
         return
@@ -139,13 +145,13 @@ def _condition(benefit: Benefit, cart: Cart) -> Iterator[Obstacle]:
     if limit is not None:
         yield from _measured(BenefitsUsageInstructionType(name), limit, text, cart)
     elif measure is not None:
-        yield _open(ObstacleReason.USAGE_INSTRUCTION, "benefits_usage_instruction_value", text)
+        yield _uncertain(ObstacleReason.USAGE_INSTRUCTION, "benefits_usage_instruction_value", text)
     else:
-        yield _open(ObstacleReason.USAGE_INSTRUCTION, "benefits_usage_instruction_type", name)
+        yield _uncertain(ObstacleReason.USAGE_INSTRUCTION, "benefits_usage_instruction_type", name)
 
 
 def _measured(kind: BenefitsUsageInstructionType, limit: Decimal, text: str, cart: Cart) -> Iterator[Obstacle]:
-    """Compare what a condition limits with what there is; what the caller does not tell may be anything."""
+    """Yield an obstacle if the cart is beyond a limit, or its actual value is unknown."""
     is_maximum = kind is BenefitsUsageInstructionType.MAX_POINTS
     actual = {
         BenefitsUsageInstructionType.MAX_POINTS: cart.points,
@@ -154,13 +160,13 @@ def _measured(kind: BenefitsUsageInstructionType, limit: Decimal, text: str, car
     }[kind]
     reason, name = ObstacleReason(kind.value), "benefits_usage_instruction_value"
     if actual is None:
-        yield _open(reason, name, text)
+        yield _uncertain(reason, name, text)
     elif actual > limit if is_maximum else actual < limit:
         yield Obstacle(reason, name, text, f"{actual:f}" if isinstance(actual, Decimal) else str(actual))
 
 
 def _stacking(benefit: Benefit, cart: Cart) -> Iterator[Obstacle]:
-    """Tell whether a discount that is used already rules the benefit out: "if the rewards allow stacking"."""
+    """Yield an obstacle for each discount in use that the benefit does not stack with."""
     for reason, name, is_allowed, is_used in (
         (ObstacleReason.AUTOMATIC_DISCOUNT, "auto_stack_limit", benefit.auto_stack_limit, cart.automatic_discount_used),
         (ObstacleReason.DISCOUNT_CODE, "code_stack_limit", benefit.code_stack_limit, cart.discount_code_used),
@@ -171,23 +177,23 @@ def _stacking(benefit: Benefit, cart: Cart) -> Iterator[Obstacle]:
 
 
 def _uses(benefit: Benefit, cart: Cart) -> Iterator[Obstacle]:
-    """Tell whether no uses are left."""
+    """Yield an obstacle if no uses are left."""
     reason, kind, limit = ObstacleReason.USAGE_LIMIT, benefit.usage_limits_type, benefit.usage_limits_times
     uses = cart.uses.get(benefit.benefit_id, 0)
     if kind in {"", UsageLimitsType.UNLIMITED}:
         return
     if kind != UsageLimitsType.LIMITS:
-        yield _open(reason, "usage_limits_type", kind, str(uses))
+        yield _uncertain(reason, "usage_limits_type", kind, str(uses))
     elif limit is None:
-        yield _open(reason, "usage_limits_times", "", str(uses))
+        yield _uncertain(reason, "usage_limits_times", "", str(uses))
     elif uses >= limit:
         yield Obstacle(reason, "usage_limits_times", str(limit), str(uses))
 
 
-def _open(reason: ObstacleReason, name: str, limit: str, actual: str = "") -> Obstacle:
-    """Tell what may speak against a benefit, because something is not known."""
+def _uncertain(reason: ObstacleReason, name: str, limit: str, actual: str = "") -> Obstacle:
+    """Return an obstacle that is uncertain, because a fact is unknown."""
     return Obstacle(reason, name, limit, actual, is_certain=False)
 
 
 def _ids(ids: Iterable[str]) -> str:
-    return ", ".join(islice(ids, IDS_TOLD))
+    return ", ".join(islice(ids, IDS_SHOWN_MAX))

@@ -1,16 +1,17 @@
-"""The SQL of benefits."""
+"""Transactions of benefits and custom privileges."""
 
-import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from typing import Any, Protocol
 
-from sqlalchemy import Boolean, Table, Text, and_, any_, bindparam, delete, or_, select, text, update
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy import Table, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.elements import ColumnElement
 
+from pointbook_server.benefits import queries
 from pointbook_server.benefits.model import (
     Benefit,
+    BenefitFilter,
     CustomPrivilege,
     benefit_not_found,
     custom_privilege_not_found,
@@ -20,96 +21,27 @@ from pointbook_server.db.tables import benefits, custom_privileges
 from pointbook_server.errors import first_revision, next_revision, store_not_found
 from pointbook_server.programs.model import Program, program_not_found
 
-COLUMNS = tuple(column.name for column in benefits.c if column.name not in {"details", "revision", "updated_at_ms"})
-"""The fields of a benefit that have columns of their own; all others are in `details`."""
-DEFAULTS = {field.name: field.default for field in fields(Benefit)}
-LISTS = {name for name, default in DEFAULTS.items() if default == ()}
-
-
-def _fits(column: ColumnElement[str], name: str) -> ColumnElement[bool]:
-    """Filter by a column where the filter is set, letting through what leaves it open where `open` says so."""
-    wanted = bindparam(name, type_=Text)
-    return or_(wanted == "", column == wanted, bindparam("open", type_=Boolean) & (column == ""))
-
-
-IS_BENEFIT = and_(benefits.c.benefit_id == bindparam("benefit"), benefits.c.merchant_id == bindparam("merchant"))
-_store, _stores = bindparam("store", type_=Text), bindparam("program_stores", type_=ARRAY(Text))
-IS_EVERYWHERE = benefits.c.store_ids == text("'{}'")
-"""A benefit that names no store is every store's."""
-READ_BENEFIT = Statement(select(benefits).where(IS_BENEFIT))
-LOCK_BENEFIT = Statement(select(benefits.c.revision).where(IS_BENEFIT).with_for_update())
-DELETE_BENEFIT = Statement(delete(benefits).where(IS_BENEFIT))
-LIST_BENEFITS = Statement(
-    select(benefits)
-    .where(
-        benefits.c.merchant_id == bindparam("merchant"),
-        benefits.c.benefit_id > bindparam("after"),
-        or_(_store == "", IS_EVERYWHERE, _store == any_(benefits.c.store_ids)),
-        or_(_stores.is_(None), IS_EVERYWHERE, benefits.c.store_ids.overlap(_stores)),
-        _fits(benefits.c.level_code, "level_code"),
-        _fits(benefits.c.membership_type, "membership_type"),
-        _fits(benefits.c.reward_scene, "reward_scene"),
-        _fits(benefits.c.reward_type, "reward_type"),
-        _fits(benefits.c.benefits_status, "benefits_status"),
-    )
-    .order_by(benefits.c.benefit_id)
-    .limit(bindparam("limit"))
-)
-
-
-IS_PRIVILEGE = and_(
-    custom_privileges.c.privilege_id == bindparam("privilege"), custom_privileges.c.merchant_id == bindparam("merchant")
-)
-PRIVILEGE_COLUMNS = tuple(field.name for field in fields(CustomPrivilege))
-READ_PRIVILEGE = Statement(select(custom_privileges).where(IS_PRIVILEGE))
-LOCK_PRIVILEGE = Statement(select(custom_privileges.c.revision).where(IS_PRIVILEGE).with_for_update())
-DELETE_PRIVILEGE = Statement(delete(custom_privileges).where(IS_PRIVILEGE))
-_level = bindparam("level_code", type_=Text)
-LIST_PRIVILEGES = Statement(
-    select(custom_privileges)
-    .where(
-        custom_privileges.c.merchant_id == bindparam("merchant"),
-        custom_privileges.c.privilege_id > bindparam("after"),
-        or_(_level == "", custom_privileges.c.level_code == _level),
-    )
-    .order_by(custom_privileges.c.privilege_id)
-    .limit(bindparam("limit"))
-)
-
-
-@dataclass(frozen=True, slots=True)
-class BenefitFilter:
-    """Which benefits of a merchant to list; an empty value keeps all.
-
-    With `open`, a benefit that leaves something open fits whatever is asked for.
-    """
-
-    store_id: str = ""
-    program_id: int = 0
-    level_code: str = ""
-    membership_type: str = ""
-    reward_scene: str = ""
-    reward_type: str = ""
-    benefits_status: str = ""
-    open: bool = False
-
 
 class Programs(Protocol):
-    """Where stores and programs are kept."""
+    """Stores and programs."""
 
     async def own_stores(
         self, connection: Connection, merchant_id: str, store_ids: Collection[str], *, is_update: bool = False
     ) -> set[str]:
-        """Return which stores are the merchant's; for an update they stay so until its transaction ends."""
+        """Return those of some stores that the merchant has.
+
+        For an update, they cannot be released before the transaction commits.
+        """
 
     async def read(self, connection: Connection, merchant_id: str, program_ids: Collection[int]) -> dict[int, Program]:
-        """Read programs, as far as the merchant has them."""
+        """Return those of some programs that the merchant has, by their ids."""
 
 
 class BenefitTransactions:
-    """Reads and writes benefits and custom privileges. A revision counts up with every change, and is the etag.
+    """Reads and writes benefits and custom privileges.
 
-    A new one begins anywhere, so that an etag of a deleted one is none of the one that takes its id.
+    Every change increments the revision, which is the etag. The first revision is random, so that the etag of a deleted
+    benefit does not match a new one with the same id.
     """
 
     def __init__(self, database: Database, programs: Programs) -> None:
@@ -119,112 +51,122 @@ class BenefitTransactions:
     async def put(self, benefit: Benefit, expected_revision: int | None, now_ms: int) -> int:
         """Create or replace a benefit, and return its revision.
 
-        Raises STORE_NOT_FOUND for a store that is not the merchant's, and STALE_ETAG where another revision was
-        expected.
+        Raises STORE_NOT_FOUND for a store that the merchant does not have, and STALE_ETAG.
         """
-        named = {"benefit": benefit.benefit_id, "merchant": benefit.merchant_id}
+        params = _benefit_params(benefit.merchant_id, benefit.benefit_id)
 
         async def work(connection: Connection) -> int:
             await self._check_stores(connection, benefit.merchant_id, benefit.store_ids, is_update=True)
-            kept = await connection.fetch_one(LOCK_BENEFIT, named)
-            revision = _revision_after(kept, expected_revision)
-            values = {**_to_row(benefit), "revision": revision, "updated_at_ms": now_ms}
-            await _replace(connection, benefits, IS_BENEFIT, named, values, is_new=kept is None)
+            row = await connection.fetch_one(queries.LOCK_BENEFIT, params)
+            revision = _revision_after(row, expected_revision)
+            values = {**queries.benefit_columns(benefit), "revision": revision, "updated_at_ms": now_ms}
+            await _write(connection, benefits, queries.IS_BENEFIT, params, values, is_new=row is None)
             return revision
 
         return await self._database.transaction(work)
 
-    async def benefit(self, merchant_id: str, benefit_id: str) -> tuple[Benefit, int]:
-        """Read one benefit and its revision. Raises BENEFIT_NOT_FOUND."""
+    async def read_benefit(self, merchant_id: str, benefit_id: str) -> tuple[Benefit, int]:
+        """Return a benefit and its revision. Raises BENEFIT_NOT_FOUND."""
         async with self._database.autocommit() as connection:
-            row = await connection.fetch_one(READ_BENEFIT, {"benefit": benefit_id, "merchant": merchant_id})
+            row = await connection.fetch_one(queries.READ_BENEFIT, _benefit_params(merchant_id, benefit_id))
         if row is None:
             raise benefit_not_found(benefit_id)
-        return _to_benefit(row), row.revision
+        return queries.read_benefit(row), row.revision
 
-    async def benefits(self, merchant_id: str, wanted: BenefitFilter, *, after: str, limit: int) -> list[Benefit]:
-        """Read a page of a merchant's benefits, behind a benefit_id.
+    async def list_benefits(
+        self, merchant_id: str, benefit_filter: BenefitFilter, *, after: str, limit: int
+    ) -> list[Benefit]:
+        """Return a merchant's next benefits after a benefit_id.
 
-        Raises STORE_NOT_FOUND and PROGRAM_NOT_FOUND for what is not the merchant's.
+        Raises STORE_NOT_FOUND and PROGRAM_NOT_FOUND if the filter names one that the merchant does not have.
         """
+        store_id = benefit_filter.store_id
         async with self._database.autocommit() as connection:
-            await self._check_stores(connection, merchant_id, [wanted.store_id] if wanted.store_id else [])
-            place = {
-                **asdict(wanted),
+            await self._check_stores(connection, merchant_id, [store_id] if store_id else [])
+            params = {
+                **asdict(benefit_filter),
                 "merchant": merchant_id,
-                "store": wanted.store_id,
-                "program_stores": await self._program_stores(connection, merchant_id, wanted.program_id),
+                "store": store_id,
+                "program_stores": await self._program_stores(connection, merchant_id, benefit_filter.program_id),
                 "after": after,
                 "limit": limit,
             }
-            return [_to_benefit(row) for row in await connection.fetch(LIST_BENEFITS, place)]
+            return [queries.read_benefit(row) for row in await connection.fetch(queries.LIST_BENEFITS, params)]
 
     async def delete(self, merchant_id: str, benefit_id: str, expected_revision: int | None) -> None:
         """Delete a benefit. Raises BENEFIT_NOT_FOUND and STALE_ETAG."""
-        named = {"benefit": benefit_id, "merchant": merchant_id}
+        params = _benefit_params(merchant_id, benefit_id)
 
         async def work(connection: Connection) -> None:
-            kept = await connection.fetch_one(LOCK_BENEFIT, named)
-            if kept is None:
+            row = await connection.fetch_one(queries.LOCK_BENEFIT, params)
+            if row is None:
                 raise benefit_not_found(benefit_id)
-            next_revision(kept.revision, expected_revision)
-            await connection.execute(DELETE_BENEFIT, named)
+            next_revision(row.revision, expected_revision)
+            await connection.execute(queries.DELETE_BENEFIT, params)
 
         await self._database.transaction(work)
 
     async def put_privilege(self, privilege: CustomPrivilege, expected_revision: int | None, now_ms: int) -> int:
-        """Create or replace a custom privilege, and return its revision. Raises STALE_ETAG."""
-        named = {"privilege": privilege.privilege_id, "merchant": privilege.merchant_id}
+        """Create or replace a custom privilege, and return its revision.
+
+        Raises STALE_ETAG.
+        """
+        params = _privilege_params(privilege.merchant_id, privilege.privilege_id)
 
         async def work(connection: Connection) -> int:
-            kept = await connection.fetch_one(LOCK_PRIVILEGE, named)
-            revision = _revision_after(kept, expected_revision)
+            row = await connection.fetch_one(queries.LOCK_PRIVILEGE, params)
+            revision = _revision_after(row, expected_revision)
             values = {**asdict(privilege), "revision": revision, "updated_at_ms": now_ms}
-            await _replace(connection, custom_privileges, IS_PRIVILEGE, named, values, is_new=kept is None)
+            await _write(connection, custom_privileges, queries.IS_PRIVILEGE, params, values, is_new=row is None)
             return revision
 
         return await self._database.transaction(work)
 
-    async def privilege(self, merchant_id: str, privilege_id: str) -> tuple[CustomPrivilege, int]:
-        """Read one custom privilege and its revision. Raises CUSTOM_PRIVILEGE_NOT_FOUND."""
+    async def read_privilege(self, merchant_id: str, privilege_id: str) -> tuple[CustomPrivilege, int]:
+        """Return a custom privilege and its revision. Raises CUSTOM_PRIVILEGE_NOT_FOUND."""
         async with self._database.autocommit() as connection:
-            row = await connection.fetch_one(READ_PRIVILEGE, {"privilege": privilege_id, "merchant": merchant_id})
+            row = await connection.fetch_one(queries.READ_PRIVILEGE, _privilege_params(merchant_id, privilege_id))
         if row is None:
             raise custom_privilege_not_found(privilege_id)
-        return _to_privilege(row), row.revision
+        return queries.read_privilege(row), row.revision
 
-    async def privileges(self, merchant_id: str, level_code: str, *, after: str, limit: int) -> list[CustomPrivilege]:
-        """Read a page of custom privileges, behind a privilege_id; an empty level means all."""
-        place = {"merchant": merchant_id, "level_code": level_code, "after": after, "limit": limit}
+    async def list_privileges(
+        self, merchant_id: str, level_code: str, *, after: str, limit: int
+    ) -> list[CustomPrivilege]:
+        """Return the next custom privileges after a privilege_id.
+
+        An empty level_code means all levels.
+        """
+        params = {"merchant": merchant_id, "level_code": level_code, "after": after, "limit": limit}
         async with self._database.autocommit() as connection:
-            return [_to_privilege(row) for row in await connection.fetch(LIST_PRIVILEGES, place)]
+            return [queries.read_privilege(row) for row in await connection.fetch(queries.LIST_PRIVILEGES, params)]
 
     async def delete_privilege(self, merchant_id: str, privilege_id: str, expected_revision: int | None) -> None:
         """Delete a custom privilege. Raises CUSTOM_PRIVILEGE_NOT_FOUND and STALE_ETAG."""
-        named = {"privilege": privilege_id, "merchant": merchant_id}
+        params = _privilege_params(merchant_id, privilege_id)
 
         async def work(connection: Connection) -> None:
-            kept = await connection.fetch_one(LOCK_PRIVILEGE, named)
-            if kept is None:
+            row = await connection.fetch_one(queries.LOCK_PRIVILEGE, params)
+            if row is None:
                 raise custom_privilege_not_found(privilege_id)
-            next_revision(kept.revision, expected_revision)
-            await connection.execute(DELETE_PRIVILEGE, named)
+            next_revision(row.revision, expected_revision)
+            await connection.execute(queries.DELETE_PRIVILEGE, params)
 
         await self._database.transaction(work)
 
     async def _check_stores(
         self, connection: Connection, merchant_id: str, store_ids: Sequence[str], *, is_update: bool = False
     ) -> None:
-        """Raise STORE_NOT_FOUND for the first store that is not the merchant's."""
-        known: set[str] = set()
+        """Raise STORE_NOT_FOUND for the first store that the merchant does not have."""
+        own: set[str] = set()
         if store_ids:
-            known = await self._programs.own_stores(connection, merchant_id, store_ids, is_update=is_update)
+            own = await self._programs.own_stores(connection, merchant_id, store_ids, is_update=is_update)
         for store_id in store_ids:
-            if store_id not in known:
+            if store_id not in own:
                 raise store_not_found(store_id)
 
     async def _program_stores(self, connection: Connection, merchant_id: str, program_id: int) -> list[str] | None:
-        """Read the stores of a program; None where no program is named."""
+        """Return the stores of a program; None if `program_id` is 0."""
         if not program_id:
             return None
         programs = await self._programs.read(connection, merchant_id, [program_id])
@@ -233,43 +175,31 @@ class BenefitTransactions:
         return list(programs[program_id].store_ids)
 
 
-def _revision_after(kept: Row | None, expected_revision: int | None) -> int:
-    """Return the revision of what is about to be put. Raises STALE_ETAG."""
-    revision = next_revision(0 if kept is None else kept.revision, expected_revision)
-    return first_revision() if kept is None else revision
+def _benefit_params(merchant_id: str, benefit_id: str) -> dict[str, str]:
+    return {"benefit": benefit_id, "merchant": merchant_id}
 
 
-async def _replace(
+def _privilege_params(merchant_id: str, privilege_id: str) -> dict[str, str]:
+    return {"privilege": privilege_id, "merchant": merchant_id}
+
+
+def _revision_after(row: Row | None, expected_revision: int | None) -> int:
+    """Return the revision of a row that is about to be written. Raises STALE_ETAG."""
+    revision = next_revision(0 if row is None else row.revision, expected_revision)
+    return first_revision() if row is None else revision
+
+
+async def _write(
     connection: Connection,
     table: Table,
-    is_it: ColumnElement[bool],
-    named: dict[str, str],
+    is_row: ColumnElement[bool],
+    params: dict[str, str],
     values: dict[str, Any],
     *,
     is_new: bool,
 ) -> None:
-    """Write the row of what is locked, or of what is new."""
+    """Update a locked row, or insert a new one."""
     if not is_new:
-        await connection.execute(Statement(update(table).where(is_it).values(values)), named)
+        await connection.execute(Statement(update(table).where(is_row).values(values)), params)
     elif not await connection.execute(Statement(insert(table).values(values).on_conflict_do_nothing())):
-        raise RetryTransactionError  # Another call has just created it: replace that.
-
-
-def _to_privilege(row: Row) -> CustomPrivilege:
-    return CustomPrivilege(**{name: row[name] for name in PRIVILEGE_COLUMNS})
-
-
-def _to_row(benefit: Benefit) -> dict[str, Any]:
-    values = asdict(benefit)
-    row = {name: values.pop(name) for name in COLUMNS}
-    present = {name: value for name, value in values.items() if value != DEFAULTS[name]}
-    return {**row, "irrelevant_values": json.dumps(benefit.irrelevant_values), "details": json.dumps(present)}
-
-
-def _to_benefit(row: Row) -> Benefit:
-    values = {name: row[name] for name in COLUMNS}
-    values |= json.loads(row["details"])
-    for name in LISTS & values.keys():
-        values[name] = tuple(values[name])
-    values["irrelevant_values"] = json.loads(values["irrelevant_values"])
-    return Benefit(**values)
+        raise RetryTransactionError  # Another call has just inserted the row: replace it.

@@ -1,1 +1,1 @@
-"""Customers, what they are found by, and the groups in which they pool points."""
+"""Customers, their identifiers, and user groups."""

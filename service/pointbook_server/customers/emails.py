@@ -1,4 +1,7 @@
-"""E-mail addresses: which are accepted, how they are compared, and how SMTP writes them. Pure."""
+"""E-mail addresses: valid forms, comparison, and the form in SMTP envelopes.
+
+Source: docs/reference/customers.md#email-addresses
+"""
 
 import re
 import unicodedata
@@ -16,21 +19,21 @@ _CARRIER_DOMAINS = {
     *("softbank.ne.jp", "i.softbank.jp", "vodafone.ne.jp", "disney.ne.jp", "disneymobile.ne.jp"),  # SoftBank
     *(f"jp-{region}.ne.jp" for region in "cdhknqrst"),  # J-PHONE, now SoftBank
     *("ymobile.ne.jp", "ymobile1.ne.jp", "y-mobile.ne.jp", "emnet.ne.jp", "emobile.ne.jp", "emobile-s.ne.jp"),
-    *("willcom.com", "wcm.ne.jp", "pdx.ne.jp"),  # Y!mobile, as those of the line before
+    *("willcom.com", "wcm.ne.jp", "pdx.ne.jp"),  # Y!mobile, as the line before
     *("rakumail.jp",),  # Rakuten Mobile
 }
 _CARRIER_SUBDOMAINS = (".ezweb.ne.jp", ".vodafone.ne.jp", ".pdx.ne.jp")
-"""Of these carriers, addresses of subdomains too: t.vodafone.ne.jp, biz.ezweb.ne.jp, di.pdx.ne.jp."""
+"""These carriers also assigned addresses of subdomains: t.vodafone.ne.jp, biz.ezweb.ne.jp, di.pdx.ne.jp."""
 _CARRIER_LOCAL_PART = re.compile(r"(?=.*[^.])[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+")
-"""What Japanese carriers gave out until 2009: dots anywhere, which RFC 5321 allows in quotes only."""
+"""Japanese carriers assigned addresses with dots anywhere until 2009; RFC 5321 allows them in quotes only."""
 _JOINERS = "\u200c\u200d"
 _JOINED = re.compile(f"[^\x00-\x7f{_JOINERS}][{_JOINERS}]+[^\x00-\x7f{_JOINERS}]")
-"""A zero width joiner or non-joiner inside a word of a script that uses them: without it, it is another word."""
+"""A zero width joiner or non-joiner inside a word: without it, it would be another word."""
 _DOT_ATOM = re.compile(r"[^.]+(?:\.[^.]+)*")
 
 
 class EmailAddress(NamedTuple):
-    """An address as it was written, the key by which it is compared, and as SMTP writes it."""
+    """An address as written, its key for comparison, and its form in SMTP envelopes."""
 
     written: str
     key: str
@@ -38,37 +41,39 @@ class EmailAddress(NamedTuple):
 
 
 def read(text: str) -> EmailAddress | None:
-    """Return an e-mail address, or None if the text is not one. Whether its domain exists is not checked.
+    """Return an e-mail address, or None if the text is not one.
+
+    The domain need not exist.
 
     The local part is compared by NFC and lower case only: casefold and NFKC would merge different mailboxes. The domain
-    is compared in its IDNA form. An address with a zero width
-    joiner inside a word is not read: without the joiner it is another address.
+    is compared in its IDNA form. An address with a zero width joiner inside a word is invalid, since it would be
+    another address without the joiner.
     """
     address = pasted(text)
     local_part, _, domain = address.rpartition("@")
     if len(address) > LENGTH_MAX or _JOINED.search(without_invisible(text, except_for=_JOINERS)):
         return None
-    checked = _checked(address) or _checked_at_carrier(local_part, domain)
+    checked = _validate(address) or _validate_carrier(local_part, domain)
     if checked is None:
         return None
-    # Lower case may leave what NFC writes in another way.
+    # Lower-casing can undo NFC.
     lower = unicodedata.normalize("NFC", unicodedata.normalize("NFC", local_part).lower())
     quoted = local_part if _DOT_ATOM.fullmatch(local_part) else f'"{local_part}"'
     return EmailAddress(address, f"{lower}@{checked.domain}", f"{quoted}@{checked.ascii_domain}")
 
 
-def _checked(address: str) -> ValidatedEmail | None:
+def _validate(address: str) -> ValidatedEmail | None:
     try:
         return validate_email(address, check_deliverability=False)
     except EmailNotValidError:
         return None
 
 
-def _checked_at_carrier(local_part: str, domain: str) -> ValidatedEmail | None:
-    """Check the domain of an address that only a Japanese carrier could have given out."""
+def _validate_carrier(local_part: str, domain: str) -> ValidatedEmail | None:
+    """Return the validated domain of an address that only a Japanese carrier assigns."""
     if len(local_part) > _LOCAL_PART_LENGTH_MAX or not _CARRIER_LOCAL_PART.fullmatch(local_part):
         return None
-    checked = _checked(f"x@{domain}")
+    checked = _validate(f"x@{domain}")
     if checked is None:
         return None
     is_carrier = checked.domain in _CARRIER_DOMAINS or checked.domain.endswith(_CARRIER_SUBDOMAINS)

@@ -1,8 +1,9 @@
-"""Customers: what they are found by, what a webhook says of one, and the groups in which they pool points."""
+"""Customers, their identifiers, customer webhooks and user groups.
 
-import hmac
+Source: docs/reference/customers.md#identifiers
+"""
+
 import json
-import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,22 +11,16 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import NamedTuple
 
-from pointbook_common.text import ascii_digits, pasted
-from pointbook_server.customers import emails, phones
-from pointbook_server.errors import FieldViolation, PointbookError, Reason, key_not_configured
+from pointbook_server.errors import FieldViolation, PointbookError, Reason
 from pointbook_server.ledger.model import AccountKey
 
-PASTED_LENGTH_MAX = 1_000
-"""How long an identifier may be with the invisible characters and blanks that are dropped."""
 CARDS_MAX = 50
 SOURCE_IDENTITIES_MAX = 50
 BUYERS_MAX = 100
-TOMBSTONE_DOMAIN = "pointbook.tombstone.v1"
-_VALUE = re.compile(r"[!-~]{1,64}")
 
 
-class Kind(StrEnum):
-    """What kind of identifier a value is."""
+class IdentifierKind(StrEnum):
+    """The kind of an identifier: a name of IdentifierType, or EXTERNAL_ID."""
 
     MOBILE = "MOBILE"
     EMAIL = "EMAIL"
@@ -35,49 +30,52 @@ class Kind(StrEnum):
     CUSTOMER_ID = "CUSTOMER_ID"
 
 
-CONTACTS = (Kind.MOBILE, Kind.EMAIL)
-"""What customer webhooks tell of a customer."""
-SINGLE_KINDS = (Kind.MOBILE, Kind.EMAIL, Kind.EXTERNAL_ID)
-"""Of which a customer has only one."""
+CONTACTS = (IdentifierKind.MOBILE, IdentifierKind.EMAIL)
+"""The identifiers that customer webhooks have."""
+SINGLE_KINDS = (IdentifierKind.MOBILE, IdentifierKind.EMAIL, IdentifierKind.EXTERNAL_ID)
+"""The identifiers of which a customer has at most one."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Identifier:
-    """What a customer is found by: one of their own where `source` is empty, or one that an outside source knows.
+    """An identifier: a customer's own if `source` is empty, or an outside source's.
 
-    A customer's own CUSTOMER_ID is the `customer_id` itself. `value` is what is compared and unique; `written` is how
-    the identifier is answered and sent to, empty where that is the same text.
+    A customer's own CUSTOMER_ID is the `customer_id` itself. `value` is compared and unique; `written` is the form for
+    responses and sending, or empty if it equals `value`.
     """
 
-    kind: Kind
+    kind: IdentifierKind
     value: str
     source: str = ""
     account_id: str = ""
     written: str = field(default="", compare=False)
 
     @property
-    def form(self) -> str:
-        """The identifier as it is answered and sent to."""
+    def written_form(self) -> str:
+        """The form for responses and sending."""
         return self.written or self.value
 
     @property
-    def names(self) -> dict[str, str]:
-        """The columns that name it."""
+    def columns(self) -> dict[str, str]:
+        """The columns of its primary key, except the merchant."""
         return {"kind": self.kind, "value": self.value, "source": self.source, "account_id": self.account_id}
 
 
-Key = Identifier | AccountKey
-"""What belongs to one customer of a merchant at most: an identifier, or a buyer."""
+CustomerKey = Identifier | AccountKey
+"""A key belongs to at most one customer of a merchant: an identifier, or a buyer."""
 
 
-def contacts_of(keys: Iterable[Key]) -> set[Identifier]:
-    """Return the customers' own mobile numbers and e-mail addresses among keys."""
+def contacts_of(keys: Iterable[CustomerKey]) -> set[Identifier]:
+    """Return the mobile numbers and e-mail addresses of customers among keys."""
     return {key for key in keys if isinstance(key, Identifier) and key.kind in CONTACTS and not key.source}
 
 
 @dataclass(frozen=True, slots=True)
 class Customer:
-    """A person inside a merchant. The revision counts the changes; 0 is a customer that is not kept yet."""
+    """A person within a merchant.
+
+    The revision counts the changes; 0 is not stored yet.
+    """
 
     merchant_id: str
     customer_id: str
@@ -86,66 +84,66 @@ class Customer:
     language: str = ""
     fraud_blocked: bool = False
     revision: int = 0
-    contacts_since_ms: Mapping[Kind, int] = field(default_factory=dict)
-    """Since when each contact is theirs, of those that did not come with the customer."""
+    contacts_since_ms: Mapping[IdentifierKind, int] = field(default_factory=dict)
+    """The time from which the customer has each contact; absent for contacts of a new customer."""
 
     @property
     def contacts(self) -> set[Identifier]:
-        """The mobile number and the e-mail address."""
+        """The mobile number and the e-mail address, if any."""
         return contacts_of(self.identifiers)
 
     @property
-    def keys(self) -> set[Key]:
-        """All that belongs to the customer."""
+    def keys(self) -> set[CustomerKey]:
+        """All identifiers and buyers of the customer."""
         return {*self.identifiers, *self.buyers}
 
-    def own(self, kind: Kind) -> list[str]:
-        """Tell the customer's own identifiers of a kind."""
+    def own_values(self, kind: IdentifierKind) -> list[str]:
+        """Return the values of the customer's own identifiers of a kind."""
         return [own.value for own in self.identifiers if own.kind is kind and not own.source]
 
-    def own_forms(self, kind: Kind) -> list[str]:
-        """Return the customer's own identifiers of a kind as they are answered and sent to."""
-        return [own.form for own in self.identifiers if own.kind is kind and not own.source]
+    def own_written_forms(self, kind: IdentifierKind) -> list[str]:
+        """Return the written forms of the customer's own identifiers of a kind."""
+        return [own.written_form for own in self.identifiers if own.kind is kind and not own.source]
 
-    def respelled(self, identifiers: Iterable[Identifier]) -> set[Identifier]:
-        """Return those of the customer's identifiers that are given in another form than before."""
-        forms = {own: own.form for own in self.identifiers}
-        return {given for given in identifiers if given.form != forms.get(given, given.form)}
+    def rewritten(self, identifiers: Iterable[Identifier]) -> set[Identifier]:
+        """Return those identifiers that the customer has in another written form."""
+        forms = {own: own.written_form for own in self.identifiers}
+        return {new for new in identifiers if new.written_form != forms.get(new, new.written_form)}
 
-    def check_room(self, key: Key) -> None:
-        """Raise NoRoomError where the customer cannot receive a key."""
+    def check_can_receive(self, key: CustomerKey) -> None:
+        """Raise CannotReceiveError if the customer cannot receive a key."""
         if isinstance(key, AccountKey):
             if any(buyer.store_id == key.store_id for buyer in self.buyers):
-                raise NoRoomError("must be of a store in which the receiver has no other buyer")
-            count, most = len(self.buyers), BUYERS_MAX
+                raise CannotReceiveError("must be of a store in which the receiver has no other buyer")
+            count, count_max = len(self.buyers), BUYERS_MAX
         elif key.source:
-            count, most = sum(bool(identifier.source) for identifier in self.identifiers), SOURCE_IDENTITIES_MAX
+            count, count_max = sum(bool(identifier.source) for identifier in self.identifiers), SOURCE_IDENTITIES_MAX
         else:
-            count, most = len(self.own(key.kind)), CARDS_MAX
-        if count >= most:
-            raise NoRoomError(f"must not be one more than the {most} that a receiver may have")
+            count, count_max = len(self.own_values(key.kind)), CARDS_MAX
+        if count >= count_max:
+            raise CannotReceiveError(f"must not exceed the {count_max} that a receiver may have")
 
-    def replaced_by(self, key: Key) -> set[Key]:
-        """Tell what a key takes the place of: of some kinds a customer has only one."""
+    def keys_replaced_by(self, key: CustomerKey) -> set[CustomerKey]:
+        """Return the keys that a new key replaces, since of some kinds a customer has one."""
         if isinstance(key, AccountKey) or key.source or key.kind not in SINGLE_KINDS:
             return set()
-        return {Identifier(key.kind, value) for value in self.own(key.kind)}
+        return {Identifier(key.kind, value) for value in self.own_values(key.kind)}
 
 
 class KeysTakenError(Exception):
-    """Some keys belong to another customer, and stay there."""
+    """Some keys belong to another customer."""
 
-    def __init__(self, keys: Iterable[Key]) -> None:
+    def __init__(self, keys: Iterable[CustomerKey]) -> None:
         super().__init__("keys of another customer")
         self.keys = frozenset(keys)
 
 
-class NoRoomError(Exception):
-    """A customer cannot receive a key; the message says what they must not have to receive it."""
+class CannotReceiveError(Exception):
+    """A customer cannot receive a key; the message says what the key must be."""
 
 
 class UpdateKind(StrEnum):
-    """What happened to SHOPLINE's customer. Of two updates of one moment the later one here is the newer."""
+    """The event of a customer webhook; at the same time, the later one is newer."""
 
     CREATED = "CREATED"
     UPDATED = "UPDATED"
@@ -155,11 +153,14 @@ class UpdateKind(StrEnum):
 
 _RANKS = {kind: rank for rank, kind in enumerate(UpdateKind)}
 DECIDED_RANK = 10
-"""How much higher an update ranks for which an operator has decided; more than there are kinds."""
+"""Added to the rank of an update that an operator has decided for; more than the number of kinds."""
 
 
 class Stamp(NamedTuple):
-    """How new an update is. SHOPLINE's times are whole seconds, so that kind and id order those of one moment."""
+    """The position of an update in the order of updates.
+
+    SHOPLINE's times are whole seconds, so kind and id order updates of the same time.
+    """
 
     at_ms: int
     rank: int
@@ -174,49 +175,35 @@ class Stamp(NamedTuple):
 NEVER = Stamp(0, 0, "")
 
 
-def read_stamp(text: str | None) -> Stamp:
-    """Read a stamp that was written down; None is before all others."""
+def parse_stamp(text: str | None) -> Stamp:
+    """Return a stamp from its stored text; None is before all others."""
     if text is None:
         return NEVER
     at_ms, rank, event_id = text.split(" ")
     return Stamp(int(at_ms), int(rank), event_id)
 
 
-def write_stamp(stamp: Stamp) -> str | None:
-    """Write a stamp down."""
+def format_stamp(stamp: Stamp) -> str | None:
+    """Return the text in which a stamp is stored."""
     return None if stamp == NEVER else f"{stamp.at_ms} {stamp.rank} {stamp.event_id}"
 
 
 @dataclass(frozen=True, slots=True)
-class KnownBuyer:
-    """What is kept of a buyer: who owns them, if anybody, and as of which update each contact is known."""
+class BuyerState:
+    """The stored state of a buyer: the owner, and the update that set each contact."""
 
     customer_id: str | None
-    as_of: Mapping[Kind, Stamp]
+    as_of: Mapping[IdentifierKind, Stamp]
 
-    def since(self, moment_ms: int) -> "KnownBuyer":
-        """Forget what is known as of a moment or before it."""
-        newer = {kind: stamp if stamp.at_ms > moment_ms else NEVER for kind, stamp in self.as_of.items()}
-        return KnownBuyer(self.customer_id, newer)
-
-
-def newest(buyers: Iterable[KnownBuyer]) -> dict[Kind, Stamp]:
-    """Tell as of which update each contact is known: the newest that told it, whichever buyer it was of."""
-    found = dict.fromkeys(CONTACTS, NEVER)
-    for buyer in buyers:
-        found = {kind: max(stamp, buyer.as_of[kind]) for kind, stamp in found.items()}
-    return found
-
-
-def contacts_from_store(buyers: Mapping[AccountKey, KnownBuyer], store_id: str) -> set[Kind]:
-    """Return the contacts whose newest webhook, of all a customer's buyers, was of a store."""
-    of_store = newest(known for buyer, known in buyers.items() if buyer.store_id == store_id)
-    return {kind for kind, stamp in newest(buyers.values()).items() if NEVER != stamp == of_store[kind]}
+    def without_stamps_until(self, until_ms: int) -> "BuyerState":
+        """Return the state without stamps up to and including a time."""
+        newer = {kind: stamp if stamp.at_ms > until_ms else NEVER for kind, stamp in self.as_of.items()}
+        return BuyerState(self.customer_id, newer)
 
 
 @dataclass(frozen=True, slots=True)
 class CustomerUpdate:
-    """A customer webhook. A mobile number or e-mail address of None is not told, and an empty one taken away."""
+    """A customer webhook; a contact is None if absent, and empty if removed."""
 
     event_id: str
     merchant_id: str
@@ -226,54 +213,46 @@ class CustomerUpdate:
     email: str | None
     updated_at_ms: int
     is_decided: bool = False
-    """Whether an operator has decided for it, and against another kind of the same moment."""
+    """Whether an operator has decided for it, and against an update of another kind and the same time."""
 
     @property
     def stamp(self) -> Stamp:
-        """How new the update is."""
+        """The position of the update in the order of updates."""
         rank = _RANKS[self.kind] + (DECIDED_RANK if self.is_decided else 0)
         return Stamp(self.updated_at_ms, rank, self.event_id)
 
     @property
     def is_deletion(self) -> bool | None:
-        """Whether it is a deletion, which has the body of an update; None for a redaction, whose body is its own."""
+        """Whether it is a deletion; None for a redaction, whose body differs."""
         return None if self.kind is UpdateKind.REDACTED else self.kind is UpdateKind.DELETED
 
-    def contradicts(self, known: "KnownBuyer") -> bool:
-        """Return whether the newest update of the same buyer is of the same moment, and a deletion where this is not.
+    def contradicts(self, state: "BuyerState") -> bool:
+        """Return whether the buyer's newest update contradicts this one.
 
-        Only a decision of an operator tells which of the two is true: they may be one body under two topics.
+        They have the same time, and one of them is a deletion, so they may be one body under two topics. Only an
+        operator can decide which topic is right.
         """
         return self.is_deletion is not None and any(
             stamp.at_ms == self.updated_at_ms and stamp.is_deletion != self.is_deletion
-            for stamp in known.as_of.values()
+            for stamp in state.as_of.values()
         )
 
     @property
     def digest(self) -> bytes:
-        """Digest the content, by which a known event_id with other content is found out."""
+        """The digest of the content, by which a reused event_id is recognized."""
         content = [*self.buyer, self.kind, self.mobile, self.email, self.updated_at_ms]
         return sha256(json.dumps(content).encode()).digest()
 
-    def says(self) -> dict[Kind, str | None]:
-        """Return the contacts as they are sent to: empty for none, None for an invalid one."""
-        if self.kind is UpdateKind.REDACTED:
-            return {}
-        if self.kind is UpdateKind.DELETED:
-            return dict.fromkeys(CONTACTS, "")
-        told = {Kind.MOBILE: self.mobile, Kind.EMAIL: self.email}
-        return {kind: value and _form(kind, value) for kind, value in told.items() if value is not None}
-
 
 class SkipCause(StrEnum):
-    """Why an identifier of an update was left out."""
+    """Why an identifier of an update was skipped."""
 
     INVALID = "INVALID"
     TAKEN = "TAKEN"
 
 
 class UpdateOutcome(StrEnum):
-    """What became of an update."""
+    """The effect of an update."""
 
     APPLIED = "APPLIED"
     DUPLICATE = "DUPLICATE"
@@ -282,17 +261,17 @@ class UpdateOutcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Applied:
-    """What became of an update, which customer it is about, if any, and what was left out."""
+class AppliedUpdate:
+    """The effect of an update, its customer, if any, and the skipped identifiers."""
 
     outcome: UpdateOutcome
     customer_id: str = ""
-    skipped: Mapping[Kind, SkipCause] = field(default_factory=dict)
+    skipped: Mapping[IdentifierKind, SkipCause] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """A customer in a group, with what the group's pool takes of them."""
+class GroupMember:
+    """A member of a user group, with the buyers whose points the group pools."""
 
     customer_id: str
     can_redeem: bool = False
@@ -304,18 +283,24 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class UserGroup:
-    """Customers who pool their points. The revision counts the changes; 0 is a group that is not kept yet."""
+    """Customers who pool their points.
+
+    The revision counts the changes; 0 is not stored yet.
+    """
 
     merchant_id: str
     group_id: str
     external_id: str
     primary_customer_id: str
-    members: tuple[Member, ...]
+    members: tuple[GroupMember, ...]
     revision: int = 0
 
 
 class GroupKey(StrEnum):
-    """What a group is found by: its id, its external id, its primary member, or whose default group it is."""
+    """The key that a group is found by.
+
+    Source: docs/reference/customers.md#selecting-a-group
+    """
 
     ID = "ID"
     EXTERNAL_ID = "EXTERNAL_ID"
@@ -323,96 +308,46 @@ class GroupKey(StrEnum):
     DEFAULT_OF_CUSTOMER = "DEFAULT_OF_CUSTOMER"
 
 
-class Tombstones:
-    """Names of redacted buyers that tell nobody who they were, by keys of which the first signs and all verify."""
-
-    def __init__(self, keys: Sequence[bytes]) -> None:
-        self._keys = tuple(keys)
-
-    def digests(self, merchant_id: str, buyer: AccountKey) -> list[bytes]:
-        """Digest a buyer under every key, the signing one first, each field prefixed by its length."""
-        encoded = [part.encode() for part in (TOMBSTONE_DOMAIN, merchant_id, buyer.store_id, buyer.buyer_id)]
-        message = b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
-        return [hmac.digest(key, message, "sha256") for key in self._keys]
-
-    def signed(self, merchant_id: str, buyer: AccountKey) -> bytes:
-        """Digest a buyer under the signing key. Raises KEY_NOT_CONFIGURED where there is none."""
-        self.check_key()
-        return self.digests(merchant_id, buyer)[0]
-
-    def check_key(self) -> None:
-        """Raise KEY_NOT_CONFIGURED where there is no key to sign with."""
-        if not self._keys:
-            raise key_not_configured("POINTBOOK_CODE_KEYS", "to remember a redaction by")
-
-
 def customer_not_found(field: str) -> PointbookError:
-    """Tell that nobody is there by a field of the request."""
+    """Return the error for a field of the request that names no customer."""
     return PointbookError(
         Reason.CUSTOMER_NOT_FOUND, "The merchant has no such customer.", metadata={"field": field} if field else {}
     )
 
 
-def identifier_taken(paths: Sequence[str]) -> PointbookError:
-    """Tell by their paths which fields of the request name what somebody else has."""
+def group_not_found(group_id: str) -> PointbookError:
+    """Return the error for a user group that the merchant does not have."""
     return PointbookError(
-        Reason.IDENTIFIER_TAKEN,
-        "Something that the request gives belongs to another one already.",
-        metadata={"identifier": paths[0]},
-        violations=[FieldViolation(path, "belongs to another one already") for path in paths],
+        Reason.GROUP_NOT_FOUND, "The merchant has no such user group.", metadata={"group_id": group_id}
     )
 
 
-def customer_name(customer_id: str) -> str:
-    """Name a customer where a buyer whom nobody has registered may stand, too: ids have no spaces."""
+def identifier_taken(paths: Sequence[str]) -> PointbookError:
+    """Return the error for fields whose values another customer or group has."""
+    return PointbookError(
+        Reason.IDENTIFIER_TAKEN,
+        "An identifier in the request belongs to another customer or group.",
+        metadata={"identifier": paths[0]},
+        violations=[FieldViolation(path, "belongs to another customer or group") for path in paths],
+    )
+
+
+def customer_ref(customer_id: str) -> str:
+    """Return the stored reference to a customer; ids have no spaces."""
     return f"customer {customer_id}"
 
 
-def buyer_name(key: AccountKey) -> str:
-    """Name a buyer whom nobody has registered."""
+def buyer_ref(key: AccountKey) -> str:
+    """Return the stored reference to a buyer who belongs to no customer."""
     return f"buyer {key.store_id} {key.buyer_id}"
 
 
-def key_of_name(name: str) -> Key:
-    """Return the key that a customer's or a buyer's name was made of."""
-    kind, *ids = name.split(" ")
-    return Identifier(Kind.CUSTOMER_ID, *ids) if kind == "customer" else AccountKey(*ids)
+def key_of_ref(ref: str) -> CustomerKey:
+    """Return the key of a stored reference to a customer or a buyer."""
+    kind, *ids = ref.split(" ")
+    return Identifier(IdentifierKind.CUSTOMER_ID, *ids) if kind == "customer" else AccountKey(*ids)
 
 
 def new_customer_id() -> str:
-    """Make an id that no other server makes, for a customer that a webhook creates."""
+    """Return a random id for a customer that a webhook creates."""
     return f"c-{secrets.token_hex(12)}"
-
-
-def read_identifier(kind: Kind, text: str, default_region: str = "") -> Identifier | None:
-    """Return an identifier as it was given, or None where it has no valid form.
-
-    Invisible characters and surrounding blanks are dropped, and digits of every script are read, except in e-mail
-    addresses, where they make different mailboxes. Without a default region only the international form of a mobile
-    number ("+86…") is read.
-    """
-    if len(text) > PASTED_LENGTH_MAX:
-        return None
-    if kind is Kind.MOBILE:
-        phone = phones.read(text, default_region)
-        return None if phone is None else _identifier(kind, phone.key, phone.e164)
-    if kind is Kind.EMAIL:
-        address = emails.read(text)
-        return None if address is None else _identifier(kind, address.key, address.written)
-    value = ascii_digits(pasted(text))
-    return Identifier(kind, value) if _VALUE.fullmatch(value) else None
-
-
-def normalised(kind: Kind, text: str, default_region: str = "") -> str | None:
-    """Return what an identifier is compared by, or None where it has no valid form."""
-    found = read_identifier(kind, text, default_region)
-    return None if found is None else found.value
-
-
-def _identifier(kind: Kind, value: str, form: str) -> Identifier:
-    return Identifier(kind, value, written="" if form == value else form)
-
-
-def _form(kind: Kind, text: str) -> str | None:
-    found = read_identifier(kind, text)
-    return None if found is None else found.form

@@ -1,14 +1,16 @@
-"""Phone numbers: which are read, how they are sent to, and which forms are one number. Pure.
+"""Phone numbers: valid forms, the form for sending, and equivalent forms.
 
 Three countries have several forms of one number, and carriers and shops send all of them:
 
-- Argentina (+54): mobile numbers have a 9 behind the country code, and 15 behind the area code inside the country.
+- Argentina (+54): mobile numbers have a 9 after the country code, or 15 after the area code in national form.
   Fixed and mobile numbers share one plan of ten digits, so a number with and without the 9 has one owner.
-- Mexico (+52): mobile numbers had a 1 behind the country code until 2019, and 01, 044 or 045 inside the country.
-- Brazil (+55): mobile numbers of eight digits, which begin with 6, 8 or 9, got a 9 in front from 2012 to 2016. Those
-  that begin with 7 are left as they are: trunked radio got no 9, so that with a 9 they may be another subscriber's.
+- Mexico (+52): mobile numbers had a 1 after the country code until 2019, and 01, 044 or 045 in national form.
+- Brazil (+55): mobile numbers of eight digits, which begin with 6, 8 or 9, got a leading 9 from 2012 to 2016. Those
+  that begin with 7 stay unchanged: trunked radio got no 9, so with a 9 they may be another subscriber's.
 
 Renumberings that need a table of prefixes and dates (such as Ivory Coast 2021 or Benin 2024) are not supported.
+
+Source: docs/reference/customers.md#mobile-numbers
 """
 
 import re
@@ -21,13 +23,13 @@ from pointbook_common.text import phone_text
 
 LENGTH_MAX = 32
 _WRITTEN = re.compile(r"\(?\+? ?\(?[0-9][0-9 ().-]*")
-"""What a number may be written with: the library would also read letters as digits, and drop extensions."""
+"""The characters of a number: the library would also read letters as digits, and drop extensions."""
 _OLD_FORMS = {
     52: (re.compile(r"(?:0?1|04[45])([2-9][0-9]{9})"), r"\1"),
     54: (re.compile(r"90?(?=[0-9]{12}$)([0-9]{2,4}15[0-9]{6,8})|(9)0([1-8][0-9]{9})"), r"\1\2\3"),
     55: (re.compile(r"([1-9]{2})([689][0-9]{7})"), r"\g<1>9\2"),
 }
-"""By country code: how a mobile number was or is also written behind it, and what the library reads."""
+"""By country code: the old national form of a mobile number, and the form that the library reads."""
 _OTHER_FORMS = {
     "+52": (re.compile(r"\+52([2-9][0-9]{9})"), r"+521\1"),
     "+54": (re.compile(r"\+54([1-8][0-9]{9})"), r"+549\1"),
@@ -38,7 +40,7 @@ _MOBILE_TYPES = {PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE_OR_MOBILE}
 
 
 class Phone(NamedTuple):
-    """A number in the E.164 form that reaches it, and the key by which all of its forms are compared."""
+    """A number in the E.164 form for sending, and the key that all its forms share."""
 
     e164: str
     key: str
@@ -47,7 +49,7 @@ class Phone(NamedTuple):
 def read(text: str, default_region: str = "") -> Phone | None:
     """Return a phone number, or None if the text is not one.
 
-    Without a default region only the international form ("+86…") is read.
+    Without a default region, the text must have the international form ("+86…").
     """
     written = phone_text(text)
     if len(written) > LENGTH_MAX or not _WRITTEN.fullmatch(written):
@@ -62,16 +64,17 @@ def read(text: str, default_region: str = "") -> Phone | None:
 
 
 def forms(key: str) -> list[str]:
-    """Return the E.164 forms in which a number may be written whose key this is."""
+    """Return the E.164 forms of the number that has a key."""
     pattern, form = _OTHER_FORMS.get(key[:3], (None, ""))
     match = pattern.fullmatch(key) if pattern is not None else None
     return [key] if match is None else [key, match.expand(form)]
 
 
 def number_type(e164: str) -> int:
-    """Return the library's type of a number, FIXED_LINE_OR_MOBILE where it depends on a mobile digit.
+    """Return the library's type of a number.
 
-    Shops and people leave out Argentina's 9, and SMS reach mobile phones there without it.
+    The type is FIXED_LINE_OR_MOBILE if it depends on a mobile digit: people omit Argentina's 9, and SMS reach mobile
+    phones there without it.
     """
     number = phonenumbers.parse(e164)
     found = phonenumbers.number_type(number)
@@ -84,7 +87,7 @@ def number_type(e164: str) -> int:
 
 
 def _current(number: PhoneNumber) -> PhoneNumber:
-    """Return a mobile number in its country's current form, and any other one as it is."""
+    """Return a mobile number in its country's current form, others unchanged."""
     pattern, form = _OLD_FORMS.get(number.country_code or 0, (None, ""))
     match = pattern.fullmatch(phonenumbers.national_significant_number(number)) if pattern is not None else None
     if match is None:
@@ -94,7 +97,7 @@ def _current(number: PhoneNumber) -> PhoneNumber:
 
 
 def _without_mobile_token(number: PhoneNumber) -> PhoneNumber:
-    """Return a number without the digit by which its country marks mobile numbers for calls from abroad."""
+    """Return a number without its country's digit for mobile numbers."""
     token = phonenumbers.country_mobile_token(number.country_code or 0)
     national = phonenumbers.national_significant_number(number)
     if not token or not national.startswith(token):

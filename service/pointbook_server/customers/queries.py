@@ -1,11 +1,12 @@
-"""The SQL of customers, and how its rows are read.
+"""SQL of customers and user groups.
 
-A webhook first shares its store, and an erasure of the store excludes its webhooks. Every writer then locks customers,
-sorted. Then it takes buyers, locks the contacts that it wants or frees, and takes
-identifiers, each sorted; it frees what is left over last. So no two transactions wait for each other. A customer's lock
-guards all that belongs to the customer, claims included; only a redaction deletes claims of other customers, without
-it. A contact's lock guards its owner and keeps new claims away: a claim is only made under the lock of a contact that
-another customer owns.
+Lock order: a webhook locks its store FOR SHARE, and an erasure locks the store exclusively. Every writer then locks
+customers, assigns buyers, locks the contacts that it assigns or releases, assigns identifiers, each in sorted order,
+and releases keys last. So no two transactions wait for each other.
+
+The lock of a customer guards all keys and claims of the customer; only a redaction deletes claims of other customers
+without it. The lock of a contact guards its owner, and prevents new claims: a claim is only inserted under the lock of
+a contact that another customer owns.
 """
 
 import json
@@ -30,14 +31,14 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from pointbook_server.customers.model import (
     CONTACTS,
+    BuyerState,
     Customer,
     GroupKey,
+    GroupMember,
     Identifier,
-    Kind,
-    KnownBuyer,
-    Member,
+    IdentifierKind,
     UserGroup,
-    read_stamp,
+    parse_stamp,
 )
 from pointbook_server.db.database import Row, Statement
 from pointbook_server.db.tables import customer_buyers, customer_identifiers, customers, user_group_members, user_groups
@@ -49,7 +50,7 @@ BUYER = customer_buyers.c
 GROUP = user_groups.c
 MEMBER = user_group_members.c
 MERCHANT: BindParameter[Any] = bindparam("merchant_id")
-NOTHING: ColumnClause[Any] = literal_column("'[]'::json")
+EMPTY_ARRAY: ColumnClause[Any] = literal_column("'[]'::json")
 IDENTIFIER_ARRAYS = ", ".join(f"CAST(:{name} AS text[])" for name in ("values", "kinds", "sources", "account_ids"))
 IDENTIFIERS = f"unnest({IDENTIFIER_ARRAYS}) AS v (value, kind, source, account_id)"
 WRITTEN_IDENTIFIERS = (
@@ -63,17 +64,17 @@ def _statement(sql: str) -> Statement:
 
 
 def _arrays(table: Any, *columns: Any) -> ScalarSelect[Any]:
-    """Gather a customer's rows of a table as one JSON array of arrays."""
-    gathered = func.coalesce(func.json_agg(func.json_build_array(*columns)), NOTHING)
-    is_theirs = and_(table.c.customer_id == CUSTOMER.customer_id, table.c.merchant_id == CUSTOMER.merchant_id)
-    return select(gathered).where(is_theirs).correlate(customers).scalar_subquery()
+    """Return a subquery that aggregates a customer's rows of a table as a JSON array."""
+    aggregated = func.coalesce(func.json_agg(func.json_build_array(*columns)), EMPTY_ARRAY)
+    is_of_customer = and_(table.c.customer_id == CUSTOMER.customer_id, table.c.merchant_id == CUSTOMER.merchant_id)
+    return select(aggregated).where(is_of_customer).correlate(customers).scalar_subquery()
 
 
 BUYERS_OF_CUSTOMER = _arrays(customer_buyers, BUYER.store_id, BUYER.buyer_id)
 
 
-def _find(is_wanted: ColumnElement[bool]) -> Statement:
-    """Read customers with all that belongs to them, in one statement, whatever they are found by."""
+def _find(condition: ColumnElement[bool]) -> Statement:
+    """Return a statement that reads customers with all their keys."""
     own = _arrays(
         customer_identifiers,
         IDENTIFIER.kind,
@@ -84,7 +85,7 @@ def _find(is_wanted: ColumnElement[bool]) -> Statement:
         IDENTIFIER.since_ms,
     ).label("identifiers")
     return Statement(
-        select(customers, own, BUYERS_OF_CUSTOMER.label("buyers")).where(is_wanted, CUSTOMER.merchant_id == MERCHANT)
+        select(customers, own, BUYERS_OF_CUSTOMER.label("buyers")).where(condition, CUSTOMER.merchant_id == MERCHANT)
     )
 
 
@@ -118,7 +119,7 @@ LOCK_CUSTOMERS = _statement("""
     WHERE customer_id = ANY(CAST(:customer_ids AS text[])) AND merchant_id = :merchant_id
     ORDER BY customer_id FOR UPDATE
 """)
-LOCK_FREE_CUSTOMERS = _statement("""
+LOCK_UNLOCKED_CUSTOMERS = _statement("""
     SELECT customer_id FROM customers
     WHERE customer_id = ANY(CAST(:customer_ids AS text[])) AND merchant_id = :merchant_id
     ORDER BY customer_id FOR UPDATE SKIP LOCKED
@@ -134,11 +135,11 @@ UPDATE_CUSTOMER = _statement("""
         language = :language, fraud_blocked = :fraud_blocked, revision = revision + 1, updated_at_ms = :now_ms
     WHERE customer_id = :customer_id AND merchant_id = :merchant_id
 """)
-COUNT_CUSTOMER_CHANGES = _statement("""
+INCREMENT_CUSTOMER_REVISIONS = _statement("""
     UPDATE customers SET revision = revision + 1, updated_at_ms = :now_ms
     WHERE customer_id = ANY(CAST(:customer_ids AS text[])) AND merchant_id = :merchant_id
 """)
-# Each is looked up by itself, whatever a plan expects: OFFSET keeps the look-up from being merged into a join.
+# One index look-up for each identifier: OFFSET prevents the planner from merging the subquery into a join.
 READ_IDENTIFIER_OWNERS = _statement(f"""
     SELECT i.* FROM {IDENTIFIERS} CROSS JOIN LATERAL (
         SELECT kind, value, source, account_id, customer_id FROM customer_identifiers
@@ -153,7 +154,7 @@ READ_BUYER_OWNERS = _statement(f"""
             AND customer_id IS NOT NULL OFFSET 0
     ) AS b
 """)
-# In the order of the arrays.
+# Locks in the order of the arrays.
 LOCK_IDENTIFIERS = _statement(f"""
     SELECT i.* FROM {IDENTIFIERS} CROSS JOIN LATERAL (
         SELECT kind, value, source, account_id FROM customer_identifiers
@@ -161,25 +162,25 @@ LOCK_IDENTIFIERS = _statement(f"""
             AND merchant_id = :merchant_id OFFSET 0 FOR UPDATE
     ) AS i
 """)
-# A conflict is no error here, so that the database's own log never quotes an identifier.
-TAKE_IDENTIFIERS = _statement(f"""
+# A conflict raises no error, so that the log of the database never quotes an identifier.
+ASSIGN_IDENTIFIERS = _statement(f"""
     INSERT INTO customer_identifiers (value, kind, source, account_id, merchant_id, customer_id, since_ms, written)
     SELECT value, kind, source, account_id, :merchant_id, :customer_id, CAST(:since_ms AS bigint), nullif(written, '')
     FROM {WRITTEN_IDENTIFIERS} ORDER BY value, kind, source, account_id
     ON CONFLICT DO NOTHING RETURNING kind, value, source, account_id
 """)
-RESPELL_IDENTIFIERS = _statement(f"""
+REWRITE_IDENTIFIERS = _statement(f"""
     UPDATE customer_identifiers AS i SET written = nullif(v.written, '') FROM {WRITTEN_IDENTIFIERS}
     WHERE i.value = v.value AND i.kind = v.kind AND i.source = v.source AND i.account_id = v.account_id
         AND i.customer_id = :customer_id AND i.merchant_id = :merchant_id
 """)
-TAKE_BUYERS = _statement(f"""
+ASSIGN_BUYERS = _statement(f"""
     INSERT INTO customer_buyers (buyer_id, store_id, merchant_id, customer_id)
     SELECT buyer_id, store_id, :merchant_id, :customer_id FROM {BUYERS} ORDER BY store_id, buyer_id
     ON CONFLICT (buyer_id, store_id, merchant_id) DO UPDATE SET customer_id = excluded.customer_id
     WHERE customer_buyers.customer_id IS NULL RETURNING store_id, buyer_id
 """)
-FREE_IDENTIFIERS = _statement(f"""
+RELEASE_IDENTIFIERS = _statement(f"""
     DELETE FROM customer_identifiers AS i USING {IDENTIFIERS}
     WHERE i.value = v.value AND i.kind = v.kind AND i.source = v.source AND i.account_id = v.account_id
         AND i.customer_id = :customer_id AND i.merchant_id = :merchant_id
@@ -189,7 +190,7 @@ LOCK_BUYERS = _statement(f"""
     JOIN customer_buyers AS b ON b.buyer_id = v.buyer_id AND b.store_id = v.store_id
     WHERE b.merchant_id = :merchant_id ORDER BY b.store_id, b.buyer_id FOR UPDATE OF b
 """)
-FREE_BUYERS = _statement(f"""
+RELEASE_BUYERS = _statement(f"""
     UPDATE customer_buyers AS b SET customer_id = NULL FROM {BUYERS}
     WHERE b.buyer_id = v.buyer_id AND b.store_id = v.store_id
         AND b.customer_id = :customer_id AND b.merchant_id = :merchant_id
@@ -214,7 +215,7 @@ DELETE_CLAIMS = _statement("""
     DELETE FROM customer_claims
     WHERE customer_id = :customer_id AND kind = ANY(CAST(:kinds AS text[])) AND merchant_id = :merchant_id
 """)
-# Of all stores: a webhook's store is not signed, so that a copy of one may have come for another store.
+# In all stores: the store of a webhook is not signed, so a copy may have arrived for another store.
 DELETE_CLAIMS_UNTIL = _statement("""
     DELETE FROM customer_claims
     WHERE buyer_id = ANY(CAST(:buyer_ids AS text[])) AND merchant_id = :merchant_id AND at_ms <= :until_ms
@@ -224,7 +225,7 @@ DELETE_CLAIMS_OF_BUYERS = _statement(f"""
     WHERE c.customer_id = :customer_id AND c.merchant_id = :merchant_id
         AND c.store_id = v.store_id AND c.buyer_id = v.buyer_id
 """)
-READ_HEIRS = _statement(f"""
+READ_CLAIMANTS = _statement(f"""
     SELECT v.kind, v.value, v.source, v.account_id, c.customer_id, c.written FROM {IDENTIFIERS} CROSS JOIN LATERAL (
         SELECT customer_id, written FROM customer_claims
         WHERE value = v.value AND kind = v.kind AND merchant_id = :merchant_id
@@ -244,11 +245,11 @@ _OWN_STORES = """
     SELECT store_id FROM stores
     WHERE store_id = ANY(CAST(:store_ids AS text[])) AND merchant_id = :merchant_id
 """
-# Other merchants' stores are not locked: a caller that waited would learn that they exist, and delay their owner.
-KEEP_STORES = _statement(f"{_OWN_STORES} FOR KEY SHARE")
-# Until it is committed, so that no erasure of the store misses what a webhook is writing.
+# Other merchants' stores are not locked: waiting would reveal that they exist, and delay their owner.
+LOCK_STORE_KEYS = _statement(f"{_OWN_STORES} FOR KEY SHARE")
+# The lock makes an erasure of the store wait until the webhook has committed, so that it misses nothing.
 SHARE_STORES = _statement(f"{_OWN_STORES} FOR SHARE")
-# A store that is registered stays as it is.
+# A registered store is not changed.
 REGISTER_STORE = _statement("""
     INSERT INTO stores (store_id, merchant_id, shop_domain, display_name, revision, updated_at_ms)
     VALUES (:store_id, :merchant_id, '', '', 1, :now_ms) ON CONFLICT DO NOTHING
@@ -257,7 +258,7 @@ READ_BUYER = _statement("""
     SELECT customer_id FROM customer_buyers
     WHERE buyer_id = :buyer_id AND store_id = :store_id AND merchant_id = :merchant_id
 """)
-OPEN_BUYER = _statement("""
+INSERT_BUYER = _statement("""
     INSERT INTO customer_buyers (buyer_id, store_id, merchant_id) VALUES (:buyer_id, :store_id, :merchant_id)
     ON CONFLICT DO NOTHING
 """)
@@ -265,8 +266,8 @@ STAMP_BUYER = _statement("""
     UPDATE customer_buyers SET mobile_as_of = :mobile_as_of, email_as_of = :email_as_of
     WHERE buyer_id = :buyer_id AND store_id = :store_id AND merchant_id = :merchant_id
 """)
-# Nothing is left to say of a buyer whom nobody owns.
-CLOSE_BUYER = _statement("""
+# A row without owner and stamps holds no information.
+DELETE_EMPTY_BUYER = _statement("""
     DELETE FROM customer_buyers
     WHERE buyer_id = :buyer_id AND store_id = :store_id AND merchant_id = :merchant_id
         AND customer_id IS NULL AND mobile_as_of IS NULL AND email_as_of IS NULL
@@ -307,7 +308,7 @@ READ_TOMBSTONE = _statement("""
         (SELECT max(begun_at_ms) FROM store_erasures WHERE store_id = :store_id AND merchant_id = :merchant_id)
     ) AS redacted_at_ms
 """)
-# A redacted customer keeps their buyers, which are then no longer personal data.
+# A redacted customer still owns their buyers, which are then not personal data.
 HAS_PERSONAL_DATA = """
     b.store_id = :store_id AND b.merchant_id = :merchant_id AND b.buyer_id > :after AND (
         b.customer_id IS NULL OR b.mobile_as_of IS NOT NULL OR b.email_as_of IS NOT NULL
@@ -337,7 +338,7 @@ READ_STORE_BUYERS = _statement(f"""
     ORDER BY b.buyer_id LIMIT :limit
 """)
 COUNT_STORE_BUYERS = _statement(f"SELECT count(*) AS buyers FROM customer_buyers AS b WHERE {HAS_PERSONAL_DATA}")
-LEAVE_TOMBSTONES = _statement("""
+WRITE_TOMBSTONES = _statement("""
     INSERT INTO customer_tombstones (digest, merchant_id, redacted_at_ms)
     SELECT digest, :merchant_id, :redacted_at_ms FROM unnest(CAST(:digests AS bytea[])) AS v (digest) ORDER BY digest
     ON CONFLICT (digest, merchant_id) DO UPDATE
@@ -345,8 +346,8 @@ LEAVE_TOMBSTONES = _statement("""
 """)
 
 
-def _find_group(is_wanted: ColumnElement[bool]) -> Statement:
-    """Read a group with its members and their buyers, in one statement, whatever it is found by."""
+def _find_group(condition: ColumnElement[bool]) -> Statement:
+    """Return a statement that reads groups with their members and their buyers."""
     members = (
         select(
             func.json_agg(
@@ -366,7 +367,7 @@ def _find_group(is_wanted: ColumnElement[bool]) -> Statement:
         .scalar_subquery()
     )
     labelled: Label[Any] = members.label("members")
-    return Statement(select(user_groups, labelled).where(is_wanted, GROUP.merchant_id == MERCHANT))
+    return Statement(select(user_groups, labelled).where(condition, GROUP.merchant_id == MERCHANT))
 
 
 FIND_GROUP = {
@@ -386,7 +387,7 @@ LOCK_GROUPS = _statement("""
     WHERE group_id = ANY(CAST(:group_ids AS text[])) AND merchant_id = :merchant_id
     ORDER BY group_id FOR UPDATE
 """)
-READ_RIVAL_GROUPS = _statement("""
+READ_CONFLICTING_GROUPS = _statement("""
     SELECT external_id, primary_customer_id FROM user_groups
     WHERE merchant_id = :merchant_id AND group_id <> :group_id
         AND (external_id = :external_id OR primary_customer_id = :primary_customer_id)
@@ -405,22 +406,24 @@ INSERT_MEMBERS = _statement("""
     ) AS v (customer_id, can_redeem, blocked, is_default)
     ON CONFLICT DO NOTHING
 """)
-TAKE_DEFAULT_MARKS = _statement("""
+CLEAR_OTHER_DEFAULTS = _statement("""
     UPDATE user_group_members SET is_default = false
     WHERE customer_id = ANY(CAST(:customer_ids AS text[])) AND merchant_id = :merchant_id
         AND group_id <> :group_id AND is_default
     RETURNING group_id
 """)
-# It is another state of those groups, too.
-COUNT_GROUP_CHANGES = _statement("""
+# Clearing a default changes those groups, too.
+INCREMENT_GROUP_REVISIONS = _statement("""
     UPDATE user_groups SET revision = revision + 1, updated_at_ms = :now_ms
     WHERE group_id = ANY(CAST(:group_ids AS text[])) AND merchant_id = :merchant_id
 """)
 
 
 def read_customer(row: Row) -> Customer:
-    """Read a row of the statements that find a customer; what belongs to them comes in one order always."""
-    since_ms = {Identifier(Kind(kind), *names): since for kind, *names, since in json.loads(row.identifiers)}
+    """Return the customer of a row, with identifiers and buyers sorted."""
+    since_ms = {
+        Identifier(IdentifierKind(kind), *columns): since for kind, *columns, since in json.loads(row.identifiers)
+    }
     return Customer(
         merchant_id=row.merchant_id,
         customer_id=row.customer_id,
@@ -436,7 +439,7 @@ def read_customer(row: Row) -> Customer:
 
 
 def read_group(row: Row) -> UserGroup:
-    """Read a row of the statements that find a group, its members sorted by their ids."""
+    """Return the user group of a row, with members sorted by id."""
     return UserGroup(
         merchant_id=row.merchant_id,
         group_id=row.group_id,
@@ -447,18 +450,18 @@ def read_group(row: Row) -> UserGroup:
     )
 
 
-def read_buyer(row: Row) -> tuple[AccountKey, KnownBuyer]:
-    """Read a row of LOCK_BUYERS."""
-    as_of = {Kind.MOBILE: read_stamp(row.mobile_as_of), Kind.EMAIL: read_stamp(row.email_as_of)}
-    return AccountKey(row.store_id, row.buyer_id), KnownBuyer(row.customer_id, as_of)
+def read_buyer(row: Row) -> tuple[AccountKey, BuyerState]:
+    """Return the buyer of a row, and their state."""
+    as_of = {IdentifierKind.MOBILE: parse_stamp(row.mobile_as_of), IdentifierKind.EMAIL: parse_stamp(row.email_as_of)}
+    return AccountKey(row.store_id, row.buyer_id), BuyerState(row.customer_id, as_of)
 
 
-def _read_member(*columns: Any) -> Member:
+def _read_member(*columns: Any) -> GroupMember:
     customer_id, can_redeem, blocked, is_default, fraud_blocked, buyers = columns
-    return Member(customer_id, can_redeem, blocked, is_default, fraud_blocked, _read_buyers(buyers))
+    return GroupMember(customer_id, can_redeem, blocked, is_default, fraud_blocked, _read_buyers(buyers))
 
 
-def _customer_id(member: Member) -> str:
+def _customer_id(member: GroupMember) -> str:
     return member.customer_id
 
 

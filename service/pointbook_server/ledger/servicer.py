@@ -65,10 +65,10 @@ log = structlog.get_logger()
 class Programs(Protocol):
     """Where stores and programs are kept."""
 
-    async def store(self, merchant_id: str, store_id: str) -> tuple[Store, int]:
+    async def read_store(self, merchant_id: str, store_id: str) -> tuple[Store, int]:
         """Read one store and its revision. Raises STORE_NOT_FOUND."""
 
-    async def program(self, merchant_id: str, program_id: int) -> tuple[Program, int] | None:
+    async def read_program(self, merchant_id: str, program_id: int) -> tuple[Program, int] | None:
         """Read one program and its revision."""
 
 
@@ -183,7 +183,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         if not isinstance(error, PointbookError):
             log.error("internal error", exc_info=error)
             error = PointbookError(Reason.INTERNAL, "Something broke on our side; the log has the cause.")
-        error = current_principal.get().visible(error)
+        error = current_principal.get().visible_error(error)
         number: int = self._grpc_code(error.reason).value[0]
         return points_pb2.UpdateError(
             code=number,
@@ -300,9 +300,9 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
     async def _store_ids(self, request: points_pb2.ListExpiringPointsRequest) -> tuple[str, ...]:
         """Return the stores that a request names. Raises STORE_NOT_FOUND and PROGRAM_NOT_FOUND."""
         if request.HasField("store_id"):
-            await self._programs.store(request.merchant_id, request.store_id)
+            await self._programs.read_store(request.merchant_id, request.store_id)
             return (request.store_id,)
-        found = await self._programs.program(request.merchant_id, request.program_id)
+        found = await self._programs.read_program(request.merchant_id, request.program_id)
         if found is None:
             raise program_not_found(request.program_id)
         program, _ = found

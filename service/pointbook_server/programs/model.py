@@ -1,20 +1,23 @@
-"""Stores and programs: by which rules a merchant's points are redeemed."""
+"""Stores and loyalty programs.
+
+Source: docs/reference/redemption.md#merchants-stores-and-programs
+"""
 
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 
+from pointbook_common.durations import HOUR_MS, SECOND_MS
 from pointbook_server.errors import PointbookError, Reason
 
-DEFAULT_SETTLEMENT_WINDOW_MS = 72 * 60 * 60 * 1_000
-ERASURE_DUE_MS = 30 * 24 * 60 * 60 * 1_000
+DEFAULT_SETTLEMENT_WINDOW_MS = 72 * HOUR_MS
 DEFAULT_CODE_LIFE_SECONDS = 300
 DEFAULT_CODE_LENGTH = 6
 DEFAULT_TIME_ZONE = "UTC"
 
 
 class Channel(StrEnum):
-    """How a customer proves that it is them."""
+    """How customers receive or confirm a validation code."""
 
     SMS = "SMS"
     EMAIL = "EMAIL"
@@ -22,7 +25,7 @@ class Channel(StrEnum):
 
 
 class PhoneNumberType(StrEnum):
-    """What a phone number is for, by the names that phonenumbers gives its types."""
+    """The type of a phone number, by the names of the phonenumbers library."""
 
     FIXED_LINE = "FIXED_LINE"
     MOBILE = "MOBILE"
@@ -54,7 +57,10 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Criteria:
-    """The limits of redemptions in points; None does not limit."""
+    """The limits of redemptions in points; None is no limit.
+
+    Source: docs/reference/redemption.md#criteria
+    """
 
     multiples_of: int | None = None
     min_points_per_redemption: int | None = None
@@ -67,8 +73,11 @@ class Criteria:
 
 
 @dataclass(frozen=True, slots=True)
-class Validation:
-    """How customers prove that it is them. Zero and empty values stand for the defaults that `Program` gives."""
+class ValidationSettings:
+    """How customers prove their identity.
+
+    Zero and empty values mean the defaults that programs.proto states.
+    """
 
     required: bool = False
     allow_skip: bool = False
@@ -83,28 +92,28 @@ class Validation:
 
     @property
     def enabled_channels(self) -> tuple[Channel, ...]:
-        """The channels, the preferred one first."""
+        """The channels, in order of preference."""
         return self.channels or DEFAULT_CHANNELS
 
     @property
     def sms_number_types_or_default(self) -> tuple[PhoneNumberType, ...]:
-        """The types of numbers that codes are sent to by SMS."""
+        """The types of phone numbers to which codes are sent by SMS."""
         return self.sms_number_types or DEFAULT_SMS_NUMBER_TYPES
 
     @property
     def code_length_or_default(self) -> int:
-        """How many characters a code has."""
+        """The number of characters of a code."""
         return self.code_length or DEFAULT_CODE_LENGTH
 
     @property
     def code_life_ms(self) -> int:
         """How long a code is valid, in milliseconds."""
-        return (self.code_life_seconds or DEFAULT_CODE_LIFE_SECONDS) * 1_000
+        return (self.code_life_seconds or DEFAULT_CODE_LIFE_SECONDS) * SECOND_MS
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A loyalty program: the stores that it covers, and its rules."""
+    """A loyalty program: its stores and its rules of redemption."""
 
     merchant_id: str
     program_id: int
@@ -125,69 +134,16 @@ class Program:
     settlement_window_ms: int = 0
     settlement_lead_ms: int | None = None
     settlement_scenes: tuple[str, ...] = ()
-    validation: Validation = Validation()
+    validation: ValidationSettings = ValidationSettings()
 
 
 def language_key(tag: str) -> str:
-    """Return a language tag in the form that is compared: in lower case, with - for _."""
+    """Return the form in which language tags are compared: zh-tw for zh_TW."""
     return tag.lower().replace("_", "-")
 
 
-class ErasureOutcome(StrEnum):
-    """What became of a request to erase a store: the names of programs.proto."""
-
-    REQUESTED = "REQUESTED"
-    ALREADY_REQUESTED = "ALREADY_REQUESTED"
-    ALREADY_ERASED = "ALREADY_ERASED"
-
-
-@dataclass(frozen=True, slots=True)
-class StoreErasure:
-    """A request to erase the personal data of a store's customers."""
-
-    event_id: str
-    merchant_id: str
-    store_id: str
-    requested_at_ms: int
-    due_at_ms: int
-    begun_at_ms: int | None = None
-    erased_to: str = ""
-    closed_at_ms: int | None = None
-    reason: str = ""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the erasure has not been completed."""
-        return self.closed_at_ms is None
-
-    def begun_before(self, request: "StoreErasure") -> bool:
-        """Return whether the erasure began before another request, whose newer data it may have passed."""
-        return self.begun_at_ms is not None and self.begun_at_ms < request.requested_at_ms
-
-    def covers(self, request: "StoreErasure") -> bool:
-        """Return whether another request needs no erasure of its own.
-
-        An open one will answer it, and a closed one has if the erasure began after the request, or was the same.
-        """
-        return self.is_open or self.event_id == request.event_id or (self.begun_at_ms or 0) >= request.requested_at_ms
-
-
-@dataclass(frozen=True, slots=True)
-class ErasureProgress:
-    """How far an erasure has come: how many buyers it has erased, and how much is left to look at."""
-
-    erasure: StoreErasure
-    erased: int
-    remaining: int
-
-
-def new_erasure(event_id: str, merchant_id: str, store_id: str, requested_at_ms: int) -> StoreErasure:
-    """Build a request, which is due 30 days later. Source: SHOPLINE facts, Customer topics."""
-    return StoreErasure(event_id, merchant_id, store_id, requested_at_ms, requested_at_ms + ERASURE_DUE_MS)
-
-
 def program_not_found(program_id: int) -> PointbookError:
-    """Tell that the merchant has no such program."""
+    """Return the error for a program that the merchant does not have."""
     return PointbookError(
         Reason.PROGRAM_NOT_FOUND, "The merchant has no such program.", metadata={"program_id": str(program_id)}
     )

@@ -6,14 +6,14 @@ from decimal import Decimal
 
 from pointbook_server.customers.model import (
     Customer,
+    CustomerKey,
     GroupKey,
     Identifier,
-    Key,
     UserGroup,
-    buyer_name,
-    customer_name,
-    normalised,
+    buyer_ref,
+    customer_ref,
 )
+from pointbook_server.customers.rules import normalize_identifier
 from pointbook_server.errors import Reason
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import Channel, Program
@@ -52,7 +52,7 @@ class RedemptionRequest:
 
     merchant_id: str
     identifier: str
-    key: Key | None
+    key: CustomerKey | None
     program_id: int
     points: int
     currency_value: Decimal | None
@@ -60,14 +60,14 @@ class RedemptionRequest:
     group: GroupRef | None
     channel: Channel | None
 
-    def normalised_key(self, program: Program | None) -> Key | None:
+    def normalised_key(self, program: Program | None) -> CustomerKey | None:
         """Return the key in its stored form; None if it is malformed.
 
         National phone numbers are read in the program's region.
         """
         if self.key is None or isinstance(self.key, AccountKey):
             return self.key
-        value = normalised(self.key.kind, self.key.value, "" if program is None else program.default_region)
+        value = normalize_identifier(self.key.kind, self.key.value, "" if program is None else program.default_region)
         return None if value is None else replace(self.key, value=value)
 
 
@@ -84,7 +84,7 @@ class RedemptionContext:
     now_ms: int
     program: Program | None
     other_programs: tuple[Program, ...]
-    key: Key | None
+    key: CustomerKey | None
     customer: Customer | None
     is_own_store: bool
     group: UserGroup | None
@@ -98,9 +98,9 @@ class RedemptionContext:
     def redeemer(self) -> str:
         """The unique name of the customer or buyer who redeems; empty if there is none."""
         if self.customer is not None:
-            return customer_name(self.customer.customer_id)
+            return customer_ref(self.customer.customer_id)
         if isinstance(self.key, AccountKey) and self.is_own_store:
-            return buyer_name(self.key)
+            return buyer_ref(self.key)
         return ""
 
     @property
@@ -111,7 +111,7 @@ class RedemptionContext:
         """
         if self.customer is None:
             return [self.redeemer] if self.redeemer else []
-        return [self.redeemer, *map(buyer_name, self.customer.buyers)]
+        return [self.redeemer, *map(buyer_ref, self.customer.buyers)]
 
     @property
     def account_keys(self) -> set[AccountKey]:
@@ -131,7 +131,7 @@ class RedemptionContext:
         return sum(self.accounts.get(source.key, NO_ACCOUNT).points_at(self.now_ms).active for source in sources)
 
 
-def own_sources(key: Key | None, customer: Customer | None) -> list[SourceAccount]:
+def own_sources(key: CustomerKey | None, customer: Customer | None) -> list[SourceAccount]:
     """Return the redeemer's own accounts, in every store."""
     if customer is not None:
         return [SourceAccount(buyer, customer.customer_id) for buyer in customer.buyers]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from typing import Protocol
 
-from pointbook_server.customers.model import Customer, GroupKey, Identifier, Key, UserGroup, normalised
+from pointbook_server.customers.model import Customer, CustomerKey, GroupKey, Identifier, UserGroup
+from pointbook_server.customers.rules import normalize_identifier
 from pointbook_server.db.database import Connection
 from pointbook_server.ledger.holds import Hold
 from pointbook_server.ledger.model import Account, AccountKey, Expiry
@@ -34,13 +35,13 @@ BOOKINGS_MAX = 100
 class CustomerRepository(Protocol):
     """The part of a merchant's customers that redemption reads."""
 
-    async def find_all(self, keys: Collection[Key]) -> dict[Key, Customer]:
+    async def find_all(self, keys: Collection[CustomerKey]) -> dict[CustomerKey, Customer]:
         """Return the customers that keys belong to."""
 
-    async def group(self, by: GroupKey, key: str) -> UserGroup | None:
+    async def find_group(self, by: GroupKey, key: str) -> UserGroup | None:
         """Return a group with its members and their buyers; None if there is none."""
 
-    async def groups(self, group_ids: Collection[str]) -> dict[str, UserGroup]:
+    async def find_groups(self, group_ids: Collection[str]) -> dict[str, UserGroup]:
         """Return groups by their ids, with their members and their buyers."""
 
     async def lock(self, customer_ids: Iterable[str]) -> set[str]:
@@ -57,7 +58,7 @@ class Programs(Protocol):
     async def read(self, connection: Connection, merchant_id: str, program_ids: Collection[int]) -> dict[int, Program]:
         """Return those of the programs that the merchant has."""
 
-    async def allowing(self, connection: Connection, merchant_id: str) -> list[Program]:
+    async def read_cross_program(self, connection: Connection, merchant_id: str) -> list[Program]:
         """Return the merchant's programs whose points may be redeemed in other programs."""
 
     async def own_stores(self, connection: Connection, merchant_id: str, store_ids: Collection[str]) -> set[str]:
@@ -174,7 +175,7 @@ class ContextLoader:
         """Return the programs that others may draw on, if a request may do so."""
         crossing = (requested.get(request.program_id) for request in requests if request.group_redemption)
         if any(program is not None and program.allow_cross_program_redemption for program in crossing):
-            return await self._programs.allowing(connection, merchant_id)
+            return await self._programs.read_cross_program(connection, merchant_id)
         return []
 
     async def _with_stores(
@@ -211,14 +212,16 @@ async def _select_groups(
     """Return the group that each selector selects."""
     if selectors is None:
         return []
-    selected = [await customers.group(by, key) for by, key in selectors.keys]
+    selected = [await customers.find_group(by, key) for by, key in selectors.keys]
     if selectors.primary is not None:
         primary_id = await _find_customer_id(customers, selectors.primary, program)
-        selected.append(None if primary_id is None else await customers.group(GroupKey.PRIMARY_CUSTOMER, primary_id))
+        selected.append(
+            None if primary_id is None else await customers.find_group(GroupKey.PRIMARY_CUSTOMER, primary_id)
+        )
     if selectors.use_default:
         customer_id = None if customer is None else customer.customer_id
         selected.append(
-            None if customer_id is None else await customers.group(GroupKey.DEFAULT_OF_CUSTOMER, customer_id)
+            None if customer_id is None else await customers.find_group(GroupKey.DEFAULT_OF_CUSTOMER, customer_id)
         )
     return selected
 
@@ -226,7 +229,7 @@ async def _select_groups(
 async def _find_customer_id(
     customers: CustomerRepository, identifier: Identifier, program: Program | None
 ) -> str | None:
-    value = normalised(identifier.kind, identifier.value, "" if program is None else program.default_region)
+    value = normalize_identifier(identifier.kind, identifier.value, "" if program is None else program.default_region)
     if value is None:
         return None
     key = replace(identifier, value=value)

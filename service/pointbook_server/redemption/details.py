@@ -7,7 +7,7 @@ accounts. Only an account whose row no longer shows its active points takes more
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from pointbook_server.customers.model import key_of_name
+from pointbook_server.customers.model import key_of_ref
 from pointbook_server.db.database import Connection
 from pointbook_server.redemption import queries
 from pointbook_server.redemption.allocation import SourceAccount
@@ -71,12 +71,12 @@ class DetailsLoader:
         """Return the accounts that each content could draw on now."""
         programs = await self._programs.read(connection, merchant_id, {content.program_id for content in contents})
         crosses = any(content.group_redemption for content in contents)
-        allowing = await self._programs.allowing(connection, merchant_id) if crosses else []
+        allowing = await self._programs.read_cross_program(connection, merchant_id) if crosses else []
         customers = self._open_customers(connection, merchant_id)
-        keys = {content.redeemer: key_of_name(content.redeemer) for content in contents}
+        keys = {content.redeemer: key_of_ref(content.redeemer) for content in contents}
         found = await customers.find_all(set(keys.values()))
         group_ids = {content.group_id for content in contents if content.group_id}
-        groups = await customers.groups(group_ids) if group_ids else {}
+        groups = await customers.find_groups(group_ids) if group_ids else {}
         sources = {}
         for content in contents:
             program, key = programs.get(content.program_id), keys[content.redeemer]
@@ -93,7 +93,7 @@ def _to_request(merchant_id: str, content: IdempotencyContent) -> RedemptionRequ
     return RedemptionRequest(
         merchant_id=merchant_id,
         identifier="",
-        key=key_of_name(content.redeemer),
+        key=key_of_ref(content.redeemer),
         program_id=content.program_id,
         points=content.points,
         currency_value=None,

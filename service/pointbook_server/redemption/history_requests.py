@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pointbook.v1 import redemption_pb2
-from pointbook_server.customers.model import Key
+from pointbook_server.customers.model import CustomerKey
 from pointbook_server.rpc import pagination
 from pointbook_server.rpc.request_fields import TIME_MS_MAX, TIME_MS_MIN, Fields
 
@@ -30,7 +30,9 @@ class PageRequest:
     scope: tuple[object, ...]
 
 
-def read_window(fields: Fields, name: str, request: HistoryRequest, key: Key | None, *filters: object) -> HistoryWindow:
+def read_window(
+    fields: Fields, name: str, request: HistoryRequest, key: CustomerKey | None, *filters: object
+) -> HistoryWindow:
     """Read the time range and the page size of a list."""
     fields.identifier("merchant_id", request.merchant_id)
     start_ms = fields.time_ms("start_time", request.start_time) if request.HasField("start_time") else TIME_MS_MIN
@@ -40,7 +42,7 @@ def read_window(fields: Fields, name: str, request: HistoryRequest, key: Key | N
 
 
 def read_page_request(
-    fields: Fields, name: str, request: PagedRequest, key: Key | None, *filters: object
+    fields: Fields, name: str, request: PagedRequest, key: CustomerKey | None, *filters: object
 ) -> PageRequest:
     """Read a page of a list.
 

@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.access.model import Principal, Scope
-from pointbook_server.customers.model import GroupKey, Identifier, Key, Kind, key_of_name
+from pointbook_server.customers.model import CustomerKey, GroupKey, Identifier, IdentifierKind, key_of_ref
 from pointbook_server.ledger.model import POINTS_MAX, AccountKey, Expiry
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.assessment import (
@@ -25,7 +25,7 @@ from pointbook_server.redemption.customer_validation import ValidationEvidence
 from pointbook_server.redemption.model import Redemption, RedemptionDetails, RedemptionState, StoredReversal
 from pointbook_server.redemption.violations import REDEEMABLE, Violation
 from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, Fields, to_decimal_text, to_timestamp
-from pointbook_server.validation_codes.model import normalised_code
+from pointbook_server.validation_codes.code_format import normalize_code
 
 CODE_LENGTH_MAX = 32
 REFERENCE_LENGTH_MAX = 128
@@ -45,11 +45,11 @@ STATES = {
 }
 STATES_BY_NUMBER = {number: state for state, number in STATES.items()}
 IDENTIFIER_KINDS = {
-    "mobile": Kind.MOBILE,
-    "email": Kind.EMAIL,
-    "external_id": Kind.EXTERNAL_ID,
-    "card_number": Kind.CARD_NUMBER,
-    "card_external_id": Kind.CARD_EXTERNAL_ID,
+    "mobile": IdentifierKind.MOBILE,
+    "email": IdentifierKind.EMAIL,
+    "external_id": IdentifierKind.EXTERNAL_ID,
+    "card_number": IdentifierKind.CARD_NUMBER,
+    "card_external_id": IdentifierKind.CARD_EXTERNAL_ID,
 }
 USER_SOURCES = dict(identity_pb2.UserSource.items())
 IDENTIFIER_TYPES = dict(identity_pb2.IdentifierType.items())
@@ -111,7 +111,7 @@ def _read_currency_value(fields: Fields, request: AssessedRequest) -> Decimal | 
     )
 
 
-def read_customer(fields: Fields, customer: identity_pb2.CustomerRef) -> tuple[str, Key | None]:
+def read_customer(fields: Fields, customer: identity_pb2.CustomerRef) -> tuple[str, CustomerKey | None]:
     """Read the name of the identifier's field, and the key of the customer.
 
     A malformed identifier is no field violation: its key is None, which the rules report as 802.
@@ -120,12 +120,12 @@ def read_customer(fields: Fields, customer: identity_pb2.CustomerRef) -> tuple[s
     return _read_identifier(fields, customer)
 
 
-def read_customer_key(fields: Fields, request: CustomerKeyRequest) -> Key | None:
+def read_customer_key(fields: Fields, request: CustomerKeyRequest) -> CustomerKey | None:
     """Read the customer of a request by id or by identifier."""
     key_field = request.WhichOneof("key")
     fields.present("key", is_present=key_field is not None)
     if key_field == "customer_id":
-        return Identifier(Kind.CUSTOMER_ID, fields.identifier("customer_id", request.customer_id))
+        return Identifier(IdentifierKind.CUSTOMER_ID, fields.identifier("customer_id", request.customer_id))
     if key_field is None:
         return None
     check_merchant(fields, request.customer, request.merchant_id)
@@ -138,7 +138,7 @@ def check_merchant(fields: Fields, customer: identity_pb2.CustomerRef, merchant_
         fields.wrong("customer.merchant_id", "must be the request's own merchant_id")
 
 
-def _read_identifier(fields: Fields, customer: identity_pb2.CustomerRef) -> tuple[str, Key | None]:
+def _read_identifier(fields: Fields, customer: identity_pb2.CustomerRef) -> tuple[str, CustomerKey | None]:
     identifier = customer.WhichOneof("identifier")
     fields.present("customer.identifier", is_present=identifier is not None)
     if identifier is None:
@@ -200,7 +200,11 @@ def _read_primary(fields: Fields, group: identity_pb2.UserGroupRef) -> Identifie
     if not source or not kind:
         return None
     is_own = source == "INSTORE" and not account_id
-    return Identifier(Kind(kind), value) if is_own else Identifier(Kind(kind), value, source, account_id)
+    return (
+        Identifier(IdentifierKind(kind), value)
+        if is_own
+        else Identifier(IdentifierKind(kind), value, source, account_id)
+    )
 
 
 def _enum_name(numbers: Mapping[str, int], number: int, prefix: str) -> str:
@@ -236,7 +240,7 @@ def _read_code(fields: Fields, typed: str) -> str:
     It needs at least one digit or letter.
     """
     fields.text("validation_code", _BLANK.sub(" ", typed), length_max=CODE_LENGTH_MAX)
-    code = normalised_code(typed)
+    code = normalize_code(typed)
     if typed and not any(character.isdecimal() or character.isalpha() for character in code):
         fields.wrong("validation_code", "must have digits or letters")
     return code
@@ -332,7 +336,7 @@ def write_status(violation: Violation) -> redemption_pb2.RedemptionStatus:
 
 def write_customer(name: str) -> redemption_pb2.ResolvedCustomer:
     """Build the message of a customer's or a buyer's name."""
-    key = key_of_name(name)
+    key = key_of_ref(name)
     if isinstance(key, AccountKey):
         return redemption_pb2.ResolvedCustomer(buyer=write_buyer(key))
     return redemption_pb2.ResolvedCustomer(customer_id=key.value)

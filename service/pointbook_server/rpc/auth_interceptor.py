@@ -7,13 +7,8 @@ from typing import Any
 import grpc
 import structlog
 
-from pointbook_server.access.model import (
-    EVERYBODY,
-    METHODS,
-    Principal,
-    current_principal,
-    merchants_of,
-)
+from pointbook_server.access.methods import METHODS, merchants_of
+from pointbook_server.access.model import UNRESTRICTED, Principal, current_principal
 from pointbook_server.access.token_cache import TokenCache
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.rpc.admission import Admission
@@ -95,7 +90,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
                     principal.check_merchants(merchants_of(message, access))
                 return await behaviour(message, context)
             except PointbookError as error:
-                if (visible := principal.visible(error)) is not error:
+                if (visible := principal.visible_error(error)) is not error:
                     raise visible from error
                 raise
             finally:
@@ -116,10 +111,10 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
     async def _authenticate(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Principal:
         if self._tokens is None:
-            return EVERYBODY
+            return UNRESTRICTED
         for key, value in metadata or ():
             if key == "authorization" and isinstance(value, str) and value[: len(BEARER)].lower() == BEARER:
-                return await self._tokens.admit(value[len(BEARER) :])
+                return await self._tokens.authenticate(value[len(BEARER) :])
         raise PointbookError(Reason.TOKEN_MISSING, "Send `authorization: Bearer TOKEN` metadata.")
 
 

@@ -2,10 +2,10 @@
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
@@ -14,10 +14,20 @@ from pointbook_server.rpc.request_fields import Fields
 TOKEN_LENGTH_MAX = 1_000
 PAGE_BYTES_MAX = 2 * 1024 * 1024
 """Half of the 4 MiB that gRPC clients accept by default."""
+PORTION_ROWS = 200
 DIGEST_LENGTH = 16
 INTEGER_MAX = 2**63 - 1
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
+P = TypeVar("P", bound=tuple[int | str, ...])
+
+
+class ListRequest(Protocol):
+    """The request of a List method."""
+
+    page_size: int
+    page_token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +38,66 @@ class PageQuery:
     before_ms: int
     before_id: str
     limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest(Generic[P]):
+    """The page that a request asks for: up to `size` rows after a position in the list that `scope` describes."""
+
+    scope: object
+    size: int
+    after: P
+
+    @property
+    def limit(self) -> int:
+        """How many rows to read: one more than the page holds, to see whether another page follows."""
+        return self.size + 1
+
+    def build(
+        self,
+        rows: Sequence[T],
+        write: Callable[[T], M],
+        position_of: Callable[[T], P],
+        bytes_max: int = PAGE_BYTES_MAX,
+    ) -> tuple[list[M], str]:
+        """Return the messages of the page, and the token of the next page: empty on the last one."""
+        page = fit(map(write, rows), self.size, bytes_max)
+        if len(page) == len(rows):
+            return page, ""
+        return page, write_token(self.scope, position_of(rows[len(page) - 1]))
+
+    async def build_in_portions(
+        self,
+        read: Callable[[P, int], Awaitable[Sequence[T]]],
+        write: Callable[[T], M],
+        position_of: Callable[[T], P],
+    ) -> tuple[list[M], str]:
+        """Return the same as `build`, but read at most PORTION_ROWS rows at a time with `read(after, limit)`.
+
+        Other calls run between two portions, and rows that cannot fit into the response are not read.
+        """
+        page: list[M] = []
+        after = self.after
+        bytes_left = PAGE_BYTES_MAX
+        while True:
+            count = min(self.size - len(page), PORTION_ROWS)
+            rows = await read(after, count + 1)
+            portion = fit(map(write, rows), count, bytes_left, least=0 if page else 1)
+            page += portion
+            if len(portion) == len(rows):
+                return page, ""
+            if portion:
+                after = position_of(rows[len(portion) - 1])
+            bytes_left -= sum(message.ByteSize() for message in portion)
+            if len(portion) < count or len(page) == self.size:
+                return page, write_token(self.scope, after)
+
+
+def read_page(fields: Fields, request: ListRequest, scope: object, *, first: P) -> PageRequest[P]:
+    """Read which page a request asks for. `first` is the position before the first row; tokens have its types."""
+    size = fields.page_size("page_size", request.page_size)
+    position: Any = read_token(fields, "page_token", request.page_token, scope, [type(item) for item in first])
+    return PageRequest(scope, size, first if position is None else position)
 
 
 def fit(messages: Iterable[M], size: int, bytes_max: int = PAGE_BYTES_MAX, *, least: int = 1) -> list[M]:

@@ -12,6 +12,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pointbook_server.errors import FieldViolation, PointbookError, Reason
 
 ID_LENGTH_MAX = 64
+EVENT_ID_LENGTH_MAX = 128
+REASON_LENGTH_MAX = 500
+"""The length of the reason that an operator gives for the audit log."""
+PROGRAM_ID_MAX = 2**63 - 1
+STORES_MAX = 1_000
+"""How many stores a program or a benefit may list."""
 LANGUAGE_LENGTH_MAX = 35
 PAGE_SIZE_MAX = 1_000
 PAGE_SIZE_DEFAULT = 50
@@ -117,6 +123,11 @@ class Fields:
         if len(value) > length_max or _CONTROL.search(value):
             self.wrong(field, f"must be at most {length_max} characters without control characters")
         return value
+
+    def reason(self, field: str, value: str) -> str:
+        """Read the required reason of an operation that is audited."""
+        self.present(field, is_present=bool(value.strip()))
+        return self.text(field, value, length_max=REASON_LENGTH_MAX)
 
     def integer(self, field: str, value: int, *, low: int, high: int) -> int:
         """Read an integer from `low` to `high`."""

@@ -6,7 +6,7 @@ They are methods of RedemptionService, whose servicer delegates them to this one
 from typing import Protocol
 
 from pointbook.v1 import redemption_pb2
-from pointbook_server.customers.model import Key
+from pointbook_server.customers.model import CustomerKey
 from pointbook_server.redemption.assessment import RedemptionContext
 from pointbook_server.redemption.history_requests import read_page_request, read_window
 from pointbook_server.redemption.messages import REFERENCE_LENGTH_MAX, read_customer_key
@@ -21,7 +21,7 @@ from pointbook_server.support.timeline import Timeline
 class Customers(Protocol):
     """Finds customers."""
 
-    async def find_customer(self, merchant_id: str, key: Key | None) -> RedemptionContext:
+    async def find_customer(self, merchant_id: str, key: CustomerKey | None) -> RedemptionContext:
         """Return the context of a customer.
 
         Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND.

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pointbook.v1 import redemption_pb2
 from pointbook_server.access.model import current_principal
-from pointbook_server.customers.model import Customer, Key
+from pointbook_server.customers.model import Customer, CustomerKey
 from pointbook_server.errors import PointbookError
 from pointbook_server.redemption.assessment import RedemptionContext, RedemptionRequest
 from pointbook_server.redemption.history_requests import read_page_request
@@ -17,19 +17,19 @@ from pointbook_server.redemption.status_codes import STATUS_CODES
 from pointbook_server.rpc import pagination
 from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, Fields
 from pointbook_server.validation_codes.messages import read_missed_call, write_issued_code, write_validation_event
-from pointbook_server.validation_codes.model import Issued, MissedCall, ValidationEvent
+from pointbook_server.validation_codes.model import IssuedChallenge, MissedCall, ValidationEvent
 
 
 class Redemptions(Protocol):
-    """The part of redemption that issues codes and finds customers."""
+    """The methods of redemption that issue codes and find customers."""
 
-    async def issue_code(self, request: RedemptionRequest, actor: str) -> Issued:
+    async def issue_code(self, request: RedemptionRequest, actor: str) -> IssuedChallenge:
         """Send the customer a code if the points are redeemable.
 
         Raises the refusal otherwise.
         """
 
-    async def find_customer(self, merchant_id: str, key: Key | None) -> RedemptionContext:
+    async def find_customer(self, merchant_id: str, key: CustomerKey | None) -> RedemptionContext:
         """Return the context of a customer.
 
         Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND.
@@ -37,18 +37,21 @@ class Redemptions(Protocol):
 
 
 class Codes(Protocol):
-    """The part of one-time codes that these methods call directly."""
+    """The methods of ValidationCodes that the gRPC methods call directly."""
 
     async def confirm(self, call: MissedCall, actor: str) -> str:
-        """Confirm the caller's newest live challenge; return its id, or an empty one."""
+        """Confirm the caller's newest live challenge, and return its id or "".
+
+        Each call confirms at most one challenge.
+        """
 
     async def events(
         self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: pagination.PageQuery
     ) -> list[ValidationEvent]:
-        """Return a page of the validation events of some customer names, the newest first."""
+        """Return a page of the events of some customer names, the newest first."""
 
     async def reset(self, merchant_id: str, name: str, customer: Customer | None, actor: str, reason: str) -> None:
-        """Reset a customer's counters of wrong guesses and of messages to their contacts."""
+        """Reset a customer's counters of guesses, missed calls and messages."""
 
 
 class ValidationCodesServicer:

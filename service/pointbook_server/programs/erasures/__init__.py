@@ -1,0 +1,1 @@
+"""Requests to erase the personal data of a store's customers."""
