@@ -29,11 +29,15 @@ clean: ## Remove .venv and all build output; the data of `pointbook dev` stays (
 run: setup ## Run the whole system on the embedded database.
 	exec $(BIN)/pointbook dev
 
+# Three processes for two processors: tests of servers often wait. They read the tests as pytest has compiled them.
+TEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist worksteal -m "not soak"
+
 test: setup ## Run the tests.
-	$(BIN)/python -m pytest -n 2 -m "not soak"
+	$(TEST)
 
 soak: setup ## Run the slow soak and chaos tests in full, and then `growth`.
 	$(BIN)/python -m pytest -m soak
+	$(TEST) --hypothesis-profile full tests/property tests/unit
 	$(BIN)/python bench/growth.py
 
 lint: setup ## Check style, types, layers, protos, the Dockerfile, the documentation and that generated code is current.

@@ -4,19 +4,26 @@ from collections.abc import AsyncIterator, Callable, Generator
 
 import pytest
 import structlog
+from hypothesis import settings
 
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db.migrations import migrate
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 from support.embedded_database import Cluster
+from support.examples import QUICK
+from support.forked import FORKS
 from support.harness import Client, Outbox, Service, Shop, TestClock, make_token, server_settings, unique
-from support.leaks import leaks
+from support.leaks import find_leaks
+from support.servers import stop_idle
 
 TEMPLATE = "pointbook_template"
 FIGURE = "figure"
 LOGS: pytest.StashKey[dict[str, list[str]]] = pytest.StashKey()
 """What was logged and printed while the tests of each file ran."""
+
+# `--hypothesis-profile` comes after this.
+settings.load_profile(QUICK)
 
 # As in production, no traceback shows locals.
 structlog.configure(
@@ -46,6 +53,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("figures")
     for what, value, goal in rows:
         terminalreporter.line(f"{what:<76} {value:>14}   {goal}")
+
+
+def pytest_sessionfinish() -> None:
+    """End the server of forks."""
+    FORKS.stop()
 
 
 @pytest.fixture
@@ -98,9 +110,9 @@ async def service(
     client = Client(server.port, admin_token)
     yield Service(server, client, clock, outbox, database_url)
     await client.close()
-    await server.stop()
+    await stop_idle(server)
     logs = request.config.stash.get(LOGS, {}).get(str(request.path), [])
-    assert not await leaks(database_url, outbox.messages, "\n".join([*logs, cluster.log]))
+    assert not await find_leaks(database_url, outbox.messages, "\n".join([*logs, cluster.log]))
 
 
 @pytest.fixture

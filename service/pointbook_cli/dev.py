@@ -24,7 +24,7 @@ from pointbook_common.addresses import is_loopback
 from pointbook_server.db.migrations import migrate
 from pointbook_server.delivery.console import ConsoleSender
 from pointbook_server.delivery.sender import Sender
-from pointbook_server.delivery.senders import senders_of
+from pointbook_server.delivery.senders import build_senders
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 from pointbook_server.settings import KEY_BYTES, ServerSettings
@@ -69,7 +69,7 @@ async def _run(settings: ServerSettings, shim_settings: ShimSettings, stop: asyn
     if reset:
         await _reset(settings)
     console = ConsoleSender()
-    senders: dict[Channel, Sender] = {Channel.SMS: console, Channel.EMAIL: console, **senders_of(settings)}
+    senders: dict[Channel, Sender] = {Channel.SMS: console, Channel.EMAIL: console, **build_senders(settings)}
     async with contextlib.AsyncExitStack() as stack:
         database_url = await stack.enter_async_context(_database(settings))
         await migrate(database_url)

@@ -6,7 +6,7 @@ import structlog
 
 from pointbook_cli.addresses import check_unused
 from pointbook_cli.database_checks import check_database
-from pointbook_server.delivery.senders import senders_of
+from pointbook_server.delivery.senders import build_senders
 from pointbook_server.server import Server
 from pointbook_server.settings import ServerSettings
 
@@ -20,7 +20,7 @@ async def run_server(
 
     A database that is away at the start does not stop the server: health tells NOT_SERVING until it is back.
     """
-    senders = senders_of(settings)
+    senders = build_senders(settings)
     await check_database(database_url)
     if settings.workers == 1:
         check_unused("POINTBOOK_GRPC_ADDRESS", settings.grpc_address)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pointbook_cli.addresses import reserved_for_workers, worker_addresses
 from pointbook_cli.database_checks import check_database
 from pointbook_cli.supervisor import Supervisor, WorkerCommand, pointbook
-from pointbook_server.delivery.senders import close_senders, senders_of
+from pointbook_server.delivery.senders import build_senders, close_senders
 from pointbook_server.rpc.tls import tls_source
 from pointbook_server.settings import ServerSettings
 
@@ -18,7 +18,7 @@ async def run_server_workers(settings: ServerSettings, database_url: str, stop: 
     """
     # Problems of senders and TLS files are reported once, and not by each worker.
     tls_source(settings)
-    await close_senders(senders_of(settings).values())
+    await close_senders(build_senders(settings).values())
     if settings.grpc_address.endswith(":0"):
         raise OSError("POINTBOOK_GRPC_ADDRESS: workers cannot share port 0; name a port")
     metrics = worker_addresses("POINTBOOK_METRICS_ADDRESS", settings.metrics_address, settings.workers)

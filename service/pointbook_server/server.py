@@ -70,12 +70,13 @@ from pointbook_server.support.recorder import RefusalRecorder
 from pointbook_server.support.servicer import SupportServicer
 from pointbook_server.support.timeline import Timeline
 from pointbook_server.support.transactions import RefusalTransactions
-from pointbook_server.validation_codes.model import KeyRing
-from pointbook_server.validation_codes.service import Rules, ValidationCodes
+from pointbook_server.validation_codes.key_ring import KeyRing
+from pointbook_server.validation_codes.service import CodePolicy, ValidationCodes
 from pointbook_server.validation_codes.servicer import ValidationCodesServicer
 from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
 from pointbook_server.webhooks.encryption import PayloadCipher
-from pointbook_server.webhooks.model import Bounds, Limits
+from pointbook_server.webhooks.model import Capacity, QuarantineLimits
+from pointbook_server.webhooks.replay import Replayer
 from pointbook_server.webhooks.servicer import WebhooksServicer
 from pointbook_server.webhooks.transactions import QuarantineTransactions
 
@@ -249,8 +250,8 @@ class Server:
             senders,
             clock,
             metrics=self.metrics,
-            rules=Rules(
-                pause_ms=0 if development else int(self._settings.contact_pause_seconds * 1_000),
+            policy=CodePolicy(
+                contact_pause_ms=0 if development else int(self._settings.contact_pause_seconds * 1_000),
                 merchant_sends_max=self._settings.merchant_sends_max,
             ),
         )
@@ -283,7 +284,8 @@ class Server:
         benefits = BenefitsServicer(BenefitTransactions(self._database, programs), clock)
         benefits_pb2_grpc.add_BenefitsServiceServicer_to_server(benefits, server)
         replay_ms = int((self._settings.call_deadline_seconds + ABANDONED_SECONDS_MAX) * 1_000)
-        webhooks = WebhooksServicer(quarantine, points, customers, stores, clock, replay_ms=replay_ms)
+        replayer = Replayer(quarantine, points, customers, stores, clock, duration_max_ms=replay_ms)
+        webhooks = WebhooksServicer(quarantine, replayer, clock)
         webhooks_pb2_grpc.add_WebhooksServiceServicer_to_server(webhooks, server)
         access_pb2_grpc.add_AccessServiceServicer_to_server(AccessServicer(), server)
         self._health.add_to_server(server)
@@ -304,10 +306,10 @@ class Server:
         return QuarantineTransactions(
             self._database,
             PayloadCipher(settings.quarantine_key_bytes()),
-            Limits(
-                merchant=Bounds(settings.quarantine_webhooks_max, settings.quarantine_bytes_max),
-                shared=Bounds(settings.quarantine_shared_webhooks_max, settings.quarantine_shared_bytes_max),
-                total=Bounds(settings.quarantine_total_webhooks_max, settings.quarantine_total_bytes_max),
+            QuarantineLimits(
+                merchant=Capacity(settings.quarantine_webhooks_max, settings.quarantine_bytes_max),
+                shared=Capacity(settings.quarantine_shared_webhooks_max, settings.quarantine_shared_bytes_max),
+                total=Capacity(settings.quarantine_total_webhooks_max, settings.quarantine_total_bytes_max),
             ),
             self.metrics,
         )

@@ -145,7 +145,10 @@ async def test_a_login_that_the_database_refuses_is_logged_and_never_serves(data
 async def test_calls_with_wrong_headers_are_not_logged(database_url: str, tmp_path: Path) -> None:
     """They need no token, so that a line for each would be a stranger's to write."""
     address = free_address()
-    async with serving(tmp_path, DATABASE_URL=database_url, GRPC_ADDRESS=address) as process:
+    settings = {"DATABASE_URL": database_url, "GRPC_ADDRESS": address}
+    # gRPC reads how much it is to log while it is imported.
+    async with running("serve", folder=tmp_path, settings=settings, is_fork=False) as process:
+        await process.printed('"serving"')
         async with http2(address) as (stranger,):
             streams = {await stranger.start(HEALTH_CHECK, [("grpc-encoding", "none-such")]) for _ in range(10)}
             await until(lambda: streams <= stranger.ended)

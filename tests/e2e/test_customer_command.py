@@ -25,7 +25,7 @@ from pointbook_common.durations import DAY_MS
 from pointbook_server.access.model import Scope
 from pointbook_server.rpc.request_fields import TIME_MS_MAX
 from shopline_shim.settings import ShimSettings
-from support.codes import CODES, WRONG, is_right, issued
+from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_and_read_code
 from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refused
 from support.processes import POINTBOOK, Finished, clean_environment, finish, pointbook
 from support.redemption import booking, customer_ref, earn, redeem, redeem_request, reverse
@@ -37,7 +37,7 @@ MOBILE = "+8613812345678"
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
     """A shop with a customer to whom everything has happened, a minute apart."""
     client, clock = service.client, service.clock
-    await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODES)
+    await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODE_SETTINGS)
     await client.put_customer(
         shop.merchant_id,
         "c-1",
@@ -48,9 +48,9 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
         buyers=[{"store_id": shop.store_id, "buyer_id": "buyer"}],
     )
     await earn(client, shop, 500, points_expiry_time=at(NOW_MS + 30 * DAY_MS))
-    _, code = await issued(service, shop)
+    _, code = await issue_and_read_code(service, shop)
     clock.move(60)
-    assert not await is_right(client, shop, WRONG)
+    assert not await guess_code(client, shop, WRONG_CODE)
     clock.move(60)
     made = await redeem(client, redeem_request(shop, 100, validation_code=code, external_reference_number="order-1"))
     clock.move(60)
@@ -111,7 +111,7 @@ async def test_a_customer_is_shown_with_points_and_a_timeline(shop: Shop, settin
     ]
     assert "803 INSUFFICIENT_POINTS (active_points 430, points 999)" in shown.out
     assert "order-2" in shown.out
-    assert all(secret not in shown.out for secret in (MOBILE, "13812345678", "bea@", WRONG))
+    assert all(secret not in shown.out for secret in (MOBILE, "13812345678", "bea@", WRONG_CODE))
 
 
 async def test_the_timeline_keeps_to_the_width_of_the_terminal(shop: Shop, settings: dict[str, str]) -> None:

@@ -21,6 +21,7 @@ import pytest
 from pointbook.v1 import programs_pb2, webhooks_pb2
 from support.embedded_database import Cluster
 from support.harness import Client
+from support.http_clients import http_client
 from support.processes import (
     BIN,
     ROOT,
@@ -82,7 +83,7 @@ class Dev:
             "X-Shopline-Webhook-Id": "b54557e48a5fbf7d70bcd043",
         }
         headers |= {f"X-Shopline-{name.replace('_', '-')}": value for name, value in changes.items()}
-        async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:
+        async with http_client(timeout=5.0) as client:
             return await client.post(f"http://{self.http_address}/webhooks/shopline", content=raw, headers=headers)
 
     async def ask(self, method: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +155,7 @@ async def dev(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dev]:
     folder = tmp_path_factory.mktemp("dev")
     data_dir = folder / "deep" / "data"
     began = time.monotonic()
-    async with running("dev", folder=folder, settings=settings_of(data_dir)) as process:
+    async with running("dev", folder=folder, settings=settings_of(data_dir), is_fork=False) as process:
         running_dev = await read_welcome(process, data_dir, began)
         yield running_dev
         exit_code, _ = await process.stop(signal.SIGINT)
@@ -171,7 +172,8 @@ def printed_once(dev: Dev, line: str) -> str:
 async def time_a_start(folder: Path) -> float:
     """Start one more `dev` from nothing; answers how long it took to be ready."""
     began = time.monotonic()
-    async with running("dev", folder=folder, settings=settings_of(folder / f"data-{began}")) as process:
+    settings = settings_of(folder / f"data-{began}")
+    async with running("dev", folder=folder, settings=settings, is_fork=False) as process:
         return (await read_welcome(process, folder, began)).ready_seconds
 
 

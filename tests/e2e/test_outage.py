@@ -21,6 +21,7 @@ from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db.migrations import migrate
 from support.harness import Client, Shop, at, make_token, unique
+from support.http_clients import http_client
 from support.processes import Finished, Running, free_port, grpc_health, http_get, one_line, pointbook, running
 from support.retrying_callers import RetryingCallers, check_ledger
 from support.waiting import until, until_locks_are_awaited
@@ -110,7 +111,7 @@ class Site:
             "X-Shopline-Shop-Id": body["store_id"],
             "X-Shopline-Webhook-Id": unique("webhook"),
         }
-        async with httpx.AsyncClient(trust_env=False, timeout=SHOPLINE_SECONDS) as client:
+        async with http_client(timeout=SHOPLINE_SECONDS) as client:
             return await client.post(f"http://{self.http_address}/webhooks/shopline", content=raw, headers=headers)
 
     def body(self, **changes: Any) -> dict[str, Any]:

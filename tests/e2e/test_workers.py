@@ -17,6 +17,7 @@ import pytest
 from pointbook.v1 import points_pb2
 from shopline_shim.signature import sign
 from support.harness import Client, Service, Shop
+from support.http_clients import http_client
 from support.ledger import check_ledger
 from support.processes import (
     HAS_PROC,
@@ -232,7 +233,7 @@ async def test_shim_workers_are_replaced_while_webhooks_come(
                 "X-Shopline-Merchant-Id": shop.merchant_id,
                 "X-Shopline-Webhook-Id": buyer_id,
             }
-            async with httpx.AsyncClient(trust_env=False, timeout=1.0) as http:
+            async with http_client(timeout=1.0) as http:
                 try:
                     url = f"http://127.0.0.1:{port}/webhooks/shopline"
                     response = await http.post(url, content=raw_body, headers=headers)

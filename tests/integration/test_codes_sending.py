@@ -1,4 +1,4 @@
-"""Where codes are sent, and in which language: what a customer's number and language decide."""
+"""The destination and language of codes."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -7,17 +7,17 @@ import grpc
 import pytest
 
 from pointbook.v1 import identity_pb2, programs_pb2, redemption_pb2
-from support.codes import audit, issue
+from support.codes import issue_code, read_audit
 from support.harness import NOW_MS, Client, Service, Shop, refused
 from support.redemption import customer_ref, earn, validate_request
 
 SMS = redemption_pb2.VALIDATION_TYPE_SMS
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
 MOBILE, LANDLINE, TOLL_FREE = "+8613812345678", "+862112345678", "+18005551234"
-PREMIUM_RATE, UNIVERSAL, PAGER = "+19005551234", "+445555123456", "+447640123456"
-VOIP, PERSONAL, MOBILE_OR_NOT = "+815012345678", "+447011234567", "+12025550123"
+PREMIUM_RATE, UNIVERSAL_ACCESS, PAGER = "+19005551234", "+445555123456", "+447640123456"
+VOIP, PERSONAL, MOBILE_OR_FIXED_LINE = "+815012345678", "+447011234567", "+12025550123"
 CALLED = "+862187654321"
-"""The number to call for a missed call, which no customer has."""
+"""The number to call for a missed call."""
 
 
 @pytest.fixture
@@ -30,12 +30,12 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
 
 
 async def put_program(client: Client, shop: Shop, **validation: Any) -> None:
-    """Put the shop's program, with some settings of its validation."""
+    """Put the shop's program with some validation settings."""
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=validation)
 
 
 async def put_customer(client: Client, shop: Shop, **changes: Any) -> None:
-    """Make the buyer a customer with contacts."""
+    """Put the buyer as a customer with contacts."""
     buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")]
     await client.put_customer(shop.merchant_id, "c-1", buyers=buyers, **changes)
 
@@ -49,21 +49,20 @@ async def put_customer(client: Client, shop: Shop, **changes: Any) -> None:
         (LANDLINE, "FIXED_LINE"),
         (TOLL_FREE, "TOLL_FREE"),
         (PREMIUM_RATE, "PREMIUM_RATE"),
-        (UNIVERSAL, "UAN"),
+        (UNIVERSAL_ACCESS, "UAN"),
         (PAGER, "PAGER"),
         (VOIP, "VOIP"),
         (PERSONAL, "PERSONAL_NUMBER"),
     ],
 )
-async def test_no_sms_is_sent_to_a_number_that_gets_none(
+async def test_no_sms_is_sent_to_numbers_of_other_types(
     service: Service, client: Client, shop: Shop, mobile: str, number_type: str
 ) -> None:
-    """860 and NO_DESTINATION name the type, whether the channel is asked for or not; the audit knows, too."""
     await put_customer(client, shop, mobile=mobile)
     before = len(service.outbox.messages)
     for validation_type in (SMS, redemption_pb2.VALIDATION_TYPE_UNSPECIFIED):
         await put_program(client, shop, channels=[SMS])
-        found = await refused(issue(client, shop, validation_type=validation_type))
+        found = await refused(issue_code(client, shop, validation_type=validation_type))
         assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_DESTINATION")
         assert found.metadata == {"status_code": "860", "validation_type": "SMS", "number_type": number_type}
         assert found.retry_seconds is None
@@ -76,48 +75,45 @@ async def test_no_sms_is_sent_to_a_number_that_gets_none(
         {"cause": "NO_DESTINATION", "validation_type": "SMS", "number_type": number_type},
     )
     assert len(service.outbox.messages) == before
-    assert await audit(service, shop) == [("ISSUE", "NO_DESTINATION", "customer c-1")] * 3
+    assert await read_audit(service, shop) == [("ISSUE", "NO_DESTINATION", "customer c-1")] * 3
 
 
-@pytest.mark.parametrize("mobile", [MOBILE, MOBILE_OR_NOT, "+85291236001"])
+@pytest.mark.parametrize("mobile", [MOBILE, MOBILE_OR_FIXED_LINE, "+85291236001"])
 async def test_sms_are_sent_to_mobile_numbers(service: Service, client: Client, shop: Shop, mobile: str) -> None:
-    """And to those of regions that number fixed lines and mobile phones alike."""
+    """Some regions number fixed lines and mobile phones alike."""
     await put_customer(client, shop, mobile=mobile)
 
-    assert (await issue(client, shop, validation_type=SMS)).sent
+    assert (await issue_code(client, shop, validation_type=SMS)).sent
     assert service.outbox.messages[-1].destination == mobile
 
 
-async def test_a_program_names_the_types_that_it_sends_sms_to(service: Service, client: Client, shop: Shop) -> None:
-    """In place of the default ones."""
+async def test_program_may_choose_the_number_types_for_sms(service: Service, client: Client, shop: Shop) -> None:
     await put_program(client, shop, sms_number_types=[programs_pb2.PHONE_NUMBER_TYPE_VOIP], channels=[SMS])
     await put_customer(client, shop, mobile=VOIP)
-    assert (await issue(client, shop)).sent
+    assert (await issue_code(client, shop)).sent
     assert service.outbox.messages[-1].destination == VOIP
 
     await earn(client, shop, 500, "other")
     buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="other")]
     await client.put_customer(shop.merchant_id, "c-2", mobile=MOBILE, buyers=buyers)
-    found = await refused(issue(client, shop, customer=customer_ref(shop, "other")))
+    found = await refused(issue_code(client, shop, customer=customer_ref(shop, "other")))
     assert found.metadata["number_type"] == "MOBILE"
 
 
-async def test_the_next_channel_takes_a_code_that_no_sms_can(service: Service, client: Client, shop: Shop) -> None:
-    """E-mail goes in place of SMS; where only SMS is asked for, nothing goes."""
+async def test_next_channel_is_used_if_the_number_gets_no_sms(service: Service, client: Client, shop: Shop) -> None:
     await put_customer(client, shop, mobile=LANDLINE, email="buyer@example.com")
 
-    assert (await issue(client, shop)).destination == "b***@example.com"
+    assert (await issue_code(client, shop)).destination == "b***@example.com"
     assert service.outbox.messages[-1].destination == "buyer@example.com"
-    assert (await refused(issue(client, shop, 110, validation_type=SMS))).reason == "NO_DESTINATION"
+    assert (await refused(issue_code(client, shop, 110, validation_type=SMS))).reason == "NO_DESTINATION"
 
 
-async def test_a_missed_call_may_come_from_any_phone(client: Client, shop: Shop) -> None:
-    """Nothing is sent for it, so that the type of the number means nothing."""
+async def test_missed_call_may_come_from_any_phone(client: Client, shop: Shop) -> None:
     await put_program(client, shop, channels=[SMS, MISSED_CALL], missed_call_number=CALLED)
     await put_customer(client, shop, mobile=LANDLINE)
 
-    assert (await issue(client, shop)).missed_call_number == CALLED
-    assert (await issue(client, shop, validation_type=MISSED_CALL)).missed_call_number == CALLED
+    assert (await issue_code(client, shop)).missed_call_number == CALLED
+    assert (await issue_code(client, shop, validation_type=MISSED_CALL)).missed_call_number == CALLED
 
 
 # Languages.
@@ -142,12 +138,11 @@ TEMPLATES = {"zh-Hant": "zh-Hant $code", "zh": "zh $code", "pt-BR": "pt-BR $code
         ("", "default"),
     ],
 )
-async def test_a_message_is_in_the_language_that_matches_best(
+async def test_message_is_in_the_best_matching_language(
     service: Service, client: Client, shop: Shop, language: str, expected: str
 ) -> None:
-    """As RFC 4647 looks a language up, on what PutCustomer takes."""
     await put_program(client, shop, message_templates=TEMPLATES)
     await put_customer(client, shop, mobile=MOBILE, language=language)
-    await issue(client, shop)
+    await issue_code(client, shop)
 
     assert service.outbox.messages[-1].text.split()[0] == expected

@@ -14,7 +14,7 @@ from pointbook_server.customers import queries
 from pointbook_server.db.database import Connection, Statement
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from support.codes import CODES, is_right, issue, issued
+from support.codes import CODE_SETTINGS, guess_code, issue_and_read_code, issue_code
 from support.customers import (
     CREATED,
     DELETED,
@@ -197,7 +197,7 @@ async def test_a_released_contact_changes_its_claimants_etag_and_pauses_codes(
     service: Service, client: Client, shop: Shop, act: Act
 ) -> None:
     number = mobile()
-    await client.put_program(shop.merchant_id, shop.store_id, validation={"required": True, **CODES})
+    await client.put_program(shop.merchant_id, shop.store_id, validation={"required": True, **CODE_SETTINGS})
     await earn(client, shop, 500, "b")
     await put(client, shop, "alice", mobile=number)
     await put(client, shop, "bob", language="zh", fraud_blocked=False)
@@ -211,7 +211,7 @@ async def test_a_released_contact_changes_its_claimants_etag_and_pauses_codes(
     assert int(after.etag) == int(before.etag) + 1
     assert await found(client, shop, mobile=number) == "bob"
     assert await needless_claims(service, shop) == []
-    error = await refused(issue(client, shop, 10, customer=customer_ref(shop, mobile=number), validation_type=SMS))
+    error = await refused(issue_code(client, shop, 10, customer=customer_ref(shop, mobile=number), validation_type=SMS))
     assert error.reason == "CONTACT_CHANGED"
 
 
@@ -389,7 +389,7 @@ async def test_a_redaction_erases_claims_of_copies_for_other_stores(
 @pytest.fixture
 async def program(client: Client, shop: Shop) -> None:
     """A program that requires codes, and two customers; the first has the number."""
-    await client.put_program(shop.merchant_id, shop.store_id, validation={"required": True, **CODES})
+    await client.put_program(shop.merchant_id, shop.store_id, validation={"required": True, **CODE_SETTINGS})
     for buyer_id in ("a", "b"):
         await earn(client, shop, 500, buyer_id)
 
@@ -405,13 +405,13 @@ async def test_an_open_code_ends_when_its_contact_is_detached(
     await put(client, shop, "alice", **{field: NEW[field]()})
     channel = redemption_pb2.VALIDATION_TYPE_SMS if field == "mobile" else redemption_pb2.VALIDATION_TYPE_EMAIL
     of_alice = customer_ref(shop, "a")
-    challenge_id, code = await issued(service, shop, customer=of_alice, validation_type=channel)
+    challenge_id, code = await issue_and_read_code(service, shop, customer=of_alice, validation_type=channel)
     await apply(client, stated(shop, "a", 5, **{field: {"taken": theirs}.get(value, value)}))
 
-    assert not await is_right(client, shop, code, customer=of_alice)
+    assert not await guess_code(client, shop, code, customer=of_alice)
     redeeming = redeem_request(shop, 100, customer=of_alice, validation_code=code, challenge_id=challenge_id)
     assert (await refused(client.redemption.RedeemPoints(redeeming))).metadata["status_code"] == "808"
-    assert (await issue(client, shop, customer=of_alice, validation_type=channel)).destination == ""
+    assert (await issue_code(client, shop, customer=of_alice, validation_type=channel)).destination == ""
 
 
 @pytest.mark.usefixtures("program")
@@ -423,16 +423,18 @@ async def test_the_claimants_open_code_ends_and_the_number_is_theirs(
     await put(client, shop, "bob", email=email())
     await apply(client, stated(shop, "b", 5, mobile=number))
     of_bob = customer_ref(shop, "b")
-    _, code = await issued(service, shop, customer=of_bob, validation_type=redemption_pb2.VALIDATION_TYPE_EMAIL)
+    _, code = await issue_and_read_code(
+        service, shop, customer=of_bob, validation_type=redemption_pb2.VALIDATION_TYPE_EMAIL
+    )
     await apply(client, stated(shop, "a", 6, mobile="call me"))
 
-    assert not await is_right(client, shop, code, customer=of_bob)
+    assert not await guess_code(client, shop, code, customer=of_bob)
     await client.apply(shop.update("b", updated_value=450, points_balance=50, update_type=2, updated_at=at(NOW_MS)))
     by_number = customer_ref(shop, mobile=number)
     assert 803 in await violation_codes(client, validate_request(shop, 100, customer=by_number))
     service.clock.move(86_400)
     count = len(service.outbox.messages)
-    await issue(client, shop, 10, customer=of_bob, validation_type=SMS)
+    await issue_code(client, shop, 10, customer=of_bob, validation_type=SMS)
     [message] = service.outbox.messages[count:]
     service.clock.move(-86_400)
     assert message.destination == number
@@ -446,7 +448,7 @@ async def test_a_call_from_a_detached_number_confirms_no_challenge(client: Clien
     await client.put_program(shop.merchant_id, shop.store_id, validation=settings)
     await put(client, shop, "alice", mobile=number)
     await put(client, shop, "bob")
-    await issue(client, shop, customer=customer_ref(shop, "a"))
+    await issue_code(client, shop, customer=customer_ref(shop, "a"))
     await apply(client, stated(shop, "b", 5, mobile=number), stated(shop, "a", 6, mobile="call me"))
     call = redemption_pb2.ConfirmMissedCallRequest(
         merchant_id=shop.merchant_id,

@@ -17,7 +17,7 @@ from pointbook_server.db.database import Connection, Statement
 from pointbook_server.programs.model import Channel
 from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.server import Server
-from pointbook_server.webhooks.transactions import LOCK_ABOUT
+from pointbook_server.webhooks.queries import LOCK_BUYERS_BODIES
 from support.customers import (
     CREATED,
     DELETED,
@@ -817,7 +817,7 @@ async def test_quarantine_usage_is_right_after_a_concurrent_redaction(
 
     async def keep_in_between(self: Connection, statement: Statement, values: Any = None) -> Any:
         answer = await fetch(self, statement, values)
-        if statement is LOCK_ABOUT:
+        if statement is LOCK_BUYERS_BODIES:
             first.append(
                 asyncio.ensure_future(
                     quarantine(client, shop, b'{"id": "buyer", "store_id": "%s"}' % shop.store_id.encode())

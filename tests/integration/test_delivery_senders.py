@@ -1,4 +1,4 @@
-"""Which sender delivers by which channel, and what becomes of senders when the server stops."""
+"""The choice of senders from the settings, and their release at the end."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from pointbook_server.delivery.apprise import AppriseSender
 from pointbook_server.delivery.console import ConsoleSender
 from pointbook_server.delivery.http_gateway import HttpGatewaySender
 from pointbook_server.delivery.sender import Message, Sender
-from pointbook_server.delivery.senders import close_senders, senders_of
+from pointbook_server.delivery.senders import build_senders, close_senders
 from pointbook_server.delivery.smtp import SmtpSender
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
@@ -38,9 +38,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:Deprecati
         (APPRISE_SMS | SMTP, {Channel.SMS: AppriseSender, Channel.EMAIL: SmtpSender}),
     ],
 )
-async def test_the_settings_choose(settings: dict[str, Any], chosen: dict[Channel, type]) -> None:
-    """A channel has the sender that is set, and none where none is."""
-    senders = senders_of(server_settings(**settings))
+async def test_settings_choose_one_sender_for_each_channel(
+    settings: dict[str, Any], chosen: dict[Channel, type]
+) -> None:
+    senders = build_senders(server_settings(**settings))
 
     assert {channel: type(sender) for channel, sender in senders.items()} == chosen
     assert all(sender.needs_destination for sender in senders.values())
@@ -54,8 +55,7 @@ async def test_the_settings_choose(settings: dict[str, Any], chosen: dict[Channe
         (SMTP | APPRISE_EMAIL, ("POINTBOOK_SMTP_URL", "apprise_email_url")),
     ],
 )
-def test_two_ways_of_one_channel_are_wrong_settings(settings: dict[str, Any], names: tuple[str, str]) -> None:
-    """Nobody could tell which one sends."""
+def test_two_senders_for_one_channel_are_refused(settings: dict[str, Any], names: tuple[str, str]) -> None:
     with pytest.raises(ValidationError) as caught:
         server_settings(**settings)
 
@@ -63,17 +63,16 @@ def test_two_ways_of_one_channel_are_wrong_settings(settings: dict[str, Any], na
     assert "example.com" not in str(caught.value)
 
 
-def test_every_sender_that_cannot_be_made_is_named() -> None:
-    """An operator mends all of them at once."""
+def test_every_setting_without_a_working_sender_is_named() -> None:
     settings = {"apprise_sms_url": "nothing://localhost/{to}", "apprise_email_url": "nought://localhost/{to}"}
     with pytest.raises(SettingError) as caught:
-        senders_of(server_settings(**settings))
+        build_senders(server_settings(**settings))
 
     assert "POINTBOOK_APPRISE_SMS_URL" in str(caught.value)
     assert "POINTBOOK_APPRISE_EMAIL_URL" in str(caught.value)
 
 
-class Closing:
+class CountingSender:
     """A sender that counts how often it is closed."""
 
     needs_destination = True
@@ -89,9 +88,8 @@ class Closing:
         self.closed += 1
 
 
-async def test_a_server_that_stops_closes_its_senders(database_url: str) -> None:
-    """Each once, however many channels it serves; those that hold nothing need not know of it."""
-    shared = Closing()
+async def test_stopping_server_closes_each_sender_once(database_url: str) -> None:
+    shared = CountingSender()
     senders: dict[Channel, Sender] = {Channel.SMS: shared, Channel.EMAIL: shared, Channel.MISSED_CALL: ConsoleSender()}
     server = Server(server_settings(drain_seconds=0.1), database_url, senders=senders)
     await server.start()
@@ -101,11 +99,9 @@ async def test_a_server_that_stops_closes_its_senders(database_url: str) -> None
     assert shared.closed == 1
 
 
-def test_a_message_tells_nothing_of_itself() -> None:
-    """Whatever prints one by mistake prints neither the code nor whom it is for."""
+def test_repr_of_a_message_shows_neither_text_nor_destination() -> None:
     assert repr(MESSAGE) == "Message(challenge_id='challenge-1')"
 
 
-def test_todays_caller_needs_no_subject() -> None:
-    """SMS have none."""
+def test_subject_of_a_message_is_optional() -> None:
     assert Message("+8613812345678", "text", "challenge").subject == ""

@@ -1,4 +1,4 @@
-"""E-mail by a real SMTP server: what arrives, and what is made of everything that goes wrong."""
+"""E-mail by SMTP: the messages that arrive, and every kind of failure."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ from support.provider_servers import (
     MESSAGE,
     PASSWORD,
     TEXT,
-    everything_told_by,
+    error_chain_text,
     loop_delays,
     mail_server,
 )
@@ -29,21 +29,20 @@ from support.waiting import until
 FROM = parse_mail_sender("Points Team <points@shop.example.com>")
 
 
-def sender_to(port: int, *, scheme: str = "smtp", login: str = "", options: str = "") -> SmtpSender:
-    """Make a sender for a server on loopback."""
+def build_sender(port: int, *, scheme: str = "smtp", login: str = "", options: str = "") -> SmtpSender:
+    """Build a sender for a server on loopback."""
     return SmtpSender(parse_smtp_url(f"{scheme}://{login}127.0.0.1:{port}{options}"), FROM)
 
 
-def secrets_in(error: BaseException) -> bool:
-    """Tell whether an error holds anything that a log must not."""
-    told = everything_told_by(error)
-    return any(secret in told for secret in (CODE, PASSWORD, MESSAGE.destination, "b.private", "secret-of-provider"))
+def has_secrets(error: BaseException) -> bool:
+    """Return whether an error contains anything that a log must not."""
+    text = error_chain_text(error)
+    return any(secret in text for secret in (CODE, PASSWORD, MESSAGE.destination, "b.private", "secret-of-provider"))
 
 
-async def test_a_message_arrives_whole() -> None:
-    """Other scripts, emoji, quotes, dots at the beginning of lines and long lines: the customer reads what was sent."""
+async def test_e_mail_arrives_unchanged() -> None:
     async with mail_server() as server:
-        await sender_to(server.port).send(replace(MESSAGE, text=TEXT, subject="兑换码 🎁 for $5"))
+        await build_sender(server.port).send(replace(MESSAGE, text=TEXT, subject="兑换码 🎁 for $5"))
         envelope, email = server.emails[0]
 
     assert email.get_content().replace("\r\n", "\n").removesuffix("\n") == TEXT.replace("\r\n", "\n")
@@ -57,10 +56,10 @@ async def test_a_message_arrives_whole() -> None:
     assert abs(parsedate_to_datetime(email["Date"]).timestamp() - time.time()) < 60
 
 
-async def test_message_ids_are_new_and_say_nothing() -> None:
-    """No two attempts share one, or a mail program would hide the second; and it holds neither code nor challenge."""
+async def test_message_ids_are_unique_and_reveal_nothing() -> None:
+    """A mail program hides the second e-mail with the same Message-ID."""
     async with mail_server() as server:
-        sender = sender_to(server.port)
+        sender = build_sender(server.port)
         await sender.send(MESSAGE)
         await sender.send(MESSAGE)
         first, second = (str(email["Message-ID"]) for _, email in server.emails)
@@ -72,10 +71,9 @@ async def test_message_ids_are_new_and_say_nothing() -> None:
 
 
 @pytest.mark.parametrize("ending", ["\r\n", "\n", "\r", "\u2028", "\x85", "\x0b", "\x00"])
-async def test_a_subject_cannot_add_headers(ending: str) -> None:
-    """A program's display name is somebody's input, and stays in its line."""
+async def test_subject_cannot_add_headers(ending: str) -> None:
     async with mail_server() as server:
-        await sender_to(server.port).send(
+        await build_sender(server.port).send(
             replace(MESSAGE, subject=f"Points{ending}Bcc: evil@example.com{ending}{ending}body")
         )
         envelope, email = server.emails[0]
@@ -86,10 +84,9 @@ async def test_a_subject_cannot_add_headers(ending: str) -> None:
     assert CODE in email.get_content()
 
 
-async def test_a_message_without_a_subject_has_none() -> None:
-    """An empty header would look like a mistake."""
+async def test_empty_subject_adds_no_header() -> None:
     async with mail_server() as server:
-        await sender_to(server.port).send(replace(MESSAGE, subject=" \n"))
+        await build_sender(server.port).send(replace(MESSAGE, subject=" \n"))
 
         assert server.emails[0][1]["Subject"] is None
 
@@ -98,10 +95,9 @@ async def test_a_message_without_a_subject_has_none() -> None:
     ("destination", "arrives_at"),
     [("b@bücher.example", "b@xn--bcher-kva.example"), ("josé@example.com", "josé@example.com")],
 )
-async def test_addresses_beyond_ascii(destination: str, arrives_at: str) -> None:
-    """A domain is written in ASCII; a name needs a server that knows SMTPUTF8."""
+async def test_addresses_beyond_ascii_are_supported(destination: str, arrives_at: str) -> None:
     async with mail_server() as server:
-        await sender_to(server.port).send(replace(MESSAGE, destination=destination, subject="é"))
+        await build_sender(server.port).send(replace(MESSAGE, destination=destination, subject="é"))
         envelope, email = server.emails[0]
 
     assert envelope.rcpt_tos == [arrives_at]
@@ -125,10 +121,10 @@ async def test_addresses_beyond_ascii(destination: str, arrives_at: str) -> None
         ("=?utf-8?q?ada?=@example.com", "=?utf-8?q?ada?=@example.com"),
     ],
 )
-async def test_the_wire_and_the_header_name_exactly_the_mailbox_that_was_given(destination: str, sent_to: str) -> None:
-    """Dots that only quotes allow are quoted; the domain is in ASCII; nothing else is changed."""
+async def test_rcpt_and_to_name_exactly_the_given_mailbox(destination: str, sent_to: str) -> None:
+    """Local parts that need quotes are quoted, and the domain is in ASCII."""
     async with mail_server() as server:
-        await sender_to(server.port).send(replace(MESSAGE, destination=destination))
+        await build_sender(server.port).send(replace(MESSAGE, destination=destination))
         envelope, email = server.emails[0]
 
     assert server.recipients == [f"TO:<{sent_to}>"]
@@ -138,11 +134,11 @@ async def test_the_wire_and_the_header_name_exactly_the_mailbox_that_was_given(d
 
 
 @pytest.mark.parametrize("line_break", ["=0D=0A", "=0A", "=0D"])
-async def test_an_address_cannot_add_headers(line_break: str) -> None:
-    """An encoded word is a valid local part, and stays one."""
+async def test_address_cannot_add_headers(line_break: str) -> None:
+    """An encoded word is a valid local part, and is not decoded."""
     destination = f"=?utf-8?q?a{line_break}Bcc=3A_evil=40example.com{line_break}?=@example.com"
     async with mail_server() as server:
-        await sender_to(server.port).send(replace(MESSAGE, destination=destination))
+        await build_sender(server.port).send(replace(MESSAGE, destination=destination))
         _, email = server.emails[0]
 
     assert email["Bcc"] is None
@@ -150,61 +146,56 @@ async def test_an_address_cannot_add_headers(line_break: str) -> None:
 
 
 @pytest.mark.parametrize("options", ["", "?starttls=off"])
-async def test_a_server_without_smtputf8_is_a_definite_refusal(options: str) -> None:
-    """Nothing is sent, under any other name either; addresses in ASCII go on."""
+async def test_server_without_smtputf8_refuses_addresses_beyond_ascii(options: str) -> None:
     async with mail_server() as server:
         server.takes_utf8 = False
-        sender = sender_to(server.port, options=options)
+        sender = build_sender(server.port, options=options)
         with pytest.raises(DeliveryFailedError) as caught:
             await sender.send(replace(MESSAGE, destination="jos\u00e9@example.com"))
         await sender.send(replace(MESSAGE, destination="jose@b\u00fccher.example"))
 
     assert caught.value.kind is FailureKind.REFUSED
     assert "beyond ASCII" in str(caught.value)
-    assert "jos" not in everything_told_by(caught.value)
+    assert "jos" not in error_chain_text(caught.value)
     assert server.recipients == ["TO:<jose@xn--bcher-kva.example>"]
 
 
 @pytest.mark.parametrize("destination", ["", "b", "a@example.com, c@example.com", "a@example.com\r\nDATA", "<a@b.c> x"])
-async def test_what_is_no_address_is_refused(destination: str) -> None:
-    """Nothing but one address comes near the server."""
+async def test_invalid_address_is_refused_without_a_connection(destination: str) -> None:
     async with mail_server() as server:
         with pytest.raises(DeliveryFailedError) as caught:
-            await sender_to(server.port).send(replace(MESSAGE, destination=destination))
+            await build_sender(server.port).send(replace(MESSAGE, destination=destination))
 
         assert caught.value.kind is FailureKind.REFUSED
-        assert server.most_open == 0
+        assert server.max_open == 0
 
 
 @pytest.mark.parametrize("command", ["MAIL", "RCPT", "DATA"])
 @pytest.mark.parametrize("status", [421, 450, 550, 554])
-async def test_a_refusal_is_definite(command: str, status: int) -> None:
-    """Whatever is answered with 4xx or 5xx has not been taken; what the server says of the address goes nowhere."""
+async def test_4xx_or_5xx_reply_is_a_definite_failure(command: str, status: int) -> None:
     async with mail_server() as server:
         server.replies[command] = f"{status} secret-of-provider: no b.private@example.com, {CODE}"
         with pytest.raises(DeliveryFailedError) as caught:
-            await sender_to(server.port).send(MESSAGE)
+            await build_sender(server.port).send(MESSAGE)
 
     assert caught.value.kind is FailureKind.REFUSED
     assert str(status) in str(caught.value)
-    assert not secrets_in(caught.value)
+    assert not has_secrets(caught.value)
 
 
-async def test_a_closed_port_is_unreachable() -> None:
-    """Without a connection nothing can have been sent."""
+async def test_closed_port_is_unreachable() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(DeliveryFailedError) as caught:
-            await sender_to(unused.getsockname()[1]).send(MESSAGE)
+            await build_sender(unused.getsockname()[1]).send(MESSAGE)
 
     assert caught.value.kind is FailureKind.UNREACHABLE
     assert "ConnectionRefusedError" in str(caught.value)
-    assert not secrets_in(caught.value)
+    assert not has_secrets(caught.value)
 
 
-async def test_a_server_that_never_greets_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ends before the message is handed over is definite, and ends in time."""
-    monkeypatch.setattr(smtp, "READY_SECONDS", 0.2)
+async def test_server_that_never_greets_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smtp, "HANDOVER_TIMEOUT_SECONDS", 0.2)
 
     async def keep_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -213,52 +204,48 @@ async def test_a_server_that_never_greets_is_unreachable(monkeypatch: pytest.Mon
     server = await asyncio.start_server(keep_silent, "127.0.0.1", 0)
     async with server:
         with pytest.raises(DeliveryFailedError) as caught:
-            await sender_to(server.sockets[0].getsockname()[1]).send(MESSAGE)
+            await build_sender(server.sockets[0].getsockname()[1]).send(MESSAGE)
 
     assert caught.value.kind is FailureKind.UNREACHABLE
 
 
-async def test_no_answer_after_the_content_is_uncertain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server has it, and may have sent it on."""
-    monkeypatch.setattr(smtp, "ANSWER_SECONDS", 0.2)
+async def test_missing_answer_after_the_content_is_uncertain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smtp, "RESPONSE_TIMEOUT_SECONDS", 0.2)
     async with mail_server() as server:
         server.at_data = "hang"
         with pytest.raises(DeliveryUncertainError) as caught:
-            await sender_to(server.port).send(MESSAGE)
+            await build_sender(server.port).send(MESSAGE)
 
-    assert not secrets_in(caught.value)
+    assert not has_secrets(caught.value)
 
 
-async def test_a_connection_that_ends_after_the_content_is_uncertain() -> None:
-    """The server has it, and may have sent it on."""
+async def test_connection_closed_after_the_content_is_uncertain() -> None:
     async with mail_server() as server:
         server.at_data = "cut"
         with pytest.raises(DeliveryUncertainError) as caught:
-            await sender_to(server.port).send(MESSAGE)
+            await build_sender(server.port).send(MESSAGE)
 
         assert len(server.emails) == 1
-    assert not secrets_in(caught.value)
+    assert not has_secrets(caught.value)
 
 
-async def test_an_answer_that_means_nothing_is_uncertain() -> None:
-    """Only 4xx and 5xx are a no."""
+async def test_unknown_reply_is_uncertain() -> None:
     async with mail_server() as server:
         server.replies["DATA"] = "299 secret-of-provider"
         with pytest.raises(DeliveryUncertainError) as caught:
-            await sender_to(server.port).send(MESSAGE)
+            await build_sender(server.port).send(MESSAGE)
 
-    assert not secrets_in(caught.value)
+    assert not has_secrets(caught.value)
 
 
 @pytest.mark.parametrize("tls", ["smtps", "starttls"])
-async def test_passwords_travel_encrypted(tls: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With smtps://, and by STARTTLS, which is required as soon as there is a password."""
+async def test_passwords_are_sent_encrypted(tls: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context, trusted = loopback_tls(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
     contexts = {"tls": context} if tls == "smtps" else {"start_tls": context}
     async with mail_server(**contexts) as server:
         scheme = "smtps" if tls == "smtps" else "smtp"
-        await sender_to(server.port, scheme=scheme, login=f"points%40shop:{PASSWORD}@").send(MESSAGE)
+        await build_sender(server.port, scheme=scheme, login=f"points%40shop:{PASSWORD}@").send(MESSAGE)
 
         assert len(server.emails) == 1
         assert server.logins == [(b"points@shop", PASSWORD.encode())]
@@ -266,46 +253,42 @@ async def test_passwords_travel_encrypted(tls: str, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("scheme", ["smtp", "smtps"])
-async def test_a_certificate_that_nobody_trusts_is_unreachable(scheme: str, tmp_path: Path) -> None:
-    """Neither password nor message is told to a stranger."""
+async def test_untrusted_certificate_is_unreachable(scheme: str, tmp_path: Path) -> None:
     context, _ = loopback_tls(tmp_path)
     contexts = {"tls": context} if scheme == "smtps" else {"start_tls": context}
     async with mail_server(**contexts) as server:
         with pytest.raises(DeliveryFailedError, match="SSLCertVerificationError") as caught:
-            await sender_to(server.port, scheme=scheme, login=f"points:{PASSWORD}@").send(MESSAGE)
+            await build_sender(server.port, scheme=scheme, login=f"points:{PASSWORD}@").send(MESSAGE)
 
         assert server.logins == []
     assert caught.value.kind is FailureKind.UNREACHABLE
 
 
-async def test_a_server_that_cannot_encrypt_gets_no_password() -> None:
-    """A password wants STARTTLS unless the URL says otherwise."""
+async def test_server_without_starttls_gets_no_password() -> None:
     async with mail_server() as server:
         with pytest.raises(DeliveryFailedError) as caught:
-            await sender_to(server.port, login=f"points:{PASSWORD}@").send(MESSAGE)
+            await build_sender(server.port, login=f"points:{PASSWORD}@").send(MESSAGE)
 
         assert server.logins == []
     assert caught.value.kind is FailureKind.UNREACHABLE
-    assert not secrets_in(caught.value)
+    assert not has_secrets(caught.value)
 
 
-async def test_a_wrong_password_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The answer to a login is a definite one."""
+async def test_wrong_password_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context, trusted = loopback_tls(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
     async with mail_server(start_tls=context) as server:
         with pytest.raises(DeliveryFailedError, match="535") as caught:
-            await sender_to(server.port, login="points:wrong-secret-of-provider@").send(MESSAGE)
+            await build_sender(server.port, login="points:wrong-secret-of-provider@").send(MESSAGE)
 
     assert caught.value.kind is FailureKind.REFUSED
-    assert not secrets_in(caught.value)
+    assert not has_secrets(caught.value)
 
 
-async def test_a_server_that_hangs_holds_nothing_up() -> None:
-    """The loop goes on, and the caller's five seconds are five seconds."""
+async def test_hanging_server_blocks_neither_the_loop_nor_its_caller() -> None:
     async with mail_server() as server:
         server.at_data = "hang"
-        sender = sender_to(server.port)
+        sender = build_sender(server.port)
         began = time.monotonic()
         async with loop_delays() as delay:
             with pytest.raises(TimeoutError) as caught:
@@ -313,29 +296,27 @@ async def test_a_server_that_hangs_holds_nothing_up() -> None:
                     await sender.send(MESSAGE)
             assert delay() < 0.05
         assert time.monotonic() - began < 5.5
-        assert not secrets_in(caught.value)
+        assert not has_secrets(caught.value)
         await until(lambda: server.open == 0)
         server.at_data = ""
         await sender.send(MESSAGE)
 
 
-async def test_many_messages_share_few_connections() -> None:
-    """A burst waits for its turn, and all of it arrives."""
+async def test_burst_of_messages_keeps_to_the_connection_limit() -> None:
     async with mail_server() as server:
-        sender = sender_to(server.port)
+        sender = build_sender(server.port)
         await asyncio.gather(*(sender.send(MESSAGE) for _ in range(200)))
         await until(lambda: server.open == 0)
 
         assert len(server.emails) == 200
-        assert server.most_open <= CONNECTIONS_MAX + 1
+        assert server.max_open <= CONNECTIONS_MAX + 1
 
 
-async def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Neither the sender nor its library tells a log of messages."""
+async def test_neither_sender_nor_library_logs_a_secret(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with mail_server() as server:
         caplog.set_level(logging.CRITICAL, "mail.log")
-        await sender_to(server.port).send(MESSAGE)
+        await build_sender(server.port).send(MESSAGE)
 
     assert CODE not in caplog.text
     assert "b.private" not in caplog.text

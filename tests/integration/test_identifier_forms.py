@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
-from support.codes import CODES, is_right, issue, issued
+from support.codes import CODE_SETTINGS, guess_code, issue_and_read_code, issue_code
 from support.customers import (
     CREATED,
     TAKEN,
@@ -23,7 +23,7 @@ from support.redemption import customer_ref, earn, redeem, redeem_request, valid
 
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
-VALIDATION = {**CODES, "required": True, "channels": [redemption_pb2.VALIDATION_TYPE_SMS, EMAIL]}
+VALIDATION = {**CODE_SETTINGS, "required": True, "channels": [redemption_pb2.VALIDATION_TYPE_SMS, EMAIL]}
 CALLED = "+862112345678"
 ADDRESSES = [
     "stra\u00df@example.com",
@@ -70,7 +70,7 @@ async def put(client: Client, shop: Shop, customer_id: str = "c-1", **identifier
 @pytest.mark.parametrize("address", ADDRESSES)
 async def test_a_code_is_sent_to_the_address_as_written(service: Service, shop: Shop, address: str) -> None:
     stored = await put(service.client, shop, email=address)
-    await issued(service, shop, validation_type=EMAIL)
+    await issue_and_read_code(service, shop, validation_type=EMAIL)
 
     assert (stored.email, service.outbox.messages[-1].destination) == (address, address)
     assert (await service.client.customer(shop.merchant_id, "c-1")).email == address
@@ -114,14 +114,14 @@ async def test_a_new_written_form_of_an_address_starts_no_pause(service: Service
     """The open code stays valid, and the next code goes to the new form."""
     client = service.client
     await put(client, shop, email="Ada@example.com")
-    _, code = await issued(service, shop, validation_type=EMAIL)
+    _, code = await issue_and_read_code(service, shop, validation_type=EMAIL)
 
     assert (await put(client, shop, email="ADA@Example.com")).email == "ADA@Example.com"
-    assert await is_right(client, shop, code)
+    assert await guess_code(client, shop, code)
     applied = await client.customers.ApplyCustomerUpdate(update(shop, email=" ada@example.com\u200b"))
     assert (outcome(applied), skipped(applied), (await of_buyer(client, shop))[1]) == ("APPLIED", {}, "ada@example.com")
-    assert await is_right(client, shop, code)
-    await issued(service, shop, 50, validation_type=EMAIL)
+    assert await guess_code(client, shop, code)
+    await issue_and_read_code(service, shop, 50, validation_type=EMAIL)
     assert service.outbox.messages[-1].destination == "ada@example.com"
 
 
@@ -138,10 +138,10 @@ async def test_a_claimed_contact_has_the_written_form_of_its_claimant(service: S
 async def test_written_forms_of_an_address_share_its_send_limit(client: Client, shop: Shop) -> None:
     for points, address in enumerate(("ada@example.com", "Ada@example.com", "ADA@example.com"), start=1):
         await put(client, shop, email=address)
-        assert (await issue(client, shop, points, validation_type=EMAIL)).sent
+        assert (await issue_code(client, shop, points, validation_type=EMAIL)).sent
     await put(client, shop, email="aDa@example.com")
 
-    assert (await refused(issue(client, shop, 4, validation_type=EMAIL))).reason == "SEND_LIMIT_REACHED"
+    assert (await refused(issue_code(client, shop, 4, validation_type=EMAIL))).reason == "SEND_LIMIT_REACHED"
 
 
 async def test_source_identities_are_returned_as_written(client: Client, shop: Shop) -> None:
@@ -172,7 +172,7 @@ async def test_every_form_of_a_number_finds_the_same_customer(
     service: Service, client: Client, shop: Shop, forms: dict[str, str], written: str
 ) -> None:
     assert (await put(client, shop, mobile=written)).mobile == forms[written]
-    await issued(service, shop)
+    await issue_and_read_code(service, shop)
     assert service.outbox.messages[-1].destination == forms[written]
 
     for number, form in enumerate(forms):
@@ -226,14 +226,14 @@ async def test_a_new_written_form_of_a_number_starts_no_pause(service: Service, 
     client = service.client
     await put(client, shop, mobile="+541123456789")
     assert (await put(client, shop, mobile="+5491123456789")).mobile == "+5491123456789"
-    _, code = await issued(service, shop)
+    _, code = await issue_and_read_code(service, shop)
     assert service.outbox.messages[-1].destination == "+5491123456789"
 
     applied = await client.customers.ApplyCustomerUpdate(update(shop, mobile="+541123456789"))
     assert (outcome(applied), await of_buyer(client, shop)) == ("APPLIED", ("+541123456789", ""))
-    assert await is_right(client, shop, code)
+    assert await guess_code(client, shop, code)
     await put(client, shop, mobile="+54 11 15 2345 6789")
-    await issued(service, shop, 50)
+    await issue_and_read_code(service, shop, 50)
     assert service.outbox.messages[-1].destination == "+5491123456789"
 
 
@@ -256,7 +256,7 @@ async def test_a_missed_call_confirms_its_challenge_in_every_form(
     validation = {**VALIDATION, "channels": [MISSED_CALL], "missed_call_number": called[0]}
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=validation)
     await put(client, shop, mobile=caller[0])
-    challenge = await issue(client, shop)
+    challenge = await issue_code(client, shop)
     assert challenge.missed_call_number == called[0]
 
     call = redemption_pb2.ConfirmMissedCallRequest(

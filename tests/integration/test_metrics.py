@@ -13,8 +13,9 @@ from pointbook_server import metrics
 from pointbook_server.metrics import Metrics, MetricsEndpoint
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from support.codes import CODES, WRONG, is_right, issue
+from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_code
 from support.harness import Client, Service, Shop, server_settings
+from support.http_clients import http_client
 from support.redemption import earn
 
 
@@ -37,7 +38,7 @@ async def counting(service: Service, admin_token: str) -> AsyncIterator[tuple[Cl
 
 async def read(url: str) -> str:
     """Read the metrics."""
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with http_client() as http:
         answer = await http.get(url)
     assert answer.status_code == 200
     return answer.text
@@ -46,14 +47,14 @@ async def read(url: str) -> str:
 async def test_codes_are_counted_by_outcome(service: Service, counting: tuple[Client, str], shop: Shop) -> None:
     """Of what was issued, guessed and compared; a guess that is locked out is compared no more."""
     client, url = counting
-    await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODES)
+    await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODE_SETTINGS)
     await earn(client, shop, 500)
-    issued = await issue(client, shop)
-    await issue(client, shop)
+    issued = await issue_code(client, shop)
+    await issue_code(client, shop)
     named = {"challenge_id": issued.challenge_id}
-    assert await is_right(client, shop, service.outbox.messages[-1].text, **named)
+    assert await guess_code(client, shop, service.outbox.messages[-1].text, **named)
     for _ in range(7):
-        assert not await is_right(client, shop, WRONG, **named)
+        assert not await guess_code(client, shop, WRONG_CODE, **named)
     told = await read(url)
 
     for line in (

@@ -19,8 +19,7 @@ import pointbook_server.programs.queries
 import pointbook_server.redemption.queries
 import pointbook_server.support.queries
 import pointbook_server.validation_codes.queries
-import pointbook_server.webhooks.quota
-import pointbook_server.webhooks.transactions
+import pointbook_server.webhooks.queries
 from pointbook_server.customers import queries as customers
 from pointbook_server.db.database import PLANNED_ONCE, SESSION_SETTINGS, Statement
 from pointbook_server.redemption import queries as redemptions
@@ -38,8 +37,7 @@ MODULES = (
     pointbook_server.support.queries,
     pointbook_server.redemption.queries,
     pointbook_server.validation_codes.queries,
-    pointbook_server.webhooks.quota,
-    pointbook_server.webhooks.transactions,
+    pointbook_server.webhooks.queries,
 )
 READS_ALL = {"READ_TOKENS", "SUM_USAGE"}
 """Reads a small table whole, every two seconds, or once a second at most."""
@@ -54,7 +52,7 @@ IN_TRANSACTIONS = {
     "READ_USES",
     "SHARE_STORES",
     "DELETE_OLD.challenges",
-    "DELETE_OLD.tallies",
+    "DELETE_OLD.counters",
     "DELETE_OLD.missed_calls",
     "DELETE_OLD_REFUSALS",
 }
@@ -124,7 +122,7 @@ async def test_plan_made_for_an_empty_table_suits_a_full_one(connection: Any, na
         (codes.READ_LIVE, "uq_validation_challenges_live"),
         (codes.CONSUME, "uq_validation_challenges_live"),
         (codes.LOCK_CALLED, "ix_validation_challenges_called"),
-        (codes.LOCK_TALLIES, "pk_validation_tallies"),
+        (codes.LOCK_COUNTERS, "pk_validation_tallies"),
         (codes.READ_CALL, "pk_missed_calls"),
         (codes.LIST_EVENTS, "pk_validation_audit"),
         (refusals.LIST_BY_CUSTOMERS, "pk_redemption_refusals"),

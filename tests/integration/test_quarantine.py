@@ -1,4 +1,4 @@
-"""The quarantine as its callers see it: kept whole, kept once, bounded, replayed once, and silent about content."""
+"""The quarantine: webhooks are stored and replayed once, and never logged."""
 
 import asyncio
 import base64
@@ -43,24 +43,24 @@ REPLAYED = webhooks_pb2.QUARANTINE_STATE_REPLAYED
 OTHER_KEY = base64.b64encode(b"r" * 32).decode()
 
 
-def person() -> bytes:
-    """Write the body of a customer webhook that no other test uses."""
+def customer_body() -> bytes:
+    """Return the body of a customer webhook that no other test uses."""
     return json.dumps({"id": unique("2404721679"), "email": "ada@example.com", "phone": "+8613800000000"}).encode()
 
 
-def owned(shop: Shop, note: object, size: int = 0) -> bytes:
-    """Write a body that no topic prescribes, and that names the store of a shop."""
+def owned_body(shop: Shop, note: object, size: int = 0) -> bytes:
+    """Return a body that names the store of a shop."""
     return json.dumps({"store_id": shop.store_id, "note": str(note).ljust(size, "x")}).encode()
 
 
 @pytest.fixture
 def merchant() -> str:
-    """A merchant's id, for one test alone."""
+    """A merchant's id for one test."""
     return unique("merchant")
 
 
 def webhook(merchant_id: str, **changes: Any) -> webhooks_pb2.QuarantineWebhookRequest:
-    """Make a points webhook that could not be read."""
+    """Build a request for a points webhook that could not be parsed."""
     values: dict[str, Any] = {
         "merchant_id": merchant_id,
         "topic": POINTS,
@@ -75,19 +75,19 @@ def webhook(merchant_id: str, **changes: Any) -> webhooks_pb2.QuarantineWebhookR
     return webhooks_pb2.QuarantineWebhookRequest(**(values | changes))
 
 
-async def keep(client: Client, merchant_id: str, **changes: Any) -> str:
-    """Quarantine a webhook, and answer its id."""
+async def quarantine(client: Client, merchant_id: str, **changes: Any) -> str:
+    """Quarantine a webhook, and return its id."""
     return (await client.webhooks.QuarantineWebhook(webhook(merchant_id, **changes))).quarantine_id
 
 
 async def get(client: Client, merchant_id: str, quarantine_id: str) -> webhooks_pb2.QuarantinedWebhook:
-    """Read a webhook, whole."""
+    """Return a webhook with its content."""
     request = webhooks_pb2.GetQuarantinedWebhookRequest(merchant_id=merchant_id, quarantine_id=quarantine_id)
     return (await client.webhooks.GetQuarantinedWebhook(request)).webhook
 
 
-async def pages(client: Client, merchant_id: str, **changes: Any) -> list[webhooks_pb2.QuarantinedWebhook]:
-    """Read all pages of a list."""
+async def list_all(client: Client, merchant_id: str, **changes: Any) -> list[webhooks_pb2.QuarantinedWebhook]:
+    """Return all pages of a list."""
     found: list[webhooks_pb2.QuarantinedWebhook] = []
     request = webhooks_pb2.ListQuarantinedWebhooksRequest(merchant_id=merchant_id, **changes)
     while True:
@@ -116,8 +116,8 @@ async def drop(client: Client, merchant_id: str, quarantine_id: str, reason: str
 
 
 @asynccontextmanager
-async def another_server(service: Service, token: str, **changes: Any) -> AsyncIterator[Client]:
-    """Run one more server on the same database, with other settings."""
+async def run_server(service: Service, token: str, **changes: Any) -> AsyncIterator[Client]:
+    """Run another server on the same database, with other settings."""
     server = Server(server_settings(**changes), service.database_url, senders={}, clock=TestClock())
     await server.start()
     client = Client(server.port, token)
@@ -128,8 +128,8 @@ async def another_server(service: Service, token: str, **changes: Any) -> AsyncI
         await server.stop()
 
 
-async def row(service: Service, merchant_id: str) -> Any:
-    """Read a merchant's one row as it stands in the table."""
+async def read_row(service: Service, merchant_id: str) -> Any:
+    """Return the one row of a merchant."""
     connection = await asyncpg.connect(service.database_url)
     try:
         [found] = await connection.fetch(
@@ -140,28 +140,28 @@ async def row(service: Service, merchant_id: str) -> Any:
         await connection.close()
 
 
-async def usage(service: Service, merchant_id: str) -> tuple[int, int]:
-    """Read what a merchant's quarantine is said to hold, and check that it is what it holds."""
+async def read_usage(service: Service, merchant_id: str) -> tuple[int, int]:
+    """Return the usage of a merchant's quarantine, and check it against its rows."""
     connection = await asyncpg.connect(service.database_url)
     try:
-        said = await connection.fetchrow(
+        recorded = await connection.fetchrow(
             "SELECT webhooks, bytes FROM quarantine_usage WHERE merchant_id = $1", merchant_id
         )
-        held = await connection.fetchrow(
+        actual = await connection.fetchrow(
             "SELECT count(*), coalesce(sum(octet_length(headers) + octet_length(body)), 0)::bigint"
             " FROM quarantined_webhooks WHERE merchant_id = $1",
             merchant_id,
         )
     finally:
         await connection.close()
-    assert tuple(said) == tuple(held)
-    return tuple(said)
+    assert tuple(recorded) == tuple(actual)
+    return tuple(recorded)
 
 
-async def test_a_webhook_is_kept_with_shoplines_own_headers(client: Client, merchant: str) -> None:
-    """In their order, the first of each name, with the raw body, and why it could not be applied."""
+async def test_webhook_is_stored_with_body_reason_and_shoplines_headers(client: Client, merchant: str) -> None:
+    """The first header of each name, in their order."""
     latin_1 = bytes(range(1, 256)).decode("latin-1")
-    kept_headers = [
+    stored_headers = [
         webhooks_pb2.WebhookHeader(name=name, value=value)
         for name, value in [("x-shopline-shop-domain", latin_1), ("X-Shopline-Topic", POINTS)]
     ]
@@ -171,17 +171,17 @@ async def test_a_webhook_is_kept_with_shoplines_own_headers(client: Client, merc
     body = secrets.token_bytes(256 * 1024)
     received = at(NOW_MS - 5_000)
 
-    headers = [*kept_headers, long, *others]
-    quarantine_id = await keep(client, merchant, headers=headers, body=body, receive_time=received)
-    kept = await get(client, merchant, quarantine_id)
+    headers = [*stored_headers, long, *others]
+    quarantine_id = await quarantine(client, merchant, headers=headers, body=body, receive_time=received)
+    stored = await get(client, merchant, quarantine_id)
 
-    assert kept == webhooks_pb2.QuarantinedWebhook(
+    assert stored == webhooks_pb2.QuarantinedWebhook(
         merchant_id=merchant,
         quarantine_id=quarantine_id,
         reason=MALFORMED,
         detail="body must be JSON in UTF-8",
         topic=POINTS,
-        headers=kept_headers,
+        headers=stored_headers,
         body=body,
         body_size=len(body),
         state=webhooks_pb2.QUARANTINE_STATE_QUARANTINED,
@@ -191,44 +191,49 @@ async def test_a_webhook_is_kept_with_shoplines_own_headers(client: Client, merc
     )
 
 
-async def test_a_repetition_is_counted_once_a_minute(client: Client, service: Service, merchant: str) -> None:
-    """Counting costs a write: in between, and for what came before, the row stays as it is."""
+async def test_repetition_is_counted_once_a_minute(client: Client, service: Service, merchant: str) -> None:
     seconds = (600, 541, 540, 500, 300, 301)
     answers = [
         await client.webhooks.QuarantineWebhook(webhook(merchant, receive_time=at(NOW_MS - ago * 1_000)))
         for ago in seconds[:2]
     ]
-    before = await row(service, merchant)
+    before = await read_row(service, merchant)
     answers.append(await client.webhooks.QuarantineWebhook(webhook(merchant, receive_time=at(NOW_MS - 542_000))))
-    assert await row(service, merchant) == before
+    assert await read_row(service, merchant) == before
     answers += [
         await client.webhooks.QuarantineWebhook(webhook(merchant, receive_time=at(NOW_MS - ago * 1_000)))
         for ago in seconds[2:]
     ]
-    kept = await get(client, merchant, answers[0].quarantine_id)
+    stored = await get(client, merchant, answers[0].quarantine_id)
 
     assert [answer.already_quarantined for answer in answers] == [False] + [True] * 6
     assert len({answer.quarantine_id for answer in answers}) == 1
-    assert kept.receive_count == 3
-    assert (kept.receive_time, kept.last_receive_time) == (at(NOW_MS - 600_000), at(NOW_MS - 300_000))
+    assert stored.receive_count == 3
+    assert (stored.receive_time, stored.last_receive_time) == (at(NOW_MS - 600_000), at(NOW_MS - 300_000))
 
 
-async def test_a_body_is_one_row_whatever_its_headers(
+async def test_body_takes_one_shared_row_and_one_of_its_merchant(
     client: Client, service: Service, shop: Shop, merchant: str
 ) -> None:
-    """Neither merchants, nor topics, reasons or other headers multiply it: one beside the one of its owner."""
+    """Other merchants, topics, reasons and headers add no row."""
     other = Shop(unique("merchant"), unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
-    for body in (owned(shop, "x"), person(), b"noise " + merchant.encode()):
+    for body in (owned_body(shop, "x"), customer_body(), b"noise " + merchant.encode()):
         calls = [
             webhook(
-                named,
+                merchant_id,
                 body=body,
                 topic=topic,
                 reason=reason,
                 headers=[webhooks_pb2.WebhookHeader(name="X-Shopline-Webhook-Id", value=unique("w"))],
             )
-            for named in (shop.merchant_id, other.merchant_id, "", merchant, *(unique("merchant") for _ in range(5)))
+            for merchant_id in (
+                shop.merchant_id,
+                other.merchant_id,
+                "",
+                merchant,
+                *(unique("merchant") for _ in range(5)),
+            )
             for topic in (POINTS, CUSTOMERS)
             for reason in (MALFORMED, STORE_UNKNOWN)
         ]
@@ -236,17 +241,18 @@ async def test_a_body_is_one_row_whatever_its_headers(
         assert len({answer.quarantine_id for answer in answers}) == (2 if b"store_id" in body else 1)
         assert sum(not answer.already_quarantined for answer in answers) == (2 if b"store_id" in body else 1)
 
-    [mine] = [kept for kept in await pages(client, shop.merchant_id) if kept.body_size == len(owned(shop, "x"))]
+    [mine] = [
+        stored for stored in await list_all(client, shop.merchant_id) if stored.body_size == len(owned_body(shop, "x"))
+    ]
     assert mine.topic == ""
-    assert (await usage(service, shop.merchant_id))[0] == 1
+    assert (await read_usage(service, shop.merchant_id))[0] == 1
 
 
-async def test_copies_change_nothing_once_they_were_noted(client: Client, service: Service, merchant: str) -> None:
-    """What a stranger sends again and again writes nothing: no row, no new version of one."""
+async def test_repeated_copies_write_nothing(client: Client, service: Service, merchant: str) -> None:
     for _ in range(2):
-        for named, topic in ((merchant, POINTS), (unique("merchant"), CUSTOMERS)):
+        for merchant_id, topic in ((merchant, POINTS), (unique("merchant"), CUSTOMERS)):
             body = b"one of " + merchant.encode()
-            await client.webhooks.QuarantineWebhook(webhook(named, topic=topic, body=body))
+            await client.webhooks.QuarantineWebhook(webhook(merchant_id, topic=topic, body=body))
     connection = await asyncpg.connect(service.database_url)
     query = "SELECT ctid::text, xmin::text FROM quarantined_webhooks WHERE claimed_merchant_id = $1"
     try:
@@ -258,73 +264,77 @@ async def test_copies_change_nothing_once_they_were_noted(client: Client, servic
         await connection.close()
 
 
-async def test_a_merchant_finds_what_first_named_it(client: Client, service: Service, merchant: str) -> None:
-    """In the shared quarantine, also after it has a store; nobody else does but who is for all merchants."""
-    thief = unique("merchant")
+async def test_merchant_sees_shared_webhooks_that_name_it_alone(
+    client: Client, service: Service, merchant: str
+) -> None:
+    other_merchant = unique("merchant")
     body = b"shared " + merchant.encode()
-    quarantine_id = await keep(client, merchant, body=body)
-    assert await keep(client, thief, body=body) == quarantine_id
+    quarantine_id = await quarantine(client, merchant, body=body)
+    assert await quarantine(client, other_merchant, body=body) == quarantine_id
     await client.put_store(merchant, unique("store"))
-    limited = Client(service.server.port, await make_token(service.database_url, [thief], list(Scope)))
+    limited = Client(service.server.port, await make_token(service.database_url, [other_merchant], list(Scope)))
 
-    assert [kept.quarantine_id for kept in await pages(client, merchant)] == [quarantine_id]
-    assert quarantine_id in {kept.quarantine_id for kept in await pages(client, "")}
+    assert [stored.quarantine_id for stored in await list_all(client, merchant)] == [quarantine_id]
+    assert quarantine_id in {stored.quarantine_id for stored in await list_all(client, "")}
     assert (await get(client, merchant, quarantine_id)).merchant_id == merchant
     assert (await get(client, "", quarantine_id)).body == body
-    assert await pages(limited, thief) == []
-    for call in (get(limited, thief, quarantine_id), drop(limited, thief, quarantine_id)):
+    assert await list_all(limited, other_merchant) == []
+    for call in (get(limited, other_merchant, quarantine_id), drop(limited, other_merchant, quarantine_id)):
         assert (await refused(call)).reason == "WEBHOOK_NOT_FOUND"
     await limited.close()
     await drop(client, merchant, quarantine_id)
-    assert await pages(client, merchant) == []
+    assert await list_all(client, merchant) == []
 
 
-async def test_a_webhook_that_named_two_merchants_is_found_by_operators(
-    client: Client, service: Service, merchant: str
-) -> None:
-    """The first copy may be forged: who is for its merchant alone neither reads, replays nor drops the only copy."""
-    thief = Shop(unique("merchant"), unique("store"))
-    await client.put_store(thief.merchant_id, thief.store_id)
-    limited = Client(service.server.port, await make_token(service.database_url, [thief.merchant_id], list(Scope)))
-    quarantine_id = await keep(client, thief.merchant_id, body=b"shared " + merchant.encode())
-    assert [kept.quarantine_id for kept in await pages(limited, thief.merchant_id)] == [quarantine_id]
-    await keep(client, merchant, body=b"shared " + merchant.encode())
+async def test_contested_webhook_is_visible_to_operators_only(client: Client, service: Service, merchant: str) -> None:
+    """The first copy may be forged."""
+    other_merchant = Shop(unique("merchant"), unique("store"))
+    await client.put_store(other_merchant.merchant_id, other_merchant.store_id)
+    limited = Client(
+        service.server.port, await make_token(service.database_url, [other_merchant.merchant_id], list(Scope))
+    )
+    quarantine_id = await quarantine(client, other_merchant.merchant_id, body=b"shared " + merchant.encode())
+    assert [stored.quarantine_id for stored in await list_all(limited, other_merchant.merchant_id)] == [quarantine_id]
+    await quarantine(client, merchant, body=b"shared " + merchant.encode())
 
-    assert await pages(limited, thief.merchant_id) == []
+    assert await list_all(limited, other_merchant.merchant_id) == []
     for call in (
-        get(limited, thief.merchant_id, quarantine_id),
-        replay(limited, thief.merchant_id, quarantine_id, thief.update()),
-        drop(limited, thief.merchant_id, quarantine_id),
+        get(limited, other_merchant.merchant_id, quarantine_id),
+        replay(limited, other_merchant.merchant_id, quarantine_id, other_merchant.update()),
+        drop(limited, other_merchant.merchant_id, quarantine_id),
     ):
         assert (await refused(call)).reason == "WEBHOOK_NOT_FOUND"
     await limited.close()
-    assert (await get(client, thief.merchant_id, quarantine_id)).body == b"shared " + merchant.encode()
-    await drop(client, thief.merchant_id, quarantine_id)
+    assert (await get(client, other_merchant.merchant_id, quarantine_id)).body == b"shared " + merchant.encode()
+    await drop(client, other_merchant.merchant_id, quarantine_id)
 
 
-async def test_a_token_for_some_merchants_shares_nothing(
+async def test_token_for_some_merchants_does_not_use_the_shared_quarantine(
     service: Service, client: Client, admin_token: str, merchant: str
 ) -> None:
-    """It neither learns that another merchant's webhook is there, nor casts doubt on it, nor fills the shared space."""
-    thief, body = unique("merchant"), person()
-    tokens = {named: await make_token(service.database_url, [named], list(Scope)) for named in (merchant, thief)}
-    mine = await keep(client, merchant, body=body, topic=CUSTOMERS)
-    full = await free_space(service, "")
-    async with another_server(service, admin_token, quarantine_shared_webhooks_max=full) as shim:
+    """It neither sees nor contests other merchants' webhooks."""
+    other_merchant, body = unique("merchant"), customer_body()
+    tokens = {
+        merchant_id: await make_token(service.database_url, [merchant_id], list(Scope))
+        for merchant_id in (merchant, other_merchant)
+    }
+    mine = await quarantine(client, merchant, body=body, topic=CUSTOMERS)
+    full = await count_webhooks(service, "")
+    async with run_server(service, admin_token, quarantine_shared_webhooks_max=full) as shim:
         assert (await refused(shim.webhooks.QuarantineWebhook(webhook(merchant)))).reason == "QUEUE_FULL"
-    async with another_server(service, tokens[thief], quarantine_shared_webhooks_max=full) as limited:
-        answers = [await limited.webhooks.QuarantineWebhook(webhook(thief, body=body)) for _ in range(2)]
+    async with run_server(service, tokens[other_merchant], quarantine_shared_webhooks_max=full) as limited:
+        answers = [await limited.webhooks.QuarantineWebhook(webhook(other_merchant, body=body)) for _ in range(2)]
     assert [answer.already_quarantined for answer in answers] == [False, True]
     assert mine not in {answer.quarantine_id for answer in answers}
     owner = Client(service.server.port, tokens[merchant])
-    kept = await get(owner, merchant, mine)
-    assert (kept.body, kept.topic, kept.receive_count) == (body, CUSTOMERS, 1)
+    stored = await get(owner, merchant, mine)
+    assert (stored.body, stored.topic, stored.receive_count) == (body, CUSTOMERS, 1)
     await owner.close()
 
 
 async def test_webhooks_of_an_earlier_release_stay_usable(client: Client, service: Service, shop: Shop) -> None:
-    """They are in the quarantine of the merchant that they name, counted and replayed there."""
-    quarantine_id = await keep(client, shop.merchant_id, body=owned(shop, "old"))
+    """They are owned by the merchant that their header names."""
+    quarantine_id = await quarantine(client, shop.merchant_id, body=owned_body(shop, "old"))
     connection = await asyncpg.connect(service.database_url)
     await connection.execute(
         "UPDATE quarantined_webhooks SET claimed_merchant_id = NULL, signed_store_digest = NULL WHERE merchant_id = $1",
@@ -332,19 +342,20 @@ async def test_webhooks_of_an_earlier_release_stay_usable(client: Client, servic
     )
     await connection.close()
 
-    again = await client.webhooks.QuarantineWebhook(webhook(shop.merchant_id, body=owned(shop, "old")))
+    again = await client.webhooks.QuarantineWebhook(webhook(shop.merchant_id, body=owned_body(shop, "old")))
     assert (again.quarantine_id, again.already_quarantined) == (quarantine_id, True)
-    assert [kept.quarantine_id for kept in await pages(client, shop.merchant_id)] == [quarantine_id]
+    assert [stored.quarantine_id for stored in await list_all(client, shop.merchant_id)] == [quarantine_id]
     answer = await replay(client, shop.merchant_id, quarantine_id, shop.update())
     assert answer.points_update.outcome == points_pb2.APPLY_OUTCOME_APPLIED
     await drop(client, shop.merchant_id, quarantine_id)
 
 
 @pytest.mark.parametrize("topic", [POINTS, CUSTOMERS])
-async def test_parallel_repetitions_are_kept_once(service: Service, admin_token: str, shop: Shop, topic: str) -> None:
-    """Many callers of two servers at once keep one webhook, in the merchant's own quarantine and in the shared one."""
-    async with another_server(service, admin_token) as other:
-        for body in (owned(shop, topic), b"no JSON of " + shop.store_id.encode() + topic.encode()):
+async def test_concurrent_repetitions_are_stored_once(
+    service: Service, admin_token: str, shop: Shop, topic: str
+) -> None:
+    async with run_server(service, admin_token) as other:
+        for body in (owned_body(shop, topic), b"no JSON of " + shop.store_id.encode() + topic.encode()):
             answers = await asyncio.gather(
                 *(
                     client.webhooks.QuarantineWebhook(webhook(shop.merchant_id, topic=topic, body=body))
@@ -354,54 +365,55 @@ async def test_parallel_repetitions_are_kept_once(service: Service, admin_token:
             )
             assert len({answer.quarantine_id for answer in answers}) == 1
             assert sum(not answer.already_quarantined for answer in answers) == 1
-    assert (await usage(service, shop.merchant_id))[0] == 1
-    await usage(service, "")
+    assert (await read_usage(service, shop.merchant_id))[0] == 1
+    await read_usage(service, "")
 
 
-async def test_a_full_quarantine_refuses(service: Service, admin_token: str, shop: Shop) -> None:
-    """The bound on the number holds under parallel calls; a repetition is still taken, and a drop makes space."""
+async def test_full_quarantine_refuses_new_webhooks(service: Service, admin_token: str, shop: Shop) -> None:
+    """It still counts repetitions, and a drop makes space."""
     merchant = shop.merchant_id
-    async with another_server(service, admin_token, quarantine_webhooks_max=5) as client:
+    async with run_server(service, admin_token, quarantine_webhooks_max=5) as client:
         with structlog.testing.capture_logs() as logs:
             answers = await asyncio.gather(
-                *(client.webhooks.QuarantineWebhook(webhook(merchant, body=owned(shop, n))) for n in range(20)),
+                *(client.webhooks.QuarantineWebhook(webhook(merchant, body=owned_body(shop, n))) for n in range(20)),
                 return_exceptions=True,
             )
-            kept = [answer.quarantine_id for answer in answers if not isinstance(answer, BaseException)]
-            found = await refused(client.webhooks.QuarantineWebhook(webhook(merchant, body=owned(shop, "one more"))))
+            stored = [answer.quarantine_id for answer in answers if not isinstance(answer, BaseException)]
+            found = await refused(
+                client.webhooks.QuarantineWebhook(webhook(merchant, body=owned_body(shop, "one more")))
+            )
 
-        assert len(kept) == 5
+        assert len(stored) == 5
         assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
         assert found.retry_seconds
         [entry] = [entry for entry in logs if entry["log_level"] == "error"]
         assert (entry["event"], entry["merchant_id"]) == ("the quarantine is full", merchant)
-        body = (await get(client, merchant, kept[0])).body
+        body = (await get(client, merchant, stored[0])).body
         again = await client.webhooks.QuarantineWebhook(webhook(merchant, body=body))
         assert again.already_quarantined
 
-        await drop(client, merchant, kept[0])
-        await keep(client, merchant, body=owned(shop, "one more"))
-        assert (await usage(service, merchant))[0] == 5
+        await drop(client, merchant, stored[0])
+        await quarantine(client, merchant, body=owned_body(shop, "one more"))
+        assert (await read_usage(service, merchant))[0] == 5
 
 
-async def test_bytes_are_bounded_too(service: Service, admin_token: str, shop: Shop) -> None:
-    """A few large webhooks fill the quarantine as many small ones do; other merchants have their own."""
+async def test_bytes_of_a_quarantine_are_bounded(service: Service, admin_token: str, shop: Shop) -> None:
     merchant, other = shop.merchant_id, Shop(unique("merchant"), unique("store"))
     await service.client.put_store(other.merchant_id, other.store_id)
-    async with another_server(service, admin_token, quarantine_bytes_max=100_000) as client:
-        first = await keep(client, merchant, body=owned(shop, "a", 60_000))
-        found = await refused(client.webhooks.QuarantineWebhook(webhook(merchant, body=owned(shop, "b", 60_000))))
-        await keep(client, other.merchant_id, body=owned(other, "b", 60_000))
-        await keep(client, merchant, body=owned(shop, "small"))
+    async with run_server(service, admin_token, quarantine_bytes_max=100_000) as client:
+        first = await quarantine(client, merchant, body=owned_body(shop, "a", 60_000))
+        found = await refused(client.webhooks.QuarantineWebhook(webhook(merchant, body=owned_body(shop, "b", 60_000))))
+        await quarantine(client, other.merchant_id, body=owned_body(other, "b", 60_000))
+        await quarantine(client, merchant, body=owned_body(shop, "small"))
         await drop(client, merchant, first)
-        await keep(client, merchant, body=owned(shop, "b", 60_000))
+        await quarantine(client, merchant, body=owned_body(shop, "b", 60_000))
 
     assert found.reason == "QUEUE_FULL"
-    assert (await usage(service, merchant))[0] == 2
+    assert (await read_usage(service, merchant))[0] == 2
 
 
-async def free_space(service: Service, merchant_id: str | None = None) -> int:
-    """Return how many webhooks a quarantine holds, or all of them together."""
+async def count_webhooks(service: Service, merchant_id: str | None = None) -> int:
+    """Return the number of webhooks in a quarantine, or in all of them."""
     connection = await asyncpg.connect(service.database_url)
     query = "SELECT coalesce(sum(webhooks), 0)::int FROM quarantine_usage WHERE $1::text IS NULL OR merchant_id = $1"
     try:
@@ -410,68 +422,69 @@ async def free_space(service: Service, merchant_id: str | None = None) -> int:
         await connection.close()
 
 
-async def test_invented_merchants_fill_half_of_the_shared_quarantine(
+async def test_merchants_without_stores_use_half_of_the_shared_quarantine(
     service: Service, admin_token: str, shop: Shop
 ) -> None:
-    """The rest is for merchants that have a store."""
-    most = 2 * (await free_space(service, "") + 3)
-    async with another_server(service, admin_token, quarantine_shared_webhooks_max=most) as client:
+    most = 2 * (await count_webhooks(service, "") + 3)
+    async with run_server(service, admin_token, quarantine_shared_webhooks_max=most) as client:
         bodies = [f"{n} of {shop.store_id}".encode() for n in range(10)]
         answers = await asyncio.gather(
             *(client.webhooks.QuarantineWebhook(webhook(unique("m"), body=body)) for body in bodies),
             return_exceptions=True,
         )
         assert sum(not isinstance(answer, BaseException) for answer in answers) == 3
-        await keep(client, shop.merchant_id, body=b"mine " + shop.store_id.encode())
+        await quarantine(client, shop.merchant_id, body=b"mine " + shop.store_id.encode())
 
 
 @pytest.mark.parametrize("bound", ["webhooks", "bytes"])
 async def test_all_quarantines_together_are_bounded(service: Service, admin_token: str, shop: Shop, bound: str) -> None:
-    """Whatever merchants there are; what is full for one is full for all, and a drop makes space at once."""
+    """A drop makes space at once."""
     other = Shop(unique("merchant"), unique("store"))
     await service.client.put_store(other.merchant_id, other.store_id)
-    held = await free_space(service)
+    held = await count_webhooks(service)
     settings = {"quarantine_total_webhooks_max": held + 4} if bound == "webhooks" else {}
     if bound == "bytes":
         connection = await asyncpg.connect(service.database_url)
         used = await connection.fetchval("SELECT coalesce(sum(bytes), 0)::int FROM quarantine_usage")
         await connection.close()
         settings = {"quarantine_total_bytes_max": used + 4 * 10_500}
-    async with another_server(service, admin_token, **settings) as client:
+    async with run_server(service, admin_token, **settings) as client:
         calls = [
-            webhook(each.merchant_id, body=owned(each, f"{bound} {n}", 10_000))
+            webhook(each.merchant_id, body=owned_body(each, f"{bound} {n}", 10_000))
             for n in range(8)
             for each in (shop, other)
         ]
         answers = await asyncio.gather(*map(client.webhooks.QuarantineWebhook, calls), return_exceptions=True)
-        kept = [answer for answer in answers if not isinstance(answer, BaseException)]
-        assert len(kept) == 4
-        assert await free_space(service) == held + 4
-        [mine, *_] = [*await pages(client, shop.merchant_id), *await pages(client, other.merchant_id)]
+        stored = [answer for answer in answers if not isinstance(answer, BaseException)]
+        assert len(stored) == 4
+        assert await count_webhooks(service) == held + 4
+        [mine, *_] = [*await list_all(client, shop.merchant_id), *await list_all(client, other.merchant_id)]
         assert (await refused(client.webhooks.QuarantineWebhook(webhook(unique("m"), body=b"m" * 9_000)))).reason == (
             "QUEUE_FULL"
         )
         await drop(client, mine.merchant_id, mine.quarantine_id)
-        await keep(client, shop.merchant_id, body=owned(shop, f"{bound} again", 9_000))
+        await quarantine(client, shop.merchant_id, body=owned_body(shop, f"{bound} again", 9_000))
 
 
-async def test_the_last_space_taken_by_the_same_webhook(service: Service, admin_token: str, shop: Shop) -> None:
-    """Of parallel copies one takes the last space, and the others are its repetitions: none is refused."""
-    async with another_server(service, admin_token, quarantine_webhooks_max=1) as client:
-        answers = await asyncio.gather(*(keep(client, shop.merchant_id, body=owned(shop, "last")) for _ in range(20)))
+async def test_copies_of_the_webhook_in_the_last_space_are_repetitions(
+    service: Service, admin_token: str, shop: Shop
+) -> None:
+    async with run_server(service, admin_token, quarantine_webhooks_max=1) as client:
+        answers = await asyncio.gather(
+            *(quarantine(client, shop.merchant_id, body=owned_body(shop, "last")) for _ in range(20))
+        )
 
     assert len(set(answers)) == 1
 
 
-async def test_customer_webhooks_are_kept_encrypted(service: Service, merchant: str) -> None:
-    """Neither body nor headers nor a plain digest of them stand in the table, yet the caller reads them."""
-    body = person()
+async def test_customer_webhooks_are_stored_encrypted(service: Service, merchant: str) -> None:
+    body = customer_body()
     headers = [webhooks_pb2.WebhookHeader(name="X-Shopline-Shop-Domain", value="ada.example.com")]
-    quarantine_id = await keep(service.client, merchant, topic=CUSTOMERS, body=body, headers=headers)
-    kept = await get(service.client, merchant, quarantine_id)
-    found = await row(service, merchant)
+    quarantine_id = await quarantine(service.client, merchant, topic=CUSTOMERS, body=body, headers=headers)
+    stored = await get(service.client, merchant, quarantine_id)
+    found = await read_row(service, merchant)
 
-    assert (kept.body, list(kept.headers)) == (body, headers)
+    assert (stored.body, list(stored.headers)) == (body, headers)
     dump = b"".join(value if isinstance(value, bytes) else str(value).encode() for value in found.values())
     for secret in (b"ada.example.com", b"ada@example.com", b"2404721679", b"13800000000", b"Shop-Domain"):
         assert secret not in dump
@@ -481,11 +494,11 @@ async def test_customer_webhooks_are_kept_encrypted(service: Service, merchant: 
     assert found["body_digest"] != plain
 
 
-async def test_a_ciphertext_opens_at_its_own_place_only(service: Service, merchant: str) -> None:
-    """Whoever can write the table cannot have one customer's body shown as another's."""
-    body = person()
-    first = await keep(service.client, merchant, topic=CUSTOMERS, body=body)
-    second = await keep(service.client, merchant, topic=CUSTOMERS, body=body.swapcase())
+async def test_ciphertext_of_another_row_is_an_internal_error(service: Service, merchant: str) -> None:
+    """Writing the table must not show one customer's body as another's."""
+    body = customer_body()
+    first = await quarantine(service.client, merchant, topic=CUSTOMERS, body=body)
+    second = await quarantine(service.client, merchant, topic=CUSTOMERS, body=body.swapcase())
     connection = await asyncpg.connect(service.database_url)
     await connection.execute(
         "UPDATE quarantined_webhooks SET body = (SELECT body FROM quarantined_webhooks WHERE quarantine_id = $1)"
@@ -499,75 +512,74 @@ async def test_a_ciphertext_opens_at_its_own_place_only(service: Service, mercha
     assert (await refused(service.client.webhooks.GetQuarantinedWebhook(request))).reason == "INTERNAL"
 
 
-async def test_keys_rotate(service: Service, admin_token: str, merchant: str) -> None:
-    """After a rotation the old key still reads, and a body that it knows is counted, not kept again."""
-    body, fresh_body = person(), person()
-    first = await keep(service.client, merchant, topic=CUSTOMERS, body=body)
+async def test_old_key_decrypts_and_finds_bodies_after_a_rotation(
+    service: Service, admin_token: str, merchant: str
+) -> None:
+    body, fresh_body = customer_body(), customer_body()
+    first = await quarantine(service.client, merchant, topic=CUSTOMERS, body=body)
     keys = {"q2": SecretStr(OTHER_KEY), "q1": SecretStr(QUARANTINE_KEY)}
-    async with another_server(service, admin_token, quarantine_keys=keys) as client:
+    async with run_server(service, admin_token, quarantine_keys=keys) as client:
         again = await client.webhooks.QuarantineWebhook(webhook(merchant, topic=CUSTOMERS, body=body))
         other = unique("merchant")
-        fresh = await keep(client, other, topic=CUSTOMERS, body=fresh_body)
+        fresh = await quarantine(client, other, topic=CUSTOMERS, body=fresh_body)
 
         assert (again.quarantine_id, again.already_quarantined) == (first, True)
         assert (await get(client, merchant, first)).body == body
-        assert (await row(service, other))["key_id"] == "q2"
+        assert (await read_row(service, other))["key_id"] == "q2"
         request = webhooks_pb2.GetQuarantinedWebhookRequest(merchant_id=other, quarantine_id=fresh)
         found = await refused(service.client.webhooks.GetQuarantinedWebhook(request))
         assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "CODE_KEY_UNKNOWN")
         assert found.metadata == {"key_id": "q2"}
 
 
-async def test_without_a_key_no_customer_webhook_is_kept(service: Service, admin_token: str, merchant: str) -> None:
-    """Rather than in clear; points webhooks need no key."""
-    async with another_server(service, admin_token, quarantine_keys={}) as client:
+async def test_customer_webhook_without_a_key_is_refused(service: Service, admin_token: str, merchant: str) -> None:
+    async with run_server(service, admin_token, quarantine_keys={}) as client:
         found = await refused(client.webhooks.QuarantineWebhook(webhook(merchant, topic="Customers/create")))
         topicless = webhook(merchant, topic="", reason=TOPIC_MISSING)
         assert (await refused(client.webhooks.QuarantineWebhook(topicless))).reason == "KEY_NOT_CONFIGURED"
-        await keep(client, merchant)
+        await quarantine(client, merchant)
 
         assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "KEY_NOT_CONFIGURED")
         assert "POINTBOOK_QUARANTINE_KEYS" in found.message
-        assert [kept.topic for kept in await pages(client, merchant)] == [POINTS]
+        assert [stored.topic for stored in await list_all(client, merchant)] == [POINTS]
 
 
 async def test_lists_are_oldest_first_without_content(client: Client, merchant: str) -> None:
-    """Pages go on where the last one ended while webhooks arrive and are dropped, and hold no headers or bodies."""
+    """Pages continue correctly while webhooks arrive and are dropped."""
     ids = [
-        await keep(
+        await quarantine(
             client, merchant, body=b"%d of %s" % (n, merchant.encode()), receive_time=at(NOW_MS - 1_000 + n // 2)
         )
         for n in range(7)
     ]
     request = webhooks_pb2.ListQuarantinedWebhooksRequest(merchant_id=merchant, page_size=3)
     first = await client.webhooks.ListQuarantinedWebhooks(request)
-    newest = await keep(client, merchant, body=b"newest", receive_time=at(NOW_MS))
+    newest = await quarantine(client, merchant, body=b"newest", receive_time=at(NOW_MS))
     await drop(client, merchant, first.webhooks[-1].quarantine_id)
     request.page_token = first.next_page_token
     rest = [
         *(second := await client.webhooks.ListQuarantinedWebhooks(request)).webhooks,
-        *(await pages(client, merchant, page_size=3, page_token=second.next_page_token)),
+        *(await list_all(client, merchant, page_size=3, page_token=second.next_page_token)),
     ]
     found = [*first.webhooks, *rest]
 
-    assert sorted(kept.quarantine_id for kept in found) == sorted([*ids, newest])
-    times = [(kept.receive_time.ToMilliseconds(), kept.quarantine_id) for kept in found]
+    assert sorted(stored.quarantine_id for stored in found) == sorted([*ids, newest])
+    times = [(stored.receive_time.ToMilliseconds(), stored.quarantine_id) for stored in found]
     assert times == sorted(times)
-    assert not any(kept.headers or kept.body for kept in found)
+    assert not any(stored.headers or stored.body for stored in found)
     assert found[0].body_size == len(f"0 of {merchant}")
 
 
-async def test_lists_are_filtered(client: Client, shop: Shop) -> None:
-    """By state, reason, topic and time, all of which must hold."""
+async def test_lists_are_filtered_by_state_reason_topic_and_time(client: Client, shop: Shop) -> None:
     merchant = shop.merchant_id
-    old = await keep(client, merchant, body=b"old", receive_time=at(NOW_MS - 10_000))
-    new = await keep(client, merchant, body=b"new", receive_time=at(NOW_MS - 1_000), reason=STORE_UNKNOWN)
-    customer = await keep(client, merchant, body=person(), topic=CUSTOMERS, receive_time=at(NOW_MS))
-    done = await keep(client, merchant, body=b"done")
+    old = await quarantine(client, merchant, body=b"old", receive_time=at(NOW_MS - 10_000))
+    new = await quarantine(client, merchant, body=b"new", receive_time=at(NOW_MS - 1_000), reason=STORE_UNKNOWN)
+    customer = await quarantine(client, merchant, body=customer_body(), topic=CUSTOMERS, receive_time=at(NOW_MS))
+    done = await quarantine(client, merchant, body=b"done")
     await replay(client, merchant, done, shop.update())
 
     async def listed(**filters: Any) -> list[str]:
-        return [kept.quarantine_id for kept in await pages(client, merchant, **filters)]
+        return [stored.quarantine_id for stored in await list_all(client, merchant, **filters)]
 
     assert await listed() == [old, new, customer]
     assert await listed(state=REPLAYED) == [done]
@@ -578,23 +590,24 @@ async def test_lists_are_filtered(client: Client, shop: Shop) -> None:
     assert await listed(end_time=at(NOW_MS - 1_000), reason=STORE_UNKNOWN) == []
 
 
-async def test_a_list_stays_under_a_mebibyte(client: Client, merchant: str) -> None:
-    """However long the details are: a page then holds fewer."""
+async def test_page_stays_under_a_mebibyte(client: Client, merchant: str) -> None:
     await asyncio.gather(
-        *(keep(client, merchant, body=b"%d of %s" % (n, merchant.encode()), detail="語" * 1_000) for n in range(400))
+        *(
+            quarantine(client, merchant, body=b"%d of %s" % (n, merchant.encode()), detail="語" * 1_000)
+            for n in range(400)
+        )
     )
     request = webhooks_pb2.ListQuarantinedWebhooksRequest(merchant_id=merchant, page_size=1_000)
     page = await client.webhooks.ListQuarantinedWebhooks(request)
 
     assert page.ByteSize() <= 1024 * 1024
     assert page.next_page_token
-    assert len(await pages(client, merchant, page_size=1_000)) == 400
+    assert len(await list_all(client, merchant, page_size=1_000)) == 400
 
 
-async def test_a_page_token_is_for_its_list(client: Client, merchant: str) -> None:
-    """With other filters it is refused instead of answered wrongly."""
+async def test_page_token_with_other_filters_is_refused(client: Client, merchant: str) -> None:
     for n in range(2):
-        await keep(client, merchant, body=b"%d of %s" % (n, merchant.encode()))
+        await quarantine(client, merchant, body=b"%d of %s" % (n, merchant.encode()))
     request = webhooks_pb2.ListQuarantinedWebhooksRequest(merchant_id=merchant, page_size=1)
     request.page_token = (await client.webhooks.ListQuarantinedWebhooks(request)).next_page_token
     request.reason = MALFORMED
@@ -602,10 +615,9 @@ async def test_a_page_token_is_for_its_list(client: Client, merchant: str) -> No
     assert "page_token" in (await refused(client.webhooks.ListQuarantinedWebhooks(request))).fields
 
 
-async def test_a_replay_applies_the_update(client: Client, merchant: str) -> None:
-    """After its store is registered, the webhook is applied, marked, and leaves the list of what waits."""
+async def test_replay_applies_the_update_and_marks_the_webhook(client: Client, merchant: str) -> None:
     shop = Shop(merchant, unique("store"))
-    quarantine_id = await keep(client, merchant, reason=STORE_UNKNOWN)
+    quarantine_id = await quarantine(client, merchant, reason=STORE_UNKNOWN)
     update = shop.update()
 
     found = await refused(replay(client, merchant, quarantine_id, update))
@@ -614,17 +626,16 @@ async def test_a_replay_applies_the_update(client: Client, merchant: str) -> Non
 
     await client.put_store(merchant, shop.store_id)
     answer = await replay(client, merchant, quarantine_id, update)
-    kept = await get(client, merchant, quarantine_id)
+    stored = await get(client, merchant, quarantine_id)
 
     assert answer.points_update.outcome == points_pb2.APPLY_OUTCOME_APPLIED
-    assert (kept.state, kept.replay_time) == (REPLAYED, answer.replay_time)
-    assert await pages(client, merchant) == []
+    assert (stored.state, stored.replay_time) == (REPLAYED, answer.replay_time)
+    assert await list_all(client, merchant) == []
     assert (await client.account(merchant, shop.store_id, "buyer")).points_balance == 20
 
 
-async def test_twenty_replays_at_once_apply_it_once(client: Client, shop: Shop) -> None:
-    """One is applied, the others are told that it was."""
-    quarantine_id = await keep(client, shop.merchant_id)
+async def test_concurrent_replays_of_one_update_apply_it_once(client: Client, shop: Shop) -> None:
+    quarantine_id = await quarantine(client, shop.merchant_id)
     update = shop.update(points_balance=None)
     answers = await asyncio.gather(*(replay(client, shop.merchant_id, quarantine_id, update) for _ in range(20)))
     outcomes = [answer.points_update.outcome for answer in answers]
@@ -634,9 +645,8 @@ async def test_twenty_replays_at_once_apply_it_once(client: Client, shop: Shop) 
     assert (await client.account(shop.merchant_id, shop.store_id, "buyer")).points_balance == 20
 
 
-async def test_different_replays_at_once_apply_one(client: Client, shop: Shop) -> None:
-    """A webhook is one event: whoever translated it to another is told so, and that event is in no book."""
-    quarantine_id = await keep(client, shop.merchant_id)
+async def test_concurrent_replays_of_different_updates_apply_one(client: Client, shop: Shop) -> None:
+    quarantine_id = await quarantine(client, shop.merchant_id)
     calls = [replay(client, shop.merchant_id, quarantine_id, shop.update(points_balance=None)) for _ in range(20)]
     answers = await asyncio.gather(*calls, return_exceptions=True)
     failed = [answer for answer in answers if isinstance(answer, BaseException)]
@@ -648,9 +658,8 @@ async def test_different_replays_at_once_apply_one(client: Client, shop: Shop) -
     assert (await client.account(shop.merchant_id, shop.store_id, "buyer")).points_balance == 20
 
 
-async def test_a_replay_with_another_update_is_refused(client: Client, shop: Shop) -> None:
-    """Once replayed, a webhook stays the event that it was; the same update again is a duplicate."""
-    quarantine_id = await keep(client, shop.merchant_id)
+async def test_replay_with_another_update_is_refused(client: Client, shop: Shop) -> None:
+    quarantine_id = await quarantine(client, shop.merchant_id)
     update = shop.update()
     first = await replay(client, shop.merchant_id, quarantine_id, update)
     again = await replay(client, shop.merchant_id, quarantine_id, update)
@@ -661,84 +670,80 @@ async def test_a_replay_with_another_update_is_refused(client: Client, shop: Sho
     assert (found.code, found.reason) == (grpc.StatusCode.ALREADY_EXISTS, "EVENT_ID_REUSED")
 
 
-async def test_a_refused_update_may_be_another_next_time(client: Client, shop: Shop) -> None:
-    """What was refused is in no book, so the webhook may be translated to another event."""
-    quarantine_id = await keep(client, shop.merchant_id)
+async def test_webhook_can_be_replayed_differently_after_a_refusal(client: Client, shop: Shop) -> None:
+    quarantine_id = await quarantine(client, shop.merchant_id)
     taken = shop.update()
     await client.apply(taken)
-    stranger = points_pb2.PointsUpdate()
-    stranger.CopyFrom(taken)
-    stranger.updated_value = 7
+    other_update = points_pb2.PointsUpdate()
+    other_update.CopyFrom(taken)
+    other_update.updated_value = 7
 
-    reused = await refused(replay(client, shop.merchant_id, quarantine_id, stranger))
+    reused = await refused(replay(client, shop.merchant_id, quarantine_id, other_update))
     answer = await replay(client, shop.merchant_id, quarantine_id, shop.update(updated_value=7, points_balance=27))
 
     assert reused.reason == "EVENT_ID_REUSED"
     assert answer.points_update.outcome == points_pb2.APPLY_OUTCOME_APPLIED
 
 
-async def test_a_crash_between_apply_and_mark(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The webhook stays claimed by the event that may be in the book: that one heals it, and no other is applied."""
-    quarantine_id = await keep(client, shop.merchant_id)
+async def test_webhook_stays_claimed_if_the_database_goes_away_after_applying(
+    client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the same event can complete the replay."""
+    quarantine_id = await quarantine(client, shop.merchant_id)
     update = shop.update()
     original = PointsServicer.ApplyPointsUpdate
 
-    async def apply_and_lose_the_database(*arguments: Any) -> Any:
+    async def apply_then_fail(*arguments: Any) -> Any:
         await original(*arguments)
         raise PointbookError(Reason.DATABASE_UNAVAILABLE, "gone", retry_after_seconds=1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PointsServicer, "ApplyPointsUpdate", apply_and_lose_the_database)
+        patch.setattr(PointsServicer, "ApplyPointsUpdate", apply_then_fail)
         lost = await refused(replay(client, shop.merchant_id, quarantine_id, update))
     other = await refused(replay(client, shop.merchant_id, quarantine_id, shop.update()))
-    healed = await replay(client, shop.merchant_id, quarantine_id, update)
+    completed = await replay(client, shop.merchant_id, quarantine_id, update)
 
     assert lost.code is grpc.StatusCode.UNAVAILABLE
     assert other.reason == "EVENT_ID_REUSED"
-    assert healed.points_update.outcome == points_pb2.APPLY_OUTCOME_DUPLICATE
+    assert completed.points_update.outcome == points_pb2.APPLY_OUTCOME_DUPLICATE
     assert (await get(client, shop.merchant_id, quarantine_id)).state == REPLAYED
     assert (await client.account(shop.merchant_id, shop.store_id, "buyer")).points_balance == 20
 
 
-async def test_a_refusal_releases_nothing_that_another_replay_may_apply(
+async def test_refusal_releases_the_webhook_only_after_all_other_replays_ended(
     client: Client, shop: Shop, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one replay of an event still runs, the refusal of another one leaves the webhook to that event.
-
-    When all have ended for certain, a refusal frees it.
-    """
-    quarantine_id = await keep(client, shop.merchant_id)
+    quarantine_id = await quarantine(client, shop.merchant_id)
     update = shop.update()
-    running, go_on = asyncio.Event(), asyncio.Event()
+    is_running, may_continue = asyncio.Event(), asyncio.Event()
     original = PointsServicer.ApplyPointsUpdate
 
     async def slow(servicer: Any, request: Any, context: object) -> Any:
-        if running.is_set():
+        if is_running.is_set():
             raise PointbookError(Reason.STORE_NOT_FOUND, "not yet", metadata={"store_id": shop.store_id})
-        running.set()
-        await go_on.wait()
+        is_running.set()
+        await may_continue.wait()
         return await original(servicer, request, context)
 
     with monkeypatch.context() as patch:
         patch.setattr(PointsServicer, "ApplyPointsUpdate", slow)
         first = asyncio.ensure_future(replay(client, shop.merchant_id, quarantine_id, update))
-        await running.wait()
+        await is_running.wait()
         assert (await refused(replay(client, shop.merchant_id, quarantine_id, update))).reason == "STORE_NOT_FOUND"
         other = await refused(replay(client, shop.merchant_id, quarantine_id, shop.update()))
         first.cancel()
         service.clock.move(3_600)
         assert (await refused(replay(client, shop.merchant_id, quarantine_id, update))).reason == "STORE_NOT_FOUND"
-    freed = await replay(client, shop.merchant_id, quarantine_id, shop.update())
+    replayed = await replay(client, shop.merchant_id, quarantine_id, shop.update())
 
     assert other.reason == "EVENT_ID_REUSED"
-    assert freed.points_update.outcome == points_pb2.APPLY_OUTCOME_APPLIED
+    assert replayed.points_update.outcome == points_pb2.APPLY_OUTCOME_APPLIED
 
 
-async def test_replays_that_are_refused_together_free_the_webhook(client: Client, shop: Shop) -> None:
-    """The last of them to end does, so that the webhook can be translated to another event."""
-    quarantine_id = await keep(client, shop.merchant_id)
-    stranger = shop.update(store_id=unique("store"))
-    calls = [refused(replay(client, shop.merchant_id, quarantine_id, stranger)) for _ in range(20)]
+async def test_last_of_concurrent_refused_replays_releases_the_webhook(client: Client, shop: Shop) -> None:
+    quarantine_id = await quarantine(client, shop.merchant_id)
+    other_update = shop.update(store_id=unique("store"))
+    calls = [refused(replay(client, shop.merchant_id, quarantine_id, other_update)) for _ in range(20)]
     reasons = {found.reason for found in await asyncio.gather(*calls)}
     answer = await replay(client, shop.merchant_id, quarantine_id, shop.update())
 
@@ -746,9 +751,8 @@ async def test_replays_that_are_refused_together_free_the_webhook(client: Client
     assert answer.points_update.outcome == points_pb2.APPLY_OUTCOME_APPLIED
 
 
-async def test_wrong_fields_of_a_replay_carry_their_path(client: Client, shop: Shop) -> None:
-    """The update's own checks speak of this request, not of ApplyPointsUpdate's."""
-    quarantine_id = await keep(client, shop.merchant_id)
+async def test_violations_of_a_replay_have_paths_of_its_request(client: Client, shop: Shop) -> None:
+    quarantine_id = await quarantine(client, shop.merchant_id)
     update = shop.update(updated_value=-1, buyer_id="")
 
     found = await refused(replay(client, shop.merchant_id, quarantine_id, update))
@@ -757,24 +761,23 @@ async def test_wrong_fields_of_a_replay_carry_their_path(client: Client, shop: S
     assert "points_update.updated_value" in found.message
 
 
-async def test_an_update_of_another_kind_is_refused(client: Client, shop: Shop) -> None:
-    """A customer webhook is no points update, a points webhook no customer update, and none at all is none."""
-    quarantine_id = await keep(client, shop.merchant_id, topic=CUSTOMERS)
-    points_id = await keep(client, shop.merchant_id, body=owned(shop, "points"))
-    named: dict[str, Any] = {"merchant_id": shop.merchant_id, "quarantine_id": quarantine_id}
+async def test_update_of_another_kind_is_refused(client: Client, shop: Shop) -> None:
+    quarantine_id = await quarantine(client, shop.merchant_id, topic=CUSTOMERS)
+    points_id = await quarantine(client, shop.merchant_id, body=owned_body(shop, "points"))
+    key: dict[str, Any] = {"merchant_id": shop.merchant_id, "quarantine_id": quarantine_id}
 
-    async def reason_of(**update: Any) -> Refusal:
-        request = webhooks_pb2.ReplayQuarantinedWebhookRequest(**(named | update))
+    async def refuse(**update: Any) -> Refusal:
+        request = webhooks_pb2.ReplayQuarantinedWebhookRequest(**(key | update))
         return await refused(client.webhooks.ReplayQuarantinedWebhook(request))
 
     kind = await refused(replay(client, shop.merchant_id, quarantine_id, shop.update()))
-    none = await reason_of()
+    none = await refuse()
     customer = customers_pb2.ApplyCustomerUpdateRequest(event_id="e", merchant_id=shop.merchant_id)
     customer.kind = customers_pb2.CUSTOMER_UPDATE_KIND_REDACTED
-    redaction = await reason_of(customer_update=customer)
-    of_points = await reason_of(customer_update=customer, quarantine_id=points_id)
+    redaction = await refuse(customer_update=customer)
+    of_points = await refuse(customer_update=customer, quarantine_id=points_id)
     customer.kind = customers_pb2.CUSTOMER_UPDATE_KIND_UPDATED
-    empty = await reason_of(customer_update=customer)
+    empty = await refuse(customer_update=customer)
 
     assert set(kind.fields) == {"points_update"}
     assert set(none.fields) == {"points_update"}
@@ -782,13 +785,10 @@ async def test_an_update_of_another_kind_is_refused(client: Client, shop: Shop) 
     assert set(empty.fields) == {f"customer_update.{name}" for name in ("store_id", "buyer_id", "updated_at")}
 
 
-async def test_a_webhook_without_a_topic_is_replayed_as_the_kind_that_the_caller_chooses(
-    client: Client, shop: Shop
-) -> None:
-    """Only the caller can tell what such a body is."""
-    named = {"topic": "", "reason": TOPIC_MISSING}
-    points_id = await keep(client, shop.merchant_id, **named)
-    customer_id = await keep(client, shop.merchant_id, body=person(), **named)
+async def test_webhook_without_a_topic_can_be_replayed_as_any_kind(client: Client, shop: Shop) -> None:
+    without_topic = {"topic": "", "reason": TOPIC_MISSING}
+    points_id = await quarantine(client, shop.merchant_id, **without_topic)
+    customer_id = await quarantine(client, shop.merchant_id, body=customer_body(), **without_topic)
     customer = customers_pb2.ApplyCustomerUpdateRequest(
         event_id="e",
         merchant_id=shop.merchant_id,
@@ -808,12 +808,11 @@ async def test_a_webhook_without_a_topic_is_replayed_as_the_kind_that_the_caller
 
     assert answers[0].points_update.outcome == points_pb2.APPLY_OUTCOME_APPLIED
     assert answers[1].customer_update.outcome == customers_pb2.CUSTOMER_UPDATE_OUTCOME_APPLIED
-    assert await pages(client, shop.merchant_id) == []
+    assert await list_all(client, shop.merchant_id) == []
 
 
-async def test_what_is_not_in_quarantine_is_not_found(client: Client, shop: Shop) -> None:
-    """By Get, Replay and Drop alike, also for another merchant's and for what was dropped."""
-    quarantine_id = await keep(client, shop.merchant_id)
+async def test_unknown_foreign_or_dropped_webhook_is_not_found(client: Client, shop: Shop) -> None:
+    quarantine_id = await quarantine(client, shop.merchant_id)
     other = unique("merchant")
 
     async def check(merchant_id: str) -> None:
@@ -831,10 +830,9 @@ async def test_what_is_not_in_quarantine_is_not_found(client: Client, shop: Shop
     await check(shop.merchant_id)
 
 
-async def test_a_drop_is_told_to_the_audit_log(client: Client, service: Service, shop: Shop) -> None:
-    """Which webhook, of which merchant, and why: never what was in it. Dropped twice at once, it is dropped once."""
-    merchant, body = shop.merchant_id, owned(shop, "ada@example.com")
-    quarantine_id = await keep(client, merchant, topic=CUSTOMERS, body=body)
+async def test_drop_is_logged_once_with_its_reason(client: Client, service: Service, shop: Shop) -> None:
+    merchant, body = shop.merchant_id, owned_body(shop, "ada@example.com")
+    quarantine_id = await quarantine(client, merchant, topic=CUSTOMERS, body=body)
     with structlog.testing.capture_logs() as logs:
         answers = await asyncio.gather(
             *(drop(client, merchant, quarantine_id, "a forged copy") for _ in range(5)), return_exceptions=True
@@ -845,13 +843,12 @@ async def test_a_drop_is_told_to_the_audit_log(client: Client, service: Service,
     assert (entry["quarantine_id"], entry["merchant_id"]) == (quarantine_id, merchant)
     assert (entry["quarantine_reason"], entry["drop_reason"]) == ("MALFORMED", "a forged copy")
     assert "ada" not in str(logs)
-    assert await usage(service, merchant) == (0, 0)
+    assert await read_usage(service, merchant) == (0, 0)
 
 
-async def test_nothing_of_a_webhook_is_logged(client: Client, shop: Shop) -> None:
-    """Kept, read, replayed and refused: no line holds a header or a body."""
+async def test_headers_and_bodies_are_never_logged(client: Client, shop: Shop) -> None:
     with structlog.testing.capture_logs() as logs:
-        quarantine_id = await keep(
+        quarantine_id = await quarantine(
             client,
             shop.merchant_id,
             body=b"body-content",
@@ -889,39 +886,41 @@ async def test_nothing_of_a_webhook_is_logged(client: Client, shop: Shop) -> Non
         ({"headers": [webhooks_pb2.WebhookHeader(name="n", value="Ā")]}, "headers[0].value"),
     ],
 )
-async def test_wrong_fields_are_named(client: Client, merchant: str, changes: dict[str, Any], field: str) -> None:
-    """Every limit of the contract is checked, and nothing is kept."""
+async def test_invalid_field_is_named(client: Client, merchant: str, changes: dict[str, Any], field: str) -> None:
     found = await refused(client.webhooks.QuarantineWebhook(webhook(**{"merchant_id": merchant, **changes})))
 
     assert (found.code, list(found.fields)) == (grpc.StatusCode.INVALID_ARGUMENT, [field])
 
 
-async def test_the_limits_themselves_are_allowed(client: Client, merchant: str) -> None:
-    """An empty body too, for nothing authentic is dropped."""
+async def test_values_at_the_limits_are_accepted(client: Client, merchant: str) -> None:
     headers = [webhooks_pb2.WebhookHeader(name="n" * 128, value="v" * 8_064)] * 4
-    largest = await keep(client, merchant, topic="t" * 128, headers=headers, body=b"b" * 256 * 1024, detail="d" * 1_000)
-    empty = await keep(client, merchant, headers=[], body=b"", detail="")
+    largest = await quarantine(
+        client, merchant, topic="t" * 128, headers=headers, body=b"b" * 256 * 1024, detail="d" * 1_000
+    )
+    empty = await quarantine(client, merchant, headers=[], body=b"", detail="")
 
     assert (await get(client, merchant, largest)).body_size == 256 * 1024
     assert (await get(client, merchant, empty)).body == b""
 
 
-async def test_dropping_needs_a_reason(client: Client, merchant: str) -> None:
-    """Nobody drops without saying why, and nobody writes lines into the log."""
-    quarantine_id = await keep(client, merchant)
+async def test_drop_needs_a_reason_in_one_line(client: Client, merchant: str) -> None:
+    quarantine_id = await quarantine(client, merchant)
     for reason in ("", "   ", "r" * 501, "two\nlines"):
         assert set((await refused(drop(client, merchant, quarantine_id, reason))).fields) == {"reason"}
     assert await get(client, merchant, quarantine_id)
 
 
-async def test_a_replay_needs_both_merchants(service: Service, shop: Shop) -> None:
-    """The token must be for the merchant of the quarantine and for the one of the update."""
-    named = unique("merchant")
-    quarantine_id = await keep(service.client, named)
+async def test_replay_needs_a_token_for_both_merchants(service: Service, shop: Shop) -> None:
+    header_merchant = unique("merchant")
+    quarantine_id = await quarantine(service.client, header_merchant)
     scopes = [Scope.WEBHOOKS]
-    for merchants, allowed in (([named], False), ([shop.merchant_id], False), ([named, shop.merchant_id], True)):
+    for merchants, allowed in (
+        ([header_merchant], False),
+        ([shop.merchant_id], False),
+        ([header_merchant, shop.merchant_id], True),
+    ):
         client = Client(service.server.port, await make_token(service.database_url, merchants, scopes))
-        call = replay(client, named, quarantine_id, shop.update())
+        call = replay(client, header_merchant, quarantine_id, shop.update())
         if allowed:
             assert (await call).points_update.outcome == points_pb2.APPLY_OUTCOME_APPLIED
         else:
@@ -929,39 +928,35 @@ async def test_a_replay_needs_both_merchants(service: Service, shop: Shop) -> No
         await client.close()
 
 
-async def test_webhooks_without_a_merchant_are_for_all_merchants(
+async def test_webhooks_without_a_merchant_need_a_token_for_all_merchants(
     service: Service, client: Client, merchant: str
 ) -> None:
-    """They are kept under the empty merchant_id, which a token for some merchants does not open."""
     body = secrets.token_bytes(16)
-    quarantine_id = await keep(client, "", body=body)
+    quarantine_id = await quarantine(client, "", body=body)
     limited = Client(service.server.port, await make_token(service.database_url, [merchant], list(Scope)))
 
     assert (await get(client, "", quarantine_id)).body == body
-    assert quarantine_id in {kept.quarantine_id for kept in await pages(client, "")}
+    assert quarantine_id in {stored.quarantine_id for stored in await list_all(client, "")}
     assert (await refused(get(limited, "", quarantine_id))).reason == "MERCHANT_FORBIDDEN"
     assert (await refused(limited.webhooks.QuarantineWebhook(webhook("")))).reason == "MERCHANT_FORBIDDEN"
     await limited.close()
 
 
-async def test_without_a_key_headers_stand_in_the_table_as_json(
-    service: Service, admin_token: str, merchant: str
-) -> None:
-    """An operator with nothing but SQL can then read what a points webhook was."""
-    async with another_server(service, admin_token, quarantine_keys={}) as client:
-        await keep(client, merchant)
-        found = await row(service, merchant)
+async def test_headers_without_a_key_are_stored_as_json(service: Service, admin_token: str, merchant: str) -> None:
+    """An operator can read them with SQL alone."""
+    async with run_server(service, admin_token, quarantine_keys={}) as client:
+        await quarantine(client, merchant)
+        found = await read_row(service, merchant)
 
         assert json.loads(found["headers"])[0] == ["X-Shopline-Topic", POINTS]
         assert found["body"] == webhook(merchant).body
 
 
-async def test_a_body_that_came_before_the_key_is_known_again(
+async def test_body_stored_before_the_first_key_is_not_stored_again(
     service: Service, client: Client, admin_token: str, merchant: str
 ) -> None:
-    """A key that is set later doubles nothing, and hides what comes from then on."""
-    async with another_server(service, admin_token, quarantine_keys={}) as other:
-        first = await keep(other, merchant)
+    async with run_server(service, admin_token, quarantine_keys={}) as other:
+        first = await quarantine(other, merchant)
 
     again = await client.webhooks.QuarantineWebhook(webhook(merchant))
 

@@ -25,7 +25,7 @@ from pointbook_server.server import Server
 from pointbook_server.support import recorder as recording
 from pointbook_server.support.recorder import RefusalRecorder
 from pointbook_server.support.transactions import RefusalTransactions
-from support.codes import WRONG, issue
+from support.codes import WRONG_CODE, issue_code
 from support.harness import (
     NOW_MS,
     Client,
@@ -86,7 +86,7 @@ async def test_each_refused_call_is_listed_with_every_reason(client: Client, sho
     both = ["INSUFFICIENT_POINTS", "NOT_A_MULTIPLE"]
     await client.redemption.ValidateRedemption(validate_request(shop, 20))
     await client.redemption.ValidateRedemption(validate_request(shop, 75))
-    await refused(issue(client, shop, 75))
+    await refused(issue_code(client, shop, 75))
     await refused(redeem(client, redeem_request(shop, 75)))
     await redeem(client, redeem_request(shop, 20))
 
@@ -137,7 +137,7 @@ async def test_refusal_has_customer_points_reasons_metadata_and_token(service: S
 @pytest.mark.parametrize(
     ("changes", "reason", "code"),
     [
-        ({"validation_code": WRONG}, "CODE_INVALID", 808),
+        ({"validation_code": WRONG_CODE}, "CODE_INVALID", 808),
         ({"challenge_id": "x"}, "MISSED_CALL_NOT_ENABLED", 823),
         ({"skip_validation": True}, "SKIP_NOT_ALLOWED", 824),
         ({"points": 0}, "POINTS_NOT_POSITIVE", 801),
@@ -163,7 +163,7 @@ async def test_reused_reference_and_unissued_code_are_refusals(client: Client, s
     await client.put_program(
         shop.merchant_id, shop.store_id, validation={"channels": [redemption_pb2.VALIDATION_TYPE_EMAIL]}
     )
-    await refused(issue(client, shop, 10, validation_type=redemption_pb2.VALIDATION_TYPE_SMS))
+    await refused(issue_code(client, shop, 10, validation_type=redemption_pb2.VALIDATION_TYPE_SMS))
 
     refusals = (await list_page(client, shop)).refusals
     assert [(each.status.reason, each.status.code) for each in refusals] == [
@@ -179,7 +179,7 @@ async def test_code_not_issued_while_validating_is_refusal(service: Service, cli
     )
     service.outbox.error = DeliveryFailedError("no")
     response = await client.redemption.ValidateRedemption(validate_request(shop, 10, issue_otp=True))
-    await refused(issue(client, shop, 10))
+    await refused(issue_code(client, shop, 10))
     service.outbox.error = None
 
     assert (response.redeemable, [warning.metadata["cause"] for warning in response.warnings]) == (

@@ -12,7 +12,7 @@ from pointbook_server.delivery.sender import DeliveryFailedError
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.service import RedemptionService
 from pointbook_server.server import Server
-from support.codes import issue
+from support.codes import issue_code
 from support.harness import CODE_KEY, NOW_MS, Client, Outbox, Service, Shop, refused, server_settings
 from support.redemption import earn
 
@@ -103,7 +103,7 @@ async def test_permanent_errors_are_not_retried(
         await put_customer(service, shop, mobile)
     sender = Outbox(needs_destination=True)
     async with repeating(service, admin_token, sender, code_keys=code_keys) as client:
-        found = await refused(issue(client, shop, **changes))
+        found = await refused(issue_code(client, shop, **changes))
 
     assert found.reason == reason
     assert arrived == [shop.merchant_id]
@@ -121,7 +121,7 @@ async def test_temporary_errors_are_retried(service: Service, admin_token: str, 
 
     sender = Restarting(needs_destination=True)
     async with repeating(service, admin_token, sender) as client:
-        assert (await issue(client, shop)).sent
+        assert (await issue_code(client, shop)).sent
 
     assert arrived == [shop.merchant_id] * 3
     assert len(sender.messages) == 1

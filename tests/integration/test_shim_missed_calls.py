@@ -22,7 +22,7 @@ from pointbook_server.access.model import Scope
 from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.server import Server
 from shopline_shim import missed_calls_endpoint as endpoint_module
-from support.codes import issue
+from support.codes import issue_code
 from support.database_proxy import proxied
 from support.fake_servers import assert_problem
 from support.harness import NOW_MS, Client, Service, Shop, make_token, refused, server_settings, unique
@@ -112,7 +112,7 @@ async def callback_count(http: httpx.AsyncClient, outcome: str) -> float:
 async def test_missed_call_validates_a_redemption_without_revealing_the_challenge(
     client: Client, http: httpx.AsyncClient, shop: Shop
 ) -> None:
-    issued = await issue(client, shop)
+    issued = await issue_code(client, shop)
     assert issued.missed_call_number == CALLED
     assert await violation_codes(client, shop, issued.challenge_id) == [822]
     refusal = await refused(redeem(client, redeem_request(shop, 100, challenge_id=issued.challenge_id)))
@@ -131,7 +131,7 @@ async def test_missed_call_validates_a_redemption_without_revealing_the_challeng
 async def test_form_with_the_merchant_in_the_query_is_accepted(
     client: Client, http: httpx.AsyncClient, shop: Shop, changes: dict[str, Any]
 ) -> None:
-    await issue(client, shop)
+    await issue_code(client, shop)
     form = call_of(shop, merchant_id=None, **changes)
 
     assert (
@@ -143,7 +143,7 @@ async def test_form_with_the_merchant_in_the_query_is_accepted(
 async def test_form_that_does_not_encode_the_plus_is_accepted(
     client: Client, http: httpx.AsyncClient, shop: Shop
 ) -> None:
-    await issue(client, shop)
+    await issue_code(client, shop)
     form = "&".join(f"{name}={value}" for name, value in call_of(shop).items())
     assert "caller_number=+86" in form
     headers = {**BEARER, "Content-Type": "application/x-www-form-urlencoded"}
@@ -154,7 +154,7 @@ async def test_form_that_does_not_encode_the_plus_is_accepted(
 async def test_form_with_the_field_names_of_the_provider_is_accepted(
     service: Service, client: Client, token: str, shop: Shop
 ) -> None:
-    await issue(client, shop)
+    await issue_code(client, shop)
     form = {
         "CallSid": unique("CA"),
         "From": CALLER,
@@ -176,10 +176,10 @@ async def test_callback_without_a_time_counts_as_a_call_of_now(
 ) -> None:
     service.clock.now_ms = time.time_ns() // 1_000_000 - 1_000
     try:
-        await issue(client, shop)
+        await issue_code(client, shop)
         assert await post(http, shop, call_time=None) == SEEN
         service.clock.move(60)
-        await issue(client, shop, 110)
+        await issue_code(client, shop, 110)
         assert await post(http, shop, call_time=None) == NO_CHALLENGE
     finally:
         service.clock.now_ms = NOW_MS
@@ -199,7 +199,7 @@ async def test_callback_without_a_time_counts_as_a_call_of_now(
 async def test_call_with_another_number_merchant_or_earlier_time_matches_no_challenge(
     client: Client, http: httpx.AsyncClient, shop: Shop, change: dict[str, Any]
 ) -> None:
-    challenge_id = (await issue(client, shop)).challenge_id
+    challenge_id = (await issue_code(client, shop)).challenge_id
 
     assert await post(http, shop, **change) == NO_CHALLENGE
     assert await violation_codes(client, shop, challenge_id) == [822]
@@ -208,12 +208,12 @@ async def test_call_with_another_number_merchant_or_earlier_time_matches_no_chal
 async def test_repeated_callback_counts_once_and_not_for_a_later_challenge(
     client: Client, http: httpx.AsyncClient, shop: Shop
 ) -> None:
-    first = (await issue(client, shop)).challenge_id
+    first = (await issue_code(client, shop)).challenge_id
     call_id = unique("call")
     responses = await asyncio.gather(*(post(http, shop, provider_call_id=call_id) for _ in range(20)))
     assert responses == [SEEN] * 20
     await redeem(client, redeem_request(shop, 100, challenge_id=first))
-    second = (await issue(client, shop)).challenge_id
+    second = (await issue_code(client, shop)).challenge_id
 
     assert await post(http, shop, provider_call_id=call_id) == SEEN
     assert await violation_codes(client, shop, second) == [822]
@@ -269,7 +269,7 @@ async def test_password_in_the_url_is_accepted(http: httpx.AsyncClient, shop: Sh
 async def test_callback_without_a_valid_secret_is_401_and_has_no_effect(
     client: Client, http: httpx.AsyncClient, shop: Shop, headers: dict[str, Any]
 ) -> None:
-    challenge_id = (await issue(client, shop)).challenge_id
+    challenge_id = (await issue_code(client, shop)).challenge_id
     before = await callback_count(http, "forged")
 
     problem = assert_problem(await http.post(PATH, json=call_of(shop), headers=headers), 401)
@@ -385,7 +385,7 @@ async def retry_until_seen(send: Callable[[], Awaitable[tuple[int, Any]]]) -> No
 async def test_unavailable_server_is_503_and_a_retry_succeeds(
     service: Service, client: Client, token: str, shop: Shop
 ) -> None:
-    challenge_id = (await issue(client, shop)).challenge_id
+    challenge_id = (await issue_code(client, shop)).challenge_id
     body = call_of(shop)
     async with server_on(service, service.database_url) as server:
         port = server.port
@@ -403,7 +403,7 @@ async def test_unavailable_server_is_503_and_a_retry_succeeds(
 async def test_unavailable_database_is_503_and_a_retry_succeeds(
     service: Service, client: Client, token: str, shop: Shop
 ) -> None:
-    challenge_id = (await issue(client, shop)).challenge_id
+    challenge_id = (await issue_code(client, shop)).challenge_id
     body = call_of(shop)
     async with (
         proxied(service.database_url) as proxy,
@@ -430,7 +430,7 @@ async def test_token_without_the_scope_is_503_and_logged(service: Service, shop:
 async def test_phone_numbers_are_in_no_log_metric_or_response(
     client: Client, http: httpx.AsyncClient, shop: Shop
 ) -> None:
-    await issue(client, shop)
+    await issue_code(client, shop)
     call_id = f"{CALLER}-{CALLED}"
     received = ""
     with json_logs(endpoint_module, status_module) as written:

@@ -16,7 +16,7 @@ from pointbook_server.programs import servicer as servicer_module
 from pointbook_server.programs.erasures import transactions as erasures_module
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from support.codes import CODES, is_right, issued
+from support.codes import CODE_SETTINGS, guess_code, issue_and_read_code
 from support.customers import email, mobile
 from support.harness import (
     NOW_MS,
@@ -522,13 +522,13 @@ async def test_without_a_code_key_nothing_is_erased(service: Service, admin_toke
 
 
 async def test_an_erasure_ends_open_codes(client: Client, service: Service, shop: Shop) -> None:
-    await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODES)
+    await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODE_SETTINGS)
     await earn(client, shop, 500)
     await send(client, shop, mobile=mobile())
-    challenge_id, code = await issued(service, shop)
+    challenge_id, code = await issue_and_read_code(service, shop)
     await erase(client, shop)
 
-    assert not await is_right(client, shop, code, challenge_id=challenge_id)
+    assert not await guess_code(client, shop, code, challenge_id=challenge_id)
 
 
 async def test_open_requests_are_listed_first(client: Client, shop: Shop) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_common.durations import DAY_MS
-from support.codes import CODES, WRONG, is_right, issued
+from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_and_read_code
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
 from support.redemption import booking, customer_ref, earn, redeem, redeem_request, reverse, validate_request
 from support.statements import counted_statements
@@ -22,7 +22,7 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
     client = service.client
     second = unique("store")
     await client.put_store(shop.merchant_id, second)
-    await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODES)
+    await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODE_SETTINGS)
     await client.put_customer(
         shop.merchant_id,
         "c-1",
@@ -78,9 +78,9 @@ def summarise(entry: Entry) -> str:
 async def record_everything(service: Service, shop: Shop) -> None:
     """Make every kind of entry, a minute apart."""
     client, clock = service.client, service.clock
-    challenge_id, code = await issued(service, shop)
+    challenge_id, code = await issue_and_read_code(service, shop)
     clock.move(60)
-    assert not await is_right(client, shop, WRONG, challenge_id=challenge_id)
+    assert not await guess_code(client, shop, WRONG_CODE, challenge_id=challenge_id)
     clock.move(60)
     first = await redeem(client, redeem_request(shop, 100, validation_code=code))
     clock.move(60)
@@ -165,7 +165,7 @@ async def test_pages_of_any_size_make_the_same_timeline(
 async def test_entries_of_one_millisecond_are_paged(service: Service, client: Client, shop: Shop, size: int) -> None:
     for _ in range(3):
         await client.redemption.ValidateRedemption(validate_request(shop, 999))
-    _, code = await issued(service, shop)
+    _, code = await issue_and_read_code(service, shop)
     made = [
         await redeem(client, redeem_request(shop, 100, validation_code=code)),
         await redeem(client, redeem_request(shop, 20)),
@@ -288,7 +288,7 @@ async def test_page_takes_fixed_number_of_statements(service: Service, client: C
 
 async def test_wrong_requests_and_unknown_customers_are_refused(service: Service, client: Client, shop: Shop) -> None:
     events = redemption_pb2.ListValidationEventsRequest(merchant_id=shop.merchant_id, customer_id="c-1", page_size=1)
-    await issued(service, shop)
+    await issue_and_read_code(service, shop)
     strange = (await client.redemption.ListValidationEvents(events)).next_page_token
     assert strange
     wrong: list[tuple[dict[str, Any], set[str]]] = [

@@ -17,7 +17,7 @@ from pointbook_server.ledger.model import AccountKey
 from pointbook_server.metrics import Metrics
 from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
 from pointbook_server.webhooks.encryption import PayloadCipher
-from pointbook_server.webhooks.model import Bounds, Limits
+from pointbook_server.webhooks.model import Capacity, QuarantineLimits
 from pointbook_server.webhooks.transactions import QuarantineTransactions
 from support.harness import Client, Service, Shop, refused, unique
 
@@ -37,7 +37,7 @@ async def people(client: Client, shop: Shop) -> Shop:
 async def store(service: Service) -> AsyncIterator[CustomerTransactions]:
     """The transactions of customers."""
     database = Database(service.database_url, pool_size=2)
-    limits = Limits(merchant=Bounds(1, 1), shared=Bounds(1, 1), total=Bounds(1, 1))
+    limits = QuarantineLimits(merchant=Capacity(1, 1), shared=Capacity(1, 1), total=Capacity(1, 1))
     quarantine = QuarantineTransactions(database, PayloadCipher({}), limits, Metrics())
     yield CustomerTransactions(database, quarantine, ValidationCodeTransactions(database), Tombstones([]))
     await database.dispose()

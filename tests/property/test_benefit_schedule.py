@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pointbook_common.durations import DAY_MS
 from pointbook_server.benefits.model import Benefit
 from pointbook_server.benefits.schedule import Issue, Member, ScheduleState, preview
+from support.examples import examples
 
 CASES = 10_000
 KINDS = ("EXACTLY_BIRTH", "FIXED_BEFORE", "FIXED_DATE", "AFTER_PURCHASE", "DAYS", "MONTHS", "SPECIFIC_DATE")
@@ -187,7 +188,7 @@ members = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(benefits, members, moments)
 def test_issues_are_ordered_and_within_the_membership(benefit: Benefit, member: Member, start_ms: int) -> None:
     issues = preview(benefit, member, start_ms, 12).issues
@@ -200,7 +201,7 @@ def test_issues_are_ordered_and_within_the_membership(benefit: Benefit, member: 
     assert sorted(issue.issue_ms for issue in issues) == [issue.issue_ms for issue in issues]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(benefits, members, moments)
 def test_issues_do_not_depend_on_the_start_of_the_preview(benefit: Benefit, member: Member, start_ms: int) -> None:
     issues = preview(benefit, member, start_ms, 6).issues
@@ -211,7 +212,7 @@ def test_issues_do_not_depend_on_the_start_of_the_preview(benefit: Benefit, memb
         assert preview(benefit, member, issues[0].issue_ms + 1, 5).issues == issues[1:]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(benefits, members, moments)
 def test_issues_are_at_the_start_of_the_members_day(benefit: Benefit, member: Member, start_ms: int) -> None:
     zone = ZoneInfo(member.time_zone)

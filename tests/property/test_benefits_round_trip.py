@@ -15,6 +15,7 @@ from pointbook_cli.benefits_file import read_answer
 from pointbook_server.benefits.messages import ENUM_NAMES
 from pointbook_server.benefits.model import MembershipType
 from support.benefits import FIELDS, answer, exported
+from support.examples import examples
 from support.harness import Service, unique
 
 NUMBERS = st.one_of(
@@ -53,7 +54,7 @@ def import_all(address: str, token: str, plan: Plan, text: str) -> list[Outcome]
         return [import_one(benefits, index, item) for index, item in enumerate(items)]
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(80), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(infos, min_size=1, max_size=5), memberships)
 async def test_a_repeated_import_changes_nothing(
     service: Service, admin_token: str, infos: list[dict[str, Any]], membership_type: str

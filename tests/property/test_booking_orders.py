@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from pointbook.v1 import points_pb2, redemption_pb2
 from pointbook_server.db.database import Database
 from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
+from support.examples import examples
 from support.harness import NOW_MS, Service, Shop, unique
 from support.redemption import SETTLED, UNSETTLED, account_points, booking, earn, get_redemption, redeem, redeem_request
 
 EXAMPLES = settings(
-    max_examples=40,
+    max_examples=examples(40),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -15,6 +15,7 @@ from pointbook.v1 import customers_pb2, identity_pb2
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 from support.customers import found, needless_claims, of_buyer
+from support.examples import examples
 from support.harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, at, refused, server_settings, unique
 
 TAKEN = "+8613800000009"
@@ -121,7 +122,7 @@ async def final(
 
 
 @settings(
-    max_examples=40,
+    max_examples=examples(40),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -171,7 +172,7 @@ def expected(updates: list[Stated], *, registered: bool) -> tuple[str, str, str]
 
 
 @settings(
-    max_examples=10,
+    max_examples=examples(10),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -193,7 +194,7 @@ async def test_every_order_of_four_webhooks_has_the_same_result(
 
 
 @settings(
-    max_examples=30,
+    max_examples=examples(30),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -283,7 +284,7 @@ def claimant(updates: list[tuple[int, Stated]]) -> str:
 
 
 @settings(
-    max_examples=30,
+    max_examples=examples(30),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -29,6 +29,7 @@ from pointbook_server.ledger.model import (
     WebhookOrigin,
 )
 from pointbook_server.ledger.transactions import LedgerTransactions
+from support.examples import examples
 from support.harness import NOW_MS, Client, Service, unique
 from support.ledger import ledger_transactions, read_ledger
 
@@ -36,7 +37,7 @@ START_MS = NOW_MS - 1_000
 END_MS = START_MS + 80
 BUYERS = ("one", "two")
 EXAMPLES = settings(
-    max_examples=50,
+    max_examples=examples(50),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

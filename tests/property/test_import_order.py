@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from pointbook_cli.importing import Plan, run_import
 from pointbook_cli.points_file import Format, Manner
 from shopline_shim.settings import ShimSettings
+from support.examples import examples
 from support.harness import NOW_MS, Client, Service, Shop, unique
 from support.ledger import check_ledger
 
@@ -27,7 +28,7 @@ TABLES = ("points_accounts", "points_entries", "points_checkpoints")
 VARYING = {"received_at_ms", "revision"}
 """Columns that depend on when and in how many steps a row was written."""
 SETTINGS = settings(
-    max_examples=12,
+    max_examples=examples(12),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -27,13 +27,14 @@ from pointbook_server.ledger.model import (
     WebhookOrigin,
 )
 from pointbook_server.ledger.transactions import LedgerTransactions
+from support.examples import examples
 from support.harness import NOW_MS, Client, Service, unique
 from support.ledger import assert_is_fold, ledger_transactions, read_ledger, without_lot_ids
 
 START_MS = NOW_MS - 1_000
 BUYERS = ("one", "two")
 EXAMPLES = settings(
-    max_examples=50,
+    max_examples=examples(50),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -17,6 +17,7 @@ from pointbook_server.ledger.fold import fold
 from pointbook_server.ledger.journal import Journal
 from pointbook_server.ledger.model import Account, ApplyOutcome, ApplyResult, Entry, Event, UpdateType
 from pointbook_server.ledger.scenes import EXPIRED_SCENE
+from support.examples import examples
 from support.ledger import without_lot_ids
 from support.ledger_events import ACCOUNT
 from support.memory_ledger import READ_AT_MS, Ledger, Limits
@@ -130,7 +131,7 @@ def ledger_after(batches: Iterable[Sequence[Event]], limits: Limits | None = Non
 
 
 @given(true_histories())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_the_fold_computes_the_points_that_shopline_has(shop: Shopline) -> None:
     """Balance, lots, silent expiry and lifetime points agree, without drift."""
     account, entries = fold(Account(), shop.events)
@@ -149,7 +150,7 @@ def test_the_fold_computes_the_points_that_shopline_has(shop: Shopline) -> None:
 
 
 @given(true_histories(), limits_of_any_size, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_the_account_depends_on_neither_order_nor_repetition_nor_batches(
     shop: Shopline, limits: Limits, data: st.DataObject
 ) -> None:
@@ -168,7 +169,7 @@ def test_the_account_depends_on_neither_order_nor_repetition_nor_batches(
 
 
 @given(true_histories(), limits_of_any_size, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_drift_disappears_once_all_events_have_arrived(shop: Shopline, limits: Limits, data: st.DataObject) -> None:
     """The invariants hold after every batch."""
     arrivals = data.draw(st.permutations(shop.events))
@@ -184,7 +185,7 @@ def test_drift_disappears_once_all_events_have_arrived(shop: Shopline, limits: L
 
 
 @given(true_histories(), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_an_increase_without_a_balance_may_arrive_in_any_order(shop: Shopline, data: st.DataObject) -> None:
     """This holds for histories without negative balances, where nothing is refused."""
     balances = [fold(Account(), shop.events[:1])[0].opening or 0, *(event.balance or 0 for event in shop.events)]
@@ -201,7 +202,7 @@ def test_an_increase_without_a_balance_may_arrive_in_any_order(shop: Shopline, d
 
 
 @given(st.lists(free_events, max_size=10), limits_of_any_size)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_the_ledger_is_the_fold_of_the_accepted_events(events: list[Event], limits: Limits) -> None:
     """Also for events that no true history has, applied directly or folded again."""
     ledger = Ledger(limits)
@@ -223,7 +224,7 @@ def test_the_ledger_is_the_fold_of_the_accepted_events(events: list[Event], limi
 
 
 @given(st.lists(free_events, max_size=10), st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 def test_an_event_without_a_balance_is_refused_only_if_the_fold_would_become_negative(
     events: list[Event], data: st.DataObject
 ) -> None:
@@ -250,7 +251,7 @@ def test_an_event_without_a_balance_is_refused_only_if_the_fold_would_become_neg
 
 
 @given(st.lists(balanced_events, max_size=8, unique_by=lambda event: event.content), limits_of_any_size, st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_events_with_a_balance_may_arrive_in_any_order(
     events: list[Event], limits: Limits, data: st.DataObject
 ) -> None:
@@ -264,7 +265,7 @@ def test_events_with_a_balance_may_arrive_in_any_order(
 
 
 @given(st.lists(free_events, max_size=8), limits_of_any_size, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_sending_everything_again_changes_nothing(events: list[Event], limits: Limits, data: st.DataObject) -> None:
     """Each event gets a duplicate, or the refusal that it got before."""
     ledger = ledger_after(split(data, events), limits)
@@ -285,7 +286,7 @@ named_events = st.builds(replace, free_events, event_id=st.sampled_from("abcdefg
 
 
 @given(st.lists(named_events, max_size=10), limits_of_any_size, st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_a_batch_gives_the_same_results_as_single_calls(
     events: list[Event], limits: Limits, data: st.DataObject
 ) -> None:
@@ -303,7 +304,7 @@ def test_a_batch_gives_the_same_results_as_single_calls(
 
 
 @given(st.lists(free_events, max_size=8, unique_by=lambda event: event.updated_at_ms), limits_of_any_size)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_events_in_order_of_time_get_the_same_account_in_a_batch_as_in_single_calls(
     events: list[Event], limits: Limits
 ) -> None:
@@ -321,7 +322,7 @@ def test_events_in_order_of_time_get_the_same_account_in_a_batch_as_in_single_ca
 
 
 @given(st.lists(free_events, min_size=1, max_size=8), limits_of_any_size, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_the_last_result_of_a_batch_has_the_current_account(
     events: list[Event], limits: Limits, data: st.DataObject
 ) -> None:
@@ -339,7 +340,7 @@ def test_the_last_result_of_a_batch_has_the_current_account(
 
 
 @given(st.lists(free_events, max_size=9), limits_of_any_size, st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_voiding_gives_the_fold_without_the_entries_and_unvoiding_restores_it(
     events: list[Event], limits: Limits, data: st.DataObject
 ) -> None:
@@ -364,7 +365,7 @@ def test_voiding_gives_the_fold_without_the_entries_and_unvoiding_restores_it(
 
 
 @given(st.lists(free_events, min_size=1, max_size=9), limits_of_any_size, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_events_may_arrive_before_between_and_after_void_entries(
     events: list[Event], limits: Limits, data: st.DataObject
 ) -> None:
@@ -389,7 +390,7 @@ def test_events_may_arrive_before_between_and_after_void_entries(
 
 
 @given(st.lists(free_events, max_size=10), tiny_limits, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_stored_lots_and_the_overflow_are_all_lots(events: list[Event], limits: Limits, data: st.DataObject) -> None:
     """The stored account gives the same active points, unless it needs overflow lots."""
     ledger = ledger_after(split(data, events), limits)

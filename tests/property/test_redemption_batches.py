@@ -15,11 +15,12 @@ from pointbook_server.redemption.assessment import GroupRef, RedemptionRequest
 from pointbook_server.redemption.commands import PendingRedemption, RedeemCommand
 from pointbook_server.redemption.customer_validation import ValidationEvidence
 from pointbook_server.redemption.model import Redemption
+from support.examples import examples
 from support.harness import NOW_MS, Service, Shop, at, unique
 from support.redemption import earn
 
 EXAMPLES = settings(
-    max_examples=25,
+    max_examples=examples(25),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

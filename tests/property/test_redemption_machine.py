@@ -18,11 +18,12 @@ from pointbook_server.ledger.model import AccountKey
 from pointbook_server.redemption import queries
 from pointbook_server.redemption.allocation import points_by_account
 from pointbook_server.redemption.model import HoldState, Redemption
+from support.examples import examples
 from support.harness import NOW_MS, Service, Shop, at, refusal, unique
 from support.ledger import StoredAccount, assert_is_fold, read_ledger
 
 EXAMPLES = settings(
-    max_examples=60,
+    max_examples=examples(60),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

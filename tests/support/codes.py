@@ -1,4 +1,4 @@
-"""What the files of code tests share: codes that are issued, guessed and redeemed for a shop's customers."""
+"""One-time codes of a shop's customers: issuing, guessing and the audit."""
 
 from typing import Any
 
@@ -7,35 +7,38 @@ from support.harness import Client, Service, Shop
 from support.points import superuser
 from support.redemption import customer_ref, validate_request
 
-CODES = {"code_length": 10, "alphanumeric": True, "message_templates": {"": "$code"}}
-"""Codes that nobody guesses by chance, and messages that are nothing but the code."""
-WRONG = "0000000000"
-"""What no code of letters and digits can be: it has zeros."""
+CODE_SETTINGS = {"code_length": 10, "alphanumeric": True, "message_templates": {"": "$code"}}
+"""Codes that cannot be guessed by chance, and messages with nothing but the code."""
+WRONG_CODE = "0000000000"
+"""A wrong code: codes of letters and digits have no zeros."""
 
 
-async def issue(client: Client, shop: Shop, points: int = 100, **changes: Any) -> redemption_pb2.IssuedCode:
-    """Ask for a code."""
+async def issue_code(client: Client, shop: Shop, points: int = 100, **changes: Any) -> redemption_pb2.IssuedCode:
+    """Issue a code or open a challenge for a missed call."""
     values: dict[str, Any] = {"customer": customer_ref(shop), "program_id": 1, "points": points}
     request = redemption_pb2.IssueValidationCodeRequest(**{**values, **changes})
     return (await client.redemption.IssueValidationCode(request)).issued_code
 
 
-async def issued(service: Service, shop: Shop, points: int = 100, **changes: Any) -> tuple[str, str]:
-    """Have a code issued; answers its challenge, and the code as the customer reads it."""
+async def issue_and_read_code(service: Service, shop: Shop, points: int = 100, **changes: Any) -> tuple[str, str]:
+    """Issue a code, and return its challenge_id and the code that was sent."""
     count = len(service.outbox.messages)
-    answer = await issue(service.client, shop, points, **changes)
+    answer = await issue_code(service.client, shop, points, **changes)
     (message,) = service.outbox.messages[count:]
     return answer.challenge_id, message.text
 
 
-async def is_right(client: Client, shop: Shop, code: str, points: Any = 100, **changes: Any) -> bool:
-    """Guess a code."""
+async def guess_code(client: Client, shop: Shop, code: str, points: Any = 100, **changes: Any) -> bool:
+    """Return whether a code is right for a redemption."""
     request = validate_request(shop, points, **{"validation_code": code, **changes})
     return (await client.redemption.ValidateRedemption(request)).redeemable
 
 
-async def audit(service: Service, shop: Shop) -> list[tuple[str, ...]]:
-    """What the audit tells of a merchant, in its order: action, outcome, customer; repeated events one by one."""
+async def read_audit(service: Service, shop: Shop) -> list[tuple[str, ...]]:
+    """Return a merchant's audit in order: action, outcome and customer.
+
+    A repeated event is returned as often as it happened.
+    """
     query = """
         SELECT action, outcome, customer FROM validation_audit, generate_series(1, event_count)
         WHERE merchant_id = $1 ORDER BY at_ms, audit_id

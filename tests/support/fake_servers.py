@@ -19,6 +19,7 @@ from pointbook_server.rpc.status_mapping import to_status
 from shopline_shim.server import ShimServer
 from shopline_shim.settings import ShimSettings
 from support.harness import Shop
+from support.http_clients import http_client
 from support.shims import PATH, POINTS_TOPIC, SECRET, webhook_headers
 
 SHOP = Shop("2000001234", "1718263946864")
@@ -180,7 +181,7 @@ async def shim_with_fakes(**changes: Any) -> AsyncIterator[RunningShim]:
         shim, stop, ready = ShimServer(settings), asyncio.Event(), asyncio.Event()
         serving = asyncio.create_task(shim.serve(stop=stop, ready=ready))
         await asyncio.wait_for(ready.wait(), 5)
-        async with httpx.AsyncClient(base_url=f"http://{shim.address}", trust_env=False) as client:
+        async with http_client(base_url=f"http://{shim.address}") as client:
             running = RunningShim(shim, client, points, webhooks, health_servicer, stop, serving)
             try:
                 yield running

@@ -1,4 +1,4 @@
-"""What must never be seen anywhere: codes that were sent, and where they and other messages go."""
+"""Codes and contacts that must not appear in the database or in logs."""
 
 import re
 from collections.abc import Iterable
@@ -8,9 +8,9 @@ import asyncpg
 from pointbook_server.delivery.sender import Message
 
 CODE = re.compile(r"[2-9A-HJ-NP-Z]{10}")
-"""The codes of ten letters and digits, which cannot turn up anywhere by chance."""
-PLACES_OF_CONTACTS = {"customer_identifiers", "customer_claims"}
-"""The tables in which a number or an address may stand in clear."""
+"""Codes of ten letters and digits, which do not occur by chance."""
+TABLES_WITH_CONTACTS = {"customer_identifiers", "customer_claims"}
+"""The tables that may contain a number or an address in clear."""
 TABLES = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
 CONTACTS = """
     SELECT DISTINCT unnest(array_remove(ARRAY[value, written], NULL)) FROM customer_identifiers
@@ -18,27 +18,30 @@ CONTACTS = """
 """
 
 
-async def leaks(database_url: str, messages: Iterable[Message], logs: str) -> list[str]:
-    """Tell what of some messages, and of all customers' contacts, stands in a database or in logs, and where."""
+async def find_leaks(database_url: str, messages: Iterable[Message], logs: str) -> list[str]:
+    """Return codes and contacts that a database or logs contain, and where.
+
+    The codes are those of some messages, the contacts those of all customers.
+    """
     connection = await asyncpg.connect(database_url)
     try:
-        places = {"logs": logs}
+        texts = {"logs": logs}
         for (table,) in await connection.fetch(TABLES):
-            # Under whatever name of a merchant a caller of all merchants makes up.
-            query = f"SELECT (to_jsonb(t) - 'merchant_id')::text FROM \"{table}\" AS t"  # noqa: S608 - a table of ours
+            # Without merchant_id, which a caller for all merchants may choose at will.
+            query = f"SELECT (to_jsonb(t) - 'merchant_id')::text FROM \"{table}\" AS t"  # noqa: S608 - a table's name
             rows = await connection.fetch(query)
-            places[table] = "\n".join(row[0] for row in rows)
+            texts[table] = "\n".join(row[0] for row in rows)
         contacts = {row[0] for row in await connection.fetch(CONTACTS)}
     finally:
         await connection.close()
     sent = list(messages)
     codes = {code for message in sent for code in CODE.findall(message.text)}
     contacts |= {message.destination for message in sent} - {""}
-    found = [f"a code in {place}" for place, text in places.items() for code in codes if code in text]
+    found = [f"a code in {place}" for place, text in texts.items() for code in codes if code in text]
     return found + [
         f"{contact} in {place}"
-        for place, text in places.items()
-        if place not in PLACES_OF_CONTACTS
+        for place, text in texts.items()
+        if place not in TABLES_WITH_CONTACTS
         for contact in contacts
         if contact.lstrip("+") in text
     ]

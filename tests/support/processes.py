@@ -9,16 +9,20 @@ import shutil
 import signal
 import socket
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from tempfile import TemporaryFile
+from typing import BinaryIO, Self
 
 import grpc
 import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from support.forked import FORKS, Child
+from support.http_clients import http_client
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -77,8 +81,19 @@ async def finish(
 
 
 async def pointbook(*arguments: str | Path, **settings: str) -> Finished:
-    """Run a `pointbook` command to its end."""
-    return await finish(POINTBOOK, *arguments, environment=clean_environment(settings))
+    """Run a `pointbook` command to its end, as a fork."""
+    with open_null() as null, TemporaryFile() as out, TemporaryFile() as err:
+        process = await FORKS.start(
+            (POINTBOOK, *arguments), environment=clean_environment(settings), cwd=ROOT, streams=(null, out, err)
+        )
+        try:
+            async with asyncio.timeout(COMMAND_SECONDS_MAX):
+                exit_code = await process.wait()
+        finally:
+            await _end_by_force(process)
+        out.seek(0)
+        err.seek(0)
+        return Finished(exit_code, out.read().decode(), err.read().decode())
 
 
 def one_line(finished: Finished) -> str:
@@ -90,10 +105,20 @@ def one_line(finished: Finished) -> str:
     return finished.err.removeprefix("pointbook: ").strip()
 
 
+def _output(folder: Path, name: str, kind: str) -> BinaryIO:
+    """Open a file that only its owner may read."""
+    return open(folder / f"{name}.{kind}", "wb", opener=lambda path, flags: os.open(path, flags, 0o600))
+
+
+def open_null() -> BinaryIO:
+    """Open an input that is empty."""
+    return Path(os.devnull).open("rb")
+
+
 class Running:
     """A process that serves. Its output goes to files, so that it never waits for a reader."""
 
-    def __init__(self, process: Process, folder: Path, name: str) -> None:
+    def __init__(self, process: Child, folder: Path, name: str) -> None:
         self.process = process
         self._out, self._err = folder / f"{name}.out", folder / f"{name}.err"
 
@@ -101,15 +126,22 @@ class Running:
     async def start(cls, *command: str | Path, environment: dict[str, str], folder: Path, cwd: Path = ROOT) -> Self:
         """Start a command whose output is kept in a folder."""
         name = f"process-{next(_numbers)}"
-        out, err = (os.open(folder / f"{name}.{kind}", os.O_WRONLY | os.O_CREAT, 0o600) for kind in ("out", "err"))
-        try:
+        with _output(folder, name, "out") as out, _output(folder, name, "err") as err:
             # A session of its own, as in a terminal: a signal to its group meets the command and its workers alone.
             process = await asyncio.create_subprocess_exec(
                 *command, stdin=DEVNULL, stdout=out, stderr=err, env=environment, cwd=cwd, start_new_session=True
             )
-        finally:
-            os.close(out)
-            os.close(err)
+        return cls(process, folder, name)
+
+    @classmethod
+    async def fork(cls, *arguments: str | Path, environment: dict[str, str], folder: Path, cwd: Path = ROOT) -> Self:
+        """Start a `pointbook` command as a fork whose output is kept in a folder."""
+        name = f"process-{next(_numbers)}"
+        with open_null() as null, _output(folder, name, "out") as out, _output(folder, name, "err") as err:
+            command, streams = (POINTBOOK, *arguments), (null, out, err)
+            process = await FORKS.start(
+                command, environment=environment, cwd=cwd, streams=streams, has_own_session=True
+            )
         return cls(process, folder, name)
 
     @property
@@ -166,19 +198,25 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    *arguments: str | Path, folder: Path, settings: Mapping[str, str], cwd: Path = ROOT
+    *arguments: str | Path, folder: Path, settings: Mapping[str, str], cwd: Path = ROOT, is_fork: bool = True
 ) -> AsyncIterator[Running]:
-    """Run a serving `pointbook` command while the block runs; a test that wants a clean end asks for it itself."""
-    process = await Running.start(
-        POINTBOOK, *arguments, environment=clean_environment(settings), folder=folder, cwd=cwd
-    )
+    """Run a serving `pointbook` command while the block runs; a test that wants a clean end asks for it itself.
+
+    A command that is not a fork is a program with an interpreter of its own: for tests of how it starts and what the
+    libraries read while they are imported.
+    """
+    environment = clean_environment(settings)
+    if is_fork:
+        process = await Running.fork(*arguments, environment=environment, folder=folder, cwd=cwd)
+    else:
+        process = await Running.start(POINTBOOK, *arguments, environment=environment, folder=folder, cwd=cwd)
     try:
         yield process
     finally:
         await process.kill()
 
 
-async def _end_by_force(process: Process) -> None:
+async def _end_by_force(process: Child) -> None:
     """Kill a process and its group; one that has ended already has nothing left to kill."""
     if process.returncode is None:
         process.kill()
@@ -200,7 +238,7 @@ async def grpc_health(address: str, seconds: float = 2.0) -> str:
 
 async def http_get(url: str) -> int:
     """Ask an HTTP server; answers its status, or 0 where none listens."""
-    async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:
+    async with http_client(timeout=5.0) as client:
         try:
             return (await client.get(url)).status_code
         except httpx.TransportError:

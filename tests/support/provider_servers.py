@@ -1,4 +1,4 @@
-"""Providers on loopback: a real SMTP server and a plain HTTP server, which also hang, refuse and hang up."""
+"""An SMTP server and an HTTP server on loopback that can also fail."""
 
 import asyncio
 import contextlib
@@ -18,16 +18,19 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 from pointbook_server.delivery.sender import Message
 
 CODE = "Q7M2X9KD4H"
-"""A code that cannot turn up by chance."""
+"""A code that does not occur by chance."""
 PASSWORD = "s3cret-pass"
 MESSAGE = Message("b.private@example.com", f"Your code is {CODE}", "challenge-1", "Your code")
 TEXT = f'你好 🎁 "{CODE}" for $5, {{to}} \\ O\'Neil\n.\n..dots\r\nlast line ' + "é" * 200
-"""What breaks careless senders: other scripts, quotes, a dollar, braces, lines of dots, and a long line."""
+"""Text that breaks careless senders: other scripts, quotes, a dollar, braces, lines of dots, and a long line."""
 
 
 @dataclass
 class MailServer:
-    """An SMTP server that keeps e-mails, or answers `replies` at a command, or does what `at_data` says."""
+    """An SMTP server that stores e-mails.
+
+    `replies` are its answers by command; `at_data` is "hang" or "cut" after the content of a message.
+    """
 
     port: int = 0
     emails: list[tuple[Envelope, EmailMessage]] = field(default_factory=list)
@@ -35,16 +38,16 @@ class MailServer:
     at_data: str = ""
     takes_utf8: bool = True
     recipients: list[str] = field(default_factory=list)
-    """What RCPT said, as it came over the wire."""
+    """The arguments of RCPT as they arrived."""
     logins: list[tuple[bytes, bytes]] = field(default_factory=list)
     encrypted: list[bool] = field(default_factory=list)
     open: int = 0
-    most_open: int = 0
+    max_open: int = 0
 
     async def handle_MAIL(  # noqa: N802 - aiosmtpd names it
         self, server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        """Take the sender, or answer as a test wants."""
+        """Store the sender, and return the reply."""
         assert server.transport is not None
         self.encrypted.append(server.transport.get_extra_info("sslcontext") is not None)
         envelope.mail_from = address
@@ -54,12 +57,12 @@ class MailServer:
     async def handle_RCPT(  # noqa: N802 - aiosmtpd names it
         self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
     ) -> str:
-        """Take the recipient, or answer as a test wants."""
+        """Store the recipient, and return the reply."""
         envelope.rcpt_tos.append(address)
         return self.replies.get("RCPT", "250 OK")
 
     async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd
-        """Keep the e-mail, or do as a test wants."""
+        """Store the e-mail, and return the reply, hang or close the connection."""
         assert isinstance(envelope.content, bytes)
         parsed = BytesParser(EmailMessage, policy=email_policy).parsebytes(envelope.content)
         self.emails.append((envelope, parsed))
@@ -72,7 +75,7 @@ class MailServer:
         return self.replies.get("DATA", "250 OK")
 
     def log_in(self, _server: SMTP, _session: Session, _envelope: Envelope, _mechanism: str, data: Any) -> AuthResult:
-        """Take one password alone."""
+        """Accept the one password."""
         self.logins.append((data.login, data.password))
         return AuthResult(success=data.password == PASSWORD.encode(), handled=False)
 
@@ -81,77 +84,80 @@ class MailServer:
 async def mail_server(
     *, start_tls: ssl.SSLContext | None = None, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[MailServer]:
-    """Run an SMTP server. With STARTTLS it insists on it, and on a password."""
-    keeper = MailServer()
+    """Run an SMTP server. With `start_tls` it requires STARTTLS and a password."""
+    server_state = MailServer()
 
-    class Counted(SMTP):
-        """Counts the connections that are open."""
+    class CountingSMTP(SMTP):
+        """An SMTP session that counts open connections."""
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            keeper.open += 1
-            keeper.most_open = max(keeper.most_open, keeper.open)
+            server_state.open += 1
+            server_state.max_open = max(server_state.max_open, server_state.open)
             super().connection_made(transport)
 
         def connection_lost(self, error: Exception | None) -> None:
-            keeper.open -= 1
+            server_state.open -= 1
             super().connection_lost(error)
 
         async def smtp_RCPT(self, arg: str) -> None:  # noqa: N802 - aiosmtpd names it
-            keeper.recipients.append(arg)
+            server_state.recipients.append(arg)
             await super().smtp_RCPT(arg)
 
     def protocol() -> SMTP:
-        return Counted(
-            keeper,
-            enable_SMTPUTF8=keeper.takes_utf8,
+        return CountingSMTP(
+            server_state,
+            enable_SMTPUTF8=server_state.takes_utf8,
             hostname="mail.example.com",
             tls_context=start_tls,
             require_starttls=start_tls is not None,
             auth_required=start_tls is not None,
             auth_require_tls=start_tls is not None,
-            authenticator=keeper.log_in,
+            authenticator=server_state.log_in,
             loop=asyncio.get_running_loop(),
         )
 
     server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0, ssl=tls)
-    keeper.port = server.sockets[0].getsockname()[1]
+    server_state.port = server.sockets[0].getsockname()[1]
     try:
-        yield keeper
+        yield server_state
     finally:
         server.close()
 
 
 @dataclass
-class Request:
+class ReceivedRequest:
     """A request as it arrived."""
 
-    line: str
+    request_line: str
     headers: dict[str, str]
     body: bytes
 
     @property
     def json(self) -> Any:
-        """The body, parsed."""
+        """The parsed body."""
         return json.loads(self.body)
 
 
 @dataclass
 class HttpServer:
-    """An HTTP server that keeps requests and answers with one status, hangs, hangs up, or never stops talking."""
+    """An HTTP server that stores requests.
+
+    `behavior` is "answer", "hang", "cut" (close without an answer) or "endless" (an endless body).
+    """
 
     port: int = 0
     status: int = 200
     headers: str = ""
-    manner: str = "answer"
-    requests: list[Request] = field(default_factory=list)
+    behavior: str = "answer"
+    requests: list[ReceivedRequest] = field(default_factory=list)
     open: int = 0
-    most_open: int = 0
+    max_open: int = 0
     sent_bytes: int = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
         self.open += 1
-        self.most_open = max(self.most_open, self.open)
+        self.max_open = max(self.max_open, self.open)
         try:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 await self._answer(reader, writer)
@@ -160,18 +166,18 @@ class HttpServer:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
-        headers = {name.lower(): value for name, _, value in (header.partition(": ") for header in lines)}
+        request_line, *header_lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (header.partition(": ") for header in header_lines)}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
-        self.requests.append(Request(line, headers, body))
-        if self.manner == "hang":
+        self.requests.append(ReceivedRequest(request_line, headers, body))
+        if self.behavior == "hang":
             await reader.read()
-        if self.manner in {"hang", "cut"}:
+        if self.behavior in {"hang", "cut"}:
             return
         await asyncio.sleep(0.01)
-        endless = self.manner == "endless"
+        endless = self.behavior == "endless"
         length = "" if endless else "Content-Length: 2\r\n"
-        # Providers like to repeat what they were sent.
+        # Providers often repeat the request in their reason phrase.
         writer.write(f"HTTP/1.1 {self.status} x\r\n{length}{self.headers}\r\n".encode() + b"{}")
         await writer.drain()
         while endless:
@@ -183,20 +189,23 @@ class HttpServer:
 @contextlib.asynccontextmanager
 async def http_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[HttpServer]:
     """Run an HTTP server."""
-    keeper = HttpServer()
-    server = await asyncio.start_server(keeper.serve, "127.0.0.1", 0, ssl=tls)
-    keeper.port = server.sockets[0].getsockname()[1]
+    server_state = HttpServer()
+    server = await asyncio.start_server(server_state.serve, "127.0.0.1", 0, ssl=tls)
+    server_state.port = server.sockets[0].getsockname()[1]
     try:
-        yield keeper
+        yield server_state
     finally:
         server.close()
 
 
 @contextlib.asynccontextmanager
 async def loop_delays() -> AsyncIterator[Callable[[], float]]:
-    """Measure by how many seconds the loop is later at most than a thread, which the machine makes late as well."""
+    """Yield a function that returns the delay of the event loop in seconds.
+
+    It is the delay in excess of that of a thread, since a busy machine delays both.
+    """
     loop_late, thread_late = 0.0, 0.0
-    over = threading.Event()
+    is_done = threading.Event()
 
     async def watch_loop() -> None:
         nonlocal loop_late
@@ -207,24 +216,24 @@ async def loop_delays() -> AsyncIterator[Callable[[], float]]:
 
     def watch_thread() -> None:
         nonlocal thread_late
-        while not over.is_set():
+        while not is_done.is_set():
             before = time.monotonic()
             time.sleep(0.005)
             thread_late = max(thread_late, time.monotonic() - before - 0.005)
 
-    watching = asyncio.create_task(watch_loop())
+    watcher = asyncio.create_task(watch_loop())
     threading.Thread(target=watch_thread).start()
     try:
         yield lambda: loop_late - thread_late
     finally:
-        over.set()
-        watching.cancel()
+        is_done.set()
+        watcher.cancel()
 
 
-def everything_told_by(error: BaseException | None) -> str:
-    """Write down an error and whatever hangs on it."""
-    told = ""
+def error_chain_text(error: BaseException | None) -> str:
+    """Return all text of an error and of its causes."""
+    text = ""
     while error is not None:
-        told += f"{error!r} {error} {vars(error)} "
+        text += f"{error!r} {error} {vars(error)} "
         error = error.__cause__ or error.__context__
-    return told
+    return text

@@ -15,6 +15,7 @@ from shopline_shim import signature
 from shopline_shim.server import ShimServer
 from shopline_shim.settings import ShimSettings
 from support.harness import Client, Shop
+from support.http_clients import http_client
 
 SECRET = "app-secret"
 PATH = "/webhooks/shopline"
@@ -49,7 +50,7 @@ async def shim_client(port: int, token: str, **changes: Any) -> AsyncIterator[ht
     }
     async with (
         running_shim(ShimSettings(**{**values, **changes})) as shim,
-        httpx.AsyncClient(base_url=f"http://{shim.address}", trust_env=False) as http,
+        http_client(base_url=f"http://{shim.address}") as http,
     ):
         yield http
 

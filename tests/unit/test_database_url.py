@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pointbook_server.db.database_url import FORM, check_database_url
+from support.examples import examples
 
 PIECES = [
     "localhost", "127.0.0.1", "[::1]", "::1", "db.example.com", "/run", "%2Frun", "%252Frun", "%256cocalhost",
@@ -108,7 +109,7 @@ def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
             check_database_url(url, allow_plaintext=False, environment={})
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(
     netloc=st.builds("".join, st.lists(st.sampled_from(PIECES), max_size=4)),
     query=st.lists(st.tuples(st.sampled_from(QUERY_NAMES), st.sampled_from([*PIECES, "verify-full"])), max_size=3),

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pointbook_server.ledger.ordering import order_millisecond
+from support.examples import examples
 
 SECONDS_MAX = 0.5
 """Ten times the target for 1,000 events of one millisecond, because test machines are shared."""
@@ -183,7 +184,7 @@ def test_no_event_and_one_event_have_only_one_order() -> None:
 
 
 @given(st.data())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 def test_the_order_is_the_smallest_of_all_permutations_that_form_a_trail(data: st.DataObject) -> None:
     changes = distinct(data.draw(walks()))
     balance = data.draw(st.one_of(st.none(), st.integers(-2, 4)))
@@ -199,7 +200,7 @@ def test_the_order_is_the_smallest_of_all_permutations_that_form_a_trail(data: s
     st.one_of(st.none(), st.integers(-2, 4)),
     st.integers(0, 3),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @example([Change(1, 1), Change(-1, 0), Change(1, 3), Change(-1, 2)], 0, 0)
 def test_any_changes_have_the_defined_order(changes: list[Change], balance: int | None, expired: int) -> None:
     """Including changes without a trail, and separate loops."""

@@ -1,4 +1,4 @@
-"""The bound on all quarantines together, while webhooks are kept and given up beside the read of the sum."""
+"""The total capacity, while webhooks are stored during the read of the sum."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,51 +10,51 @@ import pytest
 
 from pointbook_server.db.database import Database
 from pointbook_server.metrics import Metrics
-from pointbook_server.webhooks.model import Bounds
-from pointbook_server.webhooks.quota import Quota
+from pointbook_server.webhooks.model import Capacity
+from pointbook_server.webhooks.quota import TotalQuota
 
 
-class SlowSum:
-    """A database that answers what was kept when it was asked, once the test lets it."""
+class SlowDatabase:
+    """A database that returns an old usage when the test sets `may_return`."""
 
     def __init__(self) -> None:
-        self.kept = 0
-        self.asked = asyncio.Event()
-        self.answers = asyncio.Event()
-        self.answers.set()
+        self.stored = 0
+        self.was_queried = asyncio.Event()
+        self.may_return = asyncio.Event()
+        self.may_return.set()
 
     @asynccontextmanager
-    async def autocommit(self) -> AsyncIterator["SlowSum"]:
-        """Yield a connection."""
+    async def autocommit(self) -> AsyncIterator["SlowDatabase"]:
+        """Yield this database as its own connection."""
         yield self
 
-    async def fetch_one(self, _statement: object, _values: object) -> Any:
-        """Return the sum as of the question."""
-        kept = self.kept
-        self.asked.set()
-        await self.answers.wait()
-        return SimpleNamespace(webhooks=kept, bytes=kept)
+    async def fetch_one(self, _statement: object, _params: object) -> Any:
+        """Return the usage at the time of the query."""
+        stored = self.stored
+        self.was_queried.set()
+        await self.may_return.wait()
+        return SimpleNamespace(webhooks=stored, bytes=stored)
 
 
-@pytest.mark.parametrize("is_kept", [True, False])
-async def test_what_is_kept_while_the_sum_is_read_counts(is_kept: bool) -> None:  # noqa: FBT001 - a parameter
-    """The sum does not have it, and the reservation is over: it must not be forgotten until the next read."""
-    database = SlowSum()
-    quota = Quota(cast("Database", database), Bounds(1, 1), Metrics())
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_webhook_stored_during_the_read_of_the_sum_counts(is_stored: bool) -> None:  # noqa: FBT001 - a parameter
+    """The sum does not include it; it counts until the next read."""
+    database = SlowDatabase()
+    quota = TotalQuota(cast("Database", database), Capacity(1, 1), Metrics())
     assert await quota.reserve(1)
     quota.expire()
-    database.answers.clear()
-    database.asked.clear()
-    reading = asyncio.create_task(quota.refresh())
-    await database.asked.wait()
-    database.kept += is_kept
-    quota.settle(1, may_be_kept=is_kept)
-    more = asyncio.create_task(quota.reserve(1))
+    database.may_return.clear()
+    database.was_queried.clear()
+    refresh = asyncio.create_task(quota.refresh())
+    await database.was_queried.wait()
+    database.stored += is_stored
+    quota.settle(1, may_be_stored=is_stored)
+    second_reservation = asyncio.create_task(quota.reserve(1))
     await asyncio.sleep(0)
-    assert not more.done()
-    database.answers.set()
-    await reading
+    assert not second_reservation.done()
+    database.may_return.set()
+    await refresh
 
-    assert not await more
+    assert not await second_reservation
     quota.expire()
-    assert await quota.reserve(1) is not is_kept
+    assert await quota.reserve(1) is not is_stored

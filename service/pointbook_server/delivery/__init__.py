@@ -1,1 +1,1 @@
-"""The ways in which one-time codes reach customers."""
+"""Delivery of one-time codes by SMS and e-mail providers."""

@@ -1,4 +1,4 @@
-"""The console sender, for development only: codes appear where `pointbook dev` runs."""
+"""A sender for development: it prints codes on the terminal of `pointbook dev`."""
 
 import sys
 
@@ -6,10 +6,10 @@ from pointbook_server.delivery.sender import Message
 
 
 class ConsoleSender:
-    """Prints messages instead of sending them, so it needs no destination."""
+    """A sender that prints messages; it needs no destination."""
 
     needs_destination = False
 
     async def send(self, message: Message) -> None:
-        """Print a message."""
-        print(f"message (challenge {message.challenge_id}): {message.text}", file=sys.stderr, flush=True)  # noqa: T201 - the console is where it delivers
+        """Print a message on standard error."""
+        print(f"message (challenge {message.challenge_id}): {message.text}", file=sys.stderr, flush=True)  # noqa: T201 - printing is its job

@@ -1,4 +1,4 @@
-"""SMS by an HTTP gateway that takes JSON, as most providers have one."""
+"""SMS by a provider's HTTP gateway that takes JSON."""
 
 import json
 import ssl
@@ -7,31 +7,30 @@ from typing import Any
 import httpx
 
 from pointbook_server.delivery.sender import (
-    ANSWER_SECONDS,
-    READY_SECONDS,
+    HANDOVER_TIMEOUT_SECONDS,
+    RESPONSE_TIMEOUT_SECONDS,
     DeliveryFailedError,
     DeliveryUncertainError,
     Message,
-    refused,
-    uncertain,
-    unreachable,
+    refused_error,
+    uncertain_error,
+    unreachable_error,
 )
 from pointbook_server.provider_settings import PLACEHOLDER, HttpGateway
 
 CONNECTIONS_MAX = 32
-STEP_SECONDS = READY_SECONDS / 2
-"""How long each step towards a request may take: a free connection, TCP, TLS. Where all three are slow the caller's
-patience ends first, and the failure counts as uncertain."""
+CONNECT_STEP_TIMEOUT_SECONDS = HANDOVER_TIMEOUT_SECONDS / 2
+"""The time for each step before a request: a free connection, TCP, TLS. If all three are slow, the caller's own timeout
+ends the attempt, and the failure counts as uncertain."""
 PROVIDER = "the SMS gateway"
-_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-_REFUSALS = range(400, 500)
+_NOT_SENT_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_REFUSAL_STATUSES = range(400, 500)
 
 
 class HttpGatewaySender:
-    """Posts each message over a connection of its own.
+    """A sender that posts each message over a new connection.
 
-    A connection that is kept is one that the gateway may close just now, which would turn a definite failure into an
-    uncertain one.
+    The gateway may close a reused connection at any moment, which would turn a definite failure into an uncertain one.
     """
 
     needs_destination = True
@@ -42,12 +41,14 @@ class HttpGatewaySender:
         headers.update(gateway.headers)
         self._client = httpx.AsyncClient(
             headers=headers,
-            # The system's certificates, or those that SSL_CERT_FILE names.
+            # Trusts the system's certificates, or those in SSL_CERT_FILE.
             verify=ssl.create_default_context(),
             trust_env=False,
             follow_redirects=False,
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=0),
-            timeout=httpx.Timeout(ANSWER_SECONDS, connect=STEP_SECONDS, pool=STEP_SECONDS),
+            timeout=httpx.Timeout(
+                RESPONSE_TIMEOUT_SECONDS, connect=CONNECT_STEP_TIMEOUT_SECONDS, pool=CONNECT_STEP_TIMEOUT_SECONDS
+            ),
         )
 
     async def aclose(self) -> None:
@@ -55,39 +56,48 @@ class HttpGatewaySender:
         await self._client.aclose()
 
     async def send(self, message: Message) -> None:
-        """Post a message, as `Sender` says."""
+        """Post a message. Raises the errors of `Sender.send`."""
         failure = await self._attempt(message)
         if failure is not None:
             raise failure
 
     async def _attempt(self, message: Message) -> DeliveryFailedError | DeliveryUncertainError | None:
-        """Try once. The failure is returned, so that it is raised without the library's error behind it."""
+        """Make one attempt, and return its failure.
+
+        It is raised later, so that the library's error is not its cause.
+        """
         try:
             status = await self._post(message)
-        except _NOT_SENT as error:
-            return unreachable(PROVIDER, error)
-        except Exception as error:  # noqa: BLE001 - whatever else it is, nobody knows what the gateway has done
-            return uncertain(PROVIDER, error)
+        except _NOT_SENT_ERRORS as error:
+            return unreachable_error(PROVIDER, error)
+        except Exception as error:  # noqa: BLE001 - after any other error the gateway may have taken the message
+            return uncertain_error(PROVIDER, error)
         if status in self._gateway.success:
             return None
-        if status in _REFUSALS:
-            return refused(PROVIDER, status)
+        if status in _REFUSAL_STATUSES:
+            return refused_error(PROVIDER, status)
         return DeliveryUncertainError(f"{PROVIDER} answered with status {status}")
 
     async def _post(self, message: Message) -> int:
-        """Return the status of the gateway's answer. It decides, so the body is never read, however long it is."""
-        content = json.dumps(filled(self._gateway.body, message), ensure_ascii=False).encode()
+        """Return the status of the gateway's answer.
+
+        Its body is never read, because only the status decides.
+        """
+        content = json.dumps(fill_template(self._gateway.body, message), ensure_ascii=False).encode()
         async with self._client.stream(self._gateway.method, self._gateway.url, content=content) as response:
             return response.status_code
 
 
-def filled(template: Any, message: Message) -> Any:
-    """Fill the string values of a JSON template. What is filled in is data: it cannot end a string, or be filled."""
+def fill_template(template: Any, message: Message) -> Any:
+    """Replace the placeholders in the string values of a JSON template.
+
+    Values are data: they cannot end a JSON string, and placeholders in them are not replaced.
+    """
     if isinstance(template, dict):
-        return {name: filled(value, message) for name, value in template.items()}
+        return {name: fill_template(value, message) for name, value in template.items()}
     if isinstance(template, list):
-        return [filled(value, message) for value in template]
+        return [fill_template(value, message) for value in template]
     if not isinstance(template, str):
         return template
-    parts = {"to": message.destination, "text": message.text, "challenge_id": message.challenge_id}
-    return PLACEHOLDER.sub(lambda match: parts[match[1]], template)
+    values = {"to": message.destination, "text": message.text, "challenge_id": message.challenge_id}
+    return PLACEHOLDER.sub(lambda match: values[match[1]], template)

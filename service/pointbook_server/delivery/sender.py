@@ -1,27 +1,29 @@
-"""What a way of delivering one-time codes must offer, and what becomes of a message that does not arrive.
+"""The interface of senders, and the outcomes of an attempt to deliver a message.
 
-Every failure is one of three, and this is the only place that says which:
+An attempt fails in one of three ways, which only this module decides:
 
-- *Refused*: the provider answered that it will not take the message. Definite.
-- *Unreachable*: the attempt ended before the message was handed over (no connection, a wrong certificate, nobody free
-  in time), so nothing can have been sent. Definite.
-- *Uncertain*: everything else. The message was handed over and no answer came, the connection was lost while one was
-  awaited, or the answer leaves it open. It may have arrived, so it is never sent again blindly.
+- *Refused*: the provider answered that it does not take the message. Definite.
+- *Unreachable*: the attempt ended before the message was handed over (no connection, a wrong certificate, no free
+  connection or thread in time), so nothing was sent. Definite.
+- *Uncertain*: everything else, such as a message that was handed over and not answered, a connection lost while waiting
+  for the answer, or an ambiguous answer. The message may have arrived, so it is not sent again.
 
-The definite ones are a DeliveryFailedError, which costs no cooldown; whatever else a sender raises is uncertain. Our
-senders raise nothing but the two errors below, whose texts are our own words, and without a context: the errors of
-libraries quote addresses, URLs and what providers answer.
+A definite failure is a DeliveryFailedError and costs no cooldown; any other exception of a sender is uncertain. The
+senders here raise only the two errors below, with a text of our own and without a cause: errors of libraries quote
+addresses, URLs and providers' answers.
+
+Source: docs/reference/validation-codes.md#delivery
 """
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-READY_SECONDS = 4.0
-"""How long an attempt may take until its message is handed over: less than any caller waits for a delivery, so that a
-provider who cannot be reached is a definite failure."""
-ANSWER_SECONDS = 10.0
-"""How long a sender waits for an answer where its caller waits even longer."""
+HANDOVER_TIMEOUT_SECONDS = 4.0
+"""The time until a message must be handed over. It is shorter than the time that callers wait for a delivery, so that
+an unreachable provider is a definite failure."""
+RESPONSE_TIMEOUT_SECONDS = 10.0
+"""The time that a sender waits for an answer if its caller waits longer."""
 
 
 class FailureKind(StrEnum):
@@ -32,7 +34,10 @@ class FailureKind(StrEnum):
 
 
 class DeliveryFailedError(Exception):
-    """The provider definitely did not take the message. Its text is logged, so it must not quote the message."""
+    """The provider definitely did not take the message.
+
+    The text is logged, so it must not quote the message.
+    """
 
     def __init__(self, text: str, kind: FailureKind = FailureKind.REFUSED) -> None:
         super().__init__(text)
@@ -40,14 +45,17 @@ class DeliveryFailedError(Exception):
 
 
 class DeliveryUncertainError(Exception):
-    """Nobody knows whether the provider took the message. Its text is logged, so it must not quote the message."""
+    """The provider may have taken the message.
+
+    The text is logged, so it must not quote the message.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message to one customer. `destination` is empty where the sender needs none; `subject` is for e-mail.
+    """A message to one customer; its repr shows neither the destination nor the text.
 
-    Its repr tells nothing of what it says, and to whom.
+    `destination` is empty if the sender needs none; `subject` is for e-mail.
     """
 
     destination: str = field(repr=False)
@@ -57,43 +65,46 @@ class Message:
 
 
 class Sender(Protocol):
-    """Delivers messages of one channel."""
+    """A sender of the messages of one channel."""
 
     needs_destination: bool
 
     async def send(self, message: Message) -> None:
         """Deliver a message.
 
-        Raises DeliveryFailedError when the provider definitely did not take it; after any other exception, or a
-        timeout, nobody knows.
+        Raises DeliveryFailedError if the provider definitely did not take it. After any other exception, or a timeout,
+        it may have arrived.
         """
 
 
 @runtime_checkable
-class HoldsResources(Protocol):
-    """A sender that has something to give back when the server stops."""
+class ClosableSender(Protocol):
+    """A sender with resources to release when the server stops."""
 
     async def aclose(self) -> None:
-        """Give everything back; what is still on its way is cut."""
+        """Release all resources; messages in flight are cut off."""
 
 
-def unreachable(provider: str, error: Exception) -> DeliveryFailedError:
-    """Tell that nothing can have been sent, and by which type of error."""
-    return DeliveryFailedError(f"{provider} could not be reached ({_cause(error)})", FailureKind.UNREACHABLE)
+def unreachable_error(provider: str, error: Exception) -> DeliveryFailedError:
+    """Return the error for a message that was not handed over."""
+    return DeliveryFailedError(f"{provider} could not be reached ({_root_cause_name(error)})", FailureKind.UNREACHABLE)
 
 
-def refused(provider: str, status: int) -> DeliveryFailedError:
-    """Tell that a provider refused a message, and by which status."""
+def refused_error(provider: str, status: int) -> DeliveryFailedError:
+    """Return the error for a message that a provider refused, with the status."""
     return DeliveryFailedError(f"{provider} refused the message with status {status}", FailureKind.REFUSED)
 
 
-def uncertain(provider: str, error: Exception) -> DeliveryUncertainError:
-    """Tell that a message was handed over and never answered, and by which type of error."""
-    return DeliveryUncertainError(f"{provider} did not answer ({_cause(error)})")
+def uncertain_error(provider: str, error: Exception) -> DeliveryUncertainError:
+    """Return the error for a message that was handed over and not answered."""
+    return DeliveryUncertainError(f"{provider} did not answer ({_root_cause_name(error)})")
 
 
-def _cause(error: BaseException) -> str:
-    """Name the type of the first error, which tells an operator more than what a library made of it."""
+def _root_cause_name(error: BaseException) -> str:
+    """Return the type of the first error of a chain.
+
+    It says more than the error that a library made of it.
+    """
     while isinstance(cause := error.__cause__ or error.__context__, Exception):
         error = cause
     return type(error).__name__

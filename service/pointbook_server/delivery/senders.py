@@ -1,20 +1,22 @@
-"""Which sender delivers by which channel: what the settings say."""
+"""The choice of one sender for each channel, from the settings."""
 
 from collections.abc import Iterable
 
 from pointbook_common.errors import SettingError
 from pointbook_server.delivery.apprise import AppriseSender
 from pointbook_server.delivery.http_gateway import HttpGatewaySender
-from pointbook_server.delivery.sender import HoldsResources, Sender
+from pointbook_server.delivery.sender import ClosableSender, Sender
 from pointbook_server.delivery.smtp import SmtpSender
 from pointbook_server.programs.model import Channel
 from pointbook_server.settings import ServerSettings
 
 
-def senders_of(settings: ServerSettings) -> dict[Channel, Sender]:
-    """Make the senders that the settings name, in the loop that will use them; each process has its own.
+def build_senders(settings: ServerSettings) -> dict[Channel, Sender]:
+    """Build the senders that the settings name.
 
-    Raises SettingError, which names every sender that cannot be made.
+    They belong to the running event loop; each process has its own.
+
+    Raises SettingError, which names every setting without a working sender.
     """
     senders: dict[Channel, Sender] = {}
     problems: list[str] = []
@@ -38,7 +40,7 @@ def senders_of(settings: ServerSettings) -> dict[Channel, Sender]:
 
 
 async def close_senders(senders: Iterable[Sender]) -> None:
-    """Close what senders hold; one that serves several channels is closed once."""
+    """Close all senders, a sender of several channels once."""
     for sender in {id(sender): sender for sender in senders}.values():
-        if isinstance(sender, HoldsResources):
+        if isinstance(sender, ClosableSender):
             await sender.aclose()

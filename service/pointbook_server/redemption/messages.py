@@ -25,7 +25,7 @@ from pointbook_server.redemption.customer_validation import ValidationEvidence
 from pointbook_server.redemption.model import Redemption, RedemptionDetails, RedemptionState, StoredReversal
 from pointbook_server.redemption.violations import REDEEMABLE, Violation
 from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, Fields, to_decimal_text, to_timestamp
-from pointbook_server.validation_codes.model import normalised_code
+from pointbook_server.validation_codes.code_format import normalize_code
 
 CODE_LENGTH_MAX = 32
 REFERENCE_LENGTH_MAX = 128
@@ -240,7 +240,7 @@ def _read_code(fields: Fields, typed: str) -> str:
     It needs at least one digit or letter.
     """
     fields.text("validation_code", _BLANK.sub(" ", typed), length_max=CODE_LENGTH_MAX)
-    code = normalised_code(typed)
+    code = normalize_code(typed)
     if typed and not any(character.isdecimal() or character.isalpha() for character in code):
         fields.wrong("validation_code", "must have digits or letters")
     return code

@@ -30,7 +30,7 @@ from pointbook_server.redemption.refusal import (
 from pointbook_server.redemption.transactions import RedemptionTransactions
 from pointbook_server.redemption.violations import Violation, sort_violations, to_error
 from pointbook_server.rpc.batching import Batcher
-from pointbook_server.validation_codes.model import Challenge, ChallengeSubject, Issued, Purpose
+from pointbook_server.validation_codes.model import Challenge, ChallengeSubject, IssuedChallenge, Purpose
 
 REQUESTS_IN_BATCH_MAX = 100
 REQUESTS_WAITING_MAX = 10_000
@@ -41,15 +41,15 @@ CONCURRENT_BATCHES_MAX = 4
 class CodeService(Protocol):
     """The part of one-time codes that issues and checks them."""
 
-    async def issue(self, proving: ChallengeSubject, channel: Channel | None) -> Issued:
+    async def issue(self, subject: ChallengeSubject, channel: Channel | None) -> IssuedChallenge:
         """Send the customer a code, unless a recent one is still valid."""
 
     async def check(
-        self, proving: ChallengeSubject, channel: Channel | None, challenge_id: str, code: str
+        self, subject: ChallengeSubject, channel: Channel | None, challenge_id: str, code: str
     ) -> Challenge | None:
         """Return the challenge of a right code, not consumed; None for a wrong one."""
 
-    async def seen_call(self, proving: ChallengeSubject, challenge_id: str) -> Challenge | None:
+    async def find_confirmed_call(self, subject: ChallengeSubject, challenge_id: str) -> Challenge | None:
         """Return a challenge whose missed call was seen; None if it was not."""
 
 
@@ -135,14 +135,14 @@ class RedemptionService:
             self._record(attempt, reasons_of_violations(violations))
         return assessment, violations
 
-    async def issue_code(self, request: RedemptionRequest, actor: str) -> Issued:
+    async def issue_code(self, request: RedemptionRequest, actor: str) -> IssuedChallenge:
         """Send the customer a code if the points are redeemable.
 
         Raises the refusal otherwise.
         """
         return await self.issue_code_for(request, await self.assess(request), actor)
 
-    async def issue_code_for(self, request: RedemptionRequest, assessment: Assessment, actor: str) -> Issued:
+    async def issue_code_for(self, request: RedemptionRequest, assessment: Assessment, actor: str) -> IssuedChallenge:
         """Send the customer a code for an assessed request.
 
         Raises the refusal if it has violations.
@@ -285,7 +285,7 @@ class RedemptionService:
             return None
         if evidence.code:
             return await self._codes.check(subject, request.channel, evidence.challenge_id, evidence.code)
-        return await self._codes.seen_call(subject, evidence.challenge_id)
+        return await self._codes.find_confirmed_call(subject, evidence.challenge_id)
 
 
 def _challenge_subject(request: RedemptionRequest, assessment: Assessment, actor: str) -> ChallengeSubject | None:

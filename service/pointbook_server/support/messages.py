@@ -7,7 +7,7 @@ from pointbook_server.redemption.messages import write_buyer, write_customer
 from pointbook_server.redemption.model import Closing
 from pointbook_server.redemption.refusal import Refusal, RefusedMethod
 from pointbook_server.rpc.request_fields import to_timestamp
-from pointbook_server.validation_codes.model import masked, route_to
+from pointbook_server.validation_codes.routing import mask_destination, route_by
 
 METHODS = {
     RefusedMethod.VALIDATE: redemption_pb2.REFUSED_METHOD_VALIDATE_REDEMPTION,
@@ -58,7 +58,7 @@ def write_closing(closing: Closing) -> redemption_pb2.RedemptionClosing:
 def write_timeline_customer(context: RedemptionContext) -> redemption_pb2.TimelineCustomer:
     """Build the message of a customer with masked contacts."""
     customer = context.customer
-    contacts = {channel: masked(route_to(customer, channel)) for channel in (Channel.SMS, Channel.EMAIL)}
+    contacts = {channel: mask_destination(route_by(customer, channel)) for channel in (Channel.SMS, Channel.EMAIL)}
     return redemption_pb2.TimelineCustomer(
         customer=write_customer(context.redeemer),
         buyers=[write_buyer(source.key) for source in own_sources(context.key, customer)],

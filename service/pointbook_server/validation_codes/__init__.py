@@ -1,1 +1,1 @@
-"""One-time codes that prove that it is the customer."""
+"""One-time codes and missed calls that prove a customer's identity."""

@@ -6,7 +6,8 @@ from pointbook_server.customers.rules import normalize_identifier
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.messages import write_customer
 from pointbook_server.rpc.request_fields import YEAR_2000_MS, Fields, to_timestamp
-from pointbook_server.validation_codes.model import Issued, MissedCall, ValidationEvent, masked
+from pointbook_server.validation_codes.model import IssuedChallenge, MissedCall, ValidationEvent
+from pointbook_server.validation_codes.routing import mask_destination
 
 CALL_ID_LENGTH_MAX = 128
 
@@ -34,13 +35,16 @@ def _read_number(fields: Fields, path: str, value: str) -> str:
     return number or ""
 
 
-def write_issued_code(issued: Issued) -> redemption_pb2.IssuedCode:
-    """Build the message of an issued code; a missed call has no destination."""
+def write_issued_code(issued: IssuedChallenge) -> redemption_pb2.IssuedCode:
+    """Build the message of an issued code, without the code.
+
+    A missed call has no destination.
+    """
     challenge = issued.challenge
     return redemption_pb2.IssuedCode(
         challenge_id=challenge.challenge_id,
         sent=issued.sent,
-        destination=masked(issued.route) if challenge.channel is not Channel.MISSED_CALL else "",
+        destination=mask_destination(issued.route) if challenge.channel is not Channel.MISSED_CALL else "",
         expire_time=to_timestamp(challenge.expires_at_ms),
         resend_time=to_timestamp(challenge.may_resend_at_ms),
         missed_call_number=challenge.called_number,

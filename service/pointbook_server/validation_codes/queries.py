@@ -1,6 +1,6 @@
-"""The SQL of one-time codes, and how its rows are read and written.
+"""SQL of one-time codes, and the codecs of its rows.
 
-Whoever writes locks live challenges first, sorted by customer, and then counts, sorted by subject.
+Transactions lock live challenges first, sorted by customer, and then counters, sorted by name.
 """
 
 import json
@@ -9,12 +9,13 @@ from typing import Any
 
 from sqlalchemy import text
 
+from pointbook_common.durations import DAY_MS
 from pointbook_server.db.database import Row, Statement
 from pointbook_server.programs.model import Channel
 from pointbook_server.validation_codes.model import Challenge, ChallengeState, Delivery, Purpose
 from pointbook_server.validation_codes.rate_limits import SlidingWindowCounter
 
-COLUMNS = {
+CHALLENGE_COLUMNS = {
     "challenge_id": "text",
     "customer": "text",
     "program_id": "bigint",
@@ -35,7 +36,7 @@ COLUMNS = {
     "expires_at_ms": "bigint",
     "confirmed_at_ms": "bigint",
 }
-CHANGING = (
+CHANGING_COLUMNS = (
     "key_id",
     "destination_digest",
     "code_digest",
@@ -61,86 +62,89 @@ AUDIT_COLUMNS = {
     "repeat_key": "text",
     "event_count": "bigint",
 }
-NAMES = ", ".join(("merchant_id", *COLUMNS))
+CHALLENGE = ", ".join(("merchant_id", *CHALLENGE_COLUMNS))
 
 
 def _statement(sql: str) -> Statement:
     return Statement(text(sql))
 
 
-def _rows(columns: Mapping[str, str]) -> str:
+def _unnest(columns: Mapping[str, str]) -> str:
+    """Return the rows of one array parameter for each column."""
     arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in columns.items())
     return f"unnest({arrays}) AS v ({', '.join(columns)})"
 
 
-# The state is part of the text, or a plan for any state could not use the index of the live ones. Each is looked up by
-# itself, whatever a plan expects: OFFSET keeps the look-up from being merged into a join. The two that a customer may
-# have are locked in the order of that index.
+# The state is a literal, because a plan for any state could not use the index of live challenges. OFFSET keeps the
+# look-up of each customer from being merged into a join. A customer's two challenges are locked in index order.
 LOCK_LIVE = _statement(f"""
     SELECT c.* FROM unnest(CAST(:customers AS text[])) AS v (customer) CROSS JOIN LATERAL (
-        SELECT {NAMES} FROM validation_challenges
+        SELECT {CHALLENGE} FROM validation_challenges
         WHERE customer = v.customer AND merchant_id = :merchant_id AND state = 'LIVE' OFFSET 0 FOR UPDATE
     ) AS c
 """)
 READ_LIVE = _statement(f"""
-    SELECT {NAMES} FROM validation_challenges
+    SELECT {CHALLENGE} FROM validation_challenges
     WHERE customer = :customer AND merchant_id = :merchant_id AND state = 'LIVE'
         AND (channel = 'MISSED_CALL') = CAST(:is_call AS boolean)
 """)
-# In the order of the customers: that of another call is in the way of each.
+# In the order of customers: each may wait for a challenge that another call has inserted.
 INSERT_CHALLENGES = _statement(f"""
-    INSERT INTO validation_challenges ({NAMES})
-    SELECT :merchant_id, {", ".join(COLUMNS)} FROM {_rows(COLUMNS)} ORDER BY customer
+    INSERT INTO validation_challenges ({CHALLENGE})
+    SELECT :merchant_id, {", ".join(CHALLENGE_COLUMNS)} FROM {_unnest(CHALLENGE_COLUMNS)}
+    ORDER BY customer
     ON CONFLICT DO NOTHING
 """)
-# All of them are there, locked: what would be inserted is updated.
+# All rows exist and are locked, so each INSERT becomes an update.
 UPDATE_CHALLENGES = _statement(f"""
-    INSERT INTO validation_challenges ({NAMES})
-    SELECT :merchant_id, {", ".join(COLUMNS)} FROM {_rows(COLUMNS)} ORDER BY challenge_id
-    ON CONFLICT (challenge_id, merchant_id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in CHANGING)}
+    INSERT INTO validation_challenges ({CHALLENGE})
+    SELECT :merchant_id, {", ".join(CHALLENGE_COLUMNS)} FROM {_unnest(CHALLENGE_COLUMNS)}
+    ORDER BY challenge_id
+    ON CONFLICT (challenge_id, merchant_id) DO UPDATE
+    SET {", ".join(f"{name} = excluded.{name}" for name in CHANGING_COLUMNS)}
 """)
-LOCK_TALLIES = _statement("""
-    SELECT t.* FROM unnest(CAST(:subjects AS text[])) AS v (subject) CROSS JOIN LATERAL (
+LOCK_COUNTERS = _statement("""
+    SELECT t.* FROM unnest(CAST(:names AS text[])) AS v (subject) CROSS JOIN LATERAL (
         SELECT subject, counts, revision FROM validation_tallies
         WHERE subject = v.subject AND merchant_id = :merchant_id OFFSET 0 FOR UPDATE
     ) AS t
 """)
-# A count that two calls begin at once is there for the second one, whose transaction runs again.
-PUT_TALLIES = _statement("""
+# If two transactions start a counter at once, the second one writes no row and runs again.
+WRITE_COUNTERS = _statement("""
     INSERT INTO validation_tallies AS t (subject, merchant_id, counts, revision, updated_at_ms)
     SELECT subject, :merchant_id, counts, revision, :now_ms
-    FROM unnest(CAST(:subjects AS text[]), CAST(:counts AS jsonb[]), CAST(:revisions AS bigint[]))
+    FROM unnest(CAST(:names AS text[]), CAST(:counts AS jsonb[]), CAST(:revisions AS bigint[]))
         AS v (subject, counts, revision)
     ORDER BY subject
     ON CONFLICT (subject, merchant_id) DO UPDATE
     SET counts = excluded.counts, revision = excluded.revision, updated_at_ms = excluded.updated_at_ms
     WHERE t.revision = excluded.revision - 1
 """)
-# In the order of the keys, since rows that are there are locked.
+# In key order, because existing rows are locked.
 INSERT_AUDIT = _statement(f"""
     INSERT INTO validation_audit AS a (merchant_id, at_ms, {", ".join(AUDIT_COLUMNS)})
-    SELECT :merchant_id, CAST(:now_ms AS bigint), {", ".join(AUDIT_COLUMNS)} FROM {_rows(AUDIT_COLUMNS)}
+    SELECT :merchant_id, CAST(:now_ms AS bigint), {", ".join(AUDIT_COLUMNS)} FROM {_unnest(AUDIT_COLUMNS)}
     ORDER BY customer, repeat_key, audit_id
     ON CONFLICT (customer, merchant_id, repeat_key) WHERE repeat_key <> '' DO UPDATE
     SET event_count = a.event_count + excluded.event_count,
         last_at_ms = greatest(a.at_ms, a.last_at_ms, excluded.at_ms)
 """)
-# The newest events of each name, by the key alone: what it costs grows with the page, not with the history. One that
-# was repeated after the start began a day before it at the earliest.
-LIST_EVENTS = _statement("""
+# The newest events of each name, read by the key alone, so that the cost grows with the page and not with the history.
+# An event that was repeated after start_ms began at most a day before it.
+LIST_EVENTS = _statement(f"""
     SELECT e.* FROM unnest(CAST(:customers AS text[])) AS v (customer) CROSS JOIN LATERAL (
         SELECT audit_id AS event_id, at_ms, action, outcome, customer, challenge_id, program_id, points, channel,
             actor, reason, event_count, coalesce(last_at_ms, at_ms) AS last_at_ms
         FROM validation_audit
         WHERE customer = v.customer AND merchant_id = :merchant_id
-            AND at_ms >= CAST(:start_ms AS bigint) - 86400000 AND coalesce(last_at_ms, at_ms) >= :start_ms
+            AND at_ms >= CAST(:start_ms AS bigint) - {DAY_MS} AND coalesce(last_at_ms, at_ms) >= :start_ms
             AND (at_ms, audit_id) < (CAST(:before_ms AS bigint), CAST(:before_id AS text))
             AND (CAST(:challenge_id AS text) = '' OR challenge_id = :challenge_id)
         ORDER BY at_ms DESC, audit_id DESC LIMIT :limit
     ) AS e
     ORDER BY at_ms DESC, event_id DESC LIMIT :limit
 """)
-# The code may have been renewed since it was compared, and a missed call needs none but must have been seen.
+# The code may have been renewed since it was compared. A missed call needs no code, but must be confirmed.
 CONSUME = _statement("""
     UPDATE validation_challenges SET state = 'USED'
     WHERE customer = :customer AND merchant_id = :merchant_id AND state = 'LIVE' AND challenge_id = :challenge_id
@@ -159,12 +163,12 @@ CLAIM_CALL = _statement("""
 READ_CALL = _statement("""
     SELECT challenge_id FROM missed_calls WHERE call_digest = :call_digest AND merchant_id = :merchant_id
 """)
-NAME_CALL = _statement("""
+SET_CALL_CHALLENGE = _statement("""
     UPDATE missed_calls SET challenge_id = :challenge_id
     WHERE call_digest = :call_digest AND merchant_id = :merchant_id
 """)
 LOCK_CALLED = _statement(f"""
-    SELECT {NAMES} FROM validation_challenges
+    SELECT {CHALLENGE} FROM validation_challenges
     WHERE destination_digest = ANY(CAST(:destination_digests AS bytea[])) AND merchant_id = :merchant_id
         AND state = 'LIVE' AND channel = 'MISSED_CALL' AND called_number = ANY(CAST(:called_numbers AS text[]))
         AND sent_at_ms <= :call_ms AND expires_at_ms > :now_ms
@@ -187,7 +191,7 @@ LIST_OLD_MERCHANTS = _statement("""
 
 
 def _delete_old(table: str, key: str, time: str, is_indexed: str) -> Statement:
-    """Delete some old rows of a merchant that nobody works on."""
+    """Return the statement that deletes some unlocked old rows of a merchant."""
     return _statement(f"""
         DELETE FROM {table} WHERE merchant_id = :merchant_id AND {key} = ANY(ARRAY(
             SELECT {key} FROM {table} WHERE {time} <= :before_ms AND merchant_id = :merchant_id AND {is_indexed}
@@ -198,19 +202,19 @@ def _delete_old(table: str, key: str, time: str, is_indexed: str) -> Statement:
 
 DELETE_OLD = {
     "challenges": _delete_old("validation_challenges", "challenge_id", "expires_at_ms", "points > 0"),
-    "tallies": _delete_old("validation_tallies", "subject", "updated_at_ms", "revision > 0"),
+    "counters": _delete_old("validation_tallies", "subject", "updated_at_ms", "revision > 0"),
     "missed_calls": _delete_old("missed_calls", "call_digest", "at_ms", "at_ms > 0"),
 }
 
 
 def to_columns(challenges: Sequence[Challenge]) -> dict[str, list[Any]]:
-    """Write challenges as one array a column."""
-    rows = [_write_challenge(challenge) for challenge in challenges]
-    return {name: [row[name] for row in rows] for name in COLUMNS}
+    """Convert challenges to one array for each column."""
+    rows = [_to_row(challenge) for challenge in challenges]
+    return {name: [row[name] for row in rows] for name in CHALLENGE_COLUMNS}
 
 
-def _write_challenge(challenge: Challenge) -> dict[str, Any]:
-    """Write a challenge as its columns."""
+def _to_row(challenge: Challenge) -> dict[str, Any]:
+    """Convert a challenge to the columns of its row."""
     purpose = challenge.purpose
     return {
         "challenge_id": challenge.challenge_id,
@@ -235,8 +239,8 @@ def _write_challenge(challenge: Challenge) -> dict[str, Any]:
     }
 
 
-def read_challenge(row: Row) -> Challenge:
-    """Read a row of validation_challenges."""
+def to_challenge(row: Row) -> Challenge:
+    """Convert a row of validation_challenges to a challenge."""
     purpose = Purpose(
         merchant_id=row.merchant_id,
         customer=row.customer,
@@ -264,11 +268,11 @@ def read_challenge(row: Row) -> Challenge:
     )
 
 
-def write_tally(tally: SlidingWindowCounter) -> str:
-    """Write the counts of a tally."""
-    return json.dumps(tally.counts)
+def write_counts(counter: SlidingWindowCounter) -> str:
+    """Return the counts of a counter as JSON."""
+    return json.dumps(counter.counts)
 
 
-def read_tally(row: Row) -> SlidingWindowCounter:
-    """Read a row of validation_tallies."""
+def to_counter(row: Row) -> SlidingWindowCounter:
+    """Convert a row of validation_tallies to a counter."""
     return SlidingWindowCounter(tuple((at_ms, count) for at_ms, count in json.loads(row.counts)), row.revision)

@@ -1,16 +1,16 @@
-"""How often something may happen: exact counts over sliding windows, as pure functions."""
+"""Rate limits: exact counts over sliding windows.
+
+Source: docs/reference/validation-codes.md#send-limits; docs/reference/validation-codes.md#attempt-limits
+"""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
-SECOND_MS = 1_000
-MINUTE_MS = 60 * SECOND_MS
-HOUR_MS = 60 * MINUTE_MS
-DAY_MS = 24 * HOUR_MS
+from pointbook_common.durations import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 
 
 class Limit(NamedTuple):
-    """So many times at most in any window of so many milliseconds."""
+    """At most `count_max` events in any window of `window_ms`."""
 
     count_max: int
     window_ms: int
@@ -18,19 +18,18 @@ class Limit(NamedTuple):
 
 SENDS_TO_DESTINATION = (Limit(3, 10 * MINUTE_MS), Limit(5, HOUR_MS), Limit(10, DAY_MS))
 MISSED_CALLS_OF_CUSTOMER = (Limit(3, 10 * MINUTE_MS), Limit(5, HOUR_MS), Limit(10, DAY_MS))
-"""How many challenges for a missed call are opened for a customer: each new one ends the one before it."""
+"""The limits of a customer's new challenges for a missed call, each of which ends the one before it."""
+WRONG_GUESSES_OF_CUSTOMER = (Limit(10, HOUR_MS), Limit(20, DAY_MS))
 MERCHANT_WINDOW_MS = 10 * MINUTE_MS
 MERCHANT_GRAIN_MS = 10 * SECOND_MS
-"""A merchant's many messages are counted together for so long, and as late as that, never fewer than there were."""
-WRONG_GUESSES_OF_CUSTOMER = (Limit(10, HOUR_MS), Limit(20, DAY_MS))
+"""A merchant's messages are counted per interval of this length, as of its end: never too few, up to 10 s too long."""
 LONGEST_WINDOW_MS = DAY_MS
-"""How long anything is counted."""
 
 
 class SlidingWindowCounter(NamedTuple):
-    """When something happened, and how often: the oldest first. Source: validation-codes.md, attempts and send limits.
+    """The times and counts of events, the oldest first.
 
-    `revision` counts the times that it was written; 0 is one that is not kept yet.
+    `revision` is the number of times that the counter was written; 0 means that it is not stored yet.
     """
 
     counts: tuple[tuple[int, int], ...] = ()
@@ -38,32 +37,32 @@ class SlidingWindowCounter(NamedTuple):
 
     @property
     def last_at_ms(self) -> int:
-        """When it happened last; 0 where it never did."""
+        """The time of the last event; 0 without any."""
         return self.counts[-1][0] if self.counts else 0
 
-    def free_at_ms(self, limits: Iterable[Limit], now_ms: int) -> int:
-        """Tell from when it may happen once more: now, or when enough has left every window that is full."""
-        return max((self._free_at_ms(limit, now_ms) for limit in limits), default=now_ms)
+    def allowed_at_ms(self, limits: Iterable[Limit], now_ms: int) -> int:
+        """Return the earliest time at which one more event keeps to all limits."""
+        return max((self._allowed_at_ms(limit, now_ms) for limit in limits), default=now_ms)
 
-    def after(self, now_ms: int, *, window_ms: int = LONGEST_WINDOW_MS, grain_ms: int = 1) -> "SlidingWindowCounter":
-        """Tell it after one more time, without what the longest of its windows does not reach."""
+    def add(self, now_ms: int, *, window_ms: int = LONGEST_WINDOW_MS, grain_ms: int = 1) -> "SlidingWindowCounter":
+        """Return a copy with one more event, dropping events outside the longest window."""
         at_ms = -(-now_ms // grain_ms) * grain_ms
         counts = {at: count for at, count in self.counts if at > now_ms - window_ms}
         counts[at_ms] = counts.get(at_ms, 0) + 1
         return self._replace(counts=tuple(sorted(counts.items())))
 
-    def without(self, at_ms: int, *, grain_ms: int = 1) -> "SlidingWindowCounter":
-        """Tell it as if one of that time had not happened."""
+    def remove(self, at_ms: int, *, grain_ms: int = 1) -> "SlidingWindowCounter":
+        """Return a copy without one event of a time."""
         at_ms = -(-at_ms // grain_ms) * grain_ms
         counts = {at: count - (at == at_ms) for at, count in self.counts}
         return self._replace(counts=tuple((at, count) for at, count in counts.items() if count))
 
-    def _free_at_ms(self, limit: Limit, now_ms: int) -> int:
+    def _allowed_at_ms(self, limit: Limit, now_ms: int) -> int:
         inside = [(at_ms, count) for at_ms, count in self.counts if at_ms > now_ms - limit.window_ms]
-        over = sum(count for _, count in inside) - limit.count_max + 1
+        excess = sum(count for _, count in inside) - limit.count_max + 1
         for at_ms, count in inside:
-            if over <= 0:
+            if excess <= 0:
                 break
-            over -= count
+            excess -= count
             now_ms = at_ms + limit.window_ms
         return now_ms

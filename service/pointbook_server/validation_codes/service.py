@@ -1,4 +1,4 @@
-"""Issuing and checking one-time codes: what happens between the database and the provider, and in which order."""
+"""Issuing and checking one-time codes: transactions and providers in order."""
 
 import asyncio
 import hmac
@@ -17,45 +17,41 @@ from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Channel
 from pointbook_server.rpc.batching import Batcher
 from pointbook_server.rpc.pagination import PageQuery
+from pointbook_server.validation_codes.audit import HELD, GuessOutcome
+from pointbook_server.validation_codes.code_errors import delivery_failed, key_unknown
+from pointbook_server.validation_codes.code_format import generate_code
 from pointbook_server.validation_codes.commands import (
-    Answer,
     Command,
-    Deliver,
-    Guess,
-    Issue,
-    Refuse,
-    Reset,
-    SendCounter,
-    Verdict,
+    GuessCommand,
+    GuessResult,
+    IssueCommand,
+    RecordDeliveryCommand,
+    RecordRefusalCommand,
+    ResetCommand,
 )
+from pointbook_server.validation_codes.key_ring import KeyRing
+from pointbook_server.validation_codes.locked_state import SendCounter
+from pointbook_server.validation_codes.message_texts import message_text, message_title
 from pointbook_server.validation_codes.model import (
-    DELIVERY_MS_MAX,
+    DELIVERY_TIMEOUT_MS,
     Challenge,
+    ChallengeKind,
     ChallengeSubject,
     Delivery,
-    Family,
-    Issued,
-    KeyRing,
+    IssuedChallenge,
     MissedCall,
     Route,
     ValidationEvent,
-    choose_route,
-    delivery_failed,
-    key_unknown,
-    message_text,
-    new_challenge,
-    new_code,
-    route_to,
 )
+from pointbook_server.validation_codes.routing import choose_route, route_by
+from pointbook_server.validation_codes.rules import holds_for, new_challenge
 from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
 
-DELIVERY_TIMEOUT_SECONDS = DELIVERY_MS_MAX / 1_000
-STEPS_IN_BATCH_MAX = 100
-STEPS_WAITING_MAX = 10_000
-LANES = 4
-"""How many merchants' steps are done at a time; one merchant's share their transactions."""
-
-DEFAULT_SUBJECT = "Your code"
+DELIVERY_TIMEOUT_SECONDS = DELIVERY_TIMEOUT_MS / 1_000
+COMMANDS_IN_BATCH_MAX = 100
+COMMANDS_WAITING_MAX = 10_000
+CONCURRENT_BATCHES_MAX = 4
+"""The most merchants whose commands run at the same time; the commands of one merchant share transactions."""
 
 T = TypeVar("T")
 
@@ -63,200 +59,221 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """How long a contact that has changed gets no codes, and how many a merchant sends in ten minutes at most."""
+class CodePolicy:
+    """The server's limits for codes.
 
-    pause_ms: int
+    They are the time for which a changed contact gets no codes, and the most messages of a merchant in ten minutes.
+    """
+
+    contact_pause_ms: int
     merchant_sends_max: int
 
 
 class ValidationCodes:
-    """Issues codes through one sender a channel, and checks guesses."""
+    """Issues codes through one sender for each channel, and checks guesses."""
 
     def __init__(
         self,
-        store: ValidationCodeTransactions,
+        transactions: ValidationCodeTransactions,
         keys: KeyRing,
         senders: Mapping[Channel, Sender],
         clock: Clock,
         *,
         metrics: Metrics,
-        rules: Rules,
+        policy: CodePolicy,
     ) -> None:
-        self._store = store
+        self._transactions = transactions
         self._keys = keys
         self._senders = dict(senders)
+        self._needs_destination = {channel: sender.needs_destination for channel, sender in senders.items()}
         self._clock = clock
         self._metrics = metrics
-        self._rules = rules
-        self._issuing: set[asyncio.Task[Issued]] = set()
+        self._policy = policy
+        self._issue_tasks: set[asyncio.Task[IssuedChallenge]] = set()
         self._batcher: Batcher[str, Command[Any], Any] = Batcher(
-            self._run, batch_max=STEPS_IN_BATCH_MAX, waiting_max=STEPS_WAITING_MAX, max_concurrent_batches=LANES
+            self._run_batch,
+            batch_max=COMMANDS_IN_BATCH_MAX,
+            waiting_max=COMMANDS_WAITING_MAX,
+            max_concurrent_batches=CONCURRENT_BATCHES_MAX,
         )
 
-    async def issue(self, proving: ChallengeSubject, channel: Channel | None) -> Issued:
-        """Send a code, unless the one that was sent lately still holds; or open a challenge for a missed call.
+    async def issue(self, subject: ChallengeSubject, channel: Channel | None) -> IssuedChallenge:
+        """Send a code, or open a challenge for a missed call.
 
-        The challenge commits before the provider is called, and no transaction is open while it is. Raises
+        In its cooldown, the live challenge is returned unchanged.
+
+        The challenge is committed before the provider is called, and no transaction is open during that call. Raises
         CHANNEL_NOT_ENABLED, NO_DESTINATION, CONTACT_CHANGED, SEND_LIMIT_REACHED, DELIVERY_FAILED, KEY_NOT_CONFIGURED.
         """
-        # A message that is on its way goes on where the caller goes away, so that what became of it is known.
-        issuing = asyncio.create_task(self._issue(proving, channel))
-        self._issuing.add(issuing)
-        issuing.add_done_callback(self._hear_out)
+        # Delivery continues if the caller is cancelled, so that its outcome is recorded.
+        task = asyncio.create_task(self._issue(subject, channel))
+        self._issue_tasks.add(task)
+        task.add_done_callback(self._consume_exception)
         try:
-            issued = await asyncio.shield(issuing)
+            issued = await asyncio.shield(task)
         except PointbookError as error:
             self._metrics.issues.labels("" if channel is None else channel.value, error.reason.value).inc()
             raise
-        self._metrics.issues.labels(issued.route.channel.value, "SENT" if issued.sent else "HELD").inc()
+        outcome = Delivery.SENT.value if issued.sent else HELD
+        self._metrics.issues.labels(issued.route.channel.value, outcome).inc()
         return issued
 
     async def check(
-        self, proving: ChallengeSubject, channel: Channel | None, challenge_id: str, code: str
+        self, subject: ChallengeSubject, channel: Channel | None, challenge_id: str, code: str
     ) -> Challenge | None:
-        """Compare a code, and return its challenge where it is right, which is not used up by that.
+        """Return the challenge of a right code, or None. Does not use the code.
 
-        No channel means whichever the code went by. A wrong guess is counted before it is answered. Raises
-        CODE_KEY_UNKNOWN, which counts nothing.
+        No channel matches every channel. A wrong guess is counted before this returns. Raises CODE_KEY_UNKNOWN, which
+        counts nothing. Source: docs/reference/validation-codes.md#checking-a-code
         """
-        purpose = proving.purpose
+        purpose = subject.purpose
 
         def is_right(challenge: Challenge) -> bool:
-            route = route_to(proving.customer, challenge.channel)
-            guess = self._keys.code_digest(challenge.key_id, code, challenge.challenge_id, purpose, route)
-            same_channel = channel in {None, challenge.channel}
-            return hmac.compare_digest(guess, challenge.code_digest) and same_channel
+            route = route_by(subject.customer, challenge.channel)
+            digest = self._keys.code_digest(challenge.key_id, code, challenge.challenge_id, purpose, route)
+            has_channel = channel in {None, challenge.channel}
+            return hmac.compare_digest(digest, challenge.code_digest) and has_channel
 
-        answer = await self._do(purpose.merchant_id, Guess(purpose, challenge_id, self._keys, is_right, proving.actor))
-        if answer.verdict is Verdict.KEY_UNKNOWN:
+        command = GuessCommand(purpose, challenge_id, self._keys, is_right, subject.actor)
+        result = await self._submit(purpose.merchant_id, command)
+        if result.outcome is GuessOutcome.KEY_UNKNOWN:
             raise key_unknown()
-        return answer.challenge if answer.verdict is Verdict.RIGHT else None
+        return result.challenge if result.outcome is GuessOutcome.RIGHT else None
 
-    async def seen_call(self, proving: ChallengeSubject, challenge_id: str) -> Challenge | None:
-        """Return a challenge whose missed call was seen; None where it was not, or is for something else."""
-        purpose, now_ms = proving.purpose, self._clock()
-        live = await self._store.live(purpose.merchant_id, purpose.customer, Family.MISSED_CALL)
+    async def find_confirmed_call(self, subject: ChallengeSubject, challenge_id: str) -> Challenge | None:
+        """Return a challenge whose missed call is confirmed, or None.
+
+        It is None for another purpose, too.
+        """
+        purpose, now_ms = subject.purpose, self._clock()
+        live = await self._transactions.read_live(purpose.merchant_id, purpose.customer, ChallengeKind.MISSED_CALL)
         if live is None or live.challenge_id != challenge_id or live.confirmed_at_ms is None:
             return None
-        route = route_to(proving.customer, Channel.MISSED_CALL)
-        return live if live.is_for(purpose, route, self._keys, now_ms) else None
+        route = route_by(subject.customer, Channel.MISSED_CALL)
+        return live if holds_for(live, purpose, route, self._keys, now_ms) else None
 
     async def confirm(self, call: MissedCall, actor: str) -> str:
-        """Let a missed call meet the caller's newest live challenge, once per call; answers its id, or nothing."""
+        """Confirm the caller's newest live challenge, and return its id or "".
+
+        Each call confirms at most one challenge.
+
+        Source: docs/reference/validation-codes.md#missed-calls
+        """
         digests = self._keys.destination_digests(call.merchant_id, call.caller_number)
-        challenge_id = await self._store.confirm(call, digests, actor, self._clock())
+        challenge_id = await self._transactions.confirm(call, digests, actor, self._clock())
         self._metrics.missed_calls.labels("SEEN" if challenge_id else "NO_CHALLENGE").inc()
         return challenge_id
 
     async def reset(self, merchant_id: str, name: str, customer: Customer | None, actor: str, reason: str) -> None:
-        """Forget a customer's wrong guesses, and the messages to their contacts, so that codes work again."""
-        contacts = {route_to(customer, channel).bound_to for channel in Channel} - {""}
-        sends = tuple(SendCounter.to(self._keys, merchant_id, contact) for contact in sorted(contacts))
-        await self._do(merchant_id, Reset(name, sends, actor, reason))
+        """Reset a customer's counters of guesses, missed calls and messages."""
+        contacts = {route_by(customer, channel).bound_to for channel in Channel} - {""}
+        sends = tuple(SendCounter.of(self._keys, merchant_id, contact) for contact in sorted(contacts))
+        await self._submit(merchant_id, ResetCommand(name, sends, actor, reason))
 
     async def events(
         self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: PageQuery
     ) -> list[ValidationEvent]:
-        """Return a page of what happened to the codes under some names, the newest first."""
-        return await self._store.events(merchant_id, customers, challenge_id, query)
+        """Return a page of some customers' events, the newest first.
+
+        An empty challenge_id matches every challenge.
+        """
+        return await self._transactions.events(merchant_id, customers, challenge_id, query)
 
     async def clean_up(self, now_ms: int) -> int:
-        """Delete what is not needed any more by the database's time, and return how much that was."""
-        store = self._store
+        """Delete expired rows as of a time of the database's clock, and return how many."""
+        transactions = self._transactions
         return await merchant_by_merchant(
-            lambda: store.old_merchants(now_ms), lambda merchant_id: store.clean_up(merchant_id, now_ms)
+            lambda: transactions.merchants_to_clean_up(now_ms),
+            lambda merchant_id: transactions.clean_up(merchant_id, now_ms),
         )
 
     async def drain(self) -> None:
-        """Wait until nothing is being delivered or written any more."""
-        while self._issuing:
-            await asyncio.wait(self._issuing)
+        """Wait until no delivery and no transaction is running."""
+        while self._issue_tasks:
+            await asyncio.wait(self._issue_tasks)
         await self._batcher.drain()
 
-    async def _issue(self, proving: ChallengeSubject, channel: Channel | None) -> Issued:
-        purpose, program, key_id = proving.purpose, proving.program, self._keys.signing_id
+    async def _issue(self, subject: ChallengeSubject, channel: Channel | None) -> IssuedChallenge:
+        purpose, program, key_id = subject.purpose, subject.program, self._keys.signing_id
         try:
-            route = self._route(proving, channel)
+            route = choose_route(
+                program,
+                subject.customer,
+                channel,
+                self._needs_destination,
+                points=purpose.points,
+                pause_ms=self._policy.contact_pause_ms,
+                now_ms=self._clock(),
+            )
         except PointbookError as error:
-            await self._do(purpose.merchant_id, Refuse(purpose, error.reason.value, proving.actor))
+            refusal = RecordRefusalCommand(purpose, error.reason.value, subject.actor)
+            await self._submit(purpose.merchant_id, refusal)
             raise
-        code = new_code(program.validation)
+        code = generate_code(program.validation)
 
-        def make(challenge_id: str, now_ms: int) -> Challenge:
+        def make_challenge(challenge_id: str, now_ms: int) -> Challenge:
             return new_challenge(
-                proving, route, self._keys, key_id=key_id, challenge_id=challenge_id, code=code, now_ms=now_ms
+                subject, route, self._keys, key_id=key_id, challenge_id=challenge_id, code=code, now_ms=now_ms
             )
 
-        sends = SendCounter.to(self._keys, purpose.merchant_id, route.bound_to)
-        step = Issue(purpose, route, self._keys, sends, make, self._rules.merchant_sends_max, proving.actor)
-        claim = await self._do(purpose.merchant_id, step)
-        if claim.is_fresh:
-            delivery = await self._deliver(proving, route, claim.challenge, code)
-            await self._do(purpose.merchant_id, Deliver(claim.challenge, sends, delivery, proving.actor))
-            _check_delivered(delivery, claim.challenge, self._clock())
-        return Issued(claim.challenge, route, sent=claim.is_fresh)
+        sends = SendCounter.of(self._keys, purpose.merchant_id, route.bound_to)
+        merchant_max = self._policy.merchant_sends_max
+        command = IssueCommand(purpose, route, self._keys, sends, make_challenge, merchant_max, subject.actor)
+        challenge, must_send = await self._submit(purpose.merchant_id, command)
+        if must_send:
+            delivery = await self._deliver(subject, route, challenge.challenge_id, code)
+            record = RecordDeliveryCommand(challenge, sends, delivery, subject.actor)
+            await self._submit(purpose.merchant_id, record)
+            _raise_if_undelivered(delivery, challenge, self._clock())
+        return IssuedChallenge(challenge, route, sent=must_send)
 
-    def _route(self, proving: ChallengeSubject, channel: Channel | None) -> Route:
-        return choose_route(
-            proving.program,
-            proving.customer,
-            channel,
-            {each: sender.needs_destination for each, sender in self._senders.items()},
-            points=proving.purpose.points,
-            pause_ms=self._rules.pause_ms,
-            now_ms=self._clock(),
-        )
-
-    async def _deliver(self, proving: ChallengeSubject, route: Route, challenge: Challenge, code: str) -> Delivery:
-        """Write the message and send it."""
-        program, customer = proving.program, proving.customer
+    async def _deliver(self, subject: ChallengeSubject, route: Route, challenge_id: str, code: str) -> Delivery:
+        """Send the message with a code, and return the outcome."""
+        program, customer = subject.program, subject.customer
         language = "" if customer is None else customer.language
-        text = message_text(program.validation, language, code, proving.purpose.points, program.display_name)
-        subject = program.display_name or DEFAULT_SUBJECT
-        message = Message(route.destination, text, challenge.challenge_id, subject)
-        return await self._send(route.channel, message)
-
-    async def _send(self, channel: Channel, message: Message) -> Delivery:
-        """Call the provider, and tell what is known then."""
+        text = message_text(program, language, code, subject.purpose.points)
+        message = Message(route.destination, text, challenge_id, message_title(program))
         try:
             async with asyncio.timeout(DELIVERY_TIMEOUT_SECONDS):
-                await self._senders[channel].send(message)
+                await self._senders[route.channel].send(message)
         except DeliveryFailedError as error:
-            log.warning("delivery failed", challenge_id=message.challenge_id, error=str(error))
+            log.warning("delivery failed", challenge_id=challenge_id, error=str(error))
             return Delivery.FAILED
-        except Exception as error:  # noqa: BLE001 - whatever it is, nobody knows whether the message arrived
-            log.warning("delivery uncertain", challenge_id=message.challenge_id, error=type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - after any other error the message may have arrived
+            log.warning("delivery uncertain", challenge_id=challenge_id, error=type(error).__name__)
             return Delivery.UNCERTAIN
         return Delivery.SENT
 
-    async def _do(self, merchant_id: str, step: Command[T]) -> T:
-        """Let a step wait for its transaction, together with others of the merchant."""
+    async def _submit(self, merchant_id: str, command: Command[T]) -> T:
+        """Run a command in a transaction shared with the merchant's other commands."""
         self._batcher.check_capacity(1)
-        (waiting,) = self._batcher.submit(merchant_id, [step])
-        answer: T | PointbookError = await waiting
-        if isinstance(answer, PointbookError):
-            raise answer
-        return answer
+        (future,) = self._batcher.submit(merchant_id, [command])
+        result: T | PointbookError = await future
+        if isinstance(result, PointbookError):
+            raise result
+        return result
 
-    async def _run(self, merchant_id: str, steps: Sequence[Command[Any]]) -> list[Any]:
-        answers = await self._store.run(merchant_id, steps, self._clock())
-        # Here, since whoever guessed may not wait for an answer any more.
-        for verdict in (answer.verdict.value for answer in answers if isinstance(answer, Answer)):
-            self._metrics.guesses.labels(verdict).inc()
-            if verdict in {Verdict.RIGHT, Verdict.WRONG}:
-                self._metrics.comparisons.labels(verdict).inc()
-        return answers
+    async def _run_batch(self, merchant_id: str, commands: Sequence[Command[Any]]) -> list[Any]:
+        results = await self._transactions.run(merchant_id, commands, self._clock())
+        # Counted for the batch, because a guess counts even if its caller has been cancelled.
+        for outcome in (result.outcome for result in results if isinstance(result, GuessResult)):
+            self._metrics.guesses.labels(outcome.value).inc()
+            if outcome in {GuessOutcome.RIGHT, GuessOutcome.WRONG}:
+                self._metrics.comparisons.labels(outcome.value).inc()
+        return results
 
-    def _hear_out(self, issuing: asyncio.Task[Issued]) -> None:
-        """Hear an error, which nobody else does where the caller has gone away."""
-        self._issuing.discard(issuing)
-        if not issuing.cancelled():
-            issuing.exception()
+    def _consume_exception(self, task: asyncio.Task[IssuedChallenge]) -> None:
+        """Retrieve the exception so that asyncio does not log it as unhandled.
+
+        The caller of the task may have been cancelled.
+        """
+        self._issue_tasks.discard(task)
+        if not task.cancelled():
+            task.exception()
 
 
-def _check_delivered(delivery: Delivery, challenge: Challenge, now_ms: int) -> None:
-    """Raise DELIVERY_FAILED where a message did not go, or may not have."""
+def _raise_if_undelivered(delivery: Delivery, challenge: Challenge, now_ms: int) -> None:
+    """Raise DELIVERY_FAILED if a message was not sent, or may not have been."""
     if delivery is Delivery.FAILED:
         raise delivery_failed(0)
     if delivery is Delivery.UNCERTAIN:

@@ -17,13 +17,13 @@ from pointbook_server.redemption.status_codes import STATUS_CODES
 from pointbook_server.rpc import pagination
 from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, Fields
 from pointbook_server.validation_codes.messages import read_missed_call, write_issued_code, write_validation_event
-from pointbook_server.validation_codes.model import Issued, MissedCall, ValidationEvent
+from pointbook_server.validation_codes.model import IssuedChallenge, MissedCall, ValidationEvent
 
 
 class Redemptions(Protocol):
-    """The part of redemption that issues codes and finds customers."""
+    """The methods of redemption that issue codes and find customers."""
 
-    async def issue_code(self, request: RedemptionRequest, actor: str) -> Issued:
+    async def issue_code(self, request: RedemptionRequest, actor: str) -> IssuedChallenge:
         """Send the customer a code if the points are redeemable.
 
         Raises the refusal otherwise.
@@ -37,18 +37,21 @@ class Redemptions(Protocol):
 
 
 class Codes(Protocol):
-    """The part of one-time codes that these methods call directly."""
+    """The methods of ValidationCodes that the gRPC methods call directly."""
 
     async def confirm(self, call: MissedCall, actor: str) -> str:
-        """Confirm the caller's newest live challenge; return its id, or an empty one."""
+        """Confirm the caller's newest live challenge, and return its id or "".
+
+        Each call confirms at most one challenge.
+        """
 
     async def events(
         self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: pagination.PageQuery
     ) -> list[ValidationEvent]:
-        """Return a page of the validation events of some customer names, the newest first."""
+        """Return a page of the events of some customer names, the newest first."""
 
     async def reset(self, merchant_id: str, name: str, customer: Customer | None, actor: str, reason: str) -> None:
-        """Reset a customer's counters of wrong guesses and of messages to their contacts."""
+        """Reset a customer's counters of guesses, missed calls and messages."""
 
 
 class ValidationCodesServicer:

@@ -1,13 +1,15 @@
-"""How webhooks are written down: encrypted where there is a key, and known again by a digest of their body.
+"""Encryption of webhooks at rest, and the keyed digests by which they are found.
 
-The topic is not signed, so that a customer's data may come under any. Without a key only what calls itself a customer
-webhook, or names no topic, is refused.
+Three keys are derived from each configured one, one for encryption and two for digests, so that no use weakens
+another. A copy of the table cannot be searched by guessing bodies without the key.
 
-Each key gives three, one to encrypt and two for digests, so that no use weakens another. Digests are keyed:
-whoever reads a dump of the table cannot search it by guessing bodies.
+Because the topic is not signed, a customer's data may arrive under any topic. Without a key only webhooks with a
+customer topic, or with no topic, are refused.
 
-A key rotation changes the digest that a body gets, so that bodies are looked up under the digests of all keys. A body
-is kept twice only where its old key is gone, or while servers disagree about which key is the first.
+The first key writes, and bodies are looked up under the digests of all keys. So a body is stored twice only if its old
+key was removed, or while servers disagree about which key is the first.
+
+Source: docs/reference/shopline-webhooks.md#quarantine
 """
 
 import hmac
@@ -23,16 +25,16 @@ from pointbook_server.errors import PointbookError, Reason, key_not_configured
 from pointbook_server.webhooks.model import Header, Webhook, WebhookContent
 
 NONCE_BYTES = 12
-ENCRYPTION = "pointbook.quarantine.encryption.v1"
-DIGEST = "pointbook.quarantine.digest.v1"
-SUBJECT = "pointbook.quarantine.subject.v1"
-RETRY_AFTER_SECONDS = 60.0
-"""How long it takes at least until somebody has given a server its key."""
+ENCRYPTION_DOMAIN = "pointbook.quarantine.encryption.v1"
+BODY_DIGEST_DOMAIN = "pointbook.quarantine.digest.v1"
+SUBJECT_DIGEST_DOMAIN = "pointbook.quarantine.subject.v1"
+KEY_UNKNOWN_RETRY_SECONDS = 60.0
+"""An operator must add the key first."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncryptedPayload:
-    """A webhook's content as it is written down: encrypted under a key, or in clear where `key_id` is None."""
+    """A webhook's content as stored: encrypted, or in clear if `key_id` is None."""
 
     key_id: str | None
     headers: bytes
@@ -40,78 +42,86 @@ class EncryptedPayload:
 
     @property
     def size(self) -> int:
-        """How many bytes it takes."""
+        """The number of bytes stored."""
         return len(self.headers) + len(self.body or b"")
 
 
 class PayloadCipher:
-    """Writes contents down and reads them back, by keys of which the first encrypts and all decrypt."""
+    """A cipher with several keys: the first encrypts, each decrypts its own."""
 
     def __init__(self, keys: Mapping[str, bytes]) -> None:
-        self._ciphers = {key_id: AESGCM(_derived(key, ENCRYPTION)) for key_id, key in keys.items()}
-        self._digest_keys = [_derived(key, DIGEST) for key in keys.values()]
-        self._subject_keys = [_derived(key, SUBJECT) for key in keys.values()]
+        self._ciphers = {key_id: AESGCM(_derive_key(key, ENCRYPTION_DOMAIN)) for key_id, key in keys.items()}
+        self._body_digest_keys = [_derive_key(key, BODY_DIGEST_DOMAIN) for key in keys.values()]
+        self._subject_digest_keys = [_derive_key(key, SUBJECT_DIGEST_DOMAIN) for key in keys.values()]
 
-    def digests(self, webhook: Webhook) -> list[bytes]:
-        """Digest a body in every way by which it may be known, the way of new webhooks first.
+    def body_digests(self, webhook: Webhook) -> list[bytes]:
+        """Return the digests of a body, the one for new webhooks first.
 
-        Raises KEY_NOT_CONFIGURED where there is no key for a customer webhook, or for one without a topic.
+        Bodies are stored under the digest of the key that was the first one then.
+
+        Raises KEY_NOT_CONFIGURED for a webhook with a customer topic, or with no topic, if there is no key.
         """
-        keyed = [hmac.digest(key, webhook.body, "sha256") for key in self._digest_keys]
+        keyed = [hmac.digest(key, webhook.body, "sha256") for key in self._body_digest_keys]
         if not webhook.is_personal:
-            # It may have come before there was a key.
+            # A copy may have been stored before a key was configured.
             return [*keyed, sha256(webhook.body).digest()]
         if not keyed:
             raise key_not_configured("POINTBOOK_QUARANTINE_KEYS", "to encrypt what may be a customer webhook")
         return keyed
 
     def subject_digests(self, subject: str) -> list[bytes]:
-        """Digest whom a body tells of in every way by which they may be known, the way of new webhooks first."""
-        keyed = [hmac.digest(key, subject.encode(), "sha256") for key in self._subject_keys]
+        """Return the digests of a buyer or store, the one for new webhooks first."""
+        keyed = [hmac.digest(key, subject.encode(), "sha256") for key in self._subject_digest_keys]
         return [*keyed, sha256(subject.encode()).digest()]
 
-    def seal(self, webhook: Webhook, merchant_id: str, quarantine_id: str) -> EncryptedPayload:
-        """Encrypt a webhook for a merchant's quarantine; `digests` has checked that there is a key if it needs one."""
+    def encrypt(self, webhook: Webhook, owner_id: str, quarantine_id: str) -> EncryptedPayload:
+        """Encrypt a webhook for one row.
+
+        `body_digests` has checked that there is a key if one is required.
+        """
         headers = json.dumps(webhook.headers, ensure_ascii=False).encode()
         if not self._ciphers:
             return EncryptedPayload(None, headers, webhook.body)
         key_id, cipher = next(iter(self._ciphers.items()))
 
-        def encrypt(part: str, clear: bytes) -> bytes:
+        def encrypt_part(part: str, plaintext: bytes) -> bytes:
             nonce = secrets.token_bytes(NONCE_BYTES)
-            return nonce + cipher.encrypt(nonce, clear, _place(merchant_id, quarantine_id, part))
+            return nonce + cipher.encrypt(nonce, plaintext, _associated_data(owner_id, quarantine_id, part))
 
-        return EncryptedPayload(key_id, encrypt("headers", headers), encrypt("body", webhook.body))
+        return EncryptedPayload(key_id, encrypt_part("headers", headers), encrypt_part("body", webhook.body))
 
-    def open(self, sealed: EncryptedPayload, merchant_id: str, quarantine_id: str) -> WebhookContent:
-        """Read a content back. Raises CODE_KEY_UNKNOWN where its key is not one of ours."""
-        if sealed.key_id is None:
-            return WebhookContent(_headers(sealed.headers), sealed.body)
-        cipher = self._ciphers.get(sealed.key_id)
+    def decrypt(self, payload: EncryptedPayload, owner_id: str, quarantine_id: str) -> WebhookContent:
+        """Decrypt the content of a row.
+
+        Raises CODE_KEY_UNKNOWN if this server lacks its key.
+        """
+        if payload.key_id is None:
+            return WebhookContent(_decode_headers(payload.headers), payload.body)
+        cipher = self._ciphers.get(payload.key_id)
         if cipher is None:
             raise PointbookError(
                 Reason.CODE_KEY_UNKNOWN,
                 "The webhook is encrypted with a key that this server does not have.",
-                metadata={"key_id": sealed.key_id},
-                retry_after_seconds=RETRY_AFTER_SECONDS,
+                metadata={"key_id": payload.key_id},
+                retry_after_seconds=KEY_UNKNOWN_RETRY_SECONDS,
             )
 
-        def decrypt(part: str, text: bytes) -> bytes:
-            place = _place(merchant_id, quarantine_id, part)
-            return cipher.decrypt(text[:NONCE_BYTES], text[NONCE_BYTES:], place)
+        def decrypt_part(part: str, ciphertext: bytes) -> bytes:
+            associated_data = _associated_data(owner_id, quarantine_id, part)
+            return cipher.decrypt(ciphertext[:NONCE_BYTES], ciphertext[NONCE_BYTES:], associated_data)
 
-        body = None if sealed.body is None else decrypt("body", sealed.body)
-        return WebhookContent(_headers(decrypt("headers", sealed.headers)), body)
-
-
-def _derived(key: bytes, use: str) -> bytes:
-    return hmac.digest(key, use.encode(), "sha256")
+        body = None if payload.body is None else decrypt_part("body", payload.body)
+        return WebhookContent(_decode_headers(decrypt_part("headers", payload.headers)), body)
 
 
-def _place(merchant_id: str, quarantine_id: str, part: str) -> bytes:
-    """Name the place that a ciphertext belongs to, so that it opens at no other."""
-    return json.dumps([merchant_id, quarantine_id, part]).encode()
+def _derive_key(key: bytes, domain: str) -> bytes:
+    return hmac.digest(key, domain.encode(), "sha256")
 
 
-def _headers(encoded: bytes) -> tuple[Header, ...]:
+def _associated_data(owner_id: str, quarantine_id: str, part: str) -> bytes:
+    """Return the associated data that binds a ciphertext to its row and column."""
+    return json.dumps([owner_id, quarantine_id, part]).encode()
+
+
+def _decode_headers(encoded: bytes) -> tuple[Header, ...]:
     return tuple((name, value) for name, value in json.loads(encoded))

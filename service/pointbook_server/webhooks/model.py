@@ -1,49 +1,29 @@
-"""Webhooks in quarantine: what is kept of them, and what is never."""
+"""Entities of the quarantine.
 
-import json
-import re
+Source: docs/reference/shopline-webhooks.md#quarantine
+"""
+
 import secrets
-from collections.abc import Iterable
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from enum import StrEnum
-from typing import Any
 
-KEPT_HEADERS = frozenset(
-    {
-        "x-shopline-topic",
-        "x-shopline-shop-domain",
-        "x-shopline-shop-id",
-        "x-shopline-merchant-id",
-        "x-shopline-api-version",
-        "x-shopline-webhook-id",
-    }
-)
-"""SHOPLINE's headers, without the signature: with it, a reader of the quarantine could send the webhook again."""
-KEPT_VALUE_LENGTH_MAX = 255
 SHARED = ""
-"""The merchant_id of the quarantine of all webhooks whose body does not prove their merchant."""
-RECOUNT_MS = 60_000
-"""A repetition sooner than this after the last one that was counted changes nothing: counting costs a write."""
+"""The owner of the shared quarantine: webhooks whose body does not prove their merchant."""
+NO_TOPIC = ""
+"""The topic of a webhook without a topic header; its body may be a customer's data."""
 POINTS_TOPIC = "app_memberSystem_points/challenged"
 STORE_ERASURE_TOPIC = "merchants/redact"
-CUSTOMER_TOPICS = "customers/"
-"""How the topics begin whose webhooks are personal data."""
-NO_TOPIC = ""
-"""The topic of a webhook that names none: it may be a customer's."""
-
-SHOP_ID_HEADER = "x-shopline-shop-id"
-
-ID_LENGTH_MAX = 64
-
-_ID = re.compile(rf"[!-~]{{1,{ID_LENGTH_MAX}}}")
+CUSTOMER_TOPIC_PREFIX = "customers/"
+"""Webhooks of these topics carry personal data."""
+RECOUNT_MS = 60_000
+"""A repetition within this time of the last counted one is not counted, because counting costs a write."""
 
 Header = tuple[str, str]
-"""A header's name, and its value with its bytes read as ISO 8859-1."""
+"""A header's name, and its value with its bytes decoded as ISO 8859-1."""
 
 
 class QuarantineReason(StrEnum):
-    """Why a webhook could not be applied: the names of webhooks.proto."""
+    """Why a webhook could not be applied: the names in webhooks.proto."""
 
     MALFORMED = "MALFORMED"
     OUT_OF_BOUNDS = "OUT_OF_BOUNDS"
@@ -58,7 +38,7 @@ class QuarantineReason(StrEnum):
 
 
 class QuarantineState(StrEnum):
-    """How far a webhook in quarantine has come."""
+    """Whether a webhook in quarantine was replayed."""
 
     QUARANTINED = "QUARANTINED"
     REPLAYED = "REPLAYED"
@@ -66,7 +46,10 @@ class QuarantineState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WebhookContent:
-    """What a request carried; the body is None where it was erased with its customer."""
+    """The headers and body of a request.
+
+    The body is None after it was erased with its customer.
+    """
 
     headers: tuple[Header, ...]
     body: bytes | None
@@ -83,18 +66,24 @@ class Webhook:
     headers: tuple[Header, ...]
     body: bytes
     received_at_ms: int
-    names_merchant_itself: bool = False
-    """Whether the token that brought it is for some merchants only, and so proves the merchant as no header does."""
+    is_merchant_proven: bool = False
+    """Whether the caller's token is limited to some merchants. It proves the merchant; a header does not."""
 
     @property
     def is_personal(self) -> bool:
-        """Whether it may be personal data by its topic, or for want of one: it is kept encrypted or not at all."""
-        return self.topic == NO_TOPIC or self.topic.lower().startswith(CUSTOMER_TOPICS)
+        """Whether the webhook may carry personal data.
+
+        Such a webhook is stored encrypted or not at all.
+        """
+        return self.topic == NO_TOPIC or self.topic.lower().startswith(CUSTOMER_TOPIC_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
-class Quarantined:
-    """A webhook in quarantine, without its content; `merchant_id` is the merchant that its header named."""
+class QuarantinedWebhook:
+    """A webhook in quarantine without its content.
+
+    `merchant_id` is the merchant that its header named.
+    """
 
     merchant_id: str
     quarantine_id: str
@@ -111,32 +100,43 @@ class Quarantined:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """How much a quarantine may hold."""
+class QuarantineFilter:
+    """The webhooks of a merchant to list; a reason or topic of None matches all."""
+
+    state: QuarantineState
+    reason: QuarantineReason | None
+    topic: str | None
+    start_ms: int
+    end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The most that a quarantine stores."""
 
     webhooks_max: int
     bytes_max: int
 
-    def half(self) -> "Bounds":
-        """Return half of it."""
-        return Bounds((self.webhooks_max + 1) // 2, (self.bytes_max + 1) // 2)
+    def half(self) -> "Capacity":
+        """Return half of this capacity, rounded up."""
+        return Capacity((self.webhooks_max + 1) // 2, (self.bytes_max + 1) // 2)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """The bounds of each merchant's own quarantine, of the shared one, and of all of them together."""
+class QuarantineLimits:
+    """The capacity of a merchant's quarantine, of the shared one, and of all."""
 
-    merchant: Bounds
-    shared: Bounds
-    total: Bounds
+    merchant: Capacity
+    shared: Capacity
+    total: Capacity
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """What a caller finds of a merchant's webhooks.
+class Visibility:
+    """The webhooks of a merchant that a caller may see.
 
-    A webhook whose copies name different merchants is found only by a token for all of them: any of its names may be a
-    stranger's, who would have one merchant read or drop what is another's.
+    A webhook is contested if its copies name different merchants. Only a token for all merchants sees those: any of the
+    names may be forged, and would let one merchant read or drop another's webhook.
     """
 
     merchant_id: str
@@ -144,76 +144,18 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """The right to replay a webhook as one event, which a server takes before it applies the event."""
+class ReplayClaim:
+    """The right to replay a webhook as one event.
 
-    merchant_id: str
+    A server claims it before it applies the event.
+    """
+
+    owner_id: str
     quarantine_id: str
     event_id: str
     topic: str
 
 
 def new_quarantine_id() -> str:
-    """Make an id that no other server makes."""
+    """Return a new random id."""
     return f"q-{secrets.token_hex(12)}"
-
-
-def subject_of(body: bytes) -> str:
-    """Tell which buyer the body of a customer webhook tells of, whatever its topic says; empty where it cannot be told.
-
-    A redaction names its customer in an object of that name, the other topics are the customer's own fields. An id may
-    be any number that is whole, as the shim reads it.
-    """
-    own = _parse(body)
-    customer = own.get("customer")
-    return _id_of(customer["id"] if isinstance(customer, dict) and "id" in customer else own.get("id"))
-
-
-def signed_store(body: bytes) -> str:
-    """Return the store that a body names, which is signed; empty for none.
-
-    `store_id` is the field of points webhooks and store erasures, `shop_id` that of redactions.
-    """
-    own = _parse(body)
-    return _id_of(own.get("store_id")) or _id_of(own.get("shop_id"))
-
-
-def store_of(webhook: Webhook) -> str:
-    """Return the store whose customer a webhook is about; empty for other webhooks, or where it names no store.
-
-    A redaction names its store; for the other customer webhooks only a header does. A webhook without a topic counts
-    as a customer's, also where its body cannot be read, unless the body has the `store_id` of the other topics.
-    """
-    body = _parse(webhook.body)
-    is_customers = "store_id" not in body if webhook.topic == NO_TOPIC else webhook.is_personal
-    if not (is_customers or subject_of(webhook.body)):
-        return ""
-    named = next((value for name, value in webhook.headers if name.lower() == SHOP_ID_HEADER), None)
-    return _id_of(body.get("shop_id")) or _id_of(named)
-
-
-def _parse(body: bytes) -> dict[str, Any]:
-    """Parse a body as a JSON object; empty where it is none."""
-    try:
-        parsed = json.loads(body, parse_float=Decimal)
-    except (ValueError, RecursionError, InvalidOperation):
-        return {}
-    return parsed if isinstance(parsed, dict) else {}
-
-
-def _id_of(value: object) -> str:
-    """Return an id that may be written as a number; empty where it is none."""
-    # 1e999999999 is short here and very long as digits.
-    if isinstance(value, Decimal) and value.adjusted() < ID_LENGTH_MAX and value == value.to_integral_value():
-        value = int(value)
-    text = str(value) if isinstance(value, (str, int)) else ""
-    return text if _ID.fullmatch(text) else ""
-
-
-def kept_headers(headers: Iterable[Header]) -> tuple[Header, ...]:
-    """Return the headers that are kept, in their order: the first of each name, unless its value is too long."""
-    kept: dict[str, Header] = {}
-    for name, value in headers:
-        if name.lower() in KEPT_HEADERS and len(value) <= KEPT_VALUE_LENGTH_MAX:
-            kept.setdefault(name.lower(), (name, value))
-    return tuple(kept.values())

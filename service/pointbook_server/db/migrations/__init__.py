@@ -1,5 +1,6 @@
 """The migrations of the schema, and the functions that run them."""
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -39,8 +40,12 @@ async def is_pending(url: str) -> bool:
         await engine.dispose()
 
 
+@cache
 def older_revisions() -> frozenset[str]:
-    """Return the revisions before the newest one of this release."""
+    """Return the revisions before the newest one of this release.
+
+    Reading the scripts takes tens of milliseconds, and each check of the database's health asks for them.
+    """
     revisions = ScriptDirectory.from_config(_config()).walk_revisions()
     return frozenset(script.revision for script in revisions) - {_newest() or ""}
 

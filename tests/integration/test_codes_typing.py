@@ -1,4 +1,4 @@
-"""Codes as people type and paste them: read before they are compared, and never guessed at the customer's expense."""
+"""Codes as people type and paste them are normalized before they are compared."""
 
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 import grpc
 import pytest
 
-from pointbook_server.validation_codes.model import DIGITS, LETTERS_AND_DIGITS, normalised_code
-from support.codes import audit, is_right, issued
+from pointbook_server.validation_codes.code_format import DIGITS, LETTERS_AND_DIGITS, normalize_code
+from support.codes import guess_code, issue_and_read_code, read_audit
 from support.harness import NOW_MS, Client, Service, Shop, refused
 from support.points import superuser
 from support.redemption import PENDING, earn, redeem, redeem_request, validate_request
 
-PLAIN = {"": "$code"}
-DIGIT_CODES = {"message_templates": PLAIN}
-LETTER_CODES = {"code_length": 10, "alphanumeric": True, "message_templates": PLAIN}
+CODE_ONLY = {"": "$code"}
+DIGIT_CODES = {"message_templates": CODE_ONLY}
+LETTER_CODES = {"code_length": 10, "alphanumeric": True, "message_templates": CODE_ONLY}
 ALPHABETS = {"digits": DIGIT_CODES, "letters": LETTER_CODES}
 
 
 @pytest.fixture(params=ALPHABETS)
-async def till(request: pytest.FixtureRequest, service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """A shop whose program sends codes of one alphabet, with a buyer who has 500 points."""
+async def code_shop(request: pytest.FixtureRequest, service: Service, shop: Shop) -> AsyncIterator[Shop]:
+    """A shop whose program sends codes of one alphabet."""
     validation = ALPHABETS[request.param]
     await service.client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=validation)
     await earn(service.client, shop, 500)
@@ -28,24 +28,24 @@ async def till(request: pytest.FixtureRequest, service: Service, shop: Shop) -> 
     service.clock.now_ms = NOW_MS
 
 
-async def attempts(service: Service, challenge_id: str) -> int:
-    """Return how many wrong guesses a challenge has counted."""
+async def count_attempts(service: Service, challenge_id: str) -> int:
+    """Return the number of wrong guesses that a challenge has counted."""
     query = "SELECT attempts + unnamed_attempts FROM validation_challenges WHERE challenge_id = $1"
     async with superuser(service) as connection:
         return int(await connection.fetchval(query, challenge_id))
 
 
-def moved(code: str, first: int, last: str = "9") -> str:
-    """Write the digits of a code in another script, of which `first` is the zero."""
+def in_script(code: str, first: int, last: str = "9") -> str:
+    """Return a code with the digits of another script, of which `first` is the zero."""
     return "".join(chr(first + int(character)) if "0" <= character <= last else character for character in code)
 
 
 def full_width(code: str) -> str:
-    """Write a code in full-width letters and digits."""
+    """Return a code in full-width letters and digits."""
     return "".join(chr(ord(character) + 0xFEE0) for character in code)
 
 
-TYPED: dict[str, Callable[[str], str]] = {
+WAYS_TO_TYPE: dict[str, Callable[[str], str]] = {
     "grouped by a blank": lambda code: f"{code[:3]} {code[3:]}",
     "grouped by a dash": lambda code: f"{code[:3]}-{code[3:]}",
     "with a blank behind it": lambda code: f"{code} ",
@@ -62,29 +62,30 @@ TYPED: dict[str, Callable[[str], str]] = {
     "full-width": full_width,
     "full-width, in small letters": lambda code: full_width(code.lower()),
     "in small letters": str.lower,
-    "in Arabic-Indic digits": lambda code: moved(code, 0x660),
-    "in Persian digits": lambda code: moved(code, 0x6F0),
-    "in Devanagari digits": lambda code: moved(code, 0x966),
-    "in mathematical digits": lambda code: moved(code, 0x1D7CE),
+    "in Arabic-Indic digits": lambda code: in_script(code, 0x660),
+    "in Persian digits": lambda code: in_script(code, 0x6F0),
+    "in Devanagari digits": lambda code: in_script(code, 0x966),
+    "in mathematical digits": lambda code: in_script(code, 0x1D7CE),
 }
 
 
-async def test_a_code_is_right_however_it_is_typed(service: Service, client: Client, till: Shop) -> None:
-    """ValidateRedemption takes every form, counts none as wrong, and the code is as good as before."""
-    challenge_id, code = await issued(service, till)
-    wrong = [name for name, typed in TYPED.items() if not await is_right(client, till, typed(code))]
+async def test_every_way_of_typing_a_code_is_right(service: Service, client: Client, code_shop: Shop) -> None:
+    challenge_id, code = await issue_and_read_code(service, code_shop)
+    wrong = [
+        name for name, type_code in WAYS_TO_TYPE.items() if not await guess_code(client, code_shop, type_code(code))
+    ]
 
     assert wrong == []
-    assert await attempts(service, challenge_id) == 0
+    assert await count_attempts(service, challenge_id) == 0
 
 
 @pytest.mark.parametrize("name", ["grouped by a blank", "full-width, in small letters", "in Arabic-Indic digits"])
-async def test_points_are_redeemed_by_a_code_as_it_was_typed(
-    service: Service, client: Client, till: Shop, name: str
+async def test_points_are_redeemed_with_a_code_as_typed(
+    service: Service, client: Client, code_shop: Shop, name: str
 ) -> None:
-    """And a repetition of the call that types it in another way is answered what is stored."""
-    challenge_id, code = await issued(service, till)
-    request = redeem_request(till, 100, validation_code=TYPED[name](code), challenge_id=challenge_id)
+    """A repeated call that types the code in another way returns the same redemption."""
+    challenge_id, code = await issue_and_read_code(service, code_shop)
+    request = redeem_request(code_shop, 100, validation_code=WAYS_TO_TYPE[name](code), challenge_id=challenge_id)
     redemption = await redeem(client, request)
     request.validation_code = code
 
@@ -92,7 +93,7 @@ async def test_points_are_redeemed_by_a_code_as_it_was_typed(
     assert await redeem(client, request) == redemption
 
 
-NO_CODE = {
+NO_CODES = {
     "blanks": " \t \u3000",
     "dashes": "--\u2014\u2212",
     "nothing to see": "\u200b\ufeff\u00ad\u2060",
@@ -104,27 +105,27 @@ NO_CODE = {
 }
 
 
-@pytest.mark.parametrize("typed", NO_CODE.values(), ids=NO_CODE)
-async def test_what_has_no_digit_or_letter_is_no_guess(
-    service: Service, client: Client, till: Shop, typed: str
+@pytest.mark.parametrize("typed", NO_CODES.values(), ids=NO_CODES)
+async def test_code_without_digits_or_letters_is_an_invalid_field(
+    service: Service, client: Client, code_shop: Shop, typed: str
 ) -> None:
-    """INVALID_ARGUMENT by either method, named and without the text; the audit has no guess, and nothing is counted."""
-    challenge_id, code = await issued(service, till)
+    """It is neither counted nor in the audit."""
+    challenge_id, code = await issue_and_read_code(service, code_shop)
     for _ in range(6):
         for call in (
-            client.redemption.ValidateRedemption(validate_request(till, 100, validation_code=typed)),
-            redeem(client, redeem_request(till, 100, validation_code=typed, challenge_id=challenge_id)),
+            client.redemption.ValidateRedemption(validate_request(code_shop, 100, validation_code=typed)),
+            redeem(client, redeem_request(code_shop, 100, validation_code=typed, challenge_id=challenge_id)),
         ):
             found = await refused(call)
             assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
             assert found.fields == {"validation_code": "must have digits or letters"}
 
-    assert await attempts(service, challenge_id) == 0
-    assert {action for action, _, _ in await audit(service, till)} == {"ISSUE", "DELIVER"}
-    assert await is_right(client, till, code)
+    assert await count_attempts(service, challenge_id) == 0
+    assert {action for action, _, _ in await read_audit(service, code_shop)} == {"ISSUE", "DELIVER"}
+    assert await guess_code(client, code_shop, code)
 
 
-WRONG: dict[str, Callable[[str], str]] = {
+CHANGES: dict[str, Callable[[str], str]] = {
     "a letter before it": lambda code: f"x{code}",
     "a letter inside": lambda code: f"{code[:3]}o{code[3:]}",
     "a letter of another script behind it": lambda code: f"{code}\u0430",
@@ -134,32 +135,32 @@ WRONG: dict[str, Callable[[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
-async def test_a_wrong_code_is_not_repaired(
-    service: Service, client: Client, till: Shop, change: Callable[[str], str]
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+async def test_wrong_code_is_not_repaired(
+    service: Service, client: Client, code_shop: Shop, change: Callable[[str], str]
 ) -> None:
-    """What has a character too many, or too few, is a wrong guess like any other."""
-    challenge_id, code = await issued(service, till)
+    """A code with a character too many or too few is a wrong guess."""
+    challenge_id, code = await issue_and_read_code(service, code_shop)
 
-    assert not await is_right(client, till, change(code))
-    assert await attempts(service, challenge_id) == 1
+    assert not await guess_code(client, code_shop, change(code))
+    assert await count_attempts(service, challenge_id) == 1
 
 
 @pytest.mark.parametrize(("letter", "lookalike"), [("S", "\u017f"), ("K", "\u212a"), ("A", "\u0410")])
-async def test_the_lookalike_of_a_letter_is_wrong(
+async def test_lookalike_of_a_letter_is_wrong(
     service: Service, client: Client, shop: Shop, letter: str, lookalike: str
 ) -> None:
-    """Unicode makes S of the long s and k of the Kelvin sign, but no code has either of them."""
+    """Unicode case mapping turns the long s into S and the Kelvin sign into k."""
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=LETTER_CODES)
     await earn(client, shop, 500)
     code = ""
     while letter not in code:
-        challenge_id, code = await issued(service, shop)
+        challenge_id, code = await issue_and_read_code(service, shop)
         service.clock.move(0 if letter in code else 3_600)
 
-    assert not await is_right(client, shop, code.replace(letter, lookalike))
-    assert await is_right(client, shop, code)
-    assert await attempts(service, challenge_id) == 1
+    assert not await guess_code(client, shop, code.replace(letter, lookalike))
+    assert await guess_code(client, shop, code)
+    assert await count_attempts(service, challenge_id) == 1
     service.clock.now_ms = NOW_MS
 
 
@@ -174,9 +175,11 @@ async def test_the_lookalike_of_a_letter_is_wrong(
         ("1\x7f2", True),
     ],
 )
-async def test_what_was_typed_is_bounded_as_it_came(client: Client, till: Shop, *, typed: str, is_wrong: bool) -> None:
-    """32 characters, those that count for nothing included, and no control characters but tabs and line breaks."""
-    call: Any = client.redemption.ValidateRedemption(validate_request(till, 100, validation_code=typed))
+async def test_length_limit_applies_to_the_text_as_typed(
+    client: Client, code_shop: Shop, *, typed: str, is_wrong: bool
+) -> None:
+    """32 characters, ignored ones included, without most control characters."""
+    call: Any = client.redemption.ValidateRedemption(validate_request(code_shop, 100, validation_code=typed))
     if is_wrong:
         found = await refused(call)
         assert set(found.fields) == {"validation_code"}
@@ -184,7 +187,6 @@ async def test_what_was_typed_is_bounded_as_it_came(client: Client, till: Shop, 
         assert [violation.code for violation in (await call).violations] == [808]
 
 
-def test_no_alphabet_has_what_a_typed_code_loses() -> None:
-    """A blank, a dash or a small letter in an alphabet would make some codes impossible to type."""
+def test_normalizing_keeps_every_alphabet() -> None:
     for alphabet in (DIGITS, LETTERS_AND_DIGITS):
-        assert normalised_code(alphabet) == alphabet
+        assert normalize_code(alphabet) == alphabet

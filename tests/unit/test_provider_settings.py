@@ -1,4 +1,4 @@
-"""Providers as settings write them down: what is understood, and what stops the start without being quoted."""
+"""Parsing of the settings of SMS and e-mail providers."""
 
 from collections.abc import Callable
 
@@ -38,13 +38,12 @@ SECRET = "s3cret"
         ),
     ],
 )
-def test_smtp_urls(url: str, server: SmtpServer) -> None:
-    """A password wants encryption unless the URL says otherwise; ports are those of submission."""
+def test_smtp_url_is_parsed(url: str, server: SmtpServer) -> None:
+    """A password requires encryption unless the URL says otherwise."""
     assert parse_smtp_url(url) == server
 
 
-def test_secrets_are_not_in_representations() -> None:
-    """What is logged by mistake tells no password."""
+def test_repr_of_an_smtp_server_shows_no_secret() -> None:
     assert SECRET not in repr(parse_smtp_url(f"smtp://{SECRET}:{SECRET}@mail"))
 
 
@@ -58,26 +57,22 @@ def test_secrets_are_not_in_representations() -> None:
         ("points@mail.internal.example", "", "points@mail.internal.example"),
     ],
 )
-def test_senders_of_mail(text: str, display_name: str, address: str) -> None:
-    """An address alone, or with a name."""
-    found = parse_mail_sender(text)
+def test_mail_sender_is_parsed(text: str, display_name: str, address: str) -> None:
+    mail_sender = parse_mail_sender(text)
 
-    assert (found.display_name, found.address) == (display_name, address)
+    assert (mail_sender.display_name, mail_sender.address) == (display_name, address)
 
 
-def test_statuses() -> None:
-    """Ranges and single ones."""
+def test_status_ranges_are_parsed() -> None:
     assert parse_statuses("200") == {200}
     assert parse_statuses("200-202, 302,599") == {200, 201, 202, 302, 599}
 
 
-def test_a_body_keeps_its_shape() -> None:
-    """The template is parsed once."""
+def test_body_template_keeps_its_structure() -> None:
     assert parse_body('{"a": ["{to}", 1], "b": {"c": "x {text}"}}') == {"a": ["{to}", 1], "b": {"c": "x {text}"}}
 
 
-def test_headers() -> None:
-    """A JSON object of strings."""
+def test_headers_are_parsed() -> None:
     assert parse_headers('{"Authorization": "Bearer a b", "X-Key": "k"}') == {
         "Authorization": "Bearer a b",
         "X-Key": "k",
@@ -172,8 +167,8 @@ def test_headers() -> None:
         *((check_apprise_url, text) for text in ("", SECRET, f"json://{SECRET}", "{to}", f"json://{SECRET}/ {{to}}")),
     ],
 )
-def test_what_is_wrong_is_not_quoted(parse: Callable[[str], object], text: str) -> None:
-    """The error says what it must be; what it is may be a secret."""
+def test_error_does_not_quote_a_wrong_setting(parse: Callable[[str], object], text: str) -> None:
+    """Settings may contain secrets."""
     with pytest.raises(ValueError, match=r"must|cannot|names|may") as caught:
         parse(text)
 

@@ -1,0 +1,63 @@
+"""Challenges: when one holds, and when a new code may be sent."""
+
+from dataclasses import replace
+
+from pointbook_server.programs.model import Channel
+from pointbook_server.validation_codes.key_ring import KeyRing
+from pointbook_server.validation_codes.model import (
+    ATTEMPTS_MAX,
+    COOLDOWN_MS,
+    Challenge,
+    Delivery,
+    Purpose,
+    Route,
+    new_challenge_id,
+)
+from pointbook_server.validation_codes.rules import holds_for
+
+PURPOSE = Purpose("m", "buyer s b", 1, 100)
+ROUTE = Route(Channel.SMS)
+KEYS = KeyRing({"k1": b"k" * 32})
+CHALLENGE = Challenge(
+    "c",
+    PURPOSE,
+    Channel.SMS,
+    "k1",
+    KEYS.destination_digest("k1", "m", ""),
+    b"d" * 32,
+    Delivery.SENT,
+    sent_at_ms=0,
+    resend_at_ms=60_000,
+    expires_at_ms=300_000,
+)
+
+
+def test_challenge_holds_for_its_purpose_and_route_until_it_expires() -> None:
+    assert holds_for(CHALLENGE, PURPOSE, ROUTE, KEYS, 299_999)
+    assert not holds_for(CHALLENGE, PURPOSE, ROUTE, KEYS, 300_000)
+    assert not holds_for(CHALLENGE, replace(PURPOSE, points=110), ROUTE, KEYS, 0)
+    assert not holds_for(CHALLENGE, PURPOSE, Route(Channel.EMAIL), KEYS, 0)
+    assert not holds_for(CHALLENGE, PURPOSE, Route(Channel.SMS, "+8613812345678"), KEYS, 0)
+    assert not holds_for(CHALLENGE, PURPOSE, ROUTE, KeyRing({"k2": b"k" * 32}), 0)
+
+
+def test_new_code_may_be_sent_after_the_cooldown_unless_locked() -> None:
+    assert COOLDOWN_MS == 60_000
+    assert CHALLENGE.may_resend_at_ms == 60_000
+    assert replace(CHALLENGE, attempts=ATTEMPTS_MAX - 1).may_resend_at_ms == 60_000
+    assert replace(CHALLENGE, attempts=ATTEMPTS_MAX).may_resend_at_ms == 300_000
+
+
+def test_pending_delivery_is_uncertain_after_its_timeout() -> None:
+    assert not CHALLENGE.is_uncertain(59_999)
+    assert replace(CHALLENGE, delivery=Delivery.UNCERTAIN).is_uncertain(0)
+    assert not replace(CHALLENGE, delivery=Delivery.FAILED).is_uncertain(59_999)
+    assert not replace(CHALLENGE, delivery=Delivery.PENDING).is_uncertain(4_999)
+    assert replace(CHALLENGE, delivery=Delivery.PENDING).is_uncertain(5_000)
+
+
+def test_challenge_ids_are_unique_and_long() -> None:
+    ids = {new_challenge_id() for _ in range(1_000)}
+
+    assert len(ids) == 1_000
+    assert all(len(challenge_id) >= 24 for challenge_id in ids)
