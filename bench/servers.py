@@ -21,7 +21,8 @@ from pointbook_server.db.database import PLANNED_ONCE, SESSION_SETTINGS
 from pointbook_server.delivery.sender import Message
 from pointbook_server.logs import configure_logs
 from pointbook_server.programs.model import Channel
-from pointbook_server.server import Server, grpc_options
+from pointbook_server.rpc.listening import grpc_options
+from pointbook_server.server import Server
 from shopline_shim.server import ShimServer
 from shopline_shim.settings import ShimSettings
 

@@ -29,7 +29,8 @@ from pointbook_server.access.rules import split_bearer
 from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.db.database import Database
 from pointbook_server.programs.model import Channel
-from pointbook_server.server import SERVICES, Server
+from pointbook_server.server import Server
+from pointbook_server.services import SERVICE_NAMES
 from support.database_proxy import proxied
 from support.embedded_database import Cluster
 from support.harness import (
@@ -150,7 +151,7 @@ async def revoke(database_url: str, bearer: str) -> None:
 
 def test_the_table_of_methods_matches_the_protos() -> None:
     assert set(DESCRIPTORS) == set(METHODS)
-    assert set(SERVICES) == {method.containing_service.full_name for method in DESCRIPTORS.values()}
+    assert set(SERVICE_NAMES) == {method.containing_service.full_name for method in DESCRIPTORS.values()}
 
 
 @every_method
@@ -234,7 +235,7 @@ async def test_unknown_methods_require_a_token(channel: grpc.aio.Channel, tokens
 
 async def test_health_requires_no_token(channel: grpc.aio.Channel) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
-    for service in ("", *SERVICES):
+    for service in ("", *SERVICE_NAMES):
         answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
@@ -277,7 +278,7 @@ async def test_reflection_needs_a_token(database_url: str, tokens: Tokens) -> No
         assert await reflect(channel, bound) == (grpc.StatusCode.UNAUTHENTICATED, set())
         code, names = await reflect(channel, tokens.only[Scope.TELEPHONY])
         assert code is grpc.StatusCode.OK
-        assert set(SERVICES) <= names
+        assert set(SERVICE_NAMES) <= names
     await server.stop()
 
 

@@ -25,7 +25,8 @@ from pointbook_server.db.migrations import migrate
 from pointbook_server.programs.model import Channel
 from pointbook_server.programs.transactions import ProgramTransactions
 from pointbook_server.rpc import status_interceptor as status_module
-from pointbook_server.server import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, Server
+from pointbook_server.rpc.listening import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX
+from pointbook_server.server import Server
 from support.database_proxy import DatabaseProxy, proxied
 from support.embedded_database import Cluster
 from support.harness import (

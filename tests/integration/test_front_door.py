@@ -474,7 +474,7 @@ async def test_connection_limit_does_not_block_the_health_address(database_url: 
 
 async def test_connections_that_speak_no_http2_are_closed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a silent socket nor one without settings stays open."""
-    monkeypatch.setattr("pointbook_server.server.HANDSHAKE_MS_MAX", 300)
+    monkeypatch.setattr("pointbook_server.rpc.listening.HANDSHAKE_MS_MAX", 300)
     async with running(database_url) as server:
         for sent in (b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)

@@ -266,7 +266,7 @@ async def test_a_batch_has_one_to_a_thousand_updates(client: Client, shop: Shop,
 async def test_a_call_that_does_not_fit_in_the_queue_is_refused_as_a_whole(
     client: Client, shop: Shop, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.server._points_batcher, "_waiting_max", 2)
+    monkeypatch.setattr(service.server.services.points_batcher, "_waiting_max", 2)
 
     refusal = await refused(send(client, *(increase(shop, n, 1, n) for n in range(1, 4))))
 

@@ -132,8 +132,8 @@ async def test_a_batch_may_need_the_overflow_lots_of_many_accounts(
         increase(shop, n, 1, n, buyer_id=name, points_expiry_time=at(NOW_MS + n)) for name in names for n in range(1, 5)
     ]
     await send(client, *updates)
-    apply = AsyncMock(wraps=service.server._points_batcher._send)
-    monkeypatch.setattr(service.server._points_batcher, "_send", apply)
+    apply = AsyncMock(wraps=service.server.services.points_batcher._send)
+    monkeypatch.setattr(service.server.services.points_batcher, "_send", apply)
 
     results = await send(client, *(decrease(shop, 9, 3, 1, buyer_id=name) for name in names))
 

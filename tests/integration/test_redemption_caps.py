@@ -173,7 +173,7 @@ async def test_released_redemption_counts_until_reversed(service: Service, clien
     await earn(client, shop, 1_000, updated_at=at(service.clock.now_ms - DAY_MS))
     redemption = await redeem(client, redeem_request(shop, 100))
     service.clock.move(4 * DAY_MS / 1_000)
-    await service.server._redemptions.release_overdue(service.clock())
+    await service.server.services.redemptions.release_overdue(service.clock())
 
     assert await violation_codes(client, validate_request(shop, 1)) == [819]
     await reverse(client, redemption)

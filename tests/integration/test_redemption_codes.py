@@ -376,7 +376,7 @@ async def test_codes_are_locked_in_sorted_order(service: Service, client: Client
         transaction = locker.transaction()
         await transaction.start()
         await locker.execute(lock, challenges["bert"])
-        store = service.server._redemptions._transactions
+        store = service.server.services.redemptions._transactions
         redeeming = asyncio.create_task(locked(store, shop.merchant_id, pending, service.clock))
         with contextlib.suppress(asyncpg.LockNotAvailableError):
             async with asyncio.timeout(5):

@@ -112,7 +112,7 @@ async def test_concurrent_calls_of_every_kind_cause_no_deadlock(service: Service
 
     async def sweep() -> None:
         service.clock.move(1)
-        await service.server._redemptions.release_overdue(service.clock())
+        await service.server.services.redemptions.release_overdue(service.clock())
 
     before = await deadlocks(service)
     calls: list[Any] = [redeem_book_and_reverse(number) for number in range(120)]
@@ -183,8 +183,8 @@ async def test_refused_booking_without_balance_settles_nothing(client: Client, s
 
 async def test_concurrent_sweeps_release_once(service: Service, client: Client, shop: Shop) -> None:
     redemptions = await redeem_overdue(service, client, shop, 40)
-    await asyncio.gather(*(service.server._redemptions.release_overdue(service.clock()) for _ in range(5)))
-    await service.server._redemptions.release_overdue(service.clock())
+    await asyncio.gather(*(service.server.services.redemptions.release_overdue(service.clock()) for _ in range(5)))
+    await service.server.services.redemptions.release_overdue(service.clock())
 
     assert sorted(await released_ids(service, shop)) == sorted(each.redemption_id for each in redemptions)
     assert {(await get_redemption(client, each)).state for each in redemptions} == {UNSETTLED}
@@ -195,8 +195,8 @@ async def test_sweep_releases_all_overdue_redemptions_in_several_transactions(
 ) -> None:
     await redeem_overdue(service, client, shop, 120)
     with patch.object(transactions, "RELEASE_COUNT", 25):
-        assert await service.server._redemptions.release_overdue(service.clock()) == 120
-        assert await service.server._redemptions.release_overdue(service.clock()) == 0
+        assert await service.server.services.redemptions.release_overdue(service.clock()) == 120
+        assert await service.server.services.redemptions.release_overdue(service.clock()) == 0
 
 
 async def redeem_overdue(service: Service, client: Client, shop: Shop, count: int) -> list[redemption_pb2.Redemption]:
@@ -220,9 +220,9 @@ async def test_sweep_skips_locked_accounts(service: Service, client: Client, sho
         await connection.execute("SELECT set_config('lock_timeout', '1s', true)")
         await connection.fetch(query, shop.merchant_id)
         async with asyncio.timeout(2):
-            await service.server._redemptions.release_overdue(service.clock())
+            await service.server.services.redemptions.release_overdue(service.clock())
         assert await released_ids(service, shop) == [other.redemption_id]
-    await service.server._redemptions.release_overdue(service.clock())
+    await service.server.services.redemptions.release_overdue(service.clock())
     assert sorted(await released_ids(service, shop)) == sorted([mine.redemption_id, other.redemption_id])
 
 

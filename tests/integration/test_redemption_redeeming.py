@@ -41,7 +41,7 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
 
 async def release_overdue(service: Service) -> int:
     """Release what was not booked in time."""
-    return await service.server._redemptions.release_overdue(service.clock())
+    return await service.server.services.redemptions.release_overdue(service.clock())
 
 
 def list_request(shop: Shop, **filters: Any) -> redemption_pb2.ListRedemptionsRequest:

@@ -482,7 +482,7 @@ async def test_redemption_claims_decrease_from_released_hold(service: Service, c
     assert (await get_redemption(client, old)).state == UNSETTLED
     assert await account_points(client, shop) == (30, 30, 0)
     assert await settled_by_event(client, shop) == {booked.event_id: redemption.redemption_id}
-    await service.server._redemptions.release_overdue(service.clock())
+    await service.server.services.redemptions.release_overdue(service.clock())
     assert (await get_redemption(client, old)).state == UNSETTLED
     assert (await redeem(client, redeem_request(shop, 20))).state == PENDING
 
@@ -495,7 +495,7 @@ async def test_released_hold_waits_again_after_losing_its_decrease(
     old = await redeem(client, redeem_request(shop, 20))
     service.clock.move(70)
     if is_swept:
-        await service.server._redemptions.release_overdue(service.clock())
+        await service.server.services.redemptions.release_overdue(service.clock())
     await client.apply(booking(shop, 20, 30, 65_000))
     redemption = await redeem(client, redeem_request(shop, 20))
     late = booking(shop, 20, 30, 2_000)
@@ -513,7 +513,7 @@ async def test_newest_waiting_holds_are_kept(service: Service, client: Client, s
     await client.apply(booking(shop, 20, 30, RELEASED_HOLDS_MAX * 60_000))
     await redeem(client, redeem_request(shop, 1))
     service.clock.move(60)
-    await service.server._redemptions.release_overdue(service.clock())
+    await service.server.services.redemptions.release_overdue(service.clock())
 
     assert (await redeem(client, redeem_request(shop, 20))).state == SETTLED
     async with superuser(service) as connection:

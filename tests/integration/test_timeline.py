@@ -145,7 +145,7 @@ async def test_entries_name_settled_redemption_with_its_current_state(
 async def test_release_is_listed_with_points(service: Service, client: Client, shop: Shop) -> None:
     await redeem(client, redeem_request(shop, 120))
     service.clock.move(3 * 86_400 + 1)
-    await service.server._redemptions.release_overdue(service.clock())
+    await service.server.services.redemptions.release_overdue(service.clock())
     entries = (await read_page(client, shop)).entries
 
     assert summarise(entries[0]) == "release 120"

@@ -382,19 +382,19 @@ async def test_challenges_and_counters_are_deleted_a_day_after_their_end(
     assert not await guess_code(client, shop, WRONG_CODE)
     service.clock.move(DAY)
     new_id, _ = await issue_and_read_code(service, shop)
-    await service.server._codes.clean_up(service.clock())
+    await service.server.services.codes.clean_up(service.clock())
     stored = await read_rows(service, shop, "SELECT challenge_id FROM validation_challenges")
     assert {row[0] for row in stored} == {old_id, new_id}
 
     service.clock.move(300)
-    await service.server._codes.clean_up(service.clock())
+    await service.server.services.codes.clean_up(service.clock())
     assert [tuple(row) for row in await read_rows(service, shop, "SELECT challenge_id FROM validation_challenges")] == [
         (new_id,)
     ]
     names = await read_rows(service, shop, "SELECT subject FROM validation_tallies")
     assert not any("guesses" in row[0] for row in names)
     service.clock.move(2 * DAY)
-    assert await service.server._codes.clean_up(service.clock())
+    assert await service.server.services.codes.clean_up(service.clock())
     for table in ("validation_challenges", "validation_tallies"):
         assert not await read_rows(service, shop, f"SELECT 1 FROM {table}")  # noqa: S608 - fixed names
     assert len(await read_audit(service, shop)) == 5

@@ -60,7 +60,7 @@ async def test_untampered_redemptions_have_no_mismatches(database: Database, ser
     before = await verify(database, shop)
     due = await verify(database, shop, now_ms=after_ms)
     service.clock.now_ms = after_ms
-    await service.server._redemptions.release_overdue(service.clock())
+    await service.server.services.redemptions.release_overdue(service.clock())
     service.clock.now_ms = NOW_MS
     released = await verify(database, shop, now_ms=after_ms)
     await service.client.apply(booking(shop, 30, 450, 2_000))

@@ -110,7 +110,7 @@ def to_command(shops: list[Shop], spec: CommandSpec) -> RedeemCommand:
 
 async def redeem(service: Service, orders: Sequence[RedeemCommand]) -> list[Redemption | PointbookError]:
     """Run commands in one transaction."""
-    store = service.server._redemptions._transactions
+    store = service.server.services.redemptions._transactions
     requests = [order.request for order in orders]
     pending = [
         PendingRedemption(order, before, ValidationEvidence())

@@ -180,7 +180,7 @@ class Story:
 
     async def release_overdue(self) -> None:
         """Release what was not booked in time."""
-        await self.service.server._redemptions.release_overdue(self.service.clock())
+        await self.service.server.services.redemptions.release_overdue(self.service.clock())
 
     async def redeem_concurrently(self, who: list[str], points: int) -> None:
         """Redeem for several customers at once, while overdue redemptions are released."""

@@ -423,7 +423,7 @@ async def test_codes_behave_like_the_model(steps: list[Step]) -> None:
 @given(st.lists(STEPS, min_size=20, max_size=30))
 @settings(EXAMPLES, max_examples=examples(20))
 async def test_codes_behave_like_the_model_in_the_database(service: Service, steps: list[Step]) -> None:
-    codes = service.server._codes
+    codes = service.server.services.codes
     model = Model(codes, service.outbox, service.clock, Purpose(unique("merchant"), "customer c-1", 1, 100))
     try:
         for step in steps:

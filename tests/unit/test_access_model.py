@@ -11,7 +11,7 @@ from pointbook_server.access.methods import METHODS, merchants_at, merchants_of
 from pointbook_server.access.model import ALL_MERCHANTS, UNRESTRICTED, Principal, Scope, Token
 from pointbook_server.access.rules import authenticate, new_token, split_bearer
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.server import SERVICES
+from pointbook_server.services import SERVICE_NAMES
 
 NOW_MS = 1_000
 PROTOS = Path(__file__).parents[2] / "proto/pointbook/v1"
@@ -170,4 +170,4 @@ def test_every_method_requires_the_scope_that_its_proto_comment_states() -> None
 def test_every_scope_is_used() -> None:
     """`redeem.skip` is required by a field, not by a method."""
     assert {access.scope for access in METHODS.values()} - {None} == set(Scope) - {Scope.REDEEM_SKIP}
-    assert {method.partition("/")[0] for method in METHODS} == {name.rpartition(".")[2] for name in SERVICES}
+    assert {method.partition("/")[0] for method in METHODS} == {name.rpartition(".")[2] for name in SERVICE_NAMES}
