@@ -106,5 +106,5 @@ audit: $(AUDIT) ## Look up the packages of both lock files among the known vulne
 bench: setup ## Measure, print a table and write bench/results.json.
 	$(BIN)/python bench/run.py
 
-growth: setup ## Measure what a call costs at 10,000,000 entries, beside 10,000; writes bench/growth.json.
+growth: setup ## Measure the cost of calls with 10,000,000 entries, as a ratio to 10,000; writes bench/growth.json.
 	$(BIN)/python bench/growth.py

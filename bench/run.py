@@ -1,6 +1,6 @@
-"""`make bench`: measures Pointbook beside an echo on the same machine, prints a table and writes results.json.
+"""`make bench`: measure Pointbook, print a table, and write results.json.
 
-Every speed is a ratio to something that was measured in the same run, on a durable database. No ratio fails the run.
+Every speed is also given as a ratio to one measured in the same run, on a durable database. No ratio fails the run.
 """
 
 import argparse
@@ -12,156 +12,171 @@ from typing import NamedTuple
 
 import uvloop
 
-import usage
-from calls import SECRET
-from development import measure_development
-from jobs import Job, Kind
-from memory import measure_memory
+from load.jobs import CallKind, Job
+from load.requests import SECRET
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
-from prepare import connect, prepare, running, server_environment
-from processes import Load, loading, serving
-from report import Result, Steps, print_table, write_json
-from rows import APPLY, BATCH, IN_FLIGHT, REDEEM, UPDATES_IN_BATCH, VALIDATE, Part, chosen_rows
-from shops import Shops, shops_of
-from speed import ROUNDS, Plan, Speed
-from statements import count_statements, enable_counting
+from reporting.progress import StepProgress
+from reporting.results import Result, print_table, write_json
+from scenarios.memory import measure_memory
+from scenarios.populations import Populations, plan_populations
+from scenarios.rates import APPLY, BATCH, IN_FLIGHT, REDEEM, UPDATES_IN_BATCH, VALIDATE, Scenario, selected_rates
+from scenarios.speed import ROUNDS, SpeedMeasurement, SpeedPlan
+from scenarios.startup import measure_startup
+from scenarios.statements import count_statements, enable_statement_counts
+from servers import process_usage
+from servers.database import connect, prepare_database, run_postgres, server_environment
+from servers.subprocesses import LoadProcess, run_load_process, run_server
 
 ACCOUNTS = 100_000
 SECONDS = 12.0
 MEMORY_CALLS = 200_000
 MEMORY_SECONDS_MAX = 3_600.0
 CODES_PER_SECOND_MAX = 5_000
+COUNTED_SECONDS_MAX = 30.0
 BENCH = Path(__file__).parent
 BUILD = BENCH.parent / "build"
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says."""
+    """The options of the command line."""
 
     accounts: int
     seconds: float
     memory_calls: int
-    parts: Collection[Part]
+    scenarios: Collection[Scenario]
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """What all parts of a run share."""
+class Environment:
+    """What all scenarios share.
+
+    The database, the load process and the progress display.
+    """
 
     postgres: EmbeddedPostgres
-    load: Load
+    load: LoadProcess
     token: str
-    shops: Shops
-    steps: Steps
+    populations: Populations
+    steps: StepProgress
 
 
-class Counted(NamedTuple):
+class CountedCalls(NamedTuple):
     """Calls whose statements are counted."""
 
     name: str
-    kind: Kind
+    kind: CallKind
     calls: int
     in_flight: int
     updates: int = 1
 
 
-COUNTED = (
-    Counted(APPLY, Kind.APPLY, calls=1_000, in_flight=16),
-    Counted(BATCH, Kind.BATCH, calls=20, in_flight=1, updates=UPDATES_IN_BATCH),
-    Counted(VALIDATE, Kind.VALIDATE, calls=1_000, in_flight=16),
-    Counted(REDEEM, Kind.REDEEM, calls=1_000, in_flight=16),
+COUNTED_CALLS = (
+    CountedCalls(APPLY, CallKind.APPLY, calls=1_000, in_flight=16),
+    CountedCalls(BATCH, CallKind.BATCH, calls=20, in_flight=1, updates=UPDATES_IN_BATCH),
+    CountedCalls(VALIDATE, CallKind.VALIDATE, calls=1_000, in_flight=16),
+    CountedCalls(REDEEM, CallKind.REDEEM, calls=1_000, in_flight=16),
 )
-COUNTED_SECONDS_MAX = 30.0
 
 
 async def main(options: Options) -> None:
-    """Measure what is asked for, and end all that was started."""
-    parts = options.parts
-    shops = shops_of(accounts=options.accounts, customers=int((options.seconds + ROUNDS) * CODES_PER_SECOND_MAX))
-    plan = Plan(shops, chosen_rows(shops, parts), is_idle=Part.IDLE in parts)
+    """Measure the selected scenarios, and print and write the results."""
+    scenarios = options.scenarios
+    populations = plan_populations(
+        accounts=options.accounts, code_receivers=int((options.seconds + ROUNDS) * CODES_PER_SECOND_MAX)
+    )
+    plan = SpeedPlan(
+        populations, selected_rates(populations, scenarios), has_sequential_calls=Scenario.IDLE in scenarios
+    )
     results: list[Result] = []
     BUILD.mkdir(exist_ok=True)
-    with Steps(_count_steps(plan, parts)) as steps, tempfile.TemporaryDirectory(prefix="bench-", dir=BUILD) as name:
+    with (
+        StepProgress(_count_steps(plan, scenarios)) as steps,
+        tempfile.TemporaryDirectory(prefix="bench-", dir=BUILD) as name,
+    ):
         folder = Path(name)
-        if parts != {Part.DEV}:
-            results += await _measure_service(plan, options, folder / "postgres", steps)
-        if Part.DEV in parts:
-            results += await measure_development(folder / "dev", steps)
+        if scenarios != {Scenario.DEV}:
+            results += await _measure_services(plan, options, folder / "postgres", steps)
+        if Scenario.DEV in scenarios:
+            results += await measure_startup(folder / "dev", steps)
     print_table(results)
     write_json(results, BENCH / "results.json")
 
 
-async def _measure_service(plan: Plan, options: Options, folder: Path, steps: Steps) -> list[Result]:
-    """Measure whatever needs a database that is filled."""
+async def _measure_services(plan: SpeedPlan, options: Options, folder: Path, steps: StepProgress) -> list[Result]:
+    """Measure the scenarios that need a populated database."""
     results: list[Result] = []
-    async with running(folder) as postgres, loading() as load:
+    async with run_postgres(folder) as postgres, run_load_process() as load:
         steps.begin(f"filling the database with {options.accounts:,} accounts, twice")
-        stage = Stage(postgres, load, await prepare(postgres.url(), plan.shops.stored), plan.shops, steps)
+        token = await prepare_database(postgres.url(), plan.populations.stored)
+        environment = Environment(postgres, load, token, plan.populations, steps)
         if plan.steps:
-            results += await _measure_speed(stage, plan, options.seconds)
-        if Part.MEMORY in options.parts and usage.IS_TOLD:
-            results += await _measure_memory(stage, options.memory_calls)
-        if Part.STATEMENTS in options.parts:
-            results += await _count_statements(stage)
+            results += await _measure_speed(environment, plan, options.seconds)
+        if Scenario.MEMORY in options.scenarios and process_usage.IS_AVAILABLE:
+            results += await _measure_memory(environment, options.memory_calls)
+        if Scenario.STATEMENTS in options.scenarios:
+            results += await _count_statements(environment)
     return results
 
 
-def _count_steps(plan: Plan, parts: Collection[Part]) -> int:
-    steps = {Part.MEMORY: 2, Part.STATEMENTS: len(COUNTED), Part.DEV: 2}
-    return 1 + plan.steps + sum(count for part, count in steps.items() if part in parts)
+def _count_steps(plan: SpeedPlan, scenarios: Collection[Scenario]) -> int:
+    steps = {Scenario.MEMORY: 2, Scenario.STATEMENTS: len(COUNTED_CALLS), Scenario.DEV: 2}
+    return 1 + plan.steps + sum(count for scenario, count in steps.items() if scenario in scenarios)
 
 
-async def _measure_speed(stage: Stage, plan: Plan, seconds: float) -> list[Result]:
-    """Measure all speeds with every server running."""
-    environment = server_environment(stage.postgres)
+async def _measure_speed(environment: Environment, plan: SpeedPlan, seconds: float) -> list[Result]:
+    """Measure all rates, while all servers run."""
+    variables = server_environment(environment.postgres)
     async with (
-        serving("echo", {}) as echo,
-        serving("plain", environment) as plain,
-        serving("pointbook", environment) as pointbook,
-        serving("shim", _shim_environment(pointbook.address, stage.token)) as shim,
+        run_server("echo", {}) as echo,
+        run_server("plain", variables) as plain,
+        run_server("pointbook", variables) as pointbook,
+        run_server("shim", _shim_environment(pointbook.address, environment.token)) as shim,
     ):
         addresses = {"echo": echo.address, "plain": plain.address, "pointbook": pointbook.address, "shim": shim.address}
-        speed = Speed(plan, stage.load, stage.token, addresses, stage.postgres.url())
-        return await speed.measure(seconds, stage.steps)
+        speed = SpeedMeasurement(plan, environment.load, environment.token, addresses, environment.postgres.url())
+        return await speed.measure(seconds, environment.steps)
 
 
-async def _measure_memory(stage: Stage, calls: int) -> list[Result]:
-    """Measure memory on a server that has done nothing else."""
-    async with serving("pointbook", server_environment(stage.postgres)) as server:
+async def _measure_memory(environment: Environment, calls: int) -> list[Result]:
+    """Measure memory on a new server."""
+    async with run_server("pointbook", server_environment(environment.postgres)) as server:
         job = Job(
-            kind=Kind.APPLY,
+            kind=CallKind.APPLY,
             address=server.address,
-            token=stage.token,
-            population=stage.shops.book,
+            token=environment.token,
+            population=environment.populations.ledger,
             in_flight=IN_FLIGHT,
             seconds=MEMORY_SECONDS_MAX,
             warm_up_seconds=0,
             calls_max=calls,
         )
-        return await measure_memory(job, server, stage.load, stage.steps)
+        return await measure_memory(job, server, environment.load, environment.steps)
 
 
-async def _count_statements(stage: Stage) -> list[Result]:
-    """Count statements on the same database, with the counting on and a fresh server."""
-    await enable_counting(stage.postgres)
-    connection = await connect(stage.postgres.url())
+async def _count_statements(environment: Environment) -> list[Result]:
+    """Count statements per call, on a new server.
+
+    The database is restarted with counting enabled.
+    """
+    await enable_statement_counts(environment.postgres)
+    connection = await connect(environment.postgres.url())
     results = []
-    async with serving("pointbook", server_environment(stage.postgres)) as server:
-        for counted in COUNTED:
-            stage.steps.begin(f"{counted.name}: counting statements")
+    async with run_server("pointbook", server_environment(environment.postgres)) as server:
+        for counted in COUNTED_CALLS:
+            environment.steps.begin(f"{counted.name}: counting statements")
             job = Job(
                 kind=counted.kind,
                 address=server.address,
-                token=stage.token,
-                population=stage.shops.book,
+                token=environment.token,
+                population=environment.populations.ledger,
                 in_flight=counted.in_flight,
                 seconds=COUNTED_SECONDS_MAX,
                 warm_up_seconds=0,
                 calls_max=counted.calls,
                 updates=counted.updates,
             )
-            results += await count_statements(counted.name, job, stage.load, connection)
+            results += await count_statements(counted.name, job, environment.load, connection)
     await connection.close()
     return results
 
@@ -174,27 +189,27 @@ def _shim_environment(grpc_address: str, token: str) -> dict[str, str]:
     }
 
 
-def _read_options() -> Options:
+def _parse_options() -> Options:
     parser = argparse.ArgumentParser(description="Measure Pointbook.")
-    parser.add_argument("--accounts", type=int, default=ACCOUNTS, help=f"accounts to fill in ({ACCOUNTS:,})")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"seconds to measure a row ({SECONDS:g})")
+    parser.add_argument("--accounts", type=int, default=ACCOUNTS, help=f"number of accounts ({ACCOUNTS:,})")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"seconds per rate ({SECONDS:g})")
     parser.add_argument(
         "--memory-calls",
         type=int,
         default=MEMORY_CALLS,
-        help=f"calls after which memory is read, and after as many again ({MEMORY_CALLS:,})",
+        help=f"calls before memory is read, and before it is read again ({MEMORY_CALLS:,})",
     )
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=[part.value for part in Part],
-        default=[part.value for part in Part],
+        choices=[scenario.value for scenario in Scenario],
+        default=[scenario.value for scenario in Scenario],
         metavar="NAME",
-        help=f"measure only some, beside the echo and what they are ratios to: {', '.join(Part)}",
+        help=f"measure only these, with the echo and the rates that they are compared with: {', '.join(Scenario)}",
     )
-    read = parser.parse_args()
-    return Options(read.accounts, read.seconds, read.memory_calls, frozenset(map(Part, read.only)))
+    parsed = parser.parse_args()
+    return Options(parsed.accounts, parsed.seconds, parsed.memory_calls, frozenset(map(Scenario, parsed.only)))
 
 
 if __name__ == "__main__":
-    uvloop.run(main(_read_options()))
+    uvloop.run(main(_parse_options()))

@@ -1,4 +1,7 @@
-"""Telling how far long work is: a progress bar on a terminal, a line every few seconds elsewhere."""
+"""Progress of long work, on standard error.
+
+It is a bar on a terminal, and a line every few seconds elsewhere.
+"""
 
 import time
 from collections.abc import Callable
@@ -11,26 +14,21 @@ from rich.table import Column
 
 LINE_SECONDS = 5.0
 BAR_WIDTH = 16
-"""Leaves room for what is told on a narrow terminal."""
-
-
-def counted(count: int, one: str, many: str) -> str:
-    """Write a count with its noun."""
-    return f"{count:,} {one if count == 1 else many}"
+"""Short enough to leave space for the description on a narrow terminal."""
 
 
 class Meter:
-    """Tells on standard error how far work is, and what `tell` says of it.
+    """A progress display; `describe` returns the text next to the bar.
 
-    Without a `total` the bar shows that there is work, not how much is left.
+    Without a `total` the bar shows activity, not a share.
     """
 
-    def __init__(self, total: int | None, tell: Callable[[], str]) -> None:
+    def __init__(self, total: int | None, describe: Callable[[], str]) -> None:
         self._console = Console(stderr=True)
-        self._tell = tell
+        self._describe = describe
         self._total = total
         self._done = 0
-        self._told_at = time.monotonic()
+        self._printed_at = time.monotonic()
         self._progress = Progress(
             BarColumn(bar_width=BAR_WIDTH),
             TaskProgressColumn(),
@@ -40,7 +38,7 @@ class Meter:
             disable=not self._console.is_terminal,
             transient=True,
         )
-        self._task = self._progress.add_task(tell(), total=total)
+        self._task = self._progress.add_task(describe(), total=total)
 
     def __enter__(self) -> Self:
         """Show the bar."""
@@ -50,18 +48,18 @@ class Meter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bar away, so that the summary stands alone."""
+        """Remove the bar."""
         self._progress.stop()
 
     def advance(self, amount: int) -> None:
-        """Tell that some more of the total is done."""
+        """Add to the amount of work done."""
         self._done += amount
-        self._progress.update(self._task, advance=amount, description=self._tell())
-        if self._progress.disable and time.monotonic() - self._told_at >= LINE_SECONDS:
+        self._progress.update(self._task, advance=amount, description=self._describe())
+        if self._progress.disable and time.monotonic() - self._printed_at >= LINE_SECONDS:
             share = f"{self._done / self._total:.0%}, " if self._total else ""
-            self.say(f"{share}{self._tell()}")
+            self.print(f"{share}{self._describe()}")
 
-    def say(self, text: str) -> None:
-        """Print a line, above the bar where there is one."""
-        self._told_at = time.monotonic()
+    def print(self, text: str) -> None:
+        """Print a line, above the bar if there is one."""
+        self._printed_at = time.monotonic()
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`pointbook benefits import` as an operator meets it: SHOPLINE's answer for a level, put into a real server."""
+"""`pointbook benefits import` on a real server."""
 
 import json
 from pathlib import Path
@@ -31,19 +31,13 @@ SHIPPING = info(rewardType="FREE_SHIPPING", benefitsDetails="0", benefitsStatus=
 
 
 @pytest.fixture
-def settings(service: Service, admin_token: str) -> dict[str, str]:
-    """The environment of an operator who may do everything."""
-    return {"GRPC_ADDRESS": f"127.0.0.1:{service.server.port}", "TOKEN": admin_token}
-
-
-@pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A file with three benefits."""
     return write(tmp_path, answer(POINTS, BIRTHDAY, SHIPPING))
 
 
 def write(folder: Path, content: Any, name: str = "gold.json") -> Path:
-    """Write a file, JSON or not."""
+    """Write a file, as JSON unless it is text."""
     path = folder / name
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
@@ -56,44 +50,42 @@ async def run(file: Path | str, shop: Shop, settings: dict[str, str], *options: 
 
 
 async def listed(client: Client, shop: Shop) -> list[benefits_pb2.Benefit]:
-    """List a merchant's benefits."""
+    """Return a merchant's benefits."""
     request = benefits_pb2.ListBenefitsRequest(merchant_id=shop.merchant_id, page_size=1_000)
     return list((await client.benefits.ListBenefits(request)).benefits)
 
 
 async def test_a_file_is_imported_once(client: Client, shop: Shop, settings: dict[str, str], file: Path) -> None:
-    """The second time nothing is different; what was exported neither; and nothing was written then."""
     level = "gid://shopline/Membership/MLC7"
     first = await run(file, shop, settings, "--membership-type", "LEVEL", level=level)
     assert (first.exit_code, first.err) == (0, ""), first
     assert first.out.splitlines() == [
         "MLC7:1  created",
         "MLC7:2  created",
-        "    kept by its name: productsApplicableType ALL_PRODUCTS",
+        "    stored by its name: productsApplicableType ALL_PRODUCTS",
         "MLC7:3  created",
         "    set aside: periodicallyMonths, which is only relevant when benefits_issurance_type = PERIODICALLY",
         "3 benefits: 3 created, 0 changed, 0 unchanged, 0 refused; 0 vanished.",
     ]
-    kept = await listed(client, shop)
-    points, birthday, shipping = kept
+    stored = await listed(client, shop)
+    points, birthday, shipping = stored
     assert (points.benefit_id, points.level_code, points.benefits_details) == ("MLC7:1", "MLC7", "1000")
     assert points.membership_type == benefits_pb2.MEMBERSHIP_TYPE_LEVEL
     assert birthday.days_before == 7
     assert birthday.unrecognized_values == {"products_applicable_type": "ALL_PRODUCTS"}
     assert dict(shipping.irrelevant_values) == {"periodically_months": "3"}
 
-    again = write(file.parent, exported(kept), "exported.json")
+    again = write(file.parent, exported(stored), "exported.json")
     for same, options in ((file, ()), (again, ()), (again, ("--membership-type", "LEVEL", "--prune"))):
         second = await run(same, shop, settings, *options)
         assert second.exit_code == 0, second
         assert "3 benefits: 0 created, 0 changed, 3 unchanged, 0 refused; 0 " in second.out
-    assert await listed(client, shop) == kept
+    assert await listed(client, shop) == stored
 
 
-async def test_what_is_different_is_told(
+async def test_changed_fields_and_vanished_benefits_are_printed(
     client: Client, shop: Shop, settings: dict[str, str], file: Path, tmp_path: Path
 ) -> None:
-    """Each field before and after; and a benefit that vanished is kept unless it is pruned."""
     await run(file, shop, settings)
     changed = {**BIRTHDAY, "benefitsDetails": 20, "daysBefore": None, "productsApplicableType": "SPECIFIC_CATEGORY"}
     changed |= {"specificCategoryList": ["tea", "cups"], "benefitsIcon": "\u001b[2J" + "x" * 100}
@@ -110,7 +102,7 @@ async def test_what_is_different_is_told(
         "    products_applicable_type: ALL_PRODUCTS -> SPECIFIC_CATEGORY",
         '    specific_category_list: nothing -> ["tea", "cups"]',
         "MLC7:3  vanished",
-        "    it is not in the file; --prune deletes it",
+        "    not in the file; --prune deletes it",
         "2 benefits: 0 created, 1 changed, 1 unchanged, 0 refused; 1 vanished.",
     ]
     assert len(await listed(client, shop)) == 3
@@ -118,31 +110,31 @@ async def test_what_is_different_is_told(
     pruned = await run(other, shop, settings, "--prune")
     assert pruned.out.splitlines()[-3:] == [
         "MLC7:3  deleted",
-        "    it is not in the file",
+        "    not in the file",
         "2 benefits: 0 created, 0 changed, 2 unchanged, 0 refused; 1 deleted.",
     ]
     assert [benefit.benefit_id for benefit in await listed(client, shop)] == ["MLC7:1", "MLC7:2"]
 
 
-async def test_a_long_value_is_told_from_where_it_differs(shop: Shop, settings: dict[str, str], tmp_path: Path) -> None:
-    """What is the same in front of that is cut off, and what looks like the name of an emoji is none."""
+async def test_a_long_value_is_printed_from_the_first_difference(
+    shop: Shop, settings: dict[str, str], tmp_path: Path
+) -> None:
     ids = [f"product-{number:02}" for number in range(40)]
     before = info(rewardType="CASH_VOUCHER", benefitsDetails="5", productsApplicableType="SPECIFIC_PRODUCT")
     await run(write(tmp_path, answer({**before, "specificProductIds": ids})), shop, settings)
     after = {**before, "specificProductIds": [*ids[:-1], "product-99"], "benefitsIcon": "a:cat:b"}
     finished = await run(write(tmp_path, answer(after)), shop, settings)
 
-    told = '"product-36", "product-37", "product-38", "product-'
+    message = '"product-36", "product-37", "product-38", "product-'
     assert finished.out.splitlines()[1:3] == [
         '    benefits_icon: nothing -> "a:cat:b"',
-        f'    specific_product_ids: …{told[-40:]}39"] -> …{told[-40:]}99"]',
+        f'    specific_product_ids: …{message[-40:]}39"] -> …{message[-40:]}99"]',
     ]
 
 
-async def test_only_what_a_file_brought_is_pruned(
+async def test_prune_deletes_only_imported_benefits(
     client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """Benefits of other levels, and those that somebody named otherwise, stay."""
     others = [("MLC7:x", "MLC7"), ("MLC7:01", "MLC7"), ("own", "MLC7"), ("MLC77:9", "MLC77"), ("MLC7:9", "other")]
     for benefit_id, level_code in [*others, ("MLC7:12", "MLC7"), ("MLC7:2", "MLC7")]:
         benefit = benefits_pb2.Benefit(merchant_id=shop.merchant_id, benefit_id=benefit_id, level_code=level_code)
@@ -157,10 +149,9 @@ async def test_only_what_a_file_brought_is_pruned(
     assert sorted(benefit.benefit_id for benefit in await listed(client, shop)) == sorted(name for name, _ in others)
 
 
-async def test_what_the_file_does_not_tell_stays(
+async def test_fields_that_are_not_in_the_file_stay_unchanged(
     client: Client, shop: Shop, settings: dict[str, str], file: Path
 ) -> None:
-    """Stores, scene and membership type are an operator's to say, and no import takes them away."""
     await run(file, shop, settings)
     birthday = (await listed(client, shop))[1]
     birthday.store_ids.append(shop.store_id)
@@ -176,10 +167,9 @@ async def test_what_the_file_does_not_tell_stays(
     assert "    membership_type: VIP -> PAID" in finished.out.splitlines()
 
 
-async def test_a_wrong_benefit_does_not_stop_the_others(
+async def test_an_invalid_benefit_does_not_stop_the_others(
     client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """It is refused with everything that is wrong of it, by the file or by the server, and the exit code is 1."""
     wrong = {**BIRTHDAY, "daysBefore": "a week", "autoStackLimit": "maybe", "specificProductIds": "p"}
     wrong |= {"usageLimitsType": 3, "benefitsName": "\ud800"}
     wrong |= {"productsApplicableType": "SPECIFIC_PRODUCT"}
@@ -201,16 +191,15 @@ async def test_a_wrong_benefit_does_not_stop_the_others(
         "MLC7:3  refused",
         "    INVALID_FIELDS: benefit.benefits_details must be whole points, 1 to 10^15",
         "MLC7:4  created",
-        "    left out: new\\x1bField, which is no field of BenefitsInfo",
+        "    ignored: new\\x1bField, which is not a field of BenefitsInfo",
         "4 benefits: 1 created, 0 changed, 0 unchanged, 3 refused; 0 vanished.",
     ]
     assert [benefit.benefit_id for benefit in await listed(client, shop)] == ["MLC7:4"]
 
 
-async def test_a_benefit_that_is_too_big_does_not_stop_the_others(
+async def test_a_benefit_that_is_too_large_does_not_stop_the_others(
     client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """The server refuses it before it looks at any field."""
     big = {**BIRTHDAY, "benefitsIcon": "i" * 2**21}
     finished = await run(write(tmp_path, answer(big, POINTS)), shop, settings)
 
@@ -221,45 +210,43 @@ async def test_a_benefit_that_is_too_big_does_not_stop_the_others(
     assert [benefit.benefit_id for benefit in await listed(client, shop)] == ["MLC7:2"]
 
 
-async def test_what_is_left_out_is_told_in_the_order_of_the_file(
+async def test_ignored_fields_are_printed_in_the_order_of_the_file(
     shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """Two reports of the same file are the same."""
     newer = {f"newField{number}": number for number in (3, 1, 4, 5, 9, 2, 6)}
     finished = await run(write(tmp_path, answer({**POINTS, **newer})), shop, settings)
 
-    told = [f"    left out: {name}, which is no field of BenefitsInfo" for name in newer]
-    assert finished.out.splitlines()[1:-1] == told
+    message = [f"    ignored: {name}, which is not a field of BenefitsInfo" for name in newer]
+    assert finished.out.splitlines()[1:-1] == message
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("{", "must be JSON in UTF-8"),
         ('{"data": NaN}', "must be JSON in UTF-8"),
         ("[" * 100_000, "must be JSON in UTF-8"),
         ("[]", "must have data.benefitsOfMembership.benefitsInfo"),
         ({"data": {"benefitsOfMembership": None}}, "must have data.benefitsOfMembership.benefitsInfo"),
-        ({"data": {"benefitsOfMembership": {"benefitsInfo": {}}}}, "must have at most 1,000 benefits as a list"),
-        ({"data": {"benefitsOfMembership": {"benefitsInfo": None}}}, "must have at most 1,000 benefits as a list"),
-        (answer(*[POINTS] * 1_001), "must have at most 1,000 benefits as a list"),
-        ({**answer(POINTS), "errors": [{"message": "throttled"}]}, "is an answer with errors"),
-        (answer(POINTS, customPrivileges={}), "must have at most 1,000 custom privileges as a list"),
-        (answer(POINTS, customPrivileges="none"), "must have at most 1,000 custom privileges as a list"),
-        (answer(customPrivileges=[privilege()] * 1_001), "must have at most 1,000 custom privileges as a list"),
+        ({"data": {"benefitsOfMembership": {"benefitsInfo": {}}}}, "must have a list of at most 1,000 benefits"),
+        ({"data": {"benefitsOfMembership": {"benefitsInfo": None}}}, "must have a list of at most 1,000 benefits"),
+        (answer(*[POINTS] * 1_001), "must have a list of at most 1,000 benefits"),
+        ({**answer(POINTS), "errors": [{"message": "throttled"}]}, "is a response with errors"),
+        (answer(POINTS, customPrivileges={}), "must have a list of at most 1,000 custom privileges"),
+        (answer(POINTS, customPrivileges="none"), "must have a list of at most 1,000 custom privileges"),
+        (answer(customPrivileges=[privilege()] * 1_001), "must have a list of at most 1,000 custom privileges"),
     ],
 )
-async def test_a_file_that_is_no_answer(
-    shop: Shop, settings: dict[str, str], tmp_path: Path, content: Any, told: str
+async def test_a_file_that_is_not_a_response_changes_nothing(
+    shop: Shop, settings: dict[str, str], tmp_path: Path, content: Any, message: str
 ) -> None:
-    """One line says what is wrong, and nothing is changed, even with --prune."""
-    told_line = one_line(await run(write(tmp_path, content), shop, settings, "--prune"))
+    error_line = one_line(await run(write(tmp_path, content), shop, settings, "--prune"))
 
-    assert f"gold.json: the file {told}" in told_line
+    assert f"gold.json: the file {message}" in error_line
 
 
 async def privileges(client: Client, shop: Shop, level: str = "MLC7") -> list[benefits_pb2.CustomPrivilege]:
-    """List the custom privileges of a level."""
+    """Return the custom privileges of a level."""
     request = benefits_pb2.ListCustomPrivilegesRequest(merchant_id=shop.merchant_id, level_code=level, page_size=1_000)
     return list((await client.benefits.ListCustomPrivileges(request)).custom_privileges)
 
@@ -267,13 +254,12 @@ async def privileges(client: Client, shop: Shop, level: str = "MLC7") -> list[be
 async def test_custom_privileges_are_imported_once(
     client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """They are kept beside the benefits of the level as they stand; the second time nothing is different."""
     lounge = privilege(privilegeDescription="Coffee\nand tea", benefitsIcon="https://img.example/l.png")
     odd = privilege(privilegeName=7, previlegeStatus="ACTIVE", privilegeColour="red")
     file = write(tmp_path, answer(POINTS, customPrivileges=[lounge, odd, privilege(privilegeName=None)]))
 
     first = await run(file, shop, settings)
-    kept = await privileges(client, shop)
+    stored = await privileges(client, shop)
     second = await run(file, shop, settings, "--prune")
 
     assert first.exit_code == 0, first
@@ -282,12 +268,12 @@ async def test_custom_privileges_are_imported_once(
         "1 benefit: 1 created, 0 changed, 0 unchanged, 0 refused; 0 vanished.",
         "MLC7:p1  created",
         "MLC7:p2  created",
-        "    left out: privilegeColour, which is no field of custom privileges",
+        "    ignored: privilegeColour, which is not a field of custom privileges",
         "MLC7:p3  created",
         "3 custom privileges: 3 created, 0 changed, 0 unchanged, 0 refused; 0 vanished.",
     ]
     named = {"merchant_id": shop.merchant_id, "level_code": "MLC7"}
-    assert kept == [
+    assert stored == [
         benefits_pb2.CustomPrivilege(
             **named,
             privilege_id="MLC7:p1",
@@ -299,13 +285,12 @@ async def test_custom_privileges_are_imported_once(
         benefits_pb2.CustomPrivilege(**named, privilege_id="MLC7:p3"),
     ]
     assert "3 custom privileges: 0 created, 0 changed, 3 unchanged, 0 refused; 0 deleted." in second.out
-    assert await privileges(client, shop) == kept
+    assert await privileges(client, shop) == stored
 
 
-async def test_custom_privileges_that_changed_or_vanished_are_told(
+async def test_changed_and_vanished_custom_privileges_are_printed(
     client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """As benefits are: each value before and after, and `--prune` deletes what only an earlier file had."""
     await run(write(tmp_path, answer(customPrivileges=[privilege(), privilege(), privilege()])), shop, settings)
     for privilege_id, level_code in (("MLC7:px", "MLC7"), ("MLC7:p03", "MLC7"), ("own", "MLC7"), ("MLC7:p9", "other")):
         own = benefits_pb2.CustomPrivilege(
@@ -322,7 +307,7 @@ async def test_custom_privileges_that_changed_or_vanished_are_told(
         "MLC7:p2  changed",
         '    privilege_name: "Lounge" -> "Bar"',
         "MLC7:p3  vanished",
-        "    it is not in the file; --prune deletes it",
+        "    not in the file; --prune deletes it",
         "2 custom privileges: 0 created, 1 changed, 1 unchanged, 0 refused; 1 vanished.",
     ]
     assert pruned.out.splitlines()[-1].endswith("2 unchanged, 0 refused; 1 deleted.")
@@ -330,10 +315,9 @@ async def test_custom_privileges_that_changed_or_vanished_are_told(
     assert ids == {"MLC7:p1", "MLC7:p2", "MLC7:px", "MLC7:p03", "own"}
 
 
-async def test_a_wrong_custom_privilege_does_not_stop_the_others(
+async def test_an_invalid_custom_privilege_does_not_stop_the_others(
     client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """It is refused with everything that is wrong of it, by the file or by the server, and the exit code is 1."""
     wrong = [
         privilege(privilegeName=["a"], benefitsIcon={"url": "x"}, privilegeDescription="\ud800"),
         None,
@@ -372,10 +356,9 @@ async def test_a_wrong_custom_privilege_does_not_stop_the_others(
 
 
 @pytest.mark.parametrize("others", [{}, {"customPrivileges": None}])
-async def test_an_answer_that_says_nothing_of_custom_privileges_deletes_none(
+async def test_a_response_without_custom_privileges_deletes_none(
     others: dict[str, Any], client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """An older query does not ask for them, and a null may be a failure; an empty list says that there are none."""
     await run(write(tmp_path, answer(customPrivileges=[privilege()])), shop, settings)
     silent = await run(write(tmp_path, answer(POINTS, **others)), shop, settings, "--prune")
     assert "custom privilege" not in silent.out
@@ -386,10 +369,9 @@ async def test_an_answer_that_says_nothing_of_custom_privileges_deletes_none(
     assert await privileges(client, shop) == []
 
 
-async def test_wrong_options_and_places(
+async def test_invalid_options_files_and_servers_are_reported_in_one_line(
     service: Service, shop: Shop, settings: dict[str, str], file: Path, tmp_path: Path
 ) -> None:
-    """Each is one clear line."""
     assert "--membership-type must be one of LEVEL, PAID, BASIC, DUAL" in one_line(
         await run(file, shop, settings, "--membership-type", "GOLD")
     )
@@ -405,18 +387,16 @@ async def test_wrong_options_and_places(
     assert (denied.exit_code, "SCOPE_MISSING" in denied.err) == (2, True)
 
 
-async def test_standard_input(shop: Shop, settings: dict[str, str], file: Path) -> None:
-    """SHOPLINE's answer may come through a pipe."""
+async def test_a_file_can_be_read_from_standard_input(shop: Shop, settings: dict[str, str], file: Path) -> None:
     command = f"{POINTBOOK} benefits import - --merchant {shop.merchant_id} --level MLC7 < {file}"
     finished = await finish("bash", "-c", command, environment=clean_environment(settings))
 
     assert "3 created" in finished.out, finished
 
 
-async def test_an_import_that_is_killed_goes_on(
+async def test_a_killed_import_can_be_repeated(
     client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """The same command again brings the rest, and the third time nothing is left to do."""
     file = write(tmp_path, answer(*({**POINTS, "benefitsDetails": str(number + 1)} for number in range(600))))
     arguments = ("benefits", "import", str(file), "--merchant", shop.merchant_id, "--level", "MLC7")
     async with running(*arguments, folder=tmp_path, settings=settings) as process:

@@ -1,4 +1,4 @@
-"""The `pointbook` commands as an operator meets them: exit codes, one line for what can be mended, and no secrets."""
+"""The `pointbook` command: exit codes, one-line errors, and no secrets."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ LISTENING, ESTABLISHED = "0A", "01"
 
 @pytest.fixture
 async def empty_url(cluster: Cluster) -> str:
-    """A database without any table."""
+    """A database without tables."""
 
     async def nothing(_url: str) -> None:
         pass
@@ -50,7 +50,7 @@ async def empty_url(cluster: Cluster) -> str:
 
 @contextlib.asynccontextmanager
 async def serving(folder: Path, *options: str, **settings: str) -> AsyncIterator[Running]:
-    """Run `pointbook serve` until it serves, and while the block runs."""
+    """Run `pointbook serve`; it serves while the context is open."""
 
     async def serves() -> bool:
         return await grpc_health(settings["GRPC_ADDRESS"]) == "SERVING"
@@ -61,19 +61,18 @@ async def serving(folder: Path, *options: str, **settings: str) -> AsyncIterator
 
 
 def free_address() -> str:
-    """A loopback address that nothing listens on."""
+    """Return a loopback address with a free port."""
     return f"127.0.0.1:{free_port()}"
 
 
-async def test_migrate_may_be_repeated(empty_url: str) -> None:
-    """`migrate` brings an empty database to the newest revision, and says so again when there is nothing to do."""
+async def test_migrate_can_be_repeated(empty_url: str) -> None:
     first = await pointbook("migrate", DATABASE_URL=empty_url)
     second = await pointbook("migrate", DATABASE_URL=empty_url)
 
     assert (first.exit_code, first.err) == (0, "")
-    revision = re.fullmatch(r"The database went from revision nothing to (\w+)\.\n", first.out)
+    revision = re.fullmatch(r"The database was migrated from revision nothing to (\w+)\.\n", first.out)
     assert revision is not None
-    assert second == Finished(0, f"The database is at revision {revision[1]} already.\n", "")
+    assert second == Finished(0, f"The database is already at revision {revision[1]}.\n", "")
 
 
 @pytest.mark.parametrize(
@@ -87,22 +86,19 @@ async def test_migrate_may_be_repeated(empty_url: str) -> None:
         ("token", "create", "--name", "shim", "--merchant", "m", "--scope", "points.write"),
     ],
 )
-async def test_an_unmigrated_database_is_told_in_one_line(empty_url: str, command: tuple[str, ...]) -> None:
-    """A command that needs the tables names the command that makes them."""
+async def test_an_unmigrated_database_is_reported_in_one_line(empty_url: str, command: tuple[str, ...]) -> None:
     finished = await pointbook(*command, DATABASE_URL=empty_url, GRPC_ADDRESS=free_address())
 
     assert "`pointbook migrate`" in one_line(finished)
 
 
 @pytest.mark.parametrize("command", [("serve",), ("migrate",), ("verify",), ("token", "list")])
-async def test_no_database_is_told_in_one_line(command: tuple[str, ...]) -> None:
-    """Only `dev` has a database of its own; the others name the setting that they need."""
+async def test_a_missing_database_url_is_reported_in_one_line(command: tuple[str, ...]) -> None:
     assert "POINTBOOK_DATABASE_URL" in one_line(await pointbook(*command))
 
 
 @pytest.mark.parametrize("command", [("migrate",), ("verify",), ("token", "list")])
-async def test_a_database_that_is_away_is_told_in_one_line(command: tuple[str, ...]) -> None:
-    """Nothing listens there: the line says so without the password."""
+async def test_an_unavailable_database_is_reported_in_one_line_without_its_password(command: tuple[str, ...]) -> None:
     url = f"postgresql://pointbook:pw-never-shown@{free_address()}/pointbook"
     line = one_line(await pointbook(*command, DATABASE_URL=url))
 
@@ -110,8 +106,7 @@ async def test_a_database_that_is_away_is_told_in_one_line(command: tuple[str, .
     assert "pw-never-shown" not in line
 
 
-async def test_a_role_that_may_not_use_the_tables_stops_the_start(database_url: str) -> None:
-    """A role without privileges, or with another search_path, ends the start with one line."""
+async def test_a_role_without_privileges_on_the_tables_stops_the_start(database_url: str) -> None:
     connection = await asyncpg.connect(database_url)
     name = unique("role").replace("-", "_")
     await connection.execute(f"CREATE ROLE {name} LOGIN")
@@ -126,9 +121,8 @@ async def test_a_role_that_may_not_use_the_tables_stops_the_start(database_url: 
     await connection.close()
 
 
-async def test_a_login_that_the_database_refuses_is_logged_and_never_serves(database_url: str, tmp_path: Path) -> None:
-    """It may be a password that is just being changed, so that the server waits; the log names the cause."""
-    url = database_url.replace("pointbook@", "nobody:pw-never-shown@", 1)
+async def test_a_refused_database_login_is_logged_and_the_server_waits(database_url: str, tmp_path: Path) -> None:
+    url = database_url.replace("pointbook@", "missing_role:pw-never-shown@", 1)
     address = free_address()
     settings = {"DATABASE_URL": url, "GRPC_ADDRESS": address}
     async with running("serve", folder=tmp_path, settings=settings) as process:
@@ -137,13 +131,12 @@ async def test_a_login_that_the_database_refuses_is_logged_and_never_serves(data
         await process.printed("the database cannot be used")
         assert (await process.terminate())[0] == 0
     errors = [line for line in process.err.splitlines() if '"level": "error"' in line]
-    assert all("nobody" in line for line in errors)
+    assert all("missing_role" in line for line in errors)
     assert len(errors) == 2
     assert "pw-never-shown" not in process.err
 
 
-async def test_calls_with_wrong_headers_are_not_logged(database_url: str, tmp_path: Path) -> None:
-    """They need no token, so that a line for each would be a stranger's to write."""
+async def test_calls_with_invalid_headers_are_not_logged(database_url: str, tmp_path: Path) -> None:
     address = free_address()
     settings = {"DATABASE_URL": database_url, "GRPC_ADDRESS": address}
     # gRPC reads how much it is to log while it is imported.
@@ -192,8 +185,7 @@ async def test_calls_with_wrong_headers_are_not_logged(database_url: str, tmp_pa
         ("health", {"GRPC_ADDRESS": "50051"}, {"GRPC_ADDRESS"}),
     ],
 )
-async def test_wrong_settings_stop_the_start(command: str, wrong: dict[str, str], names: set[str]) -> None:
-    """One line names every wrong variable, shows no value, and the exit code is 2."""
+async def test_invalid_settings_stop_the_start(command: str, wrong: dict[str, str], names: set[str]) -> None:
     line = one_line(await pointbook(command, **wrong))
 
     assert line.startswith("wrong settings: ")
@@ -212,10 +204,9 @@ async def test_wrong_settings_stop_the_start(command: str, wrong: dict[str, str]
         ({"APPRISE_EMAIL_URL": "nothing://pw-never-shown/{to}"}, {"APPRISE_EMAIL_URL"}),
     ],
 )
-async def test_wrong_senders_stop_the_start(
+async def test_invalid_senders_stop_the_start(
     database_url: str, command: tuple[str, ...], settings: dict[str, str], names: set[str], tmp_path: Path
 ) -> None:
-    """One line names the variables, and shows no value."""
     addresses = {"GRPC_ADDRESS": free_address(), "HTTP_ADDRESS": free_address()}
     more = {"DATABASE_URL": database_url, "DATA_DIR": str(tmp_path), **addresses}
     line = one_line(await pointbook(*command, **settings, **more))
@@ -224,27 +215,24 @@ async def test_wrong_senders_stop_the_start(
     assert "pw-never-shown" not in line
 
 
-async def test_plaintext_stays_on_loopback_unless_told(empty_url: str) -> None:
-    """Beyond loopback the server speaks no plaintext; with POINTBOOK_ALLOW_PLAINTEXT the operator answers for it."""
+async def test_plaintext_beyond_loopback_needs_the_setting(empty_url: str) -> None:
     settings = {"DATABASE_URL": empty_url, "GRPC_ADDRESS": f"0.0.0.0:{free_port()}"}
     line = one_line(await pointbook("serve", **settings))
     assert "POINTBOOK_GRPC_ADDRESS" in line
     assert "POINTBOOK_ALLOW_PLAINTEXT" in line
 
-    # The next thing that is looked at stops the start, so that the test itself stays on loopback.
+    # The next check stops the start, so that the test does not listen beyond loopback.
     allowed = one_line(await pointbook("serve", **settings, ALLOW_PLAINTEXT="true"))
     assert "`pointbook migrate`" in allowed
 
 
-async def test_an_address_without_a_host_is_told_in_one_line(database_url: str) -> None:
-    """A host that does not exist is a wrong setting like any other."""
+async def test_an_address_with_an_unknown_host_is_reported_in_one_line(database_url: str) -> None:
     settings = {"DATABASE_URL": database_url, "GRPC_ADDRESS": "no..host:50051", "ALLOW_PLAINTEXT": "true"}
     for options in ((), ("--workers", "2")):
         assert "POINTBOOK_GRPC_ADDRESS" in one_line(await pointbook("serve", *options, **settings))
 
 
-async def test_a_tokens_secret_is_shown_once(database_url: str, tmp_path: Path) -> None:
-    """`token create` prints the bearer string and nothing else; the list, the database and the log do not have it."""
+async def test_a_tokens_secret_is_printed_only_at_its_creation(database_url: str, tmp_path: Path) -> None:
     shop = Shop(unique("merchant"), unique("store"))
     options = ("--name", "shim", "--merchant", shop.merchant_id, "--scope", "stores", "--days", "30")
     made = await pointbook("token", "create", *options, DATABASE_URL=database_url)
@@ -283,16 +271,14 @@ async def test_a_tokens_secret_is_shown_once(database_url: str, tmp_path: Path) 
     assert token_id in one_line(await pointbook("token", "revoke", token_id, DATABASE_URL=database_url))
 
 
-async def test_dev_names_every_address_that_it_cannot_have(tmp_path: Path, default_addresses: tuple[str, ...]) -> None:
-    """The default addresses are in use while these tests run, and one line names both."""
+async def test_dev_names_every_address_in_use(tmp_path: Path, default_addresses: tuple[str, ...]) -> None:
     line = one_line(await pointbook("dev", DATA_DIR=str(tmp_path / "data")))
 
     assert all(address in line for address in default_addresses)
     assert not (tmp_path / "data").exists()
 
 
-async def test_an_unknown_scope_is_told_in_one_line(database_url: str) -> None:
-    """A mistyped scope makes no token; the line lists the scopes that there are."""
+async def test_an_unknown_scope_is_reported_with_the_known_ones(database_url: str) -> None:
     options = ("--name", "shim", "--merchant", "m", "--scope", "points.wrote")
     line = one_line(await pointbook("token", "create", *options, DATABASE_URL=database_url))
 
@@ -301,7 +287,7 @@ async def test_an_unknown_scope_is_told_in_one_line(database_url: str) -> None:
 
 
 def sockets(pid: int, port: int, state: str) -> int:
-    """Count a process's own sockets of a local port and a state."""
+    """Count a process's sockets of a local port and state."""
     targets = []
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -314,7 +300,7 @@ def sockets(pid: int, port: int, state: str) -> int:
 
 @contextlib.asynccontextmanager
 async def two_workers(folder: Path, database_url: str, address: str) -> AsyncIterator[tuple[Running, list[int]]]:
-    """Run `pointbook serve --workers 2` until both workers serve, and while the block runs."""
+    """Run `pointbook serve --workers 2`; both serve while the context is open."""
     if not HAS_PROC:
         pytest.skip("which process has which socket is looked up in /proc, which this system does not have")
     settings = {"DATABASE_URL": database_url, "GRPC_ADDRESS": address}
@@ -333,7 +319,6 @@ async def two_workers(folder: Path, database_url: str, address: str) -> AsyncIte
 
 
 async def test_two_workers_share_the_port(database_url: str, admin_token: str, tmp_path: Path) -> None:
-    """Both workers listen on the one port and have callers of their own; SIGTERM ends all three cleanly."""
     address = free_address()
     port = int(address.rpartition(":")[2])
     async with two_workers(tmp_path, database_url, address) as (process, workers):
@@ -343,7 +328,7 @@ async def test_two_workers_share_the_port(database_url: str, admin_token: str, t
         channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CONNECTIONS)]
         await asyncio.gather(*(channel.channel_ready() for channel in channels))
         assert all(sockets(worker, port, ESTABLISHED) for worker in workers)
-        # The port was another test's before, whose clients may still try it.
+        # Clients of an earlier test may still connect to the port.
         assert sum(sockets(worker, port, ESTABLISHED) for worker in workers) >= CONNECTIONS
         await asyncio.gather(*(channel.close() for channel in channels))
         shop = Shop(unique("merchant"), unique("store"))
@@ -360,8 +345,7 @@ async def test_two_workers_share_the_port(database_url: str, admin_token: str, t
         assert "Traceback" not in process.err
 
 
-async def test_workers_do_not_outlive_their_parent(database_url: str, tmp_path: Path) -> None:
-    """When the parent is killed its workers end by themselves, and give the port free for the next start."""
+async def test_workers_end_with_their_killed_parent(database_url: str, tmp_path: Path) -> None:
     address = free_address()
     async with two_workers(tmp_path, database_url, address) as (process, workers):
         await process.kill()
@@ -370,8 +354,7 @@ async def test_workers_do_not_outlive_their_parent(database_url: str, tmp_path: 
         assert (await process.terminate())[0] == 0
 
 
-async def test_a_port_has_one_server(database_url: str, tmp_path: Path) -> None:
-    """A second server on a port is refused in one line, alone or with workers; it never shares callers silently."""
+async def test_a_second_server_on_a_port_is_refused(database_url: str, tmp_path: Path) -> None:
     address = free_address()
     settings = {"DATABASE_URL": database_url, "GRPC_ADDRESS": address}
     async with serving(tmp_path, **settings):
@@ -381,8 +364,7 @@ async def test_a_port_has_one_server(database_url: str, tmp_path: Path) -> None:
         assert address.rpartition(":")[2] in one_line(http)
 
 
-async def test_workers_share_their_port_with_nobody(database_url: str, tmp_path: Path) -> None:
-    """Workers' ports can be shared, but only by the workers of one service."""
+async def test_workers_share_their_ports_with_no_other_program(database_url: str, tmp_path: Path) -> None:
     address = free_address()
     settings = {"DATABASE_URL": database_url, "GRPC_ADDRESS": address}
     async with two_workers(tmp_path, database_url, address):
@@ -392,8 +374,7 @@ async def test_workers_share_their_port_with_nobody(database_url: str, tmp_path:
     assert "POINTBOOK_GRPC_ADDRESS" in one_line(unnamed)
 
 
-async def test_health_tells_by_its_exit_code(database_url: str, tmp_path: Path) -> None:
-    """`health` ends with 0 for what serves and with 1 for what does not, be it away or without its database."""
+async def test_the_exit_code_of_health_is_the_servers_state(database_url: str, tmp_path: Path) -> None:
     address, http_address = free_address(), free_address()
     settings = {"GRPC_ADDRESS": address, "HTTP_ADDRESS": http_address}
     not_serving = Finished(1, "not serving\n", "")
@@ -412,14 +393,12 @@ async def test_health_tells_by_its_exit_code(database_url: str, tmp_path: Path) 
 
 
 async def test_a_shim_needs_a_secret() -> None:
-    """Without an app secret no webhook could be told from a forged one, so that the shim does not start."""
     line = one_line(await pointbook("shim", HTTP_ADDRESS=free_address()))
 
     assert "POINTBOOK_SHOPLINE_SECRETS" in line
 
 
 async def test_a_shim_starts_before_its_server(tmp_path: Path) -> None:
-    """The shim listens while its server is away, says that it is not ready, and SIGTERM ends it with 0."""
     http_address = free_address()
     settings = {"SHOPLINE_SECRETS": SECRET, "HTTP_ADDRESS": http_address, "GRPC_ADDRESS": free_address()}
     async with running("shim", folder=tmp_path, settings=settings) as process:
@@ -439,8 +418,7 @@ async def test_a_shim_starts_before_its_server(tmp_path: Path) -> None:
         assert (exit_code, stop_seconds < STOP_SECONDS_MAX) == (0, True)
 
 
-async def test_webhook_send_tells_when_there_is_no_shim(tmp_path: Path) -> None:
-    """No shim, and no such file, are one line each."""
+async def test_webhook_send_reports_a_missing_shim_or_file_in_one_line(tmp_path: Path) -> None:
     url = f"http://{free_address()}/webhooks/shopline"
     assert url in one_line(await pointbook("webhook", "send", "--url", url))
     missing = tmp_path / "missing.json"
@@ -448,7 +426,6 @@ async def test_webhook_send_tells_when_there_is_no_shim(tmp_path: Path) -> None:
 
 
 async def test_usage_is_shown_without_tracebacks() -> None:
-    """Without a command the help is shown; a wrong option is explained."""
     for arguments in ((), ("token",), ("serve", "--workers", "0"), ("nonsense",)):
         finished = await pointbook(*arguments)
         assert finished.exit_code == 2
@@ -462,8 +439,7 @@ async def test_usage_is_shown_without_tracebacks() -> None:
     assert ALL_MERCHANTS in (await pointbook("token", "create", "--help")).out
 
 
-async def test_a_wrong_ssl_mode_is_one_line(database_url: str) -> None:
-    """Whatever asyncpg makes of the URL, the operator reads which setting to mend."""
+async def test_an_invalid_ssl_mode_is_reported_in_one_line(database_url: str) -> None:
     for command in ("migrate", "serve"):
         url = f"{database_url}&sslmode=bogus"
         finished = await pointbook(command, DATABASE_URL=url, GRPC_ADDRESS=free_address())
@@ -473,8 +449,7 @@ async def test_a_wrong_ssl_mode_is_one_line(database_url: str) -> None:
 @pytest.mark.parametrize(
     "options", [("--name", "[/x]", "--days", "3000000"), ("--name", "a b"), ("--name", "x", "--merchant", "two words")]
 )
-async def test_a_token_that_no_list_could_show_is_not_made(database_url: str, options: tuple[str, ...]) -> None:
-    """Names that are no ids, and times beyond a century, are refused when the token is made."""
+async def test_invalid_token_names_and_expiry_times_are_refused(database_url: str, options: tuple[str, ...]) -> None:
     made = await pointbook(
         "token", "create", *options, "--merchant", "m", "--scope", "redeem", DATABASE_URL=database_url
     )
@@ -483,8 +458,7 @@ async def test_a_token_that_no_list_could_show_is_not_made(database_url: str, op
     assert (await pointbook("token", "list", DATABASE_URL=database_url)).exit_code == 0
 
 
-async def test_a_name_with_brackets_is_shown_as_it_is(database_url: str) -> None:
-    """The list takes no part of a name for markup."""
+async def test_a_token_name_with_brackets_is_printed_unchanged(database_url: str) -> None:
     options = ("--name", "[/x]", "--merchant", "m", "--scope", "redeem")
     made = await pointbook("token", "create", *options, DATABASE_URL=database_url)
     listed = await pointbook("token", "list", DATABASE_URL=database_url)

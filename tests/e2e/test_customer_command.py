@@ -1,4 +1,4 @@
-"""`pointbook customer show` as a support desk meets it, on a real server."""
+"""`pointbook customer show` on a real server."""
 
 import asyncio
 import json
@@ -11,16 +11,17 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from pointbook.v1 import redemption_pb2
-from pointbook_cli.customer import (
+from pointbook_cli.commands.customer import parse_time_zone
+from pointbook_cli.customer_view import (
     CustomerNotFoundError,
     CustomerQuery,
     CustomerView,
-    guessed_kind,
-    json_of,
-    read_since_ms,
+    guess_kind,
+    parse_since_ms,
     read_view,
+    to_json,
 )
-from pointbook_cli.main import app, read_time_zone
+from pointbook_cli.main import app
 from pointbook_common.durations import DAY_MS
 from pointbook_server.access.model import Scope
 from pointbook_server.rpc.request_fields import TIME_MS_MAX
@@ -35,7 +36,7 @@ MOBILE = "+8613812345678"
 
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
-    """A shop with a customer to whom everything has happened, a minute apart."""
+    """A shop with a customer who has every kind of timeline entry, a minute apart."""
     client, clock = service.client, service.clock
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODE_SETTINGS)
     await client.put_customer(
@@ -63,19 +64,13 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
     clock.now_ms = NOW_MS
 
 
-@pytest.fixture
-def settings(service: Service, admin_token: str) -> dict[str, str]:
-    """The environment of an operator who may do everything."""
-    return {"GRPC_ADDRESS": f"127.0.0.1:{service.server.port}", "TOKEN": admin_token}
-
-
 async def show(shop: Shop, settings: dict[str, str], identifier: str, *options: str) -> Finished:
-    """Show a customer of a shop."""
+    """Run the command for a customer of a shop."""
     return await pointbook("customer", "show", identifier, "--merchant", shop.merchant_id, *options, **settings)
 
 
 async def read(shop: Shop, settings: dict[str, str], identifier: str, kind: str, **changes: Any) -> CustomerView:
-    """Read what the command would show."""
+    """Read the view that the command would print."""
     shim_settings = ShimSettings(grpc_address=settings["GRPC_ADDRESS"], token=SecretStr(settings["TOKEN"]))
     return await asyncio.to_thread(
         read_view, shim_settings, CustomerQuery(shop.merchant_id, kind, identifier, **changes)
@@ -83,12 +78,11 @@ async def read(shop: Shop, settings: dict[str, str], identifier: str, kind: str,
 
 
 async def test_a_customer_is_shown_with_points_and_a_timeline(shop: Shop, settings: dict[str, str]) -> None:
-    """Masked contacts, what expires next, and the newest first; nothing of it is a code or a contact."""
     environment = clean_environment(settings) | {"COLUMNS": "200"}
     command = ("customer", "show", MOBILE, "--merchant", shop.merchant_id)
     shown = await finish(POINTBOOK, *command, environment=environment)
 
-    assert (shown.exit_code, shown.err) == (0, "Taken for --kind mobile.\n")
+    assert (shown.exit_code, shown.err) == (0, "Assuming --kind mobile.\n")
     lines = shown.out.splitlines()
     assert lines[:3] == [
         "Customer c-1",
@@ -103,10 +97,10 @@ async def test_a_customer_is_shown_with_points_and_a_timeline(shop: Shop, settin
         ["redeemed", "100"],
         ["code used", "100"],
         ["code guessed", "100"],
-        ["question refused", "100"],
+        ["validation refused", "100"],
         ["code guessed", "100"],
         ["code sent", "100"],
-        ["code asked for", "100"],
+        ["code requested", "100"],
         ["earned", "+500"],
     ]
     assert "803 INSUFFICIENT_POINTS (active_points 430, points 999)" in shown.out
@@ -114,8 +108,7 @@ async def test_a_customer_is_shown_with_points_and_a_timeline(shop: Shop, settin
     assert all(secret not in shown.out for secret in (MOBILE, "13812345678", "bea@", WRONG_CODE))
 
 
-async def test_the_timeline_keeps_to_the_width_of_the_terminal(shop: Shop, settings: dict[str, str]) -> None:
-    """Long details go on in the next line, and none is cut off."""
+async def test_long_details_wrap_at_the_width_of_the_terminal(shop: Shop, settings: dict[str, str]) -> None:
     environment = clean_environment(settings) | {"COLUMNS": "90"}
     command = ("customer", "show", MOBILE, "--merchant", shop.merchant_id)
     shown = await finish(POINTBOOK, *command, environment=environment)
@@ -125,8 +118,7 @@ async def test_the_timeline_keeps_to_the_width_of_the_terminal(shop: Shop, setti
     assert "INSUFFICIENT_POINTS(active_points430,points999)" in re.sub(r"\s", "", timeline)
 
 
-async def test_json_is_one_document_with_stable_names(shop: Shop, settings: dict[str, str]) -> None:
-    """Whole numbers are numbers, and times RFC 3339."""
+async def test_json_is_one_document_with_stable_field_names(shop: Shop, settings: dict[str, str]) -> None:
     shown = await show(shop, settings, "x-1", "--kind", "external-id", "--json", "--program", "1")
     document = json.loads(shown.out)
 
@@ -182,14 +174,12 @@ async def test_json_is_one_document_with_stable_names(shop: Shop, settings: dict
 async def test_every_kind_of_identifier_finds_the_customer(
     shop: Shop, settings: dict[str, str], identifier: str, kind: str
 ) -> None:
-    """The same customer by each of them."""
     view = await read(shop, settings, identifier.replace("STORE", shop.store_id), kind)
     assert view.customer.customer.customer_id == "c-1"
     assert len(view.entries) == 11
 
 
 async def test_the_timeline_is_bounded_by_limit_and_since(shop: Shop, settings: dict[str, str]) -> None:
-    """And says that there is more."""
     few = await show(shop, settings, MOBILE, "--limit", "2")
     assert few.out.rstrip().endswith("These are the newest 2; --limit shows more.")
     for limit, count, is_truncated in ((3, 3, True), (10, 10, True), (11, 11, False), (500, 11, False)):
@@ -199,12 +189,11 @@ async def test_the_timeline_is_bounded_by_limit_and_since(shop: Shop, settings: 
     view = await read(shop, settings, MOBILE, "mobile", since_ms=NOW_MS + 3 * 60_000)
     assert [each.WhichOneof("entry") for each in view.entries] == ["refusal", "points_entry", "reversal"]
     nothing = await show(shop, settings, MOBILE, "--since", at(NOW_MS + 86_400_000).ToJsonString())
-    assert nothing.out.rstrip().endswith("Nothing has happened in this time.")
+    assert nothing.out.rstrip().endswith("There are no events in this period.")
 
 
 @pytest.mark.parametrize("columns", [40, 60])
-async def test_a_narrow_terminal_cuts_nothing_off(shop: Shop, settings: dict[str, str], columns: int) -> None:
-    """Every column is folded, and none disappears."""
+async def test_a_narrow_terminal_folds_columns(shop: Shop, settings: dict[str, str], columns: int) -> None:
     environment = clean_environment(settings) | {"COLUMNS": str(columns)}
     shown = await finish(POINTBOOK, "customer", "show", MOBILE, "--merchant", shop.merchant_id, environment=environment)
     lines = shown.out[shown.out.index("\n\n") :].splitlines()
@@ -214,8 +203,7 @@ async def test_a_narrow_terminal_cuts_nothing_off(shop: Shop, settings: dict[str
     assert {"SETTLED,", "details"} <= set(shown.out.split())
 
 
-async def test_in_a_pipe_each_entry_is_one_line(shop: Shop, settings: dict[str, str]) -> None:
-    """So that grep and wc are right, unless COLUMNS sets a width."""
+async def test_piped_output_has_one_line_per_entry(shop: Shop, settings: dict[str, str]) -> None:
     shown = await show(shop, settings, MOBILE)
     lines = shown.out.splitlines()
     timeline = lines[lines.index("") + 2 :]
@@ -234,10 +222,9 @@ async def test_in_a_pipe_each_entry_is_one_line(shop: Shop, settings: dict[str, 
         ("Pacific/Kiritimati", "9999-12-31 23:59:59 UTC"),
     ],
 )
-async def test_points_that_expire_at_the_end_of_the_calendar_are_shown(
+async def test_points_that_expire_in_year_9999_are_shown(
     client: Client, shop: Shop, settings: dict[str, str], time_zone: str, text: str
 ) -> None:
-    """Shops write 9999 for points that never expire, and some time zones are in year 10000 then."""
     await earn(client, shop, 50, "forever", points_expiry_time=at(TIME_MS_MAX))
     shown = await show(shop, settings, f"{shop.store_id}/forever", "--time-zone", time_zone)
 
@@ -246,8 +233,7 @@ async def test_points_that_expire_at_the_end_of_the_calendar_are_shown(
     assert f"expire {text}" in shown.out.splitlines()[-1]
 
 
-async def test_times_are_shown_in_the_time_zone_that_is_asked_for(shop: Shop, settings: dict[str, str]) -> None:
-    """UTC otherwise."""
+async def test_times_are_shown_in_the_requested_time_zone(shop: Shop, settings: dict[str, str]) -> None:
     zone = "Asia/Shanghai"
     environment = clean_environment(settings) | {"COLUMNS": "200"}
     command = ("customer", "show", MOBILE, "--merchant", shop.merchant_id, "--time-zone", zone)
@@ -256,10 +242,9 @@ async def test_times_are_shown_in_the_time_zone_that_is_asked_for(shop: Shop, se
     assert "2026-05-29 04:31:40" in shown.out
 
 
-async def test_contacts_in_full_take_an_option_and_the_scope_admin(
+async def test_contacts_in_full_need_an_option_and_the_scope_admin(
     service: Service, shop: Shop, settings: dict[str, str]
 ) -> None:
-    """A support desk without it sees the rest."""
     whole = await show(shop, settings, MOBILE, "--contacts")
     assert "  mobile: +8613812345678\n  email: bea@example.com\n  external_id: x-1\n" in whole.out
 
@@ -277,14 +262,13 @@ async def test_contacts_in_full_take_an_option_and_the_scope_admin(
     assert "points.read" in view.notes[0]
 
 
-async def test_nobody_is_exit_code_one(shop: Shop, settings: dict[str, str]) -> None:
-    """One line that names the kind and not the identifier."""
-    shown = await show(shop, settings, "nobody@example.com")
+async def test_an_unknown_customer_is_exit_code_one(shop: Shop, settings: dict[str, str]) -> None:
+    shown = await show(shop, settings, "unknown@example.com")
     assert (shown.exit_code, shown.out) == (1, "")
     assert shown.err.splitlines()[-1] == f"pointbook: merchant {shop.merchant_id} has no customer with this email"
     for kind in ("external-id", "card-number", "card-external-id", "customer-id"):
         with pytest.raises(CustomerNotFoundError):
-            await read(shop, settings, "nobody", kind)
+            await read(shop, settings, "unknown", kind)
 
 
 @pytest.mark.parametrize(
@@ -301,8 +285,7 @@ async def test_nobody_is_exit_code_one(shop: Shop, settings: dict[str, str]) -> 
         (MOBILE, ("--time-zone", "Shanghai"), "--time-zone"),
     ],
 )
-def test_what_is_not_clear_is_told_in_one_line(identifier: str, options: tuple[str, ...], words: str) -> None:
-    """Exit code 2, before anything is asked."""
+def test_invalid_options_are_reported_in_one_line(identifier: str, options: tuple[str, ...], words: str) -> None:
     result = CliRunner().invoke(app, ["customer", "show", identifier, "--merchant", "m", *options])
     assert (result.exit_code, result.stdout) == (2, "")
     assert words in result.stderr
@@ -310,15 +293,13 @@ def test_what_is_not_clear_is_told_in_one_line(identifier: str, options: tuple[s
 
 
 @pytest.mark.parametrize("program", ["0", "-1", "9223372036854775808"])
-def test_a_program_that_no_merchant_can_have_is_refused(program: str) -> None:
-    """Exit code 2, since 1 means that there is no such customer."""
+def test_an_invalid_program_id_is_exit_code_two(program: str) -> None:
     result = CliRunner().invoke(app, ["customer", "show", MOBILE, "--merchant", "m", "--program", program])
     assert (result.exit_code, result.stdout) == (2, "")
     assert "--program" in result.stderr
 
 
-async def test_a_server_that_is_away_is_exit_code_two(settings: dict[str, str]) -> None:
-    """As for every other trouble."""
+async def test_an_unavailable_server_is_exit_code_two(settings: dict[str, str]) -> None:
     away = settings | {"GRPC_ADDRESS": "127.0.0.1:1"}
     finished = await pointbook("customer", "show", "ada@example.com", "--merchant", "m", **away)
     assert finished.exit_code == 2
@@ -343,9 +324,8 @@ async def test_a_server_that_is_away_is_exit_code_two(settings: dict[str, str]) 
         ("", ""),
     ],
 )
-def test_only_what_is_clear_is_guessed(identifier: str, kind: str) -> None:
-    """A number without a country code may be a card, a buyer or a phone."""
-    assert guessed_kind(identifier) == kind
+def test_the_kind_is_guessed_only_if_it_is_unambiguous(identifier: str, kind: str) -> None:
+    assert guess_kind(identifier) == kind
 
 
 @pytest.mark.parametrize(
@@ -363,22 +343,20 @@ def test_only_what_is_clear_is_guessed(identifier: str, kind: str) -> None:
     ],
 )
 def test_since_is_a_duration_a_day_or_a_time(text: str, since_ms: int | None) -> None:
-    """A day begins in the time zone that is asked for."""
-    assert read_since_ms(text, NOW_MS, read_time_zone("Asia/Shanghai")) == since_ms
+    assert parse_since_ms(text, NOW_MS, parse_time_zone("Asia/Shanghai")) == since_ms
 
 
-async def test_a_buyer_that_no_customer_owns_is_shown(client: Client, shop: Shop, settings: dict[str, str]) -> None:
-    """And text of others cannot move the terminal's cursor."""
-    await earn(client, shop, 50, "nobodys")
-    request = redeem_request(shop, 10, customer=customer_ref(shop, "nobodys"), notes="said \u202ered")
+async def test_a_buyer_without_a_customer_is_shown(client: Client, shop: Shop, settings: dict[str, str]) -> None:
+    await earn(client, shop, 50, "unowned")
+    request = redeem_request(shop, 10, customer=customer_ref(shop, "unowned"), notes="said \u202ered")
     made: Any = await redeem(client, request)
     assert made.state == redemption_pb2.REDEMPTION_STATE_PENDING
-    shown = await show(shop, settings, f"{shop.store_id}/nobodys")
+    shown = await show(shop, settings, f"{shop.store_id}/unowned")
 
     assert shown.exit_code == 0
-    assert shown.out.startswith(f"Buyer nobodys of store {shop.store_id}, owned by no customer\n")
+    assert shown.out.startswith(f"Buyer unowned of store {shop.store_id}, no customer\n")
     assert "\u202e" not in shown.out
-    document = await show(shop, settings, f"{shop.store_id}/nobodys", "--json")
+    document = await show(shop, settings, f"{shop.store_id}/unowned", "--json")
     assert "\u202e" not in document.out
     assert json.loads(document.out)["timeline"][0]["redemption"]["notes"] == "said \u202ered"
 
@@ -386,11 +364,10 @@ async def test_a_buyer_that_no_customer_owns_is_shown(client: Client, shop: Shop
 @pytest.mark.parametrize(
     "text", ["\x1b[2J", "\x9b2J", "\x7f", "\u202e", "\u200b", "\U000e0041", "\n\t", "\u5361 \u00e9 \U0001f600"]
 )
-def test_json_has_no_raw_character_that_acts_on_a_terminal(text: str) -> None:
-    """Whatever is in the database; readable text of any script stays readable."""
-    wanted = CustomerQuery("m", "email", "ada@example.com")
+def test_json_escapes_characters_that_control_a_terminal(text: str) -> None:
+    query = CustomerQuery("m", "email", "ada@example.com")
     view = CustomerView(redemption_pb2.TimelineCustomer(masked_email=text), [], is_truncated=False, accounts=[])
-    document = json_of(view, wanted, is_guessed=False)
+    document = to_json(view, query, is_guessed=False)
 
     assert document.replace("\n", "").isprintable()
     assert json.loads(document)["customer"]["masked_email"] == text
@@ -398,10 +375,9 @@ def test_json_has_no_raw_character_that_acts_on_a_terminal(text: str) -> None:
 
 
 @pytest.mark.parametrize("buyer_id", ["ada@example.com", "+85291236001", "a/b", "c-0123456789abcdef01234567"])
-async def test_a_buyer_of_any_id_is_found_by_its_kind(
+async def test_a_buyer_id_like_an_email_address_is_found_with_its_kind(
     client: Client, shop: Shop, settings: dict[str, str], buyer_id: str
 ) -> None:
-    """Though the whole may look like an e-mail address."""
     await earn(client, shop, 50, buyer_id)
     shown = await show(shop, settings, f"{shop.store_id}/{buyer_id}", "--kind", "buyer")
-    assert shown.out.startswith(f"Buyer {buyer_id} of store {shop.store_id}, owned by no customer\n")
+    assert shown.out.startswith(f"Buyer {buyer_id} of store {shop.store_id}, no customer\n")

@@ -1,4 +1,4 @@
-"""A server whose PostgreSQL stops answering without closing a connection: SIGSTOP of all its processes."""
+"""A PostgreSQL that hangs without closing connections, by SIGSTOP."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 40.0
 
 
 class HangingPostgres:
-    """A migrated database whose processes can be stopped."""
+    """A migrated database whose processes can be suspended."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "postgres"
@@ -38,7 +38,7 @@ class HangingPostgres:
 
     @contextlib.asynccontextmanager
     async def stopped(self) -> AsyncIterator[None]:
-        """Stop the postmaster and all its processes with SIGSTOP, and continue them in the end."""
+        """Suspend all processes of PostgreSQL while the context is open."""
         observer = await asyncpg.connect(self.postgres.url())
         postmaster = int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
         os.kill(postmaster, signal.SIGSTOP)
@@ -59,7 +59,7 @@ def _signal(pids: list[int], number: signal.Signals) -> None:
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[HangingPostgres]:
-    """A database for one test alone."""
+    """A database for one test."""
     hanging = HangingPostgres(tmp_path)
     await hanging.postgres.start()
     await migrate(hanging.postgres.url())
@@ -69,7 +69,7 @@ async def database(tmp_path: Path) -> AsyncIterator[HangingPostgres]:
 
 @dataclass
 class Site:
-    """A server as a process, a client of it and a shop."""
+    """A server process, a client of it and a shop."""
 
     server: Running
     address: str
@@ -87,7 +87,7 @@ class Site:
 
 @pytest.fixture
 async def site(database: HangingPostgres, tmp_path: Path) -> AsyncIterator[Site]:
-    """A server that serves from the database."""
+    """A server on the database."""
     url, port = database.postgres.url(), free_port()
     token = await make_token(url, [ALL_MERCHANTS], list(Scope))
     settings = {"DATABASE_URL": url, "GRPC_ADDRESS": f"127.0.0.1:{port}"}
@@ -101,7 +101,7 @@ async def site(database: HangingPostgres, tmp_path: Path) -> AsyncIterator[Site]
 
 
 class Callers:
-    """Callers that each write again and again, and note how each call ended and how long it took."""
+    """Callers that write repeatedly and record the result and duration of each call."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -121,11 +121,11 @@ class Callers:
             await asyncio.sleep(0 if code == "OK" else 0.05)
 
     def since(self, moment: float) -> list[tuple[str, float]]:
-        """Return code and duration of the calls that ended after a moment."""
+        """Return code and duration of the calls that ended after a time."""
         return [(code, seconds) for code, ended, seconds in self.ends if ended > moment]
 
     async def stop(self) -> None:
-        """End them."""
+        """Stop all callers."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -133,7 +133,7 @@ class Callers:
 
 @contextlib.asynccontextmanager
 async def calling(site: Site) -> AsyncIterator[Callers]:
-    """Run callers, until their first calls have ended and while the block runs."""
+    """Run callers while the context is open, once their first calls have ended."""
     callers = Callers(site)
     try:
         await until(lambda: len(callers.ends) >= CALLERS)
@@ -142,8 +142,7 @@ async def calling(site: Site) -> AsyncIterator[Callers]:
         await callers.stop()
 
 
-async def test_a_hang_is_noticed_and_ends_with_its_cause(database: HangingPostgres, site: Site) -> None:
-    """Health turns within seconds, calls fail fast meanwhile, and all is well seconds after the database goes on."""
+async def test_health_and_calls_fail_fast_during_a_hang_and_recover(database: HangingPostgres, site: Site) -> None:
     async with calling(site) as callers:
         async with database.stopped():
             stopped_at = time.monotonic()
@@ -164,8 +163,7 @@ async def test_a_hang_is_noticed_and_ends_with_its_cause(database: HangingPostgr
     assert "internal error" not in site.server.err
 
 
-async def test_a_hang_does_not_keep_a_server_from_ending(database: HangingPostgres, site: Site) -> None:
-    """SIGTERM at the moment of a hang, which nothing has noticed yet: a clean end within 10 s."""
+async def test_the_server_stops_during_a_hang(database: HangingPostgres, site: Site) -> None:
     async with calling(site), database.stopped():
         exit_code, stop_seconds = await site.server.terminate()
 
@@ -175,9 +173,7 @@ async def test_a_hang_does_not_keep_a_server_from_ending(database: HangingPostgr
 
 
 @pytest.mark.soak
-async def test_hangs_again_and_again_leave_no_connection_behind(database: HangingPostgres, site: Site) -> None:
-    """Ten hangs, some too short to be noticed, under calls: afterwards the database has as many sessions as before."""
-
+async def test_repeated_hangs_leak_no_connections(database: HangingPostgres, site: Site) -> None:
     async def sessions() -> int:
         observer = await asyncpg.connect(database.postgres.url())
         count: int = await observer.fetchval(

@@ -1,4 +1,4 @@
-"""`pointbook dev` as a developer meets it: one command, lines to paste, clients that are programs, and Ctrl-C."""
+"""`pointbook dev`: one command, its printed commands, and Ctrl-C."""
 
 import asyncio
 import base64
@@ -55,12 +55,12 @@ SEED = {
     "updated_scene": "SUCCESSFUL_REGISTRATION",
     "updated_value": 20,
 }
-"""The seed's webhook made consistent: its registration increases the points, and they do not expire as it happens."""
+"""SHOPLINE's sample of the Points update webhook, made consistent: a registration increases points, without expiry."""
 
 
 @dataclass
 class Dev:
-    """A running `pointbook dev`, and what it printed."""
+    """A running `pointbook dev`, and its output."""
 
     process: Running
     data_dir: Path
@@ -70,7 +70,7 @@ class Dev:
     paste_lines: list[str]
 
     async def deliver(self, body: dict[str, Any], **changes: str) -> httpx.Response:
-        """Deliver a webhook as SHOPLINE does, signed in hex; `changes` replace headers, named with underscores."""
+        """Deliver a webhook like SHOPLINE, signed in hex; `changes` replace headers."""
         raw = json.dumps(body).encode()
         headers = {
             "Content-Type": "application/json",
@@ -87,11 +87,11 @@ class Dev:
             return await client.post(f"http://{self.http_address}/webhooks/shopline", content=raw, headers=headers)
 
     async def ask(self, method: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Call a method with `buf curl`, which learns the API by reflection."""
+        """Call a method with `buf curl`, by reflection."""
         finished = await self.buf_curl("-d", json.dumps(request), f"/pointbook.v1.{method}")
         assert finished.exit_code == 0, finished
-        answer: dict[str, Any] = json.loads(finished.out)
-        return answer
+        response: dict[str, Any] = json.loads(finished.out)
+        return response
 
     async def buf_curl(self, *arguments: str) -> Finished:
         """Run `buf curl`; the last argument is the path of its URL."""
@@ -102,33 +102,33 @@ class Dev:
         )
 
     async def balance(self, buyer_id: str = BUYER_ID) -> int:
-        """Ask for a buyer's balance."""
-        answer = await self.ask("PointsService/GetPointsAccount", account_of(buyer_id))
-        return int(answer["account"].get("pointsBalance", 0))
+        """Return a buyer's balance."""
+        response = await self.ask("PointsService/GetPointsAccount", account_of(buyer_id))
+        return int(response["account"].get("pointsBalance", 0))
 
     async def validate(self, buyer_id: str = BUYER_ID, **request: Any) -> dict[str, Any]:
-        """Ask whether a buyer may redeem points in the sample program."""
+        """Validate a redemption in the sample program."""
         buyer = {"store_id": STORE_ID, "buyer_id": buyer_id}
         request |= {"customer": {"merchant_id": MERCHANT_ID, "buyer": buyer}, "program_id": 1}
         return await self.ask("RedemptionService/ValidateRedemption", request)
 
     def client(self) -> Client:
-        """A caller with stubs."""
+        """Open a client."""
         return Client(int(self.grpc_address.rpartition(":")[2]))
 
 
 def account_of(buyer_id: str) -> dict[str, str]:
-    """Name a buyer's account."""
+    """Return a request for a buyer's account."""
     return {"merchant_id": MERCHANT_ID, "store_id": STORE_ID, "buyer_id": buyer_id}
 
 
 def settings_of(data_dir: Path, **more: str) -> dict[str, str]:
-    """Settings for a `pointbook dev` on its own data and any free ports."""
+    """Return settings for a `pointbook dev` with its own data folder and free ports."""
     return {"DATA_DIR": str(data_dir), "GRPC_ADDRESS": "127.0.0.1:0", "HTTP_ADDRESS": "127.0.0.1:0", **more}
 
 
 async def read_welcome(process: Running, data_dir: Path, began: float) -> Dev:
-    """Wait until it is ready by its own word and by its probes, and read what it printed."""
+    """Wait until it is ready, and read its output."""
     await process.printed("grpcurl -plaintext 127.0.0.1")
     grpc_address = found(r"gRPC +(\S+)", process.out)
     http_address = found(r"webhooks +http://([^/]+)/", process.out)
@@ -143,7 +143,7 @@ async def read_welcome(process: Running, data_dir: Path, began: float) -> Dev:
 
 
 def found(pattern: str, text: str) -> str:
-    """Find one thing in a text."""
+    """Return the match of a pattern in a text."""
     match = re.search(pattern, text)
     assert match is not None, f"no {pattern} in {text}"
     return match.group(1)
@@ -151,7 +151,7 @@ def found(pattern: str, text: str) -> str:
 
 @pytest.fixture(scope="module")
 async def dev(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dev]:
-    """One `pointbook dev` for the tests that only use it, each with buyers of its own."""
+    """One `pointbook dev` for tests that use buyers of their own."""
     folder = tmp_path_factory.mktemp("dev")
     data_dir = folder / "deep" / "data"
     began = time.monotonic()
@@ -164,46 +164,43 @@ async def dev(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dev]:
 
 
 def printed_once(dev: Dev, line: str) -> str:
-    """Find the one line to paste that holds a text."""
+    """Return the only printed command that contains a text."""
     (match,) = [pasted for pasted in dev.paste_lines if line in pasted]
     return match
 
 
 async def time_a_start(folder: Path) -> float:
-    """Start one more `dev` from nothing; answers how long it took to be ready."""
+    """Start another `dev` with new data; return the seconds until it is ready."""
     began = time.monotonic()
     settings = settings_of(folder / f"data-{began}")
     async with running("dev", folder=folder, settings=settings, is_fork=False) as process:
         return (await read_welcome(process, folder, began)).ready_seconds
 
 
-async def test_it_is_ready_in_five_seconds(dev: Dev, tmp_path: Path, record_property: Any) -> None:
-    """From nothing, its database made anew, `dev` serves gRPC and HTTP within 5 s, and says where."""
+async def test_dev_is_ready_in_five_seconds(dev: Dev, tmp_path: Path, record_property: Any) -> None:
     record_property("dev_ready_seconds", round(dev.ready_seconds, 2))
     best = dev.ready_seconds
     if best >= READY_SECONDS_MAX:
         best = min(best, await time_a_start(tmp_path), await time_a_start(tmp_path))
-    # A machine that has more work than processors gives `dev` only a share of one.
+    # On a loaded machine `dev` gets only a share of a processor.
     share = min(1.0, (os.cpu_count() or 1) / max(os.getloadavg()[0], 0.01))
     assert best * share < READY_SECONDS_MAX
-    told = float(found(r"ready after ([0-9.]+) s", dev.process.out))
-    assert told <= dev.ready_seconds
+    printed_seconds = float(found(r"ready after ([0-9.]+) s", dev.process.out))
+    assert printed_seconds <= dev.ready_seconds
     for path in ("/webhooks/shopline", "/healthz", "/readyz", "/metrics"):
         assert f"http://{dev.http_address}{path}" in dev.process.out
     assert await http_get(f"http://{dev.http_address}/metrics") == 200
     assert await http_get(f"http://{dev.http_address}/other") == 404
 
 
-async def test_the_data_is_private(dev: Dev) -> None:
-    """Nobody but its owner can enter the data folder, and the keys are nobody else's to read: root's too."""
+async def test_data_folder_and_keys_are_private(dev: Dev) -> None:
     assert stat.S_IMODE(dev.data_dir.stat().st_mode) == 0o700
     assert stat.S_IMODE((dev.data_dir / "postgres").stat().st_mode) == 0o700
     for name in ("code.key", "quarantine.key"):
         assert stat.S_IMODE((dev.data_dir / name).stat().st_mode) == 0o600
 
 
-async def test_the_seeds_webhook_becomes_the_balance(dev: Dev) -> None:
-    """The seed's event, signed either way, counts once: under the same id, a new id, or again in base64."""
+async def test_shoplines_sample_webhook_counts_once(dev: Dev) -> None:
     hexadecimal = await dev.deliver(SEED)
     assert (hexadecimal.status_code, hexadecimal.json()) == (200, {"outcome": "APPLIED"})
     assert await dev.balance() == 20
@@ -214,15 +211,14 @@ async def test_the_seeds_webhook_becomes_the_balance(dev: Dev) -> None:
         await dev.deliver(SEED, Webhook_Id="0123456789abcdef01234567"),
         await dev.deliver(SEED, Hmac_Sha256=base64.b64encode(digest).decode()),
     )
-    assert [answer.json() for answer in repetitions] == [{"outcome": "DUPLICATE"}] * 3
-    differs = [answer.headers.get("x-pointbook-webhook-id-differs") for answer in repetitions]
+    assert [response.json() for response in repetitions] == [{"outcome": "DUPLICATE"}] * 3
+    differs = [response.headers.get("x-pointbook-webhook-id-differs") for response in repetitions]
     assert differs == [None, "true", None]
-    assert {answer.status_code for answer in repetitions} == {200}
+    assert {response.status_code for response in repetitions} == {200}
     assert await dev.balance() == 20
 
 
-async def test_a_forged_webhook_changes_nothing(dev: Dev) -> None:
-    """A body that the app secret did not sign is answered 401, and tells nothing of the right signature."""
+async def test_a_forged_webhook_gets_401_and_changes_nothing(dev: Dev) -> None:
     raw = json.dumps(SEED | {"buyer_id": "forged"}).encode()
     forged = await dev.deliver(
         SEED | {"buyer_id": "forged"}, Hmac_Sha256=hmac.new(b"another", raw, "sha256").hexdigest()
@@ -234,7 +230,6 @@ async def test_a_forged_webhook_changes_nothing(dev: Dev) -> None:
 
 
 async def test_webhook_send_sends_samples_and_files(dev: Dev, tmp_path: Path) -> None:
-    """`pointbook webhook send` delivers a sample or a file, signed in hex or base64; a wrong secret ends it with 1."""
     url = ("--url", f"http://{dev.http_address}/webhooks/shopline")
     file = tmp_path / "body.json"
     file.write_text(json.dumps(SEED | {"buyer_id": "from-a-file", "updated_value": 70, "points_balance": 70}))
@@ -254,8 +249,7 @@ async def test_webhook_send_sends_samples_and_files(dev: Dev, tmp_path: Path) ->
     assert await dev.balance("from-a-file") == 70
 
 
-async def test_criteria_are_answered_by_their_codes(dev: Dev) -> None:
-    """With 250 points: 20 may be redeemed, 15 is no multiple of 10, 200 may, 210 is over the maximum."""
+async def test_unmet_criteria_return_their_status_codes(dev: Dev) -> None:
     buyer_id = "rich"
     await dev.deliver(SEED | {"buyer_id": buyer_id, "updated_value": 250, "points_balance": 250})
 
@@ -266,8 +260,7 @@ async def test_criteria_are_answered_by_their_codes(dev: Dev) -> None:
     assert codes == {15: 807, 20: 800, 200: 800, 210: 819, 260: 803}
 
 
-async def test_more_than_the_active_points_is_803(dev: Dev) -> None:
-    """With 20 points 30 are too many, and points that have expired do not count."""
+async def test_more_than_the_active_points_is_status_803(dev: Dev) -> None:
     await dev.deliver(SEED | {"buyer_id": "poor"})
     await dev.deliver(SEED | {"buyer_id": "expired", "points_expiry_time": SEED["updated_at"]})
 
@@ -276,19 +269,18 @@ async def test_more_than_the_active_points_is_803(dev: Dev) -> None:
     assert (await dev.validate("expired", points=20))["status"]["code"] == 803
 
 
-async def test_the_console_shows_the_code(dev: Dev) -> None:
-    """issue_otp shows the code where `dev` runs and never in the answer; that code, for those points, is redeemable."""
+async def test_the_console_prints_the_code_and_the_response_does_not(dev: Dev) -> None:
     buyer_id = "careful"
     await dev.deliver(SEED | {"buyer_id": buyer_id, "updated_value": 250, "points_balance": 250})
 
-    answer = await dev.validate(buyer_id, points=20, issue_otp=True)
-    challenge_id = answer["issuedCode"]["challengeId"]
+    response = await dev.validate(buyer_id, points=20, issue_otp=True)
+    challenge_id = response["issuedCode"]["challengeId"]
     await dev.process.printed(challenge_id)
     message = found(rf"message \(challenge {challenge_id}\): (.*)", dev.process.err)
     code = found(r"\b(\d{6})\b", message)
 
-    assert answer["issuedCode"]["sent"] is True
-    assert code not in json.dumps(answer)
+    assert response["issuedCode"]["sent"] is True
+    assert code not in json.dumps(response)
     right = await dev.validate(buyer_id, points=20, validation_code=code, challenge_id=challenge_id)
     assert (right["redeemable"], right["status"]["code"]) == (True, 800)
     other_amount = await dev.validate(buyer_id, points=30, validation_code=code, challenge_id=challenge_id)
@@ -297,47 +289,43 @@ async def test_the_console_shows_the_code(dev: Dev) -> None:
     assert wrong["status"]["code"] == 808
 
 
-async def test_every_line_to_paste_works_as_printed(dev: Dev) -> None:
-    """The lines that `dev` prints are pasted into a shell one after the other: each succeeds and answers sensibly."""
+async def test_printed_commands_work(dev: Dev) -> None:
     if find_grpcurl() is None:
         pytest.skip("grpcurl is not installed; the same requests are run with buf curl")
-    answers = [await run_in_shell(line) for line in dev.paste_lines]
+    results = [await run_in_shell(line) for line in dev.paste_lines]
 
-    assert {answer.exit_code for answer in answers} == {0}, answers
-    sent, account, validated, services = (answer.out for answer in answers)
+    assert {response.exit_code for response in results} == {0}, results
+    sent, account, validated, services = (response.out for response in results)
     assert sent in {'200 {"outcome":"APPLIED"}\n', '200 {"outcome":"DUPLICATE"}\n'}
     assert re.search(r'"points_?balance": "20"', account, re.IGNORECASE)
     assert json.loads(validated)["redeemable"] is True
     assert "pointbook.v1.PointsService" in services.split()
 
 
-async def test_the_lines_work_with_buf_curl_too(dev: Dev) -> None:
-    """The same requests through another client of reflection, which needs no file of ours either."""
+async def test_printed_requests_work_with_buf_curl(dev: Dev) -> None:
     assert len(dev.paste_lines) == 4
     assert (await run_in_shell(printed_once(dev, "webhook send"))).exit_code == 0
     for name in ("PointsService/GetPointsAccount", "RedemptionService/ValidateRedemption"):
         words = shlex.split(printed_once(dev, name))
-        answer = await dev.buf_curl("-d", words[words.index("-d") + 1], f"/pointbook.v1.{name}")
-        assert answer.exit_code == 0, answer
-        assert "20" in answer.out
+        response = await dev.buf_curl("-d", words[words.index("-d") + 1], f"/pointbook.v1.{name}")
+        assert response.exit_code == 0, response
+        assert "20" in response.out
     services = await dev.buf_curl("--list-services", "")
     assert {"pointbook.v1.PointsService", "grpc.health.v1.Health"} <= set(services.out.split())
 
 
 async def run_in_shell(line: str) -> Finished:
-    """Run a line as a developer does who pastes it, in the folder in which `dev` was started."""
+    """Run a printed command in the folder in which `dev` was started."""
     return await finish("bash", "-c", line, environment=shell_environment(), cwd=ROOT)
 
 
-async def test_health_tells_of_both_processes(dev: Dev) -> None:
-    """`pointbook health` and `pointbook health --shim` end with 0 while `dev` serves."""
+async def test_health_commands_succeed_while_dev_serves(dev: Dev) -> None:
     settings = {"GRPC_ADDRESS": dev.grpc_address, "HTTP_ADDRESS": dev.http_address}
     assert await pointbook("health", **settings) == Finished(0, "serving\n", "")
     assert await pointbook("health", "--shim", **settings) == Finished(0, "serving\n", "")
 
 
 async def test_a_second_dev_on_the_same_data_is_refused(dev: Dev) -> None:
-    """A database has one owner: the second `dev` ends with one line that names the first, which goes on."""
     second = await pointbook("dev", **settings_of(dev.data_dir))
 
     line = one_line(second)
@@ -347,7 +335,6 @@ async def test_a_second_dev_on_the_same_data_is_refused(dev: Dev) -> None:
 
 
 async def test_a_second_dev_on_the_same_port_is_refused(dev: Dev, tmp_path: Path) -> None:
-    """Both ports are taken, and each is refused with one line that names it; no database is left behind."""
     for name, address in (("GRPC_ADDRESS", dev.grpc_address), ("HTTP_ADDRESS", dev.http_address)):
         data_dir = tmp_path / name
         line = one_line(await pointbook("dev", **settings_of(data_dir, **{name: address})))
@@ -358,7 +345,6 @@ async def test_a_second_dev_on_the_same_port_is_refused(dev: Dev, tmp_path: Path
 
 
 async def test_addresses_beyond_loopback_are_refused(tmp_path: Path) -> None:
-    """Without tokens `dev` serves this machine alone, even where plaintext is allowed."""
     for name in ("GRPC_ADDRESS", "HTTP_ADDRESS"):
         for allowed in ("false", "true"):
             settings = settings_of(tmp_path / "data", **{name: "0.0.0.0:0"}, ALLOW_PLAINTEXT=allowed)
@@ -367,10 +353,9 @@ async def test_addresses_beyond_loopback_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", [signal.SIGINT, signal.SIGTERM])
-async def test_a_restart_keeps_everything(tmp_path: Path, order: signal.Signals) -> None:
-    """Ctrl-C or SIGTERM ends `dev` cleanly, its database too; the next one finds points, keys and program."""
+async def test_a_restart_preserves_points_keys_and_program(tmp_path: Path, order: signal.Signals) -> None:
     data_dir = tmp_path / "data"
-    # Files of TLS, which are not there, change nothing: `dev` speaks plaintext on loopback.
+    # TLS files, which are missing, are ignored: `dev` uses plaintext on loopback.
     tls = {"TLS_CERT_FILE": "x", "TLS_KEY_FILE": "x", "HTTP_TLS_CERT_FILE": "x", "HTTP_TLS_KEY_FILE": "x"}
     settings = settings_of(data_dir, **tls, SERVER_CA_FILE="x")
     async with running("dev", folder=tmp_path, settings=settings) as process:
@@ -411,15 +396,14 @@ async def test_a_restart_keeps_everything(tmp_path: Path, order: signal.Signals)
         assert (await again.validate(points=14))["status"]["code"] == 800
         assert (await again.validate(points=20))["status"]["code"] == 807
         assert (data_dir / "code.key").read_bytes() == key
-        kept = await again.ask(
+        quarantined = await again.ask(
             "WebhooksService/GetQuarantinedWebhook", {"merchant_id": MERCHANT_ID, "quarantine_id": quarantine_id}
         )
-        assert base64.b64decode(kept["webhook"]["body"]) == b"personal data"
+        assert base64.b64decode(quarantined["webhook"]["body"]) == b"personal data"
         await process.stop(order)
 
 
-async def test_reset_begins_anew_and_touches_nothing_else(tmp_path: Path) -> None:
-    """`dev --reset` erases the database and its keys, while other files stay; a folder in use is refused."""
+async def test_reset_erases_only_the_database_and_its_keys(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     settings = settings_of(data_dir)
     async with running("dev", folder=tmp_path, settings=settings) as process:
@@ -439,8 +423,7 @@ async def test_reset_begins_anew_and_touches_nothing_else(tmp_path: Path) -> Non
         await process.stop(signal.SIGINT)
 
 
-async def test_reset_never_erases_another_database(database_url: str, tmp_path: Path) -> None:
-    """A database that POINTBOOK_DATABASE_URL names is not the embedded one."""
+async def test_reset_refuses_a_database_of_the_settings(database_url: str, tmp_path: Path) -> None:
     line = one_line(await pointbook("dev", "--reset", **settings_of(tmp_path / "data", DATABASE_URL=database_url)))
 
     assert "POINTBOOK_DATABASE_URL" in line
@@ -448,7 +431,6 @@ async def test_reset_never_erases_another_database(database_url: str, tmp_path: 
 
 
 async def test_ctrl_c_does_not_wait_for_idle_clients(tmp_path: Path) -> None:
-    """Clients that stay connected, or watch the health, do not keep `dev` from ending in time."""
     data_dir = tmp_path / "data"
     async with running("dev", folder=tmp_path, settings=settings_of(data_dir)) as process:
         dev = await read_welcome(process, data_dir, time.monotonic())
@@ -465,8 +447,7 @@ async def test_ctrl_c_does_not_wait_for_idle_clients(tmp_path: Path) -> None:
         await client.close()
 
 
-async def test_ctrl_c_while_it_starts_ends_it(tmp_path: Path) -> None:
-    """Ctrl-C may come while the database is being made: `dev` still ends cleanly, and the next start works."""
+async def test_ctrl_c_during_the_start_stops_dev(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     async with running("dev", folder=tmp_path, settings=settings_of(data_dir)) as process:
 
@@ -484,8 +465,7 @@ async def test_ctrl_c_while_it_starts_ends_it(tmp_path: Path) -> None:
         await process.stop(signal.SIGINT)
 
 
-async def test_a_killed_dev_leaves_nothing_behind(tmp_path: Path) -> None:
-    """After SIGKILL the database ends by itself or at the next start, which finds all that was acknowledged."""
+async def test_after_sigkill_the_database_ends_and_acknowledged_data_stays(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     async with running("dev", folder=tmp_path, settings=settings_of(data_dir)) as process:
         dev = await read_welcome(process, data_dir, time.monotonic())
@@ -498,9 +478,7 @@ async def test_a_killed_dev_leaves_nothing_behind(tmp_path: Path) -> None:
     assert database_is_stopped(data_dir)
 
 
-async def test_another_database_takes_the_place_of_the_embedded_one(cluster: Cluster, tmp_path: Path) -> None:
-    """With POINTBOOK_DATABASE_URL `dev` migrates and uses that database, runs none of its own and shows no password."""
-
+async def test_a_database_of_the_settings_replaces_the_embedded_one(cluster: Cluster, tmp_path: Path) -> None:
     async def nothing(_url: str) -> None:
         pass
 
@@ -528,8 +506,7 @@ async def test_another_database_takes_the_place_of_the_embedded_one(cluster: Clu
         await process.stop(signal.SIGINT)
 
 
-async def test_a_folder_that_was_there_keeps_its_mode(tmp_path: Path) -> None:
-    """Whoever names a folder with other things in it finds them as accessible as before."""
+async def test_an_existing_data_folder_keeps_its_mode(tmp_path: Path) -> None:
     data_dir = tmp_path / "shared"
     data_dir.mkdir(mode=0o755)
     data_dir.chmod(0o755)

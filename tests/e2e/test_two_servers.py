@@ -1,4 +1,4 @@
-"""Many callers of two server processes on one database: the book is the one that a single caller would have made."""
+"""Concurrent callers of two server processes on one database."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ NOW_MS = int(time.time() * 1_000)
 
 
 def true_history(shop: Shop, rng: random.Random) -> list[points_pb2.PointsUpdate]:
-    """What SHOPLINE did to some accounts, two events a millisecond, in its own order."""
+    """Return a consistent history of accounts, two events per millisecond."""
     balances: Counter[str] = Counter()
     updates = []
     for number in range(EVENTS):
@@ -46,10 +46,9 @@ def true_history(shop: Shop, rng: random.Random) -> list[points_pb2.PointsUpdate
     return updates
 
 
-async def test_a_thousand_events_from_many_callers_of_two_processes(
+async def test_events_from_concurrent_callers_of_two_servers_count_once(
     database_url: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """32 callers, each in an order of its own, singly and in batches: each event counts once, nothing drifts."""
     token = await make_token(database_url, [ALL_MERCHANTS], list(Scope))
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
     shop, rng = Shop(unique("merchant"), unique("store")), random.Random(4)  # noqa: S311 - any order will do
@@ -87,10 +86,10 @@ async def test_a_thousand_events_from_many_callers_of_two_processes(
         for client in clients:
             await client.close()
 
-    book = await check_ledger(database_url, shop.merchant_id)
-    assert sum(len(kept.entries) for kept in book.values()) == EVENTS
+    accounts = await check_ledger(database_url, shop.merchant_id)
+    assert sum(len(account.entries) for account in accounts.values()) == EVENTS
     assert outcomes[points_pb2.APPLY_OUTCOME_DUPLICATE] == CALLERS * EVENTS - EVENTS
     assert outcomes[points_pb2.APPLY_OUTCOME_UNSPECIFIED] == 0, "no update got an error"
     newest = {update.buyer_id: update.points_balance for update in history}
-    assert {key.buyer_id: kept.account.balance for key, kept in book.items()} == newest
-    assert {kept.account.drift for kept in book.values()} == {0}
+    assert {key.buyer_id: account.account.balance for key, account in accounts.items()} == newest
+    assert {account.account.drift for account in accounts.values()} == {0}

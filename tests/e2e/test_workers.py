@@ -1,4 +1,4 @@
-"""Servers and shims with two workers: killed, suspended and stopped while they are called."""
+"""Servers and shims with two workers that are killed, suspended and stopped."""
 
 import asyncio
 import json
@@ -45,7 +45,7 @@ SECRET = "app-secret-of-workers"
 
 
 class Load:
-    """Callers that send one event after the other, each again until it is acknowledged."""
+    """Callers that send events one by one, with retries until each is acknowledged."""
 
     def __init__(self, send: Send) -> None:
         self.acknowledged: list[str] = []
@@ -55,12 +55,12 @@ class Load:
         self._callers = [asyncio.create_task(self._call(number)) for number in range(CALLERS)]
 
     async def stop(self) -> None:
-        """Let every caller give up or end its event."""
+        """Stop all callers after their current event."""
         self._stopping = True
         await asyncio.gather(*self._callers)
 
     async def more(self, count: int = 50) -> None:
-        """Wait until so many more events are acknowledged."""
+        """Wait until a number of further events is acknowledged."""
         goal = len(self.acknowledged) + count
         await until(lambda: len(self.acknowledged) >= goal, REPLACED_SECONDS_MAX)
 
@@ -78,7 +78,7 @@ class Load:
 
 @asynccontextmanager
 async def two_workers(folder: Path, command: str, settings: Mapping[str, str]) -> AsyncIterator[Running]:
-    """Run a command with two workers until both serve, and while the block runs."""
+    """Run a command with two workers; both serve while the context is open."""
     settings = {**settings, "HEARTBEAT_TIMEOUT_SECONDS": str(HEARTBEAT_SECONDS)}
     async with running(command, "--workers", "2", folder=folder, settings=settings) as process:
         await until_served(process, 2)
@@ -91,7 +91,7 @@ async def two_workers(folder: Path, command: str, settings: Mapping[str, str]) -
 
 
 async def until_served(process: Running, count: int) -> None:
-    """Wait until so many workers have begun to serve."""
+    """Wait until a number of workers has started to serve."""
 
     async def have_served() -> bool:
         return process.err.count('"worker serves"') >= count
@@ -106,7 +106,7 @@ def logged(process: Running, event: str) -> list[dict[str, Any]]:
 
 
 async def kill_suspend_and_stop(process: Running, load: Load) -> None:
-    """Kill a worker, suspend another one, and stop all, while all are called."""
+    """Kill a worker, suspend another one, and stop all, under load."""
     await load.more()
     killed, other = process.workers()
     os.kill(killed, signal.SIGKILL)
@@ -131,23 +131,22 @@ async def kill_suspend_and_stop(process: Running, load: Load) -> None:
 
 
 async def check_once(database_url: str, shop: Shop, load: Load) -> None:
-    """Check that every acknowledged event is in the ledger, and each once."""
-    book = await check_ledger(database_url, shop.merchant_id)
-    entries = {key.buyer_id: len(kept.entries) for key, kept in book.items()}
+    """Check that every acknowledged event is in the ledger once."""
+    accounts = await check_ledger(database_url, shop.merchant_id)
+    entries = {key.buyer_id: len(account.entries) for key, account in accounts.items()}
     assert set(entries.values()) == {1}
     assert set(load.acknowledged) <= entries.keys()
 
 
-async def test_server_workers_are_replaced_while_calls_go_on(
+async def test_no_event_is_lost_or_doubled_while_server_workers_are_replaced(
     database_url: str, admin_token: str, shop: Shop, tmp_path: Path
 ) -> None:
-    """A killed and a suspended worker cost only the calls that they had; no acknowledged event is lost or doubled."""
     port, metrics_port = free_port(), free_port()
     addresses = {"GRPC_ADDRESS": f"127.0.0.1:{port}", "METRICS_ADDRESS": f"127.0.0.1:{metrics_port}"}
     async with two_workers(tmp_path, "serve", {"DATABASE_URL": database_url, **addresses}) as process:
 
         async def send(buyer_id: str) -> bool:
-            # Each call has a connection of its own, so that the system chooses the worker again.
+            # Each call has its own connection, so that the kernel selects a worker each time.
             client = Client(port, admin_token, [("grpc.use_local_subchannel_pool", 1)])
             try:
                 update = shop.update(buyer_id, event_id=f"event-{buyer_id}")
@@ -166,46 +165,43 @@ async def test_server_workers_are_replaced_while_calls_go_on(
     await check_once(database_url, shop, load)
 
 
-async def test_nothing_else_gets_the_ports_of_a_dead_worker(database_url: str, tmp_path: Path) -> None:
-    """Neither the shared one nor its own of metrics; its replacement has both."""
+async def test_no_other_program_gets_the_ports_of_a_dead_worker(database_url: str, tmp_path: Path) -> None:
     port, metrics_port = free_port(), free_port()
     addresses = {"GRPC_ADDRESS": f"127.0.0.1:{port}", "METRICS_ADDRESS": f"127.0.0.1:{metrics_port}"}
     async with two_workers(tmp_path, "serve", {"DATABASE_URL": database_url, **addresses}) as process:
         for pid in process.workers():
             os.kill(pid, signal.SIGKILL)
         await until(lambda: len(logged(process, "worker ended")) == 2)
-        for taken in (port, metrics_port, metrics_port + 1):
+        for reserved_port in (port, metrics_port, metrics_port + 1):
             with pytest.raises(OSError, match="in use"):
-                socket.create_server(("127.0.0.1", taken))
+                socket.create_server(("127.0.0.1", reserved_port))
         await until_served(process, 4)
         assert sorted(line["number"] for line in logged(process, "worker started")) == [0, 0, 1, 1]
-        for taken in (metrics_port, metrics_port + 1):
-            assert await http_get(f"http://127.0.0.1:{taken}/metrics") == 200
+        for reserved_port in (metrics_port, metrics_port + 1):
+            assert await http_get(f"http://127.0.0.1:{reserved_port}/metrics") == 200
         assert (await process.stop(signal.SIGINT))[0] == 0, process.err
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_a_shim_runs_without_standard_streams(tmp_path: Path, workers: str) -> None:
-    """A service manager may close them; with sockets under their numbers, the event loop would abort the process."""
+async def test_a_shim_runs_with_closed_standard_streams(tmp_path: Path, workers: str) -> None:
     address = f"127.0.0.1:{free_port()}"
     closed = ("/bin/sh", "-c", 'exec "$0" "$@" <&- >&-', POINTBOOK, "shim", "--workers", workers)
     environment = clean_environment({"HTTP_ADDRESS": address, "SHOPLINE_SECRETS": SECRET})
     process = await Running.start(*closed, environment=environment, folder=tmp_path)
     try:
 
-        async def answers() -> bool:
+        async def responds() -> bool:
             return await http_get(f"http://{address}/healthz") == 200
 
-        await process.until(answers)
+        await process.until(responds)
         assert (await process.terminate())[0] == 0, process.err
     finally:
         await process.kill()
 
 
-async def test_shim_workers_are_replaced_while_webhooks_come(
+async def test_no_webhook_is_lost_or_doubled_while_shim_workers_are_replaced(
     service: Service, admin_token: str, shop: Shop, tmp_path: Path
 ) -> None:
-    """A killed worker costs only what it had accepted, and a suspended one as much; none is lost or doubled."""
     port = free_port()
     settings = {
         "HTTP_ADDRESS": f"127.0.0.1:{port}",
@@ -248,8 +244,7 @@ async def test_shim_workers_are_replaced_while_webhooks_come(
     await check_once(service.database_url, shop, load)
 
 
-async def test_shim_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
-    """When the parent is killed its workers end by themselves, and give the port free for the next start."""
+async def test_shim_workers_end_with_their_killed_parent(tmp_path: Path) -> None:
     settings = {"HTTP_ADDRESS": f"127.0.0.1:{free_port()}", "SHOPLINE_SECRETS": SECRET, "GRPC_ADDRESS": "127.0.0.1:1"}
     async with two_workers(tmp_path, "shim", settings) as process:
         workers = process.workers()

@@ -1,4 +1,4 @@
-"""The tests' own cluster: templates are made once, clones are independent."""
+"""The shared cluster of the tests: templates and their clones."""
 
 import asyncio
 
@@ -16,8 +16,7 @@ async def fetch_value(url: str, query: str) -> object:
         await connection.close()
 
 
-async def test_clones_are_fresh_and_independent() -> None:
-    """A template is prepared once, and what one clone changes no other one sees."""
+async def test_clones_of_a_template_are_independent() -> None:
     prepared: list[str] = []
 
     async def prepare(url: str) -> None:

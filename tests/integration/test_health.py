@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from integration.test_plans import AUDIT, MODULES, statements_of
-from pointbook_cli.database_checks import check_database
+from pointbook_cli.services.database_checks import check_database
 from pointbook_server.db import database_health as database_health_module
 from pointbook_server.db.schema import needed_privileges
 from pointbook_server.db.tables import metadata

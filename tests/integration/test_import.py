@@ -1,4 +1,4 @@
-"""Files of points events, imported into a real book: every line counts once, however often and however it is sent."""
+"""Imports of files into a real ledger."""
 
 import asyncio
 import contextlib
@@ -15,9 +15,10 @@ import pytest
 from pydantic import SecretStr
 
 from pointbook.v1 import points_pb2, points_pb2_grpc
-from pointbook_cli import importing, progress
-from pointbook_cli.importing import Plan, run_import
-from pointbook_cli.points_file import FORMATS, Format, Manner
+from pointbook_cli import progress
+from pointbook_cli.points_import import batch_sender
+from pointbook_cli.points_import.importer import ImportOptions, run_import
+from pointbook_cli.points_import.points_file import FORMATS, Format, PointsFileOptions
 from shopline_shim.settings import ShimSettings
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
 
@@ -26,7 +27,7 @@ Imports = Callable[..., Any]
 
 
 def change(number: int, buyer_id: str = "buyer", value: int = 10, **changes: object) -> Row:
-    """A line that is an event without a balance, some seconds after the one before it."""
+    """Return a decrease or increase without a balance, seconds after the previous one."""
     return {
         "event_id": unique("event"),
         "buyer_id": buyer_id,
@@ -40,12 +41,12 @@ def change(number: int, buyer_id: str = "buyer", value: int = 10, **changes: obj
 
 
 def history(count: int, buyers: int = 5) -> list[Row]:
-    """Lines of a true history of some accounts: each brings ten points, and says the balance."""
+    """Return a consistent history of accounts: each event adds ten points."""
     return [change(n, f"buyer-{n % buyers}", points_balance=10 * (n // buyers + 1)) for n in range(count)]
 
 
 def write(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
-    """Write lines as the file's name says."""
+    """Write lines in the format of the file's name."""
     rows = list(rows)
     if FORMATS[path.suffix] is Format.JSONL:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -60,26 +61,26 @@ def write(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
 
 @pytest.fixture
 def imports(service: Service, admin_token: str, shop: Shop) -> Imports:
-    """Imports a file into the book of the test's own shop; answers the exit code."""
+    """A function that imports a file for the test's shop and returns the exit code."""
 
     async def run(file: Path, *, stop: asyncio.Event | None = None, **changes: Any) -> int:
         address = changes.pop("address", f"127.0.0.1:{service.server.port}")
-        manner = {"format": FORMATS[file.suffix], "merchant_id": shop.merchant_id, "store_id": shop.store_id}
+        file_options = {"format": FORMATS[file.suffix], "merchant_id": shop.merchant_id, "store_id": shop.store_id}
         values: dict[str, Any] = {
             "file": file,
-            "manner": Manner(**{**manner, **changes.pop("manner", {})}),
+            "file_options": PointsFileOptions(**{**file_options, **changes.pop("file_options", {})}),
             "report": None,
             "server": address and ShimSettings(grpc_address=address, token=SecretStr(admin_token)),
             "batch_size": 7,
             "in_flight": 3,
         }
-        return await run_import(Plan(**{**values, **changes}), stop or asyncio.Event())
+        return await run_import(ImportOptions(**{**values, **changes}), stop or asyncio.Event())
 
     return run
 
 
-async def book(service: Service, shop: Shop) -> list[tuple[object, ...]]:
-    """Everything that the database has of a merchant's points."""
+async def ledger_rows(service: Service, shop: Shop) -> list[tuple[object, ...]]:
+    """Return all points data of a merchant."""
     connection = await asyncpg.connect(service.database_url)
     tables = ("points_accounts", "points_entries", "points_checkpoints")
     rows = []
@@ -91,7 +92,7 @@ async def book(service: Service, shop: Shop) -> list[tuple[object, ...]]:
 
 
 async def balances(client: Client, shop: Shop, *buyers: str) -> list[tuple[int, int]]:
-    """The balance and the drift of some accounts."""
+    """Return the balance and the drift of accounts."""
     accounts = [await client.account(shop.merchant_id, shop.store_id, buyer) for buyer in buyers]
     return [(account.points_balance, account.drift) for account in accounts]
 
@@ -107,26 +108,24 @@ async def test_a_file_is_imported_once(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Every line becomes an entry; a second run of the same file reports duplicates, and changes nothing at all."""
     file = write(tmp_path / name, history(100))
 
     first = await imports(file)
-    told = capsys.readouterr().out
-    before = await book(service, shop)
+    output = capsys.readouterr().out
+    before = await ledger_rows(service, shop)
     second = await imports(file)
 
     assert (first, second) == (0, 0)
-    assert "100 lines" in told
-    assert "0 duplicate, 0 refused" in told
+    assert "100 lines" in output
+    assert "0 duplicate, 0 refused" in output
     assert "0 applied, 0 late, 100 duplicate, 0 refused" in capsys.readouterr().out
-    assert await book(service, shop) == before
+    assert await ledger_rows(service, shop) == before
     assert await balances(client, shop, *(f"buyer-{n}" for n in range(5))) == [(200, 0)] * 5
 
 
 async def test_lines_with_a_balance_may_come_in_any_order(
     imports: Imports, client: Client, shop: Shop, tmp_path: Path
 ) -> None:
-    """A file that is written backwards gives the same accounts."""
     file = write(tmp_path / "events.csv", reversed(history(60)))
 
     assert await imports(file, in_flight=4) == 0
@@ -134,10 +133,9 @@ async def test_lines_with_a_balance_may_come_in_any_order(
     assert await balances(client, shop, *(f"buyer-{n}" for n in range(5))) == [(120, 0)] * 5
 
 
-async def test_lines_without_a_balance_keep_their_order(
+async def test_lines_without_a_balance_are_applied_in_their_order(
     imports: Imports, client: Client, shop: Shop, tmp_path: Path
 ) -> None:
-    """Each takes what the one before it brought, over many batches; none overtakes and is refused."""
     file = write(tmp_path / "events.csv", [change(n, value=-10 if n % 2 else 10) for n in range(200)])
 
     assert await imports(file, in_flight=4, batch_size=3) == 0
@@ -152,29 +150,26 @@ UNNAMED = [change(n, event_id="", value=value) for n, value in ((1, 30), (2, -20
 async def test_lines_without_balance_and_id_may_come_in_any_order(
     rows: list[Row], imports: Imports, client: Client, shop: Shop, tmp_path: Path
 ) -> None:
-    """A file that has the newest line first is imported as the sorted one."""
     assert await imports(write(tmp_path / "events.csv", rows), batch_size=1, in_flight=4) == 0
 
     assert await balances(client, shop, "buyer") == [(0, 0)]
 
 
-async def test_a_refusal_under_an_id_of_ours_is_not_remembered(
+async def test_a_refusal_with_a_generated_id_is_not_stored(
     imports: Imports, client: Client, service: Service, shop: Shop, tmp_path: Path
 ) -> None:
-    """Once the points are there, the same line is accepted: it can be given no other id."""
     spent, earned = UNNAMED[1], UNNAMED[0]
     assert await imports(write(tmp_path / "spent.csv", [spent])) == 1
-    assert await book(service, shop) == []
+    assert await ledger_rows(service, shop) == []
 
     assert await imports(write(tmp_path / "earned.csv", [earned])) == 0
     assert await imports(write(tmp_path / "spent.csv", [spent])) == 0
     assert await balances(client, shop, "buyer") == [(10, 0)]
 
 
-async def test_a_refusal_that_an_earlier_release_remembered_is_lifted(
+async def test_a_refusal_stored_by_an_earlier_release_is_deleted(
     imports: Imports, client: Client, shop: Shop, tmp_path: Path
 ) -> None:
-    """Earlier releases imported a file in its own order, and had what was refused then remembered."""
     file, report = write(tmp_path / "events.csv", UNNAMED[:2]), tmp_path / "report.jsonl"
     assert await imports(write(tmp_path / "spent.csv", [UNNAMED[1]]), report=report) == 1
     as_before = shop.update(
@@ -191,10 +186,9 @@ async def test_a_refusal_that_an_earlier_release_remembered_is_lifted(
     assert await balances(client, shop, "buyer") == [(10, 0)]
 
 
-async def test_a_refusal_under_an_id_of_the_file_stands(
+async def test_a_refusal_with_an_id_of_the_file_is_stored(
     imports: Imports, client: Client, shop: Shop, tmp_path: Path
 ) -> None:
-    """The owner of the id gets the same answer for it, by an import as by a call."""
     spent = change(2, value=-20)
     assert await imports(write(tmp_path / "spent.csv", [spent])) == 1
     assert await imports(write(tmp_path / "all.csv", [change(1, value=30), spent])) == 1
@@ -203,7 +197,6 @@ async def test_a_refusal_under_an_id_of_the_file_stands(
 
 
 async def test_the_report_is_in_the_order_of_the_file(imports: Imports, tmp_path: Path) -> None:
-    """Whether we or the server refused a line, and whenever the answer came."""
     wrong = [change(n, f"buyer-{n % 7}", value=-1, event_id="" if n % 2 else "e 1") for n in range(60)]
     report = tmp_path / "report.jsonl"
 
@@ -215,21 +208,24 @@ async def test_the_report_is_in_the_order_of_the_file(imports: Imports, tmp_path
 async def test_progress_shows_both_phases(
     imports: Imports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """First the file is read and sorted, then its lines are sent; a dry run judges them."""
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     file = write(tmp_path / "events.csv", history(10))
 
     assert await imports(file, in_flight=1) == 0
-    told = capsys.readouterr().err.splitlines()
-    assert [line.split(":")[0] for line in told] == ["100%, reading", "100%, sorting", "60%, sending", "100%, sending"]
+    output = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in output] == [
+        "100%, reading",
+        "100%, sorting",
+        "60%, sending",
+        "100%, sending",
+    ]
     assert await imports(file, address=None) == 0
-    assert "100%, judging: 10 lines" in capsys.readouterr().err
+    assert "100%, checking: 10 lines" in capsys.readouterr().err
 
 
 async def test_identical_lines_without_a_balance_all_count(
     imports: Imports, client: Client, shop: Shop, tmp_path: Path
 ) -> None:
-    """Three times the same purchase is three purchases, and a second run adds none."""
     file = write(tmp_path / "events.csv", [change(1, event_id="") for _ in range(3)])
 
     assert [await imports(file), await imports(file)] == [0, 0]
@@ -237,10 +233,9 @@ async def test_identical_lines_without_a_balance_all_count(
     assert await balances(client, shop, "buyer") == [(30, 0)]
 
 
-async def test_every_refused_line_is_told(
+async def test_every_refused_line_is_reported(
     imports: Imports, client: Client, shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What we refuse and what the server refuses stand in the report with their numbers; the others are in the book."""
     twice = unique("event")
     rows = [
         change(1, event_id=twice, points_balance=10),
@@ -255,26 +250,25 @@ async def test_every_refused_line_is_told(
 
     assert await imports(write(tmp_path / "events.jsonl", rows), report=report) == 1
 
-    told = {row["line"]: row for row in map(json.loads, report.read_text().splitlines())}
-    assert {number: row["reason"] for number, row in told.items()} == {
+    output = {row["line"]: row for row in map(json.loads, report.read_text().splitlines())}
+    assert {number: row["reason"] for number, row in output.items()} == {
         2: "INVALID_FIELDS",
         3: "EVENT_ID_REUSED",
         4: "INSUFFICIENT_POINTS",
         5: "STORE_NOT_FOUND",
         7: "INVALID_FIELDS",
     }
-    assert told[3]["event_id"] == twice
-    assert told[2]["violations"][0]["field"] == "updated_value"
+    assert output[3]["event_id"] == twice
+    assert output[2]["violations"][0]["field"] == "updated_value"
     printed = capsys.readouterr().out
-    assert all(f"line {number} " in printed for number in told)
+    assert all(f"line {number} " in printed for number in output)
     assert "2 applied, 0 late, 0 duplicate, 5 refused" in printed
     assert await balances(client, shop, "buyer") == [(20, 0)]
 
 
-async def test_a_wrong_line_does_not_steer_the_terminal(
+async def test_control_characters_of_a_line_are_escaped(
     imports: Imports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Control characters of a file are shown, never obeyed."""
     assert await imports(write(tmp_path / "events.jsonl", [change(1, event_id="\x1b[2Jgone")])) == 1
 
     printed = capsys.readouterr().out
@@ -282,10 +276,9 @@ async def test_a_wrong_line_does_not_steer_the_terminal(
     assert "\x1b" not in printed
 
 
-async def test_of_many_refused_lines_the_first_are_shown(
+async def test_only_the_first_refused_lines_are_printed(
     imports: Imports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A screen has room for twenty; the report has them all."""
     report = tmp_path / "report.jsonl"
     file = write(tmp_path / "events.csv", [change(n, update_type="NEITHER") for n in range(50)])
 
@@ -300,75 +293,71 @@ async def test_of_many_refused_lines_the_first_are_shown(
 async def test_a_dry_run_writes_nothing(
     imports: Imports, service: Service, shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every line is read and checked, and the book stays empty."""
     file = write(tmp_path / "events.csv", [*history(30), change(31, updated_value="many")])
 
     assert await imports(file, address=None) == 1
 
-    told = capsys.readouterr().out.splitlines()
-    assert "30 fine, 1 refused" in told[-2]
-    assert "only the server can judge" in told[-1]
-    for what in ("stores", "balances of existing accounts", "event ids known already", "tokens"):
-        assert what in told[-1]
-    assert await book(service, shop) == []
+    output = capsys.readouterr().out.splitlines()
+    assert "30 fine, 1 refused" in output[-2]
+    assert "Only the server can check" in output[-1]
+    for what in ("stores", "balances of existing accounts", "event ids of earlier imports", "tokens"):
+        assert what in output[-1]
+    assert await ledger_rows(service, shop) == []
 
 
-async def test_a_dry_run_judges_what_the_file_alone_says(
+async def test_a_dry_run_refuses_only_certain_errors(
     imports: Imports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is refused for certain is; what depends on the book is told as such; ids that may be rounded are named."""
     twice = change(1, event_id="e-1", points_balance=10)
     rows = [twice, twice, change(2, event_id="e-1"), change(3, "other", -7), change(4, "1718263946864520000")]
 
     assert await imports(write(tmp_path / "events.csv", rows), address=None) == 1
 
-    told = capsys.readouterr().out
-    assert "line 4 (e-1): EVENT_ID_REUSED" in told
-    assert "1 line repeats another line" in told
-    assert "1 line takes more points than the file gives the account up to that time (the first is line 5)" in told
-    assert "1 line has an id that ends in zeros after its 15th digit" in told
-    assert "compare line 6 with the source" in told
-    assert "4 fine, 1 refused" in told
+    output = capsys.readouterr().out
+    assert "line 4 (e-1): EVENT_ID_REUSED" in output
+    assert "1 line repeats another line" in output
+    assert "1 line takes more points than the file gives the account up to that time (the first is line 5)" in output
+    assert "1 line has an id that ends in zeros after its 15th digit" in output
+    assert "compare line 6 with the source" in output
+    assert "4 fine, 1 refused" in output
 
 
 async def test_opening_balances_open_accounts(
     imports: Imports, client: Client, service: Service, shop: Shop, tmp_path: Path
 ) -> None:
-    """Each account holds what the file says, without drift; the same file again changes nothing."""
     rows = [
         {"buyer_id": "rich", "points_balance": 30, "points_expiry_time": "2027-01-01T00:00:00Z"},
         {"buyer_id": "poor", "points_balance": 0, "points_expiry_time": None},
         {"buyer_id": "indebted", "points_balance": -4, "points_expiry_time": None},
     ]
     file = write(tmp_path / "balances.csv", rows)
-    manner = {"opening_balances": True, "at_ms": NOW_MS - 60_000}
+    file_options = {"opening_balances": True, "at_ms": NOW_MS - 60_000}
 
-    codes = [await imports(file, manner=manner)]
-    before = await book(service, shop)
-    codes.append(await imports(file, manner=manner))
+    codes = [await imports(file, file_options=file_options)]
+    before = await ledger_rows(service, shop)
+    codes.append(await imports(file, file_options=file_options))
 
     assert codes == [0, 0]
-    assert await book(service, shop) == before
+    assert await ledger_rows(service, shop) == before
     assert await balances(client, shop, "rich", "poor", "indebted") == [(30, 0), (0, 0), (-4, 0)]
     (lot,) = (await client.account(shop.merchant_id, shop.store_id, "rich")).lots
     assert (lot.remaining_points, lot.points_expiry_time.ToMilliseconds()) == (30, 1_798_761_600_000)
 
 
-async def test_an_account_opens_once_at_a_moment(
+async def test_a_second_opening_balance_at_the_same_time_is_refused(
     imports: Imports, client: Client, shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two balances of one buyer contradict each other: the second is refused, and adds no drift."""
     rows = [{"buyer_id": "buyer", "points_balance": balance} for balance in (30, 31)]
-    manner = {"opening_balances": True, "at_ms": NOW_MS - 60_000}
+    file_options = {"opening_balances": True, "at_ms": NOW_MS - 60_000}
 
-    assert await imports(write(tmp_path / "balances.csv", rows), manner=manner) == 1
+    assert await imports(write(tmp_path / "balances.csv", rows), file_options=file_options) == 1
 
     assert "line 3" in capsys.readouterr().out
     assert await balances(client, shop, "buyer") == [(30, 0)]
 
 
 class Flaky(points_pb2_grpc.PointsServiceServicer):
-    """A server before the real one that has troubles first: codes for whole calls, or for every second item."""
+    """A server that fails first: whole calls, or every second item."""
 
     def __init__(self, client: Client) -> None:
         self.calls: list[grpc.StatusCode] = []
@@ -379,7 +368,7 @@ class Flaky(points_pb2_grpc.PointsServiceServicer):
     async def BatchApplyPointsUpdates(  # noqa: N802 - gRPC names it
         self, request: points_pb2.BatchApplyPointsUpdatesRequest, context: Any
     ) -> points_pb2.BatchApplyPointsUpdatesResponse:
-        """Fail while there are troubles left, and hand the call over otherwise."""
+        """Return errors while there are some, then forward the call."""
         if self.hangs:
             await asyncio.sleep(60)
         if self.calls:
@@ -387,10 +376,10 @@ class Flaky(points_pb2_grpc.PointsServiceServicer):
         if not self.items:
             return await self._client.points.BatchApplyPointsUpdates(request)
         error = points_pb2.UpdateError(code=self.items.pop().value[0], reason="TRANSACTION_CONFLICT", message="later")
-        kept = points_pb2.BatchApplyPointsUpdatesRequest(updates=request.updates[::2])
-        answered = list((await self._client.points.BatchApplyPointsUpdates(kept)).results)
+        forwarded = points_pb2.BatchApplyPointsUpdatesRequest(updates=request.updates[::2])
+        results = list((await self._client.points.BatchApplyPointsUpdates(forwarded)).results)
         results = [
-            points_pb2.PointsUpdateResult(error=error) if n % 2 else answered[n // 2]
+            points_pb2.PointsUpdateResult(error=error) if n % 2 else results[n // 2]
             for n in range(len(request.updates))
         ]
         return points_pb2.BatchApplyPointsUpdatesResponse(results=results)
@@ -416,10 +405,9 @@ RETRIED = [
 ]
 
 
-async def test_what_may_be_mended_is_sent_again(
+async def test_retriable_errors_are_retried(
     imports: Imports, client: Client, shop: Shop, flaky: tuple[Flaky, str], tmp_path: Path
 ) -> None:
-    """Calls and items that fail for a while are repeated, and only those that failed."""
     servicer, address = flaky
     servicer.calls, servicer.items = [*RETRIED], [*RETRIED]
     report = tmp_path / "report.jsonl"
@@ -430,23 +418,21 @@ async def test_what_may_be_mended_is_sent_again(
     assert await balances(client, shop, *(f"buyer-{n}" for n in range(5))) == [(120, 0)] * 5
 
 
-async def test_patience_has_an_end(
+async def test_retries_end_after_a_maximum_time(
     imports: Imports, flaky: tuple[Flaky, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that stays away ends the import with a line that says why."""
     servicer, address = flaky
     servicer.calls = [grpc.StatusCode.UNAVAILABLE] * 1_000
-    monkeypatch.setattr(importing, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(batch_sender, "RETRY_SECONDS_MAX", 1.0)
 
     with pytest.raises(OSError, match="UNAVAILABLE"):
         await imports(write(tmp_path / "events.csv", history(10)), address=address)
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INTERNAL])
-async def test_another_error_ends_the_import(
+async def test_other_errors_end_the_import(
     code: grpc.StatusCode, imports: Imports, flaky: tuple[Flaky, str], tmp_path: Path
 ) -> None:
-    """What no repetition mends is told at once."""
     servicer, address = flaky
     servicer.calls = [code]
 
@@ -454,17 +440,16 @@ async def test_another_error_ends_the_import(
         await imports(write(tmp_path / "events.csv", history(10)), address=address)
 
 
-async def test_a_stop_says_how_far_it_came(
+async def test_a_stopped_import_prints_its_progress(
     imports: Imports,
     flaky: tuple[Flaky, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Calls that hang do not keep an import from ending."""
     servicer, address = flaky
     servicer.hangs = True
-    monkeypatch.setattr(importing, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(batch_sender, "STOP_SECONDS", 0.2)
     stop = asyncio.Event()
 
     running = asyncio.create_task(imports(write(tmp_path / "events.csv", history(50)), address=address, stop=stop))
@@ -476,18 +461,16 @@ async def test_a_stop_says_how_far_it_came(
     assert "Stopped." in capsys.readouterr().out
 
 
-async def test_a_wrong_file_sends_nothing(imports: Imports, service: Service, shop: Shop, tmp_path: Path) -> None:
-    """A header with an unknown column ends the import before its first event."""
+async def test_an_invalid_file_sends_nothing(imports: Imports, service: Service, shop: Shop, tmp_path: Path) -> None:
     file = write(tmp_path / "events.csv", [change(1, colour="red")])
 
     with pytest.raises(OSError, match="unknown columns: 'colour'"):
         await imports(file)
 
-    assert await book(service, shop) == []
+    assert await ledger_rows(service, shop) == []
 
 
-async def test_a_report_does_not_replace_the_file(imports: Imports, tmp_path: Path) -> None:
-    """Whoever names the same file twice does not lose it."""
+async def test_the_report_cannot_overwrite_the_file(imports: Imports, tmp_path: Path) -> None:
     file = write(tmp_path / "events.csv", history(3))
 
     with pytest.raises(OSError, match="--report"):

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, webhooks_pb2
-from pointbook_cli.quarantine import translate_again
+from pointbook_cli.quarantine_client import translate_again
 from pointbook_server.customers import servicer as customers_module
 from pointbook_server.programs.model import Channel
 from pointbook_server.rpc import status_interceptor as status_module

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from pointbook.v1 import access_pb2
-from pointbook_cli.health import shim_state
+from pointbook_cli.health_probe import probe_shim
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.access.rules import split_bearer
 from pointbook_server.access.transactions import TokenTransactions
@@ -128,7 +128,7 @@ async def test_health_command_shows_the_cause(service: Service, admin_token: str
     for token, state in (("", (False, cause)), (admin_token, (True, ""))):
         async with shim_client(service.server.port, token) as http:
             settings = ShimSettings(http_address=f"{http.base_url.host}:{http.base_url.port}")
-            assert await asyncio.to_thread(shim_state, settings) == state
+            assert await asyncio.to_thread(probe_shim, settings) == state
 
 
 async def test_caller_access_has_the_sorted_merchants_and_scopes_of_the_token(service: Service) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, programs_pb2, webhooks_pb2
-from pointbook_cli.quarantine import translate_again
+from pointbook_cli.quarantine_client import translate_again
 from shopline_shim.translate import STORE_ERASURE_TOPIC
 from support.harness import NOW_MS, Client, Service, Shop, unique
 from support.shims import QUARANTINED, WebhookSender, webhook_sender

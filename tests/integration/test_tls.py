@@ -16,7 +16,7 @@ import pytest
 from cryptography import x509
 
 from pointbook.v1 import access_pb2
-from pointbook_cli.health import ProbeSettings, server_state
+from pointbook_cli.health_probe import ProbeSettings, probe_server
 from pointbook_common.errors import SettingError
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.rpc import tls
@@ -274,7 +274,7 @@ async def test_the_probe_of_a_server_without_tls_says_why_it_fails(service: Serv
     """Its settings name a certificate that the server beside it has not been started with."""
     cert, key = AUTHORITY.issue().write(tmp_path, "server")
     probe = ProbeSettings(grpc_address=f"127.0.0.1:{service.server.port}", tls_cert_file=cert, tls_key_file=key)
-    serving, cause = await asyncio.to_thread(server_state, probe)
+    serving, cause = await asyncio.to_thread(probe_server, probe)
 
     assert (serving, "SSL" in cause) == (False, True)
 
@@ -299,9 +299,9 @@ async def test_the_documented_openssl_lines_make_certificates_that_work(service:
         assert await outcome(server.port, token, credentials, "server.internal") == "OK"
         address, ca_file = f"127.0.0.1:{server.port}", tmp_path / "ca.crt"
         probe = ProbeSettings(grpc_address=address, **files, tls_client_ca_file=ca_file)
-        assert await asyncio.to_thread(server_state, probe) == (True, "")
+        assert await asyncio.to_thread(probe_server, probe) == (True, "")
         elsewhere = ProbeSettings(grpc_address=address, server_ca_file=ca_file, server_name="elsewhere.example")
-        serving, cause = await asyncio.to_thread(server_state, elsewhere)
+        serving, cause = await asyncio.to_thread(probe_server, elsewhere)
         assert (serving, "Hostname Verification Check failed" in cause) == (False, True)
     finally:
         await server.stop()

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pointbook.v1 import benefits_pb2
-from pointbook_cli.benefits import Benefits, Outcome, Plan, import_one
-from pointbook_cli.benefits_file import read_answer
+from pointbook_cli.benefits_file import read_level
+from pointbook_cli.benefits_import import BenefitsImportOptions, ItemResult, LevelBenefits, import_item
 from pointbook_server.benefits.messages import ENUM_NAMES
 from pointbook_server.benefits.model import MembershipType
 from support.benefits import FIELDS, answer, exported
@@ -46,12 +46,12 @@ infos = st.fixed_dictionaries({name: values_of(name) for name in FIELDS})
 memberships = st.sampled_from(["", *MembershipType])
 
 
-def import_all(address: str, token: str, plan: Plan, text: str) -> list[Outcome]:
+def import_all(address: str, token: str, plan: BenefitsImportOptions, text: str) -> list[ItemResult]:
     """Import the benefits of a file."""
     with grpc.insecure_channel(address) as channel:
-        benefits = Benefits(channel, token, plan)
-        items = read_answer(text.encode()).benefits
-        return [import_one(benefits, index, item) for index, item in enumerate(items)]
+        benefits = LevelBenefits(channel, token, plan)
+        items = read_level(text.encode()).benefits
+        return [import_item(benefits, index, item) for index, item in enumerate(items)]
 
 
 @settings(max_examples=examples(80), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -60,11 +60,11 @@ async def test_a_repeated_import_changes_nothing(
     service: Service, admin_token: str, infos: list[dict[str, Any]], membership_type: str
 ) -> None:
     """The same benefits are refused again."""
-    plan = Plan(Path("-"), unique("merchant"), "MLC7", membership_type, prune=False)
+    plan = BenefitsImportOptions(Path("-"), unique("merchant"), "MLC7", membership_type, prune=False)
     address = f"127.0.0.1:{service.server.port}"
 
     async def imported(text: str) -> list[str]:
-        return [each.what for each in await asyncio.to_thread(import_all, address, admin_token, plan, text)]
+        return [each.outcome for each in await asyncio.to_thread(import_all, address, admin_token, plan, text)]
 
     async def listed() -> list[benefits_pb2.Benefit]:
         request = benefits_pb2.ListBenefitsRequest(merchant_id=plan.merchant_id)

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from pointbook_cli.importing import Plan, run_import
-from pointbook_cli.points_file import Format, Manner
+from pointbook_cli.points_import.importer import ImportOptions, run_import
+from pointbook_cli.points_import.points_file import Format, PointsFileOptions
 from shopline_shim.settings import ShimSettings
 from support.examples import examples
 from support.harness import NOW_MS, Client, Service, Shop, unique
@@ -98,9 +98,9 @@ class ImportTarget:
         csv.writer(text).writerows([COLUMNS, *lines])
         file, report = self.folder / "events.csv", self.folder / "report.jsonl"
         file.write_text(text.getvalue())
-        plan = Plan(
+        plan = ImportOptions(
             file=file,
-            manner=Manner(Format.CSV, self.shop.merchant_id, self.shop.store_id),
+            file_options=PointsFileOptions(Format.CSV, self.shop.merchant_id, self.shop.store_id),
             report=report,
             server=ShimSettings(grpc_address=f"127.0.0.1:{self.service.server.port}", token=SecretStr(self.token)),
             batch_size=batch_size,

@@ -1,20 +1,19 @@
-"""How `pointbook customer show` prints events."""
+"""Output of events by `pointbook customer show`."""
 
 from datetime import UTC
 
 import pytest
 
 from pointbook.v1 import redemption_pb2
-from pointbook_cli.customer import CustomerQuery, CustomerView
 from pointbook_cli.customer_text import print_view
+from pointbook_cli.customer_view import CustomerQuery, CustomerView
 from support.harness import NOW_MS, at
 
 
 @pytest.mark.parametrize(("count", "shown"), [(1, "LOCKED, by SMS"), (1_200, "LOCKED, 1,200 times until 20")])
-def test_a_repeated_event_is_one_line_with_its_count(
+def test_a_repeated_event_is_one_line_with_count_and_last_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, count: int, shown: str
 ) -> None:
-    """And with its last time, since its line stands at the first."""
     monkeypatch.delenv("COLUMNS", raising=False)
     event = redemption_pb2.ValidationEvent(
         time=at(NOW_MS),

@@ -1,18 +1,18 @@
-"""A dry run says of a file what is certain without a server, and no more."""
+"""Dry runs refuse only what the server would certainly refuse."""
 
 import contextlib
 from collections.abc import Sequence
 
 import pytest
 
-from pointbook_cli.dry_run import DryRun
+from pointbook_cli.points_import.dry_run import DryRun
 from unit.test_sorted_lines import row, sent
 
 
-def judged(rows: Sequence[str]) -> tuple[list[int], list[str]]:
-    """The numbers of the refused lines, counted from 1 without the header, and the notes."""
+def check_file(rows: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Return the numbers of refused lines, from 1 without the header, and the notes."""
     with contextlib.closing(DryRun()) as dry_run:
-        refused = [line.number - 1 for line in sent(rows) if dry_run.judge(line) is not None]
+        refused = [line.number - 1 for line in sent(rows) if dry_run.check(line) is not None]
         return sorted(refused), dry_run.notes()
 
 
@@ -25,16 +25,15 @@ def judged(rows: Sequence[str]) -> tuple[list[int], list[str]]:
         ([row(at_ms=5, event_id="e-1"), row(at_ms=1, event_id="e-1")], [1]),
         ([row(event_id="e-1"), row(event_id="e-1")], []),
         ([row(event_id="e-1"), row(event_id="e-2"), row(), row()], []),
-        # The second delivery of a content does not claim the id that it came with.
+        # A repeated content does not use up its event_id.
         ([row(balance="1", event_id="e-1"), row(balance="1", event_id="e-2"), row("z", event_id="e-2")], []),
         ([row(event_id="e-1"), row(event_id="e-2"), row("z", event_id="e-2")], [3]),
-        # Only the server knows what an account holds.
+        # Only the server has the balance of the account.
         ([row(value=-5)], []),
     ],
 )
 def test_an_event_id_with_other_content_is_refused(rows: list[str], refused: list[int]) -> None:
-    """The first by account and time has it, as when it is sent."""
-    assert judged(rows)[0] == refused
+    assert check_file(rows)[0] == refused
 
 
 @pytest.mark.parametrize(
@@ -47,15 +46,14 @@ def test_an_event_id_with_other_content_is_refused(rows: list[str], refused: lis
         ([row(balance="1"), row(balance="2"), row("c", balance="1")], 0),
     ],
 )
-def test_lines_that_repeat_others_are_counted(rows: list[str], count: int) -> None:
-    """Identical lines without an event_id and a balance are events of their own."""
-    found = [note for note in judged(rows)[1] if "repeat" in note]
+def test_repeated_lines_are_counted_in_a_note(rows: list[str], count: int) -> None:
+    found = [note for note in check_file(rows)[1] if "repeat" in note]
 
     assert [note.partition(" ")[0] for note in found] == ([str(count)] if count else [])
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "note_start"),
     [
         ([row(value=-5)], "1 line takes"),
         ([row(at_ms=2, value=-5), row(at_ms=1, value=5)], ""),
@@ -66,22 +64,20 @@ def test_lines_that_repeat_others_are_counted(rows: list[str], count: int) -> No
         ([row(value=-5, balance="-5")], ""),
     ],
 )
-def test_lines_that_take_more_than_the_file_brings_are_told(rows: list[str], told: str) -> None:
-    """They are not refused: the account may hold more than the file says."""
-    refused, notes = judged(rows)
+def test_lines_that_overdraw_the_files_points_are_noted_not_refused(rows: list[str], note_start: str) -> None:
+    refused, notes = check_file(rows)
 
     assert refused == []
-    assert [note for note in notes if note.startswith(told)] == notes
-    assert bool(notes) is bool(told)
+    assert [note for note in notes if note.startswith(note_start)] == notes
+    assert bool(notes) is bool(note_start)
 
 
 @pytest.mark.parametrize("value", [1, 2, 3, 4, 5, 6, 7, 8, 9])
-def test_lines_of_one_millisecond_are_judged_by_the_place_that_their_event_ids_give_them(value: int) -> None:
-    """The ledger orders them so, and it is the ledger that refuses what is not covered at its place."""
+def test_lines_of_one_millisecond_are_checked_in_order_of_their_event_ids(value: int) -> None:
     rows = [row(value=9), row(value=-value)]
     increase, decrease = sent(rows)
 
-    notes = judged(rows)[1]
+    notes = check_file(rows)[1]
 
     assert bool(notes) is (decrease.update.event_id < increase.update.event_id)
 
@@ -89,21 +85,19 @@ def test_lines_of_one_millisecond_are_judged_by_the_place_that_their_event_ids_g
 @pytest.mark.parametrize(
     ("event_ids", "is_covered"), [(("a", "b"), True), (("b", "a"), False), (("1", "2"), True), (("b", "B"), False)]
 )
-def test_a_decrease_is_covered_by_increases_of_its_millisecond_that_come_before_it(
+def test_a_decrease_is_covered_by_earlier_increases_of_its_millisecond(
     event_ids: tuple[str, str], *, is_covered: bool
 ) -> None:
-    """What other milliseconds have brought covers it anyway."""
     rows = [row(value=5, event_id=event_ids[0]), row(value=-5, event_id=event_ids[1])]
 
-    assert (judged(rows)[1] == []) is is_covered
-    assert judged([*rows, row(at_ms=-1, value=5)])[1] == []
+    assert (check_file(rows)[1] == []) is is_covered
+    assert check_file([*rows, row(at_ms=-1, value=5)])[1] == []
 
 
-@pytest.mark.parametrize(("is_opening", "cure"), [(False, "an id of its own"), (True, "opens this account")])
-def test_a_refusal_names_what_the_file_can_change(*, is_opening: bool, cure: str) -> None:
-    """Opening balances have no event_ids in the file."""
+@pytest.mark.parametrize(("is_opening", "cure"), [(False, "use a unique event_id"), (True, "opens this account")])
+def test_a_refused_opening_is_described_without_an_event_id(*, is_opening: bool, cure: str) -> None:
     lines = sent([row(event_id="e-1"), row(event_id="e-1", value=2)])
     with contextlib.closing(DryRun(opening_balances=is_opening)) as dry_run:
-        (refused,) = filter(None, map(dry_run.judge, lines))
+        (refused,) = filter(None, map(dry_run.check, lines))
 
     assert cure in refused.message

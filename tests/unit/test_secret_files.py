@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pointbook_cli.settings import settings_problems
+from pointbook_cli.settings_checks import settings_problems
 from pointbook_common.secret_files import FILE_BYTES_MAX, secret_file_fields
 from pointbook_server.settings import ServerSettings
 from shopline_shim.settings import ShimSettings

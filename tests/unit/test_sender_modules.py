@@ -14,7 +14,7 @@ CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["import
 OWN = ("pointbook_common", "pointbook_server")
 SHARED_LIBRARIES = {"structlog"}
 SENDERS = sorted({path.stem for path in (SERVER / "delivery").glob("*.py")} - {"__init__", "sender", "senders"})
-CHOOSERS = (SERVER / "delivery/senders.py", ROOT / "service/pointbook_cli/dev.py")
+CHOOSERS = (SERVER / "delivery/senders.py", ROOT / "service/pointbook_cli/services/dev.py")
 
 
 def imported(path: Path) -> Iterator[str]:

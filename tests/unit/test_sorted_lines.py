@@ -1,4 +1,4 @@
-"""Lines are sorted on disk: by account and time, whatever order they come in, and nothing of them stays behind."""
+"""Lines are sorted on disk by account and time."""
 
 import contextlib
 import io
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pointbook_cli.points_file import Format, Manner, PointsFile, Refused
-from pointbook_cli.sorted_lines import Batch, Refusals, SortedLine, SortedLines
+from pointbook_cli.points_import.points_file import Format, PointsFile, PointsFileOptions, RefusedLine
+from pointbook_cli.points_import.sorted_lines import LineBatch, RefusedLines, SortedLine, SortedLines
 from support.harness import NOW_MS
 
 HEADER = "event_id,buyer_id,update_type,updated_scene,updated_value,points_balance,updated_at"
@@ -21,7 +21,7 @@ PLAIN = "{event_id},{buyer},{kind},LUCKY_DRAW,{value},{balance},{at_ms}"
 
 
 def row(buyer: str = "b", at_ms: int = 0, value: int = 1, balance: str = "", event_id: str = "") -> str:
-    """A line of a file."""
+    """Return a line of a file."""
     kind = "INCREASE" if value >= 0 else "DECREASE"
     return PLAIN.format(
         event_id=event_id, buyer=buyer, kind=kind, value=abs(value), balance=balance, at_ms=NOW_MS - 1_000 + at_ms
@@ -30,9 +30,9 @@ def row(buyer: str = "b", at_ms: int = 0, value: int = 1, balance: str = "", eve
 
 @contextlib.contextmanager
 def sorted_lines(rows: Sequence[str]) -> Iterator[SortedLines]:
-    """Sort the lines of a file."""
+    """Return the sorted lines of a file."""
     text = "\n".join([HEADER, *rows])
-    file = PointsFile(io.BytesIO(text.encode()), Manner(Format.CSV, "m", "s"), lambda: NOW_MS)
+    file = PointsFile(io.BytesIO(text.encode()), PointsFileOptions(Format.CSV, "m", "s"), lambda: NOW_MS)
     with contextlib.closing(SortedLines()) as lines:
         while (portion := file.read(100)) is not None:
             assert portion.refused == []
@@ -41,19 +41,18 @@ def sorted_lines(rows: Sequence[str]) -> Iterator[SortedLines]:
         yield lines
 
 
-def batches(rows: Sequence[str], count: int = 1_000) -> list[Batch]:
-    """Read the sorted lines of a file."""
+def batches(rows: Sequence[str], count: int = 1_000) -> list[LineBatch]:
+    """Read all batches of sorted lines."""
     with sorted_lines(rows) as lines:
         return list(iter(lambda: lines.read(count), None))
 
 
 def sent(rows: Sequence[str]) -> list[SortedLine]:
-    """The lines of a file as they are sent."""
+    """Return the lines of a file as they are sent."""
     return [line for batch in batches(rows) for line in batch.lines]
 
 
-def test_lines_come_by_account_and_time() -> None:
-    """And inside a millisecond by what they say: never by their place in the file."""
+def test_lines_are_sorted_by_account_time_and_content() -> None:
     expected = [
         row("a", 1, 2),
         row("a", 2, 3),
@@ -68,14 +67,13 @@ def test_lines_come_by_account_and_time() -> None:
         row("b:c", 1),
     ]
     rows = list(expected)
-    for seed in range(20):
-        random.Random(seed).shuffle(rows)  # noqa: S311 - an order
+    for order in range(20):
+        random.Random(order).shuffle(rows)  # noqa: S311 - an order
 
         assert [rows[line.number - 2] for line in sent(rows)] == expected
 
 
-def test_identical_lines_are_numbered_whatever_their_order() -> None:
-    """However they are written: each way of writing has its numbers in every order of the file."""
+def test_numbers_of_identical_lines_do_not_depend_on_their_order() -> None:
     ways = [row(value=1), row(value=1).replace("INCREASE", "increase"), row(value=1) + " "]
     ways[2] = ways[0].replace("LUCKY_DRAW", '"LUCKY_DRAW"')
     named = [
@@ -86,8 +84,7 @@ def test_identical_lines_are_numbered_whatever_their_order() -> None:
     assert all(names == named[0] for names in named)
 
 
-def test_only_events_that_we_name_without_a_balance_forget_their_refusal() -> None:
-    """A refusal under an id of the file is the answer that its owner gets for good."""
+def test_only_generated_ids_without_a_balance_set_forget_refusal() -> None:
     rows = [row(at_ms=1), row(at_ms=2, event_id="e-1"), row(at_ms=3, balance="1"), row(at_ms=4, value=-1)]
 
     assert [line.update.forget_refusal for line in sent(rows)] == [True, False, False, True]
@@ -106,10 +103,7 @@ def test_only_events_that_we_name_without_a_balance_forget_their_refusal() -> No
         ("abc", 4, [3]),
     ],
 )
-def test_an_account_is_divided_only_where_it_has_more_lines_than_a_batch(
-    buyers: str, count: int, sizes: list[int]
-) -> None:
-    """Parts of one account share it, so that they are sent one after the other."""
+def test_an_account_is_split_only_if_it_exceeds_a_batch(buyers: str, count: int, sizes: list[int]) -> None:
     found = batches([row(buyer, number) for number, buyer in enumerate(buyers)], count)
 
     assert [len(batch.lines) for batch in found] == sizes
@@ -120,10 +114,9 @@ def test_an_account_is_divided_only_where_it_has_more_lines_than_a_batch(
 
 
 def test_batches_with_the_same_event_id_share_it() -> None:
-    """Whose event is in the book must not depend on which batch is quicker."""
     found = batches([row("a", event_id="e-1"), row("b"), row("c", event_id="e-2"), row("d", event_id="e-1")], 1)
 
-    assert [batch.lines[0].repeated_name for batch in found] == [b"m\0e-1", None, None, b"m\0e-1"]
+    assert [batch.lines[0].repeated_id for batch in found] == [b"m\0e-1", None, None, b"m\0e-1"]
     assert not found[0].shared.isdisjoint(found[3].shared)
     assert found[2].shared.isdisjoint(found[0].shared | found[3].shared)
 
@@ -141,8 +134,7 @@ with sorted_lines([row(event_id="e" * 100 + str(number)) for number in range(20_
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are looked at in /proc")
-def test_the_disk_is_private_and_stays_empty(tmp_path: Path) -> None:
-    """The files are where TMPDIR says, no other user may read them, and they have no names."""
+def test_temporary_files_are_private_and_unlinked(tmp_path: Path) -> None:
     tests = str(Path(__file__).parent.parent)
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": tests}
     command = [sys.executable, "-c", LOOK_AT_FILES, str(tmp_path)]
@@ -154,8 +146,7 @@ def test_the_disk_is_private_and_stays_empty(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stop_ends_the_sort() -> None:
-    """There are no more lines then, at whatever moment it comes."""
+def test_stop_interrupts_the_sort() -> None:
     with sorted_lines([row(at_ms=number) for number in range(10)]) as lines:
         lines.stop()
         assert lines.read(3) is None
@@ -165,14 +156,13 @@ def test_a_stop_ends_the_sort() -> None:
         assert lines.read(3) is None
 
 
-def test_refusals_come_in_the_order_of_the_file() -> None:
-    """Whatever order the answers came in; nothing of them is lost."""
+def test_refused_lines_are_in_the_order_of_the_file() -> None:
     refused = [
-        Refused(3, "e-3", "INVALID_FIELDS", "a is required", (("a", "is required"), ("b", "is long"))),
-        Refused(1, "", "INVALID_LINE", "is no JSON object"),
-        Refused(2, "e-2", "STORE_NOT_FOUND", "No."),
+        RefusedLine(3, "e-3", "INVALID_FIELDS", "a is required", (("a", "is required"), ("b", "is long"))),
+        RefusedLine(1, "", "INVALID_LINE", "is no JSON object"),
+        RefusedLine(2, "e-2", "STORE_NOT_FOUND", "No."),
     ]
-    with contextlib.closing(Refusals()) as refusals:
+    with contextlib.closing(RefusedLines()) as refusals:
         for each in refused:
             refusals.add(each)
 

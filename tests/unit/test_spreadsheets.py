@@ -1,17 +1,17 @@
-"""What spreadsheets make of ids is told from ids, and only what no id looks like is refused."""
+"""Damage of ids by spreadsheets is detected, and valid ids are not damage."""
 
 import pytest
 
-from pointbook_cli.spreadsheets import damage_of, may_be_rounded
+from pointbook_cli.points_import.spreadsheets import id_damage, may_be_rounded
 
 DAMAGED = {
     "in scientific notation": [
         *("1.72E+12", "1,72E+12", "1.72e12", "1.72182952656614E+18", "1.72182952656614E+018", "1E+12", "1e+05"),
         *("-1.5E+20", "12.3E+6", "2.00E-04", "1E-05", "1.E+12", "172E+10"),
     ],
-    "begins with the apostrophe": ["'1718263946864", "'", "\u2019123", "\u2018b", "'abc'"],
+    "starts with an apostrophe": ["'1718263946864", "'", "\u2019123", "\u2018b", "'abc'"],
     "is a formula": ['="123"', "=\u201c123\u201d", "=A1+B1", "=", "@SUM(A1:A2)", "+SUM(A1)", "-ABS(B2)", "=1"],
-    "instead of a value": [
+    "error value of a spreadsheet": [
         *("#REF!", "#N/A", "#NAME?", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#BEZUG!", "#N/D"),
         *("####", "##", "Err:502", "#ERROR!", "#NV", "#N/B", "#I/T", "#N/V"),
     ],
@@ -30,9 +30,8 @@ IDS = [
 
 
 @pytest.mark.parametrize(("cause", "value"), [(cause, value) for cause, values in DAMAGED.items() for value in values])
-def test_an_id_that_a_spreadsheet_changed_is_told_with_cause_and_cure(cause: str, value: str) -> None:
-    """Whatever program, language and format wrote it."""
-    damage = damage_of(value)
+def test_id_damage_has_cause_and_remedy(cause: str, value: str) -> None:
+    damage = id_damage(value)
 
     assert damage is not None
     assert cause in damage
@@ -40,9 +39,8 @@ def test_an_id_that_a_spreadsheet_changed_is_told_with_cause_and_cure(cause: str
 
 
 @pytest.mark.parametrize("value", IDS)
-def test_what_may_be_an_id_is_one(value: str) -> None:
-    """A letter E between digits, a sign or a mark in front, and a long number are no damage by themselves."""
-    assert damage_of(value) is None
+def test_valid_ids_are_not_damage(value: str) -> None:
+    assert id_damage(value) is None
 
 
 @pytest.mark.parametrize(
@@ -57,6 +55,5 @@ def test_what_may_be_an_id_is_one(value: str) -> None:
         ("a123456789012345000", False),
     ],
 )
-def test_a_long_number_that_ends_in_zeros_is_suspect(value: str, *, is_suspect: bool) -> None:
-    """A spreadsheet keeps 15 digits; three zeros behind them are one id in a thousand otherwise."""
+def test_a_long_number_that_ends_in_zeros_may_be_rounded(value: str, *, is_suspect: bool) -> None:
     assert may_be_rounded(value) is is_suspect

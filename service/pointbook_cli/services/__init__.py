@@ -1,0 +1,1 @@
+"""The services as processes: for development, as a server, or as workers."""
