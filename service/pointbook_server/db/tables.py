@@ -1,7 +1,7 @@
-"""The tables, as the newest migration leaves them; a test compares the two.
+"""The tables after the newest migration; a test compares the two.
 
-`merchant_id` is in every key, and the most selective column leads each index: plans made while a table is empty must
-not walk a merchant's rows. Times are milliseconds since 1970 (UTC), points are whole.
+Every key contains `merchant_id`. The most selective column leads each index, so that a plan made while a table is empty
+does not scan all rows of a merchant later. Times are in milliseconds since 1970 (UTC); points are integers.
 """
 
 from sqlalchemy import (
@@ -41,17 +41,21 @@ stores = Table(
 store_erasures = Table(
     "store_erasures",
     metadata,
-    # Requests to erase the personal data of a store's customers, and operators' answers to them.
+    # Requests to erase the personal data of a store's customers, and how far each erasure is.
     Column("event_id", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
     Column("store_id", Text, nullable=False),
     Column("requested_at_ms", BigInteger, nullable=False),
     Column("due_at_ms", BigInteger, nullable=False),
     Column(
-        "begun_at_ms", BigInteger, comment="Older customer webhooks of the store are ignored; NULL until it begins."
+        "begun_at_ms",
+        BigInteger,
+        comment="When the erasure began: customer webhooks older than this are ignored. NULL before that.",
     ),
-    Column("erased_to", Text, nullable=False, comment="The last buyer that was erased, in their order."),
-    Column("closed_at_ms", BigInteger, comment="When nothing was left to erase; NULL while the request is open."),
+    Column(
+        "erased_to", Text, nullable=False, comment="The last buyer erased; buyers are erased in the order of their ids."
+    ),
+    Column("closed_at_ms", BigInteger, comment="When the erasure completed; NULL while the request is open."),
     Column("reason", Text, nullable=False),
     PrimaryKeyConstraint("event_id", "merchant_id", name="pk_store_erasures"),
     ForeignKeyConstraint(
@@ -79,14 +83,15 @@ api_tokens = Table(
     Column("created_at_ms", BigInteger, nullable=False),
     Column("expires_at_ms", BigInteger),
     Column("revoked_at_ms", BigInteger),
-    Column("last_used_at_ms", BigInteger, comment="To the minute; NULL where it was never used."),
-    Column("rotated_to", Text, comment="The token that replaced it; NULL where none has."),
+    Column("last_used_at_ms", BigInteger, comment="Accurate to the minute; NULL if never used."),
+    Column("rotated_to", Text, comment="The token that replaced this one; NULL if none did."),
     Column(
         "client_names",
         ARRAY(Text),
         nullable=False,
         server_default=text("'{}'::text[]"),
-        comment="Names of client certificates, of which a caller must have one; empty where any caller may use it.",
+        comment="Client certificate names, one of which the caller must present; empty if any caller may use the "
+        "token.",
     ),
     PrimaryKeyConstraint("token_id", name="pk_api_tokens"),
     CheckConstraint("octet_length(secret_hash) = 32", name="ck_api_tokens_secret_hash"),
@@ -98,52 +103,51 @@ points_accounts = Table(
     Column("merchant_id", Text, nullable=False),
     Column("store_id", Text, nullable=False),
     Column("buyer_id", Text, nullable=False),
-    Column("opening", BigInteger, comment="The balance before the first entry; NULL while none counts."),
+    Column("opening", BigInteger, comment="The balance before the first entry; NULL while no entry counts."),
     Column("balance", BigInteger, nullable=False, server_default=text("0")),
     Column("drift", BigInteger, nullable=False, server_default=text("0")),
     Column("silently_expired", BigInteger, nullable=False, server_default=text("0")),
     Column("lifetime_points", BigInteger, nullable=False, server_default=text("0")),
-    Column("newest_at_ms", BigInteger, comment="When the newest entry happened; NULL while there is none."),
+    Column("newest_at_ms", BigInteger, comment="The time of the newest entry; NULL while there is none."),
     Column(
         "lots",
         JSONB,
         nullable=False,
         server_default=text("'[]'::jsonb"),
-        comment="[remaining, original, expires_at_ms or null, event_id], in the order in which they are drawn: "
-        "the first of them.",
+        comment="The first open lots in drawing order, each [remaining, original, expires_at_ms or null, event_id].",
     ),
     Column(
         "far_lots",
         JSONB,
-        comment="[points, expires_at_ms or null, event_id]: what lies beyond, and the first of it; NULL where lots "
-        "has all.",
+        comment="The sum of the lots that are not in lots, with the first one's expiry and event: [points, "
+        "expires_at_ms or null, event_id]; NULL if there are none.",
     ),
     Column(
         "drawn_to_ms",
         BigInteger,
         nullable=False,
         server_default=text("0"),
-        comment="The latest expiry that was ever drawn from.",
+        comment="The latest expiry of any lot drawn from so far.",
     ),
     Column(
         "uncheckpointed",
         Integer,
         nullable=False,
         server_default=text("0"),
-        comment="How many entries there are since the last checkpoint.",
+        comment="The number of entries since the last checkpoint.",
     ),
     Column(
         "revision",
         BigInteger,
         nullable=False,
         server_default=text("0"),
-        comment="Grows with every write: who read the account without locking it sees whether it has changed.",
+        comment="Incremented by every write, so that a reader without a lock can detect a change.",
     ),
     Column(
         "holds",
         JSONB,
-        comment="[redemption_id, points, opened_at_ms, settle_by_ms, settlement scenes, is_released, "
-        "settlement lead in ms: 5000 where it is missing]; NULL where there are none.",
+        comment="Open and released holds, each [redemption_id, points, opened_at_ms, settle_by_ms, settlement scenes,"
+        " is_released, settlement lead in ms (5000 if missing)]; NULL if there are none.",
     ),
     PrimaryKeyConstraint("buyer_id", "store_id", "merchant_id", name="pk_points_accounts"),
     ForeignKeyConstraint(
@@ -151,7 +155,7 @@ points_accounts = Table(
     ),
     CheckConstraint("silently_expired >= 0", name="ck_points_accounts_silently_expired"),
     CheckConstraint("lifetime_points >= 0", name="ck_points_accounts_lifetime_points"),
-    # Few accounts drift, so that this index is small, and leads with what is asked for.
+    # Few accounts drift, so this index is small and can lead with merchant_id.
     Index(
         "ix_points_accounts_drifting",
         "merchant_id",
@@ -159,14 +163,14 @@ points_accounts = Table(
         "buyer_id",
         postgresql_where=text("drift <> 0"),
     ),
-    # Every event updates the row in place: free space in its page saves the indexes from being written too.
+    # Every event updates its row. Free space in the page allows HOT updates, which write no index.
     postgresql_with={"fillfactor": 70},
 )
 
 points_checkpoints = Table(
     "points_checkpoints",
     metadata,
-    # The account as it was after all entries up to and including newest_at_ms.
+    # The account after all entries up to and including newest_at_ms.
     Column("merchant_id", Text, nullable=False),
     Column("store_id", Text, nullable=False),
     Column("buyer_id", Text, nullable=False),
@@ -185,7 +189,7 @@ points_checkpoints = Table(
 points_entries = Table(
     "points_entries",
     metadata,
-    # The event and how it was received: a trigger refuses to change or delete them.
+    # The event and how it was received. A trigger rejects updates of these columns, and deletion.
     Column("event_id", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
     Column("store_id", Text, nullable=False),
@@ -200,23 +204,30 @@ points_entries = Table(
     Column("shop_domain", Text, nullable=False),
     Column("api_version", Text, nullable=False),
     Column("received_at_ms", BigInteger, nullable=False),
-    Column("outcome", Text, nullable=False, comment="REFUSED remembers a verdict; such a row is no entry of the book."),
-    # What the fold derives from the entry's place: an earlier event that arrives late rewrites it.
-    Column("ordinal", Integer, nullable=False, comment="The place inside the millisecond, from 0."),
+    Column("outcome", Text, nullable=False, comment="REFUSED rows record a refusal and are not entries of the ledger."),
+    # Derived by the fold from the entry's position; rewritten when an earlier event arrives late.
+    Column(
+        "ordinal", Integer, nullable=False, comment="The position among the entries of the same millisecond, from 0."
+    ),
     Column("balance_before", BigInteger, nullable=False),
     Column("balance_after", BigInteger, nullable=False),
     Column("drift", BigInteger, nullable=False),
     Column("silently_expired", BigInteger, nullable=False),
-    Column("draws", JSONB, nullable=False, comment="[points, expires_at_ms or null, event_id of the lot]."),
-    Column("voided_at_ms", BigInteger, comment="Since when the entry counts for nothing; NULL where it counts."),
+    Column(
+        "draws",
+        JSONB,
+        nullable=False,
+        comment="What the entry took from lots, each [points, expires_at_ms or null, event_id of the lot].",
+    ),
+    Column("voided_at_ms", BigInteger, comment="When the entry was voided; NULL while it counts."),
     Column("void_reason", Text),
-    Column("settled_redemption_id", Text, comment="The redemption whose hold the entry settled."),
+    Column("settled_redemption_id", Text, comment="The redemption whose hold this entry settled."),
     PrimaryKeyConstraint("event_id", "merchant_id", name="pk_points_entries"),
     CheckConstraint("update_type IN ('INCREASE', 'DECREASE')", name="ck_points_entries_update_type"),
     CheckConstraint("updated_value >= 0", name="ck_points_entries_updated_value"),
     CheckConstraint("outcome IN ('APPLIED', 'LATE', 'REFUSED')", name="ck_points_entries_outcome"),
     Index("ix_points_entries_account", "buyer_id", "store_id", "merchant_id", "updated_at_ms"),
-    # Whose points expire when, whatever is left of them: columns of the event, so that only inserting costs.
+    # For ListExpiringPoints. It has columns of the event only, so that updates do not write it.
     Index(
         "ix_points_entries_expiry",
         "store_id",
@@ -230,7 +241,7 @@ points_entries = Table(
 points_voidings = Table(
     "points_voidings",
     metadata,
-    # Who voids repairs what a faulty caller wrote: each time is told for good.
+    # The permanent audit of voiding and unvoiding entries.
     Column("voiding_id", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
     Column("event_id", Text, nullable=False),
@@ -252,7 +263,7 @@ programs = Table(
     Column("time_zone", Text, nullable=False),
     Column("default_region", Text, nullable=False),
     Column("allowed_regions", ARRAY(Text), nullable=False),
-    Column("criteria", JSONB, nullable=False, comment="The criteria that limit, by their names."),
+    Column("criteria", JSONB, nullable=False, comment="The criteria that are set, by name."),
     Column("point_value", Numeric),
     Column("currency_code", Text, nullable=False),
     Column("local_currency_code", Text, nullable=False),
@@ -261,10 +272,10 @@ programs = Table(
     Column("allow_cross_program_redemption", Boolean, nullable=False),
     Column("settlement_window_ms", BigInteger, nullable=False),
     Column("settlement_scenes", ARRAY(Text), nullable=False),
-    Column("validation", JSONB, nullable=False, comment="The validation settings, by their names."),
+    Column("validation", JSONB, nullable=False, comment="The validation settings, by name."),
     Column("revision", BigInteger, nullable=False),
     Column("updated_at_ms", BigInteger, nullable=False),
-    Column("local_currency_decimals", Integer, comment="NULL for those of ISO 4217."),
+    Column("local_currency_decimals", Integer, comment="NULL for the number of decimals in ISO 4217."),
     Column("settlement_lead_ms", BigInteger, comment="NULL for the default."),
     PrimaryKeyConstraint("merchant_id", "program_id", name="pk_programs"),
     CheckConstraint("program_id >= 1", name="ck_programs_program_id"),
@@ -277,17 +288,22 @@ programs = Table(
 benefits = Table(
     "benefits",
     metadata,
-    # Enums are SHOPLINE's names, also those that are not listed; empty where they are absent.
+    # Enums hold SHOPLINE's names, including undocumented ones; empty if absent.
     Column("benefit_id", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
-    Column("store_ids", ARRAY(Text), nullable=False, comment="Empty means all."),
+    Column("store_ids", ARRAY(Text), nullable=False, comment="Empty for all stores."),
     Column("level_code", Text, nullable=False),
     Column("membership_type", Text, nullable=False),
     Column("reward_scene", Text, nullable=False),
     Column("reward_type", Text, nullable=False),
     Column("benefits_status", Text, nullable=False),
     Column("details", JSONB, nullable=False, comment="The other fields of BenefitsInfo that are present."),
-    Column("irrelevant_values", JSONB, nullable=False, comment="What no rule of BenefitsInfo lets be relevant."),
+    Column(
+        "irrelevant_values",
+        JSONB,
+        nullable=False,
+        comment="Values of fields that BenefitsInfo defines as irrelevant for this benefit.",
+    ),
     Column("revision", BigInteger, nullable=False),
     Column("updated_at_ms", BigInteger, nullable=False),
     PrimaryKeyConstraint("benefit_id", "merchant_id", name="pk_benefits"),
@@ -303,7 +319,7 @@ custom_privileges = Table(
     Column("privilege_name", Text),
     Column("privilege_description", Text),
     Column("benefits_icon", Text),
-    Column("previlege_status", Text, comment="The spelling is SHOPLINE's."),
+    Column("previlege_status", Text, comment="Spelled as in SHOPLINE's API."),
     Column("revision", BigInteger, nullable=False),
     Column("updated_at_ms", BigInteger, nullable=False),
     PrimaryKeyConstraint("privilege_id", "merchant_id", name="pk_custom_privileges"),
@@ -328,12 +344,18 @@ customer_identifiers = Table(
     metadata,
     Column("value", Text, nullable=False),
     Column("kind", Text, nullable=False),
-    Column("source", Text, nullable=False, comment="Who knows it; empty for the customer's own."),
+    Column(
+        "source", Text, nullable=False, comment="The system that issued the identifier; empty for the customer's own."
+    ),
     Column("account_id", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
     Column("customer_id", Text, nullable=False),
-    Column("since_ms", BigInteger, comment="Since when it is this customer's; NULL where they came with it."),
-    Column("written", Text, comment="As it is answered and sent to; NULL where that is the value, which is compared."),
+    Column("since_ms", BigInteger, comment="When the customer got the identifier; NULL if registered with it."),
+    Column(
+        "written",
+        Text,
+        comment="The form to return and to send messages to; NULL if it equals value, the form to compare.",
+    ),
     PrimaryKeyConstraint("value", "kind", "source", "account_id", "merchant_id", name="pk_customer_identifiers"),
     ForeignKeyConstraint(
         ["customer_id", "merchant_id"],
@@ -349,9 +371,9 @@ customer_buyers = Table(
     Column("buyer_id", Text, nullable=False),
     Column("store_id", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
-    Column("customer_id", Text, comment="NULL where nobody owns the buyer, of whom a webhook has told."),
-    Column("mobile_as_of", Text, comment="The newest update that told the mobile number."),
-    Column("email_as_of", Text, comment="The newest update that told the e-mail address."),
+    Column("customer_id", Text, comment="NULL for a buyer that a webhook named and no customer has."),
+    Column("mobile_as_of", Text, comment="The newest update that contained the mobile number."),
+    Column("email_as_of", Text, comment="The newest update that contained the e-mail address."),
     PrimaryKeyConstraint("buyer_id", "store_id", "merchant_id", name="pk_customer_buyers"),
     ForeignKeyConstraint(
         ["customer_id", "merchant_id"],
@@ -365,17 +387,22 @@ customer_buyers = Table(
 customer_claims = Table(
     "customer_claims",
     metadata,
-    # A contact that a customer's newest webhook names, while another customer owns it.
+    # A contact that a customer's newest webhook contains and another customer has.
     Column("customer_id", Text, nullable=False),
     Column("kind", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
     Column("value", Text, nullable=False),
     Column("store_id", Text, nullable=False),
-    Column("buyer_id", Text, nullable=False, comment="The buyer whose webhook it was."),
-    Column("at_ms", BigInteger, nullable=False, comment="How new the webhook is: its time, kind and id."),
+    Column("buyer_id", Text, nullable=False, comment="The buyer that the webhook was about."),
+    Column(
+        "at_ms",
+        BigInteger,
+        nullable=False,
+        comment="The webhook's time; with rank and event_id, it decides which webhook is newer.",
+    ),
     Column("rank", Integer, nullable=False),
     Column("event_id", Text(collation="C"), nullable=False),
-    Column("written", Text, comment="As customer_identifiers has it."),
+    Column("written", Text, comment="As in customer_identifiers."),
     PrimaryKeyConstraint("customer_id", "kind", "merchant_id", name="pk_customer_claims"),
     ForeignKeyConstraint(
         ["customer_id", "merchant_id"],
@@ -390,7 +417,7 @@ customer_claims = Table(
 customer_updates = Table(
     "customer_updates",
     metadata,
-    # The webhooks that were seen. A redaction deletes those before it: digests of personal data are personal data.
+    # The webhooks applied. A redaction deletes earlier ones: digests of personal data are personal data.
     Column("event_id", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
     Column("store_id", Text, nullable=False),
@@ -400,7 +427,8 @@ customer_updates = Table(
     Column(
         "is_deletion",
         Boolean,
-        comment="NULL for redactions, whose body no other topic has, and for webhooks of earlier releases.",
+        comment="NULL for redactions, whose body differs from that of any other topic, and for webhooks stored by "
+        "earlier releases.",
     ),
     PrimaryKeyConstraint("event_id", "merchant_id", name="pk_customer_updates"),
     CheckConstraint("octet_length(content_digest) = 32", name="ck_customer_updates_content_digest"),
@@ -410,7 +438,7 @@ customer_updates = Table(
 customer_tombstones = Table(
     "customer_tombstones",
     metadata,
-    Column("digest", LargeBinary, nullable=False, comment="Of the buyer, under a code key."),
+    Column("digest", LargeBinary, nullable=False, comment="Keyed digest of the buyer, made with a code key."),
     Column("merchant_id", Text, nullable=False),
     Column("redacted_at_ms", BigInteger, nullable=False),
     PrimaryKeyConstraint("digest", "merchant_id", name="pk_customer_tombstones"),
@@ -420,12 +448,16 @@ customer_tombstones = Table(
 customer_audit = Table(
     "customer_audit",
     metadata,
-    # Who moved or erased what is told for good, without personal data: a trigger refuses to change or delete it.
+    # The permanent audit of moved and erased identifiers, without personal data. A trigger rejects changes.
     Column("audit_id", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
     Column("customer_id", Text, nullable=False),
     Column("action", Text, nullable=False),
-    Column("kind", Text, comment="What was moved, without its value; a buyer's stands beside it."),
+    Column(
+        "kind",
+        Text,
+        comment="The kind of identifier that was moved, without its value; for a buyer, see store_id and buyer_id.",
+    ),
     Column("store_id", Text),
     Column("buyer_id", Text),
     Column("to_customer_id", Text),
@@ -490,14 +522,19 @@ validation_challenges = Table(
     metadata,
     Column("challenge_id", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
-    Column("customer", Text, nullable=False, comment="Who must type the code: the resolved customer."),
+    Column("customer", Text, nullable=False, comment="The resolved customer, who must enter the code."),
     Column("program_id", BigInteger, nullable=False),
     Column("points", BigInteger, nullable=False),
     Column("group_redemption", Boolean, nullable=False),
     Column("group_id", Text, nullable=False),
     Column("channel", Text, nullable=False),
-    Column("destination_digest", LargeBinary, nullable=False, comment="Keyed: where codes go is kept nowhere else."),
-    Column("called_number", Text, nullable=False, comment="The number to call, for a missed call."),
+    Column(
+        "destination_digest",
+        LargeBinary,
+        nullable=False,
+        comment="Keyed digest of the destination, which is not stored in any other form.",
+    ),
+    Column("called_number", Text, nullable=False, comment="The number to call; only for missed calls."),
     Column("key_id", Text, nullable=False),
     Column("code_digest", LargeBinary, nullable=False),
     Column("attempts", Integer, nullable=False, comment="Wrong guesses that named the challenge."),
@@ -505,14 +542,14 @@ validation_challenges = Table(
         "unnamed_attempts",
         Integer,
         nullable=False,
-        comment="Those that did not, which must not lock out the ones that do.",
+        comment="Wrong guesses that did not name the challenge; they must not lock out those that do.",
     ),
     Column("state", Text, nullable=False),
     Column("delivery", Text, nullable=False),
     Column("sent_at_ms", BigInteger, nullable=False),
     Column("resend_at_ms", BigInteger, nullable=False),
     Column("expires_at_ms", BigInteger, nullable=False),
-    Column("confirmed_at_ms", BigInteger, comment="When the missed call was seen."),
+    Column("confirmed_at_ms", BigInteger, comment="When the missed call was received."),
     PrimaryKeyConstraint("challenge_id", "merchant_id", name="pk_validation_challenges"),
     CheckConstraint("octet_length(code_digest) = 32", name="ck_validation_challenges_code_digest"),
     CheckConstraint("octet_length(destination_digest) = 32", name="ck_validation_challenges_destination_digest"),
@@ -520,8 +557,8 @@ validation_challenges = Table(
     CheckConstraint("unnamed_attempts BETWEEN 0 AND 5", name="ck_validation_challenges_unnamed_attempts"),
     CheckConstraint("state IN ('LIVE', 'REPLACED', 'USED', 'ENDED')", name="ck_validation_challenges_state"),
     CheckConstraint("delivery IN ('PENDING', 'SENT', 'FAILED', 'UNCERTAIN')", name="ck_validation_challenges_delivery"),
-    # A customer has one live challenge of sent codes and one of a missed call: this is what makes a hundred parallel
-    # requests send one message.
+    # A customer has at most one live challenge for sent codes and one for a missed call, so that parallel requests
+    # send one message.
     Index(
         "uq_validation_challenges_live",
         "customer",
@@ -536,19 +573,19 @@ validation_challenges = Table(
         "merchant_id",
         postgresql_where=text("state = 'LIVE' AND channel = 'MISSED_CALL'"),
     ),
-    # All have points, tallies a revision, and calls a time. Only the statements that clean up say so, and no other one
-    # can go by these indexes, of which a plan that is made while a table is empty may take any.
+    # The condition of this index holds for every row, as do `revision > 0` and `at_ms > 0` below. Only the cleanup
+    # statements repeat it: a plan made while the table is empty cannot choose the index for any other statement.
     Index("ix_validation_challenges_expires", "expires_at_ms", "merchant_id", postgresql_where=text("points > 0")),
 )
 
 validation_tallies = Table(
     "validation_tallies",
     metadata,
-    # How often something happened: wrong guesses and missed calls of a customer, messages to a destination (a keyed
-    # digest) and of a merchant.
+    # Sliding-window counters: wrong guesses and missed calls of a customer, messages to a destination (a keyed digest)
+    # and messages of a merchant.
     Column("subject", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
-    Column("counts", JSONB, nullable=False, comment="[at_ms, count], the oldest first."),
+    Column("counts", JSONB, nullable=False, comment="[at_ms, count], oldest first."),
     Column("revision", BigInteger, nullable=False),
     Column("updated_at_ms", BigInteger, nullable=False),
     PrimaryKeyConstraint("subject", "merchant_id", name="pk_validation_tallies"),
@@ -558,10 +595,15 @@ validation_tallies = Table(
 missed_calls = Table(
     "missed_calls",
     metadata,
-    # The calls that a telephony provider told of, each of which meets one challenge at most.
-    Column("call_digest", Text, nullable=False, comment="Of the provider's id, which may be made of a number."),
+    # Calls reported by a telephony provider. Each confirms at most one challenge.
+    Column(
+        "call_digest",
+        Text,
+        nullable=False,
+        comment="Digest of the provider's call id, which may contain a phone number.",
+    ),
     Column("merchant_id", Text, nullable=False),
-    Column("challenge_id", Text, nullable=False, comment="Empty where it met none."),
+    Column("challenge_id", Text, nullable=False, comment="The challenge that the call confirmed; empty if none."),
     Column("at_ms", BigInteger, nullable=False),
     PrimaryKeyConstraint("call_digest", "merchant_id", name="pk_missed_calls"),
     Index("ix_missed_calls_at", "at_ms", "merchant_id", postgresql_where=text("at_ms > 0")),
@@ -570,7 +612,8 @@ missed_calls = Table(
 validation_audit = Table(
     "validation_audit",
     metadata,
-    # Who asked for codes or guessed, for whom and what for, and how it ended: never a code or a contact.
+    # The audit of codes: who issued, guessed or reset them, for which customer, with which outcome. It never holds a
+    # code or a contact.
     Column("audit_id", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
     Column("customer", Text, nullable=False),
@@ -581,22 +624,22 @@ validation_audit = Table(
     Column("program_id", BigInteger, nullable=False),
     Column("points", BigInteger, nullable=False),
     Column("channel", Text, nullable=False),
-    Column("actor", Text, nullable=False, comment="The id of the caller's token; empty where there are no tokens."),
+    Column("actor", Text, nullable=False, comment="The id of the caller's token; empty if access control is off."),
     Column("reason", Text, nullable=False),
     Column("event_count", BigInteger, nullable=False, server_default=text("1")),
-    Column("last_at_ms", BigInteger, comment="When it happened last, where it was repeated."),
+    Column("last_at_ms", BigInteger, comment="When the event last happened, if it was repeated."),
     Column(
         "repeat_key",
         Text,
         nullable=False,
         server_default="",
-        comment="What repetitions that are counted in one row have in common; empty for a row that is none of these.",
+        comment="What the repetitions counted in one row have in common; empty for rows that are not counted.",
     ),
     PrimaryKeyConstraint("customer", "merchant_id", "at_ms", "audit_id", name="pk_validation_audit"),
     CheckConstraint(
         "action IN ('ISSUE', 'DELIVER', 'GUESS', 'USE', 'CONFIRM', 'RESET', 'END')", name="ck_validation_audit_action"
     ),
-    # Refusals come without limit, and their rows do not.
+    # Repeated refusals are counted in one row, so that callers cannot add rows without limit.
     Index(
         "uq_validation_audit_repeated",
         "customer",
@@ -616,38 +659,53 @@ quarantined_webhooks = Table(
     Column("body_digest", LargeBinary, nullable=False, comment="Keyed for customer topics."),
     Column("detail", Text, nullable=False),
     Column("topic", Text, nullable=False),
-    Column("key_id", Text, comment="The key that encrypts headers and body; NULL where they stand in clear."),
-    Column("headers", LargeBinary, nullable=False, comment="[name, value] in their order, as JSON."),
-    Column("body", LargeBinary, comment="NULL when it was erased with its customer."),
+    Column("key_id", Text, comment="The key that encrypts headers and body; NULL if they are not encrypted."),
+    Column("headers", LargeBinary, nullable=False, comment="[name, value] pairs in their original order, as JSON."),
+    Column("body", LargeBinary, comment="NULL if erased with its customer."),
     Column("body_size", Integer, nullable=False),
-    Column("kept_bytes", BigInteger, nullable=False, comment="What it counts for in quarantine_usage."),
+    Column(
+        "kept_bytes", BigInteger, nullable=False, comment="The bytes that the webhook contributes to quarantine_usage."
+    ),
     Column("received_at_ms", BigInteger, nullable=False),
     Column("last_received_at_ms", BigInteger, nullable=False),
     Column("receive_count", BigInteger, nullable=False),
     Column("state", Text, nullable=False),
-    Column("replay_event_id", Text, comment="The event that it is, or was, replayed as: set before it is applied."),
-    Column("replays_running", BigInteger, nullable=False, comment="How many may be running until replay_until_ms."),
+    Column("replay_event_id", Text, comment="The event id of its replay; written before the replay is applied."),
+    Column(
+        "replays_running",
+        BigInteger,
+        nullable=False,
+        comment="The number of replays that may be running until replay_until_ms.",
+    ),
     Column("replay_until_ms", BigInteger, nullable=False),
     Column("replayed_at_ms", BigInteger),
     Column(
         "subject_digest",
         LargeBinary,
-        comment="Of the customer whom the body tells of, by which it is found to be erased; NULL for none.",
+        comment="Digest of the customer in the body, for erasing the webhook with that customer; NULL if there is "
+        "none.",
     ),
-    Column("store_digest", LargeBinary, comment="Of the store of a customer's webhook, likewise."),
+    Column(
+        "store_digest",
+        LargeBinary,
+        comment="Digest of the store of a customer webhook, for erasing the webhook with that store.",
+    ),
     Column(
         "claimed_merchant_id",
         Text,
-        comment="The merchant that the first copy's header named; NULL in rows of a release that kept each copy by it.",
+        comment="The merchant in the first copy's header; NULL in rows of earlier releases, which stored one row per "
+        "such merchant.",
     ),
     Column(
         "is_contested",
         Boolean,
         nullable=False,
         server_default=text("false"),
-        comment="A copy named another merchant.",
+        comment="Whether a copy named another merchant.",
     ),
-    Column("signed_store_digest", LargeBinary, comment="Of the store that the body names; NULL for none."),
+    Column(
+        "signed_store_digest", LargeBinary, comment="Digest of the store in the signed body; NULL if there is none."
+    ),
     PrimaryKeyConstraint("quarantine_id", "merchant_id", name="pk_quarantined_webhooks"),
     UniqueConstraint("body_digest", "reason", "merchant_id", name="uq_quarantined_webhooks_body"),
     CheckConstraint("octet_length(body_digest) = 32", name="ck_quarantined_webhooks_body_digest"),
@@ -670,7 +728,7 @@ quarantined_webhooks = Table(
         "quarantine_id",
         postgresql_where=text("store_digest IS NOT NULL AND body IS NOT NULL"),
     ),
-    # Rows of earlier releases are unique by their reason, too.
+    # Rows of earlier releases may share a digest under different reasons.
     Index(
         "uq_quarantined_webhooks_digest",
         "body_digest",
@@ -707,7 +765,7 @@ redemptions = Table(
         "redeemer",
         Text,
         nullable=False,
-        comment="customer ID, or buyer STORE_ID BUYER_ID where nobody has registered the buyer.",
+        comment="customer ID, or buyer STORE_ID BUYER_ID for a buyer without a customer.",
     ),
     Column("program_id", BigInteger, nullable=False),
     Column("points", BigInteger, nullable=False),
@@ -725,11 +783,11 @@ redemptions = Table(
         "draws",
         JSONB,
         nullable=False,
-        comment="[store_id, buyer_id, points, expires_at_ms or null, event_id of the lot, reversed points], in their "
-        "order.",
+        comment="In drawing order, each [store_id, buyer_id, points, expires_at_ms or null, event_id of the lot, "
+        "reversed points].",
     ),
     Column("holds", JSONB, nullable=False, comment="[store_id, buyer_id, points, OPEN or SETTLED or RELEASED]."),
-    # What the holds and draws come to, for filters.
+    # Sums over holds and draws, for filters.
     Column("open_points", BigInteger, nullable=False),
     Column("released_points", BigInteger, nullable=False),
     Column("reversed_points", BigInteger, nullable=False),
@@ -738,7 +796,7 @@ redemptions = Table(
         Text,
         nullable=False,
         server_default=text("''"),
-        comment="The id of the caller's token; empty where there are no tokens.",
+        comment="The id of the caller's token; empty if access control is off.",
     ),
     PrimaryKeyConstraint("redemption_id", "merchant_id", name="pk_redemptions"),
     UniqueConstraint("reference", "merchant_id", name="uq_redemptions_reference"),
@@ -749,8 +807,8 @@ redemptions = Table(
         name="ck_redemptions_held_points",
     ),
     Index("ix_redemptions_redeemer", "redeemer", "merchant_id", "created_at_ms"),
-    # All have points. Only a statement that says so can go by this index: a plan that is made while the table is empty
-    # would choose it for any statement that names a merchant.
+    # The condition holds for every row. Only statements that repeat it can use this index: otherwise a plan made
+    # while the table is empty would choose it for any statement that names a merchant.
     Index(
         "ix_redemptions_created",
         "merchant_id",
@@ -767,17 +825,19 @@ redemption_reversals = Table(
     Column("reference", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
     Column("redemption_id", Text, nullable=False),
-    Column("points", BigInteger, nullable=False, comment="What was asked for: 0 is all that was left."),
+    Column("points", BigInteger, nullable=False, comment="The points requested; 0 for all that were left."),
     Column("notes", Text, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
-    Column("redeemer", Text, nullable=False, server_default=text("''"), comment="Who redeemed, as in redemptions."),
-    Column("reversed_points", BigInteger, nullable=False, server_default=text("0"), comment="What was given back."),
+    Column("redeemer", Text, nullable=False, server_default=text("''"), comment="As in redemptions."),
+    Column(
+        "reversed_points", BigInteger, nullable=False, server_default=text("0"), comment="The points actually reversed."
+    ),
     Column(
         "actor",
         Text,
         nullable=False,
         server_default=text("''"),
-        comment="The id of the caller's token; empty where there are no tokens.",
+        comment="The id of the caller's token; empty if access control is off.",
     ),
     PrimaryKeyConstraint("reference", "merchant_id", name="pk_redemption_reversals"),
     Index("ix_redemption_reversals_redemption", "redemption_id", "merchant_id", "created_at_ms"),
@@ -787,10 +847,15 @@ redemption_reversals = Table(
 redemption_refusals = Table(
     "redemption_refusals",
     metadata,
-    # Refused calls, for a settable time. They name customers by their ids alone.
+    # Refused calls, deleted after a configured time. They identify customers by id only.
     Column("refusal_id", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
-    Column("customer", Text, nullable=False, comment="Who wanted to redeem, as in redemptions."),
+    Column(
+        "customer",
+        Text,
+        nullable=False,
+        comment="The customer of the refused call, in the form of redemptions.redeemer.",
+    ),
     Column("at_ms", BigInteger, nullable=False),
     Column("method", Text, nullable=False),
     Column("program_id", BigInteger, nullable=False),
@@ -800,10 +865,10 @@ redemption_refusals = Table(
         "reasons",
         JSONB,
         nullable=False,
-        comment="[status code or 0, reason, message, values], in the order of the answer.",
+        comment="[status code or 0, reason, message, values], in the order of the response.",
     ),
-    Column("reference", Text, nullable=False, comment="Of RedeemPoints; empty for the other methods."),
-    Column("actor", Text, nullable=False, comment="The id of the caller's token; empty where there are no tokens."),
+    Column("reference", Text, nullable=False, comment="The reference of RedeemPoints; empty for other methods."),
+    Column("actor", Text, nullable=False, comment="The id of the caller's token; empty if access control is off."),
     PrimaryKeyConstraint("customer", "merchant_id", "at_ms", "refusal_id", name="pk_redemption_refusals"),
     CheckConstraint("method IN ('VALIDATE', 'ISSUE', 'REDEEM')", name="ck_redemption_refusals_method"),
     Index(
@@ -814,34 +879,34 @@ redemption_refusals = Table(
         "refusal_id",
         postgresql_where=text("reference <> ''"),
     ),
-    # All have a time. Only the statements that clean up say so.
+    # The condition holds for every row; only the cleanup statements repeat it.
     Index("ix_redemption_refusals_at", "at_ms", "merchant_id", postgresql_where=text("at_ms > 0")),
 )
 
 redemption_audit = Table(
     "redemption_audit",
     metadata,
-    # What operators and time did to redemptions.
+    # Holds settled or released by operators, or released automatically.
     Column("audit_id", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
     Column("redemption_id", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("at_ms", BigInteger, nullable=False),
-    Column("redeemer", Text, nullable=False, server_default=text("''"), comment="Who redeemed, as in redemptions."),
+    Column("redeemer", Text, nullable=False, server_default=text("''"), comment="As in redemptions."),
     Column(
         "points",
         BigInteger,
         nullable=False,
         server_default=text("0"),
-        comment="What was settled or released; 0 where it was not kept.",
+        comment="The points settled or released; 0 if not recorded.",
     ),
     Column(
         "actor",
         Text,
         nullable=False,
         server_default=text("''"),
-        comment="The id of the caller's token; empty where there are no tokens, and where time did it.",
+        comment="The id of the caller's token; empty if access control is off, and for automatic releases.",
     ),
     PrimaryKeyConstraint("redemption_id", "merchant_id", "audit_id", name="pk_redemption_audit"),
     CheckConstraint("action IN ('SETTLE', 'RELEASE')", name="ck_redemption_audit_action"),

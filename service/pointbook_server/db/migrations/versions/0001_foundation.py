@@ -1,6 +1,6 @@
 """The first tables: stores, tokens, accounts, entries, programs and challenges.
 
-A migration is history: it spells its tables out and imports nothing of ours that may change later.
+A migration must not change later: it spells out its tables and imports no code of this project that may change.
 """
 
 from alembic import op
@@ -95,7 +95,7 @@ STATEMENTS = (
     "COMMENT ON COLUMN points_entries.ordinal IS 'The place inside the millisecond, from 0.'",
     "COMMENT ON COLUMN points_entries.draws IS '[points, expires_at_ms or null, event_id of the lot].'",
     "CREATE INDEX ix_points_entries_account ON points_entries (buyer_id, store_id, merchant_id, updated_at_ms)",
-    # The event and how it was received stand for good; what the fold derives may be rewritten.
+    # The event and how it was received are immutable; columns derived by the fold may be rewritten.
     """
     CREATE FUNCTION points_entries_refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN

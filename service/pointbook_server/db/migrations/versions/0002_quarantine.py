@@ -1,6 +1,6 @@
-"""The quarantine of webhooks, and how much of it each merchant uses.
+"""The quarantine of webhooks, and its usage per merchant.
 
-A migration is history: it spells its tables out and imports nothing of ours that may change later.
+A migration must not change later: it spells out its tables and imports no code of this project that may change.
 """
 
 from alembic import op

@@ -1,4 +1,4 @@
-"""Lots in the order in which they are drawn, checkpoints to fold from, and entries that count for nothing."""
+"""Lots in drawing order, checkpoints to fold from, and voided entries."""
 
 from alembic import op
 
@@ -14,7 +14,7 @@ STATEMENTS = (
         ADD COLUMN drawn_to_ms bigint NOT NULL DEFAULT 0,
         ADD COLUMN uncheckpointed integer NOT NULL DEFAULT 0
     """,
-    # Nobody has noted how far draws had come, so that the latest is taken.
+    # Earlier releases did not record the latest expiry drawn from, so assume the maximum.
     """
     UPDATE points_accounts AS account SET
         opening = CASE WHEN newest_at_ms IS NOT NULL THEN opening END,

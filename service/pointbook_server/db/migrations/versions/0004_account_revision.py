@@ -1,4 +1,4 @@
-"""A revision of each account, so that it can be read without a lock and written where it has not changed."""
+"""A revision of each account, for optimistic writes after a read without a lock."""
 
 from alembic import op
 

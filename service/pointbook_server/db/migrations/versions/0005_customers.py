@@ -1,4 +1,4 @@
-"""Customers, what they are found by, what webhooks said of them, and their groups."""
+"""Customers, their identifiers, their webhooks, and user groups."""
 
 from alembic import op
 
@@ -152,6 +152,6 @@ STATEMENTS = (
 
 
 def upgrade() -> None:
-    """Create the tables, and let the quarantine find a customer's webhooks."""
+    """Create the tables, and index quarantined webhooks by customer."""
     for statement in STATEMENTS:
         op.execute(statement)

@@ -1,4 +1,4 @@
-"""Redemptions, what they hold of accounts, and what was reversed."""
+"""Redemptions, their holds on accounts, and reversals."""
 
 from alembic import op
 

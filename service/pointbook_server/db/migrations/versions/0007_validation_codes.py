@@ -1,4 +1,4 @@
-"""One-time codes whole: limits, missed calls, an audit, and destinations that are kept as digests alone."""
+"""Limits, missed calls and an audit of codes; destinations stored as digests."""
 
 from alembic import op
 
@@ -11,7 +11,7 @@ STATEMENTS = (
     COMMENT ON COLUMN customer_identifiers.since_ms IS
     'Since when it is this customer''s; NULL where they came with it.'
     """,
-    # A challenge lives for minutes: those that are open while this runs end with it.
+    # Challenges expire within minutes, so open ones are dropped rather than converted.
     "DROP TABLE validation_challenges",
     """
     CREATE TABLE validation_challenges (

@@ -1,4 +1,4 @@
-"""Benefits: the catalogue of what memberships give."""
+"""The catalogue of membership benefits."""
 
 from alembic import op
 

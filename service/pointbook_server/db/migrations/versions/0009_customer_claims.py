@@ -1,4 +1,4 @@
-"""Claims: which contacts customers get once their owners lose them."""
+"""Claims: contacts that a customer gets when their current owner loses them."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Programs get a settlement lead and decimals of their own, and an entry may be claimed by a later redemption."""
+"""A settlement lead and currency decimals per program; late settlement."""
 
 from alembic import op
 
@@ -22,8 +22,8 @@ STATEMENTS = (
     '[redemption_id, points, opened_at_ms, settle_by_ms, settlement scenes, is_released, '
     'settlement lead in ms: 5000 where it is missing]; NULL where there are none.'
     """,
-    # Which redemption a decrease settles may be found out after it was received. That is never forgotten, and only a
-    # decrease that counts can settle one.
+    # The redemption that a decrease settles may be set after the event was received. It is never cleared, and only a
+    # decrease that was not refused can have one.
     "DROP TRIGGER points_entries_no_update ON points_entries",
     """
     CREATE TRIGGER points_entries_no_update BEFORE UPDATE ON points_entries FOR EACH ROW

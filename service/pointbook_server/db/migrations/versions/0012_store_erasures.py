@@ -1,4 +1,4 @@
-"""Requests to erase stores, and what finds the personal data of a store's customers."""
+"""Requests to erase stores, and indexes for the personal data of their customers."""
 
 from alembic import op
 
@@ -56,6 +56,6 @@ STATEMENTS = (
 
 
 def upgrade() -> None:
-    """Create the table, and what finds a store's customers and their webhooks."""
+    """Create the table, and index a store's customers and their webhooks."""
     for statement in STATEMENTS:
         op.execute(statement)

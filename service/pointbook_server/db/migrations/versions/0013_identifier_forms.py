@@ -1,9 +1,9 @@
-"""Identifiers as they are compared, and as they are answered and sent to.
+"""Two forms of an identifier: one to compare, one to return and send to.
 
-A row that is there keeps the form that it has. Where that is compared by another key now (Argentina's mobile numbers
-without the 9, old mobile numbers of Brazil and Mexico, a few letters that casefold writes in another way than lower
-case) it gets that key. Nothing is merged: where two customers of a merchant have forms of one identifier, the one whose
-form is the key already keeps it; the other one is detached, and customer_audit names both as DETACH, without the value.
+Existing rows keep their form. A row gets a new key if its form is now compared by another one: Argentine mobile numbers
+without the 9, old mobile numbers of Brazil and Mexico, and a few letters for which case folding differs from lower
+case. Nothing is merged: if two customers of a merchant have forms of one identifier, the customer whose form already is
+the key keeps it. The other form is detached, and customer_audit records both customers as DETACH, without the value.
 """
 
 import secrets
@@ -39,7 +39,7 @@ IN_QUESTION = """(
     (kind = 'MOBILE' AND (value LIKE '+52%' OR value LIKE '+54%' OR value LIKE '+55%'))
     OR (kind = 'EMAIL' AND value ~ '[^ -~]')
 )"""
-"""What may have another key than itself: addresses in ASCII were folded as they are compared."""
+"""Rows whose key may differ from their value; ASCII addresses equal their key."""
 READ = text(f"""
     SELECT {", ".join(KEY)}, customer_id, since_ms FROM customer_identifiers
     WHERE ({", ".join(KEY)}) > (:value, :kind, :source, :account_id, :merchant_id) AND {IN_QUESTION}
@@ -76,7 +76,7 @@ AUDIT = text("""
     INSERT INTO customer_audit (audit_id, merchant_id, customer_id, action, kind, to_customer_id, reason, at_ms)
     VALUES (:audit_id, :merchant_id, :customer_id, 'DETACH', :audit_kind, :owner, :reason, :now_ms)
 """)
-# Claims are few, and their value is no key.
+# There are few claims, and their value is not part of a key, so they need no pages.
 READ_CLAIMS = text(f"""
     SELECT customer_id, kind, merchant_id, value FROM customer_claims WHERE {IN_QUESTION}
 """)  # noqa: S608 - names of ours
@@ -88,7 +88,7 @@ REASON = "another customer has another form of the same identifier"
 
 
 def upgrade() -> None:
-    """Add the written form, and give each row the key by which it is compared now."""
+    """Add the written form, and rewrite each row whose key changed."""
     for statement in STATEMENTS:
         op.execute(statement)
     now_ms = time.time_ns() // 1_000_000
@@ -102,7 +102,7 @@ def upgrade() -> None:
 
 
 def _pages() -> Iterator[list[dict[str, Any]]]:
-    """Read the rows in question by pages, in the order of their key."""
+    """Read the affected rows in pages, in key order."""
     after = dict.fromkeys(KEY, "")
     while page := _fetch(READ, after):
         yield page
@@ -110,7 +110,7 @@ def _pages() -> Iterator[list[dict[str, Any]]]:
 
 
 def _keyed(row: dict[str, Any]) -> dict[str, str | None]:
-    """Return the key and the form of a row, or nothing where they stay as they are."""
+    """Return the new key and form of a row; empty if they do not change."""
     if row["kind"] == "MOBILE":
         phone = phones.read(row["value"])
         key, form = ("", "") if phone is None else (phone.key, phone.e164)
@@ -123,7 +123,7 @@ def _keyed(row: dict[str, Any]) -> dict[str, str | None]:
 
 
 def _rewrite(rows: list[dict[str, Any]], now_ms: int) -> None:
-    """Replace rows by ones with their new keys, and detach those whose key another row has."""
+    """Replace rows by ones with the new keys; detach those whose key is taken."""
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     op.get_bind().execute(DELETE, columns)
     names = ("key", *KEY[1:], "customer_id")
@@ -134,7 +134,7 @@ def _rewrite(rows: list[dict[str, Any]], now_ms: int) -> None:
 
 
 def _detach(row: dict[str, Any], now_ms: int) -> None:
-    """Audit that a customer lost an identifier to its owner, and count the change."""
+    """Audit that a customer lost an identifier to its owner, and increment the revision."""
     [owner] = [other["customer_id"] for other in _fetch(OWNER, row)]
     if owner == row["customer_id"]:
         return

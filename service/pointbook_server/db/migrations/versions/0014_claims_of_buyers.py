@@ -1,4 +1,4 @@
-"""Claims are found by the buyer ids that a redaction erases."""
+"""An index of claims by buyer, for redactions."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Remembered refusals, which are no entries of the book, can be deleted: an event that is judged anew takes its id."""
+"""Deletion of stored refusals, so that an event judged again can reuse its id."""
 
 from alembic import op
 

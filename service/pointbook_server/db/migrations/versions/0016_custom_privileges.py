@@ -1,4 +1,4 @@
-"""Custom privileges: what a shop says of its membership levels in its own words."""
+"""Custom privileges: a shop's own texts about its membership levels."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Who redeemed, reversed and settled, how many points each reversal gave back, and whose redemption it was."""
+"""Actors of redemptions, reversals and closings; points of each reversal."""
 
 from alembic import op
 
@@ -21,7 +21,7 @@ STATEMENTS = (
     CREATE INDEX ix_redemption_reversals_redemption
     ON redemption_reversals (redemption_id, merchant_id, created_at_ms)
     """,
-    # Of a redemption's reversals at most one asked for all that was left, and it was the last.
+    # At most one reversal of a redemption requested all remaining points, and it was the last.
     """
     UPDATE redemption_reversals AS r SET
         redeemer = d.redeemer,

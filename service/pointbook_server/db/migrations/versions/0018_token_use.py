@@ -1,4 +1,4 @@
-"""When each token was last used, and which one replaced it."""
+"""The last use of each token, and the token that replaced it."""
 
 from alembic import op
 

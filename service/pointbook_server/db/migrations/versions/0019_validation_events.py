@@ -1,4 +1,7 @@
-"""The audit of one-time codes in the order of time, so that a customer's newest events are read by the key alone."""
+"""The audit of one-time codes in time order.
+
+A customer's newest events are read by the primary key alone.
+"""
 
 from alembic import op
 
@@ -15,6 +18,6 @@ STATEMENTS = (
 
 
 def upgrade() -> None:
-    """Put the time into the key."""
+    """Add the time to the primary key."""
     for statement in STATEMENTS:
         op.execute(statement)

@@ -1,4 +1,4 @@
-"""Refused redemptions, validations and codes, for a settable time."""
+"""Refused redemptions, validations and codes, stored for a configured time."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Tokens that are bound to the names of client certificates."""
+"""Tokens bound to the names of client certificates."""
 
 from alembic import op
 

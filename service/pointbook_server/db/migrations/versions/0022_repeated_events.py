@@ -1,4 +1,4 @@
-"""One live challenge of sent codes and one of a missed call; events of codes that are repeated are counted."""
+"""A live missed call next to a live sent code; one row for repeated events."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""One quarantine for all webhooks whose body does not prove their merchant."""
+"""A shared quarantine for webhooks whose body does not prove their merchant."""
 
 from alembic import op
 
@@ -33,6 +33,6 @@ STATEMENTS = (
 
 
 def upgrade() -> None:
-    """Add what tells webhooks in the shared quarantine apart."""
+    """Add the columns that distinguish webhooks in the shared quarantine."""
     for statement in STATEMENTS:
         op.execute(statement)

@@ -1,4 +1,4 @@
-"""Whether a customer webhook was a deletion, which has the body of an update."""
+"""Whether a customer webhook was a deletion, whose body looks like an update."""
 
 from alembic import op
 
