@@ -1,4 +1,4 @@
-"""TLS material from files: what is refused, what is renewed, and what is logged of it."""
+"""TLS files: what is refused, renewed and logged."""
 
 import json
 import os
@@ -35,23 +35,23 @@ class Clock:
 
 @pytest.fixture
 def logs() -> Iterator[StringIO]:
-    """What the module logs."""
-    with json_logs(certificates) as written:
-        yield written
+    """The log lines of the module."""
+    with json_logs(certificates) as stream:
+        yield stream
 
 
 def files_in(folder: Path, issued: Issued) -> TlsFiles:
-    """Write a pair into a folder."""
+    """Write a certificate and its key into a folder."""
     cert, key = issued.write(folder, "own")
     return TlsFiles(cert=SettingFile("CERT", cert), key=SettingFile("KEY", key))
 
 
 def events(logs: StringIO) -> list[str]:
-    """Return what was logged, in order."""
+    """Return the logged events in order."""
     return [json.loads(line)["event"] for line in logs.getvalue().splitlines()]
 
 
-def test_material_stays_the_same_object_until_its_files_change(tmp_path: Path) -> None:
+def test_tls_material_is_the_same_object_until_its_files_change(tmp_path: Path) -> None:
     """Callers compare by identity at every handshake."""
     source = TlsSource(files_in(tmp_path, AUTHORITY.issue()))
     first = source.current()
@@ -64,7 +64,7 @@ def test_material_stays_the_same_object_until_its_files_change(tmp_path: Path) -
 
 
 def test_files_are_reloaded_when_a_symbolic_link_changes(tmp_path: Path) -> None:
-    """As Kubernetes mounts its secrets: one link leads to the folder of both files."""
+    """Kubernetes mounts secrets this way: one link points to the folder of both files."""
     for number in (1, 2):
         (tmp_path / str(number)).mkdir()
     (tmp_path / "now").symlink_to("1")
@@ -78,7 +78,7 @@ def test_files_are_reloaded_when_a_symbolic_link_changes(tmp_path: Path) -> None
 
 
 def test_incomplete_renewal_is_logged_once(tmp_path: Path, logs: StringIO) -> None:
-    """The old pair stays whole: never one's certificate with the other's key."""
+    """The old pair stays in use: a new certificate is never served with the old key."""
     source = TlsSource(files_in(tmp_path, AUTHORITY.issue()))
     first, renewed = source.current(), AUTHORITY.issue()
     replace(tmp_path / "own.crt", renewed.chain)
@@ -96,7 +96,7 @@ def test_incomplete_renewal_is_logged_once(tmp_path: Path, logs: StringIO) -> No
 def test_invalid_files_are_read_again_even_if_they_look_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two writes within one tick of the file system's clock look alike."""
+    """Two writes within one tick of the file system's clock have the same time."""
     source = TlsSource(files_in(tmp_path, AUTHORITY.issue()))
     renewed = AUTHORITY.issue()
     replace(tmp_path / "own.crt", renewed.chain)
@@ -109,8 +109,8 @@ def test_invalid_files_are_read_again_even_if_they_look_unchanged(
     assert source.current().chain == renewed.chain
 
 
-def test_a_certificate_that_expires_soon_is_logged_once_a_day(tmp_path: Path, logs: StringIO) -> None:
-    """From 14 days before its end on, until it is renewed."""
+def test_certificate_that_expires_soon_is_logged_once_a_day(tmp_path: Path, logs: StringIO) -> None:
+    """From 14 days before the expiry until the renewal."""
     clock = Clock()
     issued = AUTHORITY.issue(life=timedelta(days=30))
     expires = x509.load_pem_x509_certificate(issued.chain).not_valid_after_utc.timestamp()
@@ -131,8 +131,8 @@ def test_a_certificate_that_expires_soon_is_logged_once_a_day(tmp_path: Path, lo
     ]  # fmt: skip
 
 
-def test_a_key_that_every_user_may_read_is_logged(tmp_path: Path, logs: StringIO) -> None:
-    """It serves all the same: Kubernetes mounts secrets so."""
+def test_key_readable_by_every_user_is_logged(tmp_path: Path, logs: StringIO) -> None:
+    """It is used nevertheless: Kubernetes mounts secrets with this mode."""
     files = files_in(tmp_path, AUTHORITY.issue())
     (tmp_path / "own.key").chmod(0o644)
     TlsSource(files)
@@ -141,7 +141,7 @@ def test_a_key_that_every_user_may_read_is_logged(tmp_path: Path, logs: StringIO
 
 
 def test_encrypted_key_is_refused_without_prompting(tmp_path: Path) -> None:
-    """OpenSSL would ask the terminal for its password."""
+    """OpenSSL would read the password from the terminal."""
     issued = AUTHORITY.issue()
     files = files_in(tmp_path, issued)
     encrypted = serialization.load_pem_private_key(issued.key, None).private_bytes(
@@ -162,11 +162,11 @@ def test_encrypted_key_is_refused_without_prompting(tmp_path: Path) -> None:
         ed448.Ed448PrivateKey.generate(),
         ec.generate_private_key(ec.SECP521R1()),
         ec.generate_private_key(ec.SECP256K1()),
-        rsa.generate_private_key(65_537, 1_024),  # noqa: S505 - it is refused
+        rsa.generate_private_key(65_537, 1_024),  # noqa: S505 - weak on purpose
     ],
 )
 def test_key_algorithms_that_grpc_lacks_are_refused(tmp_path: Path, key: CertificateIssuerPrivateKeyTypes) -> None:
-    """Its server would name the address as the cause, or serve what none of its clients accepts."""
+    """Otherwise gRPC reports a wrong cause, or serves what no client accepts."""
     files = files_in(tmp_path, AUTHORITY.issue(key=key))
 
     with pytest.raises(SettingError, match="CERT: the certificate's key must be RSA with 2048 bits or more, or EC"):
@@ -174,7 +174,7 @@ def test_key_algorithms_that_grpc_lacks_are_refused(tmp_path: Path, key: Certifi
 
 
 def test_pipes_devices_and_large_files_are_refused_at_once(tmp_path: Path) -> None:
-    """A pipe would be waited for, and of a large file the last certificates would be missing."""
+    """Reading a pipe would block, and a large file would be read in part."""
     pipe, large = tmp_path / "pipe", tmp_path / "large"
     os.mkfifo(pipe)
     large.write_bytes(AUTHORITY.pem + b"#" * certificates.FILE_BYTES_MAX)
@@ -188,8 +188,7 @@ def test_pipes_devices_and_large_files_are_refused_at_once(tmp_path: Path) -> No
     ("names", "expected"),
     [(["a.example", "b.example"], "a.example"), (["*.a.example"], "any.a.example"), ([], "127.0.0.1")],
 )
-def test_name_of_a_certificate(names: list[str], expected: str) -> None:
-    """A client that asks for it is shown nothing wrong."""
+def test_name_of_a_certificate_is_one_that_it_is_valid_for(names: list[str], expected: str) -> None:
     certificate = x509.load_pem_x509_certificate(AUTHORITY.issue(names=names).chain)
 
     assert name_of(certificate) == expected

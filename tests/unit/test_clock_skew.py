@@ -1,4 +1,4 @@
-"""When a server's clock counts as wrong: by several samples, and never by one slow answer."""
+"""When a server's clock counts as wrong: never after one slow response."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ GOOD, SKEWED, WRONG, UNKNOWN = ClockState.GOOD, ClockState.SKEWED, ClockState.WR
 
 
 def samples(*differences: float, tolerance_ms: float = 1) -> list[Sample]:
-    """Samples of the same tolerance, by how many seconds the server's clock is ahead."""
+    """Build samples of one tolerance, by how many seconds the server is ahead."""
     return [Sample(NOW_MS, seconds * 1_000, tolerance_ms) for seconds in differences]
 
 
@@ -32,7 +32,7 @@ def samples(*differences: float, tolerance_ms: float = 1) -> list[Sample]:
         (345_600, GOOD, WRONG),
         (-345_600, SKEWED, WRONG),
         (29.9, SKEWED, SKEWED),
-        # A limit that was exceeded is kept again a good deal below it.
+        # Hysteresis: a state ends only well below the limit that was exceeded.
         (1.6, SKEWED, SKEWED),
         (1.49, SKEWED, GOOD),
         (29, WRONG, WRONG),
@@ -40,33 +40,31 @@ def samples(*differences: float, tolerance_ms: float = 1) -> list[Sample]:
         (0, WRONG, GOOD),
     ],
 )
-def test_the_state_follows_the_difference(seconds: float, before: ClockState, after: ClockState) -> None:
-    """Up to 2 s are good, and more than 30 s are wrong, in either direction."""
+def test_state_follows_the_difference(seconds: float, before: ClockState, after: ClockState) -> None:
+    """Up to 2 s are good, more than 30 s are wrong, in either direction."""
     assert next_state(samples(seconds, seconds, seconds), before) is after
 
 
 @pytest.mark.parametrize("before", [GOOD, SKEWED, WRONG])
-def test_one_sample_that_agrees_keeps_the_state(before: ClockState) -> None:
-    """Only samples that all contradict it change it."""
+def test_single_agreeing_sample_keeps_the_state(before: ClockState) -> None:
     agreeing = {GOOD: 0.0, SKEWED: 5.0, WRONG: 100.0}[before]
     other = {GOOD: 100.0, SKEWED: 0.0, WRONG: 0.0}[before]
     assert next_state(samples(other, agreeing, other), before) is before
 
 
-def test_a_paused_machine_at_the_start_is_not_a_wrong_clock() -> None:
-    """One sample is off by the pause, and those after it are not."""
+def test_machine_paused_at_the_start_has_no_wrong_clock() -> None:
     assert next_state(samples(-60, 0.01, 0.01), UNKNOWN) is GOOD
 
 
 @pytest.mark.parametrize("before", [GOOD, SKEWED, WRONG])
-def test_slow_answers_change_nothing(before: ClockState) -> None:
-    """They leave room for every verdict."""
+def test_slow_responses_keep_the_state(before: ClockState) -> None:
+    """Their tolerance allows every state."""
     slow = samples(20, 20, 20, tolerance_ms=20_000)
     assert next_state(slow, before) is before
 
 
 class Clocks:
-    """A server's clock and a database's, whose answers take no time unless `on_read` says otherwise."""
+    """A server's and a database's clock. `on_read` can make a reading take time."""
 
     def __init__(self) -> None:
         self.server_ms = self.database_ms = NOW_MS
@@ -83,25 +81,24 @@ class Clocks:
 
 
 async def test_difference_is_measured_at_the_middle_of_the_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that takes 10 s leaves 5 s to be ahead or behind, so that equal clocks stay good."""
+    """A response that takes 10 s has a tolerance of 5 s: the clocks are equal."""
     clocks, metrics, elapsed = Clocks(), Metrics(), [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: elapsed[0])
     skew = ClockSkew(clocks, metrics)
     await skew.check(None)  # type: ignore[arg-type] # these clocks need no connection
     assert skew.state is GOOD
 
-    def answer_slowly() -> None:
+    def respond_slowly() -> None:
         elapsed[0] += 10
         clocks.database_ms = clocks.server_ms + 5_000
 
-    clocks.on_read = answer_slowly
+    clocks.on_read = respond_slowly
     await skew.check(None)  # type: ignore[arg-type] # these clocks need no connection
     assert skew.state is GOOD
     assert metrics.clock_skew_seconds._value.get() == 0
 
 
 async def test_no_call_is_allowed_before_the_first_comparison() -> None:
-    """A server that has never reached its database does not know its clock."""
     clocks = Clocks()
     skew = ClockSkew(clocks, Metrics())
     with pytest.raises(PointbookError, match="not available"):
@@ -113,8 +110,8 @@ async def test_no_call_is_allowed_before_the_first_comparison() -> None:
     assert await skew.read_trusted(None) == NOW_MS  # type: ignore[arg-type] # these clocks need no connection
 
 
-async def test_a_clock_that_jumps_just_before_maintenance_is_not_trusted() -> None:
-    """The verdict is up to half a second old: the very time that maintenance goes by is compared, too."""
+async def test_clock_that_jumps_just_before_maintenance_is_not_trusted() -> None:
+    """The state can be half a second old, so maintenance compares again."""
     clocks = Clocks()
     skew = ClockSkew(clocks, Metrics())
     await skew.check(None)  # type: ignore[arg-type] # these clocks need no connection

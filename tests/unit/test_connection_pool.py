@@ -1,4 +1,4 @@
-"""The pool's places and connections, with a driver that does what a test says."""
+"""The connection pool, with a fake driver."""
 
 import asyncio
 import random
@@ -10,8 +10,8 @@ from pointbook_server.db import connection_pool
 from pointbook_server.db.connection_pool import ConnectionPool, PoolRefusalError
 
 
-class Driver:
-    """A connection of the driver, without a database."""
+class FakeConnection:
+    """A fake connection."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -21,68 +21,68 @@ class Driver:
         """Return no socket."""
 
     def is_closed(self) -> bool:
-        """Return whether it was closed."""
+        """Return whether the connection is closed."""
         return self.closed
 
     def is_in_transaction(self) -> bool:
-        """Return that no transaction is open."""
+        """Return False: no transaction is open."""
         return False
 
     def terminate(self) -> None:
-        """Close it."""
+        """Close the connection."""
         self.closed = True
 
     async def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
         self.closed = True
 
     async def execute(self, _sql: str) -> None:
-        """Answer after a moment."""
+        """Return after one turn of the loop. Raises ConnectionResetError if closed."""
         await asyncio.sleep(0)
         if self.closed:
             raise ConnectionResetError
 
 
-class Drivers:
-    """The connections that a pool has opened."""
+class FakeServer:
+    """The connections that a pool opened."""
 
     def __init__(self) -> None:
-        self.opened: list[Driver] = []
+        self.opened: list[FakeConnection] = []
         self.hang = False
         self.error: OSError | None = None
 
-    async def connect(self) -> Driver:
-        """Open a connection, or hang, or fail."""
+    async def connect(self) -> FakeConnection:
+        """Open a connection, hang, or fail."""
         await asyncio.sleep(0)
         if self.error is not None:
             raise self.error
         if self.hang:
             await asyncio.Event().wait()
-        self.opened.append(Driver())
+        self.opened.append(FakeConnection())
         return self.opened[-1]
 
     @property
     def open(self) -> int:
-        """How many connections are open."""
+        """The number of open connections."""
         return sum(not driver.closed for driver in self.opened)
 
 
 @pytest.fixture
-def drivers() -> Drivers:
-    """The connections of one test."""
-    return Drivers()
+def server() -> FakeServer:
+    """The fake connections of one test."""
+    return FakeServer()
 
 
 async def use(pool: ConnectionPool) -> Any:
-    """Use a connection for a moment, and return it."""
+    """Use a connection for a moment and return it."""
     async with pool.acquire() as driver:
         await driver.execute("")
         return driver
 
 
-async def test_most_recently_used_connection_is_reused_first(drivers: Drivers) -> None:
-    """Others are there for calls at the same time."""
-    pool = ConnectionPool(drivers.connect, 3)
+async def test_most_recently_used_connection_is_reused_first(server: FakeServer) -> None:
+    """Others are opened only for concurrent calls."""
+    pool = ConnectionPool(server.connect, 3)
     assert len({id(await use(pool)) for _ in range(5)}) == 1
     async with pool.acquire() as first, pool.acquire() as second:
         assert first is not second
@@ -91,39 +91,36 @@ async def test_most_recently_used_connection_is_reused_first(drivers: Drivers) -
     assert pool.connections_in_use == 0
 
 
-async def test_open_connections_never_exceed_the_pool_size(drivers: Drivers) -> None:
-    """Calls wait for them."""
-    pool = ConnectionPool(drivers.connect, 3)
+async def test_open_connections_never_exceed_the_pool_size(server: FakeServer) -> None:
+    pool = ConnectionPool(server.connect, 3)
     await asyncio.gather(*(use(pool) for _ in range(50)))
-    assert len(drivers.opened) == 3
+    assert len(server.opened) == 3
 
 
-async def test_waiting_for_a_connection_times_out(drivers: Drivers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one behind it gets the place."""
+async def test_waiting_for_a_connection_times_out(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_pool, "POOL_TIMEOUT_SECONDS", 0.01)
-    pool = ConnectionPool(drivers.connect, 1)
+    pool = ConnectionPool(server.connect, 1)
     async with pool.acquire():
         with pytest.raises(TimeoutError):
             await use(pool)
     await use(pool)
 
 
-async def test_failed_connect_frees_its_slot(drivers: Drivers) -> None:
-    """The next call tries again."""
-    pool = ConnectionPool(drivers.connect, 1)
-    drivers.error = ConnectionRefusedError()
+async def test_failed_connect_frees_its_slot(server: FakeServer) -> None:
+    pool = ConnectionPool(server.connect, 1)
+    server.error = ConnectionRefusedError()
     for _ in range(3):
         with pytest.raises(ConnectionRefusedError):
             await use(pool)
-    drivers.error = None
+    server.error = None
     await use(pool)
 
 
-async def test_cut_terminates_connections_and_refuses_callers(drivers: Drivers) -> None:
-    """Those that wait for a place, and those that wait for a connection to open."""
-    pool = ConnectionPool(drivers.connect, 2)
+async def test_cut_terminates_connections_and_refuses_callers(server: FakeServer) -> None:
+    """Including callers that wait for a slot or for a connection to open."""
+    pool = ConnectionPool(server.connect, 2)
     async with pool.acquire() as used:
-        drivers.hang = True
+        server.hang = True
         opening = asyncio.create_task(use(pool))
         waiting = [asyncio.create_task(use(pool)) for _ in range(3)]
         await asyncio.sleep(0.01)
@@ -133,34 +130,34 @@ async def test_cut_terminates_connections_and_refuses_callers(drivers: Drivers) 
             await use(pool)
         assert used.closed
     assert {type(end) for end in ended} == {TimeoutError}
-    assert drivers.open == pool.connections_in_use == 0
+    assert server.open == pool.connections_in_use == 0
 
-    drivers.hang = False
+    server.hang = False
     pool.resume()
     assert await use(pool) is not used
     await asyncio.gather(use(pool), use(pool))
 
 
-async def test_a_closed_pool_stays_closed(drivers: Drivers) -> None:
-    """Also where the database answers again."""
-    pool = ConnectionPool(drivers.connect, 2)
+async def test_closed_pool_stays_closed(server: FakeServer) -> None:
+    """Even if the database becomes available again."""
+    pool = ConnectionPool(server.connect, 2)
     await use(pool)
     await pool.close()
     pool.resume()
-    assert drivers.open == 0
+    assert server.open == 0
     with pytest.raises(PoolRefusalError):
         await use(pool)
 
 
-async def test_close_waits_a_moment_and_then_terminates(drivers: Drivers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transactions whose callers are gone end in order where they can."""
+async def test_close_waits_a_moment_and_then_terminates(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transactions whose callers have gone away may still commit."""
     monkeypatch.setattr(connection_pool, "CLOSE_TIMEOUT_SECONDS", 0.05)
-    pool = ConnectionPool(drivers.connect, 2)
+    pool = ConnectionPool(server.connect, 2)
     async with pool.acquire() as used:
         await pool.close()
         assert used.closed
     monkeypatch.setattr(connection_pool, "CLOSE_TIMEOUT_SECONDS", 60.0)
-    pool = ConnectionPool(drivers.connect, 2)
+    pool = ConnectionPool(server.connect, 2)
     async with pool.acquire() as used:
         closing = asyncio.create_task(pool.close())
         await asyncio.sleep(0.01)
@@ -170,10 +167,10 @@ async def test_close_waits_a_moment_and_then_terminates(drivers: Drivers, monkey
 
 
 async def test_expiry_replaces_all_connections_at_most_once_a_second(
-    drivers: Drivers, monkeypatch: pytest.MonkeyPatch
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The idle ones at once, the others when they are given back."""
-    pool = ConnectionPool(drivers.connect, 2)
+    """Idle ones at once, others when they are released."""
+    pool = ConnectionPool(server.connect, 2)
     idle = await use(pool)
     pool.expire()
     assert idle.closed
@@ -183,26 +180,24 @@ async def test_expiry_replaces_all_connections_at_most_once_a_second(
         assert not used.closed
     assert used.closed
     monkeypatch.setattr(connection_pool, "EXPIRY_INTERVAL_SECONDS", 1.0)
-    kept = await use(pool)
+    fresh = await use(pool)
     pool.expire()
-    assert not kept.closed
+    assert not fresh.closed
 
 
-async def test_worn_and_idle_connections_are_replaced(drivers: Drivers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After many uses, and those that calls of now do not need."""
-    pool = ConnectionPool(drivers.connect, 3)
+async def test_idle_and_much_used_connections_are_replaced(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = ConnectionPool(server.connect, 3)
     await asyncio.gather(*(use(pool) for _ in range(3)))
     monkeypatch.setattr(connection_pool, "IDLE_SECONDS_MAX", 0.0)
     await use(pool)
     await use(pool)
-    assert drivers.open == 1
+    assert server.open == 1
     monkeypatch.setattr(connection_pool, "USES_MAX", 2)
     assert (await use(pool)).closed
 
 
-async def test_a_connection_whose_call_timed_out_is_terminated(drivers: Drivers) -> None:
-    """Nothing more is asked of it."""
-    pool = ConnectionPool(drivers.connect, 1)
+async def test_connection_whose_call_timed_out_is_terminated(server: FakeServer) -> None:
+    pool = ConnectionPool(server.connect, 1)
     with pytest.raises(TimeoutError):
         async with pool.acquire() as driver:
             raise TimeoutError
@@ -210,12 +205,12 @@ async def test_a_connection_whose_call_timed_out_is_terminated(drivers: Drivers)
     await use(pool)
 
 
-async def test_no_slot_is_lost_when_calls_fail_or_are_cancelled(drivers: Drivers) -> None:
-    """Cancellation at any moment, cuts, expiries and failing connections."""
-    pool = ConnectionPool(drivers.connect, 4)
-    chance = random.Random(7)  # noqa: S311 - it need not be a secret
+async def test_no_slot_is_lost_when_calls_fail_or_are_cancelled(server: FakeServer) -> None:
+    """Cancels at any moment, with cuts, expiries and failing connections in between."""
+    pool = ConnectionPool(server.connect, 4)
+    chance = random.Random(7)  # noqa: S311 - not a secret
     for _ in range(300):
-        drivers.error = ConnectionRefusedError() if chance.random() < 0.2 else None
+        server.error = ConnectionRefusedError() if chance.random() < 0.2 else None
         calls = [asyncio.create_task(use(pool)) for _ in range(12)]
         for _ in range(chance.randrange(6)):
             await asyncio.sleep(0)
@@ -226,9 +221,9 @@ async def test_no_slot_is_lost_when_calls_fail_or_are_cancelled(drivers: Drivers
         await asyncio.gather(*calls, return_exceptions=True)
         pool.resume()
         assert pool.connections_in_use == 0
-        assert drivers.open <= 4
-    drivers.error = None
-    held = [await pool.claim() for _ in range(4)]
+        assert server.open <= 4
+    server.error = None
+    claimed = [await pool.claim() for _ in range(4)]
     assert pool.connections_in_use == 4
-    assert drivers.open == 4
-    assert len(held) == 4
+    assert server.open == 4
+    assert len(claimed) == 4

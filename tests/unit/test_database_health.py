@@ -1,4 +1,4 @@
-"""When the health check takes a database for hanging, and that nothing ends it."""
+"""The database's health check: what counts as a hang, and what follows."""
 
 import asyncio
 import contextlib
@@ -18,13 +18,13 @@ HANG_SECONDS = 60.0
 
 
 class FakeDatabase:
-    """A database whose health connection answers after a while, and which notes what is done to its pool."""
+    """A database with a response time, which records the calls on its pool."""
 
     def __init__(self) -> None:
-        self.answer_seconds = 0.0
+        self.response_seconds = 0.0
         self.answered_at = float("-inf")
         self.has_connections = True
-        self.done: list[str] = []
+        self.calls: list[str] = []
 
     @contextlib.asynccontextmanager
     async def health_connection(self) -> AsyncIterator["FakeDatabase"]:
@@ -32,27 +32,27 @@ class FakeDatabase:
         yield self
 
     async def execute(self, _statement: object) -> None:
-        """Answer."""
-        await asyncio.sleep(self.answer_seconds)
+        """Return after the response time."""
+        await asyncio.sleep(self.response_seconds)
 
     def cut(self) -> None:
-        """Note it."""
-        self.done.append("cut")
+        """Record the call."""
+        self.calls.append("cut")
 
     def resume(self) -> None:
-        """Note it."""
-        self.done.append("resume")
+        """Record the call."""
+        self.calls.append("resume")
 
 
 class Health(DatabaseHealth):
-    """A health check that keeps what it has found."""
+    """A health check that records its results."""
 
     def __init__(self, database: FakeDatabase, *checks: Any) -> None:
-        self.found: list[bool] = []
-        super().__init__(cast(Database, database), self._keep, checks)
+        self.results: list[bool] = []
+        super().__init__(cast(Database, database), self._record, checks)
 
-    def _keep(self, serving: bool) -> None:  # noqa: FBT001 - as the health service is called
-        self.found.append(serving)
+    def _record(self, serving: bool) -> None:  # noqa: FBT001 - the signature of the callback
+        self.results.append(serving)
 
 
 @pytest.fixture(autouse=True)
@@ -65,54 +65,54 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def database() -> FakeDatabase:
-    """A database that answers at once."""
+    """A database that responds at once."""
     return FakeDatabase()
 
 
 async def test_connections_are_cut_if_nothing_responds(database: FakeDatabase) -> None:
-    """They are opened again with the first answer."""
+    """They are opened again after the first response."""
     health = Health(database)
     await health.check()
-    database.answer_seconds = HANG_SECONDS
+    database.response_seconds = HANG_SECONDS
     await health.check()
     assert health.cause == "the database does not respond within 0.2 s"
-    database.answer_seconds = 0
+    database.response_seconds = 0
     await health.check()
-    assert database.done == ["resume", "cut", "resume"]
-    assert health.found == [True, False, True]
+    assert database.calls == ["resume", "cut", "resume"]
+    assert health.results == [True, False, True]
 
 
-@pytest.mark.parametrize("answers", ["calls", "health"])
-async def test_connections_are_kept_if_anything_responds(database: FakeDatabase, answers: str) -> None:
-    """Another call just now, or the first statement of the check itself: the database is slow."""
+@pytest.mark.parametrize("source", ["calls", "health"])
+async def test_connections_are_kept_if_anything_responds(database: FakeDatabase, source: str) -> None:
+    """A response to another call or an earlier statement: it is only slow."""
 
     async def wait(_connection: object) -> None:
         await asyncio.sleep(HANG_SECONDS)
 
     health = Health(database, wait)
-    if answers == "calls":
-        database.answer_seconds = HANG_SECONDS
-        # However long the check takes on a loaded machine.
+    if source == "calls":
+        database.response_seconds = HANG_SECONDS
+        # In the future, because the check can take long on a loaded machine.
         database.answered_at = time.monotonic() + HANG_SECONDS
     await health.check()
-    assert health.found == [False]
-    assert database.done == []
+    assert health.results == [False]
+    assert database.calls == []
 
 
 async def test_stall_of_this_process_does_not_count_as_a_hang(database: FakeDatabase) -> None:
-    """The answer was there all the while."""
-    database.answer_seconds = 0.1
+    """The response was there, but the process did not run."""
+    database.response_seconds = 0.1
     health = Health(database)
     checking = asyncio.create_task(health.check())
-    # The check has begun, and its answer has not come.
+    # The check has started, and there is no response yet.
     await asyncio.sleep(0.02)
-    time.sleep(0.5)  # noqa: ASYNC251 - the stall
+    time.sleep(0.5)  # noqa: ASYNC251 - this is the stall
     await checking
-    assert health.found == [True]
+    assert health.results == [True]
 
 
 async def test_refused_connection_does_not_count_as_a_hang(database: FakeDatabase) -> None:
-    """Calls find out by themselves, and at once, when it is over."""
+    """Calls fail at once, and succeed as soon as it accepts connections."""
 
     async def refuse(_connection: object) -> None:
         raise ConnectionRefusedError("refused")
@@ -120,11 +120,10 @@ async def test_refused_connection_does_not_count_as_a_hang(database: FakeDatabas
     health = Health(database, refuse)
     await health.check()
     assert health.cause == "ConnectionRefusedError refused"
-    assert database.done == ["resume"]
+    assert database.calls == ["resume"]
 
 
 async def test_first_failing_check_determines_the_cause(database: FakeDatabase) -> None:
-    """Further ones are not run."""
 
     async def fail(_connection: object) -> None:
         raise UnusableDatabaseError("the clock is wrong")
@@ -135,14 +134,14 @@ async def test_first_failing_check_determines_the_cause(database: FakeDatabase) 
 
 
 async def test_only_close_ends_the_checks(database: FakeDatabase) -> None:
-    """Not even a fault in what is done with their result; and close does not wait for an answer."""
+    """A fault in the callback does not, and close waits for no response."""
     health = Health(database)
-    health._on_check = None  # type: ignore[assignment] # calling it is a fault
+    health._on_check = None  # type: ignore[assignment] # calling it raises
     health.start()
-    await until(lambda: len(database.done) >= 3)
-    database.answer_seconds = HANG_SECONDS
+    await until(lambda: len(database.calls) >= 3)
+    database.response_seconds = HANG_SECONDS
     async with asyncio.timeout(2):
         await health.close()
-    count = len(database.done)
+    count = len(database.calls)
     await asyncio.sleep(0.05)
-    assert len(database.done) == count
+    assert len(database.calls) == count

@@ -1,4 +1,4 @@
-"""The database's URL: beyond this machine it must demand a server that proves its name."""
+"""The check of the database's URL: TLS with a verified name beyond loopback."""
 
 import contextlib
 import inspect
@@ -45,15 +45,14 @@ REMOTE = [
 
 
 @pytest.mark.parametrize("url", LOCAL)
-def test_this_machine_needs_no_tls(url: str) -> None:
-    """Loopback and Unix sockets cannot be read by others."""
+def test_loopback_and_unix_sockets_need_no_tls(url: str) -> None:
     assert check_database_url(url, allow_plaintext=False, environment={}) == url
 
 
 @pytest.mark.parametrize("mode", ["", "disable", "allow", "prefer", "require", "verify-ca"])
 @pytest.mark.parametrize("url", REMOTE)
 def test_other_machines_need_verified_tls(url: str, mode: str) -> None:
-    """Every weaker mode falls back to plaintext, or believes whoever answers."""
+    """Weaker modes fall back to plaintext, or trust any server."""
     with_mode = f"{url}{'&' if '?' in url else '?'}sslmode={mode}" if mode else url
 
     with pytest.raises(ValueError, match=r"is beyond loopback: add \?sslmode=verify-full") as caught:
@@ -74,7 +73,7 @@ def test_verified_tls_is_enough(url: str) -> None:
     "variables", [{"PGHOST": "db.example.com"}, {"PGHOST": "%6cocalhost"}, {"PGSERVICE": "loyalty"}]
 )
 def test_hosts_from_the_environment_are_checked(variables: dict[str, str]) -> None:
-    """The driver takes them where the URL names no host."""
+    """The driver uses them if the URL names no host."""
     with pytest.raises(ValueError, match="is beyond loopback"):
         check_database_url("postgresql:///pointbook", allow_plaintext=False, environment=variables)
     assert check_database_url(LOCAL[0], allow_plaintext=False, environment=variables) == LOCAL[0]
@@ -95,14 +94,14 @@ def test_hosts_from_the_environment_are_checked(variables: dict[str, str]) -> No
     ],
 )
 def test_other_forms_are_refused(url: str) -> None:
-    """In words that quote nothing of it."""
+    """The error quotes nothing of the URL, which may contain a password."""
     with pytest.raises(ValueError, match=FORM):
         check_database_url(url, allow_plaintext=True, environment={})
 
 
 @pytest.mark.parametrize("name", ["sslrootcert", "sslcert", "sslkey", "sslcrl"])
-def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
-    """The driver would find out at each connection, as if the database were away."""
+def test_unreadable_tls_file_is_named(name: str, tmp_path: Path) -> None:
+    """The driver would report it at each connection, like an unavailable database."""
     for path in (tmp_path / "missing.pem", tmp_path):
         url = f"postgresql://db/pointbook?sslmode=verify-full&{name}={path}"
         with pytest.raises(ValueError, match=f"names a file in {name} that cannot be read"):
@@ -115,10 +114,10 @@ def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
     query=st.lists(st.tuples(st.sampled_from(QUERY_NAMES), st.sampled_from([*PIECES, "verify-full"])), max_size=3),
     environment=st.dictionaries(st.sampled_from(["PGHOST", "PGPORT", "PGSSLMODE"]), st.sampled_from(PIECES)),
 )
-def test_the_driver_reads_a_url_as_the_check_does(
+def test_driver_interprets_a_url_as_the_check_does(
     netloc: str, query: list[tuple[str, str]], environment: dict[str, str]
 ) -> None:
-    """What the check lets pass connects to this machine alone, or verifies the server."""
+    """Every URL that passes connects to this machine only, or verifies the server."""
     url = f"postgresql://{netloc}/pointbook?{'&'.join(map('='.join, query))}".removesuffix("?")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("PGHOST", "PGPORT", "PGSSLMODE", "PGSERVICE"):
@@ -130,7 +129,7 @@ def test_the_driver_reads_a_url_as_the_check_does(
             checked = check_database_url(url, allow_plaintext=False)
         except ValueError:
             return
-        # What else it cannot use, such as a number of ports that is not that of the hosts, it says itself.
+        # The driver itself reports other errors, such as more ports than hosts.
         with contextlib.suppress(asyncpg.ClientConfigurationError):
             arguments = {**DRIVER_ARGUMENTS, "dsn": checked}
             addresses, parameters = connect_utils._parse_connect_dsn_and_args(**arguments)

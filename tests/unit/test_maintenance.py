@@ -1,21 +1,21 @@
-"""Maintenance goes on until nothing more is done, and never spins on what others hold."""
+"""Maintenance of all merchants."""
 
 from collections import Counter
 
 from pointbook_server.maintenance import merchant_by_merchant
 
 
-async def test_work_continues_until_no_merchant_is_left() -> None:
-    """Two are found at a time, and each has its work done in parts; what somebody holds is left."""
-    left = Counter({"a": 250, "b": 100, "c": 1, "held": 7, "d": 30})
+async def test_work_continues_until_nothing_more_can_be_done() -> None:
+    """It ends although another process holds the rows of a merchant."""
+    remaining = Counter({"a": 250, "b": 100, "c": 1, "locked": 7, "d": 30})
 
     async def find() -> list[str]:
-        return ["held", *[name for name in left if left[name] and name != "held"][:2]]
+        return ["locked", *[name for name in remaining if remaining[name] and name != "locked"][:2]]
 
     async def work(merchant_id: str) -> int:
-        done = 0 if merchant_id == "held" else min(left[merchant_id], 100)
-        left[merchant_id] -= done
+        done = 0 if merchant_id == "locked" else min(remaining[merchant_id], 100)
+        remaining[merchant_id] -= done
         return done
 
     assert await merchant_by_merchant(find, work) == 381
-    assert left == {"a": 0, "b": 0, "c": 0, "held": 7, "d": 0}
+    assert remaining == {"a": 0, "b": 0, "c": 0, "locked": 7, "d": 0}

@@ -1,4 +1,4 @@
-"""The limit of open files, and the connections that fit into it."""
+"""The limit of open files, and the number of client connections within it."""
 
 import resource
 import subprocess
@@ -18,8 +18,7 @@ assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
 """
 
 
-def test_the_soft_limit_becomes_the_hard_one() -> None:
-    """A process that was started with few files may open as many as it is allowed to."""
+def test_soft_limit_is_raised_to_the_hard_limit() -> None:
     subprocess.run([sys.executable, "-c", RAISE], check=True)
 
 
@@ -32,9 +31,8 @@ def test_the_soft_limit_becomes_the_hard_one() -> None:
         (resource.RLIM_INFINITY, CONNECTIONS_MAX),
     ],
 )
-def test_connection_limit_leaves_files_for_everything_else(
+def test_connection_limit_leaves_files_for_database_logs_and_health(
     monkeypatch: pytest.MonkeyPatch, files: int, connections: int
 ) -> None:
-    """The database, logs and health can always open what they need."""
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (files, files))
     assert max_client_connections(10) == connections

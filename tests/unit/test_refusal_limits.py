@@ -1,4 +1,4 @@
-"""Floods of refused calls: what is logged of them, and how long they wait."""
+"""The delay of refused calls."""
 
 import asyncio
 import time
@@ -8,15 +8,13 @@ import pytest
 from pointbook_server.rpc.refusal_limits import Pacer
 
 
-async def test_a_single_caller_never_waits() -> None:
-    """An honest caller with a wrong token learns it at once."""
+async def test_single_caller_never_waits() -> None:
     pacer = Pacer(calls_per_second=1.0)
     for _ in range(10):
         await asyncio.wait_for(pacer.wait(), 0.5)
 
 
 async def test_delay_grows_with_the_number_of_waiting_callers() -> None:
-    """However many they are, so many are answered in a second."""
     pacer = Pacer(calls_per_second=100.0)
     began = time.monotonic()
     await asyncio.gather(*(pacer.wait() for _ in range(50)))
@@ -24,7 +22,7 @@ async def test_delay_grows_with_the_number_of_waiting_callers() -> None:
 
 
 async def test_number_of_delayed_callers_is_bounded() -> None:
-    """Those beyond it do not cost memory."""
+    """Further callers would cost too much memory."""
     pacer = Pacer(calls_per_second=0.01, waiting_max=2)
     first = asyncio.create_task(pacer.wait())
     second = asyncio.create_task(pacer.wait())

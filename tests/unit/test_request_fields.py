@@ -1,4 +1,4 @@
-"""The field checks of requests: each limit, and every wrong field named at once."""
+"""Field checks of requests: the limits, and all violations reported at once."""
 
 from decimal import Decimal
 
@@ -11,7 +11,7 @@ from pointbook_server.rpc.request_fields import Fields, to_decimal_text, to_time
 
 
 def wrong_fields(fields: Fields) -> dict[str, str]:
-    """Read the violations that a collector has."""
+    """Return the violations of a collector, by field."""
     if fields.is_clean:
         return {}
     with pytest.raises(PointbookError) as caught:
@@ -21,7 +21,6 @@ def wrong_fields(fields: Fields) -> dict[str, str]:
 
 
 def test_valid_fields_raise_nothing() -> None:
-    """A right request passes."""
     fields = Fields()
     fields.identifier("a", "x")
 
@@ -29,7 +28,6 @@ def test_valid_fields_raise_nothing() -> None:
 
 
 def test_all_invalid_fields_are_named_at_once() -> None:
-    """A caller mends a request in one go, and reads the first fields in the message."""
     fields = Fields()
     fields.identifier("a.id", "")
     fields.integer("a.count", 11, low=1, high=10)
@@ -41,8 +39,7 @@ def test_all_invalid_fields_are_named_at_once() -> None:
 
 
 @pytest.mark.parametrize("value", ["x", "!", "~", "x" * 64])
-def test_ids_are_visible_ascii(value: str) -> None:
-    """Ids of 1 to 64 visible ASCII characters are taken as they are."""
+def test_ids_of_1_to_64_visible_ascii_characters_are_valid(value: str) -> None:
     fields = Fields()
 
     assert value == fields.identifier("id", value)
@@ -51,7 +48,6 @@ def test_ids_are_visible_ascii(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["", "x" * 65, "a b", "a\n", "\x00", "\x7f", "é", "\uff11"])
 def test_other_ids_are_invalid(value: str) -> None:
-    """Spaces, control characters and other scripts are no ids."""
     fields = Fields()
     fields.identifier("id", value)
 
@@ -59,7 +55,7 @@ def test_other_ids_are_invalid(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "is_right"),
+    ("value", "is_valid"),
     [
         ("", True),
         ("点 x", True),
@@ -70,21 +66,20 @@ def test_other_ids_are_invalid(value: str) -> None:
         ("\x7f", False),
     ],
 )
-def test_text_for_people(value: str, *, is_right: bool) -> None:
-    """Text has any letters, but no control characters, which could forge lines of a log or a message."""
+def test_text_contains_no_control_characters(value: str, *, is_valid: bool) -> None:
+    """Control characters could forge lines of a log or a message."""
     fields = Fields()
     fields.text("name", value, length_max=10)
 
-    assert is_right is fields.is_clean
+    assert is_valid is fields.is_clean
 
 
-@pytest.mark.parametrize(("value", "is_right"), [(0, False), (1, True), (5, True), (6, False), (-1, False)])
-def test_whole_numbers_have_bounds(value: int, *, is_right: bool) -> None:
-    """Both bounds belong to the range."""
+@pytest.mark.parametrize(("value", "is_valid"), [(0, False), (1, True), (5, True), (6, False), (-1, False)])
+def test_integer_bounds_are_inclusive(value: int, *, is_valid: bool) -> None:
     fields = Fields()
     fields.integer("n", value, low=1, high=5)
 
-    assert is_right is fields.is_clean
+    assert is_valid is fields.is_clean
 
 
 @pytest.mark.parametrize(
@@ -97,8 +92,7 @@ def test_whole_numbers_have_bounds(value: int, *, is_right: bool) -> None:
         ("0.000000000001", Decimal("0.000000000001")),
     ],
 )
-def test_decimals(value: str, expected: Decimal | None) -> None:
-    """Decimals keep every digit; none is none."""
+def test_decimals_are_read_exactly(value: str, expected: Decimal | None) -> None:
     fields = Fields()
 
     assert expected == fields.decimal("value", value)
@@ -126,15 +120,13 @@ def test_decimals(value: str, expected: Decimal | None) -> None:
     ],
 )
 def test_other_decimals_are_invalid(value: str) -> None:
-    """Only plain digits above zero are taken, so that no caller is misread."""
     fields = Fields()
 
     assert fields.decimal("value", value) is None
     assert set(wrong_fields(fields)) == {"value"}
 
 
-def test_decimals_may_have_fewer_digits() -> None:
-    """A currency value has at most three digits after the point."""
+def test_digits_after_the_point_can_be_limited() -> None:
     fields = Fields()
 
     assert fields.decimal("a", "1.125", digits_after=3) == Decimal("1.125")
@@ -142,8 +134,7 @@ def test_decimals_may_have_fewer_digits() -> None:
     assert set(wrong_fields(fields)) == {"b"}
 
 
-def test_decimals_are_written_plainly() -> None:
-    """No client has to read an exponent."""
+def test_decimals_are_written_without_exponent() -> None:
     assert to_decimal_text(None) == ""
     assert to_decimal_text(Decimal("1E+3")) == "1000"
     assert to_decimal_text(Decimal("1E-12")) == "0.000000000001"
@@ -151,7 +142,6 @@ def test_decimals_are_written_plainly() -> None:
 
 @pytest.mark.parametrize("time_ms", [-62_135_596_800_000, -1, 0, 1_780_000_000_123, 253_402_300_799_999])
 def test_times_round_trip(time_ms: int) -> None:
-    """A time is written and read to the millisecond, before 1970 too."""
     fields = Fields()
 
     assert time_ms == fields.time_ms("time", to_timestamp(time_ms))
@@ -170,7 +160,6 @@ def test_times_round_trip(time_ms: int) -> None:
     ],
 )
 def test_impossible_times_are_invalid(value: Timestamp) -> None:
-    """A timestamp outside of the years 1 to 9999 breaks nothing."""
     fields = Fields()
     fields.time_ms("time", value)
 
@@ -178,19 +167,18 @@ def test_impossible_times_are_invalid(value: Timestamp) -> None:
 
 
 @pytest.mark.parametrize("time_ms", [-1, 0, 1_798_761, 1_798_761_600, 946_684_799_999])
-def test_a_time_before_2000_says_that_seconds_may_have_been_taken_for_milliseconds(time_ms: int) -> None:
-    """Only where the field's times begin in 2000: a filter may well begin earlier."""
+def test_time_before_2000_hints_at_seconds_taken_for_milliseconds(time_ms: int) -> None:
+    """Only where the field's range begins in 2000: a filter may begin earlier."""
     fields = Fields()
     fields.time_ms("event", to_timestamp(time_ms), low=946_684_800_000)
     fields.time_ms("filter", to_timestamp(-2_000), low=-1_000)
 
-    found = wrong_fields(fields)
-    assert "before 2000: a value in seconds may have been taken for milliseconds" in found["event"]
-    assert "seconds" not in found["filter"]
+    violations = wrong_fields(fields)
+    assert "before 2000: a value in seconds may have been taken for milliseconds" in violations["event"]
+    assert "seconds" not in violations["filter"]
 
 
-def test_times_have_bounds() -> None:
-    """Both bounds belong to the range, and the answer names them."""
+def test_time_bounds_are_inclusive_and_named() -> None:
     fields = Fields()
     fields.time_ms("a", to_timestamp(1_000), low=1_000, high=2_000)
     fields.time_ms("b", to_timestamp(2_000), low=1_000, high=2_000)
@@ -201,8 +189,7 @@ def test_times_have_bounds() -> None:
     assert wrong_fields(fields) == {"c": limits, "d": limits}
 
 
-def test_page_sizes() -> None:
-    """A page is 1 to 1,000 items; 0 is the default."""
+def test_page_size_is_1_to_1000_and_50_by_default() -> None:
     fields = Fields()
 
     assert [fields.page_size("size", value) for value in (0, 1, 1_000)] == [50, 1, 1_000]
@@ -212,8 +199,7 @@ def test_page_sizes() -> None:
     assert set(wrong_fields(fields)) == {"big", "small"}
 
 
-def test_lists_are_bounded_and_their_items_named() -> None:
-    """A wrong item is named by its index, a list that is too long by its own name."""
+def test_list_violations_name_the_list_or_the_item() -> None:
     fields = Fields()
 
     assert fields.each("ids", ["a", "b"], fields.identifier, count_max=2) == ("a", "b")
@@ -226,7 +212,6 @@ def test_lists_are_bounded_and_their_items_named() -> None:
 
 
 def test_page_token_returns_its_position() -> None:
-    """The next page starts where the last one ended; no token is the first page."""
     fields = Fields()
     token = pagination.write_token(("stores", "m"), ("s-1", 7))
 
@@ -243,7 +228,7 @@ def test_page_token_returns_its_position() -> None:
         pagination.write_token(("stores", "m"), ("s-1", "s-2")),
         pagination.write_token(("stores", "m"), ()),
         pagination.write_token(("stores", "m"), (True,)),
-        # What no list of ours has as a place, and no database can compare with.
+        # Positions that no list has and that no database can compare.
         pagination.write_token(("stores", "m"), ("\x00",)),
         pagination.write_token(("stores", "m"), ("\ud800",)),
         "nonsense",
@@ -257,17 +242,15 @@ def test_page_token_returns_its_position() -> None:
     ],
 )
 def test_other_page_tokens_are_invalid(token: str) -> None:
-    """A token of another list, or one that was tampered with, is refused instead of answered wrongly."""
     fields = Fields()
 
     assert pagination.read_token(fields, "page_token", token, ("stores", "m"), (str,)) is None
     assert set(wrong_fields(fields)) == {"page_token"}
 
 
-@pytest.mark.parametrize("place", [2**63, -(2**63) - 1, 10**30])
-def test_numbers_beyond_64_bits_are_invalid_positions(place: int) -> None:
-    """No number in a token is larger than what the database can compare with."""
+@pytest.mark.parametrize("position", [2**63, -(2**63) - 1, 10**30])
+def test_numbers_beyond_64_bits_are_invalid_positions(position: int) -> None:
     fields = Fields()
 
-    assert pagination.read_token(fields, "token", pagination.write_token("l", (place,)), "l", (int,)) is None
+    assert pagination.read_token(fields, "token", pagination.write_token("l", (position,)), "l", (int,)) is None
     assert set(wrong_fields(fields)) == {"token"}

@@ -1,4 +1,4 @@
-"""Secrets from files: POINTBOOK_X_FILE in place of POINTBOOK_X."""
+"""Secrets from files: POINTBOOK_X_FILE instead of POINTBOOK_X."""
 
 import os
 from base64 import b64encode
@@ -25,7 +25,6 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_secret_can_come_from_a_file() -> None:
-    """Nothing else can: a setting is a secret by its type."""
     assert set(secret_file_fields(ServerSettings)) >= {
         "database_url", "code_keys", "quarantine_keys", "sms_url", "sms_headers", "sms_body", "smtp_url",
         "apprise_sms_url", "apprise_email_url",
@@ -45,7 +44,7 @@ def test_every_secret_can_come_from_a_file() -> None:
 def test_one_line_break_at_the_end_is_dropped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str, expected: str
 ) -> None:
-    """Editors and `echo` write it."""
+    """Editors and `echo` add it."""
     file = tmp_path / "token"
     file.write_bytes(content.encode())
     monkeypatch.setenv("POINTBOOK_TOKEN_FILE", str(file))
@@ -53,8 +52,8 @@ def test_one_line_break_at_the_end_is_dropped(
     assert ShimSettings().token.get_secret_value() == expected
 
 
-def test_a_list_and_a_table_of_secrets_come_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """They are written in a file as they are in a variable, and names of variables are read in any case."""
+def test_lists_and_keys_can_come_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The format is that of the variable, and names of variables are case-insensitive."""
     secrets, keys = tmp_path / "secrets", tmp_path / "keys"
     secrets.write_text("first-secret, second-secret\n")
     keys.write_text(f"{KEY}\n")
@@ -68,8 +67,8 @@ def test_a_list_and_a_table_of_secrets_come_from_files(monkeypatch: pytest.Monke
     assert list(ServerSettings().code_key_bytes()) == ["k1"]
 
 
-def test_a_file_counts_as_a_required_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Neither is it missing, nor is its variable unknown."""
+def test_file_satisfies_a_required_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The setting is not missing, and its variable is known."""
     file = tmp_path / "url"
     file.write_text("postgresql://localhost/pointbook\n")
     environment = {"POINTBOOK_DATABASE_URL_FILE": str(file)}
@@ -79,7 +78,6 @@ def test_a_file_counts_as_a_required_setting(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_only_secrets_can_come_from_files() -> None:
-    """The variable is unknown, so that nobody believes in it."""
     (problem,) = settings_problems([ServerSettings], {"POINTBOOK_GRPC_ADDRESS_FILE": "/x"}, overrides={})
 
     assert problem.startswith("POINTBOOK_GRPC_ADDRESS_FILE: there is no such setting")
@@ -98,7 +96,7 @@ def test_only_secrets_can_come_from_files() -> None:
 def test_unusable_secret_file_prevents_the_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, problem: str
 ) -> None:
-    """The error names the variable, and neither the file's content nor its path."""
+    """The error names the variable, but neither the file's content nor its path."""
     file = tmp_path / "hidden"
     if content is not None:
         file.write_bytes(content)
@@ -114,10 +112,10 @@ def test_unusable_secret_file_prevents_the_start(
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
-def test_pipe_as_secret_file_prevents_the_start_at_once(
+def test_special_file_as_secret_prevents_the_start_at_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
 ) -> None:
-    """A pipe that nobody writes to would be waited for, and one that somebody does could be read only once."""
+    """Reading a pipe can block, and its content can be read only once."""
     path = tmp_path / kind
     if kind == "pipe":
         os.mkfifo(path)
@@ -132,7 +130,6 @@ def test_pipe_as_secret_file_prevents_the_start_at_once(
 
 
 def test_secret_set_twice_prevents_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Which of them would win is nothing to guess at."""
     file = tmp_path / "keys"
     file.write_text(KEY)
     monkeypatch.setenv("POINTBOOK_QUARANTINE_KEYS_FILE", str(file))

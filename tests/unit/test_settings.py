@@ -1,4 +1,4 @@
-"""The server's settings: read from the environment, checked at once, and silent about secrets."""
+"""The server's settings: validated at the start, without showing secrets."""
 
 import base64
 from pathlib import Path
@@ -15,13 +15,12 @@ OLD, NEW = (base64.b64encode(letter * 32).decode() for letter in (b"o", b"n"))
 
 @pytest.fixture(autouse=True)
 def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what the machine's environment says about Pointbook."""
+    """Remove the machine's own settings."""
     for name in ServerSettings.model_fields:
         monkeypatch.delenv(f"POINTBOOK_{name.upper()}", raising=False)
 
 
-def test_defaults_serve_loopback() -> None:
-    """Without any setting nothing leaves the machine, and nothing is shown that production should hide."""
+def test_defaults_serve_loopback_without_reflection_or_database() -> None:
     settings = ServerSettings()
 
     assert settings.grpc_address == "127.0.0.1:50051"
@@ -32,12 +31,11 @@ def test_defaults_serve_loopback() -> None:
 
 
 def test_every_field_is_described() -> None:
-    """The README's table is made of the fields' descriptions."""
+    """The descriptions are the table in docs/configuration.md."""
     assert all(field.description for field in ServerSettings.model_fields.values())
 
 
-def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each field is a variable POINTBOOK_<NAME>."""
+def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POINTBOOK_GRPC_ADDRESS", "127.0.0.1:7")
     monkeypatch.setenv("POINTBOOK_REFLECTION", "true")
     monkeypatch.setenv("POINTBOOK_DATA_DIR", "/var/lib/pointbook")
@@ -48,7 +46,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_code_keys_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first key signs; spaces and a last comma are an operator's habit."""
+    """The first key signs. Spaces and a trailing comma are allowed."""
     monkeypatch.setenv("POINTBOOK_CODE_KEYS", f"new:{NEW}, old:{OLD},")
     keys = ServerSettings().code_key_bytes()
 
@@ -69,7 +67,7 @@ def test_code_keys_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_invalid_code_keys_prevent_the_start(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
-    """A key that is too short, not base64, nameless or named twice would make guessable or unreadable codes."""
+    """Short keys make codes guessable; a duplicate id makes them unverifiable."""
     monkeypatch.setenv("POINTBOOK_CODE_KEYS", keys)
 
     with pytest.raises(ValidationError, match="code_keys"):
@@ -77,7 +75,7 @@ def test_invalid_code_keys_prevent_the_start(monkeypatch: pytest.MonkeyPatch, ke
 
 
 def test_quarantine_keys_are_read_like_code_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first encrypts; AES-256 takes 32 bytes, no more and no fewer."""
+    """The first key encrypts, with AES-256."""
     monkeypatch.setenv("POINTBOOK_QUARANTINE_KEYS", f"new:{NEW}, old:{OLD},")
     settings = ServerSettings()
 
@@ -92,7 +90,6 @@ def test_quarantine_keys_are_read_like_code_keys(monkeypatch: pytest.MonkeyPatch
 
 
 def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the settings' text nor an error about them holds a key or a password."""
     monkeypatch.setenv("POINTBOOK_CODE_KEYS", f"k1:{NEW}")
     monkeypatch.setenv("POINTBOOK_DATABASE_URL", "postgresql://pointbook:hidden@localhost/pointbook")
     shown = repr(ServerSettings()) + str(ServerSettings().model_dump())
@@ -126,21 +123,19 @@ def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("localhost.example.com:50051", False),
     ],
 )
-def test_loopback(address: str, *, expected: bool) -> None:
-    """Only what this machine alone can reach is loopback; a name that merely looks like it is not."""
+def test_only_loopback_addresses_count_as_loopback(address: str, *, expected: bool) -> None:
     assert expected is is_loopback(address)
 
 
 def test_plaintext_beyond_loopback_must_be_allowed() -> None:
-    """The server refuses to start on an open address in plaintext, unless it is told so."""
     with pytest.raises(ValidationError, match="POINTBOOK_ALLOW_PLAINTEXT"):
         ServerSettings(grpc_address="0.0.0.0:50051")
 
     assert ServerSettings(grpc_address="0.0.0.0:50051", allow_plaintext=True).allow_plaintext
 
 
-def test_with_tls_the_server_may_listen_beyond_loopback() -> None:
-    """Metrics are plaintext all the same."""
+def test_server_with_tls_may_listen_beyond_loopback() -> None:
+    """Metrics remain in plaintext."""
     files: dict[str, Any] = {"tls_cert_file": Path("server.crt"), "tls_key_file": Path("server.key")}
 
     assert ServerSettings(grpc_address="0.0.0.0:50051", **files).tls_client_ca_file is None
@@ -149,7 +144,7 @@ def test_with_tls_the_server_may_listen_beyond_loopback() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variables", "wrong"),
+    ("variables", "invalid"),
     [
         ({"TLS_CERT_FILE": "x"}, "tls_key_file"),
         ({"TLS_KEY_FILE": "x"}, "tls_key_file"),
@@ -158,18 +153,17 @@ def test_with_tls_the_server_may_listen_beyond_loopback() -> None:
     ],
 )
 def test_incomplete_tls_settings_prevent_the_start(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], wrong: str
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], invalid: str
 ) -> None:
-    """A server that was meant to encrypt never runs without."""
     for name, value in variables.items():
         monkeypatch.setenv(f"POINTBOOK_{name}", value)
 
-    with pytest.raises(ValidationError, match=rf"1 validation error[\s\S]*{wrong}[\s\S]*POINTBOOK_TLS_CERT_FILE"):
+    with pytest.raises(ValidationError, match=rf"1 validation error[\s\S]*{invalid}[\s\S]*POINTBOOK_TLS_CERT_FILE"):
         ServerSettings()
 
 
 def test_empty_tls_settings_are_unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As compose files write them."""
+    """Compose files set variables to empty strings."""
     for name in ("TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE"):
         monkeypatch.setenv(f"POINTBOOK_{name}", "")
 
@@ -204,14 +198,12 @@ def test_empty_tls_settings_are_unset(monkeypatch: pytest.MonkeyPatch) -> None:
         ("apprise_email_url", "json://localhost/"),
     ],
 )
-def test_other_values_are_refused(name: str, value: Any) -> None:
-    """A wrong setting stops the start and is named."""
+def test_invalid_values_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ValidationError, match=name):
         ServerSettings(**{name: value})
 
 
 def test_providers_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands in the environment is what the senders get."""
     monkeypatch.setenv("POINTBOOK_SMS_URL", "https://sms.example.com/v1")
     monkeypatch.setenv("POINTBOOK_SMS_HEADERS", '{"X-Key": "k"}')
     monkeypatch.setenv("POINTBOOK_SMS_SUCCESS", "202")
@@ -231,22 +223,20 @@ def test_providers_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch
 
 
 def test_no_providers_by_default() -> None:
-    """Nothing is sent anywhere by itself."""
     settings = ServerSettings()
 
     assert (settings.sms_gateway(), settings.smtp_server(), settings.mail_sender()) == (None, None, None)
 
 
 def test_secrets_of_providers_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the settings' text nor an error about them holds a URL, a header or a body."""
-    right = {
+    valid = {
         "SMS_URL": "https://hidden@sms.example.com/",
         "SMS_HEADERS": '{"X-Key": "hidden"}',
         "SMS_BODY": '{"to": "{to}", "text": "{text}", "key": "hidden"}',
         "SMTP_URL": "smtp://u:hidden@mail",
         "SMTP_FROM": "points@example.com",
     }
-    for name, value in right.items():
+    for name, value in valid.items():
         monkeypatch.setenv(f"POINTBOOK_{name}", value)
     shown = repr(ServerSettings()) + str(ServerSettings().model_dump())
     for name in ("SMS_URL", "SMS_HEADERS", "SMS_BODY", "SMTP_URL"):
@@ -254,19 +244,18 @@ def test_secrets_of_providers_are_never_shown(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(ValidationError) as caught:
             ServerSettings()
         shown += str(caught.value)
-        monkeypatch.setenv(f"POINTBOOK_{name}", right[name])
+        monkeypatch.setenv(f"POINTBOOK_{name}", valid[name])
 
     assert "hidden" not in shown
 
 
 def test_smtp_needs_a_sender() -> None:
-    """An e-mail is from somebody."""
     with pytest.raises(ValidationError, match=r"smtp_from[\s\S]*POINTBOOK_SMTP_URL"):
         ServerSettings(smtp_url=SecretStr("smtps://mail.example.com"))
 
 
 def test_sms_gateway_beyond_loopback_needs_https_unless_allowed() -> None:
-    """A gateway in a network that encrypts by itself is as good as a server in it."""
+    """Plaintext can be allowed for networks with their own encryption."""
     with pytest.raises(ValidationError, match=r"sms_url[\s\S]*POINTBOOK_ALLOW_PLAINTEXT"):
         ServerSettings(sms_url=SecretStr("http://sms.example.com/"))
 
@@ -280,6 +269,5 @@ def test_sms_gateway_beyond_loopback_needs_https_unless_allowed() -> None:
 
 
 def test_settings_are_immutable() -> None:
-    """What the server was started with is what it runs with."""
     with pytest.raises(ValidationError, match="frozen"):
         ServerSettings().workers = 2

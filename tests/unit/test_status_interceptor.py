@@ -1,4 +1,4 @@
-"""The status interceptor, where gRPC itself cannot be made to meet the moment."""
+"""The status interceptor in situations that gRPC cannot be made to produce."""
 
 import asyncio
 from typing import Any
@@ -12,15 +12,15 @@ from pointbook_server.rpc.running_calls import RunningCalls
 from pointbook_server.rpc.status_interceptor import StatusInterceptor
 
 
-class LeavingCaller:
-    """The context of a call whose caller goes away just as its status is sent."""
+class DisconnectingContext:
+    """The context of a call whose caller disconnects just as its status is sent."""
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        """Tell what the caller sent along."""
+        """Return no metadata."""
         return ()
 
     def time_remaining(self) -> float:
-        """Tell how long the caller waits."""
+        """Return the caller's remaining time."""
         return 1.0
 
     async def abort(self, *_status: object, **_metadata: object) -> None:
@@ -29,12 +29,12 @@ class LeavingCaller:
 
 
 async def test_caller_that_disconnects_at_its_status_is_not_an_error() -> None:
-    """Any other exception than a cancellation is logged by gRPC as an error, with its trace."""
+    """Any exception but a cancellation is logged by gRPC with a traceback."""
 
     async def refuse(_requests: object, _context: object) -> bytes:
         raise PointbookError(Reason.DEADLINE_EXCEEDED, "The call exceeded its deadline.")
 
-    async def find(_details: object) -> Any:
+    async def find_handler(_details: object) -> Any:
         return grpc.stream_unary_rpc_method_handler(refuse)
 
     class Details:
@@ -45,8 +45,8 @@ async def test_caller_that_disconnects_at_its_status_is_not_an_error() -> None:
     interceptor = StatusInterceptor(
         deadline_seconds=1.0, running_calls=running_calls, refusals=RefusalLog(), pacer=Pacer()
     )
-    handler = await interceptor.intercept_service(find, Details())
+    handler = await interceptor.intercept_service(find_handler, Details())
 
     with pytest.raises(asyncio.CancelledError):
-        await handler.stream_unary(None, LeavingCaller())
+        await handler.stream_unary(None, DisconnectingContext())
     await asyncio.wait_for(running_calls.drain(), 1)

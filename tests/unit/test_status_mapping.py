@@ -1,4 +1,4 @@
-"""The table of errors: every reason is in the contract, has one gRPC code, and reaches the client whole."""
+"""The mapping of reasons to gRPC statuses, and the contents of a status."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ from pointbook_server.rpc.status_mapping import grpc_code, to_status
 
 STATUS_BYTES_MAX = 4_096
 NEVER_ERRORS = {Reason.REDEEMABLE, Reason.CODE_NOT_ISSUED}
-"""800 and 876 are statuses of an answer."""
-CODES_OF_CALLS = {
+"""Statuses 800 and 876 appear in responses only."""
+CODES_WITHOUT_STATUS = {
     StatusCode.INVALID_ARGUMENT: {Reason.INVALID_FIELDS},
     StatusCode.UNAUTHENTICATED: {Reason.TOKEN_MISSING, Reason.TOKEN_INVALID, Reason.TOKEN_EXPIRED},
     StatusCode.PERMISSION_DENIED: {Reason.SCOPE_MISSING, Reason.MERCHANT_FORBIDDEN},
@@ -51,59 +51,57 @@ CODES_OF_CALLS = {
     StatusCode.DEADLINE_EXCEEDED: {Reason.DEADLINE_EXCEEDED},
     StatusCode.INTERNAL: {Reason.INTERNAL},
 }
-"""The gRPC codes of the reasons that are no refusals of a redemption."""
-CODES_OF_REFUSALS = {
+"""The gRPC codes of reasons without a redemption status code."""
+CODES_BY_STATUS = {
     801: StatusCode.INVALID_ARGUMENT,
     802: StatusCode.INVALID_ARGUMENT,
     816: StatusCode.NOT_FOUND,
     1101: StatusCode.NOT_FOUND,
     1632: StatusCode.NOT_FOUND,
 }
-"""The gRPC codes of the redemption's status codes; the others are FAILED_PRECONDITION."""
-REPEATED = {StatusCode.UNAVAILABLE, StatusCode.ABORTED, StatusCode.RESOURCE_EXHAUSTED, StatusCode.DEADLINE_EXCEEDED}
-"""The codes that callers repeat, each for themselves or by a policy."""
+"""The gRPC codes of redemption status codes; all others are FAILED_PRECONDITION."""
+RETRIED = {StatusCode.UNAVAILABLE, StatusCode.ABORTED, StatusCode.RESOURCE_EXHAUSTED, StatusCode.DEADLINE_EXCEEDED}
+"""The codes that callers retry, by themselves or through a retry policy."""
 
 
 def detail(status: Status, kind: type[Any]) -> Any:
-    """Unpack the one detail of a kind."""
+    """Return the only detail of a type."""
     found = [message for packed in status.details if packed.Unpack(message := kind())]
     assert len(found) == 1
     return found[0]
 
 
 def invalid(violations: list[FieldViolation]) -> PointbookError:
-    """Make the error of a request with wrong fields."""
+    """Build the error of a request with invalid fields."""
     return PointbookError(Reason.INVALID_FIELDS, "Wrong fields.", violations=violations)
 
 
 def test_every_reason_is_in_the_contract() -> None:
-    """Clients switch over ErrorReason, so a reason outside of it would be a surprise."""
-    names = {name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.keys()}  # noqa: SIM118 - no dict
+    """Clients switch over ErrorReason."""
+    names = {name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.keys()}  # noqa: SIM118 - not a dict
 
     assert {reason.value for reason in Reason} <= names
     assert all(reason.name == reason.value for reason in Reason)
 
 
-def test_every_reason_of_a_call_has_its_code() -> None:
-    """The table of api.md: one gRPC code a reason, and none is forgotten."""
-    expected = {reason: code for code, reasons in CODES_OF_CALLS.items() for reason in reasons}
+def test_every_reason_without_status_code_has_its_grpc_code() -> None:
+    expected = {reason: code for code, reasons in CODES_WITHOUT_STATUS.items() for reason in reasons}
     actual = {reason: grpc_code(reason) for reason in Reason if reason not in STATUS_CODES}
 
     assert expected == actual
 
 
-def test_every_refusal_of_a_redemption_has_its_code() -> None:
-    """Status codes become the gRPC codes that redemption.md names."""
+def test_every_status_code_has_its_grpc_code() -> None:
     refusals = {reason: status for reason, status in STATUS_CODES.items() if reason not in NEVER_ERRORS}
     expected = {
-        reason: CODES_OF_REFUSALS.get(status, StatusCode.FAILED_PRECONDITION) for reason, status in refusals.items()
+        reason: CODES_BY_STATUS.get(status, StatusCode.FAILED_PRECONDITION) for reason, status in refusals.items()
     } | {Reason.DELIVERY_FAILED: StatusCode.UNAVAILABLE}
 
     assert expected == {reason: grpc_code(reason) for reason in refusals}
 
 
 def test_unavailable_is_only_for_causes_that_pass_soon() -> None:
-    """A standard retry policy repeats UNAVAILABLE within seconds, for every reason."""
+    """A standard retry policy retries UNAVAILABLE within seconds."""
     retries = {reason: REASONS[reason].retry for reason in Reason if grpc_code(reason) is StatusCode.UNAVAILABLE}
 
     assert set(retries.values()) == {Retry.SOON}
@@ -117,15 +115,14 @@ def test_unavailable_is_only_for_causes_that_pass_soon() -> None:
 
 
 def test_retried_grpc_codes_mean_that_a_retry_can_help() -> None:
-    """But for a stale etag, whose code the contract of gRPC prescribes."""
+    """STALE_ETAG is the exception: gRPC prescribes its code."""
     helpful = {Retry.SOON, Retry.LATER}
-    repeated = {reason for reason in Reason if REASONS[reason].retry not in helpful and grpc_code(reason) in REPEATED}
+    retried = {reason for reason in Reason if REASONS[reason].retry not in helpful and grpc_code(reason) in RETRIED}
 
-    assert repeated == {Reason.STALE_ETAG}
+    assert retried == {Reason.STALE_ETAG}
 
 
-def test_an_error_names_its_reason_and_values() -> None:
-    """A program can act on an error: one ErrorInfo of our domain, and the resource where one is missing."""
+def test_status_contains_reason_values_and_resource() -> None:
     status = to_status(store_not_found("s-1"))
     info = detail(status, ErrorInfo)
     resource = detail(status, ResourceInfo)
@@ -137,24 +134,21 @@ def test_an_error_names_its_reason_and_values() -> None:
 
 @pytest.mark.parametrize(("seconds", "expected_ms"), [(0.0, 0), (1.0, 1_000), (59.25, 59_250), (1.009, 1_009)])
 def test_retry_info_names_the_delay(seconds: float, expected_ms: int) -> None:
-    """RetryInfo tells when to come again, to the millisecond."""
     status = to_status(PointbookError(Reason.DELIVERY_FAILED, "No.", retry_after_seconds=seconds))
 
     assert expected_ms == detail(status, RetryInfo).retry_delay.ToMilliseconds()
 
 
 def test_few_violations_are_all_included() -> None:
-    """A request is mended in one go: each wrong field by its path."""
     violations = [FieldViolation(f"field[{index}]", "must be shorter") for index in range(50)]
     status = to_status(invalid(violations))
-    told = detail(status, BadRequest).field_violations
+    included = detail(status, BadRequest).field_violations
 
-    assert [(v.field, v.description) for v in violations] == [(v.field, v.description) for v in told]
+    assert [(v.field, v.description) for v in violations] == [(v.field, v.description) for v in included]
     assert "omitted_violations" not in detail(status, ErrorInfo).metadata
 
 
 def test_violations_beyond_fifty_are_counted() -> None:
-    """The first fifty wrong fields are named, the others counted."""
     status = to_status(invalid([FieldViolation(f"f[{index}]", "is required") for index in range(200)]))
 
     assert len(detail(status, BadRequest).field_violations) == 50
@@ -162,22 +156,20 @@ def test_violations_beyond_fifty_are_counted() -> None:
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "点", "😀"])
-def test_a_status_stays_under_four_kib(letter: str) -> None:
-    """However long the paths are, the status arrives, and says how many violations it leaves out."""
+def test_status_stays_under_four_kib(letter: str) -> None:
     violations = [FieldViolation(f"{index}{letter * 1_000}", letter * 1_000) for index in range(200)]
     error = PointbookError(Reason.INVALID_FIELDS, letter * 1_000, violations=violations, metadata={"a": letter * 1_000})
     status = to_status(error)
-    told = len(detail(status, BadRequest).field_violations)
+    included = len(detail(status, BadRequest).field_violations)
 
     assert status.ByteSize() < STATUS_BYTES_MAX
-    assert told >= 1
-    assert detail(status, ErrorInfo).metadata["omitted_violations"] == str(200 - told)
+    assert included >= 1
+    assert detail(status, ErrorInfo).metadata["omitted_violations"] == str(200 - included)
 
 
-def test_a_refusal_names_every_violation() -> None:
-    """An error has one reason, yet its metadata names all that speaks against the redemption."""
-    everything = sort_violations(Violation.of(reason, "No.") for reason in STATUS_CODES if reason not in NEVER_ERRORS)
-    metadata = detail(to_status(to_error(everything)), ErrorInfo).metadata
+def test_metadata_of_a_refusal_lists_every_violation() -> None:
+    violations = sort_violations(Violation.of(reason, "No.") for reason in STATUS_CODES if reason not in NEVER_ERRORS)
+    metadata = detail(to_status(to_error(violations)), ErrorInfo).metadata
 
     assert metadata["status_code"] == "801"
-    assert [f"{found.code} {found.reason}" for found in everything] == metadata["violations"].split(", ")
+    assert [f"{violation.code} {violation.reason}" for violation in violations] == metadata["violations"].split(", ")

@@ -21,18 +21,17 @@ CHARACTERS = [chr(code) for code in range(sys.maxunicode + 1)]
         ("\U0001d7d8\U0001d7e1", "09"),  # Double-struck
         ("\uff0b\uff18\uff16", "+86"),
         ("\ufe6286", "+86"),
-        ("\u00b2\u2460\u216b", "\u00b2\u2460\u216b"),  # Superscript, circled and Roman numerals are no digits
+        ("\u00b2\u2460\u216b", "\u00b2\u2460\u216b"),  # Superscript, circled and Roman numerals are not digits
         ("Ab\u00df", "Ab\u00df"),
         ("", ""),
     ],
 )
-def test_decimal_digits_and_plus_signs_become_ascii(text: str, expected: str) -> None:
-    """In every script."""
+def test_decimal_digits_and_plus_signs_of_every_script_become_ascii(text: str, expected: str) -> None:
     assert ascii_digits(text) == expected
 
 
 def test_every_decimal_digit_and_nothing_else_becomes_an_ascii_digit() -> None:
-    """By Unicode's category Nd."""
+    """Digits are the characters of Unicode category Nd."""
     changed = [character for character in CHARACTERS if ascii_digits(character) in set("0123456789")]
     assert changed == [character for character in CHARACTERS if unicodedata.category(character) == "Nd"]
 
@@ -47,13 +46,12 @@ def test_every_decimal_digit_and_nothing_else_becomes_an_ascii_digit() -> None:
     ],
 )
 def test_invisible_characters_are_dropped(invisible: str) -> None:
-    """Wherever they stand."""
     assert without_invisible(f"{invisible}a{invisible}b{invisible}") == "ab"
 
 
 @pytest.mark.parametrize("text", ["a b", "a\u00a0b", "e\u0301", "\u00df", "\u65e5\u672c", "-", "\U0001f600", ""])
-def test_visible_characters_and_blanks_stay(text: str) -> None:
-    """Accents that combine, too."""
+def test_visible_characters_and_spaces_are_kept(text: str) -> None:
+    """Including combining accents."""
     assert without_invisible(text) == text
 
 
@@ -73,7 +71,7 @@ def test_visible_characters_and_blanks_stay(text: str) -> None:
     ],
 )
 def test_pasted_value_is_its_visible_part(text: str, expected: str) -> None:
-    """Blanks inside stay; what a control character separates is not joined."""
+    """Spaces inside are kept; text with control characters inside is rejected."""
     assert pasted(text) == expected
 
 
@@ -86,6 +84,6 @@ def test_pasted_value_is_its_visible_part(text: str, expected: str) -> None:
         ("tel:1;ext=2", "tel:1;ext=2"),
     ],
 )
-def test_a_phone_number_is_written_in_ascii(text: str, expected: str) -> None:
-    """Every dash, blank, parenthesis and digit; what else there is stays, for others to refuse."""
+def test_punctuation_and_digits_of_a_phone_number_become_ascii(text: str, expected: str) -> None:
+    """Other characters are kept, for validation to reject them."""
     assert phone_text(text) == expected
