@@ -371,7 +371,7 @@ async def test_known_tokens_are_valid_while_the_database_is_unavailable(cluster:
         unknown_client = Client(server.port, "pb_unknown_token")
         assert denial(await refused(unknown_client.account(merchant_id, shop.store_id, "buyer"))) == INVALID
 
-        await proxy.mend()
+        await proxy.restore()
         assert (await client.account(merchant_id, shop.store_id, "buyer")).points_balance == 0
         await unknown_client.close()
         await client.close()

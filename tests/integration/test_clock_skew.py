@@ -1,4 +1,4 @@
-"""A server whose clock is wrong releases, deletes and redeems nothing, and says so."""
+"""A server with a wrong clock: it releases, deletes and redeems nothing."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ DAY_MS = 86_400_000
 
 
 class ShiftedClock(SystemClock):
-    """A machine's clock that is ahead of the right time."""
+    """A machine's clock that is ahead of the database's."""
 
     def __init__(self, ahead_ms: int = 0) -> None:
         self.ahead_ms = ahead_ms
@@ -38,7 +38,7 @@ class ShiftedClock(SystemClock):
 
 @contextlib.asynccontextmanager
 async def serving(database_url: str, token: str, clock: ShiftedClock) -> AsyncIterator[tuple[Server, Client]]:
-    """Run a server on a machine with this clock."""
+    """Run a server with a clock."""
     server = Server(server_settings(), database_url, senders={Channel.SMS: Outbox()}, clock=clock)
     await server.start()
     client = Client(server.port, token)
@@ -50,7 +50,7 @@ async def serving(database_url: str, token: str, clock: ShiftedClock) -> AsyncIt
 
 
 async def put_points(client: Client) -> Shop:
-    """A shop with a program and a buyer who has 100 points."""
+    """Create a shop with a program and a buyer who has 100 points."""
     shop = Shop(unique("merchant"), unique("store"))
     await client.put_store(shop.merchant_id, shop.store_id)
     await client.put_program(shop.merchant_id, shop.store_id, criteria={})
@@ -63,18 +63,19 @@ async def put_points(client: Client) -> Shop:
 async def test_server_with_a_wrong_clock_releases_and_redeems_nothing(
     database_url: str, admin_token: str, days: int
 ) -> None:
-    """All holds would be overdue by its clock, so that their points could be redeemed a second time."""
+    """By its clock all holds are overdue, so points could be redeemed twice."""
     async with serving(database_url, admin_token, ShiftedClock()) as (_, good):
         shop = await put_points(good)
-        held = await redeem(good, redeem_request(shop, 100))
+        redemption = await redeem(good, redeem_request(shop, 100))
         with json_logs(database_health_module, clock_skew_module) as written:
             async with serving(database_url, admin_token, ShiftedClock(days * DAY_MS)) as (server, wrong):
                 assert await grpc_health(f"127.0.0.1:{server.port}") == "NOT_SERVING"
                 await server._maintenance.run_jobs()
-                again = await refused(redeem(wrong, redeem_request(shop, 100)))
+                refusal = await refused(redeem(wrong, redeem_request(shop, 100)))
 
-        assert (again.code, again.reason, again.retry_seconds) == (grpc.StatusCode.UNAVAILABLE, "CLOCK_WRONG", 1.0)
-        assert (await get_redemption(good, held)).state == PENDING
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "CLOCK_WRONG")
+        assert refusal.retry_seconds == 1.0
+        assert (await get_redemption(good, redemption)).state == PENDING
         assert (await refused(redeem(good, redeem_request(shop, 100)))).reason == "INSUFFICIENT_POINTS"
     lines = [json.loads(line) for line in written.getvalue().splitlines()]
     (wrong_line,) = [line for line in lines if line["event"] == "clock is wrong, refusing calls"]
@@ -86,14 +87,14 @@ async def test_server_with_a_wrong_clock_releases_and_redeems_nothing(
 
 
 async def test_each_change_of_the_clock_state_is_logged_once(database_url: str, admin_token: str) -> None:
-    """Calls are answered as long as the difference is small, and again once it is."""
+    """Calls succeed while the difference is small."""
     clock = ShiftedClock()
     with json_logs(clock_skew_module) as written:
         async with serving(database_url, admin_token, clock) as (server, client):
             shop = await put_points(client)
             for ahead_ms, state in ((5_000, ClockState.SKEWED), (60_000, ClockState.WRONG), (0, ClockState.GOOD)):
                 clock.ahead_ms = ahead_ms
-                await until(lambda state=state: server._skew.state is state)  # type: ignore[misc] # bound at once
+                await until(lambda state=state: server._skew.state is state)  # type: ignore[misc] # mypy infers no defaults
                 assert server.metrics.clock_skew_seconds._value.get() == pytest.approx(ahead_ms / 1_000, abs=0.5)
                 account = client.account(shop.merchant_id, shop.store_id, "buyer")
                 if state is ClockState.WRONG:
@@ -110,14 +111,14 @@ async def test_each_change_of_the_clock_state_is_logged_once(database_url: str, 
 
 
 class Jobs:
-    """Every job of maintenance, and the times that they were given."""
+    """The jobs of maintenance, which record the times they get."""
 
     def __init__(self) -> None:
         self.times_ms: list[int] = []
-        self.watched = 0
+        self.report_count = 0
 
     async def release_overdue(self, now_ms: int) -> int:
-        """Keep the time."""
+        """Record the time."""
         self.times_ms.append(now_ms)
         return 0
 
@@ -125,17 +126,17 @@ class Jobs:
 
     async def report_open(self) -> None:
         """Count the calls."""
-        self.watched += 1
+        self.report_count += 1
 
     async def refresh_metrics(self) -> None:
-        """Count nothing: it goes by no clock."""
+        """Do nothing; this job needs no clock."""
 
 
 @pytest.mark.parametrize(("ahead_ms", "jobs_run"), [(0, 3), (1_000, 3), (3_000, 0), (-3_000, 0)])
 async def test_maintenance_reads_the_databases_clock_once_per_round(
     database_url: str, ahead_ms: int, jobs_run: int
 ) -> None:
-    """And waits while the clocks differ, but for what only counts."""
+    """While the clocks differ, only jobs that change nothing run."""
     database, jobs = Database(database_url, pool_size=1), Jobs()
     skew = clock_skew_module.ClockSkew(ShiftedClock(ahead_ms), Metrics())
     async with database.autocommit() as connection:
@@ -155,13 +156,13 @@ async def test_maintenance_reads_the_databases_clock_once_per_round(
 
     assert len(jobs.times_ms) == jobs_run
     assert len(set(jobs.times_ms)) <= 1
-    # Of the database, not of the server, which is a second ahead.
+    # The database's time, not that of the server, which is a second ahead.
     assert all(abs(now_ms - SystemClock()()) < 900 for now_ms in jobs.times_ms)
-    assert jobs.watched == 1
+    assert jobs.report_count == 1
 
 
 async def test_erasure_starts_at_the_databases_time(database_url: str, admin_token: str) -> None:
-    """By the clock of a server that is ahead, a request that came after the erasure would count as answered."""
+    """By a clock that is ahead, it would cover requests that come later."""
     async with serving(database_url, admin_token, ShiftedClock(10_000)) as (_, client):
         shop = Shop(unique("merchant"), unique("store"))
         await client.put_store(shop.merchant_id, shop.store_id)

@@ -44,7 +44,7 @@ async def test_every_answered_guess_was_counted(service: Service, shop: Shop, ad
             await asyncio.sleep(random_moments.uniform(0, 0.04))
             await proxy.cut()
             answers = await asyncio.gather(*guesses, return_exceptions=True)
-            await proxy.mend()
+            await proxy.restore()
             errors = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
             assert {refusal(error).reason for error in errors} <= {"DATABASE_UNAVAILABLE"}
             async with superuser(service) as connection:

@@ -1,4 +1,4 @@
-"""The pool's connections, whatever happened to those who had them before."""
+"""Connections of the pool after cancelled calls, migrations and refused logins."""
 
 import asyncio
 import logging
@@ -20,19 +20,19 @@ from support.database_proxy import proxied
 from support.harness import unique
 
 ISOLATION = Statement(text("SELECT current_setting('transaction_isolation') AS level"))
-NEW_TO_IT = Statement(text("SELECT count(*) FROM stores"))
+NOT_PREPARED = Statement(text("SELECT count(*) FROM stores"))
 
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    """A pool of one connection."""
+    """A database with a pool of one connection."""
     database = Database(database_url, pool_size=1)
     yield database
     await database.dispose()
 
 
 async def isolation(database: Database) -> str:
-    """How a snapshot is isolated, on the one connection."""
+    """Return the isolation level of a snapshot, on the only connection."""
 
     async def work(connection: Connection) -> str:
         row = await connection.fetch_one(ISOLATION)
@@ -43,18 +43,18 @@ async def isolation(database: Database) -> str:
 
 
 async def test_call_cancelled_before_its_statement_leaves_no_transaction(database: Database) -> None:
-    """The statement is prepared by then, and the database waits to hear what to do with it."""
+    """Cancelled between the prepare and the execution of its statement."""
     prepare = asyncpg.Connection._get_statement
 
-    async def prepare_and_go_away(self: Any, *arguments: Any, **options: Any) -> Any:
+    async def prepare_and_cancel(self: Any, *arguments: Any, **options: Any) -> Any:
         await prepare(self, *arguments, **options)
         raise asyncio.CancelledError
 
     async with database.autocommit() as connection:
         await connection.fetch(ISOLATION)
-    with patch.object(asyncpg.Connection, "_get_statement", prepare_and_go_away), pytest.raises(asyncio.CancelledError):
+    with patch.object(asyncpg.Connection, "_get_statement", prepare_and_cancel), pytest.raises(asyncio.CancelledError):
         async with database.autocommit() as connection:
-            await connection.fetch(NEW_TO_IT)
+            await connection.fetch(NOT_PREPARED)
 
     assert await isolation(database) == "repeatable read"
 
@@ -62,21 +62,21 @@ async def test_call_cancelled_before_its_statement_leaves_no_transaction(databas
 async def test_call_cancelled_as_a_snapshot_starts_is_not_an_error(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The driver would tell of a transaction that nobody has ended."""
+    """The driver must not log an open transaction."""
     await isolation(database)
     reached = asyncio.Event()
     execute = asyncpg.Connection.execute
 
-    async def tell_and_execute(self: Any, *arguments: Any, **options: Any) -> Any:
+    async def signal_and_execute(self: Any, *arguments: Any, **options: Any) -> Any:
         reached.set()
         return await execute(self, *arguments, **options)
 
-    with patch.object(asyncpg.Connection, "execute", tell_and_execute), caplog.at_level(logging.ERROR):
-        going_away = asyncio.create_task(isolation(database))
+    with patch.object(asyncpg.Connection, "execute", signal_and_execute), caplog.at_level(logging.ERROR):
+        call = asyncio.create_task(isolation(database))
         await reached.wait()
-        going_away.cancel()
+        call.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await going_away
+            await call
         assert database.connections_in_use == 0
 
     assert caplog.records == []
@@ -92,9 +92,9 @@ def _tcp_options(driver: Any) -> dict[str, int]:
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 async def test_tcp_keepalive_detects_dead_connections(database_url: str, run: Any) -> None:
-    """On both event loops: that of tests and that of the server."""
+    """On the event loops of the tests and of the server."""
 
-    async def look(url: str) -> dict[str, int]:
+    async def read_options(url: str) -> dict[str, int]:
         database = Database(url, pool_size=1)
         async with database._pool.acquire() as driver:
             options = _tcp_options(driver)
@@ -102,23 +102,23 @@ async def test_tcp_keepalive_detects_dead_connections(database_url: str, run: An
         return options
 
     async with proxied(database_url) as proxy:
-        found = await asyncio.to_thread(run, look(proxy.url))
-    assert found == {name: value for name, value in KEEPALIVE_OPTIONS.items() if name in found}
-    assert found
+        options = await asyncio.to_thread(run, read_options(proxy.url))
+    assert options == {name: value for name, value in KEEPALIVE_OPTIONS.items() if name in options}
+    assert options
 
 
 async def test_migration_during_prepared_statements_fails_no_transaction(database_url: str) -> None:
-    """Each connection learns it by an error of its own, after which the transaction runs again."""
+    """Each connection gets an error once, and runs its transaction again."""
     operator = await asyncpg.connect(database_url)
     table = unique("changing").replace("-", "_")
     await operator.execute(f"CREATE TABLE {table} (points int)")
-    await operator.execute(f"INSERT INTO {table} VALUES (1)")  # noqa: S608 - a name of this test
+    await operator.execute(f"INSERT INTO {table} VALUES (1)")  # noqa: S608 - the test's own table
     database = Database(database_url, pool_size=3)
-    read = Statement(text(f"SELECT points FROM {table}"))  # noqa: S608 - a name of this test
+    read = Statement(text(f"SELECT points FROM {table}"))  # noqa: S608 - the test's own table
     meeting = asyncio.Barrier(3)
 
     async def work(connection: Connection) -> int:
-        # All three connections are in use then, by the second attempts too.
+        # All three connections are in use, also during the second attempts.
         await meeting.wait()
         row = await connection.fetch_one(read)
         assert row is not None
@@ -136,20 +136,20 @@ async def test_migration_during_prepared_statements_fails_no_transaction(databas
 
 
 async def test_database_that_refuses_logins_is_unavailable(database_url: str) -> None:
-    """Its operator closed it (55000): calls are to be retried, and health is told."""
+    """SQLSTATE 55000: an operator has closed the database."""
     operator = await asyncpg.connect(database_url)
     name = unique("closed").replace("-", "_")
     await operator.execute(f"CREATE DATABASE {name}")
     await operator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
     url = urlsplit(database_url)._replace(path=f"/{name}").geturl()
     database = Database(url, pool_size=1)
-    noted: list[str] = []
-    database.on_unavailable = noted.append
+    sqlstates: list[str] = []
+    database.on_unavailable = sqlstates.append
     with pytest.raises(PointbookError) as refused:
         async with database.autocommit():
             pass
     assert refused.value.reason is Reason.DATABASE_UNAVAILABLE
-    assert noted == ["55000"]
+    assert sqlstates == ["55000"]
     await database.dispose()
     await operator.execute(f"DROP DATABASE {name}")
     await operator.close()

@@ -1,4 +1,4 @@
-"""Databases that are sick in ways that no closed connection tells: frozen, failed over, read-only, full, slow."""
+"""Outages without closed connections: frozen, failed over, read-only, full, slow."""
 
 import asyncio
 import contextlib
@@ -24,16 +24,16 @@ from support.json_logs import json_logs
 from support.processes import grpc_health
 from support.waiting import until
 
-NOTICED_SECONDS_MAX = 5.0
+DETECTION_SECONDS_MAX = 5.0
 RECOVERY_SECONDS_MAX = 5.0
-"""Both are 3 s and less where nothing else runs; tests share their machine."""
-PATIENCE_SECONDS = 30.0
+"""Both are at most 3 s on an idle machine."""
+WAIT_SECONDS_MAX = 30.0
 BUYERS = 8
 
 
 @dataclass(frozen=True)
-class Own:
-    """A migrated database for one test alone, with a registered store and a token."""
+class OwnDatabase:
+    """A migrated database for one test, with a registered store and a token."""
 
     url: str
     shop: Shop
@@ -41,8 +41,8 @@ class Own:
 
 
 @pytest.fixture
-async def own(cluster: Cluster, database_url: str) -> Own:  # noqa: ARG001 - it makes the template
-    """A database for one test alone."""
+async def own(cluster: Cluster, database_url: str) -> OwnDatabase:  # noqa: ARG001 - creates the template
+    """A database for one test."""
     url = await cluster.clone("pointbook_template")
     shop = Shop(unique("merchant"), unique("store"))
     async with operator_of(url) as operator:
@@ -52,12 +52,12 @@ async def own(cluster: Cluster, database_url: str) -> Own:  # noqa: ARG001 - it 
             shop.merchant_id,
             shop.store_id,
         )
-    return Own(url, shop, await make_token(url, [ALL_MERCHANTS], list(Scope)))
+    return OwnDatabase(url, shop, await make_token(url, [ALL_MERCHANTS], list(Scope)))
 
 
 @contextlib.asynccontextmanager
 async def operator_of(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection that may do everything."""
+    """Open a connection as superuser."""
     connection = await asyncpg.connect(url)
     try:
         yield connection
@@ -74,7 +74,7 @@ class Site:
     shop: Shop
 
     async def writes(self) -> set[str]:
-        """Write for all buyers at once, and return how the calls ended."""
+        """Write for all buyers at once, and return the distinct outcomes."""
         return set(await asyncio.gather(*(self._write(f"buyer-{number}") for number in range(BUYERS))))
 
     async def write_ok(self) -> bool:
@@ -103,8 +103,8 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def serving(own: Own, url: str = "") -> AsyncIterator[Site]:
-    """Run a server on a database, by another URL of it where one is given."""
+async def serving(own: OwnDatabase, url: str = "") -> AsyncIterator[Site]:
+    """Run a server on a database, through another URL if given."""
     server = Server(server_settings(), url or own.url, senders={Channel.SMS: Outbox()}, clock=TestClock())
     await server.start()
     client = Client(server.port, own.token)
@@ -116,59 +116,59 @@ async def serving(own: Own, url: str = "") -> AsyncIterator[Site]:
 
 
 @contextlib.asynccontextmanager
-async def behind_proxy(own: Own) -> AsyncIterator[tuple[Site, DatabaseProxy]]:
-    """Run a server whose way to the database a test can spoil."""
+async def behind_proxy(own: OwnDatabase) -> AsyncIterator[tuple[Site, DatabaseProxy]]:
+    """Run a server whose connections to the database a test can disturb."""
     async with proxied(own.url) as proxy, serving(own, proxy.url) as site:
         assert await site.write_ok()
         await site.fill_pool()
         yield site, proxy
 
 
-async def test_frozen_connections_are_detected_and_replaced(own: Own) -> None:
-    """Nothing is forwarded and nothing is closed, new connections included, and then all goes on."""
+async def test_frozen_connections_are_detected_and_replaced(own: OwnDatabase) -> None:
+    """Nothing is forwarded or closed, on new connections either."""
     async with behind_proxy(own) as (site, proxy):
         proxy.freeze()
         frozen_at = time.monotonic()
-        hung = await asyncio.gather(site.writes(), until(site.is_not_serving, PATIENCE_SECONDS))
-        hung_seconds = time.monotonic() - frozen_at
+        during_freeze = await asyncio.gather(site.writes(), until(site.is_not_serving, WAIT_SECONDS_MAX))
+        freeze_seconds = time.monotonic() - frozen_at
         refused_at = time.monotonic()
         refused = await site.writes()
         refused_seconds = time.monotonic() - refused_at
         proxy.thaw()
-        recovery_seconds = await until(site.write_ok, PATIENCE_SECONDS)
+        recovery_seconds = await until(site.write_ok, WAIT_SECONDS_MAX)
         assert await site.is_serving()
 
-    assert hung[0] == refused == {"UNAVAILABLE"}
-    assert hung[1] < NOTICED_SECONDS_MAX
-    assert hung_seconds < NOTICED_SECONDS_MAX
+    assert during_freeze[0] == refused == {"UNAVAILABLE"}
+    assert during_freeze[1] < DETECTION_SECONDS_MAX
+    assert freeze_seconds < DETECTION_SECONDS_MAX
     assert refused_seconds < 2.0
     assert recovery_seconds < RECOVERY_SECONDS_MAX
 
 
-async def test_failover_without_closed_connections_takes_seconds(own: Own) -> None:
-    """The old connections are dead without a word, and new ones lead to a database that answers."""
+async def test_failover_without_closed_connections_takes_seconds(own: OwnDatabase) -> None:
+    """Old connections are silent; new ones reach a database that works."""
     async with behind_proxy(own) as (site, proxy):
         proxy.abandon()
-        assert await until(site.write_ok, PATIENCE_SECONDS) < RECOVERY_SECONDS_MAX
+        assert await until(site.write_ok, WAIT_SECONDS_MAX) < RECOVERY_SECONDS_MAX
         assert site.server._database.connections_in_use == 0
 
 
-async def test_health_detects_that_calls_get_no_connections(own: Own) -> None:
-    """Its own is older than the change: a new password, or a database that has no more connections to give."""
+async def test_health_detects_that_calls_get_no_connections(own: OwnDatabase) -> None:
+    """Its own connection is older: the password or connection limit changed."""
     async with behind_proxy(own) as (site, proxy):
         proxy.drops = True
-        # Those of calls end in some way, such as their age.
+        # Close the connections of calls, as their age would.
         site.server._database.cut()
         site.server._database.resume()
         assert await site.writes() == {"UNAVAILABLE"}
-        assert await until(site.is_not_serving, PATIENCE_SECONDS) < NOTICED_SECONDS_MAX
+        assert await until(site.is_not_serving, WAIT_SECONDS_MAX) < DETECTION_SECONDS_MAX
         proxy.drops = False
-        assert await until(site.is_serving, PATIENCE_SECONDS) < RECOVERY_SECONDS_MAX
+        assert await until(site.is_serving, WAIT_SECONDS_MAX) < RECOVERY_SECONDS_MAX
         assert await site.write_ok()
 
 
-async def test_call_cancelled_on_a_frozen_connection_frees_its_slot(own: Own) -> None:
-    """What it left behind is ended within a moment, or its connection is."""
+async def test_call_cancelled_on_a_frozen_connection_frees_its_slot(own: OwnDatabase) -> None:
+    """The pool ends the abandoned statement, or else the connection."""
     async with proxied(own.url) as proxy:
         database = database_module.Database(proxy.url, pool_size=1)
         statement = database_module.Statement(text("SELECT 1 AS one"))
@@ -180,17 +180,17 @@ async def test_call_cancelled_on_a_frozen_connection_frees_its_slot(own: Own) ->
                 await connection.fetch(statement)
 
         proxy.freeze()
-        going_away = asyncio.create_task(call())
+        cancelled = asyncio.create_task(call())
         await until(lambda: database.connections_in_use == 1)
-        going_away.cancel()
-        assert await until(lambda: database.connections_in_use == 0, PATIENCE_SECONDS) < NOTICED_SECONDS_MAX
+        cancelled.cancel()
+        assert await until(lambda: database.connections_in_use == 0, WAIT_SECONDS_MAX) < DETECTION_SECONDS_MAX
         proxy.thaw()
         await call()
         await database.dispose()
 
 
-async def test_read_only_connections_are_replaced_when_new_ones_can_write(own: Own) -> None:
-    """After a failover that changed the roles behind one address, the old connections still lead to the standby."""
+async def test_read_only_connections_are_replaced_when_new_ones_can_write(own: OwnDatabase) -> None:
+    """After a failover behind one address, old connections reach the standby."""
     async with operator_of(own.url) as operator:
         name = await operator.fetchval("SELECT current_database()")
         await operator.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
@@ -199,24 +199,24 @@ async def test_read_only_connections_are_replaced_when_new_ones_can_write(own: O
             await site.fill_pool()
             assert await site.writes() == {"UNAVAILABLE"}
             await operator.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
-            assert await until(site.write_ok, PATIENCE_SECONDS) < RECOVERY_SECONDS_MAX
+            assert await until(site.write_ok, WAIT_SECONDS_MAX) < RECOVERY_SECONDS_MAX
             await until(site.is_serving, RECOVERY_SECONDS_MAX)
 
 
-async def test_health_detects_read_only_from_calls(own: Own) -> None:
-    """Its own connection is older than the change, and leads to a database that may be written."""
+async def test_health_detects_read_only_from_calls(own: OwnDatabase) -> None:
+    """Its own connection is older than the change, and still writable."""
     with json_logs(database_module, database_health_module) as written:
         async with operator_of(own.url) as operator, serving(own) as site:
             name = await operator.fetchval("SELECT current_database()")
             await operator.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-            # Housekeeping may have opened a connection before.
+            # Maintenance may have opened a connection earlier.
             site.server._database.cut()
             site.server._database.resume()
             assert await site.writes() == {"UNAVAILABLE"}
-            assert await until(site.is_not_serving, PATIENCE_SECONDS) < NOTICED_SECONDS_MAX
+            assert await until(site.is_not_serving, WAIT_SECONDS_MAX) < DETECTION_SECONDS_MAX
             assert await site.writes() == {"UNAVAILABLE"}
             await operator.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
-            assert await until(site.write_ok, PATIENCE_SECONDS) < RECOVERY_SECONDS_MAX
+            assert await until(site.write_ok, WAIT_SECONDS_MAX) < RECOVERY_SECONDS_MAX
             await until(site.is_serving, RECOVERY_SECONDS_MAX)
 
     logged = [json.loads(line) for line in written.getvalue().splitlines()]
@@ -232,25 +232,27 @@ DISK_IS_FULL = """
     BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$
 """
 DISK_HAS_ROOM = "CREATE OR REPLACE FUNCTION fill_disk() RETURNS int LANGUAGE sql AS 'SELECT 1'"
-REFUSE_ENTRIES = """
-    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM fill_disk(); RETURN NEW; END $$;
-    CREATE TRIGGER refuse BEFORE INSERT ON points_entries FOR EACH ROW EXECUTE FUNCTION refuse()
+FAIL_INSERTS = """
+    CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM fill_disk(); RETURN NEW; END $$;
+    CREATE TRIGGER fail BEFORE INSERT ON points_entries FOR EACH ROW EXECUTE FUNCTION fail()
 """
 
 
-async def test_health_reports_a_full_disk_until_space_is_free(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls meet it first; then health writes a file of its own to see whether it lasts."""
+async def test_health_reports_a_full_disk_until_space_is_free(
+    own: OwnDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls fail first; then health itself writes to the disk."""
     fill = database_module.Statement(text("SELECT fill_disk()"))
     monkeypatch.setattr(database_health_module, "SORT_ON_DISK", fill)
     with json_logs(database_module, database_health_module) as written:
         async with operator_of(own.url) as operator, serving(own) as site:
             await operator.execute(DISK_IS_FULL)
             assert await site.is_serving()
-            await operator.execute(REFUSE_ENTRIES)
+            await operator.execute(FAIL_INSERTS)
             assert await site.writes() == {"UNAVAILABLE"}
-            assert await until(site.is_not_serving, PATIENCE_SECONDS) < NOTICED_SECONDS_MAX
+            assert await until(site.is_not_serving, WAIT_SECONDS_MAX) < DETECTION_SECONDS_MAX
             await operator.execute(DISK_HAS_ROOM)
-            assert await until(site.is_serving, PATIENCE_SECONDS) < RECOVERY_SECONDS_MAX
+            assert await until(site.is_serving, WAIT_SECONDS_MAX) < RECOVERY_SECONDS_MAX
             assert await site.write_ok()
 
     logged = [json.loads(line) for line in written.getvalue().splitlines()]
@@ -258,8 +260,8 @@ async def test_health_reports_a_full_disk_until_space_is_free(own: Own, monkeypa
     assert ["53100" in line["cause"] for line in logged if line["level"] == "error"] == [True]
 
 
-async def test_disk_check_succeeds_with_free_space(own: Own) -> None:
-    """The statement that looks for a full disk writes to it, and needs no privilege."""
+async def test_disk_check_succeeds_with_free_space(own: OwnDatabase) -> None:
+    """It writes to the disk, and needs no privilege."""
     async with operator_of(own.url) as operator:
         role = unique("role").replace("-", "_")
         await operator.execute(f"CREATE ROLE {role} LOGIN")
@@ -279,14 +281,14 @@ async def test_disk_check_succeeds_with_free_space(own: Own) -> None:
         await until(has_written)
 
 
-async def test_slow_database_keeps_its_connections(own: Own) -> None:
-    """Where a check waits for a lock, health says so, and calls that the database answers go on."""
+async def test_slow_database_keeps_its_connections(own: OwnDatabase) -> None:
+    """A check that waits for a lock fails, while calls still succeed."""
     with json_logs(database_health_module) as written:
         async with operator_of(own.url) as operator, serving(own) as site:
             async with operator.transaction():
                 await operator.execute("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE")
                 await until(site.is_not_serving)
                 assert await site.write_ok()
-            assert await until(site.is_serving, PATIENCE_SECONDS) < RECOVERY_SECONDS_MAX
+            assert await until(site.is_serving, WAIT_SECONDS_MAX) < RECOVERY_SECONDS_MAX
 
     assert "does not respond within 1.5 s" in written.getvalue()

@@ -1,4 +1,4 @@
-"""The way to a database beyond this machine: TLS with a server that proves its name, or not a word of the login."""
+"""TLS to a remote database: no login before the server's name is verified."""
 
 import asyncio
 import ssl
@@ -18,15 +18,15 @@ SELECT_ONE = Statement(text("SELECT 1 AS one"))
 
 
 class TlsGateway:
-    """Speaks PostgreSQL's TLS negotiation, and forwards to the Unix socket of a database."""
+    """Negotiates TLS as PostgreSQL does, and forwards to a database's Unix socket."""
 
     def __init__(self, url: str, context: ssl.SSLContext | None, host: str = "127.0.0.1") -> None:
         query = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
         self._socket = f"{query['host']}/.s.PGSQL.{query['port']}"
         self._context = context
         self._host = host
-        self.heard = b""
-        """The bytes in clear."""
+        self.plaintext = b""
+        """The bytes received before TLS."""
         self.port = 0
 
     async def __aenter__(self) -> Self:
@@ -38,12 +38,12 @@ class TlsGateway:
         self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.heard += await reader.read(4_096)
+        self.plaintext += await reader.read(4_096)
         writer.write(b"S" if self._context else b"N")
         await writer.drain()
         if self._context is None:
-            # A plaintext login would come now.
-            self.heard += await reader.read(4_096)
+            # A login in plaintext would arrive here.
+            self.plaintext += await reader.read(4_096)
             writer.close()
             return
         try:
@@ -61,14 +61,14 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 def verified(url: str, port: int, trusted: Path, host: str = "localhost") -> str:
-    """Return the URL of a database behind a gateway that must prove its name."""
+    """Return the URL of a database behind a gateway whose name must be verified."""
     parts = urlsplit(url)
     query = f"sslmode=verify-full&sslrootcert={trusted}"
     return f"postgresql://{parts.username}:hidden@{host}:{port}{parts.path}?{query}"
 
 
 async def select_one(url: str) -> int:
-    """Return 1 from a database."""
+    """Select 1 from a database."""
     database = Database(url, pool_size=1)
     try:
         async with database.autocommit() as connection:
@@ -79,38 +79,36 @@ async def select_one(url: str) -> int:
         await database.dispose()
 
 
-async def test_a_verified_server_is_used(database_url: str, tmp_path: Path) -> None:
-    """The whole login travels inside TLS."""
+async def test_login_to_a_verified_server_is_encrypted(database_url: str, tmp_path: Path) -> None:
     context, trusted = loopback_tls(tmp_path)
     async with TlsGateway(database_url, context) as gateway:
         assert await select_one(verified(database_url, gateway.port, trusted)) == 1
 
-    assert gateway.heard == SSL_REQUEST
+    assert gateway.plaintext == SSL_REQUEST
 
 
 async def test_server_without_tls_gets_no_login(database_url: str, tmp_path: Path) -> None:
-    """A server, or somebody between, that says it has no TLS gets neither the user's name nor a password."""
+    """Neither user name nor password is sent in plaintext."""
     _, trusted = loopback_tls(tmp_path)
     async with TlsGateway(database_url, None) as gateway:
         with pytest.raises(PointbookError) as caught:
             await select_one(verified(database_url, gateway.port, trusted))
 
     assert caught.value.reason is Reason.DATABASE_UNAVAILABLE
-    assert gateway.heard == SSL_REQUEST
+    assert gateway.plaintext == SSL_REQUEST
 
 
-@pytest.mark.parametrize("wrong", ["authority", "name"])
-async def test_unverified_server_gets_no_login(database_url: str, tmp_path: Path, wrong: str) -> None:
-    """Neither a certificate of another authority nor one for another name is believed."""
+@pytest.mark.parametrize("mismatch", ["authority", "name"])
+async def test_unverified_server_gets_no_login(database_url: str, tmp_path: Path, mismatch: str) -> None:
     context, trusted = loopback_tls(tmp_path)
-    if wrong == "authority":
+    if mismatch == "authority":
         (tmp_path / "other").mkdir()
         _, trusted = loopback_tls(tmp_path / "other")
     # The certificate is for localhost and 127.0.0.1.
-    host = "127.0.0.2" if wrong == "name" else "127.0.0.1"
+    host = "127.0.0.2" if mismatch == "name" else "127.0.0.1"
     async with TlsGateway(database_url, context, host) as gateway:
         with pytest.raises(PointbookError) as caught:
             await select_one(verified(database_url, gateway.port, trusted, host))
 
     assert caught.value.reason is Reason.DATABASE_UNAVAILABLE
-    assert gateway.heard == SSL_REQUEST
+    assert gateway.plaintext == SSL_REQUEST

@@ -1,4 +1,4 @@
-"""How calls fail: one rich status each, with a request id, the truth for the caller, and the cause in the log only."""
+"""Failing calls: one rich status each, with a request id; causes only in the log."""
 
 import asyncio
 import contextlib
@@ -48,7 +48,7 @@ from support.processes import grpc_health
 from support.waiting import until
 
 SECRET = "+8613800005678"
-"""What an exception of ours might quote, and no caller may read."""
+"""Personal data, which neither a response nor the log may contain."""
 
 
 @contextlib.asynccontextmanager
@@ -65,27 +65,27 @@ async def running(url: str, token: str, **settings: Any) -> AsyncIterator[tuple[
 
 
 async def get_store(client: Client, shop: Shop, **more: Any) -> programs_pb2.GetStoreResponse:
-    """Read the shop's store: the simplest of calls."""
+    """Read the shop's store, the simplest call."""
     request = programs_pb2.GetStoreRequest(merchant_id=shop.merchant_id, store_id=shop.store_id)
-    answer: programs_pb2.GetStoreResponse = await client.programs.GetStore(request, **more)
-    return answer
+    response: programs_pb2.GetStoreResponse = await client.programs.GetStore(request, **more)
+    return response
 
 
 async def failed(call: Any) -> grpc.aio.AioRpcError:
-    """Await a call that must fail, and give its error with the trailing metadata."""
+    """Await a call that must fail, and return its error."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return caught.value
 
 
 def request_id_of(error: grpc.aio.AioRpcError) -> str:
-    """Read the request id that an error came with."""
+    """Return the request id of an error."""
     (request_id,) = [value for key, value in error.trailing_metadata() if key == "x-request-id"]
     return str(request_id)
 
 
 def break_store(patch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """Make reading a store raise."""
+    """Make reading a store raise an error."""
 
     async def broken(_store: ProgramTransactions, _merchant_id: str, _store_id: str) -> Any:
         raise error
@@ -95,22 +95,21 @@ def break_store(patch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 async def test_malformed_request_is_an_invalid_argument(client: Client, method: str) -> None:
-    """What is no protobuf message is INVALID_ARGUMENT, and not an error of ours."""
-    # A request without fields has no text that could be no UTF-8.
+    # A request without fields has no string that could be invalid UTF-8.
     no_text = () if METHODS[method].scope is None else (b"\x0a\x02\xff\xfe",)
     for broken in (b"\xff\xff\xff", b"\x0a\x05ab", *no_text):
-        found = await refused(bearer_call(client, method, broken))
+        found = await refused(raw_call(client, method, broken))
         assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
         assert list(found.fields) == [""]
 
 
-def bearer_call(client: Client, method: str, request: bytes) -> Any:
+def raw_call(client: Client, method: str, request: bytes) -> Any:
     """Call a method with raw bytes and the client's own token."""
     channel: Any = client.channel
     return channel.unary_unary(f"/pointbook.v1.{method}")(request)
 
 
-NASTY_TEXTS = (
+ADVERSE_TEXTS = (
     "",
     "a",
     "\x00",
@@ -127,19 +126,19 @@ NASTY_TEXTS = (
     "usd",
     "1",
 )
-NASTY_NUMBERS = (0, 1, -1, 2, 10, 600, 10**9, 2**31 - 1, -(2**31), 10**15, 2**63 - 1, -(2**63))
+ADVERSE_NUMBERS = (0, 1, -1, 2, 10, 600, 10**9, 2**31 - 1, -(2**31), 10**15, 2**63 - 1, -(2**63))
 FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
-def right_requests(shop: Shop, quarantine_id: str = "") -> dict[str, Any]:
-    """Make a request of each method that there is, with most of its fields set."""
+def valid_requests(shop: Shop, quarantine_id: str = "") -> dict[str, Any]:
+    """Build a valid request of each method, with most of its fields set."""
     store: dict[str, Any] = {"merchant_id": shop.merchant_id, "store_id": shop.store_id}
     quarantine: dict[str, Any] = {"merchant_id": shop.merchant_id}
     quarantined: dict[str, Any] = {**quarantine, "quarantine_id": quarantine_id}
     customer = identity_pb2.CustomerRef(
         merchant_id=shop.merchant_id, buyer=identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")
     )
-    asked: dict[str, Any] = {"customer": customer, "program_id": 1, "points": 10}
+    redemption: dict[str, Any] = {"customer": customer, "program_id": 1, "points": 10}
     program = programs_pb2.Program(
         merchant_id=shop.merchant_id,
         program_id=2,
@@ -163,9 +162,9 @@ def right_requests(shop: Shop, quarantine_id: str = "") -> dict[str, Any]:
         unrecognized_values={"products_applicable_type": "ALL"},
     )
     benefit.irrelevant_values.update({"benefits_name": "Gold"})
-    named = {"merchant_id": shop.merchant_id, "benefit_id": "gold:1"}
-    its_privilege = {"merchant_id": shop.merchant_id, "privilege_id": "gold:p1"}
-    privilege = benefits_pb2.CustomPrivilege(**its_privilege, level_code="gold", privilege_name="Lounge")
+    benefit_key = {"merchant_id": shop.merchant_id, "benefit_id": "gold:1"}
+    privilege_key = {"merchant_id": shop.merchant_id, "privilege_id": "gold:p1"}
+    privilege = benefits_pb2.CustomPrivilege(**privilege_key, level_code="gold", privilege_name="Lounge")
     member = benefits_pb2.BenefitMember(birthday="02-29", joined_time=at(NOW_MS), membership_end_time=at(NOW_MS + 1))
     cart = benefits_pb2.BenefitCart(
         products=[benefits_pb2.BenefitCartProduct(product_id="p", category_ids=["c"], quantity=1)], amount="1", points=1
@@ -180,9 +179,9 @@ def right_requests(shop: Shop, quarantine_id: str = "") -> dict[str, Any]:
             **store, buyer_id="buyer", scenes=["RETURNS"], start_time=at(NOW_MS)
         ),
         "RedemptionService/ValidateRedemption": redemption_pb2.ValidateRedemptionRequest(
-            **asked, validation_code="123456"
+            **redemption, validation_code="123456"
         ),
-        "RedemptionService/IssueValidationCode": redemption_pb2.IssueValidationCodeRequest(**asked),
+        "RedemptionService/IssueValidationCode": redemption_pb2.IssueValidationCodeRequest(**redemption),
         "ProgramsService/PutStore": programs_pb2.PutStoreRequest(store=programs_pb2.Store(**store)),
         "ProgramsService/GetStore": programs_pb2.GetStoreRequest(**store),
         "ProgramsService/ListStores": programs_pb2.ListStoresRequest(merchant_id=shop.merchant_id),
@@ -190,21 +189,21 @@ def right_requests(shop: Shop, quarantine_id: str = "") -> dict[str, Any]:
         "ProgramsService/GetProgram": programs_pb2.GetProgramRequest(merchant_id=shop.merchant_id, program_id=1),
         "ProgramsService/ListPrograms": programs_pb2.ListProgramsRequest(merchant_id=shop.merchant_id),
         "BenefitsService/PutBenefit": benefits_pb2.PutBenefitRequest(benefit=benefit),
-        "BenefitsService/GetBenefit": benefits_pb2.GetBenefitRequest(**named),
+        "BenefitsService/GetBenefit": benefits_pb2.GetBenefitRequest(**benefit_key),
         "BenefitsService/ListBenefits": benefits_pb2.ListBenefitsRequest(**store),
         "BenefitsService/PreviewBenefitSchedule": benefits_pb2.PreviewBenefitScheduleRequest(
-            **named, member=member, start_time=at(NOW_MS), issue_count=3
+            **benefit_key, member=member, start_time=at(NOW_MS), issue_count=3
         ),
         "BenefitsService/ListApplicableBenefits": benefits_pb2.ListApplicableBenefitsRequest(
             **store, cart=cart, uses={"gold:1": 1}
         ),
-        "BenefitsService/DeleteBenefit": benefits_pb2.DeleteBenefitRequest(**named),
+        "BenefitsService/DeleteBenefit": benefits_pb2.DeleteBenefitRequest(**benefit_key),
         "BenefitsService/PutCustomPrivilege": benefits_pb2.PutCustomPrivilegeRequest(custom_privilege=privilege),
-        "BenefitsService/GetCustomPrivilege": benefits_pb2.GetCustomPrivilegeRequest(**its_privilege),
+        "BenefitsService/GetCustomPrivilege": benefits_pb2.GetCustomPrivilegeRequest(**privilege_key),
         "BenefitsService/ListCustomPrivileges": benefits_pb2.ListCustomPrivilegesRequest(
             merchant_id=shop.merchant_id, level_code="gold", page_size=1
         ),
-        "BenefitsService/DeleteCustomPrivilege": benefits_pb2.DeleteCustomPrivilegeRequest(**its_privilege),
+        "BenefitsService/DeleteCustomPrivilege": benefits_pb2.DeleteCustomPrivilegeRequest(**privilege_key),
         "WebhooksService/QuarantineWebhook": webhooks_pb2.QuarantineWebhookRequest(
             **quarantine,
             topic="app_memberSystem_points/challenged",
@@ -226,68 +225,68 @@ def right_requests(shop: Shop, quarantine_id: str = "") -> dict[str, Any]:
     }
 
 
-def nasty_value(chance: random.Random, field: FieldDescriptor) -> Any:
-    """Make a value of a field that breaks what is careless."""
+def adverse_value(chance: random.Random, field: FieldDescriptor) -> Any:
+    """Return a random value that careless code fails on."""
     if field.enum_type is not None:
         return chance.choice((0, 1, 2, 3, 4, 99, -1))
     if field.type == field.TYPE_STRING:
-        return chance.choice(NASTY_TEXTS)
+        return chance.choice(ADVERSE_TEXTS)
     if field.type == field.TYPE_BYTES:
-        return chance.choice(NASTY_TEXTS).encode()
+        return chance.choice(ADVERSE_TEXTS).encode()
     if field.type == field.TYPE_BOOL:
         return chance.random() < 0.5
-    number = chance.choice(NASTY_NUMBERS)
+    number = chance.choice(ADVERSE_NUMBERS)
     return number if field.type == field.TYPE_INT64 else max(min(number, 2**31 - 1), -(2**31))
 
 
-def spoil(chance: random.Random, message: Any) -> None:
+def corrupt(chance: random.Random, message: Any) -> None:
     """Change one field of a message, or of one of its parts."""
     field = chance.choice(message.DESCRIPTOR.fields)
     target = getattr(message, field.name)
     if hasattr(target, "items"):
         value = field.message_type.fields_by_name.get("value")
-        target[chance.choice(NASTY_TEXTS)] = chance.choice(NASTY_TEXTS) if value is None else nasty_value(chance, value)
+        target[chance.choice(ADVERSE_TEXTS)] = (
+            chance.choice(ADVERSE_TEXTS) if value is None else adverse_value(chance, value)
+        )
     elif hasattr(target, "add"):
         target.add()
     elif hasattr(target, "extend"):
-        target.extend([nasty_value(chance, field)])
+        target.extend([adverse_value(chance, field)])
     elif field.message_type is None:
-        setattr(message, field.name, nasty_value(chance, field))
+        setattr(message, field.name, adverse_value(chance, field))
     elif chance.random() < 0.1:
         message.ClearField(field.name)
     else:
         target.SetInParent()
-        spoil(chance, target)
+        corrupt(chance, target)
 
 
-@pytest.mark.parametrize("method", sorted(right_requests(Shop("", ""))))
+@pytest.mark.parametrize("method", sorted(valid_requests(Shop("", ""))))
 async def test_random_requests_never_cause_an_internal_error(client: Client, shop: Shop, method: str) -> None:
-    """Whatever a caller sends is answered, or refused as the caller's fault, and never INTERNAL."""
     await client.put_program(shop.merchant_id, shop.store_id)
     await client.apply(shop.update())
-    await client.benefits.PutBenefit(right_requests(shop)["BenefitsService/PutBenefit"])
-    await client.benefits.PutCustomPrivilege(right_requests(shop)["BenefitsService/PutCustomPrivilege"])
-    kept = await client.webhooks.QuarantineWebhook(right_requests(shop)["WebhooksService/QuarantineWebhook"])
+    await client.benefits.PutBenefit(valid_requests(shop)["BenefitsService/PutBenefit"])
+    await client.benefits.PutCustomPrivilege(valid_requests(shop)["BenefitsService/PutCustomPrivilege"])
+    quarantined = await client.webhooks.QuarantineWebhook(valid_requests(shop)["WebhooksService/QuarantineWebhook"])
     chance = random.Random(method)  # noqa: S311 - the same requests in every run
-    requests = [right_requests(shop, kept.quarantine_id)[method] for _ in range(300)]
+    requests = [valid_requests(shop, quarantined.quarantine_id)[method] for _ in range(300)]
     for request in requests[1:]:
         for _ in range(chance.choice((1, 1, 2, 4))):
-            spoil(chance, request)
+            corrupt(chance, request)
     first, *others = (request.SerializeToString() for request in requests)
-    errors = [await error_of(bearer_call(client, method, first))]
-    errors += await asyncio.gather(*(error_of(bearer_call(client, method, other)) for other in others))
-    wrong = [
+    errors = [await error_of(raw_call(client, method, first))]
+    errors += await asyncio.gather(*(error_of(raw_call(client, method, other)) for other in others))
+    faults = [
         (error.code(), request)
         for error, request in zip(errors, requests, strict=True)
         if error is not None and error.code() in FAULTS
     ]
 
-    assert wrong == []
+    assert faults == []
     assert errors[0] is None
 
 
-async def test_an_error_has_one_error_info(client: Client, shop: Shop) -> None:
-    """The reason, our domain, and what the error is about."""
+async def test_error_has_one_error_info(client: Client, shop: Shop) -> None:
     found = await refused(get_store(client, Shop(shop.merchant_id, "nowhere")))
 
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "STORE_NOT_FOUND")
@@ -296,33 +295,31 @@ async def test_an_error_has_one_error_info(client: Client, shop: Shop) -> None:
 
 
 async def test_response_carries_a_request_id(client: Client, shop: Shop) -> None:
-    """Ours, where the caller sends none, and every call has its own."""
-    wrong = Shop(shop.merchant_id, "nowhere")
-    first = request_id_of(await failed(get_store(client, wrong)))
-    second = request_id_of(await failed(get_store(client, wrong)))
+    unknown = Shop(shop.merchant_id, "nowhere")
+    first = request_id_of(await failed(get_store(client, unknown)))
+    second = request_id_of(await failed(get_store(client, unknown)))
 
     assert len(first) == len(second) == 16
     assert first != second
 
 
-@pytest.mark.parametrize("sent", ["order-17.a_B", "x" * 64])
-async def test_callers_request_id_is_used(client: Client, shop: Shop, sent: str) -> None:
-    """So that a call can be followed through several services' logs."""
-    error = await failed(get_store(client, Shop(shop.merchant_id, "no"), metadata=(("x-request-id", sent),)))
+@pytest.mark.parametrize("request_id", ["order-17.a_B", "x" * 64])
+async def test_callers_request_id_is_used(client: Client, shop: Shop, request_id: str) -> None:
+    """A call can be traced through the logs of several services."""
+    error = await failed(get_store(client, Shop(shop.merchant_id, "no"), metadata=(("x-request-id", request_id),)))
 
-    assert sent == request_id_of(error)
+    assert request_id == request_id_of(error)
 
 
-@pytest.mark.parametrize("sent", ["", "x" * 65, "a b", 'a"b', "a=b", "{}"])
-async def test_unsafe_request_id_is_replaced(client: Client, shop: Shop, sent: str) -> None:
-    """Nobody writes into our logs what looks like something else."""
-    error = await failed(get_store(client, Shop(shop.merchant_id, "no"), metadata=(("x-request-id", sent),)))
+@pytest.mark.parametrize("request_id", ["", "x" * 65, "a b", 'a"b', "a=b", "{}"])
+async def test_unsafe_request_id_is_replaced(client: Client, shop: Shop, request_id: str) -> None:
+    """Callers must not be able to forge log lines."""
+    error = await failed(get_store(client, Shop(shop.merchant_id, "no"), metadata=(("x-request-id", request_id),)))
 
-    assert sent != request_id_of(error)
+    assert request_id != request_id_of(error)
 
 
 async def test_refused_call_carries_a_request_id(service: Service, shop: Shop) -> None:
-    """An operator can find out why a token was refused."""
     client = Client(service.server.port)
     error = await failed(get_store(client, shop, metadata=(("x-request-id", "r-1"),)))
     await client.close()
@@ -331,7 +328,7 @@ async def test_refused_call_carries_a_request_id(service: Service, shop: Shop) -
 
 
 async def test_internal_error_hides_its_cause(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caller reads nothing but a request id, under which the log has the cause, without any local variable."""
+    """The log has the cause under the request id, without local variables."""
     break_store(monkeypatch, RuntimeError("the cause"))
     with json_logs(status_module) as written:
         error = await failed(get_store(client, shop, metadata=(("x-request-id", "r-2"),)))
@@ -352,7 +349,7 @@ async def test_internal_error_hides_its_cause(client: Client, shop: Shop, monkey
 async def test_sql_defect_logs_no_parameters(
     client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch, service: Service
 ) -> None:
-    """What a statement was given may be personal data, so its error is logged without it."""
+    """They can be personal data."""
 
     async def broken(_store: ProgramTransactions, _merchant_id: str, _store_id: str) -> None:
         async with service.server._database.autocommit() as connection:
@@ -373,7 +370,7 @@ async def test_sql_defect_logs_no_parameters(
 async def test_stray_cancellation_ends_with_a_status(
     client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A CancelledError that nobody asked for is a fault of ours; the caller must not wait for ever."""
+    """A CancelledError without a cancelled call is a defect; the caller waits."""
     break_store(monkeypatch, asyncio.CancelledError())
 
     found = await refused(get_store(client, shop, timeout=5))
@@ -384,16 +381,15 @@ async def test_stray_cancellation_ends_with_a_status(
 async def test_inner_timeout_is_not_the_calls_deadline(
     client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A TimeoutError of something else is a fault of ours while the call has time left."""
+    """A TimeoutError before the call's deadline is a defect."""
     break_store(monkeypatch, TimeoutError())
 
     assert (await refused(get_store(client, shop))).code is grpc.StatusCode.INTERNAL
 
 
-async def test_the_servers_deadline_bounds_every_call(
+async def test_server_deadline_bounds_every_call(
     database_url: str, admin_token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call whose caller set no deadline, or a long one, ends by ours."""
     ended = asyncio.Event()
 
     async def slow(_store: ProgramTransactions, _merchant_id: str, _store_id: str) -> None:
@@ -411,7 +407,6 @@ async def test_the_servers_deadline_bounds_every_call(
 
 
 async def test_callers_deadline_ends_the_work(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody works on for a caller who has left."""
     ended = asyncio.Event()
 
     async def slow(_store: ProgramTransactions, _merchant_id: str, _store_id: str) -> None:
@@ -427,24 +422,22 @@ async def test_callers_deadline_ends_the_work(client: Client, shop: Shop, monkey
     await asyncio.wait_for(ended.wait(), 2)
 
 
-async def test_large_messages_are_refused(client: Client) -> None:
-    """One MiB is read, a byte more is not."""
+async def test_messages_over_one_mib_are_refused(client: Client) -> None:
     method = "ProgramsService/GetStore"
-    error = await failed(bearer_call(client, method, b"\xff" * MESSAGE_BYTES_MAX))
+    error = await failed(raw_call(client, method, b"\xff" * MESSAGE_BYTES_MAX))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    error = await failed(bearer_call(client, method, b"\xff" * (MESSAGE_BYTES_MAX + 1)))
+    error = await failed(raw_call(client, method, b"\xff" * (MESSAGE_BYTES_MAX + 1)))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_large_metadata_is_refused(client: Client, shop: Shop) -> None:
-    """Eight KiB of metadata are the most."""
+async def test_metadata_over_eight_kib_is_refused(client: Client, shop: Shop) -> None:
     await get_store(client, shop, metadata=(("x-filler", "x" * (METADATA_BYTES_MAX - 1_000)),))
     error = await failed(get_store(client, shop, metadata=(("x-filler", "x" * METADATA_BYTES_MAX),)))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_unknown_health_service_logs_no_error(service: Service) -> None:
-    """Health is open to everybody, so nobody may fill our log with errors by it."""
+    """Health needs no token, so it must not fill the log with errors."""
     with json_logs(status_module) as written:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{service.server.port}") as channel:
             stub = health_pb2_grpc.HealthStub(channel)
@@ -454,8 +447,8 @@ async def test_unknown_health_service_logs_no_error(service: Service) -> None:
     assert "internal error" not in written.getvalue()
 
 
-def away(error: grpc.aio.AioRpcError) -> bool:
-    """Tell whether an error says that the database is away, and when to come again."""
+def is_unavailable(error: grpc.aio.AioRpcError) -> bool:
+    """Return whether an error is DATABASE_UNAVAILABLE with a retry delay."""
     found = refusal(error)
     return (found.code, found.reason, found.retry_seconds) == (
         grpc.StatusCode.UNAVAILABLE,
@@ -465,7 +458,7 @@ def away(error: grpc.aio.AioRpcError) -> bool:
 
 
 async def error_of(call: Any) -> grpc.aio.AioRpcError | None:
-    """Await a call, and give its error if it fails."""
+    """Await a call, and return its error if it fails."""
     try:
         await call
     except grpc.aio.AioRpcError as error:
@@ -473,24 +466,24 @@ async def error_of(call: Any) -> grpc.aio.AioRpcError | None:
     return None
 
 
-async def recovers(client: Client, shop: Shop) -> None:
-    """Wait until the database is asked again; until then callers hear UNAVAILABLE and nothing else."""
+async def until_recovered(client: Client, shop: Shop) -> None:
+    """Wait until calls reach the database. Until then they fail with UNAVAILABLE."""
 
     async def is_back() -> bool:
         error = await error_of(get_store(client, shop))
-        assert error is None or error.code() is grpc.StatusCode.NOT_FOUND or away(error), repr(error)
-        return error is None or not away(error)
+        assert error is None or error.code() is grpc.StatusCode.NOT_FOUND or is_unavailable(error), repr(error)
+        return error is None or not is_unavailable(error)
 
     await until(is_back)
 
 
 async def health(client: Client) -> int:
-    """Ask for the server's health."""
-    answer = await health_pb2_grpc.HealthStub(client.channel).Check(health_pb2.HealthCheckRequest())
-    return int(answer.status)
+    """Return the server's health status."""
+    response = await health_pb2_grpc.HealthStub(client.channel).Check(health_pb2.HealthCheckRequest())
+    return int(response.status)
 
 
-async def becomes(client: Client, status: int) -> None:
+async def until_health_is(client: Client, status: int) -> None:
     """Wait until health has a status."""
 
     async def has_become() -> bool:
@@ -499,8 +492,7 @@ async def becomes(client: Client, status: int) -> None:
     await until(has_become)
 
 
-async def test_terminated_connections(client: Client, shop: Shop, database_url: str) -> None:
-    """Calls on connections that the database ended hear UNAVAILABLE; the next ones are answered."""
+async def test_calls_on_terminated_connections_are_unavailable(client: Client, shop: Shop, database_url: str) -> None:
     name = database_url.partition("?")[0].rpartition("/")[2]
     operator = await asyncpg.connect(database_url)
     terminate = (
@@ -510,15 +502,17 @@ async def test_terminated_connections(client: Client, shop: Shop, database_url: 
         await asyncio.gather(*(get_store(client, shop) for _ in range(20)))
         assert await operator.fetchval(terminate, name) >= 1
         for _ in range(20):
-            answers = await asyncio.gather(*(get_store(client, shop) for _ in range(5)), return_exceptions=True)
-            wrong = [answer for answer in answers if isinstance(answer, BaseException)]
-            assert [error for error in wrong if not (isinstance(error, grpc.aio.AioRpcError) and away(error))] == []
-        await recovers(client, shop)
+            responses = await asyncio.gather(*(get_store(client, shop) for _ in range(5)), return_exceptions=True)
+            failures = [response for response in responses if isinstance(response, BaseException)]
+            assert [
+                error for error in failures if not (isinstance(error, grpc.aio.AioRpcError) and is_unavailable(error))
+            ] == []
+        await until_recovered(client, shop)
     await operator.close()
 
 
-async def test_a_terminated_statement(client: Client, shop: Shop, database_url: str) -> None:
-    """A call whose very statement is ended hears UNAVAILABLE too: its transaction had no effect."""
+async def test_call_whose_statement_is_terminated_is_unavailable(client: Client, shop: Shop, database_url: str) -> None:
+    """Its transaction had no effect."""
     operator = await asyncpg.connect(database_url)
     holder = await asyncpg.connect(database_url)
     transaction = holder.transaction()
@@ -534,79 +528,76 @@ async def test_a_terminated_statement(client: Client, shop: Shop, database_url: 
         return bool(await operator.fetchval(query))
 
     await until(terminated)
-    assert away(await waiting)
+    assert is_unavailable(await waiting)
     await transaction.rollback()
-    await recovers(client, shop)
+    await until_recovered(client, shop)
     await holder.close()
     await operator.close()
 
 
 @pytest.fixture
-async def own_database(cluster: Cluster, database_url: str) -> str:  # noqa: ARG001 - it makes the template
-    """A database for one test alone."""
+async def own_database(cluster: Cluster, database_url: str) -> str:  # noqa: ARG001 - creates the template
+    """A database for one test."""
     return await cluster.clone("pointbook_template")
 
 
 @pytest.mark.parametrize("drops", [False, True])
-async def test_database_goes_away_and_returns(own_database: str, *, drops: bool) -> None:
-    """Health and calls tell of it, and both recover without a restart."""
+async def test_health_and_calls_recover_after_an_outage(own_database: str, *, drops: bool) -> None:
     token = await make_token(own_database, [ALL_MERCHANTS], list(Scope))
     async with proxied(own_database) as proxy, running(proxy.url, token) as (_, client):
         shop = Shop(unique("merchant"), unique("store"))
         await client.put_store(shop.merchant_id, shop.store_id)
-        await becomes(client, health_pb2.HealthCheckResponse.SERVING)
+        await until_health_is(client, health_pb2.HealthCheckResponse.SERVING)
 
         await proxy.cut()
         await _stay_cut(proxy, drops=drops)
         for _ in range(5):
-            assert away(await failed(get_store(client, shop)))
-            assert away(await failed(client.put_store(shop.merchant_id, shop.store_id)))
-        await becomes(client, health_pb2.HealthCheckResponse.NOT_SERVING)
+            assert is_unavailable(await failed(get_store(client, shop)))
+            assert is_unavailable(await failed(client.put_store(shop.merchant_id, shop.store_id)))
+        await until_health_is(client, health_pb2.HealthCheckResponse.NOT_SERVING)
 
         await proxy.cut()
         proxy.drops = False
-        await proxy.mend()
-        await recovers(client, shop)
-        await becomes(client, health_pb2.HealthCheckResponse.SERVING)
+        await proxy.restore()
+        await until_recovered(client, shop)
+        await until_health_is(client, health_pb2.HealthCheckResponse.SERVING)
 
 
 async def _stay_cut(proxy: DatabaseProxy, *, drops: bool) -> None:
-    """Leave a proxy cut, or let it take connections only to drop them."""
+    """Leave a proxy cut, or make it accept connections and drop them."""
     if drops:
         proxy.drops = True
-        await proxy.mend()
+        await proxy.restore()
 
 
-async def test_database_is_away_at_the_start(own_database: str) -> None:
-    """The server waits for it: callers whom it cannot know yet hear UNAVAILABLE, and soon an answer."""
+async def test_server_waits_for_a_database_that_is_unavailable_at_the_start(own_database: str) -> None:
     token = await make_token(own_database, [ALL_MERCHANTS], list(Scope))
     async with proxied(own_database) as proxy:
         await proxy.cut()
         async with running(proxy.url, token) as (_, client):
             shop = Shop(unique("merchant"), unique("store"))
             assert await health(client) == health_pb2.HealthCheckResponse.NOT_SERVING
-            assert away(await failed(get_store(client, shop)))
-            await proxy.mend()
-            await becomes(client, health_pb2.HealthCheckResponse.SERVING)
-            await recovers(client, shop)
+            assert is_unavailable(await failed(get_store(client, shop)))
+            await proxy.restore()
+            await until_health_is(client, health_pb2.HealthCheckResponse.SERVING)
+            await until_recovered(client, shop)
             assert (await failed(get_store(client, shop))).code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_read_only_database(own_database: str) -> None:
-    """Where the URL leads to a standby, as it does while another server takes over, callers come again."""
+async def test_writes_to_a_read_only_database_are_unavailable(own_database: str) -> None:
+    """The URL can lead to a standby during a failover."""
     operator = await asyncpg.connect(own_database)
     token = await make_token(own_database, [ALL_MERCHANTS], list(Scope))
     name = await operator.fetchval("SELECT quote_ident(current_database())")
     await operator.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     async with running(own_database, token) as (_, client):
         shop = Shop(unique("merchant"), unique("store"))
-        assert away(await failed(client.put_store(shop.merchant_id, shop.store_id)))
+        assert is_unavailable(await failed(client.put_store(shop.merchant_id, shop.store_id)))
         assert (await failed(get_store(client, shop))).code() is grpc.StatusCode.NOT_FOUND
     await operator.close()
 
 
-async def test_full_disk(own_database: str, database_url: str) -> None:
-    """A database that takes no more connections is away, for now."""
+async def test_calls_without_a_free_connection_slot_are_unavailable(own_database: str, database_url: str) -> None:
     role = unique("role").replace("-", "_")
     token = await make_token(own_database, [ALL_MERCHANTS], list(Scope))
     operator = await asyncpg.connect(database_url)
@@ -615,47 +606,45 @@ async def test_full_disk(own_database: str, database_url: str) -> None:
     assert url != own_database
     async with running(url, token) as (_, client):
         shop = Shop(unique("merchant"), unique("store"))
-        assert away(await failed(get_store(client, shop)))
+        assert is_unavailable(await failed(get_store(client, shop)))
         await operator.execute(f"ALTER ROLE {role} CONNECTION LIMIT 10")
-        await recovers(client, shop)
+        await until_recovered(client, shop)
         assert (await failed(get_store(client, shop))).code() is grpc.StatusCode.NOT_FOUND
     await operator.close()
 
 
-async def test_database_without_tables(cluster: Cluster) -> None:
-    """A fault of the installation is a rich status too, and the log has the cause once."""
+async def test_database_without_tables_is_unavailable_and_logged_once(cluster: Cluster) -> None:
     url = await cluster.clone("template0")
     with json_logs(token_cache_module) as written:
         async with running(url, "pb_some_token") as (_, client):
-            assert away(await failed(get_store(client, Shop("m", "s"))))
+            assert is_unavailable(await failed(get_store(client, Shop("m", "s"))))
 
     assert written.getvalue().count("the tokens cannot be loaded") == 1
     assert "api_tokens" in written.getvalue()
 
 
-async def test_exhausted_pool(database_url: str, admin_token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that gets no connection in time hears UNAVAILABLE, and the next one is answered."""
+async def test_calls_of_an_exhausted_pool_are_unavailable(
+    database_url: str, admin_token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connection_pool, "POOL_TIMEOUT_SECONDS", 0.2)
     async with running(database_url, admin_token, database_pool_size=1) as (server, client):
         await get_store(client, shop)
         async with server._database.autocommit():
-            assert away(await failed(get_store(client, shop)))
+            assert is_unavailable(await failed(get_store(client, shop)))
         await get_store(client, shop)
         assert server._database.connections_in_use == 0
 
 
-async def test_transaction_with_permanent_conflicts(
-    client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is run again as a whole, a bounded number of times, and then the caller may."""
+async def test_permanent_conflicts_abort_the_call(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transaction runs a bounded number of times."""
     runs = 0
 
-    def disturbed(_revision: int, _expected: int | None) -> int:
+    def conflicting(_revision: int, _expected: int | None) -> int:
         nonlocal runs
         runs += 1
         raise RetryTransactionError
 
-    monkeypatch.setattr("pointbook_server.programs.transactions.next_revision", disturbed)
+    monkeypatch.setattr("pointbook_server.programs.transactions.next_revision", conflicting)
     found = await refused(client.put_store(shop.merchant_id, shop.store_id))
 
     assert (found.code, found.reason) == (grpc.StatusCode.ABORTED, "TRANSACTION_CONFLICT")
@@ -663,16 +652,15 @@ async def test_transaction_with_permanent_conflicts(
     assert runs == TRANSACTION_ATTEMPTS_MAX
 
 
-async def test_stopping_server(
+async def test_stopping_server_finishes_running_calls_and_refuses_new_ones(
     database_url: str, admin_token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Running calls end well; new ones hear that another server will answer."""
-    arrived, goes_on = asyncio.Event(), asyncio.Event()
+    arrived, released = asyncio.Event(), asyncio.Event()
     original = ProgramTransactions.read_store
 
     async def slow(store: ProgramTransactions, merchant_id: str, store_id: str) -> Any:
         arrived.set()
-        await goes_on.wait()
+        await released.wait()
         return await original(store, merchant_id, store_id)
 
     monkeypatch.setattr(ProgramTransactions, "read_store", slow)
@@ -684,7 +672,7 @@ async def test_stopping_server(
     stopping = asyncio.create_task(server.stop())
     await asyncio.sleep(0)
     found = await refused(get_store(client, shop))
-    goes_on.set()
+    released.set()
 
     assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
     assert found.retry_seconds == 1.0
@@ -696,7 +684,7 @@ async def test_stopping_server(
 async def test_unreadable_tokens_are_not_invalid_tokens(
     database_url: str, admin_token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fault of ours on the way to the tokens is logged once with its cause, and the last tokens stay in force."""
+    """A defect in loading tokens is logged once, and the loaded ones stay valid."""
     loads = 0
 
     async def broken() -> Any:
@@ -708,7 +696,7 @@ async def test_unreadable_tokens_are_not_invalid_tokens(
     async with running(database_url, admin_token) as (server, client):
         with json_logs(token_cache_module) as written:
             assert server._tokens is not None
-            # The other servers of this process load their tokens as ever.
+            # Other servers of this process still load their tokens.
             monkeypatch.setattr(server._tokens._store, "read_all", broken)
             await until(lambda: loads >= 2)
             await get_store(client, shop)
@@ -717,9 +705,7 @@ async def test_unreadable_tokens_are_not_invalid_tokens(
     assert "the cause" in written.getvalue()
 
 
-async def test_health_requires_the_tables(cluster: Cluster) -> None:
-    """A database that is not migrated cannot be served from, even when it is migrated only later."""
-
+async def test_health_is_not_serving_until_the_database_is_migrated(cluster: Cluster) -> None:
     async def leave_empty(_url: str) -> None:
         pass
 

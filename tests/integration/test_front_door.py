@@ -1,4 +1,4 @@
-"""What callers may do before they are known, and what one token may do: bounded, whatever frames they send."""
+"""Limits on callers before and after authentication."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ GET_ACCOUNT = "/pointbook.v1.PointsService/GetPointsAccount"
 
 @contextlib.asynccontextmanager
 async def running(url: str, **settings: Any) -> AsyncIterator[Server]:
-    """Run a server for one test alone."""
+    """Run a server for one test."""
     server = Server(server_settings(**settings), url, senders={}, clock=TestClock())
     await server.start()
     try:
@@ -54,7 +54,7 @@ async def running(url: str, **settings: Any) -> AsyncIterator[Server]:
 
 @contextlib.asynccontextmanager
 async def calling(port: int, token: str = "") -> AsyncIterator[Client]:
-    """A client over a connection of its own."""
+    """Open a client with a connection of its own."""
     client = Client(port, token, [("grpc.use_local_subchannel_pool", 1)])
     try:
         yield client
@@ -63,22 +63,22 @@ async def calling(port: int, token: str = "") -> AsyncIterator[Client]:
 
 
 def address_of(server: Server) -> str:
-    """Return where a server listens."""
+    """Return a server's address."""
     return f"127.0.0.1:{server.port}"
 
 
 def account(client: Client) -> Awaitable[Any]:
-    """Read some account."""
+    """Read an account."""
     return client.account("any", "any", "any")
 
 
 def watch(client: Client) -> Any:
-    """Watch the health of a server."""
+    """Watch a server's health."""
     return health_pb2_grpc.HealthStub(client.channel).Watch(health_pb2.HealthCheckRequest())
 
 
 async def end_of(stream: Any) -> grpc.aio.AioRpcError:
-    """Read a stream to its end, which must be an error."""
+    """Read a stream until its error, and return that."""
     try:
         async for _ in stream:
             pass
@@ -88,28 +88,27 @@ async def end_of(stream: Any) -> grpc.aio.AioRpcError:
 
 
 def has_ended(connection: Http2Connection, *streams: int) -> Callable[[], bool]:
-    """Build the condition that the server has ended streams."""
+    """Return the condition that the server has ended streams."""
     return lambda: set(streams) <= connection.ended
 
 
 async def stalled_calls(connection: Http2Connection, count: int, token: str = "") -> list[int]:
-    """Begin calls whose requests never arrive."""
+    """Start calls whose requests never arrive."""
     metadata = [("authorization", f"Bearer {token}")] if token else []
     return [await connection.start(GET_ACCOUNT, metadata) for _ in range(count)]
 
 
-async def test_an_unread_watch_freezes_neither_health_nor_the_stop(cluster: Cluster, database_url: str) -> None:
-    """Others see that the database is gone, and the server stops, while a client reads nothing at all."""
+async def test_unread_watch_blocks_neither_health_nor_shutdown(cluster: Cluster, database_url: str) -> None:
     own_url = await cluster.clone("pointbook_template")
     assert own_url != database_url
     async with proxied(own_url) as proxy:
         server = Server(server_settings(), proxy.url, senders={})
         await server.start()
         async with (
-            http2(address_of(server), settings={INITIAL_WINDOW_SIZE: 0}) as (stranger,),
+            http2(address_of(server), settings={INITIAL_WINDOW_SIZE: 0}) as (connection,),
             calling(server.port) as client,
         ):
-            await stranger.call(HEALTH_WATCH)
+            await connection.call(HEALTH_WATCH)
             watching = watch(client)
             assert (await watching.read()).status == SERVING
             await proxy.cut()
@@ -122,7 +121,7 @@ async def test_an_unread_watch_freezes_neither_health_nor_the_stop(cluster: Clus
 
 
 async def test_watch_gets_only_the_latest_status(database_url: str) -> None:
-    """What has changed back before it could be written is not written, and an unknown service is watched as such."""
+    """A status that changed back before it was written is skipped."""
     async with running(database_url) as server, calling(server.port) as client:
         stub = health_pb2_grpc.HealthStub(client.channel)
         unknown = stub.Watch(health_pb2.HealthCheckRequest(service="nothing"))
@@ -132,16 +131,16 @@ async def test_watch_gets_only_the_latest_status(database_url: str) -> None:
         for serving in (False, True, False):
             server._health.set_serving(serving)
         assert (await watching.read()).status == NOT_SERVING
-        assert (await watching.read()).status == SERVING  # The database answers.
+        assert (await watching.read()).status == SERVING  # The next check of the database.
         unknown.cancel()
         watching.cancel()
 
 
 @pytest.mark.parametrize("method", [HEALTH_CHECK, HEALTH_WATCH])
-async def test_a_connection_that_does_not_read_gets_no_further_stream(
+async def test_connection_that_does_not_read_gets_no_further_stream(
     database_url: str, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """Unread answers stay in memory until their connection ends, so they are bounded for each connection."""
+    """Unread responses stay in memory until their connection ends."""
     monkeypatch.setattr(health_module, "WRITE_SECONDS_MAX", 0.2)
     async with running(database_url) as server, http2(address_of(server), settings={INITIAL_WINDOW_SIZE: 0}) as (own,):
         unread = [await own.call(method) for _ in range(5)]
@@ -154,8 +153,7 @@ async def test_a_connection_that_does_not_read_gets_no_further_stream(
         await until(lambda: not server._health._listeners[0].unread)
 
 
-async def test_a_connection_has_a_bounded_number_of_watches(database_url: str) -> None:
-    """The watches beyond it are refused at once, and those before it go on."""
+async def test_watches_of_a_connection_are_limited(database_url: str) -> None:
     async with running(database_url) as server, calling(server.port) as client, calling(server.port) as other:
         watches = [watch(client) for _ in range(health_module.STREAMS_OF_CONNECTION_MAX)]
         for each in watches:
@@ -166,41 +164,44 @@ async def test_a_connection_has_a_bounded_number_of_watches(database_url: str) -
         assert not any(each.done() for each in watches)
 
 
-async def test_watches_of_strangers_lock_out_no_client(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where all places are taken, the connection that has most loses its oldest watch."""
+async def test_watches_of_other_connections_lock_out_no_client(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the limit, the connection with the most watches loses its oldest one."""
     monkeypatch.setattr(health_module, "WATCHES_MAX", 12)
-    async with running(database_url) as server, http2(address_of(server), 3) as strangers:
+    async with running(database_url) as server, http2(address_of(server), 3) as connections:
         server_address = address_of(server)
-        watches = {stranger: [await stranger.call(HEALTH_WATCH) for _ in range(4)] for stranger in strangers}
-        await until(lambda: sum(len(each.received) for each in strangers) == 12)
+        watches = {connection: [await connection.call(HEALTH_WATCH) for _ in range(4)] for connection in connections}
+        await until(lambda: sum(len(each.received) for each in connections) == 12)
         async with calling(server.port) as client:
-            honest = [watch(client) for _ in range(3)]
-            for each in honest:
+            client_watches = [watch(client) for _ in range(3)]
+            for each in client_watches:
                 assert (await each.read()).status == SERVING
-            await until(lambda: sum(len(each.ended) for each in strangers) == 3)
-            assert [each.ended for each in strangers] == [{mine[0]} for mine in watches.values()]
-            assert not any(each.done() for each in honest)
+            await until(lambda: sum(len(each.ended) for each in connections) == 3)
+            assert [each.ended for each in connections] == [{streams[0]} for streams in watches.values()]
+            assert not any(each.done() for each in client_watches)
             assert await grpc_health(server_address) == "SERVING"
 
 
-async def test_unfinished_health_requests_time_out(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of strangers do not keep a probe out, and end when they do not arrive."""
+async def test_unfinished_health_requests_time_out_and_lock_out_no_probe(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(health_module, "READ_SECONDS_MAX", 0.5)
     monkeypatch.setattr(health_module, "READS_MAX", 8)
-    async with running(database_url) as server, http2(address_of(server), 3) as strangers:
-        begun = []
-        for stranger in strangers:
+    async with running(database_url) as server, http2(address_of(server), 3) as connections:
+        started = []
+        for connection in connections:
             for method in (HEALTH_CHECK, HEALTH_WATCH) * 4:
-                stream = await stranger.start(method)
-                await stranger.send(stream, grpc_message(b"x", declared_bytes=1024 * 1024))
-                begun.append((stranger, stream))
+                stream = await connection.start(method)
+                await connection.send(stream, grpc_message(b"x", declared_bytes=1024 * 1024))
+                started.append((connection, stream))
         assert await grpc_health(address_of(server)) == "SERVING"
-        for stranger, stream in begun:
-            await until(has_ended(stranger, stream))
+        for connection, stream in started:
+            await until(has_ended(connection, stream))
 
 
 async def test_displaced_health_request_ends_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would go on to take in bytes for as long as its refusal waits."""
+    """Otherwise it could send bytes for as long as its refusal is delayed."""
     monkeypatch.setattr(health_module, "READS_MAX", 1)
     async with running(database_url) as server, http2(address_of(server), 2) as (first, second):
         pacer = server._health._refused_pacer = Pacer(calls_per_second=0.01)
@@ -213,8 +214,7 @@ async def test_displaced_health_request_ends_at_once(database_url: str, monkeypa
             task.cancel()
 
 
-async def test_large_health_request_is_refused(database_url: str) -> None:
-    """It is a name."""
+async def test_invalid_health_requests_are_refused(database_url: str) -> None:
     async with running(database_url) as server, calling(server.port) as client:
         check: Any = client.channel.unary_unary(HEALTH_CHECK)
         found = await refused(check(health_pb2.HealthCheckRequest(service="x" * 300).SerializeToString()))
@@ -223,25 +223,23 @@ async def test_large_health_request_is_refused(database_url: str) -> None:
         assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
 
 
-async def test_strangers_are_refused_before_their_requests_arrive(database_url: str, admin_token: str) -> None:
-    """Nothing is kept for a call without a token, nor for one of a token that may not make it."""
+async def test_unauthorized_calls_are_refused_before_their_requests_arrive(database_url: str, admin_token: str) -> None:
     reader = await make_token(database_url, [ALL_MERCHANTS], [Scope.POINTS_READ])
-    async with running(database_url) as server, http2(address_of(server)) as (stranger,):
+    async with running(database_url) as server, http2(address_of(server)) as (connection,):
         refused_streams = [
-            *await stalled_calls(stranger, 1),
-            *await stalled_calls(stranger, 1, "pb_unknown_token"),
-            await stranger.start("/pointbook.v1.PointsService/Nothing"),
-            await stranger.start(
+            *await stalled_calls(connection, 1),
+            *await stalled_calls(connection, 1, "pb_unknown_token"),
+            await connection.start("/pointbook.v1.PointsService/Nothing"),
+            await connection.start(
                 "/pointbook.v1.PointsService/ApplyPointsUpdate", [("authorization", f"Bearer {reader}")]
             ),
         ]
-        (admitted,) = await stalled_calls(stranger, 1, admin_token)
-        await until(has_ended(stranger, *refused_streams), 5)
-        assert admitted not in stranger.ended
+        (admitted,) = await stalled_calls(connection, 1, admin_token)
+        await until(has_ended(connection, *refused_streams), 5)
+        assert admitted not in connection.ended
 
 
-async def test_refusal_before_the_request_has_details(database_url: str) -> None:
-    """It has our error, and the caller's request id."""
+async def test_early_refusal_has_details_and_request_id(database_url: str) -> None:
     async with running(database_url) as server, calling(server.port) as client:
         forever = asyncio.Event()
 
@@ -256,10 +254,10 @@ async def test_refusal_before_the_request_has_details(database_url: str) -> None
         assert ("x-request-id", "mine") in tuple(await call.trailing_metadata())
 
 
-async def test_a_request_must_arrive_in_time(
+async def test_request_must_arrive_in_time(
     database_url: str, admin_token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A known caller's call ends too when its request does not come, and when it has none."""
+    """Also from authenticated callers."""
     monkeypatch.setattr(auth_module, "REQUEST_SECONDS_MAX", 0.3)
     async with running(database_url) as server, calling(server.port) as client:
         metadata = (("authorization", f"Bearer {admin_token}"),)
@@ -281,45 +279,42 @@ async def test_a_request_must_arrive_in_time(
         assert not server._admission._running
 
 
-async def test_strangers_cannot_use_up_the_calls(
+async def test_unauthenticated_calls_do_not_count_against_the_call_limit(
     database_url: str, admin_token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calls without a good token take no place, however many there are."""
     monkeypatch.setattr(admission_module, "CALLS_MAX", 10)
     async with (
         running(database_url) as server,
-        http2(address_of(server), 2) as strangers,
+        http2(address_of(server), 2) as connections,
         calling(server.port, admin_token) as client,
     ):
         await account(client)
-        for stranger in strangers:
-            await stalled_calls(stranger, 50, "pb_unknown_token")
+        for connection in connections:
+            await stalled_calls(connection, 50, "pb_unknown_token")
         for _ in range(20):
             assert (await account(client)).points_balance == 0
 
 
-async def test_a_token_has_a_bounded_number_of_running_calls(database_url: str, admin_token: str) -> None:
-    """A call beyond it is refused, with the limit and a time to retry; other tokens go on."""
+async def test_running_calls_of_a_token_are_limited(database_url: str, admin_token: str) -> None:
     other = await make_token(database_url, [ALL_MERCHANTS], list(Scope))
     async with (
         running(database_url, token_calls_max=3) as server,
-        http2(address_of(server)) as (noisy,),
+        http2(address_of(server)) as (busy,),
         calling(server.port, admin_token) as client,
         calling(server.port, other) as other_client,
     ):
-        stalled = await stalled_calls(noisy, 3, admin_token)
+        stalled = await stalled_calls(busy, 3, admin_token)
         await until(lambda: len(server._admission._running) == 3)
         found = await refused(account(client))
         assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOKEN_LIMIT_REACHED")
         assert (found.metadata, found.retry_seconds) == ({"limit": "concurrent_calls", "max": "3"}, 1.0)
         assert (await account(other_client)).points_balance == 0
-        await noisy.reset(stalled[0])
+        await busy.reset(stalled[0])
         await until(lambda: len(server._admission._running) == 2)
         assert (await account(client)).points_balance == 0
 
 
-async def test_a_token_has_a_bounded_number_of_calls_a_second(database_url: str, admin_token: str) -> None:
-    """After the time that the refusal names the next call is taken; other tokens are not slowed."""
+async def test_calls_per_second_of_a_token_are_limited(database_url: str, admin_token: str) -> None:
     other = await make_token(database_url, [ALL_MERCHANTS], list(Scope))
     async with (
         running(database_url, token_calls_per_second_max=4) as server,
@@ -341,25 +336,23 @@ async def test_a_token_has_a_bounded_number_of_calls_a_second(database_url: str,
 async def test_busy_tokens_leave_calls_for_quiet_tokens(
     database_url: str, admin_token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last places are for tokens with few running calls."""
     monkeypatch.setattr(admission_module, "CALLS_MAX", 20)
     monkeypatch.setattr(admission_module, "CALLS_RESERVED", 10)
     monkeypatch.setattr(admission_module, "FEW_CALLS", 2)
     other = await make_token(database_url, [ALL_MERCHANTS], list(Scope))
     async with (
         running(database_url) as server,
-        http2(address_of(server)) as (noisy,),
+        http2(address_of(server)) as (busy,),
         calling(server.port, admin_token) as client,
         calling(server.port, other) as other_client,
     ):
-        await stalled_calls(noisy, 15, admin_token)
+        await stalled_calls(busy, 15, admin_token)
         await until(lambda: len(server._admission._running) == 10)
         assert (await refused(account(client))).reason == "QUEUE_FULL"
         assert (await account(other_client)).points_balance == 0
 
 
-async def test_a_flood_of_refusals_is_logged_in_a_few_lines(database_url: str) -> None:
-    """The first ones are logged singly, and the others as a count."""
+async def test_flood_of_refusals_is_logged_in_a_few_lines(database_url: str) -> None:
     with json_logs(refusal_limits_module) as written:
         async with running(database_url) as server, calling(server.port) as client:
             await asyncio.gather(*(refused(account(client)) for _ in range(200)))
@@ -373,10 +366,10 @@ async def test_a_flood_of_refusals_is_logged_in_a_few_lines(database_url: str) -
     assert all("request_id" not in line for line in lines() if "count" in line)
 
 
-async def test_all_refusals_of_unknown_callers_are_paced(
+async def test_all_refusals_of_unauthenticated_callers_are_paced(
     database_url: str, admin_token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also those for which no look-up has room: they could repeat at full speed. Known callers are not."""
+    """Including refusals for lack of a token look-up. Known callers are not paced."""
     monkeypatch.setattr(token_cache_module, "WAITING_MAX", 1)
     paced = 0
 
@@ -389,8 +382,8 @@ async def test_all_refusals_of_unknown_callers_are_paced(
         codes = set()
         for token in (f"pb_{number:016x}_secret" for number in range(8)):
             async with calling(server.port, token) as client:
-                answers = await asyncio.gather(*(refused(account(client)) for _ in range(3)))
-            codes |= {answer.code for answer in answers}
+                responses = await asyncio.gather(*(refused(account(client)) for _ in range(3)))
+            codes |= {response.code for response in responses}
         assert (paced, codes) == (24, {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED})
 
         async with calling(server.port, admin_token) as client:
@@ -398,16 +391,16 @@ async def test_all_refusals_of_unknown_callers_are_paced(
         assert paced == 24
 
 
-async def test_a_flood_of_health_calls_is_logged_in_a_few_lines(database_url: str) -> None:
-    """Neither requests that cannot be parsed nor calls that are cancelled cost a line each: they need no token."""
+async def test_flood_of_health_calls_is_logged_in_a_few_lines(database_url: str) -> None:
+    """Including malformed requests and cancelled calls."""
     with json_logs(refusal_limits_module) as written:
-        async with running(database_url) as server, http2(address_of(server)) as (stranger,):
+        async with running(database_url) as server, http2(address_of(server)) as (connection,):
             began = time.monotonic()
             for _ in range(20):
-                wrong = [await stranger.call(HEALTH_CHECK, b"\xff\xff") for _ in range(10)]
-                for cancelled in [await stranger.start(HEALTH_CHECK) for _ in range(6)]:
-                    await stranger.reset(cancelled)
-                await until(has_ended(stranger, *wrong))
+                malformed = [await connection.call(HEALTH_CHECK, b"\xff\xff") for _ in range(10)]
+                for cancelled in [await connection.start(HEALTH_CHECK) for _ in range(6)]:
+                    await connection.reset(cancelled)
+                await until(has_ended(connection, *malformed))
     logged = [line for line in map(json.loads, written.getvalue().splitlines()) if "reason" in line]
     assert logged
     seconds = time.monotonic() - began
@@ -415,13 +408,12 @@ async def test_a_flood_of_health_calls_is_logged_in_a_few_lines(database_url: st
 
 
 async def test_call_cancelled_before_its_request_is_not_logged_as_refused(database_url: str, admin_token: str) -> None:
-    """Nobody is there to be refused, so that nothing is logged; and the call counts no more."""
     with json_logs(refusal_limits_module) as written:
-        async with running(database_url) as server, http2(address_of(server)) as (hasty,):
-            stalled = await stalled_calls(hasty, 50, admin_token)
+        async with running(database_url) as server, http2(address_of(server)) as (connection,):
+            stalled = await stalled_calls(connection, 50, admin_token)
             await until(lambda: len(server._admission._running) == len(stalled))
             for stream_id in stalled:
-                await hasty.reset(stream_id)
+                await connection.reset(stream_id)
             await until(lambda: not server._admission._running and not server._running_calls._tasks)
             assert {use.running for use in server._admission._tokens.values()} == {0}
     assert "call refused" not in written.getvalue()
@@ -430,7 +422,7 @@ async def test_call_cancelled_before_its_request_is_not_logged_as_refused(databa
 async def test_health_calls_to_one_listener_do_not_delay_the_other(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who may reach the one alone neither takes the places nor the time of the other."""
+    """Their limits are separate."""
     pacers: list[Pacer] = []
 
     def build() -> Pacer:
@@ -439,41 +431,43 @@ async def test_health_calls_to_one_listener_do_not_delay_the_other(
 
     monkeypatch.setattr(health_module, "Pacer", build)
     health_address = f"127.0.0.1:{free_port()}"
-    async with running(database_url, health_address=health_address) as server, http2(address_of(server)) as (stranger,):
+    async with (
+        running(database_url, health_address=health_address) as server,
+        http2(address_of(server)) as (connection,),
+    ):
         pacers[0]._waiting = 1
-        waiting = await stranger.call(HEALTH_CHECK)
+        waiting = await connection.call(HEALTH_CHECK)
         await until(lambda: pacers[0]._waiting == 2)
         assert await asyncio.wait_for(grpc_health(health_address), 5) == "SERVING"
-        assert waiting not in stranger.ended
+        assert waiting not in connection.ended
 
 
 def test_check_is_delayed_less_than_a_probe_timeout() -> None:
-    """Kubernetes gives a probe one second, and restarts a server that takes longer."""
+    """Kubernetes allows a probe one second, and then restarts the server."""
     assert health_module.CHECKS_MAX / refusal_limits_module.PACED_CALLS_PER_SECOND < 0.5
 
 
 async def test_connection_limit_does_not_block_the_health_address(database_url: str) -> None:
-    """Connections beyond the bound are closed, and health answers on its own address, where nothing else does."""
     health_address = f"127.0.0.1:{free_port()}"
     settings = {"connections_max": 5, "health_address": health_address}
-    async with running(database_url, **settings) as server, http2(address_of(server), 5) as held:
-        for stranger in held:
-            await until(has_ended(stranger, await stranger.call(HEALTH_CHECK)))
-        async with http2(address_of(server)) as (beyond,):
-            await asyncio.wait_for(beyond.closed.wait(), 5)
-        assert not any(stranger.closed.is_set() for stranger in held)
+    async with running(database_url, **settings) as server, http2(address_of(server), 5) as connections:
+        for connection in connections:
+            await until(has_ended(connection, await connection.call(HEALTH_CHECK)))
+        async with http2(address_of(server)) as (extra,):
+            await asyncio.wait_for(extra.closed.wait(), 5)
+        assert not any(connection.closed.is_set() for connection in connections)
 
         assert await grpc_health(health_address) == "SERVING"
-        asked = await pointbook("health", GRPC_ADDRESS=address_of(server), HEALTH_ADDRESS=health_address)
-        assert asked.exit_code == 0, asked
+        probe = await pointbook("health", GRPC_ADDRESS=address_of(server), HEALTH_ADDRESS=health_address)
+        assert probe.exit_code == 0, probe
         async with grpc.aio.insecure_channel(health_address) as channel:
             call: Any = channel.unary_unary(GET_ACCOUNT)
             with pytest.raises(grpc.aio.AioRpcError, match="UNIMPLEMENTED"):
                 await call(b"")
 
 
-async def test_connections_that_speak_no_http2_are_closed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a silent socket nor one without settings stays open."""
+async def test_connections_without_http2_are_closed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a silent socket nor one without SETTINGS stays open."""
     monkeypatch.setattr("pointbook_server.rpc.listening.HANDSHAKE_MS_MAX", 300)
     async with running(database_url) as server:
         for sent in (b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
@@ -486,14 +480,13 @@ async def test_connections_that_speak_no_http2_are_closed(database_url: str, mon
 
 
 async def test_paused_server_still_authenticates(database_url: str, admin_token: str) -> None:
-    """While it stops, strangers learn no more than before, and known callers that another server answers."""
     shop = Shop(unique("merchant"), unique("store"))
     server = Server(server_settings(drain_seconds=1.0), database_url, senders={}, clock=TestClock())
     await server.start()
-    async with calling(server.port, admin_token) as client, calling(server.port) as stranger:
-        await asyncio.gather(client.put_store(shop.merchant_id, shop.store_id), refused(account(stranger)))
+    async with calling(server.port, admin_token) as client, calling(server.port) as unauthenticated:
+        await asyncio.gather(client.put_store(shop.merchant_id, shop.store_id), refused(account(unauthenticated)))
         stopping = asyncio.create_task(server.stop())
         await asyncio.sleep(0)
-        known, unknown = await asyncio.gather(refused(account(client)), refused(account(stranger)))
+        known, unknown = await asyncio.gather(refused(account(client)), refused(account(unauthenticated)))
         assert (known.reason, unknown.reason) == ("SHUTTING_DOWN", "TOKEN_MISSING")
         await stopping

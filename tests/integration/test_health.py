@@ -1,4 +1,4 @@
-"""Health is true to the database: its tables, their revision, and what its role may do with them."""
+"""Health of a database's schema: tables, revision, and privileges of the role."""
 
 import contextlib
 import json
@@ -30,18 +30,18 @@ SERVER_STATEMENTS = [
     if name not in OF_COMMANDS and not AUDIT.fullmatch(name)
 ]
 BUILT_WHEN_CALLED = {("programs", "INSERT"), ("benefits", "INSERT"), ("custom_privileges", "INSERT")}
-"""Privileges of statements that are built for each call."""
+"""Privileges of statements that are built for each call, not prepared."""
 
 
 @pytest.fixture
-async def own_url(cluster: Cluster, database_url: str) -> str:  # noqa: ARG001 - it makes the template
-    """A migrated database for one test alone."""
+async def own_url(cluster: Cluster, database_url: str) -> str:  # noqa: ARG001 - creates the template
+    """A migrated database for one test."""
     return await cluster.clone("pointbook_template")
 
 
 @contextlib.asynccontextmanager
 async def operator_of(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection that may do everything."""
+    """Open a connection as superuser."""
     connection = await asyncpg.connect(url)
     try:
         yield connection
@@ -51,7 +51,7 @@ async def operator_of(url: str) -> AsyncIterator[asyncpg.Connection]:
 
 @contextlib.asynccontextmanager
 async def serving(url: str) -> AsyncIterator[str]:
-    """Run a server on a database, and yield its address."""
+    """Run a server on a database, and return its address."""
     server = Server(server_settings(), url, senders={})
     await server.start()
     try:
@@ -60,7 +60,7 @@ async def serving(url: str) -> AsyncIterator[str]:
         await server.stop()
 
 
-async def becomes(address: str, status: str) -> None:
+async def until_health_is(address: str, status: str) -> None:
     """Wait until health has a status."""
 
     async def has() -> bool:
@@ -70,7 +70,7 @@ async def becomes(address: str, status: str) -> None:
 
 
 async def role_url(operator: asyncpg.Connection, url: str, grants: str) -> tuple[str, str]:
-    """Create a role that may log in; return its name and the URL with it."""
+    """Create a role that may log in; return its name and its URL."""
     role = unique("role").replace("-", "_")
     await operator.execute(f"CREATE ROLE {role} LOGIN {grants}")
     return role, url.replace("pointbook@", f"{role}@", 1)
@@ -78,14 +78,14 @@ async def role_url(operator: asyncpg.Connection, url: str, grants: str) -> tuple
 
 @pytest.mark.parametrize("grants", ["", "IN ROLE pg_read_all_data", "IN ROLE pg_write_all_data"])
 async def test_role_without_privileges_is_not_serving(own_url: str, grants: str) -> None:
-    """Reading alone is not enough, and later grants count without a restart."""
+    """Later grants take effect without a restart."""
     async with operator_of(own_url) as operator:
         role, url = await role_url(operator, own_url, grants)
         with json_logs(database_health_module) as written:
             async with serving(url) as address:
                 assert await grpc_health(address) == "NOT_SERVING"
                 await operator.execute(f"GRANT pg_read_all_data, pg_write_all_data TO {role}")
-                await becomes(address, "SERVING")
+                await until_health_is(address, "SERVING")
 
     logged = [json.loads(line) for line in written.getvalue().splitlines()]
     outages = [line for line in logged if line["event"] == "the database cannot be used"]
@@ -94,7 +94,7 @@ async def test_role_without_privileges_is_not_serving(own_url: str, grants: str)
 
 
 async def test_role_without_one_privilege_is_not_serving(own_url: str) -> None:
-    """A single table that cannot be written stops what needs it, so that health names it."""
+    """The log names the table."""
     async with operator_of(own_url) as operator:
         role, url = await role_url(operator, own_url, "IN ROLE pg_read_all_data")
         await operator.execute(f"GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
@@ -102,7 +102,7 @@ async def test_role_without_one_privilege_is_not_serving(own_url: str) -> None:
             assert await grpc_health(address) == "SERVING"
             with json_logs(database_health_module) as written:
                 await operator.execute(f"REVOKE UPDATE ON redemptions FROM {role}")
-                await becomes(address, "NOT_SERVING")
+                await until_health_is(address, "NOT_SERVING")
             assert "redemptions" in written.getvalue()
 
 
@@ -111,7 +111,6 @@ async def test_role_without_one_privilege_is_not_serving(own_url: str) -> None:
     [("DELETE", "customer_identifiers"), ("DELETE", "points_checkpoints"), ("INSERT", "redemption_audit")],
 )
 async def test_each_privilege_that_statements_need_is_checked(own_url: str, privilege: str, table: str) -> None:
-    """Without DELETE a customer could not be redacted, while all else goes on."""
     async with operator_of(own_url) as operator:
         role, url = await role_url(operator, own_url, "IN ROLE pg_read_all_data")
         await operator.execute(f"GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
@@ -122,8 +121,8 @@ async def test_each_privilege_that_statements_need_is_checked(own_url: str, priv
         assert table in written.getvalue()
 
 
-async def test_the_needed_privileges_are_those_that_the_statements_use(own_url: str) -> None:
-    """PostgreSQL checks privileges when it plans: none is missing, and none is superfluous."""
+async def test_needed_privileges_are_exactly_those_that_statements_use(own_url: str) -> None:
+    """PostgreSQL checks privileges when it plans a statement."""
     async with operator_of(own_url) as operator:
         role, url = await role_url(operator, own_url, "")
         for table in metadata.tables:
@@ -159,7 +158,6 @@ async def _is_denied(connection: asyncpg.Connection, sql: str) -> bool:
 
 
 async def test_read_only_database_is_not_serving(own_url: str) -> None:
-    """Every write would fail, as on a standby."""
     async with operator_of(own_url) as operator:
         name = await operator.fetchval("SELECT current_database()")
         await operator.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
@@ -171,7 +169,7 @@ async def test_read_only_database_is_not_serving(own_url: str) -> None:
 
 
 async def test_hanging_database_is_not_serving(own_url: str) -> None:
-    """Health changes within seconds where statements are accepted and never end, as on a disk that hangs."""
+    """It accepts statements that never end, as with a hanging disk."""
     async with serving(own_url) as address:
         assert await grpc_health(address) == "SERVING"
         async with operator_of(own_url) as operator:
@@ -181,15 +179,15 @@ async def test_hanging_database_is_not_serving(own_url: str) -> None:
         for session in sessions:
             os.kill(session["pid"], signal.SIGSTOP)
         try:
-            await becomes(address, "NOT_SERVING")
-            await becomes(address, "SERVING")  # A new connection is one that answers.
+            await until_health_is(address, "NOT_SERVING")
+            await until_health_is(address, "SERVING")  # on a new connection
         finally:
             for session in sessions:
                 os.kill(session["pid"], signal.SIGCONT)
 
 
 async def test_newer_revision_is_accepted(own_url: str) -> None:
-    """A server of the release before may be started again while the next one is rolled out."""
+    """The previous release may restart while its successor is rolled out."""
     async with operator_of(own_url) as operator:
         await operator.execute("UPDATE alembic_version SET version_num = '9999'")
         await check_database(own_url)
@@ -199,7 +197,6 @@ async def test_newer_revision_is_accepted(own_url: str) -> None:
 
 
 async def test_role_with_another_search_path_is_not_serving(own_url: str) -> None:
-    """The tables are there, and the role's search_path is not theirs."""
     async with operator_of(own_url) as operator:
         role, url = await role_url(operator, own_url, "IN ROLE pg_read_all_data, pg_write_all_data")
         await operator.execute(f"ALTER ROLE {role} SET search_path = elsewhere")
@@ -210,13 +207,12 @@ async def test_role_with_another_search_path_is_not_serving(own_url: str) -> Non
     assert "search_path" in written.getvalue()
 
 
-async def test_older_revision_is_not_serving(own_url: str) -> None:
-    """A newer one is: it is there while a release is rolled out, and the release before it goes on."""
+async def test_older_or_missing_revision_is_not_serving(own_url: str) -> None:
     async with operator_of(own_url) as operator, serving(own_url) as address:
         assert await grpc_health(address) == "SERVING"
         await operator.execute("UPDATE alembic_version SET version_num = '0001'")
-        await becomes(address, "NOT_SERVING")
+        await until_health_is(address, "NOT_SERVING")
         await operator.execute("UPDATE alembic_version SET version_num = '9999'")
-        await becomes(address, "SERVING")
+        await until_health_is(address, "SERVING")
         await operator.execute("DELETE FROM alembic_version")
-        await becomes(address, "NOT_SERVING")
+        await until_health_is(address, "NOT_SERVING")

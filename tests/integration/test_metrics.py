@@ -1,4 +1,4 @@
-"""What Prometheus reads from the server: how codes, guesses and calls ended, and nobody's name."""
+"""The metrics endpoint: counters of codes, and robustness against clients."""
 
 import contextlib
 import socket
@@ -21,7 +21,7 @@ from support.redemption import earn
 
 @pytest.fixture
 async def counting(service: Service, admin_token: str) -> AsyncIterator[tuple[Client, str]]:
-    """A server that tells what it counts, and where."""
+    """A client of a server with metrics, and their URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -39,13 +39,13 @@ async def counting(service: Service, admin_token: str) -> AsyncIterator[tuple[Cl
 async def read(url: str) -> str:
     """Read the metrics."""
     async with http_client() as http:
-        answer = await http.get(url)
-    assert answer.status_code == 200
-    return answer.text
+        response = await http.get(url)
+    assert response.status_code == 200
+    return response.text
 
 
 async def test_codes_are_counted_by_outcome(service: Service, counting: tuple[Client, str], shop: Shop) -> None:
-    """Of what was issued, guessed and compared; a guess that is locked out is compared no more."""
+    """A guess on a locked challenge is counted but not compared."""
     client, url = counting
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODE_SETTINGS)
     await earn(client, shop, 500)
@@ -55,7 +55,7 @@ async def test_codes_are_counted_by_outcome(service: Service, counting: tuple[Cl
     assert await guess_code(client, shop, service.outbox.messages[-1].text, **named)
     for _ in range(7):
         assert not await guess_code(client, shop, WRONG_CODE, **named)
-    told = await read(url)
+    metrics_text = await read(url)
 
     for line in (
         'pointbook_code_issues_total{channel="SMS",outcome="SENT"} 1.0',
@@ -66,14 +66,14 @@ async def test_codes_are_counted_by_outcome(service: Service, counting: tuple[Cl
         'pointbook_code_comparisons_total{outcome="RIGHT"} 1.0',
         'pointbook_code_comparisons_total{outcome="WRONG"} 5.0',
     ):
-        assert line in told
+        assert line in metrics_text
     for name in (shop.merchant_id, shop.store_id, "buyer", issued.challenge_id):
-        assert name not in told
+        assert name not in metrics_text
 
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[MetricsEndpoint]:
-    """An endpoint that waits for slow clients for half a second."""
+    """An endpoint that closes slow clients after half a second."""
     monkeypatch.setattr(metrics, "CONNECTION_SECONDS_MAX", 0.5)
     endpoint = MetricsEndpoint(Metrics(), "127.0.0.1:0")
     yield endpoint
@@ -81,14 +81,14 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[MetricsEndpoint]:
 
 
 def connect(endpoint: MetricsEndpoint, sent: bytes = b"") -> socket.socket:
-    """Open a connection of a client that sends something, or nothing, and does not read."""
+    """Open a connection of a client that sends some bytes and does not read."""
     client = socket.create_connection(("127.0.0.1", endpoint.port), timeout=5.0)
     client.sendall(sent)
     return client
 
 
 def raw(endpoint: MetricsEndpoint, request: bytes) -> bytes:
-    """Send a request and return all that comes back until the connection is closed."""
+    """Send a request, and return all bytes until the connection is closed."""
     with connect(endpoint, request) as client:
         return b"".join(iter(lambda: client.recv(65_536), b""))
 
@@ -110,15 +110,13 @@ def raw(endpoint: MetricsEndpoint, request: bytes) -> bytes:
     ],
 )
 def test_only_the_metrics_path_is_served(endpoint: MetricsEndpoint, request_line: str, status: int) -> None:
-    """Everything else is refused, and each connection is closed after its response."""
     head, _, body = raw(endpoint, request_line.encode() + b"\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
 
     assert head.startswith(b"HTTP/1.1 %d " % status)
     assert (b"pointbook_refusals" in body) is (status == 200 and request_line.startswith("GET"))
 
 
-def test_endless_head_is_cut_off(endpoint: MetricsEndpoint) -> None:
-    """Nothing is held of what a client sends beyond 8 KiB."""
+def test_head_over_8_kib_is_cut_off(endpoint: MetricsEndpoint) -> None:
     with connect(endpoint) as client, pytest.raises((ConnectionResetError, BrokenPipeError)):
         client.sendall(b"x" * 13_000_000)
 
@@ -126,7 +124,7 @@ def test_endless_head_is_cut_off(endpoint: MetricsEndpoint) -> None:
 def test_idle_clients_use_no_threads_and_lock_out_no_client(
     endpoint: MetricsEndpoint, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Of 200 connections that send nothing, or stop halfway, the oldest are closed at once and the others in time."""
+    """Beyond the limit the oldest connections are closed, and others time out."""
     threads = threading.active_count()
     clients = [connect(endpoint, b"GET /met" if number % 2 else b"") for number in range(200)]
     assert raw(endpoint, b"GET /metrics HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200 ")
@@ -137,8 +135,8 @@ def test_idle_clients_use_no_threads_and_lock_out_no_client(
     assert capfd.readouterr().err == ""
 
 
-def test_a_close_ends_open_connections_without_a_log_line(capfd: pytest.CaptureFixture[str]) -> None:
-    """Idle clients do not delay the end of the server."""
+def test_close_ends_open_connections_without_a_log_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """Idle clients do not delay the shutdown."""
     endpoint = MetricsEndpoint(Metrics(), "127.0.0.1:0")
     clients = [connect(endpoint) for _ in range(100)]
     assert raw(endpoint, b"GET /metrics HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200 ")
@@ -151,8 +149,7 @@ def test_a_close_ends_open_connections_without_a_log_line(capfd: pytest.CaptureF
     assert capfd.readouterr().err == ""
 
 
-def test_a_response_that_is_not_read_is_given_up(endpoint: MetricsEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that asks and never reads is closed as an idle one is."""
+def test_unread_response_times_out(endpoint: MetricsEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "generate_latest", lambda _registry: b"#" * 50_000_000)
     with connect(endpoint, b"GET /metrics HTTP/1.1\r\n\r\n") as client:
         time.sleep(1.0)
@@ -160,16 +157,15 @@ def test_a_response_that_is_not_read_is_given_up(endpoint: MetricsEndpoint, monk
     assert received < 50_000_000
 
 
-async def test_a_blocked_event_loop_does_not_block_the_endpoint(endpoint: MetricsEndpoint) -> None:
-    """This test blocks its own while it waits."""
-    answer = httpx.get(f"http://127.0.0.1:{endpoint.port}/metrics", trust_env=False)  # noqa: ASYNC210 - on purpose
+async def test_blocked_event_loop_does_not_block_the_endpoint(endpoint: MetricsEndpoint) -> None:
+    """The synchronous request blocks this test's loop."""
+    response = httpx.get(f"http://127.0.0.1:{endpoint.port}/metrics", trust_env=False)  # noqa: ASYNC210 - on purpose
 
-    assert answer.status_code == 200
-    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
-def test_address_in_use() -> None:
-    """Stops the start, and names the setting."""
+def test_address_in_use_prevents_the_start() -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()

@@ -1,4 +1,4 @@
-"""The migrations: what they leave is what tables.py says, and running them is safe at any time."""
+"""The migrations: their result equals tables.py, and they can run at any time."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -50,7 +50,7 @@ TRIGGERS = """
 
 @pytest.fixture
 async def empty_url(cluster: Cluster) -> str:
-    """A database with nothing in it, for one test."""
+    """An empty database for one test."""
 
     async def leave_empty(_url: str) -> None:
         pass
@@ -61,7 +61,7 @@ async def empty_url(cluster: Cluster) -> str:
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[Any]:
-    """A plain connection."""
+    """Open a plain connection."""
     connection = await asyncpg.connect(url)
     try:
         yield connection
@@ -70,13 +70,13 @@ async def connected(url: str) -> AsyncIterator[Any]:
 
 
 async def catalogue(url: str, query: str) -> list[tuple[object, ...]]:
-    """What a database says of itself, but for Alembic's own table."""
+    """Return a catalogue query's rows, without Alembic's own table."""
     async with connected(url) as connection:
         return [tuple(row) for row in await connection.fetch(query) if row[0] != "alembic_version"]
 
 
-async def in_engine(url: str, work: Any) -> Any:
-    """Run something on a SQLAlchemy connection, and commit."""
+async def run_in_engine(url: str, work: Any) -> Any:
+    """Run a function on a SQLAlchemy connection, and commit."""
     engine = create_engine(url)
     try:
         async with engine.begin() as connection:
@@ -86,21 +86,17 @@ async def in_engine(url: str, work: Any) -> Any:
 
 
 async def test_autogenerate_finds_nothing_to_do(database_url: str) -> None:
-    """Alembic sees no difference between the migrated database and the tables that the code uses."""
-
     def differences(connection: Connection) -> Any:
         options = {"compare_type": True, "compare_server_default": True}
         return compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
 
-    assert await in_engine(database_url, differences) == []
+    assert await run_in_engine(database_url, differences) == []
 
 
 @pytest.mark.parametrize("query", [CONSTRAINTS, INDEXES, COLUMNS, STORAGE])
-async def test_the_migrated_database_is_the_one_that_the_tables_describe(
-    database_url: str, empty_url: str, query: str
-) -> None:
-    """Names and definitions of constraints and indexes, columns in their order, comments and storage are equal."""
-    await in_engine(empty_url, metadata.create_all)
+async def test_migrated_database_equals_the_described_tables(database_url: str, empty_url: str, query: str) -> None:
+    """Including names, definitions, comments and storage parameters."""
+    await run_in_engine(empty_url, metadata.create_all)
 
     described = await catalogue(empty_url, query)
 
@@ -108,16 +104,16 @@ async def test_the_migrated_database_is_the_one_that_the_tables_describe(
     assert await catalogue(database_url, query) == described
 
 
-async def test_every_constraint_is_named_by_us(database_url: str) -> None:
-    """Errors name constraints, so that PostgreSQL invents none; a NOT NULL is no case for us."""
+async def test_every_constraint_is_named_in_tables(database_url: str) -> None:
+    """Error handling relies on the names. NOT NULL constraints need none."""
     names = [str(name) for _, name, definition in await catalogue(database_url, CONSTRAINTS) if definition]
-    ours = {str(constraint.name) for table in metadata.tables.values() for constraint in table.constraints}
+    declared = {str(constraint.name) for table in metadata.tables.values() for constraint in table.constraints}
 
-    assert {name for name in names if not name.endswith("_not_null")} == ours
+    assert {name for name in names if not name.endswith("_not_null")} == declared
 
 
 async def test_entry_triggers_exist(database_url: str) -> None:
-    """Tables know nothing of triggers: the migration brings them."""
+    """The tables have no triggers, so the comparison does not cover them."""
     guards = [("points_entries_no_delete",), ("points_entries_no_truncate",), ("points_entries_no_update",)]
 
     assert await catalogue(database_url, TRIGGERS) == guards
@@ -137,30 +133,28 @@ async def test_migrating_twice_does_nothing_the_second_time(empty_url: str) -> N
 
 
 async def test_concurrent_migrations_wait_for_each_other(empty_url: str) -> None:
-    """Several processes that start together migrate once."""
-    answers = await asyncio.gather(*(migrate(empty_url) for _ in range(3)))
+    results = await asyncio.gather(*(migrate(empty_url) for _ in range(3)))
 
-    [newest] = {after for _, after in answers}
+    [newest] = {after for _, after in results}
     assert newest is not None
-    assert sorted(str(before) for before, _ in answers) == sorted(["None", newest, newest])
+    assert sorted(str(before) for before, _ in results) == sorted(["None", newest, newest])
 
 
-async def test_a_migration_waits_for_another_process(empty_url: str) -> None:
-    """Nothing is begun while somebody else migrates."""
+async def test_migration_waits_for_another_process(empty_url: str) -> None:
     async with connected(empty_url) as other:
         await other.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
         migrating = asyncio.create_task(migrate(empty_url))
         await until_locks_are_awaited(empty_url)
-        has_begun = migrating.done() or await other.fetchval("SELECT to_regclass('stores') IS NOT NULL")
+        has_started = migrating.done() or await other.fetchval("SELECT to_regclass('stores') IS NOT NULL")
         await other.execute("SELECT pg_advisory_unlock($1)", LOCK_KEY)
         await migrating
 
-    assert not has_begun
+    assert not has_started
     assert not await is_pending(empty_url)
 
 
-async def test_a_failed_migration_leaves_nothing(empty_url: str) -> None:
-    """A migration is one transaction: what cannot be finished has not begun."""
+async def test_failed_migration_leaves_nothing(empty_url: str) -> None:
+    """All migrations run in one transaction."""
     async with connected(empty_url) as connection:
         await connection.execute("CREATE TABLE validation_challenges (mine integer)")
 
@@ -173,8 +167,7 @@ async def test_a_failed_migration_leaves_nothing(empty_url: str) -> None:
     assert await is_pending(empty_url)
 
 
-async def test_is_pending_until_migrated(empty_url: str) -> None:
-    """A server can tell before it serves, and asking changes nothing."""
+async def test_database_is_pending_until_migrated(empty_url: str) -> None:
     assert await is_pending(empty_url)
     assert await catalogue(empty_url, CONSTRAINTS) == []
 
@@ -184,7 +177,6 @@ async def test_is_pending_until_migrated(empty_url: str) -> None:
 
 
 async def test_another_revision_is_pending(empty_url: str) -> None:
-    """A database of another release is not ours to serve."""
     await migrate(empty_url)
     async with connected(empty_url) as connection:
         await connection.execute("UPDATE alembic_version SET version_num = '0000'")
@@ -193,18 +185,17 @@ async def test_another_revision_is_pending(empty_url: str) -> None:
 
 
 async def test_unavailable_database_raises(database_url: str) -> None:
-    """No stack of the driver's, but our own error."""
     scheme, _, host = database_url.partition("?")
-    nowhere = f"{scheme}?{host.replace('host=', 'host=/nowhere')}"
+    unreachable = f"{scheme}?{host.replace('host=', 'host=/nowhere')}"
 
     for call in (migrate, is_pending):
         with pytest.raises(PointbookError) as caught:
-            await call(nowhere)
+            await call(unreachable)
         assert caught.value.reason is Reason.DATABASE_UNAVAILABLE
 
 
-async def test_a_migration_waits_for_a_longer_one(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time limits of calls (for a lock, for a statement) are not those of migrations, which may take long."""
+async def test_waiting_migration_has_no_time_limit(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time limits of calls (lock_timeout, statement_timeout) do not apply."""
     for limit in ("lock_timeout", "statement_timeout"):
         monkeypatch.setitem(SESSION_SETTINGS, limit, "100ms")
     async with connected(empty_url) as holder:

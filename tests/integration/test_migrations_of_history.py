@@ -1,4 +1,4 @@
-"""Migrations of tables that hold rows: what earlier releases wrote is completed, and stays."""
+"""Migrations of tables with rows from earlier releases."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ AUDIT = """
 
 
 async def migrated_before(cluster: Cluster, name: str) -> str:
-    """Return a new database at the revision before the migration of a name."""
+    """Return a new database at the revision before a named migration."""
 
     async def leave_empty(_url: str) -> None:
         pass
@@ -55,7 +55,7 @@ async def migrated_before(cluster: Cluster, name: str) -> str:
 
 
 async def test_older_reversals_get_their_points_and_customer(cluster: Cluster) -> None:
-    """A reversal of all that was left is given what was left."""
+    """A reversal of all remaining points gets their number."""
     url = await migrated_before(cluster, "redemption_history")
     connection: Any = await asyncpg.connect(url)
     for redemption_id, redeemer, reversed_points, reversals in (

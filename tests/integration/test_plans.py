@@ -1,4 +1,4 @@
-"""How the database goes about our statements: by indexes alone, even where it plans them while a table is empty."""
+"""Query plans: indexes only, even for plans made while a table is empty."""
 
 import json
 import re
@@ -40,7 +40,7 @@ MODULES = (
     pointbook_server.webhooks.queries,
 )
 READS_ALL = {"READ_TOKENS", "SUM_USAGE"}
-"""Reads a small table whole, every two seconds, or once a second at most."""
+"""Statements that read a small table as a whole, at most once a second."""
 IN_TRANSACTIONS = {
     "UPDATE_DERIVED_VALUES",
     "DELETE_CHECKPOINTS",
@@ -56,13 +56,13 @@ IN_TRANSACTIONS = {
     "DELETE_OLD.missed_calls",
     "DELETE_OLD_REFUSALS",
 }
-"""Transactions plan each time, by what the tables hold by then."""
+"""Statements of transactions, which are planned for each execution."""
 AUDIT = re.compile("COUNT_ACCOUNTS_AND_ENTRIES|STREAM_.*|LIFT_TIME_LIMIT")
-"""An audit reads the whole book in a transaction of its own."""
+"""Statements of audits, which read the whole ledger in a transaction of their own."""
 LISTS = ("LIST_", "READ_CROSS_PROGRAM")
-"""Statements that read all that a merchant has of something."""
+"""Prefixes of statements that list the resources of a merchant."""
 KEYED_BY_MERCHANT = {"pk_quarantine_usage", "uq_stores_merchant_id_store_id"}
-"""Indexes in which a merchant is one row, or of which one row of a merchant is enough."""
+"""Indexes with one row per merchant, or of which one row per merchant is read."""
 LEADING_COLUMNS = """
     SELECT indexrelid::regclass::text AS name, attname AS column
     FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
@@ -70,7 +70,7 @@ LEADING_COLUMNS = """
 
 
 def statements() -> Iterator[tuple[str, Statement]]:
-    """Name every statement that commits by itself."""
+    """Yield every statement that commits by itself, with its name."""
     for module in MODULES:
         for name, statement in statements_of(module):
             if name not in READS_ALL | IN_TRANSACTIONS and not AUDIT.fullmatch(name):
@@ -78,7 +78,7 @@ def statements() -> Iterator[tuple[str, Statement]]:
 
 
 def statements_of(module: ModuleType) -> Iterator[tuple[str, Statement]]:
-    """Yield the statements of a module by their names."""
+    """Yield the statements of a module, with their names."""
     for name, value in vars(module).items():
         if isinstance(value, Statement):
             yield name, value
@@ -88,7 +88,7 @@ def statements_of(module: ModuleType) -> Iterator[tuple[str, Statement]]:
 
 @pytest.fixture(scope="module")
 async def connection(database_url: str) -> AsyncIterator[Any]:
-    """A connection like those of the pool, to a database whose tables are empty."""
+    """A connection like those of the pool, to a database with empty tables."""
     connection = await asyncpg.connect(database_url, server_settings=SESSION_SETTINGS | PLANNED_ONCE)
     yield connection
     await connection.close()
@@ -96,7 +96,7 @@ async def connection(database_url: str) -> AsyncIterator[Any]:
 
 @pytest.mark.parametrize(("name", "statement"), [pytest.param(*each, id=each[0]) for each in statements()])
 async def test_plan_made_for_an_empty_table_suits_a_full_one(connection: Any, name: str, statement: Statement) -> None:
-    """Every table is entered by an index, from its first column on, and but for lists not by the merchant alone."""
+    """Only lists may find rows by merchant_id alone; no index is scanned as a whole."""
     leading = {row["name"]: row["column"] for row in await connection.fetch(LEADING_COLUMNS)}
     for node in await _plan(connection, statement):
         assert node["Node Type"] != "Seq Scan", node
@@ -134,12 +134,12 @@ async def test_plan_made_for_an_empty_table_suits_a_full_one(connection: Any, na
     ],
 )
 async def test_no_plan_scans_all_rows_of_a_merchant(connection: Any, statement: Statement, index: str) -> None:
-    """What a redemption or a code costs does not grow with how many there were: a merchant is no way to find one."""
+    """The cost of a redemption or a code does not grow with their number."""
     assert [node["Index Name"] for node in await _plan(connection, statement) if "Index Name" in node] == [index]
 
 
 async def _plan(connection: Any, statement: Statement) -> list[dict[str, Any]]:
-    """Plan a statement for any parameters, and tell the steps of the plan."""
+    """Return the nodes of a statement's generic plan."""
     await connection.execute(f"PREPARE planned AS {statement.sql}")
     count = len(set(re.findall(r"\$\d+", statement.sql)))
     execute = f"EXECUTE planned ({', '.join(['NULL'] * count)})" if count else "EXECUTE planned"

@@ -22,7 +22,7 @@ from support.redemption import (
     redeem_request,
     reverse,
 )
-from support.statements import counted_statements
+from support.statements import recorded_statements
 
 
 @pytest.fixture
@@ -229,11 +229,11 @@ async def test_page_takes_as_many_statements_as_one_redemption(client: Client, s
         await reverse(client, made, 4)
 
     await redeem_and_reverse(1)
-    with counted_statements(shop) as of_one:
+    with recorded_statements(shop) as of_one:
         assert len(await list_redemptions(client, shop)) == 1
     for number in range(2, 12):
         await redeem_and_reverse(number)
-    with counted_statements(shop) as of_many:
+    with recorded_statements(shop) as of_many:
         redemption = await list_redemptions(client, shop)
 
     assert [each.current_active_points for each in redemption] == [94] * 11

@@ -1,4 +1,4 @@
-"""What a client with gRPC's standard retry policy repeats: what may succeed within seconds, and nothing else."""
+"""Calls under gRPC's standard retry policy: which errors a client retries."""
 
 import json
 from collections.abc import AsyncIterator
@@ -42,14 +42,14 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
 
 
 async def put_customer(service: Service, shop: Shop, mobile: str) -> None:
-    """Make the buyer a customer with a number."""
+    """Register the buyer as a customer with a number."""
     buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")]
     await service.client.put_customer(shop.merchant_id, "c-1", mobile=mobile, buyers=buyers)
 
 
 @asynccontextmanager
-async def repeating(service: Service, token: str, sender: Outbox, **settings: Any) -> AsyncIterator[Client]:
-    """Run a server with one sender, and a client that repeats calls by the policy."""
+async def retrying_client(service: Service, token: str, sender: Outbox, **settings: Any) -> AsyncIterator[Client]:
+    """Run a server with one sender, and a client with the retry policy."""
     server = Server(
         server_settings(**settings), service.database_url, senders={Channel.SMS: sender}, clock=service.clock
     )
@@ -64,13 +64,13 @@ async def repeating(service: Service, token: str, sender: Outbox, **settings: An
 
 @pytest.fixture
 def arrived(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The calls for a code that reached a server, by their merchants."""
+    """The merchants of the IssueValidationCode calls that reached a server."""
     calls: list[str] = []
     issue_code = RedemptionService.issue_code_for
 
-    async def counted(self: RedemptionService, ask: Any, assessment: Any, actor: str) -> Any:
-        calls.append(ask.merchant_id)
-        return await issue_code(self, ask, assessment, actor)
+    async def counted(self: RedemptionService, request: Any, assessment: Any, actor: str) -> Any:
+        calls.append(request.merchant_id)
+        return await issue_code(self, request, assessment, actor)
 
     monkeypatch.setattr(RedemptionService, "issue_code_for", counted)
     return calls
@@ -85,7 +85,7 @@ def arrived(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (["+8613812345679", MOBILE], {}, {"k1": CODE_KEY}, "CONTACT_CHANGED"),
         ([MOBILE], {}, {}, "KEY_NOT_CONFIGURED"),
     ],
-    ids=["no contact", "a number that gets no SMS", "no such channel", "a changed contact", "no key"],
+    ids=["no contact", "a landline", "a channel that is off", "a changed contact", "no key"],
 )
 async def test_permanent_errors_are_not_retried(
     service: Service,
@@ -98,11 +98,10 @@ async def test_permanent_errors_are_not_retried(
     code_keys: dict[str, str],
     reason: str,
 ) -> None:
-    """Four attempts of the same call would only meet the same refusal four times."""
     for mobile in mobiles:
         await put_customer(service, shop, mobile)
     sender = Outbox(needs_destination=True)
-    async with repeating(service, admin_token, sender, code_keys=code_keys) as client:
+    async with retrying_client(service, admin_token, sender, code_keys=code_keys) as client:
         found = await refused(issue_code(client, shop, **changes))
 
     assert found.reason == reason
@@ -111,16 +110,16 @@ async def test_permanent_errors_are_not_retried(
 
 
 async def test_temporary_errors_are_retried(service: Service, admin_token: str, shop: Shop, arrived: list[str]) -> None:
-    """A provider that cannot be reached once takes the code at the next attempt, which the caller does not notice."""
+    """The provider is unreachable for two attempts; the caller does not notice."""
     await put_customer(service, shop, MOBILE)
 
-    class Restarting(Outbox):
+    class RestartingProvider(Outbox):
         async def send(self, message: Any) -> None:
             self.error = DeliveryFailedError("unreachable") if len(arrived) < 3 else None
             await super().send(message)
 
-    sender = Restarting(needs_destination=True)
-    async with repeating(service, admin_token, sender) as client:
+    sender = RestartingProvider(needs_destination=True)
+    async with retrying_client(service, admin_token, sender) as client:
         assert (await issue_code(client, shop)).sent
 
     assert arrived == [shop.merchant_id] * 3

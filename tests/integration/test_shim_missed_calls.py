@@ -414,7 +414,7 @@ async def test_unavailable_database_is_503_and_a_retry_succeeds(
         await proxy.cut()
         assert_problem(await http.post(PATH, json=body, headers=BEARER), 503)
         assert await violation_codes(client, shop, challenge_id) == [822]
-        await proxy.mend()
+        await proxy.restore()
         await retry_until_seen(lambda: post(http, shop, **body))
     assert await violation_codes(client, shop, challenge_id) == []
 

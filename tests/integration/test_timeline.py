@@ -11,7 +11,7 @@ from pointbook_common.durations import DAY_MS
 from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_and_read_code
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
 from support.redemption import booking, customer_ref, earn, redeem, redeem_request, reverse, validate_request
-from support.statements import counted_statements
+from support.statements import recorded_statements
 
 Entry = redemption_pb2.TimelineEntry
 
@@ -278,10 +278,10 @@ async def test_timeline_includes_history_of_buyer_before_registration(client: Cl
 
 async def test_page_takes_fixed_number_of_statements(service: Service, client: Client, shop: Shop) -> None:
     """Three find the customer, and each source takes one."""
-    with counted_statements(shop) as of_few:
+    with recorded_statements(shop) as of_few:
         await read_page(client, shop)
     await record_everything(service, shop)
-    with counted_statements(shop) as of_more:
+    with recorded_statements(shop) as of_more:
         await read_page(client, shop)
     assert len(of_more) == len(of_few) <= 9
 

@@ -1,4 +1,4 @@
-"""The gRPC server over TLS: who may call, how certificates are renewed, and tokens that are bound to clients."""
+"""The gRPC server over TLS: callers, renewed certificates, and bound tokens."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ LOOP_CALLS_MAX = 400
 
 
 def trust(authority: Authority = AUTHORITY, identity: Issued | None = None) -> grpc.ChannelCredentials:
-    """Credentials of a client that trusts an authority, with a certificate of its own if it is given one."""
+    """Return credentials that trust an authority, with a client certificate if given."""
     return grpc.ssl_channel_credentials(
         authority.pem, identity.key if identity else None, identity.chain if identity else None
     )
@@ -53,7 +53,7 @@ async def tls_server(database_url: str, folder: Path, **changes: Any) -> AsyncIt
 async def caller(
     port: int, token: str, credentials: grpc.ChannelCredentials | None, name: str = ""
 ) -> AsyncIterator[Client]:
-    """A client with a connection of its own, which may ask for the certificate of another name than the address."""
+    """Open a client of its own connection, for another server name if given."""
     options: list[tuple[str, Any]] = [("grpc.use_local_subchannel_pool", 1)]
     if name:
         options.append(("grpc.ssl_target_name_override", name))
@@ -65,7 +65,7 @@ async def caller(
 
 
 async def outcome(port: int, token: str, credentials: grpc.ChannelCredentials | None, name: str = "") -> str:
-    """Ask what the caller's token allows, and return OK, UNAVAILABLE, or the reason of the error."""
+    """Call once with a token; return OK, UNAVAILABLE, or the reason of the error."""
     async with caller(port, token, credentials, name) as client:
         try:
             await client.access.GetCallerAccess(access_pb2.GetCallerAccessRequest(), timeout=10)
@@ -77,7 +77,7 @@ async def outcome(port: int, token: str, credentials: grpc.ChannelCredentials | 
 
 @pytest.fixture
 async def client_ca(tmp_path: Path) -> Path:
-    """The file of the CA that signs clients."""
+    """The file of the CA that signs client certificates."""
     path = tmp_path / "clients.crt"
     path.write_bytes(AUTHORITY.pem)
     return path
@@ -86,7 +86,7 @@ async def client_ca(tmp_path: Path) -> Path:
 async def test_only_tls_callers_that_trust_the_server_are_served(
     service: Service, admin_token: str, tmp_path: Path
 ) -> None:
-    """Plaintext, another CA and another name end before the token is sent."""
+    """In all other cases the token is not sent."""
     async with tls_server(service.database_url, tmp_path) as server:
         assert await outcome(server.port, admin_token, trust()) == "OK"
         assert await outcome(server.port, admin_token, None) == "UNAVAILABLE"
@@ -95,10 +95,10 @@ async def test_only_tls_callers_that_trust_the_server_are_served(
         assert await outcome(server.port, admin_token, trust(), "elsewhere.example") == "UNAVAILABLE"
 
 
-async def test_with_a_client_ca_only_clients_with_its_certificates_are_served(
+async def test_client_ca_restricts_callers_to_its_certificates(
     service: Service, admin_token: str, tmp_path: Path, client_ca: Path
 ) -> None:
-    """A certificate of another CA is as good as none, until that CA is put into the file."""
+    """Another CA can be added to the file while the server runs."""
     async with tls_server(service.database_url, tmp_path, tls_client_ca_file=client_ca) as server:
         assert await outcome(server.port, admin_token, trust(identity=AUTHORITY.issue("till"))) == "OK"
         assert await outcome(server.port, admin_token, trust()) == "UNAVAILABLE"
@@ -111,13 +111,13 @@ async def test_with_a_client_ca_only_clients_with_its_certificates_are_served(
 async def test_bound_token_looks_unknown_to_other_clients(
     service: Service, tmp_path: Path, client_ca: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The common name and every alternative name count, each exactly. The log names the token, once a minute."""
+    """Names are compared exactly. The log names the token, once a minute."""
     by_name, by_uri = [
         await make_token(service.database_url, [ALL_MERCHANTS], list(Scope), client_names=[name])
         for name in ("till 7", "spiffe://shop.example/till")
     ]
     named = AUTHORITY.issue("till 7", names=["a.example"])
-    cut_short = AUTHORITY.issue("till 7\0.example", names=["till 7\0.example"])
+    truncated = AUTHORITY.issue("till 7\0.example", names=["till 7\0.example"])
     with_uri = AUTHORITY.issue("till 70", names=["till.shop.example"], uris=["spiffe://shop.example/till"])
     async with tls_server(service.database_url, tmp_path, tls_client_ca_file=client_ca) as server:
         assert await outcome(server.port, by_name, trust(identity=named)) == "OK"
@@ -125,18 +125,18 @@ async def test_bound_token_looks_unknown_to_other_clients(
             assert await outcome(server.port, by_name, trust(identity=with_uri)) == "TOKEN_INVALID"
         assert await outcome(server.port, by_uri, trust(identity=with_uri)) == "OK"
         assert await outcome(server.port, by_uri, trust(identity=named)) == "TOKEN_INVALID"
-        assert await outcome(server.port, by_name, trust(identity=cut_short)) == "TOKEN_INVALID"
+        assert await outcome(server.port, by_name, trust(identity=truncated)) == "TOKEN_INVALID"
 
     logged = capsys.readouterr()
     assert (logged.out + logged.err).count("token used by a client that it is not bound to") == 2
-    # Without a client certificate there is no name that could be right.
+    # Without a client certificate there is no name to match.
     assert await outcome(service.server.port, by_name, None) == "TOKEN_INVALID"
 
 
 async def test_resumed_sessions_verify_client_certificates_again(
     service: Service, tmp_path: Path, client_ca: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that resumes its session shows no certificate, so that an expired one would stay good for days."""
+    """Otherwise an expired certificate would stay valid for days."""
     identity = AUTHORITY.issue("till").write(tmp_path, "till")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -149,7 +149,7 @@ async def test_resumed_sessions_verify_client_certificates_again(
             socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
             context.wrap_socket(connection, session=session) as wrapped,
         ):
-            # What the server sends first brings the session along.
+            # The first bytes from the server include the session ticket.
             assert wrapped.recv(9)
             return wrapped.session, wrapped.session_reused
 
@@ -165,7 +165,7 @@ async def test_resumed_sessions_verify_client_certificates_again(
 async def test_renewed_certificates_are_served_without_a_failed_call(
     service: Service, admin_token: str, tmp_path: Path
 ) -> None:
-    """Calls over new connections and over one that stays go on while both files are replaced, one after the other."""
+    """Files are replaced one after the other, under calls on old and new connections."""
     done = asyncio.Event()
     outcomes: list[str] = []
 
@@ -175,16 +175,16 @@ async def test_renewed_certificates_are_served_without_a_failed_call(
 
     async with (
         tls_server(service.database_url, tmp_path) as server,
-        caller(server.port, admin_token, trust()) as staying,
+        caller(server.port, admin_token, trust()) as connected,
     ):
         loops = [asyncio.create_task(keep_connecting()) for _ in range(4)]
         for _ in range(5):
             renewed = AUTHORITY.issue()
             renewed.write(tmp_path, "server")
             assert await asyncio.to_thread(served_serial, server.port) == serial_of(renewed.chain)
-            await staying.access.GetCallerAccess(access_pb2.GetCallerAccessRequest(), timeout=10)
-            wanted = len(outcomes) + 8
-            await until(lambda wanted=wanted: len(outcomes) >= wanted)  # type: ignore[misc] # mypy infers no defaults
+            await connected.access.GetCallerAccess(access_pb2.GetCallerAccessRequest(), timeout=10)
+            expected = len(outcomes) + 8
+            await until(lambda expected=expected: len(outcomes) >= expected)  # type: ignore[misc] # mypy infers no defaults
         done.set()
         await asyncio.gather(*loops)
 
@@ -195,7 +195,7 @@ async def test_renewed_certificates_are_served_without_a_failed_call(
 async def test_mismatching_files_leave_the_previous_certificate(
     service: Service, admin_token: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A certificate without its key, half a file and no file are waited out, and each is logged once."""
+    """Each kind of mismatch is logged once."""
     async with tls_server(service.database_url, tmp_path) as server:
         old = await asyncio.to_thread(served_serial, server.port)
         new = AUTHORITY.issue()
@@ -229,10 +229,10 @@ async def test_metric_has_the_expiry_of_the_served_certificate(service: Service,
 
 
 async def test_versions_before_tls_1_2_are_refused(service: Service, tmp_path: Path) -> None:
-    """The same client speaks TLS 1.1 with a server that has it, so that it is ours which refuses."""
+    """The same client connects to another server with TLS 1.1."""
     async with tls_server(service.database_url, tmp_path) as server:
         versions = [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
-        spoken = [await asyncio.to_thread(handshake, server.port, version, AUTHORITY) for version in versions]
+        negotiated = [await asyncio.to_thread(handshake, server.port, version, AUTHORITY) for version in versions]
     old_server = await asyncio.start_server(
         lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=old_context(AUTHORITY, tmp_path)
     )
@@ -240,11 +240,11 @@ async def test_versions_before_tls_1_2_are_refused(service: Service, tmp_path: P
         old_port = old_server.sockets[0].getsockname()[1]
         assert await asyncio.to_thread(handshake, old_port, ssl.TLSVersion.TLSv1_1, AUTHORITY) == "TLSv1.1"
 
-    assert spoken == ["", "", "TLSv1.2", "TLSv1.3"]
+    assert negotiated == ["", "", "TLSv1.2", "TLSv1.3"]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("server.crt", b"no PEM", "POINTBOOK_TLS_CERT_FILE: the file contains no certificate in PEM"),
         ("server.crt", None, "POINTBOOK_TLS_CERT_FILE: cannot read"),
@@ -253,10 +253,9 @@ async def test_versions_before_tls_1_2_are_refused(service: Service, tmp_path: P
         ("clients.crt", b"", "POINTBOOK_TLS_CLIENT_CA_FILE: the file contains no certificate in PEM"),
     ],
 )
-async def test_invalid_files_prevent_the_start(
-    service: Service, tmp_path: Path, *, name: str, content: bytes | None, told: str
+async def test_invalid_files_prevent_the_start_and_are_named(
+    service: Service, tmp_path: Path, *, name: str, content: bytes | None, message: str
 ) -> None:
-    """The error names the setting."""
     cert, key = AUTHORITY.issue().write(tmp_path, "server")
     client_ca = tmp_path / "clients.crt"
     client_ca.write_bytes(AUTHORITY.pem)
@@ -266,12 +265,12 @@ async def test_invalid_files_prevent_the_start(
         (tmp_path / name).write_bytes(content)
     settings = server_settings(tls_cert_file=cert, tls_key_file=key, tls_client_ca_file=client_ca)
 
-    with pytest.raises(SettingError, match=told):
+    with pytest.raises(SettingError, match=message):
         Server(settings, service.database_url, senders={})
 
 
-async def test_the_probe_of_a_server_without_tls_says_why_it_fails(service: Service, tmp_path: Path) -> None:
-    """Its settings name a certificate that the server beside it has not been started with."""
+async def test_probe_with_tls_of_a_server_without_tls_names_the_cause(service: Service, tmp_path: Path) -> None:
+    """The certificate was configured after the server's start."""
     cert, key = AUTHORITY.issue().write(tmp_path, "server")
     probe = ProbeSettings(grpc_address=f"127.0.0.1:{service.server.port}", tls_cert_file=cert, tls_key_file=key)
     serving, cause = await asyncio.to_thread(probe_server, probe)
@@ -280,14 +279,14 @@ async def test_the_probe_of_a_server_without_tls_says_why_it_fails(service: Serv
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
-async def test_the_documented_openssl_lines_make_certificates_that_work(service: Service, tmp_path: Path) -> None:
-    """Also the one of the server as its probe's, and the name that a token is bound to."""
+async def test_documented_openssl_commands_make_working_certificates(service: Service, tmp_path: Path) -> None:
+    """Including the server's own probe, and a token bound to a name."""
     page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
     (lines,) = re.findall(r"^```bash\n(openssl .*?)^```$", page, re.MULTILINE | re.DOTALL)
-    made = await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         "bash", "-euc", lines, cwd=tmp_path, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
     )
-    assert await made.wait() == 0
+    assert await process.wait() == 0
     token = await make_token(service.database_url, [ALL_MERCHANTS], list(Scope), client_names=["shim.internal"])
     files: dict[str, Any] = {"tls_cert_file": tmp_path / "server.crt", "tls_key_file": tmp_path / "server.key"}
     settings = server_settings(**files, tls_client_ca_file=tmp_path / "ca.crt")
@@ -300,8 +299,8 @@ async def test_the_documented_openssl_lines_make_certificates_that_work(service:
         address, ca_file = f"127.0.0.1:{server.port}", tmp_path / "ca.crt"
         probe = ProbeSettings(grpc_address=address, **files, tls_client_ca_file=ca_file)
         assert await asyncio.to_thread(probe_server, probe) == (True, "")
-        elsewhere = ProbeSettings(grpc_address=address, server_ca_file=ca_file, server_name="elsewhere.example")
-        serving, cause = await asyncio.to_thread(probe_server, elsewhere)
+        other_name = ProbeSettings(grpc_address=address, server_ca_file=ca_file, server_name="elsewhere.example")
+        serving, cause = await asyncio.to_thread(probe_server, other_name)
         assert (serving, "Hostname Verification Check failed" in cause) == (False, True)
     finally:
         await server.stop()

@@ -66,7 +66,7 @@ class DatabaseFaults:
         """Close all connections, and refuse new ones."""
         await self._proxy.cut()
         await asyncio.sleep(self._random.uniform(0.0, 2.0))
-        await self._proxy.mend()
+        await self._proxy.restore()
 
     async def slow_down(self) -> None:
         """Delay all data for a while."""
@@ -106,7 +106,7 @@ async def test_database_faults_neither_lose_nor_duplicate_events(
                 recoveries.append(asyncio.get_running_loop().time() - started)
             await callers.stop()
             await proxy.cut()
-            await proxy.mend()
+            await proxy.restore()
             await until(proxied_deployment.is_serving, seconds=RECOVERY_SECONDS_MAX)
             await _check_no_open_sessions(postgres.url())
             await client.close()

@@ -1,4 +1,4 @@
-"""Certificates for loopback that nothing else trusts, and a CA for servers and clients."""
+"""Certificates for loopback, and a CA for servers and clients."""
 
 import socket
 import ssl
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPri
 
 
 def loopback_tls(folder: Path) -> tuple[ssl.SSLContext, Path]:
-    """Make a server's TLS for localhost, and the file by which a client trusts it."""
+    """Return a server's TLS context for localhost, and the file that trusts it."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
@@ -53,7 +53,7 @@ class Issued:
     key: bytes
 
     def write(self, folder: Path, stem: str) -> tuple[Path, Path]:
-        """Put both into files, each at once as certificate managers do, and return their paths."""
+        """Write both to files atomically, as certificate managers do; return the paths."""
         paths = folder / f"{stem}.crt", folder / f"{stem}.key"
         for path, content in zip(paths, (self.chain, self.key), strict=True):
             replace(path, content)
@@ -116,7 +116,7 @@ class Authority:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Replace a file at once; only its owner may read it."""
+    """Replace a file atomically; only its owner may read it."""
     new = path.with_suffix(".new")
     new.touch(0o600)
     new.write_bytes(content)
@@ -129,12 +129,12 @@ def serial_of(chain: bytes) -> int:
 
 
 def served_serial(port: int) -> int:
-    """Return the serial number of the certificate that a port of this machine shows."""
+    """Return the serial number of the certificate that a local port serves."""
     return serial_of(ssl.get_server_certificate(("127.0.0.1", port), timeout=10).encode())
 
 
 def old_context(authority: Authority, folder: Path) -> ssl.SSLContext:
-    """The context of a server that still has TLS 1.0 and 1.1."""
+    """Return the TLS context of a server that supports TLS 1.0 and 1.1."""
     cert, key = authority.issue().write(folder, "old")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
@@ -142,7 +142,7 @@ def old_context(authority: Authority, folder: Path) -> ssl.SSLContext:
 
 
 def _with_old_versions(context: ssl.SSLContext, version: ssl.TLSVersion) -> ssl.SSLContext:
-    """Allow a context what OpenSSL itself refuses by now."""
+    """Allow versions that OpenSSL disables by default."""
     context.set_ciphers("ALL:@SECLEVEL=0")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -151,7 +151,7 @@ def _with_old_versions(context: ssl.SSLContext, version: ssl.TLSVersion) -> ssl.
 
 
 def handshake(port: int, version: ssl.TLSVersion, authority: Authority) -> str:
-    """Shake hands in one version of TLS alone, and return it; nothing where it is refused."""
+    """Connect with one version of TLS and return it; empty if it is refused."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.load_verify_locations(cadata=authority.pem.decode())

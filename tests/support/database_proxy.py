@@ -1,4 +1,4 @@
-"""A proxy of a database whose connections a test can cut, freeze, slow down and lead elsewhere."""
+"""A proxy that can cut, freeze, slow down or redirect a database's connections."""
 
 import asyncio
 import contextlib
@@ -12,30 +12,30 @@ class DatabaseProxy:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._user, self._database = parts.username, parts.path
-        self.lead_to(url)
+        self.redirect(url)
         self._flows = [_flowing()]
-        """Whether connections forward: the last is for those that come now, the others for those that are abandoned."""
+        """Events that are set while connections forward: the last for new ones, the others for abandoned ones."""
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._forwards: set[asyncio.Task[None]] = set()
         self._port = 0
         self.delay_seconds = 0.0
-        """How long whatever is forwarded waits before, in each direction."""
+        """The delay of forwarded data, in each direction."""
         self.drops = False
-        """Whether connections are accepted and then closed, as by a database that is starting up behind a balancer."""
+        """Whether connections are accepted and closed, as by a balancer whose database is starting up."""
 
     @property
     def url(self) -> str:
-        """The database's URL by this way."""
+        """The URL of the database through this proxy."""
         return f"postgresql://{self._user}@127.0.0.1:{self._port}{self._database}"
 
-    def lead_to(self, url: str) -> None:
-        """Lead new connections to the server of another URL."""
+    def redirect(self, url: str) -> None:
+        """Forward new connections to the server of another URL."""
         query = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
         self._socket = f"{query['host']}/.s.PGSQL.{query['port']}"
 
-    async def mend(self) -> None:
-        """Let connections through."""
+    async def restore(self) -> None:
+        """Accept connections again."""
         self._server = await asyncio.start_server(self._forward, "127.0.0.1", self._port)
         self._port = self._server.sockets[0].getsockname()[1]
 
@@ -47,19 +47,22 @@ class DatabaseProxy:
             writer.transport.abort()
         for flow in self._flows:
             flow.set()
-        # Both ends shall have noticed when this returns.
+        # Wait until both ends have noticed.
         await asyncio.gather(*self._forwards, return_exceptions=True)
 
     def freeze(self) -> None:
-        """Keep all connections open and accept new ones, and forward nothing: no end is told."""
+        """Forward nothing, but keep connections open and accept new ones."""
         self._flows[-1].clear()
 
     def thaw(self) -> None:
-        """Forward what has waited, and what comes."""
+        """Forward delayed and new data."""
         self._flows[-1].set()
 
     def abandon(self) -> None:
-        """Freeze the connections of now for good, and forward new ones: a failover whose old connections get no RST."""
+        """Freeze current connections for good, but forward new ones.
+
+        This is a failover whose old connections get no RST.
+        """
         self.freeze()
         self._flows.append(_flowing())
 
@@ -103,7 +106,7 @@ async def _both(one: Coroutine[None, None, None], other: Coroutine[None, None, N
 async def proxied(url: str) -> AsyncIterator[DatabaseProxy]:
     """Run a proxy of a database."""
     proxy = DatabaseProxy(url)
-    await proxy.mend()
+    await proxy.restore()
     try:
         yield proxy
     finally:

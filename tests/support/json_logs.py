@@ -1,4 +1,4 @@
-"""The logs as production writes them, collected by a test."""
+"""Logs in the format of production, collected by a test."""
 
 import contextlib
 import io
@@ -14,9 +14,10 @@ from pointbook_server.logs import configure_logs
 
 @contextlib.contextmanager
 def json_logs(*modules: ModuleType) -> Iterator[io.StringIO]:
-    """Collect all that is logged, down to DEBUG; `modules` are ours that log.
+    """Collect all log lines, down to DEBUG.
 
-    Their loggers keep the configuration of their first use, so they get fresh ones for as long.
+    `modules` are modules of this project that log. Their loggers keep the configuration of their first use, so they get
+    new loggers while the block runs.
     """
     root, written = logging.getLogger(), io.StringIO()
     handlers, level, configuration = list(root.handlers), root.level, structlog.get_config()
@@ -24,7 +25,7 @@ def json_logs(*modules: ModuleType) -> Iterator[io.StringIO]:
     with pytest.MonkeyPatch.context() as patch:
         with contextlib.redirect_stderr(written):
             configure_logs("DEBUG", json=True)
-        # Loggers that are used for the first time now would keep this configuration for ever.
+        # Loggers first used during the block must not keep this configuration.
         structlog.configure(**{**structlog.get_config(), "cache_logger_on_first_use": False})
         for module in modules:
             patch.setattr(module, "log", structlog.get_logger())

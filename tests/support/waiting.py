@@ -12,7 +12,10 @@ SECONDS_MAX = 10.0
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = SECONDS_MAX) -> float:
-    """Wait until a condition holds, and return how many seconds that took. Raises TimeoutError after `seconds`."""
+    """Wait until a condition holds, and return how many seconds that took.
+
+    Raises TimeoutError after `seconds`.
+    """
     began = time.monotonic()
     async with asyncio.timeout(seconds):
         while not await _holds(condition):  # noqa: ASYNC110 - nothing sets an event
@@ -21,7 +24,7 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float 
 
 
 async def until_locks_are_awaited(database_url: str, count: int = 1) -> None:
-    """Wait until at least `count` sessions of a database wait for locks. Raises TimeoutError."""
+    """Wait until `count` or more sessions wait for locks. Raises TimeoutError."""
     connection = await asyncpg.connect(database_url)
 
     async def are_awaited() -> bool:
