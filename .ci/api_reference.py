@@ -1,4 +1,4 @@
-"""Write the API reference, one Markdown page for each proto, from the comments of the contract.
+"""Write the API reference: a Markdown page for each proto, from its comments.
 
 Usage: api_reference.py IMAGE FOLDER. IMAGE is a descriptor set with source information, as `buf build` writes it.
 """
@@ -246,7 +246,7 @@ class Reference:
         return re.sub(r"\n\n", "<br><br>", text).replace("\n", " ")
 
     def _text(self, comment: str, page: str) -> str:
-        """Convert a comment to Markdown, with links to the documentation and to other elements."""
+        """Convert a comment to Markdown, with links to pages and to other elements."""
         parts = _CODE.split(re.sub(r"\n +", "\n  ", comment))
         return "".join(part if part.startswith("`") else self._prose(part, page) for part in parts)
 

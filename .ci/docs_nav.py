@@ -1,4 +1,7 @@
-"""A mkdocs hook: an entry of the navigation that ends with "/" stands for the pages of that folder, its index first."""
+"""A mkdocs hook: navigation entries that end with "/" become a folder's pages.
+
+The index comes first.
+"""
 # ruff: noqa: INP001 - mkdocs loads it by path.
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Write the generated parts of docs/ from the code: methods, reasons, settings and tables.
+"""Write the generated parts of docs/: methods, reasons, settings and tables.
 
 `make tables` runs it. Each part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`; a test fails where
 one is not current.
@@ -58,7 +58,7 @@ def methods() -> Iterator[str]:
 
 
 def reasons() -> Iterator[str]:
-    """Return a table of every reason: its gRPC code, its status, and whether a retry helps."""
+    """Return a table of every reason: gRPC code, status, and whether a retry helps."""
     yield from ("| reason | gRPC code | status | does a retry help |", "|---|---|---|---|")
     for reason, spec in REASONS.items():
         code = f"{spec.grpc_code}, as a warning" if reason is Reason.CODE_NOT_ISSUED else spec.grpc_code
@@ -73,7 +73,7 @@ def settings_of(settings: type[BaseSettings]) -> Iterator[str]:
 
 
 def tables() -> Iterator[str]:
-    """Return an ER diagram for each group of tables, and the comments of their columns."""
+    """Return an ER diagram and the column comments of each group of tables."""
     grouped = [name for names in TABLE_GROUPS.values() for name in names]
     if sorted(grouped) != sorted(metadata.tables):
         raise ValueError(f"TABLE_GROUPS must name each table once: {set(grouped) ^ set(metadata.tables)}")
@@ -140,7 +140,7 @@ def _entity(table: Table) -> Iterator[str]:
 
 
 def _relations(table: Table, group: list[Table]) -> Iterator[str]:
-    """Return the foreign keys of a table, and its references inside the group by the same key columns."""
+    """Return a table's foreign keys, and references inside its group by key columns."""
     related = {table.name}
     for key in sorted(_foreign_keys(table), key=lambda key: str(key.name)):
         related.add(key.referred_table.name)

@@ -1,7 +1,7 @@
-"""Build .venv from requirements.lock, unless it is complete; `make` runs this before every other target.
+"""Build .venv from requirements.lock, unless it is complete.
 
-An error is one line that names the cause and what to do. It runs on any Python 3, so that it can refuse one that is too
-old.
+`make` runs this before every other target. An error is one line that names the cause and what to do. It runs on any
+Python 3, so that it can refuse one that is too old.
 """
 # ruff: noqa: INP001, UP032 - a script, and Pythons before 3.6 have no f-strings.
 
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def check_python() -> None:
-    """Raise SetupError where this Python is too old or lacks a module that the environment is made with."""
+    """Raise SetupError if this Python is too old or lacks a required module."""
     if sys.version_info[:2] < OLDEST:
         raise SetupError(
             "{} is Python {}, and Pointbook needs 3.11 or later: {}".format(
@@ -105,7 +105,10 @@ def newer_python() -> str:
 
 
 class Turn:
-    """One set-up at a time: `make run` and `make test` may be started together on a fresh clone."""
+    """A lock for one set-up at a time.
+
+    `make run` and `make test` may be started together on a fresh clone.
+    """
 
     def __enter__(self) -> None:
         """Wait until no other set-up of this folder runs."""
@@ -121,7 +124,7 @@ class Turn:
 
 
 def make_whole() -> None:
-    """Keep a complete environment, update one with other packages, and rebuild any other."""
+    """Update an environment with other packages, and rebuild an incomplete one."""
     usable = is_usable()
     if usable and read_stamp()["packages"] == stamp()["packages"]:
         return
@@ -149,14 +152,20 @@ def make_whole() -> None:
 
 
 def base_python() -> str:
-    """Return the Python behind this one, which may itself belong to the environment that is rebuilt."""
+    """Return the base Python of this one.
+
+    This one may belong to the environment that is rebuilt.
+    """
     if sys.prefix == sys.base_prefix:
         return sys.executable
     return str(Path(sys.base_prefix) / "bin" / "python{}.{}".format(*sys.version_info[:2]))
 
 
 def is_usable() -> bool:
-    """Return whether the environment was completed for this Python and folder, is still whole, and runs."""
+    """Return whether the environment is complete, for this Python and folder.
+
+    Its Python must also start.
+    """
     finished = read_stamp()
     if finished["maker"] != stamp()["maker"] or not set(finished["contents"]) <= set(contents()):
         return False
@@ -168,7 +177,7 @@ def is_usable() -> bool:
 
 
 def stamp() -> "dict[str, list[str]]":
-    """Return what an environment depends on: the Python and the folder that it is made for, and its packages."""
+    """Return what an environment depends on: Python, folder and packages."""
     maker = ["{}.{}".format(*sys.version_info[:2]), os.path.realpath(sys.base_prefix), str(VENV)]
     files = (LOCK, *(folder / "pyproject.toml" for folder in DISTRIBUTIONS))
     return {"maker": maker, "packages": [str(zlib.crc32(file.read_bytes())) for file in files]}
@@ -180,7 +189,7 @@ def contents() -> "list[str]":
 
 
 def read_stamp() -> "dict[str, list[str]]":
-    """Return what the last completed set-up wrote with `write_stamp`; empty lists without one."""
+    """Return what the last completed set-up wrote; empty lists without one."""
     names = ("maker", "packages", "contents")
     try:
         found = json.loads(STAMP.read_text())
@@ -203,7 +212,7 @@ def remove() -> None:
 
 
 def install() -> None:
-    """Install the packages of the lock, and then our own, which change with the sources."""
+    """Install the packages of the lock, and then this project's own."""
     pip = (str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--retries", "2")
     run("installing packages", *pip, "--require-hashes", "-r", str(LOCK))
     own = [argument for folder in DISTRIBUTIONS for argument in ("-e", str(folder))]
@@ -211,7 +220,10 @@ def install() -> None:
 
 
 def run(what: str, *command: str) -> None:
-    """Run a program with its output in the log, and show how far it is. Raises SetupError where it fails."""
+    """Run a program with its output in the log, and show its progress.
+
+    Raises SetupError if it fails.
+    """
     with LOG.open("w") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603
         try:
@@ -240,7 +252,10 @@ def cause_of(output: str, what: str) -> str:
 
 
 class Progress:
-    """Shows how many of the lock's packages are fetched and installed: in place on a terminal, in lines elsewhere."""
+    """Shows how many of the lock's packages are fetched and installed.
+
+    In place on a terminal, in lines elsewhere.
+    """
 
     def __init__(self, what: str) -> None:
         self._what = what

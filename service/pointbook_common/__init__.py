@@ -1,1 +1,1 @@
-"""What the server, the shim and the command share: text, secrets, certificates and file limits."""
+"""What the server, the shim and the command share."""

@@ -41,7 +41,7 @@ class SettingFile:
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """The PEM files of a TLS endpoint: its certificate and key, and the CA that verifies its peers."""
+    """The PEM files of a TLS endpoint; `ca` verifies its peers."""
 
     cert: SettingFile | None = None
     key: SettingFile | None = None
@@ -64,10 +64,10 @@ class TlsMaterial:
 
 
 class TlsSource:
-    """TLS material that follows its files. While changed files do not match each other, the previous material is used.
+    """TLS material that follows its files.
 
-    `current` can be called from any thread and at each handshake; it costs a stat of each file. The constructor raises
-    SettingError if the files are invalid.
+    While changed files do not match each other, the previous material is used. `current` can be called from any thread
+    and at each handshake; it costs a stat of each file. The constructor raises SettingError if the files are invalid.
     """
 
     def __init__(self, files: TlsFiles, clock: Callable[[], float] = time.time) -> None:
@@ -85,7 +85,10 @@ class TlsSource:
             log.warning("private key is readable by every user of this machine", variable=files.key.variable)
 
     def current(self) -> TlsMaterial:
-        """Return the latest material whose files match each other; the same object until they change."""
+        """Return the latest material whose files match each other.
+
+        It is the same object until the files change.
+        """
         with self._lock:
             states = self._stat_files()
             # A file can be rewritten within one tick of its file system's clock, so invalid files are read again.
@@ -132,7 +135,10 @@ class TlsSource:
 
 
 def load(files: TlsFiles) -> TlsMaterial:
-    """Read and check TLS files. Raises SettingError, which names the variable of the invalid one."""
+    """Read and check TLS files.
+
+    Raises SettingError, which names the variable of the invalid one.
+    """
     chain = key = ca = certificate = None
     if files.ca is not None:
         ca, _ = _load_certificates(files.ca)
@@ -195,7 +201,10 @@ def _read(file: SettingFile) -> bytes:
 
 
 def _stat(path: Path) -> tuple[int, ...]:
-    """Return what changes when a file is written or replaced, following symbolic links."""
+    """Return a file's state, which changes when it is written or replaced.
+
+    Symbolic links are followed.
+    """
     try:
         found = os.stat(path)  # noqa: PTH116 - three times faster than Path.stat, and called at each handshake
     except OSError:

@@ -2,4 +2,7 @@
 
 
 class SettingError(Exception):
-    """A setting that turns out to be wrong only when it is used; the message is one line that names the setting."""
+    """A setting that turns out to be invalid only when it is used.
+
+    The message is one line that names the setting.
+    """

@@ -16,7 +16,10 @@ def raise_open_files() -> None:
 
 
 def max_client_connections(database_connections: int) -> int:
-    """Return how many client connections leave enough files for the server's other connections."""
+    """Return how many client connections the limit of open files allows.
+
+    The rest is for the server's other connections and files.
+    """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return CONNECTIONS_MAX

@@ -7,9 +7,10 @@ from pathlib import Path
 
 
 def read_regular_file(path: Path, bytes_max: int) -> bytes:
-    """Return a file's content. Raises OSError, also if the file is too large or not a regular file.
+    """Return a file's content.
 
-    Pipes are refused because they can be read only once, and block without a writer.
+    Raises OSError, also if the file is too large or not a regular file. Pipes are refused because they can be read only
+    once, and block without a writer.
     """
     with open(path, "rb", opener=_open_without_blocking) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

@@ -1,4 +1,4 @@
-"""Secrets from files: POINTBOOK_X_FILE names a file with the value of the secret setting POINTBOOK_X."""
+"""Secrets from files: POINTBOOK_X_FILE names a file with the value of POINTBOOK_X."""
 
 import os
 from dataclasses import dataclass
@@ -26,7 +26,10 @@ class SecretFile:
     """Whether the setting itself is set as well."""
 
     def read(self) -> str:
-        """Return the file's text without a trailing line break. Raises ValueError, which never quotes the file."""
+        """Return the file's text without a trailing line break.
+
+        Raises ValueError, which never quotes the file.
+        """
         if self.is_duplicate:
             raise ValueError(f"is set twice: remove it or {self.variable}")
         try:
@@ -42,7 +45,7 @@ class SecretFile:
 
 
 class SecretFilesSource(PydanticBaseSettingsSource):
-    """The settings source of POINTBOOK_X_FILE variables, with a SecretFile for each that is set."""
+    """The settings source of POINTBOOK_X_FILE variables, as SecretFile values."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         """Return a field's file and key, and that its value is not JSON."""
@@ -81,7 +84,10 @@ class SecretFileSettings(BaseSettings):
 
 
 def read_secret_file(value: object) -> object:
-    """Return the text of a SecretFile, and any other value unchanged. Raises ValueError."""
+    """Return the text of a SecretFile, and any other value unchanged.
+
+    Raises ValueError.
+    """
     return value.read() if isinstance(value, SecretFile) else value
 
 

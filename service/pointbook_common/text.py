@@ -1,4 +1,4 @@
-"""Normalisation of pasted text: digits of every script, and invisible characters. Pure."""
+"""Normalization of pasted text: digits of every script, invisible characters."""
 
 import re
 import unicodedata
@@ -20,12 +20,15 @@ _PUNCTUATION = str.maketrans("\uff08\uff09\uff0e", "().")
 
 
 def ascii_digits(text: str) -> str:
-    """Return a text with all Unicode decimal digits as ASCII, and full-width or small plus signs as +."""
+    """Return a text with ASCII digits for all Unicode decimal digits, and ASCII plus."""
     return "".join(_ascii_digit(character) for character in text)
 
 
 def without_invisible(text: str, *, except_for: str = "") -> str:
-    """Return a text without format characters, variation selectors and control characters."""
+    """Return a text without invisible characters.
+
+    These are format characters, variation selectors and control characters.
+    """
     return "".join(character for character in text if character in except_for or not _is_invisible(character))
 
 
@@ -40,7 +43,7 @@ def pasted(text: str) -> str:
 
 
 def phone_text(text: str) -> str:
-    """Return a pasted phone number with ASCII digits, plus, blanks, dashes, parentheses and dots."""
+    """Return a pasted phone number with ASCII digits, blanks and punctuation."""
     return "".join(_phone_character(character) for character in ascii_digits(pasted(text))).translate(_PUNCTUATION)
 
 

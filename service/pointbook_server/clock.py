@@ -1,4 +1,7 @@
-"""The clock, which is passed as an argument so that tests can control it, and ids that sort by time."""
+"""The clock, and ids that sort by time.
+
+The clock is passed as an argument, so that tests can control it.
+"""
 
 import itertools
 import secrets

@@ -1,4 +1,4 @@
-"""The errors of the API: their reasons, what each reason means on the wire, and the exceptions that carry them."""
+"""The errors of the API: reasons, their meaning on the wire, and exceptions."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ RETRY_AFTER_SECONDS = 1.0
 
 
 class Reason(StrEnum):
-    """Why a call failed or a redemption was refused: the names of ErrorReason in errors.proto."""
+    """Why a call failed or a redemption was refused, as ErrorReason in errors.proto."""
 
     INVALID_FIELDS = "INVALID_FIELDS"
     TOKEN_MISSING = "TOKEN_MISSING"  # noqa: S105 - the name of a reason
@@ -82,7 +82,10 @@ class Reason(StrEnum):
 
 
 class GrpcCode(StrEnum):
-    """The gRPC status codes of errors, by the names of grpc.StatusCode; this module imports no gRPC."""
+    """The gRPC status codes of errors, by their names in grpc.StatusCode.
+
+    This module does not import gRPC.
+    """
 
     OK = "OK"
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
@@ -111,7 +114,7 @@ class Retry(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """What ResourceInfo names: the type of the resource, and the metadata key that holds its name."""
+    """A resource for ResourceInfo: its type, and the metadata key of its name."""
 
     type: str
     metadata_key: str
@@ -228,11 +231,14 @@ class FieldViolation:
 
 
 class UnusableDatabaseError(Exception):
-    """The database cannot be used; the message is one line with the cause and the cure, without personal data."""
+    """The database cannot be used.
+
+    The message is one line with the cause and the remedy, without personal data.
+    """
 
 
 class DatabaseDefectError(Exception):
-    """The database refused one of our statements, which is a defect of ours.
+    """The database refused a statement, which is a defect of this server.
 
     The message omits the database's DETAIL, which quotes rows and so personal data.
     """
@@ -243,7 +249,10 @@ class DatabaseDefectError(Exception):
 
 
 class PointbookError(Exception):
-    """An error that callers see as it is: no part of it holds a person's identifier or a secret."""
+    """An error that callers receive unchanged.
+
+    No part of it contains a personal identifier or a secret.
+    """
 
     def __init__(
         self,
@@ -267,7 +276,7 @@ REGISTERED_ELSEWHERE = "registered_elsewhere"
 
 
 def store_not_found(store_id: str, *, registered_elsewhere: bool = False) -> PointbookError:
-    """Return the error for a store that is not registered, or that another merchant has registered."""
+    """Return the error for a store that this merchant has not registered."""
     metadata = {"store_id": store_id}
     if registered_elsewhere:
         metadata[REGISTERED_ELSEWHERE] = "true"
@@ -288,7 +297,7 @@ def key_not_configured(setting: str, use: str) -> PointbookError:
 
 
 def next_revision(revision: int, expected: int | None) -> int:
-    """Return the next revision of a resource; 0 is the revision of one that does not exist yet.
+    """Return the next revision of a resource; 0 is that of one that does not exist.
 
     Raises STALE_ETAG if `expected` is another revision.
     """
@@ -298,5 +307,8 @@ def next_revision(revision: int, expected: int | None) -> int:
 
 
 def first_revision() -> int:
-    """Return a random first revision, so that the etag of a deleted resource never matches its successor."""
+    """Return a random first revision.
+
+    It prevents the etag of a deleted resource from matching its successor.
+    """
     return 1 + secrets.randbelow(FIRST_REVISION_MAX)

@@ -1,4 +1,7 @@
-"""Structured logs: JSON lines, or colours on a terminal. They contain no personal data and no local variables."""
+"""Structured logs: JSON lines, or colors on a terminal.
+
+They contain no personal data and no local variables.
+"""
 
 import logging
 import sys

@@ -80,7 +80,7 @@ class Maintenance:
         self._quarantine = quarantine
 
     async def run_maintenance(self) -> None:
-        """Count open store erasures at once, then run all jobs at random intervals, forever."""
+        """Count open store erasures, then run all jobs at random intervals, forever."""
         await _log_failure(self._store_erasures.report_open())
         while True:
             await asyncio.sleep(random.uniform(0, 2 * INTERVAL_SECONDS))  # noqa: S311 - spreads the rounds of several servers
@@ -99,7 +99,7 @@ class Maintenance:
             await _log_failure(self._tokens.write_last_used())
 
     async def _run_timed_jobs(self) -> None:
-        """Release and delete by the database's clock, unless the server's clock differs from it."""
+        """Release and delete by the database's time, unless the server's clock differs."""
         try:
             async with self._database.autocommit() as connection:
                 now_ms = await self._skew.read_trusted(connection)
@@ -109,7 +109,10 @@ class Maintenance:
         await _log_failure(self._clean_up(now_ms))
 
     async def _release_overdue(self, now_ms: int) -> None:
-        """Release the redemptions that SHOPLINE did not book in time; their holds no longer count."""
+        """Release the redemptions that SHOPLINE did not book in time.
+
+        Their holds no longer count.
+        """
         if released := await self._redemptions.release_overdue(now_ms):
             log.warning("redemptions not booked in time, released", count=released)
 
@@ -123,10 +126,10 @@ class Maintenance:
 async def merchant_by_merchant(
     find: Callable[[], Awaitable[Iterable[str]]], work: Callable[[str], Awaitable[int]]
 ) -> int:
-    """Run `work` for the merchants that `find` returns until nothing is left; return the sum of its results.
+    """Run `work` for the merchants that `find` returns, until nothing is left.
 
-    `find` returns some merchants without locking anything. `work` processes a bounded number of one merchant's rows,
-    skips rows that other servers have locked, and returns how many it processed.
+    Returns the sum of its results. `find` returns some merchants without locking anything. `work` processes a bounded
+    number of one merchant's rows, skips rows that other servers have locked, and returns how many it processed.
     """
     count, previous = 0, -1
     while count > previous:

@@ -1,4 +1,7 @@
-"""The server's Prometheus metrics and their endpoint. No label contains an id, and each has only a few values."""
+"""The server's Prometheus metrics and their endpoint.
+
+No label contains an id, and each has only a few values.
+"""
 
 import asyncio
 import math
@@ -18,7 +21,7 @@ CLOSING_TURNS = 10
 
 
 class Metrics:
-    """The counters of one server process, and gauges of what the database holds for all processes."""
+    """Counters of one server process, and gauges of the shared database's contents."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -58,11 +61,11 @@ class Metrics:
 
 
 class MetricsEndpoint:
-    """Serves `GET /metrics` on its own address and thread, so that it responds while the server's loop is busy.
+    """Serves `GET /metrics` on its own address and thread.
 
-    The thread's event loop is bounded: each connection gets one response to a head of at most HEAD_BYTES_MAX and is
-    closed within CONNECTION_SECONDS_MAX; above CONNECTIONS_MAX, a new connection replaces the oldest. Nothing that
-    clients send is logged.
+    So it responds while the server's loop is busy. The thread's event loop is bounded: each connection gets one
+    response to a head of at most HEAD_BYTES_MAX and is closed within CONNECTION_SECONDS_MAX; above CONNECTIONS_MAX, a
+    new connection replaces the oldest. Nothing that clients send is logged.
     """
 
     def __init__(self, metrics: Metrics, address: str, *, reuse_port: bool = False) -> None:

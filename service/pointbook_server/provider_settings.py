@@ -1,4 +1,7 @@
-"""Parsing of the settings of code providers. Error messages never quote a setting's value."""
+"""Parsing of the settings of code providers.
+
+Error messages never quote a setting's value.
+"""
 
 import json
 import re
@@ -71,7 +74,10 @@ class HttpGateway:
 
 
 def parse_smtp_url(url: str) -> SmtpServer:
-    """Parse smtp(s)://USER:PASSWORD@HOST:PORT?starttls=…. By default, a password requires encryption."""
+    """Parse smtp(s)://USER:PASSWORD@HOST:PORT?starttls=….
+
+    By default, a password requires encryption.
+    """
     form = "must be smtp://USER:PASSWORD@HOST:PORT or smtps://…"
     try:
         parts = urlsplit(url)
@@ -160,7 +166,10 @@ def parse_statuses(text: str) -> frozenset[int]:
 
 
 def check_apprise_url(url: str) -> str:
-    """Return an Apprise URL that contains {to}; Apprise itself checks the rest. Raises ValueError."""
+    """Return an Apprise URL that contains {to}. Raises ValueError.
+
+    Apprise itself checks the rest.
+    """
     if "://" not in url or DESTINATION not in url or not _VISIBLE.fullmatch(url):
         raise ValueError(f"must be an Apprise URL with {DESTINATION} in place of the destination")
     return url

@@ -42,10 +42,10 @@ _ALTERNATIVES = {"apprise_sms_url": "sms_url", "apprise_email_url": "smtp_url"}
 
 
 class ServerSettings(SecretFileSettings):
-    """The settings of the gRPC server: each field is a variable POINTBOOK_<NAME>. An invalid one prevents the start.
+    """The settings of the gRPC server: each field is a variable POINTBOOK_<NAME>.
 
-    A check of several fields belongs to the last of them: a check of the whole model would run only after every field
-    is valid, and so report its error one start later.
+    An invalid one prevents the start. A check of several fields belongs to the last of them: a check of the whole model
+    would run only after every field is valid, and so report its error one start later.
     """
 
     model_config = SettingsConfigDict(env_prefix="POINTBOOK_", frozen=True, extra="ignore", hide_input_in_errors=True)
@@ -277,10 +277,10 @@ class ServerSettings(SecretFileSettings):
         may_have_tls = info.field_name in {"grpc_address", "health_address"}
         has_tls = may_have_tls and info.data.get("tls_cert_file") is not None
         if not has_tls and not _may_use_plaintext(value, info):
-            cure = "set POINTBOOK_ALLOW_PLAINTEXT=true if the network encrypts traffic itself"
+            remedy = "set POINTBOOK_ALLOW_PLAINTEXT=true if the network encrypts traffic itself"
             if may_have_tls:
-                cure = f"set POINTBOOK_TLS_CERT_FILE, or {cure}"
-            raise ValueError(f"is beyond loopback and the server uses plaintext: {cure}")
+                remedy = f"set POINTBOOK_TLS_CERT_FILE, or {remedy}"
+            raise ValueError(f"is beyond loopback and the server uses plaintext: {remedy}")
         return value
 
     @field_validator("code_keys", "quarantine_keys", mode="before")
@@ -382,7 +382,7 @@ class ServerSettings(SecretFileSettings):
 
 
 def _plaintext_allowed(info: ValidationInfo) -> bool:
-    """Return allow_plaintext; true if it is invalid, which is reported as an error of its own."""
+    """Return allow_plaintext; true if it is invalid, which is a separate error."""
     return bool(info.data.get("allow_plaintext", True))
 
 

@@ -1,7 +1,8 @@
-"""The check of the server's clock against the database's, which decides what cannot be undone.
+"""The check of the server's clock against the database's.
 
-Neither clock is known to be right. A server whose clock differs from the database's therefore stops what the other
-servers could not undo: first maintenance, and with a larger difference all calls.
+Work that cannot be undone depends on it. Neither clock is known to be right. A server whose clock differs from the
+database's therefore stops what the other servers could not undo: first maintenance, and with a larger difference all
+calls.
 """
 
 import time
@@ -68,7 +69,7 @@ class ClockState(IntEnum):
 
 
 class Sample(NamedTuple):
-    """One comparison: the database's time, how far the server's is ahead of it, and the tolerance of that."""
+    """One comparison: the database's time, the server's lead, and its tolerance."""
 
     database_ms: int
     ahead_ms: float
@@ -97,7 +98,10 @@ def _state_of(difference_ms: float) -> ClockState:
 
 
 def next_state(samples: Sequence[Sample], previous: ClockState) -> ClockState:
-    """Return the state after some samples, which changes only if all of them contradict the previous one."""
+    """Return the state after some samples.
+
+    It changes only if all of them contradict the previous state.
+    """
     if previous is ClockState.UNKNOWN:
         return min(sample.worst for sample in samples)
     least = min(sample.least for sample in samples)
@@ -106,11 +110,14 @@ def next_state(samples: Sequence[Sample], previous: ClockState) -> ClockState:
 
 
 class ClockSkewError(UnusableDatabaseError):
-    """The server's clock cannot be relied on; the message is one line with the difference and the cure."""
+    """The server's clock cannot be relied on.
+
+    The message is one line with the difference and the remedy.
+    """
 
 
 class ClockSkew:
-    """Compares the clocks, reports to metrics and log, and decides what this server may do."""
+    """Compares the clocks, reports the difference, and decides what is allowed."""
 
     def __init__(self, clock: ServerClock, metrics: Metrics) -> None:
         self._clock = clock
@@ -135,19 +142,28 @@ class ClockSkew:
             raise ClockSkewError(self._cause)
 
     async def read_trusted(self, connection: Connection) -> int:
-        """Return the database's time for work that cannot be undone. Raises ClockSkewError if the clocks differ."""
+        """Return the database's time for work that cannot be undone.
+
+        Raises ClockSkewError if the clocks differ.
+        """
         sample = await self._sample(connection)
         if self.state is not ClockState.GOOD or sample.worst is not ClockState.GOOD:
             raise ClockSkewError(self._cause or _cause(sample))
         return sample.database_ms
 
     def check_call(self) -> None:
-        """Raise CLOCK_WRONG if the clock is wrong, and DATABASE_UNAVAILABLE before it was first compared."""
+        """Raise CLOCK_WRONG if the clock is wrong.
+
+        Before the first comparison, DATABASE_UNAVAILABLE is raised.
+        """
         if self._refuse is not None:
             raise self._refuse()
 
     async def _sample(self, connection: Connection) -> Sample:
-        """Compare the clocks once; the database read its clock at some moment within the round trip."""
+        """Compare the clocks once.
+
+        The database read its clock at some moment within the round trip.
+        """
         started_ms, started = self._clock(), time.monotonic()
         database_ms = await self._clock.read_database(connection)
         tolerance_ms = (time.monotonic() - started) * 1_000 / 2

@@ -1,6 +1,7 @@
-"""A pool of asyncpg connections that can be terminated while in use, and then opens new ones.
+"""A pool of asyncpg connections that can be terminated while in use.
 
-asyncpg's own pool cannot be used again after it was terminated, and waits for a dead connection before replacing it.
+It then opens new ones. asyncpg's own pool cannot be used again after it was terminated, and waits for a dead connection
+before replacing it.
 """
 
 import asyncio
@@ -83,12 +84,18 @@ class ConnectionPool:
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[Any]:
-        """Acquire a driver's connection for a block. Raises the driver's errors, and TimeoutError."""
+        """Acquire a driver's connection for a block.
+
+        Raises the driver's errors, and TimeoutError.
+        """
         async with self.releasing(await self.claim()) as driver:
             yield driver
 
     async def claim(self) -> PooledConnection:
-        """Return a connection. Raises the driver's errors, TimeoutError, and PoolRefusalError at once."""
+        """Return a connection.
+
+        Raises the driver's errors, TimeoutError, and PoolRefusalError at once.
+        """
         if self._refusal:
             raise PoolRefusalError(self._refusal)
         if not self._slots.locked() and (connection := self._pop_idle()):
@@ -140,7 +147,10 @@ class ConnectionPool:
             self._refusal = ""
 
     async def close(self) -> None:
-        """Close all connections for good; terminate those that are still in use after a moment."""
+        """Close all connections for good.
+
+        Those that are still in use after a moment are terminated.
+        """
         self._is_closed = True
         self._refuse("the pool is closed")
         with contextlib.suppress(TimeoutError):
@@ -199,7 +209,10 @@ class ConnectionPool:
             self._terminate(self._idle.popleft())
 
     def _terminate(self, connection: PooledConnection) -> None:
-        """Drop a connection without waiting for its peer; a call that uses it gets the driver's error."""
+        """Drop a connection without waiting for its peer.
+
+        A call that uses it gets the driver's error.
+        """
         self._connections.discard(connection)
         connection.driver.terminate()
 
@@ -211,7 +224,7 @@ class ConnectionPool:
 
 
 async def _end_leftovers(driver: Any) -> None:
-    """End the statement and transaction of a cancelled call, or terminate the connection.
+    """End a cancelled call's statement and transaction, or terminate the connection.
 
     If the call was cancelled between preparing and running a statement, the driver still has to synchronize, which the
     next statement does. If that statement fails, the transaction has failed or the connection is lost.
@@ -229,7 +242,7 @@ async def _end_leftovers(driver: Any) -> None:
 
 
 async def roll_back(driver: Any) -> None:
-    """Roll back an open transaction; terminate the connection if it does not respond in time."""
+    """Roll back an open transaction, or terminate an unresponsive connection."""
     # A lost connection has already ended its transaction.
     if driver.is_closed() or not driver.is_in_transaction():
         return
@@ -242,7 +255,10 @@ async def roll_back(driver: Any) -> None:
 
 
 def _keep_alive(driver: Any) -> None:
-    """Turn on TCP keepalive, which detects a peer that has disappeared; asyncpg has no option for it."""
+    """Turn on TCP keepalive, which detects a peer that has disappeared.
+
+    asyncpg has no option for it.
+    """
     tcp_socket = driver._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg does not expose the socket
     if tcp_socket is None or tcp_socket.family not in {socket.AF_INET, socket.AF_INET6}:
         return

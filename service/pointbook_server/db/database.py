@@ -1,4 +1,4 @@
-"""Access to the database: connections, transactions with retries, and the translation of driver errors.
+"""Access to the database: connections, and transactions with retries.
 
 Statements are built with SQLAlchemy Core, compiled to SQL once, and run by asyncpg: running a statement through
 SQLAlchemy costs ten times as much.
@@ -75,9 +75,9 @@ log = structlog.get_logger()
 
 
 class RetryTransactionError(PointbookError):
-    """Raised inside a transaction to roll it back and run it again, because another transaction interfered.
+    """Raised inside a transaction to roll it back and run it again.
 
-    Callers get it after too many attempts.
+    Another transaction has changed the same data. Callers get it after too many attempts.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,10 @@ class RetryTransactionError(PointbookError):
 
 
 class LoginRefusedError(ConnectionRefusedError):
-    """The database refused a login with a SQLSTATE that would mean a defect of ours if a statement had caused it."""
+    """The database refused a login.
+
+    Its SQLSTATE would mean a defect of this server if a statement had caused it.
+    """
 
     def __init__(self, cause: asyncpg.PostgresError) -> None:
         super().__init__(str(cause))
@@ -121,7 +124,10 @@ class Statement:
         self._values: Mapping[str, Any] = compiled.params
 
     def arguments(self, values: Mapping[str, Any]) -> list[Any]:
-        """Return values in the order of the SQL's parameters, plus those built into the statement."""
+        """Return values in the order of the SQL's parameters.
+
+        Values built into the statement are added.
+        """
         if not values:
             return [self._values[name] for name in self._names]
         return [values[name] if name in values else self._values[name] for name in self._names]
@@ -202,9 +208,9 @@ class Database:
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[Connection]:
-        """Acquire a connection on which each statement commits by itself, in one round trip.
+        """Acquire a connection on which each statement commits by itself.
 
-        Raises TRANSACTION_CONFLICT and DATABASE_UNAVAILABLE.
+        A statement takes one round trip. Raises TRANSACTION_CONFLICT and DATABASE_UNAVAILABLE.
         """
         with database_errors(self._note_outage):
             async with self._pool.acquire() as driver:
@@ -212,16 +218,16 @@ class Database:
 
     @asynccontextmanager
     async def reserve(self) -> AsyncIterator[Connection]:
-        """Acquire the connection reserved for token look-ups, like `autocommit`: free while calls use all others.
+        """Acquire the connection reserved for token look-ups, like `autocommit`.
 
-        The connection is terminated at once if the caller is cancelled.
+        It is free even while calls use all others. The connection is terminated at once if the caller is cancelled.
         """
         with database_errors(self._note_outage):
             async with _terminated_on_error(self._reserved_pool) as connection:
                 yield connection
 
     async def transaction(self, work: Callable[[Connection], Awaitable[T]], *, planned_once: bool = False) -> T:
-        """Run `work` in one transaction, and run all of it again after a conflict with another transaction.
+        """Run `work` in one transaction, and again after conflicts with other ones.
 
         With `planned_once`, its statements are planned like those that commit by themselves (PLANNED_ONCE).
         Raises TRANSACTION_CONFLICT after TRANSACTION_ATTEMPTS_MAX conflicts, and DATABASE_UNAVAILABLE.
@@ -237,7 +243,10 @@ class Database:
         raise RetryTransactionError
 
     async def _run(self, work: Callable[[Connection], Awaitable[T]], begin: str) -> T:
-        """Run `work` in one transaction, to its end even if the caller is cancelled: only the wait ends early."""
+        """Run `work` in one transaction, to its end even if the caller is cancelled.
+
+        Only the wait ends early.
+        """
 
         async def run() -> T:
             async with self._pool.releasing(connection) as driver, _transaction(driver, begin):
@@ -259,9 +268,10 @@ class Database:
 
     @asynccontextmanager
     async def health_connection(self) -> AsyncIterator[Connection]:
-        """Acquire the connection reserved for health checks. Raises the driver's own errors.
+        """Acquire the connection reserved for health checks.
 
-        After any error the next check opens a new connection, to the server that new connections of calls reach.
+        Raises the driver's own errors. After any error the next check opens a new connection, to the server that new
+        connections of calls reach.
         """
         async with _terminated_on_error(self._health_pool) as connection:
             yield connection
@@ -271,7 +281,10 @@ class Database:
         self._health_pool.expire()
 
     def cut(self) -> None:
-        """Terminate the connections of all calls, and refuse calls with DATABASE_UNAVAILABLE until `resume`."""
+        """Terminate the connections of all calls, and refuse calls until `resume`.
+
+        Refused calls get DATABASE_UNAVAILABLE.
+        """
         self._pool.cut()
 
     def resume(self) -> None:
@@ -283,7 +296,7 @@ class Database:
         await asyncio.gather(self._pool.close(), self._health_pool.close(), self._reserved_pool.close())
 
     def _note_outage(self, cause: BaseException) -> None:
-        """Log the outage, replace connections to a read-only server, and pass the SQLSTATE on."""
+        """Log an outage, report it, and replace connections to a read-only server."""
         self._outages.write(cause)
         sqlstate = sqlstate_of(cause)
         if sqlstate == READ_ONLY_SQLSTATE:
@@ -339,13 +352,19 @@ async def _transaction(driver: Any, begin: str) -> AsyncIterator[None]:
 
 
 def _consume_exception(task: asyncio.Task[Any]) -> None:
-    """Retrieve the exception so that asyncio does not log it as unhandled after the caller was cancelled."""
+    """Retrieve the exception so that asyncio does not log it as unhandled.
+
+    It is raised in the caller, unless the caller was cancelled.
+    """
     if not task.cancelled():
         task.exception()
 
 
 async def _connect(*arguments: Any, **options: Any) -> Any:
-    """Connect. asyncpg parses the URL, including `sslmode`, as every other client of PostgreSQL does."""
+    """Connect to the database.
+
+    asyncpg parses the URL, including `sslmode`, as every other client of PostgreSQL does.
+    """
     try:
         return await asyncpg.connect(*arguments, **options)
     except asyncpg.ClientConfigurationError as error:
@@ -353,21 +372,25 @@ async def _connect(*arguments: Any, **options: Any) -> Any:
     except asyncpg.PostgresError as error:
         if sqlstate_of(error).startswith(UNAVAILABLE_SQLSTATES):
             raise
-        # Not caused by a statement of ours, even if the SQLSTATE suggests it.
+        # Not caused by a statement, even if the SQLSTATE suggests it.
         raise LoginRefusedError(error) from error
 
 
 def create_engine(url: str) -> AsyncEngine:
-    """Return a SQLAlchemy engine for migrations, whose statements have no time limit in the client."""
+    """Return a SQLAlchemy engine for migrations.
+
+    Its statements have no time limit in the client.
+    """
     connect = partial(_connect, url, timeout=CONNECT_TIMEOUT_SECONDS, server_settings=SESSION_SETTINGS)
     return create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool, hide_parameters=True)
 
 
 @contextmanager
 def database_errors(on_unavailable: Callable[[BaseException], None] = lambda _cause: None) -> Iterator[None]:
-    """Translate the driver's errors into ours, none of which quotes a row or a parameter.
+    """Translate the driver's errors into errors of this package.
 
-    `on_unavailable` is called with each driver error that becomes DATABASE_UNAVAILABLE.
+    None of them quotes a row or a parameter. `on_unavailable` is called with each driver error that becomes
+    DATABASE_UNAVAILABLE.
     """
     try:
         yield
@@ -387,7 +410,10 @@ def sqlstate_of(cause: BaseException | None) -> str:
 
 
 def _raise_translated(cause: Any, on_unavailable: Callable[[BaseException], None]) -> NoReturn:
-    """Raise the translation of a driver error; a defect omits its cause, which would be logged with row values."""
+    """Raise the translation of a driver error.
+
+    A defect omits its cause, which would be logged with row values.
+    """
     error = _translated(cause)
     if isinstance(error, PointbookError) and error.reason is Reason.DATABASE_UNAVAILABLE:
         on_unavailable(cause)

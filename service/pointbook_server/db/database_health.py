@@ -40,11 +40,11 @@ log = structlog.get_logger()
 
 
 class DatabaseHealth:
-    """Whether the database can be used. `on_check` is called with the result of each check.
+    """Whether the database can be used.
 
-    The checks run one after the other on a connection of their own. If neither they nor any call get a response in
-    time, the database hangs: the connections of all calls are terminated, and calls are refused until the database
-    responds again.
+    `on_check` is called with the result of each check. The checks run one after the other on a connection of their own.
+    If neither they nor any call get a response in time, the database hangs: the connections of all calls are
+    terminated, and calls are refused until the database responds again.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class DatabaseHealth:
                 log.exception("the health check of the database failed")
 
     async def _find_cause(self) -> str:
-        """Run the checks with a time limit, and cut the connections of calls if the database hangs."""
+        """Run the checks with a time limit; cut the calls' connections after a hang."""
         attempt = asyncio.create_task(self._run_checks())
         try:
             await _wait_in_ticks(attempt)
@@ -145,7 +145,10 @@ async def _check_disk(connection: Connection) -> None:
 
 
 async def _wait_in_ticks(task: asyncio.Task[str]) -> None:
-    """Wait for a task in ticks, so that time during which this process was stopped does not count."""
+    """Wait for a task in ticks.
+
+    Time during which this process was stopped does not count.
+    """
     ticks = round(TIMEOUT_SECONDS / TICK_SECONDS)
     while ticks and not task.done():
         await asyncio.wait({task}, timeout=TICK_SECONDS)

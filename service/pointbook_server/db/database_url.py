@@ -15,10 +15,11 @@ _PORT_MAX = 65_535
 
 
 def check_database_url(url: str, *, allow_plaintext: bool, environment: Mapping[str, str] = os.environ) -> str:
-    """Return a database URL with the scheme postgresql. Raises ValueError, whose message never quotes the URL.
+    """Return a database URL with the scheme postgresql.
 
-    Beyond loopback and Unix sockets it must require a verified server, unless plaintext is allowed. The driver reads
-    what the URL omits from PG* variables, and the addresses of a service from a file.
+    Beyond loopback and Unix sockets the URL must require a verified server, unless plaintext is allowed. The driver
+    reads what the URL omits from PG* variables, and the addresses of a service from a file. Raises ValueError, whose
+    message never quotes the URL.
     """
     scheme, _, rest = url.partition("://")
     try:
@@ -44,7 +45,10 @@ def check_database_url(url: str, *, allow_plaintext: bool, environment: Mapping[
 
 
 def _hosts(netloc: str, query: Mapping[str, str], environment: Mapping[str, str]) -> list[str]:
-    """Return the hosts that the driver will try, none for its default Unix socket. Raises ValueError."""
+    """Return the hosts that the driver will try, none for its default Unix socket.
+
+    Raises ValueError.
+    """
     # Like the driver: split at the first @, and percent-decode only these hosts.
     if hosts := netloc.partition("@")[2] if "@" in netloc else netloc:
         return [unquote(_host(each)) for each in hosts.split(",")]
@@ -56,7 +60,10 @@ def _hosts(netloc: str, query: Mapping[str, str], environment: Mapping[str, str]
 
 
 def _host(text: str) -> str:
-    """Return the host of HOST, HOST:PORT or [IPv6]:PORT, or a directory of Unix sockets. Raises ValueError."""
+    """Return the host of HOST, HOST:PORT or [IPv6]:PORT. Raises ValueError.
+
+    A directory of Unix sockets is returned unchanged.
+    """
     if not text:
         raise ValueError
     if text.startswith("/"):
@@ -78,7 +85,7 @@ def _check_port(text: str) -> None:
 
 
 def _is_local(host: str) -> bool:
-    """Return whether a host is this machine: a directory of Unix sockets, or a loopback address."""
+    """Return whether a host is a directory of Unix sockets or a loopback address."""
     if host.startswith("/") or host == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""The check of a database's schema: its tables, their revision, and the privileges of the role."""
+"""The check of a database's schema: tables, revision, and the role's privileges."""
 
 from functools import cache
 
@@ -58,7 +58,7 @@ class SchemaError(UnusableDatabaseError):
 
 
 async def check_schema(connection: Connection) -> None:
-    """Raise SchemaError if tables are missing, outdated, read-only or not accessible to the role.
+    """Raise SchemaError if tables are missing, outdated, read-only or inaccessible.
 
     A newer revision passes: the previous release continues to run while its successor is rolled out.
     """

@@ -1,1 +1,1 @@
-"""What gRPC calls go through: interceptors, admission, field checks, pagination and batching."""
+"""What gRPC calls pass through: interceptors, admission, field checks, batching."""

@@ -1,4 +1,4 @@
-"""Admission of calls: the limits of all calls and of each token, and the pause and refusal while a server stops.
+"""Admission of calls: limits, and the pause and refusal while a server stops.
 
 A call is admitted after its token was checked and before its request is read.
 """
@@ -32,7 +32,7 @@ class TokenUse:
 
 
 class Admission:
-    """Counts the calls of a server process, refuses those over the limits, and stops without losing a call."""
+    """Counts a process's calls, enforces limits, and stops without losing a call."""
 
     def __init__(
         self, *, token_calls_max: int, token_calls_per_second_max: float, check_clock: Callable[[], None]
@@ -49,9 +49,10 @@ class Admission:
         self._answered_at = 0.0
 
     async def enter(self, token_id: str) -> None:
-        """Count the current call until `leave`; an empty token id (development) has no limits of its own.
+        """Count the current call until `leave`.
 
-        Raises CLOCK_WRONG, QUEUE_FULL, TOKEN_LIMIT_REACHED and SHUTTING_DOWN.
+        An empty token id (development) has no limits of its own. Raises CLOCK_WRONG, QUEUE_FULL, TOKEN_LIMIT_REACHED
+        and SHUTTING_DOWN.
         """
         if not self._is_paused:
             self._check_clock()

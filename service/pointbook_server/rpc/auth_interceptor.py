@@ -1,4 +1,4 @@
-"""The interceptor that authenticates callers by their bearer tokens, before their requests are read."""
+"""The interceptor that authenticates callers before their requests are read."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -45,9 +45,10 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wrap the method's handler. Authenticate streaming and unknown methods immediately.
+        """Wrap the method's handler.
 
-        Unary methods are served as streams, because gRPC calls the handler of a stream before the request arrives.
+        Streaming and unknown methods are authenticated immediately. Unary methods are served as streams, because gRPC
+        calls the handler of a stream before the request arrives.
         """
         method = handler_call_details.method
         handler = await continuation(handler_call_details)
@@ -71,7 +72,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
     def _authorize(
         self, behaviour: Callable[[Any, Any], Awaitable[Any]], deserialize: Callable[[bytes], Any] | None, method: str
     ) -> Callable[[Any, Any], Awaitable[Any]]:
-        """Check the caller's scope, and then the merchants that the request names, before the servicer gets it."""
+        """Return a handler that checks scope and merchants before calling the servicer."""
         access = METHODS.get(method.removeprefix(PACKAGE)) if method.startswith(PACKAGE) else None
 
         async def call(metadata: Iterable[tuple[str, str | bytes]], context: Any) -> Any:
@@ -99,7 +100,10 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         return call
 
     def _check_client(self, principal: Principal, context: Any) -> None:
-        """Raise TOKEN_INVALID if a bound token comes from another client; log it once a minute per token."""
+        """Raise TOKEN_INVALID if a bound token comes from another client.
+
+        It is logged once a minute per token.
+        """
         try:
             principal.check_client(client_names(context))
         except PointbookError:

@@ -62,14 +62,20 @@ class Batcher(Generic[K, I, R]):
         self._workers: set[asyncio.Task[None]] = set()
 
     def check_capacity(self, count: int) -> None:
-        """Raise QUEUE_FULL if `count` more items do not fit; a call is accepted as a whole or refused."""
+        """Raise QUEUE_FULL if `count` more items do not fit.
+
+        A call is accepted as a whole or refused.
+        """
         if self._count + count > self._waiting_max:
             raise PointbookError(
                 Reason.QUEUE_FULL, "Too many calls are waiting; retry.", retry_after_seconds=RETRY_AFTER_SECONDS
             )
 
     def submit(self, key: K, items: Sequence[I]) -> "list[asyncio.Future[R | PointbookError]]":
-        """Queue items, and return a future for each. Cancel a future to drop its item from the queue."""
+        """Queue items, and return a future for each.
+
+        Cancel a future to drop its item from the queue.
+        """
         loop = asyncio.get_running_loop()
         call = object()
         queued: list[_QueuedItem[I, R]] = [_QueuedItem(item, loop.create_future(), call) for item in items]
@@ -86,7 +92,10 @@ class Batcher(Generic[K, I, R]):
             await asyncio.wait(self._workers)
 
     def _start_worker(self) -> None:
-        """Start one more worker unless the limit is reached; a worker without work ends at once."""
+        """Start one more worker unless the limit is reached.
+
+        A worker without work ends at once.
+        """
         if len(self._workers) < self._max_concurrent_batches:
             # A worker serves many calls, so its log lines must not carry the context of one of them.
             worker = asyncio.get_running_loop().create_task(self._work(), context=Context())
@@ -108,7 +117,10 @@ class Batcher(Generic[K, I, R]):
             self._workers.difference_update({asyncio.current_task()})
 
     async def _wait_for_more(self, key: K) -> None:
-        """Yield to the loop so that concurrent calls can join this batch: larger batches cost less per item."""
+        """Yield to the loop so that concurrent calls can join this batch.
+
+        Larger batches cost less per item.
+        """
         count = quiet_turns = 0
         for _ in range(TURNS_MAX):
             quiet_turns = quiet_turns + 1 if len(self._queues[key]) == count else 0

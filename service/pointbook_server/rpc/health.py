@@ -1,6 +1,7 @@
-"""The standard health service (grpc.health.v1). It needs no token, so everything that a client can hold is bounded.
+"""The standard health service (grpc.health.v1).
 
-Each stream is written by a task of its own, so a client that does not read blocks only its own stream.
+It needs no token, so everything that a client can hold is bounded. Each stream is written by a task of its own, so a
+client that does not read blocks only its own stream.
 Source: https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 """
 
@@ -41,7 +42,10 @@ Status = health_pb2.HealthCheckResponse
 
 
 class _Stream:
-    """One call of a connection. The server ends it if another connection needs its place."""
+    """One call of a connection.
+
+    The server ends it if another connection needs its place.
+    """
 
     def __init__(self, listener: "_Listener", peer: str, task: asyncio.Task[Any]) -> None:
         self.listener = listener
@@ -101,7 +105,10 @@ class StreamLimit:
 
 
 class _Listener:
-    """What the clients of one listener hold, separate so that they cannot block or slow another listener's."""
+    """What the clients of one listener hold.
+
+    Listeners are separate, so that clients of one cannot block or slow clients of another.
+    """
 
     def __init__(self) -> None:
         self.reads = StreamLimit(READS_MAX)
@@ -114,7 +121,7 @@ class _Listener:
 
 
 class HealthService:
-    """Serves Check and Watch for a fixed set of services, which all have the same status."""
+    """Serves Check and Watch for a fixed set of services with one common status."""
 
     def __init__(self, services: Iterable[str], refusals: RefusalLog, pacer: Pacer) -> None:
         self._services = frozenset(("", *services))
@@ -172,7 +179,7 @@ class HealthService:
         pacer: Pacer,
         respond: Callable[[str, Any, _Stream], Awaitable[None]],
     ) -> Callable[[Any, Any], Awaitable[None]]:
-        """Return a method's handler, which ends each call that exceeds a limit of time or streams."""
+        """Return a method's handler that enforces the limits of time and streams."""
 
         async def call(_requests: object, context: Any) -> None:
             task = current_task()

@@ -1,4 +1,7 @@
-"""Pages of lists, and page tokens: where the next page starts, valid only for the list they were issued for."""
+"""Pages of lists, and page tokens.
+
+A token says where the next page starts; it is valid only for the list it was issued for.
+"""
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -32,7 +35,10 @@ class ListRequest(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PageQuery:
-    """Which rows of a list to read, newest first: from a time on, before a position (time in ms, id)."""
+    """Which rows of a list to read, newest first.
+
+    They are from `start_ms` on, and before the position (`before_ms`, `before_id`).
+    """
 
     start_ms: int
     before_ms: int
@@ -42,7 +48,7 @@ class PageQuery:
 
 @dataclass(frozen=True, slots=True)
 class PageRequest(Generic[P]):
-    """The page that a request asks for: up to `size` rows after a position in the list that `scope` describes."""
+    """The requested page: up to `size` rows after a position in the list of `scope`."""
 
     scope: object
     size: int
@@ -50,7 +56,7 @@ class PageRequest(Generic[P]):
 
     @property
     def limit(self) -> int:
-        """How many rows to read: one more than the page holds, to see whether another page follows."""
+        """How many rows to read: one more than `size` shows whether a page follows."""
         return self.size + 1
 
     def build(
@@ -60,7 +66,7 @@ class PageRequest(Generic[P]):
         position_of: Callable[[T], P],
         bytes_max: int = PAGE_BYTES_MAX,
     ) -> tuple[list[M], str]:
-        """Return the messages of the page, and the token of the next page: empty on the last one."""
+        """Return the page's messages and the next page's token, empty on the last one."""
         page = fit(map(write, rows), self.size, bytes_max)
         if len(page) == len(rows):
             return page, ""
@@ -72,9 +78,10 @@ class PageRequest(Generic[P]):
         write: Callable[[T], M],
         position_of: Callable[[T], P],
     ) -> tuple[list[M], str]:
-        """Return the same as `build`, but read at most PORTION_ROWS rows at a time with `read(after, limit)`.
+        """Return the same as `build`, but read at most PORTION_ROWS rows at a time.
 
-        Other calls run between two portions, and rows that cannot fit into the response are not read.
+        `read(after, limit)` is called for each portion. Other calls run between two portions, and rows that cannot fit
+        into the response are not read.
         """
         page: list[M] = []
         after = self.after
@@ -94,14 +101,20 @@ class PageRequest(Generic[P]):
 
 
 def read_page(fields: Fields, request: ListRequest, scope: object, *, first: P) -> PageRequest[P]:
-    """Read which page a request asks for. `first` is the position before the first row; tokens have its types."""
+    """Read which page a request asks for.
+
+    `first` is the position before the first row; tokens have its types.
+    """
     size = fields.page_size("page_size", request.page_size)
     position: Any = read_token(fields, "page_token", request.page_token, scope, [type(item) for item in first])
     return PageRequest(scope, size, first if position is None else position)
 
 
 def fit(messages: Iterable[M], size: int, bytes_max: int = PAGE_BYTES_MAX, *, least: int = 1) -> list[M]:
-    """Return the first `size` messages, or fewer if they exceed `bytes_max`, but `least` at least."""
+    """Return the first `size` messages, or fewer if they exceed `bytes_max`.
+
+    At least `least` of them are returned.
+    """
     page: list[M] = []
     bytes_left = bytes_max
     for message in messages:
@@ -113,14 +126,17 @@ def fit(messages: Iterable[M], size: int, bytes_max: int = PAGE_BYTES_MAX, *, le
 
 
 def write_token(scope: object, position: Sequence[int | str]) -> str:
-    """Return the token of the page after `position`, in the list that `scope` describes."""
+    """Return the token of the page after `position` in the list of `scope`."""
     return urlsafe_b64encode(json.dumps([_digest(scope), *position]).encode()).decode()
 
 
 def read_token(
     fields: Fields, field: str, token: str, scope: object, kinds: Sequence[type]
 ) -> tuple[int | str, ...] | None:
-    """Return the position in a token; None for the first page, and for an invalid token, which is a violation."""
+    """Return the position in a token; None for the first page.
+
+    An invalid token adds a violation, and None is returned.
+    """
     if not token:
         return None
     try:
@@ -135,7 +151,10 @@ def read_token(
 
 
 def _is_comparable(item: int | str) -> bool:
-    """Return whether the database can compare with an item: tokens are not signed, so callers can forge them."""
+    """Return whether the database can compare with an item.
+
+    Tokens are not signed, so callers can forge them.
+    """
     return item.isascii() and item.isprintable() if isinstance(item, str) else abs(item) <= INTEGER_MAX
 
 

@@ -30,7 +30,10 @@ log = structlog.get_logger()
 
 
 class RefusalLog:
-    """Logs refused calls: the first of each reason individually, the rest of a second as one line."""
+    """Logs refused calls: the first of each reason singly, further ones as a count.
+
+    Counts are logged once a second.
+    """
 
     def __init__(self, sampled_codes: frozenset[grpc.StatusCode] = SAMPLED_CODES) -> None:
         self._sampled_codes = sampled_codes
@@ -55,7 +58,7 @@ class RefusalLog:
 
 
 class Pacer:
-    """Delays calls without a valid token, each the longer the more of them are already waiting.
+    """Delays calls without a valid token, longer the more of them are waiting.
 
     A connection has a bounded number of calls in flight, so delayed callers send fewer. A single call never waits.
     """
@@ -66,7 +69,10 @@ class Pacer:
         self._waiting = 0
 
     async def wait(self) -> None:
-        """Wait for this call's turn. Return at once if too many wait, since their memory would do more harm."""
+        """Wait for this call's turn.
+
+        Return at once if too many wait, since their memory would do more harm.
+        """
         if self._waiting >= self._waiting_max:
             return
         seconds = self._waiting / self._calls_per_second

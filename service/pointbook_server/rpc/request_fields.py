@@ -1,4 +1,7 @@
-"""Field checks of requests. A collector finds every invalid field before a call changes anything."""
+"""Field checks of requests.
+
+A collector finds every invalid field before a call changes anything.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -53,19 +56,28 @@ def to_decimal_text(value: Decimal | None) -> str:
 
 
 def is_language(tag: str) -> bool:
-    """Return whether a text has the form of a BCP 47 tag; subtags may also be separated by _, as in zh_TW."""
+    """Return whether a text has the form of a BCP 47 tag.
+
+    Subtags may also be separated by _, as in zh_TW.
+    """
     return len(tag) <= LANGUAGE_LENGTH_MAX and _LANGUAGE.fullmatch(tag) is not None
 
 
 def read_etag(etag: str) -> int | None:
-    """Return the revision that an etag names; -1, which is always stale, for one that this service never issued."""
+    """Return the revision that an etag names; None for an empty one.
+
+    An etag that this service never issued becomes -1, which is always stale.
+    """
     if not etag:
         return None
     return int(etag) if _ETAG.fullmatch(etag) else -1
 
 
 def parse(deserialize: Callable[[bytes], Any] | None, request: bytes) -> Any:
-    """Return the parsed request. Raises INVALID_FIELDS, where gRPC itself would report an internal error."""
+    """Return the parsed request. Raises INVALID_FIELDS.
+
+    gRPC itself would report an internal error.
+    """
     if deserialize is None:
         return request
     try:
@@ -160,7 +172,10 @@ class Fields:
         return time_ms
 
     def time_zone(self, field: str, name: str) -> str:
-        """Read an optional IANA time zone, except those whose meaning differs between machines."""
+        """Read an optional IANA time zone.
+
+        Those whose meaning differs between machines are refused.
+        """
         try:
             is_local = name in MACHINE_TIME_ZONES or name.startswith(MACHINE_FOLDERS)
             is_known = not is_local and (not name or bool(ZoneInfo(name)))

@@ -27,7 +27,7 @@ class RequestReader:
         self._has_timer = False
 
     async def read(self, context: Any) -> bytes:
-        """Return the request of the current call. Raises DEADLINE_EXCEEDED and INVALID_FIELDS."""
+        """Return the current call's request. Raises DEADLINE_EXCEEDED, INVALID_FIELDS."""
         task = current_task()
         self._started_at[task] = time.monotonic()
         if not self._has_timer:

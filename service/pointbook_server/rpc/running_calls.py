@@ -12,7 +12,10 @@ def current_task() -> asyncio.Task[Any]:
 
 
 class RunningCalls:
-    """The tasks of running calls. `grpc.aio.Server.stop` returns before handlers have cleaned up after themselves."""
+    """The tasks of running calls.
+
+    `grpc.aio.Server.stop` returns before handlers have cleaned up after themselves.
+    """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()

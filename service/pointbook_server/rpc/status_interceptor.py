@@ -1,4 +1,4 @@
-"""The outermost interceptor: it gives each call a request id and a deadline, and turns errors into gRPC statuses."""
+"""The outermost interceptor: request ids, deadlines, and statuses of errors."""
 
 import asyncio
 import random
@@ -24,7 +24,10 @@ log = structlog.get_logger()
 
 
 class StatusInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of unary responses. Health and reflection stream theirs, and send their own statuses."""
+    """Wraps the handlers of unary responses.
+
+    Health and reflection stream theirs, and send their own statuses.
+    """
 
     def __init__(
         self, *, deadline_seconds: float, running_calls: RunningCalls, refusals: RefusalLog, pacer: Pacer
@@ -40,10 +43,11 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wrap a method's handler, once for all calls; a handler that refuses one call is not kept.
+        """Wrap a method's handler, once for all calls.
 
-        The wrapped handler gets the call's metadata instead of a request, and reads the request from the context: gRPC
-        builds the metadata again each time it is asked for it, so it is read once.
+        A handler that refuses one call is not cached. The wrapped handler gets the call's metadata instead of a
+        request, and reads the request from the context: gRPC builds the metadata again each time it is asked for it, so
+        it is read once.
         """
         wrapped = self._handlers.get(handler_call_details.method)
         if wrapped is not None:
@@ -89,7 +93,10 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         return call
 
     async def _run(self, behaviour: Callable[[Any, Any], Awaitable[Any]], metadata: Any, context: Any) -> Any:
-        """Run a handler until the earlier of the caller's deadline and ours. Raises DEADLINE_EXCEEDED."""
+        """Run a handler until the caller's or the server's deadline.
+
+        Raises DEADLINE_EXCEEDED.
+        """
         remaining = context.time_remaining()
         seconds = self._deadline_seconds if remaining is None else min(remaining, self._deadline_seconds)
         deadline = asyncio.timeout(seconds)

@@ -36,7 +36,7 @@ async def abort(context: Any, error: PointbookError, request_id: str, refusals: 
     try:
         await context.abort(status.code, status.details, trailing_metadata=trailing_metadata)
     except grpc.aio.InternalError:
-        # The caller has just disconnected, usually at its own deadline; gRPC must not log that as an error of ours.
+        # The caller has just disconnected, usually at its own deadline; gRPC must not log that as an error.
         raise asyncio.CancelledError from None
     except grpc.aio.AbortError:
         refusals.write(grpc_code(error.reason), error.reason)
@@ -44,7 +44,10 @@ async def abort(context: Any, error: PointbookError, request_id: str, refusals: 
 
 
 def to_status(error: PointbookError) -> Status:
-    """Convert an error to google.rpc.Status, with its texts and details shortened so that clients receive it whole."""
+    """Convert an error to google.rpc.Status.
+
+    Texts and details are shortened so that clients receive it whole.
+    """
     status = Status(code=grpc_code(error.reason).value[0], message=error.message[:TEXT_LENGTH_MAX])
     info = ErrorInfo(reason=error.reason.value, domain=DOMAIN)
     for key, value in error.metadata.items():

@@ -1,4 +1,4 @@
-"""TLS of the gRPC server: credentials that follow file changes, and the names in client certificates."""
+"""TLS of the gRPC server: reloaded credentials, and client certificates' names."""
 
 import time
 from functools import lru_cache
@@ -31,9 +31,9 @@ def tls_source(settings: ServerSettings) -> TlsSource | None:
 
 
 def server_credentials(source: TlsSource) -> grpc.ServerCredentials:
-    """Return credentials that use the latest material at each handshake; with a client CA, they ask for a certificate.
+    """Return credentials that use the latest material at each handshake.
 
-    gRPC itself supports only TLS 1.2 and later.
+    With a client CA, they require a client certificate. gRPC itself supports only TLS 1.2 and later.
     """
     served, built_at = source.current(), time.monotonic()
 
@@ -53,7 +53,10 @@ def server_credentials(source: TlsSource) -> grpc.ServerCredentials:
 
 
 def client_names(context: Any) -> frozenset[str]:
-    """Return the common and alternative names of a client's verified certificate; empty without one."""
+    """Return the names in a client's verified certificate; empty without one.
+
+    These are the common name and the alternative names.
+    """
     # Parsed here because gRPC cuts names at their first NUL.
     certificates = context.auth_context().get("x509_pem_cert", ())
     return frozenset().union(*map(_names_in, certificates))
@@ -61,7 +64,7 @@ def client_names(context: Any) -> frozenset[str]:
 
 @lru_cache(maxsize=CERTIFICATES_MAX)
 def _names_in(pem: bytes) -> frozenset[str]:
-    """Return the common name, and the alternative names that are DNS names, URIs or IP addresses."""
+    """Return a certificate's common name, DNS names, URIs and IP addresses."""
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         common = {str(name.value) for name in certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)}

@@ -16,9 +16,9 @@ LOCK_KEY = 0x706F696E74
 
 
 async def migrate(url: str) -> tuple[str | None, str | None]:
-    """Migrate a database to the newest revision in one transaction; return the revisions before and after.
+    """Migrate a database to the newest revision in one transaction.
 
-    Raises DATABASE_UNAVAILABLE.
+    Returns the revisions before and after. Raises DATABASE_UNAVAILABLE.
     """
     engine = create_engine(url)
     try:
@@ -30,7 +30,10 @@ async def migrate(url: str) -> tuple[str | None, str | None]:
 
 
 async def is_pending(url: str) -> bool:
-    """Return whether a database is not at the newest revision. Raises DATABASE_UNAVAILABLE."""
+    """Return whether a database is not at the newest revision.
+
+    Raises DATABASE_UNAVAILABLE.
+    """
     engine = create_engine(url)
     try:
         with database_errors():

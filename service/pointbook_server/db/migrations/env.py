@@ -1,4 +1,4 @@
-"""Alembic's environment, which runs on the connection and in the transaction of `migrate`."""
+"""Alembic's environment, inside the transaction of `migrate`."""
 
 from alembic import context
 

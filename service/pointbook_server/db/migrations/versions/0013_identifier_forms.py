@@ -134,7 +134,7 @@ def _rewrite(rows: list[dict[str, Any]], now_ms: int) -> None:
 
 
 def _detach(row: dict[str, Any], now_ms: int) -> None:
-    """Audit that a customer lost an identifier to its owner, and increment the revision."""
+    """Audit a detached identifier, and increment its customer's revision."""
     [owner] = [other["customer_id"] for other in _fetch(OWNER, row)]
     if owner == row["customer_id"]:
         return
