@@ -44,7 +44,7 @@ READ = text(f"""
     SELECT {", ".join(KEY)}, customer_id, since_ms FROM customer_identifiers
     WHERE ({", ".join(KEY)}) > (:value, :kind, :source, :account_id, :merchant_id) AND {IN_QUESTION}
     ORDER BY {", ".join(KEY)} LIMIT {PAGE_SIZE}
-""")  # noqa: S608 - names of ours
+""")  # noqa: S608 - constants of this module
 DELETE = text("""
     DELETE FROM customer_identifiers AS i USING unnest(
         CAST(:value AS text[]), CAST(:kind AS text[]), CAST(:source AS text[]), CAST(:account_id AS text[]),
@@ -79,7 +79,7 @@ AUDIT = text("""
 # There are few claims, and their value is not part of a key, so they need no pages.
 READ_CLAIMS = text(f"""
     SELECT customer_id, kind, merchant_id, value FROM customer_claims WHERE {IN_QUESTION}
-""")  # noqa: S608 - names of ours
+""")  # noqa: S608 - constants of this module
 WRITE_CLAIM = text("""
     UPDATE customer_claims SET value = :key, written = :written
     WHERE customer_id = :customer_id AND kind = :kind AND merchant_id = :merchant_id
