@@ -18,7 +18,8 @@ from pointbook_server.db.schema import check_schema
 from pointbook_server.delivery.sender import Sender
 from pointbook_server.delivery.senders import close_senders
 from pointbook_server.maintenance import Maintenance
-from pointbook_server.metrics import Metrics, MetricsEndpoint
+from pointbook_server.metrics import Metrics
+from pointbook_server.metrics_endpoint import MetricsEndpoint
 from pointbook_server.programs.model import Channel
 from pointbook_server.rpc.admission import Admission
 from pointbook_server.rpc.auth_interceptor import AuthInterceptor

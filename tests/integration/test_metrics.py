@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from pointbook_server import metrics
-from pointbook_server.metrics import Metrics, MetricsEndpoint
+from pointbook_server import metrics_endpoint
+from pointbook_server.metrics import Metrics
+from pointbook_server.metrics_endpoint import MetricsEndpoint
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_code
@@ -74,7 +75,7 @@ async def test_codes_are_counted_by_outcome(service: Service, counting: tuple[Cl
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[MetricsEndpoint]:
     """An endpoint that closes slow clients after half a second."""
-    monkeypatch.setattr(metrics, "CONNECTION_SECONDS_MAX", 0.5)
+    monkeypatch.setattr(metrics_endpoint, "CONNECTION_SECONDS_MAX", 0.5)
     endpoint = MetricsEndpoint(Metrics(), "127.0.0.1:0")
     yield endpoint
     endpoint.close()
@@ -150,7 +151,7 @@ def test_close_ends_open_connections_without_a_log_line(capfd: pytest.CaptureFix
 
 
 def test_unread_response_times_out(endpoint: MetricsEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "generate_latest", lambda _registry: b"#" * 50_000_000)
+    monkeypatch.setattr(metrics_endpoint, "generate_latest", lambda _registry: b"#" * 50_000_000)
     with connect(endpoint, b"GET /metrics HTTP/1.1\r\n\r\n") as client:
         time.sleep(1.0)
         received = sum(map(len, iter(lambda: client.recv(1_000_000), b"")))

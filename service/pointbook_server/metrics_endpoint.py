@@ -1,0 +1,106 @@
+"""The endpoint that serves a server's metrics to Prometheus."""
+
+import asyncio
+import socket
+import threading
+from http import HTTPStatus
+
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from pointbook_server.metrics import Metrics
+
+PATH = b"/metrics"
+HEAD_BYTES_MAX = 8 * 1024
+CONNECTIONS_MAX = 64
+CONNECTION_SECONDS_MAX = 5.0
+CLOSING_TURNS = 10
+"""Turns of its event loop that a closing endpoint still runs; two were enough in tests."""
+
+
+class MetricsEndpoint:
+    """Serves `GET /metrics` on its own address and thread.
+
+    So it responds while the server's loop is busy. The thread's event loop is bounded: each connection gets one
+    response to a head of at most HEAD_BYTES_MAX and is closed within CONNECTION_SECONDS_MAX; above CONNECTIONS_MAX, a
+    new connection replaces the oldest. Nothing that clients send is logged.
+    """
+
+    def __init__(self, metrics: Metrics, address: str, *, reuse_port: bool = False) -> None:
+        host, _, port = address.rpartition(":")
+        try:
+            family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+            listener = socket.create_server(place[:2], family=family, backlog=CONNECTIONS_MAX, reuse_port=reuse_port)
+        except OSError as error:
+            raise OSError(f"POINTBOOK_METRICS_ADDRESS: cannot listen on {address}") from error
+        self.port: int = listener.getsockname()[1]
+        self._registry = metrics.registry
+        self._connections: dict[asyncio.StreamWriter, None] = {}
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, args=(listener,), name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def _run(self, listener: socket.socket) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve(listener))
+
+    async def _serve(self, listener: socket.socket) -> None:
+        server = await asyncio.start_server(self._serve_connection, sock=listener, limit=HEAD_BYTES_MAX)
+        await self._stop.wait()
+        asyncio.get_running_loop().remove_reader(listener)
+        # Within a few turns, accepted connections get their tasks, and aborted ones end their tasks and close their
+        # sockets; asyncio would log what the end of the loop cuts off instead.
+        for _ in range(CLOSING_TURNS):
+            for connection in self._connections:
+                connection.transport.abort()
+            await asyncio.sleep(0)
+        server.close()
+
+    async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Respond to one request, or close the connection if the client is too slow."""
+        if len(self._connections) >= CONNECTIONS_MAX:
+            oldest = next(iter(self._connections))
+            del self._connections[oldest]
+            oldest.transport.abort()
+        self._connections[writer] = None
+        # Drained only when the system has accepted everything.
+        writer.transport.set_write_buffer_limits(high=0)
+        try:
+            async with asyncio.timeout(CONNECTION_SECONDS_MAX):
+                writer.write(self._response_to(await reader.readuntil(b"\r\n\r\n")))
+                await writer.drain()
+            writer.close()
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            writer.transport.abort()
+        finally:
+            self._connections.pop(writer, None)
+
+    def _response_to(self, head: bytes) -> bytes:
+        """Return the response to a request, which depends only on its first line."""
+        method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
+        target, _, version = rest.partition(b" ")
+        if version not in {b"HTTP/1.0", b"HTTP/1.1"}:
+            return _response(HTTPStatus.BAD_REQUEST)
+        if target.partition(b"?")[0] != PATH:
+            return _response(HTTPStatus.NOT_FOUND)
+        if method not in {b"GET", b"HEAD"}:
+            return _response(HTTPStatus.METHOD_NOT_ALLOWED, "Allow: GET, HEAD")
+        body = generate_latest(self._registry)
+        response = _response(HTTPStatus.OK, f"Content-Type: {CONTENT_TYPE_PLAIN_0_0_4}", body)
+        return response if method == b"GET" else response.removesuffix(body)
+
+
+def _response(status: HTTPStatus, field: str = "Content-Type: text/plain", body: bytes = b"") -> bytes:
+    lines = (
+        f"HTTP/1.1 {status} {status.phrase}",
+        field,
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    )
+    return "\r\n".join((*lines, "", "")).encode() + body
