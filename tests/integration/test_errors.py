@@ -20,7 +20,8 @@ from pointbook_server.access import token_cache as token_cache_module
 from pointbook_server.access.methods import METHODS
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db import connection_pool
-from pointbook_server.db.database import TRANSACTION_ATTEMPTS_MAX, RetryTransactionError, Statement
+from pointbook_server.db.database import TRANSACTION_ATTEMPTS_MAX, Statement
+from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.db.migrations import migrate
 from pointbook_server.programs.model import Channel
 from pointbook_server.programs.transactions import ProgramTransactions

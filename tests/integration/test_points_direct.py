@@ -6,7 +6,8 @@ from unittest.mock import patch
 
 import pytest
 
-from pointbook_server.db.database import Database, RetryTransactionError
+from pointbook_server.db.database import Database
+from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.event_batch import EventBatch
 from pointbook_server.ledger.model import (

@@ -11,7 +11,7 @@ from pointbook_server.access.model import Principal, Token
 from pointbook_server.access.rules import authenticate, split_bearer
 from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.clock import Clock
-from pointbook_server.db.database import database_unavailable
+from pointbook_server.db.errors import database_unavailable
 from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError, Reason
 
 RELOAD_INTERVAL_SECONDS = 1.0

@@ -16,7 +16,8 @@ from pointbook_server.benefits.model import (
     benefit_not_found,
     custom_privilege_not_found,
 )
-from pointbook_server.db.database import Connection, Database, RetryTransactionError, Row, Statement
+from pointbook_server.db.database import Connection, Database, Row, Statement
+from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.db.tables import benefits, custom_privileges
 from pointbook_server.errors import first_revision, next_revision, store_not_found
 from pointbook_server.programs.model import Program, program_not_found

@@ -20,7 +20,8 @@ from pointbook_server.customers.model import (
     format_stamp,
     identifier_taken,
 )
-from pointbook_server.db.database import Connection, RetryTransactionError, Row, Statement
+from pointbook_server.db.database import Connection, Row, Statement
+from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.errors import store_not_found
 from pointbook_server.ledger.model import AccountKey
 

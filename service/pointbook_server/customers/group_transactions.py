@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from pointbook_server.customers.customer_repository import CustomerRepository
 from pointbook_server.customers.model import GroupKey, UserGroup, customer_not_found, group_not_found
-from pointbook_server.db.database import Connection, Database, RetryTransactionError
+from pointbook_server.db.database import Connection, Database
+from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.errors import FieldViolation, PointbookError, Reason, first_revision, next_revision
 
 

@@ -5,7 +5,7 @@ from collections.abc import Set as AbstractSet
 
 from pointbook_server.customers.customer_repository import CustomerRepository
 from pointbook_server.customers.model import Customer, CustomerKey, Identifier, contacts_of
-from pointbook_server.db.database import RetryTransactionError
+from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.ledger.model import AccountKey
 
 

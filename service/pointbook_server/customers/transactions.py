@@ -26,7 +26,8 @@ from pointbook_server.customers.ownership import Ownership
 from pointbook_server.customers.rules import contacts_from_store, newest_stamps
 from pointbook_server.customers.tombstones import Tombstones
 from pointbook_server.customers.webhook_update import WebhookUpdate
-from pointbook_server.db.database import Connection, Database, RetryTransactionError
+from pointbook_server.db.database import Connection, Database
+from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.errors import next_revision
 from pointbook_server.ledger.model import AccountKey
 

@@ -14,7 +14,8 @@ import structlog
 from sqlalchemy import text
 
 from pointbook_server.clock import system_clock
-from pointbook_server.db.database import Connection, Statement, database_unavailable
+from pointbook_server.db.database import Connection, Statement
+from pointbook_server.db.errors import database_unavailable
 from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError, Reason, UnusableDatabaseError
 from pointbook_server.metrics import Metrics
 

@@ -7,14 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 from sqlalchemy import text
 
-from pointbook_server.db.database import (
-    DISK_FULL_SQLSTATE,
-    READ_ONLY_SQLSTATE,
-    Connection,
-    Database,
-    Statement,
-    sqlstate_of,
-)
+from pointbook_server.db.database import Connection, Database, Statement
+from pointbook_server.db.errors import DISK_FULL_SQLSTATE, READ_ONLY_SQLSTATE, sqlstate_of
 from pointbook_server.errors import UnusableDatabaseError
 
 INTERVAL_SECONDS = 0.5

@@ -4,7 +4,8 @@ import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from pointbook_server.db.database import Connection, RetryTransactionError, Row, Statement
+from pointbook_server.db.database import Connection, Row, Statement
+from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.ledger import queries, rows
 from pointbook_server.ledger.holds import Hold, sum_held
 from pointbook_server.ledger.journal import AccountChange

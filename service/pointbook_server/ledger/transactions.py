@@ -4,7 +4,8 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
-from pointbook_server.db.database import Connection, Database, RetryTransactionError
+from pointbook_server.db.database import Connection, Database
+from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger import queries, rows
 from pointbook_server.ledger.account_repository import AccountRepository, lacks_lots

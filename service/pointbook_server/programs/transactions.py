@@ -7,7 +7,8 @@ from typing import Any, Protocol
 from sqlalchemy import Table, update
 from sqlalchemy.dialects.postgresql import insert
 
-from pointbook_server.db.database import Connection, Database, RetryTransactionError, Statement
+from pointbook_server.db.database import Connection, Database, Statement
+from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.db.tables import programs, stores
 from pointbook_server.errors import PointbookError, Reason, next_revision, store_not_found
 from pointbook_server.programs import queries

@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from pointbook_server.clock import Clock, time_ordered_id
-from pointbook_server.db.database import Connection, Database, RetryTransactionError
+from pointbook_server.db.database import Connection, Database
+from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.holds import Hold, release_overdue, without_redemption
 from pointbook_server.ledger.model import Account, AccountKey, Expiry

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from pointbook_server.clock import time_ordered_id
 from pointbook_server.customers import phones
-from pointbook_server.db.database import Connection, Database, RetryTransactionError
+from pointbook_server.db.database import Connection, Database
+from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.errors import PointbookError
 from pointbook_server.rpc.pagination import PageQuery
 from pointbook_server.validation_codes import queries

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pointbook_server.db.database import Connection, Database, RetryTransactionError, Row, Statement
+from pointbook_server.db.database import Connection, Database, Row, Statement
+from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.metrics import Metrics
 from pointbook_server.webhooks import queries

@@ -9,7 +9,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
-from pointbook_server.db.database import create_engine, database_errors
+from pointbook_server.db.database import create_engine
+from pointbook_server.db.errors import database_errors
 
 LOCK_KEY = 0x706F696E74
 """The advisory lock that serializes migrating processes."""

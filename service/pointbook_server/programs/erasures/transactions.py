@@ -9,7 +9,8 @@ from typing import Protocol
 import structlog
 
 from pointbook_server.db.clock_skew import ServerClock
-from pointbook_server.db.database import Connection, Database, RetryTransactionError
+from pointbook_server.db.database import Connection, Database
+from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.errors import PointbookError, store_not_found
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.erasures import queries
