@@ -170,10 +170,10 @@ def is_usable() -> bool:
     if finished["maker"] != stamp()["maker"] or not set(finished["contents"]) <= set(contents()):
         return False
     try:
-        asked = subprocess.run([str(PYTHON), "-I", "-c", WHOLE], check=False, stderr=subprocess.DEVNULL)  # noqa: S603
+        check = subprocess.run([str(PYTHON), "-I", "-c", WHOLE], check=False, stderr=subprocess.DEVNULL)  # noqa: S603
     except OSError:
         return False
-    return asked.returncode == 0
+    return check.returncode == 0
 
 
 def stamp() -> "dict[str, list[str]]":

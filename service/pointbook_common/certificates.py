@@ -180,8 +180,8 @@ def name_of(certificate: x509.Certificate) -> str:
     except x509.ExtensionNotFound:
         common = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
         return str(common[0].value) if common else ""
-    found = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
-    return found[0].replace("*", "any", 1) if found else ""
+    values = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+    return values[0].replace("*", "any", 1) if values else ""
 
 
 def _load_certificates(file: SettingFile) -> tuple[bytes, x509.Certificate]:
@@ -206,7 +206,7 @@ def _stat(path: Path) -> tuple[int, ...]:
     Symbolic links are followed.
     """
     try:
-        found = os.stat(path)  # noqa: PTH116 - three times faster than Path.stat, and called at each handshake
+        state = os.stat(path)  # noqa: PTH116 - three times faster than Path.stat, and called at each handshake
     except OSError:
         return ()
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)

@@ -68,10 +68,10 @@ async def test_server_with_a_wrong_clock_releases_and_redeems_nothing(
         shop = await put_points(good)
         redemption = await redeem(good, redeem_request(shop, 100))
         with json_logs(database_health_module, clock_skew_module) as written:
-            async with serving(database_url, admin_token, ShiftedClock(days * DAY_MS)) as (server, wrong):
+            async with serving(database_url, admin_token, ShiftedClock(days * DAY_MS)) as (server, skewed):
                 assert await grpc_health(f"127.0.0.1:{server.port}") == "NOT_SERVING"
                 await server._maintenance.run_jobs()
-                refusal = await refused(redeem(wrong, redeem_request(shop, 100)))
+                refusal = await refused(redeem(skewed, redeem_request(shop, 100)))
 
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "CLOCK_WRONG")
         assert refusal.retry_seconds == 1.0

@@ -99,9 +99,9 @@ async def test_malformed_request_is_an_invalid_argument(client: Client, method: 
     # A request without fields has no string that could be invalid UTF-8.
     no_text = () if METHODS[method].scope is None else (b"\x0a\x02\xff\xfe",)
     for broken in (b"\xff\xff\xff", b"\x0a\x05ab", *no_text):
-        found = await refused(raw_call(client, method, broken))
-        assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
-        assert list(found.fields) == [""]
+        status = await refused(raw_call(client, method, broken))
+        assert (status.code, status.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+        assert list(status.fields) == [""]
 
 
 def raw_call(client: Client, method: str, request: bytes) -> Any:
@@ -288,11 +288,11 @@ async def test_random_requests_never_cause_an_internal_error(client: Client, sho
 
 
 async def test_error_has_one_error_info(client: Client, shop: Shop) -> None:
-    found = await refused(get_store(client, Shop(shop.merchant_id, "nowhere")))
+    status = await refused(get_store(client, Shop(shop.merchant_id, "nowhere")))
 
-    assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "STORE_NOT_FOUND")
-    assert found.metadata == {"store_id": "nowhere"}
-    assert found.retry_seconds is None
+    assert (status.code, status.reason) == (grpc.StatusCode.NOT_FOUND, "STORE_NOT_FOUND")
+    assert status.metadata == {"store_id": "nowhere"}
+    assert status.retry_seconds is None
 
 
 async def test_response_carries_a_request_id(client: Client, shop: Shop) -> None:
@@ -333,11 +333,11 @@ async def test_internal_error_hides_its_cause(client: Client, shop: Shop, monkey
     break_store(monkeypatch, RuntimeError("the cause"))
     with json_logs(status_module) as written:
         error = await failed(get_store(client, shop, metadata=(("x-request-id", "r-2"),)))
-        found = refusal(error)
+        status = refusal(error)
 
-    assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
-    assert found.metadata == {"request_id": "r-2"}
-    assert "cause" not in found.message.replace("has the cause under", "")
+    assert (status.code, status.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert status.metadata == {"request_id": "r-2"}
+    assert "cause" not in status.message.replace("has the cause under", "")
     assert "RuntimeError" not in str(error.trailing_metadata())
     (line,) = [line for line in map(json.loads, written.getvalue().splitlines()) if line["level"] == "error"]
     assert (line["request_id"], line["method"]) == ("r-2", "/pointbook.v1.ProgramsService/GetStore")
@@ -374,9 +374,9 @@ async def test_stray_cancellation_ends_with_a_status(
     """A CancelledError without a cancelled call is a defect; the caller waits."""
     break_store(monkeypatch, asyncio.CancelledError())
 
-    found = await refused(get_store(client, shop, timeout=5))
+    status = await refused(get_store(client, shop, timeout=5))
 
-    assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert (status.code, status.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
 
 
 async def test_inner_timeout_is_not_the_calls_deadline(
@@ -402,8 +402,8 @@ async def test_server_deadline_bounds_every_call(
     monkeypatch.setattr(ProgramTransactions, "read_store", slow)
     async with running(database_url, admin_token, call_deadline_seconds=0.3) as (_, client):
         for timeout in (None, 50):
-            found = await refused(get_store(client, shop, timeout=timeout))
-            assert (found.code, found.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+            status = await refused(get_store(client, shop, timeout=timeout))
+            assert (status.code, status.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
             assert ended.is_set()
 
 
@@ -450,8 +450,8 @@ async def test_unknown_health_service_logs_no_error(service: Service) -> None:
 
 def is_unavailable(error: grpc.aio.AioRpcError) -> bool:
     """Return whether an error is DATABASE_UNAVAILABLE with a retry delay."""
-    found = refusal(error)
-    return (found.code, found.reason, found.retry_seconds) == (
+    status = refusal(error)
+    return (status.code, status.reason, status.retry_seconds) == (
         grpc.StatusCode.UNAVAILABLE,
         "DATABASE_UNAVAILABLE",
         1.0,
@@ -646,10 +646,10 @@ async def test_permanent_conflicts_abort_the_call(client: Client, shop: Shop, mo
         raise RetryTransactionError
 
     monkeypatch.setattr("pointbook_server.programs.transactions.next_revision", conflicting)
-    found = await refused(client.put_store(shop.merchant_id, shop.store_id))
+    status = await refused(client.put_store(shop.merchant_id, shop.store_id))
 
-    assert (found.code, found.reason) == (grpc.StatusCode.ABORTED, "TRANSACTION_CONFLICT")
-    assert found.retry_seconds == 1.0
+    assert (status.code, status.reason) == (grpc.StatusCode.ABORTED, "TRANSACTION_CONFLICT")
+    assert status.retry_seconds == 1.0
     assert runs == TRANSACTION_ATTEMPTS_MAX
 
 
@@ -672,11 +672,11 @@ async def test_stopping_server_finishes_running_calls_and_refuses_new_ones(
     await arrived.wait()
     stopping = asyncio.create_task(server.stop())
     await asyncio.sleep(0)
-    found = await refused(get_store(client, shop))
+    status = await refused(get_store(client, shop))
     released.set()
 
-    assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
-    assert found.retry_seconds == 1.0
+    assert (status.code, status.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+    assert status.retry_seconds == 1.0
     assert (await first).store.store_id == shop.store_id
     await stopping
     await client.close()

@@ -158,8 +158,8 @@ async def test_watches_of_a_connection_are_limited(database_url: str) -> None:
         watches = [watch(client) for _ in range(health_module.STREAMS_OF_CONNECTION_MAX)]
         for each in watches:
             assert (await each.read()).status == SERVING
-        found = refusal(await end_of(watch(client)))
-        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        status = refusal(await end_of(watch(client)))
+        assert (status.code, status.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
         assert (await watch(other).read()).status == SERVING
         assert not any(each.done() for each in watches)
 
@@ -217,10 +217,10 @@ async def test_displaced_health_request_ends_at_once(database_url: str, monkeypa
 async def test_invalid_health_requests_are_refused(database_url: str) -> None:
     async with running(database_url) as server, calling(server.port) as client:
         check: Any = client.channel.unary_unary(HEALTH_CHECK)
-        found = await refused(check(health_pb2.HealthCheckRequest(service="x" * 300).SerializeToString()))
-        assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
-        found = await refused(check(b"\xff\xff"))
-        assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+        status = await refused(check(health_pb2.HealthCheckRequest(service="x" * 300).SerializeToString()))
+        assert (status.code, status.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+        status = await refused(check(b"\xff\xff"))
+        assert (status.code, status.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
 
 
 async def test_unauthorized_calls_are_refused_before_their_requests_arrive(database_url: str, admin_token: str) -> None:
@@ -249,8 +249,8 @@ async def test_early_refusal_has_details_and_request_id(database_url: str) -> No
 
         stalled: Any = client.channel.stream_unary(GET_ACCOUNT)
         call = stalled(never(), metadata=(("x-request-id", "mine"),))
-        found = await refused(call)
-        assert (found.code, found.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_MISSING")
+        status = await refused(call)
+        assert (status.code, status.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_MISSING")
         assert ("x-request-id", "mine") in tuple(await call.trailing_metadata())
 
 
@@ -272,10 +272,10 @@ async def test_request_must_arrive_in_time(
             yield b""
 
         call: Any = client.channel.stream_unary(GET_ACCOUNT)
-        found = await refused(call(never(), metadata=metadata))
-        assert (found.code, found.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
-        found = await refused(call(nothing(), metadata=metadata))
-        assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+        status = await refused(call(never(), metadata=metadata))
+        assert (status.code, status.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+        status = await refused(call(nothing(), metadata=metadata))
+        assert (status.code, status.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
         assert not server._admission._running
 
 
@@ -305,9 +305,9 @@ async def test_running_calls_of_a_token_are_limited(database_url: str, admin_tok
     ):
         stalled = await stalled_calls(busy, 3, admin_token)
         await until(lambda: len(server._admission._running) == 3)
-        found = await refused(account(client))
-        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOKEN_LIMIT_REACHED")
-        assert (found.metadata, found.retry_seconds) == ({"limit": "concurrent_calls", "max": "3"}, 1.0)
+        status = await refused(account(client))
+        assert (status.code, status.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOKEN_LIMIT_REACHED")
+        assert (status.metadata, status.retry_seconds) == ({"limit": "concurrent_calls", "max": "3"}, 1.0)
         assert (await account(other_client)).points_balance == 0
         await busy.reset(stalled[0])
         await until(lambda: len(server._admission._running) == 2)
@@ -323,13 +323,13 @@ async def test_calls_per_second_of_a_token_are_limited(database_url: str, admin_
     ):
         for _ in range(4):
             await account(client)
-        found = await refused(account(client))
-        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOKEN_LIMIT_REACHED")
-        assert found.metadata == {"limit": "calls_per_second", "max": "4"}
-        assert found.retry_seconds is not None
-        assert 0 < found.retry_seconds <= 0.25
+        status = await refused(account(client))
+        assert (status.code, status.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOKEN_LIMIT_REACHED")
+        assert status.metadata == {"limit": "calls_per_second", "max": "4"}
+        assert status.retry_seconds is not None
+        assert 0 < status.retry_seconds <= 0.25
         assert (await account(other_client)).points_balance == 0
-        await asyncio.sleep(found.retry_seconds)
+        await asyncio.sleep(status.retry_seconds)
         assert (await account(client)).points_balance == 0
 
 

@@ -52,10 +52,10 @@ async def test_codes_are_counted_by_outcome(service: Service, counting: tuple[Cl
     await earn(client, shop, 500)
     issued = await issue_code(client, shop)
     await issue_code(client, shop)
-    named = {"challenge_id": issued.challenge_id}
-    assert await guess_code(client, shop, service.outbox.messages[-1].text, **named)
+    challenge = {"challenge_id": issued.challenge_id}
+    assert await guess_code(client, shop, service.outbox.messages[-1].text, **challenge)
     for _ in range(7):
-        assert not await guess_code(client, shop, WRONG_CODE, **named)
+        assert not await guess_code(client, shop, WRONG_CODE, **challenge)
     metrics_text = await read(url)
 
     for line in (

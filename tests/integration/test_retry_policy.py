@@ -102,9 +102,9 @@ async def test_permanent_errors_are_not_retried(
         await put_customer(service, shop, mobile)
     sender = Outbox(needs_destination=True)
     async with retrying_client(service, admin_token, sender, code_keys=code_keys) as client:
-        found = await refused(issue_code(client, shop, **changes))
+        status = await refused(issue_code(client, shop, **changes))
 
-    assert found.reason == reason
+    assert status.reason == reason
     assert arrived == [shop.merchant_id]
     assert sender.messages == []
 

@@ -116,15 +116,15 @@ async def test_bound_token_looks_unknown_to_other_clients(
         await make_token(service.database_url, [ALL_MERCHANTS], list(Scope), client_names=[name])
         for name in ("till 7", "spiffe://shop.example/till")
     ]
-    named = AUTHORITY.issue("till 7", names=["a.example"])
+    with_name = AUTHORITY.issue("till 7", names=["a.example"])
     truncated = AUTHORITY.issue("till 7\0.example", names=["till 7\0.example"])
     with_uri = AUTHORITY.issue("till 70", names=["till.shop.example"], uris=["spiffe://shop.example/till"])
     async with tls_server(service.database_url, tmp_path, tls_client_ca_file=client_ca) as server:
-        assert await outcome(server.port, by_name, trust(identity=named)) == "OK"
+        assert await outcome(server.port, by_name, trust(identity=with_name)) == "OK"
         for _ in range(3):
             assert await outcome(server.port, by_name, trust(identity=with_uri)) == "TOKEN_INVALID"
         assert await outcome(server.port, by_uri, trust(identity=with_uri)) == "OK"
-        assert await outcome(server.port, by_uri, trust(identity=named)) == "TOKEN_INVALID"
+        assert await outcome(server.port, by_uri, trust(identity=with_name)) == "TOKEN_INVALID"
         assert await outcome(server.port, by_name, trust(identity=truncated)) == "TOKEN_INVALID"
 
     logged = capsys.readouterr()

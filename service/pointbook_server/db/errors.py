@@ -107,7 +107,7 @@ def _translated(cause: Any) -> Exception:
 
 
 def database_unavailable() -> PointbookError:
-    """Return the error for a database that is away or too busy."""
+    """Return the error for a database that is unavailable or too busy."""
     return PointbookError(
         Reason.DATABASE_UNAVAILABLE,
         "The database is not available right now; retry.",

@@ -15,7 +15,10 @@ HEALTH_CONNECTIONS_MAX = 50
 
 
 def open_port(server: grpc.aio.Server, setting: str, address: str, tls: TlsSource | None) -> int:
-    """Open a port, and return its number. Raises OSError, which names the setting, and SettingError."""
+    """Open a port, and return its number.
+
+    Raises SettingError, and OSError, which names the setting.
+    """
     try:
         if tls is None:
             return server.add_insecure_port(address)
