@@ -28,7 +28,10 @@ def open_port(server: grpc.aio.Server, setting: str, address: str, tls: TlsSourc
 
 
 def grpc_options(*, reuse_port: bool, connections_max: int = CONNECTIONS_MAX) -> tuple[tuple[str, int], ...]:
-    """Return options that bound what a client can hold; only workers of one server share its port."""
+    """Return options that bound what a client can hold.
+
+    Only workers of one server share its port.
+    """
     return (
         ("grpc.so_reuseport", int(reuse_port)),
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
