@@ -159,7 +159,10 @@ class Server:
             self._metrics_endpoint.close()
 
     def _listen(self, settings: ServerSettings) -> int:
-        """Open the port, and return its number. Raises OSError, and SettingError if TLS files are invalid."""
+        """Open the port, and return its number.
+
+        Raises OSError, and SettingError if TLS files are invalid.
+        """
         tls = tls_source(settings)
         if tls is not None:
             self.metrics.tls_certificate_expiry.set_function(
@@ -168,7 +171,10 @@ class Server:
         return open_port(self._server, "POINTBOOK_GRPC_ADDRESS", settings.grpc_address, tls)
 
     def _build_health_server(self, settings: ServerSettings) -> grpc.aio.Server | None:
-        """Return the server for health probes only, which is reachable when clients hold all other connections."""
+        """Return the server for health probes, or None without its address.
+
+        Probes reach it when clients hold all connections of the main server.
+        """
         if not settings.health_address:
             return None
         server = grpc.aio.server(options=health_options(reuse_port=settings.workers > 1))

@@ -1,4 +1,4 @@
-"""The services of a server process: the objects of all capabilities, and their registration with gRPC."""
+"""The gRPC services of a server process, built from all capabilities."""
 
 from collections.abc import Mapping
 

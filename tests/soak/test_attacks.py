@@ -199,7 +199,7 @@ async def test_unfinished_messages_use_little_memory(deployment: Deployment, fig
 
 @contextlib.asynccontextmanager
 async def calls_with_forged_tokens(address: str, calls: int) -> AsyncIterator[None]:
-    """Keep a number of calls with forged tokens in progress during the block."""
+    """Run a number of concurrent calls with forged tokens during the block."""
 
     async def repeat(connection: Http2Connection) -> None:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""README.md and the pages of docs/, in the order of the navigation, and the shell lines that they show."""
+"""README.md and the pages of docs/, and the shell lines that they show."""
 
 import re
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ DOCS = ROOT / "docs"
 
 @dataclass(frozen=True)
 class ShellLine:
-    """A line to paste, and what the page prints below it; empty where it prints nothing."""
+    """A shell line of a page, and the output printed below it, which may be empty."""
 
     command: str
     printed: str
 
 
 def pages() -> list[Path]:
-    """Return README.md and all pages: those of the navigation in its order, then the others."""
+    """Return README.md, the pages of the navigation in its order, then all others."""
     listed = [DOCS / name for name in re.findall(r"([\w/.-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)]
     return [README, *listed, *sorted(set(DOCS.rglob("*.md")) - set(listed))]
 

@@ -1,4 +1,4 @@
-"""The contract: what `make lint` refuses to change, and the client code that buf.gen.yaml generates."""
+"""The API contract: changes that lint refuses, and clients of buf.gen.yaml."""
 
 import re
 import shutil
@@ -29,7 +29,7 @@ sys.stdout.buffer.write(response.SerializeToString())
 
 
 def breaking_changes(folder: Path) -> str:
-    """Return the changes in a copy of the protos that break clients of the released contract."""
+    """Return the breaking changes of a copy of the protos."""
     command = (BUF, "breaking", str(folder), "--against", str(folder / "proto/released.binpb"))
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
 

@@ -1,4 +1,4 @@
-"""What README.md and docs/ say about settings, metrics, commands, files and each other exists."""
+"""README.md and docs/ name only settings, metrics, commands and files that exist."""
 
 import re
 import shlex
@@ -89,7 +89,7 @@ def unknown_on_pages(unknown: Callable[[str], set[str]]) -> dict[str, set[str]]:
 
 
 def unknown_words(line: str) -> list[str]:
-    """Return the words of a shell line that are neither commands nor options of `pointbook`."""
+    """Return the words of a shell line that `pointbook` does not know."""
     match = COMMAND.search(line)
     if match is None:
         return []

@@ -1,4 +1,4 @@
-"""The generated parts of docs/ are current, and every method of the contract is implemented."""
+"""Generated parts of docs/ are current, and all API methods are implemented."""
 
 import runpy
 from inspect import iscoroutinefunction

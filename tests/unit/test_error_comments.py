@@ -1,4 +1,4 @@
-"""The comments of ErrorReason state what the code does: they are the reference manual of errors."""
+"""The comments of ErrorReason, the reference manual of errors, match the code."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ ERRORS_PROTO = Path(__file__).parents[2] / "proto/pointbook/v1/errors.proto"
 
 
 def comments() -> dict[str, str]:
-    """Return the comment of every reason of the contract, by the reason's name, each item on one line."""
+    """Return the comment of each reason by its name, with one item per line."""
     blocks = re.findall(r"((?:  //.*\n)+)  ERROR_REASON_(\w+) = \d+;", ERRORS_PROTO.read_text())
     return {
         name: re.sub(r"\n  //(?! -|\n)\s*", " ", block).replace("  //", "")

@@ -9,7 +9,7 @@ from support.ledger_events import account_after, decrease, increase, last_entry
 
 @pytest.mark.parametrize("scene", sorted(DECREASING_SCENES))
 def test_a_decreasing_scene_disagrees_with_an_increase(scene: str) -> None:
-    """The event is applied all the same, and marked."""
+    """The event is still applied, and marked."""
     assert last_entry(increase(10, 5, 5, scene=scene)).scene_disagrees
     assert not last_entry(decrease(10, 5, 5, scene=scene)).scene_disagrees
     assert account_after(increase(10, 5, 5, scene=scene)).balance == 5

@@ -1,4 +1,4 @@
-"""Every sender in delivery/ can be chosen, and import-linter knows it and its provider's library."""
+"""Every sender can be chosen, and import-linter knows it and its library."""
 
 import ast
 import sys

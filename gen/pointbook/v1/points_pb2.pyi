@@ -269,7 +269,7 @@ class PointsUpdate(_message.Message):
     """updated_scene is why the points changed. Exactly one of this and `unrecognized_scene` is required."""
     unrecognized_scene: _builtins.str
     """unrecognized_scene is the name of a scene that PointsUpdateScene does not list: 1 to 64 visible ASCII characters.
-    The change is applied all the same. A name that PointsUpdateScene does list is treated as that scene. It must be
+    The change is still applied. A name that PointsUpdateScene does list is treated as that scene. It must be
     empty if `updated_scene` is set.
     """
     updated_value: _builtins.int
