@@ -22,9 +22,14 @@ from pointbook_server.ledger.model import (
     WebhookOrigin,
 )
 from pointbook_server.rpc import pagination
-from pointbook_server.rpc.request_fields import TIME_MS_MIN, YEAR_2000_MS, Fields, to_timestamp
+from pointbook_server.rpc.request_fields import (
+    EVENT_ID_LENGTH_MAX,
+    TIME_MS_MIN,
+    YEAR_2000_MS,
+    Fields,
+    to_timestamp,
+)
 
-EVENT_ID_LENGTH_MAX = 128
 WEBHOOK_ID_LENGTH_MAX = 128
 SHOP_DOMAIN_LENGTH_MAX = 255
 API_VERSION_LENGTH_MAX = 64
@@ -33,7 +38,6 @@ SCENES_MAX = 100
 LOTS_MAX = 500
 DRAWS_MAX = 500
 UPDATES_MAX = 1_000
-REASON_LENGTH_MAX = 500
 UPDATE_TYPES = {
     points_pb2.POINTS_UPDATE_TYPE_INCREASE: UpdateType.INCREASE,
     points_pb2.POINTS_UPDATE_TYPE_DECREASE: UpdateType.DECREASE,

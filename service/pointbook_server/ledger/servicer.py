@@ -296,8 +296,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         fields = Fields()
         merchant_id = fields.identifier("merchant_id", request.merchant_id)
         event_ids = messages.read_event_ids(fields, request)
-        fields.present("reason", is_present=bool(request.reason))
-        reason = fields.text("reason", request.reason, length_max=messages.REASON_LENGTH_MAX)
+        reason = fields.reason("reason", request.reason, may_be_blank=True)
         fields.check()
         accounts = await self._ledger.set_void(merchant_id, event_ids, Void(now_ms, reason), is_void=is_void)
         return [

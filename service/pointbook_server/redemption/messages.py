@@ -30,7 +30,6 @@ from pointbook_server.validation_codes.code_format import normalize_code
 CODE_LENGTH_MAX = 32
 REFERENCE_LENGTH_MAX = 128
 NOTES_LENGTH_MAX = 500
-REASON_LENGTH_MAX = 500
 CHANNELS = {
     redemption_pb2.VALIDATION_TYPE_SMS: Channel.SMS,
     redemption_pb2.VALIDATION_TYPE_EMAIL: Channel.EMAIL,
@@ -301,12 +300,6 @@ def _read_chosen(
 
 def _read_reference(fields: Fields, value: str) -> str:
     return fields.identifier("external_reference_number", value, length_max=REFERENCE_LENGTH_MAX)
-
-
-def read_reason(fields: Fields, value: str) -> str:
-    """Read an operator's reason, which is required."""
-    fields.present("reason", is_present=bool(value))
-    return fields.text("reason", value, length_max=REASON_LENGTH_MAX)
 
 
 def write_assessment(assessment: Assessment, violations: list[Violation]) -> redemption_pb2.ValidateRedemptionResponse:

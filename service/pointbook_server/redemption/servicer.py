@@ -17,7 +17,6 @@ from pointbook_server.redemption.messages import (
     check_merchant,
     read_customer,
     read_evidence,
-    read_reason,
     read_redeem_command,
     read_redemption_key,
     read_redemption_request,
@@ -131,7 +130,7 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         fields = Fields()
         merchant_id = fields.identifier("merchant_id", request.merchant_id)
         redemption_id = fields.identifier("redemption_id", request.redemption_id)
-        reason = read_reason(fields, request.reason)
+        reason = fields.reason("reason", request.reason, may_be_blank=True)
         fields.check()
         actor = current_principal.get().token_id
         redemption = await self._service.settle(merchant_id, redemption_id, reason, actor)

@@ -136,9 +136,9 @@ class Fields:
             self.wrong(field, f"must be at most {length_max} characters without control characters")
         return value
 
-    def reason(self, field: str, value: str) -> str:
-        """Read the required reason of an operation that is audited."""
-        self.present(field, is_present=bool(value.strip()))
+    def reason(self, field: str, value: str, *, may_be_blank: bool = False) -> str:
+        """Read the required reason of an operation that is audited; `may_be_blank` accepts spaces alone."""
+        self.present(field, is_present=bool(value if may_be_blank else value.strip()))
         return self.text(field, value, length_max=REASON_LENGTH_MAX)
 
     def integer(self, field: str, value: int, *, low: int, high: int) -> int:

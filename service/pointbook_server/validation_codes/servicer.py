@@ -12,7 +12,7 @@ from pointbook_server.customers.model import Customer, CustomerKey
 from pointbook_server.errors import PointbookError
 from pointbook_server.redemption.assessment import RedemptionContext, RedemptionRequest
 from pointbook_server.redemption.history_requests import read_page_request
-from pointbook_server.redemption.messages import read_customer, read_customer_key, read_reason, read_redemption_request
+from pointbook_server.redemption.messages import read_customer, read_customer_key, read_redemption_request
 from pointbook_server.redemption.status_codes import STATUS_CODES
 from pointbook_server.rpc import pagination
 from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, Fields
@@ -94,7 +94,7 @@ class ValidationCodesServicer:
         """Reset the validation limits of a customer."""
         fields = Fields()
         _, key = read_customer(fields, request.customer)
-        reason = read_reason(fields, request.reason)
+        reason = fields.reason("reason", request.reason, may_be_blank=True)
         fields.check()
         merchant_id = request.customer.merchant_id
         context = await self._redemptions.find_customer(merchant_id, key)
