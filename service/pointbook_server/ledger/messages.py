@@ -1,7 +1,5 @@
 """Translation between the messages of PointsService and the ledger's entities."""
 
-from collections.abc import Sequence
-
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import points_pb2
@@ -21,9 +19,9 @@ from pointbook_server.ledger.model import (
     UpdateType,
     WebhookOrigin,
 )
-from pointbook_server.rpc import pagination
 from pointbook_server.rpc.request_fields import (
     EVENT_ID_LENGTH_MAX,
+    PROGRAM_ID_MAX,
     TIME_MS_MIN,
     YEAR_2000_MS,
     Fields,
@@ -38,6 +36,9 @@ SCENES_MAX = 100
 LOTS_MAX = 500
 DRAWS_MAX = 500
 UPDATES_MAX = 1_000
+NEWEST_POSITION = (2**63 - 1, "")
+"""The position before the newest entry."""
+BEFORE_ALL_TIMES_MS = TIME_MS_MIN - 1
 UPDATE_TYPES = {
     points_pb2.POINTS_UPDATE_TYPE_INCREASE: UpdateType.INCREASE,
     points_pb2.POINTS_UPDATE_TYPE_DECREASE: UpdateType.DECREASE,
@@ -179,18 +180,21 @@ def check_stores(fields: Fields, request: points_pb2.ListExpiringPointsRequest) 
     if request.HasField("store_id"):
         fields.identifier("store_id", request.store_id)
     else:
-        fields.integer("program_id", request.program_id, low=1, high=pagination.INTEGER_MAX)
+        fields.integer("program_id", request.program_id, low=1, high=PROGRAM_ID_MAX)
 
 
-def read_expiring_position(token: Sequence[int | str] | None) -> tuple[int, ExpiringPosition] | None:
+def first_expiring_position(now_ms: int) -> tuple[int, int, str, str]:
+    """Return the position before all expiring points. All pages count holds at `now_ms`."""
+    return now_ms, BEFORE_ALL_TIMES_MS, "", ""
+
+
+def read_expiring_position(position: tuple[int, int, str, str]) -> tuple[int, ExpiringPosition | None]:
     """Return the time of the first page, and the position to continue after.
 
-    None for the first page.
+    The latter is None for the first page.
     """
-    if token is None:
-        return None
-    now_ms, at_ms, store_id, buyer_id = token
-    return int(now_ms), ExpiringPosition(int(at_ms), str(store_id), str(buyer_id))
+    now_ms, at_ms, store_id, buyer_id = position
+    return now_ms, None if at_ms == BEFORE_ALL_TIMES_MS else ExpiringPosition(at_ms, store_id, buyer_id)
 
 
 def read_expiry_times(
@@ -213,7 +217,7 @@ def read_expiry_times(
     return start_ms, end_ms
 
 
-def account_message(merchant_id: str, key: AccountKey, account: Account, at_ms: int) -> points_pb2.PointsAccount:
+def write_account(merchant_id: str, key: AccountKey, account: Account, at_ms: int) -> points_pb2.PointsAccount:
     """Build the message of an account at a time, without its lots."""
     points = account.points_at(at_ms)
     return points_pb2.PointsAccount(
@@ -231,11 +235,11 @@ def account_message(merchant_id: str, key: AccountKey, account: Account, at_ms: 
     )
 
 
-def account_message_with_lots(
+def write_account_with_lots(
     merchant_id: str, key: AccountKey, account: Account, next_expiry: Expiry | None, at_ms: int
 ) -> points_pb2.PointsAccount:
     """Build the message of an account with its first lots and its next expiry."""
-    message = account_message(merchant_id, key, account, at_ms)
+    message = write_account(merchant_id, key, account, at_ms)
     for lot in account.lots[:LOTS_MAX]:
         message.lots.add(
             remaining_points=lot.remaining,
@@ -250,11 +254,11 @@ def account_message_with_lots(
     return message
 
 
-def entry_message(merchant_id: str, stored: StoredEntry) -> points_pb2.PointsEntry:
+def write_entry(merchant_id: str, stored: StoredEntry) -> points_pb2.PointsEntry:
     """Build the message of an entry."""
     entry = stored.entry
     return points_pb2.PointsEntry(
-        update=_update_message(merchant_id, entry.event, stored.webhook),
+        update=_write_update(merchant_id, entry.event, stored.webhook),
         receive_time=to_timestamp(stored.received_at_ms),
         outcome=OUTCOMES[stored.outcome],
         balance_before=entry.balance_before,
@@ -278,7 +282,7 @@ def entry_message(merchant_id: str, stored: StoredEntry) -> points_pb2.PointsEnt
     )
 
 
-def _update_message(merchant_id: str, event: Event, webhook: WebhookOrigin) -> points_pb2.PointsUpdate:
+def _write_update(merchant_id: str, event: Event, webhook: WebhookOrigin) -> points_pb2.PointsUpdate:
     update = points_pb2.PointsUpdate(
         event_id=event.event_id,
         merchant_id=merchant_id,

@@ -3,6 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Protocol
 
 import grpc
@@ -18,8 +19,8 @@ from pointbook_server.ledger.model import AccountKey, ApplyResult, ReceivedEvent
 from pointbook_server.ledger.transactions import LedgerTransactions
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Program, Store, program_not_found
-from pointbook_server.rpc import pagination
 from pointbook_server.rpc.batching import Batcher
+from pointbook_server.rpc.pagination import PageQuery, read_page, write_token
 from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, Fields, to_timestamp
 
 VIOLATIONS_MAX = 50
@@ -140,7 +141,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         key = AccountKey(update.store_id, update.buyer_id)
         return points_pb2.ApplyPointsUpdateResponse(
             outcome=messages.OUTCOMES[result.outcome],
-            account=messages.account_message(update.merchant_id, key, result.account, at_ms),
+            account=messages.write_account(update.merchant_id, key, result.account, at_ms),
             drift=result.entry.drift,
             webhook_id_differs=bool(result.entry_webhook_id),
         )
@@ -176,7 +177,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         fields.check()
         account = await self._ledger.account(merchant_id, key, at_ms, lots=messages.LOTS_MAX)
         next_expiry = await self._ledger.next_expiry(merchant_id, key, account, at_ms)
-        message = messages.account_message_with_lots(merchant_id, key, account, next_expiry, at_ms)
+        message = messages.write_account_with_lots(merchant_id, key, account, next_expiry, at_ms)
         return points_pb2.GetPointsAccountResponse(account=message)
 
     async def ListPointsEntries(
@@ -189,18 +190,17 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         merchant_id = fields.identifier("merchant_id", request.merchant_id)
         key = messages.read_account_key(fields, request)
         entry_filter = messages.read_entry_filter(fields, request)
-        size = fields.page_size("page_size", request.page_size)
         scope = (merchant_id, key.store_id, key.buyer_id, entry_filter)
-        token = pagination.read_token(fields, "page_token", request.page_token, scope, (int, str))
+        page = read_page(fields, request, scope, first=messages.NEWEST_POSITION)
         fields.check()
-        before = None if token is None else (int(token[0]), str(token[1]))
-        found = await self._ledger.entries(merchant_id, key, entry_filter, before=before, limit=size + 1)
-        page = pagination.fit((messages.entry_message(merchant_id, stored) for stored in found), size)
-        response = points_pb2.ListPointsEntriesResponse(entries=page)
-        if len(found) > len(page):
-            last = found[len(page) - 1].entry
-            response.next_page_token = pagination.write_token(scope, (last.event.updated_at_ms, last.event.event_id))
-        return response
+        before = None if page.after == messages.NEWEST_POSITION else page.after
+        found = await self._ledger.entries(merchant_id, key, entry_filter, before=before, limit=page.limit)
+        entries, next_page_token = page.build(
+            found,
+            partial(messages.write_entry, merchant_id),
+            lambda stored: (stored.entry.event.updated_at_ms, stored.entry.event.event_id),
+        )
+        return points_pb2.ListPointsEntriesResponse(entries=entries, next_page_token=next_page_token)
 
     async def ListDriftingAccounts(
         self,
@@ -212,19 +212,16 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         fields = Fields()
         merchant_id = fields.identifier("merchant_id", request.merchant_id)
         store_id = fields.ascii("store_id", request.store_id, length_max=ID_LENGTH_MAX)
-        size = fields.page_size("page_size", request.page_size)
-        scope = ("drifting", merchant_id, store_id)
-        token = pagination.read_token(fields, "page_token", request.page_token, scope, (str, str))
+        page = read_page(fields, request, ("drifting", merchant_id, store_id), first=("", ""))
         fields.check()
-        after = AccountKey("", "") if token is None else AccountKey(str(token[0]), str(token[1]))
-        found = await self._ledger.drifting_accounts(merchant_id, store_id, now_ms, after=after, limit=size + 1)
-        response = points_pb2.ListDriftingAccountsResponse(
-            accounts=[messages.account_message(merchant_id, key, account, now_ms) for key, account in found[:size]]
+        after = AccountKey(*page.after)
+        found = await self._ledger.drifting_accounts(merchant_id, store_id, now_ms, after=after, limit=page.limit)
+        accounts, next_page_token = page.build(
+            found,
+            lambda item: messages.write_account(merchant_id, *item, now_ms),
+            lambda item: item[0],
         )
-        if len(found) > size:
-            last_key, _ = found[size - 1]
-            response.next_page_token = pagination.write_token(scope, last_key)
-        return response
+        return points_pb2.ListDriftingAccountsResponse(accounts=accounts, next_page_token=next_page_token)
 
     async def ListExpiringPoints(
         self,
@@ -235,21 +232,20 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         fields = Fields()
         merchant_id = fields.identifier("merchant_id", request.merchant_id)
         messages.check_stores(fields, request)
-        size = fields.page_size("page_size", request.page_size)
         times = (request.HasField("from_time"), str(request.from_time), str(request.until_time))
         scope = ("expiring", merchant_id, request.store_id, request.program_id, times)
-        token = pagination.read_token(fields, "page_token", request.page_token, scope, (int, int, str, str))
-        now_ms, after = messages.read_expiring_position(token) or (self._clock(), None)
+        page = read_page(fields, request, scope, first=messages.first_expiring_position(self._clock()))
+        now_ms, after = messages.read_expiring_position(page.after)
         start_ms, end_ms = messages.read_expiry_times(fields, request, now_ms, after)
         fields.check()
         window = ExpiryWindow(await self._find_store_ids(request), start_ms, end_ms, now_ms)
-        page = await self._ledger.expiring_points(merchant_id, window, after=after, size=size)
+        found = await self._ledger.expiring_points(merchant_id, window, after=after, size=page.size)
         response = points_pb2.ListExpiringPointsResponse()
-        for position, points in page.items:
+        for position, points in found.items:
             time = to_timestamp(position.at_ms)
             response.items.add(store_id=position.store_id, buyer_id=position.buyer_id, time=time, points=points)
-        if page.end is not None:
-            response.next_page_token = pagination.write_token(scope, (now_ms, *page.end))
+        if found.end is not None:
+            response.next_page_token = write_token(scope, (now_ms, *found.end))
         return response
 
     async def _find_store_ids(self, request: points_pb2.ListExpiringPointsRequest) -> tuple[str, ...]:
@@ -264,14 +260,14 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         return program.store_ids
 
     async def newest_entries(
-        self, merchant_id: str, keys: Collection[AccountKey], query: pagination.PageQuery
+        self, merchant_id: str, keys: Collection[AccountKey], query: PageQuery
     ) -> list[points_pb2.PointsEntry]:
         """Return a page of the entries of some accounts, newest first.
 
         It is part of a customer's timeline.
         """
         found = await self._ledger.newest_entries(merchant_id, keys, query)
-        return [messages.entry_message(merchant_id, stored) for stored in found]
+        return [messages.write_entry(merchant_id, stored) for stored in found]
 
     async def VoidPointsEntries(
         self,
@@ -299,6 +295,4 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         reason = fields.reason("reason", request.reason, may_be_blank=True)
         fields.check()
         accounts = await self._ledger.set_void(merchant_id, event_ids, Void(now_ms, reason), is_void=is_void)
-        return [
-            messages.account_message(merchant_id, key, account, now_ms) for key, account in sorted(accounts.items())
-        ]
+        return [messages.write_account(merchant_id, key, account, now_ms) for key, account in sorted(accounts.items())]

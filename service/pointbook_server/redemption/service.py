@@ -219,9 +219,12 @@ class RedemptionService:
         return await self._transactions.get_redemption(merchant_id, redemption_id, reference, self._clock())
 
     async def list_redemptions(
-        self, merchant_id: str, filters: RedemptionFilter, *, before: tuple[int, str] | None, limit: int
+        self, merchant_id: str, filters: RedemptionFilter, *, before: tuple[int, str], limit: int
     ) -> list[RedemptionDetails]:
-        """Return a page of a merchant's redemptions, the newest first."""
+        """Return a page of a merchant's redemptions, the newest first.
+
+        `before` is a position (time in ms, id).
+        """
         return await self._transactions.list_redemptions(
             merchant_id, filters, self._clock(), before=before, limit=limit
         )

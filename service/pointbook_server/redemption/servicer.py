@@ -4,6 +4,7 @@ The service is one on the wire; its methods for one-time codes and for support b
 delegated to them.
 """
 
+from functools import partial
 from typing import Protocol
 
 from pointbook.v1 import redemption_pb2, redemption_pb2_grpc
@@ -12,6 +13,7 @@ from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError
 from pointbook_server.redemption.commands import RedemptionFilter
 from pointbook_server.redemption.customer_validation import code_not_issued
+from pointbook_server.redemption.history_requests import read_time_range
 from pointbook_server.redemption.messages import (
     STATES_BY_NUMBER,
     check_merchant,
@@ -28,8 +30,8 @@ from pointbook_server.redemption.messages import (
     write_status,
 )
 from pointbook_server.redemption.service import RedemptionService
-from pointbook_server.rpc import pagination
-from pointbook_server.rpc.request_fields import TIME_MS_MAX, TIME_MS_MIN, Fields
+from pointbook_server.rpc.pagination import read_page
+from pointbook_server.rpc.request_fields import Fields
 from pointbook_server.validation_codes.messages import write_issued_code
 
 
@@ -158,25 +160,21 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
             check_merchant(fields, request.customer, merchant_id)
         if request.state not in {redemption_pb2.REDEMPTION_STATE_UNSPECIFIED, *STATES_BY_NUMBER}:
             fields.wrong("state", "is not a state of this server")
-        start_ms = fields.time_ms("start_time", request.start_time) if request.HasField("start_time") else TIME_MS_MIN
-        end_ms = fields.time_ms("end_time", request.end_time) if request.HasField("end_time") else TIME_MS_MAX + 1
-        size = fields.page_size("page_size", request.page_size)
+        start_ms, end_ms = read_time_range(fields, request)
         scope = ("redemptions", merchant_id, str(key), request.state, start_ms, end_ms)
-        position = pagination.read_token(fields, "page_token", request.page_token, scope, (int, str))
+        page = read_page(fields, request, scope, first=(end_ms, ""))
         fields.check()
         redeemers = None
         if request.HasField("customer"):
             redeemers = tuple((await self._service.find_customer(merchant_id, key)).redeemers)
         filters = RedemptionFilter(redeemers, STATES_BY_NUMBER.get(request.state), start_ms, end_ms)
-        before = None if position is None else (int(position[0]), str(position[1]))
-        found = await self._service.list_redemptions(merchant_id, filters, before=before, limit=size + 1)
-        now_ms = self._clock()
-        page = pagination.fit((write_details(details, now_ms) for details in found), size)
-        response = redemption_pb2.ListRedemptionsResponse(redemptions=page)
-        if len(found) > len(page):
-            last = found[len(page) - 1].redemption
-            response.next_page_token = pagination.write_token(scope, (last.created_at_ms, last.redemption_id))
-        return response
+        found = await self._service.list_redemptions(merchant_id, filters, before=page.after, limit=page.limit)
+        messages, next_page_token = page.build(
+            found,
+            partial(write_details, now_ms=self._clock()),
+            lambda details: (details.redemption.created_at_ms, details.redemption.redemption_id),
+        )
+        return redemption_pb2.ListRedemptionsResponse(redemptions=messages, next_page_token=next_page_token)
 
     async def GetCustomerPoints(
         self, request: redemption_pb2.GetCustomerPointsRequest, _context: object

@@ -165,13 +165,13 @@ class RedemptionTransactions:
         return details
 
     async def list_redemptions(
-        self, merchant_id: str, filters: RedemptionFilter, now_ms: int, *, before: tuple[int, str] | None, limit: int
+        self, merchant_id: str, filters: RedemptionFilter, now_ms: int, *, before: tuple[int, str], limit: int
     ) -> list[RedemptionDetails]:
         """Return a page of a merchant's redemptions, the newest first.
 
-        `before` is the position (time in ms, id) of the last one on the previous page.
+        `before` is a position (time in ms, id): only older redemptions are returned.
         """
-        before_ms, before_id = before or (filters.end_ms, "")
+        before_ms, before_id = before
         params = {
             "merchant_id": merchant_id,
             "redeemers": list(filters.redeemers or ()),

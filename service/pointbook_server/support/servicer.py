@@ -8,9 +8,9 @@ from typing import Protocol
 from pointbook.v1 import redemption_pb2
 from pointbook_server.customers.model import CustomerKey
 from pointbook_server.redemption.assessment import RedemptionContext
-from pointbook_server.redemption.history_requests import read_page_request, read_window
+from pointbook_server.redemption.history_requests import read_history_page, read_window
 from pointbook_server.redemption.messages import REFERENCE_LENGTH_MAX, read_customer_key
-from pointbook_server.rpc import pagination
+from pointbook_server.rpc.pagination import read_page
 from pointbook_server.rpc.request_fields import Fields
 from pointbook_server.support.messages import write_refusal, write_timeline_customer
 from pointbook_server.support.model import EntryRank, TimelinePosition
@@ -46,20 +46,18 @@ class SupportServicer:
         )
         has_key = request.WhichOneof("key") is not None
         key = read_customer_key(fields, request) if has_key or not reference else None
-        page_request = read_page_request(fields, "refusals", request, key, reference)
+        page, query = read_history_page(fields, "refusals", request, key, reference)
         fields.check()
         merchant_id = request.merchant_id
         if has_key:
             names = (await self._customers.find_customer(merchant_id, key)).redeemers
-            refusals = await self._refusals.list_by_customers(merchant_id, names, reference, page_request.query)
+            refusals = await self._refusals.list_by_customers(merchant_id, names, reference, query)
         else:
-            refusals = await self._refusals.list_by_reference(merchant_id, reference, page_request.query)
-        page = pagination.fit(map(write_refusal, refusals), page_request.size)
-        response = redemption_pb2.ListRefusalsResponse(refusals=page)
-        if len(refusals) > len(page):
-            last = refusals[len(page) - 1]
-            response.next_page_token = pagination.write_token(page_request.scope, (last.at_ms, last.refusal_id))
-        return response
+            refusals = await self._refusals.list_by_reference(merchant_id, reference, query)
+        messages, next_page_token = page.build(
+            refusals, write_refusal, lambda refusal: (refusal.at_ms, refusal.refusal_id)
+        )
+        return redemption_pb2.ListRefusalsResponse(refusals=messages, next_page_token=next_page_token)
 
     async def ListCustomerTimeline(
         self, request: redemption_pb2.ListCustomerTimelineRequest, _context: object
@@ -68,17 +66,17 @@ class SupportServicer:
         fields = Fields()
         key = read_customer_key(fields, request)
         window = read_window(fields, "timeline", request, key)
-        position = pagination.read_token(fields, "page_token", request.page_token, window.scope, (int, int, str))
+        page = read_page(fields, request, window.scope, first=(window.end_ms, EntryRank.FIRST_PAGE.value, ""))
         fields.check()
-        before = TimelinePosition(window.end_ms, EntryRank.FIRST_PAGE, "")
-        if position is not None:
-            before = TimelinePosition(int(position[0]), int(position[1]), str(position[2]))
         context = await self._customers.find_customer(request.merchant_id, key)
         items = await self._timeline.page(
-            request.merchant_id, context, start_ms=window.start_ms, before=before, limit=window.size + 1
+            request.merchant_id,
+            context,
+            start_ms=window.start_ms,
+            before=TimelinePosition(*page.after),
+            limit=page.limit,
         )
-        page = pagination.fit((item.entry for item in items), window.size)
-        response = redemption_pb2.ListCustomerTimelineResponse(customer=write_timeline_customer(context), entries=page)
-        if len(items) > len(page):
-            response.next_page_token = pagination.write_token(window.scope, items[len(page) - 1].position)
-        return response
+        entries, next_page_token = page.build(items, lambda item: item.entry, lambda item: item.position)
+        return redemption_pb2.ListCustomerTimelineResponse(
+            customer=write_timeline_customer(context), entries=entries, next_page_token=next_page_token
+        )

@@ -11,10 +11,10 @@ from pointbook_server.access.model import current_principal
 from pointbook_server.customers.model import Customer, CustomerKey
 from pointbook_server.errors import PointbookError
 from pointbook_server.redemption.assessment import RedemptionContext, RedemptionRequest
-from pointbook_server.redemption.history_requests import read_page_request
+from pointbook_server.redemption.history_requests import read_history_page
 from pointbook_server.redemption.messages import read_customer, read_customer_key, read_redemption_request
 from pointbook_server.redemption.status_codes import STATUS_CODES
-from pointbook_server.rpc import pagination
+from pointbook_server.rpc.pagination import PageQuery
 from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, Fields
 from pointbook_server.validation_codes.messages import read_missed_call, write_issued_code, write_validation_event
 from pointbook_server.validation_codes.model import IssuedChallenge, MissedCall, ValidationEvent
@@ -46,7 +46,7 @@ class Codes(Protocol):
         """
 
     async def events(
-        self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: pagination.PageQuery
+        self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: PageQuery
     ) -> list[ValidationEvent]:
         """Return a page of the events of some customer names, the newest first."""
 
@@ -109,13 +109,11 @@ class ValidationCodesServicer:
         fields = Fields()
         challenge_id = fields.ascii("challenge_id", request.challenge_id, length_max=ID_LENGTH_MAX)
         key = read_customer_key(fields, request)
-        page_request = read_page_request(fields, "validation events", request, key, challenge_id)
+        page, query = read_history_page(fields, "validation events", request, key, challenge_id)
         fields.check()
         names = (await self._redemptions.find_customer(request.merchant_id, key)).redeemers
-        events = await self._codes.events(request.merchant_id, names, challenge_id, page_request.query)
-        page = pagination.fit(map(write_validation_event, events), page_request.size)
-        response = redemption_pb2.ListValidationEventsResponse(events=page)
-        if len(events) > len(page):
-            last = events[len(page) - 1]
-            response.next_page_token = pagination.write_token(page_request.scope, (last.at_ms, last.event_id))
-        return response
+        events = await self._codes.events(request.merchant_id, names, challenge_id, query)
+        messages, next_page_token = page.build(
+            events, write_validation_event, lambda event: (event.at_ms, event.event_id)
+        )
+        return redemption_pb2.ListValidationEventsResponse(events=messages, next_page_token=next_page_token)
