@@ -114,7 +114,7 @@ def test_a_forgotten_refusal_makes_no_row_and_is_checked_again() -> None:
 
     assert outcomes(result) == ["INSUFFICIENT_POINTS", "APPLIED", "APPLIED", "DUPLICATE"]
     assert row_outcomes(result) == {1: ApplyOutcome.APPLIED, 2: ApplyOutcome.APPLIED}
-    assert (result.leaves_ids_unclaimed, result.lifted_refusals) == (True, frozenset())
+    assert (result.leaves_ids_unclaimed, result.replaced_refusals) == (True, frozenset())
     result_or_error = result.results[0]
     assert isinstance(result_or_error, PointbookError)
     assert "checked again" in result_or_error.message
@@ -153,7 +153,7 @@ def test_only_forget_refusal_lifts_a_stored_refusal(
     )
 
     assert outcomes(result) == expected
-    assert result.lifted_refusals == lifted
+    assert result.replaced_refusals == lifted
     assert list(result.new_rows) == ([expected.index("APPLIED")] if lifted else [])
 
 

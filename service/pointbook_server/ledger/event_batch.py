@@ -88,7 +88,7 @@ class EventBatch:
         known_events = await self._find_known_events(repository)
         histories = await repository.read_histories(self._refold_times(repository, known_events))
         result = await self._post(repository, known_events, histories)
-        await repository.delete_refusals(result.lifted_refusals)
+        await repository.delete_refusals(result.replaced_refusals)
         results = await self._write(repository, result)
         if result.settlements:
             await self._redemptions.settle(connection, self._merchant_id, result.settlements)

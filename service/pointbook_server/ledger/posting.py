@@ -49,8 +49,19 @@ class BatchResult:
     remaining_holds: dict[AccountKey, tuple[Hold, ...]] = field(default_factory=dict)
     leaves_ids_unclaimed: bool = False
     """Whether an event makes no row, so that writing the batch does not check its event_id against the ledger."""
-    lifted_refusals: frozenset[str] = frozenset()
+    replaced_refusals: frozenset[str] = frozenset()
     """The event_ids whose stored refusal is replaced by a new row."""
+
+
+@dataclass(slots=True)
+class _PostedBatch:
+    """The events of a batch after posting, before the fold."""
+
+    posts: list[PointbookError | tuple[AccountKey, int]] = field(default_factory=list)
+    """The error of each event, or its account and the index of its post in the account's journal."""
+    row_indexes: dict[str, int] = field(default_factory=dict)
+    """The index of the event that claims each event_id."""
+    leaves_ids_unclaimed: bool = False
 
 
 class LotsMissingError(Exception):
@@ -72,63 +83,76 @@ def post_batch(
 ) -> BatchResult:
     """Post events in order of arrival, and return their results and the changes.
 
-    Raises LotsMissingError. `known_events` are the events of the ledger that share an event_id with these,
-    `account_errors` the accounts that accept no events, `forget_refusal_of` the indexes of events whose refusal is not
-    stored. The accounts in the results have the lots that `points_at(now_ms)` needs.
+    `known_events` are the events of the ledger that share an event_id with these, `account_errors` the errors of
+    accounts that accept no events, `forget_refusal_of` the indexes of events whose refusal is not stored. The accounts
+    in the results have the lots that `points_at(now_ms)` needs. Raises LotsMissingError.
     """
     journals = {key: Journal(history.base, history.entries) for key, history in histories.items()}
-    known = dict(known_events)
-    row_indexes: dict[str, int] = {}
-    # The error of each event, or the account and the index of its post.
-    posts: list[PointbookError | tuple[AccountKey, int]] = []
-    leaves_ids_unclaimed = False
-    for index, event in enumerate(events):
-        key = event.account_key
-        earlier = known.get(event.event_id)
-        forget_refusal = index in forget_refusal_of
-        if key in account_errors:
-            posts.append(account_errors[key])
-        elif earlier is not None and earlier.event.content != event.content:
-            posts.append(_event_id_reused(event.event_id))
-        else:
-            journal = journals[key]
-            if earlier is not None and not is_checked_again(earlier, forget_refusal=forget_refusal):
-                journal.repeat(earlier.post)
-            else:
-                posted = _post(journal, event)
-                if _makes_row(posted, forget_refusal=forget_refusal):
-                    known[event.event_id] = KnownEvent(event, posted)
-                    row_indexes[event.event_id] = index
-                else:
-                    leaves_ids_unclaimed = True
-            posts.append((key, len(journal) - 1))
-    changes = {key: _close(key, journal, now_ms) for key, journal in journals.items()}
-    lifted_refusals = frozenset(row_indexes.keys() & known_events.keys())
+    posted = _post_events(events, journals, known_events, account_errors, forget_refusal_of)
     batch_result = BatchResult(
-        changes=changes, leaves_ids_unclaimed=leaves_ids_unclaimed, lifted_refusals=lifted_refusals
+        changes={key: _close(key, journal, now_ms) for key, journal in journals.items()},
+        leaves_ids_unclaimed=posted.leaves_ids_unclaimed,
+        replaced_refusals=frozenset(posted.row_indexes.keys() & known_events.keys()),
     )
-    for index, (event, post) in enumerate(zip(events, posts, strict=True)):
-        if isinstance(post, PointbookError):
-            batch_result.results.append(post)
-            continue
-        key, post_index = post
-        result = changes[key].results[post_index]
-        is_refused = result.outcome is ApplyOutcome.REFUSED
-        batch_result.results.append(
-            _insufficient_points(result, forget_refusal=index in forget_refusal_of) if is_refused else result
-        )
-        if row_indexes.get(event.event_id) == index:
-            batch_result.new_rows[index] = result
+    _add_results(batch_result, events, posted, forget_refusal_of)
     if any(history.holds for history in histories.values()):
         _settle(batch_result, histories, now_ms)
     return batch_result
 
 
-def _settle(batch_result: BatchResult, histories: Mapping[AccountKey, AccountHistory], now_ms: int) -> None:
-    """Settle at most one hold for each new decrease.
+def _post_events(
+    events: Sequence[Event],
+    journals: Mapping[AccountKey, Journal],
+    known_events: Mapping[str, KnownEvent],
+    account_errors: Mapping[AccountKey, PointbookError],
+    forget_refusal_of: Collection[int],
+) -> _PostedBatch:
+    """Post each event to the journal of its account, unless it has an error."""
+    posted = _PostedBatch()
+    known = dict(known_events)
+    for index, event in enumerate(events):
+        key = event.account_key
+        earlier = known.get(event.event_id)
+        forget_refusal = index in forget_refusal_of
+        if key in account_errors:
+            posted.posts.append(account_errors[key])
+        elif earlier is not None and earlier.event.content != event.content:
+            posted.posts.append(_event_id_reused(event.event_id))
+        else:
+            journal = journals[key]
+            if earlier is not None and not is_checked_again(earlier, forget_refusal=forget_refusal):
+                journal.repeat(earlier.post)
+            else:
+                post = _post(journal, event)
+                if _makes_row(post, forget_refusal=forget_refusal):
+                    known[event.event_id] = KnownEvent(event, post)
+                    posted.row_indexes[event.event_id] = index
+                else:
+                    posted.leaves_ids_unclaimed = True
+            posted.posts.append((key, len(journal) - 1))
+    return posted
 
-    The accounts in the results get the remaining holds.
-    """
+
+def _add_results(
+    batch_result: BatchResult, events: Sequence[Event], posted: _PostedBatch, forget_refusal_of: Collection[int]
+) -> None:
+    """Add the result of each event, and the results that become rows."""
+    for index, (event, post) in enumerate(zip(events, posted.posts, strict=True)):
+        if isinstance(post, PointbookError):
+            batch_result.results.append(post)
+            continue
+        key, post_index = post
+        result = batch_result.changes[key].results[post_index]
+        is_refused = result.outcome is ApplyOutcome.REFUSED
+        batch_result.results.append(
+            _insufficient_points(result, forget_refusal=index in forget_refusal_of) if is_refused else result
+        )
+        if posted.row_indexes.get(event.event_id) == index:
+            batch_result.new_rows[index] = result
+
+
+def _settle(batch_result: BatchResult, histories: Mapping[AccountKey, AccountHistory], now_ms: int) -> None:
+    """Settle at most one hold for each new decrease, and set the remaining holds in the results."""
     remaining = {key: history.holds for key, history in histories.items() if history.holds}
     for result in batch_result.new_rows.values():
         event = result.entry.event
@@ -148,10 +172,7 @@ def _settle(batch_result: BatchResult, histories: Mapping[AccountKey, AccountHis
 
 
 def is_checked_again(known: KnownEvent, *, forget_refusal: bool) -> bool:
-    """Return whether a refused event is checked again.
-
-    Its caller asks for that by `forget_refusal`.
-    """
+    """Return whether a known event is checked again: a refused one, if `forget_refusal` asks for it."""
     return forget_refusal and known.post.outcome is ApplyOutcome.REFUSED
 
 
