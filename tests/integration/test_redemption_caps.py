@@ -11,7 +11,7 @@ import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
 from pointbook_common.durations import DAY_MS
-from pointbook_server.redemption import transactions
+from pointbook_server.redemption import redeem_batch
 from pointbook_server.server import Server
 from support.harness import NOW_MS, Client, Service, Shop, at, refused, server_settings
 from support.redemption import (
@@ -309,7 +309,7 @@ async def test_running_redemption_of_buyer_counts_after_registration(
     await earn(client, other, 1_000, "eve")
     await earn(client, shop, 1_000, "ada")
     own = [{"store_id": shop.store_id, "buyer_id": "ada"}]
-    is_running, may_go_on, draw = asyncio.Event(), asyncio.Event(), transactions._RedeemBatch._allocate
+    is_running, may_go_on, draw = asyncio.Event(), asyncio.Event(), redeem_batch.RedeemBatch._allocate
 
     async def draw_slowly(*arguments: Any) -> Any:
         if not is_running.is_set():
@@ -317,7 +317,7 @@ async def test_running_redemption_of_buyer_counts_after_registration(
             await may_go_on.wait()
         return await draw(*arguments)
 
-    with patch.object(transactions._RedeemBatch, "_allocate", draw_slowly):
+    with patch.object(redeem_batch.RedeemBatch, "_allocate", draw_slowly):
         request = redeem_request(shop, 60, customer=customer_ref(other, "eve"), group_redemption=True)
         first = asyncio.create_task(redeem(client, request))
         await is_running.wait()

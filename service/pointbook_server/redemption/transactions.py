@@ -4,23 +4,18 @@ Each one locks in the same order: customers, accounts, redemptions, challenges.
 Source: docs/reference/redemption.md#lock-order
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import NamedTuple, Protocol
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 from pointbook_server.clock import Clock, time_ordered_id
 from pointbook_server.db.database import Connection, Database
 from pointbook_server.db.errors import RetryTransactionError
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.holds import Hold, release_overdue, without_redemption
-from pointbook_server.ledger.model import Account, AccountKey, Expiry
+from pointbook_server.ledger.model import AccountKey, Expiry
 from pointbook_server.ledger.posting import Settlement
-from pointbook_server.programs.model import Program
 from pointbook_server.redemption import queries
-from pointbook_server.redemption.allocation import Allocation, allocate, lot_event_ids
 from pointbook_server.redemption.assessment import Assessment, RedemptionContext, RedemptionRequest, assess
-from pointbook_server.redemption.bookings import Booking, settlement_lead_ms
 from pointbook_server.redemption.commands import PendingRedemption, RedemptionFilter, Reversal
 from pointbook_server.redemption.context_loader import (
     AccountRepository,
@@ -32,33 +27,17 @@ from pointbook_server.redemption.context_loader import (
 )
 from pointbook_server.redemption.details import DetailsLoader
 from pointbook_server.redemption.model import (
-    AccountHold,
     HoldState,
     Redemption,
     RedemptionDetails,
     already_reversed,
-    new_redemption_id,
     redemption_not_found,
     reference_reused,
 )
-from pointbook_server.redemption.violations import Violation, sort_violations, to_error
-from pointbook_server.validation_codes.model import Challenge
+from pointbook_server.redemption.redeem_batch import CodeTransactions, RedeemBatch, update_redemption
 
-CHANGED_MEANWHILE = Violation.of(
-    Reason.REDEMPTION_FAILED, "The customer, the group or the program has changed meanwhile; retry."
-)
 RELEASE_COUNT = 100
 """The most redemptions that one transaction releases."""
-
-
-class CodeTransactions(Protocol):
-    """The part of one-time codes that locks and consumes them."""
-
-    async def lock(self, connection: Connection, merchant_id: str, customers: Iterable[str]) -> None:
-        """Lock customers' live challenges, in sorted order."""
-
-    async def consume(self, connection: Connection, challenge: Challenge, actor: str, now_ms: int) -> bool:
-        """Consume a code or a missed call; return False if it is no longer live."""
 
 
 class RedemptionTransactions:
@@ -131,7 +110,7 @@ class RedemptionTransactions:
             )
             if challenged:
                 await self._codes.lock(connection, merchant_id, challenged)
-            redeem_batch = _RedeemBatch(connection, ledger, self._codes, contexts[0].accounts, stored)
+            redeem_batch = RedeemBatch(connection, ledger, self._codes, contexts[0].accounts, stored)
             results = [
                 await redeem_batch.redeem(pending, context) for pending, context in zip(batch, contexts, strict=True)
             ]
@@ -214,7 +193,7 @@ class RedemptionTransactions:
             }
             if not await connection.execute(queries.INSERT_REVERSAL, params):
                 raise RetryTransactionError  # A concurrent call has inserted the reference.
-            await _update(connection, reversed_redemption)
+            await update_redemption(connection, reversed_redemption)
             await ledger.write_holds(_holds_after_reversal(ledger, reversed_redemption))
             return reversed_redemption
 
@@ -236,7 +215,7 @@ class RedemptionTransactions:
             settled = redemption.with_settled(keys)
             if settled == redemption:
                 return redemption
-            await _update(connection, settled)
+            await update_redemption(connection, settled)
             points = redemption.held_points(HoldState.OPEN, HoldState.RELEASED)
             await _insert_audit(connection, redemption, "SETTLE", reason, now_ms, points=points, actor=actor)
             await ledger.write_holds(
@@ -256,7 +235,7 @@ class RedemptionTransactions:
             keys[settlement.hold.redemption_id].append(settlement.account_key)
         params = {"merchant_id": merchant_id, "redemption_ids": sorted(keys)}
         for redemption in map(queries.read_redemption, await connection.fetch(queries.LOCK, params)):
-            await _update(connection, redemption.with_settled(keys[redemption.redemption_id]))
+            await update_redemption(connection, redemption.with_settled(keys[redemption.redemption_id]))
 
     async def overdue_merchants(self, now_ms: int) -> list[str]:
         """Return merchants with overdue redemptions, without locks."""
@@ -284,7 +263,7 @@ class RedemptionTransactions:
             count = 0
             for redemption in map(queries.read_redemption, await connection.fetch(queries.LOCK_UNLOCKED, ids)):
                 if points := redemption.held_points(HoldState.OPEN):
-                    await _update(connection, redemption.with_open_released())
+                    await update_redemption(connection, redemption.with_open_released())
                     await _insert_audit(connection, redemption, "RELEASE", "not booked in time", now_ms, points=points)
                     count += 1
             await ledger.write_holds({key: release_overdue(holds, now_ms) for key, holds in ledger.holds.items()})
@@ -314,168 +293,6 @@ async def _find_by_references(connection: Connection, merchant_id: str, referenc
     return [queries.read_redemption(row) for row in await connection.fetch(queries.READ_BY_REFERENCES, params)]
 
 
-class _ClaimedBooking(NamedTuple):
-    """A booking claimed by a redemption, and the program that it was found by."""
-
-    booking: Booking
-    redemption: Redemption
-    program: Program
-
-
-class _RedeemBatch:
-    """Commands that run one after the other on locked accounts.
-
-    Each sees the effects of those before it.
-    """
-
-    def __init__(
-        self,
-        connection: Connection,
-        ledger: AccountRepository,
-        codes: CodeTransactions,
-        accounts: Mapping[AccountKey, Account],
-        stored: Iterable[Redemption],
-    ) -> None:
-        self._connection = connection
-        self._ledger = ledger
-        self._codes = codes
-        self._accounts = dict(accounts)
-        self._stored = {redemption.reference: redemption for redemption in stored}
-        self._new: list[Redemption] = []
-        self._new_points: Counter[tuple[str, int]] = Counter()
-        """The points of the new redemptions by redeemer and program."""
-        self._claimed: dict[str, _ClaimedBooking] = {}
-
-    async def redeem(self, pending: PendingRedemption, context: RedemptionContext) -> Redemption | PointbookError:
-        """Run a command, and return its redemption or its error."""
-        try:
-            return await self._redeem(pending, context)
-        except RetryTransactionError:
-            raise
-        except PointbookError as error:
-            return error
-
-    async def write(self, merchant_id: str, now_ms: int) -> None:
-        """Write the new redemptions and the holds.
-
-        The transaction is retried if a reference was inserted meanwhile.
-        """
-        if not self._new:
-            return
-        columns = queries.to_columns(self._new)
-        if await self._connection.execute(queries.INSERT, {"merchant_id": merchant_id, **columns}) < len(self._new):
-            raise RetryTransactionError
-        for claimed in self._claimed.values():
-            booking = claimed.booking
-            await self._ledger.record_settlement(
-                booking.event_id, claimed.redemption.redemption_id, booking.settled_redemption_id
-            )
-        keys = {hold.key for redemption in self._new for hold in redemption.holds if hold.state is HoldState.OPEN}
-        keys |= await self._release_again(merchant_id, now_ms)
-        if keys:
-            await self._ledger.write_holds({key: self._accounts[key].holds for key in keys})
-
-    async def _release_again(self, merchant_id: str, now_ms: int) -> set[AccountKey]:
-        """Release the redemptions that lose their bookings to new ones.
-
-        Returns the accounts concerned.
-        Their holds wait for other decreases again, with the settings of the claiming program: those of their own
-        program at the time are not stored.
-        """
-        losing: defaultdict[str, dict[AccountKey, Program]] = defaultdict(dict)
-        for claimed in self._claimed.values():
-            if claimed.booking.settled_redemption_id:
-                losing[claimed.booking.settled_redemption_id][claimed.booking.account] = claimed.program
-        if not losing:
-            return set()
-        params = {"merchant_id": merchant_id, "redemption_ids": sorted(losing)}
-        for earlier in map(queries.read_redemption, await self._connection.fetch(queries.LOCK, params)):
-            programs = losing[earlier.redemption_id]
-            await _update(self._connection, earlier.with_released(programs))
-            for account_hold in earlier.holds:
-                if account_hold.key in programs:
-                    hold = _to_hold(earlier, account_hold, programs[account_hold.key])
-                    account = self._accounts[account_hold.key]
-                    holds = sorted((*account.holds, hold._replace(is_released=True)), key=_opened_at_ms)
-                    self._accounts[account_hold.key] = replace(account, holds=release_overdue(holds, now_ms))
-        return {key for programs in losing.values() for key in programs}
-
-    async def _redeem(self, pending: PendingRedemption, context: RedemptionContext) -> Redemption:
-        command = pending.command
-        assessment = assess(command.request, self._current_context(context))
-        if command.reference in self._stored:
-            return command.check_stored(self._stored[command.reference], assessment)
-        if command.content(assessment) != command.content(pending.assessment) or not context.selects_one_group:
-            # The locks, and the code, are for the content of the first assessment.
-            raise to_error([CHANGED_MEANWHILE])
-        if violations := sort_violations([*assessment.violations, *pending.evidence.violations(assessment)]):
-            raise to_error(violations)
-        program, booking = assessment.context.program, assessment.booking
-        if program is None:
-            raise LookupError("an assessment without violations has a program")
-        draws = await self._allocate(assessment) if booking is None else booking.draws
-        await self._consume(pending, context.now_ms)
-        redemption = command.redemption(assessment, program, new_redemption_id(), draws, actor=pending.evidence.actor)
-        self._add(redemption)
-        if booking is not None:
-            self._claimed[booking.event_id] = _ClaimedBooking(booking, redemption, program)
-            return redemption
-        for account_hold in redemption.holds:
-            account = self._accounts[account_hold.key]
-            holds = (*account.holds, _to_hold(redemption, account_hold, program))
-            self._accounts[account_hold.key] = replace(account, holds=holds)
-        return redemption
-
-    async def _consume(self, pending: PendingRedemption, now_ms: int) -> None:
-        """Consume the code or the missed call.
-
-        It may have been consumed or have ended since it was checked.
-        """
-        challenge, evidence = pending.challenge, pending.evidence
-        if challenge is None:
-            return
-        if not await self._codes.consume(self._connection, challenge, evidence.actor, now_ms):
-            raise to_error([evidence.rejection])
-
-    def _current_context(self, context: RedemptionContext) -> RedemptionContext:
-        """Return a context with the effects of the commands so far."""
-        program_id = 0 if context.program is None else context.program.program_id
-        new_points = sum(self._new_points[name, program_id] for name in context.redeemers)
-        bookings = tuple(booking for booking in context.bookings if booking.event_id not in self._claimed)
-        return replace(context, accounts=self._accounts, usage=context.usage.plus(new_points), bookings=bookings)
-
-    async def _allocate(self, assessment: Assessment) -> list[Allocation]:
-        points, now_ms = assessment.points, assessment.context.now_ms
-        keys = [source.key for source in assessment.context.sources if source.key in self._accounts]
-        for key in keys:
-            self._accounts[key] = await self._ledger.load_lots(key, self._accounts[key], now_ms, points=points)
-        event_ids = lot_event_ids(self._accounts[key] for key in keys) if len(keys) > 1 else []
-        created_at_ms = await self._ledger.find_event_times(event_ids) if event_ids else {}
-        return allocate(points, assessment.context.sources, self._accounts, created_at_ms, now_ms)
-
-    def _add(self, redemption: Redemption) -> None:
-        """Add a new redemption, which the commands after it see."""
-        self._stored[redemption.reference] = redemption
-        self._new.append(redemption)
-        self._new_points[redemption.content.redeemer, redemption.content.program_id] += redemption.content.points
-
-
-def _to_hold(redemption: Redemption, account_hold: AccountHold, program: Program) -> Hold:
-    """Build an account's open hold for a redemption, with the settings of a program."""
-    return Hold(
-        redemption.redemption_id,
-        account_hold.points,
-        redemption.created_at_ms,
-        redemption.settle_by_ms,
-        program.settlement_scenes,
-        lead_ms=settlement_lead_ms(program),
-    )
-
-
-def _opened_at_ms(hold: Hold) -> int:
-    return hold.opened_at_ms
-
-
 def _holds_after_reversal(ledger: AccountRepository, redemption: Redemption) -> dict[AccountKey, tuple[Hold, ...]]:
     """Return the holds of a redemption's accounts after its reversal."""
     points = {hold.key: hold.points for hold in redemption.holds}
@@ -487,11 +304,6 @@ def _holds_after_reversal(ledger: AccountRepository, redemption: Redemption) -> 
         )
         for key, holds in ledger.holds.items()
     }
-
-
-async def _update(connection: Connection, redemption: Redemption) -> None:
-    params = {"merchant_id": redemption.merchant_id, "redemption_id": redemption.redemption_id}
-    await connection.execute(queries.UPDATE, params | queries.to_mutable_columns(redemption))
 
 
 async def _insert_audit(
