@@ -1,1 +1,1 @@
-"""What support staff read of the past: refused calls and the customer timeline."""
+"""Support: refused calls, and the timeline of a customer."""

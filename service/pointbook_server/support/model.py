@@ -4,7 +4,7 @@ from collections import Counter
 from enum import IntEnum
 from typing import NamedTuple
 
-MINUTE_MS = 60_000
+from pointbook_common.durations import MINUTE_MS
 
 
 class EntryRank(IntEnum):
@@ -20,7 +20,7 @@ class EntryRank(IntEnum):
 
 
 class TimelinePosition(NamedTuple):
-    """The position of a timeline's entry: time, rank, and id within the rank."""
+    """The position of an entry in a timeline: its time, its rank, and its id within the rank."""
 
     at_ms: int
     rank: int
@@ -36,7 +36,7 @@ class MinuteQuota:
         self._counts: Counter[str] = Counter()
 
     def claim(self, merchant_id: str, at_ms: int) -> bool:
-        """Count one more event, and return whether it is within the quota."""
+        """Count an event, and return whether it is within the quota."""
         if at_ms // MINUTE_MS != self._minute:
             self._minute = at_ms // MINUTE_MS
             self._counts.clear()

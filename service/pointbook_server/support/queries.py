@@ -22,7 +22,7 @@ COLUMNS = {
     "actor": "text",
 }
 ALL_COLUMNS = ", ".join(("merchant_id", *COLUMNS))
-# A refusal whose interrupted write is repeated is stored once.
+# A write that is repeated after an interruption stores each refusal once.
 INSERT = Statement(
     text(f"""
     INSERT INTO redemption_refusals ({ALL_COLUMNS})

@@ -1,7 +1,7 @@
-"""The recorder of refused calls, which a task writes in batches.
+"""The recorder of refused calls.
 
-No call waits for the write. Refusals above a limit, per merchant and minute or in total, are counted and dropped.
-A crash loses the last seconds.
+A background task writes them in batches, so that no call waits for the write. Refusals above a limit, per merchant and
+minute or in total, are counted and dropped. A crash loses the last seconds.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from pointbook_server.support.model import MinuteQuota
 from pointbook_server.support.transactions import RefusalTransactions
 
 WRITE_PAUSE_SECONDS = 1.0
-"""How long a refusal waits for others, to be written with them."""
+"""How long the writer collects refusals before it writes them."""
 REFUSALS_IN_BATCH_MAX = 500
 REFUSALS_QUEUED_MAX = 10_000
 REFUSALS_PER_MINUTE_MAX = 600
@@ -32,9 +32,9 @@ log = structlog.get_logger()
 
 
 class RefusalRecorder:
-    """Records refusals in the background, lists them and deletes old ones.
+    """A recorder of refusals, which also lists them and deletes old ones.
 
-    With `keep_days` of 0 it records none.
+    With `keep_days=0`, it records none.
     """
 
     def __init__(self, transactions: RefusalTransactions, clock: Clock, metrics: Metrics, *, keep_days: int) -> None:
@@ -44,7 +44,7 @@ class RefusalRecorder:
         self._keep_ms = keep_days * DAY_MS
         self._quota = MinuteQuota(REFUSALS_PER_MINUTE_MAX)
         self._queued: defaultdict[str, list[Refusal]] = defaultdict(list)
-        """By merchant, the oldest first."""
+        """The refusals of each merchant, the oldest first."""
         self._queued_count = 0
         self._writer: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
@@ -69,7 +69,7 @@ class RefusalRecorder:
     ) -> list[Refusal]:
         """Return a page of the refusals of some customer names, the newest first.
 
-        It includes the refusals that are queued here.
+        Queued refusals are written first. An empty reference matches any.
         """
         await self.flush()
         return await self._transactions.list_by_customers(merchant_id, customers, reference, query)
@@ -77,7 +77,7 @@ class RefusalRecorder:
     async def list_by_reference(self, merchant_id: str, reference: str, query: PageQuery) -> list[Refusal]:
         """Return a page of the refusals of a reference, the newest first.
 
-        It includes the refusals that are queued here.
+        Queued refusals are written first.
         """
         await self.flush()
         return await self._transactions.list_by_reference(merchant_id, reference, query)
@@ -91,7 +91,7 @@ class RefusalRecorder:
         )
 
     async def flush(self) -> None:
-        """Write queued refusals; those that the database does not accept now stay queued."""
+        """Write queued refusals; those that cannot be written now stay queued."""
         async with self._lock:
             for merchant_id in list(self._queued):
                 while refusals := self._queued[merchant_id][:REFUSALS_IN_BATCH_MAX]:
@@ -104,10 +104,7 @@ class RefusalRecorder:
                 del self._queued[merchant_id]
 
     async def close(self) -> None:
-        """Write queued refusals and stop.
-
-        Those that the database does not accept now are lost, which is logged.
-        """
+        """Write queued refusals and stop; log how many are lost because the database is unavailable."""
         try:
             await self.flush()
         finally:
@@ -122,7 +119,7 @@ class RefusalRecorder:
             await self.flush()
 
     async def _write(self, merchant_id: str, refusals: list[Refusal]) -> str:
-        """Write refusals, and return the metric's outcome; empty to retry."""
+        """Write refusals, and return the outcome for the metric; empty if they must be retried."""
         try:
             await self._transactions.insert(merchant_id, refusals)
         except PointbookError as error:

@@ -19,13 +19,10 @@ from pointbook_server.support.timeline import Timeline
 
 
 class Customers(Protocol):
-    """Finds customers."""
+    """The part of redemption that finds customers."""
 
     async def find_customer(self, merchant_id: str, key: CustomerKey | None) -> RedemptionContext:
-        """Return the context of a customer.
-
-        Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND.
-        """
+        """Return the context of a customer. Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND."""
 
 
 class SupportServicer:

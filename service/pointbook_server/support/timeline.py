@@ -1,6 +1,6 @@
-"""A customer's timeline: rows of several sources, merged by time, in pages.
+"""A customer's timeline: pages of entries from several sources, merged by time.
 
-Each source reads at most one page before the same position, and the merge keeps the newest of them all.
+Each source reads at most one page before the same position; the merge keeps the newest entries.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -29,7 +29,7 @@ class TimelineItem(NamedTuple):
 
 
 class PointsEntries(Protocol):
-    """Reads the entries of accounts."""
+    """The part of the ledger that reads entries."""
 
     async def newest_entries(
         self, merchant_id: str, keys: Collection[AccountKey], query: PageQuery
@@ -38,7 +38,7 @@ class PointsEntries(Protocol):
 
 
 class Redemptions(Protocol):
-    """Reads the history of redemptions."""
+    """The part of redemption that reads its history."""
 
     async def redemptions(self, merchant_id: str, redeemers: Iterable[str], query: PageQuery) -> list[Redemption]:
         """Return a page of redemptions, the newest first."""
@@ -51,7 +51,7 @@ class Redemptions(Protocol):
 
 
 class Codes(Protocol):
-    """Reads the events of one-time codes."""
+    """The part of one-time codes that reads their events."""
 
     async def events(
         self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: PageQuery
@@ -60,7 +60,7 @@ class Codes(Protocol):
 
 
 class Refusals(Protocol):
-    """Reads refused calls."""
+    """The stored refusals."""
 
     async def list_by_customers(
         self, merchant_id: str, customers: Iterable[str], reference: str, query: PageQuery
@@ -69,7 +69,7 @@ class Refusals(Protocol):
 
 
 class Timeline:
-    """Reads a customer's timeline from its sources, each in one statement."""
+    """A reader of a customer's timeline, which takes one statement for each source."""
 
     def __init__(self, entries: PointsEntries, redemptions: Redemptions, codes: Codes, refusals: Refusals) -> None:
         self._entries = entries
@@ -80,66 +80,75 @@ class Timeline:
     async def page(
         self, merchant_id: str, context: RedemptionContext, *, start_ms: int, before: TimelinePosition, limit: int
     ) -> list[TimelineItem]:
-        """Return the newest items before a position.
-
-        Redemptions are in their state at the context's time.
-        """
-        names, now_ms, redemptions = context.redeemers, context.now_ms, self._redemptions
+        """Return the newest items before a position, with redemptions in their state at the context's time."""
+        names = context.redeemers
         accounts = {source.key for source in own_sources(context.key, context.customer)}
 
         def query(rank: EntryRank) -> PageQuery:
             return source_query(rank, before, start_ms, limit)
 
-        entries = await self._entries.newest_entries(merchant_id, accounts, query(EntryRank.POINTS_ENTRY))
-        closings = await redemptions.closings(merchant_id, names, query(EntryRank.CLOSING))
-        reversals = await redemptions.reversals(merchant_id, names, query(EntryRank.REVERSAL))
-        redeemed = await redemptions.redemptions(merchant_id, names, query(EntryRank.REDEMPTION))
-        events = await self._codes.events(merchant_id, names, "", query(EntryRank.VALIDATION_EVENT))
-        refusals = await self._refusals.list_by_customers(merchant_id, names, "", query(EntryRank.REFUSAL))
         sources = (
-            [
-                _item(EntryRank.POINTS_ENTRY, _time_ms(entry), entry.update.event_id, points_entry=entry)
-                for entry in entries
-            ],
-            [
-                _item(EntryRank.CLOSING, closing.at_ms, closing.closing_id, closing=write_closing(closing))
-                for closing in closings
-            ],
-            [
-                _item(EntryRank.REVERSAL, reversal.created_at_ms, reversal.reference, reversal=write_reversal(reversal))
-                for reversal in reversals
-            ],
-            [
-                _item(
-                    EntryRank.REDEMPTION,
-                    redemption.created_at_ms,
-                    redemption.redemption_id,
-                    redemption=write_redemption(redemption, now_ms),
-                )
-                for redemption in redeemed
-            ],
-            [
-                _item(
-                    EntryRank.VALIDATION_EVENT,
-                    event.at_ms,
-                    event.event_id,
-                    validation_event=write_validation_event(event),
-                )
-                for event in events
-            ],
-            [
-                _item(EntryRank.REFUSAL, refusal.at_ms, refusal.refusal_id, refusal=write_refusal(refusal))
-                for refusal in refusals
-            ],
+            await self._read_points_entries(merchant_id, accounts, query(EntryRank.POINTS_ENTRY)),
+            await self._read_closings(merchant_id, names, query(EntryRank.CLOSING)),
+            await self._read_reversals(merchant_id, names, query(EntryRank.REVERSAL)),
+            await self._read_redemptions(merchant_id, names, query(EntryRank.REDEMPTION), context.now_ms),
+            await self._read_validation_events(merchant_id, names, query(EntryRank.VALIDATION_EVENT)),
+            await self._read_refusals(merchant_id, names, query(EntryRank.REFUSAL)),
         )
         return merge(sources, limit)
 
+    async def _read_points_entries(
+        self, merchant_id: str, accounts: Collection[AccountKey], query: PageQuery
+    ) -> list[TimelineItem]:
+        return [
+            _item(EntryRank.POINTS_ENTRY, _time_ms(entry), entry.update.event_id, points_entry=entry)
+            for entry in await self._entries.newest_entries(merchant_id, accounts, query)
+        ]
+
+    async def _read_closings(self, merchant_id: str, names: Iterable[str], query: PageQuery) -> list[TimelineItem]:
+        return [
+            _item(EntryRank.CLOSING, closing.at_ms, closing.closing_id, closing=write_closing(closing))
+            for closing in await self._redemptions.closings(merchant_id, names, query)
+        ]
+
+    async def _read_reversals(self, merchant_id: str, names: Iterable[str], query: PageQuery) -> list[TimelineItem]:
+        return [
+            _item(EntryRank.REVERSAL, reversal.created_at_ms, reversal.reference, reversal=write_reversal(reversal))
+            for reversal in await self._redemptions.reversals(merchant_id, names, query)
+        ]
+
+    async def _read_redemptions(
+        self, merchant_id: str, names: Iterable[str], query: PageQuery, now_ms: int
+    ) -> list[TimelineItem]:
+        return [
+            _item(
+                EntryRank.REDEMPTION,
+                redemption.created_at_ms,
+                redemption.redemption_id,
+                redemption=write_redemption(redemption, now_ms),
+            )
+            for redemption in await self._redemptions.redemptions(merchant_id, names, query)
+        ]
+
+    async def _read_validation_events(
+        self, merchant_id: str, names: Iterable[str], query: PageQuery
+    ) -> list[TimelineItem]:
+        return [
+            _item(
+                EntryRank.VALIDATION_EVENT, event.at_ms, event.event_id, validation_event=write_validation_event(event)
+            )
+            for event in await self._codes.events(merchant_id, names, "", query)
+        ]
+
+    async def _read_refusals(self, merchant_id: str, names: Iterable[str], query: PageQuery) -> list[TimelineItem]:
+        return [
+            _item(EntryRank.REFUSAL, refusal.at_ms, refusal.refusal_id, refusal=write_refusal(refusal))
+            for refusal in await self._refusals.list_by_customers(merchant_id, names, "", query)
+        ]
+
 
 def source_query(rank: EntryRank, before: TimelinePosition, start_ms: int, limit: int) -> PageQuery:
-    """Return the query for the rows of a source before a position.
-
-    No row is read twice or skipped.
-    """
+    """Return the query for the rows of a source before a position, so that no page repeats or skips a row."""
     at_ms = min(before.at_ms, TIME_MS_MAX + 1)
     if rank < before.rank:
         return PageQuery(start_ms, at_ms + 1, "", limit)
@@ -147,10 +156,7 @@ def source_query(rank: EntryRank, before: TimelinePosition, start_ms: int, limit
 
 
 def merge(sources: Iterable[Sequence[TimelineItem]], limit: int) -> list[TimelineItem]:
-    """Merge sources by time and rank, the newest first.
-
-    The order within a source stays.
-    """
+    """Return the newest items of all sources by time and rank; the order within a source is kept."""
     items = sorted(chain.from_iterable(sources), key=lambda item: item.position[:2], reverse=True)
     return items[:limit]
 

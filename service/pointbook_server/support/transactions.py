@@ -1,4 +1,4 @@
-"""Transactions that read, write and delete refused calls."""
+"""The transactions of refused calls."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -13,13 +13,13 @@ CLEAN_UP_COUNT = 1_000
 
 
 class RefusalTransactions:
-    """The stored refusals."""
+    """The transactions that read, write and delete refusals."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def insert(self, merchant_id: str, refusals: Sequence[Refusal]) -> None:
-        """Insert refusals of one merchant in one statement; stored ones stay unchanged."""
+        """Insert refusals of one merchant, except those already stored."""
         params = {"merchant_id": merchant_id, **queries.to_columns(refusals)}
         async with self._database.autocommit() as connection:
             await connection.execute(queries.INSERT, params)
@@ -48,7 +48,7 @@ class RefusalTransactions:
             return [row.merchant_id for row in await connection.fetch(queries.LIST_OLD_MERCHANTS, params)]
 
     async def delete_old(self, merchant_id: str, before_ms: int) -> int:
-        """Delete a merchant's unlocked older refusals up to a limit; return how many."""
+        """Delete up to CLEAN_UP_COUNT unlocked refusals older than a time; return how many."""
         params = {"merchant_id": merchant_id, "before_ms": before_ms, "limit": CLEAN_UP_COUNT}
 
         async def work(connection: Connection) -> int:
