@@ -48,7 +48,7 @@ class VerificationReport:
     def on_mismatch(self, account: MerchantAccountKey, mismatch: Mismatch) -> None:
         """Add a difference of an account."""
         name = f"merchant {account.merchant_id}, store {account.key.store_id}, buyer {account.key.buyer_id}"
-        self._add(f"{name}: {mismatch.what}: stored {mismatch.stored}, folded {mismatch.folded}")
+        self._add(f"{name}: {mismatch.name}: stored {mismatch.stored}, folded {mismatch.folded}")
 
     def on_redemption_mismatch(self, mismatch: RedemptionMismatch) -> None:
         """Add a difference of a redemption."""

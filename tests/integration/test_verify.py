@@ -53,8 +53,8 @@ class Report:
         """The mismatched columns, without event_ids and times of checkpoints."""
         columns = set()
         for _, mismatch in self.mismatches:
-            row, colon, column = mismatch.what.rpartition(": ")
-            columns.add(f"{row.split()[0]} {column}" if colon else mismatch.what)
+            row, colon, column = mismatch.name.rpartition(": ")
+            columns.add(f"{row.split()[0]} {column}" if colon else mismatch.name)
         return columns
 
 
@@ -193,7 +193,7 @@ async def test_an_additional_lot_is_a_mismatch(database: Database, service: Serv
     report = await verify(database, many_lots)
 
     assert len(report.mismatches) == 1
-    assert report.mismatches[0][1].what.startswith("lots[")
+    assert report.mismatches[0][1].name.startswith("lots[")
 
 
 async def test_an_entry_voided_or_unvoided_in_the_database_is_a_mismatch(
@@ -219,7 +219,7 @@ async def test_an_account_without_entries_is_a_mismatch(database: Database, serv
     report = await verify(database, shop)
 
     ((account, mismatch),) = report.mismatches
-    assert (account.key.buyer_id, mismatch.what, mismatch.folded) == ("forged", "account", "no entries")
+    assert (account.key.buyer_id, mismatch.name, mismatch.folded) == ("forged", "account", "no entries")
 
 
 async def test_entries_without_an_account_are_a_mismatch(database: Database, service: Service, many_lots: Shop) -> None:
@@ -228,7 +228,7 @@ async def test_entries_without_an_account_are_a_mismatch(database: Database, ser
     report = await verify(database, many_lots)
 
     ((_, mismatch),) = report.mismatches
-    assert (mismatch.what, mismatch.stored) == ("account", "nothing")
+    assert (mismatch.name, mismatch.stored) == ("account", "nothing")
     assert str(10 * LOTS - 15) in mismatch.folded
 
 

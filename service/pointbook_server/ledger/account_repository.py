@@ -16,16 +16,16 @@ from pointbook_server.ledger.posting import AccountHistory
 NO_REVISION = -1
 """The revision of an account that does not exist; the first revision is 0."""
 OVERFLOW_LOTS_READ_MIN = 1_000
-"""How many overflow lots are loaded at first; each further time it is three times as many as are loaded already.
+"""How many overflow lots the first load reads; each further one reads three times as many as are loaded.
 
-At least 2, so that two lots that stay together are loaded at once.
+At least 2, so that two lots that must stay together are loaded at once.
 """
 
 
 class AccountRepository:
     """The accounts of one merchant on one connection, inside its current transaction.
 
-    `accounts` are the existing accounts that were read, `holds` the holds to write with those that have any.
+    `accounts` has the existing accounts that were read, and `holds` the holds that `write` stores with them.
     `webhook_ids` has the id of the webhook that delivered each entry that was read, by event_id.
     """
 
@@ -39,17 +39,11 @@ class AccountRepository:
         self._voids: dict[str, Void | None] = {}
 
     async def read(self, keys: Iterable[AccountKey]) -> None:
-        """Read accounts without locking them.
-
-        A later `write` fails if one of them has changed.
-        """
+        """Read accounts without locking them; `write` fails if one of them has changed since."""
         await self._read(queries.READ_ACCOUNTS, keys)
 
     async def lock(self, keys: Iterable[AccountKey], *, skip_locked: bool = False) -> None:
-        """Lock accounts, and read them under the lock.
-
-        With `skip_locked`, accounts that are locked already are left out.
-        """
+        """Lock accounts, and read them under the lock; with `skip_locked`, only those not locked yet."""
         await self._read(queries.LOCK_AVAILABLE_ACCOUNTS if skip_locked else queries.LOCK_ACCOUNTS, keys)
 
     async def _read(self, statement: Statement, keys: Iterable[AccountKey]) -> None:
@@ -109,7 +103,7 @@ class AccountRepository:
         return entries
 
     async def load_more_lots(self, key: AccountKey, account: Account) -> Account:
-        """Load some of the overflow lots of an account, and return the account with them."""
+        """Return an account with more of its overflow lots loaded."""
         overflow = account.overflow
         if overflow is None:
             return account
@@ -133,16 +127,16 @@ class AccountRepository:
     async def load_lots(
         self, key: AccountKey, account: Account, at_ms: int, *, lots: int = 0, points: int = 0
     ) -> Account:
-        """Load the overflow lots that `points_at` needs.
+        """Return an account with the overflow lots loaded that `points_at` needs.
 
-        With `lots` and `points`, also enough for so many lots and so many unheld, unexpired points.
+        Also with at least `lots` lots, and lots of at least `points` unheld, unexpired points, if it has them.
         """
         while lacks_lots(account, at_ms, lots) or lacks_points(account, at_ms, points):
             account = await self.load_more_lots(key, account)
         return account
 
     async def load_points(self, key: AccountKey, account: Account, at_ms: int, points: int) -> Account:
-        """Load overflow lots until there are so many unheld, unexpired points."""
+        """Return an account with lots of at least `points` unheld, unexpired points loaded, if it has them."""
         while lacks_points(account, at_ms, points):
             account = await self.load_more_lots(key, account)
         return account
@@ -150,10 +144,7 @@ class AccountRepository:
     async def sum_overflow_points(
         self, accounts: Mapping[AccountKey, Account], expiries: Iterable[tuple[AccountKey, int]]
     ) -> dict[tuple[AccountKey, int], int]:
-        """Return the points of overflow lots that expire at given times.
-
-        The lots are not loaded.
-        """
+        """Return the points of overflow lots that expire at given times, without loading the lots."""
         lookups = []
         for key, at_ms in expiries:
             overflow = accounts[key].overflow
@@ -210,8 +201,8 @@ class AccountRepository:
     async def record_settlement(self, event_id: str, redemption_id: str, settled_redemption_id: str) -> None:
         """Record that an entry of a locked account settled a redemption.
 
-        It replaces `settled_redemption_id`, which is empty if it settled none. Raises RetryTransactionError if the
-        entry is void or has not settled that other redemption.
+        `settled_redemption_id` is the redemption that the entry has settled so far; empty for none. Raises
+        RetryTransactionError if it is another one, or the entry is void.
         """
         params = {
             "event_id": event_id,
@@ -286,7 +277,7 @@ class AccountRepository:
 
 
 def lacks_points(account: Account, at_ms: int, points: int) -> bool:
-    """Return whether drawing so many unheld points needs overflow lots."""
+    """Return whether drawing a number of unheld points needs overflow lots."""
     if account.overflow is None:
         return False
     unexpired = sum(lot.remaining for lot in account.lots if lot.expiry_or_never_ms > at_ms)
@@ -294,6 +285,6 @@ def lacks_points(account: Account, at_ms: int, points: int) -> bool:
 
 
 def lacks_lots(account: Account, at_ms: int, lots: int) -> bool:
-    """Return whether `points_at`, or a list of so many lots, needs overflow lots."""
+    """Return whether `points_at`, or a list of `lots` lots, needs overflow lots."""
     overflow = account.overflow
     return overflow is not None and (overflow.first_expiry_or_never_ms <= at_ms or len(account.lots) < lots)

@@ -36,17 +36,11 @@ class Redemptions(Protocol):
     """The part of redemption that settles holds."""
 
     async def settle(self, connection: Connection, merchant_id: str, settlements: Sequence[Settlement]) -> None:
-        """Settle holds in the transaction that writes their events.
-
-        Their accounts are locked.
-        """
+        """Settle holds of locked accounts, in the transaction that writes their events."""
 
 
 class EventBatch:
-    """A batch of a merchant's events.
-
-    Each attempt applies the whole batch, so attempts can be repeated.
-    """
+    """A batch of a merchant's events, which each attempt applies as a whole or not at all."""
 
     def __init__(
         self, merchant_id: str, batch: Sequence[ReceivedEvent], redemptions: Redemptions, *, register_stores: bool
@@ -61,10 +55,9 @@ class EventBatch:
     async def apply_directly(self, connection: Connection) -> list[ApplyResult | PointbookError] | None:
         """Apply the batch without locks, with one read and one atomic write.
 
-        The write takes effect only if no account has changed since the read. Return None if the batch needs `apply`:
-        if an event is not later than all entries of its account, or may settle a hold, or makes no row (it repeats the
-        content of another, or its refusal is not stored), so that the ledger may have its event_id. Raises
-        RetryTransactionError if an account has changed, or the ledger has an event_id.
+        Return None if the batch needs `apply`, because an event is not later than all entries of its account, may
+        settle a hold, or makes no row: only writing a row checks that the ledger does not have the event_id. Raises
+        RetryTransactionError if an account has changed since the read, or the ledger has an event_id.
         """
         repository = AccountRepository(connection, self._merchant_id)
         await repository.read({event.account_key for event in self._events})
@@ -95,7 +88,7 @@ class EventBatch:
         return results
 
     async def _find_known_events(self, repository: AccountRepository) -> dict[str, KnownEvent]:
-        """Return what the ledger has under the event_ids of the batch."""
+        """Return the events of the ledger that share an event_id with the batch."""
         found = await repository.find_entries(event.event_id for event in self._events)
         return {
             event_id: KnownEvent(stored.entry.event, PostedEvent(stored.outcome, event_id, stored.entry))
@@ -164,10 +157,7 @@ class EventBatch:
         }
 
     def _count_folded_entries(self, histories: Mapping[AccountKey, AccountHistory]) -> int:
-        """Return the most entries that may be folded.
-
-        Each event without a balance may fold its whole account.
-        """
+        """Return the most entries that may be folded: an event without a balance may fold its whole account."""
         counts = Counter(event.account_key for event in self._events)
         unbalanced = Counter(event.account_key for event in self._events if event.balance is None)
         return sum((unbalanced[key] or 1) * (len(history.entries) + counts[key]) for key, history in histories.items())
@@ -192,7 +182,7 @@ class EventBatch:
     def _add_entry_webhook_ids(
         self, repository: AccountRepository, result: BatchResult
     ) -> list[ApplyResult | PointbookError]:
-        """Return the results with the webhook of each DUPLICATE's entry, if different.
+        """Return the results; each DUPLICATE gets the webhook of its entry if that is a different one.
 
         The entry is in the ledger, or comes from an earlier event of the batch.
         """

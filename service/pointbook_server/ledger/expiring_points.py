@@ -1,8 +1,8 @@
 """Pages of the points that expire in a window of time, on one snapshot.
 
-The index of entries by expiry yields candidates: accounts that ever received points with an expiry. The points left of
-them are in the account's row or, for overflow lots, with their entries. The cost of a candidate does not grow with the
-size of the ledger.
+The index of entries by expiry yields candidates: accounts that ever received points with an expiry. The points
+that are left are in the account's row or, for overflow lots, in their entries. The cost of a candidate does not grow
+with the ledger.
 """
 
 from collections import defaultdict, deque
@@ -18,11 +18,11 @@ from pointbook_server.ledger.account_repository import AccountRepository
 from pointbook_server.ledger.model import AccountKey
 
 CANDIDATES_MAX = 5_000
-"""How many candidates one page examines; it ends after these even if it is not full."""
+"""The most candidates that one page examines; it then ends even if it is not full."""
 CHUNK_MAX = 250
-"""How many candidates' accounts are in memory at a time."""
+"""The most candidates whose accounts are in memory at a time."""
 READ_AHEAD_MIN = 16
-"""How many candidates of a store the first read fetches; each further read fetches twice as many."""
+"""The fewest candidates of a store that the first read fetches; each further read fetches twice as many."""
 READ_AHEAD_MAX = 1_000
 
 
@@ -48,7 +48,7 @@ class ExpiringPoints(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ExpiryWindow:
-    """The stores and the expiries to list, and the time at which holds count."""
+    """The stores and the range of expiries to list; holds that are open at `now_ms` count."""
 
     store_ids: tuple[str, ...]
     start_ms: int

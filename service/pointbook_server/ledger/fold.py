@@ -12,21 +12,18 @@ from pointbook_server.ledger.ordering import order_millisecond
 from pointbook_server.ledger.scenes import EXPIRED_SCENE, REFUND_SCENES
 
 SUM_MAX = 2**63 - 1
-"""The bound of all sums, where the database's integers end. Only an attack gets near it.
-
-Events that carry a balance are accepted even then.
-"""
+"""The bound of all sums: the largest bigint. Only forged events reach it; sums are clamped, not refused."""
 LONG_FOLD_ENTRIES = 1_000
-"""A fold of this many entries runs in a thread, so that it does not block the event loop."""
+"""The number of entries from which a fold runs in a thread, so that it does not block the event loop."""
 CHECKPOINT_ENTRIES = 128
-"""A checkpoint is stored every so many entries, so that a late event does not require a fold from the beginning."""
+"""The number of entries between checkpoints, which spare late events a fold from the beginning."""
 
 
 def fold(account: Account, events: Iterable[Event], void_ids: Collection[str] = ()) -> tuple[Account, list[Entry]]:
     """Return an account after more events, and their entries.
 
-    Raises OverflowLotsNeededError. All events must be later than the account's newest entry. Those in `void_ids` change
-    nothing.
+    All events must be later than the account's newest entry. Those in `void_ids` make void entries. Raises
+    OverflowLotsNeededError.
     """
     folding = Fold(account)
     folding.apply(events, void_ids)
@@ -36,9 +33,8 @@ def fold(account: Account, events: Iterable[Event], void_ids: Collection[str] = 
 class Fold:
     """An account to which events are applied, with the entries that they make.
 
-    `snapshots` has the account after each event that `apply` was asked to remember. `checkpoints` are the states to
-    store: each lies between two milliseconds, so a millisecond with many events may make them more than
-    CHECKPOINT_ENTRIES entries apart.
+    `snapshots` has the accounts after the events that `apply` was given as `snapshot_ids`. `checkpoints` are the states to store. Each lies
+    between two milliseconds, so they are more than CHECKPOINT_ENTRIES apart if a millisecond has many events.
     """
 
     def __init__(self, account: Account) -> None:
@@ -85,7 +81,7 @@ class Fold:
     ) -> None:
         """Apply events, all later than the newest entry, in ledger order.
 
-        Raises OverflowLotsNeededError. `snapshot_ids` are the event_ids after which to take a snapshot.
+        `snapshot_ids` are the event_ids after which to take a snapshot. Raises OverflowLotsNeededError.
         """
         for at_ms, same_time in groupby(sorted(events, key=_updated_at_ms), key=_updated_at_ms):
             if self._uncheckpointed >= CHECKPOINT_ENTRIES:
@@ -156,10 +152,7 @@ class Fold:
         self.entries.append(Entry(event, ordinal, balance_before, balance, drift, silently_expired, tuple(draws)))
 
     def _open(self, event: Event) -> None:
-        """Open the account at its first event.
-
-        The balance before that becomes a lot that never expires.
-        """
+        """Open the account at its first event; the balance before it becomes a lot that never expires."""
         opening = 0 if event.balance is None else event.balance - event.delta
         self._opening = self._balance = opening
         self._lifetime_points = max(opening, 0)

@@ -20,16 +20,16 @@ SETTLEMENT_SCENES = frozenset(
 )
 """The scenes by which SHOPLINE books a redemption; a program may configure others."""
 SETTLEMENT_LEAD_MS = 5_000
-"""How much earlier than its hold an event may be and still settle it, because clocks differ; the default."""
+"""By default, how much earlier than a hold the event that settles it may be, because clocks differ."""
 RELEASED_HOLDS_MAX = 32
-"""How many released holds an account keeps for webhooks that arrive after all; the newest are kept."""
+"""The most released holds of an account, kept for late webhooks; the oldest are dropped."""
 
 
 class Hold(NamedTuple):
     """Points of one account that a redemption holds, without reversed points.
 
-    `scenes` (empty for SETTLEMENT_SCENES) and `lead_ms` are the program's settlement settings at the time when the
-    hold was opened. A released hold no longer holds any points.
+    `scenes` (empty for SETTLEMENT_SCENES) and `lead_ms` are the program's settings when the hold was opened. A released
+    hold holds no points.
     """
 
     redemption_id: str
@@ -61,8 +61,8 @@ def sum_held(holds: Iterable[Hold], at_ms: int) -> int:
 def find_settled_hold(holds: Sequence[Hold], points: int, scene: str, at_ms: int, now_ms: int) -> Hold | None:
     """Return the hold that a decrease settles, if any.
 
-    It is the newest hold that is open now, else the newest released one. Not the oldest: a late webhook about an
-    earlier purchase must not settle a hold that did not exist then.
+    It is the newest hold that is open now, else the newest released one. A hold opened later than the decrease
+    (`lead_ms` aside) is never settled by it.
     Source: docs/reference/ledger.md#settlement.
     """
     candidates = [hold for hold in holds if hold.may_be_settled_by(points, scene, at_ms)]
@@ -75,10 +75,7 @@ def without_redemption(holds: Iterable[Hold], redemption_id: str) -> tuple[Hold,
 
 
 def release_overdue(holds: Sequence[Hold], now_ms: int) -> tuple[Hold, ...]:
-    """Return the holds with overdue ones marked as released.
-
-    Of the released holds, only the newest RELEASED_HOLDS_MAX remain.
-    """
+    """Return the holds with overdue ones released, keeping the newest RELEASED_HOLDS_MAX released ones."""
     marked = [hold if hold.is_open(now_ms) else hold._replace(is_released=True) for hold in holds]
     dropped = [hold for hold in marked if hold.is_released][:-RELEASED_HOLDS_MAX]
     return tuple(hold for hold in marked if hold not in dropped)

@@ -1,7 +1,4 @@
-"""The events posted to one account in one batch.
-
-Each is checked on arrival, and all are folded once at the end.
-"""
+"""The events posted to one account in one batch: checked on arrival, folded once at the end."""
 
 from collections.abc import Collection, Iterable, Sequence
 from itertools import takewhile
@@ -13,10 +10,7 @@ from pointbook_server.ledger.running_balances import RunningBalances
 
 
 class PostedEvent(NamedTuple):
-    """The outcome of posting an event, before the fold.
-
-    `event_id` is the one of the entry to return.
-    """
+    """The outcome of posting an event, before the fold; `event_id` is that of the entry to return."""
 
     outcome: ApplyOutcome
     event_id: str
@@ -26,7 +20,7 @@ class PostedEvent(NamedTuple):
 class AccountChange(NamedTuple):
     """The result of folding a journal.
 
-    `results` has one result for each post, in order. `changed_entries` are the earlier entries whose derived values
+    `results` has one result for each post, in order; `changed_entries` are the earlier entries whose derived values
     changed. `checkpoints` are the states to store; stored checkpoints later than `checkpoints_valid_to_ms` are stale.
     """
 
@@ -41,8 +35,8 @@ class Journal:
     """One account, and the events posted to it in order of arrival.
 
     `base` is a state before all of them, `history` the entries since then; without a history, all events must be later
-    than the base. Events without a balance are checked on arrival against running balances. All others are accepted
-    in any case, so one fold at the end handles any number of them, in any order.
+    than the base. Events without a balance are checked on arrival against running balances. Events with a balance are
+    always accepted, so one fold at the end handles any number of them, in any order.
     """
 
     def __init__(self, base: Account, history: Sequence[Entry] = ()) -> None:
@@ -137,10 +131,7 @@ class Journal:
         self._folded_count = 0
 
     def _snapshot_ids(self) -> Collection[str]:
-        """Return the entries after which a result may need the account.
-
-        They are the new ones, and those at the end of the history.
-        """
+        """Return the entries after which a result may need the account: new ones, and the last of the history."""
         if not self._history:
             return self._arrivals
         last_at_ms = self._history[-1].event.updated_at_ms
@@ -154,10 +145,7 @@ class Journal:
         return [entry for entry in self._fold.entries if before.get(entry.event.event_id, entry) != entry]
 
     def _results(self, entries: Sequence[Entry]) -> list[ApplyResult]:
-        """Return a result for each post.
-
-        It has the account after the newest entry that existed when the event arrived.
-        """
+        """Return a result for each post, with the account after the newest entry at the time of arrival."""
         if not self._history and len(entries) == len(self._posts) == 1:
             # Fast path: most batches have one event for each account.
             return [ApplyResult(ApplyOutcome.APPLIED, self._fold.snapshots[entries[0].event.event_id], entries[0])]

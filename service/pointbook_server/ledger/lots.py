@@ -13,9 +13,9 @@ from typing import NamedTuple
 NEVER_MS = 2**63 - 1
 """Sorts lots that never expire behind all others."""
 STORED_LOTS_MAX = 256
-"""An account's row stores at most this many lots, and more only where no split is allowed (`LotPool.stored`)."""
+"""The most lots in an account's row, except where they must not be split (`LotPool.stored`)."""
 STORED_LOTS_AFTER_TRIM = 128
-"""How many lots remain in the row when there were too many, so that not every event trims it again."""
+"""The number of lots left in the row after a trim: fewer than the maximum, so that not every event trims."""
 
 
 class Lot(NamedTuple):
@@ -28,7 +28,7 @@ class Lot(NamedTuple):
 
     @property
     def expiry_or_never_ms(self) -> int:
-        """The sort key of lots; on a tie, the lot that the fold made first comes first."""
+        """The sort key of lots; lots of the same expiry stay in the order in which the fold made them."""
         return NEVER_MS if self.expires_at_ms is None else self.expires_at_ms
 
 
@@ -41,10 +41,7 @@ class Draw(NamedTuple):
 
 
 class OverflowLots(NamedTuple):
-    """The sum of the lots that are not stored in the account's row.
-
-    The expiry and the event are those of the first of these lots.
-    """
+    """The sum of the lots that are not stored in the account's row, and the expiry and event of the first one."""
 
     points: int
     first_expires_at_ms: int | None

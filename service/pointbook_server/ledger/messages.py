@@ -1,4 +1,7 @@
-"""Translation between the messages of PointsService and the ledger's entities."""
+"""Translation between the messages of PointsService and the ledger's entities.
+
+The read functions add violations to `fields`; their results are valid only after `fields.check()`.
+"""
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -67,14 +70,14 @@ def read_update(update: points_pb2.PointsUpdate, now_ms: int) -> tuple[str, Rece
 
 
 def read_received_event(fields: Fields, update: points_pb2.PointsUpdate, now_ms: int) -> ReceivedEvent:
-    """Read an update with its webhook, and note wrong fields."""
+    """Read an update with its webhook."""
     event = read_event(fields, "update", update, now_ms)
     webhook = _read_webhook(fields, "update.webhook", update.webhook)
     return ReceivedEvent(event, webhook, now_ms, update.forget_refusal)
 
 
 def read_event(fields: Fields, path: str, update: points_pb2.PointsUpdate, now_ms: int) -> Event:
-    """Read an event, and note wrong fields under its path.
+    """Read an event; `path` is the path of its fields in violations.
 
     Source: docs/reference/ledger.md#bounds.
     """
@@ -138,12 +141,12 @@ def _read_webhook(fields: Fields, path: str, webhook: points_pb2.WebhookMetadata
 def read_account_key(
     fields: Fields, request: points_pb2.GetPointsAccountRequest | points_pb2.ListPointsEntriesRequest
 ) -> AccountKey:
-    """Read the account that a request is about."""
+    """Read the key of a request's account."""
     return AccountKey(fields.identifier("store_id", request.store_id), fields.identifier("buyer_id", request.buyer_id))
 
 
 def read_entry_filter(fields: Fields, request: points_pb2.ListPointsEntriesRequest) -> EntryFilter:
-    """Read which entries to list."""
+    """Read the filter of the entries to list."""
     update_type = UPDATE_TYPES.get(request.update_type)
     if request.update_type and update_type is None:
         fields.wrong("update_type", "must be INCREASE or DECREASE, or unset")
@@ -174,7 +177,7 @@ def read_event_ids(
 
 
 def check_stores(fields: Fields, request: points_pb2.ListExpiringPointsRequest) -> None:
-    """Note a missing or wrong choice of stores."""
+    """Check that the request selects a store or a program."""
     if not fields.present("store_id", is_present=request.WhichOneof("stores") is not None):
         return
     if request.HasField("store_id"):
@@ -200,10 +203,7 @@ def read_expiring_position(position: tuple[int, int, str, str]) -> tuple[int, Ex
 def read_expiry_times(
     fields: Fields, request: points_pb2.ListExpiringPointsRequest, now_ms: int, after: ExpiringPosition | None
 ) -> tuple[int, int]:
-    """Return the start and the end of the window of expiries to list.
-
-    By default, the window starts just after now.
-    """
+    """Return the start and the exclusive end of the expiries to list; by default, they start just after now."""
     start_ms = now_ms + 1
     if request.HasField("from_time"):
         start_ms = fields.time_ms("from_time", request.from_time)

@@ -71,7 +71,7 @@ class Event:
 
     @property
     def content(self) -> tuple[object, ...]:
-        """All that distinguishes events except the event_id.
+        """The values that identify an event, without its event_id.
 
         Source: docs/reference/ledger.md#event-identity.
         """
@@ -79,10 +79,7 @@ class Event:
 
 
 class ReceivedEvent(NamedTuple):
-    """An event with how and when it was received.
-
-    With `forget_refusal`, a refusal is not stored.
-    """
+    """An event, its webhook, and its time of receipt; with `forget_refusal`, a refusal is not stored."""
 
     event: Event
     webhook: WebhookOrigin
@@ -112,10 +109,11 @@ class Points(NamedTuple):
 class Account:
     """The state of an account after its entries.
 
-    `opening` is None until an entry that counts opens the account, `newest_at_ms` until there is any entry. `lots` are
-    the first open lots in draw order, `overflow` the rest (lots.py). Invariants: balance = opening + the deltas -
+    `opening` is None until the first entry that is not void, `newest_at_ms` until the first entry. `lots` are the first
+    open lots in draw order, `overflow` is the rest (lots.py). Invariants: balance = opening + the deltas -
     silently_expired + drift, and the lots hold max(balance, 0) points. `uncheckpointed` counts the entries since the
-    last checkpoint. Neither that nor `holds` is part of the fold. Source: docs/reference/ledger.md#invariants.
+    last checkpoint. Equality ignores `uncheckpointed` and `holds`, which events do not determine.
+    Source: docs/reference/ledger.md#invariants.
     """
 
     opening: int | None = None
@@ -131,24 +129,17 @@ class Account:
     holds: tuple[Hold, ...] = field(default=(), compare=False)
 
     def is_before(self, at_ms: int) -> bool:
-        """Return whether all entries are before a time.
-
-        An event of that time can then be applied directly.
-        """
+        """Return whether all entries are before a time, so that an event of that time needs no new fold."""
         return self.newest_at_ms is None or self.newest_at_ms < at_ms
 
     def with_extra_points(self, points: int, event_id: str) -> "Account":
-        """Return a copy with an additional lot that never expires.
-
-        The copy is valid only for computing active points.
-        """
+        """Return a copy with a lot that never expires, valid only for computing active points."""
         return replace(self, lots=(*self.lots, Lot(points, points, None, event_id)))
 
     def points_at(self, at_ms: int) -> Points:
         """Return the active, held and expired points at a time.
 
-        Raises OverflowLotsNeededError. A hold does not keep its points from expiring: SHOPLINE does not know about
-        holds, and expires them regardless.
+        Held points expire like all others: SHOPLINE has no holds. Raises OverflowLotsNeededError.
         Source: docs/reference/ledger.md#active-points.
         """
         unexpired, expired = sum_unexpired_and_expired(self.lots, self.overflow, at_ms)
@@ -158,8 +149,7 @@ class Account:
     def unheld_lots(self, at_ms: int) -> list[Lot]:
         """Return the loaded lots without the points that are held at a time.
 
-        Lots that are held completely are left out. Holds cover unexpired lots, soonest expiry first, as redemptions
-        draw.
+        Holds cover unexpired lots, soonest expiry first, as redemptions draw. Fully covered lots are left out.
         """
         held = sum_held(self.holds, at_ms)
         unheld = []
@@ -171,10 +161,7 @@ class Account:
         return unheld
 
     def unheld_points_by_expiry(self, at_ms: int) -> dict[int, int]:
-        """Return the points of the unheld lots at a time by expiry, soonest first.
-
-        Expired lots are included.
-        """
+        """Return the unheld points at a time by expiry, soonest first, including expired lots."""
         points: dict[int, int] = {}
         for lot in self.unheld_lots(at_ms):
             if lot.expires_at_ms is not None:
@@ -191,7 +178,7 @@ class Account:
 class Entry:
     """An accepted event with the values that the fold derives.
 
-    `ordinal` is the position inside the millisecond. A void entry has a position, and changes nothing.
+    `ordinal` is its position within the millisecond. A void entry has one too, but does not change the account.
     """
 
     event: Event

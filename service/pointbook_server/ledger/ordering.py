@@ -57,7 +57,7 @@ def _content(event: BalancedEvent) -> tuple[int, int, bool, int, str]:
 
 
 def _after(event: BalancedEvent) -> int:
-    assert event.balance is not None, "events without a balance are not part of the trail"  # noqa: S101 - narrows
+    assert event.balance is not None, "events without a balance are not part of the trail"  # noqa: S101 - narrows the type
     return event.balance
 
 

@@ -174,10 +174,7 @@ READ_OVERFLOW_LOTS = _statement("""
 
 
 def _next_candidate(after: str) -> str:
-    """Return SQL that finds the first expiry and buyer of a store after a position.
-
-    That is one step in the index.
-    """
+    """Return SQL that finds the first expiry and buyer of a store after a position, in one step of the index."""
     return f"""
         SELECT expires_at_ms, buyer_id FROM points_entries
         WHERE store_id = v.store_id AND merchant_id = :merchant_id AND expires_at_ms < :end_ms
@@ -227,9 +224,9 @@ SUM_OVERFLOW_POINTS = _statement(f"""
 def _write_batch(*, with_checkpoints: bool) -> Statement:
     """Build a statement that writes a batch as a whole or not at all.
 
-    It first locks the accounts in sorted order. If one has another revision than the one read, it writes nothing and
-    returns no row. Inserting an entry claims its event_id. If an event_id was claimed or an account opened (with its
-    checkpoints) concurrently, the statement divides by zero, which rolls it back even in autocommit mode.
+    It first locks the accounts in sorted order. If the revision of one has changed since it was read, it writes nothing
+    and returns no row. Inserting an entry claims its event_id. If an event_id was claimed or an account opened (with
+    its checkpoints) concurrently, the statement divides by zero, which rolls it back even in autocommit mode.
     """
     unchanged = "(SELECT count(*) FROM locked) = :existing_count"
     assignments = ", ".join(f"{name} = excluded.{name}" for name in ACCOUNT_COLUMNS if name not in KEY_COLUMNS)

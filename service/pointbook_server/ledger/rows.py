@@ -34,10 +34,7 @@ def keys_to_columns(keys: Iterable[AccountKey]) -> dict[str, Any]:
 
 
 def account_to_row(key: AccountKey, account: Account, holds: Sequence[Hold], revision: int) -> tuple[Any, ...]:
-    """Convert an account to ACCOUNT_COLUMNS.
-
-    The holds are separate, because a fold does not have them.
-    """
+    """Convert an account to ACCOUNT_COLUMNS; its holds come separately, because a fold has none."""
     return (*state_to_row(key, account), account.uncheckpointed, holds_to_json(holds), revision)
 
 

@@ -12,10 +12,7 @@ _UNBALANCED, _BALANCED = 0, 1
 
 
 class RunningBalances:
-    """Balances in ledger order, starting from the balance before all entries.
-
-    Void entries change nothing, and are left out.
-    """
+    """The balances after entries that are not void, in ledger order."""
 
     def __init__(self, balance: int, entries: Iterable[Entry]) -> None:
         counting = [entry for entry in entries if not entry.is_void]
@@ -29,9 +26,8 @@ class RunningBalances:
         return self._balance_at(bisect_left(self._positions, _position(event)))
 
     def covers(self, event: Event) -> bool:
-        """Return whether an event without a balance makes no balance negative.
+        """Return whether an event without a balance makes no balance negative, up to the next event with one.
 
-        Balances count up to the next event that carries one.
         Source: docs/reference/ledger.md#events-without-a-balance.
         """
         start = bisect_left(self._positions, _position(event))
@@ -39,10 +35,10 @@ class RunningBalances:
         return min(after) + event.delta >= 0
 
     def add(self, event: Event) -> bool:
-        """Insert an event; return False if a new fold must compute the balances.
+        """Insert an event; return False if only a new fold can compute the balances.
 
-        That is the case if the event joins others with a balance in its millisecond, or comes before a loop (see
-        `_last_loop_ms`): the order of a loop depends on the balance and the lots before it, however much earlier.
+        This is so if the event joins others with a balance in its millisecond, or comes before a loop
+        (`_last_loop_ms`), whose order depends on the balance and the lots before it.
         """
         position = _position(event)
         start = bisect_left(self._positions, position)

@@ -24,7 +24,7 @@ from pointbook_server.rpc.pagination import PageQuery, read_page, write_token
 from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, Fields, to_timestamp
 
 VIOLATIONS_MAX = 50
-"""How many field violations the error of one update in a batch has at most."""
+"""The most field violations that the error of one update in a batch reports."""
 
 log = structlog.get_logger()
 
@@ -40,9 +40,9 @@ class Programs(Protocol):
 
 
 class PointsServicer(points_pb2_grpc.PointsServiceServicer):
-    """PointsService, on the transactions of the ledger.
+    """The methods of PointsService.
 
-    Updates wait in the batcher for the transaction that they share. `grpc_code` maps the reason of an error to a code.
+    Concurrent updates share a transaction through the batcher. `grpc_code` maps the reason of an error to a code.
     """
 
     def __init__(
@@ -262,10 +262,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
     async def newest_entries(
         self, merchant_id: str, keys: Collection[AccountKey], query: PageQuery
     ) -> list[points_pb2.PointsEntry]:
-        """Return a page of the entries of some accounts, newest first.
-
-        It is part of a customer's timeline.
-        """
+        """Return a page of the entries of some accounts, newest first, for a customer's timeline."""
         found = await self._ledger.newest_entries(merchant_id, keys, query)
         return [messages.write_entry(merchant_id, stored) for stored in found]
 

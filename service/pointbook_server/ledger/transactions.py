@@ -29,8 +29,7 @@ from pointbook_server.rpc.pagination import PageQuery
 class LedgerTransactions:
     """The transactions that read and write accounts and entries.
 
-    With `register_stores`, an unknown store is registered for the merchant that first sends an event of it: for
-    `pointbook dev` only.
+    `register_stores` registers unknown stores for the merchant that first sends an event; only `pointbook dev` sets it.
     """
 
     def __init__(self, database: Database, redemptions: Redemptions, *, register_stores: bool = False) -> None:
@@ -55,7 +54,7 @@ class LedgerTransactions:
         return await self._database.transaction(event_batch.apply)
 
     async def account(self, merchant_id: str, key: AccountKey, at_ms: int, *, lots: int = 0) -> Account:
-        """Return an account with the lots that `points_at` needs, and up to `lots` lots.
+        """Return an account with the lots that `points_at` needs, and at least its first `lots` lots.
 
         An unknown account is empty.
         """
@@ -107,7 +106,7 @@ class LedgerTransactions:
     async def newest_entries(
         self, merchant_id: str, keys: Collection[AccountKey], query: PageQuery
     ) -> list[StoredEntry]:
-        """Return a page of the entries of some accounts, newest first, before one of them."""
+        """Return a page of the entries of some accounts, newest first."""
         params = {"merchant_id": merchant_id, **rows.keys_to_columns(sorted(keys)), **asdict(query)}
         async with self._database.autocommit() as connection:
             return [rows.entry_from_row(row) for row in await connection.fetch(queries.LIST_NEWEST_ENTRIES, params)]

@@ -1,7 +1,4 @@
-"""Verification of one account.
-
-Its entries are folded from the beginning, and compared with the stored values.
-"""
+"""Verification of one account: a fold of its entries from the beginning, compared with the stored values."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +15,9 @@ NOTHING = "nothing"
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """A stored value that differs from the fold."""
+    """A stored value that differs from the fold; `name` says which, such as `lots[0]`."""
 
-    what: str
+    name: str
     stored: str
     folded: str
 
@@ -28,7 +25,7 @@ class Mismatch:
 class AccountVerification:
     """The verification of one account, millisecond by millisecond.
 
-    It holds the account's state but not its entries, so an account may have any number of them.
+    It does not keep entries in memory, so an account may have any number of them.
     """
 
     def __init__(self) -> None:
@@ -77,9 +74,9 @@ def _compare_states(prefix: str, stored: Account, folded: Account) -> Iterator[M
 
 
 def _compare_lots(prefix: str, stored: Account, lots: Sequence[Lot]) -> Iterator[Mismatch]:
-    """Compare the stored lots and the overflow with all lots.
+    """Compare the stored lots and the overflow with all lots, up to the first different lot.
 
-    Only the first difference is reported: a missing or extra lot shifts all lots behind it.
+    A missing or extra lot shifts all later ones, so further differences would say nothing.
     """
     stored_count = len(stored.lots)
     for index, (stored_lot, lot) in enumerate(zip_longest(stored.lots, lots[:stored_count])):

@@ -10,7 +10,7 @@ from pointbook_server.ledger.model import AccountKey, Entry
 from pointbook_server.ledger.verification import AccountVerification, Mismatch
 
 PROGRESS_ENTRIES = 1_000
-"""Progress is reported every so many entries of one account."""
+"""The number of entries of one account after which progress is reported."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ async def _refold(
     *,
     is_void: bool,
 ) -> AccountChange:
-    """Fold an account again, and load overflow lots until there are enough."""
+    """Fold an account again, loading overflow lots until the fold has enough."""
     while True:
         journal = Journal(history.base, history.entries)
         (journal.void if is_void else journal.unvoid)(event_ids)
