@@ -125,8 +125,8 @@ async def test_concurrent_calls_of_every_kind_cause_no_deadlock(service: Service
     assert {refusal(error).reason for error in errors if isinstance(error, grpc.aio.AioRpcError)} <= EXPECTED
     assert await deadlocks(service) == before
     assert redemptions
-    book = await check_ledger(service.database_url, shop.merchant_id)
-    for account in (each.account for each in book.values()):
+    ledger = await check_ledger(service.database_url, shop.merchant_id)
+    for account in (each.account for each in ledger.values()):
         points = account.points_at(service.clock.now_ms)
         assert points.held <= max(account.balance, 0)
         assert points.active == max(account.balance, 0) - points.held

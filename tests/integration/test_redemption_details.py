@@ -1,4 +1,4 @@
-"""What GetRedemption and ListRedemptions return of a redemption."""
+"""The details of redemptions in GetRedemption and ListRedemptions."""
 
 from collections.abc import AsyncIterator
 from typing import Any

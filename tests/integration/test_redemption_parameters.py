@@ -22,7 +22,7 @@ MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
 INVALID = redemption_pb2.VALIDATION_TYPE_INVALID
 MOBILE = "+8613812345678"
 REQUIRING, RESTRICTED, STRICT, OTHER_VALUE, DISABLED = 3, 4, 5, 6, 7
-"""Programs besides 1 and 2; the setting in which each one differs is its name."""
+"""The ids of the other programs, each named after its special setting."""
 Response = redemption_pb2.ValidateRedemptionResponse
 
 
@@ -110,7 +110,7 @@ def by_group(**selector: Any) -> dict[str, Any]:
 
 
 def has_active(active_points: int) -> Callable[[Response], bool]:
-    """Return a check that so many points may be drawn on."""
+    """Return a check for redeemable points, with a number of active points."""
     return lambda response: response.redeemable and response.active_points == active_points
 
 

@@ -57,7 +57,7 @@ PRIMARIES = [
     by_primary("WECHAT", "MOBILE", "139 1234 5678", "wx-1"),
     by_primary("TMALL", "EMAIL", "ADA@tmall.example"),
 ]
-NOBODYS = [
+UNKNOWN_GROUPS = [
     GroupRef(id="Family"),
     GroupRef(external_id="family"),
     GroupRef(primary_user_id="bob"),
@@ -212,7 +212,7 @@ async def test_group_is_selected_by_identifier_of_primary_member(
     assert await violation_codes(client, group_request(shop, 30, selector, "bob")) == []
 
 
-@pytest.mark.parametrize("selector", NOBODYS, ids=selector_id)
+@pytest.mark.parametrize("selector", UNKNOWN_GROUPS, ids=selector_id)
 async def test_unknown_group_is_1632(client: Client, shop: Shop, selector: GroupRef) -> None:
     assert await violation_codes(client, group_request(shop, 1, selector)) == [1632]
     refusal = await refused(
@@ -364,7 +364,7 @@ async def test_pool_is_drawn_by_expiry_then_age_then_customer_id(client: Client,
 async def chain(client: Client, shop: Shop) -> Shop:
     """Create a shop with more programs.
 
-    Program 2 has another store besides the same one, 3 lends nothing, 4 has no buyers.
+    Program 2 has the store of program 1 and another one, 3 lends nothing, 4 has no buyers.
     Ada has 10 points in program 1, 100 in program 2 only, and 1,000 in program 3.
     """
     stores = [f"{shop.store_id}-{number}" for number in (2, 3, 4)]
@@ -381,7 +381,7 @@ async def chain(client: Client, shop: Shop) -> Shop:
 async def put_programs(client: Client, shop: Shop, **changes: dict[str, Any]) -> None:
     """Put four programs, all but 3 of which lend their points.
 
-    Their changes are named one, two, three, four.
+    `changes` has the settings of the programs one, two, three and four.
     """
     stores = {
         "one": [shop.store_id],

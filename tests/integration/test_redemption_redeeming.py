@@ -40,7 +40,7 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
 
 
 async def release_overdue(service: Service) -> int:
-    """Release what was not booked in time."""
+    """Release the redemptions that were not booked in time."""
     return await service.server.services.redemptions.release_overdue(service.clock())
 
 

@@ -85,23 +85,23 @@ TAMPERINGS = {
         f"redemptions SET holds = jsonb_set(holds, '{{0,3}}', '\"SETTLED\"'), open_points = 0 WHERE {OPEN}",
         "the account holds 30 open, the redemption 30 settled",
     ),
-    "settled and gone": (f"redemptions SET redemption_id = 'r-other' WHERE {BOOKED}", "settled what is not there"),
+    "settled and gone": (f"redemptions SET redemption_id = 'r-other' WHERE {BOOKED}", "settled a hold that is missing"),
     "booked and released": (
         f"redemptions SET holds = jsonb_set(holds, '{{0,3}}', '\"RELEASED\"') WHERE {BOOKED}",
-        "settled what is released",
+        "settled a hold that is released",
     ),
     "other draws": (
         f"redemptions SET draws = jsonb_set(draws, '{{0,2}}', '21') WHERE {BOOKED}",
-        "drew 21 for 20 points",
+        "drew 21 instead of 20 points",
     ),
     "another account's draws": (
         f"redemptions SET draws = jsonb_set(draws, '{{0,1}}', '\"other\"') WHERE {BOOKED}",
-        "has a hold of 20 points that its draws do not come to",
+        "holds 20 points, but its draws leave 0",
     ),
-    "no hold": (f"redemptions SET holds = '[]', open_points = 0 WHERE {OPEN}", "was drawn from and has no hold"),
+    "no hold": (f"redemptions SET holds = '[]', open_points = 0 WHERE {OPEN}", "was drawn from, but has no hold"),
     "other sums": (
         f"redemptions SET open_points = 5 WHERE {PART}",
-        "open, released and reversed points are (6, 0, 4) and stored as (5, 0, 4)",
+        "open, released and reversed points are stored as (5, 0, 4) instead of (6, 0, 4)",
     ),
 }
 

@@ -27,7 +27,7 @@ SIZES = st.lists(st.sampled_from([10, 10, 20, 30]), min_size=1, max_size=5)
 
 @pytest.fixture(scope="module")
 async def database(service: Service) -> AsyncIterator[Database]:
-    """Open a database besides the server's."""
+    """Open a second database pool."""
     pool = Database(service.database_url, pool_size=1)
     yield pool
     await pool.dispose()

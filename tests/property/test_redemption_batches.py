@@ -120,7 +120,7 @@ async def redeem(service: Service, orders: Sequence[RedeemCommand]) -> list[Rede
 
 
 def summarise(shops: list[Shop], responses: Sequence[Redemption | PointbookError]) -> list[Any]:
-    """Return what results contain, without ids of the shop."""
+    """Return the content of results without the shop's ids."""
     stores = {shop.store_id: number for number, shop in enumerate(shops)}
     return [
         (response.reason, response.metadata.get("violations"))
@@ -135,7 +135,7 @@ def summarise(shops: list[Shop], responses: Sequence[Redemption | PointbookError
 
 
 async def held_points(service: Service, shops: list[Shop]) -> list[int]:
-    """Return what is held of every account."""
+    """Return the held points of every account."""
     accounts = [await service.client.account(shop.merchant_id, shop.store_id, name) for shop in shops for name in NAMES]
     return [account.held_points for account in accounts]
 

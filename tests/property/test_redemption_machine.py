@@ -44,13 +44,13 @@ REFUSALS = {
 }
 """The reasons for which a call may be refused."""
 READ_REDEMPTIONS = Statement(
-    text(f"SELECT {queries.ALL_COLUMNS}, {queries.STATE} AS state FROM redemptions WHERE merchant_id = :merchant_id")  # noqa: S608 - names
+    text(f"SELECT {queries.ALL_COLUMNS}, {queries.STATE} AS state FROM redemptions WHERE merchant_id = :merchant_id")  # noqa: S608 - constant names
 )
 
 
 @dataclass
 class Story:
-    """The history of a shop's customers, and what can be repeated or changed."""
+    """The history of a shop's customers, with the calls that steps can repeat."""
 
     service: Service
     shop: Shop
@@ -93,25 +93,25 @@ class Story:
         if await self.attempt(self.service.client.apply(update)) is None:
             self.balances[buyer_id] -= points
 
-    async def repeat(self, place: int) -> None:
+    async def repeat(self, index: int) -> None:
         """Repeat an event and a redemption."""
         if self.events:
-            await self.attempt(self.service.client.apply(self.events[place % len(self.events)]))
+            await self.attempt(self.service.client.apply(self.events[index % len(self.events)]))
         if self.redemptions:
-            stored = self.redemptions[place % len(self.redemptions)]
+            stored = self.redemptions[index % len(self.redemptions)]
             (request,) = (
                 each for each in self.orders if each.external_reference_number == stored.external_reference_number
             )
             response = await self.service.client.redemption.RedeemPoints(request)
             assert response.redemption.redemption_id == stored.redemption_id
 
-    async def redeem(self, who: str, points: int, *, pools: bool) -> None:
+    async def redeem(self, name: str, points: int, *, pools: bool) -> None:
         """Redeem a customer's own points, or a group's."""
         customer = identity_pb2.CustomerRef(merchant_id=self.shop.merchant_id)
-        if who == "eve":
+        if name == "eve":
             customer.buyer.store_id, customer.buyer.buyer_id = self.shop.store_id, "eve"
         else:
-            customer.external_id = who
+            customer.external_id = name
         request = redemption_pb2.RedeemPointsRequest(
             customer=customer,
             program_id=1,
@@ -124,27 +124,27 @@ class Story:
         if response is not None:
             self.redemptions.append(response.redemption)
 
-    async def book(self, place: int, late_ms: int, *, balanced: bool) -> None:
-        """Send SHOPLINE's decrease for what a redemption drew of an account.
+    async def send_booking(self, index: int, late_ms: int, *, balanced: bool) -> None:
+        """Send SHOPLINE's decrease for the points that a redemption drew from an account.
 
         The redemption may be in any state.
         """
         if self.redemptions:
-            redemption = self.redemptions[place % len(self.redemptions)]
-            draw = redemption.draws[place % len(redemption.draws)]
+            redemption = self.redemptions[index % len(self.redemptions)]
+            draw = redemption.draws[index % len(redemption.draws)]
             points = sum(each.points for each in redemption.draws if each.buyer == draw.buyer)
             cashback = points_pb2.POINTS_UPDATE_SCENE_CASHBACK
             await self.event(draw.buyer.buyer_id, -points, late_ms, None, balanced=balanced, scene=cashback)
 
-    async def book_first(self, who: str, points: int, late_ms: int) -> None:
+    async def send_booking_first(self, name: str, points: int, late_ms: int) -> None:
         """Send SHOPLINE's decrease for a redemption that may follow."""
         cashback = points_pb2.POINTS_UPDATE_SCENE_CASHBACK
-        await self.event(who, -points, late_ms, None, balanced=True, scene=cashback)
+        await self.event(name, -points, late_ms, None, balanced=True, scene=cashback)
 
-    async def reverse(self, place: int, points: int) -> None:
+    async def reverse(self, index: int, points: int) -> None:
         """Reverse points of a redemption, twice under one reference."""
         if self.redemptions:
-            redemption = self.redemptions[place % len(self.redemptions)]
+            redemption = self.redemptions[index % len(self.redemptions)]
             request = redemption_pb2.ReverseRedemptionRequest(
                 merchant_id=self.shop.merchant_id,
                 redemption_id=redemption.redemption_id,
@@ -154,19 +154,19 @@ class Story:
             first = await self.attempt(self.service.client.redemption.ReverseRedemption(request))
             assert first == await self.attempt(self.service.client.redemption.ReverseRedemption(request))
 
-    async def settle(self, place: int) -> None:
+    async def settle(self, index: int) -> None:
         """Settle a redemption by hand."""
         if self.redemptions:
-            redemption = self.redemptions[place % len(self.redemptions)]
+            redemption = self.redemptions[index % len(self.redemptions)]
             request = redemption_pb2.SettleRedemptionRequest(
                 merchant_id=self.shop.merchant_id, redemption_id=redemption.redemption_id, reason="a test"
             )
             await self.attempt(self.service.client.redemption.SettleRedemption(request))
 
-    async def void(self, place: int, *, is_void: bool) -> None:
+    async def void(self, index: int, *, is_void: bool) -> None:
         """Void an entry, or unvoid it."""
         if self.events:
-            ids, points = [self.events[place % len(self.events)].event_id], self.service.client.points
+            ids, points = [self.events[index % len(self.events)].event_id], self.service.client.points
             fields: dict[str, Any] = {"merchant_id": self.shop.merchant_id, "event_ids": ids, "reason": "a test"}
             await self.attempt(
                 points.VoidPointsEntries(points_pb2.VoidPointsEntriesRequest(**fields))
@@ -179,44 +179,47 @@ class Story:
         self.service.clock.now_ms += after_ms
 
     async def release_overdue(self) -> None:
-        """Release what was not booked in time."""
+        """Release the redemptions that were not booked in time."""
         await self.service.server.services.redemptions.release_overdue(self.service.clock())
 
-    async def redeem_concurrently(self, who: list[str], points: int) -> None:
+    async def redeem_concurrently(self, names: list[str], points: int) -> None:
         """Redeem for several customers at once, while overdue redemptions are released."""
-        await asyncio.gather(*(self.redeem(each, points, pools=each != "eve") for each in who), self.release_overdue())
+        redeeming = (self.redeem(name, points, pools=name != "eve") for name in names)
+        await asyncio.gather(*redeeming, self.release_overdue())
 
 
 ORDERS = points_pb2.POINTS_UPDATE_SCENE_SUCCESSFUL_ORDERS
-TAKEN = points_pb2.POINTS_UPDATE_SCENE_MANUALLY_DECREASE
+MANUAL_DECREASE = points_pb2.POINTS_UPDATE_SCENE_MANUALLY_DECREASE
 EXPIRED = points_pb2.POINTS_UPDATE_SCENE_POINTS_EXPIRED
 Step = Callable[[Story], Any]
 
 
-def step(method: Callable[..., Any], *places: st.SearchStrategy[Any], **names: st.SearchStrategy[Any]) -> Any:
+def step(method: Callable[..., Any], *arguments: st.SearchStrategy[Any], **keywords: st.SearchStrategy[Any]) -> Any:
     """Build a strategy of steps from a method of a story, whose arguments are drawn."""
-    return st.builds(lambda *drawn, **named: lambda story: method(story, *drawn, **named), *places, **names)
+    return st.builds(
+        lambda *drawn, **drawn_keywords: lambda story: method(story, *drawn, **drawn_keywords), *arguments, **keywords
+    )
 
 
 FEW_SIZES = st.sampled_from([5, 10])
-"""So that what is booked is often what is redeemed."""
-WHO, POINTS, PLACES = st.sampled_from(NAMES), st.integers(1, 30), st.integers(0, 20)
+"""So few that bookings and redemptions often have the same points."""
+CUSTOMERS, POINTS, INDEXES = st.sampled_from(NAMES), st.integers(1, 30), st.integers(0, 20)
 LATE_MS, ANY = st.sampled_from([0, 0, 1, 3_000, 7_000]), st.booleans()
 LIVES_MS = st.sampled_from([None, 1, 5_000, 30_000, 90_000])
-SPENT = st.integers(-30, -1)
+SPENT, SPENT_SCENES = st.integers(-30, -1), st.sampled_from([MANUAL_DECREASE, EXPIRED])
 steps = st.one_of(
-    step(Story.event, WHO, st.integers(1, 60), LATE_MS, LIVES_MS, balanced=ANY, scene=st.just(ORDERS)),
-    step(Story.event, WHO, SPENT, LATE_MS, st.none(), balanced=ANY, scene=st.sampled_from([TAKEN, EXPIRED])),
-    step(Story.redeem, WHO, POINTS, pools=ANY),
-    step(Story.redeem, WHO, POINTS, pools=ANY),
-    step(Story.redeem_concurrently, st.lists(WHO, min_size=2, max_size=5), POINTS),
-    step(Story.book, PLACES, LATE_MS, balanced=ANY),
-    step(Story.book_first, WHO, FEW_SIZES, LATE_MS),
-    step(Story.redeem, WHO, FEW_SIZES, pools=ANY),
-    step(Story.reverse, PLACES, st.sampled_from([0, 1, 5, 20])),
-    step(Story.settle, PLACES),
-    step(Story.void, PLACES, is_void=ANY),
-    step(Story.repeat, PLACES),
+    step(Story.event, CUSTOMERS, st.integers(1, 60), LATE_MS, LIVES_MS, balanced=ANY, scene=st.just(ORDERS)),
+    step(Story.event, CUSTOMERS, SPENT, LATE_MS, st.none(), balanced=ANY, scene=SPENT_SCENES),
+    step(Story.redeem, CUSTOMERS, POINTS, pools=ANY),
+    step(Story.redeem, CUSTOMERS, POINTS, pools=ANY),
+    step(Story.redeem_concurrently, st.lists(CUSTOMERS, min_size=2, max_size=5), POINTS),
+    step(Story.send_booking, INDEXES, LATE_MS, balanced=ANY),
+    step(Story.send_booking_first, CUSTOMERS, FEW_SIZES, LATE_MS),
+    step(Story.redeem, CUSTOMERS, FEW_SIZES, pools=ANY),
+    step(Story.reverse, INDEXES, st.sampled_from([0, 1, 5, 20])),
+    step(Story.settle, INDEXES),
+    step(Story.void, INDEXES, is_void=ANY),
+    step(Story.repeat, INDEXES),
     step(Story.wait, st.sampled_from([1, 4_000, 30_000, WINDOW_MS])),
     step(Story.release_overdue),
 )
@@ -224,7 +227,7 @@ steps = st.one_of(
 
 @pytest.fixture(scope="module")
 async def database(service: Service) -> AsyncIterator[Database]:
-    """Open a database besides the server's."""
+    """Open a second database pool."""
     pool = Database(service.database_url, pool_size=2)
     yield pool
     await pool.dispose()
@@ -278,11 +281,11 @@ def check_redemption(redemption: Redemption) -> None:
     assert points_by_account(redemption.draws) == {hold.key: hold.points for hold in redemption.holds}
 
 
-def check_settlements(book: Mapping[AccountKey, StoredAccount], redemptions: Sequence[Redemption]) -> None:
+def check_settlements(ledger: Mapping[AccountKey, StoredAccount], redemptions: Sequence[Redemption]) -> None:
     """Check that each settled hold was settled by one entry."""
     holds = [(redemption.redemption_id, hold) for redemption in redemptions for hold in redemption.holds]
     settled = {(redemption_id, hold.key) for redemption_id, hold in holds if hold.state is HoldState.SETTLED}
-    claims = [(entry.settled_redemption_id, key) for key, kept in book.items() for entry in kept.entries]
+    claims = [(entry.settled_redemption_id, key) for key, stored in ledger.items() for entry in stored.entries]
     counts = Counter(claim for claim in claims if claim[0] is not None)
     assert set(counts.values()) <= {1}
     assert set(counts) <= settled
@@ -302,11 +305,11 @@ async def check(database: Database, story: Story) -> None:
                 expected[hold.key][redemption.redemption_id] = (hold.points, is_open)
     assert all(points <= CAP for points in usage.values())
 
-    book = await read_ledger(database, story.shop.merchant_id)
-    assert_is_fold(book)
-    check_settlements(book, redemptions)
-    for key, kept in book.items():
-        account = kept.account
+    ledger = await read_ledger(database, story.shop.merchant_id)
+    assert_is_fold(ledger)
+    check_settlements(ledger, redemptions)
+    for key, stored in ledger.items():
+        account = stored.account
         points = account.points_at(story.now_ms)
         assert 0 <= points.active <= max(max(account.balance, 0) - points.expired - points.held, 0)
         held = {hold.redemption_id: (hold.points, hold.is_open(story.now_ms)) for hold in account.holds}

@@ -32,7 +32,7 @@ def ledger_transactions(database: Database) -> LedgerTransactions:
 
 
 _ACCOUNTS, _CHECKPOINTS, _ENTRIES = (
-    Statement(text(f"SELECT {', '.join(columns)} FROM {table} WHERE merchant_id = :merchant_id ORDER BY {order}"))  # noqa: S608 - names
+    Statement(text(f"SELECT {', '.join(columns)} FROM {table} WHERE merchant_id = :merchant_id ORDER BY {order}"))  # noqa: S608 - constant names
     for table, columns, order in (
         ("points_accounts", queries.ACCOUNT_COLUMNS, "buyer_id"),
         ("points_checkpoints", queries.CHECKPOINT_COLUMNS, "newest_at_ms"),

@@ -15,7 +15,7 @@ UNSETTLED = redemption_pb2.REDEMPTION_STATE_UNSETTLED
 def customer_ref(shop: Shop, buyer_id: str = "buyer", **identifier: str) -> identity_pb2.CustomerRef:
     """Build the reference of a buyer of a shop, or of a customer by an identifier."""
     if identifier:
-        return identity_pb2.CustomerRef(merchant_id=shop.merchant_id, **identifier)  # type: ignore[arg-type] # names
+        return identity_pb2.CustomerRef(merchant_id=shop.merchant_id, **identifier)  # type: ignore[arg-type] # a field of CustomerRef
     buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)
     return identity_pb2.CustomerRef(merchant_id=shop.merchant_id, buyer=buyer)
 

@@ -99,7 +99,7 @@ def test_a_lot_expires_at_its_expiry_millisecond_and_not_before() -> None:
 
 
 def test_only_the_first_of_many_lots_are_stored() -> None:
-    """The others are stored as a sum with the expiry and event of the first of them."""
+    """The rest is stored as a sum with the expiry and event of its first lot."""
     four = [lot(1, 10, "a"), lot(2, 20, "b"), lot(3, 30, "c"), lot(4, None, "d")]
 
     assert pool_of(*four[:3]).stored() == (tuple(four[:3]), None, 0)

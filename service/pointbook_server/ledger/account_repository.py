@@ -39,11 +39,14 @@ class AccountRepository:
         self._voids: dict[str, Void | None] = {}
 
     async def read(self, keys: Iterable[AccountKey]) -> None:
-        """Read accounts without locking them; `write` fails if one of them has changed since."""
+        """Read accounts without locks; `write` fails if one has changed since."""
         await self._read(queries.READ_ACCOUNTS, keys)
 
     async def lock(self, keys: Iterable[AccountKey], *, skip_locked: bool = False) -> None:
-        """Lock accounts, and read them under the lock; with `skip_locked`, only those not locked yet."""
+        """Lock accounts, and read them under the lock.
+
+        With `skip_locked`, accounts that are already locked are left out.
+        """
         await self._read(queries.LOCK_AVAILABLE_ACCOUNTS if skip_locked else queries.LOCK_ACCOUNTS, keys)
 
     async def _read(self, statement: Statement, keys: Iterable[AccountKey]) -> None:
@@ -136,7 +139,7 @@ class AccountRepository:
         return account
 
     async def load_points(self, key: AccountKey, account: Account, at_ms: int, points: int) -> Account:
-        """Return an account with lots of at least `points` unheld, unexpired points loaded, if it has them."""
+        """Load lots until they have `points` unheld, unexpired points, or all are loaded."""
         while lacks_points(account, at_ms, points):
             account = await self.load_more_lots(key, account)
         return account
@@ -144,7 +147,7 @@ class AccountRepository:
     async def sum_overflow_points(
         self, accounts: Mapping[AccountKey, Account], expiries: Iterable[tuple[AccountKey, int]]
     ) -> dict[tuple[AccountKey, int], int]:
-        """Return the points of overflow lots that expire at given times, without loading the lots."""
+        """Return the points of overflow lots by expiry, without loading the lots."""
         lookups = []
         for key, at_ms in expiries:
             overflow = accounts[key].overflow

@@ -40,7 +40,7 @@ class Redemptions(Protocol):
 
 
 class EventBatch:
-    """A batch of a merchant's events, which each attempt applies as a whole or not at all."""
+    """A batch of a merchant's events; an attempt applies all of them, or none."""
 
     def __init__(
         self, merchant_id: str, batch: Sequence[ReceivedEvent], redemptions: Redemptions, *, register_stores: bool
@@ -157,7 +157,10 @@ class EventBatch:
         }
 
     def _count_folded_entries(self, histories: Mapping[AccountKey, AccountHistory]) -> int:
-        """Return the most entries that may be folded: an event without a balance may fold its whole account."""
+        """Return the most entries that may be folded.
+
+        An event without a balance may fold its whole account.
+        """
         counts = Counter(event.account_key for event in self._events)
         unbalanced = Counter(event.account_key for event in self._events if event.balance is None)
         return sum((unbalanced[key] or 1) * (len(history.entries) + counts[key]) for key, history in histories.items())
@@ -182,7 +185,7 @@ class EventBatch:
     def _add_entry_webhook_ids(
         self, repository: AccountRepository, result: BatchResult
     ) -> list[ApplyResult | PointbookError]:
-        """Return the results; each DUPLICATE gets the webhook of its entry if that is a different one.
+        """Return the results, with the webhook of a DUPLICATE's entry if it differs.
 
         The entry is in the ledger, or comes from an earlier event of the batch.
         """

@@ -48,7 +48,7 @@ class ExpiringPoints(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ExpiryWindow:
-    """The stores and the range of expiries to list; holds that are open at `now_ms` count."""
+    """The stores and expiries to list; holds that are open at `now_ms` count."""
 
     store_ids: tuple[str, ...]
     start_ms: int

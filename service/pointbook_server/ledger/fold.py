@@ -33,7 +33,7 @@ def fold(account: Account, events: Iterable[Event], void_ids: Collection[str] = 
 class Fold:
     """An account to which events are applied, with the entries that they make.
 
-    `snapshots` has the accounts after the events that `apply` was given as `snapshot_ids`. `checkpoints` are the states to store. Each lies
+    `snapshots` has the accounts after the `snapshot_ids` of `apply`. `checkpoints` are the states to store. Each lies
     between two milliseconds, so they are more than CHECKPOINT_ENTRIES apart if a millisecond has many events.
     """
 
@@ -152,7 +152,10 @@ class Fold:
         self.entries.append(Entry(event, ordinal, balance_before, balance, drift, silently_expired, tuple(draws)))
 
     def _open(self, event: Event) -> None:
-        """Open the account at its first event; the balance before it becomes a lot that never expires."""
+        """Open the account at its first event.
+
+        The balance before it becomes a lot that never expires.
+        """
         opening = 0 if event.balance is None else event.balance - event.delta
         self._opening = self._balance = opening
         self._lifetime_points = max(opening, 0)

@@ -75,7 +75,10 @@ def without_redemption(holds: Iterable[Hold], redemption_id: str) -> tuple[Hold,
 
 
 def release_overdue(holds: Sequence[Hold], now_ms: int) -> tuple[Hold, ...]:
-    """Return the holds with overdue ones released, keeping the newest RELEASED_HOLDS_MAX released ones."""
+    """Return the holds with overdue ones released.
+
+    Of the released holds, the newest RELEASED_HOLDS_MAX remain.
+    """
     marked = [hold if hold.is_open(now_ms) else hold._replace(is_released=True) for hold in holds]
     dropped = [hold for hold in marked if hold.is_released][:-RELEASED_HOLDS_MAX]
     return tuple(hold for hold in marked if hold not in dropped)

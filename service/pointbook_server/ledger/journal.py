@@ -1,4 +1,4 @@
-"""The events posted to one account in one batch: checked on arrival, folded once at the end."""
+"""The events posted to an account in a batch: checked at once, folded at the end."""
 
 from collections.abc import Collection, Iterable, Sequence
 from itertools import takewhile
@@ -10,7 +10,10 @@ from pointbook_server.ledger.running_balances import RunningBalances
 
 
 class PostedEvent(NamedTuple):
-    """The outcome of posting an event, before the fold; `event_id` is that of the entry to return."""
+    """The outcome of posting an event, before the fold.
+
+    `event_id` is that of the entry to return.
+    """
 
     outcome: ApplyOutcome
     event_id: str
@@ -131,7 +134,10 @@ class Journal:
         self._folded_count = 0
 
     def _snapshot_ids(self) -> Collection[str]:
-        """Return the entries after which a result may need the account: new ones, and the last of the history."""
+        """Return the entries after which a result may need the account.
+
+        They are the new ones, and those of the last millisecond of the history.
+        """
         if not self._history:
             return self._arrivals
         last_at_ms = self._history[-1].event.updated_at_ms
@@ -145,7 +151,10 @@ class Journal:
         return [entry for entry in self._fold.entries if before.get(entry.event.event_id, entry) != entry]
 
     def _results(self, entries: Sequence[Entry]) -> list[ApplyResult]:
-        """Return a result for each post, with the account after the newest entry at the time of arrival."""
+        """Return a result for each post.
+
+        Its account is that after the newest entry at the arrival of the event.
+        """
         if not self._history and len(entries) == len(self._posts) == 1:
             # Fast path: most batches have one event for each account.
             return [ApplyResult(ApplyOutcome.APPLIED, self._fold.snapshots[entries[0].event.event_id], entries[0])]

@@ -28,7 +28,7 @@ class Lot(NamedTuple):
 
     @property
     def expiry_or_never_ms(self) -> int:
-        """The sort key of lots; lots of the same expiry stay in the order in which the fold made them."""
+        """The sort key of lots; lots of the same expiry stay in the order of the fold."""
         return NEVER_MS if self.expires_at_ms is None else self.expires_at_ms
 
 
@@ -41,7 +41,10 @@ class Draw(NamedTuple):
 
 
 class OverflowLots(NamedTuple):
-    """The sum of the lots that are not stored in the account's row, and the expiry and event of the first one."""
+    """The sum of the lots that are not stored in the account's row.
+
+    `first_expires_at_ms` and `first_event_id` are those of the first of these lots.
+    """
 
     points: int
     first_expires_at_ms: int | None

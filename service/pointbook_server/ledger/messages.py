@@ -187,7 +187,10 @@ def check_stores(fields: Fields, request: points_pb2.ListExpiringPointsRequest) 
 
 
 def first_expiring_position(now_ms: int) -> tuple[int, int, str, str]:
-    """Return the position before all expiring points. All pages count holds at `now_ms`."""
+    """Return the position before all expiring points.
+
+    All pages count the holds that are open at `now_ms`.
+    """
     return now_ms, BEFORE_ALL_TIMES_MS, "", ""
 
 
@@ -203,7 +206,10 @@ def read_expiring_position(position: tuple[int, int, str, str]) -> tuple[int, Ex
 def read_expiry_times(
     fields: Fields, request: points_pb2.ListExpiringPointsRequest, now_ms: int, after: ExpiringPosition | None
 ) -> tuple[int, int]:
-    """Return the start and the exclusive end of the expiries to list; by default, they start just after now."""
+    """Return the start and the exclusive end of the expiries to list.
+
+    By default, they start just after now.
+    """
     start_ms = now_ms + 1
     if request.HasField("from_time"):
         start_ms = fields.time_ms("from_time", request.from_time)

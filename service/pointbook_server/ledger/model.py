@@ -79,7 +79,10 @@ class Event:
 
 
 class ReceivedEvent(NamedTuple):
-    """An event, its webhook, and its time of receipt; with `forget_refusal`, a refusal is not stored."""
+    """An event with its webhook and its time of receipt.
+
+    With `forget_refusal`, a refusal is not stored.
+    """
 
     event: Event
     webhook: WebhookOrigin
@@ -129,11 +132,14 @@ class Account:
     holds: tuple[Hold, ...] = field(default=(), compare=False)
 
     def is_before(self, at_ms: int) -> bool:
-        """Return whether all entries are before a time, so that an event of that time needs no new fold."""
+        """Return whether all entries are before a time.
+
+        An event of that time then needs no new fold of earlier entries.
+        """
         return self.newest_at_ms is None or self.newest_at_ms < at_ms
 
     def with_extra_points(self, points: int, event_id: str) -> "Account":
-        """Return a copy with a lot that never expires, valid only for computing active points."""
+        """Return a copy with one more lot, valid only for computing active points."""
         return replace(self, lots=(*self.lots, Lot(points, points, None, event_id)))
 
     def points_at(self, at_ms: int) -> Points:
@@ -161,7 +167,7 @@ class Account:
         return unheld
 
     def unheld_points_by_expiry(self, at_ms: int) -> dict[int, int]:
-        """Return the unheld points at a time by expiry, soonest first, including expired lots."""
+        """Return the unheld points at a time by expiry, soonest first, expired included."""
         points: dict[int, int] = {}
         for lot in self.unheld_lots(at_ms):
             if lot.expires_at_ms is not None:

@@ -152,7 +152,10 @@ def _add_results(
 
 
 def _settle(batch_result: BatchResult, histories: Mapping[AccountKey, AccountHistory], now_ms: int) -> None:
-    """Settle at most one hold for each new decrease, and set the remaining holds in the results."""
+    """Settle at most one hold for each new decrease.
+
+    The accounts in the results get the remaining holds.
+    """
     remaining = {key: history.holds for key, history in histories.items() if history.holds}
     for result in batch_result.new_rows.values():
         event = result.entry.event
@@ -172,7 +175,10 @@ def _settle(batch_result: BatchResult, histories: Mapping[AccountKey, AccountHis
 
 
 def is_checked_again(known: KnownEvent, *, forget_refusal: bool) -> bool:
-    """Return whether a known event is checked again: a refused one, if `forget_refusal` asks for it."""
+    """Return whether a known event is checked again.
+
+    A refused event is, if its caller asks to forget the refusal.
+    """
     return forget_refusal and known.post.outcome is ApplyOutcome.REFUSED
 
 

@@ -174,7 +174,10 @@ READ_OVERFLOW_LOTS = _statement("""
 
 
 def _next_candidate(after: str) -> str:
-    """Return SQL that finds the first expiry and buyer of a store after a position, in one step of the index."""
+    """Return SQL that finds a store's first (expiry, buyer) after a position.
+
+    It takes one step in the index.
+    """
     return f"""
         SELECT expires_at_ms, buyer_id FROM points_entries
         WHERE store_id = v.store_id AND merchant_id = :merchant_id AND expires_at_ms < :end_ms

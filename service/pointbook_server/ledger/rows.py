@@ -34,7 +34,10 @@ def keys_to_columns(keys: Iterable[AccountKey]) -> dict[str, Any]:
 
 
 def account_to_row(key: AccountKey, account: Account, holds: Sequence[Hold], revision: int) -> tuple[Any, ...]:
-    """Convert an account to ACCOUNT_COLUMNS; its holds come separately, because a fold has none."""
+    """Convert an account and its holds to ACCOUNT_COLUMNS.
+
+    The holds come separately, because a fold has none.
+    """
     return (*state_to_row(key, account), account.uncheckpointed, holds_to_json(holds), revision)
 
 

@@ -26,8 +26,9 @@ class RunningBalances:
         return self._balance_at(bisect_left(self._positions, _position(event)))
 
     def covers(self, event: Event) -> bool:
-        """Return whether an event without a balance makes no balance negative, up to the next event with one.
+        """Return whether an event without a balance makes no balance negative.
 
+        Balances count up to the next event that carries one.
         Source: docs/reference/ledger.md#events-without-a-balance.
         """
         start = bisect_left(self._positions, _position(event))

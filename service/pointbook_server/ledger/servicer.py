@@ -262,7 +262,10 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
     async def newest_entries(
         self, merchant_id: str, keys: Collection[AccountKey], query: PageQuery
     ) -> list[points_pb2.PointsEntry]:
-        """Return a page of the entries of some accounts, newest first, for a customer's timeline."""
+        """Return a page of the entries of some accounts, newest first.
+
+        The timeline of a customer contains them.
+        """
         found = await self._ledger.newest_entries(merchant_id, keys, query)
         return [messages.write_entry(merchant_id, stored) for stored in found]
 

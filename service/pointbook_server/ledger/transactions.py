@@ -54,9 +54,9 @@ class LedgerTransactions:
         return await self._database.transaction(event_batch.apply)
 
     async def account(self, merchant_id: str, key: AccountKey, at_ms: int, *, lots: int = 0) -> Account:
-        """Return an account with the lots that `points_at` needs, and at least its first `lots` lots.
+        """Return an account with the lots that `points_at` needs.
 
-        An unknown account is empty.
+        Also with at least its first `lots` lots. An unknown account is empty.
         """
         async with self._database.autocommit() as connection:
             account = await AccountRepository(connection, merchant_id).read_one(key)

@@ -1,4 +1,4 @@
-"""Verification of one account: a fold of its entries from the beginning, compared with the stored values."""
+"""Verification of one account by a new fold of its entries."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -74,9 +74,9 @@ def _compare_states(prefix: str, stored: Account, folded: Account) -> Iterator[M
 
 
 def _compare_lots(prefix: str, stored: Account, lots: Sequence[Lot]) -> Iterator[Mismatch]:
-    """Compare the stored lots and the overflow with all lots, up to the first different lot.
+    """Compare the stored lots and the overflow with all lots.
 
-    A missing or extra lot shifts all later ones, so further differences would say nothing.
+    Only the first difference is reported: a missing or extra lot shifts all later ones.
     """
     stored_count = len(stored.lots)
     for index, (stored_lot, lot) in enumerate(zip_longest(stored.lots, lots[:stored_count])):

@@ -54,8 +54,8 @@ def allocate(
 ) -> list[Allocation]:
     """Draw points from lots by expiry, then age, then customer id.
 
-    Points held by earlier redemptions are those of an account's first lots. `created_at_ms` has the times of the lots
-    by event id; it is needed only if several accounts are drawn on. Raises ValueError if the points are not there.
+    Earlier redemptions hold the points of an account's first lots. `created_at_ms` has the times of the lots by event
+    id; it is needed only if several accounts are drawn on. Raises ValueError if the accounts have too few points.
     """
     lots = [lot for source in sources for lot in _free_lots(source, accounts.get(source.key), created_at_ms, now_ms)]
     draws = []

@@ -44,10 +44,10 @@ class GroupRef:
 
 @dataclass(frozen=True, slots=True)
 class RedemptionRequest:
-    """Who wants to redeem which points in which program.
+    """The points, the program and the customer of a redemption to assess.
 
-    `key` is None if a buyer's ids are malformed; other identifiers are as they were sent. `identifier` is the name of
-    its field.
+    `identifier` is the name of the identifier's field. `key` is None if a buyer's ids are malformed; other identifiers
+    are as they were sent.
     """
 
     merchant_id: str
@@ -73,12 +73,11 @@ class RedemptionRequest:
 
 @dataclass(frozen=True, slots=True)
 class RedemptionContext:
-    """What was loaded for the assessment of a request.
+    """The loaded data with which a request is assessed.
 
-    `other_programs` are the merchant's other programs that allow their points to be redeemed. `is_own_store` is false
-    if an unregistered buyer's store is not the merchant's, `selects_one_group` if the group's selectors disagree.
-    `sources` are the accounts that may be drawn on, each once. `bookings` include the decreases that the redemption
-    may claim.
+    `other_programs` are the merchant's other programs whose points may be redeemed. `is_own_store` is false if an
+    unregistered buyer's store is not the merchant's, `selects_one_group` if the group's selectors disagree. `sources`
+    are the accounts that may be drawn on, each once. `bookings` contains those that the redemption may claim.
     """
 
     now_ms: int
@@ -105,9 +104,9 @@ class RedemptionContext:
 
     @property
     def redeemers(self) -> list[str]:
-        """All names under which the same person has redeemed.
+        """All names under which the redeemer has redeemed.
 
-        A customer also has the redemptions that their buyers made while unregistered.
+        A customer's buyers may have redeemed before they were registered.
         """
         if self.customer is None:
             return [self.redeemer] if self.redeemer else []
@@ -115,15 +114,15 @@ class RedemptionContext:
 
     @property
     def account_keys(self) -> set[AccountKey]:
-        """The accounts to load: those that may be drawn on, and the redeemer's own.
+        """The accounts to load: those that may be drawn on, and all of the redeemer's own.
 
-        All of the redeemer's own accounts, since a running redemption may be one of a buyer who was unregistered when
-        it began.
+        Locking all of their own serializes a customer's redemptions even with those that began when a buyer was still
+        unregistered.
         """
         return {source.key for source in (*self.sources, *own_sources(self.key, self.customer))}
 
     def without_booking(self, booking: Booking) -> "RedemptionContext":
-        """Return the context without a booking: the points that it took are active."""
+        """Return the context before a booking: the points that it took are active."""
         return replace(self, accounts={**self.accounts, booking.account: booking.undo(self.accounts[booking.account])})
 
     def active_points(self, sources: Iterable[SourceAccount]) -> int:
@@ -141,9 +140,8 @@ def own_sources(key: CustomerKey | None, customer: Customer | None) -> list[Sour
 def redeemable_sources(
     request: RedemptionRequest, programs: Sequence[Program], own: Sequence[SourceAccount], group: UserGroup | None
 ) -> tuple[SourceAccount, ...]:
-    """Return the accounts that may be drawn on.
+    """Return the accounts that may be drawn on: the redeemer's own, or a group's.
 
-    They are the redeemer's own, or those of a group's members.
     Only accounts in stores of the programs count; the first program is the requested one.
     """
     sources = own
@@ -168,8 +166,8 @@ def draws_on_group(request: RedemptionRequest, program: Program) -> bool:
 class Assessment:
     """The outcome of all rules for a request: its points, and every violation.
 
-    If SHOPLINE has already booked the redemption as `booking`, `context` is without the booking. `active_points` are
-    active now, with the booking.
+    If SHOPLINE has already booked the redemption as `booking`, `context` is that before the booking, but
+    `active_points` are those after it.
     """
 
     context: RedemptionContext

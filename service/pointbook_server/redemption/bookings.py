@@ -1,4 +1,4 @@
-"""Decreases that SHOPLINE booked before the redemptions that they belong to: pure.
+"""Decreases that SHOPLINE booked before their redemptions: pure.
 
 Source: docs/reference/ledger.md#settlement
 """
@@ -16,8 +16,8 @@ from pointbook_server.redemption.allocation import Allocation
 class Booking(NamedTuple):
     """A decrease in the ledger that a redemption may still claim.
 
-    `draws` are the lots that its points came from. `settled_redemption_id` is a redemption whose released hold it
-    settled for lack of an open one; empty if it settled none.
+    `draws` are those of its own points. `settled_redemption_id` is the redemption whose released hold it settled for
+    lack of an open one; empty if it settled none.
     """
 
     account: AccountKey
@@ -31,12 +31,12 @@ class Booking(NamedTuple):
 
     @property
     def took_active_points(self) -> bool:
-        """Whether all of its points came from lots that had not expired when it happened."""
+        """Whether all its points came from lots that had not expired when it happened."""
         unexpired = (draw for draw in self.draws if draw.expires_at_ms is None or draw.expires_at_ms > self.at_ms)
         return sum(draw.points for draw in unexpired) == self.points
 
     def undo(self, account: Account) -> Account:
-        """Return its account without this decrease; only its active points are exact."""
+        """Return the account without the decrease; only its active points are exact."""
         return account.with_extra_points(self.points, self.event_id)
 
 
@@ -53,12 +53,12 @@ def settlement_scenes(program: Program) -> frozenset[str]:
 def find_booking(
     points: int, program: Program, accounts: Mapping[AccountKey, Account], bookings: Iterable[Booking], now_ms: int
 ) -> Booking | None:
-    """Return the newest booking that a redemption of so many points can claim.
+    """Return the newest booking that a redemption of a number of points can claim.
 
-    The booking's account must have the points without it, and without what other redemptions hold, even if a pool's
-    other accounts have enough. This mirrors the ledger's `find_settled_hold`, which finds the hold if the booking comes
-    second. A redemption from several accounts is never matched in parts: only its response says how many points each
-    account gives, so a caller that books parts redeems first.
+    Without the booking, its account alone must have the points, less those that other redemptions hold. If the booking
+    comes second, the ledger's `find_settled_hold` is the counterpart. A redemption from several accounts is never
+    matched in parts: only its response says how many points each account gives, so callers that book parts redeem
+    first.
     """
     since_ms, scenes = now_ms - settlement_lead_ms(program), settlement_scenes(program)
     candidates = [
@@ -80,7 +80,7 @@ def find_booking(
 def first_draws(account: AccountKey, points: int, draws: Iterable[EntryDraw]) -> tuple[Allocation, ...]:
     """Return the draws of a decrease's own points.
 
-    An entry draws them first, and then those of its gap.
+    An entry draws them before those of its gap.
     """
     first = []
     for draw in draws:

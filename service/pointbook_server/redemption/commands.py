@@ -29,7 +29,7 @@ class RedeemCommand:
     notes: str
 
     def content(self, assessment: Assessment) -> IdempotencyContent:
-        """Return the content by which a repeated call is recognised."""
+        """Return the content that a repeated call must share."""
         group = assessment.context.group
         return IdempotencyContent(
             redeemer=assessment.context.redeemer,
@@ -43,8 +43,8 @@ class RedeemCommand:
     def check_stored(self, stored: Redemption, assessment: Assessment) -> Redemption:
         """Return the stored redemption of the reference.
 
-        Raises REFERENCE_REUSED if its content differs.
-        The redemptions of an unregistered buyer become those of the customer who registers the buyer.
+        Raises REFERENCE_REUSED if its content differs. A customer's redemptions include those that their buyers made
+        while unregistered.
         Source: docs/reference/redemption.md#idempotency
         """
         content = self.content(assessment)
@@ -65,7 +65,7 @@ class RedeemCommand:
     ) -> Redemption:
         """Build the redemption.
 
-        It holds what it draws until SHOPLINE books it, unless SHOPLINE has.
+        It holds the drawn points until SHOPLINE books them, unless SHOPLINE already has.
         """
         now_ms = assessment.context.now_ms
         value = monetary_value(assessment.points, program)
@@ -92,7 +92,7 @@ class RedeemCommand:
 class PendingRedemption:
     """A command that waits for its transaction, with its assessment without locks.
 
-    `challenge` is that of the evidence's code or missed call, which was found right.
+    `challenge` is the challenge of the evidence, whose code or missed call has been confirmed.
     """
 
     command: RedeemCommand
@@ -116,7 +116,7 @@ class ReverseCommand:
 
 @dataclass(frozen=True, slots=True)
 class Reversal:
-    """Points to reverse once under a reference of its own, 0 for all that are left."""
+    """A reversal to make once per `reference`; 0 points reverse all that are left."""
 
     merchant_id: str
     redemption_id: str
@@ -129,7 +129,7 @@ class Reversal:
 
 @dataclass(frozen=True, slots=True)
 class RedemptionFilter:
-    """Which redemptions of a merchant to list; None means all."""
+    """A filter of a merchant's redemptions; None matches all."""
 
     redeemers: tuple[str, ...] | None
     state: RedemptionState | None

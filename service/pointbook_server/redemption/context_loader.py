@@ -1,7 +1,7 @@
-"""The loading of the context that a request is assessed in.
+"""The loader of the contexts in which requests are assessed.
 
-Most batches of a merchant's requests take three statements, whatever their size: programs, customers, accounts.
-Decreases are searched only in accounts whose newest entry is not older than the program's settlement lead.
+Most batches of a merchant's requests take three statements, regardless of their size: programs, customers, accounts.
+Bookings are searched only in accounts whose newest entry is not older than the program's settlement lead.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ from pointbook_server.redemption.violations import Violation
 
 NO_USAGE = Usage()
 BOOKINGS_MAX = 100
-"""The most decreases of one size that are read of an account: as many as redemptions share a transaction."""
+"""The most decreases by one number of points to read of an account: as many as redemptions in a transaction."""
 
 
 class CustomerRepository(Protocol):
@@ -80,7 +80,7 @@ class AccountRepository(Protocol):
         """Lock accounts and read them; `skip_locked` leaves out locked ones."""
 
     async def load_lots(self, key: AccountKey, account: Account, at_ms: int, *, points: int = 0) -> Account:
-        """Load enough lots for the active points, and to draw so many points."""
+        """Return an account with enough lots for its active points, and to draw `points`."""
 
     async def next_expiry(self, key: AccountKey, account: Account, at_ms: int) -> Expiry | None:
         """Return the soonest expiry of an account after a time; None if nothing expires."""
@@ -94,7 +94,7 @@ class AccountRepository(Protocol):
     async def record_settlement(self, event_id: str, redemption_id: str, settled_redemption_id: str) -> None:
         """Record that an entry settled a redemption.
 
-        `settled_redemption_id` is the one that it settled before, empty for none.
+        `settled_redemption_id` is the redemption that it has settled so far; empty for none.
         """
 
 
@@ -111,7 +111,7 @@ class AccountsNotLockedError(Exception):
 
 
 class ContextLoader:
-    """Loads the contexts of one merchant's requests on one connection."""
+    """A loader of the contexts of one merchant's requests."""
 
     def __init__(self, programs: Programs, open_customers: OpenCustomers) -> None:
         self._programs = programs
@@ -128,11 +128,11 @@ class ContextLoader:
     ) -> list[RedemptionContext]:
         """Return the context of each request.
 
-        With `locked`, only these accounts may be drawn on: raises AccountsNotLockedError if a request needs another.
+        With `locked`, the accounts must be among these: raises AccountsNotLockedError if a request needs another.
         """
         merchant_id = requests[0].merchant_id
         requested = await self._programs.read(connection, merchant_id, {request.program_id for request in requests})
-        allowing = await self._load_allowing(connection, merchant_id, requests, requested)
+        cross_programs = await self._load_cross_programs(connection, merchant_id, requests, requested)
         customers = self._open_customers(connection, merchant_id)
         keys = [request.normalised_key(requested.get(request.program_id)) for request in requests]
         found = await customers.find_all({key for key in keys if key is not None})
@@ -143,7 +143,7 @@ class ContextLoader:
             customer = None if key is None else found.get(key)
             selected = await _select_groups(customers, request.group, customer, program)
             group = selected[0] if selected else None
-            others = _other_programs(request, program, allowing)
+            others = _other_programs(request, program, cross_programs)
             programs = () if program is None else (program, *others)
             contexts.append(
                 RedemptionContext(
@@ -165,14 +165,14 @@ class ContextLoader:
         contexts = await _with_bookings(connection, merchant_id, requests, contexts)
         return await _with_usage(connection, merchant_id, contexts)
 
-    async def _load_allowing(
+    async def _load_cross_programs(
         self,
         connection: Connection,
         merchant_id: str,
         requests: Sequence[RedemptionRequest],
         requested: Mapping[int, Program],
     ) -> list[Program]:
-        """Return the programs that others may draw on, if a request may do so."""
+        """Return the merchant's cross-program programs if a request may draw on them."""
         crossing = (requested.get(request.program_id) for request in requests if request.group_redemption)
         if any(program is not None and program.allow_cross_program_redemption for program in crossing):
             return await self._programs.read_cross_program(connection, merchant_id)
@@ -181,7 +181,7 @@ class ContextLoader:
     async def _with_stores(
         self, connection: Connection, merchant_id: str, contexts: Sequence[RedemptionContext]
     ) -> list[RedemptionContext]:
-        """Check whether the stores of unregistered buyers are the merchant's."""
+        """Return the contexts, with `is_own_store` set for unregistered buyers."""
         unknown = {
             context.key.store_id
             for context in contexts
@@ -199,11 +199,11 @@ class ContextLoader:
 
 
 def _other_programs(
-    request: RedemptionRequest, program: Program | None, allowing: Sequence[Program]
+    request: RedemptionRequest, program: Program | None, cross_programs: Sequence[Program]
 ) -> tuple[Program, ...]:
     if program is None or not request.group_redemption or not program.allow_cross_program_redemption:
         return ()
-    return tuple(other for other in allowing if other.program_id != program.program_id)
+    return tuple(other for other in cross_programs if other.program_id != program.program_id)
 
 
 async def _select_groups(
@@ -260,7 +260,7 @@ async def _with_bookings(
     requests: Sequence[RedemptionRequest],
     contexts: Sequence[RedemptionContext],
 ) -> list[RedemptionContext]:
-    """Load the decreases by which SHOPLINE may have booked the requests."""
+    """Return the contexts with the possible bookings of their requests."""
     searches = {
         search
         for request, context in zip(requests, contexts, strict=True)
@@ -279,7 +279,7 @@ async def _with_bookings(
 
 
 def _booking_searches(request: RedemptionRequest, context: RedemptionContext) -> Iterator[tuple[str, str, int, int]]:
-    """Yield store, buyer, points and earliest time of a request's booking."""
+    """Yield (store, buyer, points, earliest time) of a request's possible bookings."""
     program = context.program
     points = 0 if program is None else requested_points(request, program)
     if program is None or isinstance(points, Violation) or points <= 0:
@@ -294,7 +294,7 @@ def _booking_searches(request: RedemptionRequest, context: RedemptionContext) ->
 async def _with_usage(
     connection: Connection, merchant_id: str, contexts: Sequence[RedemptionContext]
 ) -> list[RedemptionContext]:
-    """Load the usage of the redeemers whose program has caps."""
+    """Return the contexts with the usage of redeemers whose program has caps."""
     windows: dict[tuple[str, int], CapWindows] = {}
     for context in contexts:
         program = context.program
@@ -312,7 +312,7 @@ async def _with_usage(
 
 
 def _sum_usage(context: RedemptionContext, used: Mapping[tuple[str, int], tuple[int, int, int]]) -> Usage:
-    """Return the usage of all of a redeemer's names together."""
+    """Return the total usage of all names of a redeemer."""
     program_id = 0 if context.program is None else context.program.program_id
     parts = [used.get((name, program_id), (0, 0, 0)) for name in context.redeemers]
     return Usage(*map(sum, zip(*parts, strict=True))) if parts else Usage()

@@ -1,4 +1,4 @@
-"""How a caller validates the customer, and which violations that has: pure.
+"""The validation of the customer, and its violations: pure.
 
 Source: docs/reference/redemption.md#required-validation
 """
@@ -16,11 +16,11 @@ MISSED_CALL_NOT_SEEN = Violation.of(Reason.MISSED_CALL_NOT_SEEN, "No missed call
 
 @dataclass(frozen=True, slots=True)
 class ValidationEvidence:
-    """How the caller validates the customer: by code, by missed call, or not at all.
+    """The evidence that the customer is validated: a code, a missed call, or none.
 
-    A challenge_id without a code is that of a missed call. `skips` means that the caller asks to skip the validation,
-    and `may_skip` that its token allows that; `issues_code` that the same call issues a code. `actor` is the id of the
-    caller's token.
+    A challenge_id without a code is that of a missed call. `skips` asks to skip the validation, and `may_skip` is
+    whether the caller's token allows that. `issues_code` is whether the same call issues a code. `actor` is the id of
+    the token.
     """
 
     code: str = ""
@@ -41,9 +41,9 @@ class ValidationEvidence:
         return CODE_INVALID if self.code else MISSED_CALL_NOT_SEEN
 
     def violations(self, assessment: Assessment) -> Iterator[Violation]:
-        """Yield the violations of the way of validation.
+        """Yield the violations of the rules of validation.
 
-        The code or the missed call itself is not checked.
+        The code or the missed call itself is checked elsewhere.
         """
         program = assessment.context.program
         if program is None:

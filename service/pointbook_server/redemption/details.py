@@ -1,7 +1,7 @@
 """The details of redemptions: their reversals, and the points that are active now.
 
-For any number of redemptions they take a fixed number of statements: reversals, programs, customers, groups and
-accounts. Only an account whose row no longer shows its active points takes more.
+Any number of redemptions takes a fixed number of statements: reversals, programs, customers, groups and accounts. Only
+an account whose row lacks the lots to compute its active points takes more.
 """
 
 from collections import defaultdict
@@ -22,11 +22,11 @@ from pointbook_server.redemption.context_loader import OpenCustomers, OpenLedger
 from pointbook_server.redemption.model import IdempotencyContent, Redemption, RedemptionDetails, StoredReversal
 
 REVERSALS_MAX = 100
-"""The most reversals that a redemption is shown with."""
+"""The most reversals in the details of a redemption."""
 
 
 class DetailsLoader:
-    """Loads the details of redemptions of one merchant on one connection."""
+    """A loader of the details of one merchant's redemptions."""
 
     def __init__(self, programs: Programs, open_customers: OpenCustomers, open_ledger: OpenLedger) -> None:
         self._programs = programs
@@ -71,7 +71,7 @@ class DetailsLoader:
         """Return the accounts that each content could draw on now."""
         programs = await self._programs.read(connection, merchant_id, {content.program_id for content in contents})
         crosses = any(content.group_redemption for content in contents)
-        allowing = await self._programs.read_cross_program(connection, merchant_id) if crosses else []
+        cross_programs = await self._programs.read_cross_program(connection, merchant_id) if crosses else []
         customers = self._open_customers(connection, merchant_id)
         keys = {content.redeemer: key_of_ref(content.redeemer) for content in contents}
         found = await customers.find_all(set(keys.values()))
@@ -80,7 +80,11 @@ class DetailsLoader:
         sources = {}
         for content in contents:
             program, key = programs.get(content.program_id), keys[content.redeemer]
-            others = allowing if content.group_redemption and program and program.allow_cross_program_redemption else []
+            others = (
+                cross_programs
+                if content.group_redemption and program and program.allow_cross_program_redemption
+                else []
+            )
             drawable = () if program is None else (program, *others)
             own = own_sources(key, found.get(key))
             request = _to_request(merchant_id, content)
@@ -106,7 +110,7 @@ def _to_request(merchant_id: str, content: IdempotencyContent) -> RedemptionRequ
 async def _load_reversals(
     connection: Connection, merchant_id: str, redemptions: Iterable[Redemption]
 ) -> dict[str, list[StoredReversal]]:
-    """Return the newest reversals by redemption, one more than is shown."""
+    """Return the newest reversals by redemption: one more than the details have."""
     redemption_ids = sorted({redemption.redemption_id for redemption in redemptions if redemption.reversed_points})
     reversals: defaultdict[str, list[StoredReversal]] = defaultdict(list)
     if not redemption_ids:

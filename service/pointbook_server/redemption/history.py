@@ -1,6 +1,6 @@
-"""The history of a customer's redemptions, the newest first, for the timeline.
+"""The history of a customer's redemptions, newest first, for the timeline.
 
-Each statement reads the newest rows of each name by an index: its cost grows with the page, not with the history.
+Each statement reads the newest rows of each redeemer by an index: its cost grows with the page, not with the history.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from pointbook_server.rpc.pagination import PageQuery
 
 
 class RedemptionHistory:
-    """Reads the redemptions, reversals and closed holds of some redeemers."""
+    """A reader of the redemptions, reversals and closed holds of some redeemers."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

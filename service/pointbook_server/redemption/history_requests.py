@@ -1,4 +1,4 @@
-"""The time range and the page of requests for lists of redemptions and of a customer's history."""
+"""The time range and the page of requests for lists of past events."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ HistoryRequest = PagedRequest | redemption_pb2.ListCustomerTimelineRequest
 
 @dataclass(frozen=True, slots=True)
 class HistoryWindow:
-    """The time range of a customer's history; `scope` describes the list to page tokens."""
+    """The time range of a customer's history; `scope` identifies the list."""
 
     start_ms: int
     end_ms: int
@@ -30,7 +30,7 @@ def read_time_range(fields: Fields, request: HistoryRequest | redemption_pb2.Lis
 def read_window(
     fields: Fields, name: str, request: HistoryRequest, key: CustomerKey | None, *filters: object
 ) -> HistoryWindow:
-    """Read the time range of a list; `name` and `filters` tell it from other lists."""
+    """Read the time range of a list, which `name` and `filters` identify."""
     fields.identifier("merchant_id", request.merchant_id)
     start_ms, end_ms = read_time_range(fields, request)
     return HistoryWindow(start_ms, end_ms, (name, request.merchant_id, str(key), start_ms, end_ms, *filters))

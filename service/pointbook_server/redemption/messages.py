@@ -1,6 +1,6 @@
 """Translation between the messages of redemption and the domain.
 
-The reading functions add what is wrong with a request to `fields`; their results are valid after `fields.check()`.
+The read functions add violations to `fields`; their results are valid only after `fields.check()`.
 """
 
 import re
@@ -68,7 +68,7 @@ CustomerKeyRequest = (
 
 
 def read_redemption_request(fields: Fields, request: AssessedRequest) -> RedemptionRequest:
-    """Read who wants to redeem which points."""
+    """Read the customer, the program and the points of a request."""
     identifier, key = read_customer(fields, request.customer)
     fields.present("program_id", is_present=bool(request.program_id))
     if request.validation_type not in redemption_pb2.ValidationType.values():
@@ -89,7 +89,7 @@ def read_redemption_request(fields: Fields, request: AssessedRequest) -> Redempt
 def _names_missed_call(request: AssessedRequest) -> bool:
     """Return whether the challenge_id is that of a missed call.
 
-    It then has no code, and no type that sends one.
+    Such a request has neither a code nor a type.
     """
     if isinstance(request, redemption_pb2.IssueValidationCodeRequest):
         return False
@@ -113,7 +113,7 @@ def _read_currency_value(fields: Fields, request: AssessedRequest) -> Decimal | 
 def read_customer(fields: Fields, customer: identity_pb2.CustomerRef) -> tuple[str, CustomerKey | None]:
     """Read the name of the identifier's field, and the key of the customer.
 
-    A malformed identifier is no field violation: its key is None, which the rules report as 802.
+    A malformed identifier is not a field violation: its key is None, which the rules report as status 802.
     """
     fields.identifier("customer.merchant_id", customer.merchant_id)
     return _read_identifier(fields, customer)
@@ -174,7 +174,7 @@ def _read_group(fields: Fields, group: identity_pb2.UserGroupRef) -> GroupRef:
 def _read_primary(fields: Fields, group: identity_pb2.UserGroupRef) -> Identifier | None:
     """Read the identifier of a group's primary member.
 
-    It is a customer's own one for INSTORE without an account, else a source's.
+    It belongs to a source account, except for INSTORE without an account.
     """
     parts = (
         group.primary_user_source,
@@ -214,7 +214,7 @@ def _enum_name(numbers: Mapping[str, int], number: int, prefix: str) -> str:
 def read_evidence(
     fields: Fields, request: ValidatedRequest, principal: Principal, *, issues_code: bool = False
 ) -> ValidationEvidence:
-    """Read how the customer is validated."""
+    """Read the evidence that the customer is validated."""
     code = _read_code(fields, request.validation_code)
     fields.ascii("challenge_id", request.challenge_id, length_max=ID_LENGTH_MAX)
     if request.skip_validation and (request.validation_code or request.challenge_id):
@@ -234,7 +234,7 @@ def read_evidence(
 
 
 def _read_code(fields: Fields, typed: str) -> str:
-    """Read a typed code in the form in which it was issued.
+    """Read a typed code in the form in which codes are issued.
 
     It needs at least one digit or letter.
     """
@@ -262,7 +262,7 @@ def read_redeem_command(
 def read_reverse_command(
     fields: Fields, request: redemption_pb2.ReverseRedemptionRequest, actor: str
 ) -> ReverseCommand:
-    """Read what to reverse of which redemption."""
+    """Read the redemption and the points to reverse."""
     fields.present("redemption", is_present=request.WhichOneof("redemption") is not None)
     return ReverseCommand(
         merchant_id=fields.identifier("merchant_id", request.merchant_id),

@@ -1,4 +1,4 @@
-"""The stored redemption: what it drew, what it still holds, and its state."""
+"""The stored redemption: its draws, its holds, and its state."""
 
 import secrets
 from collections.abc import Iterable
@@ -25,10 +25,7 @@ class RedemptionState(StrEnum):
 
 
 class HoldState(StrEnum):
-    """Whether SHOPLINE has booked what a redemption holds of an account.
-
-    It may still book a released hold.
-    """
+    """The state of a redemption's hold; SHOPLINE may still book a released one."""
 
     OPEN = "OPEN"
     SETTLED = "SETTLED"
@@ -36,7 +33,7 @@ class HoldState(StrEnum):
 
 
 class AccountHold(NamedTuple):
-    """What a redemption holds of one account: drawn less reversed points."""
+    """The points of an account that a redemption holds: drawn less reversed points."""
 
     store_id: str
     buyer_id: str
@@ -51,9 +48,8 @@ class AccountHold(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyContent:
-    """The content by which repeated calls are recognised.
+    """The content that a repeated call must share: all but the code and the notes.
 
-    It excludes the code and the notes.
     Source: docs/reference/redemption.md#idempotency
     """
 
@@ -67,7 +63,7 @@ class IdempotencyContent:
 
 @dataclass(frozen=True, slots=True)
 class Redemption:
-    """Points redeemed once; `active_points` were left after that."""
+    """A redemption; `active_points` were left after it."""
 
     merchant_id: str
     redemption_id: str
@@ -123,10 +119,10 @@ class Redemption:
         return replace(self, holds=holds)
 
     def reverse(self, points: int) -> "Redemption":
-        """Return a copy with reversed points, 0 for all that are left.
+        """Return a copy with more points reversed; 0 reverses all that are left.
 
-        The last draws are reversed first.
-        Raises ALREADY_REVERSED if fewer are left, and REDEMPTION_SETTLED if SHOPLINE has booked too many of them.
+        The last draws are reversed first. Raises ALREADY_REVERSED if fewer are left, and REDEMPTION_SETTLED if SHOPLINE
+        has booked too many of them.
         Source: docs/reference/redemption.md#reversing
         """
         left = self.content.points - self.reversed_points
@@ -161,7 +157,7 @@ class Redemption:
 
 @dataclass(frozen=True, slots=True)
 class StoredReversal:
-    """A reversal as it is stored; `points` are those that it returned."""
+    """A reversal as it is stored; `points` are the points reversed, never 0."""
 
     redemption_id: str
     reference: str
@@ -173,9 +169,9 @@ class StoredReversal:
 
 @dataclass(frozen=True, slots=True)
 class RedemptionDetails:
-    """A redemption with its newest reversals and its current active points.
+    """A redemption with its newest reversals.
 
-    These are the points that its customer could redeem now in the same way.
+    `current_active_points` are the points that its customer could redeem now in the same way.
     """
 
     redemption: Redemption

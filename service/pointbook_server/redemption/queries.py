@@ -70,7 +70,7 @@ LOCK = _statement(f"""
     WHERE redemption_id = ANY(CAST(:redemption_ids AS text[])) AND merchant_id = :merchant_id
     ORDER BY redemption_id FOR UPDATE
 """)
-LOCK_UNLOCKED = _statement(f"""
+LOCK_AVAILABLE = _statement(f"""
     SELECT {ALL_COLUMNS} FROM redemptions
     WHERE redemption_id = ANY(CAST(:redemption_ids AS text[])) AND merchant_id = :merchant_id
     ORDER BY redemption_id FOR UPDATE SKIP LOCKED
@@ -86,7 +86,7 @@ UPDATE = _statement(f"""
     UPDATE redemptions SET {", ".join(f"{name} = :{name}" for name in MUTABLE_COLUMNS)}
     WHERE redemption_id = :redemption_id AND merchant_id = :merchant_id
 """)
-# What each redeemer has redeemed in a program, less reversed points, since the starts of a day, a week and a month.
+# The points that each redeemer has redeemed in a program, less reversals, since the start of a day, week and month.
 READ_USAGE = _statement("""
     SELECT v.redeemer, v.program_id, used.* FROM unnest(
         CAST(:redeemers AS text[]), CAST(:program_ids AS bigint[]), CAST(:days AS bigint[]), CAST(:weeks AS bigint[]),
@@ -103,9 +103,9 @@ READ_USAGE = _statement("""
             AND created_at_ms >= least(v.week_ms, v.month_ms)
     ) AS used
 """)
-# The newest decreases of so many points since a time, of each account, that settled no redemption, or one whose hold
-# had been released before they happened. A decrease happened no later than it was received, even if its own time is
-# ahead. LATERAL makes every plan look up each account by itself.
+# The newest decreases of each account by a number of points, since a time, that settled no redemption, or one whose
+# hold had been released before they happened. A decrease happened no later than it was received, even if its own time
+# is ahead. LATERAL makes every plan look up each account by itself.
 FIND_BOOKINGS = _statement("""
     SELECT e.* FROM unnest(
         CAST(:store_ids AS text[]), CAST(:buyer_ids AS text[]), CAST(:points AS bigint[]), CAST(:since_ms AS bigint[])
@@ -164,7 +164,7 @@ FIND_OVERDUE = _statement(f"""
     ORDER BY settle_by_ms LIMIT :limit
 """)
 
-# Redemptions that drew from some accounts; empty ids match all.
+# The redemptions that drew from some accounts; empty ids match all.
 STREAM_REDEMPTIONS = _statement(f"""
     SELECT {ALL_COLUMNS} FROM redemptions
     WHERE {_matches("merchant_id")} AND EXISTS (
@@ -178,7 +178,7 @@ HOLDS_OF_REDEMPTIONS = f"""
     FROM redemptions CROSS JOIN LATERAL jsonb_array_elements(holds) AS v (hold)
     WHERE {_matches("merchant_id")} AND {_matches("store_id", "hold->>0")} AND {_matches("buyer_id", "hold->>1")}
 """
-# An account must hold exactly what a redemption has not settled; it may have dropped a released hold.
+# An account must have the unsettled holds of each redemption; it may have dropped a released one.
 STREAM_HOLD_MISMATCHES = _statement(f"""
     WITH redeemed AS ({HOLDS_OF_REDEMPTIONS}), held AS (
         SELECT merchant_id, store_id, buyer_id, hold->>0 AS redemption_id, (hold->>1)::bigint AS points,
@@ -206,7 +206,7 @@ STREAM_SETTLEMENT_MISMATCHES = _statement(f"""
             AND {_matches("merchant_id")} AND {_matches("store_id")} AND {_matches("buyer_id")}
     )
     SELECT merchant_id, store_id, buyer_id, redemption_id, format(
-        'entry %s settled what is %s', event_id, coalesce(lower(state), 'not there')
+        'entry %s settled a hold that is %s', event_id, coalesce(lower(state), 'missing')
     ) AS text
     FROM settling LEFT JOIN redeemed USING (merchant_id, store_id, buyer_id, redemption_id)
     WHERE state IS DISTINCT FROM 'SETTLED'
@@ -284,7 +284,7 @@ def _to_row(redemption: Redemption) -> dict[str, Any]:
 
 
 def to_mutable_columns(redemption: Redemption) -> dict[str, Any]:
-    """Convert what can change of a redemption to its columns."""
+    """Convert the mutable values of a redemption to MUTABLE_COLUMNS."""
     return {
         "draws": json.dumps(redemption.draws),
         "holds": json.dumps(redemption.holds),

@@ -37,7 +37,7 @@ class CodeTransactions(Protocol):
 
 
 class _ClaimedBooking(NamedTuple):
-    """A booking claimed by a redemption, and the program that it was found by."""
+    """A booking, the redemption that claims it, and the redemption's program."""
 
     booking: Booking
     redemption: Redemption
@@ -45,10 +45,7 @@ class _ClaimedBooking(NamedTuple):
 
 
 class RedeemBatch:
-    """Commands that run one after the other on locked accounts.
-
-    Each sees the effects of those before it.
-    """
+    """A batch of commands on locked accounts; each sees the effects of earlier ones."""
 
     def __init__(
         self,
@@ -78,9 +75,9 @@ class RedeemBatch:
             return error
 
     async def write(self, merchant_id: str, now_ms: int) -> None:
-        """Write the new redemptions and the holds.
+        """Write the new redemptions and their holds.
 
-        The transaction is retried if a reference was inserted meanwhile.
+        Raises RetryTransactionError if a concurrent call has inserted a reference.
         """
         if not self._new:
             return
@@ -98,11 +95,10 @@ class RedeemBatch:
             await self._ledger.write_holds({key: self._accounts[key].holds for key in keys})
 
     async def _release_again(self, merchant_id: str, now_ms: int) -> set[AccountKey]:
-        """Release the redemptions that lose their bookings to new ones.
+        """Release the redemptions that lose their bookings; return the bookings' accounts.
 
-        Returns the accounts concerned.
-        Their holds wait for other decreases again, with the settings of the claiming program: those of their own
-        program at the time are not stored.
+        Their holds wait for other decreases again. They get the settings of the claiming program, because those with
+        which they were opened are not stored.
         """
         losing: defaultdict[str, dict[AccountKey, Program]] = defaultdict(dict)
         for claimed in self._claimed.values():
@@ -128,7 +124,7 @@ class RedeemBatch:
         if command.reference in self._stored:
             return command.check_stored(self._stored[command.reference], assessment)
         if command.content(assessment) != command.content(pending.assessment) or not context.selects_one_group:
-            # The locks, and the code, are for the content of the first assessment.
+            # The locks and the code belong to the content of the first assessment.
             raise to_error([CHANGED_MEANWHILE])
         if violations := sort_violations([*assessment.violations, *pending.evidence.violations(assessment)]):
             raise to_error(violations)
@@ -149,10 +145,7 @@ class RedeemBatch:
         return redemption
 
     async def _consume(self, pending: PendingRedemption, now_ms: int) -> None:
-        """Consume the code or the missed call.
-
-        It may have been consumed or have ended since it was checked.
-        """
+        """Consume the code or the missed call. Raises its refusal if it is no longer live."""
         challenge, evidence = pending.challenge, pending.evidence
         if challenge is None:
             return

@@ -14,7 +14,7 @@ from pointbook_server.redemption.violations import RefusedError, Violation
 REFUSING_REASONS = frozenset({*STATUS_CODES, Reason.SEND_LIMIT_REACHED, Reason.REFERENCE_REUSED})
 """The reasons of refusals. All other errors are failures, which support finds in the log."""
 STATUS_METADATA = {"status_code", "violations"}
-"""The metadata of an error that repeat its reasons."""
+"""The metadata of an error that only repeat its reasons."""
 
 
 class RefusedMethod(StrEnum):
@@ -90,7 +90,7 @@ def reasons_of_violations(violations: Iterable[Violation]) -> tuple[RefusalReaso
 
 
 def reasons_of_error(error: PointbookError) -> tuple[RefusalReason, ...]:
-    """Return an error's reasons; empty if the call failed rather than was refused."""
+    """Return the reasons of a refusal; empty if the error is a failure."""
     if isinstance(error, RefusedError):
         return reasons_of_violations(error.rule_violations)
     if error.reason not in REFUSING_REASONS:
@@ -102,7 +102,7 @@ def reasons_of_error(error: PointbookError) -> tuple[RefusalReason, ...]:
 def _active_points(reasons: tuple[RefusalReason, ...], assessment: Assessment) -> int:
     """Return the active points at the refusal.
 
-    INSUFFICIENT_POINTS has the number under the locks, which the assessment may not have.
+    INSUFFICIENT_POINTS has the number that was read under the locks.
     """
     for reason in reasons:
         if reason.reason == Reason.INSUFFICIENT_POINTS:

@@ -16,8 +16,8 @@ from pointbook_server.redemption.violations import Violation
 class Eligibility:
     """The points that decide whether a customer may redeem.
 
-    `active_points` are those of the accounts that may be drawn on, the others those of the customer's own accounts in
-    the program.
+    `active_points` are those of the accounts that may be drawn on; the other numbers are those of the customer's own
+    accounts in the program.
     """
 
     active_points: int
@@ -32,7 +32,7 @@ def check_program(program: Program) -> Iterator[Violation]:
 
 
 def check_amount(points: int, program: Program) -> Iterator[Violation]:
-    """Check the number of points against the criteria that hold for every customer."""
+    """Check the number of points against the criteria for a single redemption."""
     criteria = program.criteria
     if points <= 0:
         yield Violation.of(Reason.POINTS_NOT_POSITIVE, "At least one point must be redeemed.", points=points)
@@ -62,8 +62,9 @@ def check_amount(points: int, program: Program) -> Iterator[Violation]:
 
 
 def check_missed_call(points: int, program: Program) -> Iterator[Violation]:
-    """Check that a missed call may validate so many points: caller ids can be forged.
+    """Check that a missed call may validate the points.
 
+    Programs limit them, because caller ids can be forged.
     Source: docs/reference/validation-codes.md#missed-calls
     """
     high = program.validation.max_points_missed_call

@@ -50,18 +50,18 @@ class CodeService(Protocol):
         """Return the challenge of a right code, not consumed; None for a wrong one."""
 
     async def find_confirmed_call(self, subject: ChallengeSubject, challenge_id: str) -> Challenge | None:
-        """Return a challenge whose missed call was seen; None if it was not."""
+        """Return a challenge whose missed call was confirmed; None if it was not."""
 
 
 class RefusalRecorder(Protocol):
-    """Records refused calls for support."""
+    """The part of support that records refused calls."""
 
     def record(self, refusal: Refusal) -> None:
         """Queue a refusal."""
 
 
 class RedemptionService:
-    """Assesses requests, issues codes for them, redeems and reverses points."""
+    """The service that assesses requests, issues codes, redeems and reverses points."""
 
     def __init__(
         self, transactions: RedemptionTransactions, codes: CodeService, refusals: RefusalRecorder, clock: Clock
@@ -99,7 +99,7 @@ class RedemptionService:
         return assessment
 
     async def find_customer(self, merchant_id: str, key: CustomerKey | None) -> RedemptionContext:
-        """Return the context of a customer, in no program.
+        """Return the context of a customer without a program.
 
         Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND.
         """
@@ -121,9 +121,9 @@ class RedemptionService:
     async def validate(
         self, request: RedemptionRequest, evidence: ValidationEvidence
     ) -> tuple[Assessment, list[Violation]]:
-        """Assess a request and its evidence, and return the sorted violations.
+        """Return the assessment and the sorted violations of a request.
 
-        The evidence is not consumed.
+        The evidence is checked but not consumed.
         """
         assessment = await self.assess(request)
         violations = [*assessment.violations, *evidence.violations(assessment)]
@@ -136,10 +136,7 @@ class RedemptionService:
         return assessment, violations
 
     async def issue_code(self, request: RedemptionRequest, actor: str) -> IssuedChallenge:
-        """Send the customer a code if the points are redeemable.
-
-        Raises the refusal otherwise.
-        """
+        """Send the customer a code for redeemable points. Raises the refusal otherwise."""
         return await self.issue_code_for(request, await self.assess(request), actor)
 
     async def issue_code_for(self, request: RedemptionRequest, assessment: Assessment, actor: str) -> IssuedChallenge:
@@ -161,8 +158,8 @@ class RedemptionService:
     async def redeem(self, command: RedeemCommand, evidence: ValidationEvidence) -> Redemption:
         """Redeem points once per reference.
 
-        A repeated call returns the stored redemption and costs no attempt.
-        Raises the refusal with every violation, and REFERENCE_REUSED.
+        A repeated call returns the stored redemption and costs no attempt. Raises the refusal with every violation, and
+        REFERENCE_REUSED.
         Source: docs/reference/redemption.md#redeeming
         """
         self._redeem_batcher.check_capacity(1)
@@ -180,8 +177,8 @@ class RedemptionService:
         request = command.request
         violations = [*assessment.violations, *evidence.violations(assessment)]
         if evidence.is_given or violations:
-            # A repeated call must not cost an attempt, nor be refused because of its own first call. Without evidence
-            # and violations, the transaction finds the stored redemption under its locks.
+            # A repeated call must not cost an attempt, nor be refused because of the first call. Without evidence and
+            # violations, the transaction finds the stored redemption under its locks.
             stored = await self._transactions.find_by_reference(request.merchant_id, command.reference)
             if stored is not None:
                 return command.check_stored(stored, assessment)
@@ -204,7 +201,7 @@ class RedemptionService:
         return redemption
 
     async def release_overdue(self, now_ms: int) -> int:
-        """Release what SHOPLINE has not booked in time, and return how many."""
+        """Release the redemptions that SHOPLINE has not booked in time; return how many."""
         transactions = self._transactions
         return await merchant_by_merchant(
             lambda: transactions.overdue_merchants(now_ms),
@@ -292,7 +289,7 @@ class RedemptionService:
 
 
 def _challenge_subject(request: RedemptionRequest, assessment: Assessment, actor: str) -> ChallengeSubject | None:
-    """Return everything that a code is bound to.
+    """Return the subject that a code is bound to.
 
     None without a redeemer, a program or points.
     Source: docs/reference/validation-codes.md#binding
@@ -301,7 +298,7 @@ def _challenge_subject(request: RedemptionRequest, assessment: Assessment, actor
     if context.program is None or not context.redeemer or assessment.points <= 0:
         return None
     if context.customer is None and not context.accounts:
-        # An invented buyer has no points to redeem, and must leave no trace in the audit.
+        # A forged buyer has no points to redeem, and must not fill the audit log.
         return None
     purpose = Purpose(
         merchant_id=request.merchant_id,

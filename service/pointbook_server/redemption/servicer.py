@@ -1,7 +1,7 @@
 """The gRPC methods of RedemptionService.
 
-The service is one on the wire; its methods for one-time codes and for support belong to other capabilities, and are
-delegated to them.
+It is one service on the wire. Its methods for one-time codes and for support belong to other capabilities, to which the
+servicer delegates.
 """
 
 from functools import partial
@@ -60,7 +60,7 @@ class CodeMethods(Protocol):
 
 
 class SupportMethods(Protocol):
-    """The methods that support reads the past with."""
+    """The methods of support."""
 
     async def ListRefusals(
         self, request: redemption_pb2.ListRefusalsRequest, context: object, /

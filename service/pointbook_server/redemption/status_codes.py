@@ -1,6 +1,6 @@
 """Capillary's status codes of redemption.
 
-The numbers stand in the table of reasons, `pointbook_server.errors.REASONS`.
+The numbers are in the table of reasons, `pointbook_server.errors.REASONS`.
 Source: docs/reference/capillary-isredeemable.md#status-codes
 """
 

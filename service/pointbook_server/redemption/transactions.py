@@ -41,7 +41,7 @@ RELEASE_COUNT = 100
 
 
 class RedemptionTransactions:
-    """The stored redemptions, and what they hold of accounts."""
+    """The transactions that read and write redemptions, and their holds on accounts."""
 
     def __init__(
         self,
@@ -83,11 +83,11 @@ class RedemptionTransactions:
     async def redeem(
         self, merchant_id: str, batch: Sequence[PendingRedemption], clock: Clock
     ) -> list[Redemption | PointbookError]:
-        """Run commands of one merchant in one transaction.
+        """Redeem in one transaction; return the redemption or the error of each command.
 
-        Each is assessed again under the locks.
-        Returns for each command the redemption that is stored under its reference, or an error: REFERENCE_REUSED, the
-        refusal of its violations, or REDEMPTION_FAILED if its content has changed since its first assessment.
+        Each command of the merchant is assessed again under the locks. Its redemption is the one stored under its
+        reference; its error is REFERENCE_REUSED, the refusal of its violations, or REDEMPTION_FAILED if its content has
+        changed since the first assessment.
         """
         requests = [pending.command.request for pending in batch]
         customers = [pending.assessment.context.customer for pending in batch]
@@ -202,7 +202,7 @@ class RedemptionTransactions:
     async def settle_by_hand(
         self, merchant_id: str, redemption_id: str, reason: str, actor: str, now_ms: int
     ) -> Redemption:
-        """Settle the open and released holds of a redemption, as a webhook would.
+        """Settle the open and released holds of a redemption, as webhooks would.
 
         Raises REDEMPTION_NOT_FOUND, and ALREADY_REVERSED if nothing is left to settle.
         """
@@ -226,10 +226,7 @@ class RedemptionTransactions:
         return await self._database.transaction(work, planned_once=True)
 
     async def settle(self, connection: Connection, merchant_id: str, settlements: Sequence[Settlement]) -> None:
-        """Settle holds in the transaction that writes SHOPLINE's events.
-
-        It has locked the accounts.
-        """
+        """Settle holds of locked accounts, in the transaction that writes the events."""
         keys: defaultdict[str, list[AccountKey]] = defaultdict(list)
         for settlement in settlements:
             keys[settlement.hold.redemption_id].append(settlement.account_key)
@@ -261,7 +258,7 @@ class RedemptionTransactions:
             ]
             ids = {"merchant_id": merchant_id, "redemption_ids": sorted(lockable)}
             count = 0
-            for redemption in map(queries.read_redemption, await connection.fetch(queries.LOCK_UNLOCKED, ids)):
+            for redemption in map(queries.read_redemption, await connection.fetch(queries.LOCK_AVAILABLE, ids)):
                 if points := redemption.held_points(HoldState.OPEN):
                     await update_redemption(connection, redemption.with_open_released())
                     await _insert_audit(connection, redemption, "RELEASE", "not booked in time", now_ms, points=points)
@@ -274,10 +271,7 @@ class RedemptionTransactions:
     async def _lock_redemption(
         self, connection: Connection, merchant_id: str, redemption_id: str
     ) -> tuple[Redemption, AccountRepository]:
-        """Lock a redemption after the accounts that it holds.
-
-        Which accounts these are never changes.
-        """
+        """Lock a redemption, after the accounts on which it has holds, which never change."""
         params = {"merchant_id": merchant_id, "redemption_id": redemption_id}
         row = await connection.fetch_one(queries.READ_BY_ID, params)
         if row is None:

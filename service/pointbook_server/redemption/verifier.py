@@ -19,7 +19,7 @@ class RedemptionMismatch(NamedTuple):
 
 
 class RedemptionVerifier:
-    """Verifies redemptions while the service goes on writing."""
+    """A verifier of redemptions, which may run while the service writes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -34,8 +34,7 @@ class RedemptionVerifier:
     ) -> None:
         """Verify the redemptions that drew from some accounts, on one snapshot.
 
-        Empty ids match all.
-        Raises DATABASE_UNAVAILABLE.
+        Empty ids match all. Raises DATABASE_UNAVAILABLE.
         """
         params = {"merchant_id": merchant_id, "store_id": store_id, "buyer_id": buyer_id, "now_ms": now_ms}
 
@@ -58,22 +57,22 @@ def _contradictions(redemption: Redemption, sums: tuple[int, int, int]) -> Itera
     """Yield the contradictions between a redemption's points, draws and holds."""
     drawn = sum(draw.points for draw in redemption.draws)
     if drawn != redemption.content.points:
-        yield f"drew {drawn} for {redemption.content.points} points"
+        yield f"drew {drawn} instead of {redemption.content.points} points"
     left: Counter[AccountKey] = Counter()
     for draw in redemption.draws:
         left[draw.key] += draw.points - draw.reversed_points
     for hold in redemption.holds:
-        if hold.points != left.pop(hold.key, 0):
-            yield _describe(*hold.key, f"has a hold of {hold.points} points that its draws do not come to")
+        if hold.points != (points := left.pop(hold.key, 0)):
+            yield _describe(*hold.key, f"holds {hold.points} points, but its draws leave {points}")
     for key in left:
-        yield _describe(*key, "was drawn from and has no hold")
+        yield _describe(*key, "was drawn from, but has no hold")
     expected = (
         redemption.held_points(HoldState.OPEN),
         redemption.held_points(HoldState.RELEASED),
         redemption.reversed_points,
     )
     if sums != expected:
-        yield f"open, released and reversed points are {expected} and stored as {sums}"
+        yield f"open, released and reversed points are stored as {sums} instead of {expected}"
 
 
 def _describe(store_id: str, buyer_id: str, text: str) -> str:

@@ -9,7 +9,7 @@ from pointbook_server.redemption.status_codes import STATUS_CODES
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A violated rule, in words; its metadata never identifies a person."""
+    """A violated rule, with a message; its metadata never identifies a person."""
 
     reason: Reason
     message: str
@@ -27,7 +27,7 @@ class Violation:
 
 
 REDEEMABLE = Violation.of(Reason.REDEEMABLE, "The points may be redeemed.")
-"""The status without violations."""
+"""The status of a request without violations."""
 
 
 def sort_violations(violations: Iterable[Violation]) -> list[Violation]:
@@ -47,7 +47,7 @@ class RefusedError(PointbookError):
 def to_error(violations: list[Violation], *, retry_after_seconds: float | None = None) -> RefusedError:
     """Return the RPC error of sorted violations.
 
-    The reason is that of the first one; the metadata list them all.
+    The reason is that of the first one; the metadata list all.
     """
     first = violations[0]
     error = RefusedError(

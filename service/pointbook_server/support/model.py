@@ -20,7 +20,7 @@ class EntryRank(IntEnum):
 
 
 class TimelinePosition(NamedTuple):
-    """The position of an entry in a timeline: its time, its rank, and its id within the rank."""
+    """The position of a timeline's entry: its time, rank, and id within the rank."""
 
     at_ms: int
     rank: int

@@ -104,7 +104,10 @@ class RefusalRecorder:
                 del self._queued[merchant_id]
 
     async def close(self) -> None:
-        """Write queued refusals and stop; log how many are lost because the database is unavailable."""
+        """Write queued refusals and stop.
+
+        If the database is unavailable, they are lost, and their number is logged.
+        """
         try:
             await self.flush()
         finally:
@@ -119,7 +122,7 @@ class RefusalRecorder:
             await self.flush()
 
     async def _write(self, merchant_id: str, refusals: list[Refusal]) -> str:
-        """Write refusals, and return the outcome for the metric; empty if they must be retried."""
+        """Write refusals; return the outcome for the metric, or "" to retry."""
         try:
             await self._transactions.insert(merchant_id, refusals)
         except PointbookError as error:

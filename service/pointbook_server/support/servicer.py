@@ -22,7 +22,7 @@ class Customers(Protocol):
     """The part of redemption that finds customers."""
 
     async def find_customer(self, merchant_id: str, key: CustomerKey | None) -> RedemptionContext:
-        """Return the context of a customer. Raises IDENTIFIER_INVALID and CUSTOMER_NOT_FOUND."""
+        """Return a customer's context. Raises IDENTIFIER_INVALID, CUSTOMER_NOT_FOUND."""
 
 
 class SupportServicer:

@@ -80,7 +80,10 @@ class Timeline:
     async def page(
         self, merchant_id: str, context: RedemptionContext, *, start_ms: int, before: TimelinePosition, limit: int
     ) -> list[TimelineItem]:
-        """Return the newest items before a position, with redemptions in their state at the context's time."""
+        """Return the newest items before a position.
+
+        Redemptions are in their state at the context's time.
+        """
         names = context.redeemers
         accounts = {source.key for source in own_sources(context.key, context.customer)}
 
@@ -148,7 +151,10 @@ class Timeline:
 
 
 def source_query(rank: EntryRank, before: TimelinePosition, start_ms: int, limit: int) -> PageQuery:
-    """Return the query for the rows of a source before a position, so that no page repeats or skips a row."""
+    """Return the query for the rows of a source before a position.
+
+    Pages neither repeat nor skip a row.
+    """
     at_ms = min(before.at_ms, TIME_MS_MAX + 1)
     if rank < before.rank:
         return PageQuery(start_ms, at_ms + 1, "", limit)
@@ -156,7 +162,10 @@ def source_query(rank: EntryRank, before: TimelinePosition, start_ms: int, limit
 
 
 def merge(sources: Iterable[Sequence[TimelineItem]], limit: int) -> list[TimelineItem]:
-    """Return the newest items of all sources by time and rank; the order within a source is kept."""
+    """Return the newest items of all sources, sorted by time and rank.
+
+    The order within a source is kept.
+    """
     items = sorted(chain.from_iterable(sources), key=lambda item: item.position[:2], reverse=True)
     return items[:limit]
 

@@ -48,7 +48,7 @@ class RefusalTransactions:
             return [row.merchant_id for row in await connection.fetch(queries.LIST_OLD_MERCHANTS, params)]
 
     async def delete_old(self, merchant_id: str, before_ms: int) -> int:
-        """Delete up to CLEAN_UP_COUNT unlocked refusals older than a time; return how many."""
+        """Delete some unlocked refusals older than a time; return how many."""
         params = {"merchant_id": merchant_id, "before_ms": before_ms, "limit": CLEAN_UP_COUNT}
 
         async def work(connection: Connection) -> int:
