@@ -38,6 +38,15 @@ def test_all_invalid_fields_are_named_at_once() -> None:
     assert wrong_fields(fields) == {"a.id": "is required", "a.count": "must be 1 to 10", "b": "is required"}
 
 
+def test_a_blank_reason_is_refused_unless_allowed() -> None:
+    fields = Fields()
+    fields.reason("a", " ")
+    fields.reason("b", "", may_be_blank=True)
+
+    assert fields.reason("c", " ", may_be_blank=True) == " "
+    assert wrong_fields(fields) == {"a": "is required", "b": "is required"}
+
+
 @pytest.mark.parametrize("value", ["x", "!", "~", "x" * 64])
 def test_ids_of_1_to_64_visible_ascii_characters_are_valid(value: str) -> None:
     fields = Fields()

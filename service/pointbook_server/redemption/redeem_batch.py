@@ -22,7 +22,7 @@ from pointbook_server.redemption.violations import Violation, sort_violations, t
 from pointbook_server.validation_codes.model import Challenge
 
 CHANGED_MEANWHILE = Violation.of(
-    Reason.REDEMPTION_FAILED, "The customer, the group or the program has changed meanwhile; retry."
+    Reason.REDEMPTION_FAILED, "The customer, the group or the program has changed in the meantime; retry."
 )
 
 
@@ -97,8 +97,8 @@ class RedeemBatch:
     async def _release_again(self, merchant_id: str, now_ms: int) -> set[AccountKey]:
         """Release the redemptions that lose their bookings; return the bookings' accounts.
 
-        Their holds wait for other decreases again. They get the settings of the claiming program, because those with
-        which they were opened are not stored.
+        The holds wait for other decreases again, with the settings of the claiming program: their original settings are
+        not stored.
         """
         losing: defaultdict[str, dict[AccountKey, Program]] = defaultdict(dict)
         for claimed in self._claimed.values():
