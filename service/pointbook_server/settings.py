@@ -64,7 +64,7 @@ class ServerSettings(SecretFileSettings):
     tls_cert_file: Path | None = Field(
         default=None,
         description="The server's certificate and its chain, in PEM; gRPC then uses TLS 1.2 or later. Renewed files "
-        "are used from the next handshake on. See Encryption.",
+        "are used from the next handshake on.",
     )
     tls_key_file: Path | None = Field(
         default=None,
@@ -100,18 +100,21 @@ class ServerSettings(SecretFileSettings):
         default=0,
         ge=0,
         le=10**6,
-        description="The most client connections of one server process; further ones are closed at once. 0: 4,000, or "
-        "fewer if the limit of open files is low.",
+        description="The maximum number of client connections of one server process; further ones are closed at "
+        "once. 0: 4,000, or fewer if the limit of open files is low.",
     )
     token_calls_max: int = Field(
-        default=500, ge=1, le=1_000, description="The most concurrent calls of one token in one server process."
+        default=500,
+        ge=1,
+        le=1_000,
+        description="The maximum number of concurrent calls of one token in one server process.",
     )
     token_calls_per_second_max: float = Field(
         default=0.0,
         ge=0,
         le=10**6,
-        description="The most calls per second of one token to one server process, also the size of a burst; 0: "
-        "unlimited.",
+        description="The maximum number of calls per second of one token to one server process, also the size of "
+        "a burst; 0: unlimited.",
     )
     database_pool_size: int = Field(
         default=10,
@@ -131,7 +134,7 @@ class ServerSettings(SecretFileSettings):
         default=30.0,
         gt=0,
         le=600,
-        description="The most seconds that a call may take, even if its caller set a longer deadline.",
+        description="The maximum duration of a call, in seconds, even if its caller set a longer deadline.",
     )
     drain_seconds: float = Field(
         default=6.0, ge=0, le=600, description="Seconds that a stopping server waits for running calls."
@@ -148,54 +151,55 @@ class ServerSettings(SecretFileSettings):
         description="Seconds that a changed mobile number or e-mail address gets no one-time codes; 0 in `dev`.",
     )
     merchant_sends_max: int = Field(
-        default=1_000, ge=1, le=10**9, description="The most one-time codes that a merchant can send in 10 minutes."
+        default=1_000, ge=1, le=10**9, description="The maximum number of one-time codes of a merchant in 10 minutes."
     )
     refusals_keep_days: int = Field(
         default=30,
         ge=0,
         le=3_650,
-        description="The days that refused redemptions and validations are kept for support; 0: none are kept.",
+        description="The number of days that refused redemptions and validations are stored for support; 0: none are "
+        "stored.",
     )
     quarantine_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
         default_factory=dict,
         description="The keys that encrypt quarantined webhooks, as ID:BASE64,... with exactly 32 bytes each: the "
-        "first encrypts, all decrypt. Without a key, webhooks of customers or without a topic are not kept, and others "
-        "are kept in plaintext; `dev` creates its own.",
+        "first encrypts, all decrypt. Without a key, webhooks of customers or without a topic are not stored, and "
+        "others are stored in plaintext; `dev` creates its own.",
     )
     quarantine_webhooks_max: int = Field(
-        default=100_000, ge=1, le=10**9, description="The most webhooks in the quarantine of one merchant."
+        default=100_000, ge=1, le=10**9, description="The maximum number of webhooks in the quarantine of one merchant."
     )
     quarantine_bytes_max: int = Field(
         default=1024**3,
         ge=1,
         le=10**15,
-        description="The most bytes of headers and bodies in the quarantine of one merchant.",
+        description="The maximum number of bytes of headers and bodies in the quarantine of one merchant.",
     )
     quarantine_shared_webhooks_max: int = Field(
         default=20_000,
         ge=1,
         le=10**9,
-        description="The most webhooks in the shared quarantine; webhooks of merchants without a store may use half of "
-        "it.",
+        description="The maximum number of webhooks in the shared quarantine; webhooks of merchants without a store "
+        "may use half of it.",
     )
     quarantine_shared_bytes_max: int = Field(
         default=256 * 1024**2,
         ge=1,
         le=10**15,
-        description="The most bytes of headers and bodies in the shared quarantine, with the same half.",
+        description="The maximum number of bytes of headers and bodies in the shared quarantine, with the same half.",
     )
     quarantine_total_webhooks_max: int = Field(
-        default=1_000_000, ge=1, le=10**9, description="The most webhooks in all quarantines together."
+        default=1_000_000, ge=1, le=10**9, description="The maximum number of webhooks in all quarantines together."
     )
     quarantine_total_bytes_max: int = Field(
         default=4 * 1024**3,
         ge=1,
         le=10**15,
-        description="The most bytes of headers and bodies in all quarantines together.",
+        description="The maximum number of bytes of headers and bodies in all quarantines together.",
     )
     sms_url: SecretStr | None = Field(
         default=None,
-        description="The HTTP gateway for codes by SMS, as https://HOST:PORT/PATH. See Delivering codes.",
+        description="The HTTP gateway for codes by SMS, as https://HOST:PORT/PATH.",
     )
     sms_method: Literal["POST", "PUT"] = Field(
         default="POST", description="The HTTP method of the gateway: POST or PUT."
