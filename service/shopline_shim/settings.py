@@ -30,7 +30,7 @@ class ShimSettings(SecretFileSettings):
     allow_plaintext: bool = Field(
         default=False,
         description="Allow plaintext beyond loopback: HTTP without POINTBOOK_HTTP_TLS_CERT_FILE behind a proxy, and "
-        "gRPC without POINTBOOK_SERVER_CA_FILE in a network that encrypts by itself.",
+        "gRPC without POINTBOOK_SERVER_CA_FILE in a network that encrypts traffic itself.",
     )
     server_ca_file: Path | None = Field(
         default=None,
