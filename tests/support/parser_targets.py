@@ -16,6 +16,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from pointbook_common import text
+from pointbook_common.shopline_webhooks import select_headers
 from pointbook_server.customers import emails, phones
 from pointbook_server.rpc import pagination
 from pointbook_server.rpc.request_fields import Fields, read_etag
@@ -81,10 +82,9 @@ def verify_signature(data: bytes) -> None:
 def read_headers(data: bytes) -> None:
     """Read the topic and merchant of the headers, and select those that are stored."""
     value = data.decode("latin-1")
-    translate.topic([value, value])
-    translate.merchant_id({"X-Shopline-Merchant-Id": value})
-    for header in quarantine_cause.stored_headers([(b"x-shopline-topic", data), (data, b"value")]):
-        header.SerializeToString()
+    translate.read_topic([value, value])
+    translate.read_merchant_id({"X-Shopline-Merchant-Id": value})
+    select_headers([("x-shopline-topic", value), (value, "value")])
 
 
 def translate_callback(data: bytes) -> None:
@@ -92,7 +92,7 @@ def translate_callback(data: bytes) -> None:
     assert not callback_secret.verify([SECRET], {"authorization": data.decode("latin-1")})
     for kind in ("application/json", "application/x-www-form-urlencoded", data[:40].decode("latin-1")):
         with contextlib.suppress(translate_missed_call.MalformedCall):
-            call = translate_missed_call.confirm_missed_call(
+            call = translate_missed_call.missed_call(
                 {"content-type": kind}, data[:60].decode("latin-1"), data, {}, NOW_MS
             )
             call.SerializeToString()

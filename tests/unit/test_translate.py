@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointbook.v1 import points_pb2
-from shopline_shim.translate import MalformedWebhook, points_update, topic
+from shopline_shim.translate import MalformedWebhook, points_update, read_topic
 
 HEADERS = {
     "X-Shopline-Topic": "app_memberSystem_points/challenged",
@@ -431,4 +431,4 @@ TOPIC = "app_memberSystem_points/challenged"
     ],
 )
 def test_topic_is_the_only_name_in_its_headers(values: list[str], expected: str) -> None:
-    assert topic(values) == expected
+    assert read_topic(values) == expected
