@@ -1,6 +1,4 @@
-"""Tombstones of redacted buyers.
-
-By them, late webhooks from before the redaction are ignored.
+"""Tombstones of redacted buyers, by which late webhooks are ignored.
 
 Source: docs/reference/customers.md#deleting-and-redacting
 """
@@ -27,7 +25,7 @@ class Tombstones:
         message = b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
         return [hmac.digest(key, message, "sha256") for key in self._keys]
 
-    def signed(self, merchant_id: str, buyer: AccountKey) -> bytes:
+    def digest(self, merchant_id: str, buyer: AccountKey) -> bytes:
         """Return the digest of a buyer under the signing key. Raises KEY_NOT_CONFIGURED."""
         self.check_key()
         return self.digests(merchant_id, buyer)[0]
