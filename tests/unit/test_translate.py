@@ -189,7 +189,7 @@ def test_every_scene_of_the_api_is_recognized(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["BRAND_NEW", "UNSPECIFIED", "login_success", "POINTS_UPDATE_SCENE_LOGIN_SUCCESS"])
-def test_unknown_scene_is_kept_by_name(name: str) -> None:
+def test_unknown_scene_is_passed_on_by_name(name: str) -> None:
     actual = translate(updated_scene=name)
 
     assert actual.updated_scene == points_pb2.POINTS_UPDATE_SCENE_UNSPECIFIED

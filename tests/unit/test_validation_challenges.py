@@ -1,4 +1,4 @@
-"""Challenges: when one holds, and when a new code may be sent."""
+"""Challenges: when one is valid, and when a new code may be sent."""
 
 from dataclasses import replace
 

@@ -44,7 +44,7 @@ class CustomersService(Protocol):
     async def apply_decided(
         self, request: customers_pb2.ApplyCustomerUpdateRequest, /
     ) -> customers_pb2.ApplyCustomerUpdateResponse:
-        """Apply one customer webhook that an operator has decided for, despite a contradiction."""
+        """Apply one customer webhook, despite a contradiction, as an operator decided."""
 
 
 class ProgramsService(Protocol):
@@ -149,7 +149,7 @@ class Replayer:
 
 
 def _read_request(request: webhooks_pb2.ReplayQuarantinedWebhookRequest) -> tuple[str, str, str]:
-    """Return the merchant, the webhook's id, and the event's id. Raises INVALID_FIELDS."""
+    """Return the ids of merchant, webhook and event. Raises INVALID_FIELDS."""
     fields = Fields()
     merchant_id, quarantine_id = read_key(fields, request)
     kind = request.WhichOneof("update")
