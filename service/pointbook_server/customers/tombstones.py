@@ -3,10 +3,10 @@
 Source: docs/reference/customers.md#deleting-and-redacting
 """
 
-import hmac
 from collections.abc import Sequence
 
 from pointbook_server.errors import key_not_configured
+from pointbook_server.keyed_digest import keyed_digest
 from pointbook_server.ledger.model import AccountKey
 
 TOMBSTONE_DOMAIN = "pointbook.tombstone.v1"
@@ -20,10 +20,8 @@ class Tombstones:
 
     def digests(self, merchant_id: str, buyer: AccountKey) -> list[bytes]:
         """Return the digests of a buyer under every key, the signing key first."""
-        # Each field is prefixed by its length, so that no two buyers have the same message.
-        encoded = [part.encode() for part in (TOMBSTONE_DOMAIN, merchant_id, buyer.store_id, buyer.buyer_id)]
-        message = b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
-        return [hmac.digest(key, message, "sha256") for key in self._keys]
+        parts = (TOMBSTONE_DOMAIN, merchant_id, buyer.store_id, buyer.buyer_id)
+        return [keyed_digest(key, *parts) for key in self._keys]
 
     def digest(self, merchant_id: str, buyer: AccountKey) -> bytes:
         """Return the digest of a buyer under the signing key. Raises KEY_NOT_CONFIGURED."""
