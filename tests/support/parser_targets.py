@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+from pointbook.v1.programs_pb2 import ListStoresRequest
 from pointbook_common import text
 from pointbook_common.shopline_webhooks import select_headers
 from pointbook_server.customers import emails, phones
@@ -126,7 +127,7 @@ def parse_tokens(data: bytes) -> None:
     written = data.decode("utf-8", "replace")
     revision = read_etag(written)
     assert revision is None or -1 <= revision < 2**63
-    pagination.read_token(Fields(), "page_token", written, "scope", (int, str))
+    pagination.read_page(Fields(), ListStoresRequest(page_token=written), "scope", first=(0, ""))
 
 
 MODULES = (
