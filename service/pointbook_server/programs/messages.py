@@ -28,6 +28,8 @@ from pointbook_server.programs.model import (
 from pointbook_server.rpc.request_fields import (
     EVENT_ID_LENGTH_MAX,
     PROGRAM_ID_MAX,
+    SCENE_LENGTH_MAX,
+    SCENES_MAX,
     STORES_MAX,
     YEAR_2000_MS,
     Fields,
@@ -37,8 +39,6 @@ from pointbook_server.rpc.request_fields import (
 )
 
 REGIONS_MAX = 300
-SCENES_MAX = 100
-SCENE_LENGTH_MAX = 64
 NAME_LENGTH_MAX = 200
 DOMAIN_LENGTH_MAX = 255
 TEMPLATES_MAX = 50

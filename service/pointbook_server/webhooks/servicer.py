@@ -14,7 +14,7 @@ from pointbook_server.webhooks.model import Webhook
 from pointbook_server.webhooks.replay import Replayer
 from pointbook_server.webhooks.transactions import QuarantineTransactions
 
-PAGE_BYTES_MAX = 1024 * 1024 - 4 * 1024
+QUARANTINE_PAGE_BYTES_MAX = 1024 * 1024 - 4 * 1024
 """1 MiB, less the space for next_page_token and the framing of the webhooks."""
 QUARANTINE_FULL_RETRY_SECONDS = 60.0
 """An operator must make space first."""
@@ -68,7 +68,7 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
             webhooks,
             write_webhook,
             lambda webhook: (webhook.received_at_ms, webhook.quarantine_id),
-            bytes_max=PAGE_BYTES_MAX,
+            bytes_max=QUARANTINE_PAGE_BYTES_MAX,
         )
         return webhooks_pb2.ListQuarantinedWebhooksResponse(webhooks=messages, next_page_token=next_page_token)
 
