@@ -103,7 +103,7 @@ def uncertain_error(provider: str, error: Exception) -> DeliveryUncertainError:
 def _root_cause_name(error: BaseException) -> str:
     """Return the type of the first error of a chain.
 
-    It says more than the error that a library made of it.
+    It says more than the error in which a library wrapped it.
     """
     while isinstance(cause := error.__cause__ or error.__context__, Exception):
         error = cause

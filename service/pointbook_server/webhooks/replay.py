@@ -1,6 +1,6 @@
 """Replay of webhooks in quarantine by an operator's update.
 
-The services that apply updates take messages, so that a replay is checked like any other call.
+The services that apply updates accept messages, so that a replay is checked like any other call.
 """
 
 from typing import Protocol
